@@ -1,0 +1,30 @@
+"""hfvit: fine-tune Vision Transformers for image classification, from one recipe to a deployable checkpoint."""
+
+from importlib import import_module
+from importlib.metadata import version
+
+__version__ = version("hfvit")
+
+# Resolved on first use, so that `import hfvit` and `hfvit --help` never pay for torch.
+_HOME_OF = {
+    "DataArguments": "config",
+    "ModelArguments": "config",
+    "RunArguments": "config",
+    "HFViTTrainingArguments": "training_args",
+    "HFViTConfig": "modeling",
+    "HFViTForImageClassification": "modeling",
+    "HFViTTrainer": "trainer",
+    "load_classifier": "inference",
+}
+
+__all__ = ["__version__", *_HOME_OF]
+
+
+def __getattr__(name):
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'hfvit' has no attribute {name!r}; it has {', '.join(sorted(__all__))}")
+    return getattr(import_module(f"hfvit.{_HOME_OF[name]}"), name)
+
+
+def __dir__():
+    return sorted(__all__)

@@ -1,0 +1,92 @@
+"""The output folder of a run: who may write there, and which checkpoint a run goes on from."""
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from hfvit.errors import ModelError, RecipeError
+
+RUN_FILE = "run.json"
+
+
+def checkpoints(output_dir: str | Path) -> list[Path]:
+    """All `checkpoint-*` folders, oldest first, whole or not."""
+    folders = [f for f in Path(output_dir).glob("checkpoint-*") if f.name.removeprefix("checkpoint-").isdigit()]
+    return sorted(folders, key=lambda folder: int(folder.name.removeprefix("checkpoint-")))
+
+
+def newest_checkpoint(output_dir: str | Path) -> Path | None:
+    """The newest whole checkpoint: the Trainer writes trainer_state.json last, so that file must be readable."""
+    for folder in reversed(checkpoints(output_dir)):
+        try:
+            json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        return folder
+    return None
+
+
+def claim_output_dir(output_dir: str, resume: str | None, overwrite: bool) -> str | None:
+    """The checkpoint to resume from, or None for a new run in a folder that may be written.
+
+    Raises `RecipeError` when the folder already holds a run that neither `resume` nor `overwrite` accounts for, when
+    it cannot be written, or when there is no such checkpoint.
+    """
+    folder = Path(output_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise RecipeError(f"output_dir: {output_dir} cannot be written: {error.strerror or error}.") from None
+    if resume == "auto":
+        found = newest_checkpoint(folder)
+        return str(found) if found else None
+    if resume:
+        if not (Path(resume) / "trainer_state.json").is_file():
+            raise RecipeError(f"resume_from_checkpoint: {resume} is no whole checkpoint of a run.")
+        return resume
+    held = checkpoints(folder) or (folder / RUN_FILE).exists()
+    if held and not overwrite:
+        state = "a finished run" if (folder / RUN_FILE).exists() else f"an unfinished run ({held[-1].name})"
+        raise RecipeError(
+            f"output_dir: {output_dir} holds {state}. Continue it with --resume_from_checkpoint auto, discard it with"
+            " --overwrite_output_dir, or choose another output_dir."
+        )
+    return None
+
+
+def clear_run(output_dir: str | Path) -> None:
+    """Delete what marks a run (its checkpoints and run.json), and nothing else of a user's folder."""
+    remove_checkpoints(output_dir)
+    (Path(output_dir) / RUN_FILE).unlink(missing_ok=True)
+
+
+def remove_checkpoints(output_dir: str | Path) -> None:
+    for folder in checkpoints(output_dir):
+        shutil.rmtree(folder)
+
+
+def check_same_model(checkpoint: str, config) -> None:
+    """Raise `ModelError` when `checkpoint` belongs to another architecture, size or set of classes than `config`."""
+    saved = json.loads((Path(checkpoint) / "config.json").read_text(encoding="utf-8"))
+    current = config.to_dict()
+    for key in ("architecture", "model_args", "label_names"):
+        if saved.get(key) != json.loads(json.dumps(current.get(key))):
+            raise ModelError(
+                f"resume_from_checkpoint: {checkpoint} is of another model: its {key} is {saved.get(key)}, the recipe's"
+                f" is {current.get(key)}. Use the recipe that made it, or another output_dir."
+            )
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write under a temporary name, then rename: a reader never sees half a file."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

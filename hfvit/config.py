@@ -1,0 +1,196 @@
+"""The fields of a recipe that are hfvit's own; each dataclass checks its values. No import of torch.
+
+`HFViTTrainingArguments` (training_args.py) joins `RunArguments` to transformers' `TrainingArguments`. Sections of a
+recipe and groups of `--help` are one and the same thing: a dataclass here.
+"""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from hfvit.errors import RecipeError
+
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
+
+
+def _field(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+def _check(condition: bool, key: str, value: Any, allowed: str) -> None:
+    if not condition:
+        raise RecipeError(f"{key}: {value!r} is not allowed; it takes {allowed}.")
+
+
+def _check_fraction(key: str, value: float | None) -> None:
+    _check(value is None or 0.0 <= value < 1.0, key, value, "a number from 0 to below 1")
+
+
+def _check_positive(key: str, value: int | float | None) -> None:
+    _check(value is None or value > 0, key, value, "a number above 0")
+
+
+@dataclass
+class ModelArguments:
+    """Model: which network, at which image size, with which parts trained."""
+
+    model_name_or_path: str | None = _field(
+        None, "Pretrained timm checkpoint: a Hub id (timm/vit_base_patch16_224.augreg_in21k) or a local folder."
+    )
+    architecture: str | None = _field(
+        None, "timm model name (vit_tiny_patch16_224) trained from scratch; instead of model_name_or_path."
+    )
+    model_args: dict | str | None = _field(
+        None, "Further keyword arguments of timm.create_model, as a mapping (JSON on the command line)."
+    )
+    model_revision: str | None = _field(None, "Branch, tag or commit of model_name_or_path on the Hub.")
+    image_size: int | None = _field(
+        None, "Height and width in pixels that the model sees; position embeddings are resampled to it."
+    )
+    drop_rate: float | None = _field(None, "Dropout before the classifier and in timm's MLPs.")
+    attn_drop_rate: float | None = _field(None, "Dropout of attention weights.")
+    drop_path_rate: float | None = _field(None, "Stochastic depth at the last block, falling to 0 at the first.")
+    freeze: str | None = _field(
+        None, "Part that does not train: 'backbone' (linear probe), or N for the stem and the first N blocks."
+    )
+
+    def __post_init__(self):
+        if (self.model_name_or_path is None) == (self.architecture is None):
+            raise RecipeError(
+                "Give exactly one of model_name_or_path (start from a checkpoint) and architecture (train from scratch)."
+            )
+        if isinstance(self.model_args, str):
+            try:
+                self.model_args = json.loads(self.model_args)
+            except json.JSONDecodeError as error:
+                raise RecipeError(f'model_args: not valid JSON ({error}); write it like \'{{"depth": 8}}\'.') from None
+        _check(
+            self.model_args is None or isinstance(self.model_args, dict),
+            "model_args",
+            self.model_args,
+            "a mapping such as {depth: 8}",
+        )
+        _check_positive("image_size", self.image_size)
+        for key in ("drop_rate", "attn_drop_rate", "drop_path_rate"):
+            _check_fraction(key, getattr(self, key))
+        if self.freeze in ("none", "None", ""):
+            self.freeze = None
+        valid = self.freeze in (None, "backbone") or (str(self.freeze).isdigit() and int(self.freeze) > 0)
+        _check(valid, "freeze", self.freeze, "nothing, 'backbone', or the number of blocks to freeze")
+
+    @property
+    def timm_kwargs(self) -> dict[str, Any]:
+        """What timm.create_model gets: `model_args` plus the drop rates that were given."""
+        rates = ("drop_rate", "attn_drop_rate", "drop_path_rate")
+        given = {key: getattr(self, key) for key in rates if getattr(self, key) is not None}
+        return {**(self.model_args or {}), **given}
+
+
+@dataclass
+class DataArguments:
+    """Data: which images, which split does what, and how an image becomes a tensor."""
+
+    dataset_name: str | None = _field(
+        None, "Hub id, local folder (datasets' layouts, imagefolder included), or 'digits' (shipped with scikit-learn)."
+    )
+    dataset_config_name: str | None = _field(None, "Configuration of the data set, where it has several.")
+    dataset_revision: str | None = _field(None, "Branch, tag or commit of the data set on the Hub.")
+    image_column: str | None = _field(None, "Image column; found by its feature type when not given.")
+    label_column: str | None = _field(None, "Label column; found by its feature type when not given.")
+    train_split: str = _field("train", "Split to train on; slices such as train[:90%] work.")
+    validation_split: str | None = _field(
+        None, "Split that selects the best checkpoint; without one, validation_fraction of train is held out."
+    )
+    test_split: str | None = _field("test", "Split evaluated once, at the end; never used to select anything.")
+    validation_fraction: float = _field(0.1, "Share of train held out (stratified, seeded) when there is no split.")
+    max_train_samples: int | None = _field(None, "Use at most this many training images (a seeded random choice).")
+    max_eval_samples: int | None = _field(None, "Use at most this many images of each evaluation split.")
+    crop_scale: list[float] = field(
+        default_factory=lambda: [0.8, 1.0],
+        metadata={"help": "Smallest and largest share of the image's area that a training crop covers."},
+    )
+    crop_ratio: list[float] = field(
+        default_factory=lambda: [0.75, 4 / 3], metadata={"help": "Narrowest and widest shape of a training crop."}
+    )
+    horizontal_flip: float = _field(0.5, "Probability of a mirrored training image.")
+    crop_pct: float | None = _field(
+        None, "Share of the resized image that evaluation's centre crop keeps; the pretrained model's when not given."
+    )
+    interpolation: str | None = _field(
+        None, f"Resize filter, one of {', '.join(INTERPOLATIONS)}; the pretrained model's when not given."
+    )
+    image_mean: list[float] | None = field(
+        default=None, metadata={"help": "Mean of each channel, in [0, 1]; the pretrained model's when not given."}
+    )
+    image_std: list[float] | None = field(
+        default=None, metadata={"help": "Standard deviation of each channel; the pretrained model's when not given."}
+    )
+
+    def __post_init__(self):
+        if not self.dataset_name:
+            raise RecipeError("dataset_name is missing: give a Hub id, a local folder, or 'digits'.")
+        _check(0.0 < self.validation_fraction < 1.0, "validation_fraction", self.validation_fraction, "0 < f < 1")
+        _check_positive("max_train_samples", self.max_train_samples)
+        _check_positive("max_eval_samples", self.max_eval_samples)
+        for key in ("crop_scale", "crop_ratio"):
+            value = getattr(self, key)
+            _check(len(value) == 2 and 0 < value[0] <= value[1], key, value, "two numbers, smallest first, above 0")
+        _check(self.crop_scale[1] <= 1.0, "crop_scale", self.crop_scale, "shares of the area, at most 1")
+        _check(0.0 <= self.horizontal_flip <= 1.0, "horizontal_flip", self.horizontal_flip, "0 to 1")
+        _check(self.crop_pct is None or 0.0 < self.crop_pct <= 1.0, "crop_pct", self.crop_pct, "0 < share <= 1")
+        _check(
+            self.interpolation is None or self.interpolation in INTERPOLATIONS,
+            "interpolation",
+            self.interpolation,
+            f"one of {', '.join(INTERPOLATIONS)}",
+        )
+        for key in ("image_mean", "image_std"):
+            value = getattr(self, key)
+            _check(value is None or len(value) == 3, key, value, "three numbers, one a channel")
+        _check(self.image_std is None or min(self.image_std) > 0, "image_std", self.image_std, "numbers above 0")
+
+    @property
+    def augmentation(self) -> dict[str, Any]:
+        """The arguments of `transforms.train_transform`."""
+        return {key: getattr(self, key) for key in ("crop_scale", "crop_ratio", "horizontal_flip")}
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """What overrides the pretrained model's preprocessing, under timm's names."""
+        return {
+            "crop_pct": self.crop_pct,
+            "interpolation": self.interpolation,
+            "mean": self.image_mean,
+            "std": self.image_std,
+        }
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """The arguments of `data.load_splits`."""
+        other = {*self.augmentation, "crop_pct", "interpolation", "image_mean", "image_std"}
+        return {key: value for key, value in vars(self).items() if key not in other}
+
+
+@dataclass
+class RunArguments:
+    """Run: what hfvit adds to transformers' TrainingArguments."""
+
+    global_batch_size: int = _field(
+        128, "Images per optimiser step over all processes; accumulation is derived from it."
+    )
+    layer_decay: float = _field(1.0, "Factor of the learning rate from each layer to the one below; 1 is off.")
+    ema_decay: float | None = _field(
+        None, "Decay of the moving average of the weights that is evaluated and saved; shortened for short runs."
+    )
+    early_stopping_patience: int | None = _field(
+        None, "Stop after this many evaluations without a better metric_for_best_model."
+    )
+    overwrite_output_dir: bool = _field(False, "Discard the run that output_dir already holds and start anew.")
+    keep_checkpoints: bool = _field(False, "Keep checkpoint-* (optimiser state included) after a finished run.")
+
+    def check(self) -> None:
+        """Raise `RecipeError` for a value out of range (TrainingArguments owns `__post_init__`)."""
+        _check_positive("global_batch_size", self.global_batch_size)
+        _check(0.0 < self.layer_decay <= 1.0, "layer_decay", self.layer_decay, "0 < factor <= 1")
+        _check_fraction("ema_decay", self.ema_decay)
+        _check_positive("early_stopping_patience", self.early_stopping_patience)

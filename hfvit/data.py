@@ -1,0 +1,328 @@
+"""A `datasets` image set -> train, validation and test splits, label names, and items for the Trainer.
+
+Images are decoded here, row by row, so that a bad one is named by split and row, and so that the colour conversion is
+the one serving uses.
+"""
+
+import io
+import logging
+import warnings
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from datasets import ClassLabel, Dataset, Image, Value
+from PIL import Image as PILImage
+from PIL import ImageOps
+from sklearn.model_selection import train_test_split
+
+from hfvit.errors import DataError, nearest
+
+logger = logging.getLogger(__name__)
+
+LABEL_NAMES = ("label", "labels", "fine_label", "target", "class")
+DIGITS = "digits"
+
+
+@dataclass
+class ImageSplits:
+    """The three splits of one data set, in one label order."""
+
+    train: Dataset
+    validation: Dataset
+    test: Dataset | None
+    image_column: str
+    label_column: str
+    labels: list[str]
+    facts: dict = field(default_factory=dict)
+
+    def describe(self) -> str:
+        """One line for the log: which columns were taken, and how many images each split has."""
+        sizes = ", ".join(f"{name} {facts['rows']:,}" for name, facts in self.facts["splits"].items())
+        return (
+            f"{self.facts['dataset_name']}: images from column '{self.image_column}', {len(self.labels)} classes from"
+            f" column '{self.label_column}'; {sizes} images"
+        )
+
+
+def load_splits(
+    dataset_name: str,
+    dataset_config_name: str | None = None,
+    dataset_revision: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    train_split: str = "train",
+    validation_split: str | None = None,
+    test_split: str | None = "test",
+    validation_fraction: float = 0.1,
+    max_train_samples: int | None = None,
+    max_eval_samples: int | None = None,
+    seed: int = 42,
+) -> ImageSplits:
+    """Load and check the splits; raises `DataError` for anything a training could not use.
+
+    The test split selects nothing: without `validation_split`, `validation_fraction` of train is held out, stratified
+    by class and drawn with `seed`.
+    """
+    names = {"train": train_split, "validation": validation_split, "test": test_split}
+    loaded = {
+        role: _load_split(dataset_name, dataset_config_name, dataset_revision, name)
+        for role, name in names.items()
+        if name
+    }
+    features = loaded["train"].features
+    image_column = image_column or find_image_column(features)
+    label_column = label_column or find_label_column(features)
+    for role, split in loaded.items():
+        _check_columns(split, names[role], image_column, label_column)
+
+    raw_labels = {role: split.with_format("numpy")[label_column][:] for role, split in loaded.items()}
+    labels, indices = encode_labels(features[label_column], raw_labels, names)
+    loaded = {role: _standardise(split, image_column, label_column, indices[role]) for role, split in loaded.items()}
+    if len(np.unique(indices["train"])) < 2:
+        raise DataError(f"Split '{train_split}' holds one class only; a classifier needs two or more.")
+
+    if "validation" not in loaded:
+        kept, held_out = _hold_out(indices["train"], validation_fraction, seed, train_split)
+        loaded["validation"], loaded["train"] = loaded["train"].select(held_out), loaded["train"].select(kept)
+        names["validation"] = f"{train_split}, {validation_fraction:g} held out"
+    limits = {"train": max_train_samples, "validation": max_eval_samples, "test": max_eval_samples}
+    loaded = {role: _at_most(split, limits[role], seed) for role, split in loaded.items()}
+
+    roles = [role for role in ("train", "validation", "test") if role in loaded]
+    facts = {
+        "dataset_name": dataset_name,
+        "dataset_config_name": dataset_config_name,
+        "dataset_revision": dataset_revision,
+        "image_column": image_column,
+        "label_column": label_column,
+        "labels": labels,
+        "splits": {
+            role: {"source": names[role], "rows": len(loaded[role]), "fingerprint": loaded[role]._fingerprint}
+            for role in roles
+        },
+        "selected_by": "validation",
+    }
+    return ImageSplits(
+        loaded["train"], loaded["validation"], loaded.get("test"), image_column, label_column, labels, facts
+    )
+
+
+def _load_split(name: str, config_name: str | None, revision: str | None, split: str) -> Dataset:
+    if name == DIGITS:
+        splits = digits()
+        if split not in splits:
+            raise DataError(f"'{DIGITS}' has no split '{split}'; it has {', '.join(splits)}.")
+        return splits[split]
+    local = Path(name).expanduser()
+    if name.startswith((".", "/", "~")) and not local.is_dir():
+        raise DataError(f"dataset_name: there is no folder {name}.")
+    try:
+        # Parquet, JSON, CSV, imagefolder and the like: datasets 5 runs no code of a data set.
+        dataset = datasets.load_dataset(str(local) if local.is_dir() else name, config_name, split=split, revision=revision)
+    except Exception as error:
+        raise DataError(_why_not_loaded(name, config_name, split, error)) from error
+    if not isinstance(dataset, Dataset):
+        raise DataError(f"{name}: split '{split}' is not one table; name a single split.")
+    if len(dataset) == 0:
+        raise DataError(f"{name}: split '{split}' is empty.")
+    return dataset
+
+
+def _why_not_loaded(name: str, config_name: str | None, split: str, error: Exception) -> str:
+    reason = " ".join(str(error).split())
+    try:
+        available = datasets.get_dataset_split_names(name, config_name)
+    except Exception:
+        available = None
+    plain = split.split("[")[0]
+    if available and plain not in available:
+        return f"{name} has no split '{split}'; it has {', '.join(available)}.{nearest(plain, available)}"
+    return f"{name}: split '{split}' cannot be loaded: {type(error).__name__}: {reason}"
+
+
+def digits() -> dict[str, Dataset]:
+    """scikit-learn's 1,797 real 8x8 greyscale digits as a train (80 %) and a test (20 %, stratified) split."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    pixels = np.round(bunch.images * (255 / 16)).astype(np.uint8)
+    features = datasets.Features({"image": Image(), "label": ClassLabel(names=[str(n) for n in bunch.target_names])})
+    train, test = train_test_split(np.arange(len(pixels)), test_size=0.2, stratify=bunch.target, random_state=0)
+    return {
+        split: Dataset.from_dict(
+            {"image": [PILImage.fromarray(pixels[i]) for i in rows], "label": bunch.target[rows].tolist()},
+            features=features,
+        )
+        for split, rows in (("train", np.sort(train)), ("test", np.sort(test)))
+    }
+
+
+def find_image_column(features: datasets.Features) -> str:
+    """The one column of type `Image`; `DataError` when there is none or more than one."""
+    found = [name for name, feature in features.items() if isinstance(feature, Image)]
+    if len(found) == 1:
+        return found[0]
+    what = f"several image columns ({', '.join(found)})" if found else f"no image column among {', '.join(features)}"
+    raise DataError(f"The data set has {what}; name the one to use with image_column.")
+
+
+def find_label_column(features: datasets.Features) -> str:
+    """The `ClassLabel` column, or an integer or string column with a usual name."""
+    found = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+    if not found:
+        usual = [name for name in LABEL_NAMES if name in features]
+        found = [name for name in usual if isinstance(features[name], Value)]
+    preferred = [name for name in LABEL_NAMES if name in found]
+    if len(found) == 1 or preferred:
+        return (preferred or found)[0]
+    what = f"several label columns ({', '.join(found)})" if found else f"no label column among {', '.join(features)}"
+    raise DataError(f"The data set has {what}; name the one to use with label_column.")
+
+
+def _check_columns(split: Dataset, name: str, image_column: str, label_column: str) -> None:
+    for key, column in (("image_column", image_column), ("label_column", label_column)):
+        if column not in split.column_names:
+            has = ", ".join(split.column_names)
+            raise DataError(f"{key}: split '{name}' has no column '{column}'; it has {has}.{nearest(column, split.column_names)}")
+    if not isinstance(split.features[image_column], Image):
+        raise DataError(f"image_column: column '{image_column}' of split '{name}' does not hold images.")
+
+
+def encode_labels(feature, raw_labels: dict, names: dict[str, str]) -> tuple[list[str], dict[str, np.ndarray]]:
+    """Label names in class order, and each split's labels as class indices; labels out of range name their row."""
+    if isinstance(feature, ClassLabel):
+        labels = list(feature.names)
+        encoded = {role: np.asarray(values) for role, values in raw_labels.items()}
+        if any(values.dtype.kind not in "iu" for values in encoded.values()):
+            raise DataError("The label column has rows without a label; remove them or choose another split.")
+    else:
+        classes = sorted({value.item() if hasattr(value, "item") else value for value in raw_labels["train"]})
+        labels = [str(value) for value in classes]
+        index_of = {value: index for index, value in enumerate(classes)}
+        encoded = {role: np.array([index_of.get(v, -1) for v in values]) for role, values in raw_labels.items()}
+    for role, values in encoded.items():
+        wrong = np.flatnonzero((values < 0) | (values >= len(labels)))
+        if len(wrong):
+            row = int(wrong[0])
+            value = raw_labels[role][row]
+            raise DataError(
+                f"Split '{names[role]}', row {row}: label {value!r} is outside the {len(labels)} classes"
+                f" ({len(wrong)} such rows); a test split without labels cannot be evaluated."
+            )
+    if len(set(labels)) != len(labels):
+        raise DataError("Two classes have the same name; rename one of them.")
+    return labels, encoded
+
+
+def _standardise(split: Dataset, image_column: str, label_column: str, labels: np.ndarray) -> Dataset:
+    """Columns `image` (undecoded bytes) and `label` (class index) only."""
+    table = split.select_columns([image_column]).cast_column(image_column, Image(decode=False))
+    if image_column != "image":
+        table = table.rename_column(image_column, "image")
+    return table.add_column("label", labels.astype(np.int64))
+
+
+def _hold_out(labels: np.ndarray, fraction: float, seed: int, name: str) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        kept, held_out = train_test_split(np.arange(len(labels)), test_size=fraction, stratify=labels, random_state=seed)
+    except ValueError as error:
+        raise DataError(
+            f"Split '{name}': {fraction:g} of {len(labels)} images cannot be held out by class ({error});"
+            " name a validation_split or change validation_fraction."
+        ) from None
+    return np.sort(kept), np.sort(held_out)
+
+
+def _at_most(split: Dataset, limit: int | None, seed: int) -> Dataset:
+    if limit is None or limit >= len(split):
+        return split
+    rows = np.random.default_rng(seed).permutation(len(split))[:limit]
+    return split.select(np.sort(rows))
+
+
+def to_rgb(image: PILImage.Image) -> PILImage.Image:
+    """Any PIL image as RGB, upright by its EXIF orientation, as transformers' `load_image` does for serving.
+
+    Pillow clips 16-bit and floating-point greys at 255; those are scaled by their own range of values instead.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F" or image.mode.startswith("I"):
+        values = np.asarray(image, dtype=np.float64)
+        top = 65535.0 if image.mode != "F" and values.max() > 255 else max(values.max(), 255.0)
+        image = PILImage.fromarray(np.clip(values * (255.0 / top), 0, 255).astype(np.uint8))
+    return image.convert("RGB")
+
+
+@contextmanager
+def seeded(*entropy: int):
+    """Draw from torch's CPU generator as if freshly seeded with `entropy`, then put its state back."""
+    state = torch.get_rng_state()
+    # Not torch.manual_seed: that queues a call for every device, once an image.
+    torch.default_generator.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1))
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+
+
+class ImageDataset(torch.utils.data.Dataset):
+    """Items `{"pixel_values": (3, height, width) float32, "labels": int}` of one split.
+
+    Indexed by a row, or by `(epoch, row)` as `EpochSampler` yields it: the transform then draws from a generator
+    seeded by (seed, epoch, row), so that an image is augmented alike on one process or four, with or without workers,
+    in an unbroken run or a resumed one.
+    """
+
+    def __init__(self, split: Dataset, transform: Callable, name: str, seed: int = 0):
+        self.split, self.transform, self.name, self.seed = split, transform, name, seed
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int | tuple[int, int]) -> dict:
+        epoch, row = index if isinstance(index, tuple) else (0, index)
+        example = self.split[int(row)]
+        with seeded(self.seed, epoch, row):
+            return {"pixel_values": self.transform(self.decode(example["image"], row)), "labels": example["label"]}
+
+    def decode(self, encoded: dict | None, row: int) -> PILImage.Image:
+        """The row's picture as RGB; `DataError` names the row of a file that is no picture."""
+        try:
+            source = io.BytesIO(encoded["bytes"]) if encoded.get("bytes") else encoded["path"]
+            with warnings.catch_warnings():
+                # A picture beyond Pillow's limit of pixels is refused, not only warned about.
+                warnings.simplefilter("error", PILImage.DecompressionBombWarning)
+                with PILImage.open(source) as image:
+                    return to_rgb(image)
+        except Exception as error:
+            raise DataError(
+                f"Split '{self.name}', row {int(row)}: not a readable picture ({type(error).__name__}:"
+                f" {' '.join(str(error).split())}); mend or remove it."
+            ) from None
+
+
+class EpochSampler(torch.utils.data.Sampler):
+    """Shuffled `(epoch, row)` pairs, a whole number of global batches an epoch.
+
+    The order depends on (seed, epoch) alone, so every process and a resumed run draw the same one. The rows that do
+    not fill a global batch sit out that epoch, which makes batch 8 the same as 2 x 4 accumulated or on 2 processes.
+    """
+
+    def __init__(self, rows: int, global_batch_size: int, seed: int):
+        self.rows, self.global_batch_size, self.seed = rows, global_batch_size, seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.rows - self.rows % self.global_batch_size
+
+    def __iter__(self):
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.rows)[: len(self)]
+        return ((self.epoch, int(row)) for row in order)

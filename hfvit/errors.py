@@ -1,0 +1,49 @@
+"""What hfvit raises for a user's mistake: one message, no traceback, exit code 2."""
+
+import sys
+from collections.abc import Callable
+from difflib import get_close_matches
+
+
+class HFViTError(Exception):
+    """The message says what was wrong, what was expected and what to type instead."""
+
+    exit_code = 2
+
+
+class RecipeError(HFViTError):
+    """A recipe or a command line that cannot be run as it stands."""
+
+
+class DataError(HFViTError):
+    """A data set, split, column, label or image that cannot be used."""
+
+
+class ModelError(HFViTError):
+    """A model, checkpoint or option that does not fit the others."""
+
+
+class NonFiniteLossError(HFViTError):
+    """Training met a NaN or infinite loss."""
+
+    exit_code = 3
+
+
+def nearest(name: str, known) -> str:
+    """`" Did you mean 'x'?"` for the known name closest to `name`, or nothing when none is close."""
+    matches = get_close_matches(name, list(known), n=1)
+    return f" Did you mean '{matches[0]}'?" if matches else ""
+
+
+def run(command: Callable[[], int | None]) -> int:
+    """Call `command` and return its exit code; an `HFViTError` becomes its message on standard error."""
+    try:
+        return command() or 0
+    except HFViTError as error:
+        # A DataLoader worker re-raises with its own traceback in the text; the message proper follows the last name.
+        message = str(error).rsplit(f"{type(error).__name__}: ", 1)[-1].strip()
+        print(f"hfvit: error: {message}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("hfvit: interrupted", file=sys.stderr)
+        return 130

@@ -1,0 +1,128 @@
+"""One recipe file and the command line -> checked configuration. Nothing is loaded here but the file."""
+
+import dataclasses
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+from hfvit.config import DataArguments, ModelArguments, RunArguments
+from hfvit.errors import RecipeError, nearest
+from hfvit.shipped import find_recipe
+from hfvit.training_args import HFViTTrainingArguments
+
+SECRETS = re.compile(r"token", re.IGNORECASE)
+
+
+@dataclass
+class Recipe:
+    """A resolved recipe: three checked configurations and the values that made them."""
+
+    model: ModelArguments
+    data: DataArguments
+    training: HFViTTrainingArguments
+    source: Path
+    values: dict[str, Any]
+
+    def to_yaml(self) -> str:
+        """The recipe as resolved: running it again is the same run. Tokens are left out."""
+        return yaml.safe_dump(self.values, sort_keys=False, allow_unicode=True)
+
+
+class _RecipeParser(HfArgumentParser):
+    """Says what is wrong as a `RecipeError`; argparse would print the usage of two hundred options."""
+
+    def error(self, message):
+        raise RecipeError(message[0].upper() + message[1:] + ".")
+
+
+def build_parser() -> HfArgumentParser:
+    """Every key of a recipe as an option; `--help` prints them all."""
+    return _RecipeParser(
+        (ModelArguments, DataArguments, HFViTTrainingArguments),
+        prog="hfvit/train.py RECIPE",
+        allow_abbrev=False,
+        description="Train from a recipe: a shipped name or a YAML file. Options given here beat the file's values.",
+    )
+
+
+def load_recipe(argv: list[str]) -> Recipe:
+    """Read `RECIPE [--key value ...]`; raises `RecipeError` for an unknown key or a value that is not allowed."""
+    parser = build_parser()
+    if not argv or argv[0].startswith("-"):
+        if argv and argv[0] in ("-h", "--help"):
+            parser.parse_args(argv)
+        raise RecipeError("Name a recipe first: a YAML file or one of the names that `hfvit recipes` lists.")
+    source = find_recipe(argv[0])
+    known = {action.dest for action in parser._actions} - {"help"}
+    file_values = read_recipe(source, known)
+
+    # Each value goes through the parser as if it had been typed. That coerces what YAML 1.1 misreads (1e-4 is a
+    # string to it, `no` is False), checks it once, and lets the command line, which comes last, win.
+    nothing = {key: None for key, value in file_values.items() if value is None}
+    parser.set_defaults(**nothing)
+    typed = [word for key, value in file_values.items() if value is not None for word in _as_option(key, value)]
+    try:
+        from_file = parser.parse_args(typed)
+    except RecipeError as error:
+        raise RecipeError(f"{source}: {error}") from None
+    namespace, unknown = parser.parse_known_args([*typed, *argv[1:]])
+    if unknown:
+        key = unknown[0].lstrip("-").split("=")[0].replace("-", "_")
+        raise RecipeError(f"Command line: unknown option '{unknown[0]}'.{nearest(key, known)}")
+
+    try:
+        model, data, training = parser.parse_dict(vars(namespace))
+    except RecipeError as error:
+        raise RecipeError(f"{source}: {error}") from None
+    except (ValueError, NotImplementedError, ImportError) as error:  # raised by TrainingArguments' own checks
+        raise RecipeError(f"{source}: {' '.join(str(error).split())}") from None
+
+    given = {**file_values, **_changed(vars(from_file), vars(namespace))}
+    return Recipe(model, data, training, source, _resolved(model, data, training, vars(namespace), given))
+
+
+def read_recipe(path: Path, known: set[str]) -> dict[str, Any]:
+    """The file's keys and values as YAML gives them; `RecipeError` when it is not a flat mapping of known keys."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of `key: value` lines; this file holds {type(values).__name__}.")
+    for key in values:
+        if key not in known:
+            raise RecipeError(f"{path}: unknown key '{key}'.{nearest(str(key), known)}")
+    return values
+
+
+def _as_option(key: str, value: Any) -> list[str]:
+    if isinstance(value, list):
+        return [f"--{key}", *map(str, value)]
+    if isinstance(value, dict):
+        return [f"--{key}={json.dumps(value)}"]
+    fields = HFViTTrainingArguments.__dataclass_fields__
+    if value is False and key in fields and isinstance(fields[key].default, str):
+        return [f"--{key}=no"]  # YAML 1.1's reading of a bare `no`
+    return [f"--{key}={value}"]
+
+
+def _changed(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in after.items() if before.get(key) != value}
+
+
+def _resolved(model, data, training, typed: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """hfvit's own fields in full; of TrainingArguments' fields those that were given."""
+    own = {**dataclasses.asdict(model), **dataclasses.asdict(data)}
+    own |= {field.name: getattr(training, field.name) for field in dataclasses.fields(RunArguments)}
+    theirs = {key: typed[key] for key in given if key not in own and not SECRETS.search(key)}
+    values = {**own, **theirs}
+    values.pop("overwrite_output_dir")  # an act of the moment, not a property of the run
+    values.pop("resume_from_checkpoint", None)
+    return {key: value for key, value in values.items() if value is not None}

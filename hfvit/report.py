@@ -1,0 +1,156 @@
+"""run.json -> a table for the terminal and pictures in plots/. Reads facts only; never a model."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+# Okabe and Ito's colours, told apart by colour-blind readers too.
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
+
+
+def summary_table(facts: dict, output_dir: str | Path) -> str:
+    """The end-of-run table: metrics of every evaluated split, speed, time, and where the files are."""
+    header = ("split", "images", "accuracy", "95 % interval", "top-5", "macro F1", "loss", "ECE")
+    rows = [
+        (
+            split,
+            f"{m['images']:,}",
+            f"{m['accuracy']:.2%}",
+            "{:.2%} - {:.2%}".format(*m["accuracy_interval"]),
+            f"{m['top5_accuracy']:.2%}",
+            f"{m['macro_f1']:.4f}",
+            f"{m['loss']:.4f}",
+            f"{m['ece']:.4f}",
+        )
+        for split, m in facts["metrics"].items()
+    ]
+    training = facts["training"]
+    lines = [
+        *_aligned([header, *rows]),
+        "",
+        f"model      {facts['model']['architecture']}, {facts['model']['image_size'][0]} px,"
+        f" {facts['model']['parameters'] / 1e6:.1f} M weights ({facts['model']['trained_parameters'] / 1e6:.1f} M trained)",
+        f"training   {training['steps']:,} steps, {training['epochs']:.4g} epochs in {duration(training['seconds'])},"
+        f" {training['images_per_second']:,.0f} images/s, {training['processes']} process(es),"
+        f" precision {training['precision']}",
+        f"selected   step {training['best_step']} by validation {training['best_metric_name']}"
+        if training["best_step"]
+        else "selected   the last step",
+        f"files      {output_dir}",
+    ]
+    return "\n".join(lines)
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def write_plots(facts: dict, output_dir: str | Path) -> list[Path]:
+    """Draw every plot that the facts allow into `output_dir/plots`; returns their paths."""
+    folder = Path(output_dir) / "plots"
+    folder.mkdir(parents=True, exist_ok=True)
+    role = "test" if "test" in facts["metrics"] else "validation"
+    metrics = facts["metrics"][role]
+    figures = {"learning_curves": learning_curves(facts["history"])}
+    figures["confusion_matrix"] = confusion_figure(metrics, role)
+    figures["per_class_accuracy"] = per_class_figure(metrics, role)
+    figures["reliability"] = reliability_figure(metrics, role)
+    paths = []
+    for name, figure in figures.items():
+        path = folder / f"{name}.png"
+        temporary = path.with_name(f".{path.name}")
+        figure.savefig(temporary, dpi=120, bbox_inches="tight", format="png", facecolor="white")
+        temporary.replace(path)
+        plt.close(figure)
+        paths.append(path)
+    return paths
+
+
+def learning_curves(history: list[dict]):
+    """Loss, validation accuracy and learning rate over the steps."""
+    figure, axes = plt.subplots(1, 3, figsize=(13, 3.6))
+    panels = (
+        (axes[0], "Loss", (("loss", "training", BLUE), ("eval_loss", "validation", ORANGE))),
+        (axes[1], "Validation accuracy", (("eval_accuracy", "validation", ORANGE),)),
+        (axes[2], "Learning rate", (("learning_rate", "", GREEN),)),
+    )
+    for axis, title, curves in panels:
+        for key, label, colour in curves:
+            points = [(entry["step"], entry[key]) for entry in history if key in entry]
+            if points:
+                marker = "o" if key.startswith("eval") or len(points) < 20 else None
+                axis.plot(*zip(*points, strict=True), color=colour, label=label, marker=marker, markersize=4)
+        axis.set(title=title, xlabel="step")
+        axis.grid(alpha=0.3)
+    axes[0].legend()
+    figure.tight_layout()
+    return figure
+
+
+def confusion_figure(metrics: dict, role: str):
+    """Rows are the true classes, as shares of the row; counts are written in while they fit."""
+    matrix = np.asarray(metrics["confusion_matrix"], dtype=float)
+    names = [entry["label"] for entry in metrics["per_class"]]
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    side = float(np.clip(len(names) * 0.42, 4.5, 20))
+    figure, axis = plt.subplots(figsize=(side + 1.2, side))
+    image = axis.imshow(shares, cmap="cividis_r", vmin=0, vmax=1)
+    font = 9 if len(names) <= 30 else 6
+    axis.set_xticks(range(len(names)), names, rotation=90, fontsize=font)
+    axis.set_yticks(range(len(names)), names, fontsize=font)
+    axis.set(title=f"Confusion on the {role} split", xlabel="predicted", ylabel="true")
+    if len(names) <= 20:
+        for i, j in np.argwhere(matrix > 0):
+            axis.text(
+                j, i, f"{matrix[i, j]:.0f}", ha="center", va="center", fontsize=7,
+                color="white" if shares[i, j] > 0.5 else "black",
+            )  # fmt: skip
+    figure.colorbar(image, ax=axis, fraction=0.046, label="share of the true class")
+    return figure
+
+
+def per_class_figure(metrics: dict, role: str):
+    """Accuracy within each class, worst first, with the accuracy over all as a line."""
+    classes = sorted(metrics["per_class"], key=lambda entry: -entry["recall"])
+    font = 9 if len(classes) <= 30 else 6
+    figure, axis = plt.subplots(figsize=(7, float(np.clip(len(classes) * 0.3, 2.5, 22))))
+    recalls = [entry["recall"] for entry in classes]
+    axis.barh(range(len(classes)), recalls, color=BLUE)
+    axis.axvline(metrics["accuracy"], color=ORANGE, linewidth=1.5, label=f"all classes {metrics['accuracy']:.2%}")
+    axis.set_yticks(range(len(classes)), [entry["label"] for entry in classes], fontsize=font)
+    axis.set(title=f"Accuracy by class on the {role} split", xlabel="accuracy", ylim=(-0.6, len(classes) - 0.4))
+    # Differences show where they are; the axis says that it does not start at zero.
+    axis.set_xlim(max(0.0, min(recalls) - 0.05), 1.0)
+    axis.legend(loc="lower left", fontsize=8)
+    axis.grid(axis="x", alpha=0.3)
+    return figure
+
+
+def reliability_figure(metrics: dict, role: str):
+    """Accuracy against confidence (points) over the share of images in each bin (bars)."""
+    bins = metrics["calibration"]
+    confidence = [entry["confidence"] for entry in bins]
+    figure, (top, bottom) = plt.subplots(
+        2, 1, figsize=(4.8, 5.6), sharex=True, gridspec_kw={"height_ratios": (3, 1), "hspace": 0.08}
+    )
+    top.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="perfectly calibrated")
+    top.plot(confidence, [entry["accuracy"] for entry in bins], color=BLUE, marker="o", label="model")
+    top.set(title=f"Reliability on the {role} split (ECE {metrics['ece']:.3f})", ylabel="accuracy", ylim=(0, 1.02))
+    top.legend(loc="upper left", fontsize=8)
+    top.grid(alpha=0.3)
+    total = sum(entry["images"] for entry in bins)
+    bottom.bar(confidence, [entry["images"] / total for entry in bins], width=0.04, color=GREY)
+    bottom.set(xlabel="confidence", ylabel="share", xlim=(0, 1.02))
+    return figure

@@ -1,0 +1,112 @@
+"""The facts of a run, as run.json holds them: what report, card and push read instead of live objects."""
+
+import json
+import os
+import platform
+import shlex
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+import transformers
+
+import hfvit
+from hfvit.checkpoints import RUN_FILE, write_text
+
+PACKAGES = ("torch", "torchvision", "timm", "transformers", "accelerate", "datasets", "evaluate", "scikit-learn")
+
+
+def collect_facts(recipe, splits, model, trainer, output, metrics: dict) -> dict:
+    """Everything that a reader needs to judge and repeat a run; plain JSON values only.
+
+    `output` is what `trainer.train()` returned; `metrics` maps a split's role to its `classification_metrics`.
+    """
+    args, state = recipe.training, trainer.state
+    steps = state.global_step - trainer._initial_global_step
+    seconds = output.metrics["train_runtime"]
+    this_session = [entry for entry in state.log_history if entry["step"] > trainer._initial_global_step]
+    evaluating = sum(entry.get("eval_runtime", 0.0) for entry in this_session)
+    return {
+        "hfvit_version": hfvit.__version__,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command_line(),
+        "model": {
+            "architecture": model.config.architecture,
+            "base_model": recipe.model.model_name_or_path,
+            "image_size": list(model.config.image_size),
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "preprocessing": {
+                key: model.config.pretrained_cfg.get(key)
+                for key in ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+            },
+        },
+        "data": splits.facts,
+        "recipe": recipe.values,
+        "seeds": {"seed": args.seed, "data_seed": args.data_seed, "full_determinism": args.full_determinism},
+        "metrics": metrics,
+        "training": {
+            "steps": state.global_step,
+            "epochs": state.epoch,
+            "best_step": state.best_global_step,
+            "best_metric": state.best_metric,
+            "best_metric_name": args.metric_for_best_model,
+            "seconds": seconds,
+            "images_per_second": steps * args.global_batch_size / max(seconds - evaluating, 1e-9),
+            "resumed_at_step": trainer._initial_global_step,
+            "precision": args.mixed_precision,
+            "processes": args.world_size,
+            "per_device_batch_size": args.per_device_train_batch_size,
+            "gradient_accumulation_steps": args.gradient_accumulation_steps,
+        },
+        "versions": {"python": platform.python_version(), **_versions()},
+        "hardware": hardware(),
+        "history": state.log_history,
+    }
+
+
+def write_facts(facts: dict, output_dir: str | Path) -> None:
+    """Write run.json whole or not at all. Infinite and NaN values are refused: JSON has none."""
+    write_text(Path(output_dir) / RUN_FILE, json.dumps(facts, indent=2, allow_nan=False, default=str) + "\n")
+
+
+def command_line() -> str:
+    """The command as typed, without the value of any option that names a token."""
+    words, hide = [], False
+    for word in sys.argv:
+        option, _, value = word.partition("=")
+        is_secret = option.startswith("--") and "token" in option.lower()
+        words.append("***" if hide else f"{option}=***" if is_secret and value else word)
+        hide = is_secret and not value
+    return shlex.join(words)
+
+
+def hardware() -> dict:
+    """Processor, cores, threads and GPUs of this machine; never its name."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": gpus,
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _versions() -> dict[str, str]:
+    found = {"cuda": torch.version.cuda, "transformers": transformers.__version__}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

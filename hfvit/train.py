@@ -1,0 +1,90 @@
+"""Train an image classifier from one recipe: `accelerate launch hfvit/train.py recipes/quickstart.yaml`."""
+
+import logging
+import sys
+from pathlib import Path
+
+from transformers import set_seed
+
+from hfvit.checkpoints import check_same_model, claim_output_dir, clear_run, remove_checkpoints, write_text
+from hfvit.data import ImageDataset, load_splits
+from hfvit.errors import run
+from hfvit.hub import write_model_card
+from hfvit.metrics import ImageClassificationMetric, trainer_metrics
+from hfvit.modeling import build_model
+from hfvit.recipe import load_recipe
+from hfvit.report import summary_table, write_plots
+from hfvit.run_json import collect_facts, write_facts
+from hfvit.trainer import HFViTTrainer
+from hfvit.transforms import eval_transform, train_transform
+
+logger = logging.getLogger("hfvit")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the recipe named by `argv[0]`; the options after it beat the file's values."""
+    # Parse
+    recipe = load_recipe(sys.argv[1:] if argv is None else argv)
+    args, data_args, model_args = recipe.training, recipe.data, recipe.model
+    logging.basicConfig(format="%(message)s", level=logging.INFO if args.process_index == 0 else logging.WARNING)
+    checkpoint = claim_output_dir(args.output_dir, args.resume_from_checkpoint, args.overwrite_output_dir)
+    if args.overwrite_output_dir and args.should_save and checkpoint is None:
+        clear_run(args.output_dir)
+
+    # Load
+    with args.main_process_first(desc="loading the data set"):
+        splits = load_splits(**data_args.loading, seed=args.seed)
+    logger.info(splits.describe())
+
+    # Build
+    set_seed(args.seed)
+    model = build_model(
+        splits.labels,
+        model_name_or_path=model_args.model_name_or_path,
+        architecture=model_args.architecture,
+        image_size=model_args.image_size,
+        timm_kwargs=model_args.timm_kwargs,
+        revision=model_args.model_revision,
+        frozen=model_args.freeze,
+        preprocessing=data_args.preprocessing,
+    )
+    if checkpoint:
+        check_same_model(checkpoint, model.config)
+        logger.info("Resuming from %s", checkpoint)
+    augment = train_transform(model.config.pretrained_cfg, **data_args.augmentation)
+    preprocess = eval_transform(model.config.pretrained_cfg)
+    trainer = HFViTTrainer(
+        model=model,
+        args=args,
+        train_dataset=ImageDataset(splits.train, augment, "train", seed=args.seed),
+        eval_dataset=ImageDataset(splits.validation, preprocess, "validation"),
+        compute_metrics=trainer_metrics(splits.labels),
+    )
+
+    # Train
+    output = trainer.train(resume_from_checkpoint=checkpoint)
+
+    # Evaluate: the test split once, after everything that selects
+    metrics = {}
+    for role, split in (("validation", splits.validation), ("test", splits.test)):
+        if split is not None:
+            prediction = trainer.predict(ImageDataset(split, preprocess, role), metric_key_prefix=role)
+            metric = ImageClassificationMetric(splits.labels)
+            metrics[role] = metric.compute(predictions=prediction.predictions, references=prediction.label_ids)
+
+    # Save and report
+    trainer.save_model(args.output_dir)
+    trainer.save_state()
+    if args.should_save:
+        facts = collect_facts(recipe, splits, trainer.accelerator.unwrap_model(model), trainer, output, metrics)
+        write_text(Path(args.output_dir) / "recipe.yaml", recipe.to_yaml())
+        write_facts(facts, args.output_dir)
+        write_plots(facts, args.output_dir)
+        write_model_card(facts, args.output_dir)
+        if not args.keep_checkpoints:
+            remove_checkpoints(args.output_dir)
+        print("\n" + summary_table(facts, args.output_dir), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,183 @@
+"""`HFViTTrainer`: transformers' Trainer with timm's parameter groups, an EMA, and a stop at the first NaN."""
+
+import logging
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from timm.utils import ModelEmaV3
+from torch import nn
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
+
+from hfvit.checkpoints import newest_checkpoint
+from hfvit.data import EpochSampler
+from hfvit.errors import DataError, NonFiniteLossError, RecipeError
+from hfvit.losses import cross_entropy
+from hfvit.param_groups import build_param_groups
+
+logger = logging.getLogger(__name__)
+
+EMA_FILE = "ema.safetensors"
+
+
+class HFViTTrainer(Trainer):
+    """Trains on items `{"pixel_values", "labels"}`; everything not overridden here is the Trainer's own work.
+
+    With `ema_decay`, evaluation and the final model use the averaged weights; checkpoints hold both.
+    """
+
+    # compute_loss returns a mean over its own images; the Trainer divides it by the accumulation steps.
+    loss_is_scaled_for_ga = False
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.train_dataset is not None and len(self.train_dataset) < self.args.global_batch_size:
+            raise DataError(
+                f"{len(self.train_dataset)} training images do not fill one batch: lower global_batch_size"
+                f" ({self.args.global_batch_size})."
+            )
+        if self.args.early_stopping_patience:
+            self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
+        self.ema: ModelEmaV3 | None = None
+        if self.args.ema_decay:
+            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+                raise RecipeError("ema_decay: averaging sharded weights is not supported; set it to null.")
+            self.ema = ModelEmaV3(self.model, decay=self.args.ema_decay, use_warmup=True)
+            self.add_callback(_EmaCallback(self.ema))
+        self._last_good_loss = torch.full((), float("nan"), device=self.args.device)
+        self._first_bad_step = torch.full((), -1, dtype=torch.long, device=self.args.device)
+
+    # Optimisation
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The Trainer's optimiser over timm's groups: no-decay names, layer-wise learning rate, frozen parts out."""
+        if self.optimizer is None:
+            model = self.model if model is None else model
+            cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, model)
+            timm_model = self.accelerator.unwrap_model(model).timm_model
+            groups = build_param_groups(
+                timm_model, kwargs["lr"], self.args.weight_decay, layer_decay=self.args.layer_decay
+            )
+            self.optimizer = cls(groups, **kwargs)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
+        if self.ema:
+            self.ema.decay = fitted_ema_decay(self.args.ema_decay, num_training_steps)
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def _get_train_sampler(self, train_dataset=None) -> EpochSampler:
+        rows = len(self.train_dataset if train_dataset is None else train_dataset)
+        return EpochSampler(rows, self.args.global_batch_size, self._data_seed)
+
+    @property
+    def _data_seed(self) -> int:
+        return self.args.seed if self.args.data_seed is None else self.args.data_seed
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Cross-entropy outside the model: stock models turn soft labels into a multi-label problem, and save that."""
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        smoothing = self.args.label_smoothing_factor if model.training else 0.0
+        loss = cross_entropy(outputs.logits, labels, smoothing)
+        return (loss, outputs) if return_outputs else loss
+
+    # A NaN ends the run. The loss is watched on its device and read only when the Trainer stops to log anyway.
+
+    def training_step(self, *args, **kwargs) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        finite = torch.isfinite(loss)
+        self._last_good_loss = torch.where(finite, loss.float(), self._last_good_loss)
+        already_bad = finite | (self._first_bad_step >= 0)
+        self._first_bad_step = torch.where(already_bad, self._first_bad_step, self.state.global_step + 1)
+        return loss
+
+    def _maybe_log_save_evaluate(self, tr_loss, grad_norm, *args, **kwargs):
+        control = self.control
+        if control.should_log or control.should_evaluate or control.should_save:
+            self._require_finite_loss(grad_norm)
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
+
+    def _require_finite_loss(self, grad_norm) -> None:
+        """Before anything is logged, evaluated or saved, so that no checkpoint of broken weights replaces a good one."""
+        step = int(self._first_bad_step)
+        if step < 0:
+            return
+        checkpoint = newest_checkpoint(self.args.output_dir)
+        kept = f"The last good checkpoint is {checkpoint}." if checkpoint else "No checkpoint had been saved yet."
+        # The Trainer scales micro-batch losses down by the accumulation steps; report the batch's own.
+        last_good = float(self._last_good_loss) * self.args.gradient_accumulation_steps
+        raise NonFiniteLossError(
+            f"the loss became NaN or infinite at step {step} (last good loss {last_good:.4g}, learning rate"
+            f" {self._get_learning_rate():.3g}, gradient norm {float('nan') if grad_norm is None else float(grad_norm):.3g})."
+            f" {kept} Lower learning_rate or lengthen warmup_steps, clip harder (max_grad_norm"
+            f" {self.args.max_grad_norm:g}), use bf16 instead of fp16, and look for broken images or labels in the data."
+        )
+
+    # Averaged weights: evaluated and shipped; a checkpoint holds them beside the raw ones that training goes on from.
+
+    @contextmanager
+    def _averaged_weights(self):
+        if self.ema is None:
+            yield
+            return
+        raw = {name: value.clone() for name, value in self.model.state_dict().items()}
+        self.model.load_state_dict(self.ema.module.state_dict())
+        try:
+            yield
+        finally:
+            self.model.load_state_dict(raw)
+
+    def evaluation_loop(self, *args, **kwargs):
+        with self._averaged_weights():
+            return super().evaluation_loop(*args, **kwargs)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.ema and self.args.should_save:
+            save_file(self.ema.module.state_dict(), Path(output_dir) / EMA_FILE)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.ema and checkpoint:
+            self._load_ema(checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if self.ema:
+            self._load_ema(self.state.best_model_checkpoint)
+
+    def _load_ema(self, checkpoint: str) -> None:
+        file = Path(checkpoint) / EMA_FILE
+        if not file.exists():
+            raise RecipeError(f"{checkpoint} was saved without ema_decay; resume with ema_decay null, or start anew.")
+        self.ema.module.load_state_dict(load_file(file, device=str(self.args.device)))
+
+    def train(self, *args, **kwargs):
+        """Train; the model then holds the weights to ship (the best checkpoint's, averaged with `ema_decay`)."""
+        result = super().train(*args, **kwargs)
+        if self.ema:
+            self.model.load_state_dict(self.ema.module.state_dict())
+            self.ema = None
+            self.remove_callback(_EmaCallback)
+        return result
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        # A pickle of the arguments, which nothing reads and which no one should have to trust.
+        (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
+
+
+class _EmaCallback(TrainerCallback):
+    def __init__(self, ema: ModelEmaV3):
+        self.ema = ema
+
+    def on_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.ema.update(model, step=state.global_step + 1)
+
+
+def fitted_ema_decay(decay: float, steps: int) -> float:
+    """`decay`, shortened so that the average spans at most a tenth of a run of `steps` (timm#1182)."""
+    return min(decay, max(0.0, 1.0 - 10.0 / max(steps, 1)))
+
