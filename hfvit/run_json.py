@@ -1,7 +1,6 @@
 """The facts of a run, as run.json holds them: what report, card and push read instead of live objects."""
 
 import json
-import os
 import platform
 import shlex
 import sys
@@ -10,10 +9,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
-import transformers
 
 import hfvit
 from hfvit.checkpoints import RUN_FILE, write_text
+from hfvit.hardware import hardware
 
 PACKAGES = ("torch", "torchvision", "timm", "transformers", "accelerate", "datasets", "evaluate", "scikit-learn")
 
@@ -83,27 +82,8 @@ def command_line() -> str:
     return shlex.join(words)
 
 
-def hardware() -> dict:
-    """Processor, cores, threads and GPUs of this machine; never its name."""
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpus": gpus,
-        "system": f"{platform.system()} {platform.machine()}",
-    }
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
 def _versions() -> dict[str, str]:
-    found = {"cuda": torch.version.cuda, "transformers": transformers.__version__}
+    found = {"cuda": torch.version.cuda}
     for package in PACKAGES:
         try:
             found[package] = version(package)

@@ -9,6 +9,7 @@ from transformers import set_seed
 from hfvit.checkpoints import check_same_model, claim_output_dir, clear_run, remove_checkpoints, write_text
 from hfvit.data import ImageDataset, load_splits
 from hfvit.errors import run
+from hfvit.hardware import use_all_cores
 from hfvit.hub import write_model_card
 from hfvit.metrics import ImageClassificationMetric, trainer_metrics
 from hfvit.modeling import build_model
@@ -27,6 +28,8 @@ def main(argv: list[str] | None = None) -> None:
     recipe = load_recipe(sys.argv[1:] if argv is None else argv)
     args, data_args, model_args = recipe.training, recipe.data, recipe.model
     logging.basicConfig(format="%(message)s", level=logging.INFO if args.process_index == 0 else logging.WARNING)
+    if args.device.type == "cpu":
+        use_all_cores(args.world_size)
     checkpoint = claim_output_dir(args.output_dir, args.resume_from_checkpoint, args.overwrite_output_dir)
     if args.overwrite_output_dir and args.should_save and checkpoint is None:
         clear_run(args.output_dir)

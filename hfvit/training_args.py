@@ -53,6 +53,7 @@ class HFViTTrainingArguments(RunArguments, TrainingArguments):
         if self.push_to_hub:
             raise RecipeError("push_to_hub: not available yet; upload the finished folder with `hf upload NAME DIR`.")
         super().__post_init__()
+        self.dataloader_pin_memory &= self.device.type == "cuda"  # elsewhere it does nothing but warn
         if self.early_stopping_patience and self.eval_strategy == "no":
             raise RecipeError("early_stopping_patience needs evaluations: set eval_strategy to epoch or steps.")
         self.per_device_train_batch_size, self.gradient_accumulation_steps = split_batch(

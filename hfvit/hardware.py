@@ -1,0 +1,46 @@
+"""What this machine is, and how much of its processor a training uses."""
+
+import logging
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+
+def cores() -> int:
+    """Processor cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def use_all_cores(processes: int) -> None:
+    """Share the cores evenly among `processes` of a CPU training that `accelerate launch` started.
+
+    Without a configuration file `accelerate launch` sets OMP_NUM_THREADS to 1 (accelerate 1.15), which leaves every
+    other core idle. A number of threads above 1 is somebody's choice and stays.
+    """
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ
+    threads = cores() // max(processes, 1)
+    if launched and os.environ.get("OMP_NUM_THREADS") == "1" and threads > torch.get_num_threads():
+        torch.set_num_threads(threads)
+        logger.info("Using %d threads a process (accelerate launch had set 1)", threads)
+
+
+def hardware() -> dict:
+    """Processor, cores, threads and GPUs of this machine; never its name."""
+    return {
+        "processor": _processor(),
+        "cores": cores(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
