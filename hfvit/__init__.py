@@ -17,7 +17,7 @@ _HOME_OF = {
     "load_classifier": "inference",
 }
 
-__all__ = ["__version__", *_HOME_OF]
+__all__ = list(_HOME_OF)
 
 
 def __getattr__(name):

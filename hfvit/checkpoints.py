@@ -76,8 +76,8 @@ def check_same_model(checkpoint: str, config) -> None:
     for key in ("architecture", "model_args", "label_names"):
         if saved.get(key) != json.loads(json.dumps(current.get(key))):
             raise ModelError(
-                f"resume_from_checkpoint: {checkpoint} is of another model: its {key} is {saved.get(key)}, the recipe's"
-                f" is {current.get(key)}. Use the recipe that made it, or another output_dir."
+                f"resume_from_checkpoint: {checkpoint} is of another model: its {key} is {saved.get(key)}, the"
+                f" recipe's is {current.get(key)}. Use the recipe that made it, or another output_dir."
             )
 
 

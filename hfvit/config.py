@@ -57,13 +57,13 @@ class ModelArguments:
     def __post_init__(self):
         if (self.model_name_or_path is None) == (self.architecture is None):
             raise RecipeError(
-                "Give exactly one of model_name_or_path (start from a checkpoint) and architecture (train from scratch)."
+                "Give exactly one of model_name_or_path (a checkpoint to start from) and architecture (to train anew)."
             )
         if isinstance(self.model_args, str):
             try:
                 self.model_args = json.loads(self.model_args)
             except json.JSONDecodeError as error:
-                raise RecipeError(f'model_args: not valid JSON ({error}); write it like \'{{"depth": 8}}\'.') from None
+                raise RecipeError(f"model_args: not valid JSON ({error}); write it like '{{\"depth\": 8}}'.") from None
         _check(
             self.model_args is None or isinstance(self.model_args, dict),
             "model_args",
@@ -91,7 +91,8 @@ class DataArguments:
     """Data: which images, which split does what, and how an image becomes a tensor."""
 
     dataset_name: str | None = _field(
-        None, "Hub id, local folder (datasets' layouts, imagefolder included), or 'digits' (shipped with scikit-learn)."
+        None,
+        "Hub id, local folder (datasets' layouts, imagefolder included), or 'digits' (shipped with scikit-learn).",
     )
     dataset_config_name: str | None = _field(None, "Configuration of the data set, where it has several.")
     dataset_revision: str | None = _field(None, "Branch, tag or commit of the data set on the Hub.")

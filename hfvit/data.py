@@ -123,7 +123,9 @@ def _load_split(name: str, config_name: str | None, revision: str | None, split:
         raise DataError(f"dataset_name: there is no folder {name}.")
     try:
         # Parquet, JSON, CSV, imagefolder and the like: datasets 5 runs no code of a data set.
-        dataset = datasets.load_dataset(str(local) if local.is_dir() else name, config_name, split=split, revision=revision)
+        dataset = datasets.load_dataset(
+            str(local) if local.is_dir() else name, config_name, split=split, revision=revision
+        )
     except Exception as error:
         raise DataError(_why_not_loaded(name, config_name, split, error)) from error
     if not isinstance(dataset, Dataset):
@@ -135,6 +137,8 @@ def _load_split(name: str, config_name: str | None, revision: str | None, split:
 
 def _why_not_loaded(name: str, config_name: str | None, split: str, error: Exception) -> str:
     reason = " ".join(str(error).split())
+    if "corresponds to no data" in reason:  # what datasets says of an empty slice or table
+        return f"{name}: split '{split}' is empty."
     try:
         available = datasets.get_dataset_split_names(name, config_name)
     except Exception:
@@ -188,7 +192,9 @@ def _check_columns(split: Dataset, name: str, image_column: str, label_column: s
     for key, column in (("image_column", image_column), ("label_column", label_column)):
         if column not in split.column_names:
             has = ", ".join(split.column_names)
-            raise DataError(f"{key}: split '{name}' has no column '{column}'; it has {has}.{nearest(column, split.column_names)}")
+            raise DataError(
+                f"{key}: split '{name}' has no column '{column}'; it has {has}.{nearest(column, split.column_names)}"
+            )
     if not isinstance(split.features[image_column], Image):
         raise DataError(f"image_column: column '{image_column}' of split '{name}' does not hold images.")
 
@@ -229,7 +235,9 @@ def _standardise(split: Dataset, image_column: str, label_column: str, labels: n
 
 def _hold_out(labels: np.ndarray, fraction: float, seed: int, name: str) -> tuple[np.ndarray, np.ndarray]:
     try:
-        kept, held_out = train_test_split(np.arange(len(labels)), test_size=fraction, stratify=labels, random_state=seed)
+        kept, held_out = train_test_split(
+            np.arange(len(labels)), test_size=fraction, stratify=labels, random_state=seed
+        )
     except ValueError as error:
         raise DataError(
             f"Split '{name}': {fraction:g} of {len(labels)} images cannot be held out by class ({error});"

@@ -1,4 +1,4 @@
-"""`ImageClassificationMetric`: everything hfvit reports about a classifier, from logits and labels, with no download."""
+"""`ImageClassificationMetric`: all that hfvit reports about a classifier, from logits and labels, offline."""
 
 import datasets
 import evaluate
@@ -46,7 +46,9 @@ def classification_metrics(logits: np.ndarray, labels: np.ndarray, names: list[s
     interval = binomtest(hits, count).proportion_ci(0.95, method="wilson")
     top5 = np.argsort(-log_probabilities, axis=1, kind="stable")[:, :5]
     classes = np.arange(len(names))
-    precision, recall, f1, support = precision_recall_fscore_support(labels, predicted, labels=classes, zero_division=0)
+    precision, recall, f1, support = precision_recall_fscore_support(
+        labels, predicted, labels=classes, zero_division=0
+    )
     bins, ece = calibration(np.exp(log_probabilities.max(axis=1)), correct)
     return {
         "accuracy": hits / count,

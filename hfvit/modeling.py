@@ -38,7 +38,9 @@ class HFViTConfig(TimmWrapperConfig):
     ) -> "HFViTConfig":
         """Configuration of an untrained timm model; `model_args` go to `timm.create_model`."""
         if not timm.is_model(architecture):
-            raise ModelError(f"architecture: timm {timm.__version__} has no model '{architecture}'.{_nearest_model(architecture)}")
+            raise ModelError(
+                f"architecture: timm {timm.__version__} has no model '{architecture}'.{_nearest_model(architecture)}"
+            )
         cfg = timm.get_pretrained_cfg(architecture)
         pretrained_cfg = {k: v for k, v in (cfg.to_dict() if cfg else {}).items() if k not in _ORIGIN_KEYS}
         config = cls(
@@ -303,7 +305,7 @@ def build_model(
 
 
 def _requested_labels(labels: list[str] | None, old_labels: list[str], kwargs: dict[str, Any]) -> list[str]:
-    """Class names from `labels`, or from transformers' `id2label` / `num_labels`, which leave `kwargs`; else the old."""
+    """Class names from `labels`, else from transformers' `id2label` or `num_labels` in `kwargs`, else the old."""
     id2label, num_labels = kwargs.pop("id2label", None), kwargs.pop("num_labels", None)
     kwargs.pop("label2id", None)
     if labels is not None:

@@ -58,8 +58,8 @@ def load_recipe(argv: list[str]) -> Recipe:
             parser.parse_args(argv)
         raise RecipeError("Name a recipe first: a YAML file or one of the names that `hfvit recipes` lists.")
     source = find_recipe(argv[0])
-    known = {action.dest for action in parser._actions} - {"help"}
-    file_values = read_recipe(source, known)
+    takes_list = {action.dest: action.nargs == "+" for action in parser._actions if action.dest != "help"}
+    file_values = read_recipe(source, takes_list)
 
     # Each value goes through the parser as if it had been typed. That coerces what YAML 1.1 misreads (1e-4 is a
     # string to it, `no` is False), checks it once, and lets the command line, which comes last, win.
@@ -73,7 +73,7 @@ def load_recipe(argv: list[str]) -> Recipe:
     namespace, unknown = parser.parse_known_args([*typed, *argv[1:]])
     if unknown:
         key = unknown[0].lstrip("-").split("=")[0].replace("-", "_")
-        raise RecipeError(f"Command line: unknown option '{unknown[0]}'.{nearest(key, known)}")
+        raise RecipeError(f"Command line: unknown option '{unknown[0]}'.{nearest(key, takes_list)}")
 
     try:
         model, data, training = parser.parse_dict(vars(namespace))
@@ -86,8 +86,11 @@ def load_recipe(argv: list[str]) -> Recipe:
     return Recipe(model, data, training, source, _resolved(model, data, training, vars(namespace), given))
 
 
-def read_recipe(path: Path, known: set[str]) -> dict[str, Any]:
-    """The file's keys and values as YAML gives them; `RecipeError` when it is not a flat mapping of known keys."""
+def read_recipe(path: Path, takes_list: dict[str, bool]) -> dict[str, Any]:
+    """The file's keys and values as YAML gives them; `RecipeError` when it is not a flat mapping of known keys.
+
+    `takes_list` holds the known keys, and whether each takes a list.
+    """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -95,10 +98,14 @@ def read_recipe(path: Path, known: set[str]) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read: {error}") from None
     if not isinstance(values, dict):
-        raise RecipeError(f"{path}: a recipe is a mapping of `key: value` lines; this file holds {type(values).__name__}.")
-    for key in values:
-        if key not in known:
-            raise RecipeError(f"{path}: unknown key '{key}'.{nearest(str(key), known)}")
+        raise RecipeError(
+            f"{path}: a recipe is a mapping of `key: value` lines; this file holds {type(values).__name__}."
+        )
+    for key, value in values.items():
+        if key not in takes_list:
+            raise RecipeError(f"{path}: unknown key '{key}'.{nearest(str(key), takes_list)}")
+        if isinstance(value, list) and not takes_list[key]:
+            raise RecipeError(f"{path}: {key} takes one value, not the list {value}.")
     return values
 
 

@@ -29,12 +29,12 @@ def summary_table(facts: dict, output_dir: str | Path) -> str:
         )
         for split, m in facts["metrics"].items()
     ]
-    training = facts["training"]
+    model, training = facts["model"], facts["training"]
     lines = [
         *_aligned([header, *rows]),
         "",
-        f"model      {facts['model']['architecture']}, {facts['model']['image_size'][0]} px,"
-        f" {facts['model']['parameters'] / 1e6:.1f} M weights ({facts['model']['trained_parameters'] / 1e6:.1f} M trained)",
+        f"model      {model['architecture']}, {model['image_size'][0]} px, {model['parameters'] / 1e6:.1f} M weights"
+        f" ({model['trained_parameters'] / 1e6:.1f} M trained)",
         f"training   {training['steps']:,} steps, {training['epochs']:.4g} epochs in {duration(training['seconds'])},"
         f" {training['images_per_second']:,.0f} images/s, {training['processes']} process(es),"
         f" precision {training['precision']}",

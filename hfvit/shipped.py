@@ -28,13 +28,11 @@ def find_recipe(name: str) -> Path:
         return recipes[name]
     if path.is_dir():
         raise RecipeError(f"{path} is a folder; name the recipe file in it.")
-    raise RecipeError(
-        f"No recipe '{name}': there is no such file, and hfvit ships {', '.join(recipes)}.{nearest(path.stem, recipes)}"
-    )
+    known = f"hfvit ships {', '.join(recipes)}.{nearest(path.stem, recipes)}"
+    raise RecipeError(f"No recipe '{name}': there is no such file, and {known}")
 
 
 def summary(path: Path) -> str:
     """First line of a recipe's head comment: what the recipe is for."""
     first = path.read_text(encoding="utf-8").splitlines()[0]
     return first.lstrip("# ").strip()
-

@@ -100,7 +100,7 @@ class HFViTTrainer(Trainer):
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
 
     def _require_finite_loss(self, grad_norm) -> None:
-        """Before anything is logged, evaluated or saved, so that no checkpoint of broken weights replaces a good one."""
+        """Called before anything is logged, evaluated or saved: no broken checkpoint replaces a good one."""
         step = int(self._first_bad_step)
         if step < 0:
             return
@@ -108,11 +108,12 @@ class HFViTTrainer(Trainer):
         kept = f"The last good checkpoint is {checkpoint}." if checkpoint else "No checkpoint had been saved yet."
         # The Trainer scales micro-batch losses down by the accumulation steps; report the batch's own.
         last_good = float(self._last_good_loss) * self.args.gradient_accumulation_steps
+        norm = float("nan") if grad_norm is None else float(grad_norm)
         raise NonFiniteLossError(
             f"the loss became NaN or infinite at step {step} (last good loss {last_good:.4g}, learning rate"
-            f" {self._get_learning_rate():.3g}, gradient norm {float('nan') if grad_norm is None else float(grad_norm):.3g})."
-            f" {kept} Lower learning_rate or lengthen warmup_steps, clip harder (max_grad_norm"
-            f" {self.args.max_grad_norm:g}), use bf16 instead of fp16, and look for broken images or labels in the data."
+            f" {self._get_learning_rate():.3g}, gradient norm {norm:.3g}). {kept} Lower learning_rate or lengthen"
+            f" warmup_steps, clip harder (max_grad_norm {self.args.max_grad_norm:g}), use bf16 instead of fp16, and"
+            " look for broken images or labels in the data."
         )
 
     # Averaged weights: evaluated and shipped; a checkpoint holds them beside the raw ones that training goes on from.
@@ -180,4 +181,3 @@ class _EmaCallback(TrainerCallback):
 def fitted_ema_decay(decay: float, steps: int) -> float:
     """`decay`, shortened so that the average spans at most a tenth of a run of `steps` (timm#1182)."""
     return min(decay, max(0.0, 1.0 - 10.0 / max(steps, 1)))
-

@@ -22,7 +22,9 @@ class HFViTTrainingArguments(RunArguments, TrainingArguments):
         metadata={"help": "Images a device holds at once; the whole share of global_batch_size when not given."},
     )
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Images per device in evaluation."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule (transformers' names)."})
+    lr_scheduler_type: str = field(
+        default="cosine", metadata={"help": "Learning rate schedule (transformers' names)."}
+    )
     warmup_steps: float = field(default=0.05, metadata={"help": "Steps of warmup, or below 1 the share of the run."})
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
     save_strategy: str = field(default="epoch", metadata={"help": "When to save: no, steps, epoch or best."})
@@ -39,7 +41,8 @@ class HFViTTrainingArguments(RunArguments, TrainingArguments):
         default=True, metadata={"help": "A resumed run keeps its early-stopping count."}
     )
     resume_from_checkpoint: str | None = field(
-        default=None, metadata={"help": "'auto' for the newest whole checkpoint of output_dir, or a checkpoint folder."}
+        default=None,
+        metadata={"help": "'auto' for the newest whole checkpoint of output_dir, or a checkpoint folder."},
     )
     report_to: str | None = field(default="none", metadata={"help": "Tracker: tensorboard, wandb, trackio, ..."})
 
@@ -68,9 +71,9 @@ def split_batch(global_batch_size: int, devices: int, per_device: int | None = N
     """
     if global_batch_size % devices:
         down = global_batch_size - global_batch_size % devices
+        works = f"{down} or {down + devices}" if down else devices
         raise RecipeError(
-            f"global_batch_size: {global_batch_size} images cannot be shared by {devices} devices;"
-            f" use {down or devices} or {down + devices}."
+            f"global_batch_size: {global_batch_size} images cannot be shared by {devices} devices; use {works}."
         )
     share = global_batch_size // devices
     per_device = min(per_device or share, share)

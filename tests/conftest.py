@@ -1,0 +1,100 @@
+"""Shared fixtures. Offline, CPU; real pictures are generated on the spot."""
+
+import os
+
+# Before any HuggingFace library is imported: a test that reaches for the Hub must fail at once, not hang.
+os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+LABELS = ["red", "green", "blue"]
+MICRO = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+ARCHITECTURE = "vit_tiny_patch16_224"
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "slow" in item.keywords and not os.environ.get("RUN_SLOW"):
+            item.add_marker(pytest.mark.skip(reason="takes minutes; set RUN_SLOW=1"))
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def _isolated_cache(tmp_path_factory, monkeypatch):
+    cache = tmp_path_factory.getbasetemp() / "hf_datasets_cache"
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(cache))
+
+
+def coloured_image(label: int, rng: np.random.Generator, size: int = 16) -> Image.Image:
+    """A noisy square whose brightest channel is its class."""
+    pixels = rng.integers(0, 120, (size, size, 3), dtype=np.uint8)
+    pixels[..., label] += 90
+    return Image.fromarray(pixels)
+
+
+def coloured_split(rows: int, seed: int) -> datasets.Dataset:
+    rng = np.random.default_rng(seed)
+    labels = [row % len(LABELS) for row in range(rows)]
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=LABELS)})
+    return datasets.Dataset.from_dict(
+        {"img": [coloured_image(label, rng) for label in labels], "label": labels}, features=features
+    )
+
+
+@pytest.fixture(scope="session")
+def colours(tmp_path_factory) -> Path:
+    """A data set folder as on the Hub: parquet, columns `img` and `label`, splits train (65) and test (31)."""
+    folder = tmp_path_factory.mktemp("colours")
+    for split, rows, seed in (("train", 65, 1), ("test", 31, 2)):
+        coloured_split(rows, seed).to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
+    return folder
+
+
+MICRO_RECIPE = """\
+# A micro ViT on generated colours, for tests.
+architecture: vit_tiny_patch16_224
+model_args: {patch_size: 8, embed_dim: 32, depth: 2, num_heads: 2}
+image_size: 16
+validation_fraction: 0.2
+crop_pct: 1.0
+global_batch_size: 8
+num_train_epochs: 2
+learning_rate: 3.0e-3
+max_grad_norm: 1.0
+logging_steps: 1
+seed: 3
+use_cpu: true
+disable_tqdm: true
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path, colours) -> Path:
+    """A recipe that trains in a second; its output_dir is `out` beside it."""
+    path = tmp_path / "micro.yaml"
+    path.write_text(MICRO_RECIPE + f"dataset_name: {colours}\noutput_dir: {tmp_path / 'out'}\n")
+    return path
+
+
+def run_command(*words: str, **environment: str) -> subprocess.CompletedProcess:
+    """Run a command as a user would, from the repository's root, with this interpreter's scripts first on PATH."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        [str(word) for word in words],
+        cwd=ROOT,
+        env={**os.environ, "PATH": path, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )

@@ -1,0 +1,70 @@
+"""The console command: fast, lazy, and clear about mistakes."""
+
+import sys
+
+import pytest
+from conftest import run_command
+
+import hfvit
+from hfvit.shipped import shipped_recipes
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["recipes", "--help"], ["recipes"]])
+def test_help_never_imports_torch(words):
+    probe = (
+        "import sys\nfrom hfvit.cli import main\n"
+        "try:\n    main(sys.argv[1:])\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n"
+        "heavy = {'torch', 'transformers', 'timm', 'datasets', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    result = run_command(sys.executable, "-c", probe, *words)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout
+
+
+def test_importing_hfvit_is_lazy():
+    result = run_command(sys.executable, "-c", "import hfvit, sys; assert 'torch' not in sys.modules")
+    assert result.returncode == 0, result.stderr
+
+
+def test_public_names_resolve():
+    for name in hfvit.__all__:
+        assert getattr(hfvit, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        hfvit.nothing  # noqa: B018
+
+
+def test_help_teaches_every_field_of_hfvit():
+    text = run_command("hfvit", "train", "--help").stdout
+    for field in ("--image_size", "--validation_fraction", "--global_batch_size", "--layer_decay", "--learning_rate"):
+        assert field in text
+    assert "examples:" in text
+
+
+def test_recipes_are_listed_and_printed():
+    listing = run_command("hfvit", "recipes").stdout
+    assert [line.split()[0] for line in listing.splitlines()] == list(shipped_recipes())
+    printed = run_command("hfvit", "recipes", "quickstart").stdout
+    assert printed == shipped_recipes()["quickstart"].read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "quickstrat"], "Did you mean 'quickstart'?"),
+        (["recipes", "vit_bse"], "Did you mean 'vit_base'?"),
+        (["train", "recipes"], "is a folder"),
+    ],
+)
+def test_a_wrong_name_is_one_message(words, message):
+    result = run_command("hfvit", *words)
+    assert result.returncode == 2
+    assert result.stderr.startswith("hfvit: error: ")
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_unknown_options_of_other_commands_are_refused():
+    result = run_command("hfvit", "recipes", "--colour")
+    assert result.returncode == 2
+    assert "unrecognized arguments: --colour" in result.stderr

@@ -1,0 +1,68 @@
+"""The architecture as a test: a file imports from lower floors only, and shadows no library."""
+
+import ast
+import sys
+from importlib.metadata import packages_distributions
+
+import pytest
+from conftest import ROOT
+
+FLOORS = [
+    {"errors", "losses"},
+    {"config", "param_groups", "transforms", "shipped", "hardware"},
+    {"training_args", "checkpoints", "data", "metrics", "modeling"},
+    {"recipe", "trainer", "inference", "report", "run_json"},
+    {"hub"},
+    {"train"},
+    {"cli"},
+]
+FLOOR_OF = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
+FILES = sorted(path for path in (ROOT / "hfvit").rglob("*.py") if path.stem != "__init__")
+
+# Which heavy libraries a file must do without, and why.
+FORBIDDEN = {
+    "errors": {"torch", "transformers", "timm", "datasets"},  # `hfvit --help` imports these four files
+    "config": {"torch", "transformers", "timm", "datasets"},
+    "shipped": {"torch", "transformers", "timm", "datasets"},
+    "report": {"torch", "transformers", "timm", "datasets"},  # they read run.json, never live objects
+    "hub": {"torch", "transformers", "timm", "datasets"},
+    "losses": {"transformers", "timm", "datasets"},  # mathematics knows no framework
+    "param_groups": {"transformers", "datasets"},
+}
+
+
+def imports(path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: imports are absolute, since train.py also runs as a script"
+            found.add(node.module)
+    return found
+
+
+def test_every_file_has_a_floor():
+    assert {path.stem for path in FILES} == set(FLOOR_OF)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_imports_point_down(path):
+    for name in imports(path):
+        if name.startswith("hfvit."):
+            module = name.split(".")[1]
+            same_floor_is_lower = FLOOR_OF[module] < FLOOR_OF[path.stem]
+            assert same_floor_is_lower, f"{path.stem} (floor {FLOOR_OF[path.stem]}) imports {module}"
+
+
+@pytest.mark.parametrize("module", FORBIDDEN)
+def test_light_files_stay_light(module):
+    roots = {name.split(".")[0] for name in imports(ROOT / "hfvit" / f"{module}.py")}
+    assert not roots & FORBIDDEN[module]
+
+
+def test_no_file_shadows_a_library():
+    """`accelerate launch hfvit/train.py` puts hfvit/ first on sys.path."""
+    libraries = set(sys.stdlib_module_names) | set(packages_distributions())
+    libraries |= {"evaluate", "datasets", "timm", "torch", "transformers", "accelerate", "optimum"}
+    assert not {path.stem for path in FILES} & (libraries - {"hfvit"})

@@ -1,0 +1,175 @@
+"""Recipes: what is read, what wins, what is refused, and that every shipped one is sound."""
+
+import pytest
+import timm
+import yaml
+from conftest import ROOT
+
+from hfvit.errors import RecipeError
+from hfvit.recipe import load_recipe
+from hfvit.shipped import shipped_recipes, summary
+from hfvit.training_args import split_batch
+
+MINIMAL = "architecture: vit_tiny_patch16_224\ndataset_name: digits\noutput_dir: out\nuse_cpu: true\n"
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text: str) -> str:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_shipped_recipes_parse(name):
+    path = shipped_recipes()[name]
+    recipe = load_recipe([name])
+    assert recipe.source == path
+    assert recipe.training.output_dir == f"outputs/{name}"
+    values = yaml.safe_load(path.read_text())
+    architecture = recipe.model.architecture or recipe.model.model_name_or_path.removeprefix("timm/")
+    assert timm.is_model(architecture.split(".")[0])
+    # A number that YAML reads as text (1e-4) would still be coerced, but is better not shipped.
+    assert not any(isinstance(values.get(key), str) for key in ("learning_rate", "weight_decay"))
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_shipped_recipes_say_what_they_are(name):
+    text = shipped_recipes()[name].read_text()
+    head = text[: text.index("\n# Model\n")]
+    assert summary(shipped_recipes()[name])
+    assert f"hfvit/train.py recipes/{name}.yaml" in head
+    assert "Measured on" in head
+    assert "xpected score" in head
+    for section in ("Model", "Data", "Augmentation", "Optimisation", "Evaluation", "Output"):
+        assert f"\n# {section}\n" in text
+
+
+def test_yaml_11_readings_are_mended(write):
+    recipe = load_recipe([write(MINIMAL + "learning_rate: 1e-4\neval_strategy: no\nsave_strategy: no\n"
+                                "load_best_model_at_end: false\nwarmup_steps: 10\n")])  # fmt: skip
+    assert recipe.training.learning_rate == 1e-4
+    assert recipe.training.eval_strategy == "no"
+    assert recipe.training.warmup_steps == 10
+
+
+def test_the_command_line_wins(write):
+    path = write(MINIMAL + "learning_rate: 1.0e-4\ncrop_scale: [0.5, 1.0]\nfreeze: backbone\n")
+    recipe = load_recipe([path, "--learning_rate", "3e-4", "--crop_scale", "0.7", "0.9", "--freeze=2"])
+    assert recipe.training.learning_rate == 3e-4
+    assert recipe.data.crop_scale == [0.7, 0.9]
+    assert recipe.model.freeze == "2"
+    assert recipe.values["learning_rate"] == 3e-4
+
+
+def test_null_gives_the_default_meaning_nothing(write):
+    recipe = load_recipe([write(MINIMAL + "test_split: null\nmodel_args: {depth: 3}\n")])
+    assert recipe.data.test_split is None
+    assert recipe.model.timm_kwargs == {"depth": 3}
+
+
+def test_the_resolved_recipe_is_the_same_recipe(write, tmp_path):
+    first = load_recipe([write(MINIMAL + "label_smoothing_factor: 0.1\nmodel_args: {depth: 3}\n"), "--seed", "9"])
+    again = load_recipe([write(first.to_yaml())])
+    assert again.model == first.model
+    assert again.data == first.data
+    assert again.values == first.values
+    assert again.training.seed == 9
+
+
+def test_tokens_never_reach_the_resolved_recipe(write):
+    recipe = load_recipe([write(MINIMAL), "--hub_token", "hf_secret"])
+    assert "hf_secret" not in recipe.to_yaml()
+    assert "token" not in recipe.to_yaml()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rat: 1.0e-4\n", "unknown key 'learning_rat'. Did you mean 'learning_rate'?"),
+        ("learning_rate: fast\n", "invalid float value: 'fast'"),
+        ("num_train_epochs: [1, 2]\n", "num_train_epochs takes one value, not the list [1, 2]"),
+        ("image_size: -3\n", "image_size: -3 is not allowed; it takes a number above 0"),
+        ("drop_path_rate: 1.5\n", "drop_path_rate: 1.5 is not allowed"),
+        ("freeze: head\n", "freeze: 'head' is not allowed"),
+        ("validation_fraction: 1.0\n", "validation_fraction"),
+        ("crop_scale: [1.0, 0.5]\n", "crop_scale"),
+        ("interpolation: cubic\n", "one of nearest, bilinear, bicubic, lanczos"),
+        ("image_mean: [0.5]\n", "three numbers"),
+        ("layer_decay: 0\n", "layer_decay"),
+        ("model_name_or_path: a/b\n", "exactly one of model_name_or_path"),
+        ("lr_scheduler_type: cosinus\n", "cosinus"),
+        ("optim: adamx\n", "adamx"),
+        ("dataloader_drop_last: true\n", "dataloader_drop_last: must stay off"),
+        ("remove_unused_columns: true\n", "remove_unused_columns: must stay off"),
+        ("push_to_hub: true\n", "hf upload"),
+        ("eval_strategy: no\nload_best_model_at_end: false\nearly_stopping_patience: 2\n", "needs evaluations"),
+        ("global_batch_size: 0\n", "global_batch_size"),
+        ("model_args: 3\n", "a mapping such as"),
+        ("seed: !!python/object/apply:os.system ['true']\n", "not valid YAML"),
+        ("seed: [1\n", "not valid YAML"),
+    ],
+)
+def test_wrong_recipes_are_named(write, text, message):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe([write(MINIMAL + text)])
+    assert message in str(caught.value)
+    assert "recipe.yaml" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "Name a recipe first"),
+        (["--learning_rate", "1"], "Name a recipe first"),
+        (["quickstart", "--learning_rat", "1"], "Did you mean 'learning_rate'?"),
+        (["quickstart", "--learning", "1"], "unknown option '--learning'"),
+        (["quickstart", "--image_size", "big"], "invalid int value: 'big'"),
+        (["quickstart", "--output_dir", ""], "output_dir is missing"),
+        (["no_such.yaml"], "No recipe 'no_such.yaml'"),
+    ],
+)
+def test_wrong_command_lines_are_named(argv, message):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(argv)
+    assert message in str(caught.value)
+
+
+def test_a_list_is_no_recipe(write):
+    with pytest.raises(RecipeError, match="this file holds list"):
+        load_recipe([write("- a\n- b\n")])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [((8, 1, None), (8, 1)), ((8, 2, None), (4, 1)), ((8, 1, 4), (4, 2)), ((8, 2, 2), (2, 2)), ((8, 1, 64), (8, 1))],
+)
+def test_accumulation_follows_from_the_global_batch(arguments, expected):
+    assert split_batch(*arguments) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [((9, 2, None), "use 8 or 10"), ((1, 4, None), "use 4"), ((8, 1, 3), "2 does")],
+)
+def test_a_batch_that_does_not_divide_is_refused(arguments, message):
+    with pytest.raises(RecipeError, match=message):
+        split_batch(*arguments)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "accelerate_configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_reads_its_configurations(path):
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.commands.launch import launch_command_parser
+
+    assert path.read_text().startswith("# ")
+    config = load_config_from_file(str(path))
+    values = yaml.safe_load(path.read_text())
+    assert config.num_processes == values["num_processes"]
+    assert str(config.mixed_precision) == values["mixed_precision"]
+    assert config.use_cpu == values.get("use_cpu", False)
+    arguments = launch_command_parser().parse_args(["--config_file", str(path), "hfvit/train.py", "quickstart"])
+    assert arguments.training_script == "hfvit/train.py"

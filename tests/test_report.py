@@ -1,0 +1,112 @@
+"""Pictures, table and card from facts alone."""
+
+import numpy as np
+import pytest
+from huggingface_hub import ModelCard
+from PIL import Image
+
+from hfvit.hub import dataset_title, is_hub_id, write_model_card
+from hfvit.metrics import classification_metrics
+from hfvit.report import duration, summary_table, write_plots
+from hfvit.run_json import command_line
+
+
+def make_facts(classes=10, dataset_name="uoft-cs/cifar10", base_model="timm/vit_base_patch16_224.augreg_in21k"):
+    rng = np.random.default_rng(0)
+    names = [f"class number {index}" for index in range(classes)]
+    labels = rng.integers(0, classes, 2000)
+    logits = rng.normal(size=(2000, classes)) + 3 * np.eye(classes)[labels]
+    metrics = classification_metrics(logits, labels, names)
+    split = {"source": "test", "rows": 2000, "fingerprint": "0"}
+    return {
+        "model": {
+            "architecture": "vit_base_patch16_224",
+            "base_model": base_model,
+            "image_size": [224, 224],
+            "parameters": 86_000_000,
+            "trained_parameters": 86_000_000,
+        },
+        "data": {
+            "dataset_name": dataset_name,
+            "dataset_config_name": None,
+            "dataset_revision": None,
+            "labels": names,
+            "splits": {"train": split, "validation": split, "test": split},
+        },
+        "recipe": {"global_batch_size": 256},
+        "metrics": {"validation": metrics, "test": metrics},
+        "training": {
+            "steps": 1000, "epochs": 10.0, "best_step": 900, "best_metric_name": "accuracy", "seconds": 4000,
+            "images_per_second": 640.0, "processes": 1, "precision": "bf16",
+        },
+        "versions": {"python": "3.11.7", "torch": "2.14.1", "cuda": None},
+        "hardware": {"processor": "a processor", "cores": 2, "threads": 2, "gpus": []},
+        "history": [
+            *({"step": s, "loss": 2 / s, "learning_rate": 1e-3 / s} for s in range(1, 50)),
+            *({"step": s, "eval_loss": 2.5 / s, "eval_accuracy": 1 - 1 / s} for s in range(5, 50, 5)),
+        ],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("classes", [2, 10, 100])
+def test_every_plot_is_a_picture(classes, tmp_path):
+    paths = write_plots(make_facts(classes), tmp_path)
+    assert sorted(path.stem for path in paths) == [
+        "confusion_matrix", "learning_curves", "per_class_accuracy", "reliability",
+    ]  # fmt: skip
+    for path in paths:
+        with Image.open(path) as image:
+            assert min(image.size) > 250
+            assert len(np.unique(np.asarray(image.convert("L")))) > 10
+    assert {path.name for path in (tmp_path / "plots").iterdir()} == {path.name for path in paths}
+
+
+def test_table_names_what_a_reader_looks_for():
+    table = summary_table(make_facts(), "outputs/x")
+    assert "vit_base_patch16_224, 224 px, 86.0 M weights (86.0 M trained)" in table
+    assert "1 h 6 min" in table
+    assert "step 900 by validation accuracy" in table
+    assert table.splitlines()[0].split()[:3] == ["split", "images", "accuracy"]
+
+
+def test_card_is_valid_and_complete(tmp_path):
+    facts = make_facts()
+    (tmp_path / "my-vit").mkdir()
+    path = write_model_card(facts, tmp_path / "my-vit")
+    card = ModelCard.load(path)
+    assert card.data.library_name == "timm"
+    assert card.data.pipeline_tag == "image-classification"
+    assert card.data.datasets == "uoft-cs/cifar10"
+    assert card.data.base_model == "timm/vit_base_patch16_224.augreg_in21k"
+    accuracy = card.data.eval_results[0]
+    assert accuracy.metric_value == round(facts["metrics"]["test"]["accuracy"], 4)
+    assert accuracy.dataset_split == "test"
+    assert "ore information needed" not in card.content.lower()
+    for nothing in ("None", "{{", "}}", "{%"):
+        assert nothing not in card.content
+
+
+def test_card_of_a_local_set_and_checkpoint_shows_no_path(tmp_path):
+    facts = make_facts(dataset_name="/home/somebody/private/photos", base_model="/home/somebody/models/x")
+    text = write_model_card(facts, tmp_path).read_text()
+    assert "somebody" not in text
+    assert "photos" in text
+    assert "datasets" not in ModelCard(text).data.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("uoft-cs/cifar10", True), ("../shared/data", False), ("/data/x", False), ("digits", False), ("a/b/c", False)],
+)
+def test_what_counts_as_a_hub_id(name, expected):
+    assert is_hub_id(name) is expected
+    assert "/" not in dataset_title(name) or expected
+
+
+def test_duration():
+    assert [duration(s) for s in (5, 65, 3660)] == ["5 s", "1 min 5 s", "1 h 1 min"]
+
+
+def test_tokens_are_not_in_the_recorded_command(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["train.py", "r.yaml", "--hub_token", "hf_a", "--hub-token=hf_b", "--seed", "1"])
+    assert command_line() == "train.py r.yaml --hub_token '***' '--hub-token=***' --seed 1"

@@ -1,0 +1,255 @@
+"""The whole line, as its user types it: launched processes, exact files, kills, and mistakes."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import LABELS, MICRO_RECIPE, ROOT, coloured_image, coloured_split, run_command
+from safetensors.torch import load_file
+from transformers import pipeline
+
+from hfvit.errors import run
+from hfvit.train import main
+
+OUTPUT_FILES = {
+    "README.md",
+    "config.json",
+    "model.safetensors",
+    "recipe.yaml",
+    "run.json",
+    "trainer_state.json",
+    "plots/confusion_matrix.png",
+    "plots/learning_curves.png",
+    "plots/per_class_accuracy.png",
+    "plots/reliability.png",
+}
+
+
+def files(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def facts(folder):
+    return json.loads((folder / "run.json").read_text())
+
+
+def step_losses(folder):
+    return [entry["loss"] for entry in facts(folder)["history"] if "loss" in entry]
+
+
+@pytest.fixture(scope="module")
+def module_recipe(tmp_path_factory, colours):
+    path = tmp_path_factory.mktemp("recipe") / "micro.yaml"
+    path.write_text(MICRO_RECIPE + f"dataset_name: {colours}\noutput_dir: unused\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def launched(module_recipe, tmp_path_factory):
+    """One run through `accelerate launch`, and what it printed."""
+    out = tmp_path_factory.mktemp("launched") / "out"
+    result = run_command("accelerate", "launch", "hfvit/train.py", module_recipe, "--output_dir", out)
+    assert result.returncode == 0, result.stderr
+    return out, result.stdout
+
+
+@pytest.mark.integration
+def test_output_folder_is_exactly_this(launched):
+    assert files(launched[0]) == OUTPUT_FILES
+
+
+@pytest.mark.integration
+def test_the_run_ends_with_a_table(launched):
+    out, printed = launched
+    table = printed[printed.index("split ") :]
+    for word in ("validation", "test", "95 % interval", "images/s", "selected", str(out)):
+        assert word in table
+    assert f"{facts(out)['metrics']['test']['accuracy']:.2%}" in table
+
+
+@pytest.mark.integration
+def test_run_json_holds_the_facts(launched):
+    recorded = facts(launched[0])
+    assert recorded["metrics"]["test"]["images"] == 31
+    assert recorded["metrics"]["test"]["accuracy"] > 0.8
+    assert np.array(recorded["metrics"]["test"]["confusion_matrix"]).sum() == 31
+    assert recorded["data"]["labels"] == LABELS
+    assert recorded["data"]["selected_by"] == "validation"
+    assert recorded["data"]["splits"]["train"]["rows"] == 52
+    assert recorded["training"]["steps"] == 12
+    assert recorded["training"]["images_per_second"] > 0
+    assert recorded["recipe"]["global_batch_size"] == 8
+    assert recorded["recipe"]["learning_rate"] == 3e-3
+    assert recorded["seeds"]["seed"] == 3
+    assert recorded["versions"]["torch"] == torch.__version__.split("+")[0] or torch.__version__
+    assert recorded["hardware"]["threads"] == len(os.sched_getaffinity(0))  # accelerate launch alone would use 1
+    assert [entry["eval_accuracy"] for entry in recorded["history"] if "eval_accuracy" in entry]
+    # Only the last line of a history may be the test split's, and it selected nothing.
+    assert recorded["training"]["best_metric"] == recorded["metrics"]["validation"]["accuracy"]
+
+
+@pytest.mark.integration
+def test_the_model_classifies_pictures_by_name(launched):
+    classify = pipeline("image-classification", model=str(launched[0]))
+    rng = np.random.default_rng(9)
+    answers = [classify(coloured_image(row % 3, rng))[0]["label"] for row in range(12)]
+    assert sum(answer == LABELS[row % 3] for row, answer in enumerate(answers)) >= 9
+
+
+@pytest.mark.integration
+def test_the_resolved_recipe_repeats_the_run(launched, tmp_path):
+    out, _ = launched
+    again = tmp_path / "again"
+    assert run(lambda: main([str(out / "recipe.yaml"), "--output_dir", str(again)])) == 0
+    assert facts(again)["metrics"] == facts(out)["metrics"]
+    first, second = load_file(out / "model.safetensors"), load_file(again / "model.safetensors")
+    assert all(torch.equal(second[name], value) for name, value in first.items())
+
+
+@pytest.mark.integration
+def test_two_processes_give_the_single_processs_result(launched, module_recipe, tmp_path):
+    out = tmp_path / "out"
+    config = ROOT / "accelerate_configs" / "multi_cpu.yaml"
+    words = ("--config_file", config, "--main_process_port", "0", "hfvit/train.py", module_recipe, "--output_dir", out)
+    result = run_command("accelerate", "launch", *words)
+    assert result.returncode == 0, result.stderr
+    assert files(out) == OUTPUT_FILES
+    one, two = facts(launched[0]), facts(out)
+    assert two["training"]["processes"] == 2
+    assert two["training"]["per_device_batch_size"] == 4
+    assert step_losses(out) == pytest.approx(step_losses(launched[0]), rel=1e-3)
+    for role, images in (("validation", 13), ("test", 31)):  # odd splits: padded by the samplers, counted once
+        assert two["metrics"][role]["images"] == images
+        assert two["metrics"][role]["confusion_matrix"] == one["metrics"][role]["confusion_matrix"]
+        assert two["metrics"][role]["loss"] == pytest.approx(one["metrics"][role]["loss"], rel=1e-3)
+    assert result.stdout.count("95 % interval") == 1
+
+
+@pytest.mark.integration
+def test_a_killed_run_resumes_to_the_same_weights(module_recipe, tmp_path):
+    """SIGKILL once a checkpoint stands; the resumed run equals the unbroken one bit for bit."""
+    options = ["--num_train_epochs", "8", "--ema_decay", "0.9", "--drop_path_rate", "0.3"]
+
+    def words(out):
+        return [sys.executable, "hfvit/train.py", str(module_recipe), "--output_dir", str(out), *options]
+
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    assert run_command(*words(unbroken)).returncode == 0
+    process = subprocess.Popen(words(broken), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(broken.glob("checkpoint-*/trainer_state.json")) and time.monotonic() < deadline:
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (broken / "run.json").exists()
+
+    refused = run_command(*words(broken))
+    assert refused.returncode == 2
+    assert "--resume_from_checkpoint auto" in refused.stderr
+
+    resumed = run_command(*words(broken), "--resume_from_checkpoint", "auto")
+    assert resumed.returncode == 0, resumed.stderr
+    first, second = load_file(unbroken / "model.safetensors"), load_file(broken / "model.safetensors")
+    assert all(torch.equal(second[name], value) for name, value in first.items())
+    assert step_losses(broken) == step_losses(unbroken)
+    assert facts(broken)["training"]["resumed_at_step"] > 0
+
+
+def fails(capsys, *argv, code=2):
+    """The message of a run that must fail before it trains."""
+    assert run(lambda: main([str(word) for word in argv])) == code
+    error = capsys.readouterr().err
+    last = error[error.rindex("hfvit: error: ") :]
+    assert "Traceback" not in last
+    return last
+
+
+def test_mistakes_are_told_before_any_long_work(recipe, capsys, tmp_path):
+    assert "Did you mean 'learning_rate'" in fails(capsys, recipe, "--learning_rat", "1")
+    assert "there is no folder" in fails(capsys, recipe, "--dataset_name", "./missing")
+    assert "has no split 'tost'" in fails(capsys, recipe, "--test_split", "tost")
+    assert "use 16 or 24" in fails(capsys, recipe, "--image_size", "20")
+    assert "do not fill one batch" in fails(capsys, recipe, "--global_batch_size", "64")
+    (tmp_path / "taken").touch()
+    assert "cannot be written" in fails(capsys, recipe, "--output_dir", tmp_path / "taken")
+    assert not (tmp_path / "out" / "run.json").exists()
+
+
+def test_a_finished_run_is_never_overwritten_unasked(recipe, capsys, tmp_path):
+    assert run(lambda: main([str(recipe)])) == 0
+    before = (tmp_path / "out" / "run.json").read_bytes()
+    assert "holds a finished run" in fails(capsys, recipe)
+    assert (tmp_path / "out" / "run.json").read_bytes() == before
+    assert run(lambda: main([str(recipe), "--overwrite_output_dir", "--num_train_epochs", "1"])) == 0
+    assert facts(tmp_path / "out")["training"]["steps"] == 6
+    assert "overwrite_output_dir" not in yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())
+
+
+def test_fine_tuning_at_another_size_with_other_classes(recipe, tmp_path):
+    assert run(lambda: main([str(recipe), "--num_train_epochs", "1", "--keep_checkpoints"])) == 0
+    assert (tmp_path / "out" / "checkpoint-6" / "optimizer.pt").exists()
+    four = tmp_path / "four"
+    split = coloured_split(40, 5).cast_column("label", __import__("datasets").Value("int64"))
+    split = split.map(lambda row, i: {"label": i % 4}, with_indices=True)
+    for name in ("train", "test"):
+        split.to_parquet(four / "data" / f"{name}-00000-of-00001.parquet")
+    tuned = tmp_path / "tuned.yaml"
+    values = yaml.safe_load(recipe.read_text())
+    values.pop("architecture"), values.pop("model_args")
+    values |= {"model_name_or_path": str(tmp_path / "out"), "image_size": 32, "freeze": 1, "layer_decay": 0.7}
+    values |= {"dataset_name": str(four), "output_dir": str(tmp_path / "tuned"), "num_train_epochs": 1}
+    tuned.write_text(yaml.safe_dump(values))
+    assert run(lambda: main([str(tuned)])) == 0
+    recorded = facts(tmp_path / "tuned")
+    assert recorded["model"]["image_size"] == [32, 32]
+    assert recorded["model"]["trained_parameters"] < recorded["model"]["parameters"]
+    before = load_file(tmp_path / "out" / "model.safetensors")
+    after = load_file(tmp_path / "tuned" / "model.safetensors")
+    assert torch.equal(before["blocks.0.attn.qkv.weight"], after["blocks.0.attn.qkv.weight"])
+    assert not torch.equal(before["blocks.1.attn.qkv.weight"], after["blocks.1.attn.qkv.weight"])
+    assert after["head.weight"].shape == (4, 32)
+
+
+def test_a_corrupt_picture_met_in_a_worker_is_one_message(recipe, capsys, tmp_path):
+    folder = tmp_path / "broken"
+    for split in ("train", "test"):
+        for row in range(20):
+            path = folder / split / LABELS[row % 3] / f"{row}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            coloured_image(row % 3, np.random.default_rng(row)).save(path)
+    (folder / "train" / "red" / "3.png").write_bytes(b"not a picture")
+    message = fails(capsys, recipe, "--dataset_name", folder, "--dataloader_num_workers", "1")
+    assert "not a readable picture" in message
+    assert "row" in message
+
+
+def test_no_test_split_is_said_plainly(recipe, tmp_path):
+    recipe.write_text(recipe.read_text() + "test_split: null\nmax_steps: 2\n")
+    assert run(lambda: main([str(recipe)])) == 0
+    assert list(facts(tmp_path / "out")["metrics"]) == ["validation"]
+    assert "There was no test split" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_tensorboard_when_asked(recipe, tmp_path):
+    pytest.importorskip("tensorboard", reason="install hfvit[tensorboard]")
+    assert run(lambda: main([str(recipe), "--max_steps", "2", "--report_to", "tensorboard"])) == 0
+    assert list((tmp_path / "out").rglob("events.out.tfevents.*"))
+
+
+def test_a_full_disk_is_not_mistaken_for_a_run(recipe, capsys, tmp_path, monkeypatch):
+    """run.json appears whole or not at all."""
+    monkeypatch.setattr("hfvit.train.write_plots", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with pytest.raises(OSError, match="No space left"):
+        main([str(recipe), "--max_steps", "2"])
+    assert (tmp_path / "out" / "model.safetensors").exists()
+    assert list((tmp_path / "out").glob("checkpoint-*"))
+    shutil.rmtree(tmp_path / "out")

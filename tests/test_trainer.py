@@ -1,0 +1,289 @@
+"""The Trainer against a plain Accelerate loop, against itself split otherwise, and against failure."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import LABELS, MICRO, coloured_split
+from datasets import Image
+from safetensors.torch import load_file
+from timm.optim import create_optimizer_v2
+from torch.utils.data import DataLoader
+from transformers import TrainerCallback, get_cosine_schedule_with_warmup, set_seed
+
+import hfvit.trainer
+from hfvit.checkpoints import check_same_model, claim_output_dir, newest_checkpoint
+from hfvit.data import EpochSampler, ImageDataset
+from hfvit.errors import DataError, ModelError, NonFiniteLossError, RecipeError
+from hfvit.metrics import trainer_metrics
+from hfvit.modeling import build_model
+from hfvit.trainer import HFViTTrainer, fitted_ema_decay
+from hfvit.training_args import HFViTTrainingArguments
+from hfvit.transforms import eval_transform, train_transform
+
+SEED, LR, WEIGHT_DECAY, LAYER_DECAY, SMOOTHING, CLIP = 11, 3e-3, 0.05, 0.8, 0.1, 1.0
+
+
+def parts(rows=40):
+    """The same micro model and data sets each time."""
+    set_seed(SEED)
+    model = build_model(LABELS, architecture="vit_tiny_patch16_224", image_size=16, timm_kwargs=MICRO)
+    cfg = model.config.pretrained_cfg
+    splits = [
+        coloured_split(n, seed).rename_column("img", "image").cast_column("image", Image(decode=False))
+        for n, seed in ((rows, 0), (13, 1))
+    ]
+    train = ImageDataset(splits[0], train_transform(cfg, (0.5, 1.0), (0.75, 4 / 3), 0.5), "train", seed=SEED)
+    return model, train, ImageDataset(splits[1], eval_transform(cfg), "validation")
+
+
+def make_trainer(output_dir, callbacks=None, rows=40, **kwargs):
+    model, train, validation = parts(rows)
+    defaults = {
+        "learning_rate": LR, "weight_decay": WEIGHT_DECAY, "layer_decay": LAYER_DECAY, "max_grad_norm": CLIP,
+        "label_smoothing_factor": SMOOTHING, "global_batch_size": 8, "num_train_epochs": 2, "warmup_steps": 2,
+        "logging_steps": 1, "seed": SEED, "use_cpu": True, "disable_tqdm": True,
+    }  # fmt: skip
+    args = HFViTTrainingArguments(output_dir=str(output_dir), **{**defaults, **kwargs})
+    return HFViTTrainer(
+        model=model,
+        args=args,
+        train_dataset=train,
+        eval_dataset=validation,
+        compute_metrics=trainer_metrics(LABELS),
+        callbacks=callbacks,
+    )
+
+
+def losses(trainer):
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def weights(trainer):
+    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
+
+
+def plain_loop(epochs=2, batch_size=8):
+    """Fine-tuning as accelerate's own examples write it, with timm's optimiser factory; no hfvit but model and data.
+
+    Returns the loss of every step, the gradient norms, and the validation accuracy after each epoch.
+    """
+    model, train, validation = parts()
+    accelerator = Accelerator(cpu=True)
+    sampler = EpochSampler(len(train), batch_size, SEED)
+    loader = DataLoader(train, batch_size=batch_size, sampler=sampler)
+    optimizer = create_optimizer_v2(
+        model.timm_model, opt="adamw", lr=LR, weight_decay=WEIGHT_DECAY, layer_decay=LAYER_DECAY, betas=(0.9, 0.999)
+    )
+    for group in optimizer.param_groups:
+        group["lr"] = LR * group["lr_scale"]
+    scheduler = get_cosine_schedule_with_warmup(optimizer, 2, epochs * len(loader))
+    model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
+    criterion = torch.nn.CrossEntropyLoss(label_smoothing=SMOOTHING)
+    history, norms, accuracies = [], [], []
+    for epoch in range(epochs):
+        sampler.set_epoch(epoch)
+        model.train()
+        for batch in loader:
+            loss = criterion(model(batch["pixel_values"]).logits, batch["labels"])
+            accelerator.backward(loss)
+            norms.append(accelerator.clip_grad_norm_(model.parameters(), CLIP).item())
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+            history.append(loss.item())
+        model.eval()
+        with torch.no_grad():
+            correct = [
+                model(item["pixel_values"][None]).logits.argmax().item() == item["labels"] for item in validation
+            ]
+        accuracies.append(sum(correct) / len(correct))
+    return history, norms, accuracies
+
+
+def test_equals_a_plain_accelerate_loop(tmp_path):
+    expected, norms, accuracies = plain_loop()
+    trainer = make_trainer(tmp_path)
+    trainer.train()
+    assert losses(trainer) == pytest.approx(expected, rel=1e-4)
+    assert [e["grad_norm"] for e in trainer.state.log_history if "loss" in e] == pytest.approx(norms, rel=1e-3)
+    assert [e["eval_accuracy"] for e in trainer.state.log_history if "eval_loss" in e] == pytest.approx(accuracies)
+
+
+def test_batch_8_equals_2_times_4_accumulated(tmp_path):
+    whole = make_trainer(tmp_path / "whole", rows=45)
+    whole.train()
+    split = make_trainer(tmp_path / "split", rows=45, per_device_train_batch_size=4)
+    assert split.args.gradient_accumulation_steps == 2
+    split.train()
+    assert len(losses(whole)) == len(losses(split)) == 10  # 45 rows: 5 whole batches an epoch, either way
+    assert losses(split) == pytest.approx(losses(whole), rel=1e-4)
+
+
+def test_workers_change_nothing(tmp_path):
+    without = make_trainer(tmp_path / "0", num_train_epochs=1)
+    without.train()
+    with_workers = make_trainer(tmp_path / "2", num_train_epochs=1, dataloader_num_workers=2)
+    with_workers.train()
+    assert losses(with_workers) == losses(without)
+
+
+def test_evaluation_loss_is_the_mean_over_images_without_smoothing(tmp_path):
+    trainer = make_trainer(tmp_path, per_device_eval_batch_size=5)
+    metrics = trainer.evaluate()
+    logits = torch.cat([trainer.model.eval()(i["pixel_values"][None]).logits for i in trainer.eval_dataset]).detach()
+    labels = torch.tensor([item["labels"] for item in trainer.eval_dataset])
+    assert metrics["eval_loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"ema_decay": 0.9}, {"per_device_train_batch_size": 4}])
+def test_a_resumed_run_ends_where_an_unbroken_one_does(tmp_path, options):
+    options = {**options, "save_strategy": "steps", "save_steps": 3, "eval_strategy": "steps", "eval_steps": 3}
+    options["save_total_limit"] = 5
+    unbroken = make_trainer(tmp_path / "unbroken", **options)
+    unbroken.model.timm_model.blocks[0].drop_path1 = torch.nn.Dropout(0.1)  # the global generator must be restored
+    unbroken.train()
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 8:
+                raise KeyboardInterrupt
+
+    killed = make_trainer(tmp_path / "killed", [Stop()], **options)
+    killed.model.timm_model.blocks[0].drop_path1 = torch.nn.Dropout(0.1)
+    with pytest.raises(KeyboardInterrupt):
+        killed.train()
+    checkpoint = claim_output_dir(str(tmp_path / "killed"), resume="auto", overwrite=False)
+    assert Path(checkpoint).name == "checkpoint-6"
+    resumed = make_trainer(tmp_path / "killed", **options)
+    resumed.model.timm_model.blocks[0].drop_path1 = torch.nn.Dropout(0.1)
+    resumed.train(resume_from_checkpoint=checkpoint)
+    assert losses(resumed) == losses(unbroken)
+    final = weights(unbroken)
+    assert all(torch.equal(value, final[name]) for name, value in weights(resumed).items())
+
+
+def test_ema_is_the_average_it_says(tmp_path):
+    raw = []
+
+    class Record(TrainerCallback):
+        def on_optimizer_step(self, args, state, control, model=None, **kwargs):
+            raw.append(model.timm_model.head.weight.detach().clone())
+
+    trainer = make_trainer(
+        tmp_path, [Record()], ema_decay=0.999, num_train_epochs=6, load_best_model_at_end=False, save_strategy="no"
+    )
+    trainer.train()
+    steps = len(raw)
+    decay = fitted_ema_decay(0.999, steps)
+    assert decay == pytest.approx(1 - 10 / steps)
+    average = raw[0].clone()
+    for step, value in enumerate(raw[1:], start=1):
+        warm = min(decay, 1 - (1 + step) ** -(2 / 3))
+        average = warm * average + (1 - warm) * value
+    torch.testing.assert_close(trainer.model.timm_model.head.weight.detach(), average)
+
+
+def test_ema_is_what_evaluation_uses_and_training_does_not(tmp_path):
+    plain = make_trainer(tmp_path / "plain")
+    plain.train()
+    averaged = make_trainer(tmp_path / "averaged", ema_decay=0.9)
+    averaged.train()
+    assert losses(averaged) == losses(plain)
+    assert [e.get("eval_loss") for e in averaged.state.log_history] != [
+        e.get("eval_loss") for e in plain.state.log_history
+    ]
+    best = averaged.state.best_model_checkpoint
+    assert torch.equal(
+        averaged.model.timm_model.head.weight, load_file(f"{best}/ema.safetensors")["timm_model.head.weight"]
+    )
+    assert averaged.evaluate()["eval_accuracy"] == averaged.state.best_metric
+
+
+def test_the_best_checkpoint_is_what_remains(tmp_path):
+    trainer = make_trainer(tmp_path, num_train_epochs=4, learning_rate=0.05)
+    trainer.train()
+    history = [entry["eval_accuracy"] for entry in trainer.state.log_history if "eval_accuracy" in entry]
+    assert trainer.evaluate()["eval_accuracy"] == max(history)
+
+
+def test_early_stopping(tmp_path):
+    trainer = make_trainer(
+        tmp_path, num_train_epochs=50, learning_rate=1e-9, warmup_steps=0, early_stopping_patience=2
+    )
+    trainer.train()
+    assert trainer.state.global_step == 3 * 5
+
+
+def test_nan_stops_the_run_and_keeps_the_good_checkpoint(tmp_path, monkeypatch):
+    original, calls = hfvit.trainer.cross_entropy, []
+
+    def breaks_at_step_8(*args, **kwargs):
+        calls.append(1)
+        loss = original(*args, **kwargs)
+        return loss * float("nan") if torch.is_grad_enabled() and sum(calls) > 9 else loss
+
+    monkeypatch.setattr(hfvit.trainer, "cross_entropy", breaks_at_step_8)
+    trainer = make_trainer(tmp_path, logging_steps=100)
+    with pytest.raises(NonFiniteLossError) as caught:
+        trainer.train()
+    message = str(caught.value)
+    assert "at step 9 " in message or "at step 8 " in message
+    assert "checkpoint-5" in message
+    for remedy in ("learning_rate", "max_grad_norm", "bf16", "data"):
+        assert remedy in message
+    assert newest_checkpoint(tmp_path).name == "checkpoint-5"
+    kept = load_file(tmp_path / "checkpoint-5" / "model.safetensors")
+    assert all(torch.isfinite(value).all() for value in kept.values())
+
+
+def test_bf16_on_the_cpu_stays_close_to_fp32(tmp_path):
+    full = make_trainer(tmp_path / "fp32", num_train_epochs=1)
+    full.train()
+    half = make_trainer(tmp_path / "bf16", num_train_epochs=1, bf16=True)
+    half.train()
+    assert losses(half) != losses(full)
+    assert losses(half) == pytest.approx(losses(full), abs=0.05)
+
+
+def test_no_pickle_and_no_problem_type_in_a_checkpoint(tmp_path):
+    trainer = make_trainer(tmp_path, num_train_epochs=1)
+    trainer.train()
+    assert not list(tmp_path.rglob("training_args.bin"))
+    assert "problem_type" not in (tmp_path / "checkpoint-5" / "config.json").read_text()
+
+
+def test_too_few_images_for_one_batch(tmp_path):
+    with pytest.raises(DataError, match="40 training images do not fill one batch"):
+        make_trainer(tmp_path, global_batch_size=64)
+
+
+def test_resuming_without_the_average_it_needs(tmp_path):
+    make_trainer(tmp_path, num_train_epochs=1).train()
+    with pytest.raises(RecipeError, match="was saved without ema_decay"):
+        make_trainer(tmp_path, ema_decay=0.9).train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+
+
+def test_an_output_folder_is_claimed_once(tmp_path):
+    make_trainer(tmp_path, num_train_epochs=1).train()
+    with pytest.raises(RecipeError, match=r"an unfinished run \(checkpoint-5\)"):
+        claim_output_dir(str(tmp_path), resume=None, overwrite=False)
+    assert claim_output_dir(str(tmp_path), resume=None, overwrite=True) is None
+    (tmp_path / "checkpoint-9").mkdir()  # killed in the middle of a save
+    assert claim_output_dir(str(tmp_path), resume="auto", overwrite=False).endswith("checkpoint-5")
+    with pytest.raises(RecipeError, match="no whole checkpoint"):
+        claim_output_dir(str(tmp_path), resume=str(tmp_path / "checkpoint-9"), overwrite=False)
+    (tmp_path / "file").touch()
+    with pytest.raises(RecipeError, match="cannot be written"):
+        claim_output_dir(str(tmp_path / "file" / "out"), resume=None, overwrite=False)
+    other = build_model([*LABELS, "white"], architecture="vit_tiny_patch16_224", image_size=16, timm_kwargs=MICRO)
+    with pytest.raises(ModelError, match="its label_names is"):
+        check_same_model(str(tmp_path / "checkpoint-5"), other.config)
+
+
+def test_fitted_ema_decay():
+    assert fitted_ema_decay(0.9999, 10**7) == 0.9999
+    assert fitted_ema_decay(0.9999, 1000) == pytest.approx(0.99)
+    assert math.isclose(fitted_ema_decay(0.9999, 5), 0.0)
