@@ -177,6 +177,16 @@ class HFViTForImageClassification(TimmWrapperForImageClassification):
                 f" ({shown}{', ...' if len(wrong) > 5 else ''}); check architecture and model_args."
             )
 
+    def save_pretrained(self, save_directory: str | Path, state_dict: dict | None = None, **kwargs):
+        """Save under timm's own weight names, which stock transformers and timm both load.
+
+        The stock class keeps its `timm_model.` prefix unless the weights came from a timm checkpoint (transformers
+        5.23), and timm cannot read that.
+        """
+        state_dict = self.state_dict() if state_dict is None else state_dict
+        plain = {name.removeprefix("timm_model."): value for name, value in state_dict.items()}
+        super().save_pretrained(save_directory, state_dict=plain, **kwargs)
+
     @torch.no_grad()
     def reset_head(self) -> None:
         """Draw the classifier anew: normal weights of `initializer_range`, zero bias."""

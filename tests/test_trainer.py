@@ -187,9 +187,9 @@ def test_ema_is_the_average_it_says(tmp_path):
 
 
 def test_ema_is_what_evaluation_uses_and_training_does_not(tmp_path):
-    plain = make_trainer(tmp_path / "plain")
+    plain = make_trainer(tmp_path / "plain", num_train_epochs=4)
     plain.train()
-    averaged = make_trainer(tmp_path / "averaged", ema_decay=0.9)
+    averaged = make_trainer(tmp_path / "averaged", num_train_epochs=4, ema_decay=0.9)
     averaged.train()
     assert losses(averaged) == losses(plain)
     assert [e.get("eval_loss") for e in averaged.state.log_history] != [
