@@ -31,8 +31,8 @@ def newest_checkpoint(output_dir: str | Path) -> Path | None:
 def claim_output_dir(output_dir: str, resume: str | None, overwrite: bool) -> str | None:
     """The checkpoint to resume from, or None for a new run in a folder that may be written.
 
-    Raises `RecipeError` when the folder already holds a run that neither `resume` nor `overwrite` accounts for, when
-    it cannot be written, or when there is no such checkpoint.
+    Raises `RecipeError` when the folder already holds a run that neither `resume` nor `overwrite` accounts for, or
+    other files that a run would replace; when it cannot be written; or when there is no such checkpoint.
     """
     folder = Path(output_dir)
     try:
@@ -41,21 +41,32 @@ def claim_output_dir(output_dir: str, resume: str | None, overwrite: bool) -> st
             pass
     except OSError as error:
         raise RecipeError(f"output_dir: {output_dir} cannot be written: {error.strerror or error}.") from None
-    if resume == "auto":
-        found = newest_checkpoint(folder)
-        return str(found) if found else None
-    if resume:
-        if not (Path(resume) / "trainer_state.json").is_file():
-            raise RecipeError(f"resume_from_checkpoint: {resume} is no whole checkpoint of a run.")
-        return resume
-    held = checkpoints(folder) or (folder / RUN_FILE).exists()
-    if held and not overwrite:
-        state = "a finished run" if (folder / RUN_FILE).exists() else f"an unfinished run ({held[-1].name})"
-        raise RecipeError(
-            f"output_dir: {output_dir} holds {state}. Continue it with --resume_from_checkpoint auto, discard it with"
-            " --overwrite_output_dir, or choose another output_dir."
+
+    checkpoint = newest_checkpoint(folder) if resume == "auto" else Path(resume) if resume else None
+    if checkpoint and not (checkpoint / "trainer_state.json").is_file():
+        raise RecipeError(f"resume_from_checkpoint: {resume} is no whole checkpoint of a run.")
+    goes_on_here = checkpoint is not None and checkpoint.resolve().parent == folder.resolve()
+    if not goes_on_here and not overwrite:
+        _refuse_if_held(folder)
+    return str(checkpoint) if checkpoint else None
+
+
+def _refuse_if_held(folder: Path) -> None:
+    unfinished = newest_checkpoint(folder)
+    if (folder / RUN_FILE).exists():
+        held, way_on = "a finished run", "Discard"
+    elif unfinished:
+        held, way_on = (
+            f"an unfinished run ({unfinished.name})",
+            "Continue it with --resume_from_checkpoint auto, discard",
         )
-    return None
+    elif any((folder / name).exists() for name in ("README.md", "config.json", "model.safetensors")):
+        held, way_on = "files that are not a run's, and that a run would replace", "Replace"
+    else:
+        return
+    raise RecipeError(
+        f"output_dir: {folder} holds {held}. {way_on} it with --overwrite_output_dir, or choose another output_dir."
+    )
 
 
 def clear_run(output_dir: str | Path) -> None:

@@ -5,6 +5,7 @@ import dataclasses
 import sys
 import textwrap
 
+import hfvit
 from hfvit.errors import run
 from hfvit.shipped import find_recipe, shipped_recipes, summary
 
@@ -34,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="hfvit", description=__import__("hfvit").__doc__)
+    parser = argparse.ArgumentParser(prog="hfvit", description=hfvit.__doc__)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     train_parser = commands.add_parser(

@@ -12,6 +12,9 @@ from hfvit.errors import RecipeError
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 
+# The metrics that are one number: what a training curve shows and what can select a checkpoint.
+SCALAR_METRICS = ("accuracy", "top5_accuracy", "macro_f1", "loss", "ece")
+
 
 def _field(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
@@ -168,8 +171,10 @@ class DataArguments:
     @property
     def loading(self) -> dict[str, Any]:
         """The arguments of `data.load_splits`."""
-        other = {*self.augmentation, "crop_pct", "interpolation", "image_mean", "image_std"}
-        return {key: value for key, value in vars(self).items() if key not in other}
+        keys = ("dataset_name", "dataset_config_name", "dataset_revision", "image_column", "label_column")
+        keys += ("train_split", "validation_split", "test_split", "validation_fraction")
+        keys += ("max_train_samples", "max_eval_samples")
+        return {key: getattr(self, key) for key in keys}
 
 
 @dataclass
@@ -195,3 +200,12 @@ class RunArguments:
         _check(0.0 < self.layer_decay <= 1.0, "layer_decay", self.layer_decay, "0 < factor <= 1")
         _check_fraction("ema_decay", self.ema_decay)
         _check_positive("early_stopping_patience", self.early_stopping_patience)
+        for key in ("per_device_train_batch_size", "per_device_eval_batch_size"):
+            _check_positive(key, getattr(self, key))
+        for key in ("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps"):
+            value = getattr(self, key)
+            _check(0.0 <= value < float("inf"), key, value, "a finite number of 0 or more")
+        _check_fraction("label_smoothing_factor", self.label_smoothing_factor)
+        metric = self.metric_for_best_model
+        known = metric is None or metric.removeprefix("eval_") in SCALAR_METRICS
+        _check(known, "metric_for_best_model", metric, f"one of {', '.join(SCALAR_METRICS)}")

@@ -1,36 +1,24 @@
-"""A `datasets` image set -> train, validation and test splits, label names, and items for the Trainer.
+"""A `datasets` image set -> train, validation and test splits of checked columns, in one label order."""
 
-Images are decoded here, row by row, so that a bad one is named by split and row, and so that the colour conversion is
-the one serving uses.
-"""
-
-import io
-import logging
-import warnings
-from collections.abc import Callable
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
 import numpy as np
-import torch
 from datasets import ClassLabel, Dataset, Image, Value
 from PIL import Image as PILImage
-from PIL import ImageOps
 from sklearn.model_selection import train_test_split
 
 from hfvit.errors import DataError, nearest
 
-logger = logging.getLogger(__name__)
-
+CLASS_TYPES = ("int", "uint", "string", "large_string", "bool")
 LABEL_NAMES = ("label", "labels", "fine_label", "target", "class")
 DIGITS = "digits"
 
 
 @dataclass
 class ImageSplits:
-    """The three splits of one data set, in one label order."""
+    """The three splits of one data set, in one label order; `sources` names the data set's split behind each."""
 
     train: Dataset
     validation: Dataset
@@ -38,7 +26,8 @@ class ImageSplits:
     image_column: str
     label_column: str
     labels: list[str]
-    facts: dict = field(default_factory=dict)
+    sources: dict[str, str]
+    facts: dict
 
     def describe(self) -> str:
         """One line for the log: which columns were taken, and how many images each split has."""
@@ -80,13 +69,15 @@ def load_splits(
     for role, split in loaded.items():
         _check_columns(split, names[role], image_column, label_column)
 
-    raw_labels = {role: split.with_format("numpy")[label_column][:] for role, split in loaded.items()}
+    raw_labels = {role: split[label_column][:] for role, split in loaded.items()}
     labels, indices = encode_labels(features[label_column], raw_labels, names)
     loaded = {role: _standardise(split, image_column, label_column, indices[role]) for role, split in loaded.items()}
     if len(np.unique(indices["train"])) < 2:
         raise DataError(f"Split '{train_split}' holds one class only; a classifier needs two or more.")
 
+    sources = {role: names[role] for role in loaded}
     if "validation" not in loaded:
+        sources["validation"] = train_split
         kept, held_out = _hold_out(indices["train"], validation_fraction, seed, train_split)
         loaded["validation"], loaded["train"] = loaded["train"].select(held_out), loaded["train"].select(kept)
         names["validation"] = f"{train_split}, {validation_fraction:g} held out"
@@ -105,10 +96,16 @@ def load_splits(
             role: {"source": names[role], "rows": len(loaded[role]), "fingerprint": loaded[role]._fingerprint}
             for role in roles
         },
-        "selected_by": "validation",
     }
     return ImageSplits(
-        loaded["train"], loaded["validation"], loaded.get("test"), image_column, label_column, labels, facts
+        train=loaded["train"],
+        validation=loaded["validation"],
+        test=loaded.get("test"),
+        image_column=image_column,
+        label_column=label_column,
+        labels=labels,
+        sources=sources,
+        facts=facts,
     )
 
 
@@ -197,17 +194,24 @@ def _check_columns(split: Dataset, name: str, image_column: str, label_column: s
             )
     if not isinstance(split.features[image_column], Image):
         raise DataError(f"image_column: column '{image_column}' of split '{name}' does not hold images.")
+    label = split.features[label_column]
+    if not isinstance(label, ClassLabel) and not (isinstance(label, Value) and label.dtype.startswith(CLASS_TYPES)):
+        raise DataError(f"label_column: column '{label_column}' of split '{name}' holds {label}, not classes.")
 
 
-def encode_labels(feature, raw_labels: dict, names: dict[str, str]) -> tuple[list[str], dict[str, np.ndarray]]:
-    """Label names in class order, and each split's labels as class indices; labels out of range name their row."""
+def encode_labels(feature, raw_labels: dict[str, list], names: dict[str, str]) -> tuple[list[str], dict]:
+    """Label names in class order, and each split's labels as class indices; a label that is no class names its row.
+
+    `raw_labels` and the indices are by role, `names` gives each role's split.
+    """
+    for role, values in raw_labels.items():
+        if None in values:
+            raise DataError(f"Split '{names[role]}', row {values.index(None)}: the label is missing.")
     if isinstance(feature, ClassLabel):
         labels = list(feature.names)
-        encoded = {role: np.asarray(values) for role, values in raw_labels.items()}
-        if any(values.dtype.kind not in "iu" for values in encoded.values()):
-            raise DataError("The label column has rows without a label; remove them or choose another split.")
+        encoded = {role: np.asarray(values, dtype=np.int64) for role, values in raw_labels.items()}
     else:
-        classes = sorted({value.item() if hasattr(value, "item") else value for value in raw_labels["train"]})
+        classes = sorted(set(raw_labels["train"]))
         labels = [str(value) for value in classes]
         index_of = {value: index for index, value in enumerate(classes)}
         encoded = {role: np.array([index_of.get(v, -1) for v in values]) for role, values in raw_labels.items()}
@@ -215,10 +219,10 @@ def encode_labels(feature, raw_labels: dict, names: dict[str, str]) -> tuple[lis
         wrong = np.flatnonzero((values < 0) | (values >= len(labels)))
         if len(wrong):
             row = int(wrong[0])
-            value = raw_labels[role][row]
             raise DataError(
-                f"Split '{names[role]}', row {row}: label {value!r} is outside the {len(labels)} classes"
-                f" ({len(wrong)} such rows); a test split without labels cannot be evaluated."
+                f"Split '{names[role]}', row {row}: label {raw_labels[role][row]!r} is outside the {len(labels)}"
+                f" classes ({len(wrong)} such rows). Remove them or choose another split; a split without labels (-1)"
+                " can neither train nor test."
             )
     if len(set(labels)) != len(labels):
         raise DataError("Two classes have the same name; rename one of them.")
@@ -226,11 +230,11 @@ def encode_labels(feature, raw_labels: dict, names: dict[str, str]) -> tuple[lis
 
 
 def _standardise(split: Dataset, image_column: str, label_column: str, labels: np.ndarray) -> Dataset:
-    """Columns `image` (undecoded bytes) and `label` (class index) only."""
+    """Columns `image` (undecoded bytes), `label` (class index) and `row` (in the data set's split) only."""
     table = split.select_columns([image_column]).cast_column(image_column, Image(decode=False))
     if image_column != "image":
         table = table.rename_column(image_column, "image")
-    return table.add_column("label", labels.astype(np.int64))
+    return table.add_column("label", labels.astype(np.int64)).add_column("row", np.arange(len(table)))
 
 
 def _hold_out(labels: np.ndarray, fraction: float, seed: int, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -251,86 +255,3 @@ def _at_most(split: Dataset, limit: int | None, seed: int) -> Dataset:
         return split
     rows = np.random.default_rng(seed).permutation(len(split))[:limit]
     return split.select(np.sort(rows))
-
-
-def to_rgb(image: PILImage.Image) -> PILImage.Image:
-    """Any PIL image as RGB, upright by its EXIF orientation, as transformers' `load_image` does for serving.
-
-    Pillow clips 16-bit and floating-point greys at 255; those are scaled by their own range of values instead.
-    """
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "F" or image.mode.startswith("I"):
-        values = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if image.mode != "F" and values.max() > 255 else max(values.max(), 255.0)
-        image = PILImage.fromarray(np.clip(values * (255.0 / top), 0, 255).astype(np.uint8))
-    return image.convert("RGB")
-
-
-@contextmanager
-def seeded(*entropy: int):
-    """Draw from torch's CPU generator as if freshly seeded with `entropy`, then put its state back."""
-    state = torch.get_rng_state()
-    # Not torch.manual_seed: that queues a call for every device, once an image.
-    torch.default_generator.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1))
-    try:
-        yield
-    finally:
-        torch.set_rng_state(state)
-
-
-class ImageDataset(torch.utils.data.Dataset):
-    """Items `{"pixel_values": (3, height, width) float32, "labels": int}` of one split.
-
-    Indexed by a row, or by `(epoch, row)` as `EpochSampler` yields it: the transform then draws from a generator
-    seeded by (seed, epoch, row), so that an image is augmented alike on one process or four, with or without workers,
-    in an unbroken run or a resumed one.
-    """
-
-    def __init__(self, split: Dataset, transform: Callable, name: str, seed: int = 0):
-        self.split, self.transform, self.name, self.seed = split, transform, name, seed
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def __getitem__(self, index: int | tuple[int, int]) -> dict:
-        epoch, row = index if isinstance(index, tuple) else (0, index)
-        example = self.split[int(row)]
-        with seeded(self.seed, epoch, row):
-            return {"pixel_values": self.transform(self.decode(example["image"], row)), "labels": example["label"]}
-
-    def decode(self, encoded: dict | None, row: int) -> PILImage.Image:
-        """The row's picture as RGB; `DataError` names the row of a file that is no picture."""
-        try:
-            source = io.BytesIO(encoded["bytes"]) if encoded.get("bytes") else encoded["path"]
-            with warnings.catch_warnings():
-                # A picture beyond Pillow's limit of pixels is refused, not only warned about.
-                warnings.simplefilter("error", PILImage.DecompressionBombWarning)
-                with PILImage.open(source) as image:
-                    return to_rgb(image)
-        except Exception as error:
-            raise DataError(
-                f"Split '{self.name}', row {int(row)}: not a readable picture ({type(error).__name__}:"
-                f" {' '.join(str(error).split())}); mend or remove it."
-            ) from None
-
-
-class EpochSampler(torch.utils.data.Sampler):
-    """Shuffled `(epoch, row)` pairs, a whole number of global batches an epoch.
-
-    The order depends on (seed, epoch) alone, so every process and a resumed run draw the same one. The rows that do
-    not fill a global batch sit out that epoch, which makes batch 8 the same as 2 x 4 accumulated or on 2 processes.
-    """
-
-    def __init__(self, rows: int, global_batch_size: int, seed: int):
-        self.rows, self.global_batch_size, self.seed = rows, global_batch_size, seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self.rows - self.rows % self.global_batch_size
-
-    def __iter__(self):
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.rows)[: len(self)]
-        return ((self.epoch, int(row)) for row in order)

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 from transformers.image_utils import load_image
 
-from hfvit.data import to_rgb
 from hfvit.errors import ModelError
+from hfvit.images import to_rgb
 
 
 class Classifier:
@@ -48,7 +49,8 @@ def load_classifier(path: str | Path, device: str | None = None, **kwargs) -> Cl
 
     `device` is CUDA where there is one unless given; `kwargs` go to `from_pretrained` (revision, token, ...).
     """
-    if str(path).startswith((".", "/", "~")) and not Path(path).is_dir():
+    path = Path(path).expanduser() if str(path).startswith((".", "/", "~")) else path
+    if isinstance(path, Path) and not path.is_dir():
         raise ModelError(f"There is no folder {path}.")
     try:
         config = AutoConfig.from_pretrained(path, **kwargs)
@@ -67,8 +69,9 @@ def _batches(images: Iterable[Any], size: int) -> Iterator[list]:
 
 
 def _load(image: Any):
-    from PIL import Image
-
     if isinstance(image, np.ndarray):
         image = Image.fromarray(image)
-    return to_rgb(image) if isinstance(image, Image.Image) else load_image(str(image))
+    elif not isinstance(image, Image.Image):
+        # A file is opened here: load_image clips 16-bit greys, which training scales.
+        image = Image.open(image) if Path(image).is_file() else load_image(str(image))
+    return to_rgb(image)

@@ -7,10 +7,9 @@ from scipy.special import log_softmax
 from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-CALIBRATION_BINS = 15
+from hfvit.config import SCALAR_METRICS
 
-# What a training curve can show; the rest is for run.json.
-SCALARS = ("accuracy", "top5_accuracy", "macro_f1", "loss", "ece")
+CALIBRATION_BINS = 15
 
 
 class ImageClassificationMetric(evaluate.Metric):
@@ -91,6 +90,6 @@ def trainer_metrics(labels: list[str]):
 
     def compute_metrics(prediction) -> dict[str, float]:
         computed = metric.compute(predictions=prediction.predictions, references=prediction.label_ids)
-        return {key: computed[key] for key in SCALARS}
+        return {key: computed[key] for key in SCALAR_METRICS}
 
     return compute_metrics

@@ -4,8 +4,9 @@ The checkpoint keeps `model_type: timm_wrapper` and timm's own weight names, so 
 `pipeline("image-classification")` and `timm.create_model` all read it without hfvit.
 """
 
+import copy
 import logging
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import logging as transformers_logging
 
+from hfvit.attention import recorded_attention
 from hfvit.errors import ModelError, nearest
 from hfvit.param_groups import classifier_parameters, freeze
 
@@ -33,9 +35,7 @@ class HFViTConfig(TimmWrapperConfig):
     """
 
     @classmethod
-    def from_architecture(
-        cls, architecture: str, labels: list[str], image_size: int | None = None, **model_args
-    ) -> "HFViTConfig":
+    def from_architecture(cls, architecture: str, labels: list[str], **model_args) -> "HFViTConfig":
         """Configuration of an untrained timm model; `model_args` go to `timm.create_model`."""
         if not timm.is_model(architecture):
             raise ModelError(
@@ -43,16 +43,13 @@ class HFViTConfig(TimmWrapperConfig):
             )
         cfg = timm.get_pretrained_cfg(architecture)
         pretrained_cfg = {k: v for k, v in (cfg.to_dict() if cfg else {}).items() if k not in _ORIGIN_KEYS}
-        config = cls(
+        return cls(
             architecture=architecture,
             model_args=dict(model_args),
             pretrained_cfg=pretrained_cfg,
             id2label=dict(enumerate(labels)),
             label2id={label: index for index, label in enumerate(labels)},
         )
-        if image_size:
-            config.set_image_size(image_size, is_argument=True)
-        return config
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -88,7 +85,9 @@ class HFViTForImageClassification(TimmWrapperForImageClassification):
             super().__init__(config)
         except TypeError as error:
             raise ModelError(f"{config.architecture} does not take one of {config.model_args}: {error}.") from None
-        self.frozen_parameters: frozenset[str] = frozenset()
+        self._frozen_modules: list[nn.Module] = []
+        # What FSDP wraps; the stock value names a class that the model does not contain.
+        self._no_split_modules = sorted({type(block).__name__ for block in getattr(self.timm_model, "blocks", ())})
 
     def init_weights(self):
         """Leave timm's own initialisation of a new model alone; the stock class redraws it from a normal."""
@@ -114,6 +113,7 @@ class HFViTForImageClassification(TimmWrapperForImageClassification):
         Raises `ModelError` for another kind of checkpoint, or when anything but a new head would be left untrained.
         """
         hub = ("revision", "cache_dir", "token", "local_files_only", "force_download", "subfolder")
+        kwargs.pop("config", None)  # the checkpoint's own, with the changes asked for here, is the only one that fits
         config = cls._load_config(pretrained_model_name_or_path, **{key: kwargs[key] for key in hub if key in kwargs})
         old_labels = [config.id2label[index] for index in range(config.num_labels)]
         labels = _requested_labels(labels, old_labels, kwargs)
@@ -147,7 +147,7 @@ class HFViTForImageClassification(TimmWrapperForImageClassification):
 
     @classmethod
     def _load_config(cls, name: str | Path, **hub_kwargs) -> HFViTConfig:
-        if str(name).startswith((".", "/", "~")) and not Path(name).is_dir():
+        if str(name).startswith((".", "/")) and not Path(name).is_dir():
             raise ModelError(f"model_name_or_path: there is no folder {name}.")
         try:
             raw, _ = HFViTConfig.get_config_dict(name, **hub_kwargs)
@@ -209,20 +209,32 @@ class HFViTForImageClassification(TimmWrapperForImageClassification):
         if resizable:
             self.timm_model.set_input_size(img_size=(image_size, image_size))
         self.config.set_image_size(image_size, is_argument=resizable)
+        self._check_rebuilt()
+
+    def _check_rebuilt(self) -> None:
+        """Raise `ModelError` unless the configuration builds a model that takes these weights (windows may not)."""
+        with torch.device("meta"):
+            rebuilt = type(self)(self.config).state_dict()
+        changed = [name for name, value in self.state_dict().items() if rebuilt[name].shape != value.shape]
+        if changed:
+            raise ModelError(
+                f"image_size: {self.config.architecture} cannot change to {self.config.image_size[0]} px and be"
+                f" loaded again ({changed[0].removeprefix('timm_model.')} takes another shape); keep its own size, or"
+                " give the window size in model_args."
+            )
 
     def freeze(self, part: str | int) -> None:
         """Stop training `"backbone"`, or the stem and the first `part` blocks; their dropout and statistics too."""
-        self.frozen_parameters = frozenset(freeze(self.timm_model, part))
+        freeze(self.timm_model, part)
+        parts = [(module, list(module.parameters())) for module in self.timm_model.modules()]
+        self._frozen_modules = [m for m, own in parts if own and not any(p.requires_grad for p in own)]
         self.train(self.training)
 
     def train(self, mode: bool = True):
         """Frozen modules stay in evaluation mode: no dropout, no moving statistics."""
         super().train(mode)
-        if mode and self.frozen_parameters:
-            for module in self.timm_model.modules():
-                own = list(module.parameters())
-                if own and not any(parameter.requires_grad for parameter in own):
-                    module.eval()
+        for module in self._frozen_modules:
+            module.eval()
         return self
 
     def forward(
@@ -261,23 +273,6 @@ def check_patches(timm_model: nn.Module, image_size: int) -> None:
         )
 
 
-@contextmanager
-def recorded_attention(timm_model: nn.Module):
-    """Collect softmaxed attention weights while the body runs, with timm's unfused attention."""
-    layers = [block.attn for block in getattr(timm_model, "blocks", ()) if hasattr(block, "attn")]
-    layers = [layer for layer in layers if hasattr(layer, "fused_attn") and hasattr(layer, "attn_drop")]
-    if not layers:
-        raise ModelError(f"output_attentions: {type(timm_model).__name__} has no plain attention blocks to record.")
-    maps: list[torch.Tensor] = []
-    with ExitStack() as stack:
-        for layer in layers:
-            stack.callback(setattr, layer, "fused_attn", layer.fused_attn)
-            layer.fused_attn = False
-            hook = layer.attn_drop.register_forward_pre_hook(lambda _, inputs: maps.append(inputs[0]))
-            stack.callback(hook.remove)
-        yield maps
-
-
 def build_model(
     labels: list[str],
     model_name_or_path: str | None = None,
@@ -292,25 +287,45 @@ def build_model(
 
     `preprocessing` overrides `mean`, `std`, `interpolation`, `crop_pct` of the pretrained model.
     """
-    if model_name_or_path:
-        model = HFViTForImageClassification.from_pretrained(
-            model_name_or_path,
-            labels=labels,
-            image_size=image_size,
-            timm_kwargs=timm_kwargs,
-            revision=revision or "main",
-            dtype=torch.float32,
-        )
-    else:
-        try:
-            config = HFViTConfig.from_architecture(architecture, labels, image_size, **(timm_kwargs or {}))
-            model = HFViTForImageClassification(config)
-        except (TypeError, AssertionError, RuntimeError) as error:
-            raise ModelError(f"{architecture} cannot be built with {timm_kwargs}: {error}.") from error
-        check_patches(model.timm_model, config.image_size[0])
+    origin = str(Path(model_name_or_path).expanduser()) if model_name_or_path else architecture
+    try:
+        if model_name_or_path:
+            model = HFViTForImageClassification.from_pretrained(
+                origin,
+                labels=labels,
+                image_size=image_size,
+                timm_kwargs=timm_kwargs,
+                revision=revision or "main",
+                dtype=torch.float32,
+            )
+        else:
+            model = _new_model(architecture, labels, image_size, timm_kwargs or {})
+    except (TypeError, AssertionError, RuntimeError, OSError) as error:
+        arguments = f" with {timm_kwargs}" if timm_kwargs else ""
+        raise ModelError(f"{origin} cannot be built{arguments}: {' '.join(str(error).split())}") from error
     model.config.set_preprocessing(**(preprocessing or {}))
     if frozen:
         model.freeze(int(frozen) if str(frozen).isdigit() else frozen)
+    return model
+
+
+def _new_model(
+    architecture: str, labels: list[str], image_size: int | None, timm_kwargs: dict[str, Any]
+) -> HFViTForImageClassification:
+    """An untrained model built for `image_size`, by argument where its architecture has one for it."""
+    config = HFViTConfig.from_architecture(architecture, labels, **timm_kwargs)
+    if image_size is None or "img_size" in timm_kwargs:
+        return HFViTForImageClassification(config)
+    own_config = copy.deepcopy(config)
+    config.set_image_size(image_size, is_argument=True)
+    try:
+        model = HFViTForImageClassification(config)
+    except ModelError as error:
+        if "'img_size'" not in str(error):
+            raise
+        model = HFViTForImageClassification(own_config)  # a network that takes images of any size
+        model.set_image_size(image_size)
+    check_patches(model.timm_model, image_size)
     return model
 
 

@@ -5,7 +5,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
@@ -16,6 +16,13 @@ from hfvit.shipped import find_recipe
 from hfvit.training_args import HFViTTrainingArguments
 
 SECRETS = re.compile(r"token", re.IGNORECASE)
+_SECTIONS = (ModelArguments, DataArguments, HFViTTrainingArguments)
+_FIELDS = {field.name: field for section in _SECTIONS for field in dataclasses.fields(section)}
+_OPTIONAL = {
+    name: type(None) in get_args(hint) for section in _SECTIONS for name, hint in get_type_hints(section).items()
+}
+# Of TrainingArguments' fields, those that a reader of recipe.yaml wants to see even at their defaults.
+_ALWAYS_RESOLVED = ("learning_rate", "weight_decay", "num_train_epochs", "max_steps", "optim", "max_grad_norm", "seed")
 
 
 @dataclass
@@ -43,7 +50,7 @@ class _RecipeParser(HfArgumentParser):
 def build_parser() -> HfArgumentParser:
     """Every key of a recipe as an option; `--help` prints them all."""
     return _RecipeParser(
-        (ModelArguments, DataArguments, HFViTTrainingArguments),
+        _SECTIONS,
         prog="hfvit/train.py RECIPE",
         allow_abbrev=False,
         description="Train from a recipe: a shipped name or a YAML file. Options given here beat the file's values.",
@@ -63,8 +70,7 @@ def load_recipe(argv: list[str]) -> Recipe:
 
     # Each value goes through the parser as if it had been typed. That coerces what YAML 1.1 misreads (1e-4 is a
     # string to it, `no` is False), checks it once, and lets the command line, which comes last, win.
-    nothing = {key: None for key, value in file_values.items() if value is None}
-    parser.set_defaults(**nothing)
+    parser.set_defaults(**{key: None for key, value in file_values.items() if value is None})
     typed = [word for key, value in file_values.items() if value is not None for word in _as_option(key, value)]
     try:
         from_file = parser.parse_args(typed)
@@ -79,7 +85,12 @@ def load_recipe(argv: list[str]) -> Recipe:
         model, data, training = parser.parse_dict(vars(namespace))
     except RecipeError as error:
         raise RecipeError(f"{source}: {error}") from None
-    except (ValueError, NotImplementedError, ImportError) as error:  # raised by TrainingArguments' own checks
+    except (
+        ValueError,
+        TypeError,
+        NotImplementedError,
+        ImportError,
+    ) as error:  # raised by TrainingArguments' own checks
         raise RecipeError(f"{source}: {' '.join(str(error).split())}") from None
 
     given = {**file_values, **_changed(vars(from_file), vars(namespace))}
@@ -104,6 +115,8 @@ def read_recipe(path: Path, takes_list: dict[str, bool]) -> dict[str, Any]:
     for key, value in values.items():
         if key not in takes_list:
             raise RecipeError(f"{path}: unknown key '{key}'.{nearest(str(key), takes_list)}")
+        if value is None and not _OPTIONAL[key]:
+            raise RecipeError(f"{path}: {key} cannot be null; leave the line out for its default.")
         if isinstance(value, list) and not takes_list[key]:
             raise RecipeError(f"{path}: {key} takes one value, not the list {value}.")
     return values
@@ -114,8 +127,7 @@ def _as_option(key: str, value: Any) -> list[str]:
         return [f"--{key}", *map(str, value)]
     if isinstance(value, dict):
         return [f"--{key}={json.dumps(value)}"]
-    fields = HFViTTrainingArguments.__dataclass_fields__
-    if value is False and key in fields and isinstance(fields[key].default, str):
+    if value is False and isinstance(_FIELDS[key].default, str):
         return [f"--{key}=no"]  # YAML 1.1's reading of a bare `no`
     return [f"--{key}={value}"]
 
@@ -125,11 +137,16 @@ def _changed(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
 
 
 def _resolved(model, data, training, typed: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """hfvit's own fields in full; of TrainingArguments' fields those that were given."""
+    """hfvit's own fields in full; of TrainingArguments' the usual ones and those that were given."""
     own = {**dataclasses.asdict(model), **dataclasses.asdict(data)}
     own |= {field.name: getattr(training, field.name) for field in dataclasses.fields(RunArguments)}
-    theirs = {key: typed[key] for key in given if key not in own and not SECRETS.search(key)}
-    values = {**own, **theirs}
-    values.pop("overwrite_output_dir")  # an act of the moment, not a property of the run
-    values.pop("resume_from_checkpoint", None)
-    return {key: value for key, value in values.items() if value is not None}
+    redefined = [name for name in HFViTTrainingArguments.__annotations__ if name not in own]
+    theirs = {key: typed[key] for key in (*_ALWAYS_RESOLVED, *redefined, *given) if key not in own}
+    moment = ("overwrite_output_dir", "resume_from_checkpoint")  # acts, not properties of the run
+    return {
+        key: value
+        for key, value in {**own, **theirs}.items()
+        if key not in moment
+        and not SECRETS.search(key)
+        and not (value is None and _FIELDS[key].default is None)  # null only where that is not the default
+    }

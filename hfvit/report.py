@@ -11,6 +11,7 @@ import numpy as np
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
+MOST_NAMES = 120  # class names along an axis; more could not be read
 
 
 def summary_table(facts: dict, output_dir: str | Path) -> str:
@@ -30,12 +31,14 @@ def summary_table(facts: dict, output_dir: str | Path) -> str:
         for split, m in facts["metrics"].items()
     ]
     model, training = facts["model"], facts["training"]
+    resumed = f", resumed at step {training['resumed_at_step']:,}" if training["resumed_at_step"] else ""
     lines = [
         *_aligned([header, *rows]),
         "",
         f"model      {model['architecture']}, {model['image_size'][0]} px, {model['parameters'] / 1e6:.1f} M weights"
         f" ({model['trained_parameters'] / 1e6:.1f} M trained)",
-        f"training   {training['steps']:,} steps, {training['epochs']:.4g} epochs in {duration(training['seconds'])},"
+        f"training   {training['steps']:,} steps, {training['epochs']:.4g} epochs{resumed};"
+        f" {duration(training['seconds'])},"
         f" {training['images_per_second']:,.0f} images/s, {training['processes']} process(es),"
         f" precision {training['precision']}",
         f"selected   step {training['best_step']} by validation {training['best_metric_name']}"
@@ -88,7 +91,7 @@ def learning_curves(history: list[dict]):
     )
     for axis, title, curves in panels:
         for key, label, colour in curves:
-            points = [(entry["step"], entry[key]) for entry in history if key in entry]
+            points = [(entry["step"], entry[key]) for entry in history if entry.get(key) is not None]
             if points:
                 marker = "o" if key.startswith("eval") or len(points) < 20 else None
                 axis.plot(*zip(*points, strict=True), color=colour, label=label, marker=marker, markersize=4)
@@ -108,8 +111,9 @@ def confusion_figure(metrics: dict, role: str):
     figure, axis = plt.subplots(figsize=(side + 1.2, side))
     image = axis.imshow(shares, cmap="cividis_r", vmin=0, vmax=1)
     font = 9 if len(names) <= 30 else 6
-    axis.set_xticks(range(len(names)), names, rotation=90, fontsize=font)
-    axis.set_yticks(range(len(names)), names, fontsize=font)
+    ticks, shown = (range(len(names)), names) if len(names) <= MOST_NAMES else ([], [])
+    axis.set_xticks(ticks, shown, rotation=90, fontsize=font)
+    axis.set_yticks(ticks, shown, fontsize=font)
     axis.set(title=f"Confusion on the {role} split", xlabel="predicted", ylabel="true")
     if len(names) <= 20:
         for i, j in np.argwhere(matrix > 0):
@@ -129,7 +133,8 @@ def per_class_figure(metrics: dict, role: str):
     recalls = [entry["recall"] for entry in classes]
     axis.barh(range(len(classes)), recalls, color=BLUE)
     axis.axvline(metrics["accuracy"], color=ORANGE, linewidth=1.5, label=f"all classes {metrics['accuracy']:.2%}")
-    axis.set_yticks(range(len(classes)), [entry["label"] for entry in classes], fontsize=font)
+    if len(classes) <= MOST_NAMES:
+        axis.set_yticks(range(len(classes)), [entry["label"] for entry in classes], fontsize=font)
     axis.set(title=f"Accuracy by class on the {role} split", xlabel="accuracy", ylim=(-0.6, len(classes) - 0.4))
     # Differences show where they are; the axis says that it does not start at zero.
     axis.set_xlim(max(0.0, min(recalls) - 0.05), 1.0)

@@ -1,6 +1,7 @@
 """The facts of a run, as run.json holds them: what report, card and push read instead of live objects."""
 
 import json
+import math
 import platform
 import shlex
 import sys
@@ -25,6 +26,7 @@ def collect_facts(recipe, splits, model, trainer, output, metrics: dict) -> dict
     args, state = recipe.training, trainer.state
     steps = state.global_step - trainer._initial_global_step
     seconds = output.metrics["train_runtime"]
+    best = state.best_model_checkpoint if args.load_best_model_at_end else None
     this_session = [entry for entry in state.log_history if entry["step"] > trainer._initial_global_step]
     evaluating = sum(entry.get("eval_runtime", 0.0) for entry in this_session)
     return {
@@ -42,16 +44,16 @@ def collect_facts(recipe, splits, model, trainer, output, metrics: dict) -> dict
                 for key in ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
             },
         },
-        "data": splits.facts,
+        "data": {**splits.facts, "selected_by": "validation" if best else None},
         "recipe": recipe.values,
         "seeds": {"seed": args.seed, "data_seed": args.data_seed, "full_determinism": args.full_determinism},
         "metrics": metrics,
         "training": {
             "steps": state.global_step,
             "epochs": state.epoch,
-            "best_step": state.best_global_step,
-            "best_metric": state.best_metric,
-            "best_metric_name": args.metric_for_best_model,
+            "best_step": int(Path(best).name.removeprefix("checkpoint-")) if best else None,
+            "best_metric": state.best_metric if best else None,
+            "best_metric_name": args.metric_for_best_model if best else None,
             "seconds": seconds,
             "images_per_second": steps * args.global_batch_size / max(seconds - evaluating, 1e-9),
             "resumed_at_step": trainer._initial_global_step,
@@ -62,19 +64,24 @@ def collect_facts(recipe, splits, model, trainer, output, metrics: dict) -> dict
         },
         "versions": {"python": platform.python_version(), **_versions()},
         "hardware": hardware(),
-        "history": state.log_history,
+        "history": [{key: _json_number(value) for key, value in entry.items()} for entry in state.log_history],
     }
 
 
 def write_facts(facts: dict, output_dir: str | Path) -> None:
-    """Write run.json whole or not at all. Infinite and NaN values are refused: JSON has none."""
+    """Write run.json whole or not at all."""
     write_text(Path(output_dir) / RUN_FILE, json.dumps(facts, indent=2, allow_nan=False, default=str) + "\n")
 
 
+def _json_number(value):
+    """JSON has no NaN and no infinity; fp16's loss scaler meets infinite gradient norms as a matter of course."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def command_line() -> str:
-    """The command as typed, without the value of any option that names a token."""
-    words, hide = [], False
-    for word in sys.argv:
+    """The command as typed, without the folder of its program and the value of any option that names a token."""
+    words, hide = [Path(sys.argv[0]).name], False
+    for word in sys.argv[1:]:
         option, _, value = word.partition("=")
         is_secret = option.startswith("--") and "token" in option.lower()
         words.append("***" if hide else f"{option}=***" if is_secret and value else word)

@@ -7,10 +7,11 @@ from pathlib import Path
 from transformers import set_seed
 
 from hfvit.checkpoints import check_same_model, claim_output_dir, clear_run, remove_checkpoints, write_text
-from hfvit.data import ImageDataset, load_splits
+from hfvit.data import load_splits
 from hfvit.errors import run
 from hfvit.hardware import use_all_cores
 from hfvit.hub import write_model_card
+from hfvit.images import ImageDataset
 from hfvit.metrics import ImageClassificationMetric, trainer_metrics
 from hfvit.modeling import build_model
 from hfvit.recipe import load_recipe
@@ -27,12 +28,11 @@ def main(argv: list[str] | None = None) -> None:
     # Parse
     recipe = load_recipe(sys.argv[1:] if argv is None else argv)
     args, data_args, model_args = recipe.training, recipe.data, recipe.model
-    logging.basicConfig(format="%(message)s", level=logging.INFO if args.process_index == 0 else logging.WARNING)
+    logging.basicConfig(format="%(message)s")
+    logger.setLevel(logging.INFO if args.process_index == 0 else logging.WARNING)
     if args.device.type == "cpu":
         use_all_cores(args.world_size)
     checkpoint = claim_output_dir(args.output_dir, args.resume_from_checkpoint, args.overwrite_output_dir)
-    if args.overwrite_output_dir and args.should_save and checkpoint is None:
-        clear_run(args.output_dir)
 
     # Load
     with args.main_process_first(desc="loading the data set"):
@@ -59,19 +59,21 @@ def main(argv: list[str] | None = None) -> None:
     trainer = HFViTTrainer(
         model=model,
         args=args,
-        train_dataset=ImageDataset(splits.train, augment, "train", seed=args.seed),
-        eval_dataset=ImageDataset(splits.validation, preprocess, "validation"),
+        train_dataset=ImageDataset(splits.train, augment, splits.sources["train"], seed=args.seed),
+        eval_dataset=ImageDataset(splits.validation, preprocess, splits.sources["validation"]),
         compute_metrics=trainer_metrics(splits.labels),
     )
 
     # Train
+    if args.overwrite_output_dir and args.should_save and checkpoint is None:
+        clear_run(args.output_dir)  # not before everything that a new run needs is known to work
     output = trainer.train(resume_from_checkpoint=checkpoint)
 
     # Evaluate: the test split once, after everything that selects
-    metrics = {}
+    metrics, trainer.compute_metrics = {}, None
     for role, split in (("validation", splits.validation), ("test", splits.test)):
         if split is not None:
-            prediction = trainer.predict(ImageDataset(split, preprocess, role), metric_key_prefix=role)
+            prediction = trainer.predict(ImageDataset(split, preprocess, splits.sources[role]), metric_key_prefix=role)
             metric = ImageClassificationMetric(splits.labels)
             metrics[role] = metric.compute(predictions=prediction.predictions, references=prediction.label_ids)
 

@@ -11,8 +11,8 @@ from torch import nn
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
 from hfvit.checkpoints import newest_checkpoint
-from hfvit.data import EpochSampler
 from hfvit.errors import DataError, NonFiniteLossError, RecipeError
+from hfvit.images import EpochSampler
 from hfvit.losses import cross_entropy
 from hfvit.param_groups import build_param_groups
 
@@ -45,8 +45,7 @@ class HFViTTrainer(Trainer):
                 raise RecipeError("ema_decay: averaging sharded weights is not supported; set it to null.")
             self.ema = ModelEmaV3(self.model, decay=self.args.ema_decay, use_warmup=True)
             self.add_callback(_EmaCallback(self.ema))
-        self._last_good_loss = torch.full((), float("nan"), device=self.args.device)
-        self._first_bad_step = torch.full((), -1, dtype=torch.long, device=self.args.device)
+        self._watch = _LossWatch(self.args.device)
 
     # Optimisation
 
@@ -69,7 +68,13 @@ class HFViTTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset=None) -> EpochSampler:
         rows = len(self.train_dataset if train_dataset is None else train_dataset)
-        return EpochSampler(rows, self.args.global_batch_size, self._data_seed)
+        self._epoch_sampler = EpochSampler(rows, self.args.global_batch_size, self._data_seed)
+        return self._epoch_sampler
+
+    def _run_epoch(self, *args, epoch: int, **kwargs):
+        # The Trainer tells the epoch to two layers of samplers; a run resumed on several processes has three.
+        self._epoch_sampler.set_epoch(epoch)
+        return super()._run_epoch(*args, epoch=epoch, **kwargs)
 
     @property
     def _data_seed(self) -> int:
@@ -83,35 +88,33 @@ class HFViTTrainer(Trainer):
         loss = cross_entropy(outputs.logits, labels, smoothing)
         return (loss, outputs) if return_outputs else loss
 
-    # A NaN ends the run. The loss is watched on its device and read only when the Trainer stops to log anyway.
+    # A NaN ends the run. Loss and gradient are watched on their device and read only when the Trainer stops to log.
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
-        finite = torch.isfinite(loss)
-        self._last_good_loss = torch.where(finite, loss.float(), self._last_good_loss)
-        already_bad = finite | (self._first_bad_step >= 0)
-        self._first_bad_step = torch.where(already_bad, self._first_bad_step, self.state.global_step + 1)
+        self._watch.add(loss)
         return loss
 
-    def _maybe_log_save_evaluate(self, tr_loss, grad_norm, *args, **kwargs):
-        control = self.control
-        if control.should_log or control.should_evaluate or control.should_save:
-            self._require_finite_loss(grad_norm)
-        super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
+    def _maybe_log_save_evaluate(self, tr_loss, grad_norm, *args, learning_rate=None, **kwargs):
+        # fp16's scaler skips steps of infinite gradients, as it should.
+        norm = None if self.accelerator.optimizer_step_was_skipped else grad_norm
+        self._watch.end_step(self.state.global_step, norm, learning_rate)
+        if self.control.should_log or self.control.should_evaluate or self.control.should_save:
+            self._require_finite()
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, learning_rate=learning_rate, **kwargs)
 
-    def _require_finite_loss(self, grad_norm) -> None:
-        """Called before anything is logged, evaluated or saved: no broken checkpoint replaces a good one."""
-        step = int(self._first_bad_step)
-        if step < 0:
+    def _require_finite(self) -> None:
+        """Called before anything is logged, evaluated or saved, and at the end: no broken weights are kept."""
+        bad_steps = self.accelerator.gather(self._watch.bad_step.reshape(1))
+        if not (bad_steps >= 0).any():
             return
+        step = int(bad_steps[bad_steps >= 0].min())
+        loss, norm, learning_rate = self._watch.last_good.tolist()
         checkpoint = newest_checkpoint(self.args.output_dir)
         kept = f"The last good checkpoint is {checkpoint}." if checkpoint else "No checkpoint had been saved yet."
-        # The Trainer scales micro-batch losses down by the accumulation steps; report the batch's own.
-        last_good = float(self._last_good_loss) * self.args.gradient_accumulation_steps
-        norm = float("nan") if grad_norm is None else float(grad_norm)
         raise NonFiniteLossError(
-            f"the loss became NaN or infinite at step {step} (last good loss {last_good:.4g}, learning rate"
-            f" {self._get_learning_rate():.3g}, gradient norm {norm:.3g}). {kept} Lower learning_rate or lengthen"
+            f"the loss or its gradient became NaN or infinite at step {step} (before that: loss {loss:.4g}, learning"
+            f" rate {learning_rate:.3g}, gradient norm {norm:.3g}). {kept} Lower learning_rate or lengthen"
             f" warmup_steps, clip harder (max_grad_norm {self.args.max_grad_norm:g}), use bf16 instead of fp16, and"
             " look for broken images or labels in the data."
         )
@@ -158,6 +161,7 @@ class HFViTTrainer(Trainer):
     def train(self, *args, **kwargs):
         """Train; the model then holds the weights to ship (the best checkpoint's, averaged with `ema_decay`)."""
         result = super().train(*args, **kwargs)
+        self._require_finite()
         if self.ema:
             self.model.load_state_dict(self.ema.module.state_dict())
             self.ema = None
@@ -168,6 +172,35 @@ class HFViTTrainer(Trainer):
         super()._save(output_dir, state_dict)
         # A pickle of the arguments, which nothing reads and which no one should have to trust.
         (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
+
+
+class _LossWatch:
+    """The first step with a loss or gradient that is not finite, and the figures of the last good one.
+
+    Tensors on the training device throughout: looking at one would make the processor wait for the device.
+    """
+
+    def __init__(self, device: torch.device):
+        self.step_loss = torch.zeros((), device=device)
+        self.bad_step = torch.full((), -1, dtype=torch.long, device=device)
+        self.last_good = torch.full((3,), float("nan"), device=device)  # loss, gradient norm, learning rate
+        self.ended_step = -1
+
+    def add(self, loss: torch.Tensor) -> None:
+        """Add a micro-batch's share of the step's loss."""
+        self.step_loss = self.step_loss + loss.float()
+
+    def end_step(self, step: int, grad_norm: torch.Tensor | float | None, learning_rate: float | None) -> None:
+        """Judge step `step` once, however often the Trainer calls."""
+        if step == self.ended_step or learning_rate is None:
+            return
+        self.ended_step = step
+        norm = torch.as_tensor(0.0 if grad_norm is None else grad_norm, device=self.bad_step.device).float()
+        figures = torch.stack([self.step_loss, norm.reshape(()), torch.full_like(self.step_loss, learning_rate)])
+        good = torch.isfinite(figures[:2]).all() & (self.bad_step < 0)
+        self.last_good = torch.where(good, figures, self.last_good)
+        self.bad_step = torch.where(good | (self.bad_step >= 0), self.bad_step, step)
+        self.step_loss = torch.zeros_like(self.step_loss)
 
 
 class _EmaCallback(TrainerCallback):

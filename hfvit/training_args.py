@@ -1,11 +1,28 @@
 """`HFViTTrainingArguments`: transformers' TrainingArguments with hfvit's fields and the defaults that differ."""
 
+import logging
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
 
 from hfvit.config import RunArguments
 from hfvit.errors import RecipeError
+from hfvit.hardware import cores
+
+logger = logging.getLogger(__name__)
+
+# Fields of TrainingArguments that would break what hfvit promises, and what to do instead.
+NOT_AVAILABLE = {
+    "remove_unused_columns": "it would drop the images; leave it off",
+    "logging_nan_inf_filter": "it hides a NaN loss; leave it off",
+    "dataloader_drop_last": "it would leave images out of evaluation; training drops its incomplete batch anyway",
+    "auto_find_batch_size": "it would change the global batch; lower per_device_train_batch_size",
+    "batch_eval_metrics": "metrics are computed over the whole split; leave it off",
+    "prediction_loss_only": "metrics need the predictions; leave it off",
+    "deepspeed": "launch with accelerate_configs/deepspeed_zero2.yaml",
+    "push_to_hub": "upload the finished folder with `hf upload NAME DIR`",
+}
 
 
 @dataclass
@@ -27,11 +44,21 @@ class HFViTTrainingArguments(RunArguments, TrainingArguments):
     )
     warmup_steps: float = field(default=0.05, metadata={"help": "Steps of warmup, or below 1 the share of the run."})
     eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
-    save_strategy: str = field(default="epoch", metadata={"help": "When to save: no, steps, epoch or best."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept besides the best one."})
+    save_strategy: str | None = field(
+        default=None,
+        metadata={"help": "When to save: no, steps, epoch or best; with every evaluation when not given."},
+    )
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept, the best one included."})
     load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the best checkpoint's weights."})
     metric_for_best_model: str | None = field(
         default="accuracy", metadata={"help": "Validation metric that selects: accuracy, macro_f1, loss, ..."}
+    )
+    dataloader_num_workers: int | None = field(
+        default=None, metadata={"help": "Processes that decode images; up to 8 for a GPU, else 0, when not given."}
+    )
+    # Every weight that trains is used in every step; looking for others costs a pass over the graph.
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Look for weights without a gradient in DistributedDataParallel."}
     )
     # The image column would be dropped: no forward() argument has its name (transformers#24506).
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: images would be dropped."})
@@ -48,20 +75,53 @@ class HFViTTrainingArguments(RunArguments, TrainingArguments):
 
     def __post_init__(self):
         self.check()
+        self._refuse_what_breaks()
+        if self.save_strategy is None:
+            self.save_strategy = "epoch" if self.eval_strategy == "no" else self.eval_strategy
+            if self.eval_strategy == "steps" and self.eval_steps:
+                self.save_steps = self.eval_steps
+        if self.eval_strategy == "no":
+            self.load_best_model_at_end = False
+        if self.metric_for_best_model and self.greater_is_better is None:
+            self.greater_is_better = not self.metric_for_best_model.endswith(("loss", "ece"))
+        workers, self.dataloader_num_workers = self.dataloader_num_workers, self.dataloader_num_workers or 0
+
+        super().__post_init__()
+
+        if self.n_gpu > 1:
+            # The Trainer would fall back to DataParallel, whose replicas this model cannot run in.
+            logger.warning("Using one of %d GPUs; `accelerate launch` uses them all.", self.n_gpu)
+            self._n_gpu = 1
+        on_gpu = self.device.type == "cuda"
+        self.dataloader_pin_memory &= on_gpu  # elsewhere it does nothing but warn
+        if workers is None and on_gpu:
+            self.dataloader_num_workers = min(8, cores() // max(1, self.world_size))
+        if self.mixed_precision == "fp16" and self.device.type == "cpu":
+            raise RecipeError("fp16 needs a GPU; on the processor use bf16 (--bf16 true) or full precision.")
+        try:
+            get_reporting_integration_callbacks(self.report_to)
+        except (ValueError, RuntimeError, ImportError) as error:
+            raise RecipeError(f"report_to: {error}") from None
+        self.per_device_train_batch_size, self.gradient_accumulation_steps = split_batch(
+            self.global_batch_size, self.world_size, self.per_device_train_batch_size
+        )
+
+    def _refuse_what_breaks(self) -> None:
+        """Raise `RecipeError` for settings of TrainingArguments that hfvit's promises rule out."""
         if not self.output_dir:
             raise RecipeError("output_dir is missing: name the folder that the run writes to.")
-        for key in ("remove_unused_columns", "logging_nan_inf_filter", "dataloader_drop_last"):
+        for key, instead in NOT_AVAILABLE.items():
             if getattr(self, key):
-                raise RecipeError(f"{key}: must stay off in hfvit ({self.__dataclass_fields__[key].metadata['help']})")
-        if self.push_to_hub:
-            raise RecipeError("push_to_hub: not available yet; upload the finished folder with `hf upload NAME DIR`.")
-        super().__post_init__()
-        self.dataloader_pin_memory &= self.device.type == "cuda"  # elsewhere it does nothing but warn
+                raise RecipeError(f"{key}: not available in hfvit; {instead}.")
+        if self.gradient_accumulation_steps != 1:
+            raise RecipeError(
+                "gradient_accumulation_steps: derived from global_batch_size; set per_device_train_batch_size to the"
+                " images that fit."
+            )
         if self.early_stopping_patience and self.eval_strategy == "no":
             raise RecipeError("early_stopping_patience needs evaluations: set eval_strategy to epoch or steps.")
-        self.per_device_train_batch_size, self.gradient_accumulation_steps = split_batch(
-            self.global_batch_size, self.world_size * max(1, self.n_gpu), self.per_device_train_batch_size
-        )
+        if self.ema_decay and self.save_only_model:
+            raise RecipeError("save_only_model: a checkpoint without its averaged weights (ema_decay) is not whole.")
 
 
 def split_batch(global_batch_size: int, devices: int, per_device: int | None = None) -> tuple[int, int]:

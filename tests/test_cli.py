@@ -1,5 +1,6 @@
 """The console command: fast, lazy, and clear about mistakes."""
 
+import dataclasses
 import sys
 
 import pytest
@@ -36,9 +37,19 @@ def test_public_names_resolve():
 
 def test_help_teaches_every_field_of_hfvit():
     text = run_command("hfvit", "train", "--help").stdout
-    for field in ("--image_size", "--validation_fraction", "--global_batch_size", "--layer_decay", "--learning_rate"):
-        assert field in text
+    for section in (hfvit.ModelArguments, hfvit.DataArguments, hfvit.RunArguments):
+        for field in dataclasses.fields(section):
+            assert f"--{field.name} " in text
     assert "examples:" in text
+
+
+def test_the_options_that_help_shows_are_accepted():
+    from hfvit.cli import TRAIN_EPILOG
+    from hfvit.recipe import load_recipe
+
+    shown = [line.split() for line in TRAIN_EPILOG.splitlines() if line.startswith("  --")]
+    for words in shown:
+        load_recipe(["quickstart", "--use_cpu", "true", *words])
 
 
 def test_recipes_are_listed_and_printed():

@@ -11,8 +11,9 @@ from PIL import Image
 from torchvision.transforms import v2
 from transformers.image_utils import load_image
 
-from hfvit.data import EpochSampler, ImageDataset, find_image_column, find_label_column, load_splits, to_rgb
+from hfvit.data import find_image_column, find_label_column, load_splits
 from hfvit.errors import DataError
+from hfvit.images import EpochSampler, ImageDataset, to_rgb
 
 
 def save(folder, **splits):
@@ -33,7 +34,7 @@ def test_columns_and_labels_of_a_hub_layout(colours):
     assert (splits.image_column, splits.label_column, splits.labels) == ("img", "label", LABELS)
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (52, 13, 31)
     assert splits.facts["splits"]["validation"]["source"] == "train, 0.2 held out"
-    assert splits.facts["selected_by"] == "validation"
+    assert splits.sources == {"train": "train", "validation": "train", "test": "test"}
     assert "images from column 'img', 3 classes from column 'label'" in splits.describe()
 
 
@@ -157,24 +158,54 @@ def test_bad_labels_are_named_with_their_row(tmp_path):
         load_splits(save(tmp_path / "c", train=seen, test=unseen))
 
 
-def test_a_corrupt_image_names_split_and_row(tmp_path):
-    buffer = io.BytesIO()
-    coloured_image(0, np.random.default_rng(0)).save(buffer, format="PNG")
-    images = [{"bytes": buffer.getvalue(), "path": None}] * 3 + [{"bytes": buffer.getvalue()[:60], "path": None}]
-    split = datasets.Dataset.from_dict({"image": images, "label": [0, 1, 2, 0]}).cast_column(
-        "image", datasets.Image(decode=False)
-    )
-    dataset = ImageDataset(split, v2.functional.pil_to_tensor, "train")
-    assert dataset[2]["labels"] == 2
-    with pytest.raises(DataError, match="Split 'train', row 3: not a readable picture"):
-        dataset[3]
+@pytest.mark.parametrize(
+    ("label_type", "values", "message"),
+    [
+        ("string", ["a", None, "b", "a"], "Split 'train', row 1: the label is missing"),
+        ("int64", [0, 1, None, 1], "Split 'train', row 2: the label is missing"),
+        ("float32", [0.1, 0.2, 0.3, 0.4], "not classes"),
+    ],
+)
+def test_labels_that_are_no_classes_are_named(tmp_path, label_type, values, message):
+    split = make_split(values, {"label": datasets.Value(label_type)})
+    with pytest.raises(DataError, match=message):
+        load_splits(save(tmp_path, train=split, test=split), label_column="label")
+
+
+def test_a_column_that_holds_no_labels_is_named(colours):
+    with pytest.raises(DataError, match="label_column: column 'img' of split 'train' holds Image"):
+        load_splits(str(colours), label_column="img")
+
+
+def test_a_corrupt_image_names_its_split_and_row_as_the_data_set_has_them(tmp_path):
+    """Whichever part of the training split the row went to, and whatever its place there."""
+    for bad in (5, 17, 38):
+        split = coloured_split(40, 0).cast_column("img", datasets.Image(decode=False))
+        rows = split.to_list()
+        rows[bad]["img"]["bytes"] = rows[bad]["img"]["bytes"][:60]
+        broken = datasets.Dataset.from_list(rows, features=split.features)
+        splits = load_splits(save(tmp_path / str(bad), train=broken, test=split), max_train_samples=33)
+        found = []
+        for role in ("train", "validation"):
+            dataset = ImageDataset(getattr(splits, role), v2.functional.pil_to_tensor, splits.sources[role])
+            for index in range(len(dataset)):
+                try:
+                    dataset[index]
+                except DataError as error:
+                    found.append(str(error))
+        assert all(f"Split 'train', row {bad}: not a readable picture" in message for message in found)
+        assert len(found) == 1 or bad not in [*splits.train["row"], *splits.validation["row"]]
+
+
+def undecoded(rows: int):
+    split = coloured_split(rows, 0).rename_column("img", "image").add_column("row", np.arange(rows))
+    return split.cast_column("image", datasets.Image(decode=False))
 
 
 def test_a_decompression_bomb_is_refused(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    split = coloured_split(2, 0).rename_column("img", "image").cast_column("image", datasets.Image(decode=False))
     with pytest.raises(DataError, match=r"row 0: not a readable picture .*DecompressionBomb"):
-        ImageDataset(split, v2.functional.pil_to_tensor, "train")[0]
+        ImageDataset(undecoded(2), v2.functional.pil_to_tensor, "train")[0]
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB"])
@@ -191,6 +222,15 @@ def test_16_bit_greys_keep_their_gradation(mode):
     image = Image.frombytes(mode, (16, 16), ramp.tobytes())
     pixels = np.asarray(to_rgb(image))[..., 0].ravel()
     assert np.abs(pixels.astype(int) - np.arange(256)).max() <= 1
+
+
+def test_deep_greys_scale_by_their_mode_not_by_their_content():
+    dark = Image.frombytes("I;16", (2, 1), np.array([0, 252], "<u2").tobytes())
+    assert np.asarray(to_rgb(dark)).max() <= 1
+    unit = Image.fromarray(np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16))
+    assert np.abs(np.asarray(to_rgb(unit))[..., 0].ravel().astype(int) - np.arange(256)).max() <= 1
+    flat = Image.fromarray(np.full((4, 4), 0.5, np.float32))
+    assert np.unique(np.asarray(to_rgb(flat))).size == 1
 
 
 def test_exif_orientation_is_applied():
@@ -216,7 +256,7 @@ def test_sampler_is_a_shuffle_of_whole_global_batches():
 
 
 def test_augmentation_depends_on_seed_epoch_and_row_alone():
-    split = coloured_split(4, 0).rename_column("img", "image").cast_column("image", datasets.Image(decode=False))
+    split = undecoded(4)
     crop = v2.Compose([v2.RandomCrop(8), v2.ToImage()])
     dataset = ImageDataset(split, crop, "train", seed=1)
     torch.manual_seed(0)

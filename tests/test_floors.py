@@ -9,7 +9,7 @@ from conftest import ROOT
 
 FLOORS = [
     {"errors", "losses"},
-    {"config", "param_groups", "transforms", "shipped", "hardware"},
+    {"config", "param_groups", "transforms", "shipped", "hardware", "attention", "images"},
     {"training_args", "checkpoints", "data", "metrics", "modeling"},
     {"recipe", "trainer", "inference", "report", "run_json"},
     {"hub"},

@@ -201,8 +201,9 @@ def test_a_resampled_model_sees_nearly_the_same_and_the_stock_class_does_not(tmp
     stock = TimmWrapperForImageClassification.from_pretrained(
         tmp_path, model_args={**MICRO, "img_size": 128}, ignore_mismatched_sizes=True
     )
-    reused = stock.timm_model.pos_embed[0, 1:].reshape(16, 16, 32)[::2, ::2].reshape(64, 32)
-    assert not torch.allclose(reused, smooth, atol=0.5)
+    with torch.no_grad():  # what the stock class leaves there is uninitialised memory: often NaN, never the positions
+        stocks = features(stock.eval(), large)
+    assert not torch.cosine_similarity(stocks, original).item() > 0.99
 
 
 def test_attention_maps():
@@ -282,13 +283,39 @@ def test_layer_scale_is_loaded(tmp_path):
         ({"architecture": ARCHITECTURE, "timm_kwargs": {"heads": 2}}, "heads"),
         ({"architecture": ARCHITECTURE, "timm_kwargs": {"embed_dim": 32}}, "cannot be built"),
         ({"architecture": ARCHITECTURE, "timm_kwargs": MICRO, "frozen": 9}, "9 blocks were asked for"),
-        ({"model_name_or_path": "./nowhere"}, "there is no folder"),
+        ({"model_name_or_path": "/nowhere"}, "there is no folder"),
     ],
 )
 def test_models_that_cannot_be_built_are_named(kwargs, message):
     with pytest.raises(ModelError) as caught:
         build_model(LABELS, **kwargs)
     assert message in str(caught.value)
+
+
+def test_any_timm_network_takes_an_image_size():
+    kwargs = {"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 8)}
+    model = build_model(LABELS, architecture="convnext_atto", image_size=64, timm_kwargs=kwargs)
+    assert model.config.image_size == (64, 64)
+    assert "img_size" not in model.config.model_args
+    assert model(torch.zeros(1, 3, 64, 64)).logits.shape == (1, 3)
+
+
+def test_a_window_that_could_not_be_loaded_again_is_refused(tmp_path):
+    kwargs = {"embed_dim": 12, "depths": (1, 1), "num_heads": (1, 1), "window_size": 7}
+    model = build_model(LABELS, architecture="swin_tiny_patch4_window7_224", timm_kwargs=kwargs)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="cannot change to 256 px"):
+        build_model(LABELS, model_name_or_path=str(tmp_path), image_size=256)
+
+
+def test_a_folder_without_weights_is_named(saved):
+    (saved[0] / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="cannot be built"):
+        build_model(LABELS, model_name_or_path=str(saved[0]))
+
+
+def test_fsdp_wraps_the_models_own_blocks():
+    assert micro()._no_split_modules == ["Block"]
 
 
 def test_an_unreachable_repository_is_named():

@@ -54,6 +54,7 @@ def test_yaml_11_readings_are_mended(write):
     assert recipe.training.learning_rate == 1e-4
     assert recipe.training.eval_strategy == "no"
     assert recipe.training.warmup_steps == 10
+    assert recipe.training.load_best_model_at_end is False
 
 
 def test_the_command_line_wins(write):
@@ -65,10 +66,32 @@ def test_the_command_line_wins(write):
     assert recipe.values["learning_rate"] == 3e-4
 
 
-def test_null_gives_the_default_meaning_nothing(write):
-    recipe = load_recipe([write(MINIMAL + "test_split: null\nmodel_args: {depth: 3}\n")])
+def test_null_means_nothing_also_where_nothing_is_not_the_default(write):
+    recipe = load_recipe([write(MINIMAL + "test_split: null\nsave_total_limit: null\nmodel_args: {depth: 3}\n")])
     assert recipe.data.test_split is None
     assert recipe.model.timm_kwargs == {"depth": 3}
+    again = load_recipe([write(recipe.to_yaml())])
+    assert again.data.test_split is None
+    assert again.training.save_total_limit is None
+
+
+def test_the_resolved_recipe_shows_what_a_reader_looks_for(write):
+    values = load_recipe([write(MINIMAL)]).values
+    assert values["learning_rate"] == 5e-5
+    assert values["lr_scheduler_type"] == "cosine"
+    assert {"weight_decay", "num_train_epochs", "warmup_steps", "eval_strategy", "optim", "seed"} <= values.keys()
+
+
+def test_saving_follows_evaluation(write):
+    steps = load_recipe([write(MINIMAL), "--eval_strategy", "steps", "--eval_steps", "50"]).training
+    assert (steps.save_strategy, steps.save_steps) == ("steps", 50)
+    never = load_recipe([write(MINIMAL), "--eval_strategy", "no"]).training
+    assert (never.save_strategy, never.load_best_model_at_end) == ("epoch", False)
+
+
+def test_the_least_calibration_error_is_the_best(write):
+    assert load_recipe([write(MINIMAL + "metric_for_best_model: ece\n")]).training.greater_is_better is False
+    assert load_recipe([write(MINIMAL + "metric_for_best_model: macro_f1\n")]).training.greater_is_better is True
 
 
 def test_the_resolved_recipe_is_the_same_recipe(write, tmp_path):
@@ -103,8 +126,22 @@ def test_tokens_never_reach_the_resolved_recipe(write):
         ("model_name_or_path: a/b\n", "exactly one of model_name_or_path"),
         ("lr_scheduler_type: cosinus\n", "cosinus"),
         ("optim: adamx\n", "adamx"),
-        ("dataloader_drop_last: true\n", "dataloader_drop_last: must stay off"),
-        ("remove_unused_columns: true\n", "remove_unused_columns: must stay off"),
+        ("dataloader_drop_last: true\n", "dataloader_drop_last: not available"),
+        ("remove_unused_columns: true\n", "remove_unused_columns: not available"),
+        ("auto_find_batch_size: true\n", "lower per_device_train_batch_size"),
+        ("gradient_accumulation_steps: 4\n", "derived from global_batch_size"),
+        ("metric_for_best_model: top1\n", "one of accuracy, top5_accuracy, macro_f1, loss, ece"),
+        ("ema_decay: 0.9\nsave_only_model: true\n", "save_only_model"),
+        ("learning_rate: -1\n", "a finite number of 0 or more"),
+        ("learning_rate: .nan\n", "a finite number of 0 or more"),
+        ("label_smoothing_factor: 1.5\n", "label_smoothing_factor"),
+        ("per_device_eval_batch_size: 0\n", "per_device_eval_batch_size"),
+        ("per_device_train_batch_size: -4\n", "per_device_train_batch_size"),
+        ("crop_scale: null\n", "crop_scale cannot be null"),
+        ("seed: null\n", "seed cannot be null"),
+        ("report_to: tensorbord\n", "report_to: "),
+        ("fp16: true\n", "fp16 needs a GPU"),
+        ("accelerator_config: {foo: 1}\n", "foo"),
         ("push_to_hub: true\n", "hf upload"),
         ("eval_strategy: no\nload_best_model_at_end: false\nearly_stopping_patience: 2\n", "needs evaluations"),
         ("global_batch_size: 0\n", "global_batch_size"),
@@ -163,7 +200,7 @@ def test_a_batch_that_does_not_divide_is_refused(arguments, message):
 @pytest.mark.parametrize("path", sorted((ROOT / "accelerate_configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_accelerate_reads_its_configurations(path):
     from accelerate.commands.config.config_args import load_config_from_file
-    from accelerate.commands.launch import launch_command_parser
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
     assert path.read_text().startswith("# ")
     config = load_config_from_file(str(path))
@@ -172,4 +209,6 @@ def test_accelerate_reads_its_configurations(path):
     assert str(config.mixed_precision) == values["mixed_precision"]
     assert config.use_cpu == values.get("use_cpu", False)
     arguments = launch_command_parser().parse_args(["--config_file", str(path), "hfvit/train.py", "quickstart"])
-    assert arguments.training_script == "hfvit/train.py"
+    arguments, _, _ = _validate_launch_command(arguments)  # reads the file into the arguments
+    assert arguments.num_processes == values["num_processes"]
+    assert arguments.mixed_precision == values["mixed_precision"]

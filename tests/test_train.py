@@ -2,12 +2,14 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
+from importlib import metadata
+from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,7 @@ from safetensors.torch import load_file
 from transformers import pipeline
 
 from hfvit.errors import run
+from hfvit.run_json import write_facts
 from hfvit.train import main
 
 OUTPUT_FILES = {
@@ -89,7 +92,7 @@ def test_run_json_holds_the_facts(launched):
     assert recorded["recipe"]["global_batch_size"] == 8
     assert recorded["recipe"]["learning_rate"] == 3e-3
     assert recorded["seeds"]["seed"] == 3
-    assert recorded["versions"]["torch"] == torch.__version__.split("+")[0] or torch.__version__
+    assert recorded["versions"]["torch"] == metadata.version("torch")
     assert recorded["hardware"]["threads"] == len(os.sched_getaffinity(0))  # accelerate launch alone would use 1
     assert [entry["eval_accuracy"] for entry in recorded["history"] if "eval_accuracy" in entry]
     # Only the last line of a history may be the test split's, and it selected nothing.
@@ -133,23 +136,35 @@ def test_two_processes_give_the_single_processs_result(launched, module_recipe, 
     assert result.stdout.count("95 % interval") == 1
 
 
+def kill_after_a_checkpoint(words, out):
+    """Start a training and SIGKILL it, with all its processes, once a checkpoint stands."""
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    process = subprocess.Popen(
+        words, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        deadline = time.monotonic() + 200
+        while not list(out.glob("checkpoint-*/trainer_state.json")):
+            assert process.poll() is None, "the run ended before it could be killed"
+            assert time.monotonic() < deadline, "no checkpoint appeared"
+            time.sleep(0.002)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
 @pytest.mark.integration
 def test_a_killed_run_resumes_to_the_same_weights(module_recipe, tmp_path):
     """SIGKILL once a checkpoint stands; the resumed run equals the unbroken one bit for bit."""
-    options = ["--num_train_epochs", "8", "--ema_decay", "0.9", "--drop_path_rate", "0.3"]
+    options = ["--num_train_epochs", "20", "--ema_decay", "0.9", "--drop_path_rate", "0.3"]
+    options += ["--eval_strategy", "steps", "--eval_steps", "4"]  # checkpoints in mid-epoch
 
     def words(out):
         return [sys.executable, "hfvit/train.py", str(module_recipe), "--output_dir", str(out), *options]
 
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     assert run_command(*words(unbroken)).returncode == 0
-    process = subprocess.Popen(words(broken), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not list(broken.glob("checkpoint-*/trainer_state.json")) and time.monotonic() < deadline:
-        assert process.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kill_after_a_checkpoint(words(broken), broken)
     assert not (broken / "run.json").exists()
 
     refused = run_command(*words(broken))
@@ -158,10 +173,33 @@ def test_a_killed_run_resumes_to_the_same_weights(module_recipe, tmp_path):
 
     resumed = run_command(*words(broken), "--resume_from_checkpoint", "auto")
     assert resumed.returncode == 0, resumed.stderr
-    first, second = load_file(unbroken / "model.safetensors"), load_file(broken / "model.safetensors")
+    assert_same_run(broken, unbroken)
+
+
+@pytest.mark.integration
+def test_a_run_of_two_processes_killed_in_mid_epoch_resumes_to_the_same_weights(module_recipe, tmp_path):
+    options = ["--num_train_epochs", "12", "--eval_strategy", "steps", "--eval_steps", "4"]
+    config = ROOT / "accelerate_configs" / "multi_cpu.yaml"
+
+    def words(out):
+        launch = ["accelerate", "launch", "--config_file", str(config), "--main_process_port", "0"]
+        return [*launch, "hfvit/train.py", str(module_recipe), "--output_dir", str(out), *options]
+
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    result = run_command(*words(unbroken))
+    assert result.returncode == 0, result.stderr
+    kill_after_a_checkpoint(words(broken), broken)
+    resumed = run_command(*words(broken), "--resume_from_checkpoint", "auto")
+    assert resumed.returncode == 0, resumed.stderr
+    assert facts(broken)["training"]["processes"] == 2
+    assert_same_run(broken, unbroken)
+
+
+def assert_same_run(resumed, unbroken):
+    first, second = load_file(unbroken / "model.safetensors"), load_file(resumed / "model.safetensors")
     assert all(torch.equal(second[name], value) for name, value in first.items())
-    assert step_losses(broken) == step_losses(unbroken)
-    assert facts(broken)["training"]["resumed_at_step"] > 0
+    assert step_losses(resumed) == step_losses(unbroken)
+    assert facts(resumed)["training"]["resumed_at_step"] > 0
 
 
 def fails(capsys, *argv, code=2):
@@ -198,7 +236,7 @@ def test_fine_tuning_at_another_size_with_other_classes(recipe, tmp_path):
     assert run(lambda: main([str(recipe), "--num_train_epochs", "1", "--keep_checkpoints"])) == 0
     assert (tmp_path / "out" / "checkpoint-6" / "optimizer.pt").exists()
     four = tmp_path / "four"
-    split = coloured_split(40, 5).cast_column("label", __import__("datasets").Value("int64"))
+    split = coloured_split(40, 5).cast_column("label", datasets.Value("int64"))
     split = split.map(lambda row, i: {"label": i % 4}, with_indices=True)
     for name in ("train", "test"):
         split.to_parquet(four / "data" / f"{name}-00000-of-00001.parquet")
@@ -229,7 +267,8 @@ def test_a_corrupt_picture_met_in_a_worker_is_one_message(recipe, capsys, tmp_pa
     (folder / "train" / "red" / "3.png").write_bytes(b"not a picture")
     message = fails(capsys, recipe, "--dataset_name", folder, "--dataloader_num_workers", "1")
     assert "not a readable picture" in message
-    assert "row" in message
+    assert "Split 'train', row " in message
+    assert "red/3.png" in message
 
 
 def test_no_test_split_is_said_plainly(recipe, tmp_path):
@@ -245,11 +284,38 @@ def test_tensorboard_when_asked(recipe, tmp_path):
     assert list((tmp_path / "out").rglob("events.out.tfevents.*"))
 
 
-def test_a_full_disk_is_not_mistaken_for_a_run(recipe, capsys, tmp_path, monkeypatch):
-    """run.json appears whole or not at all."""
-    monkeypatch.setattr("hfvit.train.write_plots", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+def test_a_failing_report_loses_neither_model_nor_checkpoints(recipe, tmp_path, monkeypatch):
+    """A disk that fills up at the very end."""
+
+    def no_space(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("hfvit.train.write_plots", no_space)
     with pytest.raises(OSError, match="No space left"):
         main([str(recipe), "--max_steps", "2"])
     assert (tmp_path / "out" / "model.safetensors").exists()
+    assert facts(tmp_path / "out")["training"]["steps"] == 2
     assert list((tmp_path / "out").glob("checkpoint-*"))
-    shutil.rmtree(tmp_path / "out")
+
+
+def test_run_json_is_written_whole_or_not_at_all(tmp_path):
+    write_facts({"a": 1}, tmp_path)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_facts({"a": float("nan")}, tmp_path)
+    assert json.loads((tmp_path / "run.json").read_text()) == {"a": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_a_wrong_option_never_costs_the_old_run(recipe, capsys, tmp_path):
+    assert run(lambda: main([str(recipe), "--max_steps", "2", "--keep_checkpoints"])) == 0
+    before = files(tmp_path / "out")
+    assert "there is no folder" in fails(capsys, recipe, "--overwrite_output_dir", "--dataset_name", "./typo")
+    assert files(tmp_path / "out") == before
+
+
+def test_nothing_is_called_selected_when_nothing_was(recipe, tmp_path):
+    assert run(lambda: main([str(recipe), "--load_best_model_at_end", "false"])) == 0
+    recorded = facts(tmp_path / "out")
+    assert recorded["data"]["selected_by"] is None
+    assert recorded["training"]["best_step"] is None
+    assert "No checkpoint was selected" in (tmp_path / "out" / "README.md").read_text()

@@ -15,8 +15,8 @@ from transformers import TrainerCallback, get_cosine_schedule_with_warmup, set_s
 
 import hfvit.trainer
 from hfvit.checkpoints import check_same_model, claim_output_dir, newest_checkpoint
-from hfvit.data import EpochSampler, ImageDataset
 from hfvit.errors import DataError, ModelError, NonFiniteLossError, RecipeError
+from hfvit.images import EpochSampler, ImageDataset
 from hfvit.metrics import trainer_metrics
 from hfvit.modeling import build_model
 from hfvit.trainer import HFViTTrainer, fitted_ema_decay
@@ -32,7 +32,10 @@ def parts(rows=40):
     model = build_model(LABELS, architecture="vit_tiny_patch16_224", image_size=16, timm_kwargs=MICRO)
     cfg = model.config.pretrained_cfg
     splits = [
-        coloured_split(n, seed).rename_column("img", "image").cast_column("image", Image(decode=False))
+        coloured_split(n, seed)
+        .rename_column("img", "image")
+        .cast_column("image", Image(decode=False))
+        .add_column("row", range(n))
         for n, seed in ((rows, 0), (13, 1))
     ]
     train = ImageDataset(splits[0], train_transform(cfg, (0.5, 1.0), (0.75, 4 / 3), 0.5), "train", seed=SEED)
@@ -217,26 +220,51 @@ def test_early_stopping(tmp_path):
     assert trainer.state.global_step == 3 * 5
 
 
-def test_nan_stops_the_run_and_keeps_the_good_checkpoint(tmp_path, monkeypatch):
-    original, calls = hfvit.trainer.cross_entropy, []
+class Breaks:
+    """A loss that breaks in training step `step`: its value, or its gradient alone."""
 
-    def breaks_at_step_8(*args, **kwargs):
-        calls.append(1)
-        loss = original(*args, **kwargs)
-        return loss * float("nan") if torch.is_grad_enabled() and sum(calls) > 9 else loss
+    def __init__(self, step, monkeypatch, gradient_only=False):
+        self.step, self.gradient_only, self.calls = step, gradient_only, 0
+        self.original = hfvit.trainer.cross_entropy
+        monkeypatch.setattr(hfvit.trainer, "cross_entropy", self)
 
-    monkeypatch.setattr(hfvit.trainer, "cross_entropy", breaks_at_step_8)
-    trainer = make_trainer(tmp_path, logging_steps=100)
+    def __call__(self, logits, labels, smoothing):
+        loss = self.original(logits, labels, smoothing)
+        if not torch.is_grad_enabled():
+            return loss
+        self.calls += 1
+        if self.calls != self.step:
+            return loss
+        return loss + (logits.sum() * 0).sqrt() if self.gradient_only else loss * float("nan")
+
+
+@pytest.mark.parametrize("gradient_only", [False, True])
+def test_nan_stops_the_run_and_keeps_the_good_checkpoint(tmp_path, monkeypatch, gradient_only):
+    unbroken = make_trainer(tmp_path / "unbroken")
+    unbroken.train()
+    entries = [entry for entry in unbroken.state.log_history if "loss" in entry]
+    Breaks(8, monkeypatch, gradient_only)
+    trainer = make_trainer(tmp_path / "broken", logging_steps=100)
     with pytest.raises(NonFiniteLossError) as caught:
         trainer.train()
     message = str(caught.value)
-    assert "at step 9 " in message or "at step 8 " in message
-    assert "checkpoint-5" in message
-    for remedy in ("learning_rate", "max_grad_norm", "bf16", "data"):
+    last_good = entries[6]
+    assert "at step 8 " in message
+    assert f"loss {last_good['loss']:.4g}," in message
+    assert f"learning rate {last_good['learning_rate']:.3g}," in message
+    assert f"gradient norm {last_good['grad_norm']:.3g})" in message
+    for remedy in ("learning_rate", "max_grad_norm", "bf16", "data", "checkpoint-5"):
         assert remedy in message
-    assert newest_checkpoint(tmp_path).name == "checkpoint-5"
-    kept = load_file(tmp_path / "checkpoint-5" / "model.safetensors")
+    assert newest_checkpoint(tmp_path / "broken").name == "checkpoint-5"
+    kept = load_file(tmp_path / "broken" / "checkpoint-5" / "model.safetensors")
     assert all(torch.isfinite(value).all() for value in kept.values())
+
+
+def test_nan_is_never_shipped_even_when_nothing_is_logged(tmp_path, monkeypatch):
+    Breaks(9, monkeypatch)
+    trainer = make_trainer(tmp_path, logging_strategy="no", eval_strategy="no", save_strategy="no")
+    with pytest.raises(NonFiniteLossError, match="at step 9 .* No checkpoint had been saved yet"):
+        trainer.train()
 
 
 def test_bf16_on_the_cpu_stays_close_to_fp32(tmp_path):
@@ -266,6 +294,25 @@ def test_resuming_without_the_average_it_needs(tmp_path):
         make_trainer(tmp_path, ema_decay=0.9).train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
 
 
+def make_checkpoint(folder):
+    checkpoint = folder / "checkpoint-1"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "trainer_state.json").write_text("{}")
+    return checkpoint
+
+
+def test_a_finished_run_is_not_trained_over_by_resume_auto(tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(RecipeError, match="holds a finished run"):
+        claim_output_dir(str(tmp_path), resume="auto", overwrite=False)
+
+
+def test_a_folder_of_other_files_is_refused(tmp_path):
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(RecipeError, match="files that are not a run's"):
+        claim_output_dir(str(tmp_path), resume=None, overwrite=False)
+
+
 def test_an_output_folder_is_claimed_once(tmp_path):
     make_trainer(tmp_path, num_train_epochs=1).train()
     with pytest.raises(RecipeError, match=r"an unfinished run \(checkpoint-5\)"):
@@ -275,6 +322,8 @@ def test_an_output_folder_is_claimed_once(tmp_path):
     assert claim_output_dir(str(tmp_path), resume="auto", overwrite=False).endswith("checkpoint-5")
     with pytest.raises(RecipeError, match="no whole checkpoint"):
         claim_output_dir(str(tmp_path), resume=str(tmp_path / "checkpoint-9"), overwrite=False)
+    with pytest.raises(RecipeError, match="an unfinished run"):  # another run's checkpoint is no claim to this folder
+        claim_output_dir(str(tmp_path), resume=str(make_checkpoint(tmp_path / "elsewhere")), overwrite=False)
     (tmp_path / "file").touch()
     with pytest.raises(RecipeError, match="cannot be written"):
         claim_output_dir(str(tmp_path / "file" / "out"), resume=None, overwrite=False)

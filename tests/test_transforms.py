@@ -7,7 +7,7 @@ from conftest import coloured_image
 from torchvision.transforms import v2
 from transformers import TimmWrapperImageProcessor
 
-from hfvit.data import seeded
+from hfvit.images import seeded
 from hfvit.transforms import eval_transform, train_transform
 
 CFG = {"input_size": [3, 24, 24], "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.25], "interpolation": "bicubic"}
