@@ -76,7 +76,7 @@ class ModelArguments:
         _check_positive("image_size", self.image_size)
         for key in ("drop_rate", "attn_drop_rate", "drop_path_rate"):
             _check_fraction(key, getattr(self, key))
-        if self.freeze in ("none", "None", ""):
+        if self.freeze in ("none", "no", ""):
             self.freeze = None
         valid = self.freeze in (None, "backbone") or (str(self.freeze).isdigit() and int(self.freeze) > 0)
         _check(valid, "freeze", self.freeze, "nothing, 'backbone', or the number of blocks to freeze")

@@ -18,9 +18,7 @@ from hfvit.training_args import HFViTTrainingArguments
 SECRETS = re.compile(r"token", re.IGNORECASE)
 _SECTIONS = (ModelArguments, DataArguments, HFViTTrainingArguments)
 _FIELDS = {field.name: field for section in _SECTIONS for field in dataclasses.fields(section)}
-_OPTIONAL = {
-    name: type(None) in get_args(hint) for section in _SECTIONS for name, hint in get_type_hints(section).items()
-}
+_HINTS = {name: hint for section in _SECTIONS for name, hint in get_type_hints(section).items()}
 # Of TrainingArguments' fields, those that a reader of recipe.yaml wants to see even at their defaults.
 _ALWAYS_RESOLVED = ("learning_rate", "weight_decay", "num_train_epochs", "max_steps", "optim", "max_grad_norm", "seed")
 
@@ -115,7 +113,7 @@ def read_recipe(path: Path, takes_list: dict[str, bool]) -> dict[str, Any]:
     for key, value in values.items():
         if key not in takes_list:
             raise RecipeError(f"{path}: unknown key '{key}'.{nearest(str(key), takes_list)}")
-        if value is None and not _OPTIONAL[key]:
+        if value is None and type(None) not in get_args(_HINTS[key]):
             raise RecipeError(f"{path}: {key} cannot be null; leave the line out for its default.")
         if isinstance(value, list) and not takes_list[key]:
             raise RecipeError(f"{path}: {key} takes one value, not the list {value}.")
@@ -127,7 +125,7 @@ def _as_option(key: str, value: Any) -> list[str]:
         return [f"--{key}", *map(str, value)]
     if isinstance(value, dict):
         return [f"--{key}={json.dumps(value)}"]
-    if value is False and isinstance(_FIELDS[key].default, str):
+    if value is False and str in (_HINTS[key], *get_args(_HINTS[key])):
         return [f"--{key}=no"]  # YAML 1.1's reading of a bare `no`
     return [f"--{key}={value}"]
 

@@ -31,13 +31,14 @@ def make_facts(classes=10, dataset_name="uoft-cs/cifar10", base_model="timm/vit_
             "dataset_config_name": None,
             "dataset_revision": None,
             "labels": names,
+            "selected_by": "validation",
             "splits": {"train": split, "validation": split, "test": split},
         },
         "recipe": {"global_batch_size": 256},
         "metrics": {"validation": metrics, "test": metrics},
         "training": {
             "steps": 1000, "epochs": 10.0, "best_step": 900, "best_metric_name": "accuracy", "seconds": 4000,
-            "images_per_second": 640.0, "processes": 1, "precision": "bf16",
+            "images_per_second": 640.0, "resumed_at_step": 0, "processes": 1, "precision": "bf16",
         },
         "versions": {"python": "3.11.7", "torch": "2.14.1", "cuda": None},
         "hardware": {"processor": "a processor", "cores": 2, "threads": 2, "gpus": []},
@@ -108,5 +109,7 @@ def test_duration():
 
 
 def test_tokens_are_not_in_the_recorded_command(monkeypatch):
-    monkeypatch.setattr("sys.argv", ["train.py", "r.yaml", "--hub_token", "hf_a", "--hub-token=hf_b", "--seed", "1"])
+    monkeypatch.setattr(
+        "sys.argv", ["/x/train.py", "r.yaml", "--hub_token", "hf_a", "--hub-token=hf_b", "--seed", "1"]
+    )
     assert command_line() == "train.py r.yaml --hub_token '***' '--hub-token=***' --seed 1"

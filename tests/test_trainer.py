@@ -263,7 +263,7 @@ def test_nan_stops_the_run_and_keeps_the_good_checkpoint(tmp_path, monkeypatch, 
 def test_nan_is_never_shipped_even_when_nothing_is_logged(tmp_path, monkeypatch):
     Breaks(9, monkeypatch)
     trainer = make_trainer(tmp_path, logging_strategy="no", eval_strategy="no", save_strategy="no")
-    with pytest.raises(NonFiniteLossError, match="at step 9 .* No checkpoint had been saved yet"):
+    with pytest.raises(NonFiniteLossError, match=r"at step 9 .* No checkpoint had been saved yet"):
         trainer.train()
 
 
