@@ -1,0 +1,93 @@
+"""README.md is run, not believed: its commands, its Python, and its table of recipes."""
+
+import re
+import shlex
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, coloured_image, run_command
+
+from hfvit.recipe import load_recipe
+from hfvit.shipped import shipped_recipes
+
+TEXT = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TEXT, flags=re.DOTALL)
+COMMANDS = [line.split("  #")[0].strip() for kind, block in BLOCKS if kind == "bash" for line in block.splitlines()]
+PYTHON = [block for kind, block in BLOCKS if kind == "python"]
+
+# .ci/run types these; here they would install into the environment that runs the tests, or start the tests again.
+CI_RUNS = {"pip install -e .", 'pip install -e ".[dev]" && pytest'}
+TRAINING = [c for c in COMMANDS if "hfvit train " in c or "hfvit/train.py" in c]
+
+
+def recipe_and_options(command: str) -> list[str]:
+    words = shlex.split(command)
+    return words[words.index("hfvit/train.py" if "hfvit/train.py" in words else "train") + 1 :]
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory):
+    """The folder that the README's first command leaves, cut short."""
+    out = tmp_path_factory.mktemp("readme") / "quickstart"
+    words = shlex.split(next(command for command in TRAINING if command.endswith("recipes/quickstart.yaml")))
+    result = run_command(*words, "--max_steps", "3", "--output_dir", out)
+    assert result.returncode == 0, result.stderr
+    return out
+
+
+def test_every_command_is_known_to_this_test():
+    assert {"accelerate launch hfvit/train.py recipes/quickstart.yaml", *CI_RUNS} <= set(COMMANDS)
+    listings = {c for c in COMMANDS if c.startswith("hfvit recipes")}
+    assert set(COMMANDS) == CI_RUNS | listings | set(TRAINING)
+
+
+def test_ci_types_the_readmes_test_command():
+    assert "pytest" in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("hfvit recipes") or "--help" in c])
+def test_commands_that_only_print(command):
+    result = run_command(*shlex.split(command.split(">")[0]))
+    assert result.returncode == 0
+    assert len(result.stdout.splitlines()) > 3
+
+
+@pytest.mark.parametrize("command", [c for c in TRAINING if "--help" not in c])
+def test_training_commands_parse(command):
+    load_recipe([*recipe_and_options(command), "--use_cpu", "true"])
+
+
+@pytest.mark.integration
+def test_the_command_for_two_processes_runs(tmp_path):
+    words = shlex.split(next(command for command in TRAINING if "multi_cpu.yaml" in command))
+    words[words.index("--output_dir") + 1] = str(tmp_path / "two")
+    words.insert(words.index("hfvit/train.py"), "--main_process_port=0")
+    result = run_command(*words, "--max_steps", "2")
+    assert result.returncode == 0, result.stderr
+    assert "2 process(es)" in result.stdout
+
+
+@pytest.mark.integration
+def test_python_examples_run(quickstart, tmp_path, monkeypatch):
+    for name in ("digit.png", "a.png", "b.png"):
+        coloured_image(0, np.random.default_rng(0)).save(tmp_path / name)
+    (tmp_path / "outputs").symlink_to(quickstart.parent)
+    monkeypatch.chdir(tmp_path)
+    assert len(PYTHON) >= 3
+    for code in PYTHON:
+        exec(compile(code, "README.md", "exec"), {"pixel_values": torch.zeros(1, 3, 64, 64)})
+
+
+@pytest.mark.integration
+def test_the_listed_output_folder_is_the_real_one(quickstart):
+    listed = next(block for _, block in BLOCKS if block.startswith("outputs/quickstart/"))
+    names = {word for line in listed.splitlines()[1:] for word in line[:37].split() if "." in word}
+    real = {path.name for path in quickstart.iterdir() if path.is_file()} | {"plots/*.png"}
+    assert names == real
+
+
+def test_every_recipe_is_in_the_table_and_nothing_is_left_to_fill_in():
+    assert "<!--" not in TEXT
+    for name in shipped_recipes():
+        assert f"| `{name}` |" in TEXT
