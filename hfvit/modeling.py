@@ -52,6 +52,15 @@ class HFViTConfig(TimmWrapperConfig):
         )
 
     @property
+    def label_names(self) -> list[str]:
+        """Class names in the order of the logits; derived, so that they cannot go stale."""
+        return [self.id2label[index] for index in range(self.num_labels)]
+
+    @label_names.setter
+    def label_names(self, names: list[str]) -> None:
+        """Read from a checkpoint; `from_dict` has made `id2label` of them already."""
+
+    @property
     def image_size(self) -> tuple[int, int]:
         """(height, width) in pixels that preprocessing makes."""
         return tuple(self.pretrained_cfg.get("input_size", (3, 224, 224))[-2:])
@@ -69,7 +78,7 @@ class HFViTConfig(TimmWrapperConfig):
 
     def to_dict(self) -> dict[str, Any]:
         output = super().to_dict()
-        output["label_names"] = [self.id2label[index] for index in range(self.num_labels)]
+        output["label_names"] = self.label_names
         output["num_classes"] = self.num_labels
         output["architectures"] = ["TimmWrapperForImageClassification"]
         return output
@@ -113,10 +122,11 @@ class HFViTForImageClassification(TimmWrapperForImageClassification):
         Raises `ModelError` for another kind of checkpoint, or when anything but a new head would be left untrained.
         """
         hub = ("revision", "cache_dir", "token", "local_files_only", "force_download", "subfolder")
-        kwargs.pop("config", None)  # the checkpoint's own, with the changes asked for here, is the only one that fits
         config = cls._load_config(pretrained_model_name_or_path, **{key: kwargs[key] for key in hub if key in kwargs})
-        old_labels = [config.id2label[index] for index in range(config.num_labels)]
-        labels = _requested_labels(labels, old_labels, kwargs)
+        old_labels = config.label_names
+        if "config" in kwargs:
+            config = copy.deepcopy(kwargs.pop("config"))
+        labels = _requested_labels(labels, config.label_names, kwargs)
         if not labels:
             raise ModelError(
                 f"{pretrained_model_name_or_path} has no classifier of its own; name the classes of a new one"

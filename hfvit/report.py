@@ -109,7 +109,7 @@ def confusion_figure(metrics: dict, role: str):
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     side = float(np.clip(len(names) * 0.42, 4.5, 20))
     figure, axis = plt.subplots(figsize=(side + 1.2, side))
-    image = axis.imshow(shares, cmap="cividis_r", vmin=0, vmax=1)
+    image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     font = 9 if len(names) <= 30 else 6
     ticks, shown = (range(len(names)), names) if len(names) <= MOST_NAMES else ([], [])
     axis.set_xticks(ticks, shown, rotation=90, fontsize=font)
@@ -131,13 +131,15 @@ def per_class_figure(metrics: dict, role: str):
     font = 9 if len(classes) <= 30 else 6
     figure, axis = plt.subplots(figsize=(7, float(np.clip(len(classes) * 0.3, 2.5, 22))))
     recalls = [entry["recall"] for entry in classes]
-    axis.barh(range(len(classes)), recalls, color=BLUE)
+    # Points, not bars: bars would have to start at zero, where no difference shows.
+    axis.hlines(range(len(classes)), 0, 1, color=GREY, linewidth=0.5, alpha=0.4)
+    axis.plot(recalls, range(len(classes)), "o", color=BLUE)
     axis.axvline(metrics["accuracy"], color=ORANGE, linewidth=1.5, label=f"all classes {metrics['accuracy']:.2%}")
     if len(classes) <= MOST_NAMES:
         axis.set_yticks(range(len(classes)), [entry["label"] for entry in classes], fontsize=font)
     axis.set(title=f"Accuracy by class on the {role} split", xlabel="accuracy", ylim=(-0.6, len(classes) - 0.4))
-    # Differences show where they are; the axis says that it does not start at zero.
-    axis.set_xlim(max(0.0, min(recalls) - 0.05), 1.0)
+    lowest = min(recalls)
+    axis.set_xlim(max(0.0, lowest - 0.1 * (1 - lowest) - 0.01), 1.0 + 0.02 * (1 - lowest) + 0.002)
     axis.legend(loc="lower left", fontsize=8)
     axis.grid(axis="x", alpha=0.3)
     return figure

@@ -159,6 +159,10 @@ def test_the_head_is_kept_when_the_classes_agree_and_new_when_they_differ(saved)
     assert head(labels=["x", "y"]).shape == (2, 32)
     assert head(num_labels=5).shape == (5, 32)
     assert head(id2label={0: "p", 1: "q"}).shape == (2, 32)
+    config = hfvit.HFViTConfig.from_pretrained(folder)
+    assert torch.equal(head(config=config), weights)
+    config.id2label = {0: "p", 1: "q"}
+    assert head(config=config).shape == (2, 32)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
