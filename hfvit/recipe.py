@@ -83,12 +83,8 @@ def load_recipe(argv: list[str]) -> Recipe:
         model, data, training = parser.parse_dict(vars(namespace))
     except RecipeError as error:
         raise RecipeError(f"{source}: {error}") from None
-    except (
-        ValueError,
-        TypeError,
-        NotImplementedError,
-        ImportError,
-    ) as error:  # raised by TrainingArguments' own checks
+    except (ValueError, TypeError, NotImplementedError, ImportError) as error:
+        # TrainingArguments' own checks raise these, and accelerate's.
         raise RecipeError(f"{source}: {' '.join(str(error).split())}") from None
 
     given = {**file_values, **_changed(vars(from_file), vars(namespace))}

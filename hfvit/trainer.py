@@ -22,9 +22,9 @@ EMA_FILE = "ema.safetensors"
 
 
 class HFViTTrainer(Trainer):
-    """Trains on items `{"pixel_values", "labels"}`; everything not overridden here is the Trainer's own work.
+    """Trains on the `ImageDataset` items of images.py; everything not overridden here is the Trainer's own work.
 
-    With `ema_decay`, evaluation and the final model use the averaged weights; checkpoints hold both.
+    The training set is drawn by `EpochSampler`, as `(epoch, row)`. With `ema_decay`, evaluation and the final model use the averaged weights; checkpoints hold both.
     """
 
     # compute_loss returns a mean over its own images; the Trainer divides it by the accumulation steps.
