@@ -45,10 +45,14 @@ def claim_output_dir(output_dir: str, resume: str | None, overwrite: bool) -> st
     checkpoint = newest_checkpoint(folder) if resume == "auto" else Path(resume) if resume else None
     if checkpoint and not (checkpoint / "trainer_state.json").is_file():
         raise RecipeError(f"resume_from_checkpoint: {resume} is no whole checkpoint of a run.")
-    goes_on_here = checkpoint is not None and checkpoint.resolve().parent == folder.resolve()
-    if not goes_on_here and not overwrite:
+    if not overwrite and ((folder / RUN_FILE).exists() or not is_of_run(checkpoint, folder)):
         _refuse_if_held(folder)
     return str(checkpoint) if checkpoint else None
+
+
+def is_of_run(checkpoint: str | Path | None, output_dir: str | Path) -> bool:
+    """Whether `checkpoint` is one that the run in `output_dir` left there."""
+    return checkpoint is not None and Path(checkpoint).resolve().parent == Path(output_dir).resolve()
 
 
 def _refuse_if_held(folder: Path) -> None:
@@ -60,7 +64,7 @@ def _refuse_if_held(folder: Path) -> None:
             f"an unfinished run ({unfinished.name})",
             "Continue it with --resume_from_checkpoint auto, discard",
         )
-    elif any((folder / name).exists() for name in ("README.md", "config.json", "model.safetensors")):
+    elif any((folder / name).exists() for name in ("README.md", "config.json", "model.safetensors", "recipe.yaml")):
         held, way_on = "files that are not a run's, and that a run would replace", "Replace"
     else:
         return

@@ -50,7 +50,9 @@ class ModelArguments:
     image_size: int | None = _field(
         None, "Height and width in pixels that the model sees; position embeddings are resampled to it."
     )
-    drop_rate: float | None = _field(None, "Dropout before the classifier and in timm's MLPs.")
+    drop_rate: float | None = _field(
+        None, "Dropout before the classifier; proj_drop_rate in model_args is that of the blocks."
+    )
     attn_drop_rate: float | None = _field(None, "Dropout of attention weights.")
     drop_path_rate: float | None = _field(None, "Stochastic depth at the last block, falling to 0 at the first.")
     freeze: str | None = _field(
@@ -73,6 +75,10 @@ class ModelArguments:
             self.model_args,
             "a mapping such as {depth: 8}",
         )
+        if "img_size" in (self.model_args or {}):
+            raise RecipeError(
+                "model_args: give the size as image_size, which preprocessing follows too, not img_size."
+            )
         _check_positive("image_size", self.image_size)
         for key in ("drop_rate", "attn_drop_rate", "drop_path_rate"):
             _check_fraction(key, getattr(self, key))
@@ -101,7 +107,7 @@ class DataArguments:
     dataset_revision: str | None = _field(None, "Branch, tag or commit of the data set on the Hub.")
     image_column: str | None = _field(None, "Image column; found by its feature type when not given.")
     label_column: str | None = _field(None, "Label column; found by its feature type when not given.")
-    train_split: str = _field("train", "Split to train on; slices such as train[:90%] work.")
+    train_split: str = _field("train", "Split to train on; slices such as train[:1000] work.")
     validation_split: str | None = _field(
         None, "Split that selects the best checkpoint; without one, validation_fraction of train is held out."
     )

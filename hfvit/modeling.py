@@ -124,8 +124,11 @@ class HFViTForImageClassification(TimmWrapperForImageClassification):
         hub = ("revision", "cache_dir", "token", "local_files_only", "force_download", "subfolder")
         config = cls._load_config(pretrained_model_name_or_path, **{key: kwargs[key] for key in hub if key in kwargs})
         old_labels = config.label_names
-        if "config" in kwargs:
-            config = copy.deepcopy(kwargs.pop("config"))
+        given = kwargs.pop("config", None)
+        if given is not None:
+            names = [given.id2label[index] for index in range(given.num_labels)]
+            stock = {**given.to_dict(), "label_names": names, "num_classes": len(names)}
+            config = HFViTConfig.from_dict({"pretrained_cfg": config.pretrained_cfg, **stock})
         labels = _requested_labels(labels, config.label_names, kwargs)
         if not labels:
             raise ModelError(
@@ -324,7 +327,7 @@ def _new_model(
 ) -> HFViTForImageClassification:
     """An untrained model built for `image_size`, by argument where its architecture has one for it."""
     config = HFViTConfig.from_architecture(architecture, labels, **timm_kwargs)
-    if image_size is None or "img_size" in timm_kwargs:
+    if image_size is None:
         return HFViTForImageClassification(config)
     own_config = copy.deepcopy(config)
     config.set_image_size(image_size, is_argument=True)

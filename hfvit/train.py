@@ -6,7 +6,14 @@ from pathlib import Path
 
 from transformers import set_seed
 
-from hfvit.checkpoints import check_same_model, claim_output_dir, clear_run, remove_checkpoints, write_text
+from hfvit.checkpoints import (
+    check_same_model,
+    claim_output_dir,
+    clear_run,
+    is_of_run,
+    remove_checkpoints,
+    write_text,
+)
 from hfvit.data import load_splits
 from hfvit.errors import run
 from hfvit.hardware import use_all_cores
@@ -65,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     )
 
     # Train
-    if args.overwrite_output_dir and args.should_save and checkpoint is None:
+    if args.overwrite_output_dir and args.should_save and not is_of_run(checkpoint, args.output_dir):
         clear_run(args.output_dir)  # not before everything that a new run needs is known to work
     output = trainer.train(resume_from_checkpoint=checkpoint)
 

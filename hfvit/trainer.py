@@ -24,7 +24,8 @@ EMA_FILE = "ema.safetensors"
 class HFViTTrainer(Trainer):
     """Trains on the `ImageDataset` items of images.py; everything not overridden here is the Trainer's own work.
 
-    The training set is drawn by `EpochSampler`, as `(epoch, row)`. With `ema_decay`, evaluation and the final model use the averaged weights; checkpoints hold both.
+    The training set is drawn by `EpochSampler`, as `(epoch, row)`. With `ema_decay`, evaluation and the final model
+    use the averaged weights; checkpoints hold both.
     """
 
     # compute_loss returns a mean over its own images; the Trainer divides it by the accumulation steps.
@@ -72,6 +73,9 @@ class HFViTTrainer(Trainer):
         return self._epoch_sampler
 
     def _run_epoch(self, *args, epoch: int, **kwargs):
+        if self.state.global_step >= self.state.max_steps:  # resumed after its last step: nothing is left to do
+            self.control.should_training_stop = True
+            return
         # The Trainer tells the epoch to two layers of samplers; a run resumed on several processes has three.
         self._epoch_sampler.set_epoch(epoch)
         return super()._run_epoch(*args, epoch=epoch, **kwargs)
@@ -195,6 +199,8 @@ class _LossWatch:
         if step == self.ended_step or learning_rate is None:
             return
         self.ended_step = step
+        if hasattr(grad_norm, "full_tensor"):  # FSDP 2 gives a DTensor; every process gets here
+            grad_norm = grad_norm.full_tensor()
         norm = torch.as_tensor(0.0 if grad_norm is None else grad_norm, device=self.bad_step.device).float()
         figures = torch.stack([self.step_loss, norm.reshape(()), torch.full_like(self.step_loss, learning_rate)])
         good = torch.isfinite(figures[:2]).all() & (self.bad_step < 0)

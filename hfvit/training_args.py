@@ -4,7 +4,7 @@ import logging
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
-from transformers.integrations import get_reporting_integration_callbacks
+from transformers.integrations import get_available_reporting_integrations
 
 from hfvit.config import RunArguments
 from hfvit.errors import RecipeError
@@ -30,7 +30,8 @@ class HFViTTrainingArguments(RunArguments, TrainingArguments):
     """Every field of `TrainingArguments`, those of `RunArguments`, and these defaults of hfvit's own.
 
     After construction `per_device_train_batch_size` and `gradient_accumulation_steps` hold what `global_batch_size`
-    means on this many processes: batch 8 is 8, 2 x 4 accumulated or 4 on each of 2 processes, with equal results.
+    means on this many processes. Batch 8 is 8, 2 x 4 accumulated or 4 on each of 2 processes, with equal results but
+    for the draws of dropout and stochastic depth.
     """
 
     output_dir: str | None = field(default=None, metadata={"help": "Folder of the run; created, never shared."})
@@ -78,8 +79,8 @@ class HFViTTrainingArguments(RunArguments, TrainingArguments):
         self._refuse_what_breaks()
         if self.save_strategy is None:
             self.save_strategy = "epoch" if self.eval_strategy == "no" else self.eval_strategy
-            if self.eval_strategy == "steps" and self.eval_steps:
-                self.save_steps = self.eval_steps
+            if self.eval_strategy == "steps":
+                self.save_steps = self.eval_steps = self.eval_steps or self.logging_steps
         if self.eval_strategy == "no":
             self.load_best_model_at_end = False
         if self.metric_for_best_model and self.greater_is_better is None:
@@ -98,10 +99,10 @@ class HFViTTrainingArguments(RunArguments, TrainingArguments):
             self.dataloader_num_workers = min(8, cores() // max(1, self.world_size))
         if self.mixed_precision == "fp16" and self.device.type == "cpu":
             raise RecipeError("fp16 needs a GPU; on the processor use bf16 (--bf16 true) or full precision.")
-        try:
-            get_reporting_integration_callbacks(self.report_to)
-        except (ValueError, RuntimeError, ImportError) as error:
-            raise RecipeError(f"report_to: {error}") from None
+        available = get_available_reporting_integrations()
+        for tracker in set(self.report_to) - set(available):
+            has = f"installed here are {', '.join(available)}" if available else "none is installed here"
+            raise RecipeError(f"report_to: '{tracker}' is not an installed tracker ({has}).")
         self.per_device_train_batch_size, self.gradient_accumulation_steps = split_batch(
             self.global_batch_size, self.world_size, self.per_device_train_batch_size
         )
@@ -120,6 +121,12 @@ class HFViTTrainingArguments(RunArguments, TrainingArguments):
             )
         if self.early_stopping_patience and self.eval_strategy == "no":
             raise RecipeError("early_stopping_patience needs evaluations: set eval_strategy to epoch or steps.")
+        unsaved = self.save_strategy == self.eval_strategy == "steps" and self.save_steps != self.eval_steps
+        if self.load_best_model_at_end and unsaved:
+            raise RecipeError(
+                f"save_steps: {self.save_steps:g} is not eval_steps ({self.eval_steps or self.logging_steps:g}); the"
+                " best evaluation might not be saved. Leave save_strategy and save_steps out."
+            )
         if self.ema_decay and self.save_only_model:
             raise RecipeError("save_only_model: a checkpoint without its averaged weights (ema_decay) is not whole.")
 

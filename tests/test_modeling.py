@@ -69,7 +69,7 @@ def test_loads_with_stock_transformers_where_hfvit_cannot_be_imported(saved, tmp
     script = (
         "import sys; sys.modules['hfvit'] = None\n"
         "import numpy as np, torch\nfrom PIL import Image\n"
-        "from transformers import AutoImageProcessor, AutoModelForImageClassification\n"
+        "from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification\n"
         "folder, work = sys.argv[1:]\n"
         "model = AutoModelForImageClassification.from_pretrained(folder).eval()\n"
         "inputs = AutoImageProcessor.from_pretrained(folder)(Image.open(work + '/image.png'))\n"
@@ -163,6 +163,8 @@ def test_the_head_is_kept_when_the_classes_agree_and_new_when_they_differ(saved)
     assert torch.equal(head(config=config), weights)
     config.id2label = {0: "p", 1: "q"}
     assert head(config=config).shape == (2, 32)
+    stock = AutoConfig.from_pretrained(folder, num_labels=5)
+    assert head(config=stock, image_size=48).shape == (5, 32)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -205,9 +207,8 @@ def test_a_resampled_model_sees_nearly_the_same_and_the_stock_class_does_not(tmp
     stock = TimmWrapperForImageClassification.from_pretrained(
         tmp_path, model_args={**MICRO, "img_size": 128}, ignore_mismatched_sizes=True
     )
-    with torch.no_grad():  # what the stock class leaves there is uninitialised memory: often NaN, never the positions
-        stocks = features(stock.eval(), large)
-    assert not torch.cosine_similarity(stocks, original).item() > 0.99
+    # What the stock class leaves there is uninitialised memory, often NaN; at any rate not the resampled positions.
+    assert not torch.allclose(stock.timm_model.pos_embed, resized.timm_model.pos_embed, atol=0.1)
 
 
 def test_attention_maps():

@@ -6,7 +6,7 @@ import yaml
 from conftest import ROOT
 
 from hfvit.errors import RecipeError
-from hfvit.recipe import load_recipe
+from hfvit.recipe import build_parser, load_recipe
 from hfvit.shipped import shipped_recipes, summary
 from hfvit.training_args import split_batch
 
@@ -85,6 +85,8 @@ def test_the_resolved_recipe_shows_what_a_reader_looks_for(write):
 def test_saving_follows_evaluation(write):
     steps = load_recipe([write(MINIMAL), "--eval_strategy", "steps", "--eval_steps", "50"]).training
     assert (steps.save_strategy, steps.save_steps) == ("steps", 50)
+    logged = load_recipe([write(MINIMAL), "--eval_strategy", "steps", "--logging_steps", "25"]).training
+    assert (logged.eval_steps, logged.save_steps) == (25, 25)
     never = load_recipe([write(MINIMAL), "--eval_strategy", "no"]).training
     assert (never.save_strategy, never.load_best_model_at_end) == ("epoch", False)
 
@@ -132,6 +134,8 @@ def test_tokens_never_reach_the_resolved_recipe(write):
         ("gradient_accumulation_steps: 4\n", "derived from global_batch_size"),
         ("metric_for_best_model: top1\n", "one of accuracy, top5_accuracy, macro_f1, loss, ece"),
         ("ema_decay: 0.9\nsave_only_model: true\n", "save_only_model"),
+        ("eval_strategy: steps\neval_steps: 10\nsave_strategy: steps\nsave_steps: 20\n", "might not be saved"),
+        ("model_args: {img_size: 32}\n", "give the size as image_size"),
         ("learning_rate: -1\n", "a finite number of 0 or more"),
         ("learning_rate: .nan\n", "a finite number of 0 or more"),
         ("label_smoothing_factor: 1.5\n", "label_smoothing_factor"),
@@ -173,6 +177,12 @@ def test_wrong_command_lines_are_named(argv, message):
     with pytest.raises(RecipeError) as caught:
         load_recipe(argv)
     assert message in str(caught.value)
+
+
+def test_the_full_help_names_every_field():
+    text = build_parser().format_help()
+    for field in ("--image_size", "--train_split", "--learning_rate", "--global_batch_size"):
+        assert field in text
 
 
 def test_a_list_is_no_recipe(write):

@@ -18,6 +18,7 @@ from conftest import LABELS, MICRO_RECIPE, ROOT, coloured_image, coloured_split,
 from safetensors.torch import load_file
 from transformers import pipeline
 
+from hfvit.checkpoints import newest_checkpoint
 from hfvit.errors import run
 from hfvit.run_json import write_facts
 from hfvit.train import main
@@ -59,7 +60,9 @@ def module_recipe(tmp_path_factory, colours):
 def launched(module_recipe, tmp_path_factory):
     """One run through `accelerate launch`, and what it printed."""
     out = tmp_path_factory.mktemp("launched") / "out"
-    result = run_command("accelerate", "launch", "hfvit/train.py", module_recipe, "--output_dir", out)
+    # What accelerate launch sets by itself where nobody has chosen a number of threads.
+    words = ("accelerate", "launch", "hfvit/train.py", module_recipe, "--output_dir", out)
+    result = run_command(*words, OMP_NUM_THREADS="1")
     assert result.returncode == 0, result.stderr
     return out, result.stdout
 
@@ -145,7 +148,7 @@ def kill_after_a_checkpoint(words, out):
     process = psutil.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 200
-        while not list(out.glob("checkpoint-*/trainer_state.json")):
+        while not newest_checkpoint(out):
             assert process.poll() is None, "the run ended before it could be killed"
             assert time.monotonic() < deadline, "no checkpoint appeared"
             time.sleep(0.002)
@@ -259,6 +262,25 @@ def test_fine_tuning_at_another_size_with_other_classes(recipe, tmp_path):
     assert torch.equal(before["blocks.0.attn.qkv.weight"], after["blocks.0.attn.qkv.weight"])
     assert not torch.equal(before["blocks.1.attn.qkv.weight"], after["blocks.1.attn.qkv.weight"])
     assert after["head.weight"].shape == (4, 32)
+
+
+def test_a_run_that_dies_after_its_last_step_is_evaluated_and_not_trained_further(recipe, tmp_path, monkeypatch):
+    """A schedule that ends in mid-epoch, and a failure between training and evaluation."""
+
+    def dies(*_, **__):
+        raise RuntimeError("a power cut")
+
+    words = [str(recipe), "--max_steps", "4", "--keep_checkpoints"]
+    with monkeypatch.context() as patch:
+        patch.setattr("hfvit.train.HFViTTrainer.predict", dies)
+        with pytest.raises(RuntimeError, match="power cut"):
+            main(words)
+    before = load_file(tmp_path / "out" / "checkpoint-4" / "model.safetensors")
+    assert run(lambda: main([*words, "--resume_from_checkpoint", "auto"])) == 0
+    assert facts(tmp_path / "out")["training"]["steps"] == 4
+    after = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-4"]
 
 
 def test_a_corrupt_picture_met_in_a_worker_is_one_message(recipe, capsys, tmp_path):

@@ -302,6 +302,7 @@ def make_checkpoint(folder):
 
 
 def test_a_finished_run_is_not_trained_over_by_resume_auto(tmp_path):
+    make_checkpoint(tmp_path)  # as --keep_checkpoints leaves it
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(RecipeError, match="holds a finished run"):
         claim_output_dir(str(tmp_path), resume="auto", overwrite=False)
