@@ -10,6 +10,7 @@ import torch
 from conftest import ARCHITECTURE, LABELS, MICRO, coloured_image, run_command
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoConfig,
     AutoImageProcessor,
     AutoModelForImageClassification,
     TimmWrapperForImageClassification,
