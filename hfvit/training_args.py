@@ -3,6 +3,8 @@
 import logging
 from dataclasses import dataclass, field
 
+import torch
+from accelerate.utils import parse_flag_from_env
 from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 
@@ -86,6 +88,10 @@ class HFViTTrainingArguments(RunArguments, TrainingArguments):
         if self.metric_for_best_model and self.greater_is_better is None:
             self.greater_is_better = not self.metric_for_best_model.endswith(("loss", "ece"))
         workers, self.dataloader_num_workers = self.dataloader_num_workers, self.dataloader_num_workers or 0
+
+        # The Trainer does not read the launcher's `use_cpu`: without this, each process of a CPU launch would train
+        # alone, as if it were the only one (transformers 5.23).
+        self.use_cpu |= parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
 
         super().__post_init__()
 

@@ -76,7 +76,6 @@ learning_rate: 3.0e-3
 max_grad_norm: 1.0
 logging_steps: 1
 seed: 3
-use_cpu: true
 disable_tqdm: true
 """
 
