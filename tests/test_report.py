@@ -97,7 +97,7 @@ def test_card_of_a_local_set_and_checkpoint_shows_no_path(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("uoft-cs/cifar10", True), ("../shared/data", False), ("/data/x", False), ("digits", False), ("a/b/c", False)],
+    [("uoft-cs/cifar10", True), ("../images/cats", False), ("/data/x", False), ("digits", False), ("a/b/c", False)],
 )
 def test_what_counts_as_a_hub_id(name, expected):
     assert is_hub_id(name) is expected
