@@ -160,7 +160,7 @@ class HFViTTrainer(Trainer):
         file = Path(checkpoint) / EMA_FILE
         if not file.exists():
             raise RecipeError(f"{checkpoint} was saved without ema_decay; resume with ema_decay null, or start anew.")
-        self.ema.module.load_state_dict(load_file(file, device=str(self.args.device)))
+        self.ema.module.load_state_dict(load_file(file))
 
     def train(self, *args, **kwargs):
         """Train; the model then holds the weights to ship (the best checkpoint's, averaged with `ema_decay`)."""

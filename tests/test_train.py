@@ -185,7 +185,7 @@ def test_a_killed_run_resumes_to_the_same_weights(module_recipe, tmp_path):
 
 @pytest.mark.integration
 def test_a_run_of_two_processes_killed_in_mid_epoch_resumes_to_the_same_weights(module_recipe, tmp_path):
-    options = ["--num_train_epochs", "12", "--eval_strategy", "steps", "--eval_steps", "4"]
+    options = ["--num_train_epochs", "12", "--eval_strategy", "steps", "--eval_steps", "4", "--ema_decay", "0.9"]
     config = ROOT / "accelerate_configs" / "multi_cpu.yaml"
 
     def words(out):
