@@ -5,7 +5,6 @@ The checkpoint keeps `model_type: timm_wrapper` and timm's own weight names, so 
 """
 
 import copy
-import logging
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,6 @@ from transformers.utils import logging as transformers_logging
 from hfvit.attention import recorded_attention
 from hfvit.errors import ModelError, nearest
 from hfvit.param_groups import classifier_parameters, freeze
-
-logger = logging.getLogger(__name__)
 
 # Where timm's releases keep their files; of no use to the model that was trained from them.
 _ORIGIN_KEYS = ("url", "file", "hf_hub_id", "hf_hub_filename", "source", "num_classes", "state_dict", "cache_dir")

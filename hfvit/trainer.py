@@ -1,6 +1,5 @@
 """`HFViTTrainer`: transformers' Trainer with timm's parameter groups, an EMA, and a stop at the first NaN."""
 
-import logging
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,8 +14,6 @@ from hfvit.errors import DataError, NonFiniteLossError, RecipeError
 from hfvit.images import EpochSampler
 from hfvit.losses import cross_entropy
 from hfvit.param_groups import build_param_groups
-
-logger = logging.getLogger(__name__)
 
 EMA_FILE = "ema.safetensors"
 
