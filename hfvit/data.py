@@ -9,7 +9,7 @@ from datasets import ClassLabel, Dataset, Image, Value
 from PIL import Image as PILImage
 from sklearn.model_selection import train_test_split
 
-from hfvit.errors import DataError, nearest
+from hfvit.errors import DataError, nearest, one_line
 
 CLASS_TYPES = ("int", "uint", "string", "large_string", "bool")
 LABEL_NAMES = ("label", "labels", "fine_label", "target", "class")
@@ -133,7 +133,7 @@ def _load_split(name: str, config_name: str | None, revision: str | None, split:
 
 
 def _why_not_loaded(name: str, config_name: str | None, split: str, error: Exception) -> str:
-    reason = " ".join(str(error).split())
+    reason = one_line(error)
     if "corresponds to no data" in reason:  # what datasets says of an empty slice or table
         return f"{name}: split '{split}' is empty."
     try:

@@ -35,6 +35,11 @@ def nearest(name: str, known) -> str:
     return f" Did you mean '{matches[0]}'?" if matches else ""
 
 
+def one_line(error: Exception) -> str:
+    """A library's message as part of one of ours: without its line breaks and indentation."""
+    return " ".join(str(error).split())
+
+
 def run(command: Callable[[], int | None]) -> int:
     """Call `command` and return its exit code; an `HFViTError` becomes its message on standard error."""
     try:

@@ -15,7 +15,7 @@ from datasets import Dataset
 from PIL import Image as PILImage
 from PIL import ImageOps
 
-from hfvit.errors import DataError
+from hfvit.errors import DataError, one_line
 
 
 def to_rgb(image: PILImage.Image) -> PILImage.Image:
@@ -68,8 +68,9 @@ class ImageDataset(torch.utils.data.Dataset):
     def __getitem__(self, index: int | tuple[int, int]) -> dict:
         epoch, row = index if isinstance(index, tuple) else (0, index)
         example = self.split[int(row)]
+        image = self.decode(example["image"], example["row"])
         with seeded(self.seed, epoch, row):
-            pixel_values = self.transform(self.decode(example["image"], example["row"]))
+            pixel_values = self.transform(image)
         return {"pixel_values": pixel_values, "labels": example["label"]}
 
     def decode(self, encoded: dict | None, row: int) -> PILImage.Image:
@@ -85,7 +86,7 @@ class ImageDataset(torch.utils.data.Dataset):
             file = f" ({encoded['path']})" if encoded and encoded.get("path") else ""
             raise DataError(
                 f"Split '{self.name}', row {row}{file}: not a readable picture ({type(error).__name__}:"
-                f" {' '.join(str(error).split())}); mend or remove it."
+                f" {one_line(error)}); mend or remove it."
             ) from None
 
 

@@ -17,7 +17,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import logging as transformers_logging
 
 from hfvit.attention import recorded_attention
-from hfvit.errors import ModelError, nearest
+from hfvit.errors import ModelError, nearest, one_line
 from hfvit.param_groups import classifier_parameters, freeze
 
 # Where timm's releases keep their files; of no use to the model that was trained from them.
@@ -312,7 +312,7 @@ def build_model(
             model = _new_model(architecture, labels, image_size, timm_kwargs or {})
     except (TypeError, AssertionError, RuntimeError, OSError) as error:
         arguments = f" with {timm_kwargs}" if timm_kwargs else ""
-        raise ModelError(f"{origin} cannot be built{arguments}: {' '.join(str(error).split())}") from error
+        raise ModelError(f"{origin} cannot be built{arguments}: {one_line(error)}") from error
     model.config.set_preprocessing(**(preprocessing or {}))
     if frozen:
         model.freeze(int(frozen) if str(frozen).isdigit() else frozen)

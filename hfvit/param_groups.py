@@ -39,10 +39,10 @@ def build_param_groups(
     return sorted(groups, key=lambda group: -group["lr"])
 
 
-def freeze(timm_model: nn.Module, part: str | int) -> list[str]:
+def freeze(timm_model: nn.Module, part: str | int) -> None:
     """Stop the gradient of `"backbone"` (all but the classifier) or of the stem and the first `part` blocks.
 
-    Returns the names of the frozen parameters; raises `ModelError` where the family has no such blocks.
+    Raises `ModelError` where the family has no such blocks.
     """
     if part == "backbone":
         classifier = {id(p) for p in classifier_parameters(timm_model)}
@@ -55,7 +55,6 @@ def freeze(timm_model: nn.Module, part: str | int) -> list[str]:
         frozen = [name for name, layer in layer_of.items() if layer <= part]
     for name in frozen:
         timm_model.get_parameter(name).requires_grad = False
-    return frozen
 
 
 def layer_ids(timm_model: nn.Module) -> dict[str, int]:

@@ -11,7 +11,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from hfvit.config import DataArguments, ModelArguments, RunArguments
-from hfvit.errors import RecipeError, nearest
+from hfvit.errors import RecipeError, nearest, one_line
 from hfvit.shipped import find_recipe
 from hfvit.training_args import HFViTTrainingArguments
 
@@ -85,7 +85,7 @@ def load_recipe(argv: list[str]) -> Recipe:
         raise RecipeError(f"{source}: {error}") from None
     except (ValueError, TypeError, NotImplementedError, ImportError) as error:
         # TrainingArguments' own checks raise these, and accelerate's.
-        raise RecipeError(f"{source}: {' '.join(str(error).split())}") from None
+        raise RecipeError(f"{source}: {one_line(error)}") from None
 
     given = {**file_values, **_changed(vars(from_file), vars(namespace))}
     return Recipe(model, data, training, source, _resolved(model, data, training, vars(namespace), given))
@@ -99,7 +99,7 @@ def read_recipe(path: Path, takes_list: dict[str, bool]) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise RecipeError(f"{path}: not valid YAML: {one_line(error)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read: {error}") from None
     if not isinstance(values, dict):

@@ -77,11 +77,11 @@ def main(argv: list[str] | None = None) -> None:
     output = trainer.train(resume_from_checkpoint=checkpoint)
 
     # Evaluate: the test split once, after everything that selects
-    metrics, trainer.compute_metrics = {}, None
+    metric = ImageClassificationMetric(splits.labels)
+    metrics, trainer.compute_metrics = {}, None  # computed here, in full, and only once
     for role, split in (("validation", splits.validation), ("test", splits.test)):
         if split is not None:
             prediction = trainer.predict(ImageDataset(split, preprocess, splits.sources[role]), metric_key_prefix=role)
-            metric = ImageClassificationMetric(splits.labels)
             metrics[role] = metric.compute(predictions=prediction.predictions, references=prediction.label_ids)
 
     # Save and report
