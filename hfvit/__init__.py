@@ -7,6 +7,7 @@ __version__ = version("hfvit")
 
 # Resolved on first use, so that `import hfvit` and `hfvit --help` never pay for torch.
 _HOME_OF = {
+    "AugmentationArguments": "config",
     "DataArguments": "config",
     "ModelArguments": "config",
     "RunArguments": "config",

@@ -59,10 +59,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _describe_fields(parser: argparse.ArgumentParser) -> None:
     """Name hfvit's own recipe fields in the help; their values are parsed by the recipe."""
-    from hfvit.config import DataArguments, ModelArguments, RunArguments
+    from hfvit.config import AugmentationArguments, DataArguments, ModelArguments, RunArguments
 
     lines = []
-    for section in (ModelArguments, DataArguments, RunArguments):
+    for section in (ModelArguments, DataArguments, AugmentationArguments, RunArguments):
         lines += ["", section.__doc__]
         for field in dataclasses.fields(section):
             default = field.default if field.default is not dataclasses.MISSING else field.default_factory()

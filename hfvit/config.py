@@ -11,6 +11,7 @@ from typing import Any
 from hfvit.errors import RecipeError
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
+POLICIES = ("basic", "trivial_augment", "rand_augment", "three_augment")
 
 # The metrics that are one number: what a training curve shows and what can select a checkpoint.
 SCALAR_METRICS = ("accuracy", "top5_accuracy", "macro_f1", "loss", "ece")
@@ -97,7 +98,7 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    """Data: which images, which split does what, and how an image becomes a tensor."""
+    """Data: which images, which split does what, and how an image is presented to the model."""
 
     dataset_name: str | None = _field(
         None,
@@ -115,14 +116,6 @@ class DataArguments:
     validation_fraction: float = _field(0.1, "Share of train held out (stratified, seeded) when there is no split.")
     max_train_samples: int | None = _field(None, "Use at most this many training images (a seeded random choice).")
     max_eval_samples: int | None = _field(None, "Use at most this many images of each evaluation split.")
-    crop_scale: list[float] = field(
-        default_factory=lambda: [0.8, 1.0],
-        metadata={"help": "Smallest and largest share of the image's area that a training crop covers."},
-    )
-    crop_ratio: list[float] = field(
-        default_factory=lambda: [0.75, 4 / 3], metadata={"help": "Narrowest and widest shape of a training crop."}
-    )
-    horizontal_flip: float = _field(0.5, "Probability of a mirrored training image.")
     crop_pct: float | None = _field(
         None, "Share of the resized image that evaluation's centre crop keeps; the pretrained model's when not given."
     )
@@ -142,11 +135,6 @@ class DataArguments:
         _check(0.0 < self.validation_fraction < 1.0, "validation_fraction", self.validation_fraction, "0 < f < 1")
         _check_positive("max_train_samples", self.max_train_samples)
         _check_positive("max_eval_samples", self.max_eval_samples)
-        for key in ("crop_scale", "crop_ratio"):
-            value = getattr(self, key)
-            _check(len(value) == 2 and 0 < value[0] <= value[1], key, value, "two numbers, smallest first, above 0")
-        _check(self.crop_scale[1] <= 1.0, "crop_scale", self.crop_scale, "shares of the area, at most 1")
-        _check(0.0 <= self.horizontal_flip <= 1.0, "horizontal_flip", self.horizontal_flip, "0 to 1")
         _check(self.crop_pct is None or 0.0 < self.crop_pct <= 1.0, "crop_pct", self.crop_pct, "0 < share <= 1")
         _check(
             self.interpolation is None or self.interpolation in INTERPOLATIONS,
@@ -158,11 +146,6 @@ class DataArguments:
             value = getattr(self, key)
             _check(value is None or len(value) == 3, key, value, "three numbers, one a channel")
         _check(self.image_std is None or min(self.image_std) > 0, "image_std", self.image_std, "numbers above 0")
-
-    @property
-    def augmentation(self) -> dict[str, Any]:
-        """The arguments of `transforms.train_transform`."""
-        return {key: getattr(self, key) for key in ("crop_scale", "crop_ratio", "horizontal_flip")}
 
     @property
     def preprocessing(self) -> dict[str, Any]:
@@ -181,6 +164,64 @@ class DataArguments:
         keys += ("train_split", "validation_split", "test_split", "validation_fraction")
         keys += ("max_train_samples", "max_eval_samples")
         return {key: getattr(self, key) for key in keys}
+
+
+@dataclass
+class AugmentationArguments:
+    """Augmentation: what is random about a training image."""
+
+    crop_scale: list[float] = field(
+        default_factory=lambda: [0.8, 1.0],
+        metadata={"help": "Smallest and largest share of the image's area that a training crop covers."},
+    )
+    crop_ratio: list[float] = field(
+        default_factory=lambda: [0.75, 4 / 3], metadata={"help": "Narrowest and widest shape of a training crop."}
+    )
+    horizontal_flip: float = _field(0.5, "Probability of a mirrored training image.")
+    policy: str = _field(
+        "basic", f"Further changes of each image, one of {', '.join(POLICIES)}; basic is crop and flip alone."
+    )
+    rand_augment_magnitude: float = _field(9.0, "Strength of rand_augment's operations, from 0 to 10 (timm's scale).")
+    rand_augment_num_ops: int = _field(2, "Operations of rand_augment in a row, each applied to half of the images.")
+    mixup_alpha: float = _field(0.0, "Mixes pairs of images (mixup), share drawn from Beta(alpha, alpha); 0 is off.")
+    cutmix_alpha: float = _field(0.0, "Pastes a box of one image into another (CutMix); 0 is off.")
+    random_erasing: float = _field(0.0, "Probability that a box of the image becomes noise.")
+    mix_off_epochs: float = _field(0, "Last epochs that go without mixup, CutMix and random erasing.")
+    repeated_augmentation: int = _field(
+        1, "How often a batch holds each of its images, differently augmented; an epoch then sees as many fewer."
+    )
+
+    def __post_init__(self):
+        for key in ("crop_scale", "crop_ratio"):
+            value = getattr(self, key)
+            _check(len(value) == 2 and 0 < value[0] <= value[1], key, value, "two numbers, smallest first, above 0")
+        _check(self.crop_scale[1] <= 1.0, "crop_scale", self.crop_scale, "shares of the area, at most 1")
+        _check(self.policy in POLICIES, "policy", self.policy, f"one of {', '.join(POLICIES)}")
+        _check(
+            0.0 <= self.rand_augment_magnitude <= 10.0,
+            "rand_augment_magnitude",
+            self.rand_augment_magnitude,
+            "0 to 10",
+        )
+        for key in ("horizontal_flip", "random_erasing"):
+            _check(0.0 <= getattr(self, key) <= 1.0, key, getattr(self, key), "0 to 1")
+        for key in ("mixup_alpha", "cutmix_alpha", "mix_off_epochs"):
+            _check(0.0 <= getattr(self, key) < float("inf"), key, getattr(self, key), "a number of 0 or more")
+        for key in ("rand_augment_num_ops", "repeated_augmentation"):
+            _check_positive(key, getattr(self, key))
+
+    @property
+    def image_changes(self) -> dict[str, Any]:
+        """The arguments of `augment.Augmentation` that a recipe gives."""
+        keys = ("crop_scale", "crop_ratio", "horizontal_flip", "policy")
+        keys += ("rand_augment_magnitude", "rand_augment_num_ops")
+        return {key: getattr(self, key) for key in keys}
+
+    @property
+    def mixing(self) -> dict[str, Any]:
+        """The arguments of `mixing.BatchMixing` that a recipe gives."""
+        keys = ("mixup_alpha", "cutmix_alpha", "random_erasing")
+        return {**{key: getattr(self, key) for key in keys}, "off_epochs": self.mix_off_epochs}
 
 
 @dataclass

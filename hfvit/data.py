@@ -18,7 +18,10 @@ DIGITS = "digits"
 
 @dataclass
 class ImageSplits:
-    """The three splits of one data set, in one label order; `sources` names the data set's split behind each."""
+    """The three splits of one data set, in one label order.
+
+    `sources` names the data set's split behind each role, and `whole` is that split before anything was held out.
+    """
 
     train: Dataset
     validation: Dataset
@@ -27,7 +30,11 @@ class ImageSplits:
     label_column: str
     labels: list[str]
     sources: dict[str, str]
+    whole: dict[str, Dataset]
     facts: dict
+
+    def __getitem__(self, role: str) -> Dataset:
+        return {"train": self.train, "validation": self.validation, "test": self.test}[role]
 
     def describe(self) -> str:
         """One line for the log: which columns were taken, and how many images each split has."""
@@ -75,9 +82,9 @@ def load_splits(
     if len(np.unique(indices["train"])) < 2:
         raise DataError(f"Split '{train_split}' holds one class only; a classifier needs two or more.")
 
-    sources = {role: names[role] for role in loaded}
+    sources, whole = {role: names[role] for role in loaded}, dict(loaded)
     if "validation" not in loaded:
-        sources["validation"] = train_split
+        sources["validation"], whole["validation"] = train_split, loaded["train"]
         kept, held_out = _hold_out(indices["train"], validation_fraction, seed, train_split)
         loaded["validation"], loaded["train"] = loaded["train"].select(held_out), loaded["train"].select(kept)
         names["validation"] = f"{train_split}, {validation_fraction:g} held out"
@@ -105,6 +112,7 @@ def load_splits(
         label_column=label_column,
         labels=labels,
         sources=sources,
+        whole=whole,
         facts=facts,
     )
 

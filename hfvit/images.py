@@ -1,104 +1,165 @@
-"""Rows of a split -> pictures -> items for the Trainer, and the order they are drawn in.
+"""Rows of a split -> batches of uint8 images for the Trainer, and the order they are drawn in."""
 
-Images are decoded here, row by row, so that a bad one is named by split and row, and so that the colour conversion is
-the one serving uses.
-"""
-
-import io
-import warnings
-from collections.abc import Callable
-from contextlib import contextmanager
+import logging
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
-from PIL import Image as PILImage
-from PIL import ImageOps
+from PIL import Image
+from timm.data import create_transform
 
-from hfvit.errors import DataError, one_line
+from hfvit.augment import Augmentation, Preprocessing
+from hfvit.decode import decode, decode_crop
+from hfvit.draws import image_seeds
+from hfvit.pixels import NotAnArray, PixelArray, cached_pixels
+
+logger = logging.getLogger(__name__)
 
 
-def to_rgb(image: PILImage.Image) -> PILImage.Image:
-    """Any PIL image as RGB, upright by its EXIF orientation, as transformers' `load_image` does for serving.
+@dataclass
+class ArrayReader:
+    """Reads images that were decoded once: row i of the split is row `rows[i]` of `pixels`."""
 
-    Pillow, and with it `load_image`, clips deeper greys at 255. Here 16-bit ones are divided by their range, 32-bit
-    integers too when they exceed 8 bits, and floating-point ones are spread over their own.
+    pixels: PixelArray
+    rows: np.ndarray
+
+    def for_training(self, rows: np.ndarray, seeds: np.ndarray, augmentation: Augmentation) -> dict[str, Any]:
+        images = self.pixels.read(self.rows[rows])
+        return {"images": torch.from_numpy(images), "plan": augmentation.draw(seeds, *images.shape[1:3])}
+
+    def for_evaluation(self, rows: np.ndarray) -> dict[str, Any]:
+        return {"images": torch.from_numpy(self.pixels.read(self.rows[rows]))}
+
+
+class DecodingReader:
+    """Decodes images as they are asked for, and crops and resizes them in 8 bits to the model's size.
+
+    `split` has the columns `image` (undecoded) and `row`; `name` is the data set's own split, so that an error names
+    both as the user would look them up. `data_config` is timm's (timm.data.resolve_data_config).
     """
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "F" or image.mode.startswith("I"):
-        values = np.asarray(image, dtype=np.float64)
-        low, high = 0.0, 65535.0
-        if image.mode == "F":
-            low, high = values.min(), values.max()
-        elif image.mode == "I" and values.max() <= 255:
-            high = 255.0
-        image = PILImage.fromarray(((values - low) * (255.0 / max(high - low, 1e-9))).clip(0, 255).astype(np.uint8))
-    return image.convert("RGB")
+
+    def __init__(self, split: Dataset, name: str, data_config: dict[str, Any]):
+        self.split, self.name = split, name
+        # timm's evaluation transform without its last step: the saved image processor's, bit for bit.
+        self.eval_transform = create_transform(**data_config, is_training=False, use_prefetcher=True)
+
+    def for_training(self, rows: np.ndarray, seeds: np.ndarray, augmentation: Augmentation) -> dict[str, Any]:
+        examples = [self.split[int(row)] for row in rows]
+        crops = [self.training_crop(example, seeds[[i]], augmentation) for i, example in enumerate(examples)]
+        operations = augmentation.draw_operations(seeds, min(augmentation.image_size))
+        return {"crops": torch.from_numpy(np.stack(crops)), "plan": {"operations": operations}}
+
+    def training_crop(self, example: dict, seed: np.ndarray, augmentation: Augmentation) -> np.ndarray:
+        """A random crop `(height, width, 3)` uint8 of one example; `seed` is `(1,)`."""
+        flip = False
+
+        def draw_box(height: int, width: int) -> np.ndarray:
+            nonlocal flip
+            boxes, flips = augmentation.draw_crops(seed, height, width)
+            flip = bool(flips[0])
+            return boxes[0]
+
+        resample = Image.Resampling[augmentation.interpolation.upper()]
+        crop = decode_crop(
+            example["image"], self.name, example["row"], draw_box, augmentation.image_size, int(resample)
+        )
+        pixels = np.asarray(crop)
+        return pixels[:, ::-1] if flip else pixels
+
+    def for_evaluation(self, rows: np.ndarray) -> dict[str, Any]:
+        crops = []
+        for row in rows:
+            example = self.split[int(row)]
+            crops.append(self.eval_transform(decode(example["image"], self.name, example["row"])))
+        return {"crops": torch.stack(crops).permute(0, 2, 3, 1)}
 
 
-@contextmanager
-def seeded(*entropy: int):
-    """Draw from torch's CPU generator as if freshly seeded with `entropy`, then put its state back."""
-    state = torch.get_rng_state()
-    # Not torch.manual_seed: that queues a call for every device, once an image.
-    torch.default_generator.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1))
-    try:
-        yield
-    finally:
-        torch.set_rng_state(state)
+def image_readers(splits, data_config: dict[str, Any], show_progress: bool = True) -> dict:
+    """A reader for each role of `splits` (data.ImageSplits): an array where the images allow it."""
+    preprocessing = Preprocessing(data_config)
+    used: dict[str, int] = {}
+    for role, source in splits.sources.items():
+        used[source] = used.get(source, 0) + len(splits[role])
+    readers = {}
+    for role, source in splits.sources.items():
+        split, whole = splits[role], splits.whole[role]
+        # A few rows of a large split get an array of their own.
+        few = 4 * used[source] < len(whole)
+        try:
+            pixels = cached_pixels(split if few else whole, source, show_progress)
+            height, width = pixels.array.shape[1:3]
+            if preprocessing.geometry(height, width) is None:
+                raise NotAnArray(f"evaluation of {width}x{height} pixels needs Pillow itself")
+        except NotAnArray as reason:
+            logger.info("%s: images are decoded as they are read: %s", role, reason)
+            readers[role] = DecodingReader(split, source, data_config)
+        else:
+            rows = np.arange(len(split)) if few else np.asarray(split["row"])
+            readers[role] = ArrayReader(pixels, rows)
+            logger.info(
+                "%s: %s images of %dx%d pixels, decoded once into %s", role, len(rows), width, height, pixels.path
+            )
+    return readers
 
 
 class ImageDataset(torch.utils.data.Dataset):
-    """Items `{"pixel_values": (3, height, width) float32, "labels": int}` of one split of `data.load_splits`.
+    """Batches of one split, which the loader asks for as a whole (`__getitems__`) and passes on (`collate`).
 
-    `name` is the data set's own split, and the column `row` the row in it, so that an error names both as the user
-    would look them up.
+    A batch holds `labels` `(batch,)`, uint8 `images` or `crops` (see augment.py), and for training the drawn `plan`.
 
-    Indexed by a row, or by `(epoch, row)` as `EpochSampler` yields it: the transform then draws from a generator
-    seeded by (seed, epoch, row), so that an image is augmented alike on one process or four, with or without workers,
-    in an unbroken run or a resumed one.
+    Indexed by rows, or for training by `(draw, row)` as `EpochSampler` yields them. What is random about an image
+    depends on (seed, draw, row) alone: it is augmented alike on one process or four, with or without workers, in an
+    unbroken run or a resumed one.
     """
 
-    def __init__(self, split: Dataset, transform: Callable, name: str, seed: int = 0):
-        self.split, self.transform, self.name, self.seed = split, transform, name, seed
+    def __init__(
+        self,
+        labels: list[int],
+        reader: ArrayReader | DecodingReader,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+        repeats: int = 1,
+    ):
+        self.labels, self.reader = np.asarray(labels, dtype=np.int64), reader
+        self.augmentation, self.seed, self.repeats = augmentation, seed, repeats
 
     def __len__(self) -> int:
-        return len(self.split)
+        return len(self.labels)
 
-    def __getitem__(self, index: int | tuple[int, int]) -> dict:
-        epoch, row = index if isinstance(index, tuple) else (0, index)
-        example = self.split[int(row)]
-        image = self.decode(example["image"], example["row"])
-        with seeded(self.seed, epoch, row):
-            pixel_values = self.transform(image)
-        return {"pixel_values": pixel_values, "labels": example["label"]}
+    def __getitem__(self, index) -> dict[str, Any]:
+        return self.__getitems__([index])
 
-    def decode(self, encoded: dict | None, row: int) -> PILImage.Image:
-        """The row's picture as RGB; `DataError` names the row of a file that is no picture."""
-        try:
-            source = io.BytesIO(encoded["bytes"]) if encoded.get("bytes") else encoded["path"]
-            with warnings.catch_warnings():
-                # A picture beyond Pillow's limit of pixels is refused, not only warned about.
-                warnings.simplefilter("error", PILImage.DecompressionBombWarning)
-                with PILImage.open(source) as image:
-                    return to_rgb(image)
-        except Exception as error:
-            file = f" ({encoded['path']})" if encoded and encoded.get("path") else ""
-            raise DataError(
-                f"Split '{self.name}', row {row}{file}: not a readable picture ({type(error).__name__}:"
-                f" {one_line(error)}); mend or remove it."
-            ) from None
+    def __getitems__(self, indices: list) -> dict[str, Any]:
+        if self.augmentation is None:
+            rows = np.asarray(indices)
+            return {"labels": torch.from_numpy(self.labels[rows]), **self.reader.for_evaluation(rows)}
+        draws, rows = np.asarray(indices).T
+        seeds = image_seeds(self.seed, draws, rows)
+        batch = {"labels": torch.from_numpy(self.labels[rows])}
+        batch |= self.reader.for_training(rows, seeds, self.augmentation)
+        batch["plan"]["seeds"] = seeds
+        return batch
+
+
+def collate(batch: dict[str, Any]) -> dict[str, Any]:
+    """The batch as `ImageDataset` made it."""
+    return batch
 
 
 class EpochSampler(torch.utils.data.Sampler):
-    """Shuffled `(epoch, row)` pairs, a whole number of global batches an epoch.
+    """Shuffled `(draw, row)` pairs, a whole number of global batches an epoch.
 
     The order depends on (seed, epoch) alone, so every process and a resumed run draw the same one. The rows that do
     not fill a global batch sit out that epoch, which makes batch 8 the same as 2 x 4 accumulated or on 2 processes.
+
+    With `repeats`, an epoch of the same length holds fewer images, each that many times in a row, augmented each time
+    anew (repeated augmentation; Hoffer et al., https://arxiv.org/abs/1901.09335).
     """
 
-    def __init__(self, rows: int, global_batch_size: int, seed: int):
-        self.rows, self.global_batch_size, self.seed = rows, global_batch_size, seed
+    def __init__(self, rows: int, global_batch_size: int, seed: int, repeats: int = 1):
+        self.rows, self.global_batch_size, self.seed, self.repeats = rows, global_batch_size, seed, repeats
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -108,5 +169,7 @@ class EpochSampler(torch.utils.data.Sampler):
         return self.rows - self.rows % self.global_batch_size
 
     def __iter__(self):
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.rows)[: len(self)]
-        return ((self.epoch, int(row)) for row in order)
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.rows)
+        rows = np.repeat(order, self.repeats)[: len(self)].tolist()
+        first = self.epoch * self.repeats
+        return ((first + place % self.repeats, row) for place, row in enumerate(rows))

@@ -11,8 +11,8 @@ from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 from transformers.image_utils import load_image
 
+from hfvit.decode import to_rgb
 from hfvit.errors import ModelError
-from hfvit.images import to_rgb
 
 
 class Classifier:

@@ -24,11 +24,7 @@ def collect_facts(recipe, splits, model, trainer, output, metrics: dict) -> dict
     `output` is what `trainer.train()` returned; `metrics` maps a split's role to its `classification_metrics`.
     """
     args, state = recipe.training, trainer.state
-    steps = state.global_step - trainer._initial_global_step
-    seconds = output.metrics["train_runtime"]
     best = state.best_model_checkpoint if args.load_best_model_at_end else None
-    this_session = [entry for entry in state.log_history if entry["step"] > trainer._initial_global_step]
-    evaluating = sum(entry.get("eval_runtime", 0.0) for entry in this_session)
     return {
         "hfvit_version": hfvit.__version__,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -54,8 +50,10 @@ def collect_facts(recipe, splits, model, trainer, output, metrics: dict) -> dict
             "best_step": int(Path(best).name.removeprefix("checkpoint-")) if best else None,
             "best_metric": state.best_metric if best else None,
             "best_metric_name": args.metric_for_best_model if best else None,
-            "seconds": seconds,
-            "images_per_second": steps * args.global_batch_size / max(seconds - evaluating, 1e-9),
+            "seconds": output.metrics["train_runtime"],
+            **trainer.speed.overall(),
+            "flops_per_image": trainer.speed.flops_per_image,
+            "peak_flops": trainer.speed.peak_flops,
             "resumed_at_step": trainer._initial_global_step,
             "precision": args.mixed_precision,
             "processes": args.world_size,

@@ -4,8 +4,10 @@ import logging
 import sys
 from pathlib import Path
 
+from timm.data import resolve_data_config
 from transformers import set_seed
 
+from hfvit.augment import Augmentation, Preprocessing
 from hfvit.checkpoints import (
     check_same_model,
     claim_output_dir,
@@ -16,16 +18,16 @@ from hfvit.checkpoints import (
 )
 from hfvit.data import load_splits
 from hfvit.errors import run
-from hfvit.hardware import use_all_cores
+from hfvit.hardware import keep_freed_memory, use_all_cores
 from hfvit.hub import write_model_card
-from hfvit.images import ImageDataset
+from hfvit.images import ArrayReader, ImageDataset, image_readers
 from hfvit.metrics import ImageClassificationMetric, trainer_metrics
+from hfvit.mixing import BatchMixing
 from hfvit.modeling import build_model
 from hfvit.recipe import load_recipe
 from hfvit.report import summary_table, write_plots
 from hfvit.run_json import collect_facts, write_facts
 from hfvit.trainer import HFViTTrainer
-from hfvit.transforms import eval_transform, train_transform
 
 logger = logging.getLogger("hfvit")
 
@@ -34,11 +36,12 @@ def main(argv: list[str] | None = None) -> None:
     """Run the recipe named by `argv[0]`; the options after it beat the file's values."""
     # Parse
     recipe = load_recipe(sys.argv[1:] if argv is None else argv)
-    args, data_args, model_args = recipe.training, recipe.data, recipe.model
+    args, data_args, model_args, augmentation_args = recipe.training, recipe.data, recipe.model, recipe.augmentation
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO if args.process_index == 0 else logging.WARNING)
     if args.device.type == "cpu":
         use_all_cores(args.world_size)
+        keep_freed_memory()
     checkpoint = claim_output_dir(args.output_dir, args.resume_from_checkpoint, args.overwrite_output_dir)
 
     # Load
@@ -61,14 +64,26 @@ def main(argv: list[str] | None = None) -> None:
     if checkpoint:
         check_same_model(checkpoint, model.config)
         logger.info("Resuming from %s", checkpoint)
-    augment = train_transform(model.config.pretrained_cfg, **data_args.augmentation)
-    preprocess = eval_transform(model.config.pretrained_cfg)
+
+    # Prepare images
+    data_config = resolve_data_config(model.config.pretrained_cfg)
+    with args.main_process_first(desc="decoding the images"):
+        readers = image_readers(splits, data_config, show_progress=args.should_save and not args.disable_tqdm)
+    augmentation = Augmentation.from_config(data_config, **augmentation_args.image_changes)
+    datasets = {role: ImageDataset(splits[role]["label"], reader) for role, reader in readers.items()}
+    datasets["train"] = ImageDataset(
+        splits.train["label"], readers["train"], augmentation, args.seed, augmentation_args.repeated_augmentation
+    )
+    args.choose_workers(decoding=not isinstance(readers["train"], ArrayReader))
+
     trainer = HFViTTrainer(
         model=model,
         args=args,
-        train_dataset=ImageDataset(splits.train, augment, splits.sources["train"], seed=args.seed),
-        eval_dataset=ImageDataset(splits.validation, preprocess, splits.sources["validation"]),
+        train_dataset=datasets["train"],
+        eval_dataset=datasets["validation"],
         compute_metrics=trainer_metrics(splits.labels),
+        preprocessing=Preprocessing(data_config),
+        mixing=BatchMixing(len(splits.labels), **augmentation_args.mixing),
     )
 
     # Train
@@ -79,9 +94,9 @@ def main(argv: list[str] | None = None) -> None:
     # Evaluate: the test split once, after everything that selects
     metric = ImageClassificationMetric(splits.labels)
     metrics, trainer.compute_metrics = {}, None  # computed here, in full, and only once
-    for role, split in (("validation", splits.validation), ("test", splits.test)):
-        if split is not None:
-            prediction = trainer.predict(ImageDataset(split, preprocess, splits.sources[role]), metric_key_prefix=role)
+    for role in ("validation", "test"):
+        if role in datasets:
+            prediction = trainer.predict(datasets[role], metric_key_prefix=role)
             metrics[role] = metric.compute(predictions=prediction.predictions, references=prediction.label_ids)
 
     # Save and report

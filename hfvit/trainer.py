@@ -1,7 +1,9 @@
-"""`HFViTTrainer`: transformers' Trainer with timm's parameter groups, an EMA, and a stop at the first NaN."""
+"""`HFViTTrainer`: transformers' Trainer, fed with uint8, with timm's groups, an EMA, and a stop at the first NaN."""
 
+import copy
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -9,32 +11,41 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
+from hfvit.augment import Preprocessing
 from hfvit.checkpoints import newest_checkpoint
 from hfvit.errors import DataError, NonFiniteLossError, RecipeError
-from hfvit.images import EpochSampler
+from hfvit.images import EpochSampler, collate
 from hfvit.losses import cross_entropy
+from hfvit.mixing import BatchMixing
 from hfvit.param_groups import build_param_groups
+from hfvit.speed import SpeedMeter, matmul_rate, training_flops
 
 EMA_FILE = "ema.safetensors"
+AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class HFViTTrainer(Trainer):
-    """Trains on the `ImageDataset` items of images.py; everything not overridden here is the Trainer's own work.
+    """Trains on the batches of images.py; everything not overridden here is the Trainer's own work.
 
-    The training set is drawn by `EpochSampler`, as `(epoch, row)`. With `ema_decay`, evaluation and the final model
-    use the averaged weights; checkpoints hold both.
+    A batch comes as uint8 and becomes pixel values on the device: by the training set's `Augmentation` and `mixing`,
+    or by `preprocessing` in evaluation. The training set is drawn by `EpochSampler`. With `ema_decay`, evaluation and
+    the final model use the averaged weights; checkpoints hold both.
     """
 
     # compute_loss returns a mean over its own images; the Trainer divides it by the accumulation steps.
     loss_is_scaled_for_ga = False
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        if self.train_dataset is not None and len(self.train_dataset) < self.args.global_batch_size:
-            raise DataError(
-                f"{len(self.train_dataset)} training images do not fill one batch: lower global_batch_size"
-                f" ({self.args.global_batch_size})."
-            )
+    def __init__(self, *args, preprocessing: Preprocessing, mixing: BatchMixing | None = None, **kwargs):
+        super().__init__(*args, data_collator=collate, **kwargs)
+        # Labels are not counted over accumulation steps and processes: compute_loss takes a plain mean.
+        self.model_accepts_loss_kwargs = False
+        self.preprocessing = preprocessing.to(self.args.device)
+        self.mixing = mixing
+        if self.train_dataset is not None:
+            self._check_training_set()
+            # A copy: the loader's workers, which only draw, should not be sent what lies on a GPU.
+            self.augmentation = copy.copy(self.train_dataset.augmentation).to(self.args.device)
+        self.speed = SpeedMeter(self.args.device)
         if self.args.early_stopping_patience:
             self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
         self.ema: ModelEmaV3 | None = None
@@ -44,6 +55,40 @@ class HFViTTrainer(Trainer):
             self.ema = ModelEmaV3(self.model, decay=self.args.ema_decay, use_warmup=True)
             self.add_callback(_EmaCallback(self.ema))
         self._watch = _LossWatch(self.args.device)
+
+    def _check_training_set(self) -> None:
+        rows, batch = len(self.train_dataset), self.args.global_batch_size
+        if rows < batch:
+            raise DataError(f"{rows} training images do not fill one batch: lower global_batch_size ({batch}).")
+        if self.mixing and self.mixing.mixup and self.args.per_device_train_batch_size % 2:
+            raise RecipeError(
+                "mixup_alpha, cutmix_alpha: images are mixed in pairs, and a device holds"
+                f" {self.args.per_device_train_batch_size} at once; choose an even per_device_train_batch_size."
+            )
+
+    # Input
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Move a batch to the device and make its pixel values there."""
+        inputs = super()._prepare_inputs(inputs)
+        plan = inputs.get("plan")
+        with torch.no_grad():
+            if plan is None:
+                return {"pixel_values": self.preprocessing(inputs), "labels": inputs["labels"]}
+            # Under autocast the model's first product rounds the pixels to the same precision.
+            dtype = AUTOCAST_DTYPES.get(self.args.mixed_precision, torch.float32)
+            pixel_values, labels = self.augmentation(inputs, dtype), inputs["labels"]
+            if self.mixing and not self._mixing_is_over():
+                pixel_values, labels = self.mixing(pixel_values, labels, plan["seeds"])
+        return {"pixel_values": pixel_values, "labels": labels}
+
+    def _mixing_is_over(self) -> bool:
+        steps_an_epoch = len(self._epoch_sampler) // self.args.global_batch_size
+        return self.state.global_step >= self.state.max_steps - self.mixing.off_epochs * steps_an_epoch
+
+    def get_batch_samples(self, *args, **kwargs):
+        with self.speed.waiting():
+            return super().get_batch_samples(*args, **kwargs)
 
     # Optimisation
 
@@ -65,8 +110,10 @@ class HFViTTrainer(Trainer):
         return super().create_scheduler(num_training_steps, optimizer)
 
     def _get_train_sampler(self, train_dataset=None) -> EpochSampler:
-        rows = len(self.train_dataset if train_dataset is None else train_dataset)
-        self._epoch_sampler = EpochSampler(rows, self.args.global_batch_size, self._data_seed)
+        train_dataset = self.train_dataset if train_dataset is None else train_dataset
+        self._epoch_sampler = EpochSampler(
+            len(train_dataset), self.args.global_batch_size, self._data_seed, repeats=train_dataset.repeats
+        )
         return self._epoch_sampler
 
     def _run_epoch(self, *args, epoch: int, **kwargs):
@@ -94,6 +141,7 @@ class HFViTTrainer(Trainer):
     def training_step(self, *args, **kwargs) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
         self._watch.add(loss)
+        self.speed.images += self.args.per_device_train_batch_size * self.args.world_size
         return loss
 
     def _maybe_log_save_evaluate(self, tr_loss, grad_norm, *args, learning_rate=None, **kwargs):
@@ -103,6 +151,20 @@ class HFViTTrainer(Trainer):
         if self.control.should_log or self.control.should_evaluate or self.control.should_save:
             self._require_finite()
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, learning_rate=learning_rate, **kwargs)
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        """The Trainer's log; entries with a training loss tell the speed of the steps since the last one, too."""
+        if "loss" in logs:
+            logs |= self.speed.since_last()
+        super().log(logs, *args, **kwargs)
+
+    def _evaluate(self, *args, **kwargs):
+        with self.speed.paused():
+            return super()._evaluate(*args, **kwargs)
+
+    def _save_checkpoint(self, *args, **kwargs):
+        with self.speed.paused():
+            super()._save_checkpoint(*args, **kwargs)
 
     def _require_finite(self) -> None:
         """Called before anything is logged, evaluated or saved, and at the end: no broken weights are kept."""
@@ -161,6 +223,7 @@ class HFViTTrainer(Trainer):
 
     def train(self, *args, **kwargs):
         """Train; the model then holds the weights to ship (the best checkpoint's, averaged with `ema_decay`)."""
+        self._measure_device()
         result = super().train(*args, **kwargs)
         self._require_finite()
         if self.ema:
@@ -168,6 +231,13 @@ class HFViTTrainer(Trainer):
             self.ema = None
             self.remove_callback(_EmaCallback)
         return result
+
+    def _measure_device(self) -> None:
+        """What the model needs an image and what the device can give, which `mfu` relates."""
+        dtype = AUTOCAST_DTYPES.get(self.args.mixed_precision, torch.float32)
+        self.speed.flops_per_image = training_flops(self.model)
+        self.speed.peak_flops = matmul_rate(self.args.device, dtype) * self.args.world_size
+        self.speed.start()
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)

@@ -7,6 +7,7 @@ import torch
 from accelerate.utils import parse_flag_from_env
 from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
+from transformers.utils import is_torch_tf32_available
 
 from hfvit.config import RunArguments
 from hfvit.errors import RecipeError
@@ -57,7 +58,8 @@ class HFViTTrainingArguments(RunArguments, TrainingArguments):
         default="accuracy", metadata={"help": "Validation metric that selects: accuracy, macro_f1, loss, ..."}
     )
     dataloader_num_workers: int | None = field(
-        default=None, metadata={"help": "Processes that decode images; up to 8 for a GPU, else 0, when not given."}
+        default=None,
+        metadata={"help": "Processes that read images; chosen by what there is to do and the cores when not given."},
     )
     # Every weight that trains is used in every step; looking for others costs a pass over the graph.
     ddp_find_unused_parameters: bool | None = field(
@@ -87,11 +89,18 @@ class HFViTTrainingArguments(RunArguments, TrainingArguments):
             self.load_best_model_at_end = False
         if self.metric_for_best_model and self.greater_is_better is None:
             self.greater_is_better = not self.metric_for_best_model.endswith(("loss", "ece"))
-        workers, self.dataloader_num_workers = self.dataloader_num_workers, self.dataloader_num_workers or 0
+        self.chooses_workers = self.dataloader_num_workers is None
+        self.dataloader_num_workers = self.dataloader_num_workers or 0
 
         # The Trainer does not read the launcher's `use_cpu`: without this, each process of a CPU launch would train
         # alone, as if it were the only one (transformers 5.23).
         self.use_cpu |= parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+
+        if not self.use_cpu:
+            if self.tf32 is None:
+                self.tf32 = is_torch_tf32_available()
+            # From pinned memory a batch is copied while the device computes.
+            self.accelerator_config = self.accelerator_config or {"non_blocking": self.dataloader_pin_memory}
 
         super().__post_init__()
 
@@ -99,10 +108,7 @@ class HFViTTrainingArguments(RunArguments, TrainingArguments):
             # The Trainer would fall back to DataParallel, whose replicas this model cannot run in.
             logger.warning("Using one of %d GPUs; `accelerate launch` uses them all.", self.n_gpu)
             self._n_gpu = 1
-        on_gpu = self.device.type == "cuda"
-        self.dataloader_pin_memory &= on_gpu  # elsewhere it does nothing but warn
-        if workers is None and on_gpu:
-            self.dataloader_num_workers = min(8, cores() // max(1, self.world_size))
+        self.dataloader_pin_memory &= self.device.type == "cuda"  # elsewhere it does nothing but warn
         if self.mixed_precision == "fp16" and self.device.type == "cpu":
             raise RecipeError("fp16 needs a GPU; on the processor use bf16 (--bf16 true) or full precision.")
         available = get_available_reporting_integrations()
@@ -112,6 +118,22 @@ class HFViTTrainingArguments(RunArguments, TrainingArguments):
         self.per_device_train_batch_size, self.gradient_accumulation_steps = split_batch(
             self.global_batch_size, self.world_size, self.per_device_train_batch_size
         )
+
+    def choose_workers(self, decoding: bool) -> None:
+        """Set `dataloader_num_workers` where the recipe left it open.
+
+        Decoding gets the cores that this process can have, up to 8; reading an array is a copy, for which one worker
+        is enough beside a GPU. On a processor the training itself uses all cores: decoding goes on beside it, and an
+        array is read in between.
+        """
+        if not self.chooses_workers:
+            return
+        on_gpu = self.device.type == "cuda"
+        share = max(1, cores() // max(1, self.world_size))
+        if decoding:
+            self.dataloader_num_workers = min(8, share) if on_gpu else max(1, share // 2)
+        else:
+            self.dataloader_num_workers = int(on_gpu)
 
     def _refuse_what_breaks(self) -> None:
         """Raise `RecipeError` for settings of TrainingArguments that hfvit's promises rule out."""

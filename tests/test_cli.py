@@ -37,7 +37,7 @@ def test_public_names_resolve():
 
 def test_help_teaches_every_field_of_hfvit():
     text = run_command("hfvit", "train", "--help").stdout
-    for section in (hfvit.ModelArguments, hfvit.DataArguments, hfvit.RunArguments):
+    for section in (hfvit.ModelArguments, hfvit.DataArguments, hfvit.AugmentationArguments, hfvit.RunArguments):
         for field in dataclasses.fields(section):
             assert f"--{field.name} " in text
     assert "examples:" in text

@@ -1,19 +1,13 @@
-"""Data: what is found, what is refused, how splits are made, and what an item is."""
-
-import io
+"""Data: what is found, what is refused, and how splits are made."""
 
 import datasets
 import numpy as np
 import pytest
-import torch
 from conftest import LABELS, coloured_image, coloured_split
-from PIL import Image
-from torchvision.transforms import v2
-from transformers.image_utils import load_image
 
 from hfvit.data import find_image_column, find_label_column, load_splits
+from hfvit.decode import decode
 from hfvit.errors import DataError
-from hfvit.images import EpochSampler, ImageDataset, to_rgb
 
 
 def save(folder, **splits):
@@ -78,8 +72,8 @@ def test_imagefolder(tmp_path):
             coloured_image(row % 3, rng).save(folder / f"{row}.png")
     splits = load_splits(str(tmp_path), validation_fraction=0.25)
     assert splits.labels == sorted(LABELS)
-    item = ImageDataset(splits.test, v2.functional.pil_to_tensor, "test")[0]
-    assert item["pixel_values"].shape == (3, 16, 16)
+    example = splits.test[0]
+    assert decode(example["image"], "test", example["row"]).size == (16, 16)
 
 
 def test_digits_are_all_there():
@@ -175,97 +169,3 @@ def test_labels_that_are_no_classes_are_named(tmp_path, label_type, values, mess
 def test_a_column_that_holds_no_labels_is_named(colours):
     with pytest.raises(DataError, match="label_column: column 'img' of split 'train' holds Image"):
         load_splits(str(colours), label_column="img")
-
-
-def test_a_corrupt_image_names_its_split_and_row_as_the_data_set_has_them(tmp_path):
-    """Whichever part of the training split the row went to, and whatever its place there."""
-    for bad in (5, 17, 38):
-        split = coloured_split(40, 0).cast_column("img", datasets.Image(decode=False))
-        rows = split.to_list()
-        rows[bad]["img"]["bytes"] = rows[bad]["img"]["bytes"][:60]
-        broken = datasets.Dataset.from_list(rows, features=split.features)
-        splits = load_splits(save(tmp_path / str(bad), train=broken, test=split), max_train_samples=33)
-        found = []
-        for role in ("train", "validation"):
-            dataset = ImageDataset(getattr(splits, role), v2.functional.pil_to_tensor, splits.sources[role])
-            for index in range(len(dataset)):
-                try:
-                    dataset[index]
-                except DataError as error:
-                    found.append(str(error))
-        assert all(f"Split 'train', row {bad}: not a readable picture" in message for message in found)
-        assert len(found) == 1 or bad not in [*splits.train["row"], *splits.validation["row"]]
-
-
-def undecoded(rows: int):
-    split = coloured_split(rows, 0).rename_column("img", "image").add_column("row", np.arange(rows))
-    return split.cast_column("image", datasets.Image(decode=False))
-
-
-def test_a_decompression_bomb_is_refused(monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(DataError, match=r"row 0: not a readable picture .*DecompressionBomb"):
-        ImageDataset(undecoded(2), v2.functional.pil_to_tensor, "train")[0]
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB"])
-def test_every_mode_becomes_rgb_as_serving_does_it(mode):
-    image = coloured_image(1, np.random.default_rng(0)).convert("P" if mode == "PA" else "RGB").convert(mode)
-    converted = to_rgb(image)
-    assert converted.mode == "RGB"
-    assert np.array_equal(np.asarray(converted), np.asarray(load_image(image)))
-
-
-@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I"])
-def test_16_bit_greys_keep_their_gradation(mode):
-    ramp = np.linspace(0, 65535, 256).astype({"I;16": "<u2", "I;16B": ">u2", "I": "<i4"}[mode]).reshape(16, 16)
-    image = Image.frombytes(mode, (16, 16), ramp.tobytes())
-    pixels = np.asarray(to_rgb(image))[..., 0].ravel()
-    assert np.abs(pixels.astype(int) - np.arange(256)).max() <= 1
-
-
-def test_deep_greys_scale_by_their_mode_not_by_their_content():
-    dark = Image.frombytes("I;16", (2, 1), np.array([0, 252], "<u2").tobytes())
-    assert np.asarray(to_rgb(dark)).max() <= 1
-    unit = Image.fromarray(np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16))
-    assert np.abs(np.asarray(to_rgb(unit))[..., 0].ravel().astype(int) - np.arange(256)).max() <= 1
-    flat = Image.fromarray(np.full((4, 4), 0.5, np.float32))
-    assert np.unique(np.asarray(to_rgb(flat))).size == 1
-
-
-def test_exif_orientation_is_applied():
-    image = coloured_image(0, np.random.default_rng(0)).resize((8, 4))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # rotated by 90 degrees
-    buffer = io.BytesIO()
-    image.save(buffer, format="JPEG", exif=exif)
-    assert to_rgb(Image.open(buffer)).size == (4, 8)
-
-
-def test_sampler_is_a_shuffle_of_whole_global_batches():
-    sampler = EpochSampler(rows=21, global_batch_size=8, seed=3)
-    first = list(sampler)
-    assert len(first) == len(sampler) == 16
-    assert {epoch for epoch, _ in first} == {0}
-    assert len({row for _, row in first}) == 16
-    assert list(sampler) == first
-    sampler.set_epoch(1)
-    second = list(sampler)
-    assert [row for _, row in second] != [row for _, row in first]
-    assert {epoch for epoch, _ in second} == {1}
-
-
-def test_augmentation_depends_on_seed_epoch_and_row_alone():
-    split = undecoded(4)
-    crop = v2.Compose([v2.RandomCrop(8), v2.ToImage()])
-    dataset = ImageDataset(split, crop, "train", seed=1)
-    torch.manual_seed(0)
-    first = dataset[(2, 3)]["pixel_values"]
-    state = torch.get_rng_state()
-    torch.manual_seed(99)
-    assert torch.equal(dataset[(2, 3)]["pixel_values"], first)
-    assert not torch.equal(dataset[(3, 3)]["pixel_values"], first)
-    assert not torch.equal(ImageDataset(split, crop, "train", seed=2)[(2, 3)]["pixel_values"], first)
-    torch.manual_seed(0)
-    dataset[(2, 3)]
-    assert torch.equal(torch.get_rng_state(), state)  # the model's own randomness is left alone

@@ -8,9 +8,10 @@ import pytest
 from conftest import ROOT
 
 FLOORS = [
-    {"errors", "losses"},
-    {"config", "param_groups", "transforms", "shipped", "hardware", "attention", "images"},
-    {"training_args", "checkpoints", "data", "metrics", "modeling"},
+    {"errors", "losses", "draws", "resize", "image_ops", "mixing", "speed"},
+    {"config", "param_groups", "shipped", "hardware", "attention", "policies", "decode"},
+    {"augment", "pixels"},
+    {"training_args", "checkpoints", "data", "metrics", "modeling", "images"},
     {"recipe", "trainer", "inference", "report", "run_json"},
     {"hub"},
     {"train"},

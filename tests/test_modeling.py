@@ -20,7 +20,6 @@ from transformers import (
 import hfvit
 from hfvit.errors import ModelError
 from hfvit.modeling import HFViTForImageClassification, build_model
-from hfvit.transforms import eval_transform
 
 # One of each kind of position embedding: with a class token in it, beside it (DINOv2 with registers), and without one.
 FAMILIES = {
@@ -50,7 +49,9 @@ def saved(tmp_path):
     folder = tmp_path / "saved"
     model.save_pretrained(folder)
     image = coloured_image(1, np.random.default_rng(0), size=50)
-    pixel_values = eval_transform(model.config.pretrained_cfg)(image)[None]
+    pixel_values = timm.data.create_transform(**timm.data.resolve_data_config(model.config.pretrained_cfg))(image)[
+        None
+    ]
     with torch.no_grad():
         return folder, image, pixel_values, model(pixel_values).logits
 

@@ -61,7 +61,7 @@ def test_the_command_line_wins(write):
     path = write(MINIMAL + "learning_rate: 1.0e-4\ncrop_scale: [0.5, 1.0]\nfreeze: backbone\n")
     recipe = load_recipe([path, "--learning_rate", "3e-4", "--crop_scale", "0.7", "0.9", "--freeze=2"])
     assert recipe.training.learning_rate == 3e-4
-    assert recipe.data.crop_scale == [0.7, 0.9]
+    assert recipe.augmentation.crop_scale == [0.7, 0.9]
     assert recipe.model.freeze == "2"
     assert recipe.values["learning_rate"] == 3e-4
 

@@ -6,66 +6,19 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import LABELS, MICRO, coloured_split
-from datasets import Image
+from conftest import LABELS, MICRO
+from micro import CLIP, LAYER_DECAY, LR, SEED, SMOOTHING, WEIGHT_DECAY, losses, make_trainer, parts, weights
 from safetensors.torch import load_file
 from timm.optim import create_optimizer_v2
 from torch.utils.data import DataLoader
-from transformers import TrainerCallback, get_cosine_schedule_with_warmup, set_seed
+from transformers import TrainerCallback, get_cosine_schedule_with_warmup
 
 import hfvit.trainer
 from hfvit.checkpoints import check_same_model, claim_output_dir, newest_checkpoint
 from hfvit.errors import DataError, ModelError, NonFiniteLossError, RecipeError
-from hfvit.images import EpochSampler, ImageDataset
-from hfvit.metrics import trainer_metrics
+from hfvit.images import EpochSampler, collate
 from hfvit.modeling import build_model
-from hfvit.trainer import HFViTTrainer, fitted_ema_decay
-from hfvit.training_args import HFViTTrainingArguments
-from hfvit.transforms import eval_transform, train_transform
-
-SEED, LR, WEIGHT_DECAY, LAYER_DECAY, SMOOTHING, CLIP = 11, 3e-3, 0.05, 0.8, 0.1, 1.0
-
-
-def parts(rows=40):
-    """The same micro model and data sets each time."""
-    set_seed(SEED)
-    model = build_model(LABELS, architecture="vit_tiny_patch16_224", image_size=16, timm_kwargs=MICRO)
-    cfg = model.config.pretrained_cfg
-    splits = [
-        coloured_split(n, seed)
-        .rename_column("img", "image")
-        .cast_column("image", Image(decode=False))
-        .add_column("row", range(n))
-        for n, seed in ((rows, 0), (13, 1))
-    ]
-    train = ImageDataset(splits[0], train_transform(cfg, (0.5, 1.0), (0.75, 4 / 3), 0.5), "train", seed=SEED)
-    return model, train, ImageDataset(splits[1], eval_transform(cfg), "validation")
-
-
-def make_trainer(output_dir, callbacks=None, rows=40, **kwargs):
-    model, train, validation = parts(rows)
-    defaults = {
-        "learning_rate": LR, "weight_decay": WEIGHT_DECAY, "layer_decay": LAYER_DECAY, "max_grad_norm": CLIP,
-        "label_smoothing_factor": SMOOTHING, "global_batch_size": 8, "num_train_epochs": 2, "warmup_steps": 2,
-        "logging_steps": 1, "seed": SEED, "use_cpu": True, "disable_tqdm": True,
-    }  # fmt: skip
-    args = HFViTTrainingArguments(output_dir=str(output_dir), **{**defaults, **kwargs})
-    return HFViTTrainer(
-        model=model,
-        args=args,
-        train_dataset=train,
-        eval_dataset=validation,
-        compute_metrics=trainer_metrics(LABELS),
-        callbacks=callbacks,
-    )
-
-
-def losses(trainer):
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-
-
-def weights(trainer):
-    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
+from hfvit.trainer import fitted_ema_decay
 
 
 def plain_loop(epochs=2, batch_size=8):
@@ -73,10 +26,10 @@ def plain_loop(epochs=2, batch_size=8):
 
     Returns the loss of every step, the gradient norms, and the validation accuracy after each epoch.
     """
-    model, train, validation = parts()
+    model, train, validation, preprocessing = parts()
     accelerator = Accelerator(cpu=True)
     sampler = EpochSampler(len(train), batch_size, SEED)
-    loader = DataLoader(train, batch_size=batch_size, sampler=sampler)
+    loader = DataLoader(train, batch_size=batch_size, sampler=sampler, collate_fn=collate)
     optimizer = create_optimizer_v2(
         model.timm_model, opt="adamw", lr=LR, weight_decay=WEIGHT_DECAY, layer_decay=LAYER_DECAY, betas=(0.9, 0.999)
     )
@@ -90,7 +43,7 @@ def plain_loop(epochs=2, batch_size=8):
         sampler.set_epoch(epoch)
         model.train()
         for batch in loader:
-            loss = criterion(model(batch["pixel_values"]).logits, batch["labels"])
+            loss = criterion(model(train.augmentation(batch)).logits, batch["labels"])
             accelerator.backward(loss)
             norms.append(accelerator.clip_grad_norm_(model.parameters(), CLIP).item())
             optimizer.step()
@@ -99,9 +52,8 @@ def plain_loop(epochs=2, batch_size=8):
             history.append(loss.item())
         model.eval()
         with torch.no_grad():
-            correct = [
-                model(item["pixel_values"][None]).logits.argmax().item() == item["labels"] for item in validation
-            ]
+            items = [validation[row] for row in range(len(validation))]
+            correct = [model(preprocessing(item)).logits.argmax().item() == item["labels"].item() for item in items]
         accuracies.append(sum(correct) / len(correct))
     return history, norms, accuracies
 
@@ -136,8 +88,9 @@ def test_workers_change_nothing(tmp_path):
 def test_evaluation_loss_is_the_mean_over_images_without_smoothing(tmp_path):
     trainer = make_trainer(tmp_path, per_device_eval_batch_size=5)
     metrics = trainer.evaluate()
-    logits = torch.cat([trainer.model.eval()(i["pixel_values"][None]).logits for i in trainer.eval_dataset]).detach()
-    labels = torch.tensor([item["labels"] for item in trainer.eval_dataset])
+    items = [trainer.eval_dataset[row] for row in range(13)]
+    logits = torch.cat([trainer.model.eval()(trainer.preprocessing(item)).logits for item in items]).detach()
+    labels = torch.cat([item["labels"] for item in items])
     assert metrics["eval_loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
 
 

@@ -1,0 +1,202 @@
+"""Batched uint8 images -> normalised pixel values, for training and for evaluation, on the device the batch is on.
+
+A batch holds either `images`, uint8 `(batch, height, width, 3)` as the data set has them, which are cropped and
+resized here, or `crops` of the model's own size, where the loader had to do that (images.py). What happens to each
+image is drawn beforehand, on the processor, by `Augmentation.draw`: so the device is never waited for, and a training
+batch is the same whatever draws it.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hfvit.draws import uniforms
+from hfvit.image_ops import GEOMETRIC, OPS
+from hfvit.policies import draw_stages, uniforms_needed
+from hfvit.resize import FILTERS, resize_as_pillow, resize_boxes
+
+ATTEMPTS = 10  # of a random crop to lie within its image, as in torchvision
+CROP_UNIFORMS = 2 * ATTEMPTS + 2
+
+
+class Augmentation:
+    """Random resized crop, horizontal flip, a policy of policies.py, normalisation.
+
+    Args:
+        image_size: height and width of the pixel values.
+        mean, std: of each channel, in [0, 1].
+        interpolation: one of `resize.FILTERS`, or for `crops` any of Pillow's.
+        crop_scale: smallest and largest share of the area that a crop covers.
+        crop_ratio: narrowest and widest shape (width / height) of a crop.
+        horizontal_flip: probability of a mirrored image.
+        policy: one of config.py's POLICIES. Its operations work on the image before it is resized, where it is small.
+        rand_augment_magnitude, rand_augment_num_ops: of policy `rand_augment`.
+    """
+
+    def __init__(
+        self,
+        image_size: tuple[int, int],
+        mean: Sequence[float],
+        std: Sequence[float],
+        interpolation: str = "bicubic",
+        crop_scale: Sequence[float] = (0.8, 1.0),
+        crop_ratio: Sequence[float] = (3 / 4, 4 / 3),
+        horizontal_flip: float = 0.5,
+        policy: str = "basic",
+        rand_augment_magnitude: float = 9.0,
+        rand_augment_num_ops: int = 2,
+    ):
+        self.image_size, self.interpolation = tuple(image_size), interpolation
+        self.crop_scale, self.crop_ratio, self.horizontal_flip = tuple(crop_scale), tuple(crop_ratio), horizontal_flip
+        self.policy, self.magnitude, self.num_ops = policy, rand_augment_magnitude, rand_augment_num_ops
+        self.mean, self.std = (torch.tensor(values).view(3, 1, 1) * 255.0 for values in (mean, std))
+
+    @classmethod
+    def from_config(cls, data_config: dict[str, Any], **changes) -> "Augmentation":
+        """Size, filter, mean and deviation from timm's `data_config`: those that evaluation has."""
+        return cls(
+            data_config["input_size"][-2:],
+            data_config["mean"],
+            data_config["std"],
+            data_config["interpolation"],
+            **changes,
+        )
+
+    def to(self, device: torch.device) -> "Augmentation":
+        """Keep the constants on `device`; moving them at each batch would make the processor wait for it."""
+        self.mean, self.std = self.mean.to(device), self.std.to(device)
+        return self
+
+    def draw_crops(self, seeds: np.ndarray, heights, widths) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes `(images, 4)` (top, left, height, width, whole pixels) and flips `(images,)` of images so large."""
+        u = uniforms(seeds, CROP_UNIFORMS + 1)
+        boxes = random_boxes(u[:, :-1], heights, widths, self.crop_scale, self.crop_ratio)
+        return boxes, u[:, -1] < self.horizontal_flip
+
+    def draw_operations(self, seeds: np.ndarray, side: int) -> list[dict[str, dict[str, Tensor]]]:
+        """The stages of the policy for images whose shorter side has `side` pixels: operation -> index, magnitude."""
+        u = uniforms(seeds, uniforms_needed(self.policy, self.num_ops), start=CROP_UNIFORMS + 1)
+        shrunk = min(1.0, side / min(self.image_size))  # a blur's unit is a pixel of the model's input
+        stages = []
+        for names, magnitudes in draw_stages(self.policy, u, self.magnitude, self.num_ops):
+            magnitudes = np.where(names == "gaussian_blur", magnitudes * shrunk, magnitudes).astype(np.float32)
+            indices = {name: np.flatnonzero(names == name) for name in OPS if name != "identity"}
+            stages.append(
+                {
+                    name: {"index": torch.from_numpy(index), "magnitude": torch.from_numpy(magnitudes[index])}
+                    for name, index in indices.items()
+                    if len(index)
+                }
+            )
+        return stages
+
+    def draw(self, seeds: np.ndarray, height: int, width: int) -> dict[str, Any]:
+        """Everything random about a batch of `images` of one size, as tensors that travel with it."""
+        boxes, flips = self.draw_crops(seeds, height, width)
+        return {
+            "boxes": torch.from_numpy(boxes.astype(np.float32)),
+            "flips": torch.from_numpy(flips),
+            "operations": self.draw_operations(seeds, min(height, width)),
+        }
+
+    def __call__(self, batch: dict[str, Any], dtype: torch.dtype = torch.float32) -> Tensor:
+        """Pixel values `(batch, 3, *image_size)` of a drawn batch, computed in `dtype` once the colours are done."""
+        plan, resize = batch["plan"], "images" in batch
+        levels = batch["images" if resize else "crops"].permute(0, 3, 1, 2)
+        if any(plan["operations"]):
+            levels = levels.to(torch.float32, memory_format=torch.contiguous_format)
+            for stage in plan["operations"]:
+                for name, chosen in stage.items():
+                    levels = self._apply(name, levels, chosen["index"], chosen["magnitude"])
+        if not resize:
+            return levels.to(torch.float32).sub_(self.mean).div_(self.std).to(dtype)
+        # A resize is linear and its weights sum to one: normalising the few pixels before it is the same.
+        pixels = levels.to(torch.float32, memory_format=torch.contiguous_format).sub_(self.mean).div_(self.std)
+        return resize_boxes(pixels.to(dtype), plan["boxes"], plan["flips"], self.image_size, self.interpolation)
+
+    def _apply(self, name: str, levels: Tensor, index: Tensor, magnitude: Tensor) -> Tensor:
+        chosen = levels.index_select(0, index)
+        if name in GEOMETRIC:  # what comes into view from outside is the mean colour
+            changed = OPS[name](chosen - self.mean, magnitude) + self.mean
+        else:
+            changed = OPS[name](chosen, magnitude)
+        return levels.index_copy_(0, index, changed)
+
+
+class Preprocessing:
+    """Evaluation's resize, centre crop and normalisation: what the saved image processor does, batched.
+
+    Takes timm's `data_config` (timm.data.resolve_data_config).
+    """
+
+    def __init__(self, data_config: dict[str, Any]):
+        self.image_size = tuple(data_config["input_size"][-2:])
+        self.interpolation = data_config["interpolation"]
+        self.crop_pct, self.crop_mode = data_config["crop_pct"], data_config["crop_mode"]
+        self.mean, self.std = (torch.tensor(data_config[key]).view(3, 1, 1) for key in ("mean", "std"))
+
+    def to(self, device: torch.device) -> "Preprocessing":
+        """Keep the constants on `device`."""
+        self.mean, self.std = self.mean.to(device), self.std.to(device)
+        return self
+
+    def geometry(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int, int, int]] | None:
+        """Size after resizing and the crop within it (top, left, height, width), as timm's transform has them.
+
+        None for what `resize.resize_as_pillow` cannot do: other filters, padding, a shape that shrinks in height.
+        """
+        crop_height, crop_width = self.image_size
+        if self.interpolation not in FILTERS:
+            return None
+        full = tuple(int(side / self.crop_pct) for side in self.image_size)
+        if self.crop_mode == "squash":
+            resized = full
+        elif self.crop_mode == "center" and full[0] == full[1]:
+            short, long = min(height, width), max(height, width)
+            longer = int(full[0] * long / short)
+            resized = (full[0], longer) if height <= width else (longer, full[0])
+        else:
+            return None
+        squares = height == width and resized[0] == resized[1]
+        if resized[0] < crop_height or resized[1] < crop_width or (resized[0] < height and not squares):
+            return None
+        top, left = (round((size - crop) / 2.0) for size, crop in zip(resized, self.image_size, strict=True))
+        return resized, (top, left, crop_height, crop_width)
+
+    def __call__(self, batch: dict[str, Any]) -> Tensor:
+        """Pixel values `(batch, 3, *image_size)` float32 of `images` or `crops`."""
+        if "crops" in batch:
+            levels = batch["crops"].permute(0, 3, 1, 2).to(torch.float32)
+        else:
+            images = batch["images"].permute(0, 3, 1, 2)
+            levels = resize_as_pillow(images, *self.geometry(*images.shape[-2:]), self.interpolation)
+        return levels.div_(255.0).sub_(self.mean).div_(self.std)
+
+
+def random_boxes(u: np.ndarray, heights, widths, scale: Sequence[float], ratio: Sequence[float]) -> np.ndarray:
+    """torchvision's RandomResizedCrop: boxes `(images, 4)`, top, left, height, width in whole pixels.
+
+    `u`: uniform numbers `(images, CROP_UNIFORMS)`. The first attempt that lies within its image is taken, or else
+    the largest centred box whose shape is allowed.
+    """
+    heights, widths = (np.broadcast_to(np.asarray(sides, dtype=np.float64), len(u)) for sides in (heights, widths))
+    area = (heights * widths)[:, None] * (scale[0] + (scale[1] - scale[0]) * u[:, :ATTEMPTS])
+    low, high = np.log(ratio)
+    shape = np.exp(low + (high - low) * u[:, ATTEMPTS : 2 * ATTEMPTS])
+    tried_widths, tried_heights = np.round(np.sqrt(area * shape)), np.round(np.sqrt(area / shape))
+    fits = (tried_widths > 0) & (tried_widths <= widths[:, None])
+    fits &= (tried_heights > 0) & (tried_heights <= heights[:, None])
+    first, image = fits.argmax(axis=1), np.arange(len(u))
+    # The fallback: the whole image, narrowed to the nearest shape allowed.
+    own_shape = widths / heights
+    box_heights = np.where(own_shape < ratio[0], np.round(widths / ratio[0]), heights)
+    box_widths = np.where(own_shape > ratio[1], np.round(heights * ratio[1]), widths)
+    found = fits.any(axis=1)
+    box_heights = np.where(found, tried_heights[image, first], box_heights)
+    box_widths = np.where(found, tried_widths[image, first], box_widths)
+    top = np.where(found, np.floor(u[:, -2] * (heights - box_heights + 1)), (heights - box_heights) // 2)
+    left = np.where(found, np.floor(u[:, -1] * (widths - box_widths + 1)), (widths - box_widths) // 2)
+    return np.stack([top, left, box_heights, box_widths], axis=1)

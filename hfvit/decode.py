@@ -1,0 +1,88 @@
+"""An undecoded picture of a data set -> RGB, upright, or one error that names its split and row."""
+
+import io
+import math
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from hfvit.errors import DataError, one_line
+
+EXIF_ORIENTATION = 0x0112
+REDUCING_GAP = 2.0  # how much larger than needed a JPEG is decoded before the resize; Pillow's own advice
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any PIL image as RGB, upright by its EXIF orientation, as transformers' `load_image` does for serving.
+
+    Pillow, and with it `load_image`, clips deeper greys at 255. Here 16-bit ones are divided by their range, 32-bit
+    integers too when they exceed 8 bits, and floating-point ones are spread over their own.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F" or image.mode.startswith("I"):
+        values = np.asarray(image, dtype=np.float64)
+        low, high = 0.0, 65535.0
+        if image.mode == "F":
+            low, high = values.min(), values.max()
+        elif image.mode == "I" and values.max() <= 255:
+            high = 255.0
+        image = Image.fromarray(((values - low) * (255.0 / max(high - low, 1e-9))).clip(0, 255).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def decode(encoded: dict[str, Any] | None, split: str, row: int) -> Image.Image:
+    """The whole picture as RGB; `DataError` names the row of a file that is no picture."""
+    with _opened(encoded, split, row) as image:
+        return to_rgb(image)
+
+
+def image_size(encoded: dict[str, Any] | None, split: str, row: int) -> tuple[int, int]:
+    """(height, width) that `decode` would give, from the file's head alone."""
+    with _opened(encoded, split, row) as image:
+        return _upright_size(image)
+
+
+def decode_crop(
+    encoded: dict[str, Any] | None, split: str, row: int, draw_box, size: tuple[int, int], resample: int
+) -> Image.Image:
+    """One box of the picture, resized to `size` (height, width) in 8 bits.
+
+    `draw_box(height, width)` gives the box (top, left, height, width) in pixels of the upright picture. A JPEG much
+    larger than needed is decoded at a half, a quarter or an eighth of its size, which its format allows for free.
+    """
+    with _opened(encoded, split, row) as image:
+        height, width = _upright_size(image)
+        top, left, box_height, box_width = draw_box(height, width)
+        spare = min(box_height / size[0], box_width / size[1]) / REDUCING_GAP
+        if spare > 1.0:
+            image.draft("RGB", (math.ceil(image.width / spare), math.ceil(image.height / spare)))
+        image = to_rgb(image)
+        across, down = image.width / width, image.height / height
+        left, right = round(left * across), round((left + box_width) * across)
+        top, bottom = round(top * down), round((top + box_height) * down)
+        crop = image.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
+        return crop.resize((size[1], size[0]), resample)
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    turned = image.getexif().get(EXIF_ORIENTATION, 1) >= 5
+    return (image.width, image.height) if turned else (image.height, image.width)
+
+
+@contextmanager
+def _opened(encoded: dict[str, Any] | None, split: str, row: int):
+    """An encoded picture (`bytes` or `path`), open; whatever Pillow says of it is told with its split and row."""
+    try:
+        source = io.BytesIO(encoded["bytes"]) if encoded.get("bytes") else encoded["path"]
+        with Image.open(source) as image:
+            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):  # Pillow itself only warns
+                raise Image.DecompressionBombError(f"{image.width}x{image.height} pixels")
+            yield image
+    except Exception as error:
+        file = f" ({encoded['path']})" if encoded and encoded.get("path") else ""
+        raise DataError(
+            f"Split '{split}', row {row}{file}: not a readable picture ({type(error).__name__}: {one_line(error)});"
+            " mend or remove it."
+        ) from None

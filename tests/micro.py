@@ -1,0 +1,64 @@
+"""A Trainer on a micro model and generated pictures, the same each time; shared by the Trainer's tests."""
+
+import numpy as np
+from conftest import ARCHITECTURE, LABELS, MICRO, coloured_split
+from datasets import Image
+from timm.data import resolve_data_config
+from transformers import set_seed
+
+from hfvit.augment import Augmentation, Preprocessing
+from hfvit.images import ArrayReader, ImageDataset
+from hfvit.metrics import trainer_metrics
+from hfvit.mixing import BatchMixing
+from hfvit.modeling import build_model
+from hfvit.pixels import cached_pixels
+from hfvit.trainer import HFViTTrainer
+from hfvit.training_args import HFViTTrainingArguments
+
+SEED, LR, WEIGHT_DECAY, LAYER_DECAY, SMOOTHING, CLIP = 11, 3e-3, 0.05, 0.8, 0.1, 1.0
+
+
+def parts(rows=40, policy="basic", repeats=1):
+    """The same micro model and data sets each time."""
+    set_seed(SEED)
+    model = build_model(LABELS, architecture=ARCHITECTURE, image_size=16, timm_kwargs=MICRO)
+    data_config = resolve_data_config(model.config.pretrained_cfg)
+    splits = [
+        coloured_split(n, seed)
+        .rename_column("img", "image")
+        .cast_column("image", Image(decode=False))
+        .add_column("row", range(n))
+        for n, seed in ((rows, 0), (13, 1))
+    ]
+    readers = [ArrayReader(cached_pixels(split, "split", False), np.arange(len(split))) for split in splits]
+    augmentation = Augmentation.from_config(data_config, crop_scale=(0.5, 1.0), policy=policy)
+    train = ImageDataset(splits[0]["label"], readers[0], augmentation, seed=SEED, repeats=repeats)
+    return model, train, ImageDataset(splits[1]["label"], readers[1]), Preprocessing(data_config)
+
+
+def make_trainer(output_dir, callbacks=None, rows=40, policy="basic", repeats=1, mixing=None, **kwargs):
+    model, train, validation, preprocessing = parts(rows, policy, repeats)
+    defaults = {
+        "learning_rate": LR, "weight_decay": WEIGHT_DECAY, "layer_decay": LAYER_DECAY, "max_grad_norm": CLIP,
+        "label_smoothing_factor": SMOOTHING, "global_batch_size": 8, "num_train_epochs": 2, "warmup_steps": 2,
+        "logging_steps": 1, "seed": SEED, "use_cpu": True, "disable_tqdm": True,
+    }  # fmt: skip
+    args = HFViTTrainingArguments(output_dir=str(output_dir), **{**defaults, **kwargs})
+    return HFViTTrainer(
+        model=model,
+        args=args,
+        train_dataset=train,
+        eval_dataset=validation,
+        compute_metrics=trainer_metrics(LABELS),
+        callbacks=callbacks,
+        preprocessing=preprocessing,
+        mixing=BatchMixing(len(LABELS), **mixing) if mixing else None,
+    )
+
+
+def losses(trainer):
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def weights(trainer):
+    return {name: value.clone() for name, value in trainer.model.state_dict().items()}

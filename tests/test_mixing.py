@@ -1,0 +1,78 @@
+"""timm's own mixing and erasing, under seeds that leave everything else alone."""
+
+import random
+
+import numpy as np
+import torch
+from timm.data import Mixup
+from timm.data.random_erasing import RandomErasing
+
+from hfvit.draws import image_seeds
+from hfvit.losses import cross_entropy
+from hfvit.mixing import BatchMixing
+
+SEEDS = image_seeds(0, 0, np.arange(8))
+LABELS = torch.arange(8) % 3
+
+
+def images():
+    return torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def test_mixing_is_timms():
+    mixing = BatchMixing(3, mixup_alpha=0.8, cutmix_alpha=1.0)
+    pixel_values, targets = mixing(images(), LABELS, SEEDS)
+    np.random.seed(int(SEEDS[0] >> np.uint64(32)))
+    expected, expected_targets = Mixup(0.8, 1.0, label_smoothing=0.0, num_classes=3)(images(), LABELS)
+    assert torch.equal(pixel_values, expected)
+    assert torch.equal(targets, expected_targets)
+    assert not torch.equal(pixel_values, images())
+    torch.testing.assert_close(targets.sum(1), torch.ones(8))
+
+
+def test_smoothing_in_the_loss_is_timms_smoothing_of_the_targets():
+    logits = torch.randn(8, 3, generator=torch.Generator().manual_seed(1))
+    _, targets = BatchMixing(3, mixup_alpha=0.8)(images(), LABELS, SEEDS)
+    np.random.seed(int(SEEDS[0] >> np.uint64(32)))
+    _, smoothed = Mixup(0.8, label_smoothing=0.1, num_classes=3)(images(), LABELS)
+    torch.testing.assert_close(cross_entropy(logits, targets, 0.1), cross_entropy(logits, smoothed))
+
+
+def test_batches_take_mixup_or_cutmix():
+    mixing = BatchMixing(3, mixup_alpha=0.8, cutmix_alpha=1.0)
+    boxes = 0
+    for epoch in range(20):
+        pixel_values, _ = mixing(images(), LABELS, image_seeds(0, epoch, np.arange(8)))
+        unchanged = (pixel_values == images()).float().mean()
+        boxes += bool(unchanged > 0.01)  # mixup blends every pixel
+    assert 3 < boxes < 17
+
+
+def test_erasing_is_timms_and_depends_on_the_image_alone():
+    mixing = BatchMixing(3, random_erasing=0.7)
+    erased, labels = mixing(images(), LABELS, SEEDS)
+    assert torch.equal(labels, LABELS)
+    changed = (erased != images()).flatten(1).any(1)
+    assert 2 <= changed.sum() <= 7
+    halves = [mixing(images()[part], LABELS[part], SEEDS[part])[0] for part in (slice(0, 4), slice(4, 8))]
+    assert torch.equal(torch.cat(halves), erased)
+    row = int(changed.nonzero()[0])
+    expected = images()[row]
+    random.seed(int(SEEDS[row]))
+    torch.manual_seed(int(SEEDS[row]) >> 1)
+    RandomErasing(0.7, mode="pixel", device="cpu")(expected)
+    assert torch.equal(erased[row], expected)
+
+
+def test_the_global_generators_are_left_as_they_were():
+    before = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
+    BatchMixing(3, mixup_alpha=0.8, random_erasing=1.0)(images(), LABELS, SEEDS)
+    assert random.getstate() == before[0]
+    assert np.array_equal(np.random.get_state()[1], before[1])
+    assert torch.equal(torch.get_rng_state(), before[2])
+
+
+def test_off_is_off():
+    assert not BatchMixing(3)
+    assert BatchMixing(3, random_erasing=0.1)
+    assert BatchMixing(3, cutmix_alpha=1.0)

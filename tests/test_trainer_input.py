@@ -1,0 +1,187 @@
+"""What the Trainer does with uint8 batches: policies, mixing, workers, resume, waiting for nothing, speed."""
+
+import math
+
+import pytest
+import torch
+from conftest import LABELS
+from micro import losses, make_trainer, weights
+from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import TrainerCallback
+
+import hfvit.trainer
+from hfvit.checkpoints import newest_checkpoint
+from hfvit.errors import RecipeError
+from hfvit.modeling import build_model
+from hfvit.speed import SpeedMeter, matmul_rate, training_flops
+
+MIXING = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0, "random_erasing": 0.5}
+
+
+def test_batch_8_equals_2_times_4_accumulated_under_a_policy_and_erasing(tmp_path):
+    options = {"policy": "trivial_augment", "mixing": {"random_erasing": 0.5}, "repeats": 2}
+    whole = make_trainer(tmp_path / "whole", **options)
+    whole.train()
+    split = make_trainer(tmp_path / "split", per_device_train_batch_size=4, **options)
+    split.train()
+    assert losses(split) == pytest.approx(losses(whole), rel=1e-4)
+    plain = make_trainer(tmp_path / "plain")
+    plain.train()
+    assert losses(plain) != pytest.approx(losses(whole), rel=1e-2)
+
+
+def test_workers_change_nothing_under_mixing(tmp_path):
+    runs = []
+    for workers in (0, 2):
+        trainer = make_trainer(
+            tmp_path / str(workers), policy="rand_augment", mixing=MIXING, dataloader_num_workers=workers
+        )
+        trainer.train()
+        runs.append(losses(trainer))
+    assert runs[0] == runs[1]
+
+
+def test_a_mixed_run_resumes_to_the_same_weights(tmp_path):
+    options = {
+        "policy": "three_augment", "mixing": {**MIXING, "off_epochs": 1}, "repeats": 3,
+        "save_strategy": "steps", "save_steps": 3, "eval_strategy": "steps", "eval_steps": 3, "save_total_limit": 5,
+    }  # fmt: skip
+    unbroken = make_trainer(tmp_path / "unbroken", **options)
+    unbroken.train()
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 5:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(tmp_path / "killed", [Stop()], **options).train()
+    resumed = make_trainer(tmp_path / "killed", **options)
+    resumed.train(resume_from_checkpoint=str(newest_checkpoint(tmp_path / "killed")))
+    assert losses(resumed) == losses(unbroken)
+    expected = weights(unbroken)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(resumed).items())
+
+
+def test_mixing_stops_for_the_last_epochs(tmp_path, monkeypatch):
+    targets = []
+    original = hfvit.trainer.cross_entropy
+
+    def record(logits, labels, smoothing):
+        if torch.is_grad_enabled():
+            targets.append(labels)
+        return original(logits, labels, smoothing)
+
+    monkeypatch.setattr(hfvit.trainer, "cross_entropy", record)
+    mixing = {"mixup_alpha": 1.0, "off_epochs": 1}
+    trainer = make_trainer(tmp_path, mixing=mixing, num_train_epochs=3)
+    trainer.train()
+    assert [labels.ndim for labels in targets] == [2] * 10 + [1] * 5
+    assert "problem_type" not in (tmp_path / "checkpoint-15" / "config.json").read_text()
+
+
+def test_images_are_mixed_in_pairs(tmp_path):
+    with pytest.raises(RecipeError, match="mixed in pairs, and a device holds 1 at once"):
+        make_trainer(tmp_path, mixing={"mixup_alpha": 1.0}, per_device_train_batch_size=1)
+
+
+class Waits(TorchDispatchMode):
+    """Notes each operation for which the processor waits for the device: a value read, a size that depends on data."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "_unique2")
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        if name in self.WAITING:
+            self.found.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_step_never_waits_for_the_device(tmp_path):
+    """On the processor every read is at hand; on a GPU each of these would drain its queue."""
+    options = {"logging_strategy": "no", "eval_strategy": "no", "save_strategy": "no", "ema_decay": 0.9}
+    policy = {"policy": "rand_augment", "mixing": MIXING}
+    trainer = make_trainer(tmp_path, bf16=True, per_device_train_batch_size=4, **options, **policy)
+    waits, counts = Waits(), []
+
+    class Count(TrainerCallback):
+        def on_step_begin(self, *args, **kwargs):
+            if not counts:
+                waits.__enter__()
+            waits.found.clear()
+
+        def on_step_end(self, args, state, control, **kwargs):
+            counts.append(list(waits.found))
+            if state.global_step == state.max_steps:
+                waits.__exit__(None, None, None)
+
+    trainer.add_callback(Count())
+    trainer.train()
+    assert len(counts) == 10
+    assert counts == [[]] * 10
+
+
+def test_a_compiled_run_is_the_same_run_and_saves_plain_names(tmp_path):
+    options = {"num_train_epochs": 1, "ema_decay": 0.9}
+    plain = make_trainer(tmp_path / "plain", **options)
+    plain.train()
+    compiled = make_trainer(tmp_path / "compiled", torch_compile=True, **options)
+    compiled.train()
+    assert losses(compiled) == pytest.approx(losses(plain), rel=1e-3)
+    saved = load_file(tmp_path / "compiled" / "checkpoint-5" / "model.safetensors")
+    assert saved.keys() == load_file(tmp_path / "plain" / "checkpoint-5" / "model.safetensors").keys()
+
+
+def test_gradient_checkpointing_changes_memory_alone(tmp_path):
+    plain = make_trainer(tmp_path / "plain", num_train_epochs=1)
+    plain.train()
+    saving = make_trainer(tmp_path / "saving", num_train_epochs=1, gradient_checkpointing=True)
+    saving.train()
+    assert losses(saving) == pytest.approx(losses(plain), rel=1e-4)
+
+
+def test_speed_is_in_the_log(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.train()
+    entries = [entry for entry in trainer.state.log_history if "loss" in entry]
+    for entry in entries:
+        assert entry["images_per_second"] > 0
+        assert 0 <= entry["data_wait"] < 1
+        assert 0 < entry["mfu"] < 1.5
+    overall = trainer.speed.overall()
+    assert trainer.speed.images == 80
+    assert min(e["images_per_second"] for e in entries) <= overall["images_per_second"]
+
+
+def test_the_meter_counts_training_alone(monkeypatch):
+    clock = iter([0.0, 0.0, 10.0, 11.0, 12.0, 18.0, 20.0, 20.0])
+    monkeypatch.setattr("hfvit.speed.time.perf_counter", lambda: next(clock))
+    meter = SpeedMeter(torch.device("cpu"))  # 0
+    meter.start()  # 0
+    meter.flops_per_image, meter.peak_flops = 100.0, 1000.0
+    with meter.waiting():  # 10 to 11
+        pass
+    with meter.paused():  # 12 to 18
+        pass
+    meter.images = 28
+    assert meter.since_last() == {"images_per_second": 2.0, "data_wait": 1 / 14, "mfu": 0.2}  # 20
+    assert meter.overall()["images_per_second"] == 2.0  # 20
+
+
+def test_flops_are_the_published_ones():
+    """timm's table: ViT-B/16 at 224 px takes 17.58 G multiply-adds; a backward pass takes twice the forward's."""
+    model = build_model(LABELS, architecture="vit_base_patch16_224")
+    assert training_flops(model) == pytest.approx(3 * 2 * 17.58e9, rel=0.01)
+    model.freeze("backbone")
+    assert training_flops(model) == pytest.approx(2 * 17.58e9, rel=0.01)
+
+
+def test_matmul_rate_is_a_rate():
+    rate = matmul_rate(torch.device("cpu"), torch.float32)
+    assert math.isfinite(rate)
+    assert rate > 1e8
