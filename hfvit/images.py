@@ -1,6 +1,7 @@
 """Rows of a split -> batches of uint8 images for the Trainer, and the order they are drawn in."""
 
 import logging
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from timm.data import create_transform
 from hfvit.augment import Augmentation, Preprocessing
 from hfvit.decode import decode, decode_crop
 from hfvit.draws import image_seeds
-from hfvit.pixels import NotAnArray, PixelArray, cached_pixels
+from hfvit.pixels import NotAnArray, PixelArray, cached_pixels, common_size
 
 logger = logging.getLogger(__name__)
 
@@ -76,32 +77,46 @@ class DecodingReader:
         return {"crops": torch.stack(crops).permute(0, 2, 3, 1)}
 
 
-def image_readers(splits, data_config: dict[str, Any], show_progress: bool = True) -> dict:
-    """A reader for each role of `splits` (data.ImageSplits): an array where the images allow it."""
-    preprocessing = Preprocessing(data_config)
-    used: dict[str, int] = {}
+def image_datasets(
+    splits,
+    data_config: dict[str, Any],
+    augmentation: Augmentation,
+    seed: int = 0,
+    repeats: int = 1,
+    show_progress: bool = True,
+) -> dict[str, "ImageDataset"]:
+    """A data set for each role of `splits` (data.ImageSplits): read from an array where the images allow it.
+
+    Says in the log, and in the splits' facts, which way each goes and why. `data_config` is timm's; `augmentation`,
+    `seed` and `repeats` are for training.
+    """
+    used = Counter()
     for role, source in splits.sources.items():
-        used[source] = used.get(source, 0) + len(splits[role])
-    readers = {}
+        used[source] += len(splits[role])
+    found = {}
     for role, source in splits.sources.items():
         split, whole = splits[role], splits.whole[role]
         # A few rows of a large split get an array of their own.
-        few = 4 * used[source] < len(whole)
-        try:
-            pixels = cached_pixels(split if few else whole, source, show_progress)
-            height, width = pixels.array.shape[1:3]
-            if preprocessing.geometry(height, width) is None:
-                raise NotAnArray(f"evaluation of {width}x{height} pixels needs Pillow itself")
-        except NotAnArray as reason:
-            logger.info("%s: images are decoded as they are read: %s", role, reason)
-            readers[role] = DecodingReader(split, source, data_config)
-        else:
-            rows = np.arange(len(split)) if few else np.asarray(split["row"])
-            readers[role] = ArrayReader(pixels, rows)
-            logger.info(
-                "%s: %s images of %dx%d pixels, decoded once into %s", role, len(rows), width, height, pixels.path
-            )
-    return readers
+        kept = split if 4 * used[source] < len(whole) else whole
+        reader, how = _reader(split, kept, source, data_config, show_progress)
+        logger.info("%s: %s images %s", role, f"{len(split):,}", how)
+        splits.facts["splits"][role]["input"] = how
+        training = {"augmentation": augmentation, "seed": seed, "repeats": repeats} if role == "train" else {}
+        found[role] = ImageDataset(split["label"], reader, **training)
+    return found
+
+
+def _reader(split: Dataset, kept: Dataset, name: str, data_config: dict[str, Any], show_progress: bool):
+    """How to read `split`, as a reader and in words; `kept` is what an array would hold of the data set's split."""
+    try:
+        height, width = common_size(kept, name)
+        if Preprocessing(data_config).geometry(height, width) is None:
+            raise NotAnArray(f"evaluation of {width}x{height} pixels needs Pillow itself")
+        pixels = cached_pixels(kept, name, (height, width), show_progress)
+    except NotAnArray as reason:
+        return DecodingReader(split, name, data_config), f"decoded as they are read: {reason}"
+    rows = np.arange(len(split)) if kept is split else np.asarray(split["row"])
+    return ArrayReader(pixels, rows), f"of {width}x{height} pixels, decoded once"
 
 
 class ImageDataset(torch.utils.data.Dataset):
@@ -127,6 +142,11 @@ class ImageDataset(torch.utils.data.Dataset):
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def decodes(self) -> bool:
+        """Whether reading means to decode pictures, which is work for several processes."""
+        return isinstance(self.reader, DecodingReader)
 
     def __getitem__(self, index) -> dict[str, Any]:
         return self.__getitems__([index])

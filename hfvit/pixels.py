@@ -47,31 +47,8 @@ class PixelArray:
         return np.take(self.array, rows, axis=0)
 
 
-def cached_pixels(split: Dataset, name: str, show_progress: bool = True) -> PixelArray:
-    """The images of `split` (columns `image`, undecoded, and `row`) as one array, made at the first call.
-
-    The file is keyed by the split's fingerprint and written under a temporary name. Raises `NotAnArray` with the
-    reason when the images are large or differ in size, or there is no room; `DataError` for a picture that cannot be
-    read.
-    """
-    path = Path(datasets.config.HF_DATASETS_CACHE) / "hfvit_pixels" / f"{split._fingerprint}.npy"
-    if path.exists():
-        return PixelArray(path)
-    height, width = _common_size(split, name)
-    needed = len(split) * height * width * 3
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(path.parent).free
-        if needed > 0.9 * free:
-            raise NotAnArray(f"{needed / 2**20:,.0f} MiB of pixels do not fit on the disk of {path.parent}")
-        _write(split, name, path, (height, width), show_progress)
-    except OSError as error:
-        raise NotAnArray(f"{path.parent} cannot be written ({error.strerror or error})") from None
-    return PixelArray(path)
-
-
-def _common_size(split: Dataset, name: str) -> tuple[int, int]:
-    """Height and width of a sample of the images; `NotAnArray` when they differ or are large."""
+def common_size(split: Dataset, name: str) -> tuple[int, int]:
+    """Height and width of `PROBED` of the images; `NotAnArray` when they differ or are large."""
     rows = np.unique(np.linspace(0, len(split) - 1, PROBED).astype(int))
     examples = [split[int(row)] for row in rows]
     sizes = [image_size(example["image"], name, example["row"]) for example in examples]
@@ -80,6 +57,27 @@ def _common_size(split: Dataset, name: str) -> tuple[int, int]:
     if height * width > MAX_PIXELS:
         raise NotAnArray(f"images of {width}x{height} pixels are not small")
     return height, width
+
+
+def cached_pixels(split: Dataset, name: str, size: tuple[int, int], show_progress: bool = True) -> PixelArray:
+    """The images of `split` (columns `image`, undecoded, and `row`), all of `size`, as one array; made at first call.
+
+    The file is keyed by the split's fingerprint and written under a temporary name. Raises `NotAnArray` with the
+    reason when an image has another size or there is no room; `DataError` for a picture that cannot be read.
+    """
+    path = Path(datasets.config.HF_DATASETS_CACHE) / "hfvit_pixels" / f"{split._fingerprint}.npy"
+    if path.exists():
+        return PixelArray(path)
+    needed = len(split) * size[0] * size[1] * 3
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(path.parent).free
+        if needed > 0.9 * free:
+            raise NotAnArray(f"{needed / 2**20:,.0f} MiB of pixels do not fit on the disk of {path.parent}")
+        _write(split, name, path, size, show_progress)
+    except OSError as error:
+        raise NotAnArray(f"{path.parent} cannot be written ({error.strerror or error})") from None
+    return PixelArray(path)
 
 
 def _require_one_size(sizes: dict[int, tuple[int, int]]) -> None:

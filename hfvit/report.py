@@ -39,8 +39,8 @@ def summary_table(facts: dict, output_dir: str | Path) -> str:
         f" ({model['trained_parameters'] / 1e6:.1f} M trained)",
         f"training   {training['steps']:,} steps, {training['epochs']:.4g} epochs{resumed};"
         f" {duration(training['seconds'])},"
-        f" {training['images_per_second']:,.0f} images/s, {training['processes']} process(es),"
-        f" precision {training['precision']}",
+        f" {training['images_per_second']:,.0f} images/s, {training['data_wait']:.1%} of the time waiting for data,"
+        f" {training['processes']} process(es), precision {training['precision']}",
         f"selected   step {training['best_step']} by validation {training['best_metric_name']}"
         if training["best_step"]
         else "selected   the last step",
@@ -60,25 +60,48 @@ def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
+def write_training_images(images: np.ndarray, targets: np.ndarray, names: list[str], output_dir: str | Path) -> Path:
+    """Draw `plots/training_images.png`: pictures as the model will see them, under their classes.
+
+    Args:
+        images: uint8 `(images, height, width, 3)`.
+        targets: class indices `(images,)`, or probabilities `(images, classes)` of mixtures.
+        names: of the classes.
+    """
+    columns = 8
+    rows = -(-len(images) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(1.6 * columns, 1.85 * rows), squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, image, target in zip(axes.flat, images, targets, strict=False):
+        axis.imshow(image)
+        if target.ndim:
+            title = "\n".join(f"{names[index]} {target[index]:.0%}" for index in np.flatnonzero(target))
+        else:
+            title = names[target]
+        axis.set_title(title, fontsize=7)
+    figure.tight_layout()
+    return _save(figure, Path(output_dir) / "plots" / "training_images.png")
+
+
 def write_plots(facts: dict, output_dir: str | Path) -> list[Path]:
     """Draw every plot that the facts allow into `output_dir/plots`; returns their paths."""
-    folder = Path(output_dir) / "plots"
-    folder.mkdir(parents=True, exist_ok=True)
     role = "test" if "test" in facts["metrics"] else "validation"
     metrics = facts["metrics"][role]
     figures = {"learning_curves": learning_curves(facts["history"])}
     figures["confusion_matrix"] = confusion_figure(metrics, role)
     figures["per_class_accuracy"] = per_class_figure(metrics, role)
     figures["reliability"] = reliability_figure(metrics, role)
-    paths = []
-    for name, figure in figures.items():
-        path = folder / f"{name}.png"
-        temporary = path.with_name(f".{path.name}")
-        figure.savefig(temporary, dpi=120, bbox_inches="tight", format="png", facecolor="white")
-        temporary.replace(path)
-        plt.close(figure)
-        paths.append(path)
-    return paths
+    return [_save(figure, Path(output_dir) / "plots" / f"{name}.png") for name, figure in figures.items()]
+
+
+def _save(figure, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}")
+    figure.savefig(temporary, dpi=120, bbox_inches="tight", format="png", facecolor="white")
+    temporary.replace(path)
+    plt.close(figure)
+    return path
 
 
 def learning_curves(history: list[dict]):

@@ -4,6 +4,8 @@ An axis-aligned resize is separable: `rows @ image @ columns`, where each matrix
 is Pillow's and torchvision's antialiased filter, several times faster than sampling point by point, on any device.
 """
 
+import math
+
 import torch
 
 
@@ -80,19 +82,24 @@ def filter_weights(
     """Weights `(batch, size_out, size_in)` that resize the pixels from `start` to `start + length` of each line.
 
     `start` and `length` are `(batch,)`. The filter widens when it shrinks the image (antialiasing) and every row of
-    weights sums to one.
+    weights sums to one. Only the few pixels within a filter's reach are computed.
     """
-    start, length = start[:, None, None], length[:, None, None]
-    out = torch.arange(size_out, device=start.device, dtype=start.dtype)[:, None] + 0.5
+    filter_function, support = FILTERS[interpolation]
+    start, length = start[:, None], length[:, None]
+    out = torch.arange(size_out, device=start.device, dtype=start.dtype) + 0.5
     if flips is not None:
-        out = torch.where(flips[:, None, None], size_out - out, out)
-    pixel = torch.arange(size_in, device=start.device, dtype=start.dtype)
+        out = torch.where(flips[:, None], size_out - out, out)
     scale = length / size_out
+    widened = scale.clamp(min=1.0)
     centre = start + out * scale
-    distance = (pixel + 0.5 - centre) / scale.clamp(min=1.0)
-    inside = (pixel >= start) & (pixel < start + length)
-    weights = FILTERS[interpolation](distance.abs()) * inside
-    return weights / weights.sum(-1, keepdim=True)
+    first = (centre - support * widened - 0.5).floor()
+    taps = 2 * math.ceil(support * max(1.0, size_in / size_out)) + 2
+    pixel = first[..., None] + torch.arange(taps, device=start.device, dtype=start.dtype)
+    weights = filter_function((pixel + 0.5 - centre[..., None]).abs_() / widened[..., None])
+    weights *= (pixel >= start[..., None]) & (pixel < (start + length)[..., None])
+    weights /= weights.sum(-1, keepdim=True)
+    dense = weights.new_zeros(len(start), size_out, size_in)
+    return dense.scatter_add_(2, pixel.clamp_(0, size_in - 1).long(), weights)
 
 
 def _bilinear(x: torch.Tensor) -> torch.Tensor:
@@ -110,4 +117,5 @@ def _lanczos(x: torch.Tensor) -> torch.Tensor:
     return torch.where(x < 3.0, torch.sinc(x) * torch.sinc(x / 3.0), torch.zeros_like(x))
 
 
-FILTERS = {"bilinear": _bilinear, "bicubic": _bicubic, "lanczos": _lanczos}
+# Each filter, and how many pixels it reaches.
+FILTERS = {"bilinear": (_bilinear, 1.0), "bicubic": (_bicubic, 2.0), "lanczos": (_lanczos, 3.0)}

@@ -20,12 +20,12 @@ from hfvit.data import load_splits
 from hfvit.errors import run
 from hfvit.hardware import keep_freed_memory, use_all_cores
 from hfvit.hub import write_model_card
-from hfvit.images import ArrayReader, ImageDataset, image_readers
+from hfvit.images import image_datasets
 from hfvit.metrics import ImageClassificationMetric, trainer_metrics
 from hfvit.mixing import BatchMixing
 from hfvit.modeling import build_model
 from hfvit.recipe import load_recipe
-from hfvit.report import summary_table, write_plots
+from hfvit.report import summary_table, write_plots, write_training_images
 from hfvit.run_json import collect_facts, write_facts
 from hfvit.trainer import HFViTTrainer
 
@@ -65,17 +65,18 @@ def main(argv: list[str] | None = None) -> None:
         check_same_model(checkpoint, model.config)
         logger.info("Resuming from %s", checkpoint)
 
-    # Prepare images
+    # Read
     data_config = resolve_data_config(model.config.pretrained_cfg)
     with args.main_process_first(desc="decoding the images"):
-        readers = image_readers(splits, data_config, show_progress=args.should_save and not args.disable_tqdm)
-    augmentation = Augmentation.from_config(data_config, **augmentation_args.image_changes)
-    datasets = {role: ImageDataset(splits[role]["label"], reader) for role, reader in readers.items()}
-    datasets["train"] = ImageDataset(
-        splits.train["label"], readers["train"], augmentation, args.seed, augmentation_args.repeated_augmentation
-    )
-    args.choose_workers(decoding=not isinstance(readers["train"], ArrayReader))
-
+        datasets = image_datasets(
+            splits,
+            data_config,
+            Augmentation.from_config(data_config, **augmentation_args.image_changes),
+            seed=args.seed,
+            repeats=augmentation_args.repeated_augmentation,
+            show_progress=args.should_save and not args.disable_tqdm,
+        )
+    args.choose_workers(datasets["train"].decodes)
     trainer = HFViTTrainer(
         model=model,
         args=args,
@@ -89,6 +90,8 @@ def main(argv: list[str] | None = None) -> None:
     # Train
     if args.overwrite_output_dir and args.should_save and not is_of_run(checkpoint, args.output_dir):
         clear_run(args.output_dir)  # not before everything that a new run needs is known to work
+    if args.should_save:
+        write_training_images(*trainer.training_images(), splits.labels, args.output_dir)
     output = trainer.train(resume_from_checkpoint=checkpoint)
 
     # Evaluate: the test split once, after everything that selects

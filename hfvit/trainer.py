@@ -2,9 +2,11 @@
 
 import copy
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from timm.utils import ModelEmaV3
@@ -15,6 +17,7 @@ from hfvit.augment import Preprocessing
 from hfvit.checkpoints import newest_checkpoint
 from hfvit.errors import DataError, NonFiniteLossError, RecipeError
 from hfvit.images import EpochSampler, collate
+from hfvit.loss_watch import LossWatch
 from hfvit.losses import cross_entropy
 from hfvit.mixing import BatchMixing
 from hfvit.param_groups import build_param_groups
@@ -54,7 +57,7 @@ class HFViTTrainer(Trainer):
                 raise RecipeError("ema_decay: averaging sharded weights is not supported; set it to null.")
             self.ema = ModelEmaV3(self.model, decay=self.args.ema_decay, use_warmup=True)
             self.add_callback(_EmaCallback(self.ema))
-        self._watch = _LossWatch(self.args.device)
+        self._watch = LossWatch(self.args.device)
 
     def _check_training_set(self) -> None:
         rows, batch = len(self.train_dataset), self.args.global_batch_size
@@ -82,9 +85,22 @@ class HFViTTrainer(Trainer):
                 pixel_values, labels = self.mixing(pixel_values, labels, plan["seeds"])
         return {"pixel_values": pixel_values, "labels": labels}
 
+    def training_images(self, count: int = 32) -> tuple[np.ndarray, np.ndarray]:
+        """The first images as the model will see them, uint8 `(images, height, width, 3)`, and their targets.
+
+        Targets are class indices `(images,)`, or probabilities `(images, classes)` of mixtures.
+        """
+        count = min(count, len(self.train_dataset)) // 2 * 2
+        indices = list(islice(self._get_train_sampler(), count))
+        batch = self._prepare_inputs(self.train_dataset.__getitems__(indices))
+        levels = batch["pixel_values"].float() * self.augmentation.std + self.augmentation.mean
+        images = levels.clamp(0, 255).round().byte().permute(0, 2, 3, 1)
+        return images.cpu().numpy(), batch["labels"].cpu().numpy()
+
     def _mixing_is_over(self) -> bool:
         steps_an_epoch = len(self._epoch_sampler) // self.args.global_batch_size
-        return self.state.global_step >= self.state.max_steps - self.mixing.off_epochs * steps_an_epoch
+        has_begun = self.state.max_steps > 0
+        return has_begun and self.state.global_step >= self.state.max_steps - self.mixing.off_epochs * steps_an_epoch
 
     def get_batch_samples(self, *args, **kwargs):
         with self.speed.waiting():
@@ -243,37 +259,6 @@ class HFViTTrainer(Trainer):
         super()._save(output_dir, state_dict)
         # A pickle of the arguments, which nothing reads and which no one should have to trust.
         (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
-
-
-class _LossWatch:
-    """The first step with a loss or gradient that is not finite, and the figures of the last good one.
-
-    Tensors on the training device throughout: looking at one would make the processor wait for the device.
-    """
-
-    def __init__(self, device: torch.device):
-        self.step_loss = torch.zeros((), device=device)
-        self.bad_step = torch.full((), -1, dtype=torch.long, device=device)
-        self.last_good = torch.full((3,), float("nan"), device=device)  # loss, gradient norm, learning rate
-        self.ended_step = -1
-
-    def add(self, loss: torch.Tensor) -> None:
-        """Add a micro-batch's share of the step's loss."""
-        self.step_loss = self.step_loss + loss.float()
-
-    def end_step(self, step: int, grad_norm: torch.Tensor | float | None, learning_rate: float | None) -> None:
-        """Judge step `step` once, however often the Trainer calls."""
-        if step == self.ended_step or learning_rate is None:
-            return
-        self.ended_step = step
-        if hasattr(grad_norm, "full_tensor"):  # FSDP 2 gives a DTensor; every process gets here
-            grad_norm = grad_norm.full_tensor()
-        norm = torch.as_tensor(0.0 if grad_norm is None else grad_norm, device=self.bad_step.device).float()
-        figures = torch.stack([self.step_loss, norm.reshape(()), torch.full_like(self.step_loss, learning_rate)])
-        good = torch.isfinite(figures[:2]).all() & (self.bad_step < 0)
-        self.last_good = torch.where(good, figures, self.last_good)
-        self.bad_step = torch.where(good | (self.bad_step >= 0), self.bad_step, step)
-        self.step_loss = torch.zeros_like(self.step_loss)
 
 
 class _EmaCallback(TrainerCallback):

@@ -30,7 +30,7 @@ def parts(rows=40, policy="basic", repeats=1):
         .add_column("row", range(n))
         for n, seed in ((rows, 0), (13, 1))
     ]
-    readers = [ArrayReader(cached_pixels(split, "split", False), np.arange(len(split))) for split in splits]
+    readers = [ArrayReader(cached_pixels(split, "split", (16, 16), False), np.arange(len(split))) for split in splits]
     augmentation = Augmentation.from_config(data_config, crop_scale=(0.5, 1.0), policy=policy)
     train = ImageDataset(splits[0]["label"], readers[0], augmentation, seed=SEED, repeats=repeats)
     return model, train, ImageDataset(splits[1]["label"], readers[1]), Preprocessing(data_config)

@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 
 FLOORS = [
-    {"errors", "losses", "draws", "resize", "image_ops", "mixing", "speed"},
+    {"errors", "losses", "loss_watch", "draws", "resize", "image_ops", "mixing", "speed"},
     {"config", "param_groups", "shipped", "hardware", "attention", "policies", "decode"},
     {"augment", "pixels"},
     {"training_args", "checkpoints", "data", "metrics", "modeling", "images"},

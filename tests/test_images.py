@@ -20,8 +20,8 @@ from hfvit.data import load_splits
 from hfvit.decode import decode
 from hfvit.draws import image_seeds
 from hfvit.errors import DataError
-from hfvit.images import ArrayReader, DecodingReader, EpochSampler, ImageDataset, collate, image_readers
-from hfvit.pixels import NotAnArray, cached_pixels
+from hfvit.images import ArrayReader, DecodingReader, EpochSampler, ImageDataset, collate, image_datasets
+from hfvit.pixels import NotAnArray, cached_pixels, common_size
 
 CONFIG = resolve_data_config({"input_size": [3, 24, 24], "interpolation": "bicubic", "crop_pct": 0.9})
 
@@ -44,6 +44,15 @@ def splits(colours):
     return load_splits(str(colours), validation_fraction=0.2, seed=5)
 
 
+def readers_of(splits):
+    opened = image_datasets(splits, CONFIG, Augmentation.from_config(CONFIG), show_progress=False)
+    return {role: dataset.reader for role, dataset in opened.items()}
+
+
+def array_of(split):
+    return cached_pixels(split, "train", common_size(split, "train"), show_progress=False)
+
+
 def decoded(splits, role, row):
     example = splits[role][row]
     return np.asarray(decode(example["image"], role, example["row"]))
@@ -51,11 +60,12 @@ def decoded(splits, role, row):
 
 def test_small_images_are_decoded_once_into_one_array_a_split(splits, caplog):
     with caplog.at_level("INFO", logger="hfvit"):
-        readers = image_readers(splits, CONFIG, show_progress=False)
+        readers = readers_of(splits)
     assert all(isinstance(reader, ArrayReader) for reader in readers.values())
     assert readers["train"].pixels.path == readers["validation"].pixels.path  # one file for what was held out, too
     assert readers["train"].pixels.array.shape == (65, 16, 16, 3)
-    assert "train: 52 images of 16x16 pixels, decoded once into" in caplog.text
+    assert "train: 52 images of 16x16 pixels, decoded once" in caplog.text
+    assert splits.facts["splits"]["test"]["input"] == "of 16x16 pixels, decoded once"
     for role in ("train", "validation", "test"):
         batch = ImageDataset(splits[role]["label"], readers[role]).__getitems__([0, 5, 11])
         assert batch["images"].dtype == torch.uint8
@@ -65,12 +75,12 @@ def test_small_images_are_decoded_once_into_one_array_a_split(splits, caplog):
 
 
 def test_the_array_is_found_again_and_written_whole(splits, monkeypatch):
-    first = image_readers(splits, CONFIG, show_progress=False)["train"].pixels
+    first = readers_of(splits)["train"].pixels
     folder = first.path.parent
     assert sorted(path.suffix for path in folder.iterdir()) == [".npy"] * len(list(folder.iterdir()))
     monkeypatch.setattr(hfvit.pixels, "decode", None)  # nothing is decoded a second time
     again = load_splits(splits.facts["dataset_name"], validation_fraction=0.2, seed=9)  # another draw, the same file
-    assert image_readers(again, CONFIG, show_progress=False)["train"].pixels.path == first.path
+    assert readers_of(again)["train"].pixels.path == first.path
 
 
 def test_a_killed_writer_leaves_nothing_that_looks_whole(monkeypatch):
@@ -80,42 +90,42 @@ def test_a_killed_writer_leaves_nothing_that_looks_whole(monkeypatch):
     split = undecoded(coloured_split(4, 79))
     monkeypatch.setattr(hfvit.pixels, "decode", dies)
     with pytest.raises(KeyboardInterrupt):
-        cached_pixels(split, "train", False)
+        array_of(split)
     assert not list((datasets.config.HF_DATASETS_CACHE / "hfvit_pixels").glob(f"*{split._fingerprint}*"))
 
 
 def test_a_few_rows_of_a_large_split_get_an_array_of_their_own(colours):
     splits = load_splits(str(colours), validation_fraction=0.2, max_train_samples=9, max_eval_samples=3)
-    reader = image_readers(splits, CONFIG, show_progress=False)["train"]
+    reader = readers_of(splits)["train"]
     assert len(reader.pixels.array) == 9
     image = ImageDataset(splits.train["label"], reader).__getitems__([4])["images"][0]
     assert np.array_equal(image.numpy(), decoded(splits, "train", 4))
 
 
 def test_a_worker_is_sent_the_name_of_the_file_not_its_content(splits):
-    reader = image_readers(splits, CONFIG, show_progress=False)["train"]
+    reader = readers_of(splits)["train"]
     assert len(reader.pixels.array) == 65
     assert len(pickle.dumps(reader.pixels)) < 1000
 
 
 def test_reasons_against_an_array_are_told(monkeypatch):
     with pytest.raises(NotAnArray, match=r"differ in size \(40x30 in row 0, 43x32 in row 1\)"):
-        cached_pixels(varied(), "train", False)
+        array_of(varied())
     large = datasets.Dataset.from_dict(
         {"img": [Image.new("RGB", (200, 150))] * 2}, features=datasets.Features({"img": datasets.Image()})
     )
     with pytest.raises(NotAnArray, match="200x150 pixels are not small"):
-        cached_pixels(undecoded(large), "train", False)
+        array_of(undecoded(large))
     small = undecoded(coloured_split(4, 77))
     monkeypatch.setattr(hfvit.pixels.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
     with pytest.raises(NotAnArray, match="do not fit on the disk"):
-        cached_pixels(small, "train", False)
+        array_of(small)
 
 
 def test_a_size_that_differs_late_is_noticed_while_decoding(monkeypatch):
     monkeypatch.setattr(hfvit.pixels, "PROBED", 1)
     with pytest.raises(NotAnArray, match="differ in size"):
-        cached_pixels(varied(), "train", False)
+        array_of(varied())
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(monkeypatch):
@@ -124,7 +134,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(monkeypatch):
 
     monkeypatch.setattr(np.lib.format, "open_memmap", full)
     with pytest.raises(NotAnArray, match="cannot be written \\(No space left on device\\)"):
-        cached_pixels(undecoded(coloured_split(4, 78)), "train", False)
+        array_of(undecoded(coloured_split(4, 78)))
 
 
 def test_a_corrupt_picture_is_named_while_decoding_once():
@@ -132,7 +142,7 @@ def test_a_corrupt_picture_is_named_while_decoding_once():
     rows[33]["image"]["bytes"] = rows[33]["image"]["bytes"][:80]
     broken = datasets.Dataset.from_list(rows).cast_column("image", datasets.Image(decode=False))
     with pytest.raises(DataError, match="Split 'train', row 33: not a readable picture"):
-        cached_pixels(broken, "train", False)
+        array_of(broken)
 
 
 def test_varied_images_are_cropped_by_the_loader_as_torchvision_would():
@@ -164,10 +174,7 @@ def test_varied_images_are_evaluated_as_the_saved_processor_does():
 
 @pytest.mark.parametrize("kind", ["array", "decoding"])
 def test_augmentation_depends_on_seed_draw_and_row_alone(kind, splits):
-    if kind == "array":
-        reader = image_readers(splits, CONFIG, show_progress=False)["train"]
-    else:
-        reader = DecodingReader(splits.train, "train", CONFIG)
+    reader = readers_of(splits)["train"] if kind == "array" else DecodingReader(splits.train, "train", CONFIG)
     augmentation = Augmentation.from_config(CONFIG, crop_scale=(0.3, 1.0), policy="trivial_augment")
 
     def pixels(seed, *keys):
@@ -185,7 +192,7 @@ def test_augmentation_depends_on_seed_draw_and_row_alone(kind, splits):
 
 
 def test_a_loader_gets_whole_batches_with_and_without_workers(splits):
-    reader = image_readers(splits, CONFIG, show_progress=False)["train"]
+    reader = readers_of(splits)["train"]
     dataset = ImageDataset(splits.train["label"], reader, Augmentation.from_config(CONFIG), seed=1)
     sampler = EpochSampler(len(dataset), 16, seed=1)
     loaders = [DataLoader(dataset, 16, sampler=sampler, collate_fn=collate, num_workers=n) for n in (0, 2)]

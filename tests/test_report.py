@@ -7,7 +7,7 @@ from PIL import Image
 
 from hfvit.hub import dataset_title, is_hub_id, write_model_card
 from hfvit.metrics import classification_metrics
-from hfvit.report import duration, summary_table, write_plots
+from hfvit.report import duration, summary_table, write_plots, write_training_images
 from hfvit.run_json import command_line
 
 
@@ -38,7 +38,7 @@ def make_facts(classes=10, dataset_name="uoft-cs/cifar10", base_model="timm/vit_
         "metrics": {"validation": metrics, "test": metrics},
         "training": {
             "steps": 1000, "epochs": 10.0, "best_step": 900, "best_metric_name": "accuracy", "seconds": 4000,
-            "images_per_second": 640.0, "resumed_at_step": 0, "processes": 1, "precision": "bf16",
+            "images_per_second": 640.0, "data_wait": 0.013, "resumed_at_step": 0, "processes": 1, "precision": "bf16",
         },
         "versions": {"python": "3.11.7", "torch": "2.14.1", "cuda": None},
         "hardware": {"processor": "a processor", "cores": 2, "threads": 2, "gpus": []},
@@ -113,3 +113,13 @@ def test_tokens_are_not_in_the_recorded_command(monkeypatch):
         "sys.argv", ["/x/train.py", "r.yaml", "--hub_token", "hf_a", "--hub-token=hf_b", "--seed", "1"]
     )
     assert command_line() == "train.py r.yaml --hub_token '***' '--hub-token=***' --seed 1"
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_training_images_are_drawn_under_their_classes(tmp_path, mixed):
+    images = np.random.default_rng(0).integers(0, 256, (10, 16, 16, 3), dtype=np.uint8)
+    targets = np.full((10, 2), 0.5) if mixed else np.arange(10) % 2
+    path = write_training_images(images, targets, ["cat", "dog"], tmp_path)
+    assert path == tmp_path / "plots" / "training_images.png"
+    assert Image.open(path).size[0] > 500
+    assert [file.name for file in path.parent.iterdir()] == ["training_images.png"]

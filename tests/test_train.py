@@ -34,6 +34,7 @@ OUTPUT_FILES = {
     "plots/learning_curves.png",
     "plots/per_class_accuracy.png",
     "plots/reliability.png",
+    "plots/training_images.png",
 }
 
 

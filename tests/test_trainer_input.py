@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from conftest import LABELS
@@ -79,6 +80,21 @@ def test_mixing_stops_for_the_last_epochs(tmp_path, monkeypatch):
     trainer.train()
     assert [labels.ndim for labels in targets] == [2] * 10 + [1] * 5
     assert "problem_type" not in (tmp_path / "checkpoint-15" / "config.json").read_text()
+
+
+def test_the_pictures_to_look_at_are_what_training_sees(tmp_path):
+    trainer = make_trainer(tmp_path, mixing={"cutmix_alpha": 1.0, "off_epochs": 1})
+    images, targets = trainer.training_images(8)
+    assert images.shape == (8, 16, 16, 3)
+    assert targets.shape == (8, 3)
+    assert 0 < targets.max(axis=1).min() < 1
+    batch = next(iter(trainer.get_train_dataloader()))
+    plain = make_trainer(tmp_path, policy="basic").training_images(8)[0]
+    pixel_values = trainer._prepare_inputs(batch)["pixel_values"]
+    shown = (pixel_values * trainer.augmentation.std + trainer.augmentation.mean).clamp(0, 255).round()
+    assert np.array_equal(images, shown.byte().permute(0, 2, 3, 1).numpy())
+    assert (images == plain).all(axis=-1).any()  # what CutMix left alone
+    assert (images != plain).any()
 
 
 def test_images_are_mixed_in_pairs(tmp_path):
