@@ -1,6 +1,7 @@
 """What the Trainer does with uint8 batches: policies, mixing, workers, resume, waiting for nothing, speed."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from hfvit.checkpoints import newest_checkpoint
 from hfvit.errors import RecipeError
 from hfvit.modeling import build_model
 from hfvit.speed import SpeedMeter, matmul_rate, training_flops
+from hfvit.training_args import HFViTTrainingArguments
 
 MIXING = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0, "random_erasing": 0.5}
 
@@ -153,10 +155,10 @@ def test_a_compiled_run_is_the_same_run_and_saves_plain_names(tmp_path):
     assert saved.keys() == load_file(tmp_path / "plain" / "checkpoint-5" / "model.safetensors").keys()
 
 
-def test_gradient_checkpointing_changes_memory_alone(tmp_path):
+def test_activation_checkpointing_changes_memory_alone(tmp_path):
     plain = make_trainer(tmp_path / "plain", num_train_epochs=1)
     plain.train()
-    saving = make_trainer(tmp_path / "saving", num_train_epochs=1, gradient_checkpointing=True)
+    saving = make_trainer(tmp_path / "saving", num_train_epochs=1, activation_checkpointing=True)
     saving.train()
     assert losses(saving) == pytest.approx(losses(plain), rel=1e-4)
 
@@ -201,3 +203,22 @@ def test_matmul_rate_is_a_rate():
     rate = matmul_rate(torch.device("cpu"), torch.float32)
     assert math.isfinite(rate)
     assert rate > 1e8
+
+
+@pytest.mark.parametrize(
+    ("device", "decoding", "processes", "expected"),
+    [("cuda", True, 1, 8), ("cuda", True, 4, 4), ("cuda", False, 1, 1), ("cpu", True, 1, 8), ("cpu", False, 1, 0)],
+)
+def test_workers_are_chosen_by_the_work_and_the_cores(monkeypatch, device, decoding, processes, expected):
+    monkeypatch.setattr("hfvit.training_args.cores", lambda: 16)
+    args = SimpleNamespace(
+        chooses_workers=True, device=torch.device(device), world_size=processes, dataloader_num_workers=None
+    )
+    HFViTTrainingArguments.choose_workers(args, decoding)
+    assert args.dataloader_num_workers == expected
+
+
+def test_workers_that_were_given_stay(tmp_path):
+    args = HFViTTrainingArguments(output_dir=str(tmp_path), use_cpu=True, dataloader_num_workers=3)
+    args.choose_workers(decoding=False)
+    assert args.dataloader_num_workers == 3
