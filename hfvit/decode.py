@@ -45,7 +45,7 @@ def image_size(encoded: dict[str, Any] | None, split: str, row: int) -> tuple[in
 
 
 def decode_crop(
-    encoded: dict[str, Any] | None, split: str, row: int, draw_box, size: tuple[int, int], resample: int
+    encoded: dict[str, Any] | None, split: str, row: int | str, draw_box, size: tuple[int, int], resample: int
 ) -> Image.Image:
     """One box of the picture, resized to `size` (height, width) in 8 bits.
 
@@ -72,7 +72,7 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 @contextmanager
-def _opened(encoded: dict[str, Any] | None, split: str, row: int):
+def _opened(encoded: dict[str, Any] | None, split: str, row: int | str):
     """An encoded picture (`bytes` or `path`), open; whatever Pillow says of it is told with its split and row."""
     try:
         source = io.BytesIO(encoded["bytes"]) if encoded.get("bytes") else encoded["path"]

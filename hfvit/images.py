@@ -47,27 +47,7 @@ class DecodingReader:
         self.eval_transform = create_transform(**data_config, is_training=False, use_prefetcher=True)
 
     def for_training(self, rows: np.ndarray, seeds: np.ndarray, augmentation: Augmentation) -> dict[str, Any]:
-        examples = [self.split[int(row)] for row in rows]
-        crops = [self.training_crop(example, seeds[[i]], augmentation) for i, example in enumerate(examples)]
-        operations = augmentation.draw_operations(seeds, min(augmentation.image_size))
-        return {"crops": torch.from_numpy(np.stack(crops)), "plan": {"operations": operations}}
-
-    def training_crop(self, example: dict, seed: np.ndarray, augmentation: Augmentation) -> np.ndarray:
-        """A random crop `(height, width, 3)` uint8 of one example; `seed` is `(1,)`."""
-        flip = False
-
-        def draw_box(height: int, width: int) -> np.ndarray:
-            nonlocal flip
-            boxes, flips = augmentation.draw_crops(seed, height, width)
-            flip = bool(flips[0])
-            return boxes[0]
-
-        resample = Image.Resampling[augmentation.interpolation.upper()]
-        crop = decode_crop(
-            example["image"], self.name, example["row"], draw_box, augmentation.image_size, int(resample)
-        )
-        pixels = np.asarray(crop)
-        return pixels[:, ::-1] if flip else pixels
+        return decoded_crops([self.split[int(row)] for row in rows], self.name, seeds, augmentation)
 
     def for_evaluation(self, rows: np.ndarray) -> dict[str, Any]:
         crops = []
@@ -75,6 +55,29 @@ class DecodingReader:
             example = self.split[int(row)]
             crops.append(self.eval_transform(decode(example["image"], self.name, example["row"])))
         return {"crops": torch.stack(crops).permute(0, 2, 3, 1)}
+
+
+def decoded_crops(examples: list[dict], name: str, seeds: np.ndarray, augmentation: Augmentation) -> dict[str, Any]:
+    """The `crops` and the drawn `plan` of examples of split `name`, each with its `image` (undecoded) and `row`."""
+    crops = [_training_crop(example, name, seeds[[i]], augmentation) for i, example in enumerate(examples)]
+    operations = augmentation.draw_operations(seeds, min(augmentation.image_size))
+    return {"crops": torch.from_numpy(np.stack(crops)), "plan": {"operations": operations}}
+
+
+def _training_crop(example: dict, name: str, seed: np.ndarray, augmentation: Augmentation) -> np.ndarray:
+    """A random crop `(height, width, 3)` uint8 of one example; `seed` is `(1,)`."""
+    flip = False
+
+    def draw_box(height: int, width: int) -> np.ndarray:
+        nonlocal flip
+        boxes, flips = augmentation.draw_crops(seed, height, width)
+        flip = bool(flips[0])
+        return boxes[0]
+
+    resample = Image.Resampling[augmentation.interpolation.upper()]
+    crop = decode_crop(example["image"], name, example["row"], draw_box, augmentation.image_size, int(resample))
+    pixels = np.asarray(crop)
+    return pixels[:, ::-1] if flip else pixels
 
 
 def image_datasets(
@@ -164,7 +167,7 @@ class ImageDataset(torch.utils.data.Dataset):
 
 
 def collate(batch: dict[str, Any]) -> dict[str, Any]:
-    """The batch as `ImageDataset` made it."""
+    """The batch as `ImageDataset` or a stream (stream.py) made it."""
     return batch
 
 
