@@ -114,8 +114,16 @@ class DataArguments:
     )
     test_split: str | None = _field("test", "Split evaluated once, at the end; never used to select anything.")
     validation_fraction: float = _field(0.1, "Share of train held out (stratified, seeded) when there is no split.")
-    max_train_samples: int | None = _field(None, "Use at most this many training images (a seeded random choice).")
+    max_train_samples: int | None = _field(
+        None, "Use at most this many training images (a seeded random choice; of a stream the first)."
+    )
     max_eval_samples: int | None = _field(None, "Use at most this many images of each evaluation split.")
+    streaming: bool = _field(
+        False, "Read the training split as it is trained on, for sets larger than the disk; needs validation_split."
+    )
+    shuffle_buffer_size: int = _field(
+        10000, "Images that each process keeps in memory to draw from; only a stream needs it."
+    )
     crop_pct: float | None = _field(
         None, "Share of the resized image that evaluation's centre crop keeps; the pretrained model's when not given."
     )
@@ -135,6 +143,9 @@ class DataArguments:
         _check(0.0 < self.validation_fraction < 1.0, "validation_fraction", self.validation_fraction, "0 < f < 1")
         _check_positive("max_train_samples", self.max_train_samples)
         _check_positive("max_eval_samples", self.max_eval_samples)
+        _check_positive("shuffle_buffer_size", self.shuffle_buffer_size)
+        if self.streaming:
+            self._check_streaming()
         _check(self.crop_pct is None or 0.0 < self.crop_pct <= 1.0, "crop_pct", self.crop_pct, "0 < share <= 1")
         _check(
             self.interpolation is None or self.interpolation in INTERPOLATIONS,
@@ -146,6 +157,23 @@ class DataArguments:
             value = getattr(self, key)
             _check(value is None or len(value) == 3, key, value, "three numbers, one a channel")
         _check(self.image_std is None or min(self.image_std) > 0, "image_std", self.image_std, "numbers above 0")
+
+    def _check_streaming(self) -> None:
+        """What a stream rules out and the recipe alone tells."""
+        if not self.validation_split:
+            raise RecipeError(
+                "streaming: a fraction cannot be held out of a stream; name the validation_split that selects."
+            )
+        for key in ("train_split", "validation_split", "test_split"):
+            name = getattr(self, key) or ""
+            if "[" in name or "+" in name:
+                limit = "max_train_samples" if key == "train_split" else "max_eval_samples"
+                raise RecipeError(
+                    f"{key}: '{name}' cannot be streamed; name a whole split, and limit it with {limit}."
+                )
+        for key in ("validation_split", "test_split"):
+            if getattr(self, key) == self.train_split:
+                raise RecipeError(f"{key}: '{self.train_split}' is the streamed training split; name another.")
 
     @property
     def preprocessing(self) -> dict[str, Any]:
@@ -159,10 +187,11 @@ class DataArguments:
 
     @property
     def loading(self) -> dict[str, Any]:
-        """The arguments of `data.load_splits`."""
+        """The arguments of `data.load_splits`, or with `streaming` of `stream_source.stream_splits`."""
         keys = ("dataset_name", "dataset_config_name", "dataset_revision", "image_column", "label_column")
-        keys += ("train_split", "validation_split", "test_split", "validation_fraction")
-        keys += ("max_train_samples", "max_eval_samples")
+        keys += ("train_split", "validation_split", "test_split", "max_train_samples", "max_eval_samples")
+        if not self.streaming:
+            keys += ("validation_fraction",)
         return {key: getattr(self, key) for key in keys}
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-from datasets import ClassLabel, Dataset, Image, Value
+from datasets import ClassLabel, Dataset, Image, IterableDataset, Value
 from PIL import Image as PILImage
 from sklearn.model_selection import train_test_split
 
@@ -20,10 +20,11 @@ DIGITS = "digits"
 class ImageSplits:
     """The three splits of one data set, in one label order.
 
-    `sources` names the data set's split behind each role, and `whole` is that split before anything was held out.
+    `sources` names the data set's split behind each role, and `whole` is that split before anything was held out. A
+    streamed train split (stream_source.py) is in neither: it is nowhere as a whole.
     """
 
-    train: Dataset
+    train: Dataset | IterableDataset
     validation: Dataset
     test: Dataset | None
     image_column: str
@@ -33,12 +34,15 @@ class ImageSplits:
     whole: dict[str, Dataset]
     facts: dict
 
-    def __getitem__(self, role: str) -> Dataset:
+    def __getitem__(self, role: str) -> Dataset | IterableDataset:
         return {"train": self.train, "validation": self.validation, "test": self.test}[role]
 
     def describe(self) -> str:
         """One line for the log: which columns were taken, and how many images each split has."""
-        sizes = ", ".join(f"{name} {facts['rows']:,}" for name, facts in self.facts["splits"].items())
+        sizes = ", ".join(
+            f"{name} {'?' if facts['rows'] is None else format(facts['rows'], ',')}"
+            for name, facts in self.facts["splits"].items()
+        )
         return (
             f"{self.facts['dataset_name']}: images from column '{self.image_column}', {len(self.labels)} classes from"
             f" column '{self.label_column}'; {sizes} images"
@@ -74,11 +78,11 @@ def load_splits(
     image_column = image_column or find_image_column(features)
     label_column = label_column or find_label_column(features)
     for role, split in loaded.items():
-        _check_columns(split, names[role], image_column, label_column)
+        check_columns(split, names[role], image_column, label_column)
 
     raw_labels = {role: split[label_column][:] for role, split in loaded.items()}
     labels, indices = encode_labels(features[label_column], raw_labels, names)
-    loaded = {role: _standardise(split, image_column, label_column, indices[role]) for role, split in loaded.items()}
+    loaded = {role: standardise(split, image_column, label_column, indices[role]) for role, split in loaded.items()}
     if len(np.unique(indices["train"])) < 2:
         raise DataError(f"Split '{train_split}' holds one class only; a classifier needs two or more.")
 
@@ -89,7 +93,7 @@ def load_splits(
         loaded["validation"], loaded["train"] = loaded["train"].select(held_out), loaded["train"].select(kept)
         names["validation"] = f"{train_split}, {validation_fraction:g} held out"
     limits = {"train": max_train_samples, "validation": max_eval_samples, "test": max_eval_samples}
-    loaded = {role: _at_most(split, limits[role], seed) for role, split in loaded.items()}
+    loaded = {role: at_most(split, limits[role], seed) for role, split in loaded.items()}
 
     roles = [role for role in ("train", "validation", "test") if role in loaded]
     facts = {
@@ -132,7 +136,7 @@ def _load_split(name: str, config_name: str | None, revision: str | None, split:
             str(local) if local.is_dir() else name, config_name, split=split, revision=revision
         )
     except Exception as error:
-        raise DataError(_why_not_loaded(name, config_name, split, error)) from error
+        raise DataError(why_not_loaded(name, config_name, split, error)) from error
     if not isinstance(dataset, Dataset):
         raise DataError(f"{name}: split '{split}' is not one table; name a single split.")
     if len(dataset) == 0:
@@ -140,7 +144,7 @@ def _load_split(name: str, config_name: str | None, revision: str | None, split:
     return dataset
 
 
-def _why_not_loaded(name: str, config_name: str | None, split: str, error: Exception) -> str:
+def why_not_loaded(name: str, config_name: str | None, split: str, error: Exception) -> str:
     reason = one_line(error)
     if "corresponds to no data" in reason:  # what datasets says of an empty slice or table
         return f"{name}: split '{split}' is empty."
@@ -193,12 +197,12 @@ def find_label_column(features: datasets.Features) -> str:
     raise DataError(f"The data set has {what}; name the one to use with label_column.")
 
 
-def _check_columns(split: Dataset, name: str, image_column: str, label_column: str) -> None:
+def check_columns(split: Dataset | IterableDataset, name: str, image_column: str, label_column: str) -> None:
     for key, column in (("image_column", image_column), ("label_column", label_column)):
-        if column not in split.column_names:
-            has = ", ".join(split.column_names)
+        if column not in split.features:
+            has = ", ".join(split.features)
             raise DataError(
-                f"{key}: split '{name}' has no column '{column}'; it has {has}.{nearest(column, split.column_names)}"
+                f"{key}: split '{name}' has no column '{column}'; it has {has}.{nearest(column, split.features)}"
             )
     if not isinstance(split.features[image_column], Image):
         raise DataError(f"image_column: column '{image_column}' of split '{name}' does not hold images.")
@@ -237,7 +241,7 @@ def encode_labels(feature, raw_labels: dict[str, list], names: dict[str, str]) -
     return labels, encoded
 
 
-def _standardise(split: Dataset, image_column: str, label_column: str, labels: np.ndarray) -> Dataset:
+def standardise(split: Dataset, image_column: str, label_column: str, labels: np.ndarray) -> Dataset:
     """Columns `image` (undecoded bytes), `label` (class index) and `row` (in the data set's split) only."""
     table = split.select_columns([image_column]).cast_column(image_column, Image(decode=False))
     if image_column != "image":
@@ -258,7 +262,7 @@ def _hold_out(labels: np.ndarray, fraction: float, seed: int, name: str) -> tupl
     return np.sort(kept), np.sort(held_out)
 
 
-def _at_most(split: Dataset, limit: int | None, seed: int) -> Dataset:
+def at_most(split: Dataset, limit: int | None, seed: int) -> Dataset:
     if limit is None or limit >= len(split):
         return split
     rows = np.random.default_rng(seed).permutation(len(split))[:limit]

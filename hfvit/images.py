@@ -151,6 +151,16 @@ class ImageDataset(torch.utils.data.Dataset):
         """Whether reading means to decode pictures, which is work for several processes."""
         return isinstance(self.reader, DecodingReader)
 
+    @property
+    def images(self) -> int:
+        """How many there are, as `ImageStream` says it too."""
+        return len(self)
+
+    def preview(self, count: int) -> dict[str, Any]:
+        """A training batch of at most `count` images (an even number) from all over the split."""
+        rows = np.linspace(0, len(self) - 1, min(count, len(self)) // 2 * 2).astype(int)
+        return self.__getitems__([(0, row) for row in rows])
+
     def __getitem__(self, index) -> dict[str, Any]:
         return self.__getitems__([index])
 

@@ -32,12 +32,13 @@ def summary_table(facts: dict, output_dir: str | Path) -> str:
     ]
     model, training = facts["model"], facts["training"]
     resumed = f", resumed at step {training['resumed_at_step']:,}" if training["resumed_at_step"] else ""
+    epochs = "" if training["epochs"] is None else f", {training['epochs']:.4g} epochs"
     lines = [
         *_aligned([header, *rows]),
         "",
         f"model      {model['architecture']}, {model['image_size'][0]} px, {model['parameters'] / 1e6:.1f} M weights"
         f" ({model['trained_parameters'] / 1e6:.1f} M trained)",
-        f"training   {training['steps']:,} steps, {training['epochs']:.4g} epochs{resumed};"
+        f"training   {training['steps']:,} steps{epochs}{resumed};"
         f" {duration(training['seconds'])},"
         f" {training['images_per_second']:,.0f} images/s, {training['data_wait']:.1%} of the time waiting for data,"
         f" {training['processes']} process(es), precision {training['precision']}",

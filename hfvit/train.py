@@ -27,6 +27,8 @@ from hfvit.modeling import build_model
 from hfvit.recipe import load_recipe
 from hfvit.report import summary_table, write_plots, write_training_images
 from hfvit.run_json import collect_facts, write_facts
+from hfvit.stream import ImageStream
+from hfvit.stream_source import stream_splits
 from hfvit.trainer import HFViTTrainer
 
 logger = logging.getLogger("hfvit")
@@ -46,7 +48,10 @@ def main(argv: list[str] | None = None) -> None:
 
     # Load
     with args.main_process_first(desc="loading the data set"):
-        splits = load_splits(**data_args.loading, seed=args.seed)
+        if data_args.streaming:
+            splits = stream_splits(**data_args.loading, seed=args.seed, check_length=args.check_stream)
+        else:
+            splits = load_splits(**data_args.loading, seed=args.seed)
     logger.info(splits.describe())
 
     # Build
@@ -67,15 +72,32 @@ def main(argv: list[str] | None = None) -> None:
 
     # Read
     data_config = resolve_data_config(model.config.pretrained_cfg)
+    augmentation = Augmentation.from_config(data_config, **augmentation_args.image_changes)
     with args.main_process_first(desc="decoding the images"):
         datasets = image_datasets(
             splits,
             data_config,
-            Augmentation.from_config(data_config, **augmentation_args.image_changes),
+            augmentation,
             seed=args.seed,
             repeats=augmentation_args.repeated_augmentation,
             show_progress=args.should_save and not args.disable_tqdm,
         )
+    if data_args.streaming:
+        datasets["train"] = ImageStream(
+            splits.train,
+            name=data_args.train_split,
+            images=splits.facts["splits"]["train"]["rows"],
+            classes=len(splits.labels),
+            augmentation=augmentation,
+            batch_size=args.per_device_train_batch_size,
+            seed=args.seed,
+            order_seed=args.order_seed,
+            repeats=augmentation_args.repeated_augmentation,
+            buffer_size=data_args.shuffle_buffer_size,
+            process=args.process_index,
+            processes=args.world_size,
+        )
+        logger.info(datasets["train"].describe())
     args.choose_workers(datasets["train"].decodes)
     trainer = HFViTTrainer(
         model=model,

@@ -2,7 +2,6 @@
 
 import copy
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from hfvit.losses import cross_entropy
 from hfvit.mixing import BatchMixing
 from hfvit.param_groups import build_param_groups
 from hfvit.speed import SpeedMeter, matmul_rate, training_flops
+from hfvit.stream import ImageStream, stream_loader
 
 EMA_FILE = "ema.safetensors"
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -44,6 +44,9 @@ class HFViTTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self.preprocessing = preprocessing.to(self.args.device)
         self.mixing = mixing
+        self._is_stream = isinstance(self.train_dataset, ImageStream)
+        if self._is_stream:
+            self.add_callback(_StreamEpochs(self.train_dataset.images))
         if self.train_dataset is not None:
             self._check_training_set()
             # A copy: the loader's workers, which only draw, should not be sent what lies on a GPU.
@@ -60,8 +63,13 @@ class HFViTTrainer(Trainer):
         self._watch = LossWatch(self.args.device)
 
     def _check_training_set(self) -> None:
-        rows, batch = len(self.train_dataset), self.args.global_batch_size
-        if rows < batch:
+        if self._is_stream:
+            if self.mixing and self.mixing.off_epochs and self.train_dataset.images is None:
+                raise RecipeError(
+                    "mix_off_epochs: nobody has counted the images of this stream, so its epochs have no length;"
+                    " leave it at 0, or give the split's num_examples in the data set's card (dataset_info: splits)."
+                )
+        elif (rows := len(self.train_dataset)) < (batch := self.args.global_batch_size):
             raise DataError(f"{rows} training images do not fill one batch: lower global_batch_size ({batch}).")
         if self.mixing and self.mixing.mixup and self.args.per_device_train_batch_size % 2:
             raise RecipeError(
@@ -86,21 +94,33 @@ class HFViTTrainer(Trainer):
         return {"pixel_values": pixel_values, "labels": labels}
 
     def training_images(self, count: int = 32) -> tuple[np.ndarray, np.ndarray]:
-        """The first images as the model will see them, uint8 `(images, height, width, 3)`, and their targets.
+        """Some images as the model will see them, uint8 `(images, height, width, 3)`, and their targets.
 
         Targets are class indices `(images,)`, or probabilities `(images, classes)` of mixtures.
         """
-        count = min(count, len(self.train_dataset)) // 2 * 2
-        indices = list(islice(self._get_train_sampler(), count))
-        batch = self._prepare_inputs(self.train_dataset.__getitems__(indices))
+        batch = self._prepare_inputs(self.train_dataset.preview(count))
         levels = batch["pixel_values"].float() * self.augmentation.std + self.augmentation.mean
         images = levels.clamp(0, 255).round().byte().permute(0, 2, 3, 1)
         return images.cpu().numpy(), batch["labels"].cpu().numpy()
 
     def _mixing_is_over(self) -> bool:
-        steps_an_epoch = len(self._epoch_sampler) // self.args.global_batch_size
+        steps_an_epoch = (self.train_dataset.images or 0) // self.args.global_batch_size
         has_begun = self.state.max_steps > 0
         return has_begun and self.state.global_step >= self.state.max_steps - self.mixing.off_epochs * steps_an_epoch
+
+    def get_train_dataloader(self):
+        if not self._is_stream:
+            return super().get_train_dataloader()
+        args = self.args
+        options = {"pin_memory": args.dataloader_pin_memory, "prefetch_factor": args.dataloader_prefetch_factor}
+        options["multiprocessing_context"] = args.dataloader_multiprocessing_context
+        return stream_loader(
+            self.train_dataset,
+            args.dataloader_num_workers,
+            args.device,
+            non_blocking=self.accelerator.non_blocking,
+            **options,
+        )
 
     def get_batch_samples(self, *args, **kwargs):
         with self.speed.waiting():
@@ -128,7 +148,7 @@ class HFViTTrainer(Trainer):
     def _get_train_sampler(self, train_dataset=None) -> EpochSampler:
         train_dataset = self.train_dataset if train_dataset is None else train_dataset
         self._epoch_sampler = EpochSampler(
-            len(train_dataset), self.args.global_batch_size, self._data_seed, repeats=train_dataset.repeats
+            len(train_dataset), self.args.global_batch_size, self.args.order_seed, repeats=train_dataset.repeats
         )
         return self._epoch_sampler
 
@@ -136,13 +156,12 @@ class HFViTTrainer(Trainer):
         if self.state.global_step >= self.state.max_steps:  # resumed after its last step: nothing is left to do
             self.control.should_training_stop = True
             return
-        # The Trainer tells the epoch to two layers of samplers; a run resumed on several processes has three.
-        self._epoch_sampler.set_epoch(epoch)
+        if self._is_stream:
+            self.train_dataset.skip(kwargs["steps_trained_in_current_epoch"])
+        else:
+            # The Trainer tells the epoch to two layers of samplers; a run resumed on several processes has three.
+            self._epoch_sampler.set_epoch(epoch)
         return super()._run_epoch(*args, epoch=epoch, **kwargs)
-
-    @property
-    def _data_seed(self) -> int:
-        return self.args.seed if self.args.data_seed is None else self.args.data_seed
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Cross-entropy outside the model: stock models turn soft labels into a multi-label problem, and save that."""
@@ -267,6 +286,16 @@ class _EmaCallback(TrainerCallback):
 
     def on_optimizer_step(self, args, state, control, model=None, **kwargs):
         self.ema.update(model, step=state.global_step + 1)
+
+
+class _StreamEpochs(TrainerCallback):
+    """Counts epochs by the images of a stream; the Trainer takes a run without a length for one epoch."""
+
+    def __init__(self, images: int | None):
+        self.images = images
+
+    def on_step_end(self, args, state, control, **kwargs):
+        state.epoch = state.global_step * args.global_batch_size / self.images if self.images else None
 
 
 def fitted_ema_decay(decay: float, steps: int) -> float:

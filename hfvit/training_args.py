@@ -1,6 +1,7 @@
 """`HFViTTrainingArguments`: transformers' TrainingArguments with hfvit's fields and the defaults that differ."""
 
 import logging
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -134,6 +135,26 @@ class HFViTTrainingArguments(RunArguments, TrainingArguments):
             self.dataloader_num_workers = min(8, share) if on_gpu else max(1, share // 2)
         else:
             self.dataloader_num_workers = int(on_gpu)
+
+    @property
+    def order_seed(self) -> int:
+        """Seed of the order of the training images."""
+        return self.seed if self.data_seed is None else self.data_seed
+
+    def check_stream(self, images: int | None) -> None:
+        """Raise `RecipeError` for what needs to know where a stream ends; it has `images`, or None knows how many."""
+        steps = images and max(1, images // self.global_batch_size)
+        if self.max_steps <= 0:
+            number = f"{math.ceil(steps * self.num_train_epochs)}" if steps else "the number of optimiser steps"
+            why = f": num_train_epochs {self.num_train_epochs:g} of its {images:,} images" if steps else ""
+            raise RecipeError(f"max_steps: a stream has no end; set max_steps to {number}{why}.")
+        epoch = f"; {steps} steps see as many images as there are" if steps else ""
+        for key in ("eval_strategy", "save_strategy", "logging_strategy"):
+            if getattr(self, key) == "epoch":
+                also = {"eval_strategy": "eval_steps"}.get(key, key.replace("strategy", "steps"))
+                raise RecipeError(
+                    f"{key}: epoch never comes in a stream, which has no end; set {key} to steps, and {also}{epoch}."
+                )
 
     def _refuse_what_breaks(self) -> None:
         """Raise `RecipeError` for settings of TrainingArguments that hfvit's promises rule out."""

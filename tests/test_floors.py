@@ -12,6 +12,8 @@ FLOORS = [
     {"config", "param_groups", "shipped", "hardware", "attention", "policies", "decode"},
     {"augment", "pixels"},
     {"training_args", "checkpoints", "data", "metrics", "modeling", "images"},
+    {"stream_source"},
+    {"stream"},
     {"recipe", "trainer", "inference", "report", "run_json"},
     {"hub"},
     {"train"},

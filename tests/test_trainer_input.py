@@ -90,7 +90,7 @@ def test_the_pictures_to_look_at_are_what_training_sees(tmp_path):
     assert images.shape == (8, 16, 16, 3)
     assert targets.shape == (8, 3)
     assert 0 < targets.max(axis=1).min() < 1
-    batch = next(iter(trainer.get_train_dataloader()))
+    batch = trainer.train_dataset.__getitems__([(0, row) for row in (0, 5, 11, 16, 22, 27, 33, 39)])
     plain = make_trainer(tmp_path, policy="basic").training_images(8)[0]
     pixel_values = trainer._prepare_inputs(batch)["pixel_values"]
     shown = (pixel_values * trainer.augmentation.std + trainer.augmentation.mean).clamp(0, 255).round()
