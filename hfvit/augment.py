@@ -53,6 +53,7 @@ class Augmentation:
         self.crop_scale, self.crop_ratio, self.horizontal_flip = tuple(crop_scale), tuple(crop_ratio), horizontal_flip
         self.policy, self.magnitude, self.num_ops = policy, rand_augment_magnitude, rand_augment_num_ops
         self.mean, self.std = (torch.tensor(values).view(3, 1, 1) * 255.0 for values in (mean, std))
+        self.scale, self.shift = 1.0 / self.std, -self.mean / self.std  # normalises in one pass over the pixels
 
     @classmethod
     def from_config(cls, data_config: dict[str, Any], **changes) -> "Augmentation":
@@ -67,7 +68,8 @@ class Augmentation:
 
     def to(self, device: torch.device) -> "Augmentation":
         """Keep the constants on `device`; moving them at each batch would make the processor wait for it."""
-        self.mean, self.std = self.mean.to(device), self.std.to(device)
+        for name in ("mean", "std", "scale", "shift"):
+            setattr(self, name, getattr(self, name).to(device))
         return self
 
     def draw_crops(self, seeds: np.ndarray, heights, widths) -> tuple[np.ndarray, np.ndarray]:
@@ -111,11 +113,12 @@ class Augmentation:
             for stage in plan["operations"]:
                 for name, chosen in stage.items():
                     levels = self._apply(name, levels, chosen["index"], chosen["magnitude"])
+        levels = levels.to(torch.float32, memory_format=torch.contiguous_format)
+        pixels = torch.addcmul(self.shift, levels, self.scale).to(dtype)
         if not resize:
-            return levels.to(torch.float32).sub_(self.mean).div_(self.std).to(dtype)
-        # A resize is linear and its weights sum to one: normalising the few pixels before it is the same.
-        pixels = levels.to(torch.float32, memory_format=torch.contiguous_format).sub_(self.mean).div_(self.std)
-        return resize_boxes(pixels.to(dtype), plan["boxes"], plan["flips"], self.image_size, self.interpolation)
+            return pixels
+        # A resize is linear and its weights sum to one: to normalise the few pixels before it is the same.
+        return resize_boxes(pixels, plan["boxes"], plan["flips"], self.image_size, self.interpolation)
 
     def _apply(self, name: str, levels: Tensor, index: Tensor, magnitude: Tensor) -> Tensor:
         chosen = levels.index_select(0, index)

@@ -20,7 +20,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Pillow, and with it `load_image`, clips deeper greys at 255. Here 16-bit ones are divided by their range, 32-bit
     integers too when they exceed 8 bits, and floating-point ones are spread over their own.
     """
-    image = ImageOps.exif_transpose(image)
+    image.load()
+    if image.getexif().get(EXIF_ORIENTATION, 1) != 1:  # exif_transpose copies upright images, too
+        image = ImageOps.exif_transpose(image)
     if image.mode == "F" or image.mode.startswith("I"):
         values = np.asarray(image, dtype=np.float64)
         low, high = 0.0, 65535.0
@@ -29,7 +31,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         elif image.mode == "I" and values.max() <= 255:
             high = 255.0
         image = Image.fromarray(((values - low) * (255.0 / max(high - low, 1e-9))).clip(0, 255).astype(np.uint8))
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def decode(encoded: dict[str, Any] | None, split: str, row: int) -> Image.Image:

@@ -76,8 +76,7 @@ def _training_crop(example: dict, name: str, seed: np.ndarray, augmentation: Aug
 
     resample = Image.Resampling[augmentation.interpolation.upper()]
     crop = decode_crop(example["image"], name, example["row"], draw_box, augmentation.image_size, int(resample))
-    pixels = np.asarray(crop)
-    return pixels[:, ::-1] if flip else pixels
+    return np.asarray(crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else crop)
 
 
 def image_datasets(

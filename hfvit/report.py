@@ -69,19 +69,21 @@ def write_training_images(images: np.ndarray, targets: np.ndarray, names: list[s
         targets: class indices `(images,)`, or probabilities `(images, classes)` of mixtures.
         names: of the classes.
     """
-    columns = 8
-    rows = -(-len(images) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(1.6 * columns, 1.85 * rows), squeeze=False)
-    for axis in axes.flat:
-        axis.axis("off")
-    for axis, image, target in zip(axes.flat, images, targets, strict=False):
-        axis.imshow(image)
+    columns, (height, width) = 8, images.shape[1:3]
+    rows, gap = -(-len(images) // columns), max(1, round(0.06 * width))
+    strip = round(0.3 * height)  # above each picture, for its name
+    mosaic = np.full((rows * (height + strip), columns * (width + gap), 3), 255, dtype=np.uint8)
+    figure, axis = plt.subplots(figsize=(1.5 * columns, 1.5 * rows * mosaic.shape[0] / rows / (width + gap)))
+    for number, (image, target) in enumerate(zip(images, targets, strict=True)):
+        top, left = number // columns * (height + strip) + strip, number % columns * (width + gap)
+        mosaic[top : top + height, left : left + width] = image
         if target.ndim:
             title = "\n".join(f"{names[index]} {target[index]:.0%}" for index in np.flatnonzero(target))
         else:
             title = names[target]
-        axis.set_title(title, fontsize=7)
-    figure.tight_layout()
+        axis.text(left + width / 2, top - 0.04 * height, title, ha="center", va="bottom", fontsize=7)
+    axis.imshow(mosaic)
+    axis.axis("off")
     return _save(figure, Path(output_dir) / "plots" / "training_images.png")
 
 

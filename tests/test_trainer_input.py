@@ -1,6 +1,7 @@
 """What the Trainer does with uint8 batches: policies, mixing, workers, resume, waiting for nothing, speed."""
 
 import math
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -144,6 +145,7 @@ def test_a_step_never_waits_for_the_device(tmp_path):
     assert counts == [[]] * 10
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the processor")
 def test_a_compiled_run_is_the_same_run_and_saves_plain_names(tmp_path):
     options = {"num_train_epochs": 1, "ema_decay": 0.9}
     plain = make_trainer(tmp_path / "plain", **options)

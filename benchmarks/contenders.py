@@ -1,0 +1,193 @@
+"""One training, three ways: hfvit, a plain loop of timm's parts, transformers' Trainer as in its example script."""
+
+import dataclasses
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peers import MEAN, SCALE, STD, stack, timm_dataset, timm_loader, transformed_dataset
+from pictures import CLASSES
+from step_clock import StepClock, trainer_callback
+
+LEARNING_RATE, WEIGHT_DECAY, MAX_GRAD_NORM = 3e-4, 0.05, 1.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """What every contender of a row trains; `peer_workers` read the peers' pictures, by default as many as hfvit has
+    where it decodes."""
+
+    name: str
+    pictures: str
+    architecture: str = "vit_tiny_patch16_224"
+    model_args: dict[str, Any] = dataclasses.field(default_factory=dict)
+    image_size: int = 224
+    batch_size: int = 16
+    precision: str = "bf16"
+    checkpointing: bool = False
+    contenders: tuple[str, ...] = ("hfvit", "timm", "Trainer")
+    peer_workers: int | None = None
+    warm_up: int = 3
+    steps: int = 10
+
+
+def train_with_hfvit(case: Case, folder: str, clock: StepClock) -> None:
+    """The straight line of hfvit/train.py up to `trainer.train()`."""
+    import yaml
+    from timm.data import resolve_data_config
+    from transformers import set_seed
+
+    from hfvit.augment import Augmentation, Preprocessing
+    from hfvit.data import load_splits
+    from hfvit.hardware import keep_freed_memory
+    from hfvit.images import image_datasets
+    from hfvit.mixing import BatchMixing
+    from hfvit.modeling import build_model
+    from hfvit.recipe import load_recipe
+    from hfvit.trainer import HFViTTrainer
+
+    with tempfile.TemporaryDirectory() as output_dir:
+        recipe_file = Path(output_dir) / "recipe.yaml"
+        recipe_file.write_text(yaml.safe_dump(recipe_values(case, folder, output_dir)), encoding="utf-8")
+        recipe = load_recipe([str(recipe_file)])
+        args, data_args, model_args = recipe.training, recipe.data, recipe.model
+        if args.device.type == "cpu":
+            keep_freed_memory()
+        splits = load_splits(**data_args.loading, seed=args.seed)
+        set_seed(args.seed)
+        model = build_model(
+            splits.labels,
+            architecture=model_args.architecture,
+            image_size=model_args.image_size,
+            timm_kwargs=model_args.timm_kwargs,
+            preprocessing=data_args.preprocessing,
+        )
+        data_config = resolve_data_config(model.config.pretrained_cfg)
+        augmentation = Augmentation.from_config(data_config, **recipe.augmentation.image_changes)
+        dataset = image_datasets(splits, data_config, augmentation, seed=args.seed, show_progress=False)["train"]
+        args.choose_workers(dataset.decodes)
+        trainer = HFViTTrainer(
+            model=model,
+            args=args,
+            train_dataset=dataset,
+            preprocessing=Preprocessing(data_config),
+            mixing=BatchMixing(len(splits.labels), **recipe.augmentation.mixing),
+        )
+        clock.workers, clock.meter = args.dataloader_num_workers, trainer.speed
+        trainer.add_callback(trainer_callback(clock))
+        trainer.train()
+        clock.flops_per_image, clock.peak_flops = trainer.speed.flops_per_image, trainer.speed.peak_flops
+
+
+def recipe_values(case: Case, folder: str, output_dir: str) -> dict[str, Any]:
+    """A recipe that trains `case` and does nothing else."""
+    return {
+        "architecture": case.architecture,
+        "model_args": case.model_args,
+        "image_size": case.image_size,
+        "dataset_name": folder,
+        "validation_split": "validation",
+        "test_split": None,
+        "interpolation": "bicubic",
+        "image_mean": list(MEAN),
+        "image_std": list(STD),
+        "crop_scale": list(SCALE),
+        "global_batch_size": case.batch_size,
+        "learning_rate": LEARNING_RATE,
+        "weight_decay": WEIGHT_DECAY,
+        "max_grad_norm": MAX_GRAD_NORM,
+        "max_steps": case.warm_up + case.steps,
+        "bf16": case.precision == "bf16",
+        "gradient_checkpointing": case.checkpointing,
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "disable_tqdm": True,
+        "output_dir": output_dir,
+    }
+
+
+def train_with_timm(case: Case, folder: str, clock: StepClock) -> None:
+    """A plain loop of timm's parts."""
+    import timm
+    import torch
+    from timm.optim import create_optimizer_v2
+
+    device = clock.device
+    torch.backends.cuda.matmul.allow_tf32 = True  # as timm's train.py has it
+    torch.backends.cudnn.benchmark = True
+    clock.workers = peer_workers(case, device)
+    model = timm.create_model(case.architecture, num_classes=CLASSES, img_size=case.image_size, **case.model_args)
+    model.to(device).train()
+    optimizer = create_optimizer_v2(model, opt="adamw", lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    dataset = timm_dataset(folder)
+    loader = timm_loader(dataset, case.image_size, case.batch_size, clock.workers, device.type)
+    clock.begin()
+    batches = iter(loader)
+    for _ in range(case.warm_up + case.steps):
+        with clock.meter.waiting():
+            pixel_values, labels = next(batches)
+        with torch.autocast(device.type, torch.bfloat16, enabled=case.precision == "bf16"):
+            loss = torch.nn.functional.cross_entropy(model(pixel_values), labels)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
+        optimizer.step()
+        optimizer.zero_grad()
+        clock.step()
+
+
+def train_with_trainer(case: Case, folder: str, clock: StepClock) -> None:
+    """What transformers' run_image_classification.py does, with a timm model from scratch."""
+    from transformers import AutoModelForImageClassification, TimmWrapperConfig, Trainer, TrainingArguments
+
+    clock.workers = peer_workers(case, clock.device)
+    config = TimmWrapperConfig(
+        architecture=case.architecture,
+        model_args={"img_size": case.image_size, **case.model_args},
+        id2label={number: str(number) for number in range(CLASSES)},
+        label2id={str(number): number for number in range(CLASSES)},
+    )
+
+    class MeteredTrainer(Trainer):
+        def get_batch_samples(self, *args, **kwargs):
+            with clock.meter.waiting():
+                return super().get_batch_samples(*args, **kwargs)
+
+    with tempfile.TemporaryDirectory() as output_dir:
+        args = TrainingArguments(
+            output_dir,
+            per_device_train_batch_size=case.batch_size,
+            max_steps=case.warm_up + case.steps,
+            learning_rate=LEARNING_RATE,
+            weight_decay=WEIGHT_DECAY,
+            max_grad_norm=MAX_GRAD_NORM,
+            bf16=case.precision == "bf16",
+            use_cpu=clock.device.type == "cpu",
+            dataloader_num_workers=clock.workers,
+            dataloader_pin_memory=clock.device.type == "cuda",
+            remove_unused_columns=False,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        )
+        MeteredTrainer(
+            model=AutoModelForImageClassification.from_config(config),
+            args=args,
+            train_dataset=transformed_dataset(folder, case.image_size),
+            data_collator=stack,
+            callbacks=[trainer_callback(clock)],
+        ).train()
+
+
+def peer_workers(case: Case, device) -> int:
+    """Unless the case says: as many as hfvit takes where it decodes (HFViTTrainingArguments.choose_workers)."""
+    from hfvit.hardware import cores
+
+    if case.peer_workers is not None:
+        return case.peer_workers
+    return min(8, cores()) if device.type == "cuda" else max(1, cores() // 2)
+
+
+CONTENDERS = {"hfvit": train_with_hfvit, "timm": train_with_timm, "Trainer": train_with_trainer}

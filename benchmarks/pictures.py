@@ -1,0 +1,70 @@
+"""Generated pictures for the benchmarks: as smooth as photographs, so their files are as large and as slow to read.
+
+White noise would make a JPEG three times larger than a photograph, and its decoding the only thing measured. In a
+photograph amplitude falls with frequency: here noise on ever finer grids is added with ever less weight.
+"""
+
+import io
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+CLASSES = 10
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A kind of picture: size in pixels, file format, and the noise grids (cells across -> weight) it is made of."""
+
+    name: str
+    height: int
+    width: int
+    format: str
+    grids: tuple[tuple[int, float], ...]
+
+
+# 2.2 KB a file (CIFAR-10 as PNG: about 2.3), and 51 KB (photographs of that size and quality: 40 to 80).
+SMALL = Pictures("32x32 PNG", 32, 32, "PNG", ((3, 70.0), (8, 25.0), (16, 12.0), (32, 4.0)))
+LARGE = Pictures("500x375 JPEG", 375, 500, "JPEG", ((4, 60.0), (16, 30.0), (64, 20.0), (160, 16.0)))
+KINDS = {kind.name: kind for kind in (SMALL, LARGE)}
+
+
+def generate(kind: Pictures, rows: int, folder: Path) -> None:
+    """A data set as on the Hub: parquet with `image` and `label`, splits train (`rows`) and validation (a few)."""
+    from datasets import ClassLabel, Dataset, Features, disable_progress_bars
+    from datasets import Image as ImageFeature
+
+    disable_progress_bars()
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=[str(n) for n in range(CLASSES)])})
+    with ThreadPoolExecutor() as pool:
+        for first, split, count in ((0, "train", rows), (rows, "validation", 4 * CLASSES)):
+            files = list(pool.map(lambda number: encoded(kind, number), range(first, first + count)))
+            images = [{"bytes": file, "path": None} for file in files]
+            labels = [number % CLASSES for number in range(count)]
+            target = folder / "data" / f"{split}-00000-of-00001.parquet"
+            Dataset.from_dict({"image": images, "label": labels}, features=features).to_parquet(target)
+
+
+def encoded(kind: Pictures, seed: int) -> bytes:
+    """The file of one picture."""
+    rng = np.random.default_rng(seed)
+    pixels = np.full((3, kind.height, kind.width), 128.0, dtype=np.float32)
+    for cells, weight in kind.grids:
+        down, across = max(2, cells * kind.height // kind.width), cells
+        grid = rng.standard_normal((1, down, across)) + 0.4 * rng.standard_normal((3, down, across))  # mostly grey
+        pixels += weight * (upsampling(down, kind.height) @ grid.astype(np.float32) @ upsampling(across, kind.width).T)
+    file = io.BytesIO()
+    image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8).transpose(1, 2, 0))
+    image.save(file, kind.format, quality=90)
+    return file.getvalue()
+
+
+@cache
+def upsampling(cells: int, size: int) -> np.ndarray:
+    """Weights `(size, cells)` of linear interpolation."""
+    place = np.linspace(0, cells - 1, size)[:, None]
+    return np.maximum(0.0, 1.0 - np.abs(place - np.arange(cells))).astype(np.float32)

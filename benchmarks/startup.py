@@ -1,0 +1,140 @@
+"""How long one waits: from a command to its first optimiser step, and for the imports.
+
+  python benchmarks/startup.py                     # about ten minutes
+  python benchmarks/startup.py --quick             # a minute: shows that it works
+  python benchmarks/startup.py --json rows.json
+
+First step: a small ViT on generated 32x32 pictures, from the start of the Python process to the end of its first
+optimiser step, without data workers. hfvit runs its own `hfvit/train.py` on a recipe; the timm loop and the Trainer
+of the example script are those of train_step.py. A `first run` finds an empty cache: everyone turns the parquet files
+into Arrow, and hfvit decodes the pictures into its array. A `later run` finds both done.
+
+hfvit does more in that time than its peers: it reads and checks the evaluation data, saves a picture of its first
+training batch, and measures the processor's matrix-product rate and the model's operations for `mfu`.
+
+Imports: a process that does nothing else, Python's own start included (`python -c pass` is a row).
+"""
+
+import importlib.util
+import runpy
+import shutil
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+from common import answer, in_own_process, interleaved, medians, parse_options, report, spread, workspace
+from contenders import CONTENDERS, Case, recipe_values
+from pictures import SMALL, generate
+from step_clock import StepClock
+
+CASE = {
+    "name": "first step",
+    "pictures": SMALL.name,
+    "model_args": {"patch_size": 8, "embed_dim": 128, "depth": 4, "num_heads": 4},
+    "image_size": 32,
+    "batch_size": 64,
+    "precision": "fp32",
+    "warm_up": 0,
+    "steps": 1,
+    "peer_workers": 0,
+}
+IMPORTS = {
+    "python -c pass": "pass",
+    "import hfvit": "import hfvit",
+    "hfvit --help": "from hfvit.cli import main; main(['--help'])",
+    "import torch": "import torch",
+    "import timm": "import timm",
+    "from transformers import Trainer": "from transformers import Trainer",
+    "import hfvit.train": "import hfvit.train",
+}
+QUICK_IMPORTS = ("python -c pass", "import hfvit", "hfvit --help", "import torch")
+COLUMNS = {"what": "", "seconds": ".2f", "spread": ".0%"}
+
+
+def train_with_recipe(case: Case, folder: str, output_dir: str) -> None:
+    """`python hfvit/train.py RECIPE`, in this process."""
+    import yaml
+
+    recipe = Path(output_dir) / "recipe.yaml"
+    values = recipe_values(case, folder, str(Path(output_dir) / "run"))
+    recipe.write_text(yaml.safe_dump(values), encoding="utf-8")
+    script = importlib.util.find_spec("hfvit.train").origin
+    sys.argv = [script, str(recipe)]
+    runpy.run_path(script, run_name="__main__")
+
+
+def first_step(contender: str, folder: str, output_dir: str, started: float, **_) -> None:
+    """Train until the first optimiser step is over, answer with the seconds since `started`, and end the process."""
+    from torch.optim.optimizer import register_optimizer_step_post_hook
+
+    class FirstStep(BaseException):
+        """No `except Exception` on the way holds it up."""
+
+    def stop(*_) -> None:
+        answer({"seconds": time.monotonic() - started})
+        raise FirstStep
+
+    register_optimizer_step_post_hook(stop)
+    case = Case(**CASE)
+    try:
+        if contender == "hfvit":
+            train_with_recipe(case, folder, output_dir)
+        else:
+            clock = StepClock(case.warm_up, case.steps, case.batch_size)
+            CONTENDERS[contender](case, folder, clock)
+    except FirstStep:
+        return
+    sys.exit(f"{contender} made no optimiser step")
+
+
+def first_steps(job: dict, work: Path) -> dict:
+    """Seconds of a first run, in a new cache, and of a later one, in the cache that it left."""
+    cache, output_dir = work / "cache", work / "output"
+    shutil.rmtree(cache, ignore_errors=True)
+    figures = {}
+    for name in job["runs"]:
+        shutil.rmtree(output_dir, ignore_errors=True)
+        output_dir.mkdir()
+        figures[name] = in_own_process(__file__, {**job, "output_dir": str(output_dir)}, cache)["seconds"]
+    return figures
+
+
+def seconds_to_run(job: dict) -> dict:
+    """A new interpreter that runs one line."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", job["code"]], check=True, stdout=subprocess.DEVNULL)
+    return {"seconds": time.perf_counter() - start}
+
+
+def rows_of(results: dict[str, list[dict]]) -> list[dict]:
+    """One row for each figure of each job."""
+    rows = []
+    for name, rounds in results.items():
+        for figure, seconds in medians(rounds).items():
+            what = name if figure == "seconds" else f"{name}, first step of a {figure}"
+            rows.append({"what": what, "seconds": seconds, "spread": spread([values[figure] for values in rounds])})
+    return rows
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parse_options(__doc__, argv, rounds=5)
+    if options.worker:
+        return first_step(**options.worker)
+    count, runs, codes = 10_000, ("first run", "later run"), IMPORTS
+    if options.quick:
+        count, runs = 500, runs[:1]
+        codes = {name: IMPORTS[name] for name in QUICK_IMPORTS}
+    with workspace() as work:
+        folder = work / "pictures"
+        generate(SMALL, count, folder)
+        jobs = {name: {"contender": name, "folder": str(folder), "runs": runs} for name in CONTENDERS}
+        results = interleaved(jobs, options.rounds, partial(first_steps, work=work))
+    imports = interleaved({name: {"code": code} for name, code in codes.items()}, options.rounds, seconds_to_run)
+    notes = [f"{count:,} generated {SMALL.name} pictures; ViT of 4 blocks at 32 px, batch {CASE['batch_size']}"]
+    report("Startup", options, rows_of(results) + rows_of(imports), COLUMNS, notes)
+
+
+if __name__ == "__main__":
+    main()

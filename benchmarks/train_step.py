@@ -1,0 +1,125 @@
+"""How fast the same model trains, and in how much memory: hfvit, a plain loop in timm's style, transformers' Trainer.
+
+  python benchmarks/train_step.py                     # about twenty minutes on two idle cores
+  python benchmarks/train_step.py --quick             # a minute: shows that it works
+  python benchmarks/train_step.py --json rows.json
+
+One timm model, from scratch, on the same pictures, with the same micro-batch, precision, AdamW, learning rate, weight
+decay and gradient clipping, on every core (or the one GPU) of the machine:
+
+  hfvit     HFViTTrainer over a resolved recipe, built as hfvit/train.py builds it
+  timm      create_dataset, create_loader and create_optimizer_v2 around forward, backward, clip and step
+  Trainer   transformers' example script: TimmWrapper, set_transform, a collate that stacks, the Trainer's defaults
+
+Each measurement is a process of its own. Steps are timed after warm-up steps, with no logging, evaluation or saving
+among them. hfvit chooses its data workers itself; the peers get as many as hfvit takes to decode, as they always do.
+On a GPU the rows are ViT-B/16 at 224 px; `mfu` relates images a second to the rate of a large matrix product.
+"""
+
+import dataclasses
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from common import answer, in_own_process, interleaved, medians, parse_options, report, spread, workspace
+from contenders import CONTENDERS, Case
+from pictures import KINDS, LARGE, SMALL, generate
+from step_clock import StepClock
+
+COLUMNS = {
+    "case": "",
+    "contender": "",
+    "workers": ".0f",
+    "images/s": ",.1f",
+    "spread": ".0%",
+    "of best peer": ".2f",
+    "waiting": ".1%",
+    "mfu": ".1%",
+    "peak MiB": ",.0f",
+    "of it steps": ",.0f",
+}
+
+
+def cases(quick: bool, cuda: bool) -> list[Case]:
+    """The rows that this machine can measure."""
+    own = ("hfvit",)
+    if cuda:
+        base = {"architecture": "vit_base_patch16_224", "batch_size": 128, "warm_up": 5, "steps": 3 if quick else 25}
+        return [
+            Case("ViT-B/16 from 32x32 PNG, bf16", SMALL.name, **base),
+            Case("ViT-B/16 from 500x375 JPEG, bf16", LARGE.name, **base),
+            Case("ViT-B/16 from 32x32 PNG, fp32", SMALL.name, precision="fp32", contenders=own, **base),
+            Case("ViT-B/16, bf16, checkpointing", SMALL.name, checkpointing=True, contenders=own, **base),
+        ]
+    small = {"model_args": {"patch_size": 4}, "image_size": 32, "batch_size": 128}
+    if quick:
+        few = {**small, "batch_size": 16, "warm_up": 1, "steps": 3}
+        return [
+            Case("ViT-Ti/4 at 32 px, bf16", SMALL.name, **few),
+            Case("ViT-Ti/4 at 32 px, bf16, checkpointing", SMALL.name, checkpointing=True, contenders=own, **few),
+        ]
+    return [
+        Case("ViT-Ti/4 at 32 px, fp32", SMALL.name, precision="fp32", **small),
+        Case("ViT-Ti/4 at 32 px, bf16", SMALL.name, **small),
+        Case("ViT-Ti/4 at 32 px, bf16, checkpointing", SMALL.name, checkpointing=True, contenders=own, **small),
+        Case("ViT-Ti/16 at 224 px from 32x32 PNG, bf16", SMALL.name),
+        Case("ViT-Ti/16 at 224 px from 500x375 JPEG, bf16", LARGE.name),
+    ]
+
+
+def measure(contender: str, case: dict[str, Any], folder: str, **_) -> dict[str, Any]:
+    """The figures of one contender on one case."""
+    subject = Case(**case)
+    clock = StepClock(subject.warm_up, subject.steps, subject.batch_size)
+    CONTENDERS[contender](subject, folder, clock)
+    return clock.figures()
+
+
+def compared(case: Case, results: dict[str, list[dict]]) -> list[dict]:
+    """The rows of a case, each related to the best peer; `results` holds the rounds of each contender."""
+    rows = [
+        {
+            "case": case.name,
+            "contender": contender,
+            **medians(rounds),
+            "spread": spread([figures["images/s"] for figures in rounds]),
+        }
+        for contender, rounds in results.items()
+    ]
+    peers = [row["images/s"] for row in rows if row["contender"] != "hfvit"]
+    flops, peak = rows[0].pop("flops"), rows[0].pop("peak flops")  # hfvit's, and the same model for all
+    for row in rows:
+        row["of best peer"] = row["images/s"] / max(peers) if peers else None
+        row["mfu"] = row["images/s"] * flops / peak if flops and peak else None
+    return rows
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parse_options(__doc__, argv, rounds=3)
+    if options.worker:
+        return answer(measure(**options.worker))
+    import torch
+
+    rows = []
+    measured = cases(options.quick, torch.cuda.is_available())
+    with workspace() as work:
+        folders = {}
+        for kind in sorted({case.pictures for case in measured}):
+            count = max((c.warm_up + c.steps + 1) * c.batch_size for c in measured if c.pictures == kind)
+            folders[kind] = str(work / kind.replace(" ", "_"))
+            generate(KINDS[kind], count, Path(folders[kind]))  # one epoch is enough: none begins while timed
+        run = partial(in_own_process, __file__, cache=work / "cache")
+        for case in measured:
+            jobs = {
+                name: {"contender": name, "case": dataclasses.asdict(case), "folder": folders[case.pictures]}
+                for name in case.contenders
+            }
+            print(case.name, file=sys.stderr)
+            rows += compared(case, interleaved(jobs, options.rounds, run))
+    notes = [f"{case.name}: batch {case.batch_size}, {case.steps} steps after {case.warm_up}" for case in measured]
+    report("Training step", options, rows, COLUMNS, notes)
+
+
+if __name__ == "__main__":
+    main()
