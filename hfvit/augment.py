@@ -78,19 +78,25 @@ class Augmentation:
         boxes = random_boxes(u[:, :-1], heights, widths, self.crop_scale, self.crop_ratio)
         return boxes, u[:, -1] < self.horizontal_flip
 
-    def draw_operations(self, seeds: np.ndarray, side: int) -> list[dict[str, dict[str, Tensor]]]:
-        """The stages of the policy for images whose shorter side has `side` pixels: operation -> index, magnitude."""
+    def draw_operations(self, seeds: np.ndarray, side: int) -> list[dict[str, Any]]:
+        """The stages of the policy for images whose shorter side has `side` pixels.
+
+        A stage is `index` and `magnitude`, the images that are changed and how strongly, sorted by operation, and
+        `counts`, how many each operation has. Two tensors, however many operations: each is a copy to the device.
+        """
         u = uniforms(seeds, uniforms_needed(self.policy, self.num_ops), start=CROP_UNIFORMS + 1)
         shrunk = min(1.0, side / min(self.image_size))  # a blur's unit is a pixel of the model's input
         stages = []
         for names, magnitudes in draw_stages(self.policy, u, self.magnitude, self.num_ops):
             magnitudes = np.where(names == "gaussian_blur", magnitudes * shrunk, magnitudes).astype(np.float32)
-            indices = {name: np.flatnonzero(names == name) for name in OPS if name != "identity"}
+            order = np.argsort(names, kind="stable")
+            order = order[names[order] != "identity"]
+            found, counts = np.unique(names[order], return_counts=True)
             stages.append(
                 {
-                    name: {"index": torch.from_numpy(index), "magnitude": torch.from_numpy(magnitudes[index])}
-                    for name, index in indices.items()
-                    if len(index)
+                    "index": torch.from_numpy(order),
+                    "magnitude": torch.from_numpy(magnitudes[order]),
+                    "counts": dict(zip(found.tolist(), counts.tolist(), strict=True)),
                 }
             )
         return stages
@@ -108,25 +114,27 @@ class Augmentation:
         """Pixel values `(batch, 3, *image_size)` of a drawn batch, computed in `dtype` once the colours are done."""
         plan, resize = batch["plan"], "images" in batch
         levels = batch["images" if resize else "crops"].permute(0, 3, 1, 2)
-        if any(plan["operations"]):
-            levels = levels.to(torch.float32, memory_format=torch.contiguous_format)
-            for stage in plan["operations"]:
-                for name, chosen in stage.items():
-                    levels = self._apply(name, levels, chosen["index"], chosen["magnitude"])
         levels = levels.to(torch.float32, memory_format=torch.contiguous_format)
+        for stage in plan["operations"]:
+            levels = self._apply(stage, levels)
         pixels = torch.addcmul(self.shift, levels, self.scale).to(dtype)
         if not resize:
             return pixels
         # A resize is linear and its weights sum to one: to normalise the few pixels before it is the same.
         return resize_boxes(pixels, plan["boxes"], plan["flips"], self.image_size, self.interpolation)
 
-    def _apply(self, name: str, levels: Tensor, index: Tensor, magnitude: Tensor) -> Tensor:
-        chosen = levels.index_select(0, index)
-        if name in GEOMETRIC:  # what comes into view from outside is the mean colour
-            changed = OPS[name](chosen - self.mean, magnitude) + self.mean
-        else:
-            changed = OPS[name](chosen, magnitude)
-        return levels.index_copy_(0, index, changed)
+    def _apply(self, stage: dict[str, Any], levels: Tensor) -> Tensor:
+        """Change the images of a stage in place, a group for each operation."""
+        counts = list(stage["counts"].values())
+        groups = zip(stage["counts"], stage["index"].split(counts), stage["magnitude"].split(counts), strict=True)
+        for name, index, magnitude in groups:
+            chosen = levels.index_select(0, index)
+            if name in GEOMETRIC:  # what comes into view from outside is the mean colour
+                changed = OPS[name](chosen - self.mean, magnitude) + self.mean
+            else:
+                changed = OPS[name](chosen, magnitude)
+            levels.index_copy_(0, index, changed)
+        return levels
 
 
 class Preprocessing:
@@ -172,7 +180,8 @@ class Preprocessing:
     def __call__(self, batch: dict[str, Any]) -> Tensor:
         """Pixel values `(batch, 3, *image_size)` float32 of `images` or `crops`."""
         if "crops" in batch:
-            levels = batch["crops"].permute(0, 3, 1, 2).to(torch.float32)
+            crops = batch["crops"].permute(0, 3, 1, 2)
+            levels = crops.to(torch.float32, memory_format=torch.contiguous_format)
         else:
             images = batch["images"].permute(0, 3, 1, 2)
             levels = resize_as_pillow(images, *self.geometry(*images.shape[-2:]), self.interpolation)

@@ -217,7 +217,7 @@ class AugmentationArguments:
     random_erasing: float = _field(0.0, "Probability that a box of the image becomes noise.")
     mix_off_epochs: float = _field(0, "Last epochs that go without mixup, CutMix and random erasing.")
     repeated_augmentation: int = _field(
-        1, "How often a batch holds each of its images, differently augmented; an epoch then sees as many fewer."
+        1, "How often in a row an image is drawn, augmented each time anew; an epoch then sees as many fewer."
     )
 
     def __post_init__(self):
@@ -238,6 +238,19 @@ class AugmentationArguments:
             _check(0.0 <= getattr(self, key) < float("inf"), key, getattr(self, key), "a number of 0 or more")
         for key in ("rand_augment_num_ops", "repeated_augmentation"):
             _check_positive(key, getattr(self, key))
+
+    def check_against(self, training) -> None:
+        """Raise `RecipeError` for what the batch and the length of `training` (its arguments) rule out."""
+        held = training.per_device_train_batch_size
+        if (self.mixup_alpha or self.cutmix_alpha) and held % 2:
+            raise RecipeError(
+                f"mixup_alpha, cutmix_alpha: images are mixed in pairs, and a device holds {held} at once; choose"
+                " global_batch_size and per_device_train_batch_size so that it holds an even number."
+            )
+        if training.max_steps <= 0 and 0 < training.num_train_epochs <= self.mix_off_epochs:
+            raise RecipeError(
+                f"mix_off_epochs: {self.mix_off_epochs:g} of {training.num_train_epochs:g} epochs leave nothing mixed."
+            )
 
     @property
     def image_changes(self) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def decode_crop(
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
-    turned = image.getexif().get(EXIF_ORIENTATION, 1) >= 5
+    turned = image.getexif().get(EXIF_ORIENTATION) in (5, 6, 7, 8)
     return (image.width, image.height) if turned else (image.height, image.width)
 
 
@@ -82,6 +82,8 @@ def _opened(encoded: dict[str, Any] | None, split: str, row: int | str):
             if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):  # Pillow itself only warns
                 raise Image.DecompressionBombError(f"{image.width}x{image.height} pixels")
             yield image
+    except MemoryError:
+        raise
     except Exception as error:
         file = f" ({encoded['path']})" if encoded and encoded.get("path") else ""
         raise DataError(

@@ -16,6 +16,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def share_of_cores(processes: int) -> int:
+    """Cores for each of the `processes` of a run, at least one; those on other machines need none of these."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))  # torchrun's
+    return max(1, cores() // max(1, here))
+
+
 def use_all_cores(processes: int) -> None:
     """Share the cores evenly among `processes` of a CPU training that `accelerate launch` started.
 
@@ -23,7 +29,7 @@ def use_all_cores(processes: int) -> None:
     other core idle. A number of threads above 1 is somebody's choice and stays.
     """
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ
-    threads = cores() // max(processes, 1)
+    threads = share_of_cores(processes)
     if launched and os.environ.get("OMP_NUM_THREADS") == "1" and threads > torch.get_num_threads():
         torch.set_num_threads(threads)
         logger.info("Using %d threads a process (accelerate launch had set 1)", threads)
@@ -33,7 +39,7 @@ def keep_freed_memory() -> bool:
     """Let glibc keep the memory that a training step frees for the next step; whether it agreed.
 
     It gives every freed block above 32 MiB back to the system, and the next step pays for each page anew: a tenth to a
-    quarter of a step on a processor.
+    quarter of a step on a processor. From here on this process gives no memory back before it ends.
     """
     trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
     if platform.libc_ver()[0] != "glibc":

@@ -52,7 +52,7 @@ def saturation(images, magnitude):
 def sharpness(images, magnitude):
     """Blend with the image smoothed by a 3x3 kernel; the outermost pixels stay."""
     kernel = images.new_full((3, 3), 1 / 13)
-    kernel[1, 1] = 5 / 13
+    kernel[1, 1].fill_(5 / 13)  # an assignment would make the processor wait
     smooth = images.clone()
     inner = F.conv2d(images, kernel.expand(images.shape[1], 1, 3, 3), groups=images.shape[1])
     smooth[..., 1:-1, 1:-1] = inner.round()
@@ -89,7 +89,8 @@ def solarize_add(images, magnitude):
 
 def autocontrast(images, magnitude):
     """Stretch each channel to the full range."""
-    return tv.autocontrast(images / 255.0) * 255.0
+    low, high = images.amin(dim=(2, 3), keepdim=True), images.amax(dim=(2, 3), keepdim=True)
+    return torch.where(high > low, (images - low) * (255.0 / (high - low)), images)
 
 
 def equalize(images, magnitude):

@@ -156,8 +156,9 @@ class ImageDataset(torch.utils.data.Dataset):
         return len(self)
 
     def preview(self, count: int) -> dict[str, Any]:
-        """A training batch of at most `count` images (an even number) from all over the split."""
-        rows = np.linspace(0, len(self) - 1, min(count, len(self)) // 2 * 2).astype(int)
+        """A training batch of at most `count` images from all over the split; an even number, for mixing."""
+        count = min(count, len(self))
+        rows = np.linspace(0, len(self) - 1, count - count % 2 or count).astype(int)
         return self.__getitems__([(0, row) for row in rows])
 
     def __getitem__(self, index) -> dict[str, Any]:

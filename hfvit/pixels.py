@@ -4,8 +4,11 @@ Every process maps the same file, and a batch is one indexed read of it. Whateve
 in size, a full disk) is a reason to decode in the loader's workers instead, and is said, not raised.
 """
 
+import math
 import os
 import shutil
+import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from hfvit.hardware import cores
 MAX_PIXELS = 128 * 128  # of an image; beyond that the array outgrows the files that it is made of
 PROBED = 64
 CHUNK = 512
+DECODING = 1  # part of the file's name: raise it when decode.to_rgb gives other pixels than before
 
 
 class NotAnArray(Exception):
@@ -50,13 +54,19 @@ class PixelArray:
 def common_size(split: Dataset, name: str) -> tuple[int, int]:
     """Height and width of `PROBED` of the images; `NotAnArray` when they differ or are large."""
     rows = np.unique(np.linspace(0, len(split) - 1, PROBED).astype(int))
-    examples = [split[int(row)] for row in rows]
-    sizes = [image_size(example["image"], name, example["row"]) for example in examples]
-    _require_one_size(dict(zip((example["row"] for example in examples), sizes, strict=True)))
-    height, width = sizes[0]
+    first = split[0]
+    height, width = image_size(first["image"], name, first["row"])
+    for row in rows:
+        example = split[int(row)]
+        _require_size(image_size(example["image"], name, example["row"]), example["row"], (height, width))
     if height * width > MAX_PIXELS:
         raise NotAnArray(f"images of {width}x{height} pixels are not small")
     return height, width
+
+
+def _require_size(size: tuple[int, int], row: int, expected: tuple[int, int]) -> None:
+    if size != expected:
+        raise NotAnArray(f"images differ in size ({expected[1]}x{expected[0]}, but {size[1]}x{size[0]} in row {row})")
 
 
 def cached_pixels(split: Dataset, name: str, size: tuple[int, int], show_progress: bool = True) -> PixelArray:
@@ -65,47 +75,54 @@ def cached_pixels(split: Dataset, name: str, size: tuple[int, int], show_progres
     The file is keyed by the split's fingerprint and written under a temporary name. Raises `NotAnArray` with the
     reason when an image has another size or there is no room; `DataError` for a picture that cannot be read.
     """
-    path = Path(datasets.config.HF_DATASETS_CACHE) / "hfvit_pixels" / f"{split._fingerprint}.npy"
-    if path.exists():
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "hfvit_pixels"
+    path, shape = folder / f"{split._fingerprint}-v{DECODING}.npy", (len(split), *size, 3)
+    if _holds(path, shape):
         return PixelArray(path)
-    needed = len(split) * size[0] * size[1] * 3
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(path.parent).free
-        if needed > 0.9 * free:
-            raise NotAnArray(f"{needed / 2**20:,.0f} MiB of pixels do not fit on the disk of {path.parent}")
-        _write(split, name, path, size, show_progress)
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(folder)
+        if math.prod(shape) > shutil.disk_usage(folder).free:
+            raise NotAnArray(f"{math.prod(shape) / 2**20:,.0f} MiB of pixels do not fit on the disk of {folder}")
+        _write(split, name, path, shape, show_progress)
     except OSError as error:
-        raise NotAnArray(f"{path.parent} cannot be written ({error.strerror or error})") from None
+        raise NotAnArray(f"{folder} cannot be written ({error.strerror or error})") from None
     return PixelArray(path)
 
 
-def _require_one_size(sizes: dict[int, tuple[int, int]]) -> None:
-    first = next(iter(sizes))
-    for row, (height, width) in sizes.items():
-        if (height, width) != sizes[first]:
-            raise NotAnArray(
-                f"images differ in size ({sizes[first][1]}x{sizes[first][0]} in row {first}, {width}x{height} in row"
-                f" {row})"
-            )
-
-
-def _write(split: Dataset, name: str, path: Path, size: tuple[int, int], show_progress: bool) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+def _holds(path: Path, shape: tuple[int, ...]) -> bool:
     try:
-        array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=(len(split), *size, 3))
-        bar = tqdm(total=len(split), desc=f"Decoding {name} once", unit="image", disable=not show_progress)
-        with bar, ThreadPoolExecutor(cores()) as pool:  # Pillow decodes outside the interpreter's lock
-            for start in range(0, len(split), CHUNK):
-                chunk = split[start : start + CHUNK]
-                images = list(pool.map(lambda e, row: np.asarray(decode(e, name, row)), chunk["image"], chunk["row"]))
-                _require_one_size(
-                    {0: size} | {row: image.shape[:2] for row, image in zip(chunk["row"], images, strict=True)}
-                )
-                array[start : start + len(images)] = images
-                bar.update(len(images))
-        array.flush()
-        del array
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError):  # no file, or no array, or not all of it
+        return False
+    return array.shape == shape and array.dtype == np.uint8
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Delete what killed writers left, once it is a day old."""
+    for file in folder.glob(".*.writing"):
+        if time.time() - file.stat().st_mtime > 86_400:
+            file.unlink(missing_ok=True)
+
+
+def _write(split: Dataset, name: str, path: Path, shape: tuple[int, ...], show_progress: bool) -> None:
+    # Written as a file, not through a memory map: on a full disk that is an error, where a map would kill the process.
+    # The temporary name is nobody else's, on whatever machine shares the folder.
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".writing", delete=False) as file:
+        try:
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            bar = tqdm(total=len(split), desc=f"Decoding {name} once", unit="image", disable=not show_progress)
+            with bar, ThreadPoolExecutor(cores()) as pool:  # Pillow decodes outside the interpreter's lock
+                for start in range(0, len(split), CHUNK):
+                    chunk = split[start : start + CHUNK]
+                    images = pool.map(lambda e, row: np.asarray(decode(e, name, row)), chunk["image"], chunk["row"])
+                    for row, image in zip(chunk["row"], images, strict=True):
+                        _require_size(image.shape[:2], row, shape[1:3])
+                        file.write(image.tobytes())
+                    bar.update(len(chunk["row"]))
+            file.flush()
+            os.fsync(file.fileno())
+            Path(file.name).replace(path)
+        finally:
+            Path(file.name).unlink(missing_ok=True)

@@ -81,7 +81,7 @@ def write_training_images(images: np.ndarray, targets: np.ndarray, names: list[s
             title = "\n".join(f"{names[index]} {target[index]:.0%}" for index in np.flatnonzero(target))
         else:
             title = names[target]
-        axis.text(left + width / 2, top - 0.04 * height, title, ha="center", va="bottom", fontsize=7)
+        axis.text(left + width / 2, top - 0.04 * height, title, ha="center", va="bottom", fontsize=7, parse_math=False)
     axis.imshow(mosaic)
     axis.axis("off")
     return _save(figure, Path(output_dir) / "plots" / "training_images.png")
@@ -138,8 +138,8 @@ def confusion_figure(metrics: dict, role: str):
     image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     font = 9 if len(names) <= 30 else 6
     ticks, shown = (range(len(names)), names) if len(names) <= MOST_NAMES else ([], [])
-    axis.set_xticks(ticks, shown, rotation=90, fontsize=font)
-    axis.set_yticks(ticks, shown, fontsize=font)
+    axis.set_xticks(ticks, shown, rotation=90, fontsize=font, parse_math=False)
+    axis.set_yticks(ticks, shown, fontsize=font, parse_math=False)
     axis.set(title=f"Confusion on the {role} split", xlabel="predicted", ylabel="true")
     if len(names) <= 20:
         for i, j in np.argwhere(matrix > 0):
@@ -162,7 +162,7 @@ def per_class_figure(metrics: dict, role: str):
     axis.plot(recalls, range(len(classes)), "o", color=BLUE)
     axis.axvline(metrics["accuracy"], color=ORANGE, linewidth=1.5, label=f"all classes {metrics['accuracy']:.2%}")
     if len(classes) <= MOST_NAMES:
-        axis.set_yticks(range(len(classes)), [entry["label"] for entry in classes], fontsize=font)
+        axis.set_yticks(range(len(classes)), [entry["label"] for entry in classes], fontsize=font, parse_math=False)
     axis.set(title=f"Accuracy by class on the {role} split", xlabel="accuracy", ylim=(-0.6, len(classes) - 0.4))
     lowest = min(recalls)
     axis.set_xlim(max(0.0, lowest - 0.1 * (1 - lowest) - 0.01), 1.0 + 0.02 * (1 - lowest) + 0.002)

@@ -57,6 +57,7 @@ def collect_facts(recipe, splits, model, trainer, output, metrics: dict) -> dict
             "resumed_at_step": trainer._initial_global_step,
             "precision": args.mixed_precision,
             "processes": args.world_size,
+            "data_workers": args.dataloader_num_workers,
             "per_device_batch_size": args.per_device_train_batch_size,
             "gradient_accumulation_steps": args.gradient_accumulation_steps,
         },

@@ -11,8 +11,10 @@ images that an unbroken one would have seen.
 
 import copy
 import itertools
+import json
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,10 +23,12 @@ from accelerate.data_loader import DataLoaderShard, prepare_data_loader
 from datasets import IterableDataset
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader, get_worker_info
+from transformers import TrainerCallback
 
 from hfvit.augment import Augmentation
+from hfvit.checkpoints import write_text
 from hfvit.draws import image_seeds
-from hfvit.errors import DataError, HFViTError, one_line
+from hfvit.errors import DataError, HFViTError, RecipeError, one_line
 from hfvit.images import collate, decoded_crops
 from hfvit.stream_source import with_bytes
 
@@ -32,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 # With this many shards a process, one more or less is little, and each file is read by one process only.
 ENOUGH_SHARDS = 10
+STREAM_FILE = "stream.json"
 
 
 class ImageStream(torch.utils.data.IterableDataset):
@@ -78,6 +83,34 @@ class ImageStream(torch.utils.data.IterableDataset):
         self.by_shards = shards % processes == 0 or shards >= ENOUGH_SHARDS * processes
         self.max_workers = shards // processes if self.by_shards else shards
 
+    def _sharing(self, workers: int) -> dict[str, int]:
+        """What the order of the images depends on beside the seeds."""
+        return {
+            "number of processes": self.processes,
+            "dataloader_num_workers": min(workers, self.max_workers),
+            "images that a device holds": self.batch_size,
+            "shuffle_buffer_size": self.buffer_size,
+        }
+
+    def save_sharing(self, checkpoint: str, workers: int) -> None:
+        """Write down in `checkpoint` how the stream is shared out."""
+        write_text(Path(checkpoint) / STREAM_FILE, json.dumps(self._sharing(workers)))
+
+    def check_sharing(self, checkpoint: str, workers: int) -> None:
+        """Raise `RecipeError` when the run of `checkpoint` shared the stream out otherwise: it saw other images."""
+        file = Path(checkpoint) / STREAM_FILE
+        if not file.exists():
+            raise RecipeError(
+                f"resume_from_checkpoint: {checkpoint} is of a run without streaming; resume without it."
+            )
+        before = json.loads(file.read_text(encoding="utf-8"))
+        for what, now in self._sharing(workers).items():
+            if before.get(what) != now:
+                raise RecipeError(
+                    f"resume_from_checkpoint: the stream was read with {what} {before.get(what)}, now it is {now};"
+                    " resume with the same, or start anew."
+                )
+
     def describe(self) -> str:
         """One line for the log: that the split is streamed, and how the processes share it."""
         shards = f"{self.split.num_shards:,} shard{'s' if self.split.num_shards > 1 else ''}"
@@ -116,7 +149,7 @@ class ImageStream(torch.utils.data.IterableDataset):
     def _batch(self, drawn: list[tuple[dict, int, int]]) -> dict[str, Any]:
         examples, draws, places = zip(*drawn, strict=True)
         labels = [self._label(example) for example in examples]
-        examples = [example | {"image": with_bytes(example["image"])} for example in examples]
+        examples = [example | {"image": self._fetched(example)} for example in examples]
         seeds = image_seeds(self.seed, np.array(draws), np.array(places))
         batch = {"labels": torch.tensor(labels), **decoded_crops(examples, self.name, seeds, self.augmentation)}
         batch["plan"]["seeds"] = seeds
@@ -160,6 +193,15 @@ class ImageStream(torch.utils.data.IterableDataset):
                 ) from None
             yield example
 
+    def _fetched(self, example: dict) -> dict | None:
+        try:
+            return with_bytes(example["image"])
+        except Exception as error:
+            raise DataError(
+                f"Split '{self.name}', row {example['row']}: {example['image'].get('path')} cannot be fetched"
+                f" ({type(error).__name__}: {one_line(error)})."
+            ) from None
+
     def _label(self, example: dict) -> int:
         label = example["label"]
         if label is not None and 0 <= label < self.classes:
@@ -170,6 +212,16 @@ class ImageStream(torch.utils.data.IterableDataset):
             f"Split '{self.name}', row {example['row']}{f' ({path})' if path else ''}: {what}; remove such rows, or"
             " choose another split or label_column."
         )
+
+
+class StreamEpochs(TrainerCallback):
+    """Counts epochs by the images of a stream; the Trainer takes a run without a length for one epoch."""
+
+    def __init__(self, images: int | None):
+        self.images = images
+
+    def on_step_end(self, args, state, control, **kwargs):
+        state.epoch = state.global_step * args.global_batch_size / self.images if self.images else None
 
 
 def stream_loader(

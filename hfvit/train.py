@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> None:
             processes=args.world_size,
         )
         logger.info(datasets["train"].describe())
-    args.choose_workers(datasets["train"].decodes)
+    args.choose_workers(any(dataset.decodes for dataset in datasets.values()))
     trainer = HFViTTrainer(
         model=model,
         args=args,

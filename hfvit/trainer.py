@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from safetensors.torch import load_file, save_file
 from timm.utils import ModelEmaV3
 from torch import nn
@@ -21,7 +22,7 @@ from hfvit.losses import cross_entropy
 from hfvit.mixing import BatchMixing
 from hfvit.param_groups import build_param_groups
 from hfvit.speed import SpeedMeter, matmul_rate, training_flops
-from hfvit.stream import ImageStream, stream_loader
+from hfvit.stream import ImageStream, StreamEpochs, stream_loader
 
 EMA_FILE = "ema.safetensors"
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -46,7 +47,7 @@ class HFViTTrainer(Trainer):
         self.mixing = mixing
         self._is_stream = isinstance(self.train_dataset, ImageStream)
         if self._is_stream:
-            self.add_callback(_StreamEpochs(self.train_dataset.images))
+            self.add_callback(StreamEpochs(self.train_dataset.images))
         if self.train_dataset is not None:
             self._check_training_set()
             # A copy: the loader's workers, which only draw, should not be sent what lies on a GPU.
@@ -71,22 +72,18 @@ class HFViTTrainer(Trainer):
                 )
         elif (rows := len(self.train_dataset)) < (batch := self.args.global_batch_size):
             raise DataError(f"{rows} training images do not fill one batch: lower global_batch_size ({batch}).")
-        if self.mixing and self.mixing.mixup and self.args.per_device_train_batch_size % 2:
-            raise RecipeError(
-                "mixup_alpha, cutmix_alpha: images are mixed in pairs, and a device holds"
-                f" {self.args.per_device_train_batch_size} at once; choose an even per_device_train_batch_size."
-            )
 
     # Input
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Move a batch to the device and make its pixel values there."""
-        inputs = super()._prepare_inputs(inputs)
+        # Not the Trainer's own: under DeepSpeed it rounds every floating-point tensor, and with them what was drawn.
+        inputs = send_to_device(inputs, self.args.device, non_blocking=self.accelerator.non_blocking)
         plan = inputs.get("plan")
         with torch.no_grad():
             if plan is None:
                 return {"pixel_values": self.preprocessing(inputs), "labels": inputs["labels"]}
-            # Under autocast the model's first product rounds the pixels to the same precision.
+            # Under autocast the model's first product rounds the pixels as coarsely as the crop does here.
             dtype = AUTOCAST_DTYPES.get(self.args.mixed_precision, torch.float32)
             pixel_values, labels = self.augmentation(inputs, dtype), inputs["labels"]
             if self.mixing and not self._mixing_is_over():
@@ -121,6 +118,9 @@ class HFViTTrainer(Trainer):
             non_blocking=self.accelerator.non_blocking,
             **options,
         )
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        return int(self.speed.flops_per_image or 0) * len(inputs["labels"])
 
     def get_batch_samples(self, *args, **kwargs):
         with self.speed.waiting():
@@ -161,7 +161,8 @@ class HFViTTrainer(Trainer):
         else:
             # The Trainer tells the epoch to two layers of samplers; a run resumed on several processes has three.
             self._epoch_sampler.set_epoch(epoch)
-        return super()._run_epoch(*args, epoch=epoch, **kwargs)
+        super()._run_epoch(*args, epoch=epoch, **kwargs)
+        self.speed.stop()
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Cross-entropy outside the model: stock models turn soft labels into a multi-label problem, and save that."""
@@ -174,6 +175,8 @@ class HFViTTrainer(Trainer):
     # A NaN ends the run. Loss and gradient are watched on their device and read only when the Trainer stops to log.
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:
+        if self.speed.images == 0:
+            self.speed.start()  # here, so that preparations and what a resumed run skips are not in its figures
         loss = super().training_step(*args, **kwargs)
         self._watch.add(loss)
         self.speed.images += self.args.per_device_train_batch_size * self.args.world_size
@@ -239,8 +242,12 @@ class HFViTTrainer(Trainer):
         super()._save_optimizer_and_scheduler(output_dir)
         if self.ema and self.args.should_save:
             save_file(self.ema.module.state_dict(), Path(output_dir) / EMA_FILE)
+        if self._is_stream and self.args.should_save:
+            self.train_dataset.save_sharing(output_dir, self.args.dataloader_num_workers)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if self._is_stream and checkpoint:
+            self.train_dataset.check_sharing(checkpoint, self.args.dataloader_num_workers)
         super()._load_optimizer_and_scheduler(checkpoint)
         if self.ema and checkpoint:
             self._load_ema(checkpoint)
@@ -272,7 +279,6 @@ class HFViTTrainer(Trainer):
         dtype = AUTOCAST_DTYPES.get(self.args.mixed_precision, torch.float32)
         self.speed.flops_per_image = training_flops(self.model)
         self.speed.peak_flops = matmul_rate(self.args.device, dtype) * self.args.world_size
-        self.speed.start()
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
@@ -286,16 +292,6 @@ class _EmaCallback(TrainerCallback):
 
     def on_optimizer_step(self, args, state, control, model=None, **kwargs):
         self.ema.update(model, step=state.global_step + 1)
-
-
-class _StreamEpochs(TrainerCallback):
-    """Counts epochs by the images of a stream; the Trainer takes a run without a length for one epoch."""
-
-    def __init__(self, images: int | None):
-        self.images = images
-
-    def on_step_end(self, args, state, control, **kwargs):
-        state.epoch = state.global_step * args.global_batch_size / self.images if self.images else None
 
 
 def fitted_ema_decay(decay: float, steps: int) -> float:

@@ -12,7 +12,7 @@ from transformers.utils import is_torch_tf32_available
 
 from hfvit.config import RunArguments
 from hfvit.errors import RecipeError
-from hfvit.hardware import cores
+from hfvit.hardware import share_of_cores
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class HFViTTrainingArguments(RunArguments, TrainingArguments):
 
     After construction `per_device_train_batch_size` and `gradient_accumulation_steps` hold what `global_batch_size`
     means on this many processes. Batch 8 is 8, 2 x 4 accumulated or 4 on each of 2 processes, with equal results but
-    for the draws of dropout and stochastic depth.
+    for the draws of dropout and stochastic depth, the partners of mixup and CutMix, and the order of a stream.
     """
 
     output_dir: str | None = field(default=None, metadata={"help": "Folder of the run; created, never shared."})
@@ -91,6 +91,8 @@ class HFViTTrainingArguments(RunArguments, TrainingArguments):
         if self.metric_for_best_model and self.greater_is_better is None:
             self.greater_is_better = not self.metric_for_best_model.endswith(("loss", "ece"))
         self.chooses_workers = self.dataloader_num_workers is None
+        if self.chooses_workers and self.dataloader_prefetch_factor is not None:
+            raise RecipeError("dataloader_prefetch_factor: give dataloader_num_workers, too.")
         self.dataloader_num_workers = self.dataloader_num_workers or 0
 
         # The Trainer does not read the launcher's `use_cpu`: without this, each process of a CPU launch would train
@@ -105,6 +107,11 @@ class HFViTTrainingArguments(RunArguments, TrainingArguments):
 
         super().__post_init__()
 
+        if self.accelerator_config.dispatch_batches or self.accelerator_config.split_batches:
+            raise RecipeError(
+                "accelerator_config: dispatch_batches and split_batches cut batches apart, which are made whole here;"
+                " leave them out."
+            )
         if self.n_gpu > 1:
             # The Trainer would fall back to DataParallel, whose replicas this model cannot run in.
             logger.warning("Using one of %d GPUs; `accelerate launch` uses them all.", self.n_gpu)
@@ -130,7 +137,7 @@ class HFViTTrainingArguments(RunArguments, TrainingArguments):
         if not self.chooses_workers:
             return
         on_gpu = self.device.type == "cuda"
-        share = max(1, cores() // max(1, self.world_size))
+        share = share_of_cores(self.world_size)
         if decoding:
             self.dataloader_num_workers = min(8, share) if on_gpu else max(1, share // 2)
         else:

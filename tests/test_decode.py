@@ -96,6 +96,15 @@ def test_exif_orientation_is_applied():
     assert image_size(picture, "train", 0) == (80, 40)
 
 
+@pytest.mark.parametrize("orientation", range(1, 10))
+def test_the_size_from_the_head_is_that_of_the_picture(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture = encoded(smooth_image(40, 80), "JPEG", exif=exif)
+    width, height = decode(picture, "train", 0).size
+    assert image_size(picture, "train", 0) == (height, width)
+
+
 def test_a_crop_is_torchvisions():
     image = smooth_image(200, 280)
     crop = decode_crop(

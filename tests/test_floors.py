@@ -30,6 +30,12 @@ FORBIDDEN = {
     "report": {"torch", "transformers", "timm", "datasets"},  # they read run.json, never live objects
     "hub": {"torch", "transformers", "timm", "datasets"},
     "losses": {"transformers", "timm", "datasets"},  # mathematics knows no framework
+    "loss_watch": {"transformers", "timm", "datasets"},
+    "draws": {"torch", "transformers", "timm", "datasets"},
+    "resize": {"transformers", "timm", "datasets"},
+    "image_ops": {"transformers", "timm", "datasets"},
+    "policies": {"transformers", "timm", "datasets"},
+    "augment": {"transformers", "timm", "datasets"},
     "param_groups": {"transformers", "datasets"},
 }
 

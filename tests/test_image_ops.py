@@ -7,7 +7,6 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 from timm.data import auto_augment
-from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
 from hfvit.image_ops import OPS
@@ -125,11 +124,3 @@ def test_an_image_is_changed_alike_alone_and_in_a_batch(name):
     for index in range(3):
         alone = OPS[name](images[index : index + 1], magnitude[:1])
         torch.testing.assert_close(together[index : index + 1], alone)
-
-
-def test_torchvision_is_what_it_was():
-    """The spaces of policies.py copy these; a change there should be looked at here."""
-    space = v2.TrivialAugmentWide._AUGMENTATION_SPACE
-    assert len(space) == 14
-    assert space["Rotate"][0](31, 32, 32)[-1] == 135
-    assert len(auto_augment._RAND_INCREASING_TRANSFORMS) == 15

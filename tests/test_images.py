@@ -1,6 +1,8 @@
 """Batches of a split, decoded once or as they are read, and the order they are drawn in."""
 
+import os
 import pickle
+import resource
 from types import SimpleNamespace
 
 import datasets
@@ -109,7 +111,7 @@ def test_a_worker_is_sent_the_name_of_the_file_not_its_content(splits):
 
 
 def test_reasons_against_an_array_are_told(monkeypatch):
-    with pytest.raises(NotAnArray, match=r"differ in size \(40x30 in row 0, 43x32 in row 1\)"):
+    with pytest.raises(NotAnArray, match=r"differ in size \(40x30, but 43x32 in row 1\)"):
         array_of(varied())
     large = datasets.Dataset.from_dict(
         {"img": [Image.new("RGB", (200, 150))] * 2}, features=datasets.Features({"img": datasets.Image()})
@@ -128,13 +130,39 @@ def test_a_size_that_differs_late_is_noticed_while_decoding(monkeypatch):
         array_of(varied())
 
 
-def test_a_cache_that_cannot_be_written_is_no_error(monkeypatch):
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
+def test_a_disk_that_fills_up_is_a_reason_and_leaves_nothing():
+    """The system's own limit on a file's size stands in for the disk: the write itself fails."""
+    split = undecoded(coloured_split(4, 78))
+    size = common_size(split, "train")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(NotAnArray, match="cannot be written \\(File too large\\)"):
+            cached_pixels(split, "train", size, show_progress=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    folder = datasets.config.HF_DATASETS_CACHE / "hfvit_pixels"
+    assert not [*folder.glob("*.writing"), *folder.glob(f"{split._fingerprint}*")]
 
-    monkeypatch.setattr(np.lib.format, "open_memmap", full)
-    with pytest.raises(NotAnArray, match="cannot be written \\(No space left on device\\)"):
-        array_of(undecoded(coloured_split(4, 78)))
+
+def test_a_file_that_is_not_whole_is_written_anew():
+    split = undecoded(coloured_split(4, 80))
+    path = array_of(split).path
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    assert array_of(split).path.read_bytes() == whole
+
+
+def test_what_a_killed_writer_left_is_removed_after_a_day():
+    folder = array_of(undecoded(coloured_split(4, 81))).path.parent
+    old, new = folder / ".old.writing", folder / ".new.writing"
+    for file in (old, new):
+        file.write_bytes(b"")
+    os.utime(old, (0, 0))
+    array_of(undecoded(coloured_split(4, 82)))
+    assert not old.exists()
+    assert new.exists()
+    new.unlink()
 
 
 def test_a_corrupt_picture_is_named_while_decoding_once():
@@ -169,7 +197,7 @@ def test_varied_images_are_evaluated_as_the_saved_processor_does():
     batch = ImageDataset(split["label"], DecodingReader(split, "test", CONFIG)).__getitems__([1, 4])
     processor = TimmWrapperImageProcessor(pretrained_cfg=CONFIG)
     expected = [processor(decode(split[row]["image"], "test", row))["pixel_values"][0] for row in (1, 4)]
-    torch.testing.assert_close(Preprocessing(CONFIG)(batch), torch.stack(expected), atol=1e-6, rtol=1e-6)
+    assert torch.equal(Preprocessing(CONFIG)(batch), torch.stack(expected))
 
 
 @pytest.mark.parametrize("kind", ["array", "decoding"])

@@ -10,12 +10,17 @@ import torch
 from conftest import LABELS
 from micro import losses, make_trainer, weights
 from safetensors.torch import load_file
+from timm.data import resolve_data_config
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 from transformers import TrainerCallback
 
 import hfvit.trainer
+from hfvit.augment import Augmentation, Preprocessing
 from hfvit.checkpoints import newest_checkpoint
-from hfvit.errors import RecipeError
+from hfvit.hardware import share_of_cores
+from hfvit.image_ops import OPS
 from hfvit.modeling import build_model
 from hfvit.speed import SpeedMeter, matmul_rate, training_flops
 from hfvit.training_args import HFViTTrainingArguments
@@ -100,11 +105,6 @@ def test_the_pictures_to_look_at_are_what_training_sees(tmp_path):
     assert (images != plain).any()
 
 
-def test_images_are_mixed_in_pairs(tmp_path):
-    with pytest.raises(RecipeError, match="mixed in pairs, and a device holds 1 at once"):
-        make_trainer(tmp_path, mixing={"mixup_alpha": 1.0}, per_device_train_batch_size=1)
-
-
 class Waits(TorchDispatchMode):
     """Notes each operation for which the processor waits for the device: a value read, a size that depends on data."""
 
@@ -145,6 +145,52 @@ def test_a_step_never_waits_for_the_device(tmp_path):
     assert counts == [[]] * 10
 
 
+def test_nothing_waits_for_a_gpu():
+    """Every operation traced on a GPU that is not there: none may bring a value from the processor, or ask for one."""
+
+    class Crossings(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            tensors = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, torch.Tensor)]
+            if len({tensor.device.type for tensor in tensors}) > 1:
+                found.append(str(function))
+            masked = "index" in function.overloadpacket.__name__ and any(t.dtype == torch.bool for t in tensors)
+            if masked or function.overloadpacket.__name__ in Waits.WAITING:
+                found.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    found = []
+    with FakeTensorMode():
+        mean = std = (0.5, 0.5, 0.5)
+        augmentation = Augmentation((48, 48), mean, std).to("cuda")
+        images = torch.zeros(4, 32, 32, 3, dtype=torch.uint8, device="cuda")
+        levels, magnitude = torch.zeros(4, 3, 32, 32, device="cuda"), torch.ones(4, device="cuda")
+        index = torch.arange(4, device="cuda")
+        stage = {"index": index, "magnitude": magnitude, "counts": {"rotate": 3, "sharpness": 1}}
+        boxes, flips = torch.ones(4, 4, device="cuda"), torch.zeros(4, dtype=torch.bool, device="cuda")
+        plan = {"boxes": boxes, "flips": flips, "operations": [stage]}
+        config = resolve_data_config({"input_size": (3, 48, 48), "crop_pct": 1.0})
+        preprocessing = Preprocessing(config).to("cuda")
+        with Crossings():
+            augmentation({"images": images, "plan": plan}, torch.bfloat16)
+            augmentation({"crops": images, "plan": plan})
+            preprocessing({"images": images})
+            preprocessing({"crops": images})
+            for operation in OPS.values():
+                operation(levels, magnitude)
+    assert found == []
+
+
+def test_drawn_numbers_are_not_rounded_by_deepspeed(tmp_path, monkeypatch):
+    """Under DeepSpeed the Trainer casts every floating-point tensor of a batch to the model's precision."""
+    trainer = make_trainer(tmp_path, policy="trivial_augment")
+    batch = trainer.train_dataset.__getitems__([(0, row) for row in range(8)])
+    expected = trainer._prepare_inputs(batch)["pixel_values"]
+    plugin = SimpleNamespace(hf_ds_config=SimpleNamespace(dtype=lambda: torch.bfloat16))
+    monkeypatch.setattr(trainer, "is_deepspeed_enabled", True)
+    monkeypatch.setattr(type(trainer.accelerator.state), "deepspeed_plugin", plugin)
+    assert torch.equal(trainer._prepare_inputs(batch)["pixel_values"], expected)
+
+
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the processor")
 def test_a_compiled_run_is_the_same_run_and_saves_plain_names(tmp_path):
     options = {"num_train_epochs": 1, "ema_decay": 0.9}
@@ -176,6 +222,9 @@ def test_speed_is_in_the_log(tmp_path):
     overall = trainer.speed.overall()
     assert trainer.speed.images == 80
     assert min(e["images_per_second"] for e in entries) <= overall["images_per_second"]
+    trainer.predict(trainer.eval_dataset)
+    assert trainer.speed.overall() == overall  # what comes after training is not in its figures
+    assert trainer.state.total_flos == 80 * int(trainer.speed.flops_per_image)
 
 
 def test_the_meter_counts_training_alone(monkeypatch):
@@ -190,7 +239,8 @@ def test_the_meter_counts_training_alone(monkeypatch):
         pass
     meter.images = 28
     assert meter.since_last() == {"images_per_second": 2.0, "data_wait": 1 / 14, "mfu": 0.2}  # 20
-    assert meter.overall()["images_per_second"] == 2.0  # 20
+    meter.stop()  # 20
+    assert meter.overall()["images_per_second"] == 2.0
 
 
 def test_flops_are_the_published_ones():
@@ -212,7 +262,7 @@ def test_matmul_rate_is_a_rate():
     [("cuda", True, 1, 8), ("cuda", True, 4, 4), ("cuda", False, 1, 1), ("cpu", True, 1, 8), ("cpu", False, 1, 0)],
 )
 def test_workers_are_chosen_by_the_work_and_the_cores(monkeypatch, device, decoding, processes, expected):
-    monkeypatch.setattr("hfvit.training_args.cores", lambda: 16)
+    monkeypatch.setattr("hfvit.hardware.cores", lambda: 16)
     args = SimpleNamespace(
         chooses_workers=True, device=torch.device(device), world_size=processes, dataloader_num_workers=None
     )
@@ -224,3 +274,10 @@ def test_workers_that_were_given_stay(tmp_path):
     args = HFViTTrainingArguments(output_dir=str(tmp_path), use_cpu=True, dataloader_num_workers=3)
     args.choose_workers(decoding=False)
     assert args.dataloader_num_workers == 3
+
+
+def test_processes_on_other_machines_need_none_of_these_cores(monkeypatch):
+    monkeypatch.setattr("hfvit.hardware.cores", lambda: 96)
+    assert share_of_cores(16) == 6
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert share_of_cores(16) == 12
