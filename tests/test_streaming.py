@@ -218,7 +218,7 @@ def test_training_on_a_stream(stream_recipe, tmp_path, caplog):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_resumed_is_as_unbroken(stream_recipe, tmp_path, workers, monkeypatch):
+def test_resumed_is_as_unbroken(stream_recipe, tmp_path, workers, monkeypatch, capsys):
     words = [str(stream_recipe), "--dataloader_num_workers", str(workers), "--random_erasing", "0.5", "--eval_steps"]
     words += ["5", "--per_device_train_batch_size", "4", "--save_total_limit", "9"]
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
@@ -235,7 +235,10 @@ def test_resumed_is_as_unbroken(stream_recipe, tmp_path, workers, monkeypatch):
         if checkpoint.name not in ("checkpoint-5", "checkpoint-10"):  # an older one may be the best
             shutil.rmtree(checkpoint)
     assert Path(newest_checkpoint(broken)).name == "checkpoint-10"
-    assert run(lambda: main([*words, "--output_dir", str(broken), "--resume_from_checkpoint", "auto"])) == 0
+    words += ["--output_dir", str(broken), "--resume_from_checkpoint", "auto"]
+    message = fails(capsys, *words, "--shuffle_buffer_size", "7")
+    assert "read with shuffle_buffer_size 20, now it is 7; resume with the same" in message
+    assert run(lambda: main(words)) == 0
     assert_same_run(broken, unbroken)
 
 
