@@ -2,6 +2,7 @@
 
 import io
 import math
+from collections.abc import Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -40,23 +41,28 @@ def decode(encoded: dict[str, Any] | None, split: str, row: int) -> Image.Image:
         return to_rgb(image)
 
 
-def image_size(encoded: dict[str, Any] | None, split: str, row: int) -> tuple[int, int]:
+def image_size(encoded: dict[str, Any] | None, split: str, row: int | str) -> tuple[int, int]:
     """(height, width) that `decode` would give, from the file's head alone."""
     with _opened(encoded, split, row) as image:
         return _upright_size(image)
 
 
 def decode_crop(
-    encoded: dict[str, Any] | None, split: str, row: int | str, draw_box, size: tuple[int, int], resample: int
+    encoded: dict[str, Any] | None,
+    split: str,
+    row: int | str,
+    box: Sequence[float],
+    size: tuple[int, int],
+    resample: int,
 ) -> Image.Image:
-    """One box of the picture, resized to `size` (height, width) in 8 bits.
+    """One box of the picture (top, left, height, width, in pixels of `image_size`), resized to `size` in 8 bits.
 
-    `draw_box(height, width)` gives the box (top, left, height, width) in pixels of the upright picture. A JPEG much
-    larger than needed is decoded at a half, a quarter or an eighth of its size, which its format allows for free.
+    A JPEG much larger than needed is decoded at a half, a quarter or an eighth of its size, which its format allows
+    for free.
     """
     with _opened(encoded, split, row) as image:
         height, width = _upright_size(image)
-        top, left, box_height, box_width = draw_box(height, width)
+        top, left, box_height, box_width = box
         spare = min(box_height / size[0], box_width / size[1]) / REDUCING_GAP
         if spare > 1.0:
             image.draft("RGB", (math.ceil(image.width / spare), math.ceil(image.height / spare)))

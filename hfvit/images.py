@@ -12,7 +12,7 @@ from PIL import Image
 from timm.data import create_transform
 
 from hfvit.augment import Augmentation, Preprocessing
-from hfvit.decode import decode, decode_crop
+from hfvit.decode import decode, decode_crop, image_size
 from hfvit.draws import image_seeds
 from hfvit.pixels import NotAnArray, PixelArray, cached_pixels, common_size
 
@@ -47,36 +47,28 @@ class DecodingReader:
         self.eval_transform = create_transform(**data_config, is_training=False, use_prefetcher=True)
 
     def for_training(self, rows: np.ndarray, seeds: np.ndarray, augmentation: Augmentation) -> dict[str, Any]:
-        return decoded_crops([self.split[int(row)] for row in rows], self.name, seeds, augmentation)
+        return decoded_crops(self._examples(rows), self.name, seeds, augmentation)
 
     def for_evaluation(self, rows: np.ndarray) -> dict[str, Any]:
-        crops = []
-        for row in rows:
-            example = self.split[int(row)]
-            crops.append(self.eval_transform(decode(example["image"], self.name, example["row"])))
-        return {"crops": torch.stack(crops).permute(0, 2, 3, 1)}
+        pictures = (decode(example["image"], self.name, example["row"]) for example in self._examples(rows))
+        return {"crops": torch.stack([self.eval_transform(picture) for picture in pictures]).permute(0, 2, 3, 1)}
+
+    def _examples(self, rows: np.ndarray) -> list[dict]:
+        columns = self.split[rows.tolist()]  # at once, which is half the work of one by one
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def decoded_crops(examples: list[dict], name: str, seeds: np.ndarray, augmentation: Augmentation) -> dict[str, Any]:
     """The `crops` and the drawn `plan` of examples of split `name`, each with its `image` (undecoded) and `row`."""
-    crops = [_training_crop(example, name, seeds[[i]], augmentation) for i, example in enumerate(examples)]
-    operations = augmentation.draw_operations(seeds, min(augmentation.image_size))
+    sizes = np.array([image_size(example["image"], name, example["row"]) for example in examples])
+    boxes, flips = augmentation.draw_crops(seeds, sizes[:, 0], sizes[:, 1])
+    resample, size = int(Image.Resampling[augmentation.interpolation.upper()]), augmentation.image_size
+    crops = []
+    for example, box, flip in zip(examples, boxes, flips, strict=True):
+        crop = decode_crop(example["image"], name, example["row"], box, size, resample)
+        crops.append(np.asarray(crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else crop))
+    operations = augmentation.draw_operations(seeds, min(size))
     return {"crops": torch.from_numpy(np.stack(crops)), "plan": {"operations": operations}}
-
-
-def _training_crop(example: dict, name: str, seed: np.ndarray, augmentation: Augmentation) -> np.ndarray:
-    """A random crop `(height, width, 3)` uint8 of one example; `seed` is `(1,)`."""
-    flip = False
-
-    def draw_box(height: int, width: int) -> np.ndarray:
-        nonlocal flip
-        boxes, flips = augmentation.draw_crops(seed, height, width)
-        flip = bool(flips[0])
-        return boxes[0]
-
-    resample = Image.Resampling[augmentation.interpolation.upper()]
-    crop = decode_crop(example["image"], name, example["row"], draw_box, augmentation.image_size, int(resample))
-    return np.asarray(crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else crop)
 
 
 def image_datasets(
