@@ -52,8 +52,6 @@ def train_with_hfvit(case: Case, folder: str, clock: StepClock) -> None:
         recipe_file.write_text(yaml.safe_dump(recipe_values(case, folder, output_dir)), encoding="utf-8")
         recipe = load_recipe([str(recipe_file)])
         args, data_args, model_args = recipe.training, recipe.data, recipe.model
-        if args.device.type == "cpu":
-            keep_freed_memory()
         splits = load_splits(**data_args.loading, seed=args.seed)
         set_seed(args.seed)
         model = build_model(
@@ -67,6 +65,8 @@ def train_with_hfvit(case: Case, folder: str, clock: StepClock) -> None:
         augmentation = Augmentation.from_config(data_config, **recipe.augmentation.image_changes)
         dataset = image_datasets(splits, data_config, augmentation, seed=args.seed, show_progress=False)["train"]
         args.choose_workers(dataset.decodes)
+        if args.device.type == "cpu" and args.dataloader_num_workers == 0:
+            keep_freed_memory()
         trainer = HFViTTrainer(
             model=model,
             args=args,

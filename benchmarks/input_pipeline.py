@@ -42,7 +42,7 @@ DATA_CONFIG = {
     "crop_pct": 0.9,
     "crop_mode": "center",
 }
-WORKERS = (0, 2)
+WORKERS = (2, 0)  # in this order: what hfvit asks of the memory without workers stays with its process
 COLUMNS = {
     "pictures": "",
     "contender": "",
@@ -65,10 +65,8 @@ class HFViT:
 
         from hfvit.augment import Augmentation
         from hfvit.data import load_splits
-        from hfvit.hardware import keep_freed_memory
         from hfvit.images import image_datasets
 
-        keep_freed_memory()  # as train.py does; the peers run in processes of their own
         splits = load_splits(folder, validation_split="validation", test_split=None)
         self.augmentation = Augmentation.from_config(DATA_CONFIG, crop_scale=SCALE)
         # An empty cache for the pixels alone: decoding them is timed, turning parquet into Arrow is not.
@@ -93,6 +91,10 @@ class HFViT:
         """Pixel values, ready for the model."""
         import torch
 
+        from hfvit.hardware import keep_freed_memory
+
+        if workers == 0:
+            keep_freed_memory()  # as train.py does; the peers run in processes of their own
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
         return (self.augmentation(batch, dtype) for batch in self.host_loader(batch_size, workers))
 

@@ -53,7 +53,7 @@ class Augmentation:
         self.crop_scale, self.crop_ratio, self.horizontal_flip = tuple(crop_scale), tuple(crop_ratio), horizontal_flip
         self.policy, self.magnitude, self.num_ops = policy, rand_augment_magnitude, rand_augment_num_ops
         self.mean, self.std = (torch.tensor(values).view(3, 1, 1) * 255.0 for values in (mean, std))
-        self.scale, self.shift = 1.0 / self.std, -self.mean / self.std  # normalises in one pass over the pixels
+        self.scale, self.shift = 1.0 / self.std, -self.mean / self.std
 
     @classmethod
     def from_config(cls, data_config: dict[str, Any], **changes) -> "Augmentation":
@@ -117,7 +117,7 @@ class Augmentation:
         levels = levels.to(torch.float32, memory_format=torch.contiguous_format)
         for stage in plan["operations"]:
             levels = self._apply(stage, levels)
-        pixels = torch.addcmul(self.shift, levels, self.scale).to(dtype)
+        pixels = levels.mul_(self.scale).add_(self.shift).to(dtype)  # in place: a second buffer costs its page faults
         if not resize:
             return pixels
         # A resize is linear and its weights sum to one: to normalise the few pixels before it is the same.

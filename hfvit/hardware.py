@@ -39,7 +39,8 @@ def keep_freed_memory() -> bool:
     """Let glibc keep the memory that a training step frees for the next step; whether it agreed.
 
     It gives every freed block above 32 MiB back to the system, and the next step pays for each page anew: a tenth to a
-    quarter of a step on a processor. From here on this process gives no memory back before it ends.
+    quarter of a step on a processor. From here on this process gives no memory back before it ends. Not for one with
+    data workers: beside the batches that they send, blocks of the same size find no room again and the heap grows.
     """
     trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
     if platform.libc_ver()[0] != "glibc":

@@ -43,7 +43,6 @@ def main(argv: list[str] | None = None) -> None:
     logger.setLevel(logging.INFO if args.process_index == 0 else logging.WARNING)
     if args.device.type == "cpu":
         use_all_cores(args.world_size)
-        keep_freed_memory()
     checkpoint = claim_output_dir(args.output_dir, args.resume_from_checkpoint, args.overwrite_output_dir)
 
     # Load
@@ -99,6 +98,8 @@ def main(argv: list[str] | None = None) -> None:
         )
         logger.info(datasets["train"].describe())
     args.choose_workers(any(dataset.decodes for dataset in datasets.values()))
+    if args.device.type == "cpu" and args.dataloader_num_workers == 0:
+        keep_freed_memory()
     trainer = HFViTTrainer(
         model=model,
         args=args,
