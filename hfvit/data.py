@@ -27,12 +27,22 @@ class ImageSplits:
     train: Dataset | IterableDataset
     validation: Dataset
     test: Dataset | None
-    image_column: str
-    label_column: str
-    labels: list[str]
     sources: dict[str, str]
     whole: dict[str, Dataset]
     facts: dict
+
+    @property
+    def labels(self) -> list[str]:
+        """Class names in the order of the logits."""
+        return self.facts["labels"]
+
+    @property
+    def image_column(self) -> str:
+        return self.facts["image_column"]
+
+    @property
+    def label_column(self) -> str:
+        return self.facts["label_column"]
 
     def __getitem__(self, role: str) -> Dataset | IterableDataset:
         return {"train": self.train, "validation": self.validation, "test": self.test}[role]
@@ -112,9 +122,6 @@ def load_splits(
         train=loaded["train"],
         validation=loaded["validation"],
         test=loaded.get("test"),
-        image_column=image_column,
-        label_column=label_column,
-        labels=labels,
         sources=sources,
         whole=whole,
         facts=facts,
