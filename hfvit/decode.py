@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
 
 from hfvit.errors import DataError, one_line
 
 EXIF_ORIENTATION = 0x0112
 REDUCING_GAP = 2.0  # how much larger than needed a JPEG is decoded before the resize; Pillow's own advice
+VECTORISED = ("bilinear", "bicubic")  # the filters that torch resizes 8-bit images with
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -53,9 +55,9 @@ def decode_crop(
     row: int | str,
     box: Sequence[float],
     size: tuple[int, int],
-    resample: int,
-) -> Image.Image:
-    """One box of the picture (top, left, height, width, in pixels of `image_size`), resized to `size` in 8 bits.
+    interpolation: str,
+) -> np.ndarray:
+    """One box of the picture (top, left, height, width, in pixels of `image_size`), resized to uint8 `(*size, 3)`.
 
     A JPEG much larger than needed is decoded at a half, a quarter or an eighth of its size, which its format allows
     for free.
@@ -70,8 +72,19 @@ def decode_crop(
         across, down = image.width / width, image.height / height
         left, right = round(left * across), round((left + box_width) * across)
         top, bottom = round(top * down), round((top + box_height) * down)
-        crop = image.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
-        return crop.resize((size[1], size[0]), resample)
+        return resize_8_bit(image.crop((left, top, max(right, left + 1), max(bottom, top + 1))), size, interpolation)
+
+
+def resize_8_bit(image: Image.Image, size: tuple[int, int], interpolation: str) -> np.ndarray:
+    """An RGB image resized to uint8 `(*size, 3)` by one of Pillow's antialiased filters.
+
+    torch has two of them as vectorised 8-bit code: within one level of Pillow's own, in a third of its time.
+    """
+    if interpolation not in VECTORISED:
+        return np.asarray(image.resize((size[1], size[0]), Image.Resampling[interpolation.upper()]))
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+    resized = torch.nn.functional.interpolate(pixels, size, mode=interpolation, antialias=True)
+    return resized[0].permute(1, 2, 0).numpy()
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from PIL import Image
 from timm.data import create_transform
 
 from hfvit.augment import Augmentation, Preprocessing
@@ -62,11 +61,11 @@ def decoded_crops(examples: list[dict], name: str, seeds: np.ndarray, augmentati
     """The `crops` and the drawn `plan` of examples of split `name`, each with its `image` (undecoded) and `row`."""
     sizes = np.array([image_size(example["image"], name, example["row"]) for example in examples])
     boxes, flips = augmentation.draw_crops(seeds, sizes[:, 0], sizes[:, 1])
-    resample, size = int(Image.Resampling[augmentation.interpolation.upper()]), augmentation.image_size
+    size, interpolation = augmentation.image_size, augmentation.interpolation
     crops = []
     for example, box, flip in zip(examples, boxes, flips, strict=True):
-        crop = decode_crop(example["image"], name, example["row"], box, size, resample)
-        crops.append(np.asarray(crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else crop))
+        crop = decode_crop(example["image"], name, example["row"], box, size, interpolation)
+        crops.append(crop[:, ::-1] if flip else crop)
     operations = augmentation.draw_operations(seeds, min(size))
     return {"crops": torch.from_numpy(np.stack(crops)), "plan": {"operations": operations}}
 

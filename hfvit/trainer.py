@@ -84,8 +84,7 @@ class HFViTTrainer(Trainer):
             if plan is None:
                 return {"pixel_values": self.preprocessing(inputs), "labels": inputs["labels"]}
             # Under autocast the model's first product rounds the pixels as coarsely as the crop does here.
-            dtype = AUTOCAST_DTYPES.get(self.args.mixed_precision, torch.float32)
-            pixel_values, labels = self.augmentation(inputs, dtype), inputs["labels"]
+            pixel_values, labels = self.augmentation(inputs, self._compute_dtype), inputs["labels"]
             if self.mixing and not self._mixing_is_over():
                 pixel_values, labels = self.mixing(pixel_values, labels, plan["seeds"])
         return {"pixel_values": pixel_values, "labels": labels}
@@ -276,9 +275,13 @@ class HFViTTrainer(Trainer):
 
     def _measure_device(self) -> None:
         """What the model needs an image and what the device can give, which `mfu` relates."""
-        dtype = AUTOCAST_DTYPES.get(self.args.mixed_precision, torch.float32)
         self.speed.flops_per_image = training_flops(self.model)
-        self.speed.peak_flops = matmul_rate(self.args.device, dtype) * self.args.world_size
+        self.speed.peak_flops = matmul_rate(self.args.device, self._compute_dtype) * self.args.world_size
+
+    @property
+    def _compute_dtype(self) -> torch.dtype:
+        """What matrix products are computed in."""
+        return AUTOCAST_DTYPES.get(self.args.mixed_precision, torch.float32)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)

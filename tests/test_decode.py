@@ -105,11 +105,24 @@ def test_the_size_from_the_head_is_that_of_the_picture(orientation):
     assert image_size(picture, "train", 0) == (height, width)
 
 
-def test_a_crop_is_torchvisions():
+@pytest.mark.parametrize("size", [(64, 48), (300, 320), (160, 40)])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos", "box"])
+def test_a_crop_is_pillows_within_a_level(interpolation, size):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 280, 3), dtype=np.uint8))
+    crop = decode_crop(encoded(image), "train", 0, (13, 27, 160, 190), size, interpolation)
+    expected = image.crop((27, 13, 217, 173)).resize(size[::-1], Image.Resampling[interpolation.upper()])
+    difference = np.abs(crop.astype(int) - np.asarray(expected).astype(int))
+    assert difference.max() <= (1 if interpolation in ("bilinear", "bicubic") else 0)
+    assert (difference > 0).mean() < 0.05
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_a_crop_is_torchvisions(interpolation):
     image = smooth_image(200, 280)
-    crop = decode_crop(encoded(image), "train", 0, (13, 27, 160, 190), (64, 48), 3)
-    expected = tv.resized_crop(image, 13, 27, 160, 190, [64, 48], tv.InterpolationMode.BICUBIC)
-    assert np.array_equal(np.asarray(crop), np.asarray(expected))
+    crop = decode_crop(encoded(image), "train", 0, (13, 27, 160, 190), (64, 48), interpolation)
+    mode = tv.InterpolationMode(interpolation)
+    expected = tv.resized_crop(tv.pil_to_tensor(image), 13, 27, 160, 190, [64, 48], mode, antialias=True)
+    assert np.array_equal(crop, expected.permute(1, 2, 0).numpy())
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
@@ -119,9 +132,9 @@ def test_a_large_jpeg_is_decoded_small_and_looks_the_same(orientation, monkeypat
     picture = encoded(smooth_image(800, 1200), "JPEG", quality=95, exif=exif)
     sizes = []
     monkeypatch.setattr("hfvit.decode.to_rgb", lambda image: sizes.append(image.size) or to_rgb(image))
-    crop = decode_crop(picture, "train", 0, (100, 80, 640, 640), (64, 64), 3)
+    crop = decode_crop(picture, "train", 0, (100, 80, 640, 640), (64, 64), "bicubic")
     assert sizes == [(300, 200)]
     whole = decode(picture, "train", 0)
     expected = whole.crop((80, 100, 720, 740)).resize((64, 64), 3)
-    difference = np.abs(np.asarray(crop).astype(int) - np.asarray(expected).astype(int))
+    difference = np.abs(crop.astype(int) - np.asarray(expected).astype(int))
     assert difference.mean() < 2.0
