@@ -204,7 +204,8 @@ def _failure(row: dict, reference: dict, max_accuracy_drop: float, min_agreement
         )
     if min_agreement is not None and row["agreement"] < min_agreement - 1e-9:
         reasons.append(
-            f"it agrees with the reference on {row['agreement']:.2%} of the images (at least {min_agreement:.2%} asked)"
+            f"it agrees with the reference on {row['agreement']:.2%} of the images (at least {min_agreement:.2%}"
+            " asked)"
         )
     return f"{', and '.join(reasons)}." if reasons else None
 
