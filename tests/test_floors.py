@@ -9,12 +9,12 @@ from conftest import ROOT
 
 FLOORS = [
     {"errors", "losses", "loss_watch", "draws", "resize", "image_ops", "mixing", "speed"},
-    {"config", "param_groups", "shipped", "hardware", "attention", "policies", "decode"},
-    {"augment", "pixels"},
+    {"config", "param_groups", "shipped", "hardware", "attention", "policies", "decode", "paths"},
+    {"augment", "pixels", "pictures", "artefacts", "backends"},
     {"training_args", "checkpoints", "data", "metrics", "modeling", "images"},
     {"stream_source"},
     {"stream"},
-    {"recipe", "trainer", "inference", "report", "run_json"},
+    {"recipe", "trainer", "inference", "report", "run_json", "evaluation_split"},
     {"hub"},
     {"train"},
     {"cli"},
