@@ -60,7 +60,7 @@ def _timm_steps(processor) -> ImageSteps:
                 " pretrained_cfg a square input_size and crop_mode 'center' or 'squash'."
             )
         found[name] = transform
-    resize, crop, normalize = found["Resize"], found["CenterCrop"], found["Normalize"]
+    resize, crop = found["Resize"], found["CenterCrop"]
     size = resize.size if isinstance(resize.size, int) else tuple(resize.size)
     return ImageSteps(
         resize=size[0] if isinstance(size, tuple) and len(size) == 1 else size,
@@ -68,8 +68,8 @@ def _timm_steps(processor) -> ImageSteps:
         crop=(crop.size, crop.size) if isinstance(crop.size, int) else tuple(crop.size),
         rounds_crop_down=False,
         scale=1 / 255,
-        mean=tuple(float(value) for value in normalize.mean),
-        std=tuple(float(value) for value in normalize.std),
+        mean=tuple(processor.data_config["mean"]),
+        std=tuple(processor.data_config["std"]),
     )
 
 

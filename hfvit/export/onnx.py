@@ -25,6 +25,7 @@ from hfvit.export.preprocess import add_preprocessing
 
 DTYPES = ("fp32", *HALF_TYPES)
 BATCH_AXIS = "batch_size"
+TRACED_BATCH = 2  # torch.export would fix a batch of 1
 OPSETS = (18, 19, 20, 21, 22, 23)
 PROTOBUF_LIMIT = 2**31 - 1
 
@@ -52,7 +53,7 @@ def export_onnx(
         opset: 18 to 23; the exporter's own when None.
         dtype: `fp32`, `fp16` or `bf16`: what the matrix products compute in. LayerNorm and Softmax stay in fp32.
         optimize: fuse operators for ONNX Runtime on CPUs; no other runtime reads such a file.
-        batch_size: the only batch when `dynamic_axes` is False, else of no consequence but to the check.
+        batch_size: the only one of a graph without `dynamic_axes`; without consequence for others.
         atol: largest difference of a logit from PyTorch's; by default it follows `dtype` and the logits' magnitude.
         preprocessing: an image processor whose steps the graph shall do itself. It then takes `pixels`
             `(batch_size, height, width, 3)` uint8, of any height and width.
@@ -71,7 +72,7 @@ def export_onnx(
     if dtype != "fp32":
         to_half(graph, dtype)
     _tidy(graph)
-    batches = sorted({1, 3, batch_size + 1}) if dynamic_axes else [batch_size]
+    batches = [1, 3, TRACED_BATCH + 3] if dynamic_axes else [batch_size]
     with temporary_file(path) as temporary:
         _save(graph, temporary)
         parity = check_graph(temporary, model, shape, batches, dtype, tolerance(dtype, atol), preprocessing, path.name)
@@ -185,9 +186,9 @@ def _check_arguments(model, opset: int | None, dtype: str, optimize: bool, batch
 
 
 def _trace(model, shape, opset: int | None, optimize: bool, batch_size: int | None, verbose: bool) -> onnx_ir.Model:
-    """The exporter's graph. With `batch_size` None the batch axis is free: traced with 2, since 1 would be fixed."""
+    """The exporter's graph, tidied by nobody yet; with `batch_size` None the batch axis is free."""
     device = next(model.parameters()).device
-    pixel_values = torch.zeros((batch_size or 2, *shape), device=device)
+    pixel_values = torch.zeros((batch_size or TRACED_BATCH, *shape), device=device)
     config = OnnxConfig(
         opset_version=opset,
         ort_fusions="cpu" if optimize else None,
