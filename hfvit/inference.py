@@ -36,7 +36,9 @@ class Classifier:
         """The preprocessing alone: float32 `(images, 3, height, width)`."""
         if self.processor is None:
             raise ModelError(f"{self.name} has no {PREPROCESSOR_FILE}; the graph does the preprocessing by itself.")
-        return self.processor([_as_rgb(image) for image in images], return_tensors="pt")["pixel_values"].numpy()
+        # One at a time: what is held are the pixel values, never a batch of large pictures.
+        values = [self.processor([_as_rgb(image)], return_tensors="pt")["pixel_values"].numpy() for image in images]
+        return np.concatenate(values) if values else np.empty((0, 3, 0, 0), np.float32)
 
     def prepare(self, images: Iterable[Any]) -> np.ndarray | list[np.ndarray]:
         """A batch as `run` takes it: pixel values, or where preprocessing is in the graph the pictures as arrays."""
@@ -46,7 +48,7 @@ class Classifier:
 
     def run(self, prepared: np.ndarray | list[np.ndarray]) -> np.ndarray:
         """Logits `(images, classes)` float32 of what `prepare` gave."""
-        if isinstance(prepared, np.ndarray):
+        if isinstance(prepared, np.ndarray) and len(prepared):
             return self.backend(prepared)
         logits = np.empty((len(prepared), len(self.labels)), np.float32)
         by_size: dict[tuple, list[int]] = {}
@@ -70,7 +72,11 @@ class Classifier:
 
     def predict(self, images: Iterable[Any], batch_size: int = 32, top_k: int | None = None) -> list[dict[str, float]]:
         """One `{label: probability}` an image, most probable first; the `top_k` best, or all."""
-        probabilities = softmax(self.logits(images, batch_size), axis=1)
+        return self.best(self.logits(images, batch_size), top_k)
+
+    def best(self, logits: np.ndarray, top_k: int | None = None) -> list[dict[str, float]]:
+        """What `predict` gives, of logits `(images, classes)`."""
+        probabilities = softmax(logits, axis=1)
         order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
         return [
             {self.labels[index]: float(row[index]) for index in best}

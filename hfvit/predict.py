@@ -50,20 +50,26 @@ def predictions(
     Small copies of the first `MOST_DRAWN` readable pictures are appended to `thumbnails`.
     """
     for batch in batched(names, batch_size):
-        images, errors = [], {}
-        for name in batch:
-            try:
-                images.append(read_picture(name))
-            except DataError as error:
-                errors[name] = str(error)
-        if thumbnails is not None:
-            for image in images[: MOST_DRAWN - len(thumbnails)]:
-                copy = image.copy()
-                copy.thumbnail((DRAWN_PIXELS, DRAWN_PIXELS))
-                thumbnails.append(copy)
-        answers = iter(classifier.predict(images, batch_size, top_k))
+        errors: dict[str, str] = {}
+        logits = classifier.run(classifier.prepare(_readable(batch, errors, thumbnails)))
+        answers = iter(classifier.best(logits, top_k))
         for name in batch:
             yield Prediction(name, None, errors[name]) if name in errors else Prediction(name, next(answers))
+
+
+def _readable(names: list[str], errors: dict[str, str], thumbnails: list[Image.Image] | None) -> Iterator[Image.Image]:
+    """The pictures that can be read, one in memory at a time; what is wrong with the others goes to `errors`."""
+    for name in names:
+        try:
+            image = read_picture(name)
+        except DataError as error:
+            errors[name] = str(error)
+            continue
+        if thumbnails is not None and len(thumbnails) < MOST_DRAWN:
+            copy = image.copy()
+            copy.thumbnail((DRAWN_PIXELS, DRAWN_PIXELS))
+            thumbnails.append(copy)
+        yield image
 
 
 def print_predictions(
@@ -90,9 +96,8 @@ def print_predictions(
     if grid and shown:
         write_grid(thumbnails, shown, grid)
         left_out = len(names) - bad - len(shown)
-        print(
-            f"hfvit: {grid}: {len(shown)} pictures{f', {left_out} more not drawn' * bool(left_out)}", file=sys.stderr
-        )
+        more = f", {left_out} more are not drawn" if left_out else ""
+        print(f"hfvit: {grid}: {len(shown)} pictures{more}", file=sys.stderr)
     return bad
 
 

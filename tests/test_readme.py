@@ -1,5 +1,6 @@
 """README.md is run, not believed: its commands, its Python, and its table of recipes."""
 
+import json
 import re
 import shlex
 
@@ -8,6 +9,9 @@ import pytest
 import torch
 from conftest import ROOT, coloured_image, run_command
 
+import hfvit
+from hfvit.cli import main as hfvit_command
+from hfvit.export.onnx import export_onnx
 from hfvit.recipe import load_recipe
 from hfvit.shipped import shipped_recipes
 
@@ -19,6 +23,8 @@ PYTHON = [block for kind, block in BLOCKS if kind == "python"]
 # .ci/run types these; here they would install into the environment that runs the tests, or start the tests again.
 CI_RUNS = {"pip install -e .", 'pip install -e ".[dev]" && pytest'}
 TRAINING = [c for c in COMMANDS if "hfvit train " in c or "hfvit/train.py" in c]
+
+SERVING = [c for c in COMMANDS if c.startswith(("hfvit predict ", "hfvit validate "))]
 
 
 def recipe_and_options(command: str) -> list[str]:
@@ -39,7 +45,8 @@ def quickstart(tmp_path_factory):
 def test_every_command_is_known_to_this_test():
     assert {"accelerate launch hfvit/train.py recipes/quickstart.yaml", *CI_RUNS} <= set(COMMANDS)
     listings = {c for c in COMMANDS if c.startswith("hfvit recipes")}
-    assert set(COMMANDS) == CI_RUNS | listings | set(TRAINING)
+    assert set(COMMANDS) == CI_RUNS | listings | set(TRAINING) | set(SERVING)
+    assert {c.split()[1] for c in SERVING} == {"predict", "validate"}
 
 
 def test_ci_types_the_readmes_test_command():
@@ -77,6 +84,28 @@ def test_python_examples_run(quickstart, tmp_path, monkeypatch):
     assert len(PYTHON) >= 3
     for code in PYTHON:
         exec(compile(code, "README.md", "exec"), {"pixel_values": torch.zeros(1, 3, 64, 64)})
+
+
+@pytest.mark.integration
+def test_serving_commands_run(quickstart, tmp_path, monkeypatch, capsys):
+    export_onnx(hfvit.load_classifier(quickstart, device="cpu").backend.model, quickstart / "onnx" / "model.onnx")
+    rng = np.random.default_rng(0)
+    for name in ("digit.png", "photos/a.png", "photos/more/b.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        coloured_image(0, rng).save(tmp_path / name)
+    (tmp_path / "outputs").symlink_to(quickstart.parent)
+    monkeypatch.chdir(tmp_path)
+    for command in SERVING:
+        words, _, target = command.partition(" > ")
+        with pytest.raises(SystemExit) as stop:
+            hfvit_command(shlex.split(words)[1:])
+        printed = capsys.readouterr()
+        assert stop.value.code == 0, (command, printed.err)
+        if target:
+            (tmp_path / target).write_text(printed.out)
+    assert (tmp_path / "grid.png").stat().st_size > 0
+    assert len((tmp_path / "predictions.jsonl").read_text().splitlines()) == 2
+    assert json.loads((tmp_path / "gate.json").read_text())["passed"]
 
 
 @pytest.mark.integration

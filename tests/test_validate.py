@@ -14,6 +14,7 @@ from hfvit.cli import main as hfvit_command
 from hfvit.errors import ModelError
 from hfvit.evaluation_split import evaluation_split
 from hfvit.export.folder import read_export_facts, write_export_facts
+from hfvit.export.onnx import export_onnx
 from hfvit.train import main as train
 from hfvit.validate import validate
 
@@ -148,6 +149,17 @@ def test_the_command_judges_what_training_held_out_and_saves_it(out, tmp_path, c
     assert files["model_quantized.onnx"]["gate"]["reference"]["accuracy"] == saved["artefacts"][0]["accuracy"]
     assert str(tmp_path) not in (out / "onnx" / "export.json").read_text()
     assert str(out) not in json.dumps(held["gate"])
+
+
+def test_an_exported_graph_agrees_with_the_checkpoint(out):
+    model = hfvit.load_classifier(out, device="cpu").backend.model
+    export_onnx(model, out / "onnx" / "model.onnx")
+    shutil.copy(out / "config.json", out / "onnx")  # and with it the preprocessing of the checkpoint
+    (out / "onnx" / "preprocessor_config.json").unlink()
+    row = validate(out, [out / "onnx"], evaluation_split(out, split="test"), device="cpu", show_progress=False).rows[1]
+    assert row["agreement"] == 1.0
+    assert row["change_points"] == 0.0
+    assert 0.0 < row["max_logit_difference"] < 1e-4
 
 
 def test_the_command_passes_on_another_split(out, capsys):
