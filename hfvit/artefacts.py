@@ -54,7 +54,7 @@ def find_artefact(path: str | Path) -> Artefact:
     folder = Path(source)
     if not folder.is_dir() or any(any(folder.glob(pattern)) for pattern in _WEIGHTS):
         return Artefact(source)
-    graphs = sorted(folder.glob("*.onnx")) or sorted((folder / "onnx").glob("*.onnx"))
+    graphs = _graphs(folder) or _graphs(folder / "onnx")
     if not graphs:
         raise ModelError(f"{path} holds no classifier: neither weights (model.safetensors) nor an ONNX file.")
     named = [graph for graph in graphs if graph.name == "model.onnx"]
@@ -75,8 +75,13 @@ def _onnx_artefact(file: Path) -> Artefact:
     return Artefact(str(config.parent), file)
 
 
+def _graphs(folder: Path) -> list[Path]:
+    """The ONNX files in a folder, but for those that are being written."""
+    return sorted(path for path in folder.glob("*.onnx") if not path.name.startswith("."))
+
+
 def _other_graphs(file: Path) -> str:
-    names = [graph.name for graph in sorted(file.parent.glob("*.onnx"))] if file.parent.is_dir() else []
+    names = [graph.name for graph in _graphs(file.parent)]
     return (f" The folder has {', '.join(names)}." + nearest(file.name, names)) if names else ""
 
 

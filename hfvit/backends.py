@@ -15,21 +15,19 @@ class TorchBackend:
 
     def __init__(self, model: torch.nn.Module, device: str | None = None, threads: int | None = None):
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.model, self.threads = model.to(self.device).eval(), threads
+        self.model, self.threads = model.to(self.device).eval(), threads or torch.get_num_threads()
         self.bytes = sum(value.numel() * value.element_size() for value in model.state_dict().values())
 
     @torch.inference_mode()
     def __call__(self, batch: np.ndarray) -> np.ndarray:
         """Logits `(batch, classes)` float32 of pixel values `(batch, 3, height, width)` float32."""
         before = torch.get_num_threads()
-        if self.threads:
-            torch.set_num_threads(self.threads)  # the only way there is, and it holds for the whole process
+        torch.set_num_threads(self.threads)  # the only way there is, and it holds for the whole process
         try:
             pixel_values = torch.from_numpy(batch).to(self.device, self.model.dtype)
             return self.model(pixel_values).logits.float().cpu().numpy()
         finally:
-            if self.threads:
-                torch.set_num_threads(before)
+            torch.set_num_threads(before)
 
 
 class OnnxBackend:

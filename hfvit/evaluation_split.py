@@ -30,10 +30,11 @@ RECIPE_FILE = "recipe.yaml"
 
 @dataclasses.dataclass
 class EvaluationSplit:
-    """Rows of one split of a data set: undecoded pictures, and their classes as the model numbers them."""
+    """Rows of one split of a data set: undecoded pictures, and `labels`, indices into the model's `classes`."""
 
     dataset: Dataset
     labels: np.ndarray
+    classes: list[str]
     name: str
     source: str
     facts: dict
@@ -100,6 +101,7 @@ def evaluation_split(
     return EvaluationSplit(
         dataset=chosen,
         labels=table[np.asarray(chosen["label"])],
+        classes=labels,
         name=f"{shown}, {what}",
         source=source,
         facts={

@@ -1,5 +1,6 @@
 """Names that may be a folder here or a repository on the Hub."""
 
+import os
 from pathlib import Path
 
 from hfvit.errors import HFViTError
@@ -25,3 +26,15 @@ def folder_or_hub_id(name: str | Path, error: type[HFViTError], option: str | No
     if is_path(name):
         raise error(f"{head}there is no folder {name}." if head else f"There is no folder {name}.")
     return str(name)
+
+
+def writable(path: str | Path | None, option: str) -> Path | None:
+    """`path` as a file that can be written at the end; raises `HFViTError` at the start when it cannot."""
+    if path is None:
+        return None
+    file = Path(path).expanduser()
+    if file.is_dir():
+        raise HFViTError(f"{option}: {path} is a folder; name a file in it.")
+    if not os.access(file.parent, os.W_OK):
+        raise HFViTError(f"{option}: {path} cannot be written: there is no folder {file.parent} to write to.")
+    return file

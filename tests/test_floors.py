@@ -8,14 +8,14 @@ import pytest
 from conftest import ROOT
 
 FLOORS = [
-    {"errors", "losses", "loss_watch", "draws", "resize", "image_ops", "mixing", "speed"},
+    {"errors", "tables", "losses", "loss_watch", "draws", "resize", "image_ops", "mixing", "speed"},
     {"config", "param_groups", "shipped", "hardware", "attention", "policies", "decode", "paths"},
     {"augment", "pixels", "pictures", "artefacts", "backends"},
     {"training_args", "checkpoints", "data", "metrics", "modeling", "images"},
     {"stream_source"},
     {"stream"},
     {"recipe", "trainer", "inference", "report", "run_json", "evaluation_split"},
-    {"hub"},
+    {"hub", "predict", "validate"},
     {"train"},
     {"cli"},
 ]
