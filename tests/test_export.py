@@ -59,7 +59,7 @@ def batch(size, seed=0):
 
 @torch.inference_mode()
 def expected(model, pixel_values):
-    return model(torch.from_numpy(pixel_values)).logits.numpy()
+    return model(torch.from_numpy(pixel_values)).logits.float().numpy()
 
 
 @pytest.mark.parametrize("family", ["timm", *STOCK])
@@ -124,10 +124,10 @@ def test_half_precision_computes_norms_and_softmax_in_float32(dtype, half, famil
     if dtype == "fp16":
         (logits,) = session(path).run(None, {"pixel_values": batch(2)})
         np.testing.assert_allclose(logits, expected(model, batch(2)), atol=2e-3)
-    else:  # what check.py measured on the CPU, PyTorch's own bf16 must be near
+    else:  # the difference is of the kind that PyTorch's own bf16 makes
         with torch.autocast("cpu", dtype=torch.bfloat16):
             autocast = expected(model, batch(2))
-        assert np.abs(autocast - expected(model, batch(2))).max() > 1e-5
+        assert facts["parity"]["max_abs_difference"] < 5 * np.abs(autocast - expected(model, batch(2))).max()
         with pytest.raises(Exception, match="NOT_IMPLEMENTED"):  # the reason for half.runnable_on_cpu
             session(path)
 

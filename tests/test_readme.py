@@ -18,6 +18,7 @@ PYTHON = [block for kind, block in BLOCKS if kind == "python"]
 
 # .ci/run types these; here they would install into the environment that runs the tests, or start the tests again.
 CI_RUNS = {"pip install -e .", 'pip install -e ".[dev]" && pytest'}
+EXPORTS = [c for c in COMMANDS if c.startswith("optimum-cli")]
 TRAINING = [c for c in COMMANDS if "hfvit train " in c or "hfvit/train.py" in c]
 
 
@@ -39,7 +40,7 @@ def quickstart(tmp_path_factory):
 def test_every_command_is_known_to_this_test():
     assert {"accelerate launch hfvit/train.py recipes/quickstart.yaml", *CI_RUNS} <= set(COMMANDS)
     listings = {c for c in COMMANDS if c.startswith("hfvit recipes")}
-    assert set(COMMANDS) == CI_RUNS | listings | set(TRAINING)
+    assert set(COMMANDS) == CI_RUNS | listings | set(TRAINING) | set(EXPORTS)
 
 
 def test_ci_types_the_readmes_test_command():
@@ -48,7 +49,7 @@ def test_ci_types_the_readmes_test_command():
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("hfvit recipes") or "--help" in c])
 def test_commands_that_only_print(command):
-    result = run_command(*shlex.split(command.split(">")[0]))
+    result = run_command(*shlex.split(command.split(">")[0]), PYTHONPATH=str(ROOT))
     assert result.returncode == 0
     assert len(result.stdout.splitlines()) > 3
 
@@ -68,11 +69,29 @@ def test_the_command_for_two_processes_runs(tmp_path):
     assert "2 process(es)" in result.stdout
 
 
+@pytest.fixture(scope="module")
+def exported(quickstart):
+    """The quickstart's folder with all that the README exports from it; three steps are no model to judge."""
+    for command in EXPORTS:
+        words = shlex.split(command.replace("outputs/quickstart", str(quickstart)))
+        if "--help" not in words:
+            result = run_command(*words, "--no-gate", PYTHONPATH=str(ROOT))
+            assert result.returncode == 0, result.stderr
+    return quickstart
+
+
 @pytest.mark.integration
-def test_python_examples_run(quickstart, tmp_path, monkeypatch):
+def test_export_commands_leave_the_files_of_the_table(exported):
+    listed = set(re.findall(r"model\w*\.onnx", TEXT)) - {"model_bf16.onnx", "model_int8_tensorrt.onnx"}
+    assert {path.name for path in (exported / "onnx").glob("*.onnx")} == listed
+    assert {path.name for path in (exported / "server").glob("*.onnx")} == {"model_with_preprocessing.onnx"}
+
+
+@pytest.mark.integration
+def test_python_examples_run(exported, tmp_path, monkeypatch):
     for name in ("digit.png", "a.png", "b.png"):
         coloured_image(0, np.random.default_rng(0)).save(tmp_path / name)
-    (tmp_path / "outputs").symlink_to(quickstart.parent)
+    (tmp_path / "outputs").symlink_to(exported.parent)
     monkeypatch.chdir(tmp_path)
     assert len(PYTHON) >= 3
     for code in PYTHON:
