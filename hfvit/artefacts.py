@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from hfvit.errors import ModelError, nearest
+from hfvit.errors import ModelError, nearest, one_line
 from hfvit.paths import folder_or_hub_id
 
 CONFIG_FILE = "config.json"
@@ -93,6 +93,5 @@ def class_names(artefact: Artefact, **kwargs) -> list[str]:
         config = AutoConfig.from_pretrained(artefact.source, **{"trust_remote_code": False, **kwargs})
         return [config.id2label[index] for index in range(config.num_labels)]
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"{artefact.source}: the class names cannot be read from its configuration: {error}"
-        ) from error
+        where = "" if artefact.folder else "there is no such folder here, and on the Hub "
+        raise ModelError(f"{artefact.source}: {where}{CONFIG_FILE} cannot be read: {one_line(error)}") from error

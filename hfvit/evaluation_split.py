@@ -94,8 +94,8 @@ def evaluation_split(
     dataset, names, source, what = loaded
     table = _match(np.asarray(dataset["label"]), names, labels, f"{data.dataset_name}, split '{source}'")
     chosen = at_most(dataset, max_samples, seed)
-    if len(chosen) < len(dataset):
-        what = f"{what}, {len(chosen):,} of {len(dataset):,} images drawn with seed {seed}"
+    drawn = f" of {len(dataset):,} images drawn with seed {seed}" if len(chosen) < len(dataset) else " images"
+    what = f"{what}, {len(chosen):,}{drawn}"
     shown = Path(data.dataset_name).expanduser()
     shown = shown.resolve().name if shown.is_dir() else data.dataset_name
     return EvaluationSplit(

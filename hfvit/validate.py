@@ -59,9 +59,8 @@ class Comparison:
         lines = [
             *aligned(shown),
             "",
-            f"data     {data['dataset']}, {data['split']}: {data['images']:,} images",
-            f"speed    the model alone: latency at batch 1, images/s at batch {self.facts['batch_size']},"
-            f" {self.facts['device']}",
+            f"data     {data['dataset']}, {data['split']}",
+            f"speed    the model alone: latency at batch 1, images/s at batch {self.facts['batch_size']}",
             f"gate     {asked}: {'passed' if self.passed else 'FAILED'}",
         ]
         return "\n".join(lines)
@@ -111,6 +110,7 @@ def validate(
             **tally.result(tallies[0], len(split)),
             "megabytes": classifier.backend.bytes / 1e6,
             **speed,
+            "device": classifier.backend.device,
             "threads": classifier.backend.threads,
         }
         for classifier, tally, speed in zip(classifiers, tallies, speeds, strict=True)
@@ -121,7 +121,6 @@ def validate(
         "data": split.facts,
         "limits": {"max_accuracy_drop": max_accuracy_drop, "min_agreement": min_agreement},
         "batch_size": batch_size,
-        "device": str(classifiers[0].backend.device),
         "hardware": hardware(),
     }
     for row in rows:
@@ -224,7 +223,7 @@ def _cells(row: dict, is_reference: bool) -> tuple[str, ...]:
         f"{row['latency_ms_p50']:.1f}",
         f"{row['latency_ms_p95']:.1f}",
         f"{row['images_per_second']:,.0f}",
-        str(row["threads"]),
+        str(row["threads"]) if row["device"] == "cpu" else row["device"],
     )
 
 

@@ -28,7 +28,7 @@ def test_without_a_data_set_it_is_what_training_held_out(model, colours):
     split = evaluation_split(model)
     assert len(split) == 13
     assert split.labels.tolist() == expected["label"]
-    assert split.name == f"{colours.name}, split 'train, 0.2 held out'"
+    assert split.name == f"{colours.name}, split 'train, 0.2 held out', 13 images"
     for row, image in enumerate(split.images()):
         assert image == decode(expected[row]["image"], "train", row)
     assert [image.size for image in split.images([4, 2])] == [(16, 16)] * 2
@@ -38,7 +38,8 @@ def test_the_recipe_of_a_checkpoint_above_its_export_counts_too(model, colours):
     write_recipe(model, dataset_name=str(colours), seed=1)
     (model / "onnx").mkdir()
     (model / "model.onnx").rename(model / "onnx" / "model.onnx")
-    assert evaluation_split(model / "onnx" / "model.onnx", split="test").name == f"{colours.name}, split 'test'"
+    split = evaluation_split(model / "onnx" / "model.onnx", split="test")
+    assert split.name == f"{colours.name}, split 'test', 31 images"
 
 
 def test_classes_are_matched_by_name(model, colours):

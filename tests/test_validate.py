@@ -131,7 +131,7 @@ def test_the_command_judges_what_training_held_out_and_saves_it(out, tmp_path, c
     assert code == 4
     assert printed.err.count("points below the reference's") == printed.err.count("\n") == 1
     assert f"hfvit: error: {paths[2]}: its accuracy" in printed.err
-    assert "split 'train, 0.2 held out': 13 images" in printed.out
+    assert "split 'train, 0.2 held out', 13 images" in printed.out
 
     saved = json.loads(target.read_text())
     assert [row["artefact"] for row in saved["artefacts"]] == [str(path) for path in paths]
@@ -165,7 +165,7 @@ def test_an_exported_graph_agrees_with_the_checkpoint(out):
 def test_the_command_passes_on_another_split(out, capsys):
     assert command("validate", out, out / "onnx", "--split", "test", "--max_samples", 20, "--threads", 1) == 0
     printed = capsys.readouterr()
-    assert "split 'test', 20 of 31 images drawn with seed 42: 20 images" in printed.out
+    assert "split 'test', 20 of 31 images drawn with seed 42\n" in printed.out
     assert "passed" in printed.out
     assert not printed.err
 

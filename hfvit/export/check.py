@@ -15,9 +15,10 @@ from hfvit.export.preprocess import preprocessing_graph
 
 # Largest difference of a logit from PyTorch's float32, as a share of the largest logit (or of 1 if that is smaller).
 DEFAULT_ATOL = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1}
-# 8-bit levels by which a resize inside the graph may differ from the processor's own, and at which share of the pixels
-# it may differ at all: Pillow and torchvision, whose weights are fixed-point numbers, differ as much from each other.
-MAX_LEVELS, MAX_SHARE = 2.0, 0.05
+# 8-bit levels by which a resize inside the graph may differ from the processor's own at any pixel. Pillow and
+# torchvision, with fixed-point weights and passes in an order that follows the size, differ as much from each other;
+# another filter or size, or a crop one pixel beside, differs by dozens.
+MAX_LEVELS = 2.0
 PICTURE_SIZES = ((97, 131), (40, 33), (301, 223))
 
 
@@ -78,8 +79,8 @@ def check_parity(
 def check_pixels(path: Path, core: Path, processor, batch_sizes: list[int], what: str) -> dict:
     """Compare a graph that does its own preprocessing with the image processor, at several picture sizes.
 
-    The steps alone must give the processor's pixel values within `MAX_LEVELS` and `MAX_SHARE`; the whole graph must
-    give what `core`, the same graph without them, makes of these pixel values.
+    The steps alone must give the processor's pixel values within `MAX_LEVELS`; the whole graph must give what `core`,
+    the same graph without them, makes of these pixel values.
     """
     opset = next(entry.version for entry in onnx.load(core, load_external_data=False).opset_import if not entry.domain)
     steps = session(preprocessing_graph(processor, opset).SerializeToString())
@@ -99,7 +100,7 @@ def check_pixels(path: Path, core: Path, processor, batch_sizes: list[int], what
             (whole, {"pixels": pixels}), (rest, {"pixel_values": pixel_values}),
         )]  # fmt: skip
         difference = max(difference, float(np.abs(logits[0] - logits[1]).max()))
-    if levels > MAX_LEVELS + 0.01 or share > MAX_SHARE or not difference <= 1e-3:
+    if levels > MAX_LEVELS + 0.01 or not difference <= 1e-3:
         raise ModelError(
             f"{what}: the preprocessing inside the graph differs from the image processor by up to {levels:.2f} levels"
             f" of 255, at {share:.1%} of the pixels (logits by {difference:.2g}), so the file was not kept. Export"

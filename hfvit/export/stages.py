@@ -33,7 +33,8 @@ class Export:
     """One call of the command: its options, the loaded model, and the facts of each file made so far."""
 
     def __init__(self, options: argparse.Namespace):
-        self.options, self.facts, self.started = options, {}, time.monotonic()
+        self.options, self.started = options, time.monotonic()
+        self.facts, self.judged, self.comparison = {}, [], None
         self.folder = claim_folder(options.output)
         recipe = Path(options.model).expanduser() / RECIPE_FILE
         self.recipe = recipe if recipe.is_file() else None
@@ -54,7 +55,7 @@ class Export:
             if gate is not None:
                 self.judge(staging, gate)
             self.publish(staging)
-        print(table(self.facts, self.folder))
+        print(self.table())
 
     def say(self, text: str) -> None:
         print(f"[{time.monotonic() - self.started:5.0f} s] {text}", flush=True)
@@ -63,10 +64,10 @@ class Export:
         """The model in float32 with its processor; what the folder says of both, checked before anything is made."""
         options = self.options
         hub = {"revision": options.revision, "cache_dir": options.cache_dir}
-        classifier = load_classifier(
+        self.classifier = load_classifier(
             options.model, device=options.device, **{key: value for key, value in hub.items() if value}
         )
-        self.model, self.processor = classifier.backend.model.float(), classifier.processor
+        self.model, self.processor = self.classifier.backend.model.float(), self.classifier.processor
         self.config = family_config(self.model)
         self.processor_config = stock_processor_config(self.processor)
         check_same_model(self.folder, self.config)
@@ -175,29 +176,23 @@ class Export:
         from hfvit.validate import validate
 
         options = self.options
-        judged = [name for name in self.facts if not name.startswith("model_bf16")]
-        if skipped := sorted(set(self.facts) - set(judged)):
-            self.say(f"not judging {', '.join(skipped)}: ONNX Runtime does not compute in bf16 on CPUs")
-        if not judged:
+        self.judged = [name for name in self.facts if not name.startswith("model_bf16")]
+        if len(self.judged) < len(self.facts):
+            self.say("bf16 is not judged: ONNX Runtime does not compute in it on CPUs")
+        if not self.judged:
             return
-        self.say(f"judging {', '.join(judged)} on {split.name}")
-        comparison = validate(
-            options.model,
-            [staging / name for name in judged],
+        self.say(f"judging {', '.join(self.judged)} on {split.name}")
+        self.comparison = validate(
+            self.classifier,
+            [staging / name for name in self.judged],
             split,
             max_accuracy_drop=options.max_accuracy_drop,
             min_agreement=options.min_agreement,
             device=options.device,
             show_progress=options.verbose,
         )
-        reference = {**comparison.rows[0], "artefact": self.source}
-        failures = []
-        for name, row in zip(judged, comparison.rows[1:], strict=True):
-            gate = {**comparison.facts, **row, "artefact": name, "reference": reference}
-            self.facts[name]["gate"] = {**gate, "passed": row["failure"] is None}
-            if row["failure"]:
-                failures.append(f"{name}: {row['failure']}")
-        if failures:
+        rows = dict(zip(self.judged, self.comparison.rows[1:], strict=True))
+        if failures := [f"{name}: {row['failure']}" for name, row in rows.items() if row["failure"]]:
             raise GateError(
                 "\n".join(failures) + "\nNothing was written. Allow more with --max_accuracy_drop or --min_agreement,"
                 " or keep the files unjudged with --no-gate."
@@ -210,10 +205,27 @@ class Export:
         return folder.resolve().name if folder.is_dir() else self.options.model
 
     def publish(self, staging: Path) -> None:
+        """Give the files their names, then tell export.json and the checkpoint's run.json what is known of them."""
         for name in (CONFIG_FILE, PROCESSOR_FILE, *self.facts):
             (staging / name).replace(self.folder / name)
         for name, facts in self.facts.items():
             write_export_facts(self.folder, name, facts, self.source)
+        if self.comparison is not None:
+            from hfvit.validate import record
+
+            record(self.comparison, [self.options.model, *(self.folder / name for name in self.judged)])
+
+    def table(self) -> str:
+        """What was made: a row for each file."""
+        gate = dict(zip(self.judged, self.comparison.rows[1:], strict=True)) if self.comparison else {}
+        rows = [("file", "MB", "max difference", "allowed", "gate")]
+        for name, facts in self.facts.items():
+            parity, row = facts["parity"], gate.get(name)
+            verdict = f"{row['change_points']:+.2f} points, {row['agreement']:.2%} agree" if row else "not run"
+            allowed = "-" if parity["atol"] is None else f"{parity['atol']:.2g}"
+            rows.append((name, f"{facts['bytes'] / 1e6:.1f}", f"{parity['max_abs_difference']:.2g}", allowed, verdict))
+        note = "max difference is that of a logit from PyTorch's in float32, on random pixel values"
+        return "\n".join([*aligned(rows), "", note, f"files are in {self.folder}"])
 
     def batches(self, split):
         """Pixel values `(batch, 3, height, width)` float32, a batch at a time."""
@@ -225,24 +237,3 @@ class Export:
                 images = []
         if images:
             yield self.processor(images, return_tensors="pt")["pixel_values"].numpy()
-
-
-def table(facts: dict[str, dict], folder: Path) -> str:
-    """What was made: a row for each file."""
-    rows = [("file", "MB", "max difference", "allowed", "gate")]
-    for name, known in facts.items():
-        parity, gate = known["parity"], known["gate"]
-        judged = "not run"
-        if gate:
-            judged = f"passed, {gate['change_points']:+.2f} points, {gate['agreement']:.2%} agree"
-        rows.append(
-            (
-                name,
-                f"{known['bytes'] / 1e6:.1f}",
-                f"{parity['max_abs_difference']:.2g}",
-                "-" if parity["atol"] is None else f"{parity['atol']:.2g}",
-                judged,
-            )
-        )
-    lines = [*aligned(rows), "", f"differences are those of logits from PyTorch's in float32; files are in {folder}"]
-    return "\n".join(lines)
