@@ -5,14 +5,25 @@ because the fused kernel is the slower one (onnxruntime 1.32).
 """
 
 import numpy as np
-import onnx
 import onnx_ir as ir
-from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes import common as passes
 from transformers.exporters.onnxruntime_fusions import fuse_for_onnxruntime
 
-MICROSOFT = "com.microsoft"
-MOVES = ("Reshape", "Transpose", "Slice", "Squeeze", "Unsqueeze", "Split", "Identity", "Gather", "Flatten")
+from hfvit.export.graph import (
+    MICROSOFT,
+    MOVES,
+    Linear,
+    add_linear,
+    add_node,
+    clean,
+    columns,
+    constant,
+    linears,
+    only_reader,
+    other_input,
+    replace,
+    weight,
+)
 
 
 def fuse(model: ir.Model) -> None:
@@ -25,112 +36,6 @@ def fuse(model: ir.Model) -> None:
     fuse_projections(model)
     drop_unread_tokens(model)
     clean(model)
-
-
-def clean(model: ir.Model) -> None:
-    """Drop what nobody reads, and name what is left."""
-    passes.RemoveUnusedNodesPass()(model)
-    passes.NameFixPass()(model)
-
-
-def constant(value: ir.Value | None) -> np.ndarray | None:
-    return None if value is None or value.const_value is None else value.const_value.numpy()
-
-
-def weight(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
-    """A new initializer; `name` gets a number where it is taken."""
-    initializers = model.graph.initializers
-    unique = name if name not in initializers else f"{name}_{len(initializers)}"
-    array = np.array(array, order="C")  # ascontiguousarray would turn a scalar into a vector
-    value = ir.Value(name=unique, const_value=ir.tensor(array, name=unique), shape=ir.Shape(array.shape))
-    value.dtype = ir.DataType.from_numpy(array.dtype)
-    model.graph.register_initializer(value)
-    return value
-
-
-def add_node(before: ir.Node, op_type: str, inputs, *, domain: str = "", like: ir.Value | None = None, **attributes):
-    """The output of a new node, inserted before another; `like` gives its type and shape."""
-    node = ir.node(op_type, inputs, attributes=attributes, domain=domain)
-    node.outputs[0].dtype = ir.DataType.FLOAT if like is None else like.dtype
-    node.outputs[0].shape = None if like is None else like.shape
-    before.graph.insert_before(before, node)
-    return node.outputs[0]
-
-
-def replace(old: ir.Value, new: ir.Value) -> None:
-    """Everyone who reads `old` reads `new`, under its name; a graph output keeps its type."""
-    old.name, new.name = f"{old.name}.replaced", old.name
-    if old.is_graph_output():
-        new.shape, new.dtype = old.shape, old.dtype
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
-
-
-def only_reader(value: ir.Value, op_type: str) -> ir.Node | None:
-    """The node that alone reads `value`, when it is an `op_type`."""
-    uses = list(value.uses())
-    if len(uses) != 1 or value.is_graph_output() or uses[0].node.op_type != op_type:
-        return None
-    return uses[0].node
-
-
-def other_input(node: ir.Node, value: ir.Value) -> ir.Value:
-    return node.inputs[1] if node.inputs[0] is value else node.inputs[0]
-
-
-class Linear:
-    """`x @ kernel + bias`: a MatMul or Gemm with a constant matrix, and the constant that is added to it."""
-
-    def __init__(self, node: ir.Node, kernel: np.ndarray, bias: np.ndarray | None, output: ir.Value):
-        self.node, self.kernel, self.bias, self.output = node, kernel, bias, output
-        self.x = node.inputs[0]
-
-    @classmethod
-    def at(cls, node: ir.Node) -> "Linear | None":
-        kernel = constant(node.inputs[1]) if node.op_type in ("MatMul", "Gemm") and node.domain == "" else None
-        if kernel is None or kernel.ndim != 2 or constant(node.inputs[0]) is not None:
-            return None
-        if node.op_type == "Gemm":
-            return cls._gemm(node, kernel)
-        addition = only_reader(node.outputs[0], "Add")
-        bias = constant(other_input(addition, node.outputs[0])) if addition is not None else None
-        if bias is None or bias.size != kernel.shape[1] or bias.shape[-1] != bias.size:
-            return cls(node, kernel, None, node.outputs[0])
-        return cls(node, kernel, bias.reshape(-1), addition.outputs[0])
-
-    @classmethod
-    def _gemm(cls, node: ir.Node, kernel: np.ndarray) -> "Linear | None":
-        plain = node.attributes.get_float("alpha", 1.0) == node.attributes.get_float("beta", 1.0) == 1.0
-        bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
-        kernel = kernel.T if node.attributes.get_int("transB", 0) else kernel
-        unknown_bias = len(node.inputs) > 2 and (bias is None or bias.size != kernel.shape[1])
-        if not plain or node.attributes.get_int("transA", 0) or unknown_bias:
-            return None
-        return cls(node, kernel, None if bias is None else bias.reshape(-1), node.outputs[0])
-
-    @classmethod
-    def making(cls, value: ir.Value | None) -> "Linear | None":
-        """The linear whose output, bias included, is `value`."""
-        node = value.producer() if value is not None else None
-        if node is not None and node.op_type == "Add":
-            products = [v.producer() for v in node.inputs if v is not None and v.producer() is not None]
-            node = products[0] if len(products) == 1 else None
-        linear = cls.at(node) if node is not None else None
-        return linear if linear is not None and linear.output is value else None
-
-    def full_bias(self) -> np.ndarray:
-        return np.zeros(self.kernel.shape[1], self.kernel.dtype) if self.bias is None else self.bias
-
-
-def linears(model: ir.Model) -> list[Linear]:
-    return [linear for node in model.graph if (linear := Linear.at(node)) is not None]
-
-
-def add_linear(model: ir.Model, before: ir.Node, x: ir.Value, kernel, bias, name: str) -> ir.Value:
-    """MatMul and Add of new weights."""
-    product = add_node(before, "MatMul", [x, weight(model, f"{name}.weight", kernel)])
-    output = add_node(before, "Add", [product, weight(model, f"{name}.bias", bias)])
-    product.shape = output.shape = None if x.shape is None else ir.Shape([*x.shape[:-1], kernel.shape[1]])
-    return output
 
 
 def unfuse_skip_norms(model: ir.Model) -> None:
@@ -162,41 +67,6 @@ def fold_scales(model: ir.Model) -> None:
         scaled = add_linear(model, scaling, linear.x, linear.kernel * factor, linear.full_bias() * factor, name)
         replace(scaling.outputs[0], scaled)
     clean(model)
-
-
-def columns(model: ir.Model, value: ir.Value) -> tuple[ir.Value, np.ndarray] | None:
-    """`(origin, columns)` when `value[b, t, :]` is `origin[b, t, columns]`, whatever moves lie between.
-
-    The moves are run on numbered elements, so that every layout of query, key and value is recognised by what it does.
-    """
-    nodes, origin = [], value
-    while (node := origin.producer()) is not None and node.op_type in MOVES and node.domain == "":
-        if any(constant(extra) is None for extra in node.inputs[1:] if extra is not None):
-            return None
-        nodes.insert(0, node)
-        origin = node.inputs[0]
-    shape = None if origin.shape is None else list(origin.shape)
-    if shape is None or len(shape) != 3 or not all(isinstance(size, int) for size in shape[1:]):
-        return None
-    numbered = np.arange(2 * shape[1] * shape[2], dtype=np.float64).reshape(2, *shape[1:])
-    moved = _run(model.graph.opset_imports[""], nodes, origin, value, numbered) if nodes else numbered
-    if moved.shape[:2] != numbered.shape[:2] or moved.ndim != 3:
-        return None
-    found = moved[0, 0].astype(int)
-    return (origin, found) if found.max() < shape[2] and np.array_equal(moved, numbered[..., found]) else None
-
-
-def _run(opset: int, nodes: list[ir.Node], origin: ir.Value, value: ir.Value, data: np.ndarray) -> np.ndarray:
-    weights = {v.name: v for node in nodes for v in node.inputs[1:] if v is not None}
-    graph = onnx.helper.make_graph(
-        [ir.to_proto(node) for node in nodes],
-        "moves",
-        [onnx.helper.make_tensor_value_info(origin.name, onnx.TensorProto.DOUBLE, data.shape)],
-        [onnx.helper.make_tensor_value_info(value.name, onnx.TensorProto.DOUBLE, None)],
-        [onnx.numpy_helper.from_array(constant(v), name) for name, v in weights.items()],
-    )
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
-    return ReferenceEvaluator(model).run(None, {origin.name: data})[0]
 
 
 def fuse_projections(model: ir.Model) -> None:
@@ -243,13 +113,13 @@ def drop_idle_moves(model: ir.Model, value: ir.Value) -> None:
 def drop_unread_tokens(model: ir.Model) -> None:
     """Where the head reads the class token alone, the last block computes that token alone.
 
-    Its key and value still take every token; the rest of the block is a chain of steps that treat each token by itself.
+    Its key and value still take every token; what follows treats each token by itself.
     """
     for node in list(model.graph):
         if node.op_type != "Gather" or node.attributes.get_int("axis", 0) != 1:
             continue
         index, states = constant(node.inputs[1]), node.inputs[0]
-        if index is None or index.ndim or states.shape is None or len(states.shape) != 3:
+        if index is None or index.ndim or index < 0 or not _is_of_tokens(states):
             continue
         attention = next((n for n in reversed(model.graph) if n.op_type == "Attention"), None)
         if attention is None or len(attention.inputs) != 3:
@@ -286,7 +156,7 @@ class _TokenOnly:
 
     def _computed(self, value: ir.Value) -> ir.Value:
         node = value.producer()
-        follow = value not in self.whole and value.shape is not None and len(value.shape) == 3
+        follow = value not in self.whole and _is_of_tokens(value)
         if follow and node.op_type == "Attention" and node.domain == MICROSOFT and len(node.inputs) == 3:
             new = self._attention(node)
         elif follow and self._is_of_each_token(node):
@@ -308,12 +178,7 @@ class _TokenOnly:
             return Linear.at(node) is not None
         if node.op_type not in ("Add", "Mul"):
             return False
-        shapes = [v.shape for v in node.inputs]
-        constants = [constant(v) for v in node.inputs]
-        return all(
-            c.ndim <= 1 if c is not None else s is not None and len(s) == 3
-            for c, s in zip(constants, shapes, strict=True)
-        )
+        return all(_is_vector(v) if constant(v) is not None else _is_of_tokens(v) for v in node.inputs)
 
     def _slice(self, value: ir.Value) -> ir.Value:
         bounds = {"start": self.index, "stop": self.index + 1, "axis": 1}
@@ -333,3 +198,11 @@ class _TokenOnly:
         node.graph.insert_before(node, split)
         heads = node.attributes.get_int("num_heads")
         return add_node(node, "MultiHeadAttention", [query, *split.outputs], domain=MICROSOFT, num_heads=heads)
+
+
+def _is_vector(value: ir.Value) -> bool:
+    return constant(value).ndim <= 1
+
+
+def _is_of_tokens(value: ir.Value) -> bool:
+    return value.shape is not None and len(value.shape) == 3

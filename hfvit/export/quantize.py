@@ -1,7 +1,7 @@
 """`quantize_onnx`: a float32 graph -> its INT8 version for ONNX Runtime or for TensorRT.
 
-Products of an activation and a weight become integer; attention products (two activations), LayerNorm, Softmax and GELU
-stay in float: a vision transformer collapses without that (FQ-ViT, arXiv 2111.13824, table 1).
+Products of an activation and a weight become integer; attention products (of two activations), LayerNorm, Softmax and
+GELU stay in float: a vision transformer collapses without that (FQ-ViT, arXiv 2111.13824).
 """
 
 import logging
@@ -42,8 +42,8 @@ def quantize_onnx(
             as its parser demands, and float biases.
         calibration: batches `(batch, 3, height, width)` float32, as the graph's input takes them; some 32 images.
 
-    Raises `ModelError` for a graph that cannot be quantised and `DataError` for unusable calibration images; nothing is
-    then left under `target`.
+    Raises `ModelError` for a graph that cannot be quantised and `DataError` for unusable calibration images, and then
+    leaves nothing under `target`.
     """
     _check_choice("mode", mode, MODES)
     _check_choice("runtime", runtime, RUNTIMES)
