@@ -15,6 +15,7 @@ _HOME_OF = {
     "HFViTConfig": "modeling",
     "HFViTForImageClassification": "modeling",
     "HFViTTrainer": "trainer",
+    "export_onnx": "export.onnx",
     "load_classifier": "inference",
 }
 

@@ -2,11 +2,12 @@
 
 import argparse
 import dataclasses
+import json
 import sys
 import textwrap
 
 import hfvit
-from hfvit.errors import run
+from hfvit.errors import DataError, GateError, HFViTError, run
 from hfvit.shipped import find_recipe, shipped_recipes, summary
 
 TRAIN_EPILOG = """\
@@ -21,6 +22,37 @@ examples:
   hfvit train my_recipe.yaml --learning_rate 3e-4 --output_dir outputs/higher_lr
   accelerate launch --config_file accelerate_configs/multi_gpu.yaml hfvit/train.py vit_base
 """
+
+
+VALIDATE_EPILOG = """\
+The data are the validation rows that the reference's recipe.yaml held out, unless --dataset_name or --split name
+others. Classes are matched by name. Latency and images/s are the model's alone, without reading and preprocessing.
+
+The result is printed, saved in the reference's run.json and in the export.json beside an exported file, and with
+--output in a file of your own.
+
+exit code: 0 every artefact passed, 4 one of them did not, 2 something was wrong with the command.
+
+examples:
+  hfvit validate outputs/quickstart
+  hfvit validate outputs/quickstart outputs/quickstart/onnx outputs/quickstart/onnx/model_quantized.onnx
+  hfvit validate outputs/quickstart onnx/ --split test --min_agreement 0.99 --output gate.json
+  hfvit validate user/my-vit onnx/ --dataset_name path/to/folder --split test --max_samples 2000
+"""
+
+PREDICT_EPILOG = """\
+A folder stands for every picture in it and below it. A picture that cannot be read is named on standard error and
+skipped; the exit code is then 1.
+
+examples:
+  hfvit predict outputs/quickstart digit.png
+  hfvit predict outputs/quickstart/onnx photos/ --top_k 1
+  hfvit predict user/my-vit "photos/**/*.jpg" https://example.org/cat.jpg --json > predictions.jsonl
+  hfvit predict outputs/quickstart photos/ --save-grid grid.png
+"""
+
+
+GRID_KINDS = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -49,12 +81,85 @@ def build_parser() -> argparse.ArgumentParser:
     _describe_fields(train_parser)
     train_parser.set_defaults(command=train)
 
+    _add_validate(commands)
+    _add_predict(commands)
+
     recipes_parser = commands.add_parser(
         "recipes", help="list the recipes that come with hfvit", description="List the shipped recipes, or print one."
     )
     recipes_parser.add_argument("name", nargs="?", help="print this recipe, to copy and change")
     recipes_parser.set_defaults(command=recipes)
     return parser
+
+
+def _add_validate(commands) -> None:
+    parser = commands.add_parser(
+        "validate",
+        help="compare checkpoints and exports on one data set, and fail when one lost accuracy",
+        description="Run each artefact over the same pictures and hold it to the first.",
+        epilog=VALIDATE_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    what = "checkpoint folder, Hub id, .onnx file or export folder"
+    parser.add_argument("reference", metavar="REFERENCE", help=f"{what}: what the others are held to")
+    parser.add_argument("others", metavar="OTHER", nargs="*", help="the same kinds, to be judged")
+    data = parser.add_argument_group("data")
+    data.add_argument("--dataset_name", help="Hub id, folder or 'digits' [the recipe's]")
+    data.add_argument("--dataset_config_name", help="configuration of the data set, where it has several")
+    data.add_argument("--split", help="split, slices such as test[:1000] too [what the recipe held out]")
+    data.add_argument("--image_column", help="found by its type when not given")
+    data.add_argument("--label_column", help="found by its type when not given")
+    data.add_argument("--max_samples", type=_above_0, help="use this many images, drawn with --seed [all]")
+    data.add_argument("--seed", type=int, default=42, help="[%(default)s]")
+    limits = parser.add_argument_group("limits")
+    limits.add_argument("--max_accuracy_drop", type=float, default=0.5, help="in points [%(default)s]")
+    limits.add_argument(
+        "--min_agreement", type=_share, help="share of the images, 0 to 1, that must get the reference's class [none]"
+    )
+    _add_running(parser, batch_size=16)
+    parser.add_argument("--output", metavar="FILE", help="save the result as JSON, too")
+    parser.set_defaults(command=validate)
+
+
+def _add_predict(commands) -> None:
+    parser = commands.add_parser(
+        "predict",
+        help="classify pictures",
+        description="Print the most probable classes of each picture.",
+        epilog=PREDICT_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("artefact", metavar="ARTEFACT", help="checkpoint folder, Hub id, .onnx file or export folder")
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help="file, folder, pattern or URL")
+    parser.add_argument("--top_k", type=_above_0, default=5, help="classes shown of each picture [%(default)s]")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON for each picture")
+    parser.add_argument(
+        "--save-grid", "--save_grid", metavar="FILE", help="draw the pictures with their predictions into this file"
+    )
+    _add_running(parser, batch_size=32)
+    parser.set_defaults(command=predict)
+
+
+def _add_running(parser: argparse.ArgumentParser, batch_size: int) -> None:
+    parser.add_argument("--batch_size", type=_above_0, default=batch_size, help="images at a time [%(default)s]")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... [cuda where there is one]")
+    parser.add_argument("--threads", type=_above_0, help="threads of the processor [PyTorch's own number]")
+
+
+def _above_0(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number above 0")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0.0 <= value <= 1.0:
+        raise argparse.ArgumentTypeError(f"{text} is no share from 0 to 1; 99 % is 0.99")
+    return value
 
 
 def _describe_fields(parser: argparse.ArgumentParser) -> None:
@@ -79,6 +184,88 @@ def train(options: argparse.Namespace, rest: list[str]) -> None:
     from hfvit.train import main as train_main
 
     train_main([options.recipe, *rest])
+
+
+def validate(options: argparse.Namespace, rest: list[str]) -> None:
+    """`hfvit validate REFERENCE [OTHER ...]`"""
+    from hfvit.artefacts import find_artefact
+    from hfvit.paths import writable
+
+    paths = [options.reference, *options.others]
+    for path in paths:
+        find_artefact(path)  # a wrong path is told at once, before torch is imported
+    output = writable(options.output, "--output")
+    _quiet_libraries()
+    from hfvit.checkpoints import write_text
+    from hfvit.evaluation_split import evaluation_split
+    from hfvit.validate import record
+    from hfvit.validate import validate as compare
+
+    split = evaluation_split(
+        options.reference,
+        dataset_name=options.dataset_name,
+        dataset_config_name=options.dataset_config_name,
+        split=options.split,
+        image_column=options.image_column,
+        label_column=options.label_column,
+        max_samples=options.max_samples,
+        seed=options.seed,
+    )
+    comparison = compare(
+        options.reference,
+        options.others,
+        split,
+        max_accuracy_drop=options.max_accuracy_drop,
+        min_agreement=options.min_agreement,
+        batch_size=options.batch_size,
+        device=options.device,
+        threads=options.threads,
+    )
+    print(comparison.table())
+    written = record(comparison, paths)
+    if output:
+        write_text(output, json.dumps(comparison.to_dict(), indent=2, allow_nan=False) + "\n")
+        written.append(output)
+    if written:
+        print(f"saved    {', '.join(map(str, written))}")
+    if not comparison.passed:
+        raise GateError("\n".join(comparison.failures))
+
+
+def predict(options: argparse.Namespace, rest: list[str]) -> int:
+    """`hfvit predict ARTEFACT IMAGE ...`"""
+    from hfvit.artefacts import find_artefact
+    from hfvit.paths import writable
+    from hfvit.pictures import find_pictures
+
+    find_artefact(options.artefact)
+    grid = writable(options.save_grid, "--save-grid")
+    if grid and grid.suffix.lower() not in GRID_KINDS:
+        raise HFViTError(f"--save-grid: {grid} must end in one of {', '.join(GRID_KINDS)}.")
+    names, wrong = find_pictures(options.images)
+    if not names:
+        raise DataError("No picture found: " + "; ".join(wrong) + ".")
+    for sentence in wrong:
+        print(f"hfvit: {sentence}.", file=sys.stderr)
+    _quiet_libraries()
+    from hfvit.inference import load_classifier
+    from hfvit.predict import print_predictions
+
+    classifier = load_classifier(options.artefact, options.device, options.threads)
+    bad = print_predictions(classifier, names, options.batch_size, options.top_k, options.json, grid)
+    if bad == len(names):
+        raise DataError("None of the pictures could be read.")
+    if bad or wrong:
+        print(f"hfvit: {bad + len(wrong)} of what was named could not be classified", file=sys.stderr)
+    return 1 if bad or wrong else 0
+
+
+def _quiet_libraries() -> None:
+    """Leave standard error to what these commands say; loading a model says nothing that a reader needs."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 def recipes(options: argparse.Namespace, rest: list[str]) -> None:

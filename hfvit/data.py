@@ -1,7 +1,6 @@
 """A `datasets` image set -> train, validation and test splits of checked columns, in one label order."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import datasets
 import numpy as np
@@ -10,6 +9,7 @@ from PIL import Image as PILImage
 from sklearn.model_selection import train_test_split
 
 from hfvit.errors import DataError, nearest, one_line
+from hfvit.paths import folder_or_hub_id
 
 CLASS_TYPES = ("int", "uint", "string", "large_string", "bool")
 LABEL_NAMES = ("label", "labels", "fine_label", "target", "class")
@@ -80,7 +80,7 @@ def load_splits(
     """
     names = {"train": train_split, "validation": validation_split, "test": test_split}
     loaded = {
-        role: _load_split(dataset_name, dataset_config_name, dataset_revision, name)
+        role: load_split(dataset_name, dataset_config_name, dataset_revision, name)
         for role, name in names.items()
         if name
     }
@@ -128,20 +128,17 @@ def load_splits(
     )
 
 
-def _load_split(name: str, config_name: str | None, revision: str | None, split: str) -> Dataset:
+def load_split(name: str, config_name: str | None, revision: str | None, split: str) -> Dataset:
+    """One split of a data set, as it is; `DataError` when there is none, or nothing in it."""
     if name == DIGITS:
         splits = digits()
         if split not in splits:
             raise DataError(f"'{DIGITS}' has no split '{split}'; it has {', '.join(splits)}.")
         return splits[split]
-    local = Path(name).expanduser()
-    if name.startswith((".", "/", "~")) and not local.is_dir():
-        raise DataError(f"dataset_name: there is no folder {name}.")
+    origin = folder_or_hub_id(name, DataError, "dataset_name")
     try:
         # Parquet, JSON, CSV, imagefolder and the like: datasets 5 runs no code of a data set.
-        dataset = datasets.load_dataset(
-            str(local) if local.is_dir() else name, config_name, split=split, revision=revision
-        )
+        dataset = datasets.load_dataset(origin, config_name, split=split, revision=revision)
     except Exception as error:
         raise DataError(why_not_loaded(name, config_name, split, error)) from error
     if not isinstance(dataset, Dataset):

@@ -29,6 +29,12 @@ class NonFiniteLossError(HFViTError):
     exit_code = 3
 
 
+class GateError(HFViTError):
+    """An artefact is worse than its reference by more than was allowed."""
+
+    exit_code = 4
+
+
 def nearest(name: str, known) -> str:
     """`" Did you mean 'x'?"` for the known name closest to `name`, or nothing when none is close."""
     matches = get_close_matches(name, list(known), n=1)

@@ -1,77 +1,150 @@
 """`load_classifier(path)`: pictures in, class names and probabilities out, whatever the artefact."""
 
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
-from transformers.image_utils import load_image
+from scipy.special import softmax
+from transformers import AutoImageProcessor, AutoModelForImageClassification
 
+from hfvit.artefacts import Artefact, class_names, find_artefact
+from hfvit.backends import OnnxBackend, TorchBackend
 from hfvit.decode import to_rgb
 from hfvit.errors import ModelError
+from hfvit.pictures import read_picture
+
+PREPROCESSOR_FILE = "preprocessor_config.json"
 
 
 class Classifier:
     """A model, its preprocessing and its class names.
 
     An image is a PIL image, an array `(height, width, 3)` of uint8, a file name or a URL.
+
+    `backend` computes logits from the array that it takes (backends.py); `processor` is a transformers image
+    processor, None where the graph takes pictures as they are and none was saved with it.
     """
 
-    def __init__(self, model: torch.nn.Module, processor, labels: list[str], device: str | torch.device):
-        self.model = model.to(device).eval()
-        self.processor, self.labels, self.device = processor, labels, torch.device(device)
+    def __init__(self, backend: Callable[[np.ndarray], np.ndarray], processor, labels: list[str], name: str):
+        self.backend, self.processor, self.labels, self.name = backend, processor, labels, name
 
-    @torch.inference_mode()
+    def pixel_values(self, images: Iterable[Any]) -> np.ndarray:
+        """The preprocessing alone: float32 `(images, 3, height, width)`."""
+        if self.processor is None:
+            raise ModelError(f"{self.name} has no {PREPROCESSOR_FILE}; the graph does the preprocessing by itself.")
+        # One at a time: what is held are the pixel values, never a batch of large pictures.
+        values = [self.processor([_as_rgb(image)], return_tensors="pt")["pixel_values"].numpy() for image in images]
+        return np.concatenate(values) if values else np.empty((0, 3, 0, 0), np.float32)
+
+    def prepare(self, images: Iterable[Any]) -> np.ndarray | list[np.ndarray]:
+        """A batch as `run` takes it: pixel values, or where preprocessing is in the graph the pictures as arrays."""
+        if self.backend.takes_pixels:
+            return [np.asarray(_as_rgb(image)) for image in images]
+        return self.pixel_values(images)
+
+    def run(self, prepared: np.ndarray | list[np.ndarray]) -> np.ndarray:
+        """Logits `(images, classes)` float32 of what `prepare` gave."""
+        if isinstance(prepared, np.ndarray) and len(prepared):
+            return self.backend(prepared)
+        logits = np.empty((len(prepared), len(self.labels)), np.float32)
+        by_size: dict[tuple, list[int]] = {}
+        for index, pixels in enumerate(prepared):
+            by_size.setdefault(pixels.shape, []).append(index)
+        for indices in by_size.values():
+            logits[indices] = self.backend(np.stack([prepared[index] for index in indices]))
+        return logits
+
+    @property
+    def preprocessing(self) -> str:
+        """Classifiers of equal `preprocessing` take each other's `prepare`."""
+        if self.backend.takes_pixels:
+            return "none"
+        return type(self.processor).__name__ + json.dumps(self.processor.to_dict(), sort_keys=True, default=str)
+
     def logits(self, images: Iterable[Any], batch_size: int = 32) -> np.ndarray:
         """Logits `(images, classes)` float32 of a list or a generator, `batch_size` images at a time."""
-        batches = [
-            self.model(self.processor(batch, return_tensors="pt")["pixel_values"].to(self.device)).logits.float().cpu()
-            for batch in _batches(images, batch_size)
-        ]
-        return torch.cat(batches).numpy() if batches else np.empty((0, len(self.labels)), np.float32)
+        batches = [self.run(self.prepare(batch)) for batch in batched(images, batch_size)]
+        return np.concatenate(batches) if batches else np.empty((0, len(self.labels)), np.float32)
 
     def predict(self, images: Iterable[Any], batch_size: int = 32, top_k: int | None = None) -> list[dict[str, float]]:
         """One `{label: probability}` an image, most probable first; the `top_k` best, or all."""
-        probabilities = torch.from_numpy(self.logits(images, batch_size)).softmax(dim=1).numpy()
-        order = np.argsort(-probabilities, axis=1)[:, :top_k]
+        return self.best(self.logits(images, batch_size), top_k)
+
+    def best(self, logits: np.ndarray, top_k: int | None = None) -> list[dict[str, float]]:
+        """What `predict` gives, of logits `(images, classes)`."""
+        probabilities = softmax(logits, axis=1)
+        order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
         return [
             {self.labels[index]: float(row[index]) for index in best}
             for row, best in zip(probabilities, order, strict=True)
         ]
 
 
-def load_classifier(path: str | Path, device: str | None = None, **kwargs) -> Classifier:
-    """The classifier at `path`: a checkpoint folder or a Hub id that transformers' Auto classes can load.
+def load_classifier(
+    path: str | Path, device: str | None = None, threads: int | None = None, **kwargs: Any
+) -> Classifier:
+    """The classifier at `path`: a checkpoint folder, a Hub id, an `.onnx` file, or a folder that an export left.
 
-    `device` is CUDA where there is one unless given; `kwargs` go to `from_pretrained` (revision, token, ...).
+    Args:
+        device: `cpu`, `cuda`, `cuda:1`, ...; CUDA where there is one unless given.
+        threads: of a CPU; PyTorch's own number unless given.
+        kwargs: go to `from_pretrained` (revision, token, ...).
+
+    No code that lies in a checkpoint is run. Raises `ModelError` for what cannot be loaded.
     """
-    path = Path(path).expanduser() if str(path).startswith((".", "/", "~")) else path
-    if isinstance(path, Path) and not path.is_dir():
-        raise ModelError(f"There is no folder {path}.")
+    artefact = find_artefact(path)
+    kwargs = {"trust_remote_code": False, **kwargs}
+    labels = class_names(artefact, **kwargs)
+    # A TensorRT engine will be a third backend.
+    if artefact.is_checkpoint:
+        backend = TorchBackend(_load_model(artefact, kwargs), device, threads)
+    else:
+        backend = OnnxBackend(artefact.file, len(labels), device, threads)
+    return Classifier(backend, _load_processor(artefact, backend.takes_pixels, kwargs), labels, str(path))
+
+
+def _load_model(artefact: Artefact, kwargs: dict[str, Any]):
     try:
-        config = AutoConfig.from_pretrained(path, **kwargs)
-        model = AutoModelForImageClassification.from_pretrained(path, config=config, **kwargs)
-        processor = AutoImageProcessor.from_pretrained(path, **kwargs)
+        model, info = AutoModelForImageClassification.from_pretrained(
+            artefact.source, output_loading_info=True, **kwargs
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{artefact.source} is no image classifier that transformers can load: {error}") from error
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise ModelError(
+            f"{artefact.source} lacks {len(missing)} of the classifier's weights ({', '.join(missing[:3])}); a model"
+            " without a trained head has to be fine-tuned first (hfvit train)."
+        )
+    return model
+
+
+def _load_processor(artefact: Artefact, is_optional: bool, kwargs: dict[str, Any]):
+    saved = artefact.beside(PREPROCESSOR_FILE)
+    if saved is None and is_optional:
+        return None
+    source = artefact.source if artefact.is_checkpoint or saved is None else str(saved.parent)
+    try:
+        return AutoImageProcessor.from_pretrained(source, **kwargs)
     except (OSError, ValueError) as error:
-        raise ModelError(f"{path} is not an image classifier that transformers can load: {error}") from error
-    labels = [config.id2label[index] for index in range(config.num_labels)]
-    return Classifier(model, processor, labels, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        raise ModelError(
+            f"{artefact.file or artefact.source}: no image processor can be loaded from {source}; a"
+            f" {PREPROCESSOR_FILE} has to lie there ({error})."
+        ) from error
 
 
-def _batches(images: Iterable[Any], size: int) -> Iterator[list]:
-    iterator = iter(images)
-    while batch := [_load(image) for image in islice(iterator, size)]:
+def batched(items: Iterable[Any], size: int) -> Iterator[list]:
+    """Lists of `size` items, the last one shorter; nothing is read before it is needed."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
         yield batch
 
 
-def _load(image: Any):
+def _as_rgb(image: Any) -> Image.Image:
     if isinstance(image, np.ndarray):
         image = Image.fromarray(image)
-    elif not isinstance(image, Image.Image):
-        # A file is opened here: load_image clips 16-bit greys, which training scales.
-        image = Image.open(image) if Path(image).is_file() else load_image(str(image))
-    return to_rgb(image)
+    return to_rgb(image) if isinstance(image, Image.Image) else read_picture(image)

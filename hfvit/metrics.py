@@ -42,7 +42,6 @@ def classification_metrics(logits: np.ndarray, labels: np.ndarray, names: list[s
     predicted = log_probabilities.argmax(axis=1)
     correct = predicted == labels
     count, hits = len(labels), int(correct.sum())
-    interval = binomtest(hits, count).proportion_ci(0.95, method="wilson")
     top5 = np.argsort(-log_probabilities, axis=1, kind="stable")[:, :5]
     classes = np.arange(len(names))
     precision, recall, f1, support = precision_recall_fscore_support(
@@ -51,7 +50,7 @@ def classification_metrics(logits: np.ndarray, labels: np.ndarray, names: list[s
     bins, ece = calibration(np.exp(log_probabilities.max(axis=1)), correct)
     return {
         "accuracy": hits / count,
-        "accuracy_interval": [float(interval.low), float(interval.high)],
+        "accuracy_interval": accuracy_interval(hits, count),
         "top5_accuracy": float((top5 == labels[:, None]).any(axis=1).mean()),
         "macro_f1": float(f1.mean()),
         "loss": float(-log_probabilities[np.arange(count), labels].mean()),
@@ -64,6 +63,12 @@ def classification_metrics(logits: np.ndarray, labels: np.ndarray, names: list[s
         "confusion_matrix": confusion_matrix(labels, predicted, labels=classes).tolist(),
         "calibration": bins,
     }
+
+
+def accuracy_interval(hits: int, count: int) -> list[float]:
+    """The 95 % interval of `hits / count` (Wilson's)."""
+    interval = binomtest(hits, count).proportion_ci(0.95, method="wilson")
+    return [float(interval.low), float(interval.high)]
 
 
 def calibration(confidence: np.ndarray, correct: np.ndarray) -> tuple[list[dict], float]:

@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 from hfvit.attention import recorded_attention
 from hfvit.errors import ModelError, nearest, one_line
 from hfvit.param_groups import classifier_parameters, freeze
+from hfvit.paths import folder_or_hub_id
 
 # Where timm's releases keep their files; of no use to the model that was trained from them.
 _ORIGIN_KEYS = ("url", "file", "hf_hub_id", "hf_hub_filename", "source", "num_classes", "state_dict", "cache_dir")
@@ -118,6 +119,9 @@ class HFViTForImageClassification(TimmWrapperForImageClassification):
 
         Raises `ModelError` for another kind of checkpoint, or when anything but a new head would be left untrained.
         """
+        pretrained_model_name_or_path = folder_or_hub_id(
+            pretrained_model_name_or_path, ModelError, "model_name_or_path"
+        )
         hub = ("revision", "cache_dir", "token", "local_files_only", "force_download", "subfolder")
         config = cls._load_config(pretrained_model_name_or_path, **{key: kwargs[key] for key in hub if key in kwargs})
         old_labels = config.label_names
@@ -157,8 +161,6 @@ class HFViTForImageClassification(TimmWrapperForImageClassification):
 
     @classmethod
     def _load_config(cls, name: str | Path, **hub_kwargs) -> HFViTConfig:
-        if str(name).startswith((".", "/")) and not Path(name).is_dir():
-            raise ModelError(f"model_name_or_path: there is no folder {name}.")
         try:
             raw, _ = HFViTConfig.get_config_dict(name, **hub_kwargs)
         except (OSError, ValueError) as error:
@@ -297,7 +299,7 @@ def build_model(
 
     `preprocessing` overrides `mean`, `std`, `interpolation`, `crop_pct` of the pretrained model.
     """
-    origin = str(Path(model_name_or_path).expanduser()) if model_name_or_path else architecture
+    origin = model_name_or_path or architecture
     try:
         if model_name_or_path:
             model = HFViTForImageClassification.from_pretrained(

@@ -9,6 +9,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from hfvit.tables import aligned
+
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
 MOST_NAMES = 120  # class names along an axis; more could not be read
@@ -34,7 +36,7 @@ def summary_table(facts: dict, output_dir: str | Path) -> str:
     resumed = f", resumed at step {training['resumed_at_step']:,}" if training["resumed_at_step"] else ""
     epochs = "" if training["epochs"] is None else f", {training['epochs']:.4g} epochs"
     lines = [
-        *_aligned([header, *rows]),
+        *aligned([header, *rows]),
         "",
         f"model      {model['architecture']}, {model['image_size'][0]} px, {model['parameters'] / 1e6:.1f} M weights"
         f" ({model['trained_parameters'] / 1e6:.1f} M trained)",
@@ -54,11 +56,6 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def write_training_images(images: np.ndarray, targets: np.ndarray, names: list[str], output_dir: str | Path) -> Path:

@@ -6,7 +6,6 @@ so its splits are written from their streams to the cache of `datasets`; the tra
 """
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -26,6 +25,7 @@ from hfvit.data import (
     why_not_loaded,
 )
 from hfvit.errors import DataError, RecipeError
+from hfvit.paths import folder_or_hub_id
 
 
 def stream_splits(
@@ -98,11 +98,9 @@ def stream_splits(
 def _open(name: str, config_name: str | None, revision: str | None, split: str) -> DatasetBuilder:
     if name == DIGITS:
         raise RecipeError(f"streaming: '{DIGITS}' comes with scikit-learn and fits in memory; leave streaming out.")
-    local = Path(name).expanduser()
-    if name.startswith((".", "/", "~")) and not local.is_dir():
-        raise DataError(f"dataset_name: there is no folder {name}.")
+    origin = folder_or_hub_id(name, DataError, "dataset_name")
     try:
-        return datasets.load_dataset_builder(str(local) if local.is_dir() else name, config_name, revision=revision)
+        return datasets.load_dataset_builder(origin, config_name, revision=revision)
     except Exception as error:
         raise DataError(why_not_loaded(name, config_name, split, error)) from error
 

@@ -88,12 +88,12 @@ def recipe(tmp_path, colours) -> Path:
     return path
 
 
-def run_command(*words: str, **environment: str) -> subprocess.CompletedProcess:
-    """Run a command as a user would, from the repository's root, with this interpreter's scripts first on PATH."""
+def run_command(*words: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
+    """Run a command as a user would, from `cwd`, with this interpreter's scripts first on PATH."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(
         [str(word) for word in words],
-        cwd=ROOT,
+        cwd=cwd,
         env={**os.environ, "PATH": path, **environment},
         capture_output=True,
         text=True,

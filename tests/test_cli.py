@@ -10,7 +10,9 @@ import hfvit
 from hfvit.shipped import shipped_recipes
 
 
-@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["recipes", "--help"], ["recipes"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["recipes"], *([name, "--help"] for name in ("train", "recipes", "validate", "predict"))]
+)
 def test_help_never_imports_torch(words):
     probe = (
         "import sys\nfrom hfvit.cli import main\n"
@@ -65,6 +67,8 @@ def test_recipes_are_listed_and_printed():
         (["train", "quickstrat"], "Did you mean 'quickstart'?"),
         (["recipes", "vit_bse"], "Did you mean 'vit_base'?"),
         (["train", "recipes"], "is a folder"),
+        (["validate", "outputs/no/such"], "There is no folder outputs/no/such."),
+        (["predict", "./no.onnx", "a.png"], "There is no file ./no.onnx."),
     ],
 )
 def test_a_wrong_name_is_one_message(words, message):

@@ -1,5 +1,6 @@
 """README.md is run, not believed: its commands, its Python, and its table of recipes."""
 
+import json
 import re
 import shlex
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from conftest import ROOT, coloured_image, run_command
 
+from hfvit.cli import main as hfvit_command
 from hfvit.recipe import load_recipe
 from hfvit.shipped import shipped_recipes
 
@@ -18,7 +20,9 @@ PYTHON = [block for kind, block in BLOCKS if kind == "python"]
 
 # .ci/run types these; here they would install into the environment that runs the tests, or start the tests again.
 CI_RUNS = {"pip install -e .", 'pip install -e ".[dev]" && pytest'}
+EXPORTS = [c for c in COMMANDS if c.startswith("optimum-cli")]
 TRAINING = [c for c in COMMANDS if "hfvit train " in c or "hfvit/train.py" in c]
+SERVING = [c for c in COMMANDS if c.startswith(("hfvit predict ", "hfvit validate "))]
 
 
 def recipe_and_options(command: str) -> list[str]:
@@ -39,7 +43,8 @@ def quickstart(tmp_path_factory):
 def test_every_command_is_known_to_this_test():
     assert {"accelerate launch hfvit/train.py recipes/quickstart.yaml", *CI_RUNS} <= set(COMMANDS)
     listings = {c for c in COMMANDS if c.startswith("hfvit recipes")}
-    assert set(COMMANDS) == CI_RUNS | listings | set(TRAINING)
+    assert set(COMMANDS) == CI_RUNS | listings | set(TRAINING) | set(EXPORTS) | set(SERVING)
+    assert {c.split()[1] for c in SERVING} == {"predict", "validate"}
 
 
 def test_ci_types_the_readmes_test_command():
@@ -48,7 +53,7 @@ def test_ci_types_the_readmes_test_command():
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("hfvit recipes") or "--help" in c])
 def test_commands_that_only_print(command):
-    result = run_command(*shlex.split(command.split(">")[0]))
+    result = run_command(*shlex.split(command.split(">")[0]), PYTHONPATH=str(ROOT))
     assert result.returncode == 0
     assert len(result.stdout.splitlines()) > 3
 
@@ -68,15 +73,54 @@ def test_the_command_for_two_processes_runs(tmp_path):
     assert "2 process(es)" in result.stdout
 
 
+@pytest.fixture(scope="module")
+def exported(quickstart):
+    """The quickstart's folder with all that the README exports from it; three steps are no model to judge."""
+    for command in EXPORTS:
+        words = shlex.split(command.replace("outputs/quickstart", str(quickstart)))
+        if "--help" not in words:
+            result = run_command(*words, "--no-gate", PYTHONPATH=str(ROOT))
+            assert result.returncode == 0, result.stderr
+    return quickstart
+
+
 @pytest.mark.integration
-def test_python_examples_run(quickstart, tmp_path, monkeypatch):
+def test_export_commands_leave_the_files_of_the_table(exported):
+    listed = set(re.findall(r"model\w*\.onnx", TEXT)) - {"model_bf16.onnx", "model_int8_tensorrt.onnx"}
+    assert {path.name for path in (exported / "onnx").glob("*.onnx")} == listed
+    assert {path.name for path in (exported / "server").glob("*.onnx")} == {"model_with_preprocessing.onnx"}
+
+
+@pytest.mark.integration
+def test_python_examples_run(exported, tmp_path, monkeypatch):
     for name in ("digit.png", "a.png", "b.png"):
         coloured_image(0, np.random.default_rng(0)).save(tmp_path / name)
-    (tmp_path / "outputs").symlink_to(quickstart.parent)
+    (tmp_path / "outputs").symlink_to(exported.parent)
     monkeypatch.chdir(tmp_path)
     assert len(PYTHON) >= 3
     for code in PYTHON:
         exec(compile(code, "README.md", "exec"), {"pixel_values": torch.zeros(1, 3, 64, 64)})
+
+
+@pytest.mark.integration
+def test_serving_commands_run(exported, tmp_path, monkeypatch, capsys):
+    rng = np.random.default_rng(0)
+    for name in ("digit.png", "photos/a.png", "photos/more/b.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        coloured_image(0, rng).save(tmp_path / name)
+    (tmp_path / "outputs").symlink_to(exported.parent)
+    monkeypatch.chdir(tmp_path)
+    for command in SERVING:
+        words, _, target = command.partition(" > ")
+        with pytest.raises(SystemExit) as stop:
+            hfvit_command(shlex.split(words)[1:])
+        printed = capsys.readouterr()
+        assert stop.value.code == 0, (command, printed.err)
+        if target:
+            (tmp_path / target).write_text(printed.out)
+    assert (tmp_path / "grid.png").stat().st_size > 0
+    assert len((tmp_path / "predictions.jsonl").read_text().splitlines()) == 2
+    assert json.loads((tmp_path / "gate.json").read_text())["passed"]
 
 
 @pytest.mark.integration

@@ -1,0 +1,97 @@
+"""What a path given as a classifier is: a checkpoint, or an ONNX file with its configuration. Nothing is loaded."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hfvit.errors import ModelError, nearest, one_line
+from hfvit.paths import folder_or_hub_id
+
+CONFIG_FILE = "config.json"
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
+
+
+@dataclass
+class Artefact:
+    """A classifier that is yet to be loaded.
+
+    `file` is the ONNX file, None for a checkpoint; `source` is the folder (or Hub id) of the weights or of that file's
+    configuration.
+    """
+
+    source: str
+    file: Path | None = None
+
+    @property
+    def is_checkpoint(self) -> bool:
+        return self.file is None
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the artefact itself lies; None on the Hub."""
+        if self.file:
+            return self.file.parent
+        return Path(self.source) if Path(self.source).is_dir() else None
+
+    def beside(self, name: str) -> Path | None:
+        """The file `name` in the artefact's folder, or in the one above it, as for an export below its checkpoint."""
+        folder = self.folder and self.folder.resolve()
+        candidates = (folder / name, folder.parent / name) if folder else ()
+        return next((path for path in candidates if path.is_file()), None)
+
+
+def find_artefact(path: str | Path) -> Artefact:
+    """What `path` means; raises `ModelError` where it is nothing that can be loaded.
+
+    It is a checkpoint folder, a Hub id, an `.onnx` file, or a folder of such files, of which `model.onnx` comes first.
+    A folder with weights is a checkpoint, whatever exports lie in it or below it.
+    """
+    file = Path(path).expanduser()
+    if file.suffix == ".onnx":
+        if not file.is_file():
+            raise ModelError(f"There is no file {path}.{_other_graphs(file)}")
+        return _onnx_artefact(file)
+    source = folder_or_hub_id(path, ModelError)
+    folder = Path(source)
+    if not folder.is_dir() or any(any(folder.glob(pattern)) for pattern in _WEIGHTS):
+        return Artefact(source)
+    graphs = _graphs(folder) or _graphs(folder / "onnx")
+    if not graphs:
+        raise ModelError(f"{path} holds no classifier: neither weights (model.safetensors) nor an ONNX file.")
+    named = [graph for graph in graphs if graph.name == "model.onnx"]
+    if not named and len(graphs) > 1:
+        names = ", ".join(str(graph.relative_to(folder)) for graph in graphs)
+        raise ModelError(f"{path} holds several ONNX files and none is named model.onnx; name one of {names}.")
+    return _onnx_artefact((named or graphs)[0])
+
+
+def _onnx_artefact(file: Path) -> Artefact:
+    """The configuration lies beside the file, else in the folder above (the layout of transformers.js)."""
+    config = Artefact(str(file.parent), file).beside(CONFIG_FILE)
+    if config is None:
+        raise ModelError(
+            f"{file} has no {CONFIG_FILE} beside it, which holds the class names; copy {CONFIG_FILE} and"
+            " preprocessor_config.json of its checkpoint there."
+        )
+    return Artefact(str(config.parent), file)
+
+
+def _graphs(folder: Path) -> list[Path]:
+    """The ONNX files in a folder, but for those that are being written."""
+    return sorted(path for path in folder.glob("*.onnx") if not path.name.startswith("."))
+
+
+def _other_graphs(file: Path) -> str:
+    names = [graph.name for graph in _graphs(file.parent)]
+    return (f" The folder has {', '.join(names)}." + nearest(file.name, names)) if names else ""
+
+
+def class_names(artefact: Artefact, **kwargs) -> list[str]:
+    """Class names in the order of the logits, from the configuration alone; `kwargs` are `from_pretrained`'s."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(artefact.source, **{"trust_remote_code": False, **kwargs})
+        return [config.id2label[index] for index in range(config.num_labels)]
+    except (OSError, ValueError, KeyError) as error:
+        where = "" if artefact.folder else "there is no such folder here, and on the Hub "
+        raise ModelError(f"{artefact.source}: {where}{CONFIG_FILE} cannot be read: {one_line(error)}") from error

@@ -1,0 +1,113 @@
+"""What computes the logits: one class for each kind of artefact, arrays in and an array out."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from hfvit.errors import ModelError, one_line
+
+
+class TorchBackend:
+    """A transformers image classifier."""
+
+    takes_pixels = False
+
+    def __init__(self, model: torch.nn.Module, device: str | None = None, threads: int | None = None):
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.model, self.threads = model.to(self.device).eval(), threads or torch.get_num_threads()
+        self.bytes = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+
+    @torch.inference_mode()
+    def __call__(self, batch: np.ndarray) -> np.ndarray:
+        """Logits `(batch, classes)` float32 of pixel values `(batch, 3, height, width)` float32."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)  # the only way there is, and it holds for the whole process
+        try:
+            pixel_values = torch.from_numpy(batch).to(self.device, self.model.dtype)
+            return self.model(pixel_values).logits.float().cpu().numpy()
+        finally:
+            torch.set_num_threads(before)
+
+
+class OnnxBackend:
+    """An ONNX Runtime session.
+
+    The graph's one input is `pixel_values` `(batch, 3, height, width)`, or `pixels` uint8 `(batch, height, width, 3)`
+    where preprocessing is inside. A graph that was traced for one batch size is fed that many at a time.
+    """
+
+    def __init__(self, file: Path, classes: int, device: str | None = None, threads: int | None = None):
+        import onnxruntime
+
+        self.file, self.threads = file, threads or torch.get_num_threads()
+        self.device, providers = _providers(device, onnxruntime.get_available_providers())
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.log_severity_level = 3  # errors; its warnings are about fusions it did not need
+        try:
+            self.session = onnxruntime.InferenceSession(file, options, providers=providers)
+        except Exception as error:
+            raise ModelError(f"{file} is no ONNX file that ONNX Runtime can run: {one_line(error)}") from error
+        if self.device.startswith("cuda") and "CUDAExecutionProvider" not in self.session.get_providers():
+            raise ModelError(f"device: ONNX Runtime could not start CUDA for {file}; use the device cpu.")
+        parts = (file, *(file.with_name(file.name + suffix) for suffix in (".data", "_data")))
+        self.bytes = sum(part.stat().st_size for part in parts if part.is_file())
+
+        inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
+        if len(inputs) != 1 or len(inputs[0].shape) != 4:
+            raise ModelError(f"{file} is no image classifier: it takes {_signature(inputs)}, not one batch of images.")
+        self.input = inputs[0]
+        self.output = next((output for output in outputs if output.name == "logits"), outputs[0])
+        self.takes_pixels = self.input.type == "tensor(uint8)"
+        self._dtype = {"tensor(float16)": np.float16, "tensor(uint8)": np.uint8}.get(self.input.type, np.float32)
+        known = self.output.shape[1] if len(self.output.shape) == 2 else -1
+        if isinstance(known, int) and known != classes:
+            raise ModelError(
+                f"{file} gives {_signature([self.output])}, but its config.json names {classes} classes; take the"
+                " config.json of the checkpoint that was exported."
+            )
+        self._classes = classes
+
+    def __call__(self, batch: np.ndarray) -> np.ndarray:
+        """Logits `(batch, classes)` float32 of one batch, of pixel values or of pixels as the graph takes them."""
+        for size, expected in zip(batch.shape[1:], self.input.shape[1:], strict=True):
+            if isinstance(expected, int) and size != expected:
+                raise ModelError(
+                    f"{self.file} takes images of shape {tuple(self.input.shape[1:])}, but its preprocessing made"
+                    f" {batch.shape[1:]}; take the preprocessor_config.json of the checkpoint that was exported."
+                )
+        batch = np.ascontiguousarray(batch, dtype=self._dtype)
+        fixed = self.input.shape[0] if isinstance(self.input.shape[0], int) else None
+        if fixed is None:
+            logits = self._run(batch)
+        else:
+            padded = np.concatenate([batch, np.repeat(batch[-1:], -len(batch) % fixed, axis=0)])
+            parts = [self._run(padded[start : start + fixed]) for start in range(0, len(padded), fixed)]
+            logits = np.concatenate(parts)[: len(batch)]
+        if logits.shape != (len(batch), self._classes):
+            raise ModelError(f"{self.file} gave logits of shape {logits.shape} for {len(batch)} images.")
+        return logits
+
+    def _run(self, batch: np.ndarray) -> np.ndarray:
+        try:
+            return self.session.run([self.output.name], {self.input.name: batch})[0].astype(np.float32, copy=False)
+        except Exception as error:
+            raise ModelError(f"{self.file} failed on a batch of shape {batch.shape}: {one_line(error)}") from error
+
+
+def _providers(device: str | None, available: list[str]) -> tuple[str, list]:
+    """The device and ONNX Runtime's providers for it; CUDA unasked only where both the provider and a GPU exist."""
+    has_cuda = "CUDAExecutionProvider" in available
+    device = device or ("cuda" if has_cuda and torch.cuda.is_available() else "cpu")
+    kind, _, index = device.partition(":")
+    if kind == "cpu":
+        return device, ["CPUExecutionProvider"]
+    if kind != "cuda" or not has_cuda:
+        why = "install onnxruntime-gpu, or" if kind == "cuda" else "it has cpu and cuda;"
+        raise ModelError(f"device: this ONNX Runtime cannot use '{device}'; {why} use the device cpu.")
+    return device, [("CUDAExecutionProvider", {"device_id": int(index or 0)}), "CPUExecutionProvider"]
+
+
+def _signature(values) -> str:
+    return ", ".join(f"{value.name} {value.type} {list(value.shape)}" for value in values)

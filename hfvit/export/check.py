@@ -1,0 +1,121 @@
+"""An ONNX file against the PyTorch model that it was made from, before anyone is told that it exists."""
+
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from PIL import Image
+
+from hfvit.errors import ModelError, one_line
+from hfvit.export.image_steps import ImageSteps, image_steps
+from hfvit.export.preprocess import preprocessing_graph
+
+# Largest difference of a logit from PyTorch's float32, as a share of the largest logit (or of 1 if that is smaller).
+DEFAULT_ATOL = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1}
+# 8-bit levels by which a resize inside the graph may differ from the processor's own at any pixel. Pillow and
+# torchvision, with fixed-point weights and passes in an order that follows the size, differ as much from each other;
+# another filter or size, or a crop one pixel beside, differs by dozens.
+MAX_LEVELS = 2.0
+PICTURE_SIZES = ((97, 131), (40, 33), (301, 223))
+
+
+def tolerance(dtype: str, atol: float | None) -> dict:
+    """What `check_parity` holds a file to: a user's `atol` as it is, or the default that scales with the logits."""
+    return {"atol": atol, "scaled": False} if atol is not None else {"atol": DEFAULT_ATOL[dtype], "scaled": True}
+
+
+def check_onnx(path: Path) -> None:
+    """Raise `ModelError` unless the file is a valid ONNX model."""
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except Exception as error:
+        raise ModelError(f"The exported graph is not valid ONNX: {one_line(error)[:300]}") from error
+
+
+def session(model: Path | bytes) -> onnxruntime.InferenceSession:
+    """An ONNX Runtime session on the CPU, its warnings silenced."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    source = model if isinstance(model, bytes) else str(model)
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+@torch.inference_mode()
+def check_parity(
+    path: Path, model: torch.nn.Module, shape: tuple[int, int, int], batch_sizes: list[int], limit: dict, what: str
+) -> dict:
+    """Compare ONNX Runtime with PyTorch on random pixel values; `ModelError` when they differ beyond `limit`.
+
+    Returns the facts for export.json; without an `atol` in `limit` the difference is measured, not judged.
+    """
+    runtime = session(path)
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(0)
+    worst = largest = 0.0
+    for batch_size in batch_sizes:
+        pixel_values = torch.randn((batch_size, *shape), generator=generator)
+        expected = model(pixel_values=pixel_values.to(device)).logits.float().cpu().numpy()
+        (logits,) = runtime.run(["logits"], {"pixel_values": pixel_values.numpy()})
+        if logits.shape != expected.shape:
+            raise ModelError(f"{what}: logits of shape {logits.shape} where PyTorch gives {expected.shape}.")
+        difference = np.abs(logits - expected).max()
+        worst = max(worst, float(difference)) if np.isfinite(difference) else float("inf")
+        largest = max(largest, float(np.abs(expected).max()))
+    atol = limit["atol"]
+    if atol is not None and limit["scaled"]:
+        atol *= max(1.0, largest)
+    if not np.isfinite(worst) or (atol is not None and worst > atol):
+        allowed = "any finite number is" if atol is None else f"{atol:.2g} is"
+        raise ModelError(
+            f"{what}: a logit differs from PyTorch's by {worst:.2g} where {allowed} allowed, so the file was not"
+            " kept. Allow more with --atol, or choose another --dtype or --opset."
+        )
+    return {"batch_sizes": batch_sizes, "max_abs_difference": worst, "max_abs_logit": largest, "atol": atol}
+
+
+def check_pixels(path: Path, core: Path, processor, batch_sizes: list[int], what: str) -> dict:
+    """Compare a graph that does its own preprocessing with the image processor, at several picture sizes.
+
+    The steps alone must give the processor's pixel values within `MAX_LEVELS`; the whole graph must give what `core`,
+    the same graph without them, makes of these pixel values.
+    """
+    opset = next(entry.version for entry in onnx.load(core, load_external_data=False).opset_import if not entry.domain)
+    steps = session(preprocessing_graph(processor, opset).SerializeToString())
+    whole, rest = session(path), session(core)
+    rng = np.random.default_rng(0)
+    levels = share = difference = 0.0
+    level = _one_level(image_steps(processor))
+    for batch_size, (height, width) in product(batch_sizes, PICTURE_SIZES):
+        pixels = _pictures(rng, batch_size, height, width)
+        expected = processor([Image.fromarray(picture) for picture in pixels], return_tensors="pt")["pixel_values"]
+        (pixel_values,) = steps.run(None, {"pixels": pixels})
+        if pixel_values.shape != tuple(expected.shape):
+            raise ModelError(f"{what}: pixel values {pixel_values.shape}, the processor's {tuple(expected.shape)}.")
+        off = np.abs(pixel_values - expected.numpy()) / level
+        levels, share = max(levels, float(off.max())), max(share, float((off > 0.5).mean()))
+        logits = [part.run(["logits"], feed)[0] for part, feed in (
+            (whole, {"pixels": pixels}), (rest, {"pixel_values": pixel_values}),
+        )]  # fmt: skip
+        difference = max(difference, float(np.abs(logits[0] - logits[1]).max()))
+    if levels > MAX_LEVELS + 0.01 or not difference <= 1e-3:
+        raise ModelError(
+            f"{what}: the preprocessing inside the graph differs from the image processor by up to {levels:.2f} levels"
+            f" of 255, at {share:.1%} of the pixels (logits by {difference:.2g}), so the file was not kept. Export"
+            " without --with-preprocessing."
+        )
+    return {"picture_sizes": [list(size) for size in PICTURE_SIZES], "max_levels": levels, "share_off": share}
+
+
+def _pictures(rng: np.random.Generator, batch_size: int, height: int, width: int) -> np.ndarray:
+    """Noise over a gradient, `(batch, height, width, 3)` uint8: every level, sharp and smooth."""
+    ramp = np.linspace(0, 155, width, dtype=np.float32)[None, None, :, None]
+    return (ramp + rng.integers(0, 101, (batch_size, height, width, 3))).astype(np.uint8)
+
+
+def _one_level(steps: ImageSteps) -> np.ndarray:
+    """What one of 255 levels is worth in pixel values, `(1, 3, 1, 1)`."""
+    std = steps.std or (1.0, 1.0, 1.0)
+    return np.float32(steps.scale if steps.scale is not None else 1.0) / np.float32(std).reshape(1, 3, 1, 1)

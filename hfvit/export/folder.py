@@ -1,0 +1,134 @@
+"""The export folder: the names of its files, who may write there, and export.json. Knows neither torch nor ONNX."""
+
+import hashlib
+import json
+import os
+import tempfile
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import hfvit
+from hfvit.checkpoints import write_text
+from hfvit.errors import ModelError
+
+FACTS_FILE = "export.json"
+CONFIG_FILE = "config.json"
+PROCESSOR_FILE = "preprocessor_config.json"
+PACKAGES = ("torch", "transformers", "timm", "onnx", "onnxscript", "onnxruntime")
+
+
+def file_name(
+    dtype: str = "fp32",
+    *,
+    optimize: bool = False,
+    quantize: str | None = None,
+    target: str = "onnxruntime",
+    with_preprocessing: bool = False,
+) -> str:
+    """The name of one variant: those that transformers.js and ORTModel look for, where they have one."""
+    if quantize:
+        stem = "model_int8_tensorrt" if target == "tensorrt" else "model_quantized"
+    elif optimize:
+        stem = "model_optimized"
+    else:
+        stem = "model" if dtype == "fp32" else f"model_{dtype}"
+    return f"{stem}{'_with_preprocessing' if with_preprocessing else ''}.onnx"
+
+
+def claim_folder(output: str | Path) -> Path:
+    """The folder `output`, made if need be; `ModelError` when it cannot be written or is no place for an export."""
+    folder = Path(output).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except FileExistsError:
+        raise ModelError(f"output: {output} is a file; name a folder.") from None
+    except OSError as error:
+        raise ModelError(f"output: {output} cannot be written: {error.strerror or error}.") from None
+    if (folder / CONFIG_FILE).exists() and not (folder / FACTS_FILE).exists():
+        raise ModelError(
+            f"output: {output} holds a {CONFIG_FILE} that is no export's and would be replaced; choose another folder,"
+            f" such as {folder / 'onnx'}."
+        )
+    return folder
+
+
+def check_same_model(folder: Path, config: dict) -> None:
+    """Raise `ModelError` when the exports in `folder` are of a model with another configuration."""
+    path = folder / CONFIG_FILE
+    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(config)):
+        raise ModelError(
+            f"output: {folder} holds exports of another model, with another {CONFIG_FILE}; choose another folder, or"
+            " delete that one."
+        )
+
+
+@contextmanager
+def staging_folder(folder: Path):
+    """A folder inside `folder` for files that are not to be seen yet; it is gone at the end."""
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as name:
+        yield Path(name)
+
+
+@contextmanager
+def temporary_file(path: Path):
+    """A name beside `path` for a file that gets the name `path` only if the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def file_facts(path: Path) -> dict:
+    """`sha256` and `bytes` of a file."""
+    with path.open("rb") as file:
+        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": path.stat().st_size}
+
+
+def package_versions() -> dict[str, str]:
+    """What made the file, for export.json."""
+    found = {"hfvit": hfvit.__version__}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def write_json(path: Path, content: dict) -> None:
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def read_export_facts(folder: str | Path) -> dict:
+    """export.json of a folder, or an empty one."""
+    path = Path(folder) / FACTS_FILE
+    if not path.exists():
+        return {"hfvit_version": hfvit.__version__, "source": None, "files": {}}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read ({error}); delete it and export again.") from None
+
+
+def write_export_facts(folder: str | Path, file: str, facts: dict, source: str | None = None) -> None:
+    """Enter the facts of one file into export.json; files that are gone leave it.
+
+    `source` is the model's Hub id, or the name of its folder without the path on this machine.
+    """
+    folder = Path(folder)
+    held = read_export_facts(folder)
+    files = {name: known for name, known in held["files"].items() if (folder / name).exists()}
+    write_json(
+        folder / FACTS_FILE,
+        {
+            "hfvit_version": hfvit.__version__,
+            "source": source or held["source"],
+            "files": dict(sorted({**files, file: facts}.items())),
+        },
+    )

@@ -1,0 +1,237 @@
+"""A transformers image classifier -> one ONNX file: `pixel_values` in, `logits` out, checked against PyTorch."""
+
+import io
+import logging
+import re
+import tempfile
+import warnings
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx
+import onnx_ir
+import torch
+from torch.export import Dim
+from transformers.exporters import OnnxExporter
+from transformers.exporters.exporter_onnx import OnnxConfig
+
+import hfvit
+from hfvit.errors import ModelError, one_line
+from hfvit.export.check import check_onnx, check_parity, check_pixels, tolerance
+from hfvit.export.folder import file_facts, package_versions, temporary_file
+from hfvit.export.half import HALF_TYPES, runnable_on_cpu, to_half
+from hfvit.export.preprocess import add_preprocessing
+
+DTYPES = ("fp32", *HALF_TYPES)
+BATCH_AXIS = "batch_size"
+TRACED_BATCH = 2  # torch.export would fix a batch of 1
+OPSETS = (18, 19, 20, 21, 22, 23)
+PROTOBUF_LIMIT = 2**31 - 1
+
+
+def export_onnx(
+    model: torch.nn.Module,
+    path: str | Path,
+    *,
+    opset: int | None = None,
+    dtype: str = "fp32",
+    optimize: bool = False,
+    batch_size: int = 1,
+    dynamic_axes: bool = True,
+    atol: float | None = None,
+    preprocessing=None,
+    image_size: tuple[int, int] | None = None,
+    verbose: bool = False,
+) -> dict:
+    """Write a loaded image classifier as one checked ONNX file, and return the facts of that file.
+
+    The graph takes `pixel_values` `(batch_size, channels, height, width)` and gives `logits` `(batch_size, classes)`,
+    both float32 whatever its `dtype`.
+
+    Args:
+        opset: 18 to 23; the exporter's own when None.
+        dtype: `fp32`, `fp16` or `bf16`: what the matrix products compute in. LayerNorm and Softmax stay in fp32.
+        optimize: fuse operators for ONNX Runtime on CPUs; no other runtime reads such a file.
+        batch_size: the only one of a graph without `dynamic_axes`; without consequence for others.
+        atol: largest difference of a logit from PyTorch's; by default it follows `dtype` and the logits' magnitude.
+        preprocessing: an image processor whose steps the graph shall do itself. It then takes `pixels`
+            `(batch_size, height, width, 3)` uint8, of any height and width.
+        image_size: (height, width) in pixels of what the model takes; the configuration's when None.
+        verbose: let the exporter print and warn.
+
+    Raises `ModelError`, and leaves no file, when the model cannot be exported or ONNX Runtime's logits are not
+    PyTorch's.
+    """
+    _check_arguments(model, opset, dtype, optimize, batch_size)
+    path = Path(path)
+    channels = getattr(model.config, "num_channels", 3)
+    shape = (channels, *(image_size or configured_image_size(model)))
+    model = model.eval()
+    graph = _trace(model, shape, opset, optimize, batch_size if not dynamic_axes else None, verbose)
+    if dtype != "fp32":
+        to_half(graph, dtype)
+    _tidy(graph)
+    batches = [1, 3, TRACED_BATCH + 3] if dynamic_axes else [batch_size]
+    with temporary_file(path) as temporary:
+        _save(graph, temporary)
+        parity = check_graph(temporary, model, shape, batches, dtype, tolerance(dtype, atol), preprocessing, path.name)
+    return describe(
+        path, shape, parity, dtype=dtype, optimized=optimize, batch_size=None if dynamic_axes else batch_size
+    )
+
+
+def check_graph(
+    path: Path,
+    model,
+    shape: tuple[int, int, int],
+    batch_sizes: list[int],
+    dtype: str,
+    limit: dict,
+    preprocessing,
+    what: str,
+) -> dict:
+    """Check the file at `path` against `model`, then put the preprocessing before it and check that, too.
+
+    Returns the facts of the comparison; raises `ModelError`.
+    """
+    check_onnx(path)
+    with tempfile.TemporaryDirectory() as folder:
+        core = path
+        if dtype == "bf16":
+            core = Path(folder) / "core.onnx"
+            onnx_ir.save(runnable_on_cpu(onnx_ir.load(path)), core)
+        parity = check_parity(core, model, shape, batch_sizes, limit, what)
+        if preprocessing is not None:
+            whole = Path(folder) / "whole.onnx"
+            add_preprocessing(core, whole, preprocessing)
+            parity["preprocessing"] = check_pixels(whole, core, preprocessing, batch_sizes, what)
+            add_preprocessing(path, path, preprocessing)
+            check_onnx(path)
+    return parity
+
+
+def describe(
+    path: Path,
+    shape: tuple[int, int, int],
+    parity: dict,
+    *,
+    dtype: str,
+    optimized: bool = False,
+    batch_size: int | None,
+) -> dict:
+    """What export.json holds of one file; a quantiser's and the gate's facts are entered later."""
+    opsets = {entry.domain: entry.version for entry in onnx.load(path, load_external_data=False).opset_import}
+    with_preprocessing = "preprocessing" in parity
+    return {
+        **file_facts(path),
+        "dtype": dtype,
+        "opset": opsets[""],
+        "versions": package_versions(),
+        "input": input_facts(shape, batch_size, with_preprocessing),
+        "optimized": optimized,
+        "with_preprocessing": with_preprocessing,
+        "quantization": None,
+        "calibration": None,
+        "parity": parity,
+        "gate": None,
+    }
+
+
+def configured_image_size(model: torch.nn.Module) -> tuple[int, int]:
+    """(height, width) in pixels that a model's configuration says it takes; 224 where it says nothing."""
+    config = model.config
+    own = (getattr(config, "pretrained_cfg", None) or {}).get("input_size")
+    size = own[-2:] if own else getattr(config, "image_size", None) or 224
+    return tuple(size) if isinstance(size, list | tuple) else (size, size)
+
+
+def input_facts(shape: tuple[int, int, int], batch_size: int | None, with_preprocessing: bool) -> dict:
+    """Name, type and shape of the graph's input, for export.json."""
+    batch = batch_size or BATCH_AXIS
+    if with_preprocessing:
+        return {"name": "pixels", "type": "uint8", "shape": [batch, "height", "width", 3]}
+    return {"name": "pixel_values", "type": "float32", "shape": [batch, *shape]}
+
+
+@contextmanager
+def quiet(verbose: bool):
+    """Silence print, warnings and logging of the exporters unless `verbose`."""
+    if verbose:
+        yield
+        return
+    before = logging.root.manager.disable
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(before)
+
+
+def _check_arguments(model, opset: int | None, dtype: str, optimize: bool, batch_size: int) -> None:
+    if dtype not in DTYPES:
+        raise ModelError(f"dtype: {dtype!r} is none of {', '.join(DTYPES)}.")
+    if opset is not None and opset not in OPSETS:
+        raise ModelError(f"opset: {opset} is outside {OPSETS[0]} to {OPSETS[-1]}, which the exporter can write.")
+    if optimize and dtype != "fp32":
+        raise ModelError(f"optimize: the fused operators are for fp32 on CPUs; leave out dtype {dtype} or optimize.")
+    if batch_size < 1:
+        raise ModelError(f"batch_size: {batch_size} is no number of images.")
+    if next(model.parameters()).dtype != torch.float32:
+        raise ModelError(
+            'The model is not in float32; load it with dtype="float32", dtype= of the export does the rest.'
+        )
+
+
+def _trace(model, shape, opset: int | None, optimize: bool, batch_size: int | None, verbose: bool) -> onnx_ir.Model:
+    """The exporter's graph, tidied by nobody yet; with `batch_size` None the batch axis is free."""
+    device = next(model.parameters()).device
+    pixel_values = torch.zeros((batch_size or TRACED_BATCH, *shape), device=device)
+    config = OnnxConfig(
+        opset_version=opset,
+        ort_fusions="cpu" if optimize else None,
+        dynamic_shapes=None if batch_size else {"pixel_values": {0: Dim(BATCH_AXIS, min=1)}},
+    )
+    try:
+        with quiet(verbose):
+            graph = OnnxExporter().export(model, {"pixel_values": pixel_values}, config=config).program
+    except Exception as error:
+        raise ModelError(
+            f"{type(model).__name__} cannot be exported to ONNX by transformers {version('transformers')}:"
+            f" {type(error).__name__}: {one_line(error)[:300]}"
+        ) from error
+    if opset is not None and graph.opset_imports[""] != opset:
+        raise ModelError(
+            f"opset: the exporter wrote {graph.opset_imports['']} in place of {opset}; leave opset out to take that."
+        )
+    return graph
+
+
+def _tidy(graph: onnx_ir.Model) -> None:
+    """One name for the batch axis; no paths, stack traces or comments of the exporting machine."""
+    symbol = next((str(dim) for dim in graph.graph.inputs[0].shape[:1] if not isinstance(dim, int)), None)
+    for part in (graph, graph.graph, *graph.graph.all_nodes()):
+        part.metadata_props.clear()
+        part.doc_string = None
+    values = [*graph.graph.inputs, *graph.graph.initializers.values()]
+    values += [value for node in graph.graph.all_nodes() for value in node.outputs]
+    for value in values:
+        value.metadata_props.clear()
+        value.doc_string = None
+        if symbol and value.shape is not None:
+            dims = (d if isinstance(d, int) else re.sub(rf"\b{symbol}\b", BATCH_AXIS, str(d)) for d in value.shape)
+            value.shape = onnx_ir.Shape(dims)
+    graph.graph.name = "image_classifier"
+    graph.producer_name, graph.producer_version = "hfvit", hfvit.__version__
+
+
+def _save(graph: onnx_ir.Model, path: Path) -> None:
+    """One file with its weights inside: ORTModel and transformers.js do not find the exporter's `.onnx.data`."""
+    size = sum(
+        value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value is not None
+    )
+    if size > PROTOBUF_LIMIT:
+        raise ModelError(f"The weights take {size / 1e9:.1f} GB; one ONNX file holds 2 GB. Export with dtype fp16.")
+    onnx_ir.save(graph, path)

@@ -1,0 +1,239 @@
+"""`optimum-cli export onnx`, stage by stage: load, export, quantise, judge, and only then put the files in place."""
+
+import argparse
+import time
+from pathlib import Path
+
+import yaml
+from PIL import Image
+
+from hfvit.errors import GateError, ModelError
+from hfvit.export.family import family_config
+from hfvit.export.folder import (
+    CONFIG_FILE,
+    PROCESSOR_FILE,
+    check_same_model,
+    claim_folder,
+    file_name,
+    staging_folder,
+    write_export_facts,
+    write_json,
+)
+from hfvit.export.image_steps import image_steps, stock_processor_config
+from hfvit.export.onnx import check_graph, describe, export_onnx
+from hfvit.export.preprocess import check_steps
+from hfvit.inference import load_classifier
+from hfvit.tables import aligned
+
+RECIPE_FILE = "recipe.yaml"
+CALIBRATION_BATCH = 16
+
+
+class Export:
+    """One call of the command: its options, the loaded model, and the facts of each file made so far."""
+
+    def __init__(self, options: argparse.Namespace):
+        self.options, self.started = options, time.monotonic()
+        self.facts, self.judged, self.comparison = {}, [], None
+        self.folder = claim_folder(options.output)
+        recipe = Path(options.model).expanduser() / RECIPE_FILE
+        self.recipe = recipe if recipe.is_file() else None
+
+    def run(self) -> None:
+        """Everything, in order; on an error nothing new lies in the output folder."""
+        options = self.options
+        self.say(f"loading {options.model}")
+        self.load()
+        calibration = self.calibration_split() if options.quantize == "int8" else None
+        gate = self.gate_split()
+        with staging_folder(self.folder) as staging:
+            write_json(staging / CONFIG_FILE, self.config)
+            write_json(staging / PROCESSOR_FILE, self.processor_config)
+            self.float_files(staging)
+            if options.quantize:
+                self.quantized_file(staging, calibration)
+            if gate is not None:
+                self.judge(staging, gate)
+            self.publish(staging)
+        print(self.table())
+
+    def say(self, text: str) -> None:
+        print(f"[{time.monotonic() - self.started:5.0f} s] {text}", flush=True)
+
+    def load(self) -> None:
+        """The model in float32 with its processor; what the folder says of both, checked before anything is made."""
+        options = self.options
+        hub = {"revision": options.revision, "cache_dir": options.cache_dir}
+        self.classifier = load_classifier(
+            options.model, device=options.device, **{key: value for key, value in hub.items() if value}
+        )
+        self.model, self.processor = self.classifier.backend.model.float(), self.classifier.processor
+        self.config = family_config(self.model)
+        self.processor_config = stock_processor_config(self.processor)
+        check_same_model(self.folder, self.config)
+        if options.with_preprocessing:
+            check_steps(image_steps(self.processor))
+        self.shape = tuple(self.processor([Image.new("RGB", (64, 64))], return_tensors="pt")["pixel_values"].shape[1:])
+
+    def calibration_split(self):
+        """The pictures to calibrate with: those asked for, or the recipe's training split."""
+        from hfvit.evaluation_split import evaluation_split
+
+        options = self.options
+        split = options.calibration_split
+        if options.calibration_dataset is None:
+            if self.recipe is None:
+                raise ModelError(
+                    f"--quantize int8 needs pictures to calibrate with, and {options.model} has no {RECIPE_FILE} that"
+                    " names any; give --calibration_dataset, or take --quantize int8-dynamic."
+                )
+            split = split or yaml.safe_load(self.recipe.read_text(encoding="utf-8")).get("train_split", "train")
+        return evaluation_split(
+            options.model,
+            dataset_name=options.calibration_dataset,
+            split=split or "train",
+            max_samples=options.calibration_samples,
+        )
+
+    def gate_split(self):
+        """The validation split of the checkpoint's recipe, or None when there is no recipe or no gate is wanted."""
+        if self.options.no_gate or self.recipe is None:
+            return None
+        from hfvit.evaluation_split import evaluation_split
+
+        return evaluation_split(self.options.model, max_samples=self.options.gate_samples)
+
+    def float_files(self, staging: Path) -> None:
+        options = self.options
+        wanted = [{"dtype": options.dtype}] + ([{"optimize": True}] if options.optimize else [])
+        for variant in wanted:
+            name = file_name(**variant, with_preprocessing=options.with_preprocessing)
+            self.say(f"exporting {name}")
+            self.facts[name] = self.export(staging / name, **variant)
+
+    def export(self, path: Path, with_preprocessing: bool | None = None, **variant) -> dict:
+        options = self.options
+        inside = options.with_preprocessing if with_preprocessing is None else with_preprocessing
+        return export_onnx(
+            self.model,
+            path,
+            opset=options.opset,
+            batch_size=options.batch_size,
+            dynamic_axes=not options.no_dynamic_axes,
+            atol=options.atol,
+            preprocessing=self.processor if inside else None,
+            image_size=self.shape[1:],
+            verbose=options.verbose,
+            **variant,
+        )
+
+    def quantized_file(self, staging: Path, calibration) -> None:
+        from hfvit.export.quantize import quantize_onnx
+
+        options = self.options
+        name = file_name(
+            quantize=options.quantize, target=options.target, with_preprocessing=options.with_preprocessing
+        )
+        path = staging / name
+        with staging_folder(staging) as work:
+            source = staging / file_name()
+            if source.name not in self.facts:
+                source = work / "model.onnx"
+                self.export(source, with_preprocessing=False)
+            with_what = f" with {len(calibration)} pictures" if calibration is not None else ""
+            self.say(f"quantising {name}{with_what}")
+            quantization = quantize_onnx(
+                source,
+                path,
+                mode=options.quantize,
+                runtime=options.target,
+                calibration=self.batches(calibration) if calibration is not None else None,
+            )
+        batch_sizes = [options.batch_size] if options.no_dynamic_axes else [1, 3]
+        parity = check_graph(
+            path,
+            self.model,
+            self.shape,
+            batch_sizes,
+            "int8",
+            {"atol": None},
+            self.processor if options.with_preprocessing else None,
+            name,
+        )
+        facts = describe(
+            path,
+            self.shape,
+            parity,
+            dtype="int8",
+            batch_size=options.batch_size if options.no_dynamic_axes else None,
+        )
+        facts["quantization"] = quantization
+        facts["calibration"] = calibration.facts if calibration is not None else None
+        self.facts[name] = facts
+
+    def judge(self, staging: Path, split) -> None:
+        """Hold every file to the checkpoint on `split`; `GateError` when one is worse than was allowed."""
+        from hfvit.validate import validate
+
+        options = self.options
+        self.judged = [name for name in self.facts if not name.startswith("model_bf16")]
+        if len(self.judged) < len(self.facts):
+            self.say("bf16 is not judged: ONNX Runtime does not compute in it on CPUs")
+        if not self.judged:
+            return
+        self.say(f"judging {', '.join(self.judged)} on {split.name}")
+        self.comparison = validate(
+            self.classifier,
+            [staging / name for name in self.judged],
+            split,
+            max_accuracy_drop=options.max_accuracy_drop,
+            min_agreement=options.min_agreement,
+            device=options.device,
+            show_progress=options.verbose,
+        )
+        rows = dict(zip(self.judged, self.comparison.rows[1:], strict=True))
+        if failures := [f"{name}: {row['failure']}" for name, row in rows.items() if row["failure"]]:
+            raise GateError(
+                "\n".join(failures) + "\nNothing was written. Allow more with --max_accuracy_drop or --min_agreement,"
+                " or keep the files unjudged with --no-gate."
+            )
+
+    @property
+    def source(self) -> str:
+        """The model's Hub id, or its folder's name: export.json tells nothing of this machine."""
+        folder = Path(self.options.model).expanduser()
+        return folder.resolve().name if folder.is_dir() else self.options.model
+
+    def publish(self, staging: Path) -> None:
+        """Give the files their names, then tell export.json and the checkpoint's run.json what is known of them."""
+        for name in (CONFIG_FILE, PROCESSOR_FILE, *self.facts):
+            (staging / name).replace(self.folder / name)
+        for name, facts in self.facts.items():
+            write_export_facts(self.folder, name, facts, self.source)
+        if self.comparison is not None:
+            from hfvit.validate import record
+
+            record(self.comparison, [self.options.model, *(self.folder / name for name in self.judged)])
+
+    def table(self) -> str:
+        """What was made: a row for each file."""
+        gate = dict(zip(self.judged, self.comparison.rows[1:], strict=True)) if self.comparison else {}
+        rows = [("file", "MB", "max difference", "allowed", "gate")]
+        for name, facts in self.facts.items():
+            parity, row = facts["parity"], gate.get(name)
+            verdict = f"{row['change_points']:+.2f} points, {row['agreement']:.2%} agree" if row else "not run"
+            allowed = "-" if parity["atol"] is None else f"{parity['atol']:.2g}"
+            rows.append((name, f"{facts['bytes'] / 1e6:.1f}", f"{parity['max_abs_difference']:.2g}", allowed, verdict))
+        note = "max difference is that of a logit from PyTorch's in float32, on random pixel values"
+        return "\n".join([*aligned(rows), "", note, f"files are in {self.folder}"])
+
+    def batches(self, split):
+        """Pixel values `(batch, 3, height, width)` float32, a batch at a time."""
+        images = []
+        for image in split.images():
+            images.append(image)
+            if len(images) == CALIBRATION_BATCH:
+                yield self.processor(images, return_tensors="pt")["pixel_values"].numpy()
+                images = []
+        if images:
+            yield self.processor(images, return_tensors="pt")["pixel_values"].numpy()

@@ -1,0 +1,130 @@
+"""`hfvit predict`: pictures by their names -> class names and probabilities, a batch at a time."""
+
+import json
+import math
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from hfvit.errors import DataError
+from hfvit.inference import Classifier, batched
+from hfvit.pictures import read_picture
+
+MOST_DRAWN = 64  # pictures of a grid; more could not be told apart
+DRAWN_PIXELS = 224
+
+
+@dataclass
+class Prediction:
+    """One picture's best classes with their probabilities, or what was wrong with it."""
+
+    name: str
+    probabilities: dict[str, float] | None
+    error: str | None = None
+
+    def to_json(self) -> str:
+        """One line: `image` and either `predictions`, most probable first, or `error`."""
+        if self.probabilities is None:
+            return json.dumps({"image": self.name, "error": self.error}, ensure_ascii=False)
+        best = [{"label": label, "probability": share} for label, share in self.probabilities.items()]
+        return json.dumps({"image": self.name, "predictions": best}, ensure_ascii=False)
+
+    def to_text(self) -> str:
+        """The picture's name and, below it, a line for each class."""
+        return "\n".join([self.name, *(f"  {share:7.2%}  {label}" for label, share in self.probabilities.items())])
+
+
+def predictions(
+    classifier: Classifier,
+    names: Iterable[str],
+    batch_size: int = 32,
+    top_k: int | None = 5,
+    thumbnails: list[Image.Image] | None = None,
+) -> Iterator[Prediction]:
+    """One `Prediction` for each file or URL, in order; a picture that cannot be read has an `error` and stops nothing.
+
+    Small copies of the first `MOST_DRAWN` readable pictures are appended to `thumbnails`.
+    """
+    for batch in batched(names, batch_size):
+        errors: dict[str, str] = {}
+        logits = classifier.run(classifier.prepare(_readable(batch, errors, thumbnails)))
+        answers = iter(classifier.best(logits, top_k))
+        for name in batch:
+            yield Prediction(name, None, errors[name]) if name in errors else Prediction(name, next(answers))
+
+
+def _readable(names: list[str], errors: dict[str, str], thumbnails: list[Image.Image] | None) -> Iterator[Image.Image]:
+    """The pictures that can be read, one in memory at a time; what is wrong with the others goes to `errors`."""
+    for name in names:
+        try:
+            image = read_picture(name)
+        except DataError as error:
+            errors[name] = str(error)
+            continue
+        if thumbnails is not None and len(thumbnails) < MOST_DRAWN:
+            copy = image.copy()
+            copy.thumbnail((DRAWN_PIXELS, DRAWN_PIXELS))
+            thumbnails.append(copy)
+        yield image
+
+
+def print_predictions(
+    classifier: Classifier,
+    names: list[str],
+    batch_size: int = 32,
+    top_k: int = 5,
+    as_json: bool = False,
+    grid: str | Path | None = None,
+) -> int:
+    """Print the predictions as they come; the number of pictures that could not be read, each named on stderr."""
+    thumbnails, shown, bad = ([] if grid else None), [], 0
+    # On a terminal the results themselves show how far it is; the bar is for results that go to a file or a pipe.
+    hidden = True if sys.stdout.isatty() or len(names) <= batch_size else None
+    found = predictions(classifier, names, batch_size, top_k, thumbnails)
+    for prediction in tqdm(found, total=len(names), unit="image", desc="predict", disable=hidden):
+        if prediction.error:
+            bad += 1
+            print(f"hfvit: {prediction.error}", file=sys.stderr)
+        elif grid and len(shown) < MOST_DRAWN:
+            shown.append(prediction)
+        if as_json or not prediction.error:
+            print(prediction.to_json() if as_json else prediction.to_text(), flush=not as_json)
+    if grid and shown:
+        write_grid(thumbnails, shown, grid)
+        left_out = len(names) - bad - len(shown)
+        more = f", {left_out} more are not drawn" if left_out else ""
+        print(f"hfvit: {grid}: {len(shown)} pictures{more}", file=sys.stderr)
+    return bad
+
+
+def write_grid(images: list[Image.Image], found: list[Prediction], path: str | Path) -> None:
+    """Draw the pictures under their names, with the most probable classes below each."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    columns = math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    lines = max(min(3, len(prediction.probabilities)) for prediction in found)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(2.4 * columns, (2.1 + 0.2 * lines) * rows), squeeze=False, layout="constrained"
+    )
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, image, prediction in zip(axes.flat, images, found, strict=False):
+        axis.imshow(image, interpolation="nearest")
+        best = list(prediction.probabilities.items())[:lines]
+        axis.set_title(_short(Path(prediction.name).name), fontsize=7, color="#777777", parse_math=False)
+        text = "\n".join(f"{_short(label)} {share:.1%}" for label, share in best)
+        axis.text(0.5, -0.03, text, transform=axis.transAxes, ha="center", va="top", fontsize=8, parse_math=False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _short(text: str, most: int = 28) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -1,0 +1,264 @@
+"""The gate: artefacts of one model over the same pictures, each against the reference."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+import hfvit
+from hfvit.artefacts import Artefact, find_artefact
+from hfvit.checkpoints import RUN_FILE, write_text
+from hfvit.errors import ModelError
+from hfvit.evaluation_split import EvaluationSplit
+from hfvit.export.folder import FACTS_FILE, read_export_facts, write_export_facts
+from hfvit.hardware import hardware
+from hfvit.inference import Classifier, batched, load_classifier
+from hfvit.metrics import accuracy_interval
+from hfvit.tables import aligned
+
+# Latency: rounds over all artefacts, so that each meets the same moments of the machine; each round at most so long.
+ROUNDS, CALLS, ROUND_SECONDS = 5, 10, 1.0
+HEADER = (
+    "artefact", "accuracy", "95 % interval", "change", "agreement", "max |dlogit|", "MB", "p50 ms", "p95 ms",
+    "images/s", "threads",
+)  # fmt: skip
+
+
+@dataclass
+class Comparison:
+    """What `validate` found: one plain dict an artefact, the reference first."""
+
+    rows: list[dict]
+    facts: dict
+
+    @property
+    def failures(self) -> list[str]:
+        """One sentence for each artefact that is worse than was allowed."""
+        return [f"{row['artefact']}: {row['failure']}" for row in self.rows if row["failure"]]
+
+    @property
+    def passed(self) -> bool:
+        return not self.failures
+
+    def to_dict(self) -> dict:
+        """Plain JSON values."""
+        return {**self.facts, "passed": self.passed, "artefacts": self.rows}
+
+    def table(self) -> str:
+        """Accuracy and speed of every artefact, and which rows and limits they were held to."""
+        data, limits = self.facts["data"], self.facts["limits"]
+        shown = [HEADER, *(_cells(row, is_reference=index == 0) for index, row in enumerate(self.rows))]
+        asked = f"accuracy at most {limits['max_accuracy_drop']:g} points below the reference"
+        if limits["min_agreement"] is not None:
+            asked += f", top-1 agreement at least {limits['min_agreement']:.2%}"
+        lines = [
+            *aligned(shown),
+            "",
+            f"data     {data['dataset']}, {data['split']}",
+            f"speed    the model alone: latency at batch 1, images/s at batch {self.facts['batch_size']}",
+            f"gate     {asked}: {'passed' if self.passed else 'FAILED'}",
+        ]
+        return "\n".join(lines)
+
+
+def validate(
+    reference: str | Path | Classifier,
+    others: Sequence[str | Path | Classifier],
+    split: EvaluationSplit,
+    *,
+    max_accuracy_drop: float = 0.5,
+    min_agreement: float | None = None,
+    batch_size: int = 16,
+    device: str | None = None,
+    threads: int | None = None,
+    show_progress: bool = True,
+) -> Comparison:
+    """Run each artefact over `split` and hold it to the reference.
+
+    Args:
+        max_accuracy_drop: in points (0.5 is half a percent of the pictures).
+        min_agreement: smallest share of the pictures, in [0, 1], that must get the reference's class.
+
+    Raises `ModelError` where an artefact cannot be loaded or has other classes than the reference.
+    """
+    given = (reference, *others)
+    classifiers = [c if isinstance(c, Classifier) else load_classifier(c, device, threads) for c in given]
+    orders = [_order(classifier, split.classes) for classifier in classifiers]
+    tallies = [_Tally() for _ in classifiers]
+    keys = [classifier.preprocessing for classifier in classifiers]
+    # The bar is drawn on a terminal only; a log would fill with it.
+    with tqdm(total=len(split), unit="image", desc="validate", disable=None if show_progress else True) as bar:
+        for rows in batched(range(len(split)), batch_size):
+            images, prepared, expected = list(split.images(rows)), {}, None
+            for classifier, key, order, tally in zip(classifiers, keys, orders, tallies, strict=True):
+                if key not in prepared:
+                    prepared[key] = classifier.prepare(images)
+                logits = classifier.run(prepared[key])[:, order]
+                expected = logits if expected is None else expected
+                tally.add(logits, expected, split.labels[rows])
+            bar.update(len(rows))
+    first = list(split.images(range(min(batch_size, len(split)))))
+    speeds = measure_speed(classifiers, [first[index % len(first)] for index in range(batch_size)])
+    rows = [
+        {
+            "artefact": classifier.name,
+            **tally.result(tallies[0], len(split)),
+            "megabytes": classifier.backend.bytes / 1e6,
+            **speed,
+            "device": classifier.backend.device,
+            "threads": classifier.backend.threads,
+        }
+        for classifier, tally, speed in zip(classifiers, tallies, speeds, strict=True)
+    ]
+    facts = {
+        "hfvit_version": hfvit.__version__,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "data": split.facts,
+        "limits": {"max_accuracy_drop": max_accuracy_drop, "min_agreement": min_agreement},
+        "batch_size": batch_size,
+        "hardware": hardware(),
+    }
+    for row in rows:
+        row["failure"] = _failure(row, rows[0], max_accuracy_drop, min_agreement)
+    return Comparison(rows, facts)
+
+
+class _Tally:
+    """Counts of one artefact, so that no more than a batch of logits is held."""
+
+    def __init__(self):
+        self.hits = self.agreed = self.not_finite = 0
+        self.difference = 0.0
+
+    def add(self, logits: np.ndarray, expected: np.ndarray, labels: np.ndarray) -> None:
+        finite = np.isfinite(logits).all(axis=1)
+        predicted = np.where(finite, logits.argmax(axis=1), -1)  # NaN would count as the first class
+        self.hits += int((predicted == labels).sum())
+        self.agreed += int((predicted == expected.argmax(axis=1)).sum())
+        self.not_finite += int((~finite).sum())
+        both = finite & np.isfinite(expected).all(axis=1)
+        self.difference = max(self.difference, float(np.abs(logits[both] - expected[both]).max(initial=0.0)))
+
+    def result(self, reference: "_Tally", count: int) -> dict:
+        return {
+            "accuracy": self.hits / count,
+            "accuracy_interval": accuracy_interval(self.hits, count),
+            "change_points": 100 * (self.hits - reference.hits) / count,
+            "agreement": self.agreed / count,
+            "max_logit_difference": self.difference,
+            "not_finite": self.not_finite,
+        }
+
+
+def measure_speed(classifiers: Sequence[Classifier], images: list) -> list[dict]:
+    """Latency at batch 1 (milliseconds) and images a second at `len(images)`, of each classifier without what
+    `prepare` does; in rounds over all of them."""
+    seconds = [{1: [], len(images): []} for _ in classifiers]
+    for _ in range(ROUNDS):
+        for classifier, taken in zip(classifiers, seconds, strict=True):
+            for size, times in taken.items():
+                prepared = classifier.prepare(images[:size])
+                classifier.run(prepared)  # what the artefact before left in the caches is not its fault
+                end = time.perf_counter() + ROUND_SECONDS
+                for _ in range(CALLS):
+                    start = time.perf_counter()
+                    classifier.run(prepared)
+                    times.append(time.perf_counter() - start)
+                    if time.perf_counter() > end:
+                        break
+    return [
+        {
+            "latency_ms_p50": 1000 * float(np.percentile(taken[1], 50)),
+            "latency_ms_p95": 1000 * float(np.percentile(taken[1], 95)),
+            "images_per_second": len(images) / float(np.median(taken[len(images)])),
+        }
+        for taken in seconds
+    ]
+
+
+def _order(classifier: Classifier, classes: list[str]) -> list[int]:
+    """Where this artefact has each of `classes`."""
+    if sorted(classifier.labels) != sorted(classes):
+        odd = sorted(set(classifier.labels) ^ set(classes))
+        raise ModelError(
+            f"{classifier.name} has other classes than the reference: {', '.join(odd[:6])}"
+            f"{', ...' if len(odd) > 6 else ''} are in one of them only."
+        )
+    return [classifier.labels.index(name) for name in classes]
+
+
+def _failure(row: dict, reference: dict, max_accuracy_drop: float, min_agreement: float | None) -> str | None:
+    reasons = []
+    if row["not_finite"]:
+        reasons.append(f"its logits are NaN or infinite for {row['not_finite']:,} images")
+    if -row["change_points"] > max_accuracy_drop + 1e-9:
+        reasons.append(
+            f"its accuracy {row['accuracy']:.2%} is {-row['change_points']:.2f} points below the reference's"
+            f" {reference['accuracy']:.2%} (at most {max_accuracy_drop:g} allowed)"
+        )
+    if min_agreement is not None and row["agreement"] < min_agreement - 1e-9:
+        reasons.append(
+            f"it agrees with the reference on {row['agreement']:.2%} of the images (at least {min_agreement:.2%}"
+            " asked)"
+        )
+    return f"{', and '.join(reasons)}." if reasons else None
+
+
+def _cells(row: dict, is_reference: bool) -> tuple[str, ...]:
+    low, high = row["accuracy_interval"]
+    against = ("reference", "", "")
+    if not is_reference:
+        against = (f"{row['change_points']:+.2f}", f"{row['agreement']:.2%}", f"{row['max_logit_difference']:.2g}")
+    return (
+        row["artefact"],
+        f"{row['accuracy']:.2%}",
+        f"{low:.2%} - {high:.2%}",
+        *against,
+        f"{row['megabytes']:.1f}",
+        f"{row['latency_ms_p50']:.1f}",
+        f"{row['latency_ms_p95']:.1f}",
+        f"{row['images_per_second']:,.0f}",
+        str(row["threads"]) if row["device"] == "cpu" else row["device"],
+    )
+
+
+def record(comparison: Comparison, paths: Sequence[str | Path]) -> list[Path]:
+    """Enter the result beside the artefacts: run.json of the reference, export.json of each export. The files written.
+
+    `paths` are those of `comparison.rows`. Nothing written names a folder of this machine.
+    """
+    artefacts = [find_artefact(path) for path in paths]
+    base = artefacts[0].folder if artefacts[0].is_checkpoint else None
+    rows = [
+        {**row, "artefact": _public_name(artefact, base)}
+        for row, artefact in zip(comparison.rows, artefacts, strict=True)
+    ]
+    written = []
+    if base and (base / RUN_FILE).is_file():
+        written.append(base / RUN_FILE)
+        facts = json.loads(written[0].read_text(encoding="utf-8"))
+        facts["gate"] = Comparison(rows, comparison.facts).to_dict()
+        write_text(written[0], json.dumps(facts, indent=2, allow_nan=False) + "\n")
+    for artefact, row in zip(artefacts, rows, strict=True):
+        files = {} if artefact.is_checkpoint else read_export_facts(artefact.folder)["files"]
+        if artefact.file and artefact.file.name in files:
+            gate = {**comparison.facts, **row, "passed": row["failure"] is None, "reference": rows[0]}
+            write_export_facts(artefact.folder, artefact.file.name, {**files[artefact.file.name], "gate": gate})
+            written.append(artefact.folder / FACTS_FILE)
+    return list(dict.fromkeys(written))
+
+
+def _public_name(artefact: Artefact, base: Path | None) -> str:
+    """The artefact's place below the reference, else its last two names, else its Hub id."""
+    path = artefact.file or artefact.folder
+    if path is None:
+        return artefact.source
+    path = path.resolve()
+    if base and path != base.resolve() and path.is_relative_to(base.resolve()):
+        return path.relative_to(base.resolve()).as_posix()
+    return f"{path.parent.name}/{path.name}" if artefact.file else path.name

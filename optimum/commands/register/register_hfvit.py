@@ -1,0 +1,41 @@
+"""`optimum-cli export onnx`, unless another distribution brings a command of that name.
+
+Two commands of one name end the whole of optimum-cli with an error. optimum loads every file of this namespace anyway,
+so looking at the others' lists costs nothing.
+"""
+
+import sys
+from importlib import import_module
+from pathlib import Path
+
+from optimum.commands.export.base import ExportCommand
+
+import optimum.commands.register
+from hfvit.commands import OnnxExportCommand
+from optimum.commands import optimum_cli
+
+
+def find_other_onnx() -> str | None:
+    """The module of another `export onnx`, or None."""
+    commands = list(optimum_cli._OPTIMUM_CLI_SUBCOMMANDS)
+    for folder in optimum.commands.register.__path__:
+        for file in Path(folder).glob("*.py"):
+            if file.stem in (Path(__file__).stem, "__init__"):
+                continue
+            module = import_module(f"optimum.commands.register.{file.stem}")
+            commands += getattr(module, "REGISTER_COMMANDS", [])
+    for entry in commands:
+        command, parent = entry if isinstance(entry, tuple) else (entry, None)
+        name = command.name if hasattr(command, "name") else command.COMMAND.name
+        if parent is ExportCommand and name == OnnxExportCommand.COMMAND.name:
+            return getattr(command, "subcommand_class", command).__module__
+    return None
+
+
+other = find_other_onnx()
+REGISTER_COMMANDS = [] if other else [(OnnxExportCommand, ExportCommand)]
+if other and sys.argv[1:3] == ["export", "onnx"]:
+    print(
+        f"hfvit: this `export onnx` is that of {other}; hfvit's is `python -m hfvit.commands`, with its own --help",
+        file=sys.stderr,
+    )

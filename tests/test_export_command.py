@@ -1,0 +1,262 @@
+"""`optimum-cli export onnx` as its user types it: exact folders, refusals, the gate, and other distributions."""
+
+import json
+import shutil
+import sys
+import zipfile
+
+import numpy as np
+import onnxruntime
+import pytest
+from conftest import LABELS, MICRO_RECIPE, ROOT, coloured_image, run_command
+from PIL import Image
+from transformers import AutoImageProcessor, ViTConfig, ViTForImageClassification, ViTImageProcessor, ViTModel
+
+import hfvit
+from hfvit.commands import main
+from hfvit.errors import run
+from hfvit.train import main as train
+
+FOLDER = {"config.json", "preprocessor_config.json", "export.json"}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, colours):
+    """A checkpoint with its recipe, that knows the colours apart."""
+    folder = tmp_path_factory.mktemp("trained")
+    recipe = folder / "micro.yaml"
+    recipe.write_text(MICRO_RECIPE + f"dataset_name: {colours}\noutput_dir: {folder / 'out'}\n")
+    assert run(lambda: train([str(recipe), "--num_train_epochs", "6"])) == 0
+    return folder / "out"
+
+
+@pytest.fixture
+def checkpoint(trained, tmp_path):
+    """A copy: the gate's result is entered into its run.json."""
+    return shutil.copytree(trained, tmp_path / "checkpoint")
+
+
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory):
+    """A stock ViT without a recipe."""
+    folder = tmp_path_factory.mktemp("stock")
+    config = ViTConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, image_size=16, patch_size=8,
+        id2label=dict(enumerate(LABELS)), label2id={label: index for index, label in enumerate(LABELS)},
+    )  # fmt: skip
+    ViTForImageClassification(config).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
+    return folder
+
+
+def export(*words) -> int:
+    """The command in this process; its exit code."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(word) for word in words])
+    return stop.value.code
+
+
+def names(folder) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def facts(folder) -> dict:
+    return json.loads((folder / "export.json").read_text())
+
+
+@pytest.mark.integration
+def test_the_command_line_exports_judges_and_tells(checkpoint, tmp_path):
+    out = checkpoint / "onnx"
+    result = run_command(
+        "optimum-cli", "export", "onnx", "--model", checkpoint, "--optimize", out, PYTHONPATH=str(ROOT)
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    assert names(out) == {"model.onnx", "model_optimized.onnx", *FOLDER}
+    lines = result.stdout.splitlines()
+    assert [line.split("] ")[1].split()[0] for line in lines[:4]] == ["loading", "exporting", "exporting", "judging"]
+    row = next(line for line in lines if line.startswith("model.onnx "))
+    assert "+0.00 points, 100.00% agree" in row
+    assert str(tmp_path) not in (out / "export.json").read_text()
+    known = facts(out)
+    assert known["source"] == "checkpoint"
+    for name, entry in known["files"].items():
+        assert entry["bytes"] == (out / name).stat().st_size
+        assert entry["gate"]["passed"]
+        assert entry["gate"]["data"]["images"] == 13
+    assert json.loads((checkpoint / "run.json").read_text())["gate"]["passed"]
+    pictures = [coloured_image(label, np.random.default_rng(5)) for label in range(3)]
+    ours = hfvit.load_classifier(out).logits(pictures)
+    np.testing.assert_allclose(ours, hfvit.load_classifier(checkpoint).logits(pictures), atol=1e-4)
+
+
+def test_variants_add_up_in_one_folder(checkpoint, tmp_path, capsys):
+    out = tmp_path / "onnx"
+    assert export("--model", checkpoint, "--dtype", "bf16", out) == 0
+    assert "bf16 is not judged" in capsys.readouterr().out
+    assert names(out) == {"model_bf16.onnx", *FOLDER}
+    assert export("--model", checkpoint, "--quantize", "int8", "--with-preprocessing", "--dtype", "fp16", out) == 0
+    raw = {"model_fp16_with_preprocessing.onnx", "model_quantized_with_preprocessing.onnx"}
+    assert names(out) == {"model_bf16.onnx", *raw, *FOLDER}
+    known = facts(out)["files"]
+    assert set(known) == {"model_bf16.onnx", *raw}
+    assert known["model_bf16.onnx"]["gate"] is None
+    quantized = known["model_quantized_with_preprocessing.onnx"]
+    assert quantized["quantization"]["mode"] == "int8"
+    assert quantized["calibration"]["split"].startswith("split 'train'")
+    assert quantized["gate"]["passed"]
+    picture = coloured_image(1, np.random.default_rng(5), size=50)
+    session = onnxruntime.InferenceSession(out / "model_quantized_with_preprocessing.onnx")
+    (logits,) = session.run(None, {"pixels": np.asarray(picture)[None]})
+    assert LABELS[logits.argmax()] == "green"
+
+
+def test_a_file_that_the_gate_refuses_is_not_left(checkpoint, tmp_path, capsys):
+    out = tmp_path / "onnx"
+    assert export("--model", checkpoint, "--no-gate", out) == 0
+    before = (out / "export.json").read_text()
+    code = export("--model", checkpoint, "--quantize", "int8-dynamic", "--max_accuracy_drop=-101", out)
+    assert code == 4
+    message = capsys.readouterr().err
+    assert "model_quantized.onnx: its accuracy" in message
+    assert "--no-gate" in message
+    assert names(out) == {"model.onnx", *FOLDER}
+    assert (out / "export.json").read_text() == before
+
+
+def test_a_stock_checkpoint_has_no_gate_and_fixed_axes_are_possible(stock, tmp_path, capsys):
+    out = tmp_path / "onnx"
+    words = ["--model", stock, "--no-dynamic-axes", "--batch_size", 2, "--quantize", "int8-dynamic", out]
+    assert export(*words) == 0
+    assert "not run" in capsys.readouterr().out
+    assert names(out) == {"model.onnx", "model_quantized.onnx", *FOLDER}
+    assert all(entry["input"]["shape"][0] == 2 for entry in facts(out)["files"].values())
+    assert isinstance(AutoImageProcessor.from_pretrained(out), type(ViTImageProcessor()))
+
+
+def test_numpy_and_onnxruntime_alone_give_the_checkpoints_class(checkpoint, tmp_path, monkeypatch):
+    """The lines that README.md shows, from its own text."""
+    out = tmp_path / "outputs" / "quickstart" / "onnx"
+    assert export("--model", checkpoint, "--no-gate", out) == 0
+    text = (ROOT / "README.md").read_text()
+    code = next(b for b in text.split("```python\n") if "import onnxruntime" in b).split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    for label, size in ((0, 16), (1, 40), (2, 90)):
+        picture = coloured_image(label, np.random.default_rng(8), size)
+        picture.crop((0, 0, size, size - size // 4)).save("digit.png")
+        scope = {}
+        exec(compile(code, "README.md", "exec"), scope)
+        expected = hfvit.load_classifier(checkpoint).logits([Image.open("digit.png")])
+        np.testing.assert_allclose(scope["logits"], expected, atol=0.2)
+        assert scope["logits"].argmax() == expected.argmax()
+
+
+@pytest.fixture
+def not_a_classifier(tmp_path):
+    folder = tmp_path / "headless"
+    config = ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+    ViTModel(config).save_pretrained(folder)
+    ViTImageProcessor().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model", "{tmp}/nowhere", "{tmp}/out"], "There is no folder"),
+        (["--model", "{stock}", "{stock}/config.json"], "config.json is a file"),
+        (["--model", "{stock}", "{stock}/config.json/below"], "cannot be written"),
+        (["--model", "{stock}", "{stock}"], "holds a config.json that is no export's"),
+        (["--model", "{stock}", "--quantize", "int8", "{tmp}/out"], "give --calibration_dataset"),
+        (["--model", "{stock}", "--quantize", "int4", "{tmp}/out"], "invalid choice: 'int4'"),
+        (["--model", "{stock}", "--quantize", "int8-dynamic", "--target", "tensorrt", "{tmp}/out"], "no int8-dynamic"),
+        (["--model", "{stock}", "--task", "text-generation", "{tmp}/out"], "--task: invalid choice"),
+        (["--model", "{stock}", "--opset", "11", "{tmp}/out"], "outside 18 to 23"),
+        (["--model", "{stock}", "--atol", "1e-12", "{tmp}/out"], "differs from PyTorch's"),
+        (["--model", "{headless}", "{tmp}/out"], "without a trained head"),
+        (["--model", "{checkpoint}", "--calibration_dataset", "{tmp}/no_set", "--quantize", "int8", "{tmp}/out"],
+         "no folder"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_message(words, message, stock, trained, not_a_classifier, tmp_path, capsys):
+    places = {"tmp": tmp_path, "stock": stock, "headless": not_a_classifier, "checkpoint": trained}
+    before = names(stock)
+    assert export(*(word.format(**places) for word in words)) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert "Traceback" not in captured.err
+    assert len([line for line in captured.err.splitlines() if "error: " in line]) == 1
+    assert names(stock) == before
+    assert not (tmp_path / "out").exists() or not names(tmp_path / "out")
+
+
+def test_other_models_do_not_share_a_folder(stock, checkpoint, tmp_path, capsys):
+    out = tmp_path / "onnx"
+    assert export("--model", stock, out) == 0
+    assert export("--model", checkpoint, out) == 2
+    assert "exports of another model" in capsys.readouterr().err
+
+
+PROBE = """\
+import sys
+from optimum.commands.optimum_cli import main
+before = set(sys.modules)
+try:
+    main()
+except SystemExit as stop:
+    assert not stop.code, stop.code
+heavy = {"torch", "transformers", "timm", "datasets", "onnx", "onnxruntime", "numpy"} & (set(sys.modules) - before)
+assert not heavy, heavy
+"""
+
+
+@pytest.mark.parametrize("words", [["--help"], ["export", "--help"], ["export", "onnx", "--help"]])
+def test_help_imports_nothing_heavy(words):
+    result = run_command(sys.executable, "-c", PROBE, *words, PYTHONPATH=str(ROOT))
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    if words[-2:] == ["onnx", "--help"]:
+        assert "optimum-cli export onnx --model outputs/quickstart" in result.stdout
+
+
+OTHER = """\
+from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
+from optimum.commands.export.base import ExportCommand
+
+class Other(BaseOptimumCLICommand):
+    COMMAND = CommandInfo(name="onnx", help="that of another distribution")
+
+    def run(self):
+        print("the other one ran")
+
+REGISTER_COMMANDS = [(Other, ExportCommand)]
+"""
+
+
+def test_another_export_onnx_keeps_its_name(tmp_path):
+    register = tmp_path / "other" / "optimum" / "commands" / "register"
+    register.mkdir(parents=True)
+    (register / "register_other.py").write_text(OTHER)
+    for path in (f"{ROOT}:{tmp_path / 'other'}", f"{tmp_path / 'other'}:{ROOT}"):
+        assert run_command("optimum-cli", "--help", PYTHONPATH=path).returncode == 0
+        listing = run_command("optimum-cli", "export", "--help", PYTHONPATH=path)
+        assert "that of another distribution" in listing.stdout
+        assert "(hfvit)" not in listing.stdout
+        assert listing.stderr == ""
+        result = run_command("optimum-cli", "export", "onnx", PYTHONPATH=path)
+        assert result.stdout == "the other one ran\n"
+        assert "register_other" in result.stderr
+        assert "python -m hfvit.commands" in result.stderr
+    result = run_command(sys.executable, "-m", "hfvit.commands", "--help", PYTHONPATH=str(ROOT))
+    assert "--with-preprocessing" in result.stdout
+
+
+def test_the_wheel_brings_the_command(tmp_path):
+    pytest.importorskip("hatchling", reason="needs hatchling, which pip fetches when it builds a wheel")
+    words = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path]
+    result = run_command(*words)
+    assert result.returncode == 0, result.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    held = set(zipfile.ZipFile(wheel).namelist())
+    assert {"optimum/commands/register/register_hfvit.py", "hfvit/commands.py", "hfvit/export/onnx.py"} <= held
+    assert not {name for name in held if name.startswith("optimum/") and name.endswith("__init__.py")}
