@@ -1,0 +1,14 @@
+"""ORTModelForImageClassification on an export folder: python ortmodel.py FOLDER PICTURE... -> JSON, {class: score}."""
+
+import json
+import sys
+
+from optimum.onnxruntime import ORTModelForImageClassification
+from transformers import AutoImageProcessor, pipeline
+
+folder, *pictures = sys.argv[1:]
+model = ORTModelForImageClassification.from_pretrained(folder)  # of several files it takes model.onnx
+processor = AutoImageProcessor.from_pretrained(folder)
+classifier = pipeline("image-classification", model=model, image_processor=processor)
+answers = classifier(pictures, top_k=model.config.num_labels)
+print(json.dumps([{row["label"]: row["score"] for row in rows} for rows in answers]))
