@@ -1,4 +1,4 @@
-"""Programs that never heard of hfvit, on a folder that it exported: transformers.js, ORTModelForImageClassification."""
+"""Programs that never heard of hfvit, on a folder that it exported: transformers.js and ORTModel."""
 
 import json
 import shutil
