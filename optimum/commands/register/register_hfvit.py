@@ -33,7 +33,7 @@ def find_other_onnx() -> str | None:
 
 
 other = find_other_onnx()
-# To be read once: optimum asks again for each folder of the path that holds this file (a checkout and an installation).
+# Read once: optimum asks again for each folder that holds this file, such as a checkout beside an installation.
 REGISTER_COMMANDS = iter([] if other else [(OnnxExportCommand, ExportCommand)])
 if other and sys.argv[1:3] == ["export", "onnx"]:
     print(
