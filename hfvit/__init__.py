@@ -17,6 +17,7 @@ _HOME_OF = {
     "HFViTTrainer": "trainer",
     "export_onnx": "export.onnx",
     "load_classifier": "inference",
+    "quantize_onnx": "export.quantize",
 }
 
 __all__ = list(_HOME_OF)

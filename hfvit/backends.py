@@ -15,7 +15,11 @@ class TorchBackend:
 
     def __init__(self, model: torch.nn.Module, device: str | None = None, threads: int | None = None):
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self.model, self.threads = model.to(self.device).eval(), threads or torch.get_num_threads()
+        try:
+            self.model = model.to(self.device).eval()
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise ModelError(f"device: PyTorch cannot use '{device}' here: {one_line(error)}") from error
+        self.threads = threads or torch.get_num_threads()
         self.bytes = sum(value.numel() * value.element_size() for value in model.state_dict().values())
 
     @torch.inference_mode()
@@ -103,7 +107,7 @@ def _providers(device: str | None, available: list[str]) -> tuple[str, list]:
     kind, _, index = device.partition(":")
     if kind == "cpu":
         return device, ["CPUExecutionProvider"]
-    if kind != "cuda" or not has_cuda:
+    if kind != "cuda" or not has_cuda or not (index or "0").isdecimal():
         why = "install onnxruntime-gpu, or" if kind == "cuda" else "it has cpu and cuda;"
         raise ModelError(f"device: this ONNX Runtime cannot use '{device}'; {why} use the device cpu.")
     return device, [("CUDAExecutionProvider", {"device_id": int(index or 0)}), "CPUExecutionProvider"]

@@ -106,7 +106,7 @@ def _add_validate(commands) -> None:
     data = parser.add_argument_group("data")
     data.add_argument("--dataset_name", help="Hub id, folder or 'digits' [the recipe's]")
     data.add_argument("--dataset_config_name", help="configuration of the data set, where it has several")
-    data.add_argument("--split", help="split, slices such as test[:1000] too [what the recipe held out]")
+    data.add_argument("--split", help="split, slices such as test[:1000] too [the recipe's; validation]")
     data.add_argument("--image_column", help="found by its type when not given")
     data.add_argument("--label_column", help="found by its type when not given")
     data.add_argument("--max_samples", type=_above_0, help="use this many images, drawn with --seed [all]")

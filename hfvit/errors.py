@@ -1,5 +1,6 @@
 """What hfvit raises for a user's mistake: one message, no traceback, exit code 2."""
 
+import os
 import sys
 from collections.abc import Callable
 from difflib import get_close_matches
@@ -55,6 +56,9 @@ def run(command: Callable[[], int | None]) -> int:
         message = str(error).rsplit(f"{type(error).__name__}: ", 1)[-1].strip()
         print(f"hfvit: error: {message}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:  # the reader of a pipe has seen enough (`| head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor may the flush at exit complain
+        return 141
     except KeyboardInterrupt:
         print("hfvit: interrupted", file=sys.stderr)
         return 130

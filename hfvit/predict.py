@@ -93,6 +93,7 @@ def print_predictions(
             shown.append(prediction)
         if as_json or not prediction.error:
             print(prediction.to_json() if as_json else prediction.to_text(), flush=not as_json)
+    sys.stdout.flush()
     if grid and shown:
         write_grid(thumbnails, shown, grid)
         left_out = len(names) - bad - len(shown)

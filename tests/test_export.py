@@ -132,13 +132,16 @@ def test_half_precision_computes_norms_and_softmax_in_float32(dtype, half, famil
             session(path)
 
 
-def test_optimised_files_hold_onnx_runtimes_operators(micro, tmp_path):
-    facts = export_onnx(micro, tmp_path / "fused.onnx", optimize=True)
+@pytest.mark.parametrize("family", ["timm", "vit"])
+def test_optimised_files_hold_onnx_runtimes_operators(family, micro, tmp_path):
+    model = micro if family == "timm" else stock_model(family)
+    facts = export_onnx(model, tmp_path / "fused.onnx", optimize=True)
     domains = {node.domain for node in onnx.load(tmp_path / "fused.onnx").graph.node}
     assert "com.microsoft" in domains
     assert facts["optimized"]
     (logits,) = session(tmp_path / "fused.onnx").run(None, {"pixel_values": batch(5)})
-    np.testing.assert_allclose(logits, expected(micro, batch(5)), atol=1e-5)
+    np.testing.assert_allclose(logits, expected(model, batch(5)), atol=1e-5)
+    onnx.checker.check_model(str(tmp_path / "fused.onnx"), full_check=True)
 
 
 def test_fixed_batch_and_opset(micro, tmp_path):

@@ -251,6 +251,15 @@ def test_another_export_onnx_keeps_its_name(tmp_path):
     assert "--with-preprocessing" in result.stdout
 
 
+def test_a_checkout_beside_an_installation_registers_once(tmp_path):
+    register = tmp_path / "optimum" / "commands" / "register"
+    register.mkdir(parents=True)
+    shutil.copy(ROOT / "optimum" / "commands" / "register" / "register_hfvit.py", register)
+    result = run_command("optimum-cli", "export", "--help", PYTHONPATH=f"{ROOT}:{tmp_path}")
+    assert result.returncode == 0, result.stderr
+    assert "(hfvit)" in result.stdout
+
+
 def test_the_wheel_brings_the_command(tmp_path):
     pytest.importorskip("hatchling", reason="needs hatchling, which pip fetches when it builds a wheel")
     words = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path]

@@ -9,10 +9,10 @@ from conftest import ROOT
 
 FLOORS = [
     {"errors", "tables", "losses", "loss_watch", "draws", "resize", "image_ops", "mixing", "speed"}
-    | {"export/family", "export/half"},
+    | {"export/family", "export/fuse", "export/half"},
     {"config", "param_groups", "shipped", "hardware", "attention", "policies", "decode", "paths"}
-    | {"export/image_steps"},
-    {"augment", "pixels", "pictures", "artefacts", "backends", "export/preprocess"},
+    | {"export/image_steps", "export/int8_fused"},
+    {"augment", "pixels", "pictures", "artefacts", "backends", "export/preprocess", "export/quantize"},
     {"training_args", "checkpoints", "data", "metrics", "modeling", "images", "export/check"},
     {"stream_source", "export/folder"},
     {"stream"},

@@ -170,9 +170,12 @@ def test_paths_that_are_not_there(tmp_path):
         hfvit.load_classifier(tmp_path / "file")
 
 
-def test_a_device_that_is_not_there(export):
+def test_a_device_that_is_not_there(export, checkpoint):
     with pytest.raises(HFViTError, match="device: this ONNX Runtime cannot use 'npu'"):
         hfvit.load_classifier(export, device="npu")
+    for name in ("npu", "no such device"):
+        with pytest.raises(HFViTError, match=f"device: PyTorch cannot use '{name}' here"):
+            hfvit.load_classifier(checkpoint, device=name)
 
 
 def test_a_backbone_without_a_head_is_no_classifier(tmp_path):

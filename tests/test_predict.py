@@ -153,6 +153,13 @@ def test_mistakes_are_one_message(capsys, model, photos, tmp_path, words, messag
 
 
 @pytest.mark.integration
+def test_a_pipe_that_closes_early_is_no_error(model, photos):
+    result = run_command("bash", "-c", f"hfvit predict {model} {photos} --json | true; echo ${{PIPESTATUS[0]}}")
+    assert result.stdout == "141\n"
+    assert result.stderr == ""
+
+
+@pytest.mark.integration
 def test_as_typed(model, photos, tmp_path):
     """The console command itself: clean standard output, no noise of libraries."""
     result = run_command("hfvit", "predict", model, f"{photos}/*.png", photos, "--json", "--top_k", 1)

@@ -35,6 +35,13 @@ def check_onnx(path: Path) -> None:
         raise ModelError(f"The exported graph is not valid ONNX: {one_line(error)[:300]}") from error
 
 
+def forget_shapes(path: Path) -> None:
+    """Remove the shapes of intermediate values; those that fused operators left behind are wrong (transformers 5.23)."""
+    model = onnx.load(path)
+    del model.graph.value_info[:]
+    onnx.save(model, path)
+
+
 def session(model: Path | bytes) -> onnxruntime.InferenceSession:
     """An ONNX Runtime session on the CPU, its warnings silenced."""
     options = onnxruntime.SessionOptions()

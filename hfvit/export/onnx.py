@@ -18,7 +18,7 @@ from transformers.exporters.exporter_onnx import OnnxConfig
 
 import hfvit
 from hfvit.errors import ModelError, one_line
-from hfvit.export.check import check_onnx, check_parity, check_pixels, tolerance
+from hfvit.export.check import check_onnx, check_parity, check_pixels, forget_shapes, tolerance
 from hfvit.export.folder import file_facts, package_versions, temporary_file
 from hfvit.export.half import HALF_TYPES, runnable_on_cpu, to_half
 from hfvit.export.preprocess import add_preprocessing
@@ -75,6 +75,8 @@ def export_onnx(
     batches = [1, 3, TRACED_BATCH + 3] if dynamic_axes else [batch_size]
     with temporary_file(path) as temporary:
         _save(graph, temporary)
+        if optimize:
+            forget_shapes(temporary)
         parity = check_graph(temporary, model, shape, batches, dtype, tolerance(dtype, atol), preprocessing, path.name)
     return describe(
         path, shape, parity, dtype=dtype, optimized=optimize, batch_size=None if dynamic_axes else batch_size

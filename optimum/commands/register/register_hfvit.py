@@ -33,7 +33,8 @@ def find_other_onnx() -> str | None:
 
 
 other = find_other_onnx()
-REGISTER_COMMANDS = [] if other else [(OnnxExportCommand, ExportCommand)]
+# Read once: optimum asks again for each folder that holds this file, such as a checkout beside an installation.
+REGISTER_COMMANDS = iter([] if other else [(OnnxExportCommand, ExportCommand)])
 if other and sys.argv[1:3] == ["export", "onnx"]:
     print(
         f"hfvit: this `export onnx` is that of {other}; hfvit's is `python -m hfvit.commands`, with its own --help",
