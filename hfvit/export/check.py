@@ -36,7 +36,7 @@ def check_onnx(path: Path) -> None:
 
 
 def forget_shapes(path: Path) -> None:
-    """Remove the shapes of intermediate values; those that fused operators left behind are wrong (transformers 5.23)."""
+    """Remove the shapes of intermediate values; fusing leaves some behind that are wrong (transformers 5.23)."""
     model = onnx.load(path)
     del model.graph.value_info[:]
     onnx.save(model, path)
