@@ -1,4 +1,4 @@
-"""What the three benchmarks share: options, processes of their own, interleaved rounds, medians, tables, JSON.
+"""What the benchmarks share: options, processes of their own, interleaved rounds, medians, tables, JSON.
 
 A script runs itself once more for every measurement (`--worker`), in a fresh process: one contender's imports, memory
 settings and leftover processes cannot touch another's figures. The rounds are interleaved and each begins with another
@@ -19,18 +19,25 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("hfvit", "torch", "torchvision", "timm", "transformers", "accelerate", "datasets", "numpy", "pillow")
+PACKAGES = (
+    "hfvit", "torch", "torchvision", "timm", "transformers", "accelerate", "datasets", "numpy", "pillow",
+    "onnx", "onnxruntime", "onnxscript",
+)  # fmt: skip
 ANSWER = "benchmark answer: "
 
 
-def parse_options(description: str, argv: list[str] | None, rounds: int) -> argparse.Namespace:
-    """The options that every benchmark takes; the script's docstring is its help."""
+def parse_options(
+    description: str, argv: list[str] | None, rounds: int, own_options: dict[str, dict] | None = None
+) -> argparse.Namespace:
+    """The options that every benchmark takes, and a script's own; the script's docstring is its help."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small data and one round: shows that it works, no more")
     parser.add_argument(
         "--rounds", type=int, help=f"interleaved rounds; figures are their medians [{rounds}, quick 1]"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write rows, versions and hardware to FILE")
+    for name, settings in (own_options or {}).items():
+        parser.add_argument(name, **settings)
     parser.add_argument("--worker", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.rounds is None:

@@ -9,11 +9,11 @@ from conftest import ROOT
 
 FLOORS = [
     {"errors", "tables", "losses", "loss_watch", "draws", "resize", "image_ops", "mixing", "speed"}
-    | {"export/family", "export/fuse", "export/half"},
+    | {"export/family", "export/half", "export/graph"},
     {"config", "param_groups", "shipped", "hardware", "attention", "policies", "decode", "paths"}
-    | {"export/image_steps", "export/int8_fused"},
-    {"augment", "pixels", "pictures", "artefacts", "backends", "export/preprocess", "export/quantize"},
-    {"training_args", "checkpoints", "data", "metrics", "modeling", "images", "export/check"},
+    | {"export/image_steps", "export/fuse"},
+    {"augment", "pixels", "pictures", "artefacts", "backends", "export/preprocess", "export/int8_fused"},
+    {"training_args", "checkpoints", "data", "metrics", "modeling", "images", "export/check", "export/quantize"},
     {"stream_source", "export/folder"},
     {"stream"},
     {"recipe", "trainer", "inference", "report", "run_json", "evaluation_split"},

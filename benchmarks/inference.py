@@ -1,0 +1,254 @@
+"""How fast and how exact one classifier is in every form that it can be run in: PyTorch, ONNX Runtime, INT8.
+
+  python benchmarks/inference.py --model outputs/dinov2_small --dataset_name cifar10   # some twenty minutes
+  python benchmarks/inference.py --quick                                               # a minute: shows that it works
+  python benchmarks/inference.py --json rows.json
+
+  eager fp32, eager bf16, torch.compile   PyTorch; bf16 by autocast
+  ONNX Runtime                            the exported graph
+  ONNX Runtime, hfvit fused               the same, rewritten by hfvit/export/fuse.py
+  int8 dynamic, int8 static               onnxruntime's own quantiser on the exported graph; static as QDQ
+  hfvit int8-dynamic, hfvit int8          hfvit/export/quantize.py
+
+Without --model it is timm's ViT-S/16 at 224 px with random weights (--quick: two blocks at 64 px), whose accuracy
+would say nothing, so there is none. With --model and --dataset_name, forms that compute in another precision than
+float32 are judged on --samples pictures of --split; 32 of --calibration_split set the ranges of static INT8.
+
+Each measurement is a process of its own, batch 1 and then batch 16. Preprocessing is done before and not timed.
+"""
+
+import os
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from common import answer, in_own_process, interleaved, medians, parse_options, report, spread, workspace
+
+BATCHES = (1, 16)
+CALIBRATION_IMAGES = 32
+CHECKED_IMAGES = 64
+TORCH = ("eager fp32", "eager bf16", "torch.compile")
+GRAPHS = {
+    "ONNX Runtime": "model.onnx",
+    "ONNX Runtime, hfvit fused": "model_optimized.onnx",
+    "int8 dynamic": "dynamic.onnx",
+    "int8 static": "static.onnx",
+    "hfvit int8-dynamic": "model_int8_dynamic.onnx",
+    "hfvit int8": "model_quantized.onnx",
+}
+CONTENDERS = (*TORCH, *GRAPHS)
+FLOAT32 = ("torch.compile", "ONNX Runtime", "ONNX Runtime, hfvit fused")
+COLUMNS = {
+    "contender": "",
+    "batch": ".0f",
+    "p50 ms": ",.1f",
+    "p95 ms": ",.1f",
+    "images/s": ",.1f",
+    "spread": ".0%",
+    "x eager": ".2f",
+    "MB": ",.1f",
+    "size": ".3f",
+    "accuracy": ".2%",
+    "agreement": ".2%",
+    "logit difference": ".1e",
+}
+OPTIONS = {
+    "--model": {"help": "checkpoint of an image classifier [ViT-S/16 at 224 px, random weights]"},
+    "--dataset_name": {"help": "data set with the model's classes: Hub id or folder; judges accuracy"},
+    "--split": {"default": "test", "help": "split that judges accuracy [test]"},
+    "--calibration_split": {"default": "train", "help": "split for calibration [train]"},
+    "--samples": {"type": int, "help": "pictures that judge accuracy [2,000, quick 64]"},
+}
+
+
+def prepare(
+    folder: str, model: str | None, dataset_name: str | None, splits: list[str], samples: int, quick: bool, **_
+) -> dict:
+    """Save the checkpoint, its graphs and its pictures as the contenders read them; sizes in bytes."""
+    from hfvit import load_classifier
+
+    work = Path(folder)
+    checkpoint = model or _random_checkpoint(work / "checkpoint", quick)
+    classifier = load_classifier(checkpoint, device="cpu")
+    if dataset_name:
+        from hfvit.evaluation_split import evaluation_split
+
+        calibration, judged = (
+            evaluation_split(checkpoint, dataset_name=dataset_name, split=split, max_samples=count)
+            for split, count in zip(splits, (CALIBRATION_IMAGES, samples), strict=True)
+        )
+        np.save(work / "labels.npy", judged.labels)
+        calibration = classifier.pixel_values(calibration.images())
+        pixels = classifier.pixel_values(judged.images())
+    else:
+        size = 64 if quick else 224
+        pixels = np.random.default_rng(0).standard_normal((max(BATCHES), 3, size, size), dtype=np.float32)
+        calibration = pixels
+    np.save(work / "pixels.npy", pixels)
+    _export(checkpoint, work, [calibration[start : start + 4] for start in range(0, len(calibration), 4)])
+    sizes = {name: (work / file).stat().st_size for name, file in GRAPHS.items()}
+    return {"checkpoint": str(checkpoint), "sizes": sizes, "shape": list(pixels.shape)}
+
+
+def _random_checkpoint(folder: Path, quick: bool) -> Path:
+    from hfvit.modeling import build_model
+
+    labels = [f"class {number}" for number in range(1000)]
+    small = {"image_size": 64, "timm_kwargs": {"depth": 2}} if quick else {}
+    build_model(labels, architecture="vit_small_patch16_224", **small).save_pretrained(folder)
+    return folder
+
+
+def _export(checkpoint: str | Path, work: Path, calibration: list[np.ndarray]) -> None:
+    import onnx
+    import onnx_ir
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from transformers import AutoModelForImageClassification
+
+    from hfvit.export.fuse import fuse
+    from hfvit.export.onnx import export_onnx
+    from hfvit.export.quantize import Batches, load_float_graph, qdq, quantize_onnx
+
+    source = work / GRAPHS["ONNX Runtime"]
+    export_onnx(AutoModelForImageClassification.from_pretrained(checkpoint).eval(), source)
+    graph = onnx_ir.load(source)
+    fuse(graph)
+    onnx_ir.save(graph, work / GRAPHS["ONNX Runtime, hfvit fused"])
+    quantize_dynamic(
+        source,
+        work / GRAPHS["int8 dynamic"],
+        op_types_to_quantize=["MatMul", "Gemm"],
+        per_channel=True,
+        weight_type=QuantType.QInt8,
+    )
+    static, _ = qdq(source, work, Batches(load_float_graph(source), calibration), symmetric=False)
+    onnx.save(static, work / GRAPHS["int8 static"])
+    quantize_onnx(source, work / GRAPHS["hfvit int8-dynamic"], mode="int8-dynamic")
+    quantize_onnx(source, work / GRAPHS["hfvit int8"], calibration=calibration)
+
+
+def runner(contender: str, folder: str, checkpoint: str):
+    """A function from pixel values to logits, both float32 arrays, on all cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if contender in GRAPHS:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = cores
+        path = str(Path(folder) / GRAPHS[contender])
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return lambda pixels: session.run(None, {"pixel_values": pixels})[0]
+    import torch
+    from transformers import AutoModelForImageClassification
+
+    torch.set_num_threads(cores)
+    model = AutoModelForImageClassification.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    compiled = torch.compile(model) if contender == "torch.compile" else model
+    half = torch.autocast("cpu", torch.bfloat16, enabled=contender == "eager bf16")
+
+    def run(pixels: np.ndarray) -> np.ndarray:
+        with torch.inference_mode(), half:
+            return compiled(pixel_values=torch.from_numpy(pixels)).logits.float().numpy()
+
+    return run
+
+
+def measure(contender: str, folder: str, checkpoint: str, repeats: dict[str, int], **_) -> dict[str, float]:
+    """Milliseconds a batch: median and 95th percentile, for each batch size."""
+    run = runner(contender, folder, checkpoint)
+    pixels = np.load(Path(folder) / "pixels.npy", mmap_mode="r")
+    figures = {}
+    for batch, count in repeats.items():
+        given = np.array(pixels[: int(batch)])
+        for _ in range(3):
+            run(given)
+        milliseconds = []
+        for _ in range(count):
+            start = time.perf_counter()
+            run(given)
+            milliseconds.append(1000 * (time.perf_counter() - start))
+        figures |= {f"{batch} p50": np.median(milliseconds), f"{batch} p95": np.percentile(milliseconds, 95)}
+    return {name: float(value) for name, value in figures.items()}
+
+
+def judge(contender: str, folder: str, checkpoint: str, **_) -> dict[str, float]:
+    """Against eager fp32, which comes first: the same class, the largest logit difference; accuracy where labelled."""
+    run = runner(contender, folder, checkpoint)
+    pixels = np.load(Path(folder) / "pixels.npy", mmap_mode="r")
+    count = min(CHECKED_IMAGES, len(pixels)) if contender in FLOAT32 else len(pixels)
+    batch = max(BATCHES)
+    logits = np.concatenate([run(np.array(pixels[n : n + batch])) for n in range(0, count, batch)])
+    reference = Path(folder) / "reference.npy"
+    if contender == CONTENDERS[0]:
+        np.save(reference, logits)
+    expected = np.load(reference)[:count]
+    labels = Path(folder) / "labels.npy"
+    figures = {"logit difference": float(np.abs(logits - expected).max())}
+    if labels.exists() and count == len(pixels):
+        figures["accuracy"] = float((logits.argmax(1) == np.load(labels)).mean())
+        figures["agreement"] = float((logits.argmax(1) == expected.argmax(1)).mean())
+    return figures
+
+
+def rows_of(results: dict[str, list[dict]], judged: dict[str, dict], sizes: dict[str, int]) -> list[dict]:
+    """One row a contender and batch size, related to eager fp32 of that batch and to the float graph's size."""
+    rows = []
+    for batch in BATCHES:
+        eager = medians(results[CONTENDERS[0]])[f"{batch} p50"]
+        for name, rounds in results.items():
+            figures = medians(rounds)
+            size = sizes.get(name)
+            rows.append(
+                {
+                    "contender": name,
+                    "batch": batch,
+                    "p50 ms": figures[f"{batch} p50"],
+                    "p95 ms": figures[f"{batch} p95"],
+                    "images/s": 1000 * batch / figures[f"{batch} p50"],
+                    "spread": spread([values[f"{batch} p50"] for values in rounds]),
+                    "x eager": eager / figures[f"{batch} p50"],
+                    "MB": size and size / 1e6,
+                    "size": size and size / sizes["ONNX Runtime"],
+                    **judged.get(name, {}),
+                }
+            )
+    return rows
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = parse_options(__doc__, argv, rounds=3, own_options=OPTIONS)
+    if options.worker:
+        work = {"prepare": prepare, "measure": measure, "judge": judge}[options.worker["do"]]
+        return answer(work(**options.worker))
+    if (options.dataset_name is None) != (options.model is None):
+        sys.exit("inference.py: --model and --dataset_name go together: the data set judges that model.")
+    samples = options.samples or (64 if options.quick else 2000)
+    repeats = {"1": 5, "16": 2} if options.quick else {"1": 40, "16": 8}
+    with workspace() as folder:
+        run = partial(in_own_process, __file__, cache=folder / "cache")
+        given = {"model": _absolute(options.model), "dataset_name": _absolute(options.dataset_name)}
+        splits = [options.calibration_split, options.split]
+        job = {"do": "prepare", "folder": str(folder), "splits": splits, "samples": samples, "quick": options.quick}
+        prepared = run(job | given)
+        shared = {"folder": str(folder), "checkpoint": prepared["checkpoint"]}
+        jobs = {name: {"do": "measure", "contender": name, "repeats": repeats, **shared} for name in CONTENDERS}
+        results = interleaved(jobs, options.rounds, run)
+        judged_names = CONTENDERS if options.model or not options.quick else ()
+        judged = {name: run({"do": "judge", "contender": name, **shared}) for name in judged_names}
+    count, _, height, width = prepared["shape"]
+    what = options.model or "random weights, so no accuracy"
+    notes = [
+        f"{what}; {height}x{width} px; {repeats['1']} runs at batch 1 and {repeats['16']} at batch 16 a round",
+        f"float32 forms are compared with eager fp32 on {min(CHECKED_IMAGES, count)} pictures, others on {count:,}",
+    ]
+    report("Inference", options, rows_of(results, judged, prepared["sizes"]), COLUMNS, notes)
+
+
+def _absolute(name: str | None) -> str | None:
+    return str(Path(name).resolve()) if name and Path(name).expanduser().exists() else name
+
+
+if __name__ == "__main__":
+    main()
