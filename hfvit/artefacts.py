@@ -7,6 +7,7 @@ from hfvit.errors import ModelError, nearest, one_line
 from hfvit.paths import folder_or_hub_id
 
 CONFIG_FILE = "config.json"
+ENGINE_FACTS_FILE = "engine.json"
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
 
 
@@ -56,6 +57,10 @@ def find_artefact(path: str | Path) -> Artefact:
         return Artefact(source)
     graphs = _graphs(folder) or _graphs(folder / "onnx")
     if not graphs:
+        if (folder / ENGINE_FACTS_FILE).is_file():
+            raise ModelError(
+                f"{path} holds a TensorRT engine; hfvit builds engines, TensorRT's own runtime runs them."
+            )
         raise ModelError(f"{path} holds no classifier: neither weights (model.safetensors) nor an ONNX file.")
     named = [graph for graph in graphs if graph.name == "model.onnx"]
     if not named and len(graphs) > 1:

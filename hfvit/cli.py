@@ -84,6 +84,13 @@ def build_parser() -> argparse.ArgumentParser:
     _add_validate(commands)
     _add_predict(commands)
 
+    doctor_parser = commands.add_parser(
+        "doctor",
+        help="tell what this machine can run, and what to install for the rest",
+        description="GPU, driver, runtimes with their versions, and the precisions worth using here.",
+    )
+    doctor_parser.set_defaults(command=doctor)
+
     recipes_parser = commands.add_parser(
         "recipes", help="list the recipes that come with hfvit", description="List the shipped recipes, or print one."
     )
@@ -266,6 +273,13 @@ def _quiet_libraries() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+
+
+def doctor(options: argparse.Namespace, rest: list[str]) -> None:
+    """`hfvit doctor`"""
+    from hfvit.doctor import report
+
+    print(report())
 
 
 def recipes(options: argparse.Namespace, rest: list[str]) -> None:

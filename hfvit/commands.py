@@ -51,14 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = DESCRIPTION, EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("output", metavar="OUTPUT", help="the folder to write to")
-    parser.add_argument("-m", "--model", required=True, help="checkpoint folder or Hub id of an image classifier")
-    parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
-    parser.add_argument("--cache_dir", help="where downloads of the Hub are kept")
-    parser.add_argument(
-        "--task", choices=("auto", "image-classification"), default="auto", help="auto is image-classification"
-    )
-    parser.add_argument("--device", default="cpu", help="where PyTorch runs while it is traced [%(default)s]")
-    parser.add_argument("--verbose", action="store_true", help="show what the exporters print and warn")
+    add_model(parser, "checkpoint folder or Hub id of an image classifier")
 
     graph = parser.add_argument_group("graph")
     graph.add_argument(
@@ -75,18 +68,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="graphs that take raw pictures, uint8 (batch, height, width, 3) of any size, and resize, crop and"
         " normalise them as the image processor does",
     )  # fmt: skip
-    graph.add_argument("--batch_size", type=_above_0, default=1, help="of a graph with fixed axes [%(default)s]")
+    graph.add_argument("--batch_size", type=above_0, default=1, help="of a graph with fixed axes [%(default)s]")
     graph.add_argument(
         "--no-dynamic-axes",
         "--no_dynamic_axes",
         action="store_true",
         help="fix the batch size instead of leaving it open",
     )
-    graph.add_argument(
-        "--atol", type=float,
-        help="largest difference of a float graph's logit from PyTorch's [0.001 for fp32, 0.02 for fp16, 0.1 for bf16,"
-        " times the largest logit if that is above 1]",
-    )  # fmt: skip
+    add_tolerance(graph)
 
     int8 = parser.add_argument_group("INT8")
     int8.add_argument(
@@ -98,10 +87,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--target", choices=("onnxruntime", "tensorrt"), default="onnxruntime",
         help="what runs the INT8 graph; TensorRT takes symmetric activations only [%(default)s]",
     )  # fmt: skip
-    int8.add_argument("--calibration_dataset", help="Hub id or folder of pictures [the recipe's data set]")
-    int8.add_argument("--calibration_split", help="its split [the recipe's training split, else train]")
-    int8.add_argument("--calibration_samples", type=_above_0, default=128, help="pictures [%(default)s]")
+    add_calibration(int8)
+    add_gate(parser)
 
+
+def add_model(parser: argparse.ArgumentParser, what: str) -> None:
+    """Where the model comes from, and how it is loaded."""
+    parser.add_argument("-m", "--model", required=True, help=what)
+    parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
+    parser.add_argument("--cache_dir", help="where downloads of the Hub are kept")
+    parser.add_argument(
+        "--task", choices=("auto", "image-classification"), default="auto", help="auto is image-classification"
+    )
+    parser.add_argument("--device", default="cpu", help="where PyTorch runs while it is traced [%(default)s]")
+    parser.add_argument("--verbose", action="store_true", help="show what the exporters print and warn")
+
+
+def add_tolerance(group) -> None:
+    group.add_argument(
+        "--atol", type=float,
+        help="largest difference of a float graph's logit from PyTorch's [0.001 for fp32, 0.02 for fp16, 0.1 for bf16,"
+        " times the largest logit if that is above 1]",
+    )  # fmt: skip
+
+
+def add_calibration(group) -> None:
+    group.add_argument("--calibration_dataset", help="Hub id or folder of pictures [the recipe's data set]")
+    group.add_argument("--calibration_split", help="its split [the recipe's training split, else train]")
+    group.add_argument("--calibration_samples", type=above_0, default=128, help="pictures [%(default)s]")
+
+
+def add_gate(parser: argparse.ArgumentParser) -> None:
     gate = parser.add_argument_group("gate")
     gate.add_argument("--no-gate", "--no_gate", action="store_true", help="do not measure accuracy")
     gate.add_argument(
@@ -112,7 +128,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         help="refuse files that agree with the checkpoint on a smaller share, 0 to 1 [none]",
     )
-    gate.add_argument("--gate_samples", type=_above_0, default=5000, help="pictures at most [%(default)s]")
+    gate.add_argument("--gate_samples", type=above_0, default=5000, help="pictures at most [%(default)s]")
 
 
 def export_onnx_command(options: argparse.Namespace) -> None:
@@ -149,7 +165,8 @@ def quiet_libraries(verbose: bool) -> None:
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
 
 
-def _above_0(text: str) -> int:
+def above_0(text: str) -> int:
+    """A number of things, for argparse."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not above 0")

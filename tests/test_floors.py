@@ -11,15 +11,17 @@ FLOORS = [
     {"errors", "tables", "losses", "loss_watch", "draws", "resize", "image_ops", "mixing", "speed"}
     | {"export/family", "export/half", "export/graph"},
     {"config", "param_groups", "shipped", "hardware", "attention", "policies", "decode", "paths"}
-    | {"export/image_steps", "export/fuse"},
-    {"augment", "pixels", "pictures", "artefacts", "backends", "export/preprocess", "export/int8_fused"},
+    | {"export/image_steps", "export/fuse"}
+    | {"export/trt_backends", "export/trt_graph", "export/trt_watch", "export/triton"},
+    {"doctor", "augment", "pixels", "pictures", "artefacts", "backends", "export/preprocess", "export/int8_fused"},
     {"training_args", "checkpoints", "data", "metrics", "modeling", "images", "export/check", "export/quantize"},
     {"stream_source", "export/folder"},
     {"stream"},
     {"recipe", "trainer", "inference", "report", "run_json", "evaluation_split"},
-    {"hub", "predict", "validate", "export/onnx"},
+    {"hub", "predict", "validate", "export/onnx", "export/tensorrt"},
     {"train", "export/stages"},
-    {"cli", "commands"},
+    {"cli", "commands", "export/engine_stages"},
+    {"engine_commands"},
 ]
 FLOOR_OF = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
 PACKAGE = ROOT / "hfvit"
@@ -31,6 +33,7 @@ FORBIDDEN = {
     "config": {"torch", "transformers", "timm", "datasets"},
     "shipped": {"torch", "transformers", "timm", "datasets"},
     "commands": {"torch", "timm", "datasets", "onnx", "onnxruntime"},  # `optimum-cli --help` imports it
+    "engine_commands": {"torch", "timm", "datasets", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx"},
     "export/folder": {"torch", "transformers", "timm", "datasets", "onnx", "onnxruntime"},
     "report": {"torch", "transformers", "timm", "datasets"},  # they read run.json, never live objects
     "hub": {"torch", "transformers", "timm", "datasets"},

@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import hfvit
+from hfvit.artefacts import ENGINE_FACTS_FILE
 from hfvit.checkpoints import write_text
 from hfvit.errors import ModelError
 
@@ -47,7 +48,8 @@ def claim_folder(output: str | Path) -> Path:
         raise ModelError(f"output: {output} is a file; name a folder.") from None
     except OSError as error:
         raise ModelError(f"output: {output} cannot be written: {error.strerror or error}.") from None
-    if (folder / CONFIG_FILE).exists() and not (folder / FACTS_FILE).exists():
+    is_export = any((folder / name).exists() for name in (FACTS_FILE, ENGINE_FACTS_FILE))
+    if (folder / CONFIG_FILE).exists() and not is_export:
         raise ModelError(
             f"output: {output} holds a {CONFIG_FILE} that is no export's and would be replaced; choose another folder,"
             f" such as {folder / 'onnx'}."

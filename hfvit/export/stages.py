@@ -2,6 +2,8 @@
 
 import argparse
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
@@ -42,6 +44,13 @@ class Export:
 
     def run(self) -> None:
         """Everything, in order; on an error nothing new lies in the output folder."""
+        with self.graphs() as staging:
+            self.publish(staging)
+        print(self.table())
+
+    @contextmanager
+    def graphs(self) -> Iterator[Path]:
+        """A folder inside the output folder with the judged files; what is not moved from it is gone at the end."""
         options = self.options
         self.say(f"loading {options.model}")
         self.load()
@@ -55,8 +64,7 @@ class Export:
                 self.quantized_file(staging, calibration)
             if gate is not None:
                 self.judge(staging, gate)
-            self.publish(staging)
-        print(self.table())
+            yield staging
 
     def say(self, text: str) -> None:
         print(f"[{time.monotonic() - self.started:5.0f} s] {text}", flush=True)

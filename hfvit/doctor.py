@@ -1,0 +1,106 @@
+"""`hfvit doctor`: what this machine can run, in which precisions, and what to install for the rest."""
+
+import platform
+import re
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from hfvit.export.trt_backends import INSTALL, NAMES, TITLES, Backend, load_backend, local_gpus
+from hfvit.hardware import cores, hardware
+from hfvit.tables import aligned
+
+LIBRARIES = ("hfvit", "torch", "transformers", "timm", "optimum", "onnx")
+# Flags of /proc/cpuinfo that make a precision on a processor faster than float32.
+BF16_FLAGS, INT8_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}, {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"}
+DRIVER_FILE, CPU_FILE = Path("/proc/driver/nvidia/version"), Path("/proc/cpuinfo")
+
+
+def report() -> str:
+    """The whole text."""
+    sections = [("machine", machine()), ("runtimes", runtimes()), ("precisions worth using", precisions())]
+    return "\n\n".join("\n".join([title, *(f"  {line}" for line in aligned(rows))]) for title, rows in sections)
+
+
+def machine() -> list[tuple[str, str]]:
+    facts = hardware()
+    gpus = [f"{name}, compute capability {capability}" for name, capability in local_gpus()]
+    return [
+        ("processor", f"{facts['processor']}, {cores()} cores"),
+        *(("GPU", gpu) for gpu in gpus or ["none that PyTorch can use"]),
+        ("driver", driver_version(DRIVER_FILE) or "no NVIDIA driver"),
+        ("system", f"{facts['system']}, Python {platform.python_version()}"),
+        ("libraries", ", ".join(f"{name} {found}" for name in LIBRARIES if (found := _version(name)))),
+    ]
+
+
+def runtimes() -> list[tuple[str, str]]:
+    """What runs a model: its version and where it can run one, or how to get it."""
+    cuda = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU only"
+    return [
+        ("PyTorch", f"{torch.__version__} ({cuda}{'' if torch.cuda.is_available() else ', no GPU in use'})"),
+        ("ONNX Runtime", _onnx_runtime()),
+        *((TITLES[name], _tensorrt(name)) for name in NAMES),
+    ]
+
+
+def precisions() -> list[tuple[str, str]]:
+    """For the processor and each GPU, fastest last; figures are to be measured with `hfvit validate`."""
+    flags = processor_flags(CPU_FILE)
+    found = ["fp32"]
+    if flags & BF16_FLAGS:
+        found.append("bf16 (PyTorch)")
+    found.append(f"int8 (ONNX Runtime){'' if flags & INT8_FLAGS else ', smaller but hardly faster: no VNNI'}")
+    rows = [("processor", ", ".join(found))]
+    return rows + [(name, ", ".join(gpu_precisions(capability))) for name, capability in local_gpus()]
+
+
+def gpu_precisions(capability: str) -> list[str]:
+    """What a GPU computes faster than float32; `capability` as "8.6"."""
+    level = tuple(map(int, capability.split(".")))
+    lowest = {"tf32": (8, 0), "bf16": (8, 0), "fp16": (7, 0), "int8": (7, 5), "fp8": (8, 9)}
+    found = [name for name, least in lowest.items() if level >= least]
+    return found or ["fp32"]
+
+
+def driver_version(file: Path) -> str | None:
+    """The NVIDIA driver's version, from the kernel module's own file; None where there is none."""
+    match = re.search(r"Kernel Module(?: for \S+)?\s+(\d[\d.]*)", file.read_text()) if file.is_file() else None
+    return match[1] if match else None
+
+
+def processor_flags(file: Path) -> set[str]:
+    """Flags of the first core."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    return next((set(line.split(":")[1].split()) for line in lines if line.startswith(("flags", "Features"))), set())
+
+
+def _onnx_runtime() -> str:
+    import onnxruntime
+
+    providers = [name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()]
+    hint = "" if "CUDA" in providers or not local_gpus() else "; for this GPU: pip install onnxruntime-gpu"
+    return f"{onnxruntime.__version__} (execution providers: {', '.join(providers)}){hint}"
+
+
+def _tensorrt(name: str) -> str:
+    backend = load_backend(name)
+    if not isinstance(backend, Backend):
+        return f"not installed: {INSTALL[name]}" if _is_missing(name, backend) else f"cannot be imported: {backend}"
+    cuda = f", CUDA {backend.cuda}" if backend.cuda else ""
+    builds = f"builds without a GPU, for {', '.join(backend.targets)}" if backend.builds_without_gpu else "builds here"
+    if not backend.builds_without_gpu and not local_gpus():
+        builds = "has no GPU here to build on"
+    return f"{backend.version}{cuda} ({builds})"
+
+
+def _is_missing(name: str, reason: str) -> bool:
+    return f"No module named '{name}'" in reason
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
