@@ -1,5 +1,6 @@
 """A transformers image classifier -> one ONNX file: `pixel_values` in, `logits` out, checked against PyTorch."""
 
+import hashlib
 import io
 import logging
 import re
@@ -146,6 +147,15 @@ def configured_image_size(model: torch.nn.Module) -> tuple[int, int]:
     own = (getattr(config, "pretrained_cfg", None) or {}).get("input_size")
     size = own[-2:] if own else getattr(config, "image_size", None) or 224
     return tuple(size) if isinstance(size, list | tuple) else (size, size)
+
+
+def weights_sha256(model: torch.nn.Module) -> str:
+    """A digest of a model's float32 weights, by which export.json tells one training from another."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy())
+    return digest.hexdigest()
 
 
 def input_facts(shape: tuple[int, int, int], batch_size: int | None, with_preprocessing: bool) -> dict:
