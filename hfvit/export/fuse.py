@@ -7,7 +7,6 @@ because the fused kernel is the slower one (onnxruntime 1.32).
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime
 from onnx_ir.passes import common as passes
 from transformers.exporters.onnxruntime_fusions import fuse_for_onnxruntime
 
@@ -20,6 +19,7 @@ from hfvit.export.graph import (
     clean,
     columns,
     constant,
+    cpu_session,
     linears,
     only_reader,
     other_input,
@@ -82,7 +82,7 @@ def _run_blind(model: ir.Model, asked: set[str], kept: dict[ir.Node, ir.Value], 
     for name in {value.name for node, value in kept.items()} | {node.outputs[0].name for node in kept}:
         proto.graph.node.append(onnx.helper.make_node("Shape", [name], [f"{name}.shape"]))
         proto.graph.output.append(onnx.ValueInfoProto(name=f"{name}.shape"))
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = cpu_session(proto)
     feeds = {}
     for value in session.get_inputs():
         shape = [batch if not isinstance(size, int) else size for size in value.shape]
@@ -92,7 +92,7 @@ def _run_blind(model: ir.Model, asked: set[str], kept: dict[ir.Node, ir.Value], 
 
 
 def unfuse_skip_norms(model: ir.Model) -> None:
-    """SkipLayerNormalization -> Add and LayerNormalization, which together take a fourth of its time on a CPU."""
+    """SkipLayerNormalization -> Add and LayerNormalization, which together take a third of its time, or less."""
     for node in list(model.graph):
         if node.op_type != "SkipLayerNormalization" or any(output.uses() for output in node.outputs[1:3]):
             continue
@@ -140,11 +140,11 @@ def fuse_projections(model: ir.Model) -> None:
         scale = node.attributes.get_float("scale", 0.0)
         if scale:  # Attention always divides by the root of the head's width
             kernels[0], biases[0] = (part * scale * (width // heads) ** 0.5 for part in (kernels[0], biases[0]))
-        kernel = weight(model, "attention.weight", np.concatenate(kernels, axis=1).astype(np.float32))
-        bias = weight(model, "attention.bias", np.concatenate(biases).astype(np.float32))
+        kernel = weight(model, "attention.weight", np.concatenate(kernels, axis=1))
+        bias = weight(model, "attention.bias", np.concatenate(biases))
         inputs = [projections[0].x, kernel, bias]
         output = add_node(node, "Attention", inputs, domain=MICROSOFT, num_heads=heads)
-        output.shape = ir.Shape([*projections[0].x.shape[:2], width])
+        output.shape, output.dtype = ir.Shape([*projections[0].x.shape[:2], width]), projections[0].x.dtype
         replace(node.outputs[0], output)
         drop_idle_moves(model, output)
     clean(model)
@@ -247,7 +247,7 @@ class _TokenOnly:
         both = add_linear(self.model, node, x, kernel[:, width:], bias[width:], "token.key_value")
         split = ir.node("Split", [both], attributes={"axis": -1, "num_outputs": 2}, num_outputs=2)
         for output in split.outputs:
-            output.dtype, output.shape = ir.DataType.FLOAT, x.shape
+            output.dtype, output.shape = x.dtype, x.shape
         node.graph.insert_before(node, split)
         heads = node.attributes.get_int("num_heads")
         return add_node(node, "MultiHeadAttention", [query, *split.outputs], domain=MICROSOFT, num_heads=heads)
