@@ -1,6 +1,7 @@
 """`optimum-cli export onnx` as its user types it: exact folders, refusals, the gate, and other distributions."""
 
 import json
+import re
 import shutil
 import sys
 import zipfile
@@ -10,6 +11,7 @@ import onnxruntime
 import pytest
 from conftest import LABELS, MICRO_RECIPE, ROOT, coloured_image, run_command
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, ViTConfig, ViTForImageClassification, ViTImageProcessor, ViTModel
 
 import hfvit
@@ -190,11 +192,29 @@ def test_mistakes_are_one_message(words, message, stock, trained, not_a_classifi
     assert not (tmp_path / "out").exists() or not names(tmp_path / "out")
 
 
+def test_a_gate_without_its_pictures_says_how_to_go_on(checkpoint, tmp_path, capsys):
+    recipe = checkpoint / "recipe.yaml"
+    recipe.write_text(re.sub(r"dataset_name: .*", f"dataset_name: {tmp_path / 'moved'}", recipe.read_text()))
+    assert export("--model", checkpoint, tmp_path / "onnx") == 2
+    assert "--no-gate exports without it" in capsys.readouterr().err
+
+
 def test_other_models_do_not_share_a_folder(stock, checkpoint, tmp_path, capsys):
     out = tmp_path / "onnx"
     assert export("--model", stock, out) == 0
     assert export("--model", checkpoint, out) == 2
-    assert "exports of another model" in capsys.readouterr().err
+    assert "exports of another model, with another config.json" in capsys.readouterr().err
+
+
+def test_another_training_of_the_same_model_does_not_join_it(stock, tmp_path, capsys):
+    out, again = tmp_path / "onnx", shutil.copytree(stock, tmp_path / "again")
+    assert export("--model", stock, out) == 0
+    weights = load_file(again / "model.safetensors")
+    weights["classifier.bias"][0] += 1.0
+    save_file(weights, again / "model.safetensors", metadata={"format": "pt"})
+    assert export("--model", again, "--dtype", "fp16", out) == 2
+    assert "exports of another model, with other weights" in capsys.readouterr().err
+    assert export("--model", stock, "--dtype", "fp16", out) == 0
 
 
 PROBE = """\

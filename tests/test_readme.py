@@ -1,5 +1,6 @@
 """README.md is run, not believed: its commands, its Python, and its table of recipes."""
 
+import argparse
 import json
 import re
 import shlex
@@ -10,6 +11,9 @@ import torch
 from conftest import ROOT, coloured_image, run_command
 
 from hfvit.cli import main as hfvit_command
+from hfvit.commands import main as export_onnx
+from hfvit.engine_commands import add_arguments, export_tensorrt_command
+from hfvit.errors import run
 from hfvit.export.trt_backends import load_backend
 from hfvit.recipe import load_recipe
 from hfvit.shipped import shipped_recipes
@@ -75,15 +79,26 @@ def test_the_command_for_two_processes_runs(tmp_path):
     assert "2 process(es)" in result.stdout
 
 
+def export(words: list[str]) -> int:
+    """An export command in this process (test_export_command.py launches optimum-cli), without the gate."""
+    if words[2] == "onnx":
+        with pytest.raises(SystemExit) as stop:
+            export_onnx([*words[3:], "--no-gate"])
+        return stop.value.code
+    if isinstance(load_backend("tensorrt_rtx"), str):
+        return 0  # test_tensorrt.py tells why it is skipped
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return run(lambda: export_tensorrt_command(parser.parse_args([*words[3:], "--no-gate"])))
+
+
 @pytest.fixture(scope="module")
 def exported(quickstart):
     """The quickstart's folder with all that the README exports from it; three steps are no model to judge."""
     for command in EXPORTS:
         words = shlex.split(command.replace("outputs/quickstart", str(quickstart)))
-        needs_rtx = words[2] == "tensorrt" and isinstance(load_backend("tensorrt_rtx"), str)
-        if "--help" not in words and not needs_rtx:
-            result = run_command(*words, "--no-gate", PYTHONPATH=str(ROOT))
-            assert result.returncode == 0, result.stderr
+        if "--help" not in words:
+            assert export(words) == 0
     return quickstart
 
 
@@ -92,6 +107,14 @@ def test_export_commands_leave_the_files_of_the_table(exported):
     listed = set(re.findall(r"model\w*\.onnx", TEXT)) - {"model_bf16.onnx", "model_int8_tensorrt.onnx"}
     assert {path.name for path in (exported / "onnx").glob("*.onnx")} == listed
     assert {path.name for path in (exported / "server").glob("*.onnx")} == {"model_with_preprocessing.onnx"}
+
+
+@pytest.mark.integration
+@pytest.mark.tensorrt
+@pytest.mark.skipif(isinstance(load_backend("tensorrt_rtx"), str), reason="tensorrt_rtx cannot be imported")
+def test_tensorrt_commands_leave_engines(exported):
+    engines = {path.parent.name: json.loads(path.read_text())["dtype"] for path in exported.glob("*/engine.json")}
+    assert engines == {"tensorrt": "fp16", "tensorrt_int8": "int8"}
 
 
 @pytest.mark.integration

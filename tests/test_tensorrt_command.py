@@ -83,6 +83,7 @@ def test_a_checkpoint_becomes_an_engine_with_all_that_it_needs(stock, tmp_path, 
     assert known["options"]["workspace"] == 64 * 2**20
     assert known["labels"] == LABELS
     assert known["source"] == stock.name
+    assert len(known["weights_sha256"]) == 64
     assert known["onnx"]["name"] == "model_fp16.onnx"
     assert len(known["onnx"]["sha256"]) == 64
     assert known["onnx"]["parity"]["max_abs_difference"] < 0.02

@@ -74,12 +74,14 @@ class GivenGraph:
         if held.classes != len(self.labels):
             raise ModelError(f"{artefact.file} has {held.classes} logits, but {len(self.labels)} classes are named.")
         self.config = json.loads(artefact.beside(CONFIG_FILE).read_text(encoding="utf-8"))
-        check_same_model(self.folder, self.config)
+        known = read_export_facts(artefact.file.parent)
+        self.weights = known["weights_sha256"]
+        check_same_model(self.folder, self.config, self.weights)
         processor = artefact.beside(PROCESSOR_FILE)
         if processor is None:
             raise ModelError(f"{artefact.file} has no {PROCESSOR_FILE} beside it, which an engine's user needs.")
         self.processor_config = json.loads(processor.read_text(encoding="utf-8"))
-        yield artefact.file, read_export_facts(artefact.file.parent)["files"].get(artefact.file.name, {})
+        yield artefact.file, known["files"].get(artefact.file.name, {})
 
 
 class EngineExport:
@@ -104,6 +106,7 @@ class EngineExport:
             facts = {
                 "hfvit_version": hfvit.__version__,
                 "source": graph.source,
+                "weights_sha256": graph.weights,
                 "file": PLAN if self.options.triton else ENGINE_FILE,
                 **facts,
                 "onnx": self.onnx_facts(onnx_file, onnx_facts),

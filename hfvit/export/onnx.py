@@ -1,5 +1,6 @@
 """A transformers image classifier -> one ONNX file: `pixel_values` in, `logits` out, checked against PyTorch."""
 
+import hashlib
 import io
 import logging
 import re
@@ -148,6 +149,15 @@ def configured_image_size(model: torch.nn.Module) -> tuple[int, int]:
     return tuple(size) if isinstance(size, list | tuple) else (size, size)
 
 
+def weights_sha256(model: torch.nn.Module) -> str:
+    """A digest of a model's float32 weights, by which export.json tells one training from another."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy())
+    return digest.hexdigest()
+
+
 def input_facts(shape: tuple[int, int, int], batch_size: int | None, with_preprocessing: bool) -> dict:
     """Name, type and shape of the graph's input, for export.json."""
     batch = batch_size or BATCH_AXIS
@@ -188,7 +198,7 @@ def _check_arguments(model, opset: int | None, dtype: str, optimize: bool, batch
 
 
 def _trace(model, shape, opset: int | None, optimize: bool, batch_size: int | None, verbose: bool) -> onnx_ir.Model:
-    """The exporter's graph, tidied by nobody yet; with `batch_size` None the batch axis is free."""
+    """The exporter's own graph; with `batch_size` None its batch axis is free."""
     device = next(model.parameters()).device
     pixel_values = torch.zeros((batch_size or TRACED_BATCH, *shape), device=device)
     config = OnnxConfig(

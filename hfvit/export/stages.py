@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 from PIL import Image
 
-from hfvit.errors import GateError, ModelError
+from hfvit.errors import DataError, GateError, ModelError
 from hfvit.export.check import forget_shapes
 from hfvit.export.family import family_config
 from hfvit.export.folder import (
@@ -23,7 +23,7 @@ from hfvit.export.folder import (
     write_json,
 )
 from hfvit.export.image_steps import image_steps, stock_processor_config
-from hfvit.export.onnx import check_graph, describe, export_onnx
+from hfvit.export.onnx import check_graph, describe, export_onnx, weights_sha256
 from hfvit.export.preprocess import check_steps
 from hfvit.inference import load_classifier
 from hfvit.tables import aligned
@@ -79,7 +79,8 @@ class Export:
         self.model, self.processor = self.classifier.backend.model.float(), self.classifier.processor
         self.config = family_config(self.model)
         self.processor_config = stock_processor_config(self.processor)
-        check_same_model(self.folder, self.config)
+        self.weights = weights_sha256(self.model)
+        check_same_model(self.folder, self.config, self.weights)
         if options.with_preprocessing:
             check_steps(image_steps(self.processor))
         self.shape = tuple(self.processor([Image.new("RGB", (64, 64))], return_tensors="pt")["pixel_values"].shape[1:])
@@ -110,7 +111,10 @@ class Export:
             return None
         from hfvit.evaluation_split import evaluation_split
 
-        return evaluation_split(self.options.model, max_samples=self.options.gate_samples)
+        try:
+            return evaluation_split(self.options.model, max_samples=self.options.gate_samples)
+        except DataError as error:
+            raise DataError(f"{error} The gate needs these pictures; --no-gate exports without it.") from None
 
     def float_files(self, staging: Path) -> None:
         options = self.options
@@ -219,7 +223,7 @@ class Export:
         for name in (CONFIG_FILE, PROCESSOR_FILE, *self.facts):
             (staging / name).replace(self.folder / name)
         for name, facts in self.facts.items():
-            write_export_facts(self.folder, name, facts, self.source)
+            write_export_facts(self.folder, name, facts, self.source, self.weights)
         if self.comparison is not None:
             from hfvit.validate import record
 
