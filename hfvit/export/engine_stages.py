@@ -64,7 +64,7 @@ class GivenGraph:
     @contextmanager
     def graph(self) -> Iterator[tuple[Path, dict]]:
         artefact = find_artefact(self.options.model)
-        self.labels, self.source = class_names(artefact), artefact.file.name
+        self.labels = class_names(artefact)
         held = read_graph(artefact.file)
         if self.options.dtype not in (None, held.dtype):
             raise ModelError(
@@ -75,7 +75,7 @@ class GivenGraph:
             raise ModelError(f"{artefact.file} has {held.classes} logits, but {len(self.labels)} classes are named.")
         self.config = json.loads(artefact.beside(CONFIG_FILE).read_text(encoding="utf-8"))
         known = read_export_facts(artefact.file.parent)
-        self.weights = known["weights_sha256"]
+        self.source, self.weights = known["source"] or artefact.file.name, known["weights_sha256"]
         check_same_model(self.folder, self.config, self.weights)
         processor = artefact.beside(PROCESSOR_FILE)
         if processor is None:
