@@ -236,7 +236,7 @@ def test_the_bar_goes_forward_in_many_steps(graphs, tmp_path):
     trt, log = RTX.module, message_log(RTX.module, False)
     progress = build_progress(trt, threading.Event(), show=False)
     seen, draw = [], progress._draw
-    progress._draw = lambda: (draw(), seen.append(progress.bar.n))
+    progress._draw = lambda: (draw(), seen.append(progress.percent))
     builder = trt.Builder(log)
     parsed = parse(trt, builder, graphs["fp16"], log)
     config = builder.create_builder_config()

@@ -7,6 +7,8 @@ from tqdm import tqdm
 
 from hfvit.errors import one_line
 
+BAR = "{desc} {percentage:3.0f}% |{bar}| {elapsed}"
+
 
 def message_log(trt, verbose: bool):
     """A logger that keeps errors for `reason()` and shows the rest on standard error when `verbose`."""
@@ -35,16 +37,18 @@ def build_progress(trt, stopped: Event, show: bool):
     class Progress(trt.IProgressMonitor):
         def __init__(self):
             super().__init__()
-            self.bar = tqdm(total=100, desc="build", unit="%", disable=None if show else True, leave=False)
-            self.phases = {}  # name -> [parent, steps, done]; those that have begun and not ended
+            self.percent = 0.0
+            hidden = None if show else True
+            self.bar = tqdm(total=100, desc="build", disable=hidden, leave=False, bar_format=BAR, miniters=0)
+            self.phases = {}  # name -> [steps, done], outermost first; those that have begun and not ended
 
         def phase_start(self, phase_name, parent_phase, num_steps) -> None:
-            self.phases[phase_name] = [parent_phase, max(num_steps, 1), 0]
-            self.bar.set_description(phase_name)
+            self.phases[phase_name] = [max(num_steps, 1), 0]
+            self.bar.set_description(phase_name, refresh=False)
 
         def step_complete(self, phase_name, step) -> bool:
             if phase_name in self.phases:
-                self.phases[phase_name][2] = step + 1
+                self.phases[phase_name][1] = step + 1
                 self._draw()
             return not stopped.is_set()
 
@@ -53,12 +57,11 @@ def build_progress(trt, stopped: Event, show: bool):
 
         def _draw(self) -> None:
             """A phase counts inside the step of its parent that it is part of."""
-            share, names = 0.0, list(self.phases)
-            for name in reversed(names):
-                _, steps, done = self.phases[name]
+            share = 0.0
+            for steps, done in reversed(self.phases.values()):
                 share = min(1.0, (done + share) / steps)
-            self.bar.n = max(self.bar.n, round(100 * share, 1))
-            self.bar.refresh()
+            self.percent = max(self.percent, 100 * share)
+            self.bar.update(self.percent - self.bar.n)
 
         def close(self) -> None:
             self.bar.close()
