@@ -10,7 +10,6 @@ import yaml
 from PIL import Image
 
 from hfvit.errors import DataError, GateError, ModelError
-from hfvit.export.check import forget_shapes
 from hfvit.export.family import family_config
 from hfvit.export.folder import (
     CONFIG_FILE,
@@ -162,7 +161,6 @@ class Export:
                 runtime=options.target,
                 calibration=self.batches(calibration) if calibration is not None else None,
             )
-        forget_shapes(path)
         batch_sizes = [options.batch_size] if options.no_dynamic_axes else [1, 3]
         parity = check_graph(
             path,
