@@ -18,7 +18,7 @@ FLOORS = [
     {"stream_source", "export/folder"},
     {"stream"},
     {"recipe", "trainer", "inference", "report", "run_json", "evaluation_split"},
-    {"hub", "predict", "validate", "export/onnx", "export/tensorrt"},
+    {"hub", "predict", "validate", "export/onnx", "export/tensorrt", "calibration"},
     {"train", "export/stages"},
     {"cli", "commands", "export/engine_stages"},
     {"engine_commands"},

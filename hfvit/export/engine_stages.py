@@ -54,9 +54,8 @@ class CheckpointGraph(Export):
 class GivenGraph:
     """An ONNX file that is there already, with the configuration beside it."""
 
-    def __init__(self, options: argparse.Namespace):
-        self.options, self.started = options, time.monotonic()
-        self.folder = claim_folder(options.output)
+    def __init__(self, options: argparse.Namespace, folder: Path):
+        self.options, self.folder, self.started = options, folder, time.monotonic()
 
     def say(self, text: str) -> None:
         print(f"[{time.monotonic() - self.started:5.0f} s] {text}", flush=True)
@@ -89,7 +88,8 @@ class EngineExport:
 
     def __init__(self, options: argparse.Namespace, backend: Backend, engine_options: EngineOptions):
         self.options, self.backend, self.engine_options = options, backend, engine_options
-        self.graph = (CheckpointGraph if find_artefact(options.model).is_checkpoint else GivenGraph)(options)
+        kind = CheckpointGraph if find_artefact(options.model).is_checkpoint else GivenGraph
+        self.graph = kind(options, claim_folder(options.output))
 
     def run(self) -> None:
         """Everything, in order; a failed build leaves nothing new under a final name."""

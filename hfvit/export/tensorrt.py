@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hfvit.errors import ModelError, one_line
-from hfvit.export.folder import file_facts, temporary_file
+from hfvit.export.folder import file_facts
 from hfvit.export.trt_backends import (
     Backend,
     EngineOptions,
@@ -23,6 +23,7 @@ from hfvit.export.trt_backends import (
 )
 from hfvit.export.trt_graph import GraphFacts, read_graph
 from hfvit.export.trt_watch import build_progress, message_log
+from hfvit.paths import temporary_file
 
 # The type that the products with weights must show in the parsed network.
 TENSOR_TYPES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
