@@ -26,7 +26,9 @@ class Card:
 
     @property
     def hashes(self) -> dict[str, str]:
-        parts = {f"metadata:{key}": json.dumps(value, sort_keys=True) for key, value in self.metadata.items()}
+        parts = {
+            f"metadata:{key}": json.dumps(value, sort_keys=True, default=str) for key, value in self.metadata.items()
+        }
         parts |= {f"section:{title}": text.strip() for title, text in self.sections.items()}
         return {name: hashlib.sha256(text.encode()).hexdigest()[:12] for name, text in parts.items()}
 
@@ -82,8 +84,8 @@ def keep_edits(new: str, old: str) -> str:
                     ours[key] = value
             elif then is not None and then.get(name) != now[name]:
                 ours[key] = value
-        for key in list(ours):
-            if then is not None and f"{kind}:{key}" in then and key not in theirs:
+        if theirs and then is not None:  # metadata that cannot be read is a slip, not a wish to have none
+            for key in [key for key in ours if f"{kind}:{key}" in then and key not in theirs]:
                 del ours[key]
     return card.text()
 

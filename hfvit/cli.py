@@ -15,6 +15,7 @@ Any field of transformers' TrainingArguments works too, in the file and here:
   --learning_rate 3e-4 --weight_decay 0.05 --num_train_epochs 10 --max_steps 200
   --bf16 true --torch_compile true --eval_strategy steps --eval_steps 500
   --resume_from_checkpoint auto --report_to tensorboard --seed 1
+  --push_to_hub true --hub_model_id user/my-vit --hub_private_repo true
 `python -m hfvit.train --help` lists them all.
 
 examples:

@@ -98,7 +98,6 @@ def render_card(
         versions=facts["versions"],
         recipe=facts["recipe"],
         command=_as_typed(public.get("command", "")),
-        hfvit_version=facts.get("hfvit_version"),
         exports=[
             _export_row(f"{folder}/{file}", row) for folder, files in exports.items() for file, row in files.items()
         ],
@@ -113,7 +112,7 @@ def render_card(
 def _as_typed(command: str) -> str | None:
     """The recorded command line, of a script by its name alone, as one that can be typed."""
     script, _, rest = command.partition(" ")
-    return f"hfvit train {rest}" if script == "train.py" else command if script == "hfvit" else None
+    return f"hfvit train {rest}" if script.endswith("train.py") else command if script == "hfvit" else None
 
 
 def _export_row(name: str, facts: dict) -> dict:

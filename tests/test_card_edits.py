@@ -25,6 +25,12 @@ def test_edits_additions_and_deletions_survive_again_and_again():
     assert "Limits" not in read_card(keep_edits(NEXT, without)).sections
 
 
+def test_a_date_in_the_metadata_is_kept():
+    edited = keep_edits(NEXT, FIRST.replace("library_name: timm", "library_name: timm\nreleased: 2026-01-02"))
+    assert "released: 2026-01-02" in edited
+    assert keep_edits(NEXT, edited) == edited
+
+
 def test_a_changed_list_of_the_metadata_is_the_users():
     assert read_card(keep_edits(NEXT, FIRST.replace("- a", "- a\n- mine"))).metadata["tags"] == ["a", "mine"]
 
@@ -39,4 +45,5 @@ def test_of_a_card_without_a_record_only_what_is_new_is_kept():
 
 def test_broken_metadata_and_line_ends_of_windows_cost_nothing():
     assert keep_edits(NEXT, "---\n: [\n---\n\ntext") == NEXT
+    assert keep_edits(NEXT, FIRST.replace("- a", "- [")) == NEXT
     assert keep_edits(NEXT, FIRST.replace("\n", "\r\n")) == NEXT
