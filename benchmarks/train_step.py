@@ -2,6 +2,7 @@
 
   python benchmarks/train_step.py                     # about twenty minutes on two idle cores
   python benchmarks/train_step.py --quick             # a minute: shows that it works
+  python benchmarks/train_step.py --only fp32         # the rows whose name holds this
   python benchmarks/train_step.py --json rows.json
 
 One timm model, from scratch, on the same pictures, with the same micro-batch, precision, AdamW, learning rate, weight
@@ -96,13 +97,16 @@ def compared(case: Case, results: dict[str, list[dict]]) -> list[dict]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    options = parse_options(__doc__, argv, rounds=3)
+    only = {"--only": {"metavar": "TEXT", "default": "", "help": "measure the cases whose name holds TEXT"}}
+    options = parse_options(__doc__, argv, rounds=3, own_options=only)
     if options.worker:
         return answer(measure(**options.worker))
     import torch
 
-    rows = []
-    measured = cases(options.quick, torch.cuda.is_available())
+    rows, known = [], cases(options.quick, torch.cuda.is_available())
+    measured = [case for case in known if options.only in case.name]
+    if not measured:
+        sys.exit(f"--only: no case holds '{options.only}'; they are {'; '.join(case.name for case in known)}")
     with workspace() as work:
         folders = {}
         for kind in sorted({case.pictures for case in measured}):

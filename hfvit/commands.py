@@ -68,7 +68,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     graph.add_argument("--opset", type=int, help="18 to 23 [the exporter's own]")
     graph.add_argument(
-        "--optimize", action="store_true", help="model_optimized.onnx too: operators fused for ONNX Runtime on CPUs"
+        "--optimize",
+        action="store_true",
+        help="model_optimized.onnx too: operators fused for ONNX Runtime on CPUs, in fp32 whatever --dtype says",
     )
     graph.add_argument(
         "--with-preprocessing", "--with_preprocessing", action="store_true",
@@ -125,8 +127,6 @@ def export_onnx_command(options: argparse.Namespace) -> None:
         raise ModelError(f"--model: {options.model} is an export already; name the checkpoint that it was made from.")
     if options.quantize == "int8-dynamic" and options.target == "tensorrt":
         raise ModelError("--target tensorrt has no int8-dynamic; take --quantize int8.")
-    if options.optimize and options.dtype != "fp32" and options.verbose:
-        print("--optimize is in fp32 whatever --dtype says")
     claim_folder(options.output)
     quiet_libraries(options.verbose)
     from hfvit.export.stages import Export

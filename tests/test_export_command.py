@@ -1,6 +1,7 @@
 """`optimum-cli export onnx` as its user types it: exact folders, refusals, the gate, and other distributions."""
 
 import json
+import re
 import shutil
 import sys
 import zipfile
@@ -188,6 +189,13 @@ def test_mistakes_are_one_message(words, message, stock, trained, not_a_classifi
     assert len([line for line in captured.err.splitlines() if "error: " in line]) == 1
     assert names(stock) == before
     assert not (tmp_path / "out").exists() or not names(tmp_path / "out")
+
+
+def test_a_gate_without_its_pictures_says_how_to_go_on(checkpoint, tmp_path, capsys):
+    recipe = checkpoint / "recipe.yaml"
+    recipe.write_text(re.sub(r"dataset_name: .*", f"dataset_name: {tmp_path / 'moved'}", recipe.read_text()))
+    assert export("--model", checkpoint, tmp_path / "onnx") == 2
+    assert "--no-gate exports without it" in capsys.readouterr().err
 
 
 def test_other_models_do_not_share_a_folder(stock, checkpoint, tmp_path, capsys):

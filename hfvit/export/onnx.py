@@ -188,7 +188,7 @@ def _check_arguments(model, opset: int | None, dtype: str, optimize: bool, batch
 
 
 def _trace(model, shape, opset: int | None, optimize: bool, batch_size: int | None, verbose: bool) -> onnx_ir.Model:
-    """The exporter's graph, tidied by nobody yet; with `batch_size` None the batch axis is free."""
+    """The exporter's own graph; with `batch_size` None its batch axis is free."""
     device = next(model.parameters()).device
     pixel_values = torch.zeros((batch_size or TRACED_BATCH, *shape), device=device)
     config = OnnxConfig(

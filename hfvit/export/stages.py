@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 from PIL import Image
 
-from hfvit.errors import GateError, ModelError
+from hfvit.errors import DataError, GateError, ModelError
 from hfvit.export.check import forget_shapes
 from hfvit.export.family import family_config
 from hfvit.export.folder import (
@@ -102,7 +102,10 @@ class Export:
             return None
         from hfvit.evaluation_split import evaluation_split
 
-        return evaluation_split(self.options.model, max_samples=self.options.gate_samples)
+        try:
+            return evaluation_split(self.options.model, max_samples=self.options.gate_samples)
+        except DataError as error:
+            raise DataError(f"{error} The gate needs these pictures; --no-gate exports without it.") from None
 
     def float_files(self, staging: Path) -> None:
         options = self.options
