@@ -10,7 +10,8 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from loopback_hub import READ, STRANGER, WRITE, LoopbackHub
+from loopback_hub import LoopbackHub
+from loopback_store import READ, STRANGER, WRITE
 
 
 @pytest.fixture(scope="module")

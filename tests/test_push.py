@@ -11,7 +11,8 @@ import torch
 import yaml
 from conftest import ARCHITECTURE, LABELS, MICRO, MICRO_RECIPE, coloured_image, run_command
 from huggingface_hub import ModelCard
-from loopback_hub import READ, STRANGER, Blob, LoopbackHub
+from loopback_hub import LoopbackHub
+from loopback_store import READ, STRANGER, Blob
 from safetensors.torch import load_file, save_file
 
 import hfvit
