@@ -14,6 +14,7 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 # A list of what belongs there, not of what does not: a forgotten pattern would publish optimiser state or a pickle.
 ROOT = ("config.json", "preprocessor_config.json", "README.md", RUN_FILE, "recipe.yaml", "trainer_state.json")
 ROOT += (*WEIGHTS, "model-*-of-*.safetensors", "plots/*.png")
+OF_THE_DATA = "plots/training_images.png"  # pictures of the data set, which need not be anybody else's to see
 EXPORTS = {
     "onnx": ("*.onnx", "*.onnx_data", "*.json"),
     "tensorrt": ("*.engine", "*.plan", "*.json", "*.pbtxt", "*.onnx"),
@@ -52,6 +53,7 @@ def files_to_push(
         )
     facts = _read_json(root / RUN_FILE) if (root / RUN_FILE).exists() else {}
     found: dict[str, Path | bytes] = dict(_matching(root, "", ROOT))
+    found.pop(OF_THE_DATA, None)
     for export in include:
         found |= _export(root, export)
     if "onnx/preprocessor_config.json" in found and "preprocessor_config.json" not in found:

@@ -8,6 +8,7 @@ Faults are asked for: within `hub.fault(...)` the next matching requests get an 
 """
 
 import re
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +19,15 @@ from pathlib import Path
 import huggingface_hub.constants as constants
 from loopback_routes import LFS_KINDS, Handler
 from loopback_store import WRITE, Blob, Fault, Repository
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_):
+        """A client that goes away, or that was cut off, is no error."""
+        if not isinstance(sys.exception(), OSError | ValueError):
+            super().handle_error(*_)
 
 
 class LoopbackHub:
@@ -31,8 +41,7 @@ class LoopbackHub:
         self.lock = threading.RLock()
 
     def __enter__(self) -> "LoopbackHub":
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), {"hub": self}))
-        self.server.daemon_threads = True
+        self.server = _Server(("127.0.0.1", 0), type("Handler", (Handler,), {"hub": self}))
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         return self

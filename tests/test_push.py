@@ -26,7 +26,6 @@ from hfvit.train import main
 PUSHED = {
     "README.md", "config.json", "model.safetensors", "recipe.yaml", "run.json", "trainer_state.json",
     *(f"plots/{name}.png" for name in ("confusion_matrix", "learning_curves", "per_class_accuracy", "reliability")),
-    "plots/training_images.png",
 }  # fmt: skip
 STOCK = """
 import json, sys
@@ -127,6 +126,7 @@ def trained(tmp_path_factory, colours):
     assert run(lambda: main([str(recipe), "--keep_checkpoints"])) == 0
     out = folder / "out"
     assert list(out.glob("checkpoint-*/optimizer.pt"))
+    assert (out / "plots" / "training_images.png").exists()
     for name in (
         "training_args.bin",
         "optimizer.pt",
@@ -170,7 +170,7 @@ def test_pushing_again_changes_only_what_changed(out, hub, online):
     push(out, Destination("user/again"))
     first = dict(hub.model("user/again").commits[hub.model("user/again").resolve("main")])
     before = len(hub.requests)
-    push(out, Destination("user/again"))
+    push(out, Destination("again"))  # of the token's user
     assert len(hub.model("user/again").messages) == 2
     assert not [path for method, path in hub.requests[before:] if method == "PUT"]
     state = load_file(out / "model.safetensors")
@@ -296,6 +296,12 @@ def test_a_model_that_comes_back_changed_is_an_error(trained, hub, online):
     repository.commits[repository.resolve("main")]["model.safetensors"].content = damaged.read_bytes()
     with pytest.raises(HubError, match="not this model: its logits differ"):
         push(trained, Destination("user/changed"))
+
+
+def test_a_folder_of_the_repositorys_name_is_not_taken_for_the_repository(trained, hub, online, tmp_path, monkeypatch):
+    (tmp_path / "user" / "shadow").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert hub.url in push(trained, Destination("user/shadow"))
 
 
 def test_a_recipe_that_cannot_push_says_so_before_it_trains(recipe, hub, online, capsys, tmp_path):
