@@ -6,7 +6,8 @@ import sys
 import pytest
 from conftest import ROOT, run_command
 
-NAMES = ("input_pipeline", "train_step", "startup")
+CONTENDERS = dict.fromkeys(("input_pipeline", "train_step", "startup"), ("hfvit", "timm"))
+CONTENDERS["inference"] = ("eager fp32", "torch.compile", "ONNX Runtime", "int8 static", "hfvit int8")
 
 
 @pytest.fixture
@@ -17,7 +18,7 @@ def common(monkeypatch):
     return common
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CONTENDERS)
 def test_help_teaches(name):
     result = run_command(sys.executable, f"benchmarks/{name}.py", "--help")
     assert result.returncode == 0, result.stderr
@@ -47,8 +48,36 @@ def test_a_table_is_markdown(common):
     assert lines == ["| what |     n |", "| ---- | ----: |", "| a    | 1,234 |", "| b    |     - |"]
 
 
+def test_inference_relates_every_form_to_eager_and_to_the_float_graph(common):
+    import inference
+
+    results = {name: [{"1 p50": 8.0, "1 p95": 9.0, "16 p50": 80.0, "16 p95": 90.0}] for name in inference.CONTENDERS}
+    results["hfvit int8"] = [
+        {"1 p50": value, "1 p95": 5.0, "16 p50": 20.0, "16 p95": 21.0} for value in (1.0, 2.0, 4.0)
+    ]
+    sizes = dict.fromkeys(inference.GRAPHS, 100) | {"hfvit int8": 26}
+    rows = inference.rows_of(results, {"hfvit int8": {"accuracy": 0.9}}, sizes)
+    assert [(row["contender"], row["batch"]) for row in rows] == [
+        (n, b) for b in (1, 16) for n in inference.CONTENDERS
+    ]
+    ours = rows[len(inference.CONTENDERS) - 1]
+    assert ours == {
+        "contender": "hfvit int8", "batch": 1, "p50 ms": 2.0, "p95 ms": 5.0, "images/s": 500.0, "spread": 1.5,
+        "x eager": 4.0, "MB": 26e-6, "size": 0.26, "accuracy": 0.9,
+    }  # fmt: skip
+    assert rows[-1]["x eager"] == 4.0
+    assert rows[0]["MB"] is None
+
+
+def test_inference_judges_a_model_on_a_data_set_or_none(common, capsys):
+    import inference
+
+    with pytest.raises(SystemExit, match="go together"):
+        inference.main(["--model", "somewhere"])
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CONTENDERS)
 def test_a_quick_run_measures_hfvit_and_its_peers(name, tmp_path):
     result = run_command(sys.executable, f"benchmarks/{name}.py", "--quick", "--json", tmp_path / "rows.json")
     assert result.returncode == 0, result.stderr
@@ -57,7 +86,7 @@ def test_a_quick_run_measures_hfvit_and_its_peers(name, tmp_path):
     assert written["versions"]["torch"]
     assert written["hardware"]["cores"] > 0
     text = json.dumps(written["rows"])
-    for contender in ("hfvit", "timm"):
+    for contender in CONTENDERS[name]:
         assert contender in text
     figures = [value for row in written["rows"] for key, value in row.items() if key in ("images/s", "seconds")]
     assert figures

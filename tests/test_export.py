@@ -256,6 +256,9 @@ def test_folders_that_are_no_place_for_an_export(tmp_path):
         claim_folder(tmp_path)
     (tmp_path / "export.json").write_text("{}")
     claim_folder(tmp_path)
-    check_same_model(tmp_path, {"model_type": "vit"})
-    with pytest.raises(ModelError, match="exports of another model"):
-        check_same_model(tmp_path, {"model_type": "swin"})
+    check_same_model(tmp_path, {"model_type": "vit"}, "1f")
+    with pytest.raises(ModelError, match=r"exports of another model, with another config\.json"):
+        check_same_model(tmp_path, {"model_type": "swin"}, "1f")
+    (tmp_path / "export.json").write_text("[]")
+    with pytest.raises(ModelError, match="cannot be read"):
+        read_export_facts(tmp_path)

@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 from conftest import LABELS, MICRO_RECIPE, ROOT, coloured_image, run_command
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, ViTConfig, ViTForImageClassification, ViTImageProcessor, ViTModel
 
 import hfvit
@@ -202,7 +203,18 @@ def test_other_models_do_not_share_a_folder(stock, checkpoint, tmp_path, capsys)
     out = tmp_path / "onnx"
     assert export("--model", stock, out) == 0
     assert export("--model", checkpoint, out) == 2
-    assert "exports of another model" in capsys.readouterr().err
+    assert "exports of another model, with another config.json" in capsys.readouterr().err
+
+
+def test_another_training_of_the_same_model_does_not_join_it(stock, tmp_path, capsys):
+    out, again = tmp_path / "onnx", shutil.copytree(stock, tmp_path / "again")
+    assert export("--model", stock, out) == 0
+    weights = load_file(again / "model.safetensors")
+    weights["classifier.bias"][0] += 1.0
+    save_file(weights, again / "model.safetensors", metadata={"format": "pt"})
+    assert export("--model", again, "--dtype", "fp16", out) == 2
+    assert "exports of another model, with other weights" in capsys.readouterr().err
+    assert export("--model", stock, "--dtype", "fp16", out) == 0
 
 
 PROBE = """\

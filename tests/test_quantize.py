@@ -8,7 +8,14 @@ import pytest
 import torch
 from conftest import LABELS
 from onnx import TensorProto, helper, numpy_helper
-from transformers import Dinov2Config, Dinov2ForImageClassification, SwinConfig, SwinForImageClassification
+from transformers import (
+    Dinov2Config,
+    Dinov2ForImageClassification,
+    SwinConfig,
+    SwinForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from hfvit.errors import DataError, HFViTError, ModelError
 from hfvit.export.fuse import fuse
@@ -44,6 +51,14 @@ def dinov2():
     return randomised(Dinov2ForImageClassification(config))
 
 
+def vit():
+    config = ViTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=SIZE,
+        patch_size=8, num_labels=3,
+    )  # fmt: skip
+    return randomised(ViTForImageClassification(config))
+
+
 def swin():
     config = SwinConfig(
         image_size=SIZE, patch_size=2, embed_dim=16, depths=[1, 2], num_heads=[2, 2], window_size=4, num_labels=3
@@ -74,7 +89,13 @@ def operators(path):
 def graphs(tmp_path_factory):
     """Float graphs, exported once."""
     folder = tmp_path_factory.mktemp("float")
-    models = {"timm": timm_vit(), "timm_mean": timm_vit(global_pool="avg"), "dinov2": dinov2(), "swin": swin()}
+    models = {
+        "timm": timm_vit(),
+        "timm_mean": timm_vit(global_pool="avg"),
+        "vit": vit(),
+        "dinov2": dinov2(),
+        "swin": swin(),
+    }
     for name, model in models.items():
         export_onnx(model, folder / f"{name}.onnx")
     return {name: folder / f"{name}.onnx" for name in models}
@@ -97,7 +118,7 @@ def int8(graphs, tmp_path_factory):
 
 
 @pytest.mark.parametrize(("mode", "runtime"), KINDS)
-@pytest.mark.parametrize("name", ["timm", "timm_mean", "dinov2", "swin"])
+@pytest.mark.parametrize("name", ["timm", "timm_mean", "vit", "dinov2", "swin"])
 def test_int8_agrees_with_float_at_any_batch_size(graphs, int8, name, mode, runtime):
     path, _ = int8(name, mode, runtime)
     onnx.checker.check_model(onnx.load(path), full_check=runtime == "tensorrt")
@@ -144,6 +165,33 @@ def test_products_with_weights_are_integer_and_attention_stays_float(
     products = found.count("MatMul")
     assert products == facts["float_products"]
     assert products + 2 * found.count("QAttention") + 2 * found.count("MultiHeadAttention") == attentions
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("vit", 2), ("dinov2", 2)])
+def test_stock_attention_is_fused_in_spite_of_its_mask(graphs, fused, int8, name, blocks):
+    """Stock transformers export a mask that hides nothing."""
+    assert "Where" in operators(graphs[name])
+    found = operators(fused[name])
+    assert not {"Where", "Softmax"} & set(found)
+    assert found.count("Attention") + found.count("MultiHeadAttention") == blocks
+    assert found.count("MultiHeadAttention") == (name == "vit")  # DINOv2's head reads the mean of the patches, too
+    assert operators(int8(name)[0]).count("QAttention") == found.count("Attention")
+
+
+def test_a_mask_that_hides_something_stays(graphs, tmp_path):
+    """Of the stock graph's two masks, the addend: with one cell set, it has to have its effect."""
+    model = onnx.load(graphs["vit"])
+    mask = next(w for w in model.graph.initializer if w.data_type == TensorProto.BOOL)
+    values = numpy_helper.to_array(mask).copy()
+    values.reshape(-1)[3] = False
+    mask.CopyFrom(numpy_helper.from_array(values, mask.name))
+    onnx.save(model, tmp_path / "masked.onnx")
+    rewritten = onnx_ir.load(tmp_path / "masked.onnx")
+    fuse(rewritten)
+    onnx_ir.save(rewritten, tmp_path / "fused.onnx")
+    expected, found = run(tmp_path / "masked.onnx", pictures(3)), run(tmp_path / "fused.onnx", pictures(3))
+    assert not np.allclose(expected, run(graphs["vit"], pictures(3)), atol=1e-3)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_attention_of_a_timm_vit_is_fused(int8):
@@ -285,7 +333,7 @@ def fused(graphs, tmp_path_factory):
     return {name: folder / path.name for name, path in graphs.items()}
 
 
-@pytest.mark.parametrize("name", ["timm", "timm_mean", "dinov2", "swin"])
+@pytest.mark.parametrize("name", ["timm", "timm_mean", "vit", "dinov2", "swin"])
 def test_logits_are_the_same(graphs, fused, name):
     for count in (1, 5):
         expected, found = run(graphs[name], pictures(count)), run(fused[name], pictures(count))

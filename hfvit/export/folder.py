@@ -55,13 +55,17 @@ def claim_folder(output: str | Path) -> Path:
     return folder
 
 
-def check_same_model(folder: Path, config: dict) -> None:
-    """Raise `ModelError` when the exports in `folder` are of a model with another configuration."""
-    path = folder / CONFIG_FILE
-    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(config)):
+def check_same_model(folder: Path, config: dict, weights: str) -> None:
+    """Raise `ModelError` when the exports in `folder` are of a model with another configuration or other weights.
+
+    `weights` is their `weights_sha256` (onnx.py): a training that was repeated leaves the configuration as it was.
+    """
+    path, held = folder / CONFIG_FILE, read_export_facts(folder)
+    differs = path.exists() and json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(config))
+    if differs or held["weights_sha256"] not in (None, weights):
+        what = f"another {CONFIG_FILE}" if differs else "other weights"
         raise ModelError(
-            f"output: {folder} holds exports of another model, with another {CONFIG_FILE}; choose another folder, or"
-            " delete that one."
+            f"output: {folder} holds exports of another model, with {what}; choose another folder, or delete that one."
         )
 
 
@@ -108,18 +112,22 @@ def write_json(path: Path, content: dict) -> None:
 def read_export_facts(folder: str | Path) -> dict:
     """export.json of a folder, or an empty one."""
     path = Path(folder) / FACTS_FILE
+    facts = {"hfvit_version": hfvit.__version__, "source": None, "weights_sha256": None, "files": {}}
     if not path.exists():
-        return {"hfvit_version": hfvit.__version__, "source": None, "files": {}}
+        return facts
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return facts | json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError) as error:
         raise ModelError(f"{path} cannot be read ({error}); delete it and export again.") from None
 
 
-def write_export_facts(folder: str | Path, file: str, facts: dict, source: str | None = None) -> None:
+def write_export_facts(
+    folder: str | Path, file: str, facts: dict, source: str | None = None, weights: str | None = None
+) -> None:
     """Enter the facts of one file into export.json; files that are gone leave it.
 
-    `source` is the model's Hub id, or the name of its folder without the path on this machine.
+    `source` is the model's Hub id, or the name of its folder without the path on this machine; `weights` are its
+    `weights_sha256`. Where they are not given, those that the file tells stay.
     """
     folder = Path(folder)
     held = read_export_facts(folder)
@@ -129,6 +137,7 @@ def write_export_facts(folder: str | Path, file: str, facts: dict, source: str |
         {
             "hfvit_version": hfvit.__version__,
             "source": source or held["source"],
+            "weights_sha256": weights or held["weights_sha256"],
             "files": dict(sorted({**files, file: facts}.items())),
         },
     )

@@ -3,11 +3,19 @@
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes import common as passes
 
 MICROSOFT = "com.microsoft"
 MOVES = ("Reshape", "Transpose", "Slice", "Squeeze", "Unsqueeze", "Split", "Identity", "Gather", "Flatten")
+
+
+def cpu_session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    """To measure something; ONNX Runtime's warnings about unused and unsaid shapes are of no use then."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def clean(model: ir.Model) -> None:
@@ -79,7 +87,7 @@ class Linear:
             return cls._gemm(node, kernel)
         addition = only_reader(node.outputs[0], "Add")
         bias = constant(other_input(addition, node.outputs[0])) if addition is not None else None
-        if bias is None or bias.size != kernel.shape[1] or bias.shape[-1] != bias.size:
+        if bias is None or bias.size != kernel.shape[1] or bias.shape[-1:] != (bias.size,):
             return cls(node, kernel, None, node.outputs[0])
         return cls(node, kernel, bias.reshape(-1), addition.outputs[0])
 
@@ -115,6 +123,7 @@ def add_linear(model: ir.Model, before: ir.Node, x: ir.Value, kernel, bias, name
     """MatMul and Add of new weights."""
     product = add_node(before, "MatMul", [x, weight(model, f"{name}.weight", kernel)])
     output = add_node(before, "Add", [product, weight(model, f"{name}.bias", bias)])
+    product.dtype = output.dtype = x.dtype
     product.shape = output.shape = None if x.shape is None else ir.Shape([*x.shape[:-1], kernel.shape[1]])
     return output
 

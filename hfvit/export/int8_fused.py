@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime
 
 from hfvit.export.fuse import fuse
-from hfvit.export.graph import MICROSOFT, Linear, add_node, clean, constant, linears, replace, weight
+from hfvit.export.graph import MICROSOFT, Linear, add_node, clean, constant, cpu_session, linears, replace, weight
 
 Batches = Iterable[dict[str, np.ndarray]]
 Ranges = dict[str, tuple[float, float]]
@@ -60,7 +59,7 @@ def measure_ranges(model: ir.Model, batches: Batches) -> Ranges:
             output = f"{name}.{reduction}"
             proto.graph.node.append(onnx.helper.make_node(reduction, [name], [output], keepdims=0))
             proto.graph.output.append(onnx.helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, []))
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = cpu_session(proto)
     wanted = [f"{name}.{reduction}" for name in names for reduction in REDUCTIONS]
     means = np.mean([session.run(wanted, batch) for batch in batches], axis=0).reshape(-1, 2)
     return {name: (float(low), float(high)) for name, (low, high) in zip(names, means, strict=True)}

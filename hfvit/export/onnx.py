@@ -1,5 +1,6 @@
 """A transformers image classifier -> one ONNX file: `pixel_values` in, `logits` out, checked against PyTorch."""
 
+import hashlib
 import io
 import logging
 import re
@@ -20,6 +21,7 @@ import hfvit
 from hfvit.errors import ModelError, one_line
 from hfvit.export.check import check_onnx, check_parity, check_pixels, forget_shapes, tolerance
 from hfvit.export.folder import file_facts, package_versions, temporary_file
+from hfvit.export.fuse import fuse
 from hfvit.export.half import HALF_TYPES, runnable_on_cpu, to_half
 from hfvit.export.preprocess import add_preprocessing
 
@@ -68,7 +70,9 @@ def export_onnx(
     channels = getattr(model.config, "num_channels", 3)
     shape = (channels, *(image_size or configured_image_size(model)))
     model = model.eval()
-    graph = _trace(model, shape, opset, optimize, batch_size if not dynamic_axes else None, verbose)
+    graph = _trace(model, shape, opset, batch_size if not dynamic_axes else None, verbose)
+    if optimize:
+        fuse(graph)
     if dtype != "fp32":
         to_half(graph, dtype)
     _tidy(graph)
@@ -148,6 +152,15 @@ def configured_image_size(model: torch.nn.Module) -> tuple[int, int]:
     return tuple(size) if isinstance(size, list | tuple) else (size, size)
 
 
+def weights_sha256(model: torch.nn.Module) -> str:
+    """A digest of a model's float32 weights, by which export.json tells one training from another."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy())
+    return digest.hexdigest()
+
+
 def input_facts(shape: tuple[int, int, int], batch_size: int | None, with_preprocessing: bool) -> dict:
     """Name, type and shape of the graph's input, for export.json."""
     batch = batch_size or BATCH_AXIS
@@ -187,13 +200,12 @@ def _check_arguments(model, opset: int | None, dtype: str, optimize: bool, batch
         )
 
 
-def _trace(model, shape, opset: int | None, optimize: bool, batch_size: int | None, verbose: bool) -> onnx_ir.Model:
+def _trace(model, shape, opset: int | None, batch_size: int | None, verbose: bool) -> onnx_ir.Model:
     """The exporter's own graph; with `batch_size` None its batch axis is free."""
     device = next(model.parameters()).device
     pixel_values = torch.zeros((batch_size or TRACED_BATCH, *shape), device=device)
     config = OnnxConfig(
         opset_version=opset,
-        ort_fusions="cpu" if optimize else None,
         dynamic_shapes=None if batch_size else {"pixel_values": {0: Dim(BATCH_AXIS, min=1)}},
     )
     try:

@@ -68,6 +68,7 @@ def quantize_onnx(
         "runtime": runtime,
         **facts,
         "weights": "int8 symmetric, one scale per output channel",
+        "kept_float": ["attention products", "LayerNorm", "Softmax", "GELU", *(["Conv"] * (runtime == "onnxruntime"))],
     }
 
 
@@ -195,6 +196,7 @@ class Batches(CalibrationDataReader):
 
 def save_in_one_file(model: onnx.ModelProto, target: Path) -> None:
     """Check the graph and write it under a temporary name, then rename; nothing of this machine's paths goes along."""
+    del model.graph.value_info[:]  # the float graph's: fused and integer operators leave some of them wrong
     for node in model.graph.node:
         node.ClearField("doc_string")
         node.ClearField("metadata_props")

@@ -8,7 +8,6 @@ import yaml
 from PIL import Image
 
 from hfvit.errors import DataError, GateError, ModelError
-from hfvit.export.check import forget_shapes
 from hfvit.export.family import family_config
 from hfvit.export.folder import (
     CONFIG_FILE,
@@ -21,7 +20,7 @@ from hfvit.export.folder import (
     write_json,
 )
 from hfvit.export.image_steps import image_steps, stock_processor_config
-from hfvit.export.onnx import check_graph, describe, export_onnx
+from hfvit.export.onnx import check_graph, describe, export_onnx, weights_sha256
 from hfvit.export.preprocess import check_steps
 from hfvit.inference import load_classifier
 from hfvit.tables import aligned
@@ -71,7 +70,8 @@ class Export:
         self.model, self.processor = self.classifier.backend.model.float(), self.classifier.processor
         self.config = family_config(self.model)
         self.processor_config = stock_processor_config(self.processor)
-        check_same_model(self.folder, self.config)
+        self.weights = weights_sha256(self.model)
+        check_same_model(self.folder, self.config, self.weights)
         if options.with_preprocessing:
             check_steps(image_steps(self.processor))
         self.shape = tuple(self.processor([Image.new("RGB", (64, 64))], return_tensors="pt")["pixel_values"].shape[1:])
@@ -153,7 +153,6 @@ class Export:
                 runtime=options.target,
                 calibration=self.batches(calibration) if calibration is not None else None,
             )
-        forget_shapes(path)
         batch_sizes = [options.batch_size] if options.no_dynamic_axes else [1, 3]
         parity = check_graph(
             path,
@@ -214,7 +213,7 @@ class Export:
         for name in (CONFIG_FILE, PROCESSOR_FILE, *self.facts):
             (staging / name).replace(self.folder / name)
         for name, facts in self.facts.items():
-            write_export_facts(self.folder, name, facts, self.source)
+            write_export_facts(self.folder, name, facts, self.source, self.weights)
         if self.comparison is not None:
             from hfvit.validate import record
 
