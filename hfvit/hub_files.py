@@ -56,8 +56,6 @@ def files_to_push(
     found.pop(OF_THE_DATA, None)
     for export in include:
         found |= _export(root, export)
-    if "onnx/preprocessor_config.json" in found and "preprocessor_config.json" not in found:
-        found["preprocessor_config.json"] = _for_transformers_js(root)
     for name in WITHOUT_PATHS:
         if name in found:
             found[name] = public_text(found[name].read_text(encoding="utf-8"), name, facts).encode()
@@ -104,17 +102,6 @@ def _matching(root: Path, prefix: str, patterns: tuple[str, ...]) -> list[tuple[
         if any(fnmatch(named, pattern) and pattern.count("/") == named.count("/") for pattern in patterns):
             found.append((f"{prefix}{inside.as_posix()}", file))
     return found
-
-
-def _for_transformers_js(root: Path) -> bytes:
-    """The export's image processor for the root of the repository, where transformers.js looks for it.
-
-    It names no class: transformers.js then takes its general one, and transformers goes on to read timm's
-    preprocessing from config.json, as training did.
-    """
-    processor = _read_json(root / "onnx" / "preprocessor_config.json")
-    processor.pop("image_processor_type", None)
-    return (json.dumps(processor, indent=2) + "\n").encode()
 
 
 def _export_facts(root: Path, name: str) -> dict:

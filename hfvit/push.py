@@ -21,6 +21,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 
 from hfvit.errors import HubError, one_line
+from hfvit.export.folder import read_export_facts
 from hfvit.hub_files import EXPORTS, PushedFile, files_to_push, left_out
 from hfvit.tables import aligned, size
 
@@ -50,6 +51,8 @@ def push(folder: str | Path, destination: Destination, include: Sequence[str] = 
     try:
         destination = check_destination(destination)
         files_to_push(folder, destination.repo_id, tuple(include))
+        for name in include:
+            _check_weights(folder, name)
         return _send(folder, destination, tuple(include), message)
     except HubError as error:
         if error.__cause__ is None:  # a mistake, which the same line would only repeat
@@ -114,6 +117,18 @@ def check_destination(destination: Destination) -> Destination:
     except (HfHubHTTPError, *_CONNECTION) as error:
         raise HubError(_why(error, destination.repo_id)) from error
     return replace(destination, repo_id=repo_id, token=token)
+
+
+def _check_weights(folder: str | Path, export: str) -> None:
+    """Raise `HubError` where an export in `folder` is of other weights: those of an earlier training."""
+    recorded = read_export_facts(Path(folder).expanduser() / export).get("weights_sha256")
+    if recorded is None:
+        return
+    from hfvit.export.onnx import weights_sha256
+    from hfvit.inference import load_classifier
+
+    if weights_sha256(load_classifier(folder, device="cpu").backend.model.float()) != recorded:
+        raise HubError(f"--include {export}: {folder}/{export} is of other weights; export this model again.")
 
 
 def _check_new(api: HfApi, repo_id: str, create_pr: bool) -> None:

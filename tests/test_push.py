@@ -181,7 +181,6 @@ def test_pushing_again_changes_only_what_changed(out, hub, online):
 
 
 def test_an_export_is_put_where_transformers_js_looks(out, hub, online, capsys):
-    model = hfvit.HFViTForImageClassification.from_pretrained(out)
     (out / "onnx").mkdir()
     with pytest.raises(SystemExit) as stop:
         export(["--model", str(out), str(out / "onnx"), "--no-gate"])
@@ -190,12 +189,9 @@ def test_an_export_is_put_where_transformers_js_looks(out, hub, online, capsys):
     push(out, Destination("user/exported"), include=["onnx"])
     files = hub.model("user/exported").files()
     exported = {f"onnx/{name}" for name in ("model.onnx", "config.json", "preprocessor_config.json", "export.json")}
-    assert set(files) == PUSHED | exported | {".gitattributes", "preprocessor_config.json"}
+    assert set(files) == PUSHED | exported | {".gitattributes"}
     assert json.loads(files["config.json"])["model_type"] == "timm_wrapper"
     assert json.loads(files["onnx/config.json"])["id2label"] == {str(i): label for i, label in enumerate(LABELS)}
-    processor = json.loads(files["preprocessor_config.json"])
-    assert processor["image_mean"] == list(model.config.pretrained_cfg["mean"])
-    assert "image_processor_type" not in processor
     card = files["README.md"].decode()
     assert "| `onnx/model.onnx` |" in card
     assert "onnxruntime" in card
@@ -210,6 +206,11 @@ def test_an_export_is_put_where_transformers_js_looks(out, hub, online, capsys):
     capsys.readouterr()
     push(out, Destination("user/exported"))
     assert "--include onnx" in capsys.readouterr().err
+
+    # An export of an earlier training is not this model's.
+    state = load_file(out / "model.safetensors")
+    save_file({name: value + 0.5 for name, value in state.items()}, out / "model.safetensors", {"format": "pt"})
+    assert "is of other weights" in refusal(out, Destination("user/exported"), include=["onnx"])
 
 
 def test_a_branch_and_a_pull_request_leave_main_alone(trained, hub, online):
