@@ -15,6 +15,7 @@ Any field of transformers' TrainingArguments works too, in the file and here:
   --learning_rate 3e-4 --weight_decay 0.05 --num_train_epochs 10 --max_steps 200
   --bf16 true --torch_compile true --eval_strategy steps --eval_steps 500
   --resume_from_checkpoint auto --report_to tensorboard --seed 1
+  --push_to_hub true --hub_model_id user/my-vit --hub_private_repo true
 `python -m hfvit.train --help` lists them all.
 
 examples:
@@ -52,6 +53,22 @@ examples:
 """
 
 
+PUSH_EPILOG = """\
+What is pushed: the weights, config.json, the card, run.json, recipe.yaml, trainer_state.json and the plots, in one
+commit; with --include the exports below OUTPUT_DIR too. Never checkpoints, optimiser state, pickles, hidden or
+temporary files, pictures of the data set, nor the paths of this machine. What was edited in the card, here or on the
+Hub, stays. The repository is then loaded back into an empty cache, and its logits are compared.
+
+exit code: 0 done, 5 the Hub could not be reached or refused (with the command to repeat), 2 a wrong command.
+
+examples:
+  hfvit push outputs/quickstart user/digits --dry-run
+  hfvit push outputs/quickstart user/digits --private
+  hfvit push outputs/quickstart user/digits --include onnx --message "With INT8"
+  hfvit push outputs/quickstart team/digits --create-pr
+"""
+
+
 GRID_KINDS = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")
 
 
@@ -83,6 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_validate(commands)
     _add_predict(commands)
+    _add_push(commands)
 
     doctor_parser = commands.add_parser(
         "doctor",
@@ -145,6 +163,25 @@ def _add_predict(commands) -> None:
     )
     _add_running(parser, batch_size=32)
     parser.set_defaults(command=predict)
+
+
+def _add_push(commands) -> None:
+    parser = commands.add_parser(
+        "push",
+        help="publish a run's folder on the Hub",
+        description="Push the output folder of a run to a model repository on the Hub.",
+        epilog=PUSH_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", metavar="OUTPUT_DIR", help="the output folder of a run")
+    parser.add_argument("repository", metavar="USER/NAME", help="made where there is none")
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+    parser.add_argument("--revision", help="branch to push to, made where there is none [main]")
+    parser.add_argument("--create-pr", "--create_pr", action="store_true", help="open a pull request instead")
+    parser.add_argument("--include", nargs="+", choices=("onnx", "tensorrt"), default=[], help="exports to push, too")
+    parser.add_argument("--message", help="of the commit")
+    parser.add_argument("--dry-run", "--dry_run", action="store_true", help="list files and sizes, and send nothing")
+    parser.set_defaults(command=push)
 
 
 def _add_running(parser: argparse.ArgumentParser, batch_size: int) -> None:
@@ -265,6 +302,23 @@ def predict(options: argparse.Namespace, rest: list[str]) -> int:
     if bad or wrong:
         print(f"hfvit: {bad + len(wrong)} of what was named could not be classified", file=sys.stderr)
     return 1 if bad or wrong else 0
+
+
+def push(options: argparse.Namespace, rest: list[str]) -> None:
+    """`hfvit push OUTPUT_DIR USER/NAME`"""
+    from hfvit.hub_files import files_to_push
+    from hfvit.push import Destination, check_name, listing
+    from hfvit.push import push as push_folder
+
+    check_name(options.repository)
+    include = tuple(dict.fromkeys(options.include))
+    if options.dry_run:
+        print(listing(files_to_push(options.folder, options.repository, include)))
+        return
+    _quiet_libraries()
+    private = options.private or None
+    destination = Destination(options.repository, private, options.revision, options.create_pr)
+    print(push_folder(options.folder, destination, include, options.message))
 
 
 def _quiet_libraries() -> None:

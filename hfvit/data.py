@@ -1,5 +1,7 @@
 """A `datasets` image set -> train, validation and test splits of checked columns, in one label order."""
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import datasets
@@ -9,7 +11,7 @@ from PIL import Image as PILImage
 from sklearn.model_selection import train_test_split
 
 from hfvit.errors import DataError, nearest, one_line
-from hfvit.paths import folder_or_hub_id
+from hfvit.paths import folder_or_hub_id, is_local
 
 CLASS_TYPES = ("int", "uint", "string", "large_string", "bool")
 LABEL_NAMES = ("label", "labels", "fine_label", "target", "class")
@@ -92,6 +94,7 @@ def load_splits(
 
     raw_labels = {role: split[label_column][:] for role, split in loaded.items()}
     labels, indices = encode_labels(features[label_column], raw_labels, names)
+    commit = dataset_commit(file["filename"] for file in loaded["train"].cache_files)
     loaded = {role: standardise(split, image_column, indices[role]) for role, split in loaded.items()}
     if len(np.unique(indices["train"])) < 2:
         raise DataError(f"Split '{train_split}' holds one class only; a classifier needs two or more.")
@@ -108,8 +111,10 @@ def load_splits(
     roles = [role for role in ("train", "validation", "test") if role in loaded]
     facts = {
         "dataset_name": dataset_name,
+        "is_local": dataset_name != DIGITS and is_local(dataset_name),
         "dataset_config_name": dataset_config_name,
         "dataset_revision": dataset_revision,
+        "dataset_commit": None if is_local(dataset_name) else commit,
         "image_column": image_column,
         "label_column": label_column,
         "labels": labels,
@@ -146,6 +151,12 @@ def load_split(name: str, config_name: str | None, revision: str | None, split: 
     if len(dataset) == 0:
         raise DataError(f"{name}: split '{split}' is empty.")
     return dataset
+
+
+def dataset_commit(files: Iterable[str]) -> str | None:
+    """The commit of a data set on the Hub, which the folder of its cached files is named by; None for any other."""
+    found = (re.search(r"[/\\]([0-9a-f]{40})(?:[/\\]|$)", file) for file in files)
+    return next((match[1] for match in found if match), None)
 
 
 def why_not_loaded(name: str, config_name: str | None, split: str, error: Exception) -> str:

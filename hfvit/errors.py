@@ -36,6 +36,12 @@ class GateError(HFViTError):
     exit_code = 4
 
 
+class HubError(HFViTError):
+    """The Hub could not be reached or refused; nothing local was changed."""
+
+    exit_code = 5
+
+
 def nearest(name: str, known) -> str:
     """`" Did you mean 'x'?"` for the known name closest to `name`, or nothing when none is close."""
     matches = get_close_matches(name, list(known), n=1)

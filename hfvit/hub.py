@@ -1,73 +1,136 @@
-"""run.json -> the model card of the output folder."""
+"""run.json -> the model card of the output folder and of its repository."""
 
 import re
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from hfvit.card_edits import keep_edits, recorded
 from hfvit.checkpoints import write_text
-from hfvit.report import duration
+from hfvit.paths import is_local
+from hfvit.public import public_facts
 from hfvit.shipped import shipped
+from hfvit.tables import duration, size
+
+PLACEHOLDER = "PATH_OR_HUB_ID"
+MOST_CLASSES = 200  # rows of the table; more would only be scrolled past
 
 
 def write_model_card(facts: dict, output_dir: str | Path) -> Path:
-    """Render model_card.md's template with the facts of a run as `output_dir/README.md`."""
+    """Render the card as `output_dir/README.md`; what a user has edited in one that lies there stays."""
+    path = Path(output_dir) / "README.md"
+    old = path.read_text(encoding="utf-8") if path.exists() else ""
+    write_text(path, render_card(facts, Path(output_dir).resolve().name, edited=(old,)))
+    return path
+
+
+def render_card(
+    facts: dict,
+    name: str,
+    repository: str = PLACEHOLDER,
+    exports: dict[str, dict] | None = None,
+    edited: tuple[str, ...] = (),
+) -> str:
+    """model_card.md's template with the facts of a run.
+
+    `exports` maps the folder of an export to the `files` of its export.json. `edited` are earlier cards, whose edits
+    are kept; those of a later one win.
+    """
     role = "test" if "test" in facts["metrics"] else "validation"
-    metrics = facts["metrics"][role]
-    data, recipe = facts["data"], facts["recipe"]
-    name = Path(output_dir).resolve().name
-    on_hub = is_hub_id(data["dataset_name"])
+    metrics, data, model = facts["metrics"][role], facts["data"], facts["model"]
+    on_hub = is_hub_id(data["dataset_name"]) and not data.get("is_local")
+    base = model["base_model"] if model["base_model"] and is_hub_id(model["base_model"]) else None
+    base = None if model.get("is_local") else base
+    title = dataset_title(data["dataset_name"])
+    commit = data.get("dataset_commit") or data["dataset_revision"]
+    exports = exports or {}
+    license = model.get("base_license") if base else None
+    tags = ["image-classification", "vision-transformer", "timm", "transformers", "hfvit"]
+    if "onnx" in exports:
+        tags += ["onnx", "transformers.js"]
     results = [
         EvalResult(
             task_type="image-classification",
             dataset_type=data["dataset_name"] if on_hub else "image-classification",
-            dataset_name=dataset_title(data["dataset_name"]),
+            dataset_name=title,
             dataset_config=data["dataset_config_name"],
-            dataset_revision=data["dataset_revision"],
+            dataset_revision=commit,
             dataset_split=data["splits"][role]["source"],
             metric_type=metric,
-            metric_name=title,
+            metric_name=metric_title,
             metric_value=round(metrics[key], 4),
         )
-        for metric, key, title in (("accuracy", "accuracy", "Accuracy"), ("f1", "macro_f1", "Macro F1"))
+        for metric, key, metric_title in (("accuracy", "accuracy", "Accuracy"), ("f1", "macro_f1", "Macro F1"))
     ]
-    base = facts["model"]["base_model"]
     card_data = ModelCardData(
         model_name=name,
         eval_results=results,
+        license=license if license and re.fullmatch(r"[a-z0-9.\-]+", license) else None,
         library_name="timm",
         pipeline_tag="image-classification",
-        tags=["image-classification", "vision-transformer", "timm", "transformers", "hfvit"],
+        tags=tags,
         datasets=data["dataset_name"] if on_hub else None,
-        base_model=base if base and is_hub_id(base) else None,
+        base_model=base,
         metrics=["accuracy", "f1"],
     )
+    public = public_facts(facts)
     card = ModelCard.from_template(
         card_data,
         template_path=str(shipped("model_card.md")),
         name=name,
+        repository=repository,
         role=role,
+        metrics=facts["metrics"],
         result=metrics,
-        interval="{:.2%} to {:.2%}".format(*metrics["accuracy_interval"]),
-        model=facts["model"],
-        base_model=base if base and is_hub_id(base) else None,
-        from_scratch=base is None,
+        classes=metrics["per_class"] if len(metrics["per_class"]) <= MOST_CLASSES else [],
+        model=model,
+        base_model=base,
+        base_license=license,
+        from_scratch=model["base_model"] is None,
         data=data,
-        dataset_title=dataset_title(data["dataset_name"]),
+        dataset_title=title,
+        dataset_commit=commit,
+        dataset_url=f"https://huggingface.co/datasets/{data['dataset_name']}" if on_hub else None,
+        needs_local=data.get("is_local") or model.get("is_local"),
         training=facts["training"],
         time=duration(facts["training"]["seconds"]),
         hardware=facts["hardware"],
         versions=facts["versions"],
-        recipe=recipe,
+        recipe=facts["recipe"],
+        command=_as_typed(public.get("command", "")),
+        exports=[
+            _export_row(f"{folder}/{file}", row) for folder, files in exports.items() for file, row in files.items()
+        ],
+        onnx=sorted(exports.get("onnx", {})),
     )
-    path = Path(output_dir) / "README.md"
-    write_text(path, str(card))
-    return path
+    text = recorded(str(card))
+    for old in edited:
+        text = keep_edits(text, old) if old else text
+    return text
+
+
+def _as_typed(command: str) -> str | None:
+    """The recorded command line, of a script by its name alone, as one that can be typed."""
+    script, _, rest = command.partition(" ")
+    return f"hfvit train {rest}" if script.endswith("train.py") else command if script == "hfvit" else None
+
+
+def _export_row(name: str, facts: dict) -> dict:
+    """A row of the card's table: an empty string for what was not measured."""
+    parity, gate = facts.get("parity") or {}, facts.get("gate") or {}
+    difference = parity.get("max_abs_difference", gate.get("max_logit_difference"))
+    return {
+        "file": name,
+        "size": size(facts["bytes"]) if "bytes" in facts else "",
+        "difference": "" if difference is None else f"{difference:.2g}",
+        "accuracy": f"{gate['accuracy']:.2%}" if "accuracy" in gate else "",
+        "agreement": f"{gate['agreement']:.2%}" if gate.get("agreement") is not None else "",
+    }
 
 
 def is_hub_id(name: str) -> bool:
     """Whether `name` can only be a repository on the Hub: `owner/name`, and no path of this machine."""
-    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)) and not Path(name).exists()
+    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)) and not is_local(name)
 
 
 def dataset_title(name: str) -> str:

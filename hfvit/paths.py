@@ -13,6 +13,11 @@ def is_path(name: str | Path) -> bool:
     return isinstance(name, Path) or name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
 
 
+def is_local(name: str | Path) -> bool:
+    """Whether `name` is a path of this machine, not the id of a repository: it looks like one, or is there."""
+    return is_path(name) or Path(name).expanduser().exists()
+
+
 def folder_or_hub_id(name: str | Path, error: type[HFViTError], option: str | None = None) -> str:
     """`name` as libraries take it: an existing folder with `~` expanded, or the Hub id as it stands.
 

@@ -138,11 +138,13 @@ def _resolved(model, data, augmentation, training, typed: dict[str, Any], given:
     own |= {field.name: getattr(training, field.name) for field in dataclasses.fields(RunArguments)}
     redefined = [name for name in HFViTTrainingArguments.__annotations__ if name not in own]
     theirs = {key: typed[key] for key in (*_ALWAYS_RESOLVED, *redefined, *given) if key not in own}
-    moment = ("overwrite_output_dir", "resume_from_checkpoint")  # acts, not properties of the run
+    # Acts, not properties of the run: repeating it must not push over its repository.
+    moment = ("overwrite_output_dir", "resume_from_checkpoint", "push_to_hub")
     return {
         key: value
         for key, value in {**own, **theirs}.items()
         if key not in moment
+        and not key.startswith("hub_")
         and not SECRETS.search(key)
         and not (value is None and _FIELDS[key].default is None)  # null only where that is not the default
     }

@@ -9,7 +9,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from hfvit.tables import aligned
+from hfvit.tables import aligned, duration
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
@@ -50,12 +50,6 @@ def summary_table(facts: dict, output_dir: str | Path) -> str:
         f"files      {output_dir}",
     ]
     return "\n".join(lines)
-
-
-def duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def write_training_images(images: np.ndarray, targets: np.ndarray, names: list[str], output_dir: str | Path) -> Path:

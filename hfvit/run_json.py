@@ -14,6 +14,7 @@ import torch
 import hfvit
 from hfvit.checkpoints import RUN_FILE, write_text
 from hfvit.hardware import hardware
+from hfvit.paths import is_local
 
 PACKAGES = ("torch", "torchvision", "timm", "transformers", "accelerate", "datasets", "evaluate", "scikit-learn")
 
@@ -25,13 +26,17 @@ def collect_facts(recipe, splits, model, trainer, output, metrics: dict) -> dict
     """
     args, state = recipe.training, trainer.state
     best = state.best_model_checkpoint if args.load_best_model_at_end else None
+    base = recipe.model.model_name_or_path
     return {
         "hfvit_version": hfvit.__version__,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command_line(),
         "model": {
             "architecture": model.config.architecture,
-            "base_model": recipe.model.model_name_or_path,
+            "base_model": base,
+            "is_local": base is not None and is_local(base),
+            # timm's checkpoints carry their licence; a network trained from nothing has none yet.
+            "base_license": model.config.pretrained_cfg.get("license") if base else None,
             "image_size": list(model.config.image_size),
             "parameters": sum(p.numel() for p in model.parameters()),
             "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),

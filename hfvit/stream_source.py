@@ -18,6 +18,7 @@ from hfvit.data import (
     ImageSplits,
     at_most,
     check_columns,
+    dataset_commit,
     encode_labels,
     find_image_column,
     find_label_column,
@@ -25,7 +26,7 @@ from hfvit.data import (
     why_not_loaded,
 )
 from hfvit.errors import DataError, RecipeError
-from hfvit.paths import folder_or_hub_id
+from hfvit.paths import folder_or_hub_id, is_local
 
 
 def stream_splits(
@@ -76,8 +77,10 @@ def stream_splits(
     fingerprints = {"train": builder.hash} | {role: split._fingerprint for role, split in loaded.items()}
     facts = {
         "dataset_name": dataset_name,
+        "is_local": dataset_name != DIGITS and is_local(dataset_name),
         "dataset_config_name": dataset_config_name,
         "dataset_revision": dataset_revision,
+        "dataset_commit": None if is_local(dataset_name) else dataset_commit([builder.cache_dir]),
         "image_column": image_column,
         "label_column": label_column,
         "labels": labels,

@@ -24,6 +24,7 @@ from hfvit.images import image_datasets
 from hfvit.metrics import ImageClassificationMetric, trainer_metrics
 from hfvit.mixing import BatchMixing
 from hfvit.modeling import build_model
+from hfvit.push import Destination, check_destination, push
 from hfvit.recipe import load_recipe
 from hfvit.report import summary_table, write_plots, write_training_images
 from hfvit.run_json import collect_facts, write_facts
@@ -43,6 +44,10 @@ def main(argv: list[str] | None = None) -> None:
     logger.setLevel(logging.INFO if args.process_index == 0 else logging.WARNING)
     if args.device.type == "cpu":
         use_all_cores(args.world_size)
+    destination = None
+    if args.push_at_end and args.should_save:
+        destination = Destination(args.hub_model_id, args.hub_private_repo, args.hub_revision, token=args.hub_token)
+        destination = check_destination(destination)
     checkpoint = claim_output_dir(args.output_dir, args.resume_from_checkpoint, args.overwrite_output_dir)
 
     # Load
@@ -137,6 +142,8 @@ def main(argv: list[str] | None = None) -> None:
         if not args.keep_checkpoints:
             remove_checkpoints(args.output_dir)
         print("\n" + summary_table(facts, args.output_dir), flush=True)
+        if destination:
+            print(push(args.output_dir, destination))
 
 
 if __name__ == "__main__":

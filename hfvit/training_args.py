@@ -25,7 +25,6 @@ NOT_AVAILABLE = {
     "batch_eval_metrics": "metrics are computed over the whole split; leave it off",
     "prediction_loss_only": "metrics need the predictions; leave it off",
     "deepspeed": "launch with accelerate_configs/deepspeed_zero2.yaml",
-    "push_to_hub": "upload the finished folder with `hf upload NAME DIR`",
 }
 
 
@@ -77,6 +76,10 @@ class HFViTTrainingArguments(RunArguments, TrainingArguments):
         default=None,
         metadata={"help": "'auto' for the newest whole checkpoint of output_dir, or a checkpoint folder."},
     )
+    push_to_hub: bool = field(
+        default=False, metadata={"help": "Push the finished run to hub_model_id, as `hfvit push` does."}
+    )
+    hub_strategy: str = field(default="end", metadata={"help": "end: one push, of the finished run; no other."})
     report_to: str | None = field(default="none", metadata={"help": "Tracker: tensorboard, wandb, trackio, ..."})
 
     def __post_init__(self):
@@ -104,6 +107,9 @@ class HFViTTrainingArguments(RunArguments, TrainingArguments):
                 self.tf32 = is_torch_tf32_available()
             # From pinned memory a batch is copied while the device computes.
             self.accelerator_config = self.accelerator_config or {"non_blocking": self.dataloader_pin_memory}
+
+        # The Trainer pushes its own selection of files while it trains; hfvit pushes the finished run, once.
+        self.push_at_end, self.push_to_hub = self.push_to_hub, False
 
         super().__post_init__()
 
@@ -174,6 +180,12 @@ class HFViTTrainingArguments(RunArguments, TrainingArguments):
             raise RecipeError(
                 "gradient_accumulation_steps: derived from global_batch_size; set per_device_train_batch_size to the"
                 " images that fit."
+            )
+        if self.push_to_hub and not self.hub_model_id:
+            raise RecipeError("push_to_hub: name the repository with hub_model_id: user/name.")
+        if self.push_to_hub and self.hub_strategy != "end":
+            raise RecipeError(
+                f"hub_strategy: '{self.hub_strategy}' is not available; hfvit pushes once, when the run is finished."
             )
         if self.early_stopping_patience and self.eval_strategy == "no":
             raise RecipeError("early_stopping_patience needs evaluations: set eval_strategy to epoch or steps.")

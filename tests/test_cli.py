@@ -11,7 +11,8 @@ from hfvit.shipped import shipped_recipes
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["recipes"], *([name, "--help"] for name in ("train", "recipes", "validate", "predict"))]
+    "words",
+    [["--help"], ["recipes"], *([name, "--help"] for name in ("train", "recipes", "validate", "predict", "push"))],
 )
 def test_help_never_imports_torch(words):
     probe = (
@@ -68,12 +69,13 @@ def test_recipes_are_listed_and_printed():
         (["recipes", "vit_bse"], "Did you mean 'vit_base'?"),
         (["train", "recipes"], "is a folder"),
         (["validate", "outputs/no/such"], "There is no folder outputs/no/such."),
+        (["push", "outputs", "datasets/user/x", "--dry-run"], "write the name as user/name"),
         (["predict", "./no.onnx", "a.png"], "There is no file ./no.onnx."),
     ],
 )
 def test_a_wrong_name_is_one_message(words, message):
     result = run_command("hfvit", *words)
-    assert result.returncode == 2
+    assert result.returncode == (5 if words[0] == "push" else 2)
     assert result.stderr.startswith("hfvit: error: ")
     assert message in result.stderr
     assert "Traceback" not in result.stderr

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import ARCHITECTURE, LABELS, MICRO
+from loopback_hub import LoopbackHub
 from PIL import Image
 from transformers import set_seed
 
 import hfvit
 from hfvit.commands import main as export
 from hfvit.modeling import build_model
+from hfvit.push import Destination, push
 
 CLIENTS = Path(__file__).parent / "clients"
 pytestmark = pytest.mark.integration
@@ -75,10 +77,11 @@ def classify(tmp_path_factory):
         pytest.skip("npm did not install transformers.js in 120 s")
     if installed.returncode:
         pytest.skip(f"npm cannot install transformers.js: {installed.stderr.strip().splitlines()[-1]}")
-    script = shutil.copy(CLIENTS / "classify.mjs", folder)
+    for script in CLIENTS.glob("*.mjs"):
+        shutil.copy(script, folder)
 
-    def run(export_folder: Path, dtype: str, pictures: dict[str, Path]) -> list[dict[str, float]]:
-        command = ["node", script, export_folder, dtype, *pictures.values()]
+    def run(*words, pictures: dict[str, Path], script: str = "classify.mjs") -> list[dict[str, float]]:
+        command = ["node", folder / script, *words, *pictures.values()]
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
         return [{row["label"]: row["score"] for row in rows} for rows in json.loads(done.stdout)]
@@ -89,13 +92,23 @@ def classify(tmp_path_factory):
 
 def test_transformers_js_agrees_with_pytorch(classify, exported, pictures):
     """Its default dtype in Node is fp32: `model.onnx`."""
-    agree(classify(exported / "onnx", "default", pictures), expected(exported, pictures), (1e-4, 0.05))
+    answers = classify(exported / "onnx", "default", pictures=pictures)
+    agree(answers, expected(exported, pictures), (1e-4, 0.05))
 
 
 def test_transformers_js_finds_the_quantised_file(classify, exported, pictures):
     """`q8`, the default of browsers, is `model_quantized.onnx`: what it computes, not what PyTorch does."""
     quantised = expected(exported / "onnx" / "model_quantized.onnx", pictures)
-    agree(classify(exported / "onnx", "q8", pictures), quantised, (1e-2, 0.05))
+    agree(classify(exported / "onnx", "q8", pictures=pictures), quantised, (1e-2, 0.05))
+
+
+def test_transformers_js_loads_what_was_pushed(classify, exported, pictures, monkeypatch, tmp_path):
+    """By the lines of the card and the README: the root's config.json is timm's, those of `onnx/` are passed."""
+    with LoopbackHub() as hub:
+        hub.take_over(monkeypatch, tmp_path / "cache")
+        push(exported, Destination("user/js"), include=["onnx"])
+        answers = classify(hub.url, "user/js", "fp32", pictures=pictures, script="classify_hub.mjs")
+    agree(answers, expected(exported, pictures), (1e-4, 0.05))
 
 
 @pytest.mark.slow

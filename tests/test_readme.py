@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, coloured_image, run_command
+from loopback_hub import LoopbackHub
 
 from hfvit.cli import main as hfvit_command
 from hfvit.commands import main as export_onnx
@@ -28,6 +29,8 @@ CI_RUNS = {"pip install -e .", 'pip install -e ".[dev]" && pytest'}
 EXPORTS = [c for c in COMMANDS if c.startswith("optimum-cli")]
 TRAINING = [c for c in COMMANDS if "hfvit train " in c or "hfvit/train.py" in c]
 LISTINGS = ("hfvit recipes", "hfvit doctor")
+PUSHES = [c for c in COMMANDS if c.startswith("hfvit push ")]
+LOGIN = "hf auth login"  # asks for a token
 SERVING = [c for c in COMMANDS if c.startswith(("hfvit predict ", "hfvit validate "))]
 
 
@@ -49,7 +52,7 @@ def quickstart(tmp_path_factory):
 def test_every_command_is_known_to_this_test():
     assert {"accelerate launch hfvit/train.py recipes/quickstart.yaml", *CI_RUNS} <= set(COMMANDS)
     listings = {c for c in COMMANDS if c.startswith(LISTINGS)}
-    assert set(COMMANDS) == CI_RUNS | listings | set(TRAINING) | set(EXPORTS) | set(SERVING)
+    assert set(COMMANDS) == CI_RUNS | listings | set(TRAINING) | set(EXPORTS) | set(SERVING) | {LOGIN, *PUSHES}
     assert {c.split()[1] for c in SERVING} == {"predict", "validate"}
 
 
@@ -147,6 +150,22 @@ def test_serving_commands_run(exported, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "grid.png").stat().st_size > 0
     assert len((tmp_path / "predictions.jsonl").read_text().splitlines()) == 2
     assert json.loads((tmp_path / "gate.json").read_text())["passed"]
+
+
+@pytest.mark.integration
+def test_push_commands_run(exported, tmp_path, monkeypatch, capsys):
+    (tmp_path / "outputs").symlink_to(exported.parent)
+    monkeypatch.chdir(tmp_path)
+    with LoopbackHub() as hub:
+        hub.take_over(monkeypatch, tmp_path / "cache")
+        for command in PUSHES:
+            with pytest.raises(SystemExit) as stop:
+                hfvit_command(shlex.split(command)[1:])
+            assert stop.value.code == 0, (command, capsys.readouterr().err)
+        repository = hub.model("user/digits")
+    assert repository.private
+    assert repository.messages == ["initial commit", "Push with hfvit", "With INT8", "Push with hfvit"]
+    assert "onnx/model_quantized.onnx" in repository.files()
 
 
 @pytest.mark.integration

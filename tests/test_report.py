@@ -5,10 +5,11 @@ import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from hfvit.hub import dataset_title, is_hub_id, write_model_card
+from hfvit.hub import dataset_title, is_hub_id, render_card, write_model_card
 from hfvit.metrics import classification_metrics
-from hfvit.report import duration, summary_table, write_plots, write_training_images
+from hfvit.report import summary_table, write_plots, write_training_images
 from hfvit.run_json import command_line
+from hfvit.tables import duration
 
 
 def make_facts(classes=10, dataset_name="uoft-cs/cifar10", base_model="timm/vit_base_patch16_224.augreg_in21k"):
@@ -85,6 +86,43 @@ def test_card_is_valid_and_complete(tmp_path):
     assert "ore information needed" not in card.content.lower()
     for nothing in ("None", "{{", "}}", "{%"):
         assert nothing not in card.content
+
+
+def test_card_names_the_licence_the_commit_and_the_command(tmp_path):
+    facts = make_facts()
+    facts["model"] |= {"is_local": False, "base_license": "apache-2.0"}
+    facts["data"] |= {"is_local": False, "dataset_commit": "c0ffee" * 6 + "abcd"}
+    facts["command"] = "train.py vit_base --output_dir /home/somebody/out"
+    text = write_model_card(facts, tmp_path).read_text()
+    card = ModelCard(text)
+    assert card.data.license == "apache-2.0"
+    assert card.data.eval_results[0].dataset_revision == facts["data"]["dataset_commit"]
+    assert f"--dataset_revision {facts['data']['dataset_commit']}" in text
+    assert "`hfvit train vit_base --output_dir out`" in text
+    for row in facts["metrics"]["test"]["per_class"]:
+        assert f"| {row['label']} | {row['images']} |" in text
+
+
+def test_card_lists_exports_and_how_to_use_those_that_are_there():
+    parity, gate = {"max_abs_difference": 2.9e-06}, {"accuracy": 0.948, "agreement": 1.0}
+    files = {"model.onnx": {"bytes": 86_283_204, "parity": parity, "gate": gate}, "model_fp16.onnx": {"bytes": 1}}
+    text = render_card(make_facts(), "x", "user/x", {"onnx": files})
+    assert "| `onnx/model.onnx` | 86.3 MB | 2.9e-06 | 94.80% | 100.00% |" in text
+    assert "| `onnx/model_fp16.onnx` | 1 B |  |  |  |" in text
+    assert 'dtype: "fp32"' in text
+    assert 'hf_hub_download("user/x", "onnx/model.onnx")' in text
+    assert "onnxruntime" not in render_card(make_facts(), "x", "user/x")
+
+
+def test_what_a_user_wrote_into_the_card_survives_the_next_run(tmp_path):
+    path = write_model_card(make_facts(), tmp_path)
+    path.write_text(path.read_text().replace("## Limits", "## Thanks\n\nTo all.\n\n## Limits"))
+    again = make_facts()
+    again["training"]["steps"] = 4321
+    text = write_model_card(again, tmp_path).read_text()
+    assert "To all." in text
+    assert "4,321 steps" in text
+    assert text == write_model_card(again, tmp_path).read_text()
 
 
 def test_card_of_a_local_set_and_checkpoint_shows_no_path(tmp_path):

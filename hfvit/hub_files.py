@@ -1,0 +1,116 @@
+"""Which files of an output folder go to the Hub, and as what. Nothing is sent here, and nothing written."""
+
+import json
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+from hfvit.checkpoints import RUN_FILE
+from hfvit.errors import HubError
+from hfvit.hub import render_card
+from hfvit.public import public_text
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+# A list of what belongs there, not of what does not: a forgotten pattern would publish optimiser state or a pickle.
+ROOT = ("config.json", "preprocessor_config.json", "README.md", RUN_FILE, "recipe.yaml", "trainer_state.json")
+ROOT += (*WEIGHTS, "model-*-of-*.safetensors", "plots/*.png")
+OF_THE_DATA = "plots/training_images.png"  # pictures of the data set, which need not be anybody else's to see
+EXPORTS = {
+    "onnx": ("*.onnx", "*.onnx_data", "*.json"),
+    "tensorrt": ("*.engine", "*.plan", "*.json", "*.pbtxt", "*.onnx"),
+}
+WITHOUT_PATHS = (RUN_FILE, "recipe.yaml", "trainer_state.json")
+
+
+@dataclass
+class PushedFile:
+    """`path` in the repository; `source` is a file here or the content itself."""
+
+    path: str
+    source: Path | bytes
+
+    @property
+    def bytes(self) -> int:
+        return len(self.source) if isinstance(self.source, bytes) else self.source.stat().st_size
+
+
+def files_to_push(
+    folder: str | Path, repo_id: str, include: tuple[str, ...] = (), card_there: str = ""
+) -> list[PushedFile]:
+    """The files of a checkpoint folder and of the exports named in `include`, in the order of their paths.
+
+    Paths of this machine are reduced to their last part in what is JSON or YAML of a run. The card names `repo_id` and
+    the exports, and keeps what was edited here and in `card_there`, the repository's. Raises `HubError` where the
+    folder holds no checkpoint or not what `include` names.
+    """
+    root = Path(folder).expanduser()
+    if not root.is_dir():
+        raise HubError(f"There is no folder {folder}.")
+    if not (root / "config.json").is_file() or not any((root / name).is_file() for name in WEIGHTS):
+        raise HubError(
+            f"{folder} holds no finished checkpoint: config.json and model.safetensors are missing. Name the"
+            " output_dir of a run."
+        )
+    facts = _read_json(root / RUN_FILE) if (root / RUN_FILE).exists() else {}
+    found: dict[str, Path | bytes] = dict(_matching(root, "", ROOT))
+    found.pop(OF_THE_DATA, None)
+    for export in include:
+        found |= _export(root, export)
+    for name in WITHOUT_PATHS:
+        if name in found:
+            found[name] = public_text(found[name].read_text(encoding="utf-8"), name, facts).encode()
+    if facts:
+        card_here = found["README.md"].read_text(encoding="utf-8") if "README.md" in found else ""
+        exports = {export: _export_facts(root, export) for export in include}
+        card = render_card(facts, repo_id.split("/")[-1], repo_id, exports, edited=(card_there, card_here))
+        found["README.md"] = card.encode()
+    return [PushedFile(path, found[path]) for path in sorted(found)]
+
+
+def left_out(folder: str | Path, include: tuple[str, ...]) -> list[str]:
+    """The exports that lie in `folder` and are not in `include`."""
+    return [name for name in EXPORTS if name not in include and (Path(folder).expanduser() / name).is_dir()]
+
+
+def _export(root: Path, name: str) -> dict[str, Path]:
+    found = dict(_matching(root, f"{name}/", EXPORTS[name]))
+    if all(path.endswith((".json", ".pbtxt")) for path in found):
+        raise HubError(
+            f"--include {name}: {root}/{name} holds no export; make one with `optimum-cli export {name} --model {root}"
+            f" {root}/{name}`."
+        )
+    config = root / name / "config.json"
+    if config.exists():
+        mine, theirs = _read_json(root / "config.json"), _read_json(config)
+        labels = mine.get("label_names") or list((mine.get("id2label") or {}).values())
+        if labels and labels != list((theirs.get("id2label") or {}).values()):
+            raise HubError(
+                f"--include {name}: {root}/{name} is of another model, with other classes; export it again."
+            )
+    return found
+
+
+def _matching(root: Path, prefix: str, patterns: tuple[str, ...]) -> list[tuple[str, Path]]:
+    """(path in the repository, file) of what matches, below `prefix`; hidden and temporary files never do."""
+    folder = root / prefix if prefix else root
+    found = []
+    for file in sorted(folder.rglob("*")):
+        inside = file.relative_to(folder)
+        named = inside.as_posix() if not prefix else inside.name
+        if any(part.startswith((".", "~")) for part in inside.parts) or not file.is_file():
+            continue
+        if any(fnmatch(named, pattern) and pattern.count("/") == named.count("/") for pattern in patterns):
+            found.append((f"{prefix}{inside.as_posix()}", file))
+    return found
+
+
+def _export_facts(root: Path, name: str) -> dict:
+    path = root / name / "export.json"
+    return _read_json(path).get("files", {}) if path.exists() else {}
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise HubError(f"{path} cannot be read: {error}") from None
