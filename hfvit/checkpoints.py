@@ -1,12 +1,12 @@
 """The output folder of a run: who may write there, and which checkpoint a run goes on from."""
 
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
 
 from hfvit.errors import ModelError, RecipeError
+from hfvit.paths import temporary_file
 
 RUN_FILE = "run.json"
 
@@ -98,10 +98,5 @@ def check_same_model(checkpoint: str, config) -> None:
 
 def write_text(path: str | Path, text: str) -> None:
     """Write under a temporary name, then rename: a reader never sees half a file."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with temporary_file(Path(path)) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -13,7 +13,8 @@ Write a checkpoint's image classifier as ONNX files that are checked before they
 The output folder holds, flat, what transformers.js and ORTModelForImageClassification look for:
   model.onnx                    --dtype fp32 (also model_fp16.onnx, model_bf16.onnx)
   model_optimized.onnx          --optimize, for ONNX Runtime alone
-  model_quantized.onnx          --quantize int8 or int8-dynamic (--target tensorrt: model_int8_tensorrt.onnx)
+  model_quantized.onnx          --quantize int8 or int8-dynamic, whichever came last
+  model_int8_tensorrt.onnx      --quantize int8 --target tensorrt
   ..._with_preprocessing.onnx   --with-preprocessing
   config.json, preprocessor_config.json, export.json
 Several variants in one call, or successive calls into one folder, add up.
@@ -127,11 +128,11 @@ def export_onnx_command(options: argparse.Namespace) -> None:
         raise ModelError(f"--model: {options.model} is an export already; name the checkpoint that it was made from.")
     if options.quantize == "int8-dynamic" and options.target == "tensorrt":
         raise ModelError("--target tensorrt has no int8-dynamic; take --quantize int8.")
-    claim_folder(options.output)
+    folder = claim_folder(options.output)
     quiet_libraries(options.verbose)
     from hfvit.export.stages import Export
 
-    Export(options).run()
+    Export(options, folder).run()
 
 
 def quiet_libraries(verbose: bool) -> None:

@@ -92,7 +92,7 @@ def load_splits(
 
     raw_labels = {role: split[label_column][:] for role, split in loaded.items()}
     labels, indices = encode_labels(features[label_column], raw_labels, names)
-    loaded = {role: standardise(split, image_column, label_column, indices[role]) for role, split in loaded.items()}
+    loaded = {role: standardise(split, image_column, indices[role]) for role, split in loaded.items()}
     if len(np.unique(indices["train"])) < 2:
         raise DataError(f"Split '{train_split}' holds one class only; a classifier needs two or more.")
 
@@ -201,18 +201,26 @@ def find_label_column(features: datasets.Features) -> str:
     raise DataError(f"The data set has {what}; name the one to use with label_column.")
 
 
+def check_image_column(split: Dataset | IterableDataset, name: str, column: str) -> None:
+    _check_column(split, name, "image_column", column)
+    if not isinstance(split.features[column], Image):
+        raise DataError(f"image_column: column '{column}' of split '{name}' does not hold images.")
+
+
 def check_columns(split: Dataset | IterableDataset, name: str, image_column: str, label_column: str) -> None:
-    for key, column in (("image_column", image_column), ("label_column", label_column)):
-        if column not in split.features:
-            has = ", ".join(split.features)
-            raise DataError(
-                f"{key}: split '{name}' has no column '{column}'; it has {has}.{nearest(column, split.features)}"
-            )
-    if not isinstance(split.features[image_column], Image):
-        raise DataError(f"image_column: column '{image_column}' of split '{name}' does not hold images.")
+    check_image_column(split, name, image_column)
+    _check_column(split, name, "label_column", label_column)
     label = split.features[label_column]
     if not isinstance(label, ClassLabel) and not (isinstance(label, Value) and label.dtype.startswith(CLASS_TYPES)):
         raise DataError(f"label_column: column '{label_column}' of split '{name}' holds {label}, not classes.")
+
+
+def _check_column(split: Dataset | IterableDataset, name: str, key: str, column: str) -> None:
+    if column not in split.features:
+        has = ", ".join(split.features)
+        raise DataError(
+            f"{key}: split '{name}' has no column '{column}'; it has {has}.{nearest(column, split.features)}"
+        )
 
 
 def encode_labels(feature, raw_labels: dict[str, list], names: dict[str, str]) -> tuple[list[str], dict]:
@@ -245,12 +253,17 @@ def encode_labels(feature, raw_labels: dict[str, list], names: dict[str, str]) -
     return labels, encoded
 
 
-def standardise(split: Dataset, image_column: str, label_column: str, labels: np.ndarray) -> Dataset:
-    """Columns `image` (undecoded bytes), `label` (class index) and `row` (in the data set's split) only."""
+def undecoded(split: Dataset, image_column: str) -> Dataset:
+    """Columns `image` (undecoded bytes) and `row` (in the data set's split) only."""
     table = split.select_columns([image_column]).cast_column(image_column, Image(decode=False))
     if image_column != "image":
         table = table.rename_column(image_column, "image")
-    return table.add_column("label", labels.astype(np.int64)).add_column("row", np.arange(len(table)))
+    return table.add_column("row", np.arange(len(table)))
+
+
+def standardise(split: Dataset, image_column: str, labels: np.ndarray) -> Dataset:
+    """Columns `image`, `row` (see `undecoded`) and `label` (class index) only."""
+    return undecoded(split, image_column).add_column("label", labels.astype(np.int64))
 
 
 def _hold_out(labels: np.ndarray, fraction: float, seed: int, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -59,8 +59,11 @@ def evaluation_split(
     label_column: str | None = None,
     max_samples: int | None = None,
     seed: int = 42,
+    labels: list[str] | None = None,
 ) -> EvaluationSplit:
     """A labelled split for the classifier at `checkpoint` (what `load_classifier` takes).
+
+    `labels` are that model's classes, where they are known already.
 
     With neither `dataset_name` nor `split` it is the validation split of the checkpoint's recipe.yaml: the very rows
     that training held out. `split` alone names another split of the recipe's data set. `max_samples` are drawn with
@@ -69,12 +72,12 @@ def evaluation_split(
     Raises `DataError` where the data set's classes are not the model's, by name.
     """
     artefact = find_artefact(checkpoint)
-    labels = class_names(artefact)
+    labels = labels or class_names(artefact)
     if dataset_name is None:
         path = artefact.beside(RECIPE_FILE)
         if path is None:
             raise DataError(f"dataset_name is missing: {checkpoint} has no {RECIPE_FILE} that names its data set.")
-        data, recipe_seed = _read_recipe(path)
+        data, recipe_seed = read_recipe(path)
         given = {"dataset_config_name": dataset_config_name, "image_column": image_column}
         given |= {"label_column": label_column}
         data = dataclasses.replace(data, **{key: value for key, value in given.items() if value is not None})
@@ -96,8 +99,7 @@ def evaluation_split(
     chosen = at_most(dataset, max_samples, seed)
     drawn = f" of {len(dataset):,} images drawn with seed {seed}" if len(chosen) < len(dataset) else " images"
     what = f"{what}, {len(chosen):,}{drawn}"
-    shown = Path(data.dataset_name).expanduser()
-    shown = shown.resolve().name if shown.is_dir() else data.dataset_name
+    shown = shown_name(data.dataset_name)
     return EvaluationSplit(
         dataset=chosen,
         labels=table[np.asarray(chosen["label"])],
@@ -114,7 +116,13 @@ def evaluation_split(
     )
 
 
-def _read_recipe(path: Path) -> tuple[DataArguments, int]:
+def shown_name(dataset_name: str) -> str:
+    """A data set's name without the path on this machine."""
+    folder = Path(dataset_name).expanduser()
+    return folder.resolve().name if folder.is_dir() else dataset_name
+
+
+def read_recipe(path: Path) -> tuple[DataArguments, int]:
     """The data section and the seed alone: the training section asks for the devices that trained."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -140,7 +148,7 @@ def _one_split(data: DataArguments, split: str) -> tuple[Dataset, list[str], str
     # encode_labels takes the classes of a column without names from "train": here from the split itself.
     raw = {"train": loaded[label_column][:]}
     names, indices = encode_labels(loaded.features[label_column], raw, {"train": split})
-    return standardise(loaded, image_column, label_column, indices["train"]), names, split, f"split '{split}'"
+    return standardise(loaded, image_column, indices["train"]), names, split, f"split '{split}'"
 
 
 def _match(indices: np.ndarray, names: list[str], labels: list[str], where: str) -> np.ndarray:

@@ -1,6 +1,8 @@
-"""Names that may be a folder here or a repository on the Hub."""
+"""Names that may be a folder here or a repository on the Hub, and files that are written whole or not at all."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from hfvit.errors import HFViTError
@@ -38,3 +40,15 @@ def writable(path: str | Path | None, option: str) -> Path | None:
     if not os.access(file.parent, os.W_OK):
         raise HFViTError(f"{option}: {path} cannot be written: there is no folder {file.parent} to write to.")
     return file
+
+
+@contextmanager
+def temporary_file(path: Path) -> Iterator[Path]:
+    """A name beside `path` for a file that gets the name `path` only if the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

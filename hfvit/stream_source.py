@@ -70,7 +70,7 @@ def stream_splits(
     loaded = {role: _written(builder, dataset_name, streams[role], names[role]) for role in names if role != "train"}
     raw_labels = {role: split[label_column][:] for role, split in loaded.items()}
     labels, indices = encode_labels(class_label, raw_labels, names)
-    whole = {role: standardise(split, image_column, label_column, indices[role]) for role, split in loaded.items()}
+    whole = {role: standardise(split, image_column, indices[role]) for role, split in loaded.items()}
     loaded = {role: at_most(split, max_eval_samples, seed) for role, split in whole.items()}
     rows = {"train": images} | {role: len(split) for role, split in loaded.items()}
     fingerprints = {"train": builder.hash} | {role: split._fingerprint for role, split in loaded.items()}

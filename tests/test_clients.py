@@ -70,9 +70,9 @@ def classify(tmp_path_factory):
     packages = ["@huggingface/transformers@4"]
     command = [npm, "install", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", str(folder), *packages]
     try:
-        installed = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        installed = subprocess.run(command, capture_output=True, text=True, timeout=120)
     except subprocess.TimeoutExpired:
-        pytest.skip("npm did not install transformers.js in 300 s")
+        pytest.skip("npm did not install transformers.js in 120 s")
     if installed.returncode:
         pytest.skip(f"npm cannot install transformers.js: {installed.stderr.strip().splitlines()[-1]}")
     script = shutil.copy(CLIENTS / "classify.mjs", folder)

@@ -156,6 +156,17 @@ def test_fixed_batch_and_opset(micro, tmp_path):
         runtime.run(None, {"pixel_values": batch(3)})
 
 
+def test_a_model_with_more_outputs_gives_its_logits_alone(tmp_path):
+    model = stock_model("deit", transformers.DeiTForImageClassificationWithTeacher)
+    for optimize in (False, True):
+        export_onnx(model, tmp_path / "model.onnx", optimize=optimize)
+        assert [output.name for output in onnx.load(tmp_path / "model.onnx").graph.output] == ["logits"]
+    model = stock_model("vit")
+    model.config.output_hidden_states = True
+    export_onnx(model, tmp_path / "model.onnx")
+    assert [output.name for output in session(tmp_path / "model.onnx").get_outputs()] == ["logits"]
+
+
 def test_a_difference_beyond_atol_leaves_what_was_there(micro, tmp_path):
     (tmp_path / "model.onnx").write_text("an older export")
     with pytest.raises(ModelError, match=r"model\.onnx: a logit differs from PyTorch's by .* where 1e-12 is allowed"):

@@ -15,8 +15,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, ViTConfig, ViTForImageClassification, ViTImageProcessor, ViTModel
 
 import hfvit
+from hfvit.calibration import calibration_pictures
 from hfvit.commands import main
 from hfvit.errors import run
+from hfvit.evaluation_split import evaluation_split
 from hfvit.train import main as train
 
 FOLDER = {"config.json", "preprocessor_config.json", "export.json"}
@@ -105,7 +107,7 @@ def test_variants_add_up_in_one_folder(checkpoint, tmp_path, capsys):
     assert known["model_bf16.onnx"]["gate"] is None
     quantized = known["model_quantized_with_preprocessing.onnx"]
     assert quantized["quantization"]["mode"] == "int8"
-    assert quantized["calibration"]["split"].startswith("split 'train'")
+    assert quantized["calibration"]["split"] == "split 'train' without the rows held out"
     assert quantized["gate"]["passed"]
     picture = coloured_image(1, np.random.default_rng(5), size=50)
     session = onnxruntime.InferenceSession(out / "model_quantized_with_preprocessing.onnx")
@@ -134,6 +136,54 @@ def test_a_stock_checkpoint_has_no_gate_and_fixed_axes_are_possible(stock, tmp_p
     assert names(out) == {"model.onnx", "model_quantized.onnx", *FOLDER}
     assert all(entry["input"]["shape"][0] == 2 for entry in facts(out)["files"].values())
     assert isinstance(AutoImageProcessor.from_pretrained(out), type(ViTImageProcessor()))
+
+
+def test_static_int8_takes_fixed_axes_and_pictures_without_labels(stock, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for number in range(7):
+        (tmp_path / "pictures").mkdir(exist_ok=True)
+        coloured_image(number % 3, rng, size=40).save(tmp_path / "pictures" / f"{number}.png")
+    out = tmp_path / "onnx"
+    words = ["--model", stock, "--quantize", "int8", "--calibration_dataset", tmp_path / "pictures", out]
+    assert export(*words, "--no-dynamic-axes", "--batch_size", 3, "--with-preprocessing", "--dtype", "fp16") == 0
+    entry = facts(out)["files"]["model_quantized_with_preprocessing.onnx"]
+    assert entry["quantization"]["calibration_images"] == 6
+    assert entry["calibration"] == {"dataset": "pictures", "split": "split 'train'", "images": 7, "seed": 42}
+    assert entry["input"]["shape"][0] == 3
+    pixels = np.stack([np.asarray(coloured_image(0, rng, size=30))] * 3)
+    session = onnxruntime.InferenceSession(out / "model_quantized_with_preprocessing.onnx")
+    assert session.run(["logits"], {"pixels": pixels})[0].shape == (3, 3)
+    assert export(*words, "--no-dynamic-axes", "--batch_size", 8) == 2
+    assert "there are 7" in capsys.readouterr().err
+
+
+def test_calibration_leaves_out_what_training_held_out(checkpoint):
+    pictures, judged = calibration_pictures(checkpoint), evaluation_split(checkpoint)
+    assert len(pictures) + len(judged) == 65
+    rows = {example["row"] for example in pictures.examples}
+    assert not rows & {example["row"] for example in judged.dataset}
+    assert len(list(pictures.images())) == len(pictures)
+    assert len(calibration_pictures(checkpoint, split="test", max_samples=5)) == 5
+
+
+def test_int8_that_is_nothing_like_the_model_is_refused_without_a_gate(stock, tmp_path, capsys):
+    words = ["--model", stock, "--quantize", "int8-dynamic", tmp_path / "onnx"]
+    assert export(*words, "--atol", 1e-9) == 2
+    assert "differs from PyTorch's" in capsys.readouterr().err
+    assert not names(tmp_path / "onnx")
+
+
+@pytest.mark.parametrize(("file", "text"), [("export.json", "{"), ("config.json", "{"), ("export.json", "[]")])
+def test_a_damaged_file_of_an_export_is_told_before_the_work(file, text, stock, tmp_path, capsys):
+    out = tmp_path / "onnx"
+    assert export("--model", stock, out) == 0
+    (out / file).write_text(text)
+    before = (out / "model.onnx").stat().st_mtime_ns
+    assert export("--model", stock, out) == 2
+    message = capsys.readouterr().err
+    assert f"{file} cannot be read" in message
+    assert "Traceback" not in message
+    assert (out / "model.onnx").stat().st_mtime_ns == before
 
 
 def test_numpy_and_onnxruntime_alone_give_the_checkpoints_class(checkpoint, tmp_path, monkeypatch):
@@ -176,12 +226,17 @@ def not_a_classifier(tmp_path):
         (["--model", "{stock}", "--opset", "11", "{tmp}/out"], "outside 18 to 23"),
         (["--model", "{stock}", "--atol", "1e-12", "{tmp}/out"], "differs from PyTorch's"),
         (["--model", "{headless}", "{tmp}/out"], "without a trained head"),
+        (["--model", "{stock}", "{foreign}"], "holds a theirs.onnx that is no export's"),
         (["--model", "{checkpoint}", "--calibration_dataset", "{tmp}/no_set", "--quantize", "int8", "{tmp}/out"],
          "no folder"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_message(words, message, stock, trained, not_a_classifier, tmp_path, capsys):
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "theirs.onnx").write_text("")
     places = {"tmp": tmp_path, "stock": stock, "headless": not_a_classifier, "checkpoint": trained}
+    places["foreign"] = foreign
     before = names(stock)
     assert export(*(word.format(**places) for word in words)) == 2
     captured = capsys.readouterr()
@@ -190,6 +245,12 @@ def test_mistakes_are_one_message(words, message, stock, trained, not_a_classifi
     assert len([line for line in captured.err.splitlines() if "error: " in line]) == 1
     assert names(stock) == before
     assert not (tmp_path / "out").exists() or not names(tmp_path / "out")
+
+
+def test_a_recipe_that_is_none_is_told(checkpoint, tmp_path, capsys):
+    (checkpoint / "recipe.yaml").write_text("a: [")
+    assert export("--model", checkpoint, "--quantize", "int8", "--no-gate", tmp_path / "onnx") == 2
+    assert "cannot be read as a recipe" in capsys.readouterr().err
 
 
 def test_a_gate_without_its_pictures_says_how_to_go_on(checkpoint, tmp_path, capsys):

@@ -17,7 +17,7 @@ FLOORS = [
     {"stream_source", "export/folder", "json_files"},
     {"stream"},
     {"recipe", "trainer", "inference", "report", "run_json", "evaluation_split"},
-    {"hub", "predict", "validate", "export/onnx"},
+    {"hub", "predict", "validate", "export/onnx", "calibration"},
     {"train", "export/stages"},
     {"cli", "commands"},
 ]

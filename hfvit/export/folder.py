@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import tempfile
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -47,11 +46,13 @@ def claim_folder(output: str | Path) -> Path:
         raise ModelError(f"output: {output} is a file; name a folder.") from None
     except OSError as error:
         raise ModelError(f"output: {output} cannot be written: {error.strerror or error}.") from None
-    if (folder / CONFIG_FILE).exists() and not (folder / FACTS_FILE).exists():
+    foreign = [path.name for path in (folder / CONFIG_FILE, *folder.glob("[!.]*.onnx")) if path.exists()]
+    if foreign and not (folder / FACTS_FILE).exists():
         raise ModelError(
-            f"output: {output} holds a {CONFIG_FILE} that is no export's and would be replaced; choose another folder,"
+            f"output: {output} holds a {foreign[0]} that is no export's and might be replaced; choose another folder,"
             f" such as {folder / 'onnx'}."
         )
+    read_export_facts(folder)
     return folder
 
 
@@ -61,7 +62,10 @@ def check_same_model(folder: Path, config: dict, weights: str) -> None:
     `weights` is their `weights_sha256` (onnx.py): a training that was repeated leaves the configuration as it was.
     """
     path, held = folder / CONFIG_FILE, read_export_facts(folder)
-    differs = path.exists() and json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(config))
+    try:
+        differs = path.exists() and json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(config))
+    except ValueError as error:
+        raise ModelError(f"{path} cannot be read ({error}); delete it and export again.") from None
     if differs or held["weights_sha256"] not in (None, weights):
         what = f"another {CONFIG_FILE}" if differs else "other weights"
         raise ModelError(
@@ -74,18 +78,6 @@ def staging_folder(folder: Path):
     """A folder inside `folder` for files that are not to be seen yet; it is gone at the end."""
     with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as name:
         yield Path(name)
-
-
-@contextmanager
-def temporary_file(path: Path):
-    """A name beside `path` for a file that gets the name `path` only if the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def file_facts(path: Path) -> dict:
@@ -106,7 +98,7 @@ def package_versions() -> dict[str, str]:
 
 
 def write_json(path: Path, content: dict) -> None:
-    write_text(path, json.dumps(content, indent=2) + "\n")
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def read_export_facts(folder: str | Path) -> dict:

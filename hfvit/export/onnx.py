@@ -20,10 +20,12 @@ from transformers.exporters.exporter_onnx import OnnxConfig
 import hfvit
 from hfvit.errors import ModelError, one_line
 from hfvit.export.check import check_onnx, check_parity, check_pixels, forget_shapes, tolerance
-from hfvit.export.folder import file_facts, package_versions, temporary_file
+from hfvit.export.folder import file_facts, package_versions
 from hfvit.export.fuse import fuse
+from hfvit.export.graph import clean
 from hfvit.export.half import HALF_TYPES, runnable_on_cpu, to_half
 from hfvit.export.preprocess import add_preprocessing
+from hfvit.paths import temporary_file
 
 DTYPES = ("fp32", *HALF_TYPES)
 BATCH_AXIS = "batch_size"
@@ -67,10 +69,10 @@ def export_onnx(
     """
     _check_arguments(model, opset, dtype, optimize, batch_size)
     path = Path(path)
-    channels = getattr(model.config, "num_channels", 3)
-    shape = (channels, *(image_size or configured_image_size(model)))
+    shape = (input_channels(model), *(image_size or configured_image_size(model)))
     model = model.eval()
     graph = _trace(model, shape, opset, batch_size if not dynamic_axes else None, verbose)
+    _keep_logits(graph)
     if optimize:
         fuse(graph)
     if dtype != "fp32":
@@ -142,6 +144,12 @@ def describe(
         "parity": parity,
         "gate": None,
     }
+
+
+def input_channels(model: torch.nn.Module) -> int:
+    """Channels of a picture as a model's configuration says."""
+    own = (getattr(model.config, "pretrained_cfg", None) or {}).get("input_size")
+    return own[0] if own else getattr(model.config, "num_channels", 3)
 
 
 def configured_image_size(model: torch.nn.Module) -> tuple[int, int]:
@@ -221,6 +229,18 @@ def _trace(model, shape, opset: int | None, batch_size: int | None, verbose: boo
             f"opset: the exporter wrote {graph.opset_imports['']} in place of {opset}; leave opset out to take that."
         )
     return graph
+
+
+def _keep_logits(graph: onnx_ir.Model) -> None:
+    """Drop other outputs: hidden states that a configuration asks for, the two heads of a distilled DeiT."""
+    logits = [output for output in graph.graph.outputs if output.name == "logits"]
+    if not logits:
+        names = ", ".join(output.name for output in graph.graph.outputs)
+        raise ModelError(f"The model gives {names} and no logits: it is no image classifier.")
+    if len(graph.graph.outputs) > 1:
+        graph.graph.outputs.clear()
+        graph.graph.outputs.extend(logits)
+        clean(graph)
 
 
 def _tidy(graph: onnx_ir.Model) -> None:

@@ -5,7 +5,6 @@ GELU stay in float: a vision transformer collapses without that (FQ-ViT, arXiv 2
 """
 
 import logging
-import os
 import tempfile
 from collections.abc import Iterable
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from hfvit.errors import DataError, ModelError, nearest, one_line
 from hfvit.export.int8_fused import int8_graph
+from hfvit.paths import temporary_file
 
 MODES = ("int8", "int8-dynamic")
 RUNTIMES = ("onnxruntime", "tensorrt")
@@ -201,13 +201,8 @@ def save_in_one_file(model: onnx.ModelProto, target: Path) -> None:
         node.ClearField("doc_string")
         node.ClearField("metadata_props")
     onnx.checker.check_model(model)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+    with temporary_file(target) as temporary:
         onnx.save(model, temporary)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:

@@ -2,27 +2,28 @@
 
 import argparse
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-import yaml
+import numpy as np
 from PIL import Image
 
 from hfvit.errors import DataError, GateError, ModelError
+from hfvit.export.check import tolerance
 from hfvit.export.family import family_config
 from hfvit.export.folder import (
     CONFIG_FILE,
     PROCESSOR_FILE,
     check_same_model,
-    claim_folder,
     file_name,
     staging_folder,
     write_export_facts,
     write_json,
 )
 from hfvit.export.image_steps import image_steps, stock_processor_config
-from hfvit.export.onnx import check_graph, describe, export_onnx, weights_sha256
+from hfvit.export.onnx import check_graph, describe, export_onnx, input_channels, weights_sha256
 from hfvit.export.preprocess import check_steps
-from hfvit.inference import load_classifier
+from hfvit.inference import batched, load_classifier
 from hfvit.tables import aligned
 
 RECIPE_FILE = "recipe.yaml"
@@ -32,10 +33,9 @@ CALIBRATION_BATCH = 16
 class Export:
     """One call of the command: its options, the loaded model, and the facts of each file made so far."""
 
-    def __init__(self, options: argparse.Namespace):
-        self.options, self.started = options, time.monotonic()
+    def __init__(self, options: argparse.Namespace, folder: Path):
+        self.options, self.folder, self.started = options, folder, time.monotonic()
         self.facts, self.judged, self.comparison = {}, [], None
-        self.folder = claim_folder(options.output)
         recipe = Path(options.model).expanduser() / RECIPE_FILE
         self.recipe = recipe if recipe.is_file() else None
 
@@ -44,7 +44,7 @@ class Export:
         options = self.options
         self.say(f"loading {options.model}")
         self.load()
-        calibration = self.calibration_split() if options.quantize == "int8" else None
+        calibration = self.calibration_pictures() if options.quantize == "int8" else None
         gate = self.gate_split()
         with staging_folder(self.folder) as staging:
             write_json(staging / CONFIG_FILE, self.config)
@@ -75,26 +75,33 @@ class Export:
         if options.with_preprocessing:
             check_steps(image_steps(self.processor))
         self.shape = tuple(self.processor([Image.new("RGB", (64, 64))], return_tensors="pt")["pixel_values"].shape[1:])
+        if self.shape[0] != (channels := input_channels(self.model)):
+            raise ModelError(
+                f"The model takes pictures of {channels} channel(s), its image processor makes {self.shape[0]}: such"
+                " models cannot be exported."
+            )
 
-    def calibration_split(self):
-        """The pictures to calibrate with: those asked for, or the recipe's training split."""
-        from hfvit.evaluation_split import evaluation_split
+    def calibration_pictures(self):
+        """Those asked for, or the recipe's training rows; at least one batch."""
+        from hfvit.calibration import calibration_pictures
 
         options = self.options
-        split = options.calibration_split
-        if options.calibration_dataset is None:
-            if self.recipe is None:
-                raise ModelError(
-                    f"--quantize int8 needs pictures to calibrate with, and {options.model} has no {RECIPE_FILE} that"
-                    " names any; give --calibration_dataset, or take --quantize int8-dynamic."
-                )
-            split = split or yaml.safe_load(self.recipe.read_text(encoding="utf-8")).get("train_split", "train")
-        return evaluation_split(
+        pictures = calibration_pictures(
             options.model,
             dataset_name=options.calibration_dataset,
-            split=split or "train",
+            split=options.calibration_split,
             max_samples=options.calibration_samples,
         )
+        if len(pictures) < self.calibration_batch:
+            raise DataError(
+                f"A graph of fixed batch size {options.batch_size} is calibrated with as many pictures at least; there"
+                f" are {len(pictures)} (--calibration_samples)."
+            )
+        return pictures
+
+    @property
+    def calibration_batch(self) -> int:
+        return self.options.batch_size if self.options.no_dynamic_axes else 1
 
     def gate_split(self):
         """The validation split of the checkpoint's recipe, or None when there is no recipe or no gate is wanted."""
@@ -103,7 +110,9 @@ class Export:
         from hfvit.evaluation_split import evaluation_split
 
         try:
-            return evaluation_split(self.options.model, max_samples=self.options.gate_samples)
+            return evaluation_split(
+                self.options.model, max_samples=self.options.gate_samples, labels=self.classifier.labels
+            )
         except DataError as error:
             raise DataError(f"{error} The gate needs these pictures; --no-gate exports without it.") from None
 
@@ -153,6 +162,9 @@ class Export:
                 runtime=options.target,
                 calibration=self.batches(calibration) if calibration is not None else None,
             )
+            share = path.stat().st_size / source.stat().st_size
+        if share > 0.9:
+            self.say(f"{name} has {share:.0%} of the float file's size: convolutions stay in float on ONNX Runtime")
         batch_sizes = [options.batch_size] if options.no_dynamic_axes else [1, 3]
         parity = check_graph(
             path,
@@ -160,7 +172,7 @@ class Export:
             self.shape,
             batch_sizes,
             "int8",
-            {"atol": None},
+            tolerance("int8", options.atol),
             self.processor if options.with_preprocessing else None,
             name,
         )
@@ -192,7 +204,6 @@ class Export:
             split,
             max_accuracy_drop=options.max_accuracy_drop,
             min_agreement=options.min_agreement,
-            device=options.device,
             show_progress=options.verbose,
         )
         rows = dict(zip(self.judged, self.comparison.rows[1:], strict=True))
@@ -231,13 +242,9 @@ class Export:
         note = "max difference is that of a logit from PyTorch's in float32, on random pixel values"
         return "\n".join([*aligned(rows), "", note, f"files are in {self.folder}"])
 
-    def batches(self, split):
-        """Pixel values `(batch, 3, height, width)` float32, a batch at a time."""
-        images = []
-        for image in split.images():
-            images.append(image)
-            if len(images) == CALIBRATION_BATCH:
+    def batches(self, pictures) -> Iterator[np.ndarray]:
+        """Pixel values `(batch, 3, height, width)` float32; a graph of fixed batch size takes whole batches only."""
+        size = self.calibration_batch if self.options.no_dynamic_axes else CALIBRATION_BATCH
+        for images in batched(pictures.images(), size):
+            if len(images) >= self.calibration_batch:
                 yield self.processor(images, return_tensors="pt")["pixel_values"].numpy()
-                images = []
-        if images:
-            yield self.processor(images, return_tensors="pt")["pixel_values"].numpy()
