@@ -91,7 +91,7 @@ def _other_graphs(file: Path) -> str:
 
 @dataclass
 class Head:
-    """The classes of a classifier: their names in the order of the logits, and whether several may hold at once."""
+    """The classes of a classifier: distinct names in the order of the logits, and whether several may hold at once."""
 
     labels: list[str]
     multi_label: bool
@@ -100,13 +100,13 @@ class Head:
 def read_head(artefact: Artefact, **kwargs) -> Head:
     """The head, from the configuration alone; `kwargs` are `from_pretrained`'s.
 
-    Raises `ModelError` where there is no readable configuration, two classes of one name, or a regression.
+    Raises `ModelError` where there is no readable configuration, or a regression.
     """
     from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(artefact.source, **{"trust_remote_code": False, **kwargs})
-        labels = [config.id2label[index] for index in range(config.num_labels)]
+        labels = _distinct([config.id2label[index] for index in range(config.num_labels)])
         problem = config.problem_type
     except MemoryError:
         raise
@@ -118,14 +118,14 @@ def read_head(artefact: Artefact, **kwargs) -> Head:
             f"{artefact.source} is no classifier: its {CONFIG_FILE} has problem_type regression. If its outputs are"
             " logits of classes, set problem_type to single_label_classification or multi_label_classification there."
         )
-    if twice := [str(label) for label, count in Counter(labels).items() if count > 1]:
-        raise ModelError(
-            f"{artefact.source}: classes are told apart by their names, and its {CONFIG_FILE} gives"
-            f" {', '.join(twice[:8])}{', ...' if len(twice) > 8 else ''} to more than one; rename them there, in"
-            " id2label (label_names where the model_type is timm_wrapper)."
-        )
     # transformers' image-classification pipeline takes the sigmoid for one class, too: its softmax is always 1.
     return Head(labels, multi_label=problem == "multi_label_classification" or len(labels) == 1)
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """Names that several classes have, each with its index: ImageNet's usual names call two classes `crane`."""
+    counts = Counter(names)
+    return [f"{name} ({index})" if counts[name] > 1 else name for index, name in enumerate(names)]
 
 
 def class_names(artefact: Artefact, **kwargs) -> list[str]:
