@@ -1,13 +1,17 @@
 """What a path given as a classifier is: a checkpoint, or an ONNX file with its configuration. Nothing is loaded."""
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from hfvit.errors import ModelError, nearest, one_line
 from hfvit.paths import folder_or_hub_id
 
+# What lies beside a model's weights or graph, by the names that transformers and a run of hfvit give.
 CONFIG_FILE = "config.json"
 ENGINE_FACTS_FILE = "engine.json"
+PREPROCESSOR_FILE = "preprocessor_config.json"
+RECIPE_FILE = "recipe.yaml"
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
 
 
@@ -75,7 +79,7 @@ def _onnx_artefact(file: Path) -> Artefact:
     if config is None:
         raise ModelError(
             f"{file} has no {CONFIG_FILE} beside it, which holds the class names; copy {CONFIG_FILE} and"
-            " preprocessor_config.json of its checkpoint there."
+            f" {PREPROCESSOR_FILE} of its checkpoint there."
         )
     return Artefact(str(config.parent), file)
 
@@ -90,13 +94,45 @@ def _other_graphs(file: Path) -> str:
     return (f" The folder has {', '.join(names)}." + nearest(file.name, names)) if names else ""
 
 
-def class_names(artefact: Artefact, **kwargs) -> list[str]:
-    """Class names in the order of the logits, from the configuration alone; `kwargs` are `from_pretrained`'s."""
+@dataclass
+class Head:
+    """The classes of a classifier: distinct names in the order of the logits, and whether several may hold at once."""
+
+    labels: list[str]
+    multi_label: bool
+
+
+def read_head(artefact: Artefact, **kwargs) -> Head:
+    """The head, from the configuration alone; `kwargs` are `from_pretrained`'s.
+
+    Raises `ModelError` where there is no readable configuration, or a regression.
+    """
     from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(artefact.source, **{"trust_remote_code": False, **kwargs})
-        return [config.id2label[index] for index in range(config.num_labels)]
-    except (OSError, ValueError, KeyError) as error:
+        labels = _distinct([config.id2label[index] for index in range(config.num_labels)])
+        problem = config.problem_type
+    except MemoryError:
+        raise
+    except Exception as error:  # each configuration class checks its fields in its own way
         where = "" if artefact.folder else "there is no such folder here, and on the Hub "
         raise ModelError(f"{artefact.source}: {where}{CONFIG_FILE} cannot be read: {one_line(error)}") from error
+    if problem == "regression":
+        raise ModelError(
+            f"{artefact.source} is no classifier: its {CONFIG_FILE} has problem_type regression. If its outputs are"
+            " logits of classes, set problem_type to single_label_classification or multi_label_classification there."
+        )
+    # transformers' image-classification pipeline takes the sigmoid for one class, too: its softmax is always 1.
+    return Head(labels, multi_label=problem == "multi_label_classification" or len(labels) == 1)
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """Names that several classes have, each with its index: ImageNet's usual names call two classes `crane`."""
+    counts = Counter(names)
+    return [f"{name} ({index})" if counts[name] > 1 else name for index, name in enumerate(names)]
+
+
+def class_names(artefact: Artefact, **kwargs) -> list[str]:
+    """Class names in the order of the logits; otherwise as `read_head`."""
+    return read_head(artefact, **kwargs).labels

@@ -2,12 +2,12 @@
 
 import argparse
 import dataclasses
-import json
 import sys
 import textwrap
 
 import hfvit
 from hfvit.errors import DataError, GateError, HFViTError, run
+from hfvit.option_types import above_0, from_0, points, share
 from hfvit.shipped import find_recipe, shipped_recipes, summary
 
 TRAIN_EPILOG = """\
@@ -27,7 +27,8 @@ examples:
 
 VALIDATE_EPILOG = """\
 The data are the validation rows that the reference's recipe.yaml held out, unless --dataset_name or --split name
-others. Classes are matched by name. Latency and images/s are the model's alone, without reading and preprocessing.
+others. Classes are matched by name. Latency and images/s are the model's alone, without reading and preprocessing,
+but for a graph that does its own preprocessing (marked *).
 
 The result is printed, saved in the reference's run.json and in the export.json beside an exported file, and with
 --output in a file of your own.
@@ -134,12 +135,12 @@ def _add_validate(commands) -> None:
     data.add_argument("--split", help="split, slices such as test[:1000] too [the recipe's; validation]")
     data.add_argument("--image_column", help="found by its type when not given")
     data.add_argument("--label_column", help="found by its type when not given")
-    data.add_argument("--max_samples", type=_above_0, help="use this many images, drawn with --seed [all]")
-    data.add_argument("--seed", type=int, default=42, help="[%(default)s]")
+    data.add_argument("--max_samples", type=above_0, help="use this many images, drawn with --seed [all]")
+    data.add_argument("--seed", type=from_0, default=42, help="[%(default)s]")
     limits = parser.add_argument_group("limits")
-    limits.add_argument("--max_accuracy_drop", type=float, default=0.5, help="in points [%(default)s]")
+    limits.add_argument("--max_accuracy_drop", type=points, default=0.5, help="in points [%(default)s]")
     limits.add_argument(
-        "--min_agreement", type=_share, help="share of the images, 0 to 1, that must get the reference's class [none]"
+        "--min_agreement", type=share, help="share of the images, 0 to 1, that must get the reference's class [none]"
     )
     _add_running(parser, batch_size=16)
     parser.add_argument("--output", metavar="FILE", help="save the result as JSON, too")
@@ -156,7 +157,7 @@ def _add_predict(commands) -> None:
     )
     parser.add_argument("artefact", metavar="ARTEFACT", help="checkpoint folder, Hub id, .onnx file or export folder")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="file, folder, pattern or URL")
-    parser.add_argument("--top_k", type=_above_0, default=5, help="classes shown of each picture [%(default)s]")
+    parser.add_argument("--top_k", type=above_0, default=5, help="classes shown of each picture [%(default)s]")
     parser.add_argument("--json", action="store_true", help="print one line of JSON for each picture")
     parser.add_argument(
         "--save-grid", "--save_grid", metavar="FILE", help="draw the pictures with their predictions into this file"
@@ -185,25 +186,9 @@ def _add_push(commands) -> None:
 
 
 def _add_running(parser: argparse.ArgumentParser, batch_size: int) -> None:
-    parser.add_argument("--batch_size", type=_above_0, default=batch_size, help="images at a time [%(default)s]")
+    parser.add_argument("--batch_size", type=above_0, default=batch_size, help="images at a time [%(default)s]")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... [cuda where there is one]")
-    parser.add_argument("--threads", type=_above_0, help="threads of the processor [PyTorch's own number]")
-
-
-def _above_0(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no whole number above 0")
-    return int(text)
-
-
-def _share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0.0 <= value <= 1.0:
-        raise argparse.ArgumentTypeError(f"{text} is no share from 0 to 1; 99 % is 0.99")
-    return value
+    parser.add_argument("--threads", type=above_0, help="threads of the processor [PyTorch's own number]")
 
 
 def _describe_fields(parser: argparse.ArgumentParser) -> None:
@@ -240,11 +225,12 @@ def validate(options: argparse.Namespace, rest: list[str]) -> None:
         find_artefact(path)  # a wrong path is told at once, before torch is imported
     output = writable(options.output, "--output")
     _quiet_libraries()
-    from hfvit.checkpoints import write_text
     from hfvit.evaluation_split import evaluation_split
-    from hfvit.validate import record
+    from hfvit.json_files import write_object
+    from hfvit.validate import check_recordable, record
     from hfvit.validate import validate as compare
 
+    check_recordable(paths)
     split = evaluation_split(
         options.reference,
         dataset_name=options.dataset_name,
@@ -266,10 +252,9 @@ def validate(options: argparse.Namespace, rest: list[str]) -> None:
         threads=options.threads,
     )
     print(comparison.table())
-    written = record(comparison, paths)
     if output:
-        write_text(output, json.dumps(comparison.to_dict(), indent=2, allow_nan=False) + "\n")
-        written.append(output)
+        write_object(output, comparison.to_dict())
+    written = [*record(comparison, paths), *([output] if output else [])]
     if written:
         print(f"saved    {', '.join(map(str, written))}")
     if not comparison.passed:
@@ -298,7 +283,7 @@ def predict(options: argparse.Namespace, rest: list[str]) -> int:
     classifier = load_classifier(options.artefact, options.device, options.threads)
     bad = print_predictions(classifier, names, options.batch_size, options.top_k, options.json, grid)
     if bad == len(names):
-        raise DataError("None of the pictures could be read.")
+        raise DataError("None of the pictures could be classified.")
     if bad or wrong:
         print(f"hfvit: {bad + len(wrong)} of what was named could not be classified", file=sys.stderr)
     return 1 if bad or wrong else 0

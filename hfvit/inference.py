@@ -8,29 +8,36 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from scipy.special import softmax
+from scipy.special import expit, softmax
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from hfvit.artefacts import Artefact, class_names, find_artefact
+from hfvit.artefacts import PREPROCESSOR_FILE, Artefact, find_artefact, read_head
 from hfvit.backends import OnnxBackend, TorchBackend
 from hfvit.decode import to_rgb
-from hfvit.errors import ModelError
-from hfvit.pictures import read_picture
-
-PREPROCESSOR_FILE = "preprocessor_config.json"
+from hfvit.errors import ModelError, one_line
+from hfvit.pictures import from_array, read_picture
 
 
 class Classifier:
     """A model, its preprocessing and its class names.
 
-    An image is a PIL image, an array `(height, width, 3)` of uint8, a file name or a URL.
+    An image is a PIL image, a file name, a URL, or an array of uint8, `(height, width, 3)` or grey `(height, width)`.
 
     `backend` computes logits from the array that it takes (backends.py); `processor` is a transformers image
-    processor, None where the graph takes pictures as they are and none was saved with it.
+    processor, None where the graph takes pictures as they are and none was saved with it. With `multi_label` several
+    classes may hold at once, or none: their probabilities do not add up to 1.
     """
 
-    def __init__(self, backend: Callable[[np.ndarray], np.ndarray], processor, labels: list[str], name: str):
+    def __init__(
+        self,
+        backend: Callable[[np.ndarray], np.ndarray],
+        processor,
+        labels: list[str],
+        name: str,
+        multi_label: bool = False,
+    ):
         self.backend, self.processor, self.labels, self.name = backend, processor, labels, name
+        self.multi_label = multi_label
 
     def pixel_values(self, images: Iterable[Any]) -> np.ndarray:
         """The preprocessing alone: float32 `(images, 3, height, width)`."""
@@ -76,7 +83,7 @@ class Classifier:
 
     def best(self, logits: np.ndarray, top_k: int | None = None) -> list[dict[str, float]]:
         """What `predict` gives, of logits `(images, classes)`."""
-        probabilities = softmax(logits, axis=1)
+        probabilities = expit(logits) if self.multi_label else softmax(logits, axis=1)
         order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
         return [
             {self.labels[index]: float(row[index]) for index in best}
@@ -92,19 +99,20 @@ def load_classifier(
     Args:
         device: `cpu`, `cuda`, `cuda:1`, ...; CUDA where there is one unless given.
         threads: of a CPU; PyTorch's own number unless given.
-        kwargs: go to `from_pretrained` (revision, token, ...).
+        kwargs: go to `from_pretrained` of the configuration, the model and the processor (revision, token, ...).
 
     No code that lies in a checkpoint is run. Raises `ModelError` for what cannot be loaded.
     """
     artefact = find_artefact(path)
     kwargs = {"trust_remote_code": False, **kwargs}
-    labels = class_names(artefact, **kwargs)
+    head = read_head(artefact, **kwargs)
     # A TensorRT engine will be a third backend.
     if artefact.is_checkpoint:
         backend = TorchBackend(_load_model(artefact, kwargs), device, threads)
     else:
-        backend = OnnxBackend(artefact.file, len(labels), device, threads)
-    return Classifier(backend, _load_processor(artefact, backend.takes_pixels, kwargs), labels, str(path))
+        backend = OnnxBackend(artefact.file, len(head.labels), device, threads)
+    processor = _load_processor(artefact, backend.takes_pixels, kwargs)
+    return Classifier(backend, processor, head.labels, str(path), head.multi_label)
 
 
 def _load_model(artefact: Artefact, kwargs: dict[str, Any]):
@@ -112,8 +120,12 @@ def _load_model(artefact: Artefact, kwargs: dict[str, Any]):
         model, info = AutoModelForImageClassification.from_pretrained(
             artefact.source, output_loading_info=True, **kwargs
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(f"{artefact.source} is no image classifier that transformers can load: {error}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged file of weights ends in errors of safetensors, torch, timm and others
+        raise ModelError(
+            f"{artefact.source} is no image classifier that transformers can load: {one_line(error)}"
+        ) from error
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise ModelError(
@@ -130,15 +142,19 @@ def _load_processor(artefact: Artefact, is_optional: bool, kwargs: dict[str, Any
     source = artefact.source if artefact.is_checkpoint or saved is None else str(saved.parent)
     try:
         return AutoImageProcessor.from_pretrained(source, **kwargs)
-    except (OSError, ValueError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:
         raise ModelError(
             f"{artefact.file or artefact.source}: no image processor can be loaded from {source}; a"
-            f" {PREPROCESSOR_FILE} has to lie there ({error})."
+            f" {PREPROCESSOR_FILE} has to lie there ({one_line(error)})."
         ) from error
 
 
 def batched(items: Iterable[Any], size: int) -> Iterator[list]:
     """Lists of `size` items, the last one shorter; nothing is read before it is needed."""
+    if size < 1:
+        raise ModelError(f"batch_size: {size} is no whole number above 0.")
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch
@@ -146,5 +162,5 @@ def batched(items: Iterable[Any], size: int) -> Iterator[list]:
 
 def _as_rgb(image: Any) -> Image.Image:
     if isinstance(image, np.ndarray):
-        image = Image.fromarray(image)
+        return from_array(image)
     return to_rgb(image) if isinstance(image, Image.Image) else read_picture(image)

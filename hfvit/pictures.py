@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from urllib.request import Request, urlopen
 
+import numpy as np
 from PIL import Image
 
 import hfvit
@@ -62,6 +63,21 @@ def read_picture(name: str | Path) -> Image.Image:
         raise DataError(f"{name}: there is no such file.") from None
     except Exception as error:
         raise DataError(f"{name}: not a readable picture ({type(error).__name__}: {one_line(error)}).") from error
+
+
+def from_array(pixels: np.ndarray) -> Image.Image:
+    """uint8 as RGB; `DataError` for anything else.
+
+    Shapes are `(height, width, 3)`, `(height, width, 4)` whose alpha is left out, and for grey `(height, width, 1)` or
+    `(height, width)`.
+    """
+    channels = pixels.shape[2] if pixels.ndim == 3 else 1
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or channels not in (1, 3, 4) or not pixels.size:
+        raise DataError(
+            f"An array of shape {pixels.shape} and {pixels.dtype} is no picture; give uint8, 0 to 255, of shape"
+            " (height, width, 3), or (height, width) for grey."
+        )
+    return Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and channels == 1 else pixels).convert("RGB")
 
 
 def _download(url: str) -> io.BytesIO:

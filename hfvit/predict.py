@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
@@ -31,7 +32,7 @@ class Prediction:
         if self.probabilities is None:
             return json.dumps({"image": self.name, "error": self.error}, ensure_ascii=False)
         best = [{"label": label, "probability": share} for label, share in self.probabilities.items()]
-        return json.dumps({"image": self.name, "predictions": best}, ensure_ascii=False)
+        return json.dumps({"image": self.name, "predictions": best}, ensure_ascii=False, allow_nan=False)
 
     def to_text(self) -> str:
         """The picture's name and, below it, a line for each class."""
@@ -45,16 +46,20 @@ def predictions(
     top_k: int | None = 5,
     thumbnails: list[Image.Image] | None = None,
 ) -> Iterator[Prediction]:
-    """One `Prediction` for each file or URL, in order; a picture that cannot be read has an `error` and stops nothing.
+    """One `Prediction` for each file or URL, in order; a picture that cannot be read, or for which the model gives NaN
+    or infinite logits, has an `error` and stops nothing.
 
     Small copies of the first `MOST_DRAWN` readable pictures are appended to `thumbnails`.
     """
     for batch in batched(names, batch_size):
         errors: dict[str, str] = {}
         logits = classifier.run(classifier.prepare(_readable(batch, errors, thumbnails)))
-        answers = iter(classifier.best(logits, top_k))
+        answers = iter(zip(classifier.best(logits, top_k), np.isfinite(logits).all(axis=1), strict=True))
         for name in batch:
-            yield Prediction(name, None, errors[name]) if name in errors else Prediction(name, next(answers))
+            best, is_finite = (None, True) if name in errors else next(answers)
+            if not is_finite:
+                best, errors[name] = None, f"{name}: the model's logits are NaN or infinite."
+            yield Prediction(name, best, errors.get(name))
 
 
 def _readable(names: list[str], errors: dict[str, str], thumbnails: list[Image.Image] | None) -> Iterator[Image.Image]:

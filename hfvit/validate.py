@@ -1,6 +1,5 @@
 """The gate: artefacts of one model over the same pictures, each against the reference."""
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,17 +11,19 @@ from tqdm import tqdm
 
 import hfvit
 from hfvit.artefacts import Artefact, find_artefact
-from hfvit.checkpoints import RUN_FILE, write_text
+from hfvit.checkpoints import RUN_FILE
 from hfvit.errors import ModelError
 from hfvit.evaluation_split import EvaluationSplit
 from hfvit.export.folder import FACTS_FILE, read_export_facts, write_export_facts
 from hfvit.hardware import hardware
 from hfvit.inference import Classifier, batched, load_classifier
+from hfvit.json_files import check_replaceable, read_object, told_of, write_object
 from hfvit.metrics import accuracy_interval
 from hfvit.tables import aligned
 
 # Latency: rounds over all artefacts, so that each meets the same moments of the machine; each round at most so long.
 ROUNDS, CALLS, ROUND_SECONDS = 5, 10, 1.0
+MARK = "*"  # of a row whose speed is not the model's alone
 HEADER = (
     "artefact", "accuracy", "95 % interval", "change", "agreement", "max |dlogit|", "MB", "p50 ms", "p95 ms",
     "images/s", "threads",
@@ -56,11 +57,13 @@ class Comparison:
         asked = f"accuracy at most {limits['max_accuracy_drop']:g} points below the reference"
         if limits["min_agreement"] is not None:
             asked += f", top-1 agreement at least {limits['min_agreement']:.2%}"
+        any_inside = any(row["includes_preprocessing"] for row in self.rows)
         lines = [
             *aligned(shown),
             "",
             f"data     {data['dataset']}, {data['split']}",
             f"speed    the model alone: latency at batch 1, images/s at batch {self.facts['batch_size']}",
+            *([f"         {MARK} its preprocessing too, which the graph does by itself"] if any_inside else []),
             f"gate     {asked}: {'passed' if self.passed else 'FAILED'}",
         ]
         return "\n".join(lines)
@@ -83,6 +86,7 @@ def validate(
     Args:
         max_accuracy_drop: in points (0.5 is half a percent of the pictures).
         min_agreement: smallest share of the pictures, in [0, 1], that must get the reference's class.
+        device, threads: of what is loaded here, as `load_classifier` takes them; a `Classifier` stays where it is.
 
     Raises `ModelError` where an artefact cannot be loaded or has other classes than the reference.
     """
@@ -110,6 +114,7 @@ def validate(
             **tally.result(tallies[0], len(split)),
             "megabytes": classifier.backend.bytes / 1e6,
             **speed,
+            "includes_preprocessing": classifier.backend.takes_pixels,
             "device": classifier.backend.device,
             "threads": classifier.backend.threads,
         }
@@ -157,7 +162,7 @@ class _Tally:
 
 def measure_speed(classifiers: Sequence[Classifier], images: list) -> list[dict]:
     """Latency at batch 1 (milliseconds) and images a second at `len(images)`, of each classifier without what
-    `prepare` does; in rounds over all of them."""
+    `prepare` does (a graph's own preprocessing is in its figures); in rounds over all of them."""
     seconds = [{1: [], len(images): []} for _ in classifiers]
     for _ in range(ROUNDS):
         for classifier, taken in zip(classifiers, seconds, strict=True):
@@ -215,7 +220,7 @@ def _cells(row: dict, is_reference: bool) -> tuple[str, ...]:
     if not is_reference:
         against = (f"{row['change_points']:+.2f}", f"{row['agreement']:.2%}", f"{row['max_logit_difference']:.2g}")
     return (
-        row["artefact"],
+        row["artefact"] + (f" {MARK}" if row["includes_preprocessing"] else ""),
         f"{row['accuracy']:.2%}",
         f"{low:.2%} - {high:.2%}",
         *against,
@@ -227,10 +232,19 @@ def _cells(row: dict, is_reference: bool) -> tuple[str, ...]:
     )
 
 
+def check_recordable(paths: Sequence[str | Path]) -> None:
+    """For before the work: raise `ModelError` where `record` of the same `paths` could not read or replace a file."""
+    artefacts = [find_artefact(path) for path in paths]
+    files = [_run_file(artefacts[0])] + [a.folder / FACTS_FILE for a in artefacts if _export_entry(a) is not None]
+    for file in dict.fromkeys(filter(None, files)):
+        check_replaceable(file)
+
+
 def record(comparison: Comparison, paths: Sequence[str | Path]) -> list[Path]:
     """Enter the result beside the artefacts: run.json of the reference, export.json of each export. The files written.
 
-    `paths` are those of `comparison.rows`. Nothing written names a folder of this machine.
+    `paths` are those of `comparison.rows`. Nothing written names a folder of this machine. Raises `ModelError` for a
+    file that cannot be read or written.
     """
     artefacts = [find_artefact(path) for path in paths]
     base = artefacts[0].folder if artefacts[0].is_checkpoint else None
@@ -239,18 +253,32 @@ def record(comparison: Comparison, paths: Sequence[str | Path]) -> list[Path]:
         for row, artefact in zip(comparison.rows, artefacts, strict=True)
     ]
     written = []
-    if base and (base / RUN_FILE).is_file():
-        written.append(base / RUN_FILE)
-        facts = json.loads(written[0].read_text(encoding="utf-8"))
-        facts["gate"] = Comparison(rows, comparison.facts).to_dict()
-        write_text(written[0], json.dumps(facts, indent=2, allow_nan=False) + "\n")
+    if run_file := _run_file(artefacts[0]):
+        write_object(run_file, {**read_object(run_file), "gate": Comparison(rows, comparison.facts).to_dict()})
+        written.append(run_file)
     for artefact, row in zip(artefacts, rows, strict=True):
-        files = {} if artefact.is_checkpoint else read_export_facts(artefact.folder)["files"]
-        if artefact.file and artefact.file.name in files:
+        if (entry := _export_entry(artefact)) is not None:
             gate = {**comparison.facts, **row, "passed": row["failure"] is None, "reference": rows[0]}
-            write_export_facts(artefact.folder, artefact.file.name, {**files[artefact.file.name], "gate": gate})
+            with told_of(artefact.folder / FACTS_FILE):
+                write_export_facts(artefact.folder, artefact.file.name, {**entry, "gate": gate})
             written.append(artefact.folder / FACTS_FILE)
     return list(dict.fromkeys(written))
+
+
+def _run_file(reference: Artefact) -> Path | None:
+    """run.json of a checkpoint that a run left."""
+    file = reference.folder / RUN_FILE if reference.is_checkpoint and reference.folder else None
+    return file if file and file.is_file() else None
+
+
+def _export_entry(artefact: Artefact) -> dict | None:
+    """What the export.json beside an ONNX file tells of it."""
+    if artefact.is_checkpoint:
+        return None
+    files = read_export_facts(artefact.folder)["files"]
+    if not isinstance(files, dict) or not isinstance(files.get(artefact.file.name, {}), dict):
+        raise ModelError(f"{artefact.folder / FACTS_FILE} holds no table of files; delete it and export again.")
+    return files.get(artefact.file.name)
 
 
 def _public_name(artefact: Artefact, base: Path | None) -> str:

@@ -1,5 +1,6 @@
 """`load_classifier`: one interface over checkpoints and ONNX files, and one message for what is neither."""
 
+import json
 import shutil
 import threading
 from functools import partial
@@ -11,10 +12,16 @@ import torch
 from conftest import ARCHITECTURE, LABELS, MICRO, coloured_image
 from graphs import BRIGHTEST, expected_logits, write_configs, write_graph
 from PIL import Image
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor, ViTModel, pipeline
 
 import hfvit
 from hfvit.errors import DataError, HFViTError, ModelError
 from hfvit.modeling import build_model
+
+STOCK = {
+    "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "image_size": 16,
+    "patch_size": 8,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +126,78 @@ def test_a_checkpoint_in_half_precision_takes_pictures(checkpoint, pictures, tmp
     np.testing.assert_allclose(logits, logits_of(checkpoint, pictures), atol=0.05)
 
 
+@pytest.mark.parametrize(
+    ("problem_type", "labels"),
+    [(None, LABELS), ("single_label_classification", LABELS), ("multi_label_classification", LABELS), (None, ["odd"])],
+)
+def test_probabilities_are_those_of_transformers_pipeline(problem_type, labels, pictures, tmp_path):
+    torch.manual_seed(1)
+    names = dict(enumerate(labels))
+    ViTForImageClassification(ViTConfig(**STOCK, problem_type=problem_type, id2label=names)).save_pretrained(tmp_path)
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(tmp_path)
+    expected = pipeline("image-classification", model=str(tmp_path), device="cpu")(pictures, top_k=3)
+    found = hfvit.load_classifier(tmp_path, device="cpu").predict(pictures)
+    for answer, entries in zip(found, expected, strict=True):
+        assert answer == pytest.approx({entry["label"]: entry["score"] for entry in entries}, abs=1e-5)
+
+
+def test_a_graph_of_several_labels_gives_each_its_own_probability(export, pictures):
+    change_config(export, problem_type="multi_label_classification")
+    share = 1 / (1 + np.exp(-expected_logits(pictures[0])))
+    assert hfvit.load_classifier(export).predict(pictures[:1])[0] == pytest.approx(
+        dict(zip(LABELS, share, strict=True)), abs=1e-5
+    )
+
+
+def test_classes_of_one_name_are_told_apart_by_their_index(export, pictures):
+    write_configs(export, ["crane", "heron", "crane"])
+    classifier = hfvit.load_classifier(export)
+    assert classifier.labels == ["crane (0)", "heron", "crane (2)"]
+    assert [next(iter(answer)) for answer in classifier.predict(pictures[:3])] == classifier.labels
+
+
+def test_grey_arrays_are_pictures_and_other_arrays_are_told(export, pictures):
+    classifier = hfvit.load_classifier(export)
+    grey = np.asarray(pictures[0].convert("L"))
+    alpha = np.dstack([np.asarray(pictures[0]), grey])
+    logits = classifier.logits([pictures[0].convert("L"), grey, grey[..., None], pictures[0], alpha])
+    assert (logits[1:3] == logits[0]).all()
+    assert (logits[4] == logits[3]).all()
+    colour = np.asarray(pictures[0])
+    for array in (colour / np.float32(255), grey / 255, colour.astype(np.int64), colour[None], colour[..., :2]):
+        with pytest.raises(DataError, match=f"shape .{str(array.shape)[1:-1]}. and {array.dtype} is no picture"):
+            classifier.predict([array])
+    with pytest.raises(DataError, match=r"shape \(0, 16, 3\)"):
+        classifier.predict([colour[:0]])
+
+
+def test_a_batch_holds_a_picture(export, pictures):
+    for size in (0, -1):
+        with pytest.raises(ModelError, match=f"batch_size: {size} is no whole number above 0"):
+            hfvit.load_classifier(export).predict(pictures, batch_size=size)
+
+
+def test_a_revision_is_that_of_classes_weights_and_processor(tmp_path):
+    """Two revisions of a repository, as huggingface_hub keeps them in a cache_dir."""
+    cache = tmp_path / "models--user--colours"
+    (cache / "refs").mkdir(parents=True)
+    for revision, commit, labels, side in (("main", "a" * 40, ["no", "yes"], 16), ("v1", "b" * 40, LABELS, 24)):
+        (cache / "refs" / revision).write_text(commit)
+        config = ViTConfig(**{**STOCK, "image_size": side}, id2label=dict(enumerate(labels)))
+        ViTForImageClassification(config).save_pretrained(cache / "snapshots" / commit)
+        ViTImageProcessor(size={"height": side, "width": side}).save_pretrained(cache / "snapshots" / commit)
+    for kwargs, labels, side in (({}, ["no", "yes"], 16), ({"revision": "v1"}, LABELS, 24)):
+        classifier = hfvit.load_classifier("user/colours", cache_dir=tmp_path, **kwargs)
+        assert classifier.labels == labels
+        assert classifier.pixel_values([Image.new("RGB", (9, 9))]).shape == (1, 3, side, side)
+        assert classifier.logits([Image.new("RGB", (9, 9))]).shape == (1, len(labels))
+
+
+def change_config(folder, **values) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
 def damaged(name: str, folder):
     """A folder with one thing wrong, and the path to load."""
     write_graph(folder / "model.onnx")
@@ -136,6 +215,14 @@ def damaged(name: str, folder):
     elif name == "several":
         (folder / "model.onnx").rename(folder / "model_fp16.onnx")
         write_graph(folder / "model_quantized.onnx")
+    elif name == "types":
+        change_config(folder, hidden_size="large")
+    elif name == "regression":
+        change_config(folder, problem_type="regression")
+    elif name == "processor's types":
+        (folder / "preprocessor_config.json").write_text(
+            '{"image_processor_type": "ViTImageProcessor", "size": "big"}'
+        )
     elif name == "misspelt":
         return folder / "modle.onnx"
     elif name == "empty":
@@ -152,13 +239,27 @@ def damaged(name: str, folder):
         ("no processor", r"no image processor can be loaded .*a preprocessor_config\.json has to lie there"),
         ("image size", r"takes images of shape \(3, 16, 16\), but its preprocessing made \(3, 32, 32\)"),
         ("several", r"none is named model\.onnx; name one of model_fp16\.onnx, model_quantized\.onnx"),
+        ("types", r"config\.json cannot be read: .*'hidden_size'"),
+        ("regression", r"is no classifier: its config\.json has problem_type regression"),
+        ("processor's types", r"no image processor can be loaded .*a preprocessor_config\.json has to lie there"),
         ("misspelt", r"There is no file .*modle\.onnx\. The folder has model\.onnx\. Did you mean 'model\.onnx'"),
         ("empty", "holds no classifier: neither weights .* nor an ONNX file"),
     ],
 )
 def test_what_cannot_be_loaded_is_told_in_one_message(name, message, tmp_path, pictures):
-    with pytest.raises(ModelError, match=message):
+    with pytest.raises(ModelError, match=message) as raised:
         logits_of(damaged(name, tmp_path / "export"), pictures)
+    assert "\n" not in str(raised.value)
+
+
+def test_damaged_weights_are_told_in_one_message(checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint, tmp_path / "copy")
+    whole = (folder / "model.safetensors").read_bytes()
+    for size in (0, 5, 1000, len(whole) - 8):
+        (folder / "model.safetensors").write_bytes(whole[:size])
+        with pytest.raises(ModelError, match=r"copy is no image classifier that transformers can load: .+") as raised:
+            hfvit.load_classifier(folder)
+        assert "\n" not in str(raised.value)
 
 
 def test_paths_that_are_not_there(tmp_path):
@@ -180,9 +281,6 @@ def test_a_device_that_is_not_there(export, checkpoint):
 
 def test_a_backbone_without_a_head_is_no_classifier(tmp_path):
     """transformers would draw the head at random and only warn."""
-    from transformers import ViTConfig, ViTModel
-
-    config = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=16)
-    ViTModel(config, add_pooling_layer=False).save_pretrained(tmp_path)
+    ViTModel(ViTConfig(**STOCK), add_pooling_layer=False).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"lacks 2 of the classifier's weights .*classifier\.bias"):
         hfvit.load_classifier(tmp_path)

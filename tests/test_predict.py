@@ -79,7 +79,16 @@ def test_bad_pictures_are_named_and_skipped(capsys, model, photos):
     assert "2 of what was named could not be classified" in err
     code, out, err = command(capsys, model, photos / "broken.png")
     assert (code, out) == (2, "")
-    assert err.endswith("hfvit: error: None of the pictures could be read.\n")
+    assert err.endswith("hfvit: error: None of the pictures could be classified.\n")
+
+
+def test_a_model_that_gives_nan_has_no_answer(capsys, model, photos):
+    write_graph(model / "model.onnx", np.full((3, 3), np.nan))
+    code, out, err = command(capsys, model, photos / "a.png", "--json")
+    sentence = f"{photos / 'a.png'}: the model's logits are NaN or infinite."
+    assert code == 2
+    assert json.loads(out) == {"image": str(photos / "a.png"), "error": sentence}
+    assert err.startswith(f"hfvit: {sentence}\n")
 
 
 def test_files_folders_patterns_and_urls_are_found(photos, tmp_path):

@@ -1,7 +1,10 @@
 """The gate: its figures against an independent count, its exit code, and what it leaves in the files."""
 
 import json
+import os
 import shutil
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +19,7 @@ from hfvit.evaluation_split import evaluation_split
 from hfvit.export.folder import read_export_facts, write_export_facts
 from hfvit.export.onnx import export_onnx
 from hfvit.train import main as train
-from hfvit.validate import validate
+from hfvit.validate import Comparison, check_recordable, record, validate
 
 NOISY = np.array([[8, 8, 0], [0, 8, 0], [0, -8, 8]], dtype=np.float32)  # takes about half of the red for green
 PERMUTED = BRIGHTEST[:, [1, 2, 0]]  # a damaged head
@@ -116,9 +119,73 @@ def test_each_kind_of_failure_has_its_sentence(graphs, colours, tmp_path):
 def test_a_graph_with_preprocessing_inside_is_held_to_one_without(graphs, colours):
     write_graph(graphs / "raw.onnx", pixels=True)
     split = evaluation_split(graphs, dataset_name=str(colours), split="test", max_samples=9)
-    row = validate(graphs, [graphs / "raw.onnx"], split, batch_size=2, show_progress=False).rows[1]
+    comparison = validate(graphs, [graphs / "raw.onnx"], split, batch_size=2, show_progress=False)
+    row = comparison.rows[1]
     assert row["agreement"] == 1.0
     assert row["max_logit_difference"] < 1e-4
+    assert [row["includes_preprocessing"] for row in comparison.rows] == [False, True]
+    lines = comparison.table().splitlines()
+    assert ["raw.onnx *" in line for line in lines[1:3]] == [False, True]
+    assert lines[6] == "         * its preprocessing too, which the graph does by itself"
+
+
+def test_a_device_is_for_what_is_loaded_here(graphs, colours):
+    """A reference on a device that ONNX Runtime lacks takes no graph with it, and none is asked of it."""
+    split = evaluation_split(graphs, dataset_name=str(colours), split="test", max_samples=3)
+    loaded = hfvit.load_classifier(graphs, device="cpu")
+    for device, others in (("npu", [loaded]), ("cpu", [graphs])):
+        comparison = validate(loaded, others, split, batch_size=1, device=device, show_progress=False)
+        assert [row["device"] for row in comparison.rows] == ["cpu", "cpu"]
+    with pytest.raises(ModelError, match="cannot use 'npu'"):
+        validate(loaded, [graphs], split, device="npu", show_progress=False)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("run.json", "{", "cannot be read as JSON"),
+        ("run.json", '{"loss": NaN}', "cannot be read as JSON: NaN is no JSON value"),
+        ("run.json", "[1]", "holds no JSON object"),
+        ("onnx/export.json", '{"files": ', "cannot be read"),
+        ("onnx/export.json", '{"files": [1]}', "holds no table of files"),
+        ("onnx/export.json", '{"files": {"model.onnx": 1}}', "holds no table of files"),
+    ],
+)
+def test_a_file_that_cannot_take_the_result_is_told_before_the_work(out, capsys, file, text, message):
+    (out / file).write_text(text)
+    assert command("validate", out, out / "onnx") == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(f"hfvit: error: {out / file} {message}")
+    assert printed.err.count("\n") == 1
+
+
+@pytest.fixture
+def read_only(out):
+    """A run that this user may read, not write: root, who may everything, becomes another user meanwhile."""
+    folder = Path(tempfile.mkdtemp())
+    shutil.copytree(out, folder, dirs_exist_ok=True)
+    folder.chmod(0o555)
+    (folder / "onnx").chmod(0o777)
+    is_root = os.geteuid() == 0
+    try:
+        if is_root:
+            os.seteuid(65534)
+        yield folder
+    finally:
+        if is_root:
+            os.seteuid(0)
+        folder.chmod(0o755)
+        shutil.rmtree(folder)
+
+
+def test_a_read_only_folder_is_told_before_the_work_and_after_it(read_only):
+    message = rf"{read_only}/run\.json cannot be written: Permission denied\."
+    with pytest.raises(ModelError, match=message):
+        check_recordable([read_only])
+    with pytest.raises(ModelError, match=message):
+        record(Comparison([{"artefact": "a", "failure": None}], {}), [read_only])
+    check_recordable([read_only / "onnx"])  # this one may be written
 
 
 def test_the_command_judges_what_training_held_out_and_saves_it(out, tmp_path, capsys):
@@ -177,7 +244,11 @@ def test_the_command_passes_on_another_split(out, capsys):
         (["{out}", "{out}/onnx/modle.onnx"], "There is no file"),
         (["{out}", "--split", "tset"], "has no split 'tset'; it has train, test. Did you mean 'test'?"),
         (["{out}", "--output", "{out}/nowhere/gate.json"], "--output: "),
-        (["{out}", "--min_agreement", "99"], "99 is no share from 0 to 1"),
+        (["{out}", "--min_agreement", "99"], "argument --min_agreement: 99 is no share from 0 to 1"),
+        (["{out}", "--min_agreement", "nan"], "argument --min_agreement: nan is no share from 0 to 1"),
+        (["{out}", "--max_accuracy_drop", "nan"], "argument --max_accuracy_drop: nan is no number of points"),
+        (["{out}", "--max_accuracy_drop", "-0.5"], "argument --max_accuracy_drop: -0.5 is no number of points"),
+        (["{out}", "--seed", "-1"], "argument --seed: -1 is no whole number from 0 on"),
         (["{out}", "--batch_size", "0"], "0 is no whole number above 0"),
     ],
 )
