@@ -6,12 +6,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from hfvit.artefacts import find_artefact
+from hfvit.artefacts import RECIPE_FILE, find_artefact
 from hfvit.config import DataArguments
 from hfvit.data import at_most, check_image_column, find_image_column, load_split, load_splits, undecoded
 from hfvit.decode import decode
 from hfvit.errors import DataError
-from hfvit.evaluation_split import RECIPE_FILE, read_recipe, shown_name
+from hfvit.evaluation_split import read_recipe, shown_name
 from hfvit.stream_source import stream_splits
 
 

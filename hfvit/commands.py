@@ -6,6 +6,7 @@ import sys
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 
 from hfvit.errors import run
+from hfvit.option_types import above_0, not_negative, points, share
 
 DESCRIPTION = """\
 Write a checkpoint's image classifier as ONNX files that are checked before they get their names.
@@ -108,7 +109,7 @@ def add_model(parser: argparse.ArgumentParser, what: str) -> None:
 
 def add_tolerance(group) -> None:
     group.add_argument(
-        "--atol", type=float,
+        "--atol", type=not_negative,
         help="largest difference of a float graph's logit from PyTorch's [0.001 for fp32, 0.02 for fp16, 0.1 for bf16,"
         " times the largest logit if that is above 1]",
     )  # fmt: skip
@@ -124,11 +125,11 @@ def add_gate(parser: argparse.ArgumentParser) -> None:
     gate = parser.add_argument_group("gate")
     gate.add_argument("--no-gate", "--no_gate", action="store_true", help="do not measure accuracy")
     gate.add_argument(
-        "--max_accuracy_drop", type=float, default=0.5, help="refuse files that lose more points [%(default)s]"
+        "--max_accuracy_drop", type=points, default=0.5, help="refuse files that lose more points [%(default)s]"
     )
     gate.add_argument(
         "--min_agreement",
-        type=float,
+        type=share,
         help="refuse files that agree with the checkpoint on a smaller share, 0 to 1 [none]",
     )
     gate.add_argument("--gate_samples", type=above_0, default=5000, help="pictures at most [%(default)s]")
@@ -164,14 +165,6 @@ def quiet_libraries(verbose: bool) -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
-
-
-def above_0(text: str) -> int:
-    """A number of things, for argparse."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not above 0")
-    return value
 
 
 def main(argv: list[str] | None = None) -> None:

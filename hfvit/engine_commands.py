@@ -7,8 +7,9 @@ from pathlib import Path
 
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 
-from hfvit.commands import above_0, add_calibration, add_gate, add_model, add_tolerance, quiet_libraries
+from hfvit.commands import add_calibration, add_gate, add_model, add_tolerance, quiet_libraries
 from hfvit.errors import run
+from hfvit.option_types import above_0
 
 DESCRIPTION = """\
 Build a TensorRT engine of an image classifier.

@@ -9,7 +9,7 @@ import yaml
 from datasets import Dataset
 from PIL import Image
 
-from hfvit.artefacts import class_names, find_artefact
+from hfvit.artefacts import RECIPE_FILE, class_names, find_artefact
 from hfvit.config import DataArguments
 from hfvit.data import (
     at_most,
@@ -24,8 +24,6 @@ from hfvit.data import (
 from hfvit.decode import decode
 from hfvit.errors import DataError, HFViTError, nearest, one_line
 from hfvit.stream_source import stream_splits
-
-RECIPE_FILE = "recipe.yaml"
 
 
 @dataclasses.dataclass

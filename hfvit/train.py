@@ -7,6 +7,7 @@ from pathlib import Path
 from timm.data import resolve_data_config
 from transformers import set_seed
 
+from hfvit.artefacts import RECIPE_FILE
 from hfvit.augment import Augmentation, Preprocessing
 from hfvit.checkpoints import (
     check_same_model,
@@ -135,7 +136,7 @@ def main(argv: list[str] | None = None) -> None:
     trainer.save_state()
     if args.should_save:
         facts = collect_facts(recipe, splits, trainer.accelerator.unwrap_model(model), trainer, output, metrics)
-        write_text(Path(args.output_dir) / "recipe.yaml", recipe.to_yaml())
+        write_text(Path(args.output_dir) / RECIPE_FILE, recipe.to_yaml())
         write_facts(facts, args.output_dir)
         write_plots(facts, args.output_dir)
         write_model_card(facts, args.output_dir)

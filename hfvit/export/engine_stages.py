@@ -8,12 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import hfvit
-from hfvit.artefacts import ENGINE_FACTS_FILE, class_names, find_artefact
+from hfvit.artefacts import CONFIG_FILE, ENGINE_FACTS_FILE, PREPROCESSOR_FILE, class_names, find_artefact
 from hfvit.checkpoints import write_text
 from hfvit.errors import ModelError
 from hfvit.export.folder import (
-    CONFIG_FILE,
-    PROCESSOR_FILE,
     check_same_model,
     claim_folder,
     file_facts,
@@ -76,9 +74,9 @@ class GivenGraph:
         known = read_export_facts(artefact.file.parent)
         self.source, self.weights = known["source"] or artefact.file.name, known["weights_sha256"]
         check_same_model(self.folder, self.config, self.weights)
-        processor = artefact.beside(PROCESSOR_FILE)
+        processor = artefact.beside(PREPROCESSOR_FILE)
         if processor is None:
-            raise ModelError(f"{artefact.file} has no {PROCESSOR_FILE} beside it, which an engine's user needs.")
+            raise ModelError(f"{artefact.file} has no {PREPROCESSOR_FILE} beside it, which an engine's user needs.")
         self.processor_config = json.loads(processor.read_text(encoding="utf-8"))
         yield artefact.file, known["files"].get(artefact.file.name, {})
 
@@ -129,7 +127,7 @@ class EngineExport:
         (folder / ENGINE_FACTS_FILE).unlink(missing_ok=True)
         (staging / ENGINE_FILE).replace(engine)
         write_json(folder / CONFIG_FILE, self.graph.config)
-        write_json(folder / PROCESSOR_FILE, self.graph.processor_config)
+        write_json(folder / PREPROCESSOR_FILE, self.graph.processor_config)
         if self.options.triton:
             write_text(folder / LABELS, triton_labels(facts["labels"]))
             write_text(folder / CONFIG, triton_config(self.options.triton, facts))

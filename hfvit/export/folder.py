@@ -8,13 +8,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import hfvit
-from hfvit.artefacts import ENGINE_FACTS_FILE
+from hfvit.artefacts import CONFIG_FILE, ENGINE_FACTS_FILE
 from hfvit.checkpoints import write_text
 from hfvit.errors import ModelError
 
 FACTS_FILE = "export.json"
-CONFIG_FILE = "config.json"
-PROCESSOR_FILE = "preprocessor_config.json"
 PACKAGES = ("torch", "transformers", "timm", "onnx", "onnxscript", "onnxruntime")
 
 

@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from hfvit.artefacts import CONFIG_FILE, PREPROCESSOR_FILE, RECIPE_FILE
 from hfvit.errors import DataError, GateError, ModelError
 from hfvit.export.check import tolerance
 from hfvit.export.family import family_config
 from hfvit.export.folder import (
-    CONFIG_FILE,
-    PROCESSOR_FILE,
     check_same_model,
     file_name,
     staging_folder,
@@ -27,7 +26,6 @@ from hfvit.export.preprocess import check_steps
 from hfvit.inference import batched, load_classifier
 from hfvit.tables import aligned
 
-RECIPE_FILE = "recipe.yaml"
 CALIBRATION_BATCH = 16
 
 
@@ -56,7 +54,7 @@ class Export:
         gate = self.gate_split()
         with staging_folder(self.folder) as staging:
             write_json(staging / CONFIG_FILE, self.config)
-            write_json(staging / PROCESSOR_FILE, self.processor_config)
+            write_json(staging / PREPROCESSOR_FILE, self.processor_config)
             self.float_files(staging)
             if options.quantize:
                 self.quantized_file(staging, calibration)
@@ -115,7 +113,9 @@ class Export:
         if self.options.no_gate or self.recipe is None:
             return None
         from hfvit.evaluation_split import evaluation_split
+        from hfvit.validate import check_recordable
 
+        check_recordable([self.options.model])
         try:
             return evaluation_split(
                 self.options.model, max_samples=self.options.gate_samples, labels=self.classifier.labels
@@ -228,7 +228,7 @@ class Export:
 
     def publish(self, staging: Path) -> None:
         """Give the files their names, then tell export.json and the checkpoint's run.json what is known of them."""
-        for name in (CONFIG_FILE, PROCESSOR_FILE, *self.facts):
+        for name in (CONFIG_FILE, PREPROCESSOR_FILE, *self.facts):
             (staging / name).replace(self.folder / name)
         for name, facts in self.facts.items():
             write_export_facts(self.folder, name, facts, self.source, self.weights)

@@ -14,7 +14,7 @@ from hfvit.errors import ModelError
 NAMES = ("tensorrt", "tensorrt_rtx")
 TITLES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}
 INSTALL = {
-    "tensorrt": "pip install tensorrt --extra-index-url https://pypi.nvidia.com",
+    "tensorrt": "pip install tensorrt, from NVIDIA's package index: see its installation guide",
     "tensorrt_rtx": "pip install tensorrt-rtx-cu13",
 }
 # What TensorRT for RTX builds for when no compute capability is named (its guide, "CPU-Only AOT").
