@@ -119,7 +119,9 @@ def test_int8_takes_calibration_and_gate_from_the_checkpoints_recipe(colours, tm
     assert known["onnx"]["gate"]["passed"]
     assert str(tmp_path) not in (out / "engine.json").read_text()
     before = (out / "engine.json").read_text()
-    assert export("--model", checkpoint, out, "--dtype", "int8", "--max_accuracy_drop", -101) == 4
+    options = parsed("--model", checkpoint, out, "--dtype", "int8")
+    options.max_accuracy_drop = -101.0  # which no file can meet, and no command line can say
+    assert run(lambda: export_tensorrt_command(options)) == 4
     assert "Nothing was written" in capsys.readouterr().err
     assert (out / "engine.json").read_text() == before
     assert names(out) == FOLDER
