@@ -225,6 +225,12 @@ def test_timm_models_get_a_family_that_clients_know(architecture, timm_kwargs, f
     assert config["num_labels"] == 3
 
 
+def test_a_multi_label_head_stays_one_in_the_configuration():
+    model = timm_model()
+    model.config.problem_type = "multi_label_classification"
+    assert family_config(model)["problem_type"] == "multi_label_classification"
+
+
 def test_stock_models_keep_their_configuration(tmp_path):
     model = stock_model("dinov2")
     model.config._name_or_path = "/a/place/here"

@@ -35,6 +35,8 @@ def family_config(model) -> dict:
     config["id2label"] = {str(index): label for index, label in labels.items()}
     config["label2id"] = {label: index for index, label in labels.items()}
     config["num_labels"] = len(labels)
+    if getattr(model.config, "problem_type", None):  # sigmoid or softmax, for whoever turns logits into scores
+        config["problem_type"] = model.config.problem_type
     config["dtype"] = "float32"
     return config
 
