@@ -8,6 +8,7 @@ contender, so that a machine that slows down slows everyone.
 import argparse
 import json
 import os
+import platform
 import statistics
 import subprocess
 import sys
@@ -15,7 +16,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +125,7 @@ def table(rows: list[dict], columns: dict[str, str]) -> str:
 def report(name: str, options: argparse.Namespace, rows: list[dict], columns: dict[str, str], notes: list[str]):
     """Print the table and its notes; write them, every row in full, to `--json`."""
     from hfvit.hardware import hardware
+    from hfvit.versions import installed_versions
 
     machine = hardware()
     where = machine["gpus"][0] if machine["gpus"] else f"{machine['cores']} cores of {machine['processor']}, no GPU"
@@ -133,16 +134,8 @@ def report(name: str, options: argparse.Namespace, rows: list[dict], columns: di
     print("".join(f"\n{note}" for note in notes))
     if options.json:
         facts = {"benchmark": name, "quick": options.quick, "rounds": options.rounds, "rows": rows, "notes": notes}
-        facts |= {"versions": versions(), "hardware": machine}
+        facts |= {
+            "versions": {"python": platform.python_version(), **installed_versions(PACKAGES)},
+            "hardware": machine,
+        }
         options.json.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that were measured."""
-    found = {"python": ".".join(map(str, sys.version_info[:3]))}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

@@ -6,7 +6,6 @@ import platform
 import shlex
 import sys
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -15,6 +14,7 @@ import hfvit
 from hfvit.checkpoints import RUN_FILE, write_text
 from hfvit.hardware import hardware
 from hfvit.paths import is_local
+from hfvit.versions import installed_versions
 
 PACKAGES = ("torch", "torchvision", "timm", "transformers", "accelerate", "datasets", "evaluate", "scikit-learn")
 
@@ -66,7 +66,11 @@ def collect_facts(recipe, splits, model, trainer, output, metrics: dict) -> dict
             "per_device_batch_size": args.per_device_train_batch_size,
             "gradient_accumulation_steps": args.gradient_accumulation_steps,
         },
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": {
+            "python": platform.python_version(),
+            "cuda": torch.version.cuda,
+            **installed_versions(PACKAGES),
+        },
         "hardware": hardware(),
         "history": [{key: _json_number(value) for key, value in entry.items()} for entry in state.log_history],
     }
@@ -91,13 +95,3 @@ def command_line() -> str:
         words.append("***" if hide else f"{option}=***" if is_secret and value else word)
         hide = is_secret and not value
     return shlex.join(words)
-
-
-def _versions() -> dict[str, str]:
-    found = {"cuda": torch.version.cuda}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

@@ -9,7 +9,7 @@ from conftest import ROOT
 
 FLOORS = [
     {"errors", "option_types", "tables", "card_edits", "losses", "loss_watch", "draws", "resize", "image_ops"}
-    | {"mixing", "speed", "export/family", "export/half", "export/graph"},
+    | {"mixing", "speed", "versions", "export/family", "export/half", "export/graph"},
     {"config", "param_groups", "shipped", "hardware", "attention", "policies", "decode", "paths"}
     | {"export/image_steps", "export/fuse"}
     | {"export/trt_backends", "export/trt_graph", "export/trt_watch", "export/triton"},

@@ -4,7 +4,6 @@ import hashlib
 import json
 import tempfile
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import hfvit
@@ -13,7 +12,7 @@ from hfvit.checkpoints import write_text
 from hfvit.errors import ModelError
 
 FACTS_FILE = "export.json"
-PACKAGES = ("torch", "transformers", "timm", "onnx", "onnxscript", "onnxruntime")
+PACKAGES = ("hfvit", "torch", "transformers", "timm", "onnx", "onnxscript", "onnxruntime")
 
 
 def file_name(
@@ -85,17 +84,6 @@ def file_facts(path: Path) -> dict:
     """`sha256` and `bytes` of a file."""
     with path.open("rb") as file:
         return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": path.stat().st_size}
-
-
-def package_versions() -> dict[str, str]:
-    """What made the file, for export.json."""
-    found = {"hfvit": hfvit.__version__}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def write_json(path: Path, content: dict) -> None:

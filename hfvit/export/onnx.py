@@ -20,12 +20,13 @@ from transformers.exporters.exporter_onnx import OnnxConfig
 import hfvit
 from hfvit.errors import ModelError, one_line
 from hfvit.export.check import check_onnx, check_parity, check_pixels, forget_shapes, tolerance
-from hfvit.export.folder import file_facts, package_versions
+from hfvit.export.folder import PACKAGES, file_facts
 from hfvit.export.fuse import fuse
 from hfvit.export.graph import clean
 from hfvit.export.half import HALF_TYPES, runnable_on_cpu, to_half
 from hfvit.export.preprocess import add_preprocessing
 from hfvit.paths import temporary_file
+from hfvit.versions import installed_versions
 
 DTYPES = ("fp32", *HALF_TYPES)
 BATCH_AXIS = "batch_size"
@@ -135,7 +136,7 @@ def describe(
         **file_facts(path),
         "dtype": dtype,
         "opset": opsets[""],
-        "versions": package_versions(),
+        "versions": installed_versions(PACKAGES),
         "input": input_facts(shape, batch_size, with_preprocessing),
         "optimized": optimized,
         "with_preprocessing": with_preprocessing,
