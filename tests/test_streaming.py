@@ -352,7 +352,7 @@ def test_a_known_length_is_checked_before_the_splits_are_read(sharded):
 @pytest.mark.integration
 @pytest.mark.slow
 def test_two_processes_train_and_resume_on_one_stream(stream_recipe, tmp_path):
-    """Most of its minute and a half is datasets' own: 5 seconds of sleep for every shuffled pass over several shards."""
+    """Slow through datasets' own sleep: 5 seconds for every shuffled pass over several shards."""
     options = ["--max_steps", "16", "--eval_steps", "4", "--dataloader_num_workers", "1"]
     config = ROOT / "accelerate_configs" / "multi_cpu.yaml"
 
