@@ -92,14 +92,19 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
     return (image.width, image.height) if turned else (image.height, image.width)
 
 
+def refuse_bomb(image: Image.Image) -> None:
+    """Raise `Image.DecompressionBombError` where Pillow itself only warns."""
+    if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
+        raise Image.DecompressionBombError(f"{image.width}x{image.height} pixels")
+
+
 @contextmanager
 def _opened(encoded: dict[str, Any] | None, split: str, row: int | str):
     """An encoded picture (`bytes` or `path`), open; whatever Pillow says of it is told with its split and row."""
     try:
         source = io.BytesIO(encoded["bytes"]) if encoded.get("bytes") else encoded["path"]
         with Image.open(source) as image:
-            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):  # Pillow itself only warns
-                raise Image.DecompressionBombError(f"{image.width}x{image.height} pixels")
+            refuse_bomb(image)
             yield image
     except MemoryError:
         raise

@@ -2,7 +2,6 @@
 
 import glob
 import io
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from urllib.request import Request, urlopen
@@ -11,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 import hfvit
-from hfvit.decode import to_rgb
+from hfvit.decode import refuse_bomb, to_rgb
 from hfvit.errors import DataError, one_line
 
 DOWNLOAD_SECONDS = 30  # without an answer
@@ -54,8 +53,7 @@ def read_picture(name: str | Path) -> Image.Image:
     """The file or URL as RGB, upright, read as training reads it; raises `DataError` for what is no picture."""
     try:
         with Image.open(_download(str(name)) if is_url(name) else Path(name).expanduser()) as image:
-            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):  # Pillow itself only warns
-                raise Image.DecompressionBombError(f"{image.width}x{image.height} pixels")
+            refuse_bomb(image)
             return to_rgb(image)
     except MemoryError:
         raise

@@ -63,6 +63,21 @@ def colours(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory) -> Path:
+    """A stock ViT without a recipe."""
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+    folder = tmp_path_factory.mktemp("stock")
+    config = ViTConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, image_size=16, patch_size=8,
+        id2label=dict(enumerate(LABELS)), label2id={label: index for index, label in enumerate(LABELS)},
+    )  # fmt: skip
+    ViTForImageClassification(config).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
+    return folder
+
+
 MICRO_RECIPE = """\
 # A micro ViT on generated colours, for tests.
 architecture: vit_tiny_patch16_224

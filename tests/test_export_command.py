@@ -13,7 +13,7 @@ import pytest
 from conftest import LABELS, MICRO_RECIPE, ROOT, coloured_image, run_command
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoImageProcessor, ViTConfig, ViTForImageClassification, ViTImageProcessor, ViTModel
+from transformers import AutoImageProcessor, ViTConfig, ViTImageProcessor, ViTModel
 
 import hfvit
 from hfvit.calibration import calibration_pictures
@@ -39,19 +39,6 @@ def trained(tmp_path_factory, colours):
 def checkpoint(trained, tmp_path):
     """A copy: the gate's result is entered into its run.json."""
     return shutil.copytree(trained, tmp_path / "checkpoint")
-
-
-@pytest.fixture(scope="module")
-def stock(tmp_path_factory):
-    """A stock ViT without a recipe."""
-    folder = tmp_path_factory.mktemp("stock")
-    config = ViTConfig(
-        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, image_size=16, patch_size=8,
-        id2label=dict(enumerate(LABELS)), label2id={label: index for index, label in enumerate(LABELS)},
-    )  # fmt: skip
-    ViTForImageClassification(config).save_pretrained(folder)
-    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
-    return folder
 
 
 def export(*words) -> int:

@@ -16,8 +16,8 @@ FLOORS = [
     {"doctor", "augment", "pixels", "pictures", "artefacts", "public", "backends"}
     | {"export/preprocess", "export/int8_fused"},
     {"training_args", "checkpoints", "data", "metrics", "modeling", "images", "export/check", "export/quantize"},
-    {"stream_source", "export/folder", "json_files"},
-    {"stream"},
+    {"stream_source", "json_files"},
+    {"stream", "export/folder"},
     {"recipe", "trainer", "inference", "report", "run_json", "evaluation_split"},
     {"hub", "predict", "validate", "export/onnx", "export/tensorrt", "calibration"},
     {"export/stages", "hub_files"},

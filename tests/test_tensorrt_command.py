@@ -7,7 +7,7 @@ import json
 import pytest
 from conftest import LABELS, MICRO_RECIPE, ROOT, run_command
 from graphs import write_configs, write_graph
-from transformers import AutoImageProcessor, ViTConfig, ViTForImageClassification, ViTImageProcessor
+from transformers import AutoImageProcessor
 
 import hfvit
 from hfvit.commands import export_onnx_command
@@ -23,19 +23,6 @@ pytestmark = [
     pytest.mark.skipif(isinstance(RTX, str), reason=f"tensorrt_rtx cannot be imported: {RTX}"),
 ]
 FOLDER = {"model.engine", "engine.json", "config.json", "preprocessor_config.json"}
-
-
-@pytest.fixture(scope="module")
-def stock(tmp_path_factory):
-    """A stock ViT without a recipe."""
-    folder = tmp_path_factory.mktemp("stock")
-    config = ViTConfig(
-        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, image_size=16, patch_size=8,
-        id2label=dict(enumerate(LABELS)), label2id={label: index for index, label in enumerate(LABELS)},
-    )  # fmt: skip
-    ViTForImageClassification(config).save_pretrained(folder)
-    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from PIL import Image
 
 from hfvit.errors import ModelError, one_line
+from hfvit.export.graph import cpu_session
 from hfvit.export.image_steps import ImageSteps, image_steps
 from hfvit.export.preprocess import preprocessing_graph
 
@@ -47,14 +47,6 @@ def forget_shapes(path: Path) -> None:
     onnx.save(model, path)
 
 
-def session(model: Path | bytes) -> onnxruntime.InferenceSession:
-    """An ONNX Runtime session on the CPU, its warnings silenced."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    source = model if isinstance(model, bytes) else str(model)
-    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-
-
 @torch.inference_mode()
 def check_parity(
     path: Path, model: torch.nn.Module, shape: tuple[int, int, int], batch_sizes: list[int], limit: dict, what: str
@@ -63,7 +55,7 @@ def check_parity(
 
     Returns the facts for export.json.
     """
-    runtime = session(path)
+    runtime = cpu_session(path)
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
     logits, expected = [], []
@@ -108,8 +100,8 @@ def check_pixels(path: Path, core: Path, processor, batch_sizes: list[int], what
     the same graph without them, makes of these pixel values.
     """
     opset = next(entry.version for entry in onnx.load(core, load_external_data=False).opset_import if not entry.domain)
-    steps = session(preprocessing_graph(processor, opset).SerializeToString())
-    whole, rest = session(path), session(core)
+    steps = cpu_session(preprocessing_graph(processor, opset))
+    whole, rest = cpu_session(path), cpu_session(core)
     rng = np.random.default_rng(0)
     levels = share = difference = 0.0
     level = _one_level(image_steps(processor))

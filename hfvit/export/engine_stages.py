@@ -17,13 +17,13 @@ from hfvit.export.folder import (
     file_facts,
     read_export_facts,
     staging_folder,
-    write_json,
 )
 from hfvit.export.stages import Export
 from hfvit.export.tensorrt import build_engine
 from hfvit.export.triton import CONFIG, LABELS, PLAN, triton_config, triton_labels
 from hfvit.export.trt_backends import Backend, EngineOptions
 from hfvit.export.trt_graph import read_graph
+from hfvit.json_files import write_object
 from hfvit.tables import aligned
 
 ENGINE_FILE = "model.engine"
@@ -126,12 +126,12 @@ class EngineExport:
         engine.parent.mkdir(exist_ok=True)
         (folder / ENGINE_FACTS_FILE).unlink(missing_ok=True)
         (staging / ENGINE_FILE).replace(engine)
-        write_json(folder / CONFIG_FILE, self.graph.config)
-        write_json(folder / PREPROCESSOR_FILE, self.graph.processor_config)
+        write_object(folder / CONFIG_FILE, self.graph.config)
+        write_object(folder / PREPROCESSOR_FILE, self.graph.processor_config)
         if self.options.triton:
             write_text(folder / LABELS, triton_labels(facts["labels"]))
             write_text(folder / CONFIG, triton_config(self.options.triton, facts))
-        write_json(folder / ENGINE_FACTS_FILE, facts)
+        write_object(folder / ENGINE_FACTS_FILE, facts)
 
     def table(self, facts: dict) -> str:
         """What was built, for whom."""

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import hfvit
 from hfvit.artefacts import CONFIG_FILE, ENGINE_FACTS_FILE
-from hfvit.checkpoints import write_text
 from hfvit.errors import ModelError
+from hfvit.json_files import write_object
 
 FACTS_FILE = "export.json"
 PACKAGES = ("hfvit", "torch", "transformers", "timm", "onnx", "onnxscript", "onnxruntime")
@@ -86,10 +86,6 @@ def file_facts(path: Path) -> dict:
         return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": path.stat().st_size}
 
 
-def write_json(path: Path, content: dict) -> None:
-    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
-
-
 def read_export_facts(folder: str | Path) -> dict:
     """export.json of a folder, or an empty one."""
     path = Path(folder) / FACTS_FILE
@@ -113,7 +109,7 @@ def write_export_facts(
     folder = Path(folder)
     held = read_export_facts(folder)
     files = {name: known for name, known in held["files"].items() if (folder / name).exists()}
-    write_json(
+    write_object(
         folder / FACTS_FILE,
         {
             "hfvit_version": hfvit.__version__,

@@ -1,5 +1,7 @@
 """Reading and rewriting an `onnx_ir` graph: constants, new nodes, linear layers, and what a chain of moves does."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -11,11 +13,12 @@ MICROSOFT = "com.microsoft"
 MOVES = ("Reshape", "Transpose", "Slice", "Squeeze", "Unsqueeze", "Split", "Identity", "Gather", "Flatten")
 
 
-def cpu_session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
-    """To measure something; ONNX Runtime's warnings about unused and unsaid shapes are of no use then."""
+def cpu_session(model: Path | onnx.ModelProto) -> onnxruntime.InferenceSession:
+    """To check or measure something; ONNX Runtime's warnings about unused and unsaid shapes are of no use then."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
 def clean(model: ir.Model) -> None:

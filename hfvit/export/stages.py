@@ -18,12 +18,12 @@ from hfvit.export.folder import (
     file_name,
     staging_folder,
     write_export_facts,
-    write_json,
 )
 from hfvit.export.image_steps import image_steps, stock_processor_config
 from hfvit.export.onnx import check_graph, describe, export_onnx, input_channels, weights_sha256
 from hfvit.export.preprocess import check_steps
 from hfvit.inference import batched, load_classifier
+from hfvit.json_files import write_object
 from hfvit.tables import aligned
 
 CALIBRATION_BATCH = 16
@@ -53,8 +53,8 @@ class Export:
         calibration = self.calibration_pictures() if options.quantize == "int8" else None
         gate = self.gate_split()
         with staging_folder(self.folder) as staging:
-            write_json(staging / CONFIG_FILE, self.config)
-            write_json(staging / PREPROCESSOR_FILE, self.processor_config)
+            write_object(staging / CONFIG_FILE, self.config)
+            write_object(staging / PREPROCESSOR_FILE, self.processor_config)
             self.float_files(staging)
             if options.quantize:
                 self.quantized_file(staging, calibration)
