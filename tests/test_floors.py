@@ -9,15 +9,26 @@ from conftest import ROOT
 
 FLOORS = [
     {"errors", "option_types", "tables", "card_edits", "losses", "loss_watch", "draws", "resize", "image_ops"}
-    | {"mixing", "speed", "versions", "export/family", "export/half", "export/graph"},
+    | {"mixing", "speed", "versions", "whole", "interrupts", "export/family", "export/half", "export/graph"},
     {"cli/options", "config", "param_groups", "shipped", "hardware", "attention", "policies", "decode", "paths"}
     | {"export/image_steps", "export/fuse"}
     | {"export/trt_backends", "export/trt_graph", "export/trt_watch", "export/triton"},
-    {"doctor", "augment", "pixels", "pictures", "artefacts", "public", "backends"}
+    {"progress", "first_batch", "doctor", "augment", "pixels", "pictures", "artefacts", "public", "backends"}
     | {"export/preprocess", "export/int8_fused"},
-    {"training_args", "checkpoints", "data", "metrics", "modeling", "images", "export/check", "export/quantize"},
-    {"stream_source", "json_files"},
-    {"stream", "export/folder"},
+    {
+        "micro_batches",
+        "training_args",
+        "checkpoints",
+        "data",
+        "metrics",
+        "modeling",
+        "images",
+        "export/check",
+        "export/quantize",
+    },
+    {"fitting", "stream_source", "json_files"},
+    {"saving", "stream", "export/folder"},
+    {"nan_policy"},
     {"recipe", "trainer", "inference", "report", "run_json", "evaluation_split"},
     {"hub", "predict", "validate", "export/onnx", "export/tensorrt", "calibration"},
     {"export/stages", "hub_files"},
@@ -45,6 +56,8 @@ FORBIDDEN = {
     "push": {"torch", "transformers", "timm", "datasets", "matplotlib"},
     "losses": {"transformers", "timm", "datasets"},  # mathematics knows no framework
     "loss_watch": {"transformers", "timm", "datasets"},
+    "whole": {"torch", "transformers", "timm", "datasets"},
+    "progress": {"torch", "transformers", "timm", "datasets"},
     "draws": {"torch", "transformers", "timm", "datasets"},
     "resize": {"transformers", "timm", "datasets"},
     "image_ops": {"transformers", "timm", "datasets"},

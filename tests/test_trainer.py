@@ -19,6 +19,7 @@ from hfvit.errors import DataError, ModelError, NonFiniteLossError, RecipeError
 from hfvit.images import EpochSampler, collate
 from hfvit.modeling import build_model
 from hfvit.trainer import fitted_ema_decay
+from hfvit.whole import publish
 
 
 def plain_loop(epochs=2, batch_size=8):
@@ -247,16 +248,20 @@ def test_resuming_without_the_average_it_needs(tmp_path):
         make_trainer(tmp_path, ema_decay=0.9).train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
 
 
-def make_checkpoint(folder):
-    checkpoint = folder / "checkpoint-1"
-    checkpoint.mkdir(parents=True)
-    (checkpoint / "trainer_state.json").write_text("{}")
-    return checkpoint
+def make_checkpoint(folder, name="checkpoint-1"):
+    staged = folder / ".saving"
+    staged.mkdir(parents=True)
+    for file in ("trainer_state.json", "rng_state.pth"):
+        (staged / file).write_text("{}")
+    publish(staged, folder / name)
+    return folder / name
 
 
 def test_a_finished_run_is_not_trained_over_by_resume_auto(tmp_path):
     make_checkpoint(tmp_path)  # as --keep_checkpoints leaves it
     (tmp_path / "run.json").write_text("{}")
+    assert claim_output_dir(str(tmp_path), resume="auto", overwrite=False)  # killed before its card was written
+    (tmp_path / "README.md").write_text("a card")
     with pytest.raises(RecipeError, match="holds a finished run"):
         claim_output_dir(str(tmp_path), resume="auto", overwrite=False)
 
@@ -274,7 +279,8 @@ def test_an_output_folder_is_claimed_once(tmp_path):
     assert claim_output_dir(str(tmp_path), resume=None, overwrite=True) is None
     (tmp_path / "checkpoint-9").mkdir()  # killed in the middle of a save
     assert claim_output_dir(str(tmp_path), resume="auto", overwrite=False).endswith("checkpoint-5")
-    with pytest.raises(RecipeError, match="no whole checkpoint"):
+    assert (tmp_path / "broken-checkpoint-9").exists()
+    with pytest.raises(RecipeError, match="no whole checkpoint of a run: there is no such folder"):
         claim_output_dir(str(tmp_path), resume=str(tmp_path / "checkpoint-9"), overwrite=False)
     with pytest.raises(RecipeError, match="an unfinished run"):  # another run's checkpoint is no claim to this folder
         claim_output_dir(str(tmp_path), resume=str(make_checkpoint(tmp_path / "elsewhere")), overwrite=False)
