@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 import traceback
+from contextlib import contextmanager
 from pathlib import Path
 
 OPERATIONS = ("open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "shutil.rmtree")
@@ -37,6 +38,31 @@ class Killer:
     def close(self) -> None:
         self.process.stdin.close()
         self.process.wait(30)
+
+
+@contextmanager
+def launched_until_a_checkpoint(words: list[str], out: Path):
+    """A training that is launched as a user would, from its first checkpoint on; killed with all its processes."""
+    import psutil
+    from conftest import ROOT
+
+    from hfvit.checkpoints import newest_checkpoint
+
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    process = psutil.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        deadline = time.monotonic() + 200
+        while not newest_checkpoint(out):
+            assert process.poll() is None, "the run ended before it could be killed"
+            assert time.monotonic() < deadline, "no checkpoint appeared"
+            time.sleep(0.002)
+        yield process
+    finally:
+        # The launcher first, or it would see a worker die and stop the others in its own way.
+        family = [process, *(process.children(recursive=True) if process.is_running() else [])]
+        for member in family:
+            member.kill()
+        psutil.wait_procs(family, timeout=60)
 
 
 def serve(folder: Path) -> None:
@@ -152,17 +178,36 @@ def _train(job: dict, callbacks: list) -> None:
 
     out = job["out"]
     trainer = make_trainer(out, callbacks, **job["options"])
+    if "fits" in job:
+        _limit_memory(trainer, **job["fits"])
     trainer._measure_device = lambda: None  # a statistic, and most of the time of so short a run
-    trainer.model.timm_model.blocks[0].drop_path1 = DropPath(0.3)
+    trainer.model.timm_model.blocks[0].drop_path1 = DropPath(job.get("drop_path", 0.3))
     with trainer.args.main_process_first(local=False):
         checkpoint = claim_output_dir(out, "auto", overwrite=False, is_main=trainer.args.should_save)
     trainer.train(checkpoint)
     if trainer.args.process_index == 0:
         kept = ("loss", "grad_norm", "learning_rate", "eval_loss", "eval_accuracy", "step", "epoch")
         history = [{key: entry[key] for key in kept if key in entry} for entry in trainer.state.log_history[:-1]]
+        Path(f"{out}.events").write_text(json.dumps(trainer.events))
         end = {"history": history, "best": trainer.state.best_metric, "best_step": trainer.state.best_global_step}
         Path(f"{out}.json").write_text(json.dumps(end))
         save_file(trainer.model.state_dict(), f"{out}.safetensors")
+
+
+def _limit_memory(trainer, rank: int, images: int, from_step: int = 0) -> None:
+    """Let one process run out of memory in training with more than so many images."""
+    import torch
+
+    forward = trainer.model.timm_model.forward_features
+
+    def limited(pixel_values, *args, **kwargs):
+        features = forward(pixel_values, *args, **kwargs)
+        is_due = trainer.state.global_step >= from_step and torch.is_grad_enabled()
+        if trainer.args.process_index == rank and is_due and len(pixel_values) > images:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return features
+
+    trainer.model.timm_model.forward_features = limited
 
 
 if __name__ == "__main__":

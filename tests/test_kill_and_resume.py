@@ -6,9 +6,10 @@ import signal
 
 import pytest
 import torch
-from conftest import MICRO_RECIPE
-from killing import Killer
+from conftest import MICRO_RECIPE, ROOT, run_command
+from killing import Killer, launched_until_a_checkpoint
 from safetensors.torch import load_file
+from test_train import assert_same_run
 
 from hfvit.checkpoints import newest_checkpoint
 
@@ -151,6 +152,57 @@ def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(killer, un
     assert newest_checkpoint(out).name == "checkpoint-4"
     assert killer.run(out, options=EVERYTHING, **TWO) == [0, 0], messages(out)
     assert_same_end(out, unbroken(EVERYTHING, **TWO))
+
+
+def test_two_processes_agree_on_what_fits(killer, tmp_path):
+    """The one that runs out of memory is not the one that writes."""
+    job = {"options": STEPS, "drop_path": 0.0, **TWO}  # 4 images a process
+    losses = []
+    for name, fits in (("whole", {}), ("cut", {"fits": {"rank": 1, "images": 2}})):
+        out = tmp_path / name / "out"
+        out.parent.mkdir()
+        assert killer.run(out, **job, **fits) == [0, 0], messages(out, 1)
+        history = json.loads(out.with_name("out.json").read_text())["history"]
+        losses.append([entry["loss"] for entry in history if "loss" in entry])
+    events = json.loads(out.with_name("out.events").read_text())
+    assert events == [{"event": "out_of_memory", "step": 1, "images": 4, "then": 2}]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_memory_that_runs_out_later_in_one_of_two_processes_is_one_message(killer, tmp_path):
+    out = tmp_path / "out"
+    assert killer.run(out, fits={"rank": 1, "images": 2, "from_step": 4}, options=STEPS, **TWO) == [-9, 6], messages(
+        out, 1
+    )
+    told = messages(out, 1)
+    assert "out of memory in training with 4 images at once" in told
+    assert "--resume_from_checkpoint auto --per_device_train_batch_size 2" in told
+    assert newest_checkpoint(out).name == "checkpoint-3"
+
+
+@pytest.mark.slow
+@pytest.mark.integration
+def test_sigterm_to_the_launcher_of_two_processes(line, tmp_path):
+    config = ROOT / "accelerate_configs" / "multi_cpu.yaml"
+    options = ["--num_train_epochs", "40", "--eval_strategy", "steps", "--eval_steps", "10"]
+
+    def words(out):
+        launch = ["accelerate", "launch", "--config_file", str(config), "--main_process_port", "0"]
+        return [*launch, "hfvit/train.py", *line, *options, "--output_dir", str(out)]
+
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    result = run_command(*words(whole))
+    assert result.returncode == 0, result.stderr
+    with launched_until_a_checkpoint(words(out), out) as process:
+        process.terminate()
+        told = process.communicate(timeout=60)[1].decode()
+    assert told.count("hfvit: stopped: SIGTERM came") == 1, told
+    assert process.returncode != 0
+    stopped_at = newest_checkpoint(out).name
+    assert stopped_at in told
+    resumed = run_command(*words(out))
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same_run(out, whole)
 
 
 # A disk that takes no more.

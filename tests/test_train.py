@@ -137,6 +137,13 @@ def test_two_processes_give_the_single_processs_result(launched, module_recipe, 
     assert result.stdout.count("95 % interval") == 1
 
 
+def assert_same_run(resumed, unbroken):
+    first, second = load_file(unbroken / "model.safetensors"), load_file(resumed / "model.safetensors")
+    assert all(torch.equal(second[name], value) for name, value in first.items())
+    assert step_losses(resumed) == step_losses(unbroken)
+    assert facts(resumed)["training"]["resumed_at_step"] > 0
+
+
 def fails(capsys, *argv, code=2):
     """The message of a run that must fail before it trains."""
     assert run(lambda: main([str(word) for word in argv])) == code
