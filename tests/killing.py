@@ -1,9 +1,10 @@
 """Runs trainings in forks of one process that has imported everything, and kills them where a test says.
 
 `Killer` starts it (`python tests/killing.py FOLDER`); it reads a job a line and answers with the exit codes of its
-processes. A job trains the micro Trainer (`options`) or calls `hfvit.train.main` (`argv`), and is killed, or sent a
-signal, at its n-th operation on a file below `out`, or after a step. The audit hook sees what Python does to files:
-that is between any two files of a checkpoint, and before and after each rename and deletion.
+processes, whose output goes beside `log`, or `out`. A job trains the micro Trainer (`options`) or calls
+`hfvit.train.main` (`argv`), and is killed, or sent a signal, at its n-th operation on a file below `out`, or after a
+step. The audit hook sees what Python does to files: that is between any two files of a checkpoint, and before and
+after each rename and deletion.
 """
 
 import gc
@@ -100,7 +101,7 @@ def _wait(children: list[int], alone: bool) -> list[int]:
 def _fork(job: dict, rank: int, world: int, port: int) -> int:
     if pid := os.fork():
         return pid
-    log = os.open(f"{job['out']}.{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    log = os.open(f"{job.get('log', job['out'])}.{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1), os.dup2(log, 2)
     os.setpgid(0, 0)
     if world > 1:
@@ -188,6 +189,7 @@ def _train(job: dict, callbacks: list) -> None:
     if trainer.args.process_index == 0:
         kept = ("loss", "grad_norm", "learning_rate", "eval_loss", "eval_accuracy", "step", "epoch")
         history = [{key: entry[key] for key in kept if key in entry} for entry in trainer.state.log_history[:-1]]
+        out = job.get("log", out)
         Path(f"{out}.events").write_text(json.dumps(trainer.events))
         end = {"history": history, "best": trainer.state.best_metric, "best_step": trainer.state.best_global_step}
         Path(f"{out}.json").write_text(json.dumps(end))

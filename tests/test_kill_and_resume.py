@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import subprocess
 
 import pytest
 import torch
@@ -221,6 +222,35 @@ def test_a_full_disk_is_one_message_and_the_last_checkpoint_stands(killer, unbro
     assert newest_checkpoint(out).name == "checkpoint-3"
     assert killer.run(out, options=EVERYTHING) == [0], messages(out)
     assert_same_end(out, unbroken(EVERYTHING))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 700 KiB: room for one checkpoint of 500 KiB, not for two."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("may not mount a file system here")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def test_a_disk_that_is_really_full_or_read_only(killer, unbroken, small_disk, tmp_path):
+    out, logs = small_disk / "out", tmp_path / "out"
+    logs.mkdir()
+    out.mkdir()
+    job = {"options": EVERYTHING, "log": str(logs)}
+    assert killer.run(out, **job) == [7], messages(logs)
+    assert f"{out}/checkpoint-6 could not be written (" in messages(logs)
+    assert "No space left on device" in messages(logs) or "part of a file" in messages(logs)
+    assert newest_checkpoint(out).name == "checkpoint-3"
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    assert killer.run(out, **job) == [2], messages(logs)
+    assert f"output_dir: {out} cannot be written: Read-only file system." in messages(logs)
+    subprocess.run(["mount", "-o", "remount,rw,size=9m", str(small_disk)], check=True)
+    assert killer.run(out, **job) == [0], messages(logs)
+    assert_same_end(logs, unbroken(EVERYTHING))
 
 
 # The whole line.

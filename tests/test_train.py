@@ -245,15 +245,15 @@ def test_tensorboard_when_asked(recipe, tmp_path):
     assert list((tmp_path / "out").rglob("events.out.tfevents.*"))
 
 
-def test_a_failing_report_loses_neither_model_nor_checkpoints(recipe, tmp_path, monkeypatch):
+def test_a_failing_report_loses_neither_model_nor_checkpoints(recipe, tmp_path, monkeypatch, capsys):
     """A disk that fills up at the very end."""
 
     def no_space(*_):
-        raise OSError(28, "No space left on device")
+        raise OSError(28, "No space left on device", "plots/reliability.png")
 
     monkeypatch.setattr("hfvit.train.write_plots", no_space)
-    with pytest.raises(OSError, match="No space left"):
-        main([str(recipe), "--max_steps", "2"])
+    message = fails(capsys, recipe, "--max_steps", "2", code=7)
+    assert "No space left on device (plots/reliability.png)" in message
     assert (tmp_path / "out" / "model.safetensors").exists()
     assert facts(tmp_path / "out")["training"]["steps"] == 2
     assert list((tmp_path / "out").glob("checkpoint-*"))
