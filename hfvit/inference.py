@@ -16,6 +16,7 @@ from hfvit.backends import OnnxBackend, TorchBackend
 from hfvit.decode import to_rgb
 from hfvit.errors import ModelError, one_line
 from hfvit.pictures import from_array, read_picture
+from hfvit.run_temperature import run_temperature
 
 
 class Classifier:
@@ -25,7 +26,8 @@ class Classifier:
 
     `backend` computes logits from the array that it takes (backends.py); `processor` is a transformers image
     processor, None where the graph takes pictures as they are and none was saved with it. With `multi_label` several
-    classes may hold at once, or none: their probabilities do not add up to 1.
+    classes may hold at once, or none: their probabilities do not add up to 1. `temperature` divides the logits before
+    they become probabilities.
     """
 
     def __init__(
@@ -35,9 +37,10 @@ class Classifier:
         labels: list[str],
         name: str,
         multi_label: bool = False,
+        temperature: float = 1.0,
     ):
         self.backend, self.processor, self.labels, self.name = backend, processor, labels, name
-        self.multi_label = multi_label
+        self.multi_label, self.temperature = multi_label, temperature
 
     def pixel_values(self, images: Iterable[Any]) -> np.ndarray:
         """The preprocessing alone: float32 `(images, 3, height, width)`."""
@@ -83,6 +86,7 @@ class Classifier:
 
     def best(self, logits: np.ndarray, top_k: int | None = None) -> list[dict[str, float]]:
         """What `predict` gives, of logits `(images, classes)`."""
+        logits = logits / self.temperature
         probabilities = expit(logits) if self.multi_label else softmax(logits, axis=1)
         order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
         return [
@@ -92,13 +96,18 @@ class Classifier:
 
 
 def load_classifier(
-    path: str | Path, device: str | None = None, threads: int | None = None, **kwargs: Any
+    path: str | Path,
+    device: str | None = None,
+    threads: int | None = None,
+    calibrated: bool = False,
+    **kwargs: Any,
 ) -> Classifier:
     """The classifier at `path`: a checkpoint folder, a Hub id, an `.onnx` file, or a folder that an export left.
 
     Args:
         device: `cpu`, `cuda`, `cuda:1`, ...; CUDA where there is one unless given.
         threads: of a CPU; PyTorch's own number unless given.
+        calibrated: state probabilities by the temperature that training fitted (see run_temperature.py).
         kwargs: go to `from_pretrained` of the configuration, the model and the processor (revision, token, ...).
 
     No code that lies in a checkpoint is run. Raises `ModelError` for what cannot be loaded.
@@ -106,13 +115,14 @@ def load_classifier(
     artefact = find_artefact(path)
     kwargs = {"trust_remote_code": False, **kwargs}
     head = read_head(artefact, **kwargs)
+    temperature = run_temperature(artefact, **kwargs) if calibrated else 1.0
     # A TensorRT engine will be a third backend.
     if artefact.is_checkpoint:
         backend = TorchBackend(_load_model(artefact, kwargs), device, threads)
     else:
         backend = OnnxBackend(artefact.file, len(head.labels), device, threads)
     processor = _load_processor(artefact, backend.takes_pixels, kwargs)
-    return Classifier(backend, processor, head.labels, str(path), head.multi_label)
+    return Classifier(backend, processor, head.labels, str(path), head.multi_label, temperature)
 
 
 def _load_model(artefact: Artefact, kwargs: dict[str, Any]):

@@ -15,15 +15,16 @@ FLOORS = [
     | {"export/trt_backends", "export/trt_graph", "export/trt_watch", "export/triton"},
     {"doctor", "augment", "pixels", "pictures", "artefacts", "public", "backends"}
     | {"export/preprocess", "export/int8_fused"},
-    {"training_args", "checkpoints", "data", "metrics", "modeling", "images", "export/check", "export/quantize"},
-    {"stream_source", "json_files"},
-    {"stream", "export/folder"},
-    {"recipe", "trainer", "inference", "report", "run_json", "evaluation_split"},
+    {"training_args", "checkpoints", "data", "metrics", "modeling", "images", "plots"}
+    | {"export/check", "export/quantize"},
+    {"picture_plots", "example_file", "temperature", "eval_results", "stream_source", "json_files"},
+    {"stream", "export/folder", "run_file", "run_temperature", "examples"},
+    {"recipe", "trainer", "inference", "report", "run_json", "evaluation_split", "export_table"},
     {"hub", "predict", "validate", "export/onnx", "export/tensorrt", "calibration"},
-    {"export/stages", "hub_files"},
+    {"export/stages", "hub_files", "report_page"},
     {"push"},
     {"train", "export/engine_stages"},
-    {"cli/train", "cli/validate", "cli/predict", "cli/push", "cli/listings", "commands"},
+    {"cli/train", "cli/validate", "cli/predict", "cli/push", "cli/report", "cli/listings", "commands"},
     {"engine_commands"},
 ]
 FLOOR_OF = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
@@ -40,6 +41,11 @@ FORBIDDEN = {
     "engine_commands": {"torch", "timm", "datasets", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx"},
     "export/folder": {"torch", "transformers", "timm", "datasets", "onnx", "onnxruntime"},
     "report": {"torch", "transformers", "timm", "datasets"},  # they read run.json, never live objects
+    "report_page": {"torch", "transformers", "timm", "datasets"},
+    "plots": {"torch", "transformers", "timm", "datasets"},
+    "picture_plots": {"torch", "transformers", "timm", "datasets"},
+    "temperature": {"torch", "transformers", "timm", "datasets"},
+    "eval_results": {"torch", "transformers", "timm", "datasets", "matplotlib"},
     "hub": {"torch", "transformers", "timm", "datasets", "matplotlib"},
     "hub_files": {"torch", "transformers", "timm", "datasets", "matplotlib"},
     "push": {"torch", "transformers", "timm", "datasets", "matplotlib"},
