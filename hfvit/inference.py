@@ -92,13 +92,21 @@ class Classifier:
 
 
 def load_classifier(
-    path: str | Path, device: str | None = None, threads: int | None = None, **kwargs: Any
+    path: str | Path,
+    device: str | None = None,
+    threads: int | None = None,
+    *,
+    patch_size: int | None = None,
+    merge_tokens: int | None = None,
+    **kwargs: Any,
 ) -> Classifier:
     """The classifier at `path`: a checkpoint folder, a Hub id, an `.onnx` file, or a folder that an export left.
 
     Args:
         device: `cpu`, `cuda`, `cuda:1`, ...; CUDA where there is one unless given.
         threads: of a CPU; PyTorch's own number unless given.
+        patch_size: in pixels, of a timm ViT checkpoint that is resampled to it (patch_size.py).
+        merge_tokens: patches that each block of a timm ViT checkpoint merges (token_merging.py).
         kwargs: go to `from_pretrained` of the configuration, the model and the processor (revision, token, ...).
 
     No code that lies in a checkpoint is run. Raises `ModelError` for what cannot be loaded.
@@ -107,12 +115,33 @@ def load_classifier(
     kwargs = {"trust_remote_code": False, **kwargs}
     head = read_head(artefact, **kwargs)
     # A TensorRT engine will be a third backend.
+    changes = {"patch_size": patch_size, "merge_tokens": merge_tokens}
+    changes = {name: value for name, value in changes.items() if value is not None}
     if artefact.is_checkpoint:
-        backend = TorchBackend(_load_model(artefact, kwargs), device, threads)
+        model = _load_model(artefact, kwargs)
+        if changes:
+            change_model(model, **changes)
+        backend = TorchBackend(model, device, threads)
+    elif changes:
+        raise ModelError(
+            f"{', '.join(changes)}: {artefact.file} is an export; name it when the checkpoint is exported."
+        )
     else:
         backend = OnnxBackend(artefact.file, len(head.labels), device, threads)
     processor = _load_processor(artefact, backend.takes_pixels, kwargs)
-    return Classifier(backend, processor, head.labels, str(path), head.multi_label)
+    name = " ".join([str(path), *(f"{key}={value}" for key, value in changes.items())])
+    return Classifier(backend, processor, head.labels, name, head.multi_label)
+
+
+def change_model(model, patch_size: int | None = None, merge_tokens: int | None = None) -> None:
+    """Make a loaded model cheaper or dearer without training; raises `ModelError` for other families."""
+    from hfvit.patch_size import set_patch_size  # here, since who runs an export has no use for timm
+    from hfvit.token_merging import merge_in_blocks
+
+    if patch_size is not None:
+        set_patch_size(model, patch_size)
+    if merge_tokens is not None:
+        merge_in_blocks(model, merge_tokens)
 
 
 def _load_model(artefact: Artefact, kwargs: dict[str, Any]):

@@ -11,6 +11,7 @@ FLOORS = [
     {"errors", "option_types", "tables", "card_edits", "losses", "loss_watch", "draws", "resize", "image_ops"}
     | {"mixing", "speed", "versions", "export/family", "export/half", "export/graph"},
     {"cli/options", "config", "param_groups", "shipped", "hardware", "attention", "policies", "decode", "paths"}
+    | {"patch_size", "token_merging"}
     | {"export/image_steps", "export/fuse"}
     | {"export/trt_backends", "export/trt_graph", "export/trt_watch", "export/triton"},
     {"doctor", "augment", "pixels", "pictures", "artefacts", "public", "backends"}

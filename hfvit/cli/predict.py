@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from hfvit.cli.options import add_running, quiet_libraries
+from hfvit.cli.options import add_changes, add_running, quiet_libraries
 from hfvit.errors import DataError, HFViTError
 from hfvit.option_types import above_0
 
@@ -36,6 +36,7 @@ def add(commands) -> None:
     parser.add_argument(
         "--save-grid", "--save_grid", metavar="FILE", help="draw the pictures with their predictions into this file"
     )
+    add_changes(parser)
     add_running(parser, batch_size=32)
     parser.set_defaults(command=predict)
 
@@ -59,7 +60,8 @@ def predict(options: argparse.Namespace) -> int:
     from hfvit.inference import load_classifier
     from hfvit.predict import print_predictions
 
-    classifier = load_classifier(options.artefact, options.device, options.threads)
+    changes = {"patch_size": options.patch_size, "merge_tokens": options.merge_tokens}
+    classifier = load_classifier(options.artefact, options.device, options.threads, **changes)
     bad = print_predictions(classifier, names, options.batch_size, options.top_k, options.json, grid)
     if bad == len(names):
         raise DataError("None of the pictures could be classified.")
