@@ -4,6 +4,8 @@ Large patches are few and cheap, small ones many and dear. There is one patch em
 resampled by the pseudo-inverse of the resize of a patch (PI-resize), position embeddings by bicubic interpolation.
 """
 
+import math
+
 import numpy as np
 import torch
 from timm.layers import PatchEmbed
@@ -92,7 +94,7 @@ def _check_family(network: nn.Module, key: str) -> None:
 
 
 def _check_tiles(key: str, network: nn.Module, patch_size: int) -> None:
-    side = network.patch_embed.img_size[0]
+    side = math.gcd(*network.patch_embed.img_size)
     if patch_size < 2 or side % patch_size:
         fits = ", ".join(str(size) for size in range(4, side + 1) if side % size == 0)
         raise ModelError(f"{key}: patches of {patch_size} px do not tile {side} px; use one of {fits}.")
