@@ -104,6 +104,8 @@ def load_classifier(
     *,
     providers: Providers | None = None,
     calibrated: bool = False,
+    patch_size: int | None = None,
+    merge_tokens: int | None = None,
     **kwargs: Any,
 ) -> Classifier:
     """The classifier at `path`: a checkpoint folder, a Hub id, an `.onnx` file, a TensorRT engine, or a folder that an
@@ -115,6 +117,8 @@ def load_classifier(
         providers: ONNX Runtime's execution providers for an ONNX file, in the place of `device`: names, or (name,
             options), the first that can take a node takes it. TensorRT's keep what they built in a cache.
         calibrated: state probabilities by the temperature that training fitted (see run_temperature.py).
+        patch_size: in pixels, of a timm ViT checkpoint that is resampled to it (patch_size.py).
+        merge_tokens: patches that each block of a timm ViT checkpoint merges (token_merging.py).
         kwargs: go to `from_pretrained` of the configuration, the model and the processor (revision, token, ...).
 
     No code that lies in a checkpoint is run, nor an engine's own for the processor, unless `trust_remote_code` is
@@ -126,15 +130,36 @@ def load_classifier(
         raise ModelError(f"providers: {path} is {what}; ONNX Runtime's providers run ONNX files.")
     kwargs = {"trust_remote_code": False, **kwargs}
     head = read_head(artefact, **kwargs)
+    changes = {"patch_size": patch_size, "merge_tokens": merge_tokens}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if changes and not artefact.is_checkpoint:
+        raise ModelError(
+            f"{', '.join(changes)}: {artefact.file} is an export; name it when the checkpoint is exported."
+        )
     temperature = run_temperature(artefact, **kwargs) if calibrated else 1.0
     if artefact.is_checkpoint:
-        backend = TorchBackend(_load_model(artefact, kwargs), device, threads)
+        model = _load_model(artefact, kwargs)
+        if changes:
+            change_model(model, **changes)
+        backend = TorchBackend(model, device, threads)
     elif artefact.is_engine:
         backend = open_engine(artefact, len(head.labels), device, allow_code=bool(kwargs["trust_remote_code"]))
     else:
         backend = OnnxBackend(artefact.file, len(head.labels), device, threads, providers)
     processor = _load_processor(artefact, backend.takes_pixels, kwargs)
-    return Classifier(backend, processor, head.labels, str(path), head.multi_label, temperature)
+    name = " ".join([str(path), *(f"{key}={value}" for key, value in changes.items())])
+    return Classifier(backend, processor, head.labels, name, head.multi_label, temperature)
+
+
+def change_model(model, patch_size: int | None = None, merge_tokens: int | None = None) -> None:
+    """Make a loaded model cheaper or dearer without training; raises `ModelError` for other families."""
+    from hfvit.patch_size import set_patch_size  # here, since who runs an export has no use for timm
+    from hfvit.token_merging import merge_in_blocks
+
+    if patch_size is not None:
+        set_patch_size(model, patch_size)
+    if merge_tokens is not None:
+        merge_in_blocks(model, merge_tokens)
 
 
 def _load_model(artefact: Artefact, kwargs: dict[str, Any]):

@@ -25,6 +25,7 @@ from hfvit.images import image_datasets
 from hfvit.metrics import ImageClassificationMetric, trainer_metrics
 from hfvit.mixing import BatchMixing
 from hfvit.modeling import build_model
+from hfvit.patch_size import train_patch_sizes
 from hfvit.push import Destination, check_destination, push
 from hfvit.recipe import load_recipe
 from hfvit.report import reported_split, summary_table, write_plots, write_training_images
@@ -76,6 +77,7 @@ def main(argv: list[str] | None = None) -> None:
         frozen=model_args.freeze,
         preprocessing=data_args.preprocessing,
     )
+    draws = [train_patch_sizes(model, model_args.patch_sizes)] if model_args.patch_sizes else []
     if checkpoint:
         check_same_model(checkpoint, model.config)
         logger.info("Resuming from %s", checkpoint)
@@ -117,6 +119,7 @@ def main(argv: list[str] | None = None) -> None:
         train_dataset=datasets["train"],
         eval_dataset=datasets["validation"],
         compute_metrics=trainer_metrics(splits.labels),
+        callbacks=draws,
         preprocessing=Preprocessing(data_config),
         mixing=BatchMixing(len(splits.labels), **augmentation_args.mixing),
     )

@@ -11,9 +11,9 @@ FLOORS = [
     {"card_edits", "draws", "errors", "image_ops", "interrupts", "loss_watch", "losses", "mixing"}
     | {"option_types", "plots", "resize", "speed", "tables", "versions", "whole", "export/family", "export/graph"}
     | {"export/half"},
-    {"attention", "config", "decode", "engine_batches", "first_batch", "hardware", "param_groups", "paths"}
-    | {"picture_plots", "policies", "shipped", "export/fuse", "export/image_steps", "export/triton"}
-    | {"export/trt_backends", "export/trt_graph", "export/trt_watch"},
+    {"attention", "config", "decode", "engine_batches", "first_batch", "hardware", "param_groups", "patch_size"}
+    | {"paths", "picture_plots", "policies", "shipped", "token_merging", "export/fuse", "export/image_steps"}
+    | {"export/triton", "export/trt_backends", "export/trt_graph", "export/trt_watch"},
     {"artefacts", "augment", "doctor", "engine_runtime", "eval_results", "example_file", "execution_providers"}
     | {"pictures", "pixels", "progress", "public", "export/int8_fused", "export/preprocess"},
     {"backends", "checkpoints", "data", "engine_backend", "images", "metrics", "micro_batches", "modeling"}

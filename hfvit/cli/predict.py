@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from hfvit.cli.options import add_running, given_providers, quiet_libraries
+from hfvit.cli.options import add_changes, add_running, given_providers, quiet_libraries
 from hfvit.errors import DataError, HFViTError
 from hfvit.option_types import above_0
 
@@ -44,6 +44,7 @@ def add(commands) -> None:
     parser.add_argument(
         "--save-grid", "--save_grid", metavar="FILE", help="draw the pictures with their predictions into this file"
     )
+    add_changes(parser)
     add_running(parser, batch_size=32)
     parser.set_defaults(command=predict)
 
@@ -69,7 +70,13 @@ def predict(options: argparse.Namespace) -> int:
     from hfvit.predict import print_predictions
 
     classifier = load_classifier(
-        options.artefact, options.device, options.threads, providers=providers, calibrated=options.calibrated
+        options.artefact,
+        options.device,
+        options.threads,
+        providers=providers,
+        calibrated=options.calibrated,
+        patch_size=options.patch_size,
+        merge_tokens=options.merge_tokens,
     )
     bad = print_predictions(classifier, names, options.batch_size, options.top_k, options.json, grid)
     if bad == len(names):
