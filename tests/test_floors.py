@@ -9,14 +9,25 @@ from conftest import ROOT
 
 FLOORS = [
     {"errors", "option_types", "tables", "card_edits", "losses", "loss_watch", "draws", "resize", "image_ops"}
-    | {"mixing", "speed", "versions", "export/family", "export/half", "export/graph"},
-    {"cli/options", "config", "param_groups", "shipped", "hardware", "attention", "policies", "decode", "paths"}
+    | {"mixing", "speed", "versions", "fusion", "export/family", "export/half", "export/graph"},
+    {
+        "cli/options",
+        "config",
+        "param_groups",
+        "shipped",
+        "hardware",
+        "attention",
+        "policies",
+        "decode",
+        "paths",
+        "export/text_inputs",
+    }
     | {"export/image_steps", "export/fuse"}
     | {"export/trt_backends", "export/trt_graph", "export/trt_watch", "export/triton"},
-    {"doctor", "augment", "pixels", "pictures", "artefacts", "public", "backends"}
+    {"doctor", "augment", "pixels", "pictures", "artefacts", "public", "backends", "texts"}
     | {"export/preprocess", "export/int8_fused"},
     {"training_args", "checkpoints", "data", "metrics", "modeling", "images", "export/check", "export/quantize"},
-    {"stream_source", "json_files"},
+    {"stream_source", "json_files", "image_text"},
     {"stream", "export/folder"},
     {"recipe", "trainer", "inference", "report", "run_json", "evaluation_split"},
     {"hub", "predict", "validate", "export/onnx", "export/tensorrt", "calibration"},
@@ -43,6 +54,7 @@ FORBIDDEN = {
     "hub": {"torch", "transformers", "timm", "datasets", "matplotlib"},
     "hub_files": {"torch", "transformers", "timm", "datasets", "matplotlib"},
     "push": {"torch", "transformers", "timm", "datasets", "matplotlib"},
+    "fusion": {"transformers", "timm", "datasets"},
     "losses": {"transformers", "timm", "datasets"},  # mathematics knows no framework
     "loss_watch": {"transformers", "timm", "datasets"},
     "draws": {"torch", "transformers", "timm", "datasets"},
