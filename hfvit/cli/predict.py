@@ -34,6 +34,11 @@ def add(commands) -> None:
         "artefact", metavar="ARTEFACT", help="checkpoint folder, Hub id, .onnx file, engine or export folder"
     )
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="file, folder, pattern or URL")
+    parser.add_argument(
+        "--text",
+        action="append",
+        help="what goes with the pictures, of a model that reads texts; once, or one a picture",
+    )
     parser.add_argument("--top_k", type=above_0, default=5, help="classes shown of each picture [%(default)s]")
     parser.add_argument(
         "--calibrated",
@@ -67,7 +72,7 @@ def predict(options: argparse.Namespace) -> int:
         print(f"hfvit: {sentence}.", file=sys.stderr)
     quiet_libraries()
     from hfvit.inference import load_classifier
-    from hfvit.predict import print_predictions
+    from hfvit.predict import print_predictions, texts_of
 
     classifier = load_classifier(
         options.artefact,
@@ -78,7 +83,8 @@ def predict(options: argparse.Namespace) -> int:
         patch_size=options.patch_size,
         merge_tokens=options.merge_tokens,
     )
-    bad = print_predictions(classifier, names, options.batch_size, options.top_k, options.json, grid)
+    texts = texts_of(names, options.text, classifier)
+    bad = print_predictions(classifier, names, options.batch_size, options.top_k, options.json, grid, texts)
     if bad == len(names):
         raise DataError("None of the pictures could be classified.")
     if bad or wrong:
