@@ -17,13 +17,14 @@ FLOORS = [
     | {"export/preprocess", "export/int8_fused"},
     {"training_args", "checkpoints", "data", "metrics", "modeling", "images", "export/check", "export/quantize"},
     {"stream_source", "json_files"},
-    {"stream", "export/folder"},
+    {"stream", "export/folder", "web_runtime"},
     {"recipe", "trainer", "inference", "report", "run_json", "evaluation_split"},
-    {"hub", "predict", "validate", "export/onnx", "export/tensorrt", "calibration"},
-    {"export/stages", "hub_files"},
+    {"hub", "predict", "validate", "export/onnx", "export/tensorrt", "calibration"}
+    | {"attention_view", "static_page"},
+    {"export/stages", "hub_files", "demo_app"},
     {"push"},
     {"train", "export/engine_stages"},
-    {"cli/train", "cli/validate", "cli/predict", "cli/push", "cli/listings", "commands"},
+    {"cli/train", "cli/validate", "cli/predict", "cli/demo", "cli/push", "cli/listings", "commands"},
     {"engine_commands"},
 ]
 FLOOR_OF = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
