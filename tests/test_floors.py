@@ -10,14 +10,16 @@ from conftest import ROOT
 FLOORS = [
     {"errors", "option_types", "tables", "card_edits", "losses", "loss_watch", "draws", "resize", "image_ops"}
     | {"mixing", "speed", "versions", "export/family", "export/half", "export/graph"},
-    {"cli/options", "config", "param_groups", "shipped", "hardware", "attention", "policies", "decode", "paths"}
+    {"config", "param_groups", "shipped", "hardware", "attention", "policies", "decode", "paths"}
     | {"export/image_steps", "export/fuse"}
-    | {"export/trt_backends", "export/trt_graph", "export/trt_watch", "export/triton"},
-    {"doctor", "augment", "pixels", "pictures", "artefacts", "public", "backends"}
-    | {"export/preprocess", "export/int8_fused"},
-    {"training_args", "checkpoints", "data", "metrics", "modeling", "images", "export/check", "export/quantize"},
+    | {"export/trt_backends", "export/trt_graph", "export/trt_watch", "export/triton", "engine_batches"},
+    {"doctor", "augment", "pixels", "pictures", "artefacts", "public"}
+    | {"execution_providers", "engine_runtime", "export/preprocess", "export/int8_fused"},
+    {"training_args", "checkpoints", "data", "metrics", "modeling", "images", "export/check", "export/quantize"}
+    | {"backends", "engine_backend", "cli/options"},
     {"stream_source", "json_files"},
     {"stream", "export/folder", "web_runtime"},
+    {"engines"},
     {"recipe", "trainer", "inference", "report", "run_json", "evaluation_split"},
     {"hub", "predict", "validate", "export/onnx", "export/tensorrt", "calibration"}
     | {"attention_view", "static_page"},
