@@ -11,7 +11,7 @@ CDN = "https://cdn.jsdelivr.net"
 # What the tests run in Chromium. A CDN never gives other bytes for these names.
 TESTED, TESTED_RUNTIME, TESTED_BYTES = "4.3.1", "1.31.0-dev.20260914-8d85527a0", 14_264_838
 LIBRARY = "transformers.min.js"
-# By itself the library takes a build with WebGPU in it: twice the bytes, and slower on a processor.
+# By itself the library takes a build with WebGPU in it, of twice the bytes.
 BUILD = "ort-wasm-simd-threaded"
 
 
@@ -57,7 +57,7 @@ def from_npm(folder: str | Path) -> WebRuntime:
             f"--vendor: {package} is version {facts.get('version')}; the page needs {TESTED}: `{install}`."
         )
     homes = (package / "node_modules" / RUNTIME, package.parent.parent / RUNTIME)
-    runtime = next((home for home in homes if _facts(home).get("version") == wanted), None)
+    runtime = next((home for home in homes if wanted and _facts(home).get("version") == wanted), None)
     if runtime is None:
         raise ModelError(f"--vendor: {RUNTIME} {wanted} does not lie beside {package}; run `{install}`.")
     files = {
