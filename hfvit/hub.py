@@ -51,7 +51,9 @@ def render_card(
     exports = exports or {}
     license = model.get("base_license") if base else None
     tags = ["image-classification", "vision-transformer", "timm", "transformers", "hfvit"]
-    if "onnx" in exports:
+    if model.get("texts"):  # no widget and no pipeline of the Hub can run it
+        tags = ["image-classification", "image-and-text", "hfvit"]
+    elif "onnx" in exports:
         tags += ["onnx", "transformers.js"]
     results = [
         EvalResult(
@@ -71,8 +73,8 @@ def render_card(
         model_name=name,
         eval_results=results,
         license=license if license and re.fullmatch(r"[a-z0-9.\-]+", license) else None,
-        library_name="timm",
-        pipeline_tag="image-classification",
+        library_name="hfvit" if model.get("texts") else "timm",
+        pipeline_tag=None if model.get("texts") else "image-classification",
         tags=tags,
         datasets=data["dataset_name"] if on_hub else None,
         base_model=base,
@@ -91,7 +93,7 @@ def render_card(
         # A relative address in `srcset` is not resolved everywhere; that of the repository's main branch is.
         plots="" if repository == PLACEHOLDER else f"https://huggingface.co/{repository}/resolve/main/",
         classes=metrics["per_class"] if len(metrics["per_class"]) <= MOST_CLASSES else [],
-        model=model,
+        model=public["model"],
         base_model=base,
         base_license=license,
         from_scratch=model["base_model"] is None,
@@ -100,7 +102,7 @@ def render_card(
         dataset_commit=commit,
         revision_option="" if pinned or not commit else f" --dataset_revision {commit}",
         dataset_url=f"https://huggingface.co/datasets/{data['dataset_name']}" if on_hub else None,
-        needs_local=data.get("is_local") or model.get("is_local"),
+        needs_local=data.get("is_local") or model.get("is_local") or (model.get("texts") or {}).get("is_local"),
         training=facts["training"],
         time=duration(facts["training"]["seconds"]),
         hardware=facts["hardware"],

@@ -16,6 +16,8 @@ from hfvit.run_file import read_run
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 # A list of what belongs there, not of what does not: a forgotten pattern would publish optimiser state or a pickle.
 ROOT = ("config.json", "preprocessor_config.json", "README.md", RUN_FILE, "recipe.yaml", "trainer_state.json")
+ROOT += ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+ROOT += ("vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
 ROOT += (*WEIGHTS, "model-*-of-*.safetensors", "plots/*.png")
 # Pictures of the data set, which need not be anybody else's to see.
 OF_THE_DATA = tuple(f"plots/{name}*.png" for name in ("training_images", "mistakes", "attention"))

@@ -88,6 +88,7 @@ def load_recipe(argv: list[str]) -> Recipe:
     try:
         sections = parser.parse_dict(vars(namespace))
         sections[2].check_against(sections[3])
+        sections[0].check_texts(sections[1], sections[2])
     except RecipeError as error:
         raise RecipeError(f"{source}: {error}") from None
     except (ValueError, TypeError, NotImplementedError, ImportError) as error:

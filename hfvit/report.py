@@ -28,6 +28,7 @@ def summary_table(facts: dict, output_dir: str | Path) -> str:
         for split, m in facts["metrics"].items()
     ]
     model, training = facts["model"], facts["training"]
+    texts = model.get("texts")
     resumed = f", resumed at step {training['resumed_at_step']:,}" if training["resumed_at_step"] else ""
     epochs = "" if training["epochs"] is None else f", {training['epochs']:.4g} epochs"
     lines = [
@@ -35,6 +36,7 @@ def summary_table(facts: dict, output_dir: str | Path) -> str:
         "",
         f"model      {model['architecture']}, {model['image_size'][0]} px, {model['parameters'] / 1e6:.1f} M weights"
         f" ({model['trained_parameters'] / 1e6:.1f} M trained)",
+        *([f"texts      {texts['model_type']}, joined by {texts['fusion']}"] if texts else []),
         f"training   {training['steps']:,} steps{epochs}{resumed};"
         f" {duration(training['seconds'])},"
         f" {training['images_per_second']:,.0f} images/s, {training['data_wait']:.1%} of the time waiting for data,"

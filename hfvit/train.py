@@ -21,10 +21,12 @@ from hfvit.errors import run
 from hfvit.examples import Examples
 from hfvit.hardware import keep_freed_memory, use_all_cores
 from hfvit.hub import write_model_card
+from hfvit.image_text import add_text_encoder
 from hfvit.images import image_datasets
 from hfvit.metrics import ImageClassificationMetric, trainer_metrics
 from hfvit.mixing import BatchMixing
 from hfvit.modeling import build_model
+from hfvit.patch_size import train_patch_sizes
 from hfvit.push import Destination, check_destination, push
 from hfvit.recipe import load_recipe
 from hfvit.report import reported_split, summary_table, write_plots, write_training_images
@@ -32,6 +34,7 @@ from hfvit.run_json import collect_facts, write_facts
 from hfvit.stream import ImageStream
 from hfvit.stream_source import stream_splits
 from hfvit.temperature import temperature_facts
+from hfvit.texts import load_tokenizer, split_texts
 from hfvit.trainer import HFViTTrainer
 
 logger = logging.getLogger("hfvit")
@@ -76,6 +79,15 @@ def main(argv: list[str] | None = None) -> None:
         frozen=model_args.freeze,
         preprocessing=data_args.preprocessing,
     )
+    draws = [train_patch_sizes(model, model_args.patch_sizes)] if model_args.patch_sizes else []
+    tokenizer, texts = None, None
+    if model_args.text_encoder:
+        model = add_text_encoder(model, **model_args.text_options, frozen=model_args.freeze)
+        tokenizer = load_tokenizer(
+            model_args.text_encoder, model.text_model.config.vocab_size, model_args.text_encoder_revision
+        )
+        texts, read = split_texts(splits, tokenizer, model_args.max_text_length)
+        logger.info(read)
     if checkpoint:
         check_same_model(checkpoint, model.config)
         logger.info("Resuming from %s", checkpoint)
@@ -91,6 +103,7 @@ def main(argv: list[str] | None = None) -> None:
             seed=args.seed,
             repeats=augmentation_args.repeated_augmentation,
             show_progress=args.should_save and not args.disable_tqdm,
+            texts=texts,
         )
     if data_args.streaming:
         datasets["train"] = ImageStream(
@@ -117,6 +130,7 @@ def main(argv: list[str] | None = None) -> None:
         train_dataset=datasets["train"],
         eval_dataset=datasets["validation"],
         compute_metrics=trainer_metrics(splits.labels),
+        callbacks=draws,
         preprocessing=Preprocessing(data_config),
         mixing=BatchMixing(len(splits.labels), **augmentation_args.mixing),
     )
@@ -152,6 +166,8 @@ def main(argv: list[str] | None = None) -> None:
             examples.add_attention(plain_model, trainer.preprocessing, args.device)
         examples.write(args.output_dir)
         facts["examples"] = examples.facts
+        if tokenizer:
+            tokenizer.save_pretrained(args.output_dir)
         write_text(Path(args.output_dir) / RECIPE_FILE, recipe.to_yaml())
         write_facts(facts, args.output_dir)
         write_plots(facts, args.output_dir)

@@ -8,17 +8,17 @@ import pytest
 from conftest import ROOT
 
 FLOORS = [
-    {"card_edits", "draws", "errors", "image_ops", "interrupts", "loss_watch", "losses", "mixing"}
+    {"card_edits", "draws", "errors", "fusion", "image_ops", "interrupts", "loss_watch", "losses", "mixing"}
     | {"option_types", "plots", "resize", "speed", "tables", "versions", "whole", "export/family", "export/graph"}
     | {"export/half"},
-    {"attention", "config", "decode", "engine_batches", "first_batch", "hardware", "param_groups", "paths"}
-    | {"picture_plots", "policies", "shipped", "export/fuse", "export/image_steps", "export/triton"}
-    | {"export/trt_backends", "export/trt_graph", "export/trt_watch"},
+    {"attention", "config", "decode", "engine_batches", "first_batch", "hardware", "param_groups", "patch_size"}
+    | {"paths", "picture_plots", "policies", "shipped", "token_merging", "export/fuse", "export/image_steps"}
+    | {"export/text_inputs", "export/triton", "export/trt_backends", "export/trt_graph", "export/trt_watch"},
     {"artefacts", "augment", "doctor", "engine_runtime", "eval_results", "example_file", "execution_providers"}
-    | {"pictures", "pixels", "progress", "public", "export/int8_fused", "export/preprocess"},
+    | {"pictures", "pixels", "progress", "public", "texts", "export/int8_fused", "export/preprocess"},
     {"backends", "checkpoints", "data", "engine_backend", "images", "metrics", "micro_batches", "modeling"}
     | {"training_args", "cli/options", "export/check", "export/quantize"},
-    {"examples", "fitting", "json_files", "stream_source", "temperature"},
+    {"examples", "fitting", "image_text", "json_files", "stream_source", "temperature"},
     {"run_file", "run_temperature", "saving", "stream", "export/folder"},
     {"engines", "export_table", "nan_policy"},
     {"evaluation_split", "inference", "recipe", "report", "run_json", "trainer"},
@@ -51,6 +51,7 @@ FORBIDDEN = {
     "hub": {"torch", "transformers", "timm", "datasets", "matplotlib"},
     "hub_files": {"torch", "transformers", "timm", "datasets", "matplotlib"},
     "push": {"torch", "transformers", "timm", "datasets", "matplotlib"},
+    "fusion": {"transformers", "timm", "datasets"},
     "losses": {"transformers", "timm", "datasets"},  # mathematics knows no framework
     "loss_watch": {"transformers", "timm", "datasets"},
     "whole": {"torch", "transformers", "timm", "datasets"},

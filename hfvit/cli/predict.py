@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from hfvit.cli.options import add_running, given_providers, quiet_libraries
+from hfvit.cli.options import add_changes, add_running, given_providers, quiet_libraries
 from hfvit.errors import DataError, HFViTError
 from hfvit.option_types import above_0
 
@@ -34,6 +34,11 @@ def add(commands) -> None:
         "artefact", metavar="ARTEFACT", help="checkpoint folder, Hub id, .onnx file, engine or export folder"
     )
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="file, folder, pattern or URL")
+    parser.add_argument(
+        "--text",
+        action="append",
+        help="what goes with the pictures, of a model that reads texts; once, or one a picture",
+    )
     parser.add_argument("--top_k", type=above_0, default=5, help="classes shown of each picture [%(default)s]")
     parser.add_argument(
         "--calibrated",
@@ -44,6 +49,7 @@ def add(commands) -> None:
     parser.add_argument(
         "--save-grid", "--save_grid", metavar="FILE", help="draw the pictures with their predictions into this file"
     )
+    add_changes(parser)
     add_running(parser, batch_size=32)
     parser.set_defaults(command=predict)
 
@@ -66,12 +72,19 @@ def predict(options: argparse.Namespace) -> int:
         print(f"hfvit: {sentence}.", file=sys.stderr)
     quiet_libraries()
     from hfvit.inference import load_classifier
-    from hfvit.predict import print_predictions
+    from hfvit.predict import print_predictions, texts_of
 
     classifier = load_classifier(
-        options.artefact, options.device, options.threads, providers=providers, calibrated=options.calibrated
+        options.artefact,
+        options.device,
+        options.threads,
+        providers=providers,
+        calibrated=options.calibrated,
+        patch_size=options.patch_size,
+        merge_tokens=options.merge_tokens,
     )
-    bad = print_predictions(classifier, names, options.batch_size, options.top_k, options.json, grid)
+    texts = texts_of(names, options.text, classifier)
+    bad = print_predictions(classifier, names, options.batch_size, options.top_k, options.json, grid, texts)
     if bad == len(names):
         raise DataError("None of the pictures could be classified.")
     if bad or wrong:
