@@ -42,7 +42,6 @@ class Theme:
     def settings(self) -> dict:
         """matplotlib's rcParams."""
         return {
-            "figure.constrained_layout.w_pad": 0.12, "figure.constrained_layout.h_pad": 0.12,
             "figure.facecolor": self.paper, "axes.facecolor": self.paper, "savefig.facecolor": self.paper,
             "text.color": self.ink, "axes.labelcolor": self.ink, "axes.titlecolor": self.ink,
             "xtick.color": self.muted, "ytick.color": self.muted, "axes.edgecolor": self.muted,
@@ -77,7 +76,8 @@ def draw(name: str, figure: Callable[[Theme], plt.Figure], output_dir: str | Pat
         temporary = path.with_name(f".{path.name}")
         with plt.rc_context(theme.settings):
             drawn = figure(theme)
-            drawn.savefig(temporary, dpi=130, format="png")  # the layout leaves no more than its margins
+            # Names wider than their picture reach beyond it, which the layout does not foresee.
+            drawn.savefig(temporary, dpi=130, bbox_inches="tight", pad_inches=0.15, format="png")
             plt.close(drawn)
         temporary.replace(path)
         paths.append(path)
