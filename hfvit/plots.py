@@ -76,6 +76,7 @@ def draw(name: str, figure: Callable[[Theme], plt.Figure], output_dir: str | Pat
         temporary = path.with_name(f".{path.name}")
         with plt.rc_context(theme.settings):
             drawn = figure(theme)
+            # Names wider than their picture reach beyond it, which the layout does not foresee.
             drawn.savefig(temporary, dpi=130, bbox_inches="tight", pad_inches=0.15, format="png")
             plt.close(drawn)
         temporary.replace(path)

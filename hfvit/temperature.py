@@ -23,6 +23,8 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
     That is so where every image is right, which no confidence is too high for, or where the logits tell nothing. The
     likelihood is convex in 1 / temperature, so the minimum found is the only one.
     """
+    if (logits.argmax(axis=1) == labels).all():  # the likelihood only rises as the temperature falls
+        return None
     bounds = np.log([LOWEST, HIGHEST])
     found = minimize_scalar(
         lambda log: negative_log_likelihood(logits / np.exp(log), labels), bounds=bounds, method="bounded",

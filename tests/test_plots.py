@@ -74,7 +74,7 @@ def with_pictures(facts: dict, folder, classes: int) -> dict:
     return facts
 
 
-@pytest.mark.parametrize("classes", [2, 100])
+@pytest.mark.parametrize("classes", [2, 40])
 def test_every_plot_is_a_picture_on_both_papers(classes, tmp_path):
     facts = with_pictures(make_facts(classes), tmp_path, classes)
     names = {"confusion_matrix", "learning_curves", "per_class_accuracy", "reliability", "mistakes", "attention"}
