@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from hfvit.artefacts import RECIPE_FILE
 from hfvit.errors import ModelError, RecipeError
 from hfvit.paths import temporary_file
 from hfvit.whole import MODEL_ALONE, STAGING, flaw
@@ -44,7 +45,7 @@ def claim_output_dir(output_dir: str, resume: str | None, overwrite: bool, is_ma
     except OSError as error:
         raise RecipeError(f"output_dir: {output_dir} cannot be written: {error.strerror or error}.") from None
     if is_main:
-        shutil.rmtree(folder / STAGING, ignore_errors=True)
+        _remove_leftovers(folder)
 
     if resume == "auto":
         checkpoint = _newest_read_whole(folder) if is_main else newest_checkpoint(folder)
@@ -62,6 +63,14 @@ def claim_output_dir(output_dir: str, resume: str | None, overwrite: bool, is_ma
                 " another output_dir."
             )
     return str(checkpoint) if checkpoint else None
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """What a kill has left half-written, under the temporary names that nothing else has."""
+    shutil.rmtree(folder / STAGING, ignore_errors=True)
+    for name in (RUN_FILE, CARD_FILE, RECIPE_FILE):
+        for leftover in folder.glob(f".{Path(name).stem}.*{Path(name).suffix}"):
+            leftover.unlink(missing_ok=True)
 
 
 def _newest_read_whole(folder: Path) -> Path | None:

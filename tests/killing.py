@@ -128,7 +128,7 @@ def _work(job: dict, rank: int) -> int:
 
         class Trainer(train.HFViTTrainer):
             def __init__(self, *args, **kwargs):
-                super().__init__(*args, callbacks=callbacks, **kwargs)
+                super().__init__(*args, **{**kwargs, "callbacks": [*kwargs.get("callbacks", []), *callbacks]})
 
         train.HFViTTrainer = Trainer
         return errors.run(lambda: train.main(job["argv"]))
@@ -136,7 +136,7 @@ def _work(job: dict, rank: int) -> int:
 
 
 def _kill_at_operation(out: str, number: int) -> None:
-    """SIGKILL at operation `number`; their count goes to a file when it is 0."""
+    """SIGKILL at operation `number`, counted from 1; when it is 0 a line for each goes to a file."""
     done = 0
 
     def hook(event: str, args: tuple) -> None:
@@ -146,9 +146,9 @@ def _kill_at_operation(out: str, number: int) -> None:
             if done == number:
                 os.kill(os.getpid(), signal.SIGKILL)
             if not number:
-                os.pwrite(counter, str(done).encode(), 0)
+                os.write(lines, f"{event} {args[event == 'os.rename']}\n".encode())
 
-    counter = os.open(f"{out}.operations", os.O_WRONLY | os.O_CREAT)
+    lines = os.open(f"{out}.operations", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     sys.addaudithook(hook)
 
 

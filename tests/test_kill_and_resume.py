@@ -52,13 +52,17 @@ def assert_same_end(out, other):
     assert not (out / ".saving").exists()
 
 
+def operations_of(out):
+    return out.with_name(f"{out.name}.operations").read_text().splitlines()
+
+
 def messages(out, rank=0):
     return out.with_name(f"out.{rank}.log").read_text()
 
 
 def test_killed_at_any_operation_on_its_files(killer, unbroken, tmp_path):
     whole = unbroken(EVERYTHING)
-    operations = int(whole.with_name("out.operations").read_text())
+    operations = len(operations_of(whole))
     assert operations > 60
     resumed_at = set()
     for number in range(1, operations + 1, 8):
@@ -121,7 +125,7 @@ def test_a_signal_to_the_whole_group_leaves_the_workers_alive(killer, unbroken, 
 def test_a_run_that_stopped_early_is_not_trained_further(killer, unbroken, tmp_path):
     options = {**STEPS, "learning_rate": 1e-9, "warmup_steps": 0, "early_stopping_patience": 2}
     whole = unbroken(options)
-    operations = int(whole.with_name("out.operations").read_text())
+    operations = len(operations_of(whole))
     out = tmp_path / "out"
     assert killer.run(out, options=options, operation=operations) == [-signal.SIGKILL]
     assert newest_checkpoint(out).name == "checkpoint-9"
@@ -136,7 +140,7 @@ TWO = {"processes": 2}
 
 def test_two_processes_killed_anywhere(killer, unbroken, tmp_path):
     whole = unbroken(EVERYTHING, **TWO)
-    operations = int(whole.with_name("out.operations").read_text())
+    operations = len(operations_of(whole))
     for rank, number in ((0, operations // 3), (0, operations * 2 // 3), (1, 3), (1, 8)):
         out = tmp_path / f"{rank}-{number}" / "out"
         out.parent.mkdir()
@@ -272,12 +276,12 @@ def test_killed_while_it_reports(killer, line, tmp_path):
     whole = tmp_path / "whole"
     assert killer.run(whole, argv=[*line, "--output_dir", str(whole)], operation=0) == [0], messages(whole)
     expected = json.loads((whole / "run.json").read_text())
-    operations = int(tmp_path.joinpath("whole.operations").read_text())
-    out = tmp_path / "out"
-    seen = []
-    for number in (operations - 60, operations - 30, operations - 22):
+    operations, out = operations_of(whole), tmp_path / "out"
+    named = [operations.index(f"os.rename {whole / name}") + 1 for name in ("run.json", "README.md")]
+    for number in (named[0], named[0] + 1, named[1]):  # without run.json, with it, without the card
         assert killer.run(out, argv=line, operation=number) == [-signal.SIGKILL], messages(out)
-        seen.append((out / "run.json").exists())
+        assert (out / "run.json").exists() == (number > named[0])
+        assert not (out / "README.md").exists()
         assert killer.run(out, argv=line) == [0], messages(out)
         facts = json.loads((out / "run.json").read_text())
         assert step_losses(facts) == step_losses(expected)
@@ -288,5 +292,3 @@ def test_killed_while_it_reports(killer, line, tmp_path):
         assert killer.run(out, argv=line) == [2]
         assert "holds a finished run" in messages(out)
         shutil.rmtree(out)
-    assert False in seen
-    assert True in seen
