@@ -14,7 +14,9 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 from hfvit.artefacts import PREPROCESSOR_FILE, Artefact, find_artefact, read_head
 from hfvit.backends import OnnxBackend, TorchBackend
 from hfvit.decode import to_rgb
+from hfvit.engines import open_engine
 from hfvit.errors import ModelError, one_line
+from hfvit.execution_providers import Providers
 from hfvit.pictures import from_array, read_picture
 
 
@@ -95,39 +97,46 @@ def load_classifier(
     path: str | Path,
     device: str | None = None,
     threads: int | None = None,
+    providers: Providers | None = None,
     *,
     patch_size: int | None = None,
     merge_tokens: int | None = None,
     **kwargs: Any,
 ) -> Classifier:
-    """The classifier at `path`: a checkpoint folder, a Hub id, an `.onnx` file, or a folder that an export left.
+    """The classifier at `path`: a checkpoint folder, a Hub id, an `.onnx` file, a TensorRT engine, or a folder that an
+    export left.
 
     Args:
         device: `cpu`, `cuda`, `cuda:1`, ...; CUDA where there is one unless given.
         threads: of a CPU; PyTorch's own number unless given.
+        providers: ONNX Runtime's execution providers for an ONNX file, in the place of `device`: names, or (name,
+            options), the first that can take a node takes it. TensorRT's keep what they built in a cache.
         patch_size: in pixels, of a timm ViT checkpoint that is resampled to it (patch_size.py).
         merge_tokens: patches that each block of a timm ViT checkpoint merges (token_merging.py).
         kwargs: go to `from_pretrained` of the configuration, the model and the processor (revision, token, ...).
 
-    No code that lies in a checkpoint is run. Raises `ModelError` for what cannot be loaded.
+    No code that lies in a checkpoint is run, nor an engine's own for the processor, unless `trust_remote_code` is
+    given. Raises `ModelError` for what cannot be loaded.
     """
     artefact = find_artefact(path)
+    if providers is not None and not artefact.is_graph:
+        what = "a TensorRT engine" if artefact.is_engine else "a checkpoint"
+        raise ModelError(f"providers: {path} is {what}; ONNX Runtime's providers run ONNX files.")
     kwargs = {"trust_remote_code": False, **kwargs}
     head = read_head(artefact, **kwargs)
-    # A TensorRT engine will be a third backend.
     changes = {"patch_size": patch_size, "merge_tokens": merge_tokens}
     changes = {name: value for name, value in changes.items() if value is not None}
+    if changes and not artefact.is_checkpoint:
+        raise ModelError(f"{', '.join(changes)}: {path} is an export; name it when the checkpoint is exported.")
     if artefact.is_checkpoint:
         model = _load_model(artefact, kwargs)
         if changes:
             change_model(model, **changes)
         backend = TorchBackend(model, device, threads)
-    elif changes:
-        raise ModelError(
-            f"{', '.join(changes)}: {artefact.file} is an export; name it when the checkpoint is exported."
-        )
+    elif artefact.is_engine:
+        backend = open_engine(artefact, len(head.labels), device, allow_code=bool(kwargs["trust_remote_code"]))
     else:
-        backend = OnnxBackend(artefact.file, len(head.labels), device, threads)
+        backend = OnnxBackend(artefact.file, len(head.labels), device, threads, providers)
     processor = _load_processor(artefact, backend.takes_pixels, kwargs)
     name = " ".join([str(path), *(f"{key}={value}" for key, value in changes.items())])
     return Classifier(backend, processor, head.labels, name, head.multi_label)
