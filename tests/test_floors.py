@@ -12,17 +12,8 @@ FLOORS = [
     | {"option_types", "resize", "speed", "tables", "versions", "whole", "export/family", "export/graph"}
     | {"export/half"},
     {"attention", "config", "decode", "engine_batches", "first_batch", "hardware", "param_groups", "patch_size"}
-    | {
-        "paths",
-        "policies",
-        "token_merging",
-        "shipped",
-        "export/fuse",
-        "export/image_steps",
-        "export/triton",
-        "export/trt_backends",
-    }
-    | {"export/trt_graph", "export/trt_watch"},
+    | {"paths", "policies", "shipped", "token_merging", "export/fuse", "export/image_steps", "export/triton"}
+    | {"export/trt_backends", "export/trt_graph", "export/trt_watch"},
     {"artefacts", "augment", "doctor", "engine_runtime", "execution_providers", "pictures", "pixels", "progress"}
     | {"public", "export/int8_fused", "export/preprocess"},
     {"backends", "checkpoints", "data", "engine_backend", "images", "metrics", "micro_batches", "modeling"}
