@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from hfvit.attention import recorded_attention
 from hfvit.errors import ModelError, nearest, one_line
-from hfvit.param_groups import classifier_parameters, freeze
+from hfvit.param_groups import classifier_parameters, freeze, frozen_modules
 from hfvit.paths import folder_or_hub_id
 
 # Where timm's releases keep their files; of no use to the model that was trained from them.
@@ -243,8 +243,7 @@ class HFViTForImageClassification(TimmWrapperForImageClassification):
     def freeze(self, part: str | int) -> None:
         """Stop training `"backbone"`, or the stem and the first `part` blocks; their dropout and statistics too."""
         freeze(self.timm_model, part)
-        parts = [(module, list(module.parameters())) for module in self.timm_model.modules()]
-        self._frozen_modules = [m for m, own in parts if own and not any(p.requires_grad for p in own)]
+        self._frozen_modules = frozen_modules(self.timm_model)
         self.train(self.training)
 
     def train(self, mode: bool = True):

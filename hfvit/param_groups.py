@@ -57,6 +57,24 @@ def freeze(timm_model: nn.Module, part: str | int) -> None:
         timm_model.get_parameter(name).requires_grad = False
 
 
+def frozen_modules(model: nn.Module) -> list[nn.Module]:
+    """The modules that have weights and train none of them."""
+    parts = ((module, list(module.parameters())) for module in model.modules())
+    return [module for module, own in parts if own and not any(p.requires_grad for p in own)]
+
+
+def groups_beside(model: nn.Module, timm_model: nn.Module, learning_rate: float, weight_decay: float) -> list[dict]:
+    """Parameter groups of what `model` has beside its `timm_model`, at the full rate; none for an image classifier.
+
+    Vectors (biases, norms) do not decay, as in `build_param_groups`.
+    """
+    within = {id(parameter) for parameter in timm_model.parameters()}
+    others = [p for p in model.parameters() if p.requires_grad and id(p) not in within]
+    matrices, vectors = [p for p in others if p.ndim > 1], [p for p in others if p.ndim <= 1]
+    groups = ((matrices, weight_decay), (vectors, 0.0))
+    return [{"params": own, "weight_decay": decay, "lr": learning_rate} for own, decay in groups if own]
+
+
 def layer_ids(timm_model: nn.Module) -> dict[str, int]:
     """Parameter name -> layer, counted from the stem (0) through the blocks (1, 2, ...) to the head."""
     if not hasattr(timm_model, "group_matcher"):

@@ -140,9 +140,10 @@ def _loaded(given, device: str | None, threads: int | None, providers: Providers
     is_graph = [not isinstance(c, Classifier) and find_artefact(c).is_graph for c in given]
     if providers is not None and not any(is_graph):
         raise ModelError("providers: none of the artefacts is an ONNX file, which alone ONNX Runtime's providers run.")
-    where = [(None, threads, providers) if graph and providers else (device, threads) for graph in is_graph]
+    where = [{"providers": providers} if graph and providers else {"device": device} for graph in is_graph]
     return [
-        c if isinstance(c, Classifier) else load_classifier(c, *place) for c, place in zip(given, where, strict=True)
+        c if isinstance(c, Classifier) else load_classifier(c, threads=threads, **place)
+        for c, place in zip(given, where, strict=True)
     ]
 
 

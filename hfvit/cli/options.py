@@ -16,6 +16,13 @@ def add_running(parser: argparse.ArgumentParser, batch_size: int) -> None:
     parser.add_argument("--threads", type=above_0, help="threads of the processor [PyTorch's own number]")
 
 
+def given_providers(options: argparse.Namespace) -> list[tuple[str, dict[str, str]]] | None:
+    """What --providers names."""
+    from hfvit.execution_providers import parse_provider
+
+    return [parse_provider(text) for text in options.providers] if options.providers else None
+
+
 def add_changes(parser, several: bool = False) -> None:
     """What makes a checkpoint cheaper or dearer without training."""
     many = {"nargs": "+"} if several else {}
@@ -28,13 +35,6 @@ def add_changes(parser, several: bool = False) -> None:
         "--merge_tokens", type=above_0, metavar="R", **many,
         help=f"merge R patches in each block of a ViT checkpoint{also} [none]",
     )  # fmt: skip
-
-
-def given_providers(options: argparse.Namespace) -> list[tuple[str, dict[str, str]]] | None:
-    """What --providers names."""
-    from hfvit.execution_providers import parse_provider
-
-    return [parse_provider(text) for text in options.providers] if options.providers else None
 
 
 def quiet_libraries() -> None:

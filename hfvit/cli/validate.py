@@ -42,6 +42,7 @@ def add(commands) -> None:
     data.add_argument("--split", help="split, slices such as test[:1000] too [the recipe's; validation]")
     data.add_argument("--image_column", help="found by its type when not given")
     data.add_argument("--label_column", help="found by its type when not given")
+    data.add_argument("--text_column", help="texts that go with the images [the recipe's]")
     data.add_argument("--max_samples", type=above_0, help="use this many images, drawn with --seed [all]")
     data.add_argument("--seed", type=from_0, default=42, help="[%(default)s]")
     limits = parser.add_argument_group("limits")
@@ -80,6 +81,7 @@ def validate(options: argparse.Namespace) -> None:
         split=options.split,
         image_column=options.image_column,
         label_column=options.label_column,
+        text_column=options.text_column,
         max_samples=options.max_samples,
         seed=options.seed,
     )
