@@ -295,6 +295,9 @@ class RunArguments:
             value = getattr(self, key)
             _check(0.0 <= value < float("inf"), key, value, "a finite number of 0 or more")
         _check_fraction("label_smoothing_factor", self.label_smoothing_factor)
+        for key in ("seed", "data_seed"):
+            value = getattr(self, key)
+            _check(value is None or 0 <= value < 2**32, key, value, "a whole number from 0 to 4,294,967,295")
         metric = self.metric_for_best_model
         known = metric is None or metric.removeprefix("eval_") in SCALAR_METRICS
         _check(known, "metric_for_best_model", metric, f"one of {', '.join(SCALAR_METRICS)}")

@@ -1,12 +1,15 @@
 """Which files of an output folder go to the Hub, and as what. Nothing is sent here, and nothing written."""
 
 import json
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
+from yaml import YAMLError
+
 from hfvit.checkpoints import RUN_FILE
-from hfvit.errors import HubError
+from hfvit.errors import HubError, one_line
 from hfvit.hub import render_card
 from hfvit.public import public_text
 
@@ -58,11 +61,16 @@ def files_to_push(
         found |= _export(root, export)
     for name in WITHOUT_PATHS:
         if name in found:
-            found[name] = public_text(found[name].read_text(encoding="utf-8"), name, facts).encode()
+            with _told_of(found[name]):
+                found[name] = public_text(found[name].read_text(encoding="utf-8"), name, facts).encode()
     if facts:
-        card_here = found["README.md"].read_text(encoding="utf-8") if "README.md" in found else ""
+        card_here = ""
+        if "README.md" in found:
+            with _told_of(found["README.md"]):
+                card_here = found["README.md"].read_text(encoding="utf-8")
         exports = {export: _export_facts(root, export) for export in include}
-        card = render_card(facts, repo_id.split("/")[-1], repo_id, exports, edited=(card_there, card_here))
+        with _told_of(root / RUN_FILE):
+            card = render_card(facts, repo_id.split("/")[-1], repo_id, exports, edited=(card_there, card_here))
         found["README.md"] = card.encode()
     return [PushedFile(path, found[path]) for path in sorted(found)]
 
@@ -110,7 +118,18 @@ def _export_facts(root: Path, name: str) -> dict:
 
 
 def _read_json(path: Path) -> dict:
+    with _told_of(path):
+        content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise HubError(f"{path} cannot be read: it holds no JSON object.")
+    return content
+
+
+@contextmanager
+def _told_of(path: Path):
+    """Whatever keeps the file from being what hfvit wrote is told with its name."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise HubError(f"{path} cannot be read: {error}") from None
+        yield
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, YAMLError) as error:
+        why = f"it lacks {error}" if isinstance(error, LookupError) else one_line(error)
+        raise HubError(f"{path} cannot be read as what a run wrote: {why}.") from None

@@ -10,7 +10,7 @@ from conftest import ROOT
 FLOORS = [
     {"errors", "option_types", "tables", "card_edits", "losses", "loss_watch", "draws", "resize", "image_ops"}
     | {"mixing", "speed", "versions", "export/family", "export/half", "export/graph"},
-    {"config", "param_groups", "shipped", "hardware", "attention", "policies", "decode", "paths"}
+    {"config", "param_groups", "shipped", "hardware", "attention", "policies", "decode", "paths", "yaml_files"}
     | {"export/image_steps", "export/fuse"}
     | {"export/trt_backends", "export/trt_graph", "export/trt_watch", "export/triton"},
     {"doctor", "augment", "pixels", "pictures", "artefacts", "public", "backends"}
@@ -36,6 +36,7 @@ FORBIDDEN = {
     "option_types": {"torch", "transformers", "timm", "datasets"},
     "config": {"torch", "transformers", "timm", "datasets"},
     "shipped": {"torch", "transformers", "timm", "datasets"},
+    "yaml_files": {"torch", "transformers", "timm", "datasets"},
     "commands": {"torch", "timm", "datasets", "onnx", "onnxruntime"},  # `optimum-cli --help` imports it
     "engine_commands": {"torch", "timm", "datasets", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx"},
     "export/folder": {"torch", "transformers", "timm", "datasets", "onnx", "onnxruntime"},
