@@ -18,7 +18,7 @@ from hfvit.checkpoints import (
     write_text,
 )
 from hfvit.data import load_splits
-from hfvit.errors import run
+from hfvit.errors import HubError, run
 from hfvit.hardware import keep_freed_memory, use_all_cores
 from hfvit.hub import write_model_card
 from hfvit.images import image_datasets
@@ -144,7 +144,10 @@ def main(argv: list[str] | None = None) -> None:
             remove_checkpoints(args.output_dir)
         print("\n" + summary_table(facts, args.output_dir), flush=True)
         if destination:
-            print(push(args.output_dir, destination))
+            try:
+                print(push(args.output_dir, destination))
+            except HubError as error:  # the run is whole: what trained for hours has not failed
+                print(f"hfvit: the run is finished and saved, but was not pushed: {error}", file=sys.stderr)
 
 
 if __name__ == "__main__":

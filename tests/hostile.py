@@ -232,16 +232,16 @@ def pickled(name: str, alone: bool = True):
     return checkpoint(damage)
 
 
-def remote_code(folder, place):
-    """Code in the folder, named by every `auto_map` that transformers reads, under an unknown model type."""
+def remote_code(folder, place, names=("config.json", "preprocessor_config.json")):
+    """Code in the folder, which the `auto_map` of these files names, under a model type that nobody knows."""
     code = f"from pathlib import Path\nPath({str(place.canary)!r}).touch()\n"
     code += "from transformers import PretrainedConfig\nclass Evil(PretrainedConfig):\n    model_type = 'evil'\n"
     (folder / "evil.py").write_text(code)
-    for name in ("config.json", "preprocessor_config.json"):
+    for name in names:
         path = folder / name
         held = json.loads(path.read_text()) if path.exists() else {}
         auto = ("AutoConfig", "AutoModelForImageClassification", "AutoImageProcessor")
-        held |= {"model_type": "evil", "auto_map": {kind: "evil.Evil" for kind in auto}}
+        held |= {"model_type": "evil", "image_processor_type": "Evil", "auto_map": dict.fromkeys(auto, "evil.Evil")}
         path.write_text(json.dumps(held))
 
 
