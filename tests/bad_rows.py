@@ -1,4 +1,4 @@
-"""The rows of test_bad_input.py: what is made first, the command, the message it must give, and the exit code if not 2."""
+"""The rows of test_bad_input.py: what is made first, the command, the message it must give, the exit code if not 2."""
 
 from graphs import write_graph
 from hostile import (
@@ -32,6 +32,8 @@ TRAIN = "hfvit train {tmp}/recipe.yaml"
 ON_DATA = "hfvit train {recipe} --dataset_name {tmp}/data"
 FROM_MODEL = "hfvit train {tuning} --model_name_or_path {tmp}/model"
 PREDICT = "hfvit predict {tmp}/model {picture}"
+PUSH = "hfvit push {tmp}/model user/x --dry-run"
+VALIDATE = "hfvit validate {tmp}/model"
 WITH_ONNX = "hfvit predict {tmp}/onnx {picture}"
 SCORES = helper.make_tensor_value_info("scores", TensorProto.FLOAT, [1, 7])
 FLAT = [helper.make_node("Flatten", ["pixel_values"], ["scores"])]
@@ -130,6 +132,8 @@ COMMAND_LINES = {
         "hfvit train {recipe} --dataset_name photos/pet",
         "Did you mean 'photos/pets'?",
     ),
+    "verify what is no run": (None, "hfvit verify {colours}", "holds no finished run: there is no run.json"),
+    "verify a missing folder": (None, "hfvit verify {tmp}/no --eval-only", "There is no folder"),
     "push to an address": (None, "hfvit push {run} https://huggingface.co/user/x", "not its address", 5),
     "push to a wrong name": (None, "hfvit push {run} 'user/wrong name' --dry-run", "a repository is named", 5),
     "push nothing": (None, "hfvit push {tmp} user/x --dry-run", "holds no finished checkpoint", 5),
@@ -240,7 +244,7 @@ CHECKPOINTS = {
         "hfvit validate {tmp}/model",
         "no image classifier that",
     ),
-    "a recipe that is half, to validate": (rewritten("recipe.yaml", "seed: ["), "hfvit validate {tmp}/model", "recip"),
+    "a recipe that is half, to validate": (rewritten("recipe.yaml", "seed: ["), VALIDATE, "recip"),
     "a recipe with code, to validate": (
         checkpoint(
             lambda folder, place: (folder / "recipe.yaml").write_text(
@@ -256,7 +260,7 @@ CHECKPOINTS = {
         "hfvit validate {tmp}/model",
         "aliases",
     ),
-    "facts that are half, to validate": (rewritten("run.json", "{"), "hfvit validate {tmp}/model", "run.json"),
+    "facts that are half, to validate": (rewritten("run.json", "{"), VALIDATE, "run.json"),
     "facts that are half, to push": (
         rewritten("run.json", "{"),
         "hfvit push {tmp}/model user/x --dry-run",
@@ -280,6 +284,16 @@ CHECKPOINTS = {
         "hfvit push {tmp}/model user/x --dry-run",
         "trainer_state.json",
         5,
+    ),
+    "facts that say nothing, to verify": (
+        rewritten("run.json", '{"metrics": {"test": {"accuracy": 1}}}'),
+        "hfvit verify {tmp}/model",
+        "lacks what a run writes",
+    ),
+    "facts that are half, to verify": (
+        rewritten("run.json", '{"me'),
+        "hfvit verify {tmp}/model",
+        "run.json cannot be",
     ),
     "a card of bytes, to push": (
         rewritten("README.md", bytes(range(256))),

@@ -8,7 +8,18 @@ import pytest
 from conftest import ROOT
 
 FLOORS = [
-    {"errors", "option_types", "tables", "card_edits", "losses", "loss_watch", "draws", "resize", "image_ops"}
+    {
+        "errors",
+        "option_types",
+        "tables",
+        "card_edits",
+        "losses",
+        "loss_watch",
+        "live_bytes",
+        "draws",
+        "resize",
+        "image_ops",
+    }
     | {"mixing", "speed", "versions", "export/family", "export/half", "export/graph"},
     {"cli/options", "config", "param_groups", "shipped", "hardware", "attention", "policies", "decode", "paths"}
     | {"yaml_files"}
@@ -20,11 +31,11 @@ FLOORS = [
     {"stream_source", "json_files"},
     {"stream", "export/folder"},
     {"recipe", "trainer", "inference", "report", "run_json", "evaluation_split"},
-    {"hub", "predict", "validate", "export/onnx", "export/tensorrt", "calibration"},
+    {"hub", "predict", "validate", "verify", "estimate", "export/onnx", "export/tensorrt", "calibration"},
     {"export/stages", "hub_files"},
     {"push"},
     {"train", "export/engine_stages"},
-    {"cli/train", "cli/validate", "cli/predict", "cli/push", "cli/listings", "commands"},
+    {"cli/train", "cli/verify", "cli/validate", "cli/predict", "cli/push", "cli/listings", "commands"},
     {"engine_commands"},
 ]
 FLOOR_OF = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
@@ -46,6 +57,7 @@ FORBIDDEN = {
     "hub_files": {"torch", "transformers", "timm", "datasets", "matplotlib"},
     "push": {"torch", "transformers", "timm", "datasets", "matplotlib"},
     "losses": {"transformers", "timm", "datasets"},  # mathematics knows no framework
+    "live_bytes": {"transformers", "timm", "datasets"},
     "loss_watch": {"transformers", "timm", "datasets"},
     "draws": {"torch", "transformers", "timm", "datasets"},
     "resize": {"transformers", "timm", "datasets"},
