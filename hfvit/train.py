@@ -18,13 +18,14 @@ from hfvit.checkpoints import (
     write_text,
 )
 from hfvit.data import load_splits
-from hfvit.errors import HubError, run
+from hfvit.errors import HubError
 from hfvit.hardware import keep_freed_memory, use_all_cores
 from hfvit.hub import write_model_card
 from hfvit.images import image_datasets
 from hfvit.metrics import ImageClassificationMetric, trainer_metrics
 from hfvit.mixing import BatchMixing
 from hfvit.modeling import build_model
+from hfvit.processes import run_one_of_many
 from hfvit.push import Destination, check_destination, push
 from hfvit.recipe import load_recipe
 from hfvit.report import summary_table, write_plots, write_training_images
@@ -151,4 +152,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run_one_of_many(main))

@@ -22,7 +22,7 @@ FLOORS = [
     }
     | {"mixing", "speed", "versions", "export/family", "export/half", "export/graph"},
     {"cli/options", "config", "param_groups", "shipped", "hardware", "attention", "policies", "decode", "paths"}
-    | {"yaml_files"}
+    | {"yaml_files", "processes"}
     | {"export/image_steps", "export/fuse"}
     | {"export/trt_backends", "export/trt_graph", "export/trt_watch", "export/triton"},
     {"doctor", "augment", "pixels", "pictures", "artefacts", "public", "backends"}
@@ -49,6 +49,7 @@ FORBIDDEN = {
     "config": {"torch", "transformers", "timm", "datasets"},
     "shipped": {"torch", "transformers", "timm", "datasets"},
     "yaml_files": {"torch", "transformers", "timm", "datasets"},
+    "processes": {"torch", "transformers", "timm", "datasets"},
     "commands": {"torch", "timm", "datasets", "onnx", "onnxruntime"},  # `optimum-cli --help` imports it
     "engine_commands": {"torch", "timm", "datasets", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx"},
     "export/folder": {"torch", "transformers", "timm", "datasets", "onnx", "onnxruntime"},
