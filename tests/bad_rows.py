@@ -79,15 +79,15 @@ RECIPES = {
     "no argument of timm": (None, "hfvit train {recipe} --model_args '{{\"depht\":1}}'", "does not take one of"),
     "a size that does not fit": (None, "hfvit train {recipe} --image_size 20", "use 16 or 24"),
     "a resume from nowhere": (None, "hfvit train {recipe} --resume_from_checkpoint {tmp}/no", "no whole checkpoint"),
-    "a resume from another model": (
-        checkpoint(lambda folder, place: (folder / "config.json").write_text('{"architecture": "vit_base"}')),
+    "a resume from what is no checkpoint": (
+        checkpoint(lambda folder, place: None),
         "hfvit train {recipe} --resume_from_checkpoint {tmp}/model",
-        "is of another model",
+        "is no whole checkpoint of a run",
     ),
-    "a resume from half a configuration": (
-        rewritten("config.json", '{"architect'),
+    "a resume from a checkpoint with half a list": (
+        rewritten("checkpoint.json", '{"files": '),
         "hfvit train {recipe} --resume_from_checkpoint {tmp}/model",
-        "cannot be read",
+        "is no whole checkpoint of a run",
     ),
     "an output below a file": (
         text_file("taken", "x"),
@@ -367,10 +367,20 @@ GRAPHS = {
         "tensorrt --model {tmp}/onnx/model.onnx {tmp}/trt",
         "model.onnx",
     ),
-    "an engine": (
+    "facts of an engine that name none": (
         text_file("trt/engine.json", '{"engine": 1}'),
         "hfvit predict {tmp}/trt {picture}",
-        "TensorRT",
+        "engine.json cannot be read",
+    ),
+    "facts of an engine that are half": (
+        text_file("trt/engine.json", '{"eng'),
+        "hfvit predict {tmp}/trt {picture}",
+        "engine.json cannot be read",
+    ),
+    "an engine without facts": (
+        text_file("trt/model.engine", "x"),
+        "hfvit predict {tmp}/trt/model.engine {picture}",
+        "has no engine.json beside it",
     ),
     "pictures that are none": (text_file("a.png", "no"), "hfvit predict {graphs} {tmp}/a.png", "could be classified"),
     "a picture that is a bomb": (
