@@ -143,7 +143,7 @@ def check_same_model(checkpoint: str, config) -> None:
     except (OSError, ValueError, TypeError) as error:
         raise ModelError(f"resume_from_checkpoint: {checkpoint}/config.json cannot be read: {error}") from None
     current = config.to_dict()
-    for key in ("architecture", "model_args", "label_names"):
+    for key in ("architecture", "model_args", "label_names", "fusion", "fusion_layers", "text_encoder_config"):
         if saved.get(key) != json.loads(json.dumps(current.get(key))):
             raise ModelError(
                 f"resume_from_checkpoint: {checkpoint} is of another model: its {key} is {saved.get(key)}, the"

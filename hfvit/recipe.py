@@ -39,6 +39,11 @@ class Recipe:
         """The recipe as resolved: running it again is the same run. Tokens are left out."""
         return yaml.safe_dump(self.values, sort_keys=False, allow_unicode=True)
 
+    def pin(self, dataset_commit: str | None) -> None:
+        """Resolve the data set's branch to the commit that was loaded; None for what has no commits."""
+        if dataset_commit:
+            self.values["dataset_revision"] = dataset_commit
+
 
 class _RecipeParser(HfArgumentParser):
     """Says what is wrong as a `RecipeError`; argparse would print the usage of two hundred options."""
@@ -84,6 +89,7 @@ def load_recipe(argv: list[str]) -> Recipe:
     try:
         sections = parser.parse_dict(vars(namespace))
         sections[2].check_against(sections[3])
+        sections[0].check_texts(sections[1], sections[2])
     except RecipeError as error:
         raise RecipeError(f"{source}: {error}") from None
     except (ValueError, TypeError, NotImplementedError, ImportError) as error:

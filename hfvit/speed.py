@@ -89,7 +89,9 @@ def training_flops(model: nn.Module) -> float | None:
                 parameter.requires_grad_(own.requires_grad)
             image = torch.zeros(2, 3, *model.config.image_size)  # two: some norms need more than one
             with FlopCounterMode(display=False) as counter:
-                copy(image).logits.sum().backward()
+                tokens = getattr(model.config, "max_text_length", None)  # of a model that reads texts, too
+                texts = {"input_ids": torch.zeros(2, tokens, dtype=torch.long)} if tokens else {}
+                copy(image, **texts).logits.sum().backward()
     except Exception as error:  # timm's models assert and raise all kinds of things; a statistic must not end a run
         logger.debug("the operations of %s cannot be counted: %s", model.config.architecture, error)
         return None

@@ -6,14 +6,12 @@ import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hfvit.artefacts import RECIPE_FILE
-from hfvit.checkpoints import RUN_FILE
 from hfvit.errors import ModelError, RecipeError
 from hfvit.evaluation_split import evaluation_split
 from hfvit.hardware import hardware
 from hfvit.inference import load_classifier
-from hfvit.json_files import read_object
 from hfvit.metrics import ImageClassificationMetric
+from hfvit.run_file import read_run
 from hfvit.shipped import find_recipe
 from hfvit.tables import aligned
 from hfvit.versions import installed_versions
@@ -53,22 +51,6 @@ class Verification:
             for row in self.rows
         ]
         return "\n".join([*aligned([HEADER, *cells]), "", *self.notes])
-
-
-def read_run(folder: str | Path) -> dict:
-    """The facts of a run with metrics and a recipe; `ModelError` where they are not there or not whole."""
-    root = Path(folder).expanduser()
-    for name in (RUN_FILE, RECIPE_FILE):
-        if not (root / name).is_file():
-            raise ModelError(f"{folder} holds no finished run: there is no {name}. Name the output_dir of a run.")
-    facts = read_object(root / RUN_FILE)
-    try:
-        for metrics in facts["metrics"].values():
-            float(metrics["accuracy"]), int(metrics["images"]), list(map(float, metrics["accuracy_interval"]))
-        facts["training"]["processes"], facts["versions"].items(), facts["hardware"].items()
-    except (LookupError, TypeError, ValueError, AttributeError):
-        raise ModelError(f"{root / RUN_FILE} lacks what a run writes (metrics, training, versions).") from None
-    return facts
 
 
 def compare_runs(folder: str | Path, again: str | Path) -> Verification:

@@ -132,7 +132,7 @@ COMMAND_LINES = {
         "hfvit train {recipe} --dataset_name photos/pet",
         "Did you mean 'photos/pets'?",
     ),
-    "verify what is no run": (None, "hfvit verify {colours}", "holds no finished run: there is no run.json"),
+    "verify what is no run": (None, "hfvit verify {colours}", "holds no run: there is no run.json"),
     "verify a missing folder": (None, "hfvit verify {tmp}/no --eval-only", "There is no folder"),
     "push to an address": (None, "hfvit push {run} https://huggingface.co/user/x", "not its address", 5),
     "push to a wrong name": (None, "hfvit push {run} 'user/wrong name' --dry-run", "a repository is named", 5),
@@ -265,19 +265,16 @@ CHECKPOINTS = {
         rewritten("run.json", "{"),
         "hfvit push {tmp}/model user/x --dry-run",
         "run.json",
-        5,
     ),
     "facts that are a list, to push": (
         rewritten("run.json", "[1]"),
         "hfvit push {tmp}/model user/x --dry-run",
         "run.json",
-        5,
     ),
     "facts that say nothing, to push": (
         rewritten("run.json", '{"metrics": 3}'),
         "hfvit push {tmp}/model user/x --dry-run",
         "run.json",
-        5,
     ),
     "a state that is half, to push": (
         rewritten("trainer_state.json", "{"),
@@ -288,7 +285,7 @@ CHECKPOINTS = {
     "facts that say nothing, to verify": (
         rewritten("run.json", '{"metrics": {"test": {"accuracy": 1}}}'),
         "hfvit verify {tmp}/model",
-        "lacks what a run writes",
+        "lacks model",
     ),
     "facts that are half, to verify": (
         rewritten("run.json", '{"me'),

@@ -8,34 +8,48 @@ import pytest
 from conftest import ROOT
 
 FLOORS = [
-    {"card_edits", "draws", "errors", "image_ops", "interrupts", "loss_watch", "losses", "mixing"}
-    | {"live_bytes", "option_types", "resize", "speed", "tables", "versions", "whole", "export/family", "export/graph"}
-    | {"export/half"},
-    {"attention", "config", "decode", "engine_batches", "first_batch", "hardware", "param_groups", "paths"}
-    | {
-        "policies",
-        "processes",
-        "yaml_files",
-        "shipped",
-        "export/fuse",
-        "export/image_steps",
-        "export/triton",
-        "export/trt_backends",
+    {
+        "card_edits",
+        "draws",
+        "errors",
+        "fusion",
+        "image_ops",
+        "interrupts",
+        "live_bytes",
+        "loss_watch",
+        "losses",
+        "mixing",
     }
-    | {"export/trt_graph", "export/trt_watch"},
-    {"artefacts", "augment", "doctor", "engine_runtime", "execution_providers", "pictures", "pixels", "progress"}
-    | {"public", "export/int8_fused", "export/preprocess"},
+    | {"option_types", "plots", "resize", "speed", "tables", "versions", "whole", "export/family", "export/graph"}
+    | {"live_bytes", "export/half"},
+    {"attention", "config", "decode", "engine_batches", "first_batch", "hardware", "param_groups", "patch_size"}
+    | {"paths", "picture_plots", "policies", "processes", "shipped", "token_merging", "web_runtime", "export/fuse"}
+    | {"export/image_steps", "export/text_inputs", "export/triton", "export/trt_backends", "export/trt_graph"}
+    | {"export/trt_watch", "yaml_files"},
+    {"artefacts", "augment", "doctor", "engine_runtime", "eval_results", "example_file", "execution_providers"}
+    | {"pictures", "pixels", "progress", "public", "texts", "export/int8_fused", "export/preprocess"},
     {"backends", "checkpoints", "data", "engine_backend", "images", "metrics", "micro_batches", "modeling"}
     | {"training_args", "cli/options", "export/check", "export/quantize"},
-    {"fitting", "json_files", "stream_source"},
-    {"saving", "stream", "export/folder"},
-    {"engines", "nan_policy"},
+    {"examples", "fitting", "image_text", "json_files", "stream_source", "temperature"},
+    {"run_file", "run_temperature", "saving", "stream", "export/folder"},
+    {"engines", "export_table", "nan_policy", "static_page"},
     {"evaluation_split", "inference", "recipe", "report", "run_json", "trainer"},
-    {"calibration", "estimate", "hub", "predict", "validate", "verify", "export/onnx", "export/tensorrt"},
-    {"hub_files", "export/stages"},
+    {
+        "attention_view",
+        "calibration",
+        "estimate",
+        "hub",
+        "predict",
+        "validate",
+        "verify",
+        "export/onnx",
+        "export/tensorrt",
+    },
+    {"demo_app", "hub_files", "report_page", "export/stages"},
     {"push"},
     {"train", "export/engine_stages"},
-    {"commands", "cli/listings", "cli/predict", "cli/push", "cli/train", "cli/validate", "cli/verify"},
+    {"commands", "cli/demo", "cli/listings", "cli/predict", "cli/push", "cli/report", "cli/train", "cli/validate"}
+    | {"cli/verify"},
     {"engine_commands"},
 ]
 FLOOR_OF = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
@@ -54,9 +68,15 @@ FORBIDDEN = {
     "engine_commands": {"torch", "timm", "datasets", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx"},
     "export/folder": {"torch", "transformers", "timm", "datasets", "onnx", "onnxruntime"},
     "report": {"torch", "transformers", "timm", "datasets"},  # they read run.json, never live objects
+    "report_page": {"torch", "transformers", "timm", "datasets"},
+    "plots": {"torch", "transformers", "timm", "datasets"},
+    "picture_plots": {"torch", "transformers", "timm", "datasets"},
+    "temperature": {"torch", "transformers", "timm", "datasets"},
+    "eval_results": {"torch", "transformers", "timm", "datasets", "matplotlib"},
     "hub": {"torch", "transformers", "timm", "datasets", "matplotlib"},
     "hub_files": {"torch", "transformers", "timm", "datasets", "matplotlib"},
     "push": {"torch", "transformers", "timm", "datasets", "matplotlib"},
+    "fusion": {"transformers", "timm", "datasets"},
     "losses": {"transformers", "timm", "datasets"},  # mathematics knows no framework
     "live_bytes": {"transformers", "timm", "datasets"},
     "loss_watch": {"transformers", "timm", "datasets"},

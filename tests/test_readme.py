@@ -11,6 +11,7 @@ import torch
 from conftest import ROOT, coloured_image, run_command
 from loopback_hub import LoopbackHub
 
+from hfvit.cli import build_parser
 from hfvit.cli import main as hfvit_command
 from hfvit.commands import main as export_onnx
 from hfvit.engine_commands import add_arguments, export_tensorrt_command
@@ -34,7 +35,11 @@ TRAINING = [c for c in COMMANDS if ("hfvit train " in c or "hfvit/train.py" in c
 LISTINGS = ("hfvit recipes", "hfvit doctor")
 PUSHES = [c for c in COMMANDS if c.startswith("hfvit push ")]
 LOGIN = "hf auth login"  # asks for a token
-SERVING = [c for c in COMMANDS if c.startswith(("hfvit predict ", "hfvit validate "))]
+SERVING = [c for c in COMMANDS if c.startswith(("hfvit predict ", "hfvit validate ", "hfvit report "))]
+DEMOS = [c for c in COMMANDS if c.startswith("hfvit demo ")]
+AROUND_DEMOS = {'pip install -e ".[demo]"', "python -m http.server -d page"} | {
+    c for c in COMMANDS if c.startswith(("npm install @huggingface/transformers", "hf upload "))
+}
 
 
 def recipe_and_options(command: str) -> list[str]:
@@ -55,12 +60,12 @@ def quickstart(tmp_path_factory):
 def test_every_command_is_known_to_this_test():
     assert {"accelerate launch hfvit/train.py recipes/quickstart.yaml", *CI_RUNS} <= set(COMMANDS)
     listings = {c for c in COMMANDS if c.startswith(LISTINGS)}
-    assert set(COMMANDS) == CI_RUNS | listings | set(TRAINING) | set(EXPORTS) | set(SERVING) | {
-        LOGIN,
-        *PUSHES,
+    assert set(COMMANDS) == CI_RUNS | listings | set(TRAINING) | set(EXPORTS) | set(SERVING) | {LOGIN, *PUSHES} | {
         *CHECKS,
+        *DEMOS,
+        *AROUND_DEMOS,
     }
-    assert {c.split()[1] for c in SERVING} == {"predict", "validate"}
+    assert {c.split()[1] for c in SERVING} == {"predict", "validate", "report"}
 
 
 def test_ci_types_the_readmes_test_command():
@@ -168,6 +173,21 @@ def test_checking_commands_run(quickstart, tmp_path, monkeypatch, capsys):
         with pytest.raises(SystemExit) as stop:
             hfvit_command(shlex.split(command)[1:])
         assert not stop.value.code, (command, capsys.readouterr().err)
+
+
+@pytest.mark.integration
+def test_demo_commands_run_or_parse(exported, tmp_path, monkeypatch, capsys):
+    """test_demo_app.py serves an app, test_clients.py looks at pages with npm's files in them."""
+    (tmp_path / "outputs").symlink_to(exported.parent)
+    monkeypatch.chdir(tmp_path)
+    for command in DEMOS:
+        words = shlex.split(command)[1:]
+        assert build_parser().parse_args(words).artefact
+        if "--static" in words and "--vendor" not in words:
+            with pytest.raises(SystemExit) as stop:
+                hfvit_command(words)
+            assert stop.value.code == 0, (command, capsys.readouterr().err)
+    assert (tmp_path / "page" / "index.html").exists()
 
 
 @pytest.mark.integration

@@ -44,13 +44,16 @@ def verify(options: argparse.Namespace) -> None:
     """`hfvit verify RUN_DIR`"""
     folder = folder_or_hub_id(Path(options.folder), ModelError)
     quiet_libraries()
-    from hfvit.verify import compare_runs, evaluate_again, read_run
+    from hfvit.artefacts import RECIPE_FILE
+    from hfvit.run_file import read_run
+    from hfvit.verify import compare_runs, evaluate_again
 
     read_run(folder)
+    if not (Path(folder) / RECIPE_FILE).is_file():
+        raise ModelError(f"{folder} holds no {RECIPE_FILE}, which tells how to repeat the run.")
     if options.eval_only:
         found = evaluate_again(folder, options.batch_size, options.device)
     else:
-        from hfvit.artefacts import RECIPE_FILE
         from hfvit.train import main as train
 
         with tempfile.TemporaryDirectory(prefix="hfvit-verify-") as temporary:
