@@ -149,12 +149,17 @@ def read_head(artefact: Artefact, **kwargs) -> Head:
     try:
         config = AutoConfig.from_pretrained(artefact.source, **{"trust_remote_code": False, **kwargs})
         labels = _distinct([config.id2label[index] for index in range(config.num_labels)])
-        problem = config.problem_type
+        problem, given = config.problem_type, getattr(config, "label_names", labels)
     except MemoryError:
         raise
     except Exception as error:  # each configuration class checks its fields in its own way
         where = "" if artefact.folder else "there is no such folder here, and on the Hub "
         raise ModelError(f"{artefact.source}: {where}{CONFIG_FILE} cannot be read: {one_line(error)}") from error
+    if len(given) != len(labels):  # transformers would call them LABEL_0, LABEL_1, ...
+        raise ModelError(
+            f"{artefact.source}: {CONFIG_FILE} has {len(given)} label_names for {len(labels)} classes (num_classes);"
+            " give one name for each class."
+        )
     if problem == "regression":
         raise ModelError(
             f"{artefact.source} is no classifier: its {CONFIG_FILE} has problem_type regression. If its outputs are"

@@ -147,7 +147,10 @@ def remove_checkpoints(output_dir: str | Path) -> None:
 
 def check_same_model(checkpoint: str, config) -> None:
     """Raise `ModelError` when `checkpoint` belongs to another architecture, size or set of classes than `config`."""
-    saved = json.loads((Path(checkpoint) / "config.json").read_text(encoding="utf-8"))
+    try:
+        saved = dict(json.loads((Path(checkpoint) / "config.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(f"resume_from_checkpoint: {checkpoint}/config.json cannot be read: {error}") from None
     current = config.to_dict()
     for key in ("architecture", "model_args", "label_names", "fusion", "fusion_layers", "text_encoder_config"):
         if saved.get(key) != json.loads(json.dumps(current.get(key))):

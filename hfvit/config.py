@@ -348,6 +348,9 @@ class RunArguments:
             value = getattr(self, key)
             _check(0.0 <= value < float("inf"), key, value, "a finite number of 0 or more")
         _check_fraction("label_smoothing_factor", self.label_smoothing_factor)
+        for key in ("seed", "data_seed"):
+            value = getattr(self, key)
+            _check(value is None or 0 <= value < 2**32, key, value, "a whole number from 0 to 4,294,967,295")
         _check(self.nan_policy in NAN_POLICIES, "nan_policy", self.nan_policy, f"one of {', '.join(NAN_POLICIES)}")
         _check(0.0 < self.nan_lr_factor <= 1.0, "nan_lr_factor", self.nan_lr_factor, "0 < factor <= 1")
         _check_positive("nan_max_rewinds", self.nan_max_rewinds)

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-import yaml
 from datasets import Dataset
 from PIL import Image
 
@@ -25,6 +24,7 @@ from hfvit.data import (
 from hfvit.decode import decode
 from hfvit.errors import DataError, HFViTError, nearest, one_line
 from hfvit.stream_source import stream_splits
+from hfvit.yaml_files import read_yaml
 
 
 @dataclasses.dataclass
@@ -128,12 +128,12 @@ def shown_name(dataset_name: str) -> str:
 def read_recipe(path: Path) -> tuple[DataArguments, int]:
     """The data section and the seed alone: the training section asks for the devices that trained."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml(path)
         known = {field.name for field in dataclasses.fields(DataArguments)}
         return DataArguments(**{key: values[key] for key in known & set(values)}), int(values.get("seed", 42))
     except HFViTError as error:
         raise DataError(f"{path}: {error}") from None
-    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+    except (ValueError, TypeError) as error:
         raise DataError(f"{path}: cannot be read as a recipe: {one_line(error)}; give dataset_name.") from None
 
 

@@ -1,12 +1,15 @@
 """Which files of an output folder go to the Hub, and as what. Nothing is sent here, and nothing written."""
 
 import json
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
+from yaml import YAMLError
+
 from hfvit.checkpoints import RUN_FILE
-from hfvit.errors import HubError
+from hfvit.errors import HubError, one_line
 from hfvit.eval_results import eval_results_file
 from hfvit.export_table import export_facts
 from hfvit.hub import render_card
@@ -68,11 +71,16 @@ def files_to_push(
         found |= _export(root, export)
     for name in WITHOUT_PATHS:
         if name in found:
-            found[name] = public_text(found[name].read_text(encoding="utf-8"), name, facts).encode()
+            with _told_of(found[name]):
+                found[name] = public_text(found[name].read_text(encoding="utf-8"), name, facts).encode()
     if facts:
-        card_here = found["README.md"].read_text(encoding="utf-8") if "README.md" in found else ""
+        card_here = ""
+        if "README.md" in found:
+            with _told_of(found["README.md"]):
+                card_here = found["README.md"].read_text(encoding="utf-8")
         exports = {export: export_facts(root / export) for export in include}
-        card = render_card(facts, repo_id.split("/")[-1], repo_id, exports, edited=(card_there, card_here))
+        with _told_of(root / RUN_FILE):
+            card = render_card(facts, repo_id.split("/")[-1], repo_id, exports, edited=(card_there, card_here))
         found["README.md"] = card.encode()
         if result := eval_results_file(facts):
             found[result[0]] = result[1].encode()
@@ -117,7 +125,18 @@ def _matching(root: Path, prefix: str, patterns: tuple[str, ...]) -> list[tuple[
 
 
 def _read_json(path: Path) -> dict:
+    with _told_of(path):
+        content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise HubError(f"{path} cannot be read: it holds no JSON object.")
+    return content
+
+
+@contextmanager
+def _told_of(path: Path):
+    """Whatever keeps the file from being what hfvit wrote is told with its name."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise HubError(f"{path} cannot be read: {error}") from None
+        yield
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, YAMLError) as error:
+        why = f"it lacks {error}" if isinstance(error, LookupError) else one_line(error)
+        raise HubError(f"{path} cannot be read as what a run wrote: {why}.") from None

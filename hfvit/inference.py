@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -218,6 +219,11 @@ def _load_model(artefact: Artefact, kwargs: dict[str, Any]):
         )
     except MemoryError:
         raise
+    except UnpicklingError as error:
+        raise ModelError(
+            f"{artefact.source} is no image classifier that can be loaded: its weights are a pickle of more than"
+            " tensors, which could run code; take a checkpoint in safetensors."
+        ) from error
     except Exception as error:  # a damaged file of weights ends in errors of safetensors, torch, timm and others
         raise ModelError(
             f"{artefact.source} is no image classifier that transformers can load: {one_line(error)}"

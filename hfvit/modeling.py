@@ -8,6 +8,7 @@ import copy
 import json
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import timm
@@ -19,7 +20,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import logging as transformers_logging
 
 from hfvit.attention import recorded_attention
-from hfvit.errors import ModelError, nearest, one_line
+from hfvit.errors import HFViTError, ModelError, nearest, one_line
 from hfvit.param_groups import classifier_parameters, freeze, frozen_modules
 from hfvit.paths import folder_or_hub_id
 
@@ -170,6 +171,8 @@ class HFViTForImageClassification(TimmWrapperForImageClassification):
             raw, _ = HFViTConfig.get_config_dict(name, **hub_kwargs)
         except (OSError, ValueError) as error:
             raise ModelError(f"model_name_or_path: {name} cannot be read: {str(error).splitlines()[0]}") from error
+        if not isinstance(raw, dict):
+            raise ModelError(f"model_name_or_path: config.json of {name} cannot be read: it holds no JSON object.")
         if raw.get("model_type", "timm_wrapper") != "timm_wrapper" or "architecture" not in raw:
             kind = raw.get("model_type", "unknown")
             raise ModelError(
@@ -329,7 +332,14 @@ def build_model(
             )
         else:
             model = _new_model(architecture, labels, image_size, timm_kwargs or {})
-    except (TypeError, AssertionError, RuntimeError, OSError) as error:
+    except (HFViTError, MemoryError):
+        raise
+    except UnpicklingError as error:
+        raise ModelError(
+            f"{origin} cannot be loaded: its weights are a pickle of more than tensors, which could run code; take a"
+            " checkpoint in safetensors."
+        ) from error
+    except Exception as error:  # timm's arguments and damaged files end in errors of timm, torch and safetensors
         arguments = f" with {timm_kwargs}" if timm_kwargs else ""
         raise ModelError(f"{origin} cannot be built{arguments}: {one_line(error)}") from error
     model.config.set_preprocessing(**(preprocessing or {}))

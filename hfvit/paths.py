@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hfvit.errors import HFViTError
+from hfvit.errors import HFViTError, nearest
 
 
 def is_path(name: str | Path) -> bool:
@@ -36,9 +36,32 @@ def folder_or_hub_id(name: str | Path, error: type[HFViTError], option: str | No
     head = f"{option}: " if option else ""
     if folder.is_file():
         raise error(f"{head}{name} is a file, where a folder or a Hub id is expected.")
+    there = head + ("there" if head else "There")
     if is_path(name):
-        raise error(f"{head}there is no folder {name}." if head else f"There is no folder {name}.")
+        raise error(f"{there} is no folder {name}.")
+    parent, _, last = str(name).partition("/")
+    if last and Path(parent).is_dir():  # a repository's name as well as a folder's with a slip of the finger
+        if close := nearest(str(name), [f"{parent}/{path.name}" for path in Path(parent).iterdir() if path.is_dir()]):
+            raise error(f"{there} is no folder {name}.{close}")
+        if _is_out_of_reach(str(name), "dataset" if option == "dataset_name" else "model"):
+            raise error(f"{there} is no folder {name}, and the Hub cannot be asked for a repository of that name.")
     return str(name)
+
+
+def _is_out_of_reach(repo_id: str, kind: str) -> bool:
+    """Whether neither the cache has the repository nor the Hub answers: a library would try for half a minute."""
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    if constants.HF_HUB_OFFLINE or (Path(constants.HF_HUB_CACHE) / f"{kind}s--{repo_id.replace('/', '--')}").is_dir():
+        return False
+    try:
+        HfApi().repo_info(repo_id, repo_type=kind, timeout=5.0)
+    except (HfHubHTTPError, HFValidationError):  # an answer, of which the library tells more
+        return False
+    except Exception:
+        return True
+    return False
 
 
 def writable(path: str | Path | None, option: str) -> Path | None:

@@ -31,11 +31,14 @@ class NotAnArray(Exception):
 
 
 class PixelArray:
-    """uint8 images `(rows, height, width, 3)` in a file, opened where they are read: a worker is sent its name."""
+    """uint8 images `(rows, height, width, 3)` in a file, opened where they are read: a worker is sent its name.
+
+    What is open stays readable when the file is deleted, so it is opened before a run begins.
+    """
 
     def __init__(self, path: Path):
         self.path = path
-        self._array: np.ndarray | None = None
+        self._array: np.ndarray | None = np.load(path, mmap_mode="r", allow_pickle=False)
 
     def __getstate__(self) -> dict:
         return {"path": self.path, "_array": None}

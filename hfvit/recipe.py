@@ -14,6 +14,7 @@ from hfvit.config import AugmentationArguments, DataArguments, ModelArguments, R
 from hfvit.errors import RecipeError, nearest, one_line
 from hfvit.shipped import find_recipe
 from hfvit.training_args import HFViTTrainingArguments
+from hfvit.yaml_files import read_yaml
 
 SECRETS = re.compile(r"token", re.IGNORECASE)
 _SECTIONS = (ModelArguments, DataArguments, AugmentationArguments, HFViTTrainingArguments)
@@ -105,11 +106,9 @@ def read_recipe(path: Path, takes_list: dict[str, bool]) -> dict[str, Any]:
     `takes_list` holds the known keys, and whether each takes a list.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not valid YAML: {one_line(error)}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: cannot be read: {error}") from None
+        values = read_yaml(path)
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from None
     if not isinstance(values, dict):
         raise RecipeError(
             f"{path}: a recipe is a mapping of `key: value` lines; this file holds {type(values).__name__}."
@@ -128,7 +127,10 @@ def _as_option(key: str, value: Any) -> list[str]:
     if isinstance(value, list):
         return [f"--{key}", *map(str, value)]
     if isinstance(value, dict):
-        return [f"--{key}={json.dumps(value)}"]
+        try:
+            return [f"--{key}={json.dumps(value)}"]
+        except (TypeError, ValueError) as error:
+            raise RecipeError(f"{key}: only names, numbers and text are taken in it: {one_line(error)}.") from None
     if value is False and str in (_HINTS[key], *get_args(_HINTS[key])):
         return [f"--{key}=no"]  # YAML 1.1's reading of a bare `no`
     return [f"--{key}={value}"]

@@ -17,7 +17,7 @@ from hfvit.checkpoints import (
     write_text,
 )
 from hfvit.data import load_splits
-from hfvit.errors import run
+from hfvit.errors import HubError
 from hfvit.examples import Examples
 from hfvit.hardware import keep_freed_memory, use_all_cores
 from hfvit.hub import write_model_card
@@ -27,6 +27,7 @@ from hfvit.metrics import ImageClassificationMetric, trainer_metrics
 from hfvit.mixing import BatchMixing
 from hfvit.modeling import build_model
 from hfvit.patch_size import train_patch_sizes
+from hfvit.processes import run_one_of_many
 from hfvit.push import Destination, check_destination, push
 from hfvit.recipe import load_recipe
 from hfvit.report import reported_split, summary_table, write_plots, write_training_images
@@ -176,8 +177,11 @@ def main(argv: list[str] | None = None) -> None:
             remove_checkpoints(args.output_dir)
         print("\n" + summary_table(facts, args.output_dir), flush=True)
         if destination:
-            print(push(args.output_dir, destination))
+            try:
+                print(push(args.output_dir, destination))
+            except HubError as error:  # the run is whole: what trained for hours has not failed
+                print(f"hfvit: the run is finished and saved, but was not pushed: {error}", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    sys.exit(run_one_of_many(main))

@@ -8,13 +8,24 @@ import pytest
 from conftest import ROOT
 
 FLOORS = [
-    {"card_edits", "draws", "errors", "fusion", "image_ops", "interrupts", "loss_watch", "losses", "mixing"}
+    {
+        "card_edits",
+        "draws",
+        "errors",
+        "fusion",
+        "image_ops",
+        "interrupts",
+        "live_bytes",
+        "loss_watch",
+        "losses",
+        "mixing",
+    }
     | {"option_types", "plots", "resize", "speed", "tables", "versions", "whole", "export/family", "export/graph"}
-    | {"export/half"},
+    | {"live_bytes", "export/half"},
     {"attention", "config", "decode", "engine_batches", "first_batch", "hardware", "param_groups", "patch_size"}
-    | {"paths", "picture_plots", "policies", "shipped", "token_merging", "web_runtime", "export/fuse"}
+    | {"paths", "picture_plots", "policies", "processes", "shipped", "token_merging", "web_runtime", "export/fuse"}
     | {"export/image_steps", "export/text_inputs", "export/triton", "export/trt_backends", "export/trt_graph"}
-    | {"export/trt_watch"},
+    | {"export/trt_watch", "yaml_files"},
     {"artefacts", "augment", "doctor", "engine_runtime", "eval_results", "example_file", "execution_providers"}
     | {"pictures", "pixels", "progress", "public", "texts", "export/int8_fused", "export/preprocess"},
     {"backends", "checkpoints", "data", "engine_backend", "images", "metrics", "micro_batches", "modeling"}
@@ -23,11 +34,22 @@ FLOORS = [
     {"run_file", "run_temperature", "saving", "stream", "export/folder"},
     {"engines", "export_table", "nan_policy", "static_page"},
     {"evaluation_split", "inference", "recipe", "report", "run_json", "trainer"},
-    {"attention_view", "calibration", "hub", "predict", "validate", "export/onnx", "export/tensorrt"},
+    {
+        "attention_view",
+        "calibration",
+        "estimate",
+        "hub",
+        "predict",
+        "validate",
+        "verify",
+        "export/onnx",
+        "export/tensorrt",
+    },
     {"demo_app", "hub_files", "report_page", "export/stages"},
     {"push"},
     {"train", "export/engine_stages"},
-    {"commands", "cli/demo", "cli/listings", "cli/predict", "cli/push", "cli/report", "cli/train", "cli/validate"},
+    {"commands", "cli/demo", "cli/listings", "cli/predict", "cli/push", "cli/report", "cli/train", "cli/validate"}
+    | {"cli/verify"},
     {"engine_commands"},
 ]
 FLOOR_OF = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
@@ -40,6 +62,8 @@ FORBIDDEN = {
     "option_types": {"torch", "transformers", "timm", "datasets"},
     "config": {"torch", "transformers", "timm", "datasets"},
     "shipped": {"torch", "transformers", "timm", "datasets"},
+    "yaml_files": {"torch", "transformers", "timm", "datasets"},
+    "processes": {"torch", "transformers", "timm", "datasets"},
     "commands": {"torch", "timm", "datasets", "onnx", "onnxruntime"},  # `optimum-cli --help` imports it
     "engine_commands": {"torch", "timm", "datasets", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx"},
     "export/folder": {"torch", "transformers", "timm", "datasets", "onnx", "onnxruntime"},
@@ -54,6 +78,7 @@ FORBIDDEN = {
     "push": {"torch", "transformers", "timm", "datasets", "matplotlib"},
     "fusion": {"transformers", "timm", "datasets"},
     "losses": {"transformers", "timm", "datasets"},  # mathematics knows no framework
+    "live_bytes": {"transformers", "timm", "datasets"},
     "loss_watch": {"transformers", "timm", "datasets"},
     "whole": {"torch", "transformers", "timm", "datasets"},
     "progress": {"torch", "transformers", "timm", "datasets"},

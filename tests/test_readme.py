@@ -30,7 +30,8 @@ PYTHON = [block for kind, block in BLOCKS if kind == "python"]
 # .ci/run types these; here they would install into the environment that runs the tests, or start the tests again.
 CI_RUNS = {"pip install -e .", 'pip install -e ".[dev]" && pytest'}
 EXPORTS = [c for c in COMMANDS if c.startswith("optimum-cli")]
-TRAINING = [c for c in COMMANDS if "hfvit train " in c or "hfvit/train.py" in c]
+CHECKS = [c for c in COMMANDS if c.startswith("hfvit verify ") or "--estimate" in c]
+TRAINING = [c for c in COMMANDS if ("hfvit train " in c or "hfvit/train.py" in c) and c not in CHECKS]
 LISTINGS = ("hfvit recipes", "hfvit doctor")
 PUSHES = [c for c in COMMANDS if c.startswith("hfvit push ")]
 LOGIN = "hf auth login"  # asks for a token
@@ -60,6 +61,7 @@ def test_every_command_is_known_to_this_test():
     assert {"accelerate launch hfvit/train.py recipes/quickstart.yaml", *CI_RUNS} <= set(COMMANDS)
     listings = {c for c in COMMANDS if c.startswith(LISTINGS)}
     assert set(COMMANDS) == CI_RUNS | listings | set(TRAINING) | set(EXPORTS) | set(SERVING) | {LOGIN, *PUSHES} | {
+        *CHECKS,
         *DEMOS,
         *AROUND_DEMOS,
     }
@@ -165,6 +167,17 @@ def test_serving_commands_run(exported, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "grid.png").stat().st_size > 0
     assert len((tmp_path / "predictions.jsonl").read_text().splitlines()) == 2
     assert json.loads((tmp_path / "gate.json").read_text())["passed"]
+
+
+@pytest.mark.integration
+def test_checking_commands_run(quickstart, tmp_path, monkeypatch, capsys):
+    (tmp_path / "outputs").symlink_to(quickstart.parent)
+    monkeypatch.chdir(tmp_path)
+    assert len(CHECKS) == 3
+    for command in CHECKS:
+        with pytest.raises(SystemExit) as stop:
+            hfvit_command(shlex.split(command)[1:])
+        assert not stop.value.code, (command, capsys.readouterr().err)
 
 
 @pytest.mark.integration

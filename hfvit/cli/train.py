@@ -16,6 +16,7 @@ Any field of transformers' TrainingArguments works too, in the file and here:
 
 examples:
   hfvit train quickstart
+  hfvit train vit_base --estimate
   hfvit train my_recipe.yaml --learning_rate 3e-4 --output_dir outputs/higher_lr
   accelerate launch --config_file accelerate_configs/multi_gpu.yaml hfvit/train.py vit_base
 """
@@ -28,8 +29,12 @@ def add(commands) -> None:
         description="Train on one process what `accelerate launch hfvit/train.py RECIPE` trains on many.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or a name that `hfvit recipes` lists")
+    parser.add_argument(
+        "--estimate", action="store_true", help="print what the recipe needs of memory and disk, and run nothing"
+    )
     _describe_fields(parser)
     # A recipe's options belong to the recipe, which knows them all; argparse here would have to know them twice.
     parser.set_defaults(command=train, takes_rest=True)
@@ -54,6 +59,12 @@ def _describe_fields(parser: argparse.ArgumentParser) -> None:
 def train(options: argparse.Namespace) -> None:
     """`hfvit train RECIPE [--key value ...]`"""
     find_recipe(options.recipe)  # a wrong name is told at once, before torch is imported
+    if options.estimate:
+        from hfvit.estimate import estimate
+        from hfvit.recipe import load_recipe
+
+        print(estimate(load_recipe([options.recipe, *options.rest])))
+        return
     from hfvit.train import main as train_main
 
     train_main([options.recipe, *options.rest])

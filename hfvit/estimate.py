@@ -1,0 +1,211 @@
+"""What a recipe needs before it runs: memory of a training step, measured on tensors without storage, and disk.
+
+Nothing is downloaded but a configuration, and nothing of the model's size is allocated.
+"""
+
+import os
+import resource
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import Trainer
+
+from hfvit.data import DIGITS
+from hfvit.errors import ModelError
+from hfvit.live_bytes import LiveBytes
+from hfvit.losses import cross_entropy
+from hfvit.modeling import HFViTForImageClassification, build_model
+from hfvit.param_groups import build_param_groups
+from hfvit.paths import folder_or_hub_id
+from hfvit.recipe import Recipe
+from hfvit.tables import aligned, size
+
+CLASSES = 1000  # the data set, which knows better, is not loaded
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+WAYS = {  # heading -> precision, activation checkpointing
+    "fp32": ("no", False),
+    "bf16": ("bf16", False),
+    "checkpointing": ("no", True),
+    "bf16 + checkpointing": ("bf16", True),
+}
+
+
+@dataclass
+class StepMemory:
+    """Bytes of one training step of one process.
+
+    `held` is what the forward pass leaves for the backward one, `most` the most at once beside weights, optimiser and
+    average.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    average: int
+    held: int
+    most: int
+
+    @property
+    def total(self) -> int:
+        """The most at once; gradients come as activations go, so it is less than the sum of all."""
+        return self.weights + self.optimizer + self.average + self.most
+
+
+def skeleton(recipe: Recipe) -> HFViTForImageClassification:
+    """The recipe's model without storage (on `meta`)."""
+    model_args, size = recipe.model, recipe.model.image_size
+    architecture, own = model_args.architecture, {}
+    if architecture is None:
+        architecture, own, size = _architecture_of(model_args.model_name_or_path, model_args.model_revision, size)
+    classes = 10 if recipe.data.dataset_name == DIGITS else CLASSES
+    with torch.device("meta"):
+        return build_model(
+            [str(index) for index in range(classes)],
+            architecture=architecture,
+            image_size=size,
+            timm_kwargs={**own, **model_args.timm_kwargs},
+            frozen=model_args.freeze,
+        )
+
+
+def _architecture_of(name: str, revision: str | None, image_size: int | None) -> tuple[str, dict, int | None]:
+    """Architecture, model_args and image size of a checkpoint, by its name where that is one of timm's."""
+    source = folder_or_hub_id(name, ModelError, "model_name_or_path")
+    known = source.rpartition("/")[2].split(".")[0]
+    if not Path(source).is_dir() and timm.is_model(known):
+        return known, {}, image_size
+    config = HFViTForImageClassification._load_config(source, revision=revision or "main")
+    own = dict(config.model_args or {})
+    return config.architecture, own, image_size or own.pop("img_size", config.image_size[0])
+
+
+def step_memory(
+    model: HFViTForImageClassification, batch: int, precision: str = "no", checkpointing: bool = False, args=None
+) -> StepMemory:
+    """Memory of one step of `batch` images, of operations as the processor runs them.
+
+    `model` is on `meta` and is changed. `args` (TrainingArguments) choose the optimiser; AdamW without them.
+    """
+    model.train()
+    if checkpointing:
+        model.activation_checkpointing_enable()
+    dtype = PRECISIONS.get(precision)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model.to_empty(device="cpu")
+        live = LiveBytes()
+        live.ignore([*model.parameters(), *model.buffers()])
+        with live:
+            pixel_values = torch.empty(batch, 3, *model.config.image_size)
+            with torch.autocast("cpu", dtype, enabled=dtype is not None):
+                logits = model(pixel_values).logits
+            loss = cross_entropy(logits.float(), torch.empty(batch, dtype=torch.long), 0.0)
+            held = live.now
+            loss.backward()
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        optimizer = _optimizer(model, args)
+        optimizer.step()
+        states = [value for state in optimizer.state.values() for value in state.values()]
+    weights = _bytes([*model.parameters(), *model.buffers()])
+    return StepMemory(
+        weights=weights,
+        gradients=_bytes(gradients),
+        optimizer=_bytes(value for value in states if isinstance(value, torch.Tensor)),
+        average=weights if args is not None and args.ema_decay else 0,
+        held=held,
+        most=live.peak,
+    )
+
+
+def _optimizer(model, args) -> torch.optim.Optimizer:
+    cls, kwargs = torch.optim.AdamW, {}
+    if args is not None:
+        cls, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, model)
+    groups = build_param_groups(model.timm_model, kwargs.pop("lr", 1e-3), 0.0)
+    return cls(groups, **{**kwargs, "fused": False} if "fused" in kwargs else kwargs)
+
+
+def _bytes(tensors) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def estimate(recipe: Recipe) -> str:
+    """The report that `hfvit train RECIPE --estimate` prints."""
+    args = recipe.training
+    batch, precision = args.per_device_train_batch_size, args.mixed_precision
+    checkpointing = bool(args.activation_checkpointing)
+    own = step_memory(skeleton(recipe), batch, precision, checkpointing, args)
+    model = skeleton(recipe)
+    available, where, process = _room(args.device)
+    need = own.total + process
+    config, trained = model.config, sum(p.numel() for p in model.parameters() if p.requires_grad)
+    lines = [
+        f"model      {config.architecture}, {config.image_size[0]} px,"
+        f" {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M weights ({trained / 1e6:.1f} M trained),"
+        f" {config.num_labels:,} classes assumed",
+        f"step       {batch} images at once, accumulated {args.gradient_accumulation_steps} times, {args.world_size}"
+        f" process(es); precision {precision}, activation checkpointing {'on' if checkpointing else 'off'}",
+        "",
+        *aligned(
+            [
+                ("weights", size(own.weights)),
+                ("gradients", size(own.gradients)),
+                ("optimiser", size(own.optimizer)),
+                *([("moving average", size(own.average))] if own.average else []),
+                ("activations", size(own.held)),
+                ("most at once", size(own.total)),
+                *([("libraries", size(process))] if process else []),
+                ("there is", f"{size(available)} {where}"),
+            ]
+        ),
+        "",
+        *_disk(own, args),
+        "",
+        *_table(recipe, batch, available - process),
+        "",
+    ]
+    if need <= available:
+        return "\n".join([*lines, f"It fits: {size(need)} of {size(available)}."])
+    return "\n".join(
+        [
+            *lines,
+            f"It does not fit: {size(need)} of {size(available)}. What helps, from the cheapest: a smaller"
+            " per_device_train_batch_size (the global batch stays, by accumulation), --bf16 true,"
+            " --activation_checkpointing true, a smaller image_size, freeze.",
+        ]
+    )
+
+
+def _room(device: torch.device) -> tuple[int, str, int]:
+    """Memory for a process, in words where, and what of it the libraries take."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0], f"free on {torch.cuda.get_device_name(device)}", 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") + process, "of memory free here", process
+
+
+def _disk(own: StepMemory, args) -> list[str]:
+    one = own.weights + own.optimizer + own.average
+    kept = "all of them are kept" if args.save_total_limit is None else f"at most {args.save_total_limit + 1} at once"
+    folder = Path(args.output_dir).expanduser().absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    return [f"disk       {size(one)} a checkpoint, {kept}; {size(shutil.disk_usage(there).free)} free in {there}"]
+
+
+def _table(recipe: Recipe, batch: int, room: int) -> list[str]:
+    rows = [("images at once", *WAYS)]
+    for images in sorted({max(1, batch // 4), max(1, batch // 2), batch, 2 * batch}):
+        cells = []
+        for precision, checkpointing in WAYS.values():
+            try:
+                need = step_memory(skeleton(recipe), images, precision, checkpointing, recipe.training).total
+                cells.append(size(need) + (" *" if need > room else ""))
+            except ValueError:  # a model that cannot
+                cells.append("-")
+        rows.append((f"{images}{' (recipe)' if images == batch else ''}", *cells))
+    return [*aligned(rows), *(["* more than there is"] if any("*" in cell for row in rows for cell in row) else [])]

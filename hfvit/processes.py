@@ -1,0 +1,42 @@
+"""One of several processes of a run: a mistake of the user's is told once, and so is a process that was lost."""
+
+import os
+import time
+from collections.abc import Callable
+
+from hfvit.errors import HFViTError, run
+
+PATIENCE = 3.0  # seconds for the first process of a machine to say the same and end the others
+# What gloo, NCCL and the store that they meet at say when another process is no longer there.
+LOST = (
+    "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Read timeout", "Socket Timeout",
+    "Timed out waiting", "remote process exited", "failed to recv, got 0 bytes", "recvValue failed",
+)  # fmt: skip
+
+
+class ProcessLostError(HFViTError):
+    """Another process of the run died, or its machine cannot be reached any more."""
+
+    exit_code = 8
+
+
+def run_one_of_many(command: Callable[[], int | None]) -> int:
+    """`errors.run` for a process that `accelerate launch` may have started beside others."""
+    return run(lambda: _told_once(command))
+
+
+def _told_once(command: Callable[[], int | None]) -> int | None:
+    try:
+        return command()
+    except HFViTError:
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            time.sleep(PATIENCE)
+        raise
+    except RuntimeError as error:
+        if int(os.environ.get("WORLD_SIZE", 1)) == 1 or not any(words in str(error) for words in LOST):
+            raise
+        raise ProcessLostError(
+            f"another process of this run died or cannot be reached ({str(error).strip().splitlines()[-1]}). Its own"
+            " message, on its machine, says why. What was saved stays: start all processes again, with"
+            " --resume_from_checkpoint auto."
+        ) from None

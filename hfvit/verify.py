@@ -1,0 +1,137 @@
+"""A finished run once more, or its checkpoint evaluated once more: does the result lie in the recorded interval?"""
+
+import hashlib
+import re
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hfvit.errors import ModelError, RecipeError
+from hfvit.evaluation_split import evaluation_split
+from hfvit.hardware import hardware
+from hfvit.inference import load_classifier
+from hfvit.metrics import ImageClassificationMetric
+from hfvit.run_file import read_run
+from hfvit.shipped import find_recipe
+from hfvit.tables import aligned
+from hfvit.versions import installed_versions
+
+HEADER = ("split", "images", "recorded", "95 % interval", "again", "change", "verdict")
+WEIGHTS = "model.safetensors"
+
+
+@dataclass
+class Verification:
+    """`rows`, one a split, hold the recorded and the new accuracy; `notes` what else is known of both."""
+
+    rows: list[dict]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def failures(self) -> list[str]:
+        """One sentence for each split whose accuracy is not what was recorded."""
+        return [
+            f"{row['split']}: accuracy {row['again']:.2%} on {row['images']:,} images lies outside the recorded"
+            f" {row['low']:.2%} to {row['high']:.2%}."
+            for row in self.rows
+            if not row["inside"]
+        ]
+
+    def table(self) -> str:
+        cells = [
+            (
+                row["split"],
+                f"{row['images']:,}",
+                f"{row['recorded']:.2%}",
+                f"{row['low']:.2%} - {row['high']:.2%}",
+                f"{row['again']:.2%}",
+                f"{100 * (row['again'] - row['recorded']):+.2f}",
+                "inside" if row["inside"] else "OUTSIDE",
+            )
+            for row in self.rows
+        ]
+        return "\n".join([*aligned([HEADER, *cells]), "", *self.notes])
+
+
+def compare_runs(folder: str | Path, again: str | Path) -> Verification:
+    """The run in `folder` against the one in `again`, which came of its recipe."""
+    old, new = read_run(folder), read_run(again)
+    found = _judged(old, {role: metrics["accuracy"] for role, metrics in new["metrics"].items()})
+    first, second = (Path(root).expanduser() / WEIGHTS for root in (folder, again))
+    if first.is_file():
+        same = _sha256(first) == _sha256(second)
+        found.notes.append(f"weights    {'the same to the last bit' if same else 'not the same bits'}")
+    here = {**new["versions"], **_machine(new)}
+    found.notes += _notes(old, here)
+    return found
+
+
+def evaluate_again(folder: str | Path, batch_size: int = 32, device: str | None = None) -> Verification:
+    """The checkpoint in `folder` on the splits that run.json names, read by its recipe."""
+    facts = read_run(folder)
+    classifier = load_classifier(folder, device)
+    accuracies = {}
+    for role in facts["metrics"]:
+        name = None if role == "validation" else facts["data"]["splits"][role]["source"]
+        split = evaluation_split(folder, split=name, labels=classifier.labels)
+        logits = classifier.logits(split.images(), batch_size)
+        metric = ImageClassificationMetric(classifier.labels)
+        accuracies[role] = metric.compute(predictions=logits, references=split.labels)["accuracy"]
+        if len(split) != facts["metrics"][role]["images"]:
+            raise ModelError(
+                f"split '{split.source}' has {len(split):,} images now, and had {facts['metrics'][role]['images']:,}:"
+                " the data set is another one."
+            )
+    found = _judged(facts, accuracies)
+    here = installed_versions(name for name in facts["versions"] if name not in ("python", "cuda"))
+    found.notes += _notes(facts, {**here, "processor": hardware()["processor"]})
+    return found
+
+
+def _judged(facts: dict, accuracies: dict[str, float]) -> Verification:
+    rows = []
+    for role, metrics in facts["metrics"].items():
+        low, high = metrics["accuracy_interval"]
+        if role not in accuracies:
+            raise ModelError(f"The run of the recipe has no {role} split, which the recorded one had.")
+        inside = low - 1e-9 <= accuracies[role] <= high + 1e-9
+        recorded = {"recorded": metrics["accuracy"], "low": low, "high": high, "images": metrics["images"]}
+        rows.append({"split": role, **recorded, "again": accuracies[role], "inside": inside})
+    return Verification(rows)
+
+
+def _machine(facts: dict) -> dict:
+    training, machine = facts["training"], facts["hardware"]
+    known = {key: training.get(key) for key in ("processes", "precision", "data_workers")}
+    return known | {key: machine.get(key) for key in ("processor", "threads", "gpus")}
+
+
+def _notes(facts: dict, here: dict) -> list[str]:
+    """What was said of the recipe, and what differs between then and `here`."""
+    then = {**facts["versions"], **_machine(facts)}
+    differs = [f"{key} {then[key]} then, {here[key]} now" for key in then if key in here and then[key] != here[key]]
+    notes = [f"differs    {difference}" for difference in differs]
+    notes = notes or ["differs    nothing: the same versions on the same kind of machine"]
+    if expected := expected_score(facts.get("command") or ""):
+        notes.append("expected   {:g} to {:g} % by the head of {}".format(*expected))
+    return notes
+
+
+def expected_score(command: str) -> tuple[float, float, str] | None:
+    """Bounds in percent, and the recipe that states them, where a shipped one was run without further options."""
+    words = shlex.split(command)
+    if any(word.startswith("--") and not word.startswith("--output_dir") for word in words):
+        return None
+    for word in words:
+        try:
+            path = find_recipe(Path(word).stem if word.endswith(".yaml") else word)
+        except RecipeError:
+            continue
+        found = re.search(r"xpected score: ([\d.]+) to ([\d.]+) %", path.read_text(encoding="utf-8"))
+        return (float(found[1]), float(found[2]), f"recipes/{path.name}") if found else None
+    return None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,39 @@
+"""YAML that a user wrote, or found somewhere: plain values only, each key once, nothing that grows when it is read."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hfvit.errors import RecipeError, one_line
+
+MAX_BYTES = 2**20
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """safe_load runs no code, but takes the last of two equal keys, and aliases, whose values multiply in any text."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not taken; write the value out")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in getattr(node, "value", ()) if isinstance(key, yaml.ScalarNode)]
+        if twice := next((key for place, key in enumerate(keys) if key in keys[:place]), None):
+            raise yaml.YAMLError(f"{twice} is given twice")
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> Any:
+    """The values in a file; `RecipeError`, without the file's name, for what cannot be read."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise RecipeError(f"cannot be read: it has {path.stat().st_size:,} bytes, and no recipe is so long.")
+        return yaml.load(path.read_text(encoding="utf-8"), _PlainLoader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"cannot be read: {error}") from None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the latter of numbers and days that are none
+        raise RecipeError(f"not valid YAML: {one_line(error)}") from None
+    except RecursionError:
+        raise RecipeError("not valid YAML: it is nested without end.") from None

@@ -1,0 +1,92 @@
+"""The estimate of a step without storage against a real step, and what the command prints."""
+
+import pytest
+import torch
+from conftest import ARCHITECTURE, LABELS, MICRO
+
+from hfvit.cli import main as hfvit_command
+from hfvit.estimate import skeleton, step_memory
+from hfvit.live_bytes import LiveBytes
+from hfvit.losses import cross_entropy
+from hfvit.modeling import build_model
+from hfvit.recipe import load_recipe
+
+
+def micro(device: str):
+    with torch.device(device):
+        return build_model(LABELS, architecture=ARCHITECTURE, image_size=32, timm_kwargs=MICRO)
+
+
+def saved_for_backward(model, batch: int) -> int:
+    """Bytes that autograd itself keeps of a real forward pass, but for the weights."""
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = (storage, storage.nbytes())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        logits = model(torch.zeros(batch, 3, 32, 32)).logits
+        cross_entropy(logits, torch.zeros(batch, dtype=torch.long), 0.0)
+    return sum(count for _, count in kept.values())
+
+
+def test_a_step_without_storage_needs_what_a_real_one_needs():
+    memory = step_memory(micro("meta"), 16)
+    real = micro("cpu").train()
+    parameters = sum(p.numel() * 4 for p in real.parameters())
+    assert memory.weights == parameters + sum(b.numel() * b.element_size() for b in real.buffers())
+    assert memory.gradients == parameters
+    assert memory.optimizer == pytest.approx(2 * parameters, rel=0.02)  # and a count of steps for each weight
+    assert memory.held == pytest.approx(saved_for_backward(real, 16), rel=0.1)
+    live = LiveBytes()
+    live.ignore([*real.parameters(), *real.buffers()])
+    with live:
+        loss = cross_entropy(real(torch.zeros(16, 3, 32, 32)).logits, torch.zeros(16, dtype=torch.long), 0.0)
+        loss.backward()
+    assert memory.most == pytest.approx(live.peak, rel=0.02)
+
+
+def test_what_saves_memory_is_seen():
+    plain = step_memory(micro("meta"), 64)
+    assert step_memory(micro("meta"), 64, "bf16").held < 0.8 * plain.held
+    assert step_memory(micro("meta"), 64, "no", True).held < 0.5 * plain.held
+    assert step_memory(micro("meta"), 32).held == pytest.approx(plain.held / 2, rel=0.05)
+    model = micro("meta")
+    model.freeze("backbone")
+    frozen = step_memory(model, 64)
+    assert frozen.held < 0.2 * plain.held
+    assert frozen.gradients < 0.1 * plain.gradients
+
+
+def test_a_checkpoint_of_timm_needs_no_download(recipe):
+    loaded = load_recipe(["vit_base", "--use_cpu", "true"])
+    assert sum(p.numel() for p in skeleton(loaded).parameters()) == 86_567_656  # timm's own figure for ViT-B/16
+    assert all(p.is_meta for p in skeleton(loaded).parameters())
+
+
+def test_the_command_prints_and_runs_nothing(recipe, capsys, tmp_path):
+    before = set(tmp_path.iterdir())
+    with pytest.raises(SystemExit) as stop:
+        hfvit_command(["train", str(recipe), "--estimate", "--use_cpu", "true", "--ema_decay", "0.9"])
+    printed = capsys.readouterr().out
+    assert not stop.value.code
+    for word in ("weights", "gradients", "optimiser", "moving average", "activations", "most at once", "disk"):
+        assert f"\n{word}" in printed
+    assert "8 (recipe)" in printed
+    assert "It fits: " in printed
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_what_does_not_fit_is_told_with_what_helps(recipe, capsys):
+    words = ["train", str(recipe), "--estimate", "--use_cpu", "true", "--global_batch_size", "1000000000"]
+    with pytest.raises(SystemExit) as stop:
+        hfvit_command(words)
+    printed = capsys.readouterr().out
+    assert not stop.value.code
+    assert "It does not fit" in printed
+    assert "--activation_checkpointing true" in printed
+    assert "* more than there is" in printed

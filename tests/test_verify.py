@@ -1,0 +1,99 @@
+"""A run repeated: the same bits with full_determinism, and a checkpoint or a record that is no longer what it was."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import MICRO_RECIPE
+from safetensors.torch import load_file, save_file
+
+from hfvit.cli import main as hfvit_command
+from hfvit.train import main as train
+from hfvit.verify import expected_score
+
+RANDOM = "drop_path_rate: 0.2\nmixup_alpha: 0.4\ncutmix_alpha: 1.0\nrandom_erasing: 0.2\npolicy: rand_augment\n"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, colours):
+    """A run of everything that is random, with full_determinism."""
+    folder = tmp_path_factory.mktemp("verify")
+    more = f"{RANDOM}dataset_name: {colours}\noutput_dir: {folder / 'out'}\nuse_cpu: true\nfull_determinism: true\n"
+    (folder / "micro.yaml").write_text(MICRO_RECIPE + more)
+    try:
+        train([str(folder / "micro.yaml")])
+        yield folder / "out"
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def out(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "out")
+
+
+def verify(capsys, *words) -> tuple[int, str, str]:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        hfvit_command(["verify", *map(str, words)])
+    printed = capsys.readouterr()
+    return stop.value.code or 0, printed.out, printed.err
+
+
+def change(out, edit) -> None:
+    facts = json.loads((out / "run.json").read_text())
+    edit(facts)
+    (out / "run.json").write_text(json.dumps(facts))
+
+
+def test_the_same_recipe_gives_the_same_bits(out, capsys, tmp_path):
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    code, printed, _ = verify(capsys, out, "--output", tmp_path / "again")
+    assert code == 0
+    assert "weights    the same to the last bit" in printed
+    assert printed.count("+0.00   inside") == 2
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    first, second = (json.loads((folder / "run.json").read_text())["history"] for folder in (out, tmp_path / "again"))
+    for key in ("loss", "grad_norm", "learning_rate", "eval_loss"):
+        assert [entry.get(key) for entry in first] == [entry.get(key) for entry in second]
+
+
+def test_the_checkpoint_is_evaluated_again(out, capsys):
+    code, printed, _ = verify(capsys, out, "--eval-only", "--device", "cpu")
+    assert code == 0
+    assert printed.count("+0.00   inside") == 2
+    assert "differs    nothing" in printed
+
+
+def test_other_versions_are_named(out, capsys):
+    change(out, lambda facts: facts["versions"].update(timm="0.9"))
+    code, printed, _ = verify(capsys, out, "--eval-only")
+    assert code == 0
+    assert "differs    timm 0.9 then, 1." in printed
+
+
+def test_damaged_weights_are_outside(out, capsys):
+    state = load_file(out / "model.safetensors")
+    state["head.weight"] = state["head.weight"].roll(1, 0)
+    save_file(state, out / "model.safetensors", {"format": "pt"})
+    code, printed, error = verify(capsys, out, "--eval-only")
+    assert code == 4
+    assert "OUTSIDE" in printed
+    assert "test: accuracy" in error
+    assert "lies outside the recorded" in error
+
+
+def test_a_figure_that_was_never_reached_is_outside(out, capsys):
+    change(out, lambda facts: facts["metrics"]["test"].update(accuracy=0.01, accuracy_interval=[0.0, 0.02]))
+    code, printed, error = verify(capsys, out)
+    assert code == 4
+    assert printed.count("OUTSIDE") == 1
+    assert "outside the recorded 0.00% to 2.00%" in error
+
+
+def test_what_a_shipped_recipe_expects():
+    assert expected_score("train.py recipes/quickstart.yaml") == (95.0, 99.0, "recipes/quickstart.yaml")
+    assert expected_score("hfvit train quickstart --output_dir=x") == (95.0, 99.0, "recipes/quickstart.yaml")
+    assert expected_score("hfvit train quickstart --max_steps 3") is None
+    assert expected_score("hfvit train my.yaml") is None
