@@ -238,6 +238,10 @@ class HFViTForImageClassification(TimmWrapperForImageClassification):
     def freeze(self, part: str | int) -> None:
         """Stop training `"backbone"`, or the stem and the first `part` blocks; their dropout and statistics too."""
         freeze(self.timm_model, part)
+        self.rest_frozen()
+
+    def rest_frozen(self) -> None:
+        """Put modules without a weight that trains into evaluation mode, for good: no dropout, no new statistics."""
         parts = [(module, list(module.parameters())) for module in self.timm_model.modules()]
         self._frozen_modules = [m for m, own in parts if own and not any(p.requires_grad for p in own)]
         self.train(self.training)
