@@ -5,6 +5,7 @@ import sys
 
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 
+from hfvit.cli.options import quiet_libraries
 from hfvit.errors import run
 from hfvit.option_types import above_0, not_negative, points, share
 
@@ -146,24 +147,21 @@ def export_onnx_command(options: argparse.Namespace) -> None:
     if options.quantize == "int8-dynamic" and options.target == "tensorrt":
         raise ModelError("--target tensorrt has no int8-dynamic; take --quantize int8.")
     folder = claim_folder(options.output)
-    quiet_libraries(options.verbose)
+    quiet_export(options.verbose)
     from hfvit.export.stages import Export
 
     Export(options, folder).run()
 
 
-def quiet_libraries(verbose: bool) -> None:
-    """Loading bars and notes of transformers are of no use to this command."""
+def quiet_export(verbose: bool) -> None:
+    """The bars and notes of the libraries are of no use to this command."""
     if verbose:
         return
     import logging
     import os
 
     os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    quiet_libraries()
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
 
 

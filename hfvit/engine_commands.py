@@ -7,7 +7,7 @@ from pathlib import Path
 
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 
-from hfvit.commands import add_calibration, add_gate, add_model, add_tolerance, quiet_libraries
+from hfvit.commands import add_calibration, add_gate, add_model, add_tolerance, quiet_export
 from hfvit.errors import run
 from hfvit.option_types import above_0
 
@@ -141,7 +141,7 @@ def export_tensorrt_command(options: argparse.Namespace) -> None:
                 " version of the Triton container and on its GPU."
             )
         options.output = Path(options.output).expanduser() / options.triton
-    quiet_libraries(options.verbose)
+    quiet_export(options.verbose)
     from hfvit.export.engine_stages import EngineExport, graph_options
 
     EngineExport(graph_options(options), backend, engine_options).run()

@@ -36,7 +36,7 @@ def resize_boxes(
 def resize_as_pillow(
     images: torch.Tensor, resized: tuple[int, int], crop: tuple[int, int, int, int], interpolation: str
 ) -> torch.Tensor:
-    """Resize uint8 images to `resized` and cut out `crop`: Pillow's result, bit for bit (checked with Pillow 12.3 and 13).
+    """Resize uint8 images to `resized` and cut out `crop`: Pillow's result, bit for bit (12.3 and 13 checked).
 
     Pillow works in 8 bits with fixed-point weights, across and then down, and rounds after each. Sums of such products
     are whole numbers that float64 holds exactly. An image that shrinks in height may be resized down and then across,

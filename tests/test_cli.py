@@ -47,10 +47,10 @@ def test_help_teaches_every_field_of_hfvit():
 
 
 def test_the_options_that_help_shows_are_accepted():
-    from hfvit.cli import TRAIN_EPILOG
+    from hfvit.cli.train import EPILOG
     from hfvit.recipe import load_recipe
 
-    shown = [line.split() for line in TRAIN_EPILOG.splitlines() if line.startswith("  --")]
+    shown = [line.split() for line in EPILOG.splitlines() if line.startswith("  --")]
     for words in shown:
         load_recipe(["quickstart", "--use_cpu", "true", *words])
 

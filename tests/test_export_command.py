@@ -178,17 +178,17 @@ def test_a_damaged_file_of_an_export_is_told_before_the_work(file, text, stock, 
 
 
 def test_numpy_and_onnxruntime_alone_give_the_checkpoints_class(checkpoint, tmp_path, monkeypatch):
-    """The lines that README.md shows, from its own text."""
+    """The lines that docs/export.md shows, from its own text."""
     out = tmp_path / "outputs" / "quickstart" / "onnx"
     assert export("--model", checkpoint, "--no-gate", out) == 0
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "docs" / "export.md").read_text()
     code = next(b for b in text.split("```python\n") if "import onnxruntime" in b).split("```")[0]
     monkeypatch.chdir(tmp_path)
     for label, size in ((0, 16), (1, 40), (2, 90)):
         picture = coloured_image(label, np.random.default_rng(8), size)
         picture.crop((0, 0, size, size - size // 4)).save("digit.png")
         scope = {}
-        exec(compile(code, "README.md", "exec"), scope)
+        exec(compile(code, "docs/export.md", "exec"), scope)
         expected = hfvit.load_classifier(checkpoint).logits([Image.open("digit.png")])
         np.testing.assert_allclose(scope["logits"], expected, atol=0.2)
         assert scope["logits"].argmax() == expected.argmax()

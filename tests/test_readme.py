@@ -1,4 +1,4 @@
-"""README.md is run, not believed: its commands, its Python, and its table of recipes."""
+"""README.md and docs/ are run, not believed: their commands, their Python, and the table of recipes."""
 
 import argparse
 import json
@@ -19,9 +19,11 @@ from hfvit.export.trt_backends import load_backend
 from hfvit.recipe import load_recipe
 from hfvit.shipped import shipped_recipes
 
-TEXT = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text()
+TEXT = "\n".join([README, *(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))])
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TEXT, flags=re.DOTALL)
-COMMANDS = [line.split("  #")[0].strip() for kind, block in BLOCKS if kind == "bash" for line in block.splitlines()]
+BASH = [line for kind, block in BLOCKS if kind == "bash" for line in block.splitlines()]
+COMMANDS = list(dict.fromkeys(line.split("  #")[0].strip() for line in BASH))  # some stand in both
 PYTHON = [block for kind, block in BLOCKS if kind == "python"]
 
 # .ci/run types these; here they would install into the environment that runs the tests, or start the tests again.
@@ -179,4 +181,11 @@ def test_the_listed_output_folder_is_the_real_one(quickstart):
 def test_every_recipe_is_in_the_table_and_nothing_is_left_to_fill_in():
     assert "<!--" not in TEXT
     for name in shipped_recipes():
-        assert f"| `{name}` |" in TEXT
+        assert f"| `{name}` |" in README
+
+
+def test_links_between_the_pages_lead_somewhere():
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "README.md"]:
+        for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
+            if not target.startswith("http"):
+                assert (page.parent / target).exists(), f"{page.name} links to {target}"

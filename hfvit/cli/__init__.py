@@ -1,0 +1,29 @@
+"""The `hfvit` command, one file for each of its commands. What costs time is imported inside the command."""
+
+import argparse
+import sys
+
+import hfvit
+from hfvit.cli import listings, predict, push, train, validate
+from hfvit.errors import run
+
+COMMANDS = (train, validate, predict, push, listings)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of the console command; exits with the command's code."""
+    parser = build_parser()
+    options, rest = parser.parse_known_args(argv)
+    if rest and not options.takes_rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    options.rest = rest
+    sys.exit(run(lambda: options.command(options)))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="hfvit", description=hfvit.__doc__)
+    parser.set_defaults(takes_rest=False)
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for module in COMMANDS:
+        module.add(commands)
+    return parser

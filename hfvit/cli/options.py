@@ -1,0 +1,19 @@
+"""What several commands share."""
+
+import argparse
+
+from hfvit.option_types import above_0
+
+
+def add_running(parser: argparse.ArgumentParser, batch_size: int) -> None:
+    parser.add_argument("--batch_size", type=above_0, default=batch_size, help="images at a time [%(default)s]")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... [cuda where there is one]")
+    parser.add_argument("--threads", type=above_0, help="threads of the processor [PyTorch's own number]")
+
+
+def quiet_libraries() -> None:
+    """Leave standard error to what these commands say; loading a model says nothing that a reader needs."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()

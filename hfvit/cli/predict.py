@@ -1,0 +1,68 @@
+"""`hfvit predict`"""
+
+import argparse
+import sys
+
+from hfvit.cli.options import add_running, quiet_libraries
+from hfvit.errors import DataError, HFViTError
+from hfvit.option_types import above_0
+
+EPILOG = """\
+A folder stands for every picture in it and below it. A picture that cannot be read is named on standard error and
+skipped; the exit code is then 1.
+
+examples:
+  hfvit predict outputs/quickstart digit.png
+  hfvit predict outputs/quickstart/onnx photos/ --top_k 1
+  hfvit predict user/my-vit "photos/**/*.jpg" https://example.org/cat.jpg --json > predictions.jsonl
+  hfvit predict outputs/quickstart photos/ --save-grid grid.png
+"""
+
+GRID_KINDS = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")
+
+
+def add(commands) -> None:
+    parser = commands.add_parser(
+        "predict",
+        help="classify pictures",
+        description="Print the most probable classes of each picture.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("artefact", metavar="ARTEFACT", help="checkpoint folder, Hub id, .onnx file or export folder")
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help="file, folder, pattern or URL")
+    parser.add_argument("--top_k", type=above_0, default=5, help="classes shown of each picture [%(default)s]")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON for each picture")
+    parser.add_argument(
+        "--save-grid", "--save_grid", metavar="FILE", help="draw the pictures with their predictions into this file"
+    )
+    add_running(parser, batch_size=32)
+    parser.set_defaults(command=predict)
+
+
+def predict(options: argparse.Namespace) -> int:
+    """`hfvit predict ARTEFACT IMAGE ...`"""
+    from hfvit.artefacts import find_artefact
+    from hfvit.paths import writable
+    from hfvit.pictures import find_pictures
+
+    find_artefact(options.artefact)
+    grid = writable(options.save_grid, "--save-grid")
+    if grid and grid.suffix.lower() not in GRID_KINDS:
+        raise HFViTError(f"--save-grid: {grid} must end in one of {', '.join(GRID_KINDS)}.")
+    names, wrong = find_pictures(options.images)
+    if not names:
+        raise DataError("No picture found: " + "; ".join(wrong) + ".")
+    for sentence in wrong:
+        print(f"hfvit: {sentence}.", file=sys.stderr)
+    quiet_libraries()
+    from hfvit.inference import load_classifier
+    from hfvit.predict import print_predictions
+
+    classifier = load_classifier(options.artefact, options.device, options.threads)
+    bad = print_predictions(classifier, names, options.batch_size, options.top_k, options.json, grid)
+    if bad == len(names):
+        raise DataError("None of the pictures could be classified.")
+    if bad or wrong:
+        print(f"hfvit: {bad + len(wrong)} of what was named could not be classified", file=sys.stderr)
+    return 1 if bad or wrong else 0

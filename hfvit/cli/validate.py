@@ -1,0 +1,99 @@
+"""`hfvit validate`"""
+
+import argparse
+
+from hfvit.cli.options import add_running, quiet_libraries
+from hfvit.errors import GateError
+from hfvit.option_types import above_0, from_0, points, share
+
+EPILOG = """\
+The data are the validation rows that the reference's recipe.yaml held out, unless --dataset_name or --split name
+others. Classes are matched by name. Latency and images/s are the model's alone, without reading and preprocessing,
+but for a graph that does its own preprocessing (marked *).
+
+The result is printed, saved in the reference's run.json and in the export.json beside an exported file, and with
+--output in a file of your own.
+
+exit code: 0 every artefact passed, 4 one of them did not, 2 something was wrong with the command.
+
+examples:
+  hfvit validate outputs/quickstart
+  hfvit validate outputs/quickstart outputs/quickstart/onnx outputs/quickstart/onnx/model_quantized.onnx
+  hfvit validate outputs/quickstart onnx/ --split test --min_agreement 0.99 --output gate.json
+  hfvit validate user/my-vit onnx/ --dataset_name path/to/folder --split test --max_samples 2000
+"""
+
+
+def add(commands) -> None:
+    parser = commands.add_parser(
+        "validate",
+        help="compare checkpoints and exports on one data set, and fail when one lost accuracy",
+        description="Run each artefact over the same pictures and hold it to the first.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    what = "checkpoint folder, Hub id, .onnx file or export folder"
+    parser.add_argument("reference", metavar="REFERENCE", help=f"{what}: what the others are held to")
+    parser.add_argument("others", metavar="OTHER", nargs="*", help="the same kinds, to be judged")
+    data = parser.add_argument_group("data")
+    data.add_argument("--dataset_name", help="Hub id, folder or 'digits' [the recipe's]")
+    data.add_argument("--dataset_config_name", help="configuration of the data set, where it has several")
+    data.add_argument("--split", help="split, slices such as test[:1000] too [the recipe's; validation]")
+    data.add_argument("--image_column", help="found by its type when not given")
+    data.add_argument("--label_column", help="found by its type when not given")
+    data.add_argument("--max_samples", type=above_0, help="use this many images, drawn with --seed [all]")
+    data.add_argument("--seed", type=from_0, default=42, help="[%(default)s]")
+    limits = parser.add_argument_group("limits")
+    limits.add_argument("--max_accuracy_drop", type=points, default=0.5, help="in points [%(default)s]")
+    limits.add_argument(
+        "--min_agreement", type=share, help="share of the images, 0 to 1, that must get the reference's class [none]"
+    )
+    add_running(parser, batch_size=16)
+    parser.add_argument("--output", metavar="FILE", help="save the result as JSON, too")
+    parser.set_defaults(command=validate)
+
+
+def validate(options: argparse.Namespace) -> None:
+    """`hfvit validate REFERENCE [OTHER ...]`"""
+    from hfvit.artefacts import find_artefact
+    from hfvit.paths import writable
+
+    paths = [options.reference, *options.others]
+    for path in paths:
+        find_artefact(path)  # a wrong path is told at once, before torch is imported
+    output = writable(options.output, "--output")
+    quiet_libraries()
+    from hfvit.evaluation_split import evaluation_split
+    from hfvit.json_files import write_object
+    from hfvit.validate import check_recordable, record
+    from hfvit.validate import validate as compare
+
+    check_recordable(paths)
+    split = evaluation_split(
+        options.reference,
+        dataset_name=options.dataset_name,
+        dataset_config_name=options.dataset_config_name,
+        split=options.split,
+        image_column=options.image_column,
+        label_column=options.label_column,
+        max_samples=options.max_samples,
+        seed=options.seed,
+    )
+    comparison = compare(
+        options.reference,
+        options.others,
+        split,
+        max_accuracy_drop=options.max_accuracy_drop,
+        min_agreement=options.min_agreement,
+        batch_size=options.batch_size,
+        device=options.device,
+        threads=options.threads,
+    )
+    print(comparison.table())
+    if output:
+        write_object(output, comparison.to_dict())
+    written = [*record(comparison, paths), *([output] if output else [])]
+    if written:
+        print(f"saved    {', '.join(map(str, written))}")
+    if not comparison.passed:
+        raise GateError("\n".join(comparison.failures))
