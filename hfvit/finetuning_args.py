@@ -79,6 +79,21 @@ class FinetuningArguments:
             raise RecipeError(f"{key}: not with finetuning: {self.finetuning}, {why}.")
 
     @property
+    def probe(self) -> dict[str, Any]:
+        """The arguments of `linear_probe.LinearProbeTrainer` that a recipe gives."""
+        return {"c": self.probe_c, "passes": self.probe_passes, "class_balance": self.class_balance}
+
+    @property
+    def distilling(self) -> dict[str, Any]:
+        """The arguments of `objective.build_objective` that a recipe gives."""
+        return {
+            "teacher": self.teacher,
+            "distillation": self.distillation,
+            "alpha": self.distillation_alpha,
+            "temperature": self.distillation_temperature,
+        }
+
+    @property
     def lora(self) -> dict[str, Any]:
         """The arguments of `lora.add_lora` that a recipe gives."""
         return {

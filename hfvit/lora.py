@@ -49,7 +49,7 @@ class Lora:
         from peft import get_peft_model_state_dict
 
         timm_model, folder = self.model.timm_model, Path(output_dir) / ADAPTER_FOLDER
-        weights = get_peft_model_state_dict(self.tuner, timm_model.state_dict(), save_embedding_layers=False)
+        weights = get_peft_model_state_dict(timm_model, save_embedding_layers=False)
         weights |= {name: timm_model.get_parameter(name).detach() for name in self.head}
         weights = {PEFT_PREFIX + name: value.contiguous().cpu() for name, value in weights.items()}
         config = self.tuner.peft_config["default"].to_dict()
@@ -103,7 +103,9 @@ def add_lora(model, rank: int, alpha: float, dropout: float = 0.0, targets: list
 def target_layers(timm_model: nn.Module, targets: list[str] | None = None) -> list[str]:
     """Full names of the layers that get a LoRA; see `add_lora`."""
     kinds = (nn.Linear, nn.Conv2d)
-    layers = {name: m for name, m in timm_model.named_modules() if isinstance(m, kinds) and getattr(m, "groups", 1) == 1}
+    layers = {
+        name: m for name, m in timm_model.named_modules() if isinstance(m, kinds) and getattr(m, "groups", 1) == 1
+    }
     head = {id(parameter) for parameter in classifier_parameters(timm_model)}
     layers = {name: m for name, m in layers.items() if id(m.weight) not in head}
     last = {name: name.rpartition(".")[2] for name in layers}

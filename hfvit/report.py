@@ -46,10 +46,15 @@ def summary_table(facts: dict, output_dir: str | Path) -> str:
         f" {training['processes']} process(es), precision {training['precision']}",
         f"selected   step {training['best_step']} by validation {training['best_metric_name']}"
         if training["best_step"]
-        else "selected   the last step",
+        else f"selected   {_probe_choice(training) or 'the last step'}",
         f"files      {output_dir}",
     ]
     return "\n".join(lines)
+
+
+def _probe_choice(training: dict) -> str | None:
+    probe = training.get("probe")
+    return probe and f"C = {probe['best_c']:g} of {len(probe['c'])} by validation {probe['selected_by']}"
 
 
 def write_training_images(images: np.ndarray, targets: np.ndarray, names: list[str], output_dir: str | Path) -> Path:
@@ -82,7 +87,8 @@ def write_plots(facts: dict, output_dir: str | Path) -> list[Path]:
     """Draw every plot that the facts allow into `output_dir/plots`; returns their paths."""
     role = "test" if "test" in facts["metrics"] else "validation"
     metrics = facts["metrics"][role]
-    figures = {"learning_curves": learning_curves(facts["history"])}
+    probe = facts["training"].get("probe")
+    figures = {"learning_curves": probe_curves(probe) if probe else learning_curves(facts["history"])}
     figures["confusion_matrix"] = confusion_figure(metrics, role)
     figures["per_class_accuracy"] = per_class_figure(metrics, role)
     figures["reliability"] = reliability_figure(metrics, role)
@@ -115,6 +121,25 @@ def learning_curves(history: list[dict]):
         axis.set(title=title, xlabel="step")
         axis.grid(alpha=0.3)
     axes[0].legend()
+    figure.tight_layout()
+    return figure
+
+
+def probe_curves(probe: dict):
+    """Validation accuracy and loss of a linear probe over the strength of its penalty."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6))
+    for axis, key, title, colour in (
+        (axes[0], "accuracy", "Validation accuracy", BLUE),
+        (axes[1], "loss", "Validation loss", ORANGE),
+    ):
+        axis.plot(probe["c"], [scores[key] for scores in probe["validation"]], "o-", color=colour, markersize=4)
+        axis.axvline(probe["best_c"], color=GREY, linestyle="--", linewidth=1, label=f"taken: {probe['best_c']:g}")
+        axis.set_xscale("log")
+        axis.set(title=title, xlabel="C (inverse strength of the penalty)")
+        if len(probe["c"]) == 1:  # one point gives a logarithmic axis no width
+            axis.set_xlim(probe["best_c"] / 10, probe["best_c"] * 10)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
     figure.tight_layout()
     return figure
 

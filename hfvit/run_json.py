@@ -39,13 +39,13 @@ def collect_facts(recipe, splits, model, trainer, output, metrics: dict) -> dict
             "base_license": model.config.pretrained_cfg.get("license") if base else None,
             "image_size": list(model.config.image_size),
             "parameters": sum(p.numel() for p in model.parameters()),
-            "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "trained_parameters": trainer.trained_parameters,
             "preprocessing": {
                 key: model.config.pretrained_cfg.get(key)
                 for key in ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
             },
         },
-        "data": {**splits.facts, "selected_by": "validation" if best else None},
+        "data": {**splits.facts, "selected_by": "validation" if best or "probe" in trainer.findings else None},
         "recipe": recipe.values,
         "seeds": {"seed": args.seed, "data_seed": args.data_seed, "full_determinism": args.full_determinism},
         "metrics": metrics,
@@ -65,6 +65,7 @@ def collect_facts(recipe, splits, model, trainer, output, metrics: dict) -> dict
             "data_workers": args.dataloader_num_workers,
             "per_device_batch_size": args.per_device_train_batch_size,
             "gradient_accumulation_steps": args.gradient_accumulation_steps,
+            **trainer.findings,
         },
         "versions": {
             "python": platform.python_version(),

@@ -13,17 +13,18 @@ FLOORS = [
     {"cli/options", "config", "param_groups", "shipped", "hardware", "attention", "policies", "decode", "paths"}
     | {"export/image_steps", "export/fuse"}
     | {"export/trt_backends", "export/trt_graph", "export/trt_watch", "export/triton"},
-    {"doctor", "augment", "pixels", "pictures", "artefacts", "public", "backends"}
+    {"finetuning_args", "lora", "doctor", "augment", "pixels", "pictures", "artefacts", "public", "backends"}
     | {"export/preprocess", "export/int8_fused"},
     {"training_args", "checkpoints", "data", "metrics", "modeling", "images", "export/check", "export/quantize"},
-    {"stream_source", "json_files"},
+    {"stream_source", "json_files", "balance", "objective"},
     {"stream", "export/folder"},
     {"recipe", "trainer", "inference", "report", "run_json", "evaluation_split"},
-    {"hub", "predict", "validate", "export/onnx", "export/tensorrt", "calibration"},
-    {"export/stages", "hub_files"},
+    {"linear_probe", "hub", "predict", "validate", "export/onnx", "export/tensorrt", "calibration"},
+    {"export/stages", "hub_files", "finetuning"},
     {"push"},
     {"train", "export/engine_stages"},
-    {"cli/train", "cli/validate", "cli/predict", "cli/push", "cli/listings", "commands"},
+    {"sweep"},
+    {"cli/train", "cli/sweep", "cli/validate", "cli/predict", "cli/push", "cli/listings", "commands"},
     {"engine_commands"},
 ]
 FLOOR_OF = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
