@@ -1,5 +1,7 @@
-"""What a path given as a classifier is: a checkpoint, or an ONNX file with its configuration. Nothing is loaded."""
+"""What a path given as a classifier is: a checkpoint, an ONNX file or an engine with its configuration. Nothing is
+loaded."""
 
+import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,7 @@ CONFIG_FILE = "config.json"
 ENGINE_FACTS_FILE = "engine.json"
 PREPROCESSOR_FILE = "preprocessor_config.json"
 RECIPE_FILE = "recipe.yaml"
+ENGINE_SUFFIXES = (".engine", ".plan")
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
 
 
@@ -19,8 +22,8 @@ _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
 class Artefact:
     """A classifier that is yet to be loaded.
 
-    `file` is the ONNX file, None for a checkpoint; `source` is the folder (or Hub id) of the weights or of that file's
-    configuration.
+    `file` is the ONNX file or the engine, None for a checkpoint; `source` is the folder (or Hub id) of the weights or
+    of that file's configuration.
     """
 
     source: str
@@ -29,6 +32,15 @@ class Artefact:
     @property
     def is_checkpoint(self) -> bool:
         return self.file is None
+
+    @property
+    def is_engine(self) -> bool:
+        return self.file is not None and self.file.suffix in ENGINE_SUFFIXES
+
+    @property
+    def is_graph(self) -> bool:
+        """Whether it is an ONNX file."""
+        return self.file is not None and not self.is_engine
 
     @property
     def folder(self) -> Path | None:
@@ -47,33 +59,33 @@ class Artefact:
 def find_artefact(path: str | Path) -> Artefact:
     """What `path` means; raises `ModelError` where it is nothing that can be loaded.
 
-    It is a checkpoint folder, a Hub id, an `.onnx` file, or a folder of such files, of which `model.onnx` comes first.
-    A folder with weights is a checkpoint, whatever exports lie in it or below it.
+    It is a checkpoint folder, a Hub id, an `.onnx` file, or a folder of such files, of which `model.onnx` comes first;
+    an engine, or the folder with its engine.json. A folder with weights is a checkpoint, whatever exports lie in it or
+    below it; beside ONNX files an engine is named by its file.
     """
     file = Path(path).expanduser()
-    if file.suffix == ".onnx":
+    if file.suffix in (".onnx", *ENGINE_SUFFIXES):
         if not file.is_file():
             raise ModelError(f"There is no file {path}.{_other_graphs(file)}")
-        return _onnx_artefact(file)
+        return _file_artefact(file)
     source = folder_or_hub_id(path, ModelError)
     folder = Path(source)
     if not folder.is_dir() or any(any(folder.glob(pattern)) for pattern in _WEIGHTS):
         return Artefact(source)
-    graphs = _graphs(folder) or _graphs(folder / "onnx")
+    graphs = _graphs(folder)
+    if not graphs and (folder / ENGINE_FACTS_FILE).is_file():
+        return _file_artefact(_engine(folder))
+    graphs = graphs or _graphs(folder / "onnx")
     if not graphs:
-        if (folder / ENGINE_FACTS_FILE).is_file():
-            raise ModelError(
-                f"{path} holds a TensorRT engine; hfvit builds engines, TensorRT's own runtime runs them."
-            )
         raise ModelError(f"{path} holds no classifier: neither weights (model.safetensors) nor an ONNX file.")
     named = [graph for graph in graphs if graph.name == "model.onnx"]
     if not named and len(graphs) > 1:
         names = ", ".join(str(graph.relative_to(folder)) for graph in graphs)
         raise ModelError(f"{path} holds several ONNX files and none is named model.onnx; name one of {names}.")
-    return _onnx_artefact((named or graphs)[0])
+    return _file_artefact((named or graphs)[0])
 
 
-def _onnx_artefact(file: Path) -> Artefact:
+def _file_artefact(file: Path) -> Artefact:
     """The configuration lies beside the file, else in the folder above (the layout of transformers.js)."""
     config = Artefact(str(file.parent), file).beside(CONFIG_FILE)
     if config is None:
@@ -82,6 +94,26 @@ def _onnx_artefact(file: Path) -> Artefact:
             f" {PREPROCESSOR_FILE} of its checkpoint there."
         )
     return Artefact(str(config.parent), file)
+
+
+def _engine(folder: Path) -> Path:
+    """The engine that engine.json names: model.engine, or 1/model.plan in a model of Triton's."""
+    path = folder / ENGINE_FACTS_FILE
+    try:
+        name = json.loads(path.read_text(encoding="utf-8"))["file"]
+        file = folder / name
+        is_inside = file.resolve().is_relative_to(folder.resolve()) and file.suffix in ENGINE_SUFFIXES
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ModelError(
+            f"{path} cannot be read ({type(error).__name__}: {one_line(error)}); build the engine again with:"
+            f" optimum-cli export tensorrt --model MODEL {folder}"
+        ) from None
+    if not is_inside or not file.is_file():
+        raise ModelError(
+            f"{path} names the engine {name}, which is not there; build it again with: optimum-cli export tensorrt"
+            f" --model MODEL {folder}"
+        )
+    return file
 
 
 def _graphs(folder: Path) -> list[Path]:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from hfvit.errors import ModelError, one_line
+from hfvit.execution_providers import CPU, CUDA, Providers, start_session
 
 
 class TorchBackend:
@@ -39,24 +40,43 @@ class OnnxBackend:
 
     The graph's one input is `pixel_values` `(batch, 3, height, width)`, or `pixels` uint8 `(batch, height, width, 3)`
     where preprocessing is inside. A graph that was traced for one batch size is fed that many at a time.
+    `providers` are ONNX Runtime's, in the place of `device`.
     """
 
-    def __init__(self, file: Path, classes: int, device: str | None = None, threads: int | None = None):
+    def __init__(
+        self,
+        file: Path,
+        classes: int,
+        device: str | None = None,
+        threads: int | None = None,
+        providers: Providers | None = None,
+    ):
         import onnxruntime
 
         self.file, self.threads = file, threads or torch.get_num_threads()
-        self.device, providers = _providers(device, onnxruntime.get_available_providers())
+        if providers is not None and device is not None:
+            raise ModelError(
+                f"device: the providers say where {file} runs; leave device out, and name a GPU as in"
+                f" ('{CUDA}', {{'device_id': 1}})."
+            )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.log_severity_level = 3  # errors; its warnings are about fusions it did not need
-        try:
-            self.session = onnxruntime.InferenceSession(file, options, providers=providers)
-        except Exception as error:
-            raise ModelError(f"{file} is no ONNX file that ONNX Runtime can run: {one_line(error)}") from error
-        if self.device.startswith("cuda") and "CUDAExecutionProvider" not in self.session.get_providers():
-            raise ModelError(f"device: ONNX Runtime could not start CUDA for {file}; use the device cpu.")
-        parts = (file, *(file.with_name(file.name + suffix) for suffix in (".data", "_data")))
-        self.bytes = sum(part.stat().st_size for part in parts if part.is_file())
+        beside = (file.with_name(file.name + suffix) for suffix in (".data", "_data"))
+        parts = [file, *(part for part in beside if part.is_file())]
+        if providers is None:
+            self.device, providers = _providers(device, onnxruntime.get_available_providers())
+            try:
+                self.session = onnxruntime.InferenceSession(file, options, providers=providers)
+            except Exception as error:
+                raise ModelError(f"{file} is no ONNX file that ONNX Runtime can run: {one_line(error)}") from error
+            if self.device.startswith("cuda") and CUDA not in self.session.get_providers():
+                raise ModelError(f"device: ONNX Runtime could not start CUDA for {file}; use the device cpu.")
+        else:
+            self.session = start_session(file, parts, options, providers)
+            first = self.session.get_providers()[0]
+            self.device = "cpu" if first == CPU else first.removesuffix("ExecutionProvider")
+        self.bytes = sum(part.stat().st_size for part in parts)
 
         inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
         if len(inputs) != 1 or len(inputs[0].shape) != 4:
@@ -102,15 +122,15 @@ class OnnxBackend:
 
 def _providers(device: str | None, available: list[str]) -> tuple[str, list]:
     """The device and ONNX Runtime's providers for it; CUDA unasked only where both the provider and a GPU exist."""
-    has_cuda = "CUDAExecutionProvider" in available
+    has_cuda = CUDA in available
     device = device or ("cuda" if has_cuda and torch.cuda.is_available() else "cpu")
     kind, _, index = device.partition(":")
     if kind == "cpu":
-        return device, ["CPUExecutionProvider"]
+        return device, [CPU]
     if kind != "cuda" or not has_cuda or not (index or "0").isdecimal():
         why = "install onnxruntime-gpu, or" if kind == "cuda" else "it has cpu and cuda;"
         raise ModelError(f"device: this ONNX Runtime cannot use '{device}'; {why} use the device cpu.")
-    return device, [("CUDAExecutionProvider", {"device_id": int(index or 0)}), "CPUExecutionProvider"]
+    return device, [(CUDA, {"device_id": int(index or 0)}), CPU]
 
 
 def _signature(values) -> str:

@@ -39,18 +39,20 @@ def calibration_pictures(
     split: str | None = None,
     max_samples: int = 128,
     seed: int = 42,
+    otherwise: str = "",
 ) -> CalibrationPictures:
     """`max_samples` pictures drawn with `seed` from a data set, or from what the checkpoint's recipe trained on.
 
     Without `dataset_name` and `split` these are the recipe's training rows without those that were held out; of a
-    stream, the first ones. Raises `DataError` when there are none.
+    stream, the first ones. Raises `DataError` when there are none; `otherwise` is what its message offers beside a
+    data set, such as ", or take --dtype fp16".
     """
     if dataset_name is None:
         path = find_artefact(checkpoint).beside(RECIPE_FILE)
         if path is None:
             raise DataError(
                 f"Static INT8 needs pictures to calibrate with, and {checkpoint} has no {RECIPE_FILE} that names any;"
-                " give --calibration_dataset, or take --quantize int8-dynamic."
+                f" give --calibration_dataset{otherwise}."
             )
         data, recipe_seed = read_recipe(path)
     else:

@@ -115,6 +115,8 @@ def export_tensorrt_command(options: argparse.Namespace) -> None:
     )
 
     artefact = find_artefact(options.model)
+    if artefact.is_engine:
+        raise ModelError(f"--model: {artefact.file} is an engine already; name its checkpoint or its ONNX file.")
     if options.dtype == "fp8" and artefact.is_checkpoint:
         raise ModelError(
             "--dtype fp8: hfvit's quantiser writes INT8 only. Take --dtype int8 or fp16; an ONNX file with FP8 Q/DQ"

@@ -14,7 +14,9 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 from hfvit.artefacts import PREPROCESSOR_FILE, Artefact, find_artefact, read_head
 from hfvit.backends import OnnxBackend, TorchBackend
 from hfvit.decode import to_rgb
+from hfvit.engines import open_engine
 from hfvit.errors import ModelError, one_line
+from hfvit.execution_providers import Providers
 from hfvit.pictures import from_array, read_picture
 
 
@@ -92,25 +94,37 @@ class Classifier:
 
 
 def load_classifier(
-    path: str | Path, device: str | None = None, threads: int | None = None, **kwargs: Any
+    path: str | Path,
+    device: str | None = None,
+    threads: int | None = None,
+    providers: Providers | None = None,
+    **kwargs: Any,
 ) -> Classifier:
-    """The classifier at `path`: a checkpoint folder, a Hub id, an `.onnx` file, or a folder that an export left.
+    """The classifier at `path`: a checkpoint folder, a Hub id, an `.onnx` file, a TensorRT engine, or a folder that an
+    export left.
 
     Args:
         device: `cpu`, `cuda`, `cuda:1`, ...; CUDA where there is one unless given.
         threads: of a CPU; PyTorch's own number unless given.
+        providers: ONNX Runtime's execution providers for an ONNX file, in the place of `device`: names, or (name,
+            options), the first that can take a node takes it. TensorRT's keep what they built in a cache.
         kwargs: go to `from_pretrained` of the configuration, the model and the processor (revision, token, ...).
 
-    No code that lies in a checkpoint is run. Raises `ModelError` for what cannot be loaded.
+    No code that lies in a checkpoint is run, nor an engine's own for the processor, unless `trust_remote_code` is
+    given. Raises `ModelError` for what cannot be loaded.
     """
     artefact = find_artefact(path)
+    if providers is not None and not artefact.is_graph:
+        what = "a TensorRT engine" if artefact.is_engine else "a checkpoint"
+        raise ModelError(f"providers: {path} is {what}; ONNX Runtime's providers run ONNX files.")
     kwargs = {"trust_remote_code": False, **kwargs}
     head = read_head(artefact, **kwargs)
-    # A TensorRT engine will be a third backend.
     if artefact.is_checkpoint:
         backend = TorchBackend(_load_model(artefact, kwargs), device, threads)
+    elif artefact.is_engine:
+        backend = open_engine(artefact, len(head.labels), device, allow_code=bool(kwargs["trust_remote_code"]))
     else:
-        backend = OnnxBackend(artefact.file, len(head.labels), device, threads)
+        backend = OnnxBackend(artefact.file, len(head.labels), device, threads, providers)
     processor = _load_processor(artefact, backend.takes_pixels, kwargs)
     return Classifier(backend, processor, head.labels, str(path), head.multi_label)
 

@@ -57,3 +57,10 @@ def temporary_file(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def cache_folder(kind: str) -> Path:
+    """Where hfvit keeps what can be made again: below the cache of HuggingFace's libraries (HF_HOME)."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HOME) / "hfvit" / kind

@@ -160,7 +160,7 @@ class Sweep:
             recipe = self._write_recipe(name, parameters)
             # Of a trial without a checkpoint nothing is lost by beginning anew.
             try:
-                train([str(recipe), "--resume_from_checkpoint", "auto"], callbacks)
+                train([str(recipe), "--resume_from_checkpoint", "auto", "--overwrite_output_dir", "true"], callbacks)
             except FAILURES as error:
                 trial.set_user_attr("failed", one_line(error))
                 print(f"failed: {one_line(error)}", flush=True)

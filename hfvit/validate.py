@@ -10,10 +10,11 @@ import numpy as np
 from tqdm import tqdm
 
 import hfvit
-from hfvit.artefacts import Artefact, find_artefact
+from hfvit.artefacts import ENGINE_FACTS_FILE, Artefact, find_artefact
 from hfvit.checkpoints import RUN_FILE
 from hfvit.errors import ModelError
 from hfvit.evaluation_split import EvaluationSplit
+from hfvit.execution_providers import Providers
 from hfvit.export.folder import FACTS_FILE, read_export_facts, write_export_facts
 from hfvit.hardware import hardware
 from hfvit.inference import Classifier, batched, load_classifier
@@ -79,6 +80,7 @@ def validate(
     batch_size: int = 16,
     device: str | None = None,
     threads: int | None = None,
+    providers: Providers | None = None,
     show_progress: bool = True,
 ) -> Comparison:
     """Run each artefact over `split` and hold it to the reference.
@@ -87,11 +89,12 @@ def validate(
         max_accuracy_drop: in points (0.5 is half a percent of the pictures).
         min_agreement: smallest share of the pictures, in [0, 1], that must get the reference's class.
         device, threads: of what is loaded here, as `load_classifier` takes them; a `Classifier` stays where it is.
+        providers: of the ONNX files that are loaded here, in the place of `device`.
 
     Raises `ModelError` where an artefact cannot be loaded or has other classes than the reference.
     """
     given = (reference, *others)
-    classifiers = [c if isinstance(c, Classifier) else load_classifier(c, device, threads) for c in given]
+    classifiers = _loaded(given, device, threads, providers)
     orders = [_order(classifier, split.classes) for classifier in classifiers]
     tallies = [_Tally() for _ in classifiers]
     keys = [classifier.preprocessing for classifier in classifiers]
@@ -131,6 +134,16 @@ def validate(
     for row in rows:
         row["failure"] = _failure(row, rows[0], max_accuracy_drop, min_agreement)
     return Comparison(rows, facts)
+
+
+def _loaded(given, device: str | None, threads: int | None, providers: Providers | None) -> list[Classifier]:
+    is_graph = [not isinstance(c, Classifier) and find_artefact(c).is_graph for c in given]
+    if providers is not None and not any(is_graph):
+        raise ModelError("providers: none of the artefacts is an ONNX file, which alone ONNX Runtime's providers run.")
+    where = [(None, threads, providers) if graph and providers else (device, threads) for graph in is_graph]
+    return [
+        c if isinstance(c, Classifier) else load_classifier(c, *place) for c, place in zip(given, where, strict=True)
+    ]
 
 
 class _Tally:
@@ -236,12 +249,14 @@ def check_recordable(paths: Sequence[str | Path]) -> None:
     """For before the work: raise `ModelError` where `record` of the same `paths` could not read or replace a file."""
     artefacts = [find_artefact(path) for path in paths]
     files = [_run_file(artefacts[0])] + [a.folder / FACTS_FILE for a in artefacts if _export_entry(a) is not None]
+    files += [_engine_file(a) for a in artefacts]
     for file in dict.fromkeys(filter(None, files)):
         check_replaceable(file)
 
 
 def record(comparison: Comparison, paths: Sequence[str | Path]) -> list[Path]:
-    """Enter the result beside the artefacts: run.json of the reference, export.json of each export. The files written.
+    """Enter the result beside the artefacts: run.json of the reference, export.json of each ONNX file and engine.json
+    of each engine. The files written.
 
     `paths` are those of `comparison.rows`. Nothing written names a folder of this machine. Raises `ModelError` for a
     file that cannot be read or written.
@@ -257,12 +272,24 @@ def record(comparison: Comparison, paths: Sequence[str | Path]) -> list[Path]:
         write_object(run_file, {**read_object(run_file), "gate": Comparison(rows, comparison.facts).to_dict()})
         written.append(run_file)
     for artefact, row in zip(artefacts, rows, strict=True):
+        if engine_file := _engine_file(artefact):
+            write_object(engine_file, {**read_object(engine_file), "gate": _gate(comparison, row, rows[0])})
+            written.append(engine_file)
         if (entry := _export_entry(artefact)) is not None:
-            gate = {**comparison.facts, **row, "passed": row["failure"] is None, "reference": rows[0]}
+            gate = _gate(comparison, row, rows[0])
             with told_of(artefact.folder / FACTS_FILE):
                 write_export_facts(artefact.folder, artefact.file.name, {**entry, "gate": gate})
             written.append(artefact.folder / FACTS_FILE)
     return list(dict.fromkeys(written))
+
+
+def _gate(comparison: Comparison, row: dict, reference: dict) -> dict:
+    return {**comparison.facts, **row, "passed": row["failure"] is None, "reference": reference}
+
+
+def _engine_file(artefact: Artefact) -> Path | None:
+    """engine.json of an engine."""
+    return artefact.beside(ENGINE_FACTS_FILE) if artefact.is_engine else None
 
 
 def _run_file(reference: Artefact) -> Path | None:
@@ -273,7 +300,7 @@ def _run_file(reference: Artefact) -> Path | None:
 
 def _export_entry(artefact: Artefact) -> dict | None:
     """What the export.json beside an ONNX file tells of it."""
-    if artefact.is_checkpoint:
+    if not artefact.is_graph:
         return None
     files = read_export_facts(artefact.folder)["files"]
     if not isinstance(files, dict) or not isinstance(files.get(artefact.file.name, {}), dict):

@@ -1,11 +1,12 @@
 """LoRA and linear probe: what trains, what is left, and what comes out, against peft, scikit-learn and autograd."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import ARCHITECTURE, LABELS, MICRO, MICRO_RECIPE
+from conftest import ARCHITECTURE, LABELS, MICRO, MICRO_RECIPE, run_command
 from micro import losses, make_trainer, weights
 from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
@@ -240,6 +241,17 @@ def test_a_probe_of_augmented_copies(write):
     probe = json.loads((out / "run.json").read_text())["training"]["probe"]
     assert probe["rows"] == 2 * 52
     assert probe["features"] == 32
+
+
+def test_the_benchmark_gives_a_row_for_each_way(tmp_path):
+    rows = tmp_path / "rows.json"
+    words = ("benchmarks/finetuning.py", "--quick", "--only", "linear_probe", "--json", rows)
+    result = run_command(sys.executable, *words)
+    assert result.returncode == 0, result.stderr
+    assert "| linear_probe |" in result.stdout
+    [row] = json.loads(rows.read_text())["rows"]
+    assert row["trained weights"] == 49 * 10
+    assert row["peak MiB"] > 100
 
 
 def test_no_probe_where_the_classifier_is_not_one_layer():

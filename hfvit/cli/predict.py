@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from hfvit.cli.options import add_running, quiet_libraries
+from hfvit.cli.options import add_running, given_providers, quiet_libraries
 from hfvit.errors import DataError, HFViTError
 from hfvit.option_types import above_0
 
@@ -16,6 +16,7 @@ examples:
   hfvit predict outputs/quickstart/onnx photos/ --top_k 1
   hfvit predict user/my-vit "photos/**/*.jpg" https://example.org/cat.jpg --json > predictions.jsonl
   hfvit predict outputs/quickstart photos/ --save-grid grid.png
+  hfvit predict outputs/quickstart/onnx digit.png --providers TensorrtExecutionProvider CUDAExecutionProvider
 """
 
 GRID_KINDS = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")
@@ -29,7 +30,9 @@ def add(commands) -> None:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("artefact", metavar="ARTEFACT", help="checkpoint folder, Hub id, .onnx file or export folder")
+    parser.add_argument(
+        "artefact", metavar="ARTEFACT", help="checkpoint folder, Hub id, .onnx file, engine or export folder"
+    )
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="file, folder, pattern or URL")
     parser.add_argument("--top_k", type=above_0, default=5, help="classes shown of each picture [%(default)s]")
     parser.add_argument("--json", action="store_true", help="print one line of JSON for each picture")
@@ -47,6 +50,7 @@ def predict(options: argparse.Namespace) -> int:
     from hfvit.pictures import find_pictures
 
     find_artefact(options.artefact)
+    providers = given_providers(options)
     grid = writable(options.save_grid, "--save-grid")
     if grid and grid.suffix.lower() not in GRID_KINDS:
         raise HFViTError(f"--save-grid: {grid} must end in one of {', '.join(GRID_KINDS)}.")
@@ -59,7 +63,7 @@ def predict(options: argparse.Namespace) -> int:
     from hfvit.inference import load_classifier
     from hfvit.predict import print_predictions
 
-    classifier = load_classifier(options.artefact, options.device, options.threads)
+    classifier = load_classifier(options.artefact, options.device, options.threads, providers)
     bad = print_predictions(classifier, names, options.batch_size, options.top_k, options.json, grid)
     if bad == len(names):
         raise DataError("None of the pictures could be classified.")

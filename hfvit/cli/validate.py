@@ -2,7 +2,7 @@
 
 import argparse
 
-from hfvit.cli.options import add_running, quiet_libraries
+from hfvit.cli.options import add_running, given_providers, quiet_libraries
 from hfvit.errors import GateError
 from hfvit.option_types import above_0, from_0, points, share
 
@@ -11,8 +11,8 @@ The data are the validation rows that the reference's recipe.yaml held out, unle
 others. Classes are matched by name. Latency and images/s are the model's alone, without reading and preprocessing,
 but for a graph that does its own preprocessing (marked *).
 
-The result is printed, saved in the reference's run.json and in the export.json beside an exported file, and with
---output in a file of your own.
+The result is printed, saved in the reference's run.json and in the export.json or engine.json beside an exported file,
+and with --output in a file of your own.
 
 exit code: 0 every artefact passed, 4 one of them did not, 2 something was wrong with the command.
 
@@ -32,7 +32,7 @@ def add(commands) -> None:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    what = "checkpoint folder, Hub id, .onnx file or export folder"
+    what = "checkpoint folder, Hub id, .onnx file, TensorRT engine or export folder"
     parser.add_argument("reference", metavar="REFERENCE", help=f"{what}: what the others are held to")
     parser.add_argument("others", metavar="OTHER", nargs="*", help="the same kinds, to be judged")
     data = parser.add_argument_group("data")
@@ -61,6 +61,7 @@ def validate(options: argparse.Namespace) -> None:
     paths = [options.reference, *options.others]
     for path in paths:
         find_artefact(path)  # a wrong path is told at once, before torch is imported
+    providers = given_providers(options)
     output = writable(options.output, "--output")
     quiet_libraries()
     from hfvit.evaluation_split import evaluation_split
@@ -88,6 +89,7 @@ def validate(options: argparse.Namespace) -> None:
         batch_size=options.batch_size,
         device=options.device,
         threads=options.threads,
+        providers=providers,
     )
     print(comparison.table())
     if output:

@@ -107,12 +107,26 @@ class EngineExport:
                 "weights_sha256": graph.weights,
                 "file": PLAN if self.options.triton else ENGINE_FILE,
                 **facts,
+                "options": {**facts["options"], **self.calibration()},
                 "onnx": self.onnx_facts(onnx_file, onnx_facts),
                 "labels": graph.labels,
                 "preprocessing": graph.processor_config,
             }
             self.publish(staging, facts)
         print(self.table(facts))
+
+    def calibration(self) -> dict:
+        """What was asked for beside the recipe, which a command to build the engine again must ask for, too."""
+        options = self.options
+        if options.quantize != "int8" or options.calibration_dataset is None:
+            return {}
+        from hfvit.evaluation_split import shown_name
+
+        return {
+            "calibration_dataset": shown_name(options.calibration_dataset),
+            "calibration_split": options.calibration_split,
+            "calibration_samples": options.calibration_samples,
+        }
 
     @staticmethod
     def onnx_facts(file: Path, known: dict) -> dict:

@@ -2,8 +2,12 @@
 
 import hashlib
 import json
+import os
+import platform
+import shutil
 import tempfile
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import hfvit
@@ -12,6 +16,8 @@ from hfvit.errors import ModelError
 from hfvit.json_files import write_object
 
 FACTS_FILE = "export.json"
+STAGING = ".export-"  # then the machine, the process and a random end, by which a killed export's is known
+STALE_SECONDS = 24 * 3600  # no export takes so long: one of another machine (or a container's, by then) was killed
 PACKAGES = ("hfvit", "torch", "transformers", "timm", "onnx", "onnxscript", "onnxruntime")
 
 
@@ -75,9 +81,35 @@ def check_same_model(folder: Path, config: dict, weights: str | None) -> None:
 
 @contextmanager
 def staging_folder(folder: Path):
-    """A folder inside `folder` for files that are not to be seen yet; it is gone at the end."""
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as name:
+    """A folder inside `folder` for files that are not to be seen yet; it is gone at the end.
+
+    What a killed export left of its own goes first.
+    """
+    sweep_staging(folder)
+    with tempfile.TemporaryDirectory(prefix=f"{STAGING}{platform.node()}-{os.getpid()}-", dir=folder) as name:
         yield Path(name)
+
+
+def sweep_staging(folder: Path) -> None:
+    """Remove the staging folders in `folder` whose process has ended, or that are a day old."""
+    for left in folder.glob(f"{STAGING}*-*-*"):
+        machine, process, _ = left.name.removeprefix(STAGING).rsplit("-", 2)
+        is_dead = machine == platform.node() and process.isdecimal() and not _is_running(int(process))
+        with suppress(FileNotFoundError):  # another export sweeps, too, or has just ended
+            if is_dead or time.time() - left.stat().st_mtime > STALE_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    if os.name != "posix":
+        return True  # elsewhere signal 0 would end it
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def file_facts(path: Path) -> dict:

@@ -96,6 +96,7 @@ class Export:
             dataset_name=options.calibration_dataset,
             split=options.calibration_split,
             max_samples=options.calibration_samples,
+            otherwise=f", or take {'--dtype fp16' if options.target == 'tensorrt' else '--quantize int8-dynamic'}",
         )
         if len(pictures) < self.calibration_batch:
             raise DataError(
