@@ -132,9 +132,9 @@ def probe_curves(probe: dict):
         (axes[0], "accuracy", "Validation accuracy", BLUE),
         (axes[1], "loss", "Validation loss", ORANGE),
     ):
+        axis.set_xscale("log")
         axis.plot(probe["c"], [scores[key] for scores in probe["validation"]], "o-", color=colour, markersize=4)
         axis.axvline(probe["best_c"], color=GREY, linestyle="--", linewidth=1, label=f"taken: {probe['best_c']:g}")
-        axis.set_xscale("log")
         axis.set(title=title, xlabel="C (inverse strength of the penalty)")
         if len(probe["c"]) == 1:  # one point gives a logarithmic axis no width
             axis.set_xlim(probe["best_c"] / 10, probe["best_c"] * 10)

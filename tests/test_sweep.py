@@ -2,6 +2,7 @@
 
 import json
 
+import optuna
 import pytest
 from conftest import ROOT
 
@@ -60,9 +61,22 @@ def test_a_search_goes_on_after_a_kill_and_ends_with_a_recipe(recipe, space, tmp
         Sweep([str(recipe), "--num_train_epochs", "1"], {"layer_decay": [0.9]})
 
 
-def test_a_trial_that_breaks_is_counted_and_one_that_lags_is_pruned(recipe, tmp_path):
-    options = ["--num_train_epochs", "2", "--max_grad_norm", "0"]
-    search = Sweep([str(recipe), *options], {"learning_rate": [1e-3, 1e30]}, prune=True)
+def test_a_trial_that_lags_is_pruned(recipe):
+    space = {"learning_rate": [1e-9, 1e-3]}
+    search = Sweep([str(recipe)], space, prune=True)
+    kinds = {"learning_rate": optuna.distributions.CategoricalDistribution([1e-9, 1e-3])}
+    for _ in range(5):  # what the pruner wants to have seen
+        good = {"value": 1.0, "intermediate_values": {6: 1.0, 12: 1.0}}
+        search.study.add_trial(optuna.create_trial(params={"learning_rate": 1e-3}, distributions=kinds, **good))
+    search.study.enqueue_trial({"learning_rate": 1e-9})
+    assert "pruned" in search.run(6)
+    trial = search.study.trials[-1]
+    assert trial.state.name == "PRUNED"
+    assert list(trial.intermediate_values) == [6]  # after the first of two epochs
+
+
+def test_a_trial_that_breaks_is_counted(recipe):
+    search = Sweep([str(recipe), "--max_grad_norm", "0"], {"learning_rate": [1e-3, 1e30]})
     search.study.enqueue_trial({"learning_rate": 1e30})
     search.study.enqueue_trial({"learning_rate": 1e-3})
     table = search.run(2)
