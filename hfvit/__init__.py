@@ -14,6 +14,8 @@ _HOME_OF = {
     "HFViTTrainingArguments": "training_args",
     "HFViTConfig": "modeling",
     "HFViTForImageClassification": "modeling",
+    "HFViTFusionConfig": "image_text",
+    "HFViTFusionForImageClassification": "image_text",
     "HFViTTrainer": "trainer",
     "export_onnx": "export.onnx",
     "load_classifier": "inference",

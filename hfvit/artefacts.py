@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hfvit.errors import ModelError, nearest, one_line
 from hfvit.paths import folder_or_hub_id
@@ -128,10 +129,14 @@ def _other_graphs(file: Path) -> str:
 
 @dataclass
 class Head:
-    """The classes of a classifier: distinct names in the order of the logits, and whether several may hold at once."""
+    """The classes of a classifier: distinct names in the order of the logits, and whether several may hold at once.
+
+    `config` is the transformers configuration that tells it.
+    """
 
     labels: list[str]
     multi_label: bool
+    config: Any
 
 
 def read_head(artefact: Artefact, **kwargs) -> Head:
@@ -156,7 +161,7 @@ def read_head(artefact: Artefact, **kwargs) -> Head:
             " logits of classes, set problem_type to single_label_classification or multi_label_classification there."
         )
     # transformers' image-classification pipeline takes the sigmoid for one class, too: its softmax is always 1.
-    return Head(labels, multi_label=problem == "multi_label_classification" or len(labels) == 1)
+    return Head(labels, problem == "multi_label_classification" or len(labels) == 1, config)
 
 
 def _distinct(names: list[str]) -> list[str]:

@@ -24,13 +24,17 @@ class TorchBackend:
         self.bytes = sum(value.numel() * value.element_size() for value in model.state_dict().values())
 
     @torch.inference_mode()
-    def __call__(self, batch: np.ndarray) -> np.ndarray:
-        """Logits `(batch, classes)` float32 of pixel values `(batch, 3, height, width)` float32."""
+    def __call__(self, batch: np.ndarray, texts: dict[str, np.ndarray] | None = None) -> np.ndarray:
+        """Logits `(batch, classes)` float32 of pixel values `(batch, 3, height, width)` float32.
+
+        `texts` are the further inputs of a model that reads them, `(batch, tokens)` int64.
+        """
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads)  # the only way there is, and it holds for the whole process
         try:
             pixel_values = torch.from_numpy(batch).to(self.device, self.model.dtype)
-            return self.model(pixel_values).logits.float().cpu().numpy()
+            further = {name: torch.from_numpy(values).to(self.device) for name, values in (texts or {}).items()}
+            return self.model(pixel_values, **further).logits.float().cpu().numpy()
         finally:
             torch.set_num_threads(before)
 
@@ -39,8 +43,8 @@ class OnnxBackend:
     """An ONNX Runtime session.
 
     The graph's one input is `pixel_values` `(batch, 3, height, width)`, or `pixels` uint8 `(batch, height, width, 3)`
-    where preprocessing is inside. A graph that was traced for one batch size is fed that many at a time.
-    `providers` are ONNX Runtime's, in the place of `device`.
+    where preprocessing is inside; those of texts may follow, `(batch, tokens)` int64. A graph that was traced for one
+    batch size is fed that many at a time. `providers` are ONNX Runtime's, in the place of `device`.
     """
 
     def __init__(
@@ -79,7 +83,8 @@ class OnnxBackend:
         self.bytes = sum(part.stat().st_size for part in parts)
 
         inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
-        if len(inputs) != 1 or len(inputs[0].shape) != 4:
+        self.text_inputs = [value.name for value in inputs[1:]]
+        if len(inputs[0].shape) != 4 or not set(self.text_inputs) <= {"input_ids", "attention_mask"}:
             raise ModelError(f"{file} is no image classifier: it takes {_signature(inputs)}, not one batch of images.")
         self.input = inputs[0]
         self.output = next((output for output in outputs if output.name == "logits"), outputs[0])
@@ -93,8 +98,14 @@ class OnnxBackend:
             )
         self._classes = classes
 
-    def __call__(self, batch: np.ndarray) -> np.ndarray:
-        """Logits `(batch, classes)` float32 of one batch, of pixel values or of pixels as the graph takes them."""
+    def __call__(self, batch: np.ndarray, texts: dict[str, np.ndarray] | None = None) -> np.ndarray:
+        """Logits `(batch, classes)` float32 of one batch, of pixel values or of pixels as the graph takes them.
+
+        `texts` are `(batch, tokens)` int64, by the names of `text_inputs`.
+        """
+        texts = texts or {}
+        if set(texts) != set(self.text_inputs):
+            raise ModelError(f"{self.file} takes the texts {self.text_inputs}, but was given {sorted(texts)}.")
         for size, expected in zip(batch.shape[1:], self.input.shape[1:], strict=True):
             if isinstance(expected, int) and size != expected:
                 raise ModelError(
@@ -104,20 +115,25 @@ class OnnxBackend:
         batch = np.ascontiguousarray(batch, dtype=self._dtype)
         fixed = self.input.shape[0] if isinstance(self.input.shape[0], int) else None
         if fixed is None:
-            logits = self._run(batch)
+            logits = self._run({self.input.name: batch, **texts})
         else:
-            padded = np.concatenate([batch, np.repeat(batch[-1:], -len(batch) % fixed, axis=0)])
-            parts = [self._run(padded[start : start + fixed]) for start in range(0, len(padded), fixed)]
+            rows = np.minimum(np.arange(len(batch) + -len(batch) % fixed), len(batch) - 1)  # the last one again
+            feed = {self.input.name: batch, **texts}
+            parts = [
+                self._run({name: values[rows[start : start + fixed]] for name, values in feed.items()})
+                for start in range(0, len(rows), fixed)
+            ]
             logits = np.concatenate(parts)[: len(batch)]
         if logits.shape != (len(batch), self._classes):
             raise ModelError(f"{self.file} gave logits of shape {logits.shape} for {len(batch)} images.")
         return logits
 
-    def _run(self, batch: np.ndarray) -> np.ndarray:
+    def _run(self, feed: dict[str, np.ndarray]) -> np.ndarray:
         try:
-            return self.session.run([self.output.name], {self.input.name: batch})[0].astype(np.float32, copy=False)
+            return self.session.run([self.output.name], feed)[0].astype(np.float32, copy=False)
         except Exception as error:
-            raise ModelError(f"{self.file} failed on a batch of shape {batch.shape}: {one_line(error)}") from error
+            shapes = ", ".join(str(values.shape) for values in feed.values())
+            raise ModelError(f"{self.file} failed on a batch of shape {shapes}: {one_line(error)}") from error
 
 
 def _providers(device: str | None, available: list[str]) -> tuple[str, list]:

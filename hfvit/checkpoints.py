@@ -140,7 +140,7 @@ def check_same_model(checkpoint: str, config) -> None:
     """Raise `ModelError` when `checkpoint` belongs to another architecture, size or set of classes than `config`."""
     saved = json.loads((Path(checkpoint) / "config.json").read_text(encoding="utf-8"))
     current = config.to_dict()
-    for key in ("architecture", "model_args", "label_names"):
+    for key in ("architecture", "model_args", "label_names", "fusion", "fusion_layers", "text_encoder_config"):
         if saved.get(key) != json.loads(json.dumps(current.get(key))):
             raise ModelError(
                 f"resume_from_checkpoint: {checkpoint} is of another model: its {key} is {saved.get(key)}, the"

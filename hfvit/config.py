@@ -12,6 +12,7 @@ from hfvit.errors import RecipeError
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 NAN_POLICIES = ("stop", "rewind")
+FUSIONS = ("cross_attention", "concatenation")
 POLICIES = ("basic", "trivial_augment", "rand_augment", "three_augment")
 
 # The metrics that are one number: what a training curve shows and what can select a checkpoint.
@@ -36,8 +37,43 @@ def _check_positive(key: str, value: int | float | None) -> None:
 
 
 @dataclass
-class ModelArguments:
-    """Model: which network, at which image size, with which parts trained."""
+class TextArguments:
+    """What joins a text encoder to the image model; needs text_column."""
+
+    text_encoder: str | None = _field(
+        None, "Text encoder of transformers, with its tokenizer, that reads text_column: a folder or a Hub id."
+    )
+    text_encoder_revision: str | None = _field(None, "Branch, tag or commit of text_encoder on the Hub.")
+    fusion: str = _field("cross_attention", f"How image and text are joined, one of {', '.join(FUSIONS)}.")
+    fusion_layers: int = _field(2, "Blocks of cross_attention.")
+    max_text_length: int = _field(64, "Tokens of a text that are read; longer texts are cut.")
+
+    def check_texts(self, data: "DataArguments", augmentation: "AugmentationArguments") -> None:
+        """Raise `RecipeError` for what a model that reads texts rules out, or lacks."""
+        if (self.text_encoder is None) != (data.text_column is None):
+            given, lacks = ("text_encoder", "text_column") if self.text_encoder else ("text_column", "text_encoder")
+            raise RecipeError(f"{given} is given without {lacks}; a model that reads texts needs both.")
+        if self.text_encoder is None:
+            return
+        _check(self.fusion in FUSIONS, "fusion", self.fusion, f"one of {', '.join(FUSIONS)}")
+        _check_positive("fusion_layers", self.fusion_layers)
+        _check_positive("max_text_length", self.max_text_length)
+        if data.streaming:
+            raise RecipeError("streaming: texts are read from a whole data set only; set streaming to false.")
+        for key in ("mixup_alpha", "cutmix_alpha"):
+            if getattr(augmentation, key):
+                raise RecipeError(f"{key}: a mixture of two images has no text of its own; set it to 0.")
+
+    @property
+    def text_options(self) -> dict[str, Any]:
+        """The arguments of `image_text.add_text_encoder` that a recipe gives."""
+        keys = ("text_encoder", "fusion", "fusion_layers", "max_text_length")
+        return {**{key: getattr(self, key) for key in keys}, "revision": self.text_encoder_revision}
+
+
+@dataclass
+class ModelArguments(TextArguments):
+    """Model: which network, at which image size, with which parts trained, and with which reader of texts."""
 
     model_name_or_path: str | None = _field(
         None, "Pretrained timm checkpoint: a Hub id (timm/vit_base_patch16_224.augreg_in21k) or a local folder."
@@ -51,6 +87,13 @@ class ModelArguments:
     model_revision: str | None = _field(None, "Branch, tag or commit of model_name_or_path on the Hub.")
     image_size: int | None = _field(
         None, "Height and width in pixels that the model sees; position embeddings are resampled to it."
+    )
+    patch_sizes: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "Patch sizes in pixels to train at, one drawn for each optimiser step; what is saved has the"
+            " model's own."
+        },
     )
     drop_rate: float | None = _field(
         None, "Dropout before the classifier; proj_drop_rate in model_args is that of the blocks."
@@ -82,6 +125,8 @@ class ModelArguments:
                 "model_args: give the size as image_size, which preprocessing follows too, not img_size."
             )
         _check_positive("image_size", self.image_size)
+        sizes = self.patch_sizes
+        _check(sizes is None or len(set(sizes)) > 1, "patch_sizes", sizes, "two or more sizes, such as [8, 16, 32]")
         for key in ("drop_rate", "attn_drop_rate", "drop_path_rate"):
             _check_fraction(key, getattr(self, key))
         if self.freeze in ("none", "no", ""):
@@ -109,6 +154,7 @@ class DataArguments:
     dataset_revision: str | None = _field(None, "Branch, tag or commit of the data set on the Hub.")
     image_column: str | None = _field(None, "Image column; found by its feature type when not given.")
     label_column: str | None = _field(None, "Label column; found by its feature type when not given.")
+    text_column: str | None = _field(None, "Column of texts that go with the images; needs text_encoder.")
     train_split: str = _field("train", "Split to train on; slices such as train[:1000] work.")
     validation_split: str | None = _field(
         None, "Split that selects the best checkpoint; without one, validation_fraction of train is held out."
@@ -192,7 +238,7 @@ class DataArguments:
         keys = ("dataset_name", "dataset_config_name", "dataset_revision", "image_column", "label_column")
         keys += ("train_split", "validation_split", "test_split", "max_train_samples", "max_eval_samples")
         if not self.streaming:
-            keys += ("validation_fraction",)
+            keys += ("validation_fraction", "text_column")
         return {key: getattr(self, key) for key in keys}
 
 

@@ -67,6 +67,7 @@ def load_splits(
     dataset_revision: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    text_column: str | None = None,
     train_split: str = "train",
     validation_split: str | None = None,
     test_split: str | None = "test",
@@ -90,12 +91,12 @@ def load_splits(
     image_column = image_column or find_image_column(features)
     label_column = label_column or find_label_column(features)
     for role, split in loaded.items():
-        check_columns(split, names[role], image_column, label_column)
+        check_columns(split, names[role], image_column, label_column, text_column)
 
     raw_labels = {role: split[label_column][:] for role, split in loaded.items()}
     labels, indices = encode_labels(features[label_column], raw_labels, names)
     commit = dataset_commit(file["filename"] for file in loaded["train"].cache_files)
-    loaded = {role: standardise(split, image_column, indices[role]) for role, split in loaded.items()}
+    loaded = {role: standardise(split, image_column, indices[role], text_column) for role, split in loaded.items()}
     if len(np.unique(indices["train"])) < 2:
         raise DataError(f"Split '{train_split}' holds one class only; a classifier needs two or more.")
 
@@ -117,6 +118,7 @@ def load_splits(
         "dataset_commit": None if is_local(dataset_name) else commit,
         "image_column": image_column,
         "label_column": label_column,
+        **({"text_column": text_column} if text_column else {}),
         "labels": labels,
         "splits": {
             role: {"source": names[role], "rows": len(loaded[role]), "fingerprint": loaded[role]._fingerprint}
@@ -218,12 +220,25 @@ def check_image_column(split: Dataset | IterableDataset, name: str, column: str)
         raise DataError(f"image_column: column '{column}' of split '{name}' does not hold images.")
 
 
-def check_columns(split: Dataset | IterableDataset, name: str, image_column: str, label_column: str) -> None:
+def check_columns(
+    split: Dataset | IterableDataset, name: str, image_column: str, label_column: str, text_column: str | None = None
+) -> None:
     check_image_column(split, name, image_column)
+    if text_column is not None:
+        _check_text_column(split, name, text_column, label_column)
     _check_column(split, name, "label_column", label_column)
     label = split.features[label_column]
     if not isinstance(label, ClassLabel) and not (isinstance(label, Value) and label.dtype.startswith(CLASS_TYPES)):
         raise DataError(f"label_column: column '{label_column}' of split '{name}' holds {label}, not classes.")
+
+
+def _check_text_column(split: Dataset, name: str, column: str, label_column: str) -> None:
+    _check_column(split, name, "text_column", column)
+    text = split.features[column]
+    if not isinstance(text, Value) or text.dtype not in ("string", "large_string"):
+        raise DataError(f"text_column: column '{column}' of split '{name}' holds {text}, not texts.")
+    if column == label_column:
+        raise DataError(f"text_column: '{column}' is the label column; a model that reads it has nothing to learn.")
 
 
 def _check_column(split: Dataset | IterableDataset, name: str, key: str, column: str) -> None:
@@ -264,17 +279,18 @@ def encode_labels(feature, raw_labels: dict[str, list], names: dict[str, str]) -
     return labels, encoded
 
 
-def undecoded(split: Dataset, image_column: str) -> Dataset:
-    """Columns `image` (undecoded bytes) and `row` (in the data set's split) only."""
-    table = split.select_columns([image_column]).cast_column(image_column, Image(decode=False))
-    if image_column != "image":
-        table = table.rename_column(image_column, "image")
+def undecoded(split: Dataset, image_column: str, text_column: str | None = None) -> Dataset:
+    """Columns `image` (undecoded bytes), `row` (in the data set's split) and, of a `text_column`, `text` only."""
+    names = {image_column: "image"} | ({text_column: "text"} if text_column else {})
+    table = split.select_columns(list(names)).cast_column(image_column, Image(decode=False))
+    changed = {old: new for old, new in names.items() if old != new}
+    table = table.rename_columns(changed) if changed else table
     return table.add_column("row", np.arange(len(table)))
 
 
-def standardise(split: Dataset, image_column: str, labels: np.ndarray) -> Dataset:
-    """Columns `image`, `row` (see `undecoded`) and `label` (class index) only."""
-    return undecoded(split, image_column).add_column("label", labels.astype(np.int64))
+def standardise(split: Dataset, image_column: str, labels: np.ndarray, text_column: str | None = None) -> Dataset:
+    """Columns `image`, `row`, `text` (see `undecoded`) and `label` (class index) only."""
+    return undecoded(split, image_column, text_column).add_column("label", labels.astype(np.int64))
 
 
 def _hold_out(labels: np.ndarray, fraction: float, seed: int, name: str) -> tuple[np.ndarray, np.ndarray]:

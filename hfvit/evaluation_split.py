@@ -9,6 +9,7 @@ import yaml
 from datasets import Dataset
 from PIL import Image
 
+import hfvit.image_text  # noqa: F401  AutoConfig then reads the class names of such a model, too
 from hfvit.artefacts import RECIPE_FILE, class_names, find_artefact
 from hfvit.config import DataArguments
 from hfvit.data import (
@@ -40,11 +41,13 @@ class EvaluationSplit:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def images(self, rows: Iterable[int] | None = None) -> Iterator[Image.Image]:
-        """RGB pictures one at a time, in order; of `rows` of this split, or all. `DataError` for a bad one."""
+    def images(self, rows: Iterable[int] | None = None) -> Iterator[Image.Image | tuple[Image.Image, str]]:
+        """RGB pictures one at a time, in order, with a text column pairs of a picture and its text; of `rows` of this
+        split, or all. `DataError` for a bad one."""
         for row in range(len(self)) if rows is None else rows:
             example = self.dataset[int(row)]
-            yield decode(example["image"], self.source, example["row"])
+            image = decode(example["image"], self.source, example["row"])
+            yield (image, example["text"]) if "text" in example else image
 
 
 def evaluation_split(
@@ -55,6 +58,7 @@ def evaluation_split(
     split: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    text_column: str | None = None,
     max_samples: int | None = None,
     seed: int = 42,
     labels: list[str] | None = None,
@@ -77,7 +81,7 @@ def evaluation_split(
             raise DataError(f"dataset_name is missing: {checkpoint} has no {RECIPE_FILE} that names its data set.")
         data, recipe_seed = read_recipe(path)
         given = {"dataset_config_name": dataset_config_name, "image_column": image_column}
-        given |= {"label_column": label_column}
+        given |= {"label_column": label_column, "text_column": text_column}
         data = dataclasses.replace(data, **{key: value for key, value in given.items() if value is not None})
         try:
             loaded = _held_out(data, recipe_seed) if split is None else _one_split(data, split)
@@ -90,6 +94,7 @@ def evaluation_split(
             dataset_config_name=dataset_config_name,
             image_column=image_column,
             label_column=label_column,
+            text_column=text_column,
         )
         loaded = _one_split(data, split or "validation")
     dataset, names, source, what = loaded
@@ -142,11 +147,11 @@ def _one_split(data: DataArguments, split: str) -> tuple[Dataset, list[str], str
     loaded = load_split(data.dataset_name, data.dataset_config_name, data.dataset_revision, split)
     image_column = data.image_column or find_image_column(loaded.features)
     label_column = data.label_column or find_label_column(loaded.features)
-    check_columns(loaded, split, image_column, label_column)
+    check_columns(loaded, split, image_column, label_column, data.text_column)
     # encode_labels takes the classes of a column without names from "train": here from the split itself.
     raw = {"train": loaded[label_column][:]}
     names, indices = encode_labels(loaded.features[label_column], raw, {"train": split})
-    return standardise(loaded, image_column, indices["train"]), names, split, f"split '{split}'"
+    return standardise(loaded, image_column, indices["train"], data.text_column), names, split, f"split '{split}'"
 
 
 def _match(indices: np.ndarray, names: list[str], labels: list[str], where: str) -> np.ndarray:

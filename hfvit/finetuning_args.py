@@ -63,6 +63,8 @@ class FinetuningArguments:
         """Raise `RecipeError` for what the recipe's other sections rule out."""
         if self.finetuning != "full":
             self._refuse(bool(model.freeze), "freeze", "which says itself what does not train; leave freeze out")
+            self._refuse(bool(model.text_encoder), "text_encoder", "which is for images alone")
+            self._refuse(bool(model.patch_sizes), "patch_sizes", "which has one patch size")
             self._refuse(not model.model_name_or_path, "architecture", "which leaves pretrained weights as they are")
         if self.finetuning == "linear_probe":
             mixes = bool(augmentation.mixup_alpha or augmentation.cutmix_alpha or augmentation.random_erasing)
@@ -71,6 +73,8 @@ class FinetuningArguments:
             self._refuse(bool(self.teacher), "teacher", "which is solved on the labels")
             self._refuse(self.class_balance == "sample", "class_balance", "which draws nothing; use weight")
             self._refuse(training.ema_decay is not None, "ema_decay", "which takes no steps")
+        if self.teacher and model.text_encoder:
+            raise RecipeError("teacher: a teacher sees images alone; not with text_encoder.")
         if self.class_balance != "none" and data.streaming:
             raise RecipeError(f"class_balance: {self.class_balance} needs the labels of every image; not of a stream.")
 

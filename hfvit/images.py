@@ -14,6 +14,7 @@ from hfvit.augment import Augmentation, Preprocessing
 from hfvit.decode import decode, decode_crop, image_size
 from hfvit.draws import image_seeds
 from hfvit.pixels import NotAnArray, PixelArray, cached_pixels, common_size
+from hfvit.texts import TokenTable
 
 logger = logging.getLogger(__name__)
 
@@ -77,11 +78,12 @@ def image_datasets(
     seed: int = 0,
     repeats: int = 1,
     show_progress: bool = True,
+    texts: dict[str, TokenTable] | None = None,
 ) -> dict[str, "ImageDataset"]:
     """A data set for each role of `splits` (data.ImageSplits): read from an array where the images allow it.
 
     Says in the log, and in the splits' facts, which way each goes and why. `data_config` is timm's; `augmentation`,
-    `seed` and `repeats` are for training.
+    `seed` and `repeats` are for training; `texts` are by role.
     """
     used = Counter()
     for role, source in splits.sources.items():
@@ -95,7 +97,7 @@ def image_datasets(
         logger.info("%s: %s images %s", role, f"{len(split):,}", how)
         splits.facts["splits"][role]["input"] = how
         training = {"augmentation": augmentation, "seed": seed, "repeats": repeats} if role == "train" else {}
-        found[role] = ImageDataset(split["label"], reader, **training)
+        found[role] = ImageDataset(split["label"], reader, texts=(texts or {}).get(role), **training)
     return found
 
 
@@ -115,7 +117,8 @@ def _reader(split: Dataset, kept: Dataset, name: str, data_config: dict[str, Any
 class ImageDataset(torch.utils.data.Dataset):
     """Batches of one split, which the loader asks for as a whole (`__getitems__`) and passes on (`collate`).
 
-    A batch holds `labels` `(batch,)`, uint8 `images` or `crops` (see augment.py), and for training the drawn `plan`.
+    A batch holds `labels` `(batch,)`, uint8 `images` or `crops` (see augment.py), for training the drawn `plan`,
+    and with `texts` their tokens.
 
     Indexed by rows, or for training by `(draw, row)` as `EpochSampler` yields them. What is random about an image
     depends on (seed, draw, row) alone: it is augmented alike on one process or four, with or without workers, in an
@@ -129,7 +132,9 @@ class ImageDataset(torch.utils.data.Dataset):
         augmentation: Augmentation | None = None,
         seed: int = 0,
         repeats: int = 1,
+        texts: TokenTable | None = None,
     ):
+        self.texts = texts
         self.labels, self.reader = np.asarray(labels, dtype=np.int64), reader
         self.augmentation, self.seed, self.repeats = augmentation, seed, repeats
 
@@ -158,13 +163,17 @@ class ImageDataset(torch.utils.data.Dataset):
     def __getitems__(self, indices: list) -> dict[str, Any]:
         if self.augmentation is None:
             rows = np.asarray(indices)
-            return {"labels": torch.from_numpy(self.labels[rows]), **self.reader.for_evaluation(rows)}
+            return {**self._labels_and_texts(rows), **self.reader.for_evaluation(rows)}
         draws, rows = np.asarray(indices).T
         seeds = image_seeds(self.seed, draws, rows)
-        batch = {"labels": torch.from_numpy(self.labels[rows])}
+        batch = self._labels_and_texts(rows)
         batch |= self.reader.for_training(rows, seeds, self.augmentation)
         batch["plan"]["seeds"] = seeds
         return batch
+
+    def _labels_and_texts(self, rows: np.ndarray) -> dict[str, Any]:
+        tokens = self.texts.batch(rows) if self.texts else {}
+        return {"labels": torch.from_numpy(self.labels[rows]), **tokens}
 
 
 def collate(batch: dict[str, Any]) -> dict[str, Any]:

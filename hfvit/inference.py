@@ -17,7 +17,10 @@ from hfvit.decode import to_rgb
 from hfvit.engines import open_engine
 from hfvit.errors import ModelError, one_line
 from hfvit.execution_providers import Providers
+from hfvit.image_text import HFViTFusionConfig  # and with it what lets AutoConfig read such a checkpoint
 from hfvit.pictures import from_array, read_picture
+from hfvit.run_temperature import run_temperature
+from hfvit.texts import TEXT_INPUTS, TextReader, load_tokenizer
 
 
 class Classifier:
@@ -27,7 +30,10 @@ class Classifier:
 
     `backend` computes logits from the array that it takes (backends.py); `processor` is a transformers image
     processor, None where the graph takes pictures as they are and none was saved with it. With `multi_label` several
-    classes may hold at once, or none: their probabilities do not add up to 1.
+    classes may hold at once, or none: their probabilities do not add up to 1. `temperature` divides the logits before
+    they become probabilities.
+
+    Where there is a `text_reader`, whatever takes an image takes a pair of an image and its text.
     """
 
     def __init__(
@@ -37,9 +43,12 @@ class Classifier:
         labels: list[str],
         name: str,
         multi_label: bool = False,
+        temperature: float = 1.0,
+        text_reader: TextReader | None = None,
     ):
+        self.text_reader = text_reader
         self.backend, self.processor, self.labels, self.name = backend, processor, labels, name
-        self.multi_label = multi_label
+        self.multi_label, self.temperature = multi_label, temperature
 
     def pixel_values(self, images: Iterable[Any]) -> np.ndarray:
         """The preprocessing alone: float32 `(images, 3, height, width)`."""
@@ -49,14 +58,36 @@ class Classifier:
         values = [self.processor([_as_rgb(image)], return_tensors="pt")["pixel_values"].numpy() for image in images]
         return np.concatenate(values) if values else np.empty((0, 3, 0, 0), np.float32)
 
-    def prepare(self, images: Iterable[Any]) -> np.ndarray | list[np.ndarray]:
-        """A batch as `run` takes it: pixel values, or where preprocessing is in the graph the pictures as arrays."""
+    def prepare(self, images: Iterable[Any]) -> np.ndarray | list[np.ndarray] | dict[str, np.ndarray]:
+        """A batch as `run` takes it: pixel values, or where preprocessing is in the graph the pictures as arrays.
+
+        With texts, `pixel_values`, `input_ids` and `attention_mask`.
+        """
+        if self.text_reader:
+            texts: list[str | None] = []
+            pixel_values = self.pixel_values(self._images_of(images, texts))
+            return {"pixel_values": pixel_values, **self.text_reader(texts)}
         if self.backend.takes_pixels:
             return [np.asarray(_as_rgb(image)) for image in images]
         return self.pixel_values(images)
 
-    def run(self, prepared: np.ndarray | list[np.ndarray]) -> np.ndarray:
+    def _images_of(self, pairs: Iterable[Any], texts: list[str | None]) -> Iterator[Any]:
+        """The images of pairs, one at a time; their texts are appended to `texts`."""
+        for pair in pairs:
+            if not isinstance(pair, tuple):
+                raise ModelError(
+                    f"{self.name} classifies images with texts, and this image has none: give predict(images,"
+                    " texts=[...]), --text of hfvit predict, or --text_column of hfvit validate."
+                )
+            image, text = pair
+            texts.append(text)
+            yield image
+
+    def run(self, prepared: np.ndarray | list[np.ndarray] | dict[str, np.ndarray]) -> np.ndarray:
         """Logits `(images, classes)` float32 of what `prepare` gave."""
+        if isinstance(prepared, dict):
+            pixel_values, texts = prepared["pixel_values"], {key: prepared[key] for key in TEXT_INPUTS}
+            return self.backend(pixel_values, texts) if len(pixel_values) else np.empty((0, len(self.labels)), "f4")
         if isinstance(prepared, np.ndarray) and len(prepared):
             return self.backend(prepared)
         logits = np.empty((len(prepared), len(self.labels)), np.float32)
@@ -72,19 +103,39 @@ class Classifier:
         """Classifiers of equal `preprocessing` take each other's `prepare`."""
         if self.backend.takes_pixels:
             return "none"
-        return type(self.processor).__name__ + json.dumps(self.processor.to_dict(), sort_keys=True, default=str)
+        texts = self.text_reader.key if self.text_reader else ""
+        return (
+            texts + type(self.processor).__name__ + json.dumps(self.processor.to_dict(), sort_keys=True, default=str)
+        )
 
     def logits(self, images: Iterable[Any], batch_size: int = 32) -> np.ndarray:
         """Logits `(images, classes)` float32 of a list or a generator, `batch_size` images at a time."""
         batches = [self.run(self.prepare(batch)) for batch in batched(images, batch_size)]
         return np.concatenate(batches) if batches else np.empty((0, len(self.labels)), np.float32)
 
-    def predict(self, images: Iterable[Any], batch_size: int = 32, top_k: int | None = None) -> list[dict[str, float]]:
-        """One `{label: probability}` an image, most probable first; the `top_k` best, or all."""
+    def predict(
+        self,
+        images: Iterable[Any],
+        batch_size: int = 32,
+        top_k: int | None = None,
+        texts: Iterable[str | None] | None = None,
+    ) -> list[dict[str, float]]:
+        """One `{label: probability}` an image, most probable first; the `top_k` best, or all.
+
+        `texts`, one an image, are for a model that reads them; `ModelError` where it does not.
+        """
+        if texts is not None:
+            if self.text_reader is None:
+                raise ModelError(f"{self.name} classifies images alone; leave the texts out.")
+            images, texts = list(images), list(texts)
+            if len(images) != len(texts):
+                raise ModelError(f"There are {len(images)} images and {len(texts)} texts; give one text an image.")
+            images = zip(images, texts, strict=True)
         return self.best(self.logits(images, batch_size), top_k)
 
     def best(self, logits: np.ndarray, top_k: int | None = None) -> list[dict[str, float]]:
         """What `predict` gives, of logits `(images, classes)`."""
+        logits = logits / self.temperature
         probabilities = expit(logits) if self.multi_label else softmax(logits, axis=1)
         order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
         return [
@@ -97,7 +148,11 @@ def load_classifier(
     path: str | Path,
     device: str | None = None,
     threads: int | None = None,
+    *,
     providers: Providers | None = None,
+    calibrated: bool = False,
+    patch_size: int | None = None,
+    merge_tokens: int | None = None,
     **kwargs: Any,
 ) -> Classifier:
     """The classifier at `path`: a checkpoint folder, a Hub id, an `.onnx` file, a TensorRT engine, or a folder that an
@@ -108,6 +163,9 @@ def load_classifier(
         threads: of a CPU; PyTorch's own number unless given.
         providers: ONNX Runtime's execution providers for an ONNX file, in the place of `device`: names, or (name,
             options), the first that can take a node takes it. TensorRT's keep what they built in a cache.
+        calibrated: state probabilities by the temperature that training fitted (see run_temperature.py).
+        patch_size: in pixels, of a timm ViT checkpoint that is resampled to it (patch_size.py).
+        merge_tokens: patches that each block of a timm ViT checkpoint merges (token_merging.py).
         kwargs: go to `from_pretrained` of the configuration, the model and the processor (revision, token, ...).
 
     No code that lies in a checkpoint is run, nor an engine's own for the processor, unless `trust_remote_code` is
@@ -119,14 +177,38 @@ def load_classifier(
         raise ModelError(f"providers: {path} is {what}; ONNX Runtime's providers run ONNX files.")
     kwargs = {"trust_remote_code": False, **kwargs}
     head = read_head(artefact, **kwargs)
+    changes = {"patch_size": patch_size, "merge_tokens": merge_tokens}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if changes and not artefact.is_checkpoint:
+        raise ModelError(
+            f"{', '.join(changes)}: {artefact.file} is an export; name it when the checkpoint is exported."
+        )
+    temperature = run_temperature(artefact, **kwargs) if calibrated else 1.0
     if artefact.is_checkpoint:
-        backend = TorchBackend(_load_model(artefact, kwargs), device, threads)
+        model = _load_model(artefact, kwargs)
+        if changes:
+            change_model(model, **changes)
+        backend = TorchBackend(model, device, threads)
     elif artefact.is_engine:
         backend = open_engine(artefact, len(head.labels), device, allow_code=bool(kwargs["trust_remote_code"]))
     else:
         backend = OnnxBackend(artefact.file, len(head.labels), device, threads, providers)
     processor = _load_processor(artefact, backend.takes_pixels, kwargs)
-    return Classifier(backend, processor, head.labels, str(path), head.multi_label)
+    reads_texts = isinstance(head.config, HFViTFusionConfig)
+    reader = _load_text_reader(artefact, head.config, kwargs) if reads_texts else None
+    name = " ".join([str(path), *(f"{key}={value}" for key, value in changes.items())])
+    return Classifier(backend, processor, head.labels, name, head.multi_label, temperature, reader)
+
+
+def change_model(model, patch_size: int | None = None, merge_tokens: int | None = None) -> None:
+    """Make a loaded model cheaper or dearer without training; raises `ModelError` for other families."""
+    from hfvit.patch_size import set_patch_size  # here, since who runs an export has no use for timm
+    from hfvit.token_merging import merge_in_blocks
+
+    if patch_size is not None:
+        set_patch_size(model, patch_size)
+    if merge_tokens is not None:
+        merge_in_blocks(model, merge_tokens)
 
 
 def _load_model(artefact: Artefact, kwargs: dict[str, Any]):
@@ -165,6 +247,13 @@ def _load_processor(artefact: Artefact, is_optional: bool, kwargs: dict[str, Any
         ) from error
 
 
+def _load_text_reader(artefact: Artefact, config: HFViTFusionConfig, kwargs: dict[str, Any]) -> TextReader:
+    saved = artefact.beside("tokenizer_config.json")
+    source = artefact.source if artefact.is_checkpoint or saved is None else str(saved.parent)
+    tokenizer = load_tokenizer(source, config.text_encoder_config["vocab_size"], **kwargs)
+    return TextReader(tokenizer, config.max_text_length)
+
+
 def batched(items: Iterable[Any], size: int) -> Iterator[list]:
     """Lists of `size` items, the last one shorter; nothing is read before it is needed."""
     if size < 1:
@@ -175,6 +264,8 @@ def batched(items: Iterable[Any], size: int) -> Iterator[list]:
 
 
 def _as_rgb(image: Any) -> Image.Image:
+    if isinstance(image, tuple):  # with a text, which an image classifier does not read
+        image = image[0]
     if isinstance(image, np.ndarray):
         return from_array(image)
     return to_rgb(image) if isinstance(image, Image.Image) else read_picture(image)

@@ -49,7 +49,7 @@ def freeze(timm_model: nn.Module, part: str | int) -> None:
         frozen = [name for name, p in timm_model.named_parameters() if id(p) not in classifier]
     else:
         layer_of = layer_ids(timm_model)
-        blocks = len(getattr(timm_model, "blocks", ())) or max(layer_of.values())
+        blocks = block_count(layer_of, timm_model)
         if not 0 < part <= blocks:
             raise ModelError(f"freeze: {part} blocks were asked for, but the model has {blocks}; use 1 to {blocks}.")
         frozen = [name for name, layer in layer_of.items() if layer <= part]
@@ -57,11 +57,38 @@ def freeze(timm_model: nn.Module, part: str | int) -> None:
         timm_model.get_parameter(name).requires_grad = False
 
 
+def frozen_modules(model: nn.Module) -> list[nn.Module]:
+    """The modules that have weights and train none of them."""
+    parts = ((module, list(module.parameters())) for module in model.modules())
+    return [module for module, own in parts if own and not any(p.requires_grad for p in own)]
+
+
+def groups_beside(model: nn.Module, timm_model: nn.Module, learning_rate: float, weight_decay: float) -> list[dict]:
+    """Parameter groups of what `model` has beside its `timm_model`, at the full rate; none for an image classifier.
+
+    Vectors (biases, norms) do not decay, as in `build_param_groups`.
+    """
+    within = {id(parameter) for parameter in timm_model.parameters()}
+    others = [p for p in model.parameters() if p.requires_grad and id(p) not in within]
+    matrices, vectors = [p for p in others if p.ndim > 1], [p for p in others if p.ndim <= 1]
+    groups = ((matrices, weight_decay), (vectors, 0.0))
+    return [{"params": own, "weight_decay": decay, "lr": learning_rate} for own, decay in groups if own]
+
+
 def layer_ids(timm_model: nn.Module) -> dict[str, int]:
     """Parameter name -> layer, counted from the stem (0) through the blocks (1, 2, ...) to the head."""
     if not hasattr(timm_model, "group_matcher"):
-        raise ModelError(f"freeze: {type(timm_model).__name__} does not name its blocks; use `freeze: backbone`.")
+        raise ModelError(
+            f"freeze: not for this family: {type(timm_model).__name__} does not name its blocks; use"
+            " `freeze: backbone`."
+        )
     return group_parameters(timm_model, timm_model.group_matcher(coarse=False), reverse=True)
+
+
+def block_count(layer_of: dict[str, int], timm_model: nn.Module) -> int:
+    """Layers between the stem and what the classifier belongs to: blocks, or of some networks whole stages."""
+    head = {id(p) for p in classifier_parameters(timm_model)}
+    return min(layer_of[name] for name, p in timm_model.named_parameters() if id(p) in head) - 1
 
 
 def classifier_parameters(timm_model: nn.Module) -> list[torch.nn.Parameter]:

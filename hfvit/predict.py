@@ -45,15 +45,16 @@ def predictions(
     batch_size: int = 32,
     top_k: int | None = 5,
     thumbnails: list[Image.Image] | None = None,
+    texts: dict[str, str] | None = None,
 ) -> Iterator[Prediction]:
     """One `Prediction` for each file or URL, in order; a picture that cannot be read, or for which the model gives NaN
     or infinite logits, has an `error` and stops nothing.
 
-    Small copies of the first `MOST_DRAWN` readable pictures are appended to `thumbnails`.
+    Small copies of the first `MOST_DRAWN` readable pictures are appended to `thumbnails`. `texts` are by name.
     """
     for batch in batched(names, batch_size):
         errors: dict[str, str] = {}
-        logits = classifier.run(classifier.prepare(_readable(batch, errors, thumbnails)))
+        logits = classifier.run(classifier.prepare(_readable(batch, errors, thumbnails, texts)))
         answers = iter(zip(classifier.best(logits, top_k), np.isfinite(logits).all(axis=1), strict=True))
         for name in batch:
             best, is_finite = (None, True) if name in errors else next(answers)
@@ -62,8 +63,31 @@ def predictions(
             yield Prediction(name, best, errors.get(name))
 
 
-def _readable(names: list[str], errors: dict[str, str], thumbnails: list[Image.Image] | None) -> Iterator[Image.Image]:
-    """The pictures that can be read, one in memory at a time; what is wrong with the others goes to `errors`."""
+def texts_of(names: list[str], texts: list[str] | None, classifier: Classifier) -> dict[str, str] | None:
+    """The text of each name, from one text or as many as there are names; `DataError` where they do not fit."""
+    if classifier.text_reader is None:
+        if texts:
+            raise DataError(f"--text: {classifier.name} classifies pictures alone.")
+        return None
+    if not texts or len(texts) not in (1, len(names)):
+        given = f"{len(texts)} texts are" if texts else "no --text is"
+        raise DataError(
+            f"--text: {classifier.name} reads a text with each picture; {given} given for {len(names)} pictures. Give"
+            " one for all, or one for each."
+        )
+    return dict(zip(names, texts if len(texts) > 1 else texts * len(names), strict=True))
+
+
+def _readable(
+    names: list[str],
+    errors: dict[str, str],
+    thumbnails: list[Image.Image] | None,
+    texts: dict[str, str] | None,
+) -> Iterator[Image.Image | tuple[Image.Image, str]]:
+    """The pictures that can be read, with their `texts` if there are any, one in memory at a time.
+
+    What is wrong with the others goes to `errors`.
+    """
     for name in names:
         try:
             image = read_picture(name)
@@ -74,7 +98,7 @@ def _readable(names: list[str], errors: dict[str, str], thumbnails: list[Image.I
             copy = image.copy()
             copy.thumbnail((DRAWN_PIXELS, DRAWN_PIXELS))
             thumbnails.append(copy)
-        yield image
+        yield image if texts is None else (image, texts[name])
 
 
 def print_predictions(
@@ -84,12 +108,13 @@ def print_predictions(
     top_k: int = 5,
     as_json: bool = False,
     grid: str | Path | None = None,
+    texts: dict[str, str] | None = None,
 ) -> int:
     """Print the predictions as they come; the number of pictures that could not be read, each named on stderr."""
     thumbnails, shown, bad = ([] if grid else None), [], 0
     # On a terminal the results themselves show how far it is; the bar is for results that go to a file or a pipe.
     hidden = True if sys.stdout.isatty() or len(names) <= batch_size else None
-    found = predictions(classifier, names, batch_size, top_k, thumbnails)
+    found = predictions(classifier, names, batch_size, top_k, thumbnails, texts)
     for prediction in tqdm(found, total=len(names), unit="image", desc="predict", disable=hidden):
         if prediction.error:
             bad += 1

@@ -208,6 +208,8 @@ def compare(folder: str | Path, repo_id: str, commit: str, token: str | None, ad
         except (ModelError, HfHubHTTPError, *_CONNECTION) as error:
             raise HubError(f"Pushed to {address}, but it cannot be loaded from there: {one_line(error)}") from error
         local = load_classifier(folder, device="cpu")
+        if local.text_reader:
+            images = [(image, f"picture {number}") for number, image in enumerate(images)]
         expected, found = local.logits(images), pushed.logits(images)
     same = local.labels == pushed.labels and found.shape == expected.shape
     difference = float(np.abs(found - expected).max()) if same else float("inf")

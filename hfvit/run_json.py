@@ -37,6 +37,7 @@ def collect_facts(recipe, splits, model, trainer, output, metrics: dict) -> dict
             "is_local": base is not None and is_local(base),
             # timm's checkpoints carry their licence; a network trained from nothing has none yet.
             "base_license": model.config.pretrained_cfg.get("license") if base else None,
+            **({"texts": _text_facts(recipe.model, model)} if recipe.model.text_encoder else {}),
             "image_size": list(model.config.image_size),
             "parameters": sum(p.numel() for p in model.parameters()),
             "trained_parameters": trainer.trained_parameters,
@@ -76,6 +77,18 @@ def collect_facts(recipe, splits, model, trainer, output, metrics: dict) -> dict
         },
         "hardware": hardware(),
         "history": [{key: _json_number(value) for key, value in entry.items()} for entry in state.log_history],
+    }
+
+
+def _text_facts(arguments, model) -> dict:
+    """What reads the texts, and how they meet the images."""
+    return {
+        "text_encoder": arguments.text_encoder,
+        "is_local": is_local(arguments.text_encoder),
+        "model_type": model.text_model.config.model_type,
+        "fusion": model.config.fusion,
+        "max_text_length": model.config.max_text_length,
+        "parameters": sum(p.numel() for p in model.text_model.parameters()),
     }
 
 

@@ -88,8 +88,10 @@ def training_flops(model: nn.Module) -> float | None:
         with torch.device("meta"):
             image = torch.zeros(2, 3, *model.config.image_size)  # two: some norms need more than one
             with FlopCounterMode(display=False) as counter:
+                tokens = getattr(model.config, "max_text_length", None)  # of a model that reads texts, too
+                texts = {"input_ids": torch.zeros(2, tokens, dtype=torch.long)} if tokens else {}
                 # An image's logits each, or each of a pair: a student with a distillation token gives two.
-                sum(logits.sum() for logits in ghost(image).logits).backward()
+                sum(logits.sum() for logits in ghost(image, **texts).logits).backward()
     except Exception as error:  # timm's models assert and raise all kinds of things; a statistic must not end a run
         logger.debug("the operations of %s cannot be counted: %s", model.config.architecture, error)
         return None

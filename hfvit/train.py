@@ -19,20 +19,25 @@ from hfvit.checkpoints import (
 )
 from hfvit.data import load_splits
 from hfvit.errors import run
+from hfvit.examples import Examples
 from hfvit.finetuning import trainer_for
 from hfvit.hardware import keep_freed_memory, use_all_cores
 from hfvit.hub import write_model_card
+from hfvit.image_text import add_text_encoder
 from hfvit.images import image_datasets
 from hfvit.lora import add_lora
 from hfvit.metrics import ImageClassificationMetric, trainer_metrics
 from hfvit.mixing import BatchMixing
 from hfvit.modeling import build_model
+from hfvit.patch_size import train_patch_sizes
 from hfvit.push import Destination, check_destination, push
 from hfvit.recipe import load_recipe
-from hfvit.report import summary_table, write_plots, write_training_images
+from hfvit.report import reported_split, summary_table, write_plots, write_training_images
 from hfvit.run_json import collect_facts, write_facts
 from hfvit.stream import ImageStream
 from hfvit.stream_source import stream_splits
+from hfvit.temperature import temperature_facts
+from hfvit.texts import load_tokenizer, split_texts
 
 logger = logging.getLogger("hfvit")
 
@@ -62,6 +67,7 @@ def main(argv: list[str] | None = None, callbacks: Sequence[TrainerCallback] = (
             splits = stream_splits(**data_args.loading, seed=args.seed, check_length=args.check_stream)
         else:
             splits = load_splits(**data_args.loading, seed=args.seed)
+    recipe.pin(splits.facts["dataset_commit"])
     logger.info(splits.describe())
 
     # Build
@@ -76,6 +82,15 @@ def main(argv: list[str] | None = None, callbacks: Sequence[TrainerCallback] = (
         frozen=model_args.freeze,
         preprocessing=data_args.preprocessing,
     )
+    draws = [train_patch_sizes(model, model_args.patch_sizes)] if model_args.patch_sizes else []
+    tokenizer, texts = None, None
+    if model_args.text_encoder:
+        model = add_text_encoder(model, **model_args.text_options, frozen=model_args.freeze)
+        tokenizer = load_tokenizer(
+            model_args.text_encoder, model.text_model.config.vocab_size, model_args.text_encoder_revision
+        )
+        texts, read = split_texts(splits, tokenizer, model_args.max_text_length)
+        logger.info(read)
     lora = add_lora(model, **finetuning.lora) if finetuning.finetuning == "lora" else None
     if checkpoint:
         check_same_model(checkpoint, model.config)
@@ -92,6 +107,7 @@ def main(argv: list[str] | None = None, callbacks: Sequence[TrainerCallback] = (
             seed=args.seed,
             repeats=augmentation_args.repeated_augmentation,
             show_progress=args.should_save and not args.disable_tqdm,
+            texts=texts,
         )
     if data_args.streaming:
         datasets["train"] = ImageStream(
@@ -120,7 +136,7 @@ def main(argv: list[str] | None = None, callbacks: Sequence[TrainerCallback] = (
         compute_metrics=trainer_metrics(splits.labels),
         preprocessing=Preprocessing(data_config),
         mixing=BatchMixing(len(splits.labels), **augmentation_args.mixing),
-        callbacks=list(callbacks),
+        callbacks=[*draws, *callbacks],
     )
 
     # Train
@@ -136,17 +152,30 @@ def main(argv: list[str] | None = None, callbacks: Sequence[TrainerCallback] = (
 
     # Evaluate: the test split once, after everything that selects
     metric = ImageClassificationMetric(splits.labels)
-    metrics, trainer.compute_metrics = {}, None  # computed here, in full, and only once
+    results, metrics, trainer.compute_metrics = {}, {}, None  # computed here, in full, and only once
     for role in ("validation", "test"):
         if role in datasets:
             prediction = trainer.predict(datasets[role], metric_key_prefix=role)
+            results[role] = prediction.predictions, prediction.label_ids
             metrics[role] = metric.compute(predictions=prediction.predictions, references=prediction.label_ids)
 
     # Save and report
     trainer.save_model(args.output_dir)
     trainer.save_state()
     if args.should_save:
-        facts = collect_facts(recipe, splits, trainer.accelerator.unwrap_model(model), trainer, output, metrics)
+        plain_model = trainer.accelerator.unwrap_model(model)
+        facts = collect_facts(recipe, splits, plain_model, trainer, output, metrics)
+        facts["temperature"] = temperature_facts(results)
+        role = reported_split(facts)
+        examples = Examples(role, datasets[role], splits[role]["row"], *results[role], splits.labels)
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            examples.leave_attention_out("the weights are divided among processes")
+        else:
+            examples.add_attention(plain_model, trainer.preprocessing, args.device)
+        examples.write(args.output_dir)
+        facts["examples"] = examples.facts
+        if tokenizer:
+            tokenizer.save_pretrained(args.output_dir)
         write_text(Path(args.output_dir) / RECIPE_FILE, recipe.to_yaml())
         write_facts(facts, args.output_dir)
         write_plots(facts, args.output_dir)

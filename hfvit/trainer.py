@@ -27,9 +27,10 @@ from hfvit.losses import cross_entropy
 from hfvit.mixing import BatchMixing
 from hfvit.nan_policy import WatchingTrainer
 from hfvit.objective import Objective
-from hfvit.param_groups import build_param_groups
+from hfvit.param_groups import build_param_groups, groups_beside
 from hfvit.speed import SpeedMeter, matmul_rate, training_flops
 from hfvit.stream import ImageStream, StreamEpochs, stream_loader
+from hfvit.texts import TEXT_INPUTS
 
 EMA_FILE = "ema.safetensors"
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -106,16 +107,17 @@ class HFViTTrainer(WatchingTrainer):
         # Not the Trainer's own: under DeepSpeed it rounds every floating-point tensor, and with them what was drawn.
         inputs = send_to_device(inputs, self.args.device, non_blocking=self.accelerator.non_blocking)
         plan = inputs.get("plan")
+        texts = {key: inputs[key] for key in TEXT_INPUTS if key in inputs}
         with torch.no_grad():
             if plan is None:
-                return {"pixel_values": self.preprocessing(inputs), "labels": inputs["labels"]}
+                return {"pixel_values": self.preprocessing(inputs), "labels": inputs["labels"], **texts}
             # Under autocast the model's first product rounds the pixels as coarsely as the crop does here.
             pixel_values, labels = self.augmentation(inputs, self._compute_dtype), inputs["labels"]
             if self._has_begun and not self._is_checked:
                 self._check_first_batch(pixel_values, labels)
             if self.mixing and not self._mixing_is_over():
                 pixel_values, labels = self.mixing(pixel_values, labels, plan["seeds"])
-        return {"pixel_values": pixel_values, "labels": labels}
+        return {"pixel_values": pixel_values, "labels": labels, **texts}
 
     def _check_first_batch(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> None:
         self._is_checked = True
@@ -173,10 +175,10 @@ class HFViTTrainer(WatchingTrainer):
         if self.optimizer is None:
             model = self.model if model is None else model
             cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, model)
-            timm_model = self.accelerator.unwrap_model(model).timm_model
-            groups = build_param_groups(
-                timm_model, kwargs["lr"], self.args.weight_decay, layer_decay=self.args.layer_decay
-            )
+            whole = self.accelerator.unwrap_model(model)
+            rates = kwargs["lr"], self.args.weight_decay
+            groups = groups_beside(whole, whole.timm_model, *rates)
+            groups += build_param_groups(whole.timm_model, *rates, layer_decay=self.args.layer_decay)
             self.optimizer = cls(groups, **kwargs)
         return self.optimizer
 

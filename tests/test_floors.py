@@ -8,26 +8,36 @@ import pytest
 from conftest import ROOT
 
 FLOORS = [
-    {"card_edits", "draws", "errors", "image_ops", "interrupts", "loss_watch", "losses", "mixing"}
-    | {"option_types", "resize", "speed", "tables", "versions", "whole", "export/family", "export/graph"}
+    {"card_edits", "draws", "errors", "fusion", "image_ops", "interrupts", "loss_watch", "losses", "mixing"}
+    | {"option_types", "plots", "resize", "speed", "tables", "versions", "whole", "export/family", "export/graph"}
     | {"export/half"},
-    {"attention", "config", "decode", "engine_batches", "first_batch", "hardware", "param_groups", "paths"}
-    | {"policies", "shipped", "export/fuse", "export/image_steps", "export/triton", "export/trt_backends"}
-    | {"export/trt_graph", "export/trt_watch"},
-    {"artefacts", "augment", "doctor", "engine_runtime", "execution_providers", "finetuning_args", "lora"}
-    | {"pictures", "pixels", "progress", "public", "export/int8_fused", "export/preprocess"},
+    {"attention", "config", "decode", "engine_batches", "first_batch", "hardware", "param_groups", "patch_size"}
+    | {"paths", "picture_plots", "policies", "shipped", "token_merging", "export/fuse", "export/image_steps"}
+    | {"export/text_inputs", "export/triton", "export/trt_backends", "export/trt_graph", "export/trt_watch"},
+    {"artefacts", "augment", "doctor", "engine_runtime", "eval_results", "example_file", "execution_providers"}
+    | {
+        "finetuning_args",
+        "lora",
+        "pictures",
+        "pixels",
+        "progress",
+        "public",
+        "texts",
+        "export/int8_fused",
+        "export/preprocess",
+    },
     {"backends", "checkpoints", "data", "engine_backend", "images", "metrics", "micro_batches", "modeling"}
     | {"training_args", "cli/options", "export/check", "export/quantize"},
-    {"balance", "fitting", "json_files", "objective", "stream_source"},
-    {"saving", "stream", "export/folder"},
-    {"engines", "nan_policy"},
+    {"balance", "examples", "fitting", "image_text", "json_files", "objective", "stream_source", "temperature"},
+    {"run_file", "run_temperature", "saving", "stream", "export/folder"},
+    {"engines", "export_table", "nan_policy"},
     {"evaluation_split", "inference", "recipe", "report", "run_json", "trainer"},
     {"calibration", "hub", "linear_probe", "predict", "validate", "export/onnx", "export/tensorrt"},
-    {"finetuning", "hub_files", "export/stages"},
+    {"finetuning", "hub_files", "report_page", "export/stages"},
     {"push"},
     {"train", "export/engine_stages"},
     {"sweep"},
-    {"commands", "cli/listings", "cli/predict", "cli/push", "cli/sweep", "cli/train", "cli/validate"},
+    {"commands", "cli/listings", "cli/predict", "cli/push", "cli/report", "cli/sweep", "cli/train", "cli/validate"},
     {"engine_commands"},
 ]
 FLOOR_OF = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
@@ -44,9 +54,15 @@ FORBIDDEN = {
     "engine_commands": {"torch", "timm", "datasets", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx"},
     "export/folder": {"torch", "transformers", "timm", "datasets", "onnx", "onnxruntime"},
     "report": {"torch", "transformers", "timm", "datasets"},  # they read run.json, never live objects
+    "report_page": {"torch", "transformers", "timm", "datasets"},
+    "plots": {"torch", "transformers", "timm", "datasets"},
+    "picture_plots": {"torch", "transformers", "timm", "datasets"},
+    "temperature": {"torch", "transformers", "timm", "datasets"},
+    "eval_results": {"torch", "transformers", "timm", "datasets", "matplotlib"},
     "hub": {"torch", "transformers", "timm", "datasets", "matplotlib"},
     "hub_files": {"torch", "transformers", "timm", "datasets", "matplotlib"},
     "push": {"torch", "transformers", "timm", "datasets", "matplotlib"},
+    "fusion": {"transformers", "timm", "datasets"},
     "losses": {"transformers", "timm", "datasets"},  # mathematics knows no framework
     "loss_watch": {"transformers", "timm", "datasets"},
     "whole": {"torch", "transformers", "timm", "datasets"},

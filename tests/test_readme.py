@@ -34,7 +34,7 @@ SWEEPS = [c for c in COMMANDS if c.startswith("hfvit sweep ")]  # test_sweep.py 
 LISTINGS = ("hfvit recipes", "hfvit doctor")
 PUSHES = [c for c in COMMANDS if c.startswith("hfvit push ")]
 LOGIN = "hf auth login"  # asks for a token
-SERVING = [c for c in COMMANDS if c.startswith(("hfvit predict ", "hfvit validate "))]
+SERVING = [c for c in COMMANDS if c.startswith(("hfvit predict ", "hfvit validate ", "hfvit report "))]
 
 
 def recipe_and_options(command: str) -> list[str]:
@@ -59,7 +59,7 @@ def test_every_command_is_known_to_this_test():
         LOGIN,
         *PUSHES,
     }
-    assert {c.split()[1] for c in SERVING} == {"predict", "validate"}
+    assert {c.split()[1] for c in SERVING} == {"predict", "validate", "report"}
 
 
 def test_ci_types_the_readmes_test_command():

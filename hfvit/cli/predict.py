@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from hfvit.cli.options import add_running, given_providers, quiet_libraries
+from hfvit.cli.options import add_changes, add_running, given_providers, quiet_libraries
 from hfvit.errors import DataError, HFViTError
 from hfvit.option_types import above_0
 
@@ -13,7 +13,7 @@ skipped; the exit code is then 1.
 
 examples:
   hfvit predict outputs/quickstart digit.png
-  hfvit predict outputs/quickstart/onnx photos/ --top_k 1
+  hfvit predict outputs/quickstart/onnx photos/ --top_k 1 --calibrated
   hfvit predict user/my-vit "photos/**/*.jpg" https://example.org/cat.jpg --json > predictions.jsonl
   hfvit predict outputs/quickstart photos/ --save-grid grid.png
   hfvit predict outputs/quickstart/onnx digit.png --providers TensorrtExecutionProvider CUDAExecutionProvider
@@ -34,11 +34,22 @@ def add(commands) -> None:
         "artefact", metavar="ARTEFACT", help="checkpoint folder, Hub id, .onnx file, engine or export folder"
     )
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="file, folder, pattern or URL")
+    parser.add_argument(
+        "--text",
+        action="append",
+        help="what goes with the pictures, of a model that reads texts; once, or one a picture",
+    )
     parser.add_argument("--top_k", type=above_0, default=5, help="classes shown of each picture [%(default)s]")
+    parser.add_argument(
+        "--calibrated",
+        action="store_true",
+        help="state probabilities by the temperature in the run's run.json",
+    )
     parser.add_argument("--json", action="store_true", help="print one line of JSON for each picture")
     parser.add_argument(
         "--save-grid", "--save_grid", metavar="FILE", help="draw the pictures with their predictions into this file"
     )
+    add_changes(parser)
     add_running(parser, batch_size=32)
     parser.set_defaults(command=predict)
 
@@ -61,10 +72,19 @@ def predict(options: argparse.Namespace) -> int:
         print(f"hfvit: {sentence}.", file=sys.stderr)
     quiet_libraries()
     from hfvit.inference import load_classifier
-    from hfvit.predict import print_predictions
+    from hfvit.predict import print_predictions, texts_of
 
-    classifier = load_classifier(options.artefact, options.device, options.threads, providers)
-    bad = print_predictions(classifier, names, options.batch_size, options.top_k, options.json, grid)
+    classifier = load_classifier(
+        options.artefact,
+        options.device,
+        options.threads,
+        providers=providers,
+        calibrated=options.calibrated,
+        patch_size=options.patch_size,
+        merge_tokens=options.merge_tokens,
+    )
+    texts = texts_of(names, options.text, classifier)
+    bad = print_predictions(classifier, names, options.batch_size, options.top_k, options.json, grid, texts)
     if bad == len(names):
         raise DataError("None of the pictures could be classified.")
     if bad or wrong:

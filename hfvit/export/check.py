@@ -12,6 +12,7 @@ from hfvit.errors import ModelError, one_line
 from hfvit.export.graph import cpu_session
 from hfvit.export.image_steps import ImageSteps, image_steps
 from hfvit.export.preprocess import preprocessing_graph
+from hfvit.export.text_inputs import compared_texts
 
 # Largest difference of a logit from PyTorch's float32, as a share of the largest logit (or of 1 if that is smaller).
 DEFAULT_ATOL = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1}
@@ -61,8 +62,9 @@ def check_parity(
     logits, expected = [], []
     for batch_size in batch_sizes:
         pixel_values = torch.randn((batch_size, *shape), generator=generator)
-        expected.append(model(pixel_values=pixel_values.to(device)).logits.float().cpu().numpy())
-        logits.append(runtime.run(["logits"], {"pixel_values": pixel_values.numpy()})[0])
+        feed = {"pixel_values": pixel_values, **compared_texts(model, batch_size, generator)}
+        expected.append(model(**{key: values.to(device) for key, values in feed.items()}).logits.float().cpu().numpy())
+        logits.append(runtime.run(["logits"], {key: values.numpy() for key, values in feed.items()})[0])
         if logits[-1].shape != expected[-1].shape:
             raise ModelError(f"{what}: logits of shape {logits[-1].shape} where PyTorch gives {expected[-1].shape}.")
     logits, expected = np.concatenate(logits), np.concatenate(expected)

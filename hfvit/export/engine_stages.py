@@ -32,6 +32,8 @@ ENGINE_FILE = "model.engine"
 class CheckpointGraph(Export):
     """A checkpoint's ONNX file in the wanted precision, checked and judged as `export onnx` does it."""
 
+    for_engine = True
+
     def float_files(self, staging: Path) -> None:
         if not self.options.quantize:
             super().float_files(staging)

@@ -18,6 +18,7 @@ from transformers.exporters import OnnxExporter
 from transformers.exporters.exporter_onnx import OnnxConfig
 
 import hfvit
+from hfvit.attention import unfused_windows
 from hfvit.errors import ModelError, one_line
 from hfvit.export.check import check_onnx, check_parity, check_pixels, forget_shapes, tolerance
 from hfvit.export.folder import PACKAGES, file_facts
@@ -25,6 +26,7 @@ from hfvit.export.fuse import fuse
 from hfvit.export.graph import clean
 from hfvit.export.half import HALF_TYPES, runnable_on_cpu, to_half
 from hfvit.export.preprocess import add_preprocessing
+from hfvit.export.text_inputs import TOKEN_AXIS, check_reads_texts, text_facts, traced_texts
 from hfvit.paths import temporary_file
 from hfvit.versions import installed_versions
 
@@ -52,7 +54,8 @@ def export_onnx(
     """Write a loaded image classifier as one checked ONNX file, and return the facts of that file.
 
     The graph takes `pixel_values` `(batch_size, channels, height, width)` and gives `logits` `(batch_size, classes)`,
-    both float32 whatever its `dtype`.
+    both float32 whatever its `dtype`. Of a model that reads texts it takes `input_ids` and `attention_mask`
+    `(batch_size, tokens)` int64, too.
 
     Args:
         opset: 18 to 23; the exporter's own when None.
@@ -69,6 +72,7 @@ def export_onnx(
     PyTorch's.
     """
     _check_arguments(model, opset, dtype, optimize, batch_size)
+    check_reads_texts(model, optimize=optimize, with_preprocessing=preprocessing is not None)
     path = Path(path)
     shape = (input_channels(model), *(image_size or configured_image_size(model)))
     model = model.eval()
@@ -85,9 +89,9 @@ def export_onnx(
         if optimize:
             forget_shapes(temporary)
         parity = check_graph(temporary, model, shape, batches, dtype, tolerance(dtype, atol), preprocessing, path.name)
-    return describe(
-        path, shape, parity, dtype=dtype, optimized=optimize, batch_size=None if dynamic_axes else batch_size
-    )
+    fixed = None if dynamic_axes else batch_size
+    facts = describe(path, shape, parity, dtype=dtype, optimized=optimize, batch_size=fixed)
+    return facts | text_facts(model, fixed or BATCH_AXIS)
 
 
 def check_graph(
@@ -213,13 +217,13 @@ def _trace(model, shape, opset: int | None, batch_size: int | None, verbose: boo
     """The exporter's own graph; with `batch_size` None its batch axis is free."""
     device = next(model.parameters()).device
     pixel_values = torch.zeros((batch_size or TRACED_BATCH, *shape), device=device)
-    config = OnnxConfig(
-        opset_version=opset,
-        dynamic_shapes=None if batch_size else {"pixel_values": {0: Dim(BATCH_AXIS, min=1)}},
-    )
+    batch_axis = None if batch_size else Dim(BATCH_AXIS, min=1)
+    texts, text_axes = traced_texts(model, len(pixel_values), batch_axis)
+    axes = {} if batch_axis is None else {"pixel_values": {0: batch_axis}}
+    config = OnnxConfig(opset_version=opset, dynamic_shapes=(axes | text_axes) or None)
     try:
-        with quiet(verbose):
-            graph = OnnxExporter().export(model, {"pixel_values": pixel_values}, config=config).program
+        with quiet(verbose), unfused_windows(model):
+            graph = OnnxExporter().export(model, {"pixel_values": pixel_values, **texts}, config=config).program
     except Exception as error:
         raise ModelError(
             f"{type(model).__name__} cannot be exported to ONNX by transformers {version('transformers')}:"
@@ -245,8 +249,11 @@ def _keep_logits(graph: onnx_ir.Model) -> None:
 
 
 def _tidy(graph: onnx_ir.Model) -> None:
-    """One name for the batch axis; no paths, stack traces or comments of the exporting machine."""
-    symbol = next((str(dim) for dim in graph.graph.inputs[0].shape[:1] if not isinstance(dim, int)), None)
+    """One name for the batch axis and for that of tokens; no paths or comments of the exporting machine."""
+    names = {}
+    for value in graph.graph.inputs:
+        axes = (BATCH_AXIS, TOKEN_AXIS) if len(value.shape) == 2 else (BATCH_AXIS,)
+        names |= {str(dim): axis for dim, axis in zip(value.shape, axes, strict=False) if not isinstance(dim, int)}
     for part in (graph, graph.graph, *graph.graph.all_nodes()):
         part.metadata_props.clear()
         part.doc_string = None
@@ -255,11 +262,19 @@ def _tidy(graph: onnx_ir.Model) -> None:
     for value in values:
         value.metadata_props.clear()
         value.doc_string = None
-        if symbol and value.shape is not None:
-            dims = (d if isinstance(d, int) else re.sub(rf"\b{symbol}\b", BATCH_AXIS, str(d)) for d in value.shape)
+        if names and value.shape is not None:
+            dims = (d if isinstance(d, int) else _renamed(d.value, names) for d in value.shape)
             value.shape = onnx_ir.Shape(dims)
     graph.graph.name = "image_classifier"
     graph.producer_name, graph.producer_version = "hfvit", hfvit.__version__
+
+
+def _renamed(dim: str | None, names: dict[str, str]) -> str | None:
+    """A dimension's expression, such as `s99 * 3`, under the names of its axes; one that is not known has none.
+
+    (ONNX Runtime takes dimensions of one name for equal, and would lay two tensors into the memory of one.)
+    """
+    return dim and re.sub(r"\b\w+\b", lambda word: names.get(word[0], word[0]), dim)
 
 
 def _save(graph: onnx_ir.Model, path: Path) -> None:

@@ -22,6 +22,7 @@ from hfvit.export.folder import (
 from hfvit.export.image_steps import image_steps, stock_processor_config
 from hfvit.export.onnx import check_graph, describe, export_onnx, input_channels, weights_sha256
 from hfvit.export.preprocess import check_steps
+from hfvit.export.text_inputs import check_reads_texts
 from hfvit.inference import batched, load_classifier
 from hfvit.json_files import write_object
 from hfvit.tables import aligned
@@ -32,9 +33,12 @@ CALIBRATION_BATCH = 16
 class Export:
     """One call of the command: its options, the loaded model, and the facts of each file made so far."""
 
+    for_engine = False  # what is made is no ONNX file in the end
+
     def __init__(self, options: argparse.Namespace, folder: Path):
         self.options, self.folder, self.started = options, folder, time.monotonic()
         self.facts, self.judged, self.comparison = {}, [], None
+        self.tokenizer_files: list[str] = []
         recipe = Path(options.model).expanduser() / RECIPE_FILE
         self.recipe = recipe if recipe.is_file() else None
 
@@ -55,6 +59,8 @@ class Export:
         with staging_folder(self.folder) as staging:
             write_object(staging / CONFIG_FILE, self.config)
             write_object(staging / PREPROCESSOR_FILE, self.processor_config)
+            if self.classifier.text_reader:
+                self.tokenizer_files = self.classifier.text_reader.save(staging)
             self.float_files(staging)
             if options.quantize:
                 self.quantized_file(staging, calibration)
@@ -69,12 +75,18 @@ class Export:
         """The model in float32 with its processor; what the folder says of both, checked before anything is made."""
         options = self.options
         hub = {"revision": options.revision, "cache_dir": options.cache_dir}
+        # A TensorRT engine of a changed model is built from its ONNX file, and has no such options.
+        changes = {key: vars(options).get(key) for key in ("patch_size", "merge_tokens")}
         self.classifier = load_classifier(
-            options.model, device=options.device, **{key: value for key, value in hub.items() if value}
+            options.model, device=options.device, **changes, **{key: value for key, value in hub.items() if value}
         )
         self.model, self.processor = self.classifier.backend.model.float(), self.classifier.processor
         self.config = family_config(self.model)
+        if changes["merge_tokens"]:
+            self.config["merge_tokens"] = changes["merge_tokens"]  # no graph of another rate gets into this folder
         self.processor_config = stock_processor_config(self.processor)
+        wanted = {"quantize": options.quantize, "with-preprocessing": options.with_preprocessing}
+        check_reads_texts(self.model, **wanted, optimize=options.optimize, tensorrt=self.for_engine)
         self.weights = weights_sha256(self.model)
         check_same_model(self.folder, self.config, self.weights)
         if options.with_preprocessing:
@@ -229,7 +241,7 @@ class Export:
 
     def publish(self, staging: Path) -> None:
         """Give the files their names, then tell export.json and the checkpoint's run.json what is known of them."""
-        for name in (CONFIG_FILE, PREPROCESSOR_FILE, *self.facts):
+        for name in (CONFIG_FILE, PREPROCESSOR_FILE, *self.tokenizer_files, *self.facts):
             (staging / name).replace(self.folder / name)
         for name, facts in self.facts.items():
             write_export_facts(self.folder, name, facts, self.source, self.weights)

@@ -1,0 +1,55 @@
+"""What a model that reads texts adds to an export: two inputs, `input_ids` and `attention_mask`."""
+
+import torch
+from torch.export import Dim
+
+from hfvit.errors import ModelError
+
+TOKEN_AXIS = "tokens"
+TRACED_TOKENS = 3  # torch.export would fix a length of 1
+
+
+def reads_texts(model: torch.nn.Module) -> bool:
+    return hasattr(model, "example_texts")
+
+
+def check_reads_texts(model: torch.nn.Module, **wanted: bool) -> None:
+    """Raise `ModelError` for one of `wanted` (option -> asked for) where the model reads texts."""
+    for option, is_wanted in wanted.items():
+        if is_wanted and reads_texts(model):
+            raise ModelError(
+                f"{option}: not available for a model of images with texts; export it to ONNX in fp32, fp16 or bf16."
+            )
+
+
+def traced_texts(model: torch.nn.Module, batch: int, batch_axis: Dim | None) -> tuple[dict, dict]:
+    """Texts to trace `model` with, and their free axes; nothing for a model of images alone."""
+    if not reads_texts(model):
+        return {}, {}
+    longest = model.config.max_text_length
+    device = next(model.parameters()).device
+    texts = model.example_texts(batch, min(longest, TRACED_TOKENS), torch.Generator().manual_seed(0))
+    axes = {} if batch_axis is None else {0: batch_axis}
+    if longest > TRACED_TOKENS:
+        axes[1] = Dim(TOKEN_AXIS, min=1, max=longest)
+    return {name: values.to(device) for name, values in texts.items()}, dict.fromkeys(texts, axes)
+
+
+def compared_texts(model: torch.nn.Module, batch: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """Texts to compare a graph on: longer ones in larger batches."""
+    if not reads_texts(model):
+        return {}
+    longest = model.config.max_text_length
+    tokens = longest if longest <= TRACED_TOKENS else min(longest, 2 * batch - 1)
+    return model.example_texts(batch, tokens, generator)
+
+
+def text_facts(model: torch.nn.Module, batch: int | str) -> dict:
+    """What export.json says of these inputs."""
+    if not reads_texts(model):
+        return {}
+    tokens = min(model.config.max_text_length, TRACED_TOKENS)
+    shape = [batch, tokens if model.config.max_text_length <= TRACED_TOKENS else TOKEN_AXIS]
+    return {
+        "text_inputs": [{"name": name, "type": "int64", "shape": shape} for name in ("input_ids", "attention_mask")]
+    }
