@@ -15,7 +15,7 @@ from hfvit.shipped import shipped_recipes
     [
         ["--help"],
         ["recipes"],
-        *([name, "--help"] for name in ("train", "recipes", "validate", "predict", "push", "report")),
+        *([name, "--help"] for name in ("train", "recipes", "validate", "predict", "push", "report", "sweep")),
     ],
 )
 def test_help_never_imports_torch(words):
