@@ -246,6 +246,10 @@ class HFViTForImageClassification(TimmWrapperForImageClassification):
     def freeze(self, part: str | int) -> None:
         """Stop training `"backbone"`, or the stem and the first `part` blocks; their dropout and statistics too."""
         freeze(self.timm_model, part)
+        self.rest_frozen()
+
+    def rest_frozen(self) -> None:
+        """Put modules without a weight that trains into evaluation mode, for good: no dropout, no new statistics."""
         self._frozen_modules = frozen_modules(self.timm_model)
         self.train(self.training)
 

@@ -109,6 +109,23 @@ def learning_curves(history: list[dict], best_step: int | None, theme: Theme):
     return figure
 
 
+def probe_curves(probe: dict, theme: Theme):
+    """Validation accuracy and loss of a linear probe over the strength of its penalty; a line at the one taken."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    panels = ((axes[0], "accuracy", theme.second), (axes[1], "loss", theme.first))
+    for axis, key, colour in panels:
+        axis.set_xscale("log")
+        axis.plot(probe["c"], [scores[key] for scores in probe["validation"]], "o-", color=colour, markersize=3.5)
+        axis.axvline(probe["best_c"], color=theme.muted, linestyle=":", linewidth=1.2, zorder=0, label="selected")
+        if len(probe["c"]) == 1:  # one point gives a logarithmic axis no width
+            axis.set_xlim(probe["best_c"] / 10, probe["best_c"] * 10)
+        axis.set(title=f"Validation {key}", xlabel="C (inverse strength of the penalty)")
+        axis.grid()
+    axes[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    axes[0].legend()
+    return figure
+
+
 def confusion_figure(metrics: dict, role: str, theme: Theme):
     """Rows are the true classes, as shares of the row; counts are written in while they fit.
 

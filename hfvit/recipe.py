@@ -12,12 +12,13 @@ from transformers import HfArgumentParser
 
 from hfvit.config import AugmentationArguments, DataArguments, ModelArguments, RunArguments
 from hfvit.errors import RecipeError, nearest, one_line
+from hfvit.finetuning_args import FinetuningArguments
 from hfvit.shipped import find_recipe
 from hfvit.training_args import HFViTTrainingArguments
 from hfvit.yaml_files import read_yaml
 
 SECRETS = re.compile(r"token", re.IGNORECASE)
-_SECTIONS = (ModelArguments, DataArguments, AugmentationArguments, HFViTTrainingArguments)
+_SECTIONS = (ModelArguments, FinetuningArguments, DataArguments, AugmentationArguments, HFViTTrainingArguments)
 _FIELDS = {field.name: field for section in _SECTIONS for field in dataclasses.fields(section)}
 _HINTS = {name: hint for section in _SECTIONS for name, hint in get_type_hints(section).items()}
 # Of TrainingArguments' fields, those that a reader of recipe.yaml wants to see even at their defaults.
@@ -26,9 +27,10 @@ _ALWAYS_RESOLVED = ("learning_rate", "weight_decay", "num_train_epochs", "max_st
 
 @dataclass
 class Recipe:
-    """A resolved recipe: four checked configurations and the values that made them."""
+    """A resolved recipe: five checked configurations and the values that made them."""
 
     model: ModelArguments
+    finetuning: FinetuningArguments
     data: DataArguments
     augmentation: AugmentationArguments
     training: HFViTTrainingArguments
@@ -88,8 +90,10 @@ def load_recipe(argv: list[str]) -> Recipe:
 
     try:
         sections = parser.parse_dict(vars(namespace))
-        sections[2].check_against(sections[3])
-        sections[0].check_texts(sections[1], sections[2])
+        model, finetuning, data, augmentation, training = sections
+        augmentation.check_against(training)
+        finetuning.check_against(model, data, augmentation, training)
+        model.check_texts(data, augmentation)
     except RecipeError as error:
         raise RecipeError(f"{source}: {error}") from None
     except (ValueError, TypeError, NotImplementedError, ImportError) as error:
@@ -97,7 +101,7 @@ def load_recipe(argv: list[str]) -> Recipe:
         raise RecipeError(f"{source}: {one_line(error)}") from None
 
     given = {**file_values, **_changed(vars(from_file), vars(namespace))}
-    return Recipe(*sections, source, _resolved(*sections, vars(namespace), given))
+    return Recipe(*sections, source, _resolved(*sections, typed=vars(namespace), given=given))
 
 
 def read_recipe(path: Path, takes_list: dict[str, bool]) -> dict[str, Any]:
@@ -140,9 +144,10 @@ def _changed(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in after.items() if before.get(key) != value}
 
 
-def _resolved(model, data, augmentation, training, typed: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+def _resolved(*sections, typed: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """hfvit's own fields in full; of TrainingArguments' the usual ones and those that were given."""
-    own = {**dataclasses.asdict(model), **dataclasses.asdict(data), **dataclasses.asdict(augmentation)}
+    *own_sections, training = sections
+    own = {key: value for section in own_sections for key, value in dataclasses.asdict(section).items()}
     own |= {field.name: getattr(training, field.name) for field in dataclasses.fields(RunArguments)}
     redefined = [name for name in HFViTTrainingArguments.__annotations__ if name not in own]
     theirs = {key: typed[key] for key in (*_ALWAYS_RESOLVED, *redefined, *given) if key not in own}

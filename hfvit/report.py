@@ -7,7 +7,15 @@ import numpy as np
 
 from hfvit.example_file import read_examples
 from hfvit.picture_plots import attention_figure, mistakes_figure, training_figure
-from hfvit.plots import THEMES, confusion_figure, draw, learning_curves, per_class_figure, reliability_figure
+from hfvit.plots import (
+    THEMES,
+    confusion_figure,
+    draw,
+    learning_curves,
+    per_class_figure,
+    probe_curves,
+    reliability_figure,
+)
 from hfvit.tables import aligned, duration
 
 
@@ -43,11 +51,16 @@ def summary_table(facts: dict, output_dir: str | Path) -> str:
         f" {training['processes']} process(es), precision {training['precision']}",
         f"selected   step {training['best_step']} by validation {training['best_metric_name']}"
         if training["best_step"]
-        else "selected   the last step",
+        else f"selected   {_probe_choice(training) or 'the last step'}",
         *_temperature_line(facts),
         f"files      {output_dir}",
     ]
     return "\n".join(lines)
+
+
+def _probe_choice(training: dict) -> str | None:
+    probe = training.get("probe")
+    return probe and f"C = {probe['best_c']:g} of {len(probe['c'])} by validation {probe['selected_by']}"
 
 
 def _temperature_line(facts: dict) -> list[str]:
@@ -82,8 +95,10 @@ def write_plots(facts: dict, output_dir: str | Path) -> list[Path]:
     role = reported_split(facts)
     metrics, kept = facts["metrics"][role], read_examples(output_dir, facts)
     examples = facts.get("examples") or {}
+    probe = facts["training"].get("probe")
+    curves = partial(learning_curves, facts["history"], facts["training"]["best_step"])
     figures = {
-        "learning_curves": partial(learning_curves, facts["history"], facts["training"]["best_step"]),
+        "learning_curves": partial(probe_curves, probe) if probe else curves,
         "confusion_matrix": partial(confusion_figure, metrics, role),
         "per_class_accuracy": partial(per_class_figure, metrics, role),
         "reliability": partial(reliability_figure, metrics, role, facts.get("temperature")),

@@ -40,13 +40,13 @@ def collect_facts(recipe, splits, model, trainer, output, metrics: dict) -> dict
             **({"texts": _text_facts(recipe.model, model)} if recipe.model.text_encoder else {}),
             "image_size": list(model.config.image_size),
             "parameters": sum(p.numel() for p in model.parameters()),
-            "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "trained_parameters": trainer.trained_parameters,
             "preprocessing": {
                 key: model.config.pretrained_cfg.get(key)
                 for key in ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
             },
         },
-        "data": {**splits.facts, "selected_by": "validation" if best else None},
+        "data": {**splits.facts, "selected_by": "validation" if best or "probe" in trainer.findings else None},
         "recipe": recipe.values,
         "seeds": {"seed": args.seed, "data_seed": args.data_seed, "full_determinism": args.full_determinism},
         "metrics": metrics,
@@ -67,6 +67,7 @@ def collect_facts(recipe, splits, model, trainer, output, metrics: dict) -> dict
             "per_device_batch_size": trainer.micro.size,
             "gradient_accumulation_steps": args.gradient_accumulation_steps * trainer.micro.pieces,
             "per_device_eval_batch_size": trainer.eval_batch,
+            **trainer.findings,
         },
         "events": trainer.events,
         "versions": {

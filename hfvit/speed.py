@@ -1,5 +1,6 @@
 """How fast a training goes: images a second, the share of time spent waiting for data, and the use of the device."""
 
+import copy
 import logging
 import time
 from contextlib import contextmanager
@@ -83,19 +84,27 @@ def training_flops(model: nn.Module) -> float | None:
     does not count. None for a model that cannot be built or run that way.
     """
     try:
+        ghost = without_storage(model).train()
         with torch.device("meta"):
-            copy = type(model)(model.config).train()
-            for parameter, own in zip(copy.parameters(), model.parameters(), strict=True):
-                parameter.requires_grad_(own.requires_grad)
             image = torch.zeros(2, 3, *model.config.image_size)  # two: some norms need more than one
             with FlopCounterMode(display=False) as counter:
                 tokens = getattr(model.config, "max_text_length", None)  # of a model that reads texts, too
                 texts = {"input_ids": torch.zeros(2, tokens, dtype=torch.long)} if tokens else {}
-                copy(image, **texts).logits.sum().backward()
+                # An image's logits each, or each of a pair: a student with a distillation token gives two.
+                sum(logits.sum() for logits in ghost(image, **texts).logits).backward()
     except Exception as error:  # timm's models assert and raise all kinds of things; a statistic must not end a run
         logger.debug("the operations of %s cannot be counted: %s", model.config.architecture, error)
         return None
     return counter.get_total_flops() / 2
+
+
+def without_storage(model: nn.Module) -> nn.Module:
+    """A copy on the meta device, adapters and frozen weights included, made without the memory of another model."""
+    tensors = [*model.parameters(), *model.buffers()]
+    empty = {id(tensor): torch.empty_like(tensor, device="meta") for tensor in tensors}
+    for parameter in model.parameters():
+        empty[id(parameter)] = nn.Parameter(empty[id(parameter)], requires_grad=parameter.requires_grad)
+    return copy.deepcopy(model, empty)
 
 
 @torch.no_grad()

@@ -2,10 +2,11 @@
 
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from timm.data import resolve_data_config
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 
 from hfvit.artefacts import RECIPE_FILE
 from hfvit.augment import Augmentation, Preprocessing
@@ -19,10 +20,12 @@ from hfvit.checkpoints import (
 from hfvit.data import load_splits
 from hfvit.errors import HubError
 from hfvit.examples import Examples
+from hfvit.finetuning import trainer_for
 from hfvit.hardware import keep_freed_memory, use_all_cores
 from hfvit.hub import write_model_card
 from hfvit.image_text import add_text_encoder
 from hfvit.images import image_datasets
+from hfvit.lora import add_lora
 from hfvit.metrics import ImageClassificationMetric, trainer_metrics
 from hfvit.mixing import BatchMixing
 from hfvit.modeling import build_model
@@ -36,16 +39,16 @@ from hfvit.stream import ImageStream
 from hfvit.stream_source import stream_splits
 from hfvit.temperature import temperature_facts
 from hfvit.texts import load_tokenizer, split_texts
-from hfvit.trainer import HFViTTrainer
 
 logger = logging.getLogger("hfvit")
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the recipe named by `argv[0]`; the options after it beat the file's values."""
+def main(argv: list[str] | None = None, callbacks: Sequence[TrainerCallback] = ()) -> None:
+    """Run the recipe named by `argv[0]`; the options after it beat the file's values. `callbacks` watch it train."""
     # Parse
     recipe = load_recipe(sys.argv[1:] if argv is None else argv)
     args, data_args, model_args, augmentation_args = recipe.training, recipe.data, recipe.model, recipe.augmentation
+    finetuning = recipe.finetuning
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO if args.process_index == 0 else logging.WARNING)
     if args.device.type == "cpu":
@@ -89,6 +92,7 @@ def main(argv: list[str] | None = None) -> None:
         )
         texts, read = split_texts(splits, tokenizer, model_args.max_text_length)
         logger.info(read)
+    lora = add_lora(model, **finetuning.lora) if finetuning.finetuning == "lora" else None
     if checkpoint:
         check_same_model(checkpoint, model.config)
         logger.info("Resuming from %s", checkpoint)
@@ -125,15 +129,15 @@ def main(argv: list[str] | None = None) -> None:
     args.choose_workers(any(dataset.decodes for dataset in datasets.values()))
     if args.device.type == "cpu" and args.dataloader_num_workers == 0:
         keep_freed_memory()
-    trainer = HFViTTrainer(
+    trainer = trainer_for(finetuning, model, splits.labels, datasets["train"])(
         model=model,
         args=args,
         train_dataset=datasets["train"],
         eval_dataset=datasets["validation"],
         compute_metrics=trainer_metrics(splits.labels),
-        callbacks=draws,
         preprocessing=Preprocessing(data_config),
         mixing=BatchMixing(len(splits.labels), **augmentation_args.mixing),
+        callbacks=[*draws, *callbacks],
     )
 
     # Train
@@ -142,6 +146,10 @@ def main(argv: list[str] | None = None) -> None:
     if args.should_save:
         write_training_images(*trainer.training_images(), splits.labels, args.output_dir)
     output = trainer.train(resume_from_checkpoint=checkpoint)
+    if lora:
+        if args.should_save:
+            lora.save(args.output_dir)
+        lora.merge()
 
     # Evaluate: the test split once, after everything that selects
     metric = ImageClassificationMetric(splits.labels)

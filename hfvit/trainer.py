@@ -18,6 +18,7 @@ from torch import nn
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from hfvit.augment import Preprocessing
+from hfvit.balance import BalancedSampler
 from hfvit.errors import DataError, RecipeError
 from hfvit.first_batch import check_labels, check_pixels, check_stream_labels
 from hfvit.images import EpochSampler, collate
@@ -25,6 +26,7 @@ from hfvit.interrupts import start_worker
 from hfvit.losses import cross_entropy
 from hfvit.mixing import BatchMixing
 from hfvit.nan_policy import WatchingTrainer
+from hfvit.objective import Objective
 from hfvit.param_groups import build_param_groups, groups_beside
 from hfvit.speed import SpeedMeter, matmul_rate, training_flops
 from hfvit.stream import ImageStream, StreamEpochs, stream_loader
@@ -38,19 +40,29 @@ class HFViTTrainer(WatchingTrainer):
     """Trains on the batches of images.py; everything not overridden here is the Trainer's own work.
 
     A batch comes as uint8 and becomes pixel values on the device: by the training set's `Augmentation` and `mixing`,
-    or by `preprocessing` in evaluation. The training set is drawn by `EpochSampler`. With `ema_decay`, evaluation and
+    or by `preprocessing` in evaluation. The training set is drawn by `EpochSampler`, or when `balanced` by
+    `BalancedSampler`; an `objective` takes the place of cross-entropy in training. With `ema_decay`, evaluation and
     the final model use the averaged weights; checkpoints hold both.
     """
 
     # compute_loss returns a mean over its own images; the Trainer divides it by the accumulation steps.
     loss_is_scaled_for_ga = False
 
-    def __init__(self, *args, preprocessing: Preprocessing, mixing: BatchMixing | None = None, **kwargs):
+    def __init__(
+        self,
+        *args,
+        preprocessing: Preprocessing,
+        mixing: BatchMixing | None = None,
+        objective: Objective | None = None,
+        balanced: bool = False,
+        **kwargs,
+    ):
         super().__init__(*args, data_collator=collate, **kwargs)
         # Labels are not counted over accumulation steps and processes: compute_loss takes a plain mean.
         self.model_accepts_loss_kwargs = False
         self.preprocessing = preprocessing.to(self.args.device)
-        self.mixing = mixing
+        self.mixing, self.balanced = mixing, balanced
+        self.objective = objective and objective.to(self.args.device)
         self.micro.even = bool(mixing and mixing.mixup)
         self._is_checked = False
         self._is_stream = isinstance(self.train_dataset, ImageStream)
@@ -61,6 +73,7 @@ class HFViTTrainer(WatchingTrainer):
             # A copy: the loader's workers, which only draw, should not be sent what lies on a GPU.
             self.augmentation = copy.copy(self.train_dataset.augmentation).to(self.args.device)
         self.speed = SpeedMeter(self.args.device)
+        self.findings: dict[str, Any] = {}  # what run.json says of the training beside its steps
         if self.args.early_stopping_patience:
             self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
         self.ema: ModelEmaV3 | None = None
@@ -176,8 +189,11 @@ class HFViTTrainer(WatchingTrainer):
 
     def _get_train_sampler(self, train_dataset=None) -> EpochSampler:
         train_dataset = self.train_dataset if train_dataset is None else train_dataset
-        self._epoch_sampler = EpochSampler(
-            len(train_dataset), self.args.global_batch_size, self.args.order_seed, repeats=train_dataset.repeats
+        sampler, rows = EpochSampler, len(train_dataset)
+        if self.balanced:
+            sampler, rows = BalancedSampler, train_dataset.labels
+        self._epoch_sampler = sampler(
+            rows, self.args.global_batch_size, self.args.order_seed, repeats=train_dataset.repeats
         )
         return self._epoch_sampler
 
@@ -195,7 +211,10 @@ class HFViTTrainer(WatchingTrainer):
         labels = inputs.pop("labels")
         outputs = model(**inputs)
         smoothing = self.args.label_smoothing_factor if model.training else 0.0
-        loss = cross_entropy(outputs.logits, labels, smoothing)
+        if self.objective and model.training:
+            loss = self.objective(outputs.logits, labels, inputs["pixel_values"], smoothing)
+        else:
+            loss = cross_entropy(outputs.logits, labels, smoothing)
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:
@@ -264,6 +283,7 @@ class HFViTTrainer(WatchingTrainer):
 
     def train(self, *args, **kwargs):
         """Train; the model then holds the weights to ship (the best checkpoint's, averaged with `ema_decay`)."""
+        self._record_trained()
         self._measure_device()
         result = super().train(*args, **kwargs)
         if self.ema:
@@ -271,6 +291,10 @@ class HFViTTrainer(WatchingTrainer):
             self.ema = None
             self.remove_callback(_EmaCallback)
         return result
+
+    def _record_trained(self) -> None:
+        """Count before anything is merged or put back."""
+        self.trained_parameters = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
 
     def _measure_device(self) -> None:
         """What the model needs an image and what the device can give, which `mfu` relates."""

@@ -15,7 +15,10 @@ from hfvit.shipped import shipped_recipes
     [
         ["--help"],
         ["recipes"],
-        *([name, "--help"] for name in ("train", "recipes", "validate", "verify", "predict", "push", "report")),
+        *(
+            [name, "--help"]
+            for name in ("train", "sweep", "recipes", "validate", "verify", "predict", "push", "report")
+        ),
     ],
 )
 def test_help_never_imports_torch(words):

@@ -8,49 +8,30 @@ import pytest
 from conftest import ROOT
 
 FLOORS = [
-    {
-        "card_edits",
-        "draws",
-        "errors",
-        "fusion",
-        "image_ops",
-        "interrupts",
-        "live_bytes",
-        "loss_watch",
-        "losses",
-        "mixing",
-    }
-    | {"option_types", "plots", "resize", "speed", "tables", "versions", "whole", "export/family", "export/graph"}
-    | {"live_bytes", "export/half"},
+    {"card_edits", "draws", "errors", "fusion", "image_ops", "interrupts", "live_bytes", "loss_watch", "losses"}
+    | {"mixing", "option_types", "plots", "resize", "speed", "tables", "versions", "whole", "export/family"}
+    | {"export/graph", "export/half"},
     {"attention", "config", "decode", "engine_batches", "first_batch", "hardware", "param_groups", "patch_size"}
-    | {"paths", "picture_plots", "policies", "processes", "shipped", "token_merging", "web_runtime", "export/fuse"}
-    | {"export/image_steps", "export/text_inputs", "export/triton", "export/trt_backends", "export/trt_graph"}
-    | {"export/trt_watch", "yaml_files"},
+    | {"paths", "picture_plots", "policies", "processes", "shipped", "token_merging", "web_runtime", "yaml_files"}
+    | {"export/fuse", "export/image_steps", "export/text_inputs", "export/triton", "export/trt_backends"}
+    | {"export/trt_graph", "export/trt_watch"},
     {"artefacts", "augment", "doctor", "engine_runtime", "eval_results", "example_file", "execution_providers"}
-    | {"pictures", "pixels", "progress", "public", "texts", "export/int8_fused", "export/preprocess"},
+    | {"finetuning_args", "lora", "pictures", "pixels", "progress", "public", "texts", "export/int8_fused"}
+    | {"export/preprocess"},
     {"backends", "checkpoints", "data", "engine_backend", "images", "metrics", "micro_batches", "modeling"}
     | {"training_args", "cli/options", "export/check", "export/quantize"},
-    {"examples", "fitting", "image_text", "json_files", "stream_source", "temperature"},
+    {"balance", "examples", "fitting", "image_text", "json_files", "objective", "stream_source", "temperature"},
     {"run_file", "run_temperature", "saving", "stream", "export/folder"},
     {"engines", "export_table", "nan_policy", "static_page"},
     {"evaluation_split", "inference", "recipe", "report", "run_json", "trainer"},
-    {
-        "attention_view",
-        "calibration",
-        "estimate",
-        "hub",
-        "predict",
-        "validate",
-        "verify",
-        "export/onnx",
-        "export/tensorrt",
-    },
-    {"demo_app", "hub_files", "report_page", "export/stages"},
+    {"attention_view", "calibration", "estimate", "hub", "linear_probe", "predict", "validate", "verify"}
+    | {"export/onnx", "export/tensorrt"},
+    {"demo_app", "finetuning", "hub_files", "report_page", "export/stages"},
     {"push"},
     {"train", "export/engine_stages"},
-    {"commands", "cli/demo", "cli/listings", "cli/predict", "cli/push", "cli/report", "cli/train", "cli/validate"}
-    | {"cli/verify"},
-    {"engine_commands"},
+    {"commands", "sweep"},
+    {"engine_commands", "cli/demo", "cli/listings", "cli/predict", "cli/push", "cli/report", "cli/sweep"}
+    | {"cli/train", "cli/validate", "cli/verify"},
 ]
 FLOOR_OF = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
 PACKAGE = ROOT / "hfvit"

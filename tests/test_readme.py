@@ -32,6 +32,7 @@ CI_RUNS = {"pip install -e .", 'pip install -e ".[dev]" && pytest'}
 EXPORTS = [c for c in COMMANDS if c.startswith("optimum-cli")]
 CHECKS = [c for c in COMMANDS if c.startswith("hfvit verify ") or "--estimate" in c]
 TRAINING = [c for c in COMMANDS if ("hfvit train " in c or "hfvit/train.py" in c) and c not in CHECKS]
+SWEEPS = [c for c in COMMANDS if c.startswith("hfvit sweep ")]  # test_sweep.py runs one
 LISTINGS = ("hfvit recipes", "hfvit doctor")
 PUSHES = [c for c in COMMANDS if c.startswith("hfvit push ")]
 LOGIN = "hf auth login"  # asks for a token
@@ -60,7 +61,9 @@ def quickstart(tmp_path_factory):
 def test_every_command_is_known_to_this_test():
     assert {"accelerate launch hfvit/train.py recipes/quickstart.yaml", *CI_RUNS} <= set(COMMANDS)
     listings = {c for c in COMMANDS if c.startswith(LISTINGS)}
-    assert set(COMMANDS) == CI_RUNS | listings | set(TRAINING) | set(EXPORTS) | set(SERVING) | {LOGIN, *PUSHES} | {
+    assert set(COMMANDS) == CI_RUNS | listings | set(TRAINING) | set(SWEEPS) | set(EXPORTS) | set(SERVING) | {
+        LOGIN,
+        *PUSHES,
         *CHECKS,
         *DEMOS,
         *AROUND_DEMOS,

@@ -1,5 +1,7 @@
 """Recipes: what is read, what wins, what is refused, and that every shipped one is sound."""
 
+import re
+
 import pytest
 import timm
 import yaml
@@ -43,7 +45,9 @@ def test_shipped_recipes_say_what_they_are(name):
     assert summary(shipped_recipes()[name])
     assert f"hfvit/train.py recipes/{name}.yaml" in head
     assert "Measured on" in head
-    assert "xpected score" in head
+    # The one form that a program can read: a range of accuracy on the test split, in per cent.
+    low, high = re.search(r"\n# Expected score: ([\d.]+) to ([\d.]+) %[ ,.]", head + " ").groups()
+    assert 0 < float(low) < float(high) <= 100
     for section in ("Model", "Data", "Augmentation", "Optimisation", "Evaluation", "Output"):
         assert f"\n# {section}\n" in text
 

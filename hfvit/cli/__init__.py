@@ -4,10 +4,10 @@ import argparse
 import sys
 
 import hfvit
-from hfvit.cli import demo, listings, predict, push, report, train, validate, verify
+from hfvit.cli import demo, listings, predict, push, report, sweep, train, validate, verify
 from hfvit.errors import run
 
-COMMANDS = (train, verify, validate, predict, report, demo, push, listings)
+COMMANDS = (train, sweep, verify, validate, predict, report, demo, push, listings)
 
 
 def main(argv: list[str] | None = None) -> None:

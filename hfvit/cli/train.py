@@ -43,9 +43,10 @@ def add(commands) -> None:
 def _describe_fields(parser: argparse.ArgumentParser) -> None:
     """Name hfvit's own recipe fields in the help; their values are parsed by the recipe."""
     from hfvit.config import AugmentationArguments, DataArguments, ModelArguments, RunArguments
+    from hfvit.finetuning_args import FinetuningArguments
 
     lines = []
-    for section in (ModelArguments, DataArguments, AugmentationArguments, RunArguments):
+    for section in (ModelArguments, FinetuningArguments, DataArguments, AugmentationArguments, RunArguments):
         lines += ["", section.__doc__]
         for field in dataclasses.fields(section):
             default = field.default if field.default is not dataclasses.MISSING else field.default_factory()

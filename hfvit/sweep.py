@@ -1,0 +1,218 @@
+"""`hfvit sweep`: a search over a recipe's keys by optuna; every trial is a whole run, and a killed search goes on.
+
+Not by the Trainer's own `hyperparameter_search`: it changes fields of a `TrainingArguments` that is already checked
+and derived from (the share of a batch, the epochs' steps), knows none of the model's, the data's or the augmentation's
+keys, and its trials leave no run behind.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import TrainerCallback
+
+from hfvit.checkpoints import RUN_FILE, write_text
+from hfvit.errors import NonFiniteLossError, RecipeError, one_line
+from hfvit.recipe import load_recipe
+from hfvit.tables import aligned
+from hfvit.train import main as train
+
+BEST_FILE = "best.yaml"
+STUDY_FILE = "sweep.db"
+FAILURES = (NonFiniteLossError, torch.OutOfMemoryError)  # of a trial, not of the search
+KINDS = "a list of choices, {range: [low, high]} or {log: [low, high]}"
+
+
+def read_space(path: str | Path) -> dict[str, Any]:
+    """The search space of a YAML file: each key of a recipe with `KINDS`; raises `RecipeError` for anything else."""
+    try:
+        space = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: the search space cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: not valid YAML: {one_line(error)}") from None
+    if not isinstance(space, dict) or not space:
+        raise RecipeError(f"{path}: a search space is a mapping of a recipe's keys to {KINDS}.")
+    return {key: _checked(path, key, values) for key, values in space.items()}
+
+
+def _checked(path: str | Path, key: str, values: Any) -> Any:
+    if key in ("output_dir", "test_split"):
+        raise RecipeError(f"{path}: {key} cannot be searched over.")
+    if isinstance(values, list) and values and all(isinstance(v, str | int | float) or v is None for v in values):
+        return values
+    kind, bounds = next(iter(values.items())) if isinstance(values, dict) and len(values) == 1 else (None, None)
+    if kind not in ("range", "log") or not isinstance(bounds, list) or len(bounds) != 2:
+        raise RecipeError(f"{path}: {key} takes {KINDS}, not {values}.")
+    try:  # YAML 1.1 reads 1e-4 as text
+        low, high = (bound if isinstance(bound, int) else float(bound) for bound in bounds)
+    except (TypeError, ValueError):
+        raise RecipeError(f"{path}: {key}: the bounds {bounds} are not numbers.") from None
+    if not (math.isfinite(low) and math.isfinite(high) and low < high and (kind == "range" or low > 0)):
+        above = ", above 0" if kind == "log" else ""
+        raise RecipeError(f"{path}: {key}: {kind} takes two numbers, the lower first{above}, not {bounds}.")
+    return {kind: [low, high]}
+
+
+def suggest(trial, space: dict[str, Any]) -> dict[str, Any]:
+    """A value for every key of `space`, from an optuna trial; `range` over whole numbers gives whole numbers."""
+    chosen = {}
+    for key, values in space.items():
+        if isinstance(values, list):
+            chosen[key] = trial.suggest_categorical(key, values)
+            continue
+        kind, (low, high) = next(iter(values.items()))
+        whole = isinstance(low, int) and isinstance(high, int)
+        draw = trial.suggest_int if whole else trial.suggest_float
+        chosen[key] = draw(key, low, high, log=kind == "log")
+    return chosen
+
+
+class Sweep:
+    """The search in the `output_dir` of a recipe, as `argv` (RECIPE [--key value ...]) gives it.
+
+    Its folder holds `sweep.db` (optuna's study), a recipe for each trial in `recipes/`, a run for each in `trial-*`,
+    and at the end `best.yaml`. Trials are judged on the validation split, by `metric_for_best_model`; the test split
+    is left out of them, so that it can judge the winner.
+
+    Args:
+        space: of `read_space`.
+        seed: of optuna's sampler, TPE (Bergstra et al., https://doi.org/10.5555/2986459.2986743).
+        prune: stop a trial that falls below the median of the others after as many steps.
+
+    Raises `RecipeError` before anything runs: where optuna is missing, a value of the space is refused by the recipe,
+    or the folder holds the search of another recipe or space.
+    """
+
+    def __init__(self, argv: list[str], space: dict[str, Any], seed: int = 0, prune: bool = False):
+        try:
+            import optuna
+        except ImportError:
+            raise RecipeError("hfvit sweep needs optuna; install it with `pip install hfvit[sweep]`.") from None
+        self.optuna, self.space = optuna, space
+        recipe = load_recipe(argv)
+        self.values, training = recipe.values, recipe.training
+        self.folder = Path(training.output_dir)
+        self.metric = (training.metric_for_best_model or "accuracy").removeprefix("eval_")
+        for place in (0, -1):
+            ends = {k: v[place] if isinstance(v, list) else next(iter(v.values()))[place] for k, v in space.items()}
+            load_recipe([str(self._write_recipe("check", ends))])
+        (self.folder / "recipes" / "check.yaml").unlink()
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.study = optuna.create_study(
+            study_name="sweep",
+            storage=f"sqlite:///{(self.folder / STUDY_FILE).resolve()}",
+            direction="maximize" if training.greater_is_better else "minimize",
+            load_if_exists=True,
+            pruner=optuna.pruners.MedianPruner() if prune else optuna.pruners.NopPruner(),
+        )
+        # A seed alone would draw again, when the search goes on, what it drew when it began.
+        self.study.sampler = optuna.samplers.TPESampler(seed=seed + len(self.study.trials))
+        self._require_same({"recipe": self.values, "space": space})
+        self._take_up_interrupted()
+
+    def run(self, trials: int) -> str:
+        """Go on until `trials` trials have ended, failed ones included; a table of them all."""
+        while (ended := len(self.ended())) < trials:
+            print(f"\ntrial {ended + 1} of {trials}", flush=True)
+            self.study.optimize(self._trial, n_trials=1, catch=FAILURES)
+        return self.summary()
+
+    def ended(self) -> list:
+        """The trials that ended by themselves, well or not."""
+        well = ("COMPLETE", "PRUNED")
+        return [trial for trial in self.study.trials if trial.state.name in well or "failed" in trial.user_attrs]
+
+    def best(self):
+        """The best complete trial, or None."""
+        done = [trial for trial in self.ended() if trial.state.name == "COMPLETE"]
+        pick = max if self.study.direction.name == "MAXIMIZE" else min
+        return pick(done, key=lambda trial: trial.value, default=None)
+
+    def summary(self) -> str:
+        """Every trial, the best first, and the recipe of the best, which is written."""
+        best, better = self.best(), -1 if self.study.direction.name == "MAXIMIZE" else 1
+        if best is None:
+            return f"No trial was completed; the messages above and {self.folder} say why."
+        trials = sorted(self.ended(), key=lambda t: (t.state.name != "COMPLETE", better * (t.value or 0.0)))
+        rows = [("run", self.metric, "", *self.space)]
+        for trial in trials:
+            complete = trial.state.name == "COMPLETE"
+            score = f"{trial.value:.4f}" if complete else "-"
+            state = "" if complete else trial.state.name.lower()
+            parameters = (_shown(trial.params.get(key, "-")) for key in self.space)
+            rows.append((_name(trial), score, state, *parameters))
+        values = {**self.values, **best.params, "output_dir": str(self.folder / "best")}
+        path = self.folder / BEST_FILE
+        head = f"# Of {len(trials)} trials the best: {self.metric} {best.value:.4f} on the validation split.\n"
+        write_text(path, head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+        return "\n".join([*aligned(rows), "", f"best     {path}", f"train it: hfvit train {path}"])
+
+    def _trial(self, trial) -> float:
+        parameters, name = suggest(trial, self.space), _name(trial)
+        folder = self.folder / name
+        print(", ".join(f"{key} {_shown(value)}" for key, value in parameters.items()), flush=True)
+        if not (folder / RUN_FILE).exists():  # else the search was killed between the run's end and its own note
+            callbacks = [] if isinstance(self.study.pruner, self.optuna.pruners.NopPruner) else [_Pruning(self, trial)]
+            recipe = self._write_recipe(name, parameters)
+            # Of a trial without a checkpoint nothing is lost by beginning anew.
+            try:
+                train([str(recipe), "--resume_from_checkpoint", "auto", "--overwrite_output_dir", "true"], callbacks)
+            except FAILURES as error:
+                trial.set_user_attr("failed", one_line(error))
+                print(f"failed: {one_line(error)}", flush=True)
+                raise
+        facts = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+        return facts["metrics"]["validation"][self.metric]
+
+    def _write_recipe(self, name: str, parameters: dict[str, Any]) -> Path:
+        values = {**self.values, **parameters, "test_split": None, "output_dir": str(self.folder / name)}
+        path = self.folder / "recipes" / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+        return path
+
+    def _require_same(self, facts: dict[str, Any]) -> None:
+        """Hold a search that goes on to the recipe and the space that it began with."""
+        for key, value in facts.items():
+            text = json.dumps(value, sort_keys=True, default=str)
+            if self.study.user_attrs.setdefault(key, text) != text:
+                raise RecipeError(
+                    f"{self.folder} holds a search of another {key}; give the one that it began with, or another"
+                    " output_dir."
+                )
+            self.study.set_user_attr(key, text)
+
+    def _take_up_interrupted(self) -> None:
+        """A trial that the search was killed in is queued again: the same values, in the same folder."""
+        for trial in self.study.trials:
+            if trial.state.name == "RUNNING":
+                self.study.tell(trial.number, state=self.optuna.trial.TrialState.FAIL)
+        trials, ended = self.study.trials, {trial.number for trial in self.ended()}
+        latest = {_name(trial): trial for trial in trials}
+        for name, trial in latest.items():
+            if trial.state.name == "FAIL" and trial.number not in ended and trial.params:
+                self.study.enqueue_trial(trial.params, user_attrs={"run": name})
+
+
+class _Pruning(TrainerCallback):
+    """Tells optuna each evaluation, and ends the trial when optuna has seen enough."""
+
+    def __init__(self, sweep: Sweep, trial):
+        self.sweep, self.trial = sweep, trial
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        self.trial.report(metrics[f"eval_{self.sweep.metric}"], state.global_step)
+        if self.trial.should_prune():
+            raise self.sweep.optuna.TrialPruned
+
+
+def _name(trial) -> str:
+    return trial.user_attrs.get("run", f"trial-{trial.number:03d}")
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,116 @@
+"""A search over a recipe's keys: what it takes, that it goes on after a kill, and the recipe that it ends with."""
+
+import json
+
+import optuna
+import pytest
+from conftest import ROOT
+
+import hfvit.sweep
+from hfvit.cli import main
+from hfvit.errors import RecipeError
+from hfvit.recipe import load_recipe
+from hfvit.sweep import Sweep, read_space
+
+SPACE = "learning_rate: {log: [1e-3, 1e-2]}\nlayer_decay: [0.8, 1.0]\nglobal_batch_size: {range: [8, 9]}\n"
+
+
+@pytest.fixture
+def space(tmp_path):
+    path = tmp_path / "space.yaml"
+    path.write_text(SPACE)
+    return path
+
+
+def test_a_search_goes_on_after_a_kill_and_ends_with_a_recipe(recipe, space, tmp_path, monkeypatch, capsys):
+    real, calls = hfvit.sweep.train, []
+
+    def killed_in_the_second(argv, callbacks):
+        calls.append(argv)
+        real(argv, callbacks)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    argv = ["sweep", str(recipe), str(space), "--trials", "3", "--num_train_epochs", "1"]
+    monkeypatch.setattr(hfvit.sweep, "train", killed_in_the_second)
+    with pytest.raises(SystemExit) as ended:
+        main(argv)
+    assert ended.value.code == 130
+    (tmp_path / "out" / "trial-001" / "run.json").unlink()  # as if the run itself had not reached its end
+    with pytest.raises(SystemExit) as ended:
+        main(argv)
+    assert ended.value.code == 0
+    printed = capsys.readouterr().out
+    assert len(calls) == 4
+    assert calls[1] == calls[2]  # the same trial, in the same folder
+
+    out = tmp_path / "out"
+    runs = {path.parent.name: json.loads(path.read_text()) for path in out.glob("trial-*/run.json")}
+    scores = {name: facts["metrics"]["validation"]["accuracy"] for name, facts in runs.items()}
+    assert len(runs) == 3
+    assert all("test" not in facts["metrics"] for facts in runs.values())
+    best = load_recipe([str(out / "best.yaml")])
+    winners = [facts["recipe"] for name, facts in runs.items() if scores[name] == max(scores.values())]
+    assert best.values["learning_rate"] in [values["learning_rate"] for values in winners]
+    assert best.data.test_split == "test"
+    assert 1e-3 <= best.training.learning_rate <= 1e-2
+    assert str(out / "best.yaml") in printed
+    for name, score in scores.items():
+        assert any(line.startswith(name) and f"{score:.4f}" in line for line in printed.splitlines())
+    with pytest.raises(RecipeError, match="holds a search of another space"):
+        Sweep([str(recipe), "--num_train_epochs", "1"], {"layer_decay": [0.9]})
+
+
+def test_a_trial_that_lags_is_pruned(recipe):
+    space = {"learning_rate": [1e-9, 1e-3]}
+    search = Sweep([str(recipe)], space, prune=True)
+    kinds = {"learning_rate": optuna.distributions.CategoricalDistribution([1e-9, 1e-3])}
+    for _ in range(5):  # what the pruner wants to have seen
+        good = {"value": 1.0, "intermediate_values": {6: 1.0, 12: 1.0}}
+        search.study.add_trial(optuna.create_trial(params={"learning_rate": 1e-3}, distributions=kinds, **good))
+    search.study.enqueue_trial({"learning_rate": 1e-9})
+    assert "pruned" in search.run(6)
+    trial = search.study.trials[-1]
+    assert trial.state.name == "PRUNED"
+    assert list(trial.intermediate_values) == [6]  # after the first of two epochs
+
+
+def test_a_trial_that_breaks_is_counted(recipe):
+    search = Sweep([str(recipe), "--max_grad_norm", "0"], {"learning_rate": [1e-3, 1e30]})
+    search.study.enqueue_trial({"learning_rate": 1e30})
+    search.study.enqueue_trial({"learning_rate": 1e-3})
+    table = search.run(2)
+    assert {trial.state.name for trial in search.ended()} == {"COMPLETE", "FAIL"}
+    assert table.splitlines()[1].startswith("trial-001")
+    assert "fail" in table.splitlines()[2]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "a search space is a mapping"),
+        ("learning_rate: 1.0e-3", "learning_rate takes a list of choices"),
+        ("learning_rate: {log: [0, 1]}", "log takes two numbers, the lower first, above 0"),
+        ("learning_rate: {range: [fast, faster]}", "are not numbers"),
+        ("test_split: [test]", "test_split cannot be searched over"),
+    ],
+)
+def test_a_wrong_space(tmp_path, text, message):
+    path = tmp_path / "space.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=message):
+        read_space(path)
+
+
+def test_a_space_that_the_recipe_refuses(recipe):
+    with pytest.raises(RecipeError, match=r"unknown key 'learning_rat'\. Did you mean 'learning_rate'"):
+        Sweep([str(recipe)], {"learning_rat": [1e-3]})
+    with pytest.raises(RecipeError, match=r"layer_decay: 2\.0 is not allowed"):
+        Sweep([str(recipe)], {"layer_decay": {"range": [0.5, 2.0]}})
+
+
+def test_the_space_that_the_documentation_shows(tmp_path):
+    text = (ROOT / "docs" / "fine_tuning.md").read_text().split("```yaml\n# space.yaml\n")[1].split("```")[0]
+    (tmp_path / "space.yaml").write_text(text)
+    shown = read_space(tmp_path / "space.yaml")
+    assert Sweep(["quickstart", "--output_dir", str(tmp_path / "out")], shown).ended() == []
