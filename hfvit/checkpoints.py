@@ -1,38 +1,40 @@
 """The output folder of a run: who may write there, and which checkpoint a run goes on from."""
 
 import json
+import logging
 import shutil
 import tempfile
 from pathlib import Path
 
 from hfvit.errors import ModelError, RecipeError
 from hfvit.paths import temporary_file
+from hfvit.whole import MODEL_ALONE, STAGING, flaw
+
+logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
+CARD_FILE = "README.md"
+BROKEN = "broken-"
 
 
 def checkpoints(output_dir: str | Path) -> list[Path]:
     """All `checkpoint-*` folders, oldest first, whole or not."""
     folders = [f for f in Path(output_dir).glob("checkpoint-*") if f.name.removeprefix("checkpoint-").isdigit()]
-    return sorted(folders, key=lambda folder: int(folder.name.removeprefix("checkpoint-")))
+    return sorted(folders, key=_step)
 
 
 def newest_checkpoint(output_dir: str | Path) -> Path | None:
-    """The newest whole checkpoint: the Trainer writes trainer_state.json last, so that file must be readable."""
-    for folder in reversed(checkpoints(output_dir)):
-        try:
-            json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        return folder
-    return None
+    """The newest checkpoint that `flaw` finds nothing wrong with."""
+    return next((folder for folder in reversed(checkpoints(output_dir)) if flaw(folder) is None), None)
 
 
-def claim_output_dir(output_dir: str, resume: str | None, overwrite: bool) -> str | None:
+def claim_output_dir(output_dir: str, resume: str | None, overwrite: bool, is_main: bool = True) -> str | None:
     """The checkpoint to resume from, or None for a new run in a folder that may be written.
 
-    Raises `RecipeError` when the folder already holds a run that neither `resume` nor `overwrite` accounts for, or
-    other files that a run would replace; when it cannot be written; or when there is no such checkpoint.
+    The main process, which must be the first to call, reads a checkpoint whole, moves those that are not out of the
+    way and deletes what a save that was killed has left. Raises `RecipeError` when the folder already holds a run that
+    neither `resume` nor `overwrite` accounts for, or other files that a run would replace; when it cannot be written;
+    or when there is no such checkpoint.
     """
     folder = Path(output_dir)
     try:
@@ -41,13 +43,54 @@ def claim_output_dir(output_dir: str, resume: str | None, overwrite: bool) -> st
             pass
     except OSError as error:
         raise RecipeError(f"output_dir: {output_dir} cannot be written: {error.strerror or error}.") from None
+    if is_main:
+        shutil.rmtree(folder / STAGING, ignore_errors=True)
 
-    checkpoint = newest_checkpoint(folder) if resume == "auto" else Path(resume) if resume else None
-    if checkpoint and not (checkpoint / "trainer_state.json").is_file():
-        raise RecipeError(f"resume_from_checkpoint: {resume} is no whole checkpoint of a run.")
-    if not overwrite and ((folder / RUN_FILE).exists() or not is_of_run(checkpoint, folder)):
-        _refuse_if_held(folder)
+    if resume == "auto":
+        checkpoint = _newest_read_whole(folder) if is_main else newest_checkpoint(folder)
+    else:
+        checkpoint = Path(resume) if resume else None
+        if checkpoint and (reason := flaw(checkpoint, read=is_main)):
+            raise RecipeError(f"resume_from_checkpoint: {resume} is no whole checkpoint of a run: {reason}.")
+    if not overwrite:
+        if is_finished(folder) or not is_of_run(checkpoint, folder):
+            _refuse_if_held(folder)
+        elif resume != "auto" and (later := _later(checkpoint, folder)):
+            raise RecipeError(
+                f"resume_from_checkpoint: the run went on after {checkpoint.name}, to {later[-1].name}. Continue it"
+                " with --resume_from_checkpoint auto, discard what came later with --overwrite_output_dir, or choose"
+                " another output_dir."
+            )
     return str(checkpoint) if checkpoint else None
+
+
+def _newest_read_whole(folder: Path) -> Path | None:
+    for checkpoint in reversed(checkpoints(folder)):
+        reason = flaw(checkpoint, read=True)
+        if reason is None:
+            return checkpoint
+        if reason == MODEL_ALONE:
+            logger.warning("%s is no checkpoint to go on from: %s", checkpoint, reason)
+            continue
+        aside = checkpoint.with_name(f"{BROKEN}{checkpoint.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        checkpoint.rename(aside)
+        logger.warning("%s is no whole checkpoint and is now %s: %s", checkpoint, aside.name, reason)
+    return None
+
+
+def is_finished(output_dir: str | Path) -> bool:
+    """Whether the run got to its last file, the card."""
+    return all((Path(output_dir) / name).exists() for name in (RUN_FILE, CARD_FILE))
+
+
+def _later(checkpoint: Path, folder: Path) -> list[Path]:
+    """The checkpoints of a run that came after the one that it is to go on from."""
+    return [other for other in checkpoints(folder) if _step(other) > _step(checkpoint)]
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 def is_of_run(checkpoint: str | Path | None, output_dir: str | Path) -> bool:
@@ -57,7 +100,7 @@ def is_of_run(checkpoint: str | Path | None, output_dir: str | Path) -> bool:
 
 def _refuse_if_held(folder: Path) -> None:
     unfinished = newest_checkpoint(folder)
-    if (folder / RUN_FILE).exists():
+    if is_finished(folder):
         held, way_on = "a finished run", "Discard"
     elif unfinished:
         held, way_on = (
@@ -73,14 +116,23 @@ def _refuse_if_held(folder: Path) -> None:
     )
 
 
-def clear_run(output_dir: str | Path) -> None:
-    """Delete what marks a run (its checkpoints and run.json), and nothing else of a user's folder."""
-    remove_checkpoints(output_dir)
-    (Path(output_dir) / RUN_FILE).unlink(missing_ok=True)
+def clear_run(output_dir: str | Path, resumed: str | None = None) -> None:
+    """Delete what marks a run (run.json and its checkpoints), and nothing else of a user's folder.
+
+    A run that is `resumed` from one of its own checkpoints keeps this one and those before it.
+    """
+    folder = Path(output_dir)
+    (folder / RUN_FILE).unlink(missing_ok=True)
+    if is_of_run(resumed, folder):
+        for later in _later(Path(resumed), folder):
+            shutil.rmtree(later)
+    else:
+        remove_checkpoints(folder)
 
 
 def remove_checkpoints(output_dir: str | Path) -> None:
-    for folder in checkpoints(output_dir):
+    """Delete all checkpoints, those that were moved out of the way included."""
+    for folder in [*checkpoints(output_dir), *Path(output_dir).glob(f"{BROKEN}checkpoint-*")]:
         shutil.rmtree(folder)
 
 

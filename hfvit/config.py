@@ -11,6 +11,7 @@ from typing import Any
 from hfvit.errors import RecipeError
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
+NAN_POLICIES = ("stop", "rewind")
 POLICIES = ("basic", "trivial_augment", "rand_augment", "three_augment")
 
 # The metrics that are one number: what a training curve shows and what can select a checkpoint.
@@ -280,6 +281,12 @@ class RunArguments:
     early_stopping_patience: int | None = _field(
         None, "Stop after this many evaluations without a better metric_for_best_model."
     )
+    nan_policy: str = _field(
+        "stop",
+        "What a NaN or infinite loss or gradient does: stop ends the run, rewind goes back to the last checkpoint.",
+    )
+    nan_lr_factor: float = _field(0.5, "rewind multiplies the learning rate by this, each time.")
+    nan_max_rewinds: int = _field(3, "How often rewind may go back before the run is stopped.")
     overwrite_output_dir: bool = _field(False, "Discard the run that output_dir already holds and start anew.")
     keep_checkpoints: bool = _field(False, "Keep checkpoint-* (optimiser state included) after a finished run.")
 
@@ -295,6 +302,9 @@ class RunArguments:
             value = getattr(self, key)
             _check(0.0 <= value < float("inf"), key, value, "a finite number of 0 or more")
         _check_fraction("label_smoothing_factor", self.label_smoothing_factor)
+        _check(self.nan_policy in NAN_POLICIES, "nan_policy", self.nan_policy, f"one of {', '.join(NAN_POLICIES)}")
+        _check(0.0 < self.nan_lr_factor <= 1.0, "nan_lr_factor", self.nan_lr_factor, "0 < factor <= 1")
+        _check_positive("nan_max_rewinds", self.nan_max_rewinds)
         metric = self.metric_for_best_model
         known = metric is None or metric.removeprefix("eval_") in SCALAR_METRICS
         _check(known, "metric_for_best_model", metric, f"one of {', '.join(SCALAR_METRICS)}")

@@ -1,5 +1,6 @@
 """What hfvit raises for a user's mistake: one message, no traceback, exit code 2."""
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ class HFViTError(Exception):
     """The message says what was wrong, what was expected and what to type instead."""
 
     exit_code = 2
+    kind = "error"
 
 
 class RecipeError(HFViTError):
@@ -42,6 +44,29 @@ class HubError(HFViTError):
     exit_code = 5
 
 
+class OutOfMemory(HFViTError):
+    """A single image does not fit, or not every process can be told of fewer."""
+
+    exit_code = 6
+
+
+class StorageError(HFViTError):
+    """A disk that is full or cannot be written; what stood before still stands."""
+
+    exit_code = 7
+
+
+class Interrupted(HFViTError):
+    """A signal came, the run is saved and can go on: EX_TEMPFAIL of sysexits.h."""
+
+    exit_code = 75
+    kind = "stopped"
+
+
+# Of a disk that takes no more: full, over its quota, over the largest file allowed, mounted read-only.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
 def nearest(name: str, known) -> str:
     """`" Did you mean 'x'?"` for the known name closest to `name`, or nothing when none is close."""
     matches = get_close_matches(name, list(known), n=1)
@@ -60,11 +85,18 @@ def run(command: Callable[[], int | None]) -> int:
     except HFViTError as error:
         # A DataLoader worker re-raises with its own traceback in the text; the message proper follows the last name.
         message = str(error).rsplit(f"{type(error).__name__}: ", 1)[-1].strip()
-        print(f"hfvit: error: {message}", file=sys.stderr)
+        if message:  # only the main process tells what all of them end with
+            print(f"hfvit: {error.kind}: {message}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # the reader of a pipe has seen enough (`| head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor may the flush at exit complain
         return 141
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"hfvit: error: {error.strerror}{where}; what was whole before is so still.", file=sys.stderr)
+        return StorageError.exit_code
     except KeyboardInterrupt:
         print("hfvit: interrupted", file=sys.stderr)
         return 130

@@ -63,9 +63,11 @@ def collect_facts(recipe, splits, model, trainer, output, metrics: dict) -> dict
             "precision": args.mixed_precision,
             "processes": args.world_size,
             "data_workers": args.dataloader_num_workers,
-            "per_device_batch_size": args.per_device_train_batch_size,
-            "gradient_accumulation_steps": args.gradient_accumulation_steps,
+            "per_device_batch_size": trainer.micro.size,
+            "gradient_accumulation_steps": args.gradient_accumulation_steps * trainer.micro.pieces,
+            "per_device_eval_batch_size": trainer.eval_batch,
         },
+        "events": trainer.events,
         "versions": {
             "python": platform.python_version(),
             "cuda": torch.version.cuda,

@@ -13,7 +13,6 @@ from hfvit.checkpoints import (
     check_same_model,
     claim_output_dir,
     clear_run,
-    is_of_run,
     remove_checkpoints,
     write_text,
 )
@@ -49,7 +48,10 @@ def main(argv: list[str] | None = None) -> None:
     if args.push_at_end and args.should_save:
         destination = Destination(args.hub_model_id, args.hub_private_repo, args.hub_revision, token=args.hub_token)
         destination = check_destination(destination)
-    checkpoint = claim_output_dir(args.output_dir, args.resume_from_checkpoint, args.overwrite_output_dir)
+    with args.main_process_first(local=False, desc="claiming output_dir"):
+        checkpoint = claim_output_dir(
+            args.output_dir, args.resume_from_checkpoint, args.overwrite_output_dir, is_main=args.should_save
+        )
 
     # Load
     with args.main_process_first(desc="loading the data set"):
@@ -117,8 +119,8 @@ def main(argv: list[str] | None = None) -> None:
     )
 
     # Train
-    if args.overwrite_output_dir and args.should_save and not is_of_run(checkpoint, args.output_dir):
-        clear_run(args.output_dir)  # not before everything that a new run needs is known to work
+    if args.overwrite_output_dir and args.should_save:
+        clear_run(args.output_dir, checkpoint)  # not before everything that a new run needs is known to work
     if args.should_save:
         write_training_images(*trainer.training_images(), splits.labels, args.output_dir)
     output = trainer.train(resume_from_checkpoint=checkpoint)

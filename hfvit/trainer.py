@@ -1,7 +1,11 @@
-"""`HFViTTrainer`: transformers' Trainer, fed with uint8, with timm's groups, an EMA, and a stop at the first NaN."""
+"""`HFViTTrainer`: transformers' Trainer, fed with uint8, with timm's groups and an EMA.
+
+How it outlives faults is below it: memory in fitting.py, kills and signals in saving.py, NaNs in nan_policy.py.
+"""
 
 import copy
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +15,16 @@ from accelerate.utils import send_to_device
 from safetensors.torch import load_file, save_file
 from timm.utils import ModelEmaV3
 from torch import nn
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 from hfvit.augment import Preprocessing
-from hfvit.checkpoints import newest_checkpoint
-from hfvit.errors import DataError, NonFiniteLossError, RecipeError
+from hfvit.errors import DataError, RecipeError
+from hfvit.first_batch import check_labels, check_pixels, check_stream_labels
 from hfvit.images import EpochSampler, collate
-from hfvit.loss_watch import LossWatch
+from hfvit.interrupts import start_worker
 from hfvit.losses import cross_entropy
 from hfvit.mixing import BatchMixing
+from hfvit.nan_policy import WatchingTrainer
 from hfvit.param_groups import build_param_groups
 from hfvit.speed import SpeedMeter, matmul_rate, training_flops
 from hfvit.stream import ImageStream, StreamEpochs, stream_loader
@@ -28,7 +33,7 @@ EMA_FILE = "ema.safetensors"
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class HFViTTrainer(Trainer):
+class HFViTTrainer(WatchingTrainer):
     """Trains on the batches of images.py; everything not overridden here is the Trainer's own work.
 
     A batch comes as uint8 and becomes pixel values on the device: by the training set's `Augmentation` and `mixing`,
@@ -45,6 +50,8 @@ class HFViTTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self.preprocessing = preprocessing.to(self.args.device)
         self.mixing = mixing
+        self.micro.even = bool(mixing and mixing.mixup)
+        self._is_checked = False
         self._is_stream = isinstance(self.train_dataset, ImageStream)
         if self._is_stream:
             self.add_callback(StreamEpochs(self.train_dataset.images))
@@ -61,7 +68,6 @@ class HFViTTrainer(Trainer):
                 raise RecipeError("ema_decay: averaging sharded weights is not supported; set it to null.")
             self.ema = ModelEmaV3(self.model, decay=self.args.ema_decay, use_warmup=True)
             self.add_callback(_EmaCallback(self.ema))
-        self._watch = LossWatch(self.args.device)
 
     def _check_training_set(self) -> None:
         if self._is_stream:
@@ -70,8 +76,15 @@ class HFViTTrainer(Trainer):
                     "mix_off_epochs: nobody has counted the images of this stream, so its epochs have no length;"
                     " leave it at 0, or give the split's num_examples in the data set's card (dataset_info: splits)."
                 )
-        elif (rows := len(self.train_dataset)) < (batch := self.args.global_batch_size):
+            return
+        if (rows := len(self.train_dataset)) < (batch := self.args.global_batch_size):
             raise DataError(f"{rows} training images do not fill one batch: lower global_batch_size ({batch}).")
+        check_labels(self.train_dataset.labels, self._label_names)
+
+    @property
+    def _label_names(self) -> list[str]:
+        config = self.accelerator.unwrap_model(self.model).config
+        return [config.id2label[index] for index in range(config.num_labels)]
 
     # Input
 
@@ -85,9 +98,17 @@ class HFViTTrainer(Trainer):
                 return {"pixel_values": self.preprocessing(inputs), "labels": inputs["labels"]}
             # Under autocast the model's first product rounds the pixels as coarsely as the crop does here.
             pixel_values, labels = self.augmentation(inputs, self._compute_dtype), inputs["labels"]
+            if self._has_begun and not self._is_checked:
+                self._check_first_batch(pixel_values, labels)
             if self.mixing and not self._mixing_is_over():
                 pixel_values, labels = self.mixing(pixel_values, labels, plan["seeds"])
         return {"pixel_values": pixel_values, "labels": labels}
+
+    def _check_first_batch(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> None:
+        self._is_checked = True
+        check_pixels(pixel_values)
+        if self._is_stream:
+            check_stream_labels(labels, self._label_names, self.train_dataset.repeats)
 
     def training_images(self, count: int = 32) -> tuple[np.ndarray, np.ndarray]:
         """Some images as the model will see them, uint8 `(images, height, width, 3)`, and their targets.
@@ -99,10 +120,16 @@ class HFViTTrainer(Trainer):
         images = levels.clamp(0, 255).round().byte().permute(0, 2, 3, 1)
         return images.cpu().numpy(), batch["labels"].cpu().numpy()
 
+    @property
+    def _has_begun(self) -> bool:
+        return self.state.max_steps > 0
+
     def _mixing_is_over(self) -> bool:
         steps_an_epoch = (self.train_dataset.images or 0) // self.args.global_batch_size
-        has_begun = self.state.max_steps > 0
-        return has_begun and self.state.global_step >= self.state.max_steps - self.mixing.off_epochs * steps_an_epoch
+        return (
+            self._has_begun
+            and self.state.global_step >= self.state.max_steps - self.mixing.off_epochs * steps_an_epoch
+        )
 
     def get_train_dataloader(self):
         if not self._is_stream:
@@ -110,6 +137,7 @@ class HFViTTrainer(Trainer):
         args = self.args
         options = {"pin_memory": args.dataloader_pin_memory, "prefetch_factor": args.dataloader_prefetch_factor}
         options["multiprocessing_context"] = args.dataloader_multiprocessing_context
+        options["worker_init_fn"] = partial(start_worker, None)
         return stream_loader(
             self.train_dataset,
             args.dataloader_num_workers,
@@ -152,9 +180,6 @@ class HFViTTrainer(Trainer):
         return self._epoch_sampler
 
     def _run_epoch(self, *args, epoch: int, **kwargs):
-        if self.state.global_step >= self.state.max_steps:  # resumed after its last step: nothing is left to do
-            self.control.should_training_stop = True
-            return
         if self._is_stream:
             self.train_dataset.skip(kwargs["steps_trained_in_current_epoch"])
         else:
@@ -171,23 +196,12 @@ class HFViTTrainer(Trainer):
         loss = cross_entropy(outputs.logits, labels, smoothing)
         return (loss, outputs) if return_outputs else loss
 
-    # A NaN ends the run. Loss and gradient are watched on their device and read only when the Trainer stops to log.
-
     def training_step(self, *args, **kwargs) -> torch.Tensor:
         if self.speed.images == 0:
             self.speed.start()  # here, so that preparations and what a resumed run skips are not in its figures
         loss = super().training_step(*args, **kwargs)
-        self._watch.add(loss)
         self.speed.images += self.args.per_device_train_batch_size * self.args.world_size
         return loss
-
-    def _maybe_log_save_evaluate(self, tr_loss, grad_norm, *args, learning_rate=None, **kwargs):
-        # fp16's scaler skips steps of infinite gradients, as it should.
-        norm = None if self.accelerator.optimizer_step_was_skipped else grad_norm
-        self._watch.end_step(self.state.global_step, norm, learning_rate)
-        if self.control.should_log or self.control.should_evaluate or self.control.should_save:
-            self._require_finite()
-        super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, learning_rate=learning_rate, **kwargs)
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         """The Trainer's log; entries with a training loss tell the speed of the steps since the last one, too."""
@@ -202,22 +216,6 @@ class HFViTTrainer(Trainer):
     def _save_checkpoint(self, *args, **kwargs):
         with self.speed.paused():
             super()._save_checkpoint(*args, **kwargs)
-
-    def _require_finite(self) -> None:
-        """Called before anything is logged, evaluated or saved, and at the end: no broken weights are kept."""
-        bad_steps = self.accelerator.gather(self._watch.bad_step.reshape(1))
-        if not (bad_steps >= 0).any():
-            return
-        step = int(bad_steps[bad_steps >= 0].min())
-        loss, norm, learning_rate = self._watch.last_good.tolist()
-        checkpoint = newest_checkpoint(self.args.output_dir)
-        kept = f"The last good checkpoint is {checkpoint}." if checkpoint else "No checkpoint had been saved yet."
-        raise NonFiniteLossError(
-            f"the loss or its gradient became NaN or infinite at step {step} (before that: loss {loss:.4g}, learning"
-            f" rate {learning_rate:.3g}, gradient norm {norm:.3g}). {kept} Lower learning_rate or lengthen"
-            f" warmup_steps, clip harder (max_grad_norm {self.args.max_grad_norm:g}), use bf16 instead of fp16, and"
-            " look for broken images or labels in the data."
-        )
 
     # Averaged weights: evaluated and shipped; a checkpoint holds them beside the raw ones that training goes on from.
 
@@ -266,7 +264,6 @@ class HFViTTrainer(Trainer):
         """Train; the model then holds the weights to ship (the best checkpoint's, averaged with `ema_decay`)."""
         self._measure_device()
         result = super().train(*args, **kwargs)
-        self._require_finite()
         if self.ema:
             self.model.load_state_dict(self.ema.module.state_dict())
             self.ema = None

@@ -21,7 +21,8 @@ NOT_AVAILABLE = {
     "remove_unused_columns": "it would drop the images; leave it off",
     "logging_nan_inf_filter": "it hides a NaN loss; leave it off",
     "dataloader_drop_last": "it would leave images out of evaluation; training drops its incomplete batch anyway",
-    "auto_find_batch_size": "it would change the global batch; lower per_device_train_batch_size",
+    "auto_find_batch_size": "a batch that does not fit is cut in pieces anyway, and the global batch stays",
+    "enable_jit_checkpoint": "SIGTERM and SIGINT save anyway, and then end the run",
     "batch_eval_metrics": "metrics are computed over the whole split; leave it off",
     "prediction_loss_only": "metrics need the predictions; leave it off",
     "deepspeed": "launch with accelerate_configs/deepspeed_zero2.yaml",
@@ -195,6 +196,8 @@ class HFViTTrainingArguments(RunArguments, TrainingArguments):
                 f"save_steps: {self.save_steps:g} is not eval_steps ({self.eval_steps or self.logging_steps:g}); the"
                 " best evaluation might not be saved. Leave save_strategy and save_steps out."
             )
+        if self.nan_policy == "rewind" and self.save_only_model:
+            raise RecipeError("nan_policy: rewind needs whole checkpoints to go back to; leave save_only_model out.")
         if self.ema_decay and self.save_only_model:
             raise RecipeError("save_only_model: a checkpoint without its averaged weights (ema_decay) is not whole.")
 

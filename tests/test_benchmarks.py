@@ -130,3 +130,19 @@ def test_a_quick_run_measures_hfvit_and_its_peers(name, tmp_path):
     figures = [value for row in written["rows"] for key, value in row.items() if key in ("images/s", "seconds")]
     assert figures
     assert min(figures) > 0
+
+
+def test_soak_teaches_too(common):
+    import soak
+
+    assert "python benchmarks/soak.py --quick" in soak.__doc__
+    assert (soak.parse_options([]).kills, soak.parse_options(["--quick"]).kills) == (15, 2)
+
+
+@pytest.mark.slow
+def test_a_quick_soak_loses_nothing(tmp_path):
+    result = run_command(sys.executable, "benchmarks/soak.py", "--quick", "--json", tmp_path / "rows.json")
+    assert result.returncode == 0, result.stderr
+    written = json.loads((tmp_path / "rows.json").read_text())
+    assert [row["outcome"] for row in written["rows"]] == ["survived"] * 2
+    assert "2 survived, 0 lost" in result.stdout

@@ -140,7 +140,7 @@ def test_tokens_never_reach_the_resolved_recipe(write):
         ("optim: adamx\n", "adamx"),
         ("dataloader_drop_last: true\n", "dataloader_drop_last: not available"),
         ("remove_unused_columns: true\n", "remove_unused_columns: not available"),
-        ("auto_find_batch_size: true\n", "lower per_device_train_batch_size"),
+        ("auto_find_batch_size: true\n", "cut in pieces anyway"),
         ("gradient_accumulation_steps: 4\n", "derived from global_batch_size"),
         ("metric_for_best_model: top1\n", "one of accuracy, top5_accuracy, macro_f1, loss, ece"),
         ("ema_decay: 0.9\nsave_only_model: true\n", "save_only_model"),

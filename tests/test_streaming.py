@@ -13,7 +13,8 @@ import pytest
 import torch
 import yaml
 from conftest import LABELS, MICRO_RECIPE, ROOT, coloured_split, run_command
-from test_train import OUTPUT_FILES, assert_same_run, facts, fails, files, kill_after_a_checkpoint
+from killing import launched_until_a_checkpoint
+from test_train import OUTPUT_FILES, assert_same_run, facts, fails, files
 from torch.utils.data import DataLoader
 
 from hfvit.augment import Augmentation
@@ -369,7 +370,8 @@ def test_two_processes_train_and_resume_on_one_stream(stream_recipe, tmp_path):
     assert recorded["training"]["steps"] == 16
     assert recorded["metrics"]["test"]["images"] == 31
     assert recorded["metrics"]["test"]["accuracy"] > 0.8
-    kill_after_a_checkpoint(words(broken), broken)
+    with launched_until_a_checkpoint(words(broken), broken):
+        pass
     resumed = run_command(*words(broken), "--resume_from_checkpoint", "auto")
     assert resumed.returncode == 0, resumed.stderr
     assert_same_run(broken, unbroken)

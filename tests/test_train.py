@@ -2,15 +2,10 @@
 
 import json
 import os
-import subprocess
-import sys
-import time
 from importlib import metadata
-from pathlib import Path
 
 import datasets
 import numpy as np
-import psutil
 import pytest
 import torch
 import yaml
@@ -18,7 +13,6 @@ from conftest import LABELS, MICRO_RECIPE, ROOT, coloured_image, coloured_split,
 from safetensors.torch import load_file
 from transformers import pipeline
 
-from hfvit.checkpoints import newest_checkpoint
 from hfvit.errors import run
 from hfvit.run_json import write_facts
 from hfvit.train import main
@@ -143,66 +137,6 @@ def test_two_processes_give_the_single_processs_result(launched, module_recipe, 
     assert result.stdout.count("95 % interval") == 1
 
 
-def kill_after_a_checkpoint(words, out):
-    """Start a training and SIGKILL it, with all its processes, once a checkpoint stands."""
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    process = psutil.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 200
-        while not newest_checkpoint(out):
-            assert process.poll() is None, "the run ended before it could be killed"
-            assert time.monotonic() < deadline, "no checkpoint appeared"
-            time.sleep(0.002)
-    finally:
-        # The launcher first, or it would see a worker die and stop the others in its own way.
-        family = [process, *process.children(recursive=True)]
-        for member in family:
-            member.kill()
-        psutil.wait_procs(family, timeout=60)
-
-
-@pytest.mark.integration
-def test_a_killed_run_resumes_to_the_same_weights(module_recipe, tmp_path):
-    """SIGKILL once a checkpoint stands; the resumed run equals the unbroken one bit for bit."""
-    options = ["--num_train_epochs", "20", "--ema_decay", "0.9", "--drop_path_rate", "0.3"]
-    options += ["--eval_strategy", "steps", "--eval_steps", "4"]  # checkpoints in mid-epoch
-
-    def words(out):
-        return [sys.executable, "hfvit/train.py", str(module_recipe), "--output_dir", str(out), *options]
-
-    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
-    assert run_command(*words(unbroken)).returncode == 0
-    kill_after_a_checkpoint(words(broken), broken)
-    assert not (broken / "run.json").exists()
-
-    refused = run_command(*words(broken))
-    assert refused.returncode == 2
-    assert "--resume_from_checkpoint auto" in refused.stderr
-
-    resumed = run_command(*words(broken), "--resume_from_checkpoint", "auto")
-    assert resumed.returncode == 0, resumed.stderr
-    assert_same_run(broken, unbroken)
-
-
-@pytest.mark.integration
-def test_a_run_of_two_processes_killed_in_mid_epoch_resumes_to_the_same_weights(module_recipe, tmp_path):
-    options = ["--num_train_epochs", "12", "--eval_strategy", "steps", "--eval_steps", "4", "--ema_decay", "0.9"]
-    config = ROOT / "accelerate_configs" / "multi_cpu.yaml"
-
-    def words(out):
-        launch = ["accelerate", "launch", "--config_file", str(config), "--main_process_port", "0"]
-        return [*launch, "hfvit/train.py", str(module_recipe), "--output_dir", str(out), *options]
-
-    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
-    result = run_command(*words(unbroken))
-    assert result.returncode == 0, result.stderr
-    kill_after_a_checkpoint(words(broken), broken)
-    resumed = run_command(*words(broken), "--resume_from_checkpoint", "auto")
-    assert resumed.returncode == 0, resumed.stderr
-    assert facts(broken)["training"]["processes"] == 2
-    assert_same_run(broken, unbroken)
-
-
 def assert_same_run(resumed, unbroken):
     first, second = load_file(unbroken / "model.safetensors"), load_file(resumed / "model.safetensors")
     assert all(torch.equal(second[name], value) for name, value in first.items())
@@ -311,15 +245,15 @@ def test_tensorboard_when_asked(recipe, tmp_path):
     assert list((tmp_path / "out").rglob("events.out.tfevents.*"))
 
 
-def test_a_failing_report_loses_neither_model_nor_checkpoints(recipe, tmp_path, monkeypatch):
+def test_a_failing_report_loses_neither_model_nor_checkpoints(recipe, tmp_path, monkeypatch, capsys):
     """A disk that fills up at the very end."""
 
     def no_space(*_):
-        raise OSError(28, "No space left on device")
+        raise OSError(28, "No space left on device", "plots/reliability.png")
 
     monkeypatch.setattr("hfvit.train.write_plots", no_space)
-    with pytest.raises(OSError, match="No space left"):
-        main([str(recipe), "--max_steps", "2"])
+    message = fails(capsys, recipe, "--max_steps", "2", code=7)
+    assert "No space left on device (plots/reliability.png)" in message
     assert (tmp_path / "out" / "model.safetensors").exists()
     assert facts(tmp_path / "out")["training"]["steps"] == 2
     assert list((tmp_path / "out").glob("checkpoint-*"))

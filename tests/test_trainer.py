@@ -1,13 +1,12 @@
 """The Trainer against a plain Accelerate loop, against itself split otherwise, and against failure."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
 from conftest import LABELS, MICRO
-from micro import CLIP, LAYER_DECAY, LR, SEED, SMOOTHING, WEIGHT_DECAY, losses, make_trainer, parts, weights
+from micro import CLIP, LAYER_DECAY, LR, SEED, SMOOTHING, WEIGHT_DECAY, losses, make_trainer, parts
 from safetensors.torch import load_file
 from timm.optim import create_optimizer_v2
 from torch.utils.data import DataLoader
@@ -19,6 +18,7 @@ from hfvit.errors import DataError, ModelError, NonFiniteLossError, RecipeError
 from hfvit.images import EpochSampler, collate
 from hfvit.modeling import build_model
 from hfvit.trainer import fitted_ema_decay
+from hfvit.whole import publish
 
 
 def plain_loop(epochs=2, batch_size=8):
@@ -92,33 +92,6 @@ def test_evaluation_loss_is_the_mean_over_images_without_smoothing(tmp_path):
     logits = torch.cat([trainer.model.eval()(trainer.preprocessing(item)).logits for item in items]).detach()
     labels = torch.cat([item["labels"] for item in items])
     assert metrics["eval_loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
-
-
-@pytest.mark.parametrize("options", [{}, {"ema_decay": 0.9}, {"per_device_train_batch_size": 4}])
-def test_a_resumed_run_ends_where_an_unbroken_one_does(tmp_path, options):
-    options = {**options, "save_strategy": "steps", "save_steps": 3, "eval_strategy": "steps", "eval_steps": 3}
-    options["save_total_limit"] = 5
-    unbroken = make_trainer(tmp_path / "unbroken", **options)
-    unbroken.model.timm_model.blocks[0].drop_path1 = torch.nn.Dropout(0.1)  # the global generator must be restored
-    unbroken.train()
-
-    class Stop(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            if state.global_step == 8:
-                raise KeyboardInterrupt
-
-    killed = make_trainer(tmp_path / "killed", [Stop()], **options)
-    killed.model.timm_model.blocks[0].drop_path1 = torch.nn.Dropout(0.1)
-    with pytest.raises(KeyboardInterrupt):
-        killed.train()
-    checkpoint = claim_output_dir(str(tmp_path / "killed"), resume="auto", overwrite=False)
-    assert Path(checkpoint).name == "checkpoint-6"
-    resumed = make_trainer(tmp_path / "killed", **options)
-    resumed.model.timm_model.blocks[0].drop_path1 = torch.nn.Dropout(0.1)
-    resumed.train(resume_from_checkpoint=checkpoint)
-    assert losses(resumed) == losses(unbroken)
-    final = weights(unbroken)
-    assert all(torch.equal(value, final[name]) for name, value in weights(resumed).items())
 
 
 def test_ema_is_the_average_it_says(tmp_path):
@@ -247,16 +220,20 @@ def test_resuming_without_the_average_it_needs(tmp_path):
         make_trainer(tmp_path, ema_decay=0.9).train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
 
 
-def make_checkpoint(folder):
-    checkpoint = folder / "checkpoint-1"
-    checkpoint.mkdir(parents=True)
-    (checkpoint / "trainer_state.json").write_text("{}")
-    return checkpoint
+def make_checkpoint(folder, name="checkpoint-1"):
+    staged = folder / ".saving"
+    staged.mkdir(parents=True)
+    for file in ("trainer_state.json", "rng_state.pth"):
+        (staged / file).write_text("{}")
+    publish(staged, folder / name)
+    return folder / name
 
 
 def test_a_finished_run_is_not_trained_over_by_resume_auto(tmp_path):
     make_checkpoint(tmp_path)  # as --keep_checkpoints leaves it
     (tmp_path / "run.json").write_text("{}")
+    assert claim_output_dir(str(tmp_path), resume="auto", overwrite=False)  # killed before its card was written
+    (tmp_path / "README.md").write_text("a card")
     with pytest.raises(RecipeError, match="holds a finished run"):
         claim_output_dir(str(tmp_path), resume="auto", overwrite=False)
 
@@ -274,7 +251,8 @@ def test_an_output_folder_is_claimed_once(tmp_path):
     assert claim_output_dir(str(tmp_path), resume=None, overwrite=True) is None
     (tmp_path / "checkpoint-9").mkdir()  # killed in the middle of a save
     assert claim_output_dir(str(tmp_path), resume="auto", overwrite=False).endswith("checkpoint-5")
-    with pytest.raises(RecipeError, match="no whole checkpoint"):
+    assert (tmp_path / "broken-checkpoint-9").exists()
+    with pytest.raises(RecipeError, match="no whole checkpoint of a run: there is no such folder"):
         claim_output_dir(str(tmp_path), resume=str(tmp_path / "checkpoint-9"), overwrite=False)
     with pytest.raises(RecipeError, match="an unfinished run"):  # another run's checkpoint is no claim to this folder
         claim_output_dir(str(tmp_path), resume=str(make_checkpoint(tmp_path / "elsewhere")), overwrite=False)

@@ -1,0 +1,143 @@
+"""Kills a training again and again at random moments, and asks whether anything was lost.
+
+  python benchmarks/soak.py                        # 15 kills, some minutes
+  python benchmarks/soak.py --quick                # 2 kills: shows that it works
+  python benchmarks/soak.py --kills 50 --seed 7 --recipe vit_tiny_cifar10 --options "--max_steps 400"
+
+Trains the recipe once without a disturbance. Then it trains it again, sends SIGKILL or SIGTERM to the process after
+a random time, and starts it anew with `--resume_from_checkpoint auto`, until it finishes; and so on with further runs
+until there were so many kills. A kill is survived when the run that it hit ends with the weights and the history of
+losses of the undisturbed run, bit for bit; a run that cannot go on, or ends otherwise, loses its kills. The time is
+drawn from shortly before the first checkpoint on, so that kills also hit the start, saves and evaluations.
+
+Ends with exit code 1 when anything was lost.
+"""
+
+import argparse
+import json
+import os
+import random
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from common import table, workspace
+from safetensors.torch import load_file
+
+from hfvit.checkpoints import newest_checkpoint
+from hfvit.hardware import hardware
+
+ROOT = Path(__file__).resolve().parent.parent
+COLUMNS = {"kill": "d", "run": "d", "signal": "", "after s": ".1f", "exit code": "d", "stands": "", "outcome": ""}
+EVERY = "--eval_strategy steps --eval_steps 20 --ema_decay 0.99 --drop_path_rate 0.2 --mixup_alpha 0.2 --max_steps 200"
+QUICK = "--eval_strategy steps --eval_steps 5 --max_steps 30"
+
+
+def parse_options(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="2 kills of a run of 30 steps")
+    parser.add_argument("--kills", type=int, help="how often to kill [15, quick 2]")
+    parser.add_argument(
+        "--recipe", default=str(ROOT / "recipes" / "quickstart.yaml"), help="[recipes/quickstart.yaml]"
+    )
+    parser.add_argument("--options", help=f"of the recipe [{EVERY}]")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments and the signals [0]")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows to FILE")
+    options = parser.parse_args(argv)
+    options.kills = options.kills or (2 if options.quick else 15)
+    options.options = options.options or (QUICK if options.quick else EVERY)
+    return options
+
+
+def start(options: argparse.Namespace, out: Path) -> subprocess.Popen:
+    words = [sys.executable, str(ROOT / "hfvit" / "train.py"), options.recipe, *shlex.split(options.options)]
+    words += ["--output_dir", str(out), "--resume_from_checkpoint", "auto", "--disable_tqdm", "true"]
+    log = out.with_name(f"{out.name}.log").open("w")
+    return subprocess.Popen(
+        words, stdout=log, stderr=log, env={**os.environ, "HF_DATASETS_CACHE": str(out.parent / "cache")}
+    )
+
+
+def undisturbed(options: argparse.Namespace, out: Path) -> tuple[float, float]:
+    """Seconds to the first checkpoint and to the end."""
+    began, first = time.monotonic(), None
+    process = start(options, out)
+    while process.poll() is None:
+        if first is None and newest_checkpoint(out):
+            first = time.monotonic() - began
+        time.sleep(0.02)
+    if process.returncode or first is None:
+        sys.exit(f"the undisturbed run failed:\n{out.with_name(f'{out.name}.log').read_text()[-2000:]}")
+    return first, time.monotonic() - began
+
+
+def facts(out: Path) -> tuple[list, dict]:
+    """The history without its times, and the weights."""
+    history = json.loads((out / "run.json").read_text())["history"]
+    kept = ("step", "loss", "grad_norm", "learning_rate", "eval_loss", "eval_accuracy")
+    entries = [{key: entry[key] for key in kept if key in entry} for entry in history if "train_loss" not in entry]
+    return entries, load_file(out / "model.safetensors")
+
+
+def same(out: Path, whole: Path) -> bool:
+    (history, weights), (expected, expected_weights) = facts(out), facts(whole)
+    equal = (torch.equal(expected_weights[name], value) for name, value in weights.items())
+    return history == expected and weights.keys() == expected_weights.keys() and all(equal)
+
+
+def disturbed(options, out: Path, draw: random.Random, first: float, total: float, left: int) -> list[dict]:
+    """Train in `out`, with at most `left` kills; a row for each."""
+    rows = []
+    while True:
+        process, began = start(options, out), time.monotonic()
+        number = draw.choice((signal.SIGKILL, signal.SIGTERM))
+        wait = first * 0.9 + draw.random() * (total - first) * 2 / options.kills
+        try:
+            process.wait(timeout=wait if len(rows) < left else None)
+            break
+        except subprocess.TimeoutExpired:
+            process.send_signal(number)
+        code = process.wait()
+        if code == 0:  # it had ended just then
+            break
+        stands = newest_checkpoint(out)
+        rows.append({"signal": number.name, "after s": time.monotonic() - began, "exit code": code})
+        rows[-1]["stands"] = stands.name if stands else "nothing"
+        print(f"kill {len(rows)} of this run: {number.name}, {rows[-1]['stands']}", file=sys.stderr, flush=True)
+    for row in rows:
+        row["exit"] = process.returncode
+    return rows
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = parse_options(argv)
+    draw, rows, runs = random.Random(options.seed), [], 0
+    with workspace() as folder:
+        whole = folder / "undisturbed"
+        first, total = undisturbed(options, whole)
+        while len(rows) < options.kills:
+            runs += 1
+            out = folder / f"run-{runs}"
+            new = disturbed(options, out, draw, first, total, options.kills - len(rows))
+            survived = all(row["exit"] == 0 for row in new) and same(out, whole)
+            for row in new:
+                rows.append({"kill": len(rows) + 1, "run": runs, **row, "outcome": "survived" if survived else "lost"})
+            if not survived:
+                print(out.with_name(f"{out.name}.log").read_text()[-2000:], file=sys.stderr)
+    machine = hardware()
+    where = machine["gpus"][0] if machine["gpus"] else f"{machine['cores']} cores of {machine['processor']}, no GPU"
+    lost = sum(row["outcome"] == "lost" for row in rows)
+    print(f"\nsoak: {Path(options.recipe).stem} {options.options}; {where}\n\n{table(rows, COLUMNS)}\n")
+    print(f"{len(rows)} kills of {runs} runs: {len(rows) - lost} survived, {lost} lost", flush=True)
+    if options.json:
+        facts_of_all = {"benchmark": "soak", "quick": options.quick, "rows": rows, "lost": lost, "hardware": machine}
+        options.json.write_text(json.dumps(facts_of_all, indent=2) + "\n", encoding="utf-8")
+    return int(lost > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

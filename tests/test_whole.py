@@ -1,0 +1,70 @@
+"""What a whole checkpoint is, which one a run goes on from, and what is kept of the others."""
+
+import pytest
+from test_trainer import make_checkpoint
+
+from hfvit.checkpoints import claim_output_dir, clear_run, newest_checkpoint, remove_checkpoints
+from hfvit.errors import RecipeError
+from hfvit.whole import flaw
+
+
+def test_a_checkpoint_lacks_nothing(tmp_path):
+    checkpoint = make_checkpoint(tmp_path)
+    assert flaw(checkpoint, read=True) is None
+    file = checkpoint / "trainer_state.json"
+    file.write_text("[]")
+    assert flaw(checkpoint) is None
+    assert flaw(checkpoint, read=True) == "trainer_state.json has changed since it was written"
+    file.write_text("{")
+    assert flaw(checkpoint) == "trainer_state.json has 1 bytes of 2"
+    file.unlink()
+    assert flaw(checkpoint) == "trainer_state.json is missing"
+    manifest = checkpoint / "checkpoint.json"
+    for text in ("", "[]", "{}", '{"files": [1]}', '{"files": {"rng_state.pth": {}}}', '{"files": {"a": 1}}'):
+        manifest.write_text(text)
+        assert flaw(checkpoint) is not None
+    manifest.write_text('{"files": {}}')
+    assert "the model alone" in flaw(checkpoint)
+    manifest.unlink()
+    assert flaw(checkpoint) == "it has no checkpoint.json, which is written last"
+
+
+def test_auto_takes_the_newest_whole_one_and_says_what_it_passed_over(tmp_path, caplog):
+    for step in (3, 6, 9):
+        make_checkpoint(tmp_path, f"checkpoint-{step}")
+    (tmp_path / "checkpoint-9" / "rng_state.pth").write_text("{")
+    (tmp_path / ".saving" / "checkpoint-12").mkdir(parents=True)
+    other = claim_output_dir(str(tmp_path), "auto", overwrite=False, is_main=False)  # reads sizes, touches nothing
+    assert other == str(tmp_path / "checkpoint-6")
+    assert (tmp_path / "checkpoint-9").exists()
+    (tmp_path / "checkpoint-6" / "rng_state.pth").write_text("[]")
+    assert claim_output_dir(str(tmp_path), "auto", overwrite=False) == str(tmp_path / "checkpoint-3")
+    assert (
+        "checkpoint-9 is no whole checkpoint and is now broken-checkpoint-9: rng_state.pth has 1 bytes" in caplog.text
+    )
+    assert "broken-checkpoint-6: rng_state.pth has changed" in caplog.text
+    assert not (tmp_path / ".saving").exists()
+    remove_checkpoints(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_model_alone_is_passed_over_but_not_broken(tmp_path, caplog):
+    make_checkpoint(tmp_path, "checkpoint-3")
+    alone = tmp_path / "checkpoint-6"
+    alone.mkdir()
+    (alone / "checkpoint.json").write_text('{"files": {}}')
+    assert claim_output_dir(str(tmp_path), "auto", overwrite=False) == str(tmp_path / "checkpoint-3")
+    assert alone.exists()
+    assert "save_only_model" in caplog.text
+
+
+def test_an_older_checkpoint_of_the_run_discards_the_later_ones_only_when_told(tmp_path):
+    for step in (3, 6, 9):
+        make_checkpoint(tmp_path, f"checkpoint-{step}")
+    older = str(tmp_path / "checkpoint-6")
+    with pytest.raises(RecipeError, match="the run went on after checkpoint-6, to checkpoint-9"):
+        claim_output_dir(str(tmp_path), older, overwrite=False)
+    assert claim_output_dir(str(tmp_path), older, overwrite=True) == older
+    assert newest_checkpoint(tmp_path).name == "checkpoint-9"  # nothing is deleted before the run begins
+    clear_run(tmp_path, older)
+    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["checkpoint-3", "checkpoint-6"]
