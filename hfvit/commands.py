@@ -5,7 +5,7 @@ import sys
 
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 
-from hfvit.cli.options import quiet_libraries
+from hfvit.cli.options import add_changes, quiet_libraries
 from hfvit.errors import run
 from hfvit.option_types import above_0, not_negative, points, share
 
@@ -81,6 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="fix the batch size instead of leaving it open",
     )
     add_tolerance(graph)
+    add_changes(graph)
 
     int8 = parser.add_argument_group("INT8")
     int8.add_argument(

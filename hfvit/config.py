@@ -52,6 +52,13 @@ class ModelArguments:
     image_size: int | None = _field(
         None, "Height and width in pixels that the model sees; position embeddings are resampled to it."
     )
+    patch_sizes: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "Patch sizes in pixels to train at, one drawn for each optimiser step; what is saved has the"
+            " model's own."
+        },
+    )
     drop_rate: float | None = _field(
         None, "Dropout before the classifier; proj_drop_rate in model_args is that of the blocks."
     )
@@ -82,6 +89,8 @@ class ModelArguments:
                 "model_args: give the size as image_size, which preprocessing follows too, not img_size."
             )
         _check_positive("image_size", self.image_size)
+        sizes = self.patch_sizes
+        _check(sizes is None or len(set(sizes)) > 1, "patch_sizes", sizes, "two or more sizes, such as [8, 16, 32]")
         for key in ("drop_rate", "attn_drop_rate", "drop_path_rate"):
             _check_fraction(key, getattr(self, key))
         if self.freeze in ("none", "no", ""):

@@ -7,20 +7,24 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hfvit.card_edits import keep_edits, recorded
 from hfvit.checkpoints import write_text
-from hfvit.paths import is_local
+from hfvit.export_table import export_rows
+from hfvit.paths import is_hub_id
 from hfvit.public import public_facts
 from hfvit.shipped import shipped
-from hfvit.tables import duration, size
+from hfvit.tables import duration
 
 PLACEHOLDER = "PATH_OR_HUB_ID"
 MOST_CLASSES = 200  # rows of the table; more would only be scrolled past
 
 
-def write_model_card(facts: dict, output_dir: str | Path) -> Path:
-    """Render the card as `output_dir/README.md`; what a user has edited in one that lies there stays."""
+def write_model_card(facts: dict, output_dir: str | Path, exports: dict[str, dict] | None = None) -> Path:
+    """Render the card as `output_dir/README.md`; what a user has edited in one that lies there stays.
+
+    `exports` as `render_card` takes them.
+    """
     path = Path(output_dir) / "README.md"
     old = path.read_text(encoding="utf-8") if path.exists() else ""
-    write_text(path, render_card(facts, Path(output_dir).resolve().name, edited=(old,)))
+    write_text(path, render_card(facts, Path(output_dir).resolve().name, exports=exports, edited=(old,)))
     return path
 
 
@@ -33,8 +37,8 @@ def render_card(
 ) -> str:
     """model_card.md's template with the facts of a run.
 
-    `exports` maps the folder of an export to the `files` of its export.json. `edited` are earlier cards, whose edits
-    are kept; those of a later one win.
+    `exports` maps the folder of an export to its files' facts (export_table.py). `edited` are earlier cards, whose
+    edits are kept; those of a later one win.
     """
     role = "test" if "test" in facts["metrics"] else "validation"
     metrics, data, model = facts["metrics"][role], facts["data"], facts["model"]
@@ -43,6 +47,7 @@ def render_card(
     base = None if model.get("is_local") else base
     title = dataset_title(data["dataset_name"])
     commit = data.get("dataset_commit") or data["dataset_revision"]
+    pinned = facts["recipe"].get("dataset_revision") == commit
     exports = exports or {}
     license = model.get("base_license") if base else None
     tags = ["image-classification", "vision-transformer", "timm", "transformers", "hfvit"]
@@ -82,6 +87,9 @@ def render_card(
         role=role,
         metrics=facts["metrics"],
         result=metrics,
+        temperature=facts.get("temperature") or {},
+        # A relative address in `srcset` is not resolved everywhere; that of the repository's main branch is.
+        plots="" if repository == PLACEHOLDER else f"https://huggingface.co/{repository}/resolve/main/",
         classes=metrics["per_class"] if len(metrics["per_class"]) <= MOST_CLASSES else [],
         model=model,
         base_model=base,
@@ -90,6 +98,7 @@ def render_card(
         data=data,
         dataset_title=title,
         dataset_commit=commit,
+        revision_option="" if pinned or not commit else f" --dataset_revision {commit}",
         dataset_url=f"https://huggingface.co/datasets/{data['dataset_name']}" if on_hub else None,
         needs_local=data.get("is_local") or model.get("is_local"),
         training=facts["training"],
@@ -98,9 +107,7 @@ def render_card(
         versions=facts["versions"],
         recipe=facts["recipe"],
         command=_as_typed(public.get("command", "")),
-        exports=[
-            _export_row(f"{folder}/{file}", row) for folder, files in exports.items() for file, row in files.items()
-        ],
+        exports=export_rows(exports),
         onnx=sorted(exports.get("onnx", {})),
     )
     text = recorded(str(card))
@@ -113,24 +120,6 @@ def _as_typed(command: str) -> str | None:
     """The recorded command line, of a script by its name alone, as one that can be typed."""
     script, _, rest = command.partition(" ")
     return f"hfvit train {rest}" if script.endswith("train.py") else command if script == "hfvit" else None
-
-
-def _export_row(name: str, facts: dict) -> dict:
-    """A row of the card's table: an empty string for what was not measured."""
-    parity, gate = facts.get("parity") or {}, facts.get("gate") or {}
-    difference = parity.get("max_abs_difference", gate.get("max_logit_difference"))
-    return {
-        "file": name,
-        "size": size(facts["bytes"]) if "bytes" in facts else "",
-        "difference": "" if difference is None else f"{difference:.2g}",
-        "accuracy": f"{gate['accuracy']:.2%}" if "accuracy" in gate else "",
-        "agreement": f"{gate['agreement']:.2%}" if gate.get("agreement") is not None else "",
-    }
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether `name` can only be a repository on the Hub: `owner/name`, and no path of this machine."""
-    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)) and not is_local(name)
 
 
 def dataset_title(name: str) -> str:

@@ -7,14 +7,18 @@ from pathlib import Path
 
 from hfvit.checkpoints import RUN_FILE
 from hfvit.errors import HubError
+from hfvit.eval_results import eval_results_file
+from hfvit.export_table import export_facts
 from hfvit.hub import render_card
 from hfvit.public import public_text
+from hfvit.run_file import read_run
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 # A list of what belongs there, not of what does not: a forgotten pattern would publish optimiser state or a pickle.
 ROOT = ("config.json", "preprocessor_config.json", "README.md", RUN_FILE, "recipe.yaml", "trainer_state.json")
 ROOT += (*WEIGHTS, "model-*-of-*.safetensors", "plots/*.png")
-OF_THE_DATA = "plots/training_images.png"  # pictures of the data set, which need not be anybody else's to see
+# Pictures of the data set, which need not be anybody else's to see.
+OF_THE_DATA = tuple(f"plots/{name}*.png" for name in ("training_images", "mistakes", "attention"))
 EXPORTS = {
     "onnx": ("*.onnx", "*.onnx_data", "*.json"),
     "tensorrt": ("*.engine", "*.plan", "*.json", "*.pbtxt", "*.onnx"),
@@ -40,8 +44,9 @@ def files_to_push(
     """The files of a checkpoint folder and of the exports named in `include`, in the order of their paths.
 
     Paths of this machine are reduced to their last part in what is JSON or YAML of a run. The card names `repo_id` and
-    the exports, and keeps what was edited here and in `card_there`, the repository's. Raises `HubError` where the
-    folder holds no checkpoint or not what `include` names.
+    the exports, and keeps what was edited here and in `card_there`, the repository's. The result of a data set on the
+    Hub comes as `.eval_results` too. Raises `HubError` where the folder holds no checkpoint or not what `include`
+    names, `ModelError` for a run.json that cannot be read.
     """
     root = Path(folder).expanduser()
     if not root.is_dir():
@@ -51,9 +56,12 @@ def files_to_push(
             f"{folder} holds no finished checkpoint: config.json and model.safetensors are missing. Name the"
             " output_dir of a run."
         )
-    facts = _read_json(root / RUN_FILE) if (root / RUN_FILE).exists() else {}
-    found: dict[str, Path | bytes] = dict(_matching(root, "", ROOT))
-    found.pop(OF_THE_DATA, None)
+    facts = read_run(root) if (root / RUN_FILE).exists() else {}
+    found: dict[str, Path | bytes] = {
+        path: file
+        for path, file in _matching(root, "", ROOT)
+        if not any(fnmatch(path, pattern) for pattern in OF_THE_DATA)
+    }
     for export in include:
         found |= _export(root, export)
     for name in WITHOUT_PATHS:
@@ -61,9 +69,11 @@ def files_to_push(
             found[name] = public_text(found[name].read_text(encoding="utf-8"), name, facts).encode()
     if facts:
         card_here = found["README.md"].read_text(encoding="utf-8") if "README.md" in found else ""
-        exports = {export: _export_facts(root, export) for export in include}
+        exports = {export: export_facts(root / export) for export in include}
         card = render_card(facts, repo_id.split("/")[-1], repo_id, exports, edited=(card_there, card_here))
         found["README.md"] = card.encode()
+        if result := eval_results_file(facts):
+            found[result[0]] = result[1].encode()
     return [PushedFile(path, found[path]) for path in sorted(found)]
 
 
@@ -102,11 +112,6 @@ def _matching(root: Path, prefix: str, patterns: tuple[str, ...]) -> list[tuple[
         if any(fnmatch(named, pattern) and pattern.count("/") == named.count("/") for pattern in patterns):
             found.append((f"{prefix}{inside.as_posix()}", file))
     return found
-
-
-def _export_facts(root: Path, name: str) -> dict:
-    path = root / name / "export.json"
-    return _read_json(path).get("files", {}) if path.exists() else {}
 
 
 def _read_json(path: Path) -> dict:

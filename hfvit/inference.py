@@ -18,6 +18,7 @@ from hfvit.engines import open_engine
 from hfvit.errors import ModelError, one_line
 from hfvit.execution_providers import Providers
 from hfvit.pictures import from_array, read_picture
+from hfvit.run_temperature import run_temperature
 
 
 class Classifier:
@@ -27,7 +28,8 @@ class Classifier:
 
     `backend` computes logits from the array that it takes (backends.py); `processor` is a transformers image
     processor, None where the graph takes pictures as they are and none was saved with it. With `multi_label` several
-    classes may hold at once, or none: their probabilities do not add up to 1.
+    classes may hold at once, or none: their probabilities do not add up to 1. `temperature` divides the logits before
+    they become probabilities.
     """
 
     def __init__(
@@ -37,9 +39,10 @@ class Classifier:
         labels: list[str],
         name: str,
         multi_label: bool = False,
+        temperature: float = 1.0,
     ):
         self.backend, self.processor, self.labels, self.name = backend, processor, labels, name
-        self.multi_label = multi_label
+        self.multi_label, self.temperature = multi_label, temperature
 
     def pixel_values(self, images: Iterable[Any]) -> np.ndarray:
         """The preprocessing alone: float32 `(images, 3, height, width)`."""
@@ -85,6 +88,7 @@ class Classifier:
 
     def best(self, logits: np.ndarray, top_k: int | None = None) -> list[dict[str, float]]:
         """What `predict` gives, of logits `(images, classes)`."""
+        logits = logits / self.temperature
         probabilities = expit(logits) if self.multi_label else softmax(logits, axis=1)
         order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
         return [
@@ -97,7 +101,11 @@ def load_classifier(
     path: str | Path,
     device: str | None = None,
     threads: int | None = None,
+    *,
     providers: Providers | None = None,
+    calibrated: bool = False,
+    patch_size: int | None = None,
+    merge_tokens: int | None = None,
     **kwargs: Any,
 ) -> Classifier:
     """The classifier at `path`: a checkpoint folder, a Hub id, an `.onnx` file, a TensorRT engine, or a folder that an
@@ -108,6 +116,9 @@ def load_classifier(
         threads: of a CPU; PyTorch's own number unless given.
         providers: ONNX Runtime's execution providers for an ONNX file, in the place of `device`: names, or (name,
             options), the first that can take a node takes it. TensorRT's keep what they built in a cache.
+        calibrated: state probabilities by the temperature that training fitted (see run_temperature.py).
+        patch_size: in pixels, of a timm ViT checkpoint that is resampled to it (patch_size.py).
+        merge_tokens: patches that each block of a timm ViT checkpoint merges (token_merging.py).
         kwargs: go to `from_pretrained` of the configuration, the model and the processor (revision, token, ...).
 
     No code that lies in a checkpoint is run, nor an engine's own for the processor, unless `trust_remote_code` is
@@ -119,14 +130,36 @@ def load_classifier(
         raise ModelError(f"providers: {path} is {what}; ONNX Runtime's providers run ONNX files.")
     kwargs = {"trust_remote_code": False, **kwargs}
     head = read_head(artefact, **kwargs)
+    changes = {"patch_size": patch_size, "merge_tokens": merge_tokens}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if changes and not artefact.is_checkpoint:
+        raise ModelError(
+            f"{', '.join(changes)}: {artefact.file} is an export; name it when the checkpoint is exported."
+        )
+    temperature = run_temperature(artefact, **kwargs) if calibrated else 1.0
     if artefact.is_checkpoint:
-        backend = TorchBackend(_load_model(artefact, kwargs), device, threads)
+        model = _load_model(artefact, kwargs)
+        if changes:
+            change_model(model, **changes)
+        backend = TorchBackend(model, device, threads)
     elif artefact.is_engine:
         backend = open_engine(artefact, len(head.labels), device, allow_code=bool(kwargs["trust_remote_code"]))
     else:
         backend = OnnxBackend(artefact.file, len(head.labels), device, threads, providers)
     processor = _load_processor(artefact, backend.takes_pixels, kwargs)
-    return Classifier(backend, processor, head.labels, str(path), head.multi_label)
+    name = " ".join([str(path), *(f"{key}={value}" for key, value in changes.items())])
+    return Classifier(backend, processor, head.labels, name, head.multi_label, temperature)
+
+
+def change_model(model, patch_size: int | None = None, merge_tokens: int | None = None) -> None:
+    """Make a loaded model cheaper or dearer without training; raises `ModelError` for other families."""
+    from hfvit.patch_size import set_patch_size  # here, since who runs an export has no use for timm
+    from hfvit.token_merging import merge_in_blocks
+
+    if patch_size is not None:
+        set_patch_size(model, patch_size)
+    if merge_tokens is not None:
+        merge_in_blocks(model, merge_tokens)
 
 
 def _load_model(artefact: Artefact, kwargs: dict[str, Any]):

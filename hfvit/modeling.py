@@ -5,12 +5,14 @@ The checkpoint keeps `model_type: timm_wrapper` and timm's own weight names, so 
 """
 
 import copy
+import json
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from timm.models import get_model_args
 from torch import nn
 from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
 from transformers.modeling_outputs import ImageClassifierOutput
@@ -63,11 +65,14 @@ class HFViTConfig(TimmWrapperConfig):
         """(height, width) in pixels that preprocessing makes."""
         return tuple(self.pretrained_cfg.get("input_size", (3, 224, 224))[-2:])
 
-    def set_image_size(self, image_size: int, is_argument: bool) -> None:
-        """Record the size for preprocessing, and for timm where the architecture takes `img_size`."""
+    def set_image_size(self, image_size: int, is_argument: bool, **model_args: Any) -> None:
+        """Record the size for preprocessing, and for timm where the architecture takes `img_size`.
+
+        `model_args` follow from the size: the windows of a Swin or a MaxViT.
+        """
         self.pretrained_cfg = {**self.pretrained_cfg, "input_size": [3, image_size, image_size]}
         if is_argument:
-            self.model_args = {**(self.model_args or {}), "img_size": image_size}
+            self.model_args = {**(self.model_args or {}), **model_args, "img_size": image_size}
 
     def set_preprocessing(self, **values: Any) -> None:
         """Override `mean`, `std`, `interpolation` or `crop_pct` of what the saved image processor does."""
@@ -216,23 +221,23 @@ class HFViTForImageClassification(TimmWrapperForImageClassification):
         resizable = hasattr(self.timm_model, "set_input_size")
         if not resizable and self.config.pretrained_cfg.get("fixed_input_size"):
             raise ModelError(
-                f"image_size: {self.config.architecture} takes {self.config.image_size[0]} px images only."
+                f"image_size: not for this family: {self.config.architecture} takes {self.config.image_size[0]} px"
+                " images only."
             )
-        if resizable:
-            self.timm_model.set_input_size(img_size=(image_size, image_size))
-        self.config.set_image_size(image_size, is_argument=resizable)
+        changed = resize_input(self.timm_model, image_size) if resizable else {}
+        self.config.set_image_size(image_size, is_argument=resizable, **changed)
         self._check_rebuilt()
 
     def _check_rebuilt(self) -> None:
-        """Raise `ModelError` unless the configuration builds a model that takes these weights (windows may not)."""
+        """Raise `ModelError` unless the configuration builds a model that takes these weights."""
         with torch.device("meta"):
             rebuilt = type(self)(self.config).state_dict()
         changed = [name for name, value in self.state_dict().items() if rebuilt[name].shape != value.shape]
         if changed:
             raise ModelError(
-                f"image_size: {self.config.architecture} cannot change to {self.config.image_size[0]} px and be"
-                f" loaded again ({changed[0].removeprefix('timm_model.')} takes another shape); keep its own size, or"
-                " give the window size in model_args."
+                f"image_size: not for this family: {self.config.architecture} cannot change to"
+                f" {self.config.image_size[0]} px and be loaded again"
+                f" ({changed[0].removeprefix('timm_model.')} takes another shape); keep its own size."
             )
 
     def freeze(self, part: str | int) -> None:
@@ -271,6 +276,19 @@ class HFViTForImageClassification(TimmWrapperForImageClassification):
             return (*outputs, tuple(maps))
         outputs.attentions = tuple(maps)
         return outputs
+
+
+def resize_input(timm_model: nn.Module, image_size: int) -> dict[str, Any]:
+    """Let timm change its model's image size in pixels; returns what else its `create_model` needs from then on.
+
+    Windows keep their share of the patch grid (Swin, MaxViT), so that a model built anew from the size alone would
+    have others than these weights.
+    """
+    before = get_model_args(timm_model)
+    timm_model.set_input_size(img_size=(image_size, image_size))
+    after = get_model_args(timm_model)
+    changed = {key: value for key, value in after.items() if key != "img_size" and before.get(key) != value}
+    return json.loads(json.dumps(changed))  # as config.json will hold them: lists
 
 
 def check_patches(timm_model: nn.Module, image_size: int) -> None:

@@ -49,7 +49,7 @@ def freeze(timm_model: nn.Module, part: str | int) -> None:
         frozen = [name for name, p in timm_model.named_parameters() if id(p) not in classifier]
     else:
         layer_of = layer_ids(timm_model)
-        blocks = len(getattr(timm_model, "blocks", ())) or max(layer_of.values())
+        blocks = block_count(layer_of, timm_model)
         if not 0 < part <= blocks:
             raise ModelError(f"freeze: {part} blocks were asked for, but the model has {blocks}; use 1 to {blocks}.")
         frozen = [name for name, layer in layer_of.items() if layer <= part]
@@ -60,8 +60,17 @@ def freeze(timm_model: nn.Module, part: str | int) -> None:
 def layer_ids(timm_model: nn.Module) -> dict[str, int]:
     """Parameter name -> layer, counted from the stem (0) through the blocks (1, 2, ...) to the head."""
     if not hasattr(timm_model, "group_matcher"):
-        raise ModelError(f"freeze: {type(timm_model).__name__} does not name its blocks; use `freeze: backbone`.")
+        raise ModelError(
+            f"freeze: not for this family: {type(timm_model).__name__} does not name its blocks; use"
+            " `freeze: backbone`."
+        )
     return group_parameters(timm_model, timm_model.group_matcher(coarse=False), reverse=True)
+
+
+def block_count(layer_of: dict[str, int], timm_model: nn.Module) -> int:
+    """Layers between the stem and what the classifier belongs to: blocks, or of some networks whole stages."""
+    head = {id(p) for p in classifier_parameters(timm_model)}
+    return min(layer_of[name] for name, p in timm_model.named_parameters() if id(p) in head) - 1
 
 
 def classifier_parameters(timm_model: nn.Module) -> list[torch.nn.Parameter]:

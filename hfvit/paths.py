@@ -1,6 +1,7 @@
 """Names that may be a folder here or a repository on the Hub, and files that are written whole or not at all."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,11 @@ def is_path(name: str | Path) -> bool:
 def is_local(name: str | Path) -> bool:
     """Whether `name` is a path of this machine, not the id of a repository: it looks like one, or is there."""
     return is_path(name) or Path(name).expanduser().exists()
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether `name` can only be a repository on the Hub: `owner/name`, and no path of this machine."""
+    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)) and not is_local(name)
 
 
 def folder_or_hub_id(name: str | Path, error: type[HFViTError], option: str | None = None) -> str:

@@ -38,6 +38,11 @@ class Recipe:
         """The recipe as resolved: running it again is the same run. Tokens are left out."""
         return yaml.safe_dump(self.values, sort_keys=False, allow_unicode=True)
 
+    def pin(self, dataset_commit: str | None) -> None:
+        """Resolve the data set's branch to the commit that was loaded; None for what has no commits."""
+        if dataset_commit:
+            self.values["dataset_revision"] = dataset_commit
+
 
 class _RecipeParser(HfArgumentParser):
     """Says what is wrong as a `RecipeError`; argparse would print the usage of two hundred options."""

@@ -18,18 +18,21 @@ from hfvit.checkpoints import (
 )
 from hfvit.data import load_splits
 from hfvit.errors import run
+from hfvit.examples import Examples
 from hfvit.hardware import keep_freed_memory, use_all_cores
 from hfvit.hub import write_model_card
 from hfvit.images import image_datasets
 from hfvit.metrics import ImageClassificationMetric, trainer_metrics
 from hfvit.mixing import BatchMixing
 from hfvit.modeling import build_model
+from hfvit.patch_size import train_patch_sizes
 from hfvit.push import Destination, check_destination, push
 from hfvit.recipe import load_recipe
-from hfvit.report import summary_table, write_plots, write_training_images
+from hfvit.report import reported_split, summary_table, write_plots, write_training_images
 from hfvit.run_json import collect_facts, write_facts
 from hfvit.stream import ImageStream
 from hfvit.stream_source import stream_splits
+from hfvit.temperature import temperature_facts
 from hfvit.trainer import HFViTTrainer
 
 logger = logging.getLogger("hfvit")
@@ -59,6 +62,7 @@ def main(argv: list[str] | None = None) -> None:
             splits = stream_splits(**data_args.loading, seed=args.seed, check_length=args.check_stream)
         else:
             splits = load_splits(**data_args.loading, seed=args.seed)
+    recipe.pin(splits.facts["dataset_commit"])
     logger.info(splits.describe())
 
     # Build
@@ -73,6 +77,7 @@ def main(argv: list[str] | None = None) -> None:
         frozen=model_args.freeze,
         preprocessing=data_args.preprocessing,
     )
+    draws = [train_patch_sizes(model, model_args.patch_sizes)] if model_args.patch_sizes else []
     if checkpoint:
         check_same_model(checkpoint, model.config)
         logger.info("Resuming from %s", checkpoint)
@@ -114,6 +119,7 @@ def main(argv: list[str] | None = None) -> None:
         train_dataset=datasets["train"],
         eval_dataset=datasets["validation"],
         compute_metrics=trainer_metrics(splits.labels),
+        callbacks=draws,
         preprocessing=Preprocessing(data_config),
         mixing=BatchMixing(len(splits.labels), **augmentation_args.mixing),
     )
@@ -127,17 +133,28 @@ def main(argv: list[str] | None = None) -> None:
 
     # Evaluate: the test split once, after everything that selects
     metric = ImageClassificationMetric(splits.labels)
-    metrics, trainer.compute_metrics = {}, None  # computed here, in full, and only once
+    results, metrics, trainer.compute_metrics = {}, {}, None  # computed here, in full, and only once
     for role in ("validation", "test"):
         if role in datasets:
             prediction = trainer.predict(datasets[role], metric_key_prefix=role)
+            results[role] = prediction.predictions, prediction.label_ids
             metrics[role] = metric.compute(predictions=prediction.predictions, references=prediction.label_ids)
 
     # Save and report
     trainer.save_model(args.output_dir)
     trainer.save_state()
     if args.should_save:
-        facts = collect_facts(recipe, splits, trainer.accelerator.unwrap_model(model), trainer, output, metrics)
+        plain_model = trainer.accelerator.unwrap_model(model)
+        facts = collect_facts(recipe, splits, plain_model, trainer, output, metrics)
+        facts["temperature"] = temperature_facts(results)
+        role = reported_split(facts)
+        examples = Examples(role, datasets[role], splits[role]["row"], *results[role], splits.labels)
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            examples.leave_attention_out("the weights are divided among processes")
+        else:
+            examples.add_attention(plain_model, trainer.preprocessing, args.device)
+        examples.write(args.output_dir)
+        facts["examples"] = examples.facts
         write_text(Path(args.output_dir) / RECIPE_FILE, recipe.to_yaml())
         write_facts(facts, args.output_dir)
         write_plots(facts, args.output_dir)

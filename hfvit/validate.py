@@ -140,9 +140,10 @@ def _loaded(given, device: str | None, threads: int | None, providers: Providers
     is_graph = [not isinstance(c, Classifier) and find_artefact(c).is_graph for c in given]
     if providers is not None and not any(is_graph):
         raise ModelError("providers: none of the artefacts is an ONNX file, which alone ONNX Runtime's providers run.")
-    where = [(None, threads, providers) if graph and providers else (device, threads) for graph in is_graph]
+    where = [{"providers": providers} if graph and providers else {"device": device} for graph in is_graph]
     return [
-        c if isinstance(c, Classifier) else load_classifier(c, *place) for c, place in zip(given, where, strict=True)
+        c if isinstance(c, Classifier) else load_classifier(c, threads=threads, **place)
+        for c, place in zip(given, where, strict=True)
     ]
 
 
@@ -264,7 +265,7 @@ def record(comparison: Comparison, paths: Sequence[str | Path]) -> list[Path]:
     artefacts = [find_artefact(path) for path in paths]
     base = artefacts[0].folder if artefacts[0].is_checkpoint else None
     rows = [
-        {**row, "artefact": _public_name(artefact, base)}
+        {**row, "artefact": " ".join([_public_name(artefact, base), *_changes(row["artefact"])])}
         for row, artefact in zip(comparison.rows, artefacts, strict=True)
     ]
     written = []
@@ -306,6 +307,11 @@ def _export_entry(artefact: Artefact) -> dict | None:
     if not isinstance(files, dict) or not isinstance(files.get(artefact.file.name, {}), dict):
         raise ModelError(f"{artefact.folder / FACTS_FILE} holds no table of files; delete it and export again.")
     return files.get(artefact.file.name)
+
+
+def _changes(name: str) -> list[str]:
+    """What `load_classifier` was asked to change of a checkpoint, as its name says."""
+    return [word for word in name.split(" ") if word.startswith(("patch_size=", "merge_tokens="))]
 
 
 def _public_name(artefact: Artefact, base: Path | None) -> str:

@@ -8,6 +8,7 @@ import torch
 from conftest import ROOT, run_command
 
 CONTENDERS = dict.fromkeys(("input_pipeline", "train_step", "startup"), ("hfvit", "timm"))
+CONTENDERS["attention_scaling"] = ("Swin-T, windows", "ViT-S/16, full", "ViT-S/8, full")
 CONTENDERS["inference"] = ("eager fp32", "torch.compile", "ONNX Runtime", "int8 static", "hfvit int8")
 
 
@@ -115,6 +116,16 @@ def test_a_quick_run_measures_engines(tmp_path):
     assert min(row["p50 ms"] for row in rows) > 0
 
 
+def test_attention_scaling_fits_the_exponent_in_pixels(common, tmp_path):
+    import attention_scaling
+
+    costs = {112: 5.0, 224: 40.0, 448: 640.0, 672: 3240.0}  # quadratic in the pixels from 224 on
+    rows = [{"model": "x", "pixels": size, "ms": cost, "MB": size**2 / 1e4} for size, cost in costs.items()]
+    assert attention_scaling.exponents(rows) == ["x: time grows with pixels^2.00, memory with pixels^1.00"]
+    attention_scaling.plot(rows, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CONTENDERS)
 def test_a_quick_run_measures_hfvit_and_its_peers(name, tmp_path):
@@ -127,7 +138,7 @@ def test_a_quick_run_measures_hfvit_and_its_peers(name, tmp_path):
     text = json.dumps(written["rows"])
     for contender in CONTENDERS[name]:
         assert contender in text
-    figures = [value for row in written["rows"] for key, value in row.items() if key in ("images/s", "seconds")]
+    figures = [value for row in written["rows"] for key, value in row.items() if key in ("images/s", "seconds", "ms")]
     assert figures
     assert min(figures) > 0
 

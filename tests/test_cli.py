@@ -12,7 +12,11 @@ from hfvit.shipped import shipped_recipes
 
 @pytest.mark.parametrize(
     "words",
-    [["--help"], ["recipes"], *([name, "--help"] for name in ("train", "recipes", "validate", "predict", "push"))],
+    [
+        ["--help"],
+        ["recipes"],
+        *([name, "--help"] for name in ("train", "recipes", "validate", "predict", "push", "report")),
+    ],
 )
 def test_help_never_imports_torch(words):
     probe = (

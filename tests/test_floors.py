@@ -9,24 +9,24 @@ from conftest import ROOT
 
 FLOORS = [
     {"card_edits", "draws", "errors", "image_ops", "interrupts", "loss_watch", "losses", "mixing"}
-    | {"option_types", "resize", "speed", "tables", "versions", "whole", "export/family", "export/graph"}
+    | {"option_types", "plots", "resize", "speed", "tables", "versions", "whole", "export/family", "export/graph"}
     | {"export/half"},
-    {"attention", "config", "decode", "engine_batches", "first_batch", "hardware", "param_groups", "paths"}
-    | {"policies", "shipped", "export/fuse", "export/image_steps", "export/triton", "export/trt_backends"}
-    | {"export/trt_graph", "export/trt_watch"},
-    {"artefacts", "augment", "doctor", "engine_runtime", "execution_providers", "pictures", "pixels", "progress"}
-    | {"public", "export/int8_fused", "export/preprocess"},
+    {"attention", "config", "decode", "engine_batches", "first_batch", "hardware", "param_groups", "patch_size"}
+    | {"paths", "picture_plots", "policies", "shipped", "token_merging", "export/fuse", "export/image_steps"}
+    | {"export/triton", "export/trt_backends", "export/trt_graph", "export/trt_watch"},
+    {"artefacts", "augment", "doctor", "engine_runtime", "eval_results", "example_file", "execution_providers"}
+    | {"pictures", "pixels", "progress", "public", "export/int8_fused", "export/preprocess"},
     {"backends", "checkpoints", "data", "engine_backend", "images", "metrics", "micro_batches", "modeling"}
     | {"training_args", "cli/options", "export/check", "export/quantize"},
-    {"fitting", "json_files", "stream_source"},
-    {"saving", "stream", "export/folder"},
-    {"engines", "nan_policy"},
+    {"examples", "fitting", "json_files", "stream_source", "temperature"},
+    {"run_file", "run_temperature", "saving", "stream", "export/folder"},
+    {"engines", "export_table", "nan_policy"},
     {"evaluation_split", "inference", "recipe", "report", "run_json", "trainer"},
     {"calibration", "hub", "predict", "validate", "export/onnx", "export/tensorrt"},
-    {"hub_files", "export/stages"},
+    {"hub_files", "report_page", "export/stages"},
     {"push"},
     {"train", "export/engine_stages"},
-    {"commands", "cli/listings", "cli/predict", "cli/push", "cli/train", "cli/validate"},
+    {"commands", "cli/listings", "cli/predict", "cli/push", "cli/report", "cli/train", "cli/validate"},
     {"engine_commands"},
 ]
 FLOOR_OF = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
@@ -43,6 +43,11 @@ FORBIDDEN = {
     "engine_commands": {"torch", "timm", "datasets", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx"},
     "export/folder": {"torch", "transformers", "timm", "datasets", "onnx", "onnxruntime"},
     "report": {"torch", "transformers", "timm", "datasets"},  # they read run.json, never live objects
+    "report_page": {"torch", "transformers", "timm", "datasets"},
+    "plots": {"torch", "transformers", "timm", "datasets"},
+    "picture_plots": {"torch", "transformers", "timm", "datasets"},
+    "temperature": {"torch", "transformers", "timm", "datasets"},
+    "eval_results": {"torch", "transformers", "timm", "datasets", "matplotlib"},
     "hub": {"torch", "transformers", "timm", "datasets", "matplotlib"},
     "hub_files": {"torch", "transformers", "timm", "datasets", "matplotlib"},
     "push": {"torch", "transformers", "timm", "datasets", "matplotlib"},

@@ -307,14 +307,6 @@ def test_any_timm_network_takes_an_image_size():
     assert model(torch.zeros(1, 3, 64, 64)).logits.shape == (1, 3)
 
 
-def test_a_window_that_could_not_be_loaded_again_is_refused(tmp_path):
-    kwargs = {"embed_dim": 12, "depths": (1, 1), "num_heads": (1, 1), "window_size": 7}
-    model = build_model(LABELS, architecture="swin_tiny_patch4_window7_224", timm_kwargs=kwargs)
-    model.save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="cannot change to 256 px"):
-        build_model(LABELS, model_name_or_path=str(tmp_path), image_size=256)
-
-
 def test_a_folder_without_weights_is_named(saved):
     (saved[0] / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="cannot be built"):

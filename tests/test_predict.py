@@ -67,6 +67,29 @@ def test_the_table_is_readable(capsys, model, photos):
     assert second.split()[1] in ("green", "blue")
 
 
+def test_an_export_is_calibrated_by_the_run_above_it_or_refuses(capsys, model, photos):
+    words = (model, photos / "a.png", "--json", "--calibrated")
+    code, out, err = command(capsys, *words)
+    assert (code, out) == (2, "")
+    assert "there is no run.json beside or above it. Copy the run.json of its run there" in err
+    run_file = model.parent / "run.json"
+    for content, message in (
+        ("{}", "has no temperature, which runs of an older hfvit did not fit"),
+        ('{"temperature": {"value": null, "reason": "all was right"}}', "is not calibrated: all was right. Leave"),
+        ('{"temperature": {"value": -1}}', "the temperature -1 is no number above 0"),
+    ):
+        run_file.write_text(content)
+        code, out, err = command(capsys, *words)
+        assert (code, out) == (2, "")
+        assert message in err
+    run_file.write_text('{"temperature": {"value": 3.5}}')
+    code, out, _ = command(capsys, *words)
+    assert code == 0
+    found = {entry["label"]: entry["probability"] for entry in json.loads(out)["predictions"]}
+    expected = softmax(expected_logits(Image.open(photos / "a.png")) / 3.5)
+    assert found == pytest.approx(dict(zip(LABELS, expected, strict=True)), abs=1e-6)
+
+
 def test_bad_pictures_are_named_and_skipped(capsys, model, photos):
     (photos / "broken.png").write_bytes((photos / "a.png").read_bytes()[:80])
     code, out, err = command(capsys, model, photos, "nowhere.png", "--json")

@@ -25,7 +25,11 @@ from hfvit.train import main
 
 PUSHED = {
     "README.md", "config.json", "model.safetensors", "recipe.yaml", "run.json", "trainer_state.json",
-    *(f"plots/{name}.png" for name in ("confusion_matrix", "learning_curves", "per_class_accuracy", "reliability")),
+    *(
+        f"plots/{name}{theme}.png"
+        for name in ("confusion_matrix", "learning_curves", "per_class_accuracy", "reliability")
+        for theme in ("", "_dark")
+    ),
 }  # fmt: skip
 STOCK = """
 import json, sys
@@ -87,7 +91,7 @@ def published(hub, tmp_path_factory):
 def test_a_shipped_recipe_trains_from_the_hub_and_pushes_to_it(published, hub):
     out, result = published
     repository = hub.model("user/tiny")
-    assert set(repository.files()) == PUSHED | {".gitattributes"}
+    assert set(repository.files()) == PUSHED | {".gitattributes", ".eval_results/uoft-cs--cifar10.yaml"}
     assert repository.private
     assert repository.messages == ["initial commit", "Push with hfvit"]
     assert f"{hub.url}/user/tiny/commit/{repository.resolve('main')}" in result.stdout
@@ -98,6 +102,9 @@ def test_a_shipped_recipe_trains_from_the_hub_and_pushes_to_it(published, hub):
     assert data["dataset_commit"] in card.text
     assert card.data.datasets == "uoft-cs/cifar10"
     assert "push_to_hub" not in (out / "recipe.yaml").read_text()
+    assert yaml.safe_load((out / "recipe.yaml").read_text())["dataset_revision"] == data["dataset_commit"]
+    (entry,) = yaml.safe_load(repository.files()[".eval_results/uoft-cs--cifar10.yaml"])
+    assert entry["dataset"]["revision"] == data["dataset_commit"]
     for content in repository.files().values():
         assert b"hf_write" not in content
 

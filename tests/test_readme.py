@@ -33,7 +33,7 @@ TRAINING = [c for c in COMMANDS if "hfvit train " in c or "hfvit/train.py" in c]
 LISTINGS = ("hfvit recipes", "hfvit doctor")
 PUSHES = [c for c in COMMANDS if c.startswith("hfvit push ")]
 LOGIN = "hf auth login"  # asks for a token
-SERVING = [c for c in COMMANDS if c.startswith(("hfvit predict ", "hfvit validate "))]
+SERVING = [c for c in COMMANDS if c.startswith(("hfvit predict ", "hfvit validate ", "hfvit report "))]
 
 
 def recipe_and_options(command: str) -> list[str]:
@@ -55,7 +55,7 @@ def test_every_command_is_known_to_this_test():
     assert {"accelerate launch hfvit/train.py recipes/quickstart.yaml", *CI_RUNS} <= set(COMMANDS)
     listings = {c for c in COMMANDS if c.startswith(LISTINGS)}
     assert set(COMMANDS) == CI_RUNS | listings | set(TRAINING) | set(EXPORTS) | set(SERVING) | {LOGIN, *PUSHES}
-    assert {c.split()[1] for c in SERVING} == {"predict", "validate"}
+    assert {c.split()[1] for c in SERVING} == {"predict", "validate", "report"}
 
 
 def test_ci_types_the_readmes_test_command():

@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
-from huggingface_hub import ModelCard
-from PIL import Image
+import yaml
+from huggingface_hub import ModelCard, parse_eval_result_entries
 
-from hfvit.hub import dataset_title, is_hub_id, render_card, write_model_card
+from hfvit.eval_results import eval_results_file
+from hfvit.hub import dataset_title, render_card, write_model_card
 from hfvit.metrics import classification_metrics
-from hfvit.report import summary_table, write_plots, write_training_images
+from hfvit.paths import is_hub_id
+from hfvit.report import summary_table
 from hfvit.run_json import command_line
 from hfvit.tables import duration
 
@@ -50,19 +52,6 @@ def make_facts(classes=10, dataset_name="uoft-cs/cifar10", base_model="timm/vit_
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("classes", [2, 10, 100])
-def test_every_plot_is_a_picture(classes, tmp_path):
-    paths = write_plots(make_facts(classes), tmp_path)
-    assert sorted(path.stem for path in paths) == [
-        "confusion_matrix", "learning_curves", "per_class_accuracy", "reliability",
-    ]  # fmt: skip
-    for path in paths:
-        with Image.open(path) as image:
-            assert min(image.size) > 250
-            assert len(np.unique(np.asarray(image.convert("L")))) > 10
-    assert {path.name for path in (tmp_path / "plots").iterdir()} == {path.name for path in paths}
-
-
 def test_table_names_what_a_reader_looks_for():
     table = summary_table(make_facts(), "outputs/x")
     assert "vit_base_patch16_224, 224 px, 86.0 M weights (86.0 M trained)" in table
@@ -88,6 +77,46 @@ def test_card_is_valid_and_complete(tmp_path):
         assert nothing not in card.content
 
 
+def temperature(facts):
+    split = {"loss": 0.1, "ece": 0.0123, "calibration": facts["metrics"]["test"]["calibration"]}
+    told = {"value": 1.2345, "fitted_on": "validation", "images": 2000, "reason": None}
+    return {**told, "splits": {"validation": split, "test": split}}
+
+
+def test_calibration_is_told_where_there_is_one():
+    facts = make_facts()
+    assert "temperature" not in render_card(facts, "x")
+    facts["temperature"] = temperature(facts)
+    before = facts["metrics"]["test"]["ece"]
+    line = f"calibrated temperature 1.23, fitted on the validation split; test ECE {before:.4f} -> 0.0123"
+    assert line in summary_table(facts, "out")
+    card = render_card(facts, "x")
+    assert "temperature 1.2345" in card
+    assert f"| test | {before:.4f} | 0.0123 |" in card
+    facts["temperature"] |= {"value": None, "reason": "nothing was wrong", "splits": {}}
+    assert "calibrated no: nothing was wrong" in summary_table(facts, "out")
+    assert "temperature" not in render_card(facts, "x")
+
+
+def test_dark_pictures_of_a_published_card_have_the_repositorys_address():
+    card = render_card(make_facts(), "x", "user/x")
+    assert 'srcset="https://huggingface.co/user/x/resolve/main/plots/reliability_dark.png"' in card
+
+
+def test_results_of_a_set_on_the_hub_are_there_for_its_leaderboard():
+    facts = make_facts() | {"finished": "2026-01-02T03:04:05+00:00"}
+    path, text = eval_results_file(facts)
+    assert path == ".eval_results/uoft-cs--cifar10.yaml"
+    (entry,) = parse_eval_result_entries(yaml.safe_load(text))
+    assert (entry.dataset_id, entry.task_id) == ("uoft-cs/cifar10", "default")
+    assert entry.value == pytest.approx(100 * facts["metrics"]["test"]["accuracy"], abs=0.01)
+    assert entry.date == facts["finished"]
+    assert "top-1 accuracy in percent, split test, 2,000 images" in entry.notes
+    assert eval_results_file(make_facts(dataset_name="digits")) is None
+    assert eval_results_file(facts | {"recipe": {"max_eval_samples": 10}}) is None
+    assert eval_results_file(facts | {"metrics": {"validation": facts["metrics"]["validation"]}}) is None
+
+
 def test_card_names_the_licence_the_commit_and_the_command(tmp_path):
     facts = make_facts()
     facts["model"] |= {"is_local": False, "base_license": "apache-2.0"}
@@ -99,6 +128,8 @@ def test_card_names_the_licence_the_commit_and_the_command(tmp_path):
     assert card.data.eval_results[0].dataset_revision == facts["data"]["dataset_commit"]
     assert f"--dataset_revision {facts['data']['dataset_commit']}" in text
     assert "`hfvit train vit_base --output_dir out`" in text
+    pinned = facts | {"recipe": facts["recipe"] | {"dataset_revision": facts["data"]["dataset_commit"]}}
+    assert "--dataset_revision" not in render_card(pinned, "x")
     for row in facts["metrics"]["test"]["per_class"]:
         assert f"| {row['label']} | {row['images']} |" in text
 
@@ -151,13 +182,3 @@ def test_tokens_are_not_in_the_recorded_command(monkeypatch):
         "sys.argv", ["/x/train.py", "r.yaml", "--hub_token", "hf_a", "--hub-token=hf_b", "--seed", "1"]
     )
     assert command_line() == "train.py r.yaml --hub_token '***' '--hub-token=***' --seed 1"
-
-
-@pytest.mark.parametrize("mixed", [False, True])
-def test_training_images_are_drawn_under_their_classes(tmp_path, mixed):
-    images = np.random.default_rng(0).integers(0, 256, (10, 16, 16, 3), dtype=np.uint8)
-    targets = np.full((10, 2), 0.5) if mixed else np.arange(10) % 2
-    path = write_training_images(images, targets, ["cat", "dog"], tmp_path)
-    assert path == tmp_path / "plots" / "training_images.png"
-    assert Image.open(path).size[0] > 500
-    assert [file.name for file in path.parent.iterdir()] == ["training_images.png"]

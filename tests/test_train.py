@@ -24,11 +24,12 @@ OUTPUT_FILES = {
     "recipe.yaml",
     "run.json",
     "trainer_state.json",
-    "plots/confusion_matrix.png",
-    "plots/learning_curves.png",
-    "plots/per_class_accuracy.png",
-    "plots/reliability.png",
-    "plots/training_images.png",
+    "examples.npz",
+    *(
+        f"plots/{name}{theme}.png"
+        for name in ("confusion_matrix", "learning_curves", "per_class_accuracy", "reliability", "training_images")
+        for theme in ("", "_dark")
+    ),
 }
 
 

@@ -4,10 +4,10 @@ import argparse
 import sys
 
 import hfvit
-from hfvit.cli import listings, predict, push, train, validate
+from hfvit.cli import listings, predict, push, report, train, validate
 from hfvit.errors import run
 
-COMMANDS = (train, validate, predict, push, listings)
+COMMANDS = (train, validate, predict, report, push, listings)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -23,6 +23,20 @@ def given_providers(options: argparse.Namespace) -> list[tuple[str, dict[str, st
     return [parse_provider(text) for text in options.providers] if options.providers else None
 
 
+def add_changes(parser, several: bool = False) -> None:
+    """What makes a checkpoint cheaper or dearer without training."""
+    many = {"nargs": "+"} if several else {}
+    also = "; each adds a row" if several else ""
+    parser.add_argument(
+        "--patch_size", type=above_0, metavar="PIXELS", **many,
+        help=f"resample a ViT checkpoint to patches of this size{also} [its own]",
+    )  # fmt: skip
+    parser.add_argument(
+        "--merge_tokens", type=above_0, metavar="R", **many,
+        help=f"merge R patches in each block of a ViT checkpoint{also} [none]",
+    )  # fmt: skip
+
+
 def quiet_libraries() -> None:
     """Leave standard error to what these commands say; loading a model says nothing that a reader needs."""
     from transformers.utils import logging

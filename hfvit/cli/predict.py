@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from hfvit.cli.options import add_running, given_providers, quiet_libraries
+from hfvit.cli.options import add_changes, add_running, given_providers, quiet_libraries
 from hfvit.errors import DataError, HFViTError
 from hfvit.option_types import above_0
 
@@ -13,7 +13,7 @@ skipped; the exit code is then 1.
 
 examples:
   hfvit predict outputs/quickstart digit.png
-  hfvit predict outputs/quickstart/onnx photos/ --top_k 1
+  hfvit predict outputs/quickstart/onnx photos/ --top_k 1 --calibrated
   hfvit predict user/my-vit "photos/**/*.jpg" https://example.org/cat.jpg --json > predictions.jsonl
   hfvit predict outputs/quickstart photos/ --save-grid grid.png
   hfvit predict outputs/quickstart/onnx digit.png --providers TensorrtExecutionProvider CUDAExecutionProvider
@@ -35,10 +35,16 @@ def add(commands) -> None:
     )
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="file, folder, pattern or URL")
     parser.add_argument("--top_k", type=above_0, default=5, help="classes shown of each picture [%(default)s]")
+    parser.add_argument(
+        "--calibrated",
+        action="store_true",
+        help="state probabilities by the temperature in the run's run.json",
+    )
     parser.add_argument("--json", action="store_true", help="print one line of JSON for each picture")
     parser.add_argument(
         "--save-grid", "--save_grid", metavar="FILE", help="draw the pictures with their predictions into this file"
     )
+    add_changes(parser)
     add_running(parser, batch_size=32)
     parser.set_defaults(command=predict)
 
@@ -63,7 +69,15 @@ def predict(options: argparse.Namespace) -> int:
     from hfvit.inference import load_classifier
     from hfvit.predict import print_predictions
 
-    classifier = load_classifier(options.artefact, options.device, options.threads, providers)
+    classifier = load_classifier(
+        options.artefact,
+        options.device,
+        options.threads,
+        providers=providers,
+        calibrated=options.calibrated,
+        patch_size=options.patch_size,
+        merge_tokens=options.merge_tokens,
+    )
     bad = print_predictions(classifier, names, options.batch_size, options.top_k, options.json, grid)
     if bad == len(names):
         raise DataError("None of the pictures could be classified.")

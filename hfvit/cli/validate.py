@@ -2,7 +2,7 @@
 
 import argparse
 
-from hfvit.cli.options import add_running, given_providers, quiet_libraries
+from hfvit.cli.options import add_changes, add_running, given_providers, quiet_libraries
 from hfvit.errors import GateError
 from hfvit.option_types import above_0, from_0, points, share
 
@@ -20,6 +20,7 @@ examples:
   hfvit validate outputs/quickstart
   hfvit validate outputs/quickstart outputs/quickstart/onnx outputs/quickstart/onnx/model_quantized.onnx
   hfvit validate outputs/quickstart onnx/ --split test --min_agreement 0.99 --output gate.json
+  hfvit validate outputs/my_vit --merge_tokens 8 16 --max_accuracy_drop 2
   hfvit validate user/my-vit onnx/ --dataset_name path/to/folder --split test --max_samples 2000
 """
 
@@ -48,6 +49,7 @@ def add(commands) -> None:
     limits.add_argument(
         "--min_agreement", type=share, help="share of the images, 0 to 1, that must get the reference's class [none]"
     )
+    add_changes(parser.add_argument_group("the reference, changed"), several=True)
     add_running(parser, batch_size=16)
     parser.add_argument("--output", metavar="FILE", help="save the result as JSON, too")
     parser.set_defaults(command=validate)
@@ -65,6 +67,7 @@ def validate(options: argparse.Namespace) -> None:
     output = writable(options.output, "--output")
     quiet_libraries()
     from hfvit.evaluation_split import evaluation_split
+    from hfvit.inference import load_classifier
     from hfvit.json_files import write_object
     from hfvit.validate import check_recordable, record
     from hfvit.validate import validate as compare
@@ -80,9 +83,11 @@ def validate(options: argparse.Namespace) -> None:
         max_samples=options.max_samples,
         seed=options.seed,
     )
+    changed = [{key: value} for key in ("patch_size", "merge_tokens") for value in getattr(options, key) or ()]
+    where = (options.reference, options.device, options.threads)
     comparison = compare(
         options.reference,
-        options.others,
+        [*options.others, *(load_classifier(*where, **change) for change in changed)],
         split,
         max_accuracy_drop=options.max_accuracy_drop,
         min_agreement=options.min_agreement,
@@ -94,6 +99,7 @@ def validate(options: argparse.Namespace) -> None:
     print(comparison.table())
     if output:
         write_object(output, comparison.to_dict())
+    paths += [options.reference] * len(changed)
     written = [*record(comparison, paths), *([output] if output else [])]
     if written:
         print(f"saved    {', '.join(map(str, written))}")

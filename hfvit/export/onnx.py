@@ -18,6 +18,7 @@ from transformers.exporters import OnnxExporter
 from transformers.exporters.exporter_onnx import OnnxConfig
 
 import hfvit
+from hfvit.attention import unfused_windows
 from hfvit.errors import ModelError, one_line
 from hfvit.export.check import check_onnx, check_parity, check_pixels, forget_shapes, tolerance
 from hfvit.export.folder import PACKAGES, file_facts
@@ -218,7 +219,7 @@ def _trace(model, shape, opset: int | None, batch_size: int | None, verbose: boo
         dynamic_shapes=None if batch_size else {"pixel_values": {0: Dim(BATCH_AXIS, min=1)}},
     )
     try:
-        with quiet(verbose):
+        with quiet(verbose), unfused_windows(model):
             graph = OnnxExporter().export(model, {"pixel_values": pixel_values}, config=config).program
     except Exception as error:
         raise ModelError(

@@ -69,11 +69,15 @@ class Export:
         """The model in float32 with its processor; what the folder says of both, checked before anything is made."""
         options = self.options
         hub = {"revision": options.revision, "cache_dir": options.cache_dir}
+        # A TensorRT engine of a changed model is built from its ONNX file, and has no such options.
+        changes = {key: vars(options).get(key) for key in ("patch_size", "merge_tokens")}
         self.classifier = load_classifier(
-            options.model, device=options.device, **{key: value for key, value in hub.items() if value}
+            options.model, device=options.device, **changes, **{key: value for key, value in hub.items() if value}
         )
         self.model, self.processor = self.classifier.backend.model.float(), self.classifier.processor
         self.config = family_config(self.model)
+        if changes["merge_tokens"]:
+            self.config["merge_tokens"] = changes["merge_tokens"]  # no graph of another rate gets into this folder
         self.processor_config = stock_processor_config(self.processor)
         self.weights = weights_sha256(self.model)
         check_same_model(self.folder, self.config, self.weights)

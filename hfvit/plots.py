@@ -1,0 +1,238 @@
+"""The figures of a report, each from facts alone, each in a light and a dark theme."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.colors import LinearSegmentedColormap, PowerNorm
+from matplotlib.ticker import FuncFormatter, PercentFormatter
+from scipy.stats import binomtest
+
+MOST_NAMES = 120  # class names along an axis; more could not be read
+MOST_LETTERS = 24  # of a class name
+_MATRIX_TICKS = (0, 0.01, 0.05, 0.2, 0.5, 1)
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of one background.
+
+    Text has 4.5 : 1 to the paper and marks 3 : 1 (WCAG 2.2), and first, second and third stay apart for colour-blind
+    readers: they are Okabe and Ito's, or lighter ones of the same hues. The paper is opaque: a page may be in another
+    theme than its reader's system, and transparent pictures would then be unreadable.
+    """
+
+    suffix: str
+    paper: str
+    ink: str
+    muted: str
+    grid: str
+    first: str
+    second: str
+    third: str
+    ramp: tuple[str, ...]
+
+    @property
+    def settings(self) -> dict:
+        """matplotlib's rcParams."""
+        return {
+            "figure.facecolor": self.paper, "axes.facecolor": self.paper, "savefig.facecolor": self.paper,
+            "text.color": self.ink, "axes.labelcolor": self.ink, "axes.titlecolor": self.ink,
+            "xtick.color": self.muted, "ytick.color": self.muted, "axes.edgecolor": self.muted,
+            "xtick.labelcolor": self.ink, "ytick.labelcolor": self.ink,
+            "grid.color": self.grid, "grid.linewidth": 0.8, "axes.axisbelow": True, "axes.titlesize": 11,
+            "axes.titlepad": 10, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
+            "legend.fontsize": 9, "font.size": 9.5, "lines.linewidth": 1.8, "text.parse_math": False,
+        }  # fmt: skip
+
+    @property
+    def shades(self) -> LinearSegmentedColormap:
+        return LinearSegmentedColormap.from_list(f"hfvit{self.suffix}", self.ramp)
+
+
+LIGHT = Theme(
+    "", "#ffffff", "#1f2328", "#59636e", "#d8dee4", "#0072b2", "#d55e00", "#007d5a",
+    ("#ffffff", "#c6dcf0", "#6aaed6", "#2a7ab8", "#08306b"),
+)  # fmt: skip
+DARK = Theme(
+    "_dark", "#0d1117", "#f0f6fc", "#9198a1", "#30363d", "#56b4e9", "#e69f00", "#2fbf9a",
+    ("#0d1117", "#1d4f7e", "#2f86c9", "#7cc6f6", "#e8f6ff"),
+)  # fmt: skip
+THEMES = (LIGHT, DARK)
+
+
+def draw(name: str, figure: Callable[[Theme], plt.Figure], output_dir: str | Path) -> list[Path]:
+    """`output_dir/plots/NAME.png` and `NAME_dark.png` of what `figure(theme)` makes; whole or not at all."""
+    paths = []
+    for theme in THEMES:
+        path = Path(output_dir) / "plots" / f"{name}{theme.suffix}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}")
+        with plt.rc_context(theme.settings):
+            drawn = figure(theme)
+            drawn.savefig(temporary, dpi=130, bbox_inches="tight", pad_inches=0.15, format="png")
+            plt.close(drawn)
+        temporary.replace(path)
+        paths.append(path)
+    return paths
+
+
+def learning_curves(history: list[dict], best_step: int | None, theme: Theme):
+    """Loss, validation accuracy and learning rate over the steps; a line where the checkpoint was selected."""
+    figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), sharex=True, layout="constrained")
+    panels = (
+        ("Loss", (("loss", "training", theme.first), ("eval_loss", "validation", theme.second))),
+        ("Validation accuracy", (("eval_accuracy", "", theme.second),)),
+        ("Learning rate", (("learning_rate", "", theme.third),)),
+    )
+    for axis, (title, curves) in zip(axes, panels, strict=True):
+        for key, label, colour in curves:
+            points = [(entry["step"], entry[key]) for entry in history if entry.get(key) is not None]
+            if points:
+                marker = "o" if len(points) < 40 and key != "learning_rate" else None
+                axis.plot(*zip(*points, strict=True), color=colour, label=label, marker=marker, markersize=3.5)
+        axis.set(title=title, xlabel="step")
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
+        axis.grid()
+        if best_step and title != "Learning rate":
+            axis.axvline(best_step, color=theme.muted, linestyle=":", linewidth=1.2, zorder=0, label="selected")
+    axes[1].yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    if axes[0].get_legend_handles_labels()[0]:
+        axes[0].legend()
+    return figure
+
+
+def confusion_figure(metrics: dict, role: str, theme: Theme):
+    """Rows are the true classes, as shares of the row; counts are written in while they fit.
+
+    Shades follow the root of the share: mistakes are rare, and a linear scale hides them beside the diagonal.
+    """
+    matrix = np.asarray(metrics["confusion_matrix"], dtype=float)
+    names = [short(entry["label"]) for entry in metrics["per_class"]]
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    count = len(names)
+    side = float(np.clip(count * (0.42 if count <= 30 else 0.17), 3.6, 20))
+    figure, axis = plt.subplots(figsize=(side + 1.2, side), layout="constrained")
+    norm, shades = PowerNorm(0.4, vmin=0, vmax=1), theme.shades
+    image = axis.imshow(shares, cmap=shades, norm=norm)
+    font = 9.5 if count <= 30 else 7
+    ticks, shown = (range(count), names) if count <= MOST_NAMES else ([], [])
+    axis.set_xticks(ticks, shown, rotation=0 if max(map(len, names)) < 3 else 90, fontsize=font)
+    axis.set_yticks(ticks, shown, fontsize=font)
+    axis.tick_params(length=0)
+    # Fine lines between the classes lead the eye to the names.
+    axis.set_xticks(np.arange(-0.5, count), minor=True)
+    axis.set_yticks(np.arange(-0.5, count), minor=True)
+    axis.grid(which="minor", linewidth=0.8 if count <= 30 else 0.4)
+    axis.tick_params(which="minor", length=0)
+    axis.set(title=f"Confusion on the {role} split", xlabel="predicted", ylabel="true")
+    if count <= 20:
+        digits = len(f"{matrix.max():.0f}")
+        for i, j in np.argwhere(matrix > 0):
+            axis.text(
+                j, i, f"{matrix[i, j]:.0f}", ha="center", va="center", fontsize=9.5 if digits < 4 or count <= 6 else 8,
+                color=readable_on(shades(norm(shares[i, j]))),
+            )  # fmt: skip
+    bar = figure.colorbar(
+        image, ax=axis, shrink=min(1.0, 6 / side), aspect=24, pad=0.02, label="share of the true class"
+    )
+    bar.set_ticks(_MATRIX_TICKS, labels=[f"{tick:.0%}" for tick in _MATRIX_TICKS])
+    bar.outline.set_visible(False)
+    return figure
+
+
+def per_class_figure(metrics: dict, role: str, theme: Theme):
+    """Accuracy within each class with its 95 % interval (Wilson's), best on top, and the accuracy over all as a line.
+
+    Points, not bars: bars would have to start at zero, where no difference shows. Classes without images are left out.
+    """
+    classes = sorted((e for e in metrics["per_class"] if e["images"]), key=lambda e: (e["recall"], e["label"]))
+    count, places = len(classes), range(len(classes))
+    figure, axis = plt.subplots(
+        figsize=(7, float(np.clip(count * (0.3 if count <= 30 else 0.19) + 0.9, 2.4, 24))), layout="constrained"
+    )
+    recalls = [entry["recall"] for entry in classes]
+    tests = [binomtest(round(entry["recall"] * entry["images"]), entry["images"]) for entry in classes]
+    intervals = [test.proportion_ci(0.95, method="wilson") for test in tests]
+    lows, highs = [i.low for i in intervals], [i.high for i in intervals]
+    axis.hlines(places, lows, highs, color=theme.first, linewidth=2.4, alpha=0.45, label="95 % interval")
+    axis.plot(recalls, places, "o", color=theme.first, markersize=5, label="accuracy of a class")
+    label = f"all classes, {metrics['accuracy']:.2%}"
+    axis.axvline(metrics["accuracy"], color=theme.second, linewidth=1.5, label=label)
+    if count <= MOST_NAMES:
+        axis.set_yticks(places, [short(e["label"]) for e in classes], fontsize=9.5 if count <= 30 else 8)
+    else:
+        axis.set_yticks([])
+    axis.set(title=f"Accuracy by class on the {role} split", ylim=(-0.6, count - 0.4))
+    lowest = max(0.0, min(lows))
+    axis.set_xlim(max(0.0, lowest - 0.03 * (1 - lowest)), 1 + 0.02 * (1 - lowest) + 0.001)
+    axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    axis.grid(axis="x")
+    axis.tick_params(axis="y", length=0)
+    axis.spines["left"].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=3)
+    return figure
+
+
+def reliability_figure(metrics: dict, role: str, temperature: dict | None, theme: Theme):
+    """Accuracy against confidence, before and after temperature scaling, over the share of images in each bin."""
+    curves = [("model", metrics["ece"], metrics["calibration"], theme.first, "o", -1)]
+    after = ((temperature or {}).get("splits") or {}).get(role)
+    if after:
+        label = f"temperature {temperature['value']:.2f}"
+        curves.append((label, after["ece"], after["calibration"], theme.second, "s", 1))
+    figure, (top, bottom) = plt.subplots(
+        2, 1, figsize=(5.4, 6), sharex=True, gridspec_kw={"height_ratios": (3, 1)}, layout="constrained"
+    )
+    top.plot([0, 1], [0, 1], color=theme.muted, linestyle="--", linewidth=1.2, label="perfect")
+    for label, ece, bins, colour, marker, side in curves:
+        confidence = [entry["confidence"] for entry in bins]
+        total = sum(entry["images"] for entry in bins)
+        shares = [entry["images"] / total for entry in bins]
+        # Points as large as their bins: a bin of three images says little.
+        top.plot(confidence, [entry["accuracy"] for entry in bins], color=colour, linewidth=1.2, alpha=0.7)
+        sizes = 14 + 110 * np.sqrt(shares)
+        top.scatter(
+            confidence, [e["accuracy"] for e in bins], s=sizes, color=colour, marker=marker, linewidths=0, zorder=3,
+            label=f"{label}, ECE {ece:.4f}", clip_on=False,
+        )  # fmt: skip
+        shift = side * 0.009 if after else 0
+        bottom.bar(np.array(confidence) + shift, shares, width=0.018 if after else 0.036, color=colour)
+    top.set(title=f"Reliability on the {role} split", ylabel="accuracy", ylim=(0, 1.03))
+    # Legends have points of one size.
+    for handle in top.legend(loc="upper left").legend_handles[1:]:
+        handle.set_sizes([36])
+    bottom.set(xlabel="confidence", ylabel="share of images", xlim=(0, 1.03))
+    for axis in (top, bottom):
+        axis.grid()
+        axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    bottom.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    return figure
+
+
+def short(name: str) -> str:
+    return name if len(name) <= MOST_LETTERS else f"{name[: MOST_LETTERS - 1]}…"
+
+
+def luminance(colour) -> float:
+    """Relative luminance of WCAG 2.2, 0 to 1."""
+    rgb = np.asarray(matplotlib.colors.to_rgb(colour))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    return float(linear @ (0.2126, 0.7152, 0.0722))
+
+
+def contrast(one, other) -> float:
+    """Contrast ratio of WCAG 2.2, 1 to 21."""
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def readable_on(colour) -> str:
+    """Black or white, whichever is easier to read there."""
+    return max("#000000", "#ffffff", key=lambda ink: contrast(ink, colour))
