@@ -4,6 +4,7 @@ import json
 import sys
 
 import pytest
+import torch
 from conftest import ROOT, run_command
 
 CONTENDERS = dict.fromkeys(("input_pipeline", "train_step", "startup"), ("hfvit", "timm"))
@@ -19,7 +20,7 @@ def common(monkeypatch):
     return common
 
 
-@pytest.mark.parametrize("name", CONTENDERS)
+@pytest.mark.parametrize("name", [*CONTENDERS, "engines"])
 def test_help_teaches(name):
     result = run_command(sys.executable, f"benchmarks/{name}.py", "--help")
     assert result.returncode == 0, result.stderr
@@ -75,6 +76,44 @@ def test_inference_judges_a_model_on_a_data_set_or_none(common, capsys):
 
     with pytest.raises(SystemExit, match="go together"):
         inference.main(["--model", "somewhere"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is of machines without a GPU")
+def test_engines_are_not_measured_without_a_gpu(common):
+    import engines
+
+    with pytest.raises(SystemExit, match=r"^engines\.py measures on a CUDA GPU, and there is none here") as stop:
+        engines.main(["--quick"])
+    assert "\n" not in stop.value.code  # a message: the exit code is 1
+
+
+def test_engines_are_related_to_eager_fp32_of_their_batch(common):
+    import engines
+
+    results = {
+        name: [
+            {f"{batch} {p}": 10.0 * batch for batch in engines.BATCHES for p in ("p50", "p95")} | {"difference": 0.5}
+        ]
+        for name in engines.CONTENDERS
+    }
+    results["engine fp16"][0]["8 p50"] = 20.0
+    rows = engines.rows_of(results, {"engine fp16": 50_000_000})
+    assert [(row["contender"], row["batch"]) for row in rows] == [
+        (name, batch) for batch in (1, 8, 64) for name in engines.CONTENDERS
+    ]
+    (fast,) = [row for row in rows if row["contender"] == "engine fp16" and row["batch"] == 8]
+    assert (fast["x eager fp32"], fast["x eager fp16"], fast["images/s"], fast["MB"]) == (4.0, 4.0, 400.0, 50.0)
+
+
+@pytest.mark.slow
+@pytest.mark.gpu
+@pytest.mark.tensorrt
+def test_a_quick_run_measures_engines(tmp_path):
+    result = run_command(sys.executable, "benchmarks/engines.py", "--quick", "--json", tmp_path / "rows.json")
+    assert result.returncode == 0, result.stderr
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert {row["contender"] for row in rows} >= {"eager fp32", "eager fp16", "torch.compile fp16", "engine int8"}
+    assert min(row["p50 ms"] for row in rows) > 0
 
 
 def test_attention_scaling_fits_the_exponent_in_pixels(common, tmp_path):

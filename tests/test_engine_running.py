@@ -26,8 +26,8 @@ pytestmark = [
     pytest.mark.skipif(not FOUND, reason="neither tensorrt nor tensorrt_rtx can be imported"),
 ]
 SIZE, LARGEST = 32, 8
-# A logit may differ by so much; the largest here is about 1.
-TOLERANCE = {"fp32": 5e-3, "fp16": 2e-2, "int8": 0.3}
+# A logit may differ by so much; the largest here is about 4, and TensorRT multiplies float32 in TF32.
+TOLERANCE = {"fp32": 3e-2, "fp16": 5e-2, "int8": 0.8}
 COUNTS = (1, 3, LARGEST, 2 * LARGEST + 3)
 
 
