@@ -16,6 +16,7 @@ from scipy.special import softmax
 from hfvit.attention import attention_rollout
 from hfvit.example_file import write_examples
 from hfvit.images import ImageDataset
+from hfvit.texts import TEXT_INPUTS
 
 logger = logging.getLogger(__name__)
 
@@ -68,19 +69,24 @@ class Examples:
         self.facts = {"split": role, "mistakes": self._told(mistakes), "attention": [], "attention_left_out": None}
         self.arrays = {"mistakes": self._pictures(mistakes)}
 
-    def add_attention(self, model, preprocessing, device: torch.device) -> None:
-        """Rollout maps by `model`, which is whole and on `device`; where there can be none the facts say why."""
-        try:
-            maps = _rollout_maps(model, preprocessing, self.dataset.__getitems__(list(self.looked_at)), device)
-        except Exception as error:  # of whatever timm offers; pictures must not cost a finished training its result
-            self.leave_attention_out(str(error).removeprefix("output_attentions: ").rstrip("."))
+    def add_attention(self, model, preprocessing, device: torch.device, is_sharded: bool = False) -> None:
+        """Rollout maps by `model`, which is on `device`; where there can be none the facts say why."""
+        batch, maps, reason = self.dataset.__getitems__(list(self.looked_at)), None, None
+        if is_sharded:
+            reason = "the weights are divided among processes"
+        elif any(name in batch for name in TEXT_INPUTS):
+            reason = "the model reads texts, too"
+        else:
+            try:
+                maps = _rollout_maps(model, preprocessing, batch, device)
+            except Exception as error:  # of whatever timm offers; pictures must not cost a training its result
+                reason = str(error).removeprefix("output_attentions: ").rstrip(".")
+        if maps is None:
+            logger.info("No attention maps: %s", reason)
+            self.facts["attention_left_out"] = reason
             return
         self.facts["attention"] = self._told(self.looked_at)
         self.arrays |= {"attention": self._pictures(self.looked_at), "attention_maps": maps}
-
-    def leave_attention_out(self, reason: str) -> None:
-        logger.info("No attention maps: %s", reason)
-        self.facts["attention_left_out"] = reason
 
     def write(self, output_dir: str | Path) -> None:
         write_examples(output_dir, self.arrays)

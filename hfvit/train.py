@@ -83,7 +83,6 @@ def main(argv: list[str] | None = None, callbacks: Sequence[TrainerCallback] = (
         frozen=model_args.freeze,
         preprocessing=data_args.preprocessing,
     )
-    draws = [train_patch_sizes(model, model_args.patch_sizes)] if model_args.patch_sizes else []
     tokenizer, texts = None, None
     if model_args.text_encoder:
         model = add_text_encoder(model, **model_args.text_options, frozen=model_args.freeze)
@@ -92,6 +91,7 @@ def main(argv: list[str] | None = None, callbacks: Sequence[TrainerCallback] = (
         )
         texts, read = split_texts(splits, tokenizer, model_args.max_text_length)
         logger.info(read)
+    draws = [train_patch_sizes(model, model_args.patch_sizes)] if model_args.patch_sizes else []
     lora = add_lora(model, **finetuning.lora) if finetuning.finetuning == "lora" else None
     if checkpoint:
         check_same_model(checkpoint, model.config)
@@ -169,10 +169,7 @@ def main(argv: list[str] | None = None, callbacks: Sequence[TrainerCallback] = (
         facts["temperature"] = temperature_facts(results)
         role = reported_split(facts)
         examples = Examples(role, datasets[role], splits[role]["row"], *results[role], splits.labels)
-        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-            examples.leave_attention_out("the weights are divided among processes")
-        else:
-            examples.add_attention(plain_model, trainer.preprocessing, args.device)
+        examples.add_attention(plain_model, trainer.preprocessing, args.device, trainer.is_sharded)
         examples.write(args.output_dir)
         facts["examples"] = examples.facts
         if tokenizer:

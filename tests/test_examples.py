@@ -82,6 +82,13 @@ def test_pictures_and_maps_are_kept_with_what_is_told_of_them(validation, tmp_pa
     assert kept["attention_maps"].sum(axis=(1, 2)) == pytest.approx(np.ones(8), abs=1e-5)
 
 
+def test_sharded_weights_have_no_maps(validation):
+    examples = gathered(validation)
+    examples.add_attention(validation[0], validation[2], torch.device("cpu"), is_sharded=True)
+    assert examples.facts["attention_left_out"] == "the weights are divided among processes"
+    assert "attention" not in examples.arrays
+
+
 def test_a_family_without_attention_says_so(validation):
     examples = gathered(validation)
     model = build_model(LABELS, architecture="test_resnet", image_size=32)

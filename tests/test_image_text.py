@@ -11,7 +11,7 @@ import torch
 import yaml
 from conftest import ARCHITECTURE, MICRO, ROOT, coloured_image, run_command
 from image_text import CLASSES, split, write_encoder, write_set
-from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoTokenizer
+from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoTokenizer, TrainerCallback
 
 import hfvit
 from hfvit.cli import main as hfvit_command
@@ -103,12 +103,27 @@ def test_late_fusion_learns_it_too_and_stops_where_it_was_resumed(captioned, tmp
     assert losses[1][120] == losses[0][120]
 
 
+def test_the_image_tower_trains_at_several_patch_sizes(captioned, tmp_path):
+    sizes = []
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            sizes.append(model.timm_model.patch_embed.drawn)
+
+    data, encoder = captioned
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    words = [str(tmp_path / "recipe.yaml"), "--dataset_name", str(data), "--output_dir", str(tmp_path / "out")]
+    main([*words, *TEXTS, str(encoder), "--patch_sizes", "4", "8", "--max_steps", "8"], [Watch()])
+    assert set(sizes) == {4, 8}
+
+
 def test_a_run_leaves_what_its_model_needs(fused, captioned, capsys):
     out, facts = fused
     assert facts["model"]["texts"]["model_type"] == "bert"
     assert facts["data"]["text_column"] == "caption"
     assert facts["data"]["splits"]["train"]["empty_texts"] == 0
     assert facts["training"]["flops_per_image"] > 0
+    assert facts["examples"]["attention_left_out"] == "the model reads texts, too"
     card = (out / "README.md").read_text()
     assert "needs hfvit: stock transformers has no such model" in card
     assert "pipeline(" not in card
