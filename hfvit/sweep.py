@@ -10,30 +10,29 @@ import math
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from transformers import TrainerCallback
 
 from hfvit.checkpoints import RUN_FILE, write_text
-from hfvit.errors import NonFiniteLossError, RecipeError, one_line
+from hfvit.errors import NonFiniteLossError, OutOfMemory, RecipeError, one_line
 from hfvit.recipe import load_recipe
+from hfvit.run_file import read_run
 from hfvit.tables import aligned
 from hfvit.train import main as train
+from hfvit.yaml_files import read_yaml
 
 BEST_FILE = "best.yaml"
 STUDY_FILE = "sweep.db"
-FAILURES = (NonFiniteLossError, torch.OutOfMemoryError)  # of a trial, not of the search
+FAILURES = (NonFiniteLossError, OutOfMemory)  # of a trial, not of the search
 KINDS = "a list of choices, {range: [low, high]} or {log: [low, high]}"
 
 
 def read_space(path: str | Path) -> dict[str, Any]:
     """The search space of a YAML file: each key of a recipe with `KINDS`; raises `RecipeError` for anything else."""
     try:
-        space = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: the search space cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not valid YAML: {one_line(error)}") from None
+        space = read_yaml(Path(path))
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from None
     if not isinstance(space, dict) or not space:
         raise RecipeError(f"{path}: a search space is a mapping of a recipe's keys to {KINDS}.")
     return {key: _checked(path, key, values) for key, values in space.items()}
@@ -165,8 +164,7 @@ class Sweep:
                 trial.set_user_attr("failed", one_line(error))
                 print(f"failed: {one_line(error)}", flush=True)
                 raise
-        facts = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-        return facts["metrics"]["validation"][self.metric]
+        return read_run(folder)["metrics"]["validation"][self.metric]
 
     def _write_recipe(self, name: str, parameters: dict[str, Any]) -> Path:
         values = {**self.values, **parameters, "test_split": None, "output_dir": str(self.folder / name)}

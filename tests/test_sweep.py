@@ -8,9 +8,10 @@ from conftest import ROOT
 
 import hfvit.sweep
 from hfvit.cli import main
-from hfvit.errors import RecipeError
+from hfvit.errors import OutOfMemory, RecipeError
 from hfvit.recipe import load_recipe
 from hfvit.sweep import Sweep, read_space
+from hfvit.train import main as train
 
 SPACE = "learning_rate: {log: [1e-3, 1e-2]}\nlayer_decay: [0.8, 1.0]\nglobal_batch_size: {range: [8, 9]}\n"
 
@@ -83,6 +84,17 @@ def test_a_trial_that_breaks_is_counted(recipe):
     assert {trial.state.name for trial in search.ended()} == {"COMPLETE", "FAIL"}
     assert table.splitlines()[1].startswith("trial-001")
     assert "fail" in table.splitlines()[2]
+
+
+def test_a_trial_that_does_not_fit_into_memory_is_counted(recipe, monkeypatch):
+    def too_large(argv, callbacks):
+        if "trial-000" in argv[0]:
+            raise OutOfMemory("1 image does not fit.")
+        return train(argv, callbacks)
+
+    monkeypatch.setattr(hfvit.sweep, "train", too_large)
+    search = Sweep([str(recipe), "--max_steps", "1"], {"learning_rate": [1e-3, 1e-2]})
+    assert "fail" in search.run(2).splitlines()[2]
 
 
 @pytest.mark.parametrize(
