@@ -13,7 +13,7 @@ from hfvit.paths import is_local
 # Class names may look like paths (/m/01abc) and are none.
 _NAMES_OF_CLASSES = ("labels", "label", "label_names", "per_class")
 _ALWAYS_A_PATH = ("output_dir", "best_model_checkpoint", "logging_dir")
-_MAY_BE_LOCAL = ("dataset_name", "model_name_or_path", "base_model", "text_encoder")
+_MAY_BE_LOCAL = ("dataset_name", "model_name_or_path", "base_model", "text_encoder", "teacher")
 
 
 def public_text(text: str, name: str, facts: dict) -> str:
@@ -43,6 +43,7 @@ def local_names(facts: dict) -> set[str]:
         data.get("dataset_name"): data.get("is_local"),
         model.get("base_model"): model.get("is_local"),
         recipe.get("output_dir"): True,
+        recipe.get("teacher"): None,
         (model.get("texts") or {}).get("text_encoder"): (model.get("texts") or {}).get("is_local"),
     }
     return {name for name, local in names.items() if name and (is_local(name) if local is None else local)}
