@@ -107,7 +107,7 @@ def render_card(
         time=duration(facts["training"]["seconds"]),
         hardware=facts["hardware"],
         versions=facts["versions"],
-        recipe=facts["recipe"],
+        recipe=public["recipe"],
         command=_as_typed(public.get("command", "")),
         exports=export_rows(exports),
         onnx=sorted(exports.get("onnx", {})),

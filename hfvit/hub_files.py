@@ -22,6 +22,7 @@ ROOT = ("config.json", "preprocessor_config.json", "README.md", RUN_FILE, "recip
 ROOT += ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 ROOT += ("vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
 ROOT += (*WEIGHTS, "model-*-of-*.safetensors", "plots/*.png")
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors")  # of a LoRA run, in adapter/
 # Pictures of the data set, which need not be anybody else's to see.
 OF_THE_DATA = tuple(f"plots/{name}*.png" for name in ("training_images", "mistakes", "attention"))
 EXPORTS = {
@@ -67,6 +68,8 @@ def files_to_push(
         for path, file in _matching(root, "", ROOT)
         if not any(fnmatch(path, pattern) for pattern in OF_THE_DATA)
     }
+    if (facts.get("recipe") or {}).get("finetuning") == "lora":  # else the folder is of an earlier run
+        found |= dict(_matching(root, "adapter/", ADAPTER))
     for export in include:
         found |= _export(root, export)
     for name in WITHOUT_PATHS:
