@@ -6,6 +6,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from safetensors import safe_open
+
 from hfvit.artefacts import RECIPE_FILE
 from hfvit.errors import ModelError, RecipeError
 from hfvit.paths import temporary_file
@@ -145,19 +147,36 @@ def remove_checkpoints(output_dir: str | Path) -> None:
         shutil.rmtree(folder)
 
 
-def check_same_model(checkpoint: str, config) -> None:
-    """Raise `ModelError` when `checkpoint` belongs to another architecture, size or set of classes than `config`."""
+def check_same_model(checkpoint: str | Path, model) -> None:
+    """Raise `ModelError` when `checkpoint` is of another architecture, size, set of classes or LoRA than `model`."""
     try:
         saved = dict(json.loads((Path(checkpoint) / "config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise ModelError(f"resume_from_checkpoint: {checkpoint}/config.json cannot be read: {error}") from None
-    current = config.to_dict()
+    current = model.config.to_dict()
     for key in ("architecture", "model_args", "label_names", "fusion", "fusion_layers", "text_encoder_config"):
         if saved.get(key) != json.loads(json.dumps(current.get(key))):
             raise ModelError(
                 f"resume_from_checkpoint: {checkpoint} is of another model: its {key} is {saved.get(key)}, the"
                 f" recipe's is {current.get(key)}. Use the recipe that made it, or another output_dir."
             )
+    weights: dict[str, tuple[int, ...]] = {}
+    for file in Path(checkpoint).glob("model*.safetensors"):
+        with safe_open(file, framework="np") as tensors:
+            weights |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    held, wanted = _adapters(weights), _adapters({name: tuple(v.shape) for name, v in model.state_dict().items()})
+    if weights and held != wanted:
+        differs = "its LoRA has another rank or other targets than the recipe's"
+        if not (held and wanted):
+            differs = f"it has {'a' if held else 'no'} LoRA, and the recipe has {'one' if wanted else 'none'}"
+        raise ModelError(
+            f"resume_from_checkpoint: {checkpoint} was trained another way: {differs}. Use the recipe that made it, or"
+            " another output_dir."
+        )
+
+
+def _adapters(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    return {name.removeprefix("timm_model."): shape for name, shape in shapes.items() if ".lora_" in name}
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -19,7 +19,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers.trainer_utils import TrainOutput
 
-from hfvit.errors import ModelError
+from hfvit.errors import ModelError, RecipeError
 from hfvit.images import ArrayReader, ImageDataset
 from hfvit.metrics import trainer_metrics
 from hfvit.paths import temporary_file
@@ -47,6 +47,8 @@ class LinearProbeTrainer(HFViTTrainer):
 
     def __init__(self, *args, labels: list[str], c: list[float], passes: int = 0, class_balance="none", **kwargs):
         super().__init__(*args, **kwargs)
+        if self.is_sharded:
+            raise RecipeError("finetuning: linear_probe takes whole weights; launch without FSDP or DeepSpeed.")
         self.labels, self.c, self.passes, self.class_balance = labels, sorted(c), passes, class_balance
         self.model.freeze("backbone")
         self.body, self.classifier = body_and_classifier(self.model)
@@ -56,6 +58,11 @@ class LinearProbeTrainer(HFViTTrainer):
 
     def train(self, resume_from_checkpoint: str | None = None) -> TrainOutput:
         """Extract, solve for each C, and keep the best on the validation split in the model's classifier."""
+        if resume_from_checkpoint:
+            raise RecipeError(
+                f"resume_from_checkpoint: {resume_from_checkpoint} is of another run, for a linear probe has no"
+                " checkpoints; leave it out, with --overwrite_output_dir or another output_dir."
+            )
         start = time.perf_counter()
         self._record_trained()
         self.speed.start()

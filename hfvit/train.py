@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None, callbacks: Sequence[TrainerCallback] = (
     draws = [train_patch_sizes(model, model_args.patch_sizes)] if model_args.patch_sizes else []
     lora = add_lora(model, **finetuning.lora) if finetuning.finetuning == "lora" else None
     if checkpoint:
-        check_same_model(checkpoint, model.config)
+        check_same_model(checkpoint, model)
         logger.info("Resuming from %s", checkpoint)
 
     # Read

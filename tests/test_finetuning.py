@@ -15,8 +15,9 @@ from test_train import OUTPUT_FILES, files
 from transformers import AutoModelForImageClassification, TrainerCallback
 
 import hfvit.lora
-from hfvit.checkpoints import newest_checkpoint
+from hfvit.checkpoints import check_same_model, newest_checkpoint
 from hfvit.errors import ModelError, RecipeError
+from hfvit.hub_files import files_to_push
 from hfvit.linear_probe import AugmentedPasses, body_and_classifier, solve
 from hfvit.lora import add_lora, target_layers
 from hfvit.modeling import build_model
@@ -176,6 +177,11 @@ def test_a_lora_run_leaves_a_stock_checkpoint_and_the_adapter(write, start):
     torch.testing.assert_close(merged["blocks.1.attn.qkv.weight"], expected)
     assert torch.equal(merged["head.weight"], adapter["base_model.model.head.weight"])
     assert AutoModelForImageClassification.from_pretrained(out)(PIXELS).logits.shape == (4, 3)
+    assert "of LoRA (rank 2), merged into the weights" in (out / "README.md").read_text()
+    assert [file.path for file in files_to_push(out, "user/model")][1:3] == [
+        "adapter/adapter_config.json",
+        "adapter/adapter_model.safetensors",
+    ]
 
 
 def test_a_linear_probe_equals_scikit_learns_and_is_kept(write, start, caplog):
@@ -257,6 +263,25 @@ def test_the_benchmark_gives_a_row_for_each_way(tmp_path):
     [row] = json.loads(rows.read_text())["rows"]
     assert row["trained weights"] == 49 * 10
     assert row["peak MiB"] > 100
+
+
+def test_a_checkpoint_of_another_way_is_not_gone_on_from(tmp_path):
+    trainer = make_trainer(tmp_path / "full", num_train_epochs=1)
+    trainer.train()
+    full = newest_checkpoint(tmp_path / "full")
+    check_same_model(full, trainer.model)
+    trainer = make_trainer(tmp_path / "lora", num_train_epochs=1)
+    add_lora(trainer.model, rank=2, alpha=4)
+    with pytest.raises(ModelError, match="it has no LoRA, and the recipe has one"):
+        check_same_model(full, trainer.model)
+    trainer.train()
+    check_same_model(newest_checkpoint(tmp_path / "lora"), trainer.model)
+    other = make_trainer(tmp_path / "other").model
+    with pytest.raises(ModelError, match="it has a LoRA, and the recipe has none"):
+        check_same_model(newest_checkpoint(tmp_path / "lora"), other)
+    add_lora(other, rank=4, alpha=4)
+    with pytest.raises(ModelError, match="its LoRA has another rank or other targets"):
+        check_same_model(newest_checkpoint(tmp_path / "lora"), other)
 
 
 def test_no_probe_where_the_classifier_is_not_one_layer():

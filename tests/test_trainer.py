@@ -261,7 +261,7 @@ def test_an_output_folder_is_claimed_once(tmp_path):
         claim_output_dir(str(tmp_path / "file" / "out"), resume=None, overwrite=False)
     other = build_model([*LABELS, "white"], architecture="vit_tiny_patch16_224", image_size=16, timm_kwargs=MICRO)
     with pytest.raises(ModelError, match="its label_names is"):
-        check_same_model(str(tmp_path / "checkpoint-5"), other.config)
+        check_same_model(str(tmp_path / "checkpoint-5"), other)
 
 
 def test_fitted_ema_decay():
