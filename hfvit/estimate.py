@@ -16,8 +16,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import Trainer
 
 from hfvit.data import DIGITS
-from hfvit.errors import ModelError
+from hfvit.errors import ModelError, RecipeError
 from hfvit.live_bytes import LiveBytes
+from hfvit.lora import add_lora
 from hfvit.losses import cross_entropy
 from hfvit.modeling import HFViTForImageClassification, build_model
 from hfvit.param_groups import build_param_groups
@@ -63,14 +64,18 @@ def skeleton(recipe: Recipe) -> HFViTForImageClassification:
     if architecture is None:
         architecture, own, size = _architecture_of(model_args.model_name_or_path, model_args.model_revision, size)
     classes = 10 if recipe.data.dataset_name == DIGITS else CLASSES
+    finetuning = recipe.finetuning
     with torch.device("meta"):
-        return build_model(
+        model = build_model(
             [str(index) for index in range(classes)],
             architecture=architecture,
             image_size=size,
             timm_kwargs={**own, **model_args.timm_kwargs},
-            frozen=model_args.freeze,
+            frozen="backbone" if finetuning.finetuning == "linear_probe" else model_args.freeze,
         )
+        if finetuning.finetuning == "lora":
+            add_lora(model, **finetuning.lora)
+    return model
 
 
 def _architecture_of(name: str, revision: str | None, image_size: int | None) -> tuple[str, dict, int | None]:
@@ -134,8 +139,10 @@ def _bytes(tensors) -> int:
 
 
 def estimate(recipe: Recipe) -> str:
-    """The report that `hfvit train RECIPE --estimate` prints."""
+    """The report that `hfvit train RECIPE --estimate` prints; `RecipeError` for a model that reads texts."""
     args = recipe.training
+    if recipe.model.text_encoder:
+        raise RecipeError("--estimate: not available for a model of images with texts (text_encoder).")
     batch, precision = args.per_device_train_batch_size, args.mixed_precision
     checkpointing = bool(args.activation_checkpointing)
     own = step_memory(skeleton(recipe), batch, precision, checkpointing, args)
@@ -168,6 +175,10 @@ def estimate(recipe: Recipe) -> str:
         *_table(recipe, batch, available - process),
         "",
     ]
+    if recipe.finetuning.teacher:
+        lines.append("The teacher's weights and its forward pass come on top of these figures.")
+    if recipe.model.patch_sizes:
+        lines.append("These figures are for the model's own patch size; smaller patches need more.")
     if need <= available:
         return "\n".join([*lines, f"It fits: {size(need)} of {size(available)}."])
     return "\n".join(

@@ -90,3 +90,19 @@ def test_what_does_not_fit_is_told_with_what_helps(recipe, capsys):
     assert "It does not fit" in printed
     assert "--activation_checkpointing true" in printed
     assert "* more than there is" in printed
+
+
+def test_what_learns_is_what_the_recipe_says(recipe, capsys):
+    words = ["vit_small", "--use_cpu", "true", "--finetuning"]
+    whole, lora, probe = (
+        step_memory(skeleton(load_recipe([*words, way])), 4) for way in ("full", "lora", "linear_probe")
+    )
+    assert lora.gradients < 0.2 * whole.gradients
+    assert lora.weights > whole.weights
+    assert probe.held < lora.held < whole.held
+    with pytest.raises(SystemExit) as stop:
+        hfvit_command(
+            ["train", str(recipe), "--estimate", "--use_cpu", "true", "--text_encoder", "a/b", "--text_column", "c"]
+        )
+    assert stop.value.code == 2
+    assert "not available for a model of images with texts" in capsys.readouterr().err
