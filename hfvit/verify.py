@@ -70,10 +70,11 @@ def evaluate_again(folder: str | Path, batch_size: int = 32, device: str | None 
     """The checkpoint in `folder` on the splits that run.json names, read by its recipe."""
     facts = read_run(folder)
     classifier = load_classifier(folder, device)
-    accuracies = {}
+    accuracies, recipe = {}, facts["recipe"]
+    drawn = {"max_samples": recipe.get("max_eval_samples"), "seed": recipe.get("seed", 42)}
     for role in facts["metrics"]:
         name = None if role == "validation" else facts["data"]["splits"][role]["source"]
-        split = evaluation_split(folder, split=name, labels=classifier.labels)
+        split = evaluation_split(folder, split=name, labels=classifier.labels, **drawn)
         logits = classifier.logits(split.images(), batch_size)
         metric = ImageClassificationMetric(classifier.labels)
         accuracies[role] = metric.compute(predictions=logits, references=split.labels)["accuracy"]

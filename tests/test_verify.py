@@ -66,6 +66,14 @@ def test_the_checkpoint_is_evaluated_again(out, capsys):
     assert "differs    nothing" in printed
 
 
+def test_the_rows_that_a_recipe_drew_are_drawn_again(trained, capsys, tmp_path):
+    words = [str(trained.parent / "micro.yaml"), "--output_dir", str(tmp_path / "out"), "--num_train_epochs", "1"]
+    train([*words, "--max_eval_samples", "9"])
+    code, printed, _ = verify(capsys, tmp_path / "out", "--eval-only", "--device", "cpu")
+    assert code == 0
+    assert printed.count("+0.00   inside") == 2
+
+
 def test_other_versions_are_named(out, capsys):
     change(out, lambda facts: facts["versions"].update(timm="0.9"))
     code, printed, _ = verify(capsys, out, "--eval-only")
