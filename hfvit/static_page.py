@@ -81,10 +81,16 @@ def write_page(
     of their names, and others (`.git`, say) stay. `examples` are pictures (paths or URLs) that visitors can click.
     Raises `ModelError` for what no page can be made of, `DataError` for an example that is no picture.
     """
+    from hfvit.image_text import HFViTFusionConfig  # here: a wrong name is told before torch is imported
+
     file = browser_file(export)
     folder = check_page_folder(output, overwrite)
     artefact = find_artefact(file)
     head, steps = read_head(artefact), _steps(artefact)
+    if isinstance(head.config, HFViTFusionConfig):
+        raise ModelError(
+            f"{export} classifies images with texts, for which the page has no field; use `hfvit predict`."
+        )
     facts = read_export_facts(file.parent)
     title = title or Path(facts["source"] or file.parent.resolve().parent.name).name
     with _staged(folder) as page:

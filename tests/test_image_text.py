@@ -218,6 +218,24 @@ def test_the_command_predicts_pictures_with_a_text(fused, tmp_path, capsys):
     assert "no --text is given for 2 pictures" in message
 
 
+def test_a_run_is_reported_and_verified(fused, capsys):
+    for words in (["report", str(fused[0]), "--html"], ["verify", str(fused[0]), "--eval-only", "--device", "cpu"]):
+        with pytest.raises(SystemExit) as stop:
+            hfvit_command(words)
+        assert not stop.value.code, capsys.readouterr().err
+    assert capsys.readouterr().out.count("+0.00   inside") == 2
+    assert "There are no attention maps: the model reads texts, too." in (fused[0] / "report.html").read_text()
+
+
+def test_no_demo_has_a_field_for_texts(exported, tmp_path, capsys):
+    for words in ([str(exported.parent)], [str(exported), "--static", str(tmp_path / "page")]):
+        with pytest.raises(SystemExit) as stop:
+            hfvit_command(["demo", *words])
+        assert stop.value.code == 2
+        assert "classifies images with texts, for which the" in capsys.readouterr().err
+    assert not (tmp_path / "page").exists()
+
+
 PAGE = (ROOT / "docs" / "image_text.md").read_text()
 
 

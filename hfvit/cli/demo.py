@@ -96,6 +96,10 @@ def _serve(options: argparse.Namespace) -> None:
     from hfvit.inference import load_classifier
 
     classifier = load_classifier(options.artefact, options.device, options.threads)
+    if classifier.text_reader:
+        raise HFViTError(
+            f"{options.artefact} classifies images with texts, for which the app has no field; use `hfvit predict`."
+        )
     serve(
         gradio,
         classifier,
