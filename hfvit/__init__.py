@@ -9,6 +9,7 @@ __version__ = version("hfvit")
 _HOME_OF = {
     "AugmentationArguments": "config",
     "DataArguments": "config",
+    "FinetuningArguments": "finetuning_args",
     "ModelArguments": "config",
     "RunArguments": "config",
     "HFViTTrainingArguments": "training_args",
