@@ -7,6 +7,7 @@ os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALL
 # Micro models gain nothing from more threads, and lose much when two test processes share the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -114,3 +115,10 @@ def run_command(*words: str, cwd: Path = ROOT, **environment: str) -> subprocess
         text=True,
         timeout=300,
     )
+
+
+def free_port(address: str = "127.0.0.1") -> int:
+    """A port that nobody listened on a moment ago."""
+    with socket.socket() as free:
+        free.bind((address, 0))
+        return free.getsockname()[1]

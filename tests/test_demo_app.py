@@ -1,14 +1,13 @@
 """`hfvit demo`: the app as a user starts it, asked by gradio's own client and looked at in a browser."""
 
 import signal
-import socket
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 from browser import Visit, chromium
-from conftest import ARCHITECTURE, LABELS, MICRO, ROOT, coloured_image
+from conftest import ARCHITECTURE, LABELS, MICRO, ROOT, coloured_image, free_port
 from graphs import write_configs, write_graph
 
 import hfvit
@@ -36,9 +35,7 @@ def photo(checkpoint):
 @pytest.fixture(scope="module")
 def app(checkpoint, photo):
     """The running command, and the line that tells its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     words = ["demo", checkpoint, "--port", port, "--threads", 1, "--top_k", 2, "--examples", photo]
     with subprocess.Popen(
         [sys.executable, "-c", COMMAND, *map(str, words)],

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -11,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from conftest import MICRO_RECIPE, ROOT, run_command
+from conftest import MICRO_RECIPE, ROOT, free_port, run_command
 
 from hfvit.checkpoints import newest_checkpoint
 from hfvit.errors import run
@@ -57,9 +56,7 @@ class Machines:
     """Two machines of one process, each with what it printed."""
 
     def __init__(self, logs: Path, *words):
-        with socket.socket() as free:
-            free.bind((FIRST, 0))
-            port = free.getsockname()[1]
+        port = free_port(FIRST)
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         self.logs = [logs / f"machine{rank}.txt" for rank in range(2)]
         self.processes = []
