@@ -1,6 +1,8 @@
 """Programs that never heard of hfvit, on a folder that it exported: transformers.js and ORTModel."""
 
+import itertools
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -9,15 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from browser import Visit, chromium, served
 from conftest import ARCHITECTURE, LABELS, MICRO
 from loopback_hub import LoopbackHub
 from PIL import Image
 from transformers import set_seed
 
 import hfvit
+from hfvit.cli import main as hfvit_command
 from hfvit.commands import main as export
 from hfvit.modeling import build_model
 from hfvit.push import Destination, push
+from hfvit.web_runtime import TESTED, TESTED_RUNTIME
 
 CLIENTS = Path(__file__).parent / "clients"
 pytestmark = pytest.mark.integration
@@ -63,8 +68,8 @@ def agree(answers: list[dict[str, float]], scores: list[dict[str, float]], toler
 
 
 @pytest.fixture(scope="module")
-def classify(tmp_path_factory):
-    """transformers.js, installed from npm; its image library resizes in other ways than Pillow."""
+def npm_folder(tmp_path_factory):
+    """transformers.js, installed from npm, with the scripts of clients/ beside it."""
     npm = shutil.which("npm")
     if npm is None or shutil.which("node") is None:
         pytest.skip("transformers.js needs node and npm")
@@ -79,15 +84,21 @@ def classify(tmp_path_factory):
         pytest.skip(f"npm cannot install transformers.js: {installed.stderr.strip().splitlines()[-1]}")
     for script in CLIENTS.glob("*.mjs"):
         shutil.copy(script, folder)
+    yield folder
+    shutil.rmtree(folder)  # half a gigabyte
+
+
+@pytest.fixture(scope="module")
+def classify(npm_folder):
+    """transformers.js in Node; its image library resizes in other ways than Pillow."""
 
     def run(*words, pictures: dict[str, Path], script: str = "classify.mjs") -> list[dict[str, float]]:
-        command = ["node", folder / script, *words, *pictures.values()]
+        command = ["node", npm_folder / script, *words, *pictures.values()]
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
         return [{row["label"]: row["score"] for row in rows} for rows in json.loads(done.stdout)]
 
-    yield run
-    shutil.rmtree(folder)  # half a gigabyte
+    return run
 
 
 def test_transformers_js_agrees_with_pytorch(classify, exported, pictures):
@@ -109,6 +120,95 @@ def test_transformers_js_loads_what_was_pushed(classify, exported, pictures, mon
         push(exported, Destination("user/js"), include=["onnx"])
         answers = classify(hub.url, "user/js", "fp32", pictures=pictures, script="classify_hub.mjs")
     agree(answers, expected(exported, pictures), (1e-4, 0.05))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as browser:
+        yield browser
+
+
+def write_page(*words) -> None:
+    with pytest.raises(SystemExit) as stop:
+        hfvit_command(["demo", *map(str, words)])
+    assert stop.value.code == 0
+
+
+def test_the_page_agrees_with_pytorch(browser, exported, npm_folder, pictures, tmp_path):
+    """In Chromium, on its own files alone: pictures dropped and chosen, of any size, and a file that is none."""
+    write_page(
+        exported / "onnx", "--static", tmp_path / "page", "--vendor", npm_folder, "--examples", pictures["other"]
+    )
+    quantised = expected(exported / "onnx" / "model_quantized.onnx", pictures)
+    (tmp_path / "notes.png").write_text("not a picture")
+    with served(tmp_path / "page") as address:
+        visit = Visit(browser, address)
+        assert visit.wait("ready", "failed") == "Ready. Give it a picture."
+        visit.drop(pictures["same"])
+        answers = [visit.bars()]
+        assert "no picture" in visit.choose(tmp_path / "notes.png")
+        assert visit.bars() == {}
+        said = visit.choose(pictures["other"])
+        answers.append(visit.bars())
+        visit.press_example()
+        assert visit.bars() == pytest.approx(answers[1], abs=0.1)  # a copy in WebP
+        visit.close()
+    # Unlike Node's, the page's resize is Pillow's own.
+    agree(answers, quantised, (1e-2, 1e-2))
+    assert [max(row, key=row.get) for row in answers] == [
+        max(row, key=row.get) for row in expected(exported, pictures)
+    ]
+    assert said.startswith(max(answers[1], key=answers[1].get))
+    assert (visit.elsewhere, visit.errors) == ([], [])
+
+
+def test_the_page_takes_float32_from_a_cdn(browser, exported, npm_folder, pictures, tmp_path):
+    """npm's files stand in for the CDN's; where the server isolates the page, ONNX Runtime may use several threads."""
+    write_page(exported / "onnx" / "model.onnx", "--static", tmp_path / "page")
+    isolating = (("Cross-Origin-Opener-Policy", "same-origin"), ("Cross-Origin-Embedder-Policy", "require-corp"))
+    with served(tmp_path / "page", isolating) as address:
+        visit = Visit(
+            browser, address, lambda url: npm_folder / "node_modules" / re.sub(r"^.*/npm/|@\d[^/]*", "", url)
+        )
+        visit.choose(pictures["same"])  # before the model is there
+        answers = [visit.bars()]
+        visit.choose(pictures["other"])
+        answers.append(visit.bars())
+        isolated = visit.page.evaluate("crossOriginIsolated")
+        visit.close()
+    agree(answers, expected(exported, pictures), (1e-4, 1e-2))
+    runtime = f"https://cdn.jsdelivr.net/npm/onnxruntime-web@{TESTED_RUNTIME}/dist/ort-wasm-simd-threaded"
+    library = f"https://cdn.jsdelivr.net/npm/@huggingface/transformers@{TESTED}/dist/transformers.min.js"
+    assert set(visit.elsewhere) == {library, f"{runtime}.mjs", f"{runtime}.wasm"}
+    assert (isolated, visit.errors) == (True, [])
+
+
+def test_the_page_resizes_as_pillow_does(browser, exported, tmp_path):
+    """Bit for bit, by every filter, smaller and larger."""
+    write_page(exported / "onnx", "--static", tmp_path / "page")
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (37, 61, 3), dtype=np.uint8))
+    with served(tmp_path / "page") as address:
+        visit = Visit(browser, address)
+        for filter, (height, width) in itertools.product(range(6), ((16, 24), (80, 70), (37, 20), (50, 61))):
+            steps = {"resize": [height, width], "crop": None, "resample": filter}
+            got = visit.page.evaluate(
+                """async ([data, width, height, steps]) => {
+                    const { fitted } = await import("./pixels.js");
+                    return Array.from(fitted({ data, width, height }, steps).data);
+                }""",
+                [np.asarray(image.convert("RGBA")).ravel().tolist(), 61, 37, steps],
+            )
+            wanted = np.asarray(image.resize((width, height), Image.Resampling(filter)))
+            np.testing.assert_array_equal(np.array(got).reshape(height, width, 4)[..., :3], wanted)
+        visit.close()
+
+
+def test_the_page_from_a_file_tells_what_it_needs(browser, exported, tmp_path):
+    write_page(exported / "onnx", "--static", tmp_path / "page")
+    visit = Visit(browser, (tmp_path / "page" / "index.html").as_uri())
+    visit.page.wait_for_timeout(1600)
+    assert "python -m http.server" in visit.page.inner_text("#needs-server:visible")
+    visit.close()
 
 
 @pytest.mark.slow

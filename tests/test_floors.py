@@ -12,32 +12,26 @@ FLOORS = [
     | {"option_types", "plots", "resize", "speed", "tables", "versions", "whole", "export/family", "export/graph"}
     | {"export/half"},
     {"attention", "config", "decode", "engine_batches", "first_batch", "hardware", "param_groups", "patch_size"}
-    | {"paths", "picture_plots", "policies", "shipped", "token_merging", "export/fuse", "export/image_steps"}
-    | {"export/text_inputs", "export/triton", "export/trt_backends", "export/trt_graph", "export/trt_watch"},
+    | {"paths", "picture_plots", "policies", "shipped", "token_merging", "web_runtime", "export/fuse"}
+    | {"export/image_steps", "export/text_inputs", "export/triton", "export/trt_backends", "export/trt_graph"}
+    | {"export/trt_watch"},
     {"artefacts", "augment", "doctor", "engine_runtime", "eval_results", "example_file", "execution_providers"}
-    | {
-        "finetuning_args",
-        "lora",
-        "pictures",
-        "pixels",
-        "progress",
-        "public",
-        "texts",
-        "export/int8_fused",
-        "export/preprocess",
-    },
+    | {"finetuning_args", "lora", "pictures", "pixels", "progress", "public", "texts"}
+    | {"export/int8_fused", "export/preprocess"},
     {"backends", "checkpoints", "data", "engine_backend", "images", "metrics", "micro_batches", "modeling"}
     | {"training_args", "cli/options", "export/check", "export/quantize"},
     {"balance", "examples", "fitting", "image_text", "json_files", "objective", "stream_source", "temperature"},
     {"run_file", "run_temperature", "saving", "stream", "export/folder"},
-    {"engines", "export_table", "nan_policy"},
+    {"engines", "export_table", "nan_policy", "static_page"},
     {"evaluation_split", "inference", "recipe", "report", "run_json", "trainer"},
-    {"calibration", "hub", "linear_probe", "predict", "validate", "export/onnx", "export/tensorrt"},
-    {"finetuning", "hub_files", "report_page", "export/stages"},
+    {"attention_view", "calibration", "hub", "linear_probe", "predict", "validate", "export/onnx"}
+    | {"export/tensorrt"},
+    {"demo_app", "finetuning", "hub_files", "report_page", "export/stages"},
     {"push"},
     {"train", "export/engine_stages"},
     {"sweep"},
-    {"commands", "cli/listings", "cli/predict", "cli/push", "cli/report", "cli/sweep", "cli/train", "cli/validate"},
+    {"commands", "cli/demo", "cli/listings", "cli/predict", "cli/push", "cli/report", "cli/sweep", "cli/train"}
+    | {"cli/validate"},
     {"engine_commands"},
 ]
 FLOOR_OF = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}

@@ -11,6 +11,7 @@ import torch
 from conftest import ROOT, coloured_image, run_command
 from loopback_hub import LoopbackHub
 
+from hfvit.cli import build_parser
 from hfvit.cli import main as hfvit_command
 from hfvit.commands import main as export_onnx
 from hfvit.engine_commands import add_arguments, export_tensorrt_command
@@ -35,6 +36,10 @@ LISTINGS = ("hfvit recipes", "hfvit doctor")
 PUSHES = [c for c in COMMANDS if c.startswith("hfvit push ")]
 LOGIN = "hf auth login"  # asks for a token
 SERVING = [c for c in COMMANDS if c.startswith(("hfvit predict ", "hfvit validate ", "hfvit report "))]
+DEMOS = [c for c in COMMANDS if c.startswith("hfvit demo ")]
+AROUND_DEMOS = {'pip install -e ".[demo]"', "python -m http.server -d page"} | {
+    c for c in COMMANDS if c.startswith(("npm install @huggingface/transformers", "hf upload "))
+}
 
 
 def recipe_and_options(command: str) -> list[str]:
@@ -58,6 +63,9 @@ def test_every_command_is_known_to_this_test():
     assert set(COMMANDS) == CI_RUNS | listings | set(TRAINING) | set(SWEEPS) | set(EXPORTS) | set(SERVING) | {
         LOGIN,
         *PUSHES,
+    } | {
+        *DEMOS,
+        *AROUND_DEMOS,
     }
     assert {c.split()[1] for c in SERVING} == {"predict", "validate", "report"}
 
@@ -156,6 +164,21 @@ def test_serving_commands_run(exported, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "grid.png").stat().st_size > 0
     assert len((tmp_path / "predictions.jsonl").read_text().splitlines()) == 2
     assert json.loads((tmp_path / "gate.json").read_text())["passed"]
+
+
+@pytest.mark.integration
+def test_demo_commands_run_or_parse(exported, tmp_path, monkeypatch, capsys):
+    """test_demo_app.py serves an app, test_clients.py looks at pages with npm's files in them."""
+    (tmp_path / "outputs").symlink_to(exported.parent)
+    monkeypatch.chdir(tmp_path)
+    for command in DEMOS:
+        words = shlex.split(command)[1:]
+        assert build_parser().parse_args(words).artefact
+        if "--static" in words and "--vendor" not in words:
+            with pytest.raises(SystemExit) as stop:
+                hfvit_command(words)
+            assert stop.value.code == 0, (command, capsys.readouterr().err)
+    assert (tmp_path / "page" / "index.html").exists()
 
 
 @pytest.mark.integration

@@ -4,10 +4,10 @@ import argparse
 import sys
 
 import hfvit
-from hfvit.cli import listings, predict, push, report, sweep, train, validate
+from hfvit.cli import demo, listings, predict, push, report, sweep, train, validate
 from hfvit.errors import run
 
-COMMANDS = (train, sweep, validate, predict, report, push, listings)
+COMMANDS = (train, sweep, validate, predict, report, demo, push, listings)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -26,12 +26,10 @@ def traced_texts(model: torch.nn.Module, batch: int, batch_axis: Dim | None) -> 
     """Texts to trace `model` with, and their free axes; nothing for a model of images alone."""
     if not reads_texts(model):
         return {}, {}
-    longest = model.config.max_text_length
     device = next(model.parameters()).device
-    texts = model.example_texts(batch, min(longest, TRACED_TOKENS), torch.Generator().manual_seed(0))
-    axes = {} if batch_axis is None else {0: batch_axis}
-    if longest > TRACED_TOKENS:
-        axes[1] = Dim(TOKEN_AXIS, min=1, max=longest)
+    texts = model.example_texts(batch, TRACED_TOKENS, torch.Generator().manual_seed(0))
+    axes = {1: Dim(TOKEN_AXIS, min=1, max=max(TRACED_TOKENS, model.config.max_text_length))}
+    axes |= {} if batch_axis is None else {0: batch_axis}
     return {name: values.to(device) for name, values in texts.items()}, dict.fromkeys(texts, axes)
 
 
@@ -39,17 +37,12 @@ def compared_texts(model: torch.nn.Module, batch: int, generator: torch.Generato
     """Texts to compare a graph on: longer ones in larger batches."""
     if not reads_texts(model):
         return {}
-    longest = model.config.max_text_length
-    tokens = longest if longest <= TRACED_TOKENS else min(longest, 2 * batch - 1)
-    return model.example_texts(batch, tokens, generator)
+    return model.example_texts(batch, min(model.config.max_text_length, 2 * batch - 1), generator)
 
 
 def text_facts(model: torch.nn.Module, batch: int | str) -> dict:
     """What export.json says of these inputs."""
     if not reads_texts(model):
         return {}
-    tokens = min(model.config.max_text_length, TRACED_TOKENS)
-    shape = [batch, tokens if model.config.max_text_length <= TRACED_TOKENS else TOKEN_AXIS]
-    return {
-        "text_inputs": [{"name": name, "type": "int64", "shape": shape} for name in ("input_ids", "attention_mask")]
-    }
+    names = ("input_ids", "attention_mask")
+    return {"text_inputs": [{"name": name, "type": "int64", "shape": [batch, TOKEN_AXIS]} for name in names]}

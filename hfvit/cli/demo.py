@@ -1,0 +1,116 @@
+"""`hfvit demo`"""
+
+import argparse
+
+from hfvit.cli.options import quiet_libraries
+from hfvit.errors import DataError, HFViTError
+from hfvit.option_types import above_0
+
+EPILOG = """\
+Without --static: an app on this machine, for any artefact that `hfvit predict` takes. It needs gradio:
+  pip install "hfvit[demo]"
+It listens on 127.0.0.1 alone unless --host or --share says otherwise.
+
+With --static: a folder with a page that runs an export in the visitor's browser, by transformers.js. Any static server
+serves it: a static Space on the Hub, GitHub Pages, or `python -m http.server` in the folder.
+
+examples:
+  hfvit demo outputs/quickstart
+  hfvit demo outputs/quickstart --examples photos/ --port 8080
+  hfvit demo outputs/quickstart/onnx --static page
+  hfvit demo outputs/quickstart/onnx --static page --vendor node_modules --overwrite
+"""
+
+APP_ONLY = ("device", "threads", "host", "port", "share")
+PAGE_ONLY = ("vendor", "title", "overwrite")
+
+
+def add(commands) -> None:
+    parser = commands.add_parser(
+        "demo",
+        help="show a classifier in a browser",
+        description="Serve an app for a classifier, or write a static page that runs its export in the browser.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("artefact", metavar="ARTEFACT", help="checkpoint folder, Hub id, .onnx file or export folder")
+    parser.add_argument("--top_k", type=above_0, default=5, help="classes shown of each picture [%(default)s]")
+    parser.add_argument("--examples", metavar="FOLDER", help="pictures to click on: a folder, pattern or file [none]")
+    app = parser.add_argument_group("the app")
+    app.add_argument("--device", help="cpu, cuda, cuda:1, ... [cuda where there is one]")
+    app.add_argument("--threads", type=above_0, help="threads of the processor [PyTorch's own number]")
+    app.add_argument("--host", help="address to listen on; 0.0.0.0 lets the network in [127.0.0.1]")
+    app.add_argument("--port", type=above_0, help="[the first free one from 7860 on]")
+    app.add_argument("--share", action="store_true", help="open a public tunnel through gradio's servers")
+    page = parser.add_argument_group("the static page")
+    page.add_argument("--static", metavar="DIR", help="write the page into this folder and serve nothing")
+    page.add_argument(
+        "--vendor", metavar="FOLDER", help="copy transformers.js from here, where npm installed it [a CDN]"
+    )
+    page.add_argument("--title", help="heading of the page [the checkpoint's name]")
+    page.add_argument("--overwrite", action="store_true", help="replace files of a page in DIR; others stay")
+    parser.set_defaults(command=demo)
+
+
+def demo(options: argparse.Namespace) -> None:
+    """`hfvit demo ARTEFACT`"""
+    for name in APP_ONLY if options.static else PAGE_ONLY:
+        if getattr(options, name):
+            raise HFViTError(f"--{name} {'does not go with' if options.static else 'needs'} --static.")
+    if options.static:
+        _write(options)
+    else:
+        _serve(options)
+
+
+def _write(options: argparse.Namespace) -> None:
+    from hfvit.static_page import browser_file, check_page_folder, write_page
+    from hfvit.web_runtime import from_cdn, from_npm
+
+    browser_file(options.artefact)
+    check_page_folder(options.static, options.overwrite)
+    runtime = from_npm(options.vendor) if options.vendor else from_cdn()
+    quiet_libraries()
+    file = write_page(
+        options.artefact,
+        options.static,
+        runtime,
+        title=options.title,
+        examples=_examples(options),
+        top_k=options.top_k,
+        overwrite=options.overwrite,
+    )
+    print(
+        f"{options.static}: a page that runs {file.name}. Look at it with: python -m http.server -d {options.static}"
+    )
+
+
+def _serve(options: argparse.Namespace) -> None:
+    from hfvit.artefacts import find_artefact
+    from hfvit.demo_app import load_gradio, serve
+
+    find_artefact(options.artefact)
+    examples = _examples(options)
+    gradio = load_gradio()
+    quiet_libraries()
+    from hfvit.inference import load_classifier
+
+    classifier = load_classifier(options.artefact, options.device, options.threads)
+    serve(
+        gradio,
+        classifier,
+        host=options.host or "127.0.0.1",
+        port=options.port,
+        share=options.share,
+        top_k=options.top_k,
+        examples=examples,
+    )
+
+
+def _examples(options: argparse.Namespace) -> list[str]:
+    from hfvit.pictures import find_pictures
+
+    names, wrong = find_pictures([options.examples] if options.examples else [])
+    if wrong:
+        raise DataError(f"--examples: {wrong[0]}.")
+    return names

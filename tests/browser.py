@@ -1,0 +1,125 @@
+"""Chromium on a folder that a loopback server serves. Whatever a page asks of another host is refused and noted."""
+
+import shutil
+import threading
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+LOAD_MS = 30_000
+
+
+class _Handler(SimpleHTTPRequestHandler):
+    headers_sent: tuple[tuple[str, str], ...] = ()
+
+    def end_headers(self):
+        for name, value in self.headers_sent:
+            self.send_header(name, value)
+        super().end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+@contextmanager
+def served(folder: Path, headers: tuple[tuple[str, str], ...] = ()):
+    """The address of a folder on a free port of the loopback interface."""
+    handler = type("Handler", (_Handler,), {"headers_sent": headers})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@contextmanager
+def chromium():
+    """A headless Chromium; the test is skipped where there is none."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("no chromium on PATH")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+class Visit:
+    """A visitor of the page at `address`: what the page shows, and what went wrong behind it.
+
+    `elsewhere` holds the addresses on other hosts that the page asked for. `answers` maps such an address to the file
+    that stands in for it; any other request elsewhere is refused.
+    """
+
+    def __init__(self, browser, address: str, answers=None, **context):
+        self.elsewhere, self.errors = [], []
+        self.context = browser.new_context(**context)
+        self.page = self.context.new_page()
+        self.page.on("console", lambda message: message.type == "error" and self.errors.append(message.text))
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+
+        def decide(route):
+            url = route.request.url
+            if url.startswith((address, "blob:", "data:")):
+                return route.continue_()
+            self.elsewhere.append(url)
+            if answers and (file := answers(url)):
+                return route.fulfill(path=file, headers={"access-control-allow-origin": "*", **_CDN_HEADERS})
+            return route.abort()
+
+        self.context.route("**/*", decide)
+        self.page.goto(address)
+
+    def wait(self, *states: str) -> str:
+        """Until the page is in one of the states; what its status then says."""
+        # By selector: the page's policy forbids the evaluation of strings, which wait_for_function does.
+        self.page.wait_for_selector(",".join(f"body[data-state={state}]" for state in states), timeout=LOAD_MS)
+        return self.page.inner_text("#status")
+
+    def bars(self) -> dict[str, float]:
+        """The classes shown, with the probabilities that their bars stand for."""
+        rows = self.page.eval_on_selector_all(
+            "#results li",
+            "rows => rows.map(row => [row.querySelector('.name').textContent, +row.dataset.probability])",
+        )
+        return dict(rows)
+
+    def choose(self, picture: Path) -> str:
+        """Give the page a file as its picker does; what its status says of it."""
+        self.page.set_input_files("#file", str(picture))
+        return self.wait("answered", "refused", "failed")
+
+    def drop(self, picture: Path) -> str:
+        """Let a file fall on the page, as from a file manager."""
+        transfer = self.page.evaluate_handle(
+            """([name, bytes]) => {
+                const transfer = new DataTransfer();
+                transfer.items.add(new File([new Uint8Array(bytes)], name, { type: "image/png" }));
+                return transfer;
+            }""",
+            [picture.name, list(picture.read_bytes())],
+        )
+        self.page.dispatch_event("#drop", "drop", {"dataTransfer": transfer})
+        return self.wait("answered", "refused", "failed")
+
+    def press_example(self) -> str:
+        """By the keyboard alone."""
+        self.page.evaluate("document.querySelector('#results').replaceChildren()")
+        self.page.focus("#examples button")
+        self.page.keyboard.press("Enter")
+        self.page.wait_for_selector("#results li", timeout=LOAD_MS)
+        return self.wait("answered")
+
+    def close(self):
+        self.context.close()
+
+
+_CDN_HEADERS = {"cross-origin-resource-policy": "cross-origin"}

@@ -1,0 +1,187 @@
+// What the visitor sees and does. The model lives in worker.js.
+
+const element = (id) => document.getElementById(id);
+const [file, drop, preview, status, results] = ["file", "drop", "preview", "status", "results"].map(element);
+const [gauge, fill, answer, camera, video, shoot] = ["gauge", "fill", "answer", "camera", "video", "shoot"].map(element);
+
+element("needs-server").remove(); // modules do not run from file://, so the notice stays there
+const base = new URL(".", location.href).href;
+let worker;
+let isReady = false;
+let current = 0; // the picture that is shown; older answers are dropped
+let waiting = null;
+
+function say(text, kind = "") {
+  status.textContent = text;
+  status.className = kind;
+}
+
+function megabytes(bytes) {
+  return (bytes / 1e6).toFixed(1);
+}
+
+const replies = {
+  progress({ loaded, total }) {
+    fill.style.transform = `scaleX(${loaded / total})`;
+    gauge.setAttribute("aria-valuenow", Math.round((100 * loaded) / total));
+    const isLoaded = loaded >= total;
+    say(isLoaded ? "Starting the model…" : `Loading the model: ${megabytes(loaded)} of ${megabytes(total)} MB`);
+  },
+  ready() {
+    isReady = true;
+    gauge.hidden = true;
+    say("Ready. Give it a picture.");
+    document.body.dataset.state = "ready";
+    if (waiting) ask(waiting);
+  },
+  failed({ text }) {
+    gauge.hidden = true;
+    say(`The model could not be loaded: ${text}`, "error");
+    document.body.dataset.state = "failed";
+  },
+  answer({ id, best, milliseconds, seen, size }) {
+    if (id !== current) return;
+    showBars(best);
+    showSeen(seen);
+    element("time").textContent = `${milliseconds < 10 ? milliseconds.toFixed(1) : Math.round(milliseconds)} ms`;
+    element("given").textContent = size.join(" × ");
+    answer.hidden = false;
+    say(`${best[0].label}, ${percent(best[0].probability)}`, "done");
+    document.body.dataset.state = "answered";
+  },
+  refused({ id, text }) {
+    if (id === current) refuse(text);
+  },
+};
+
+function refuse(text) {
+  clear();
+  preview.hidden = true;
+  say(text, "error");
+  document.body.dataset.state = "refused";
+}
+
+function clear() {
+  results.replaceChildren();
+  answer.hidden = true;
+}
+
+function percent(share) {
+  if (share > 0 && share < 0.0005) return "<0.1%";
+  return new Intl.NumberFormat("en", { style: "percent", minimumFractionDigits: 1, maximumFractionDigits: 1 }).format(share);
+}
+
+function showBars(best) {
+  results.replaceChildren(
+    ...best.map(({ label, probability }) => {
+      const row = document.createElement("li");
+      row.dataset.probability = probability;
+      const [name, share, bar] = ["name", "share", "bar"].map((kind) => {
+        const part = document.createElement("span");
+        part.className = kind;
+        return part;
+      });
+      name.textContent = name.title = label;
+      share.textContent = percent(probability);
+      bar.append(document.createElement("i"));
+      row.append(name, share, bar);
+      // After the first paint, so that the bar grows.
+      requestAnimationFrame(() => requestAnimationFrame(() => (bar.firstChild.style.transform = `scaleX(${probability})`)));
+      return row;
+    }),
+  );
+}
+
+function showSeen({ data, width, height }) {
+  const canvas = element("seen");
+  [canvas.width, canvas.height] = [width, height];
+  canvas.getContext("2d").putImageData(new ImageData(data, width, height), 0, 0);
+}
+
+/** Show a picture and ask the model, at once or when it is there. */
+function take(picture) {
+  if (!picture) return;
+  current += 1;
+  clear();
+  URL.revokeObjectURL(preview.src);
+  preview.src = URL.createObjectURL(picture);
+  preview.hidden = false;
+  document.body.dataset.state = "asked";
+  if (isReady) ask(picture);
+  else waiting = picture;
+}
+
+function ask(picture) {
+  waiting = null;
+  say("Looking…");
+  worker.postMessage({ kind: "classify", id: current, picture });
+}
+
+function pictureIn(transfer) {
+  const files = [...(transfer?.files ?? [])];
+  return files.find((one) => one.type.startsWith("image/")) ?? files[0];
+}
+
+preview.addEventListener("error", () => (preview.hidden = true));
+file.addEventListener("change", () => {
+  take(file.files[0]);
+  file.value = ""; // the same file may be chosen again
+});
+addEventListener("paste", (event) => take(pictureIn(event.clipboardData)));
+addEventListener("dragover", (event) => {
+  event.preventDefault();
+  drop.classList.add("over");
+});
+addEventListener("dragleave", (event) => event.relatedTarget ?? drop.classList.remove("over"));
+addEventListener("drop", (event) => {
+  event.preventDefault();
+  drop.classList.remove("over");
+  const picture = pictureIn(event.dataTransfer);
+  if (picture) take(picture);
+  else refuse("That was no file. Save the picture first, then drop it here.");
+});
+for (const example of document.querySelectorAll("#examples button")) {
+  example.addEventListener("click", async () => take(await (await fetch(example.firstElementChild.src)).blob()));
+}
+
+if (navigator.mediaDevices?.getUserMedia) camera.hidden = false;
+camera.addEventListener("click", async () => {
+  try {
+    video.srcObject = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
+  } catch (error) {
+    say(`The camera cannot be used: ${error.message}`, "error");
+    return;
+  }
+  element("viewfinder").showModal();
+});
+element("viewfinder").addEventListener("close", () => {
+  for (const track of video.srcObject?.getTracks() ?? []) track.stop();
+  video.srcObject = null;
+});
+shoot.addEventListener("click", () => {
+  const canvas = document.createElement("canvas");
+  [canvas.width, canvas.height] = [video.videoWidth, video.videoHeight];
+  canvas.getContext("2d").drawImage(video, 0, 0);
+  canvas.toBlob((picture) => {
+    element("viewfinder").close();
+    take(picture);
+  });
+});
+
+/** A worker of a blob is held to this page's Content-Security-Policy; one of a file would be held to none. */
+function startWorker() {
+  const source = new Blob([`import ${JSON.stringify(`${base}worker.js`)};`], { type: "text/javascript" });
+  const started = new Worker(URL.createObjectURL(source), { type: "module" });
+  started.onmessage = ({ data }) => replies[data.kind](data);
+  started.onerror = (event) => replies.failed({ text: event.message || "its script cannot be run in this browser" });
+  return started;
+}
+
+try {
+  const answered = await fetch("page.json", { cache: "no-cache" });
+  if (!answered.ok) throw new Error(`page.json: ${answered.status} ${answered.statusText}`);
+  worker = startWorker();
+  worker.postMessage({ kind: "start", page: await answered.json(), base });
+} catch (error) {
+  replies.failed({ text: error.message });
+}

@@ -1,0 +1,129 @@
+// A decoded picture -> the model's input, step by step as hfvit's Python does it.
+//
+// Browsers shrink a picture on a canvas without the antialiasing filter that the model was trained with, and
+// transformers.js leaves it to them. This is Pillow's own arithmetic (src/libImaging/Resample.c), so the page sees
+// what evaluation saw.
+
+const BITS = 22; // of the fixed-point weights
+
+const sinc = (x) => (x === 0 ? 1 : Math.sin(Math.PI * x) / (Math.PI * x));
+
+// By Pillow's numbers: half the width of the filter, and the filter.
+const FILTERS = {
+  1: [3, (x) => (Math.abs(x) < 3 ? sinc(x) * sinc(x / 3) : 0)], // Lanczos
+  2: [1, (x) => Math.max(0, 1 - Math.abs(x))], // bilinear
+  3: [2, bicubic],
+  4: [0.5, (x) => (x > -0.5 && x <= 0.5 ? 1 : 0)], // box
+  5: [1, (x) => (Math.abs(x) < 1 ? sinc(x) * (0.54 + 0.46 * Math.cos(Math.PI * x)) : 0)], // Hamming
+};
+
+function bicubic(x) {
+  const a = -0.5;
+  x = Math.abs(x);
+  if (x < 1) return ((a + 2) * x - (a + 3)) * x * x + 1;
+  return x < 2 ? (((x - 5) * x + 8) * x - 4) * a : 0;
+}
+
+/** For each of `to` output pixels: the first input pixel that it is made of, and the weights from there on. */
+function weightsOf(from, to, resample) {
+  const scale = from / to;
+  if (resample === 0) {
+    return Array.from({ length: to }, (_, index) => [Math.floor((index + 0.5) * scale), [1 << BITS]]);
+  }
+  const stretch = Math.max(1, scale);
+  const [halfWidth, filter] = FILTERS[resample];
+  const support = halfWidth * stretch;
+  return Array.from({ length: to }, (_, index) => {
+    const centre = (index + 0.5) * scale;
+    const first = Math.max(0, Math.trunc(centre - support + 0.5));
+    const end = Math.min(from, Math.trunc(centre + support + 0.5));
+    const values = [];
+    for (let input = first; input < end; input++) values.push(filter((input - centre + 0.5) / stretch));
+    const sum = values.reduce((total, value) => total + value, 0);
+    return [first, values.map((value) => Math.trunc((value / sum) * 2 ** BITS + Math.sign(value) * 0.5))];
+  });
+}
+
+/**
+ * Resize along one axis of 8-bit pixels with 4 channels. `lines` lines lie `lineStep` apart, the pixels of a line
+ * `pixelStep`; the result's steps are given as well.
+ */
+function resizeAxis(input, output, weights, lines, [lineStep, pixelStep], [outLineStep, outPixelStep]) {
+  for (let index = 0; index < weights.length; index++) {
+    const [first, values] = weights[index];
+    for (let line = 0; line < lines; line++) {
+      const start = line * lineStep + first * pixelStep;
+      let red = 1 << (BITS - 1);
+      let green = red;
+      let blue = red;
+      for (let tap = 0, at = start; tap < values.length; tap++, at += pixelStep) {
+        red += input[at] * values[tap];
+        green += input[at + 1] * values[tap];
+        blue += input[at + 2] * values[tap];
+      }
+      const to = line * outLineStep + index * outPixelStep;
+      output[to] = red >> BITS; // a Uint8ClampedArray clips, as Pillow does
+      output[to + 1] = green >> BITS;
+      output[to + 2] = blue >> BITS;
+      output[to + 3] = 255;
+    }
+  }
+}
+
+/** The picture at (width, height): across first, then down, rounded in between. */
+function resize(image, width, height, resample) {
+  let { data } = image;
+  if (width !== image.width) {
+    const across = new Uint8ClampedArray(width * image.height * 4);
+    const weights = weightsOf(image.width, width, resample);
+    resizeAxis(data, across, weights, image.height, [image.width * 4, 4], [width * 4, 4]);
+    data = across;
+  }
+  if (height !== image.height) {
+    const down = new Uint8ClampedArray(width * height * 4);
+    resizeAxis(data, down, weightsOf(image.height, height, resample), width, [4, width * 4], [4, width * 4]);
+    data = down;
+  }
+  return { data, width, height };
+}
+
+function crop(image, [height, width]) {
+  const top = Math.floor((image.height - height) / 2);
+  const left = Math.floor((image.width - width) / 2);
+  const data = new Uint8ClampedArray(width * height * 4);
+  for (let row = 0; row < height; row++) {
+    const start = ((top + row) * image.width + left) * 4;
+    data.set(image.data.subarray(start, start + width * 4), row * width * 4);
+  }
+  return { data, width, height };
+}
+
+/**
+ * What the model looks at: RGBA of the model's size.
+ *
+ * `image` has `data` (RGBA), `width` and `height`. `steps` are page.json's: `resize` is the shorter side, or (height,
+ * width); `crop` is (height, width), or null.
+ */
+export function fitted(image, steps) {
+  let [height, width] = [].concat(steps.resize, steps.resize);
+  if (!Array.isArray(steps.resize)) {
+    const shorter = Math.min(image.width, image.height);
+    width = Math.trunc((steps.resize * image.width) / shorter);
+    height = Math.trunc((steps.resize * image.height) / shorter);
+  }
+  const resized = resize(image, width, height, steps.resample);
+  return steps.crop ? crop(resized, steps.crop) : resized;
+}
+
+/** Float32Array (3, height, width) of RGBA, rescaled and normalised. */
+export function pixelValues({ data, width, height }, { scale, mean, std }) {
+  const values = new Float32Array(3 * width * height);
+  for (let channel = 0; channel < 3; channel++) {
+    const shift = mean ? mean[channel] : 0;
+    const spread = std ? std[channel] : 1;
+    for (let pixel = 0; pixel < width * height; pixel++) {
+      values[channel * width * height + pixel] = (data[pixel * 4 + channel] * scale - shift) / spread;
+    }
+  }
+  return values;
+}
