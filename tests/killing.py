@@ -59,11 +59,12 @@ def launched_until_a_checkpoint(words: list[str], out: Path):
             time.sleep(0.002)
         yield process
     finally:
-        # The launcher first, or it would see a worker die and stop the others in its own way.
-        family = [process, *(process.children(recursive=True) if process.is_running() else [])]
-        for member in family:
-            member.kill()
-        psutil.wait_procs(family, timeout=60)
+        if process.poll() is None:
+            # The launcher first, or it would see a worker die and stop the others in its own way.
+            family = [process, *process.children(recursive=True)]
+            for member in family:
+                member.kill()
+            psutil.wait_procs(family, timeout=60)
 
 
 def serve(folder: Path) -> None:
