@@ -126,13 +126,7 @@ def _work(job: dict, rank: int) -> int:
         _kill_at_operation(job["out"], job["operation"])
     callbacks = [_after_step(**job["after"])] if job.get("rank", rank) == rank and "after" in job else []
     if "argv" in job:
-
-        class Trainer(train.HFViTTrainer):
-            def __init__(self, *args, **kwargs):
-                super().__init__(*args, **{**kwargs, "callbacks": [*kwargs.get("callbacks", []), *callbacks]})
-
-        train.HFViTTrainer = Trainer
-        return errors.run(lambda: train.main(job["argv"]))
+        return errors.run(lambda: train.main(job["argv"], callbacks))
     return errors.run(lambda: _train(job, callbacks))
 
 
