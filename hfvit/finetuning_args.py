@@ -37,6 +37,14 @@ class FinetuningArguments:
     probe_passes: int = _field(
         0, "Augmented copies of each training image for the probe; 0 takes each image once, as evaluation sees it."
     )
+    head_from_text: str | None = _field(
+        None,
+        "CLIP or SigLIP checkpoint whose image tower model_name_or_path is: the head starts from the classes' names.",
+    )
+    head_templates: list[str] = field(
+        default_factory=lambda: ["a photo of a {}."],
+        metadata={"help": "Sentences for head_from_text, with {} in the place of a class's name; averaged."},
+    )
     class_balance: str = _field(
         "none",
         f"For classes of unequal size, one of {', '.join(BALANCES)}: draw every class as often, or weight the loss by"
@@ -57,6 +65,8 @@ class FinetuningArguments:
         _check_fraction("lora_dropout", self.lora_dropout)
         _check(0.0 <= self.distillation_alpha <= 1.0, "distillation_alpha", self.distillation_alpha, "0 to 1")
         _check(bool(self.probe_c) and min(self.probe_c) > 0, "probe_c", self.probe_c, "numbers above 0")
+        whole = bool(self.head_templates) and all(text.count("{}") == 1 for text in self.head_templates)
+        _check(whole, "head_templates", self.head_templates, "sentences with {} once in each")
         _check(self.probe_passes >= 0, "probe_passes", self.probe_passes, "0 or more")
 
     def check_against(self, model, data, augmentation, training) -> None:
@@ -73,6 +83,11 @@ class FinetuningArguments:
             self._refuse(bool(self.teacher), "teacher", "which is solved on the labels")
             self._refuse(self.class_balance == "sample", "class_balance", "which draws nothing; use weight")
             self._refuse(training.ema_decay is not None, "ema_decay", "which takes no steps")
+            self._refuse(bool(self.head_from_text), "head_from_text", "which solves for the head")
+        if self.head_from_text and (model.text_encoder or not model.model_name_or_path):
+            raise RecipeError(
+                "head_from_text: it needs model_name_or_path, the image tower of that pair, and no text_encoder."
+            )
         if self.teacher and model.text_encoder:
             raise RecipeError("teacher: a teacher sees images alone; not with text_encoder.")
         if self.class_balance != "none" and data.streaming:
@@ -96,6 +111,11 @@ class FinetuningArguments:
             "alpha": self.distillation_alpha,
             "temperature": self.distillation_temperature,
         }
+
+    @property
+    def text_head(self) -> dict[str, Any]:
+        """The arguments of `text_head.start_from_text` that a recipe gives."""
+        return {"source": self.head_from_text, "templates": self.head_templates}
 
     @property
     def lora(self) -> dict[str, Any]:

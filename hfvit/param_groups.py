@@ -88,7 +88,8 @@ def layer_ids(timm_model: nn.Module) -> dict[str, int]:
 def block_count(layer_of: dict[str, int], timm_model: nn.Module) -> int:
     """Layers between the stem and what the classifier belongs to: blocks, or of some networks whole stages."""
     head = {id(p) for p in classifier_parameters(timm_model)}
-    return min(layer_of[name] for name, p in timm_model.named_parameters() if id(p) in head) - 1
+    of_head = [layer_of[name] for name, p in timm_model.named_parameters() if id(p) in head]
+    return min(of_head, default=max(layer_of.values())) - 1  # a tower without a head ends with its last norm
 
 
 def classifier_parameters(timm_model: nn.Module) -> list[torch.nn.Parameter]:

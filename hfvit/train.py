@@ -38,6 +38,7 @@ from hfvit.run_json import collect_facts, write_facts
 from hfvit.stream import ImageStream
 from hfvit.stream_source import stream_splits
 from hfvit.temperature import temperature_facts
+from hfvit.text_head import start_from_text
 from hfvit.texts import load_tokenizer, split_texts
 
 logger = logging.getLogger("hfvit")
@@ -129,6 +130,10 @@ def main(argv: list[str] | None = None, callbacks: Sequence[TrainerCallback] = (
     args.choose_workers(any(dataset.decodes for dataset in datasets.values()))
     if args.device.type == "cpu" and args.dataloader_num_workers == 0:
         keep_freed_memory()
+    if finetuning.head_from_text and not checkpoint:
+        start_from_text(
+            model, splits.labels, datasets["validation"], Preprocessing(data_config), **finetuning.text_head
+        )
     trainer = trainer_for(finetuning, model, splits.labels, datasets["train"])(
         model=model,
         args=args,

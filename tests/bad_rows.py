@@ -377,7 +377,7 @@ GRAPHS = {
     "an engine without facts": (
         text_file("trt/model.engine", "x"),
         "hfvit predict {tmp}/trt/model.engine {picture}",
-        "has no engine.json beside it",
+        "has no config.json beside it",
     ),
     "pictures that are none": (text_file("a.png", "no"), "hfvit predict {graphs} {tmp}/a.png", "could be classified"),
     "a picture that is a bomb": (

@@ -59,11 +59,12 @@ def launched_until_a_checkpoint(words: list[str], out: Path):
             time.sleep(0.002)
         yield process
     finally:
-        # The launcher first, or it would see a worker die and stop the others in its own way.
-        family = [process, *(process.children(recursive=True) if process.is_running() else [])]
-        for member in family:
-            member.kill()
-        psutil.wait_procs(family, timeout=60)
+        if process.poll() is None:
+            # The launcher first, or it would see a worker die and stop the others in its own way.
+            family = [process, *process.children(recursive=True)]
+            for member in family:
+                member.kill()
+            psutil.wait_procs(family, timeout=60)
 
 
 def serve(folder: Path) -> None:
@@ -125,13 +126,7 @@ def _work(job: dict, rank: int) -> int:
         _kill_at_operation(job["out"], job["operation"])
     callbacks = [_after_step(**job["after"])] if job.get("rank", rank) == rank and "after" in job else []
     if "argv" in job:
-
-        class Trainer(train.HFViTTrainer):
-            def __init__(self, *args, **kwargs):
-                super().__init__(*args, **{**kwargs, "callbacks": [*kwargs.get("callbacks", []), *callbacks]})
-
-        train.HFViTTrainer = Trainer
-        return errors.run(lambda: train.main(job["argv"]))
+        return errors.run(lambda: train.main(job["argv"], callbacks))
     return errors.run(lambda: _train(job, callbacks))
 
 

@@ -86,5 +86,5 @@ def test_mistakes_are_one_message(model, colours):
     with pytest.raises(DataError, match=r"there is no folder \.\./gone\. \(.*recipe\.yaml says so"):
         evaluation_split(model)
     (model / "recipe.yaml").write_text("dataset_name: [")
-    with pytest.raises(DataError, match="cannot be read as a recipe"):
+    with pytest.raises(DataError, match="not valid YAML"):
         evaluation_split(model)

@@ -53,7 +53,8 @@ def test_the_second_of_two_accumulated_batches_may_be_the_one_that_fails(tmp_pat
     limited, calls = trainer.model.timm_model.forward_features, []
 
     def second(pixel_values, *args, **kwargs):
-        calls.append(len(pixel_values))
+        if not pixel_values.is_meta:  # operations are counted without storage
+            calls.append(len(pixel_values))
         if calls == [4, 4]:
             raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: ...")
         return limited(pixel_values, *args, **kwargs)

@@ -20,7 +20,8 @@ FLOORS = [
     | {"export/preprocess"},
     {"backends", "checkpoints", "data", "engine_backend", "images", "metrics", "micro_batches", "modeling"}
     | {"training_args", "cli/options", "export/check", "export/quantize"},
-    {"balance", "examples", "fitting", "image_text", "json_files", "objective", "stream_source", "temperature"},
+    {"balance", "examples", "fitting", "image_text", "json_files", "objective", "stream_source", "temperature"}
+    | {"text_head"},
     {"run_file", "run_temperature", "saving", "stream", "export/folder"},
     {"engines", "export_table", "nan_policy", "static_page"},
     {"evaluation_split", "inference", "recipe", "report", "run_json", "trainer"},

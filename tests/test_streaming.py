@@ -229,7 +229,7 @@ def test_resumed_is_as_unbroken(stream_recipe, tmp_path, workers, monkeypatch, c
         raise RuntimeError("a power cut")
 
     with monkeypatch.context() as patch:
-        patch.setattr("hfvit.train.HFViTTrainer.predict", dies)
+        patch.setattr("hfvit.finetuning.HFViTTrainer.predict", dies)
         with pytest.raises(RuntimeError, match="power cut"):
             main([*words, "--output_dir", str(broken)])
     for checkpoint in broken.glob("checkpoint-*"):

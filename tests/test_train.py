@@ -27,7 +27,14 @@ OUTPUT_FILES = {
     "examples.npz",
     *(
         f"plots/{name}{theme}.png"
-        for name in ("confusion_matrix", "learning_curves", "per_class_accuracy", "reliability", "training_images")
+        for name in (
+            "attention",
+            "confusion_matrix",
+            "learning_curves",
+            "per_class_accuracy",
+            "reliability",
+            "training_images",
+        )
         for theme in ("", "_dark")
     ),
 }
@@ -208,7 +215,7 @@ def test_a_run_that_dies_after_its_last_step_is_evaluated_and_not_trained_furthe
 
     words = [str(recipe), "--max_steps", "4", "--keep_checkpoints"]
     with monkeypatch.context() as patch:
-        patch.setattr("hfvit.train.HFViTTrainer.predict", dies)
+        patch.setattr("hfvit.finetuning.HFViTTrainer.predict", dies)
         with pytest.raises(RuntimeError, match="power cut"):
             main(words)
     before = load_file(tmp_path / "out" / "checkpoint-4" / "model.safetensors")

