@@ -58,6 +58,10 @@ class HFViTTrainer(WatchingTrainer):
         **kwargs,
     ):
         super().__init__(*args, data_collator=collate, **kwargs)
+        if self.args.activation_checkpointing and not self.model.supports_gradient_checkpointing:
+            kind = type(getattr(self.model, "timm_model", self.model)).__name__
+            reads = " beside a text encoder" if hasattr(self.model, "text_model") else ""
+            raise RecipeError(f"activation_checkpointing: not available for {kind}{reads}; set it to false.")
         # Labels are not counted over accumulation steps and processes: compute_loss takes a plain mean.
         self.model_accepts_loss_kwargs = False
         self.preprocessing = preprocessing.to(self.args.device)

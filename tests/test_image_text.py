@@ -117,6 +117,14 @@ def test_the_image_tower_trains_at_several_patch_sizes(captioned, tmp_path):
     assert set(sizes) == {4, 8}
 
 
+def test_checkpointed_activations_are_refused_before_training(captioned, tmp_path, capsys):
+    data, encoder = captioned
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    words = [str(tmp_path / "recipe.yaml"), "--dataset_name", str(data), "--output_dir", str(tmp_path / "out")]
+    assert run(lambda: main([*words, *TEXTS, str(encoder), "--activation_checkpointing", "true"])) == 2
+    assert "not available for VisionTransformer beside a text encoder" in capsys.readouterr().err
+
+
 def test_a_run_leaves_what_its_model_needs(fused, captioned, capsys):
     out, facts = fused
     assert facts["model"]["texts"]["model_type"] == "bert"
