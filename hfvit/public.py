@@ -13,7 +13,7 @@ from hfvit.paths import is_local
 # Class names may look like paths (/m/01abc) and are none.
 _NAMES_OF_CLASSES = ("labels", "label", "label_names", "per_class")
 _ALWAYS_A_PATH = ("output_dir", "best_model_checkpoint", "logging_dir")
-_MAY_BE_LOCAL = ("dataset_name", "model_name_or_path", "base_model", "text_encoder", "teacher")
+_MAY_BE_LOCAL = ("dataset_name", "model_name_or_path", "base_model", "text_encoder", "teacher", "head_from_text")
 
 
 def public_text(text: str, name: str, facts: dict) -> str:
@@ -40,10 +40,11 @@ def local_names(facts: dict) -> set[str]:
     """The names in a run's facts that were folders of this machine."""
     data, model, recipe = (facts.get(key, {}) for key in ("data", "model", "recipe"))
     names = {
+        recipe.get("teacher"): None,  # first: what run.json says of the same name below comes before a look here
+        recipe.get("head_from_text"): None,
         data.get("dataset_name"): data.get("is_local"),
         model.get("base_model"): model.get("is_local"),
         recipe.get("output_dir"): True,
-        recipe.get("teacher"): None,
         (model.get("texts") or {}).get("text_encoder"): (model.get("texts") or {}).get("is_local"),
     }
     return {name for name, local in names.items() if name and (is_local(name) if local is None else local)}

@@ -69,7 +69,7 @@ def name_embeddings(pair, kind: str, labels: Sequence[str], *, source: str, temp
     padding = "max_length" if kind == "siglip" else True
     total = 0
     for template in templates:
-        texts = [template.format(label.replace("_", " ")) for label in labels]
+        texts = [template.replace("{}", label.replace("_", " ")) for label in labels]
         tokens = tokenizer(texts, padding=padding, truncation=True, max_length=limit, return_tensors="pt")
         kept = ("input_ids",) if kind == "siglip" else ("input_ids", "attention_mask")
         found = pair.get_text_features(**{name: tokens[name] for name in kept}).pooler_output

@@ -45,6 +45,7 @@ def test_a_run_that_did_not_record_it_is_looked_up_here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = '{"dataset_name": "data/cats"}'
     assert json.loads(public_text(text, "run.json", {})) == {"dataset_name": "cats"}
-    facts = {"command": "hfvit train r.yaml --teacher data/cats", "recipe": {"teacher": "data/cats"}}
-    public = json.loads(public_text(json.dumps(facts), "run.json", facts))
-    assert public == {"command": "hfvit train r.yaml --teacher cats", "recipe": {"teacher": "cats"}}
+    for key in ("teacher", "head_from_text"):
+        facts = {"command": f"hfvit train r.yaml --{key} data/cats", "recipe": {key: "data/cats"}}
+        public = json.loads(public_text(json.dumps(facts), "run.json", facts))
+        assert public == {"command": f"hfvit train r.yaml --{key} cats", "recipe": {key: "cats"}}
