@@ -49,18 +49,20 @@ def summary_table(facts: dict, output_dir: str | Path) -> str:
         f" {duration(training['seconds'])},"
         f" {training['images_per_second']:,.0f} images/s, {training['data_wait']:.1%} of the time waiting for data,"
         f" {training['processes']} process(es), precision {training['precision']}",
-        f"selected   step {training['best_step']} by validation {training['best_metric_name']}"
-        if training["best_step"]
-        else f"selected   {_probe_choice(training) or 'the last step'}",
+        f"selected   {selection(training)}",
         *_temperature_line(facts),
         f"files      {output_dir}",
     ]
     return "\n".join(lines)
 
 
-def _probe_choice(training: dict) -> str | None:
-    probe = training.get("probe")
-    return probe and f"C = {probe['best_c']:g} of {len(probe['c'])} by validation {probe['selected_by']}"
+def selection(training: dict) -> str:
+    """What was taken of a run, in words."""
+    if training["best_step"]:
+        return f"step {training['best_step']} by validation {training['best_metric_name']}"
+    if probe := training.get("probe"):
+        return f"C = {probe['best_c']:g} of {len(probe['c'])} by validation {probe['selected_by']}"
+    return "the last step"
 
 
 def _temperature_line(facts: dict) -> list[str]:

@@ -10,7 +10,7 @@ from hfvit.export_table import export_rows
 from hfvit.hub import dataset_title
 from hfvit.plots import DARK, LIGHT
 from hfvit.public import public_facts
-from hfvit.report import reported_split
+from hfvit.report import reported_split, selection
 from hfvit.tables import duration
 
 PAGE_FILE = "report.html"
@@ -24,6 +24,7 @@ _PLOTS = {
     "learning_curves": "Loss, validation accuracy and learning rate over the training steps",
     "training_images": "Training images as the model sees them",
 }
+_PROBE_PLOTS = {"learning_curves": "Validation accuracy and loss over the strength of the probe's penalty"}
 _OPEN_ROWS = 20  # of a table that is not folded
 
 
@@ -34,6 +35,7 @@ def write_page(facts: dict, output_dir: str | Path, exports: dict[str, dict]) ->
     """
     folder, public = Path(output_dir), public_facts(facts)
     role = reported_split(facts)
+    plots = _PLOTS | (_PROBE_PLOTS if "probe" in facts["training"] else {})
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
@@ -45,12 +47,13 @@ def write_page(facts: dict, output_dir: str | Path, exports: dict[str, dict]) ->
         role=role,
         result=facts["metrics"][role],
         title=dataset_title(facts["data"]["dataset_name"]),
+        selected=selection(facts["training"]),
         time=duration(facts["training"]["seconds"]),
         temperature=facts.get("temperature") or {"value": None, "reason": "this run fitted no temperature"},
         examples=facts.get("examples") or {"split": role, "mistakes": [], "attention_left_out": None},
         exports=export_rows(exports),
         gate=public.get("gate"),
-        plots={name: _embedded(folder, name, text) for name, text in _PLOTS.items()},
+        plots={name: _embedded(folder, name, text) for name, text in plots.items()},
         open_rows=_OPEN_ROWS,
     )
     path = folder / PAGE_FILE

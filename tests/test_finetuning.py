@@ -22,6 +22,7 @@ from hfvit.linear_probe import AugmentedPasses, body_and_classifier, solve
 from hfvit.lora import add_lora, target_layers
 from hfvit.modeling import build_model
 from hfvit.recipe import load_recipe
+from hfvit.report_page import write_page
 from hfvit.train import main
 
 PIXELS = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -197,6 +198,9 @@ def test_a_linear_probe_equals_scikit_learns_and_is_kept(write, start, caplog):
     assert probe["best_c"] == probe["c"][int(np.argmax(scores))]
     assert facts["metrics"]["validation"]["accuracy"] == max(scores)
     assert "C = " in (out / "README.md").read_text()
+    page = write_page(facts, out, {}).read_text()
+    assert f"C = {probe['best_c']:g} of 2 by validation accuracy" in page
+    assert "0 steps" not in page
 
     old, new = load_file(start / "model.safetensors"), load_file(out / "model.safetensors")
     assert {name for name, value in old.items() if not torch.equal(value, new[name])} == {"head.weight", "head.bias"}
