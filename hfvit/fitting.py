@@ -51,7 +51,7 @@ class FittingTrainer(Trainer):
             if not self._is_fitted:
                 self._fit_together(inputs)
         self._reached += 1
-        loss = _where_it_fits(self._in_pieces, model, inputs)
+        loss = where_it_fits(self._in_pieces, model, inputs)
         while loss is None:
             if self.args.world_size > 1 or self.is_sharded:
                 size = self.micro.next_size()
@@ -59,7 +59,7 @@ class FittingTrainer(Trainer):
                 raise does_not_fit(self.model, self.args.device, self.micro.size, way)
             self._shrink()
             self._take_back()
-            loss = _where_it_fits(self._again, model)
+            loss = where_it_fits(self._again, model)
         return loss
 
     def _again(self, model: nn.Module) -> torch.Tensor:
@@ -72,7 +72,7 @@ class FittingTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model)
         buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
         while not self._is_fitted:
-            loss = _where_it_fits(self._in_pieces, model, inputs)
+            loss = where_it_fits(self._in_pieces, model, inputs)
             fits = torch.tensor([int(loss is not None)], device=self.args.device)
             self._is_fitted = bool(self.accelerator.gather(fits).all())
             del loss
@@ -124,7 +124,7 @@ class FittingTrainer(Trainer):
         outputs = None
         while outputs is None:
             pieces = cut(inputs, self.eval_batch)
-            outputs = _where_it_fits(self._predict_pieces, model, pieces, prediction_loss_only, ignore_keys)
+            outputs = where_it_fits(self._predict_pieces, model, pieces, prediction_loss_only, ignore_keys)
             if outputs is None:
                 self._shrink_evaluation(len(pieces[0]["labels"]))
         if len(outputs) == 1:
@@ -154,7 +154,7 @@ class FittingTrainer(Trainer):
         self.note("out_of_memory_in_evaluation", step=step, images=images, then=self.eval_batch)
 
 
-def _where_it_fits(work: Callable, *args):
+def where_it_fits(work: Callable, *args):
     """What `work` returns; None when memory ran out. What it held then is let go of with its exception."""
     try:
         return work(*args)

@@ -19,9 +19,11 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers.trainer_utils import TrainOutput
 
-from hfvit.errors import ModelError, RecipeError
+from hfvit.errors import ModelError, NonFiniteLossError, RecipeError
+from hfvit.fitting import where_it_fits
 from hfvit.images import ArrayReader, ImageDataset
 from hfvit.metrics import trainer_metrics
+from hfvit.micro_batches import cut
 from hfvit.paths import temporary_file
 from hfvit.trainer import HFViTTrainer
 
@@ -130,12 +132,26 @@ class LinearProbeTrainer(HFViTTrainer):
         loader, found = self.get_eval_dataloader(dataset), []
         hidden = self.args.disable_tqdm or not self.args.should_save
         for batch in tqdm(loader, desc="Extracting features", unit="batch", disable=hidden):
-            pixel_values = self._prepare_inputs(batch)["pixel_values"]
-            with self.compute_loss_context_manager():
-                features = self.body(pixel_values)
-            found.append(self.accelerator.gather_for_metrics(features.float()).cpu().numpy())
+            features = None
+            while features is None:
+                pieces = cut(batch, self.eval_batch, self.augmentation)
+                features = where_it_fits(self._of_pieces, pieces)
+                if features is None:
+                    self._shrink_evaluation(len(pieces[0]["labels"]))
+            found.append(self.accelerator.gather_for_metrics(features).cpu().numpy())
             self.speed.images += len(found[-1])
-        return np.concatenate(found)
+        features = np.concatenate(found)
+        if not np.isfinite(features).all():
+            raise NonFiniteLossError(
+                "the network's features are NaN or infinite, so that no probe can be solved on them: use bf16 or full"
+                " precision instead of fp16, and look for broken weights or images."
+            )
+        return features
+
+    def _of_pieces(self, pieces: list[dict]) -> torch.Tensor:
+        with self.compute_loss_context_manager():
+            found = [self.body(self._prepare_inputs(piece)["pixel_values"]) for piece in pieces]
+        return torch.cat(found).float()
 
     def _key(self, dataset) -> str:
         """A name for the features of `dataset`: changes with the weights, the images, and all that is done to them."""

@@ -269,6 +269,31 @@ def test_the_benchmark_gives_a_row_for_each_way(tmp_path):
     assert row["peak MiB"] > 100
 
 
+def test_a_probe_whose_images_do_not_fit_goes_on_with_fewer(write, monkeypatch, tmp_path):
+    path, out = write("finetuning: linear_probe\nprobe_c: [0.1]\nprobe_passes: 2\n")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "one")
+    main([str(path)])
+
+    def limited(model):
+        body, classifier = body_and_classifier(model)
+
+        def few(pixel_values):
+            if len(pixel_values) > 4:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")
+            return body(pixel_values)
+
+        return few, classifier
+
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "other")
+    monkeypatch.setattr("hfvit.linear_probe.body_and_classifier", limited)
+    main([str(path), "--output_dir", str(tmp_path / "out")])
+    expected, found = (load_file(folder / "model.safetensors")["head.weight"] for folder in (out, tmp_path / "out"))
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+    events = json.loads((tmp_path / "out" / "run.json").read_text())["events"]
+    assert events[-1]["event"] == "out_of_memory_in_evaluation"
+    assert events[-1]["then"] <= 4
+
+
 def test_a_checkpoint_of_another_way_is_not_gone_on_from(tmp_path):
     trainer = make_trainer(tmp_path / "full", num_train_epochs=1)
     trainer.train()
