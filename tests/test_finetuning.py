@@ -29,8 +29,8 @@ PIXELS = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
 def lasting(folder):
-    """The files of a run, without the plots that it has only where it has mistakes and attention maps to show."""
-    return {name for name in files(folder) if "mistakes" not in name and "attention" not in name}
+    """The files of a run, without the plots that it has only where it has mistakes to show."""
+    return {name for name in files(folder) if "mistakes" not in name}
 
 
 def logits(model):
