@@ -258,6 +258,7 @@ def test_a_probe_of_augmented_copies(write):
     assert probe["features"] == 32
 
 
+@pytest.mark.slow
 def test_the_benchmark_gives_a_row_for_each_way(tmp_path):
     rows = tmp_path / "rows.json"
     words = ("benchmarks/finetuning.py", "--quick", "--only", "linear_probe", "--json", rows)

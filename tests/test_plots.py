@@ -74,7 +74,9 @@ def with_pictures(facts: dict, folder, classes: int) -> dict:
     return facts
 
 
-@pytest.mark.parametrize("classes", [2, 40])
+@pytest.mark.parametrize(
+    "classes", [10, pytest.param(2, marks=pytest.mark.slow), pytest.param(40, marks=pytest.mark.slow)]
+)
 def test_every_plot_is_a_picture_on_both_papers(classes, tmp_path):
     facts = with_pictures(make_facts(classes), tmp_path, classes)
     names = {"confusion_matrix", "learning_curves", "per_class_accuracy", "reliability", "mistakes", "attention"}

@@ -104,6 +104,7 @@ def test_two_machines_give_the_single_processs_result(micro, single, tmp_path):
     assert "95 % interval" not in machines.printed(1)
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 def test_a_machine_that_dies_ends_the_run_with_a_message_and_it_resumes(micro, tmp_path):
     out = tmp_path / "out"
@@ -125,6 +126,7 @@ def test_a_machine_that_dies_ends_the_run_with_a_message_and_it_resumes(micro, t
     assert facts(out)["training"]["steps"] == saved + 4
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 def test_a_mistake_is_told_once_by_two_processes(micro, tmp_path):
     words = ("--config_file", CONFIGS / "multi_cpu.yaml", "--main_process_port", "0", "hfvit/train.py", micro)

@@ -151,7 +151,7 @@ def test_batches_are_full_and_labelled_for_ever(sharded):
         assert torch.equal(batch["labels"], brightest)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_skipped_batches_leave_the_rest_as_it_was(sharded, workers):
     def batches(skipped):
         stream = stream_of(sharded)

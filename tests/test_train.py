@@ -126,6 +126,7 @@ def test_the_resolved_recipe_repeats_the_run(launched, tmp_path):
     assert {**written[0], "output_dir": str(again)} == written[1]
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 def test_two_processes_give_the_single_processs_result(launched, module_recipe, tmp_path):
     out = tmp_path / "out"
