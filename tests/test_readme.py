@@ -87,6 +87,7 @@ def test_training_commands_parse(command):
     load_recipe([*recipe_and_options(command), "--use_cpu", "true"])
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 def test_the_command_for_two_processes_runs(tmp_path):
     words = shlex.split(next(command for command in TRAINING if "multi_cpu.yaml" in command))
