@@ -1,12 +1,15 @@
 """A Trainer on a micro model and generated pictures, the same each time; shared by the Trainer's tests."""
 
 import numpy as np
+import pytest
+import torch
 from conftest import ARCHITECTURE, LABELS, MICRO, coloured_split
 from datasets import Image
 from timm.data import resolve_data_config
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 
 from hfvit.augment import Augmentation, Preprocessing
+from hfvit.checkpoints import newest_checkpoint
 from hfvit.images import ArrayReader, ImageDataset
 from hfvit.metrics import trainer_metrics
 from hfvit.mixing import BatchMixing
@@ -62,3 +65,24 @@ def losses(trainer):
 
 def weights(trainer):
     return {name: value.clone() for name, value in trainer.model.state_dict().items()}
+
+
+class Stop(TrainerCallback):
+    """Breaks a training off after step 8."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 8:
+            raise KeyboardInterrupt
+
+
+def assert_resumes_exactly(prepared, tmp_path):
+    """A run broken off and resumed ends where an unbroken one does; `prepared(folder, callbacks)` makes a trainer."""
+    unbroken = prepared(tmp_path / "unbroken")
+    unbroken.train()
+    with pytest.raises(KeyboardInterrupt):
+        prepared(tmp_path / "killed", [Stop()]).train()
+    resumed = prepared(tmp_path / "killed")
+    resumed.train(resume_from_checkpoint=str(newest_checkpoint(tmp_path / "killed")))
+    assert losses(resumed) == losses(unbroken)
+    final = weights(unbroken)
+    assert all(torch.equal(value, final[name]) for name, value in weights(resumed).items())

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import ARCHITECTURE, LABELS, MICRO, MICRO_RECIPE, run_command
-from micro import losses, make_trainer, weights
+from micro import assert_resumes_exactly, make_trainer, weights
 from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from test_train import OUTPUT_FILES, files
-from transformers import AutoModelForImageClassification, TrainerCallback
+from transformers import AutoModelForImageClassification
 
 import hfvit.lora
 from hfvit.checkpoints import check_same_model, newest_checkpoint
@@ -93,25 +93,12 @@ def test_lora_trains_the_adapters_and_the_head_alone_and_is_merged(tmp_path):
 
 
 def test_a_resumed_lora_run_ends_where_an_unbroken_one_does(tmp_path):
-    class Stop(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            if state.global_step == 8:
-                raise KeyboardInterrupt
-
     def prepared(folder, callbacks=None):
         trainer = make_trainer(folder, callbacks)
         add_lora(trainer.model, rank=2, alpha=4, dropout=0.2)
         return trainer
 
-    unbroken = prepared(tmp_path / "unbroken")
-    unbroken.train()
-    with pytest.raises(KeyboardInterrupt):
-        prepared(tmp_path / "killed", [Stop()]).train()
-    resumed = prepared(tmp_path / "killed")
-    resumed.train(resume_from_checkpoint=str(newest_checkpoint(tmp_path / "killed")))
-    assert losses(resumed) == losses(unbroken)
-    final = weights(unbroken)
-    assert all(torch.equal(value, final[name]) for name, value in weights(resumed).items())
+    assert_resumes_exactly(prepared, tmp_path)
 
 
 FAMILIES = {

@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import ARCHITECTURE, LABELS, MICRO
-from micro import losses, make_trainer, parts, weights
+from micro import assert_resumes_exactly, make_trainer, parts
 from safetensors.torch import load_file
 from sklearn.utils.class_weight import compute_class_weight
-from transformers import AutoModelForImageClassification, TrainerCallback
+from transformers import AutoModelForImageClassification
 
 from hfvit.balance import BalancedSampler, class_weights, occurrences
-from hfvit.checkpoints import newest_checkpoint
 from hfvit.errors import ModelError, RecipeError
 from hfvit.losses import cross_entropy, hard_distillation, soft_distillation
 from hfvit.modeling import build_model
@@ -115,26 +114,13 @@ def test_the_objective_is_the_sum_it_says(teacher, kind):
 
 
 def test_a_resumed_balanced_and_taught_run_ends_where_an_unbroken_one_does(tmp_path, teacher):
-    class Stop(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            if state.global_step == 8:
-                raise KeyboardInterrupt
-
     def prepared(folder, callbacks=None):
         trainer = make_trainer(folder, callbacks, per_device_train_batch_size=4)
         taught_by = Teacher(str(teacher), LABELS, trainer.model)
         trainer.objective, trainer.balanced = Objective([1.0, 2.0, 0.5], taught_by), True
         return trainer
 
-    unbroken = prepared(tmp_path / "unbroken")
-    unbroken.train()
-    with pytest.raises(KeyboardInterrupt):
-        prepared(tmp_path / "killed", [Stop()]).train()
-    resumed = prepared(tmp_path / "killed")
-    resumed.train(resume_from_checkpoint=str(newest_checkpoint(tmp_path / "killed")))
-    assert losses(resumed) == losses(unbroken)
-    final = weights(unbroken)
-    assert all(torch.equal(value, final[name]) for name, value in weights(resumed).items())
+    assert_resumes_exactly(prepared, tmp_path)
 
 
 def test_a_distilled_deit_learns_with_both_tokens(recipe, teacher, tmp_path):
