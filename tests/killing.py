@@ -120,14 +120,15 @@ def _fork(job: dict, rank: int, world: int, port: int) -> int:
 
 
 def _work(job: dict, rank: int) -> int:
-    from hfvit import errors, train
+    from hfvit import train
+    from hfvit.processes import run_one_of_many
 
     if job.get("rank", rank) == rank and "operation" in job:
         _kill_at_operation(job["out"], job["operation"])
     callbacks = [_after_step(**job["after"])] if job.get("rank", rank) == rank and "after" in job else []
     if "argv" in job:
-        return errors.run(lambda: train.main(job["argv"], callbacks))
-    return errors.run(lambda: _train(job, callbacks))
+        return run_one_of_many(lambda: train.main(job["argv"], callbacks))
+    return run_one_of_many(lambda: _train(job, callbacks))
 
 
 def _kill_at_operation(out: str, number: int) -> None:
