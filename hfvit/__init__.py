@@ -10,7 +10,7 @@ _HOME_OF = {
     "AugmentationArguments": "config",
     "DataArguments": "config",
     "FinetuningArguments": "finetuning_args",
-    "ModelArguments": "config",
+    "ModelArguments": "model_args",
     "RunArguments": "config",
     "HFViTTrainingArguments": "training_args",
     "HFViTConfig": "modeling",

@@ -16,8 +16,8 @@ FLOORS = [
     | {"export/fuse", "export/image_steps", "export/text_inputs", "export/triton", "export/trt_backends"}
     | {"export/trt_graph", "export/trt_watch"},
     {"artefacts", "augment", "doctor", "engine_runtime", "eval_results", "example_file", "execution_providers"}
-    | {"finetuning_args", "lora", "pictures", "pixels", "progress", "public", "texts", "export/int8_fused"}
-    | {"export/preprocess"},
+    | {"finetuning_args", "lora", "model_args", "pictures", "pixels", "progress", "public", "texts"}
+    | {"export/int8_fused", "export/preprocess"},
     {"backends", "checkpoints", "data", "engine_backend", "images", "metrics", "micro_batches", "modeling"}
     | {"training_args", "cli/options", "export/check", "export/quantize"},
     {"balance", "examples", "fitting", "image_text", "json_files", "objective", "stream_source", "temperature"}
@@ -40,9 +40,11 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.stem != "__init__"
 
 # Which heavy libraries a file must do without, and why.
 FORBIDDEN = {
-    "errors": {"torch", "transformers", "timm", "datasets"},  # `hfvit --help` imports these five files
+    "errors": {"torch", "transformers", "timm", "datasets"},  # `hfvit --help` imports these files
     "option_types": {"torch", "transformers", "timm", "datasets"},
     "config": {"torch", "transformers", "timm", "datasets"},
+    "model_args": {"torch", "transformers", "timm", "datasets"},
+    "finetuning_args": {"torch", "transformers", "timm", "datasets"},
     "shipped": {"torch", "transformers", "timm", "datasets"},
     "yaml_files": {"torch", "transformers", "timm", "datasets"},
     "processes": {"torch", "transformers", "timm", "datasets"},
