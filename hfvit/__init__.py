@@ -13,7 +13,7 @@ _HOME_OF = {
     "ModelArguments": "model_args",
     "RunArguments": "config",
     "HFViTTrainingArguments": "training_args",
-    "HFViTConfig": "modeling",
+    "HFViTConfig": "model_config",
     "HFViTForImageClassification": "modeling",
     "HFViTFusionConfig": "image_text",
     "HFViTFusionForImageClassification": "image_text",
