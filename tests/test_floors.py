@@ -9,17 +9,17 @@ from conftest import ROOT
 
 FLOORS = [
     {"card_edits", "draws", "errors", "frozen_parts", "fusion", "image_ops", "interrupts", "live_bytes"}
-    | {"loss_watch", "losses", "mixing", "option_types", "plots", "resize", "speed", "tables", "versions", "whole"}
+    | {"loss_watch", "losses", "mixing", "option_types", "resize", "speed", "tables", "versions", "whole"}
     | {"export/family", "export/graph", "export/half"},
     {"attention", "config", "decode", "engine_batches", "first_batch", "hardware", "input_size", "model_config"}
-    | {"param_groups", "patch_size", "paths", "picture_plots", "policies", "processes", "shipped", "token_merging"}
-    | {"web_runtime", "yaml_files", "export/fuse", "export/image_steps", "export/text_inputs", "export/triton"}
+    | {"param_groups", "patch_size", "paths", "policies", "processes", "shipped", "token_merging", "web_runtime"}
+    | {"yaml_files", "export/fuse", "export/image_steps", "export/text_inputs", "export/triton"}
     | {"export/trt_backends", "export/trt_graph", "export/trt_watch"},
     {"artefacts", "augment", "doctor", "engine_runtime", "eval_results", "example_file", "execution_providers"}
-    | {"finetuning_args", "lora", "model_args", "pictures", "pixels", "progress", "public", "texts"}
+    | {"finetuning_args", "lora", "model_args", "pictures", "pixels", "plots", "progress", "public", "texts"}
     | {"export/int8_fused", "export/preprocess"},
     {"backends", "checkpoints", "data", "engine_backend", "images", "metrics", "micro_batches", "modeling"}
-    | {"training_args", "cli/options", "export/check", "export/quantize"},
+    | {"picture_plots", "training_args", "cli/options", "export/check", "export/quantize"},
     {"balance", "building", "examples", "fitting", "image_text", "json_files", "objective", "stream_source"}
     | {"temperature", "text_head"},
     {"run_file", "run_temperature", "saving", "stream", "export/folder"},
