@@ -27,8 +27,8 @@ FLOORS = [
     {"evaluation_split", "inference", "recipe", "report", "run_json", "trainer"},
     {"attention_view", "calibration", "estimate", "hub", "linear_probe", "predict", "validate", "verify"}
     | {"export/onnx", "export/tensorrt"},
-    {"demo_app", "finetuning", "hub_files", "report_page", "export/stages"},
-    {"push"},
+    {"demo_app", "finetuning", "gate_record", "hub_files", "report_page"},
+    {"push", "export/stages"},
     {"train", "export/engine_stages"},
     {"commands", "sweep"},
     {"engine_commands", "cli/demo", "cli/listings", "cli/predict", "cli/push", "cli/report", "cli/sweep"}
