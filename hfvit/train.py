@@ -10,6 +10,7 @@ from transformers import TrainerCallback, set_seed
 
 from hfvit.artefacts import RECIPE_FILE
 from hfvit.augment import Augmentation, Preprocessing
+from hfvit.building import build_model
 from hfvit.checkpoints import (
     check_same_model,
     claim_output_dir,
@@ -28,7 +29,6 @@ from hfvit.images import image_datasets
 from hfvit.lora import add_lora
 from hfvit.metrics import ImageClassificationMetric, trainer_metrics
 from hfvit.mixing import BatchMixing
-from hfvit.modeling import build_model
 from hfvit.patch_size import train_patch_sizes
 from hfvit.processes import run_one_of_many
 from hfvit.progressive import ProgressiveSize

@@ -10,11 +10,11 @@ from conftest import ARCHITECTURE, LABELS, MICRO, coloured_image
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from transformers import AutoModelForImageClassification
 
+from hfvit.building import build_model
 from hfvit.cli import main as hfvit
 from hfvit.commands import main as export_onnx
 from hfvit.errors import ModelError, RecipeError
 from hfvit.inference import load_classifier
-from hfvit.modeling import build_model
 from hfvit.patch_size import set_patch_size, train_patch_sizes
 from hfvit.recipe import load_recipe
 from hfvit.train import main as train
