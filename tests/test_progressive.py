@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import AutoModelForImageClassification, TrainerCallback, TrainerState
 
+from hfvit.building import build_model
 from hfvit.errors import ModelError, RecipeError
-from hfvit.modeling import build_model
 from hfvit.progressive import ProgressiveSize
 from hfvit.train import main as train
 
