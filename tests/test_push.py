@@ -214,6 +214,14 @@ def test_an_export_is_put_where_transformers_js_looks(out, hub, online, capsys):
     push(out, Destination("user/exported"))
     assert "--include onnx" in capsys.readouterr().err
 
+    # An export at another patch size is this model's, too.
+    shutil.rmtree(out / "onnx")
+    with pytest.raises(SystemExit) as stop:
+        export(["--model", str(out), str(out / "onnx"), "--no-gate", "--patch_size", "4"])
+    assert stop.value.code == 0
+    push(out, Destination("user/exported"), include=["onnx"])
+    assert json.loads(hub.model("user/exported").files()["onnx/config.json"])["patch_size"] == 4
+
     # An export of an earlier training is not this model's.
     state = load_file(out / "model.safetensors")
     save_file({name: value + 0.5 for name, value in state.items()}, out / "model.safetensors", {"format": "pt"})
