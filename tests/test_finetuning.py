@@ -1,6 +1,7 @@
 """LoRA and linear probe: what trains, what is left, and what comes out, against peft, scikit-learn and autograd."""
 
 import json
+import os
 import sys
 
 import numpy as np
@@ -274,9 +275,14 @@ def test_a_probe_whose_images_do_not_fit_goes_on_with_fewer(write, monkeypatch, 
 
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "other")
     monkeypatch.setattr("hfvit.linear_probe.body_and_classifier", limited)
+    abandoned = tmp_path / "other" / "hfvit_features" / ".of-a-killed-run.1.npy"
+    abandoned.parent.mkdir(parents=True)
+    abandoned.touch()
+    os.utime(abandoned, (0, 0))
     main([str(path), "--output_dir", str(tmp_path / "out")])
     expected, found = (load_file(folder / "model.safetensors")["head.weight"] for folder in (out, tmp_path / "out"))
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+    assert not abandoned.exists()
     events = json.loads((tmp_path / "out" / "run.json").read_text())["events"]
     assert events[-1]["event"] == "out_of_memory_in_evaluation"
     assert events[-1]["then"] <= 4
