@@ -138,7 +138,7 @@ class LinearProbeTrainer(HFViTTrainer):
                 pieces = cut(batch, self.eval_batch, self.augmentation)
                 features = where_it_fits(self._of_pieces, pieces)
                 if features is None:
-                    self._shrink_evaluation(len(pieces[0]["labels"]))
+                    self.shrink_evaluation(len(pieces[0]["labels"]), "feature extraction")
             found.append(self.accelerator.gather_for_metrics(features).cpu().numpy())
             self.speed.images += len(found[-1])
         features = np.concatenate(found)

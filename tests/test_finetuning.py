@@ -258,7 +258,7 @@ def test_the_benchmark_gives_a_row_for_each_way(tmp_path):
     assert row["peak MiB"] > 100
 
 
-def test_a_probe_whose_images_do_not_fit_goes_on_with_fewer(write, monkeypatch, tmp_path):
+def test_a_probe_whose_images_do_not_fit_goes_on_with_fewer(write, monkeypatch, tmp_path, caplog):
     path, out = write("finetuning: linear_probe\nprobe_c: [0.1]\nprobe_passes: 2\n")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "one")
     main([str(path)])
@@ -284,8 +284,9 @@ def test_a_probe_whose_images_do_not_fit_goes_on_with_fewer(write, monkeypatch, 
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
     assert not abandoned.exists()
     events = json.loads((tmp_path / "out" / "run.json").read_text())["events"]
-    assert events[-1]["event"] == "out_of_memory_in_evaluation"
+    assert events[-1]["event"] == "out_of_memory_in_feature_extraction"
     assert events[-1]["then"] <= 4
+    assert "Out of memory in feature extraction with" in caplog.text
 
 
 def test_a_checkpoint_of_another_way_is_not_gone_on_from(tmp_path):
