@@ -11,6 +11,7 @@ from transformers import Trainer
 from hfvit.augment import Augmentation
 from hfvit.loss_watch import LossWatch
 from hfvit.micro_batches import MicroBatches, cut, does_not_fit, generators, memory_in_words
+from hfvit.patch_size import most_patches
 
 logger = logging.getLogger(__name__)
 
@@ -19,8 +20,8 @@ class FittingTrainer(Trainer):
     """A Trainer whose global batch, order, schedule and seeds outlive an out-of-memory error.
 
     One process does the failed step again. Several cannot: the others wait for it in a backward pass. They try their
-    first batch beforehand, each alone, and take the size that all of them can work on. In evaluation, where no process
-    waits within a batch, each cuts for itself.
+    first batch beforehand, each alone, at the smallest of several patch sizes, and take the size that all of them can
+    work on. In evaluation, where no process waits within a batch, each cuts for itself.
 
     A subclass sets `augmentation`, which draws a batch that is cut anew. `events` tells what happened.
     """
@@ -72,7 +73,8 @@ class FittingTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model)
         buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
         while not self._is_fitted:
-            loss = where_it_fits(self._in_pieces, model, inputs)
+            with most_patches(model):
+                loss = where_it_fits(self._in_pieces, model, inputs)
             fits = torch.tensor([int(loss is not None)], device=self.args.device)
             self._is_fitted = bool(self.accelerator.gather(fits).all())
             del loss
