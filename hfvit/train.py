@@ -52,6 +52,8 @@ def main(argv: list[str] | None = None, callbacks: Sequence[TrainerCallback] = (
     finetuning = recipe.finetuning
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO if args.process_index == 0 else logging.WARNING)
+    if recipe.idle and args.process_index == 0:
+        logger.warning(recipe.idle)
     if args.device.type == "cpu":
         use_all_cores(args.world_size)
     destination = None
