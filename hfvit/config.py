@@ -141,6 +141,11 @@ class ModelArguments(TextArguments):
         given = {key: getattr(self, key) for key in rates if getattr(self, key) is not None}
         return {**(self.model_args or {}), **given}
 
+    @property
+    def checkpoints(self) -> dict[str, str | None]:
+        """What the model is made from, by the keys that name it."""
+        return {key: getattr(self, key) for key in ("model_name_or_path", "text_encoder")}
+
 
 @dataclass
 class DataArguments:
@@ -333,7 +338,9 @@ class RunArguments:
     )
     nan_lr_factor: float = _field(0.5, "rewind multiplies the learning rate by this, each time.")
     nan_max_rewinds: int = _field(3, "How often rewind may go back before the run is stopped.")
-    overwrite_output_dir: bool = _field(False, "Discard the run that output_dir already holds and start anew.")
+    overwrite_output_dir: bool = _field(
+        False, "Discard the run that output_dir already holds and start anew; files of your own there stay."
+    )
     keep_checkpoints: bool = _field(False, "Keep checkpoint-* (optimiser state included) after a finished run.")
 
     def check(self) -> None:

@@ -14,6 +14,7 @@ from hfvit.checkpoints import (
     check_same_model,
     claim_output_dir,
     clear_run,
+    refuse_to_discard,
     remove_checkpoints,
     write_text,
 )
@@ -60,6 +61,8 @@ def main(argv: list[str] | None = None, callbacks: Sequence[TrainerCallback] = (
     if args.push_at_end and args.should_save:
         destination = Destination(args.hub_model_id, args.hub_private_repo, args.hub_revision, token=args.hub_token)
         destination = check_destination(destination)
+    if args.overwrite_output_dir:
+        refuse_to_discard(args.output_dir, {**model_args.checkpoints, **finetuning.checkpoints})
     with args.main_process_first(local=False, desc="claiming output_dir"):
         checkpoint = claim_output_dir(
             args.output_dir, args.resume_from_checkpoint, args.overwrite_output_dir, is_main=args.should_save

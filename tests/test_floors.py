@@ -9,7 +9,7 @@ from conftest import ROOT
 
 FLOORS = [
     {"card_edits", "draws", "effects", "errors", "fusion", "image_ops", "interrupts", "live_bytes", "loss_watch"}
-    | {"losses", "mixing", "option_types", "plots", "resize", "speed", "tables", "versions", "whole"}
+    | {"losses", "mixing", "option_types", "plots", "resize", "run_folder", "speed", "tables", "versions", "whole"}
     | {"export/family", "export/graph", "export/half"},
     {"attention", "config", "decode", "engine_batches", "first_batch", "hardware", "param_groups", "patch_size"}
     | {"paths", "picture_plots", "policies", "processes", "shipped", "token_merging", "web_runtime", "yaml_files"}
