@@ -31,7 +31,7 @@ from hfvit.metrics import ImageClassificationMetric, trainer_metrics
 from hfvit.mixing import BatchMixing
 from hfvit.modeling import build_model
 from hfvit.patch_size import train_patch_sizes
-from hfvit.processes import run_one_of_many
+from hfvit.processes import require_shared_folder, run_one_of_many
 from hfvit.push import Destination, check_destination, push
 from hfvit.recipe import load_recipe
 from hfvit.report import reported_split, summary_table, write_plots, write_training_images
@@ -67,6 +67,8 @@ def main(argv: list[str] | None = None, callbacks: Sequence[TrainerCallback] = (
         checkpoint = claim_output_dir(
             args.output_dir, args.resume_from_checkpoint, args.overwrite_output_dir, is_main=args.should_save
         )
+    if not args.save_on_each_node:
+        require_shared_folder(args.output_dir)
 
     # Load
     with args.main_process_first(desc="loading the data set"):
