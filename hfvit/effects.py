@@ -58,7 +58,11 @@ NEEDS = (
     Need("nan_lr_factor nan_max_rewinds", "nan_policy: rewind", lambda v: v["nan_policy"] == "rewind"),
     Need("eval_steps", "eval_strategy: steps", lambda v: v["eval_strategy"] == "steps"),
     Need("save_steps", "save_strategy: steps", lambda v: v["save_strategy"] == "steps"),
-    Need("logging_steps", "logging_strategy: steps", lambda v: v["logging_strategy"] == "steps"),
+    Need(  # where eval_steps is not given, it is logging_steps
+        "logging_steps",
+        "logging_strategy: steps",
+        lambda v: "steps" in (v["logging_strategy"], v["eval_strategy"]),
+    ),
 )
 
 
