@@ -51,6 +51,7 @@ class Theme:
             "grid.color": self.grid, "grid.linewidth": 0.8, "axes.axisbelow": True, "axes.titlesize": 11,
             "axes.titlepad": 10, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
             "legend.fontsize": 9, "font.size": 9.5, "lines.linewidth": 1.8, "text.parse_math": False,
+            "figure.dpi": 130,
         }  # fmt: skip
 
     @property
@@ -71,21 +72,33 @@ THEMES = (LIGHT, DARK)
 
 def draw(name: str, figure: Callable[[Theme], plt.Figure], output_dir: str | Path) -> list[Path]:
     """`output_dir/plots/NAME.png` and `NAME_dark.png` of what `figure(theme)` makes; whole or not at all."""
-    paths = []
+    paths, extent = [], None
     for theme in THEMES:
         path = Path(output_dir) / "plots" / f"{name}{theme.suffix}.png"
         with temporary_file(path) as temporary, plt.rc_context(theme.settings):
             drawn = figure(theme)
-            # Names wider than their picture reach beyond it, which the layout does not foresee.
-            drawn.savefig(temporary, dpi=130, bbox_inches="tight", pad_inches=0.15, format="png")
+            if extent is None:  # the other theme has the same words in the same places
+                extent = drawn.get_tightbbox().padded(0.15)
+            drawn.savefig(temporary, bbox_inches=extent, format="png")
             plt.close(drawn)
         paths.append(path)
     return paths
 
 
+def place_axes(*places: tuple[float, float, float, float], share_x: bool = False):
+    """A figure and its axes at `places`: left, bottom, width and height in inches; `draw` cuts it around them all.
+
+    matplotlib's own layouts would draw everything several times over to find such places.
+    """
+    figure, axes = plt.figure(figsize=(1, 1)), []
+    for place in places:
+        axes.append(figure.add_axes(place, sharex=axes[0] if share_x and axes else None))
+    return figure, axes
+
+
 def learning_curves(history: list[dict], best_step: int | None, theme: Theme):
     """Loss, validation accuracy and learning rate over the steps; a line where the checkpoint was selected."""
-    figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), sharex=True, layout="constrained")
+    figure, axes = place_axes(*((left, 0, 3.75, 2.8) for left in (0, 4.45, 8.9)), share_x=True)
     panels = (
         ("Loss", (("loss", "training", theme.first), ("eval_loss", "validation", theme.second))),
         ("Validation accuracy", (("eval_accuracy", "", theme.second),)),
@@ -110,7 +123,7 @@ def learning_curves(history: list[dict], best_step: int | None, theme: Theme):
 
 def probe_curves(probe: dict, theme: Theme):
     """Validation accuracy and loss of a linear probe over the strength of its penalty; a line at the one taken."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    figure, axes = place_axes(*((left, 0, 3.75, 2.8) for left in (0, 4.45)))
     panels = ((axes[0], "accuracy", theme.second), (axes[1], "loss", theme.first))
     for axis, key, colour in panels:
         axis.set_xscale("log")
@@ -134,8 +147,9 @@ def confusion_figure(metrics: dict, role: str, theme: Theme):
     names = [short(entry["label"]) for entry in metrics["per_class"]]
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     count = len(names)
-    side = float(np.clip(count * (0.42 if count <= 30 else 0.17), 3.6, 20))
-    figure, axis = plt.subplots(figsize=(side + 1.2, side), layout="constrained")
+    side = float(np.clip(count * (0.34 if count <= 30 else 0.15), 2.4, 18))
+    height = min(side, 6)
+    figure, (axis, scale) = place_axes((0, 0, side, side), (side + 0.12, (side - height) / 2, height / 24, height))
     norm, shades = PowerNorm(0.4, vmin=0, vmax=1), theme.shades
     image = axis.imshow(shares, cmap=shades, norm=norm)
     font = 9.5 if count <= 30 else 7
@@ -144,10 +158,9 @@ def confusion_figure(metrics: dict, role: str, theme: Theme):
     axis.set_yticks(ticks, shown, fontsize=font)
     axis.tick_params(length=0)
     # Fine lines between the classes lead the eye to the names.
-    axis.set_xticks(np.arange(-0.5, count), minor=True)
-    axis.set_yticks(np.arange(-0.5, count), minor=True)
-    axis.grid(which="minor", linewidth=0.8 if count <= 30 else 0.4)
-    axis.tick_params(which="minor", length=0)
+    for lines in (axis.hlines, axis.vlines):
+        edges = np.arange(-0.5, count)
+        lines(edges, edges[0], edges[-1], color=theme.grid, linewidth=0.8 if count <= 30 else 0.4)
     axis.set(title=f"Confusion on the {role} split", xlabel="predicted", ylabel="true")
     if count <= 20:
         digits = len(f"{matrix.max():.0f}")
@@ -156,9 +169,7 @@ def confusion_figure(metrics: dict, role: str, theme: Theme):
                 j, i, f"{matrix[i, j]:.0f}", ha="center", va="center", fontsize=9.5 if digits < 4 or count <= 6 else 8,
                 color=readable_on(shades(norm(shares[i, j]))),
             )  # fmt: skip
-    bar = figure.colorbar(
-        image, ax=axis, shrink=min(1.0, 6 / side), aspect=24, pad=0.02, label="share of the true class"
-    )
+    bar = figure.colorbar(image, cax=scale, label="share of the true class")
     bar.set_ticks(_MATRIX_TICKS, labels=[f"{tick:.0%}" for tick in _MATRIX_TICKS])
     bar.outline.set_visible(False)
     return figure
@@ -171,9 +182,8 @@ def per_class_figure(metrics: dict, role: str, theme: Theme):
     """
     classes = sorted((e for e in metrics["per_class"] if e["images"]), key=lambda e: (e["recall"], e["label"]))
     count, places = len(classes), range(len(classes))
-    figure, axis = plt.subplots(
-        figsize=(7, float(np.clip(count * (0.3 if count <= 30 else 0.19) + 0.9, 2.4, 24))), layout="constrained"
-    )
+    height = float(np.clip(count * (0.3 if count <= 30 else 0.19), 1.5, 23))
+    figure, (axis,) = place_axes((0, 0, 5.6, height))
     recalls = [entry["recall"] for entry in classes]
     tests = [binomtest(round(entry["recall"] * entry["images"]), entry["images"]) for entry in classes]
     intervals = [test.proportion_ci(0.95, method="wilson") for test in tests]
@@ -193,7 +203,7 @@ def per_class_figure(metrics: dict, role: str, theme: Theme):
     axis.grid(axis="x")
     axis.tick_params(axis="y", length=0)
     axis.spines["left"].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=3)
+    figure.legend(loc="upper center", bbox_to_anchor=(2.8, -0.32), borderaxespad=0, ncols=3)
     return figure
 
 
@@ -204,9 +214,8 @@ def reliability_figure(metrics: dict, role: str, temperature: dict | None, theme
     if after:
         label = f"temperature {temperature['value']:.2f}"
         curves.append((label, after["ece"], after["calibration"], theme.second, "s", 1))
-    figure, (top, bottom) = plt.subplots(
-        2, 1, figsize=(5.4, 6), sharex=True, gridspec_kw={"height_ratios": (3, 1)}, layout="constrained"
-    )
+    figure, (top, bottom) = place_axes((0, 1.4, 4.6, 3.8), (0, 0, 4.6, 1.25), share_x=True)
+    top.tick_params(axis="x", labelbottom=False)
     top.plot([0, 1], [0, 1], color=theme.muted, linestyle="--", linewidth=1.2, label="perfect")
     for label, ece, bins, colour, marker, side in curves:
         confidence = [entry["confidence"] for entry in bins]

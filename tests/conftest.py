@@ -1,5 +1,6 @@
 """Shared fixtures. Offline, CPU; real pictures are generated on the spot."""
 
+import gc
 import os
 
 # Before any HuggingFace library is imported: a test that reaches for the Hub must fail at once, not hang.
@@ -30,6 +31,10 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="takes minutes; set RUN_SLOW=1"))
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def pytest_collection_finish():
+    gc.freeze()  # or each collection, and a Trainer starts one, looks through all that libraries hold: half a second
 
 
 @pytest.fixture(autouse=True)

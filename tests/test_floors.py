@@ -8,13 +8,13 @@ import pytest
 from conftest import ROOT
 
 FLOORS = [
-    {"card_edits", "draws", "errors", "frozen_parts", "fusion", "image_ops", "interrupts", "live_bytes"}
-    | {"loss_watch", "losses", "mixing", "option_types", "resize", "speed", "tables", "versions", "whole"}
-    | {"export/family", "export/graph", "export/half"},
+    {"card_edits", "draws", "dynamic_size", "errors", "frozen_parts", "fusion", "image_ops", "interrupts"}
+    | {"live_bytes", "loss_watch", "losses", "mixing", "option_types", "resize", "speed", "tables", "versions"}
+    | {"whole", "export/family", "export/graph", "export/half"},
     {"attention", "columns", "config", "decode", "engine_batches", "first_batch", "hardware", "input_size"}
-    | {"model_config", "param_groups", "patch_size", "paths", "policies", "processes", "shipped", "token_merging"}
-    | {"web_runtime", "yaml_files", "export/fuse", "export/image_steps", "export/text_inputs", "export/triton"}
-    | {"export/trt_backends", "export/trt_graph", "export/trt_watch"},
+    | {"model_config", "param_groups", "patch_size", "paths", "policies", "processes", "progressive", "shipped"}
+    | {"token_merging", "web_runtime", "yaml_files", "export/fuse", "export/image_steps", "export/text_inputs"}
+    | {"export/triton", "export/trt_backends", "export/trt_graph", "export/trt_watch"},
     {"artefacts", "augment", "doctor", "engine_runtime", "eval_results", "example_file", "execution_providers"}
     | {"finetuning_args", "lora", "model_args", "pictures", "pixels", "plots", "progress", "public", "texts"}
     | {"export/int8_fused", "export/preprocess"},

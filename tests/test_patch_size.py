@@ -27,7 +27,9 @@ def micro(architecture="flexivit_small", **kwargs):
     return build_model(LABELS, architecture=architecture, image_size=32, timm_kwargs={**MICRO, **kwargs})
 
 
-@pytest.mark.parametrize("architecture", ["flexivit_small", ARCHITECTURE, "vit_small_patch16_dinov3"])
+@pytest.mark.parametrize(
+    "architecture", ["flexivit_small", ARCHITECTURE, "vit_small_patch16_dinov3", "eva02_tiny_patch14_224"]
+)
 @pytest.mark.parametrize("size", SIZES)
 def test_a_drawn_size_is_timms_resampled_model(architecture, size):
     """The same logits, and the gradients of the model that timm resamples, carried back to the one embedding."""
