@@ -24,11 +24,11 @@ FLOORS = [
     | {"temperature", "text_head"},
     {"run_file", "run_temperature", "saving", "stream", "export/folder"},
     {"engines", "export_table", "nan_policy", "static_page"},
-    {"evaluation_split", "inference", "recipe", "report", "run_json", "trainer"},
-    {"attention_view", "calibration", "estimate", "hub", "linear_probe", "predict", "validate", "verify"}
+    {"averaging", "evaluation_split", "inference", "recipe", "report", "run_json"},
+    {"attention_view", "calibration", "estimate", "hub", "predict", "trainer", "validate", "verify"}
     | {"export/onnx", "export/tensorrt"},
-    {"demo_app", "finetuning", "gate_record", "hub_files", "report_page"},
-    {"push", "export/stages"},
+    {"demo_app", "gate_record", "hub_files", "linear_probe", "report_page"},
+    {"finetuning", "push", "export/stages"},
     {"train", "export/engine_stages"},
     {"commands", "sweep"},
     {"engine_commands", "cli/demo", "cli/listings", "cli/predict", "cli/push", "cli/report", "cli/sweep"}
