@@ -39,11 +39,11 @@ def train_with_hfvit(case: Case, folder: str, clock: StepClock) -> None:
     from transformers import set_seed
 
     from hfvit.augment import Augmentation, Preprocessing
+    from hfvit.building import build_model
     from hfvit.data import load_splits
     from hfvit.hardware import keep_freed_memory
     from hfvit.images import image_datasets
     from hfvit.mixing import BatchMixing
-    from hfvit.modeling import build_model
     from hfvit.recipe import load_recipe
     from hfvit.trainer import HFViTTrainer
 

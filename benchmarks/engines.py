@@ -75,7 +75,7 @@ def prepare(folder: str, model: str | None, backend: str, quick: bool, **_) -> d
 
 
 def _random_checkpoint(folder: Path, quick: bool) -> Path:
-    from hfvit.modeling import build_model
+    from hfvit.building import build_model
 
     labels = [f"class {number}" for number in range(1000)]
     small = {"image_size": 64, "timm_kwargs": {"depth": 2}} if quick else {}

@@ -11,6 +11,7 @@ is what suits each way, and nothing was swept but the probe's C, on the validati
   lora           rank 8 on every attention's qkv and proj, and the head; learning rate 1e-3
   partial        the last half of the blocks and the head; learning rate 2e-4, layer decay 0.75
   full           everything; learning rate 2e-4, layer decay 0.75
+  progressive    as full; the steps in equal parts at --progressive_image_size, and at the image size
 
 Each is a process of its own, a whole `hfvit train`. Minutes are of training with its evaluations, or of extraction
 and solving; the test split comes after. Peak memory is the largest resident set of the process.
@@ -42,6 +43,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "lora": {"finetuning": "lora", "learning_rate": 1e-3},
     "partial": {"freeze": 6, **PARTLY},
     "full": PARTLY,
+    "progressive": PARTLY,
 }
 OPTIONS: dict[str, dict] = {
     "--model_name_or_path": {"help": "a pretrained ViT: a folder or a Hub id"},
@@ -50,13 +52,14 @@ OPTIONS: dict[str, dict] = {
     "--test_split": {"default": "test[:5000]", "help": "[%(default)s]"},
     "--image_size": {"type": int, "default": 98, "help": "in pixels [%(default)s]"},
     "--epochs": {"type": int, "default": 3, "help": "[%(default)s]"},
+    "--progressive_image_size": {"type": int, "nargs": "+", "default": [56, 70], "help": "in pixels [%(default)s]"},
     "--only": {"choices": list(WAYS), "help": "one way alone"},
 }
 
 
 def quick_start(folder: Path) -> dict[str, Any]:
     """An untrained micro network in place of a pretrained one, and a recipe's keys for it."""
-    from hfvit.modeling import build_model
+    from hfvit.building import build_model
 
     micro = {"patch_size": 8, "embed_dim": 48, "depth": 8, "num_heads": 2}
     model = build_model(["any", "thing"], architecture="vit_tiny_patch16_224", image_size=16, timm_kwargs=micro)
@@ -74,6 +77,8 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     values |= {"validation_fraction": 0.1, "crop_pct": 1.0, "crop_scale": [0.8, 1.0], "global_batch_size": 32}
     values |= {"warmup_steps": 0.05, "weight_decay": 0.05, "max_grad_norm": 1.0, "seed": 0, "bf16": True}
     values |= {"output_dir": str(folder / "out"), "disable_tqdm": True, "logging_steps": 20, **WAYS[job["way"]]}
+    if job["way"] == "progressive":
+        values["progressive_image_size"] = job["sizes"]
     recipe = folder / "recipe.yaml"
     recipe.write_text(json.dumps(values))  # JSON is YAML
     train([str(recipe)])
@@ -108,7 +113,8 @@ def main(argv: list[str] | None = None) -> None:
     for way in [options.only] if options.only else WAYS:
         with workspace() as folder:
             print(f"training: {way}", file=sys.stderr, flush=True)
-            job = {"way": way, "recipe": recipe, "folder": str(folder)}
+            sizes = [8] if options.quick else options.progressive_image_size
+            job = {"way": way, "recipe": recipe, "sizes": sizes, "folder": str(folder)}
             rows.append(in_own_process(__file__, job, folder / "cache"))
     notes = (
         [] if options.quick else [f"{options.train_split} of {options.dataset_name}, tested on {options.test_split}"]

@@ -93,7 +93,7 @@ def prepare(
 
 
 def _random_checkpoint(folder: Path, quick: bool) -> Path:
-    from hfvit.modeling import build_model
+    from hfvit.building import build_model
 
     labels = [f"class {number}" for number in range(1000)]
     small = {"image_size": 64, "timm_kwargs": {"depth": 2}} if quick else {}

@@ -7,8 +7,9 @@ from pathlib import Path
 from PIL import Image
 
 from hfvit.artefacts import RECIPE_FILE, find_artefact
+from hfvit.columns import check_image_column, find_image_column, undecoded
 from hfvit.config import DataArguments
-from hfvit.data import at_most, check_image_column, find_image_column, load_split, load_splits, undecoded
+from hfvit.data import at_most, load_split, load_splits
 from hfvit.decode import decode
 from hfvit.errors import DataError
 from hfvit.evaluation_split import read_recipe, shown_name

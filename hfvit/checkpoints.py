@@ -10,7 +10,8 @@ from safetensors import safe_open
 
 from hfvit.artefacts import RECIPE_FILE
 from hfvit.errors import ModelError, RecipeError
-from hfvit.paths import temporary_file
+from hfvit.example_file import EXAMPLES_FILE
+from hfvit.paths import sweep_temporary, temporary_file
 from hfvit.whole import MODEL_ALONE, STAGING, flaw
 
 logger = logging.getLogger(__name__)
@@ -70,9 +71,8 @@ def claim_output_dir(output_dir: str, resume: str | None, overwrite: bool, is_ma
 def _remove_leftovers(folder: Path) -> None:
     """What a kill has left half-written, under the temporary names that nothing else has."""
     shutil.rmtree(folder / STAGING, ignore_errors=True)
-    for name in (RUN_FILE, CARD_FILE, RECIPE_FILE):
-        for leftover in folder.glob(f".{Path(name).stem}.*{Path(name).suffix}"):
-            leftover.unlink(missing_ok=True)
+    for name in (RUN_FILE, CARD_FILE, RECIPE_FILE, EXAMPLES_FILE):
+        sweep_temporary(folder / name)
 
 
 def _newest_read_whole(folder: Path) -> Path | None:

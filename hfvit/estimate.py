@@ -15,12 +15,14 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import Trainer
 
+from hfvit.building import build_model
 from hfvit.data import DIGITS
 from hfvit.errors import ModelError, RecipeError
 from hfvit.live_bytes import LiveBytes
 from hfvit.lora import add_lora
 from hfvit.losses import cross_entropy
-from hfvit.modeling import HFViTForImageClassification, build_model
+from hfvit.model_config import load_config
+from hfvit.modeling import HFViTForImageClassification
 from hfvit.param_groups import build_param_groups
 from hfvit.paths import folder_or_hub_id
 from hfvit.recipe import Recipe
@@ -84,7 +86,7 @@ def _architecture_of(name: str, revision: str | None, image_size: int | None) ->
     known = source.rpartition("/")[2].split(".")[0]
     if not Path(source).is_dir() and timm.is_model(known):
         return known, {}, image_size
-    config = HFViTForImageClassification._load_config(source, revision=revision or "main")
+    config = load_config(source, revision=revision or "main")
     own = dict(config.model_args or {})
     return config.architecture, own, image_size or own.pop("img_size", config.image_size[0])
 

@@ -10,17 +10,9 @@ from PIL import Image
 
 import hfvit.image_text  # noqa: F401  AutoConfig then reads the class names of such a model, too
 from hfvit.artefacts import RECIPE_FILE, class_names, find_artefact
+from hfvit.columns import check_columns, encode_labels, find_image_column, find_label_column, standardise
 from hfvit.config import DataArguments
-from hfvit.data import (
-    at_most,
-    check_columns,
-    encode_labels,
-    find_image_column,
-    find_label_column,
-    load_split,
-    load_splits,
-    standardise,
-)
+from hfvit.data import at_most, load_split, load_splits
 from hfvit.decode import decode
 from hfvit.errors import DataError, HFViTError, nearest, one_line
 from hfvit.stream_source import stream_splits

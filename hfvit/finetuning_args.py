@@ -56,6 +56,13 @@ class FinetuningArguments:
     )
     distillation_alpha: float = _field(0.5, "Share of the teacher in the loss; the labels have the rest.")
     distillation_temperature: float = _field(2.0, "Softens both probabilities of soft distillation; 1 is as they are.")
+    progressive_image_size: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "Image sizes in pixels, ascending, that training begins with: an equal part of the steps each, and"
+            " the last part at image_size."
+        },
+    )
 
     def __post_init__(self):
         for key, allowed in (("finetuning", METHODS), ("class_balance", BALANCES), ("distillation", DISTILLATIONS)):
@@ -67,6 +74,9 @@ class FinetuningArguments:
         _check(bool(self.probe_c) and min(self.probe_c) > 0, "probe_c", self.probe_c, "numbers above 0")
         whole = bool(self.head_templates) and all(text.count("{}") == 1 for text in self.head_templates)
         _check(whole, "head_templates", self.head_templates, "sentences with {} once in each")
+        sizes = self.progressive_image_size
+        ascend = sizes is None or (bool(sizes) and sizes == sorted(set(sizes)) and sizes[0] > 0)
+        _check(ascend, "progressive_image_size", sizes, "ascending sizes, such as [96, 160]")
         _check(self.probe_passes >= 0, "probe_passes", self.probe_passes, "0 or more")
 
     def check_against(self, model, data, augmentation, training) -> None:
@@ -88,6 +98,11 @@ class FinetuningArguments:
             raise RecipeError(
                 "head_from_text: it needs model_name_or_path, the image tower of that pair, and no text_encoder."
             )
+        if self.progressive_image_size:
+            others = {"text_encoder": model.text_encoder, "patch_sizes": model.patch_sizes}
+            others["finetuning: linear_probe"] = self.finetuning == "linear_probe"
+            for other in (key for key, given in others.items() if given):
+                raise RecipeError(f"progressive_image_size: not with {other}; leave one of them out.")
         if self.teacher and model.text_encoder:
             raise RecipeError("teacher: a teacher sees images alone; not with text_encoder.")
         if self.class_balance != "none" and data.streaming:

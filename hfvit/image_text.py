@@ -17,9 +17,11 @@ from transformers import (
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from hfvit.errors import ModelError, one_line
+from hfvit.frozen_parts import FrozenParts
 from hfvit.fusion import Concatenation, CrossAttention
-from hfvit.modeling import HFViTConfig, HFViTForImageClassification
-from hfvit.param_groups import freeze, frozen_modules
+from hfvit.model_config import HFViTConfig
+from hfvit.modeling import HFViTForImageClassification
+from hfvit.param_groups import freeze
 from hfvit.paths import folder_or_hub_id
 
 # Of a text encoder's configuration: a place on this machine, and code that nobody shall run.
@@ -47,7 +49,7 @@ class HFViTFusionConfig(HFViTConfig):
         return output
 
 
-class HFViTFusionForImageClassification(PreTrainedModel):
+class HFViTFusionForImageClassification(FrozenParts, PreTrainedModel):
     """Classifies an image together with a text.
 
     The image tower is timm's, without its classifier. With `cross_attention` its tokens (or the places of its feature
@@ -72,7 +74,6 @@ class HFViTFusionForImageClassification(PreTrainedModel):
             blocks = (CrossAttention(self.timm_model.num_features, text_dim) for _ in range(config.fusion_layers))
             self.fusion = nn.ModuleList(blocks)
         self.classifier = nn.Linear(pooled_dim, config.num_labels)
-        self._frozen_modules: list[nn.Module] = []
         # What FSDP wraps; post_init adds those of the text encoder.
         self._no_split_modules = sorted({type(block).__name__ for block in getattr(self.timm_model, "blocks", ())})
         self.post_init()
@@ -85,13 +86,6 @@ class HFViTFusionForImageClassification(PreTrainedModel):
         super()._init_weights(module)
         if hasattr(module, "init_non_persistent_buffers"):
             module.init_non_persistent_buffers()
-
-    def train(self, mode: bool = True):
-        """Frozen modules stay in evaluation mode: no dropout, no moving statistics."""
-        super().train(mode)
-        for module in self._frozen_modules:
-            module.eval()
-        return self
 
     def forward(
         self,
@@ -133,8 +127,7 @@ class HFViTFusionForImageClassification(PreTrainedModel):
         freeze(self.timm_model, part)
         if part == "backbone":
             self.text_model.requires_grad_(False)
-        self._frozen_modules = frozen_modules(self)
-        self.train(self.training)
+        self.rest_frozen()
 
     def example_texts(self, batch: int, tokens: int, generator: torch.Generator | None = None) -> dict:
         """Random `input_ids` and `attention_mask` `(batch, tokens)`; the last text is padded if it can be."""

@@ -4,91 +4,26 @@ The checkpoint keeps `model_type: timm_wrapper` and timm's own weight names, so 
 `pipeline("image-classification")` and `timm.create_model` all read it without hfvit.
 """
 
-import copy
-import json
 from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import timm
 import torch
-from timm.models import get_model_args
 from torch import nn
-from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
+from transformers import TimmWrapperForImageClassification
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import logging as transformers_logging
 
 from hfvit.attention import recorded_attention
-from hfvit.errors import HFViTError, ModelError, nearest, one_line
-from hfvit.param_groups import classifier_parameters, freeze, frozen_modules
+from hfvit.errors import ModelError
+from hfvit.frozen_parts import FrozenParts
+from hfvit.input_size import check_patches, resize_input
+from hfvit.model_config import HFViTConfig, load_config
+from hfvit.param_groups import classifier_parameters, freeze
 from hfvit.paths import folder_or_hub_id
 
-# Where timm's releases keep their files; of no use to the model that was trained from them.
-_ORIGIN_KEYS = ("url", "file", "hf_hub_id", "hf_hub_filename", "source", "num_classes", "state_dict", "cache_dir")
 
-
-class HFViTConfig(TimmWrapperConfig):
-    """A `TimmWrapperConfig` whose labels survive a round trip and whose `pretrained_cfg` says how images are read.
-
-    The stock class keeps an old `label_names` when the labels change, and has no preprocessing of its own for a model
-    trained from scratch.
-    """
-
-    @classmethod
-    def from_architecture(cls, architecture: str, labels: list[str], **model_args) -> "HFViTConfig":
-        """Configuration of an untrained timm model; `model_args` go to `timm.create_model`."""
-        if not timm.is_model(architecture):
-            raise ModelError(
-                f"architecture: timm {timm.__version__} has no model '{architecture}'.{_nearest_model(architecture)}"
-            )
-        cfg = timm.get_pretrained_cfg(architecture)
-        pretrained_cfg = {k: v for k, v in (cfg.to_dict() if cfg else {}).items() if k not in _ORIGIN_KEYS}
-        return cls(
-            architecture=architecture,
-            model_args=dict(model_args),
-            pretrained_cfg=pretrained_cfg,
-            id2label=dict(enumerate(labels)),
-            label2id={label: index for index, label in enumerate(labels)},
-        )
-
-    @property
-    def label_names(self) -> list[str]:
-        """Class names in the order of the logits; derived, so that they cannot go stale."""
-        return [self.id2label[index] for index in range(self.num_labels)]
-
-    @label_names.setter
-    def label_names(self, names: list[str]) -> None:
-        """Read from a checkpoint; `from_dict` has made `id2label` of them already."""
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """(height, width) in pixels that preprocessing makes."""
-        return tuple(self.pretrained_cfg.get("input_size", (3, 224, 224))[-2:])
-
-    def set_image_size(self, image_size: int, is_argument: bool, **model_args: Any) -> None:
-        """Record the size for preprocessing, and for timm where the architecture takes `img_size`.
-
-        `model_args` follow from the size: the windows of a Swin or a MaxViT.
-        """
-        self.pretrained_cfg = {**self.pretrained_cfg, "input_size": [3, image_size, image_size]}
-        if is_argument:
-            self.model_args = {**(self.model_args or {}), **model_args, "img_size": image_size}
-
-    def set_preprocessing(self, **values: Any) -> None:
-        """Override `mean`, `std`, `interpolation` or `crop_pct` of what the saved image processor does."""
-        given = {key: value for key, value in values.items() if value is not None}
-        self.pretrained_cfg = {**self.pretrained_cfg, **given}
-
-    def to_dict(self) -> dict[str, Any]:
-        output = super().to_dict()
-        output["label_names"] = self.label_names
-        output["num_classes"] = self.num_labels
-        output["architectures"] = ["TimmWrapperForImageClassification"]
-        return output
-
-
-class HFViTForImageClassification(TimmWrapperForImageClassification):
+class HFViTForImageClassification(FrozenParts, TimmWrapperForImageClassification):
     """timm classifier with position embeddings that follow the image size, attention maps and frozen parts."""
 
     config_class = HFViTConfig
@@ -98,7 +33,6 @@ class HFViTForImageClassification(TimmWrapperForImageClassification):
             super().__init__(config)
         except TypeError as error:
             raise ModelError(f"{config.architecture} does not take one of {config.model_args}: {error}.") from None
-        self._frozen_modules: list[nn.Module] = []
         # What FSDP wraps; the stock value names a class that the model does not contain.
         self._no_split_modules = sorted({type(block).__name__ for block in getattr(self.timm_model, "blocks", ())})
 
@@ -129,7 +63,7 @@ class HFViTForImageClassification(TimmWrapperForImageClassification):
             pretrained_model_name_or_path, ModelError, "model_name_or_path"
         )
         hub = ("revision", "cache_dir", "token", "local_files_only", "force_download", "subfolder")
-        config = cls._load_config(pretrained_model_name_or_path, **{key: kwargs[key] for key in hub if key in kwargs})
+        config = load_config(pretrained_model_name_or_path, **{key: kwargs[key] for key in hub if key in kwargs})
         old_labels = config.label_names
         given = kwargs.pop("config", None)
         if given is not None:
@@ -164,26 +98,6 @@ class HFViTForImageClassification(TimmWrapperForImageClassification):
         if image_size:
             model.set_image_size(image_size)
         return (model, info) if with_info else model
-
-    @classmethod
-    def _load_config(cls, name: str | Path, **hub_kwargs) -> HFViTConfig:
-        try:
-            raw, _ = HFViTConfig.get_config_dict(name, **hub_kwargs)
-        except (OSError, ValueError) as error:
-            raise ModelError(f"model_name_or_path: {name} cannot be read: {str(error).splitlines()[0]}") from error
-        if not isinstance(raw, dict):
-            raise ModelError(f"model_name_or_path: config.json of {name} cannot be read: it holds no JSON object.")
-        if raw.get("model_type", "timm_wrapper") != "timm_wrapper" or "architecture" not in raw:
-            kind = raw.get("model_type", "unknown")
-            raise ModelError(
-                f"model_name_or_path: {name} is a '{kind}' checkpoint, not a timm one; take the timm repository of the"
-                " same weights (timm/...)."
-            )
-        config = HFViTConfig.from_dict(raw)
-        if not hasattr(config, "pretrained_cfg"):
-            config.pretrained_cfg = {}
-        config.pretrained_cfg = {k: v for k, v in config.pretrained_cfg.items() if k not in _ORIGIN_KEYS}
-        return config
 
     def _check_loaded(self, info: dict, name: str | Path, keeps_head: bool) -> None:
         head = {id(parameter) for parameter in classifier_parameters(self.timm_model)}
@@ -248,18 +162,6 @@ class HFViTForImageClassification(TimmWrapperForImageClassification):
         freeze(self.timm_model, part)
         self.rest_frozen()
 
-    def rest_frozen(self) -> None:
-        """Put modules without a weight that trains into evaluation mode, for good: no dropout, no new statistics."""
-        self._frozen_modules = frozen_modules(self.timm_model)
-        self.train(self.training)
-
-    def train(self, mode: bool = True):
-        """Frozen modules stay in evaluation mode: no dropout, no moving statistics."""
-        super().train(mode)
-        for module in self._frozen_modules:
-            module.eval()
-        return self
-
     def forward(
         self,
         pixel_values: torch.Tensor,
@@ -284,94 +186,6 @@ class HFViTForImageClassification(TimmWrapperForImageClassification):
         return outputs
 
 
-def resize_input(timm_model: nn.Module, image_size: int) -> dict[str, Any]:
-    """Let timm change its model's image size in pixels; returns what else its `create_model` needs from then on.
-
-    Windows keep their share of the patch grid (Swin, MaxViT), so that a model built anew from the size alone would
-    have others than these weights.
-    """
-    before = get_model_args(timm_model)
-    timm_model.set_input_size(img_size=(image_size, image_size))
-    after = get_model_args(timm_model)
-    changed = {key: value for key, value in after.items() if key != "img_size" and before.get(key) != value}
-    return json.loads(json.dumps(changed))  # as config.json will hold them: lists
-
-
-def check_patches(timm_model: nn.Module, image_size: int) -> None:
-    """Raise `ModelError` when the model's patches do not tile an image of this size."""
-    patch = getattr(getattr(timm_model, "patch_embed", None), "patch_size", None)
-    patch = patch[0] if isinstance(patch, tuple) else patch
-    if patch and image_size % patch:
-        down = image_size - image_size % patch
-        raise ModelError(
-            f"image_size: {image_size} is no multiple of the patch size {patch};"
-            f" use {down or patch} or {down + patch}."
-        )
-
-
-def build_model(
-    labels: list[str],
-    model_name_or_path: str | None = None,
-    architecture: str | None = None,
-    image_size: int | None = None,
-    timm_kwargs: dict[str, Any] | None = None,
-    revision: str | None = None,
-    frozen: str | int | None = None,
-    preprocessing: dict[str, Any] | None = None,
-) -> HFViTForImageClassification:
-    """A classifier of `labels`, from a checkpoint or (with `architecture`) from timm's own initialisation.
-
-    `preprocessing` overrides `mean`, `std`, `interpolation`, `crop_pct` of the pretrained model.
-    """
-    origin = model_name_or_path or architecture
-    try:
-        if model_name_or_path:
-            model = HFViTForImageClassification.from_pretrained(
-                origin,
-                labels=labels,
-                image_size=image_size,
-                timm_kwargs=timm_kwargs,
-                revision=revision or "main",
-                dtype=torch.float32,
-            )
-        else:
-            model = _new_model(architecture, labels, image_size, timm_kwargs or {})
-    except (HFViTError, MemoryError):
-        raise
-    except UnpicklingError as error:
-        raise ModelError(
-            f"{origin} cannot be loaded: its weights are a pickle of more than tensors, which could run code; take a"
-            " checkpoint in safetensors."
-        ) from error
-    except Exception as error:  # timm's arguments and damaged files end in errors of timm, torch and safetensors
-        arguments = f" with {timm_kwargs}" if timm_kwargs else ""
-        raise ModelError(f"{origin} cannot be built{arguments}: {one_line(error)}") from error
-    model.config.set_preprocessing(**(preprocessing or {}))
-    if frozen:
-        model.freeze(int(frozen) if str(frozen).isdigit() else frozen)
-    return model
-
-
-def _new_model(
-    architecture: str, labels: list[str], image_size: int | None, timm_kwargs: dict[str, Any]
-) -> HFViTForImageClassification:
-    """An untrained model built for `image_size`, by argument where its architecture has one for it."""
-    config = HFViTConfig.from_architecture(architecture, labels, **timm_kwargs)
-    if image_size is None:
-        return HFViTForImageClassification(config)
-    own_config = copy.deepcopy(config)
-    config.set_image_size(image_size, is_argument=True)
-    try:
-        model = HFViTForImageClassification(config)
-    except ModelError as error:
-        if "'img_size'" not in str(error):
-            raise
-        model = HFViTForImageClassification(own_config)  # a network that takes images of any size
-        model.set_image_size(image_size)
-    check_patches(model.timm_model, image_size)
-    return model
-
-
 def _requested_labels(labels: list[str] | None, old_labels: list[str], kwargs: dict[str, Any]) -> list[str]:
     """Class names from `labels`, else from transformers' `id2label` or `num_labels` in `kwargs`, else the old."""
     id2label, num_labels = kwargs.pop("id2label", None), kwargs.pop("num_labels", None)
@@ -383,10 +197,6 @@ def _requested_labels(labels: list[str] | None, old_labels: list[str], kwargs: d
     if num_labels is not None and num_labels != len(old_labels):
         return [f"LABEL_{index}" for index in range(num_labels)]
     return old_labels
-
-
-def _nearest_model(name: str) -> str:
-    return nearest(name.split(".")[0], timm.list_models())
 
 
 @contextmanager

@@ -57,12 +57,6 @@ def freeze(timm_model: nn.Module, part: str | int) -> None:
         timm_model.get_parameter(name).requires_grad = False
 
 
-def frozen_modules(model: nn.Module) -> list[nn.Module]:
-    """The modules that have weights and train none of them."""
-    parts = ((module, list(module.parameters())) for module in model.modules())
-    return [module for module, own in parts if own and not any(p.requires_grad for p in own)]
-
-
 def groups_beside(model: nn.Module, timm_model: nn.Module, learning_rate: float, weight_decay: float) -> list[dict]:
     """Parameter groups of what `model` has beside its `timm_model`, at the full rate; none for an image classifier.
 

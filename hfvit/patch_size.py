@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from transformers import TrainerCallback
 
 from hfvit.draws import image_seeds, uniforms
+from hfvit.dynamic_size import can_be_dynamic, set_dynamic
 from hfvit.errors import ModelError
 
 ROW = np.array([2**62])  # a row of no data set: these draws have a stream of their own
@@ -70,8 +71,8 @@ def train_patch_sizes(model, patch_sizes: list[int]) -> PatchSizeDraws:
     _check_family(network, "patch_sizes")
     for size in patch_sizes:
         _check_tiles("patch_sizes", network, size)
+    set_dynamic(network, True)
     network.patch_embed = FlexiblePatchEmbed(network.patch_embed, patch_sizes)
-    network.dynamic_img_size = True  # positions are resampled to the patches that there are, with their gradient
     return PatchSizeDraws(network.patch_embed)
 
 
@@ -85,8 +86,7 @@ def set_patch_size(model, patch_size: int) -> None:
 
 
 def _check_family(network: nn.Module, key: str) -> None:
-    fits = type(getattr(network, "patch_embed", None)) is PatchEmbed and hasattr(network, "dynamic_img_size")
-    if not fits or not hasattr(network, "_pos_embed"):
+    if not can_be_dynamic(network) or not hasattr(network, "_pos_embed"):
         raise ModelError(
             f"{key}: not for this family: the patches of {type(network).__name__} cannot change; timm's ViT, DeiT,"
             " FlexiViT, DINOv2 and EVA can."

@@ -88,6 +88,12 @@ def temporary_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def sweep_temporary(path: Path) -> None:
+    """Delete what a kill has left of `temporary_file(path)`; the name in `path` may be a pattern, such as `*.png`."""
+    for leftover in path.parent.glob(f".{path.stem}.*{path.suffix}"):
+        leftover.unlink(missing_ok=True)
+
+
 def cache_folder(kind: str) -> Path:
     """Where hfvit keeps what can be made again: below the cache of HuggingFace's libraries (HF_HOME)."""
     from huggingface_hub import constants

@@ -14,6 +14,8 @@ from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 from scipy.stats import binomtest
 
+from hfvit.paths import temporary_file
+
 MOST_NAMES = 120  # class names along an axis; more could not be read
 MOST_LETTERS = 24  # of a class name
 _MATRIX_TICKS = (0, 0.01, 0.05, 0.2, 0.5, 1)
@@ -73,15 +75,12 @@ def draw(name: str, figure: Callable[[Theme], plt.Figure], output_dir: str | Pat
     paths, extent = [], None
     for theme in THEMES:
         path = Path(output_dir) / "plots" / f"{name}{theme.suffix}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}")
-        with plt.rc_context(theme.settings):
+        with temporary_file(path) as temporary, plt.rc_context(theme.settings):
             drawn = figure(theme)
             if extent is None:  # the other theme has the same words in the same places
                 extent = drawn.get_tightbbox().padded(0.15)
             drawn.savefig(temporary, bbox_inches=extent, format="png")
             plt.close(drawn)
-        temporary.replace(path)
         paths.append(path)
     return paths
 

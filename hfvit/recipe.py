@@ -10,9 +10,10 @@ from typing import Any, get_args, get_type_hints
 import yaml
 from transformers import HfArgumentParser
 
-from hfvit.config import AugmentationArguments, DataArguments, ModelArguments, RunArguments
+from hfvit.config import AugmentationArguments, DataArguments, RunArguments
 from hfvit.errors import RecipeError, nearest, one_line
 from hfvit.finetuning_args import FinetuningArguments
+from hfvit.model_args import ModelArguments
 from hfvit.shipped import find_recipe
 from hfvit.training_args import HFViTTrainingArguments
 from hfvit.yaml_files import read_yaml

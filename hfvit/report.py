@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from hfvit.example_file import read_examples
+from hfvit.paths import sweep_temporary
 from hfvit.picture_plots import attention_figure, mistakes_figure, training_figure
 from hfvit.plots import (
     THEMES,
@@ -92,7 +93,7 @@ def write_training_images(images: np.ndarray, targets: np.ndarray, names: list[s
 def write_plots(facts: dict, output_dir: str | Path) -> list[Path]:
     """Draw every plot that the facts and the kept pictures allow into `output_dir/plots`; returns their paths.
 
-    Plots of an earlier run that this one has nothing for are deleted.
+    Plots of an earlier run that this one has nothing for are deleted, and so is what a kill has left half-drawn.
     """
     role = reported_split(facts)
     metrics, kept = facts["metrics"][role], read_examples(output_dir, facts)
@@ -113,6 +114,7 @@ def write_plots(facts: dict, output_dir: str | Path) -> list[Path]:
         figures["attention"] = partial(
             attention_figure, kept["attention"], kept["attention_maps"], examples["attention"], examples["split"]
         )
+    sweep_temporary(Path(output_dir) / "plots" / "*.png")
     written = []
     for name, figure in figures.items():
         if figure:

@@ -13,20 +13,10 @@ from datasets import ClassLabel, Dataset, DatasetBuilder, Image, IterableDataset
 from datasets.fingerprint import Hasher
 from datasets.utils.file_utils import is_local_path, xopen
 
-from hfvit.data import (
-    DIGITS,
-    ImageSplits,
-    at_most,
-    check_columns,
-    dataset_commit,
-    encode_labels,
-    find_image_column,
-    find_label_column,
-    standardise,
-    why_not_loaded,
-)
+from hfvit.columns import check_columns, encode_labels, find_image_column, find_label_column, standardise
+from hfvit.data import DIGITS, ImageSplits, at_most, data_facts, dataset_commit, why_not_loaded
 from hfvit.errors import DataError, RecipeError
-from hfvit.paths import folder_or_hub_id, is_local
+from hfvit.paths import folder_or_hub_id
 
 
 def stream_splits(
@@ -73,28 +63,17 @@ def stream_splits(
     labels, indices = encode_labels(class_label, raw_labels, names)
     whole = {role: standardise(split, image_column, indices[role]) for role, split in loaded.items()}
     loaded = {role: at_most(split, max_eval_samples, seed) for role, split in whole.items()}
-    rows = {"train": images} | {role: len(split) for role, split in loaded.items()}
-    fingerprints = {"train": builder.hash} | {role: split._fingerprint for role, split in loaded.items()}
-    facts = {
-        "dataset_name": dataset_name,
-        "is_local": dataset_name != DIGITS and is_local(dataset_name),
-        "dataset_config_name": dataset_config_name,
-        "dataset_revision": dataset_revision,
-        "dataset_commit": None if is_local(dataset_name) else dataset_commit([builder.cache_dir]),
-        "image_column": image_column,
-        "label_column": label_column,
-        "labels": labels,
-        "splits": {
-            role: {"source": names[role], "rows": rows[role], "fingerprint": fingerprints[role]} for role in names
-        },
-    }
+    columns = {"image_column": image_column, "label_column": label_column}
+    origin = dataset_name, dataset_config_name, dataset_revision
+    shown = {"train": (train_split, images, builder.hash)}
+    shown |= {role: (names[role], len(split), split._fingerprint) for role, split in loaded.items()}
     return ImageSplits(
         train=_two_columns(train, image_column, label_column, max_train_samples),
         validation=loaded["validation"],
         test=loaded.get("test"),
         sources={role: names[role] for role in loaded},
         whole=whole,
-        facts=facts,
+        facts=data_facts(origin, dataset_commit([builder.cache_dir]), columns, labels, shown),
     )
 
 

@@ -10,6 +10,7 @@ from transformers import TrainerCallback, set_seed
 
 from hfvit.artefacts import RECIPE_FILE
 from hfvit.augment import Augmentation, Preprocessing
+from hfvit.building import build_model
 from hfvit.checkpoints import (
     check_same_model,
     claim_output_dir,
@@ -28,9 +29,9 @@ from hfvit.images import image_datasets
 from hfvit.lora import add_lora
 from hfvit.metrics import ImageClassificationMetric, trainer_metrics
 from hfvit.mixing import BatchMixing
-from hfvit.modeling import build_model
 from hfvit.patch_size import train_patch_sizes
 from hfvit.processes import run_one_of_many
+from hfvit.progressive import ProgressiveSize
 from hfvit.push import Destination, check_destination, push
 from hfvit.recipe import load_recipe
 from hfvit.report import reported_split, summary_table, write_plots, write_training_images
@@ -84,6 +85,8 @@ def main(argv: list[str] | None = None, callbacks: Sequence[TrainerCallback] = (
         frozen=model_args.freeze,
         preprocessing=data_args.preprocessing,
     )
+    sizes = finetuning.progressive_image_size
+    progressive = ProgressiveSize(model, sizes) if sizes else None
     tokenizer, texts = None, None
     if model_args.text_encoder:
         model = add_text_encoder(model, **model_args.text_options, frozen=model_args.freeze)
@@ -142,6 +145,7 @@ def main(argv: list[str] | None = None, callbacks: Sequence[TrainerCallback] = (
         compute_metrics=trainer_metrics(splits.labels),
         preprocessing=Preprocessing(data_config),
         mixing=BatchMixing(len(splits.labels), **augmentation_args.mixing),
+        progressive=progressive,
         callbacks=[*draws, *callbacks],
     )
 

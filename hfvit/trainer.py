@@ -28,6 +28,7 @@ from hfvit.mixing import BatchMixing
 from hfvit.nan_policy import WatchingTrainer
 from hfvit.objective import Objective
 from hfvit.param_groups import build_param_groups, groups_beside
+from hfvit.progressive import ProgressiveSize
 from hfvit.speed import SpeedMeter, matmul_rate, training_flops
 from hfvit.stream import ImageStream, StreamEpochs, stream_loader
 from hfvit.texts import TEXT_INPUTS
@@ -41,8 +42,8 @@ class HFViTTrainer(WatchingTrainer):
 
     A batch comes as uint8 and becomes pixel values on the device: by the training set's `Augmentation` and `mixing`,
     or by `preprocessing` in evaluation. The training set is drawn by `EpochSampler`, or when `balanced` by
-    `BalancedSampler`; an `objective` takes the place of cross-entropy in training. With `ema_decay`, evaluation and
-    the final model use the averaged weights; checkpoints hold both.
+    `BalancedSampler`; an `objective` takes the place of cross-entropy in training, and `progressive` resizes its
+    images. With `ema_decay`, evaluation and the final model use the averaged weights; checkpoints hold both.
     """
 
     # compute_loss returns a mean over its own images; the Trainer divides it by the accumulation steps.
@@ -55,6 +56,7 @@ class HFViTTrainer(WatchingTrainer):
         mixing: BatchMixing | None = None,
         objective: Objective | None = None,
         balanced: bool = False,
+        progressive: ProgressiveSize | None = None,
         **kwargs,
     ):
         super().__init__(*args, data_collator=collate, **kwargs)
@@ -65,7 +67,9 @@ class HFViTTrainer(WatchingTrainer):
         # Labels are not counted over accumulation steps and processes: compute_loss takes a plain mean.
         self.model_accepts_loss_kwargs = False
         self.preprocessing = preprocessing.to(self.args.device)
-        self.mixing, self.balanced = mixing, balanced
+        self.mixing, self.balanced, self.progressive = mixing, balanced, progressive
+        if progressive:
+            self.add_callback(progressive)
         self.objective = objective and objective.to(self.args.device)
         self.micro.even = bool(mixing and mixing.mixup)
         self._is_checked = False
@@ -121,6 +125,8 @@ class HFViTTrainer(WatchingTrainer):
                 self._check_first_batch(pixel_values, labels)
             if self.mixing and not self._mixing_is_over():
                 pixel_values, labels = self.mixing(pixel_values, labels, plan["seeds"])
+            if self.progressive and self._is_fitted:  # several processes try first whether the largest fits
+                pixel_values = self.progressive(pixel_values, self.state)
         return {"pixel_values": pixel_values, "labels": labels, **texts}
 
     def _check_first_batch(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> None:
@@ -302,7 +308,8 @@ class HFViTTrainer(WatchingTrainer):
 
     def _measure_device(self) -> None:
         """What the model needs an image and what the device can give, which `mfu` relates."""
-        self.speed.flops_per_image = training_flops(self.model)
+        # Images of several sizes have no one count.
+        self.speed.flops_per_image = None if self.progressive else training_flops(self.model)
         self.speed.peak_flops = matmul_rate(self.args.device, self._compute_dtype) * self.args.world_size
 
     @property

@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    gc.freeze()  # or each collection, and a Trainer starts one, looks through all that the libraries hold: half a second
+    gc.freeze()  # or each collection, and a Trainer starts one, looks through all that libraries hold: half a second
 
 
 @pytest.fixture(autouse=True)

@@ -9,11 +9,11 @@ from timm.data import resolve_data_config
 from transformers import TrainerCallback, set_seed
 
 from hfvit.augment import Augmentation, Preprocessing
+from hfvit.building import build_model
 from hfvit.checkpoints import newest_checkpoint
 from hfvit.images import ArrayReader, ImageDataset
 from hfvit.metrics import trainer_metrics
 from hfvit.mixing import BatchMixing
-from hfvit.modeling import build_model
 from hfvit.pixels import cached_pixels
 from hfvit.trainer import HFViTTrainer
 from hfvit.training_args import HFViTTrainingArguments

@@ -10,11 +10,12 @@ import torch
 from conftest import LABELS
 from transformers import AutoModelForImageClassification
 
+from hfvit.building import build_model
 from hfvit.errors import ModelError
 from hfvit.export.family import family_config
 from hfvit.export.onnx import export_onnx
 from hfvit.losses import cross_entropy
-from hfvit.modeling import HFViTForImageClassification, build_model
+from hfvit.modeling import HFViTForImageClassification
 from hfvit.param_groups import build_param_groups, classifier_parameters, layer_ids
 from hfvit.train import main
 

@@ -18,9 +18,9 @@ from PIL import Image
 from transformers import set_seed
 
 import hfvit
+from hfvit.building import build_model
 from hfvit.cli import main as hfvit_command
 from hfvit.commands import main as export
-from hfvit.modeling import build_model
 from hfvit.push import Destination, push
 from hfvit.web_runtime import TESTED, TESTED_RUNTIME
 

@@ -12,8 +12,8 @@ from graphs import write_configs, write_graph
 
 import hfvit
 from hfvit.attention_view import AttentionView
+from hfvit.building import build_model
 from hfvit.cli import main
-from hfvit.modeling import build_model
 
 client = pytest.importorskip("gradio_client")
 COMMAND = "import sys; from hfvit.cli import main; main(sys.argv[1:])"

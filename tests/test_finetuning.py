@@ -15,12 +15,12 @@ from test_train import OUTPUT_FILES, files
 from transformers import AutoModelForImageClassification
 
 import hfvit.lora
+from hfvit.building import build_model
 from hfvit.checkpoints import check_same_model, newest_checkpoint
 from hfvit.errors import ModelError, RecipeError
 from hfvit.hub_files import files_to_push
 from hfvit.linear_probe import AugmentedPasses, body_and_classifier, solve
 from hfvit.lora import add_lora, target_layers
-from hfvit.modeling import build_model
 from hfvit.recipe import load_recipe
 from hfvit.report_page import write_page
 from hfvit.train import main

@@ -18,8 +18,9 @@ from transformers import (
 )
 
 import hfvit
+from hfvit.building import build_model
 from hfvit.errors import ModelError
-from hfvit.modeling import HFViTForImageClassification, build_model
+from hfvit.modeling import HFViTForImageClassification
 
 # One of each kind of position embedding: with a class token in it, beside it (DINOv2 with registers), and without one.
 FAMILIES = {

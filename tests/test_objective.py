@@ -13,9 +13,9 @@ from sklearn.utils.class_weight import compute_class_weight
 from transformers import AutoModelForImageClassification
 
 from hfvit.balance import BalancedSampler, class_weights, occurrences
+from hfvit.building import build_model
 from hfvit.errors import ModelError, RecipeError
 from hfvit.losses import cross_entropy, hard_distillation, soft_distillation
-from hfvit.modeling import build_model
 from hfvit.objective import Objective, Teacher, build_objective
 from hfvit.recipe import load_recipe
 from hfvit.train import main

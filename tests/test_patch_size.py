@@ -10,11 +10,11 @@ from conftest import ARCHITECTURE, LABELS, MICRO, coloured_image
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from transformers import AutoModelForImageClassification
 
+from hfvit.building import build_model
 from hfvit.cli import main as hfvit
 from hfvit.commands import main as export_onnx
 from hfvit.errors import ModelError, RecipeError
 from hfvit.inference import load_classifier
-from hfvit.modeling import build_model
 from hfvit.patch_size import set_patch_size, train_patch_sizes
 from hfvit.recipe import load_recipe
 from hfvit.train import main as train
@@ -27,7 +27,9 @@ def micro(architecture="flexivit_small", **kwargs):
     return build_model(LABELS, architecture=architecture, image_size=32, timm_kwargs={**MICRO, **kwargs})
 
 
-@pytest.mark.parametrize("architecture", ["flexivit_small", ARCHITECTURE, "vit_small_patch16_dinov3"])
+@pytest.mark.parametrize(
+    "architecture", ["flexivit_small", ARCHITECTURE, "vit_small_patch16_dinov3", "eva02_tiny_patch14_224"]
+)
 @pytest.mark.parametrize("size", SIZES)
 def test_a_drawn_size_is_timms_resampled_model(architecture, size):
     """The same logits, and the gradients of the model that timm resamples, carried back to the one embedding."""

@@ -80,6 +80,8 @@ def with_pictures(facts: dict, folder, classes: int) -> dict:
 def test_every_plot_is_a_picture_on_both_papers(classes, tmp_path):
     facts = with_pictures(make_facts(classes), tmp_path, classes)
     names = {"confusion_matrix", "learning_curves", "per_class_accuracy", "reliability", "mistakes", "attention"}
+    (tmp_path / "plots").mkdir()
+    (tmp_path / "plots" / ".reliability.12345.png").write_bytes(b"half")  # of a report that was killed
     paths = write_plots(facts, tmp_path)
     assert {path.stem for path in paths} == {f"{name}{theme.suffix}" for name in names for theme in THEMES}
     assert {path.name for path in (tmp_path / "plots").iterdir()} == {path.name for path in paths}

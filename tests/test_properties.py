@@ -15,10 +15,10 @@ from PIL import Image
 from timm.data import resolve_data_config
 
 from hfvit.augment import Augmentation, Preprocessing
+from hfvit.building import build_model
 from hfvit.config import POLICIES
 from hfvit.errors import RecipeError
 from hfvit.images import DecodingReader, ImageDataset
-from hfvit.modeling import build_model
 from hfvit.recipe import _FIELDS, load_recipe
 
 # The same examples each time, and few: each recipe builds transformers' arguments, each picture is decoded thrice.

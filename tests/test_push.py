@@ -16,10 +16,10 @@ from loopback_store import READ, STRANGER, Blob
 from safetensors.torch import load_file, save_file
 
 import hfvit
+from hfvit.building import build_model
 from hfvit.commands import main as export
 from hfvit.errors import HubError, run
 from hfvit.hub_files import files_to_push
-from hfvit.modeling import build_model
 from hfvit.push import Destination, push
 from hfvit.train import main
 

@@ -12,6 +12,7 @@ from conftest import LABELS
 from graphs import write_graph
 from onnx import TensorProto, helper
 
+from hfvit.building import build_model
 from hfvit.errors import ModelError
 from hfvit.export.onnx import export_onnx
 from hfvit.export.quantize import quantize_onnx
@@ -26,7 +27,6 @@ from hfvit.export.trt_backends import (
 )
 from hfvit.export.trt_graph import read_graph
 from hfvit.export.trt_watch import build_progress, message_log
-from hfvit.modeling import build_model
 
 RTX = load_backend("tensorrt_rtx")
 needs_rtx = pytest.mark.skipif(isinstance(RTX, str), reason=f"tensorrt_rtx cannot be imported: {RTX}")

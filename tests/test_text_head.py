@@ -10,8 +10,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast, SiglipConfig, SiglipModel
 
 import hfvit
+from hfvit.building import build_model
 from hfvit.errors import ModelError, run
-from hfvit.modeling import build_model
 from hfvit.text_head import name_embeddings, start_from_text
 from hfvit.train import main
 

@@ -18,10 +18,10 @@ from transformers import TrainerCallback
 
 import hfvit.trainer
 from hfvit.augment import Augmentation, Preprocessing
+from hfvit.building import build_model
 from hfvit.checkpoints import newest_checkpoint
 from hfvit.hardware import share_of_cores
 from hfvit.image_ops import OPS
-from hfvit.modeling import build_model
 from hfvit.speed import SpeedMeter, matmul_rate, training_flops
 from hfvit.training_args import HFViTTrainingArguments
 

@@ -18,8 +18,9 @@ from hfvit.errors import ModelError
 from hfvit.evaluation_split import evaluation_split
 from hfvit.export.folder import read_export_facts, write_export_facts
 from hfvit.export.onnx import export_onnx
+from hfvit.gate_record import check_recordable, record
 from hfvit.train import main as train
-from hfvit.validate import Comparison, check_recordable, record, validate
+from hfvit.validate import Comparison, validate
 
 NOISY = np.array([[8, 8, 0], [0, 8, 0], [0, -8, 8]], dtype=np.float32)  # takes about half of the red for green
 PERMUTED = BRIGHTEST[:, [1, 2, 0]]  # a damaged head

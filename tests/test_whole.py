@@ -34,6 +34,8 @@ def test_auto_takes_the_newest_whole_one_and_says_what_it_passed_over(tmp_path, 
         make_checkpoint(tmp_path, f"checkpoint-{step}")
     (tmp_path / "checkpoint-9" / "rng_state.pth").write_text("{")
     (tmp_path / ".saving" / "checkpoint-12").mkdir(parents=True)
+    for name in (".run.12345.json", ".README.12345.md", ".recipe.12345.yaml", ".examples.12345.npz"):
+        (tmp_path / name).write_text("half")
     other = claim_output_dir(str(tmp_path), "auto", overwrite=False, is_main=False)  # reads sizes, touches nothing
     assert other == str(tmp_path / "checkpoint-6")
     assert (tmp_path / "checkpoint-9").exists()

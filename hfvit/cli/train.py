@@ -42,8 +42,9 @@ def add(commands) -> None:
 
 def _describe_fields(parser: argparse.ArgumentParser) -> None:
     """Name hfvit's own recipe fields in the help; their values are parsed by the recipe."""
-    from hfvit.config import AugmentationArguments, DataArguments, ModelArguments, RunArguments
+    from hfvit.config import AugmentationArguments, DataArguments, RunArguments
     from hfvit.finetuning_args import FinetuningArguments
+    from hfvit.model_args import ModelArguments
 
     lines = []
     for section in (ModelArguments, FinetuningArguments, DataArguments, AugmentationArguments, RunArguments):

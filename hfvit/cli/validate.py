@@ -68,9 +68,9 @@ def validate(options: argparse.Namespace) -> None:
     output = writable(options.output, "--output")
     quiet_libraries()
     from hfvit.evaluation_split import evaluation_split
+    from hfvit.gate_record import check_recordable, record
     from hfvit.inference import load_classifier
     from hfvit.json_files import write_object
-    from hfvit.validate import check_recordable, record
     from hfvit.validate import validate as compare
 
     check_recordable(paths)

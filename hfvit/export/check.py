@@ -41,13 +41,6 @@ def check_onnx(path: Path) -> None:
         raise ModelError(f"The exported graph is not valid ONNX: {one_line(error)[:300]}") from error
 
 
-def forget_shapes(path: Path) -> None:
-    """Remove the shapes of intermediate values; fusing leaves some behind that are wrong (transformers 5.23)."""
-    model = onnx.load(path)
-    del model.graph.value_info[:]
-    onnx.save(model, path)
-
-
 @torch.inference_mode()
 def check_parity(
     path: Path, model: torch.nn.Module, shape: tuple[int, int, int], batch_sizes: list[int], limit: dict, what: str

@@ -20,7 +20,7 @@ from transformers.exporters.exporter_onnx import OnnxConfig
 import hfvit
 from hfvit.attention import unfused_windows
 from hfvit.errors import ModelError, one_line
-from hfvit.export.check import check_onnx, check_parity, check_pixels, forget_shapes, tolerance
+from hfvit.export.check import check_onnx, check_parity, check_pixels, tolerance
 from hfvit.export.folder import PACKAGES, file_facts
 from hfvit.export.fuse import fuse
 from hfvit.export.graph import clean
@@ -85,9 +85,7 @@ def export_onnx(
     _tidy(graph)
     batches = [1, 3, TRACED_BATCH + 3] if dynamic_axes else [batch_size]
     with temporary_file(path) as temporary:
-        _save(graph, temporary)
-        if optimize:
-            forget_shapes(temporary)
+        _save(graph, temporary, with_shapes=not optimize)
         parity = check_graph(temporary, model, shape, batches, dtype, tolerance(dtype, atol), preprocessing, path.name)
     fixed = None if dynamic_axes else batch_size
     facts = describe(path, shape, parity, dtype=dtype, optimized=optimize, batch_size=fixed)
@@ -277,11 +275,17 @@ def _renamed(dim: str | None, names: dict[str, str]) -> str | None:
     return dim and re.sub(r"\b\w+\b", lambda word: names.get(word[0], word[0]), dim)
 
 
-def _save(graph: onnx_ir.Model, path: Path) -> None:
-    """One file with its weights inside: ORTModel and transformers.js do not find the exporter's `.onnx.data`."""
+def _save(graph: onnx_ir.Model, path: Path, with_shapes: bool) -> None:
+    """One file with its weights inside: ORTModel and transformers.js do not find the exporter's `.onnx.data`.
+
+    The shapes of intermediate values may be left out; fusing leaves some behind that are wrong (transformers 5.23).
+    """
     size = sum(
         value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value is not None
     )
     if size > PROTOBUF_LIMIT:
         raise ModelError(f"The weights take {size / 1e9:.1f} GB; one ONNX file holds 2 GB. Export with dtype fp16.")
-    onnx_ir.save(graph, path)
+    proto = onnx_ir.to_proto(graph)
+    if not with_shapes:
+        del proto.graph.value_info[:]
+    onnx.save(proto, path)

@@ -126,7 +126,7 @@ class Export:
         if self.options.no_gate or self.recipe is None:
             return None
         from hfvit.evaluation_split import evaluation_split
-        from hfvit.validate import check_recordable
+        from hfvit.gate_record import check_recordable
 
         check_recordable([self.options.model])
         try:
@@ -246,7 +246,7 @@ class Export:
         for name, facts in self.facts.items():
             write_export_facts(self.folder, name, facts, self.source, self.weights)
         if self.comparison is not None:
-            from hfvit.validate import record
+            from hfvit.gate_record import record
 
             record(self.comparison, [self.options.model, *(self.folder / name for name in self.judged)])
 
