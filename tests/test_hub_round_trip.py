@@ -64,7 +64,8 @@ def published(hub, tmp_path_factory):
     card += "".join(f"  - split: {s}\n    path: plain_text/{s}-*\n" for s in ("train", "test"))
     files["README.md"] = f"{card}  default: true\n---\n".encode()
     hub.create("uoft-cs/cifar10", "dataset", files)
-    words = ["hfvit", "train", "vit_tiny_cifar10", "--max_steps", "2", "--output_dir", folder / "out"]
+    words = ["hfvit", "train", "vit_tiny_cifar10", "--max_steps", "2", "--global_batch_size", "16"]
+    words += ["--output_dir", folder / "out"]
     words += ["--push_to_hub", "true", "--hub_model_id", "user/tiny", "--hub_private_repo", "true"]
     result = run_command(*words, "--disable_tqdm", "true", **hub.environment(folder / "home"))
     assert result.returncode == 0, result.stderr
