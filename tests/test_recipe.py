@@ -54,6 +54,17 @@ def test_shipped_recipes_say_what_they_are(name):
         assert f"\n# {section}\n" in text
 
 
+def test_a_start_on_the_command_line_takes_the_place_of_the_files(write):
+    args = '{"patch_size": 2, "window_size": 4}'
+    anew = load_recipe(["swin_tiny", "--architecture", "swin_tiny_patch4_window7_224", "--model_args", args])
+    assert anew.model.model_name_or_path is None
+    assert load_recipe([write(anew.to_yaml())]).model == anew.model
+    pretrained = load_recipe(["quickstart", "--model_name_or_path", "a/b"])
+    assert (pretrained.model.model_name_or_path, pretrained.model.architecture) == ("a/b", None)
+    with pytest.raises(RecipeError, match="exactly one of model_name_or_path"):
+        load_recipe(["quickstart", "--model_name_or_path", "a/b", "--architecture", "vit_base_patch16_224"])
+
+
 def test_yaml_11_readings_are_mended(write):
     recipe = load_recipe([write(MINIMAL + "learning_rate: 1e-4\neval_strategy: no\nsave_strategy: no\n"
                                 "load_best_model_at_end: false\nwarmup_steps: 10\n")])  # fmt: skip
