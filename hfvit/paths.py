@@ -2,11 +2,14 @@
 
 import os
 import re
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hfvit.errors import HFViTError, nearest
+
+ABANDONED_SECONDS = 24 * 3600
 
 
 def is_path(name: str | Path) -> bool:
@@ -86,6 +89,14 @@ def temporary_file(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_abandoned(folder: Path, pattern: str) -> None:
+    """Delete what killed writers left under temporary names of this `pattern`, once it is a day old."""
+    for file in folder.glob(pattern):
+        with suppress(FileNotFoundError):  # its writer, or another reader of the folder, was quicker
+            if time.time() - file.stat().st_mtime > ABANDONED_SECONDS:
+                file.unlink()
 
 
 def sweep_temporary(path: Path) -> None:

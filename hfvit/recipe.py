@@ -11,6 +11,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from hfvit.config import AugmentationArguments, DataArguments, RunArguments
+from hfvit.effects import without_effect
 from hfvit.errors import RecipeError, nearest, one_line
 from hfvit.finetuning_args import FinetuningArguments
 from hfvit.model_args import ModelArguments
@@ -38,6 +39,7 @@ class Recipe:
     training: HFViTTrainingArguments
     source: Path
     values: dict[str, Any]
+    idle: str | None = None  # what was set without any effect, in words
 
     def to_yaml(self) -> str:
         """The recipe as resolved: running it again is the same run. Tokens are left out."""
@@ -107,7 +109,12 @@ def load_recipe(argv: list[str]) -> Recipe:
         raise RecipeError(f"{source}: {one_line(error)}") from None
 
     given = {**file_values, **changed}
-    return Recipe(*sections, source, _resolved(*sections, typed=vars(namespace), given=given))
+    # A resolved recipe holds every key: of a file's, those that are not at their defaults were meant.
+    meant = [key for key in file_values if vars(from_file)[key] != parser.get_default(key)]
+    meant += [word[2:].partition("=")[0].replace("-", "_") for word in argv[1:] if word.startswith("--")]
+    in_force = {key: getattr(section, key) for section in sections for key in vars(section) if key in _FIELDS}
+    idle = without_effect(dict.fromkeys(meant), in_force)
+    return Recipe(*sections, source, _resolved(*sections, typed=vars(namespace), given=given), idle)
 
 
 def read_recipe(path: Path, takes_list: dict[str, bool]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import timm
 import yaml
 from conftest import ROOT
 
+from hfvit.effects import NEEDS
 from hfvit.errors import RecipeError
 from hfvit.recipe import build_parser, load_recipe
 from hfvit.shipped import shipped_recipes, summary
@@ -31,6 +32,7 @@ def test_shipped_recipes_parse(name):
     path = shipped_recipes()[name]
     recipe = load_recipe([name])
     assert recipe.source == path
+    assert recipe.idle is None
     assert recipe.training.output_dir == f"outputs/{name}"
     values = yaml.safe_load(path.read_text())
     architecture = recipe.model.architecture or recipe.model.model_name_or_path.removeprefix("timm/")
@@ -127,6 +129,38 @@ def test_the_resolved_recipe_is_the_same_recipe(write, tmp_path):
     assert again.data == first.data
     assert again.values == first.values
     assert again.training.seed == 9
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "told"),
+    [
+        ("policy: trivial_augment\nrand_augment_magnitude: 5\n", [],
+         "rand_augment_magnitude (needs policy: rand_augment)"),
+        ("lora_rank: 4\nlora_dropout: 0.1\n", [], "lora_rank, lora_dropout (needs finetuning: lora)"),
+        ("", ["--lora_rank", "8"], "lora_rank (needs finetuning: lora)"),  # typed, though it is the default
+        ("distillation_alpha: 0.9\n", ["--probe_passes=2"],
+         "distillation_alpha (needs teacher); probe_passes (needs finetuning: linear_probe)"),
+        ("eval_steps: 50\n", [], "eval_steps (needs eval_strategy: steps)"),
+        ("mix_off_epochs: 1\nmixup_alpha: 0.2\n", ["--mixup_alpha", "0"],
+         "mix_off_epochs (needs mixup_alpha, cutmix_alpha or random_erasing)"),
+        ("finetuning: lora\nlora_rank: 4\nprobe_passes: 0\n", [], None),
+        ("policy: rand_augment\nrand_augment_num_ops: 3\neval_strategy: steps\neval_steps: 50\n", [], None),
+    ],
+)  # fmt: skip
+def test_a_key_set_in_vain_is_told(write, text, options, told):
+    text = MINIMAL.replace("architecture", "model_name_or_path") + text if "finetuning" in text else MINIMAL + text
+    recipe = load_recipe([write(text), *options])
+    assert recipe.idle == (told and f"Set without any effect: {told}.")
+
+
+def test_a_resolved_recipe_is_told_of_nothing_else(write):
+    recipe = load_recipe([write(MINIMAL + "lora_rank: 4\n")])
+    assert load_recipe([write(recipe.to_yaml())]).idle == recipe.idle
+
+
+def test_the_table_of_effects_names_keys_of_a_recipe():
+    fields = {action.dest for action in build_parser()._actions}
+    assert {key for need in NEEDS for key in need.keys.split()} <= fields
 
 
 def test_tokens_never_reach_the_resolved_recipe(write):
