@@ -3,7 +3,6 @@
 import json
 import logging
 import shutil
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from safetensors import safe_open
 
 from hfvit.artefacts import CONFIG_FILE, RECIPE_FILE
 from hfvit.errors import ModelError, RecipeError
-from hfvit.paths import sweep_temporary, temporary_file
+from hfvit.paths import check_writable, sweep_temporary, temporary_file
 from hfvit.run_folder import ADAPTER_FILES, ADAPTER_FOLDER, EXAMPLES_FILE, TOKENIZER_FILES, WEIGHT_FILES
 from hfvit.whole import MODEL_ALONE, STAGING, STATE_FILE, flaw
 
@@ -45,12 +44,7 @@ def claim_output_dir(output_dir: str, resume: str | None, overwrite: bool, is_ma
     or when there is no such checkpoint.
     """
     folder = Path(output_dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise RecipeError(f"output_dir: {output_dir} cannot be written: {error.strerror or error}.") from None
+    check_writable(folder, "output_dir")
     if is_main:
         _remove_leftovers(folder)
 

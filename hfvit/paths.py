@@ -2,12 +2,13 @@
 
 import os
 import re
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from hfvit.errors import HFViTError, nearest
+from hfvit.errors import HFViTError, RecipeError, nearest
 
 ABANDONED_SECONDS = 24 * 3600
 
@@ -77,6 +78,16 @@ def writable(path: str | Path | None, option: str) -> Path | None:
     if not os.access(file.parent, os.W_OK):
         raise HFViTError(f"{option}: {path} cannot be written: there is no folder {file.parent} to write to.")
     return file
+
+
+def check_writable(folder: Path, option: str) -> None:
+    """Make the folder; raises `RecipeError` where that, or writing in it, is not possible."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise RecipeError(f"{option}: {folder} cannot be written: {error.strerror or error}.") from None
 
 
 @contextmanager

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout  # huggingface_hub depends on it
 from transformers import TrainerCallback
 
 from hfvit.checkpoints import RUN_FILE, write_text
 from hfvit.errors import Interrupted, NonFiniteLossError, OutOfMemory, RecipeError, one_line
+from hfvit.folder_lock import alone_in
 from hfvit.recipe import load_recipe
 from hfvit.run_file import read_run
 from hfvit.tables import aligned
@@ -24,7 +24,6 @@ from hfvit.yaml_files import read_yaml
 
 BEST_FILE = "best.yaml"
 STUDY_FILE = "sweep.db"
-LOCK_FILE = ".sweep.lock"
 FAILURES = (NonFiniteLossError, OutOfMemory)  # of a trial, not of the search
 KINDS = "a list of choices, {range: [low, high]} or {log: [low, high]}"
 
@@ -72,6 +71,13 @@ def suggest(trial, space: dict[str, Any]) -> dict[str, Any]:
     return chosen
 
 
+def search(argv: list[str], space: dict[str, Any], trials: int, **options) -> str:
+    """`Sweep(argv, space, **options).run(trials)`, alone in its folder: another would take the running trial for one
+    that was killed."""
+    with alone_in(load_recipe(argv).training.output_dir, "hfvit sweep"):
+        return Sweep(argv, space, **options).run(trials)
+
+
 class Sweep:
     """The search in the `output_dir` of a recipe, as `argv` (RECIPE [--key value ...]) gives it.
 
@@ -102,7 +108,6 @@ class Sweep:
             ends = {k: v[place] if isinstance(v, list) else next(iter(v.values()))[place] for k, v in space.items()}
             load_recipe([str(self._write_recipe("check", ends))])
         (self.folder / "recipes" / "check.yaml").unlink(missing_ok=True)
-        self._lock = self._claim()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.study = optuna.create_study(
             study_name="sweep",
@@ -117,14 +122,11 @@ class Sweep:
         self._take_up_interrupted()
 
     def run(self, trials: int) -> str:
-        """Go on until `trials` trials have ended, failed ones included, and let go of the folder; a table of them."""
-        try:
-            while (ended := len(self.ended())) < trials:
-                print(f"\ntrial {ended + 1} of {trials}", flush=True)
-                self.study.optimize(self._trial, n_trials=1, catch=FAILURES)
-            return self.summary()
-        finally:
-            self._lock.release()
+        """Go on until `trials` trials have ended, failed ones included; a table of them."""
+        while (ended := len(self.ended())) < trials:
+            print(f"\ntrial {ended + 1} of {trials}", flush=True)
+            self.study.optimize(self._trial, n_trials=1, catch=FAILURES)
+        return self.summary()
 
     def ended(self) -> list:
         """The trials that ended by themselves, well or not."""
@@ -155,18 +157,6 @@ class Sweep:
         head = f"# Of {len(trials)} trials the best: {self.metric} {best.value:.4f} on the validation split.\n"
         write_text(path, head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
         return "\n".join([*aligned(rows), "", f"best     {path}", f"train it: hfvit train {path}"])
-
-    def _claim(self) -> FileLock:
-        """The folder for this search alone: another would take its running trial for one that was killed."""
-        lock = FileLock(self.folder / LOCK_FILE)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise RecipeError(
-                f"output_dir: another hfvit sweep is at work in {self.folder}; wait for its end, or choose another"
-                " output_dir."
-            ) from None
-        return lock
 
     def _trial(self, trial) -> float:
         parameters, name = suggest(trial, self.space), _name(trial)

@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from timm.data import resolve_data_config
@@ -23,6 +24,7 @@ from hfvit.data import load_splits
 from hfvit.errors import HubError
 from hfvit.examples import Examples
 from hfvit.finetuning import trainer_for
+from hfvit.folder_lock import alone_in
 from hfvit.hardware import keep_freed_memory, use_all_cores
 from hfvit.hub import write_model_card
 from hfvit.image_text import add_text_encoder
@@ -34,7 +36,7 @@ from hfvit.patch_size import train_patch_sizes
 from hfvit.processes import require_shared_folder, run_one_of_many
 from hfvit.progressive import ProgressiveSize
 from hfvit.push import Destination, check_destination, push
-from hfvit.recipe import load_recipe
+from hfvit.recipe import Recipe, load_recipe
 from hfvit.report import reported_split, summary_table, write_plots, write_training_images
 from hfvit.run_json import collect_facts, write_facts
 from hfvit.stream import ImageStream
@@ -48,16 +50,23 @@ logger = logging.getLogger("hfvit")
 
 def main(argv: list[str] | None = None, callbacks: Sequence[TrainerCallback] = ()) -> None:
     """Run the recipe named by `argv[0]`; the options after it beat the file's values. `callbacks` watch it train."""
-    # Parse
     recipe = load_recipe(sys.argv[1:] if argv is None else argv)
-    args, data_args, model_args, augmentation_args = recipe.training, recipe.data, recipe.model, recipe.augmentation
-    finetuning = recipe.finetuning
+    args = recipe.training
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO if args.process_index == 0 else logging.WARNING)
     if recipe.idle and args.process_index == 0:
         logger.warning(recipe.idle)
     if args.device.type == "cpu":
         use_all_cores(args.world_size)
+    with alone_in(args.output_dir, "training") if args.should_save else nullcontext():
+        run(recipe, callbacks)
+
+
+def run(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> None:
+    """Claim the output folder, load, build, read, train, evaluate, save and report, in this order."""
+    # Claim
+    args, data_args, model_args, augmentation_args = recipe.training, recipe.data, recipe.model, recipe.augmentation
+    finetuning = recipe.finetuning
     destination = None
     if args.push_at_end and args.should_save:
         destination = Destination(args.hub_model_id, args.hub_private_repo, args.hub_revision, token=args.hub_token)

@@ -16,8 +16,8 @@ FLOORS = [
     | {"token_merging", "web_runtime", "yaml_files", "export/fuse", "export/image_steps", "export/text_inputs"}
     | {"export/triton", "export/trt_backends", "export/trt_graph", "export/trt_watch"},
     {"artefacts", "augment", "doctor", "engine_runtime", "eval_results", "example_file", "execution_providers"}
-    | {"finetuning_args", "lora", "model_args", "pictures", "pixels", "plots", "progress", "public", "texts"}
-    | {"export/int8_fused", "export/preprocess"},
+    | {"finetuning_args", "folder_lock", "lora", "model_args", "pictures", "pixels", "plots", "progress", "public"}
+    | {"texts", "export/int8_fused", "export/preprocess"},
     {"backends", "checkpoints", "data", "engine_backend", "images", "metrics", "micro_batches", "modeling"}
     | {"picture_plots", "training_args", "cli/options", "export/check", "export/quantize"},
     {"balance", "building", "examples", "fitting", "image_text", "json_files", "objective", "stream_source"}

@@ -9,11 +9,12 @@ import pytest
 from conftest import ROOT
 from transformers import TrainerCallback
 
+import hfvit.folder_lock
 import hfvit.sweep
 from hfvit.cli import main
 from hfvit.errors import OutOfMemory, RecipeError
 from hfvit.recipe import load_recipe
-from hfvit.sweep import Sweep, read_space
+from hfvit.sweep import Sweep, read_space, search
 from hfvit.train import main as train
 
 SPACE = "learning_rate: {log: [1e-3, 1e-2]}\nlayer_decay: [0.8, 1.0]\nglobal_batch_size: {range: [8, 9]}\n"
@@ -78,9 +79,10 @@ def test_a_signal_names_the_sweep_and_another_sweep_waits(recipe, space, monkeyp
 
     def watched(argv, callbacks):
         with pytest.raises(RecipeError, match=r"another hfvit sweep is at work in .*out; wait for its end"):
-            Sweep([str(recipe)], read_space(space))
+            search([str(recipe)], read_space(space), 1)
         real(argv, [Sends()])
 
+    monkeypatch.setattr(hfvit.folder_lock, "PATIENCE", 0.1)
     monkeypatch.setattr(hfvit.sweep, "train", watched)
     with pytest.raises(SystemExit) as ended:
         main(["sweep", str(recipe), str(space), "--trials", "1"])
@@ -88,7 +90,7 @@ def test_a_signal_names_the_sweep_and_another_sweep_waits(recipe, space, monkeyp
     told = capsys.readouterr().err.splitlines()[-1]
     assert told.startswith("hfvit: stopped: SIGTERM came; ")
     assert told.endswith("trial-000/checkpoint-2 holds the run. Go on with the same hfvit sweep command.")
-    Sweep([str(recipe)], read_space(space))  # nobody is at work any more
+    assert not (recipe.parent / "out" / ".lock").exists()
 
 
 def test_a_trial_that_lags_is_pruned(recipe):

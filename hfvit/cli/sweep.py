@@ -40,8 +40,7 @@ def add(commands) -> None:
 def sweep(options: argparse.Namespace) -> None:
     """`hfvit sweep RECIPE SPACE [--key value ...]`"""
     find_recipe(options.recipe)
-    from hfvit.sweep import Sweep, read_space
+    from hfvit.sweep import read_space, search
 
-    space = read_space(options.space)
-    search = Sweep([options.recipe, *options.rest], space, options.sweep_seed, options.prune)
-    print("\n" + search.run(options.trials))
+    argv, space = [options.recipe, *options.rest], read_space(options.space)
+    print("\n" + search(argv, space, options.trials, seed=options.sweep_seed, prune=options.prune))
