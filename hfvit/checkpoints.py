@@ -4,21 +4,25 @@ import json
 import logging
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from safetensors import safe_open
 
-from hfvit.artefacts import RECIPE_FILE
+from hfvit.artefacts import CONFIG_FILE, RECIPE_FILE
 from hfvit.errors import ModelError, RecipeError
-from hfvit.example_file import EXAMPLES_FILE
 from hfvit.paths import sweep_temporary, temporary_file
-from hfvit.whole import MODEL_ALONE, STAGING, flaw
+from hfvit.run_folder import ADAPTER_FILES, ADAPTER_FOLDER, EXAMPLES_FILE, TOKENIZER_FILES, WEIGHT_FILES
+from hfvit.whole import MODEL_ALONE, STAGING, STATE_FILE, flaw
 
 logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
 CARD_FILE = "README.md"
 BROKEN = "broken-"
+# Neither the card, where edits of a user's may be, nor the plots, which a run draws anew or deletes.
+DISCARDED = (CONFIG_FILE, *WEIGHT_FILES, RECIPE_FILE, STATE_FILE, EXAMPLES_FILE, *TOKENIZER_FILES)
+DISCARDED += tuple(f"{ADAPTER_FOLDER}/{name}" for name in ADAPTER_FILES)
 
 
 def checkpoints(output_dir: str | Path) -> list[Path]:
@@ -127,13 +131,34 @@ def _refuse_if_held(folder: Path) -> None:
     )
 
 
-def clear_run(output_dir: str | Path, resumed: str | None = None) -> None:
-    """Delete what marks a run (run.json and its checkpoints), and nothing else of a user's folder.
+def refuse_to_discard(output_dir: str, reads: dict[str, str | None]) -> None:
+    """Raise `RecipeError` where `clear_run` would delete what the new run is made from.
 
-    A run that is `resumed` from one of its own checkpoints keeps this one and those before it.
+    `reads` maps keys of the recipe to the checkpoints that they name.
+    """
+    folder = Path(output_dir).resolve()
+    for key, name in reads.items():
+        path = Path(name).expanduser().resolve() if name else None
+        if path and path.is_dir() and (path == folder or path in checkpoints(folder)):
+            raise RecipeError(
+                f"{key}: {name} is in output_dir, which --overwrite_output_dir clears before it trains; choose another"
+                " output_dir."
+            )
+
+
+def clear_run(output_dir: str | Path, resumed: str | None = None) -> None:
+    """Delete a run (its files by their names, its checkpoints), and nothing else of a user's folder.
+
+    A run that is `resumed` from one of its own checkpoints keeps this one and those before it. In a folder without
+    run.json and checkpoints there is no run, and whatever lies there stays.
     """
     folder = Path(output_dir)
-    (folder / RUN_FILE).unlink(missing_ok=True)
+    if (folder / RUN_FILE).exists() or checkpoints(folder):
+        for path in [path for name in DISCARDED for path in folder.glob(name)]:
+            path.unlink()
+        with suppress(OSError):  # not there, or with files of a user's own
+            (folder / ADAPTER_FOLDER).rmdir()
+    (folder / RUN_FILE).unlink(missing_ok=True)  # last: until then it is known for a run's folder
     if is_of_run(resumed, folder):
         for later in _later(Path(resumed), folder):
             shutil.rmtree(later)

@@ -225,7 +225,9 @@ class RunArguments:
     )
     nan_lr_factor: float = _field(0.5, "rewind multiplies the learning rate by this, each time.")
     nan_max_rewinds: int = _field(3, "How often rewind may go back before the run is stopped.")
-    overwrite_output_dir: bool = _field(False, "Discard the run that output_dir already holds and start anew.")
+    overwrite_output_dir: bool = _field(
+        False, "Discard the run that output_dir already holds and start anew; files of your own there stay."
+    )
     keep_checkpoints: bool = _field(False, "Keep checkpoint-* (optimiser state included) after a finished run.")
 
     def check(self) -> None:

@@ -57,10 +57,17 @@ class StorageError(HFViTError):
 
 
 class Interrupted(HFViTError):
-    """A signal came, the run is saved and can go on: EX_TEMPFAIL of sysexits.h."""
+    """A signal came, the run is saved and can go on: EX_TEMPFAIL of sysexits.h.
+
+    `happened` says so, and `way_on` what to type, which whoever called the training may know better.
+    """
 
     exit_code = 75
     kind = "stopped"
+
+    def __init__(self, happened: str, way_on: str = ""):
+        super().__init__(f"{happened} {way_on}".strip())
+        self.happened = happened
 
 
 # Of a disk that takes no more: full, over its quota, over the largest file allowed, mounted read-only.

@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from hfvit.paths import temporary_file
-
-EXAMPLES_FILE = "examples.npz"
+from hfvit.run_folder import EXAMPLES_FILE
 
 
 def write_examples(output_dir: str | Path, arrays: dict[str, np.ndarray]) -> None:

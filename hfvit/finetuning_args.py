@@ -113,6 +113,11 @@ class FinetuningArguments:
             raise RecipeError(f"{key}: not with finetuning: {self.finetuning}, {why}.")
 
     @property
+    def checkpoints(self) -> dict[str, str | None]:
+        """The further models that it learns from, by the keys that name them."""
+        return {key: getattr(self, key) for key in ("teacher", "head_from_text")}
+
+    @property
     def probe(self) -> dict[str, Any]:
         """The arguments of `linear_probe.LinearProbeTrainer` that a recipe gives."""
         return {"c": self.probe_c, "passes": self.probe_passes, "class_balance": self.class_balance}

@@ -11,6 +11,7 @@ from transformers import Trainer
 from hfvit.augment import Augmentation
 from hfvit.loss_watch import LossWatch
 from hfvit.micro_batches import MicroBatches, cut, does_not_fit, generators, memory_in_words
+from hfvit.patch_size import most_patches
 
 logger = logging.getLogger(__name__)
 
@@ -19,8 +20,8 @@ class FittingTrainer(Trainer):
     """A Trainer whose global batch, order, schedule and seeds outlive an out-of-memory error.
 
     One process does the failed step again. Several cannot: the others wait for it in a backward pass. They try their
-    first batch beforehand, each alone, and take the size that all of them can work on. In evaluation, where no process
-    waits within a batch, each cuts for itself.
+    first batch beforehand, each alone, at the smallest of several patch sizes, and take the size that all of them can
+    work on. In evaluation, where no process waits within a batch, each cuts for itself.
 
     A subclass sets `augmentation`, which draws a batch that is cut anew. `events` tells what happened.
     """
@@ -72,7 +73,8 @@ class FittingTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model)
         buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
         while not self._is_fitted:
-            loss = where_it_fits(self._in_pieces, model, inputs)
+            with most_patches(model):
+                loss = where_it_fits(self._in_pieces, model, inputs)
             fits = torch.tensor([int(loss is not None)], device=self.args.device)
             self._is_fitted = bool(self.accelerator.gather(fits).all())
             del loss
@@ -126,7 +128,7 @@ class FittingTrainer(Trainer):
             pieces = cut(inputs, self.eval_batch)
             outputs = where_it_fits(self._predict_pieces, model, pieces, prediction_loss_only, ignore_keys)
             if outputs is None:
-                self._shrink_evaluation(len(pieces[0]["labels"]))
+                self.shrink_evaluation(len(pieces[0]["labels"]))
         if len(outputs) == 1:
             return outputs[0]
         losses, logits, labels = zip(*outputs, strict=True)
@@ -140,18 +142,19 @@ class FittingTrainer(Trainer):
             outputs.append(super().prediction_step(model, piece, *args))
         return outputs
 
-    def _shrink_evaluation(self, images: int) -> None:
+    def shrink_evaluation(self, images: int, work: str = "evaluation") -> None:
+        """Go on with half of `images` at once, in evaluation and in what else (`work`) trains nothing."""
         device, step = self.args.device, self.state.global_step
         if images == 1 or self.is_sharded:
-            raise does_not_fit(self.model, device, images, "It was evaluation: per_device_eval_batch_size is its own.")
+            raise does_not_fit(self.model, device, images, "Its batch is per_device_eval_batch_size.", work)
         clear_device_cache(garbage_collection=True)
         self.eval_batch = images // 2
         logger.warning(
-            "Out of memory in evaluation with %d images at once (%s): going on with %d. Training is not changed;"
+            "Out of memory in %s with %d images at once (%s): going on with %d. Training is not changed;"
             " per_device_eval_batch_size: %d avoids this.",
-            *(images, memory_in_words(device), self.eval_batch, self.eval_batch),
+            *(work, images, memory_in_words(device), self.eval_batch, self.eval_batch),
         )
-        self.note("out_of_memory_in_evaluation", step=step, images=images, then=self.eval_batch)
+        self.note(f"out_of_memory_in_{work.replace(' ', '_')}", step=step, images=images, then=self.eval_batch)
 
 
 def where_it_fits(work: Callable, *args):

@@ -15,14 +15,11 @@ from hfvit.export_table import export_facts
 from hfvit.hub import render_card
 from hfvit.public import public_text
 from hfvit.run_file import read_run
+from hfvit.run_folder import ADAPTER_FILES, ADAPTER_FOLDER, TOKENIZER_FILES, WEIGHT_FILES, WEIGHTS
 
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 # A list of what belongs there, not of what does not: a forgotten pattern would publish optimiser state or a pickle.
 ROOT = ("config.json", "preprocessor_config.json", "README.md", RUN_FILE, "recipe.yaml", "trainer_state.json")
-ROOT += ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-ROOT += ("vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
-ROOT += (*WEIGHTS, "model-*-of-*.safetensors", "plots/*.png")
-ADAPTER = ("adapter_config.json", "adapter_model.safetensors")  # of a LoRA run, in adapter/
+ROOT += (*TOKENIZER_FILES, *WEIGHT_FILES, "plots/*.png")
 # Pictures of the data set, which need not be anybody else's to see.
 OF_THE_DATA = tuple(f"plots/{name}*.png" for name in ("training_images", "mistakes", "attention"))
 EXPORTS = {
@@ -69,7 +66,7 @@ def files_to_push(
         if not any(fnmatch(path, pattern) for pattern in OF_THE_DATA)
     }
     if (facts.get("recipe") or {}).get("finetuning") == "lora":  # else the folder is of an earlier run
-        found |= dict(_matching(root, "adapter/", ADAPTER))
+        found |= dict(_matching(root, f"{ADAPTER_FOLDER}/", ADAPTER_FILES))
     for export in include:
         found |= _export(root, export)
     for name in WITHOUT_PATHS:

@@ -24,7 +24,7 @@ from hfvit.fitting import where_it_fits
 from hfvit.images import ArrayReader, ImageDataset
 from hfvit.metrics import trainer_metrics
 from hfvit.micro_batches import cut
-from hfvit.paths import temporary_file
+from hfvit.paths import remove_abandoned, temporary_file
 from hfvit.trainer import HFViTTrainer
 
 logger = logging.getLogger(__name__)
@@ -120,6 +120,7 @@ class LinearProbeTrainer(HFViTTrainer):
         features = self._extract(dataset)
         if self.args.should_save:
             try:
+                remove_abandoned(folder, ".*.npy")
                 with temporary_file(path) as temporary:
                     np.save(temporary, features, allow_pickle=False)
             except OSError as error:
@@ -137,7 +138,7 @@ class LinearProbeTrainer(HFViTTrainer):
                 pieces = cut(batch, self.eval_batch, self.augmentation)
                 features = where_it_fits(self._of_pieces, pieces)
                 if features is None:
-                    self._shrink_evaluation(len(pieces[0]["labels"]))
+                    self.shrink_evaluation(len(pieces[0]["labels"]), "feature extraction")
             found.append(self.accelerator.gather_for_metrics(features).cpu().numpy())
             self.speed.images += len(found[-1])
         features = np.concatenate(found)

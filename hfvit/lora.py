@@ -17,9 +17,9 @@ from torch import nn
 from hfvit.errors import ModelError, RecipeError, nearest
 from hfvit.param_groups import classifier_parameters
 from hfvit.paths import temporary_file
+from hfvit.run_folder import ADAPTER_FILES, ADAPTER_FOLDER
 from hfvit.speed import without_storage
 
-ADAPTER_FOLDER = "adapter"
 PEFT_PREFIX = "base_model.model."  # of every name in an adapter file
 # What the projections of an attention are called in timm; the output's is taken with the others of its module alone,
 # for a patch embedding has a `proj`, too.
@@ -49,14 +49,15 @@ class Lora:
         from peft import get_peft_model_state_dict
 
         timm_model, folder = self.model.timm_model, Path(output_dir) / ADAPTER_FOLDER
+        config_file, weights_file = (folder / name for name in ADAPTER_FILES)
         weights = get_peft_model_state_dict(timm_model, save_embedding_layers=False)
         weights |= {name: timm_model.get_parameter(name).detach() for name in self.head}
         weights = {PEFT_PREFIX + name: value.contiguous().cpu() for name, value in weights.items()}
         config = self.tuner.peft_config["default"].to_dict()
         config |= {"inference_mode": True, "modules_to_save": sorted({name.rpartition(".")[0] for name in self.head})}
-        with temporary_file(folder / "adapter_model.safetensors") as temporary:
+        with temporary_file(weights_file) as temporary:
             save_file(weights, temporary, metadata={"format": "pt"})
-        with temporary_file(folder / "adapter_config.json") as temporary:
+        with temporary_file(config_file) as temporary:
             temporary.write_text(json.dumps(config, indent=2, default=_as_list, sort_keys=True) + "\n", "utf-8")
         return folder
 

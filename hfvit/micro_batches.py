@@ -89,13 +89,13 @@ def memory_in_words(device: torch.device) -> str:
     )
 
 
-def does_not_fit(model: nn.Module, device: torch.device, size: int, why: str) -> OutOfMemory:
+def does_not_fit(model: nn.Module, device: torch.device, size: int, why: str, work: str = "training") -> OutOfMemory:
     """The error for a training that cannot go on: what was tried, what is taken, what helps and by how much."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     everything = sum(p.numel() for p in model.parameters())
     state = 12 * trained / GIB  # gradient and both moments of AdamW, in 32 bits
     return OutOfMemory(
-        f"out of memory in training with {size} image{'s' if size > 1 else ''} at once ({memory_in_words(device)})."
+        f"out of memory in {work} with {size} image{'s' if size > 1 else ''} at once ({memory_in_words(device)})."
         f" {why} What helps: a smaller image_size (activations grow with its square),"
         " activation_checkpointing: true (activations of one block instead of all), bf16: true (half of them), freeze:"
         f" backbone (no gradients nor AdamW's moments, {state:.2f} GiB, and few activations), a smaller model (these"

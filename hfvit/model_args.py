@@ -114,3 +114,8 @@ class ModelArguments(TextArguments):
         rates = ("drop_rate", "attn_drop_rate", "drop_path_rate")
         given = {key: getattr(self, key) for key in rates if getattr(self, key) is not None}
         return {**(self.model_args or {}), **given}
+
+    @property
+    def checkpoints(self) -> dict[str, str | None]:
+        """What the model is made from, by the keys that name it."""
+        return {key: getattr(self, key) for key in ("model_name_or_path", "text_encoder")}

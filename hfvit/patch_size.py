@@ -5,6 +5,8 @@ resampled by the pseudo-inverse of the resize of a patch (PI-resize), position e
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -74,6 +76,20 @@ def train_patch_sizes(model, patch_sizes: list[int]) -> PatchSizeDraws:
     set_dynamic(network, True)
     network.patch_embed = FlexiblePatchEmbed(network.patch_embed, patch_sizes)
     return PatchSizeDraws(network.patch_embed)
+
+
+@contextmanager
+def most_patches(model) -> Iterator[None]:
+    """Within, a model of `train_patch_sizes` works at its smallest patches, which need the most memory."""
+    embed = getattr(getattr(model, "timm_model", None), "patch_embed", None)
+    if not isinstance(embed, FlexiblePatchEmbed):
+        yield
+        return
+    drawn, embed.drawn = embed.drawn, min(embed.patch_sizes)
+    try:
+        yield
+    finally:
+        embed.drawn = drawn
 
 
 def set_patch_size(model, patch_size: int) -> None:

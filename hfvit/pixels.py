@@ -8,7 +8,6 @@ import math
 import os
 import shutil
 import tempfile
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from tqdm.auto import tqdm
 
 from hfvit.decode import decode, image_size
 from hfvit.hardware import cores
+from hfvit.paths import remove_abandoned
 
 MAX_PIXELS = 128 * 128  # of an image; beyond that the array outgrows the files that it is made of
 PROBED = 64
@@ -84,7 +84,7 @@ def cached_pixels(split: Dataset, name: str, size: tuple[int, int], show_progres
         return PixelArray(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(folder)
+        remove_abandoned(folder, ".*.writing")
         if math.prod(shape) > shutil.disk_usage(folder).free:
             raise NotAnArray(f"{math.prod(shape) / 2**20:,.0f} MiB of pixels do not fit on the disk of {folder}")
         _write(split, name, path, shape, show_progress)
@@ -99,13 +99,6 @@ def _holds(path: Path, shape: tuple[int, ...]) -> bool:
     except (OSError, ValueError):  # no file, or no array, or not all of it
         return False
     return array.shape == shape and array.dtype == np.uint8
-
-
-def _remove_abandoned(folder: Path) -> None:
-    """Delete what killed writers left, once it is a day old."""
-    for file in folder.glob(".*.writing"):
-        if time.time() - file.stat().st_mtime > 86_400:
-            file.unlink(missing_ok=True)
 
 
 def _write(split: Dataset, name: str, path: Path, shape: tuple[int, ...], show_progress: bool) -> None:

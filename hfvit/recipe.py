@@ -11,6 +11,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from hfvit.config import AugmentationArguments, DataArguments, RunArguments
+from hfvit.effects import without_effect
 from hfvit.errors import RecipeError, nearest, one_line
 from hfvit.finetuning_args import FinetuningArguments
 from hfvit.model_args import ModelArguments
@@ -22,6 +23,7 @@ SECRETS = re.compile(r"token", re.IGNORECASE)
 _SECTIONS = (ModelArguments, FinetuningArguments, DataArguments, AugmentationArguments, HFViTTrainingArguments)
 _FIELDS = {field.name: field for section in _SECTIONS for field in dataclasses.fields(section)}
 _HINTS = {name: hint for section in _SECTIONS for name, hint in get_type_hints(section).items()}
+STARTS = ("model_name_or_path", "architecture")  # one on the command line takes the place of the other in the file
 # Of TrainingArguments' fields, those that a reader of recipe.yaml wants to see even at their defaults.
 _ALWAYS_RESOLVED = ("learning_rate", "weight_decay", "num_train_epochs", "max_steps", "optim", "max_grad_norm", "seed")
 
@@ -37,6 +39,7 @@ class Recipe:
     training: HFViTTrainingArguments
     source: Path
     values: dict[str, Any]
+    idle: str | None = None  # what was set without any effect, in words
 
     def to_yaml(self) -> str:
         """The recipe as resolved: running it again is the same run. Tokens are left out."""
@@ -88,6 +91,10 @@ def load_recipe(argv: list[str]) -> Recipe:
     if unknown:
         key = unknown[0].lstrip("-").split("=")[0].replace("-", "_")
         raise RecipeError(f"Command line: unknown option '{unknown[0]}'.{nearest(key, takes_list)}")
+    changed = _changed(vars(from_file), vars(namespace))
+    for taken, left in (STARTS, STARTS[::-1]):
+        if taken in changed and left not in changed:
+            setattr(namespace, left, None)
 
     try:
         sections = parser.parse_dict(vars(namespace))
@@ -101,8 +108,13 @@ def load_recipe(argv: list[str]) -> Recipe:
         # TrainingArguments' own checks raise these, and accelerate's.
         raise RecipeError(f"{source}: {one_line(error)}") from None
 
-    given = {**file_values, **_changed(vars(from_file), vars(namespace))}
-    return Recipe(*sections, source, _resolved(*sections, typed=vars(namespace), given=given))
+    given = {**file_values, **changed}
+    # A resolved recipe holds every key: of a file's, those that are not at their defaults were meant.
+    meant = [key for key in file_values if vars(from_file)[key] != parser.get_default(key)]
+    meant += [word[2:].partition("=")[0].replace("-", "_") for word in argv[1:] if word.startswith("--")]
+    in_force = {key: getattr(section, key) for section in sections for key in vars(section) if key in _FIELDS}
+    idle = without_effect(dict.fromkeys(meant), in_force)
+    return Recipe(*sections, source, _resolved(*sections, typed=vars(namespace), given=given), idle)
 
 
 def read_recipe(path: Path, takes_list: dict[str, bool]) -> dict[str, Any]:

@@ -91,11 +91,12 @@ class SavingTrainer(FittingTrainer):
         return stops or self.state.global_step % self._steps_an_epoch == 0
 
     def _stop(self) -> None:
-        message = (
-            f"{signal.Signals(self._stopping).name} came; {self._last_checkpoint} holds the run. Go on with"
-            " --resume_from_checkpoint auto."
+        if not self.is_world_process_zero():
+            raise Interrupted("")
+        name = signal.Signals(self._stopping).name
+        raise Interrupted(
+            f"{name} came; {self._last_checkpoint} holds the run.", "Go on with --resume_from_checkpoint auto."
         )
-        raise Interrupted(message if self.is_world_process_zero() else "")
 
     def _get_dataloader(self, *args, **kwargs):
         loader = super()._get_dataloader(*args, **kwargs)

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout  # huggingface_hub depends on it
 from transformers import TrainerCallback
 
 from hfvit.checkpoints import RUN_FILE, write_text
-from hfvit.errors import NonFiniteLossError, OutOfMemory, RecipeError, one_line
+from hfvit.errors import Interrupted, NonFiniteLossError, OutOfMemory, RecipeError, one_line
 from hfvit.recipe import load_recipe
 from hfvit.run_file import read_run
 from hfvit.tables import aligned
@@ -23,6 +24,7 @@ from hfvit.yaml_files import read_yaml
 
 BEST_FILE = "best.yaml"
 STUDY_FILE = "sweep.db"
+LOCK_FILE = ".sweep.lock"
 FAILURES = (NonFiniteLossError, OutOfMemory)  # of a trial, not of the search
 KINDS = "a list of choices, {range: [low, high]} or {log: [low, high]}"
 
@@ -83,7 +85,7 @@ class Sweep:
         prune: stop a trial that falls below the median of the others after as many steps.
 
     Raises `RecipeError` before anything runs: where optuna is missing, a value of the space is refused by the recipe,
-    or the folder holds the search of another recipe or space.
+    the folder holds the search of another recipe or space, or another process searches in it.
     """
 
     def __init__(self, argv: list[str], space: dict[str, Any], seed: int = 0, prune: bool = False):
@@ -99,7 +101,8 @@ class Sweep:
         for place in (0, -1):
             ends = {k: v[place] if isinstance(v, list) else next(iter(v.values()))[place] for k, v in space.items()}
             load_recipe([str(self._write_recipe("check", ends))])
-        (self.folder / "recipes" / "check.yaml").unlink()
+        (self.folder / "recipes" / "check.yaml").unlink(missing_ok=True)
+        self._lock = self._claim()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.study = optuna.create_study(
             study_name="sweep",
@@ -114,11 +117,14 @@ class Sweep:
         self._take_up_interrupted()
 
     def run(self, trials: int) -> str:
-        """Go on until `trials` trials have ended, failed ones included; a table of them all."""
-        while (ended := len(self.ended())) < trials:
-            print(f"\ntrial {ended + 1} of {trials}", flush=True)
-            self.study.optimize(self._trial, n_trials=1, catch=FAILURES)
-        return self.summary()
+        """Go on until `trials` trials have ended, failed ones included, and let go of the folder; a table of them."""
+        try:
+            while (ended := len(self.ended())) < trials:
+                print(f"\ntrial {ended + 1} of {trials}", flush=True)
+                self.study.optimize(self._trial, n_trials=1, catch=FAILURES)
+            return self.summary()
+        finally:
+            self._lock.release()
 
     def ended(self) -> list:
         """The trials that ended by themselves, well or not."""
@@ -150,6 +156,18 @@ class Sweep:
         write_text(path, head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
         return "\n".join([*aligned(rows), "", f"best     {path}", f"train it: hfvit train {path}"])
 
+    def _claim(self) -> FileLock:
+        """The folder for this search alone: another would take its running trial for one that was killed."""
+        lock = FileLock(self.folder / LOCK_FILE)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise RecipeError(
+                f"output_dir: another hfvit sweep is at work in {self.folder}; wait for its end, or choose another"
+                " output_dir."
+            ) from None
+        return lock
+
     def _trial(self, trial) -> float:
         parameters, name = suggest(trial, self.space), _name(trial)
         folder = self.folder / name
@@ -164,6 +182,8 @@ class Sweep:
                 trial.set_user_attr("failed", one_line(error))
                 print(f"failed: {one_line(error)}", flush=True)
                 raise
+            except Interrupted as error:
+                raise Interrupted(error.happened, "Go on with the same hfvit sweep command.") from None
         return read_run(folder)["metrics"]["validation"][self.metric]
 
     def _write_recipe(self, name: str, parameters: dict[str, Any]) -> Path:

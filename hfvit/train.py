@@ -15,6 +15,7 @@ from hfvit.checkpoints import (
     check_same_model,
     claim_output_dir,
     clear_run,
+    refuse_to_discard,
     remove_checkpoints,
     write_text,
 )
@@ -30,7 +31,7 @@ from hfvit.lora import add_lora
 from hfvit.metrics import ImageClassificationMetric, trainer_metrics
 from hfvit.mixing import BatchMixing
 from hfvit.patch_size import train_patch_sizes
-from hfvit.processes import run_one_of_many
+from hfvit.processes import require_shared_folder, run_one_of_many
 from hfvit.progressive import ProgressiveSize
 from hfvit.push import Destination, check_destination, push
 from hfvit.recipe import load_recipe
@@ -53,16 +54,22 @@ def main(argv: list[str] | None = None, callbacks: Sequence[TrainerCallback] = (
     finetuning = recipe.finetuning
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO if args.process_index == 0 else logging.WARNING)
+    if recipe.idle and args.process_index == 0:
+        logger.warning(recipe.idle)
     if args.device.type == "cpu":
         use_all_cores(args.world_size)
     destination = None
     if args.push_at_end and args.should_save:
         destination = Destination(args.hub_model_id, args.hub_private_repo, args.hub_revision, token=args.hub_token)
         destination = check_destination(destination)
+    if args.overwrite_output_dir:
+        refuse_to_discard(args.output_dir, {**model_args.checkpoints, **finetuning.checkpoints})
     with args.main_process_first(local=False, desc="claiming output_dir"):
         checkpoint = claim_output_dir(
             args.output_dir, args.resume_from_checkpoint, args.overwrite_output_dir, is_main=args.should_save
         )
+    if not args.save_on_each_node:
+        require_shared_folder(args.output_dir)
 
     # Load
     with args.main_process_first(desc="loading the data set"):

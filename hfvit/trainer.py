@@ -1,10 +1,10 @@
 """`HFViTTrainer`: transformers' Trainer, fed with uint8, with timm's groups and an EMA.
 
-How it outlives faults is below it: memory in fitting.py, kills and signals in saving.py, NaNs in nan_policy.py.
+Below it are the average itself, in averaging.py, and how it outlives faults: memory in fitting.py, kills and signals
+in saving.py, NaNs in nan_policy.py.
 """
 
 import copy
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import send_to_device
-from safetensors.torch import load_file, save_file
-from timm.utils import ModelEmaV3
 from torch import nn
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import EarlyStoppingCallback
 
 from hfvit.augment import Preprocessing
+from hfvit.averaging import AveragingTrainer
 from hfvit.balance import BalancedSampler
 from hfvit.errors import DataError, RecipeError
 from hfvit.first_batch import check_labels, check_pixels, check_stream_labels
@@ -25,7 +24,6 @@ from hfvit.images import EpochSampler, collate
 from hfvit.interrupts import start_worker
 from hfvit.losses import cross_entropy
 from hfvit.mixing import BatchMixing
-from hfvit.nan_policy import WatchingTrainer
 from hfvit.objective import Objective
 from hfvit.param_groups import build_param_groups, groups_beside
 from hfvit.progressive import ProgressiveSize
@@ -33,11 +31,10 @@ from hfvit.speed import SpeedMeter, matmul_rate, training_flops
 from hfvit.stream import ImageStream, StreamEpochs, stream_loader
 from hfvit.texts import TEXT_INPUTS
 
-EMA_FILE = "ema.safetensors"
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class HFViTTrainer(WatchingTrainer):
+class HFViTTrainer(AveragingTrainer):
     """Trains on the batches of images.py; everything not overridden here is the Trainer's own work.
 
     A batch comes as uint8 and becomes pixel values on the device: by the training set's `Augmentation` and `mixing`,
@@ -84,12 +81,6 @@ class HFViTTrainer(WatchingTrainer):
         self.findings: dict[str, Any] = {}  # what run.json says of the training beside its steps
         if self.args.early_stopping_patience:
             self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
-        self.ema: ModelEmaV3 | None = None
-        if self.args.ema_decay:
-            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-                raise RecipeError("ema_decay: averaging sharded weights is not supported; set it to null.")
-            self.ema = ModelEmaV3(self.model, decay=self.args.ema_decay, use_warmup=True)
-            self.add_callback(_EmaCallback(self.ema))
 
     def _check_training_set(self) -> None:
         if self._is_stream:
@@ -192,11 +183,6 @@ class HFViTTrainer(WatchingTrainer):
             self.optimizer = cls(groups, **kwargs)
         return self.optimizer
 
-    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
-        if self.ema:
-            self.ema.decay = fitted_ema_decay(self.args.ema_decay, num_training_steps)
-        return super().create_scheduler(num_training_steps, optimizer)
-
     def _get_train_sampler(self, train_dataset=None) -> EpochSampler:
         train_dataset = self.train_dataset if train_dataset is None else train_dataset
         sampler, rows = EpochSampler, len(train_dataset)
@@ -248,28 +234,8 @@ class HFViTTrainer(WatchingTrainer):
         with self.speed.paused():
             super()._save_checkpoint(*args, **kwargs)
 
-    # Averaged weights: evaluated and shipped; a checkpoint holds them beside the raw ones that training goes on from.
-
-    @contextmanager
-    def _averaged_weights(self):
-        if self.ema is None:
-            yield
-            return
-        raw = {name: value.clone() for name, value in self.model.state_dict().items()}
-        self.model.load_state_dict(self.ema.module.state_dict())
-        try:
-            yield
-        finally:
-            self.model.load_state_dict(raw)
-
-    def evaluation_loop(self, *args, **kwargs):
-        with self._averaged_weights():
-            return super().evaluation_loop(*args, **kwargs)
-
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        if self.ema and self.args.should_save:
-            save_file(self.ema.module.state_dict(), Path(output_dir) / EMA_FILE)
         if self._is_stream and self.args.should_save:
             self.train_dataset.save_sharing(output_dir, self.args.dataloader_num_workers)
 
@@ -277,30 +243,12 @@ class HFViTTrainer(WatchingTrainer):
         if self._is_stream and checkpoint:
             self.train_dataset.check_sharing(checkpoint, self.args.dataloader_num_workers)
         super()._load_optimizer_and_scheduler(checkpoint)
-        if self.ema and checkpoint:
-            self._load_ema(checkpoint)
-
-    def _load_best_model(self) -> None:
-        super()._load_best_model()
-        if self.ema:
-            self._load_ema(self.state.best_model_checkpoint)
-
-    def _load_ema(self, checkpoint: str) -> None:
-        file = Path(checkpoint) / EMA_FILE
-        if not file.exists():
-            raise RecipeError(f"{checkpoint} was saved without ema_decay; resume with ema_decay null, or start anew.")
-        self.ema.module.load_state_dict(load_file(file))
 
     def train(self, *args, **kwargs):
         """Train; the model then holds the weights to ship (the best checkpoint's, averaged with `ema_decay`)."""
         self._record_trained()
         self._measure_device()
-        result = super().train(*args, **kwargs)
-        if self.ema:
-            self.model.load_state_dict(self.ema.module.state_dict())
-            self.ema = None
-            self.remove_callback(_EmaCallback)
-        return result
+        return super().train(*args, **kwargs)
 
     def _record_trained(self) -> None:
         """Count before anything is merged or put back."""
@@ -321,16 +269,3 @@ class HFViTTrainer(WatchingTrainer):
         super()._save(output_dir, state_dict)
         # A pickle of the arguments, which nothing reads and which no one should have to trust.
         (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
-
-
-class _EmaCallback(TrainerCallback):
-    def __init__(self, ema: ModelEmaV3):
-        self.ema = ema
-
-    def on_optimizer_step(self, args, state, control, model=None, **kwargs):
-        self.ema.update(model, step=state.global_step + 1)
-
-
-def fitted_ema_decay(decay: float, steps: int) -> float:
-    """`decay`, shortened so that the average spans at most a tenth of a run of `steps` (timm#1182)."""
-    return min(decay, max(0.0, 1.0 - 10.0 / max(steps, 1)))

@@ -47,10 +47,12 @@ def pytest_collection_finish():
 
 
 @pytest.fixture(autouse=True)
-def _isolated_cache(tmp_path_factory, monkeypatch):
+def _own_cache_and_no_sleep(tmp_path_factory, monkeypatch):
     cache = tmp_path_factory.getbasetemp() / "hf_datasets_cache"
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(cache))
+    # datasets 5.2 sleeps five seconds at the end of each pass through several Parquet files of a stream.
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
 
 
 def coloured_image(label: int, rng: np.random.Generator, size: int = 16) -> Image.Image:
@@ -75,6 +77,16 @@ def colours(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("colours")
     for split, rows, seed in (("train", 65, 1), ("test", 31, 2)):
         coloured_split(rows, seed).to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sharded(tmp_path_factory) -> Path:
+    """A data set folder to be streamed; see shards.py."""
+    from shards import ROWS, write_shards
+
+    folder = tmp_path_factory.mktemp("sharded")
+    write_shards(folder, coloured_split(sum(ROWS), 1))
     return folder
 
 

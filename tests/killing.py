@@ -2,9 +2,9 @@
 
 `Killer` starts it (`python tests/killing.py FOLDER`); it reads a job a line and answers with the exit codes of its
 processes, whose output goes beside `log`, or `out`. A job trains the micro Trainer (`options`) or calls
-`hfvit.train.main` (`argv`), and is killed, or sent a signal, at its n-th operation on a file below `out`, or after a
-step. The audit hook sees what Python does to files: that is between any two files of a checkpoint, and before and
-after each rename and deletion.
+`hfvit.train.main` (`argv`, with `machines` each process as if on a machine of its own, with further words), and is
+killed, or sent a signal, at its n-th operation on a file below `out`, or after a step. The audit hook sees what Python
+does to files: that is between any two files of a checkpoint, and before and after each rename and deletion.
 """
 
 import gc
@@ -109,6 +109,8 @@ def _fork(job: dict, rank: int, world: int, port: int) -> int:
     os.setpgid(0, 0)
     if world > 1:
         places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+        if "machines" in job:
+            places |= {"LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
         os.environ |= {**{key: str(value) for key, value in places.items()}, "ACCELERATE_USE_CPU": "true"}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     code = 1
@@ -129,7 +131,8 @@ def _work(job: dict, rank: int) -> int:
         _kill_at_operation(job["out"], job["operation"])
     callbacks = [_after_step(**job["after"])] if job.get("rank", rank) == rank and "after" in job else []
     if "argv" in job:
-        return run_one_of_many(lambda: train.main(job["argv"], callbacks))
+        own = job["machines"][rank] if "machines" in job else []
+        return run_one_of_many(lambda: train.main([*job["argv"], *own], callbacks))
     return run_one_of_many(lambda: _train(job, callbacks))
 
 

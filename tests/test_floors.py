@@ -8,9 +8,9 @@ import pytest
 from conftest import ROOT
 
 FLOORS = [
-    {"card_edits", "draws", "dynamic_size", "errors", "frozen_parts", "fusion", "image_ops", "interrupts"}
-    | {"live_bytes", "loss_watch", "losses", "mixing", "option_types", "resize", "speed", "tables", "versions"}
-    | {"whole", "export/family", "export/graph", "export/half"},
+    {"card_edits", "draws", "dynamic_size", "effects", "errors", "frozen_parts", "fusion", "image_ops"}
+    | {"interrupts", "live_bytes", "loss_watch", "losses", "mixing", "option_types", "resize", "run_folder"}
+    | {"speed", "tables", "versions", "whole", "export/family", "export/graph", "export/half"},
     {"attention", "columns", "config", "decode", "engine_batches", "first_batch", "hardware", "input_size"}
     | {"model_config", "param_groups", "patch_size", "paths", "policies", "processes", "progressive", "shipped"}
     | {"token_merging", "web_runtime", "yaml_files", "export/fuse", "export/image_steps", "export/text_inputs"}
@@ -24,11 +24,11 @@ FLOORS = [
     | {"temperature", "text_head"},
     {"run_file", "run_temperature", "saving", "stream", "export/folder"},
     {"engines", "export_table", "nan_policy", "static_page"},
-    {"evaluation_split", "inference", "recipe", "report", "run_json", "trainer"},
-    {"attention_view", "calibration", "estimate", "hub", "linear_probe", "predict", "validate", "verify"}
+    {"averaging", "evaluation_split", "inference", "recipe", "report", "run_json"},
+    {"attention_view", "calibration", "estimate", "hub", "predict", "trainer", "validate", "verify"}
     | {"export/onnx", "export/tensorrt"},
-    {"demo_app", "finetuning", "gate_record", "hub_files", "report_page"},
-    {"push", "export/stages"},
+    {"demo_app", "gate_record", "hub_files", "linear_probe", "report_page"},
+    {"finetuning", "push", "export/stages"},
     {"train", "export/engine_stages"},
     {"commands", "sweep"},
     {"engine_commands", "cli/demo", "cli/listings", "cli/predict", "cli/push", "cli/report", "cli/sweep"}

@@ -271,6 +271,19 @@ def step_losses(facts):
     return [entry["loss"] for entry in facts["history"] if "loss" in entry]
 
 
+def test_machines_that_do_not_share_the_folder_are_told_at_once(killer, line, tmp_path):
+    folders = [tmp_path / "one", tmp_path / "other"]
+    argv = [word for word in line if word not in ("--resume_from_checkpoint", "auto")]
+    job = {"argv": [*argv, "--max_steps", "1"], "processes": 2, "alone": True}
+    apart = [["--output_dir", str(folder)] for folder in folders]
+    assert killer.run(tmp_path / "out", machines=apart, **job) == [2, 2], messages(tmp_path / "out")
+    for rank, folder in enumerate(folders):
+        assert f"output_dir: {folder} is not the same folder on every machine" in messages(tmp_path / "out", rank)
+        assert not list(folder.iterdir())
+    assert killer.run(tmp_path / "out", machines=[apart[0]] * 2, **job) == [0, 0], messages(tmp_path / "out")
+    assert not list(folders[0].glob(".*"))
+
+
 def test_killed_while_it_reports(killer, line, tmp_path):
     """Between training and the last file: what is missing is made again, and a finished run stays as it is."""
     whole = tmp_path / "whole"

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import LABELS
 from micro import losses, make_trainer, weights
+from transformers import TrainerCallback
 
 import hfvit.trainer
 from hfvit.errors import DataError, NonFiniteLossError, RecipeError
@@ -64,7 +65,7 @@ def test_the_step_that_is_left_out_changes_no_weight(tmp_path, breaks):
     breaks(8)
     seen = {}
 
-    class Record(hfvit.trainer.TrainerCallback):
+    class Record(TrainerCallback):
         def on_step_end(self, args, state, control, model=None, **kwargs):
             seen[state.global_step] = model.timm_model.head.weight.detach().clone()
 

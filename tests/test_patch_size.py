@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 from conftest import ARCHITECTURE, LABELS, MICRO, coloured_image
+from micro import SEED, make_trainer
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from transformers import AutoModelForImageClassification
 
@@ -72,6 +73,28 @@ def test_draws_follow_seed_and_step_alone_and_are_even():
     assert drawn(embeds[1], 3, range(300, 600)) == whole[300:]
     assert drawn(embeds[1], 4, range(600)) != whole
     assert all(150 < whole.count(size) < 250 for size in SIZES)
+
+
+def test_several_processes_try_what_fits_at_the_smallest_patches(tmp_path):
+    trainer = make_trainer(tmp_path, num_train_epochs=1)
+    draws = train_patch_sizes(trainer.model, SIZES)
+    trainer.add_callback(draws)
+    trainer._is_fitted = False  # as where others wait for this process
+    forward, seen = trainer.model.timm_model.forward_features, []
+
+    def limited(pixel_values, *args, **kwargs):
+        if torch.is_grad_enabled() and not pixel_values.is_meta:
+            seen.append((draws.embed.drawn, len(pixel_values)))
+            if seen[-1] == (4, 8):
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")
+        return forward(pixel_values, *args, **kwargs)
+
+    trainer.model.timm_model.forward_features = limited
+    trainer.train()
+    draws.embed.draw(SEED, 0)
+    assert draws.embed.drawn != 4
+    assert seen[:5] == [(4, 8), (4, 4), (4, 4), (draws.embed.drawn, 4), (draws.embed.drawn, 4)]
+    assert trainer.events == [{"event": "out_of_memory", "step": 1, "images": 8, "then": 4}]
 
 
 def test_evaluation_and_what_is_saved_have_the_models_own_size(tmp_path):

@@ -1,12 +1,14 @@
 """Recipes: what is read, what wins, what is refused, and that every shipped one is sound."""
 
 import re
+import shlex
 
 import pytest
 import timm
 import yaml
 from conftest import ROOT
 
+from hfvit.effects import NEEDS
 from hfvit.errors import RecipeError
 from hfvit.recipe import build_parser, load_recipe
 from hfvit.shipped import shipped_recipes, summary
@@ -30,12 +32,20 @@ def test_shipped_recipes_parse(name):
     path = shipped_recipes()[name]
     recipe = load_recipe([name])
     assert recipe.source == path
+    assert recipe.idle is None
     assert recipe.training.output_dir == f"outputs/{name}"
     values = yaml.safe_load(path.read_text())
     architecture = recipe.model.architecture or recipe.model.model_name_or_path.removeprefix("timm/")
     assert timm.is_model(architecture.split(".")[0])
     # A number that YAML reads as text (1e-4) would still be coerced, but is better not shipped.
     assert not any(isinstance(values.get(key), str) for key in ("learning_rate", "weight_decay"))
+
+
+@pytest.mark.parametrize("name", ["hiera_tiny", "swin_tiny", "vit_tiny_cifar10"])
+def test_commands_in_the_heads_of_shipped_recipes_parse(name):
+    text = shipped_recipes()[name].read_text()
+    command = re.search(rf"^#     hfvit train ({name} (?:.*\\\n)*.*)$", text, re.MULTILINE)[1]
+    load_recipe(shlex.split(re.sub(r"\\\n# *", "", command)))
 
 
 @pytest.mark.parametrize("name", shipped_recipes())
@@ -48,8 +58,20 @@ def test_shipped_recipes_say_what_they_are(name):
     # The one form that a program can read: a range of accuracy on the test split, in per cent.
     low, high = re.search(r"\n# Expected score: ([\d.]+) to ([\d.]+) %[ ,.]", head + " ").groups()
     assert 0 < float(low) < float(high) <= 100
+    assert "\n# Score: " in head or "%, a guess" in head  # a range stands on a run, or is called what it is
     for section in ("Model", "Data", "Augmentation", "Optimisation", "Evaluation", "Output"):
         assert f"\n# {section}\n" in text
+
+
+def test_a_start_on_the_command_line_takes_the_place_of_the_files(write):
+    args = '{"patch_size": 2, "window_size": 4}'
+    anew = load_recipe(["swin_tiny", "--architecture", "swin_tiny_patch4_window7_224", "--model_args", args])
+    assert anew.model.model_name_or_path is None
+    assert load_recipe([write(anew.to_yaml())]).model == anew.model
+    pretrained = load_recipe(["quickstart", "--model_name_or_path", "a/b"])
+    assert (pretrained.model.model_name_or_path, pretrained.model.architecture) == ("a/b", None)
+    with pytest.raises(RecipeError, match="exactly one of model_name_or_path"):
+        load_recipe(["quickstart", "--model_name_or_path", "a/b", "--architecture", "vit_base_patch16_224"])
 
 
 def test_yaml_11_readings_are_mended(write):
@@ -107,6 +129,38 @@ def test_the_resolved_recipe_is_the_same_recipe(write, tmp_path):
     assert again.data == first.data
     assert again.values == first.values
     assert again.training.seed == 9
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "told"),
+    [
+        ("policy: trivial_augment\nrand_augment_magnitude: 5\n", [],
+         "rand_augment_magnitude (needs policy: rand_augment)"),
+        ("lora_rank: 4\nlora_dropout: 0.1\n", [], "lora_rank, lora_dropout (needs finetuning: lora)"),
+        ("", ["--lora_rank", "8"], "lora_rank (needs finetuning: lora)"),  # typed, though it is the default
+        ("distillation_alpha: 0.9\n", ["--probe_passes=2"],
+         "distillation_alpha (needs teacher); probe_passes (needs finetuning: linear_probe)"),
+        ("eval_steps: 50\n", [], "eval_steps (needs eval_strategy: steps)"),
+        ("mix_off_epochs: 1\nmixup_alpha: 0.2\n", ["--mixup_alpha", "0"],
+         "mix_off_epochs (needs mixup_alpha, cutmix_alpha or random_erasing)"),
+        ("finetuning: lora\nlora_rank: 4\nprobe_passes: 0\n", [], None),
+        ("policy: rand_augment\nrand_augment_num_ops: 3\neval_strategy: steps\neval_steps: 50\n", [], None),
+    ],
+)  # fmt: skip
+def test_a_key_set_in_vain_is_told(write, text, options, told):
+    text = MINIMAL.replace("architecture", "model_name_or_path") + text if "finetuning" in text else MINIMAL + text
+    recipe = load_recipe([write(text), *options])
+    assert recipe.idle == (told and f"Set without any effect: {told}.")
+
+
+def test_a_resolved_recipe_is_told_of_nothing_else(write):
+    recipe = load_recipe([write(MINIMAL + "lora_rank: 4\n")])
+    assert load_recipe([write(recipe.to_yaml())]).idle == recipe.idle
+
+
+def test_the_table_of_effects_names_keys_of_a_recipe():
+    fields = {action.dest for action in build_parser()._actions}
+    assert {key for need in NEEDS for key in need.keys.split()} <= fields
 
 
 def test_tokens_never_reach_the_resolved_recipe(write):

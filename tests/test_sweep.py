@@ -1,10 +1,13 @@
 """A search over a recipe's keys: what it takes, that it goes on after a kill, and the recipe that it ends with."""
 
 import json
+import os
+import signal
 
 import optuna
 import pytest
 from conftest import ROOT
+from transformers import TrainerCallback
 
 import hfvit.sweep
 from hfvit.cli import main
@@ -60,6 +63,32 @@ def test_a_search_goes_on_after_a_kill_and_ends_with_a_recipe(recipe, space, tmp
         assert any(line.startswith(name) and f"{score:.4f}" in line for line in printed.splitlines())
     with pytest.raises(RecipeError, match="holds a search of another space"):
         Sweep([str(recipe), "--num_train_epochs", "1"], {"layer_decay": [0.9]})
+
+
+class Sends(TrainerCallback):
+    """SIGTERM after step 2."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_names_the_sweep_and_another_sweep_waits(recipe, space, monkeypatch, capsys):
+    real = hfvit.sweep.train
+
+    def watched(argv, callbacks):
+        with pytest.raises(RecipeError, match=r"another hfvit sweep is at work in .*out; wait for its end"):
+            Sweep([str(recipe)], read_space(space))
+        real(argv, [Sends()])
+
+    monkeypatch.setattr(hfvit.sweep, "train", watched)
+    with pytest.raises(SystemExit) as ended:
+        main(["sweep", str(recipe), str(space), "--trials", "1"])
+    assert ended.value.code == 75
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith("hfvit: stopped: SIGTERM came; ")
+    assert told.endswith("trial-000/checkpoint-2 holds the run. Go on with the same hfvit sweep command.")
+    Sweep([str(recipe)], read_space(space))  # nobody is at work any more
 
 
 def test_a_trial_that_lags_is_pruned(recipe):

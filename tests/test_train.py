@@ -10,10 +10,12 @@ import pytest
 import torch
 import yaml
 from conftest import LABELS, MICRO_RECIPE, ROOT, coloured_image, coloured_split, run_command
+from image_text import tokenizer
 from safetensors.torch import load_file
 from transformers import pipeline
 
 from hfvit.errors import run
+from hfvit.run_folder import ADAPTER_FILES
 from hfvit.run_json import write_facts
 from hfvit.train import main
 
@@ -173,14 +175,27 @@ def test_mistakes_are_told_before_any_long_work(recipe, capsys, tmp_path):
     assert not (tmp_path / "out" / "run.json").exists()
 
 
-def test_a_finished_run_is_never_overwritten_unasked(recipe, capsys, tmp_path):
+def test_a_finished_run_is_never_overwritten_unasked_and_then_wholly(recipe, capsys, tmp_path):
+    out = tmp_path / "out"
     assert run(lambda: main([str(recipe)])) == 0
-    before = (tmp_path / "out" / "run.json").read_bytes()
+    before = (out / "run.json").read_bytes()
     assert "holds a finished run" in fails(capsys, recipe)
-    assert (tmp_path / "out" / "run.json").read_bytes() == before
+    onto_itself = tmp_path / "onto_itself.yaml"
+    onto_itself.write_text(recipe.read_text().replace("architecture: vit_tiny", f"model_name_or_path: {out} #"))
+    assert "is in output_dir, which" in fails(capsys, onto_itself, "--overwrite_output_dir")
+    assert (out / "run.json").read_bytes() == before
+
+    tokenizer().save_pretrained(out)  # as a run with texts does, and one with LoRA
+    (out / "adapter").mkdir()
+    for name in (*ADAPTER_FILES, "notes.txt"):
+        (out / "adapter" / name).write_text("{}")
+    card = out / "README.md"
+    card.write_text(card.read_text() + "\n## My notes\n\nKept.\n")
     assert run(lambda: main([str(recipe), "--overwrite_output_dir", "--num_train_epochs", "1"])) == 0
-    assert facts(tmp_path / "out")["training"]["steps"] == 6
-    assert "overwrite_output_dir" not in yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())
+    assert facts(out)["training"]["steps"] == 6
+    assert {name for name in files(out) if "mistakes" not in name} == OUTPUT_FILES | {"adapter/notes.txt"}
+    assert "Kept." in card.read_text()
+    assert "overwrite_output_dir" not in yaml.safe_load((out / "recipe.yaml").read_text())
 
 
 def test_fine_tuning_at_another_size_with_other_classes(recipe, tmp_path):

@@ -13,11 +13,11 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback, get_cosine_schedule_with_warmup
 
 import hfvit.trainer
+from hfvit.averaging import fitted_ema_decay
 from hfvit.building import build_model
 from hfvit.checkpoints import check_same_model, claim_output_dir, newest_checkpoint
 from hfvit.errors import DataError, ModelError, NonFiniteLossError, RecipeError
 from hfvit.images import EpochSampler, collate
-from hfvit.trainer import fitted_ema_decay
 from hfvit.whole import publish
 
 

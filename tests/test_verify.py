@@ -9,6 +9,7 @@ from conftest import MICRO_RECIPE
 from safetensors.torch import load_file, save_file
 
 from hfvit.cli import main as hfvit_command
+from hfvit.shipped import shipped_recipes
 from hfvit.train import main as train
 from hfvit.verify import expected_score
 
@@ -76,18 +77,23 @@ def test_the_rows_that_a_recipe_drew_are_drawn_again(trained, capsys, tmp_path):
 
 def test_other_versions_are_named(out, capsys):
     change(out, lambda facts: facts["versions"].update(timm="0.9"))
+    change(out, lambda facts: facts.update(command="hfvit train vit_tiny_cifar10"))
     code, printed, _ = verify(capsys, out, "--eval-only")
     assert code == 0
     assert "differs    timm 0.9 then, 1." in printed
+    assert "expected   93 to 95 % by the head of recipes/vit_tiny_cifar10.yaml, a guess; 100.00 % is above" in printed
 
 
 def test_damaged_weights_are_outside(out, capsys):
     state = load_file(out / "model.safetensors")
     state["head.weight"] = state["head.weight"].roll(1, 0)
     save_file(state, out / "model.safetensors", {"format": "pt"})
+    change(out, lambda facts: facts.update(command="hfvit train quickstart"))
     code, printed, error = verify(capsys, out, "--eval-only")
     assert code == 4
     assert "OUTSIDE" in printed
+    assert "is BELOW" in printed
+    assert " % is below the 95 to 99 % that recipes/quickstart.yaml states" in error
     assert "test: accuracy" in error
     assert "lies outside the recorded" in error
 
@@ -102,7 +108,10 @@ def test_a_figure_that_was_never_reached_is_outside(out, capsys):
 
 
 def test_what_a_shipped_recipe_expects():
-    assert expected_score("train.py recipes/quickstart.yaml") == (95.0, 99.0, "recipes/quickstart.yaml")
-    assert expected_score("hfvit train quickstart --output_dir=x") == (95.0, 99.0, "recipes/quickstart.yaml")
+    quickstart = (95.0, 99.0, False, "quickstart.yaml")
+    assert expected_score("train.py recipes/quickstart.yaml") == quickstart
+    assert expected_score("hfvit train quickstart --output_dir=x") == quickstart
+    assert expected_score("hfvit train swin_tiny") == (96.5, 98.5, True, "swin_tiny.yaml")
+    assert all(expected_score(f"hfvit train {name}") for name in shipped_recipes())
     assert expected_score("hfvit train quickstart --max_steps 3") is None
     assert expected_score("hfvit train my.yaml") is None

@@ -3,7 +3,13 @@
 import pytest
 from test_trainer import make_checkpoint
 
-from hfvit.checkpoints import claim_output_dir, clear_run, newest_checkpoint, remove_checkpoints
+from hfvit.checkpoints import (
+    claim_output_dir,
+    clear_run,
+    newest_checkpoint,
+    refuse_to_discard,
+    remove_checkpoints,
+)
 from hfvit.errors import RecipeError
 from hfvit.whole import flaw
 
@@ -58,6 +64,26 @@ def test_the_model_alone_is_passed_over_but_not_broken(tmp_path, caplog):
     assert claim_output_dir(str(tmp_path), "auto", overwrite=False) == str(tmp_path / "checkpoint-3")
     assert alone.exists()
     assert "save_only_model" in caplog.text
+
+
+def test_a_folder_without_a_run_loses_nothing(tmp_path):
+    files = [tmp_path / name for name in ("config.json", "model.safetensors", "tokenizer.json", "README.md")]
+    for file in files:
+        file.touch()
+    clear_run(tmp_path)
+    assert all(file.exists() for file in files)
+    make_checkpoint(tmp_path)
+    clear_run(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]  # a user may have edited the card
+
+
+def test_what_a_run_is_made_from_is_not_discarded(tmp_path):
+    checkpoint = make_checkpoint(tmp_path)
+    for path in (tmp_path, checkpoint):
+        with pytest.raises(RecipeError, match=r"teacher: .* is in output_dir, which --overwrite_output_dir clears"):
+            refuse_to_discard(str(tmp_path), {"model_name_or_path": "timm/vit", "teacher": str(path)})
+    (tmp_path / "mine").mkdir()
+    refuse_to_discard(str(tmp_path), {"model_name_or_path": str(tmp_path / "mine"), "teacher": None})
 
 
 def test_an_older_checkpoint_of_the_run_discards_the_later_ones_only_when_told(tmp_path):

@@ -65,7 +65,8 @@ def train(options: argparse.Namespace) -> None:
         from hfvit.estimate import estimate
         from hfvit.recipe import load_recipe
 
-        print(estimate(load_recipe([options.recipe, *options.rest])))
+        recipe = load_recipe([options.recipe, *options.rest])
+        print(estimate(recipe), *([f"\n{recipe.idle}"] if recipe.idle else []), sep="\n")
         return
     from hfvit.train import main as train_main
 

@@ -11,9 +11,10 @@ from hfvit.paths import folder_or_hub_id
 
 EPILOG = """\
 The recipe.yaml of the run is run again, on the data that it names, as one process on this machine. The accuracy on
-each split must lie in the 95 % interval that run.json records. Nothing in RUN_DIR is changed.
+each split must lie in the 95 % interval that run.json records, and that of a shipped recipe, run as it is, must reach
+the range that its head states (where the head calls it a guess, it is only told). Nothing in RUN_DIR is changed.
 
-exit code: 0 inside, 4 outside, 2 something was wrong with the command.
+exit code: 0 inside, 4 outside or not reached, 2 something was wrong with the command.
 
 examples:
   hfvit verify outputs/quickstart

@@ -65,7 +65,8 @@ def claim_folder(output: str | Path) -> Path:
 def check_same_model(folder: Path, config: dict, weights: str | None) -> None:
     """Raise `ModelError` when the exports in `folder` are of a model with another configuration or other weights.
 
-    `weights` is their `weights_sha256` (onnx.py): a training that was repeated leaves the configuration as it was.
+    `weights` is the checkpoint's `weights_sha256` (onnx.py): a training that was repeated leaves the configuration as
+    it was. Another patch size of the same checkpoint is another configuration.
     """
     path, held = folder / CONFIG_FILE, read_export_facts(folder)
     try:
@@ -136,7 +137,7 @@ def write_export_facts(
     """Enter the facts of one file into export.json; files that are gone leave it.
 
     `source` is the model's Hub id, or the name of its folder without the path on this machine; `weights` are its
-    `weights_sha256`. Where they are not given, those that the file tells stay.
+    `weights_sha256` before any change of its patches. Where they are not given, those that the file tells stay.
     """
     folder = Path(folder)
     held = read_export_facts(folder)

@@ -4,6 +4,7 @@ import argparse
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -75,11 +76,15 @@ class Export:
         """The model in float32 with its processor; what the folder says of both, checked before anything is made."""
         options = self.options
         hub = {"revision": options.revision, "cache_dir": options.cache_dir}
+        hub = {key: value for key, value in hub.items() if value}
         # A TensorRT engine of a changed model is built from its ONNX file, and has no such options.
         changes = {key: vars(options).get(key) for key in ("patch_size", "merge_tokens")}
-        self.classifier = load_classifier(
-            options.model, device=options.device, **changes, **{key: value for key, value in hub.items() if value}
-        )
+        load = partial(load_classifier, options.model, device=options.device, **hub)
+        self.classifier = load()
+        # Of the checkpoint as it lies there, by which `hfvit push` knows its exports, changed ones included.
+        self.weights = weights_sha256(self.classifier.backend.model.float())
+        if any(changes.values()):
+            self.classifier = load(**changes)
         self.model, self.processor = self.classifier.backend.model.float(), self.classifier.processor
         self.config = family_config(self.model)
         if changes["merge_tokens"]:
@@ -87,7 +92,6 @@ class Export:
         self.processor_config = stock_processor_config(self.processor)
         wanted = {"quantize": options.quantize, "with-preprocessing": options.with_preprocessing}
         check_reads_texts(self.model, **wanted, optimize=options.optimize, tensorrt=self.for_engine)
-        self.weights = weights_sha256(self.model)
         check_same_model(self.folder, self.config, self.weights)
         if options.with_preprocessing:
             check_steps(image_steps(self.processor))
