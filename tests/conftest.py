@@ -23,9 +23,18 @@ ROOT = Path(__file__).resolve().parent.parent
 LABELS = ["red", "green", "blue"]
 MICRO = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
 ARCHITECTURE = "vit_tiny_patch16_224"
+# Half a minute and more, or few tests that take seconds each: they go first, or a worker ends alone with one of them.
+LONGEST = {
+    f"test_{name}.py"
+    for name in (
+        "backbones", "clients", "demo_app", "export", "export_command", "image_text", "kill_and_resume", "processes",
+        "push", "quantize", "readme", "streaming", "tensorrt", "tensorrt_command", "train",
+    )
+}  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in LONGEST)
     for item in items:
         if "slow" in item.keywords and not os.environ.get("RUN_SLOW"):
             item.add_marker(pytest.mark.skip(reason="takes minutes; set RUN_SLOW=1"))

@@ -70,10 +70,12 @@ def launched_until_a_checkpoint(words: list[str], out: Path):
 def serve(folder: Path) -> None:
     import datasets
     import micro  # noqa: F401
+    from PIL import Image
 
     import hfvit.train  # noqa: F401 (what every job needs; nothing is computed before a fork)
 
     datasets.config.HF_DATASETS_CACHE = folder / "cache"
+    Image.init()  # forty modules, which each fork would import
     gc.freeze()  # or each fork copies the libraries' pages when it collects
     for line in sys.stdin:
         job = json.loads(line)

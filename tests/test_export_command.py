@@ -46,6 +46,22 @@ def export(*words) -> int:
     return stop.value.code
 
 
+@pytest.fixture(scope="module")
+def stock_export(stock, tmp_path_factory):
+    """What the command without options leaves of a stock checkpoint; for tests to copy."""
+    out = tmp_path_factory.mktemp("stock_export") / "onnx"
+    assert export("--model", stock, out) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def trained_export(trained, tmp_path_factory):
+    """What it leaves of the trained checkpoint without the gate; for tests to copy."""
+    out = tmp_path_factory.mktemp("trained_export") / "onnx"
+    assert export("--model", trained, "--no-gate", out) == 0
+    return out
+
+
 def names(folder) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
@@ -101,9 +117,8 @@ def test_variants_add_up_in_one_folder(checkpoint, tmp_path, capsys):
     assert LABELS[logits.argmax()] == "green"
 
 
-def test_a_file_that_the_gate_refuses_is_not_left(checkpoint, tmp_path, capsys):
-    out = tmp_path / "onnx"
-    assert export("--model", checkpoint, "--no-gate", out) == 0
+def test_a_file_that_the_gate_refuses_is_not_left(checkpoint, trained_export, tmp_path, capsys):
+    out = shutil.copytree(trained_export, tmp_path / "onnx")
     before = (out / "export.json").read_text()
     parser = argparse.ArgumentParser()
     add_arguments(parser)
@@ -163,9 +178,8 @@ def test_int8_that_is_nothing_like_the_model_is_refused_without_a_gate(stock, tm
 
 
 @pytest.mark.parametrize(("file", "text"), [("export.json", "{"), ("config.json", "{"), ("export.json", "[]")])
-def test_a_damaged_file_of_an_export_is_told_before_the_work(file, text, stock, tmp_path, capsys):
-    out = tmp_path / "onnx"
-    assert export("--model", stock, out) == 0
+def test_a_damaged_file_of_an_export_is_told_before_the_work(file, text, stock, stock_export, tmp_path, capsys):
+    out = shutil.copytree(stock_export, tmp_path / "onnx")
     (out / file).write_text(text)
     before = (out / "model.onnx").stat().st_mtime_ns
     assert export("--model", stock, out) == 2
@@ -175,10 +189,9 @@ def test_a_damaged_file_of_an_export_is_told_before_the_work(file, text, stock, 
     assert (out / "model.onnx").stat().st_mtime_ns == before
 
 
-def test_numpy_and_onnxruntime_alone_give_the_checkpoints_class(checkpoint, tmp_path, monkeypatch):
+def test_numpy_and_onnxruntime_alone_give_the_checkpoints_class(checkpoint, trained_export, tmp_path, monkeypatch):
     """The lines that docs/export.md shows, from its own text."""
-    out = tmp_path / "outputs" / "quickstart" / "onnx"
-    assert export("--model", checkpoint, "--no-gate", out) == 0
+    shutil.copytree(trained_export, tmp_path / "outputs" / "quickstart" / "onnx")
     text = (ROOT / "docs" / "export.md").read_text()
     code = next(b for b in text.split("```python\n") if "import onnxruntime" in b).split("```")[0]
     monkeypatch.chdir(tmp_path)
@@ -249,16 +262,14 @@ def test_a_gate_without_its_pictures_says_how_to_go_on(checkpoint, tmp_path, cap
     assert "--no-gate exports without it" in capsys.readouterr().err
 
 
-def test_other_models_do_not_share_a_folder(stock, checkpoint, tmp_path, capsys):
-    out = tmp_path / "onnx"
-    assert export("--model", stock, out) == 0
+def test_other_models_do_not_share_a_folder(checkpoint, stock_export, tmp_path, capsys):
+    out = shutil.copytree(stock_export, tmp_path / "onnx")
     assert export("--model", checkpoint, out) == 2
     assert "exports of another model, with another config.json" in capsys.readouterr().err
 
 
-def test_another_training_of_the_same_model_does_not_join_it(stock, tmp_path, capsys):
-    out, again = tmp_path / "onnx", shutil.copytree(stock, tmp_path / "again")
-    assert export("--model", stock, out) == 0
+def test_another_training_of_the_same_model_does_not_join_it(stock, stock_export, tmp_path, capsys):
+    out, again = shutil.copytree(stock_export, tmp_path / "onnx"), shutil.copytree(stock, tmp_path / "again")
     weights = load_file(again / "model.safetensors")
     weights["classifier.bias"][0] += 1.0
     save_file(weights, again / "model.safetensors", metadata={"format": "pt"})

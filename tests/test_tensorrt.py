@@ -28,7 +28,7 @@ from hfvit.export.trt_watch import build_progress, message_log
 RTX = load_backend("tensorrt_rtx")
 needs_rtx = pytest.mark.skipif(isinstance(RTX, str), reason=f"tensorrt_rtx cannot be imported: {RTX}")
 FULL = Backend("tensorrt", None, "11.0.0", "13")  # nothing of the module is asked before a build
-SIZE, DEPTH, WIDTH = 32, 4, 256
+SIZE, DEPTH, WIDTH = 32, 2, 256
 GPU = [("NVIDIA A10", "8.6")]
 PRODUCTS = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16", "int8": "FLOAT"}
 
