@@ -27,8 +27,8 @@ ARCHITECTURE = "vit_tiny_patch16_224"
 LONGEST = {
     f"test_{name}.py"
     for name in (
-        "backbones", "clients", "demo_app", "export", "export_command", "image_text", "kill_and_resume", "processes",
-        "push", "quantize", "readme", "streaming", "tensorrt", "tensorrt_command", "train",
+        "backbones", "clients", "demo_app", "export", "export_command", "finetuning_processes", "hub_round_trip",
+        "image_text", "kill_and_resume", "processes", "push", "quantize", "readme", "tensorrt_command", "train",
     )
 }  # fmt: skip
 
