@@ -91,18 +91,20 @@ def temporary_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def remove_abandoned(folder: Path, pattern: str) -> None:
-    """Delete what killed writers left under temporary names of this `pattern`, once it is a day old."""
+def remove_abandoned(folder: Path, pattern: str, seconds: float = ABANDONED_SECONDS) -> None:
+    """Delete what killed writers left under temporary names of this `pattern`, once it is so old: a day."""
     for file in folder.glob(pattern):
         with suppress(FileNotFoundError):  # its writer, or another reader of the folder, was quicker
-            if time.time() - file.stat().st_mtime > ABANDONED_SECONDS:
+            if time.time() - file.stat().st_mtime >= seconds:
                 file.unlink()
 
 
 def sweep_temporary(path: Path) -> None:
-    """Delete what a kill has left of `temporary_file(path)`; the name in `path` may be a pattern, such as `*.png`."""
-    for leftover in path.parent.glob(f".{path.stem}.*{path.suffix}"):
-        leftover.unlink(missing_ok=True)
+    """Delete what a kill has left of `temporary_file(path)`; the name in `path` may be a pattern, such as `*.png`.
+
+    At once, so only for a folder that nobody else writes to.
+    """
+    remove_abandoned(path.parent, f".{path.stem}.*{path.suffix}", seconds=0)
 
 
 def cache_folder(kind: str) -> Path:

@@ -1,6 +1,7 @@
 """Recipes: what is read, what wins, what is refused, and that every shipped one is sound."""
 
 import re
+import shlex
 
 import pytest
 import timm
@@ -40,6 +41,13 @@ def test_shipped_recipes_parse(name):
     assert not any(isinstance(values.get(key), str) for key in ("learning_rate", "weight_decay"))
 
 
+@pytest.mark.parametrize("name", ["hiera_tiny", "swin_tiny", "vit_tiny_cifar10"])
+def test_commands_in_the_heads_of_shipped_recipes_parse(name):
+    text = shipped_recipes()[name].read_text()
+    command = re.search(rf"^#     hfvit train ({name} (?:.*\\\n)*.*)$", text, re.MULTILINE)[1]
+    load_recipe(shlex.split(re.sub(r"\\\n# *", "", command)))
+
+
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_shipped_recipes_say_what_they_are(name):
     text = shipped_recipes()[name].read_text()
@@ -50,6 +58,7 @@ def test_shipped_recipes_say_what_they_are(name):
     # The one form that a program can read: a range of accuracy on the test split, in per cent.
     low, high = re.search(r"\n# Expected score: ([\d.]+) to ([\d.]+) %[ ,.]", head + " ").groups()
     assert 0 < float(low) < float(high) <= 100
+    assert "\n# Score: " in head or "%, a guess" in head  # a range stands on a run, or is called what it is
     for section in ("Model", "Data", "Augmentation", "Optimisation", "Evaluation", "Output"):
         assert f"\n# {section}\n" in text
 

@@ -9,6 +9,7 @@ from conftest import MICRO_RECIPE
 from safetensors.torch import load_file, save_file
 
 from hfvit.cli import main as hfvit_command
+from hfvit.shipped import shipped_recipes
 from hfvit.train import main as train
 from hfvit.verify import expected_score
 
@@ -110,6 +111,7 @@ def test_what_a_shipped_recipe_expects():
     quickstart = (95.0, 99.0, False, "quickstart.yaml")
     assert expected_score("train.py recipes/quickstart.yaml") == quickstart
     assert expected_score("hfvit train quickstart --output_dir=x") == quickstart
-    assert expected_score("hfvit train swin_tiny").is_guess
+    assert expected_score("hfvit train swin_tiny") == (96.5, 98.5, True, "swin_tiny.yaml")
+    assert all(expected_score(f"hfvit train {name}") for name in shipped_recipes())
     assert expected_score("hfvit train quickstart --max_steps 3") is None
     assert expected_score("hfvit train my.yaml") is None
