@@ -12,7 +12,7 @@ from hfvit.artefacts import CONFIG_FILE, RECIPE_FILE
 from hfvit.errors import ModelError, RecipeError
 from hfvit.paths import check_writable, sweep_temporary, temporary_file
 from hfvit.run_folder import ADAPTER_FILES, ADAPTER_FOLDER, EXAMPLES_FILE, TOKENIZER_FILES, WEIGHT_FILES
-from hfvit.whole import MODEL_ALONE, STAGING, STATE_FILE, flaw
+from hfvit.whole import MANIFEST, MODEL_ALONE, STAGING, STATE_FILE, flaw
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +26,8 @@ DISCARDED += tuple(f"{ADAPTER_FOLDER}/{name}" for name in ADAPTER_FILES)
 
 def checkpoints(output_dir: str | Path) -> list[Path]:
     """All `checkpoint-*` folders, oldest first, whole or not."""
-    folders = [f for f in Path(output_dir).glob("checkpoint-*") if f.name.removeprefix("checkpoint-").isdigit()]
-    return sorted(folders, key=_step)
+    named = [f for f in Path(output_dir).glob("checkpoint-*") if f.name.removeprefix("checkpoint-").isdigit()]
+    return sorted((f for f in named if f.is_dir()), key=_step)
 
 
 def newest_checkpoint(output_dir: str | Path) -> Path | None:
@@ -40,13 +40,15 @@ def claim_output_dir(output_dir: str, resume: str | None, overwrite: bool, is_ma
 
     The main process, which must be the first to call, reads a checkpoint whole, moves those that are not out of the
     way and deletes what a save that was killed has left. Raises `RecipeError` when the folder already holds a run that
-    neither `resume` nor `overwrite` accounts for, or other files that a run would replace; when it cannot be written;
-    or when there is no such checkpoint.
+    neither `resume` nor `overwrite` accounts for, or other files that a run would replace; when it holds checkpoints
+    of another program, which the run would delete with its own; when it cannot be written; or when there is no such
+    checkpoint.
     """
     folder = Path(output_dir)
     check_writable(folder, "output_dir")
     if is_main:
         _remove_leftovers(folder)
+    _refuse_foreign(folder)
 
     if resume == "auto":
         checkpoint = _newest_read_whole(folder) if is_main else newest_checkpoint(folder)
@@ -71,6 +73,16 @@ def _remove_leftovers(folder: Path) -> None:
     shutil.rmtree(folder / STAGING, ignore_errors=True)
     for name in (RUN_FILE, CARD_FILE, RECIPE_FILE, EXAMPLES_FILE):
         sweep_temporary(folder / name)
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Among a run's own a checkpoint may have lost its manifest; where none has one they are somebody else's."""
+    held = checkpoints(folder)
+    if held and not (folder / RUN_FILE).exists() and not any((f / MANIFEST).exists() for f in held):
+        raise RecipeError(
+            f"output_dir: {folder} holds {held[-1].name}, which is not hfvit's, and which a run would delete with its"
+            " own; choose another output_dir."
+        )
 
 
 def _newest_read_whole(folder: Path) -> Path | None:
@@ -116,8 +128,9 @@ def _refuse_if_held(folder: Path) -> None:
             f"an unfinished run ({unfinished.name})",
             "Continue it with --resume_from_checkpoint auto, discard",
         )
-    elif any((folder / name).exists() for name in ("README.md", "config.json", "model.safetensors", "recipe.yaml")):
-        held, way_on = "files that are not a run's, and that a run would replace", "Replace"
+    elif names := sorted({path.name for name in (CARD_FILE, RUN_FILE, *DISCARDED) for path in folder.glob(name)}):
+        shown = f"{', '.join(names[:3])}{', …' if names[3:] else ''}"
+        held, way_on = f"files that are not a run's, and that a run would replace ({shown})", "Replace"
     else:
         return
     raise RecipeError(
@@ -140,22 +153,24 @@ def refuse_to_discard(output_dir: str, reads: dict[str, str | None]) -> None:
             )
 
 
-def clear_run(output_dir: str | Path, resumed: str | None = None) -> None:
+def clear_run(output_dir: str | Path, resumed: str | None = None, recipe: Path | None = None) -> None:
     """Delete a run (its files by their names, its checkpoints), and nothing else of a user's folder.
 
-    A run that is `resumed` from one of its own checkpoints keeps this one and those before it. In a folder without
-    run.json and checkpoints there is no run, and whatever lies there stays.
+    A run that is `resumed` from one of its own checkpoints keeps this one and those before it, and a run of the
+    `recipe` that lies there keeps that, or it could not be started again. In a folder without run.json and checkpoints
+    there is no run, and whatever lies there stays.
     """
     folder = Path(output_dir)
     if (folder / RUN_FILE).exists() or checkpoints(folder):
         for path in [path for name in DISCARDED for path in folder.glob(name)]:
-            path.unlink()
+            if recipe is None or not path.samefile(recipe):
+                path.unlink()
         with suppress(OSError):  # not there, or with files of a user's own
             (folder / ADAPTER_FOLDER).rmdir()
     (folder / RUN_FILE).unlink(missing_ok=True)  # last: until then it is known for a run's folder
     if is_of_run(resumed, folder):
         for later in _later(Path(resumed), folder):
-            shutil.rmtree(later)
+            _remove(later)
     else:
         remove_checkpoints(folder)
 
@@ -163,7 +178,19 @@ def clear_run(output_dir: str | Path, resumed: str | None = None) -> None:
 def remove_checkpoints(output_dir: str | Path) -> None:
     """Delete all checkpoints, those that were moved out of the way included."""
     for folder in [*checkpoints(output_dir), *Path(output_dir).glob(f"{BROKEN}checkpoint-*")]:
-        shutil.rmtree(folder)
+        _remove(folder)
+
+
+def _remove(checkpoint: Path) -> None:
+    """Under the name of what was never finished: a kill leaves no half of a checkpoint. Of a link, the link alone."""
+    if checkpoint.is_symlink():
+        checkpoint.unlink()
+        return
+    staged = checkpoint.parent / STAGING / checkpoint.name
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.parent.mkdir(exist_ok=True)
+    checkpoint.rename(staged)
+    shutil.rmtree(staged.parent)
 
 
 def check_same_model(checkpoint: str | Path, model) -> None:

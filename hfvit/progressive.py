@@ -5,6 +5,7 @@ model's own.
 """
 
 import logging
+from bisect import bisect_right
 
 import torch
 from torch import nn
@@ -62,7 +63,12 @@ class ProgressiveSize(TrainerCallback):
 
         A function of these alone, so that a resumed run and all processes agree.
         """
-        return [*self.sizes, None][step * (len(self.sizes) + 1) // max_steps]
+        return [*self.sizes, None][bisect_right(self._ends(max_steps), step)]
+
+    def _ends(self, max_steps: int) -> list[int]:
+        """The step where the part of each size ends, rounded down: the shortest run still ends at the model's own."""
+        parts = len(self.sizes) + 1
+        return [part * max_steps // parts for part in range(1, parts)]
 
     def __call__(self, pixel_values: torch.Tensor, state: TrainerState) -> torch.Tensor:
         """Resize `(batch, 3, height, width)` for the step that `state` is at; before a run, leave it as it is."""
@@ -74,13 +80,9 @@ class ProgressiveSize(TrainerCallback):
         return resized.to(pixel_values.dtype)
 
     def on_train_begin(self, args, state, control, **kwargs):
-        parts = len(self.sizes) + 1
-        if state.max_steps < parts:
-            raise RecipeError(f"{KEY}: {state.max_steps} steps cannot be divided into {parts} parts; train longer.")
         self._set_dynamic(True)
-        # The first step of a part, as size() divides them.
-        firsts = [-(-part * state.max_steps // parts) for part in range(1, parts)]
-        steps = ", ".join(f"{size} px until step {first}" for size, first in zip(self.sizes, firsts, strict=True))
+        ends = zip(self.sizes, self._ends(state.max_steps), strict=True)
+        steps = ", ".join(f"{size} px until step {end}" for size, end in ends)
         logger.info("Small images first: %s, then %d px", steps, self.own)
 
     def on_train_end(self, args, state, control, **kwargs):

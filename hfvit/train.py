@@ -167,7 +167,8 @@ def run(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> None:
 
     # Train
     if args.overwrite_output_dir and args.should_save:
-        clear_run(args.output_dir, checkpoint)  # not before everything that a new run needs is known to work
+        # not before everything that a new run needs is known to work
+        clear_run(args.output_dir, checkpoint, recipe.source)
     if args.should_save:
         write_training_images(*trainer.training_images(), splits.labels, args.output_dir)
     output = trainer.train(resume_from_checkpoint=checkpoint)

@@ -12,8 +12,9 @@ from hfvit.evaluation_split import evaluation_split
 from hfvit.hardware import hardware
 from hfvit.inference import load_classifier
 from hfvit.metrics import ImageClassificationMetric
+from hfvit.recipe import load_recipe
 from hfvit.run_file import read_run
-from hfvit.shipped import find_recipe
+from hfvit.shipped import shipped_recipes
 from hfvit.tables import aligned
 from hfvit.versions import installed_versions
 
@@ -125,7 +126,7 @@ def _notes(facts: dict, here: dict) -> list[str]:
 
 def _compare_with_the_head(found: Verification, facts: dict) -> None:
     """Note what the head of a shipped recipe promises; to fall short of it is a failure where it is no guess."""
-    expected = expected_score(facts.get("command") or "")
+    expected = expected_score(facts)
     again = {row["split"]: 100 * row["again"] for row in found.rows}
     if not expected or "test" not in again:
         return
@@ -147,19 +148,30 @@ class Expected(NamedTuple):
     file: str
 
 
-def expected_score(command: str) -> Expected | None:
-    """What a shipped recipe states, where `command` ran one without further options."""
-    words = shlex.split(command)
-    if any(word.startswith("--") and not word.startswith("--output_dir") for word in words):
-        return None
-    for word in words:
-        try:
-            path = find_recipe(Path(word).stem if word.endswith(".yaml") else word)
-        except RecipeError:
-            continue
+def expected_score(facts: dict) -> Expected | None:
+    """What a shipped recipe states, where the run of `facts` was one of it as it stands.
+
+    A user's own recipe may have the name of a shipped one; so the command tells which it could be, and the values of
+    the run whether it is.
+    """
+    shipped = shipped_recipes()
+    for path in (
+        shipped[stem] for word in shlex.split(facts.get("command") or "") if (stem := Path(word).stem) in shipped
+    ):
         found = SCORE.search(path.read_text(encoding="utf-8"))
-        return Expected(float(found[1]), float(found[2]), bool(found[3]), path.name) if found else None
+        if found and _has_values_of(path, facts["recipe"]):
+            return Expected(float(found[1]), float(found[2]), bool(found[3]), path.name)
     return None
+
+
+def _has_values_of(path: Path, run: dict) -> bool:
+    """Whether a run was of the recipe `path`; where it wrote, and the commit of its data, are its own."""
+    try:
+        recipe = load_recipe([str(path)]).values
+    except RecipeError:  # it asks for what this machine has not
+        return False
+    own = {"output_dir", "dataset_revision"}
+    return all(recipe.get(key) == run[key] for key in run.keys() - own)
 
 
 def _sha256(path: Path) -> str:

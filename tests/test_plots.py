@@ -1,6 +1,6 @@
 """Every figure in both themes: colours that can be read and told apart, and nothing cut off or empty."""
 
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -8,6 +8,7 @@ from PIL import Image
 from test_report import make_facts
 
 from hfvit.example_file import read_examples, write_examples
+from hfvit.picture_plots import mistakes_figure
 from hfvit.plots import DARK, LIGHT, THEMES, contrast, readable_on, short
 from hfvit.report import write_plots, write_training_images
 
@@ -122,6 +123,15 @@ def test_training_images_are_drawn_under_their_classes(tmp_path, mixed):
     files = sorted((tmp_path / "plots").iterdir())
     assert [file.name for file in files] == ["training_images.png", "training_images_dark.png"]
     assert Image.open(files[0]).size[0] > 500
+
+
+def test_long_class_names_do_not_run_into_each_other():
+    told = [{"predicted": "golden retriever of the north", "true": "W" * 24, "confidence": 0.999}] * 4
+    figure = mistakes_figure(np.zeros((4, 8, 8, 3), dtype=np.uint8), told, "test", LIGHT)
+    texts = figure.axes[0].texts
+    for row in (texts[::2], texts[1::2]):
+        extents = [text.get_window_extent() for text in row]
+        assert all(one.x1 < other.x0 for one, other in pairwise(extents))
 
 
 def test_long_class_names_are_cut():

@@ -9,9 +9,10 @@ from conftest import MICRO_RECIPE
 from safetensors.torch import load_file, save_file
 
 from hfvit.cli import main as hfvit_command
+from hfvit.recipe import load_recipe
 from hfvit.shipped import shipped_recipes
 from hfvit.train import main as train
-from hfvit.verify import expected_score
+from hfvit.verify import SCORE, expected_score
 
 RANDOM = "drop_path_rate: 0.2\nmixup_alpha: 0.4\ncutmix_alpha: 1.0\nrandom_erasing: 0.2\npolicy: rand_augment\n"
 
@@ -77,7 +78,7 @@ def test_the_rows_that_a_recipe_drew_are_drawn_again(trained, capsys, tmp_path):
 
 def test_other_versions_are_named(out, capsys):
     change(out, lambda facts: facts["versions"].update(timm="0.9"))
-    change(out, lambda facts: facts.update(command="hfvit train vit_tiny_cifar10"))
+    change(out, lambda facts: facts.update(of_shipped("vit_tiny_cifar10")))
     code, printed, _ = verify(capsys, out, "--eval-only")
     assert code == 0
     assert "differs    timm 0.9 then, 1." in printed
@@ -88,7 +89,7 @@ def test_damaged_weights_are_outside(out, capsys):
     state = load_file(out / "model.safetensors")
     state["head.weight"] = state["head.weight"].roll(1, 0)
     save_file(state, out / "model.safetensors", {"format": "pt"})
-    change(out, lambda facts: facts.update(command="hfvit train quickstart"))
+    change(out, lambda facts: facts.update(of_shipped("quickstart")))
     code, printed, error = verify(capsys, out, "--eval-only")
     assert code == 4
     assert "OUTSIDE" in printed
@@ -107,11 +108,17 @@ def test_a_figure_that_was_never_reached_is_outside(out, capsys):
     assert "outside the recorded 0.00% to 2.00%" in error
 
 
+def of_shipped(name: str, *options: str) -> dict:
+    """What run.json says of a shipped recipe's run."""
+    return {"command": f"train.py recipes/{name}.yaml", "recipe": load_recipe([name, *options]).values}
+
+
 def test_what_a_shipped_recipe_expects():
     quickstart = (95.0, 99.0, False, "quickstart.yaml")
-    assert expected_score("train.py recipes/quickstart.yaml") == quickstart
-    assert expected_score("hfvit train quickstart --output_dir=x") == quickstart
-    assert expected_score("hfvit train swin_tiny") == (96.5, 98.5, True, "swin_tiny.yaml")
-    assert all(expected_score(f"hfvit train {name}") for name in shipped_recipes())
-    assert expected_score("hfvit train quickstart --max_steps 3") is None
-    assert expected_score("hfvit train my.yaml") is None
+    assert expected_score(of_shipped("quickstart", "--output_dir", "x", "--overwrite_output_dir")) == quickstart
+    assert expected_score(of_shipped("quickstart") | {"command": "hfvit train quickstart"}) == quickstart
+    assert expected_score(of_shipped("swin_tiny")) == (96.5, 98.5, True, "swin_tiny.yaml")
+    assert all(SCORE.search(path.read_text()) for path in shipped_recipes().values())
+    for word in ("--max_steps", "--max_train_samples"):  # so may a user's own recipe differ that is called quickstart
+        assert expected_score(of_shipped("quickstart", word, "3")) is None
+    assert expected_score(of_shipped("quickstart") | {"command": "hfvit train my.yaml"}) is None

@@ -96,3 +96,42 @@ def test_an_older_checkpoint_of_the_run_discards_the_later_ones_only_when_told(t
     assert newest_checkpoint(tmp_path).name == "checkpoint-9"  # nothing is deleted before the run begins
     clear_run(tmp_path, older)
     assert sorted(folder.name for folder in tmp_path.iterdir()) == ["checkpoint-3", "checkpoint-6"]
+
+
+def test_checkpoints_of_another_program_are_neither_moved_nor_deleted(tmp_path):
+    foreign = tmp_path / "checkpoint-500"
+    foreign.mkdir()
+    (foreign / "model.safetensors").touch()
+    for resume, overwrite in ((None, False), (None, True), ("auto", True)):
+        with pytest.raises(RecipeError, match="holds checkpoint-500, which is not hfvit's"):
+            claim_output_dir(str(tmp_path), resume, overwrite)
+    assert [path.name for path in foreign.iterdir()] == ["model.safetensors"]
+
+
+def test_of_a_checkpoint_that_is_a_link_the_link_is_deleted(tmp_path):
+    moved = make_checkpoint(tmp_path / "large_disk")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "checkpoint-5").symlink_to(moved)
+    (tmp_path / "out" / "checkpoint-6").touch()  # no folder
+    clear_run(tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["checkpoint-6"]
+    assert flaw(moved) is None
+
+
+@pytest.mark.parametrize("name", ["vocab.txt", "run.json", "model-00001-of-00002.safetensors"])
+def test_a_file_that_a_run_would_replace_or_discard_is_told_by_name(name, tmp_path):
+    (tmp_path / name).touch()
+    (tmp_path / "notes.md").touch()
+    with pytest.raises(RecipeError, match=rf"would replace \({name}\)"):
+        claim_output_dir(str(tmp_path), None, overwrite=False)
+
+
+def test_the_recipe_that_is_run_again_from_its_folder_stays(tmp_path):
+    make_checkpoint(tmp_path)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.touch()
+    clear_run(tmp_path, recipe=tmp_path / ".." / tmp_path.name / "recipe.yaml")
+    assert list(tmp_path.iterdir()) == [recipe]
+    make_checkpoint(tmp_path)
+    clear_run(tmp_path, recipe=tmp_path.parent)
+    assert not list(tmp_path.iterdir())
