@@ -42,7 +42,11 @@ def test_a_second_training_is_refused_until_the_first_one_dies(holder, recipe, m
     assert not list(out.iterdir())
 
 
-def test_it_is_let_go_of_when_the_work_fails(tmp_path):
+def test_it_is_let_go_of_when_the_work_fails_and_no_lock_of_a_users_with_it(tmp_path):
+    mine = tmp_path / "out" / ".lock"
+    mine.parent.mkdir()
+    mine.write_text("of another program")
     with pytest.raises(ZeroDivisionError), alone_in(tmp_path / "out", "training"):
         1 / 0  # noqa: B018
-    assert not list((tmp_path / "out").iterdir())
+    assert list((tmp_path / "out").iterdir()) == [mine]
+    assert mine.read_text() == "of another program"
