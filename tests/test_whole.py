@@ -122,7 +122,7 @@ def test_of_a_checkpoint_that_is_a_link_the_link_is_deleted(tmp_path):
 def test_a_file_that_a_run_would_replace_or_discard_is_told_by_name(name, tmp_path):
     (tmp_path / name).touch()
     (tmp_path / "notes.md").touch()
-    with pytest.raises(RecipeError, match=rf"would replace \({name}\)"):
+    with pytest.raises(RecipeError, match=rf"would replace or delete \({name}\)"):
         claim_output_dir(str(tmp_path), None, overwrite=False)
 
 
