@@ -45,4 +45,8 @@ def test_a_second_training_is_refused_until_the_first_one_dies(holder, recipe, m
 def test_it_is_let_go_of_when_the_work_fails(tmp_path):
     with pytest.raises(ZeroDivisionError), alone_in(tmp_path / "out", "training"):
         1 / 0  # noqa: B018
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    with alone_in(tmp_path / "out", "training"):
+        pass
     assert not list((tmp_path / "out").iterdir())
