@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -20,9 +20,10 @@ PATIENCE = 5.0  # seconds for the processes of a run that was just killed to end
 def alone_in(folder: str | Path, work: str) -> Iterator[None]:
     """Hold `folder` for this process; the system lets go of it when the process dies, however it does.
 
-    Raises `RecipeError` when another process holds it, and when it cannot be written.
+    A folder that was made for this, and in which nothing came of the work, is deleted at the end. Raises `RecipeError`
+    when another process holds it, and when it cannot be written.
     """
-    file = Path(folder) / LOCK_FILE
+    file, is_new = Path(folder) / LOCK_FILE, not Path(folder).exists()
     check_writable(file.parent, "output_dir")
     lock = FileLock(file, fallback_to_soft=False)
     try:
@@ -39,3 +40,6 @@ def alone_in(folder: str | Path, work: str) -> Iterator[None]:
         if lock.is_locked:
             file.unlink(missing_ok=True)  # before the release: who comes then sees that the file has no name any more
             lock.release()
+        if is_new:
+            with suppress(OSError):  # not empty
+                file.parent.rmdir()

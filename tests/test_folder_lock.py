@@ -42,11 +42,20 @@ def test_a_second_training_is_refused_until_the_first_one_dies(holder, recipe, m
     assert not list(out.iterdir())
 
 
-def test_it_is_let_go_of_when_the_work_fails_and_no_lock_of_a_users_with_it(tmp_path):
-    mine = tmp_path / "out" / ".lock"
-    mine.parent.mkdir()
-    mine.write_text("of another program")
+def test_it_is_let_go_of_when_the_work_fails(tmp_path):
     with pytest.raises(ZeroDivisionError), alone_in(tmp_path / "out", "training"):
         1 / 0  # noqa: B018
-    assert list((tmp_path / "out").iterdir()) == [mine]
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_was_in_the_folder_stays_a_lock_of_another_program_included(tmp_path):
+    mine = tmp_path / ".lock"
+    mine.write_text("of another program")
+    with alone_in(tmp_path, "training"):
+        pass
+    assert list(tmp_path.iterdir()) == [mine]
     assert mine.read_text() == "of another program"
+    mine.unlink()
+    with alone_in(tmp_path, "training"):
+        pass
+    assert tmp_path.exists()

@@ -90,7 +90,6 @@ def test_image_and_text_together_tell_what_neither_tells_alone(fused, captioned,
     assert accuracy(train(tmp_path / "text", grey, *TEXTS, encoder)) < 0.65
 
 
-@pytest.mark.slow
 def test_late_fusion_learns_it_too_and_stops_where_it_was_resumed(captioned, tmp_path):
     data, encoder = captioned
     options = (*TEXTS, encoder, "--fusion", "concatenation", "--keep_checkpoints", "true")

@@ -114,7 +114,6 @@ def test_the_page_needs_nothing_beside_it(out, capsys):
     assert "| `onnx/model.onnx` | 86.3 MB | 2.9e-06 |" in (out / "README.md").read_text()
 
 
-@pytest.mark.slow
 def test_open_shows_the_page(out, capsys, monkeypatch):
     # What webbrowser starts is the program that BROWSER names.
     monkeypatch.setattr("webbrowser.open", lambda address: address == (out / "report.html").resolve().as_uri())

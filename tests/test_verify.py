@@ -99,7 +99,6 @@ def test_damaged_weights_are_outside(out, capsys):
     assert "lies outside the recorded" in error
 
 
-@pytest.mark.slow
 def test_a_figure_that_was_never_reached_is_outside(out, capsys):
     change(out, lambda facts: facts["metrics"]["test"].update(accuracy=0.01, accuracy_interval=[0.0, 0.02]))
     code, printed, error = verify(capsys, out)
