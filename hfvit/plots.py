@@ -11,7 +11,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap, PowerNorm
-from matplotlib.ticker import FuncFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
 from scipy.stats import binomtest
 
 from hfvit.paths import temporary_file
@@ -127,6 +127,8 @@ def probe_curves(probe: dict, theme: Theme):
     panels = ((axes[0], "accuracy", theme.second), (axes[1], "loss", theme.first))
     for axis, key, colour in panels:
         axis.set_xscale("log")
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda c, _: f"{c:g}"))  # its own is mathtext, which is off
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.plot(probe["c"], [scores[key] for scores in probe["validation"]], "o-", color=colour, markersize=3.5)
         axis.axvline(probe["best_c"], color=theme.muted, linestyle=":", linewidth=1.2, zorder=0, label="selected")
         if len(probe["c"]) == 1:  # one point gives a logarithmic axis no width

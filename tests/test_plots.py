@@ -2,6 +2,7 @@
 
 from itertools import combinations, pairwise
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,7 +10,7 @@ from test_report import make_facts
 
 from hfvit.example_file import read_examples, write_examples
 from hfvit.picture_plots import mistakes_figure
-from hfvit.plots import DARK, LIGHT, THEMES, contrast, readable_on, short
+from hfvit.plots import DARK, LIGHT, THEMES, contrast, probe_curves, readable_on, short
 from hfvit.report import write_plots, write_training_images
 
 # Machado, Oliveira and Fernandes 2009, severity 1.0, on linear RGB.
@@ -123,6 +124,17 @@ def test_training_images_are_drawn_under_their_classes(tmp_path, mixed):
     files = sorted((tmp_path / "plots").iterdir())
     assert [file.name for file in files] == ["training_images.png", "training_images_dark.png"]
     assert Image.open(files[0]).size[0] > 500
+
+
+@pytest.mark.parametrize("c", [[1e-5, 1e-3, 1.0], [0.1, 0.2, 0.5], [0.01]])
+def test_strengths_of_a_probe_are_written_as_numbers(c):
+    probe = {"c": c, "best_c": c[0], "validation": [{"accuracy": 0.5, "loss": 1.0}] * len(c)}
+    with plt.rc_context(LIGHT.settings):
+        for axis in probe_curves(probe, LIGHT).axes:
+            axis.figure.draw_without_rendering()
+            shown = [text.get_text() for text in axis.get_xticklabels(which="both") if text.get_text()]
+            assert shown
+            assert all(float(label) > 0 for label in shown)
 
 
 def test_long_class_names_do_not_run_into_each_other():
