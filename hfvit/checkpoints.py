@@ -122,19 +122,19 @@ def is_of_run(checkpoint: str | Path | None, output_dir: str | Path) -> bool:
 def _refuse_if_held(folder: Path) -> None:
     unfinished = newest_checkpoint(folder)
     if is_finished(folder):
-        held, way_on = "a finished run", "Discard"
+        held, way_on = "a finished run", "Discard it"
     elif unfinished:
         held, way_on = (
             f"an unfinished run ({unfinished.name})",
-            "Continue it with --resume_from_checkpoint auto, discard",
+            "Continue it with --resume_from_checkpoint auto, discard it",
         )
     elif names := sorted({path.name for name in (CARD_FILE, RUN_FILE, *DISCARDED) for path in folder.glob(name)}):
         shown = f"{', '.join(names[:3])}{', …' if names[3:] else ''}"
-        held, way_on = f"files that are not a run's, and that a run would replace ({shown})", "Replace"
+        held, way_on = f"files that are not a run's, and that one would replace or delete ({shown})", "Give them up"
     else:
         return
     raise RecipeError(
-        f"output_dir: {folder} holds {held}. {way_on} it with --overwrite_output_dir, or choose another output_dir."
+        f"output_dir: {folder} holds {held}. {way_on} with --overwrite_output_dir, or choose another output_dir."
     )
 
 

@@ -12,7 +12,7 @@ from hfvit.paths import check_writable
 
 logger = logging.getLogger(__name__)
 
-LOCK_FILE = ".lock"
+LOCK_FILE = ".hfvit.lock"  # a name that no file of a user's has: taking the lock empties it, letting go deletes it
 PATIENCE = 5.0  # seconds for the processes of a run that was just killed to end
 
 

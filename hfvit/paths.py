@@ -115,7 +115,7 @@ def sweep_temporary(path: Path) -> None:
 
     At once, so only for a folder that nobody else writes to.
     """
-    remove_abandoned(path.parent, f".{path.stem}.*{path.suffix}", seconds=0)
+    remove_abandoned(path.parent, f".{path.stem}.[0-9]*{path.suffix}", seconds=0)
 
 
 def cache_folder(kind: str) -> Path:

@@ -46,7 +46,16 @@ def test_it_is_let_go_of_when_the_work_fails(tmp_path):
     with pytest.raises(ZeroDivisionError), alone_in(tmp_path / "out", "training"):
         1 / 0  # noqa: B018
     assert not (tmp_path / "out").exists()
-    (tmp_path / "out").mkdir()
-    with alone_in(tmp_path / "out", "training"):
+
+
+def test_what_was_in_the_folder_stays_a_lock_of_another_program_included(tmp_path):
+    mine = tmp_path / ".lock"
+    mine.write_text("of another program")
+    with alone_in(tmp_path, "training"):
         pass
-    assert not list((tmp_path / "out").iterdir())
+    assert list(tmp_path.iterdir()) == [mine]
+    assert mine.read_text() == "of another program"
+    mine.unlink()
+    with alone_in(tmp_path, "training"):
+        pass
+    assert tmp_path.exists()

@@ -92,7 +92,7 @@ def test_a_signal_names_the_sweep_and_another_sweep_waits(recipe, space, monkeyp
     told = capsys.readouterr().err.splitlines()[-1]
     assert told.startswith("hfvit: stopped: SIGTERM came; ")
     assert told.endswith("trial-000/checkpoint-2 holds the run. Go on with the same hfvit sweep command.")
-    assert not (recipe.parent / "out" / ".lock").exists()
+    assert not (recipe.parent / "out" / hfvit.folder_lock.LOCK_FILE).exists()
 
 
 def test_a_full_disk_names_the_sweep(recipe, space, monkeypatch, capsys, caplog):

@@ -108,6 +108,13 @@ def test_checkpoints_of_another_program_are_neither_moved_nor_deleted(tmp_path):
     assert [path.name for path in foreign.iterdir()] == ["model.safetensors"]
 
 
+def test_a_hidden_file_of_a_users_is_no_leftover(tmp_path):
+    for name in (".README.draft.md", ".README.123.md"):
+        (tmp_path / name).touch()
+    claim_output_dir(str(tmp_path), None, overwrite=False)
+    assert [path.name for path in tmp_path.iterdir()] == [".README.draft.md"]
+
+
 def test_of_a_checkpoint_that_is_a_link_the_link_is_deleted(tmp_path):
     moved = make_checkpoint(tmp_path / "large_disk")
     (tmp_path / "out").mkdir()
@@ -122,7 +129,7 @@ def test_of_a_checkpoint_that_is_a_link_the_link_is_deleted(tmp_path):
 def test_a_file_that_a_run_would_replace_or_discard_is_told_by_name(name, tmp_path):
     (tmp_path / name).touch()
     (tmp_path / "notes.md").touch()
-    with pytest.raises(RecipeError, match=rf"would replace \({name}\)"):
+    with pytest.raises(RecipeError, match=rf"would replace or delete \({name}\)"):
         claim_output_dir(str(tmp_path), None, overwrite=False)
 
 
