@@ -50,24 +50,28 @@ class OutOfMemory(HFViTError):
     exit_code = 6
 
 
-class StorageError(HFViTError):
+class Unfinished(HFViTError):
+    """A run that ended before its end and can go on.
+
+    `happened` says what ended it, and `way_on` what to type, which whoever called the training may know better.
+    """
+
+    def __init__(self, happened: str, way_on: str = "Go on with --resume_from_checkpoint auto."):
+        super().__init__(f"{happened} {way_on}".strip())
+        self.happened = happened
+
+
+class StorageError(Unfinished):
     """A disk that is full or cannot be written; what stood before still stands."""
 
     exit_code = 7
 
 
-class Interrupted(HFViTError):
-    """A signal came, the run is saved and can go on: EX_TEMPFAIL of sysexits.h.
-
-    `happened` says so, and `way_on` what to type, which whoever called the training may know better.
-    """
+class Interrupted(Unfinished):
+    """A signal came and the run is saved: EX_TEMPFAIL of sysexits.h."""
 
     exit_code = 75
     kind = "stopped"
-
-    def __init__(self, happened: str, way_on: str = ""):
-        super().__init__(f"{happened} {way_on}".strip())
-        self.happened = happened
 
 
 # Of a disk that takes no more: full, over its quota, over the largest file allowed, mounted read-only.

@@ -92,11 +92,9 @@ class SavingTrainer(FittingTrainer):
 
     def _stop(self) -> None:
         if not self.is_world_process_zero():
-            raise Interrupted("")
+            raise Interrupted("", way_on="")
         name = signal.Signals(self._stopping).name
-        raise Interrupted(
-            f"{name} came; {self._last_checkpoint} holds the run.", "Go on with --resume_from_checkpoint auto."
-        )
+        raise Interrupted(f"{name} came; {self._last_checkpoint} holds the run.")
 
     def _get_dataloader(self, *args, **kwargs):
         loader = super()._get_dataloader(*args, **kwargs)
@@ -155,8 +153,7 @@ class SavingTrainer(FittingTrainer):
             told = f"the disk took only part of a file: {told}"
         kept = f"{self._last_checkpoint} still stands" if self._last_checkpoint else "none was saved before"
         return StorageError(
-            f"{final} could not be written ({told}{room}). {kept}: make room, or save less (save_total_limit), and go"
-            " on with --resume_from_checkpoint auto."
+            f"{final} could not be written ({told}{room}). {kept}: make room, or save less (save_total_limit)."
         )
 
     def _save_rng_state(self, output_dir: str) -> None:

@@ -14,7 +14,7 @@ import yaml
 from transformers import TrainerCallback
 
 from hfvit.checkpoints import RUN_FILE, write_text
-from hfvit.errors import Interrupted, NonFiniteLossError, OutOfMemory, RecipeError, one_line
+from hfvit.errors import NonFiniteLossError, OutOfMemory, RecipeError, Unfinished, one_line
 from hfvit.folder_lock import alone_in
 from hfvit.recipe import load_recipe
 from hfvit.run_file import read_run
@@ -108,7 +108,7 @@ class Sweep:
             ends = {k: v[place] if isinstance(v, list) else next(iter(v.values()))[place] for k, v in space.items()}
             load_recipe([str(self._write_recipe("check", ends))])
         (self.folder / "recipes" / "check.yaml").unlink(missing_ok=True)
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        optuna.logging.set_verbosity(optuna.logging.ERROR)  # its warning of a failed trial is a traceback
         self.study = optuna.create_study(
             study_name="sweep",
             storage=f"sqlite:///{(self.folder / STUDY_FILE).resolve()}",
@@ -172,8 +172,8 @@ class Sweep:
                 trial.set_user_attr("failed", one_line(error))
                 print(f"failed: {one_line(error)}", flush=True)
                 raise
-            except Interrupted as error:
-                raise Interrupted(error.happened, "Go on with the same hfvit sweep command.") from None
+            except Unfinished as error:
+                raise type(error)(error.happened, "Go on with the same hfvit sweep command.") from None
         return read_run(folder)["metrics"]["validation"][self.metric]
 
     def _write_recipe(self, name: str, parameters: dict[str, Any]) -> Path:

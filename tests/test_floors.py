@@ -75,6 +75,12 @@ FORBIDDEN = {
 }
 
 
+def test_readme_says_what_each_file_is_for():
+    table = (ROOT / "README.md").read_text().partition("## Develop")[2]
+    files = [path.name for path in PACKAGE.glob("*.py") if path.stem != "__init__"]
+    assert [name for name in files if f"`{name}`" not in table] == []
+
+
 def key(path) -> str:
     """`export/onnx` for hfvit/export/onnx.py."""
     return path.relative_to(PACKAGE).with_suffix("").as_posix()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 
 import optuna
@@ -66,12 +67,13 @@ def test_a_search_goes_on_after_a_kill_and_ends_with_a_recipe(recipe, space, tmp
         Sweep([str(recipe), "--num_train_epochs", "1"], {"layer_decay": [0.9]})
 
 
-class Sends(TrainerCallback):
-    """SIGTERM after step 2."""
+class AfterTwoSteps(TrainerCallback):
+    def __init__(self, happens):
+        self.happens = happens
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
+            self.happens()
 
 
 def test_a_signal_names_the_sweep_and_another_sweep_waits(recipe, space, monkeypatch, capsys):
@@ -80,7 +82,7 @@ def test_a_signal_names_the_sweep_and_another_sweep_waits(recipe, space, monkeyp
     def watched(argv, callbacks):
         with pytest.raises(RecipeError, match=r"another hfvit sweep is at work in .*out; wait for its end"):
             search([str(recipe)], read_space(space), 1)
-        real(argv, [Sends()])
+        real(argv, [AfterTwoSteps(lambda: os.kill(os.getpid(), signal.SIGTERM))])
 
     monkeypatch.setattr(hfvit.folder_lock, "PATIENCE", 0.1)
     monkeypatch.setattr(hfvit.sweep, "train", watched)
@@ -91,6 +93,27 @@ def test_a_signal_names_the_sweep_and_another_sweep_waits(recipe, space, monkeyp
     assert told.startswith("hfvit: stopped: SIGTERM came; ")
     assert told.endswith("trial-000/checkpoint-2 holds the run. Go on with the same hfvit sweep command.")
     assert not (recipe.parent / "out" / hfvit.folder_lock.LOCK_FILE).exists()
+
+
+def test_a_full_disk_names_the_sweep(recipe, space, monkeypatch, capsys, caplog):
+    before, real = resource.getrlimit(resource.RLIMIT_FSIZE), hfvit.sweep.train
+
+    def full():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, before[1]))
+
+    monkeypatch.setattr(hfvit.sweep, "train", lambda argv, callbacks: real(argv, [AfterTwoSteps(full)]))
+    optuna.logging.enable_propagation()  # to caplog
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main(["sweep", str(recipe), str(space), "--trials", "1"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        optuna.logging.disable_propagation()
+    assert ended.value.code == 7
+    told = capsys.readouterr().err
+    assert "could not be written" in told
+    assert told.endswith("Go on with the same hfvit sweep command.\n")
+    assert "Traceback" not in caplog.text
 
 
 def test_a_trial_that_lags_is_pruned(recipe):
