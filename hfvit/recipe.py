@@ -91,9 +91,9 @@ def load_recipe(argv: list[str]) -> Recipe:
     if unknown:
         key = unknown[0].lstrip("-").split("=")[0].replace("-", "_")
         raise RecipeError(f"Command line: unknown option '{unknown[0]}'.{nearest(key, takes_list)}")
-    changed = _changed(vars(from_file), vars(namespace))
+    options = [word[2:].partition("=")[0].replace("-", "_") for word in argv[1:] if word.startswith("--")]
     for taken, left in (STARTS, STARTS[::-1]):
-        if taken in changed and left not in changed:
+        if taken in options and left not in options:
             setattr(namespace, left, None)
 
     try:
@@ -108,12 +108,11 @@ def load_recipe(argv: list[str]) -> Recipe:
         # TrainingArguments' own checks raise these, and accelerate's.
         raise RecipeError(f"{source}: {one_line(error)}") from None
 
-    given = {**file_values, **changed}
+    given = {**file_values, **_changed(vars(from_file), vars(namespace))}
     # A resolved recipe holds every key: of a file's, those that are not at their defaults were meant.
     meant = [key for key in file_values if vars(from_file)[key] != parser.get_default(key)]
-    meant += [word[2:].partition("=")[0].replace("-", "_") for word in argv[1:] if word.startswith("--")]
     in_force = {key: getattr(section, key) for section in sections for key in vars(section) if key in _FIELDS}
-    idle = without_effect(dict.fromkeys(meant), in_force)
+    idle = without_effect(dict.fromkeys([*meant, *options]), in_force)
     return Recipe(*sections, source, _resolved(*sections, typed=vars(namespace), given=given), idle)
 
 
