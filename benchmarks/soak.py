@@ -28,7 +28,7 @@ import torch
 from common import table, workspace
 from safetensors.torch import load_file
 
-from hfvit.checkpoints import newest_checkpoint
+from hfvit.checkpoints import is_finished, newest_checkpoint
 from hfvit.hardware import hardware
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -97,19 +97,20 @@ def disturbed(options, out: Path, draw: random.Random, first: float, total: floa
         number = draw.choice((signal.SIGKILL, signal.SIGTERM))
         wait = first * 0.9 + draw.random() * (total - first) * 2 / options.kills
         try:
-            process.wait(timeout=wait if len(rows) < left else None)
+            code = process.wait(timeout=wait if len(rows) < left else None)
             break
         except subprocess.TimeoutExpired:
             process.send_signal(number)
         code = process.wait()
-        if code == 0:  # it had ended just then
+        if is_finished(out):  # it had just then, and was killed on its way out
+            code = 0
             break
         stands = newest_checkpoint(out)
         rows.append({"signal": number.name, "after s": time.monotonic() - began, "exit code": code})
         rows[-1]["stands"] = stands.name if stands else "nothing"
         print(f"kill {len(rows)} of this run: {number.name}, {rows[-1]['stands']}", file=sys.stderr, flush=True)
     for row in rows:
-        row["exit"] = process.returncode
+        row["exit"] = code
     return rows
 
 
