@@ -245,6 +245,8 @@ def reliability_figure(metrics: dict, role: str, temperature: dict | None, theme
 
 
 def short(name: str) -> str:
+    """A class's name on one line of a figure."""
+    name = " ".join(name.split())
     return name if len(name) <= MOST_LETTERS else f"{name[: MOST_LETTERS - 1]}…"
 
 

@@ -138,7 +138,7 @@ def test_strengths_of_a_probe_are_written_as_numbers(c):
 
 
 def test_long_class_names_do_not_run_into_each_other():
-    told = [{"predicted": "golden retriever of the north", "true": "W" * 24, "confidence": 0.999}] * 4
+    told = [{"predicted": "golden retriever\nof the north", "true": "W" * 24, "confidence": 0.999}] * 4
     figure = mistakes_figure(np.zeros((4, 8, 8, 3), dtype=np.uint8), told, "test", LIGHT)
     texts = figure.axes[0].texts
     for row in (texts[::2], texts[1::2]):
@@ -149,3 +149,4 @@ def test_long_class_names_do_not_run_into_each_other():
 def test_long_class_names_are_cut():
     assert short("x" * 24) == "x" * 24
     assert short("x" * 25) == "x" * 23 + "…"
+    assert short("two\n lines") == "two lines"
