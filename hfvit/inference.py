@@ -243,7 +243,9 @@ def _load_processor(artefact: Artefact, is_optional: bool, kwargs: dict[str, Any
         return None
     source = artefact.source if artefact.is_checkpoint or saved is None else str(saved.parent)
     try:
-        return AutoImageProcessor.from_pretrained(source, **kwargs)
+        # With Pillow, as timm's transforms and a training's evaluation resize: torchvision's pixels are up to two
+        # levels of 255 away, enough to change one class of a hundred where a checkpoint is held to its export.
+        return AutoImageProcessor.from_pretrained(source, backend="pil", **kwargs)
     except MemoryError:
         raise
     except Exception as error:

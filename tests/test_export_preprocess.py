@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 from conftest import ARCHITECTURE, LABELS, MICRO
+from graphs import SIZE, write_configs, write_graph
 from PIL import Image
 from transformers import AutoImageProcessor
 from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
@@ -17,6 +18,7 @@ from hfvit.errors import ModelError
 from hfvit.export.image_steps import image_steps, stock_processor_config
 from hfvit.export.onnx import export_onnx
 from hfvit.export.preprocess import preprocessing_graph
+from hfvit.inference import load_classifier
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 # Shrunk, enlarged, wide, tall, as large as wanted, and with sides that a crop cannot be centred in.
@@ -164,3 +166,14 @@ def test_stock_processors_are_saved_as_they_are(tmp_path):
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(stock_processor_config(PROCESSORS[name])))
         again = AutoImageProcessor.from_pretrained(tmp_path)
         assert image_steps(again) == image_steps(PROCESSORS[name])
+
+
+def test_an_export_is_fed_the_very_pixels_of_its_checkpoint(tmp_path):
+    processor = timm_processor(input_size=[3, SIZE, SIZE])
+    write_graph(write_configs(tmp_path) / "model.onnx")
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(stock_processor_config(processor)))
+    noise = np.random.default_rng(0).integers(0, 256, (97, 131, 3), dtype=np.uint8)
+    pictures = [Image.fromarray(noise), Image.fromarray(noise[:9, :9])]
+    np.testing.assert_array_equal(
+        load_classifier(tmp_path).pixel_values(pictures), processor(pictures)["pixel_values"]
+    )
