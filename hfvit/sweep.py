@@ -72,8 +72,10 @@ def suggest(trial, space: dict[str, Any]) -> dict[str, Any]:
 
 
 def search(argv: list[str], space: dict[str, Any], trials: int, **options) -> str:
-    """`Sweep(argv, space, **options).run(trials)`, alone in its folder: another would take the running trial for one
-    that was killed."""
+    """`Sweep(argv, space, **options).run(trials)`, alone in its folder; `RecipeError` when another process has it.
+
+    That one's running trial would be taken for one that was killed.
+    """
     with alone_in(load_recipe(argv).training.output_dir, "hfvit sweep"):
         return Sweep(argv, space, **options).run(trials)
 
@@ -91,7 +93,7 @@ class Sweep:
         prune: stop a trial that falls below the median of the others after as many steps.
 
     Raises `RecipeError` before anything runs: where optuna is missing, a value of the space is refused by the recipe,
-    the folder holds the search of another recipe or space, or another process searches in it.
+    or the folder holds the search of another recipe or space.
     """
 
     def __init__(self, argv: list[str], space: dict[str, Any], seed: int = 0, prune: bool = False):
