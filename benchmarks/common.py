@@ -124,8 +124,7 @@ def table(rows: list[dict], columns: dict[str, str]) -> str:
 
 def report(name: str, options: argparse.Namespace, rows: list[dict], columns: dict[str, str], notes: list[str]):
     """Print the table and its notes; write them, every row in full, to `--json`."""
-    from hfvit.hardware import hardware
-    from hfvit.versions import installed_versions
+    from hfvit.utils.environment import hardware, installed_versions
 
     machine = hardware()
     where = machine["gpus"][0] if machine["gpus"] else f"{machine['cores']} cores of {machine['processor']}, no GPU"

@@ -38,14 +38,15 @@ def train_with_hfvit(case: Case, folder: str, clock: StepClock) -> None:
     from timm.data import resolve_data_config
     from transformers import set_seed
 
-    from hfvit.augment import Augmentation, Preprocessing
-    from hfvit.building import build_model
-    from hfvit.data import load_splits
-    from hfvit.hardware import keep_freed_memory
-    from hfvit.images import image_datasets
-    from hfvit.mixing import BatchMixing
-    from hfvit.recipe import load_recipe
-    from hfvit.trainer import HFViTTrainer
+    from hfvit.data.dataset import image_datasets
+    from hfvit.data.splits import load_splits
+    from hfvit.models.factory import build_model
+    from hfvit.recipe.loader import load_recipe
+    from hfvit.training.trainer import HFViTTrainer
+    from hfvit.transforms.augmentation import Augmentation
+    from hfvit.transforms.mixup import BatchMixing
+    from hfvit.transforms.preprocessing import Preprocessing
+    from hfvit.utils.environment import keep_freed_memory
 
     with tempfile.TemporaryDirectory() as output_dir:
         recipe_file = Path(output_dir) / "recipe.yaml"
@@ -183,7 +184,7 @@ def train_with_trainer(case: Case, folder: str, clock: StepClock) -> None:
 
 def peer_workers(case: Case, device) -> int:
     """Unless the case says: as many as hfvit takes where it decodes (HFViTTrainingArguments.choose_workers)."""
-    from hfvit.hardware import cores
+    from hfvit.utils.environment import cores
 
     if case.peer_workers is not None:
         return case.peer_workers

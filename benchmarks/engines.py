@@ -51,8 +51,8 @@ def prepare(folder: str, model: str | None, backend: str, quick: bool, **_) -> d
 
     from hfvit import load_classifier
     from hfvit.export.onnx import export_onnx
-    from hfvit.export.quantize import quantize_onnx
-    from hfvit.export.tensorrt import build_engine
+    from hfvit.export.quantization import quantize_onnx
+    from hfvit.trt.builder import build_engine
 
     work = Path(folder)
     checkpoint = model or _random_checkpoint(work / "checkpoint", quick)
@@ -75,7 +75,7 @@ def prepare(folder: str, model: str | None, backend: str, quick: bool, **_) -> d
 
 
 def _random_checkpoint(folder: Path, quick: bool) -> Path:
-    from hfvit.building import build_model
+    from hfvit.models.factory import build_model
 
     labels = [f"class {number}" for number in range(1000)]
     small = {"image_size": 64, "timm_kwargs": {"depth": 2}} if quick else {}
@@ -85,7 +85,7 @@ def _random_checkpoint(folder: Path, quick: bool) -> Path:
 
 def engine_backend(name: str):
     """A TensorRT that builds for the first GPU here, with the options to build by; `ModelError` when there is none."""
-    from hfvit.export.trt_backends import EngineOptions, check_options, find_backend, local_gpus
+    from hfvit.trt.api import EngineOptions, check_options, find_backend, local_gpus
 
     gpus = local_gpus()
     backend = find_backend(name)
@@ -100,7 +100,7 @@ def runner(contender: str, folder: str, checkpoint: str, classes: int, backend: 
     import torch
 
     if contender in ENGINES:
-        from hfvit.engine_backend import TensorRTBackend
+        from hfvit.trt.runtime import TensorRTBackend
 
         file = Path(folder) / f"{ENGINES[contender]}.engine"
         return TensorRTBackend(engine_backend(backend)[0], file, classes).run
@@ -168,7 +168,7 @@ def main(argv: list[str] | None = None) -> None:
     if options.worker:
         return answer({"prepare": prepare, "measure": measure}[options.worker["do"]](**options.worker))
     from hfvit.errors import ModelError
-    from hfvit.export.trt_backends import local_gpus
+    from hfvit.trt.api import local_gpus
 
     if not local_gpus():
         sys.exit("engines.py measures on a CUDA GPU, and there is none here that PyTorch can use; see `hfvit doctor`.")

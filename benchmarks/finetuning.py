@@ -59,7 +59,7 @@ OPTIONS: dict[str, dict] = {
 
 def quick_start(folder: Path) -> dict[str, Any]:
     """An untrained micro network in place of a pretrained one, and a recipe's keys for it."""
-    from hfvit.building import build_model
+    from hfvit.models.factory import build_model
 
     micro = {"patch_size": 8, "embed_dim": 48, "depth": 8, "num_heads": 2}
     model = build_model(["any", "thing"], architecture="vit_tiny_patch16_224", image_size=16, timm_kwargs=micro)

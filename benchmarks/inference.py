@@ -73,7 +73,7 @@ def prepare(
     checkpoint = model or _random_checkpoint(work / "checkpoint", quick)
     classifier = load_classifier(checkpoint, device="cpu")
     if dataset_name:
-        from hfvit.evaluation_split import evaluation_split
+        from hfvit.evaluation.split import evaluation_split
 
         calibration, judged = (
             evaluation_split(checkpoint, dataset_name=dataset_name, split=split, max_samples=count)
@@ -93,7 +93,7 @@ def prepare(
 
 
 def _random_checkpoint(folder: Path, quick: bool) -> Path:
-    from hfvit.building import build_model
+    from hfvit.models.factory import build_model
 
     labels = [f"class {number}" for number in range(1000)]
     small = {"image_size": 64, "timm_kwargs": {"depth": 2}} if quick else {}
@@ -107,9 +107,9 @@ def _export(checkpoint: str | Path, work: Path, calibration: list[np.ndarray]) -
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from transformers import AutoModelForImageClassification
 
-    from hfvit.export.fuse import fuse
+    from hfvit.export.fusion import fuse
     from hfvit.export.onnx import export_onnx
-    from hfvit.export.quantize import Batches, load_float_graph, qdq, quantize_onnx
+    from hfvit.export.quantization import Batches, load_float_graph, qdq, quantize_onnx
 
     source = work / GRAPHS["ONNX Runtime"]
     export_onnx(AutoModelForImageClassification.from_pretrained(checkpoint).eval(), source)

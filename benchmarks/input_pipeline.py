@@ -63,9 +63,9 @@ class HFViT:
     def __init__(self, folder: str):
         import datasets
 
-        from hfvit.augment import Augmentation
-        from hfvit.data import load_splits
-        from hfvit.images import image_datasets
+        from hfvit.data.dataset import image_datasets
+        from hfvit.data.splits import load_splits
+        from hfvit.transforms.augmentation import Augmentation
 
         splits = load_splits(folder, validation_split="validation", test_split=None)
         self.augmentation = Augmentation.from_config(DATA_CONFIG, crop_scale=SCALE)
@@ -82,7 +82,8 @@ class HFViT:
         """Batches as they are sent to the device."""
         from torch.utils.data import DataLoader
 
-        from hfvit.images import EpochSampler, collate
+        from hfvit.data.dataset import collate
+        from hfvit.data.samplers import EpochSampler
 
         sampler = EpochSampler(len(self.dataset), batch_size, seed=0)
         return DataLoader(self.dataset, batch_size, sampler=sampler, num_workers=workers, collate_fn=collate)
@@ -91,7 +92,7 @@ class HFViT:
         """Pixel values, ready for the model."""
         import torch
 
-        from hfvit.hardware import keep_freed_memory
+        from hfvit.utils.environment import keep_freed_memory
 
         if workers == 0:
             keep_freed_memory()  # as train.py does; the peers run in processes of their own
@@ -144,7 +145,7 @@ def measure(
     """Every cell of one contender, `"kind, workers, precision"` -> figures; `folders`: data set of each kind."""
     import torch
 
-    from hfvit.hardware import cores
+    from hfvit.utils.environment import cores
 
     torch.set_num_threads(cores())
     cells = {}

@@ -28,8 +28,8 @@ import torch
 from common import table, workspace
 from safetensors.torch import load_file
 
-from hfvit.checkpoints import is_finished, newest_checkpoint
-from hfvit.hardware import hardware
+from hfvit.artifacts.output_dir import is_finished, newest_checkpoint
+from hfvit.utils.environment import hardware
 
 ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = {"kill": "d", "run": "d", "signal": "", "after s": ".1f", "exit code": "d", "stands": "", "outcome": ""}

@@ -18,8 +18,8 @@ class StepClock:
     def __init__(self, warm_up: int, steps: int, batch_size: int):
         import torch
 
-        from hfvit.hardware import cores
-        from hfvit.speed import SpeedMeter
+        from hfvit.training.throughput import SpeedMeter
+        from hfvit.utils.environment import cores
 
         torch.set_num_threads(cores())
         self.warm_up, self.steps, self.batch_size = warm_up, steps, batch_size

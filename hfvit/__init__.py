@@ -7,20 +7,20 @@ __version__ = version("hfvit")
 
 # Resolved on first use, so that `import hfvit` and `hfvit --help` never pay for torch.
 _HOME_OF = {
-    "AugmentationArguments": "config",
-    "DataArguments": "config",
-    "FinetuningArguments": "finetuning_args",
-    "ModelArguments": "model_args",
-    "RunArguments": "config",
-    "HFViTTrainingArguments": "training_args",
-    "HFViTConfig": "model_config",
-    "HFViTForImageClassification": "modeling",
-    "HFViTFusionConfig": "image_text",
-    "HFViTFusionForImageClassification": "image_text",
-    "HFViTTrainer": "trainer",
+    "AugmentationArguments": "recipe.arguments",
+    "DataArguments": "recipe.arguments",
+    "FinetuningArguments": "recipe.finetuning_args",
+    "ModelArguments": "recipe.model_args",
+    "RunArguments": "recipe.arguments",
+    "HFViTTrainingArguments": "recipe.training_args",
+    "HFViTConfig": "models.configuration",
+    "HFViTForImageClassification": "models.modeling",
+    "HFViTFusionConfig": "models.image_text",
+    "HFViTFusionForImageClassification": "models.image_text",
+    "HFViTTrainer": "training.trainer",
     "export_onnx": "export.onnx",
-    "load_classifier": "inference",
-    "quantize_onnx": "export.quantize",
+    "load_classifier": "inference.classifier",
+    "quantize_onnx": "export.quantization",
 }
 
 __all__ = list(_HOME_OF)

@@ -1,4 +1,4 @@
-"""`hfvit doctor`: what this machine can run, in which precisions, and what to install for the rest."""
+"""Report the hardware, runtimes and precisions available on this machine."""
 
 import platform
 import re
@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from hfvit.export.trt_backends import INSTALL, NAMES, TITLES, Backend, load_backend, local_gpus
-from hfvit.hardware import cores, hardware
-from hfvit.tables import aligned
+from hfvit.trt.api import INSTALL, NAMES, TITLES, Backend, load_backend, local_gpus
+from hfvit.utils.environment import cores, hardware
+from hfvit.utils.formatting import aligned
 
 LIBRARIES = ("hfvit", "torch", "transformers", "timm", "optimum", "onnx")
 # Flags of /proc/cpuinfo that make a precision on a processor faster than float32.

@@ -1,4 +1,4 @@
-"""What hfvit raises for a user's mistake: one message, no traceback, exit code 2."""
+"""Exceptions for user errors and their exit codes."""
 
 import errno
 import os

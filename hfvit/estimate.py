@@ -1,32 +1,68 @@
-"""What a recipe needs before it runs: memory of a training step, measured on tensors without storage, and disk.
-
-Nothing is downloaded but a configuration, and nothing of the model's size is allocated.
-"""
+"""Estimate the memory and disk that a recipe needs, without allocating the model."""
 
 import os
 import resource
 import shutil
 import sys
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 
 import timm
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 from transformers import Trainer
 
-from hfvit.building import build_model
-from hfvit.data import DIGITS
+from hfvit.data.splits import DIGITS
 from hfvit.errors import ModelError, RecipeError
-from hfvit.live_bytes import LiveBytes
-from hfvit.lora import add_lora
-from hfvit.losses import cross_entropy
-from hfvit.model_config import load_config
-from hfvit.modeling import HFViTForImageClassification
-from hfvit.param_groups import build_param_groups
-from hfvit.paths import folder_or_hub_id
-from hfvit.recipe import Recipe
-from hfvit.tables import aligned, size
+from hfvit.finetuning.lora import add_lora
+from hfvit.models.configuration import load_config
+from hfvit.models.factory import build_model
+from hfvit.models.modeling import HFViTForImageClassification
+from hfvit.recipe.loader import Recipe
+from hfvit.training.losses import cross_entropy
+from hfvit.training.param_groups import build_param_groups
+from hfvit.utils.files import folder_or_hub_id
+from hfvit.utils.formatting import aligned, size
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the storages that operations make: `now` held, and `peak` the most that were held at once.
+
+    What was there before does not count. With tensors without storage (the `meta` device, FakeTensor) nothing is
+    allocated, and the figure is what a real run would hold, without an allocator's rounding.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+        self._held: dict[int, int] = {}
+
+    def ignore(self, tensors) -> None:
+        """Leave these out, as what was there before."""
+        for tensor in tensors:
+            self._held[tensor.untyped_storage()._cdata] = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        tree_map_only(torch.Tensor, self._add, result)
+        return result
+
+    def _add(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._held:
+            return
+        self._held[key] = storage.nbytes()
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._drop, key)
+
+    def _drop(self, key: int) -> None:
+        self.now -= self._held.pop(key, 0)
+
 
 CLASSES = 1000  # the data set, which knows better, is not loaded
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -1,9 +1,4 @@
-"""`hfvit sweep`: a search over a recipe's keys by optuna; every trial is a whole run, and a killed search goes on.
-
-Not by the Trainer's own `hyperparameter_search`: it changes fields of a `TrainingArguments` that is already checked
-and derived from (the share of a batch, the epochs' steps), knows none of the model's, the data's or the augmentation's
-keys, and its trials leave no run behind.
-"""
+"""Hyperparameter search over recipe keys with optuna; each trial is a complete run."""
 
 import json
 import math
@@ -13,14 +8,13 @@ from typing import Any
 import yaml
 from transformers import TrainerCallback
 
-from hfvit.checkpoints import RUN_FILE, write_text
+from hfvit.artifacts.output_dir import RUN_FILE, alone_in, write_text
+from hfvit.artifacts.run_record import read_run
 from hfvit.errors import NonFiniteLossError, OutOfMemory, RecipeError, Unfinished, one_line
-from hfvit.folder_lock import alone_in
-from hfvit.recipe import load_recipe
-from hfvit.run_file import read_run
-from hfvit.tables import aligned
+from hfvit.recipe.files import read_yaml
+from hfvit.recipe.loader import load_recipe
 from hfvit.train import main as train
-from hfvit.yaml_files import read_yaml
+from hfvit.utils.formatting import aligned
 
 BEST_FILE = "best.yaml"
 STUDY_FILE = "sweep.db"

@@ -1,4 +1,4 @@
-"""Train an image classifier from one recipe: `accelerate launch hfvit/train.py recipes/quickstart.yaml`."""
+"""Train an image classifier from a recipe: `accelerate launch hfvit/train.py recipes/quickstart.yaml`."""
 
 import logging
 import sys
@@ -9,10 +9,9 @@ from pathlib import Path
 from timm.data import resolve_data_config
 from transformers import TrainerCallback, set_seed
 
-from hfvit.artefacts import RECIPE_FILE
-from hfvit.augment import Augmentation, Preprocessing
-from hfvit.building import build_model
-from hfvit.checkpoints import (
+from hfvit.artifacts.constants import RECIPE_FILE
+from hfvit.artifacts.output_dir import (
+    alone_in,
     check_same_model,
     claim_output_dir,
     clear_run,
@@ -20,30 +19,33 @@ from hfvit.checkpoints import (
     remove_checkpoints,
     write_text,
 )
-from hfvit.data import load_splits
+from hfvit.artifacts.run_facts import collect_facts
+from hfvit.artifacts.run_record import reported_split, write_facts
+from hfvit.data.dataset import image_datasets
+from hfvit.data.splits import load_splits
+from hfvit.data.stream import ImageStream
+from hfvit.data.stream_splits import stream_splits
+from hfvit.data.text import load_tokenizer, split_texts
 from hfvit.errors import HubError
-from hfvit.examples import Examples
-from hfvit.finetuning import trainer_for
-from hfvit.folder_lock import alone_in
-from hfvit.hardware import keep_freed_memory, use_all_cores
-from hfvit.hub import write_model_card
-from hfvit.image_text import add_text_encoder
-from hfvit.images import image_datasets
-from hfvit.lora import add_lora
-from hfvit.metrics import ImageClassificationMetric, trainer_metrics
-from hfvit.mixing import BatchMixing
-from hfvit.patch_size import train_patch_sizes
-from hfvit.processes import require_shared_folder, run_one_of_many
-from hfvit.progressive import ProgressiveSize
-from hfvit.push import Destination, check_destination, push
-from hfvit.recipe import Recipe, load_recipe
-from hfvit.report import reported_split, summary_table, write_plots, write_training_images
-from hfvit.run_json import collect_facts, write_facts
-from hfvit.stream import ImageStream
-from hfvit.stream_source import stream_splits
-from hfvit.temperature import temperature_facts
-from hfvit.text_head import start_from_text
-from hfvit.texts import load_tokenizer, split_texts
+from hfvit.evaluation.examples import Examples
+from hfvit.finetuning.factory import trainer_for
+from hfvit.finetuning.lora import add_lora
+from hfvit.finetuning.progressive_resizing import ProgressiveSize
+from hfvit.finetuning.zero_shot_head import start_from_text
+from hfvit.hub.model_card import write_model_card
+from hfvit.hub.push import Destination, check_destination, push
+from hfvit.metrics.classification import ImageClassificationMetric, trainer_metrics
+from hfvit.metrics.temperature import temperature_facts
+from hfvit.models.factory import build_model
+from hfvit.models.image_text import add_text_encoder
+from hfvit.models.patch_size import train_patch_sizes
+from hfvit.recipe.loader import Recipe, load_recipe
+from hfvit.report.summary import summary_table, write_plots, write_training_images
+from hfvit.training.distributed import require_shared_folder, run_one_of_many
+from hfvit.transforms.augmentation import Augmentation
+from hfvit.transforms.mixup import BatchMixing
+from hfvit.transforms.preprocessing import Preprocessing
+from hfvit.utils.environment import keep_freed_memory, use_all_cores
 
 logger = logging.getLogger("hfvit")
 

@@ -1,4 +1,4 @@
-"""A finished run once more, or its checkpoint evaluated once more: does the result lie in the recorded interval?"""
+"""Repeat a finished run, or its evaluation, and compare with the recorded accuracy."""
 
 import hashlib
 import re
@@ -7,16 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from hfvit.artifacts.run_record import read_run
 from hfvit.errors import ModelError, RecipeError
-from hfvit.evaluation_split import evaluation_split
-from hfvit.hardware import hardware
-from hfvit.inference import load_classifier
-from hfvit.metrics import ImageClassificationMetric
-from hfvit.recipe import load_recipe
-from hfvit.run_file import read_run
-from hfvit.shipped import shipped_recipes
-from hfvit.tables import aligned
-from hfvit.versions import installed_versions
+from hfvit.evaluation.split import evaluation_split
+from hfvit.inference.classifier import load_classifier
+from hfvit.metrics.classification import ImageClassificationMetric
+from hfvit.recipe.files import shipped_recipes
+from hfvit.recipe.loader import load_recipe
+from hfvit.utils.environment import hardware, installed_versions
+from hfvit.utils.formatting import aligned
 
 HEADER = ("split", "images", "recorded", "95 % interval", "again", "change", "verdict")
 WEIGHTS = "model.safetensors"

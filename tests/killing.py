@@ -47,7 +47,7 @@ def launched_until_a_checkpoint(words: list[str], out: Path):
     import psutil
     from conftest import ROOT
 
-    from hfvit.checkpoints import newest_checkpoint
+    from hfvit.artifacts.output_dir import newest_checkpoint
 
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     process = psutil.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -125,7 +125,7 @@ def _fork(job: dict, rank: int, world: int, port: int) -> int:
 
 def _work(job: dict, rank: int) -> int:
     from hfvit import train
-    from hfvit.processes import run_one_of_many
+    from hfvit.training.distributed import run_one_of_many
 
     if job.get("rank", rank) == rank and "operation" in job:
         _kill_at_operation(job["out"], job["operation"])
@@ -176,7 +176,7 @@ def _train(job: dict, callbacks: list) -> None:
     from safetensors.torch import save_file
     from timm.layers import DropPath
 
-    from hfvit.checkpoints import claim_output_dir
+    from hfvit.artifacts.output_dir import claim_output_dir
 
     out = job["out"]
     trainer = make_trainer(out, callbacks, **job["options"])

@@ -8,15 +8,16 @@ from datasets import Image
 from timm.data import resolve_data_config
 from transformers import TrainerCallback, set_seed
 
-from hfvit.augment import Augmentation, Preprocessing
-from hfvit.building import build_model
-from hfvit.checkpoints import newest_checkpoint
-from hfvit.images import ArrayReader, ImageDataset
-from hfvit.metrics import trainer_metrics
-from hfvit.mixing import BatchMixing
-from hfvit.pixels import cached_pixels
-from hfvit.trainer import HFViTTrainer
-from hfvit.training_args import HFViTTrainingArguments
+from hfvit.artifacts.output_dir import newest_checkpoint
+from hfvit.data.dataset import ArrayReader, ImageDataset
+from hfvit.data.pixel_cache import cached_pixels
+from hfvit.metrics.classification import trainer_metrics
+from hfvit.models.factory import build_model
+from hfvit.recipe.training_args import HFViTTrainingArguments
+from hfvit.training.trainer import HFViTTrainer
+from hfvit.transforms.augmentation import Augmentation
+from hfvit.transforms.mixup import BatchMixing
+from hfvit.transforms.preprocessing import Preprocessing
 
 SEED, LR, WEIGHT_DECAY, LAYER_DECAY, SMOOTHING, CLIP = 11, 3e-3, 0.05, 0.8, 0.1, 1.0
 

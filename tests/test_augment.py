@@ -9,10 +9,11 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 from transformers import TimmWrapperImageProcessor
 
-from hfvit.augment import ATTEMPTS, Augmentation, Preprocessing, random_boxes
-from hfvit.config import POLICIES
-from hfvit.draws import image_seeds, uniforms
-from hfvit.image_ops import OPS
+from hfvit.recipe.arguments import POLICIES
+from hfvit.transforms.augmentation import ATTEMPTS, Augmentation, random_boxes
+from hfvit.transforms.functional import OPS
+from hfvit.transforms.preprocessing import Preprocessing
+from hfvit.utils.counter_rng import image_seeds, uniforms
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
 CFG = {"input_size": [3, 24, 24], "mean": MEAN, "std": STD, "interpolation": "bicubic", "crop_pct": 1.0}

@@ -10,14 +10,14 @@ import torch
 from conftest import LABELS
 from transformers import AutoModelForImageClassification
 
-from hfvit.building import build_model
 from hfvit.errors import ModelError
-from hfvit.export.family import family_config
+from hfvit.export.client_config import family_config
 from hfvit.export.onnx import export_onnx
-from hfvit.losses import cross_entropy
-from hfvit.modeling import HFViTForImageClassification
-from hfvit.param_groups import build_param_groups, classifier_parameters, layer_ids
+from hfvit.models.factory import build_model
+from hfvit.models.modeling import HFViTForImageClassification
 from hfvit.train import main
+from hfvit.training.losses import cross_entropy
+from hfvit.training.param_groups import build_param_groups, classifier_parameters, layer_ids
 
 # Of the shipped recipes, and not walked with the others: Swin, for 32 px as recipes/swin_tiny.yaml states it.
 SWIN = {"patch_size": 2, "embed_dim": 16, "depths": (2, 1), "num_heads": (2, 2), "window_size": 4}

@@ -13,8 +13,8 @@ from conftest import LABELS, MICRO_RECIPE, coloured_image
 from graphs import write_configs, write_graph
 
 from hfvit.cli import main as hfvit_command
-from hfvit.commands import main as export_onnx
-from hfvit.engine_commands import add_arguments, export_tensorrt_command
+from hfvit.cli.export_onnx import main as export_onnx
+from hfvit.cli.export_tensorrt import add_arguments, export_tensorrt_command
 from hfvit.errors import run
 
 SECONDS = 20  # a refusal is quick; without the libraries' first import it takes a second or two

@@ -8,9 +8,9 @@ import torch
 from conftest import ARCHITECTURE, LABELS, MICRO
 from transformers import AutoModelForImageClassification, TimmWrapperForImageClassification
 
-from hfvit.building import build_model
 from hfvit.errors import ModelError
-from hfvit.modeling import HFViTForImageClassification
+from hfvit.models.factory import build_model
+from hfvit.models.modeling import HFViTForImageClassification
 
 # One of each kind of position embedding: with a class token in it, beside it (DINOv2 with registers), and without one.
 FAMILIES = {

@@ -7,7 +7,7 @@ import pytest
 from conftest import run_command
 
 import hfvit
-from hfvit.shipped import shipped_recipes
+from hfvit.recipe.files import shipped_recipes
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_help_teaches_every_field_of_hfvit():
 
 def test_the_options_that_help_shows_are_accepted():
     from hfvit.cli.train import EPILOG
-    from hfvit.recipe import load_recipe
+    from hfvit.recipe.loader import load_recipe
 
     shown = [line.split() for line in EPILOG.splitlines() if line.startswith("  --")]
     for words in shown:

@@ -18,11 +18,11 @@ from PIL import Image
 from transformers import set_seed
 
 import hfvit
-from hfvit.building import build_model
 from hfvit.cli import main as hfvit_command
-from hfvit.commands import main as export
-from hfvit.push import Destination, push
-from hfvit.web_runtime import TESTED, TESTED_RUNTIME
+from hfvit.cli.export_onnx import main as export
+from hfvit.demo.web_runtime import TESTED, TESTED_RUNTIME
+from hfvit.hub.push import Destination, push
+from hfvit.models.factory import build_model
 
 CLIENTS = Path(__file__).parent / "clients"
 pytestmark = pytest.mark.integration

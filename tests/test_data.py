@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 from conftest import LABELS, coloured_image, coloured_split
 
-from hfvit.columns import find_image_column, find_label_column
-from hfvit.data import load_splits
-from hfvit.decode import decode
+from hfvit.data.decode import decode
+from hfvit.data.splits import find_image_column, find_label_column, load_splits
 from hfvit.errors import DataError
 
 

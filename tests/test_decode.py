@@ -10,8 +10,8 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 from transformers.image_utils import load_image
 
-from hfvit.data import load_splits
-from hfvit.decode import decode, decode_crop, image_size, to_rgb
+from hfvit.data.decode import decode, decode_crop, image_size, to_rgb
+from hfvit.data.splits import load_splits
 from hfvit.errors import DataError
 
 
@@ -131,7 +131,7 @@ def test_a_large_jpeg_is_decoded_small_and_looks_the_same(orientation, monkeypat
     exif[0x0112] = orientation
     picture = encoded(smooth_image(800, 1200), "JPEG", quality=95, exif=exif)
     sizes = []
-    monkeypatch.setattr("hfvit.decode.to_rgb", lambda image: sizes.append(image.size) or to_rgb(image))
+    monkeypatch.setattr("hfvit.data.decode.to_rgb", lambda image: sizes.append(image.size) or to_rgb(image))
     crop = decode_crop(picture, "train", 0, (100, 80, 640, 640), (64, 64), "bicubic")
     assert sizes == [(300, 200)]
     whole = decode(picture, "train", 0)

@@ -11,9 +11,9 @@ from conftest import ARCHITECTURE, LABELS, MICRO, ROOT, coloured_image, free_por
 from graphs import write_configs, write_graph
 
 import hfvit
-from hfvit.attention_view import AttentionView
-from hfvit.building import build_model
 from hfvit.cli import main
+from hfvit.demo.app import AttentionView
+from hfvit.models.factory import build_model
 
 client = pytest.importorskip("gradio_client")
 COMMAND = "import sys; from hfvit.cli import main; main(sys.argv[1:])"

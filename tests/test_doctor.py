@@ -6,7 +6,7 @@ import torch
 
 from hfvit.cli import main
 from hfvit.doctor import driver_version, gpu_precisions, processor_flags
-from hfvit.export.trt_backends import INSTALL, load_backend
+from hfvit.trt.api import INSTALL, load_backend
 
 
 def test_doctor_tells_what_is_here(capsys):

@@ -3,7 +3,7 @@
 import numpy as np
 from scipy.stats import chisquare, kstest, pearsonr
 
-from hfvit.draws import image_seeds, uniforms
+from hfvit.utils.counter_rng import image_seeds, uniforms
 
 
 def test_an_image_has_its_numbers_whatever_batch_it_is_in():

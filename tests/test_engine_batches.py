@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from hfvit.engine_batches import Piece, Recurring, pieces, profile_limits
 from hfvit.errors import ModelError
+from hfvit.trt.runtime import Piece, Recurring, pieces, profile_limits
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,12 @@ from graphs import write_configs, write_graph
 from test_engines import RTX, facts, needs_rtx, offered
 
 import hfvit
-from hfvit.artefacts import find_artefact
-from hfvit.engine_commands import add_arguments, export_tensorrt_command
-from hfvit.engine_runtime import invalidity
-from hfvit.engines import read_engine_facts
+from hfvit.artifacts.artifact import find_artefact
+from hfvit.cli.export_tensorrt import add_arguments, export_tensorrt_command
 from hfvit.errors import ModelError, run
-from hfvit.export.trt_watch import message_log
+from hfvit.trt.api import message_log
+from hfvit.trt.compatibility import read_engine_facts
+from hfvit.trt.runtime import invalidity
 
 
 @pytest.fixture(scope="module")

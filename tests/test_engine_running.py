@@ -10,14 +10,14 @@ from conftest import LABELS, coloured_image
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 import hfvit
-from hfvit.artefacts import find_artefact
+from hfvit.artifacts.artifact import find_artefact
 from hfvit.cli import main
-from hfvit.engine_backend import TensorRTBackend
 from hfvit.errors import ModelError
 from hfvit.export.onnx import export_onnx
-from hfvit.export.quantize import quantize_onnx
-from hfvit.export.tensorrt import build_engine
-from hfvit.export.trt_backends import EngineOptions, find_backend, load_backend, local_gpus
+from hfvit.export.quantization import quantize_onnx
+from hfvit.trt.api import EngineOptions, find_backend, load_backend, local_gpus
+from hfvit.trt.builder import build_engine
+from hfvit.trt.runtime import TensorRTBackend
 
 FOUND = [name for name in ("tensorrt_rtx", "tensorrt") if not isinstance(load_backend(name), str)]
 pytestmark = [
@@ -151,7 +151,7 @@ def exported(checkpoint, backend, tmp_path):
     """The folder that the export command leaves, below its checkpoint."""
     import argparse
 
-    from hfvit.engine_commands import add_arguments, export_tensorrt_command
+    from hfvit.cli.export_tensorrt import add_arguments, export_tensorrt_command
 
     run = shutil.copytree(checkpoint, tmp_path / "run")
     parser = argparse.ArgumentParser()

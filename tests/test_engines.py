@@ -7,10 +7,10 @@ import shlex
 import pytest
 import torch
 
-from hfvit.engine_commands import add_arguments
-from hfvit.engines import EngineFacts, Here, check_engine, driver_cuda, rebuild_line, this_machine
+from hfvit.cli.export_tensorrt import add_arguments
 from hfvit.errors import ModelError
-from hfvit.export.trt_backends import load_backend
+from hfvit.trt.api import load_backend
+from hfvit.trt.compatibility import EngineFacts, Here, check_engine, driver_cuda, rebuild_line, this_machine
 
 RTX = load_backend("tensorrt_rtx")
 needs_rtx = [

@@ -4,12 +4,11 @@ import pytest
 import torch
 from conftest import ARCHITECTURE, LABELS, MICRO
 
-from hfvit.building import build_model
 from hfvit.cli import main as hfvit_command
-from hfvit.estimate import skeleton, step_memory
-from hfvit.live_bytes import LiveBytes
-from hfvit.losses import cross_entropy
-from hfvit.recipe import load_recipe
+from hfvit.estimate import LiveBytes, skeleton, step_memory
+from hfvit.models.factory import build_model
+from hfvit.recipe.loader import load_recipe
+from hfvit.training.losses import cross_entropy
 
 
 def micro(device: str):

@@ -6,10 +6,10 @@ import yaml
 from conftest import LABELS, coloured_split
 from graphs import write_configs, write_graph
 
-from hfvit.data import load_splits
-from hfvit.decode import decode
+from hfvit.data.decode import decode
+from hfvit.data.splits import load_splits
 from hfvit.errors import DataError
-from hfvit.evaluation_split import evaluation_split
+from hfvit.evaluation.split import evaluation_split
 
 
 @pytest.fixture

@@ -6,11 +6,11 @@ import torch
 from conftest import LABELS
 from micro import parts
 
-from hfvit.attention import attention_rollout
-from hfvit.building import build_model
+from hfvit.artifacts.run_record import read_examples
 from hfvit.errors import ModelError
-from hfvit.example_file import read_examples
-from hfvit.examples import Examples, most_confident_mistakes, one_of_each_class
+from hfvit.evaluation.examples import Examples, most_confident_mistakes, one_of_each_class
+from hfvit.models.attention import attention_rollout
+from hfvit.models.factory import build_model
 
 
 def test_mistakes_come_most_confident_first():

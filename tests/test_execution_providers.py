@@ -12,7 +12,7 @@ from huggingface_hub import constants
 import hfvit
 from hfvit.cli import main
 from hfvit.errors import ModelError
-from hfvit.execution_providers import (
+from hfvit.inference.execution_providers import (
     CPU,
     CUDA,
     RTX,

@@ -12,12 +12,18 @@ from conftest import ARCHITECTURE, LABELS, MICRO, ROOT
 from onnx import TensorProto
 from transformers import AutoConfig
 
-from hfvit.building import build_model
+from hfvit.artifacts.export_folder import (
+    check_same_model,
+    claim_folder,
+    file_name,
+    read_export_facts,
+    write_export_facts,
+)
 from hfvit.errors import ModelError
-from hfvit.export.check import DEFAULT_ATOL
-from hfvit.export.family import family_config
-from hfvit.export.folder import check_same_model, claim_folder, file_name, read_export_facts, write_export_facts
+from hfvit.export.client_config import family_config
 from hfvit.export.onnx import export_onnx
+from hfvit.export.parity import DEFAULT_ATOL
+from hfvit.models.factory import build_model
 
 VIT = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
 STOCK = {

@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, ViTConfig, ViTImageProcessor, ViTModel
 
 import hfvit
-from hfvit.calibration import calibration_pictures
-from hfvit.commands import add_arguments, export_onnx_command, main
+from hfvit.cli.export_onnx import add_arguments, export_onnx_command, main
 from hfvit.errors import run
-from hfvit.evaluation_split import evaluation_split
+from hfvit.evaluation.split import evaluation_split
+from hfvit.export.calibration_data import calibration_pictures
 from hfvit.train import main as train
 
 FOLDER = {"config.json", "preprocessor_config.json", "export.json"}

@@ -8,7 +8,7 @@ import sys
 
 from conftest import ROOT
 
-from hfvit.export.folder import STAGING, STALE_SECONDS, staging_folder
+from hfvit.artifacts.export_folder import STAGING, STALE_SECONDS, staging_folder
 
 HOLD = """\
 import sys

@@ -13,12 +13,13 @@ from PIL import Image
 from transformers import AutoImageProcessor
 from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
 
-from hfvit.building import build_model
 from hfvit.errors import ModelError
-from hfvit.export.image_steps import image_steps, stock_processor_config
+from hfvit.export.client_config import stock_processor_config
 from hfvit.export.onnx import export_onnx
-from hfvit.export.preprocess import preprocessing_graph
-from hfvit.inference import load_classifier
+from hfvit.export.preprocessing import preprocessing_graph
+from hfvit.export.processor_steps import image_steps
+from hfvit.inference.classifier import load_classifier
+from hfvit.models.factory import build_model
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 # Shrunk, enlarged, wide, tall, as large as wanted, and with sides that a crop cannot be centred in.

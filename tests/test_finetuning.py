@@ -15,12 +15,12 @@ from sklearn.preprocessing import StandardScaler
 from test_train import OUTPUT_FILES, files
 from transformers import AutoModelForImageClassification
 
-from hfvit.building import build_model
 from hfvit.errors import ModelError, RecipeError
-from hfvit.hub_files import files_to_push
-from hfvit.linear_probe import AugmentedPasses, body_and_classifier, solve
-from hfvit.recipe import load_recipe
-from hfvit.report_page import write_page
+from hfvit.finetuning.linear_probe import AugmentedPasses, body_and_classifier, solve
+from hfvit.hub.files import files_to_push
+from hfvit.models.factory import build_model
+from hfvit.recipe.loader import load_recipe
+from hfvit.report.page import write_page
 from hfvit.train import main
 
 PIXELS = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -177,7 +177,7 @@ def test_a_probe_whose_images_do_not_fit_goes_on_with_fewer(write, monkeypatch, 
         return few, classifier
 
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "other")
-    monkeypatch.setattr("hfvit.linear_probe.body_and_classifier", limited)
+    monkeypatch.setattr("hfvit.finetuning.linear_probe.body_and_classifier", limited)
     abandoned = tmp_path / "other" / "hfvit_features" / ".of-a-killed-run.1.npy"
     abandoned.parent.mkdir(parents=True)
     abandoned.touch()

@@ -15,7 +15,7 @@ from conftest import ARCHITECTURE, LABELS, MICRO, MICRO_RECIPE
 from killing import Killer
 from safetensors.torch import load_file
 
-from hfvit.building import build_model
+from hfvit.models.factory import build_model
 
 ROUNDING = 1e-5  # relative; a float32 has 6e-8, and losses differed by three of those at most
 

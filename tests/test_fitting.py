@@ -6,9 +6,9 @@ import pytest
 import torch
 from micro import losses, make_trainer, weights
 
+from hfvit.data.dataset import ImageDataset
 from hfvit.errors import OutOfMemory
-from hfvit.images import ImageDataset
-from hfvit.micro_batches import MicroBatches, cut
+from hfvit.training.out_of_memory import MicroBatches, cut
 
 MIXED = {"mixup_alpha": 0.5, "random_erasing": 0.3}
 

@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-import hfvit.folder_lock
+import hfvit.artifacts.output_dir
+from hfvit.artifacts.output_dir import LOCK_FILE, alone_in
 from hfvit.errors import RecipeError
-from hfvit.folder_lock import LOCK_FILE, alone_in
 from hfvit.train import main
 
 HOLD = """
@@ -32,7 +32,7 @@ def holder(recipe):
 def test_a_second_training_is_refused_until_the_first_one_dies(holder, recipe, monkeypatch):
     out = recipe.parent / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(hfvit.folder_lock, "PATIENCE", 0.1)
+        patch.setattr(hfvit.artifacts.output_dir, "PATIENCE", 0.1)
         with pytest.raises(RecipeError, match=r"another training is at work in .*out; wait for its end, or choose"):
             main([str(recipe)])
     assert [path.name for path in out.iterdir()] == [LOCK_FILE]

@@ -9,7 +9,7 @@ from PIL import Image, ImageFilter
 from timm.data import auto_augment
 from torchvision.transforms.v2 import functional as tv
 
-from hfvit.image_ops import OPS
+from hfvit.transforms.functional import OPS
 
 SIDE = 33
 

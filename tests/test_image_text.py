@@ -15,10 +15,10 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Au
 
 import hfvit
 from hfvit.cli import main as hfvit_command
-from hfvit.commands import main as export_command
+from hfvit.cli.export_onnx import main as export_command
 from hfvit.errors import run
-from hfvit.hub_files import files_to_push
-from hfvit.recipe import load_recipe
+from hfvit.hub.files import files_to_push
+from hfvit.recipe.loader import load_recipe
 from hfvit.train import main
 
 RECIPE = f"""\

@@ -7,14 +7,14 @@ from conftest import ARCHITECTURE, LABELS, MICRO
 from image_text import WORDS, tokenizer, write_encoder, write_set
 from transformers import CLIPConfig, CLIPModel, T5Config, T5EncoderModel
 
-from hfvit.building import build_model
+from hfvit.data.text import load_tokenizer, tokenize
 from hfvit.errors import ModelError, run
 from hfvit.export.onnx import export_onnx
 from hfvit.export.text_inputs import check_reads_texts
-from hfvit.image_text import HFViTFusionForImageClassification, add_text_encoder
-from hfvit.param_groups import groups_beside
-from hfvit.texts import load_tokenizer, tokenize
+from hfvit.models.factory import build_model
+from hfvit.models.image_text import HFViTFusionForImageClassification, add_text_encoder
 from hfvit.train import main
+from hfvit.training.param_groups import groups_beside
 
 
 @pytest.fixture(scope="module")

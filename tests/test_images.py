@@ -16,14 +16,16 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import functional as tv
 from transformers import TimmWrapperImageProcessor
 
-import hfvit.pixels
-from hfvit.augment import Augmentation, Preprocessing
-from hfvit.data import load_splits
-from hfvit.decode import decode
-from hfvit.draws import image_seeds
+import hfvit.data.pixel_cache
+from hfvit.data.dataset import ArrayReader, DecodingReader, ImageDataset, collate, image_datasets
+from hfvit.data.decode import decode
+from hfvit.data.pixel_cache import NotAnArray, cached_pixels, common_size
+from hfvit.data.samplers import EpochSampler
+from hfvit.data.splits import load_splits
 from hfvit.errors import DataError
-from hfvit.images import ArrayReader, DecodingReader, EpochSampler, ImageDataset, collate, image_datasets
-from hfvit.pixels import NotAnArray, cached_pixels, common_size
+from hfvit.transforms.augmentation import Augmentation
+from hfvit.transforms.preprocessing import Preprocessing
+from hfvit.utils.counter_rng import image_seeds
 
 CONFIG = resolve_data_config({"input_size": [3, 24, 24], "interpolation": "bicubic", "crop_pct": 0.9})
 
@@ -80,7 +82,7 @@ def test_the_array_is_found_again_and_written_whole(splits, monkeypatch):
     first = readers_of(splits)["train"].pixels
     folder = first.path.parent
     assert sorted(path.suffix for path in folder.iterdir()) == [".npy"] * len(list(folder.iterdir()))
-    monkeypatch.setattr(hfvit.pixels, "decode", None)  # nothing is decoded a second time
+    monkeypatch.setattr(hfvit.data.pixel_cache, "decode", None)  # nothing is decoded a second time
     again = load_splits(splits.facts["dataset_name"], validation_fraction=0.2, seed=9)  # another draw, the same file
     assert readers_of(again)["train"].pixels.path == first.path
 
@@ -90,7 +92,7 @@ def test_a_killed_writer_leaves_nothing_that_looks_whole(monkeypatch):
         raise KeyboardInterrupt
 
     split = undecoded(coloured_split(4, 79))
-    monkeypatch.setattr(hfvit.pixels, "decode", dies)
+    monkeypatch.setattr(hfvit.data.pixel_cache, "decode", dies)
     with pytest.raises(KeyboardInterrupt):
         array_of(split)
     assert not list((datasets.config.HF_DATASETS_CACHE / "hfvit_pixels").glob(f"*{split._fingerprint}*"))
@@ -119,13 +121,13 @@ def test_reasons_against_an_array_are_told(monkeypatch):
     with pytest.raises(NotAnArray, match="200x150 pixels are not small"):
         array_of(undecoded(large))
     small = undecoded(coloured_split(4, 77))
-    monkeypatch.setattr(hfvit.pixels.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
+    monkeypatch.setattr(hfvit.data.pixel_cache.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
     with pytest.raises(NotAnArray, match="do not fit on the disk"):
         array_of(small)
 
 
 def test_a_size_that_differs_late_is_noticed_while_decoding(monkeypatch):
-    monkeypatch.setattr(hfvit.pixels, "PROBED", 1)
+    monkeypatch.setattr(hfvit.data.pixel_cache, "PROBED", 1)
     with pytest.raises(NotAnArray, match="differ in size"):
         array_of(varied())
 

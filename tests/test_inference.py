@@ -15,8 +15,8 @@ from PIL import Image
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor, ViTModel, pipeline
 
 import hfvit
-from hfvit.building import build_model
 from hfvit.errors import DataError, HFViTError, ModelError
+from hfvit.models.factory import build_model
 
 STOCK = {
     "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "image_size": 16,

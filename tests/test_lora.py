@@ -5,11 +5,11 @@ import torch
 from conftest import ARCHITECTURE, LABELS, MICRO
 from micro import assert_resumes_exactly, make_trainer, weights
 
-import hfvit.lora
-from hfvit.building import build_model
-from hfvit.checkpoints import check_same_model, newest_checkpoint
+import hfvit.finetuning.lora
+from hfvit.artifacts.output_dir import check_same_model, newest_checkpoint
 from hfvit.errors import ModelError
-from hfvit.lora import add_lora, target_layers
+from hfvit.finetuning.lora import add_lora, target_layers
+from hfvit.models.factory import build_model
 
 PIXELS = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -94,7 +94,7 @@ def test_lora_in_other_families(architecture):
 
 
 def test_a_layer_that_the_network_does_not_call_gets_no_lora(monkeypatch):
-    monkeypatch.setattr(hfvit.lora, "_set_separate_bias", lambda *_: None)
+    monkeypatch.setattr(hfvit.finetuning.lora, "_set_separate_bias", lambda *_: None)
     name = "beit_base_patch16_224"
     model = build_model(LABELS, architecture=name, image_size=16, timm_kwargs=FAMILIES[name])
     with pytest.raises(ModelError, match=r"does not call blocks\.0\.attn\.qkv, so a LoRA there would learn nothing"):

@@ -1,6 +1,6 @@
 import torch
 
-from hfvit.losses import cross_entropy
+from hfvit.training.losses import cross_entropy
 
 
 def test_label_smoothing_by_its_definition():

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, f1_score, log_loss, top_k_accuracy_score
 
-from hfvit.metrics import ImageClassificationMetric, calibration
+from hfvit.metrics.classification import ImageClassificationMetric, calibration
 
 NAMES = [f"class {index}" for index in range(7)]
 

@@ -7,9 +7,9 @@ import torch
 from timm.data import Mixup
 from timm.data.random_erasing import RandomErasing
 
-from hfvit.draws import image_seeds
-from hfvit.losses import cross_entropy
-from hfvit.mixing import BatchMixing
+from hfvit.training.losses import cross_entropy
+from hfvit.transforms.mixup import BatchMixing
+from hfvit.utils.counter_rng import image_seeds
 
 SEEDS = image_seeds(0, 0, np.arange(8))
 LABELS = torch.arange(8) % 3

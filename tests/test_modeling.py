@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 import hfvit
-from hfvit.building import build_model
 from hfvit.errors import ModelError
-from hfvit.modeling import HFViTForImageClassification
+from hfvit.models.factory import build_model
+from hfvit.models.modeling import HFViTForImageClassification
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ from conftest import LABELS
 from micro import losses, make_trainer, weights
 from transformers import TrainerCallback
 
-import hfvit.trainer
+import hfvit.training.trainer
+from hfvit.data.dataset import check_labels, check_pixels, check_stream_labels
 from hfvit.errors import DataError, NonFiniteLossError, RecipeError
-from hfvit.first_batch import check_labels, check_pixels, check_stream_labels
-from hfvit.loss_watch import LossWatch, find_leaps
+from hfvit.training.loss_monitor import LossWatch, find_leaps
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def breaks(monkeypatch):
     """Make the training loss NaN in these calls of the loss, counted from 1."""
 
     def install(*calls):
-        original, count = hfvit.trainer.cross_entropy, 0
+        original, count = hfvit.training.trainer.cross_entropy, 0
 
         def broken(logits, labels, smoothing):
             nonlocal count
@@ -31,7 +31,7 @@ def breaks(monkeypatch):
             count += 1
             return loss * float("nan") if count in calls else loss
 
-        monkeypatch.setattr(hfvit.trainer, "cross_entropy", broken)
+        monkeypatch.setattr(hfvit.training.trainer, "cross_entropy", broken)
 
     return install
 
@@ -133,14 +133,14 @@ def test_leaps_are_found_however_seldom_anyone_looks():
 
 
 def test_a_leap_warns_and_is_an_event(tmp_path, monkeypatch, caplog):
-    original, count = hfvit.trainer.cross_entropy, 0
+    original, count = hfvit.training.trainer.cross_entropy, 0
 
     def leaping(logits, labels, smoothing):
         nonlocal count
         count += torch.is_grad_enabled()
         return original(logits, labels, smoothing) * (20 if count == 30 and torch.is_grad_enabled() else 1)
 
-    monkeypatch.setattr(hfvit.trainer, "cross_entropy", leaping)
+    monkeypatch.setattr(hfvit.training.trainer, "cross_entropy", leaping)
     trainer = make_trainer(tmp_path, num_train_epochs=7, logging_steps=4)
     trainer.train()
     assert [(event["event"], event["step"]) for event in trainer.events] == [("loss_leap", 30)]

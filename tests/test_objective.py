@@ -12,13 +12,14 @@ from safetensors.torch import load_file
 from sklearn.utils.class_weight import compute_class_weight
 from transformers import AutoModelForImageClassification
 
-from hfvit.balance import BalancedSampler, class_weights, occurrences
-from hfvit.building import build_model
+from hfvit.data.samplers import BalancedSampler, occurrences
 from hfvit.errors import ModelError, RecipeError
-from hfvit.losses import cross_entropy, hard_distillation, soft_distillation
-from hfvit.objective import Objective, Teacher, build_objective
-from hfvit.recipe import load_recipe
+from hfvit.finetuning.distillation import Objective, Teacher, build_objective
+from hfvit.finetuning.factory import class_weights
+from hfvit.models.factory import build_model
+from hfvit.recipe.loader import load_recipe
 from hfvit.train import main
+from hfvit.training.losses import cross_entropy, hard_distillation, soft_distillation
 
 UNEQUAL = np.array([0] * 50 + [1] * 8 + [2] * 3)
 

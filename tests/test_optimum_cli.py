@@ -58,8 +58,8 @@ def test_another_export_onnx_keeps_its_name(tmp_path):
         result = run_command("optimum-cli", "export", "onnx", PYTHONPATH=path)
         assert result.stdout == "the other one ran\n"
         assert "register_other" in result.stderr
-        assert "python -m hfvit.commands" in result.stderr
-    result = run_command(sys.executable, "-m", "hfvit.commands", "--help", PYTHONPATH=str(ROOT))
+        assert "python -m hfvit.cli.export_onnx" in result.stderr
+    result = run_command(sys.executable, "-m", "hfvit.cli.export_onnx", "--help", PYTHONPATH=str(ROOT))
     assert "--with-preprocessing" in result.stdout
 
 

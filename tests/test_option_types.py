@@ -4,7 +4,7 @@ import argparse
 
 import pytest
 
-from hfvit import option_types
+from hfvit.cli import options as option_types
 
 TAKEN = {
     "above_0": {"1": 1, "250": 250},

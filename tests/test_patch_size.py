@@ -11,13 +11,13 @@ from micro import SEED, make_trainer
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from transformers import AutoModelForImageClassification
 
-from hfvit.building import build_model
 from hfvit.cli import main as hfvit
-from hfvit.commands import main as export_onnx
+from hfvit.cli.export_onnx import main as export_onnx
 from hfvit.errors import ModelError, RecipeError
-from hfvit.inference import load_classifier
-from hfvit.patch_size import set_patch_size, train_patch_sizes
-from hfvit.recipe import load_recipe
+from hfvit.inference.classifier import load_classifier
+from hfvit.models.factory import build_model
+from hfvit.models.patch_size import set_patch_size, train_patch_sizes
+from hfvit.recipe.loader import load_recipe
 from hfvit.train import main as train
 
 SIZES = [4, 8, 16]

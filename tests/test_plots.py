@@ -8,10 +8,9 @@ import pytest
 from PIL import Image
 from test_report import make_facts
 
-from hfvit.example_file import read_examples, write_examples
-from hfvit.picture_plots import mistakes_figure
-from hfvit.plots import DARK, LIGHT, THEMES, contrast, probe_curves, readable_on, short
-from hfvit.report import write_plots, write_training_images
+from hfvit.artifacts.run_record import read_examples, write_examples
+from hfvit.report.figures import DARK, LIGHT, THEMES, contrast, mistakes_figure, probe_curves, readable_on, short
+from hfvit.report.summary import write_plots, write_training_images
 
 # Machado, Oliveira and Fernandes 2009, severity 1.0, on linear RGB.
 BLIND = {

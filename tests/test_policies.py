@@ -7,10 +7,10 @@ import pytest
 from timm.data import auto_augment
 from torchvision.transforms import v2
 
-from hfvit.config import POLICIES
-from hfvit.draws import image_seeds, uniforms
-from hfvit.image_ops import OPS
-from hfvit.policies import RAND, TRIVIAL, draw_stages, uniforms_needed
+from hfvit.recipe.arguments import POLICIES
+from hfvit.transforms.auto_augment import RAND, TRIVIAL, draw_stages, uniforms_needed
+from hfvit.transforms.functional import OPS
+from hfvit.utils.counter_rng import image_seeds, uniforms
 
 # Our names of torchvision's and timm's operations.
 TORCHVISION = {

@@ -13,7 +13,7 @@ from PIL import Image
 from scipy.special import softmax
 
 from hfvit.cli import main
-from hfvit.pictures import find_pictures
+from hfvit.data.decode import find_pictures
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import AutoModelForImageClassification, TrainerCallback, TrainerState
 
-from hfvit.building import build_model
 from hfvit.errors import ModelError, RecipeError
-from hfvit.progressive import ProgressiveSize
+from hfvit.finetuning.progressive_resizing import ProgressiveSize
+from hfvit.models.factory import build_model
 from hfvit.train import main as train
 
 STEPS, SIZES = 18, [8, 16]  # of 6 steps an epoch, so that two checkpoints are within a part's bounds

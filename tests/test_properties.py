@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from timm.data import resolve_data_config
 
-from hfvit.augment import Augmentation, Preprocessing
-from hfvit.building import build_model
-from hfvit.config import POLICIES
+from hfvit.data.dataset import DecodingReader, ImageDataset
 from hfvit.errors import RecipeError
-from hfvit.images import DecodingReader, ImageDataset
-from hfvit.recipe import _FIELDS, load_recipe
+from hfvit.models.factory import build_model
+from hfvit.recipe.arguments import POLICIES
+from hfvit.recipe.loader import _FIELDS, load_recipe
+from hfvit.transforms.augmentation import Augmentation
+from hfvit.transforms.preprocessing import Preprocessing
 
 # The same examples each time, and few: each recipe builds transformers' arguments, each picture is decoded thrice.
 FEW = settings(

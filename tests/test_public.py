@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from hfvit.public import public_text
+from hfvit.hub.redaction import public_text
 
 FACTS = {
     "command": "train.py /home/me/r.yaml --dataset_name data/cats --output_dir=/home/me/out --learning_rate 1e-3",

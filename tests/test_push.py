@@ -12,11 +12,11 @@ from loopback_hub import LoopbackHub
 from loopback_store import READ, STRANGER, Blob
 from safetensors.torch import load_file, save_file
 
-from hfvit.building import build_model
-from hfvit.commands import main as export
+from hfvit.cli.export_onnx import main as export
 from hfvit.errors import HubError, run
-from hfvit.hub_files import files_to_push
-from hfvit.push import Destination, push
+from hfvit.hub.files import files_to_push
+from hfvit.hub.push import Destination, push
+from hfvit.models.factory import build_model
 from hfvit.train import main
 
 PUSHED = {

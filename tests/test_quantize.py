@@ -17,11 +17,11 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from hfvit.building import build_model
 from hfvit.errors import DataError, HFViTError, ModelError
-from hfvit.export.fuse import fuse
+from hfvit.export.fusion import fuse
 from hfvit.export.onnx import export_onnx
-from hfvit.export.quantize import attention_products, load_float_graph, quantize_onnx
+from hfvit.export.quantization import attention_products, load_float_graph, quantize_onnx
+from hfvit.models.factory import build_model
 
 SIZE, DEPTH = 32, 3
 SHAPE = {"patch_size": 8, "embed_dim": 64, "depth": DEPTH, "num_heads": 2, "init_values": 0.5}

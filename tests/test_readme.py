@@ -13,12 +13,12 @@ from loopback_hub import LoopbackHub
 
 from hfvit.cli import build_parser
 from hfvit.cli import main as hfvit_command
-from hfvit.commands import main as export_onnx
-from hfvit.engine_commands import add_arguments, export_tensorrt_command
+from hfvit.cli.export_onnx import main as export_onnx
+from hfvit.cli.export_tensorrt import add_arguments, export_tensorrt_command
 from hfvit.errors import run
-from hfvit.export.trt_backends import load_backend
-from hfvit.recipe import load_recipe
-from hfvit.shipped import shipped_recipes
+from hfvit.recipe.files import shipped_recipes
+from hfvit.recipe.loader import load_recipe
+from hfvit.trt.api import load_backend
 
 README = (ROOT / "README.md").read_text()
 TEXT = "\n".join([README, *(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))])

@@ -8,11 +8,10 @@ import timm
 import yaml
 from conftest import ROOT
 
-from hfvit.effects import NEEDS
 from hfvit.errors import RecipeError
-from hfvit.recipe import build_parser, load_recipe
-from hfvit.shipped import shipped_recipes, summary
-from hfvit.training_args import split_batch
+from hfvit.recipe.files import shipped_recipes, summary
+from hfvit.recipe.loader import NEEDS, build_parser, load_recipe
+from hfvit.recipe.training_args import split_batch
 
 MINIMAL = "architecture: vit_tiny_patch16_224\ndataset_name: digits\noutput_dir: out\nuse_cpu: true\n"
 

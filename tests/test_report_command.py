@@ -11,9 +11,9 @@ from conftest import MICRO_RECIPE, coloured_image, run_command
 from huggingface_hub import ModelCard
 
 import hfvit
+from hfvit.artifacts.export_folder import write_export_facts
 from hfvit.cli import main as hfvit_command
 from hfvit.errors import run
-from hfvit.export.folder import write_export_facts
 from hfvit.train import main
 
 

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 
-from hfvit.resize import FILTERS, filter_weights, resize_as_pillow, resize_boxes
+from hfvit.transforms.resize import FILTERS, filter_weights, resize_as_pillow, resize_boxes
 
 RNG = np.random.default_rng(0)
 

@@ -8,7 +8,7 @@ from graphs import write_configs, write_graph
 from PIL import Image
 
 from hfvit.cli import main
-from hfvit.web_runtime import TESTED, TESTED_RUNTIME
+from hfvit.demo.web_runtime import TESTED, TESTED_RUNTIME
 
 OWN = {"index.html", "README.md", "style.css", "page.js", "worker.js", "pixels.js", "icon.svg", "page.json"}
 MODEL = {"model/config.json", "model/preprocessor_config.json"}

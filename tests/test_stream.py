@@ -13,11 +13,11 @@ from conftest import coloured_split
 from shards import ROWS, with_card, write_shards
 from torch.utils.data import DataLoader
 
-from hfvit.augment import Augmentation
+from hfvit.data.dataset import collate
+from hfvit.data.stream import ImageStream
+from hfvit.data.stream_splits import stream_splits, with_bytes
 from hfvit.errors import DataError, RecipeError
-from hfvit.images import collate
-from hfvit.stream import ImageStream
-from hfvit.stream_source import stream_splits, with_bytes
+from hfvit.transforms.augmentation import Augmentation
 
 AUGMENTATION = {"image_size": (16, 16), "mean": [0.5] * 3, "std": [0.5] * 3}
 WHOLE = {"crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0), "horizontal_flip": 0.0, "interpolation": "nearest"}

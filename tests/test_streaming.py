@@ -12,7 +12,7 @@ from killing import launched_until_a_checkpoint
 from shards import ROWS, with_card, write_shards
 from test_train import OUTPUT_FILES, assert_same_run, facts, fails, files
 
-from hfvit.checkpoints import newest_checkpoint
+from hfvit.artifacts.output_dir import newest_checkpoint
 from hfvit.errors import run
 from hfvit.train import main
 
@@ -57,7 +57,7 @@ def test_resumed_is_as_unbroken(stream_recipe, tmp_path, workers, monkeypatch, c
         raise RuntimeError("a power cut")
 
     with monkeypatch.context() as patch:
-        patch.setattr("hfvit.finetuning.HFViTTrainer.predict", dies)
+        patch.setattr("hfvit.finetuning.factory.HFViTTrainer.predict", dies)
         with pytest.raises(RuntimeError, match="power cut"):
             main([*words, "--output_dir", str(broken)])
     for checkpoint in broken.glob("checkpoint-*"):
@@ -93,7 +93,7 @@ def test_mistakes_are_told_before_anything_is_read(stream_recipe, capsys, tmp_pa
     def reads(*_, **__):
         raise AssertionError("a split was read")
 
-    monkeypatch.setattr("hfvit.stream_source._written", reads)
+    monkeypatch.setattr("hfvit.data.stream_splits._written", reads)
     words = [stream_recipe, "--output_dir", tmp_path / "out"]
     assert "set max_steps to the number of optimiser steps" in fails(capsys, *words, "--max_steps", "-1")
     assert "eval_strategy: epoch never comes" in fails(capsys, *words, "--eval_strategy", "epoch")

@@ -10,11 +10,11 @@ import pytest
 from conftest import ROOT
 from transformers import TrainerCallback
 
-import hfvit.folder_lock
+import hfvit.artifacts.output_dir
 import hfvit.sweep
 from hfvit.cli import main
 from hfvit.errors import OutOfMemory, RecipeError
-from hfvit.recipe import load_recipe
+from hfvit.recipe.loader import load_recipe
 from hfvit.sweep import Sweep, read_space, search
 from hfvit.train import main as train
 
@@ -84,7 +84,7 @@ def test_a_signal_names_the_sweep_and_another_sweep_waits(recipe, space, monkeyp
             search([str(recipe)], read_space(space), 1)
         real(argv, [AfterTwoSteps(lambda: os.kill(os.getpid(), signal.SIGTERM))])
 
-    monkeypatch.setattr(hfvit.folder_lock, "PATIENCE", 0.1)
+    monkeypatch.setattr(hfvit.artifacts.output_dir, "PATIENCE", 0.1)
     monkeypatch.setattr(hfvit.sweep, "train", watched)
     with pytest.raises(SystemExit) as ended:
         main(["sweep", str(recipe), str(space), "--trials", "1"])
@@ -92,7 +92,7 @@ def test_a_signal_names_the_sweep_and_another_sweep_waits(recipe, space, monkeyp
     told = capsys.readouterr().err.splitlines()[-1]
     assert told.startswith("hfvit: stopped: SIGTERM came; ")
     assert told.endswith("trial-000/checkpoint-2 holds the run. Go on with the same hfvit sweep command.")
-    assert not (recipe.parent / "out" / hfvit.folder_lock.LOCK_FILE).exists()
+    assert not (recipe.parent / "out" / hfvit.artifacts.output_dir.LOCK_FILE).exists()
 
 
 def test_a_full_disk_names_the_sweep(recipe, space, monkeypatch, capsys, caplog):

@@ -7,8 +7,8 @@ import pytest
 import torch
 from sklearn.metrics import log_loss
 
-from hfvit.metrics import classification_metrics
-from hfvit.temperature import fit_temperature, negative_log_likelihood, temperature_facts
+from hfvit.metrics.classification import classification_metrics
+from hfvit.metrics.temperature import fit_temperature, negative_log_likelihood, temperature_facts
 
 
 def confident(images: int, scale: float, seed: int = 0, classes: int = 7) -> tuple[np.ndarray, np.ndarray]:

@@ -12,18 +12,12 @@ from conftest import LABELS
 from graphs import write_graph
 from onnx import TensorProto, helper
 
-from hfvit.building import build_model
 from hfvit.errors import ModelError
 from hfvit.export.onnx import export_onnx
-from hfvit.export.quantize import quantize_onnx
-from hfvit.export.tensorrt import build_engine, check_types, network_facts, parse
-from hfvit.export.trt_backends import (
-    Backend,
-    EngineOptions,
-    load_backend,
-)
-from hfvit.export.trt_graph import read_graph
-from hfvit.export.trt_watch import build_progress, message_log
+from hfvit.export.quantization import quantize_onnx
+from hfvit.models.factory import build_model
+from hfvit.trt.api import Backend, EngineOptions, build_progress, load_backend, message_log
+from hfvit.trt.builder import build_engine, check_types, network_facts, parse, read_graph
 
 RTX = load_backend("tensorrt_rtx")
 needs_rtx = pytest.mark.skipif(isinstance(RTX, str), reason=f"tensorrt_rtx cannot be imported: {RTX}")

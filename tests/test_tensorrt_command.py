@@ -9,12 +9,12 @@ from conftest import LABELS, MICRO_RECIPE, ROOT, run_command
 from graphs import write_configs, write_graph
 from transformers import AutoImageProcessor
 
-from hfvit.commands import export_onnx_command
-from hfvit.engine_commands import add_arguments, export_tensorrt_command, size_in_bytes
+from hfvit.cli.export_onnx import export_onnx_command
+from hfvit.cli.export_tensorrt import add_arguments, export_tensorrt_command, size_in_bytes
 from hfvit.errors import ModelError, run
-from hfvit.export.engine_stages import EngineExport, graph_options
-from hfvit.export.trt_backends import EngineOptions, load_backend
+from hfvit.export.tensorrt_pipeline import EngineExport, graph_options
 from hfvit.train import main as train
+from hfvit.trt.api import EngineOptions, load_backend
 
 RTX = load_backend("tensorrt_rtx")
 pytestmark = [
@@ -208,7 +208,7 @@ def test_mistakes_are_one_message(words, message, stock, given, tmp_path, capsys
 
 
 def test_graphs_that_onnx_runtime_alone_runs_are_refused(stock, tmp_path, capsys):
-    from hfvit.commands import add_arguments as onnx_arguments
+    from hfvit.cli.export_onnx import add_arguments as onnx_arguments
 
     parser = argparse.ArgumentParser()
     onnx_arguments(parser)

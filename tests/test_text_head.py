@@ -10,9 +10,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast, SiglipConfig, SiglipModel
 
 import hfvit
-from hfvit.building import build_model
 from hfvit.errors import ModelError, run
-from hfvit.text_head import name_embeddings, start_from_text
+from hfvit.finetuning.zero_shot_head import name_embeddings, start_from_text
+from hfvit.models.factory import build_model
 from hfvit.train import main
 
 TOWER = "vit_base_patch16_clip_quickgelu_224"

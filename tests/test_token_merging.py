@@ -5,11 +5,11 @@ import pytest
 import torch
 from conftest import ARCHITECTURE, LABELS, MICRO, coloured_image
 
-from hfvit.building import build_model
 from hfvit.errors import ModelError
 from hfvit.export.onnx import export_onnx
-from hfvit.inference import load_classifier
-from hfvit.token_merging import match, merge, merge_in_blocks, places_after
+from hfvit.inference.classifier import load_classifier
+from hfvit.models.factory import build_model
+from hfvit.models.token_merging import match, merge, merge_in_blocks, places_after
 
 PREFIX = 2
 

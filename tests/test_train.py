@@ -14,9 +14,9 @@ from image_text import tokenizer
 from safetensors.torch import load_file
 from transformers import pipeline
 
+from hfvit.artifacts.constants import ADAPTER_FILES
+from hfvit.artifacts.run_record import write_facts
 from hfvit.errors import run
-from hfvit.run_folder import ADAPTER_FILES
-from hfvit.run_json import write_facts
 from hfvit.train import main
 
 OUTPUT_FILES = {
@@ -231,7 +231,7 @@ def test_a_run_that_dies_after_its_last_step_is_evaluated_and_not_trained_furthe
 
     words = [str(recipe), "--max_steps", "4", "--keep_checkpoints"]
     with monkeypatch.context() as patch:
-        patch.setattr("hfvit.finetuning.HFViTTrainer.predict", dies)
+        patch.setattr("hfvit.finetuning.factory.HFViTTrainer.predict", dies)
         with pytest.raises(RuntimeError, match="power cut"):
             main(words)
     before = load_file(tmp_path / "out" / "checkpoint-4" / "model.safetensors")

@@ -12,13 +12,14 @@ from timm.optim import create_optimizer_v2
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, get_cosine_schedule_with_warmup
 
-import hfvit.trainer
-from hfvit.averaging import fitted_ema_decay
-from hfvit.building import build_model
-from hfvit.checkpoints import check_same_model, claim_output_dir, newest_checkpoint
+import hfvit.training.trainer
+from hfvit.artifacts.checkpoint import publish
+from hfvit.artifacts.output_dir import check_same_model, claim_output_dir, newest_checkpoint
+from hfvit.data.dataset import collate
+from hfvit.data.samplers import EpochSampler
 from hfvit.errors import DataError, ModelError, NonFiniteLossError, RecipeError
-from hfvit.images import EpochSampler, collate
-from hfvit.whole import publish
+from hfvit.models.factory import build_model
+from hfvit.training.ema import fitted_ema_decay
 
 
 def plain_loop(epochs=2, batch_size=8):
@@ -151,8 +152,8 @@ class Breaks:
 
     def __init__(self, step, monkeypatch, gradient_only=False):
         self.step, self.gradient_only, self.calls = step, gradient_only, 0
-        self.original = hfvit.trainer.cross_entropy
-        monkeypatch.setattr(hfvit.trainer, "cross_entropy", self)
+        self.original = hfvit.training.trainer.cross_entropy
+        monkeypatch.setattr(hfvit.training.trainer, "cross_entropy", self)
 
     def __call__(self, logits, labels, smoothing):
         loss = self.original(logits, labels, smoothing)

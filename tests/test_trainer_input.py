@@ -16,14 +16,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from transformers import TrainerCallback
 
-import hfvit.trainer
-from hfvit.augment import Augmentation, Preprocessing
-from hfvit.building import build_model
-from hfvit.checkpoints import newest_checkpoint
-from hfvit.hardware import share_of_cores
-from hfvit.image_ops import OPS
-from hfvit.speed import SpeedMeter, matmul_rate, training_flops
-from hfvit.training_args import HFViTTrainingArguments
+import hfvit.training.trainer
+from hfvit.artifacts.output_dir import newest_checkpoint
+from hfvit.models.factory import build_model
+from hfvit.recipe.training_args import HFViTTrainingArguments
+from hfvit.training.throughput import SpeedMeter, matmul_rate, training_flops
+from hfvit.transforms.augmentation import Augmentation
+from hfvit.transforms.functional import OPS
+from hfvit.transforms.preprocessing import Preprocessing
+from hfvit.utils.environment import share_of_cores
 
 MIXING = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0, "random_erasing": 0.5}
 
@@ -75,14 +76,14 @@ def test_a_mixed_run_resumes_to_the_same_weights(tmp_path):
 
 def test_mixing_stops_for_the_last_epochs(tmp_path, monkeypatch):
     targets = []
-    original = hfvit.trainer.cross_entropy
+    original = hfvit.training.trainer.cross_entropy
 
     def record(logits, labels, smoothing):
         if torch.is_grad_enabled():
             targets.append(labels)
         return original(logits, labels, smoothing)
 
-    monkeypatch.setattr(hfvit.trainer, "cross_entropy", record)
+    monkeypatch.setattr(hfvit.training.trainer, "cross_entropy", record)
     mixing = {"mixup_alpha": 1.0, "off_epochs": 1}
     trainer = make_trainer(tmp_path, mixing=mixing, num_train_epochs=3)
     trainer.train()
@@ -232,7 +233,7 @@ def test_speed_is_in_the_log(tmp_path):
 
 def test_the_meter_counts_training_alone(monkeypatch):
     clock = iter([0.0, 0.0, 10.0, 11.0, 12.0, 18.0, 20.0, 20.0])
-    monkeypatch.setattr("hfvit.speed.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("hfvit.training.throughput.time.perf_counter", lambda: next(clock))
     meter = SpeedMeter(torch.device("cpu"))  # 0
     meter.start()  # 0
     meter.flops_per_image, meter.peak_flops = 100.0, 1000.0
@@ -265,7 +266,7 @@ def test_matmul_rate_is_a_rate():
     [("cuda", True, 1, 8), ("cuda", True, 4, 4), ("cuda", False, 1, 1), ("cpu", True, 1, 8), ("cpu", False, 1, 0)],
 )
 def test_workers_are_chosen_by_the_work_and_the_cores(monkeypatch, device, decoding, processes, expected):
-    monkeypatch.setattr("hfvit.hardware.cores", lambda: 16)
+    monkeypatch.setattr("hfvit.utils.environment.cores", lambda: 16)
     args = SimpleNamespace(
         chooses_workers=True, device=torch.device(device), world_size=processes, dataloader_num_workers=None
     )
@@ -280,7 +281,7 @@ def test_workers_that_were_given_stay(tmp_path):
 
 
 def test_processes_on_other_machines_need_none_of_these_cores(monkeypatch):
-    monkeypatch.setattr("hfvit.hardware.cores", lambda: 96)
+    monkeypatch.setattr("hfvit.utils.environment.cores", lambda: 96)
     assert share_of_cores(16) == 6
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     assert share_of_cores(16) == 12

@@ -3,14 +3,7 @@
 import pytest
 
 from hfvit.errors import ModelError
-from hfvit.export.trt_backends import (
-    Backend,
-    EngineOptions,
-    check_options,
-    check_precision,
-    find_backend,
-    load_backend,
-)
+from hfvit.trt.api import Backend, EngineOptions, check_options, check_precision, find_backend, load_backend
 
 RTX = load_backend("tensorrt_rtx")
 FULL = Backend("tensorrt", None, "11.0.0", "13")  # nothing of the module is asked before a build

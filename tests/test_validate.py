@@ -13,14 +13,13 @@ from graphs import BRIGHTEST, expected_logits, write_configs, write_graph
 from scipy.stats import binomtest
 
 import hfvit
+from hfvit.artifacts.export_folder import read_export_facts, write_export_facts
 from hfvit.cli import main as hfvit_command
 from hfvit.errors import ModelError
-from hfvit.evaluation_split import evaluation_split
-from hfvit.export.folder import read_export_facts, write_export_facts
+from hfvit.evaluation.compare import Comparison, check_recordable, record, validate
+from hfvit.evaluation.split import evaluation_split
 from hfvit.export.onnx import export_onnx
-from hfvit.gate_record import check_recordable, record
 from hfvit.train import main as train
-from hfvit.validate import Comparison, validate
 
 NOISY = np.array([[8, 8, 0], [0, 8, 0], [0, -8, 8]], dtype=np.float32)  # takes about half of the red for green
 PERMUTED = BRIGHTEST[:, [1, 2, 0]]  # a damaged head

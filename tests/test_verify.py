@@ -9,8 +9,8 @@ from conftest import MICRO_RECIPE
 from safetensors.torch import load_file, save_file
 
 from hfvit.cli import main as hfvit_command
-from hfvit.recipe import load_recipe
-from hfvit.shipped import shipped_recipes
+from hfvit.recipe.files import shipped_recipes
+from hfvit.recipe.loader import load_recipe
 from hfvit.train import main as train
 from hfvit.verify import SCORE, expected_score
 

@@ -3,7 +3,8 @@
 import pytest
 from test_trainer import make_checkpoint
 
-from hfvit.checkpoints import (
+from hfvit.artifacts.checkpoint import flaw
+from hfvit.artifacts.output_dir import (
     claim_output_dir,
     clear_run,
     newest_checkpoint,
@@ -11,7 +12,6 @@ from hfvit.checkpoints import (
     remove_checkpoints,
 )
 from hfvit.errors import RecipeError
-from hfvit.whole import flaw
 
 
 def test_a_checkpoint_lacks_nothing(tmp_path):

@@ -2,9 +2,8 @@
 
 import argparse
 
-from hfvit.cli.options import quiet_libraries
+from hfvit.cli.options import above_0, quiet_libraries
 from hfvit.errors import DataError, HFViTError
-from hfvit.option_types import above_0
 
 EPILOG = """\
 Without --static: an app on this machine, for any artefact that `hfvit predict` takes. It needs gradio:
@@ -64,8 +63,8 @@ def demo(options: argparse.Namespace) -> None:
 
 
 def _write(options: argparse.Namespace) -> None:
-    from hfvit.static_page import browser_file, check_page_folder, write_page
-    from hfvit.web_runtime import from_cdn, from_npm
+    from hfvit.demo.static_page import browser_file, check_page_folder, write_page
+    from hfvit.demo.web_runtime import from_cdn, from_npm
 
     browser_file(options.artefact)
     check_page_folder(options.static, options.overwrite)
@@ -86,14 +85,14 @@ def _write(options: argparse.Namespace) -> None:
 
 
 def _serve(options: argparse.Namespace) -> None:
-    from hfvit.artefacts import find_artefact
-    from hfvit.demo_app import load_gradio, serve
+    from hfvit.artifacts.artifact import find_artefact
+    from hfvit.demo.app import load_gradio, serve
 
     find_artefact(options.artefact)
     examples = _examples(options)
     gradio = load_gradio()
     quiet_libraries()
-    from hfvit.inference import load_classifier
+    from hfvit.inference.classifier import load_classifier
 
     classifier = load_classifier(options.artefact, options.device, options.threads)
     if classifier.text_reader:
@@ -112,7 +111,7 @@ def _serve(options: argparse.Namespace) -> None:
 
 
 def _examples(options: argparse.Namespace) -> list[str]:
-    from hfvit.pictures import find_pictures
+    from hfvit.data.decode import find_pictures
 
     names, wrong = find_pictures([options.examples] if options.examples else [])
     if wrong:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from hfvit.shipped import find_recipe, shipped_recipes, summary
+from hfvit.recipe.files import find_recipe, shipped_recipes, summary
 
 
 def add(commands) -> None:

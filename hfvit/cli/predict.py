@@ -3,9 +3,8 @@
 import argparse
 import sys
 
-from hfvit.cli.options import add_changes, add_running, given_providers, quiet_libraries
+from hfvit.cli.options import above_0, add_changes, add_running, given_providers, quiet_libraries
 from hfvit.errors import DataError, HFViTError
-from hfvit.option_types import above_0
 
 EPILOG = """\
 A folder stands for every picture in it and below it. A picture that cannot be read is named on standard error and
@@ -56,9 +55,9 @@ def add(commands) -> None:
 
 def predict(options: argparse.Namespace) -> int:
     """`hfvit predict ARTEFACT IMAGE ...`"""
-    from hfvit.artefacts import find_artefact
-    from hfvit.paths import writable
-    from hfvit.pictures import find_pictures
+    from hfvit.artifacts.artifact import find_artefact
+    from hfvit.data.decode import find_pictures
+    from hfvit.utils.files import writable
 
     find_artefact(options.artefact)
     providers = given_providers(options)
@@ -71,8 +70,8 @@ def predict(options: argparse.Namespace) -> int:
     for sentence in wrong:
         print(f"hfvit: {sentence}.", file=sys.stderr)
     quiet_libraries()
-    from hfvit.inference import load_classifier
-    from hfvit.predict import print_predictions, texts_of
+    from hfvit.inference.classifier import load_classifier
+    from hfvit.inference.predict import print_predictions, texts_of
 
     classifier = load_classifier(
         options.artefact,

@@ -42,9 +42,9 @@ def add(commands) -> None:
 
 def push(options: argparse.Namespace) -> None:
     """`hfvit push OUTPUT_DIR USER/NAME`"""
-    from hfvit.hub_files import files_to_push
-    from hfvit.push import Destination, check_name, listing
-    from hfvit.push import push as push_folder
+    from hfvit.hub.files import files_to_push
+    from hfvit.hub.push import Destination, check_name, listing
+    from hfvit.hub.push import push as push_folder
 
     check_name(options.repository)
     include = tuple(dict.fromkeys(options.include))

@@ -34,12 +34,12 @@ def report(options: argparse.Namespace) -> None:
     """`hfvit report OUTPUT_DIR`"""
     from pathlib import Path
 
-    from hfvit.export_table import find_exports
-    from hfvit.hub import write_model_card
-    from hfvit.hub_files import EXPORTS
-    from hfvit.report import summary_table, write_plots
-    from hfvit.report_page import write_page
-    from hfvit.run_file import read_run
+    from hfvit.artifacts.export_folder import find_exports
+    from hfvit.artifacts.run_record import read_run
+    from hfvit.hub.files import EXPORTS
+    from hfvit.hub.model_card import write_model_card
+    from hfvit.report.page import write_page
+    from hfvit.report.summary import summary_table, write_plots
 
     facts, folder = read_run(options.folder), Path(options.folder).expanduser()
     exports, stale = find_exports(folder, facts)

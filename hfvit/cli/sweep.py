@@ -2,8 +2,8 @@
 
 import argparse
 
-from hfvit.option_types import above_0, from_0
-from hfvit.shipped import find_recipe
+from hfvit.cli.options import above_0, from_0
+from hfvit.recipe.files import find_recipe
 
 EPILOG = """\
 SPACE is a YAML file of a recipe's keys, each with a list of choices or with bounds:

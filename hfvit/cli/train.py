@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import textwrap
 
-from hfvit.shipped import find_recipe
+from hfvit.recipe.files import find_recipe
 
 EPILOG = """\
 Any field of transformers' TrainingArguments works too, in the file and here:
@@ -42,9 +42,9 @@ def add(commands) -> None:
 
 def _describe_fields(parser: argparse.ArgumentParser) -> None:
     """Name hfvit's own recipe fields in the help; their values are parsed by the recipe."""
-    from hfvit.config import AugmentationArguments, DataArguments, RunArguments
-    from hfvit.finetuning_args import FinetuningArguments
-    from hfvit.model_args import ModelArguments
+    from hfvit.recipe.arguments import AugmentationArguments, DataArguments, RunArguments
+    from hfvit.recipe.finetuning_args import FinetuningArguments
+    from hfvit.recipe.model_args import ModelArguments
 
     lines = []
     for section in (ModelArguments, FinetuningArguments, DataArguments, AugmentationArguments, RunArguments):
@@ -63,7 +63,7 @@ def train(options: argparse.Namespace) -> None:
     find_recipe(options.recipe)  # a wrong name is told at once, before torch is imported
     if options.estimate:
         from hfvit.estimate import estimate
-        from hfvit.recipe import load_recipe
+        from hfvit.recipe.loader import load_recipe
 
         recipe = load_recipe([options.recipe, *options.rest])
         print(estimate(recipe), *([f"\n{recipe.idle}"] if recipe.idle else []), sep="\n")

@@ -2,9 +2,17 @@
 
 import argparse
 
-from hfvit.cli.options import add_changes, add_running, given_providers, quiet_libraries
+from hfvit.cli.options import (
+    above_0,
+    add_changes,
+    add_running,
+    from_0,
+    given_providers,
+    points,
+    quiet_libraries,
+    share,
+)
 from hfvit.errors import GateError
-from hfvit.option_types import above_0, from_0, points, share
 
 EPILOG = """\
 The data are the validation rows that the reference's recipe.yaml held out, unless --dataset_name or --split name
@@ -58,8 +66,8 @@ def add(commands) -> None:
 
 def validate(options: argparse.Namespace) -> None:
     """`hfvit validate REFERENCE [OTHER ...]`"""
-    from hfvit.artefacts import find_artefact
-    from hfvit.paths import writable
+    from hfvit.artifacts.artifact import find_artefact
+    from hfvit.utils.files import writable
 
     paths = [options.reference, *options.others]
     for path in paths:
@@ -67,11 +75,11 @@ def validate(options: argparse.Namespace) -> None:
     providers = given_providers(options)
     output = writable(options.output, "--output")
     quiet_libraries()
-    from hfvit.evaluation_split import evaluation_split
-    from hfvit.gate_record import check_recordable, record
-    from hfvit.inference import load_classifier
-    from hfvit.json_files import write_object
-    from hfvit.validate import validate as compare
+    from hfvit.evaluation.compare import check_recordable, record
+    from hfvit.evaluation.compare import validate as compare
+    from hfvit.evaluation.split import evaluation_split
+    from hfvit.inference.classifier import load_classifier
+    from hfvit.utils.json_files import write_object
 
     check_recordable(paths)
     split = evaluation_split(

@@ -4,10 +4,9 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from hfvit.cli.options import quiet_libraries
+from hfvit.cli.options import above_0, quiet_libraries
 from hfvit.errors import GateError, ModelError
-from hfvit.option_types import above_0
-from hfvit.paths import folder_or_hub_id
+from hfvit.utils.files import folder_or_hub_id
 
 EPILOG = """\
 The recipe.yaml of the run is run again, on the data that it names, as one process on this machine. The accuracy on
@@ -45,8 +44,8 @@ def verify(options: argparse.Namespace) -> None:
     """`hfvit verify RUN_DIR`"""
     folder = folder_or_hub_id(Path(options.folder), ModelError)
     quiet_libraries()
-    from hfvit.artefacts import RECIPE_FILE
-    from hfvit.run_file import read_run
+    from hfvit.artifacts.constants import RECIPE_FILE
+    from hfvit.artifacts.run_record import read_run
     from hfvit.verify import compare_runs, evaluate_again
 
     read_run(folder)

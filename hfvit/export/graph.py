@@ -1,4 +1,4 @@
-"""Reading and rewriting an `onnx_ir` graph: constants, new nodes, linear layers, and what a chain of moves does."""
+"""Helpers to read and rewrite an `onnx_ir` graph."""
 
 from pathlib import Path
 

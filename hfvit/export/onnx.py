@@ -1,4 +1,4 @@
-"""A transformers image classifier -> one ONNX file: `pixel_values` in, `logits` out, checked against PyTorch."""
+"""Export a model to one ONNX file and check it against PyTorch."""
 
 import hashlib
 import io
@@ -18,17 +18,17 @@ from transformers.exporters import OnnxExporter
 from transformers.exporters.exporter_onnx import OnnxConfig
 
 import hfvit
-from hfvit.attention import unfused_windows
+from hfvit.artifacts.export_folder import PACKAGES, file_facts
 from hfvit.errors import ModelError, one_line
-from hfvit.export.check import check_onnx, check_parity, check_pixels, tolerance
-from hfvit.export.folder import PACKAGES, file_facts
-from hfvit.export.fuse import fuse
+from hfvit.export.fusion import fuse
 from hfvit.export.graph import clean
-from hfvit.export.half import HALF_TYPES, runnable_on_cpu, to_half
-from hfvit.export.preprocess import add_preprocessing
+from hfvit.export.half_precision import HALF_TYPES, runnable_on_cpu, to_half
+from hfvit.export.parity import check_onnx, check_parity, check_pixels, tolerance
+from hfvit.export.preprocessing import add_preprocessing
 from hfvit.export.text_inputs import TOKEN_AXIS, check_reads_texts, text_facts, traced_texts
-from hfvit.paths import temporary_file
-from hfvit.versions import installed_versions
+from hfvit.models.attention import unfused_windows
+from hfvit.utils.environment import installed_versions
+from hfvit.utils.files import temporary_file
 
 DTYPES = ("fp32", *HALF_TYPES)
 BATCH_AXIS = "batch_size"

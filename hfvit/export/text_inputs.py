@@ -1,4 +1,4 @@
-"""What a model that reads texts adds to an export: two inputs, `input_ids` and `attention_mask`."""
+"""Example text inputs for exporting image-text models."""
 
 import torch
 from torch.export import Dim

@@ -11,8 +11,8 @@ from pathlib import Path
 from optimum.commands.export.base import ExportCommand
 
 import optimum.commands.register
-from hfvit.commands import OnnxExportCommand
-from hfvit.engine_commands import TensorRTExportCommand
+from hfvit.cli.export_onnx import OnnxExportCommand
+from hfvit.cli.export_tensorrt import TensorRTExportCommand
 from optimum.commands import optimum_cli
 
 
@@ -39,7 +39,7 @@ ours = [command for command in (OnnxExportCommand, TensorRTExportCommand) if com
 REGISTER_COMMANDS = iter([(command, ExportCommand) for command in ours])
 if "onnx" in taken and sys.argv[1:3] == ["export", "onnx"]:
     print(
-        f"hfvit: this `export onnx` is that of {taken['onnx']}; hfvit's is `python -m hfvit.commands`, with its own"
-        " --help",
+        f"hfvit: this `export onnx` is that of {taken['onnx']}; hfvit's is"
+        " `python -m hfvit.cli.export_onnx`, with its own --help",
         file=sys.stderr,
     )

@@ -1,0 +1,1 @@
+"""Files of runs, checkpoints and exports on disk."""

@@ -1,0 +1,17 @@
+"""File names used in run and export folders."""
+
+EXAMPLES_FILE = "examples.npz"
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+WEIGHT_FILES = (*WEIGHTS, "model-*-of-*.safetensors")
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
+    "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model",
+)  # fmt: skip
+ADAPTER_FOLDER = "adapter"  # of a LoRA run
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+# What lies beside a model's weights or graph, by the names that transformers and a run of hfvit give.
+CONFIG_FILE = "config.json"
+ENGINE_FACTS_FILE = "engine.json"
+PREPROCESSOR_FILE = "preprocessor_config.json"
+RECIPE_FILE = "recipe.yaml"

@@ -1,0 +1,1 @@
+"""From a data set to decoded uint8 batches."""

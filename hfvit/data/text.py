@@ -1,0 +1,123 @@
+"""Tokenise a text column."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer
+
+from hfvit.errors import DataError, ModelError, one_line
+from hfvit.utils.files import folder_or_hub_id
+
+TEXT_INPUTS = ("input_ids", "attention_mask")  # of a model that reads texts, beside pixel_values
+CHUNK = 1000
+
+
+@dataclass
+class TokenTable:
+    """Tokens of many texts, one after the other; text i is `ids[starts[i] : starts[i + 1]]`."""
+
+    ids: np.ndarray
+    starts: np.ndarray
+    pad_id: int
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def batch(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
+        """`input_ids` and `attention_mask` `(rows, tokens)` int64, padded at the right to the longest of them."""
+        starts, ends = self.starts[rows], self.starts[rows + 1]
+        lengths = ends - starts
+        mask = np.arange(max(1, lengths.max(initial=0))) < lengths[:, None]
+        ids = np.full(mask.shape, self.pad_id, dtype=np.int64)
+        for row, (start, end) in enumerate(zip(starts, ends, strict=True)):
+            ids[row, : end - start] = self.ids[start:end]
+        # A text without a single token is one padding token that is read: attention to nothing would be NaN.
+        mask[lengths == 0, 0] = True
+        return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
+
+
+def tokenize(texts: Sequence[str | None], tokenizer, max_length: int) -> TokenTable:
+    """Tokens of `texts`, each cut to `max_length`; a text that is None is an empty one."""
+    ids, lengths = [np.empty(0, np.int32)], [0]
+    for start in range(0, len(texts), CHUNK):
+        chunk = [text or "" for text in texts[start : start + CHUNK]]
+        found = tokenizer(chunk, truncation=True, max_length=max_length)["input_ids"]
+        lengths += [len(tokens) for tokens in found]
+        ids.append(np.fromiter((token for tokens in found for token in tokens), dtype=np.int32))
+    return TokenTable(np.concatenate(ids), np.cumsum(lengths), tokenizer.pad_token_id)
+
+
+class TextReader:
+    """Texts -> the arrays that a model of images and texts takes, cut to `max_length` tokens."""
+
+    def __init__(self, tokenizer, max_length: int):
+        self.tokenizer, self.max_length = tokenizer, max_length
+
+    def __call__(self, texts: Sequence[str | None]) -> dict[str, np.ndarray]:
+        """`input_ids` and `attention_mask` `(texts, tokens)` int64."""
+        tokens = tokenize(texts, self.tokenizer, self.max_length).batch(np.arange(len(texts)))
+        return {name: values.numpy() for name, values in tokens.items()}
+
+    @property
+    def key(self) -> str:
+        """Readers of equal `key` give the same arrays."""
+        words = json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
+        return f"{type(self.tokenizer).__name__} {hashlib.sha256(words.encode()).hexdigest()} {self.max_length}"
+
+    def save(self, folder: str | Path) -> list[str]:
+        """Save the tokenizer; the names of its files."""
+        return sorted(Path(path).name for path in self.tokenizer.save_pretrained(folder) if Path(path).is_file())
+
+
+def split_texts(splits, tokenizer, max_length: int) -> tuple[dict[str, TokenTable], str]:
+    """The tokens of each role of `splits` (data.ImageSplits), and a line for the log. The splits' facts get counts.
+
+    Raises `DataError` where no training text holds anything.
+    """
+    column = splits.facts["text_column"]
+    tables, total, empty, full = {}, 0, 0, 0
+    for role in splits.facts["splits"]:
+        texts = splits[role]["text"][:]
+        blank = sum(not (text or "").strip() for text in texts)
+        if role == "train" and blank == len(texts):
+            raise DataError(f"text_column: all {blank:,} training texts of column '{column}' are empty.")
+        tables[role] = tokenize(texts, tokenizer, max_length)
+        longest = int((np.diff(tables[role].starts) >= max_length).sum())
+        splits.facts["splits"][role] |= {"empty_texts": blank, "longest_texts": longest}
+        total, empty, full = total + len(texts), empty + blank, full + longest
+    return tables, (
+        f"texts from column '{column}': {total:,}, of them {empty:,} empty; {full:,} have"
+        f" {max_length} tokens or were cut to that (max_text_length)"
+    )
+
+
+def load_tokenizer(source: str | Path, vocabulary: int, revision: str | None = None, **kwargs: Any):
+    """The tokenizer that lies beside a text encoder of `vocabulary` tokens; `kwargs` are `from_pretrained`'s.
+
+    Raises `ModelError` where there is none, or one that cannot serve the encoder.
+    """
+    source = folder_or_hub_id(source, ModelError, "text_encoder")
+    hub = {"revision": revision} if revision else {}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **{"trust_remote_code": False, **hub, **kwargs})
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged file ends in errors of tokenizers' own
+        raise ModelError(f"{source} has no tokenizer that can be loaded: {one_line(error)}") from error
+    if tokenizer.pad_token_id is None:
+        raise ModelError(
+            f"The tokenizer of {source} has no pad token, which texts of different lengths need. Give it one and save"
+            f" it there: tokenizer.pad_token = tokenizer.eos_token; tokenizer.save_pretrained({str(source)!r})."
+        )
+    if len(tokenizer) > vocabulary:
+        raise ModelError(
+            f"The tokenizer of {source} has {len(tokenizer):,} tokens, its text encoder knows {vocabulary:,}; they do"
+            " not belong together."
+        )
+    return tokenizer

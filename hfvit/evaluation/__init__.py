@@ -1,0 +1,1 @@
+"""Labelled evaluation of finished models."""

@@ -1,0 +1,76 @@
+"""Images for INT8 calibration."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from hfvit.artifacts.artifact import find_artefact
+from hfvit.artifacts.constants import RECIPE_FILE
+from hfvit.data.decode import decode
+from hfvit.data.splits import at_most, check_image_column, find_image_column, load_split, load_splits, undecoded
+from hfvit.data.stream_splits import stream_splits
+from hfvit.errors import DataError
+from hfvit.evaluation.split import read_recipe, shown_name
+from hfvit.recipe.arguments import DataArguments
+
+
+@dataclass
+class CalibrationPictures:
+    """Undecoded `examples` (`image`, and `row` but for a stream) of split `source`."""
+
+    examples: Sequence[dict]
+    source: str
+    facts: dict
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def images(self) -> Iterator[Image.Image]:
+        """RGB pictures one at a time; `DataError` for a bad one."""
+        for place, example in enumerate(self.examples):
+            yield decode(example["image"], self.source, example.get("row", place))
+
+
+def calibration_pictures(
+    checkpoint: str | Path,
+    *,
+    dataset_name: str | None = None,
+    split: str | None = None,
+    max_samples: int = 128,
+    seed: int = 42,
+    otherwise: str = "",
+) -> CalibrationPictures:
+    """`max_samples` pictures drawn with `seed` from a data set, or from what the checkpoint's recipe trained on.
+
+    Without `dataset_name` and `split` these are the recipe's training rows without those that were held out; of a
+    stream, the first ones. Raises `DataError` when there are none; `otherwise` is what its message offers beside a
+    data set, such as ", or take --dtype fp16".
+    """
+    if dataset_name is None:
+        path = find_artefact(checkpoint).beside(RECIPE_FILE)
+        if path is None:
+            raise DataError(
+                f"Static INT8 needs pictures to calibrate with, and {checkpoint} has no {RECIPE_FILE} that names any;"
+                f" give --calibration_dataset{otherwise}."
+            )
+        data, recipe_seed = read_recipe(path)
+    else:
+        data = DataArguments(dataset_name=dataset_name)
+    if dataset_name is None and split is None:
+        split, loading = data.train_split, {**data.loading, "test_split": None}
+        what = f"split '{split}'" + (" without the rows held out" if data.validation_split is None else "")
+        if data.streaming:
+            examples = list(stream_splits(**loading, seed=recipe_seed).train.take(max_samples))
+        else:
+            examples = at_most(load_splits(**loading, seed=recipe_seed).train, max_samples, seed)
+    else:
+        split = split or "train"
+        what = f"split '{split}'"
+        loaded = load_split(data.dataset_name, data.dataset_config_name, data.dataset_revision, split)
+        column = data.image_column or find_image_column(loaded.features)
+        check_image_column(loaded, split, column)
+        examples = at_most(undecoded(loaded, column), max_samples, seed)
+    facts = {"dataset": shown_name(data.dataset_name), "split": what, "images": len(examples), "seed": seed}
+    return CalibrationPictures(examples, split, facts)

@@ -1,0 +1,122 @@
+"""config.json and preprocessor_config.json for transformers.js and ORTModel."""
+
+import json
+
+from transformers import AutoConfig
+
+from hfvit.export.processor_steps import image_steps
+
+# timm's name begins with -> model_type of transformers; the first that fits. Any other model is called a ViT.
+FAMILIES = {
+    "beit": "beit",
+    "convnextv2": "convnextv2",
+    "convnext": "convnext",
+    "deit3": "vit",
+    "deit": "deit",
+    "efficientnet": "efficientnet",
+    "tf_efficientnet": "efficientnet",
+    "mobilenetv2": "mobilenet_v2",
+    "resnet": "resnet",
+    "swin": "swin",
+}
+# What names a place on this machine or the state of a training run.
+PRIVATE = ("_name_or_path", "name_or_path", "use_cache")
+
+
+def family_config(model) -> dict:
+    """The configuration to save beside the ONNX files of `model`."""
+    config = json.loads(model.config.to_json_string())
+    if config["model_type"] == "timm_wrapper":
+        config = _timm_config(model)
+    config = {key: value for key, value in config.items() if key not in PRIVATE}
+    labels = {index: model.config.id2label[index] for index in range(model.config.num_labels)}
+    config["id2label"] = {str(index): label for index, label in labels.items()}
+    config["label2id"] = {label: index for index, label in labels.items()}
+    config["num_labels"] = len(labels)
+    if getattr(model.config, "problem_type", None):  # sigmoid or softmax, for whoever turns logits into scores
+        config["problem_type"] = model.config.problem_type
+    config["dtype"] = "float32"
+    return config
+
+
+def _timm_config(model) -> dict:
+    architecture = model.config.architecture
+    family = next((name for prefix, name in FAMILIES.items() if architecture.startswith(prefix)), "vit")
+    stock = type(AutoConfig.for_model(family))
+    size = model.config.pretrained_cfg.get("input_size", (3, 224, 224))
+    network = model.timm_model
+    values = {"image_size": size[-1], "num_channels": size[0], "hidden_size": network.num_features}
+    patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
+    if patch:
+        values["patch_size"] = patch[0] if isinstance(patch, tuple) else patch
+    if hasattr(network, "blocks"):
+        values |= _transformer_values(network)
+    elif hasattr(network, "layers") or hasattr(network, "stages"):
+        values |= _pyramid_values(network)
+    known = set(stock().to_dict())
+    return {
+        "architectures": [f"{stock.__name__.removesuffix('Config')}ForImageClassification"],
+        "model_type": family,
+        **{key: value for key, value in values.items() if key in known},
+        "timm_architecture": architecture,
+    }
+
+
+def _transformer_values(network) -> dict:
+    values = {"num_hidden_layers": len(network.blocks)}
+    block = network.blocks[0]
+    attention, mlp = getattr(block, "attn", None), getattr(getattr(block, "mlp", None), "fc1", None)
+    if hasattr(attention, "num_heads"):
+        values["num_attention_heads"] = attention.num_heads
+        values["qkv_bias"] = getattr(getattr(attention, "qkv", None), "bias", None) is not None
+    if mlp is not None:
+        values["intermediate_size"] = mlp.out_features
+    if hasattr(getattr(block, "norm1", None), "eps"):
+        values["layer_norm_eps"] = block.norm1.eps
+    return values
+
+
+def _pyramid_values(network) -> dict:
+    stages = list(getattr(network, "layers", None) or network.stages)
+    blocks = [list(stage.blocks) for stage in stages if hasattr(stage, "blocks")]
+    values = {"depths": [len(stage) for stage in blocks], "num_stages": len(blocks)}
+    first = [stage[0] for stage in blocks if stage]
+    if all(hasattr(getattr(block, "attn", None), "num_heads") for block in first):
+        values["num_heads"] = [block.attn.num_heads for block in first]
+    if isinstance(getattr(network, "embed_dim", None), int):
+        values["embed_dim"] = network.embed_dim
+    if all("num_chs" in info for info in getattr(network, "feature_info", [])):
+        values["hidden_sizes"] = [info["num_chs"] for info in network.feature_info]
+    return values
+
+
+def stock_processor_config(processor) -> dict:
+    """preprocessor_config.json of a class that transformers and transformers.js know, doing the same steps.
+
+    A stock processor's is its own. timm's becomes a BitImageProcessor where it crops, else a ViTImageProcessor. Two
+    things may then differ: resampled values by two levels of 255, and by one pixel the beginning of a crop that cannot
+    be centred, since no stock class rounds it as torchvision does.
+    """
+    if type(processor).__name__ != "TimmWrapperImageProcessor":
+        config = json.loads(processor.to_json_string())
+        config["image_processor_type"] = type(processor).__name__.removesuffix("Fast").removesuffix("Pil")
+        return config
+    steps = image_steps(processor)
+    config = {
+        "image_processor_type": "BitImageProcessor" if steps.crop else "ViTImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": steps.resize} if isinstance(steps.resize, int) else _size(steps.resize),
+        "resample": int(steps.resample),
+        "do_center_crop": steps.crop is not None,
+        "do_rescale": True,
+        "rescale_factor": steps.scale,
+        "do_normalize": True,
+        "image_mean": list(steps.mean),
+        "image_std": list(steps.std),
+    }
+    return config | ({"crop_size": _size(steps.crop)} if steps.crop else {})
+
+
+def _size(size: tuple[int, int]) -> dict[str, int]:
+    return {"height": size[0], "width": size[1]}

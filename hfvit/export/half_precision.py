@@ -1,0 +1,122 @@
+"""Convert an ONNX graph to fp16 or bf16."""
+
+import numpy as np
+import onnx
+import onnx_ir
+from onnx_ir import DataType
+
+HALF_TYPES = {"fp16": DataType.FLOAT16, "bf16": DataType.BFLOAT16}
+LARGEST = {DataType.FLOAT16: 65504.0, DataType.BFLOAT16: 3.3e38}
+
+COMPUTE = {"MatMul", "Gemm", "Conv"}
+FOLLOW = {
+    "Abs", "Add", "Clip", "Concat", "Div", "Erf", "Expand", "Flatten", "Gather", "Gelu", "HardSigmoid", "HardSwish",
+    "Identity", "LeakyRelu", "MaxPool", "Mul", "Neg", "Pad", "Relu", "Reshape", "Sigmoid", "Slice", "Split", "Squeeze",
+    "Sub", "Tanh", "Tile", "Transpose", "Unsqueeze", "Where",
+}  # fmt: skip
+
+
+def to_half(model: onnx_ir.Model, dtype: str) -> None:
+    """Convert in place; the graph's inputs and outputs stay float32."""
+    half = HALF_TYPES[dtype]
+    opset = model.graph.opset_imports[""]
+    caster = _Caster(model.graph)
+    for node in list(model.graph):
+        if node.op_type == "Cast":
+            continue
+        floats = [(i, v) for i, v in enumerate(node.inputs) if v is not None and v.dtype in (DataType.FLOAT, half)]
+        target = half if _computes_in_half(node, [value for _, value in floats], half, opset) else DataType.FLOAT
+        for index, value in floats:
+            if value.dtype != target:
+                node.replace_input_with(index, caster.cast(value, target, before=node))
+        for output in node.outputs:
+            if output.dtype == DataType.FLOAT:
+                output.dtype = target
+    for index, output in enumerate(model.graph.outputs):
+        if output.dtype == half:
+            name, output.name = output.name, f"{output.name}_{dtype}"
+            model.graph.outputs[index] = caster.cast(output, DataType.FLOAT)
+            model.graph.outputs[index].name = name
+    for name, value in list(model.graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output():
+            del model.graph.initializers[name]
+
+
+def runnable_on_cpu(model: onnx_ir.Model) -> onnx_ir.Model:
+    """A copy of a bf16 graph that ONNX Runtime's CPU can run: it has no bf16 arithmetic (1.32), only bf16 casts.
+
+    Every value is still rounded to bf16; each operator takes and gives float32 in between.
+    """
+    copy = model.clone()
+    for node in list(copy.graph):
+        if node.op_type == "Cast":
+            continue
+        for index, value in enumerate(node.inputs):
+            if value is not None and value.dtype == DataType.BFLOAT16:
+                cast = onnx_ir.node("Cast", [value], attributes={"to": int(DataType.FLOAT)})
+                cast.outputs[0].dtype = DataType.FLOAT
+                copy.graph.insert_before(node, cast)
+                node.replace_input_with(index, cast.outputs[0])
+        for output in node.outputs:
+            if output.dtype == DataType.BFLOAT16:
+                cast = onnx_ir.node("Cast", [output], attributes={"to": int(DataType.BFLOAT16)})
+                output.dtype = DataType.FLOAT
+                copy.graph.insert_after(node, cast)
+                cast.outputs[0].dtype = DataType.BFLOAT16
+                output.replace_all_uses_with(cast.outputs[0])
+                cast.replace_input_with(0, output)
+    return copy
+
+
+def _computes_in_half(node: onnx_ir.Node, values: list[onnx_ir.Value], half: DataType, opset: int) -> bool:
+    if not _takes(node, half, opset):
+        return False
+    if node.op_type in COMPUTE:
+        return True
+    computed = [value for value in values if value.const_value is None]
+    constants = [value.const_value.numpy() for value in values if value.const_value is not None]
+    fits = all(np.abs(constant, dtype=np.float32).max(initial=0) <= LARGEST[half] for constant in constants)
+    return node.op_type in FOLLOW and bool(computed) and fits and all(value.dtype == half for value in computed)
+
+
+def _takes(node: onnx_ir.Node, half: DataType, opset: int) -> bool:
+    """Whether ONNX defines the operator for this type; Conv, for one, has bf16 from opset 22 on."""
+    types = onnx.defs.get_schema(node.op_type, opset, node.domain).type_constraints
+    return f"tensor({half.name.lower()})" in {name for kind in types for name in kind.allowed_type_strs}
+
+
+class _Caster:
+    """Values in another type: a constant is converted, anything else gets a Cast node, each once."""
+
+    def __init__(self, graph: onnx_ir.Graph):
+        self.graph, self.done = graph, {}
+
+    def cast(self, value: onnx_ir.Value, dtype: DataType, before: onnx_ir.Node | None = None) -> onnx_ir.Value:
+        key = (id(value), dtype)
+        if key not in self.done:
+            self.done[key] = (
+                self._cast_constant(value, dtype)
+                if value.const_value is not None
+                else self._cast_computed(value, dtype, before)
+            )
+        return self.done[key]
+
+    def _cast_constant(self, value: onnx_ir.Value, dtype: DataType) -> onnx_ir.Value:
+        array = value.const_value.numpy().astype(dtype.numpy())
+        name = f"{value.name}_{dtype.name.lower()}"
+        constant = onnx_ir.Value(name=name, const_value=onnx_ir.tensor(array, dtype=dtype, name=name))
+        constant.dtype, constant.shape = dtype, value.shape
+        self.graph.register_initializer(constant)
+        return constant
+
+    def _cast_computed(self, value: onnx_ir.Value, dtype: DataType, before: onnx_ir.Node | None) -> onnx_ir.Value:
+        node = onnx_ir.node(
+            "Cast", [value], attributes={"to": int(dtype)}, name=f"{value.name}_to_{dtype.name.lower()}"
+        )
+        output = node.outputs[0]
+        output.name, output.dtype, output.shape = f"{value.name}_{dtype.name.lower()}", dtype, value.shape
+        if before is None:
+            self.graph.append(node)
+        else:
+            self.graph.insert_before(before, node)
+        return output

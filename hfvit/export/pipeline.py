@@ -1,0 +1,269 @@
+"""`optimum-cli export onnx`: load, export, quantise, validate and publish."""
+
+import argparse
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from hfvit.artifacts.constants import CONFIG_FILE, PREPROCESSOR_FILE, RECIPE_FILE
+from hfvit.artifacts.export_folder import check_same_model, file_name, staging_folder, write_export_facts
+from hfvit.errors import DataError, GateError, ModelError
+from hfvit.export.client_config import family_config, stock_processor_config
+from hfvit.export.onnx import check_graph, describe, export_onnx, input_channels, weights_sha256
+from hfvit.export.parity import tolerance
+from hfvit.export.preprocessing import check_steps
+from hfvit.export.processor_steps import image_steps
+from hfvit.export.text_inputs import check_reads_texts
+from hfvit.inference.classifier import batched, load_classifier
+from hfvit.utils.formatting import aligned
+from hfvit.utils.json_files import write_object
+
+CALIBRATION_BATCH = 16
+
+
+class Export:
+    """One call of the command: its options, the loaded model, and the facts of each file made so far."""
+
+    for_engine = False  # what is made is no ONNX file in the end
+
+    def __init__(self, options: argparse.Namespace, folder: Path):
+        self.options, self.folder, self.started = options, folder, time.monotonic()
+        self.facts, self.judged, self.comparison = {}, [], None
+        self.tokenizer_files: list[str] = []
+        recipe = Path(options.model).expanduser() / RECIPE_FILE
+        self.recipe = recipe if recipe.is_file() else None
+
+    def run(self) -> None:
+        """Everything, in order; on an error nothing new lies in the output folder."""
+        with self.graphs() as staging:
+            self.publish(staging)
+        print(self.table())
+
+    @contextmanager
+    def graphs(self) -> Iterator[Path]:
+        """A folder inside the output folder with the judged files; what is not moved from it is gone at the end."""
+        options = self.options
+        self.say(f"loading {options.model}")
+        self.load()
+        calibration = self.calibration_pictures() if options.quantize == "int8" else None
+        gate = self.gate_split()
+        with staging_folder(self.folder) as staging:
+            write_object(staging / CONFIG_FILE, self.config)
+            write_object(staging / PREPROCESSOR_FILE, self.processor_config)
+            if self.classifier.text_reader:
+                self.tokenizer_files = self.classifier.text_reader.save(staging)
+            self.float_files(staging)
+            if options.quantize:
+                self.quantized_file(staging, calibration)
+            if gate is not None:
+                self.judge(staging, gate)
+            yield staging
+
+    def say(self, text: str) -> None:
+        print(f"[{time.monotonic() - self.started:5.0f} s] {text}", flush=True)
+
+    def load(self) -> None:
+        """The model in float32 with its processor; what the folder says of both, checked before anything is made."""
+        options = self.options
+        hub = {"revision": options.revision, "cache_dir": options.cache_dir}
+        hub = {key: value for key, value in hub.items() if value}
+        # A TensorRT engine of a changed model is built from its ONNX file, and has no such options.
+        changes = {key: vars(options).get(key) for key in ("patch_size", "merge_tokens")}
+        load = partial(load_classifier, options.model, device=options.device, **hub)
+        self.classifier = load()
+        # Of the checkpoint as it lies there, by which `hfvit push` knows its exports, changed ones included.
+        self.weights = weights_sha256(self.classifier.backend.model.float())
+        if any(changes.values()):
+            self.classifier = load(**changes)
+        self.model, self.processor = self.classifier.backend.model.float(), self.classifier.processor
+        self.config = family_config(self.model)
+        if changes["merge_tokens"]:
+            self.config["merge_tokens"] = changes["merge_tokens"]  # no graph of another rate gets into this folder
+        self.processor_config = stock_processor_config(self.processor)
+        wanted = {"quantize": options.quantize, "with-preprocessing": options.with_preprocessing}
+        check_reads_texts(self.model, **wanted, optimize=options.optimize, tensorrt=self.for_engine)
+        check_same_model(self.folder, self.config, self.weights)
+        if options.with_preprocessing:
+            check_steps(image_steps(self.processor))
+        self.shape = tuple(self.processor([Image.new("RGB", (64, 64))], return_tensors="pt")["pixel_values"].shape[1:])
+        if self.shape[0] != (channels := input_channels(self.model)):
+            raise ModelError(
+                f"The model takes pictures of {channels} channel(s), its image processor makes {self.shape[0]}: such"
+                " models cannot be exported."
+            )
+
+    def calibration_pictures(self):
+        """Those asked for, or the recipe's training rows; at least one batch."""
+        from hfvit.export.calibration_data import calibration_pictures
+
+        options = self.options
+        pictures = calibration_pictures(
+            options.model,
+            dataset_name=options.calibration_dataset,
+            split=options.calibration_split,
+            max_samples=options.calibration_samples,
+            otherwise=f", or take {'--dtype fp16' if options.target == 'tensorrt' else '--quantize int8-dynamic'}",
+        )
+        if len(pictures) < self.calibration_batch:
+            raise DataError(
+                f"A graph of fixed batch size {options.batch_size} is calibrated with as many pictures at least; there"
+                f" are {len(pictures)} (--calibration_samples)."
+            )
+        return pictures
+
+    @property
+    def calibration_batch(self) -> int:
+        return self.options.batch_size if self.options.no_dynamic_axes else 1
+
+    def gate_split(self):
+        """The validation split of the checkpoint's recipe, or None when there is no recipe or no gate is wanted."""
+        if self.options.no_gate or self.recipe is None:
+            return None
+        from hfvit.evaluation.compare import check_recordable
+        from hfvit.evaluation.split import evaluation_split
+
+        check_recordable([self.options.model])
+        try:
+            return evaluation_split(
+                self.options.model, max_samples=self.options.gate_samples, labels=self.classifier.labels
+            )
+        except DataError as error:
+            raise DataError(f"{error} The gate needs these pictures; --no-gate exports without it.") from None
+
+    def float_files(self, staging: Path) -> None:
+        options = self.options
+        wanted = [{"dtype": options.dtype}] + ([{"optimize": True}] if options.optimize else [])
+        for variant in wanted:
+            name = file_name(**variant, with_preprocessing=options.with_preprocessing)
+            self.say(f"exporting {name}")
+            self.facts[name] = self.export(staging / name, **variant)
+
+    def export(self, path: Path, with_preprocessing: bool | None = None, **variant) -> dict:
+        options = self.options
+        inside = options.with_preprocessing if with_preprocessing is None else with_preprocessing
+        return export_onnx(
+            self.model,
+            path,
+            opset=options.opset,
+            batch_size=options.batch_size,
+            dynamic_axes=not options.no_dynamic_axes,
+            atol=options.atol,
+            preprocessing=self.processor if inside else None,
+            image_size=self.shape[1:],
+            verbose=options.verbose,
+            **variant,
+        )
+
+    def quantized_file(self, staging: Path, calibration) -> None:
+        from hfvit.export.quantization import quantize_onnx
+
+        options = self.options
+        name = file_name(
+            quantize=options.quantize, target=options.target, with_preprocessing=options.with_preprocessing
+        )
+        path = staging / name
+        with staging_folder(staging) as work:
+            source = staging / file_name()
+            if source.name not in self.facts:
+                source = work / "model.onnx"
+                self.export(source, with_preprocessing=False)
+            with_what = f" with {len(calibration)} pictures" if calibration is not None else ""
+            self.say(f"quantising {name}{with_what}")
+            quantization = quantize_onnx(
+                source,
+                path,
+                mode=options.quantize,
+                runtime=options.target,
+                calibration=self.batches(calibration) if calibration is not None else None,
+            )
+            share = path.stat().st_size / source.stat().st_size
+        if share > 0.9:
+            self.say(f"{name} has {share:.0%} of the float file's size: convolutions stay in float on ONNX Runtime")
+        batch_sizes = [options.batch_size] if options.no_dynamic_axes else [1, 3]
+        parity = check_graph(
+            path,
+            self.model,
+            self.shape,
+            batch_sizes,
+            "int8",
+            tolerance("int8", options.atol),
+            self.processor if options.with_preprocessing else None,
+            name,
+        )
+        facts = describe(
+            path,
+            self.shape,
+            parity,
+            dtype="int8",
+            batch_size=options.batch_size if options.no_dynamic_axes else None,
+        )
+        facts["quantization"] = quantization
+        facts["calibration"] = calibration.facts if calibration is not None else None
+        self.facts[name] = facts
+
+    def judge(self, staging: Path, split) -> None:
+        """Hold every file to the checkpoint on `split`; `GateError` when one is worse than was allowed."""
+        from hfvit.evaluation.compare import validate
+
+        options = self.options
+        self.judged = [name for name in self.facts if not name.startswith("model_bf16")]
+        if len(self.judged) < len(self.facts):
+            self.say("bf16 is not judged: ONNX Runtime does not compute in it on CPUs")
+        if not self.judged:
+            return
+        self.say(f"judging {', '.join(self.judged)} on {split.name}")
+        self.comparison = validate(
+            self.classifier,
+            [staging / name for name in self.judged],
+            split,
+            max_accuracy_drop=options.max_accuracy_drop,
+            min_agreement=options.min_agreement,
+            show_progress=options.verbose,
+        )
+        rows = dict(zip(self.judged, self.comparison.rows[1:], strict=True))
+        if failures := [f"{name}: {row['failure']}" for name, row in rows.items() if row["failure"]]:
+            raise GateError(
+                "\n".join(failures) + "\nNothing was written. Allow more with --max_accuracy_drop or --min_agreement,"
+                " or keep the files unjudged with --no-gate."
+            )
+
+    @property
+    def source(self) -> str:
+        """The model's Hub id, or its folder's name: export.json tells nothing of this machine."""
+        folder = Path(self.options.model).expanduser()
+        return folder.resolve().name if folder.is_dir() else self.options.model
+
+    def publish(self, staging: Path) -> None:
+        """Give the files their names, then tell export.json and the checkpoint's run.json what is known of them."""
+        for name in (CONFIG_FILE, PREPROCESSOR_FILE, *self.tokenizer_files, *self.facts):
+            (staging / name).replace(self.folder / name)
+        for name, facts in self.facts.items():
+            write_export_facts(self.folder, name, facts, self.source, self.weights)
+        if self.comparison is not None:
+            from hfvit.evaluation.compare import record
+
+            record(self.comparison, [self.options.model, *(self.folder / name for name in self.judged)])
+
+    def table(self) -> str:
+        """What was made: a row for each file."""
+        gate = dict(zip(self.judged, self.comparison.rows[1:], strict=True)) if self.comparison else {}
+        rows = [("file", "MB", "max difference", "allowed", "gate")]
+        for name, facts in self.facts.items():
+            parity, row = facts["parity"], gate.get(name)
+            verdict = f"{row['change_points']:+.2f} points, {row['agreement']:.2%} agree" if row else "not run"
+            allowed = "-" if parity["atol"] is None else f"{parity['atol']:.2g}"
+            rows.append((name, f"{facts['bytes'] / 1e6:.1f}", f"{parity['max_abs_difference']:.2g}", allowed, verdict))
+        note = "max difference is that of a logit from PyTorch's in float32, on random pixel values"
+        return "\n".join([*aligned(rows), "", note, f"files are in {self.folder}"])
+
+    def batches(self, pictures) -> Iterator[np.ndarray]:
+        """Pixel values `(batch, 3, height, width)` float32; a graph of fixed batch size takes whole batches only."""
+        size = self.calibration_batch if self.options.no_dynamic_axes else CALIBRATION_BATCH
+        for images in batched(pictures.images(), size):
+            if len(images) >= self.calibration_batch:
+                yield self.processor(images, return_tensors="pt")["pixel_values"].numpy()

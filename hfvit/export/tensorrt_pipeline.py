@@ -1,0 +1,189 @@
+"""`optimum-cli export tensorrt`: ONNX graph to published engine."""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import hfvit
+from hfvit.artifacts.artifact import class_names, find_artefact
+from hfvit.artifacts.constants import CONFIG_FILE, ENGINE_FACTS_FILE, PREPROCESSOR_FILE
+from hfvit.artifacts.export_folder import check_same_model, claim_folder, file_facts, read_export_facts, staging_folder
+from hfvit.artifacts.output_dir import write_text
+from hfvit.errors import ModelError
+from hfvit.export.pipeline import Export
+from hfvit.trt.api import Backend, EngineOptions
+from hfvit.trt.builder import build_engine, read_graph
+from hfvit.trt.triton import CONFIG, LABELS, PLAN, triton_config, triton_labels
+from hfvit.utils.formatting import aligned
+from hfvit.utils.json_files import write_object
+
+ENGINE_FILE = "model.engine"
+
+
+class CheckpointGraph(Export):
+    """A checkpoint's ONNX file in the wanted precision, checked and judged as `export onnx` does it."""
+
+    for_engine = True
+
+    def float_files(self, staging: Path) -> None:
+        if not self.options.quantize:
+            super().float_files(staging)
+
+    @contextmanager
+    def graph(self) -> Iterator[tuple[Path, dict]]:
+        """The file and its facts; the file is gone at the end."""
+        with self.graphs() as staging:
+            ((name, facts),) = self.facts.items()
+            gate = {**self.comparison.facts, **self.comparison.rows[1]} if self.comparison else None
+            yield staging / name, {**facts, "gate": gate and {**gate, "artefact": name, "passed": True}}
+
+    @property
+    def labels(self) -> list[str]:
+        return self.classifier.labels
+
+
+class GivenGraph:
+    """An ONNX file that is there already, with the configuration beside it."""
+
+    def __init__(self, options: argparse.Namespace, folder: Path):
+        self.options, self.folder, self.started = options, folder, time.monotonic()
+
+    def say(self, text: str) -> None:
+        print(f"[{time.monotonic() - self.started:5.0f} s] {text}", flush=True)
+
+    @contextmanager
+    def graph(self) -> Iterator[tuple[Path, dict]]:
+        artefact = find_artefact(self.options.model)
+        self.labels = class_names(artefact)
+        held = read_graph(artefact.file)
+        if self.options.dtype not in (None, held.dtype):
+            raise ModelError(
+                f"--dtype {self.options.dtype}: {artefact.file} computes in {held.dtype}, and an engine's precision is"
+                " its graph's. Leave --dtype out, or name the checkpoint in place of the file."
+            )
+        if held.classes != len(self.labels):
+            raise ModelError(f"{artefact.file} has {held.classes} logits, but {len(self.labels)} classes are named.")
+        self.config = json.loads(artefact.beside(CONFIG_FILE).read_text(encoding="utf-8"))
+        known = read_export_facts(artefact.file.parent)
+        self.source, self.weights = known["source"] or artefact.file.name, known["weights_sha256"]
+        check_same_model(self.folder, self.config, self.weights)
+        processor = artefact.beside(PREPROCESSOR_FILE)
+        if processor is None:
+            raise ModelError(f"{artefact.file} has no {PREPROCESSOR_FILE} beside it, which an engine's user needs.")
+        self.processor_config = json.loads(processor.read_text(encoding="utf-8"))
+        yield artefact.file, known["files"].get(artefact.file.name, {})
+
+
+class EngineExport:
+    """One call of the command, with a backend that can do what is asked."""
+
+    def __init__(self, options: argparse.Namespace, backend: Backend, engine_options: EngineOptions):
+        self.options, self.backend, self.engine_options = options, backend, engine_options
+        kind = CheckpointGraph if find_artefact(options.model).is_checkpoint else GivenGraph
+        self.graph = kind(options, claim_folder(options.output))
+
+    def run(self) -> None:
+        """Everything, in order; a failed build leaves nothing new under a final name."""
+        graph, folder = self.graph, self.graph.folder
+        with graph.graph() as (onnx_file, onnx_facts), staging_folder(folder) as staging:
+            graph.say(f"building the engine of {onnx_file.name} with {self.backend.title}")
+            facts = build_engine(
+                onnx_file,
+                staging / ENGINE_FILE,
+                self.backend,
+                self.engine_options,
+                verbose=self.options.verbose,
+            )
+            facts = {
+                "hfvit_version": hfvit.__version__,
+                "source": graph.source,
+                "weights_sha256": graph.weights,
+                "file": PLAN if self.options.triton else ENGINE_FILE,
+                **facts,
+                "options": {**facts["options"], **self.calibration()},
+                "onnx": self.onnx_facts(onnx_file, onnx_facts),
+                "labels": graph.labels,
+                "preprocessing": graph.processor_config,
+            }
+            self.publish(staging, facts)
+        print(self.table(facts))
+
+    def calibration(self) -> dict:
+        """What was asked for beside the recipe, which a command to build the engine again must ask for, too."""
+        options = self.options
+        if options.quantize != "int8" or options.calibration_dataset is None:
+            return {}
+        from hfvit.evaluation.split import shown_name
+
+        return {
+            "calibration_dataset": shown_name(options.calibration_dataset),
+            "calibration_split": options.calibration_split,
+            "calibration_samples": options.calibration_samples,
+        }
+
+    @staticmethod
+    def onnx_facts(file: Path, known: dict) -> dict:
+        kept = {key: known.get(key) for key in ("opset", "parity", "quantization", "calibration", "gate")}
+        return {"name": file.name, **file_facts(file), **kept}
+
+    def publish(self, staging: Path, facts: dict) -> None:
+        """engine.json goes last and comes first away: where it lies, everything else is in place."""
+        folder = self.graph.folder
+        engine = folder / facts["file"]
+        engine.parent.mkdir(exist_ok=True)
+        (folder / ENGINE_FACTS_FILE).unlink(missing_ok=True)
+        (staging / ENGINE_FILE).replace(engine)
+        write_object(folder / CONFIG_FILE, self.graph.config)
+        write_object(folder / PREPROCESSOR_FILE, self.graph.processor_config)
+        if self.options.triton:
+            write_text(folder / LABELS, triton_labels(facts["labels"]))
+            write_text(folder / CONFIG, triton_config(self.options.triton, facts))
+        write_object(folder / ENGINE_FACTS_FILE, facts)
+
+    def table(self, facts: dict) -> str:
+        """What was built, for whom."""
+        profile, onnx = facts["profile"], facts["onnx"]
+        low, best, high = (profile[key][0] for key in ("min", "opt", "max"))
+        products = ", ".join(f"{count} in {kind.lower()}" for kind, count in facts["network"]["products"].items())
+        rows = [
+            ("engine", f"{facts['file']}, {facts['bytes'] / 1e6:.1f} MB, built in {facts['seconds']:.1f} s"),
+            ("backend", self.backend.title + (f", CUDA {self.backend.cuda}" if self.backend.cuda else "")),
+            ("precision", f"{facts['dtype']}; products of the network: {products}"),
+            ("batch", f"{low} to {high}, best at {best}" if low < high else str(low)),
+            *((kind, _signature(facts[kind])) for kind in ("input", "output")),
+            ("runs on", f"GPUs of compute capability {', '.join(facts['compute_capabilities'])}"),
+            ("onnx", f"{onnx['name']}, {onnx['bytes'] / 1e6:.1f} MB{_checked(onnx)}"),
+        ]
+        return "\n".join([*aligned(rows), "", f"files are in {self.graph.folder}"])
+
+
+def graph_options(options: argparse.Namespace) -> argparse.Namespace:
+    """The options of `export onnx` that give the graph for an engine."""
+    is_int8 = options.dtype == "int8"
+    values = {
+        **vars(options),
+        "dtype": "fp32" if is_int8 else options.dtype,
+        "quantize": "int8" if is_int8 else None,
+        "target": "tensorrt",
+        "optimize": False,
+        "with_preprocessing": False,
+        "batch_size": 1,
+        "no_dynamic_axes": False,
+    }
+    return argparse.Namespace(**values)
+
+
+def _signature(tensor: dict) -> str:
+    shape = ", ".join(["batch", *map(str, tensor["shape"][1:])])
+    return f"{tensor['name']} ({shape}) {tensor['type'].lower()}"
+
+
+def _checked(onnx: dict) -> str:
+    parity, gate = onnx["parity"], onnx["gate"]
+    told = f", logits within {parity['max_abs_difference']:.2g} of PyTorch's in float32" if parity else ""
+    if gate:
+        told += f"; gate {gate['change_points']:+.2f} points, {gate['agreement']:.2%} agree"
+    return told

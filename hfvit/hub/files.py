@@ -1,0 +1,168 @@
+"""Select the files to push."""
+
+import json
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+import yaml
+from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
+from huggingface_hub.constants import EVAL_RESULTS_FOLDER
+from yaml import YAMLError
+
+from hfvit.artifacts.constants import ADAPTER_FILES, ADAPTER_FOLDER, TOKENIZER_FILES, WEIGHT_FILES, WEIGHTS
+from hfvit.artifacts.export_folder import export_facts
+from hfvit.artifacts.output_dir import RUN_FILE
+from hfvit.artifacts.run_record import read_run
+from hfvit.errors import HubError, one_line
+from hfvit.hub.model_card import render_card
+from hfvit.hub.redaction import public_text
+from hfvit.utils.files import is_hub_id
+
+
+def eval_results_file(facts: dict) -> tuple[str, str] | None:
+    """(path in the repository, YAML), or None where there is no result of a data set on the Hub.
+
+    A result is the accuracy, in percent, on the whole test split: figures of rows that selected the checkpoint, or of
+    a part of the split, do not belong beside those of others.
+    """
+    data, test = facts["data"], facts["metrics"].get("test")
+    name = data["dataset_name"]
+    if test is None or data.get("is_local") or not is_hub_id(name) or facts["recipe"].get("max_eval_samples"):
+        return None
+    entry = EvalResultEntry(
+        dataset_id=name,
+        task_id=data["dataset_config_name"] or "default",
+        value=round(100 * test["accuracy"], 2),
+        dataset_revision=data.get("dataset_commit") or data["dataset_revision"],
+        date=facts.get("finished"),
+        notes=f"top-1 accuracy in percent, split {data['splits']['test']['source']}, {test['images']:,} images",
+    )
+    text = yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False, allow_unicode=True)
+    return f"{EVAL_RESULTS_FOLDER}/{name.replace('/', '--')}.yaml", text
+
+
+# A list of what belongs there, not of what does not: a forgotten pattern would publish optimiser state or a pickle.
+ROOT = ("config.json", "preprocessor_config.json", "README.md", RUN_FILE, "recipe.yaml", "trainer_state.json")
+ROOT += (*TOKENIZER_FILES, *WEIGHT_FILES, "plots/*.png")
+# Pictures of the data set, which need not be anybody else's to see.
+OF_THE_DATA = tuple(f"plots/{name}*.png" for name in ("training_images", "mistakes", "attention"))
+EXPORTS = {
+    "onnx": ("*.onnx", "*.onnx_data", "*.json"),
+    "tensorrt": ("*.engine", "*.plan", "*.json", "*.pbtxt", "*.onnx"),
+}
+WITHOUT_PATHS = (RUN_FILE, "recipe.yaml", "trainer_state.json")
+
+
+@dataclass
+class PushedFile:
+    """`path` in the repository; `source` is a file here or the content itself."""
+
+    path: str
+    source: Path | bytes
+
+    @property
+    def bytes(self) -> int:
+        return len(self.source) if isinstance(self.source, bytes) else self.source.stat().st_size
+
+
+def files_to_push(
+    folder: str | Path, repo_id: str, include: tuple[str, ...] = (), card_there: str = ""
+) -> list[PushedFile]:
+    """The files of a checkpoint folder and of the exports named in `include`, in the order of their paths.
+
+    Paths of this machine are reduced to their last part in what is JSON or YAML of a run. The card names `repo_id` and
+    the exports, and keeps what was edited here and in `card_there`, the repository's. The result of a data set on the
+    Hub comes as `.eval_results` too. Raises `HubError` where the folder holds no checkpoint or not what `include`
+    names, `ModelError` for a run.json that cannot be read.
+    """
+    root = Path(folder).expanduser()
+    if not root.is_dir():
+        raise HubError(f"There is no folder {folder}.")
+    if not (root / "config.json").is_file() or not any((root / name).is_file() for name in WEIGHTS):
+        raise HubError(
+            f"{folder} holds no finished checkpoint: config.json and model.safetensors are missing. Name the"
+            " output_dir of a run."
+        )
+    facts = read_run(root) if (root / RUN_FILE).exists() else {}
+    found: dict[str, Path | bytes] = {
+        path: file
+        for path, file in _matching(root, "", ROOT)
+        if not any(fnmatch(path, pattern) for pattern in OF_THE_DATA)
+    }
+    if (facts.get("recipe") or {}).get("finetuning") == "lora":  # else the folder is of an earlier run
+        found |= dict(_matching(root, f"{ADAPTER_FOLDER}/", ADAPTER_FILES))
+    for export in include:
+        found |= _export(root, export)
+    for name in WITHOUT_PATHS:
+        if name in found:
+            with _told_of(found[name]):
+                found[name] = public_text(found[name].read_text(encoding="utf-8"), name, facts).encode()
+    if facts:
+        card_here = ""
+        if "README.md" in found:
+            with _told_of(found["README.md"]):
+                card_here = found["README.md"].read_text(encoding="utf-8")
+        exports = {export: export_facts(root / export) for export in include}
+        with _told_of(root / RUN_FILE):
+            card = render_card(facts, repo_id.split("/")[-1], repo_id, exports, edited=(card_there, card_here))
+        found["README.md"] = card.encode()
+        if result := eval_results_file(facts):
+            found[result[0]] = result[1].encode()
+    return [PushedFile(path, found[path]) for path in sorted(found)]
+
+
+def left_out(folder: str | Path, include: tuple[str, ...]) -> list[str]:
+    """The exports that lie in `folder` and are not in `include`."""
+    return [name for name in EXPORTS if name not in include and (Path(folder).expanduser() / name).is_dir()]
+
+
+def _export(root: Path, name: str) -> dict[str, Path]:
+    found = dict(_matching(root, f"{name}/", EXPORTS[name]))
+    if all(path.endswith((".json", ".pbtxt")) for path in found):
+        raise HubError(
+            f"--include {name}: {root}/{name} holds no export; make one with `optimum-cli export {name} --model {root}"
+            f" {root}/{name}`."
+        )
+    config = root / name / "config.json"
+    if config.exists():
+        mine, theirs = _read_json(root / "config.json"), _read_json(config)
+        labels = mine.get("label_names") or list((mine.get("id2label") or {}).values())
+        if labels and labels != list((theirs.get("id2label") or {}).values()):
+            raise HubError(
+                f"--include {name}: {root}/{name} is of another model, with other classes; export it again."
+            )
+    return found
+
+
+def _matching(root: Path, prefix: str, patterns: tuple[str, ...]) -> list[tuple[str, Path]]:
+    """(path in the repository, file) of what matches, below `prefix`; hidden and temporary files never do."""
+    folder = root / prefix if prefix else root
+    found = []
+    for file in sorted(folder.rglob("*")):
+        inside = file.relative_to(folder)
+        named = inside.as_posix() if not prefix else inside.name
+        if any(part.startswith((".", "~")) for part in inside.parts) or not file.is_file():
+            continue
+        if any(fnmatch(named, pattern) and pattern.count("/") == named.count("/") for pattern in patterns):
+            found.append((f"{prefix}{inside.as_posix()}", file))
+    return found
+
+
+def _read_json(path: Path) -> dict:
+    with _told_of(path):
+        content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise HubError(f"{path} cannot be read: it holds no JSON object.")
+    return content
+
+
+@contextmanager
+def _told_of(path: Path):
+    """Whatever keeps the file from being what hfvit wrote is told with its name."""
+    try:
+        yield
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, YAMLError) as error:
+        why = f"it lacks {error}" if isinstance(error, LookupError) else one_line(error)
+        raise HubError(f"{path} cannot be read as what a run wrote: {why}.") from None

@@ -1,0 +1,1 @@
+"""Load checkpoints and exports, and predict."""

@@ -1,0 +1,1 @@
+"""timm networks as transformers models."""

@@ -1,0 +1,310 @@
+"""`HFViTFusionForImageClassification`: timm image tower and text encoder with a fusion head."""
+
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedModel
+from transformers.modeling_outputs import ImageClassifierOutput
+
+from hfvit.errors import ModelError, one_line
+from hfvit.models.configuration import HFViTConfig
+from hfvit.models.freezing import FrozenParts
+from hfvit.models.modeling import HFViTForImageClassification
+from hfvit.training.param_groups import freeze
+from hfvit.utils.files import folder_or_hub_id
+
+HEAD_DIM = 64  # of an attention head, at least
+MLP_RATIO = 4
+
+
+class CrossAttention(nn.Module):
+    """A pre-norm residual block: image tokens attend to text tokens (Vaswani et al.,
+    https://arxiv.org/abs/1706.03762), then each goes through a small network of its own."""
+
+    def __init__(self, image_dim: int, text_dim: int):
+        super().__init__()
+        self.heads = head_count(image_dim)
+        self.image_norm, self.text_norm = nn.LayerNorm(image_dim), nn.LayerNorm(text_dim)
+        self.query, self.key_value = nn.Linear(image_dim, image_dim), nn.Linear(text_dim, 2 * image_dim)
+        self.output = nn.Linear(image_dim, image_dim)
+        self.mlp_norm = nn.LayerNorm(image_dim)
+        self.mlp = nn.Sequential(
+            nn.Linear(image_dim, MLP_RATIO * image_dim), nn.GELU(), nn.Linear(MLP_RATIO * image_dim, image_dim)
+        )
+
+    def forward(self, image: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+        """Image tokens `(batch, image tokens, image_dim)`, changed by text tokens `(batch, tokens, text_dim)`.
+
+        `mask`: `(batch, tokens)` bool, False where a text is padded; each row has a True.
+        """
+        query = self._by_head(self.query(self.image_norm(image)))
+        key, value = (self._by_head(part) for part in self.key_value(self.text_norm(text)).chunk(2, dim=-1))
+        found = scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None, :])
+        image = image + self.output(found.transpose(1, 2).flatten(2))
+        return image + self.mlp(self.mlp_norm(image))
+
+    def _by_head(self, tokens: Tensor) -> Tensor:
+        """`(batch, tokens, dim)` -> `(batch, heads, tokens, dim / heads)`"""
+        return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class Concatenation(nn.Module):
+    """Late fusion: the pooled image beside the mean of the text's tokens, through one hidden layer.
+
+    Without that layer a class could not depend on how image and text go together, only on each by itself.
+    """
+
+    def __init__(self, image_dim: int, text_dim: int):
+        super().__init__()
+        self.image_norm, self.text_norm = nn.LayerNorm(image_dim), nn.LayerNorm(text_dim)
+        self.hidden = nn.Linear(image_dim + text_dim, image_dim)
+
+    def forward(self, image: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+        """`(batch, image_dim)` of a pooled image `(batch, image_dim)` and text tokens `(batch, tokens, text_dim)`.
+
+        `mask` as for `CrossAttention`.
+        """
+        weights = mask.unsqueeze(-1).to(text.dtype)
+        mean = (text * weights).sum(dim=1) / weights.sum(dim=1)
+        both = torch.cat([self.image_norm(image), self.text_norm(mean)], dim=-1)
+        return nn.functional.gelu(self.hidden(both))
+
+
+def head_count(dim: int) -> int:
+    """Attention heads of `dim` channels: as many as divide it with `HEAD_DIM` channels or more each."""
+    return next(heads for heads in range(max(1, dim // HEAD_DIM), 0, -1) if dim % heads == 0)
+
+
+# Of a text encoder's configuration: a place on this machine, and code that nobody shall run.
+_NOT_KEPT = ("_name_or_path", "name_or_path", "auto_map", "transformers_version")
+
+
+class HFViTFusionConfig(HFViTConfig):
+    """The image tower's `HFViTConfig` with the text encoder's own configuration in it.
+
+    `fusion` is `cross_attention`, in `fusion_layers` blocks, or `concatenation`; `max_text_length` is in tokens.
+    """
+
+    model_type = "hfvit_fusion"
+
+    text_encoder_config: dict[str, Any] | None = None
+    fusion: str = "cross_attention"
+    fusion_layers: int = 2
+    max_text_length: int = 64
+
+    def to_dict(self) -> dict[str, Any]:
+        output = super().to_dict()
+        output["architectures"] = ["HFViTFusionForImageClassification"]
+        # With it AutoImageProcessor reads `pretrained_cfg` below, as of any timm checkpoint.
+        output["image_processor_type"] = "TimmWrapperImageProcessor"
+        return output
+
+
+class HFViTFusionForImageClassification(FrozenParts, PreTrainedModel):
+    """Classifies an image together with a text.
+
+    The image tower is timm's, without its classifier. With `cross_attention` its tokens (or the places of its feature
+    map) attend to the text's before timm pools them; with `concatenation` each side is pooled first.
+    """
+
+    config_class = HFViTFusionConfig
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "text")
+    _supports_sdpa = True
+
+    def __init__(self, config: HFViTFusionConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.timm_model = timm.create_model(config.architecture, num_classes=0, **(config.model_args or {}))
+        self.text_model = _untrained(config.text_encoder_config)
+        text_dim = self.text_model.config.hidden_size
+        pooled_dim = self.timm_model.head_hidden_size
+        if config.fusion == "concatenation":
+            self.fusion = Concatenation(pooled_dim, text_dim)
+        else:
+            blocks = (CrossAttention(self.timm_model.num_features, text_dim) for _ in range(config.fusion_layers))
+            self.fusion = nn.ModuleList(blocks)
+        self.classifier = nn.Linear(pooled_dim, config.num_labels)
+        # What FSDP wraps; post_init adds those of the text encoder.
+        self._no_split_modules = sorted({type(block).__name__ for block in getattr(self.timm_model, "blocks", ())})
+        self.post_init()
+
+    def init_weights(self):
+        """Leave the initialisation of timm, of the text encoder and of torch alone."""
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Called by `from_pretrained` for what no checkpoint holds: timm's buffers that are computed."""
+        super()._init_weights(module)
+        if hasattr(module, "init_non_persistent_buffers"):
+            module.init_non_persistent_buffers()
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.LongTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> ImageClassifierOutput | tuple:
+        """Logits `(batch, classes)` of images `(batch, 3, height, width)` with texts `(batch, tokens)`.
+
+        `attention_mask` `(batch, tokens)` is 0 where a text is padded (nowhere when it is None); every text has at
+        least one token.
+        """
+        pixel_values = pixel_values.to(self.classifier.weight.device, self.classifier.weight.dtype)
+        text = self.text_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        features = self.timm_model.forward_features(pixel_values)
+        mask = (torch.ones_like(input_ids) if attention_mask is None else attention_mask).bool()
+        if self.config.fusion == "concatenation":
+            pooled = self.fusion(self.timm_model.forward_head(features, pre_logits=True), text, mask)
+        else:
+            channels_last = getattr(self.timm_model, "output_fmt", None) == "NHWC"
+            tokens, restore = _as_tokens(features, self.timm_model.num_features, channels_last)
+            for block in self.fusion:
+                tokens = block(tokens, text, mask)
+            pooled = self.timm_model.forward_head(restore(tokens), pre_logits=True)
+        logits = self.classifier(pooled)
+        loss = None if labels is None else self.loss_function(labels, logits, self.config)
+        if return_dict is False or (return_dict is None and not self.config.return_dict):
+            return (logits,) if loss is None else (loss, logits)
+        return ImageClassifierOutput(loss=loss, logits=logits)
+
+    def freeze(self, part: str | int) -> None:
+        """Stop training both encoders (`"backbone"`), or the image tower's stem and first `part` blocks.
+
+        Their dropout and statistics stop, too.
+        """
+        freeze(self.timm_model, part)
+        if part == "backbone":
+            self.text_model.requires_grad_(False)
+        self.rest_frozen()
+
+    def example_texts(self, batch: int, tokens: int, generator: torch.Generator | None = None) -> dict:
+        """Random `input_ids` and `attention_mask` `(batch, tokens)`; the last text is padded if it can be."""
+        device = None if generator is None else generator.device
+        vocabulary = self.text_model.config.vocab_size
+        mask = torch.ones(batch, tokens, dtype=torch.long, device=device)
+        mask[-1, 1 + tokens // 2 :] = 0
+        ids = torch.randint(vocabulary, (batch, tokens), generator=generator, device=device)
+        return {"input_ids": ids, "attention_mask": mask}
+
+
+def add_text_encoder(
+    image_model: HFViTForImageClassification,
+    text_encoder: str,
+    revision: str | None = None,
+    fusion: str = "cross_attention",
+    fusion_layers: int = 2,
+    max_text_length: int = 64,
+    frozen: str | int | None = None,
+) -> HFViTFusionForImageClassification:
+    """The classifier of image and text whose image tower is that of `image_model`, and whose other parts are new.
+
+    Args:
+        text_encoder: a folder or Hub id of a transformers text encoder; of a CLIP or SigLIP pair its text half.
+        frozen: as for `HFViTFusionForImageClassification.freeze`.
+
+    Raises `ModelError` for an encoder that cannot be loaded or does not read `max_text_length` tokens.
+    """
+    source = folder_or_hub_id(text_encoder, ModelError, "text_encoder")
+    encoder = _pretrained(source, revision)
+    values = {key: value for key, value in encoder.config.to_dict().items() if key not in _NOT_KEPT}
+    _check_reads(encoder, source, max_text_length)
+    own = image_model.config
+    config = HFViTFusionConfig(
+        architecture=own.architecture,
+        model_args=own.model_args,
+        pretrained_cfg=own.pretrained_cfg,
+        id2label=own.id2label,
+        label2id=own.label2id,
+        text_encoder_config=values,
+        fusion=fusion,
+        fusion_layers=fusion_layers,
+        max_text_length=max_text_length,
+    )
+    model = HFViTFusionForImageClassification(config)
+    missing = model.timm_model.load_state_dict(image_model.timm_model.state_dict(), strict=False).missing_keys
+    if missing:
+        raise ModelError(
+            f"{own.architecture} without its classifier has other weights ({missing[0]}, ...): it cannot be the image"
+            " tower of a model with texts; choose another architecture."
+        )
+    model.text_model = encoder
+    if frozen:
+        model.freeze(int(frozen) if str(frozen).isdigit() else frozen)
+    return model
+
+
+def _pretrained(source: str, revision: str | None) -> PreTrainedModel:
+    """The text encoder at `source` in float32, without its pooler."""
+    hub = {"revision": revision or "main", "trust_remote_code": False}
+    try:
+        config = AutoConfig.from_pretrained(source, **hub)
+        config = getattr(config, "text_config", config)  # of CLIP and SigLIP
+        model, info = AutoModel.from_pretrained(
+            source, config=config, dtype=torch.float32, output_loading_info=True, **hub
+        )
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
+        raise ModelError(f"text_encoder: {source} is no text encoder that can be loaded: {one_line(error)}") from error
+    model = _without_pooler(model)
+    missing = sorted(key for key in info["missing_keys"] if key in model.state_dict())
+    if missing:
+        raise ModelError(f"text_encoder: {source} lacks {len(missing)} weights of its encoder ({missing[0]}, ...).")
+    if model.config.is_encoder_decoder or not hasattr(model.config, "vocab_size"):
+        raise ModelError(
+            f"text_encoder: {source} is a '{model.config.model_type}' model, not a text encoder; take one such as"
+            " BERT, RoBERTa, DistilBERT, or the text half of CLIP."
+        )
+    return model
+
+
+def _untrained(values: dict[str, Any]) -> PreTrainedModel:
+    """The text encoder of a configuration, to load weights into; never code from a checkpoint."""
+    try:
+        config = AutoConfig.for_model(**values)
+        return _without_pooler(AutoModel.from_config(config, trust_remote_code=False))
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"The text encoder of the configuration cannot be built: {one_line(error)}") from error
+
+
+def _without_pooler(model: PreTrainedModel) -> PreTrainedModel:
+    """BERT's kin summarise the first token for a task of their own; weights without a gradient stop DDP."""
+    if isinstance(getattr(model, "pooler", None), nn.Module):
+        model.pooler = None
+    return model
+
+
+@torch.inference_mode()
+def _check_reads(encoder: PreTrainedModel, source: str, tokens: int) -> None:
+    """Run the encoder on one text of that length: each family counts its positions in its own way."""
+    pad = getattr(encoder.config, "pad_token_id", None)
+    ids = torch.full((1, tokens), 1 if pad == 0 else 0)
+    try:
+        encoder.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state.shape  # noqa: B018
+    except (IndexError, RuntimeError, ValueError) as error:
+        positions = getattr(encoder.config, "max_position_embeddings", None)
+        known = f" (its max_position_embeddings is {positions})" if positions else ""
+        raise ModelError(
+            f"max_text_length: the text encoder {source} cannot read {tokens} tokens{known}; set it lower."
+        ) from error
+    except (AttributeError, TypeError) as error:
+        raise ModelError(f"text_encoder: {source} gives no tokens of a text: {one_line(error)}") from error
+
+
+def _as_tokens(features: torch.Tensor, channels: int, channels_last: bool):
+    """Features of a timm model as `(batch, tokens, channels)`, and the way back."""
+    if features.ndim == 3:
+        return features, lambda tokens: tokens
+    if features.shape[-1] == channels and (channels_last or features.shape[1] != channels):
+        size = features.shape[1:3]
+        return features.flatten(1, 2), lambda tokens: tokens.unflatten(1, size)
+    size = features.shape[2:]
+    return features.flatten(2).transpose(1, 2), lambda tokens: tokens.transpose(1, 2).unflatten(2, size)
+
+
+AutoConfig.register(HFViTFusionConfig.model_type, HFViTFusionConfig)
+AutoModelForImageClassification.register(HFViTFusionConfig, HFViTFusionForImageClassification)

@@ -1,0 +1,206 @@
+"""`HFViTForImageClassification`: a timm classifier as a `PreTrainedModel`."""
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TimmWrapperForImageClassification
+from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.utils import logging as transformers_logging
+
+from hfvit.errors import ModelError
+from hfvit.models.attention import recorded_attention
+from hfvit.models.configuration import HFViTConfig, load_config
+from hfvit.models.freezing import FrozenParts
+from hfvit.models.image_size import check_patches, resize_input
+from hfvit.training.param_groups import classifier_parameters, freeze
+from hfvit.utils.files import folder_or_hub_id
+
+
+class HFViTForImageClassification(FrozenParts, TimmWrapperForImageClassification):
+    """timm classifier with position embeddings that follow the image size, attention maps and frozen parts."""
+
+    config_class = HFViTConfig
+
+    def __init__(self, config: HFViTConfig):
+        try:
+            super().__init__(config)
+        except TypeError as error:
+            raise ModelError(f"{config.architecture} does not take one of {config.model_args}: {error}.") from None
+        # What FSDP wraps; the stock value names a class that the model does not contain.
+        self._no_split_modules = sorted({type(block).__name__ for block in getattr(self.timm_model, "blocks", ())})
+
+    def init_weights(self):
+        """Leave timm's own initialisation of a new model alone; the stock class redraws it from a normal."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *args,
+        labels: list[str] | None = None,
+        image_size: int | None = None,
+        timm_kwargs: dict[str, Any] | None = None,
+        **kwargs,
+    ) -> "HFViTForImageClassification":
+        """Load a timm, transformers `timm_wrapper` or hfvit checkpoint: a Hub id or a folder.
+
+        Args:
+            labels: class names in order. The head is kept when they are the checkpoint's own, else it is new.
+            image_size: height and width in pixels; position embeddings are resampled by timm when it differs. (The
+                stock class leaves them uninitialised, transformers 5.23.)
+            timm_kwargs: further arguments of `timm.create_model`, over the checkpoint's `model_args`.
+
+        Raises `ModelError` for another kind of checkpoint, or when anything but a new head would be left untrained.
+        """
+        pretrained_model_name_or_path = folder_or_hub_id(
+            pretrained_model_name_or_path, ModelError, "model_name_or_path"
+        )
+        hub = ("revision", "cache_dir", "token", "local_files_only", "force_download", "subfolder")
+        config = load_config(pretrained_model_name_or_path, **{key: kwargs[key] for key in hub if key in kwargs})
+        old_labels = config.label_names
+        given = kwargs.pop("config", None)
+        if given is not None:
+            names = [given.id2label[index] for index in range(given.num_labels)]
+            stock = {**given.to_dict(), "label_names": names, "num_classes": len(names)}
+            config = HFViTConfig.from_dict({"pretrained_cfg": config.pretrained_cfg, **stock})
+        labels = _requested_labels(labels, config.label_names, kwargs)
+        if not labels:
+            raise ModelError(
+                f"{pretrained_model_name_or_path} has no classifier of its own; name the classes of a new one"
+                ' (labels=["cat", "dog", ...]).'
+            )
+        keeps_head = labels == old_labels
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: index for index, label in enumerate(labels)}
+        if timm_kwargs:
+            config.model_args = {**(config.model_args or {}), **timm_kwargs}
+        with_info = kwargs.pop("output_loading_info", False)
+        kwargs.pop("ignore_mismatched_sizes", None)  # a head of another size is always drawn anew
+        with _quiet_load_report():
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path,
+                *args,
+                config=config,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **kwargs,
+            )
+        model._check_loaded(info, pretrained_model_name_or_path, keeps_head)
+        if not keeps_head:
+            model.reset_head()
+        if image_size:
+            model.set_image_size(image_size)
+        return (model, info) if with_info else model
+
+    def _check_loaded(self, info: dict, name: str | Path, keeps_head: bool) -> None:
+        head = {id(parameter) for parameter in classifier_parameters(self.timm_model)}
+        in_head = {key for key, parameter in self.named_parameters() if id(parameter) in head}
+        untrained = set(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
+        wrong = sorted(untrained if keeps_head else untrained - in_head)
+        if wrong:
+            shown = ", ".join(key.removeprefix("timm_model.") for key in wrong[:5])
+            raise ModelError(
+                f"{name} does not fit {self.config.architecture}: {len(wrong)} weights are missing or of another shape"
+                f" ({shown}{', ...' if len(wrong) > 5 else ''}); check architecture and model_args."
+            )
+
+    def save_pretrained(self, save_directory: str | Path, state_dict: dict | None = None, **kwargs):
+        """Save under timm's own weight names, which stock transformers and timm both load.
+
+        The stock class keeps its `timm_model.` prefix unless the weights came from a timm checkpoint (transformers
+        5.23), and timm cannot read that.
+        """
+        state_dict = self.state_dict() if state_dict is None else state_dict
+        plain = {name.removeprefix("timm_model."): value for name, value in state_dict.items()}
+        super().save_pretrained(save_directory, state_dict=plain, **kwargs)
+
+    @torch.no_grad()
+    def reset_head(self) -> None:
+        """Draw the classifier anew: normal weights of `initializer_range`, zero bias."""
+        for parameter in classifier_parameters(self.timm_model):
+            if parameter.ndim > 1:
+                nn.init.normal_(parameter, std=self.config.initializer_range)
+            else:
+                nn.init.zeros_(parameter)
+
+    def set_image_size(self, image_size: int) -> None:
+        """Take images of another size from now on, with position embeddings resampled by timm's own rule."""
+        if (image_size, image_size) == self.config.image_size:
+            return
+        check_patches(self.timm_model, image_size)
+        resizable = hasattr(self.timm_model, "set_input_size")
+        if not resizable and self.config.pretrained_cfg.get("fixed_input_size"):
+            raise ModelError(
+                f"image_size: not for this family: {self.config.architecture} takes {self.config.image_size[0]} px"
+                " images only."
+            )
+        changed = resize_input(self.timm_model, image_size) if resizable else {}
+        self.config.set_image_size(image_size, is_argument=resizable, **changed)
+        self._check_rebuilt()
+
+    def _check_rebuilt(self) -> None:
+        """Raise `ModelError` unless the configuration builds a model that takes these weights."""
+        with torch.device("meta"):
+            rebuilt = type(self)(self.config).state_dict()
+        changed = [name for name, value in self.state_dict().items() if rebuilt[name].shape != value.shape]
+        if changed:
+            raise ModelError(
+                f"image_size: not for this family: {self.config.architecture} cannot change to"
+                f" {self.config.image_size[0]} px and be loaded again"
+                f" ({changed[0].removeprefix('timm_model.')} takes another shape); keep its own size."
+            )
+
+    def freeze(self, part: str | int) -> None:
+        """Stop training `"backbone"`, or the stem and the first `part` blocks; their dropout and statistics too."""
+        freeze(self.timm_model, part)
+        self.rest_frozen()
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.LongTensor | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> ImageClassifierOutput | tuple:
+        """Logits `(batch, classes)`; with `output_attentions`, each block's `(batch, heads, tokens, tokens)` too.
+
+        Attention maps need a model with `blocks` of timm's plain attention (ViT, DeiT, DINOv2, BEiT, EVA, ...).
+        """
+        wanted = self.config.output_attentions if output_attentions is None else output_attentions
+        arguments = {"labels": labels, "output_attentions": False, "return_dict": return_dict, **kwargs}
+        if not wanted:
+            return super().forward(pixel_values, **arguments)
+        with recorded_attention(self.timm_model) as maps:
+            outputs = super().forward(pixel_values, **arguments)
+        if isinstance(outputs, tuple):
+            return (*outputs, tuple(maps))
+        outputs.attentions = tuple(maps)
+        return outputs
+
+
+def _requested_labels(labels: list[str] | None, old_labels: list[str], kwargs: dict[str, Any]) -> list[str]:
+    """Class names from `labels`, else from transformers' `id2label` or `num_labels` in `kwargs`, else the old."""
+    id2label, num_labels = kwargs.pop("id2label", None), kwargs.pop("num_labels", None)
+    kwargs.pop("label2id", None)
+    if labels is not None:
+        return list(labels)
+    if id2label is not None:
+        return [name for _, name in sorted((int(index), name) for index, name in id2label.items())]
+    if num_labels is not None and num_labels != len(old_labels):
+        return [f"LABEL_{index}" for index in range(num_labels)]
+    return old_labels
+
+
+@contextmanager
+def _quiet_load_report():
+    """transformers prints a table for a missing head; a head that should not be missing is an error here anyway."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)

@@ -1,0 +1,74 @@
+"""Self-contained HTML report."""
+
+import base64
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from hfvit.artifacts.export_folder import export_rows
+from hfvit.artifacts.output_dir import write_text
+from hfvit.artifacts.run_record import reported_split
+from hfvit.hub.model_card import dataset_title
+from hfvit.hub.redaction import public_facts
+from hfvit.report.figures import DARK, LIGHT
+from hfvit.report.summary import selection
+from hfvit.utils.formatting import duration
+
+PAGE_FILE = "report.html"
+# In the order of the page: what a picture shows, for those who do not see it too.
+_PLOTS = {
+    "confusion_matrix": "Confusion matrix: rows are the true classes, columns the predicted ones",
+    "per_class_accuracy": "Accuracy of every class with its 95 % interval",
+    "reliability": "Accuracy against stated confidence, before and after calibration",
+    "mistakes": "The most confident mistakes: each picture with what was said and what it is",
+    "attention": "Pictures above maps of where the model looked",
+    "learning_curves": "Loss, validation accuracy and learning rate over the training steps",
+    "training_images": "Training images as the model sees them",
+}
+_PROBE_PLOTS = {"learning_curves": "Validation accuracy and loss over the strength of the probe's penalty"}
+_OPEN_ROWS = 20  # of a table that is not folded
+
+
+def write_page(facts: dict, output_dir: str | Path, exports: dict[str, dict]) -> Path:
+    """Write `output_dir/report.html` from the facts, the plots that lie there, and the exports (export_table.py).
+
+    It holds pictures of the data set, where there are any, but no path of this machine. It is never pushed.
+    """
+    folder, public = Path(output_dir), public_facts(facts)
+    role = reported_split(facts)
+    plots = _PLOTS | (_PROBE_PLOTS if "probe" in facts["training"] else {})
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {"percent": lambda share: f"{share:.2%}", "count": lambda number: f"{number:,}"}
+    page = environment.get_template("report_page.html").render(
+        name=folder.resolve().name,
+        facts=public,
+        role=role,
+        result=facts["metrics"][role],
+        title=dataset_title(facts["data"]["dataset_name"]),
+        selected=selection(facts["training"]),
+        time=duration(facts["training"]["seconds"]),
+        temperature=facts.get("temperature") or {"value": None, "reason": "this run fitted no temperature"},
+        examples=facts.get("examples") or {"split": role, "mistakes": [], "attention_left_out": None},
+        exports=export_rows(exports),
+        gate=public.get("gate"),
+        plots={name: _embedded(folder, name, text) for name, text in plots.items()},
+        open_rows=_OPEN_ROWS,
+    )
+    path = folder / PAGE_FILE
+    write_text(path, page)
+    return path
+
+
+def _embedded(folder: Path, name: str, text: str) -> dict | None:
+    """Both themes of a plot as data URIs; None where it was not drawn."""
+    files = [folder / "plots" / f"{name}{theme.suffix}.png" for theme in (LIGHT, DARK)]
+    if not files[0].is_file():
+        return None
+    light, dark = (
+        "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode() if file.is_file() else None
+        for file in files
+    )
+    return {"light": light, "dark": dark, "text": text}

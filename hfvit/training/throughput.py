@@ -1,0 +1,120 @@
+"""Throughput, data wait, FLOPs and MFU."""
+
+import logging
+import time
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from hfvit.models.factory import without_storage
+
+logger = logging.getLogger(__name__)
+
+
+class SpeedMeter:
+    """Counts images and seconds of training, evaluation and saving left out.
+
+    Read it only after the device has been waited for (as the Trainer does to log a loss): a GPU works behind the
+    processor's back.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.flops_per_image: float | None = None
+        self.peak_flops: float | None = None
+        self.start()
+
+    def start(self) -> None:
+        """Count from now on."""
+        self.images, self.waited, self.paused_for = 0, 0.0, 0.0
+        self._first = self._last = self._stopped = self._reading()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def stop(self) -> None:
+        """`overall` counts up to here; a later `stop` takes it further."""
+        self._stopped = self._reading()
+
+    @contextmanager
+    def waiting(self):
+        """Time spent here is waiting for data."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.waited += time.perf_counter() - start
+
+    @contextmanager
+    def paused(self):
+        """Time spent here is no training."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.paused_for += time.perf_counter() - start
+
+    def since_last(self) -> dict[str, float]:
+        """Figures of the steps since the last call."""
+        last, self._last = self._last, self._reading()
+        return self._figures(last, self._last)
+
+    def overall(self) -> dict[str, float]:
+        """Figures of all steps from `start` to the last `stop`."""
+        return self._figures(self._first, self._stopped)
+
+    def _reading(self) -> tuple[int, float, float]:
+        return self.images, time.perf_counter() - self.paused_for, self.waited
+
+    def _figures(self, before, after) -> dict[str, float]:
+        images, seconds, waited = (new - old for new, old in zip(after, before, strict=True))
+        seconds = max(seconds, 1e-9)
+        figures = {"images_per_second": images / seconds, "data_wait": waited / seconds}
+        if self.flops_per_image and self.peak_flops:
+            figures["mfu"] = images / seconds * self.flops_per_image / self.peak_flops
+        if self.device.type == "cuda":
+            figures["peak_memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
+        return figures
+
+
+def training_flops(model: nn.Module) -> float | None:
+    """Floating-point operations of one image's forward and backward pass (a multiply-add is two).
+
+    Counted on a copy without storage; frozen parts have no backward pass. What gradient checkpointing computes again
+    does not count. None for a model that cannot be built or run that way.
+    """
+    try:
+        ghost = without_storage(model).train()
+        with torch.device("meta"):
+            image = torch.zeros(2, 3, *model.config.image_size)  # two: some norms need more than one
+            with FlopCounterMode(display=False) as counter:
+                tokens = getattr(model.config, "max_text_length", None)  # of a model that reads texts, too
+                texts = {"input_ids": torch.zeros(2, tokens, dtype=torch.long)} if tokens else {}
+                # An image's logits each, or each of a pair: a student with a distillation token gives two.
+                sum(logits.sum() for logits in ghost(image, **texts).logits).backward()
+    except Exception as error:  # timm's models assert and raise all kinds of things; a statistic must not end a run
+        logger.debug("the operations of %s cannot be counted: %s", model.config.architecture, error)
+        return None
+    return counter.get_total_flops() / 2
+
+
+@torch.no_grad()
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of a large square matrix product: what this device can reach at best."""
+    side, repetitions = (1024, 1) if device.type == "cpu" else (8192, 10)
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(5):
+        _wait(device)
+        start = time.perf_counter()
+        for _ in range(repetitions):
+            torch.matmul(a, b)
+        _wait(device)
+        best = min(best, time.perf_counter() - start)
+    return repetitions * 2 * side**3 / best
+
+
+def _wait(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

@@ -1,0 +1,115 @@
+"""TrivialAugment, RandAugment and ThreeAugment policies."""
+
+from collections.abc import Callable
+
+import numpy as np
+from scipy.special import ndtri
+
+from hfvit.transforms.functional import MAX_BLUR
+
+Stage = tuple[np.ndarray, np.ndarray]  # names and magnitudes, (images,) each
+# An operation's magnitude at a level from 0 to 1, and the value it lies on either side of (None: on one side only).
+Space = dict[str, tuple[Callable[[np.ndarray], np.ndarray], float | None]]
+
+BINS = 31
+LEVELS = 10.0  # timm's scale of magnitudes
+NOISE = 0.5  # standard deviation of RandAugment's magnitude on that scale
+JITTER = 0.3
+
+
+def _times(factor: float) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda level: factor * level
+
+
+def _nothing(level: np.ndarray) -> np.ndarray:
+    return np.zeros_like(level)
+
+
+# torchvision's TrivialAugmentWide; translations as shares of the image, which there are 32 pixels of 224.
+TRIVIAL: Space = {
+    "identity": (_nothing, None),
+    "shear_x": (_times(0.99), 0.0),
+    "shear_y": (_times(0.99), 0.0),
+    "translate_x": (_times(32 / 224), 0.0),
+    "translate_y": (_times(32 / 224), 0.0),
+    "rotate": (_times(135.0), 0.0),
+    "brightness": (_times(0.99), 1.0),
+    "saturation": (_times(0.99), 1.0),
+    "contrast": (_times(0.99), 1.0),
+    "sharpness": (_times(0.99), 1.0),
+    "posterize": (lambda level: np.round(8 - 6 * level), None),
+    "solarize": (lambda level: 255 * (1 - level), None),
+    "autocontrast": (_nothing, None),
+    "equalize": (_nothing, None),
+}
+# timm's "increasing" operations of RandAugment.
+RAND: Space = {
+    "autocontrast": (_nothing, None),
+    "equalize": (_nothing, None),
+    "invert": (_nothing, None),
+    "rotate": (_times(30.0), 0.0),
+    "posterize": (lambda level: 4 - np.floor(4 * level), None),
+    "solarize": (lambda level: 256 - np.floor(256 * level), None),
+    "solarize_add": (lambda level: np.floor(110 * level), None),
+    "saturation": (_times(0.9), 1.0),
+    "contrast": (_times(0.9), 1.0),
+    "brightness": (_times(0.9), 1.0),
+    "sharpness": (_times(0.9), 1.0),
+    "shear_x": (_times(0.3), 0.0),
+    "shear_y": (_times(0.3), 0.0),
+    "translate_x": (_times(0.45), 0.0),
+    "translate_y": (_times(0.45), 0.0),
+}
+
+
+def uniforms_needed(policy: str, num_ops: int) -> int:
+    """How many uniform numbers an image needs for `policy`."""
+    return {"basic": 0, "trivial_augment": 3, "rand_augment": 4 * num_ops, "three_augment": 8}[policy]
+
+
+def draw_stages(policy: str, u: np.ndarray, magnitude: float, num_ops: int) -> list[Stage]:
+    """The stages of `policy` for uniform numbers `u`, `(images, uniforms_needed(policy, num_ops))`.
+
+    `magnitude` (from 0 to 10) and `num_ops` are those of `rand_augment`; the other policies have none.
+    """
+    if policy == "trivial_augment":
+        return [_choose(TRIVIAL, u[:, 0], np.floor(u[:, 1] * BINS) / (BINS - 1), u[:, 2])]
+    if policy == "rand_augment":
+        return [_rand_augment_stage(u[:, 4 * n : 4 * n + 4], magnitude) for n in range(num_ops)]
+    if policy == "three_augment":
+        return _three_augment(u)
+    return []
+
+
+def _choose(space: Space, which: np.ndarray, level: np.ndarray, sign: np.ndarray) -> Stage:
+    """One operation of `space` an image, all equally likely, at `level`."""
+    names = np.array(list(space))[np.floor(which * len(space)).astype(int)]
+    magnitudes = np.zeros(len(level))
+    for name, (magnitude, centre) in space.items():
+        chosen = names == name
+        value = magnitude(level[chosen])
+        magnitudes[chosen] = value if centre is None else centre + np.where(sign[chosen] < 0.5, -value, value)
+    return names, magnitudes
+
+
+def _rand_augment_stage(u: np.ndarray, magnitude: float) -> Stage:
+    """timm's `rand-mM-mstd0.5-inc1`: half of the images, at a normally distributed magnitude.
+
+    Cubuk et al., https://arxiv.org/abs/1909.13719.
+    """
+    level = np.clip(magnitude + NOISE * ndtri(u[:, 1]), 0.0, LEVELS) / LEVELS
+    names, magnitudes = _choose(RAND, u[:, 0], level, u[:, 2])
+    return np.where(u[:, 3] < 0.5, names, "identity"), magnitudes
+
+
+def _three_augment(u: np.ndarray) -> list[Stage]:
+    """One of grey, solarise and blur, then brightness, contrast and saturation in any order.
+
+    Touvron et al., DeiT III, https://arxiv.org/abs/2204.07118.
+    """
+    names = np.array(["greyscale", "solarize", "gaussian_blur"])[np.floor(u[:, 0] * 3).astype(int)]
+    magnitudes = np.where(names == "gaussian_blur", 0.1 + (MAX_BLUR - 0.1) * u[:, 1], 128.0)
+    order = np.argsort(u[:, 2:5], axis=1)
+    factors = 1.0 + JITTER * (2.0 * u[:, 5:8] - 1.0)
+    jitter = np.array(["brightness", "contrast", "saturation"])
+    return [(names, magnitudes), *((jitter[order[:, n]], factors[:, n]) for n in range(3))]

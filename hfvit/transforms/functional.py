@@ -1,0 +1,164 @@
+"""Batched image operations with one magnitude per image."""
+
+import torch
+import torch.nn.functional as F
+from torchvision.transforms.v2 import functional as tv
+
+# ITU-R 601-2 luma, as in Pillow and torchvision.
+LUMA = (0.2989, 0.587, 0.114)
+MAX_BLUR = 2.0  # the largest standard deviation of a blur, in pixels
+
+
+def grey(images: torch.Tensor) -> torch.Tensor:
+    """Luma `(batch, 1, height, width)`."""
+    red, green, blue = images.split(1, dim=1)
+    return LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
+
+
+def identity(images, magnitude):
+    """The images as they are."""
+    return images
+
+
+def greyscale(images, magnitude):
+    """All colour gone."""
+    return grey(images).expand_as(images)
+
+
+# Blends of an image with a poorer one: magnitude 1 is the image, 0 the poorer one, above 1 the contrary.
+
+
+def brightness(images, magnitude):
+    """Blend with black."""
+    return _blend(images, torch.zeros_like(images), magnitude)
+
+
+def contrast(images, magnitude):
+    """Blend with the mean grey of the image."""
+    return _blend(images, grey(images).mean(dim=(2, 3), keepdim=True), magnitude)
+
+
+def saturation(images, magnitude):
+    """Blend with the image's own greys."""
+    return _blend(images, grey(images), magnitude)
+
+
+def sharpness(images, magnitude):
+    """Blend with the image smoothed by a 3x3 kernel; the outermost pixels stay."""
+    kernel = images.new_full((3, 3), 1 / 13)
+    kernel[1, 1].fill_(5 / 13)  # an assignment would make the processor wait
+    smooth = images.clone()
+    inner = F.conv2d(images, kernel.expand(images.shape[1], 1, 3, 3), groups=images.shape[1])
+    smooth[..., 1:-1, 1:-1] = inner.round()
+    return _blend(images, smooth, magnitude)
+
+
+def _blend(images, poorer, magnitude):
+    return torch.lerp(poorer, images, magnitude[:, None, None, None]).clamp_(0.0, 255.0)
+
+
+# Operations on levels.
+
+
+def invert(images, magnitude):
+    """Negative."""
+    return 255.0 - images
+
+
+def posterize(images, magnitude):
+    """Keep `magnitude` bits of 8."""
+    step = torch.exp2(8.0 - magnitude)[:, None, None, None]
+    return (images / step).floor() * step
+
+
+def solarize(images, magnitude):
+    """Negative of the levels from `magnitude` up."""
+    return torch.where(images >= magnitude[:, None, None, None], 255.0 - images, images)
+
+
+def solarize_add(images, magnitude):
+    """Add `magnitude` levels to those below 128."""
+    return torch.where(images < 128.0, (images + magnitude[:, None, None, None]).clamp(max=255.0), images)
+
+
+def autocontrast(images, magnitude):
+    """Stretch each channel to the full range."""
+    low, high = images.amin(dim=(2, 3), keepdim=True), images.amax(dim=(2, 3), keepdim=True)
+    return torch.where(high > low, (images - low) * (255.0 / (high - low)), images)
+
+
+def equalize(images, magnitude):
+    """Flatten each channel's histogram."""
+    return tv.equalize(images.round().to(torch.uint8)).to(images.dtype)
+
+
+def gaussian_blur(images, magnitude):
+    """Blur by a Gaussian of standard deviation `magnitude` pixels, at most `MAX_BLUR`, mirrored at the border."""
+    reach = min(int(3 * MAX_BLUR), images.shape[-1] - 1, images.shape[-2] - 1)
+    offsets = torch.arange(-reach, reach + 1, device=images.device, dtype=images.dtype)
+    kernel = torch.exp(-0.5 * (offsets / magnitude[:, None].clamp(min=1e-3)) ** 2)
+    kernel = kernel / kernel.sum(dim=1, keepdim=True)
+    batch, channels, height, _ = images.shape
+    padded = F.pad(images, (reach,) * 4, mode="reflect").reshape(1, batch * channels, height + 2 * reach, -1)
+    kernel = kernel.repeat_interleave(channels, dim=0)[:, None]
+    padded = F.conv2d(padded, kernel[:, :, None, :], groups=batch * channels)
+    return F.conv2d(padded, kernel[:, :, :, None], groups=batch * channels).view_as(images)
+
+
+# Geometry: bilinear sampling; what comes from outside the image is black (augment.py makes it the mean colour).
+
+
+def shear_x(images, magnitude):
+    """Shift each line by `magnitude` times its distance from the top."""
+    zero, one = torch.zeros_like(magnitude), torch.ones_like(magnitude)
+    return _affine(images, (one, magnitude, magnitude * images.shape[-2] / 2), (zero, one, zero))
+
+
+def shear_y(images, magnitude):
+    """Shift each column by `magnitude` times its distance from the left."""
+    zero, one = torch.zeros_like(magnitude), torch.ones_like(magnitude)
+    return _affine(images, (one, zero, zero), (magnitude, one, magnitude * images.shape[-1] / 2))
+
+
+def translate_x(images, magnitude):
+    """Move to the right by `magnitude` of the width."""
+    zero, one = torch.zeros_like(magnitude), torch.ones_like(magnitude)
+    return _affine(images, (one, zero, -magnitude * images.shape[-1]), (zero, one, zero))
+
+
+def translate_y(images, magnitude):
+    """Move down by `magnitude` of the height."""
+    zero, one = torch.zeros_like(magnitude), torch.ones_like(magnitude)
+    return _affine(images, (one, zero, zero), (zero, one, -magnitude * images.shape[-2]))
+
+
+def rotate(images, magnitude):
+    """Turn by `magnitude` degrees against the clock about the centre."""
+    angle = torch.deg2rad(magnitude)
+    cos, sin, zero = torch.cos(angle), torch.sin(angle), torch.zeros_like(angle)
+    return _affine(images, (cos, -sin, zero), (sin, cos, zero))
+
+
+def _affine(images, x_row, y_row):
+    """Sample at `(x, y)` = the rows applied to `(x, y, 1)` of the result, in pixels from the centre."""
+    height, width = images.shape[-2:]
+    (a, b, c), (d, e, f) = x_row, y_row
+    theta = torch.stack(
+        [
+            torch.stack([a, b * (height / width), c * (2.0 / width)], dim=1),
+            torch.stack([d * (width / height), e, f * (2.0 / height)], dim=1),
+        ],
+        dim=1,
+    )
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+OPS = {
+    op.__name__: op
+    for op in (
+        *(identity, greyscale, brightness, contrast, saturation, sharpness, invert, posterize, solarize, solarize_add),
+        *(autocontrast, equalize, gaussian_blur, shear_x, shear_y, translate_x, translate_y, rotate),
+    )
+}
+GEOMETRIC = frozenset({"shear_x", "shear_y", "translate_x", "translate_y", "rotate"})

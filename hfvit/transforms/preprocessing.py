@@ -1,0 +1,59 @@
+"""Batched evaluation preprocessing, bit-exact with the saved image processor."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hfvit.transforms.resize import FILTERS, resize_as_pillow
+
+
+class Preprocessing:
+    """Evaluation's resize, centre crop and normalisation: what the saved image processor does, batched.
+
+    Takes timm's `data_config` (timm.data.resolve_data_config).
+    """
+
+    def __init__(self, data_config: dict[str, Any]):
+        self.image_size = tuple(data_config["input_size"][-2:])
+        self.interpolation = data_config["interpolation"]
+        self.crop_pct, self.crop_mode = data_config["crop_pct"], data_config["crop_mode"]
+        self.mean, self.std = (torch.tensor(data_config[key]).view(3, 1, 1) for key in ("mean", "std"))
+
+    def to(self, device: torch.device) -> "Preprocessing":
+        """Keep the constants on `device`."""
+        self.mean, self.std = self.mean.to(device), self.std.to(device)
+        return self
+
+    def geometry(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int, int, int]] | None:
+        """Size after resizing and the crop within it (top, left, height, width), as timm's transform has them.
+
+        None for what `resize.resize_as_pillow` cannot do: other filters, padding, a shape that shrinks in height.
+        """
+        crop_height, crop_width = self.image_size
+        if self.interpolation not in FILTERS:
+            return None
+        full = tuple(int(side / self.crop_pct) for side in self.image_size)
+        if self.crop_mode == "squash":
+            resized = full
+        elif self.crop_mode == "center" and full[0] == full[1]:
+            short, long = min(height, width), max(height, width)
+            longer = int(full[0] * long / short)
+            resized = (full[0], longer) if height <= width else (longer, full[0])
+        else:
+            return None
+        squares = height == width and resized[0] == resized[1]
+        if resized[0] < crop_height or resized[1] < crop_width or (resized[0] < height and not squares):
+            return None
+        top, left = (round((size - crop) / 2.0) for size, crop in zip(resized, self.image_size, strict=True))
+        return resized, (top, left, crop_height, crop_width)
+
+    def __call__(self, batch: dict[str, Any]) -> Tensor:
+        """Pixel values `(batch, 3, *image_size)` float32 of `images` or `crops`."""
+        if "crops" in batch:
+            crops = batch["crops"].permute(0, 3, 1, 2)
+            levels = crops.to(torch.float32, memory_format=torch.contiguous_format)
+        else:
+            images = batch["images"].permute(0, 3, 1, 2)
+            levels = resize_as_pillow(images, *self.geometry(*images.shape[-2:]), self.interpolation)
+        return levels.div_(255.0).sub_(self.mean).div_(self.std)

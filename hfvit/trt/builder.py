@@ -1,0 +1,289 @@
+"""Build a strongly typed TensorRT engine from an ONNX file."""
+
+import signal
+import threading
+import time
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+from onnx import TensorProto
+
+from hfvit.artifacts.export_folder import file_facts
+from hfvit.errors import ModelError, one_line
+from hfvit.trt.api import (
+    Backend,
+    EngineOptions,
+    build_progress,
+    check_options,
+    check_precision,
+    local_gpus,
+    message_log,
+    target_capabilities,
+)
+from hfvit.utils.files import temporary_file
+
+FLOATS = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
+FP8 = {TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E4M3FNUZ, TensorProto.FLOAT8E5M2, TensorProto.FLOAT8E5M2FNUZ}
+PRODUCTS = ("MatMul", "Gemm", "Conv")
+QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
+EXPORT = "optimum-cli export onnx --model MODEL"
+
+
+@dataclass(frozen=True)
+class GraphFacts:
+    """`dtype` is what the products with weights compute in; `image` is (channels, height, width).
+
+    `batch` is the only batch size that the graph takes, or None when its batch axis is free.
+    """
+
+    dtype: str
+    input: str
+    output: str
+    image: tuple[int, int, int]
+    classes: int
+    batch: int | None
+
+
+def read_graph(path: Path) -> GraphFacts:
+    """The facts of the file at `path`; raises `ModelError` for one that no engine can be built from."""
+    try:
+        model = onnx.load(path)
+    except Exception as error:  # protobuf's own exceptions share no class
+        raise ModelError(f"{path} is no ONNX file: {one_line(error)[:300]}") from None
+    _check_operators(path, model)
+    weights = {weight.name: weight.data_type for weight in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in weights]
+    shapes = [[dim.dim_value or None for dim in value.type.tensor_type.shape.dim] for value in inputs]
+    kinds = [value.type.tensor_type.elem_type for value in inputs]
+    if kinds == [TensorProto.UINT8]:
+        raise ModelError(
+            f"{path} takes raw pictures of any size, which no optimisation profile describes; export it without"
+            " --with-preprocessing."
+        )
+    if len(inputs) != 1 or kinds[0] not in FLOATS or len(shapes[0]) != 4 or None in shapes[0][1:]:
+        names = ", ".join(value.name for value in inputs) or "no input"
+        raise ModelError(
+            f"{path} is no image classifier with one input (batch, channels, height, width) whose image size is"
+            f" fixed: it takes {names} {shapes}."
+        )
+    outputs = list(model.graph.output)
+    output = next((value for value in outputs if value.name == "logits"), outputs[0])
+    shape = [dim.dim_value for dim in output.type.tensor_type.shape.dim]
+    if len(shape) != 2 or not shape[1]:
+        raise ModelError(f"{path} gives {output.name} {shape}, where (batch, classes) is expected.")
+    batch, *image = shapes[0]
+    return GraphFacts(_dtype(model, weights), inputs[0].name, output.name, tuple(image), shape[1], batch)
+
+
+def _check_operators(path: Path, model: onnx.ModelProto) -> None:
+    """Name the first node that is ONNX Runtime's own, or whose 8-bit values are not symmetric."""
+    values = {weight.name: weight for weight in model.graph.initializer}
+    for node in model.graph.node:
+        if node.domain not in ("", "ai.onnx"):
+            raise ModelError(
+                f"{path}: {_named(node)} is an operator of {node.domain}, which ONNX Runtime alone knows. Take the"
+                f" file of {EXPORT}, without --optimize (for INT8 with --quantize int8 --target tensorrt)."
+            )
+        if node.op_type in ("MatMulInteger", "ConvInteger", "DynamicQuantizeLinear", "QLinearMatMul", "QLinearConv"):
+            raise ModelError(f"{path}: {_named(node)} is INT8 for ONNX Runtime. {_int8_again()}")
+        if node.op_type in QUANTIZERS and len(node.input) > 2 and node.input[2] in values:
+            zero = onnx.numpy_helper.to_array(values[node.input[2]])
+            if zero.dtype == "uint8" or zero.astype("float32").any():
+                raise ModelError(
+                    f"{path}: {_named(node)} is not symmetric (its zero point is {zero.dtype}, {zero.ravel()[0]}), and"
+                    f" TensorRT takes symmetric INT8 only. {_int8_again()}"
+                )
+
+
+def _dtype(model: onnx.ModelProto, weights: dict[str, int]) -> str:
+    """The precision of products with weights: that of Q/DQ pairs where there are any, else of most weights."""
+    if any(node.op_type in QUANTIZERS for node in model.graph.node):
+        return "fp8" if any(kind in FP8 for kind in weights.values()) else "int8"
+    counts = dict.fromkeys(FLOATS.values(), 0)
+    ranks = {weight.name: len(weight.dims) for weight in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type in PRODUCTS:
+            for name in node.input:
+                if weights.get(name) in FLOATS and ranks[name] > 1:
+                    counts[FLOATS[weights[name]]] += 1
+    return max(counts, key=counts.get)
+
+
+def _named(node: onnx.NodeProto) -> str:
+    return f"the node {node.name or node.output[0]} ({node.op_type})"
+
+
+def _int8_again() -> str:
+    return f"Make it with {EXPORT} --quantize int8 --target tensorrt."
+
+
+# The type that the products with weights must show in the parsed network.
+TENSOR_TYPES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
+PRODUCT_LAYERS = ("MATRIX_MULTIPLY", "CONVOLUTION")
+
+
+def build_engine(
+    source: str | Path,
+    target: str | Path,
+    backend: Backend,
+    options: EngineOptions | None = None,
+    *,
+    show_progress: bool = True,
+    verbose: bool = False,
+) -> dict:
+    """Build the engine of the ONNX file `source` into `target`, and return what engine.json holds of it.
+
+    The engine takes `pixel_values` `(batch, channels, height, width)` of any batch inside the profile and gives
+    `logits` `(batch, classes)`, in the graph's own types. Raises `ModelError`, and leaves no file, when the backend or
+    a GPU that is asked for cannot do what the graph and `options` say.
+    """
+    source, target, options = Path(source), Path(target), options or EngineOptions()
+    gpus = local_gpus()
+    check_options(backend, options, gpus)
+    graph = read_graph(source)
+    check_batches(graph, options)
+    capabilities = target_capabilities(backend, options, gpus, graph.dtype)
+    check_precision(backend, graph.dtype, capabilities)
+
+    started = time.monotonic()
+    trt = backend.module
+    log = message_log(trt, verbose)
+    builder = trt.Builder(log)
+    network = parse(trt, builder, source, log)
+    layers = network_facts(network)
+    check_types(layers, graph.dtype, source)
+    config = builder.create_builder_config()
+    profile = configure(backend, builder, network, config, graph, options)
+    with stoppable() as stopped:
+        bar = build_progress(trt, stopped, show_progress)
+        config.progress_monitor = bar
+        try:
+            engine = builder.build_serialized_network(network, config)
+        finally:
+            bar.close()
+    if stopped.is_set():
+        raise KeyboardInterrupt
+    if engine is None:
+        raise ModelError(f"{backend.title} cannot build {source.name}: {log.reason()}")
+    with temporary_file(target) as temporary:
+        temporary.write_bytes(engine)
+    if options.timing_cache is not None:
+        with temporary_file(Path(options.timing_cache)) as temporary:
+            temporary.write_bytes(config.get_timing_cache().serialize())
+    return {
+        **file_facts(target),
+        "backend": {"name": backend.name, "version": backend.version, "cuda": backend.cuda},
+        "compute_capabilities": list(capabilities),
+        "built_on": gpus[0][0] if gpus else None,
+        "dtype": graph.dtype,
+        "profile": profile,
+        "input": tensor_facts(network.get_input(0)),
+        "output": tensor_facts(next(t for t in _outputs(network) if t.name == graph.output)),
+        "network": layers,
+        "options": {
+            "workspace": options.workspace,
+            "optimization_level": options.optimization_level,
+            "hardware_compatibility": options.hardware_compatibility,
+            "version_compatible": options.version_compatible,
+        },
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def check_batches(graph: GraphFacts, options: EngineOptions) -> None:
+    """Raise `ModelError` when a graph that was exported for one batch size is asked for others."""
+    asked = {options.min_batch, options.opt_batch, options.max_batch}
+    if graph.batch is not None and asked != {graph.batch}:
+        raise ModelError(
+            f"The ONNX file takes batches of {graph.batch} only; give --min_batch {graph.batch} --opt_batch"
+            f" {graph.batch} --max_batch {graph.batch}, or export it without --no-dynamic-axes."
+        )
+
+
+def parse(trt, builder, source: Path, log):
+    """The network of an ONNX file, strongly typed; `ModelError` names the node that the parser does not take."""
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse_from_file(str(source)):
+        errors = [parser.get_error(index) for index in range(parser.num_errors)]
+        named = [f"{e.node_operator()} node '{e.node_name()}': {one_line(e.desc())}" for e in errors if e.node_name()]
+        reason = named[0] if named else one_line(errors[0].desc()) if errors else log.reason()
+        raise ModelError(f"The parser does not take {source.name}: {reason[:400]}")
+    return network
+
+
+def configure(backend: Backend, builder, network, config, graph: GraphFacts, options: EngineOptions) -> dict:
+    """Set the configuration and its one profile; the profile's facts."""
+    trt = backend.module
+    shapes = [(batch, *graph.image) for batch in (options.min_batch, options.opt_batch, options.max_batch)]
+    if graph.batch is None:
+        profile = builder.create_optimization_profile()
+        profile.set_shape(graph.input, *shapes)
+        config.add_optimization_profile(profile)
+    if options.workspace is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
+    if options.optimization_level is not None:
+        config.builder_optimization_level = options.optimization_level
+    if options.hardware_compatibility != "none":
+        level = options.hardware_compatibility.upper()
+        config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, level)
+    if options.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if options.timing_cache is not None:
+        cache = Path(options.timing_cache)
+        held = config.create_timing_cache(cache.read_bytes() if cache.is_file() else b"")
+        if not config.set_timing_cache(held, False):
+            raise ModelError(f"--timing_cache: {cache} is of another GPU or version of {backend.title}; delete it.")
+    if backend.builds_without_gpu and options.compute_capability:
+        wanted = tuple(dict.fromkeys(options.compute_capability))
+        config.num_compute_capabilities = len(wanted)
+        for index, capability in enumerate(wanted):
+            config.set_compute_capability(backend.targets[capability], index)
+    return dict(zip(("min", "opt", "max"), map(list, shapes), strict=True))
+
+
+def network_facts(network) -> dict:
+    """How many layers of each kind the network has, and in which types its products compute."""
+    layers, products = Counter(), Counter()
+    for layer in (network.get_layer(index) for index in range(network.num_layers)):
+        kind = layer.type.name
+        layers[kind] += 1
+        if kind in PRODUCT_LAYERS:
+            products[layer.get_output(0).dtype.name] += 1
+    return {"layers": dict(sorted(layers.items())), "products": dict(sorted(products.items()))}
+
+
+def check_types(facts: dict, dtype: str, source: Path) -> None:
+    """Raise `ModelError` unless the parsed network computes in `dtype`."""
+    if dtype in TENSOR_TYPES:
+        right = facts["products"].get(TENSOR_TYPES[dtype], 0) * 2 > sum(facts["products"].values())
+    else:
+        right = facts["layers"].get("QUANTIZE", 0) > 0 and facts["layers"].get("DEQUANTIZE", 0) > 0
+    if not right:
+        raise ModelError(f"{source.name} should compute in {dtype}, but its parsed network has {facts}.")
+
+
+def tensor_facts(tensor) -> dict:
+    """Name, type and shape of an input or output; -1 is the free batch axis."""
+    return {"name": tensor.name, "type": tensor.dtype.name, "shape": list(tensor.shape)}
+
+
+def _outputs(network) -> list:
+    return [network.get_output(index) for index in range(network.num_outputs)]
+
+
+@contextmanager
+def stoppable():
+    """An event that Ctrl-C sets: an exception may not cross the builder's own code."""
+    stopped = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: stopped.set())
+    try:
+        yield stopped
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,43 @@
+"""Files of a Triton model repository."""
+
+import json
+import re
+
+from hfvit.errors import ModelError
+
+CONFIG, LABELS, PLAN = "config.pbtxt", "labels.txt", "1/model.plan"
+TYPES = {"FLOAT": "TYPE_FP32", "HALF": "TYPE_FP16", "BF16": "TYPE_BF16"}
+QUEUE_DELAY_US = 1000  # how long Triton may hold a request back to fill a batch
+
+
+def check_triton(name: str, min_batch: int) -> None:
+    """Raise `ModelError` for a name that no model and its folder can have, and for a profile without batch 1."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        raise ModelError(f"--triton: '{name}' is no name of a model; take letters, digits, '-', '_' and '.'.")
+    if min_batch > 1:
+        raise ModelError(f"--triton: a single image may be all that waits, and --min_batch is {min_batch}; take 1.")
+
+
+def triton_config(name: str, facts: dict) -> str:
+    """config.pbtxt of an engine, from what `build_engine` told of it; Triton forms the batches itself."""
+    best, largest = (facts["profile"][key][0] for key in ("opt", "max"))
+    lines = [f"name: {json.dumps(name)}", 'platform: "tensorrt_plan"', f"max_batch_size: {largest}"]
+    for kind in ("input", "output"):
+        tensor = facts[kind]
+        label = f"\n    label_filename: {json.dumps(LABELS)}" if kind == "output" else ""
+        lines.append(
+            f"{kind} [\n  {{\n    name: {json.dumps(tensor['name'])}\n    data_type: {TYPES[tensor['type']]}\n"
+            f"    dims: [ {', '.join(map(str, tensor['shape'][1:]))} ]{label}\n  }}\n]"
+        )
+    preferred = sorted({best, largest})
+    lines.append(
+        f"dynamic_batching {{\n  preferred_batch_size: [ {', '.join(map(str, preferred))} ]\n"
+        f"  max_queue_delay_microseconds: {QUEUE_DELAY_US}\n}}"
+    )
+    lines.append("instance_group [\n  {\n    count: 1\n    kind: KIND_GPU\n  }\n]")
+    return "\n".join(lines) + "\n"
+
+
+def triton_labels(labels: list[str]) -> str:
+    """labels.txt: a class a line, in the order of the logits."""
+    return "".join(" ".join(label.split()) + "\n" for label in labels)
