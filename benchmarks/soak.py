@@ -28,7 +28,8 @@ import torch
 from common import table, workspace
 from safetensors.torch import load_file
 
-from hfvit.artifacts.output_dir import is_finished, newest_checkpoint
+from hfvit.artifacts.checkpoint import newest_checkpoint
+from hfvit.artifacts.output_dir import is_finished
 from hfvit.utils.environment import hardware
 
 ROOT = Path(__file__).resolve().parent.parent

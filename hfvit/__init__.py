@@ -9,8 +9,8 @@ __version__ = version("hfvit")
 _HOME_OF = {
     "AugmentationArguments": "recipe.arguments",
     "DataArguments": "recipe.arguments",
-    "FinetuningArguments": "recipe.finetuning_args",
-    "ModelArguments": "recipe.model_args",
+    "FinetuningArguments": "recipe.arguments",
+    "ModelArguments": "recipe.arguments",
     "RunArguments": "recipe.arguments",
     "HFViTTrainingArguments": "recipe.training_args",
     "HFViTConfig": "models.configuration",

@@ -24,8 +24,8 @@ from hfvit.models.modeling import HFViTForImageClassification
 from hfvit.recipe.loader import Recipe
 from hfvit.training.losses import cross_entropy
 from hfvit.training.param_groups import build_param_groups
-from hfvit.utils.files import folder_or_hub_id
 from hfvit.utils.formatting import aligned, size
+from hfvit.utils.hub_ids import folder_or_hub_id
 
 
 class LiveBytes(TorchDispatchMode):

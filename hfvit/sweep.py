@@ -8,12 +8,14 @@ from typing import Any
 import yaml
 from transformers import TrainerCallback
 
-from hfvit.artifacts.output_dir import RUN_FILE, alone_in, write_text
+from hfvit.artifacts.constants import RUN_FILE
+from hfvit.artifacts.output_dir import alone_in
 from hfvit.artifacts.run_record import read_run
 from hfvit.errors import NonFiniteLossError, OutOfMemory, RecipeError, Unfinished, one_line
 from hfvit.recipe.files import read_yaml
 from hfvit.recipe.loader import load_recipe
 from hfvit.train import main as train
+from hfvit.utils.files import write_text
 from hfvit.utils.formatting import aligned
 
 BEST_FILE = "best.yaml"

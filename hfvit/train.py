@@ -9,16 +9,9 @@ from pathlib import Path
 from timm.data import resolve_data_config
 from transformers import TrainerCallback, set_seed
 
+from hfvit.artifacts.checkpoint import check_same_model, remove_checkpoints
 from hfvit.artifacts.constants import RECIPE_FILE
-from hfvit.artifacts.output_dir import (
-    alone_in,
-    check_same_model,
-    claim_output_dir,
-    clear_run,
-    refuse_to_discard,
-    remove_checkpoints,
-    write_text,
-)
+from hfvit.artifacts.output_dir import alone_in, claim_output_dir, clear_run, refuse_to_discard
 from hfvit.artifacts.run_facts import collect_facts
 from hfvit.artifacts.run_record import reported_split, write_facts
 from hfvit.data.dataset import image_datasets
@@ -46,6 +39,7 @@ from hfvit.transforms.augmentation import Augmentation
 from hfvit.transforms.mixup import BatchMixing
 from hfvit.transforms.preprocessing import Preprocessing
 from hfvit.utils.environment import keep_freed_memory, use_all_cores
+from hfvit.utils.files import write_text
 
 logger = logging.getLogger("hfvit")
 

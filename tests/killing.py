@@ -47,7 +47,7 @@ def launched_until_a_checkpoint(words: list[str], out: Path):
     import psutil
     from conftest import ROOT
 
-    from hfvit.artifacts.output_dir import newest_checkpoint
+    from hfvit.artifacts.checkpoint import newest_checkpoint
 
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     process = psutil.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)

@@ -8,7 +8,7 @@ from datasets import Image
 from timm.data import resolve_data_config
 from transformers import TrainerCallback, set_seed
 
-from hfvit.artifacts.output_dir import newest_checkpoint
+from hfvit.artifacts.checkpoint import newest_checkpoint
 from hfvit.data.dataset import ArrayReader, ImageDataset
 from hfvit.data.pixel_cache import cached_pixels
 from hfvit.metrics.classification import trainer_metrics

@@ -14,10 +14,11 @@ from hfvit.errors import ModelError
 from hfvit.export.client_config import family_config
 from hfvit.export.onnx import export_onnx
 from hfvit.models.factory import build_model
+from hfvit.models.freezing import classifier_parameters, layer_ids
 from hfvit.models.modeling import HFViTForImageClassification
 from hfvit.train import main
 from hfvit.training.losses import cross_entropy
-from hfvit.training.param_groups import build_param_groups, classifier_parameters, layer_ids
+from hfvit.training.param_groups import build_param_groups
 
 # Of the shipped recipes, and not walked with the others: Swin, for 32 px as recipes/swin_tiny.yaml states it.
 SWIN = {"patch_size": 2, "embed_dim": 16, "depths": (2, 1), "num_heads": (2, 2), "window_size": 4}

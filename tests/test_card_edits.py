@@ -1,6 +1,6 @@
 """Whatever a user changes in a card is still there after the next run wrote it."""
 
-from hfvit.hub.card_edits import keep_edits, read_card, recorded
+from hfvit.hub.model_card import keep_edits, read_card, recorded
 
 FIRST = recorded("---\nlibrary_name: timm\ntags:\n- a\n---\n\n# x\n\n## Results\n\n90 %\n\n## Limits\n\nMany.\n")
 NEXT = recorded("---\nlibrary_name: timm\ntags:\n- b\n---\n\n# x\n\n## Results\n\n91 %\n\n## Limits\n\nFew.\n")

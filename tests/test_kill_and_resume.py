@@ -12,7 +12,7 @@ from killing import Killer, launched_until_a_checkpoint
 from safetensors.torch import load_file
 from test_train import assert_same_run
 
-from hfvit.artifacts.output_dir import newest_checkpoint
+from hfvit.artifacts.checkpoint import newest_checkpoint
 
 STEPS = {"eval_strategy": "steps", "eval_steps": 3, "logging_steps": 2, "num_train_epochs": 3}
 # All that a checkpoint must hold: losses that are not logged yet, an average, dropout, mixing, accumulation, a count.

@@ -6,7 +6,7 @@ from conftest import ARCHITECTURE, LABELS, MICRO
 from micro import assert_resumes_exactly, make_trainer, weights
 
 import hfvit.finetuning.lora
-from hfvit.artifacts.output_dir import check_same_model, newest_checkpoint
+from hfvit.artifacts.checkpoint import check_same_model, newest_checkpoint
 from hfvit.errors import ModelError
 from hfvit.finetuning.lora import add_lora, target_layers
 from hfvit.models.factory import build_model

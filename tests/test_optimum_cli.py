@@ -79,5 +79,5 @@ def test_the_wheel_brings_the_command(tmp_path):
     assert result.returncode == 0, result.stderr
     (wheel,) = tmp_path.glob("*.whl")
     held = set(zipfile.ZipFile(wheel).namelist())
-    assert {"optimum/commands/register/register_hfvit.py", "hfvit/commands.py", "hfvit/export/onnx.py"} <= held
+    assert {"optimum/commands/register/register_hfvit.py", "hfvit/cli/export_onnx.py", "hfvit/export/onnx.py"} <= held
     assert not {name for name in held if name.startswith("optimum/") and name.endswith("__init__.py")}

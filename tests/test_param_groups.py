@@ -6,7 +6,8 @@ import torch
 from timm.optim import create_optimizer_v2
 
 from hfvit.errors import ModelError
-from hfvit.training.param_groups import build_param_groups, freeze
+from hfvit.models.freezing import freeze
+from hfvit.training.param_groups import build_param_groups
 
 MICRO = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 5}
 

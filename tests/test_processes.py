@@ -12,7 +12,7 @@ import pytest
 import yaml
 from conftest import MICRO_RECIPE, ROOT, free_port, run_command
 
-from hfvit.artifacts.output_dir import newest_checkpoint
+from hfvit.artifacts.checkpoint import newest_checkpoint
 from hfvit.errors import run
 from hfvit.train import main
 

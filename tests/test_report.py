@@ -7,11 +7,11 @@ from huggingface_hub import ModelCard, parse_eval_result_entries
 
 from hfvit.artifacts.run_facts import command_line
 from hfvit.hub.files import eval_results_file
-from hfvit.hub.model_card import dataset_title, render_card, write_model_card
+from hfvit.hub.model_card import render_card, write_model_card
 from hfvit.metrics.classification import classification_metrics
 from hfvit.report.summary import summary_table
-from hfvit.utils.files import is_hub_id
 from hfvit.utils.formatting import duration
+from hfvit.utils.hub_ids import dataset_title, is_hub_id
 
 
 def make_facts(classes=10, dataset_name="uoft-cs/cifar10", base_model="timm/vit_base_patch16_224.augreg_in21k"):

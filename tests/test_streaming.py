@@ -12,7 +12,7 @@ from killing import launched_until_a_checkpoint
 from shards import ROWS, with_card, write_shards
 from test_train import OUTPUT_FILES, assert_same_run, facts, fails, files
 
-from hfvit.artifacts.output_dir import newest_checkpoint
+from hfvit.artifacts.checkpoint import newest_checkpoint
 from hfvit.errors import run
 from hfvit.train import main
 

@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback, get_cosine_schedule_with_warmup
 
 import hfvit.training.trainer
-from hfvit.artifacts.checkpoint import publish
-from hfvit.artifacts.output_dir import check_same_model, claim_output_dir, newest_checkpoint
+from hfvit.artifacts.checkpoint import check_same_model, newest_checkpoint, publish
+from hfvit.artifacts.output_dir import claim_output_dir
 from hfvit.data.dataset import collate
 from hfvit.data.samplers import EpochSampler
 from hfvit.errors import DataError, ModelError, NonFiniteLossError, RecipeError

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_flatten
 from transformers import TrainerCallback
 
 import hfvit.training.trainer
-from hfvit.artifacts.output_dir import newest_checkpoint
+from hfvit.artifacts.checkpoint import newest_checkpoint
 from hfvit.models.factory import build_model
 from hfvit.recipe.training_args import HFViTTrainingArguments
 from hfvit.training.throughput import SpeedMeter, matmul_rate, training_flops

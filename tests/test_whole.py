@@ -3,14 +3,8 @@
 import pytest
 from test_trainer import make_checkpoint
 
-from hfvit.artifacts.checkpoint import flaw
-from hfvit.artifacts.output_dir import (
-    claim_output_dir,
-    clear_run,
-    newest_checkpoint,
-    refuse_to_discard,
-    remove_checkpoints,
-)
+from hfvit.artifacts.checkpoint import flaw, newest_checkpoint, remove_checkpoints
+from hfvit.artifacts.output_dir import claim_output_dir, clear_run, refuse_to_discard
 from hfvit.errors import RecipeError
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from hfvit.artifacts.constants import CONFIG_FILE, ENGINE_FACTS_FILE, PREPROCESSOR_FILE
 from hfvit.errors import ModelError, nearest, one_line
-from hfvit.utils.files import folder_or_hub_id
+from hfvit.utils.hub_ids import folder_or_hub_id
 
 ENGINE_SUFFIXES = (".engine", ".plan")
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")

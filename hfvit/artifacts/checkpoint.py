@@ -6,10 +6,12 @@ import os
 import shutil
 from pathlib import Path
 
-MANIFEST = "checkpoint.json"
-STATE_FILE = "trainer_state.json"
+from safetensors import safe_open
+
+from hfvit.artifacts.constants import MANIFEST, STAGING, STATE_FILE
+from hfvit.errors import ModelError
+
 MODEL_ALONE = "it holds the model alone (save_only_model)"
-STAGING = ".saving"  # in the output folder; checkpoints() does not see it
 
 
 def flaw(checkpoint: str | Path, read: bool = False) -> str | None:
@@ -67,3 +69,76 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+BROKEN = "broken-"
+
+
+def checkpoints(output_dir: str | Path) -> list[Path]:
+    """All `checkpoint-*` folders, oldest first, whole or not."""
+    named = [f for f in Path(output_dir).glob("checkpoint-*") if f.name.removeprefix("checkpoint-").isdigit()]
+    return sorted((f for f in named if f.is_dir()), key=_step)
+
+
+def newest_checkpoint(output_dir: str | Path) -> Path | None:
+    """The newest checkpoint that `flaw` finds nothing wrong with."""
+    return next((folder for folder in reversed(checkpoints(output_dir)) if flaw(folder) is None), None)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def is_of_run(checkpoint: str | Path | None, output_dir: str | Path) -> bool:
+    """Whether `checkpoint` is one that the run in `output_dir` left there."""
+    return checkpoint is not None and Path(checkpoint).resolve().parent == Path(output_dir).resolve()
+
+
+def remove_checkpoints(output_dir: str | Path) -> None:
+    """Delete all checkpoints, those that were moved out of the way included."""
+    for folder in [*checkpoints(output_dir), *Path(output_dir).glob(f"{BROKEN}checkpoint-*")]:
+        _remove(folder)
+
+
+def _remove(checkpoint: Path) -> None:
+    """Under the name of what was never finished: a kill leaves no half of a checkpoint. Of a link, the link alone."""
+    if checkpoint.is_symlink():
+        checkpoint.unlink()
+        return
+    staged = checkpoint.parent / STAGING / checkpoint.name
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.parent.mkdir(exist_ok=True)
+    checkpoint.rename(staged)
+    shutil.rmtree(staged.parent)
+
+
+def check_same_model(checkpoint: str | Path, model) -> None:
+    """Raise `ModelError` when `checkpoint` is of another architecture, size, set of classes or LoRA than `model`."""
+    try:
+        saved = dict(json.loads((Path(checkpoint) / "config.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(f"resume_from_checkpoint: {checkpoint}/config.json cannot be read: {error}") from None
+    current = model.config.to_dict()
+    for key in ("architecture", "model_args", "label_names", "fusion", "fusion_layers", "text_encoder_config"):
+        if saved.get(key) != json.loads(json.dumps(current.get(key))):
+            raise ModelError(
+                f"resume_from_checkpoint: {checkpoint} is of another model: its {key} is {saved.get(key)}, the"
+                f" recipe's is {current.get(key)}. Use the recipe that made it, or another output_dir."
+            )
+    weights: dict[str, tuple[int, ...]] = {}
+    for file in Path(checkpoint).glob("model*.safetensors"):
+        with safe_open(file, framework="np") as tensors:
+            weights |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    held, wanted = _adapters(weights), _adapters({name: tuple(v.shape) for name, v in model.state_dict().items()})
+    if weights and held != wanted:
+        differs = "its LoRA has another rank or other targets than the recipe's"
+        if not (held and wanted):
+            differs = f"it has {'a' if held else 'no'} LoRA, and the recipe has {'one' if wanted else 'none'}"
+        raise ModelError(
+            f"resume_from_checkpoint: {checkpoint} was trained another way: {differs}. Use the recipe that made it, or"
+            " another output_dir."
+        )
+
+
+def _adapters(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    return {name.removeprefix("timm_model."): shape for name, shape in shapes.items() if ".lora_" in name}

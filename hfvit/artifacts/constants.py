@@ -15,3 +15,10 @@ CONFIG_FILE = "config.json"
 ENGINE_FACTS_FILE = "engine.json"
 PREPROCESSOR_FILE = "preprocessor_config.json"
 RECIPE_FILE = "recipe.yaml"
+
+MANIFEST = "checkpoint.json"
+STATE_FILE = "trainer_state.json"
+STAGING = ".saving"  # in the output folder; checkpoints() does not see it
+
+RUN_FILE = "run.json"
+CARD_FILE = "README.md"

@@ -14,8 +14,8 @@ from pathlib import Path
 import hfvit
 from hfvit.artifacts.constants import CONFIG_FILE, ENGINE_FACTS_FILE
 from hfvit.errors import ModelError
+from hfvit.utils.files import read_object, write_object
 from hfvit.utils.formatting import size
-from hfvit.utils.json_files import read_object, write_object
 
 FACTS_FILE = "export.json"
 STAGING = ".export-"  # then the machine, the process and a random end, by which a killed export's is known

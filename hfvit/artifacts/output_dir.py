@@ -1,6 +1,5 @@
 """Claim, lock, resume and clear the output directory of a run."""
 
-import json
 import logging
 import shutil
 from collections.abc import Iterator
@@ -8,40 +7,39 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from safetensors import safe_open
 
-from hfvit.artifacts.checkpoint import MANIFEST, MODEL_ALONE, STAGING, STATE_FILE, flaw
+from hfvit.artifacts.checkpoint import (
+    BROKEN,
+    MODEL_ALONE,
+    _remove,
+    _step,
+    checkpoints,
+    flaw,
+    is_of_run,
+    newest_checkpoint,
+    remove_checkpoints,
+)
 from hfvit.artifacts.constants import (
     ADAPTER_FILES,
     ADAPTER_FOLDER,
+    CARD_FILE,
     CONFIG_FILE,
     EXAMPLES_FILE,
+    MANIFEST,
     RECIPE_FILE,
+    RUN_FILE,
+    STAGING,
+    STATE_FILE,
     TOKENIZER_FILES,
     WEIGHT_FILES,
 )
-from hfvit.errors import ModelError, RecipeError
-from hfvit.utils.files import check_writable, sweep_temporary, temporary_file
+from hfvit.errors import RecipeError
+from hfvit.utils.files import check_writable, sweep_temporary
 
 logger = logging.getLogger(__name__)
-
-RUN_FILE = "run.json"
-CARD_FILE = "README.md"
-BROKEN = "broken-"
 # Neither the card, where edits of a user's may be, nor the plots, which a run draws anew or deletes.
 DISCARDED = (CONFIG_FILE, *WEIGHT_FILES, RECIPE_FILE, STATE_FILE, EXAMPLES_FILE, *TOKENIZER_FILES)
 DISCARDED += tuple(f"{ADAPTER_FOLDER}/{name}" for name in ADAPTER_FILES)
-
-
-def checkpoints(output_dir: str | Path) -> list[Path]:
-    """All `checkpoint-*` folders, oldest first, whole or not."""
-    named = [f for f in Path(output_dir).glob("checkpoint-*") if f.name.removeprefix("checkpoint-").isdigit()]
-    return sorted((f for f in named if f.is_dir()), key=_step)
-
-
-def newest_checkpoint(output_dir: str | Path) -> Path | None:
-    """The newest checkpoint that `flaw` finds nothing wrong with."""
-    return next((folder for folder in reversed(checkpoints(output_dir)) if flaw(folder) is None), None)
 
 
 def claim_output_dir(output_dir: str, resume: str | None, overwrite: bool, is_main: bool = True) -> str | None:
@@ -119,15 +117,6 @@ def _later(checkpoint: Path, folder: Path) -> list[Path]:
     return [other for other in checkpoints(folder) if _step(other) > _step(checkpoint)]
 
 
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("checkpoint-"))
-
-
-def is_of_run(checkpoint: str | Path | None, output_dir: str | Path) -> bool:
-    """Whether `checkpoint` is one that the run in `output_dir` left there."""
-    return checkpoint is not None and Path(checkpoint).resolve().parent == Path(output_dir).resolve()
-
-
 def _refuse_if_held(folder: Path) -> None:
     unfinished = newest_checkpoint(folder)
     if is_finished(folder):
@@ -182,62 +171,6 @@ def clear_run(output_dir: str | Path, resumed: str | None = None, recipe: Path |
             _remove(later)
     else:
         remove_checkpoints(folder)
-
-
-def remove_checkpoints(output_dir: str | Path) -> None:
-    """Delete all checkpoints, those that were moved out of the way included."""
-    for folder in [*checkpoints(output_dir), *Path(output_dir).glob(f"{BROKEN}checkpoint-*")]:
-        _remove(folder)
-
-
-def _remove(checkpoint: Path) -> None:
-    """Under the name of what was never finished: a kill leaves no half of a checkpoint. Of a link, the link alone."""
-    if checkpoint.is_symlink():
-        checkpoint.unlink()
-        return
-    staged = checkpoint.parent / STAGING / checkpoint.name
-    shutil.rmtree(staged, ignore_errors=True)
-    staged.parent.mkdir(exist_ok=True)
-    checkpoint.rename(staged)
-    shutil.rmtree(staged.parent)
-
-
-def check_same_model(checkpoint: str | Path, model) -> None:
-    """Raise `ModelError` when `checkpoint` is of another architecture, size, set of classes or LoRA than `model`."""
-    try:
-        saved = dict(json.loads((Path(checkpoint) / "config.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise ModelError(f"resume_from_checkpoint: {checkpoint}/config.json cannot be read: {error}") from None
-    current = model.config.to_dict()
-    for key in ("architecture", "model_args", "label_names", "fusion", "fusion_layers", "text_encoder_config"):
-        if saved.get(key) != json.loads(json.dumps(current.get(key))):
-            raise ModelError(
-                f"resume_from_checkpoint: {checkpoint} is of another model: its {key} is {saved.get(key)}, the"
-                f" recipe's is {current.get(key)}. Use the recipe that made it, or another output_dir."
-            )
-    weights: dict[str, tuple[int, ...]] = {}
-    for file in Path(checkpoint).glob("model*.safetensors"):
-        with safe_open(file, framework="np") as tensors:
-            weights |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-    held, wanted = _adapters(weights), _adapters({name: tuple(v.shape) for name, v in model.state_dict().items()})
-    if weights and held != wanted:
-        differs = "its LoRA has another rank or other targets than the recipe's"
-        if not (held and wanted):
-            differs = f"it has {'a' if held else 'no'} LoRA, and the recipe has {'one' if wanted else 'none'}"
-        raise ModelError(
-            f"resume_from_checkpoint: {checkpoint} was trained another way: {differs}. Use the recipe that made it, or"
-            " another output_dir."
-        )
-
-
-def _adapters(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    return {name.removeprefix("timm_model."): shape for name, shape in shapes.items() if ".lora_" in name}
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Write under a temporary name, then rename: a reader never sees half a file."""
-    with temporary_file(Path(path)) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ import torch
 
 import hfvit
 from hfvit.utils.environment import hardware, installed_versions
-from hfvit.utils.files import is_local
+from hfvit.utils.hub_ids import is_local
 
 PACKAGES = ("torch", "torchvision", "timm", "transformers", "accelerate", "datasets", "evaluate", "scikit-learn")
 

@@ -6,11 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from hfvit.artifacts.constants import EXAMPLES_FILE
-from hfvit.artifacts.output_dir import RUN_FILE, write_text
+from hfvit.artifacts.constants import EXAMPLES_FILE, RUN_FILE
 from hfvit.errors import ModelError
-from hfvit.utils.files import temporary_file
-from hfvit.utils.json_files import read_object
+from hfvit.utils.files import read_object, temporary_file, write_text
 
 # What is asked of the file; anything beside it may be missing, as `temperature` and `examples` of older runs are.
 _NEEDED = {

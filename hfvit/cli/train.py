@@ -42,9 +42,13 @@ def add(commands) -> None:
 
 def _describe_fields(parser: argparse.ArgumentParser) -> None:
     """Name hfvit's own recipe fields in the help; their values are parsed by the recipe."""
-    from hfvit.recipe.arguments import AugmentationArguments, DataArguments, RunArguments
-    from hfvit.recipe.finetuning_args import FinetuningArguments
-    from hfvit.recipe.model_args import ModelArguments
+    from hfvit.recipe.arguments import (
+        AugmentationArguments,
+        DataArguments,
+        FinetuningArguments,
+        ModelArguments,
+        RunArguments,
+    )
 
     lines = []
     for section in (ModelArguments, FinetuningArguments, DataArguments, AugmentationArguments, RunArguments):

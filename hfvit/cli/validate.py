@@ -79,7 +79,7 @@ def validate(options: argparse.Namespace) -> None:
     from hfvit.evaluation.compare import validate as compare
     from hfvit.evaluation.split import evaluation_split
     from hfvit.inference.classifier import load_classifier
-    from hfvit.utils.json_files import write_object
+    from hfvit.utils.files import write_object
 
     check_recordable(paths)
     split = evaluation_split(

@@ -11,7 +11,7 @@ from PIL import Image as PILImage
 from sklearn.model_selection import train_test_split
 
 from hfvit.errors import DataError, nearest, one_line
-from hfvit.utils.files import folder_or_hub_id, is_local
+from hfvit.utils.hub_ids import folder_or_hub_id, is_local
 
 CLASS_TYPES = ("int", "uint", "string", "large_string", "bool")
 LABEL_NAMES = ("label", "labels", "fine_label", "target", "class")

@@ -16,12 +16,12 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader, get_worker_info
 from transformers import TrainerCallback
 
-from hfvit.artifacts.output_dir import write_text
 from hfvit.data.dataset import collate, decoded_crops
 from hfvit.data.stream_splits import with_bytes
 from hfvit.errors import DataError, HFViTError, RecipeError, one_line
 from hfvit.transforms.augmentation import Augmentation
 from hfvit.utils.counter_rng import image_seeds
+from hfvit.utils.files import write_text
 
 logger = logging.getLogger(__name__)
 

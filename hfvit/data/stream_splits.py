@@ -22,7 +22,7 @@ from hfvit.data.splits import (
     why_not_loaded,
 )
 from hfvit.errors import DataError, RecipeError
-from hfvit.utils.files import folder_or_hub_id
+from hfvit.utils.hub_ids import folder_or_hub_id
 
 
 def stream_splits(

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoTokenizer
 
 from hfvit.errors import DataError, ModelError, one_line
-from hfvit.utils.files import folder_or_hub_id
+from hfvit.utils.hub_ids import folder_or_hub_id
 
 TEXT_INPUTS = ("input_ids", "attention_mask")  # of a model that reads texts, beside pixel_values
 CHUNK = 1000

@@ -15,8 +15,7 @@ from hfvit.data.decode import read_picture
 from hfvit.demo.web_runtime import WebRuntime
 from hfvit.errors import ModelError, one_line
 from hfvit.export.processor_steps import image_steps
-from hfvit.utils.environment import shipped
-from hfvit.utils.json_files import write_object
+from hfvit.utils.files import shipped, write_object
 
 PAGE_FILE = "page.json"
 OWN_FOLDERS = ("model", "vendor", "examples")

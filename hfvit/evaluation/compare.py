@@ -11,17 +11,16 @@ from tqdm import tqdm
 
 import hfvit
 from hfvit.artifacts.artifact import Artefact, find_artefact
-from hfvit.artifacts.constants import ENGINE_FACTS_FILE
+from hfvit.artifacts.constants import ENGINE_FACTS_FILE, RUN_FILE
 from hfvit.artifacts.export_folder import FACTS_FILE, read_export_facts, write_export_facts
-from hfvit.artifacts.output_dir import RUN_FILE
 from hfvit.errors import ModelError
 from hfvit.evaluation.split import EvaluationSplit
 from hfvit.inference.classifier import Classifier, batched, load_classifier
 from hfvit.inference.execution_providers import Providers
 from hfvit.metrics.classification import accuracy_interval
 from hfvit.utils.environment import hardware
+from hfvit.utils.files import check_replaceable, read_object, told_of, write_object
 from hfvit.utils.formatting import aligned
-from hfvit.utils.json_files import check_replaceable, read_object, told_of, write_object
 
 # Latency: rounds over all artefacts, so that each meets the same moments of the machine; each round at most so long.
 ROUNDS, CALLS, ROUND_SECONDS = 5, 10, 1.0

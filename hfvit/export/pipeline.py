@@ -20,8 +20,8 @@ from hfvit.export.preprocessing import check_steps
 from hfvit.export.processor_steps import image_steps
 from hfvit.export.text_inputs import check_reads_texts
 from hfvit.inference.classifier import batched, load_classifier
+from hfvit.utils.files import write_object
 from hfvit.utils.formatting import aligned
-from hfvit.utils.json_files import write_object
 
 CALIBRATION_BATCH = 16
 

@@ -11,14 +11,13 @@ import hfvit
 from hfvit.artifacts.artifact import class_names, find_artefact
 from hfvit.artifacts.constants import CONFIG_FILE, ENGINE_FACTS_FILE, PREPROCESSOR_FILE
 from hfvit.artifacts.export_folder import check_same_model, claim_folder, file_facts, read_export_facts, staging_folder
-from hfvit.artifacts.output_dir import write_text
 from hfvit.errors import ModelError
 from hfvit.export.pipeline import Export
 from hfvit.trt.api import Backend, EngineOptions
 from hfvit.trt.builder import build_engine, read_graph
 from hfvit.trt.triton import CONFIG, LABELS, PLAN, triton_config, triton_labels
+from hfvit.utils.files import write_object, write_text
 from hfvit.utils.formatting import aligned
-from hfvit.utils.json_files import write_object
 
 ENGINE_FILE = "model.engine"
 

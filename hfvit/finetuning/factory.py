@@ -6,7 +6,7 @@ import numpy as np
 
 from hfvit.finetuning.distillation import build_objective
 from hfvit.finetuning.linear_probe import LinearProbeTrainer
-from hfvit.recipe.finetuning_args import FinetuningArguments
+from hfvit.recipe.arguments import FinetuningArguments
 from hfvit.training.trainer import HFViTTrainer
 
 

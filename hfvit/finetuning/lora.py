@@ -12,7 +12,7 @@ from torch import nn
 from hfvit.artifacts.constants import ADAPTER_FILES, ADAPTER_FOLDER
 from hfvit.errors import ModelError, RecipeError, nearest
 from hfvit.models.factory import without_storage
-from hfvit.training.param_groups import classifier_parameters
+from hfvit.models.freezing import classifier_parameters
 from hfvit.utils.files import temporary_file
 
 PEFT_PREFIX = "base_model.model."  # of every name in an adapter file

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModel
 from hfvit.data.dataset import ImageDataset
 from hfvit.data.text import load_tokenizer
 from hfvit.errors import ModelError, one_line
-from hfvit.utils.files import folder_or_hub_id
+from hfvit.utils.hub_ids import folder_or_hub_id
 
 PAIRS = ("clip", "siglip")
 IMAGES = 64  # whose mean norm is taken

@@ -11,14 +11,13 @@ from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 from huggingface_hub.constants import EVAL_RESULTS_FOLDER
 from yaml import YAMLError
 
-from hfvit.artifacts.constants import ADAPTER_FILES, ADAPTER_FOLDER, TOKENIZER_FILES, WEIGHT_FILES, WEIGHTS
+from hfvit.artifacts.constants import ADAPTER_FILES, ADAPTER_FOLDER, RUN_FILE, TOKENIZER_FILES, WEIGHT_FILES, WEIGHTS
 from hfvit.artifacts.export_folder import export_facts
-from hfvit.artifacts.output_dir import RUN_FILE
 from hfvit.artifacts.run_record import read_run
 from hfvit.errors import HubError, one_line
 from hfvit.hub.model_card import render_card
 from hfvit.hub.redaction import public_text
-from hfvit.utils.files import is_hub_id
+from hfvit.utils.hub_ids import is_hub_id
 
 
 def eval_results_file(facts: dict) -> tuple[str, str] | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from hfvit.utils.files import is_local
+from hfvit.utils.hub_ids import is_local
 
 # Class names may look like paths (/m/01abc) and are none.
 _NAMES_OF_CLASSES = ("labels", "label", "label_names", "per_class")

@@ -13,8 +13,7 @@ from scipy.special import expit, softmax
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from hfvit.artifacts.artifact import Artefact, find_artefact, read_head
-from hfvit.artifacts.constants import PREPROCESSOR_FILE
-from hfvit.artifacts.output_dir import RUN_FILE
+from hfvit.artifacts.constants import PREPROCESSOR_FILE, RUN_FILE
 from hfvit.data.decode import from_array, read_picture, to_rgb
 from hfvit.data.text import TEXT_INPUTS, TextReader, load_tokenizer
 from hfvit.errors import ModelError, one_line
@@ -22,7 +21,7 @@ from hfvit.inference.backends import OnnxBackend, TorchBackend
 from hfvit.inference.execution_providers import Providers
 from hfvit.models.image_text import HFViTFusionConfig
 from hfvit.trt.runtime import open_engine
-from hfvit.utils.json_files import read_object
+from hfvit.utils.files import read_object
 
 _HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download", "subfolder")
 

@@ -11,10 +11,9 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from hfvit.errors import ModelError, one_line
 from hfvit.models.configuration import HFViTConfig
-from hfvit.models.freezing import FrozenParts
+from hfvit.models.freezing import FrozenParts, freeze
 from hfvit.models.modeling import HFViTForImageClassification
-from hfvit.training.param_groups import freeze
-from hfvit.utils.files import folder_or_hub_id
+from hfvit.utils.hub_ids import folder_or_hub_id
 
 HEAD_DIM = 64  # of an attention head, at least
 MLP_RATIO = 4

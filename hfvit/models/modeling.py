@@ -13,10 +13,9 @@ from transformers.utils import logging as transformers_logging
 from hfvit.errors import ModelError
 from hfvit.models.attention import recorded_attention
 from hfvit.models.configuration import HFViTConfig, load_config
-from hfvit.models.freezing import FrozenParts
+from hfvit.models.freezing import FrozenParts, classifier_parameters, freeze
 from hfvit.models.image_size import check_patches, resize_input
-from hfvit.training.param_groups import classifier_parameters, freeze
-from hfvit.utils.files import folder_or_hub_id
+from hfvit.utils.hub_ids import folder_or_hub_id
 
 
 class HFViTForImageClassification(FrozenParts, TimmWrapperForImageClassification):

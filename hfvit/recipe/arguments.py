@@ -1,5 +1,6 @@
 """Recipe arguments for data, augmentation, model, fine-tuning and run; imports no torch."""
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -247,3 +248,259 @@ class RunArguments:
         metric = self.metric_for_best_model
         known = metric is None or metric.removeprefix("eval_") in SCALAR_METRICS
         _check(known, "metric_for_best_model", metric, f"one of {', '.join(SCALAR_METRICS)}")
+
+
+METHODS = ("full", "lora", "linear_probe")
+BALANCES = ("none", "sample", "weight")
+DISTILLATIONS = ("soft", "hard")
+
+
+@dataclass
+class FinetuningArguments:
+    """Fine-tuning: which weights learn, and from what."""
+
+    finetuning: str = _field(
+        "full",
+        f"One of {', '.join(METHODS)}: all weights that `freeze` leaves, low-rank adapters and the head (needs peft),"
+        " or a classifier that is solved on features extracted once.",
+    )
+    lora_rank: int = _field(8, "Rank of LoRA's matrices.")
+    lora_alpha: float | None = _field(None, "LoRA's update is scaled by alpha / rank; twice the rank when not given.")
+    lora_dropout: float = _field(0.0, "Dropout before LoRA's matrices.")
+    lora_targets: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Layers with a LoRA, by the last part of their name (qkv proj fc1 fc2); those of every attention"
+            " when not given."
+        },
+    )
+    probe_c: list[float] = field(
+        default_factory=lambda: [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0],
+        metadata={"help": "Inverse strengths of the probe's L2 penalty; the best on the validation split is taken."},
+    )
+    probe_passes: int = _field(
+        0, "Augmented copies of each training image for the probe; 0 takes each image once, as evaluation sees it."
+    )
+    head_from_text: str | None = _field(
+        None,
+        "CLIP or SigLIP checkpoint whose image tower model_name_or_path is: the head starts from the classes' names.",
+    )
+    head_templates: list[str] = field(
+        default_factory=lambda: ["a photo of a {}."],
+        metadata={"help": "Sentences for head_from_text, with {} in the place of a class's name; averaged."},
+    )
+    class_balance: str = _field(
+        "none",
+        f"For classes of unequal size, one of {', '.join(BALANCES)}: draw every class as often, or weight the loss by"
+        " the inverse of a class's share.",
+    )
+    teacher: str | None = _field(None, "Checkpoint of a larger model of the same classes to distil from.")
+    distillation: str = _field(
+        "soft", f"What the teacher says, one of {', '.join(DISTILLATIONS)}: its probabilities, or its decision."
+    )
+    distillation_alpha: float = _field(0.5, "Share of the teacher in the loss; the labels have the rest.")
+    distillation_temperature: float = _field(2.0, "Softens both probabilities of soft distillation; 1 is as they are.")
+    progressive_image_size: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "Image sizes in pixels, ascending, that training begins with: an equal part of the steps each, and"
+            " the last part at image_size."
+        },
+    )
+
+    def __post_init__(self):
+        for key, allowed in (("finetuning", METHODS), ("class_balance", BALANCES), ("distillation", DISTILLATIONS)):
+            _check(getattr(self, key) in allowed, key, getattr(self, key), f"one of {', '.join(allowed)}")
+        for key in ("lora_rank", "lora_alpha", "distillation_temperature"):
+            _check_positive(key, getattr(self, key))
+        _check_fraction("lora_dropout", self.lora_dropout)
+        _check(0.0 <= self.distillation_alpha <= 1.0, "distillation_alpha", self.distillation_alpha, "0 to 1")
+        _check(bool(self.probe_c) and min(self.probe_c) > 0, "probe_c", self.probe_c, "numbers above 0")
+        whole = bool(self.head_templates) and all(text.count("{}") == 1 for text in self.head_templates)
+        _check(whole, "head_templates", self.head_templates, "sentences with {} once in each")
+        sizes = self.progressive_image_size
+        ascend = sizes is None or (bool(sizes) and sizes == sorted(set(sizes)) and sizes[0] > 0)
+        _check(ascend, "progressive_image_size", sizes, "ascending sizes, such as [96, 160]")
+        _check(self.probe_passes >= 0, "probe_passes", self.probe_passes, "0 or more")
+
+    def check_against(self, model, data, augmentation, training) -> None:
+        """Raise `RecipeError` for what the recipe's other sections rule out."""
+        if self.finetuning != "full":
+            self._refuse(bool(model.freeze), "freeze", "which says itself what does not train; leave freeze out")
+            self._refuse(bool(model.text_encoder), "text_encoder", "which is for images alone")
+            self._refuse(bool(model.patch_sizes), "patch_sizes", "which has one patch size")
+            self._refuse(not model.model_name_or_path, "architecture", "which leaves pretrained weights as they are")
+        if self.finetuning == "linear_probe":
+            mixes = bool(augmentation.mixup_alpha or augmentation.cutmix_alpha or augmentation.random_erasing)
+            self._refuse(mixes, "mixup_alpha, cutmix_alpha, random_erasing", "which is solved on whole images")
+            self._refuse(data.streaming, "streaming", "which needs every image at once")
+            self._refuse(bool(self.teacher), "teacher", "which is solved on the labels")
+            self._refuse(self.class_balance == "sample", "class_balance", "which draws nothing; use weight")
+            self._refuse(training.ema_decay is not None, "ema_decay", "which takes no steps")
+            self._refuse(bool(self.head_from_text), "head_from_text", "which solves for the head")
+        if self.head_from_text and (model.text_encoder or not model.model_name_or_path):
+            raise RecipeError(
+                "head_from_text: it needs model_name_or_path, the image tower of that pair, and no text_encoder."
+            )
+        if self.progressive_image_size:
+            others = {"text_encoder": model.text_encoder, "patch_sizes": model.patch_sizes}
+            others["finetuning: linear_probe"] = self.finetuning == "linear_probe"
+            for other in (key for key, given in others.items() if given):
+                raise RecipeError(f"progressive_image_size: not with {other}; leave one of them out.")
+        if self.teacher and model.text_encoder:
+            raise RecipeError("teacher: a teacher sees images alone; not with text_encoder.")
+        if self.class_balance != "none" and data.streaming:
+            raise RecipeError(f"class_balance: {self.class_balance} needs the labels of every image; not of a stream.")
+
+    def _refuse(self, condition: bool, key: str, why: str) -> None:
+        if condition:
+            raise RecipeError(f"{key}: not with finetuning: {self.finetuning}, {why}.")
+
+    @property
+    def checkpoints(self) -> dict[str, str | None]:
+        """The further models that it learns from, by the keys that name them."""
+        return {key: getattr(self, key) for key in ("teacher", "head_from_text")}
+
+    @property
+    def probe(self) -> dict[str, Any]:
+        """The arguments of `linear_probe.LinearProbeTrainer` that a recipe gives."""
+        return {"c": self.probe_c, "passes": self.probe_passes, "class_balance": self.class_balance}
+
+    @property
+    def distilling(self) -> dict[str, Any]:
+        """The arguments of `objective.build_objective` that a recipe gives."""
+        return {
+            "teacher": self.teacher,
+            "distillation": self.distillation,
+            "alpha": self.distillation_alpha,
+            "temperature": self.distillation_temperature,
+        }
+
+    @property
+    def text_head(self) -> dict[str, Any]:
+        """The arguments of `text_head.start_from_text` that a recipe gives."""
+        return {"source": self.head_from_text, "templates": self.head_templates}
+
+    @property
+    def lora(self) -> dict[str, Any]:
+        """The arguments of `lora.add_lora` that a recipe gives."""
+        return {
+            "rank": self.lora_rank,
+            "alpha": self.lora_alpha or 2 * self.lora_rank,
+            "dropout": self.lora_dropout,
+            "targets": self.lora_targets,
+        }
+
+
+FUSIONS = ("cross_attention", "concatenation")
+
+
+@dataclass
+class TextArguments:
+    """What joins a text encoder to the image model; needs text_column."""
+
+    text_encoder: str | None = _field(
+        None, "Text encoder of transformers, with its tokenizer, that reads text_column: a folder or a Hub id."
+    )
+    text_encoder_revision: str | None = _field(None, "Branch, tag or commit of text_encoder on the Hub.")
+    fusion: str = _field("cross_attention", f"How image and text are joined, one of {', '.join(FUSIONS)}.")
+    fusion_layers: int = _field(2, "Blocks of cross_attention.")
+    max_text_length: int = _field(64, "Tokens of a text that are read; longer texts are cut.")
+
+    def check_texts(self, data: DataArguments, augmentation: AugmentationArguments) -> None:
+        """Raise `RecipeError` for what a model that reads texts rules out, or lacks."""
+        if (self.text_encoder is None) != (data.text_column is None):
+            given, lacks = ("text_encoder", "text_column") if self.text_encoder else ("text_column", "text_encoder")
+            raise RecipeError(f"{given} is given without {lacks}; a model that reads texts needs both.")
+        if self.text_encoder is None:
+            return
+        _check(self.fusion in FUSIONS, "fusion", self.fusion, f"one of {', '.join(FUSIONS)}")
+        _check_positive("fusion_layers", self.fusion_layers)
+        _check_positive("max_text_length", self.max_text_length)
+        if data.streaming:
+            raise RecipeError("streaming: texts are read from a whole data set only; set streaming to false.")
+        for key in ("mixup_alpha", "cutmix_alpha"):
+            if getattr(augmentation, key):
+                raise RecipeError(f"{key}: a mixture of two images has no text of its own; set it to 0.")
+
+    @property
+    def text_options(self) -> dict[str, Any]:
+        """The arguments of `image_text.add_text_encoder` that a recipe gives."""
+        keys = ("text_encoder", "fusion", "fusion_layers", "max_text_length")
+        return {**{key: getattr(self, key) for key in keys}, "revision": self.text_encoder_revision}
+
+
+@dataclass
+class ModelArguments(TextArguments):
+    """Model: which network, at which image size, with which parts trained, and with which reader of texts."""
+
+    model_name_or_path: str | None = _field(
+        None, "Pretrained timm checkpoint: a Hub id (timm/vit_base_patch16_224.augreg_in21k) or a local folder."
+    )
+    architecture: str | None = _field(
+        None, "timm model name (vit_tiny_patch16_224) trained from scratch; instead of model_name_or_path."
+    )
+    model_args: dict | str | None = _field(
+        None, "Further keyword arguments of timm.create_model, as a mapping (JSON on the command line)."
+    )
+    model_revision: str | None = _field(None, "Branch, tag or commit of model_name_or_path on the Hub.")
+    image_size: int | None = _field(
+        None, "Height and width in pixels that the model sees; position embeddings are resampled to it."
+    )
+    patch_sizes: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "Patch sizes in pixels to train at, one drawn for each optimiser step; what is saved has the"
+            " model's own."
+        },
+    )
+    drop_rate: float | None = _field(
+        None, "Dropout before the classifier; proj_drop_rate in model_args is that of the blocks."
+    )
+    attn_drop_rate: float | None = _field(None, "Dropout of attention weights.")
+    drop_path_rate: float | None = _field(None, "Stochastic depth at the last block, falling to 0 at the first.")
+    freeze: str | None = _field(
+        None, "Part that does not train: 'backbone' (linear probe), or N for the stem and the first N blocks."
+    )
+
+    def __post_init__(self):
+        if (self.model_name_or_path is None) == (self.architecture is None):
+            raise RecipeError(
+                "Give exactly one of model_name_or_path (a checkpoint to start from) and architecture (to train anew)."
+            )
+        if isinstance(self.model_args, str):
+            try:
+                self.model_args = json.loads(self.model_args)
+            except json.JSONDecodeError as error:
+                raise RecipeError(f"model_args: not valid JSON ({error}); write it like '{{\"depth\": 8}}'.") from None
+        _check(
+            self.model_args is None or isinstance(self.model_args, dict),
+            "model_args",
+            self.model_args,
+            "a mapping such as {depth: 8}",
+        )
+        if "img_size" in (self.model_args or {}):
+            raise RecipeError(
+                "model_args: give the size as image_size, which preprocessing follows too, not img_size."
+            )
+        _check_positive("image_size", self.image_size)
+        sizes = self.patch_sizes
+        _check(sizes is None or len(set(sizes)) > 1, "patch_sizes", sizes, "two or more sizes, such as [8, 16, 32]")
+        for key in ("drop_rate", "attn_drop_rate", "drop_path_rate"):
+            _check_fraction(key, getattr(self, key))
+        if self.freeze in ("none", "no", ""):
+            self.freeze = None
+        valid = self.freeze in (None, "backbone") or (str(self.freeze).isdigit() and int(self.freeze) > 0)
+        _check(valid, "freeze", self.freeze, "nothing, 'backbone', or the number of blocks to freeze")
+
+    @property
+    def timm_kwargs(self) -> dict[str, Any]:
+        """What timm.create_model gets: `model_args` plus the drop rates that were given."""
+        rates = ("drop_rate", "attn_drop_rate", "drop_path_rate")
+        given = {key: getattr(self, key) for key in rates if getattr(self, key) is not None}
+        return {**(self.model_args or {}), **given}
+
+    @property
+    def checkpoints(self) -> dict[str, str | None]:
+        """What the model is made from, by the keys that name it."""
+        return {key: getattr(self, key) for key in ("model_name_or_path", "text_encoder")}

@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from hfvit.errors import RecipeError, nearest, one_line
-from hfvit.utils.environment import shipped
+from hfvit.utils.files import shipped
 
 MAX_BYTES = 2**20
 

@@ -12,10 +12,14 @@ import yaml
 from transformers import HfArgumentParser
 
 from hfvit.errors import RecipeError, nearest, one_line
-from hfvit.recipe.arguments import AugmentationArguments, DataArguments, RunArguments
+from hfvit.recipe.arguments import (
+    AugmentationArguments,
+    DataArguments,
+    FinetuningArguments,
+    ModelArguments,
+    RunArguments,
+)
 from hfvit.recipe.files import find_recipe, read_yaml
-from hfvit.recipe.finetuning_args import FinetuningArguments
-from hfvit.recipe.model_args import ModelArguments
 from hfvit.recipe.training_args import HFViTTrainingArguments
 
 

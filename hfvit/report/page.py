@@ -6,13 +6,13 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hfvit.artifacts.export_folder import export_rows
-from hfvit.artifacts.output_dir import write_text
 from hfvit.artifacts.run_record import reported_split
-from hfvit.hub.model_card import dataset_title
 from hfvit.hub.redaction import public_facts
 from hfvit.report.figures import DARK, LIGHT
 from hfvit.report.summary import selection
+from hfvit.utils.files import write_text
 from hfvit.utils.formatting import duration
+from hfvit.utils.hub_ids import dataset_title
 
 PAGE_FILE = "report.html"
 # In the order of the page: what a picture shows, for those who do not see it too.

@@ -19,7 +19,8 @@ from safetensors import SafetensorError
 from transformers import EarlyStoppingCallback
 from transformers.trainer_utils import rotate_checkpoints
 
-from hfvit.artifacts.checkpoint import STAGING, STATE_FILE, publish
+from hfvit.artifacts.checkpoint import publish
+from hfvit.artifacts.constants import STAGING, STATE_FILE
 from hfvit.errors import Interrupted, StorageError, one_line
 from hfvit.training.out_of_memory import FittingTrainer
 from hfvit.utils.files import temporary_file

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback
 
-from hfvit.artifacts.checkpoint import STATE_FILE
+from hfvit.artifacts.constants import STATE_FILE
 from hfvit.errors import NonFiniteLossError, RecipeError
 from hfvit.training.checkpointing import Progress, SavingTrainer, learning_rate_factor, rewinds
 

@@ -13,7 +13,7 @@ from hfvit.artifacts.constants import CONFIG_FILE, ENGINE_FACTS_FILE
 from hfvit.artifacts.export_folder import file_facts
 from hfvit.errors import ModelError, one_line
 from hfvit.trt.api import INSTALL, NAMES, TITLES, Backend, load_backend, local_gpus
-from hfvit.utils.json_files import read_object
+from hfvit.utils.files import read_object
 
 SUPPORTED_ACROSS_MAJORS = {(10, 11), (8, 10)}  # of version-compatible engines, by TensorRT's support matrix
 

@@ -1,71 +1,16 @@
 """Atomic file writes, JSON files, writability checks and packaged resources."""
 
+import json
 import os
-import re
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from hfvit.errors import HFViTError, RecipeError, nearest
+from hfvit.errors import HFViTError, ModelError, RecipeError, one_line
 
 ABANDONED_SECONDS = 24 * 3600
-
-
-def is_path(name: str | Path) -> bool:
-    """Whether `name` can only be a path: no Hub id starts so or has more than one slash."""
-    return isinstance(name, Path) or name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
-
-
-def is_local(name: str | Path) -> bool:
-    """Whether `name` is a path of this machine, not the id of a repository: it looks like one, or is there."""
-    return is_path(name) or Path(name).expanduser().exists()
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether `name` can only be a repository on the Hub: `owner/name`, and no path of this machine."""
-    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)) and not is_local(name)
-
-
-def folder_or_hub_id(name: str | Path, error: type[HFViTError], option: str | None = None) -> str:
-    """`name` as libraries take it: an existing folder with `~` expanded, or the Hub id as it stands.
-
-    Raises `error`, with `option` as the head of its message, for a path where there is no folder: a library would ask
-    the Hub for it, and tell of that.
-    """
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return str(folder)
-    head = f"{option}: " if option else ""
-    if folder.is_file():
-        raise error(f"{head}{name} is a file, where a folder or a Hub id is expected.")
-    there = head + ("there" if head else "There")
-    if is_path(name):
-        raise error(f"{there} is no folder {name}.")
-    parent, _, last = str(name).partition("/")
-    if last and Path(parent).is_dir():  # a repository's name as well as a folder's with a slip of the finger
-        if close := nearest(str(name), [f"{parent}/{path.name}" for path in Path(parent).iterdir() if path.is_dir()]):
-            raise error(f"{there} is no folder {name}.{close}")
-        if _is_out_of_reach(str(name), "dataset" if option == "dataset_name" else "model"):
-            raise error(f"{there} is no folder {name}, and the Hub cannot be asked for a repository of that name.")
-    return str(name)
-
-
-def _is_out_of_reach(repo_id: str, kind: str) -> bool:
-    """Whether neither the cache has the repository nor the Hub answers: a library would try for half a minute."""
-    from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    if constants.HF_HUB_OFFLINE or (Path(constants.HF_HUB_CACHE) / f"{kind}s--{repo_id.replace('/', '--')}").is_dir():
-        return False
-    try:
-        HfApi().repo_info(repo_id, repo_type=kind, timeout=5.0)
-    except (HfHubHTTPError, HFValidationError):  # an answer, of which the library tells more
-        return False
-    except Exception:
-        return True
-    return False
 
 
 def writable(path: str | Path | None, option: str) -> Path | None:
@@ -123,3 +68,55 @@ def cache_folder(kind: str) -> Path:
     from huggingface_hub import constants
 
     return Path(constants.HF_HOME) / "hfvit" / kind
+
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def shipped(name: str) -> Path:
+    """Path of a shipped file or folder: inside the package in a wheel, beside it in a checkout."""
+    inside = _PACKAGE / name
+    return inside if inside.exists() else _PACKAGE.parent / name
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write under a temporary name, then rename: a reader never sees half a file."""
+    with temporary_file(Path(path)) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def read_object(path: Path) -> dict:
+    """The JSON object in a file; `ModelError` when there is none that could be written again as it is."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read as JSON: {one_line(error)}; mend it or delete it.") from None
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} holds no JSON object; mend it or delete it.")
+    return content
+
+
+def write_object(path: Path, content: dict) -> None:
+    """Write a JSON object under a temporary name, then rename; `ModelError` when that cannot be done."""
+    with told_of(path):
+        write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def check_replaceable(path: Path) -> None:
+    """Raise `ModelError` unless the file holds a JSON object and its folder takes another file."""
+    read_object(path)
+    with told_of(path), tempfile.TemporaryFile(dir=path.parent):
+        pass
+
+
+@contextmanager
+def told_of(path: Path) -> Iterator[None]:
+    """What keeps the file from being written is told with its name."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be written: {getattr(error, 'strerror', None) or one_line(error)}.") from None
+
+
+def _refuse(constant: str):
+    raise ValueError(f"{constant} is no JSON value")

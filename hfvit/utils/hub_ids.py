@@ -1,0 +1,68 @@
+"""Tell local paths from Hub repository ids."""
+
+import re
+from pathlib import Path
+
+from hfvit.errors import HFViTError, nearest
+
+
+def is_path(name: str | Path) -> bool:
+    """Whether `name` can only be a path: no Hub id starts so or has more than one slash."""
+    return isinstance(name, Path) or name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name
+
+
+def is_local(name: str | Path) -> bool:
+    """Whether `name` is a path of this machine, not the id of a repository: it looks like one, or is there."""
+    return is_path(name) or Path(name).expanduser().exists()
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether `name` can only be a repository on the Hub: `owner/name`, and no path of this machine."""
+    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)) and not is_local(name)
+
+
+def folder_or_hub_id(name: str | Path, error: type[HFViTError], option: str | None = None) -> str:
+    """`name` as libraries take it: an existing folder with `~` expanded, or the Hub id as it stands.
+
+    Raises `error`, with `option` as the head of its message, for a path where there is no folder: a library would ask
+    the Hub for it, and tell of that.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return str(folder)
+    head = f"{option}: " if option else ""
+    if folder.is_file():
+        raise error(f"{head}{name} is a file, where a folder or a Hub id is expected.")
+    there = head + ("there" if head else "There")
+    if is_path(name):
+        raise error(f"{there} is no folder {name}.")
+    parent, _, last = str(name).partition("/")
+    if last and Path(parent).is_dir():  # a repository's name as well as a folder's with a slip of the finger
+        if close := nearest(str(name), [f"{parent}/{path.name}" for path in Path(parent).iterdir() if path.is_dir()]):
+            raise error(f"{there} is no folder {name}.{close}")
+        if _is_out_of_reach(str(name), "dataset" if option == "dataset_name" else "model"):
+            raise error(f"{there} is no folder {name}, and the Hub cannot be asked for a repository of that name.")
+    return str(name)
+
+
+def _is_out_of_reach(repo_id: str, kind: str) -> bool:
+    """Whether neither the cache has the repository nor the Hub answers: a library would try for half a minute."""
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    if constants.HF_HUB_OFFLINE or (Path(constants.HF_HUB_CACHE) / f"{kind}s--{repo_id.replace('/', '--')}").is_dir():
+        return False
+    try:
+        HfApi().repo_info(repo_id, repo_type=kind, timeout=5.0)
+    except (HfHubHTTPError, HFValidationError):  # an answer, of which the library tells more
+        return False
+    except Exception:
+        return True
+    return False
+
+
+def dataset_title(name: str) -> str:
+    """A data set's public name: a Hub id as it is; of a folder the last part alone, never a path."""
+    if name == "digits":
+        return "scikit-learn digits"
+    return name if is_hub_id(name) else Path(name).name
