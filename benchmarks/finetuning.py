@@ -70,7 +70,7 @@ def quick_start(folder: Path) -> dict[str, Any]:
 
 def measure(job: dict[str, Any]) -> dict[str, Any]:
     """Train one way; a row of the table."""
-    from hfvit.train import main as train
+    from hfvit.pipeline import main as train
 
     folder = Path(job["folder"])
     values = job["recipe"] or quick_start(folder / "start")

@@ -55,7 +55,7 @@ def encoded(kind: Pictures, seed: int) -> bytes:
     pixels = np.full((3, kind.height, kind.width), 128.0, dtype=np.float32)
     for cells, weight in kind.grids:
         down, across = max(2, cells * kind.height // kind.width), cells
-        grid = rng.standard_normal((1, down, across)) + 0.4 * rng.standard_normal((3, down, across))  # mostly grey
+        grid = rng.standard_normal((1, down, across)) + 0.4 * rng.standard_normal((3, down, across))  # mostly gray
         pixels += weight * (upsampling(down, kind.height) @ grid.astype(np.float32) @ upsampling(across, kind.width).T)
     file = io.BytesIO()
     image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8).transpose(1, 2, 0))

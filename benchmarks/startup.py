@@ -1,11 +1,11 @@
-"""How long one waits: from a command to its first optimiser step, and for the imports.
+"""How long one waits: from a command to its first optimizer step, and for the imports.
 
   python benchmarks/startup.py                     # about ten minutes
   python benchmarks/startup.py --quick             # a minute: shows that it works
   python benchmarks/startup.py --json rows.json
 
 First step: a small ViT on generated 32x32 pictures, from the start of the Python process to the end of its first
-optimiser step, without data workers. hfvit runs its own `hfvit/train.py` on a recipe; the timm loop and the Trainer
+optimizer step, without data workers. hfvit runs its own `hfvit/train.py` on a recipe; the timm loop and the Trainer
 of the example script are those of train_step.py. A `first run` finds an empty cache: everyone turns the parquet files
 into Arrow, and hfvit decodes the pictures into its array. A `later run` finds both done.
 
@@ -47,7 +47,7 @@ IMPORTS = {
     "import torch": "import torch",
     "import timm": "import timm",
     "from transformers import Trainer": "from transformers import Trainer",
-    "import hfvit.train": "import hfvit.train",
+    "import hfvit.pipeline": "import hfvit.pipeline",
 }
 QUICK_IMPORTS = ("python -c pass", "import hfvit", "hfvit --help", "import torch")
 COLUMNS = {"what": "", "seconds": ".2f", "spread": ".0%"}
@@ -66,7 +66,7 @@ def train_with_recipe(case: Case, folder: str, output_dir: str) -> None:
 
 
 def first_step(contender: str, folder: str, output_dir: str, started: float, **_) -> None:
-    """Train until the first optimiser step is over, answer with the seconds since `started`, and end the process."""
+    """Train until the first optimizer step is over, answer with the seconds since `started`, and end the process."""
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
     class FirstStep(BaseException):
@@ -86,7 +86,7 @@ def first_step(contender: str, folder: str, output_dir: str, started: float, **_
             CONTENDERS[contender](case, folder, clock)
     except FirstStep:
         return
-    sys.exit(f"{contender} made no optimiser step")
+    sys.exit(f"{contender} made no optimizer step")
 
 
 def first_steps(job: dict, work: Path) -> dict:

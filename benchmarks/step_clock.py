@@ -10,7 +10,7 @@ MIB = 2**20
 
 
 class StepClock:
-    """Counts optimiser steps: `begin()` before the first, `step()` after each; then `figures()`.
+    """Counts optimizer steps: `begin()` before the first, `step()` after each; then `figures()`.
 
     `meter` adds up the seconds spent waiting for data, inside its `waiting()`.
     """
@@ -35,7 +35,7 @@ class StepClock:
         forget_peak(self.device)
 
     def step(self) -> None:
-        """An optimiser step is over."""
+        """An optimizer step is over."""
         self.done += 1
         if self.done == self.warm_up:
             self.seconds, self.waited = -self._now(), -self.meter.waited

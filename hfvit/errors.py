@@ -33,7 +33,7 @@ class NonFiniteLossError(HFViTError):
 
 
 class GateError(HFViTError):
-    """An artefact is worse than its reference by more than was allowed."""
+    """An artifact is worse than its reference by more than was allowed."""
 
     exit_code = 4
 

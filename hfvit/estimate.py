@@ -78,7 +78,7 @@ WAYS = {  # heading -> precision, activation checkpointing
 class StepMemory:
     """Bytes of one training step of one process.
 
-    `held` is what the forward pass leaves for the backward one, `most` the most at once beside weights, optimiser and
+    `held` is what the forward pass leaves for the backward one, `most` the most at once beside weights, optimizer and
     average.
     """
 
@@ -132,7 +132,7 @@ def step_memory(
 ) -> StepMemory:
     """Memory of one step of `batch` images, of operations as the processor runs them.
 
-    `model` is on `meta` and is changed. `args` (TrainingArguments) choose the optimiser; AdamW without them.
+    `model` is on `meta` and is changed. `args` (TrainingArguments) choose the optimizer; AdamW without them.
     """
     model.train()
     if checkpointing:
@@ -199,7 +199,7 @@ def estimate(recipe: Recipe) -> str:
             [
                 ("weights", size(own.weights)),
                 ("gradients", size(own.gradients)),
-                ("optimiser", size(own.optimizer)),
+                ("optimizer", size(own.optimizer)),
                 *([("moving average", size(own.average))] if own.average else []),
                 ("activations", size(own.held)),
                 ("most at once", size(own.total)),

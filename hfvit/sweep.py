@@ -12,9 +12,9 @@ from hfvit.artifacts.constants import RUN_FILE
 from hfvit.artifacts.output_dir import alone_in
 from hfvit.artifacts.run_record import read_run
 from hfvit.errors import NonFiniteLossError, OutOfMemory, RecipeError, Unfinished, one_line
+from hfvit.pipeline import main as train
 from hfvit.recipe.files import read_yaml
 from hfvit.recipe.loader import load_recipe
-from hfvit.train import main as train
 from hfvit.utils.files import write_text
 from hfvit.utils.formatting import aligned
 

@@ -8,33 +8,27 @@ os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALL
 # Micro models gain nothing from more threads, and lose much when two test processes share the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from helpers.images import LABELS, colored_split
+from helpers.recipes import MICRO_RECIPE
 
-ROOT = Path(__file__).resolve().parent.parent
-LABELS = ["red", "green", "blue"]
-MICRO = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
-ARCHITECTURE = "vit_tiny_patch16_224"
 # Half a minute and more, or few tests that take seconds each: they go first, or a worker ends alone with one of them.
-LONGEST = {
-    f"test_{name}.py"
-    for name in (
-        "backbones", "clients", "demo_app", "export", "export_command", "finetuning_processes", "hub_round_trip",
-        "image_text", "kill_and_resume", "processes", "push", "quantize", "readme", "tensorrt_command", "train",
-    )
-}  # fmt: skip
+LONGEST = (
+    "cli/test_bad_input.py", "data/test_streamed_training.py", "demo/test_app.py", "export/test_clients.py",
+    "export/test_export_command.py", "export/test_onnx.py", "export/test_quantization.py",
+    "export/test_tensorrt_command.py", "finetuning/test_distributed_methods.py", "hub/test_push.py",
+    "hub/test_round_trip.py", "models/test_backbones.py", "models/test_image_text.py", "test_docs.py",
+    "test_pipeline.py", "training/test_distributed.py", "training/test_kill_and_resume.py",
+)  # fmt: skip
+TESTS = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    items.sort(key=lambda item: item.path.relative_to(TESTS).as_posix() not in LONGEST)
     for item in items:
         if "slow" in item.keywords and not os.environ.get("RUN_SLOW"):
             item.add_marker(pytest.mark.skip(reason="takes minutes; set RUN_SLOW=1"))
@@ -55,38 +49,22 @@ def _own_cache_and_no_sleep(tmp_path_factory, monkeypatch):
     monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
 
 
-def coloured_image(label: int, rng: np.random.Generator, size: int = 16) -> Image.Image:
-    """A noisy square whose brightest channel is its class."""
-    pixels = rng.integers(0, 120, (size, size, 3), dtype=np.uint8)
-    pixels[..., label] += 90
-    return Image.fromarray(pixels)
-
-
-def coloured_split(rows: int, seed: int) -> datasets.Dataset:
-    rng = np.random.default_rng(seed)
-    labels = [row % len(LABELS) for row in range(rows)]
-    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=LABELS)})
-    return datasets.Dataset.from_dict(
-        {"img": [coloured_image(label, rng) for label in labels], "label": labels}, features=features
-    )
-
-
 @pytest.fixture(scope="session")
-def colours(tmp_path_factory) -> Path:
+def colors(tmp_path_factory) -> Path:
     """A data set folder as on the Hub: parquet, columns `img` and `label`, splits train (65) and test (31)."""
-    folder = tmp_path_factory.mktemp("colours")
+    folder = tmp_path_factory.mktemp("colors")
     for split, rows, seed in (("train", 65, 1), ("test", 31, 2)):
-        coloured_split(rows, seed).to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
+        colored_split(rows, seed).to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
     return folder
 
 
 @pytest.fixture(scope="session")
 def sharded(tmp_path_factory) -> Path:
     """A data set folder to be streamed; see shards.py."""
-    from shards import ROWS, write_shards
+    from helpers.shards import ROWS, write_shards
 
     folder = tmp_path_factory.mktemp("sharded")
-    write_shards(folder, coloured_split(sum(ROWS), 1))
+    write_shards(folder, colored_split(sum(ROWS), 1))
     return folder
 
 
@@ -105,46 +83,9 @@ def stock(tmp_path_factory) -> Path:
     return folder
 
 
-MICRO_RECIPE = """\
-# A micro ViT on generated colours, for tests.
-architecture: vit_tiny_patch16_224
-model_args: {patch_size: 8, embed_dim: 32, depth: 2, num_heads: 2}
-image_size: 16
-validation_fraction: 0.2
-crop_pct: 1.0
-global_batch_size: 8
-num_train_epochs: 2
-learning_rate: 3.0e-3
-max_grad_norm: 1.0
-logging_steps: 1
-seed: 3
-disable_tqdm: true
-"""
-
-
 @pytest.fixture
-def recipe(tmp_path, colours) -> Path:
+def recipe(tmp_path, colors) -> Path:
     """A recipe that trains in a second; its output_dir is `out` beside it."""
     path = tmp_path / "micro.yaml"
-    path.write_text(MICRO_RECIPE + f"dataset_name: {colours}\noutput_dir: {tmp_path / 'out'}\n")
+    path.write_text(MICRO_RECIPE + f"dataset_name: {colors}\noutput_dir: {tmp_path / 'out'}\n")
     return path
-
-
-def run_command(*words: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
-    """Run a command as a user would, from `cwd`, with this interpreter's scripts first on PATH."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return subprocess.run(
-        [str(word) for word in words],
-        cwd=cwd,
-        env={**os.environ, "PATH": path, **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
-def free_port(address: str = "127.0.0.1") -> int:
-    """A port that nobody listened on a moment ago."""
-    with socket.socket() as free:
-        free.bind((address, 0))
-        return free.getsockname()[1]

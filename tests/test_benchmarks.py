@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, run_command
+from helpers.commands import ROOT, run_command
 
 CONTENDERS = dict.fromkeys(("input_pipeline", "train_step", "startup"), ("hfvit", "timm"))
 CONTENDERS["attention_scaling"] = ("Swin-T, windows", "ViT-S/16, full", "ViT-S/8, full")

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from conftest import ARCHITECTURE, LABELS, MICRO
+from helpers.images import LABELS
+from helpers.recipes import ARCHITECTURE, MICRO
 
 from hfvit.cli import main as hfvit_command
 from hfvit.estimate import LiveBytes, skeleton, step_memory
@@ -73,7 +74,7 @@ def test_the_command_prints_and_runs_nothing(recipe, capsys, tmp_path):
         hfvit_command(["train", str(recipe), "--estimate", "--use_cpu", "true", "--ema_decay", "0.9"])
     printed = capsys.readouterr().out
     assert not stop.value.code
-    for word in ("weights", "gradients", "optimiser", "moving average", "activations", "most at once", "disk"):
+    for word in ("weights", "gradients", "optimizer", "moving average", "activations", "most at once", "disk"):
         assert f"\n{word}" in printed
     assert "8 (recipe)" in printed
     assert "It fits: " in printed

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ARCHITECTURE, LABELS, MICRO
+from helpers.images import LABELS
+from helpers.recipes import ARCHITECTURE, MICRO
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image

@@ -7,16 +7,16 @@ import signal
 
 import optuna
 import pytest
-from conftest import ROOT
+from helpers.commands import ROOT
 from transformers import TrainerCallback
 
 import hfvit.artifacts.output_dir
 import hfvit.sweep
 from hfvit.cli import main
 from hfvit.errors import OutOfMemory, RecipeError
+from hfvit.pipeline import main as train
 from hfvit.recipe.loader import load_recipe
 from hfvit.sweep import Sweep, read_space, search
-from hfvit.train import main as train
 
 SPACE = "learning_rate: {log: [1e-3, 1e-2]}\nlayer_decay: [0.8, 1.0]\nglobal_batch_size: {range: [8, 9]}\n"
 

@@ -5,23 +5,23 @@ import shutil
 
 import pytest
 import torch
-from conftest import MICRO_RECIPE
+from helpers.recipes import MICRO_RECIPE
 from safetensors.torch import load_file, save_file
 
 from hfvit.cli import main as hfvit_command
+from hfvit.pipeline import main as train
 from hfvit.recipe.files import shipped_recipes
 from hfvit.recipe.loader import load_recipe
-from hfvit.train import main as train
 from hfvit.verify import SCORE, expected_score
 
 RANDOM = "drop_path_rate: 0.2\nmixup_alpha: 0.4\ncutmix_alpha: 1.0\nrandom_erasing: 0.2\npolicy: rand_augment\n"
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, colours):
+def trained(tmp_path_factory, colors):
     """A run of everything that is random, with full_determinism."""
     folder = tmp_path_factory.mktemp("verify")
-    more = f"{RANDOM}dataset_name: {colours}\noutput_dir: {folder / 'out'}\nuse_cpu: true\nfull_determinism: true\n"
+    more = f"{RANDOM}dataset_name: {colors}\noutput_dir: {folder / 'out'}\nuse_cpu: true\nfull_determinism: true\n"
     (folder / "micro.yaml").write_text(MICRO_RECIPE + more)
     try:
         train([str(folder / "micro.yaml")])

@@ -15,7 +15,7 @@ _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
 
 
 @dataclass
-class Artefact:
+class Artifact:
     """A classifier that is yet to be loaded.
 
     `file` is the ONNX file or the engine, None for a checkpoint; `source` is the folder (or Hub id) of the weights or
@@ -40,19 +40,19 @@ class Artefact:
 
     @property
     def folder(self) -> Path | None:
-        """Where the artefact itself lies; None on the Hub."""
+        """Where the artifact itself lies; None on the Hub."""
         if self.file:
             return self.file.parent
         return Path(self.source) if Path(self.source).is_dir() else None
 
     def beside(self, name: str) -> Path | None:
-        """The file `name` in the artefact's folder, or in the one above it, as for an export below its checkpoint."""
+        """The file `name` in the artifact's folder, or in the one above it, as for an export below its checkpoint."""
         folder = self.folder and self.folder.resolve()
         candidates = (folder / name, folder.parent / name) if folder else ()
         return next((path for path in candidates if path.is_file()), None)
 
 
-def find_artefact(path: str | Path) -> Artefact:
+def find_artifact(path: str | Path) -> Artifact:
     """What `path` means; raises `ModelError` where it is nothing that can be loaded.
 
     It is a checkpoint folder, a Hub id, an `.onnx` file, or a folder of such files, of which `model.onnx` comes first;
@@ -63,14 +63,14 @@ def find_artefact(path: str | Path) -> Artefact:
     if file.suffix in (".onnx", *ENGINE_SUFFIXES):
         if not file.is_file():
             raise ModelError(f"There is no file {path}.{_other_graphs(file)}")
-        return _file_artefact(file)
+        return _file_artifact(file)
     source = folder_or_hub_id(path, ModelError)
     folder = Path(source)
     if not folder.is_dir() or any(any(folder.glob(pattern)) for pattern in _WEIGHTS):
-        return Artefact(source)
+        return Artifact(source)
     graphs = _graphs(folder)
     if not graphs and (folder / ENGINE_FACTS_FILE).is_file():
-        return _file_artefact(_engine(folder))
+        return _file_artifact(_engine(folder))
     graphs = graphs or _graphs(folder / "onnx")
     if not graphs:
         raise ModelError(f"{path} holds no classifier: neither weights (model.safetensors) nor an ONNX file.")
@@ -78,18 +78,18 @@ def find_artefact(path: str | Path) -> Artefact:
     if not named and len(graphs) > 1:
         names = ", ".join(str(graph.relative_to(folder)) for graph in graphs)
         raise ModelError(f"{path} holds several ONNX files and none is named model.onnx; name one of {names}.")
-    return _file_artefact((named or graphs)[0])
+    return _file_artifact((named or graphs)[0])
 
 
-def _file_artefact(file: Path) -> Artefact:
+def _file_artifact(file: Path) -> Artifact:
     """The configuration lies beside the file, else in the folder above (the layout of transformers.js)."""
-    config = Artefact(str(file.parent), file).beside(CONFIG_FILE)
+    config = Artifact(str(file.parent), file).beside(CONFIG_FILE)
     if config is None:
         raise ModelError(
             f"{file} has no {CONFIG_FILE} beside it, which holds the class names; copy {CONFIG_FILE} and"
             f" {PREPROCESSOR_FILE} of its checkpoint there."
         )
-    return Artefact(str(config.parent), file)
+    return Artifact(str(config.parent), file)
 
 
 def _engine(folder: Path) -> Path:
@@ -134,7 +134,7 @@ class Head:
     config: Any
 
 
-def read_head(artefact: Artefact, **kwargs) -> Head:
+def read_head(artifact: Artifact, **kwargs) -> Head:
     """The head, from the configuration alone; `kwargs` are `from_pretrained`'s.
 
     Raises `ModelError` where there is no readable configuration, or a regression.
@@ -142,22 +142,22 @@ def read_head(artefact: Artefact, **kwargs) -> Head:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(artefact.source, **{"trust_remote_code": False, **kwargs})
+        config = AutoConfig.from_pretrained(artifact.source, **{"trust_remote_code": False, **kwargs})
         labels = _distinct([config.id2label[index] for index in range(config.num_labels)])
         problem, given = config.problem_type, getattr(config, "label_names", labels)
     except MemoryError:
         raise
     except Exception as error:  # each configuration class checks its fields in its own way
-        where = "" if artefact.folder else "there is no such folder here, and on the Hub "
-        raise ModelError(f"{artefact.source}: {where}{CONFIG_FILE} cannot be read: {one_line(error)}") from error
+        where = "" if artifact.folder else "there is no such folder here, and on the Hub "
+        raise ModelError(f"{artifact.source}: {where}{CONFIG_FILE} cannot be read: {one_line(error)}") from error
     if len(given) != len(labels):  # transformers would call them LABEL_0, LABEL_1, ...
         raise ModelError(
-            f"{artefact.source}: {CONFIG_FILE} has {len(given)} label_names for {len(labels)} classes (num_classes);"
+            f"{artifact.source}: {CONFIG_FILE} has {len(given)} label_names for {len(labels)} classes (num_classes);"
             " give one name for each class."
         )
     if problem == "regression":
         raise ModelError(
-            f"{artefact.source} is no classifier: its {CONFIG_FILE} has problem_type regression. If its outputs are"
+            f"{artifact.source} is no classifier: its {CONFIG_FILE} has problem_type regression. If its outputs are"
             " logits of classes, set problem_type to single_label_classification or multi_label_classification there."
         )
     # transformers' image-classification pipeline takes the sigmoid for one class, too: its softmax is always 1.
@@ -170,6 +170,6 @@ def _distinct(names: list[str]) -> list[str]:
     return [f"{name} ({index})" if counts[name] > 1 else name for index, name in enumerate(names)]
 
 
-def class_names(artefact: Artefact, **kwargs) -> list[str]:
+def class_names(artifact: Artifact, **kwargs) -> list[str]:
     """Class names in the order of the logits; otherwise as `read_head`."""
-    return read_head(artefact, **kwargs).labels
+    return read_head(artifact, **kwargs).labels

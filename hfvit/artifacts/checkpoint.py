@@ -77,7 +77,7 @@ BROKEN = "broken-"
 def checkpoints(output_dir: str | Path) -> list[Path]:
     """All `checkpoint-*` folders, oldest first, whole or not."""
     named = [f for f in Path(output_dir).glob("checkpoint-*") if f.name.removeprefix("checkpoint-").isdigit()]
-    return sorted((f for f in named if f.is_dir()), key=_step)
+    return sorted((f for f in named if f.is_dir()), key=step_of)
 
 
 def newest_checkpoint(output_dir: str | Path) -> Path | None:
@@ -85,7 +85,7 @@ def newest_checkpoint(output_dir: str | Path) -> Path | None:
     return next((folder for folder in reversed(checkpoints(output_dir)) if flaw(folder) is None), None)
 
 
-def _step(checkpoint: Path) -> int:
+def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
@@ -97,10 +97,10 @@ def is_of_run(checkpoint: str | Path | None, output_dir: str | Path) -> bool:
 def remove_checkpoints(output_dir: str | Path) -> None:
     """Delete all checkpoints, those that were moved out of the way included."""
     for folder in [*checkpoints(output_dir), *Path(output_dir).glob(f"{BROKEN}checkpoint-*")]:
-        _remove(folder)
+        remove_checkpoint(folder)
 
 
-def _remove(checkpoint: Path) -> None:
+def remove_checkpoint(checkpoint: Path) -> None:
     """Under the name of what was never finished: a kill leaves no half of a checkpoint. Of a link, the link alone."""
     if checkpoint.is_symlink():
         checkpoint.unlink()

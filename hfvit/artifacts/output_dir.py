@@ -11,13 +11,13 @@ from filelock import FileLock, Timeout
 from hfvit.artifacts.checkpoint import (
     BROKEN,
     MODEL_ALONE,
-    _remove,
-    _step,
     checkpoints,
     flaw,
     is_of_run,
     newest_checkpoint,
+    remove_checkpoint,
     remove_checkpoints,
+    step_of,
 )
 from hfvit.artifacts.constants import (
     ADAPTER_FILES,
@@ -114,7 +114,7 @@ def is_finished(output_dir: str | Path) -> bool:
 
 def _later(checkpoint: Path, folder: Path) -> list[Path]:
     """The checkpoints of a run that came after the one that it is to go on from."""
-    return [other for other in checkpoints(folder) if _step(other) > _step(checkpoint)]
+    return [other for other in checkpoints(folder) if step_of(other) > step_of(checkpoint)]
 
 
 def _refuse_if_held(folder: Path) -> None:
@@ -168,7 +168,7 @@ def clear_run(output_dir: str | Path, resumed: str | None = None, recipe: Path |
     (folder / RUN_FILE).unlink(missing_ok=True)  # last: until then it is known for a run's folder
     if is_of_run(resumed, folder):
         for later in _later(Path(resumed), folder):
-            _remove(later)
+            remove_checkpoint(later)
     else:
         remove_checkpoints(folder)
 

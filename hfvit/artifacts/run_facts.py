@@ -32,7 +32,7 @@ def collect_facts(recipe, splits, model, trainer, output, metrics: dict) -> dict
             "architecture": model.config.architecture,
             "base_model": base,
             "is_local": base is not None and is_local(base),
-            # timm's checkpoints carry their licence; a network trained from nothing has none yet.
+            # timm's checkpoints carry their license; a network trained from nothing has none yet.
             "base_license": model.config.pretrained_cfg.get("license") if base else None,
             **({"texts": _text_facts(recipe.model, model)} if recipe.model.text_encoder else {}),
             "image_size": list(model.config.image_size),

@@ -6,7 +6,7 @@ from hfvit.cli.options import above_0, quiet_libraries
 from hfvit.errors import DataError, HFViTError
 
 EPILOG = """\
-Without --static: an app on this machine, for any artefact that `hfvit predict` takes. It needs gradio:
+Without --static: an app on this machine, for any artifact that `hfvit predict` takes. It needs gradio:
   pip install "hfvit[demo]"
 It listens on 127.0.0.1 alone unless --host or --share says otherwise.
 
@@ -32,7 +32,7 @@ def add(commands) -> None:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("artefact", metavar="ARTEFACT", help="checkpoint folder, Hub id, .onnx file or export folder")
+    parser.add_argument("artifact", metavar="ARTIFACT", help="checkpoint folder, Hub id, .onnx file or export folder")
     parser.add_argument("--top_k", type=above_0, default=5, help="classes shown of each picture [%(default)s]")
     parser.add_argument("--examples", metavar="FOLDER", help="pictures to click on: a folder, pattern or file [none]")
     app = parser.add_argument_group("the app")
@@ -52,7 +52,7 @@ def add(commands) -> None:
 
 
 def demo(options: argparse.Namespace) -> None:
-    """`hfvit demo ARTEFACT`"""
+    """`hfvit demo ARTIFACT`"""
     for name in APP_ONLY if options.static else PAGE_ONLY:
         if getattr(options, name):
             raise HFViTError(f"--{name} {'does not go with' if options.static else 'needs'} --static.")
@@ -66,12 +66,12 @@ def _write(options: argparse.Namespace) -> None:
     from hfvit.demo.static_page import browser_file, check_page_folder, write_page
     from hfvit.demo.web_runtime import from_cdn, from_npm
 
-    browser_file(options.artefact)
+    browser_file(options.artifact)
     check_page_folder(options.static, options.overwrite)
     runtime = from_npm(options.vendor) if options.vendor else from_cdn()
     quiet_libraries()
     file = write_page(
-        options.artefact,
+        options.artifact,
         options.static,
         runtime,
         title=options.title,
@@ -85,19 +85,19 @@ def _write(options: argparse.Namespace) -> None:
 
 
 def _serve(options: argparse.Namespace) -> None:
-    from hfvit.artifacts.artifact import find_artefact
+    from hfvit.artifacts.artifact import find_artifact
     from hfvit.demo.app import load_gradio, serve
 
-    find_artefact(options.artefact)
+    find_artifact(options.artifact)
     examples = _examples(options)
     gradio = load_gradio()
     quiet_libraries()
     from hfvit.inference.classifier import load_classifier
 
-    classifier = load_classifier(options.artefact, options.device, options.threads)
+    classifier = load_classifier(options.artifact, options.device, options.threads)
     if classifier.text_reader:
         raise HFViTError(
-            f"{options.artefact} classifies images with texts, for which the app has no field; use `hfvit predict`."
+            f"{options.artifact} classifies images with texts, for which the app has no field; use `hfvit predict`."
         )
     serve(
         gradio,

@@ -138,11 +138,11 @@ def add_gate(parser: argparse.ArgumentParser) -> None:
 
 def export_onnx_command(options: argparse.Namespace) -> None:
     """What can be told at once is told before torch is imported."""
-    from hfvit.artifacts.artifact import find_artefact
+    from hfvit.artifacts.artifact import find_artifact
     from hfvit.artifacts.export_folder import claim_folder
     from hfvit.errors import ModelError
 
-    if not find_artefact(options.model).is_checkpoint:
+    if not find_artifact(options.model).is_checkpoint:
         raise ModelError(f"--model: {options.model} is an export already; name the checkpoint that it was made from.")
     if options.quantize == "int8-dynamic" and options.target == "tensorrt":
         raise ModelError("--target tensorrt has no int8-dynamic; take --quantize int8.")

@@ -103,7 +103,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def export_tensorrt_command(options: argparse.Namespace) -> None:
     """What cannot be done is told before anything is loaded or built."""
-    from hfvit.artifacts.artifact import find_artefact
+    from hfvit.artifacts.artifact import find_artifact
     from hfvit.errors import ModelError
     from hfvit.trt.api import (
         EngineOptions,
@@ -114,10 +114,10 @@ def export_tensorrt_command(options: argparse.Namespace) -> None:
         target_capabilities,
     )
 
-    artefact = find_artefact(options.model)
-    if artefact.is_engine:
-        raise ModelError(f"--model: {artefact.file} is an engine already; name its checkpoint or its ONNX file.")
-    if options.dtype == "fp8" and artefact.is_checkpoint:
+    artifact = find_artifact(options.model)
+    if artifact.is_engine:
+        raise ModelError(f"--model: {artifact.file} is an engine already; name its checkpoint or its ONNX file.")
+    if options.dtype == "fp8" and artifact.is_checkpoint:
         raise ModelError(
             "--dtype fp8: hfvit's quantiser writes INT8 only. Take --dtype int8 or fp16; an ONNX file with FP8 Q/DQ"
             " pairs from another quantiser, such as NVIDIA's Model Optimizer, can be given as --model."
@@ -130,7 +130,7 @@ def export_tensorrt_command(options: argparse.Namespace) -> None:
     backend = find_backend(options.backend, needs_no_gpu=bool(options.compute_capability))
     gpus = local_gpus()
     check_options(backend, engine_options, gpus)
-    if artefact.is_checkpoint:
+    if artifact.is_checkpoint:
         options.dtype = options.dtype or "fp32"
         check_precision(backend, options.dtype, target_capabilities(backend, engine_options, gpus, options.dtype))
     if options.triton:

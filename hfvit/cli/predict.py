@@ -30,7 +30,7 @@ def add(commands) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "artefact", metavar="ARTEFACT", help="checkpoint folder, Hub id, .onnx file, engine or export folder"
+        "artifact", metavar="ARTIFACT", help="checkpoint folder, Hub id, .onnx file, engine or export folder"
     )
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="file, folder, pattern or URL")
     parser.add_argument(
@@ -54,12 +54,12 @@ def add(commands) -> None:
 
 
 def predict(options: argparse.Namespace) -> int:
-    """`hfvit predict ARTEFACT IMAGE ...`"""
-    from hfvit.artifacts.artifact import find_artefact
+    """`hfvit predict ARTIFACT IMAGE ...`"""
+    from hfvit.artifacts.artifact import find_artifact
     from hfvit.data.decode import find_pictures
     from hfvit.utils.files import writable
 
-    find_artefact(options.artefact)
+    find_artifact(options.artifact)
     providers = given_providers(options)
     grid = writable(options.save_grid, "--save-grid")
     if grid and grid.suffix.lower() not in GRID_KINDS:
@@ -74,7 +74,7 @@ def predict(options: argparse.Namespace) -> int:
     from hfvit.inference.predict import print_predictions, texts_of
 
     classifier = load_classifier(
-        options.artefact,
+        options.artifact,
         options.device,
         options.threads,
         providers=providers,

@@ -7,7 +7,7 @@ from hfvit.cli.options import quiet_libraries
 EPILOG = """\
 What is pushed: the weights, config.json, the card, run.json, recipe.yaml, trainer_state.json and the plots, in one
 commit, of a LoRA run its adapter/, and for a data set on the Hub .eval_results; with --include the exports below
-OUTPUT_DIR too. Never checkpoints, optimiser state, pickles, other hidden or temporary files, pictures of the data set,
+OUTPUT_DIR too. Never checkpoints, optimizer state, pickles, other hidden or temporary files, pictures of the data set,
 nor the paths of this machine. What was edited in the card, here or on the Hub, stays. The repository is then loaded
 back into an empty cache, and its logits are compared.
 

@@ -72,6 +72,6 @@ def train(options: argparse.Namespace) -> None:
         recipe = load_recipe([options.recipe, *options.rest])
         print(estimate(recipe), *([f"\n{recipe.idle}"] if recipe.idle else []), sep="\n")
         return
-    from hfvit.train import main as train_main
+    from hfvit.pipeline import main as train_main
 
     train_main([options.recipe, *options.rest])

@@ -22,7 +22,7 @@ but for a graph that does its own preprocessing (marked *).
 The result is printed, saved in the reference's run.json and in the export.json or engine.json beside an exported file,
 and with --output in a file of your own.
 
-exit code: 0 every artefact passed, 4 one of them did not, 2 something was wrong with the command.
+exit code: 0 every artifact passed, 4 one of them did not, 2 something was wrong with the command.
 
 examples:
   hfvit validate outputs/quickstart
@@ -37,7 +37,7 @@ def add(commands) -> None:
     parser = commands.add_parser(
         "validate",
         help="compare checkpoints and exports on one data set, and fail when one lost accuracy",
-        description="Run each artefact over the same pictures and hold it to the first.",
+        description="Run each artifact over the same pictures and hold it to the first.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -66,12 +66,12 @@ def add(commands) -> None:
 
 def validate(options: argparse.Namespace) -> None:
     """`hfvit validate REFERENCE [OTHER ...]`"""
-    from hfvit.artifacts.artifact import find_artefact
+    from hfvit.artifacts.artifact import find_artifact
     from hfvit.utils.files import writable
 
     paths = [options.reference, *options.others]
     for path in paths:
-        find_artefact(path)  # a wrong path is told at once, before torch is imported
+        find_artifact(path)  # a wrong path is told at once, before torch is imported
     providers = given_providers(options)
     output = writable(options.output, "--output")
     quiet_libraries()

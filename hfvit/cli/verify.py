@@ -54,7 +54,7 @@ def verify(options: argparse.Namespace) -> None:
     if options.eval_only:
         found = evaluate_again(folder, options.batch_size, options.device)
     else:
-        from hfvit.train import main as train
+        from hfvit.pipeline import main as train
 
         with tempfile.TemporaryDirectory(prefix="hfvit-verify-") as temporary:
             again = options.output or str(Path(temporary) / "run")

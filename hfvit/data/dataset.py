@@ -185,12 +185,12 @@ def collate(batch: dict[str, Any]) -> dict[str, Any]:
 
 logger = logging.getLogger(__name__)
 
-FLAT = 1e-3  # pixel values (about one deviation of the data wide) that differ by less are one colour
+FLAT = 1e-3  # pixel values (about one deviation of the data wide) that differ by less are one color
 ENOUGH = 16  # labels that are all the same by chance less often than anyone trains
 
 
 def check_pixels(pixel_values: torch.Tensor) -> None:
-    """Raise `DataError` when images `(batch, 3, height, width)` are not finite, or each is of one colour."""
+    """Raise `DataError` when images `(batch, 3, height, width)` are not finite, or each is of one color."""
     if not torch.isfinite(pixel_values).all():
         raise DataError(
             "the first training batch has pixel values that are not finite; look at image_mean and image_std (a"
@@ -200,11 +200,11 @@ def check_pixels(pixel_values: torch.Tensor) -> None:
     count, images = int(flat.sum()), len(flat)
     if count == images > 1:
         raise DataError(
-            f"all {images} images of the first training batch are of one colour each; look at the pictures of the"
+            f"all {images} images of the first training batch are of one color each; look at the pictures of the"
             " data set, and at image_column."
         )
     if count > images // 2:
-        logger.warning("%d of the %d images of the first training batch are of one colour each.", count, images)
+        logger.warning("%d of the %d images of the first training batch are of one color each.", count, images)
 
 
 def check_labels(labels: np.ndarray, names: list[str]) -> None:

@@ -24,7 +24,7 @@ VECTORISED = ("bilinear", "bicubic")  # the filters that torch resizes 8-bit ima
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any PIL image as RGB, upright by its EXIF orientation, as transformers' `load_image` does for serving.
 
-    Pillow, and with it `load_image`, clips deeper greys at 255. Here 16-bit ones are divided by their range, 32-bit
+    Pillow, and with it `load_image`, clips deeper grays at 255. Here 16-bit ones are divided by their range, 32-bit
     integers too when they exceed 8 bits, and floating-point ones are spread over their own.
     """
     image.load()
@@ -173,14 +173,14 @@ def read_picture(name: str | Path) -> Image.Image:
 def from_array(pixels: np.ndarray) -> Image.Image:
     """uint8 as RGB; `DataError` for anything else.
 
-    Shapes are `(height, width, 3)`, `(height, width, 4)` whose alpha is left out, and for grey `(height, width, 1)` or
+    Shapes are `(height, width, 3)`, `(height, width, 4)` whose alpha is left out, and for gray `(height, width, 1)` or
     `(height, width)`.
     """
     channels = pixels.shape[2] if pixels.ndim == 3 else 1
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or channels not in (1, 3, 4) or not pixels.size:
         raise DataError(
             f"An array of shape {pixels.shape} and {pixels.dtype} is no picture; give uint8, 0 to 255, of shape"
-            " (height, width, 3), or (height, width) for grey."
+            " (height, width, 3), or (height, width) for gray."
         )
     return Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and channels == 1 else pixels).convert("RGB")
 

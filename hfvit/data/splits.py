@@ -297,7 +297,7 @@ def why_not_loaded(name: str, config_name: str | None, split: str, error: Except
 
 
 def digits() -> dict[str, Dataset]:
-    """scikit-learn's 1,797 real 8x8 greyscale digits as a train (80 %) and a test (20 %, stratified) split."""
+    """scikit-learn's 1,797 real 8x8 grayscale digits as a train (80 %) and a test (20 %, stratified) split."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()

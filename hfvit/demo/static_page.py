@@ -8,14 +8,14 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from hfvit.artifacts.artifact import Artefact, find_artefact, read_head
+from hfvit.artifacts.artifact import Artifact, find_artifact, read_head
 from hfvit.artifacts.constants import CONFIG_FILE, PREPROCESSOR_FILE
 from hfvit.artifacts.export_folder import FACTS_FILE, file_name, read_export_facts
 from hfvit.data.decode import read_picture
 from hfvit.demo.web_runtime import WebRuntime
 from hfvit.errors import ModelError, one_line
 from hfvit.export.processor_steps import image_steps
-from hfvit.utils.files import shipped, write_object
+from hfvit.utils.files import write_object
 
 PAGE_FILE = "page.json"
 OWN_FOLDERS = ("model", "vendor", "examples")
@@ -31,7 +31,7 @@ def browser_file(export: str | Path) -> Path:
     """
     given = Path(export).expanduser()
     if given.suffix == ".onnx":
-        find_artefact(given)
+        find_artifact(given)
         found = [given] if given.name in BROWSER_FILES else []
     else:
         folders = (given, given / "onnx")
@@ -85,8 +85,8 @@ def write_page(
 
     file = browser_file(export)
     folder = check_page_folder(output, overwrite)
-    artefact = find_artefact(file)
-    head, steps = read_head(artefact), _steps(artefact)
+    artifact = find_artifact(file)
+    head, steps = read_head(artifact), _steps(artifact)
     if isinstance(head.config, HFViTFusionConfig):
         raise ModelError(
             f"{export} classifies images with texts, for which the page has no field; use `hfvit predict`."
@@ -94,8 +94,8 @@ def write_page(
     facts = read_export_facts(file.parent)
     title = title or Path(facts["source"] or file.parent.resolve().parent.name).name
     with _staged(folder) as page:
-        _copy(artefact.beside(CONFIG_FILE), page / "model" / CONFIG_FILE)
-        _copy(artefact.beside(PREPROCESSOR_FILE), page / "model" / PREPROCESSOR_FILE)
+        _copy(artifact.beside(CONFIG_FILE), page / "model" / CONFIG_FILE)
+        _copy(artifact.beside(PREPROCESSOR_FILE), page / "model" / PREPROCESSOR_FILE)
         _copy(file, page / "model" / "onnx" / file.name)
         for name, source in runtime.files.items():
             _copy(source, page / name)
@@ -106,7 +106,7 @@ def write_page(
             "examples": shown,
             "hosts": "".join(f" {host}" for host in runtime.hosts),
             "input": "{1} x {0}".format(*_input_size(steps)),
-            "facts": _shown_facts(artefact, file, facts["files"].get(file.name, {}), _input_size(steps)),
+            "facts": _shown_facts(artifact, file, facts["files"].get(file.name, {}), _input_size(steps)),
         }
         _render(values, page)
         write_object(
@@ -167,13 +167,13 @@ def _copy(source: Path, target: Path) -> None:
         raise ModelError(f"{source} cannot be copied into the page: {error.strerror or error}.") from None
 
 
-def _steps(artefact: Artefact) -> dict:
+def _steps(artifact: Artifact) -> dict:
     """What page.json tells of the preprocessing: `ImageSteps` of a processor that the page can follow."""
     from transformers import AutoImageProcessor
 
-    file = artefact.beside(PREPROCESSOR_FILE)
+    file = artifact.beside(PREPROCESSOR_FILE)
     if file is None:
-        raise ModelError(f"{artefact.file} has no {PREPROCESSOR_FILE} beside it; export the checkpoint again.")
+        raise ModelError(f"{artifact.file} has no {PREPROCESSOR_FILE} beside it; export the checkpoint again.")
     try:
         processor = AutoImageProcessor.from_pretrained(file.parent, trust_remote_code=False)
     except Exception as error:
@@ -210,9 +210,9 @@ def _write_examples(names: list[str], page: Path) -> list[str]:
     return written
 
 
-def _shown_facts(artefact: Artefact, file: Path, known: dict, input_size: tuple[int, int]) -> list[dict[str, str]]:
+def _shown_facts(artifact: Artifact, file: Path, known: dict, input_size: tuple[int, int]) -> list[dict[str, str]]:
     """The figures of the page: `name`, `value`, and a `note` that may be empty. What is unknown is left out."""
-    config = json.loads(artefact.beside(CONFIG_FILE).read_text(encoding="utf-8"))
+    config = json.loads(artifact.beside(CONFIG_FILE).read_text(encoding="utf-8"))
     architecture = config.get("timm_architecture") or next(iter(config.get("architectures") or []), None)
     shown = [("Model", architecture, "{1} x {0} pixels".format(*input_size))] if architecture else []
     gate = known.get("gate") or {}
@@ -226,7 +226,7 @@ def _shown_facts(artefact: Artefact, file: Path, known: dict, input_size: tuple[
 
 
 def _render(values: dict, page: Path) -> None:
-    source = shipped("web")
+    source = Path(__file__).parent / "web"
     templates = Environment(
         loader=FileSystemLoader(source), autoescape=lambda name: name.endswith(".html"), undefined=StrictUndefined
     )

@@ -69,8 +69,8 @@ def from_npm(folder: str | Path) -> WebRuntime:
     if missing:
         raise ModelError(f"--vendor: there is no {missing[0]}; run `{install}` again.")
     library, mjs, wasm = files
-    licences = {f"vendor/LICENSE.{home.name}": home / "LICENSE" for home in (package, runtime)}
-    files |= {name: file for name, file in licences.items() if file.is_file()}
+    licenses = {f"vendor/LICENSE.{home.name}": home / "LICENSE" for home in (package, runtime)}
+    files |= {name: file for name, file in licenses.items() if file.is_file()}
     return WebRuntime(library, mjs, wasm, files[wasm].stat().st_size, files)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 import hfvit
-from hfvit.artifacts.artifact import Artefact, find_artefact
+from hfvit.artifacts.artifact import Artifact, find_artifact
 from hfvit.artifacts.constants import ENGINE_FACTS_FILE, RUN_FILE
 from hfvit.artifacts.export_folder import FACTS_FILE, read_export_facts, write_export_facts
 from hfvit.errors import ModelError
@@ -22,26 +22,26 @@ from hfvit.utils.environment import hardware
 from hfvit.utils.files import check_replaceable, read_object, told_of, write_object
 from hfvit.utils.formatting import aligned
 
-# Latency: rounds over all artefacts, so that each meets the same moments of the machine; each round at most so long.
+# Latency: rounds over all artifacts, so that each meets the same moments of the machine; each round at most so long.
 ROUNDS, CALLS, ROUND_SECONDS = 5, 10, 1.0
 MARK = "*"  # of a row whose speed is not the model's alone
 HEADER = (
-    "artefact", "accuracy", "95 % interval", "change", "agreement", "max |dlogit|", "MB", "p50 ms", "p95 ms",
+    "artifact", "accuracy", "95 % interval", "change", "agreement", "max |dlogit|", "MB", "p50 ms", "p95 ms",
     "images/s", "threads",
 )  # fmt: skip
 
 
 @dataclass
 class Comparison:
-    """What `validate` found: one plain dict an artefact, the reference first."""
+    """What `validate` found: one plain dict an artifact, the reference first."""
 
     rows: list[dict]
     facts: dict
 
     @property
     def failures(self) -> list[str]:
-        """One sentence for each artefact that is worse than was allowed."""
-        return [f"{row['artefact']}: {row['failure']}" for row in self.rows if row["failure"]]
+        """One sentence for each artifact that is worse than was allowed."""
+        return [f"{row['artifact']}: {row['failure']}" for row in self.rows if row["failure"]]
 
     @property
     def passed(self) -> bool:
@@ -49,10 +49,10 @@ class Comparison:
 
     def to_dict(self) -> dict:
         """Plain JSON values."""
-        return {**self.facts, "passed": self.passed, "artefacts": self.rows}
+        return {**self.facts, "passed": self.passed, "artifacts": self.rows}
 
     def table(self) -> str:
-        """Accuracy and speed of every artefact, and which rows and limits they were held to."""
+        """Accuracy and speed of every artifact, and which rows and limits they were held to."""
         data, limits = self.facts["data"], self.facts["limits"]
         shown = [HEADER, *(_cells(row, is_reference=index == 0) for index, row in enumerate(self.rows))]
         asked = f"accuracy at most {limits['max_accuracy_drop']:g} points below the reference"
@@ -83,7 +83,7 @@ def validate(
     providers: Providers | None = None,
     show_progress: bool = True,
 ) -> Comparison:
-    """Run each artefact over `split` and hold it to the reference.
+    """Run each artifact over `split` and hold it to the reference.
 
     Args:
         max_accuracy_drop: in points (0.5 is half a percent of the pictures).
@@ -91,7 +91,7 @@ def validate(
         device, threads: of what is loaded here, as `load_classifier` takes them; a `Classifier` stays where it is.
         providers: of the ONNX files that are loaded here, in the place of `device`.
 
-    Raises `ModelError` where an artefact cannot be loaded or has other classes than the reference.
+    Raises `ModelError` where an artifact cannot be loaded or has other classes than the reference.
     """
     given = (reference, *others)
     classifiers = _loaded(given, device, threads, providers)
@@ -113,7 +113,7 @@ def validate(
     speeds = measure_speed(classifiers, [first[index % len(first)] for index in range(batch_size)])
     rows = [
         {
-            "artefact": classifier.name,
+            "artifact": classifier.name,
             **tally.result(tallies[0], len(split)),
             "megabytes": classifier.backend.bytes / 1e6,
             **speed,
@@ -137,9 +137,9 @@ def validate(
 
 
 def _loaded(given, device: str | None, threads: int | None, providers: Providers | None) -> list[Classifier]:
-    is_graph = [not isinstance(c, Classifier) and find_artefact(c).is_graph for c in given]
+    is_graph = [not isinstance(c, Classifier) and find_artifact(c).is_graph for c in given]
     if providers is not None and not any(is_graph):
-        raise ModelError("providers: none of the artefacts is an ONNX file, which alone ONNX Runtime's providers run.")
+        raise ModelError("providers: none of the artifacts is an ONNX file, which alone ONNX Runtime's providers run.")
     where = [{"providers": providers} if graph and providers else {"device": device} for graph in is_graph]
     return [
         c if isinstance(c, Classifier) else load_classifier(c, threads=threads, **place)
@@ -148,7 +148,7 @@ def _loaded(given, device: str | None, threads: int | None, providers: Providers
 
 
 class _Tally:
-    """Counts of one artefact, so that no more than a batch of logits is held."""
+    """Counts of one artifact, so that no more than a batch of logits is held."""
 
     def __init__(self):
         self.hits = self.agreed = self.not_finite = 0
@@ -182,7 +182,7 @@ def measure_speed(classifiers: Sequence[Classifier], images: list) -> list[dict]
         for classifier, taken in zip(classifiers, seconds, strict=True):
             for size, times in taken.items():
                 prepared = classifier.prepare(images[:size])
-                classifier.run(prepared)  # what the artefact before left in the caches is not its fault
+                classifier.run(prepared)  # what the artifact before left in the caches is not its fault
                 end = time.perf_counter() + ROUND_SECONDS
                 for _ in range(CALLS):
                     start = time.perf_counter()
@@ -201,7 +201,7 @@ def measure_speed(classifiers: Sequence[Classifier], images: list) -> list[dict]
 
 
 def _order(classifier: Classifier, classes: list[str]) -> list[int]:
-    """Where this artefact has each of `classes`."""
+    """Where this artifact has each of `classes`."""
     if sorted(classifier.labels) != sorted(classes):
         odd = sorted(set(classifier.labels) ^ set(classes))
         raise ModelError(
@@ -234,7 +234,7 @@ def _cells(row: dict, is_reference: bool) -> tuple[str, ...]:
     if not is_reference:
         against = (f"{row['change_points']:+.2f}", f"{row['agreement']:.2%}", f"{row['max_logit_difference']:.2g}")
     return (
-        row["artefact"] + (f" {MARK}" if row["includes_preprocessing"] else ""),
+        row["artifact"] + (f" {MARK}" if row["includes_preprocessing"] else ""),
         f"{row['accuracy']:.2%}",
         f"{low:.2%} - {high:.2%}",
         *against,
@@ -248,39 +248,39 @@ def _cells(row: dict, is_reference: bool) -> tuple[str, ...]:
 
 def check_recordable(paths: Sequence[str | Path]) -> None:
     """For before the work: raise `ModelError` where `record` of the same `paths` could not read or replace a file."""
-    artefacts = [find_artefact(path) for path in paths]
-    files = [_run_file(artefacts[0])] + [a.folder / FACTS_FILE for a in artefacts if _export_entry(a) is not None]
-    files += [_engine_file(a) for a in artefacts]
+    artifacts = [find_artifact(path) for path in paths]
+    files = [_run_file(artifacts[0])] + [a.folder / FACTS_FILE for a in artifacts if _export_entry(a) is not None]
+    files += [_engine_file(a) for a in artifacts]
     for file in dict.fromkeys(filter(None, files)):
         check_replaceable(file)
 
 
 def record(comparison: Comparison, paths: Sequence[str | Path]) -> list[Path]:
-    """Enter the result beside the artefacts: run.json of the reference, export.json of each ONNX file and engine.json
+    """Enter the result beside the artifacts: run.json of the reference, export.json of each ONNX file and engine.json
     of each engine. The files written.
 
     `paths` are those of `comparison.rows`. Nothing written names a folder of this machine. Raises `ModelError` for a
     file that cannot be read or written.
     """
-    artefacts = [find_artefact(path) for path in paths]
-    base = artefacts[0].folder if artefacts[0].is_checkpoint else None
+    artifacts = [find_artifact(path) for path in paths]
+    base = artifacts[0].folder if artifacts[0].is_checkpoint else None
     rows = [
-        {**row, "artefact": " ".join([_public_name(artefact, base), *_changes(row["artefact"])])}
-        for row, artefact in zip(comparison.rows, artefacts, strict=True)
+        {**row, "artifact": " ".join([_public_name(artifact, base), *_changes(row["artifact"])])}
+        for row, artifact in zip(comparison.rows, artifacts, strict=True)
     ]
     written = []
-    if run_file := _run_file(artefacts[0]):
+    if run_file := _run_file(artifacts[0]):
         write_object(run_file, {**read_object(run_file), "gate": Comparison(rows, comparison.facts).to_dict()})
         written.append(run_file)
-    for artefact, row in zip(artefacts, rows, strict=True):
-        if engine_file := _engine_file(artefact):
+    for artifact, row in zip(artifacts, rows, strict=True):
+        if engine_file := _engine_file(artifact):
             write_object(engine_file, {**read_object(engine_file), "gate": _gate(comparison, row, rows[0])})
             written.append(engine_file)
-        if (entry := _export_entry(artefact)) is not None:
+        if (entry := _export_entry(artifact)) is not None:
             gate = _gate(comparison, row, rows[0])
-            with told_of(artefact.folder / FACTS_FILE):
-                write_export_facts(artefact.folder, artefact.file.name, {**entry, "gate": gate})
-            written.append(artefact.folder / FACTS_FILE)
+            with told_of(artifact.folder / FACTS_FILE):
+                write_export_facts(artifact.folder, artifact.file.name, {**entry, "gate": gate})
+            written.append(artifact.folder / FACTS_FILE)
     return list(dict.fromkeys(written))
 
 
@@ -288,25 +288,25 @@ def _gate(comparison: Comparison, row: dict, reference: dict) -> dict:
     return {**comparison.facts, **row, "passed": row["failure"] is None, "reference": reference}
 
 
-def _engine_file(artefact: Artefact) -> Path | None:
+def _engine_file(artifact: Artifact) -> Path | None:
     """engine.json of an engine."""
-    return artefact.beside(ENGINE_FACTS_FILE) if artefact.is_engine else None
+    return artifact.beside(ENGINE_FACTS_FILE) if artifact.is_engine else None
 
 
-def _run_file(reference: Artefact) -> Path | None:
+def _run_file(reference: Artifact) -> Path | None:
     """run.json of a checkpoint that a run left."""
     file = reference.folder / RUN_FILE if reference.is_checkpoint and reference.folder else None
     return file if file and file.is_file() else None
 
 
-def _export_entry(artefact: Artefact) -> dict | None:
+def _export_entry(artifact: Artifact) -> dict | None:
     """What the export.json beside an ONNX file tells of it."""
-    if not artefact.is_graph:
+    if not artifact.is_graph:
         return None
-    files = read_export_facts(artefact.folder)["files"]
-    if not isinstance(files, dict) or not isinstance(files.get(artefact.file.name, {}), dict):
-        raise ModelError(f"{artefact.folder / FACTS_FILE} holds no table of files; delete it and export again.")
-    return files.get(artefact.file.name)
+    files = read_export_facts(artifact.folder)["files"]
+    if not isinstance(files, dict) or not isinstance(files.get(artifact.file.name, {}), dict):
+        raise ModelError(f"{artifact.folder / FACTS_FILE} holds no table of files; delete it and export again.")
+    return files.get(artifact.file.name)
 
 
 def _changes(name: str) -> list[str]:
@@ -314,12 +314,12 @@ def _changes(name: str) -> list[str]:
     return [word for word in name.split(" ") if word.startswith(("patch_size=", "merge_tokens="))]
 
 
-def _public_name(artefact: Artefact, base: Path | None) -> str:
-    """The artefact's place below the reference, else its last two names, else its Hub id."""
-    path = artefact.file or artefact.folder
+def _public_name(artifact: Artifact, base: Path | None) -> str:
+    """The artifact's place below the reference, else its last two names, else its Hub id."""
+    path = artifact.file or artifact.folder
     if path is None:
-        return artefact.source
+        return artifact.source
     path = path.resolve()
     if base and path != base.resolve() and path.is_relative_to(base.resolve()):
         return path.relative_to(base.resolve()).as_posix()
-    return f"{path.parent.name}/{path.name}" if artefact.file else path.name
+    return f"{path.parent.name}/{path.name}" if artifact.file else path.name

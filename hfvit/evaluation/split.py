@@ -9,7 +9,7 @@ from datasets import Dataset
 from PIL import Image
 
 import hfvit.models.image_text  # noqa: F401
-from hfvit.artifacts.artifact import class_names, find_artefact
+from hfvit.artifacts.artifact import class_names, find_artifact
 from hfvit.artifacts.constants import RECIPE_FILE
 from hfvit.data.decode import decode
 from hfvit.data.splits import (
@@ -74,10 +74,10 @@ def evaluation_split(
 
     Raises `DataError` where the data set's classes are not the model's, by name.
     """
-    artefact = find_artefact(checkpoint)
-    labels = labels or class_names(artefact)
+    artifact = find_artifact(checkpoint)
+    labels = labels or class_names(artifact)
     if dataset_name is None:
-        path = artefact.beside(RECIPE_FILE)
+        path = artifact.beside(RECIPE_FILE)
         if path is None:
             raise DataError(f"dataset_name is missing: {checkpoint} has no {RECIPE_FILE} that names its data set.")
         data, recipe_seed = read_recipe(path)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from hfvit.artifacts.artifact import find_artefact
+from hfvit.artifacts.artifact import find_artifact
 from hfvit.artifacts.constants import RECIPE_FILE
 from hfvit.data.decode import decode
 from hfvit.data.splits import at_most, check_image_column, find_image_column, load_split, load_splits, undecoded
@@ -49,7 +49,7 @@ def calibration_pictures(
     data set, such as ", or take --dtype fp16".
     """
     if dataset_name is None:
-        path = find_artefact(checkpoint).beside(RECIPE_FILE)
+        path = find_artifact(checkpoint).beside(RECIPE_FILE)
         if path is None:
             raise DataError(
                 f"Static INT8 needs pictures to calibrate with, and {checkpoint} has no {RECIPE_FILE} that names any;"

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import hfvit
-from hfvit.artifacts.artifact import class_names, find_artefact
+from hfvit.artifacts.artifact import class_names, find_artifact
 from hfvit.artifacts.constants import CONFIG_FILE, ENGINE_FACTS_FILE, PREPROCESSOR_FILE
 from hfvit.artifacts.export_folder import check_same_model, claim_folder, file_facts, read_export_facts, staging_folder
 from hfvit.errors import ModelError
@@ -37,7 +37,7 @@ class CheckpointGraph(Export):
         with self.graphs() as staging:
             ((name, facts),) = self.facts.items()
             gate = {**self.comparison.facts, **self.comparison.rows[1]} if self.comparison else None
-            yield staging / name, {**facts, "gate": gate and {**gate, "artefact": name, "passed": True}}
+            yield staging / name, {**facts, "gate": gate and {**gate, "artifact": name, "passed": True}}
 
     @property
     def labels(self) -> list[str]:
@@ -55,25 +55,25 @@ class GivenGraph:
 
     @contextmanager
     def graph(self) -> Iterator[tuple[Path, dict]]:
-        artefact = find_artefact(self.options.model)
-        self.labels = class_names(artefact)
-        held = read_graph(artefact.file)
+        artifact = find_artifact(self.options.model)
+        self.labels = class_names(artifact)
+        held = read_graph(artifact.file)
         if self.options.dtype not in (None, held.dtype):
             raise ModelError(
-                f"--dtype {self.options.dtype}: {artefact.file} computes in {held.dtype}, and an engine's precision is"
+                f"--dtype {self.options.dtype}: {artifact.file} computes in {held.dtype}, and an engine's precision is"
                 " its graph's. Leave --dtype out, or name the checkpoint in place of the file."
             )
         if held.classes != len(self.labels):
-            raise ModelError(f"{artefact.file} has {held.classes} logits, but {len(self.labels)} classes are named.")
-        self.config = json.loads(artefact.beside(CONFIG_FILE).read_text(encoding="utf-8"))
-        known = read_export_facts(artefact.file.parent)
-        self.source, self.weights = known["source"] or artefact.file.name, known["weights_sha256"]
+            raise ModelError(f"{artifact.file} has {held.classes} logits, but {len(self.labels)} classes are named.")
+        self.config = json.loads(artifact.beside(CONFIG_FILE).read_text(encoding="utf-8"))
+        known = read_export_facts(artifact.file.parent)
+        self.source, self.weights = known["source"] or artifact.file.name, known["weights_sha256"]
         check_same_model(self.folder, self.config, self.weights)
-        processor = artefact.beside(PREPROCESSOR_FILE)
+        processor = artifact.beside(PREPROCESSOR_FILE)
         if processor is None:
-            raise ModelError(f"{artefact.file} has no {PREPROCESSOR_FILE} beside it, which an engine's user needs.")
+            raise ModelError(f"{artifact.file} has no {PREPROCESSOR_FILE} beside it, which an engine's user needs.")
         self.processor_config = json.loads(processor.read_text(encoding="utf-8"))
-        yield artefact.file, known["files"].get(artefact.file.name, {})
+        yield artifact.file, known["files"].get(artifact.file.name, {})
 
 
 class EngineExport:
@@ -81,7 +81,7 @@ class EngineExport:
 
     def __init__(self, options: argparse.Namespace, backend: Backend, engine_options: EngineOptions):
         self.options, self.backend, self.engine_options = options, backend, engine_options
-        kind = CheckpointGraph if find_artefact(options.model).is_checkpoint else GivenGraph
+        kind = CheckpointGraph if find_artifact(options.model).is_checkpoint else GivenGraph
         self.graph = kind(options, claim_folder(options.output))
 
     def run(self) -> None:

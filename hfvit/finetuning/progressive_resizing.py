@@ -55,7 +55,7 @@ class ProgressiveSize(TrainerCallback):
             set_dynamic(network or self.network, on)
 
     def size(self, step: int, max_steps: int) -> int | None:
-        """The image size in pixels of an optimiser step, counted from 0; None for the model's own.
+        """The image size in pixels of an optimizer step, counted from 0; None for the model's own.
 
         A function of these alone, so that a resumed run and all processes agree.
         """

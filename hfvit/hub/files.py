@@ -42,7 +42,7 @@ def eval_results_file(facts: dict) -> tuple[str, str] | None:
     return f"{EVAL_RESULTS_FOLDER}/{name.replace('/', '--')}.yaml", text
 
 
-# A list of what belongs there, not of what does not: a forgotten pattern would publish optimiser state or a pickle.
+# A list of what belongs there, not of what does not: a forgotten pattern would publish optimizer state or a pickle.
 ROOT = ("config.json", "preprocessor_config.json", "README.md", RUN_FILE, "recipe.yaml", "trainer_state.json")
 ROOT += (*TOKENIZER_FILES, *WEIGHT_FILES, "plots/*.png")
 # Pictures of the data set, which need not be anybody else's to see.

@@ -12,7 +12,7 @@ from PIL import Image
 from scipy.special import expit, softmax
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from hfvit.artifacts.artifact import Artefact, find_artefact, read_head
+from hfvit.artifacts.artifact import Artifact, find_artifact, read_head
 from hfvit.artifacts.constants import PREPROCESSOR_FILE, RUN_FILE
 from hfvit.data.decode import from_array, read_picture, to_rgb
 from hfvit.data.text import TEXT_INPUTS, TextReader, load_tokenizer
@@ -26,11 +26,11 @@ from hfvit.utils.files import read_object
 _HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download", "subfolder")
 
 
-def run_temperature(artefact: Artefact, **kwargs) -> float:
-    """The number in the run.json beside the artefact, or above it as for an export below its checkpoint, or in its
+def run_temperature(artifact: Artifact, **kwargs) -> float:
+    """The number in the run.json beside the artifact, or above it as for an export below its checkpoint, or in its
     repository on the Hub; `kwargs` are `from_pretrained`'s. Raises `ModelError` where there is none."""
-    name = artefact.file or artefact.source
-    path = artefact.beside(RUN_FILE) if artefact.folder else _from_hub(artefact.source, kwargs)
+    name = artifact.file or artifact.source
+    path = artifact.beside(RUN_FILE) if artifact.folder else _from_hub(artifact.source, kwargs)
     if path is None:
         raise ModelError(
             f"{name} is not calibrated: there is no {RUN_FILE} beside or above it. Copy the {RUN_FILE} of its run"
@@ -66,7 +66,7 @@ def _from_hub(repository: str, kwargs: dict) -> Path | None:
 class Classifier:
     """A model, its preprocessing and its class names.
 
-    An image is a PIL image, a file name, a URL, or an array of uint8, `(height, width, 3)` or grey `(height, width)`.
+    An image is a PIL image, a file name, a URL, or an array of uint8, `(height, width, 3)` or gray `(height, width)`.
 
     `backend` computes logits from the array that it takes (backends.py); `processor` is a transformers image
     processor, None where the graph takes pictures as they are and none was saved with it. With `multi_label` several
@@ -211,31 +211,31 @@ def load_classifier(
     No code that lies in a checkpoint is run, nor an engine's own for the processor, unless `trust_remote_code` is
     given. Raises `ModelError` for what cannot be loaded.
     """
-    artefact = find_artefact(path)
-    if providers is not None and not artefact.is_graph:
-        what = "a TensorRT engine" if artefact.is_engine else "a checkpoint"
+    artifact = find_artifact(path)
+    if providers is not None and not artifact.is_graph:
+        what = "a TensorRT engine" if artifact.is_engine else "a checkpoint"
         raise ModelError(f"providers: {path} is {what}; ONNX Runtime's providers run ONNX files.")
     kwargs = {"trust_remote_code": False, **kwargs}
-    head = read_head(artefact, **kwargs)
+    head = read_head(artifact, **kwargs)
     changes = {"patch_size": patch_size, "merge_tokens": merge_tokens}
     changes = {name: value for name, value in changes.items() if value is not None}
-    if changes and not artefact.is_checkpoint:
+    if changes and not artifact.is_checkpoint:
         raise ModelError(
-            f"{', '.join(changes)}: {artefact.file} is an export; name it when the checkpoint is exported."
+            f"{', '.join(changes)}: {artifact.file} is an export; name it when the checkpoint is exported."
         )
-    temperature = run_temperature(artefact, **kwargs) if calibrated else 1.0
-    if artefact.is_checkpoint:
-        model = _load_model(artefact, kwargs)
+    temperature = run_temperature(artifact, **kwargs) if calibrated else 1.0
+    if artifact.is_checkpoint:
+        model = _load_model(artifact, kwargs)
         if changes:
             change_model(model, **changes)
         backend = TorchBackend(model, device, threads)
-    elif artefact.is_engine:
-        backend = open_engine(artefact, len(head.labels), device, allow_code=bool(kwargs["trust_remote_code"]))
+    elif artifact.is_engine:
+        backend = open_engine(artifact, len(head.labels), device, allow_code=bool(kwargs["trust_remote_code"]))
     else:
-        backend = OnnxBackend(artefact.file, len(head.labels), device, threads, providers)
-    processor = _load_processor(artefact, backend.takes_pixels, kwargs)
+        backend = OnnxBackend(artifact.file, len(head.labels), device, threads, providers)
+    processor = _load_processor(artifact, backend.takes_pixels, kwargs)
     reads_texts = isinstance(head.config, HFViTFusionConfig)
-    reader = _load_text_reader(artefact, head.config, kwargs) if reads_texts else None
+    reader = _load_text_reader(artifact, head.config, kwargs) if reads_texts else None
     name = " ".join([str(path), *(f"{key}={value}" for key, value in changes.items())])
     return Classifier(backend, processor, head.labels, name, head.multi_label, temperature, reader)
 
@@ -251,36 +251,36 @@ def change_model(model, patch_size: int | None = None, merge_tokens: int | None 
         merge_in_blocks(model, merge_tokens)
 
 
-def _load_model(artefact: Artefact, kwargs: dict[str, Any]):
+def _load_model(artifact: Artifact, kwargs: dict[str, Any]):
     try:
         model, info = AutoModelForImageClassification.from_pretrained(
-            artefact.source, output_loading_info=True, **kwargs
+            artifact.source, output_loading_info=True, **kwargs
         )
     except MemoryError:
         raise
     except UnpicklingError as error:
         raise ModelError(
-            f"{artefact.source} is no image classifier that can be loaded: its weights are a pickle of more than"
+            f"{artifact.source} is no image classifier that can be loaded: its weights are a pickle of more than"
             " tensors, which could run code; take a checkpoint in safetensors."
         ) from error
     except Exception as error:  # a damaged file of weights ends in errors of safetensors, torch, timm and others
         raise ModelError(
-            f"{artefact.source} is no image classifier that transformers can load: {one_line(error)}"
+            f"{artifact.source} is no image classifier that transformers can load: {one_line(error)}"
         ) from error
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise ModelError(
-            f"{artefact.source} lacks {len(missing)} of the classifier's weights ({', '.join(missing[:3])}); a model"
+            f"{artifact.source} lacks {len(missing)} of the classifier's weights ({', '.join(missing[:3])}); a model"
             " without a trained head has to be fine-tuned first (hfvit train)."
         )
     return model
 
 
-def _load_processor(artefact: Artefact, is_optional: bool, kwargs: dict[str, Any]):
-    saved = artefact.beside(PREPROCESSOR_FILE)
+def _load_processor(artifact: Artifact, is_optional: bool, kwargs: dict[str, Any]):
+    saved = artifact.beside(PREPROCESSOR_FILE)
     if saved is None and is_optional:
         return None
-    source = artefact.source if artefact.is_checkpoint or saved is None else str(saved.parent)
+    source = artifact.source if artifact.is_checkpoint or saved is None else str(saved.parent)
     try:
         # With Pillow, as timm's transforms and a training's evaluation resize: torchvision's pixels are up to two
         # levels of 255 away, enough to change one class of a hundred where a checkpoint is held to its export.
@@ -289,14 +289,14 @@ def _load_processor(artefact: Artefact, is_optional: bool, kwargs: dict[str, Any
         raise
     except Exception as error:
         raise ModelError(
-            f"{artefact.file or artefact.source}: no image processor can be loaded from {source}; a"
+            f"{artifact.file or artifact.source}: no image processor can be loaded from {source}; a"
             f" {PREPROCESSOR_FILE} has to lie there ({one_line(error)})."
         ) from error
 
 
-def _load_text_reader(artefact: Artefact, config: HFViTFusionConfig, kwargs: dict[str, Any]) -> TextReader:
-    saved = artefact.beside("tokenizer_config.json")
-    source = artefact.source if artefact.is_checkpoint or saved is None else str(saved.parent)
+def _load_text_reader(artifact: Artifact, config: HFViTFusionConfig, kwargs: dict[str, Any]) -> TextReader:
+    saved = artifact.beside("tokenizer_config.json")
+    source = artifact.source if artifact.is_checkpoint or saved is None else str(saved.parent)
     tokenizer = load_tokenizer(source, config.text_encoder_config["vocab_size"], **kwargs)
     return TextReader(tokenizer, config.max_text_length)
 

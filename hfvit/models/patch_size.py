@@ -36,7 +36,7 @@ class FlexiblePatchEmbed(nn.Module):
         self.resampler = PatchEmbedResamplerFixedOrigSize(tuple(self.patch_size))
 
     def draw(self, seed: int, step: int) -> None:
-        """Take the patch size of an optimiser step: a function of `(seed, step)`, so that a resumed run and all
+        """Take the patch size of an optimizer step: a function of `(seed, step)`, so that a resumed run and all
         processes agree."""
         share = float(uniforms(image_seeds(seed, step, ROW), 1)[0, 0])
         self.drawn = self.patch_sizes[int(share * len(self.patch_sizes))]
@@ -50,7 +50,7 @@ class FlexiblePatchEmbed(nn.Module):
 
 
 class PatchSizeDraws(TrainerCallback):
-    """Draws the patch size before each optimiser step."""
+    """Draws the patch size before each optimizer step."""
 
     def __init__(self, embed: FlexiblePatchEmbed):
         self.embed = embed

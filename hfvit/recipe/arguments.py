@@ -207,7 +207,7 @@ class RunArguments:
     """Run: what hfvit adds to transformers' TrainingArguments."""
 
     global_batch_size: int = _field(
-        128, "Images per optimiser step over all processes; accumulation is derived from it."
+        128, "Images per optimizer step over all processes; accumulation is derived from it."
     )
     layer_decay: float = _field(1.0, "Factor of the learning rate from each layer to the one below; 1 is off.")
     ema_decay: float | None = _field(
@@ -225,7 +225,7 @@ class RunArguments:
     overwrite_output_dir: bool = _field(
         False, "Discard the run that output_dir already holds and start anew; files of your own there stay."
     )
-    keep_checkpoints: bool = _field(False, "Keep checkpoint-* (optimiser state included) after a finished run.")
+    keep_checkpoints: bool = _field(False, "Keep checkpoint-* (optimizer state included) after a finished run.")
 
     def check(self) -> None:
         """Raise `RecipeError` for a value out of range (TrainingArguments owns `__post_init__`)."""
@@ -450,7 +450,7 @@ class ModelArguments(TextArguments):
     patch_sizes: list[int] | None = field(
         default=None,
         metadata={
-            "help": "Patch sizes in pixels to train at, one drawn for each optimiser step; what is saved has the"
+            "help": "Patch sizes in pixels to train at, one drawn for each optimizer step; what is saved has the"
             " model's own."
         },
     )

@@ -159,7 +159,7 @@ class HFViTTrainingArguments(RunArguments, TrainingArguments):
         """Raise `RecipeError` for what needs to know where a stream ends; it has `images`, or None knows how many."""
         steps = images and max(1, images // self.global_batch_size)
         if self.max_steps <= 0:
-            number = f"{math.ceil(steps * self.num_train_epochs)}" if steps else "the number of optimiser steps"
+            number = f"{math.ceil(steps * self.num_train_epochs)}" if steps else "the number of optimizer steps"
             why = f": num_train_epochs {self.num_train_epochs:g} of its {images:,} images" if steps else ""
             raise RecipeError(f"max_steps: a stream has no end; set max_steps to {number}{why}.")
         epoch = f"; {steps} steps see as many images as there are" if steps else ""

@@ -23,9 +23,9 @@ _MATRIX_TICKS = (0, 0.01, 0.05, 0.2, 0.5, 1)
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of one background.
+    """Colors of one background.
 
-    Text has 4.5 : 1 to the paper and marks 3 : 1 (WCAG 2.2), and first, second and third stay apart for colour-blind
+    Text has 4.5 : 1 to the paper and marks 3 : 1 (WCAG 2.2), and first, second and third stay apart for color-blind
     readers: they are Okabe and Ito's, or lighter ones of the same hues. The paper is opaque: a page may be in another
     theme than its reader's system, and transparent pictures would then be unreadable.
     """
@@ -105,11 +105,11 @@ def learning_curves(history: list[dict], best_step: int | None, theme: Theme):
         ("Learning rate", (("learning_rate", "", theme.third),)),
     )
     for axis, (title, curves) in zip(axes, panels, strict=True):
-        for key, label, colour in curves:
+        for key, label, color in curves:
             points = [(entry["step"], entry[key]) for entry in history if entry.get(key) is not None]
             if points:
                 marker = "o" if len(points) < 40 and key != "learning_rate" else None
-                axis.plot(*zip(*points, strict=True), color=colour, label=label, marker=marker, markersize=3.5)
+                axis.plot(*zip(*points, strict=True), color=color, label=label, marker=marker, markersize=3.5)
         axis.set(title=title, xlabel="step")
         axis.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
         axis.grid()
@@ -125,11 +125,11 @@ def probe_curves(probe: dict, theme: Theme):
     """Validation accuracy and loss of a linear probe over the strength of its penalty; a line at the one taken."""
     figure, axes = place_axes(*((left, 0, 3.75, 2.8) for left in (0, 4.45)))
     panels = ((axes[0], "accuracy", theme.second), (axes[1], "loss", theme.first))
-    for axis, key, colour in panels:
+    for axis, key, color in panels:
         axis.set_xscale("log")
         axis.xaxis.set_major_formatter(FuncFormatter(lambda c, _: f"{c:g}"))  # its own is mathtext, which is off
         axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.plot(probe["c"], [scores[key] for scores in probe["validation"]], "o-", color=colour, markersize=3.5)
+        axis.plot(probe["c"], [scores[key] for scores in probe["validation"]], "o-", color=color, markersize=3.5)
         axis.axvline(probe["best_c"], color=theme.muted, linestyle=":", linewidth=1.2, zorder=0, label="selected")
         if len(probe["c"]) == 1:  # one point gives a logarithmic axis no width
             axis.set_xlim(probe["best_c"] / 10, probe["best_c"] * 10)
@@ -219,19 +219,19 @@ def reliability_figure(metrics: dict, role: str, temperature: dict | None, theme
     figure, (top, bottom) = place_axes((0, 1.4, 4.6, 3.8), (0, 0, 4.6, 1.25), share_x=True)
     top.tick_params(axis="x", labelbottom=False)
     top.plot([0, 1], [0, 1], color=theme.muted, linestyle="--", linewidth=1.2, label="perfect")
-    for label, ece, bins, colour, marker, side in curves:
+    for label, ece, bins, color, marker, side in curves:
         confidence = [entry["confidence"] for entry in bins]
         total = sum(entry["images"] for entry in bins)
         shares = [entry["images"] / total for entry in bins]
         # Points as large as their bins: a bin of three images says little.
-        top.plot(confidence, [entry["accuracy"] for entry in bins], color=colour, linewidth=1.2, alpha=0.7)
+        top.plot(confidence, [entry["accuracy"] for entry in bins], color=color, linewidth=1.2, alpha=0.7)
         sizes = 14 + 110 * np.sqrt(shares)
         top.scatter(
-            confidence, [e["accuracy"] for e in bins], s=sizes, color=colour, marker=marker, linewidths=0, zorder=3,
+            confidence, [e["accuracy"] for e in bins], s=sizes, color=color, marker=marker, linewidths=0, zorder=3,
             label=f"{label}, ECE {ece:.4f}", clip_on=False,
         )  # fmt: skip
         shift = side * 0.009 if after else 0
-        bottom.bar(np.array(confidence) + shift, shares, width=0.018 if after else 0.036, color=colour)
+        bottom.bar(np.array(confidence) + shift, shares, width=0.018 if after else 0.036, color=color)
     top.set(title=f"Reliability on the {role} split", ylabel="accuracy", ylim=(0, 1.03))
     # Legends have points of one size.
     for handle in top.legend(loc="upper left").legend_handles[1:]:
@@ -250,9 +250,9 @@ def short(name: str) -> str:
     return name if len(name) <= MOST_LETTERS else f"{name[: MOST_LETTERS - 1]}…"
 
 
-def luminance(colour) -> float:
+def luminance(color) -> float:
     """Relative luminance of WCAG 2.2, 0 to 1."""
-    rgb = np.asarray(matplotlib.colors.to_rgb(colour))
+    rgb = np.asarray(matplotlib.colors.to_rgb(color))
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     return float(linear @ (0.2126, 0.7152, 0.0722))
 
@@ -263,12 +263,12 @@ def contrast(one, other) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
-def readable_on(colour) -> str:
+def readable_on(color) -> str:
     """Black or white, whichever is easier to read there."""
-    return max("#000000", "#ffffff", key=lambda ink: contrast(ink, colour))
+    return max("#000000", "#ffffff", key=lambda ink: contrast(ink, color))
 
 
-_MASK = "viridis"  # its brightness rises evenly, so it reads without colour too
+_MASK = "viridis"  # its brightness rises evenly, so it reads without color too
 _WIDTH, _GAP = 1.55, 0.08  # of a picture and between two, in inches
 _FONT = 10  # points of the words above a picture
 
@@ -318,8 +318,8 @@ def attention_figure(pictures: np.ndarray, maps: np.ndarray, told: list[dict], s
         below = (left, right, bottom + (bottom - top) + _GAP, bottom + _GAP)
         axis.imshow(picture, extent=place, aspect="auto")
         _write_above(axis, place, caption)
-        grey = picture @ np.array([0.299, 0.587, 0.114])
-        axis.imshow(grey, extent=below, aspect="auto", cmap="gray", vmin=0, vmax=255, clip_on=False)
+        gray = picture @ np.array([0.299, 0.587, 0.114])
+        axis.imshow(gray, extent=below, aspect="auto", cmap="gray", vmin=0, vmax=255, clip_on=False)
         low, high = np.percentile(seen, [2, 98])  # a single patch that takes nearly all would leave the rest black
         axis.imshow(
             seen, extent=below, aspect="auto", cmap=_MASK, alpha=0.65, interpolation="bicubic", vmin=low,

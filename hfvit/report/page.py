@@ -42,7 +42,7 @@ def write_page(facts: dict, output_dir: str | Path, exports: dict[str, dict]) ->
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {"percent": lambda share: f"{share:.2%}", "count": lambda number: f"{number:,}"}
-    page = environment.get_template("report_page.html").render(
+    page = environment.get_template("page.html").render(
         name=folder.resolve().name,
         facts=public,
         role=role,

@@ -11,7 +11,7 @@ def build_param_groups(
 
     Biases, one-dimensional weights and the names in the model's `no_weight_decay()` (position embeddings, class
     tokens) do not decay. With `layer_decay` below 1 each layer learns at `layer_decay` times the rate of the one
-    above it (BEiT, https://arxiv.org/abs/2106.08254). timm states that factor as `lr_scale`, which torch's optimisers
+    above it (BEiT, https://arxiv.org/abs/2106.08254). timm states that factor as `lr_scale`, which torch's optimizers
     ignore, so it is multiplied into `lr` here.
     """
     no_decay = timm_model.no_weight_decay() if hasattr(timm_model, "no_weight_decay") else ()

@@ -165,7 +165,7 @@ class HFViTTrainer(AveragingTrainer):
     # Optimisation
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """The Trainer's optimiser over timm's groups: no-decay names, layer-wise learning rate, frozen parts out."""
+        """The Trainer's optimizer over timm's groups: no-decay names, layer-wise learning rate, frozen parts out."""
         if self.optimizer is None:
             model = self.model if model is None else model
             cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, model)

@@ -105,7 +105,7 @@ class Augmentation:
         }
 
     def __call__(self, batch: dict[str, Any], dtype: torch.dtype = torch.float32) -> Tensor:
-        """Pixel values `(batch, 3, *image_size)` of a drawn batch, computed in `dtype` once the colours are done."""
+        """Pixel values `(batch, 3, *image_size)` of a drawn batch, computed in `dtype` once the colors are done."""
         plan, resize = batch["plan"], "images" in batch
         levels = batch["images" if resize else "crops"].permute(0, 3, 1, 2)
         levels = levels.to(torch.float32, memory_format=torch.contiguous_format)
@@ -123,7 +123,7 @@ class Augmentation:
         groups = zip(stage["counts"], stage["index"].split(counts), stage["magnitude"].split(counts), strict=True)
         for name, index, magnitude in groups:
             chosen = levels.index_select(0, index)
-            if name in GEOMETRIC:  # what comes into view from outside is the mean colour
+            if name in GEOMETRIC:  # what comes into view from outside is the mean color
                 changed = OPS[name](chosen - self.mean, magnitude) + self.mean
             else:
                 changed = OPS[name](chosen, magnitude)

@@ -103,11 +103,11 @@ def _rand_augment_stage(u: np.ndarray, magnitude: float) -> Stage:
 
 
 def _three_augment(u: np.ndarray) -> list[Stage]:
-    """One of grey, solarise and blur, then brightness, contrast and saturation in any order.
+    """One of gray, solarise and blur, then brightness, contrast and saturation in any order.
 
     Touvron et al., DeiT III, https://arxiv.org/abs/2204.07118.
     """
-    names = np.array(["greyscale", "solarize", "gaussian_blur"])[np.floor(u[:, 0] * 3).astype(int)]
+    names = np.array(["grayscale", "solarize", "gaussian_blur"])[np.floor(u[:, 0] * 3).astype(int)]
     magnitudes = np.where(names == "gaussian_blur", 0.1 + (MAX_BLUR - 0.1) * u[:, 1], 128.0)
     order = np.argsort(u[:, 2:5], axis=1)
     factors = 1.0 + JITTER * (2.0 * u[:, 5:8] - 1.0)

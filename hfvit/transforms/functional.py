@@ -9,7 +9,7 @@ LUMA = (0.2989, 0.587, 0.114)
 MAX_BLUR = 2.0  # the largest standard deviation of a blur, in pixels
 
 
-def grey(images: torch.Tensor) -> torch.Tensor:
+def gray(images: torch.Tensor) -> torch.Tensor:
     """Luma `(batch, 1, height, width)`."""
     red, green, blue = images.split(1, dim=1)
     return LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
@@ -20,9 +20,9 @@ def identity(images, magnitude):
     return images
 
 
-def greyscale(images, magnitude):
-    """All colour gone."""
-    return grey(images).expand_as(images)
+def grayscale(images, magnitude):
+    """All color gone."""
+    return gray(images).expand_as(images)
 
 
 # Blends of an image with a poorer one: magnitude 1 is the image, 0 the poorer one, above 1 the contrary.
@@ -34,13 +34,13 @@ def brightness(images, magnitude):
 
 
 def contrast(images, magnitude):
-    """Blend with the mean grey of the image."""
-    return _blend(images, grey(images).mean(dim=(2, 3), keepdim=True), magnitude)
+    """Blend with the mean gray of the image."""
+    return _blend(images, gray(images).mean(dim=(2, 3), keepdim=True), magnitude)
 
 
 def saturation(images, magnitude):
-    """Blend with the image's own greys."""
-    return _blend(images, grey(images), magnitude)
+    """Blend with the image's own grays."""
+    return _blend(images, gray(images), magnitude)
 
 
 def sharpness(images, magnitude):
@@ -105,7 +105,7 @@ def gaussian_blur(images, magnitude):
     return F.conv2d(padded, kernel[:, :, :, None], groups=batch * channels).view_as(images)
 
 
-# Geometry: bilinear sampling; what comes from outside the image is black (augment.py makes it the mean colour).
+# Geometry: bilinear sampling; what comes from outside the image is black (augment.py makes it the mean color).
 
 
 def shear_x(images, magnitude):
@@ -157,7 +157,7 @@ def _affine(images, x_row, y_row):
 OPS = {
     op.__name__: op
     for op in (
-        *(identity, greyscale, brightness, contrast, saturation, sharpness, invert, posterize, solarize, solarize_add),
+        *(identity, grayscale, brightness, contrast, saturation, sharpness, invert, posterize, solarize, solarize_add),
         *(autocontrast, equalize, gaussian_blur, shear_x, shear_y, translate_x, translate_y, rotate),
     )
 }

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from hfvit.artifacts.artifact import Artefact
+from hfvit.artifacts.artifact import Artifact
 from hfvit.artifacts.constants import CONFIG_FILE, ENGINE_FACTS_FILE
 from hfvit.artifacts.export_folder import file_facts
 from hfvit.errors import ModelError, one_line
@@ -113,15 +113,15 @@ def driver_cuda() -> str | None:
     return None
 
 
-def read_engine_facts(artefact: Artefact) -> EngineFacts:
-    """The facts of the engine at `artefact`; `ModelError` where they, or the engine's own bytes, are not as built."""
-    path = artefact.beside(ENGINE_FACTS_FILE)
+def read_engine_facts(artifact: Artifact) -> EngineFacts:
+    """The facts of the engine at `artifact`; `ModelError` where they, or the engine's own bytes, are not as built."""
+    path = artifact.beside(ENGINE_FACTS_FILE)
     if path is None:
         raise ModelError(
-            f"{artefact.file} has no {ENGINE_FACTS_FILE} beside it, which tells what can run it. Build it with:"
+            f"{artifact.file} has no {ENGINE_FACTS_FILE} beside it, which tells what can run it. Build it with:"
             " optimum-cli export tensorrt --model MODEL OUTPUT"
         )
-    facts = EngineFacts(path.parent, artefact.file, read_object(path))
+    facts = EngineFacts(path.parent, artifact.file, read_object(path))
     try:
         str(facts), facts.cuda, facts.is_version_compatible, rebuild_line(facts)
         expected = {key: facts.values[key] for key in ("sha256", "bytes")}
@@ -130,11 +130,11 @@ def read_engine_facts(artefact: Artefact) -> EngineFacts:
             f"{path} is not what `optimum-cli export tensorrt` writes ({type(error).__name__}: {one_line(error)});"
             " build the engine again with: optimum-cli export tensorrt --model MODEL OUTPUT"
         ) from None
-    size = artefact.file.stat().st_size
-    if size != expected["bytes"] or file_facts(artefact.file)["sha256"] != expected["sha256"]:
+    size = artifact.file.stat().st_size
+    if size != expected["bytes"] or file_facts(artifact.file)["sha256"] != expected["sha256"]:
         what = f"has {size:,} bytes in place of {expected['bytes']:,}" if size != expected["bytes"] else "was changed"
         raise ModelError(
-            f"{artefact.file} is not the engine that {ENGINE_FACTS_FILE} describes: it {what}. It was built with"
+            f"{artifact.file} is not the engine that {ENGINE_FACTS_FILE} describes: it {what}. It was built with"
             f" {facts}. Copy it again, or build it again: {rebuild_line(facts)}"
         )
     return facts

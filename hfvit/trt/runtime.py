@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hfvit.artifacts.artifact import Artefact
+from hfvit.artifacts.artifact import Artifact
 from hfvit.errors import ModelError, one_line
 from hfvit.trt.api import Backend, load_backend, message_log
 from hfvit.trt.compatibility import check_engine, read_engine_facts, this_machine
@@ -337,12 +337,12 @@ class CapturedBatch:
         self.graph.replay()
 
 
-def open_engine(artefact: Artefact, classes: int, device: str | None = None, allow_code: bool = False):
+def open_engine(artifact: Artifact, classes: int, device: str | None = None, allow_code: bool = False):
     """The backend of an engine (engine_backend.py), after every check that this machine allows without it."""
-    facts = read_engine_facts(artefact)
+    facts = read_engine_facts(artifact)
     number = check_engine(facts, this_machine(), device, allow_code)
 
     cache = cache_folder("engines") / f"{facts.values['sha256'][:16]}.kernels"
     return TensorRTBackend(
-        load_backend(facts.backend), artefact.file, classes, f"cuda:{number}", cache=cache, allow_code=allow_code
+        load_backend(facts.backend), artifact.file, classes, f"cuda:{number}", cache=cache, allow_code=allow_code
     )

@@ -1,0 +1,138 @@
+"""What a whole checkpoint is, which one a run goes on from, and what is kept of the others."""
+
+import pytest
+from helpers.micro_trainer import make_checkpoint
+
+from hfvit.artifacts.checkpoint import flaw, newest_checkpoint, remove_checkpoints
+from hfvit.artifacts.output_dir import claim_output_dir, clear_run, refuse_to_discard
+from hfvit.errors import RecipeError
+
+
+def test_a_checkpoint_lacks_nothing(tmp_path):
+    checkpoint = make_checkpoint(tmp_path)
+    assert flaw(checkpoint, read=True) is None
+    file = checkpoint / "trainer_state.json"
+    file.write_text("[]")
+    assert flaw(checkpoint) is None
+    assert flaw(checkpoint, read=True) == "trainer_state.json has changed since it was written"
+    file.write_text("{")
+    assert flaw(checkpoint) == "trainer_state.json has 1 bytes of 2"
+    file.unlink()
+    assert flaw(checkpoint) == "trainer_state.json is missing"
+    manifest = checkpoint / "checkpoint.json"
+    for text in ("", "[]", "{}", '{"files": [1]}', '{"files": {"rng_state.pth": {}}}', '{"files": {"a": 1}}'):
+        manifest.write_text(text)
+        assert flaw(checkpoint) is not None
+    manifest.write_text('{"files": {}}')
+    assert "the model alone" in flaw(checkpoint)
+    manifest.unlink()
+    assert flaw(checkpoint) == "it has no checkpoint.json, which is written last"
+
+
+def test_auto_takes_the_newest_whole_one_and_says_what_it_passed_over(tmp_path, caplog):
+    for step in (3, 6, 9):
+        make_checkpoint(tmp_path, f"checkpoint-{step}")
+    (tmp_path / "checkpoint-9" / "rng_state.pth").write_text("{")
+    (tmp_path / ".saving" / "checkpoint-12").mkdir(parents=True)
+    for name in (".run.12345.json", ".README.12345.md", ".recipe.12345.yaml", ".examples.12345.npz"):
+        (tmp_path / name).write_text("half")
+    other = claim_output_dir(str(tmp_path), "auto", overwrite=False, is_main=False)  # reads sizes, touches nothing
+    assert other == str(tmp_path / "checkpoint-6")
+    assert (tmp_path / "checkpoint-9").exists()
+    (tmp_path / "checkpoint-6" / "rng_state.pth").write_text("[]")
+    assert claim_output_dir(str(tmp_path), "auto", overwrite=False) == str(tmp_path / "checkpoint-3")
+    assert (
+        "checkpoint-9 is no whole checkpoint and is now broken-checkpoint-9: rng_state.pth has 1 bytes" in caplog.text
+    )
+    assert "broken-checkpoint-6: rng_state.pth has changed" in caplog.text
+    assert not (tmp_path / ".saving").exists()
+    remove_checkpoints(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_model_alone_is_passed_over_but_not_broken(tmp_path, caplog):
+    make_checkpoint(tmp_path, "checkpoint-3")
+    alone = tmp_path / "checkpoint-6"
+    alone.mkdir()
+    (alone / "checkpoint.json").write_text('{"files": {}}')
+    assert claim_output_dir(str(tmp_path), "auto", overwrite=False) == str(tmp_path / "checkpoint-3")
+    assert alone.exists()
+    assert "save_only_model" in caplog.text
+
+
+def test_a_folder_without_a_run_loses_nothing(tmp_path):
+    files = [tmp_path / name for name in ("config.json", "model.safetensors", "tokenizer.json", "README.md")]
+    for file in files:
+        file.touch()
+    clear_run(tmp_path)
+    assert all(file.exists() for file in files)
+    make_checkpoint(tmp_path)
+    clear_run(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]  # a user may have edited the card
+
+
+def test_what_a_run_is_made_from_is_not_discarded(tmp_path):
+    checkpoint = make_checkpoint(tmp_path)
+    for path in (tmp_path, checkpoint):
+        with pytest.raises(RecipeError, match=r"teacher: .* is in output_dir, which --overwrite_output_dir clears"):
+            refuse_to_discard(str(tmp_path), {"model_name_or_path": "timm/vit", "teacher": str(path)})
+    (tmp_path / "mine").mkdir()
+    refuse_to_discard(str(tmp_path), {"model_name_or_path": str(tmp_path / "mine"), "teacher": None})
+
+
+def test_an_older_checkpoint_of_the_run_discards_the_later_ones_only_when_told(tmp_path):
+    for step in (3, 6, 9):
+        make_checkpoint(tmp_path, f"checkpoint-{step}")
+    older = str(tmp_path / "checkpoint-6")
+    with pytest.raises(RecipeError, match="the run went on after checkpoint-6, to checkpoint-9"):
+        claim_output_dir(str(tmp_path), older, overwrite=False)
+    assert claim_output_dir(str(tmp_path), older, overwrite=True) == older
+    assert newest_checkpoint(tmp_path).name == "checkpoint-9"  # nothing is deleted before the run begins
+    clear_run(tmp_path, older)
+    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["checkpoint-3", "checkpoint-6"]
+
+
+def test_checkpoints_of_another_program_are_neither_moved_nor_deleted(tmp_path):
+    foreign = tmp_path / "checkpoint-500"
+    foreign.mkdir()
+    (foreign / "model.safetensors").touch()
+    for resume, overwrite in ((None, False), (None, True), ("auto", True)):
+        with pytest.raises(RecipeError, match="holds checkpoint-500, which is not hfvit's"):
+            claim_output_dir(str(tmp_path), resume, overwrite)
+    assert [path.name for path in foreign.iterdir()] == ["model.safetensors"]
+
+
+def test_a_hidden_file_of_a_users_is_no_leftover(tmp_path):
+    for name in (".README.draft.md", ".README.123.md"):
+        (tmp_path / name).touch()
+    claim_output_dir(str(tmp_path), None, overwrite=False)
+    assert [path.name for path in tmp_path.iterdir()] == [".README.draft.md"]
+
+
+def test_of_a_checkpoint_that_is_a_link_the_link_is_deleted(tmp_path):
+    moved = make_checkpoint(tmp_path / "large_disk")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "checkpoint-5").symlink_to(moved)
+    (tmp_path / "out" / "checkpoint-6").touch()  # no folder
+    clear_run(tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["checkpoint-6"]
+    assert flaw(moved) is None
+
+
+@pytest.mark.parametrize("name", ["vocab.txt", "run.json", "model-00001-of-00002.safetensors"])
+def test_a_file_that_a_run_would_replace_or_discard_is_told_by_name(name, tmp_path):
+    (tmp_path / name).touch()
+    (tmp_path / "notes.md").touch()
+    with pytest.raises(RecipeError, match=rf"would replace or delete \({name}\)"):
+        claim_output_dir(str(tmp_path), None, overwrite=False)
+
+
+def test_the_recipe_that_is_run_again_from_its_folder_stays(tmp_path):
+    make_checkpoint(tmp_path)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.touch()
+    clear_run(tmp_path, recipe=tmp_path / ".." / tmp_path.name / "recipe.yaml")
+    assert list(tmp_path.iterdir()) == [recipe]
+    make_checkpoint(tmp_path)
+    clear_run(tmp_path, recipe=tmp_path.parent)
+    assert not list(tmp_path.iterdir())

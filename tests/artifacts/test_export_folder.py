@@ -1,0 +1,58 @@
+"""What a killed export leaves in its folder, and when it goes."""
+
+import os
+import platform
+import signal
+import subprocess
+import sys
+
+from helpers.commands import ROOT
+
+from hfvit.artifacts.export_folder import STAGING, STALE_SECONDS, staging_folder
+
+HOLD = """\
+import sys
+from pathlib import Path
+from hfvit.artifacts.export_folder import staging_folder
+with staging_folder(Path(sys.argv[1])) as staging:
+    (staging / "model.onnx").write_text("half of it")
+    print(staging.name, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_killed_exports_staging_folder_goes_at_the_next_export_and_a_running_ones_stays(tmp_path):
+    running, killed = (
+        subprocess.Popen(
+            [sys.executable, "-c", HOLD, str(tmp_path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        for _ in range(2)
+    )
+    try:
+        kept, left = (process.stdout.readline().strip() for process in (running, killed))
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
+        assert {path.name for path in tmp_path.iterdir()} == {kept, left}
+        with staging_folder(tmp_path) as staging:
+            assert {path.name for path in tmp_path.iterdir()} == {kept, staging.name}
+    finally:
+        running.communicate("")
+    assert not list(tmp_path.iterdir())
+
+
+def test_those_of_other_machines_go_after_a_day(tmp_path):
+    fresh, old = (tmp_path / f"{STAGING}another-machine-{number}-x" for number in (1, 2))
+    for folder in (fresh, old):
+        folder.mkdir()
+    age = old.stat().st_mtime - STALE_SECONDS - 60
+    os.utime(old, (age, age))
+    mine = tmp_path / f"{STAGING}{platform.node()}-{os.getpid()}-x"
+    mine.mkdir()
+    with staging_folder(tmp_path):
+        assert fresh.exists()
+        assert mine.exists()
+        assert not old.exists()

@@ -1,0 +1,61 @@
+"""A folder has one run at a time: a second one is refused before it touches anything; a killed one is no obstacle."""
+
+import subprocess
+import sys
+
+import pytest
+
+import hfvit.artifacts.output_dir
+from hfvit.artifacts.output_dir import LOCK_FILE, alone_in
+from hfvit.errors import RecipeError
+from hfvit.pipeline import main
+
+HOLD = """
+import sys, time
+from hfvit.artifacts.output_dir import alone_in
+with alone_in(sys.argv[1], "training"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(recipe):
+    """A process that is at work in the recipe's output folder."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD, recipe.parent / "out"], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait(30)
+
+
+def test_a_second_training_is_refused_until_the_first_one_dies(holder, recipe, monkeypatch):
+    out = recipe.parent / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(hfvit.artifacts.output_dir, "PATIENCE", 0.1)
+        with pytest.raises(RecipeError, match=r"another training is at work in .*out; wait for its end, or choose"):
+            main([str(recipe)])
+    assert [path.name for path in out.iterdir()] == [LOCK_FILE]
+    holder.kill()
+    with alone_in(out, "training"):  # at once, or when the system has ended the other
+        assert (out / LOCK_FILE).exists()
+    assert not list(out.iterdir())
+
+
+def test_it_is_let_go_of_when_the_work_fails(tmp_path):
+    with pytest.raises(ZeroDivisionError), alone_in(tmp_path / "out", "training"):
+        1 / 0  # noqa: B018
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_was_in_the_folder_stays_a_lock_of_another_program_included(tmp_path):
+    mine = tmp_path / ".lock"
+    mine.write_text("of another program")
+    with alone_in(tmp_path, "training"):
+        pass
+    assert list(tmp_path.iterdir()) == [mine]
+    assert mine.read_text() == "of another program"
+    mine.unlink()
+    with alone_in(tmp_path, "training"):
+        pass
+    assert tmp_path.exists()

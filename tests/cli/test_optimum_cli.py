@@ -1,0 +1,83 @@
+"""What optimum-cli finds of hfvit: help without torch, one registration, no quarrel over a name, all in the wheel."""
+
+import shutil
+import sys
+import zipfile
+
+import pytest
+from helpers.commands import ROOT, run_command
+
+PROBE = """\
+import sys
+from optimum.commands.optimum_cli import main
+before = set(sys.modules)
+try:
+    main()
+except SystemExit as stop:
+    assert not stop.code, stop.code
+heavy = {"torch", "transformers", "timm", "datasets", "onnx", "onnxruntime", "numpy"} & (set(sys.modules) - before)
+assert not heavy, heavy
+"""
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["export", "--help"], ["export", "onnx", "--help"], ["export", "tensorrt", "--help"]]
+)
+def test_help_imports_nothing_heavy(words):
+    result = run_command(sys.executable, "-c", PROBE, *words, PYTHONPATH=str(ROOT))
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    if len(words) == 3:
+        assert f"optimum-cli export {words[1]} --model outputs/quickstart" in result.stdout
+
+
+OTHER = """\
+from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
+from optimum.commands.export.base import ExportCommand
+
+class Other(BaseOptimumCLICommand):
+    COMMAND = CommandInfo(name="onnx", help="that of another distribution")
+
+    def run(self):
+        print("the other one ran")
+
+REGISTER_COMMANDS = [(Other, ExportCommand)]
+"""
+
+
+def test_another_export_onnx_keeps_its_name(tmp_path):
+    register = tmp_path / "other" / "optimum" / "commands" / "register"
+    register.mkdir(parents=True)
+    (register / "register_other.py").write_text(OTHER)
+    for path in (f"{ROOT}:{tmp_path / 'other'}", f"{tmp_path / 'other'}:{ROOT}"):
+        assert run_command("optimum-cli", "--help", PYTHONPATH=path).returncode == 0
+        listing = run_command("optimum-cli", "export", "--help", PYTHONPATH=path)
+        assert "that of another distribution" in listing.stdout
+        assert [line.split()[0] for line in listing.stdout.splitlines() if "(hfvit)" in line] == ["tensorrt"]
+        assert listing.stderr == ""
+        result = run_command("optimum-cli", "export", "onnx", PYTHONPATH=path)
+        assert result.stdout == "the other one ran\n"
+        assert "register_other" in result.stderr
+        assert "python -m hfvit.cli.export_onnx" in result.stderr
+    result = run_command(sys.executable, "-m", "hfvit.cli.export_onnx", "--help", PYTHONPATH=str(ROOT))
+    assert "--with-preprocessing" in result.stdout
+
+
+def test_a_checkout_beside_an_installation_registers_once(tmp_path):
+    register = tmp_path / "optimum" / "commands" / "register"
+    register.mkdir(parents=True)
+    shutil.copy(ROOT / "optimum" / "commands" / "register" / "register_hfvit.py", register)
+    result = run_command("optimum-cli", "export", "--help", PYTHONPATH=f"{ROOT}:{tmp_path}")
+    assert result.returncode == 0, result.stderr
+    assert "(hfvit)" in result.stdout
+
+
+def test_the_wheel_brings_the_command(tmp_path):
+    pytest.importorskip("hatchling", reason="needs hatchling, which pip fetches when it builds a wheel")
+    words = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path]
+    result = run_command(*words)
+    assert result.returncode == 0, result.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    held = set(zipfile.ZipFile(wheel).namelist())
+    assert {"optimum/commands/register/register_hfvit.py", "hfvit/cli/export_onnx.py", "hfvit/export/onnx.py"} <= held
+    assert not {name for name in held if name.startswith("optimum/") and name.endswith("__init__.py")}

@@ -1,0 +1,259 @@
+"""Batches of a split, decoded once or as they are read, and the order they are drawn in."""
+
+import os
+import pickle
+import resource
+from types import SimpleNamespace
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from helpers.images import LABELS, colored_image, colored_split
+from PIL import Image
+from timm.data import resolve_data_config
+from torch.utils.data import DataLoader
+from torchvision.transforms.v2 import functional as tv
+from transformers import TimmWrapperImageProcessor
+
+import hfvit.data.pixel_cache
+from hfvit.data.dataset import ArrayReader, DecodingReader, ImageDataset, collate, image_datasets
+from hfvit.data.decode import decode
+from hfvit.data.pixel_cache import NotAnArray, cached_pixels, common_size
+from hfvit.data.samplers import EpochSampler
+from hfvit.data.splits import load_splits
+from hfvit.errors import DataError
+from hfvit.transforms.augmentation import Augmentation
+from hfvit.transforms.preprocessing import Preprocessing
+from hfvit.utils.counter_rng import image_seeds
+
+CONFIG = resolve_data_config({"input_size": [3, 24, 24], "interpolation": "bicubic", "crop_pct": 0.9})
+
+
+def undecoded(split: datasets.Dataset) -> datasets.Dataset:
+    split = split.rename_column("img", "image").add_column("row", np.arange(len(split)))
+    return split.cast_column("image", datasets.Image(decode=False))
+
+
+def varied(rows=6):
+    """Pictures of different sizes."""
+    rng = np.random.default_rng(0)
+    images = [colored_image(0, rng, 40).resize((40 + 3 * row, 30 + 2 * row)) for row in range(rows)]
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=LABELS)})
+    return undecoded(datasets.Dataset.from_dict({"img": images, "label": [0] * rows}, features=features))
+
+
+@pytest.fixture
+def splits(colors):
+    return load_splits(str(colors), validation_fraction=0.2, seed=5)
+
+
+def readers_of(splits):
+    opened = image_datasets(splits, CONFIG, Augmentation.from_config(CONFIG), show_progress=False)
+    return {role: dataset.reader for role, dataset in opened.items()}
+
+
+def array_of(split):
+    return cached_pixels(split, "train", common_size(split, "train"), show_progress=False)
+
+
+def decoded(splits, role, row):
+    example = splits[role][row]
+    return np.asarray(decode(example["image"], role, example["row"]))
+
+
+def test_small_images_are_decoded_once_into_one_array_a_split(splits, caplog):
+    with caplog.at_level("INFO", logger="hfvit"):
+        readers = readers_of(splits)
+    assert all(isinstance(reader, ArrayReader) for reader in readers.values())
+    assert readers["train"].pixels.path == readers["validation"].pixels.path  # one file for what was held out, too
+    assert readers["train"].pixels.array.shape == (65, 16, 16, 3)
+    assert "train: 52 images of 16x16 pixels, decoded once" in caplog.text
+    assert splits.facts["splits"]["test"]["input"] == "of 16x16 pixels, decoded once"
+    for role in ("train", "validation", "test"):
+        batch = ImageDataset(splits[role]["label"], readers[role]).__getitems__([0, 5, 11])
+        assert batch["images"].dtype == torch.uint8
+        for row, image, label in zip((0, 5, 11), batch["images"], batch["labels"], strict=True):
+            assert np.array_equal(image.numpy(), decoded(splits, role, row))
+            assert label == splits[role][row]["label"]
+
+
+def test_the_array_is_found_again_and_written_whole(splits, monkeypatch):
+    first = readers_of(splits)["train"].pixels
+    folder = first.path.parent
+    assert sorted(path.suffix for path in folder.iterdir()) == [".npy"] * len(list(folder.iterdir()))
+    monkeypatch.setattr(hfvit.data.pixel_cache, "decode", None)  # nothing is decoded a second time
+    again = load_splits(splits.facts["dataset_name"], validation_fraction=0.2, seed=9)  # another draw, the same file
+    assert readers_of(again)["train"].pixels.path == first.path
+
+
+def test_a_killed_writer_leaves_nothing_that_looks_whole(monkeypatch):
+    def dies(*_):
+        raise KeyboardInterrupt
+
+    split = undecoded(colored_split(4, 79))
+    monkeypatch.setattr(hfvit.data.pixel_cache, "decode", dies)
+    with pytest.raises(KeyboardInterrupt):
+        array_of(split)
+    assert not list((datasets.config.HF_DATASETS_CACHE / "hfvit_pixels").glob(f"*{split._fingerprint}*"))
+
+
+def test_a_few_rows_of_a_large_split_get_an_array_of_their_own(colors):
+    splits = load_splits(str(colors), validation_fraction=0.2, max_train_samples=9, max_eval_samples=3)
+    reader = readers_of(splits)["train"]
+    assert len(reader.pixels.array) == 9
+    image = ImageDataset(splits.train["label"], reader).__getitems__([4])["images"][0]
+    assert np.array_equal(image.numpy(), decoded(splits, "train", 4))
+
+
+def test_a_worker_is_sent_the_name_of_the_file_not_its_content(splits):
+    reader = readers_of(splits)["train"]
+    assert len(reader.pixels.array) == 65
+    assert len(pickle.dumps(reader.pixels)) < 1000
+
+
+def test_reasons_against_an_array_are_told(monkeypatch):
+    with pytest.raises(NotAnArray, match=r"differ in size \(40x30, but 43x32 in row 1\)"):
+        array_of(varied())
+    large = datasets.Dataset.from_dict(
+        {"img": [Image.new("RGB", (200, 150))] * 2}, features=datasets.Features({"img": datasets.Image()})
+    )
+    with pytest.raises(NotAnArray, match="200x150 pixels are not small"):
+        array_of(undecoded(large))
+    small = undecoded(colored_split(4, 77))
+    monkeypatch.setattr(hfvit.data.pixel_cache.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
+    with pytest.raises(NotAnArray, match="do not fit on the disk"):
+        array_of(small)
+
+
+def test_a_size_that_differs_late_is_noticed_while_decoding(monkeypatch):
+    monkeypatch.setattr(hfvit.data.pixel_cache, "PROBED", 1)
+    with pytest.raises(NotAnArray, match="differ in size"):
+        array_of(varied())
+
+
+def test_a_disk_that_fills_up_is_a_reason_and_leaves_nothing():
+    """The system's own limit on a file's size stands in for the disk: the write itself fails."""
+    split = undecoded(colored_split(4, 78))
+    size = common_size(split, "train")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(NotAnArray, match="cannot be written \\(File too large\\)"):
+            cached_pixels(split, "train", size, show_progress=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    folder = datasets.config.HF_DATASETS_CACHE / "hfvit_pixels"
+    assert not [*folder.glob("*.writing"), *folder.glob(f"{split._fingerprint}*")]
+
+
+def test_a_file_that_is_not_whole_is_written_anew():
+    split = undecoded(colored_split(4, 80))
+    path = array_of(split).path
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    assert array_of(split).path.read_bytes() == whole
+
+
+def test_what_a_killed_writer_left_is_removed_after_a_day():
+    folder = array_of(undecoded(colored_split(4, 81))).path.parent
+    old, new = folder / ".old.writing", folder / ".new.writing"
+    for file in (old, new):
+        file.write_bytes(b"")
+    os.utime(old, (0, 0))
+    array_of(undecoded(colored_split(4, 82)))
+    assert not old.exists()
+    assert new.exists()
+    new.unlink()
+
+
+def test_a_corrupt_picture_is_named_while_decoding_once():
+    rows = undecoded(colored_split(70, 3)).to_list()
+    rows[33]["image"]["bytes"] = rows[33]["image"]["bytes"][:80]
+    broken = datasets.Dataset.from_list(rows).cast_column("image", datasets.Image(decode=False))
+    with pytest.raises(DataError, match="Split 'train', row 33: not a readable picture"):
+        array_of(broken)
+
+
+def test_varied_images_are_cropped_by_the_loader_as_torchvision_would():
+    split = varied()
+    augmentation = Augmentation.from_config(CONFIG, crop_scale=(0.3, 1.0))
+    dataset = ImageDataset(split["label"], DecodingReader(split, "train", CONFIG), augmentation, seed=4)
+    batch = dataset.__getitems__([(2, row) for row in range(6)])
+    assert batch["crops"].shape == (6, 24, 24, 3)
+    seeds = image_seeds(4, 2, np.arange(6))
+    flipped = 0
+    for row in range(6):
+        image = decode(split[row]["image"], "train", row)
+        boxes, flips = augmentation.draw_crops(seeds[[row]], image.height, image.width)
+        box = boxes[0].astype(int).tolist()
+        expected = tv.resized_crop(tv.pil_to_tensor(image), *box, [24, 24], tv.InterpolationMode.BICUBIC)
+        expected = (tv.hflip(expected) if flips[0] else expected).permute(1, 2, 0).numpy()
+        assert np.array_equal(batch["crops"][row].numpy(), expected)
+        flipped += int(flips[0])
+    assert 0 < flipped < 6
+    assert augmentation(batch).shape == (6, 3, 24, 24)
+
+
+def test_varied_images_are_evaluated_as_the_saved_processor_does():
+    split = varied()
+    batch = ImageDataset(split["label"], DecodingReader(split, "test", CONFIG)).__getitems__([1, 4])
+    processor = TimmWrapperImageProcessor(pretrained_cfg=CONFIG)
+    expected = [processor(decode(split[row]["image"], "test", row))["pixel_values"][0] for row in (1, 4)]
+    assert torch.equal(Preprocessing(CONFIG)(batch), torch.stack(expected))
+
+
+@pytest.mark.parametrize("kind", ["array", "decoding"])
+def test_augmentation_depends_on_seed_draw_and_row_alone(kind, splits):
+    reader = readers_of(splits)["train"] if kind == "array" else DecodingReader(splits.train, "train", CONFIG)
+    augmentation = Augmentation.from_config(CONFIG, crop_scale=(0.3, 1.0), policy="trivial_augment")
+
+    def pixels(seed, *keys):
+        dataset = ImageDataset(splits.train["label"], reader, augmentation, seed)
+        return augmentation(dataset.__getitems__(list(keys)))
+
+    torch.manual_seed(0)
+    first = pixels(1, (2, 3))
+    torch.testing.assert_close(pixels(1, (0, 8), (2, 3), (5, 5))[1:2], first, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(pixels(1, (3, 3)), first, atol=1e-2)
+    assert not torch.allclose(pixels(2, (2, 3)), first, atol=1e-2)
+    state = torch.get_rng_state()
+    pixels(1, (2, 3))
+    assert torch.equal(torch.get_rng_state(), state)  # the model's own randomness is left alone
+
+
+def test_a_loader_gets_whole_batches_with_and_without_workers(splits):
+    reader = readers_of(splits)["train"]
+    dataset = ImageDataset(splits.train["label"], reader, Augmentation.from_config(CONFIG), seed=1)
+    sampler = EpochSampler(len(dataset), 16, seed=1)
+    loaders = [DataLoader(dataset, 16, sampler=sampler, collate_fn=collate, num_workers=n) for n in (0, 2)]
+    for alone, from_worker in zip(*loaders, strict=True):
+        assert torch.equal(alone["images"], from_worker["images"])
+        assert torch.equal(alone["plan"]["boxes"], from_worker["plan"]["boxes"])
+        assert np.array_equal(alone["plan"]["seeds"], from_worker["plan"]["seeds"])
+
+
+def test_sampler_is_a_shuffle_of_whole_global_batches():
+    sampler = EpochSampler(rows=21, global_batch_size=8, seed=3)
+    first = list(sampler)
+    assert len(first) == len(sampler) == 16
+    assert {draw for draw, _ in first} == {0}
+    assert len({row for _, row in first}) == 16
+    assert list(sampler) == first
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert [row for _, row in second] != [row for _, row in first]
+    assert {draw for draw, _ in second} == {1}
+
+
+def test_repeated_augmentation_draws_each_image_several_times_anew():
+    sampler = EpochSampler(rows=20, global_batch_size=6, seed=3, repeats=3)
+    first = list(sampler)
+    assert len(first) == 18
+    for place in range(0, 18, 3):
+        triple = first[place : place + 3]
+        assert len({row for _, row in triple}) == 1
+        assert len({draw for draw, _ in triple}) == 3
+    assert len({row for _, row in first}) == 6
+    sampler.set_epoch(1)
+    assert not set(first) & set(sampler)

@@ -1,0 +1,140 @@
+"""Pictures of every kind become RGB as serving makes them, and a bad one is named by split and row."""
+
+import io
+
+import datasets
+import numpy as np
+import pytest
+from helpers.images import colored_image, colored_split
+from PIL import Image
+from torchvision.transforms.v2 import functional as tv
+from transformers.image_utils import load_image
+
+from hfvit.data.decode import decode, decode_crop, image_size, to_rgb
+from hfvit.data.splits import load_splits
+from hfvit.errors import DataError
+
+
+def encoded(image: Image.Image, format="PNG", **options) -> dict:
+    buffer = io.BytesIO()
+    image.save(buffer, format=format, **options)
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def smooth_image(height, width, seed=0):
+    small = np.random.default_rng(seed).integers(0, 256, (height // 40, width // 40, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def test_a_corrupt_image_names_its_split_and_row_as_the_data_set_has_them(tmp_path):
+    """Whichever part of the training split the row went to, and whatever its place there."""
+    for bad in (5, 17, 38):
+        split = colored_split(40, 0).cast_column("img", datasets.Image(decode=False))
+        rows = split.to_list()
+        rows[bad]["img"]["bytes"] = rows[bad]["img"]["bytes"][:60]
+        folder = tmp_path / str(bad)
+        broken = datasets.Dataset.from_list(rows, features=split.features)
+        for name, part in (("train", broken), ("test", split)):
+            part.to_parquet(folder / "data" / f"{name}-00000-of-00001.parquet")
+        splits = load_splits(str(folder), max_train_samples=33)
+        found = []
+        for role in ("train", "validation"):
+            for example in splits[role]:
+                try:
+                    decode(example["image"], splits.sources[role], example["row"])
+                except DataError as error:
+                    found.append(str(error))
+        assert all(f"Split 'train', row {bad}: not a readable picture" in message for message in found)
+        assert len(found) == 1 or bad not in [*splits.train["row"], *splits.validation["row"]]
+
+
+@pytest.mark.parametrize("nothing", [None, {"bytes": None, "path": "/no/such/file.png"}, {"bytes": b"", "path": None}])
+def test_what_is_no_picture_is_named(nothing):
+    with pytest.raises(DataError, match=r"Split 'train', row 7.*: not a readable picture"):
+        decode(nothing, "train", 7)
+    with pytest.raises(DataError, match="row 7"):
+        image_size(nothing, "train", 7)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_decompression_bomb_is_refused(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
+    with pytest.raises(DataError, match=r"row 0: not a readable picture .*DecompressionBomb"):
+        decode(encoded(colored_image(0, np.random.default_rng(0))), "train", 0)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB"])
+def test_every_mode_becomes_rgb_as_serving_does_it(mode):
+    image = colored_image(1, np.random.default_rng(0)).convert("P" if mode == "PA" else "RGB").convert(mode)
+    converted = to_rgb(image)
+    assert converted.mode == "RGB"
+    assert np.array_equal(np.asarray(converted), np.asarray(load_image(image)))
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I"])
+def test_16_bit_grays_keep_their_gradation(mode):
+    ramp = np.linspace(0, 65535, 256).astype({"I;16": "<u2", "I;16B": ">u2", "I": "<i4"}[mode]).reshape(16, 16)
+    image = Image.frombytes(mode, (16, 16), ramp.tobytes())
+    pixels = np.asarray(to_rgb(image))[..., 0].ravel()
+    assert np.abs(pixels.astype(int) - np.arange(256)).max() <= 1
+
+
+def test_deep_grays_scale_by_their_mode_not_by_their_content():
+    dark = Image.frombytes("I;16", (2, 1), np.array([0, 252], "<u2").tobytes())
+    assert np.asarray(to_rgb(dark)).max() <= 1
+    unit = Image.fromarray(np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16))
+    assert np.abs(np.asarray(to_rgb(unit))[..., 0].ravel().astype(int) - np.arange(256)).max() <= 1
+    flat = Image.fromarray(np.full((4, 4), 0.5, np.float32))
+    assert np.unique(np.asarray(to_rgb(flat))).size == 1
+
+
+def test_exif_orientation_is_applied():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotated by 90 degrees
+    picture = encoded(smooth_image(40, 80), "JPEG", exif=exif)
+    assert decode(picture, "train", 0).size == (40, 80)
+    assert image_size(picture, "train", 0) == (80, 40)
+
+
+@pytest.mark.parametrize("orientation", range(1, 10))
+def test_the_size_from_the_head_is_that_of_the_picture(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture = encoded(smooth_image(40, 80), "JPEG", exif=exif)
+    width, height = decode(picture, "train", 0).size
+    assert image_size(picture, "train", 0) == (height, width)
+
+
+@pytest.mark.parametrize("size", [(64, 48), (300, 320), (160, 40)])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos", "box"])
+def test_a_crop_is_pillows_within_a_level(interpolation, size):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 280, 3), dtype=np.uint8))
+    crop = decode_crop(encoded(image), "train", 0, (13, 27, 160, 190), size, interpolation)
+    expected = image.crop((27, 13, 217, 173)).resize(size[::-1], Image.Resampling[interpolation.upper()])
+    difference = np.abs(crop.astype(int) - np.asarray(expected).astype(int))
+    assert difference.max() <= (1 if interpolation in ("bilinear", "bicubic") else 0)
+    assert (difference > 0).mean() < 0.05
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_a_crop_is_torchvisions(interpolation):
+    image = smooth_image(200, 280)
+    crop = decode_crop(encoded(image), "train", 0, (13, 27, 160, 190), (64, 48), interpolation)
+    mode = tv.InterpolationMode(interpolation)
+    expected = tv.resized_crop(tv.pil_to_tensor(image), 13, 27, 160, 190, [64, 48], mode, antialias=True)
+    assert np.array_equal(crop, expected.permute(1, 2, 0).numpy())
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_large_jpeg_is_decoded_small_and_looks_the_same(orientation, monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture = encoded(smooth_image(800, 1200), "JPEG", quality=95, exif=exif)
+    sizes = []
+    monkeypatch.setattr("hfvit.data.decode.to_rgb", lambda image: sizes.append(image.size) or to_rgb(image))
+    crop = decode_crop(picture, "train", 0, (100, 80, 640, 640), (64, 64), "bicubic")
+    assert sizes == [(300, 200)]
+    whole = decode(picture, "train", 0)
+    expected = whole.crop((80, 100, 720, 740)).resize((64, 64), 3)
+    difference = np.abs(crop.astype(int) - np.asarray(expected).astype(int))
+    assert difference.mean() < 2.0

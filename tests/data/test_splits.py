@@ -1,0 +1,171 @@
+"""Data: what is found, what is refused, and how splits are made."""
+
+import datasets
+import numpy as np
+import pytest
+from helpers.images import LABELS, colored_image, colored_split
+
+from hfvit.data.decode import decode
+from hfvit.data.splits import find_image_column, find_label_column, load_splits
+from hfvit.errors import DataError
+
+
+def save(folder, **splits):
+    for name, split in splits.items():
+        split.to_parquet(folder / "data" / f"{name}-00000-of-00001.parquet")
+    return str(folder)
+
+
+def make_split(labels, features=None, **columns):
+    rng = np.random.default_rng(0)
+    values = {"image": [colored_image(0, rng) for _ in labels], "label": labels, **columns}
+    default = {"image": datasets.Image(), "label": datasets.ClassLabel(names=LABELS)}
+    return datasets.Dataset.from_dict(values, features=datasets.Features({**default, **(features or {})}))
+
+
+def test_columns_and_labels_of_a_hub_layout(colors):
+    splits = load_splits(str(colors), validation_fraction=0.2, seed=5)
+    assert (splits.image_column, splits.label_column, splits.labels) == ("img", "label", LABELS)
+    assert (len(splits.train), len(splits.validation), len(splits.test)) == (52, 13, 31)
+    assert splits.facts["splits"]["validation"]["source"] == "train, 0.2 held out"
+    assert splits.sources == {"train": "train", "validation": "train", "test": "test"}
+    assert "images from column 'img', 3 classes from column 'label'" in splits.describe()
+
+
+def test_held_out_rows_are_stratified_seeded_and_disjoint(colors):
+    def rows(seed):
+        splits = load_splits(str(colors), validation_fraction=0.2, seed=seed)
+        return [{row["image"]["bytes"] for row in part} for part in (splits.train, splits.validation)]
+
+    (train, validation), (_, again), (_, other) = rows(5), rows(5), rows(6)
+    assert not train & validation
+    assert len(train | validation) == 65
+    assert validation == again
+    assert validation != other
+    counts = np.bincount(load_splits(str(colors), validation_fraction=0.2).validation["label"])
+    assert counts.max() - counts.min() <= 1
+
+
+def test_a_validation_split_is_used_as_it_is(tmp_path):
+    name = save(tmp_path, train=colored_split(30, 0), validation=colored_split(9, 1), test=colored_split(12, 2))
+    splits = load_splits(name, validation_split="validation")
+    assert (len(splits.train), len(splits.validation)) == (30, 9)
+
+
+def test_split_slices_and_limits(colors):
+    splits = load_splits(
+        str(colors), train_split="train[:60]", test_split="train[60:]", max_train_samples=20, max_eval_samples=4
+    )
+    assert (len(splits.train), len(splits.validation), len(splits.test)) == (20, 4, 4)
+
+
+def test_a_set_without_a_test_split(colors):
+    assert load_splits(str(colors), test_split=None).test is None
+
+
+def test_imagefolder(tmp_path):
+    rng = np.random.default_rng(0)
+    for split, rows in (("train", 12), ("test", 6)):
+        for row in range(rows):
+            folder = tmp_path / split / LABELS[row % 3]
+            folder.mkdir(parents=True, exist_ok=True)
+            colored_image(row % 3, rng).save(folder / f"{row}.png")
+    splits = load_splits(str(tmp_path), validation_fraction=0.25)
+    assert splits.labels == sorted(LABELS)
+    example = splits.test[0]
+    assert decode(example["image"], "test", example["row"]).size == (16, 16)
+
+
+def test_digits_are_all_there():
+    splits = load_splits("digits", validation_fraction=0.1)
+    assert len(splits.train) + len(splits.validation) + len(splits.test) == 1797
+    assert splits.labels == list("0123456789")
+    assert np.bincount(splits.test["label"]).min() >= 34
+
+
+def test_string_and_integer_labels_become_classes(tmp_path):
+    for kind, values in (("string", ["cat", "dog", "cat", "dog"]), ("int64", [7, 3, 7, 3])):
+        split = make_split(values, {"label": datasets.Value(kind)})
+        splits = load_splits(save(tmp_path / kind, train=split, test=split), validation_fraction=0.5)
+        assert splits.labels == sorted({str(value) for value in values})
+        assert splits.test["label"] == [splits.labels.index(str(value)) for value in values]
+
+
+def test_column_finding_prefers_usual_names_and_asks_when_unsure():
+    image, fine = datasets.Image(), datasets.ClassLabel(names=["a", "b"])
+    assert (
+        find_label_column(datasets.Features({"img": image, "fine_label": fine, "coarse_label": fine})) == "fine_label"
+    )
+    with pytest.raises(DataError, match=r"several label columns \(color, shape\)"):
+        find_label_column(datasets.Features({"color": fine, "shape": fine}))
+    with pytest.raises(DataError, match="no label column among img"):
+        find_label_column(datasets.Features({"img": image}))
+    with pytest.raises(DataError, match=r"several image columns \(left, right\)"):
+        find_image_column(datasets.Features({"left": image, "right": image}))
+    with pytest.raises(DataError, match="no image column among label"):
+        find_image_column(datasets.Features({"label": fine}))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"test_split": "tset"}, "has no split 'tset'; it has train, test. Did you mean 'test'?"),
+        ({"image_column": "imgs"}, "has no column 'imgs'; it has img, label. Did you mean 'img'?"),
+        ({"label_column": "labels"}, "has no column 'labels'"),
+        ({"image_column": "label"}, "does not hold images"),
+        ({"train_split": "train[:0]"}, "is empty"),
+        ({"validation_fraction": 0.01}, "cannot be held out by class"),
+    ],
+)
+def test_what_cannot_be_used_is_named(colors, arguments, message):
+    with pytest.raises(DataError) as caught:
+        load_splits(str(colors), **arguments)
+    assert message in str(caught.value)
+
+
+def test_an_empty_split_is_named(tmp_path):
+    train, empty = colored_split(12, 0), colored_split(0, 1)
+    with pytest.raises(DataError, match="split 'test' is empty"):
+        load_splits(save(tmp_path, train=train, test=empty))
+
+
+def test_missing_folders_and_empty_folders(tmp_path):
+    with pytest.raises(DataError, match="there is no folder"):
+        load_splits("./no/such/folder")
+    with pytest.raises(DataError, match="cannot be loaded"):
+        load_splits(str(tmp_path))
+    with pytest.raises(DataError, match="'digits' has no split 'validation'"):
+        load_splits("digits", validation_split="validation")
+
+
+def test_bad_labels_are_named_with_their_row(tmp_path):
+    good = make_split([0, 1, 2] * 4)
+    unlabelled = make_split([0, 1, -1, -1])
+    with pytest.raises(DataError, match=r"Split 'test', row 2: label .*-1.* outside the 3 classes \(2 such rows\)"):
+        load_splits(save(tmp_path / "a", train=good, test=unlabelled))
+    one_class = make_split([1] * 12)
+    with pytest.raises(DataError, match="holds one class only"):
+        load_splits(save(tmp_path / "b", train=one_class, test=good))
+    unseen = make_split(["cat", "emu"], {"label": datasets.Value("string")})
+    seen = make_split(["cat", "dog"] * 4, {"label": datasets.Value("string")})
+    with pytest.raises(DataError, match=r"row 1: label .*emu.* is outside the 2 classes"):
+        load_splits(save(tmp_path / "c", train=seen, test=unseen))
+
+
+@pytest.mark.parametrize(
+    ("label_type", "values", "message"),
+    [
+        ("string", ["a", None, "b", "a"], "Split 'train', row 1: the label is missing"),
+        ("int64", [0, 1, None, 1], "Split 'train', row 2: the label is missing"),
+        ("float32", [0.1, 0.2, 0.3, 0.4], "not classes"),
+    ],
+)
+def test_labels_that_are_no_classes_are_named(tmp_path, label_type, values, message):
+    split = make_split(values, {"label": datasets.Value(label_type)})
+    with pytest.raises(DataError, match=message):
+        load_splits(save(tmp_path, train=split, test=split), label_column="label")
+
+
+def test_a_column_that_holds_no_labels_is_named(colors):
+    with pytest.raises(DataError, match="label_column: column 'img' of split 'train' holds Image"):
+        load_splits(str(colors), label_column="img")

@@ -1,0 +1,194 @@
+"""A stream: whose images are whose, in which order, again after a pause, and where it breaks off."""
+
+import itertools
+import shutil
+import zipfile
+
+import datasets
+import numpy as np
+import pyarrow.parquet
+import pytest
+import torch
+from helpers.images import colored_split
+from helpers.shards import ROWS, with_card, write_shards
+from torch.utils.data import DataLoader
+
+from hfvit.data.dataset import collate
+from hfvit.data.stream import ImageStream
+from hfvit.data.stream_splits import stream_splits, with_bytes
+from hfvit.errors import DataError, RecipeError
+from hfvit.transforms.augmentation import Augmentation
+
+AUGMENTATION = {"image_size": (16, 16), "mean": [0.5] * 3, "std": [0.5] * 3}
+WHOLE = {"crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0), "horizontal_flip": 0.0, "interpolation": "nearest"}
+
+
+def stream_of(folder, limit=None, **options):
+    splits = stream_splits(str(folder), max_train_samples=limit)
+    options = {"augmentation": Augmentation(**AUGMENTATION, **WHOLE), "batch_size": 4, **options}
+    return ImageStream(splits.train, "train", None, len(splits.labels), buffer_size=20, **options)
+
+
+def draws(stream, count, worker=0, workers=1):
+    """(picture, seed's parts) of the first `count` draws of one reader."""
+    taken = itertools.islice(stream._draws(worker, workers), count)
+    return [(example["image"]["bytes"], draw, place) for example, draw, place in taken]
+
+
+def epochs_of(stream, worker=0, workers=1, epochs=1):
+    """The pictures of each of a reader's first epochs, in order."""
+    return [[e["image"]["bytes"] for e in stream._examples(epoch, workers)] for epoch in range(epochs)]
+
+
+class FirstEpoch(torch.utils.data.IterableDataset):
+    """(worker, picture) of one epoch of a stream, in a loader."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def __iter__(self):
+        info = torch.utils.data.get_worker_info()
+        return ((info.id, e["image"]["bytes"]) for e in self.stream._examples(0, info.num_workers))
+
+
+def all_pictures(folder, split="train"):
+    files = (folder / "data").glob(f"{split}-*")
+    return sorted(row["img"]["bytes"] for file in files for row in pyarrow.parquet.read_table(file).to_pylist())
+
+
+def test_an_epoch_is_every_image_once_in_another_order_each_time(sharded):
+    first, second = epochs_of(stream_of(sharded, order_seed=5), epochs=2)
+    assert sorted(first) == sorted(second) == all_pictures(sharded)
+    assert first != second
+    assert epochs_of(stream_of(sharded, order_seed=5), epochs=2) == [first, second]
+    assert epochs_of(stream_of(sharded, order_seed=6))[0] != first
+
+
+@pytest.mark.parametrize(("processes", "by_shards"), [(2, True), (3, False)])
+def test_processes_share_an_epoch(sharded, processes, by_shards):
+    streams = [stream_of(sharded, process=rank, processes=processes) for rank in range(processes)]
+    assert {stream.by_shards for stream in streams} == {by_shards}
+    for epoch in (0, 1):
+        shares = [epochs_of(stream, epochs=2)[epoch] for stream in streams]
+        assert sorted(itertools.chain(*shares)) == all_pictures(sharded)
+        assert min(map(len, shares)) > 0
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_workers_share_their_processs_epoch(sharded, processes):
+    seen = []
+    for rank in range(processes):
+        stream = stream_of(sharded, process=rank, processes=processes)
+        seen += DataLoader(FirstEpoch(stream), batch_size=None, collate_fn=collate, num_workers=2)
+        assert {worker for worker, _ in seen} == {0, 1}
+    assert sorted(picture for _, picture in seen) == all_pictures(sharded)
+
+
+def test_seeds_are_unique_over_epochs_processes_workers_and_repeats(sharded):
+    parts = []
+    for rank, worker in itertools.product(range(2), range(2)):
+        stream = stream_of(sharded, process=rank, processes=2, repeats=2)
+        parts += [(draw, place) for _, draw, place in draws(stream, 150, worker, 2)]
+    assert len(set(parts)) == len(parts)
+
+
+def test_repeats_are_one_image_in_a_row_drawn_anew(sharded):
+    stream = stream_of(sharded, repeats=2, augmentation=Augmentation(**AUGMENTATION, crop_scale=(0.2, 0.5)))
+    pictures = [picture for picture, *_ in draws(stream, 2 * sum(ROWS))]
+    assert pictures[::2] == pictures[1::2]
+    assert len(set(pictures)) == sum(ROWS)
+    batch = next(iter(stream))
+    assert not torch.equal(batch["crops"][0], batch["crops"][1])
+
+
+def test_batches_are_full_and_labelled_for_ever(sharded):
+    for batch in itertools.islice(stream_of(sharded, batch_size=7), 30):
+        assert batch["crops"].shape == (7, 16, 16, 3)
+        assert batch["crops"].dtype == torch.uint8
+        assert len(batch["plan"]["seeds"]) == 7
+        brightest = batch["crops"].float().mean(dim=(1, 2)).argmax(dim=1)
+        assert torch.equal(batch["labels"], brightest)
+
+
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
+def test_skipped_batches_leave_the_rest_as_it_was(sharded, workers):
+    def batches(skipped):
+        stream = stream_of(sharded)
+        stream.skip(skipped)
+        return list(itertools.islice(DataLoader(stream, batch_size=None, collate_fn=collate, num_workers=workers), 25))
+
+    whole, rest = batches(0), batches(21)
+    assert rest[:21] == [{}] * 21
+    for one, other in zip(whole[21:], rest[21:], strict=True):
+        assert torch.equal(one["crops"], other["crops"])
+        assert np.array_equal(one["plan"]["seeds"], other["plan"]["seeds"])
+
+
+def test_a_limit_takes_the_first_images(sharded):
+    assert len(set(epochs_of(stream_of(sharded, limit=10))[0])) == 10
+    shares = [epochs_of(stream_of(sharded, limit=10, process=rank, processes=2))[0] for rank in (0, 1)]
+    assert len(set(itertools.chain(*shares))) == sum(map(len, shares)) == 10
+
+
+def test_evaluation_splits_are_written_and_the_training_split_is_not(tmp_path, monkeypatch):
+    folder, cache = tmp_path / "set", tmp_path / "cache"
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+    write_shards(folder, colored_split(sum(ROWS), 1))
+    splits = stream_splits(str(folder), max_eval_samples=5)
+    assert (len(splits.validation), len(splits.whole["validation"]), len(splits.whole["test"])) == (5, 13, 31)
+    assert splits.facts["splits"]["train"]["rows"] is None
+    assert "train ?" in splits.describe()
+    rows = sum(len(datasets.Dataset.from_file(str(file))) for file in cache.rglob("*.arrow"))
+    assert rows == 13 + 31
+    again = stream_splits(str(folder), max_eval_samples=5)
+    assert again.validation._fingerprint == splits.validation._fingerprint
+    colored_split(14, 5).to_parquet(folder / "data" / "validation-00000-of-00001.parquet")
+    assert len(stream_splits(str(folder)).validation) == 14  # files that changed are read again
+
+
+def test_a_picture_in_an_archive_is_fetched(tmp_path):
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        archive.writestr("red/0.png", b"a picture")
+    (tmp_path / "plain.png").touch()
+    path = f"zip://red/0.png::{tmp_path / 'set.zip'}"
+    assert with_bytes({"path": path, "bytes": None}) == {"path": path, "bytes": b"a picture"}
+    for untouched in (None, {"path": str(tmp_path / "plain.png"), "bytes": None}, {"path": path, "bytes": b"here"}):
+        assert with_bytes(untouched) == untouched
+
+
+@pytest.mark.parametrize("kind", ["int64", "string"])
+def test_labels_need_names(tmp_path, kind):
+    write_shards(tmp_path, colored_split(sum(ROWS), 1).cast_column("label", datasets.Value(kind)))
+    with pytest.raises(DataError, match=f"holds {kind} without the names of its classes.*declare it as a ClassLabel"):
+        stream_splits(str(tmp_path))
+
+
+@pytest.mark.parametrize(("label", "message"), [(None, "the label is missing"), (7, "label 7 is outside the 3")])
+def test_a_wrong_label_in_mid_stream(tmp_path, label, message):
+    split = colored_split(sum(ROWS), 1).cast_column("label", datasets.Value("int64"))
+    write_shards(tmp_path, split.map(lambda row, i: {"label": label if i == 40 else row["label"]}, with_indices=True))
+    with_card(tmp_path, sum(ROWS))
+    with pytest.raises(DataError, match=rf"Split 'train', row \d+ of the stream in epoch 0.*{message}"):
+        list(itertools.islice(stream_of(tmp_path), 18))
+
+
+def test_a_file_that_cannot_be_read_in_mid_stream(sharded, tmp_path):
+    shutil.copytree(sharded, tmp_path / "set")
+    stream = stream_of(tmp_path / "set")
+    for file in (tmp_path / "set" / "data").glob("train-00002*"):
+        file.unlink()
+    with pytest.raises(DataError, match=r"Split 'train': the stream breaks off after \d+ images of epoch 0"):
+        list(itertools.islice(stream, 18))
+
+
+def test_a_share_without_images(sharded):
+    with pytest.raises(DataError, match="reader 2 of 2 finds no image"):
+        next(iter(stream_of(sharded, limit=1, process=1, processes=2)))
+
+
+def test_a_known_length_is_checked_before_the_splits_are_read(sharded):
+    def refuses(images):
+        raise RecipeError(f"{images} images")
+
+    with pytest.raises(RecipeError, match="None images"):
+        stream_splits(str(sharded), check_length=refuses)

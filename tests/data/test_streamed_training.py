@@ -1,0 +1,159 @@
+"""Training on a stream is training all the same: its result, its resume, and what cannot be asked of it."""
+
+import logging
+import shutil
+from pathlib import Path
+
+import datasets
+import pytest
+import yaml
+from helpers.commands import ROOT, run_command
+from helpers.images import colored_split
+from helpers.killing import launched_until_a_checkpoint
+from helpers.recipes import MICRO_RECIPE
+from helpers.runs import OUTPUT_FILES, assert_same_run, facts, fails, files
+from helpers.shards import ROWS, with_card, write_shards
+
+from hfvit.artifacts.checkpoint import newest_checkpoint
+from hfvit.errors import run
+from hfvit.pipeline import main
+
+
+@pytest.fixture(scope="module")
+def stream_recipe(tmp_path_factory, sharded):
+    path = tmp_path_factory.mktemp("recipe") / "micro.yaml"
+    values = yaml.safe_load(MICRO_RECIPE)
+    del values["validation_fraction"], values["num_train_epochs"]
+    values |= {"dataset_name": str(sharded), "streaming": True, "validation_split": "validation"}
+    values |= {"max_steps": 18, "eval_strategy": "steps", "eval_steps": 9, "shuffle_buffer_size": 20}
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def test_training_on_a_stream(stream_recipe, tmp_path, caplog):
+    out = tmp_path / "out"
+    words = [str(stream_recipe), "--output_dir", str(out), "--mixup_alpha", "0.2", "--policy", "trivial_augment"]
+    with caplog.at_level(logging.INFO, "hfvit"):
+        assert run(lambda: main([*words, "--max_steps", "45", "--dataloader_num_workers", "9"])) == 0
+    assert "train: streamed, shuffle buffer of 20, 4 shards" in caplog.messages
+    assert "train: 4 workers instead of 9: one needs a shard of its own" in caplog.messages
+    assert files(out) == OUTPUT_FILES
+    recorded = facts(out)
+    assert recorded["metrics"]["test"]["images"] == 31
+    assert recorded["metrics"]["validation"]["images"] == 13
+    assert recorded["metrics"]["test"]["accuracy"] > 0.8
+    assert recorded["training"]["steps"] == 45
+    assert recorded["training"]["epochs"] is None
+    assert "streamed, not counted" in (out / "README.md").read_text()
+    assert yaml.safe_load((out / "recipe.yaml").read_text())["streaming"] is True
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resumed_is_as_unbroken(stream_recipe, tmp_path, workers, monkeypatch, capsys):
+    words = [str(stream_recipe), "--dataloader_num_workers", str(workers), "--random_erasing", "0.5", "--eval_steps"]
+    words += ["5", "--per_device_train_batch_size", "4", "--save_total_limit", "9"]
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    assert run(lambda: main([*words, "--output_dir", str(unbroken)])) == 0
+
+    def dies(*_, **__):
+        raise RuntimeError("a power cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hfvit.finetuning.factory.HFViTTrainer.predict", dies)
+        with pytest.raises(RuntimeError, match="power cut"):
+            main([*words, "--output_dir", str(broken)])
+    for checkpoint in broken.glob("checkpoint-*"):
+        if checkpoint.name not in ("checkpoint-5", "checkpoint-10"):  # an older one may be the best
+            shutil.rmtree(checkpoint)
+    assert Path(newest_checkpoint(broken)).name == "checkpoint-10"
+    words += ["--output_dir", str(broken), "--resume_from_checkpoint", "auto"]
+    message = fails(capsys, *words, "--shuffle_buffer_size", "7")
+    assert "read with shuffle_buffer_size 20, now it is 7; resume with the same" in message
+    assert run(lambda: main(words)) == 0
+    assert_same_run(broken, unbroken)
+
+
+def test_a_counted_stream_knows_its_epochs(sharded, stream_recipe, tmp_path, capsys):
+    folder, out = tmp_path / "counted", tmp_path / "out"
+    shutil.copytree(sharded, folder)
+    with_card(folder, sum(ROWS))
+    words = [str(stream_recipe), "--dataset_name", str(folder), "--output_dir", str(out)]
+    message = fails(capsys, *words, "--max_steps", "-1", "--num_train_epochs", "4")
+    assert "set max_steps to 36: num_train_epochs 4 of its 72 images" in message
+    assert "9 steps see as many" in fails(capsys, *words, "--eval_strategy", "epoch")
+    assert run(lambda: main([*words, "--mixup_alpha", "0.2", "--mix_off_epochs", "1"])) == 0
+    recorded = facts(out)
+    assert recorded["training"]["epochs"] == 2.0
+    assert recorded["data"]["splits"]["train"]["rows"] == 72
+    assert [entry["epoch"] for entry in recorded["history"] if "eval_accuracy" in entry] == [1.0, 2.0]
+
+
+# Mistakes
+
+
+def test_mistakes_are_told_before_anything_is_read(stream_recipe, capsys, tmp_path, monkeypatch):
+    def reads(*_, **__):
+        raise AssertionError("a split was read")
+
+    monkeypatch.setattr("hfvit.data.stream_splits._written", reads)
+    words = [stream_recipe, "--output_dir", tmp_path / "out"]
+    assert "set max_steps to the number of optimizer steps" in fails(capsys, *words, "--max_steps", "-1")
+    assert "eval_strategy: epoch never comes" in fails(capsys, *words, "--eval_strategy", "epoch")
+    assert "save_strategy: epoch never comes" in fails(
+        capsys, *words, "--save_strategy", "epoch", "--load_best_model_at_end", "false"
+    )
+    assert "has no split 'tost'" in fails(capsys, *words, "--test_split", "tost")
+    assert "there is no folder" in fails(capsys, *words, "--dataset_name", "./missing")
+    assert "'digits' comes with scikit-learn" in fails(capsys, *words, "--dataset_name", "digits")
+    assert "max_train_samples" in fails(capsys, *words, "--train_split", "train[:100]")
+    assert "max_eval_samples" in fails(capsys, *words, "--test_split", "test[:100]")
+    assert "is the streamed training split" in fails(capsys, *words, "--validation_split", "train")
+    unsplit = tmp_path / "unsplit.yaml"
+    unsplit.write_text(stream_recipe.read_text().replace("validation_split: validation\n", ""))
+    assert "name the validation_split" in fails(capsys, unsplit, *words[1:])
+
+
+def test_no_length_no_last_epochs(stream_recipe, capsys, tmp_path):
+    words = [stream_recipe, "--output_dir", tmp_path / "out", "--mixup_alpha", "0.2", "--mix_off_epochs", "1"]
+    assert "mix_off_epochs: nobody has counted" in fails(capsys, *words)
+
+
+def test_a_corrupt_picture_in_mid_stream(stream_recipe, tmp_path, capsys):
+    split = colored_split(sum(ROWS), 1).cast_column("img", datasets.Image(decode=False))
+    broken = {"bytes": b"not a picture", "path": "forty.png"}
+    split = split.map(lambda row, i: {"img": broken if i == 40 else row["img"]}, with_indices=True)
+    write_shards(tmp_path / "set", split)
+    words = ["--output_dir", tmp_path / "out", "--dataset_name", tmp_path / "set", "--dataloader_num_workers", "2"]
+    message = fails(capsys, stream_recipe, *words)
+    assert "of the stream in epoch 0 (reader " in message
+    assert "(forty.png): not a readable picture" in message
+
+
+# Processes
+
+
+@pytest.mark.integration
+@pytest.mark.slow
+def test_two_processes_train_and_resume_on_one_stream(stream_recipe, tmp_path):
+    """Slow through datasets' own sleep: 5 seconds for every shuffled pass over several shards."""
+    options = ["--max_steps", "16", "--eval_steps", "4", "--dataloader_num_workers", "1"]
+    config = ROOT / "accelerate_configs" / "multi_cpu.yaml"
+
+    def words(out):
+        launch = ["accelerate", "launch", "--config_file", str(config), "--main_process_port", "0"]
+        return [*launch, "hfvit/train.py", str(stream_recipe), "--output_dir", str(out), *options]
+
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    result = run_command(*words(unbroken))
+    assert result.returncode == 0, result.stderr
+    assert "train: streamed, shuffle buffer of 20, 4 shards over 2 processes" in result.stderr
+    recorded = facts(unbroken)
+    assert recorded["training"]["processes"] == 2
+    assert recorded["training"]["steps"] == 16
+    assert recorded["metrics"]["test"]["images"] == 31
+    assert recorded["metrics"]["test"]["accuracy"] > 0.8
+    with launched_until_a_checkpoint(words(broken), broken):
+        pass
+    resumed = run_command(*words(broken), "--resume_from_checkpoint", "auto")
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same_run(broken, unbroken)

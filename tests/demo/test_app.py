@@ -1,0 +1,102 @@
+"""`hfvit demo`: the app as a user starts it, asked by gradio's own client and looked at in a browser."""
+
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from helpers.browser import Visit, chromium
+from helpers.commands import ROOT, free_port
+from helpers.images import LABELS, colored_image
+from helpers.onnx_graphs import write_configs, write_graph
+from helpers.recipes import ARCHITECTURE, MICRO
+
+import hfvit
+from hfvit.cli import main
+from hfvit.demo.app import AttentionView
+from hfvit.models.factory import build_model
+
+client = pytest.importorskip("gradio_client")
+COMMAND = "import sys; from hfvit.cli import main; main(sys.argv[1:])"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo") / "checkpoint"
+    build_model(LABELS, architecture=ARCHITECTURE, image_size=16, timm_kwargs=MICRO).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photo(checkpoint):
+    colored_image(1, np.random.default_rng(0), size=40).save(checkpoint.parent / "photo.png")
+    return checkpoint.parent / "photo.png"
+
+
+@pytest.fixture(scope="module")
+def app(checkpoint, photo):
+    """The running command, and the line that tells its address."""
+    port = free_port()
+    words = ["demo", checkpoint, "--port", port, "--threads", 1, "--top_k", 2, "--examples", photo]
+    with subprocess.Popen(
+        [sys.executable, "-c", COMMAND, *map(str, words)],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    ) as process:  # fmt: skip
+        line = process.stdout.readline()
+        yield process, line, f"http://127.0.0.1:{port}/"
+        process.kill()
+
+
+@pytest.mark.integration
+def test_the_app_gives_the_classifiers_answers_until_it_is_stopped(app, checkpoint, photo, tmp_path):
+    process, line, address = app
+    assert line == f"{checkpoint}: {address} (Ctrl-C stops it)\n"
+    asked = client.Client(address, verbose=False)
+    answer, seen = asked.predict(client.handle_file(photo), api_name="/classify")
+    (wanted,) = hfvit.load_classifier(checkpoint).predict([photo], top_k=2)
+    found = {entry["label"]: entry["confidence"] for entry in answer["confidences"]}
+    assert found == pytest.approx(wanted, abs=1e-6)
+    assert answer["label"] == next(iter(wanted))
+    assert seen.endswith(".webp")
+
+    (tmp_path / "broken.png").write_bytes(photo.read_bytes()[:80])
+    with pytest.raises(Exception, match="no picture that can be read"):
+        asked.predict(client.handle_file(tmp_path / "broken.png"), api_name="/classify")
+
+    with chromium() as browser:
+        visit = Visit(browser, address)
+        visit.page.wait_for_selector("text=Bright where the model looked")
+        visit.page.set_input_files("input[type=file]", str(photo))
+        visit.page.wait_for_selector(f"[data-testid=label-output-value]:has-text('{answer['label']}')")
+        visit.close()
+    assert (visit.elsewhere, visit.errors) == ([], [])
+
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 0
+    assert process.stdout.read() == ""
+
+
+def test_the_attention_map_is_the_models_crop_darkened_where_it_did_not_look(checkpoint, photo):
+    classifier = hfvit.load_classifier(checkpoint)
+    picture = colored_image(1, np.random.default_rng(0), size=40)
+    logits, seen = AttentionView.of(classifier).look(picture)
+    np.testing.assert_allclose(logits, classifier.logits([picture]), atol=1e-5)
+    assert seen.size == (448, 448)
+    values = classifier.pixel_values([picture])[0]
+    whole = (values * 0.5 + 0.5) * 255  # the architecture's mean and deviation
+    assert whole.mean() * 0.2 < np.asarray(seen).mean() < whole.mean()
+
+
+def test_a_graph_has_no_attention_map(tmp_path):
+    write_graph(tmp_path / "model.onnx")
+    assert AttentionView.of(hfvit.load_classifier(write_configs(tmp_path))) is None
+
+
+def test_a_missing_gradio_is_one_message(tmp_path, monkeypatch, capsys):
+    write_graph(tmp_path / "model.onnx")
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(SystemExit) as stop:
+        main(["demo", str(write_configs(tmp_path))])
+    assert stop.value.code == 2
+    assert 'install it with: pip install "hfvit[demo]"' in capsys.readouterr().err

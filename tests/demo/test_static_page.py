@@ -1,0 +1,132 @@
+"""What `hfvit demo --static` writes and refuses; test_clients.py looks at the page in a browser."""
+
+import json
+
+import pytest
+from helpers.images import LABELS
+from helpers.onnx_graphs import write_configs, write_graph
+from PIL import Image
+
+from hfvit.cli import main
+from hfvit.demo.web_runtime import TESTED, TESTED_RUNTIME
+
+OWN = {"index.html", "README.md", "style.css", "page.js", "worker.js", "pixels.js", "icon.svg", "page.json"}
+MODEL = {"model/config.json", "model/preprocessor_config.json"}
+
+
+@pytest.fixture
+def export(tmp_path):
+    for name in ("model.onnx", "model_quantized.onnx", "model_optimized.onnx"):
+        write_graph(tmp_path / "onnx" / name)
+    return write_configs(tmp_path / "onnx", labels=["red", "<b>green</b>", "blue"])
+
+
+@pytest.fixture
+def npm(tmp_path):
+    """The names of what npm installs, of the version that is told."""
+    package = tmp_path / "js" / "node_modules" / "@huggingface" / "transformers"
+    runtime = tmp_path / "js" / "node_modules" / "onnxruntime-web"
+    facts = {
+        "name": "@huggingface/transformers",
+        "version": TESTED,
+        "dependencies": {"onnxruntime-web": TESTED_RUNTIME},
+    }
+    for folder, told in ((package, facts), (runtime, {"name": "onnxruntime-web", "version": TESTED_RUNTIME})):
+        (folder / "dist").mkdir(parents=True)
+        (folder / "package.json").write_text(json.dumps(told))
+    for file in (
+        package / "dist/transformers.min.js",
+        runtime / "dist/ort-wasm-simd-threaded.mjs",
+        runtime / "dist/ort-wasm-simd-threaded.wasm",
+    ):
+        file.write_text(file.name)
+    return tmp_path / "js"
+
+
+def demo(capsys, *words):
+    with pytest.raises(SystemExit) as stop:
+        main(["demo", *(str(word) for word in words)])
+    printed = capsys.readouterr()
+    return stop.value.code, printed.out, printed.err
+
+
+def files(folder) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_folder_is_whole_and_overwriting_keeps_what_is_not_the_pages(capsys, export, npm, tmp_path):
+    photo = Image.new("RGB", (900, 600))
+    exif = photo.getexif()
+    exif[0x010E] = "where it was taken"
+    photo.save(tmp_path / "photo.jpg", exif=exif)
+    page = tmp_path / "page"
+    words = (export, "--static", page, "--vendor", npm / "node_modules", "--examples", tmp_path / "photo.jpg")
+    code, out, err = demo(capsys, *words, "--title", "Colors & <shapes>", "--top_k", 2)
+    assert (code, err) == (0, "")
+    assert "model_quantized.onnx" in out
+    vendor = {f"vendor/{name}" for name in ("transformers.min.js", "ort-wasm-simd-threaded.mjs")}
+    vendor |= {"vendor/ort-wasm-simd-threaded.wasm"}
+    assert files(page) == OWN | MODEL | vendor | {"model/onnx/model_quantized.onnx", "examples/1.webp"}
+    assert {path.name for path in tmp_path.iterdir()} == {"onnx", "js", "photo.jpg", "page"}
+    text = (page / "index.html").read_text()
+    assert "Colors &amp; &lt;shapes&gt;" in text
+    assert "&lt;b&gt;green" in text
+    assert "https://" not in text
+    with Image.open(page / "examples" / "1.webp") as example:
+        assert (example.size, len(example.getexif())) == ((768, 512), 0)
+    assert json.loads((page / "page.json").read_text())["top_k"] == 2
+
+    (page / ".git").mkdir()
+    (page / ".git" / "HEAD").write_text("kept")
+    code, out, err = demo(capsys, export, "--static", page)
+    assert code == 2
+    assert "is not empty (.git); name another folder, or add --overwrite" in err
+    assert demo(capsys, export / "model.onnx", "--static", page, "--overwrite")[0] == 0
+    assert files(page) == OWN | MODEL | {"model/onnx/model.onnx", ".git/HEAD"}
+    assert "https://cdn.jsdelivr.net" in (page / "index.html").read_text()
+
+
+def test_the_card_of_the_space_is_valid(capsys, export, tmp_path):
+    from huggingface_hub import RepoCard
+
+    assert demo(capsys, export, "--static", tmp_path / "page", "--title", 'A "title": with #signs')[0] == 0
+    card = RepoCard.load(tmp_path / "page" / "README.md", repo_type="space")
+    assert card.data.sdk == "static"
+    assert card.data.title == 'A "title": with #signs'
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["{tmp}/nothing", "--static", "{tmp}/page"], "--quantize int8 EXPORT"),
+        (["{tmp}/onnx/model_optimized.onnx", "--static", "{tmp}/page"], "is no file that a browser can run"),
+        (["{tmp}/onnx", "--static", "{tmp}/onnx", "--overwrite"], "cannot be both"),
+        (["{tmp}/onnx", "--static", "{tmp}/js"], "is not empty (node_modules)"),
+        (["{tmp}/onnx", "--static", "{tmp}/foreign", "--overwrite"], "holds a model/ that is no page's"),
+        (
+            ["{tmp}/onnx", "--static", "{tmp}/page", "--vendor", "{tmp}/onnx"],
+            "npm install @huggingface/transformers@4",
+        ),
+        (["{tmp}/onnx", "--static", "{tmp}/page", "--vendor", "{tmp}/old"], "is version 3.0.0"),
+        (["{tmp}/onnx", "--static", "{tmp}/page", "--vendor", "{tmp}/alone"], "does not lie beside"),
+        (["{tmp}/onnx", "--static", "{tmp}/page", "--examples", "{tmp}/none"], "there is no such file or folder"),
+        (["{tmp}/onnx", "--static", "{tmp}/page", "--port", "80"], "--port does not go with --static"),
+        (["{tmp}/onnx", "--vendor", "{tmp}/js"], "--vendor needs --static"),
+        (["{tmp}/bare", "--static", "{tmp}/page"], "has no preprocessor_config.json"),
+    ],
+)
+def test_mistakes_are_one_message_and_leave_nothing(capsys, export, npm, tmp_path, words, message):
+    (tmp_path / "foreign" / "model").mkdir(parents=True)
+    package = {"name": "@huggingface/transformers", "version": "3.0.0"}
+    for name, told in (("old", package), ("alone", package | {"version": TESTED})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "package.json").write_text(json.dumps(told))
+    write_graph(tmp_path / "bare" / "model.onnx")
+    write_configs(tmp_path / "bare", LABELS, processor=False)
+    before = files(tmp_path)
+    code, out, err = demo(capsys, *(word.format(tmp=tmp_path) for word in words))
+    assert (code, out) == (2, "")
+    assert message in err
+    assert "Traceback" not in err
+    assert files(tmp_path) == before
+    assert not (tmp_path / "page").exists()

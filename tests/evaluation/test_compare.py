@@ -1,0 +1,261 @@
+"""The gate: its figures against an independent count, its exit code, and what it leaves in the files."""
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.images import LABELS, colored_split
+from helpers.onnx_graphs import BRIGHTEST, expected_logits, write_configs, write_graph
+from helpers.recipes import MICRO_RECIPE
+from scipy.stats import binomtest
+
+import hfvit
+from hfvit.artifacts.export_folder import read_export_facts, write_export_facts
+from hfvit.cli import main as hfvit_command
+from hfvit.errors import ModelError
+from hfvit.evaluation.compare import Comparison, check_recordable, record, validate
+from hfvit.evaluation.split import evaluation_split
+from hfvit.export.onnx import export_onnx
+from hfvit.pipeline import main as train
+
+NOISY = np.array([[8, 8, 0], [0, 8, 0], [0, -8, 8]], dtype=np.float32)  # takes about half of the red for green
+PERMUTED = BRIGHTEST[:, [1, 2, 0]]  # a damaged head
+TEST_ROWS = colored_split(31, 2)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, colors):
+    """A run of the micro recipe, with an export below it as the export command leaves it."""
+    folder = tmp_path_factory.mktemp("run")
+    recipe = folder / "micro.yaml"
+    recipe.write_text(MICRO_RECIPE + f"dataset_name: {colors}\noutput_dir: {folder / 'out'}\nuse_cpu: true\n")
+    train([str(recipe)])
+    export = write_configs(folder / "out" / "onnx")
+    write_graph(export / "model.onnx")
+    write_graph(export / "model_quantized.onnx", PERMUTED)
+    for file in ("model.onnx", "model_quantized.onnx"):
+        write_export_facts(export, file, {"bytes": 1, "gate": None}, source="out")
+    return folder / "out"
+
+
+@pytest.fixture
+def out(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "out")
+
+
+@pytest.fixture
+def graphs(tmp_path):
+    """A folder with three graphs: one that is right, one that is nearly, one that is not."""
+    for name, weights in (("model", BRIGHTEST), ("noisy", NOISY), ("permuted", PERMUTED)):
+        write_graph(tmp_path / "graphs" / f"{name}.onnx", weights)
+    return write_configs(tmp_path / "graphs")
+
+
+def counted(weights) -> np.ndarray:
+    return np.stack([expected_logits(image, weights) for image in TEST_ROWS["img"]])
+
+
+def command(*words) -> int:
+    with pytest.raises(SystemExit) as stop:
+        hfvit_command([str(word) for word in words])
+    return stop.value.code
+
+
+def test_figures_are_those_of_an_independent_count(graphs, colors):
+    split = evaluation_split(graphs, dataset_name=str(colors), split="test")
+    files = [graphs / name for name in ("noisy.onnx", "permuted.onnx")]
+    comparison = validate(graphs, files, split, batch_size=4, max_accuracy_drop=100, threads=1, show_progress=False)
+    labels, reference = np.array(TEST_ROWS["label"]), counted(BRIGHTEST)
+    for row, weights in zip(comparison.rows, (BRIGHTEST, NOISY, PERMUTED), strict=True):
+        logits = counted(weights)
+        predicted = logits.argmax(axis=1)
+        hits = int((predicted == labels).sum())
+        interval = binomtest(hits, 31).proportion_ci(0.95, method="wilson")
+        assert row["accuracy"] == hits / 31
+        assert row["accuracy_interval"] == pytest.approx([interval.low, interval.high])
+        assert row["change_points"] == pytest.approx(100 * (hits - (reference.argmax(axis=1) == labels).sum()) / 31)
+        assert row["agreement"] == (predicted == reference.argmax(axis=1)).mean()
+        assert row["max_logit_difference"] == pytest.approx(np.abs(logits - reference).max(), abs=1e-4)
+        assert row["threads"] == 1
+        assert 0 < row["latency_ms_p50"] <= row["latency_ms_p95"]
+        assert row["images_per_second"] > 0
+    assert comparison.rows[0]["accuracy"] == 1.0
+    assert 0.4 < comparison.rows[1]["accuracy"] < 1.0
+    assert comparison.rows[0]["megabytes"] == (graphs / "model.onnx").stat().st_size / 1e6
+    assert comparison.passed
+    assert len(comparison.table().splitlines()) == 8
+
+
+def test_artifacts_with_another_order_of_classes_are_compared_by_name(graphs, colors, tmp_path):
+    other = tmp_path / "other"
+    write_graph(other / "model.onnx", PERMUTED)
+    write_configs(other, [LABELS[1], LABELS[2], LABELS[0]])
+    split = evaluation_split(graphs, dataset_name=str(colors), split="test")
+    comparison = validate(graphs, [other], split, show_progress=False)
+    assert comparison.rows[1]["accuracy"] == comparison.rows[1]["agreement"] == 1.0
+    assert comparison.rows[1]["max_logit_difference"] < 1e-5
+    write_configs(other, ["red", "green", "violet"])
+    with pytest.raises(ModelError, match="has other classes than the reference: blue, violet are"):
+        validate(graphs, [other], split, show_progress=False)
+
+
+def test_each_kind_of_failure_has_its_sentence(graphs, colors, tmp_path):
+    split = evaluation_split(graphs, dataset_name=str(colors), split="test")
+    broken = write_graph(graphs / "broken.onnx", BRIGHTEST * np.float32(np.nan))
+    loaded = hfvit.load_classifier(graphs / "noisy.onnx")
+    others = [loaded, graphs / "permuted.onnx", broken, graphs / "model.onnx"]
+    comparison = validate(graphs, others, split, max_accuracy_drop=50, min_agreement=0.999, show_progress=False)
+    noisy, permuted, nan = comparison.failures
+    assert f"noisy.onnx: it agrees with the reference on {comparison.rows[1]['agreement']:.2%} of the" in noisy
+    assert "permuted.onnx: its accuracy 0.00% is 100.00 points below the reference's 100.00% (at most 50" in permuted
+    assert "broken.onnx: its logits are NaN or infinite for 31 images, and its accuracy 0.00%" in nan
+    assert not comparison.passed
+    assert "FAILED" in comparison.table()
+
+
+def test_a_graph_with_preprocessing_inside_is_held_to_one_without(graphs, colors):
+    write_graph(graphs / "raw.onnx", pixels=True)
+    split = evaluation_split(graphs, dataset_name=str(colors), split="test", max_samples=9)
+    comparison = validate(graphs, [graphs / "raw.onnx"], split, batch_size=2, show_progress=False)
+    row = comparison.rows[1]
+    assert row["agreement"] == 1.0
+    assert row["max_logit_difference"] < 1e-4
+    assert [row["includes_preprocessing"] for row in comparison.rows] == [False, True]
+    lines = comparison.table().splitlines()
+    assert ["raw.onnx *" in line for line in lines[1:3]] == [False, True]
+    assert lines[6] == "         * its preprocessing too, which the graph does by itself"
+
+
+def test_a_device_is_for_what_is_loaded_here(graphs, colors):
+    """A reference on a device that ONNX Runtime lacks takes no graph with it, and none is asked of it."""
+    split = evaluation_split(graphs, dataset_name=str(colors), split="test", max_samples=3)
+    loaded = hfvit.load_classifier(graphs, device="cpu")
+    for device, others in (("npu", [loaded]), ("cpu", [graphs])):
+        comparison = validate(loaded, others, split, batch_size=1, device=device, show_progress=False)
+        assert [row["device"] for row in comparison.rows] == ["cpu", "cpu"]
+    with pytest.raises(ModelError, match="cannot use 'npu'"):
+        validate(loaded, [graphs], split, device="npu", show_progress=False)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("run.json", "{", "cannot be read as JSON"),
+        ("run.json", '{"loss": NaN}', "cannot be read as JSON: NaN is no JSON value"),
+        ("run.json", "[1]", "holds no JSON object"),
+        ("onnx/export.json", '{"files": ', "cannot be read"),
+        ("onnx/export.json", '{"files": [1]}', "holds no table of files"),
+        ("onnx/export.json", '{"files": {"model.onnx": 1}}', "holds no table of files"),
+    ],
+)
+def test_a_file_that_cannot_take_the_result_is_told_before_the_work(out, capsys, file, text, message):
+    (out / file).write_text(text)
+    assert command("validate", out, out / "onnx") == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(f"hfvit: error: {out / file} {message}")
+    assert printed.err.count("\n") == 1
+
+
+@pytest.fixture
+def read_only(out):
+    """A run that this user may read, not write: root, who may everything, becomes another user meanwhile."""
+    folder = Path(tempfile.mkdtemp())
+    shutil.copytree(out, folder, dirs_exist_ok=True)
+    folder.chmod(0o555)
+    (folder / "onnx").chmod(0o777)
+    is_root = os.geteuid() == 0
+    try:
+        if is_root:
+            os.seteuid(65534)
+        yield folder
+    finally:
+        if is_root:
+            os.seteuid(0)
+        folder.chmod(0o755)
+        shutil.rmtree(folder)
+
+
+def test_a_read_only_folder_is_told_before_the_work_and_after_it(read_only):
+    message = rf"{read_only}/run\.json cannot be written: Permission denied\."
+    with pytest.raises(ModelError, match=message):
+        check_recordable([read_only])
+    with pytest.raises(ModelError, match=message):
+        record(Comparison([{"artifact": "a", "failure": None}], {}), [read_only])
+    check_recordable([read_only / "onnx"])  # this one may be written
+
+
+def test_the_command_judges_what_training_held_out_and_saves_it(out, tmp_path, capsys):
+    """The reference repeats the accuracy that the run itself reported; the damaged export fails."""
+    run_json = json.loads((out / "run.json").read_text())
+    target = tmp_path / "gate.json"
+    paths = [out, out / "onnx", out / "onnx" / "model_quantized.onnx"]
+    code = command("validate", *paths, "--threads", 1, "--max_accuracy_drop", 20, "--output", target)
+    printed = capsys.readouterr()
+    assert code == 4
+    assert printed.err.count("points below the reference's") == printed.err.count("\n") == 1
+    assert f"hfvit: error: {paths[2]}: its accuracy" in printed.err
+    assert "split 'train, 0.2 held out', 13 images" in printed.out
+
+    saved = json.loads(target.read_text())
+    assert [row["artifact"] for row in saved["artifacts"]] == [str(path) for path in paths]
+    assert saved["artifacts"][0]["accuracy"] == run_json["metrics"]["validation"]["accuracy"]
+    assert saved["data"]["images"] == run_json["metrics"]["validation"]["images"] == 13
+    held = json.loads((out / "run.json").read_text())
+    assert {key: value for key, value in held.items() if key != "gate"} == run_json
+    assert [row["artifact"] for row in held["gate"]["artifacts"]] == [
+        "out", "onnx/model.onnx", "onnx/model_quantized.onnx",
+    ]  # fmt: skip
+    assert held["gate"]["passed"] is False
+    files = read_export_facts(out / "onnx")["files"]
+    assert [files[name]["gate"]["passed"] for name in ("model.onnx", "model_quantized.onnx")] == [True, False]
+    assert files["model.onnx"]["bytes"] == 1
+    assert files["model_quantized.onnx"]["gate"]["reference"]["accuracy"] == saved["artifacts"][0]["accuracy"]
+    assert str(tmp_path) not in (out / "onnx" / "export.json").read_text()
+    assert str(out) not in json.dumps(held["gate"])
+
+
+def test_an_exported_graph_agrees_with_the_checkpoint(out):
+    model = hfvit.load_classifier(out, device="cpu").backend.model
+    export_onnx(model, out / "onnx" / "model.onnx")
+    shutil.copy(out / "config.json", out / "onnx")  # and with it the preprocessing of the checkpoint
+    (out / "onnx" / "preprocessor_config.json").unlink()
+    row = validate(out, [out / "onnx"], evaluation_split(out, split="test"), device="cpu", show_progress=False).rows[1]
+    assert row["agreement"] == 1.0
+    assert row["change_points"] == 0.0
+    assert 0.0 < row["max_logit_difference"] < 1e-4
+
+
+def test_the_command_passes_on_another_split(out, capsys):
+    assert command("validate", out, out / "onnx", "--split", "test", "--max_samples", 20, "--threads", 1) == 0
+    printed = capsys.readouterr()
+    assert "split 'test', 20 of 31 images drawn with seed 42\n" in printed.out
+    assert "passed" in printed.out
+    assert not printed.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["{out}/no"], "There is no folder"),
+        (["{out}", "{out}/onnx/modle.onnx"], "There is no file"),
+        (["{out}", "--split", "tset"], "has no split 'tset'; it has train, test. Did you mean 'test'?"),
+        (["{out}", "--output", "{out}/nowhere/gate.json"], "--output: "),
+        (["{out}", "--min_agreement", "99"], "argument --min_agreement: 99 is no share from 0 to 1"),
+        (["{out}", "--min_agreement", "nan"], "argument --min_agreement: nan is no share from 0 to 1"),
+        (["{out}", "--max_accuracy_drop", "nan"], "argument --max_accuracy_drop: nan is no number of points"),
+        (["{out}", "--max_accuracy_drop", "-0.5"], "argument --max_accuracy_drop: -0.5 is no number of points"),
+        (["{out}", "--seed", "-1"], "argument --seed: -1 is no whole number from 0 on"),
+        (["{out}", "--batch_size", "0"], "0 is no whole number above 0"),
+    ],
+)
+def test_mistakes_are_one_message(out, capsys, words, message):
+    assert command("validate", *(word.format(out=out) for word in words)) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert "Traceback" not in printed.err
+    assert "gate" not in json.loads((out / "run.json").read_text())

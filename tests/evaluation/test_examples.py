@@ -1,0 +1,98 @@
+"""Which pictures are kept, and the attention rollout against its definition."""
+
+import numpy as np
+import pytest
+import torch
+from helpers.images import LABELS
+from helpers.micro_trainer import parts
+
+from hfvit.artifacts.run_record import read_examples
+from hfvit.errors import ModelError
+from hfvit.evaluation.examples import Examples, most_confident_mistakes, one_of_each_class
+from hfvit.models.attention import attention_rollout
+from hfvit.models.factory import build_model
+
+
+def test_mistakes_come_most_confident_first():
+    logits = np.array([[9.0, 0, 0], [0, 1, 0], [0, 4, 0], [0, 0, 2]])
+    assert most_confident_mistakes(logits, np.array([0, 0, 0, 0])).tolist() == [2, 3, 1]
+    assert most_confident_mistakes(logits, np.array([0, 0, 0, 0]), most=1).tolist() == [2]
+    assert most_confident_mistakes(logits, np.array([0, 1, 1, 2])).tolist() == []
+
+
+def test_looked_at_are_images_of_many_classes():
+    labels = np.array([2, 2, 0, 0, 0, 1])
+    assert one_of_each_class(labels, most=4).tolist() == [2, 5, 0, 3]
+    assert one_of_each_class(labels, most=100).tolist() == [2, 5, 0, 3, 1, 4]
+    many = np.repeat(np.arange(50), 3)
+    assert many[one_of_each_class(many, most=8)].tolist() == [0, 7, 14, 21, 28, 35, 42, 49]
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 5])
+def test_rollout_is_the_product_of_the_averaged_maps(prefix):
+    torch.manual_seed(0)
+    grid, tokens = (2, 3), 6 + prefix
+    maps = [torch.rand(2, 4, tokens, tokens).softmax(dim=-1) for _ in range(3)]
+    found = attention_rollout(tuple(maps), grid)
+    product = np.eye(tokens)[None].repeat(2, 0)
+    for layer in maps:
+        with_residual = layer.double().numpy().mean(1) + np.eye(tokens)
+        product = np.einsum("bij,bjk->bik", with_residual / with_residual.sum(-1, keepdims=True), product)
+    row = product[:, 0] if prefix else product.mean(1)
+    expected = row[:, prefix:] / row[:, prefix:].sum(-1, keepdims=True)
+    assert found.shape == (2, 2, 3)
+    assert found.numpy() == pytest.approx(expected.reshape(2, 2, 3), abs=1e-6)
+
+
+def test_tokens_that_are_not_patches_all_the_way_have_no_rollout():
+    maps = (torch.rand(1, 2, 7, 7), torch.rand(1, 2, 5, 5))
+    with pytest.raises(ModelError, match="not the same in all blocks"):
+        attention_rollout(maps, (2, 3))
+
+
+@pytest.fixture(scope="module")
+def validation():
+    model, _, dataset, preprocessing = parts()
+    rng = np.random.default_rng(0)
+    return model, dataset, preprocessing, rng.normal(size=(13, 3)).astype(np.float32)
+
+
+def gathered(validation) -> Examples:
+    _, dataset, _, logits = validation
+    return Examples("validation", dataset, 100 + np.arange(13), logits, dataset.labels, LABELS)
+
+
+def test_pictures_and_maps_are_kept_with_what_is_told_of_them(validation, tmp_path):
+    model, dataset, preprocessing, logits = validation
+    model.train()
+    examples = gathered(validation)
+    examples.add_attention(model, preprocessing, torch.device("cpu"))
+    assert model.training
+    examples.write(tmp_path)
+    facts = {"examples": examples.facts}
+    kept = read_examples(tmp_path, facts)
+    wrong = np.flatnonzero(logits.argmax(1) != dataset.labels)
+    assert examples.facts["split"] == "validation"
+    assert {entry["row"] for entry in examples.facts["mistakes"]} == set(100 + wrong)
+    for entry, picture in zip(examples.facts["mistakes"], kept["mistakes"], strict=True):
+        place = entry["row"] - 100
+        assert (picture == dataset.reader.for_evaluation(np.array([place]))["images"][0].numpy()).all()
+        assert (entry["true"], entry["predicted"]) == (LABELS[dataset.labels[place]], LABELS[logits[place].argmax()])
+    assert kept["attention_maps"].shape == (8, 2, 2)
+    assert kept["attention_maps"].sum(axis=(1, 2)) == pytest.approx(np.ones(8), abs=1e-5)
+
+
+def test_sharded_weights_have_no_maps(validation):
+    examples = gathered(validation)
+    examples.add_attention(validation[0], validation[2], torch.device("cpu"), is_sharded=True)
+    assert examples.facts["attention_left_out"] == "the weights are divided among processes"
+    assert "attention" not in examples.arrays
+
+
+def test_a_family_without_attention_says_so(validation):
+    examples = gathered(validation)
+    model = build_model(LABELS, architecture="test_resnet", image_size=32)
+    examples.add_attention(model, validation[2], torch.device("cpu"))
+    assert "has no" in examples.facts["attention_left_out"]
+    assert examples.facts["attention"] == []
+    assert "attention" not in examples.arrays

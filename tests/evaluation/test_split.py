@@ -1,0 +1,90 @@
+"""The split that judges a model: the rows that training held out, its classes matched by name."""
+
+import numpy as np
+import pytest
+import yaml
+from helpers.images import LABELS, colored_split
+from helpers.onnx_graphs import write_configs, write_graph
+
+from hfvit.data.decode import decode
+from hfvit.data.splits import load_splits
+from hfvit.errors import DataError
+from hfvit.evaluation.split import evaluation_split
+
+
+@pytest.fixture
+def model(tmp_path):
+    write_graph(tmp_path / "model.onnx")
+    return write_configs(tmp_path)
+
+
+def write_recipe(folder, **values) -> None:
+    (folder / "recipe.yaml").write_text(yaml.safe_dump({"bf16": True, "learning_rate": 1e-3, **values}))
+
+
+def test_without_a_data_set_it_is_what_training_held_out(model, colors):
+    write_recipe(model, dataset_name=str(colors), validation_fraction=0.2, seed=3)
+    expected = load_splits(str(colors), validation_fraction=0.2, seed=3).validation
+    split = evaluation_split(model)
+    assert len(split) == 13
+    assert split.labels.tolist() == expected["label"]
+    assert split.name == f"{colors.name}, split 'train, 0.2 held out', 13 images"
+    for row, image in enumerate(split.images()):
+        assert image == decode(expected[row]["image"], "train", row)
+    assert [image.size for image in split.images([4, 2])] == [(16, 16)] * 2
+
+
+def test_the_recipe_of_a_checkpoint_above_its_export_counts_too(model, colors):
+    write_recipe(model, dataset_name=str(colors), seed=1)
+    (model / "onnx").mkdir()
+    (model / "model.onnx").rename(model / "onnx" / "model.onnx")
+    split = evaluation_split(model / "onnx" / "model.onnx", split="test")
+    assert split.name == f"{colors.name}, split 'test', 31 images"
+
+
+def test_classes_are_matched_by_name(model, colors):
+    write_configs(model, [LABELS[2], "violet", LABELS[0], LABELS[1]])
+    split = evaluation_split(model, dataset_name=str(colors), split="test")
+    own = np.array(colored_split(31, 2)["label"])
+    assert split.labels.tolist() == np.array([2, 3, 0])[own].tolist()
+
+
+def test_labels_without_names_are_matched_by_their_text(model, tmp_path):
+    write_configs(model, ["7", "9", "8"])
+    split = colored_split(9, 0)
+    numbers = [7 + label for label in split["label"]]
+    split = split.remove_columns("label").add_column("label", numbers)
+    split.to_parquet(tmp_path / "set" / "data" / "test-00000-of-00001.parquet")
+    found = evaluation_split(model, dataset_name=str(tmp_path / "set"), split="test")
+    assert [["7", "9", "8"][label] for label in found.labels] == [str(number) for number in numbers]
+
+
+def test_classes_that_the_model_lacks_are_named(model, colors):
+    write_configs(model, ["red", "Green", "violet"])
+    with pytest.raises(DataError, match=r"2 of its 3 classes are none of the model's 3: green, blue\. .*'Green'"):
+        evaluation_split(model, dataset_name=str(colors), split="test")
+
+
+def test_samples_are_drawn_with_a_seed_and_said(model, colors):
+    def drawn(seed):
+        return evaluation_split(model, dataset_name=str(colors), split="train", max_samples=20, seed=seed)
+
+    assert len(drawn(0)) == 20
+    assert drawn(0).dataset["row"] == drawn(0).dataset["row"]
+    assert drawn(0).dataset["row"] != drawn(1).dataset["row"]
+    assert "20 of 65 images drawn with seed 0" in drawn(0).name
+    own = np.array(colored_split(65, 1)["label"])
+    assert drawn(0).labels.tolist() == own[drawn(0).dataset["row"]].tolist()
+
+
+def test_mistakes_are_one_message(model, colors):
+    with pytest.raises(DataError, match=r"dataset_name is missing: .* has no recipe\.yaml"):
+        evaluation_split(model)
+    with pytest.raises(DataError, match=r"has no split 'validation'; it has train, test"):
+        evaluation_split(model, dataset_name=str(colors))
+    write_recipe(model, dataset_name="../gone")
+    with pytest.raises(DataError, match=r"there is no folder \.\./gone\. \(.*recipe\.yaml says so"):
+        evaluation_split(model)
+    (model / "recipe.yaml").write_text("dataset_name: [")
+    with pytest.raises(DataError, match="not valid YAML"):
+        evaluation_split(model)

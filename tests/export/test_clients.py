@@ -1,0 +1,230 @@
+"""Programs that never heard of hfvit, on a folder that it exported: transformers.js and ORTModel."""
+
+import itertools
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.browser import Visit, chromium, served
+from helpers.images import LABELS
+from helpers.loopback_hub import LoopbackHub
+from helpers.recipes import ARCHITECTURE, MICRO
+from PIL import Image
+from transformers import set_seed
+
+import hfvit
+from hfvit.cli import main as hfvit_command
+from hfvit.cli.export_onnx import main as export
+from hfvit.demo.web_runtime import TESTED, TESTED_RUNTIME
+from hfvit.hub.push import Destination, push
+from hfvit.models.factory import build_model
+
+CLIENTS = Path(__file__).parent / "clients"
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A checkpoint whose answers differ from picture to picture, and its export."""
+    folder = tmp_path_factory.mktemp("clients") / "checkpoint"
+    set_seed(0)
+    model = build_model(LABELS, architecture=ARCHITECTURE, image_size=32, timm_kwargs=MICRO)
+    with torch.no_grad():
+        model.timm_model.get_classifier().weight.mul_(200.0)
+    model.save_pretrained(folder)
+    with pytest.raises(SystemExit) as stop:
+        export(["--model", str(folder), str(folder / "onnx"), "--quantize", "int8-dynamic"])
+    assert stop.value.code == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> dict[str, Path]:
+    """Of the model's size, which no client has to resize, and of another."""
+    folder = tmp_path_factory.mktemp("pictures")
+    small = np.random.default_rng(0).integers(0, 256, (2, 4, 5, 3), dtype=np.uint8)
+    sizes = {"same": (32, 32), "other": (90, 70)}
+    for number, (name, size) in enumerate(sizes.items()):
+        Image.fromarray(small[number]).resize(size, Image.Resampling.BICUBIC).save(folder / f"{name}.png")
+    return {name: folder / f"{name}.png" for name in sizes}
+
+
+def expected(path: Path, pictures: dict[str, Path]) -> list[dict[str, float]]:
+    return hfvit.load_classifier(path).predict(pictures.values())
+
+
+def agree(answers: list[dict[str, float]], scores: list[dict[str, float]], tolerances: tuple[float, float]) -> None:
+    """The same best class, and every probability within the tolerance of its picture."""
+    assert max(max(row.values()) for row in scores) > 0.5, "the model must have an opinion"
+    for answer, score, tolerance in zip(answers, scores, tolerances, strict=True):
+        assert set(answer) == set(LABELS)
+        assert max(answer, key=answer.get) == max(score, key=score.get)
+        assert answer == pytest.approx(score, abs=tolerance)
+
+
+@pytest.fixture(scope="module")
+def npm_folder(tmp_path_factory):
+    """transformers.js, installed from npm, with the scripts of clients/ beside it."""
+    npm = shutil.which("npm")
+    if npm is None or shutil.which("node") is None:
+        pytest.skip("transformers.js needs node and npm")
+    folder = tmp_path_factory.mktemp("transformers_js")
+    packages = ["@huggingface/transformers@4"]
+    command = [npm, "install", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", str(folder), *packages]
+    try:
+        installed = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    except subprocess.TimeoutExpired:
+        pytest.skip("npm did not install transformers.js in 120 s")
+    if installed.returncode:
+        pytest.skip(f"npm cannot install transformers.js: {installed.stderr.strip().splitlines()[-1]}")
+    for script in CLIENTS.glob("*.mjs"):
+        shutil.copy(script, folder)
+    yield folder
+    shutil.rmtree(folder)  # half a gigabyte
+
+
+@pytest.fixture(scope="module")
+def classify(npm_folder):
+    """transformers.js in Node; its image library resizes in other ways than Pillow."""
+
+    def run(*words, pictures: dict[str, Path], script: str = "classify.mjs") -> list[dict[str, float]]:
+        command = ["node", npm_folder / script, *words, *pictures.values()]
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return [{row["label"]: row["score"] for row in rows} for rows in json.loads(done.stdout)]
+
+    return run
+
+
+def test_transformers_js_agrees_with_pytorch(classify, exported, pictures):
+    """Its default dtype in Node is fp32: `model.onnx`."""
+    answers = classify(exported / "onnx", "default", pictures=pictures)
+    agree(answers, expected(exported, pictures), (1e-4, 0.05))
+
+
+def test_transformers_js_finds_the_quantised_file(classify, exported, pictures):
+    """`q8`, the default of browsers, is `model_quantized.onnx`: what it computes, not what PyTorch does."""
+    quantised = expected(exported / "onnx" / "model_quantized.onnx", pictures)
+    agree(classify(exported / "onnx", "q8", pictures=pictures), quantised, (1e-2, 0.05))
+
+
+def test_transformers_js_loads_what_was_pushed(classify, exported, pictures, monkeypatch, tmp_path):
+    """By the lines of the card and the README: the root's config.json is timm's, those of `onnx/` are passed."""
+    with LoopbackHub() as hub:
+        hub.take_over(monkeypatch, tmp_path / "cache")
+        push(exported, Destination("user/js"), include=["onnx"])
+        answers = classify(hub.url, "user/js", "fp32", pictures=pictures, script="classify_hub.mjs")
+    agree(answers, expected(exported, pictures), (1e-4, 0.05))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as browser:
+        yield browser
+
+
+def write_page(*words) -> None:
+    with pytest.raises(SystemExit) as stop:
+        hfvit_command(["demo", *map(str, words)])
+    assert stop.value.code == 0
+
+
+def test_the_page_agrees_with_pytorch(browser, exported, npm_folder, pictures, tmp_path):
+    """In Chromium, on its own files alone: pictures dropped and chosen, of any size, and a file that is none."""
+    write_page(
+        exported / "onnx", "--static", tmp_path / "page", "--vendor", npm_folder, "--examples", pictures["other"]
+    )
+    quantised = expected(exported / "onnx" / "model_quantized.onnx", pictures)
+    (tmp_path / "notes.png").write_text("not a picture")
+    with served(tmp_path / "page") as address:
+        visit = Visit(browser, address)
+        assert visit.wait("ready", "failed") == "Ready. Give it a picture."
+        visit.drop(pictures["same"])
+        answers = [visit.bars()]
+        assert "no picture" in visit.choose(tmp_path / "notes.png")
+        assert visit.bars() == {}
+        said = visit.choose(pictures["other"])
+        answers.append(visit.bars())
+        visit.press_example()
+        assert visit.bars() == pytest.approx(answers[1], abs=0.1)  # a copy in WebP
+        visit.close()
+    # Unlike Node's, the page's resize is Pillow's own.
+    agree(answers, quantised, (1e-2, 1e-2))
+    assert [max(row, key=row.get) for row in answers] == [
+        max(row, key=row.get) for row in expected(exported, pictures)
+    ]
+    assert said.startswith(max(answers[1], key=answers[1].get))
+    assert (visit.elsewhere, visit.errors) == ([], [])
+
+
+def test_the_page_takes_float32_from_a_cdn(browser, exported, npm_folder, pictures, tmp_path):
+    """npm's files stand in for the CDN's; where the server isolates the page, ONNX Runtime may use several threads."""
+    write_page(exported / "onnx" / "model.onnx", "--static", tmp_path / "page")
+    isolating = (("Cross-Origin-Opener-Policy", "same-origin"), ("Cross-Origin-Embedder-Policy", "require-corp"))
+    with served(tmp_path / "page", isolating) as address:
+        visit = Visit(
+            browser, address, lambda url: npm_folder / "node_modules" / re.sub(r"^.*/npm/|@\d[^/]*", "", url)
+        )
+        visit.choose(pictures["same"])  # before the model is there
+        answers = [visit.bars()]
+        visit.choose(pictures["other"])
+        answers.append(visit.bars())
+        isolated = visit.page.evaluate("crossOriginIsolated")
+        visit.close()
+    agree(answers, expected(exported, pictures), (1e-4, 1e-2))
+    runtime = f"https://cdn.jsdelivr.net/npm/onnxruntime-web@{TESTED_RUNTIME}/dist/ort-wasm-simd-threaded"
+    library = f"https://cdn.jsdelivr.net/npm/@huggingface/transformers@{TESTED}/dist/transformers.min.js"
+    assert set(visit.elsewhere) == {library, f"{runtime}.mjs", f"{runtime}.wasm"}
+    assert (isolated, visit.errors) == (True, [])
+
+
+def test_the_page_resizes_as_pillow_does(browser, exported, tmp_path):
+    """Bit for bit, by every filter, smaller and larger."""
+    write_page(exported / "onnx", "--static", tmp_path / "page")
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (37, 61, 3), dtype=np.uint8))
+    with served(tmp_path / "page") as address:
+        visit = Visit(browser, address)
+        for filter, (height, width) in itertools.product(range(6), ((16, 24), (80, 70), (37, 20), (50, 61))):
+            steps = {"resize": [height, width], "crop": None, "resample": filter}
+            got = visit.page.evaluate(
+                """async ([data, width, height, steps]) => {
+                    const { fitted } = await import("./pixels.js");
+                    return Array.from(fitted({ data, width, height }, steps).data);
+                }""",
+                [np.asarray(image.convert("RGBA")).ravel().tolist(), 61, 37, steps],
+            )
+            wanted = np.asarray(image.resize((width, height), Image.Resampling(filter)))
+            np.testing.assert_array_equal(np.array(got).reshape(height, width, 4)[..., :3], wanted)
+        visit.close()
+
+
+def test_the_page_from_a_file_tells_what_it_needs(browser, exported, tmp_path):
+    write_page(exported / "onnx", "--static", tmp_path / "page")
+    visit = Visit(browser, (tmp_path / "page" / "index.html").as_uri())
+    visit.page.wait_for_timeout(1600)
+    assert "python -m http.server" in visit.page.inner_text("#needs-server:visible")
+    visit.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_ortmodel_agrees_with_pytorch(exported, pictures, tmp_path):
+    """optimum-onnx needs transformers 4, so it gets an environment of its own."""
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    packages = ["optimum-onnx[onnxruntime]==0.1.0", "transformers==4.57.*", "torch", "pillow"]
+    installed = subprocess.run(
+        [python, "-m", "pip", "install", "-q", *packages], capture_output=True, text=True, timeout=800
+    )
+    if installed.returncode:
+        pytest.skip(f"pip cannot install optimum-onnx: {installed.stderr.strip().splitlines()[-1]}")
+    command = [python, CLIENTS / "ortmodel.py", exported / "onnx", *pictures.values()]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    agree(json.loads(done.stdout.splitlines()[-1]), expected(exported, pictures), (1e-4, 0.05))

@@ -1,0 +1,280 @@
+"""`optimum-cli export onnx` as its user types it: exact folders, refusals, the gate, and other distributions."""
+
+import argparse
+import json
+import re
+import shutil
+
+import numpy as np
+import onnxruntime
+import pytest
+from helpers.commands import ROOT, run_command
+from helpers.images import LABELS, colored_image
+from helpers.recipes import MICRO_RECIPE
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import AutoImageProcessor, ViTConfig, ViTImageProcessor, ViTModel
+
+import hfvit
+from hfvit.cli.export_onnx import add_arguments, export_onnx_command, main
+from hfvit.errors import run
+from hfvit.evaluation.split import evaluation_split
+from hfvit.export.calibration_data import calibration_pictures
+from hfvit.pipeline import main as train
+
+FOLDER = {"config.json", "preprocessor_config.json", "export.json"}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, colors):
+    """A checkpoint with its recipe, that knows the colors apart."""
+    folder = tmp_path_factory.mktemp("trained")
+    recipe = folder / "micro.yaml"
+    recipe.write_text(MICRO_RECIPE + f"dataset_name: {colors}\noutput_dir: {folder / 'out'}\n")
+    assert run(lambda: train([str(recipe), "--num_train_epochs", "6"])) == 0
+    return folder / "out"
+
+
+@pytest.fixture
+def checkpoint(trained, tmp_path):
+    """A copy: the gate's result is entered into its run.json."""
+    return shutil.copytree(trained, tmp_path / "checkpoint")
+
+
+def export(*words) -> int:
+    """The command in this process; its exit code."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(word) for word in words])
+    return stop.value.code
+
+
+@pytest.fixture(scope="module")
+def stock_export(stock, tmp_path_factory):
+    """What the command without options leaves of a stock checkpoint; for tests to copy."""
+    out = tmp_path_factory.mktemp("stock_export") / "onnx"
+    assert export("--model", stock, out) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def trained_export(trained, tmp_path_factory):
+    """What it leaves of the trained checkpoint without the gate; for tests to copy."""
+    out = tmp_path_factory.mktemp("trained_export") / "onnx"
+    assert export("--model", trained, "--no-gate", out) == 0
+    return out
+
+
+def names(folder) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def facts(folder) -> dict:
+    return json.loads((folder / "export.json").read_text())
+
+
+@pytest.mark.integration
+def test_the_command_line_exports_judges_and_tells(checkpoint, tmp_path):
+    out = checkpoint / "onnx"
+    result = run_command(
+        "optimum-cli", "export", "onnx", "--model", checkpoint, "--optimize", out, PYTHONPATH=str(ROOT)
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    assert names(out) == {"model.onnx", "model_optimized.onnx", *FOLDER}
+    lines = result.stdout.splitlines()
+    assert [line.split("] ")[1].split()[0] for line in lines[:4]] == ["loading", "exporting", "exporting", "judging"]
+    row = next(line for line in lines if line.startswith("model.onnx "))
+    assert "+0.00 points, 100.00% agree" in row
+    assert str(tmp_path) not in (out / "export.json").read_text()
+    known = facts(out)
+    assert known["source"] == "checkpoint"
+    for name, entry in known["files"].items():
+        assert entry["bytes"] == (out / name).stat().st_size
+        assert entry["gate"]["passed"]
+        assert entry["gate"]["data"]["images"] == 13
+    assert json.loads((checkpoint / "run.json").read_text())["gate"]["passed"]
+    pictures = [colored_image(label, np.random.default_rng(5)) for label in range(3)]
+    ours = hfvit.load_classifier(out).logits(pictures)
+    np.testing.assert_allclose(ours, hfvit.load_classifier(checkpoint).logits(pictures), atol=1e-4)
+
+
+def test_variants_add_up_in_one_folder(checkpoint, tmp_path, capsys):
+    out = tmp_path / "onnx"
+    assert export("--model", checkpoint, "--dtype", "bf16", out) == 0
+    assert "bf16 is not judged" in capsys.readouterr().out
+    assert names(out) == {"model_bf16.onnx", *FOLDER}
+    assert export("--model", checkpoint, "--quantize", "int8", "--with-preprocessing", "--dtype", "fp16", out) == 0
+    raw = {"model_fp16_with_preprocessing.onnx", "model_quantized_with_preprocessing.onnx"}
+    assert names(out) == {"model_bf16.onnx", *raw, *FOLDER}
+    known = facts(out)["files"]
+    assert set(known) == {"model_bf16.onnx", *raw}
+    assert known["model_bf16.onnx"]["gate"] is None
+    quantized = known["model_quantized_with_preprocessing.onnx"]
+    assert quantized["quantization"]["mode"] == "int8"
+    assert quantized["calibration"]["split"] == "split 'train' without the rows held out"
+    assert quantized["gate"]["passed"]
+    picture = colored_image(1, np.random.default_rng(5), size=50)
+    session = onnxruntime.InferenceSession(out / "model_quantized_with_preprocessing.onnx")
+    (logits,) = session.run(None, {"pixels": np.asarray(picture)[None]})
+    assert LABELS[logits.argmax()] == "green"
+
+
+def test_a_file_that_the_gate_refuses_is_not_left(checkpoint, trained_export, tmp_path, capsys):
+    out = shutil.copytree(trained_export, tmp_path / "onnx")
+    before = (out / "export.json").read_text()
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    options = parser.parse_args(["--model", str(checkpoint), "--quantize", "int8-dynamic", str(out)])
+    options.max_accuracy_drop = -101.0  # which no file can meet, and no command line can say
+    assert run(lambda: export_onnx_command(options)) == 4
+    message = capsys.readouterr().err
+    assert "model_quantized.onnx: its accuracy" in message
+    assert "--no-gate" in message
+    assert names(out) == {"model.onnx", *FOLDER}
+    assert (out / "export.json").read_text() == before
+
+
+def test_a_stock_checkpoint_has_no_gate_and_fixed_axes_are_possible(stock, tmp_path, capsys):
+    out = tmp_path / "onnx"
+    words = ["--model", stock, "--no-dynamic-axes", "--batch_size", 2, "--quantize", "int8-dynamic", out]
+    assert export(*words) == 0
+    assert "not run" in capsys.readouterr().out
+    assert names(out) == {"model.onnx", "model_quantized.onnx", *FOLDER}
+    assert all(entry["input"]["shape"][0] == 2 for entry in facts(out)["files"].values())
+    assert isinstance(AutoImageProcessor.from_pretrained(out), type(ViTImageProcessor()))
+
+
+def test_static_int8_takes_fixed_axes_and_pictures_without_labels(stock, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for number in range(7):
+        (tmp_path / "pictures").mkdir(exist_ok=True)
+        colored_image(number % 3, rng, size=40).save(tmp_path / "pictures" / f"{number}.png")
+    out = tmp_path / "onnx"
+    words = ["--model", stock, "--quantize", "int8", "--calibration_dataset", tmp_path / "pictures", out]
+    assert export(*words, "--no-dynamic-axes", "--batch_size", 3, "--with-preprocessing", "--dtype", "fp16") == 0
+    entry = facts(out)["files"]["model_quantized_with_preprocessing.onnx"]
+    assert entry["quantization"]["calibration_images"] == 6
+    assert entry["calibration"] == {"dataset": "pictures", "split": "split 'train'", "images": 7, "seed": 42}
+    assert entry["input"]["shape"][0] == 3
+    pixels = np.stack([np.asarray(colored_image(0, rng, size=30))] * 3)
+    session = onnxruntime.InferenceSession(out / "model_quantized_with_preprocessing.onnx")
+    assert session.run(["logits"], {"pixels": pixels})[0].shape == (3, 3)
+    assert export(*words, "--no-dynamic-axes", "--batch_size", 8) == 2
+    assert "there are 7" in capsys.readouterr().err
+
+
+def test_calibration_leaves_out_what_training_held_out(checkpoint):
+    pictures, judged = calibration_pictures(checkpoint), evaluation_split(checkpoint)
+    assert len(pictures) + len(judged) == 65
+    rows = {example["row"] for example in pictures.examples}
+    assert not rows & {example["row"] for example in judged.dataset}
+    assert len(list(pictures.images())) == len(pictures)
+    assert len(calibration_pictures(checkpoint, split="test", max_samples=5)) == 5
+
+
+def test_int8_that_is_nothing_like_the_model_is_refused_without_a_gate(stock, tmp_path, capsys):
+    words = ["--model", stock, "--quantize", "int8-dynamic", tmp_path / "onnx"]
+    assert export(*words, "--atol", 1e-9) == 2
+    assert "differs from PyTorch's" in capsys.readouterr().err
+    assert not names(tmp_path / "onnx")
+
+
+@pytest.mark.parametrize(("file", "text"), [("export.json", "{"), ("config.json", "{"), ("export.json", "[]")])
+def test_a_damaged_file_of_an_export_is_told_before_the_work(file, text, stock, stock_export, tmp_path, capsys):
+    out = shutil.copytree(stock_export, tmp_path / "onnx")
+    (out / file).write_text(text)
+    before = (out / "model.onnx").stat().st_mtime_ns
+    assert export("--model", stock, out) == 2
+    message = capsys.readouterr().err
+    assert f"{file} cannot be read" in message
+    assert "Traceback" not in message
+    assert (out / "model.onnx").stat().st_mtime_ns == before
+
+
+def test_numpy_and_onnxruntime_alone_give_the_checkpoints_class(checkpoint, trained_export, tmp_path, monkeypatch):
+    """The lines that docs/export.md shows, from its own text."""
+    shutil.copytree(trained_export, tmp_path / "outputs" / "quickstart" / "onnx")
+    text = (ROOT / "docs" / "export.md").read_text()
+    code = next(b for b in text.split("```python\n") if "import onnxruntime" in b).split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    for label, size in ((0, 16), (1, 40), (2, 90)):
+        picture = colored_image(label, np.random.default_rng(8), size)
+        picture.crop((0, 0, size, size - size // 4)).save("digit.png")
+        scope = {}
+        exec(compile(code, "docs/export.md", "exec"), scope)
+        expected = hfvit.load_classifier(checkpoint).logits([Image.open("digit.png")])
+        np.testing.assert_allclose(scope["logits"], expected, atol=0.2)
+        assert scope["logits"].argmax() == expected.argmax()
+
+
+@pytest.fixture
+def not_a_classifier(tmp_path):
+    folder = tmp_path / "headless"
+    config = ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+    ViTModel(config).save_pretrained(folder)
+    ViTImageProcessor().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model", "{tmp}/nowhere", "{tmp}/out"], "There is no folder"),
+        (["--model", "{stock}", "{stock}/config.json"], "config.json is a file"),
+        (["--model", "{stock}", "{stock}/config.json/below"], "cannot be written"),
+        (["--model", "{stock}", "{stock}"], "holds a config.json that is no export's"),
+        (["--model", "{stock}", "--quantize", "int8", "{tmp}/out"], "give --calibration_dataset"),
+        (["--model", "{stock}", "--quantize", "int4", "{tmp}/out"], "invalid choice: 'int4'"),
+        (["--model", "{stock}", "--quantize", "int8-dynamic", "--target", "tensorrt", "{tmp}/out"], "no int8-dynamic"),
+        (["--model", "{stock}", "--task", "text-generation", "{tmp}/out"], "--task: invalid choice"),
+        (["--model", "{stock}", "--opset", "11", "{tmp}/out"], "outside 18 to 23"),
+        (["--model", "{stock}", "--atol", "1e-12", "{tmp}/out"], "differs from PyTorch's"),
+        (["--model", "{headless}", "{tmp}/out"], "without a trained head"),
+        (["--model", "{stock}", "{foreign}"], "holds a theirs.onnx that is no export's"),
+        (["--model", "{checkpoint}", "--calibration_dataset", "{tmp}/no_set", "--quantize", "int8", "{tmp}/out"],
+         "no folder"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_message(words, message, stock, trained, not_a_classifier, tmp_path, capsys):
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "theirs.onnx").write_text("")
+    places = {"tmp": tmp_path, "stock": stock, "headless": not_a_classifier, "checkpoint": trained}
+    places["foreign"] = foreign
+    before = names(stock)
+    assert export(*(word.format(**places) for word in words)) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert "Traceback" not in captured.err
+    assert len([line for line in captured.err.splitlines() if "error: " in line]) == 1
+    assert names(stock) == before
+    assert not (tmp_path / "out").exists() or not names(tmp_path / "out")
+
+
+def test_a_recipe_that_is_none_is_told(checkpoint, tmp_path, capsys):
+    (checkpoint / "recipe.yaml").write_text("a: [")
+    assert export("--model", checkpoint, "--quantize", "int8", "--no-gate", tmp_path / "onnx") == 2
+    assert "not valid YAML" in capsys.readouterr().err
+
+
+def test_a_gate_without_its_pictures_says_how_to_go_on(checkpoint, tmp_path, capsys):
+    recipe = checkpoint / "recipe.yaml"
+    recipe.write_text(re.sub(r"dataset_name: .*", f"dataset_name: {tmp_path / 'moved'}", recipe.read_text()))
+    assert export("--model", checkpoint, tmp_path / "onnx") == 2
+    assert "--no-gate exports without it" in capsys.readouterr().err
+
+
+def test_other_models_do_not_share_a_folder(checkpoint, stock_export, tmp_path, capsys):
+    out = shutil.copytree(stock_export, tmp_path / "onnx")
+    assert export("--model", checkpoint, out) == 2
+    assert "exports of another model, with another config.json" in capsys.readouterr().err
+
+
+def test_another_training_of_the_same_model_does_not_join_it(stock, stock_export, tmp_path, capsys):
+    out, again = shutil.copytree(stock_export, tmp_path / "onnx"), shutil.copytree(stock, tmp_path / "again")
+    weights = load_file(again / "model.safetensors")
+    weights["classifier.bias"][0] += 1.0
+    save_file(weights, again / "model.safetensors", metadata={"format": "pt"})
+    assert export("--model", again, "--dtype", "fp16", out) == 2
+    assert "exports of another model, with other weights" in capsys.readouterr().err
+    assert export("--model", stock, "--dtype", "fp16", out) == 0

@@ -1,0 +1,289 @@
+"""`export_onnx`: every family, every precision; one clean file that plain ONNX Runtime runs, or one message."""
+
+import json
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+import transformers
+from helpers.commands import ROOT
+from helpers.images import LABELS
+from helpers.recipes import ARCHITECTURE, MICRO
+from onnx import TensorProto
+from transformers import AutoConfig
+
+from hfvit.artifacts.export_folder import (
+    check_same_model,
+    claim_folder,
+    file_name,
+    read_export_facts,
+    write_export_facts,
+)
+from hfvit.errors import ModelError
+from hfvit.export.client_config import family_config
+from hfvit.export.onnx import export_onnx
+from hfvit.export.parity import DEFAULT_ATOL
+from hfvit.models.factory import build_model
+
+VIT = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
+STOCK = {
+    "vit": ("ViT", {**VIT, "intermediate_size": 64}),
+    "deit": ("DeiT", {**VIT, "intermediate_size": 64}),
+    "beit": ("Beit", {**VIT, "intermediate_size": 64}),
+    "dinov2": ("Dinov2", {**VIT, "mlp_ratio": 2}),
+    "swin": ("Swin", {"image_size": 16, "patch_size": 2, "embed_dim": 16, "depths": [1, 1], "num_heads": [2, 2],
+                      "window_size": 4}),
+    "convnext": ("ConvNext", {"num_stages": 2, "hidden_sizes": [16, 32], "depths": [1, 1], "image_size": 16}),
+}  # fmt: skip
+
+
+def timm_model(architecture=ARCHITECTURE, image_size=16, **timm_kwargs):
+    torch.manual_seed(0)
+    model = build_model(LABELS, architecture=architecture, image_size=image_size, timm_kwargs=timm_kwargs or MICRO)
+    return model.eval()
+
+
+def stock_model(family, base=None):
+    name, values = STOCK[family]
+    config = getattr(transformers, f"{name}Config")(num_labels=3, **values)
+    torch.manual_seed(0)
+    return (base or getattr(transformers, f"{name}ForImageClassification"))(config).eval()
+
+
+@pytest.fixture(scope="module")
+def micro():
+    return timm_model()
+
+
+def session(path):
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+def batch(size, seed=0):
+    return np.random.default_rng(seed).normal(size=(size, 3, 16, 16)).astype(np.float32)
+
+
+@torch.inference_mode()
+def expected(model, pixel_values):
+    return model(torch.from_numpy(pixel_values)).logits.float().numpy()
+
+
+@pytest.mark.parametrize("family", ["timm", *STOCK])
+def test_every_family_gives_one_clean_file_with_its_logits(family, tmp_path, capfd):
+    model = timm_model() if family == "timm" else stock_model(family)
+    path = tmp_path / "new" / "model.onnx"
+    facts = export_onnx(model, path)
+    assert capfd.readouterr() == ("", "")
+    assert [file.name for file in path.parent.iterdir()] == ["model.onnx"]
+    runtime = session(path)
+    (source,), (target,) = runtime.get_inputs(), runtime.get_outputs()
+    assert (source.name, source.type, source.shape) == ("pixel_values", "tensor(float)", ["batch_size", 3, 16, 16])
+    assert (target.name, target.type, target.shape) == ("logits", "tensor(float)", ["batch_size", 3])
+    for size in (1, 4):
+        (logits,) = runtime.run(None, {"pixel_values": batch(size)})
+        np.testing.assert_allclose(logits, expected(model, batch(size)), atol=1e-5)
+    assert facts["parity"]["max_abs_difference"] < 1e-5
+    assert facts["input"] == {"name": "pixel_values", "type": "float32", "shape": ["batch_size", 3, 16, 16]}
+    assert_nothing_of_this_machine(path)
+
+
+def assert_nothing_of_this_machine(path):
+    model = onnx.load(path)
+    for place in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.input):
+        assert not place.metadata_props
+        assert not place.doc_string
+    content = path.read_bytes()
+    for word in (str(ROOT), str(path.parent), "site-packages", ".py", "s99"):
+        assert word.encode() not in content
+
+
+def types(path) -> dict[str, int]:
+    """Element type of every value, by ONNX's own inference."""
+    model = onnx.shape_inference.infer_shapes(onnx.load(path), strict_mode=True)
+    found = {value.name: value.type.tensor_type.elem_type for value in (*model.graph.value_info, *model.graph.input)}
+    return found | {constant.name: constant.data_type for constant in model.graph.initializer}
+
+
+@pytest.mark.parametrize(("dtype", "half"), [("fp16", TensorProto.FLOAT16), ("bf16", TensorProto.BFLOAT16)])
+@pytest.mark.parametrize("family", ["timm", "convnext"])
+def test_half_precision_computes_norms_and_softmax_in_float32(dtype, half, family, tmp_path):
+    model = timm_model() if family == "timm" else stock_model(family)
+    path = tmp_path / "half.onnx"
+    facts = export_onnx(model, path, dtype=dtype)
+    graph, type_of = onnx.load(path).graph, types(path)
+    found = {}
+    for node in graph.node:
+        found.setdefault(node.op_type, set()).update(
+            type_of[name] for name in node.input if type_of.get(name) in (TensorProto.FLOAT, half)
+        )
+    assert found["MatMul"] == found["Gemm"] == {half}
+    assert found["LayerNormalization"] == {TensorProto.FLOAT}
+    assert found.get("Softmax", {TensorProto.FLOAT}) == {TensorProto.FLOAT}
+    weights = sum(np.prod(constant.dims) for constant in graph.initializer if len(constant.dims) == 2)
+    halves = sum(np.prod(c.dims) for c in graph.initializer if len(c.dims) == 2 and c.data_type == half)
+    assert halves == weights
+    assert [(value.name, value.type.tensor_type.elem_type) for value in (*graph.input, *graph.output)] == [
+        ("pixel_values", TensorProto.FLOAT),
+        ("logits", TensorProto.FLOAT),
+    ]
+    assert 1e-7 < facts["parity"]["max_abs_difference"] < DEFAULT_ATOL[dtype]
+    if dtype == "fp16":
+        (logits,) = session(path).run(None, {"pixel_values": batch(2)})
+        np.testing.assert_allclose(logits, expected(model, batch(2)), atol=2e-3)
+    else:  # the difference is of the kind that PyTorch's own bf16 makes
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            autocast = expected(model, batch(2))
+        assert facts["parity"]["max_abs_difference"] < 5 * np.abs(autocast - expected(model, batch(2))).max()
+        with pytest.raises(Exception, match="NOT_IMPLEMENTED"):  # the reason for half.runnable_on_cpu
+            session(path)
+
+
+@pytest.mark.parametrize("family", ["timm", "vit"])
+def test_optimised_files_hold_onnx_runtimes_operators(family, micro, tmp_path):
+    model = micro if family == "timm" else stock_model(family)
+    facts = export_onnx(model, tmp_path / "fused.onnx", optimize=True)
+    domains = {node.domain for node in onnx.load(tmp_path / "fused.onnx").graph.node}
+    assert "com.microsoft" in domains
+    assert facts["optimized"]
+    (logits,) = session(tmp_path / "fused.onnx").run(None, {"pixel_values": batch(5)})
+    np.testing.assert_allclose(logits, expected(model, batch(5)), atol=1e-5)
+    onnx.checker.check_model(str(tmp_path / "fused.onnx"), full_check=True)
+
+
+def test_fixed_batch_and_opset(micro, tmp_path):
+    facts = export_onnx(micro, tmp_path / "fixed.onnx", batch_size=2, dynamic_axes=False, opset=18)
+    assert facts["opset"] == 18
+    assert facts["input"]["shape"] == [2, 3, 16, 16]
+    assert facts["parity"]["batch_sizes"] == [2]
+    runtime = session(tmp_path / "fixed.onnx")
+    (logits,) = runtime.run(None, {"pixel_values": batch(2)})
+    np.testing.assert_allclose(logits, expected(micro, batch(2)), atol=1e-5)
+    with pytest.raises(Exception, match="Got: 3 Expected: 2"):
+        runtime.run(None, {"pixel_values": batch(3)})
+
+
+def test_a_model_with_more_outputs_gives_its_logits_alone(tmp_path):
+    model = stock_model("deit", transformers.DeiTForImageClassificationWithTeacher)
+    for optimize in (False, True):
+        export_onnx(model, tmp_path / "model.onnx", optimize=optimize)
+        assert [output.name for output in onnx.load(tmp_path / "model.onnx").graph.output] == ["logits"]
+    model = stock_model("vit")
+    model.config.output_hidden_states = True
+    export_onnx(model, tmp_path / "model.onnx")
+    assert [output.name for output in session(tmp_path / "model.onnx").get_outputs()] == ["logits"]
+
+
+def test_a_difference_beyond_atol_leaves_what_was_there(micro, tmp_path):
+    (tmp_path / "model.onnx").write_text("an older export")
+    with pytest.raises(ModelError, match=r"model\.onnx: a logit differs from PyTorch's by .* where 1e-12 is allowed"):
+        export_onnx(micro, tmp_path / "model.onnx", atol=1e-12)
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+    assert (tmp_path / "model.onnx").read_text() == "an older export"
+
+
+class Branching(transformers.ViTForImageClassification):
+    def forward(self, pixel_values, **kwargs):
+        return super().forward(pixel_values if pixel_values.sum() > 0 else -pixel_values)
+
+
+def test_a_model_that_cannot_be_traced_is_told_in_one_message(tmp_path, capfd):
+    with pytest.raises(ModelError, match=r"Branching cannot be exported to ONNX by transformers 5") as caught:
+        export_onnx(stock_model("vit", base=Branching), tmp_path / "model.onnx")
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "int8"}, "dtype: 'int8' is none of fp32, fp16, bf16"),
+        ({"opset": 12}, "opset: 12 is outside 18 to 23"),
+        ({"batch_size": 0}, "batch_size: 0"),
+        ({"optimize": True, "dtype": "fp16"}, "leave out dtype fp16 or optimize"),
+    ],
+)
+def test_wrong_arguments(options, message, micro, tmp_path):
+    with pytest.raises(ModelError, match=message):
+        export_onnx(micro, tmp_path / "model.onnx", **options)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "timm_kwargs", "family", "values"),
+    [
+        (ARCHITECTURE, MICRO, "vit", {"patch_size": 8, "hidden_size": 32, "num_hidden_layers": 2, "image_size": 16}),
+        ("deit_tiny_patch16_224", MICRO, "deit", {"num_attention_heads": 2, "intermediate_size": 128}),
+        ("swin_tiny_patch4_window7_224",
+         {"patch_size": 2, "embed_dim": 16, "depths": (1, 1), "num_heads": (2, 2), "window_size": 4},
+         "swin", {"embed_dim": 16, "depths": [1, 1], "num_heads": [2, 2]}),
+        ("convnext_atto", {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)}, "convnext",
+         {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 8, 16, 16]}),
+    ],
+)  # fmt: skip
+def test_timm_models_get_a_family_that_clients_know(architecture, timm_kwargs, family, values, tmp_path):
+    config = family_config(timm_model(architecture, image_size=32 if family == "convnext" else 16, **timm_kwargs))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    stock = AutoConfig.from_pretrained(tmp_path)
+    assert stock.model_type == family
+    assert stock.id2label == dict(enumerate(LABELS))
+    assert stock.label2id == {label: index for index, label in enumerate(LABELS)}
+    assert {key: getattr(stock, key) for key in values} == values
+    assert config["num_labels"] == 3
+
+
+def test_a_multi_label_head_stays_one_in_the_configuration():
+    model = timm_model()
+    model.config.problem_type = "multi_label_classification"
+    assert family_config(model)["problem_type"] == "multi_label_classification"
+
+
+def test_stock_models_keep_their_configuration(tmp_path):
+    model = stock_model("dinov2")
+    model.config._name_or_path = "/a/place/here"
+    config = family_config(model)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert AutoConfig.from_pretrained(tmp_path).mlp_ratio == 2
+    assert config["model_type"] == "dinov2"
+    assert "/a/place" not in json.dumps(config)
+
+
+def test_file_names():
+    assert file_name() == "model.onnx"
+    assert file_name("bf16") == "model_bf16.onnx"
+    assert file_name(optimize=True) == "model_optimized.onnx"
+    assert file_name(quantize="int8-dynamic") == "model_quantized.onnx"
+    assert file_name(quantize="int8", target="tensorrt") == "model_int8_tensorrt.onnx"
+    assert file_name(quantize="int8", with_preprocessing=True) == "model_quantized_with_preprocessing.onnx"
+
+
+def test_export_json_adds_up_and_forgets_files_that_are_gone(tmp_path):
+    for name in ("model.onnx", "model_fp16.onnx"):
+        (tmp_path / name).write_text("")
+        write_export_facts(tmp_path, name, {"dtype": name}, source="out")
+    (tmp_path / "model.onnx").unlink()
+    (tmp_path / "model_quantized.onnx").write_text("")
+    write_export_facts(tmp_path, "model_quantized.onnx", {"dtype": "int8"})
+    facts = read_export_facts(tmp_path)
+    assert facts["source"] == "out"
+    assert set(facts["files"]) == {"model_fp16.onnx", "model_quantized.onnx"}
+
+
+def test_folders_that_are_no_place_for_an_export(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ModelError, match="is a file"):
+        claim_folder(tmp_path / "file")
+    with pytest.raises(ModelError, match="cannot be written"):
+        claim_folder(tmp_path / "file" / "below")
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    with pytest.raises(ModelError, match=r"holds a config\.json that is no export's"):
+        claim_folder(tmp_path)
+    (tmp_path / "export.json").write_text("{}")
+    claim_folder(tmp_path)
+    check_same_model(tmp_path, {"model_type": "vit"}, "1f")
+    with pytest.raises(ModelError, match=r"exports of another model, with another config\.json"):
+        check_same_model(tmp_path, {"model_type": "swin"}, "1f")
+    (tmp_path / "export.json").write_text("[]")
+    with pytest.raises(ModelError, match="cannot be read"):
+        read_export_facts(tmp_path)

@@ -1,0 +1,181 @@
+"""Preprocessing inside the graph, and as a stock processor: what the checkpoint's own image processor does."""
+
+import json
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+import transformers
+from helpers.images import LABELS
+from helpers.onnx_graphs import SIZE, write_configs, write_graph
+from helpers.recipes import ARCHITECTURE, MICRO
+from PIL import Image
+from transformers import AutoImageProcessor
+from transformers.models.timm_wrapper.image_processing_timm_wrapper import TimmWrapperImageProcessor
+
+from hfvit.errors import ModelError
+from hfvit.export.client_config import stock_processor_config
+from hfvit.export.onnx import export_onnx
+from hfvit.export.preprocessing import preprocessing_graph
+from hfvit.export.processor_steps import image_steps
+from hfvit.inference.classifier import load_classifier
+from hfvit.models.factory import build_model
+
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+# Shrunk, enlarged, wide, tall, as large as wanted, and with sides that a crop cannot be centred in.
+SIZES = [(97, 131), (301, 224), (24, 19), (31, 400), (400, 33), (48, 48), (51, 64), (375, 500)]
+
+
+def timm_processor(**values):
+    defaults = {"input_size": [3, 48, 48], "interpolation": "bicubic", "mean": MEAN, "std": STD, "crop_pct": 1.0}
+    return TimmWrapperImageProcessor(pretrained_cfg={**defaults, "crop_mode": "center", **values})
+
+
+def square(size):
+    return {"height": size, "width": size}
+
+
+PROCESSORS = {
+    "timm": timm_processor(),
+    "timm-0.9": timm_processor(crop_pct=0.9),
+    "timm-0.95-bilinear": timm_processor(crop_pct=0.95, interpolation="bilinear"),
+    "timm-squash": timm_processor(crop_mode="squash"),
+    "vit": transformers.ViTImageProcessor(size=square(48)),
+    "deit": transformers.DeiTImageProcessor(size=square(55), crop_size=square(48)),
+    "beit": transformers.BeitImageProcessor(size=square(48)),
+    "bit": transformers.BitImageProcessor(size={"shortest_edge": 55}, crop_size=square(48)),
+    "convnext": transformers.ConvNextImageProcessor(size={"shortest_edge": 48}),
+    "convnext-384": transformers.ConvNextImageProcessor(size={"shortest_edge": 384}),
+    "crop-only": transformers.ViTImageProcessor(do_resize=False, do_center_crop=True, crop_size=square(17)),
+    "no-norm": transformers.ViTImageProcessor(size=square(48), do_normalize=False),
+}
+
+
+def pictures(height, width, count=2, seed=0):
+    """Noise over a gradient, `(count, height, width, 3)` uint8."""
+    rng = np.random.default_rng(seed)
+    ramp = np.linspace(0, 180, width)[None, None, :, None] * np.linspace(0.3, 1, height)[None, :, None, None]
+    return (ramp + rng.integers(0, 76, (count, height, width, 3))).astype(np.uint8)
+
+
+def processed(processor, pixels):
+    return processor([Image.fromarray(p) for p in pixels], return_tensors="pt")["pixel_values"].numpy()
+
+
+def levels(processor, difference):
+    """A difference of pixel values in levels of 255."""
+    std = np.float32(processor.image_std if hasattr(processor, "image_std") else STD)
+    if getattr(processor, "do_normalize", True) is False:
+        std = np.ones(3, np.float32)
+    return np.abs(difference) * std[:, None, None] * 255
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_the_graph_gives_the_processors_pixel_values(name):
+    """Within one level of 255 of Pillow, at few pixels, and two of torchvision, which is as far from Pillow itself.
+
+    Where Pillow resizes down before it resizes across, a quarter of the pixels may be rounded otherwise.
+    """
+    processor = PROCESSORS[name]
+    graph = preprocessing_graph(processor, opset=18).SerializeToString()
+    runtime = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    for height, width in SIZES:
+        pixels = pictures(height, width)
+        (pixel_values,) = runtime.run(None, {"pixels": pixels})
+        wanted = processed(processor, pixels)
+        assert pixel_values.shape == wanted.shape
+        off = levels(processor, pixel_values - wanted)
+        assert off.max() < (1.01 if name.startswith("timm") else 2.01), (height, width)
+        assert (off > 0.5).mean() < (0.25 if height > width else 0.05), (height, width)
+
+
+@pytest.fixture(scope="module")
+def micro():
+    torch.manual_seed(0)
+    model = build_model(LABELS, architecture=ARCHITECTURE, image_size=48, timm_kwargs=MICRO).eval()
+    with torch.no_grad():
+        model.timm_model.head.weight.mul_(50)  # classes far enough apart that the first is no matter of rounding
+    return model
+
+
+@pytest.mark.parametrize(("dtype", "within"), [("fp32", 0.05), ("fp16", 0.1)])
+def test_raw_pictures_give_the_checkpoints_classes(dtype, within, micro, tmp_path):
+    processor = PROCESSORS["timm-0.9"]
+    path = tmp_path / "raw.onnx"
+    facts = export_onnx(micro, path, dtype=dtype, preprocessing=processor)
+    assert facts["with_preprocessing"]
+    assert facts["input"] == {"name": "pixels", "type": "uint8", "shape": ["batch_size", "height", "width", 3]}
+    assert facts["parity"]["preprocessing"]["max_levels"] <= 1.01
+    runtime = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (source,) = runtime.get_inputs()
+    assert (source.name, source.type, source.shape) == (
+        "pixels",
+        "tensor(uint8)",
+        ["batch_size", "height", "width", 3],
+    )
+    for (height, width), count in zip(SIZES, (1, 3, 2, 1, 1, 2, 4, 1), strict=True):
+        pixels = pictures(height, width, count, seed=count)
+        (logits,) = runtime.run(None, {"pixels": pixels})
+        with torch.inference_mode():
+            wanted = micro(torch.from_numpy(processed(processor, pixels))).logits.numpy()
+        np.testing.assert_allclose(logits, wanted, atol=within)
+        assert (logits.argmax(1) == wanted.argmax(1)).all()
+
+
+@pytest.mark.parametrize(
+    ("processor", "message"),
+    [
+        (timm_processor(interpolation="lanczos"), "filter lanczos"),
+        (timm_processor(crop_mode="border"), "the step ResizeKeepRatio"),
+        (transformers.ViTImageProcessor(do_pad=True, pad_size=square(60)), "pads pictures"),
+        (transformers.BitImageProcessor(size={"shortest_edge": 40}, crop_size=square(48)), "padding is not supported"),
+        (transformers.LevitImageProcessor(), "LevitImageProcessor is none whose steps are known"),
+    ],
+)
+def test_steps_that_a_graph_cannot_do(processor, message):
+    with pytest.raises(ModelError, match=message):
+        preprocessing_graph(processor, opset=18)
+
+
+@pytest.mark.parametrize("name", [name for name in PROCESSORS if name.startswith("timm")])
+def test_the_stock_processor_does_what_timms_does(name, tmp_path):
+    """Within two levels of 255, and where the spare pixels are odd in number, one pixel beside timm's crop at most."""
+    processor = PROCESSORS[name]
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(stock_processor_config(processor)))
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    stock = AutoImageProcessor.from_pretrained(tmp_path)
+    assert type(stock).__name__.removesuffix("Fast") in ("ViTImageProcessor", "BitImageProcessor")
+    moved = 0
+    for height, width in SIZES:
+        pixels = pictures(height, width)
+        ours, timms = processed(stock, pixels), processed(processor, pixels)
+        assert ours.shape == timms.shape
+        # timm's window may lie one pixel further down or right: then compare what both see.
+        shifts = [(0, 0), (1, 0), (0, 1), (1, 1)]
+        off = [
+            levels(processor, ours[..., down:, right:] - timms[..., : 48 - down, : 48 - right]).max()
+            for down, right in shifts
+        ]
+        best = int(np.argmin(off))
+        assert off[best] < 2.01, (height, width)
+        moved += best > 0
+    assert moved <= {"timm": 3, "timm-0.9": 3, "timm-0.95-bilinear": 5, "timm-squash": 0}[name]
+
+
+def test_stock_processors_are_saved_as_they_are(tmp_path):
+    for name in ("vit", "deit", "convnext"):
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(stock_processor_config(PROCESSORS[name])))
+        again = AutoImageProcessor.from_pretrained(tmp_path)
+        assert image_steps(again) == image_steps(PROCESSORS[name])
+
+
+def test_an_export_is_fed_the_very_pixels_of_its_checkpoint(tmp_path):
+    processor = timm_processor(input_size=[3, SIZE, SIZE])
+    write_graph(write_configs(tmp_path) / "model.onnx")
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(stock_processor_config(processor)))
+    noise = np.random.default_rng(0).integers(0, 256, (97, 131, 3), dtype=np.uint8)
+    pictures = [Image.fromarray(noise), Image.fromarray(noise[:9, :9])]
+    np.testing.assert_array_equal(
+        load_classifier(tmp_path).pixel_values(pictures), processor(pictures)["pixel_values"]
+    )

@@ -1,0 +1,353 @@
+"""Fused and INT8 graphs in real ONNX Runtime sessions: what they hold, how close to float, and what is refused."""
+
+import numpy as np
+import onnx
+import onnx_ir
+import onnxruntime
+import pytest
+import torch
+from helpers.images import LABELS
+from onnx import TensorProto, helper, numpy_helper
+from transformers import (
+    Dinov2Config,
+    Dinov2ForImageClassification,
+    SwinConfig,
+    SwinForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+from hfvit.errors import DataError, HFViTError, ModelError
+from hfvit.export.fusion import fuse
+from hfvit.export.onnx import export_onnx
+from hfvit.export.quantization import attention_products, load_float_graph, quantize_onnx
+from hfvit.models.factory import build_model
+
+SIZE, DEPTH = 32, 3
+SHAPE = {"patch_size": 8, "embed_dim": 64, "depth": DEPTH, "num_heads": 2, "init_values": 0.5}
+KINDS = [("int8", "onnxruntime"), ("int8-dynamic", "onnxruntime"), ("int8", "tensorrt")]
+
+
+def timm_vit(**kwargs):
+    torch.manual_seed(0)
+    model = build_model(LABELS, architecture="vit_tiny_patch16_224", image_size=SIZE, timm_kwargs={**SHAPE, **kwargs})
+    return randomised(model)
+
+
+def randomised(model):
+    """Weights large enough that every layer matters."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.15)
+    return model.eval()
+
+
+def dinov2():
+    config = Dinov2Config(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=2, image_size=SIZE, patch_size=8,
+        num_labels=3,
+    )  # fmt: skip
+    return randomised(Dinov2ForImageClassification(config))
+
+
+def vit():
+    config = ViTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=SIZE,
+        patch_size=8, num_labels=3,
+    )  # fmt: skip
+    return randomised(ViTForImageClassification(config))
+
+
+def swin():
+    config = SwinConfig(
+        image_size=SIZE, patch_size=2, embed_dim=16, depths=[1, 2], num_heads=[2, 2], window_size=4, num_labels=3
+    )
+    return randomised(SwinForImageClassification(config))
+
+
+def pictures(count, seed=0):
+    return np.random.default_rng(seed).standard_normal((count, 3, SIZE, SIZE), dtype=np.float32)
+
+
+def batches():
+    return [pictures(4, seed) for seed in range(1, 5)]
+
+
+def run(path, pixels):
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return session.run(["logits"], {"pixel_values": pixels})[0]
+
+
+def operators(path):
+    return [node.op_type for node in onnx.load(path).graph.node]
+
+
+@pytest.fixture(scope="session")
+def graphs(tmp_path_factory):
+    """Float graphs, exported once."""
+    folder = tmp_path_factory.mktemp("float")
+    models = {
+        "timm": timm_vit(),
+        "timm_mean": timm_vit(global_pool="avg"),
+        "vit": vit(),
+        "dinov2": dinov2(),
+        "swin": swin(),
+    }
+    for name, model in models.items():
+        export_onnx(model, folder / f"{name}.onnx")
+    return {name: folder / f"{name}.onnx" for name in models}
+
+
+@pytest.fixture(scope="session")
+def int8(graphs, tmp_path_factory):
+    """`int8(name, mode, runtime)` -> the quantised file and its facts, made once."""
+    folder, made = tmp_path_factory.mktemp("int8"), {}
+
+    def of(name, mode="int8", runtime="onnxruntime"):
+        key = (name, mode, runtime)
+        if key not in made:
+            path = folder / f"{'_'.join(key)}.onnx"
+            calibration = batches() if mode == "int8" else None
+            made[key] = path, quantize_onnx(graphs[name], path, mode=mode, runtime=runtime, calibration=calibration)
+        return made[key]
+
+    return of
+
+
+@pytest.mark.parametrize(("mode", "runtime"), KINDS)
+@pytest.mark.parametrize("name", ["timm", "timm_mean", "vit", "dinov2", "swin"])
+def test_int8_agrees_with_float_at_any_batch_size(graphs, int8, name, mode, runtime):
+    path, _ = int8(name, mode, runtime)
+    onnx.checker.check_model(onnx.load(path), full_check=runtime == "tensorrt")
+    for count in (1, 7, 64):
+        expected, found = run(graphs[name], pictures(count)), run(path, pictures(count))
+        assert found.shape == expected.shape
+        assert found.dtype == np.float32
+    assert not np.array_equal(found, expected)
+    assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.995
+    assert (found.argmax(1) == expected.argmax(1)).mean() > 0.9
+
+
+@pytest.mark.parametrize(("mode", "runtime"), KINDS)
+def test_weights_are_stored_as_one_byte(graphs, int8, mode, runtime):
+    """The weights of products; what is left over is biases, embeddings and (but for TensorRT) the patch projection."""
+    path, _ = int8("timm", mode, runtime)
+    float_weights = {w.name: numpy_helper.to_array(w) for w in onnx.load(graphs["timm"]).graph.initializer}
+    matrices = sum(array.size for array in float_weights.values() if array.ndim == 2)
+    stored = [numpy_helper.to_array(w) for w in onnx.load(path).graph.initializer]
+    assert sum(array.size for array in stored if array.dtype == np.int8 and array.ndim == 2) == matrices
+    largest = max(array.size for array in stored if array.dtype == np.float32 and array.ndim != 4)
+    assert largest <= (SIZE // 8) ** 2 * SHAPE["embed_dim"] + SHAPE["embed_dim"]  # the position embeddings
+
+
+@pytest.mark.parametrize(("mode", "runtime"), KINDS)
+@pytest.mark.parametrize(("name", "linears", "attentions"), [("timm", 13, 6), ("timm_mean", 13, 6), ("dinov2", 13, 4)])
+def test_products_with_weights_are_integer_and_attention_stays_float(
+    int8, graphs, name, linears, attentions, mode, runtime
+):
+    model = load_float_graph(graphs[name])
+    assert len(attention_products(model)) == attentions
+    path, facts = int8(name, mode, runtime)
+    found = operators(path)
+    assert not {"QLinearMatMul", "MatMulInteger", "QLinearSoftmax", "QLinearAdd"} & set(found)
+    if runtime == "tensorrt":
+        assert facts["integer_products"] == linears
+        assert facts["float_products"] == attentions
+        assert not any("com.microsoft" in node.domain for node in onnx.load(path).graph.node)
+        return
+    assert "Gemm" not in found
+    assert facts["integer_products"] == found.count("QAttention") + sum(
+        "MatMulInteger" in o or "QuantizeMatMul" in o for o in found
+    )
+    products = found.count("MatMul")
+    assert products == facts["float_products"]
+    assert products + 2 * found.count("QAttention") + 2 * found.count("MultiHeadAttention") == attentions
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("vit", 2), ("dinov2", 2)])
+def test_stock_attention_is_fused_in_spite_of_its_mask(graphs, fused, int8, name, blocks):
+    """Stock transformers export a mask that hides nothing."""
+    assert "Where" in operators(graphs[name])
+    found = operators(fused[name])
+    assert not {"Where", "Softmax"} & set(found)
+    assert found.count("Attention") + found.count("MultiHeadAttention") == blocks
+    assert found.count("MultiHeadAttention") == (name == "vit")  # DINOv2's head reads the mean of the patches, too
+    assert operators(int8(name)[0]).count("QAttention") == found.count("Attention")
+
+
+def test_a_mask_that_hides_something_stays(graphs, tmp_path):
+    """Of the stock graph's two masks, the addend: with one cell set, it has to have its effect."""
+    model = onnx.load(graphs["vit"])
+    mask = next(w for w in model.graph.initializer if w.data_type == TensorProto.BOOL)
+    values = numpy_helper.to_array(mask).copy()
+    values.reshape(-1)[3] = False
+    mask.CopyFrom(numpy_helper.from_array(values, mask.name))
+    onnx.save(model, tmp_path / "masked.onnx")
+    rewritten = onnx_ir.load(tmp_path / "masked.onnx")
+    fuse(rewritten)
+    onnx_ir.save(rewritten, tmp_path / "fused.onnx")
+    expected, found = run(tmp_path / "masked.onnx", pictures(3)), run(tmp_path / "fused.onnx", pictures(3))
+    assert not np.allclose(expected, run(graphs["vit"], pictures(3)), atol=1e-3)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_attention_of_a_timm_vit_is_fused(int8):
+    """One operator a block; the last block, of which the head reads one token, computes that token alone."""
+    found = operators(int8("timm")[0])
+    assert found.count("QAttention") == DEPTH - 1
+    assert found.count("MultiHeadAttention") == 1
+    assert "Mul" not in found  # LayerScale lies in the weights
+    mean = operators(int8("timm_mean")[0])
+    assert mean.count("QAttention") == DEPTH
+
+
+def test_activations_are_unsigned_for_onnxruntime_and_symmetric_for_tensorrt(int8):
+    def zero_points(path):
+        model = onnx.load(path)
+        weights = {w.name: numpy_helper.to_array(w) for w in model.graph.initializer}
+        return [weights[node.input[2]] for node in model.graph.node if node.op_type == "QuantizeLinear"]
+
+    unsigned = zero_points(int8("timm")[0])
+    assert unsigned
+    assert {array.dtype for array in unsigned} == {np.dtype(np.uint8)}
+    assert any(array.any() for array in unsigned)
+    symmetric = zero_points(int8("timm", "int8", "tensorrt")[0])
+    assert symmetric
+    assert {array.dtype for array in symmetric} == {np.dtype(np.int8)}
+    assert not any(array.any() for array in symmetric)
+
+
+def test_tensorrt_graph_has_one_scale_an_output_channel_and_float_biases(int8):
+    model = onnx.load(int8("timm", "int8", "tensorrt")[0])
+    weights = {w.name: numpy_helper.to_array(w) for w in model.graph.initializer}
+    kernels = [n for n in model.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in weights]
+    assert kernels
+    for node in kernels:
+        axis = next(a.i for a in node.attribute if a.name == "axis")
+        assert weights[node.input[0]].dtype == np.int8
+        assert weights[node.input[1]].shape == (weights[node.input[0]].shape[axis],)
+    assert not any(array.dtype == np.int32 and array.size > 16 for array in weights.values())
+    convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
+    assert convolutions[0].input[1] in {output for node in kernels for output in node.output}
+
+
+def test_axes_names_and_facts(int8):
+    for kind in KINDS:
+        path, facts = int8("timm", *kind)
+        model = onnx.load(path)
+        assert [value.name for value in model.graph.input] == ["pixel_values"]
+        assert [value.name for value in model.graph.output] == ["logits"]
+        for value in (*model.graph.input, *model.graph.output):
+            assert value.type.tensor_type.shape.dim[0].dim_param == "batch_size"
+        assert (facts["mode"], facts["runtime"]) == kind
+        assert facts["tool"] == f"onnxruntime {onnxruntime.__version__}"
+        assert facts.get("calibration_images") == (16 if kind[0] == "int8" else None)
+        assert str(path.parent).encode() not in path.read_bytes()
+        assert b"/tmp/" not in path.read_bytes()
+    assert {file.suffix for file in path.parent.iterdir()} == {".onnx"}  # nothing temporary, no weights beside
+
+
+def small_model(inputs, nodes, weights=()):
+    values = [helper.make_tensor_value_info(name, kind, shape) for name, kind, shape in inputs]
+    output = helper.make_tensor_value_info("logits", TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, "g", values, [output], list(weights))
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+@pytest.fixture
+def bad_files(tmp_path, int8):
+    """File by what is wrong with it."""
+    relu = helper.make_node("Relu", ["pixel_values"], ["logits"])
+    picture = ("pixel_values", TensorProto.FLOAT, ["batch_size", 3, 4, 4])
+    onnx.save(small_model([picture], [relu]), tmp_path / "no product.onnx")
+    cast = helper.make_node("Cast", ["pixels"], ["logits"], to=1)
+    onnx.save(small_model([("pixels", TensorProto.UINT8, ["b", "h", "w", 3])], [cast]), tmp_path / "uint8.onnx")
+    (tmp_path / "text.onnx").write_text("not a graph")
+    return {"missing": tmp_path / "none.onnx", "quantised": int8("timm")[0]} | {
+        name: tmp_path / f"{name}.onnx" for name in ("no product", "uint8", "text")
+    }
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("missing", "There is no file"),
+        ("text", "is no ONNX file"),
+        ("no product", "nothing to quantise"),
+        ("uint8", "without preprocessing"),
+        ("quantised", "quantised already"),
+    ],
+)
+def test_a_file_that_cannot_be_quantised_is_one_clear_error(bad_files, tmp_path, what, message):
+    with pytest.raises(ModelError, match=message):
+        quantize_onnx(bad_files[what], tmp_path / "out" / "int8.onnx", calibration=batches())
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"calibration": None}, "needs calibration images"),
+        ({"calibration": []}, "no calibration images"),
+        ({"calibration": [pictures(2)[:, :, :16]]}, r"float32 \('batch_size', 3, 32, 32\).*\(2, 3, 16, 32\)"),
+        ({"calibration": [pictures(2).astype(np.float64)]}, "one is float64"),
+        ({"calibration": [pictures(2)[0]]}, r"\(3, 32, 32\)"),
+        ({"calibration": [pictures(2), np.full((1, 3, SIZE, SIZE), np.nan, np.float32)]}, "NaN"),
+    ],
+)
+@pytest.mark.parametrize("runtime", ["onnxruntime", "tensorrt"])
+def test_bad_calibration_is_one_clear_error(graphs, tmp_path, arguments, message, runtime):
+    with pytest.raises(DataError, match=message):
+        quantize_onnx(graphs["timm"], tmp_path / "int8.onnx", runtime=runtime, **arguments)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"mode": "int4"}, "mode: 'int4' is not one of int8, int8-dynamic"),
+        ({"runtime": "onnxruntimes"}, "Did you mean 'onnxruntime'"),
+        ({"mode": "int8-dynamic", "runtime": "tensorrt"}, "TensorRT has no dynamic INT8"),
+    ],
+)
+def test_unknown_modes_are_refused(graphs, tmp_path, arguments, message):
+    with pytest.raises(HFViTError, match=message):
+        quantize_onnx(graphs["timm"], tmp_path / "int8.onnx", calibration=batches(), **arguments)
+
+
+def test_calibration_may_be_a_generator(graphs, int8, tmp_path):
+    quantize_onnx(graphs["timm"], tmp_path / "int8.onnx", calibration=(batch for batch in batches()))
+    assert (tmp_path / "int8.onnx").read_bytes() == int8("timm")[0].read_bytes()
+
+
+@pytest.fixture(scope="session")
+def fused(graphs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fused")
+    for path in graphs.values():
+        model = onnx_ir.load(path)
+        fuse(model)
+        onnx_ir.save(model, folder / path.name)
+    return {name: folder / path.name for name, path in graphs.items()}
+
+
+@pytest.mark.parametrize("name", ["timm", "timm_mean", "vit", "dinov2", "swin"])
+def test_logits_are_the_same(graphs, fused, name):
+    for count in (1, 5):
+        expected, found = run(graphs[name], pictures(count)), run(fused[name], pictures(count))
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+def test_what_a_timm_vit_becomes(fused):
+    found = [node.op_type for node in onnx.load(fused["timm"]).graph.node]
+    assert found.count("Attention") == DEPTH - 1
+    assert found.count("MultiHeadAttention") == 1  # the last block, for the class token
+    assert not {"SkipLayerNormalization", "Softmax", "Mul"} & set(found)
+
+
+def test_a_head_that_reads_every_token_keeps_the_last_block(fused):
+    found = [node.op_type for node in onnx.load(fused["timm_mean"]).graph.node]
+    assert found.count("Attention") == DEPTH
+    assert "MultiHeadAttention" not in found

@@ -1,0 +1,251 @@
+"""`optimum-cli export tensorrt` as its user types it: folders, engine.json, Triton's layout, refusals."""
+
+import argparse
+import hashlib
+import json
+
+import pytest
+from helpers.commands import ROOT, run_command
+from helpers.images import LABELS
+from helpers.onnx_graphs import write_configs, write_graph
+from helpers.recipes import MICRO_RECIPE
+from transformers import AutoImageProcessor
+
+from hfvit.cli.export_onnx import export_onnx_command
+from hfvit.cli.export_tensorrt import add_arguments, export_tensorrt_command, size_in_bytes
+from hfvit.errors import ModelError, run
+from hfvit.export.tensorrt_pipeline import EngineExport, graph_options
+from hfvit.pipeline import main as train
+from hfvit.trt.api import EngineOptions, load_backend
+
+RTX = load_backend("tensorrt_rtx")
+pytestmark = [
+    pytest.mark.tensorrt,
+    pytest.mark.skipif(isinstance(RTX, str), reason=f"tensorrt_rtx cannot be imported: {RTX}"),
+]
+FOLDER = {"model.engine", "engine.json", "config.json", "preprocessor_config.json"}
+
+
+@pytest.fixture
+def given(tmp_path):
+    """An ONNX file with its configuration."""
+    folder = write_configs(tmp_path / "onnx")
+    return write_graph(folder / "model.onnx")
+
+
+def parsed(*words) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return parser.parse_args([str(word) for word in words])
+
+
+def export(*words) -> int:
+    """The command in this process; its exit code."""
+    return run(lambda: export_tensorrt_command(parsed(*words)))
+
+
+def names(folder) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def facts(folder) -> dict:
+    return json.loads((folder / "engine.json").read_text())
+
+
+def test_a_checkpoint_becomes_an_engine_with_all_that_it_needs(stock, tmp_path, capsys):
+    out = tmp_path / "engine"
+    words = ["--dtype", "fp16", "--min_batch", 2, "--opt_batch", 4, "--max_batch", 8, "--workspace", "64MiB"]
+    assert export("--model", stock, out, *words, "--compute_capability", "8.6", "8.9") == 0
+    told = capsys.readouterr()
+    assert told.err == ""
+    assert names(out) == FOLDER
+    assert {path.name for path in out.iterdir()} == FOLDER  # no folder that is not seen, either
+    known = facts(out)
+    engine = (out / "model.engine").read_bytes()
+    assert known["sha256"] == hashlib.sha256(engine).hexdigest()
+    assert known["bytes"] == len(engine)
+    assert known["dtype"] == "fp16"
+    assert known["backend"] == {"name": "tensorrt_rtx", "version": RTX.version, "cuda": RTX.cuda}
+    assert known["compute_capabilities"] == ["8.6", "8.9"]
+    assert [known["profile"][key][0] for key in ("min", "opt", "max")] == [2, 4, 8]
+    assert known["options"]["workspace"] == 64 * 2**20
+    assert known["labels"] == LABELS
+    assert known["source"] == stock.name
+    assert len(known["weights_sha256"]) == 64
+    assert known["onnx"]["name"] == "model_fp16.onnx"
+    assert len(known["onnx"]["sha256"]) == 64
+    assert known["onnx"]["parity"]["max_abs_difference"] < 0.02
+    assert known["preprocessing"] == json.loads((out / "preprocessor_config.json").read_text())
+    assert str(tmp_path) not in (out / "engine.json").read_text()
+    assert AutoImageProcessor.from_pretrained(out).size["height"] == 16
+    rows = {line.split("  ")[0]: line for line in told.out.splitlines()}
+    assert "2 to 8, best at 4" in rows["batch"]
+    assert "8.6, 8.9" in rows["runs on"]
+    assert "fp16" in rows["precision"]
+    assert "pixel_values (batch, 3, 16, 16) float" in rows["input"]
+    with pytest.raises(ModelError, match="is an engine already"):
+        export_tensorrt_command(parsed("--model", out, tmp_path / "again"))
+
+
+def test_int8_takes_calibration_and_gate_from_the_checkpoints_recipe(colors, tmp_path, capsys):
+    recipe = tmp_path / "micro.yaml"
+    checkpoint = tmp_path / "out"
+    recipe.write_text(MICRO_RECIPE + f"dataset_name: {colors}\noutput_dir: {checkpoint}\n")
+    assert run(lambda: train([str(recipe), "--num_train_epochs", "6"])) == 0
+    capsys.readouterr()
+    out = checkpoint / "tensorrt"
+    assert export("--model", checkpoint, out, "--dtype", "int8", "--max_accuracy_drop", 20) == 0
+    told = capsys.readouterr().out
+    assert "judging model_int8_tensorrt.onnx" in told
+    assert "gate +0.00 points" in told or "points, " in told
+    assert names(out) == FOLDER
+    known = facts(out)
+    assert known["dtype"] == "int8"
+    assert known["network"]["layers"]["QUANTIZE"] > 0
+    assert known["onnx"]["quantization"]["runtime"] == "tensorrt"
+    assert known["onnx"]["calibration"]["split"].startswith("split 'train'")
+    assert known["onnx"]["gate"]["passed"]
+    assert str(tmp_path) not in (out / "engine.json").read_text()
+    before = (out / "engine.json").read_text()
+    options = parsed("--model", checkpoint, out, "--dtype", "int8")
+    options.max_accuracy_drop = -101.0  # which no file can meet, and no command line can say
+    assert run(lambda: export_tensorrt_command(options)) == 4
+    assert "Nothing was written" in capsys.readouterr().err
+    assert (out / "engine.json").read_text() == before
+    assert names(out) == FOLDER
+
+
+def test_an_onnx_file_becomes_an_engine_and_a_new_one_takes_its_place(given, tmp_path, capsys):
+    out = tmp_path / "engine"
+    assert export("--model", given, out) == 0
+    first = facts(out)
+    assert first["onnx"]["sha256"] == hashlib.sha256(given.read_bytes()).hexdigest()
+    assert (first["dtype"], first["source"]) == ("fp32", "model.onnx")
+    assert export("--model", given.parent, out, "--max_batch", 8) == 0
+    assert facts(out)["profile"]["max"][0] == 8
+    assert names(out) == FOLDER
+
+
+def test_a_failed_build_leaves_what_was_there(given, tmp_path, capsys):
+    out = tmp_path / "engine"
+    assert export("--model", given, out) == 0
+    before = {name: (out / name).read_bytes() for name in FOLDER}
+    write_graph(given, batch=4)
+    assert export("--model", given, out) == 2
+    assert "batches of 4 only" in capsys.readouterr().err
+    assert {name: (out / name).read_bytes() for name in FOLDER} == before
+    assert names(out) == FOLDER
+
+
+def test_tritons_layout(given, tmp_path, capsys):
+    """Through the command Triton is for full TensorRT alone; the layout does not depend on who built the plan."""
+    out = tmp_path / "repository" / "colors"
+    options = graph_options(parsed("--model", given, out, "--triton", "colors"))
+    EngineExport(options, RTX, EngineOptions(1, 8, 32)).run()
+    assert names(out) == {"1/model.plan", "config.pbtxt", "labels.txt", *FOLDER - {"model.engine"}}
+    assert (out / "labels.txt").read_text().splitlines() == LABELS
+    assert facts(out)["file"] == "1/model.plan"
+    assert facts(out)["sha256"] == hashlib.sha256((out / "1" / "model.plan").read_bytes()).hexdigest()
+    assert (
+        (out / "config.pbtxt").read_text()
+        == """\
+name: "colors"
+platform: "tensorrt_plan"
+max_batch_size: 32
+input [
+  {
+    name: "pixel_values"
+    data_type: TYPE_FP32
+    dims: [ 3, 16, 16 ]
+  }
+]
+output [
+  {
+    name: "logits"
+    data_type: TYPE_FP32
+    dims: [ 3 ]
+    label_filename: "labels.txt"
+  }
+]
+dynamic_batching {
+  preferred_batch_size: [ 8, 32 ]
+  max_queue_delay_microseconds: 1000
+}
+instance_group [
+  {
+    count: 1
+    kind: KIND_GPU
+  }
+]
+"""
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model", "{tmp}/nowhere", "{tmp}/out"], "There is no folder"),
+        (["--model", "{stock}", "{tmp}/out", "--dtype", "fp8"], "Take --dtype int8 or fp16"),
+        (["--model", "{stock}", "{tmp}/out", "--dtype", "bf16", "--compute_capability", "7.5"], "needs compute cap"),
+        (["--model", "{stock}", "{tmp}/out", "--compute_capability", "9.0"], "has no target 9.0"),
+        (["--model", "{stock}", "{tmp}/out", "--triton", "vit"], "Triton serves engines of TensorRT, not of"),
+        (["--model", "{stock}", "{tmp}/out", "--triton", "a/b"], "is no name of a model"),
+        (["--model", "{stock}", "{tmp}/out", "--triton", "vit", "--min_batch", "2"], "--min_batch is 2; take 1"),
+        (["--model", "{stock}", "{tmp}/out", "--dtype", "int8"], "give --calibration_dataset, or take --dtype fp16."),
+        (["--model", "{stock}", "{stock}"], "holds a config.json that is no export's"),
+        (["--model", "{given}", "{tmp}/out", "--dtype", "fp16"], "computes in fp32"),
+        (["--model", "{stock}", "{tmp}/out", "--timing_cache", "{tmp}/cache"], "measures nothing"),
+    ],
+)
+def test_mistakes_are_one_message(words, message, stock, given, tmp_path, capsys):
+    places = {"tmp": tmp_path, "stock": stock, "given": given}
+    before = names(stock)
+    assert export(*(word.format(**places) for word in words)) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert error.count("error: ") == 1
+    assert names(stock) == before
+    assert not (tmp_path / "out").exists() or not names(tmp_path / "out")
+
+
+def test_graphs_that_onnx_runtime_alone_runs_are_refused(stock, tmp_path, capsys):
+    from hfvit.cli.export_onnx import add_arguments as onnx_arguments
+
+    parser = argparse.ArgumentParser()
+    onnx_arguments(parser)
+    words = ["--model", str(stock), "--optimize", "--quantize", "int8-dynamic", str(tmp_path / "onnx")]
+    assert run(lambda: export_onnx_command(parser.parse_args(words))) == 0
+    for name in ("model_optimized.onnx", "model_quantized.onnx"):
+        assert export("--model", tmp_path / "onnx" / name, tmp_path / "out") == 2
+        assert "ONNX Runtime" in capsys.readouterr().err
+        assert not names(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("1GiB", 2**30), ("512 mib", 2**29), ("2GB", 2 * 10**9), ("1.5KiB", 1536), ("4096", 4096)]
+)
+def test_sizes(text, size):
+    assert size_in_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["1 quart", "", "GiB", "-1GiB", "0"])
+def test_no_sizes(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="512MiB"):
+        size_in_bytes(text)
+
+
+def test_an_output_that_was_taken_for_a_compute_capability(capsys):
+    with pytest.raises(SystemExit):
+        parsed("--model", "m", "--compute_capability", "8.6", "engine")
+    assert "OUTPUT goes before this option" in capsys.readouterr().err
+
+
+@pytest.mark.integration
+def test_the_command_is_registered(given, tmp_path):
+    result = run_command(
+        "optimum-cli", "export", "tensorrt", "--model", given, tmp_path / "engine", PYTHONPATH=str(ROOT)
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    assert names(tmp_path / "engine") == FOLDER

@@ -1,0 +1,225 @@
+"""Linear probe, and runs of every way to fine-tune: what is left and comes out, against scikit-learn and autograd."""
+
+import json
+import os
+import sys
+
+import numpy as np
+import pytest
+import torch
+from helpers.commands import run_command
+from helpers.images import LABELS
+from helpers.micro_trainer import make_trainer
+from helpers.recipes import ARCHITECTURE, MICRO, MICRO_RECIPE
+from helpers.runs import OUTPUT_FILES, files
+from safetensors.torch import load_file
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+from transformers import AutoModelForImageClassification
+
+from hfvit.errors import ModelError, RecipeError
+from hfvit.finetuning.linear_probe import AugmentedPasses, body_and_classifier, solve
+from hfvit.hub.files import files_to_push
+from hfvit.models.factory import build_model
+from hfvit.pipeline import main
+from hfvit.recipe.loader import load_recipe
+from hfvit.report.page import write_page
+
+PIXELS = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def lasting(folder):
+    """The files of a run, without the plots that it has only where it has mistakes to show."""
+    return {name for name in files(folder) if "mistakes" not in name}
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """A checkpoint to start from."""
+    folder = tmp_path_factory.mktemp("start")
+    torch.manual_seed(5)
+    build_model(LABELS, architecture=ARCHITECTURE, image_size=16, timm_kwargs=MICRO).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def write(tmp_path_factory, colors, start):
+    """A micro recipe that starts from `start`, with further lines; its output_dir is `out` beside it."""
+
+    def write(text):
+        folder = tmp_path_factory.mktemp("run")
+        lines = [line for line in MICRO_RECIPE.splitlines() if not line.startswith(("architecture", "model_args"))]
+        own = [f"model_name_or_path: {start}", f"dataset_name: {colors}", f"output_dir: {folder / 'out'}", text]
+        (folder / "recipe.yaml").write_text("\n".join([*lines, *own]) + "\n")
+        return folder / "recipe.yaml", folder / "out"
+
+    return write
+
+
+def test_a_lora_run_leaves_a_stock_checkpoint_and_the_adapter(write, start):
+    path, out = write("finetuning: lora\nlora_rank: 2\nema_decay: 0.9\n")
+    main([str(path)])
+    assert lasting(out) == OUTPUT_FILES | {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"}
+    facts = json.loads((out / "run.json").read_text())
+    assert facts["model"]["trained_parameters"] == 2 * 2 * (32 + 96 + 32 + 32) + 33 * 3
+    base = load_file(start / "model.safetensors")
+    assert facts["model"]["parameters"] == sum(value.numel() for value in base.values())
+    assert facts["training"]["mfu"] > 0  # the operations of adapters are counted, too
+    adapter, merged = load_file(out / "adapter" / "adapter_model.safetensors"), load_file(out / "model.safetensors")
+    a, b = (adapter[f"base_model.model.blocks.1.attn.qkv.lora_{matrix}.weight"] for matrix in "AB")
+    expected = base["blocks.1.attn.qkv.weight"] + 2.0 * b @ a
+    torch.testing.assert_close(merged["blocks.1.attn.qkv.weight"], expected)
+    assert torch.equal(merged["head.weight"], adapter["base_model.model.head.weight"])
+    assert AutoModelForImageClassification.from_pretrained(out)(PIXELS).logits.shape == (4, 3)
+    assert "of LoRA (rank 2), merged into the weights" in (out / "README.md").read_text()
+    assert [file.path for file in files_to_push(out, "user/model")][1:3] == [
+        "adapter/adapter_config.json",
+        "adapter/adapter_model.safetensors",
+    ]
+
+
+def test_a_linear_probe_equals_scikit_learns_and_is_kept(write, start, caplog):
+    path, out = write("finetuning: linear_probe\nprobe_c: [0.1, 0.01]\nvalidation_split: test\n")
+    main([str(path)])
+    assert lasting(out) == OUTPUT_FILES
+    facts = json.loads((out / "run.json").read_text())
+    assert facts["data"]["selected_by"] == "validation"
+    assert facts["model"]["trained_parameters"] == 33 * 3
+    probe = facts["training"]["probe"]
+    assert probe["c"] == [0.01, 0.1]
+    scores = [score["accuracy"] for score in probe["validation"]]
+    assert probe["best_c"] == probe["c"][int(np.argmax(scores))]
+    assert facts["metrics"]["validation"]["accuracy"] == max(scores)
+    assert "C = " in (out / "README.md").read_text()
+    page = write_page(facts, out, {}).read_text()
+    assert f"C = {probe['best_c']:g} of 2 by validation accuracy" in page
+    assert "0 steps" not in page
+
+    old, new = load_file(start / "model.safetensors"), load_file(out / "model.safetensors")
+    assert {name for name, value in old.items() if not torch.equal(value, new[name])} == {"head.weight", "head.bias"}
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        main([str(path), "--output_dir", str(out.parent / "again"), "--probe_c", "0.01", "0.1"])
+    assert sum("features of images, from" in record.message for record in caplog.records) == 2
+    again = load_file(out.parent / "again" / "model.safetensors")
+    assert all(torch.equal(value, again[name]) for name, value in new.items())
+
+
+@pytest.mark.parametrize(("classes", "balance"), [(3, "none"), (2, "none"), (3, "weight")])
+def test_the_solution_is_where_the_penalised_loss_is_flat(classes, balance):
+    rng = np.random.default_rng(0)
+    labels = rng.choice(classes, 90, p=np.arange(1, classes + 1) / np.arange(1, classes + 1).sum())
+    features = (rng.normal(size=(90, 5)) + labels[:, None] * [1.0, 0, 0, 0.5, 0]).astype(np.float32)
+    features *= [1, 10, 100, 1, 0.1]
+    [(weight, bias)] = solve(features, labels, classes + 1, [0.3], balance)
+    assert weight.shape == (classes + 1, 5)
+    assert (features @ weight.T + bias).argmax(1).max() < classes  # a class without images is never the answer
+    mean, std = features.mean(0), features.std(0)
+    w = torch.tensor(weight[:classes] * std, dtype=torch.float64, requires_grad=True)
+    b = torch.tensor(bias[:classes] + weight[:classes] @ mean, dtype=torch.float64, requires_grad=True)
+    x, y = torch.tensor((features - mean) / std, dtype=torch.float64), torch.tensor(labels)
+    counts = np.bincount(labels)
+    balanced = torch.tensor(len(labels) / (classes * counts)) if balance == "weight" else None
+    loss = torch.nn.functional.cross_entropy(x @ w.T + b, y, weight=balanced, reduction="sum")
+    # With two classes scikit-learn penalises the one weight vector that tells them apart.
+    penalty = (w[1] - w[0]).square().sum() / 2 if classes == 2 else w.square().sum() / 2
+    (0.3 * loss + penalty).backward()
+    assert b.grad.abs().max() < 0.02
+    assert w.grad.abs().max() < 0.02
+    reference = LogisticRegression(C=0.3, class_weight="balanced" if balanced is not None else None)
+    expected = reference.fit(StandardScaler().fit_transform(features), labels).predict_proba((features - mean) / std)
+    found = torch.softmax(torch.tensor(features @ weight.T + bias), 1).numpy()[:, :classes]
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+def test_augmented_passes_are_drawn_anew_and_alike_each_time(tmp_path):
+    train = make_trainer(tmp_path).train_dataset
+    passes = AugmentedPasses(train, 2)
+    assert len(passes) == 2 * len(train)
+    assert passes.labels.tolist() == [*train.labels, *train.labels]
+    first, second = passes.__getitems__([3]), passes.__getitems__([3 + len(train)])
+    assert torch.equal(first["images"], second["images"])
+    assert first["plan"]["seeds"] != second["plan"]["seeds"]
+    assert passes.__getitems__([3])["plan"]["seeds"] == first["plan"]["seeds"]
+
+
+def test_a_probe_of_augmented_copies(write):
+    path, out = write("finetuning: linear_probe\nprobe_c: [0.1]\nprobe_passes: 2\nclass_balance: weight\n")
+    main([str(path)])
+    probe = json.loads((out / "run.json").read_text())["training"]["probe"]
+    assert probe["rows"] == 2 * 52
+    assert probe["features"] == 32
+
+
+@pytest.mark.slow
+def test_the_benchmark_gives_a_row_for_each_way(tmp_path):
+    rows = tmp_path / "rows.json"
+    words = ("benchmarks/finetuning.py", "--quick", "--only", "linear_probe", "--json", rows)
+    result = run_command(sys.executable, *words)
+    assert result.returncode == 0, result.stderr
+    assert "| linear_probe |" in result.stdout
+    [row] = json.loads(rows.read_text())["rows"]
+    assert row["trained weights"] == 49 * 10
+    assert row["peak MiB"] > 100
+
+
+def test_a_probe_whose_images_do_not_fit_goes_on_with_fewer(write, monkeypatch, tmp_path, caplog):
+    path, out = write("finetuning: linear_probe\nprobe_c: [0.1]\nprobe_passes: 2\n")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "one")
+    main([str(path)])
+
+    def limited(model):
+        body, classifier = body_and_classifier(model)
+
+        def few(pixel_values):
+            if len(pixel_values) > 4:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")
+            return body(pixel_values)
+
+        return few, classifier
+
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "other")
+    monkeypatch.setattr("hfvit.finetuning.linear_probe.body_and_classifier", limited)
+    abandoned = tmp_path / "other" / "hfvit_features" / ".of-a-killed-run.1.npy"
+    abandoned.parent.mkdir(parents=True)
+    abandoned.touch()
+    os.utime(abandoned, (0, 0))
+    main([str(path), "--output_dir", str(tmp_path / "out")])
+    expected, found = (load_file(folder / "model.safetensors")["head.weight"] for folder in (out, tmp_path / "out"))
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+    assert not abandoned.exists()
+    events = json.loads((tmp_path / "out" / "run.json").read_text())["events"]
+    assert events[-1]["event"] == "out_of_memory_in_feature_extraction"
+    assert events[-1]["then"] <= 4
+    assert "Out of memory in feature extraction with" in caplog.text
+
+
+def test_no_probe_where_the_classifier_is_not_one_layer():
+    name, size = "deit_tiny_distilled_patch16_224", {"patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
+    model = build_model(LABELS, architecture=name, image_size=16, timm_kwargs=size)
+    with pytest.raises(ModelError, match="linear_probe is not for deit_tiny_distilled"):
+        body_and_classifier(model)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("finetuning: adapter", "finetuning: 'adapter' is not allowed; it takes one of full, lora, linear_probe"),
+        ("finetuning: lora\nfreeze: 1", "freeze: not with finetuning: lora, which says itself"),
+        ("finetuning: lora\nlora_rank: 0", "lora_rank: 0 is not allowed"),
+        ("finetuning: linear_probe\nmixup_alpha: 0.2", "mixup_alpha, cutmix_alpha, random_erasing: not with"),
+        ("finetuning: linear_probe\nclass_balance: sample", "class_balance: not with finetuning: linear_probe"),
+        ("finetuning: linear_probe\nprobe_c: [0.0]", "probe_c: [0.0] is not allowed; it takes numbers above 0"),
+        ("distillation_alpha: 2", "distillation_alpha: 2.0 is not allowed; it takes 0 to 1"),
+    ],
+)
+def test_what_a_recipe_cannot_ask_for(write, line, message):
+    path, _ = write(line)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe([str(path)])
+    assert message in str(caught.value)
+
+
+def test_probe_and_lora_start_from_a_checkpoint(recipe):
+    with pytest.raises(RecipeError, match="architecture: not with finetuning: lora"):
+        load_recipe([str(recipe), "--finetuning", "lora"])

@@ -1,0 +1,195 @@
+"""Training images that grow with the steps: planned sizes, exact resume, stock checkpoint, refusals in one message."""
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from helpers.images import LABELS
+from helpers.recipes import ARCHITECTURE, MICRO, MICRO_RECIPE
+from safetensors.torch import load_file
+from torch.nn import functional as F
+from transformers import AutoModelForImageClassification, TrainerCallback, TrainerState
+
+from hfvit.errors import ModelError, RecipeError
+from hfvit.finetuning.progressive_resizing import ProgressiveSize
+from hfvit.models.factory import build_model
+from hfvit.pipeline import main as train
+
+STEPS, SIZES = 18, [8, 16]  # of 6 steps an epoch, so that two checkpoints are within a part's bounds
+SWIN = {"patch_size": 2, "embed_dim": 16, "depths": (2, 1), "num_heads": (2, 2), "window_size": 4}  # one is shifted
+HIERA = {
+    "embed_dim": 16,
+    "stages": (1, 1, 1, 1),
+    "patch_stride": (2, 2),
+    "patch_kernel": (3, 3),
+    "patch_padding": (1, 1),
+}
+CONVNEXT = {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)}
+
+
+def micro(architecture=ARCHITECTURE, size=32, **args):
+    torch.manual_seed(0)
+    return build_model(LABELS, architecture=architecture, image_size=size, timm_kwargs=args or MICRO)
+
+
+class Sizes(TrainerCallback):
+    """Notes the image sizes that the network is given, by optimizer step, and in evaluation."""
+
+    def __init__(self):
+        self.trained, self.evaluated = {}, set()
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        def note(network, inputs):
+            sides = tuple(inputs[0].shape[-2:])
+            if network.training:
+                self.trained.setdefault(state.global_step, set()).add(sides)
+            else:
+                self.evaluated.add(sides)
+
+        self.hook = model.timm_model.register_forward_pre_hook(note)
+        self.network = model.timm_model
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, colors):
+    folder = tmp_path_factory.mktemp("progressive")
+    recipe = folder / "growing.yaml"
+    recipe.write_text(
+        MICRO_RECIPE.replace("image_size: 16", "image_size: 32").replace("num_train_epochs: 2", "num_train_epochs: 3")
+        + f"progressive_image_size: {SIZES}\nmixup_alpha: 0.2\nema_decay: 0.9\nper_device_train_batch_size: 4\n"
+        f"dataset_name: {colors}\noutput_dir: {folder / 'out'}\nkeep_checkpoints: true\nsave_total_limit: 9\n"
+        "save_strategy: steps\neval_strategy: steps\nsave_steps: 4\neval_steps: 4\n"
+    )
+    sizes = Sizes()
+    train([str(recipe)], [sizes])
+    return recipe, folder / "out", sizes
+
+
+def plan(first=0):
+    return {step: {(size, size)} for step in range(first, STEPS) for size in [[8, 16, 32][step // 6]]}
+
+
+def test_the_model_sees_the_planned_sizes_and_evaluates_at_its_own(run):
+    _, out, sizes = run
+    assert sizes.trained == plan()
+    assert sizes.evaluated == {(32, 32)}
+    assert json.loads((out / "trainer_state.json").read_text())["max_steps"] == STEPS
+
+
+def test_a_resumed_run_is_the_unbroken_one(run, tmp_path):
+    recipe, out, _ = run
+    again = Sizes()
+    train([str(recipe), "--output_dir", str(tmp_path), "--resume_from_checkpoint", str(out / "checkpoint-4")], [again])
+    assert again.trained == plan(first=4)
+    whole, resumed = (load_file(folder / "model.safetensors") for folder in (out, tmp_path))
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_what_is_saved_is_a_stock_checkpoint_of_the_full_size(run):
+    _, out, sizes = run
+    network, pixel_values = sizes.network.eval(), torch.randn(2, 3, 32, 32)
+    assert not network.dynamic_img_size
+    assert network.patch_embed.strict_img_size
+    assert network.patch_embed.flatten
+    assert json.loads((out / "config.json").read_text())["model_args"] == {**MICRO, "img_size": 32}
+    with torch.inference_mode():
+        for folder in (out, out / "checkpoint-4"):  # one while it was switched on, too
+            stock = AutoModelForImageClassification.from_pretrained(folder).eval()
+            assert stock(pixel_values).logits.shape == (2, 3)
+            with pytest.raises(AssertionError, match="doesn't match model"):
+                stock(pixel_values[..., :16, :16])
+        stock = AutoModelForImageClassification.from_pretrained(out).eval()
+        torch.testing.assert_close(stock(pixel_values).logits, network(pixel_values))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_resized_as_torch_does_and_only_within_a_run(dtype):
+    progressive = ProgressiveSize(micro(), SIZES)
+    pixel_values = torch.randn(2, 3, 32, 32).to(dtype)
+    assert progressive(pixel_values, TrainerState()) is pixel_values
+    assert progressive(pixel_values, TrainerState(global_step=8, max_steps=9)) is pixel_values
+    resized = progressive(pixel_values, TrainerState(global_step=3, max_steps=9))
+    expected = F.interpolate(pixel_values.float(), (16, 16), mode="bilinear", antialias=True).to(dtype)
+    assert resized.dtype == dtype
+    assert torch.equal(resized, expected)
+    assert [progressive.size(step, 10) for step in range(10)] == [8] * 3 + [16] * 3 + [None] * 4
+    assert [progressive.size(step, 2) for step in range(2)] == [16, None]
+    assert progressive.size(0, 1) is None
+
+
+@pytest.mark.parametrize(
+    ("architecture", "args"),
+    [
+        ("vit_small_patch14_reg4_dinov2", MICRO),
+        ("eva02_tiny_patch14_224", MICRO),
+        ("vit_small_patch16_dinov3", MICRO),
+        ("deit_tiny_distilled_patch16_224", MICRO),
+        ("swin_tiny_patch4_window7_224", SWIN),
+        ("convnextv2_atto", CONVNEXT),
+    ],
+)
+def test_families_that_can(architecture, args):
+    """At a smaller size each answers as timm's dynamic model, with a gradient to its positions where it has some."""
+    model, pixel_values = micro(architecture, 64, **args), torch.randn(2, 3, 32, 32)
+    dynamic = {"img_size": 64, "dynamic_img_size": True} if hasattr(model.timm_model, "dynamic_img_size") else {}
+    timms = timm.create_model(architecture, num_classes=3, **dynamic, **args)
+    timms.load_state_dict(model.timm_model.state_dict())
+    progressive = ProgressiveSize(model, [32])
+    progressive.on_train_begin(None, TrainerState(max_steps=2), None)
+    logits = model.timm_model.eval()(pixel_values)
+    torch.testing.assert_close(logits, timms.eval()(pixel_values))
+    logits.square().sum().backward()
+    positions = getattr(model.timm_model, "pos_embed", None)
+    assert positions is None or positions.grad.abs().sum() > 0
+    progressive.on_train_end(None, None, None)
+    with torch.inference_mode():
+        whole = torch.randn(2, 3, 64, 64)
+        torch.testing.assert_close(model.timm_model(whole), timms(whole))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "args"),
+    [
+        ("beitv2_base_patch16_224", MICRO),
+        ("hiera_tiny_224", HIERA),
+    ],
+)
+def test_families_that_cannot(architecture, args):
+    with pytest.raises(ModelError, match=r"progressive_image_size: not for this family: \w+ does not take .* 16 px"):
+        ProgressiveSize(micro(architecture, 32, **args), [16])
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("progressive_image_size: [16, 8]", r"progressive_image_size: \[16, 8\] is not allowed; it takes ascending"),
+        ("progressive_image_size: [12]", "12 px is not divisible by the model's patches of 8 px"),
+        ("progressive_image_size: [8, 32]", "32 px is not below the model's 32 px"),
+        ("progressive_image_size: [8]\npatch_sizes: [4, 8]", "progressive_image_size: not with patch_sizes"),
+    ],
+)
+def test_what_cannot_be_is_refused(recipe, lines, message):
+    text = recipe.read_text().replace("image_size: 16", "image_size: 32")
+    recipe.write_text(f"{text}{lines}\n")
+    with pytest.raises(RecipeError, match=message):
+        train([str(recipe)])
+    assert not list(Path(recipe.parent / "out").glob("**/*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("lines", "other"),
+    [
+        ("text_encoder: some/encoder\ntext_column: caption", "text_encoder"),
+        ("model_name_or_path: some/model\nfinetuning: linear_probe", "finetuning: linear_probe"),
+    ],
+)
+def test_what_it_does_not_go_with(recipe, lines, other):
+    text = recipe.read_text()
+    if "model_name_or_path" in lines:
+        text = text.replace("architecture: vit_tiny_patch16_224\n", "").replace("model_args:", "# ")
+    recipe.write_text(f"{text}{lines}\nprogressive_image_size: [8]\n")
+    with pytest.raises(RecipeError, match=f"progressive_image_size: not with {other}; leave one of them out"):
+        train([str(recipe)])

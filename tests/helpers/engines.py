@@ -1,0 +1,46 @@
+"""Engine records without a GPU."""
+
+import argparse
+import shlex
+
+import pytest
+
+from hfvit.cli.export_tensorrt import add_arguments
+from hfvit.trt.api import load_backend
+from hfvit.trt.compatibility import EngineFacts
+
+RTX = load_backend("tensorrt_rtx")
+needs_rtx = [
+    pytest.mark.tensorrt,
+    pytest.mark.skipif(isinstance(RTX, str), reason=f"tensorrt_rtx cannot be imported: {RTX}"),
+]
+VERSIONS = {"tensorrt": "11.2.0.10", "tensorrt_rtx": "1.7.1.116"}
+
+
+def facts(tmp_path, backend="tensorrt_rtx", file="model.engine", options=None, **values) -> EngineFacts:
+    held = {
+        "source": "user/digits", "file": file, "sha256": "0" * 64, "bytes": 1, "dtype": "fp16",
+        "backend": {"name": backend, "version": VERSIONS[backend], "cuda": "13"},
+        "compute_capabilities": ["8.6", "8.9"] if backend == "tensorrt_rtx" else ["8.6"],
+        "profile": {key: [batch, 3, 16, 16] for key, batch in (("min", 1), ("opt", 8), ("max", 64))},
+        "onnx": {"name": "model_fp16.onnx"},
+        "options": {
+            "workspace": None, "optimization_level": None, "hardware_compatibility": "none",
+            "version_compatible": False, **(options or {}),
+        },
+    }  # fmt: skip
+    return EngineFacts(tmp_path / "engine", tmp_path / "engine" / file, {**held, **values})
+
+
+def parsed(line: str) -> argparse.Namespace:
+    """What the command makes of a line that a message offers."""
+    words = shlex.split(line)
+    assert words[:3] == ["optimum-cli", "export", "tensorrt"]
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return parser.parse_args(words[3:])
+
+
+def offered(message: str) -> argparse.Namespace:
+    line = message[message.index("optimum-cli export tensorrt") :]
+    return parsed(line.split(" (or ")[0])

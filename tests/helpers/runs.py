@@ -1,0 +1,69 @@
+"""What a run leaves, and how two runs are compared."""
+
+import json
+
+import torch
+from safetensors.torch import load_file
+
+from hfvit.errors import run
+from hfvit.pipeline import main
+
+OUTPUT_FILES = {
+    "README.md",
+    "config.json",
+    "model.safetensors",
+    "recipe.yaml",
+    "run.json",
+    "trainer_state.json",
+    "examples.npz",
+    *(
+        f"plots/{name}{theme}.png"
+        for name in (
+            "attention",
+            "confusion_matrix",
+            "learning_curves",
+            "per_class_accuracy",
+            "reliability",
+            "training_images",
+        )
+        for theme in ("", "_dark")
+    ),
+}
+
+
+def files(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def facts(folder):
+    return json.loads((folder / "run.json").read_text())
+
+
+def step_losses(folder):
+    return [entry["loss"] for entry in facts(folder)["history"] if "loss" in entry]
+
+
+def assert_same_run(resumed, unbroken):
+    first, second = load_file(unbroken / "model.safetensors"), load_file(resumed / "model.safetensors")
+    assert all(torch.equal(second[name], value) for name, value in first.items())
+    assert step_losses(resumed) == step_losses(unbroken)
+    assert facts(resumed)["training"]["resumed_at_step"] > 0
+
+
+def fails(capsys, *argv, code=2):
+    """The message of a run that must fail before it trains."""
+    assert run(lambda: main([str(word) for word in argv])) == code
+    error = capsys.readouterr().err
+    last = error[error.rindex("hfvit: error: ") :]
+    assert "Traceback" not in last
+    return last
+
+
+PUSHED = {
+    "README.md", "config.json", "model.safetensors", "recipe.yaml", "run.json", "trainer_state.json",
+    *(
+        f"plots/{name}{theme}.png"
+        for name in ("confusion_matrix", "learning_curves", "per_class_accuracy", "reliability")
+        for theme in ("", "_dark")
+    ),
+}  # fmt: skip

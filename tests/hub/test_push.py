@@ -1,0 +1,259 @@
+"""A run's folder on the Hub: what is sent, what is not, what is said when it fails, and that it is the same model."""
+
+import json
+import shutil
+
+import pytest
+import torch
+import yaml
+from helpers.commands import run_command
+from helpers.images import LABELS
+from helpers.loopback_hub import LoopbackHub
+from helpers.loopback_store import READ, STRANGER, Blob
+from helpers.recipes import ARCHITECTURE, MICRO, MICRO_RECIPE
+from helpers.runs import PUSHED
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
+
+from hfvit.cli.export_onnx import main as export
+from hfvit.errors import HubError, run
+from hfvit.hub.files import files_to_push
+from hfvit.hub.push import Destination, push
+from hfvit.models.factory import build_model
+from hfvit.pipeline import main
+
+
+@pytest.fixture(scope="module")
+def hub():
+    with LoopbackHub() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, colors):
+    """A micro run on a folder, with an export and with files beside it that are nobody's business."""
+    folder = tmp_path_factory.mktemp("push")
+    recipe = folder / "micro.yaml"
+    recipe.write_text(MICRO_RECIPE + f"dataset_name: {colors}\noutput_dir: {folder / 'out'}\nmax_steps: 4\n")
+    assert run(lambda: main([str(recipe), "--keep_checkpoints"])) == 0
+    out = folder / "out"
+    assert list(out.glob("checkpoint-*/optimizer.pt"))
+    assert (out / "plots" / "training_images.png").exists()
+    for name in (
+        "training_args.bin",
+        "optimizer.pt",
+        "notes.txt",
+        ".secret",
+        "README.md.bak",
+        "plots/.x.png",
+        "a.png",
+    ):
+        (out / name).write_bytes(b"not for the Hub")
+    return out
+
+
+@pytest.fixture
+def out(trained, tmp_path):
+    """A copy that a test may change."""
+    return shutil.copytree(trained, tmp_path / "out")
+
+
+@pytest.fixture
+def online(hub, monkeypatch, tmp_path):
+    hub.take_over(monkeypatch, tmp_path / "cache")
+    return lambda token: hub.take_over(monkeypatch, tmp_path / "cache", token)
+
+
+def test_only_what_belongs_there_is_sent_and_no_path_of_this_machine(trained, hub, online, colors, capsys):
+    url = push(trained, Destination("user/micro"), message="First")
+    files = hub.model("user/micro").files()
+    assert set(files) == PUSHED | {".gitattributes"}
+    assert hub.model("user/micro").messages[-1] == "First"
+    assert url == f"{hub.url}/user/micro/commit/{hub.model('user/micro').resolve('main')}"
+    assert colors.name == yaml.safe_load(files["recipe.yaml"])["dataset_name"]
+    for name, content in files.items():
+        for path in (str(colors.parent), str(trained.parent)):
+            assert path.encode() not in content, name
+    assert json.loads(files["run.json"])["metrics"] == json.loads((trained / "run.json").read_text())["metrics"]
+    assert 'model="user/micro"' in files["README.md"].decode()
+
+
+def test_pushing_again_changes_only_what_changed(out, hub, online):
+    push(out, Destination("user/again"))
+    first = dict(hub.model("user/again").commits[hub.model("user/again").resolve("main")])
+    before = len(hub.requests)
+    push(out, Destination("again"))  # of the token's user
+    assert len(hub.model("user/again").messages) == 2
+    assert not [path for method, path in hub.requests[before:] if method == "PUT"]
+    state = load_file(out / "model.safetensors")
+    save_file({name: value + 0.5 for name, value in state.items()}, out / "model.safetensors", {"format": "pt"})
+    push(out, Destination("user/again"))
+    second = hub.model("user/again").commits[hub.model("user/again").resolve("main")]
+    assert {path for path in second if first[path].oid != second[path].oid} == {"model.safetensors"}
+
+
+def test_an_export_is_put_where_transformers_js_looks(out, hub, online, capsys):
+    (out / "onnx").mkdir()
+    with pytest.raises(SystemExit) as stop:
+        export(["--model", str(out), str(out / "onnx"), "--no-gate"])
+    assert stop.value.code == 0
+    (out / "onnx" / ".export-1").mkdir()
+    push(out, Destination("user/exported"), include=["onnx"])
+    files = hub.model("user/exported").files()
+    exported = {f"onnx/{name}" for name in ("model.onnx", "config.json", "preprocessor_config.json", "export.json")}
+    assert set(files) == PUSHED | exported | {".gitattributes"}
+    assert json.loads(files["config.json"])["model_type"] == "timm_wrapper"
+    assert json.loads(files["onnx/config.json"])["id2label"] == {str(i): label for i, label in enumerate(LABELS)}
+    card = files["README.md"].decode()
+    assert "| `onnx/model.onnx` |" in card
+    assert "onnxruntime" in card
+    assert "transformers.js" in card
+
+    # Another export in its place: nothing of the old one stays.
+    (out / "onnx" / "model.onnx").rename(out / "onnx" / "model_optimized.onnx")
+    push(out, Destination("user/exported"), include=["onnx"])
+    assert {name for name in hub.model("user/exported").files() if name.endswith(".onnx")} == {
+        "onnx/model_optimized.onnx"
+    }
+    capsys.readouterr()
+    push(out, Destination("user/exported"))
+    assert "--include onnx" in capsys.readouterr().err
+
+    # An export at another patch size is this model's, too.
+    shutil.rmtree(out / "onnx")
+    with pytest.raises(SystemExit) as stop:
+        export(["--model", str(out), str(out / "onnx"), "--no-gate", "--patch_size", "4"])
+    assert stop.value.code == 0
+    push(out, Destination("user/exported"), include=["onnx"])
+    assert json.loads(hub.model("user/exported").files()["onnx/config.json"])["patch_size"] == 4
+
+    # An export of an earlier training is not this model's.
+    state = load_file(out / "model.safetensors")
+    save_file({name: value + 0.5 for name, value in state.items()}, out / "model.safetensors", {"format": "pt"})
+    assert "is of other weights" in refusal(out, Destination("user/exported"), include=["onnx"])
+
+
+def test_a_branch_and_a_pull_request_leave_main_alone(trained, hub, online):
+    hub.create("another/theirs")
+    assert push(trained, Destination("another/theirs", create_pr=True)) == f"{hub.url}/another/theirs/discussions/1"
+    push(trained, Destination("user/branches", revision="next"))
+    assert set(hub.model("another/theirs").files()) == set(hub.model("user/branches").files()) == {".gitattributes"}
+    assert set(hub.model("user/branches").files("next")) == PUSHED | {".gitattributes"}
+
+
+def test_edits_of_the_card_here_and_there_survive(out, hub, online):
+    push(out, Destination("user/edited"))
+    repository = hub.model("user/edited")
+    there = repository.files()["README.md"].decode().replace("library_name: timm", "library_name: timm\nlicense: mit")
+    there = there.replace("## Training", "## Thanks\n\nTo my cat.\n\n## Training")
+    held = repository.commits[repository.resolve("main")]
+    repository.commit({**held, "README.md": Blob(there.encode())}, "edited on the Hub")
+    here = (out / "README.md").read_text()
+    (out / "README.md").write_text(here.replace("The figures hold for images", "I say the figures hold for images"))
+    push(out, Destination("user/edited"))
+    card = ModelCard(repository.files()["README.md"].decode())
+    assert card.data.license == "mit"
+    assert "To my cat." in card.text
+    assert "I say the figures hold" in card.text
+    assert 'model="user/edited"' in card.text
+
+
+def refusal(folder, destination, **kwargs) -> str:
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    with pytest.raises(HubError) as caught:
+        push(folder, destination, **kwargs)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    return str(caught.value)
+
+
+def test_what_is_wrong_is_told_before_anything_is_sent(trained, hub, online, tmp_path):
+    hub.create("user/pictures", "dataset")
+    hub.create("user/open")
+    before = set(hub.repositories)
+    assert "choose another name" in refusal(trained, Destination("user/pictures"))
+    assert "write the name as user/name" in refusal(trained, Destination("datasets/user/pictures"))
+    assert "not its address" in refusal(trained, Destination("https://huggingface.co/user/x"))
+    assert "a repository is named" in refusal(trained, Destination("user/wrong name"))
+    assert "Push to user/x, or open a pull request" in refusal(trained, Destination("another/x"))
+    assert "no such repository" in refusal(trained, Destination("another/x", create_pr=True))
+    assert "--private only makes a new one so" in refusal(trained, Destination("user/open", private=True))
+    assert "holds no export; make one" in refusal(trained, Destination("user/x"), include=["onnx"])
+    (tmp_path / "empty").mkdir()
+    assert "holds no finished checkpoint" in refusal(tmp_path / "empty", Destination("user/x"))
+    online(READ)
+    assert "may only read" in refusal(trained, Destination("user/x"))
+    online("hf_unknown")
+    assert "does not know this token" in refusal(trained, Destination("user/x"))
+    online(None)
+    assert "There is no token" in refusal(trained, Destination("user/x"))
+    online(STRANGER)
+    assert "another, who cannot write for user" in refusal(trained, Destination("user/x"))
+    assert set(hub.repositories) == before
+
+
+def test_a_failure_in_the_middle_leaves_the_hub_as_it_was_and_says_how_to_go_on(trained, hub, online):
+    hub.objects.clear()
+    with hub.fault("PUT", "^lfs/", None, times=99):
+        message = refusal(trained, Destination("user/cut", private=True), message="Second try")
+    assert "The connection to the Hub was lost" in message
+    assert message.endswith(f"hfvit push {trained} user/cut --private --message 'Second try'")
+    assert set(hub.model("user/cut").files()) == {".gitattributes"}
+    with hub.fault("POST", "/commit/", 503):
+        assert "failed with status 503" in refusal(trained, Destination("user/cut"))
+    assert set(hub.model("user/cut").files()) == {".gitattributes"}
+    with hub.fault("PUT", "^lfs/", None), hub.fault("POST", "preupload", 500):
+        hub.objects.clear()
+        push(trained, Destination("user/cut"))
+    assert set(hub.model("user/cut").files()) == PUSHED | {".gitattributes"}
+
+
+def test_a_model_that_comes_back_changed_is_an_error(trained, hub, online):
+    push(trained, Destination("user/changed"))
+    stored = load_file(trained / "model.safetensors")
+    damaged = trained.parent / "damaged.safetensors"
+    save_file({name: torch.zeros_like(value) for name, value in stored.items()}, damaged, {"format": "pt"})
+    repository = hub.model("user/changed")
+    # The Hub still vouches for the old bytes.
+    repository.commits[repository.resolve("main")]["model.safetensors"].content = damaged.read_bytes()
+    with pytest.raises(HubError, match="not this model: its logits differ"):
+        push(trained, Destination("user/changed"))
+
+
+def test_a_folder_of_the_repositorys_name_is_not_taken_for_the_repository(trained, hub, online, tmp_path, monkeypatch):
+    (tmp_path / "user" / "shadow").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert hub.url in push(trained, Destination("user/shadow"))
+
+
+def test_a_recipe_that_cannot_push_says_so_before_it_trains(recipe, hub, online, capsys, tmp_path):
+    words = [str(recipe), "--push_to_hub", "true", "--hub_model_id", "another/x"]
+    assert run(lambda: main(words)) == 5
+    assert "cannot write for another" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_push_that_fails_after_training_does_not_fail_the_run(recipe, hub, online, capsys, tmp_path):
+    words = [str(recipe), "--max_steps", "2", "--push_to_hub", "true", "--hub_model_id", "user/later"]
+    with hub.fault("POST", "/commit/", 500):
+        assert run(lambda: main(words)) == 0
+    printed = capsys.readouterr()
+    assert "95 % interval" in printed.out
+    assert "hfvit: the run is finished and saved, but was not pushed: The Hub failed with status 500" in printed.err
+    assert "Traceback" not in printed.err
+    assert f"hfvit push {tmp_path / 'out'} user/later" in printed.err
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["training"]["steps"] == 2
+    assert set(hub.model("user/later").files()) == {".gitattributes"}
+
+
+def test_a_dry_run_lists_files_and_sizes_and_sends_nothing(trained):
+    result = run_command("hfvit", "push", trained, "user/x", "--dry-run", HF_ENDPOINT="http://127.0.0.1:9")
+    assert result.returncode == 0, result.stderr
+    rows = [line.split() for line in result.stdout.splitlines()]
+    assert {row[0] for row in rows[:-1]} == PUSHED
+    assert rows[-1][:2] == [str(len(PUSHED)), "files"]
+    assert all(row[-1] in ("B", "kB", "MB") for row in rows)
+
+
+def test_a_stock_checkpoint_without_a_run_is_pushed_as_it_is(tmp_path, hub, online):
+    build_model(LABELS, architecture=ARCHITECTURE, image_size=16, timm_kwargs=MICRO).save_pretrained(tmp_path / "m")
+    assert [file.path for file in files_to_push(tmp_path / "m", "user/m")] == ["config.json", "model.safetensors"]

@@ -1,0 +1,110 @@
+"""From the Hub and back: a shipped recipe trains on a data set there and pushes; stock libraries load the result."""
+
+import json
+import sys
+
+import datasets
+import numpy as np
+import pytest
+import yaml
+from helpers.commands import run_command
+from helpers.images import colored_image
+from helpers.loopback_hub import LoopbackHub
+from helpers.runs import PUSHED
+from huggingface_hub import ModelCard
+
+import hfvit
+
+
+@pytest.fixture(scope="module")
+def hub():
+    with LoopbackHub() as running:
+        yield running
+
+
+STOCK = """
+import json, sys
+sys.modules["hfvit"] = None  # an import of it fails
+import numpy as np, timm, torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
+name, picture = sys.argv[1:]
+image = Image.open(picture).convert("RGB")
+processor = AutoImageProcessor.from_pretrained(name)
+model = AutoModelForImageClassification.from_pretrained(name).eval()
+with torch.inference_mode():
+    logits = model(**processor(image, return_tensors="pt")).logits[0].tolist()
+    backbone = timm.create_model(f"hf-hub:{name}", pretrained=True).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(backbone))
+    theirs = backbone(transform(image)[None])[0].tolist()
+best = pipeline("image-classification", model=name)(picture)[0]["label"]
+print(json.dumps({"logits": logits, "timm": theirs, "best": best}))
+"""
+
+
+def cifar(rows: int, seed: int) -> datasets.Dataset:
+    """A split in CIFAR-10's format: columns `img` and `label`, ten classes."""
+    rng = np.random.default_rng(seed)
+    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    labels = [row % 10 for row in range(rows)]
+    images = [colored_image(label % 3, rng, 32) for label in labels]
+    return datasets.Dataset.from_dict({"img": images, "label": labels}, features=features)
+
+
+@pytest.fixture(scope="module")
+def published(hub, tmp_path_factory):
+    """The shipped CIFAR-10 recipe, two of its steps, its data from the Hub and its result to the Hub."""
+    folder = tmp_path_factory.mktemp("published")
+    files = {}
+    for split, rows in (("train", 640), ("test", 40)):
+        file = folder / f"{split}.parquet"
+        cifar(rows, rows).to_parquet(file)
+        files[f"plain_text/{split}-00000-of-00001.parquet"] = file.read_bytes()
+    card = "---\nconfigs:\n- config_name: plain_text\n  data_files:\n"
+    card += "".join(f"  - split: {s}\n    path: plain_text/{s}-*\n" for s in ("train", "test"))
+    files["README.md"] = f"{card}  default: true\n---\n".encode()
+    hub.create("uoft-cs/cifar10", "dataset", files)
+    words = ["hfvit", "train", "vit_tiny_cifar10", "--max_steps", "2", "--global_batch_size", "16"]
+    words += ["--output_dir", folder / "out"]
+    words += ["--push_to_hub", "true", "--hub_model_id", "user/tiny", "--hub_private_repo", "true"]
+    result = run_command(*words, "--disable_tqdm", "true", **hub.environment(folder / "home"))
+    assert result.returncode == 0, result.stderr
+    return folder / "out", result
+
+
+@pytest.mark.integration
+def test_a_shipped_recipe_trains_from_the_hub_and_pushes_to_it(published, hub):
+    out, result = published
+    repository = hub.model("user/tiny")
+    assert set(repository.files()) == PUSHED | {".gitattributes", ".eval_results/uoft-cs--cifar10.yaml"}
+    assert repository.private
+    assert repository.messages == ["initial commit", "Push with hfvit"]
+    assert f"{hub.url}/user/tiny/commit/{repository.resolve('main')}" in result.stdout
+    assert "loaded back from the Hub: the same logits" in result.stdout
+    data = json.loads((out / "run.json").read_text())["data"]
+    assert data["dataset_commit"] == hub.repositories["dataset", "uoft-cs/cifar10"].resolve("main")
+    card = ModelCard(repository.files()["README.md"].decode())
+    assert data["dataset_commit"] in card.text
+    assert card.data.datasets == "uoft-cs/cifar10"
+    assert "push_to_hub" not in (out / "recipe.yaml").read_text()
+    assert yaml.safe_load((out / "recipe.yaml").read_text())["dataset_revision"] == data["dataset_commit"]
+    (entry,) = yaml.safe_load(repository.files()[".eval_results/uoft-cs--cifar10.yaml"])
+    assert entry["dataset"]["revision"] == data["dataset_commit"]
+    for content in repository.files().values():
+        assert b"hf_write" not in content
+
+
+@pytest.mark.integration
+def test_stock_libraries_load_it_and_predict_the_same(published, hub, tmp_path):
+    colored_image(1, np.random.default_rng(5), 50).resize((60, 50)).save(tmp_path / "picture.png")
+    result = run_command(
+        sys.executable, "-c", STOCK, "user/tiny", tmp_path / "picture.png", **hub.environment(tmp_path / "home")
+    )
+    assert result.returncode == 0, result.stderr
+    stock = json.loads(result.stdout.splitlines()[-1])
+    classifier = hfvit.load_classifier(published[0])
+    expected = classifier.logits([tmp_path / "picture.png"])[0]
+    assert stock["logits"] == pytest.approx(expected.tolist(), abs=1e-5)
+    assert stock["timm"] == pytest.approx(expected.tolist(), abs=1e-5)
+    assert stock["best"] == classifier.labels[expected.argmax()]

@@ -1,0 +1,287 @@
+"""`load_classifier`: one interface over checkpoints and ONNX files, and one message for what is neither."""
+
+import json
+import shutil
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+import torch
+from helpers.images import LABELS, colored_image
+from helpers.onnx_graphs import BRIGHTEST, expected_logits, write_configs, write_graph
+from helpers.recipes import ARCHITECTURE, MICRO
+from PIL import Image
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor, ViTModel, pipeline
+
+import hfvit
+from hfvit.errors import DataError, HFViTError, ModelError
+from hfvit.models.factory import build_model
+
+STOCK = {
+    "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "image_size": 16,
+    "patch_size": 8,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[Image.Image]:
+    rng = np.random.default_rng(4)
+    return [colored_image(index % 3, rng) for index in range(7)]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """An untrained micro ViT, saved."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    torch.manual_seed(0)
+    build_model(LABELS, architecture=ARCHITECTURE, image_size=16, timm_kwargs=MICRO).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def export(tmp_path):
+    write_graph(tmp_path / "export" / "model.onnx")
+    return write_configs(tmp_path / "export")
+
+
+def logits_of(path, images, **kwargs) -> np.ndarray:
+    return hfvit.load_classifier(path, device="cpu", **kwargs).logits(images, batch_size=3)
+
+
+def test_an_onnx_file_gives_the_logits_that_numpy_computes(export, pictures):
+    expected = np.stack([expected_logits(picture) for picture in pictures])
+    for path in (export, str(export), export / "model.onnx"):
+        np.testing.assert_allclose(logits_of(path, pictures, threads=1), expected, atol=1e-5)
+    classifier = hfvit.load_classifier(export / "model.onnx")
+    assert classifier.labels == LABELS
+    answers = classifier.predict((picture for picture in pictures), batch_size=2, top_k=2)
+    for answer, row in zip(answers, expected, strict=True):
+        share = np.exp(row) / np.exp(row).sum()
+        best = np.argsort(-share)[:2]
+        assert list(answer) == [LABELS[index] for index in best]
+        assert list(answer.values()) == pytest.approx(share[best].tolist(), abs=1e-6)
+    assert classifier.logits([]).shape == (0, 3)
+
+
+def test_pictures_are_arrays_files_and_urls_too(export, pictures, tmp_path):
+    rgba = tmp_path / "a picture.png"
+    pictures[1].convert("RGBA").save(rgba)
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    handler.log_message = lambda *_: None
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/a%20picture.png"
+    try:
+        given = [pictures[1], np.asarray(pictures[1]), rgba, str(rgba), url]
+        logits = logits_of(export, given)
+        with pytest.raises(DataError, match=r"nothing\.png: not a readable picture \(HTTPError: .*404"):
+            logits_of(export, [url.replace("a%20picture", "nothing")])
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert (logits == logits[0]).all()
+    with pytest.raises(DataError, match=r"absent\.png: there is no such file"):
+        logits_of(export, [tmp_path / "absent.png"])
+
+
+def test_a_graph_with_preprocessing_inside_takes_pictures_of_several_sizes(tmp_path):
+    rng = np.random.default_rng(0)
+    pictures = [Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)) for size in ((9, 5), (4, 4), (9, 5))]
+    write_graph(tmp_path / "model_with_preprocessing.onnx", pixels=True)
+    write_configs(tmp_path, processor=False)
+    expected = np.stack([expected_logits(picture) for picture in pictures])
+    np.testing.assert_allclose(logits_of(tmp_path, pictures), expected, atol=1e-4)
+
+
+def test_a_graph_of_a_fixed_batch_takes_any_number_of_pictures(tmp_path, pictures):
+    write_graph(tmp_path / "model.onnx", batch=4)
+    expected = np.stack([expected_logits(picture) for picture in pictures])
+    classifier = hfvit.load_classifier(write_configs(tmp_path))
+    for batch_size in (1, 3, 4, 7):
+        np.testing.assert_allclose(classifier.logits(pictures, batch_size), expected, atol=1e-5)
+
+
+def test_which_file_a_folder_means(checkpoint, export, pictures, tmp_path):
+    """With weights it is the checkpoint; without, model.onnx, also in `onnx/` with the configuration above."""
+    both = tmp_path / "both"
+    shutil.copytree(checkpoint, both)
+    write_graph(both / "onnx" / "model.onnx")
+    assert np.array_equal(logits_of(both, pictures), logits_of(checkpoint, pictures))
+    hub_layout = write_configs(tmp_path / "hub")
+    write_graph(hub_layout / "onnx" / "model.onnx")
+    write_graph(hub_layout / "onnx" / "model_other.onnx", -BRIGHTEST)
+    assert np.array_equal(logits_of(hub_layout, pictures), logits_of(export, pictures))
+    assert np.array_equal(logits_of(hub_layout / "onnx", pictures), logits_of(export, pictures))
+    assert np.array_equal(logits_of(hub_layout / "onnx" / "model_other.onnx", pictures), -logits_of(export, pictures))
+
+
+def test_a_checkpoint_in_half_precision_takes_pictures(checkpoint, pictures, tmp_path):
+    from transformers import AutoModelForImageClassification
+
+    model = AutoModelForImageClassification.from_pretrained(checkpoint)
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "bf16")
+    logits = logits_of(tmp_path / "bf16", pictures)
+    assert logits.dtype == np.float32
+    np.testing.assert_allclose(logits, logits_of(checkpoint, pictures), atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "labels"),
+    [(None, LABELS), ("single_label_classification", LABELS), ("multi_label_classification", LABELS), (None, ["odd"])],
+)
+def test_probabilities_are_those_of_transformers_pipeline(problem_type, labels, pictures, tmp_path):
+    torch.manual_seed(1)
+    names = dict(enumerate(labels))
+    ViTForImageClassification(ViTConfig(**STOCK, problem_type=problem_type, id2label=names)).save_pretrained(tmp_path)
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(tmp_path)
+    expected = pipeline("image-classification", model=str(tmp_path), device="cpu")(pictures, top_k=3)
+    found = hfvit.load_classifier(tmp_path, device="cpu").predict(pictures)
+    for answer, entries in zip(found, expected, strict=True):
+        assert answer == pytest.approx({entry["label"]: entry["score"] for entry in entries}, abs=1e-5)
+
+
+def test_a_graph_of_several_labels_gives_each_its_own_probability(export, pictures):
+    change_config(export, problem_type="multi_label_classification")
+    share = 1 / (1 + np.exp(-expected_logits(pictures[0])))
+    assert hfvit.load_classifier(export).predict(pictures[:1])[0] == pytest.approx(
+        dict(zip(LABELS, share, strict=True)), abs=1e-5
+    )
+
+
+def test_classes_of_one_name_are_told_apart_by_their_index(export, pictures):
+    write_configs(export, ["crane", "heron", "crane"])
+    classifier = hfvit.load_classifier(export)
+    assert classifier.labels == ["crane (0)", "heron", "crane (2)"]
+    assert [next(iter(answer)) for answer in classifier.predict(pictures[:3])] == classifier.labels
+
+
+def test_gray_arrays_are_pictures_and_other_arrays_are_told(export, pictures):
+    classifier = hfvit.load_classifier(export)
+    gray = np.asarray(pictures[0].convert("L"))
+    alpha = np.dstack([np.asarray(pictures[0]), gray])
+    logits = classifier.logits([pictures[0].convert("L"), gray, gray[..., None], pictures[0], alpha])
+    assert (logits[1:3] == logits[0]).all()
+    assert (logits[4] == logits[3]).all()
+    color = np.asarray(pictures[0])
+    for array in (color / np.float32(255), gray / 255, color.astype(np.int64), color[None], color[..., :2]):
+        with pytest.raises(DataError, match=f"shape .{str(array.shape)[1:-1]}. and {array.dtype} is no picture"):
+            classifier.predict([array])
+    with pytest.raises(DataError, match=r"shape \(0, 16, 3\)"):
+        classifier.predict([color[:0]])
+
+
+def test_a_batch_holds_a_picture(export, pictures):
+    for size in (0, -1):
+        with pytest.raises(ModelError, match=f"batch_size: {size} is no whole number above 0"):
+            hfvit.load_classifier(export).predict(pictures, batch_size=size)
+
+
+def test_a_revision_is_that_of_classes_weights_and_processor(tmp_path):
+    """Two revisions of a repository, as huggingface_hub keeps them in a cache_dir."""
+    cache = tmp_path / "models--user--colors"
+    (cache / "refs").mkdir(parents=True)
+    for revision, commit, labels, side in (("main", "a" * 40, ["no", "yes"], 16), ("v1", "b" * 40, LABELS, 24)):
+        (cache / "refs" / revision).write_text(commit)
+        config = ViTConfig(**{**STOCK, "image_size": side}, id2label=dict(enumerate(labels)))
+        ViTForImageClassification(config).save_pretrained(cache / "snapshots" / commit)
+        ViTImageProcessor(size={"height": side, "width": side}).save_pretrained(cache / "snapshots" / commit)
+    for kwargs, labels, side in (({}, ["no", "yes"], 16), ({"revision": "v1"}, LABELS, 24)):
+        classifier = hfvit.load_classifier("user/colors", cache_dir=tmp_path, **kwargs)
+        assert classifier.labels == labels
+        assert classifier.pixel_values([Image.new("RGB", (9, 9))]).shape == (1, 3, side, side)
+        assert classifier.logits([Image.new("RGB", (9, 9))]).shape == (1, len(labels))
+
+
+def change_config(folder, **values) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def damaged(name: str, folder):
+    """A folder with one thing wrong, and the path to load."""
+    write_graph(folder / "model.onnx")
+    write_configs(folder)
+    if name == "text":
+        (folder / "model.onnx").write_text("version https://git-lfs.github.com/spec/v1\n")
+    elif name == "classes":
+        write_configs(folder, ["cat", "dog"])
+    elif name == "no config":
+        (folder / "config.json").unlink()
+    elif name == "no processor":
+        (folder / "preprocessor_config.json").unlink()
+    elif name == "image size":
+        write_configs(folder, size=32)
+    elif name == "several":
+        (folder / "model.onnx").rename(folder / "model_fp16.onnx")
+        write_graph(folder / "model_quantized.onnx")
+    elif name == "types":
+        change_config(folder, hidden_size="large")
+    elif name == "regression":
+        change_config(folder, problem_type="regression")
+    elif name == "processor's types":
+        (folder / "preprocessor_config.json").write_text(
+            '{"image_processor_type": "ViTImageProcessor", "size": "big"}'
+        )
+    elif name == "misspelt":
+        return folder / "modle.onnx"
+    elif name == "empty":
+        (folder / "model.onnx").unlink()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("text", r"model\.onnx is no ONNX file that ONNX Runtime can run"),
+        ("classes", r"model\.onnx gives logits .*3\], but its config\.json names 2 classes"),
+        ("no config", r"model\.onnx has no config\.json beside it"),
+        ("no processor", r"no image processor can be loaded .*a preprocessor_config\.json has to lie there"),
+        ("image size", r"takes images of shape \(3, 16, 16\), but its preprocessing made \(3, 32, 32\)"),
+        ("several", r"none is named model\.onnx; name one of model_fp16\.onnx, model_quantized\.onnx"),
+        ("types", r"config\.json cannot be read: .*'hidden_size'"),
+        ("regression", r"is no classifier: its config\.json has problem_type regression"),
+        ("processor's types", r"no image processor can be loaded .*a preprocessor_config\.json has to lie there"),
+        ("misspelt", r"There is no file .*modle\.onnx\. The folder has model\.onnx\. Did you mean 'model\.onnx'"),
+        ("empty", "holds no classifier: neither weights .* nor an ONNX file"),
+    ],
+)
+def test_what_cannot_be_loaded_is_told_in_one_message(name, message, tmp_path, pictures):
+    with pytest.raises(ModelError, match=message) as raised:
+        logits_of(damaged(name, tmp_path / "export"), pictures)
+    assert "\n" not in str(raised.value)
+
+
+def test_damaged_weights_are_told_in_one_message(checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint, tmp_path / "copy")
+    whole = (folder / "model.safetensors").read_bytes()
+    for size in (0, 5, 1000, len(whole) - 8):
+        (folder / "model.safetensors").write_bytes(whole[:size])
+        with pytest.raises(ModelError, match=r"copy is no image classifier that transformers can load: .+") as raised:
+            hfvit.load_classifier(folder)
+        assert "\n" not in str(raised.value)
+
+
+def test_paths_that_are_not_there(tmp_path):
+    for path in (tmp_path / "nothing", str(tmp_path / "nothing"), "./nothing", "a/b/c"):
+        with pytest.raises(ModelError, match=r"There is no folder .*(nothing|a/b/c)\."):
+            hfvit.load_classifier(path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ModelError, match="is a file, where a folder or a Hub id is expected"):
+        hfvit.load_classifier(tmp_path / "file")
+
+
+def test_a_device_that_is_not_there(export, checkpoint):
+    with pytest.raises(HFViTError, match="device: this ONNX Runtime cannot use 'npu'"):
+        hfvit.load_classifier(export, device="npu")
+    for name in ("npu", "no such device"):
+        with pytest.raises(HFViTError, match=f"device: PyTorch cannot use '{name}' here"):
+            hfvit.load_classifier(checkpoint, device=name)
+
+
+def test_a_backbone_without_a_head_is_no_classifier(tmp_path):
+    """transformers would draw the head at random and only warn."""
+    ViTModel(ViTConfig(**STOCK), add_pooling_layer=False).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"lacks 2 of the classifier's weights .*classifier\.bias"):
+        hfvit.load_classifier(tmp_path)

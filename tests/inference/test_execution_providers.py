@@ -1,0 +1,167 @@
+"""ONNX Runtime's execution providers: what is asked for is what runs, or one message says what is missing."""
+
+import json
+
+import numpy as np
+import onnxruntime
+import pytest
+from helpers.images import LABELS, colored_image
+from helpers.onnx_graphs import expected_logits, write_configs, write_graph
+from huggingface_hub import constants
+
+import hfvit
+from hfvit.cli import main
+from hfvit.errors import ModelError
+from hfvit.inference.execution_providers import (
+    CPU,
+    CUDA,
+    RTX,
+    TENSORRT,
+    checked_providers,
+    graph_cache,
+    parse_provider,
+    register_plugin,
+    with_caches,
+)
+
+HERE = onnxruntime.get_available_providers()
+KNOWN = onnxruntime.get_all_providers()
+
+
+@pytest.fixture
+def export(tmp_path):
+    write_graph(tmp_path / "export" / "model.onnx")
+    return write_configs(tmp_path / "export")
+
+
+@pytest.fixture
+def pictures():
+    rng = np.random.default_rng(4)
+    return [colored_image(index % 3, rng) for index in range(5)]
+
+
+@pytest.mark.parametrize(
+    "providers", [[CPU], [(CPU, {})], [(CPU, {"arena_extend_strategy": "kSameAsRequested"})], HERE]
+)
+def test_a_graph_runs_on_the_providers_that_are_named(export, pictures, providers):
+    classifier = hfvit.load_classifier(export, providers=providers, threads=1)
+    expected = np.stack([expected_logits(picture) for picture in pictures])
+    np.testing.assert_allclose(classifier.logits(pictures), expected, atol=1e-5)
+    names = [name if isinstance(name, str) else name[0] for name in providers]
+    assert classifier.backend.session.get_providers()[: len(names)] == names
+    assert classifier.backend.device == ("cpu" if names == [CPU] else names[0].removesuffix("ExecutionProvider"))
+
+
+@pytest.mark.parametrize(
+    ("providers", "message"),
+    [
+        ([], "none is named; here are .*CPUExecutionProvider"),
+        (["CPU"], "knows no 'CPU'"),
+        (["CUDAExecutionProvidr"], "Did you mean 'CUDAExecutionProvider'"),
+        ([CPU, CPU], "is named twice"),
+        ([(CPU, "fast")], "neither a name nor .name, options."),
+        ([4], "neither a name nor .name, options."),
+        ([TENSORRT, RTX, CPU], "cannot serve one session"),
+        (["QNNExecutionProvider"], "a build of ONNX Runtime that has it"),
+    ],
+)
+def test_other_providers_are_refused(export, providers, message):
+    with pytest.raises(ModelError, match=message) as raised:
+        hfvit.load_classifier(export, providers=providers)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "install"), [(CUDA, "onnxruntime-gpu"), (TENSORRT, "onnxruntime-gpu"), (RTX, "onnxruntime-ep-nv")]
+)
+def test_a_provider_that_is_not_installed_tells_how_to(name, install):
+    with pytest.raises(ModelError, match=f"providers: {name} is not here, but .*pip install {install}"):
+        checked_providers([name], [CPU], KNOWN)
+    assert checked_providers([(name, {"device_id": 1}), CPU], [name, CPU], KNOWN) == [
+        (name, {"device_id": "1"}),
+        (CPU, {}),
+    ]
+
+
+def test_what_has_no_providers_says_so(stock, export):
+    with pytest.raises(ModelError, match="is a checkpoint; ONNX Runtime's providers run ONNX files"):
+        hfvit.load_classifier(stock, providers=[CPU])
+    with pytest.raises(ModelError, match=r"leave device out, and name a GPU as in \('CUDAExecutionProvider'"):
+        hfvit.load_classifier(export, "cpu", providers=[CPU])
+
+
+def test_engines_of_tensorrt_are_kept_unless_the_options_say_otherwise(tmp_path):
+    kept = dict(with_caches([(TENSORRT, {}), (CUDA, {}), (CPU, {})], tmp_path))
+    assert kept[TENSORRT]["trt_engine_cache_enable"] == "1"
+    assert kept[TENSORRT]["trt_engine_cache_path"] == str(tmp_path)
+    assert kept[CUDA] == kept[CPU] == {}
+    own = {"trt_engine_cache_enable": "0", "trt_fp16_enable": "1"}
+    assert dict(with_caches([(TENSORRT, own)], tmp_path))[TENSORRT].items() >= own.items()
+    assert with_caches([(RTX, {})], tmp_path) == [(RTX, {"nv_runtime_cache_path": str(tmp_path)})]
+
+
+def test_a_cache_is_of_one_graph_with_its_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "home"))
+    first, second, same = (tmp_path / f"{name}.onnx" for name in "abc")
+    write_graph(first)
+    write_graph(second, np.eye(3))
+    same.write_bytes(first.read_bytes())
+    folder = graph_cache([first])
+    assert folder.parent == tmp_path / "home" / "hfvit" / "onnxruntime"
+    assert graph_cache([same]) == folder
+    assert graph_cache([second]) != folder
+    assert graph_cache([first, second]) != folder
+
+
+def test_a_plugin_that_cannot_be_loaded_is_told_in_one_message(tmp_path, monkeypatch):
+    """A library that is none, where the plugin has its own."""
+    (tmp_path / "onnxruntime_ep_nv_tensorrt_rtx.py").write_text(
+        f"get_ep_name = lambda: '{RTX}'\nget_library_path = lambda: '{tmp_path / 'plugin.so'}'\n"
+    )
+    (tmp_path / "plugin.so").write_text("no library")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModelError, match=f"providers: {RTX} cannot be loaded here: .*plugin.so"):
+        register_plugin(onnxruntime)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (CPU, (CPU, {})),
+        (f"{TENSORRT}:trt_fp16_enable=1,device_id=0", (TENSORRT, {"trt_fp16_enable": "1", "device_id": "0"})),
+        (f"{RTX}:nv_profile_max_shapes=x:8x3x16x16", (RTX, {"nv_profile_max_shapes": "x:8x3x16x16"})),
+    ],
+)  # fmt: skip
+def test_providers_of_a_command_line(text, expected):
+    assert parse_provider(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", ":a=1", f"{CPU}:", f"{CPU}:a", f"{CPU}:=1"])
+def test_no_providers_of_a_command_line(text):
+    with pytest.raises(ModelError, match="is not NAME or NAME:key=value"):
+        parse_provider(text)
+
+
+def command(*words) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main([str(word) for word in words])
+    return stop.value.code
+
+
+def test_predict_takes_providers(export, pictures, tmp_path, capsys):
+    pictures[1].save(tmp_path / "green.png")
+    words = ("predict", export, tmp_path / "green.png", "--json", "--providers")
+    assert command(*words, f"{CPU}:use_arena=0") == 0
+    assert json.loads(capsys.readouterr().out)["predictions"][0]["label"] == LABELS[1]
+    assert command(*words, "NoExecutionProvider") == 2
+    assert "knows no 'NoExecutionProvider'" in capsys.readouterr().err
+
+
+def test_validate_gives_the_providers_to_onnx_files_alone(stock, export, colors, capsys):
+    words = ("--dataset_name", colors, "--split", "test", "--max_accuracy_drop", 100, "--providers", *HERE)
+    assert command("validate", stock, export, *words) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert rows[1].startswith(str(stock))
+    assert rows[2].split()[-1] == ("cpu" if HERE == [CPU] else HERE[0].removesuffix("ExecutionProvider"))
+    assert command("validate", stock, *words) == 2
+    assert "none of the artifacts is an ONNX file" in capsys.readouterr().err

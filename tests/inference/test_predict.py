@@ -1,0 +1,201 @@
+"""`hfvit predict`: what is found, what is printed, and what happens to a picture that is none."""
+
+import json
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+from helpers.commands import run_command
+from helpers.images import LABELS, colored_image
+from helpers.onnx_graphs import expected_logits, write_configs, write_graph
+from PIL import Image
+from scipy.special import softmax
+
+from hfvit.cli import main
+from hfvit.data.decode import find_pictures
+
+
+@pytest.fixture
+def model(tmp_path):
+    write_graph(tmp_path / "onnx" / "model.onnx")
+    return write_configs(tmp_path / "onnx")
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A picture of each class, one in a folder below, one with a capital extension; and a file that is none."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    for index, name in enumerate(("a.png", "b.PNG", "more/c.png")):
+        colored_image(index, rng).save(folder / name, format="PNG")
+    (folder / "notes.txt").write_text("not a picture")
+    return folder
+
+
+def command(capsys, *words):
+    with pytest.raises(SystemExit) as stop:
+        main(["predict", *(str(word) for word in words)])
+    printed = capsys.readouterr()
+    return stop.value.code, printed.out, printed.err
+
+
+def shares(picture) -> dict[str, float]:
+    return dict(zip(LABELS, softmax(expected_logits(Image.open(picture))), strict=True))
+
+
+def test_json_lines_hold_the_probabilities_that_numpy_computes(capsys, model, photos):
+    code, out, err = command(capsys, model, photos, "--json", "--batch_size", 2, "--threads", 1)
+    assert (code, err) == (0, "")
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [line["image"] for line in lines] == [str(photos / name) for name in ("a.png", "b.PNG", "more/c.png")]
+    for line, label in zip(lines, LABELS, strict=True):
+        found = {entry["label"]: entry["probability"] for entry in line["predictions"]}
+        assert found == pytest.approx(shares(line["image"]), abs=1e-6)
+        assert list(found.values()) == sorted(found.values(), reverse=True)
+        assert next(iter(found)) == label
+
+
+def test_the_table_is_readable(capsys, model, photos):
+    code, out, _ = command(capsys, model / "model.onnx", photos / "a.png", "--top_k", 2)
+    name, first, second = out.splitlines()
+    assert code == 0
+    assert name == str(photos / "a.png")
+    assert first.split()[1] == "red"
+    assert float(first.split()[0].rstrip("%")) == pytest.approx(100 * shares(photos / "a.png")["red"], abs=0.01)
+    assert second.split()[1] in ("green", "blue")
+
+
+def test_an_export_is_calibrated_by_the_run_above_it_or_refuses(capsys, model, photos):
+    words = (model, photos / "a.png", "--json", "--calibrated")
+    code, out, err = command(capsys, *words)
+    assert (code, out) == (2, "")
+    assert "there is no run.json beside or above it. Copy the run.json of its run there" in err
+    run_file = model.parent / "run.json"
+    for content, message in (
+        ("{}", "has no temperature, which runs of an older hfvit did not fit"),
+        ('{"temperature": {"value": null, "reason": "all was right"}}', "is not calibrated: all was right. Leave"),
+        ('{"temperature": {"value": -1}}', "the temperature -1 is no number above 0"),
+    ):
+        run_file.write_text(content)
+        code, out, err = command(capsys, *words)
+        assert (code, out) == (2, "")
+        assert message in err
+    run_file.write_text('{"temperature": {"value": 3.5}}')
+    code, out, _ = command(capsys, *words)
+    assert code == 0
+    found = {entry["label"]: entry["probability"] for entry in json.loads(out)["predictions"]}
+    expected = softmax(expected_logits(Image.open(photos / "a.png")) / 3.5)
+    assert found == pytest.approx(dict(zip(LABELS, expected, strict=True)), abs=1e-6)
+
+
+def test_bad_pictures_are_named_and_skipped(capsys, model, photos):
+    (photos / "broken.png").write_bytes((photos / "a.png").read_bytes()[:80])
+    code, out, err = command(capsys, model, photos, "nowhere.png", "--json")
+    assert code == 1
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [("error" in line) for line in lines] == [False, False, True, False]
+    assert [line["predictions"][0]["label"] for line in lines if "predictions" in line] == LABELS
+    assert "hfvit: nowhere.png: there is no such file or folder." in err
+    assert f"hfvit: {photos / 'broken.png'}: not a readable picture" in err
+    assert "2 of what was named could not be classified" in err
+    code, out, err = command(capsys, model, photos / "broken.png")
+    assert (code, out) == (2, "")
+    assert err.endswith("hfvit: error: None of the pictures could be classified.\n")
+
+
+def test_a_model_that_gives_nan_has_no_answer(capsys, model, photos):
+    write_graph(model / "model.onnx", np.full((3, 3), np.nan))
+    code, out, err = command(capsys, model, photos / "a.png", "--json")
+    sentence = f"{photos / 'a.png'}: the model's logits are NaN or infinite."
+    assert code == 2
+    assert json.loads(out) == {"image": str(photos / "a.png"), "error": sentence}
+    assert err.startswith(f"hfvit: {sentence}\n")
+
+
+def test_files_folders_patterns_and_urls_are_found(photos, tmp_path):
+    url = "http://127.0.0.1/x.png"
+    a, b, c = (str(photos / name) for name in ("a.png", "b.PNG", "more/c.png"))
+    assert find_pictures([str(photos)]) == ([a, b, c], [])
+    assert find_pictures([c, a, str(photos), url]) == ([c, a, b, url], [])
+    assert find_pictures([f"{photos}/*.png"]) == ([a], [])
+    assert find_pictures([f"{photos}/**/*.png"]) == ([a, c], [])
+    assert find_pictures([f"{photos}/mor?"]) == ([c], [])
+    (tmp_path / "empty").mkdir()
+    wrong = find_pictures([f"{photos}/*.gif", str(tmp_path / "empty"), "absent"])
+    assert wrong == (
+        [],
+        [
+            f"{photos}/*.gif: no picture matches this pattern",
+            f"{tmp_path / 'empty'}: no picture in this folder",
+            "absent: there is no such file or folder",
+        ],
+    )
+
+
+def test_a_url_is_fetched(capsys, model, photos):
+    handler = partial(SimpleHTTPRequestHandler, directory=str(photos))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    try:
+        code, out, err = command(capsys, model, f"{address}/more/c.png", f"{address}/gone.png", "--json", "--top_k", 1)
+    finally:
+        server.shutdown()
+        server.server_close()
+    good, bad = (json.loads(line) for line in out.splitlines())
+    assert code == 1
+    assert good["predictions"] == [
+        {"label": "blue", "probability": pytest.approx(shares(photos / "more/c.png")["blue"], abs=1e-6)}
+    ]
+    assert "404" in bad["error"]
+    assert "404" in err
+
+
+def test_the_grid_draws_what_was_predicted(capsys, model, photos, tmp_path):
+    code, out, err = command(capsys, model, photos, "--save-grid", tmp_path / "grid.png", "--json")
+    assert code == 0
+    assert len(out.splitlines()) == 3
+    assert f"{tmp_path / 'grid.png'}: 3 pictures" in err
+    with Image.open(tmp_path / "grid.png") as drawn:
+        pixels = np.asarray(drawn.convert("RGB"), dtype=np.int64)
+    for channel in range(3):  # each picture is there: pixels in which its channel stands out
+        others = np.delete(pixels, channel, axis=2).max(axis=2)
+        assert (pixels[..., channel] > others + 40).sum() > 1000
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["{tmp}/nothing", "{photos}"], "There is no folder"),
+        (["{model}", "{tmp}/*.gif"], "No picture found: {tmp}/*.gif: no picture matches this pattern."),
+        (["{model}", "{photos}", "--save-grid", "{tmp}/grid.docx"], "must end in one of .png"),
+        (["{model}", "{photos}", "--save-grid", "{tmp}/no/grid.png"], "cannot be written"),
+        (["{model}", "{photos}", "--device", "npu"], "cannot use 'npu'"),
+        (["{model}", "{photos}", "--top_k", "0"], "0 is no whole number above 0"),
+    ],
+)
+def test_mistakes_are_one_message(capsys, model, photos, tmp_path, words, message):
+    places = {"model": model, "photos": photos, "tmp": tmp_path}
+    code, out, err = command(capsys, *(word.format(**places) for word in words))
+    assert (code, out) == (2, "")
+    assert message.format(**places) in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.integration
+def test_a_pipe_that_closes_early_is_no_error(model, photos):
+    result = run_command("bash", "-c", f"hfvit predict {model} {photos} --json | true; echo ${{PIPESTATUS[0]}}")
+    assert result.stdout == "141\n"
+    assert result.stderr == ""
+
+
+@pytest.mark.integration
+def test_as_typed(model, photos, tmp_path):
+    """The console command itself: clean standard output, no noise of libraries."""
+    result = run_command("hfvit", "predict", model, f"{photos}/*.png", photos, "--json", "--top_k", 1)
+    assert result.returncode == 0
+    assert [json.loads(line)["predictions"][0]["label"] for line in result.stdout.splitlines()] == LABELS
+    assert result.stderr == ""

@@ -1,0 +1,72 @@
+"""The fitted temperature against torch's L-BFGS, and what is told of it."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import log_loss
+
+from hfvit.metrics.classification import classification_metrics
+from hfvit.metrics.temperature import fit_temperature, negative_log_likelihood, temperature_facts
+
+
+def confident(images: int, scale: float, seed: int = 0, classes: int = 7) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, images)
+    logits = scale * (rng.normal(size=(images, classes)) + 2 * np.eye(classes)[labels])
+    return logits.astype(np.float32), labels
+
+
+def fitted_by_torch(logits: np.ndarray, labels: np.ndarray) -> float:
+    inverse = torch.ones((), dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([inverse], lr=0.1, max_iter=500, tolerance_grad=1e-10, tolerance_change=1e-14)
+    z, y = torch.from_numpy(logits).double(), torch.from_numpy(labels)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(z * inverse, y)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return 1 / inverse.item()
+
+
+@pytest.mark.parametrize("scale", [0.4, 1.0, 3.0])
+def test_the_temperature_is_the_one_that_lbfgs_finds(scale):
+    logits, labels = confident(500, scale)
+    assert fit_temperature(logits, labels) == pytest.approx(fitted_by_torch(logits, labels), rel=1e-4)
+
+
+def test_likelihood_is_scikit_learns():
+    logits, labels = confident(200, 2.0)
+    probabilities = torch.from_numpy(logits).double().softmax(dim=1).numpy()
+    assert negative_log_likelihood(logits, labels) == pytest.approx(log_loss(labels, probabilities, labels=range(7)))
+
+
+def test_facts_of_every_split_are_the_metrics_of_the_divided_logits():
+    results = {"validation": confident(400, 3.0, 1), "test": confident(900, 3.0, 2)}
+    facts = temperature_facts(results)
+    assert facts["value"] > 1.3
+    for role, (logits, labels) in results.items():
+        divided = classification_metrics(logits / facts["value"], labels, [str(n) for n in range(7)])
+        before = classification_metrics(logits, labels, [str(n) for n in range(7)])
+        told = facts["splits"][role]
+        assert told["loss"] == pytest.approx(divided["loss"], abs=1e-6)
+        assert told["ece"] == pytest.approx(divided["ece"], abs=1e-6)
+        assert told["calibration"] == [pytest.approx(entry, abs=1e-6) for entry in divided["calibration"]]
+        assert told["ece"] < before["ece"]
+        assert told["loss"] < before["loss"]
+    json.dumps(facts, allow_nan=False)
+
+
+def test_there_is_no_temperature_where_nothing_is_wrong_or_nothing_is_told():
+    labels = np.arange(12) % 3
+    perfect = temperature_facts({"validation": (5.0 * np.eye(3)[labels], labels)})
+    assert perfect["value"] is None
+    assert "every validation image is classified correctly" in perfect["reason"]
+    assert perfect["splits"] == {}
+    backwards = temperature_facts({"validation": (-5.0 * np.eye(3)[labels], labels)})
+    assert backwards["value"] is None
+    assert "outside 0.05 to 20" in backwards["reason"]

@@ -1,0 +1,173 @@
+"""A model as it is built: its image size, attention maps, frozen parts and gradients, and what cannot be built."""
+
+import json
+
+import pytest
+import timm
+import torch
+from helpers.images import LABELS
+from helpers.recipes import ARCHITECTURE, MICRO
+from transformers import AutoModelForImageClassification, TimmWrapperForImageClassification
+
+from hfvit.errors import ModelError
+from hfvit.models.factory import build_model
+from hfvit.models.modeling import HFViTForImageClassification
+
+# One of each kind of position embedding: with a class token in it, beside it (DINOv2 with registers), and without one.
+FAMILIES = {
+    "vit": ("vit_tiny_patch16_224", MICRO),
+    "dinov2": ("vit_small_patch14_reg4_dinov2", {**MICRO, "patch_size": 8, "img_size": 64}),
+    "siglip": ("vit_base_patch16_siglip_224", MICRO),
+    "deit": ("deit_tiny_distilled_patch16_224", MICRO),
+}
+
+
+def micro(labels=LABELS, image_size=32, family="vit", **kwargs):
+    torch.manual_seed(0)
+    architecture, args = FAMILIES[family]
+    return build_model(list(labels), architecture=architecture, image_size=image_size, timm_kwargs={**args, **kwargs})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("size", [24, 48])
+def test_position_embeddings_are_resampled_as_timm_does(family, size, tmp_path):
+    start = 64 if family == "dinov2" else 32
+    model = micro(family=family, image_size=start)
+    torch.nn.init.normal_(model.timm_model.pos_embed)
+    model.save_pretrained(tmp_path)
+    resized = HFViTForImageClassification.from_pretrained(tmp_path, image_size=size)
+    assert resized.config.image_size == (size, size)
+    # timm's loader resamples by itself when it builds the model at another size: an independent route.
+    reference = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, img_size=size)
+    torch.testing.assert_close(resized.timm_model.pos_embed, reference.pos_embed)
+    resized.save_pretrained(tmp_path / "resized")
+    stock = AutoModelForImageClassification.from_pretrained(tmp_path / "resized").eval()
+    x = torch.randn(2, 3, size, size)
+    assert torch.equal(stock(x).logits, resized.eval()(x).logits)
+
+
+def test_a_resampled_model_sees_nearly_the_same_and_the_stock_class_does_not(tmp_path):
+    """Smooth position embeddings and a smooth picture: at twice the size the features barely change."""
+    model = micro(image_size=64).eval()
+    grid = torch.stack(torch.meshgrid(torch.linspace(-1, 1, 8), torch.linspace(-1, 1, 8), indexing="ij"), dim=-1)
+    smooth = grid.reshape(64, 2) @ torch.randn(2, 32)
+    with torch.no_grad():
+        model.timm_model.pos_embed[0, 1:] = smooth
+    model.save_pretrained(tmp_path)
+    resized = HFViTForImageClassification.from_pretrained(tmp_path, image_size=128).eval()
+    # A picture of 8x8 flat tiles, each one patch at 64 px and four patches at 128 px.
+    tiles = torch.randn(1, 3, 8, 8)
+    small, large = (torch.nn.functional.interpolate(tiles, scale_factor=scale) for scale in (8, 16))
+
+    def features(wrapped, pixel_values):
+        with torch.no_grad():
+            return wrapped.timm_model.forward_head(wrapped.timm_model.forward_features(pixel_values), pre_logits=True)
+
+    original = features(model, small)
+    assert torch.cosine_similarity(features(resized, large), original).item() > 0.99
+    stock = TimmWrapperForImageClassification.from_pretrained(
+        tmp_path, model_args={**MICRO, "img_size": 128}, ignore_mismatched_sizes=True
+    )
+    # What the stock class leaves there is uninitialised memory, often NaN; at any rate not the resampled positions.
+    assert not torch.allclose(stock.timm_model.pos_embed, resized.timm_model.pos_embed, atol=0.1)
+
+
+def test_attention_maps():
+    model = micro().eval()
+    x = torch.randn(2, 3, 32, 32)
+    plain = model(x)
+    outputs = model(x, output_attentions=True)
+    torch.testing.assert_close(outputs.logits, plain.logits)
+    assert plain.attentions is None
+    assert len(outputs.attentions) == 2
+    assert outputs.attentions[0].shape == (2, 2, 17, 17)
+    torch.testing.assert_close(outputs.attentions[0].sum(dim=-1), torch.ones(2, 2, 17))
+    block = model.timm_model.blocks[0]
+    tokens = block.norm1(model.timm_model._pos_embed(model.timm_model.patch_embed(x)))
+    q, k, _ = block.attn.qkv(tokens).reshape(2, 17, 3, 2, 16).permute(2, 0, 3, 1, 4)
+    torch.testing.assert_close(outputs.attentions[0], (q @ k.transpose(-1, -2) / 4).softmax(dim=-1))
+    assert isinstance(model(x, output_attentions=True, return_dict=False)[-1], tuple)
+    assert all(layer.attn.fused_attn for layer in model.timm_model.blocks)
+
+
+def test_attention_maps_of_another_family_are_refused():
+    model = build_model(
+        LABELS, architecture="convnext_atto", timm_kwargs={"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 8)}
+    )
+    with pytest.raises(ModelError, match="no plain attention blocks"):
+        model(torch.zeros(1, 3, 64, 64), output_attentions=True)
+
+
+def test_frozen_parts_have_no_gradient_and_no_dropout():
+    model = micro(drop_path_rate=0.5, proj_drop_rate=0.5)
+    model.freeze("backbone")
+    model.train()
+    x = torch.randn(4, 3, 32, 32)
+    assert torch.equal(model(x).logits, model(x).logits)
+    model(x).logits.sum().backward()
+    assert {name for name, p in model.named_parameters() if p.grad is not None} == {
+        "timm_model.head.weight",
+        "timm_model.head.bias",
+    }
+
+
+def test_gradient_checkpointing_gives_the_same_gradients():
+    x, grads = torch.randn(2, 3, 32, 32), []
+    for checkpointing in (False, True):
+        model = micro().train()
+        if checkpointing:
+            model.activation_checkpointing_enable()
+            assert model.timm_model.grad_checkpointing
+        model(x).logits.square().sum().backward()
+        grads.append({name: p.grad for name, p in model.named_parameters()})
+    for name, grad in grads[0].items():
+        torch.testing.assert_close(grads[1][name], grad)
+
+
+def test_layer_scale_is_loaded(tmp_path):
+    """transformers renames `gamma` in old checkpoints (transformers#33687); timm's LayerScale must not suffer."""
+    model = micro(init_values=0.3)
+    torch.nn.init.normal_(model.timm_model.blocks[0].ls1.gamma)
+    model.save_pretrained(tmp_path)
+    again = HFViTForImageClassification.from_pretrained(tmp_path)
+    assert torch.equal(again.timm_model.blocks[0].ls1.gamma, model.timm_model.blocks[0].ls1.gamma)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"architecture": "vit_tinny_patch16_224"}, "Did you mean 'vit_tiny_patch16_224'?"),
+        ({"architecture": ARCHITECTURE, "image_size": 50}, "use 48 or 64"),
+        ({"architecture": ARCHITECTURE, "timm_kwargs": {"heads": 2}}, "heads"),
+        ({"architecture": ARCHITECTURE, "timm_kwargs": {"embed_dim": 32}}, "cannot be built"),
+        ({"architecture": ARCHITECTURE, "timm_kwargs": MICRO, "frozen": 9}, "9 blocks were asked for"),
+        ({"model_name_or_path": "/nowhere"}, "there is no folder"),
+    ],
+)
+def test_models_that_cannot_be_built_are_named(kwargs, message):
+    with pytest.raises(ModelError) as caught:
+        build_model(LABELS, **kwargs)
+    assert message in str(caught.value)
+
+
+def test_any_timm_network_takes_an_image_size():
+    kwargs = {"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 8)}
+    model = build_model(LABELS, architecture="convnext_atto", image_size=64, timm_kwargs=kwargs)
+    assert model.config.image_size == (64, 64)
+    assert "img_size" not in model.config.model_args
+    assert model(torch.zeros(1, 3, 64, 64)).logits.shape == (1, 3)
+
+
+def test_fsdp_wraps_the_models_own_blocks():
+    assert micro()._no_split_modules == ["Block"]
+
+
+def test_an_unreachable_repository_is_named():
+    with pytest.raises(ModelError, match="timm/no-such-model cannot be read"):
+        build_model(LABELS, model_name_or_path="timm/no-such-model")
+
+
+def test_a_checkpoint_of_another_kind_is_named(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit", "hidden_size": 32}))
+    with pytest.raises(ModelError, match="is a 'vit' checkpoint, not a timm one"):
+        build_model(LABELS, model_name_or_path=str(tmp_path))

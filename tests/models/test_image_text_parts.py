@@ -1,0 +1,173 @@
+"""What a model of images with texts is made of, and what it refuses."""
+
+import numpy as np
+import pytest
+import torch
+from helpers.image_text import WORDS, tokenizer, write_encoder, write_set
+from helpers.images import LABELS
+from helpers.recipes import ARCHITECTURE, MICRO
+from transformers import CLIPConfig, CLIPModel, T5Config, T5EncoderModel
+
+from hfvit.data.text import load_tokenizer, tokenize
+from hfvit.errors import ModelError, run
+from hfvit.export.onnx import export_onnx
+from hfvit.export.text_inputs import check_reads_texts
+from hfvit.models.factory import build_model
+from hfvit.models.image_text import HFViTFusionForImageClassification, add_text_encoder
+from hfvit.pipeline import main
+from hfvit.training.param_groups import groups_beside
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    return write_encoder(tmp_path_factory.mktemp("encoder"))
+
+
+def fusion(encoder, architecture=ARCHITECTURE, image_size=16, timm_kwargs=MICRO, **options):
+    image = build_model(LABELS, architecture=architecture, image_size=image_size, timm_kwargs=timm_kwargs)
+    return add_text_encoder(image, str(encoder), **{"max_text_length": 8, **options})
+
+
+FAMILIES = {
+    "convnext_atto": {"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 32]},
+    "swin_tiny_patch4_window7_224": {"embed_dim": 16, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4},
+    "mobilenetv3_small_050": {},  # pooled features of another width than its feature map
+}
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+@pytest.mark.parametrize("way", ["cross_attention", "concatenation"])
+def test_any_image_tower_trains_and_loads_equal(encoder, tmp_path, architecture, way):
+    model = fusion(encoder, architecture, 32, FAMILIES[architecture], fusion=way)
+    batch = {"pixel_values": torch.randn(2, 3, 32, 32), **model.example_texts(2, 5)}
+    logits = model(**batch, labels=torch.tensor([0, 2]))
+    logits.loss.backward()
+    assert logits.logits.shape == (2, 3)
+    assert all(parameter.grad is not None for parameter in model.parameters())  # or DDP would stop
+    model.save_pretrained(tmp_path)
+    again = HFViTFusionForImageClassification.from_pretrained(tmp_path).eval()
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], value, rtol=0, atol=0)
+    torch.testing.assert_close(again(**batch).logits, model.eval()(**batch).logits, rtol=1e-4, atol=1e-6)
+
+
+def test_a_text_changes_what_is_made_of_the_image_and_padding_does_not(encoder):
+    model = fusion(encoder).eval()
+    image = torch.randn(1, 3, 16, 16)
+    short = model(image, torch.tensor([[3, 4]])).logits
+    padded = model(image, torch.tensor([[3, 4, 5, 0]]), torch.tensor([[1, 1, 0, 0]])).logits
+    torch.testing.assert_close(padded, short, rtol=0, atol=1e-6)
+    assert (model(image, torch.tensor([[3, 7]])).logits - short).abs().max() > 1e-3
+
+
+def test_every_weight_has_one_group_and_frozen_ones_have_none(encoder):
+    model = fusion(encoder, frozen="backbone")
+    model.train()
+    assert not model.text_model.training
+    assert not model.timm_model.training
+    assert model.fusion.training
+    groups = groups_beside(model, model.timm_model, 1e-3, 0.05)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = [names[id(parameter)] for group in groups for parameter in group["params"]]
+    assert sorted(found) == sorted(n for n, _ in model.named_parameters() if n.startswith(("fusion.", "classifier.")))
+    assert [group["weight_decay"] for group in groups] == [0.05, 0.0]
+    assert all(parameter.ndim == 1 for parameter in groups[1]["params"])
+    assert groups_beside(build_model(LABELS, architecture=ARCHITECTURE, timm_kwargs=MICRO), model, 1, 1)  # all of it
+    assert fusion(encoder, frozen="1").text_model.encoder.layer[0].attention.self.query.weight.requires_grad
+
+
+def test_tokens_are_padded_to_the_batch_and_cut():
+    table = tokenize(["dawn", None, "a picture taken at dusk in town", "zebra"], tokenizer(), 4)
+    batch = table.batch(np.array([0, 1, 3]))
+    number = {word: index for index, word in enumerate(WORDS, start=2)}
+    assert batch["input_ids"].tolist() == [[number["dawn"]], [0], [1]]
+    assert batch["attention_mask"].tolist() == [[1], [1], [1]]  # an empty text is one padding token
+    batch = table.batch(np.array([2, 0]))
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 0, 0, 0]]
+    assert batch["input_ids"][0].tolist() == [number[word] for word in ("a", "picture", "taken", "at")]
+
+
+def test_the_text_half_of_a_clip_pair_serves_too(tmp_path):
+    text = {"vocab_size": 10, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    text |= {"num_attention_heads": 2, "max_position_embeddings": 8, "eos_token_id": 9}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = CLIPConfig(text_config=text, vision_config={**vision, "image_size": 16, "patch_size": 8})
+    clip = CLIPModel(config)
+    clip.save_pretrained(tmp_path)
+    model = fusion(tmp_path)
+    assert model.config.text_encoder_config["model_type"] == "clip_text_model"
+    for name, value in clip.text_model.state_dict().items():
+        (own,) = [weight for key, weight in model.text_model.state_dict().items() if key.endswith(name)]
+        torch.testing.assert_close(own, value)
+
+
+def test_encoders_and_tokenizers_that_cannot_serve_are_told(encoder, tmp_path):
+    with pytest.raises(
+        ModelError, match=r"max_text_length: .* cannot read 17 tokens \(its max_position_embeddings is 16\)"
+    ):
+        fusion(encoder, max_text_length=17)
+    with pytest.raises(ModelError, match="text_encoder: there is no folder /nowhere"):
+        fusion("/nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError, match="is no text encoder that can be loaded"):
+        fusion(tmp_path / "empty")
+    small = T5Config(vocab_size=10, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+    T5EncoderModel(small).save_pretrained(tmp_path / "t5")
+    with pytest.raises(ModelError, match="text_encoder: "):
+        fusion(tmp_path / "t5")
+    with pytest.raises(ModelError, match="has no pad token, which texts of different lengths need"):
+        load_tokenizer(write_encoder(tmp_path / "unpadded", pad=None), 10)
+    with pytest.raises(ModelError, match="has 10 tokens, its text encoder knows 9"):
+        load_tokenizer(encoder, 9)
+    with pytest.raises(ModelError, match="has no tokenizer that can be loaded"):
+        load_tokenizer(tmp_path / "empty", 10)
+
+
+def test_exports_that_do_not_work_with_texts_are_refused(encoder, tmp_path):
+    model = fusion(encoder)
+    with pytest.raises(ModelError, match="optimize: not available for a model of images with texts"):
+        export_onnx(model, tmp_path / "model.onnx", optimize=True)
+    for option in ("quantize", "tensorrt", "with-preprocessing"):
+        with pytest.raises(ModelError, match=f"{option}: not available"):
+            check_reads_texts(model, **{option: True})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def recipe(encoder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("recipe")
+    data = write_set(folder / "set")
+    (folder / "r.yaml").write_text(
+        f"architecture: {ARCHITECTURE}\nimage_size: 16\ndataset_name: {data}\nvalidation_split: validation\n"
+        f"text_column: caption\ntext_encoder: {encoder}\nmax_text_length: 8\n"
+    )
+    return folder / "r.yaml"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ("--text_column", "captoin"),
+            "has no column 'captoin'; it has image, caption, label. Did you mean 'caption'?",
+        ),
+        (("--text_column", "image"), "text_column: column 'image' of split 'train' holds Image"),
+        (("--mixup_alpha", "0.2"), "mixup_alpha: a mixture of two images has no text of its own; set it to 0."),
+        (("--cutmix_alpha", "1"), "cutmix_alpha: a mixture of two images has no text"),
+        (("--fusion", "sum"), "fusion: 'sum' is not allowed; it takes one of cross_attention, concatenation."),
+        (("--max_text_length", "0"), "max_text_length: 0 is not allowed"),
+        (("--streaming", "true", "--max_steps", "2"), "streaming: texts are read from a whole data set only"),
+    ],
+)
+def test_mistakes_are_one_message(recipe, tmp_path, capsys, options, message):
+    assert run(lambda: main([str(recipe), "--output_dir", str(tmp_path), *options])) == 2
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert printed.count("hfvit: error") == 1
+
+
+def test_a_text_column_alone_is_told(recipe, tmp_path, capsys):
+    alone = tmp_path / "alone.yaml"
+    alone.write_text("".join(line for line in recipe.open() if not line.startswith("text_encoder")))
+    assert run(lambda: main([str(alone), "--output_dir", str(tmp_path)])) == 2
+    assert "text_column is given without text_encoder" in capsys.readouterr().err

@@ -1,0 +1,186 @@
+"""A model's checkpoint: what is saved loads everywhere, and what is loaded is complete."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import timm
+import torch
+from helpers.commands import run_command
+from helpers.images import LABELS, colored_image
+from helpers.recipes import ARCHITECTURE, MICRO
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, pipeline
+
+import hfvit
+from hfvit.errors import ModelError
+from hfvit.models.factory import build_model
+from hfvit.models.modeling import HFViTForImageClassification
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A saved micro model with preprocessing of its own, a picture, and the logits the model gives it."""
+    model = build_model(
+        LABELS,
+        architecture=ARCHITECTURE,
+        image_size=32,
+        timm_kwargs=MICRO,
+        preprocessing={"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "crop_pct": 0.8, "interpolation": "bilinear"},
+    ).eval()
+    folder = tmp_path / "saved"
+    model.save_pretrained(folder)
+    image = colored_image(1, np.random.default_rng(0), size=50)
+    pixel_values = timm.data.create_transform(**timm.data.resolve_data_config(model.config.pretrained_cfg))(image)[
+        None
+    ]
+    with torch.no_grad():
+        return folder, image, pixel_values, model(pixel_values).logits
+
+
+def test_loads_as_itself(saved):
+    folder, _, pixel_values, logits = saved
+    model = HFViTForImageClassification.from_pretrained(folder).eval()
+    assert torch.equal(model(pixel_values).logits, logits)
+    assert model.config.id2label == dict(enumerate(LABELS))
+
+
+def test_loads_with_stock_transformers_where_hfvit_cannot_be_imported(saved, tmp_path):
+    folder, image, pixel_values, logits = saved
+    image.save(tmp_path / "image.png")
+    np.save(tmp_path / "logits.npy", logits.numpy())
+    np.save(tmp_path / "pixels.npy", pixel_values.numpy())
+    script = (
+        "import sys; sys.modules['hfvit'] = None\n"
+        "import numpy as np, torch\nfrom PIL import Image\n"
+        "from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification\n"
+        "folder, work = sys.argv[1:]\n"
+        "model = AutoModelForImageClassification.from_pretrained(folder).eval()\n"
+        "inputs = AutoImageProcessor.from_pretrained(folder)(Image.open(work + '/image.png'))\n"
+        "assert np.array_equal(inputs['pixel_values'].numpy(), np.load(work + '/pixels.npy'))\n"
+        "assert np.array_equal(model(**inputs).logits.detach().numpy(), np.load(work + '/logits.npy'))\n"
+        "assert model.config.id2label == {0: 'red', 1: 'green', 2: 'blue'}, model.config.id2label\n"
+        "assert type(model).__name__ == 'TimmWrapperForImageClassification'\n"
+    )
+    result = run_command(sys.executable, "-c", script, folder, tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
+def test_loads_in_a_pipeline(saved):
+    folder, image, _, logits = saved
+    answers = pipeline("image-classification", model=str(folder))(image)
+    probabilities = logits.softmax(dim=1)[0]
+    assert [answer["label"] for answer in answers] == [LABELS[i] for i in probabilities.argsort(descending=True)]
+    assert [answer["score"] for answer in answers] == pytest.approx(
+        sorted(probabilities.tolist(), reverse=True), abs=1e-6
+    )
+
+
+def test_loads_in_timm(saved):
+    folder, image, pixel_values, logits = saved
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    assert torch.equal(model(pixel_values), logits)
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+    assert torch.equal(transform(image)[None], pixel_values)
+    assert model.pretrained_cfg["label_names"] == LABELS
+
+
+def test_loads_as_a_classifier(saved):
+    folder, image, _, logits = saved
+    classifier = hfvit.load_classifier(folder, device="cpu")
+    torch.testing.assert_close(torch.from_numpy(classifier.logits([image])), logits)
+    probabilities = dict(zip(LABELS, logits.softmax(dim=1)[0].tolist(), strict=True))
+    for answer in classifier.predict((image for _ in range(3)), batch_size=2):
+        assert answer == pytest.approx(probabilities, abs=1e-6)
+    assert list(classifier.predict([np.asarray(image)], top_k=1)[0]) == [max(probabilities, key=probabilities.get)]
+
+
+def test_config_is_stock_and_complete(saved):
+    config = json.loads((saved[0] / "config.json").read_text())
+    assert config["model_type"] == "timm_wrapper"
+    assert config["architectures"] == ["TimmWrapperForImageClassification"]
+    assert config["label_names"] == LABELS
+    assert config["num_classes"] == 3
+    assert config["model_args"] == {**MICRO, "img_size": 32}
+    assert config["pretrained_cfg"]["input_size"] == [3, 32, 32]
+    assert "auto_map" not in config
+    assert "problem_type" not in config
+    assert sorted(path.name for path in saved[0].iterdir()) == ["config.json", "model.safetensors"]
+    assert AutoImageProcessor.from_pretrained(saved[0]).data_config["mean"] == (0.1, 0.2, 0.3)
+
+
+def test_a_new_model_starts_from_timms_own_initialisation():
+    torch.manual_seed(7)
+    expected = timm.create_model(ARCHITECTURE, img_size=32, num_classes=3, **MICRO).state_dict()
+    torch.manual_seed(7)
+    actual = build_model(LABELS, architecture=ARCHITECTURE, image_size=32, timm_kwargs=MICRO).timm_model.state_dict()
+    assert all(torch.equal(actual[name], value) for name, value in expected.items())
+
+
+def test_labels_change_and_survive_round_trips(saved, tmp_path):
+    folder = saved[0]
+    renamed = HFViTForImageClassification.from_pretrained(folder, labels=["a", "b", "c", "d"])
+    renamed.save_pretrained(tmp_path / "renamed")
+    again = AutoModelForImageClassification.from_pretrained(tmp_path / "renamed")
+    assert again.config.id2label == dict(enumerate("abcd"))
+    assert again(torch.zeros(1, 3, 32, 32)).logits.shape == (1, 4)
+    many = [f"class {index}" for index in range(12)]
+    build_model(many, architecture=ARCHITECTURE, image_size=32, timm_kwargs=MICRO).save_pretrained(tmp_path / "many")
+    assert list(AutoModelForImageClassification.from_pretrained(tmp_path / "many").config.id2label.values()) == many
+
+
+def test_the_head_is_kept_when_the_classes_agree_and_new_when_they_differ(saved):
+    folder = saved[0]
+    weights = load_file(folder / "model.safetensors")["head.weight"]
+
+    def head(**kwargs):
+        return HFViTForImageClassification.from_pretrained(folder, **kwargs).timm_model.head.weight
+
+    assert torch.equal(head(), weights)
+    assert torch.equal(head(labels=LABELS), weights)
+    assert torch.equal(head(num_labels=3), weights)
+    assert not torch.equal(head(labels=["x", "y", "z"]), weights)
+    assert head(labels=["x", "y"]).shape == (2, 32)
+    assert head(num_labels=5).shape == (5, 32)
+    assert head(id2label={0: "p", 1: "q"}).shape == (2, 32)
+    config = hfvit.HFViTConfig.from_pretrained(folder)
+    assert torch.equal(head(config=config), weights)
+    config.id2label = {0: "p", 1: "q"}
+    assert head(config=config).shape == (2, 32)
+    stock = AutoConfig.from_pretrained(folder, num_labels=5)
+    assert head(config=stock, image_size=48).shape == (5, 32)
+
+
+def test_fewer_blocks_of_a_pretrained_model(saved):
+    folder, _, _, _ = saved
+    model = HFViTForImageClassification.from_pretrained(folder, timm_kwargs={"depth": 1})
+    assert len(model.timm_model.blocks) == 1
+    weights = load_file(folder / "model.safetensors")
+    assert torch.equal(model.timm_model.blocks[0].attn.qkv.weight, weights["blocks.0.attn.qkv.weight"])
+
+
+def test_a_folder_without_weights_is_named(saved):
+    (saved[0] / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="cannot be built"):
+        build_model(LABELS, model_name_or_path=str(saved[0]))
+
+
+def test_a_checkpoint_without_a_head_asks_for_classes(saved):
+    config = json.loads((saved[0] / "config.json").read_text())
+    (saved[0] / "config.json").write_text(json.dumps({**config, "num_classes": 0, "label_names": []}))
+    with pytest.raises(ModelError, match="has no classifier of its own"):
+        HFViTForImageClassification.from_pretrained(saved[0])
+    assert build_model(["a", "b"], model_name_or_path=str(saved[0])).config.num_labels == 2
+
+
+def test_missing_or_misshapen_weights_are_an_error_not_a_warning(saved):
+    file = saved[0] / "model.safetensors"
+    weights = load_file(file)
+    del weights["blocks.1.mlp.fc1.weight"]
+    weights["pos_embed"] = weights["pos_embed"][:, :-2].contiguous()
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(
+        ModelError, match=r"2 weights are missing or of another shape \(blocks.1.mlp.fc1.weight, pos_embed\)"
+    ):
+        HFViTForImageClassification.from_pretrained(saved[0], labels=["new", "classes"])

@@ -1,0 +1,293 @@
+"""Recipes: what is read, what wins, what is refused, and that every shipped one is sound."""
+
+import re
+import shlex
+
+import pytest
+import timm
+import yaml
+from helpers.commands import ROOT
+
+from hfvit.errors import RecipeError
+from hfvit.recipe.files import shipped_recipes, summary
+from hfvit.recipe.loader import NEEDS, build_parser, load_recipe
+from hfvit.recipe.training_args import split_batch
+
+MINIMAL = "architecture: vit_tiny_patch16_224\ndataset_name: digits\noutput_dir: out\nuse_cpu: true\n"
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text: str) -> str:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_shipped_recipes_parse(name):
+    path = shipped_recipes()[name]
+    recipe = load_recipe([name])
+    assert recipe.source == path
+    assert recipe.idle is None
+    assert recipe.training.output_dir == f"outputs/{name}"
+    values = yaml.safe_load(path.read_text())
+    architecture = recipe.model.architecture or recipe.model.model_name_or_path.removeprefix("timm/")
+    assert timm.is_model(architecture.split(".")[0])
+    # A number that YAML reads as text (1e-4) would still be coerced, but is better not shipped.
+    assert not any(isinstance(values.get(key), str) for key in ("learning_rate", "weight_decay"))
+
+
+@pytest.mark.parametrize("name", ["hiera_tiny", "swin_tiny", "vit_tiny_cifar10"])
+def test_commands_in_the_heads_of_shipped_recipes_parse(name):
+    text = shipped_recipes()[name].read_text()
+    command = re.search(rf"^#     hfvit train ({name} (?:.*\\\n)*.*)$", text, re.MULTILINE)[1]
+    load_recipe(shlex.split(re.sub(r"\\\n# *", "", command)))
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_shipped_recipes_say_what_they_are(name):
+    text = shipped_recipes()[name].read_text()
+    head = text[: text.index("\n# Model\n")]
+    assert summary(shipped_recipes()[name])
+    assert f"hfvit/train.py recipes/{name}.yaml" in head
+    assert "Measured on" in head
+    # The one form that a program can read: a range of accuracy on the test split, in per cent.
+    low, high = re.search(r"\n# Expected score: ([\d.]+) to ([\d.]+) %[ ,.]", head + " ").groups()
+    assert 0 < float(low) < float(high) <= 100
+    assert "\n# Score: " in head or "%, a guess" in head  # a range stands on a run, or is called what it is
+    for section in ("Model", "Data", "Augmentation", "Optimisation", "Evaluation", "Output"):
+        assert f"\n# {section}\n" in text
+
+
+def test_a_start_on_the_command_line_takes_the_place_of_the_files(write):
+    args = '{"patch_size": 2, "window_size": 4}'
+    anew = load_recipe(["swin_tiny", "--architecture", "swin_tiny_patch4_window7_224", "--model_args", args])
+    assert anew.model.model_name_or_path is None
+    assert load_recipe([write(anew.to_yaml())]).model == anew.model
+    pretrained = load_recipe(["quickstart", "--model_name_or_path", "a/b"])
+    assert (pretrained.model.model_name_or_path, pretrained.model.architecture) == ("a/b", None)
+    for both in ("vit_base_patch16_224", "vit_tiny_patch16_224"):  # the second is what the file says, too
+        with pytest.raises(RecipeError, match="exactly one of model_name_or_path"):
+            load_recipe(["quickstart", "--model_name_or_path", "a/b", "--architecture", both])
+
+
+def test_yaml_11_readings_are_mended(write):
+    recipe = load_recipe([write(MINIMAL + "learning_rate: 1e-4\neval_strategy: no\nsave_strategy: no\n"
+                                "load_best_model_at_end: false\nwarmup_steps: 10\n")])  # fmt: skip
+    assert recipe.training.learning_rate == 1e-4
+    assert recipe.training.eval_strategy == "no"
+    assert recipe.training.warmup_steps == 10
+    assert recipe.training.load_best_model_at_end is False
+
+
+def test_the_command_line_wins(write):
+    path = write(MINIMAL + "learning_rate: 1.0e-4\ncrop_scale: [0.5, 1.0]\nfreeze: backbone\n")
+    recipe = load_recipe([path, "--learning_rate", "3e-4", "--crop_scale", "0.7", "0.9", "--freeze=2"])
+    assert recipe.training.learning_rate == 3e-4
+    assert recipe.augmentation.crop_scale == [0.7, 0.9]
+    assert recipe.model.freeze == "2"
+    assert recipe.values["learning_rate"] == 3e-4
+
+
+def test_null_means_nothing_also_where_nothing_is_not_the_default(write):
+    recipe = load_recipe([write(MINIMAL + "test_split: null\nsave_total_limit: null\nmodel_args: {depth: 3}\n")])
+    assert recipe.data.test_split is None
+    assert recipe.model.timm_kwargs == {"depth": 3}
+    again = load_recipe([write(recipe.to_yaml())])
+    assert again.data.test_split is None
+    assert again.training.save_total_limit is None
+
+
+def test_the_resolved_recipe_shows_what_a_reader_looks_for(write):
+    values = load_recipe([write(MINIMAL)]).values
+    assert values["learning_rate"] == 5e-5
+    assert values["lr_scheduler_type"] == "cosine"
+    assert {"weight_decay", "num_train_epochs", "warmup_steps", "eval_strategy", "optim", "seed"} <= values.keys()
+
+
+def test_saving_follows_evaluation(write):
+    steps = load_recipe([write(MINIMAL), "--eval_strategy", "steps", "--eval_steps", "50"]).training
+    assert (steps.save_strategy, steps.save_steps) == ("steps", 50)
+    logged = load_recipe([write(MINIMAL), "--eval_strategy", "steps", "--logging_steps", "25"]).training
+    assert (logged.eval_steps, logged.save_steps) == (25, 25)
+    never = load_recipe([write(MINIMAL), "--eval_strategy", "no"]).training
+    assert (never.save_strategy, never.load_best_model_at_end) == ("epoch", False)
+
+
+def test_the_least_calibration_error_is_the_best(write):
+    assert load_recipe([write(MINIMAL + "metric_for_best_model: ece\n")]).training.greater_is_better is False
+    assert load_recipe([write(MINIMAL + "metric_for_best_model: macro_f1\n")]).training.greater_is_better is True
+
+
+def test_the_resolved_recipe_is_the_same_recipe(write, tmp_path):
+    first = load_recipe([write(MINIMAL + "label_smoothing_factor: 0.1\nmodel_args: {depth: 3}\n"), "--seed", "9"])
+    again = load_recipe([write(first.to_yaml())])
+    assert again.model == first.model
+    assert again.data == first.data
+    assert again.values == first.values
+    assert again.training.seed == 9
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "told"),
+    [
+        ("policy: trivial_augment\nrand_augment_magnitude: 5\n", [],
+         "rand_augment_magnitude (needs policy: rand_augment)"),
+        ("lora_rank: 4\nlora_dropout: 0.1\n", [], "lora_rank, lora_dropout (needs finetuning: lora)"),
+        ("", ["--lora_rank", "8"], "lora_rank (needs finetuning: lora)"),  # typed, though it is the default
+        ("distillation_alpha: 0.9\n", ["--probe_passes=2"],
+         "distillation_alpha (needs teacher); probe_passes (needs finetuning: linear_probe)"),
+        ("eval_steps: 50\n", [], "eval_steps (needs eval_strategy: steps)"),
+        ("mix_off_epochs: 1\nmixup_alpha: 0.2\n", ["--mixup_alpha", "0"],
+         "mix_off_epochs (needs mixup_alpha, cutmix_alpha or random_erasing)"),
+        ("finetuning: lora\nlora_rank: 4\nprobe_passes: 0\n", [], None),
+        ("policy: rand_augment\nrand_augment_num_ops: 3\neval_strategy: steps\neval_steps: 50\n", [], None),
+    ],
+)  # fmt: skip
+def test_a_key_set_in_vain_is_told(write, text, options, told):
+    text = MINIMAL.replace("architecture", "model_name_or_path") + text if "finetuning" in text else MINIMAL + text
+    recipe = load_recipe([write(text), *options])
+    assert recipe.idle == (told and f"Set without any effect: {told}.")
+
+
+def test_a_resolved_recipe_is_told_of_nothing_else(write):
+    recipe = load_recipe([write(MINIMAL + "lora_rank: 4\n")])
+    assert load_recipe([write(recipe.to_yaml())]).idle == recipe.idle
+
+
+def test_the_table_of_effects_names_keys_of_a_recipe():
+    fields = {action.dest for action in build_parser()._actions}
+    assert {key for need in NEEDS for key in need.keys.split()} <= fields
+
+
+def test_tokens_never_reach_the_resolved_recipe(write):
+    recipe = load_recipe([write(MINIMAL), "--hub_token", "hf_secret"])
+    assert "hf_secret" not in recipe.to_yaml()
+    assert "token" not in recipe.to_yaml()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rat: 1.0e-4\n", "unknown key 'learning_rat'. Did you mean 'learning_rate'?"),
+        ("learning_rate: fast\n", "invalid float value: 'fast'"),
+        ("num_train_epochs: [1, 2]\n", "num_train_epochs takes one value, not the list [1, 2]"),
+        ("image_size: -3\n", "image_size: -3 is not allowed; it takes a number above 0"),
+        ("drop_path_rate: 1.5\n", "drop_path_rate: 1.5 is not allowed"),
+        ("freeze: head\n", "freeze: 'head' is not allowed"),
+        ("validation_fraction: 1.0\n", "validation_fraction"),
+        ("crop_scale: [1.0, 0.5]\n", "crop_scale"),
+        ("interpolation: cubic\n", "one of nearest, bilinear, bicubic, lanczos"),
+        ("image_mean: [0.5]\n", "three numbers"),
+        ("policy: autoaugment\n", "policy: 'autoaugment' is not allowed; it takes one of basic, trivial_augment"),
+        ("rand_augment_magnitude: 11\n", "rand_augment_magnitude: 11.0 is not allowed; it takes 0 to 10"),
+        ("random_erasing: 2\n", "random_erasing: 2.0 is not allowed"),
+        ("mixup_alpha: -1\n", "mixup_alpha"),
+        ("repeated_augmentation: 0\n", "repeated_augmentation: 0 is not allowed"),
+        ("mixup_alpha: 0.8\nglobal_batch_size: 7\n", "images are mixed in pairs, and a device holds 7 at once"),
+        ("cutmix_alpha: 1\nper_device_train_batch_size: 1\n", "mixed in pairs, and a device holds 1 at once"),
+        ("mix_off_epochs: 3\nnum_train_epochs: 3\n", "mix_off_epochs: 3 of 3 epochs leave nothing mixed"),
+        ("dataloader_prefetch_factor: 4\n", "dataloader_prefetch_factor: give dataloader_num_workers, too"),
+        ('accelerator_config: {"dispatch_batches": true}\n', "dispatch_batches and split_batches cut batches apart"),
+        ("layer_decay: 0\n", "layer_decay"),
+        ("model_name_or_path: a/b\n", "exactly one of model_name_or_path"),
+        ("lr_scheduler_type: cosinus\n", "cosinus"),
+        ("optim: adamx\n", "adamx"),
+        ("dataloader_drop_last: true\n", "dataloader_drop_last: not available"),
+        ("remove_unused_columns: true\n", "remove_unused_columns: not available"),
+        ("auto_find_batch_size: true\n", "cut in pieces anyway"),
+        ("gradient_accumulation_steps: 4\n", "derived from global_batch_size"),
+        ("metric_for_best_model: top1\n", "one of accuracy, top5_accuracy, macro_f1, loss, ece"),
+        ("ema_decay: 0.9\nsave_only_model: true\n", "save_only_model"),
+        ("eval_strategy: steps\neval_steps: 10\nsave_strategy: steps\nsave_steps: 20\n", "might not be saved"),
+        ("model_args: {img_size: 32}\n", "give the size as image_size"),
+        ("learning_rate: -1\n", "a finite number of 0 or more"),
+        ("learning_rate: .nan\n", "a finite number of 0 or more"),
+        ("label_smoothing_factor: 1.5\n", "label_smoothing_factor"),
+        ("per_device_eval_batch_size: 0\n", "per_device_eval_batch_size"),
+        ("per_device_train_batch_size: -4\n", "per_device_train_batch_size"),
+        ("crop_scale: null\n", "crop_scale cannot be null"),
+        ("seed: null\n", "seed cannot be null"),
+        ("report_to: tensorbord\n", "report_to: "),
+        ("fp16: true\n", "fp16 needs a GPU"),
+        ("accelerator_config: {foo: 1}\n", "foo"),
+        ("push_to_hub: true\n", "name the repository with hub_model_id"),
+        ("push_to_hub: true\nhub_model_id: a/b\nhub_strategy: every_save\n", "pushes once"),
+        ("eval_strategy: no\nload_best_model_at_end: false\nearly_stopping_patience: 2\n", "needs evaluations"),
+        ("global_batch_size: 0\n", "global_batch_size"),
+        ("model_args: 3\n", "a mapping such as"),
+        ("seed: !!python/object/apply:os.system ['true']\n", "not valid YAML"),
+        ("seed: [1\n", "not valid YAML"),
+    ],
+)
+def test_wrong_recipes_are_named(write, text, message):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe([write(MINIMAL + text)])
+    assert message in str(caught.value)
+    assert "recipe.yaml" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "Name a recipe first"),
+        (["--learning_rate", "1"], "Name a recipe first"),
+        (["quickstart", "--learning_rat", "1"], "Did you mean 'learning_rate'?"),
+        (["quickstart", "--learning", "1"], "unknown option '--learning'"),
+        (["quickstart", "--image_size", "big"], "invalid int value: 'big'"),
+        (["quickstart", "--output_dir", ""], "output_dir is missing"),
+        (["no_such.yaml"], "No recipe 'no_such.yaml'"),
+    ],
+)
+def test_wrong_command_lines_are_named(argv, message):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(argv)
+    assert message in str(caught.value)
+
+
+def test_the_full_help_names_every_field():
+    text = build_parser().format_help()
+    for field in ("--image_size", "--train_split", "--learning_rate", "--global_batch_size"):
+        assert field in text
+
+
+def test_a_list_is_no_recipe(write):
+    with pytest.raises(RecipeError, match="this file holds list"):
+        load_recipe([write("- a\n- b\n")])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [((8, 1, None), (8, 1)), ((8, 2, None), (4, 1)), ((8, 1, 4), (4, 2)), ((8, 2, 2), (2, 2)), ((8, 1, 64), (8, 1))],
+)
+def test_accumulation_follows_from_the_global_batch(arguments, expected):
+    assert split_batch(*arguments) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [((9, 2, None), "use 8 or 10"), ((1, 4, None), "use 4"), ((8, 1, 3), "2 does")],
+)
+def test_a_batch_that_does_not_divide_is_refused(arguments, message):
+    with pytest.raises(RecipeError, match=message):
+        split_batch(*arguments)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "accelerate_configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_reads_its_configurations(path):
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+
+    assert path.read_text().startswith("# ")
+    config = load_config_from_file(str(path))
+    values = yaml.safe_load(path.read_text())
+    assert config.num_processes == values["num_processes"]
+    assert str(config.mixed_precision) == values["mixed_precision"]
+    assert config.use_cpu == values.get("use_cpu", False)
+    arguments = launch_command_parser().parse_args(["--config_file", str(path), "hfvit/train.py", "quickstart"])
+    arguments, _, _ = _validate_launch_command(arguments)  # reads the file into the arguments
+    assert arguments.num_processes == values["num_processes"]
+    assert arguments.mixed_precision == values["mixed_precision"]

@@ -1,0 +1,151 @@
+"""Every figure in both themes: colors that can be read and told apart, and nothing cut off or empty."""
+
+from itertools import combinations, pairwise
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from helpers.run_facts import make_facts
+from PIL import Image
+
+from hfvit.artifacts.run_record import read_examples, write_examples
+from hfvit.report.figures import DARK, LIGHT, THEMES, contrast, mistakes_figure, probe_curves, readable_on, short
+from hfvit.report.summary import write_plots, write_training_images
+
+# Machado, Oliveira and Fernandes 2009, severity 1.0, on linear RGB.
+BLIND = {
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]],
+}
+
+
+def linear(color: str) -> np.ndarray:
+    rgb = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+
+
+def lab(rgb: np.ndarray) -> np.ndarray:
+    """CIELAB of linear sRGB, white D65."""
+    xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ rgb.clip(0, 1)
+    x, y, z = np.cbrt(xyz / (0.9505, 1.0, 1.089))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+def test_contrast_is_wcags():
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+    assert contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01)
+
+
+@pytest.mark.parametrize("theme", THEMES, ids=lambda theme: theme.suffix or "light")
+def test_text_and_marks_stand_out_from_the_paper(theme):
+    assert (LIGHT.paper, DARK.paper) == ("#ffffff", "#0d1117")
+    assert contrast(theme.ink, theme.paper) > 12
+    assert contrast(theme.muted, theme.paper) >= 4.5
+    for mark in (theme.first, theme.second, theme.third):
+        assert contrast(mark, theme.paper) >= 3.0
+    for share in np.linspace(0, 1, 101):
+        cell = theme.shades(share)
+        assert contrast(readable_on(cell), cell) >= 4.5
+
+
+@pytest.mark.parametrize("theme", THEMES, ids=lambda theme: theme.suffix or "light")
+@pytest.mark.parametrize("kind", BLIND)
+def test_colors_stay_apart_for_the_color_blind(theme, kind):
+    seen = {name: lab(np.array(BLIND[kind]) @ linear(getattr(theme, name))) for name in ("first", "second")}
+    for one, other in combinations(seen.values(), 2):
+        assert np.linalg.norm(one - other) > 35
+    brightness = [lab(np.array(BLIND[kind]) @ linear(color))[0] for color in theme.ramp]
+    steps = np.diff(brightness if theme is DARK else brightness[::-1])
+    assert (steps > 5).all()
+
+
+def with_pictures(facts: dict, folder, classes: int) -> dict:
+    rng = np.random.default_rng(0)
+    names = facts["data"]["labels"]
+    told = [
+        {"row": row, "true": names[row % classes], "predicted": names[(row + 1) % classes], "confidence": 0.9}
+        for row in range(10)
+    ]
+    facts["examples"] = {"split": "test", "mistakes": told, "attention": told[:4], "attention_left_out": None}
+    arrays = {"mistakes": rng.integers(0, 256, (10, 16, 24, 3), dtype=np.uint8)}
+    arrays["attention"] = arrays["mistakes"][:4]
+    arrays["attention_maps"] = rng.random((4, 2, 3)).astype(np.float32)
+    write_examples(folder, arrays)
+    return facts
+
+
+@pytest.mark.parametrize(
+    "classes", [10, pytest.param(2, marks=pytest.mark.slow), pytest.param(40, marks=pytest.mark.slow)]
+)
+def test_every_plot_is_a_picture_on_both_papers(classes, tmp_path):
+    facts = with_pictures(make_facts(classes), tmp_path, classes)
+    names = {"confusion_matrix", "learning_curves", "per_class_accuracy", "reliability", "mistakes", "attention"}
+    (tmp_path / "plots").mkdir()
+    (tmp_path / "plots" / ".reliability.12345.png").write_bytes(b"half")  # of a report that was killed
+    paths = write_plots(facts, tmp_path)
+    assert {path.stem for path in paths} == {f"{name}{theme.suffix}" for name in names for theme in THEMES}
+    assert {path.name for path in (tmp_path / "plots").iterdir()} == {path.name for path in paths}
+    for path in paths:
+        theme = DARK if path.stem.endswith("_dark") else LIGHT
+        pixels = np.asarray(Image.open(path).convert("RGB"))
+        assert min(pixels.shape[:2]) > 250
+        edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+        paper = [int(theme.paper[i : i + 2], 16) for i in (1, 3, 5)]
+        assert (edge == paper).all(), f"{path.name}: something touches the edge"
+        assert len(np.unique(pixels @ (65536, 256, 1))) > 20  # colors
+
+    # Another run, with no mistakes and no attention: what it has nothing for does not stay.
+    facts["examples"] = {"split": "test", "mistakes": [], "attention": [], "attention_left_out": "none here"}
+    write_plots(facts, tmp_path)
+    assert not [
+        path.name for path in (tmp_path / "plots").iterdir() if path.stem.startswith(("mistakes", "attention"))
+    ]
+
+
+def test_pictures_of_another_run_or_a_damaged_file_are_not_shown(tmp_path):
+    facts = with_pictures(make_facts(2), tmp_path, 2)
+    assert set(read_examples(tmp_path, facts)) == {"mistakes", "attention", "attention_maps"}
+    other = make_facts(2) | {"examples": facts["examples"] | {"mistakes": facts["examples"]["mistakes"][:3]}}
+    assert "mistakes" not in read_examples(tmp_path, other)
+    assert read_examples(tmp_path, make_facts(2)) == {}
+    (tmp_path / "examples.npz").write_bytes((tmp_path / "examples.npz").read_bytes()[:200])
+    assert read_examples(tmp_path, facts) == {}
+    np.savez(tmp_path / "examples.npz", mistakes=np.array([{"a": 1}], dtype=object))  # a pickle is not opened
+    assert read_examples(tmp_path, facts) == {}
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_training_images_are_drawn_under_their_classes(tmp_path, mixed):
+    images = np.random.default_rng(0).integers(0, 256, (10, 16, 16, 3), dtype=np.uint8)
+    targets = np.full((10, 2), 0.5) if mixed else np.arange(10) % 2
+    write_training_images(images, targets, ["cat", "dog"], tmp_path)
+    files = sorted((tmp_path / "plots").iterdir())
+    assert [file.name for file in files] == ["training_images.png", "training_images_dark.png"]
+    assert Image.open(files[0]).size[0] > 500
+
+
+@pytest.mark.parametrize("c", [[1e-5, 1e-3, 1.0], [0.1, 0.2, 0.5], [0.01]])
+def test_strengths_of_a_probe_are_written_as_numbers(c):
+    probe = {"c": c, "best_c": c[0], "validation": [{"accuracy": 0.5, "loss": 1.0}] * len(c)}
+    with plt.rc_context(LIGHT.settings):
+        for axis in probe_curves(probe, LIGHT).axes:
+            axis.figure.draw_without_rendering()
+            shown = [text.get_text() for text in axis.get_xticklabels(which="both") if text.get_text()]
+            assert shown
+            assert all(float(label) > 0 for label in shown)
+
+
+def test_long_class_names_do_not_run_into_each_other():
+    told = [{"predicted": "golden retriever\nof the north", "true": "W" * 24, "confidence": 0.999}] * 4
+    figure = mistakes_figure(np.zeros((4, 8, 8, 3), dtype=np.uint8), told, "test", LIGHT)
+    texts = figure.axes[0].texts
+    for row in (texts[::2], texts[1::2]):
+        extents = [text.get_window_extent() for text in row]
+        assert all(one.x1 < other.x0 for one, other in pairwise(extents))
+
+
+def test_long_class_names_are_cut():
+    assert short("x" * 24) == "x" * 24
+    assert short("x" * 25) == "x" * 23 + "…"
+    assert short("two\n lines") == "two lines"

@@ -1,0 +1,202 @@
+"""`hfvit report`: from a real run's folder alone, with neither its model nor its data."""
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import pytest
+import yaml
+from helpers.commands import run_command
+from helpers.images import colored_image
+from helpers.recipes import MICRO_RECIPE
+from huggingface_hub import ModelCard
+
+import hfvit
+from hfvit.artifacts.export_folder import write_export_facts
+from hfvit.cli import main as hfvit_command
+from hfvit.errors import run
+from hfvit.pipeline import main
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, colors):
+    """A run too short to be right about everything."""
+    folder = tmp_path_factory.mktemp("report")
+    recipe = folder / "micro.yaml"
+    recipe.write_text(MICRO_RECIPE + f"dataset_name: {colors}\noutput_dir: {folder / 'out'}\nmax_steps: 3\n")
+    assert run(lambda: main([str(recipe)])) == 0
+    return folder / "out"
+
+
+@pytest.fixture
+def out(trained, tmp_path):
+    """A copy that holds no model."""
+    copy = shutil.copytree(trained, tmp_path / "out")
+    (copy / "model.safetensors").unlink()
+    return copy
+
+
+def report(capsys, *words) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as stop:
+        hfvit_command(["report", *(str(word) for word in words)])
+    printed = capsys.readouterr()
+    return stop.value.code or 0, printed.out, printed.err
+
+
+class Page(HTMLParser):
+    """What a browser would fetch, the texts of the pictures, and whether every tag is closed in its turn."""
+
+    EMPTY = ("meta", "img", "source", "br", "link")
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.addresses, self.alts, self.open, self.texts = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        values = dict(attributes)
+        self.addresses += [values[key] for key in ("src", "srcset", "href", "data", "poster") if values.get(key)]
+        self.alts += [values["alt"]] if tag == "img" else []
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def test_plots_card_and_page_are_made_again_from_run_json(out, capsys):
+    plots = {path.name: path.read_bytes() for path in (out / "plots").iterdir()}
+    assert "mistakes.png" in plots
+    assert "attention_dark.png" in plots
+    card = (out / "README.md").read_text()
+    for path in (out / "plots").iterdir():
+        if not path.name.startswith("training_images"):  # those are of the training's first moments
+            path.unlink()
+    (out / "README.md").unlink()
+    code, printed, err = report(capsys, out)
+    assert (code, err) == (0, "")
+    assert {path.name: path.read_bytes() for path in (out / "plots").iterdir()} == plots
+    assert (out / "README.md").read_text() == card
+    assert "95 % interval" in printed
+    assert not (out / "report.html").exists()
+
+
+def test_the_page_needs_nothing_beside_it(out, capsys):
+    (out / "onnx").mkdir()
+    parity = {"max_abs_difference": 2.9e-06}
+    write_export_facts(out / "onnx", "model.onnx", {"bytes": 86_283_204, "parity": parity})
+    (out / "onnx" / "model.onnx").write_bytes(b"")
+    facts = json.loads((out / "run.json").read_text())
+    facts["metrics"]["test"]["per_class"][0]["label"] = "<script>alert(1)</script>"
+    (out / "run.json").write_text(json.dumps(facts))
+    code, printed, _ = report(capsys, out, "--html")
+    assert code == 0
+    assert f"page       {out / 'report.html'}" in printed
+    text = (out / "report.html").read_text()
+    page = Page(text)
+    assert not page.open
+    assert all(address.startswith(("data:image/png;base64,", "#")) for address in page.addresses)
+    assert not re.search(r"https?://|url\(|@import", text)
+    assert len(page.alts) == 7
+    assert all(len(alt) > 20 for alt in page.alts)
+    assert text.count("(prefers-color-scheme: dark)") == 7 + 1
+    assert "@media print" in text
+    assert "<script" not in text
+    assert str(out.parent) not in text
+    words = " ".join(page.texts)
+    for figure in (
+        f"{facts['metrics']['test']['accuracy']:.2%}", f"{facts['metrics']['validation']['loss']:.4f}", "86.3 MB",
+        "2.9e-06", "onnx/model.onnx", facts["versions"]["torch"], facts["examples"]["mistakes"][0]["true"],
+    ):  # fmt: skip
+        assert figure in words
+    assert "| `onnx/model.onnx` | 86.3 MB | 2.9e-06 |" in (out / "README.md").read_text()
+
+
+def test_open_shows_the_page(out, capsys, monkeypatch):
+    # What webbrowser starts is the program that BROWSER names.
+    monkeypatch.setattr("webbrowser.open", lambda address: address == (out / "report.html").resolve().as_uri())
+    assert report(capsys, out, "--open")[2] == ""
+    monkeypatch.setattr("webbrowser.open", lambda address: False)
+    code, _, err = report(capsys, out, "--open")
+    assert code == 0
+    assert "no browser could be started" in err
+
+
+def test_exports_older_than_the_run_are_not_its_exports(out, capsys):
+    (out / "onnx").mkdir()
+    write_export_facts(out / "onnx", "model.onnx", {"bytes": 1})
+    facts = json.loads((out / "run.json").read_text()) | {"finished": "2999-01-01T00:00:00+00:00"}
+    (out / "run.json").write_text(json.dumps(facts))
+    code, _, err = report(capsys, out)
+    assert code == 0
+    assert f"{out / 'onnx'} is older than the run" in err
+    assert "model.onnx" not in (out / "README.md").read_text()
+
+
+def test_a_run_of_before_has_no_temperature_and_no_pictures(out, capsys):
+    facts = json.loads((out / "run.json").read_text())
+    del facts["temperature"], facts["examples"]
+    (out / "run.json").write_text(json.dumps(facts))
+    code, printed, _ = report(capsys, out, "--html")
+    assert code == 0
+    assert "calibrated" not in printed
+    assert not list((out / "plots").glob("mistakes*"))
+    assert "this run fitted no temperature" in (out / "report.html").read_text()
+    assert "temperature" not in (out / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "holds no run: there is no run.json. Name the output_dir of a finished run."),
+        ("{", "cannot be read as JSON"),
+        ("[]", "holds no JSON object"),
+        ('{"hfvit_version": "0.0.1", "model": {}}', "lacks model.architecture: it was written by hfvit 0.0.1"),
+        ("{}", "lacks model: it was written by an older hfvit"),
+    ],
+)
+def test_what_is_no_run_is_told_in_one_message(tmp_path, capsys, content, message):
+    if content is not None:
+        (tmp_path / "run.json").write_text(content)
+    code, out, err = report(capsys, tmp_path)
+    assert (code, out) == (2, "")
+    assert err.startswith("hfvit: error: ")
+    assert message in err
+    assert report(capsys, tmp_path / "absent")[2].endswith("absent; name the output_dir of a run.\n")
+
+
+def test_predictions_are_calibrated_by_the_runs_temperature(trained, tmp_path):
+    import numpy as np
+    from scipy.special import softmax
+
+    out = shutil.copytree(trained, tmp_path / "out")
+    facts = json.loads((out / "run.json").read_text())
+    facts["temperature"] = facts["temperature"] | {"value": 2.5, "reason": None}
+    (out / "run.json").write_text(json.dumps(facts))
+    picture = colored_image(1, np.random.default_rng(0))
+    plain, calibrated = hfvit.load_classifier(out), hfvit.load_classifier(out, calibrated=True)
+    logits = plain.logits([picture])
+    assert (calibrated.logits([picture]) == logits).all()
+    for classifier, temperature in ((plain, 1.0), (calibrated, 2.5)):
+        expected = dict(zip(plain.labels, softmax(logits[0] / temperature), strict=True))
+        assert classifier.predict([picture])[0] == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_command_line_of_report_is_quick_to_refuse():
+    result = run_command("hfvit", "report", "no/such/folder")
+    assert result.returncode == 2
+    assert "There is no folder no/such/folder" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_the_card_is_valid_with_both_themes(trained):
+    text = (trained / "README.md").read_text()
+    assert ModelCard(text).data.pipeline_tag == "image-classification"
+    for name in ("confusion_matrix", "per_class_accuracy", "reliability", "learning_curves"):
+        assert f'srcset="plots/{name}_dark.png"' in text
+        assert f'src="plots/{name}.png"' in text
+    assert yaml.safe_load((trained / "recipe.yaml").read_text()).get("dataset_revision") is None

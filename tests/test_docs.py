@@ -1,0 +1,237 @@
+"""README.md and docs/ are run, not believed: their commands, their Python, and the table of recipes."""
+
+import argparse
+import json
+import re
+import shlex
+
+import numpy as np
+import pytest
+import torch
+from helpers.commands import ROOT, run_command
+from helpers.images import colored_image
+from helpers.loopback_hub import LoopbackHub
+
+from hfvit.cli import build_parser
+from hfvit.cli import main as hfvit_command
+from hfvit.cli.export_onnx import main as export_onnx
+from hfvit.cli.export_tensorrt import add_arguments, export_tensorrt_command
+from hfvit.errors import run
+from hfvit.recipe.files import shipped_recipes
+from hfvit.recipe.loader import load_recipe
+from hfvit.trt.api import load_backend
+
+README = (ROOT / "README.md").read_text()
+TEXT = "\n".join([README, *(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))])
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TEXT, flags=re.DOTALL)
+BASH = [line for kind, block in BLOCKS if kind == "bash" for line in block.splitlines()]
+COMMANDS = list(dict.fromkeys(line.split("  #")[0].strip() for line in BASH))  # some stand in both
+PYTHON = [block for kind, block in BLOCKS if kind == "python"]
+
+# .ci/run types these; here they would install into the environment that runs the tests, or start the tests again.
+CI_RUNS = {"pip install -e .", 'pip install -e ".[dev]" && pytest'}
+EXPORTS = [c for c in COMMANDS if c.startswith("optimum-cli")]
+CHECKS = [c for c in COMMANDS if c.startswith("hfvit verify ") or "--estimate" in c]
+TRAINING = [c for c in COMMANDS if ("hfvit train " in c or "hfvit/train.py" in c) and c not in CHECKS]
+SWEEPS = [c for c in COMMANDS if c.startswith("hfvit sweep ")]  # test_sweep.py runs one
+LISTINGS = ("hfvit recipes", "hfvit doctor")
+PUSHES = [c for c in COMMANDS if c.startswith("hfvit push ")]
+LOGIN = "hf auth login"  # asks for a token
+SERVING = [c for c in COMMANDS if c.startswith(("hfvit predict ", "hfvit validate ", "hfvit report "))]
+DEMOS = [c for c in COMMANDS if c.startswith("hfvit demo ")]
+AROUND_DEMOS = {'pip install -e ".[demo]"', "python -m http.server -d page"} | {
+    c for c in COMMANDS if c.startswith(("npm install @huggingface/transformers", "hf upload "))
+}
+
+
+def recipe_and_options(command: str) -> list[str]:
+    words = shlex.split(command)
+    return words[words.index("hfvit/train.py" if "hfvit/train.py" in words else "train") + 1 :]
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory):
+    """The folder that the README's first command leaves, cut short."""
+    out = tmp_path_factory.mktemp("readme") / "quickstart"
+    words = shlex.split(next(command for command in TRAINING if command.endswith("recipes/quickstart.yaml")))
+    result = run_command(*words, "--max_steps", "3", "--output_dir", out)
+    assert result.returncode == 0, result.stderr
+    return out
+
+
+def test_every_command_is_known_to_this_test():
+    assert {"accelerate launch hfvit/train.py recipes/quickstart.yaml", *CI_RUNS} <= set(COMMANDS)
+    listings = {c for c in COMMANDS if c.startswith(LISTINGS)}
+    assert set(COMMANDS) == CI_RUNS | listings | set(TRAINING) | set(SWEEPS) | set(EXPORTS) | set(SERVING) | {
+        LOGIN,
+        *PUSHES,
+        *CHECKS,
+        *DEMOS,
+        *AROUND_DEMOS,
+    }
+    assert {c.split()[1] for c in SERVING} == {"predict", "validate", "report"}
+
+
+def test_ci_types_the_readmes_test_command():
+    assert "pytest" in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith(LISTINGS) or "--help" in c])
+def test_commands_that_only_print(command):
+    result = run_command(*shlex.split(command.split(">")[0]), PYTHONPATH=str(ROOT))
+    assert result.returncode == 0
+    assert len(result.stdout.splitlines()) > 3
+
+
+@pytest.mark.parametrize("command", [c for c in TRAINING if "--help" not in c])
+def test_training_commands_parse(command):
+    load_recipe([*recipe_and_options(command), "--use_cpu", "true"])
+
+
+@pytest.mark.slow
+@pytest.mark.integration
+def test_the_command_for_two_processes_runs(tmp_path):
+    words = shlex.split(next(command for command in TRAINING if "multi_cpu.yaml" in command))
+    words[words.index("--output_dir") + 1] = str(tmp_path / "two")
+    words.insert(words.index("hfvit/train.py"), "--main_process_port=0")
+    result = run_command(*words, "--max_steps", "2")
+    assert result.returncode == 0, result.stderr
+    assert "2 process(es)" in result.stdout
+
+
+def export(words: list[str]) -> int:
+    """An export command in this process (test_export_command.py launches optimum-cli), without the gate."""
+    if words[2] == "onnx":
+        with pytest.raises(SystemExit) as stop:
+            export_onnx([*words[3:], "--no-gate"])
+        return stop.value.code
+    if isinstance(load_backend("tensorrt_rtx"), str):
+        return 0  # test_tensorrt.py tells why it is skipped
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return run(lambda: export_tensorrt_command(parser.parse_args([*words[3:], "--no-gate"])))
+
+
+@pytest.fixture(scope="module")
+def exported(quickstart):
+    """The quickstart's folder with all that the README exports from it; three steps are no model to judge."""
+    for command in EXPORTS:
+        words = shlex.split(command.replace("outputs/quickstart", str(quickstart)))
+        if "--help" not in words:
+            assert export(words) == 0
+    return quickstart
+
+
+@pytest.mark.integration
+def test_export_commands_leave_the_files_of_the_table(exported):
+    listed = set(re.findall(r"model\w*\.onnx", TEXT)) - {"model_bf16.onnx", "model_int8_tensorrt.onnx"}
+    assert {path.name for path in (exported / "onnx").glob("*.onnx")} == listed
+    assert {path.name for path in (exported / "server").glob("*.onnx")} == {"model_with_preprocessing.onnx"}
+
+
+@pytest.mark.integration
+@pytest.mark.tensorrt
+@pytest.mark.skipif(isinstance(load_backend("tensorrt_rtx"), str), reason="tensorrt_rtx cannot be imported")
+def test_tensorrt_commands_leave_engines(exported):
+    engines = {path.parent.name: json.loads(path.read_text())["dtype"] for path in exported.glob("*/engine.json")}
+    assert engines == {"tensorrt": "fp16", "tensorrt_int8": "int8"}
+
+
+@pytest.mark.integration
+def test_python_examples_run(exported, tmp_path, monkeypatch):
+    for name in ("digit.png", "a.png", "b.png"):
+        colored_image(0, np.random.default_rng(0)).save(tmp_path / name)
+    (tmp_path / "outputs").symlink_to(exported.parent)
+    monkeypatch.chdir(tmp_path)
+    assert len(PYTHON) >= 3
+    for code in PYTHON:
+        exec(compile(code, "README.md", "exec"), {"pixel_values": torch.zeros(1, 3, 64, 64)})
+
+
+@pytest.mark.integration
+def test_serving_commands_run(exported, tmp_path, monkeypatch, capsys):
+    rng = np.random.default_rng(0)
+    for name in ("digit.png", "photos/a.png", "photos/more/b.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        colored_image(0, rng).save(tmp_path / name)
+    (tmp_path / "outputs").symlink_to(exported.parent)
+    monkeypatch.chdir(tmp_path)
+    facts = json.loads((exported / "run.json").read_text())
+    split = {"loss": 1.0, "ece": 0.1, "calibration": facts["metrics"]["test"]["calibration"]}
+    # Three steps are no model that a temperature fits.
+    facts["temperature"] |= {"value": 1.5, "splits": dict.fromkeys(facts["metrics"], split)}
+    (exported / "run.json").write_text(json.dumps(facts))
+    for command in SERVING:
+        words, _, target = command.partition(" > ")
+        with pytest.raises(SystemExit) as stop:
+            hfvit_command(shlex.split(words)[1:])
+        printed = capsys.readouterr()
+        assert stop.value.code == 0, (command, printed.err)
+        if target:
+            (tmp_path / target).write_text(printed.out)
+    assert (tmp_path / "grid.png").stat().st_size > 0
+    assert len((tmp_path / "predictions.jsonl").read_text().splitlines()) == 2
+    assert json.loads((tmp_path / "gate.json").read_text())["passed"]
+
+
+@pytest.mark.integration
+def test_checking_commands_run(quickstart, tmp_path, monkeypatch, capsys):
+    (tmp_path / "outputs").symlink_to(quickstart.parent)
+    monkeypatch.chdir(tmp_path)
+    assert len(CHECKS) == 3
+    for command in CHECKS:
+        with pytest.raises(SystemExit) as stop:
+            hfvit_command(shlex.split(command)[1:])
+        assert not stop.value.code, (command, capsys.readouterr().err)
+
+
+@pytest.mark.integration
+def test_demo_commands_run_or_parse(exported, tmp_path, monkeypatch, capsys):
+    """test_demo_app.py serves an app, test_clients.py looks at pages with npm's files in them."""
+    (tmp_path / "outputs").symlink_to(exported.parent)
+    monkeypatch.chdir(tmp_path)
+    for command in DEMOS:
+        words = shlex.split(command)[1:]
+        assert build_parser().parse_args(words).artifact
+        if "--static" in words and "--vendor" not in words:
+            with pytest.raises(SystemExit) as stop:
+                hfvit_command(words)
+            assert stop.value.code == 0, (command, capsys.readouterr().err)
+    assert (tmp_path / "page" / "index.html").exists()
+
+
+@pytest.mark.integration
+def test_push_commands_run(exported, tmp_path, monkeypatch, capsys):
+    (tmp_path / "outputs").symlink_to(exported.parent)
+    monkeypatch.chdir(tmp_path)
+    with LoopbackHub() as hub:
+        hub.take_over(monkeypatch, tmp_path / "cache")
+        for command in PUSHES:
+            with pytest.raises(SystemExit) as stop:
+                hfvit_command(shlex.split(command)[1:])
+            assert stop.value.code == 0, (command, capsys.readouterr().err)
+        repository = hub.model("user/digits")
+    assert repository.private
+    assert repository.messages == ["initial commit", "Push with hfvit", "With INT8", "Push with hfvit"]
+    assert "onnx/model_quantized.onnx" in repository.files()
+
+
+@pytest.mark.integration
+def test_the_listed_output_folder_is_the_real_one(quickstart):
+    listed = next(block for _, block in BLOCKS if block.startswith("outputs/quickstart/"))
+    names = {word for line in listed.splitlines()[1:] for word in line[:37].split() if "." in word}
+    real = {path.name for path in quickstart.iterdir() if path.is_file()} - {"report.html"} | {"plots/*.png"}
+    assert names == real
+
+
+def test_every_recipe_is_in_the_table_and_nothing_is_left_to_fill_in():
+    assert "<!--" not in TEXT
+    for name in shipped_recipes():
+        assert f"| `{name}` |" in README
+
+
+def test_links_between_the_pages_lead_somewhere():
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "README.md"]:
+        for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
+            if not target.startswith("http"):
+                assert (page.parent / target).exists(), f"{page.name} links to {target}"

@@ -1,0 +1,259 @@
+"""The whole line, as its user types it: launched processes, exact files, kills, and mistakes."""
+
+import json
+import os
+from importlib import metadata
+
+import datasets
+import numpy as np
+import pytest
+import torch
+import yaml
+from helpers.commands import ROOT, run_command
+from helpers.image_text import tokenizer
+from helpers.images import LABELS, colored_image, colored_split
+from helpers.recipes import MICRO_RECIPE
+from helpers.runs import OUTPUT_FILES, facts, fails, files, step_losses
+from safetensors.torch import load_file
+from transformers import pipeline
+
+from hfvit.artifacts.constants import ADAPTER_FILES
+from hfvit.artifacts.run_record import write_facts
+from hfvit.errors import run
+from hfvit.pipeline import main
+
+
+@pytest.fixture(scope="module")
+def module_recipe(tmp_path_factory, colors):
+    path = tmp_path_factory.mktemp("recipe") / "micro.yaml"
+    path.write_text(MICRO_RECIPE + f"dataset_name: {colors}\noutput_dir: unused\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def launched(module_recipe, tmp_path_factory):
+    """One run through `accelerate launch`, and what it printed."""
+    out = tmp_path_factory.mktemp("launched") / "out"
+    # What accelerate launch sets by itself where nobody has chosen a number of threads.
+    words = ("accelerate", "launch", "hfvit/train.py", module_recipe, "--output_dir", out)
+    result = run_command(*words, OMP_NUM_THREADS="1")
+    assert result.returncode == 0, result.stderr
+    return out, result.stdout
+
+
+@pytest.mark.integration
+def test_output_folder_is_exactly_this(launched):
+    assert files(launched[0]) == OUTPUT_FILES
+
+
+@pytest.mark.integration
+def test_the_run_ends_with_a_table(launched):
+    out, printed = launched
+    table = printed[printed.index("split ") :]
+    for word in ("validation", "test", "95 % interval", "images/s", "selected", str(out)):
+        assert word in table
+    assert f"{facts(out)['metrics']['test']['accuracy']:.2%}" in table
+
+
+@pytest.mark.integration
+def test_run_json_holds_the_facts(launched):
+    recorded = facts(launched[0])
+    assert recorded["metrics"]["test"]["images"] == 31
+    assert recorded["metrics"]["test"]["accuracy"] > 0.8
+    assert np.array(recorded["metrics"]["test"]["confusion_matrix"]).sum() == 31
+    assert recorded["data"]["labels"] == LABELS
+    assert recorded["data"]["selected_by"] == "validation"
+    assert recorded["data"]["splits"]["train"]["rows"] == 52
+    assert recorded["training"]["steps"] == 12
+    assert recorded["training"]["images_per_second"] > 0
+    assert recorded["recipe"]["global_batch_size"] == 8
+    assert recorded["recipe"]["learning_rate"] == 3e-3
+    assert recorded["seeds"]["seed"] == 3
+    assert recorded["versions"]["torch"] == metadata.version("torch")
+    assert recorded["hardware"]["threads"] == len(os.sched_getaffinity(0))  # accelerate launch alone would use 1
+    assert [entry["eval_accuracy"] for entry in recorded["history"] if "eval_accuracy" in entry]
+    # Only the last line of a history may be the test split's, and it selected nothing.
+    assert recorded["training"]["best_metric"] == recorded["metrics"]["validation"]["accuracy"]
+
+
+@pytest.mark.integration
+def test_the_model_classifies_pictures_by_name(launched):
+    classify = pipeline("image-classification", model=str(launched[0]))
+    rng = np.random.default_rng(9)
+    answers = [classify(colored_image(row % 3, rng))[0]["label"] for row in range(12)]
+    assert sum(answer == LABELS[row % 3] for row, answer in enumerate(answers)) >= 9
+
+
+@pytest.mark.integration
+def test_the_resolved_recipe_repeats_the_run(launched, tmp_path):
+    out, _ = launched
+    again = tmp_path / "again"
+    assert run(lambda: main([str(out / "recipe.yaml"), "--output_dir", str(again)])) == 0
+    first, second = facts(out), facts(again)
+    assert second["metrics"]["test"]["confusion_matrix"] == first["metrics"]["test"]["confusion_matrix"]
+    # Not bit for bit: this process sums on fewer threads than the launched one did.
+    assert step_losses(again) == pytest.approx(step_losses(out), rel=1e-3)
+    written = [yaml.safe_load((folder / "recipe.yaml").read_text()) for folder in (out, again)]
+    assert {**written[0], "output_dir": str(again)} == written[1]
+
+
+@pytest.mark.slow
+@pytest.mark.integration
+def test_two_processes_give_the_single_processs_result(launched, module_recipe, tmp_path):
+    out = tmp_path / "out"
+    config = ROOT / "accelerate_configs" / "multi_cpu.yaml"
+    words = ("--config_file", config, "--main_process_port", "0", "hfvit/train.py", module_recipe, "--output_dir", out)
+    result = run_command("accelerate", "launch", *words)
+    assert result.returncode == 0, result.stderr
+    assert files(out) == OUTPUT_FILES
+    one, two = facts(launched[0]), facts(out)
+    assert two["training"]["processes"] == 2
+    assert two["training"]["per_device_batch_size"] == 4
+    assert step_losses(out) == pytest.approx(step_losses(launched[0]), rel=1e-3)
+    for role, images in (("validation", 13), ("test", 31)):  # odd splits: padded by the samplers, counted once
+        assert two["metrics"][role]["images"] == images
+        assert two["metrics"][role]["confusion_matrix"] == one["metrics"][role]["confusion_matrix"]
+        assert two["metrics"][role]["loss"] == pytest.approx(one["metrics"][role]["loss"], rel=1e-3)
+    assert result.stdout.count("95 % interval") == 1
+
+
+def test_mistakes_are_told_before_any_long_work(recipe, capsys, tmp_path):
+    assert "Did you mean 'learning_rate'" in fails(capsys, recipe, "--learning_rat", "1")
+    assert "there is no folder" in fails(capsys, recipe, "--dataset_name", "./missing")
+    assert "has no split 'tost'" in fails(capsys, recipe, "--test_split", "tost")
+    assert "use 16 or 24" in fails(capsys, recipe, "--image_size", "20")
+    assert "do not fill one batch" in fails(capsys, recipe, "--global_batch_size", "64")
+    (tmp_path / "taken").touch()
+    assert "cannot be written" in fails(capsys, recipe, "--output_dir", tmp_path / "taken")
+    assert not (tmp_path / "out" / "run.json").exists()
+
+
+def test_a_finished_run_is_never_overwritten_unasked_and_then_wholly(recipe, capsys, tmp_path):
+    out = tmp_path / "out"
+    assert run(lambda: main([str(recipe)])) == 0
+    before = (out / "run.json").read_bytes()
+    assert "holds a finished run" in fails(capsys, recipe)
+    onto_itself = tmp_path / "onto_itself.yaml"
+    onto_itself.write_text(recipe.read_text().replace("architecture: vit_tiny", f"model_name_or_path: {out} #"))
+    assert "is in output_dir, which" in fails(capsys, onto_itself, "--overwrite_output_dir")
+    assert (out / "run.json").read_bytes() == before
+
+    tokenizer().save_pretrained(out)  # as a run with texts does, and one with LoRA
+    (out / "adapter").mkdir()
+    for name in (*ADAPTER_FILES, "notes.txt"):
+        (out / "adapter" / name).write_text("{}")
+    card = out / "README.md"
+    card.write_text(card.read_text() + "\n## My notes\n\nKept.\n")
+    assert run(lambda: main([str(recipe), "--overwrite_output_dir", "--num_train_epochs", "1"])) == 0
+    assert facts(out)["training"]["steps"] == 6
+    assert {name for name in files(out) if "mistakes" not in name} == OUTPUT_FILES | {"adapter/notes.txt"}
+    assert "Kept." in card.read_text()
+    assert "overwrite_output_dir" not in yaml.safe_load((out / "recipe.yaml").read_text())
+
+
+def test_fine_tuning_at_another_size_with_other_classes(recipe, tmp_path):
+    assert run(lambda: main([str(recipe), "--num_train_epochs", "1", "--keep_checkpoints"])) == 0
+    assert (tmp_path / "out" / "checkpoint-6" / "optimizer.pt").exists()
+    four = tmp_path / "four"
+    split = colored_split(40, 5).cast_column("label", datasets.Value("int64"))
+    split = split.map(lambda row, i: {"label": i % 4}, with_indices=True)
+    for name in ("train", "test"):
+        split.to_parquet(four / "data" / f"{name}-00000-of-00001.parquet")
+    tuned = tmp_path / "tuned.yaml"
+    values = yaml.safe_load(recipe.read_text())
+    values.pop("architecture"), values.pop("model_args")
+    values |= {"model_name_or_path": str(tmp_path / "out"), "image_size": 32, "freeze": 1, "layer_decay": 0.7}
+    values |= {"dataset_name": str(four), "output_dir": str(tmp_path / "tuned"), "num_train_epochs": 1}
+    tuned.write_text(yaml.safe_dump(values))
+    assert run(lambda: main([str(tuned)])) == 0
+    recorded = facts(tmp_path / "tuned")
+    assert recorded["model"]["image_size"] == [32, 32]
+    assert recorded["model"]["trained_parameters"] < recorded["model"]["parameters"]
+    before = load_file(tmp_path / "out" / "model.safetensors")
+    after = load_file(tmp_path / "tuned" / "model.safetensors")
+    assert torch.equal(before["blocks.0.attn.qkv.weight"], after["blocks.0.attn.qkv.weight"])
+    assert not torch.equal(before["blocks.1.attn.qkv.weight"], after["blocks.1.attn.qkv.weight"])
+    assert after["head.weight"].shape == (4, 32)
+
+
+def test_a_run_that_dies_after_its_last_step_is_evaluated_and_not_trained_further(recipe, tmp_path, monkeypatch):
+    """A schedule that ends in mid-epoch, and a failure between training and evaluation."""
+
+    def dies(*_, **__):
+        raise RuntimeError("a power cut")
+
+    words = [str(recipe), "--max_steps", "4", "--keep_checkpoints"]
+    with monkeypatch.context() as patch:
+        patch.setattr("hfvit.finetuning.factory.HFViTTrainer.predict", dies)
+        with pytest.raises(RuntimeError, match="power cut"):
+            main(words)
+    before = load_file(tmp_path / "out" / "checkpoint-4" / "model.safetensors")
+    assert run(lambda: main([*words, "--resume_from_checkpoint", "auto"])) == 0
+    assert facts(tmp_path / "out")["training"]["steps"] == 4
+    after = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-4"]
+
+
+def test_a_corrupt_picture_met_in_a_worker_is_one_message(recipe, capsys, tmp_path):
+    folder = tmp_path / "broken"
+    for split in ("train", "test"):
+        for row in range(20):
+            path = folder / split / LABELS[row % 3] / f"{row}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            colored_image(row % 3, np.random.default_rng(row)).save(path)
+    (folder / "train" / "red" / "3.png").write_bytes(b"not a picture")
+    message = fails(capsys, recipe, "--dataset_name", folder, "--dataloader_num_workers", "1")
+    assert "not a readable picture" in message
+    assert "Split 'train', row " in message
+    assert "red/3.png" in message
+
+
+def test_no_test_split_is_said_plainly(recipe, tmp_path):
+    recipe.write_text(recipe.read_text() + "test_split: null\nmax_steps: 2\n")
+    assert run(lambda: main([str(recipe)])) == 0
+    assert list(facts(tmp_path / "out")["metrics"]) == ["validation"]
+    assert "There was no test split" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_tensorboard_when_asked(recipe, tmp_path):
+    pytest.importorskip("tensorboard", reason="install hfvit[tensorboard]")
+    assert run(lambda: main([str(recipe), "--max_steps", "2", "--report_to", "tensorboard"])) == 0
+    assert list((tmp_path / "out").rglob("events.out.tfevents.*"))
+
+
+def test_a_failing_report_loses_neither_model_nor_checkpoints(recipe, tmp_path, monkeypatch, capsys):
+    """A disk that fills up at the very end."""
+
+    def no_space(*_):
+        raise OSError(28, "No space left on device", "plots/reliability.png")
+
+    monkeypatch.setattr("hfvit.pipeline.write_plots", no_space)
+    message = fails(capsys, recipe, "--max_steps", "2", code=7)
+    assert "No space left on device (plots/reliability.png)" in message
+    assert (tmp_path / "out" / "model.safetensors").exists()
+    assert facts(tmp_path / "out")["training"]["steps"] == 2
+    assert list((tmp_path / "out").glob("checkpoint-*"))
+
+
+def test_run_json_is_written_whole_or_not_at_all(tmp_path):
+    write_facts({"a": 1}, tmp_path)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_facts({"a": float("nan")}, tmp_path)
+    assert json.loads((tmp_path / "run.json").read_text()) == {"a": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_a_wrong_option_never_costs_the_old_run(recipe, capsys, tmp_path):
+    assert run(lambda: main([str(recipe), "--max_steps", "2", "--keep_checkpoints"])) == 0
+    before = files(tmp_path / "out")
+    assert "there is no folder" in fails(capsys, recipe, "--overwrite_output_dir", "--dataset_name", "./typo")
+    assert files(tmp_path / "out") == before
+
+
+def test_nothing_is_called_selected_when_nothing_was(recipe, tmp_path):
+    assert run(lambda: main([str(recipe), "--load_best_model_at_end", "false"])) == 0
+    recorded = facts(tmp_path / "out")
+    assert recorded["data"]["selected_by"] is None
+    assert recorded["training"]["best_step"] is None
+    assert "No checkpoint was selected" in (tmp_path / "out" / "README.md").read_text()

@@ -1,0 +1,149 @@
+"""Two machines of one process each, a process that is killed, and FSDP; on the processor, over the loopback."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from helpers.commands import ROOT, free_port, run_command
+from helpers.recipes import MICRO_RECIPE
+
+from hfvit.artifacts.checkpoint import newest_checkpoint
+from hfvit.errors import run
+from hfvit.pipeline import main
+
+CONFIGS = ROOT / "accelerate_configs"
+FIRST = "127.0.0.2"  # the machine that the others meet at
+
+
+@pytest.fixture(scope="module")
+def micro(tmp_path_factory, colors):
+    path = tmp_path_factory.mktemp("recipe") / "micro.yaml"
+    path.write_text(f"{MICRO_RECIPE}dataset_name: {colors}\noutput_dir: unused\nuse_cpu: true\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def single(micro, tmp_path_factory):
+    """What one process makes of the recipe."""
+    out = tmp_path_factory.mktemp("single") / "out"
+    assert run(lambda: main([str(micro), "--output_dir", str(out)])) == 0
+    return out
+
+
+def facts(folder):
+    return json.loads((folder / "run.json").read_text())
+
+
+def step_losses(folder):
+    return [entry["loss"] for entry in facts(folder)["history"] if "loss" in entry]
+
+
+def assert_same_result(several, single):
+    assert step_losses(several) == pytest.approx(step_losses(single), rel=1e-3)
+    for role, images in (("validation", 13), ("test", 31)):
+        one, two = facts(single)["metrics"][role], facts(several)["metrics"][role]
+        assert two["images"] == images
+        assert two["confusion_matrix"] == one["confusion_matrix"]
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-3)
+
+
+class Machines:
+    """Two machines of one process, each with what it printed."""
+
+    def __init__(self, logs: Path, *words):
+        port = free_port(FIRST)
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        self.logs = [logs / f"machine{rank}.txt" for rank in range(2)]
+        self.processes = []
+        for rank, log in enumerate(self.logs):
+            launch = ["accelerate", "launch", "--config_file", CONFIGS / "multi_cpu.yaml", "--num_machines", "2"]
+            launch += ["--machine_rank", rank, "--main_process_ip", FIRST, "--main_process_port", port]
+            command = [str(word) for word in (*launch, "hfvit/train.py", *words)]
+            with log.open("w") as file:
+                environment = {**os.environ, "PATH": path}
+                self.processes.append(
+                    psutil.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
+                )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for rank in range(2):
+            self.kill(rank)
+
+    def kill(self, rank: int) -> None:
+        """SIGKILL for the launcher and what it started: a machine that lost its power."""
+        if self.processes[rank].is_running():
+            family = [self.processes[rank], *self.processes[rank].children(recursive=True)]
+            for member in family:
+                member.kill()
+            psutil.wait_procs(family, timeout=30)
+
+    def printed(self, rank: int) -> str:
+        return self.logs[rank].read_text()
+
+
+@pytest.mark.integration
+def test_two_machines_give_the_single_processs_result(micro, single, tmp_path):
+    out = tmp_path / "out"
+    with Machines(tmp_path, micro, "--output_dir", out) as machines:
+        codes = [process.wait(timeout=200) for process in machines.processes]
+        assert codes == [0, 0], machines.printed(0) + machines.printed(1)
+    assert facts(out)["training"]["processes"] == 2
+    assert_same_result(out, single)
+    assert {str(path.relative_to(out)) for path in out.rglob("*")} == {
+        str(path.relative_to(single)) for path in single.rglob("*")
+    }
+    assert "95 % interval" in machines.printed(0)
+    assert "95 % interval" not in machines.printed(1)
+
+
+@pytest.mark.slow
+@pytest.mark.integration
+def test_a_machine_that_dies_ends_the_run_with_a_message_and_it_resumes(micro, tmp_path):
+    out = tmp_path / "out"
+    words = [micro, "--output_dir", out, "--num_train_epochs", "3000", "--eval_strategy", "steps", "--eval_steps", "4"]
+    with Machines(tmp_path, *words) as machines:
+        deadline = time.monotonic() + 200
+        while not newest_checkpoint(out):
+            assert time.monotonic() < deadline, machines.printed(0)
+            assert machines.processes[0].poll() is None, machines.printed(0)
+            time.sleep(0.02)
+        machines.kill(1)
+        assert machines.processes[0].wait(timeout=60) != 0
+        assert "hfvit: error: another process of this run died or cannot be reached" in machines.printed(0)
+        assert "--resume_from_checkpoint auto" in machines.printed(0)
+    saved = int(newest_checkpoint(out).name.removeprefix("checkpoint-"))
+    again = [*words, "--max_steps", saved + 4, "--resume_from_checkpoint", "auto"]
+    assert run(lambda: main([str(word) for word in again])) == 0
+    assert facts(out)["training"]["resumed_at_step"] == saved
+    assert facts(out)["training"]["steps"] == saved + 4
+
+
+@pytest.mark.slow
+@pytest.mark.integration
+def test_a_mistake_is_told_once_by_two_processes(micro, tmp_path):
+    words = ("--config_file", CONFIGS / "multi_cpu.yaml", "--main_process_port", "0", "hfvit/train.py", micro)
+    result = run_command("accelerate", "launch", *words, "--output_dir", tmp_path / "out", "--test_split", "tset")
+    assert result.returncode != 0
+    assert result.stderr.count("Did you mean 'test'?") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.integration
+def test_fsdp_gives_the_single_processs_result(micro, single, tmp_path):
+    """The shipped configuration with two processes on the processor."""
+    values = yaml.safe_load((CONFIGS / "fsdp.yaml").read_text())
+    values |= {"use_cpu": True, "num_processes": 2, "mixed_precision": "no"}
+    (tmp_path / "fsdp.yaml").write_text(yaml.safe_dump(values))
+    words = ("--config_file", tmp_path / "fsdp.yaml", "--main_process_port", "0", "hfvit/train.py", micro)
+    result = run_command("accelerate", "launch", *words, "--output_dir", tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    assert_same_result(tmp_path / "out", single)

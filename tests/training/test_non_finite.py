@@ -1,0 +1,182 @@
+"""A NaN under `nan_policy: rewind`, leaping losses, and what the first batch tells."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+from helpers.images import LABELS
+from helpers.micro_trainer import losses, make_trainer, weights
+from transformers import TrainerCallback
+
+import hfvit.training.trainer
+from hfvit.data.dataset import check_labels, check_pixels, check_stream_labels
+from hfvit.errors import DataError, NonFiniteLossError, RecipeError
+from hfvit.training.loss_monitor import LossWatch, find_leaps
+
+
+@pytest.fixture
+def breaks(monkeypatch):
+    """Make the training loss NaN in these calls of the loss, counted from 1."""
+
+    def install(*calls):
+        original, count = hfvit.training.trainer.cross_entropy, 0
+
+        def broken(logits, labels, smoothing):
+            nonlocal count
+            loss = original(logits, labels, smoothing)
+            if not torch.is_grad_enabled():
+                return loss
+            count += 1
+            return loss * float("nan") if count in calls else loss
+
+        monkeypatch.setattr(hfvit.training.trainer, "cross_entropy", broken)
+
+    return install
+
+
+REWIND = {"nan_policy": "rewind", "nan_lr_factor": 0.5, "num_train_epochs": 3}
+
+
+def test_rewind_goes_back_lowers_the_rate_and_leaves_the_batch_out(tmp_path, breaks, caplog):
+    plain = make_trainer(tmp_path / "plain", num_train_epochs=3)
+    plain.train()
+    breaks(8)
+    trainer = make_trainer(tmp_path / "out", ema_decay=0.9, **REWIND)
+    trainer.train()
+    expected = {"event": "rewind", "step": 8, "to_step": 5, "learning_rate_factor": 0.5}
+    assert trainer.events == [expected]
+    assert "back to step 5, with 0.5 of the recipe's learning rate and without the batch of step 8" in caplog.text
+    history = [entry for entry in trainer.state.log_history if "loss" in entry]
+    before = [entry for entry in plain.state.log_history if "loss" in entry]
+    assert [entry["step"] for entry in history] == list(range(1, 16))
+    assert losses(trainer)[:6] == losses(plain)[:6]  # step 6 begins with the weights of step 5
+    assert losses(trainer)[6] != losses(plain)[6]
+    assert losses(trainer)[7] == losses(trainer)[6]  # stands in for the one that was left out
+    factors = [new["learning_rate"] / old["learning_rate"] for new, old in zip(history[1:], before[1:], strict=True)]
+    assert factors == pytest.approx([1] * 4 + [0.5] * 10)
+    assert all(torch.isfinite(value).all() for value in weights(trainer).values())
+    progress = json.loads((tmp_path / "out" / "checkpoint-15" / "progress.json").read_text())
+    assert progress["events"] == [expected]
+
+
+def test_the_step_that_is_left_out_changes_no_weight(tmp_path, breaks):
+    breaks(8)
+    seen = {}
+
+    class Record(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            seen[state.global_step] = model.timm_model.head.weight.detach().clone()
+
+    trainer = make_trainer(tmp_path, [Record()], **REWIND)
+    trainer.train()
+    assert torch.equal(seen[8], seen[7])
+    assert not torch.equal(seen[9], seen[8])
+
+
+def test_rewind_begins_anew_when_nothing_was_saved_yet(tmp_path, breaks):
+    breaks(2)
+    trainer = make_trainer(tmp_path, **REWIND)
+    trainer.train()
+    assert trainer.events == [{"event": "rewind", "step": 2, "to_step": 0, "learning_rate_factor": 0.5}]
+    assert len(losses(trainer)) == 15
+
+
+def test_rewinds_are_counted_and_survive_a_resume(tmp_path, breaks):
+    # Called 8 times, then from step 6 again: 8 is left out, so the tenth call is step 7 and the 12th is step 10.
+    breaks(8, 12, 17)
+    trainer = make_trainer(tmp_path, **REWIND, nan_max_rewinds=2)
+    with pytest.raises(NonFiniteLossError, match=r"To go back 2 times \(nan_max_rewinds\) did not help"):
+        trainer.train()
+    assert [event["learning_rate_factor"] for event in trainer.events] == [0.5, 0.25]
+    breaks()
+    last = max(tmp_path.glob("checkpoint-*"), key=lambda folder: int(folder.name.removeprefix("checkpoint-")))
+    saved = json.loads((last / "progress.json").read_text())["events"]
+    assert saved
+    resumed = make_trainer(tmp_path, **REWIND)
+    resumed.train(str(last))
+    assert resumed.events == saved
+
+
+def test_rewind_needs_whole_checkpoints(tmp_path):
+    with pytest.raises(RecipeError, match="leave save_only_model out"):
+        make_trainer(tmp_path, nan_policy="rewind", save_only_model=True)
+    with pytest.raises(RecipeError, match="one of stop, rewind"):
+        make_trainer(tmp_path, nan_policy="ignore")
+
+
+def test_a_leap_is_told_once_and_noise_is_not():
+    rng = np.random.default_rng(0)
+    losses = 2.0 - np.linspace(0, 1, 200) + rng.normal(0, 0.05, 200)
+    assert find_leaps(losses) == []
+    losses[[120, 121]] += 3
+    ((place, usual),) = find_leaps(losses)
+    assert place == 120
+    assert usual == pytest.approx(1.5, abs=0.15)
+    assert find_leaps(np.full(100, 0.5)) == []
+
+
+def test_leaps_are_found_however_seldom_anyone_looks():
+    rng = np.random.default_rng(1)
+    values = 1 + rng.normal(0, 0.02, 60)
+    values[50] = 4
+    for pause in (1, 7, 60):
+        watch, found = LossWatch(torch.device("cpu")), []
+        for step, value in enumerate(values, start=101):
+            watch.add(torch.tensor(value))
+            watch.end_step(step, 1.0, 0.1)
+            if step % pause == 0 or step == 160:
+                found += watch.leaps(watch.losses.reshape(1, -1))
+        assert [leap["step"] for leap in found] == [151]
+        assert found[0]["loss"] == pytest.approx(4)
+
+
+def test_a_leap_warns_and_is_an_event(tmp_path, monkeypatch, caplog):
+    original, count = hfvit.training.trainer.cross_entropy, 0
+
+    def leaping(logits, labels, smoothing):
+        nonlocal count
+        count += torch.is_grad_enabled()
+        return original(logits, labels, smoothing) * (20 if count == 30 and torch.is_grad_enabled() else 1)
+
+    monkeypatch.setattr(hfvit.training.trainer, "cross_entropy", leaping)
+    trainer = make_trainer(tmp_path, num_train_epochs=7, logging_steps=4)
+    trainer.train()
+    assert [(event["event"], event["step"]) for event in trainer.events] == [("loss_leap", 30)]
+    assert "The loss leaps at step 30" in caplog.text
+
+
+def test_the_first_batch_tells_of_broken_pixels(caplog):
+    images = torch.randn(8, 3, 4, 4)
+    check_pixels(images)
+    images[:5] = 0.5
+    with caplog.at_level(logging.WARNING):
+        check_pixels(images)
+    assert "5 of the 8 images of the first training batch are of one color" in caplog.text
+    images[:] = torch.arange(8.0).view(8, 1, 1, 1)
+    with pytest.raises(DataError, match=r"all 8 images .* image_column"):
+        check_pixels(images)
+    images[3, 0, 0, 0] = float("inf")
+    with pytest.raises(DataError, match="not finite; look at image_mean and image_std"):
+        check_pixels(images)
+
+
+def test_training_looks_at_its_first_batch(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.augmentation.scale = trainer.augmentation.scale * float("inf")
+    with pytest.raises(DataError, match="not finite"):
+        trainer.train()
+
+
+def test_labels_of_one_class_are_an_error_where_all_are_known(caplog):
+    check_labels(np.array([0, 0, 1]), LABELS)
+    check_labels(np.array([0, 0]), ["only"])
+    with pytest.raises(DataError, match="all 2 training images are of class 'green', one of 3"):
+        check_labels(np.array([1, 1]), LABELS)
+    with caplog.at_level(logging.WARNING):
+        check_stream_labels(torch.ones(8, dtype=torch.long), LABELS, repeats=1)
+        check_stream_labels(torch.ones(32, dtype=torch.long), LABELS, repeats=4)  # 8 images
+        assert not caplog.records
+        check_stream_labels(torch.ones(32, dtype=torch.long), LABELS, repeats=1)
+    assert "all of class 'green'" in caplog.text

@@ -1,0 +1,145 @@
+"""Batches that do not fit: the run that cuts them equals the one that was told their size from the start."""
+
+import json
+
+import pytest
+import torch
+from helpers.micro_trainer import losses, make_trainer, weights
+
+from hfvit.data.dataset import ImageDataset
+from hfvit.errors import OutOfMemory
+from hfvit.training.out_of_memory import MicroBatches, cut
+
+MIXED = {"mixup_alpha": 0.5, "random_erasing": 0.3}
+
+
+def limit(trainer, most, evaluation=False):
+    """Let the model run out of memory with more than `most` images, in training or in evaluation."""
+    forward = trainer.model.timm_model.forward_features
+
+    def limited(pixel_values, *args, **kwargs):
+        if len(pixel_values) > most and torch.is_grad_enabled() != evaluation:
+            forward(pixel_values, *args, **kwargs)  # gets some way, and draws for dropout
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")
+        return forward(pixel_values, *args, **kwargs)
+
+    trainer.model.timm_model.forward_features = limited
+    trainer.model.timm_model.blocks[0].drop_path1 = torch.nn.Dropout(0.1)
+    return trainer
+
+
+@pytest.mark.parametrize("device_batch", [8, 4])  # 4: the second of two accumulated batches fails as well as the first
+def test_a_smaller_batch_trains_as_if_it_had_been_asked_for(tmp_path, caplog, device_batch):
+    options = {"mixing": MIXED, "policy": "rand_augment", "ema_decay": 0.9, "logging_steps": 2}
+    expected = limit(make_trainer(tmp_path / "told", per_device_train_batch_size=2, **options), 2)
+    expected.train()
+    trainer = limit(make_trainer(tmp_path / "found", per_device_train_batch_size=device_batch, **options), 2)
+    trainer.train()
+    assert losses(trainer) == losses(expected)
+    final = weights(expected)
+    assert all(torch.equal(value, final[name]) for name, value in weights(trainer).items())
+    tried = [(8, 4), (4, 2)] if device_batch == 8 else [(4, 2)]
+    assert trainer.events == [{"event": "out_of_memory", "step": 1, "images": a, "then": b} for a, b in tried]
+    assert "Out of memory at step 1 with 4 images at once (at most " in caplog.text
+    assert "going on with 2, accumulated 4 times; the global batch stays 8" in caplog.text
+
+
+def test_the_second_of_two_accumulated_batches_may_be_the_one_that_fails(tmp_path):
+    expected = make_trainer(tmp_path / "told", per_device_train_batch_size=2)
+    expected.model.timm_model.blocks[0].drop_path1 = torch.nn.Dropout(0.1)
+    expected.train()
+    trainer = make_trainer(tmp_path / "found", per_device_train_batch_size=4)
+    limit(trainer, 4)
+    limited, calls = trainer.model.timm_model.forward_features, []
+
+    def second(pixel_values, *args, **kwargs):
+        if not pixel_values.is_meta:  # operations are counted without storage
+            calls.append(len(pixel_values))
+        if calls == [4, 4]:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: ...")
+        return limited(pixel_values, *args, **kwargs)
+
+    trainer.model.timm_model.forward_features = second
+    trainer.train()
+    assert calls[:6] == [4, 4, 2, 2, 2, 2]
+    assert losses(trainer) == losses(expected)
+    final = weights(expected)
+    assert all(torch.equal(value, final[name]) for name, value in weights(trainer).items())
+
+
+def test_the_size_is_remembered(tmp_path):
+    trainer = limit(make_trainer(tmp_path, num_train_epochs=1, per_device_eval_batch_size=8), 4)
+    trainer.train()
+    progress = json.loads((tmp_path / "checkpoint-5" / "progress.json").read_text())
+    assert (progress["device_batch"], progress["micro_batch"], progress["eval_batch"]) == (8, 4, 8)
+    resumed = make_trainer(tmp_path, num_train_epochs=2)
+    resumed.train(str(tmp_path / "checkpoint-5"))
+    assert (resumed.micro.size, resumed.micro.pieces, resumed.eval_batch) == (4, 2, 8)
+    assert resumed.events == trainer.events
+    other = make_trainer(tmp_path / "other", num_train_epochs=2, per_device_train_batch_size=2)
+    other.train(str(tmp_path / "checkpoint-5"))  # somebody has chosen another size
+    assert other.micro.size == 2
+
+
+def test_only_the_evaluation_batch_shrinks_in_evaluation(tmp_path, caplog):
+    plain = make_trainer(tmp_path / "plain")
+    plain.train()
+    trainer = limit(make_trainer(tmp_path / "limited"), 4, evaluation=True)
+    trainer.model.timm_model.blocks[0].drop_path1 = torch.nn.Identity()
+    trainer.train()
+    assert losses(trainer) == losses(plain)
+    for name in ("eval_loss", "eval_accuracy"):
+        found, expected = ([e[name] for e in t.state.log_history if name in e] for t in (trainer, plain))
+        assert found == pytest.approx(expected, rel=1e-6)
+    assert (trainer.micro.size, trainer.eval_batch) == (8, 3)
+    assert [event["then"] for event in trainer.events] == [6, 3]  # of 13 images, the whole split
+    assert "Training is not changed" in caplog.text
+
+
+def test_one_image_that_does_not_fit_is_one_message(tmp_path):
+    trainer = limit(make_trainer(tmp_path), 0)
+    with pytest.raises(OutOfMemory) as caught:
+        trainer.train()
+    assert caught.value.exit_code == 6
+    for words in ("with 1 image at once", "8 were tried first", "GiB", "image_size", "activation_checkpointing: true"):
+        assert words in str(caught.value)
+    assert [event["then"] for event in trainer.events] == [4, 2, 1]
+
+
+def test_mixing_keeps_pairs(tmp_path):
+    trainer = limit(make_trainer(tmp_path, mixing=MIXED), 1)
+    with pytest.raises(OutOfMemory, match=r"with 2 images at once .* Mixing needs pairs"):
+        trainer.train()
+
+
+def test_other_errors_are_no_lack_of_memory(tmp_path):
+    trainer = make_trainer(tmp_path)
+
+    def broken(*args, **kwargs):
+        raise RuntimeError("shapes cannot be multiplied")
+
+    trainer.model.timm_model.forward_features = broken
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("images", "even", "sizes"), [(8, False, [4, 2, 1]), (12, True, [6, 2]), (6, False, [3, 1]), (5, False, [1])]
+)
+def test_sizes_divide_the_batch(images, even, sizes):
+    micro, found = MicroBatches(images, even), []
+    while size := micro.next_size():
+        micro.shrink(size)
+        found.append(micro.size)
+    assert found == sizes
+
+
+def test_a_piece_is_the_smaller_batch(tmp_path):
+    dataset: ImageDataset = make_trainer(tmp_path, policy="rand_augment").train_dataset
+    rows = [(0, row) for row in range(7)]
+    pieces = cut(dataset.__getitems__(rows), 3, dataset.augmentation)
+    assert [len(piece["labels"]) for piece in pieces] == [3, 3, 1]
+    for piece, start in zip(pieces, (0, 3, 6), strict=True):
+        expected = dataset.__getitems__(rows[start : start + 3])
+        assert torch.equal(dataset.augmentation(piece), dataset.augmentation(expected))
+        assert piece["plan"]["seeds"].tolist() == expected["plan"]["seeds"].tolist()

@@ -1,0 +1,274 @@
+"""The Trainer against a plain Accelerate loop, against itself split otherwise, and against failure."""
+
+import math
+
+import pytest
+import torch
+from accelerate import Accelerator
+from helpers.images import LABELS
+from helpers.micro_trainer import (
+    CLIP,
+    LAYER_DECAY,
+    LR,
+    SEED,
+    SMOOTHING,
+    WEIGHT_DECAY,
+    losses,
+    make_checkpoint,
+    make_trainer,
+    parts,
+)
+from helpers.recipes import MICRO
+from safetensors.torch import load_file
+from timm.optim import create_optimizer_v2
+from torch.utils.data import DataLoader
+from transformers import TrainerCallback, get_cosine_schedule_with_warmup
+
+import hfvit.training.trainer
+from hfvit.artifacts.checkpoint import check_same_model, newest_checkpoint
+from hfvit.artifacts.output_dir import claim_output_dir
+from hfvit.data.dataset import collate
+from hfvit.data.samplers import EpochSampler
+from hfvit.errors import DataError, ModelError, NonFiniteLossError, RecipeError
+from hfvit.models.factory import build_model
+from hfvit.training.ema import fitted_ema_decay
+
+
+def plain_loop(epochs=2, batch_size=8):
+    """Fine-tuning as accelerate's own examples write it, with timm's optimizer factory; no hfvit but model and data.
+
+    Returns the loss of every step, the gradient norms, and the validation accuracy after each epoch.
+    """
+    model, train, validation, preprocessing = parts()
+    accelerator = Accelerator(cpu=True)
+    sampler = EpochSampler(len(train), batch_size, SEED)
+    loader = DataLoader(train, batch_size=batch_size, sampler=sampler, collate_fn=collate)
+    optimizer = create_optimizer_v2(
+        model.timm_model, opt="adamw", lr=LR, weight_decay=WEIGHT_DECAY, layer_decay=LAYER_DECAY, betas=(0.9, 0.999)
+    )
+    for group in optimizer.param_groups:
+        group["lr"] = LR * group["lr_scale"]
+    scheduler = get_cosine_schedule_with_warmup(optimizer, 2, epochs * len(loader))
+    model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
+    criterion = torch.nn.CrossEntropyLoss(label_smoothing=SMOOTHING)
+    history, norms, accuracies = [], [], []
+    for epoch in range(epochs):
+        sampler.set_epoch(epoch)
+        model.train()
+        for batch in loader:
+            loss = criterion(model(train.augmentation(batch)).logits, batch["labels"])
+            accelerator.backward(loss)
+            norms.append(accelerator.clip_grad_norm_(model.parameters(), CLIP).item())
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+            history.append(loss.item())
+        model.eval()
+        with torch.no_grad():
+            items = [validation[row] for row in range(len(validation))]
+            correct = [model(preprocessing(item)).logits.argmax().item() == item["labels"].item() for item in items]
+        accuracies.append(sum(correct) / len(correct))
+    return history, norms, accuracies
+
+
+def test_equals_a_plain_accelerate_loop(tmp_path):
+    expected, norms, accuracies = plain_loop()
+    trainer = make_trainer(tmp_path)
+    trainer.train()
+    assert losses(trainer) == pytest.approx(expected, rel=1e-4)
+    assert [e["grad_norm"] for e in trainer.state.log_history if "loss" in e] == pytest.approx(norms, rel=1e-3)
+    assert [e["eval_accuracy"] for e in trainer.state.log_history if "eval_loss" in e] == pytest.approx(accuracies)
+
+
+def test_batch_8_equals_2_times_4_accumulated(tmp_path):
+    whole = make_trainer(tmp_path / "whole", rows=45)
+    whole.train()
+    split = make_trainer(tmp_path / "split", rows=45, per_device_train_batch_size=4)
+    assert split.args.gradient_accumulation_steps == 2
+    split.train()
+    assert len(losses(whole)) == len(losses(split)) == 10  # 45 rows: 5 whole batches an epoch, either way
+    assert losses(split) == pytest.approx(losses(whole), rel=1e-4)
+
+
+def test_workers_change_nothing(tmp_path):
+    without = make_trainer(tmp_path / "0", num_train_epochs=1)
+    without.train()
+    with_workers = make_trainer(tmp_path / "2", num_train_epochs=1, dataloader_num_workers=2)
+    with_workers.train()
+    assert losses(with_workers) == losses(without)
+
+
+def test_evaluation_loss_is_the_mean_over_images_without_smoothing(tmp_path):
+    trainer = make_trainer(tmp_path, per_device_eval_batch_size=5)
+    metrics = trainer.evaluate()
+    items = [trainer.eval_dataset[row] for row in range(13)]
+    logits = torch.cat([trainer.model.eval()(trainer.preprocessing(item)).logits for item in items]).detach()
+    labels = torch.cat([item["labels"] for item in items])
+    assert metrics["eval_loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
+
+
+def test_ema_is_the_average_it_says(tmp_path):
+    raw = []
+
+    class Record(TrainerCallback):
+        def on_optimizer_step(self, args, state, control, model=None, **kwargs):
+            raw.append(model.timm_model.head.weight.detach().clone())
+
+    trainer = make_trainer(
+        tmp_path, [Record()], ema_decay=0.999, num_train_epochs=6, load_best_model_at_end=False, save_strategy="no"
+    )
+    trainer.train()
+    steps = len(raw)
+    decay = fitted_ema_decay(0.999, steps)
+    assert decay == pytest.approx(1 - 10 / steps)
+    average = raw[0].clone()
+    for step, value in enumerate(raw[1:], start=1):
+        warm = min(decay, 1 - (1 + step) ** -(2 / 3))
+        average = warm * average + (1 - warm) * value
+    torch.testing.assert_close(trainer.model.timm_model.head.weight.detach(), average)
+
+
+def test_ema_is_what_evaluation_uses_and_training_does_not(tmp_path):
+    plain = make_trainer(tmp_path / "plain", num_train_epochs=4)
+    plain.train()
+    averaged = make_trainer(tmp_path / "averaged", num_train_epochs=4, ema_decay=0.9)
+    averaged.train()
+    assert losses(averaged) == losses(plain)
+    assert [e.get("eval_loss") for e in averaged.state.log_history] != [
+        e.get("eval_loss") for e in plain.state.log_history
+    ]
+    best = averaged.state.best_model_checkpoint
+    assert torch.equal(
+        averaged.model.timm_model.head.weight, load_file(f"{best}/ema.safetensors")["timm_model.head.weight"]
+    )
+    assert averaged.evaluate()["eval_accuracy"] == averaged.state.best_metric
+
+
+def test_the_best_checkpoint_is_what_remains(tmp_path):
+    trainer = make_trainer(tmp_path, num_train_epochs=4, learning_rate=0.05)
+    trainer.train()
+    history = [entry["eval_accuracy"] for entry in trainer.state.log_history if "eval_accuracy" in entry]
+    assert trainer.evaluate()["eval_accuracy"] == max(history)
+
+
+def test_early_stopping(tmp_path):
+    trainer = make_trainer(
+        tmp_path, num_train_epochs=50, learning_rate=1e-9, warmup_steps=0, early_stopping_patience=2
+    )
+    trainer.train()
+    assert trainer.state.global_step == 3 * 5
+
+
+class Breaks:
+    """A loss that breaks in training step `step`: its value, or its gradient alone."""
+
+    def __init__(self, step, monkeypatch, gradient_only=False):
+        self.step, self.gradient_only, self.calls = step, gradient_only, 0
+        self.original = hfvit.training.trainer.cross_entropy
+        monkeypatch.setattr(hfvit.training.trainer, "cross_entropy", self)
+
+    def __call__(self, logits, labels, smoothing):
+        loss = self.original(logits, labels, smoothing)
+        if not torch.is_grad_enabled():
+            return loss
+        self.calls += 1
+        if self.calls != self.step:
+            return loss
+        return loss + (logits.sum() * 0).sqrt() if self.gradient_only else loss * float("nan")
+
+
+@pytest.mark.parametrize("gradient_only", [False, True])
+def test_nan_stops_the_run_and_keeps_the_good_checkpoint(tmp_path, monkeypatch, gradient_only):
+    unbroken = make_trainer(tmp_path / "unbroken")
+    unbroken.train()
+    entries = [entry for entry in unbroken.state.log_history if "loss" in entry]
+    Breaks(8, monkeypatch, gradient_only)
+    trainer = make_trainer(tmp_path / "broken", logging_steps=100)
+    with pytest.raises(NonFiniteLossError) as caught:
+        trainer.train()
+    message = str(caught.value)
+    last_good = entries[6]
+    assert "at step 8 " in message
+    assert f"loss {last_good['loss']:.4g}," in message
+    assert f"learning rate {last_good['learning_rate']:.3g}," in message
+    assert f"gradient norm {last_good['grad_norm']:.3g})" in message
+    for remedy in ("learning_rate", "max_grad_norm", "bf16", "data", "checkpoint-5"):
+        assert remedy in message
+    assert newest_checkpoint(tmp_path / "broken").name == "checkpoint-5"
+    kept = load_file(tmp_path / "broken" / "checkpoint-5" / "model.safetensors")
+    assert all(torch.isfinite(value).all() for value in kept.values())
+
+
+def test_nan_is_never_shipped_even_when_nothing_is_logged(tmp_path, monkeypatch):
+    Breaks(9, monkeypatch)
+    trainer = make_trainer(tmp_path, logging_strategy="no", eval_strategy="no", save_strategy="no")
+    with pytest.raises(NonFiniteLossError, match=r"at step 9 .* No checkpoint had been saved yet"):
+        trainer.train()
+
+
+def test_bf16_on_the_cpu_stays_close_to_fp32(tmp_path):
+    full = make_trainer(tmp_path / "fp32", num_train_epochs=1)
+    full.train()
+    half = make_trainer(tmp_path / "bf16", num_train_epochs=1, bf16=True)
+    half.train()
+    assert losses(half) != losses(full)
+    assert losses(half) == pytest.approx(losses(full), abs=0.05)
+
+
+def test_no_pickle_and_no_problem_type_in_a_checkpoint(tmp_path):
+    trainer = make_trainer(tmp_path, num_train_epochs=1)
+    trainer.train()
+    assert not list(tmp_path.rglob("training_args.bin"))
+    assert "problem_type" not in (tmp_path / "checkpoint-5" / "config.json").read_text()
+
+
+def test_too_few_images_for_one_batch(tmp_path):
+    with pytest.raises(DataError, match="40 training images do not fill one batch"):
+        make_trainer(tmp_path, global_batch_size=64)
+
+
+def test_resuming_without_the_average_it_needs(tmp_path):
+    make_trainer(tmp_path, num_train_epochs=1).train()
+    with pytest.raises(RecipeError, match="was saved without ema_decay"):
+        make_trainer(tmp_path, ema_decay=0.9).train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+
+
+def test_a_finished_run_is_not_trained_over_by_resume_auto(tmp_path):
+    make_checkpoint(tmp_path)  # as --keep_checkpoints leaves it
+    (tmp_path / "run.json").write_text("{}")
+    assert claim_output_dir(str(tmp_path), resume="auto", overwrite=False)  # killed before its card was written
+    (tmp_path / "README.md").write_text("a card")
+    with pytest.raises(RecipeError, match="holds a finished run"):
+        claim_output_dir(str(tmp_path), resume="auto", overwrite=False)
+
+
+def test_a_folder_of_other_files_is_refused(tmp_path):
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(RecipeError, match="files that are not a run's"):
+        claim_output_dir(str(tmp_path), resume=None, overwrite=False)
+
+
+def test_an_output_folder_is_claimed_once(tmp_path):
+    make_trainer(tmp_path, num_train_epochs=1).train()
+    with pytest.raises(RecipeError, match=r"an unfinished run \(checkpoint-5\)"):
+        claim_output_dir(str(tmp_path), resume=None, overwrite=False)
+    assert claim_output_dir(str(tmp_path), resume=None, overwrite=True) is None
+    (tmp_path / "checkpoint-9").mkdir()  # killed in the middle of a save
+    assert claim_output_dir(str(tmp_path), resume="auto", overwrite=False).endswith("checkpoint-5")
+    assert (tmp_path / "broken-checkpoint-9").exists()
+    with pytest.raises(RecipeError, match="no whole checkpoint of a run: there is no such folder"):
+        claim_output_dir(str(tmp_path), resume=str(tmp_path / "checkpoint-9"), overwrite=False)
+    with pytest.raises(RecipeError, match="an unfinished run"):  # another run's checkpoint is no claim to this folder
+        claim_output_dir(str(tmp_path), resume=str(make_checkpoint(tmp_path / "elsewhere")), overwrite=False)
+    (tmp_path / "file").touch()
+    with pytest.raises(RecipeError, match="cannot be written"):
+        claim_output_dir(str(tmp_path / "file" / "out"), resume=None, overwrite=False)
+    other = build_model([*LABELS, "white"], architecture="vit_tiny_patch16_224", image_size=16, timm_kwargs=MICRO)
+    with pytest.raises(ModelError, match="its label_names is"):
+        check_same_model(str(tmp_path / "checkpoint-5"), other)
+
+
+def test_fitted_ema_decay():
+    assert fitted_ema_decay(0.9999, 10**7) == 0.9999
+    assert fitted_ema_decay(0.9999, 1000) == pytest.approx(0.99)
+    assert math.isclose(fitted_ema_decay(0.9999, 5), 0.0)

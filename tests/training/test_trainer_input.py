@@ -1,0 +1,287 @@
+"""What the Trainer does with uint8 batches: policies, mixing, workers, resume, waiting for nothing, speed."""
+
+import math
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from helpers.images import LABELS
+from helpers.micro_trainer import losses, make_trainer, weights
+from safetensors.torch import load_file
+from timm.data import resolve_data_config
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+from transformers import TrainerCallback
+
+import hfvit.training.trainer
+from hfvit.artifacts.checkpoint import newest_checkpoint
+from hfvit.models.factory import build_model
+from hfvit.recipe.training_args import HFViTTrainingArguments
+from hfvit.training.throughput import SpeedMeter, matmul_rate, training_flops
+from hfvit.transforms.augmentation import Augmentation
+from hfvit.transforms.functional import OPS
+from hfvit.transforms.preprocessing import Preprocessing
+from hfvit.utils.environment import share_of_cores
+
+MIXING = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0, "random_erasing": 0.5}
+
+
+def test_batch_8_equals_2_times_4_accumulated_under_a_policy_and_erasing(tmp_path):
+    options = {"policy": "trivial_augment", "mixing": {"random_erasing": 0.5}, "repeats": 2}
+    whole = make_trainer(tmp_path / "whole", **options)
+    whole.train()
+    split = make_trainer(tmp_path / "split", per_device_train_batch_size=4, **options)
+    split.train()
+    assert losses(split) == pytest.approx(losses(whole), rel=1e-4)
+    plain = make_trainer(tmp_path / "plain")
+    plain.train()
+    assert losses(plain) != pytest.approx(losses(whole), rel=1e-2)
+
+
+def test_workers_change_nothing_under_mixing(tmp_path):
+    runs = []
+    for workers in (0, 2):
+        trainer = make_trainer(
+            tmp_path / str(workers), policy="rand_augment", mixing=MIXING, dataloader_num_workers=workers
+        )
+        trainer.train()
+        runs.append(losses(trainer))
+    assert runs[0] == runs[1]
+
+
+def test_a_mixed_run_resumes_to_the_same_weights(tmp_path):
+    options = {
+        "policy": "three_augment", "mixing": {**MIXING, "off_epochs": 1}, "repeats": 3,
+        "save_strategy": "steps", "save_steps": 3, "eval_strategy": "steps", "eval_steps": 3, "save_total_limit": 5,
+    }  # fmt: skip
+    unbroken = make_trainer(tmp_path / "unbroken", **options)
+    unbroken.train()
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 5:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(tmp_path / "killed", [Stop()], **options).train()
+    resumed = make_trainer(tmp_path / "killed", **options)
+    resumed.train(resume_from_checkpoint=str(newest_checkpoint(tmp_path / "killed")))
+    assert losses(resumed) == losses(unbroken)
+    expected = weights(unbroken)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(resumed).items())
+
+
+def test_mixing_stops_for_the_last_epochs(tmp_path, monkeypatch):
+    targets = []
+    original = hfvit.training.trainer.cross_entropy
+
+    def record(logits, labels, smoothing):
+        if torch.is_grad_enabled():
+            targets.append(labels)
+        return original(logits, labels, smoothing)
+
+    monkeypatch.setattr(hfvit.training.trainer, "cross_entropy", record)
+    mixing = {"mixup_alpha": 1.0, "off_epochs": 1}
+    trainer = make_trainer(tmp_path, mixing=mixing, num_train_epochs=3)
+    trainer.train()
+    assert [labels.ndim for labels in targets] == [2] * 10 + [1] * 5
+    assert "problem_type" not in (tmp_path / "checkpoint-15" / "config.json").read_text()
+
+
+def test_the_pictures_to_look_at_are_what_training_sees(tmp_path):
+    trainer = make_trainer(tmp_path, mixing={"cutmix_alpha": 1.0, "off_epochs": 1})
+    images, targets = trainer.training_images(8)
+    assert images.shape == (8, 16, 16, 3)
+    assert targets.shape == (8, 3)
+    assert 0 < targets.max(axis=1).min() < 1
+    batch = trainer.train_dataset.__getitems__([(0, row) for row in (0, 5, 11, 16, 22, 27, 33, 39)])
+    plain = make_trainer(tmp_path, policy="basic").training_images(8)[0]
+    pixel_values = trainer._prepare_inputs(batch)["pixel_values"]
+    shown = (pixel_values * trainer.augmentation.std + trainer.augmentation.mean).clamp(0, 255).round()
+    assert np.array_equal(images, shown.byte().permute(0, 2, 3, 1).numpy())
+    assert (images == plain).all(axis=-1).any()  # what CutMix left alone
+    assert (images != plain).any()
+
+
+class Waits(TorchDispatchMode):
+    """Notes each operation for which the processor waits for the device: a value read, a size that depends on data."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "_unique2")
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        if name in self.WAITING:
+            self.found.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_step_never_waits_for_the_device(tmp_path):
+    """On the processor every read is at hand; on a GPU each of these would drain its queue.
+
+    The first batch alone is looked at before it is learnt from.
+    """
+    options = {"logging_strategy": "no", "eval_strategy": "no", "save_strategy": "no", "ema_decay": 0.9}
+    policy = {"policy": "rand_augment", "mixing": MIXING}
+    trainer = make_trainer(tmp_path, bf16=True, per_device_train_batch_size=4, **options, **policy)
+    waits, counts = Waits(), []
+
+    class Count(TrainerCallback):
+        def on_step_begin(self, *args, **kwargs):
+            if not counts:
+                waits.__enter__()
+            waits.found.clear()
+
+        def on_step_end(self, args, state, control, **kwargs):
+            counts.append(list(waits.found))
+            if state.global_step == state.max_steps:
+                waits.__exit__(None, None, None)
+
+    trainer.add_callback(Count())
+    trainer.train()
+    assert len(counts) == 10
+    assert counts[1:] == [[]] * 9
+
+
+def test_nothing_waits_for_a_gpu():
+    """Every operation traced on a GPU that is not there: none may bring a value from the processor, or ask for one."""
+
+    class Crossings(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            tensors = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, torch.Tensor)]
+            if len({tensor.device.type for tensor in tensors}) > 1:
+                found.append(str(function))
+            masked = "index" in function.overloadpacket.__name__ and any(t.dtype == torch.bool for t in tensors)
+            if masked or function.overloadpacket.__name__ in Waits.WAITING:
+                found.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    found = []
+    with FakeTensorMode():
+        mean = std = (0.5, 0.5, 0.5)
+        augmentation = Augmentation((48, 48), mean, std).to("cuda")
+        images = torch.zeros(4, 32, 32, 3, dtype=torch.uint8, device="cuda")
+        levels, magnitude = torch.zeros(4, 3, 32, 32, device="cuda"), torch.ones(4, device="cuda")
+        index = torch.arange(4, device="cuda")
+        stage = {"index": index, "magnitude": magnitude, "counts": {"rotate": 3, "sharpness": 1}}
+        boxes, flips = torch.ones(4, 4, device="cuda"), torch.zeros(4, dtype=torch.bool, device="cuda")
+        plan = {"boxes": boxes, "flips": flips, "operations": [stage]}
+        config = resolve_data_config({"input_size": (3, 48, 48), "crop_pct": 1.0})
+        preprocessing = Preprocessing(config).to("cuda")
+        with Crossings():
+            augmentation({"images": images, "plan": plan}, torch.bfloat16)
+            augmentation({"crops": images, "plan": plan})
+            preprocessing({"images": images})
+            preprocessing({"crops": images})
+            for operation in OPS.values():
+                operation(levels, magnitude)
+    assert found == []
+
+
+def test_drawn_numbers_are_not_rounded_by_deepspeed(tmp_path, monkeypatch):
+    """Under DeepSpeed the Trainer casts every floating-point tensor of a batch to the model's precision."""
+    trainer = make_trainer(tmp_path, policy="trivial_augment")
+    batch = trainer.train_dataset.__getitems__([(0, row) for row in range(8)])
+    expected = trainer._prepare_inputs(batch)["pixel_values"]
+    plugin = SimpleNamespace(hf_ds_config=SimpleNamespace(dtype=lambda: torch.bfloat16))
+    monkeypatch.setattr(trainer, "is_deepspeed_enabled", True)
+    monkeypatch.setattr(type(trainer.accelerator.state), "deepspeed_plugin", plugin)
+    assert torch.equal(trainer._prepare_inputs(batch)["pixel_values"], expected)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the processor")
+def test_a_compiled_run_is_the_same_run_and_saves_plain_names(tmp_path):
+    options = {"num_train_epochs": 1, "ema_decay": 0.9}
+    plain = make_trainer(tmp_path / "plain", **options)
+    plain.train()
+    compiled = make_trainer(tmp_path / "compiled", torch_compile=True, **options)
+    compiled.train()
+    assert losses(compiled) == pytest.approx(losses(plain), rel=1e-3)
+    saved = load_file(tmp_path / "compiled" / "checkpoint-5" / "model.safetensors")
+    assert saved.keys() == load_file(tmp_path / "plain" / "checkpoint-5" / "model.safetensors").keys()
+
+
+def test_activation_checkpointing_changes_memory_alone(tmp_path):
+    plain = make_trainer(tmp_path / "plain", num_train_epochs=1)
+    plain.train()
+    saving = make_trainer(tmp_path / "saving", num_train_epochs=1, activation_checkpointing=True)
+    saving.train()
+    assert losses(saving) == pytest.approx(losses(plain), rel=1e-4)
+
+
+def test_speed_is_in_the_log(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.train()
+    entries = [entry for entry in trainer.state.log_history if "loss" in entry]
+    for entry in entries:
+        assert entry["images_per_second"] > 0
+        assert 0 <= entry["data_wait"] < 1
+        assert 0 < entry["mfu"] < 1.5
+    overall = trainer.speed.overall()
+    assert trainer.speed.images == 80
+    assert min(e["images_per_second"] for e in entries) <= overall["images_per_second"]
+    trainer.predict(trainer.eval_dataset)
+    assert trainer.speed.overall() == overall  # what comes after training is not in its figures
+    assert trainer.state.total_flos == 80 * int(trainer.speed.flops_per_image)
+
+
+def test_the_meter_counts_training_alone(monkeypatch):
+    clock = iter([0.0, 0.0, 10.0, 11.0, 12.0, 18.0, 20.0, 20.0])
+    monkeypatch.setattr("hfvit.training.throughput.time.perf_counter", lambda: next(clock))
+    meter = SpeedMeter(torch.device("cpu"))  # 0
+    meter.start()  # 0
+    meter.flops_per_image, meter.peak_flops = 100.0, 1000.0
+    with meter.waiting():  # 10 to 11
+        pass
+    with meter.paused():  # 12 to 18
+        pass
+    meter.images = 28
+    assert meter.since_last() == {"images_per_second": 2.0, "data_wait": 1 / 14, "mfu": 0.2}  # 20
+    meter.stop()  # 20
+    assert meter.overall()["images_per_second"] == 2.0
+
+
+def test_flops_are_the_published_ones():
+    """timm's table: ViT-B/16 at 224 px takes 17.58 G multiply-adds; a backward pass takes twice the forward's."""
+    model = build_model(LABELS, architecture="vit_base_patch16_224")
+    assert training_flops(model) == pytest.approx(3 * 2 * 17.58e9, rel=0.01)
+    model.freeze("backbone")
+    assert training_flops(model) == pytest.approx(2 * 17.58e9, rel=0.01)
+
+
+def test_matmul_rate_is_a_rate():
+    rate = matmul_rate(torch.device("cpu"), torch.float32)
+    assert math.isfinite(rate)
+    assert rate > 1e8
+
+
+@pytest.mark.parametrize(
+    ("device", "decoding", "processes", "expected"),
+    [("cuda", True, 1, 8), ("cuda", True, 4, 4), ("cuda", False, 1, 1), ("cpu", True, 1, 8), ("cpu", False, 1, 0)],
+)
+def test_workers_are_chosen_by_the_work_and_the_cores(monkeypatch, device, decoding, processes, expected):
+    monkeypatch.setattr("hfvit.utils.environment.cores", lambda: 16)
+    args = SimpleNamespace(
+        chooses_workers=True, device=torch.device(device), world_size=processes, dataloader_num_workers=None
+    )
+    HFViTTrainingArguments.choose_workers(args, decoding)
+    assert args.dataloader_num_workers == expected
+
+
+def test_workers_that_were_given_stay(tmp_path):
+    args = HFViTTrainingArguments(output_dir=str(tmp_path), use_cpu=True, dataloader_num_workers=3)
+    args.choose_workers(decoding=False)
+    assert args.dataloader_num_workers == 3
+
+
+def test_processes_on_other_machines_need_none_of_these_cores(monkeypatch):
+    monkeypatch.setattr("hfvit.utils.environment.cores", lambda: 96)
+    assert share_of_cores(16) == 6
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert share_of_cores(16) == 12

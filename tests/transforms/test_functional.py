@@ -1,0 +1,126 @@
+"""Each operation against torchvision's, or timm's where torchvision has none, image by image."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFilter
+from timm.data import auto_augment
+from torchvision.transforms.v2 import functional as tv
+
+from hfvit.transforms.functional import OPS
+
+SIDE = 33
+
+
+def pictures(count):
+    """Smooth pictures with an edge, so that a shift of a fraction of a pixel shows."""
+    rng = np.random.default_rng(1)
+    small = rng.integers(0, 256, (count, 9, 9, 3), dtype=np.uint8)
+    images = [np.asarray(Image.fromarray(picture).resize((SIDE, SIDE + 7), 3)) for picture in small]
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float()
+
+
+def affine(image, angle=0.0, translate=(0, 0), shear=(0.0, 0.0), center=None):
+    return tv.affine(image, angle, list(translate), 1.0, list(shear), tv.InterpolationMode.BILINEAR, center=center)
+
+
+def degrees(shear):
+    return math.degrees(math.atan(shear))
+
+
+def on_unit(function):
+    """torchvision's floating-point images go from 0 to 1."""
+    return lambda image, magnitude: function(image / 255, magnitude) * 255
+
+
+REFERENCE = {
+    "identity": lambda image, m: image,
+    "grayscale": lambda image, m: tv.rgb_to_grayscale(image, 3),
+    "brightness": on_unit(tv.adjust_brightness),
+    "contrast": on_unit(tv.adjust_contrast),
+    "saturation": on_unit(tv.adjust_saturation),
+    "invert": on_unit(lambda image, m: tv.invert(image)),
+    "posterize": lambda image, m: tv.posterize(image.byte(), int(m)).float(),
+    "solarize": lambda image, m: tv.solarize(image.byte(), int(m)).float(),
+    "autocontrast": on_unit(lambda image, m: tv.autocontrast(image)),
+    "equalize": lambda image, m: tv.equalize(image.byte()).float(),
+    "gaussian_blur": lambda image, m: tv.gaussian_blur(image, [13, 13], [m, m]),
+    "shear_x": lambda image, m: affine(image, shear=(degrees(m), 0.0), center=[0, 0]),
+    "shear_y": lambda image, m: affine(image, shear=(0.0, degrees(m)), center=[0, 0]),
+    "translate_x": lambda image, m: affine(image, translate=(m * image.shape[-1], 0)),
+    "translate_y": lambda image, m: affine(image, translate=(0, m * image.shape[-2])),
+    "rotate": lambda image, m: tv.rotate(image, m, tv.InterpolationMode.BILINEAR),
+}
+MAGNITUDES = {
+    "brightness": (0.1, 0.7, 1.0, 1.9),
+    "contrast": (0.1, 0.7, 1.0, 1.9),
+    "saturation": (0.1, 0.7, 1.0, 1.9),
+    "posterize": (1, 2, 4, 8),
+    "solarize": (0, 64, 128, 255),
+    "gaussian_blur": (0.1, 0.5, 1.3, 2.0),
+    "shear_x": (-0.9, -0.2, 0.3, 0.99),
+    "shear_y": (-0.9, -0.2, 0.3, 0.99),
+    "translate_x": (-5 / SIDE, -1 / SIDE, 3 / SIDE, 9 / SIDE),
+    "translate_y": (-5 / (SIDE + 7), -1 / (SIDE + 7), 3 / (SIDE + 7), 9 / (SIDE + 7)),
+    "rotate": (-135.0, -20.0, 30.0, 90.0),
+}
+
+
+@pytest.mark.parametrize("name", REFERENCE)
+def test_equals_torchvision(name):
+    magnitudes = MAGNITUDES.get(name, (0.0,) * 4)
+    images = pictures(4)
+    before = images.clone()
+    changed = OPS[name](images, torch.tensor(magnitudes, dtype=torch.float32))
+    assert torch.equal(images, before)
+    for image, magnitude, actual in zip(images, magnitudes, changed, strict=True):
+        torch.testing.assert_close(actual, REFERENCE[name](image, magnitude), atol=0.02, rtol=0)
+    if name in MAGNITUDES:
+        assert not torch.equal(changed, images)
+
+
+def test_sharpness_equals_torchvision_but_for_its_rounding():
+    images = pictures(4)
+    magnitudes = (0.1, 0.7, 1.0, 1.9)
+    changed = OPS["sharpness"](images, torch.tensor(magnitudes))
+    for image, magnitude, actual in zip(images, magnitudes, changed, strict=True):
+        expected = tv.adjust_sharpness(image.byte(), magnitude).float()
+        assert (actual - expected).abs().max() <= 1.0
+
+
+def test_solarize_add_equals_timm():
+    images = pictures(3)
+    changed = OPS["solarize_add"](images, torch.tensor([0.0, 37.0, 110.0]))
+    for image, amount, actual in zip(images, (0, 37, 110), changed, strict=True):
+        pillow = Image.fromarray(image.byte().permute(1, 2, 0).numpy())
+        expected = np.asarray(auto_augment.solarize_add(pillow, amount))
+        assert np.array_equal(actual.permute(1, 2, 0).numpy(), expected)
+
+
+def test_directions_are_torchvisions_and_pillows():
+    """shear_x at +m is AutoAugment's `transform(AFFINE, (1, m, 0, 0, 1, 0))`, whatever the sign convention above."""
+    image = pictures(1)
+    pillow = Image.fromarray(image[0].byte().permute(1, 2, 0).numpy())
+    expected = np.asarray(auto_augment.shear_x(pillow, 0.3, resample=Image.BILINEAR)).astype(float)
+    actual = OPS["shear_x"](image, torch.tensor([0.3]))[0].permute(1, 2, 0).numpy()
+    assert np.abs(actual - expected)[2:-2, 2:-12].max() < 2.0
+
+
+def test_blur_is_close_to_pillows():
+    image = pictures(1)
+    pillow = Image.fromarray(image[0].byte().permute(1, 2, 0).numpy())
+    expected = np.asarray(pillow.filter(ImageFilter.GaussianBlur(1.5))).astype(float)
+    actual = OPS["gaussian_blur"](image, torch.tensor([1.5]))[0].permute(1, 2, 0).numpy()
+    assert np.abs(actual - expected)[6:-6, 6:-6].max() < 4.0
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_an_image_is_changed_alike_alone_and_in_a_batch(name):
+    images = pictures(3)
+    magnitude = torch.tensor([MAGNITUDES.get(name, (0.5,) * 4)[1]] * 3, dtype=torch.float32)
+    together = OPS[name](images, magnitude)
+    for index in range(3):
+        alone = OPS[name](images[index : index + 1], magnitude[:1])
+        torch.testing.assert_close(together[index : index + 1], alone)

@@ -1,0 +1,273 @@
+"""Real engines, built without a GPU by TensorRT for RTX: precision, profile, refusals, and what a failure leaves."""
+
+import os
+import signal
+import threading
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from helpers.images import LABELS
+from helpers.onnx_graphs import write_graph
+from onnx import TensorProto, helper
+
+from hfvit.errors import ModelError
+from hfvit.export.onnx import export_onnx
+from hfvit.export.quantization import quantize_onnx
+from hfvit.models.factory import build_model
+from hfvit.trt.api import Backend, EngineOptions, build_progress, load_backend, message_log
+from hfvit.trt.builder import build_engine, check_types, network_facts, parse, read_graph
+
+RTX = load_backend("tensorrt_rtx")
+needs_rtx = pytest.mark.skipif(isinstance(RTX, str), reason=f"tensorrt_rtx cannot be imported: {RTX}")
+FULL = Backend("tensorrt", None, "11.0.0", "13")  # nothing of the module is asked before a build
+SIZE, DEPTH, WIDTH = 32, 2, 256
+GPU = [("NVIDIA A10", "8.6")]
+PRODUCTS = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16", "int8": "FLOAT"}
+
+
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory):
+    """One small ViT in four precisions."""
+    folder = tmp_path_factory.mktemp("graphs")
+    torch.manual_seed(0)
+    shape = {"patch_size": 8, "embed_dim": WIDTH, "depth": DEPTH, "num_heads": 4}
+    model = build_model(LABELS, architecture="vit_tiny_patch16_224", image_size=SIZE, timm_kwargs=shape).eval()
+    files = {dtype: folder / f"{dtype}.onnx" for dtype in PRODUCTS}
+    for dtype in ("fp32", "fp16", "bf16"):
+        export_onnx(model, files[dtype], dtype=dtype)
+    pictures = np.random.default_rng(0).standard_normal((8, 3, SIZE, SIZE), dtype=np.float32)
+    quantize_onnx(files["fp32"], files["int8"], runtime="tensorrt", calibration=[pictures[:4], pictures[4:]])
+    return files
+
+
+@pytest.fixture(scope="module")
+def engines(graphs, tmp_path_factory):
+    """Each graph's engine, with its facts."""
+    folder = tmp_path_factory.mktemp("engines")
+    options = EngineOptions(min_batch=1, opt_batch=4, max_batch=16, workspace=2**28, optimization_level=2)
+    return {
+        dtype: (folder / f"{dtype}.engine", build_engine(path, folder / f"{dtype}.engine", RTX, options))
+        for dtype, path in graphs.items()
+    }
+
+
+def network(path):
+    """The parsed network; the log and the builder must live as long."""
+    log = message_log(RTX.module, False)
+    builder = RTX.module.Builder(log)
+    return parse(RTX.module, builder, path, log), builder, log
+
+
+@needs_rtx
+@pytest.mark.tensorrt
+@pytest.mark.parametrize("dtype", PRODUCTS)
+def test_an_engine_computes_in_the_precision_of_its_graph(engines, dtype):
+    path, facts = engines[dtype]
+    assert facts["dtype"] == dtype
+    linears = 4 * DEPTH + 2  # query-key-value, projection, two of the MLP in each block; the head and the patches
+    products = facts["network"]["products"]
+    assert sum(products.values()) == linears + 2 * DEPTH
+    assert products[PRODUCTS[dtype]] >= linears + 2 * DEPTH - (
+        dtype == "bf16"
+    )  # ONNX has no bf16 Conv before opset 22
+    layers = facts["network"]["layers"]
+    assert layers["NORMALIZATION"] == 2 * DEPTH + 1
+    assert layers.get("DEQUANTIZE", 0) == (2 * linears if dtype == "int8" else 0)
+    assert facts["bytes"] == path.stat().st_size > 0
+    assert facts["profile"] == {"min": [1, 3, SIZE, SIZE], "opt": [4, 3, SIZE, SIZE], "max": [16, 3, SIZE, SIZE]}
+    assert facts["input"] == {"name": "pixel_values", "type": "FLOAT", "shape": [-1, 3, SIZE, SIZE]}
+    assert facts["output"] == {"name": "logits", "type": "FLOAT", "shape": [-1, len(LABELS)]}
+    assert facts["compute_capabilities"] == ["8.0", "8.6", "8.9", "12.0"]
+    assert facts["backend"] == {"name": "tensorrt_rtx", "version": RTX.version, "cuda": RTX.cuda}
+    assert {file.name for file in path.parent.iterdir()} == {f"{name}.engine" for name in PRODUCTS}
+
+
+@needs_rtx
+@pytest.mark.tensorrt
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_layer_norm_and_softmax_stay_in_float32(graphs, dtype):
+    parsed, *_ = network(graphs[dtype])
+    layers = [parsed.get_layer(index) for index in range(parsed.num_layers)]
+    kept = [layer for layer in layers if layer.type.name in ("NORMALIZATION", "SOFTMAX")]
+    assert len(kept) == 3 * DEPTH + 1
+    assert {layer.get_output(0).dtype.name for layer in kept} == {"FLOAT"}
+
+
+@needs_rtx
+@pytest.mark.tensorrt
+def test_smaller_types_make_smaller_engines(engines):
+    size = {dtype: facts["bytes"] for dtype, (_, facts) in engines.items()}
+    print({dtype: round(size[dtype] / size["fp32"], 3) for dtype in size})
+    assert size["fp16"] < 0.75 * size["fp32"]
+    assert size["bf16"] < 0.75 * size["fp32"]
+    assert size["int8"] < 0.75 * size["fp32"]
+
+
+@needs_rtx
+@pytest.mark.tensorrt
+def test_a_network_in_another_precision_is_not_built(graphs):
+    parsed, *_ = network(graphs["fp32"])
+    facts = network_facts(parsed)
+    check_types(facts, "fp32", graphs["fp32"])
+    for dtype in ("fp16", "bf16", "int8"):
+        with pytest.raises(ModelError, match=f"should compute in {dtype}"):
+            check_types(facts, dtype, graphs["fp32"])
+
+
+@needs_rtx
+@pytest.mark.tensorrt
+def test_engines_are_built_for_the_gpus_that_are_named(graphs, tmp_path):
+    for named in (("8.6",), ("8.6", "8.9", "12.0"), ("7.5",)):
+        facts = build_engine(graphs["fp16"], tmp_path / "m.engine", RTX, EngineOptions(compute_capability=named))
+        assert facts["compute_capabilities"] == list(named)
+    for dtype in ("fp32", "bf16", "int8"):
+        with pytest.raises(ModelError, match=r"needs compute capability 8\.0 for it, not 7\.5\. Take --dtype fp16"):
+            build_engine(graphs[dtype], tmp_path / "m.engine", RTX, EngineOptions(compute_capability=("7.5",)))
+
+
+@needs_rtx
+@pytest.mark.tensorrt
+def test_a_graph_of_one_batch_size_has_its_own_profile(tmp_path):
+    path = write_graph(tmp_path / "model.onnx", batch=4)
+    with pytest.raises(ModelError, match="--min_batch 4 --opt_batch 4 --max_batch 4"):
+        build_engine(path, tmp_path / "model.engine", RTX)
+    facts = build_engine(path, tmp_path / "model.engine", RTX, EngineOptions(4, 4, 4))
+    assert facts["input"]["shape"] == [4, 3, 16, 16]
+    assert facts["profile"]["max"][0] == 4
+
+
+@needs_rtx
+@pytest.mark.tensorrt
+def test_an_fp8_graph_of_another_quantiser_builds_for_gpus_that_have_fp8(graphs, tmp_path):
+    model = onnx.load(graphs["int8"])
+    for weight in model.graph.initializer:
+        if weight.data_type == TensorProto.INT8:
+            values = onnx.numpy_helper.to_array(weight).astype(np.float32).ravel()
+            weight.CopyFrom(helper.make_tensor(weight.name, TensorProto.FLOAT8E4M3FN, weight.dims, values))
+    onnx.save(model, tmp_path / "fp8.onnx")
+    facts = build_engine(tmp_path / "fp8.onnx", tmp_path / "model.engine", RTX)
+    assert facts["dtype"] == "fp8"
+    assert facts["compute_capabilities"] == ["8.9", "12.0"]
+    with pytest.raises(ModelError, match=r"needs compute capability 8\.9 for it, not 8\.6"):
+        build_engine(tmp_path / "fp8.onnx", tmp_path / "m.engine", RTX, EngineOptions(compute_capability=("8.6",)))
+
+
+def odd_graph(path, op_type, **attributes):
+    """A classifier with one more node, named `odd`, between its product and its logits."""
+    write_graph(path)
+    model = onnx.load(path)
+    product = model.graph.node[-1]
+    product.output[0] = "before"
+    model.graph.node.append(helper.make_node(op_type, ["before"], ["logits"], name="odd", **attributes))
+    onnx.save(model, path)
+    return path
+
+
+@needs_rtx
+@pytest.mark.tensorrt
+def test_the_node_that_the_parser_does_not_take_is_named(tmp_path):
+    path = odd_graph(tmp_path / "model.onnx", "Bernoulli", dtype=TensorProto.FLOAT)
+    with pytest.raises(ModelError, match=r"Bernoulli.*odd"):
+        build_engine(path, tmp_path / "model.engine", RTX)
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+
+
+@needs_rtx
+@pytest.mark.tensorrt
+def test_the_node_that_the_builder_does_not_take_is_named(tmp_path):
+    """For compute capability 7.5 there are products in fp16 alone: one in float32 between two of these."""
+    nodes = [
+        helper.make_node("ReduceMean", ["pixel_values", "spatial"], ["means"], keepdims=0),
+        helper.make_node("Cast", ["means"], ["half"], to=TensorProto.FLOAT16),
+        helper.make_node("MatMul", ["half", "first"], ["a"], name="first_product"),
+        helper.make_node("MatMul", ["a", "second"], ["b"], name="second_product"),
+        helper.make_node("Cast", ["b"], ["single"], to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["single", "third"], ["logits"], name="odd_product"),
+    ]
+    rng, weights = np.random.default_rng(0), {"spatial": np.array([2, 3])}
+    for name, kind, shape in (("first", "f2", (3, 64)), ("second", "f2", (64, 64)), ("third", "f4", (64, 3))):
+        weights[name] = rng.standard_normal(shape).astype(kind)
+    graph = helper.make_graph(
+        nodes,
+        "mixed",
+        [helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, ["batch_size", 3, 16, 16])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch_size", 3])],
+        [onnx.numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.save(model, tmp_path / "model.onnx")
+    (tmp_path / "model.engine").write_bytes(b"the one before")
+    with pytest.raises(ModelError, match=r"cannot build model.onnx.*odd_product") as error:
+        build_engine(
+            tmp_path / "model.onnx", tmp_path / "model.engine", RTX, EngineOptions(compute_capability=("7.5",))
+        )
+    assert "\n" not in str(error.value)
+    assert {file.name for file in tmp_path.iterdir()} == {"model.onnx", "model.engine"}
+    assert (tmp_path / "model.engine").read_bytes() == b"the one before"
+
+
+@needs_rtx
+@pytest.mark.tensorrt
+def test_ctrl_c_ends_a_build(graphs, tmp_path):
+    before = signal.getsignal(signal.SIGINT)
+    timer = threading.Timer(0.25, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        build_engine(graphs["fp32"], tmp_path / "model.engine", RTX)
+    timer.join()
+    assert not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@needs_rtx
+@pytest.mark.tensorrt
+def test_the_bar_goes_forward_in_many_steps(graphs, tmp_path):
+    trt, log = RTX.module, message_log(RTX.module, False)
+    progress = build_progress(trt, threading.Event(), show=False)
+    seen, draw = [], progress._draw
+    progress._draw = lambda: (draw(), seen.append(progress.percent))
+    builder = trt.Builder(log)
+    parsed = parse(trt, builder, graphs["fp16"], log)
+    config = builder.create_builder_config()
+    profile = builder.create_optimization_profile()
+    profile.set_shape("pixel_values", (1, 3, SIZE, SIZE), (1, 3, SIZE, SIZE), (2, 3, SIZE, SIZE))
+    config.add_optimization_profile(profile)
+    config.progress_monitor = progress
+    assert builder.build_serialized_network(parsed, config) is not None
+    assert seen == sorted(seen)
+    assert seen[0] < 20
+    assert 50 < seen[-1] <= 100
+    assert len(set(seen)) > 5
+    assert not progress.phases
+
+
+def test_graphs_for_onnx_runtime_alone_are_refused_by_node(graphs, tmp_path):
+    quantize_onnx(graphs["fp32"], tmp_path / "dynamic.onnx", mode="int8-dynamic")
+    with pytest.raises(ModelError, match=r"node .*ONNX Runtime.*--target tensorrt"):
+        read_graph(tmp_path / "dynamic.onnx")
+    unsigned = tmp_path / "unsigned.onnx"
+    model = onnx.load(graphs["int8"])
+    node = next(node for node in model.graph.node if node.op_type == "QuantizeLinear")
+    zero = next(weight for weight in model.graph.initializer if weight.name == node.input[2])
+    zero.CopyFrom(onnx.numpy_helper.from_array(np.int8(3), zero.name))
+    onnx.save(model, unsigned)
+    with pytest.raises(ModelError, match=r"not symmetric.*int8, 3"):
+        read_graph(unsigned)
+
+
+def test_other_graphs_are_refused(tmp_path):
+    (tmp_path / "text.onnx").write_text("no graph")
+    with pytest.raises(ModelError, match="no ONNX file"):
+        read_graph(tmp_path / "text.onnx")
+    with pytest.raises(ModelError, match="without --with-preprocessing"):
+        read_graph(write_graph(tmp_path / "pixels.onnx", pixels=True))
+    with pytest.raises(ModelError, match="image size is fixed"):
+        read_graph(write_graph(tmp_path / "free.onnx", size="side"))
+
+
+def test_the_precision_of_a_graph_is_found(graphs):
+    assert {dtype: read_graph(path).dtype for dtype, path in graphs.items()} == {dtype: dtype for dtype in PRODUCTS}
+    facts = read_graph(graphs["fp16"])
+    assert (facts.image, facts.classes, facts.batch, facts.input) == ((3, SIZE, SIZE), 3, None, "pixel_values")

@@ -1,0 +1,140 @@
+"""The folder of an engine: refused without a GPU, damaged, named, and built again as a refusal says."""
+
+import argparse
+import json
+import shutil
+
+import pytest
+import torch
+from helpers.engines import RTX, facts, needs_rtx, offered
+from helpers.onnx_graphs import write_configs, write_graph
+
+import hfvit
+from hfvit.artifacts.artifact import find_artifact
+from hfvit.cli.export_tensorrt import add_arguments, export_tensorrt_command
+from hfvit.errors import ModelError, run
+from hfvit.trt.api import message_log
+from hfvit.trt.compatibility import read_engine_facts
+from hfvit.trt.runtime import invalidity
+
+
+@pytest.fixture(scope="module")
+def checkpoint(stock):
+    """A checkpoint with an engine below it."""
+    if not isinstance(RTX, str):
+        parser = argparse.ArgumentParser()
+        add_arguments(parser)
+        words = ["--model", str(stock), str(stock / "tensorrt"), "--dtype", "fp16", "--max_batch", "16"]
+        assert run(lambda: export_tensorrt_command(parser.parse_args(words))) == 0
+    return stock
+
+
+@pytest.fixture
+def engine(checkpoint, tmp_path):
+    """A copy of it, to be damaged."""
+    return shutil.copytree(checkpoint, tmp_path / checkpoint.name) / "tensorrt"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is of machines without a GPU")
+class TestOnThisMachine:
+    pytestmark = needs_rtx
+
+    def test_an_engine_needs_a_gpu(self, engine):
+        for path in (engine, str(engine), engine / "model.engine"):
+            with pytest.raises(
+                ModelError, match="needs a CUDA GPU, and there is none here that PyTorch can"
+            ) as raised:
+                hfvit.load_classifier(path)
+            assert "\n" not in str(raised.value)
+            assert RTX.version in str(raised.value)
+        with pytest.raises(ModelError, match="not on 'cpu'"):
+            hfvit.load_classifier(engine, device="cpu")
+
+    def test_the_command_that_a_refusal_offers_builds_the_engine_again(self, engine, capsys):
+        before = json.loads((engine / "engine.json").read_text())
+        (engine / "model.engine").write_bytes(b"damaged")
+        with pytest.raises(ModelError, match=r"has 7 bytes in place of [\d,]+\. It was built with") as raised:
+            hfvit.load_classifier(engine)
+        assert run(lambda: export_tensorrt_command(offered(str(raised.value)))) == 0
+        after = json.loads((engine / "engine.json").read_text())
+        same = ("source", "weights_sha256", "dtype", "profile", "compute_capabilities", "options", "labels", "backend")
+        assert [after[key] for key in same] == [before[key] for key in same]
+        with pytest.raises(ModelError, match="needs a CUDA GPU"):
+            hfvit.load_classifier(engine)
+
+    def test_tensorrts_own_look_at_an_engine_finds_no_gpu_or_no_engine(self, checkpoint):
+        """Of an engine that is whole, and of bytes that are none."""
+        log = message_log(RTX.module, False)
+        runtime = RTX.module.Runtime(log)
+        assert invalidity(RTX.module, runtime, b"no engine" * 20, log) == "malformed engine"
+        blob = (checkpoint / "tensorrt" / "model.engine").read_bytes()
+        assert "CUDA" in invalidity(RTX.module, runtime, blob, log)
+
+    def test_predict_and_validate_say_so(self, engine, colors, capsys):
+        from helpers.images import colored_image
+        from numpy.random import default_rng
+
+        from hfvit.cli import main
+
+        picture = engine / "red.png"
+        colored_image(0, default_rng(0)).save(picture)
+        data = ["--dataset_name", str(colors), "--split", "test"]
+        for words in (["predict", engine, picture], ["validate", engine.parent, engine, *data]):
+            with pytest.raises(SystemExit) as stop:
+                main([str(word) for word in words])
+            assert stop.value.code == 2
+            error = capsys.readouterr().err
+            assert error.count("needs a CUDA GPU") == 1
+            assert "Traceback" not in error
+
+
+def change(folder, **values):
+    path = folder / "engine.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda e: (e / "engine.json").write_text("{"), "engine.json cannot be read"),
+        (lambda e: (e / "engine.json").write_text("[]"), "engine.json cannot be read"),
+        (lambda e: (e / "model.engine").unlink(), "names the engine model.engine, which is not there"),
+        (lambda e: change(e, file="../../elsewhere.engine"), "which is not there"),
+        (lambda e: change(e, backend=None), "is not what .* writes .TypeError"),
+        (lambda e: change(e, backend={"name": "other"}), "is not what .* writes .KeyError"),
+        (lambda e: change(e, options={}), "is not what .* writes .KeyError"),
+        (lambda e: change(e, profile={"min": []}), "is not what .* writes"),
+        (lambda e: change(e, sha256="0" * 64), "is not the engine that engine.json describes: it was changed"),
+    ],
+)
+def test_damaged_folders_are_told_in_one_message(tmp_path, damage, message):
+    folder = write_configs(tmp_path / "engine")
+    (folder / "model.engine").write_bytes(b"x")
+    (folder / "engine.json").write_text(json.dumps(facts(tmp_path).values))
+    damage(folder)
+    with pytest.raises(ModelError, match=message) as raised:
+        hfvit.load_classifier(folder)
+    assert "\n" not in str(raised.value)
+    assert "optimum-cli export tensorrt --model" in str(raised.value)
+
+
+def test_what_names_an_engine(tmp_path):
+    folder = write_configs(tmp_path / "engine")
+    (folder / "1").mkdir()
+    (folder / "1" / "model.plan").write_bytes(b"x")
+    held = facts(tmp_path, "tensorrt", "1/model.plan").values
+    (folder / "engine.json").write_text(json.dumps(held))
+    for path in (folder, folder / "1" / "model.plan"):
+        artifact = find_artifact(path)
+        assert artifact.is_engine
+        assert not artifact.is_checkpoint
+        assert artifact.file == folder / "1" / "model.plan"
+        assert artifact.source == str(folder)
+    write_graph(folder / "model.onnx")  # beside an ONNX file the engine is named by its own
+    assert find_artifact(folder).file.name == "model.onnx"
+    assert find_artifact(folder / "1" / "model.plan").is_engine
+    with pytest.raises(ModelError, match="There is no file"):
+        find_artifact(folder / "2.engine")
+    (folder / "engine.json").unlink()
+    with pytest.raises(ModelError, match=r"has no engine.json beside it"):
+        read_engine_facts(find_artifact(folder / "1" / "model.plan"))
