@@ -22,6 +22,7 @@ from hfvit.data.text import load_tokenizer, split_texts
 from hfvit.errors import HubError
 from hfvit.evaluation.examples import Examples
 from hfvit.finetuning.factory import trainer_for
+from hfvit.finetuning.linear_probe import probe_images, refuse_to_resume, train_linear_probe
 from hfvit.finetuning.lora import add_lora
 from hfvit.finetuning.progressive_resizing import ProgressiveSize
 from hfvit.finetuning.zero_shot_head import start_from_text
@@ -162,12 +163,18 @@ def run(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> None:
     )
 
     # Train
+    is_probe = finetuning.finetuning == "linear_probe"
     if args.overwrite_output_dir and args.should_save:
         # not before everything that a new run needs is known to work
         clear_run(args.output_dir, checkpoint, recipe.source)
     if args.should_save:
-        write_training_images(*trainer.training_images(), splits.labels, args.output_dir)
-    output = trainer.train(resume_from_checkpoint=checkpoint)
+        shown = probe_images(trainer, finetuning.probe_passes) if is_probe else trainer.training_images()
+        write_training_images(*shown, splits.labels, args.output_dir)
+    if is_probe:
+        refuse_to_resume(checkpoint)
+        output = train_linear_probe(trainer, finetuning)
+    else:
+        output = trainer.train(resume_from_checkpoint=checkpoint)
     if lora:
         if args.should_save:
             lora.save(args.output_dir)

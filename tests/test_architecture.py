@@ -21,7 +21,7 @@ ALLOWED = {
     "training": CORE, "finetuning": (*CORE, "training"),
     "trt": CORE, "inference": (*CORE, "trt"), "evaluation": (*CORE, "trt", "inference"), "export": SERVED[:-1],
     "hub": SERVED, "report": (*SERVED, "hub"), "demo": SERVED, "serve": SERVED,
-    "pipeline": TOP, "sweep": (*TOP, "pipeline"), "verify": TOP, "estimate": TOP, "doctor": TOP,
+    "image_text": CORE, "pipeline": TOP, "sweep": (*TOP, "pipeline"), "verify": TOP, "estimate": TOP, "doctor": TOP,
     "cli": (*TOP, *OPERATIONS), "train": (*TOP, *OPERATIONS, "cli"),
 }  # fmt: skip
 FILES = [path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py"]

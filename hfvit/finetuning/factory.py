@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 
 from hfvit.finetuning.distillation import build_objective
-from hfvit.finetuning.linear_probe import LinearProbeTrainer
+from hfvit.finetuning.linear_probe import prepare_linear_probe
 from hfvit.recipe.arguments import FinetuningArguments
 from hfvit.training.trainer import HFViTTrainer
 
@@ -26,7 +26,8 @@ def trainer_for(finetuning: FinetuningArguments, model, labels: list[str], train
     `labels` are the class names, `train_dataset` an `images.ImageDataset` or a stream.
     """
     if finetuning.finetuning == "linear_probe":
-        return partial(LinearProbeTrainer, labels=labels, **finetuning.probe)
+        prepare_linear_probe(model)
+        return partial(HFViTTrainer)
     weighted = finetuning.class_balance == "weight"
     weights = class_weights(train_dataset.labels, len(labels)) if weighted else None
     objective = build_objective(model, weights, **finetuning.distilling)

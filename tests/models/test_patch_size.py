@@ -80,7 +80,7 @@ def test_several_processes_try_what_fits_at_the_smallest_patches(tmp_path):
     trainer = make_trainer(tmp_path, num_train_epochs=1)
     draws = train_patch_sizes(trainer.model, SIZES)
     trainer.add_callback(draws)
-    trainer._is_fitted = False  # as where others wait for this process
+    trainer.out_of_memory.is_fitted = False  # as where others wait for this process
     forward, seen = trainer.model.timm_model.forward_features, []
 
     def limited(pixel_values, *args, **kwargs):
