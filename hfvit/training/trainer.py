@@ -91,7 +91,7 @@ class HFViTTrainer(Trainer):
         # Labels are not counted over accumulation steps and processes: compute_loss takes a plain mean.
         self.model_accepts_loss_kwargs = False
         self.is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        self.trained_parameters = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        self._count_trained_parameters()
         if preprocessing is None:
             preprocessing = Preprocessing(resolve_data_config(self.model.config.pretrained_cfg))
         self.preprocessing = preprocessing.to(self.args.device)
@@ -377,6 +377,7 @@ class HFViTTrainer(Trainer):
             NonFiniteLossError, OutOfMemory, StorageError, Interrupted: see `errors`.
         """
         checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
+        self._count_trained_parameters()
         self._measure_device()
         with self.checkpoints.signals.handled():
             while True:
@@ -412,6 +413,9 @@ class HFViTTrainer(Trainer):
             state = ResumeState.load(checkpoint)
             self.events = self.events or state.events  # after a rewind the checkpoint knows fewer of them
             self.out_of_memory.resume(state)
+
+    def _count_trained_parameters(self) -> None:
+        self.trained_parameters = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
 
     def _measure_device(self) -> None:
         """Measure what `mfu` relates: the model's operations an image, and the device's rate of matrix products."""
