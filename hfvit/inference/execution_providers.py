@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hfvit.errors import ModelError, nearest, one_line
 from hfvit.utils.environment import installed_versions
-from hfvit.utils.files import cache_folder
+from hfvit.utils.files import cache_folder, file_sha256
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 TENSORRT, RTX = "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider"
@@ -91,8 +91,7 @@ def graph_cache(parts: Sequence[Path]) -> Path:
     """
     digest = hashlib.sha256(json.dumps(installed_versions(BUILDERS), sort_keys=True).encode())
     for part in parts:
-        with part.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(bytes.fromhex(file_sha256(part)))
     return cache_folder("onnxruntime") / digest.hexdigest()[:16]
 
 
