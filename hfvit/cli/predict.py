@@ -3,8 +3,9 @@
 import argparse
 import sys
 
-from hfvit.cli.options import above_0, add_changes, add_running, given_providers, quiet_libraries
+from hfvit.cli.options import above_0, add_changes, add_running, given_providers
 from hfvit.errors import DataError, HFViTError
+from hfvit.utils.quiet import quiet_libraries
 
 EPILOG = """\
 A folder stands for every picture in it and below it. A picture that cannot be read is named on standard error and

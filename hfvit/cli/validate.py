@@ -2,17 +2,9 @@
 
 import argparse
 
-from hfvit.cli.options import (
-    above_0,
-    add_changes,
-    add_running,
-    from_0,
-    given_providers,
-    points,
-    quiet_libraries,
-    share,
-)
+from hfvit.cli.options import above_0, add_changes, add_running, from_0, given_providers, points, share
 from hfvit.errors import GateError
+from hfvit.utils.quiet import quiet_libraries
 
 EPILOG = """\
 The data are the validation rows that the reference's recipe.yaml held out, unless --dataset_name or --split name

@@ -3,7 +3,6 @@
 import logging
 import tempfile
 from collections.abc import Iterable
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from hfvit.errors import DataError, ModelError, nearest, one_line
 from hfvit.export.int8_kernels import int8_graph
 from hfvit.utils.files import temporary_file
+from hfvit.utils.quiet import log_level
 
 MODES = ("int8", "int8-dynamic")
 RUNTIMES = ("onnxruntime", "tensorrt")
@@ -50,7 +50,8 @@ def quantize_onnx(
     if mode == "int8" and calibration is None:
         raise DataError("Static INT8 needs calibration images; give some, or take mode int8-dynamic.")
     batches = Batches(model, calibration) if mode == "int8" else None
-    with _quiet(), tempfile.TemporaryDirectory(prefix="hfvit_int8_") as folder:
+    # ONNX Runtime logs its steps through the root logger.
+    with log_level(None, logging.ERROR), tempfile.TemporaryDirectory(prefix="hfvit_int8_") as folder:
         if runtime == "tensorrt":
             quantized, facts = qdq(source, Path(folder), batches, symmetric=True)
         else:
@@ -204,14 +205,3 @@ def save_in_one_file(model: onnx.ModelProto, target: Path) -> None:
 def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise ModelError(f"{name}: '{value}' is not one of {', '.join(known)}.{nearest(value, known)}")
-
-
-@contextmanager
-def _quiet():
-    """ONNX Runtime's quantiser logs its steps through the root logger."""
-    level = logging.root.level
-    logging.root.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.root.setLevel(level)
