@@ -3,8 +3,10 @@
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
+from pickle import UnpicklingError
 
 
 class HFViTError(Exception):
@@ -87,6 +89,30 @@ def nearest(name: str, known) -> str:
 def one_line(error: Exception) -> str:
     """A library's message as part of one of ours: without its line breaks and indentation."""
     return " ".join(str(error).split())
+
+
+@contextmanager
+def wrap_library_errors(error: type[HFViTError], what: str, limit: int | None = None) -> Iterator[None]:
+    """Raise `error` for whatever a library raises in the block; `HFViTError` and `MemoryError` pass.
+
+    For calls that end in exceptions of several libraries: transformers, safetensors, torch and timm for a damaged
+    file, protobuf's, which share no class, or those of a class of configuration.
+
+    Args:
+        what: the message up to its colon; the library's own follows.
+        limit: how many characters of that are shown.
+    """
+    try:
+        yield
+    except (HFViTError, MemoryError):
+        raise
+    except UnpicklingError as cause:  # torch.load(weights_only=True)
+        raise error(
+            f"{what}: its weights are a pickle of more than tensors, which could run code; take a checkpoint in"
+            " safetensors."
+        ) from cause
+    except Exception as cause:
+        raise error(f"{what}: {one_line(cause)[:limit] or type(cause).__name__}") from cause
 
 
 def run(command: Callable[[], int | None]) -> int:

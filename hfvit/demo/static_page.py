@@ -13,7 +13,7 @@ from hfvit.artifacts.constants import CONFIG_FILE, PREPROCESSOR_FILE
 from hfvit.artifacts.export_folder import FACTS_FILE, file_name, read_export_facts
 from hfvit.data.decode import read_picture
 from hfvit.demo.web_runtime import WebRuntime
-from hfvit.errors import ModelError, one_line
+from hfvit.errors import ModelError, wrap_library_errors
 from hfvit.export.processor_steps import image_steps
 from hfvit.utils.files import check_writable, sync, sync_tree, write_object
 
@@ -172,10 +172,8 @@ def _steps(artifact: Artifact) -> dict:
     file = artifact.beside(PREPROCESSOR_FILE)
     if file is None:
         raise ModelError(f"{artifact.file} has no {PREPROCESSOR_FILE} beside it; export the checkpoint again.")
-    try:
+    with wrap_library_errors(ModelError, f"{file} cannot be read"):
         processor = AutoImageProcessor.from_pretrained(file.parent, trust_remote_code=False)
-    except Exception as error:
-        raise ModelError(f"{file} cannot be read: {one_line(error)}") from error
     steps = image_steps(processor)
     if steps.resize is None:
         raise ModelError(f"{file} does not resize pictures, but a page gets them in any size; set do_resize and size.")

@@ -12,7 +12,7 @@ import onnxruntime
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from hfvit.errors import DataError, ModelError, nearest, one_line
+from hfvit.errors import DataError, ModelError, nearest, wrap_library_errors
 from hfvit.export.int8_kernels import int8_graph
 from hfvit.utils.files import temporary_file
 from hfvit.utils.quiet import log_level
@@ -112,10 +112,8 @@ def load_float_graph(path: Path) -> onnx.ModelProto:
     """The graph at `path`, checked: one float32 picture input `(batch, 3, height, width)`, products with weights."""
     if not path.is_file():
         raise ModelError(f"There is no file {path}.")
-    try:
+    with wrap_library_errors(ModelError, f"{path} is no ONNX file", limit=300):
         model = onnx.load(path)
-    except Exception as error:  # protobuf's own exceptions share no class
-        raise ModelError(f"{path} is no ONNX file: {one_line(error)}") from None
     inputs = [value for value in model.graph.input if value.name not in {w.name for w in model.graph.initializer}]
     kinds = [(value.type.tensor_type.elem_type, len(value.type.tensor_type.shape.dim)) for value in inputs]
     if kinds != [(onnx.TensorProto.FLOAT, 4)]:
