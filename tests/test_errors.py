@@ -1,10 +1,11 @@
-"""Exceptions of libraries as hfvit's own."""
+"""Exceptions of libraries as hfvit's own; messages of a command."""
 
 from pickle import UnpicklingError
 
 import pytest
+from torch.utils.data import DataLoader, Dataset
 
-from hfvit.errors import DataError, HFViTError, ModelError, wrap_library_errors
+from hfvit.errors import DataError, HFViTError, ModelError, run, wrap_library_errors
 
 
 def raise_in_block(error: Exception, **options) -> None:
@@ -39,3 +40,30 @@ def test_wrap_library_errors_passes(error):
     with pytest.raises(type(error)) as raised:
         raise_in_block(error)
     assert raised.value is error
+
+
+MESSAGE = "Row 3 (DataError: x.png): not a readable picture, hfvit.errors.DataError: no less."
+
+
+class Unreadable(Dataset):
+    """Raises `MESSAGE` for each row."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, row):
+        try:
+            raise DataError("DataError: the cause")
+        except DataError as error:
+            raise DataError(MESSAGE) from error
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_run_prints_the_message_of_a_worker_uncut(workers, capsys):
+    assert run(lambda: list(DataLoader(Unreadable(), num_workers=workers))) == DataError.exit_code
+    assert capsys.readouterr().err == f"hfvit: error: {MESSAGE}\n"
+
+
+def test_run_prints_nothing_for_an_empty_message(capsys):
+    assert run(lambda: raise_in_block(DataError())) == DataError.exit_code
+    assert capsys.readouterr().err == ""

@@ -21,7 +21,7 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from hfvit.artifacts.checkpoint import publish
 from hfvit.artifacts.constants import STAGING, STATE_FILE
-from hfvit.errors import Interrupted, StorageError, one_line
+from hfvit.errors import InterruptedRunError, StorageError, one_line
 from hfvit.training.out_of_memory import FittingTrainer
 from hfvit.utils.files import temporary_file
 
@@ -149,7 +149,7 @@ class SavingTrainer(FittingTrainer):
         self._closed_step = -1
 
     def train(self, resume_from_checkpoint: str | None = None, *args, **kwargs):
-        """The Trainer's; raises `Interrupted` after a signal, once the run is saved."""
+        """The Trainer's; raises `InterruptedRunError` after a signal, once the run is saved."""
         self._last_checkpoint = resume_from_checkpoint
         if resume_from_checkpoint:
             self._adopt(Progress.load(resume_from_checkpoint))
@@ -205,9 +205,9 @@ class SavingTrainer(FittingTrainer):
 
     def _stop(self) -> None:
         if not self.is_world_process_zero():
-            raise Interrupted("", way_on="")
+            raise InterruptedRunError("", way_on="")
         name = signal.Signals(self._stopping).name
-        raise Interrupted(f"{name} came; {self._last_checkpoint} holds the run.")
+        raise InterruptedRunError(f"{name} came; {self._last_checkpoint} holds the run.")
 
     def _get_dataloader(self, *args, **kwargs):
         loader = super()._get_dataloader(*args, **kwargs)

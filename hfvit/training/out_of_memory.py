@@ -12,7 +12,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import nn
 from transformers import Trainer
 
-from hfvit.errors import OutOfMemory
+from hfvit.errors import OutOfMemoryError
 from hfvit.models.patch_size import most_patches
 from hfvit.training.loss_monitor import LossWatch
 from hfvit.transforms.augmentation import Augmentation
@@ -90,12 +90,14 @@ def memory_in_words(device: torch.device) -> str:
     )
 
 
-def does_not_fit(model: nn.Module, device: torch.device, size: int, why: str, work: str = "training") -> OutOfMemory:
+def does_not_fit(
+    model: nn.Module, device: torch.device, size: int, why: str, work: str = "training"
+) -> OutOfMemoryError:
     """The error for a training that cannot go on: what was tried, what is taken, what helps and by how much."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     everything = sum(p.numel() for p in model.parameters())
     state = 12 * trained / GIB  # gradient and both moments of AdamW, in 32 bits
-    return OutOfMemory(
+    return OutOfMemoryError(
         f"out of memory in {work} with {size} image{'s' if size > 1 else ''} at once ({memory_in_words(device)})."
         f" {why} What helps: a smaller image_size (activations grow with its square),"
         " activation_checkpointing: true (activations of one block instead of all), bf16: true (half of them), freeze:"
