@@ -124,7 +124,7 @@ def test_mistakes_are_told_before_any_long_work(recipe, capsys, tmp_path):
     assert "use 16 or 24" in fails(capsys, recipe, "--image_size", "20")
     assert "do not fill one batch" in fails(capsys, recipe, "--global_batch_size", "64")
     (tmp_path / "taken").touch()
-    assert "cannot be written" in fails(capsys, recipe, "--output_dir", tmp_path / "taken")
+    assert "taken is a file" in fails(capsys, recipe, "--output_dir", tmp_path / "taken")
     assert not (tmp_path / "out" / "run.json").exists()
 
 

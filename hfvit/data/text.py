@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer
 
-from hfvit.errors import DataError, ModelError, one_line
+from hfvit.errors import DataError, ModelError, wrap_library_errors
 from hfvit.utils.hub_ids import folder_or_hub_id
 
 TEXT_INPUTS = ("input_ids", "attention_mask")  # of a model that reads texts, beside pixel_values
@@ -104,12 +104,8 @@ def load_tokenizer(source: str | Path, vocabulary: int, revision: str | None = N
     """
     source = folder_or_hub_id(source, ModelError, "text_encoder")
     hub = {"revision": revision} if revision else {}
-    try:
+    with wrap_library_errors(ModelError, f"{source} has no tokenizer that can be loaded"):
         tokenizer = AutoTokenizer.from_pretrained(source, **{"trust_remote_code": False, **hub, **kwargs})
-    except MemoryError:
-        raise
-    except Exception as error:  # a damaged file ends in errors of tokenizers' own
-        raise ModelError(f"{source} has no tokenizer that can be loaded: {one_line(error)}") from error
     if tokenizer.pad_token_id is None:
         raise ModelError(
             f"The tokenizer of {source} has no pad token, which texts of different lengths need. Give it one and save"

@@ -19,7 +19,7 @@ from hfvit.inference.classifier import Classifier, batched, load_classifier
 from hfvit.inference.execution_providers import Providers
 from hfvit.metrics.classification import accuracy_interval
 from hfvit.utils.environment import hardware
-from hfvit.utils.files import check_replaceable, read_object, told_of, write_object
+from hfvit.utils.files import check_replaceable, read_object, wrap_write_errors, write_object
 from hfvit.utils.formatting import aligned
 
 # Latency: rounds over all artifacts, so that each meets the same moments of the machine; each round at most so long.
@@ -278,7 +278,7 @@ def record(comparison: Comparison, paths: Sequence[str | Path]) -> list[Path]:
             written.append(engine_file)
         if (entry := _export_entry(artifact)) is not None:
             gate = _gate(comparison, row, rows[0])
-            with told_of(artifact.folder / FACTS_FILE):
+            with wrap_write_errors(artifact.folder / FACTS_FILE):
                 write_export_facts(artifact.folder, artifact.file.name, {**entry, "gate": gate})
             written.append(artifact.folder / FACTS_FILE)
     return list(dict.fromkeys(written))

@@ -20,7 +20,7 @@ from hfvit.export.preprocessing import check_steps
 from hfvit.export.processor_steps import image_steps
 from hfvit.export.text_inputs import check_reads_texts
 from hfvit.inference.classifier import batched, load_classifier
-from hfvit.utils.files import write_object
+from hfvit.utils.files import commit_file, write_object
 from hfvit.utils.formatting import aligned
 
 CALIBRATION_BATCH = 16
@@ -241,7 +241,7 @@ class Export:
     def publish(self, staging: Path) -> None:
         """Give the files their names, then tell export.json and the checkpoint's run.json what is known of them."""
         for name in (CONFIG_FILE, PREPROCESSOR_FILE, *self.tokenizer_files, *self.facts):
-            (staging / name).replace(self.folder / name)
+            commit_file(staging / name, self.folder / name)
         for name, facts in self.facts.items():
             write_export_facts(self.folder, name, facts, self.source, self.weights)
         if self.comparison is not None:

@@ -16,7 +16,7 @@ from hfvit.export.pipeline import Export
 from hfvit.trt.api import Backend, EngineOptions
 from hfvit.trt.builder import build_engine, read_graph
 from hfvit.trt.triton import CONFIG, LABELS, PLAN, triton_config, triton_labels
-from hfvit.utils.files import write_object, write_text
+from hfvit.utils.files import commit_file, write_object, write_text
 from hfvit.utils.formatting import aligned
 
 ENGINE_FILE = "model.engine"
@@ -134,7 +134,7 @@ class EngineExport:
         engine = folder / facts["file"]
         engine.parent.mkdir(exist_ok=True)
         (folder / ENGINE_FACTS_FILE).unlink(missing_ok=True)
-        (staging / ENGINE_FILE).replace(engine)
+        commit_file(staging / ENGINE_FILE, engine)
         write_object(folder / CONFIG_FILE, self.graph.config)
         write_object(folder / PREPROCESSOR_FILE, self.graph.processor_config)
         if self.options.triton:

@@ -1,13 +1,12 @@
 """Build a model from a checkpoint or a timm architecture name."""
 
 import copy
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import nn
 
-from hfvit.errors import HFViTError, ModelError, one_line
+from hfvit.errors import ModelError, wrap_library_errors
 from hfvit.models.configuration import HFViTConfig
 from hfvit.models.image_size import check_patches
 from hfvit.models.modeling import HFViTForImageClassification
@@ -28,7 +27,8 @@ def build_model(
     `preprocessing` overrides `mean`, `std`, `interpolation`, `crop_pct` of the pretrained model.
     """
     origin = model_name_or_path or architecture
-    try:
+    arguments = f" with {timm_kwargs}" if timm_kwargs else ""
+    with wrap_library_errors(ModelError, f"{origin} cannot be built{arguments}"):
         if model_name_or_path:
             model = HFViTForImageClassification.from_pretrained(
                 origin,
@@ -40,16 +40,6 @@ def build_model(
             )
         else:
             model = _new_model(architecture, labels, image_size, timm_kwargs or {})
-    except (HFViTError, MemoryError):
-        raise
-    except UnpicklingError as error:
-        raise ModelError(
-            f"{origin} cannot be loaded: its weights are a pickle of more than tensors, which could run code; take a"
-            " checkpoint in safetensors."
-        ) from error
-    except Exception as error:  # timm's arguments and damaged files end in errors of timm, torch and safetensors
-        arguments = f" with {timm_kwargs}" if timm_kwargs else ""
-        raise ModelError(f"{origin} cannot be built{arguments}: {one_line(error)}") from error
     model.config.set_preprocessing(**(preprocessing or {}))
     if frozen:
         model.freeze(int(frozen) if str(frozen).isdigit() else frozen)

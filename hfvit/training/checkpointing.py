@@ -22,7 +22,7 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from hfvit.artifacts.checkpoint import publish
 from hfvit.artifacts.constants import STAGING, STATE_FILE
-from hfvit.errors import Interrupted, StorageError, one_line
+from hfvit.errors import InterruptedRunError, StorageError, one_line
 from hfvit.utils.files import write_text
 
 # torchrun forwards the signal that a terminal or a scheduler has sent to every process: each gets it twice.
@@ -218,8 +218,8 @@ class CheckpointWriter(TrainerCallback):
         if self._stopping is None:
             return
         if not state.is_world_process_zero:
-            raise Interrupted("", way_on="")
-        raise Interrupted(f"Received {signal.Signals(self._stopping).name}. Saved {self.last}.")
+            raise InterruptedRunError("", way_on="")
+        raise InterruptedRunError(f"Received {signal.Signals(self._stopping).name}. Saved {self.last}.")
 
     # Restore
 

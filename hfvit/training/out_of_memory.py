@@ -11,7 +11,7 @@ import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import nn
 
-from hfvit.errors import OutOfMemory
+from hfvit.errors import OutOfMemoryError
 from hfvit.models.patch_size import most_patches
 from hfvit.training.checkpointing import ResumeState
 from hfvit.transforms.augmentation import Augmentation
@@ -101,7 +101,7 @@ def memory_usage(device: torch.device) -> str:
 
 def out_of_memory_error(
     model: nn.Module, device: torch.device, size: int, reason: str, work: str = "training"
-) -> OutOfMemory:
+) -> OutOfMemoryError:
     """The error for a run that cannot continue.
 
     Args:
@@ -113,7 +113,7 @@ def out_of_memory_error(
     """
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     parameters = sum(p.numel() for p in model.parameters())
-    return OutOfMemory(
+    return OutOfMemoryError(
         f"out of memory in {work} with {size} image{'s' if size > 1 else ''} at once ({memory_usage(device)})."
         f" {reason} Try a smaller image_size (activations grow with its square), activation_checkpointing: true"
         " (activations of one block instead of all), bf16: true (half the activations), freeze: backbone (saves"

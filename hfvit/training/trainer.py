@@ -374,7 +374,7 @@ class HFViTTrainer(Trainer):
 
         Raises:
             RecipeError: there is no checkpoint to resume from.
-            NonFiniteLossError, OutOfMemory, StorageError, Interrupted: see `errors`.
+            NonFiniteLossError, OutOfMemoryError, StorageError, InterruptedRunError: see `errors`.
         """
         checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
         self._count_trained_parameters()

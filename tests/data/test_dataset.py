@@ -144,7 +144,7 @@ def test_a_disk_that_fills_up_is_a_reason_and_leaves_nothing():
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     folder = datasets.config.HF_DATASETS_CACHE / "hfvit_pixels"
-    assert not [*folder.glob("*.writing"), *folder.glob(f"{split._fingerprint}*")]
+    assert not [*folder.glob(".*"), *folder.glob(f"{split._fingerprint}*")]
 
 
 def test_a_file_that_is_not_whole_is_written_anew():
@@ -157,7 +157,7 @@ def test_a_file_that_is_not_whole_is_written_anew():
 
 def test_what_a_killed_writer_left_is_removed_after_a_day():
     folder = array_of(undecoded(colored_split(4, 81))).path.parent
-    old, new = folder / ".old.writing", folder / ".new.writing"
+    old, new = folder / ".old.1.npy", folder / ".new.1.npy"
     for file in (old, new):
         file.write_bytes(b"")
     os.utime(old, (0, 0))

@@ -7,7 +7,7 @@ import torch
 from helpers.micro_trainer import losses, make_trainer, weights
 
 from hfvit.data.dataset import ImageDataset
-from hfvit.errors import OutOfMemory
+from hfvit.errors import OutOfMemoryError
 from hfvit.training.out_of_memory import MicroBatchSize, micro_batches
 
 MIXED = {"mixup_alpha": 0.5, "random_erasing": 0.3}
@@ -103,7 +103,7 @@ def test_only_the_evaluation_batch_shrinks_in_evaluation(tmp_path, caplog):
 
 def test_one_image_that_does_not_fit_is_one_message(tmp_path):
     trainer = limit(make_trainer(tmp_path), 0)
-    with pytest.raises(OutOfMemory) as caught:
+    with pytest.raises(OutOfMemoryError) as caught:
         trainer.train()
     assert caught.value.exit_code == 6
     for words in (" 1 image ", " 8", "GiB", "image_size", "activation_checkpointing: true"):
@@ -113,7 +113,7 @@ def test_one_image_that_does_not_fit_is_one_message(tmp_path):
 
 def test_mixing_keeps_pairs(tmp_path):
     trainer = limit(make_trainer(tmp_path, mixing=MIXED), 1)
-    with pytest.raises(OutOfMemory, match=r"\b2 images\b.*\bmixup\b"):
+    with pytest.raises(OutOfMemoryError, match=r"\b2 images\b.*\bmixup\b"):
         trainer.train()
 
 
