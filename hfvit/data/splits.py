@@ -23,7 +23,7 @@ def find_image_column(features: datasets.Features) -> str:
     if len(found) == 1:
         return found[0]
     what = f"several image columns ({', '.join(found)})" if found else f"no image column among {', '.join(features)}"
-    raise DataError(f"The data set has {what}; name the one to use with image_column.")
+    raise DataError(f"image_column: the data set has {what}; name the one to use.")
 
 
 def find_label_column(features: datasets.Features) -> str:
@@ -36,7 +36,7 @@ def find_label_column(features: datasets.Features) -> str:
     if len(found) == 1 or preferred:
         return (preferred or found)[0]
     what = f"several label columns ({', '.join(found)})" if found else f"no label column among {', '.join(features)}"
-    raise DataError(f"The data set has {what}; name the one to use with label_column.")
+    raise DataError(f"label_column: the data set has {what}; name the one to use.")
 
 
 def check_image_column(split: Dataset | IterableDataset, name: str, column: str) -> None:
@@ -201,7 +201,7 @@ def load_splits(
     commit = dataset_commit(file["filename"] for file in loaded["train"].cache_files)
     loaded = {role: standardise(split, image_column, indices[role], text_column) for role, split in loaded.items()}
     if len(np.unique(indices["train"])) < 2:
-        raise DataError(f"Split '{train_split}' holds one class only; a classifier needs two or more.")
+        raise DataError(f"train_split: '{train_split}' holds one class only; a classifier needs two or more.")
 
     sources, whole = {role: names[role] for role in loaded}, dict(loaded)
     if "validation" not in loaded:
@@ -320,8 +320,8 @@ def _hold_out(labels: np.ndarray, fraction: float, seed: int, name: str) -> tupl
         )
     except ValueError as error:
         raise DataError(
-            f"Split '{name}': {fraction:g} of {len(labels)} images cannot be held out by class ({error});"
-            " name a validation_split or change validation_fraction."
+            f"validation_fraction: {fraction:g} of the {len(labels)} images of split '{name}' cannot be held out by"
+            f" class ({error}); change it or name a validation_split."
         ) from None
     return np.sort(kept), np.sort(held_out)
 

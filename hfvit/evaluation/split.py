@@ -79,7 +79,7 @@ def evaluation_split(
     if dataset_name is None:
         path = artifact.beside(RECIPE_FILE)
         if path is None:
-            raise DataError(f"dataset_name is missing: {checkpoint} has no {RECIPE_FILE} that names its data set.")
+            raise DataError(f"dataset_name: missing, and {checkpoint} has no {RECIPE_FILE} that names its data set.")
         data, recipe_seed = read_recipe(path)
         given = {"dataset_config_name": dataset_config_name, "image_column": image_column}
         given |= {"label_column": label_column, "text_column": text_column}

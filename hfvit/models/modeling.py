@@ -27,7 +27,9 @@ class HFViTForImageClassification(FrozenParts, TimmWrapperForImageClassification
         try:
             super().__init__(config)
         except TypeError as error:
-            raise ModelError(f"{config.architecture} does not take one of {config.model_args}: {error}.") from None
+            raise ModelError(
+                f"model_args: {config.architecture} does not take one of {config.model_args}: {error}."
+            ) from None
         # What FSDP wraps; the stock value names a class that the model does not contain.
         self._no_split_modules = sorted({type(block).__name__ for block in getattr(self.timm_model, "blocks", ())})
 

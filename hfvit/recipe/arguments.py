@@ -75,7 +75,7 @@ class DataArguments:
 
     def __post_init__(self):
         if not self.dataset_name:
-            raise RecipeError("dataset_name is missing: give a Hub id, a local folder, or 'digits'.")
+            raise RecipeError("dataset_name: missing; give a Hub id, a local folder, or 'digits'.")
         _check(0.0 < self.validation_fraction < 1.0, "validation_fraction", self.validation_fraction, "0 < f < 1")
         _check_positive("max_train_samples", self.max_train_samples)
         _check_positive("max_eval_samples", self.max_eval_samples)
@@ -411,7 +411,7 @@ class TextArguments:
         """Raise `RecipeError` for what a model that reads texts rules out, or lacks."""
         if (self.text_encoder is None) != (data.text_column is None):
             given, lacks = ("text_encoder", "text_column") if self.text_encoder else ("text_column", "text_encoder")
-            raise RecipeError(f"{given} is given without {lacks}; a model that reads texts needs both.")
+            raise RecipeError(f"{given}: given without {lacks}; a model that reads texts needs both.")
         if self.text_encoder is None:
             return
         _check(self.fusion in FUSIONS, "fusion", self.fusion, f"one of {', '.join(FUSIONS)}")
@@ -466,7 +466,7 @@ class ModelArguments(TextArguments):
     def __post_init__(self):
         if (self.model_name_or_path is None) == (self.architecture is None):
             raise RecipeError(
-                "Give exactly one of model_name_or_path (a checkpoint to start from) and architecture (to train anew)."
+                "model_name_or_path, architecture: give exactly one (a checkpoint to start from, or a model to train)."
             )
         if isinstance(self.model_args, str):
             try:
