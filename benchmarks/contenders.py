@@ -15,8 +15,11 @@ LEARNING_RATE, WEIGHT_DECAY, MAX_GRAD_NORM = 3e-4, 0.05, 1.0
 
 @dataclass(frozen=True)
 class Case:
-    """What every contender of a row trains; `peer_workers` read the peers' pictures, by default as many as hfvit has
-    where it decodes."""
+    """What every contender of a row trains.
+
+    `peer_workers` read the peers' pictures, by default as many as hfvit has where it decodes. `recipe` holds recipe
+    keys for hfvit alone; they override those that follow from the case.
+    """
 
     name: str
     pictures: str
@@ -28,6 +31,7 @@ class Case:
     checkpointing: bool = False
     contenders: tuple[str, ...] = ("hfvit", "timm", "Trainer")
     peer_workers: int | None = None
+    recipe: dict[str, Any] = dataclasses.field(default_factory=dict)
     warm_up: int = 3
     steps: int = 10
 
@@ -100,12 +104,13 @@ def recipe_values(case: Case, folder: str, output_dir: str) -> dict[str, Any]:
         "max_grad_norm": MAX_GRAD_NORM,
         "max_steps": case.warm_up + case.steps,
         "bf16": case.precision == "bf16",
-        "gradient_checkpointing": case.checkpointing,
+        "activation_checkpointing": case.checkpointing,
         "eval_strategy": "no",
         "save_strategy": "no",
         "logging_strategy": "no",
         "disable_tqdm": True,
         "output_dir": output_dir,
+        **case.recipe,
     }
 
 
