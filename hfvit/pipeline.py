@@ -14,11 +14,8 @@ from hfvit.artifacts.constants import RECIPE_FILE
 from hfvit.artifacts.output_dir import alone_in, claim_output_dir, clear_run, refuse_to_discard
 from hfvit.artifacts.run_facts import collect_facts
 from hfvit.artifacts.run_record import reported_split, write_facts
-from hfvit.data.dataset import image_datasets
-from hfvit.data.splits import load_splits
-from hfvit.data.stream import ImageStream
-from hfvit.data.stream_splits import stream_splits
-from hfvit.data.text import load_tokenizer, split_texts
+from hfvit.data.factory import build_datasets, load_splits
+from hfvit.data.text import load_tokenizer
 from hfvit.errors import HubError
 from hfvit.evaluation.examples import Examples
 from hfvit.finetuning.factory import trainer_for
@@ -35,10 +32,9 @@ from hfvit.models.patch_size import train_patch_sizes
 from hfvit.recipe.loader import Recipe, load_recipe
 from hfvit.report.summary import summary_table, write_plots, write_training_images
 from hfvit.training.distributed import require_shared_folder
-from hfvit.transforms.augmentation import Augmentation
 from hfvit.transforms.mixup import BatchMixing
 from hfvit.transforms.preprocessing import Preprocessing
-from hfvit.utils.environment import keep_freed_memory, use_all_cores
+from hfvit.utils.environment import use_all_cores
 from hfvit.utils.files import write_text
 
 logger = logging.getLogger("hfvit")
@@ -78,10 +74,7 @@ def run(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> None:
 
     # Load
     with args.main_process_first(desc="loading the data set"):
-        if data_args.streaming:
-            splits = stream_splits(**data_args.loading, seed=args.seed, check_length=args.check_stream)
-        else:
-            splits = load_splits(**data_args.loading, seed=args.seed)
+        splits = load_splits(data_args, args.seed, check_length=args.check_stream)
     recipe.pin(splits.facts["dataset_commit"])
     logger.info(splits.describe())
 
@@ -99,14 +92,12 @@ def run(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> None:
     )
     sizes = finetuning.progressive_image_size
     progressive = ProgressiveSize(model, sizes) if sizes else None
-    tokenizer, texts = None, None
+    tokenizer = None
     if model_args.text_encoder:
         model = add_text_encoder(model, **model_args.text_options, frozen=model_args.freeze)
         tokenizer = load_tokenizer(
             model_args.text_encoder, model.text_model.config.vocab_size, model_args.text_encoder_revision
         )
-        texts, read = split_texts(splits, tokenizer, model_args.max_text_length)
-        logger.info(read)
     draws = [train_patch_sizes(model, model_args.patch_sizes)] if model_args.patch_sizes else []
     lora = add_lora(model, **finetuning.lora) if finetuning.finetuning == "lora" else None
     if checkpoint:
@@ -115,36 +106,7 @@ def run(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> None:
 
     # Read
     data_config = resolve_data_config(model.config.pretrained_cfg)
-    augmentation = Augmentation.from_config(data_config, **augmentation_args.image_changes)
-    with args.main_process_first(desc="decoding the images"):
-        datasets = image_datasets(
-            splits,
-            data_config,
-            augmentation,
-            seed=args.seed,
-            repeats=augmentation_args.repeated_augmentation,
-            show_progress=args.should_save and not args.disable_tqdm,
-            texts=texts,
-        )
-    if data_args.streaming:
-        datasets["train"] = ImageStream(
-            splits.train,
-            name=data_args.train_split,
-            images=splits.facts["splits"]["train"]["rows"],
-            classes=len(splits.labels),
-            augmentation=augmentation,
-            batch_size=args.per_device_train_batch_size,
-            seed=args.seed,
-            order_seed=args.order_seed,
-            repeats=augmentation_args.repeated_augmentation,
-            buffer_size=data_args.shuffle_buffer_size,
-            process=args.process_index,
-            processes=args.world_size,
-        )
-        logger.info(datasets["train"].describe())
-    args.choose_workers(any(dataset.decodes for dataset in datasets.values()))
-    if args.device.type == "cpu" and args.dataloader_num_workers == 0:
-        keep_freed_memory()
+    datasets = build_datasets(splits, model.config, recipe, tokenizer)
     if finetuning.head_from_text and not checkpoint:
         start_from_text(
             model, splits.labels, datasets["validation"], Preprocessing(data_config), **finetuning.text_head

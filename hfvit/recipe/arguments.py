@@ -121,15 +121,6 @@ class DataArguments:
             "std": self.image_std,
         }
 
-    @property
-    def loading(self) -> dict[str, Any]:
-        """The arguments of `data.load_splits`, or with `streaming` of `stream_source.stream_splits`."""
-        keys = ("dataset_name", "dataset_config_name", "dataset_revision", "image_column", "label_column")
-        keys += ("train_split", "validation_split", "test_split", "max_train_samples", "max_eval_samples")
-        if not self.streaming:
-            keys += ("validation_fraction", "text_column")
-        return {key: getattr(self, key) for key in keys}
-
 
 @dataclass
 class AugmentationArguments:
@@ -187,13 +178,6 @@ class AugmentationArguments:
             raise RecipeError(
                 f"mix_off_epochs: {self.mix_off_epochs:g} of {training.num_train_epochs:g} epochs leave nothing mixed."
             )
-
-    @property
-    def image_changes(self) -> dict[str, Any]:
-        """The arguments of `augment.Augmentation` that a recipe gives."""
-        keys = ("crop_scale", "crop_ratio", "horizontal_flip", "policy")
-        keys += ("rand_augment_magnitude", "rand_augment_num_ops")
-        return {key: getattr(self, key) for key in keys}
 
     @property
     def mixing(self) -> dict[str, Any]:
