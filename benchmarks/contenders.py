@@ -52,15 +52,9 @@ def train_with_hfvit(case: Case, folder: str, clock: StepClock) -> None:
         args, data_args, model_args = recipe.training, recipe.data, recipe.model
         splits = load_splits(data_args, args.seed)
         set_seed(args.seed)
-        model = build_model(
-            splits.labels,
-            architecture=model_args.architecture,
-            image_size=model_args.image_size,
-            timm_kwargs=model_args.timm_kwargs,
-            preprocessing=data_args.preprocessing,
-        )
+        model, tokenizer = build_model(model_args, splits.labels, data_args)
         data_config = resolve_data_config(model.config.pretrained_cfg)
-        datasets = build_datasets(splits, model.config, recipe)
+        datasets = build_datasets(splits, model.config, recipe, tokenizer)
         trainer = HFViTTrainer(
             model=model,
             args=args,

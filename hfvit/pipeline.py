@@ -15,7 +15,6 @@ from hfvit.artifacts.output_dir import alone_in, claim_output_dir, clear_run, re
 from hfvit.artifacts.run_facts import collect_facts
 from hfvit.artifacts.run_record import reported_split, write_facts
 from hfvit.data.factory import build_datasets, load_splits
-from hfvit.data.text import load_tokenizer
 from hfvit.errors import HubError
 from hfvit.evaluation.examples import Examples
 from hfvit.finetuning.factory import trainer_for
@@ -27,8 +26,7 @@ from hfvit.hub.push import Destination, check_destination, push
 from hfvit.metrics.classification import ImageClassificationMetric, trainer_metrics
 from hfvit.metrics.temperature import temperature_facts
 from hfvit.models.factory import build_model
-from hfvit.models.image_text import add_text_encoder
-from hfvit.models.patch_size import train_patch_sizes
+from hfvit.models.patch_size import patch_size_callbacks
 from hfvit.recipe.loader import Recipe, load_recipe
 from hfvit.report.summary import summary_table, write_plots, write_training_images
 from hfvit.training.distributed import require_shared_folder
@@ -80,25 +78,9 @@ def run(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> None:
 
     # Build
     set_seed(args.seed)
-    model = build_model(
-        splits.labels,
-        model_name_or_path=model_args.model_name_or_path,
-        architecture=model_args.architecture,
-        image_size=model_args.image_size,
-        timm_kwargs=model_args.timm_kwargs,
-        revision=model_args.model_revision,
-        frozen=model_args.freeze,
-        preprocessing=data_args.preprocessing,
-    )
+    model, tokenizer = build_model(model_args, splits.labels, data_args)
     sizes = finetuning.progressive_image_size
     progressive = ProgressiveSize(model, sizes) if sizes else None
-    tokenizer = None
-    if model_args.text_encoder:
-        model = add_text_encoder(model, **model_args.text_options, frozen=model_args.freeze)
-        tokenizer = load_tokenizer(
-            model_args.text_encoder, model.text_model.config.vocab_size, model_args.text_encoder_revision
-        )
-    draws = [train_patch_sizes(model, model_args.patch_sizes)] if model_args.patch_sizes else []
     lora = add_lora(model, **finetuning.lora) if finetuning.finetuning == "lora" else None
     if checkpoint:
         check_same_model(checkpoint, model)
@@ -120,7 +102,7 @@ def run(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> None:
         preprocessing=Preprocessing(data_config),
         mixing=BatchMixing(len(splits.labels), **augmentation_args.mixing),
         progressive=progressive,
-        callbacks=[*draws, *callbacks],
+        callbacks=[*patch_size_callbacks(model), *callbacks],
     )
 
     # Train

@@ -111,16 +111,6 @@ class DataArguments:
             if getattr(self, key) == self.train_split:
                 raise RecipeError(f"{key}: '{self.train_split}' is the streamed training split; name another.")
 
-    @property
-    def preprocessing(self) -> dict[str, Any]:
-        """What overrides the pretrained model's preprocessing, under timm's names."""
-        return {
-            "crop_pct": self.crop_pct,
-            "interpolation": self.interpolation,
-            "mean": self.image_mean,
-            "std": self.image_std,
-        }
-
 
 @dataclass
 class AugmentationArguments:
@@ -406,12 +396,6 @@ class TextArguments:
         for key in ("mixup_alpha", "cutmix_alpha"):
             if getattr(augmentation, key):
                 raise RecipeError(f"{key}: a mixture of two images has no text of its own; set it to 0.")
-
-    @property
-    def text_options(self) -> dict[str, Any]:
-        """The arguments of `image_text.add_text_encoder` that a recipe gives."""
-        keys = ("text_encoder", "fusion", "fusion_layers", "max_text_length")
-        return {**{key: getattr(self, key) for key in keys}, "revision": self.text_encoder_revision}
 
 
 @dataclass

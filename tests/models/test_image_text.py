@@ -256,7 +256,7 @@ def blocks(kind):
 def test_the_pages_recipe_is_one(tmp_path):
     (tmp_path / "recipe.yaml").write_text(blocks("yaml")[0])
     recipe = load_recipe([str(tmp_path / "recipe.yaml"), "--use_cpu", "true"])
-    assert recipe.model.text_options["fusion"] == "cross_attention"
+    assert recipe.model.fusion == "cross_attention"
     assert recipe.data.text_column == "title"
 
 
