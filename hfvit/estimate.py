@@ -18,7 +18,7 @@ from transformers import Trainer
 
 from hfvit.data.splits import DIGITS
 from hfvit.errors import ModelError, RecipeError
-from hfvit.finetuning.lora import add_lora
+from hfvit.finetuning.factory import prepare_finetuning
 from hfvit.models.configuration import load_config
 from hfvit.models.factory import build_image_model
 from hfvit.models.modeling import HFViTForImageClassification
@@ -99,15 +99,11 @@ class StepMemory:
 
 def skeleton(recipe: Recipe) -> HFViTForImageClassification:
     """The recipe's model without storage (on `meta`)."""
-    arguments = untrained(recipe.model)
-    finetuning = recipe.finetuning
-    if finetuning.finetuning == "linear_probe":
-        arguments = replace(arguments, freeze="backbone")
     classes = 10 if recipe.data.dataset_name == DIGITS else CLASSES
+    finetuning = replace(recipe.finetuning, progressive_image_size=None)  # the last size needs the most memory
     with torch.device("meta"):
-        model = build_image_model(arguments, [str(index) for index in range(classes)])
-        if finetuning.finetuning == "lora":
-            add_lora(model, **finetuning.lora)
+        model = build_image_model(untrained(recipe.model), [str(index) for index in range(classes)])
+        prepare_finetuning(finetuning, model)
     return model
 
 

@@ -169,12 +169,6 @@ class AugmentationArguments:
                 f"mix_off_epochs: {self.mix_off_epochs:g} of {training.num_train_epochs:g} epochs leave nothing mixed."
             )
 
-    @property
-    def mixing(self) -> dict[str, Any]:
-        """The arguments of `mixing.BatchMixing` that a recipe gives."""
-        keys = ("mixup_alpha", "cutmix_alpha", "random_erasing")
-        return {**{key: getattr(self, key) for key in keys}, "off_epochs": self.mix_off_epochs}
-
 
 @dataclass
 class RunArguments:
@@ -330,41 +324,6 @@ class FinetuningArguments:
         if condition:
             raise RecipeError(f"{key}: not with finetuning: {self.finetuning}, {why}.")
 
-    @property
-    def checkpoints(self) -> dict[str, str | None]:
-        """The further models that it learns from, by the keys that name them."""
-        return {key: getattr(self, key) for key in ("teacher", "head_from_text")}
-
-    @property
-    def probe(self) -> dict[str, Any]:
-        """The arguments of `linear_probe.LinearProbeTrainer` that a recipe gives."""
-        return {"c": self.probe_c, "passes": self.probe_passes, "class_balance": self.class_balance}
-
-    @property
-    def distilling(self) -> dict[str, Any]:
-        """The arguments of `objective.build_objective` that a recipe gives."""
-        return {
-            "teacher": self.teacher,
-            "distillation": self.distillation,
-            "alpha": self.distillation_alpha,
-            "temperature": self.distillation_temperature,
-        }
-
-    @property
-    def text_head(self) -> dict[str, Any]:
-        """The arguments of `text_head.start_from_text` that a recipe gives."""
-        return {"source": self.head_from_text, "templates": self.head_templates}
-
-    @property
-    def lora(self) -> dict[str, Any]:
-        """The arguments of `lora.add_lora` that a recipe gives."""
-        return {
-            "rank": self.lora_rank,
-            "alpha": self.lora_alpha or 2 * self.lora_rank,
-            "dropout": self.lora_dropout,
-            "targets": self.lora_targets,
-        }
-
 
 FUSIONS = ("cross_attention", "concatenation")
 
@@ -467,8 +426,3 @@ class ModelArguments(TextArguments):
         rates = ("drop_rate", "attn_drop_rate", "drop_path_rate")
         given = {key: getattr(self, key) for key in rates if getattr(self, key) is not None}
         return {**(self.model_args or {}), **given}
-
-    @property
-    def checkpoints(self) -> dict[str, str | None]:
-        """What the model is made from, by the keys that name it."""
-        return {key: getattr(self, key) for key in ("model_name_or_path", "text_encoder")}
