@@ -49,6 +49,18 @@ def check_image_column(split: Dataset | IterableDataset, name: str, column: str)
 def check_columns(
     split: Dataset | IterableDataset, name: str, image_column: str, label_column: str, text_column: str | None = None
 ) -> None:
+    """Check that the columns exist and hold images, classes and texts.
+
+    Args:
+        split: one split of a data set.
+        name: of the split, for messages.
+        image_column: must be of type `Image`.
+        label_column: must hold classes.
+        text_column: must hold texts; None for images alone.
+
+    Raises:
+        DataError: names the option of the column that cannot be used.
+    """
     check_image_column(split, name, image_column)
     if text_column is not None:
         _check_text_column(split, name, text_column, label_column)
