@@ -12,6 +12,7 @@ import hfvit.models.image_text  # noqa: F401
 from hfvit.artifacts.artifact import class_names, find_artifact
 from hfvit.artifacts.constants import RECIPE_FILE
 from hfvit.data.decode import decode
+from hfvit.data.factory import load_splits
 from hfvit.data.splits import (
     at_most,
     check_columns,
@@ -19,10 +20,8 @@ from hfvit.data.splits import (
     find_image_column,
     find_label_column,
     load_split,
-    load_splits,
     standardise,
 )
-from hfvit.data.stream_splits import stream_splits
 from hfvit.errors import DataError, HFViTError, nearest, one_line
 from hfvit.recipe.arguments import DataArguments
 from hfvit.recipe.files import read_yaml
@@ -139,7 +138,7 @@ def read_recipe(path: Path) -> tuple[DataArguments, int]:
 
 
 def _held_out(data: DataArguments, seed: int) -> tuple[Dataset, list[str], str, str]:
-    splits = (stream_splits if data.streaming else load_splits)(**{**data.loading, "test_split": None}, seed=seed)
+    splits = load_splits(dataclasses.replace(data, test_split=None), seed)
     source = splits.sources["validation"]
     return splits.validation, splits.labels, source, f"split '{splits.facts['splits']['validation']['source']}'"
 

@@ -111,25 +111,6 @@ class DataArguments:
             if getattr(self, key) == self.train_split:
                 raise RecipeError(f"{key}: '{self.train_split}' is the streamed training split; name another.")
 
-    @property
-    def preprocessing(self) -> dict[str, Any]:
-        """What overrides the pretrained model's preprocessing, under timm's names."""
-        return {
-            "crop_pct": self.crop_pct,
-            "interpolation": self.interpolation,
-            "mean": self.image_mean,
-            "std": self.image_std,
-        }
-
-    @property
-    def loading(self) -> dict[str, Any]:
-        """The arguments of `data.load_splits`, or with `streaming` of `stream_source.stream_splits`."""
-        keys = ("dataset_name", "dataset_config_name", "dataset_revision", "image_column", "label_column")
-        keys += ("train_split", "validation_split", "test_split", "max_train_samples", "max_eval_samples")
-        if not self.streaming:
-            keys += ("validation_fraction", "text_column")
-        return {key: getattr(self, key) for key in keys}
-
 
 @dataclass
 class AugmentationArguments:
@@ -187,19 +168,6 @@ class AugmentationArguments:
             raise RecipeError(
                 f"mix_off_epochs: {self.mix_off_epochs:g} of {training.num_train_epochs:g} epochs leave nothing mixed."
             )
-
-    @property
-    def image_changes(self) -> dict[str, Any]:
-        """The arguments of `augment.Augmentation` that a recipe gives."""
-        keys = ("crop_scale", "crop_ratio", "horizontal_flip", "policy")
-        keys += ("rand_augment_magnitude", "rand_augment_num_ops")
-        return {key: getattr(self, key) for key in keys}
-
-    @property
-    def mixing(self) -> dict[str, Any]:
-        """The arguments of `mixing.BatchMixing` that a recipe gives."""
-        keys = ("mixup_alpha", "cutmix_alpha", "random_erasing")
-        return {**{key: getattr(self, key) for key in keys}, "off_epochs": self.mix_off_epochs}
 
 
 @dataclass
@@ -356,41 +324,6 @@ class FinetuningArguments:
         if condition:
             raise RecipeError(f"{key}: not with finetuning: {self.finetuning}, {why}.")
 
-    @property
-    def checkpoints(self) -> dict[str, str | None]:
-        """The further models that it learns from, by the keys that name them."""
-        return {key: getattr(self, key) for key in ("teacher", "head_from_text")}
-
-    @property
-    def probe(self) -> dict[str, Any]:
-        """The arguments of `linear_probe.LinearProbeTrainer` that a recipe gives."""
-        return {"c": self.probe_c, "passes": self.probe_passes, "class_balance": self.class_balance}
-
-    @property
-    def distilling(self) -> dict[str, Any]:
-        """The arguments of `objective.build_objective` that a recipe gives."""
-        return {
-            "teacher": self.teacher,
-            "distillation": self.distillation,
-            "alpha": self.distillation_alpha,
-            "temperature": self.distillation_temperature,
-        }
-
-    @property
-    def text_head(self) -> dict[str, Any]:
-        """The arguments of `text_head.start_from_text` that a recipe gives."""
-        return {"source": self.head_from_text, "templates": self.head_templates}
-
-    @property
-    def lora(self) -> dict[str, Any]:
-        """The arguments of `lora.add_lora` that a recipe gives."""
-        return {
-            "rank": self.lora_rank,
-            "alpha": self.lora_alpha or 2 * self.lora_rank,
-            "dropout": self.lora_dropout,
-            "targets": self.lora_targets,
-        }
-
 
 FUSIONS = ("cross_attention", "concatenation")
 
@@ -422,12 +355,6 @@ class TextArguments:
         for key in ("mixup_alpha", "cutmix_alpha"):
             if getattr(augmentation, key):
                 raise RecipeError(f"{key}: a mixture of two images has no text of its own; set it to 0.")
-
-    @property
-    def text_options(self) -> dict[str, Any]:
-        """The arguments of `image_text.add_text_encoder` that a recipe gives."""
-        keys = ("text_encoder", "fusion", "fusion_layers", "max_text_length")
-        return {**{key: getattr(self, key) for key in keys}, "revision": self.text_encoder_revision}
 
 
 @dataclass
@@ -499,8 +426,3 @@ class ModelArguments(TextArguments):
         rates = ("drop_rate", "attn_drop_rate", "drop_path_rate")
         given = {key: getattr(self, key) for key in rates if getattr(self, key) is not None}
         return {**(self.model_args or {}), **given}
-
-    @property
-    def checkpoints(self) -> dict[str, str | None]:
-        """What the model is made from, by the keys that name it."""
-        return {key: getattr(self, key) for key in ("model_name_or_path", "text_encoder")}

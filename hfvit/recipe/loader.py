@@ -120,6 +120,16 @@ class Recipe:
         """The recipe as resolved: running it again is the same run. Tokens are left out."""
         return yaml.safe_dump(self.values, sort_keys=False, allow_unicode=True)
 
+    @property
+    def checkpoints(self) -> dict[str, str | None]:
+        """Option -> the checkpoint that it names, of all checkpoints that a run reads."""
+        return {
+            "model_name_or_path": self.model.model_name_or_path,
+            "text_encoder": self.model.text_encoder,
+            "teacher": self.finetuning.teacher,
+            "head_from_text": self.finetuning.head_from_text,
+        }
+
     def pin(self, dataset_commit: str | None) -> None:
         """Resolve the data set's branch to the commit that was loaded; None for what has no commits."""
         if dataset_commit:

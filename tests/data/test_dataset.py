@@ -12,6 +12,7 @@ import pytest
 import torch
 from helpers.images import LABELS, colored_image, colored_split
 from helpers.messages import assert_logged, assert_names
+from helpers.splits import load_splits
 from PIL import Image
 from timm.data import resolve_data_config
 from torch.utils.data import DataLoader
@@ -23,7 +24,6 @@ from hfvit.data.dataset import ArrayReader, DecodingReader, ImageDataset, collat
 from hfvit.data.decode import decode
 from hfvit.data.pixel_cache import NotAnArray, cached_pixels, common_size
 from hfvit.data.samplers import EpochSampler
-from hfvit.data.splits import load_splits
 from hfvit.errors import DataError
 from hfvit.transforms.augmentation import Augmentation
 from hfvit.transforms.preprocessing import Preprocessing

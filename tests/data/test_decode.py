@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from helpers.images import colored_image, colored_split
 from helpers.messages import assert_names
+from helpers.splits import load_splits
 from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 from transformers.image_utils import load_image
 
 from hfvit.data.decode import decode, decode_crop, image_size, to_rgb
-from hfvit.data.splits import load_splits
 from hfvit.errors import DataError
 
 

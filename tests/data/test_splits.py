@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from helpers.images import LABELS, colored_image, colored_split
 from helpers.messages import assert_names
+from helpers.splits import load_splits
 
 from hfvit.data.decode import decode
-from hfvit.data.splits import find_image_column, find_label_column, load_splits
+from hfvit.data.splits import find_image_column, find_label_column
 from hfvit.errors import DataError
 
 

@@ -12,11 +12,12 @@ import torch
 from helpers.images import colored_split
 from helpers.messages import assert_names
 from helpers.shards import ROWS, with_card, write_shards
+from helpers.splits import stream_splits
 from torch.utils.data import DataLoader
 
 from hfvit.data.dataset import collate
 from hfvit.data.stream import ImageStream
-from hfvit.data.stream_splits import stream_splits, with_bytes
+from hfvit.data.stream_splits import with_bytes
 from hfvit.errors import DataError, RecipeError
 from hfvit.transforms.augmentation import Augmentation
 

@@ -5,12 +5,12 @@ import pytest
 import torch
 from helpers.images import LABELS
 from helpers.micro_trainer import parts
+from helpers.models import build_model
 
 from hfvit.artifacts.run_record import read_examples
 from hfvit.errors import ModelError
 from hfvit.evaluation.examples import Examples, most_confident_mistakes, one_of_each_class
 from hfvit.models.attention import attention_rollout
-from hfvit.models.factory import build_model
 
 
 def test_mistakes_come_most_confident_first():

@@ -6,9 +6,9 @@ import yaml
 from helpers.images import LABELS, colored_split
 from helpers.messages import assert_names
 from helpers.onnx_graphs import write_configs, write_graph
+from helpers.splits import load_splits
 
 from hfvit.data.decode import decode
-from hfvit.data.splits import load_splits
 from hfvit.errors import DataError
 from hfvit.evaluation.split import evaluation_split
 

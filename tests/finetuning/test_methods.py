@@ -10,6 +10,7 @@ import torch
 from helpers.commands import run_command
 from helpers.images import LABELS
 from helpers.micro_trainer import make_trainer
+from helpers.models import build_model
 from helpers.recipes import ARCHITECTURE, MICRO, MICRO_RECIPE
 from helpers.runs import OUTPUT_FILES, files
 from safetensors.torch import load_file
@@ -20,7 +21,6 @@ from transformers import AutoModelForImageClassification
 from hfvit.errors import ModelError, RecipeError
 from hfvit.finetuning.linear_probe import AugmentedPasses, body_and_classifier, solve
 from hfvit.hub.files import files_to_push
-from hfvit.models.factory import build_model
 from hfvit.pipeline import main
 from hfvit.recipe.loader import load_recipe
 from hfvit.report.page import write_page

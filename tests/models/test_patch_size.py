@@ -8,6 +8,7 @@ import timm
 import torch
 from helpers.images import LABELS, colored_image
 from helpers.micro_trainer import SEED, make_trainer
+from helpers.models import build_model
 from helpers.recipes import ARCHITECTURE, MICRO
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from transformers import AutoModelForImageClassification
@@ -16,7 +17,6 @@ from hfvit.cli import main as hfvit
 from hfvit.cli.export_onnx import main as export_onnx
 from hfvit.errors import ModelError, RecipeError
 from hfvit.inference.classifier import load_classifier
-from hfvit.models.factory import build_model
 from hfvit.models.patch_size import set_patch_size, train_patch_sizes
 from hfvit.pipeline import main as train
 from hfvit.recipe.loader import load_recipe

@@ -22,6 +22,7 @@ from helpers.micro_trainer import (
     parts,
     weights,
 )
+from helpers.models import build_model
 from helpers.recipes import MICRO
 from safetensors.torch import load_file
 from timm.optim import create_optimizer_v2
@@ -34,7 +35,6 @@ from hfvit.artifacts.output_dir import claim_output_dir
 from hfvit.data.dataset import collate
 from hfvit.data.samplers import EpochSampler
 from hfvit.errors import DataError, ModelError, NonFiniteLossError, RecipeError
-from hfvit.models.factory import build_model
 from hfvit.training.ema import fitted_ema_decay
 from hfvit.training.trainer import OVERRIDDEN_PRIVATE_METHODS, PRIVATE_ATTRIBUTES, HFViTTrainer
 
