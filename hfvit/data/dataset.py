@@ -103,7 +103,7 @@ def image_datasets(
         split, whole = splits[role], splits.whole[role]
         # A few rows of a large split get an array of their own.
         kept = split if 4 * used[source] < len(whole) else whole
-        reader, how = _reader(split, kept, source, data_config, show_progress)
+        reader, how = open_reader(split, kept, source, data_config, show_progress)
         logger.info("%s: %s images %s", role, f"{len(split):,}", how)
         splits.facts["splits"][role]["input"] = how
         training = {"augmentation": augmentation, "seed": seed, "repeats": repeats} if role == "train" else {}
@@ -111,8 +111,16 @@ def image_datasets(
     return found
 
 
-def _reader(split: Dataset, kept: Dataset, name: str, data_config: dict[str, Any], show_progress: bool):
-    """How to read `split`, as a reader and in words; `kept` is what an array would hold of the data set's split."""
+def open_reader(split: Dataset, kept: Dataset, name: str, data_config: dict[str, Any], show_progress: bool):
+    """How to read `split`, as a reader and in words.
+
+    Args:
+        split: columns `image` (undecoded), `row` and `label`.
+        kept: what an array of decoded images would hold: `split`, or the whole split that it is a part of.
+        name: of the split, for messages.
+        data_config: timm's.
+        show_progress: show a progress bar while an array is filled.
+    """
     try:
         height, width = common_size(kept, name)
         if Preprocessing(data_config).geometry(height, width) is None:

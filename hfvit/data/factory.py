@@ -1,17 +1,30 @@
 """Load the splits and build the data sets of a recipe."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import datasets
+import numpy as np
 from timm.data import resolve_data_config
 from torch.utils.data import Dataset
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from hfvit.data.dataset import image_datasets
-from hfvit.data.splits import ImageSplits, load_whole_splits
+from hfvit.data.dataset import ImageDataset, image_datasets, open_reader
+from hfvit.data.splits import (
+    ImageSplits,
+    check_columns,
+    encode_labels,
+    find_image_column,
+    find_label_column,
+    load_whole_splits,
+    standardise,
+)
 from hfvit.data.stream import ImageStream
 from hfvit.data.stream_splits import stream_splits
 from hfvit.data.text import split_texts
+from hfvit.data.transform_reader import TransformReader
+from hfvit.errors import DataError
 from hfvit.recipe.arguments import AugmentationArguments, DataArguments
 from hfvit.recipe.loader import Recipe
 from hfvit.recipe.training_args import HFViTTrainingArguments
@@ -125,3 +138,67 @@ def _choose_workers(datasets: dict[str, Dataset], args: HFViTTrainingArguments) 
     args.choose_workers(any(dataset.decodes for dataset in datasets.values()))
     if args.device.type == "cpu" and args.dataloader_num_workers == 0:
         keep_freed_memory()
+
+
+def image_dataset(
+    dataset: datasets.Dataset,
+    labels: Sequence[str],
+    data_config: dict[str, Any],
+    name: str = "train",
+    augmentation: Augmentation | None = None,
+    seed: int = 0,
+    transform: Callable | None = None,
+) -> ImageDataset:
+    """Turn a data set of `datasets` with an image and a label column into batches for `HFViTTrainer`.
+
+    Args:
+        dataset: the columns are found by their types, or by usual names of labels.
+        labels: the model's class names, in the order of the logits; labels are matched to them by name, plain integers
+            are class indices.
+        data_config: timm's, of the model (`timm.data.resolve_data_config`).
+        name: of the split, for messages.
+        augmentation: of training images; None for evaluation.
+        seed: of the augmentation.
+        transform: replaces the augmentation; see `TransformReader`.
+
+    Raises:
+        DataError: no such columns, or labels that are not the model's classes.
+    """
+    image_column = find_image_column(dataset.features)
+    label_column = find_label_column(dataset.features)
+    check_columns(dataset, name, image_column, label_column)
+    indices = _class_indices(dataset, label_column, list(labels), name)
+    split = standardise(dataset, image_column, indices)
+    if transform and augmentation is not None:
+        reader = TransformReader(split, name, transform)
+    else:
+        reader, how = open_reader(split, split, name, data_config, show_progress=False)
+        logger.info("%s: %s images %s", name, f"{len(split):,}", how)
+    return ImageDataset(split["label"], reader, augmentation, seed=seed)
+
+
+def _class_indices(dataset: datasets.Dataset, column: str, labels: list[str], name: str) -> np.ndarray:
+    """Class indices `(rows,)` of a label column, in the order of `labels`.
+
+    Args:
+        dataset: with the label column.
+        column: of type `ClassLabel`, integers (class indices) or names.
+        labels: the model's class names.
+        name: of the split, for messages.
+    """
+    feature = dataset.features[column]
+    values = dataset[column][:]
+    if isinstance(feature, datasets.ClassLabel):
+        names, encoded = encode_labels(feature, {"train": values}, {"train": name})
+        values = [names[index] for index in encoded["train"]]
+    elif feature.dtype.startswith(("int", "uint")):
+        feature = datasets.ClassLabel(names=labels)
+        return encode_labels(feature, {"train": values}, {"train": name})[1]["train"]
+    index_of = {label: index for index, label in enumerate(labels)}
+    for row, value in enumerate(values):
+        if str(value) not in index_of:
+            raise DataError(
+                f"Split '{name}', row {row}: label {value!r} of column '{column}' is not a class of the model"
+                f" ({', '.join(labels[:5])}{', ...' if len(labels) > 5 else ''})."
+            )
+    return np.array([index_of[str(value)] for value in values], dtype=np.int64)

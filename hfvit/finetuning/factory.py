@@ -15,7 +15,6 @@ from hfvit.finetuning.linear_probe import prepare_linear_probe, probe_images, re
 from hfvit.finetuning.lora import add_lora
 from hfvit.finetuning.progressive_resizing import ProgressiveSize
 from hfvit.finetuning.zero_shot_head import start_from_text
-from hfvit.metrics.classification import trainer_metrics
 from hfvit.models.patch_size import patch_size_callbacks
 from hfvit.recipe.arguments import AugmentationArguments, FinetuningArguments
 from hfvit.recipe.loader import Recipe
@@ -138,6 +137,9 @@ class LinearProbe(FineTuning):
         super().prepare()
         prepare_linear_probe(self.model)
 
+    def _objective(self, train_dataset: Dataset) -> None:
+        return None  # class weights go into the logistic regression
+
     def training_images(self, trainer: HFViTTrainer) -> tuple[np.ndarray, np.ndarray]:
         return probe_images(trainer, self.arguments.probe_passes)
 
@@ -174,7 +176,6 @@ def build_trainer(
         datasets["train"],
         args=recipe.training,
         eval_dataset=datasets["validation"],
-        compute_metrics=trainer_metrics(method.labels),
         preprocessing=method.preprocessing,
         mixing=build_mixing(len(method.labels), recipe.augmentation),
         callbacks=[*patch_size_callbacks(method.model), *callbacks],

@@ -1,5 +1,7 @@
 """Accuracy, top-5, macro F1, per-class scores, confusion matrix and ECE."""
 
+from collections.abc import Callable
+
 import datasets
 import evaluate
 import numpy as np
@@ -87,6 +89,19 @@ def calibration(confidence: np.ndarray, correct: np.ndarray) -> tuple[list[dict]
     ]
     ece = sum(b["images"] * abs(b["accuracy"] - b["confidence"]) for b in bins) / len(confidence)
     return bins, float(ece)
+
+
+def with_scalar_metrics(compute_metrics: Callable | None, labels: list[str]) -> Callable:
+    """The `compute_metrics` of a Trainer: hfvit's scalar metrics, and those of a user's own function.
+
+    Args:
+        compute_metrics: `EvalPrediction -> dict`; None for hfvit's metrics alone.
+        labels: class names in the order of the logits.
+    """
+    own = trainer_metrics(labels)
+    if compute_metrics is None:
+        return own
+    return lambda prediction: own(prediction) | compute_metrics(prediction)
 
 
 def trainer_metrics(labels: list[str]):

@@ -67,7 +67,9 @@ def _slice(batch: dict[str, Any], part: slice, augmentation: Augmentation | None
     found = {key: value[part] for key, value in batch.items() if key != "plan"}
     if "plan" in batch:
         seeds: np.ndarray = batch["plan"]["seeds"][part]
-        if "images" in found:
+        if "pixel_values" in found:
+            found["plan"] = {}
+        elif "images" in found:
             found["plan"] = augmentation.draw(seeds, *found["images"].shape[1:3])
         else:
             found["plan"] = {"operations": augmentation.draw_operations(seeds, min(augmentation.image_size))}

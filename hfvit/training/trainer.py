@@ -1,6 +1,7 @@
 """`HFViTTrainer`: transformers' Trainer with on-device augmentation, exact resume and timm parameter groups."""
 
 import copy
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import send_to_device
+from datasets import Dataset
 from timm.data import resolve_data_config
 from torch import nn
 from torch.utils.data import DataLoader
@@ -16,10 +18,12 @@ from transformers.trainer_utils import TrainOutput
 
 from hfvit.artifacts.checkpoint import newest_checkpoint
 from hfvit.data.dataset import check_labels, check_pixels, check_stream_labels, collate
+from hfvit.data.factory import image_dataset
 from hfvit.data.samplers import BalancedSampler, EpochSampler
 from hfvit.data.stream import ImageStream, StreamEpochs, stream_loader
 from hfvit.data.text import TEXT_INPUTS
 from hfvit.errors import DataError, RecipeError
+from hfvit.metrics.classification import with_scalar_metrics
 from hfvit.training.checkpointing import CheckpointWriter, ResumeState, is_over, keep_workers_on_signals, start_worker
 from hfvit.training.ema import EmaCallback
 from hfvit.training.losses import cross_entropy
@@ -27,6 +31,7 @@ from hfvit.training.non_finite import NonFiniteLossMonitor, RewindRequest
 from hfvit.training.out_of_memory import OutOfMemoryHandler
 from hfvit.training.param_groups import build_param_groups, groups_beside
 from hfvit.training.throughput import SpeedMeter, matmul_rate, training_flops
+from hfvit.transforms.augmentation import Augmentation
 from hfvit.transforms.mixup import BatchMixing
 from hfvit.transforms.preprocessing import Preprocessing
 
@@ -46,14 +51,20 @@ PRIVATE_ATTRIBUTES = ("_tr_loss", "_globalstep_last_logged", "_initial_global_st
 
 
 class HFViTTrainer(Trainer):
-    """Train on uint8 batches of `data.dataset` or `data.stream`, which become pixel values on the device.
+    """Train a model of `hfvit` on the images of a data set; augmentation and preprocessing run on the device.
 
     Checkpoints are atomic and resume exactly; a batch that does not fit into memory is split; `nan_policy` applies to
     a loss that is not finite. With `ema_decay`, evaluation and the final model use the averaged weights, and
     checkpoints hold both.
 
     Args:
-        args, kwargs: of `transformers.Trainer`; `args` is an `HFViTTrainingArguments`.
+        args, kwargs: of `transformers.Trainer`. `args=` is an `HFViTTrainingArguments`. `train_dataset=` and
+            `eval_dataset=` are data sets of `datasets` with an image and a label column, or of `data.dataset` or
+            `data.stream`. `compute_metrics=` adds to hfvit's own metrics; `compute_loss_func=(outputs, labels,
+            num_items_in_batch) -> loss` replaces the training loss and returns a mean over its batch.
+        train_transforms: replaces the augmentation of a training set of `datasets`; see
+            `data.transform_reader.TransformReader`.
+        augmentation: of a training set of `datasets`; random resized crop and horizontal flip by default.
         preprocessing: of evaluation batches; by default that of the model's configuration.
         mixing: mixup, CutMix and random erasing of training batches.
         objective: training loss, `(logits, labels, pixel_values, label_smoothing) -> loss`; cross-entropy by default.
@@ -75,7 +86,14 @@ class HFViTTrainer(Trainer):
 
     def __init__(
         self,
-        *args,
+        model,
+        args,
+        *,
+        train_dataset=None,
+        eval_dataset=None,
+        compute_metrics: Callable | None = None,
+        train_transforms: Callable | None = None,
+        augmentation: Augmentation | None = None,
         preprocessing: Preprocessing | None = None,
         mixing: BatchMixing | None = None,
         objective: nn.Module | None = None,
@@ -83,7 +101,29 @@ class HFViTTrainer(Trainer):
         progressive: TrainerCallback | None = None,
         **kwargs,
     ):
-        super().__init__(*args, data_collator=collate, **kwargs)
+        data_config = resolve_data_config(model.config.pretrained_cfg)
+        labels = [model.config.id2label[index] for index in range(model.config.num_labels)]
+        if isinstance(train_dataset, Dataset):
+            augmentation = augmentation or Augmentation.from_config(data_config)
+            train_dataset = image_dataset(
+                train_dataset, labels, data_config, "train", augmentation, args.seed, train_transforms
+            )
+        if isinstance(eval_dataset, Dataset):
+            eval_dataset = image_dataset(eval_dataset, labels, data_config, "validation")
+        elif isinstance(eval_dataset, dict):
+            eval_dataset = {
+                name: image_dataset(split, labels, data_config, name) if isinstance(split, Dataset) else split
+                for name, split in eval_dataset.items()
+            }
+        super().__init__(
+            model,
+            args,
+            collate,
+            train_dataset,
+            eval_dataset,
+            compute_metrics=with_scalar_metrics(compute_metrics, labels),
+            **kwargs,
+        )
         if self.args.activation_checkpointing and not self.model.supports_gradient_checkpointing:
             kind = type(getattr(self.model, "timm_model", self.model)).__name__
             with_text = " with a text encoder" if hasattr(self.model, "text_model") else ""
@@ -93,7 +133,7 @@ class HFViTTrainer(Trainer):
         self.is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         self._count_trained_parameters()
         if preprocessing is None:
-            preprocessing = Preprocessing(resolve_data_config(self.model.config.pretrained_cfg))
+            preprocessing = Preprocessing(data_config)
         self.preprocessing = preprocessing.to(self.args.device)
         self.mixing = mixing
         self.balanced = balanced
@@ -206,8 +246,11 @@ class HFViTTrainer(Trainer):
         with torch.no_grad():
             if plan is None:
                 return {"pixel_values": self.preprocessing(inputs), "labels": inputs["labels"], **texts}
-            # Under autocast the model's first product rounds the pixels as coarsely as the crop does here.
-            pixel_values = self.augmentation(inputs, self._compute_dtype)
+            if "pixel_values" in inputs:  # of a user's own transform
+                pixel_values = inputs["pixel_values"]
+            else:
+                # Under autocast the model's first product rounds the pixels as coarsely as the crop does here.
+                pixel_values = self.augmentation(inputs, self._compute_dtype)
             labels = inputs["labels"]
             if self._has_begun and not self._first_batch_checked:
                 self._check_first_batch(pixel_values, labels)
@@ -302,7 +345,9 @@ class HFViTTrainer(Trainer):
         labels = inputs.pop("labels")
         outputs = model(**inputs)
         smoothing = self.args.label_smoothing_factor if model.training else 0.0
-        if self.objective and model.training:
+        if self.compute_loss_func:
+            loss = self.compute_loss_func(outputs, labels, num_items_in_batch=num_items_in_batch)
+        elif self.objective and model.training:
             loss = self.objective(outputs.logits, labels, inputs["pixel_values"], smoothing)
         else:
             loss = cross_entropy(outputs.logits, labels, smoothing)

@@ -13,7 +13,6 @@ from transformers import TrainerCallback, set_seed
 from hfvit.artifacts.checkpoint import newest_checkpoint, publish
 from hfvit.data.dataset import ArrayReader, ImageDataset
 from hfvit.data.pixel_cache import cached_pixels
-from hfvit.metrics.classification import trainer_metrics
 from hfvit.recipe.training_args import HFViTTrainingArguments
 from hfvit.training.trainer import HFViTTrainer
 from hfvit.transforms.augmentation import Augmentation
@@ -54,7 +53,6 @@ def make_trainer(output_dir, callbacks=None, rows=40, policy="basic", repeats=1,
         args=args,
         train_dataset=train,
         eval_dataset=validation,
-        compute_metrics=trainer_metrics(LABELS),
         callbacks=callbacks,
         preprocessing=preprocessing,
         mixing=BatchMixing(len(LABELS), **mixing) if mixing else None,

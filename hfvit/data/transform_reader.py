@@ -1,0 +1,92 @@
+"""Run a user's own transform on PIL images, in the data loader's workers."""
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from PIL import Image
+
+from hfvit.data.decode import decode
+from hfvit.errors import DataError, one_line
+from hfvit.transforms.augmentation import Augmentation
+
+
+class TransformReader:
+    """Decode images and apply a transform that replaces hfvit's augmentation.
+
+    The transform is seeded for each image, so that a resumed run, several processes and any number of workers get the
+    same augmented images.
+
+    Args:
+        split: columns `image` (undecoded) and `row`; see `data.splits.undecoded`.
+        name: of the split, for messages.
+        transform: a callable on an RGB PIL image, such as `torchvision.transforms.v2.Compose` or
+            `timm.data.create_transform`, or an albumentations transform. It returns an image of the model's size: a
+            float tensor `(3, height, width)`, taken as normalized pixel values, or a PIL image, a uint8 tensor
+            `(3, height, width)` or a uint8 array `(height, width, 3)`, which are normalized afterwards.
+    """
+
+    def __init__(self, split: Dataset, name: str, transform: Callable):
+        self.split = split
+        self.name = name
+        self.transform = transform
+
+    def for_training(self, rows: np.ndarray, seeds: np.ndarray, augmentation: Augmentation) -> dict[str, Any]:
+        """`pixel_values` `(batch, 3, height, width)` of `rows`, and an empty plan.
+
+        Args:
+            rows: of the split.
+            seeds: one an image.
+            augmentation: its image size, mean and standard deviation are used.
+        """
+        images = self.split[rows.tolist()]
+        values = []
+        for image, row, seed in zip(images["image"], images["row"], seeds, strict=True):
+            picture = decode(image, self.name, row)
+            with seeded(int(seed)):
+                values.append(self._apply(picture, row, augmentation))
+        return {"pixel_values": torch.stack(values), "plan": {}}
+
+    def _apply(self, image: Image.Image, row: int, augmentation: Augmentation) -> torch.Tensor:
+        try:
+            if type(self.transform).__module__.split(".")[0] == "albumentations":
+                result = self.transform(image=np.asarray(image))["image"]
+            else:
+                result = self.transform(image)
+        except Exception as error:
+            raise DataError(
+                f"train_transforms: failed on row {row} of split '{self.name}' ({type(error).__name__}:"
+                f" {one_line(error)})."
+            ) from error
+        if isinstance(result, Image.Image):
+            result = np.array(result.convert("RGB"))
+        if isinstance(result, np.ndarray):
+            result = torch.from_numpy(result).permute(2, 0, 1)
+        if result.dtype == torch.uint8:
+            result = (result.float() - augmentation.mean.view(3, 1, 1)) / augmentation.std.view(3, 1, 1)
+        if result.shape != (3, *augmentation.image_size):
+            height, width = augmentation.image_size
+            raise DataError(
+                f"train_transforms: must return images of {height}x{width} pixels with 3 channels, got a tensor of"
+                f" shape {tuple(result.shape)}. End the transform with a resize or crop to the model's image size."
+            )
+        return result.float()
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the generators of Python, NumPy and torch inside the block, and restore them afterwards."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed % 2**63)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])

@@ -1,0 +1,147 @@
+"""`HFViTTrainer` with a user's own `datasets.Dataset`, transforms, metrics, loss and callbacks."""
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from helpers.images import LABELS, colored_split
+from helpers.micro_trainer import losses, weights
+from helpers.models import build_model
+from helpers.recipes import ARCHITECTURE, MICRO
+from torchvision.transforms import v2
+from transformers import TrainerCallback, set_seed
+
+from hfvit import HFViTTrainer, HFViTTrainingArguments
+from hfvit.errors import DataError
+
+MEAN = STD = (0.5, 0.5, 0.5)
+
+
+def trainer_for(folder, train=None, **options):
+    names = ("train_transforms", "compute_metrics", "compute_loss_func", "callbacks")
+    own = {name: options.pop(name) for name in names if name in options}
+    defaults = {
+        "global_batch_size": 8, "num_train_epochs": 2, "learning_rate": 3e-3, "logging_steps": 1, "use_cpu": True,
+        "disable_tqdm": True, "seed": 5,
+    }  # fmt: skip
+    args = HFViTTrainingArguments(output_dir=str(folder), **{**defaults, **options})
+    set_seed(0)
+    return HFViTTrainer(
+        model=build_model(LABELS, architecture=ARCHITECTURE, image_size=16, timm_kwargs=MICRO),
+        args=args,
+        train_dataset=colored_split(40, 1) if train is None else train,
+        eval_dataset=colored_split(13, 2),
+        **own,
+    )
+
+
+def test_trainer_with_plain_datasets_learns_and_evaluates(tmp_path):
+    trainer = trainer_for(tmp_path, num_train_epochs=4)
+    trainer.train()
+    assert trainer.evaluate()["eval_accuracy"] == 1.0
+    assert losses(trainer)[-1] < losses(trainer)[0]
+
+
+def test_labels_are_matched_to_the_classes_of_the_model_by_name(tmp_path):
+    split = colored_split(40, 1)
+    names = [LABELS[label] for label in split["label"]]
+    order = ["green", "red", "blue"]
+    feature = datasets.ClassLabel(names=order)
+    other = split.remove_columns("label").add_column("label", [order.index(name) for name in names])
+    other = other.cast_column("label", feature)
+    texts = split.remove_columns("label").add_column("label", names)
+    integers = split.remove_columns("label").add_column("label", list(split["label"]))
+    for dataset in (other, texts, integers):
+        assert trainer_for(tmp_path, dataset).train_dataset.labels.tolist() == list(split["label"])
+
+
+def test_a_label_that_is_no_class_of_the_model_names_its_row(tmp_path):
+    split = colored_split(40, 1)
+    names = [LABELS[label] for label in split["label"]]
+    names[17] = "violet"
+    with pytest.raises(DataError, match=r"row 17\b.*violet"):
+        trainer_for(tmp_path, split.remove_columns("label").add_column("label", names))
+
+
+def normalized(image):
+    return v2.functional.normalize(v2.functional.to_dtype(v2.functional.pil_to_tensor(image), scale=True), MEAN, STD)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        normalized,
+        v2.functional.pil_to_tensor,
+        np.asarray,
+        lambda image: image,
+        v2.Compose([v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]),
+    ],
+    ids=["float tensor", "uint8 tensor", "array", "PIL image", "torchvision v2"],
+)
+def test_a_transform_gives_the_pixel_values_that_the_model_is_trained_on(tmp_path, transform):
+    trainer = trainer_for(tmp_path, train_transforms=transform)
+    batch = trainer.train_dataset.__getitems__([(0, row) for row in (3, 0, 39)])
+    images = [colored_split(40, 1)[row]["img"] for row in (3, 0, 39)]
+    mean = torch.tensor(trainer.model.config.pretrained_cfg["mean"]).view(3, 1, 1)
+    std = torch.tensor(trainer.model.config.pretrained_cfg["std"]).view(3, 1, 1)
+    expected = torch.stack([(v2.functional.pil_to_tensor(image) / 255 - mean) / std for image in images])
+    torch.testing.assert_close(trainer.prepare_batch(batch)["pixel_values"], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_an_albumentations_transform_is_called_its_own_way(tmp_path):
+    albumentations = pytest.importorskip("albumentations")
+    trainer = trainer_for(tmp_path, train_transforms=albumentations.HorizontalFlip(p=1.0))
+    plain = trainer_for(tmp_path, train_transforms=lambda image: image)
+    flipped, expected = (
+        t.prepare_batch(t.train_dataset.__getitems__([(0, 0)]))["pixel_values"] for t in (trainer, plain)
+    )
+    torch.testing.assert_close(flipped, expected.flip(-1))
+
+
+def test_a_random_transform_is_the_same_with_workers_micro_batches_and_after_a_resume(tmp_path):
+    transform = v2.Compose([v2.RandomHorizontalFlip(), v2.ColorJitter(brightness=0.3), v2.RandomCrop(16, padding=2)])
+    plain = trainer_for(tmp_path / "plain", train_transforms=transform)
+    plain.train()
+    for options in ({"dataloader_num_workers": 2}, {"per_device_train_batch_size": 4}):
+        other = trainer_for(tmp_path / next(iter(options)), train_transforms=transform, **options)
+        other.train()
+        assert losses(other) == pytest.approx(losses(plain), rel=1e-4)
+    resumed = trainer_for(tmp_path / "plain", train_transforms=transform)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "plain" / "checkpoint-5"))
+    final = weights(plain)
+    assert all(torch.equal(value, final[name]) for name, value in weights(resumed).items())
+    first, second = (plain.train_dataset.__getitems__([(draw, 0)])["pixel_values"] for draw in (0, 1))
+    assert not torch.equal(first, second)  # each epoch draws anew
+
+
+def test_a_transform_of_the_wrong_size_and_one_that_fails_name_the_option(tmp_path):
+    for transform in (v2.Resize(20), lambda image: image.no_such_method()):
+        trainer = trainer_for(tmp_path, train_transforms=transform)
+        with pytest.raises(DataError, match=r"^train_transforms:"):
+            trainer.train()
+
+
+def test_own_metrics_loss_and_callbacks_are_used(tmp_path):
+    seen = []
+
+    class Record(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            seen.append(state.global_step)
+
+    def share_of_red(prediction):
+        return {"share_of_red": float((prediction.predictions.argmax(axis=1) == 0).mean())}
+
+    def twice(outputs, labels, num_items_in_batch=None):
+        return 2 * torch.nn.functional.cross_entropy(outputs.logits, labels)
+
+    plain = trainer_for(tmp_path / "plain", num_train_epochs=1)
+    plain.train()
+    options = {"compute_metrics": share_of_red, "compute_loss_func": twice, "callbacks": [Record()]}
+    trainer = trainer_for(tmp_path / "own", num_train_epochs=1, per_device_train_batch_size=4, **options)
+    trainer.train()
+    assert seen == [1, 2, 3, 4, 5]
+    assert losses(trainer)[0] == pytest.approx(2 * losses(plain)[0], rel=1e-4)
+    metrics = trainer.evaluate()
+    predicted = trainer.predict(trainer.eval_dataset).predictions.argmax(axis=1)
+    assert metrics["eval_share_of_red"] == pytest.approx((predicted == 0).mean())
+    assert "eval_accuracy" in metrics
