@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from transformers import EarlyStoppingCallback
 from transformers.trainer_utils import rotate_checkpoints
 
-from hfvit.artifacts.checkpoint import publish
+from hfvit.artifacts.checkpoint import commit_checkpoint
 from hfvit.artifacts.constants import STAGING, STATE_FILE
 from hfvit.errors import InterruptedRunError, StorageError, one_line
 from hfvit.training.out_of_memory import FittingTrainer
@@ -229,7 +229,7 @@ class SavingTrainer(FittingTrainer):
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 self.state.save_to_json(staged / STATE_FILE)  # again: the best one has its name now
-                publish(staged, final)
+                commit_checkpoint(staged, final)
         if self.args.should_save:
             rotate_checkpoints(str(final.parent), self.args.save_total_limit, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
