@@ -13,7 +13,7 @@ from hfvit.utils.files import file_sha256, sync, sync_tree
 MODEL_ALONE = "it holds the model alone (save_only_model)"
 
 
-def flaw(checkpoint: str | Path, read: bool = False) -> str | None:
+def checkpoint_error(checkpoint: str | Path, read: bool = False) -> str | None:
     """Why training cannot go on from the folder `checkpoint`, in words; None when it can.
 
     With `read` the contents are compared, too, which takes as long as reading every file.
@@ -38,8 +38,8 @@ def flaw(checkpoint: str | Path, read: bool = False) -> str | None:
     return None
 
 
-def publish(staged: Path, final: Path) -> None:
-    """Make the folder `staged` last and give it the name `final`, on the same file system."""
+def commit_checkpoint(staged: Path, final: Path) -> None:
+    """Write the manifest of the folder `staged`, sync it and rename it to `final`, on the same file system."""
     listed = {
         path.relative_to(staged).as_posix(): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
         for path in sorted(staged.rglob("*"))
@@ -63,8 +63,8 @@ def checkpoints(output_dir: str | Path) -> list[Path]:
 
 
 def newest_checkpoint(output_dir: str | Path) -> Path | None:
-    """The newest checkpoint that `flaw` finds nothing wrong with."""
-    return next((folder for folder in reversed(checkpoints(output_dir)) if flaw(folder) is None), None)
+    """The newest checkpoint without a `checkpoint_error`."""
+    return next((folder for folder in reversed(checkpoints(output_dir)) if checkpoint_error(folder) is None), None)
 
 
 def step_of(checkpoint: Path) -> int:

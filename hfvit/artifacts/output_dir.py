@@ -11,8 +11,8 @@ from filelock import FileLock, Timeout
 from hfvit.artifacts.checkpoint import (
     BROKEN,
     MODEL_ALONE,
+    checkpoint_error,
     checkpoints,
-    flaw,
     is_of_run,
     newest_checkpoint,
     remove_checkpoint,
@@ -61,7 +61,7 @@ def claim_output_dir(output_dir: str, resume: str | None, overwrite: bool, is_ma
         checkpoint = _newest_read_whole(folder) if is_main else newest_checkpoint(folder)
     else:
         checkpoint = Path(resume) if resume else None
-        if checkpoint and (reason := flaw(checkpoint, read=is_main)):
+        if checkpoint and (reason := checkpoint_error(checkpoint, read=is_main)):
             raise RecipeError(f"resume_from_checkpoint: {resume} is no whole checkpoint of a run: {reason}.")
     if not overwrite:
         if is_finished(folder) or not is_of_run(checkpoint, folder):
@@ -94,7 +94,7 @@ def _refuse_foreign(folder: Path) -> None:
 
 def _newest_read_whole(folder: Path) -> Path | None:
     for checkpoint in reversed(checkpoints(folder)):
-        reason = flaw(checkpoint, read=True)
+        reason = checkpoint_error(checkpoint, read=True)
         if reason is None:
             return checkpoint
         if reason == MODEL_ALONE:

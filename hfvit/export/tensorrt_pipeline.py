@@ -111,7 +111,7 @@ class EngineExport:
         print(self.table(facts))
 
     def calibration(self) -> dict:
-        """What was asked for beside the recipe, which a command to build the engine again must ask for, too."""
+        """What was asked for beside the recipe, for who builds the engine again."""
         options = self.options
         if options.quantize != "int8" or options.calibration_dataset is None:
             return {}

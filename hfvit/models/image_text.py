@@ -12,7 +12,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from hfvit.errors import ModelError, one_line
 from hfvit.models.configuration import HFViTConfig
 from hfvit.models.freezing import FrozenParts, freeze, frozen_part
-from hfvit.models.modeling import HFViTForImageClassification
+from hfvit.models.modeling import HFViTForImageClassification, LibraryInitialization
 from hfvit.recipe.arguments import ModelArguments
 from hfvit.utils.hub_ids import folder_or_hub_id
 
@@ -103,7 +103,7 @@ class HFViTFusionConfig(HFViTConfig):
         return output
 
 
-class HFViTFusionForImageClassification(FrozenParts, PreTrainedModel):
+class HFViTFusionForImageClassification(FrozenParts, LibraryInitialization, PreTrainedModel):
     """Classifies an image together with a text.
 
     The image tower is timm's, without its classifier. With `cross_attention` its tokens (or the places of its feature
@@ -131,9 +131,6 @@ class HFViTFusionForImageClassification(FrozenParts, PreTrainedModel):
         # What FSDP wraps; post_init adds those of the text encoder.
         self._no_split_modules = sorted({type(block).__name__ for block in getattr(self.timm_model, "blocks", ())})
         self.post_init()
-
-    def init_weights(self):
-        """Leave the initialisation of timm, of the text encoder and of torch alone."""
 
     def _init_weights(self, module: nn.Module) -> None:
         """Called by `from_pretrained` for what no checkpoint holds: timm's buffers that are computed."""

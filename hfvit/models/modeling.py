@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import TimmWrapperForImageClassification
+from transformers import PretrainedConfig, TimmWrapperForImageClassification
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from hfvit.errors import ModelError
@@ -18,7 +18,30 @@ from hfvit.utils.hub_ids import folder_or_hub_id
 from hfvit.utils.quiet import log_level
 
 
-class HFViTForImageClassification(FrozenParts, TimmWrapperForImageClassification):
+class LibraryInitialization:
+    """Mixin of a model: keep the initialization of timm and torch, where transformers redraws it from a normal.
+
+    `_is_hf_initialized` is transformers' mark of a module that has its values. `from_pretrained`, which builds on the
+    meta device, computes missing values and non-persistent buffers itself (`_init_weights`), and then sets it.
+    """
+
+    def post_init(self):
+        self._is_hf_initialized = not next(self.parameters()).is_meta
+        super().post_init()
+
+    def init_weights(self):
+        """Give a model built on the meta device the values of a new one, once it has storage (`to_empty`)."""
+        if self._is_hf_initialized or next(self.parameters()).is_meta:
+            return
+        new = type(self)(self.config)  # the one way to timm's initialization that each of its architectures has
+        values = {**dict(new.named_parameters()), **dict(new.named_buffers())}
+        with torch.no_grad():
+            for name, tensor in [*self.named_parameters(), *self.named_buffers()]:
+                tensor.copy_(values[name])
+        self._is_hf_initialized = True
+
+
+class HFViTForImageClassification(FrozenParts, LibraryInitialization, TimmWrapperForImageClassification):
     """timm classifier with position embeddings that follow the image size, attention maps and frozen parts."""
 
     config_class = HFViTConfig
@@ -33,13 +56,10 @@ class HFViTForImageClassification(FrozenParts, TimmWrapperForImageClassification
         # What FSDP wraps; the stock value names a class that the model does not contain.
         self._no_split_modules = sorted({type(block).__name__ for block in getattr(self.timm_model, "blocks", ())})
 
-    def init_weights(self):
-        """Leave timm's own initialisation of a new model alone; the stock class redraws it from a normal."""
-
     @classmethod
     def from_pretrained(
         cls,
-        pretrained_model_name_or_path: str | Path,
+        pretrained_model_name_or_path: str | Path | None,
         *args,
         labels: list[str] | None = None,
         image_size: int | None = None,
@@ -49,24 +69,31 @@ class HFViTForImageClassification(FrozenParts, TimmWrapperForImageClassification
         """Load a timm, transformers `timm_wrapper` or hfvit checkpoint: a Hub id or a folder.
 
         Args:
+            pretrained_model_name_or_path: None to load `state_dict=` into the model that `config=` describes.
             labels: class names in order. The head is kept when they are the checkpoint's own, else it is new.
             image_size: height and width in pixels; position embeddings are resampled by timm when it differs. (The
                 stock class leaves them uninitialised, transformers 5.23.)
             timm_kwargs: further arguments of `timm.create_model`, over the checkpoint's `model_args`.
 
-        Raises `ModelError` for another kind of checkpoint, or when anything but a new head would be left untrained.
+        Raises:
+            ModelError: another kind of checkpoint, or anything but a new head would be left untrained.
+            ValueError: neither a checkpoint nor `config` and `state_dict`.
         """
-        pretrained_model_name_or_path = folder_or_hub_id(
-            pretrained_model_name_or_path, ModelError, "model_name_or_path"
-        )
-        hub = ("revision", "cache_dir", "token", "local_files_only", "force_download", "subfolder")
-        config = load_config(pretrained_model_name_or_path, **{key: kwargs[key] for key in hub if key in kwargs})
-        old_labels = config.label_names
         given = kwargs.pop("config", None)
-        if given is not None:
-            names = [given.id2label[index] for index in range(given.num_labels)]
-            stock = {**given.to_dict(), "label_names": names, "num_classes": len(names)}
-            config = HFViTConfig.from_dict({"pretrained_cfg": config.pretrained_cfg, **stock})
+        if pretrained_model_name_or_path is None:
+            if given is None or kwargs.get("state_dict") is None:
+                raise ValueError("from_pretrained: name a checkpoint, or pass config= and state_dict=.")
+            config = _as_own_config(given, {})
+            old_labels = config.label_names
+        else:
+            pretrained_model_name_or_path = folder_or_hub_id(
+                pretrained_model_name_or_path, ModelError, "model_name_or_path"
+            )
+            hub = ("revision", "cache_dir", "token", "local_files_only", "force_download", "subfolder")
+            config = load_config(pretrained_model_name_or_path, **{key: kwargs[key] for key in hub if key in kwargs})
+            old_labels = config.label_names
+            if given is not None:
+                config = _as_own_config(given, config.pretrained_cfg)
         labels = _requested_labels(labels, config.label_names, kwargs)
         if not labels:
             raise ModelError(
@@ -89,7 +116,7 @@ class HFViTForImageClassification(FrozenParts, TimmWrapperForImageClassification
                 output_loading_info=True,
                 **kwargs,
             )
-        model._check_loaded(info, pretrained_model_name_or_path, keeps_head)
+        model._check_loaded(info, pretrained_model_name_or_path or "state_dict", keeps_head)
         if not keeps_head:
             model.reset_head()
         if image_size:
@@ -181,6 +208,13 @@ class HFViTForImageClassification(FrozenParts, TimmWrapperForImageClassification
             return (*outputs, tuple(maps))
         outputs.attentions = tuple(maps)
         return outputs
+
+
+def _as_own_config(given: PretrainedConfig, pretrained_cfg: dict[str, Any]) -> HFViTConfig:
+    """A copy of `given`, a stock `TimmWrapperConfig` or our own; `pretrained_cfg` stands in where it has none."""
+    names = [given.id2label[index] for index in range(given.num_labels)]
+    values = {**given.to_dict(), "label_names": names, "num_classes": len(names)}
+    return HFViTConfig.from_dict({"pretrained_cfg": pretrained_cfg, **values})
 
 
 def _requested_labels(labels: list[str] | None, old_labels: list[str], kwargs: dict[str, Any]) -> list[str]:

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerState
 from transformers.trainer_utils import rotate_checkpoints
 
-from hfvit.artifacts.checkpoint import publish
+from hfvit.artifacts.checkpoint import commit_checkpoint
 from hfvit.artifacts.constants import STAGING, STATE_FILE
 from hfvit.errors import InterruptedRunError, StorageError, one_line
 from hfvit.utils.files import write_text
@@ -259,7 +259,7 @@ class CheckpointWriter(TrainerCallback):
             trainer.accelerator.wait_for_everyone()
             if args.should_save:
                 trainer.state.save_to_json(str(staged / STATE_FILE))  # again, with the final name of the best one
-                publish(staged, final)
+                commit_checkpoint(staged, final)
         if args.should_save:
             rotate_checkpoints(str(final.parent), args.save_total_limit, trainer.state.best_model_checkpoint)
         trainer.accelerator.wait_for_everyone()

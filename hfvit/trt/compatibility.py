@@ -1,7 +1,6 @@
 """Check an engine against this machine before it is loaded."""
 
 import ctypes
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,12 +8,13 @@ from typing import Any
 import torch
 
 from hfvit.artifacts.artifact import Artifact
-from hfvit.artifacts.constants import CONFIG_FILE, ENGINE_FACTS_FILE
+from hfvit.artifacts.constants import ENGINE_FACTS_FILE
 from hfvit.artifacts.export_folder import file_facts
 from hfvit.errors import ModelError, one_line
 from hfvit.trt.api import INSTALL, NAMES, TITLES, Backend, load_backend, local_gpus
 from hfvit.utils.files import read_object
 
+REBUILD = "Build the engine again on this machine with `optimum-cli export tensorrt`; its options are in engine.json."
 SUPPORTED_ACROSS_MAJORS = {(10, 11), (8, 10)}  # of version-compatible engines, by TensorRT's support matrix
 
 
@@ -123,7 +123,7 @@ def read_engine_facts(artifact: Artifact) -> EngineFacts:
         )
     facts = EngineFacts(path.parent, artifact.file, read_object(path))
     try:
-        str(facts), facts.cuda, facts.is_version_compatible, rebuild_line(facts)
+        str(facts), facts.cuda, facts.is_version_compatible
         expected = {key: facts.values[key] for key in ("sha256", "bytes")}
     except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
         raise ModelError(
@@ -135,7 +135,7 @@ def read_engine_facts(artifact: Artifact) -> EngineFacts:
         what = f"has {size:,} bytes in place of {expected['bytes']:,}" if size != expected["bytes"] else "was changed"
         raise ModelError(
             f"{artifact.file} is not the engine that {ENGINE_FACTS_FILE} describes: it {what}. It was built with"
-            f" {facts}. Copy it again, or build it again: {rebuild_line(facts)}"
+            f" {facts}. Copy it again, or else: {REBUILD}"
         )
     return facts
 
@@ -157,15 +157,14 @@ def check_engine(facts: EngineFacts, here: Here, device: str | None = None, allo
     if facts.cuda and here.driver and _level(here.driver)[0] < int(facts.cuda):
         raise ModelError(
             f"{_cannot(facts)} Its wheels are for CUDA {facts.cuda}, and the driver here supports CUDA {here.driver}:"
-            f" update the driver, or install wheels for CUDA {_level(here.driver)[0]} and build the engine again:"
-            f" {rebuild_line(facts)}"
+            f" update the driver, or install wheels for CUDA {_level(here.driver)[0]}. {REBUILD}"
         )
     if facts.is_version_compatible and not allow_code:
         raise ModelError(
             f"{_cannot(facts)} A version-compatible engine carries code for the processor, its own runtime, and hfvit"
             " runs no code of a file unasked. Where you trust who built it, load it with"
-            f" hfvit.load_classifier(path, trust_remote_code=True); or build it without: "
-            f"{rebuild_line(facts, version_compatible=False)}"
+            " hfvit.load_classifier(path, trust_remote_code=True); or build it again without --version_compatible"
+            " (`optimum-cli export tensorrt`)."
         )
     return number
 
@@ -183,8 +182,8 @@ def _check_gpu(facts: EngineFacts, here: Here) -> None:
         why = "the driver shows no GPU to this process"
     raise ModelError(
         f"{facts.file} needs a CUDA GPU, and there is none here that PyTorch can use ({why}). It was built with"
-        f" {facts}. On a processor take an ONNX file: optimum-cli export onnx --model {_model_word(facts)}"
-        f" {_output_word(facts).parent / 'onnx'}. For another GPU build it again: {rebuild_line(facts)}"
+        f" {facts}. On a processor take an ONNX file, from `optimum-cli export onnx`; for another GPU build the engine"
+        " again on its machine, with `optimum-cli export tensorrt`."
     )
 
 
@@ -195,21 +194,15 @@ def _check_capability(facts: EngineFacts, here: Here, name: str, capability: str
     if facts.backend == "tensorrt_rtx" and here.targets and capability not in here.targets:
         raise ModelError(
             f"{_cannot(facts)} Here is {name} of compute capability {capability}, for which TensorRT for RTX builds"
-            f" nothing. Build it with full TensorRT, on this machine: {rebuild_line(facts, backend='tensorrt')}"
+            " nothing. Build the engine again on this machine with `optimum-cli export tensorrt --backend tensorrt`."
         )
-    raise ModelError(
-        f"{_cannot(facts)} Here is {name} of compute capability {capability}. Build it again for this GPU:"
-        f" {rebuild_line(facts, capability=capability)}"
-    )
+    raise ModelError(f"{_cannot(facts)} Here is {name} of compute capability {capability}. {REBUILD}")
 
 
 def _check_backend(facts: EngineFacts, here: Here) -> None:
     if facts.backend not in here.versions:
         other = next((name for name in NAMES if name in here.versions), None)
-        instead = ""
-        if other:
-            line = rebuild_line(facts, backend=other)
-            instead = f" Or build it again with {TITLES[other]} {here.versions[other]}, which is here: {line}"
+        instead = f" Or use {TITLES[other]} {here.versions[other]}, which is here. {REBUILD}" if other else ""
         raise ModelError(
             f"{_cannot(facts)} {TITLES[facts.backend]} cannot be imported here"
             f" ({here.missing.get(facts.backend, 'it is not installed')}): {INSTALL[facts.backend]}, version"
@@ -219,8 +212,8 @@ def _check_backend(facts: EngineFacts, here: Here) -> None:
     if not _runs(facts, version):
         later = " or later" if facts.is_version_compatible else ""
         raise ModelError(
-            f"{_cannot(facts)} Here is version {version}, and its engines run in that version{later} alone. Build it"
-            f" again: {rebuild_line(facts)} (or install version {facts.version})"
+            f"{_cannot(facts)} Here is version {version}, and its engines run in that version{later} alone: install"
+            f" version {facts.version}. {REBUILD}"
         )
 
 
@@ -231,46 +224,6 @@ def _runs(facts: EngineFacts, version: str) -> bool:
         return False
     built, here = _level(facts.version), _level(version)
     return here >= built and (here[0] == built[0] or (built[0], here[0]) in SUPPORTED_ACROSS_MAJORS)
-
-
-def rebuild_line(
-    facts: EngineFacts, *, capability: str | None = None, backend: str | None = None, version_compatible: bool = True
-) -> str:
-    """The command that builds the engine again as it was, but for what is given here."""
-    values, options = facts.values, facts.values["options"]
-    wanted = backend or facts.backend
-    is_rtx = wanted == "tensorrt_rtx"
-    words = ["--model", _model_word(facts), "--dtype", values["dtype"], "--backend", wanted]
-    for name, batch in zip(("--min_batch", "--opt_batch", "--max_batch"), facts.batches, strict=True):
-        words += [name, str(batch)]
-    for name in ("workspace", "optimization_level", "calibration_dataset", "calibration_split", "calibration_samples"):
-        if options.get(name) is not None:
-            words += [f"--{name}", str(options[name])]
-    if not is_rtx and options["hardware_compatibility"] != "none":
-        words += ["--hardware_compatibility", options["hardware_compatibility"]]
-    if not is_rtx and options["version_compatible"] and version_compatible:
-        words.append("--version_compatible")
-    if facts.file.suffix == ".plan" and not is_rtx:
-        words += ["--triton", facts.folder.name]
-    words.append(str(_output_word(facts) if not is_rtx else facts.folder))
-    if is_rtx:  # last, since it takes any number of words
-        words += ["--compute_capability", *([capability] if capability else facts.capabilities)]
-    return shlex.join(["optimum-cli", "export", "tensorrt", *words])
-
-
-def _output_word(facts: EngineFacts) -> Path:
-    """OUTPUT of the command: for a model repository the folder that holds the model's."""
-    return facts.folder.parent if facts.file.suffix == ".plan" else facts.folder
-
-
-def _model_word(facts: EngineFacts) -> str:
-    """--model of the command: the checkpoint where it can be found, else its Hub id, else its name."""
-    source, parent = facts.values["source"], facts.folder.resolve().parent
-    if facts.values["dtype"] == "fp8":  # which no checkpoint becomes
-        return f"path/to/{facts.values['onnx']['name']}"
-    if parent.name == source and (parent / CONFIG_FILE).is_file():
-        return str(facts.folder.parent)
-    return source if "/" in source else f"path/to/{source}"
 
 
 def _cannot(facts: EngineFacts) -> str:

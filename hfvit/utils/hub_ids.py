@@ -24,8 +24,10 @@ def is_hub_id(name: str) -> bool:
 def folder_or_hub_id(name: str | Path, error: type[HFViTError], option: str | None = None) -> str:
     """`name` as libraries take it: an existing folder with `~` expanded, or the Hub id as it stands.
 
-    Raises `error`, with `option` as the head of its message, for a path where there is no folder: a library would ask
-    the Hub for it, and tell of that.
+    Args:
+        error: raised for a path where there is no folder, for which a library would ask the Hub, and for a name close
+            to that of a folder that exists.
+        option: the head of its message.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -37,28 +39,11 @@ def folder_or_hub_id(name: str | Path, error: type[HFViTError], option: str | No
     if is_path(name):
         raise error(f"{there} is no folder {name}.")
     parent, _, last = str(name).partition("/")
-    if last and Path(parent).is_dir():  # a repository's name as well as a folder's with a slip of the finger
-        if close := nearest(str(name), [f"{parent}/{path.name}" for path in Path(parent).iterdir() if path.is_dir()]):
+    if last and Path(parent).is_dir():  # may be a repository, or a folder with a typo
+        folders = [f"{parent}/{path.name}" for path in Path(parent).iterdir() if path.is_dir()]
+        if close := nearest(str(name), folders):
             raise error(f"{there} is no folder {name}.{close}")
-        if _is_out_of_reach(str(name), "dataset" if option == "dataset_name" else "model"):
-            raise error(f"{there} is no folder {name}, and the Hub cannot be asked for a repository of that name.")
     return str(name)
-
-
-def _is_out_of_reach(repo_id: str, kind: str) -> bool:
-    """Whether neither the cache has the repository nor the Hub answers: a library would try for half a minute."""
-    from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    if constants.HF_HUB_OFFLINE or (Path(constants.HF_HUB_CACHE) / f"{kind}s--{repo_id.replace('/', '--')}").is_dir():
-        return False
-    try:
-        HfApi().repo_info(repo_id, repo_type=kind, timeout=5.0)
-    except (HfHubHTTPError, HFValidationError):  # an answer, of which the library tells more
-        return False
-    except Exception:
-        return True
-    return False
 
 
 def dataset_title(name: str) -> str:

@@ -3,30 +3,30 @@
 import pytest
 from helpers.micro_trainer import make_checkpoint
 
-from hfvit.artifacts.checkpoint import flaw, newest_checkpoint, remove_checkpoints
+from hfvit.artifacts.checkpoint import checkpoint_error, newest_checkpoint, remove_checkpoints
 from hfvit.artifacts.output_dir import claim_output_dir, clear_run, refuse_to_discard
 from hfvit.errors import RecipeError
 
 
 def test_a_checkpoint_lacks_nothing(tmp_path):
     checkpoint = make_checkpoint(tmp_path)
-    assert flaw(checkpoint, read=True) is None
+    assert checkpoint_error(checkpoint, read=True) is None
     file = checkpoint / "trainer_state.json"
     file.write_text("[]")
-    assert flaw(checkpoint) is None
-    assert flaw(checkpoint, read=True) == "trainer_state.json has changed since it was written"
+    assert checkpoint_error(checkpoint) is None
+    assert checkpoint_error(checkpoint, read=True) == "trainer_state.json has changed since it was written"
     file.write_text("{")
-    assert flaw(checkpoint) == "trainer_state.json has 1 bytes of 2"
+    assert checkpoint_error(checkpoint) == "trainer_state.json has 1 bytes of 2"
     file.unlink()
-    assert flaw(checkpoint) == "trainer_state.json is missing"
+    assert checkpoint_error(checkpoint) == "trainer_state.json is missing"
     manifest = checkpoint / "checkpoint.json"
     for text in ("", "[]", "{}", '{"files": [1]}', '{"files": {"rng_state.pth": {}}}', '{"files": {"a": 1}}'):
         manifest.write_text(text)
-        assert flaw(checkpoint) is not None
+        assert checkpoint_error(checkpoint) is not None
     manifest.write_text('{"files": {}}')
-    assert "the model alone" in flaw(checkpoint)
+    assert "the model alone" in checkpoint_error(checkpoint)
     manifest.unlink()
-    assert flaw(checkpoint) == "it has no checkpoint.json, which is written last"
+    assert checkpoint_error(checkpoint) == "it has no checkpoint.json, which is written last"
 
 
 def test_auto_takes_the_newest_whole_one_and_says_what_it_passed_over(tmp_path, caplog):
@@ -116,7 +116,7 @@ def test_of_a_checkpoint_that_is_a_link_the_link_is_deleted(tmp_path):
     (tmp_path / "out" / "checkpoint-6").touch()  # no folder
     clear_run(tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["checkpoint-6"]
-    assert flaw(moved) is None
+    assert checkpoint_error(moved) is None
 
 
 @pytest.mark.parametrize("name", ["vocab.txt", "run.json", "model-00001-of-00002.safetensors"])

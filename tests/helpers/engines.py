@@ -1,11 +1,7 @@
 """Engine records without a GPU."""
 
-import argparse
-import shlex
-
 import pytest
 
-from hfvit.cli.export_tensorrt import add_arguments
 from hfvit.trt.api import load_backend
 from hfvit.trt.compatibility import EngineFacts
 
@@ -30,17 +26,3 @@ def facts(tmp_path, backend="tensorrt_rtx", file="model.engine", options=None, *
         },
     }  # fmt: skip
     return EngineFacts(tmp_path / "engine", tmp_path / "engine" / file, {**held, **values})
-
-
-def parsed(line: str) -> argparse.Namespace:
-    """What the command makes of a line that a message offers."""
-    words = shlex.split(line)
-    assert words[:3] == ["optimum-cli", "export", "tensorrt"]
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    return parser.parse_args(words[3:])
-
-
-def offered(message: str) -> argparse.Namespace:
-    line = message[message.index("optimum-cli export tensorrt") :]
-    return parsed(line.split(" (or ")[0])

@@ -10,7 +10,7 @@ from helpers.recipes import ARCHITECTURE, MICRO
 from timm.data import resolve_data_config
 from transformers import TrainerCallback, set_seed
 
-from hfvit.artifacts.checkpoint import newest_checkpoint, publish
+from hfvit.artifacts.checkpoint import commit_checkpoint, newest_checkpoint
 from hfvit.data.dataset import ArrayReader, ImageDataset
 from hfvit.data.pixel_cache import cached_pixels
 from hfvit.recipe.training_args import HFViTTrainingArguments
@@ -93,5 +93,5 @@ def make_checkpoint(folder, name="checkpoint-1"):
     staged.mkdir(parents=True)
     for file in ("trainer_state.json", "rng_state.pth"):
         (staged / file).write_text("{}")
-    publish(staged, folder / name)
+    commit_checkpoint(staged, folder / name)
     return folder / name

@@ -54,6 +54,17 @@ def build(family, **kwargs):
     return build_model(LABELS, architecture=architecture, image_size=size, timm_kwargs=args, **kwargs)
 
 
+def tensors(model):
+    """Name -> parameter or buffer, those that no checkpoint holds included."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def assert_same_tensors(model, expected):
+    assert tensors(model).keys() == tensors(expected).keys()
+    different = [name for name, value in tensors(expected).items() if not torch.equal(tensors(model)[name], value)]
+    assert not different
+
+
 def pixels(model, images=4):
     return torch.randn(images, 3, *model.config.image_size, generator=torch.Generator().manual_seed(1))
 
@@ -178,6 +189,38 @@ def test_windows_follow_the_image_as_timms_own_loader_has_them(tmp_path):
     pixel_values = pixels(resized)
     with torch.inference_mode():
         torch.testing.assert_close(logits(resized, pixel_values), reference(pixel_values))
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "swin"])
+def test_init_weights_after_to_empty_equals_a_new_model(family):
+    """Buffers of rotary embeddings and relative positions included, which are computed and saved nowhere."""
+    config = build(family).config
+    torch.manual_seed(1)
+    expected = HFViTForImageClassification(config)
+    with torch.device("meta"):
+        model = HFViTForImageClassification(config)
+    model.init_weights()
+    assert all(tensor.is_meta for tensor in tensors(model).values())
+    model.to_empty(device="cpu")
+    for tensor in tensors(model).values():
+        tensor.data.fill_(7)
+    torch.manual_seed(1)
+    model.init_weights()
+    assert_same_tensors(model, expected)
+    pixel_values = pixels(model)
+    assert torch.equal(logits(model, pixel_values), logits(expected, pixel_values))
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "swin"])
+def test_from_pretrained_equals_the_saved_model(family, tmp_path):
+    model = build(family)
+    model.save_pretrained(tmp_path)
+    for loaded in (
+        HFViTForImageClassification.from_pretrained(tmp_path),
+        HFViTForImageClassification.from_pretrained(None, config=model.config, state_dict=model.state_dict()),
+    ):
+        loaded.init_weights()  # keeps what was loaded
+        assert_same_tensors(loaded, model)
 
 
 @pytest.mark.parametrize(("name", "family"), [("swin_tiny", "swin"), ("hiera_tiny", "hiera")])

@@ -103,6 +103,20 @@ def test_the_text_half_of_a_clip_pair_serves_too(tmp_path):
         torch.testing.assert_close(own, value)
 
 
+def test_init_weights_after_to_empty_equals_a_new_model(encoder):
+    config = fusion(encoder).config
+    torch.manual_seed(1)
+    expected = HFViTFusionForImageClassification(config)
+    with torch.device("meta"):
+        model = HFViTFusionForImageClassification(config)
+    model.to_empty(device="cpu")
+    torch.manual_seed(1)
+    model.init_weights()
+    values = {**dict(expected.named_parameters()), **dict(expected.named_buffers())}
+    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+        assert torch.equal(value, values[name]), name
+
+
 def test_encoders_and_tokenizers_that_cannot_serve_are_told(encoder, tmp_path):
     with pytest.raises(
         ModelError, match=r"max_text_length: .* cannot read 17 tokens \(its max_position_embeddings is 16\)"

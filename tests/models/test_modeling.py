@@ -147,6 +147,30 @@ def test_the_head_is_kept_when_the_classes_agree_and_new_when_they_differ(saved)
     assert head(config=stock, image_size=48).shape == (5, 32)
 
 
+def test_from_pretrained_none_loads_a_state_dict(saved):
+    folder, _, pixel_values, logits = saved
+    state_dict = load_file(folder / "model.safetensors")
+
+    def load(config, **kwargs):
+        return HFViTForImageClassification.from_pretrained(None, config=config, state_dict=dict(state_dict), **kwargs)
+
+    own, stock = hfvit.HFViTConfig.from_pretrained(folder), AutoConfig.from_pretrained(folder)
+    for config in (own, stock):
+        model = load(config).eval()
+        assert torch.equal(model(pixel_values).logits, logits)
+        assert model.config.label_names == LABELS
+    renamed = load(own, labels=["x", "y"])
+    assert renamed.config.label_names == ["x", "y"]
+    assert torch.equal(renamed.timm_model.pos_embed, state_dict["pos_embed"])
+    assert own.label_names == LABELS
+    del state_dict["pos_embed"]
+    with pytest.raises(ModelError, match=r"1 weights are missing or of another shape \(pos_embed\)"):
+        load(own)
+    for kwargs in ({"config": own}, {"state_dict": state_dict}, {}):
+        with pytest.raises(ValueError, match="config= and state_dict="):
+            HFViTForImageClassification.from_pretrained(None, **kwargs)
+
+
 def test_fewer_blocks_of_a_pretrained_model(saved):
     folder, _, _, _ = saved
     model = HFViTForImageClassification.from_pretrained(folder, timm_kwargs={"depth": 1})

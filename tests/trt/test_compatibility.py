@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 import torch
-from helpers.engines import RTX, VERSIONS, facts, offered, parsed
+from helpers.engines import RTX, VERSIONS, facts
 
 from hfvit.errors import ModelError
-from hfvit.trt.compatibility import Here, check_engine, driver_cuda, rebuild_line, this_machine
+from hfvit.trt.compatibility import Here, check_engine, driver_cuda, this_machine
 
 A10, H100, T4 = ("NVIDIA A10", "8.6"), ("NVIDIA H100", "9.0"), ("Tesla T4", "7.5")
 MACHINE = Here(
@@ -45,8 +45,8 @@ def test_without_a_gpu(tmp_path, here, why):
     assert (
         "built with TensorRT for RTX 1.7.1.116 for GPUs of compute capability 8.6, 8.9 (fp16, batches of 1" in message
     )
-    assert f"optimum-cli export onnx --model user/digits {tmp_path / 'onnx'}" in message
-    assert offered(message).compute_capability == ["8.6", "8.9"]
+    assert "optimum-cli export onnx" in message
+    assert "optimum-cli export tensorrt" in message
 
 
 def test_a_processor_is_no_device_for_an_engine(tmp_path):
@@ -59,12 +59,10 @@ def test_a_processor_is_no_device_for_an_engine(tmp_path):
 
 def test_another_gpu_is_told_how_to_build_for_it(tmp_path):
     machine = dataclasses.replace(MACHINE, gpus=(T4,))
-    with pytest.raises(ModelError, match=r"Here is Tesla T4 of compute capability 7\.5") as raised:
+    with pytest.raises(ModelError, match=r"Here is Tesla T4 of compute capability 7\.5.*optimum-cli export tensorrt"):
         check_engine(facts(tmp_path), machine)
-    assert offered(str(raised.value)).compute_capability == ["7.5"]
-    with pytest.raises(ModelError, match=r"H100 of compute capability 9\.0, for which TensorRT for RTX") as raised:
+    with pytest.raises(ModelError, match=r"H100 of .* 9\.0, for which TensorRT for RTX.*--backend tensorrt`"):
         check_engine(facts(tmp_path), dataclasses.replace(MACHINE, gpus=(H100,)))
-    assert offered(str(raised.value)).backend == "tensorrt"
 
 
 @pytest.mark.parametrize(
@@ -85,9 +83,8 @@ def test_hardware_compatibility(tmp_path, level, gpu, runs):
     if runs:
         assert check_engine(engine, machine) == 0
         return
-    with pytest.raises(ModelError, match=f"Here is {gpu[0]}") as raised:
+    with pytest.raises(ModelError, match=f"Here is {gpu[0]}"):
         check_engine(engine, machine)
-    assert offered(str(raised.value)).hardware_compatibility == level
 
 
 def test_a_backend_that_is_not_installed(tmp_path):
@@ -97,8 +94,7 @@ def test_a_backend_that_is_not_installed(tmp_path):
     with pytest.raises(ModelError, match=r"No module named 'tensorrt_rtx'.*pip install tensorrt-rtx-cu13") as raised:
         check_engine(facts(tmp_path), only)
     assert "version 1.7.1.116" in str(raised.value)
-    again = offered(str(raised.value))
-    assert (again.backend, again.compute_capability) == ("tensorrt", ())
+    assert "TensorRT 11.2.0.10, which is here" in str(raised.value)
     with pytest.raises(ModelError, match="NVIDIA's package index"):
         check_engine(facts(tmp_path, "tensorrt"), dataclasses.replace(MACHINE, versions={}))
 
@@ -126,7 +122,6 @@ def test_versions(tmp_path, backend, built, here, compatible, runs):
     with pytest.raises(ModelError, match=f"Here is version {here}, and its engines run in that") as raised:
         check_engine(engine, machine)
     assert f"install version {built}" in str(raised.value)
-    assert offered(str(raised.value)).version_compatible == compatible
 
 
 def test_a_driver_that_is_too_old_for_the_backend(tmp_path):
@@ -140,31 +135,9 @@ def test_a_driver_that_is_too_old_for_the_backend(tmp_path):
 
 def test_an_engine_with_code_of_its_own_is_loaded_when_asked_for_alone(tmp_path):
     engine = facts(tmp_path, "tensorrt", options={"version_compatible": True})
-    with pytest.raises(ModelError, match="trust_remote_code=True") as raised:
+    with pytest.raises(ModelError, match=r"trust_remote_code=True.*without --version_compatible"):
         check_engine(engine, MACHINE)
-    assert not offered(str(raised.value)).version_compatible
     assert check_engine(engine, MACHINE, allow_code=True) == 0
-
-
-def test_the_command_asks_for_what_the_engine_was_built_with(tmp_path):
-    options = {
-        "workspace": 2**29, "optimization_level": 4, "calibration_dataset": "owner/pictures",
-        "calibration_split": None, "calibration_samples": 64,
-    }  # fmt: skip
-    again = parsed(rebuild_line(facts(tmp_path, options=options, dtype="int8")))
-    assert (again.model, again.output) == ("user/digits", str(tmp_path / "engine"))
-    assert (again.dtype, again.backend, again.compute_capability) == ("int8", "tensorrt_rtx", ["8.6", "8.9"])
-    assert (again.min_batch, again.opt_batch, again.max_batch) == (1, 8, 64)
-    assert (again.workspace, again.optimization_level) == (2**29, 4)
-    assert (again.calibration_dataset, again.calibration_split, again.calibration_samples) == (
-        "owner/pictures",
-        None,
-        64,
-    )
-    triton = parsed(rebuild_line(facts(tmp_path, "tensorrt", "1/model.plan")))
-    assert (triton.triton, triton.output) == ("engine", str(tmp_path))
-    assert parsed(rebuild_line(facts(tmp_path, source="digits"))).model == "path/to/digits"
-    assert parsed(rebuild_line(facts(tmp_path, dtype="fp8"))).model == "path/to/model_fp16.onnx"
 
 
 def test_what_is_here_is_found():

@@ -1,4 +1,4 @@
-"""The folder of an engine: refused without a GPU, damaged, named, and built again as a refusal says."""
+"""The folder of an engine: refused without a GPU, damaged, named."""
 
 import argparse
 import json
@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from helpers.engines import RTX, facts, needs_rtx, offered
+from helpers.engines import RTX, facts, needs_rtx
 from helpers.onnx_graphs import write_configs, write_graph
 
 import hfvit
@@ -50,16 +50,9 @@ class TestOnThisMachine:
         with pytest.raises(ModelError, match="not on 'cpu'"):
             hfvit.load_classifier(engine, device="cpu")
 
-    def test_the_command_that_a_refusal_offers_builds_the_engine_again(self, engine, capsys):
-        before = json.loads((engine / "engine.json").read_text())
+    def test_an_engine_of_another_size_is_refused(self, engine):
         (engine / "model.engine").write_bytes(b"damaged")
-        with pytest.raises(ModelError, match=r"has 7 bytes in place of [\d,]+\. It was built with") as raised:
-            hfvit.load_classifier(engine)
-        assert run(lambda: export_tensorrt_command(offered(str(raised.value)))) == 0
-        after = json.loads((engine / "engine.json").read_text())
-        same = ("source", "weights_sha256", "dtype", "profile", "compute_capabilities", "options", "labels", "backend")
-        assert [after[key] for key in same] == [before[key] for key in same]
-        with pytest.raises(ModelError, match="needs a CUDA GPU"):
+        with pytest.raises(ModelError, match=r"has 7 bytes in place of [\d,]+\. It was built with"):
             hfvit.load_classifier(engine)
 
     def test_tensorrts_own_look_at_an_engine_finds_no_gpu_or_no_engine(self, checkpoint):
@@ -115,7 +108,7 @@ def test_damaged_folders_are_told_in_one_message(tmp_path, damage, message):
     with pytest.raises(ModelError, match=message) as raised:
         hfvit.load_classifier(folder)
     assert "\n" not in str(raised.value)
-    assert "optimum-cli export tensorrt --model" in str(raised.value)
+    assert "optimum-cli export tensorrt" in str(raised.value)
 
 
 def test_what_names_an_engine(tmp_path):

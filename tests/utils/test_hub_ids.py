@@ -1,0 +1,46 @@
+"""Folders and Hub ids are told apart without asking the Hub."""
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from hfvit.errors import DataError, ModelError
+from hfvit.utils.hub_ids import folder_or_hub_id
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The working directory, with outputs/flowers in it; any connection is an error."""
+
+    def refuse(*_):
+        raise AssertionError("no network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs" / "flowers").mkdir(parents=True)
+    (tmp_path / "outputs" / "file").touch()
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["timm/vit_tiny_patch16_224", "outputs/something-else", "digits"])
+def test_folder_or_hub_id_keeps_a_hub_id(folder, name):
+    assert folder_or_hub_id(name, ModelError) == name
+
+
+def test_folder_or_hub_id_expands_a_folder(folder, monkeypatch):
+    assert folder_or_hub_id("outputs/flowers", ModelError) == "outputs/flowers"
+    monkeypatch.setenv("HOME", str(folder))
+    assert folder_or_hub_id("~/outputs", ModelError) == str(folder / "outputs")
+
+
+@pytest.mark.parametrize("name", ["outputs/flower", "./missing", "a/b/c", Path("missing"), "outputs/file"])
+def test_folder_or_hub_id_refuses_a_path_without_a_folder(folder, name):
+    with pytest.raises(DataError, match=r"^dataset_name: "):
+        folder_or_hub_id(name, DataError, "dataset_name")
+
+
+def test_folder_or_hub_id_names_a_close_folder(folder):
+    with pytest.raises(ModelError, match="Did you mean 'outputs/flowers'"):
+        folder_or_hub_id("outputs/flower", ModelError)
