@@ -37,12 +37,12 @@ def read_space(path: str | Path) -> dict[str, Any]:
 
 def _checked(path: str | Path, key: str, values: Any) -> Any:
     if key in ("output_dir", "test_split"):
-        raise RecipeError(f"{path}: {key} cannot be searched over.")
+        raise RecipeError(f"{path}: {key}: cannot be searched over.")
     if isinstance(values, list) and values and all(isinstance(v, str | int | float) or v is None for v in values):
         return values
     kind, bounds = next(iter(values.items())) if isinstance(values, dict) and len(values) == 1 else (None, None)
     if kind not in ("range", "log") or not isinstance(bounds, list) or len(bounds) != 2:
-        raise RecipeError(f"{path}: {key} takes {KINDS}, not {values}.")
+        raise RecipeError(f"{path}: {key}: takes {KINDS}, not {values}.")
     try:  # YAML 1.1 reads 1e-4 as text
         low, high = (bound if isinstance(bound, int) else float(bound) for bound in bounds)
     except (TypeError, ValueError):
@@ -187,8 +187,8 @@ class Sweep:
             text = json.dumps(value, sort_keys=True, default=str)
             if self.study.user_attrs.setdefault(key, text) != text:
                 raise RecipeError(
-                    f"{self.folder} holds a search of another {key}; give the one that it began with, or another"
-                    " output_dir."
+                    f"output_dir: {self.folder} holds a search of another {key}; give the one that it began with, or"
+                    " another output_dir."
                 )
             self.study.set_user_attr(key, text)
 

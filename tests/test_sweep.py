@@ -8,6 +8,7 @@ import signal
 import optuna
 import pytest
 from helpers.commands import ROOT
+from helpers.messages import assert_names, option_of
 from transformers import TrainerCallback
 
 import hfvit.artifacts.output_dir
@@ -63,8 +64,9 @@ def test_a_search_goes_on_after_a_kill_and_ends_with_a_recipe(recipe, space, tmp
     assert str(out / "best.yaml") in printed
     for name, score in scores.items():
         assert any(line.startswith(name) and f"{score:.4f}" in line for line in printed.splitlines())
-    with pytest.raises(RecipeError, match="holds a search of another space"):
+    with pytest.raises(RecipeError, match=r"^output_dir: .*\bspace\b") as caught:
         Sweep([str(recipe), "--num_train_epochs", "1"], {"layer_decay": [0.9]})
+    assert_names(caught.value, out)
 
 
 class AfterTwoSteps(TrainerCallback):
@@ -80,8 +82,9 @@ def test_a_signal_names_the_sweep_and_another_sweep_waits(recipe, space, monkeyp
     real = hfvit.sweep.train
 
     def watched(argv, callbacks):
-        with pytest.raises(RecipeError, match=r"another hfvit sweep is at work in .*out; wait for its end"):
+        with pytest.raises(RecipeError, match=r"^output_dir: ") as caught:
             search([str(recipe)], read_space(space), 1)
+        assert_names(caught.value, recipe.parent / "out", "hfvit sweep")
         real(argv, [AfterTwoSteps(lambda: os.kill(os.getpid(), signal.SIGTERM))])
 
     monkeypatch.setattr(hfvit.artifacts.output_dir, "PATIENCE", 0.1)
@@ -90,8 +93,8 @@ def test_a_signal_names_the_sweep_and_another_sweep_waits(recipe, space, monkeyp
         main(["sweep", str(recipe), str(space), "--trials", "1"])
     assert ended.value.code == 75
     told = capsys.readouterr().err.splitlines()[-1]
-    assert told.startswith("hfvit: stopped: SIGTERM came; ")
-    assert told.endswith("trial-000/checkpoint-2 holds the run. Go on with the same hfvit sweep command.")
+    assert told.startswith("hfvit: stopped: ")
+    assert_names(told, "SIGTERM", recipe.parent / "out" / "trial-000" / "checkpoint-2", "hfvit sweep")
     assert not (recipe.parent / "out" / hfvit.artifacts.output_dir.LOCK_FILE).exists()
 
 
@@ -111,8 +114,7 @@ def test_a_full_disk_names_the_sweep(recipe, space, monkeypatch, capsys, caplog)
         optuna.logging.disable_propagation()
     assert ended.value.code == 7
     told = capsys.readouterr().err
-    assert "could not be written" in told
-    assert told.endswith("Go on with the same hfvit sweep command.\n")
+    assert_names(told.splitlines()[-1], recipe.parent / "out" / "trial-000" / "checkpoint-5", "hfvit sweep")
     assert "Traceback" not in caplog.text
 
 
@@ -152,26 +154,28 @@ def test_a_trial_that_does_not_fit_into_memory_is_counted(recipe, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "option", "data"),
     [
-        ("", "a search space is a mapping"),
-        ("learning_rate: 1.0e-3", "learning_rate takes a list of choices"),
-        ("learning_rate: {log: [0, 1]}", "log takes two numbers, the lower first, above 0"),
-        ("learning_rate: {range: [fast, faster]}", "are not numbers"),
-        ("test_split: [test]", "test_split cannot be searched over"),
+        ("", None, ["range", "log"]),
+        ("learning_rate: 1.0e-3", "learning_rate", [0.001]),
+        ("learning_rate: {log: [0, 1]}", "learning_rate", ["log", "[0, 1]"]),
+        ("learning_rate: {range: [fast, faster]}", "learning_rate", ["['fast', 'faster']"]),
+        ("test_split: [test]", "test_split", []),
     ],
 )
-def test_a_wrong_space(tmp_path, text, message):
+def test_read_space_of_a_wrong_space_names_file_and_key(tmp_path, text, option, data):
     path = tmp_path / "space.yaml"
     path.write_text(text)
-    with pytest.raises(RecipeError, match=message):
+    with pytest.raises(RecipeError) as caught:
         read_space(path)
+    assert option_of(caught.value) == option
+    assert_names(caught.value, path, *data)
 
 
 def test_a_space_that_the_recipe_refuses(recipe):
-    with pytest.raises(RecipeError, match=r"unknown key 'learning_rat'\. Did you mean 'learning_rate'"):
+    with pytest.raises(RecipeError, match=r"\blearning_rat: .*'learning_rate'"):
         Sweep([str(recipe)], {"learning_rat": [1e-3]})
-    with pytest.raises(RecipeError, match=r"layer_decay: 2\.0 is not allowed"):
+    with pytest.raises(RecipeError, match=r"\blayer_decay: .*\b2\.0\b"):
         Sweep([str(recipe)], {"layer_decay": {"range": [0.5, 2.0]}})
 
 

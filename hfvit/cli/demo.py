@@ -56,7 +56,7 @@ def demo(options: argparse.Namespace) -> None:
     """`hfvit demo ARTIFACT`"""
     for name in APP_ONLY if options.static else PAGE_ONLY:
         if getattr(options, name):
-            raise HFViTError(f"--{name} {'does not go with' if options.static else 'needs'} --static.")
+            raise HFViTError(f"--{name}: {'does not go with' if options.static else 'needs'} --static.")
     if options.static:
         _write(options)
     else:

@@ -146,7 +146,7 @@ def export_onnx_command(options: argparse.Namespace) -> None:
     if not find_artifact(options.model).is_checkpoint:
         raise ModelError(f"--model: {options.model} is an export already; name the checkpoint that it was made from.")
     if options.quantize == "int8-dynamic" and options.target == "tensorrt":
-        raise ModelError("--target tensorrt has no int8-dynamic; take --quantize int8.")
+        raise ModelError("--target tensorrt: it has no int8-dynamic; take --quantize int8.")
     folder = claim_folder(options.output)
     quiet_export(options.verbose)
     from hfvit.export.pipeline import Export

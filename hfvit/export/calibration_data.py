@@ -52,8 +52,8 @@ def calibration_pictures(
         path = find_artifact(checkpoint).beside(RECIPE_FILE)
         if path is None:
             raise DataError(
-                f"Static INT8 needs pictures to calibrate with, and {checkpoint} has no {RECIPE_FILE} that names any;"
-                f" give --calibration_dataset{otherwise}."
+                f"--calibration_dataset: static INT8 needs pictures to calibrate with, and {checkpoint} has no"
+                f" {RECIPE_FILE} that names any; give it{otherwise}."
             )
         data, recipe_seed = read_recipe(path)
     else:

@@ -111,8 +111,8 @@ class Export:
         )
         if len(pictures) < self.calibration_batch:
             raise DataError(
-                f"A graph of fixed batch size {options.batch_size} is calibrated with as many pictures at least; there"
-                f" are {len(pictures)} (--calibration_samples)."
+                f"--calibration_samples: a graph of fixed batch size {options.batch_size} is calibrated with as many"
+                f" pictures at least; there are {len(pictures)}."
             )
         return pictures
 

@@ -44,11 +44,11 @@ def quantize_onnx(
     _check_choice("mode", mode, MODES)
     _check_choice("runtime", runtime, RUNTIMES)
     if runtime == "tensorrt" and mode == "int8-dynamic":
-        raise ModelError("TensorRT has no dynamic INT8: quantise with mode int8 and calibration images.")
+        raise ModelError("mode: TensorRT has no dynamic INT8; quantise with mode int8 and calibration images.")
     source, target = Path(source), Path(target)
     model = load_float_graph(source)
     if mode == "int8" and calibration is None:
-        raise DataError("Static INT8 needs calibration images; give some, or take mode int8-dynamic.")
+        raise DataError("calibration: static INT8 needs images; give some, or take mode int8-dynamic.")
     batches = Batches(model, calibration) if mode == "int8" else None
     # ONNX Runtime logs its steps through the root logger.
     with log_level(None, logging.ERROR), tempfile.TemporaryDirectory(prefix="hfvit_int8_") as folder:
@@ -161,7 +161,7 @@ class Batches(CalibrationDataReader):
         self.images = 0
         self.first = self._next()
         if self.first is None:
-            raise DataError("There are no calibration images.")
+            raise DataError("calibration: there are no images.")
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         batch, self.first = (self.first, None) if self.first is not None else (self._next(), None)
@@ -181,11 +181,11 @@ class Batches(CalibrationDataReader):
         )
         if batch.dtype != np.float32 or not fits or not len(batch):
             raise DataError(
-                f"Calibration batches must be float32 {tuple(dims)}, as the graph's input; one is {batch.dtype}"
+                f"calibration: batches must be float32 {tuple(dims)}, as the graph's input; one is {batch.dtype}"
                 f" {batch.shape}."
             )
         if not np.isfinite(batch).all():
-            raise DataError("A calibration batch holds NaN or infinite values.")
+            raise DataError("calibration: a batch holds NaN or infinite values.")
         return batch
 
 

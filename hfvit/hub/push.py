@@ -111,7 +111,7 @@ def check_destination(destination: Destination) -> Destination:
             )
         if api.repo_exists(repo_id):
             if destination.private and not api.model_info(repo_id).private:
-                raise HubError(f"{repo_id} is there already, and public: --private only makes a new one so.")
+                raise HubError(f"--private: {repo_id} is there already, and public; only a new one is made so.")
         else:
             _check_new(api, repo_id, destination.create_pr)
     except (HfHubHTTPError, *_CONNECTION) as error:
@@ -134,7 +134,7 @@ def _check_weights(folder: str | Path, export: str) -> None:
 def _check_new(api: HfApi, repo_id: str, create_pr: bool) -> None:
     """Raise `HubError` where a model repository is not to be made under a name that no model has."""
     if create_pr:
-        raise HubError(f"{repo_id}: there is no such repository; leave --create-pr out to make it.")
+        raise HubError(f"--create-pr: there is no repository {repo_id}; leave it out to make it.")
     for kind, name in (("dataset", "data set"), ("space", "space")):
         if api.repo_exists(repo_id, repo_type=kind):
             raise HubError(f"{repo_id} is a {name}, not a model repository; choose another name.")

@@ -32,20 +32,22 @@ def run_temperature(artifact: Artifact, **kwargs) -> float:
     path = artifact.beside(RUN_FILE) if artifact.folder else _from_hub(artifact.source, kwargs)
     if path is None:
         raise ModelError(
-            f"{name} is not calibrated: there is no {RUN_FILE} beside or above it. Copy the {RUN_FILE} of its run"
-            " there, or leave calibration out."
+            f"calibrated: there is no {RUN_FILE} beside or above {name}. Copy the {RUN_FILE} of its run there, or"
+            " leave calibration out."
         )
     told = read_object(path).get("temperature")
     if not isinstance(told, dict):
         raise ModelError(
-            f"{name} is not calibrated: {path} has no temperature, which runs of an older hfvit did not fit. Train"
-            " again, or leave calibration out."
+            f"calibrated: {path} has no temperature, which runs of an older hfvit did not fit. Train again, or leave"
+            " calibration out."
         )
     value = told.get("value")
     if value is None:
-        raise ModelError(f"{name} is not calibrated: {told.get('reason')}. Leave calibration out.")
+        raise ModelError(f"calibrated: {name} has no temperature: {told.get('reason')}. Leave calibration out.")
     if not isinstance(value, (int, float)) or not value > 0:
-        raise ModelError(f"{path}: the temperature {value!r} is no number above 0; mend it or leave calibration out.")
+        raise ModelError(
+            f"calibrated: the temperature {value!r} in {path} is no number above 0; mend it or leave calibration out."
+        )
     return float(value)
 
 

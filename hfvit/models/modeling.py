@@ -97,7 +97,7 @@ class HFViTForImageClassification(FrozenParts, LibraryInitialization, TimmWrappe
         labels = _requested_labels(labels, config.label_names, kwargs)
         if not labels:
             raise ModelError(
-                f"{pretrained_model_name_or_path} has no classifier of its own; name the classes of a new one"
+                f"labels: {pretrained_model_name_or_path} has no classifier of its own; name the classes of a new one"
                 ' (labels=["cat", "dog", ...]).'
             )
         keeps_head = labels == old_labels

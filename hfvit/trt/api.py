@@ -124,8 +124,8 @@ def check_options(backend: Backend, options: EngineOptions, gpus: list[tuple[str
 def _check_full(backend: Backend, options: EngineOptions, gpus: list[tuple[str, str]]) -> None:
     if not gpus:
         raise ModelError(
-            f"{backend.title} builds on the GPU that will run the engine, and there is none here. Build there, or take"
-            f" --backend tensorrt_rtx ({INSTALL['tensorrt_rtx']}), which needs no GPU."
+            f"--backend: {backend.title} builds on the GPU that will run the engine, and there is none here. Build"
+            f" there, or take --backend tensorrt_rtx ({INSTALL['tensorrt_rtx']}), which needs no GPU."
         )
     here = gpus[0][1]
     if options.compute_capability and options.compute_capability != (here,):

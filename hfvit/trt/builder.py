@@ -196,8 +196,9 @@ def check_batches(graph: GraphFacts, options: EngineOptions) -> None:
     asked = {options.min_batch, options.opt_batch, options.max_batch}
     if graph.batch is not None and asked != {graph.batch}:
         raise ModelError(
-            f"The ONNX file takes batches of {graph.batch} only; give --min_batch {graph.batch} --opt_batch"
-            f" {graph.batch} --max_batch {graph.batch}, or export it without --no-dynamic-axes."
+            f"--min_batch, --opt_batch, --max_batch: the ONNX file takes batches of {graph.batch} only; give"
+            f" --min_batch {graph.batch} --opt_batch {graph.batch} --max_batch {graph.batch}, or export it without"
+            " --no-dynamic-axes."
         )
 
 

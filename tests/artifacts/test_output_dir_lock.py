@@ -3,7 +3,9 @@
 import subprocess
 import sys
 
+import filelock
 import pytest
+from helpers.messages import assert_names
 
 import hfvit.artifacts.output_dir
 from hfvit.artifacts.output_dir import LOCK_FILE, alone_in
@@ -33,8 +35,10 @@ def test_a_second_training_is_refused_until_the_first_one_dies(holder, recipe, m
     out = recipe.parent / "out"
     with monkeypatch.context() as patch:
         patch.setattr(hfvit.artifacts.output_dir, "PATIENCE", 0.1)
-        with pytest.raises(RecipeError, match=r"another training is at work in .*out; wait for its end, or choose"):
+        with pytest.raises(RecipeError, match=r"^output_dir: ") as caught:
             main([str(recipe)])
+        assert_names(caught.value, out)
+        assert isinstance(caught.value.__context__, filelock.Timeout)
     assert [path.name for path in out.iterdir()] == [LOCK_FILE]
     holder.kill()
     with alone_in(out, "training"):  # at once, or when the system has ended the other

@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 from helpers.commands import ROOT, run_command
+from helpers.messages import assert_names
 
 CONTENDERS = dict.fromkeys(("input_pipeline", "train_step", "startup"), ("hfvit", "timm"))
 CONTENDERS["attention_scaling"] = ("Swin-T, windows", "ViT-S/16, full", "ViT-S/8, full")
@@ -24,7 +25,7 @@ def common(monkeypatch):
 def test_help_teaches(name):
     result = run_command(sys.executable, f"benchmarks/{name}.py", "--help")
     assert result.returncode == 0, result.stderr
-    for word in (f"python benchmarks/{name}.py --quick", "--rounds", "--json FILE", "hfvit", "timm"):
+    for word in ("--quick", "--rounds", "--json", "hfvit", "timm"):
         assert word in result.stdout
 
 
@@ -74,7 +75,7 @@ def test_inference_relates_every_form_to_eager_and_to_the_float_graph(common):
 def test_inference_judges_a_model_on_a_data_set_or_none(common, capsys):
     import inference
 
-    with pytest.raises(SystemExit, match="go together"):
+    with pytest.raises(SystemExit, match=r"--model\b.*--dataset_name\b"):
         inference.main(["--model", "somewhere"])
 
 
@@ -82,7 +83,7 @@ def test_inference_judges_a_model_on_a_data_set_or_none(common, capsys):
 def test_engines_are_not_measured_without_a_gpu(common):
     import engines
 
-    with pytest.raises(SystemExit, match=r"^engines\.py measures on a CUDA GPU, and there is none here") as stop:
+    with pytest.raises(SystemExit, match=r"\bGPU\b.*`hfvit doctor`") as stop:
         engines.main(["--quick"])
     assert "\n" not in stop.value.code  # a message: the exit code is 1
 
@@ -143,10 +144,9 @@ def test_a_quick_run_measures_hfvit_and_its_peers(name, tmp_path):
     assert min(figures) > 0
 
 
-def test_soak_teaches_too(common):
+def test_soak_kills_less_often_when_quick(common):
     import soak
 
-    assert "python benchmarks/soak.py --quick" in soak.__doc__
     assert (soak.parse_options([]).kills, soak.parse_options(["--quick"]).kills) == (15, 2)
 
 
@@ -156,4 +156,4 @@ def test_a_quick_soak_loses_nothing(tmp_path):
     assert result.returncode == 0, result.stderr
     written = json.loads((tmp_path / "rows.json").read_text())
     assert [row["outcome"] for row in written["rows"]] == ["survived"] * 2
-    assert "2 survived, 0 lost" in result.stdout
+    assert_names(result.stdout, 2, 0)

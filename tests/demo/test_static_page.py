@@ -4,6 +4,7 @@ import json
 
 import pytest
 from helpers.images import LABELS
+from helpers.messages import assert_names, option_of
 from helpers.onnx_graphs import write_configs, write_graph
 from PIL import Image
 
@@ -80,7 +81,8 @@ def test_the_folder_is_whole_and_overwriting_keeps_what_is_not_the_pages(capsys,
     (page / ".git" / "HEAD").write_text("kept")
     code, out, err = demo(capsys, export, "--static", page)
     assert code == 2
-    assert "is not empty (.git); name another folder, or add --overwrite" in err
+    assert option_of(err) == "static"
+    assert_names(err, page, ".git", "--overwrite")
     assert demo(capsys, export / "model.onnx", "--static", page, "--overwrite")[0] == 0
     assert files(page) == OWN | MODEL | {"model/onnx/model.onnx", ".git/HEAD"}
     assert "https://cdn.jsdelivr.net" in (page / "index.html").read_text()
@@ -96,26 +98,26 @@ def test_the_card_of_the_space_is_valid(capsys, export, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("words", "option", "data"),
     [
-        (["{tmp}/nothing", "--static", "{tmp}/page"], "--quantize int8 EXPORT"),
-        (["{tmp}/onnx/model_optimized.onnx", "--static", "{tmp}/page"], "is no file that a browser can run"),
-        (["{tmp}/onnx", "--static", "{tmp}/onnx", "--overwrite"], "cannot be both"),
-        (["{tmp}/onnx", "--static", "{tmp}/js"], "is not empty (node_modules)"),
-        (["{tmp}/onnx", "--static", "{tmp}/foreign", "--overwrite"], "holds a model/ that is no page's"),
-        (
-            ["{tmp}/onnx", "--static", "{tmp}/page", "--vendor", "{tmp}/onnx"],
-            "npm install @huggingface/transformers@4",
-        ),
-        (["{tmp}/onnx", "--static", "{tmp}/page", "--vendor", "{tmp}/old"], "is version 3.0.0"),
-        (["{tmp}/onnx", "--static", "{tmp}/page", "--vendor", "{tmp}/alone"], "does not lie beside"),
-        (["{tmp}/onnx", "--static", "{tmp}/page", "--examples", "{tmp}/none"], "there is no such file or folder"),
-        (["{tmp}/onnx", "--static", "{tmp}/page", "--port", "80"], "--port does not go with --static"),
-        (["{tmp}/onnx", "--vendor", "{tmp}/js"], "--vendor needs --static"),
-        (["{tmp}/bare", "--static", "{tmp}/page"], "has no preprocessor_config.json"),
+        (["{tmp}/nothing", "--static", "{tmp}/page"], None, ["{tmp}/nothing", "--quantize int8 EXPORT"]),
+        (["{tmp}/onnx/model_optimized.onnx", "--static", "{tmp}/page"], None, ["{tmp}/onnx/model_optimized.onnx"]),
+        (["{tmp}/onnx", "--static", "{tmp}/onnx", "--overwrite"], "static", ["{tmp}/onnx"]),
+        (["{tmp}/onnx", "--static", "{tmp}/js"], "static", ["{tmp}/js", "node_modules"]),
+        (["{tmp}/onnx", "--static", "{tmp}/foreign", "--overwrite"], "static", ["{tmp}/foreign", "model/"]),
+        (["{tmp}/onnx", "--static", "{tmp}/page", "--vendor", "{tmp}/onnx"], "vendor",
+         ["{tmp}/onnx", f"npm install @huggingface/transformers@{TESTED}"]),
+        (["{tmp}/onnx", "--static", "{tmp}/page", "--vendor", "{tmp}/old"], "vendor", ["{tmp}/old", "3.0.0"]),
+        (["{tmp}/onnx", "--static", "{tmp}/page", "--vendor", "{tmp}/alone"], "vendor", ["{tmp}/alone"]),
+        (["{tmp}/onnx", "--static", "{tmp}/page", "--examples", "{tmp}/none"], "examples", ["{tmp}/none"]),
+        (["{tmp}/onnx", "--static", "{tmp}/page", "--port", "80"], "port", ["--static"]),
+        (["{tmp}/onnx", "--vendor", "{tmp}/js"], "vendor", ["--static"]),
+        (["{tmp}/bare", "--static", "{tmp}/page"], None, ["{tmp}/bare", "preprocessor_config.json"]),
     ],
-)
-def test_mistakes_are_one_message_and_leave_nothing(capsys, export, npm, tmp_path, words, message):
+)  # fmt: skip
+def test_demo_with_a_wrong_value_names_option_and_data_and_leaves_nothing(
+    capsys, export, npm, tmp_path, words, option, data
+):
     (tmp_path / "foreign" / "model").mkdir(parents=True)
     package = {"name": "@huggingface/transformers", "version": "3.0.0"}
     for name, told in (("old", package), ("alone", package | {"version": TESTED})):
@@ -126,7 +128,8 @@ def test_mistakes_are_one_message_and_leave_nothing(capsys, export, npm, tmp_pat
     before = files(tmp_path)
     code, out, err = demo(capsys, *(word.format(tmp=tmp_path) for word in words))
     assert (code, out) == (2, "")
-    assert message in err
+    assert option_of(err) == option
+    assert_names(err, *(item.format(tmp=tmp_path) for item in data))
     assert "Traceback" not in err
     assert files(tmp_path) == before
     assert not (tmp_path / "page").exists()

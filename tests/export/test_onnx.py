@@ -1,6 +1,8 @@
 """`export_onnx`: every family, every precision; one clean file that plain ONNX Runtime runs, or one message."""
 
+import errno
 import json
+import os
 
 import numpy as np
 import onnx
@@ -10,6 +12,7 @@ import torch
 import transformers
 from helpers.commands import ROOT
 from helpers.images import LABELS
+from helpers.messages import assert_names
 from helpers.models import build_model
 from helpers.recipes import ARCHITECTURE, MICRO
 from onnx import TensorProto
@@ -177,7 +180,7 @@ def test_a_model_with_more_outputs_gives_its_logits_alone(tmp_path):
 
 def test_a_difference_beyond_atol_leaves_what_was_there(micro, tmp_path):
     (tmp_path / "model.onnx").write_text("an older export")
-    with pytest.raises(ModelError, match=r"model\.onnx: a logit differs from PyTorch's by .* where 1e-12 is allowed"):
+    with pytest.raises(ModelError, match=r"^model\.onnx: .*\b1e-12\b.*--atol\b"):
         export_onnx(micro, tmp_path / "model.onnx", atol=1e-12)
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
     assert (tmp_path / "model.onnx").read_text() == "an older export"
@@ -189,25 +192,27 @@ class Branching(transformers.ViTForImageClassification):
 
 
 def test_a_model_that_cannot_be_traced_is_told_in_one_message(tmp_path, capfd):
-    with pytest.raises(ModelError, match=r"Branching cannot be exported to ONNX by transformers 5") as caught:
+    with pytest.raises(ModelError, match=r"^Branching\b") as caught:
         export_onnx(stock_model("vit", base=Branching), tmp_path / "model.onnx")
+    assert_names(caught.value, f"transformers {transformers.__version__}", type(caught.value.__cause__).__name__)
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "option", "data"),
     [
-        ({"dtype": "int8"}, "dtype: 'int8' is none of fp32, fp16, bf16"),
-        ({"opset": 12}, "opset: 12 is outside 18 to 23"),
-        ({"batch_size": 0}, "batch_size: 0"),
-        ({"optimize": True, "dtype": "fp16"}, "leave out dtype fp16 or optimize"),
+        ({"dtype": "int8"}, "dtype", ["'int8'", "fp32, fp16, bf16"]),
+        ({"opset": 12}, "opset", [12, 18, 23]),
+        ({"batch_size": 0}, "batch_size", [0]),
+        ({"optimize": True, "dtype": "fp16"}, "optimize", ["fp16"]),
     ],
 )
-def test_wrong_arguments(options, message, micro, tmp_path):
-    with pytest.raises(ModelError, match=message):
+def test_export_onnx_with_a_wrong_argument_names_it(options, option, data, micro, tmp_path):
+    with pytest.raises(ModelError, match=f"^{option}: ") as caught:
         export_onnx(micro, tmp_path / "model.onnx", **options)
+    assert_names(caught.value, *data)
 
 
 @pytest.mark.parametrize(
@@ -272,18 +277,18 @@ def test_export_json_adds_up_and_forgets_files_that_are_gone(tmp_path):
 
 def test_folders_that_are_no_place_for_an_export(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ModelError, match="is a file"):
+    with pytest.raises(ModelError, match=rf"^output: {tmp_path}/file "):
         claim_folder(tmp_path / "file")
-    with pytest.raises(ModelError, match="cannot be written"):
+    with pytest.raises(ModelError, match=rf"^output: {tmp_path}/file/below .*{os.strerror(errno.ENOTDIR)}"):
         claim_folder(tmp_path / "file" / "below")
     (tmp_path / "config.json").write_text('{"model_type": "vit"}')
-    with pytest.raises(ModelError, match=r"holds a config\.json that is no export's"):
+    with pytest.raises(ModelError, match=rf"^output: {tmp_path} .*\bconfig\.json\b"):
         claim_folder(tmp_path)
     (tmp_path / "export.json").write_text("{}")
     claim_folder(tmp_path)
     check_same_model(tmp_path, {"model_type": "vit"}, "1f")
-    with pytest.raises(ModelError, match=r"exports of another model, with another config\.json"):
+    with pytest.raises(ModelError, match=rf"^output: {tmp_path} .*\bconfig\.json\b"):
         check_same_model(tmp_path, {"model_type": "swin"}, "1f")
     (tmp_path / "export.json").write_text("[]")
-    with pytest.raises(ModelError, match="cannot be read"):
+    with pytest.raises(ModelError, match=rf"^{tmp_path}/export\.json "):
         read_export_facts(tmp_path)

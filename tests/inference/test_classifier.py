@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.images import LABELS, colored_image
+from helpers.messages import assert_names
 from helpers.models import build_model
 from helpers.onnx_graphs import BRIGHTEST, expected_logits, write_configs, write_graph
 from helpers.recipes import ARCHITECTURE, MICRO
@@ -17,7 +18,7 @@ from PIL import Image
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor, ViTModel, pipeline
 
 import hfvit
-from hfvit.errors import DataError, HFViTError, ModelError
+from hfvit.errors import DataError, HFViTError, ModelError, one_line
 
 STOCK = {
     "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "image_size": 16,
@@ -76,13 +77,13 @@ def test_pictures_are_arrays_files_and_urls_too(export, pictures, tmp_path):
     try:
         given = [pictures[1], np.asarray(pictures[1]), rgba, str(rgba), url]
         logits = logits_of(export, given)
-        with pytest.raises(DataError, match=r"nothing\.png: not a readable picture \(HTTPError: .*404"):
+        with pytest.raises(DataError, match=r"\bnothing\.png\b.*\bHTTPError\b.*\b404\b"):
             logits_of(export, [url.replace("a%20picture", "nothing")])
     finally:
         server.shutdown()
         server.server_close()
     assert (logits == logits[0]).all()
-    with pytest.raises(DataError, match=r"absent\.png: there is no such file"):
+    with pytest.raises(DataError, match=r"\babsent\.png\b"):
         logits_of(export, [tmp_path / "absent.png"])
 
 
@@ -166,15 +167,16 @@ def test_gray_arrays_are_pictures_and_other_arrays_are_told(export, pictures):
     assert (logits[4] == logits[3]).all()
     color = np.asarray(pictures[0])
     for array in (color / np.float32(255), gray / 255, color.astype(np.int64), color[None], color[..., :2]):
-        with pytest.raises(DataError, match=f"shape .{str(array.shape)[1:-1]}. and {array.dtype} is no picture"):
+        with pytest.raises(DataError) as caught:
             classifier.predict([array])
-    with pytest.raises(DataError, match=r"shape \(0, 16, 3\)"):
+        assert_names(caught.value, array.shape, array.dtype)
+    with pytest.raises(DataError, match=r"\(0, 16, 3\)"):
         classifier.predict([color[:0]])
 
 
 def test_a_batch_holds_a_picture(export, pictures):
     for size in (0, -1):
-        with pytest.raises(ModelError, match=f"batch_size: {size} is no whole number above 0"):
+        with pytest.raises(ModelError, match=rf"^batch_size: .*{size}\b"):
             hfvit.load_classifier(export).predict(pictures, batch_size=size)
 
 
@@ -232,24 +234,25 @@ def damaged(name: str, folder):
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
+    ("name", "data"),
     [
-        ("text", r"model\.onnx is no ONNX file that ONNX Runtime can run"),
-        ("classes", r"model\.onnx gives logits .*3\], but its config\.json names 2 classes"),
-        ("no config", r"model\.onnx has no config\.json beside it"),
-        ("no processor", r"no image processor can be loaded .*a preprocessor_config\.json has to lie there"),
-        ("image size", r"takes images of shape \(3, 16, 16\), but its preprocessing made \(3, 32, 32\)"),
-        ("several", r"none is named model\.onnx; name one of model_fp16\.onnx, model_quantized\.onnx"),
-        ("types", r"config\.json cannot be read: .*'hidden_size'"),
-        ("regression", r"is no classifier: its config\.json has problem_type regression"),
-        ("processor's types", r"no image processor can be loaded .*a preprocessor_config\.json has to lie there"),
-        ("misspelt", r"There is no file .*modle\.onnx\. The folder has model\.onnx\. Did you mean 'model\.onnx'"),
-        ("empty", "holds no classifier: neither weights .* nor an ONNX file"),
+        ("text", ["model.onnx", "ONNXRuntimeError"]),
+        ("classes", ["model.onnx", "logits", "3]", "config.json", 2]),
+        ("no config", ["model.onnx", "config.json"]),
+        ("no processor", ["model.onnx", "preprocessor_config.json"]),
+        ("image size", ["model.onnx", (3, 16, 16), (3, 32, 32)]),
+        ("several", ["model.onnx", "model_fp16.onnx, model_quantized.onnx"]),
+        ("types", ["config.json", "'hidden_size'"]),
+        ("regression", ["config.json", "problem_type", "regression"]),
+        ("processor's types", ["model.onnx", "preprocessor_config.json"]),
+        ("misspelt", ["modle.onnx", "'model.onnx'"]),
+        ("empty", ["model.safetensors", "ONNX"]),
     ],
 )
-def test_what_cannot_be_loaded_is_told_in_one_message(name, message, tmp_path, pictures):
-    with pytest.raises(ModelError, match=message) as raised:
+def test_load_classifier_from_a_damaged_folder_names_file_and_data(name, data, tmp_path, pictures):
+    with pytest.raises(ModelError) as raised:
         logits_of(damaged(name, tmp_path / "export"), pictures)
+    assert_names(raised.value, tmp_path / "export", *data)
     assert "\n" not in str(raised.value)
 
 
@@ -258,30 +261,33 @@ def test_damaged_weights_are_told_in_one_message(checkpoint, tmp_path):
     whole = (folder / "model.safetensors").read_bytes()
     for size in (0, 5, 1000, len(whole) - 8):
         (folder / "model.safetensors").write_bytes(whole[:size])
-        with pytest.raises(ModelError, match=r"copy is no image classifier that transformers can load: .+") as raised:
+        with pytest.raises(ModelError) as raised:
             hfvit.load_classifier(folder)
+        assert_names(raised.value, folder, one_line(raised.value.__cause__))
         assert "\n" not in str(raised.value)
 
 
 def test_paths_that_are_not_there(tmp_path):
     for path in (tmp_path / "nothing", str(tmp_path / "nothing"), "./nothing", "a/b/c"):
-        with pytest.raises(ModelError, match=r"There is no folder .*(nothing|a/b/c)\."):
+        with pytest.raises(ModelError) as raised:
             hfvit.load_classifier(path)
+        assert_names(raised.value, path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(ModelError, match="is a file, where a folder or a Hub id is expected"):
+    with pytest.raises(ModelError) as raised:
         hfvit.load_classifier(tmp_path / "file")
+    assert_names(raised.value, tmp_path / "file")
 
 
 def test_a_device_that_is_not_there(export, checkpoint):
-    with pytest.raises(HFViTError, match="device: this ONNX Runtime cannot use 'npu'"):
+    with pytest.raises(HFViTError, match=r"^device: .*\bONNX Runtime\b.*'npu'"):
         hfvit.load_classifier(export, device="npu")
     for name in ("npu", "no such device"):
-        with pytest.raises(HFViTError, match=f"device: PyTorch cannot use '{name}' here"):
+        with pytest.raises(HFViTError, match=f"^device: .*PyTorch.*'{name}'"):
             hfvit.load_classifier(checkpoint, device=name)
 
 
 def test_a_backbone_without_a_head_is_no_classifier(tmp_path):
     """transformers would draw the head at random and only warn."""
     ViTModel(ViTConfig(**STOCK), add_pooling_layer=False).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=r"lacks 2 of the classifier's weights .*classifier\.bias"):
+    with pytest.raises(ModelError, match=r"\b2\b.*\bclassifier\.bias\b"):
         hfvit.load_classifier(tmp_path)

@@ -12,6 +12,7 @@ import yaml
 from helpers.commands import ROOT, run_command
 from helpers.image_text import CLASSES, split, write_encoder, write_set
 from helpers.images import colored_image
+from helpers.messages import assert_names, option_of
 from helpers.recipes import ARCHITECTURE, MICRO
 from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoTokenizer, TrainerCallback
 
@@ -124,7 +125,10 @@ def test_checkpointed_activations_are_refused_before_training(captioned, tmp_pat
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     words = [str(tmp_path / "recipe.yaml"), "--dataset_name", str(data), "--output_dir", str(tmp_path / "out")]
     assert run(lambda: main([*words, *TEXTS, str(encoder), "--activation_checkpointing", "true"])) == 2
-    assert "not available for VisionTransformer beside a text encoder" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    message = error[error.index("hfvit: error: ") :]
+    assert option_of(message) == "activation_checkpointing"
+    assert_names(message, "VisionTransformer")
 
 
 def test_a_run_leaves_what_its_model_needs(fused, captioned, capsys):
@@ -133,9 +137,9 @@ def test_a_run_leaves_what_its_model_needs(fused, captioned, capsys):
     assert facts["data"]["text_column"] == "caption"
     assert facts["data"]["splits"]["train"]["empty_texts"] == 0
     assert facts["training"]["flops_per_image"] > 0
-    assert facts["examples"]["attention_left_out"] == "the model reads texts, too"
+    assert facts["examples"]["attention_left_out"]
     card = (out / "README.md").read_text()
-    assert "needs hfvit: stock transformers has no such model" in card
+    assert "load_classifier(" in card
     assert "pipeline(" not in card
     assert "library_name: hfvit" in card
     assert str(captioned[1]) not in card
@@ -202,7 +206,7 @@ def test_the_export_takes_three_inputs_and_agrees(fused, exported, capsys):
     with pytest.raises(SystemExit) as stop:
         hfvit_command(["validate", str(fused[0]), str(exported), "--split", "test", "--threads", "1"])
     assert stop.value.code == 0
-    assert "passed" in capsys.readouterr().out
+    assert_names(capsys.readouterr().out, "'test'")
 
 
 def test_the_command_predicts_pictures_with_a_text(fused, tmp_path, capsys):
@@ -225,7 +229,8 @@ def test_the_command_predicts_pictures_with_a_text(fused, tmp_path, capsys):
     )
     code, _, message = predict()
     assert code == 2
-    assert "no --text is given for 2 pictures" in message
+    assert option_of(message) == "text"
+    assert_names(message, fused[0], 2)
 
 
 def test_a_run_is_reported_and_verified(fused, capsys):
@@ -233,8 +238,8 @@ def test_a_run_is_reported_and_verified(fused, capsys):
         with pytest.raises(SystemExit) as stop:
             hfvit_command(words)
         assert not stop.value.code, capsys.readouterr().err
-    assert capsys.readouterr().out.count("+0.00   inside") == 2
-    assert "There are no attention maps: the model reads texts, too." in (fused[0] / "report.html").read_text()
+    assert capsys.readouterr().out.count("+0.00 ") == 2
+    assert fused[1]["examples"]["attention_left_out"] in (fused[0] / "report.html").read_text()
 
 
 def test_no_demo_has_a_field_for_texts(exported, tmp_path, capsys):
@@ -242,7 +247,7 @@ def test_no_demo_has_a_field_for_texts(exported, tmp_path, capsys):
         with pytest.raises(SystemExit) as stop:
             hfvit_command(["demo", *words])
         assert stop.value.code == 2
-        assert "classifies images with texts, for which the" in capsys.readouterr().err
+        assert_names(capsys.readouterr().err, words[0], "`hfvit predict`")
     assert not (tmp_path / "page").exists()
 
 
@@ -269,7 +274,7 @@ def test_the_pages_examples_run(exported, tmp_path, monkeypatch, capsys):
     for code in blocks("py"):
         exec(compile(code, "image_text.md", "exec"), {})
     commands = blocks("console")[0].splitlines()
-    assert len(commands) == 4
+    assert len(commands) > 1
     for command in commands[1:]:  # `exported` is what the first one makes
         with pytest.raises(SystemExit) as stop:
             hfvit_command(shlex.split(command)[1:])

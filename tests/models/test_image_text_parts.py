@@ -5,12 +5,13 @@ import pytest
 import torch
 from helpers.image_text import WORDS, tokenizer, write_encoder, write_set
 from helpers.images import LABELS
+from helpers.messages import assert_names, option_of
 from helpers.models import build_model
 from helpers.recipes import ARCHITECTURE, MICRO
 from transformers import CLIPConfig, CLIPModel, T5Config, T5EncoderModel
 
 from hfvit.data.text import load_tokenizer, tokenize
-from hfvit.errors import ModelError, run
+from hfvit.errors import ModelError, one_line, run
 from hfvit.export.onnx import export_onnx
 from hfvit.export.text_inputs import check_reads_texts
 from hfvit.models.image_text import HFViTFusionForImageClassification, add_text_encoder
@@ -118,33 +119,33 @@ def test_init_weights_after_to_empty_equals_a_new_model(encoder):
 
 
 def test_encoders_and_tokenizers_that_cannot_serve_are_told(encoder, tmp_path):
-    with pytest.raises(
-        ModelError, match=r"max_text_length: .* cannot read 17 tokens \(its max_position_embeddings is 16\)"
-    ):
+    with pytest.raises(ModelError, match=r"^max_text_length: .*\b17\b.*\bmax_position_embeddings\b.*\b16\b"):
         fusion(encoder, max_text_length=17)
-    with pytest.raises(ModelError, match="text_encoder: there is no folder /nowhere"):
+    with pytest.raises(ModelError, match=r"^text_encoder: .*/nowhere\b"):
         fusion("/nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ModelError, match="is no text encoder that can be loaded"):
+    with pytest.raises(ModelError, match=r"^text_encoder: .*/empty\b"):
         fusion(tmp_path / "empty")
     small = T5Config(vocab_size=10, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
     T5EncoderModel(small).save_pretrained(tmp_path / "t5")
-    with pytest.raises(ModelError, match="text_encoder: "):
+    with pytest.raises(ModelError, match=r"^text_encoder: .*/t5\b"):
         fusion(tmp_path / "t5")
-    with pytest.raises(ModelError, match="has no pad token, which texts of different lengths need"):
+    with pytest.raises(ModelError, match=r"/unpadded\b.*\bpad_token\b"):
         load_tokenizer(write_encoder(tmp_path / "unpadded", pad=None), 10)
-    with pytest.raises(ModelError, match="has 10 tokens, its text encoder knows 9"):
+    with pytest.raises(ModelError, match=r"\b10\b.*\b9\b") as caught:
         load_tokenizer(encoder, 9)
-    with pytest.raises(ModelError, match="has no tokenizer that can be loaded"):
+    assert_names(caught.value, encoder)
+    with pytest.raises(ModelError, match=r"/empty\b") as caught:
         load_tokenizer(tmp_path / "empty", 10)
+    assert one_line(caught.value.__cause__) in str(caught.value)
 
 
 def test_exports_that_do_not_work_with_texts_are_refused(encoder, tmp_path):
     model = fusion(encoder)
-    with pytest.raises(ModelError, match="optimize: not available for a model of images with texts"):
+    with pytest.raises(ModelError, match=r"^optimize: "):
         export_onnx(model, tmp_path / "model.onnx", optimize=True)
     for option in ("quantize", "tensorrt", "with-preprocessing"):
-        with pytest.raises(ModelError, match=f"{option}: not available"):
+        with pytest.raises(ModelError, match=f"^{option}: "):
             check_reads_texts(model, **{option: True})
     assert not list(tmp_path.iterdir())
 
@@ -161,24 +162,23 @@ def recipe(encoder, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "option", "data"),
     [
-        (
-            ("--text_column", "captoin"),
-            "has no column 'captoin'; it has image, caption, label. Did you mean 'caption'?",
-        ),
-        (("--text_column", "image"), "text_column: column 'image' of split 'train' holds Image"),
-        (("--mixup_alpha", "0.2"), "mixup_alpha: a mixture of two images has no text of its own; set it to 0."),
-        (("--cutmix_alpha", "1"), "cutmix_alpha: a mixture of two images has no text"),
-        (("--fusion", "sum"), "fusion: 'sum' is not allowed; it takes one of cross_attention, concatenation."),
-        (("--max_text_length", "0"), "max_text_length: 0 is not allowed"),
-        (("--streaming", "true", "--max_steps", "2"), "streaming: texts are read from a whole data set only"),
+        (("--text_column", "captoin"), "text_column", ["'captoin'", "image, caption, label", "'caption'"]),
+        (("--text_column", "image"), "text_column", ["'image'", "'train'", "Image"]),
+        (("--mixup_alpha", "0.2"), "mixup_alpha", []),
+        (("--cutmix_alpha", "1"), "cutmix_alpha", []),
+        (("--fusion", "sum"), "fusion", ["'sum'", "cross_attention, concatenation"]),
+        (("--max_text_length", "0"), "max_text_length", [0]),
+        (("--streaming", "true", "--max_steps", "2"), "streaming", []),
     ],
 )
-def test_mistakes_are_one_message(recipe, tmp_path, capsys, options, message):
+def test_training_with_texts_and_a_wrong_value_names_option_and_data(recipe, tmp_path, capsys, options, option, data):
     assert run(lambda: main([str(recipe), "--output_dir", str(tmp_path), *options])) == 2
     printed = capsys.readouterr().err
-    assert message in printed
+    message = printed[printed.index("hfvit: error: ") :]
+    assert option_of(message) == option
+    assert_names(message, *data)
     assert printed.count("hfvit: error") == 1
 
 
@@ -186,4 +186,6 @@ def test_a_text_column_alone_is_told(recipe, tmp_path, capsys):
     alone = tmp_path / "alone.yaml"
     alone.write_text("".join(line for line in recipe.open() if not line.startswith("text_encoder")))
     assert run(lambda: main([str(alone), "--output_dir", str(tmp_path)])) == 2
-    assert "text_column is given without text_encoder" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert option_of(error) == "text_column"
+    assert_names(error, "text_encoder")

@@ -9,6 +9,7 @@ import timm
 import torch
 from helpers.commands import run_command
 from helpers.images import LABELS, colored_image
+from helpers.messages import assert_names
 from helpers.models import build_model
 from helpers.recipes import ARCHITECTURE, MICRO
 from safetensors.torch import load_file, save_file
@@ -181,15 +182,17 @@ def test_fewer_blocks_of_a_pretrained_model(saved):
 
 def test_a_folder_without_weights_is_named(saved):
     (saved[0] / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match="cannot be built"):
+    with pytest.raises(ModelError) as caught:
         build_model(LABELS, model_name_or_path=str(saved[0]))
+    assert_names(caught.value, saved[0], "model.safetensors")
 
 
 def test_a_checkpoint_without_a_head_asks_for_classes(saved):
     config = json.loads((saved[0] / "config.json").read_text())
     (saved[0] / "config.json").write_text(json.dumps({**config, "num_classes": 0, "label_names": []}))
-    with pytest.raises(ModelError, match="has no classifier of its own"):
+    with pytest.raises(ModelError, match=r"^labels: ") as caught:
         HFViTForImageClassification.from_pretrained(saved[0])
+    assert_names(caught.value, saved[0])
     assert build_model(["a", "b"], model_name_or_path=str(saved[0])).config.num_labels == 2
 
 
@@ -199,7 +202,5 @@ def test_missing_or_misshapen_weights_are_an_error_not_a_warning(saved):
     del weights["blocks.1.mlp.fc1.weight"]
     weights["pos_embed"] = weights["pos_embed"][:, :-2].contiguous()
     save_file(weights, file, metadata={"format": "pt"})
-    with pytest.raises(
-        ModelError, match=r"2 weights are missing or of another shape \(blocks.1.mlp.fc1.weight, pos_embed\)"
-    ):
+    with pytest.raises(ModelError, match=r"\b2\b.*\(blocks\.1\.mlp\.fc1\.weight, pos_embed\).*\bmodel_args\b"):
         HFViTForImageClassification.from_pretrained(saved[0], labels=["new", "classes"])

@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 from helpers.images import LABELS, colored_image
+from helpers.messages import assert_names
 from helpers.micro_trainer import SEED, make_trainer
 from helpers.models import build_model
 from helpers.recipes import ARCHITECTURE, MICRO
@@ -165,7 +166,7 @@ def test_export_writes_the_resampled_model(run, tmp_path):
     expected = load_classifier(out, device="cpu", patch_size=4).logits(images)
     np.testing.assert_allclose(exported.logits(images), expected, atol=1e-4)
     assert json.loads((tmp_path / "onnx" / "config.json").read_text())["patch_size"] == 4
-    with pytest.raises(ModelError, match=r"patch_size: .* is an export; name it when the checkpoint is exported"):
+    with pytest.raises(ModelError, match=r"^patch_size: .*\bmodel\.onnx\b"):
         load_classifier(tmp_path / "onnx", patch_size=8)
 
 
@@ -183,11 +184,12 @@ def test_what_cannot_be_is_told(tmp_path):
     swin = {"patch_size": 2, "embed_dim": 16, "depths": (1, 1), "num_heads": (2, 2), "window_size": 4}
     other = build_model(LABELS, architecture="swin_tiny_patch4_window7_224", image_size=32, timm_kwargs=swin)
     for change in (lambda: set_patch_size(other, 4), lambda: train_patch_sizes(other, SIZES)):
-        with pytest.raises(ModelError, match="not for this family: the patches of SwinTransformer cannot change"):
+        with pytest.raises(ModelError, match=r"^patch_sizes?: .*\bSwinTransformer\b"):
             change()
-    with pytest.raises(ModelError, match=r"patch_size: patches of 5 px do not tile 32 px; use one of 4, 8, 16, 32"):
+    with pytest.raises(ModelError, match=r"^patch_size: ") as caught:
         set_patch_size(micro(), 5)
+    assert_names(caught.value, 5, 32, "4, 8, 16, 32")
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("architecture: flexivit_small\ndataset_name: digits\noutput_dir: out\npatch_sizes: [8]\n")
-    with pytest.raises(RecipeError, match=r"patch_sizes: \[8\] is not allowed; it takes two or more sizes"):
+    with pytest.raises(RecipeError, match=r"^\S+: patch_sizes: .*\[8\]"):
         load_recipe([str(recipe)])

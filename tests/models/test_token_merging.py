@@ -108,8 +108,8 @@ def test_a_fixed_rate_exports(pool, tmp_path):
 def test_what_cannot_merge_is_told(tmp_path):
     swin = {"embed_dim": 16, "depths": (1, 1), "num_heads": (2, 2), "window_size": 4, "patch_size": 2}
     other = build_model(LABELS, architecture="swin_tiny_patch4_window7_224", image_size=32, timm_kwargs=swin)
-    with pytest.raises(ModelError, match="merge_tokens: not for this family: SwinTransformer"):
+    with pytest.raises(ModelError, match=r"^merge_tokens: .*\bSwinTransformer\b"):
         merge_in_blocks(other, 2)
     model = saved(tmp_path)
-    with pytest.raises(ModelError, match="merge_tokens: 9 is none of 1 to 8, half of the 16 patches"):
+    with pytest.raises(ModelError, match=r"^merge_tokens: 9 .*\b1\b.*\b8\b.*\b16\b"):
         merge_in_blocks(model, 9)

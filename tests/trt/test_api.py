@@ -1,6 +1,7 @@
 """What a TensorRT backend can be asked for, said before anything is built."""
 
 import pytest
+from helpers.messages import assert_names, option_of
 
 from hfvit.errors import ModelError
 from hfvit.trt.api import Backend, EngineOptions, check_options, check_precision, find_backend, load_backend
@@ -11,34 +12,37 @@ GPU = [("NVIDIA A10", "8.6")]
 
 
 @pytest.mark.parametrize(
-    ("backend", "gpus", "options", "message"),
+    ("backend", "gpus", "options", "option", "data"),
     [
-        (RTX, [], {"min_batch": 4, "opt_batch": 2}, "must rise"),
-        (RTX, [], {"optimization_level": 6}, "outside 0"),
-        (RTX, [], {"hardware_compatibility": "all"}, "none of none, ampere_plus"),
-        (RTX, [], {"compute_capability": ("9.0",)}, "has no target 9.0; it has 7.5, 8.0, .*--backend tensorrt"),
-        (RTX, [], {"timing_cache": "cache"}, "measures nothing"),
-        (RTX, [], {"version_compatible": True}, "build again after an upgrade"),
-        (RTX, [], {"hardware_compatibility": "ampere_plus"}, "name those with --compute_capability"),
-        (FULL, [], {}, "there is none here.*tensorrt_rtx"),
-        (FULL, GPU, {"compute_capability": ("8.9",)}, "of compute capability 8.6"),
+        (RTX, [], {"min_batch": 4, "opt_batch": 2}, "min_batch, opt_batch, max_batch", [4, 2]),
+        (RTX, [], {"optimization_level": 6}, "optimization_level", [6, 0, 5]),
+        (RTX, [], {"hardware_compatibility": "all"}, "hardware_compatibility", ["'all'", "none, ampere_plus"]),
+        (RTX, [], {"compute_capability": ("9.0",)}, "compute_capability", ["9.0", "7.5, 8.0", "--backend tensorrt"]),
+        (RTX, [], {"timing_cache": "cache"}, "timing_cache", []),
+        (RTX, [], {"version_compatible": True}, "version_compatible", ["--backend tensorrt"]),
+        (RTX, [], {"hardware_compatibility": "ampere_plus"}, "hardware_compatibility", ["--compute_capability"]),
+        (FULL, [], {}, "backend", ["--backend tensorrt_rtx"]),
+        (FULL, GPU, {"compute_capability": ("8.9",)}, "compute_capability", ["8.6", "--backend tensorrt_rtx"]),
     ],
 )
-def test_what_a_backend_cannot_do_is_refused(backend, gpus, options, message):
+def test_check_options_of_what_a_backend_cannot_do_names_the_option(backend, gpus, options, option, data):
     if isinstance(backend, str):
         pytest.skip(f"tensorrt_rtx cannot be imported: {backend}")
-    with pytest.raises(ModelError, match=message):
+    with pytest.raises(ModelError) as caught:
         check_options(backend, EngineOptions(**options), gpus)
+    assert option_of(caught.value) == option
+    assert_names(caught.value, *data)
 
 
 @pytest.mark.parametrize(
-    ("dtype", "capabilities", "message"),
-    [("bf16", ("7.5", "8.6"), "needs compute capability 8.0 for it, not 7.5"), ("fp8", ("8.6",), "int8 or fp16")],
+    ("dtype", "capabilities", "data"),
+    [("bf16", ("7.5", "8.6"), ["8.0", "7.5"]), ("fp8", ("8.6",), ["8.9", "8.6", "int8", "fp16"])],
 )
-def test_precisions_that_a_gpu_lacks_are_refused(dtype, capabilities, message):
+def test_precisions_that_a_gpu_lacks_are_refused(dtype, capabilities, data):
     check_precision(FULL, dtype, ("8.9",))
-    with pytest.raises(ModelError, match=message):
+    with pytest.raises(ModelError, match=f"^--dtype {dtype}: ") as caught:
         check_precision(FULL, dtype, capabilities)
+    assert_names(caught.value, *data)
     check_precision(FULL, "int8", ("7.5",))
 
 
@@ -53,5 +57,5 @@ def test_no_backend_says_what_to_install(monkeypatch):
         monkeypatch.setitem(__import__("sys").modules, name, None)
     with pytest.raises(ModelError, match="pip install tensorrt-rtx-cu13"):
         find_backend()
-    with pytest.raises(ModelError, match="none of auto"):
+    with pytest.raises(ModelError, match=r"^--backend: 'trt' .*\bauto, "):
         find_backend("trt")

@@ -112,7 +112,7 @@ def test_a_network_in_another_precision_is_not_built(graphs):
     facts = network_facts(parsed)
     check_types(facts, "fp32", graphs["fp32"])
     for dtype in ("fp16", "bf16", "int8"):
-        with pytest.raises(ModelError, match=f"should compute in {dtype}"):
+        with pytest.raises(ModelError, match=rf"^{graphs['fp32'].name} .*\b{dtype}\b"):
             check_types(facts, dtype, graphs["fp32"])
 
 
@@ -123,7 +123,7 @@ def test_engines_are_built_for_the_gpus_that_are_named(graphs, tmp_path):
         facts = build_engine(graphs["fp16"], tmp_path / "m.engine", RTX, EngineOptions(compute_capability=named))
         assert facts["compute_capabilities"] == list(named)
     for dtype in ("fp32", "bf16", "int8"):
-        with pytest.raises(ModelError, match=r"needs compute capability 8\.0 for it, not 7\.5\. Take --dtype fp16"):
+        with pytest.raises(ModelError, match=rf"^--dtype {dtype}: .*\b8\.0\b.*\b7\.5\b.*--dtype fp16\b"):
             build_engine(graphs[dtype], tmp_path / "m.engine", RTX, EngineOptions(compute_capability=("7.5",)))
 
 
@@ -131,7 +131,7 @@ def test_engines_are_built_for_the_gpus_that_are_named(graphs, tmp_path):
 @pytest.mark.tensorrt
 def test_a_graph_of_one_batch_size_has_its_own_profile(tmp_path):
     path = write_graph(tmp_path / "model.onnx", batch=4)
-    with pytest.raises(ModelError, match="--min_batch 4 --opt_batch 4 --max_batch 4"):
+    with pytest.raises(ModelError, match=r"^--min_batch, .*--min_batch 4 --opt_batch 4 --max_batch 4\b"):
         build_engine(path, tmp_path / "model.engine", RTX)
     facts = build_engine(path, tmp_path / "model.engine", RTX, EngineOptions(4, 4, 4))
     assert facts["input"]["shape"] == [4, 3, 16, 16]
@@ -150,7 +150,7 @@ def test_an_fp8_graph_of_another_quantiser_builds_for_gpus_that_have_fp8(graphs,
     facts = build_engine(tmp_path / "fp8.onnx", tmp_path / "model.engine", RTX)
     assert facts["dtype"] == "fp8"
     assert facts["compute_capabilities"] == ["8.9", "12.0"]
-    with pytest.raises(ModelError, match=r"needs compute capability 8\.9 for it, not 8\.6"):
+    with pytest.raises(ModelError, match=r"^--dtype fp8: .*\b8\.9\b.*\b8\.6\b"):
         build_engine(tmp_path / "fp8.onnx", tmp_path / "m.engine", RTX, EngineOptions(compute_capability=("8.6",)))
 
 
@@ -169,7 +169,7 @@ def odd_graph(path, op_type, **attributes):
 @pytest.mark.tensorrt
 def test_the_node_that_the_parser_does_not_take_is_named(tmp_path):
     path = odd_graph(tmp_path / "model.onnx", "Bernoulli", dtype=TensorProto.FLOAT)
-    with pytest.raises(ModelError, match=r"Bernoulli.*odd"):
+    with pytest.raises(ModelError, match=r"\bmodel\.onnx\b.*\bBernoulli\b.*\bodd\b"):
         build_engine(path, tmp_path / "model.engine", RTX)
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
 
@@ -199,7 +199,7 @@ def test_the_node_that_the_builder_does_not_take_is_named(tmp_path):
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     onnx.save(model, tmp_path / "model.onnx")
     (tmp_path / "model.engine").write_bytes(b"the one before")
-    with pytest.raises(ModelError, match=r"cannot build model.onnx.*odd_product") as error:
+    with pytest.raises(ModelError, match=r"\bmodel\.onnx\b.*\bodd_product\b") as error:
         build_engine(
             tmp_path / "model.onnx", tmp_path / "model.engine", RTX, EngineOptions(compute_capability=("7.5",))
         )
@@ -245,7 +245,7 @@ def test_the_bar_goes_forward_in_many_steps(graphs, tmp_path):
 
 def test_graphs_for_onnx_runtime_alone_are_refused_by_node(graphs, tmp_path):
     quantize_onnx(graphs["fp32"], tmp_path / "dynamic.onnx", mode="int8-dynamic")
-    with pytest.raises(ModelError, match=r"node .*ONNX Runtime.*--target tensorrt"):
+    with pytest.raises(ModelError, match=r"\bdynamic\.onnx\b.*\bONNX Runtime\b.*--target tensorrt\b"):
         read_graph(tmp_path / "dynamic.onnx")
     unsigned = tmp_path / "unsigned.onnx"
     model = onnx.load(graphs["int8"])
@@ -253,17 +253,17 @@ def test_graphs_for_onnx_runtime_alone_are_refused_by_node(graphs, tmp_path):
     zero = next(weight for weight in model.graph.initializer if weight.name == node.input[2])
     zero.CopyFrom(onnx.numpy_helper.from_array(np.int8(3), zero.name))
     onnx.save(model, unsigned)
-    with pytest.raises(ModelError, match=r"not symmetric.*int8, 3"):
+    with pytest.raises(ModelError, match=r"\bunsigned\.onnx\b.*\bint8, 3\b"):
         read_graph(unsigned)
 
 
 def test_other_graphs_are_refused(tmp_path):
     (tmp_path / "text.onnx").write_text("no graph")
-    with pytest.raises(ModelError, match="no ONNX file"):
+    with pytest.raises(ModelError, match=r"\btext\.onnx\b"):
         read_graph(tmp_path / "text.onnx")
-    with pytest.raises(ModelError, match="without --with-preprocessing"):
+    with pytest.raises(ModelError, match=r"\bpixels\.onnx\b.*--with-preprocessing\b"):
         read_graph(write_graph(tmp_path / "pixels.onnx", pixels=True))
-    with pytest.raises(ModelError, match="image size is fixed"):
+    with pytest.raises(ModelError, match=r"\bfree\.onnx\b.*\bpixel_values\b.*\bNone, None\]"):
         read_graph(write_graph(tmp_path / "free.onnx", size="side"))
 
 

@@ -128,9 +128,9 @@ def test_tensors_on_the_gpu_stay_there_and_in_order(engines, backend, pixels, ex
 
 def test_images_of_another_size_and_other_classes_are_refused(engines, backend, pixels):
     engine = TensorRTBackend(backend, engines["fp32"], len(LABELS))
-    with pytest.raises(ModelError, match=r"takes images of shape \(3, 32, 32\)"):
+    with pytest.raises(ModelError, match=r"\(3, 32, 32\).*\(3, 16, 16\)"):
         engine(pixels[:, :, :16, :16])
-    with pytest.raises(ModelError, match="names 7 classes"):
+    with pytest.raises(ModelError, match=r"\bconfig\.json\b.*\b7\b"):
         TensorRTBackend(backend, engines["fp32"], 7)
 
 

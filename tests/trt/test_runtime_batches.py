@@ -1,5 +1,7 @@
 """How batches go through an engine, without one."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -37,7 +39,7 @@ def test_a_profile_is_asked_only_for_a_free_batch():
     assert profile_limits((-1, 3, 16, 16), lambda: shapes) == (2, 8)
     assert profile_limits((4, 3, 16, 16), lambda: pytest.fail("asked")) == (4, 4)
     for shape in ((3, 16, 16), (-1, 3, -1, 16), (1, 3, 16, 16, 16)):
-        with pytest.raises(ModelError, match="channels, height, width"):
+        with pytest.raises(ModelError, match=re.escape(str(list(shape)))):
             profile_limits(shape, lambda: shapes)
 
 
