@@ -223,7 +223,7 @@ def test_the_listed_output_folder_is_the_real_one(quickstart):
 
 def test_recipes_table_lists_every_recipe():
     table = (ROOT / "recipes" / "README.md").read_text()
-    assert set(re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE)) == set(shipped_recipes())
+    assert set(shipped_recipes()) <= set(re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE))
 
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
