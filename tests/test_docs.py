@@ -1,9 +1,10 @@
-"""README.md and docs/ are run, not believed: their commands, their Python, and the table of recipes."""
+"""Commands, Python and links of README.md and docs/: run or parsed."""
 
 import argparse
 import json
 import re
 import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,11 +25,11 @@ README = (ROOT / "README.md").read_text()
 TEXT = "\n".join([README, *(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))])
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TEXT, flags=re.DOTALL)
 BASH = [line for kind, block in BLOCKS if kind == "bash" for line in block.splitlines()]
-COMMANDS = list(dict.fromkeys(line.split("  #")[0].strip() for line in BASH))  # some stand in both
+COMMANDS = list(dict.fromkeys(line.split("  #")[0].strip() for line in BASH))  # each once
 PYTHON = [block for kind, block in BLOCKS if kind == "python"]
 
 # These would install into the environment that runs the tests, ask for a token, or wait for a browser.
-OF_OTHERS = ("pip install ", "npm install ", "hf ", "python -m http.server ")
+OF_OTHERS = ("pip install ", "npm install ", "hf ", "python -m http.server ", "tensorboard ")
 EXPORTS = [c for c in COMMANDS if c.startswith("optimum-cli")]
 CHECKS = [c for c in COMMANDS if c.startswith("hfvit verify ") or "--estimate" in c]
 TRAINING = [c for c in COMMANDS if ("hfvit train " in c or "hfvit/train.py" in c) and c not in CHECKS]
@@ -60,10 +61,6 @@ def test_every_command_is_known_to_this_test():
     run_here = {*listings, *TRAINING, *SWEEPS, *EXPORTS, *SERVING, *PUSHES, *CHECKS, *DEMOS}
     assert run_here
     assert not [c for c in COMMANDS if c not in run_here and not c.startswith(OF_OTHERS)]
-
-
-def test_ci_types_the_readmes_test_command():
-    assert "pytest" in (ROOT / ".ci" / "run").read_text().splitlines()
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith(LISTINGS) or "--help" in c])
@@ -207,8 +204,22 @@ def test_push_commands_run(exported, tmp_path, monkeypatch, capsys):
     assert "model.safetensors" in repository.files()
 
 
-def test_links_between_the_pages_lead_somewhere():
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "README.md"]:
-        for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
-            if not target.startswith("http"):
-                assert (page.parent / target).exists(), f"{page.name} links to {target}"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES += [ROOT / "benchmarks" / "README.md", ROOT / "recipes" / "README.md"]
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives the headings of `page`."""
+    prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", prose, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_between_pages_resolve(page):
+    for target, anchor in re.findall(r"\]\(([^)#]*)(?:#([^)]+))?\)", page.read_text()):
+        if target.startswith("http"):
+            continue
+        file = page.parent / target if target else page
+        assert file.exists(), f"{page.name} links to {target}"
+        assert not anchor or anchor in anchors(file), f"{page.name} links to {target}#{anchor}"
