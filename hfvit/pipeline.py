@@ -15,7 +15,7 @@ from transformers.trainer_utils import TrainOutput
 
 from hfvit.artifacts.checkpoint import check_same_model, remove_checkpoints
 from hfvit.artifacts.constants import RECIPE_FILE
-from hfvit.artifacts.output_dir import alone_in, claim_output_dir, clear_run, refuse_to_discard
+from hfvit.artifacts.output_dir import alone_in, claim_output_dir, clear_run, is_finished, refuse_to_discard
 from hfvit.artifacts.run_facts import collect_facts
 from hfvit.artifacts.run_record import reported_split, write_facts
 from hfvit.data.factory import build_datasets, load_splits
@@ -32,9 +32,10 @@ from hfvit.recipe.loader import Recipe, load_recipe
 from hfvit.recipe.training_args import HFViTTrainingArguments
 from hfvit.report.summary import summary_table, write_plots, write_training_images
 from hfvit.training.distributed import require_shared_folder
+from hfvit.training.resume import check_origin, describe_origin
 from hfvit.training.trainer import HFViTTrainer
 from hfvit.utils.environment import use_all_cores
-from hfvit.utils.files import write_text
+from hfvit.utils.files import sync_files, write_text
 
 logger = logging.getLogger("hfvit")
 
@@ -47,10 +48,22 @@ def main(argv: list[str] | None = None, callbacks: Sequence[TrainerCallback] = (
     logger.setLevel(logging.INFO if args.process_index == 0 else logging.WARNING)
     if recipe.idle and args.process_index == 0:
         logger.warning(recipe.idle)
+    if is_already_finished(args):
+        print(f"{args.output_dir}: this run is finished; --overwrite_output_dir starts a new one.", flush=True)
+        return
     if args.device.type == "cpu":
         use_all_cores(args.world_size)
     with alone_in(args.output_dir, "training") if args.should_save else nullcontext():
         run(recipe, callbacks)
+
+
+def is_already_finished(args: HFViTTrainingArguments) -> bool:
+    """Whether `--resume_from_checkpoint auto` finds a finished run; deletes the checkpoints that a kill left of it."""
+    if args.resume_from_checkpoint != "auto" or args.overwrite_output_dir or not is_finished(args.output_dir):
+        return False
+    if args.should_save and not args.keep_checkpoints:
+        remove_checkpoints(args.output_dir)
+    return True
 
 
 def run(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> None:
@@ -73,6 +86,9 @@ def run(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> None:
     if not checkpoint:
         method.initialize(datasets["validation"])
     trainer = build_trainer(recipe, method, datasets, callbacks)
+    trainer.origin = describe_origin(recipe.values, splits.facts["splits"])
+    if checkpoint:
+        check_origin(checkpoint, trainer.origin, args.allow_changed_data)
 
     if args.overwrite_output_dir and args.should_save:
         # not before everything that a new run needs is known to work
@@ -193,6 +209,7 @@ def report_run(
     write_facts(facts, args.output_dir)
     write_plots(facts, args.output_dir)
     write_model_card(facts, args.output_dir)
+    sync_files(Path(args.output_dir))  # until now the checkpoints are the only copy that survives a power cut
     if not args.keep_checkpoints:
         remove_checkpoints(args.output_dir)
     print("\n" + summary_table(facts, args.output_dir), flush=True)

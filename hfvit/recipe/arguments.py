@@ -193,6 +193,9 @@ class RunArguments:
     overwrite_output_dir: bool = _field(
         False, "Discard the run that output_dir already holds and start anew; files of your own there stay."
     )
+    allow_changed_data: bool = _field(
+        False, "Resume although the data set changed and validation images may have been trained on."
+    )
     keep_checkpoints: bool = _field(False, "Keep checkpoint-* (optimizer state included) after a finished run.")
 
     def check(self) -> None:

@@ -249,7 +249,7 @@ def _resolved(*sections, typed: dict[str, Any], given: dict[str, Any]) -> dict[s
     redefined = [name for name in HFViTTrainingArguments.__annotations__ if name not in own]
     theirs = {key: typed[key] for key in (*_ALWAYS_RESOLVED, *redefined, *given) if key not in own}
     # Acts, not properties of the run: repeating it must not push over its repository.
-    moment = ("overwrite_output_dir", "resume_from_checkpoint", "push_to_hub")
+    moment = ("overwrite_output_dir", "allow_changed_data", "resume_from_checkpoint", "push_to_hub")
     return {
         key: value
         for key, value in {**own, **theirs}.items()

@@ -68,6 +68,13 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def sync_files(folder: Path) -> None:
+    """`sync` the files right in `folder`, then the folder."""
+    for path in filter(Path.is_file, folder.iterdir()):
+        sync(path)
+    sync(folder)
+
+
 def sync_tree(folder: Path) -> None:
     """`sync` all files in `folder` and below, then the folders."""
     paths = sorted(folder.rglob("*"))
@@ -75,8 +82,19 @@ def sync_tree(folder: Path) -> None:
         sync(path)
 
 
+def file_mode() -> int:
+    """The permissions that the umask leaves a new file."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
 def commit_file(finished: Path, path: Path) -> None:
-    """Give the file `finished` the name `path`, on the same file system: sync, rename, sync the folder."""
+    """Give the file `finished` the name `path`, on the same file system: sync, rename, sync the folder.
+
+    Its permissions follow the umask; some libraries write with 0600 (safetensors 0.8).
+    """
+    finished.chmod(file_mode())
     sync(finished)
     finished.replace(path)
     sync(path.parent)
