@@ -42,3 +42,10 @@ def assert_logged(caplog, level: str, *data: object, logger: str = "hfvit") -> N
         except AssertionError:
             continue
     raise AssertionError(f"no {level} of {logger} names {data}: {messages}")
+
+
+def last_error(printed: str) -> str:
+    """The last line by which a command says that it failed or was stopped."""
+    lines = [line for line in printed.splitlines() if line.startswith(("hfvit: error: ", "hfvit: stopped: "))]
+    assert lines, printed
+    return lines[-1]
