@@ -25,7 +25,8 @@ def assert_names(message: object, *data: object) -> None:
 
 
 def _word(item: object) -> str:
-    before = r"(?<![\w./-])" if isinstance(item, int | float) else r"(?<![\w.])"
+    is_number = re.fullmatch(r"-?[\d.,]+", str(item))
+    before = r"(?<![\w./-])" if is_number else r"(?<![\w.])"
     return rf"{before}(?<!\d,){re.escape(str(item))}(?!\.?\w|,\d)"
 
 
