@@ -57,9 +57,9 @@ DATA_SETS = {
         f"{ON_DATA} --image_column label",
         ("image_column:", "'label'", "'train'"),
     ),
-    "labels out of range": (table([0, 1, 2] * 8, [0, 1, -1]), ON_DATA, ("'test'", "row 2", "-1", "3 classes")),
+    "labels out of range": (table([0, 1, 2] * 8, [0, 1, -1]), ON_DATA, ("'test'", "2", "-1", "3")),
     "one class": (table([1] * 24, [0, 1, 2]), ON_DATA, ("train_split:", "'train'")),
-    "a label that is missing": (table([0, 1, None] * 8, [0, 1, 2]), ON_DATA, ("'train'", "row 2")),
+    "a label that is missing": (table([0, 1, None] * 8, [0, 1, 2]), ON_DATA, ("'train'", "2")),
     "fewer images than a batch": (
         table([0, 1, 2] * 2, [0, 1, 2]),
         ON_DATA,

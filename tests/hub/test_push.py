@@ -174,7 +174,7 @@ def test_what_is_wrong_is_told_before_anything_is_sent(trained, hub, online, tmp
     hub.create("user/pictures", "dataset")
     hub.create("user/open")
     before = set(hub.repositories)
-    assert_names(refusal(trained, Destination("user/pictures")), "user/pictures", "data set")
+    assert_names(refusal(trained, Destination("user/pictures")), "user/pictures")
     assert_names(refusal(trained, Destination("datasets/user/pictures")), "datasets/user/pictures", "user/name")
     address = "https://huggingface.co/user/x"
     assert_names(refusal(trained, Destination(address)), address, "user/name")
