@@ -1,6 +1,7 @@
 """Resolve a path to a checkpoint, an ONNX file or a TensorRT engine, without loading it."""
 
 import json
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 from hfvit.artifacts.constants import CONFIG_FILE, ENGINE_FACTS_FILE, PREPROCESSOR_FILE
 from hfvit.errors import ModelError, nearest, one_line, wrap_library_errors
+from hfvit.utils.files import expand_user
 from hfvit.utils.hub_ids import folder_or_hub_id
 
 ENGINE_SUFFIXES = (".engine", ".plan")
@@ -59,9 +61,9 @@ def find_artifact(path: str | Path) -> Artifact:
     an engine, or the folder with its engine.json. A folder with weights is a checkpoint, whatever exports lie in it or
     below it; beside ONNX files an engine is named by its file.
     """
-    file = Path(path).expanduser()
+    file = expand_user(path)
     if file.suffix in (".onnx", *ENGINE_SUFFIXES):
-        if not file.is_file():
+        if not os.path.isfile(file):
             raise ModelError(f"There is no file {path}.{_other_graphs(file)}")
         return _file_artifact(file)
     source = folder_or_hub_id(path, ModelError)

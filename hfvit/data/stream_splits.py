@@ -124,8 +124,7 @@ def _written(builder: DatasetBuilder, name: str, stream: IterableDataset, split:
     """The whole split, written to the cache at the first call; `builder.hash` changes with the files behind it."""
     features = datasets.Features(stream.features)
     images = [column for column, feature in features.items() if isinstance(feature, Image)]
-    for column in images:
-        stream = stream.cast_column(column, Image(decode=False))
+    stream = stream.decode(False)  # images inside other columns, audio and video too
 
     def examples() -> Iterator[dict[str, Any]]:
         for example in stream:

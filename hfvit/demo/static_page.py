@@ -15,7 +15,7 @@ from hfvit.data.decode import read_picture
 from hfvit.demo.web_runtime import WebRuntime
 from hfvit.errors import ModelError, wrap_library_errors
 from hfvit.export.processor_steps import image_steps
-from hfvit.utils.files import check_writable, sync, sync_tree, write_object
+from hfvit.utils.files import check_writable, expand_user, sync, sync_tree, write_object
 
 PAGE_FILE = "page.json"
 OWN_FOLDERS = ("model", "vendor", "examples")
@@ -29,7 +29,7 @@ def browser_file(export: str | Path) -> Path:
 
     Raises `ModelError` with the command that makes one.
     """
-    given = Path(export).expanduser()
+    given = expand_user(export)
     if given.suffix == ".onnx":
         find_artifact(given)
         found = [given] if given.name in BROWSER_FILES else []
@@ -47,7 +47,7 @@ def browser_file(export: str | Path) -> Path:
 
 def check_page_folder(output: str | Path, overwrite: bool) -> Path:
     """The folder for a page; raises `ModelError` where one cannot be written, or would replace something."""
-    folder = Path(output).expanduser()
+    folder = expand_user(output)
     if (folder / FACTS_FILE).exists() or any(folder.glob("*.onnx")):
         raise ModelError(f"--static: {output} cannot be both an export and a page; name another folder.")
     check_writable(folder if folder.exists() else folder.parent, "--static", ModelError)

@@ -1,6 +1,7 @@
 """The labelled rows that evaluate a finished model, in its class order."""
 
 import dataclasses
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from hfvit.data.splits import (
 from hfvit.errors import DataError, HFViTError, nearest, one_line
 from hfvit.recipe.arguments import DataArguments
 from hfvit.recipe.files import read_yaml
+from hfvit.utils.files import expand_user
 
 
 @dataclasses.dataclass
@@ -121,8 +123,8 @@ def evaluation_split(
 
 def shown_name(dataset_name: str) -> str:
     """A data set's name without the path on this machine."""
-    folder = Path(dataset_name).expanduser()
-    return folder.resolve().name if folder.is_dir() else dataset_name
+    folder = expand_user(dataset_name)
+    return folder.resolve().name if os.path.isdir(folder) else dataset_name
 
 
 def read_recipe(path: Path) -> tuple[DataArguments, int]:

@@ -15,6 +15,14 @@ from hfvit.errors import HFViTError, ModelError, RecipeError, one_line
 ABANDONED_SECONDS = 24 * 3600
 
 
+def expand_user(path: str | Path) -> Path:
+    """`path` with `~` expanded, or as it is where there is no such home folder, as a shell does."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # no such user, or no HOME and no entry in the password database
+        return Path(path)
+
+
 def output_file(path: str | Path | None, option: str) -> Path | None:
     """Check that the file `path` can be written at the end of a command; `~` is expanded.
 
@@ -23,7 +31,7 @@ def output_file(path: str | Path | None, option: str) -> Path | None:
     """
     if path is None:
         return None
-    file = Path(path).expanduser()
+    file = expand_user(path)
     if file.is_dir():
         raise HFViTError(f"{option}: {path} is a folder; name a file in it.")
     if not file.parent.is_dir():
