@@ -112,11 +112,15 @@ DATA_SETS = {
 
 
 CHECKPOINTS = {
-    "weights cut short": (cut("model.safetensors", 0.7), FROM_MODEL, "{tmp}/model"),
-    "weights that are empty": (rewritten("model.safetensors", b""), FROM_MODEL, "{tmp}/model"),
-    "a header without end": (rewritten("model.safetensors", b"\xff" * 64), FROM_MODEL, "{tmp}/model"),
-    "a header of text": (rewritten("model.safetensors", b"\x05" + b"\0" * 7 + b"hello"), FROM_MODEL, "{tmp}/model"),
-    "a pickle named safetensors": (pickled("model.safetensors", alone=False), FROM_MODEL, "{tmp}/model"),
+    "weights cut short": (cut("model.safetensors", 0.7), FROM_MODEL, ("{tmp}/model", "header")),
+    "weights that are empty": (rewritten("model.safetensors", b""), FROM_MODEL, ("{tmp}/model", "header")),
+    "a header without end": (rewritten("model.safetensors", b"\xff" * 64), FROM_MODEL, ("{tmp}/model", "header")),
+    "a header of text": (
+        rewritten("model.safetensors", b"\x05" + b"\0" * 7 + b"hello"),
+        FROM_MODEL,
+        ("{tmp}/model", "header"),
+    ),
+    "a pickle named safetensors": (pickled("model.safetensors", alone=False), FROM_MODEL, ("{tmp}/model", "header")),
     "a pickle named pytorch_model": (pickled("pytorch_model.bin"), FROM_MODEL, ("{tmp}/model", "safetensors")),
     "weights of another shape": (
         other_weights(lambda state: {name: value[..., :8].contiguous() for name, value in state.items()}),
@@ -174,7 +178,7 @@ CHECKPOINTS = {
         PREDICT,
         ("{tmp}/model", "config.json", "'int'"),
     ),
-    "weights cut short, to predict": (cut("model.safetensors", 0.5), PREDICT, "{tmp}/model"),
+    "weights cut short, to predict": (cut("model.safetensors", 0.5), PREDICT, ("{tmp}/model", "header")),
     "a pickle, to predict": (pickled("pytorch_model.bin"), PREDICT, ("{tmp}/model", "safetensors")),
     "a pickle, to export": (
         pickled("pytorch_model.bin"),
@@ -184,7 +188,7 @@ CHECKPOINTS = {
     "weights that are a pickle, to validate": (
         pickled("model.safetensors", alone=False),
         "hfvit validate {tmp}/model",
-        "{tmp}/model",
+        ("{tmp}/model", "header"),
     ),
     "a recipe that is half, to validate": (
         rewritten("recipe.yaml", "seed: ["),
@@ -222,9 +226,9 @@ CHECKPOINTS = {
         ("{tmp}/model/run.json", "JSON"),
     ),
     "facts that say nothing, to push": (
-        rewritten("run.json", '{"metrics": 3}'),
+        rewritten("run.json", '{"model": {}, "metrics": 3}'),
         "hfvit push {tmp}/model user/x --dry-run",
-        ("{tmp}/model/run.json", "model"),
+        ("{tmp}/model/run.json", "model.architecture"),
     ),
     "a state that is half, to push": (
         rewritten("trainer_state.json", "{"),
@@ -233,9 +237,9 @@ CHECKPOINTS = {
         5,
     ),
     "facts that say nothing, to verify": (
-        rewritten("run.json", '{"metrics": {"test": {"accuracy": 1}}}'),
+        rewritten("run.json", '{"model": {}, "metrics": {"test": {"accuracy": 1}}}'),
         "hfvit verify {tmp}/model",
-        ("{tmp}/model/run.json", "model"),
+        ("{tmp}/model/run.json", "model.architecture"),
     ),
     "facts that are half, to verify": (
         rewritten("run.json", '{"me'),
@@ -320,7 +324,7 @@ GRAPHS = {
     "a graph cut short, to build": (
         graph_folder(lambda file, _: file.write_bytes(file.read_bytes()[:99])),
         "tensorrt --model {tmp}/onnx/model.onnx {tmp}/trt",
-        "{tmp}/onnx/model.onnx",
+        ("{tmp}/onnx/model.onnx", "'onnx.ModelProto'"),
     ),
     "weights in another file, to build": (
         outside_data("../../../../../etc/passwd"),
