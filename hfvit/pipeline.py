@@ -12,8 +12,7 @@ from transformers import TrainerCallback, set_seed
 from hfvit.artifacts.checkpoint import check_same_model, remove_checkpoints
 from hfvit.artifacts.constants import RECIPE_FILE
 from hfvit.artifacts.output_dir import alone_in, claim_output_dir, clear_run, refuse_to_discard
-from hfvit.artifacts.run_facts import collect_facts
-from hfvit.artifacts.run_record import reported_split, write_facts
+from hfvit.artifacts.run_record import RunRecord
 from hfvit.data.dataset import image_datasets
 from hfvit.data.splits import load_splits
 from hfvit.data.stream import ImageStream
@@ -28,7 +27,7 @@ from hfvit.finetuning.zero_shot_head import start_from_text
 from hfvit.hub.model_card import write_model_card
 from hfvit.hub.push import Destination, check_destination, push
 from hfvit.metrics.classification import ImageClassificationMetric, trainer_metrics
-from hfvit.metrics.temperature import temperature_facts
+from hfvit.metrics.temperature import calibrate
 from hfvit.models.factory import build_model
 from hfvit.models.image_text import add_text_encoder
 from hfvit.models.patch_size import train_patch_sizes
@@ -187,22 +186,22 @@ def run(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> None:
     trainer.save_state()
     if args.should_save:
         plain_model = trainer.accelerator.unwrap_model(model)
-        facts = collect_facts(recipe, splits, plain_model, trainer, output, metrics)
-        facts["temperature"] = temperature_facts(results)
-        role = reported_split(facts)
+        record = RunRecord.collect(recipe, splits, plain_model, trainer, output, metrics)
+        record.temperature = calibrate(results)
+        role = record.role
         examples = Examples(role, datasets[role], splits[role]["row"], *results[role], splits.labels)
         examples.add_attention(plain_model, trainer.preprocessing, args.device, trainer.is_sharded)
         examples.write(args.output_dir)
-        facts["examples"] = examples.facts
+        record.examples = examples.record
         if tokenizer:
             tokenizer.save_pretrained(args.output_dir)
         write_text(Path(args.output_dir) / RECIPE_FILE, recipe.to_yaml())
-        write_facts(facts, args.output_dir)
-        write_plots(facts, args.output_dir)
-        write_model_card(facts, args.output_dir)
+        record.save(args.output_dir)
+        write_plots(record, args.output_dir)
+        write_model_card(record, args.output_dir)
         if not args.keep_checkpoints:
             remove_checkpoints(args.output_dir)
-        print("\n" + summary_table(facts, args.output_dir), flush=True)
+        print("\n" + summary_table(record, args.output_dir), flush=True)
         if destination:
             try:
                 print(push(args.output_dir, destination))

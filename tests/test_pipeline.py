@@ -1,6 +1,5 @@
 """The whole line, as its user types it: launched processes, exact files, kills, and mistakes."""
 
-import json
 import os
 from importlib import metadata
 
@@ -13,12 +12,12 @@ from helpers.commands import ROOT, run_command
 from helpers.image_text import tokenizer
 from helpers.images import LABELS, colored_image, colored_split
 from helpers.recipes import MICRO_RECIPE
+from helpers.records import make_record
 from helpers.runs import OUTPUT_FILES, facts, fails, files, step_losses
 from safetensors.torch import load_file
 from transformers import pipeline
 
 from hfvit.artifacts.constants import ADAPTER_FILES
-from hfvit.artifacts.run_record import write_facts
 from hfvit.errors import run
 from hfvit.pipeline import main
 
@@ -237,10 +236,13 @@ def test_a_failing_report_loses_neither_model_nor_checkpoints(recipe, tmp_path, 
 
 
 def test_run_json_is_written_whole_or_not_at_all(tmp_path):
-    write_facts({"a": 1}, tmp_path)
+    record = make_record()
+    record.save(tmp_path)
+    held = (tmp_path / "run.json").read_bytes()
+    record.training.seconds = float("nan")
     with pytest.raises(ValueError, match="not JSON compliant"):
-        write_facts({"a": float("nan")}, tmp_path)
-    assert json.loads((tmp_path / "run.json").read_text()) == {"a": 1}
+        record.save(tmp_path)
+    assert (tmp_path / "run.json").read_bytes() == held
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 

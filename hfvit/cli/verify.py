@@ -45,10 +45,10 @@ def verify(options: argparse.Namespace) -> None:
     folder = folder_or_hub_id(Path(options.folder), ModelError)
     quiet_libraries()
     from hfvit.artifacts.constants import RECIPE_FILE
-    from hfvit.artifacts.run_record import read_run
+    from hfvit.artifacts.run_record import RunRecord
     from hfvit.verify import compare_runs, evaluate_again
 
-    read_run(folder)
+    RunRecord.load(folder)
     if not (Path(folder) / RECIPE_FILE).is_file():
         raise ModelError(f"{folder} holds no {RECIPE_FILE}, which tells how to repeat the run.")
     if options.eval_only:

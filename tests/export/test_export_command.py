@@ -186,7 +186,7 @@ def test_a_damaged_file_of_an_export_is_told_before_the_work(file, text, stock, 
     before = (out / "model.onnx").stat().st_mtime_ns
     assert export("--model", stock, out) == 2
     message = capsys.readouterr().err
-    assert f"{file} cannot be read" in message
+    assert str(out / file) in message
     assert "Traceback" not in message
     assert (out / "model.onnx").stat().st_mtime_ns == before
 

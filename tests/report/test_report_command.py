@@ -10,10 +10,11 @@ import yaml
 from helpers.commands import run_command
 from helpers.images import colored_image
 from helpers.recipes import MICRO_RECIPE
+from helpers.records import exported_file, parity
 from huggingface_hub import ModelCard
 
 import hfvit
-from hfvit.artifacts.export_folder import write_export_facts
+from hfvit.artifacts.export_record import ExportRecord
 from hfvit.cli import main as hfvit_command
 from hfvit.errors import run
 from hfvit.pipeline import main
@@ -87,8 +88,8 @@ def test_plots_card_and_page_are_made_again_from_run_json(out, capsys):
 
 def test_the_page_needs_nothing_beside_it(out, capsys):
     (out / "onnx").mkdir()
-    parity = {"max_abs_difference": 2.9e-06}
-    write_export_facts(out / "onnx", "model.onnx", {"bytes": 86_283_204, "parity": parity})
+    described = exported_file(bytes=86_283_204, parity=parity(2.9e-06))
+    ExportRecord(files={"model.onnx": described}).save(out / "onnx")
     (out / "onnx" / "model.onnx").write_bytes(b"")
     facts = json.loads((out / "run.json").read_text())
     facts["metrics"]["test"]["per_class"][0]["label"] = "<script>alert(1)</script>"
@@ -128,7 +129,7 @@ def test_open_shows_the_page(out, capsys, monkeypatch):
 
 def test_exports_older_than_the_run_are_not_its_exports(out, capsys):
     (out / "onnx").mkdir()
-    write_export_facts(out / "onnx", "model.onnx", {"bytes": 1})
+    ExportRecord(files={"model.onnx": exported_file()}).save(out / "onnx")
     facts = json.loads((out / "run.json").read_text()) | {"finished": "2999-01-01T00:00:00+00:00"}
     (out / "run.json").write_text(json.dumps(facts))
     code, _, err = report(capsys, out)
@@ -155,8 +156,8 @@ def test_a_run_of_before_has_no_temperature_and_no_pictures(out, capsys):
         (None, "holds no run: there is no run.json. Name the output_dir of a finished run."),
         ("{", "cannot be read as JSON"),
         ("[]", "holds no JSON object"),
-        ('{"hfvit_version": "0.0.1", "model": {}}', "lacks model.architecture: it was written by hfvit 0.0.1"),
-        ("{}", "lacks model: it was written by an older hfvit"),
+        ('{"hfvit_version": "0.0.1", "model": {}}', "lacks model.architecture (written by hfvit 0.0.1)"),
+        ("{}", "lacks model (written by an older hfvit)"),
     ],
 )
 def test_what_is_no_run_is_told_in_one_message(tmp_path, capsys, content, message):

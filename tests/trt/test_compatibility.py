@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from helpers.engines import RTX, VERSIONS, facts, offered, parsed
+from helpers.engines import RTX, VERSIONS, engine_of, offered, parsed
 
 from hfvit.errors import ModelError
 from hfvit.trt.compatibility import Here, check_engine, driver_cuda, rebuild_line, this_machine
@@ -22,10 +22,10 @@ MACHINE = Here(
 
 def test_a_machine_that_has_it_all_runs_the_engine(tmp_path):
     two = dataclasses.replace(MACHINE, gpus=(H100, A10))
-    assert check_engine(facts(tmp_path), MACHINE) == 0
-    assert check_engine(facts(tmp_path), MACHINE, "cuda") == 0
-    assert check_engine(facts(tmp_path), two, "cuda:1") == 1
-    assert check_engine(facts(tmp_path, "tensorrt"), MACHINE) == 0
+    assert check_engine(engine_of(tmp_path), MACHINE) == 0
+    assert check_engine(engine_of(tmp_path), MACHINE, "cuda") == 0
+    assert check_engine(engine_of(tmp_path), two, "cuda:1") == 1
+    assert check_engine(engine_of(tmp_path, "tensorrt"), MACHINE) == 0
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_a_machine_that_has_it_all_runs_the_engine(tmp_path):
 def test_without_a_gpu(tmp_path, here, why):
     machine = dataclasses.replace(MACHINE, gpus=(), **here)
     with pytest.raises(ModelError, match=rf"needs a CUDA GPU, and there is none here .*\({why}") as raised:
-        check_engine(facts(tmp_path), machine)
+        check_engine(engine_of(tmp_path), machine)
     message = str(raised.value)
     assert (
         "built with TensorRT for RTX 1.7.1.116 for GPUs of compute capability 8.6, 8.9 (fp16, batches of 1" in message
@@ -52,18 +52,18 @@ def test_without_a_gpu(tmp_path, here, why):
 def test_a_processor_is_no_device_for_an_engine(tmp_path):
     for device in ("cpu", "mps", "cuda:x"):
         with pytest.raises(ModelError, match=f"runs on a CUDA GPU, not on '{device}'"):
-            check_engine(facts(tmp_path), MACHINE, device)
+            check_engine(engine_of(tmp_path), MACHINE, device)
     with pytest.raises(ModelError, match=r"there is no 'cuda:1' here; PyTorch sees 1 GPU"):
-        check_engine(facts(tmp_path), MACHINE, "cuda:1")
+        check_engine(engine_of(tmp_path), MACHINE, "cuda:1")
 
 
 def test_another_gpu_is_told_how_to_build_for_it(tmp_path):
     machine = dataclasses.replace(MACHINE, gpus=(T4,))
     with pytest.raises(ModelError, match=r"Here is Tesla T4 of compute capability 7\.5") as raised:
-        check_engine(facts(tmp_path), machine)
+        check_engine(engine_of(tmp_path), machine)
     assert offered(str(raised.value)).compute_capability == ["7.5"]
     with pytest.raises(ModelError, match=r"H100 of compute capability 9\.0, for which TensorRT for RTX") as raised:
-        check_engine(facts(tmp_path), dataclasses.replace(MACHINE, gpus=(H100,)))
+        check_engine(engine_of(tmp_path), dataclasses.replace(MACHINE, gpus=(H100,)))
     assert offered(str(raised.value)).backend == "tensorrt"
 
 
@@ -80,7 +80,7 @@ def test_another_gpu_is_told_how_to_build_for_it(tmp_path):
     ],
 )
 def test_hardware_compatibility(tmp_path, level, gpu, runs):
-    engine = facts(tmp_path, "tensorrt", options={"hardware_compatibility": level})
+    engine = engine_of(tmp_path, "tensorrt", options={"hardware_compatibility": level})
     machine = dataclasses.replace(MACHINE, gpus=(gpu,))
     if runs:
         assert check_engine(engine, machine) == 0
@@ -95,12 +95,12 @@ def test_a_backend_that_is_not_installed(tmp_path):
         MACHINE, versions={"tensorrt": "11.2.0.10"}, missing={"tensorrt_rtx": "No module named 'tensorrt_rtx'"}
     )
     with pytest.raises(ModelError, match=r"No module named 'tensorrt_rtx'.*pip install tensorrt-rtx-cu13") as raised:
-        check_engine(facts(tmp_path), only)
+        check_engine(engine_of(tmp_path), only)
     assert "version 1.7.1.116" in str(raised.value)
     again = offered(str(raised.value))
     assert (again.backend, again.compute_capability) == ("tensorrt", ())
     with pytest.raises(ModelError, match="NVIDIA's package index"):
-        check_engine(facts(tmp_path, "tensorrt"), dataclasses.replace(MACHINE, versions={}))
+        check_engine(engine_of(tmp_path, "tensorrt"), dataclasses.replace(MACHINE, versions={}))
 
 
 @pytest.mark.parametrize(
@@ -117,8 +117,8 @@ def test_a_backend_that_is_not_installed(tmp_path):
     ],
 )
 def test_versions(tmp_path, backend, built, here, compatible, runs):
-    engine = facts(tmp_path, backend, options={"version_compatible": compatible})
-    engine.values["backend"]["version"] = built
+    engine = engine_of(tmp_path, backend, options={"version_compatible": compatible})
+    engine.record.backend.version = built
     machine = dataclasses.replace(MACHINE, versions={backend: here})
     if runs:
         assert check_engine(engine, machine, allow_code=True) == 0
@@ -132,14 +132,14 @@ def test_versions(tmp_path, backend, built, here, compatible, runs):
 def test_a_driver_that_is_too_old_for_the_backend(tmp_path):
     machine = dataclasses.replace(MACHINE, cuda="12.8", driver="12.8")
     with pytest.raises(ModelError, match=r"wheels are for CUDA 13, and the driver here supports CUDA 12\.8: update"):
-        check_engine(facts(tmp_path), machine)
-    unknown = facts(tmp_path, backend="tensorrt")
-    unknown.values["backend"]["cuda"] = None
+        check_engine(engine_of(tmp_path), machine)
+    unknown = engine_of(tmp_path, backend="tensorrt")
+    unknown.record.backend.cuda = None
     assert check_engine(unknown, machine) == 0
 
 
 def test_an_engine_with_code_of_its_own_is_loaded_when_asked_for_alone(tmp_path):
-    engine = facts(tmp_path, "tensorrt", options={"version_compatible": True})
+    engine = engine_of(tmp_path, "tensorrt", options={"version_compatible": True})
     with pytest.raises(ModelError, match="trust_remote_code=True") as raised:
         check_engine(engine, MACHINE)
     assert not offered(str(raised.value)).version_compatible
@@ -151,7 +151,7 @@ def test_the_command_asks_for_what_the_engine_was_built_with(tmp_path):
         "workspace": 2**29, "optimization_level": 4, "calibration_dataset": "owner/pictures",
         "calibration_split": None, "calibration_samples": 64,
     }  # fmt: skip
-    again = parsed(rebuild_line(facts(tmp_path, options=options, dtype="int8")))
+    again = parsed(rebuild_line(engine_of(tmp_path, options=options, dtype="int8")))
     assert (again.model, again.output) == ("user/digits", str(tmp_path / "engine"))
     assert (again.dtype, again.backend, again.compute_capability) == ("int8", "tensorrt_rtx", ["8.6", "8.9"])
     assert (again.min_batch, again.opt_batch, again.max_batch) == (1, 8, 64)
@@ -161,10 +161,10 @@ def test_the_command_asks_for_what_the_engine_was_built_with(tmp_path):
         None,
         64,
     )
-    triton = parsed(rebuild_line(facts(tmp_path, "tensorrt", "1/model.plan")))
+    triton = parsed(rebuild_line(engine_of(tmp_path, "tensorrt", "1/model.plan")))
     assert (triton.triton, triton.output) == ("engine", str(tmp_path))
-    assert parsed(rebuild_line(facts(tmp_path, source="digits"))).model == "path/to/digits"
-    assert parsed(rebuild_line(facts(tmp_path, dtype="fp8"))).model == "path/to/model_fp16.onnx"
+    assert parsed(rebuild_line(engine_of(tmp_path, source="digits"))).model == "path/to/digits"
+    assert parsed(rebuild_line(engine_of(tmp_path, dtype="fp8"))).model == "path/to/model_fp16.onnx"
 
 
 def test_what_is_here_is_found():

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from helpers.engines import RTX, facts, needs_rtx, offered
+from helpers.engines import RTX, engine_of, needs_rtx, offered
 from helpers.onnx_graphs import write_configs, write_graph
 
 import hfvit
@@ -14,7 +14,7 @@ from hfvit.artifacts.artifact import find_artifact
 from hfvit.cli.export_tensorrt import add_arguments, export_tensorrt_command
 from hfvit.errors import ModelError, run
 from hfvit.trt.api import message_log
-from hfvit.trt.compatibility import read_engine_facts
+from hfvit.trt.compatibility import read_engine
 from hfvit.trt.runtime import invalidity
 
 
@@ -97,20 +97,25 @@ def change(folder, **values):
     ("damage", "message"),
     [
         (lambda e: (e / "engine.json").write_text("{"), "engine.json cannot be read"),
-        (lambda e: (e / "engine.json").write_text("[]"), "engine.json cannot be read"),
-        (lambda e: (e / "model.engine").unlink(), "names the engine model.engine, which is not there"),
+        (lambda e: (e / "engine.json").write_text("[]"), "engine.json holds no JSON object"),
+        (lambda e: (e / "model.engine").unlink(), "names the engine 'model.engine', which is not there"),
         (lambda e: change(e, file="../../elsewhere.engine"), "which is not there"),
-        (lambda e: change(e, backend=None), "is not what .* writes .TypeError"),
-        (lambda e: change(e, backend={"name": "other"}), "is not what .* writes .KeyError"),
-        (lambda e: change(e, options={}), "is not what .* writes .KeyError"),
-        (lambda e: change(e, profile={"min": []}), "is not what .* writes"),
+        (lambda e: change(e, schema_version=99), "engine.json cannot be read: schema_version"),
+        (lambda e: change(e, backend=None), "engine.json cannot be read: backend must be an object"),
+        (lambda e: change(e, backend={"name": "other"}), "engine.json cannot be read: it lacks backend.version"),
+        (
+            lambda e: change(e, backend={"name": "other", "version": "1", "cuda": None}),
+            "engine.json: backend.name must be one of",
+        ),
+        (lambda e: change(e, options={}), "engine.json cannot be read: it lacks options"),
+        (lambda e: change(e, profile={"min": []}), "engine.json cannot be read: profile.min"),
         (lambda e: change(e, sha256="0" * 64), "is not the engine that engine.json describes: it was changed"),
     ],
 )
 def test_damaged_folders_are_told_in_one_message(tmp_path, damage, message):
     folder = write_configs(tmp_path / "engine")
     (folder / "model.engine").write_bytes(b"x")
-    (folder / "engine.json").write_text(json.dumps(facts(tmp_path).values))
+    engine_of(tmp_path).record.save(folder)
     damage(folder)
     with pytest.raises(ModelError, match=message) as raised:
         hfvit.load_classifier(folder)
@@ -122,8 +127,7 @@ def test_what_names_an_engine(tmp_path):
     folder = write_configs(tmp_path / "engine")
     (folder / "1").mkdir()
     (folder / "1" / "model.plan").write_bytes(b"x")
-    held = facts(tmp_path, "tensorrt", "1/model.plan").values
-    (folder / "engine.json").write_text(json.dumps(held))
+    engine_of(tmp_path, "tensorrt", "1/model.plan").record.save(folder)
     for path in (folder, folder / "1" / "model.plan"):
         artifact = find_artifact(path)
         assert artifact.is_engine
@@ -137,4 +141,4 @@ def test_what_names_an_engine(tmp_path):
         find_artifact(folder / "2.engine")
     (folder / "engine.json").unlink()
     with pytest.raises(ModelError, match=r"has no engine.json beside it"):
-        read_engine_facts(find_artifact(folder / "1" / "model.plan"))
+        read_engine(find_artifact(folder / "1" / "model.plan"))
