@@ -1,7 +1,6 @@
 """Repeat a finished run, or its evaluation, and compare with the recorded accuracy."""
 
 import hashlib
-import re
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,13 +12,12 @@ from hfvit.evaluation.split import evaluation_split
 from hfvit.inference.classifier import load_classifier
 from hfvit.metrics.classification import ImageClassificationMetric
 from hfvit.recipe.files import shipped_recipes
-from hfvit.recipe.loader import load_recipe
+from hfvit.recipe.loader import Recipe, load_recipe
 from hfvit.utils.environment import hardware, installed_versions
 from hfvit.utils.formatting import aligned
 
 HEADER = ("split", "images", "recorded", "95 % interval", "again", "change", "verdict")
 WEIGHTS = "model.safetensors"
-SCORE = re.compile(r"^# Expected score: ([\d.]+) to ([\d.]+) %(, a guess)?", re.MULTILINE)
 
 
 @dataclass
@@ -86,7 +84,7 @@ def compare_runs(folder: str | Path, again: str | Path) -> Verification:
         found.notes.append(f"weights    {'the same to the last bit' if same else 'not the same bits'}")
     here = {**new.versions, **_machine(new)}
     found.notes += _notes(old, here)
-    _compare_with_the_head(found, old)
+    _compare_with_expected(found, old)
     return found
 
 
@@ -110,7 +108,7 @@ def evaluate_again(folder: str | Path, batch_size: int = 32, device: str | None 
     found = _judged(record, accuracies)
     here = installed_versions(name for name in record.versions if name not in ("python", "cuda"))
     found.notes += _notes(record, {**here, "processor": hardware()["processor"]})
-    _compare_with_the_head(found, record)
+    _compare_with_expected(found, record)
     return found
 
 
@@ -138,52 +136,53 @@ def _notes(record: RunRecord, here: dict) -> list[str]:
     return notes or ["differs    nothing: the same versions on the same kind of machine"]
 
 
-def _compare_with_the_head(found: Verification, record: RunRecord) -> None:
-    """Note what the head of a shipped recipe promises; to fall short of it is a failure where it is no guess."""
-    expected = expected_score(record)
+def _compare_with_expected(found: Verification, record: RunRecord) -> None:
+    """Note the expected accuracy of a shipped recipe; to fall short of one that was measured is a failure."""
+    expected = expected_accuracy(record)
     again = {row.split: 100 * row.again for row in found.rows}
     if not expected or "test" not in again:
         return
     reached, source = again["test"], f"recipes/{expected.file}"
     words = f"{expected.low:g} to {expected.high:g} %"
     verdict = "BELOW" if reached < expected.low else "above" if reached > expected.high else "inside"
-    guess = ", a guess" if expected.is_guess else ""
-    found.notes.append(f"expected   {words} by the head of {source}{guess}; {reached:.2f} % is {verdict}")
-    if verdict == "BELOW" and not expected.is_guess:
+    guess = "" if expected.is_measured else ", a guess"
+    found.notes.append(f"expected   {words} by {source}{guess}; {reached:.2f} % is {verdict}")
+    if verdict == "BELOW" and expected.is_measured:
         found.missed.append(f"test: accuracy {reached:.2f} % is below the {words} that {source} states.")
 
 
 class Expected(NamedTuple):
-    """Test accuracy in per cent that the shipped recipe `file` states in its head."""
+    """Test accuracy in percent that the shipped recipe `file` expects."""
 
     low: float
     high: float
-    is_guess: bool
+    is_measured: bool
     file: str
 
 
-def expected_score(record: RunRecord) -> Expected | None:
-    """What a shipped recipe states, where the run was one of it as it stands.
+def expected_accuracy(record: RunRecord) -> Expected | None:
+    """What a shipped recipe expects, where the run was one of it as it stands.
 
     A user's own recipe may have the name of a shipped one; so the command tells which it could be, and the values of
     the run whether it is.
     """
     shipped = shipped_recipes()
-    for path in (shipped[stem] for word in shlex.split(record.command or "") if (stem := Path(word).stem) in shipped):
-        found = SCORE.search(path.read_text(encoding="utf-8"))
-        if found and _has_values_of(path, record.recipe):
-            return Expected(float(found[1]), float(found[2]), bool(found[3]), path.name)
+    stems = [Path(word).stem for word in shlex.split(record.command or "")]
+    for path in (shipped[stem] for stem in stems if stem in shipped):
+        try:
+            recipe = load_recipe([str(path)])
+        except RecipeError:  # it asks for what this machine has not
+            continue
+        training = recipe.training
+        if training.expected_accuracy and _is_run_of(recipe, record):
+            return Expected(*training.expected_accuracy, training.expected_accuracy_measured, path.name)
     return None
 
 
-def _has_values_of(path: Path, run: dict) -> bool:
-    """Whether a run was of the recipe `path`; where it wrote, and the commit of its data, are its own."""
-    try:
-        recipe = load_recipe([str(path)]).values
-    except RecipeError:  # it asks for what this machine has not
-        return False
+def _is_run_of(recipe: Recipe, record: RunRecord) -> bool:
+    """Whether a run was of `recipe`; where it wrote, and the commit of its data, are its own."""
     own = {"output_dir", "dataset_revision"}
-    return all(recipe.get(key) == run[key] for key in run.keys() - own)
+    return all(recipe.values.get(key) == value for key, value in record.recipe.items() if key not in own)
 
 
 def _sha256(path: Path) -> str:

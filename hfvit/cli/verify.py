@@ -11,7 +11,7 @@ from hfvit.utils.hub_ids import folder_or_hub_id
 EPILOG = """\
 The recipe.yaml of the run is run again, on the data that it names, as one process on this machine. The accuracy on
 each split must lie in the 95 % interval that run.json records, and that of a shipped recipe, run as it is, must reach
-the range that its head states (where the head calls it a guess, it is only told). Nothing in RUN_DIR is changed.
+its expected_accuracy (a range that was not measured is only reported). Nothing in RUN_DIR is changed.
 
 exit code: 0 inside, 4 outside or not reached, 2 something was wrong with the command.
 
