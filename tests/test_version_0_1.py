@@ -9,6 +9,7 @@ from helpers.runs import PUSHED
 
 from hfvit.artifacts.run_record import RunRecord
 from hfvit.cli import main as hfvit_command
+from hfvit.hub.model_card import END
 from hfvit.pipeline import main as train
 
 
@@ -21,6 +22,8 @@ def trained(tmp_path_factory, colors):
     train([str(folder / "micro.yaml"), *words, "--eval_steps", "3", "--output_dir", str(folder / "run")])
     text = (VERSION_0_1 / "run.json").read_text()
     (folder / "run" / "run.json").write_text(text.replace("/home/somebody/colors", str(colors)))
+    card = (VERSION_0_1 / "README.md").read_text()
+    (folder / "run" / "README.md").write_text(card.replace("## Limits\n", "## Limits\n\nMy own words.\n"))
     return folder / "run"
 
 
@@ -39,6 +42,9 @@ def test_report_makes_plots_card_and_page_of_it(trained, capsys):
     assert "<code>run patch_size=4</code>" in page
     assert "Last validation: passed" in page
     assert (trained / "plots" / "mistakes.png").is_file()
+    card = (trained / "README.md").read_text()
+    assert card.count("My own words.") == 1
+    assert card.index(END) < card.index("My own words.")
 
 
 def test_push_lists_its_files(trained, capsys):

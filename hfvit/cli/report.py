@@ -6,8 +6,8 @@ import sys
 EPILOG = """\
 Plots (plots/*.png, each for light and for dark pages) and the model card (README.md) are made from run.json, and from
 examples.npz, which holds the few pictures that are shown; neither the model nor the data set is needed. What was
-edited in the card stays. With --html or --open, report.html holds everything in one file that needs no network. It
-shows pictures of the data set, and hfvit never pushes it.
+written above or below the generated text of the card stays. With --html or --open, report.html holds everything in one
+file that needs no network. It shows pictures of the data set, and hfvit never pushes it.
 
 examples:
   hfvit report outputs/quickstart

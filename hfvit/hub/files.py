@@ -73,9 +73,9 @@ def files_to_push(
     """The files of a checkpoint folder and of the exports named in `include`, in the order of their paths.
 
     Paths of this machine are reduced to their last part in what is JSON or YAML of a run. The card names `repo_id` and
-    the exports, and keeps what was edited here and in `card_there`, the repository's. The result of a data set on the
-    Hub comes as `.eval_results` too. Raises `HubError` where the folder holds no checkpoint or not what `include`
-    names, `ModelError` for a run.json that cannot be read.
+    the exports, and keeps what users wrote into it here and in `card_there`, the repository's. The result of a data
+    set on the Hub comes as `.eval_results` too. Raises `HubError` where the folder holds no checkpoint or not what
+    `include` names, `ModelError` for a run.json that cannot be read.
     """
     root = Path(folder).expanduser()
     if not root.is_dir():
@@ -106,7 +106,7 @@ def files_to_push(
                 card_here = found["README.md"].read_text(encoding="utf-8")
         exports = {export: export_rows(root / export) for export in include}
         with _told_of(root / RUN_FILE):
-            card = render_card(record, repo_id.split("/")[-1], repo_id, exports, edited=(card_there, card_here))
+            card = render_card(record, repo_id.split("/")[-1], repo_id, exports, earlier=(card_there, card_here))
         found["README.md"] = card.encode()
         if result := eval_results_file(record):
             found[result[0]] = result[1].encode()

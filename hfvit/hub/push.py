@@ -176,7 +176,7 @@ def _send(folder: str | Path, destination: Destination, include: tuple[str, ...]
 
 
 def _card_there(destination: Destination, there: list[str]) -> str:
-    """The repository's README.md as it is now, whose edits must survive."""
+    """The repository's README.md as it is now, with what users wrote into it."""
     if "README.md" not in there:
         return ""
     with tempfile.TemporaryDirectory(prefix="hfvit-") as cache:
