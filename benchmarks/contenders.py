@@ -15,8 +15,11 @@ LEARNING_RATE, WEIGHT_DECAY, MAX_GRAD_NORM = 3e-4, 0.05, 1.0
 
 @dataclass(frozen=True)
 class Case:
-    """What every contender of a row trains; `peer_workers` read the peers' pictures, by default as many as hfvit has
-    where it decodes."""
+    """What every contender of a row trains.
+
+    `peer_workers` read the peers' pictures, by default as many as hfvit has where it decodes. `recipe` holds recipe
+    keys for hfvit alone; they override those that follow from the case.
+    """
 
     name: str
     pictures: str
@@ -28,56 +31,34 @@ class Case:
     checkpointing: bool = False
     contenders: tuple[str, ...] = ("hfvit", "timm", "Trainer")
     peer_workers: int | None = None
+    recipe: dict[str, Any] = dataclasses.field(default_factory=dict)
     warm_up: int = 3
     steps: int = 10
 
 
 def train_with_hfvit(case: Case, folder: str, clock: StepClock) -> None:
-    """The straight line of hfvit/train.py up to `trainer.train()`."""
+    """The straight line of hfvit/pipeline.py up to the end of training."""
     import yaml
-    from timm.data import resolve_data_config
     from transformers import set_seed
 
-    from hfvit.data.dataset import image_datasets
-    from hfvit.data.splits import load_splits
+    from hfvit.data.factory import build_datasets, load_splits
+    from hfvit.finetuning.factory import build_trainer, prepare_finetuning
     from hfvit.models.factory import build_model
     from hfvit.recipe.loader import load_recipe
-    from hfvit.training.trainer import HFViTTrainer
-    from hfvit.transforms.augmentation import Augmentation
-    from hfvit.transforms.mixup import BatchMixing
-    from hfvit.transforms.preprocessing import Preprocessing
-    from hfvit.utils.environment import keep_freed_memory
 
     with tempfile.TemporaryDirectory() as output_dir:
         recipe_file = Path(output_dir) / "recipe.yaml"
         recipe_file.write_text(yaml.safe_dump(recipe_values(case, folder, output_dir)), encoding="utf-8")
         recipe = load_recipe([str(recipe_file)])
-        args, data_args, model_args = recipe.training, recipe.data, recipe.model
-        splits = load_splits(**data_args.loading, seed=args.seed)
+        args = recipe.training
+        splits = load_splits(recipe.data, args.seed)
         set_seed(args.seed)
-        model = build_model(
-            splits.labels,
-            architecture=model_args.architecture,
-            image_size=model_args.image_size,
-            timm_kwargs=model_args.timm_kwargs,
-            preprocessing=data_args.preprocessing,
-        )
-        data_config = resolve_data_config(model.config.pretrained_cfg)
-        augmentation = Augmentation.from_config(data_config, **recipe.augmentation.image_changes)
-        dataset = image_datasets(splits, data_config, augmentation, seed=args.seed, show_progress=False)["train"]
-        args.choose_workers(dataset.decodes)
-        if args.device.type == "cpu" and args.dataloader_num_workers == 0:
-            keep_freed_memory()
-        trainer = HFViTTrainer(
-            model=model,
-            args=args,
-            train_dataset=dataset,
-            preprocessing=Preprocessing(data_config),
-            mixing=BatchMixing(len(splits.labels), **recipe.augmentation.mixing),
-        )
+        model, tokenizer = build_model(recipe.model, splits.labels, recipe.data)
+        method = prepare_finetuning(recipe.finetuning, model)
+        datasets = build_datasets(splits, model.config, recipe, tokenizer)
+        trainer = build_trainer(recipe, method, datasets, [trainer_callback(clock)])
         clock.workers, clock.meter = args.dataloader_num_workers, trainer.speed
-        trainer.add_callback(trainer_callback(clock))
-        trainer.train()
+        method.train(trainer)
         clock.flops_per_image, clock.peak_flops = trainer.speed.flops_per_image, trainer.speed.peak_flops
 
 
@@ -100,12 +81,13 @@ def recipe_values(case: Case, folder: str, output_dir: str) -> dict[str, Any]:
         "max_grad_norm": MAX_GRAD_NORM,
         "max_steps": case.warm_up + case.steps,
         "bf16": case.precision == "bf16",
-        "gradient_checkpointing": case.checkpointing,
+        "activation_checkpointing": case.checkpointing,
         "eval_strategy": "no",
         "save_strategy": "no",
         "logging_strategy": "no",
         "disable_tqdm": True,
         "output_dir": output_dir,
+        **case.recipe,
     }
 
 

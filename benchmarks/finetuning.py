@@ -59,11 +59,12 @@ OPTIONS: dict[str, dict] = {
 
 def quick_start(folder: Path) -> dict[str, Any]:
     """An untrained micro network in place of a pretrained one, and a recipe's keys for it."""
-    from hfvit.models.factory import build_model
+    from hfvit.models.factory import build_image_model
+    from hfvit.recipe.arguments import ModelArguments
 
     micro = {"patch_size": 8, "embed_dim": 48, "depth": 8, "num_heads": 2}
-    model = build_model(["any", "thing"], architecture="vit_tiny_patch16_224", image_size=16, timm_kwargs=micro)
-    model.save_pretrained(folder)
+    arguments = ModelArguments(architecture="vit_tiny_patch16_224", image_size=16, model_args=micro)
+    build_image_model(arguments, ["any", "thing"]).save_pretrained(folder)
     return {"model_name_or_path": str(folder), "image_size": 16, "dataset_name": "digits", "max_train_samples": 300,
             "num_train_epochs": 1}  # fmt: skip
 

@@ -93,11 +93,13 @@ def prepare(
 
 
 def _random_checkpoint(folder: Path, quick: bool) -> Path:
-    from hfvit.models.factory import build_model
+    from hfvit.models.factory import build_image_model
+    from hfvit.recipe.arguments import ModelArguments
 
     labels = [f"class {number}" for number in range(1000)]
-    small = {"image_size": 64, "timm_kwargs": {"depth": 2}} if quick else {}
-    build_model(labels, architecture="vit_small_patch16_224", **small).save_pretrained(folder)
+    small = {"image_size": 64, "model_args": {"depth": 2}} if quick else {}
+    arguments = ModelArguments(architecture="vit_small_patch16_224", **small)
+    build_image_model(arguments, labels).save_pretrained(folder)
     return folder
 
 

@@ -64,10 +64,11 @@ class HFViT:
         import datasets
 
         from hfvit.data.dataset import image_datasets
-        from hfvit.data.splits import load_splits
+        from hfvit.data.factory import load_splits
+        from hfvit.recipe.arguments import DataArguments
         from hfvit.transforms.augmentation import Augmentation
 
-        splits = load_splits(folder, validation_split="validation", test_split=None)
+        splits = load_splits(DataArguments(folder, validation_split="validation", test_split=None))
         self.augmentation = Augmentation.from_config(DATA_CONFIG, crop_scale=SCALE)
         # An empty cache for the pixels alone: decoding them is timed, turning parquet into Arrow is not.
         self.cache = tempfile.TemporaryDirectory()

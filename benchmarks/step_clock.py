@@ -24,6 +24,8 @@ class StepClock:
         torch.set_num_threads(cores())
         self.warm_up, self.steps, self.batch_size = warm_up, steps, batch_size
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if self.device.type == "cuda":
+            torch.cuda.init()  # memory statistics cannot be reset before
         self.meter = SpeedMeter(self.device)
         self.done, self.workers = 0, 0
         self.flops_per_image = self.peak_flops = None

@@ -2,9 +2,12 @@
 
 import errno
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
+from pickle import UnpicklingError
 
 
 class HFViTError(Exception):
@@ -44,13 +47,13 @@ class HubError(HFViTError):
     exit_code = 5
 
 
-class OutOfMemory(HFViTError):
+class OutOfMemoryError(HFViTError):
     """A single image does not fit, or not every process can be told of fewer."""
 
     exit_code = 6
 
 
-class Unfinished(HFViTError):
+class UnfinishedError(HFViTError):
     """A run that ended before its end and can go on.
 
     `happened` says what ended it, and `way_on` what to type, which whoever called the training may know better.
@@ -61,13 +64,13 @@ class Unfinished(HFViTError):
         self.happened = happened
 
 
-class StorageError(Unfinished):
+class StorageError(UnfinishedError):
     """A disk that is full or cannot be written; what stood before still stands."""
 
     exit_code = 7
 
 
-class Interrupted(Unfinished):
+class InterruptedRunError(UnfinishedError):
     """A signal came and the run is saved: EX_TEMPFAIL of sysexits.h."""
 
     exit_code = 75
@@ -89,13 +92,48 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
+@contextmanager
+def wrap_library_errors(error: type[HFViTError], what: str, limit: int | None = None) -> Iterator[None]:
+    """Raise `error` for whatever a library raises in the block; `HFViTError` and `MemoryError` pass.
+
+    For calls that end in exceptions of several libraries: transformers, safetensors, torch and timm for a damaged
+    file, protobuf's, which share no class, or those of a class of configuration.
+
+    Args:
+        what: the message up to its colon; the library's own follows.
+        limit: how many characters of that are shown.
+    """
+    try:
+        yield
+    except (HFViTError, MemoryError):
+        raise
+    except UnpicklingError as cause:  # torch.load(weights_only=True)
+        raise error(
+            f"{what}: its weights are a pickle of more than tensors, which could run code; take a checkpoint in"
+            " safetensors."
+        ) from cause
+    except Exception as cause:
+        raise error(f"{what}: {one_line(cause)[:limit] or type(cause).__name__}") from cause
+
+
+def _without_worker_traceback(error: HFViTError) -> str:
+    """The message of `error`, without the traceback that a DataLoader worker puts before it.
+
+    torch re-raises an exception of a worker as "Caught DataError in DataLoader worker process 0.\\nOriginal Traceback
+    (most recent call last): [...]\\nhfvit.errors.DataError: <message>" (torch._utils.ExceptionWrapper, torch 2.14).
+    """
+    kind, message = type(error), str(error)
+    if re.match(rf"Caught {kind.__name__} in DataLoader worker process \d+\.\nOriginal ", message):
+        message = message.rpartition(f"\n{kind.__module__}.{kind.__qualname__}: ")[2]
+    return message.strip()
+
+
 def run(command: Callable[[], int | None]) -> int:
     """Call `command` and return its exit code; an `HFViTError` becomes its message on standard error."""
     try:
         return command() or 0
     except HFViTError as error:
-        # A DataLoader worker re-raises with its own traceback in the text; the message proper follows the last name.
-        message = str(error).rsplit(f"{type(error).__name__}: ", 1)[-1].strip()
+        message = _without_worker_traceback(error)
         if message:  # only the main process tells what all of them end with
             print(f"hfvit: {error.kind}: {message}", file=sys.stderr)
         return error.exit_code

@@ -5,8 +5,9 @@ import resource
 import shutil
 import sys
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -17,10 +18,11 @@ from transformers import Trainer
 
 from hfvit.data.splits import DIGITS
 from hfvit.errors import ModelError, RecipeError
-from hfvit.finetuning.lora import add_lora
+from hfvit.finetuning.factory import prepare_finetuning
 from hfvit.models.configuration import load_config
-from hfvit.models.factory import build_model
+from hfvit.models.factory import build_image_model
 from hfvit.models.modeling import HFViTForImageClassification
+from hfvit.recipe.arguments import ModelArguments
 from hfvit.recipe.loader import Recipe
 from hfvit.training.losses import cross_entropy
 from hfvit.training.param_groups import build_param_groups
@@ -97,34 +99,32 @@ class StepMemory:
 
 def skeleton(recipe: Recipe) -> HFViTForImageClassification:
     """The recipe's model without storage (on `meta`)."""
-    model_args, size = recipe.model, recipe.model.image_size
-    architecture, own = model_args.architecture, {}
-    if architecture is None:
-        architecture, own, size = _architecture_of(model_args.model_name_or_path, model_args.model_revision, size)
     classes = 10 if recipe.data.dataset_name == DIGITS else CLASSES
-    finetuning = recipe.finetuning
+    finetuning = replace(recipe.finetuning, progressive_image_size=None)  # the last size needs the most memory
     with torch.device("meta"):
-        model = build_model(
-            [str(index) for index in range(classes)],
-            architecture=architecture,
-            image_size=size,
-            timm_kwargs={**own, **model_args.timm_kwargs},
-            frozen="backbone" if finetuning.finetuning == "linear_probe" else model_args.freeze,
-        )
-        if finetuning.finetuning == "lora":
-            add_lora(model, **finetuning.lora)
+        model = build_image_model(untrained(recipe.model), [str(index) for index in range(classes)])
+        prepare_finetuning(finetuning, model)
     return model
 
 
-def _architecture_of(name: str, revision: str | None, image_size: int | None) -> tuple[str, dict, int | None]:
-    """Architecture, model_args and image size of a checkpoint, by its name where that is one of timm's."""
-    source = folder_or_hub_id(name, ModelError, "model_name_or_path")
-    known = source.rpartition("/")[2].split(".")[0]
-    if not Path(source).is_dir() and timm.is_model(known):
-        return known, {}, image_size
-    config = load_config(source, revision=revision or "main")
-    own = dict(config.model_args or {})
-    return config.architecture, own, image_size or own.pop("img_size", config.image_size[0])
+def untrained(arguments: ModelArguments) -> ModelArguments:
+    """Replace the checkpoint to start from by its architecture, found by its name where that is one of timm's."""
+    if arguments.architecture:
+        return arguments
+    source = folder_or_hub_id(arguments.model_name_or_path, ModelError, "model_name_or_path")
+    architecture = source.rpartition("/")[2].split(".")[0]
+    own: dict[str, Any] = {}
+    size = arguments.image_size
+    if Path(source).is_dir() or not timm.is_model(architecture):
+        config = load_config(source, revision=arguments.model_revision or "main")
+        architecture = config.architecture
+        own = dict(config.model_args or {})
+        own_size = own.pop("img_size", config.image_size[0])
+        size = size or own_size
+    model_args = {**own, **(arguments.model_args or {})}
+    return replace(
+        arguments, model_name_or_path=None, architecture=architecture, model_args=model_args, image_size=size
+    )
 
 
 def step_memory(

@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from hfvit.artifacts.constants import RUN_FILE
 from hfvit.artifacts.output_dir import alone_in
 from hfvit.artifacts.run_record import RunRecord
-from hfvit.errors import NonFiniteLossError, OutOfMemory, RecipeError, Unfinished, one_line
+from hfvit.errors import NonFiniteLossError, OutOfMemoryError, RecipeError, UnfinishedError, one_line
 from hfvit.pipeline import main as train
 from hfvit.recipe.files import read_yaml
 from hfvit.recipe.loader import load_recipe
@@ -20,7 +20,7 @@ from hfvit.utils.formatting import aligned
 
 BEST_FILE = "best.yaml"
 STUDY_FILE = "sweep.db"
-FAILURES = (NonFiniteLossError, OutOfMemory)  # of a trial, not of the search
+FAILURES = (NonFiniteLossError, OutOfMemoryError)  # of a trial, not of the search
 KINDS = "a list of choices, {range: [low, high]} or {log: [low, high]}"
 
 
@@ -170,7 +170,7 @@ class Sweep:
                 trial.set_user_attr("failed", one_line(error))
                 print(f"failed: {one_line(error)}", flush=True)
                 raise
-            except Unfinished as error:
+            except UnfinishedError as error:
                 raise type(error)(error.happened, "Go on with the same hfvit sweep command.") from None
         return getattr(RunRecord.load(folder).metrics["validation"], self.metric)
 

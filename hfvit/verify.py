@@ -1,6 +1,5 @@
 """Repeat a finished run, or its evaluation, and compare with the recorded accuracy."""
 
-import hashlib
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from hfvit.metrics.classification import ImageClassificationMetric
 from hfvit.recipe.files import shipped_recipes
 from hfvit.recipe.loader import Recipe, load_recipe
 from hfvit.utils.environment import hardware, installed_versions
+from hfvit.utils.files import file_sha256
 from hfvit.utils.formatting import aligned
 
 HEADER = ("split", "images", "recorded", "95 % interval", "again", "change", "verdict")
@@ -80,7 +80,7 @@ def compare_runs(folder: str | Path, again: str | Path) -> Verification:
     found = _judged(old, {role: metrics.accuracy for role, metrics in new.metrics.items()})
     first, second = (Path(root).expanduser() / WEIGHTS for root in (folder, again))
     if first.is_file():
-        same = _sha256(first) == _sha256(second)
+        same = file_sha256(first) == file_sha256(second)
         found.notes.append(f"weights    {'the same to the last bit' if same else 'not the same bits'}")
     here = {**new.versions, **_machine(new)}
     found.notes += _notes(old, here)
@@ -183,8 +183,3 @@ def _is_run_of(recipe: Recipe, record: RunRecord) -> bool:
     """Whether a run was of `recipe`; where it wrote, and the commit of its data, are its own."""
     own = {"output_dir", "dataset_revision"}
     return all(recipe.values.get(key) == value for key, value in record.recipe.items() if key not in own)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -30,9 +30,9 @@ TESTS = Path(__file__).parent
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.relative_to(TESTS).as_posix() not in LONGEST)
     for item in items:
-        if "slow" in item.keywords and not os.environ.get("RUN_SLOW"):
+        if item.get_closest_marker("slow") and not os.environ.get("RUN_SLOW"):
             item.add_marker(pytest.mark.skip(reason="takes minutes; set RUN_SLOW=1"))
-        if "gpu" in item.keywords and not torch.cuda.is_available():
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 

@@ -1,12 +1,15 @@
-"""The import order of packages, read from every import of the tree, and the names that modules may have."""
+"""The import order of packages, read from every import of the tree, the names of modules, declared libraries."""
 
 import ast
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import packages_distributions
 
 import pytest
 from helpers.commands import ROOT
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 PACKAGE = ROOT / "hfvit"
 BASE = ("errors", "utils")
@@ -21,7 +24,7 @@ ALLOWED = {
     "training": CORE, "finetuning": (*CORE, "training"),
     "trt": CORE, "inference": (*CORE, "trt"), "evaluation": (*CORE, "trt", "inference"), "export": SERVED[:-1],
     "hub": SERVED, "report": (*SERVED, "hub"), "demo": SERVED, "serve": SERVED,
-    "pipeline": TOP, "sweep": (*TOP, "pipeline"), "verify": TOP, "estimate": TOP, "doctor": TOP,
+    "image_text": CORE, "pipeline": TOP, "sweep": (*TOP, "pipeline"), "verify": TOP, "estimate": TOP, "doctor": TOP,
     "cli": (*TOP, *OPERATIONS), "train": (*TOP, *OPERATIONS, "cli"),
 }  # fmt: skip
 FILES = [path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py"]
@@ -38,9 +41,10 @@ def package_of(path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imported(path):
-    """Full names of what `path` imports, inside functions too."""
-    for node in ast.walk(ast.parse(path.read_text())):
+def imported(path, of_the_module_alone: bool = False):
+    """Full names of what `path` imports, inside functions too unless `of_the_module_alone`."""
+    tree = ast.parse(path.read_text())
+    for node in tree.body if of_the_module_alone else ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -87,6 +91,27 @@ def test_only_hfvit_and_cli_have_code_in_init():
     for path in PACKAGE.rglob("__init__.py"):
         if path.parent not in (PACKAGE, PACKAGE / "cli"):
             assert all(isinstance(node, ast.Expr) for node in ast.parse(path.read_text()).body), path
+
+
+@pytest.mark.parametrize("is_lazy", [False, True])
+def test_imported_libraries_are_declared(is_lazy):
+    """Those that a module imports when it is loaded in `dependencies`, those inside functions there or in an extra.
+
+    Read from pyproject.toml: the metadata of an editable installation may be older.
+    """
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [line for lines in project["optional-dependencies"].values() for line in lines]
+    lines = [*project["dependencies"], *(extras if is_lazy else ())]
+    declared = {canonicalize_name(Requirement(line).name) for line in lines}
+    distributions = packages_distributions()
+    files = [*PACKAGE.rglob("*.py"), *(ROOT / "optimum").rglob("*.py")]
+    modules = {name.split(".")[0] for path in files for name in imported(path, of_the_module_alone=not is_lazy)}
+    undeclared = {
+        module
+        for module in modules - set(sys.stdlib_module_names) - {"hfvit"}
+        if not {canonicalize_name(name) for name in distributions.get(module, [module])} & declared
+    }
+    assert not undeclared
 
 
 def test_no_module_has_the_name_of_a_library():

@@ -3,11 +3,11 @@
 import pytest
 import torch
 from helpers.images import LABELS
+from helpers.models import build_model
 from helpers.recipes import ARCHITECTURE, MICRO
 
 from hfvit.cli import main as hfvit_command
 from hfvit.estimate import LiveBytes, skeleton, step_memory
-from hfvit.models.factory import build_model
 from hfvit.recipe.loader import load_recipe
 from hfvit.training.losses import cross_entropy
 

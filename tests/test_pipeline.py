@@ -121,9 +121,9 @@ def test_mistakes_are_told_before_any_long_work(recipe, capsys, tmp_path):
     assert "there is no folder" in fails(capsys, recipe, "--dataset_name", "./missing")
     assert "has no split 'tost'" in fails(capsys, recipe, "--test_split", "tost")
     assert "use 16 or 24" in fails(capsys, recipe, "--image_size", "20")
-    assert "do not fill one batch" in fails(capsys, recipe, "--global_batch_size", "64")
+    assert "global_batch_size: 52 " in fails(capsys, recipe, "--global_batch_size", "64")
     (tmp_path / "taken").touch()
-    assert "cannot be written" in fails(capsys, recipe, "--output_dir", tmp_path / "taken")
+    assert "taken is a file" in fails(capsys, recipe, "--output_dir", tmp_path / "taken")
     assert not (tmp_path / "out" / "run.json").exists()
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from helpers.images import LABELS
+from helpers.models import build_model
 from helpers.recipes import ARCHITECTURE, MICRO
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -17,7 +18,6 @@ from timm.data import resolve_data_config
 
 from hfvit.data.dataset import DecodingReader, ImageDataset
 from hfvit.errors import RecipeError
-from hfvit.models.factory import build_model
 from hfvit.recipe.arguments import POLICIES
 from hfvit.recipe.loader import _FIELDS, load_recipe
 from hfvit.transforms.augmentation import Augmentation

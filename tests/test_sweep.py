@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 import hfvit.artifacts.output_dir
 import hfvit.sweep
 from hfvit.cli import main
-from hfvit.errors import OutOfMemory, RecipeError
+from hfvit.errors import OutOfMemoryError, RecipeError
 from hfvit.pipeline import main as train
 from hfvit.recipe.loader import load_recipe
 from hfvit.sweep import Sweep, read_space, search
@@ -143,7 +143,7 @@ def test_a_trial_that_breaks_is_counted(recipe):
 def test_a_trial_that_does_not_fit_into_memory_is_counted(recipe, monkeypatch):
     def too_large(argv, callbacks):
         if "trial-000" in argv[0]:
-            raise OutOfMemory("1 image does not fit.")
+            raise OutOfMemoryError("1 image does not fit.")
         return train(argv, callbacks)
 
     monkeypatch.setattr(hfvit.sweep, "train", too_large)

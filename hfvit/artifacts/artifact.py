@@ -7,7 +7,7 @@ from typing import Any
 
 from hfvit.artifacts.constants import CONFIG_FILE, ENGINE_RECORD_FILE, PREPROCESSOR_FILE
 from hfvit.artifacts.engine_record import EngineRecord
-from hfvit.errors import ModelError, nearest, one_line
+from hfvit.errors import ModelError, nearest, wrap_library_errors
 from hfvit.utils.hub_ids import folder_or_hub_id
 
 ENGINE_SUFFIXES = (".engine", ".plan")
@@ -138,15 +138,11 @@ def read_head(artifact: Artifact, **kwargs) -> Head:
     """
     from transformers import AutoConfig
 
-    try:
+    where = "" if artifact.folder else "there is no such folder here, and on the Hub "
+    with wrap_library_errors(ModelError, f"{artifact.source}: {where}{CONFIG_FILE} cannot be read"):
         config = AutoConfig.from_pretrained(artifact.source, **{"trust_remote_code": False, **kwargs})
         labels = _distinct([config.id2label[index] for index in range(config.num_labels)])
         problem, given = config.problem_type, getattr(config, "label_names", labels)
-    except MemoryError:
-        raise
-    except Exception as error:  # each configuration class checks its fields in its own way
-        where = "" if artifact.folder else "there is no such folder here, and on the Hub "
-        raise ModelError(f"{artifact.source}: {where}{CONFIG_FILE} cannot be read: {one_line(error)}") from error
     if len(given) != len(labels):  # transformers would call them LABEL_0, LABEL_1, ...
         raise ModelError(
             f"{artifact.source}: {CONFIG_FILE} has {len(given)} label_names for {len(labels)} classes (num_classes);"

@@ -1,8 +1,6 @@
 """Atomic checkpoints: staging directory, fsync, manifest, rename; validation and cleanup."""
 
-import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -10,6 +8,7 @@ from safetensors import safe_open
 
 from hfvit.artifacts.constants import MANIFEST, STAGING, STATE_FILE
 from hfvit.errors import ModelError
+from hfvit.utils.files import file_sha256, sync, sync_tree
 
 MODEL_ALONE = "it holds the model alone (save_only_model)"
 
@@ -28,7 +27,7 @@ def flaw(checkpoint: str | Path, read: bool = False) -> str | None:
                 return f"{name} is missing"
             if (size := path.stat().st_size) != expected["bytes"]:
                 return f"{name} has {size:,} bytes of {expected['bytes']:,}"
-            if read and _digest(path) != expected["sha256"]:
+            if read and file_sha256(path) != expected["sha256"]:
                 return f"{name} has changed since it was written"
     except FileNotFoundError:
         return f"it has no {MANIFEST}, which is written last" if folder.is_dir() else "there is no such folder"
@@ -41,34 +40,17 @@ def flaw(checkpoint: str | Path, read: bool = False) -> str | None:
 
 def publish(staged: Path, final: Path) -> None:
     """Make the folder `staged` last and give it the name `final`, on the same file system."""
-    paths = sorted(staged.rglob("*"))
-    files = [path for path in paths if path.is_file()]
-    for path in files:
-        _sync(path)
     listed = {
-        path.relative_to(staged).as_posix(): {"bytes": path.stat().st_size, "sha256": _digest(path)} for path in files
+        path.relative_to(staged).as_posix(): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        for path in sorted(staged.rglob("*"))
+        if path.is_file()
     }
-    manifest = staged / MANIFEST
-    manifest.write_text(json.dumps({"files": listed}, indent=2) + "\n", encoding="utf-8")
-    for path in (manifest, *(path for path in paths if path.is_dir()), staged):
-        _sync(path)
+    (staged / MANIFEST).write_text(json.dumps({"files": listed}, indent=2) + "\n", encoding="utf-8")
+    sync_tree(staged)
     if final.exists():  # of the same step in a run that this one has taken back
         shutil.rmtree(final)
     staged.rename(final)
-    _sync(final.parent)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(final.parent)
 
 
 BROKEN = "broken-"

@@ -1,6 +1,5 @@
 """Export folders: file names, staging and table rows."""
 
-import hashlib
 import json
 import os
 import platform
@@ -18,6 +17,7 @@ from hfvit.artifacts.export_record import ExportRecord, Parity
 from hfvit.artifacts.gate import ArtifactGate
 from hfvit.artifacts.run_record import RunRecord
 from hfvit.errors import ModelError
+from hfvit.utils.files import check_writable, file_sha256
 from hfvit.utils.formatting import size
 
 STAGING = ".export-"  # then the machine, the process and a random end, by which a killed export's is known
@@ -46,14 +46,7 @@ def file_name(
 def claim_folder(output: str | Path) -> Path:
     """The folder `output`, made if need be; `ModelError` when it cannot be written or is no place for an export."""
     folder = Path(output).expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except FileExistsError:
-        raise ModelError(f"output: {output} is a file; name a folder.") from None
-    except OSError as error:
-        raise ModelError(f"output: {output} cannot be written: {error.strerror or error}.") from None
+    check_writable(folder, "output", ModelError)
     has_engine = (folder / ENGINE_RECORD_FILE).exists()
     owned = (*(() if has_engine else (folder / CONFIG_FILE,)), *folder.glob("[!.]*.onnx"))
     foreign = [path.name for path in owned if path.exists()]
@@ -120,8 +113,7 @@ def _is_running(process: int) -> bool:
 
 def file_facts(path: Path) -> dict:
     """`sha256` and `bytes` of a file."""
-    with path.open("rb") as file:
-        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": path.stat().st_size}
+    return {"sha256": file_sha256(path), "bytes": path.stat().st_size}
 
 
 @dataclass

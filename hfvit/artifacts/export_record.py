@@ -8,7 +8,7 @@ import hfvit
 from hfvit.artifacts.constants import EXPORT_FILE
 from hfvit.artifacts.gate import ArtifactGate, migrate_gate
 from hfvit.artifacts.json_record import OPTIONAL, FileRecord, Record
-from hfvit.utils.files import told_of
+from hfvit.utils.files import wrap_write_errors
 
 
 @dataclass(kw_only=True)
@@ -108,7 +108,7 @@ class ExportRecord(FileRecord):
         self.hfvit_version = hfvit.__version__
         kept = {other: held for other, held in self.files.items() if (Path(folder) / other).exists()}
         self.files = dict(sorted({**kept, name: entry}.items()))
-        with told_of(Path(folder) / EXPORT_FILE):
+        with wrap_write_errors(Path(folder) / EXPORT_FILE):
             return self.save(folder)
 
 

@@ -126,7 +126,7 @@ class RunRecord(FileRecord):
         args = recipe.training
         state = trainer.state
         best = state.best_model_checkpoint if args.load_best_model_at_end else None
-        selected_by = "validation" if best or "probe" in trainer.findings else None
+        selected_by = "validation" if best or "probe" in output.metrics else None
         history = [{key: _json_number(value) for key, value in entry.items()} for entry in state.log_history]
         return cls(
             hfvit_version=hfvit.__version__,
@@ -137,7 +137,7 @@ class RunRecord(FileRecord):
             recipe=json.loads(json.dumps(recipe.values, default=str)),
             seeds=Seeds(seed=args.seed, data_seed=args.data_seed, full_determinism=args.full_determinism),
             metrics={role: SplitMetrics.from_json(computed) for role, computed in metrics.items()},
-            training=_training(args, trainer, best, output.metrics["train_runtime"]),
+            training=_training(args, trainer, best, output.metrics),
             events=trainer.events,
             versions={
                 "python": platform.python_version(),
@@ -176,29 +176,28 @@ def _model(arguments, model, trained_parameters: int) -> Model:
     )
 
 
-def _training(args, trainer, best: str | None, seconds: float) -> Training:
+def _training(args, trainer, best: str | None, metrics: dict[str, Any]) -> Training:
     state = trainer.state
-    findings = dict(trainer.findings)
-    probe = findings.pop("probe", None)
+    micro = trainer.out_of_memory.micro
+    probe = metrics.get("probe")
     return Training(
         steps=state.global_step,
         epochs=state.epoch,
         best_step=int(Path(best).name.removeprefix("checkpoint-")) if best else None,
         best_metric=state.best_metric if best else None,
         best_metric_name=args.metric_for_best_model if best else None,
-        seconds=seconds,
+        seconds=metrics["train_runtime"],
         **trainer.speed.overall(),
         flops_per_image=trainer.speed.flops_per_image,
         peak_flops=trainer.speed.peak_flops,
-        resumed_at_step=trainer._initial_global_step,
+        resumed_at_step=trainer.resumed_at_step,
         precision=args.mixed_precision,
         processes=args.world_size,
         data_workers=args.dataloader_num_workers,
-        per_device_batch_size=trainer.micro.size,
-        gradient_accumulation_steps=args.gradient_accumulation_steps * trainer.micro.pieces,
-        per_device_eval_batch_size=trainer.eval_batch,
+        per_device_batch_size=micro.size,
+        gradient_accumulation_steps=args.gradient_accumulation_steps * micro.count,
+        per_device_eval_batch_size=trainer.out_of_memory.eval_batch_size,
         probe=Probe.from_json(probe) if probe else None,
-        extra=findings,
     )
 
 

@@ -2,8 +2,9 @@
 
 import argparse
 
-from hfvit.cli.options import above_0, quiet_libraries
+from hfvit.cli.options import above_0
 from hfvit.errors import DataError, HFViTError
+from hfvit.utils.quiet import quiet_libraries
 
 EPILOG = """\
 Without --static: an app on this machine, for any artifact that `hfvit predict` takes. It needs gradio:

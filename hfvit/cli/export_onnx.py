@@ -5,8 +5,9 @@ import sys
 
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 
-from hfvit.cli.options import above_0, add_changes, not_negative, points, quiet_libraries, share
+from hfvit.cli.options import above_0, add_changes, not_negative, points, share
 from hfvit.errors import run
+from hfvit.utils.quiet import quiet_libraries
 
 DESCRIPTION = """\
 Write a checkpoint's image classifier as ONNX files that are checked before they get their names.
@@ -157,12 +158,10 @@ def quiet_export(verbose: bool) -> None:
     """The bars and notes of the libraries are of no use to this command."""
     if verbose:
         return
-    import logging
     import os
 
     os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     quiet_libraries()
-    logging.getLogger("onnxscript").setLevel(logging.ERROR)
 
 
 def main(argv: list[str] | None = None) -> None:

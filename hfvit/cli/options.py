@@ -80,11 +80,3 @@ def add_changes(parser, several: bool = False) -> None:
         "--merge_tokens", type=above_0, metavar="R", **many,
         help=f"merge R patches in each block of a ViT checkpoint{also} [none]",
     )  # fmt: skip
-
-
-def quiet_libraries() -> None:
-    """Leave standard error to what these commands say; loading a model says nothing that a reader needs."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()

@@ -3,8 +3,9 @@
 import argparse
 import sys
 
-from hfvit.cli.options import above_0, add_changes, add_running, given_providers, quiet_libraries
+from hfvit.cli.options import above_0, add_changes, add_running, given_providers
 from hfvit.errors import DataError, HFViTError
+from hfvit.utils.quiet import quiet_libraries
 
 EPILOG = """\
 A folder stands for every picture in it and below it. A picture that cannot be read is named on standard error and
@@ -57,11 +58,11 @@ def predict(options: argparse.Namespace) -> int:
     """`hfvit predict ARTIFACT IMAGE ...`"""
     from hfvit.artifacts.artifact import find_artifact
     from hfvit.data.decode import find_pictures
-    from hfvit.utils.files import writable
+    from hfvit.utils.files import output_file
 
     find_artifact(options.artifact)
     providers = given_providers(options)
-    grid = writable(options.save_grid, "--save-grid")
+    grid = output_file(options.save_grid, "--save-grid")
     if grid and grid.suffix.lower() not in GRID_KINDS:
         raise HFViTError(f"--save-grid: {grid} must end in one of {', '.join(GRID_KINDS)}.")
     names, wrong = find_pictures(options.images)

@@ -2,7 +2,7 @@
 
 import argparse
 
-from hfvit.cli.options import quiet_libraries
+from hfvit.utils.quiet import quiet_libraries
 
 EPILOG = """\
 What is pushed: the weights, config.json, the card, run.json, recipe.yaml, trainer_state.json and the plots, in one

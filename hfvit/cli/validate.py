@@ -2,17 +2,9 @@
 
 import argparse
 
-from hfvit.cli.options import (
-    above_0,
-    add_changes,
-    add_running,
-    from_0,
-    given_providers,
-    points,
-    quiet_libraries,
-    share,
-)
+from hfvit.cli.options import above_0, add_changes, add_running, from_0, given_providers, points, share
 from hfvit.errors import GateError
+from hfvit.utils.quiet import quiet_libraries
 
 EPILOG = """\
 The data are the validation rows that the reference's recipe.yaml held out, unless --dataset_name or --split name
@@ -67,13 +59,13 @@ def add(commands) -> None:
 def validate(options: argparse.Namespace) -> None:
     """`hfvit validate REFERENCE [OTHER ...]`"""
     from hfvit.artifacts.artifact import find_artifact
-    from hfvit.utils.files import writable
+    from hfvit.utils.files import output_file
 
     paths = [options.reference, *options.others]
     for path in paths:
         find_artifact(path)  # a wrong path is told at once, before torch is imported
     providers = given_providers(options)
-    output = writable(options.output, "--output")
+    output = output_file(options.output, "--output")
     quiet_libraries()
     from hfvit.evaluation.compare import check_recordable, record
     from hfvit.evaluation.compare import validate as compare

@@ -4,9 +4,10 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from hfvit.cli.options import above_0, quiet_libraries
+from hfvit.cli.options import above_0
 from hfvit.errors import GateError, ModelError
 from hfvit.utils.hub_ids import folder_or_hub_id
+from hfvit.utils.quiet import quiet_libraries
 
 EPILOG = """\
 The recipe.yaml of the run is run again, on the data that it names, as one process on this machine. The accuracy on

@@ -82,10 +82,18 @@ def image_datasets(
     show_progress: bool = True,
     texts: dict[str, TokenTable] | None = None,
 ) -> dict[str, "ImageDataset"]:
-    """A data set for each role of `splits` (data.ImageSplits): read from an array where the images allow it.
+    """Build a data set for each split that is not streamed: read from an array where the images allow it.
 
-    Says in the log, and in the splits' facts, which way each goes and why. `data_config` is timm's; `augmentation`,
-    `seed` and `repeats` are for training; `texts` are by role.
+    The log and the splits' facts tell how each split is read, and why.
+
+    Args:
+        splits: `data.splits.ImageSplits`.
+        data_config: preprocessing of the model (`timm.data.resolve_data_config`).
+        augmentation: of the training images.
+        seed: of what is random about a training image.
+        repeats: how often in a row a training image is drawn.
+        show_progress: show a progress bar while images are decoded.
+        texts: tokens by role, of a model that reads texts.
     """
     used = Counter()
     for role, source in splits.sources.items():

@@ -1,9 +1,7 @@
 """Memory-mapped uint8 array of small images, decoded once."""
 
 import math
-import os
 import shutil
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from tqdm.auto import tqdm
 
 from hfvit.data.decode import decode, image_size
 from hfvit.utils.environment import cores
-from hfvit.utils.files import remove_abandoned
+from hfvit.utils.files import remove_abandoned, temporary_file
 
 MAX_PIXELS = 128 * 128  # of an image; beyond that the array outgrows the files that it is made of
 PROBED = 64
@@ -80,7 +78,7 @@ def cached_pixels(split: Dataset, name: str, size: tuple[int, int], show_progres
         return PixelArray(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        remove_abandoned(folder, ".*.writing")
+        remove_abandoned(folder, ".*.npy")
         if math.prod(shape) > shutil.disk_usage(folder).free:
             raise NotAnArray(f"{math.prod(shape) / 2**20:,.0f} MiB of pixels do not fit on the disk of {folder}")
         _write(split, name, path, shape, show_progress)
@@ -99,22 +97,15 @@ def _holds(path: Path, shape: tuple[int, ...]) -> bool:
 
 def _write(split: Dataset, name: str, path: Path, shape: tuple[int, ...], show_progress: bool) -> None:
     # Written as a file, not through a memory map: on a full disk that is an error, where a map would kill the process.
-    # The temporary name is nobody else's, on whatever machine shares the folder.
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".writing", delete=False) as file:
-        try:
-            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            bar = tqdm(total=len(split), desc=f"Decoding {name} once", unit="image", disable=not show_progress)
-            with bar, ThreadPoolExecutor(cores()) as pool:  # Pillow decodes outside the interpreter's lock
-                for start in range(0, len(split), CHUNK):
-                    chunk = split[start : start + CHUNK]
-                    images = pool.map(lambda e, row: np.asarray(decode(e, name, row)), chunk["image"], chunk["row"])
-                    for row, image in zip(chunk["row"], images, strict=True):
-                        _require_size(image.shape[:2], row, shape[1:3])
-                        file.write(image.tobytes())
-                    bar.update(len(chunk["row"]))
-            file.flush()
-            os.fsync(file.fileno())
-            Path(file.name).replace(path)
-        finally:
-            Path(file.name).unlink(missing_ok=True)
+    with temporary_file(path) as temporary, temporary.open("wb") as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        bar = tqdm(total=len(split), desc=f"Decoding {name} once", unit="image", disable=not show_progress)
+        with bar, ThreadPoolExecutor(cores()) as pool:  # Pillow decodes outside the interpreter's lock
+            for start in range(0, len(split), CHUNK):
+                chunk = split[start : start + CHUNK]
+                images = pool.map(lambda e, row: np.asarray(decode(e, name, row)), chunk["image"], chunk["row"])
+                for row, image in zip(chunk["row"], images, strict=True):
+                    _require_size(image.shape[:2], row, shape[1:3])
+                    file.write(image.tobytes())
+                bar.update(len(chunk["row"]))

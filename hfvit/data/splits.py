@@ -11,6 +11,7 @@ from PIL import Image as PILImage
 from sklearn.model_selection import train_test_split
 
 from hfvit.errors import DataError, nearest, one_line
+from hfvit.recipe.arguments import DataArguments
 from hfvit.utils.hub_ids import folder_or_hub_id, is_local
 
 CLASS_TYPES = ("int", "uint", "string", "large_string", "bool")
@@ -23,7 +24,7 @@ def find_image_column(features: datasets.Features) -> str:
     if len(found) == 1:
         return found[0]
     what = f"several image columns ({', '.join(found)})" if found else f"no image column among {', '.join(features)}"
-    raise DataError(f"The data set has {what}; name the one to use with image_column.")
+    raise DataError(f"image_column: the data set has {what}; name the one to use.")
 
 
 def find_label_column(features: datasets.Features) -> str:
@@ -36,7 +37,7 @@ def find_label_column(features: datasets.Features) -> str:
     if len(found) == 1 or preferred:
         return (preferred or found)[0]
     what = f"several label columns ({', '.join(found)})" if found else f"no label column among {', '.join(features)}"
-    raise DataError(f"The data set has {what}; name the one to use with label_column.")
+    raise DataError(f"label_column: the data set has {what}; name the one to use.")
 
 
 def check_image_column(split: Dataset | IterableDataset, name: str, column: str) -> None:
@@ -48,6 +49,18 @@ def check_image_column(split: Dataset | IterableDataset, name: str, column: str)
 def check_columns(
     split: Dataset | IterableDataset, name: str, image_column: str, label_column: str, text_column: str | None = None
 ) -> None:
+    """Check that the columns exist and hold images, classes and texts.
+
+    Args:
+        split: one split of a data set.
+        name: of the split, for messages.
+        image_column: must be of type `Image`.
+        label_column: must hold classes.
+        text_column: must hold texts; None for images alone.
+
+    Raises:
+        DataError: names the option of the column that cannot be used.
+    """
     check_image_column(split, name, image_column)
     if text_column is not None:
         _check_text_column(split, name, text_column, label_column)
@@ -164,35 +177,29 @@ class ImageSplits:
         )
 
 
-def load_splits(
-    dataset_name: str,
-    dataset_config_name: str | None = None,
-    dataset_revision: str | None = None,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    text_column: str | None = None,
-    train_split: str = "train",
-    validation_split: str | None = None,
-    test_split: str | None = "test",
-    validation_fraction: float = 0.1,
-    max_train_samples: int | None = None,
-    max_eval_samples: int | None = None,
-    seed: int = 42,
-) -> ImageSplits:
-    """Load and check the splits; raises `DataError` for anything a training could not use.
+def load_whole_splits(data: DataArguments, seed: int = 42) -> ImageSplits:
+    """Load and check the splits of a data set, the training split included.
 
     The test split selects nothing: without `validation_split`, `validation_fraction` of train is held out, stratified
-    by class and drawn with `seed`.
+    by class.
+
+    Args:
+        data: the data set, its columns, its splits and their limits.
+        seed: of the rows that are held out, and of those that the limits choose.
+
+    Raises:
+        DataError: for anything a training could not use.
     """
-    names = {"train": train_split, "validation": validation_split, "test": test_split}
+    names = {"train": data.train_split, "validation": data.validation_split, "test": data.test_split}
     loaded = {
-        role: load_split(dataset_name, dataset_config_name, dataset_revision, name)
+        role: load_split(data.dataset_name, data.dataset_config_name, data.dataset_revision, name)
         for role, name in names.items()
         if name
     }
     features = loaded["train"].features
-    image_column = image_column or find_image_column(features)
-    label_column = label_column or find_label_column(features)
+    image_column = data.image_column or find_image_column(features)
+    label_column = data.label_column or find_label_column(features)
+    text_column = data.text_column
     for role, split in loaded.items():
         check_columns(split, names[role], image_column, label_column, text_column)
 
@@ -201,21 +208,23 @@ def load_splits(
     commit = dataset_commit(file["filename"] for file in loaded["train"].cache_files)
     loaded = {role: standardise(split, image_column, indices[role], text_column) for role, split in loaded.items()}
     if len(np.unique(indices["train"])) < 2:
-        raise DataError(f"Split '{train_split}' holds one class only; a classifier needs two or more.")
+        raise DataError(f"train_split: '{data.train_split}' holds one class only; a classifier needs two or more.")
 
-    sources, whole = {role: names[role] for role in loaded}, dict(loaded)
+    sources = {role: names[role] for role in loaded}
+    whole = dict(loaded)
     if "validation" not in loaded:
-        sources["validation"], whole["validation"] = train_split, loaded["train"]
-        kept, held_out = _hold_out(indices["train"], validation_fraction, seed, train_split)
-        loaded["validation"], loaded["train"] = loaded["train"].select(held_out), loaded["train"].select(kept)
-        names["validation"] = f"{train_split}, {validation_fraction:g} held out"
-    limits = {"train": max_train_samples, "validation": max_eval_samples, "test": max_eval_samples}
+        sources["validation"] = data.train_split
+        whole["validation"] = loaded["train"]
+        kept, held_out = _hold_out(indices["train"], data.validation_fraction, seed, data.train_split)
+        loaded["validation"] = whole["train"].select(held_out)
+        loaded["train"] = whole["train"].select(kept)
+        names["validation"] = f"{data.train_split}, {data.validation_fraction:g} held out"
+    limits = {"train": data.max_train_samples, "validation": data.max_eval_samples, "test": data.max_eval_samples}
     loaded = {role: at_most(split, limits[role], seed) for role, split in loaded.items()}
 
     roles = [role for role in ("train", "validation", "test") if role in loaded]
     columns = {"image_column": image_column, "label_column": label_column}
     columns |= {"text_column": text_column} if text_column else {}
-    origin = dataset_name, dataset_config_name, dataset_revision
     shown = {role: (names[role], len(loaded[role]), loaded[role]._fingerprint) for role in roles}
     return ImageSplits(
         train=loaded["train"],
@@ -223,29 +232,33 @@ def load_splits(
         test=loaded.get("test"),
         sources=sources,
         whole=whole,
-        facts=data_facts(origin, commit, columns, labels, shown),
+        facts=data_facts(data, commit, columns, labels, shown),
     )
 
 
 def data_facts(
-    origin: tuple[str, str | None, str | None],
+    data: DataArguments,
     commit: str | None,
     columns: dict[str, str],
     labels: list[str],
     splits: dict[str, tuple[str, int | None, str]],
 ) -> dict:
-    """What run.json tells of a data set.
+    """Describe a data set for run.json.
 
-    `origin` is its name, configuration and revision; `splits` has source, rows (None for a stream that nobody has
-    counted) and fingerprint of each role.
+    Args:
+        data: name, configuration and revision of the data set.
+        commit: of a data set on the Hub, else None.
+        columns: option -> column, of the columns that were found.
+        labels: class names in the order of the logits.
+        splits: role -> source, rows (None for a stream of unknown length) and fingerprint.
     """
-    name, config_name, revision = origin
+    name = data.dataset_name
     here = name != DIGITS and is_local(name)
     return {
         "dataset_name": name,
         "is_local": here,
-        "dataset_config_name": config_name,
-        "dataset_revision": revision,
+        "dataset_config_name": data.dataset_config_name,
+        "dataset_revision": data.dataset_revision,
         "dataset_commit": None if here else commit,
         **columns,
         "labels": labels,
@@ -320,8 +333,8 @@ def _hold_out(labels: np.ndarray, fraction: float, seed: int, name: str) -> tupl
         )
     except ValueError as error:
         raise DataError(
-            f"Split '{name}': {fraction:g} of {len(labels)} images cannot be held out by class ({error});"
-            " name a validation_split or change validation_fraction."
+            f"validation_fraction: {fraction:g} of the {len(labels)} images of split '{name}' cannot be held out by"
+            f" class ({error}); change it or name a validation_split."
         ) from None
     return np.sort(kept), np.sort(held_out)
 

@@ -22,82 +22,80 @@ from hfvit.data.splits import (
     why_not_loaded,
 )
 from hfvit.errors import DataError, RecipeError
+from hfvit.recipe.arguments import DataArguments
 from hfvit.utils.hub_ids import folder_or_hub_id
 
 
 def stream_splits(
-    dataset_name: str,
-    dataset_config_name: str | None = None,
-    dataset_revision: str | None = None,
-    image_column: str | None = None,
-    label_column: str | None = None,
-    train_split: str = "train",
-    validation_split: str = "validation",
-    test_split: str | None = "test",
-    max_train_samples: int | None = None,
-    max_eval_samples: int | None = None,
-    seed: int = 42,
-    check_length: Callable[[int | None], None] = lambda images: None,
+    data: DataArguments, seed: int = 42, check_length: Callable[[int | None], None] = lambda images: None
 ) -> ImageSplits:
     """Open the training split as a stream of columns `image` (undecoded) and `label`, and load the other splits.
 
-    `check_length` gets the number of training images, None where nobody has counted them, before any file is read.
-    Raises `DataError` for anything a training could not use, as far as that is known without reading the stream.
+    Args:
+        data: the data set, its columns, its splits and their limits.
+        seed: of the rows that `max_eval_samples` chooses.
+        check_length: called with the number of training images, None where it is unknown, before any file is read.
+
+    Raises:
+        DataError: for anything a training could not use, as far as that is known without reading the stream.
     """
-    names = {"train": train_split, "validation": validation_split, "test": test_split}
+    names = {"train": data.train_split, "validation": data.validation_split, "test": data.test_split}
     names = {role: name for role, name in names.items() if name}
-    builder = _open(dataset_name, dataset_config_name, dataset_revision, train_split)
-    streams = {role: _stream(builder, dataset_name, dataset_config_name, name) for role, name in names.items()}
+    builder = _open(data)
+    streams = {role: _stream(builder, data, name) for role, name in names.items()}
 
     train = streams["train"]
-    image_column = image_column or find_image_column(train.features)
-    label_column = label_column or find_label_column(train.features)
+    image_column = data.image_column or find_image_column(train.features)
+    label_column = data.label_column or find_label_column(train.features)
     for role, stream in streams.items():
         check_columns(stream, names[role], image_column, label_column)
     class_label = train.features[label_column]
     if not isinstance(class_label, ClassLabel):
         raise DataError(
-            f"label_column: column '{label_column}' of split '{train_split}' holds {class_label.dtype} without the"
-            " names of its classes, which a stream would have to be read through to find; declare it as a ClassLabel"
-            " in the data set's card (dataset_info: features), or set streaming to false."
+            f"label_column: column '{label_column}' of split '{data.train_split}' holds {class_label.dtype} without"
+            " the names of its classes, which a stream would have to be read through to find; declare it as a"
+            " ClassLabel in the data set's card (dataset_info: features), or set streaming to false."
         )
-    images = _known_length(builder, train_split, max_train_samples)
+    images = _known_length(builder, data.train_split, data.max_train_samples)
     check_length(images)
 
-    loaded = {role: _written(builder, dataset_name, streams[role], names[role]) for role in names if role != "train"}
+    loaded = {
+        role: _written(builder, data.dataset_name, streams[role], names[role]) for role in names if role != "train"
+    }
     raw_labels = {role: split[label_column][:] for role, split in loaded.items()}
     labels, indices = encode_labels(class_label, raw_labels, names)
     whole = {role: standardise(split, image_column, indices[role]) for role, split in loaded.items()}
-    loaded = {role: at_most(split, max_eval_samples, seed) for role, split in whole.items()}
+    loaded = {role: at_most(split, data.max_eval_samples, seed) for role, split in whole.items()}
     columns = {"image_column": image_column, "label_column": label_column}
-    origin = dataset_name, dataset_config_name, dataset_revision
-    shown = {"train": (train_split, images, builder.hash)}
+    shown = {"train": (data.train_split, images, builder.hash)}
     shown |= {role: (names[role], len(split), split._fingerprint) for role, split in loaded.items()}
     return ImageSplits(
-        train=_two_columns(train, image_column, label_column, max_train_samples),
+        train=_two_columns(train, image_column, label_column, data.max_train_samples),
         validation=loaded["validation"],
         test=loaded.get("test"),
         sources={role: names[role] for role in loaded},
         whole=whole,
-        facts=data_facts(origin, dataset_commit([builder.cache_dir]), columns, labels, shown),
+        facts=data_facts(data, dataset_commit([builder.cache_dir]), columns, labels, shown),
     )
 
 
-def _open(name: str, config_name: str | None, revision: str | None, split: str) -> DatasetBuilder:
+def _open(data: DataArguments) -> DatasetBuilder:
+    name = data.dataset_name
     if name == DIGITS:
         raise RecipeError(f"streaming: '{DIGITS}' comes with scikit-learn and fits in memory; leave streaming out.")
     origin = folder_or_hub_id(name, DataError, "dataset_name")
     try:
-        return datasets.load_dataset_builder(origin, config_name, revision=revision)
+        return datasets.load_dataset_builder(origin, data.dataset_config_name, revision=data.dataset_revision)
     except Exception as error:
-        raise DataError(why_not_loaded(name, config_name, split, error)) from error
+        raise DataError(why_not_loaded(name, data.dataset_config_name, data.train_split, error)) from error
 
 
-def _stream(builder: DatasetBuilder, name: str, config_name: str | None, split: str) -> IterableDataset:
+def _stream(builder: DatasetBuilder, data: DataArguments, split: str) -> IterableDataset:
+    """The split as a stream; `DataError` when there is none, or its columns are unknown."""
     try:
         stream = builder.as_streaming_dataset(split=split)
     except Exception as error:
-        raise DataError(why_not_loaded(name, config_name, split, error)) from error
+        raise DataError(why_not_loaded(data.dataset_name, data.dataset_config_name, split, error)) from error
     if stream.features is None:
         raise DataError(
             f"Split '{split}': what its columns hold is not known before it is read; declare them in the data set's"

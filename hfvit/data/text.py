@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer
 
-from hfvit.errors import DataError, ModelError, one_line
+from hfvit.errors import DataError, ModelError, wrap_library_errors
 from hfvit.utils.hub_ids import folder_or_hub_id
 
 TEXT_INPUTS = ("input_ids", "attention_mask")  # of a model that reads texts, beside pixel_values
@@ -76,9 +76,18 @@ class TextReader:
 
 
 def split_texts(splits, tokenizer, max_length: int) -> tuple[dict[str, TokenTable], str]:
-    """The tokens of each role of `splits` (data.ImageSplits), and a line for the log. The splits' facts get counts.
+    """Tokenize the texts of each split; the splits' facts get counts of empty and of long texts.
 
-    Raises `DataError` where no training text holds anything.
+    Args:
+        splits: `data.splits.ImageSplits` with a text column.
+        tokenizer: of the model's text encoder.
+        max_length: tokens of a text at most; longer texts are cut.
+
+    Returns:
+        The tokens by role, and a line for the log.
+
+    Raises:
+        DataError: all training texts are empty.
     """
     column = splits.facts["text_column"]
     tables, total, empty, full = {}, 0, 0, 0
@@ -98,18 +107,21 @@ def split_texts(splits, tokenizer, max_length: int) -> tuple[dict[str, TokenTabl
 
 
 def load_tokenizer(source: str | Path, vocabulary: int, revision: str | None = None, **kwargs: Any):
-    """The tokenizer that lies beside a text encoder of `vocabulary` tokens; `kwargs` are `from_pretrained`'s.
+    """Load the tokenizer that is saved with a text encoder.
 
-    Raises `ModelError` where there is none, or one that cannot serve the encoder.
+    Args:
+        source: folder or Hub id of the text encoder.
+        vocabulary: tokens that the encoder knows.
+        revision: branch, tag or commit on the Hub.
+        kwargs: further arguments of `AutoTokenizer.from_pretrained`.
+
+    Raises:
+        ModelError: there is no tokenizer, it has no pad token, or its vocabulary is larger than the encoder's.
     """
     source = folder_or_hub_id(source, ModelError, "text_encoder")
     hub = {"revision": revision} if revision else {}
-    try:
+    with wrap_library_errors(ModelError, f"{source} has no tokenizer that can be loaded"):
         tokenizer = AutoTokenizer.from_pretrained(source, **{"trust_remote_code": False, **hub, **kwargs})
-    except MemoryError:
-        raise
-    except Exception as error:  # a damaged file ends in errors of tokenizers' own
-        raise ModelError(f"{source} has no tokenizer that can be loaded: {one_line(error)}") from error
     if tokenizer.pad_token_id is None:
         raise ModelError(
             f"The tokenizer of {source} has no pad token, which texts of different lengths need. Give it one and save"

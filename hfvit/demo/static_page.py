@@ -14,9 +14,9 @@ from hfvit.artifacts.export_folder import file_name
 from hfvit.artifacts.export_record import ExportedFile, ExportRecord
 from hfvit.data.decode import read_picture
 from hfvit.demo.web_runtime import WebRuntime
-from hfvit.errors import ModelError, one_line
+from hfvit.errors import ModelError, wrap_library_errors
 from hfvit.export.processor_steps import image_steps
-from hfvit.utils.files import write_object
+from hfvit.utils.files import check_writable, sync, sync_tree, write_object
 
 PAGE_FILE = "page.json"
 OWN_FOLDERS = ("model", "vendor", "examples")
@@ -51,13 +51,8 @@ def check_page_folder(output: str | Path, overwrite: bool) -> Path:
     folder = Path(output).expanduser()
     if (folder / EXPORT_FILE).exists() or any(folder.glob("*.onnx")):
         raise ModelError(f"--static: {output} cannot be both an export and a page; name another folder.")
-    try:
-        held = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder if folder.exists() else folder.parent):
-            pass
-    except OSError as error:
-        raise ModelError(f"--static: {output} cannot be written: {error.strerror or error}.") from None
+    check_writable(folder if folder.exists() else folder.parent, "--static", ModelError)
+    held = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
     if held and not overwrite:
         raise ModelError(f"--static: {output} is not empty ({held[0]}); name another folder, or add --overwrite.")
     foreign = [name for name in OWN_FOLDERS if name in held and PAGE_FILE not in held]
@@ -144,14 +139,17 @@ class _staged:
             shutil.rmtree(self.page, ignore_errors=True)
 
     def _move(self) -> None:
+        sync_tree(self.page)
         self.page.chmod(0o777 & ~_umask())  # mkdtemp's folders are their owner's alone
         if not self.folder.exists() or not any(self.folder.iterdir()):
             self.page.replace(self.folder)
+            sync(self.folder.parent)
             return
         for name in OWN_FOLDERS:
             shutil.rmtree(self.folder / name, ignore_errors=True)
         for part in self.page.iterdir():
             part.replace(self.folder / part.name)
+        sync(self.folder)
 
 
 def _umask() -> int:
@@ -175,10 +173,8 @@ def _steps(artifact: Artifact) -> dict:
     file = artifact.beside(PREPROCESSOR_FILE)
     if file is None:
         raise ModelError(f"{artifact.file} has no {PREPROCESSOR_FILE} beside it; export the checkpoint again.")
-    try:
+    with wrap_library_errors(ModelError, f"{file} cannot be read"):
         processor = AutoImageProcessor.from_pretrained(file.parent, trust_remote_code=False)
-    except Exception as error:
-        raise ModelError(f"{file} cannot be read: {one_line(error)}") from error
     steps = image_steps(processor)
     if steps.resize is None:
         raise ModelError(f"{file} does not resize pictures, but a page gets them in any size; set do_resize and size.")

@@ -22,7 +22,7 @@ from hfvit.inference.classifier import Classifier, batched, load_classifier
 from hfvit.inference.execution_providers import Providers
 from hfvit.metrics.classification import accuracy_interval
 from hfvit.utils.environment import hardware
-from hfvit.utils.files import check_replaceable, told_of
+from hfvit.utils.files import check_replaceable, wrap_write_errors
 from hfvit.utils.formatting import aligned
 
 # Latency: rounds over all artifacts, so that each meets the same moments of the machine; each round at most so long.
@@ -294,13 +294,13 @@ def record(comparison: Comparison, paths: Sequence[str | Path]) -> list[Path]:
     if (folder := _run_folder(artifacts[0])) is not None:
         run = RunRecord.load(folder)
         run.gate = gate
-        with told_of(folder / RUN_FILE):
+        with wrap_write_errors(folder / RUN_FILE):
             written.append(run.save(folder))
     for artifact, row in zip(artifacts, rows, strict=True):
         if (folder := _engine_folder(artifact)) is not None:
             engine = EngineRecord.load(folder)
             engine.gate = gate.of(row, rows[0])
-            with told_of(folder / ENGINE_RECORD_FILE):
+            with wrap_write_errors(folder / ENGINE_RECORD_FILE):
                 written.append(engine.save(folder))
         if (folder := _export_folder(artifact)) is not None:
             export = ExportRecord.load(folder)

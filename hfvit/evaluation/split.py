@@ -13,6 +13,7 @@ from hfvit.artifacts.artifact import class_names, find_artifact
 from hfvit.artifacts.constants import RECIPE_FILE
 from hfvit.artifacts.gate import EvaluationData
 from hfvit.data.decode import decode
+from hfvit.data.factory import load_splits
 from hfvit.data.splits import (
     at_most,
     check_columns,
@@ -20,10 +21,8 @@ from hfvit.data.splits import (
     find_image_column,
     find_label_column,
     load_split,
-    load_splits,
     standardise,
 )
-from hfvit.data.stream_splits import stream_splits
 from hfvit.errors import DataError, HFViTError, nearest, one_line
 from hfvit.recipe.arguments import DataArguments
 from hfvit.recipe.files import read_yaml
@@ -80,7 +79,7 @@ def evaluation_split(
     if dataset_name is None:
         path = artifact.beside(RECIPE_FILE)
         if path is None:
-            raise DataError(f"dataset_name is missing: {checkpoint} has no {RECIPE_FILE} that names its data set.")
+            raise DataError(f"dataset_name: missing, and {checkpoint} has no {RECIPE_FILE} that names its data set.")
         data, recipe_seed = read_recipe(path)
         given = {"dataset_config_name": dataset_config_name, "image_column": image_column}
         given |= {"label_column": label_column, "text_column": text_column}
@@ -140,7 +139,7 @@ def read_recipe(path: Path) -> tuple[DataArguments, int]:
 
 
 def _held_out(data: DataArguments, seed: int) -> tuple[Dataset, list[str], str, str]:
-    splits = (stream_splits if data.streaming else load_splits)(**{**data.loading, "test_split": None}, seed=seed)
+    splits = load_splits(dataclasses.replace(data, test_split=None), seed)
     source = splits.sources["validation"]
     return splits.validation, splits.labels, source, f"split '{splits.facts['splits']['validation']['source']}'"
 

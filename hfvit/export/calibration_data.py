@@ -1,7 +1,7 @@
 """Images for INT8 calibration."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
@@ -10,8 +10,8 @@ from hfvit.artifacts.artifact import find_artifact
 from hfvit.artifacts.constants import RECIPE_FILE
 from hfvit.artifacts.export_record import CalibrationData
 from hfvit.data.decode import decode
-from hfvit.data.splits import at_most, check_image_column, find_image_column, load_split, load_splits, undecoded
-from hfvit.data.stream_splits import stream_splits
+from hfvit.data.factory import load_splits
+from hfvit.data.splits import at_most, check_image_column, find_image_column, load_split, undecoded
 from hfvit.errors import DataError
 from hfvit.evaluation.split import read_recipe, shown_name
 from hfvit.recipe.arguments import DataArguments
@@ -60,12 +60,10 @@ def calibration_pictures(
     else:
         data = DataArguments(dataset_name=dataset_name)
     if dataset_name is None and split is None:
-        split, loading = data.train_split, {**data.loading, "test_split": None}
+        split = data.train_split
         what = f"split '{split}'" + (" without the rows held out" if data.validation_split is None else "")
-        if data.streaming:
-            examples = list(stream_splits(**loading, seed=recipe_seed).train.take(max_samples))
-        else:
-            examples = at_most(load_splits(**loading, seed=recipe_seed).train, max_samples, seed)
+        train = load_splits(replace(data, test_split=None), recipe_seed).train
+        examples = list(train.take(max_samples)) if data.streaming else at_most(train, max_samples, seed)
     else:
         split = split or "train"
         what = f"split '{split}'"

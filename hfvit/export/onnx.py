@@ -1,12 +1,8 @@
 """Export a model to one ONNX file and check it against PyTorch."""
 
 import hashlib
-import io
-import logging
 import re
 import tempfile
-import warnings
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
 
@@ -30,6 +26,7 @@ from hfvit.export.text_inputs import TOKEN_AXIS, check_reads_texts, text_inputs,
 from hfvit.models.attention import unfused_windows
 from hfvit.utils.environment import installed_versions
 from hfvit.utils.files import temporary_file
+from hfvit.utils.quiet import silenced
 
 DTYPES = ("fp32", *HALF_TYPES)
 BATCH_AXIS = "batch_size"
@@ -179,22 +176,6 @@ def input_tensor(shape: tuple[int, int, int], batch_size: int | None, with_prepr
     return TensorInfo(name="pixel_values", type="float32", shape=[batch, *shape])
 
 
-@contextmanager
-def quiet(verbose: bool):
-    """Silence print, warnings and logging of the exporters unless `verbose`."""
-    if verbose:
-        yield
-        return
-    before = logging.root.manager.disable
-    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logging.disable(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            logging.disable(before)
-
-
 def _check_arguments(model, opset: int | None, dtype: str, optimize: bool, batch_size: int) -> None:
     if dtype not in DTYPES:
         raise ModelError(f"dtype: {dtype!r} is none of {', '.join(DTYPES)}.")
@@ -219,7 +200,7 @@ def _trace(model, shape, opset: int | None, batch_size: int | None, verbose: boo
     axes = {} if batch_axis is None else {"pixel_values": {0: batch_axis}}
     config = OnnxConfig(opset_version=opset, dynamic_shapes=(axes | text_axes) or None)
     try:
-        with quiet(verbose), unfused_windows(model):
+        with silenced(verbose), unfused_windows(model):
             graph = OnnxExporter().export(model, {"pixel_values": pixel_values, **texts}, config=config).program
     except Exception as error:
         raise ModelError(

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from hfvit.artifacts.export_record import Parity, PreprocessingParity
-from hfvit.errors import ModelError, one_line
+from hfvit.errors import ModelError, wrap_library_errors
 from hfvit.export.graph import cpu_session
 from hfvit.export.preprocessing import preprocessing_graph
 from hfvit.export.processor_steps import ImageSteps, image_steps
@@ -36,10 +36,8 @@ def tolerance(dtype: str, atol: float | None) -> dict:
 
 def check_onnx(path: Path) -> None:
     """Raise `ModelError` unless the file is a valid ONNX model."""
-    try:
+    with wrap_library_errors(ModelError, "The exported graph is not valid ONNX", limit=300):
         onnx.checker.check_model(str(path), full_check=True)
-    except Exception as error:
-        raise ModelError(f"The exported graph is not valid ONNX: {one_line(error)[:300]}") from error
 
 
 @torch.inference_mode()

@@ -21,7 +21,7 @@ from hfvit.export.preprocessing import check_steps
 from hfvit.export.processor_steps import image_steps
 from hfvit.export.text_inputs import check_reads_texts
 from hfvit.inference.classifier import batched, load_classifier
-from hfvit.utils.files import write_object
+from hfvit.utils.files import commit_file, write_object
 from hfvit.utils.formatting import aligned
 
 CALIBRATION_BATCH = 16
@@ -244,12 +244,12 @@ class Export:
     def publish(self, staging: Path) -> None:
         """Give the files their names, then tell export.json and the checkpoint's run.json what is known of them."""
         for name in (CONFIG_FILE, PREPROCESSOR_FILE, *self.tokenizer_files, *self.files):
-            (staging / name).replace(self.folder / name)
-        record = ExportRecord.load(self.folder)
-        record.source = self.source
-        record.weights_sha256 = self.weights
+            commit_file(staging / name, self.folder / name)
+        export = ExportRecord.load(self.folder)
+        export.source = self.source
+        export.weights_sha256 = self.weights
         for name, described in self.files.items():
-            record.enter(self.folder, name, described)
+            export.enter(self.folder, name, described)
         if self.comparison is not None:
             from hfvit.evaluation.compare import record
 

@@ -3,7 +3,6 @@
 import logging
 import tempfile
 from collections.abc import Iterable
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,10 @@ import onnxruntime
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from hfvit.errors import DataError, ModelError, nearest, one_line
+from hfvit.errors import DataError, ModelError, nearest, wrap_library_errors
 from hfvit.export.int8_kernels import int8_graph
 from hfvit.utils.files import temporary_file
+from hfvit.utils.quiet import log_level
 
 MODES = ("int8", "int8-dynamic")
 RUNTIMES = ("onnxruntime", "tensorrt")
@@ -50,7 +50,8 @@ def quantize_onnx(
     if mode == "int8" and calibration is None:
         raise DataError("Static INT8 needs calibration images; give some, or take mode int8-dynamic.")
     batches = Batches(model, calibration) if mode == "int8" else None
-    with _quiet(), tempfile.TemporaryDirectory(prefix="hfvit_int8_") as folder:
+    # ONNX Runtime logs its steps through the root logger.
+    with log_level(None, logging.ERROR), tempfile.TemporaryDirectory(prefix="hfvit_int8_") as folder:
         if runtime == "tensorrt":
             quantized, facts = qdq(source, Path(folder), batches, symmetric=True)
         else:
@@ -111,10 +112,8 @@ def load_float_graph(path: Path) -> onnx.ModelProto:
     """The graph at `path`, checked: one float32 picture input `(batch, 3, height, width)`, products with weights."""
     if not path.is_file():
         raise ModelError(f"There is no file {path}.")
-    try:
+    with wrap_library_errors(ModelError, f"{path} is no ONNX file", limit=300):
         model = onnx.load(path)
-    except Exception as error:  # protobuf's own exceptions share no class
-        raise ModelError(f"{path} is no ONNX file: {one_line(error)}") from None
     inputs = [value for value in model.graph.input if value.name not in {w.name for w in model.graph.initializer}]
     kinds = [(value.type.tensor_type.elem_type, len(value.type.tensor_type.shape.dim)) for value in inputs]
     if kinds != [(onnx.TensorProto.FLOAT, 4)]:
@@ -204,14 +203,3 @@ def save_in_one_file(model: onnx.ModelProto, target: Path) -> None:
 def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise ModelError(f"{name}: '{value}' is not one of {', '.join(known)}.{nearest(value, known)}")
-
-
-@contextmanager
-def _quiet():
-    """ONNX Runtime's quantiser logs its steps through the root logger."""
-    level = logging.root.level
-    logging.root.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.root.setLevel(level)

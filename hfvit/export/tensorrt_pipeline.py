@@ -19,7 +19,7 @@ from hfvit.export.pipeline import Export
 from hfvit.trt.api import Backend, EngineOptions
 from hfvit.trt.builder import build_engine, read_graph
 from hfvit.trt.triton import CONFIG, LABELS, PLAN, triton_config, triton_labels
-from hfvit.utils.files import told_of, write_object, write_text
+from hfvit.utils.files import commit_file, wrap_write_errors, write_object, write_text
 from hfvit.utils.formatting import aligned
 
 ENGINE_FILE = "model.engine"
@@ -142,13 +142,13 @@ class EngineExport:
         engine = folder / record.file
         engine.parent.mkdir(exist_ok=True)
         (folder / ENGINE_RECORD_FILE).unlink(missing_ok=True)
-        (staging / ENGINE_FILE).replace(engine)
+        commit_file(staging / ENGINE_FILE, engine)
         write_object(folder / CONFIG_FILE, self.graph.config)
         write_object(folder / PREPROCESSOR_FILE, self.graph.processor_config)
         if self.options.triton:
             write_text(folder / LABELS, triton_labels(record.labels))
             write_text(folder / CONFIG, triton_config(self.options.triton, record))
-        with told_of(folder / ENGINE_RECORD_FILE):
+        with wrap_write_errors(folder / ENGINE_RECORD_FILE):
             record.save(folder)
 
     def table(self, record: EngineRecord) -> str:

@@ -109,9 +109,17 @@ def build_objective(
     alpha: float = 0.5,
     temperature: float = 1.0,
 ) -> Objective | None:
-    """The `Objective` of a recipe, or None where plain cross-entropy is all of it.
+    """Build the training loss; None where it is plain cross-entropy.
 
-    With a `teacher` a student that has a distillation token trains it; its answer remains the mean of both tokens'.
+    With a teacher, a student that has a distillation token trains it; its prediction remains the mean of both tokens'.
+
+    Args:
+        model: the student.
+        class_weights: `(classes,)`, of the labels' loss; None for equal weights.
+        teacher: folder or Hub id of the teacher; None for no distillation.
+        distillation: `soft` (the teacher's probabilities) or `hard` (its decision).
+        alpha: share of the teacher in the loss, 0 to 1.
+        temperature: of both probabilities in soft distillation.
     """
     if teacher is None:
         return None if class_weights is None else Objective(class_weights)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hfvit.errors import ModelError, one_line
+from hfvit.errors import ModelError, one_line, wrap_library_errors
 from hfvit.inference.execution_providers import CPU, CUDA, Providers, start_session
 
 
@@ -70,10 +70,8 @@ class OnnxBackend:
         parts = [file, *(part for part in beside if part.is_file())]
         if providers is None:
             self.device, providers = _providers(device, onnxruntime.get_available_providers())
-            try:
+            with wrap_library_errors(ModelError, f"{file} is no ONNX file that ONNX Runtime can run"):
                 self.session = onnxruntime.InferenceSession(file, options, providers=providers)
-            except Exception as error:
-                raise ModelError(f"{file} is no ONNX file that ONNX Runtime can run: {one_line(error)}") from error
             if self.device.startswith("cuda") and CUDA not in self.session.get_providers():
                 raise ModelError(f"device: ONNX Runtime could not start CUDA for {file}; use the device cpu.")
         else:
@@ -129,11 +127,9 @@ class OnnxBackend:
         return logits
 
     def _run(self, feed: dict[str, np.ndarray]) -> np.ndarray:
-        try:
+        shapes = ", ".join(str(values.shape) for values in feed.values())
+        with wrap_library_errors(ModelError, f"{self.file} failed on a batch of shape {shapes}"):
             return self.session.run([self.output.name], feed)[0].astype(np.float32, copy=False)
-        except Exception as error:
-            shapes = ", ".join(str(values.shape) for values in feed.values())
-            raise ModelError(f"{self.file} failed on a batch of shape {shapes}: {one_line(error)}") from error
 
 
 def _providers(device: str | None, available: list[str]) -> tuple[str, list]:

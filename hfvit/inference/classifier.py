@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from hfvit.artifacts.artifact import Artifact, find_artifact, read_head
 from hfvit.artifacts.constants import PREPROCESSOR_FILE, RUN_FILE
 from hfvit.data.decode import from_array, read_picture, to_rgb
 from hfvit.data.text import TEXT_INPUTS, TextReader, load_tokenizer
-from hfvit.errors import ModelError, one_line
+from hfvit.errors import ModelError, wrap_library_errors
 from hfvit.inference.backends import OnnxBackend, TorchBackend
 from hfvit.inference.execution_providers import Providers
 from hfvit.models.image_text import HFViTFusionConfig
@@ -257,21 +256,10 @@ def change_model(model, patch_size: int | None = None, merge_tokens: int | None 
 
 
 def _load_model(artifact: Artifact, kwargs: dict[str, Any]):
-    try:
+    with wrap_library_errors(ModelError, f"{artifact.source} is no image classifier that transformers can load"):
         model, info = AutoModelForImageClassification.from_pretrained(
             artifact.source, output_loading_info=True, **kwargs
         )
-    except MemoryError:
-        raise
-    except UnpicklingError as error:
-        raise ModelError(
-            f"{artifact.source} is no image classifier that can be loaded: its weights are a pickle of more than"
-            " tensors, which could run code; take a checkpoint in safetensors."
-        ) from error
-    except Exception as error:  # a damaged file of weights ends in errors of safetensors, torch, timm and others
-        raise ModelError(
-            f"{artifact.source} is no image classifier that transformers can load: {one_line(error)}"
-        ) from error
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise ModelError(
@@ -286,17 +274,11 @@ def _load_processor(artifact: Artifact, is_optional: bool, kwargs: dict[str, Any
     if saved is None and is_optional:
         return None
     source = artifact.source if artifact.is_checkpoint or saved is None else str(saved.parent)
-    try:
+    what = f"{artifact.file or artifact.source}: no image processor can be loaded from {source}"
+    with wrap_library_errors(ModelError, f"{what}; a {PREPROCESSOR_FILE} has to lie there"):
         # With Pillow, as timm's transforms and a training's evaluation resize: torchvision's pixels are up to two
         # levels of 255 away, enough to change one class of a hundred where a checkpoint is held to its export.
         return AutoImageProcessor.from_pretrained(source, backend="pil", **kwargs)
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise ModelError(
-            f"{artifact.file or artifact.source}: no image processor can be loaded from {source}; a"
-            f" {PREPROCESSOR_FILE} has to lie there ({one_line(error)})."
-        ) from error
 
 
 def _load_text_reader(artifact: Artifact, config: HFViTFusionConfig, kwargs: dict[str, Any]) -> TextReader:

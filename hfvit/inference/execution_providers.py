@@ -6,9 +6,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from hfvit.errors import ModelError, nearest, one_line
+from hfvit.errors import ModelError, nearest, wrap_library_errors
 from hfvit.utils.environment import installed_versions
-from hfvit.utils.files import cache_folder
+from hfvit.utils.files import cache_folder, file_sha256
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 TENSORRT, RTX = "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider"
@@ -91,8 +91,7 @@ def graph_cache(parts: Sequence[Path]) -> Path:
     """
     digest = hashlib.sha256(json.dumps(installed_versions(BUILDERS), sort_keys=True).encode())
     for part in parts:
-        with part.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(bytes.fromhex(file_sha256(part)))
     return cache_folder("onnxruntime") / digest.hexdigest()[:16]
 
 
@@ -116,10 +115,8 @@ def start_session(file: Path, parts: Sequence[Path], options, providers: Provide
             if name != CPU:  # which every session ends with
                 options.add_provider_for_devices([_device(onnxruntime, name, settings)], settings)
         chosen = None
-    try:
+    with wrap_library_errors(ModelError, f"{file} cannot be run with {', '.join(names)}"):
         session = onnxruntime.InferenceSession(file, options, providers=chosen)
-    except Exception as error:
-        raise ModelError(f"{file} cannot be run with {', '.join(names)}: {one_line(error)}") from error
     if absent := [name for name in names if name not in session.get_providers()]:
         raise ModelError(
             f"providers: ONNX Runtime could not start {', '.join(absent)} for {file} and would take"
@@ -136,11 +133,9 @@ def register_plugin(onnxruntime) -> None:
     """Make the plugin of TensorRT for RTX known to ONNX Runtime, once a process."""
     if any(device.ep_name == RTX for device in onnxruntime.get_ep_devices()):
         return
-    try:
+    with wrap_library_errors(ModelError, f"providers: {RTX} cannot be loaded here"):
         plugin = importlib.import_module(RTX_PLUGIN)
         onnxruntime.register_execution_provider_library(plugin.get_ep_name(), plugin.get_library_path())
-    except Exception as error:  # of the plugin, of ONNX Runtime, of the system's loader
-        raise ModelError(f"providers: {RTX} cannot be loaded here: {one_line(error)}") from error
 
 
 def _device(onnxruntime, name: str, settings: dict[str, str]):

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from hfvit.data.decode import read_picture
 from hfvit.errors import DataError
 from hfvit.inference.classifier import Classifier, batched
+from hfvit.utils.files import temporary_file
 
 MOST_DRAWN = 64  # pictures of a grid; more could not be told apart
 DRAWN_PIXELS = 224
@@ -153,7 +154,8 @@ def write_grid(images: list[Image.Image], found: list[Prediction], path: str | P
         axis.set_title(_short(Path(prediction.name).name), fontsize=7, color="#777777", parse_math=False)
         text = "\n".join(f"{_short(label)} {share:.1%}" for label, share in best)
         axis.text(0.5, -0.03, text, transform=axis.transAxes, ha="center", va="top", fontsize=8, parse_math=False)
-    figure.savefig(path, dpi=110)
+    with temporary_file(path) as temporary:
+        figure.savefig(temporary, dpi=110)
     plt.close(figure)
 
 

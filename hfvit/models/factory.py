@@ -1,65 +1,99 @@
-"""Build a model from a checkpoint or a timm architecture name."""
+"""Build the model that a recipe describes."""
 
 import copy
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hfvit.errors import HFViTError, ModelError, one_line
+from hfvit.data.text import load_tokenizer
+from hfvit.errors import ModelError, wrap_library_errors
 from hfvit.models.configuration import HFViTConfig
+from hfvit.models.freezing import frozen_part
 from hfvit.models.image_size import check_patches
+from hfvit.models.image_text import add_text_encoder
 from hfvit.models.modeling import HFViTForImageClassification
+from hfvit.models.patch_size import train_patch_sizes
+from hfvit.recipe.arguments import DataArguments, ModelArguments
 
 
 def build_model(
-    labels: list[str],
-    model_name_or_path: str | None = None,
-    architecture: str | None = None,
-    image_size: int | None = None,
-    timm_kwargs: dict[str, Any] | None = None,
-    revision: str | None = None,
-    frozen: str | int | None = None,
-    preprocessing: dict[str, Any] | None = None,
-) -> HFViTForImageClassification:
-    """A classifier of `labels`, from a checkpoint or (with `architecture`) from timm's own initialisation.
+    arguments: ModelArguments, labels: list[str], data: DataArguments | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+    """Build the classifier of a recipe, with its text encoder and its patch sizes; load the encoder's tokenizer.
 
-    `preprocessing` overrides `mean`, `std`, `interpolation`, `crop_pct` of the pretrained model.
+    Args:
+        arguments: the recipe's model section.
+        labels: class names in the order of the logits.
+        data: overrides the preprocessing of the pretrained model; None leaves it.
+
+    Returns:
+        The model, and its tokenizer or, for images alone, None.
+
+    Raises:
+        ModelError: for a checkpoint that cannot be loaded, or an option that the network does not support.
     """
-    origin = model_name_or_path or architecture
-    try:
-        if model_name_or_path:
+    model = build_image_model(arguments, labels, data)
+    tokenizer = None
+    if arguments.text_encoder:
+        model = add_text_encoder(model, arguments)
+        vocabulary = model.text_model.config.vocab_size
+        tokenizer = load_tokenizer(arguments.text_encoder, vocabulary, arguments.text_encoder_revision)
+    if arguments.patch_sizes:
+        train_patch_sizes(model, arguments.patch_sizes)
+    return model, tokenizer
+
+
+def build_image_model(
+    arguments: ModelArguments, labels: list[str], data: DataArguments | None = None
+) -> HFViTForImageClassification:
+    """Build an image classifier from a checkpoint or, with `architecture`, from timm's own initialization.
+
+    Args:
+        arguments: the recipe's model section, of which the options for texts and `patch_sizes` are not read.
+        labels: class names in the order of the logits.
+        data: overrides the preprocessing of the pretrained model; None leaves it.
+
+    Raises:
+        ModelError: for a checkpoint that cannot be loaded, or an option that the network does not support.
+    """
+    origin = arguments.model_name_or_path or arguments.architecture
+    timm_kwargs = arguments.timm_kwargs
+    given = f" with {timm_kwargs}" if timm_kwargs else ""
+    # timm's arguments and damaged files end in errors of timm, torch and safetensors.
+    with wrap_library_errors(ModelError, f"{origin} cannot be built{given}"):
+        if arguments.model_name_or_path:
             model = HFViTForImageClassification.from_pretrained(
                 origin,
                 labels=labels,
-                image_size=image_size,
+                image_size=arguments.image_size,
                 timm_kwargs=timm_kwargs,
-                revision=revision or "main",
+                revision=arguments.model_revision or "main",
                 dtype=torch.float32,
             )
         else:
-            model = _new_model(architecture, labels, image_size, timm_kwargs or {})
-    except (HFViTError, MemoryError):
-        raise
-    except UnpicklingError as error:
-        raise ModelError(
-            f"{origin} cannot be loaded: its weights are a pickle of more than tensors, which could run code; take a"
-            " checkpoint in safetensors."
-        ) from error
-    except Exception as error:  # timm's arguments and damaged files end in errors of timm, torch and safetensors
-        arguments = f" with {timm_kwargs}" if timm_kwargs else ""
-        raise ModelError(f"{origin} cannot be built{arguments}: {one_line(error)}") from error
-    model.config.set_preprocessing(**(preprocessing or {}))
-    if frozen:
-        model.freeze(int(frozen) if str(frozen).isdigit() else frozen)
+            model = _new_model(origin, labels, arguments.image_size, timm_kwargs)
+    if data:
+        model.config.set_preprocessing(
+            mean=data.image_mean, std=data.image_std, interpolation=data.interpolation, crop_pct=data.crop_pct
+        )
+    if arguments.freeze:
+        model.freeze(frozen_part(arguments.freeze))
     return model
 
 
 def _new_model(
     architecture: str, labels: list[str], image_size: int | None, timm_kwargs: dict[str, Any]
 ) -> HFViTForImageClassification:
-    """An untrained model built for `image_size`, by argument where its architecture has one for it."""
+    """Build an untrained model for `image_size`, by argument where its architecture has one for it.
+
+    Args:
+        architecture: a name of timm's.
+        labels: class names in the order of the logits.
+        image_size: height and width in pixels; None for the architecture's own.
+        timm_kwargs: further arguments of `timm.create_model`.
+    """
     config = HFViTConfig.from_architecture(architecture, labels, **timm_kwargs)
     if image_size is None:
         return HFViTForImageClassification(config)

@@ -25,6 +25,11 @@ def freeze(timm_model: nn.Module, part: str | int) -> None:
         timm_model.get_parameter(name).requires_grad = False
 
 
+def frozen_part(option: str | int) -> str | int:
+    """Return what the option `freeze` asks for: `"backbone"`, or a number of blocks."""
+    return int(option) if str(option).isdigit() else option
+
+
 def layer_ids(timm_model: nn.Module) -> dict[str, int]:
     """Parameter name -> layer, counted from the stem (0) through the blocks (1, 2, ...) to the head."""
     if not hasattr(timm_model, "group_matcher"):

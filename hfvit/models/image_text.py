@@ -11,8 +11,9 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from hfvit.errors import ModelError, one_line
 from hfvit.models.configuration import HFViTConfig
-from hfvit.models.freezing import FrozenParts, freeze
+from hfvit.models.freezing import FrozenParts, freeze, frozen_part
 from hfvit.models.modeling import HFViTForImageClassification
+from hfvit.recipe.arguments import ModelArguments
 from hfvit.utils.hub_ids import folder_or_hub_id
 
 HEAD_DIM = 64  # of an attention head, at least
@@ -193,26 +194,16 @@ class HFViTFusionForImageClassification(FrozenParts, PreTrainedModel):
 
 
 def add_text_encoder(
-    image_model: HFViTForImageClassification,
-    text_encoder: str,
-    revision: str | None = None,
-    fusion: str = "cross_attention",
-    fusion_layers: int = 2,
-    max_text_length: int = 64,
-    frozen: str | int | None = None,
+    image_model: HFViTForImageClassification, arguments: ModelArguments
 ) -> HFViTFusionForImageClassification:
-    """The classifier of image and text whose image tower is that of `image_model`, and whose other parts are new.
+    """Build a classifier of image and text around the image tower of `image_model`; its other parts are new.
 
-    Args:
-        text_encoder: a folder or Hub id of a transformers text encoder; of a CLIP or SigLIP pair its text half.
-        frozen: as for `HFViTFusionForImageClassification.freeze`.
-
-    Raises `ModelError` for an encoder that cannot be loaded or does not read `max_text_length` tokens.
+    Raises `ModelError` for a `text_encoder` that cannot be loaded or does not read `max_text_length` tokens.
     """
-    source = folder_or_hub_id(text_encoder, ModelError, "text_encoder")
-    encoder = _pretrained(source, revision)
+    source = folder_or_hub_id(arguments.text_encoder, ModelError, "text_encoder")
+    encoder = _pretrained(source, arguments.text_encoder_revision)
     values = {key: value for key, value in encoder.config.to_dict().items() if key not in _NOT_KEPT}
-    _check_reads(encoder, source, max_text_length)
+    _check_reads(encoder, source, arguments.max_text_length)
     own = image_model.config
     config = HFViTFusionConfig(
         architecture=own.architecture,
@@ -221,9 +212,9 @@ def add_text_encoder(
         id2label=own.id2label,
         label2id=own.label2id,
         text_encoder_config=values,
-        fusion=fusion,
-        fusion_layers=fusion_layers,
-        max_text_length=max_text_length,
+        fusion=arguments.fusion,
+        fusion_layers=arguments.fusion_layers,
+        max_text_length=arguments.max_text_length,
     )
     model = HFViTFusionForImageClassification(config)
     missing = model.timm_model.load_state_dict(image_model.timm_model.state_dict(), strict=False).missing_keys
@@ -233,8 +224,8 @@ def add_text_encoder(
             " tower of a model with texts; choose another architecture."
         )
     model.text_model = encoder
-    if frozen:
-        model.freeze(int(frozen) if str(frozen).isdigit() else frozen)
+    if arguments.freeze:
+        model.freeze(frozen_part(arguments.freeze))
     return model
 
 

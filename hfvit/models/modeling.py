@@ -1,6 +1,6 @@
 """`HFViTForImageClassification`: a timm classifier as a `PreTrainedModel`."""
 
-from contextlib import contextmanager
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,6 @@ import torch
 from torch import nn
 from transformers import TimmWrapperForImageClassification
 from transformers.modeling_outputs import ImageClassifierOutput
-from transformers.utils import logging as transformers_logging
 
 from hfvit.errors import ModelError
 from hfvit.models.attention import recorded_attention
@@ -16,6 +15,7 @@ from hfvit.models.configuration import HFViTConfig, load_config
 from hfvit.models.freezing import FrozenParts, classifier_parameters, freeze
 from hfvit.models.image_size import check_patches, resize_input
 from hfvit.utils.hub_ids import folder_or_hub_id
+from hfvit.utils.quiet import log_level
 
 
 class HFViTForImageClassification(FrozenParts, TimmWrapperForImageClassification):
@@ -27,7 +27,9 @@ class HFViTForImageClassification(FrozenParts, TimmWrapperForImageClassification
         try:
             super().__init__(config)
         except TypeError as error:
-            raise ModelError(f"{config.architecture} does not take one of {config.model_args}: {error}.") from None
+            raise ModelError(
+                f"model_args: {config.architecture} does not take one of {config.model_args}: {error}."
+            ) from None
         # What FSDP wraps; the stock value names a class that the model does not contain.
         self._no_split_modules = sorted({type(block).__name__ for block in getattr(self.timm_model, "blocks", ())})
 
@@ -78,7 +80,7 @@ class HFViTForImageClassification(FrozenParts, TimmWrapperForImageClassification
             config.model_args = {**(config.model_args or {}), **timm_kwargs}
         with_info = kwargs.pop("output_loading_info", False)
         kwargs.pop("ignore_mismatched_sizes", None)  # a head of another size is always drawn anew
-        with _quiet_load_report():
+        with log_level("transformers", logging.ERROR):  # transformers logs a table of the head's missing weights
             model, info = super().from_pretrained(
                 pretrained_model_name_or_path,
                 *args,
@@ -192,14 +194,3 @@ def _requested_labels(labels: list[str] | None, old_labels: list[str], kwargs: d
     if num_labels is not None and num_labels != len(old_labels):
         return [f"LABEL_{index}" for index in range(num_labels)]
     return old_labels
-
-
-@contextmanager
-def _quiet_load_report():
-    """transformers prints a table for a missing head; a head that should not be missing is an error here anyway."""
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)

@@ -74,11 +74,22 @@ def train_patch_sizes(model, patch_sizes: list[int]) -> PatchSizeDraws:
     return PatchSizeDraws(network.patch_embed)
 
 
+def patch_size_callbacks(model) -> list[PatchSizeDraws]:
+    """Return the callback that draws the patch sizes of `train_patch_sizes`; none for a model of one patch size."""
+    embed = _flexible_embed(model)
+    return [PatchSizeDraws(embed)] if embed else []
+
+
+def _flexible_embed(model) -> FlexiblePatchEmbed | None:
+    embed = getattr(getattr(model, "timm_model", None), "patch_embed", None)
+    return embed if isinstance(embed, FlexiblePatchEmbed) else None
+
+
 @contextmanager
 def most_patches(model) -> Iterator[None]:
     """Within, a model of `train_patch_sizes` works at its smallest patches, which need the most memory."""
-    embed = getattr(getattr(model, "timm_model", None), "patch_embed", None)
-    if not isinstance(embed, FlexiblePatchEmbed):
+    embed = _flexible_embed(model)
+    if embed is None:
         yield
         return
     drawn, embed.drawn = embed.drawn, min(embed.patch_sizes)

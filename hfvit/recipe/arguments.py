@@ -75,7 +75,7 @@ class DataArguments:
 
     def __post_init__(self):
         if not self.dataset_name:
-            raise RecipeError("dataset_name is missing: give a Hub id, a local folder, or 'digits'.")
+            raise RecipeError("dataset_name: missing; give a Hub id, a local folder, or 'digits'.")
         _check(0.0 < self.validation_fraction < 1.0, "validation_fraction", self.validation_fraction, "0 < f < 1")
         _check_positive("max_train_samples", self.max_train_samples)
         _check_positive("max_eval_samples", self.max_eval_samples)
@@ -110,25 +110,6 @@ class DataArguments:
         for key in ("validation_split", "test_split"):
             if getattr(self, key) == self.train_split:
                 raise RecipeError(f"{key}: '{self.train_split}' is the streamed training split; name another.")
-
-    @property
-    def preprocessing(self) -> dict[str, Any]:
-        """What overrides the pretrained model's preprocessing, under timm's names."""
-        return {
-            "crop_pct": self.crop_pct,
-            "interpolation": self.interpolation,
-            "mean": self.image_mean,
-            "std": self.image_std,
-        }
-
-    @property
-    def loading(self) -> dict[str, Any]:
-        """The arguments of `data.load_splits`, or with `streaming` of `stream_source.stream_splits`."""
-        keys = ("dataset_name", "dataset_config_name", "dataset_revision", "image_column", "label_column")
-        keys += ("train_split", "validation_split", "test_split", "max_train_samples", "max_eval_samples")
-        if not self.streaming:
-            keys += ("validation_fraction", "text_column")
-        return {key: getattr(self, key) for key in keys}
 
 
 @dataclass
@@ -187,19 +168,6 @@ class AugmentationArguments:
             raise RecipeError(
                 f"mix_off_epochs: {self.mix_off_epochs:g} of {training.num_train_epochs:g} epochs leave nothing mixed."
             )
-
-    @property
-    def image_changes(self) -> dict[str, Any]:
-        """The arguments of `augment.Augmentation` that a recipe gives."""
-        keys = ("crop_scale", "crop_ratio", "horizontal_flip", "policy")
-        keys += ("rand_augment_magnitude", "rand_augment_num_ops")
-        return {key: getattr(self, key) for key in keys}
-
-    @property
-    def mixing(self) -> dict[str, Any]:
-        """The arguments of `mixing.BatchMixing` that a recipe gives."""
-        keys = ("mixup_alpha", "cutmix_alpha", "random_erasing")
-        return {**{key: getattr(self, key) for key in keys}, "off_epochs": self.mix_off_epochs}
 
 
 @dataclass
@@ -367,41 +335,6 @@ class FinetuningArguments:
         if condition:
             raise RecipeError(f"{key}: not with finetuning: {self.finetuning}, {why}.")
 
-    @property
-    def checkpoints(self) -> dict[str, str | None]:
-        """The further models that it learns from, by the keys that name them."""
-        return {key: getattr(self, key) for key in ("teacher", "head_from_text")}
-
-    @property
-    def probe(self) -> dict[str, Any]:
-        """The arguments of `linear_probe.LinearProbeTrainer` that a recipe gives."""
-        return {"c": self.probe_c, "passes": self.probe_passes, "class_balance": self.class_balance}
-
-    @property
-    def distilling(self) -> dict[str, Any]:
-        """The arguments of `objective.build_objective` that a recipe gives."""
-        return {
-            "teacher": self.teacher,
-            "distillation": self.distillation,
-            "alpha": self.distillation_alpha,
-            "temperature": self.distillation_temperature,
-        }
-
-    @property
-    def text_head(self) -> dict[str, Any]:
-        """The arguments of `text_head.start_from_text` that a recipe gives."""
-        return {"source": self.head_from_text, "templates": self.head_templates}
-
-    @property
-    def lora(self) -> dict[str, Any]:
-        """The arguments of `lora.add_lora` that a recipe gives."""
-        return {
-            "rank": self.lora_rank,
-            "alpha": self.lora_alpha or 2 * self.lora_rank,
-            "dropout": self.lora_dropout,
-            "targets": self.lora_targets,
-        }
-
 
 FUSIONS = ("cross_attention", "concatenation")
 
@@ -422,7 +355,7 @@ class TextArguments:
         """Raise `RecipeError` for what a model that reads texts rules out, or lacks."""
         if (self.text_encoder is None) != (data.text_column is None):
             given, lacks = ("text_encoder", "text_column") if self.text_encoder else ("text_column", "text_encoder")
-            raise RecipeError(f"{given} is given without {lacks}; a model that reads texts needs both.")
+            raise RecipeError(f"{given}: given without {lacks}; a model that reads texts needs both.")
         if self.text_encoder is None:
             return
         _check(self.fusion in FUSIONS, "fusion", self.fusion, f"one of {', '.join(FUSIONS)}")
@@ -433,12 +366,6 @@ class TextArguments:
         for key in ("mixup_alpha", "cutmix_alpha"):
             if getattr(augmentation, key):
                 raise RecipeError(f"{key}: a mixture of two images has no text of its own; set it to 0.")
-
-    @property
-    def text_options(self) -> dict[str, Any]:
-        """The arguments of `image_text.add_text_encoder` that a recipe gives."""
-        keys = ("text_encoder", "fusion", "fusion_layers", "max_text_length")
-        return {**{key: getattr(self, key) for key in keys}, "revision": self.text_encoder_revision}
 
 
 @dataclass
@@ -477,7 +404,7 @@ class ModelArguments(TextArguments):
     def __post_init__(self):
         if (self.model_name_or_path is None) == (self.architecture is None):
             raise RecipeError(
-                "Give exactly one of model_name_or_path (a checkpoint to start from) and architecture (to train anew)."
+                "model_name_or_path, architecture: give exactly one (a checkpoint to start from, or a model to train)."
             )
         if isinstance(self.model_args, str):
             try:
@@ -510,8 +437,3 @@ class ModelArguments(TextArguments):
         rates = ("drop_rate", "attn_drop_rate", "drop_path_rate")
         given = {key: getattr(self, key) for key in rates if getattr(self, key) is not None}
         return {**(self.model_args or {}), **given}
-
-    @property
-    def checkpoints(self) -> dict[str, str | None]:
-        """What the model is made from, by the keys that name it."""
-        return {key: getattr(self, key) for key in ("model_name_or_path", "text_encoder")}

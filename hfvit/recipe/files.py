@@ -54,7 +54,7 @@ def find_recipe(name: str) -> Path:
     if name in recipes:
         return recipes[name]
     if path.is_dir():
-        raise RecipeError(f"{path} is a folder; name the recipe file in it.")
+        raise RecipeError(f"RECIPE: {path} is a folder; name the recipe file in it.")
     known = f"hfvit ships {', '.join(recipes)}.{nearest(path.stem, recipes)}"
     raise RecipeError(f"No recipe '{name}': there is no such file, and {known}")
 

@@ -121,6 +121,16 @@ class Recipe:
         """The recipe as resolved: running it again is the same run. Tokens are left out."""
         return yaml.safe_dump(self.values, sort_keys=False, allow_unicode=True)
 
+    @property
+    def checkpoints(self) -> dict[str, str | None]:
+        """Option -> the checkpoint that it names, of all checkpoints that a run reads."""
+        return {
+            "model_name_or_path": self.model.model_name_or_path,
+            "text_encoder": self.model.text_encoder,
+            "teacher": self.finetuning.teacher,
+            "head_from_text": self.finetuning.head_from_text,
+        }
+
     def pin(self, dataset_commit: str | None) -> None:
         """Resolve the data set's branch to the commit that was loaded; None for what has no commits."""
         if dataset_commit:
@@ -131,7 +141,7 @@ class _RecipeParser(HfArgumentParser):
     """Says what is wrong as a `RecipeError`; argparse would print the usage of two hundred options."""
 
     def error(self, message):
-        raise RecipeError(message[0].upper() + message[1:] + ".")
+        raise RecipeError(re.sub(r"^argument --(\w+)\S*: ", r"\1: ", message) + ".")
 
 
 def build_parser() -> HfArgumentParser:
@@ -166,7 +176,7 @@ def load_recipe(argv: list[str]) -> Recipe:
     namespace, unknown = parser.parse_known_args([*typed, *argv[1:]])
     if unknown:
         key = unknown[0].lstrip("-").split("=")[0].replace("-", "_")
-        raise RecipeError(f"Command line: unknown option '{unknown[0]}'.{nearest(key, takes_list)}")
+        raise RecipeError(f"{unknown[0]}: unknown option.{nearest(key, takes_list)}")
     options = [word[2:].partition("=")[0].replace("-", "_") for word in argv[1:] if word.startswith("--")]
     for taken, left in (STARTS, STARTS[::-1]):
         if taken in options and left not in options:
@@ -207,11 +217,11 @@ def read_recipe(path: Path, takes_list: dict[str, bool]) -> dict[str, Any]:
         )
     for key, value in values.items():
         if key not in takes_list:
-            raise RecipeError(f"{path}: unknown key '{key}'.{nearest(str(key), takes_list)}")
+            raise RecipeError(f"{path}: {key}: unknown key.{nearest(str(key), takes_list)}")
         if value is None and type(None) not in get_args(_HINTS[key]):
-            raise RecipeError(f"{path}: {key} cannot be null; leave the line out for its default.")
+            raise RecipeError(f"{path}: {key}: cannot be null; leave the line out for its default.")
         if isinstance(value, list) and not takes_list[key]:
-            raise RecipeError(f"{path}: {key} takes one value, not the list {value}.")
+            raise RecipeError(f"{path}: {key}: takes one value, not the list {value}.")
     return values
 
 

@@ -125,7 +125,7 @@ class HFViTTrainingArguments(RunArguments, TrainingArguments):
             self._n_gpu = 1
         self.dataloader_pin_memory &= self.device.type == "cuda"  # elsewhere it does nothing but warn
         if self.mixed_precision == "fp16" and self.device.type == "cpu":
-            raise RecipeError("fp16 needs a GPU; on the processor use bf16 (--bf16 true) or full precision.")
+            raise RecipeError("fp16: needs a GPU; on the processor use bf16 (--bf16 true) or full precision.")
         available = get_available_reporting_integrations()
         for tracker in set(self.report_to) - set(available):
             has = f"installed here are {', '.join(available)}" if available else "none is installed here"
@@ -173,7 +173,7 @@ class HFViTTrainingArguments(RunArguments, TrainingArguments):
     def _refuse_what_breaks(self) -> None:
         """Raise `RecipeError` for settings of TrainingArguments that hfvit's promises rule out."""
         if not self.output_dir:
-            raise RecipeError("output_dir is missing: name the folder that the run writes to.")
+            raise RecipeError("output_dir: missing; name the folder that the run writes to.")
         for key, instead in NOT_AVAILABLE.items():
             if getattr(self, key):
                 raise RecipeError(f"{key}: not available in hfvit; {instead}.")
@@ -189,7 +189,7 @@ class HFViTTrainingArguments(RunArguments, TrainingArguments):
                 f"hub_strategy: '{self.hub_strategy}' is not available; hfvit pushes once, when the run is finished."
             )
         if self.early_stopping_patience and self.eval_strategy == "no":
-            raise RecipeError("early_stopping_patience needs evaluations: set eval_strategy to epoch or steps.")
+            raise RecipeError("early_stopping_patience: it needs evaluations; set eval_strategy to epoch or steps.")
         unsaved = self.save_strategy == self.eval_strategy == "steps" and self.save_steps != self.eval_steps
         if self.load_best_model_at_end and unsaved:
             raise RecipeError(

@@ -1,4 +1,4 @@
-"""Stop or rewind on a NaN or infinite loss."""
+"""`nan_policy`: stop or rewind on a NaN or infinite loss, and report loss spikes."""
 
 import json
 import logging
@@ -9,147 +9,143 @@ from transformers import TrainerCallback
 
 from hfvit.artifacts.constants import STATE_FILE
 from hfvit.errors import NonFiniteLossError, RecipeError
-from hfvit.training.checkpointing import Progress, SavingTrainer, learning_rate_factor, rewinds
+from hfvit.training.checkpointing import ResumeState, learning_rate_factor, rewinds
+from hfvit.training.loss_monitor import LossMonitor
 
 logger = logging.getLogger(__name__)
 
 
-class _GoBack(Exception):
-    """To the last checkpoint, and without step `step` from there."""
+class RewindRequest(Exception):
+    """Raised inside the training loop: return to the last checkpoint and skip step `step` from there."""
 
     def __init__(self, step: int):
         self.step = step
 
 
-class WatchingTrainer(SavingTrainer):
-    """A Trainer with `nan_policy`, which also tells of a loss that leaps (loss_watch.py)."""
+class NonFiniteLossMonitor(TrainerCallback):
+    """Check losses and gradient norms before anything is logged, evaluated or saved.
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.add_callback(_LeaveOut(self))
-        if self.args.nan_policy == "rewind":
-            if self.is_sharded:
-                raise RecipeError("nan_policy: rewind is not available with sharded weights; set it to stop.")
-            self.add_callback(_SaveFirst(self))
+    With `nan_policy: rewind` training returns to the last checkpoint with a lower learning rate. The step that broke
+    is skipped from then on: its batch is read and the schedule advances, but the weights stay.
 
-    def train(self, resume_from_checkpoint: str | None = None, *args, **kwargs):
-        while True:
-            try:
-                result = super().train(resume_from_checkpoint, *args, **kwargs)
-                self._require_finite()
-                return result
-            except _GoBack as back:
-                step = back.step
-            self._go_back(step)
-            resume_from_checkpoint = self._last_checkpoint
+    Args:
+        trainer: the `HFViTTrainer` that owns this callback.
 
-    def _adopt(self, progress: Progress) -> None:
-        events = self.events  # of this process, when it goes back: its checkpoint knows less
-        super()._adopt(progress)
-        self.events = events or self.events
+    Raises:
+        RecipeError: `nan_policy: rewind` with sharded weights (FSDP, DeepSpeed).
+    """
 
-    def _maybe_log_save_evaluate(self, tr_loss, grad_norm, *args, learning_rate=None, **kwargs):
-        norm = None if self.accelerator.optimizer_step_was_skipped else grad_norm
-        self._watch.end_step(self.state.global_step, norm, learning_rate)
-        if self.control.should_log or self.control.should_evaluate or self.control.should_save:
-            self._require_finite()
-        super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, learning_rate=learning_rate, **kwargs)
+    def __init__(self, trainer):
+        self.trainer = trainer
+        self.losses = LossMonitor(trainer.args.device)
+        self.grad_norm: torch.Tensor | float | None = None
+        self.learning_rate = 0.0
+        self.rewinds_allowed = trainer.args.nan_policy == "rewind"
+        if self.rewinds_allowed and trainer.is_sharded:
+            raise RecipeError("nan_policy: rewind is not available with sharded weights (FSDP, DeepSpeed). Use stop.")
 
-    def _save_checkpoint(self, *args, **kwargs) -> None:
-        self._require_finite()  # for a save that a signal or an epoch's end asked for
-        super()._save_checkpoint(*args, **kwargs)
+    # Callbacks
 
-    def _require_finite(self) -> None:
-        """Called before anything is logged, evaluated or saved, and at the end: no broken weights are kept."""
-        bad_steps = self.accelerator.gather(self._watch.bad_step.reshape(1))
+    def on_train_begin(self, args, state, control, **kwargs):
+        if self.trainer.resumed_from:
+            before = learning_rate_factor(ResumeState.load(self.trainer.resumed_from).events)
+            self._scale_learning_rate(learning_rate_factor(self.trainer.events) / before)
+        if self.rewinds_allowed and state.global_step == 0:  # a rewind needs a checkpoint from the start
+            self.trainer.save_checkpoint()
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        if self.skips_step():  # without gradients the loss scaler of fp16 would fail, and AdamW decay the weights
+            self.trainer.accelerator.gradient_state._set_sync_gradients(False)
+
+    def on_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
+        self.learning_rate = optimizer.param_groups[0]["lr"]  # before the scheduler's step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        norm = None if self.trainer.accelerator.optimizer_step_was_skipped else self.grad_norm
+        self.losses.end_step(state.global_step, norm, self.learning_rate)
+        self._check_before(control)
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self._check_before(control)
+
+    def _check_before(self, control) -> None:
+        if control.should_log or control.should_evaluate or control.should_save:
+            self.check()
+
+    # Non-finite losses
+
+    def check(self) -> None:
+        """Raise when a loss or gradient norm since the last call is not finite; report loss spikes otherwise.
+
+        Every process must call it.
+
+        Raises:
+            RewindRequest: the run has to return to its last checkpoint.
+            NonFiniteLossError: `nan_policy: stop`, or `nan_max_rewinds` are used up.
+        """
+        trainer = self.trainer
+        bad_steps = trainer.accelerator.gather(self.losses.bad_step.reshape(1))
         if not (bad_steps >= 0).any():
-            self._tell_leaps()
+            self._report_spikes()
             return
         step = int(bad_steps[bad_steps >= 0].min())
-        may_go_back = self.args.nan_policy == "rewind" and self._last_checkpoint
-        if may_go_back and len(rewinds(self.events)) < self.args.nan_max_rewinds:
-            raise _GoBack(step)
-        loss, norm, learning_rate = self._watch.last_good.tolist()
-        kept = "No checkpoint had been saved yet."
-        if self._last_checkpoint:
-            kept = f"The last good checkpoint is {self._last_checkpoint}."
-        if count := len(rewinds(self.events)):
-            kept += f" To go back {count} time{'s' if count > 1 else ''} (nan_max_rewinds) did not help."
+        count = len(rewinds(trainer.events))
+        if self.rewinds_allowed and trainer.last_checkpoint and count < trainer.args.nan_max_rewinds:
+            raise RewindRequest(step)
+        loss, norm, learning_rate = self.losses.last_good.tolist()
+        saved = f"The last good checkpoint is {trainer.last_checkpoint}."
+        if not trainer.last_checkpoint:
+            saved = "No checkpoint was saved."
+        if count:
+            saved += f" It is still not finite after {count} rewind{'s' if count > 1 else ''} (nan_max_rewinds)."
         raise NonFiniteLossError(
-            f"the loss or its gradient became NaN or infinite at step {step} (before that: loss {loss:.4g}, learning"
-            f" rate {learning_rate:.3g}, gradient norm {norm:.3g}). {kept} Lower learning_rate or lengthen"
-            f" warmup_steps, clip harder (max_grad_norm {self.args.max_grad_norm:g}), use bf16 instead of fp16, and"
-            " look for broken images or labels in the data."
+            f"the loss or its gradient is NaN or infinite at step {step} (before: loss {loss:.4g}, learning rate"
+            f" {learning_rate:.3g}, gradient norm {norm:.3g}). {saved} Lower learning_rate, raise warmup_steps, lower"
+            f" max_grad_norm ({trainer.args.max_grad_norm:g}), use bf16 instead of fp16, or check the data"
+            " set's images and labels."
         )
 
-    def _tell_leaps(self) -> None:
-        for leap in self._watch.leaps(self.accelerator.gather(self._watch.losses.reshape(1, -1))):
-            logger.warning("The loss leaps at step %(step)d: %(loss).4g, where %(usual).4g is usual.", leap)
-            self.note("loss_leap", **leap)
+    def _report_spikes(self) -> None:
+        for spike in self.losses.spikes(self.trainer.accelerator.gather(self.losses.losses.reshape(1, -1))):
+            logger.warning("Loss spike at step %(step)d: %(loss).4g, median of the steps before %(median).4g.", spike)
+            self.trainer.add_event("loss_spike", **spike)
 
-    def _go_back(self, step: int) -> None:
-        state = json.loads((Path(self._last_checkpoint) / STATE_FILE).read_text(encoding="utf-8"))
-        factor = learning_rate_factor(self.events) * self.args.nan_lr_factor
+    # Rewind
+
+    def rewind(self, step: int) -> str:
+        """Record the rewind because of `step` and return the checkpoint to resume from."""
+        trainer = self.trainer
+        checkpoint = trainer.last_checkpoint
+        saved_step = json.loads((Path(checkpoint) / STATE_FILE).read_text(encoding="utf-8"))["global_step"]
+        factor = learning_rate_factor(trainer.events) * trainer.args.nan_lr_factor
         logger.warning(
-            "The loss or its gradient became NaN or infinite at step %d: back to step %d, with %g of the recipe's"
-            " learning rate and without the batch of step %d.",
-            *(step, state["global_step"], factor, step),
+            "The loss or its gradient is NaN or infinite at step %d: resuming from step %d with %g of the recipe's"
+            " learning rate, without the batch of step %d.",
+            step,
+            saved_step,
+            factor,
+            step,
         )
-        self.note("rewind", step=step, to_step=state["global_step"], learning_rate_factor=factor)
-        self._watch.restart()
+        trainer.add_event("rewind", step=step, to_step=saved_step, learning_rate_factor=factor)
+        self.losses.reset()
+        return checkpoint
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint:
-            before = learning_rate_factor(Progress.load(checkpoint).events)
-            self._scale_learning_rate(learning_rate_factor(self.events) / before)
+    def skips_step(self) -> bool:
+        """Whether the current step is one that a rewind skips."""
+        return self.trainer.state.global_step + 1 in [event["step"] for event in rewinds(self.trainer.events)]
+
+    def skipped_loss(self) -> torch.Tensor:
+        """The last good loss, logged in place of a skipped step's."""
+        loss = torch.nan_to_num(self.losses.last_good[0]) / self.trainer.current_gradient_accumulation_steps
+        self.losses.add(loss)
+        return loss
 
     def _scale_learning_rate(self, factor: float) -> None:
         if factor == 1.0:
             return
-        for group in self.optimizer.param_groups:
+        for group in self.trainer.optimizer.param_groups:
             group |= {key: group[key] * factor for key in ("lr", "initial_lr") if key in group}
-        for name in ("base_lrs", "_last_lr"):  # of torch's schedulers, all but those that read the groups
-            if hasattr(self.lr_scheduler, name):
-                setattr(self.lr_scheduler, name, [rate * factor for rate in getattr(self.lr_scheduler, name)])
-
-    # A step that is left out: its batch is read, the schedule goes on, the weights stay.
-
-    def leaves_out(self) -> bool:
-        """Whether the step under way is one that a rewind leaves out."""
-        return self.state.global_step + 1 in [event["step"] for event in rewinds(self.events)]
-
-    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
-        if self.leaves_out():  # the last good loss stands in for it in the log
-            loss = torch.nan_to_num(self._watch.last_good[0]) / self.current_gradient_accumulation_steps
-            self._watch.add(loss)
-            return loss
-        return super().training_step(model, inputs, num_items_in_batch)
-
-    def _clip_grad_norm(self, model) -> torch.Tensor:
-        return torch.zeros((), device=self.args.device) if self.leaves_out() else super()._clip_grad_norm(model)
-
-    def _get_grad_norm(self, model, grad_norm=None):
-        if self.leaves_out():
-            return torch.zeros((), device=self.args.device)
-        return super()._get_grad_norm(model, grad_norm)
-
-
-class _LeaveOut(TrainerCallback):
-    def __init__(self, trainer: WatchingTrainer):
-        self.trainer = trainer
-
-    def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        if self.trainer.leaves_out():  # without gradients fp16's scaler would complain, and AdamW decay the weights
-            self.trainer.accelerator.gradient_state._set_sync_gradients(False)
-
-
-class _SaveFirst(TrainerCallback):
-    """A run that may go back needs a place to go back to from the start."""
-
-    def __init__(self, trainer: WatchingTrainer):
-        self.trainer = trainer
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        if state.global_step == 0:
-            self.trainer._save_checkpoint(self.trainer.model, None)
+        scheduler = self.trainer.lr_scheduler
+        for name in ("base_lrs", "_last_lr"):  # attributes of torch's schedulers, except those that read the groups
+            if hasattr(scheduler, name):
+                setattr(scheduler, name, [rate * factor for rate in getattr(scheduler, name)])

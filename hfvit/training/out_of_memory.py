@@ -1,4 +1,4 @@
-"""Retry a step in micro-batches after an out-of-memory error."""
+"""Compute a step in micro-batches when it does not fit into memory."""
 
 import logging
 import resource
@@ -10,249 +10,305 @@ import psutil
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import nn
-from transformers import Trainer
 
-from hfvit.errors import OutOfMemory
+from hfvit.errors import OutOfMemoryError
 from hfvit.models.patch_size import most_patches
-from hfvit.training.loss_monitor import LossWatch
+from hfvit.training.checkpointing import ResumeState
 from hfvit.transforms.augmentation import Augmentation
+
+logger = logging.getLogger(__name__)
 
 GIB = 2**30
 
 
-class MicroBatches:
-    """Into how many pieces a device's batch of `images` is cut; `even`: mixing needs pairs in each piece."""
+class MicroBatchSize:
+    """Into how many micro-batches a device's batch is split.
+
+    Args:
+        images: images of the device's batch.
+        even: mixup and CutMix need pairs in each micro-batch.
+    """
 
     def __init__(self, images: int, even: bool = False):
-        self.images, self.even, self.pieces = images, even, 1
+        self.images = images
+        self.even = even
+        self.count = 1
 
     @property
     def size(self) -> int:
-        """Images in a piece."""
-        return self.images // self.pieces
+        """Images of a micro-batch."""
+        return self.images // self.count
 
     def next_size(self) -> int | None:
-        """The largest piece of at most half the size; None when there is none."""
+        """The largest size of at most half the current one that divides the batch; None when there is none."""
         sizes = (size for size in range(self.size // 2, 0, -1) if self.images % size == 0)
         return next((size for size in sizes if not (self.even and size % 2)), None)
 
     def shrink(self, size: int) -> None:
-        """Work on `size` images at once from now on."""
-        self.pieces = self.images // size
+        self.count = self.images // size
 
 
-def cut(batch: dict[str, Any], size: int, augmentation: Augmentation | None = None) -> list[dict[str, Any]]:
-    """`batch` of images.py or stream.py in pieces of at most `size` images.
+def micro_batches(batch: dict[str, Any], size: int, augmentation: Augmentation | None = None) -> list[dict[str, Any]]:
+    """Split `batch` into micro-batches of at most `size` images.
 
-    What is random about an image is drawn again, from its own seed: the plan of a piece is that of a smaller batch.
+    Args:
+        batch: of `data.dataset` or `data.stream`.
+        size: images of a micro-batch.
+        augmentation: draws the random parameters of each micro-batch again from its images' own seeds, so that they
+            equal those of a smaller batch; not needed for evaluation batches.
     """
     images = len(batch["labels"])
     if images <= size:
         return [batch]
-    return [_piece(batch, slice(start, start + size), augmentation) for start in range(0, images, size)]
+    return [_slice(batch, slice(start, start + size), augmentation) for start in range(0, images, size)]
 
 
-def _piece(batch: dict[str, Any], part: slice, augmentation: Augmentation | None) -> dict[str, Any]:
-    piece = {key: value[part] for key, value in batch.items() if key != "plan"}
+def _slice(batch: dict[str, Any], part: slice, augmentation: Augmentation | None) -> dict[str, Any]:
+    found = {key: value[part] for key, value in batch.items() if key != "plan"}
     if "plan" in batch:
         seeds: np.ndarray = batch["plan"]["seeds"][part]
-        if "images" in piece:
-            piece["plan"] = augmentation.draw(seeds, *piece["images"].shape[1:3])
+        if "images" in found:
+            found["plan"] = augmentation.draw(seeds, *found["images"].shape[1:3])
         else:
-            piece["plan"] = {"operations": augmentation.draw_operations(seeds, min(augmentation.image_size))}
-        piece["plan"]["seeds"] = seeds
-    return piece
+            found["plan"] = {"operations": augmentation.draw_operations(seeds, min(augmentation.image_size))}
+        found["plan"]["seeds"] = seeds
+    return found
 
 
-def generators(device: torch.device) -> Callable[[], None]:
-    """The state of the generators that a step draws from; call the result to put them back."""
+def saved_rng_state(device: torch.device) -> Callable[[], None]:
+    """Save the state of the generators that a step draws from; the result restores it."""
     states = [(torch.set_rng_state, torch.get_rng_state())]
     if device.type == "cuda":
         states.append((lambda state: torch.cuda.set_rng_state(state, device), torch.cuda.get_rng_state(device)))
 
-    def put_back() -> None:
-        for put, state in states:
-            put(state)
+    def restore() -> None:
+        for set_state, state in states:
+            set_state(state)
 
-    return put_back
+    return restore
 
 
-def memory_in_words(device: torch.device) -> str:
-    """How much of a device's memory this process has taken, and how much there is."""
+def memory_usage(device: torch.device) -> str:
+    """Peak memory of this process, and the free and total memory of `device`, as text."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        taken = torch.cuda.max_memory_reserved(device)
-        return f"at most {taken / GIB:.1f} GiB of the device's {total / GIB:.1f} taken here, {free / GIB:.1f} free now"
-    memory, taken = psutil.virtual_memory(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return (
-        f"at most {taken / GIB:.1f} GiB of the machine's {memory.total / GIB:.1f} taken here,"
-        f" {memory.available / GIB:.1f} free now"
-    )
+        peak = torch.cuda.max_memory_reserved(device)
+        return f"peak {peak / GIB:.1f} GiB of the device's {total / GIB:.1f}, {free / GIB:.1f} free"
+    memory = psutil.virtual_memory()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return f"peak {peak / GIB:.1f} GiB of the machine's {memory.total / GIB:.1f}, {memory.available / GIB:.1f} free"
 
 
-def does_not_fit(model: nn.Module, device: torch.device, size: int, why: str, work: str = "training") -> OutOfMemory:
-    """The error for a training that cannot go on: what was tried, what is taken, what helps and by how much."""
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    everything = sum(p.numel() for p in model.parameters())
-    state = 12 * trained / GIB  # gradient and both moments of AdamW, in 32 bits
-    return OutOfMemory(
-        f"out of memory in {work} with {size} image{'s' if size > 1 else ''} at once ({memory_in_words(device)})."
-        f" {why} What helps: a smaller image_size (activations grow with its square),"
-        " activation_checkpointing: true (activations of one block instead of all), bf16: true (half of them), freeze:"
-        f" backbone (no gradients nor AdamW's moments, {state:.2f} GiB, and few activations), a smaller model (these"
-        f" weights alone take {4 * everything / GIB:.2f} GiB)."
-    )
+def out_of_memory_error(
+    model: nn.Module, device: torch.device, size: int, reason: str, work: str = "training"
+) -> OutOfMemoryError:
+    """The error for a run that cannot continue.
 
-
-logger = logging.getLogger(__name__)
-
-
-class FittingTrainer(Trainer):
-    """A Trainer whose global batch, order, schedule and seeds outlive an out-of-memory error.
-
-    One process does the failed step again. Several cannot: the others wait for it in a backward pass. They try their
-    first batch beforehand, each alone, at the smallest of several patch sizes, and take the size that all of them can
-    work on. In evaluation, where no process waits within a batch, each cuts for itself.
-
-    A subclass sets `augmentation`, which draws a batch that is cut anew. `events` tells what happened.
+    Args:
+        model: the model that does not fit.
+        device: the training device.
+        size: images of the smallest micro-batch that was tried.
+        reason: why no smaller one was tried, or how to continue.
+        work: what ran out of memory.
     """
-
-    augmentation: Augmentation | None = None
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.events: list[dict] = []
-        self.micro = MicroBatches(self.args.per_device_train_batch_size)
-        self.eval_batch = self.args.per_device_eval_batch_size
-        self.is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        self._watch = LossWatch(self.args.device)
-        self._is_fitted = self.args.world_size == 1 or self.is_sharded
-
-    def note(self, event: str, **facts) -> None:
-        """Enter something in `events`, plain JSON values only."""
-        self.events.append({"event": event, **facts})
-
-    def get_batch_samples(self, *args, **kwargs):
-        self._batches, items = super().get_batch_samples(*args, **kwargs)
-        self._reached = 0
-        return self._batches, items
-
-    def training_step(self, model: nn.Module, inputs, num_items_in_batch=None) -> torch.Tensor:
-        if self._reached == 0:
-            self._put_back, self._loss_before = generators(self.args.device), self._tr_loss.clone()
-            if not self._is_fitted:
-                self._fit_together(inputs)
-        self._reached += 1
-        loss = where_it_fits(self._in_pieces, model, inputs)
-        while loss is None:
-            if self.args.world_size > 1 or self.is_sharded:
-                size = self.micro.next_size()
-                way = f"Go on with --resume_from_checkpoint auto --per_device_train_batch_size {size}." if size else ""
-                raise does_not_fit(self.model, self.args.device, self.micro.size, way)
-            self._shrink()
-            self._take_back()
-            loss = where_it_fits(self._again, model)
-        return loss
-
-    def _again(self, model: nn.Module) -> torch.Tensor:
-        """What this step has done so far, in smaller pieces; the Trainer adds the last loss itself."""
-        for batch in self._batches[: self._reached - 1]:
-            self._tr_loss += self._in_pieces(model, batch)
-        return self._in_pieces(model, self._batches[self._reached - 1])
-
-    def _fit_together(self, inputs) -> None:
-        model = self.accelerator.unwrap_model(self.model)
-        buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-        while not self._is_fitted:
-            with most_patches(model):
-                loss = where_it_fits(self._in_pieces, model, inputs)
-            fits = torch.tensor([int(loss is not None)], device=self.args.device)
-            self._is_fitted = bool(self.accelerator.gather(fits).all())
-            del loss
-            self._take_back()
-            for buffer, before in buffers:
-                buffer.copy_(before)
-            if not self._is_fitted:
-                self._shrink()
-
-    def _in_pieces(self, model: nn.Module, batch) -> torch.Tensor:
-        pieces, steps = cut(batch, self.micro.size, self.augmentation), self.current_gradient_accumulation_steps
-        self.current_gradient_accumulation_steps = steps * len(pieces)
-        try:
-            for piece in pieces[:-1]:
-                with self.accelerator.no_sync(model):
-                    self._tr_loss += self._step(model, piece)
-            return self._step(model, pieces[-1])
-        finally:
-            self.current_gradient_accumulation_steps = steps
-
-    def _step(self, model: nn.Module, piece) -> torch.Tensor:
-        loss = super().training_step(model, piece)
-        self._watch.add(loss)
-        return loss
-
-    def _take_back(self) -> None:
-        """Gradients, losses and generators as they were when the step began."""
-        self.model.zero_grad()
-        self._tr_loss = self._loss_before.clone()
-        self._watch.drop()
-        self._put_back()
-        clear_device_cache(garbage_collection=True)
-
-    def _shrink(self) -> None:
-        size, device, step = self.micro.next_size(), self.args.device, self.state.global_step + 1
-        if size is None:
-            pairs = "Mixing needs pairs." if self.micro.size > 1 else f"{self.micro.images} were tried first."
-            raise does_not_fit(self.model, device, self.micro.size, pairs)
-        logger.warning(
-            "Out of memory at step %d with %d images at once (%s): going on with %d, accumulated %d times; the global"
-            " batch stays %d. per_device_train_batch_size: %d avoids this.",
-            *(step, self.micro.size, memory_in_words(device), size),
-            *(self.args.gradient_accumulation_steps * self.micro.images // size, self.args.global_batch_size, size),
-        )
-        self.note("out_of_memory", step=step, images=self.micro.size, then=size)
-        self.micro.shrink(size)
-
-    def prediction_step(self, model: nn.Module, inputs, prediction_loss_only: bool, ignore_keys=None):
-        outputs = None
-        while outputs is None:
-            pieces = cut(inputs, self.eval_batch)
-            outputs = where_it_fits(self._predict_pieces, model, pieces, prediction_loss_only, ignore_keys)
-            if outputs is None:
-                self.shrink_evaluation(len(pieces[0]["labels"]))
-        if len(outputs) == 1:
-            return outputs[0]
-        losses, logits, labels = zip(*outputs, strict=True)
-        weights = torch.tensor([len(piece["labels"]) for piece in pieces], device=losses[0].device)
-        loss = (torch.stack(losses) * weights).sum() / weights.sum()
-        return (loss, None, None) if prediction_loss_only else (loss, torch.cat(logits), torch.cat(labels))
-
-    def _predict_pieces(self, model: nn.Module, pieces: list, *args) -> list:
-        outputs = []
-        for piece in pieces:
-            outputs.append(super().prediction_step(model, piece, *args))
-        return outputs
-
-    def shrink_evaluation(self, images: int, work: str = "evaluation") -> None:
-        """Go on with half of `images` at once, in evaluation and in what else (`work`) trains nothing."""
-        device, step = self.args.device, self.state.global_step
-        if images == 1 or self.is_sharded:
-            raise does_not_fit(self.model, device, images, "Its batch is per_device_eval_batch_size.", work)
-        clear_device_cache(garbage_collection=True)
-        self.eval_batch = images // 2
-        logger.warning(
-            "Out of memory in %s with %d images at once (%s): going on with %d. Training is not changed;"
-            " per_device_eval_batch_size: %d avoids this.",
-            *(work, images, memory_in_words(device), self.eval_batch, self.eval_batch),
-        )
-        self.note(f"out_of_memory_in_{work.replace(' ', '_')}", step=step, images=images, then=self.eval_batch)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    parameters = sum(p.numel() for p in model.parameters())
+    return OutOfMemoryError(
+        f"out of memory in {work} with {size} image{'s' if size > 1 else ''} at once ({memory_usage(device)})."
+        f" {reason} Try a smaller image_size (activations grow with its square), activation_checkpointing: true"
+        " (activations of one block instead of all), bf16: true (half the activations), freeze: backbone (saves"
+        f" {12 * trained / GIB:.2f} GiB of gradients and AdamW moments, and most activations), or a smaller model"
+        f" (these weights take {4 * parameters / GIB:.2f} GiB)."
+    )
 
 
-def where_it_fits(work: Callable, *args):
-    """What `work` returns; None when memory ran out. What it held then is let go of with its exception."""
+def none_if_out_of_memory(work: Callable, *args):
+    """The result of `work(*args)`, or None when memory ran out; what it held is released with the exception."""
     try:
         return work(*args)
     except RuntimeError as error:
         if not should_reduce_batch_size(error):
             raise
     return None
+
+
+class OutOfMemoryHandler:
+    """Split batches into micro-batches after an out-of-memory error; global batch, order, schedule and seeds stay.
+
+    A single process computes the failed step again. Several processes cannot, since the others wait in the backward
+    pass: each tries its first batch alone (at the smallest of several patch sizes), and all take the size that fits
+    everywhere. In evaluation, where no process waits within a batch, each splits for itself.
+
+    Args:
+        trainer: the `HFViTTrainer` that owns this handler.
+        forward_backward: `(model, batch) -> loss`, the forward and backward pass of one micro-batch.
+    """
+
+    def __init__(self, trainer, forward_backward: Callable[[nn.Module, dict[str, Any]], torch.Tensor]):
+        self.trainer = trainer
+        self.forward_backward = forward_backward
+        self.micro = MicroBatchSize(trainer.args.per_device_train_batch_size)
+        self.eval_batch_size = trainer.args.per_device_eval_batch_size
+        self.is_fitted = trainer.args.world_size == 1 or trainer.is_sharded
+        self._batches: list[dict[str, Any]] = []
+        self._reached = 0
+
+    def resume(self, state: ResumeState) -> None:
+        """Take over the sizes that the resumed run found."""
+        if state.device_batch == self.micro.images and state.micro_batch < self.micro.size:
+            self.micro.shrink(state.micro_batch)
+        self.eval_batch_size = min(self.eval_batch_size, state.eval_batch)
+
+    # Training
+
+    def begin_step(self, batches: list[dict[str, Any]]) -> None:
+        """Start an optimizer step that accumulates the gradients of `batches`."""
+        self._batches = batches
+        self._reached = 0
+
+    def training_step(self, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+        """Forward and backward pass of one batch of the step, in micro-batches where it does not fit.
+
+        Returns the loss of the last micro-batch; the others' are added to the trainer's unlogged loss.
+        """
+        trainer = self.trainer
+        if self._reached == 0:
+            self._restore_rng = saved_rng_state(trainer.args.device)
+            self._loss_before = trainer.unlogged_loss.clone()
+            if not self.is_fitted:
+                self._fit_all_processes(batch)
+        self._reached += 1
+        loss = none_if_out_of_memory(self._in_micro_batches, model, batch)
+        while loss is None:
+            if trainer.args.world_size > 1 or trainer.is_sharded:
+                size = self.micro.next_size()
+                hint = (
+                    f"Resume with --resume_from_checkpoint auto --per_device_train_batch_size {size}." if size else ""
+                )
+                raise out_of_memory_error(trainer.model, trainer.args.device, self.micro.size, hint)
+            self._shrink()
+            self._undo()
+            loss = none_if_out_of_memory(self._repeat_step, model)
+        return loss
+
+    def _repeat_step(self, model: nn.Module) -> torch.Tensor:
+        """Compute again what the step has done so far; the Trainer itself adds the last loss."""
+        for batch in self._batches[: self._reached - 1]:
+            self.trainer.unlogged_loss += self._in_micro_batches(model, batch)
+        return self._in_micro_batches(model, self._batches[self._reached - 1])
+
+    def _fit_all_processes(self, batch: dict[str, Any]) -> None:
+        trainer = self.trainer
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+        while not self.is_fitted:
+            with most_patches(model):
+                loss = none_if_out_of_memory(self._in_micro_batches, model, batch)
+            fits = torch.tensor([int(loss is not None)], device=trainer.args.device)
+            self.is_fitted = bool(trainer.accelerator.gather(fits).all())
+            del loss
+            self._undo()
+            for buffer, before in buffers:
+                buffer.copy_(before)
+            if not self.is_fitted:
+                self._shrink()
+
+    def _in_micro_batches(self, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+        trainer = self.trainer
+        parts = micro_batches(batch, self.micro.size, trainer.augmentation)
+        steps = trainer.current_gradient_accumulation_steps
+        trainer.current_gradient_accumulation_steps = steps * len(parts)
+        try:
+            for part in parts[:-1]:
+                with trainer.accelerator.no_sync(model):
+                    trainer.unlogged_loss += self.forward_backward(model, part)
+            return self.forward_backward(model, parts[-1])
+        finally:
+            trainer.current_gradient_accumulation_steps = steps
+
+    def _undo(self) -> None:
+        """Restore gradients, losses and generators to the beginning of the step."""
+        trainer = self.trainer
+        trainer.model.zero_grad()
+        trainer.unlogged_loss = self._loss_before.clone()
+        trainer.non_finite.losses.discard_step()
+        self._restore_rng()
+        clear_device_cache(garbage_collection=True)
+
+    def _shrink(self) -> None:
+        trainer = self.trainer
+        args = trainer.args
+        size = self.micro.next_size()
+        step = trainer.state.global_step + 1
+        if size is None:
+            reason = f"The run started with {self.micro.images}."
+            if self.micro.size > 1:
+                reason = "mixup and CutMix need pairs."
+            raise out_of_memory_error(trainer.model, args.device, self.micro.size, reason)
+        logger.warning(
+            "Out of memory at step %d with %d images at once (%s): continuing with %d, accumulated %d times; the"
+            " global batch stays %d. Set per_device_train_batch_size: %d to avoid this.",
+            step,
+            self.micro.size,
+            memory_usage(args.device),
+            size,
+            args.gradient_accumulation_steps * self.micro.images // size,
+            args.global_batch_size,
+            size,
+        )
+        trainer.add_event("out_of_memory", step=step, images=self.micro.size, then=size)
+        self.micro.shrink(size)
+
+    # Evaluation
+
+    def predict(self, predict: Callable, batch: dict[str, Any], prediction_loss_only: bool):
+        """Predict one evaluation batch, in micro-batches where it does not fit.
+
+        Args:
+            predict: `batch -> (loss, logits, labels)`.
+            batch: an evaluation batch.
+            prediction_loss_only: leave logits and labels out.
+
+        Returns:
+            `(loss, logits, labels)` of the whole batch.
+        """
+        outputs = None
+        while outputs is None:
+            parts = micro_batches(batch, self.eval_batch_size)
+            outputs = none_if_out_of_memory(lambda parts: [predict(part) for part in parts], parts)
+            if outputs is None:
+                self.shrink_evaluation(len(parts[0]["labels"]))
+        if len(outputs) == 1:
+            return outputs[0]
+        losses, logits, labels = zip(*outputs, strict=True)
+        weights = torch.tensor([len(part["labels"]) for part in parts], device=losses[0].device)
+        loss = (torch.stack(losses) * weights).sum() / weights.sum()
+        if prediction_loss_only:
+            return loss, None, None
+        return loss, torch.cat(logits), torch.cat(labels)
+
+    def shrink_evaluation(self, images: int, work: str = "evaluation") -> None:
+        """Continue with half of `images` at once in evaluation and in other work without a backward pass.
+
+        Args:
+            images: images that did not fit.
+            work: what ran out of memory, for the log and the event.
+        """
+        trainer = self.trainer
+        device = trainer.args.device
+        if images == 1 or trainer.is_sharded:
+            reason = "Its batch size is per_device_eval_batch_size."
+            raise out_of_memory_error(trainer.model, device, images, reason, work)
+        clear_device_cache(garbage_collection=True)
+        self.eval_batch_size = images // 2
+        logger.warning(
+            "Out of memory in %s with %d images at once (%s): continuing with %d. Training is not affected. Set"
+            " per_device_eval_batch_size: %d to avoid this.",
+            work,
+            images,
+            memory_usage(device),
+            self.eval_batch_size,
+            self.eval_batch_size,
+        )
+        event = f"out_of_memory_in_{work.replace(' ', '_')}"
+        trainer.add_event(event, step=trainer.state.global_step, images=images, then=self.eval_batch_size)

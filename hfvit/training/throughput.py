@@ -7,17 +7,17 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import TrainerCallback
 
 from hfvit.models.factory import without_storage
 
 logger = logging.getLogger(__name__)
 
 
-class SpeedMeter:
-    """Counts images and seconds of training, evaluation and saving left out.
+class SpeedMeter(TrainerCallback):
+    """Count images and seconds of training, without evaluation and saving.
 
-    Read it only after the device has been waited for (as the Trainer does to log a loss): a GPU works behind the
-    processor's back.
+    Read it only after the device has been synchronized, as the Trainer does to log a loss.
     """
 
     def __init__(self, device: torch.device):
@@ -26,20 +26,25 @@ class SpeedMeter:
         self.peak_flops: float | None = None
         self.start()
 
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self.stop()
+
     def start(self) -> None:
         """Count from now on."""
-        self.images, self.waited, self.paused_for = 0, 0.0, 0.0
+        self.images = 0
+        self.waited = 0.0
+        self.paused_for = 0.0
         self._first = self._last = self._stopped = self._reading()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def stop(self) -> None:
-        """`overall` counts up to here; a later `stop` takes it further."""
+        """Let `overall` count up to here; a later `stop` extends it."""
         self._stopped = self._reading()
 
     @contextmanager
     def waiting(self):
-        """Time spent here is waiting for data."""
+        """Count the time inside the block as waiting for data."""
         start = time.perf_counter()
         try:
             yield
@@ -48,7 +53,7 @@ class SpeedMeter:
 
     @contextmanager
     def paused(self):
-        """Time spent here is no training."""
+        """Leave the time inside the block out."""
         start = time.perf_counter()
         try:
             yield
@@ -56,12 +61,12 @@ class SpeedMeter:
             self.paused_for += time.perf_counter() - start
 
     def since_last(self) -> dict[str, float]:
-        """Figures of the steps since the last call."""
+        """Throughput of the steps since the last call."""
         last, self._last = self._last, self._reading()
         return self._figures(last, self._last)
 
     def overall(self) -> dict[str, float]:
-        """Figures of all steps from `start` to the last `stop`."""
+        """Throughput of all steps from `start` to the last `stop`."""
         return self._figures(self._first, self._stopped)
 
     def _reading(self) -> tuple[int, float, float]:

@@ -1,4 +1,4 @@
-"""`HFViTTrainer`: transformers' Trainer with on-device augmentation and timm parameter groups."""
+"""`HFViTTrainer`: transformers' Trainer with on-device augmentation, exact resume and timm parameter groups."""
 
 import copy
 from functools import partial
@@ -8,17 +8,23 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import send_to_device
+from timm.data import resolve_data_config
 from torch import nn
-from transformers import EarlyStoppingCallback, TrainerCallback
+from torch.utils.data import DataLoader
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
+from transformers.trainer_utils import TrainOutput
 
+from hfvit.artifacts.checkpoint import newest_checkpoint
 from hfvit.data.dataset import check_labels, check_pixels, check_stream_labels, collate
 from hfvit.data.samplers import BalancedSampler, EpochSampler
 from hfvit.data.stream import ImageStream, StreamEpochs, stream_loader
 from hfvit.data.text import TEXT_INPUTS
 from hfvit.errors import DataError, RecipeError
-from hfvit.training.checkpointing import start_worker
-from hfvit.training.ema import AveragingTrainer
+from hfvit.training.checkpointing import CheckpointWriter, ResumeState, is_over, keep_workers_on_signals, start_worker
+from hfvit.training.ema import EmaCallback
 from hfvit.training.losses import cross_entropy
+from hfvit.training.non_finite import NonFiniteLossMonitor, RewindRequest
+from hfvit.training.out_of_memory import OutOfMemoryHandler
 from hfvit.training.param_groups import build_param_groups, groups_beside
 from hfvit.training.throughput import SpeedMeter, matmul_rate, training_flops
 from hfvit.transforms.mixup import BatchMixing
@@ -26,14 +32,42 @@ from hfvit.transforms.preprocessing import Preprocessing
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
+# Private methods of `transformers.Trainer` that are overridden, because no callback, sampler or collator can do the
+# work: name -> parameters, as read in transformers 5.24.0. A test compares them with the installed version.
+OVERRIDDEN_PRIVATE_METHODS = {
+    "_prepare_inputs": ("inputs",),  # pixel values are made on the device
+    "_get_train_sampler": ("train_dataset",),  # EpochSampler, BalancedSampler
+    "_save_checkpoint": ("model", "trial"),  # atomic checkpoints
+    "_clip_grad_norm": ("model",),  # a skipped step has no gradient
+    "_get_grad_norm": ("model", "grad_norm"),  # the norm of every step, not only of the logged ones
+}
+# Private attributes of `transformers.Trainer` that are read or set below, in the same version.
+PRIVATE_ATTRIBUTES = ("_tr_loss", "_globalstep_last_logged", "_initial_global_step")
 
-class HFViTTrainer(AveragingTrainer):
-    """Trains on the batches of images.py; everything not overridden here is the Trainer's own work.
 
-    A batch comes as uint8 and becomes pixel values on the device: by the training set's `Augmentation` and `mixing`,
-    or by `preprocessing` in evaluation. The training set is drawn by `EpochSampler`, or when `balanced` by
-    `BalancedSampler`; an `objective` takes the place of cross-entropy in training, and `progressive` resizes its
-    images. With `ema_decay`, evaluation and the final model use the averaged weights; checkpoints hold both.
+class HFViTTrainer(Trainer):
+    """Train on uint8 batches of `data.dataset` or `data.stream`, which become pixel values on the device.
+
+    Checkpoints are atomic and resume exactly; a batch that does not fit into memory is split; `nan_policy` applies to
+    a loss that is not finite. With `ema_decay`, evaluation and the final model use the averaged weights, and
+    checkpoints hold both.
+
+    Args:
+        args, kwargs: of `transformers.Trainer`; `args` is an `HFViTTrainingArguments`.
+        preprocessing: of evaluation batches; by default that of the model's configuration.
+        mixing: mixup, CutMix and random erasing of training batches.
+        objective: training loss, `(logits, labels, pixel_values, label_smoothing) -> loss`; cross-entropy by default.
+        balanced: draw every class equally often.
+        progressive: resizes training images; see `finetuning.progressive_resizing`.
+
+    Attributes:
+        events: what happened during training, JSON values only: `out_of_memory`, `rewind`, `loss_spike`.
+        speed: throughput of the training steps.
+        trained_parameters: number of parameters with a gradient.
+
+    Raises:
+        RecipeError: an option that this model, these weights or this stream cannot have.
+        DataError: a training set smaller than a batch, or of one class only.
     """
 
     # compute_loss returns a mean over its own images; the Trainer divides it by the accumulation steps.
@@ -42,7 +76,7 @@ class HFViTTrainer(AveragingTrainer):
     def __init__(
         self,
         *args,
-        preprocessing: Preprocessing,
+        preprocessing: Preprocessing | None = None,
         mixing: BatchMixing | None = None,
         objective: nn.Module | None = None,
         balanced: bool = False,
@@ -52,51 +86,120 @@ class HFViTTrainer(AveragingTrainer):
         super().__init__(*args, data_collator=collate, **kwargs)
         if self.args.activation_checkpointing and not self.model.supports_gradient_checkpointing:
             kind = type(getattr(self.model, "timm_model", self.model)).__name__
-            reads = " beside a text encoder" if hasattr(self.model, "text_model") else ""
-            raise RecipeError(f"activation_checkpointing: not available for {kind}{reads}; set it to false.")
+            with_text = " with a text encoder" if hasattr(self.model, "text_model") else ""
+            raise RecipeError(f"activation_checkpointing: not available for {kind}{with_text}. Set it to false.")
         # Labels are not counted over accumulation steps and processes: compute_loss takes a plain mean.
         self.model_accepts_loss_kwargs = False
+        self.is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        self._count_trained_parameters()
+        if preprocessing is None:
+            preprocessing = Preprocessing(resolve_data_config(self.model.config.pretrained_cfg))
         self.preprocessing = preprocessing.to(self.args.device)
-        self.mixing, self.balanced, self.progressive = mixing, balanced, progressive
-        if progressive:
-            self.add_callback(progressive)
+        self.mixing = mixing
+        self.balanced = balanced
+        self.progressive = progressive
         self.objective = objective and objective.to(self.args.device)
-        self.micro.even = bool(mixing and mixing.mixup)
-        self._is_checked = False
+        self.augmentation = None
         self._is_stream = isinstance(self.train_dataset, ImageStream)
-        if self._is_stream:
-            self.add_callback(StreamEpochs(self.train_dataset.images))
+        self._first_batch_checked = False
         if self.train_dataset is not None:
             self._check_training_set()
-            # A copy: the loader's workers, which only draw, should not be sent what lies on a GPU.
+            # A copy, so that the data loader's workers are not sent what is on a GPU.
             self.augmentation = copy.copy(self.train_dataset.augmentation).to(self.args.device)
+        self.events: list[dict[str, Any]] = []
+        self.resumed_from: str | None = None
+        self._add_parts()
+
+    def _add_parts(self) -> None:
+        """Create the objects that the trainer owns and add them as callbacks, in the order in which they must run."""
         self.speed = SpeedMeter(self.args.device)
-        self.findings: dict[str, Any] = {}  # what run.json says of the training beside its steps
+        self.out_of_memory = OutOfMemoryHandler(self, self._forward_backward)
+        self.out_of_memory.micro.even = bool(self.mixing and self.mixing.mixup)
+        self.checkpoints = CheckpointWriter(self)
+        self.non_finite = NonFiniteLossMonitor(self)
+        self.ema: EmaCallback | None = None
+        if self.args.ema_decay:
+            if self.is_sharded:
+                raise RecipeError("ema_decay: not available with sharded weights (FSDP, DeepSpeed). Set it to null.")
+            self.ema = EmaCallback(self.model, self.args.ema_decay)
+        epochs = StreamEpochs(self.train_dataset.images) if self._is_stream else SamplerEpochs(self)
+        early_stopping = None
         if self.args.early_stopping_patience:
-            self.add_callback(EarlyStoppingCallback(self.args.early_stopping_patience))
+            early_stopping = EarlyStoppingCallback(self.args.early_stopping_patience)
+        # A step is checked before the writer may postpone or ask for its save.
+        parts = (self.ema, self.progressive, epochs, early_stopping, self.speed, self.non_finite, self.checkpoints)
+        for part in parts:
+            if part is not None:
+                self.add_callback(part)
 
     def _check_training_set(self) -> None:
         if self._is_stream:
             if self.mixing and self.mixing.off_epochs and self.train_dataset.images is None:
                 raise RecipeError(
-                    "mix_off_epochs: nobody has counted the images of this stream, so its epochs have no length;"
-                    " leave it at 0, or give the split's num_examples in the data set's card (dataset_info: splits)."
+                    "mix_off_epochs: the length of this stream is not known, so it has no epochs. Set it to 0, or give"
+                    " num_examples of the split in the data set's card (dataset_info: splits)."
                 )
             return
-        if (rows := len(self.train_dataset)) < (batch := self.args.global_batch_size):
-            raise DataError(f"{rows} training images do not fill one batch: lower global_batch_size ({batch}).")
-        check_labels(self.train_dataset.labels, self._label_names)
+        rows = len(self.train_dataset)
+        if rows < self.args.global_batch_size:
+            raise DataError(
+                f"global_batch_size: {rows} training images do not fill a batch of {self.args.global_batch_size}; use"
+                f" {rows} or less."
+            )
+        check_labels(self.train_dataset.labels, self.class_names)
 
     @property
-    def _label_names(self) -> list[str]:
+    def class_names(self) -> list[str]:
         config = self.accelerator.unwrap_model(self.model).config
         return [config.id2label[index] for index in range(config.num_labels)]
 
-    # Input
+    # ---- State that the trainer's parts share ----
+
+    def add_event(self, event: str, **values) -> None:
+        """Append to `events`; plain JSON values only."""
+        self.events.append({"event": event, **values})
+
+    @property
+    def last_checkpoint(self) -> str | None:
+        """The last checkpoint that was written or resumed from."""
+        return self.checkpoints.last
+
+    @property
+    def resumed_at_step(self) -> int:
+        """The step from which the last call of `train` went on; 0 for a new run."""
+        return getattr(self, "_initial_global_step", 0)
+
+    @property
+    def unlogged_loss(self) -> torch.Tensor:
+        """Sum of this process's losses since `logged_step`, on the device."""
+        return self._tr_loss
+
+    @unlogged_loss.setter
+    def unlogged_loss(self, value: torch.Tensor) -> None:
+        self._tr_loss = value
+
+    @property
+    def logged_step(self) -> int:
+        """The last step with a logged loss."""
+        return self._globalstep_last_logged
+
+    def restore_logged_loss(self, unlogged_loss: float, logged_step: int) -> None:
+        """Set `unlogged_loss` and `logged_step` to those of a checkpoint."""
+        self._tr_loss = torch.full_like(self._tr_loss, unlogged_loss)
+        self._globalstep_last_logged = logged_step
+
+    # ---- Input ----
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Move a batch to the device and make its pixel values there."""
-        # Not the Trainer's own: under DeepSpeed it rounds every floating-point tensor, and with them what was drawn.
+        return self.prepare_batch(inputs)
+
+    def prepare_batch(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Move a batch to the device and compute its pixel values there.
+
+        Returns `pixel_values` `(batch, 3, height, width)`, `labels` (indices, or probabilities after mixing), and the
+        tokens of a text column.
+        """
+        # Not the Trainer's own method: under DeepSpeed it rounds every floating-point tensor, the drawn numbers too.
         inputs = send_to_device(inputs, self.args.device, non_blocking=self.accelerator.non_blocking)
         plan = inputs.get("plan")
         texts = {key: inputs[key] for key in TEXT_INPUTS if key in inputs}
@@ -104,27 +207,28 @@ class HFViTTrainer(AveragingTrainer):
             if plan is None:
                 return {"pixel_values": self.preprocessing(inputs), "labels": inputs["labels"], **texts}
             # Under autocast the model's first product rounds the pixels as coarsely as the crop does here.
-            pixel_values, labels = self.augmentation(inputs, self._compute_dtype), inputs["labels"]
-            if self._has_begun and not self._is_checked:
+            pixel_values = self.augmentation(inputs, self._compute_dtype)
+            labels = inputs["labels"]
+            if self._has_begun and not self._first_batch_checked:
                 self._check_first_batch(pixel_values, labels)
             if self.mixing and not self._mixing_is_over():
                 pixel_values, labels = self.mixing(pixel_values, labels, plan["seeds"])
-            if self.progressive and self._is_fitted:  # several processes try first whether the largest fits
+            if self.progressive and self.out_of_memory.is_fitted:  # whether the largest size fits is tried first
                 pixel_values = self.progressive(pixel_values, self.state)
         return {"pixel_values": pixel_values, "labels": labels, **texts}
 
     def _check_first_batch(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> None:
-        self._is_checked = True
+        self._first_batch_checked = True
         check_pixels(pixel_values)
         if self._is_stream:
-            check_stream_labels(labels, self._label_names, self.train_dataset.repeats)
+            check_stream_labels(labels, self.class_names, self.train_dataset.repeats)
 
     def training_images(self, count: int = 32) -> tuple[np.ndarray, np.ndarray]:
-        """Some images as the model will see them, uint8 `(images, height, width, 3)`, and their targets.
+        """Training images as the model sees them, uint8 `(images, height, width, 3)`, and their targets.
 
-        Targets are class indices `(images,)`, or probabilities `(images, classes)` of mixtures.
+        Targets are class indices `(images,)`, or probabilities `(images, classes)` after mixing.
         """
-        batch = self._prepare_inputs(self.train_dataset.preview(count))
+        batch = self.prepare_batch(self.train_dataset.preview(count))
         levels = batch["pixel_values"].float() * self.augmentation.std + self.augmentation.mean
         images = levels.clamp(0, 255).round().byte().permute(0, 2, 3, 1)
         return images.cpu().numpy(), batch["labels"].cpu().numpy()
@@ -134,66 +238,64 @@ class HFViTTrainer(AveragingTrainer):
         return self.state.max_steps > 0
 
     def _mixing_is_over(self) -> bool:
-        steps_an_epoch = (self.train_dataset.images or 0) // self.args.global_batch_size
-        return (
-            self._has_begun
-            and self.state.global_step >= self.state.max_steps - self.mixing.off_epochs * steps_an_epoch
-        )
+        steps_per_epoch = (self.train_dataset.images or 0) // self.args.global_batch_size
+        first_step = self.state.max_steps - self.mixing.off_epochs * steps_per_epoch
+        return self._has_begun and self.state.global_step >= first_step
 
-    def get_train_dataloader(self):
+    @property
+    def _compute_dtype(self) -> torch.dtype:
+        """Data type of matrix products."""
+        return AUTOCAST_DTYPES.get(self.args.mixed_precision, torch.float32)
+
+    def get_train_dataloader(self) -> DataLoader:
         if not self._is_stream:
-            return super().get_train_dataloader()
+            return keep_workers_on_signals(super().get_train_dataloader())
         args = self.args
-        options = {"pin_memory": args.dataloader_pin_memory, "prefetch_factor": args.dataloader_prefetch_factor}
-        options["multiprocessing_context"] = args.dataloader_multiprocessing_context
-        options["worker_init_fn"] = partial(start_worker, None)
         return stream_loader(
             self.train_dataset,
             args.dataloader_num_workers,
             args.device,
             non_blocking=self.accelerator.non_blocking,
-            **options,
+            pin_memory=args.dataloader_pin_memory,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
+            worker_init_fn=partial(start_worker, None),
         )
 
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        return int(self.speed.flops_per_image or 0) * len(inputs["labels"])
+    def get_eval_dataloader(self, *args, **kwargs) -> DataLoader:
+        return keep_workers_on_signals(super().get_eval_dataloader(*args, **kwargs))
+
+    def get_test_dataloader(self, *args, **kwargs) -> DataLoader:
+        return keep_workers_on_signals(super().get_test_dataloader(*args, **kwargs))
+
+    def _get_train_sampler(self, train_dataset=None) -> EpochSampler:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        options = {"seed": self.args.order_seed, "repeats": dataset.repeats}
+        if self.balanced:
+            self.sampler = BalancedSampler(dataset.labels, self.args.global_batch_size, **options)
+        else:
+            self.sampler = EpochSampler(len(dataset), self.args.global_batch_size, **options)
+        return self.sampler
 
     def get_batch_samples(self, *args, **kwargs):
         with self.speed.waiting():
-            return super().get_batch_samples(*args, **kwargs)
+            batches, items = super().get_batch_samples(*args, **kwargs)
+        self.out_of_memory.begin_step(batches)
+        return batches, items
 
-    # Optimisation
+    # ---- Optimization ----
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """The Trainer's optimizer over timm's groups: no-decay names, layer-wise learning rate, frozen parts out."""
+        """Create the Trainer's optimizer over timm's parameter groups: weight decay and layer-wise learning rates."""
         if self.optimizer is None:
             model = self.model if model is None else model
-            cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, model)
-            whole = self.accelerator.unwrap_model(model)
-            rates = kwargs["lr"], self.args.weight_decay
-            groups = groups_beside(whole, whole.timm_model, *rates)
-            groups += build_param_groups(whole.timm_model, *rates, layer_decay=self.args.layer_decay)
-            self.optimizer = cls(groups, **kwargs)
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            plain = self.accelerator.unwrap_model(model)
+            rates = options["lr"], self.args.weight_decay
+            groups = groups_beside(plain, plain.timm_model, *rates)
+            groups += build_param_groups(plain.timm_model, *rates, layer_decay=self.args.layer_decay)
+            self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
-
-    def _get_train_sampler(self, train_dataset=None) -> EpochSampler:
-        train_dataset = self.train_dataset if train_dataset is None else train_dataset
-        sampler, rows = EpochSampler, len(train_dataset)
-        if self.balanced:
-            sampler, rows = BalancedSampler, train_dataset.labels
-        self._epoch_sampler = sampler(
-            rows, self.args.global_batch_size, self.args.order_seed, repeats=train_dataset.repeats
-        )
-        return self._epoch_sampler
-
-    def _run_epoch(self, *args, epoch: int, **kwargs):
-        if self._is_stream:
-            self.train_dataset.skip(kwargs["steps_trained_in_current_epoch"])
-        else:
-            # The Trainer tells the epoch to two layers of samplers; a run resumed on several processes has three.
-            self._epoch_sampler.set_epoch(epoch)
-        super()._run_epoch(*args, epoch=epoch, **kwargs)
-        self.speed.stop()
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Cross-entropy outside the model: stock models turn soft labels into a multi-label problem, and save that."""
@@ -206,59 +308,172 @@ class HFViTTrainer(AveragingTrainer):
             loss = cross_entropy(outputs.logits, labels, smoothing)
         return (loss, outputs) if return_outputs else loss
 
-    def training_step(self, *args, **kwargs) -> torch.Tensor:
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch=None) -> torch.Tensor:
         if self.speed.images == 0:
-            self.speed.start()  # here, so that preparations and what a resumed run skips are not in its figures
-        loss = super().training_step(*args, **kwargs)
+            self.speed.start()  # here, so that preparations and what a resumed run skips are not counted
+        if self.non_finite.skips_step():
+            loss = self.non_finite.skipped_loss()
+        else:
+            loss = self.out_of_memory.training_step(model, inputs)
         self.speed.images += self.args.per_device_train_batch_size * self.args.world_size
         return loss
 
+    def _forward_backward(self, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+        loss = super().training_step(model, batch)
+        self.non_finite.losses.add(loss)
+        return loss
+
+    def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
+        if self.non_finite.skips_step():
+            return torch.zeros((), device=self.args.device)
+        return super()._clip_grad_norm(model)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm=None):
+        if self.non_finite.skips_step():
+            norm = torch.zeros((), device=self.args.device)
+        else:
+            norm = super()._get_grad_norm(model, grad_norm)
+        self.non_finite.grad_norm = norm
+        return norm
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        return int(self.speed.flops_per_image or 0) * len(inputs["labels"])
+
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
-        """The Trainer's log; entries with a training loss tell the speed of the steps since the last one, too."""
+        """Log; entries with a training loss also hold the throughput of the steps since the last one."""
         if "loss" in logs:
             logs |= self.speed.since_last()
         super().log(logs, *args, **kwargs)
 
-    def _evaluate(self, *args, **kwargs):
+    # ---- Evaluation ----
+
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
         with self.speed.paused():
-            return super()._evaluate(*args, **kwargs)
+            return super().evaluate(*args, **kwargs)
 
-    def _save_checkpoint(self, *args, **kwargs):
-        with self.speed.paused():
-            super()._save_checkpoint(*args, **kwargs)
+    def evaluation_loop(self, *args, **kwargs):
+        if self.ema is None:
+            return super().evaluation_loop(*args, **kwargs)
+        with self.ema.applied_to(self.model):
+            return super().evaluation_loop(*args, **kwargs)
 
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        if self._is_stream and self.args.should_save:
-            self.train_dataset.save_sharing(output_dir, self.args.dataloader_num_workers)
+    def prediction_step(self, model: nn.Module, inputs, prediction_loss_only: bool, ignore_keys=None):
+        def predict(batch):
+            return super(HFViTTrainer, self).prediction_step(model, batch, prediction_loss_only, ignore_keys)
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if self._is_stream and checkpoint:
-            self.train_dataset.check_sharing(checkpoint, self.args.dataloader_num_workers)
-        super()._load_optimizer_and_scheduler(checkpoint)
+        return self.out_of_memory.predict(predict, inputs, prediction_loss_only)
 
-    def train(self, *args, **kwargs):
-        """Train; the model then holds the weights to ship (the best checkpoint's, averaged with `ema_decay`)."""
-        self._record_trained()
+    # ---- Training and checkpoints ----
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:
+        """Train; the model then holds the weights to save: the best checkpoint's, averaged with `ema_decay`.
+
+        Args:
+            resume_from_checkpoint: a checkpoint folder, or True for the newest complete one in `output_dir`.
+            args, kwargs: of `transformers.Trainer.train`.
+
+        Raises:
+            RecipeError: there is no checkpoint to resume from.
+            NonFiniteLossError, OutOfMemoryError, StorageError, InterruptedRunError: see `errors`.
+        """
+        checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
+        self._count_trained_parameters()
         self._measure_device()
-        return super().train(*args, **kwargs)
+        with self.checkpoints.signals.handled():
+            while True:
+                self._begin(checkpoint)
+                try:
+                    output = super().train(checkpoint, *args, **kwargs)
+                    self.non_finite.check()
+                    break
+                except RewindRequest as request:
+                    step = request.step
+                checkpoint = self.non_finite.rewind(step)
+        if self.ema:
+            if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
+                self.ema.load(self.state.best_model_checkpoint)
+            self.ema.copy_to(self.model)
+            self.remove_callback(self.ema)
+            self.ema = None
+        return output
 
-    def _record_trained(self) -> None:
-        """Count before anything is merged or put back."""
+    def _checkpoint_to_resume(self, resume: str | bool | None) -> str | None:
+        if resume is not True:
+            return str(resume) if resume else None
+        newest = newest_checkpoint(self.args.output_dir)
+        if newest is None:
+            raise RecipeError(f"resume_from_checkpoint: no complete checkpoint in {self.args.output_dir}.")
+        return str(newest)
+
+    def _begin(self, checkpoint: str | None) -> None:
+        """Take over what was known when `checkpoint` was written; None for a new run."""
+        self.resumed_from = checkpoint
+        self.checkpoints.last = checkpoint
+        if checkpoint:
+            state = ResumeState.load(checkpoint)
+            self.events = self.events or state.events  # after a rewind the checkpoint knows fewer of them
+            self.out_of_memory.resume(state)
+
+    def _count_trained_parameters(self) -> None:
         self.trained_parameters = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
 
     def _measure_device(self) -> None:
-        """What the model needs an image and what the device can give, which `mfu` relates."""
-        # Images of several sizes have no one count.
+        """Measure what `mfu` relates: the model's operations an image, and the device's rate of matrix products."""
+        # Images of several sizes have no single count.
         self.speed.flops_per_image = None if self.progressive else training_flops(self.model)
         self.speed.peak_flops = matmul_rate(self.args.device, self._compute_dtype) * self.args.world_size
 
-    @property
-    def _compute_dtype(self) -> torch.dtype:
-        """What matrix products are computed in."""
-        return AUTOCAST_DTYPES.get(self.args.mixed_precision, torch.float32)
+    def set_initial_training_values(self, args, dataloader):
+        """The Trainer's, with no epoch left for a resumed run that had ended when its checkpoint was written."""
+        epochs, self.steps_per_epoch, *rest, max_steps = super().set_initial_training_values(args, dataloader)
+        self.num_train_epochs = epochs
+        if self.resumed_from and is_over(self.resumed_from, max_steps, self.args.early_stopping_patience):
+            epochs = 0
+        return epochs, self.steps_per_epoch, *rest, max_steps
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        # A pickle of the arguments, which nothing reads and which no one should have to trust.
-        (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
+    def save_checkpoint(self) -> None:
+        """Write a checkpoint of the current step; every process must call it."""
+        self._save_checkpoint(self.model, None)
+
+    def _save_checkpoint(self, model: nn.Module, trial) -> None:
+        with self.speed.paused():
+            self.non_finite.check()
+            self.checkpoints.write(partial(super()._save_checkpoint, model, trial))
+
+    def save_extra_state(self, checkpoint: Path) -> None:
+        """Save what the Trainer does not know of: the averaged weights, and how a stream is shared out."""
+        if self.ema:
+            self.ema.save(checkpoint)
+        if self._is_stream:
+            self.train_dataset.save_sharing(checkpoint, self.args.dataloader_num_workers)
+
+    def load_extra_state(self, checkpoint: str) -> None:
+        """Load what `save_extra_state` saved."""
+        if self._is_stream:
+            self.train_dataset.check_sharing(checkpoint, self.args.dataloader_num_workers)
+        if self.ema:
+            self.ema.load(checkpoint)
+
+    def save_model(self, output_dir: str | None = None, *args, **kwargs) -> None:
+        super().save_model(output_dir, *args, **kwargs)
+        if self.args.should_save:
+            # A pickle of the arguments, which nothing reads and nobody should have to trust.
+            (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
+
+
+class SamplerEpochs(TrainerCallback):
+    """Tell the training sampler its epoch.
+
+    The Trainer passes it to two layers of samplers; a run resumed on several processes has three (transformers 5.24).
+    """
+
+    def __init__(self, trainer: HFViTTrainer):
+        self.trainer = trainer
+        self.epoch = 0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.epoch = state.global_step // self.trainer.steps_per_epoch
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.trainer.sampler.set_epoch(self.epoch)
+        self.epoch += 1

@@ -14,7 +14,7 @@ from onnx import TensorProto
 from hfvit.artifacts.engine_record import BackendVersion, BuildOptions, BuiltEngine, Network, Profile
 from hfvit.artifacts.export_folder import file_facts
 from hfvit.artifacts.export_record import TensorInfo
-from hfvit.errors import ModelError, one_line
+from hfvit.errors import ModelError, one_line, wrap_library_errors
 from hfvit.trt.api import (
     Backend,
     EngineOptions,
@@ -51,10 +51,8 @@ class GraphInfo:
 
 def read_graph(path: Path) -> GraphInfo:
     """Describe the graph of the file at `path`; raises `ModelError` for one that no engine can be built from."""
-    try:
+    with wrap_library_errors(ModelError, f"{path} is no ONNX file", limit=300):
         model = onnx.load(path)
-    except Exception as error:  # protobuf's own exceptions share no class
-        raise ModelError(f"{path} is no ONNX file: {one_line(error)[:300]}") from None
     _check_operators(path, model)
     weights = {weight.name: weight.data_type for weight in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in weights]

@@ -1,7 +1,9 @@
-"""Atomic file writes, JSON files, writability checks and packaged resources."""
+"""Atomic file writes, digests, JSON files, writability checks and packaged resources."""
 
+import hashlib
 import json
 import os
+import secrets
 import tempfile
 import time
 from collections.abc import Iterator
@@ -13,36 +15,84 @@ from hfvit.errors import HFViTError, ModelError, RecipeError, one_line
 ABANDONED_SECONDS = 24 * 3600
 
 
-def writable(path: str | Path | None, option: str) -> Path | None:
-    """`path` as a file that can be written at the end; raises `HFViTError` at the start when it cannot."""
+def output_file(path: str | Path | None, option: str) -> Path | None:
+    """Check that the file `path` can be written at the end of a command; `~` is expanded.
+
+    Raises:
+        HFViTError: it is a folder, or files cannot be written in its folder.
+    """
     if path is None:
         return None
     file = Path(path).expanduser()
     if file.is_dir():
         raise HFViTError(f"{option}: {path} is a folder; name a file in it.")
-    if not os.access(file.parent, os.W_OK):
-        raise HFViTError(f"{option}: {path} cannot be written: there is no folder {file.parent} to write to.")
+    if not file.parent.is_dir():
+        raise HFViTError(f"{option}: {path} cannot be written: there is no folder {file.parent}.")
+    check_writable(file.parent, option, HFViTError)
     return file
 
 
-def check_writable(folder: Path, option: str) -> None:
-    """Make the folder; raises `RecipeError` where that, or writing in it, is not possible."""
-    try:
+def check_writable(folder: Path, option: str, error: type[HFViTError] = RecipeError) -> None:
+    """Make `folder` and its parents, and check that files can be written in it.
+
+    Args:
+        option: the head of the message.
+        error: the exception to raise when it cannot be made or written.
+    """
+    if folder.is_file():
+        raise error(f"{option}: {folder} is a file; name a folder.")
+    with wrap_write_errors(f"{option}: {folder}", error):
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise RecipeError(f"{option}: {folder} cannot be written: {error.strerror or error}.") from None
+        _write_nothing(folder)
+
+
+def _write_nothing(folder: Path) -> None:
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Write a file or a folder through to the disk (fsync)."""
+    if os.name != "posix":  # Windows syncs neither folders nor files that are open for reading
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """`sync` all files in `folder` and below, then the folders."""
+    paths = sorted(folder.rglob("*"))
+    for path in [*filter(Path.is_file, paths), *filter(Path.is_dir, paths), folder]:
+        sync(path)
+
+
+def commit_file(finished: Path, path: Path) -> None:
+    """Give the file `finished` the name `path`, on the same file system: sync, rename, sync the folder."""
+    sync(finished)
+    finished.replace(path)
+    sync(path.parent)
 
 
 @contextmanager
 def temporary_file(path: Path) -> Iterator[Path]:
-    """A name beside `path` for a file that gets the name `path` only if the block ends without an error."""
+    """A name beside `path` for a file that gets the name `path` only if the block ends without an error.
+
+    The name is no other writer's, on whatever machine shares the folder.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
     try:
         yield temporary
-        temporary.replace(path)
+        commit_file(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -98,24 +148,25 @@ def read_object(path: Path) -> dict:
 
 def write_object(path: Path, content: dict) -> None:
     """Write a JSON object under a temporary name, then rename; `ModelError` when that cannot be done."""
-    with told_of(path):
+    with wrap_write_errors(path):
         write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def check_replaceable(path: Path) -> None:
     """Raise `ModelError` unless the file holds a JSON object and its folder takes another file."""
     read_object(path)
-    with told_of(path), tempfile.TemporaryFile(dir=path.parent):
-        pass
+    with wrap_write_errors(path):
+        _write_nothing(path.parent)
 
 
 @contextmanager
-def told_of(path: Path) -> Iterator[None]:
-    """What keeps the file from being written is told with its name."""
+def wrap_write_errors(subject: str | Path, error: type[HFViTError] = ModelError) -> Iterator[None]:
+    """Raise `error`, with `subject` as the head of its message, for an `OSError` or `ValueError` of the block."""
     try:
         yield
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be written: {getattr(error, 'strerror', None) or one_line(error)}.") from None
+    except (OSError, ValueError) as cause:
+        reason = getattr(cause, "strerror", None) or one_line(cause)
+        raise error(f"{subject} cannot be written: {reason}.") from None
 
 
 def _refuse(constant: str):

@@ -1,4 +1,4 @@
-"""Wrong inputs of every kind: the message each must give, its exit code, and what must not happen meanwhile."""
+"""Wrong inputs of every kind: what each message names, its exit code, and what must not happen meanwhile."""
 
 import argparse
 import shlex
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from helpers.bad_rows import ROWS
 from helpers.images import LABELS, colored_image
+from helpers.messages import assert_names, option_of
 from helpers.onnx_graphs import write_configs, write_graph
 from helpers.recipes import MICRO_RECIPE
 
@@ -83,7 +84,7 @@ def test_the_good_things_are_good(good, capsys):
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("name", ROWS)
 def test_bad_input(name, good, tmp_path, monkeypatch, capsys):
-    make, line, message, *code = ROWS[name]
+    make, line, named, *code = ROWS[name]
     (tmp_path / "work").mkdir()
     place = Place(tmp=tmp_path / "work", canary=tmp_path / "canary", **good)
     monkeypatch.chdir(place.tmp)
@@ -97,13 +98,23 @@ def test_bad_input(name, good, tmp_path, monkeypatch, capsys):
     found = run_in_process(words)
     seconds = time.monotonic() - start
     error = capsys.readouterr().err
-    assert message in error
+    assert_refuses(error, [item.format(**vars(place)) for item in ([named] if isinstance(named, str) else named)])
     assert found == (code[0] if code else 2), error
     assert "Traceback" not in error
     assert not place.canary.exists(), "code was run, or a file left its folder"
     assert contents(tmp_path).keys() - before.keys() <= left_by_training(place.tmp)
     assert contents(good["run"].parent) == held
     assert seconds < SECONDS
+
+
+def assert_refuses(error: str, named: list[str]) -> None:
+    """Assert the option at the head of the message, which `named` marks by a colon, and the data that it names."""
+    message = error.partition(" error: ")[2] if error.startswith("usage: ") else error
+    for item in named:
+        if item.endswith(":"):
+            assert option_of(error) == item[:-1], error
+        else:
+            assert_names(message, item)
 
 
 def program_trains(words: str) -> bool:

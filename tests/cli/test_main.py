@@ -5,6 +5,7 @@ import sys
 
 import pytest
 from helpers.commands import run_command
+from helpers.messages import assert_names
 
 import hfvit
 from hfvit.recipe.files import shipped_recipes
@@ -41,7 +42,7 @@ def test_importing_hfvit_is_lazy():
 def test_public_names_resolve():
     for name in hfvit.__all__:
         assert getattr(hfvit, name) is not None
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+    with pytest.raises(AttributeError, match="'nothing'"):
         hfvit.nothing  # noqa: B018
 
 
@@ -50,7 +51,6 @@ def test_help_teaches_every_field_of_hfvit():
     for section in (hfvit.ModelArguments, hfvit.DataArguments, hfvit.AugmentationArguments, hfvit.RunArguments):
         for field in dataclasses.fields(section):
             assert f"--{field.name} " in text
-    assert "examples:" in text
 
 
 def test_the_options_that_help_shows_are_accepted():
@@ -70,25 +70,25 @@ def test_recipes_are_listed_and_printed():
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("words", "data"),
     [
-        (["train", "quickstrat"], "Did you mean 'quickstart'?"),
-        (["recipes", "vit_bse"], "Did you mean 'vit_base'?"),
-        (["train", "recipes"], "is a folder"),
-        (["validate", "outputs/no/such"], "There is no folder outputs/no/such."),
-        (["push", "outputs", "datasets/user/x", "--dry-run"], "write the name as user/name"),
-        (["predict", "./no.onnx", "a.png"], "There is no file ./no.onnx."),
+        (["train", "quickstrat"], ["'quickstrat'", "'quickstart'"]),
+        (["recipes", "vit_bse"], ["'vit_bse'", "'vit_base'"]),
+        (["train", "recipes"], ["RECIPE: recipes"]),
+        (["validate", "outputs/no/such"], ["outputs/no/such"]),
+        (["push", "outputs", "datasets/user/x", "--dry-run"], ["datasets/user/x", "user/name"]),
+        (["predict", "./no.onnx", "a.png"], ["./no.onnx"]),
     ],
 )
-def test_a_wrong_name_is_one_message(words, message):
+def test_a_wrong_name_is_one_message(words, data):
     result = run_command("hfvit", *words)
     assert result.returncode == (5 if words[0] == "push" else 2)
     assert result.stderr.startswith("hfvit: error: ")
-    assert message in result.stderr
-    assert "Traceback" not in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert_names(result.stderr, *data)
 
 
 def test_unknown_options_of_other_commands_are_refused():
     result = run_command("hfvit", "recipes", "--color")
     assert result.returncode == 2
-    assert "unrecognized arguments: --color" in result.stderr
+    assert_names(result.stderr.partition(" error: ")[2], "--color")

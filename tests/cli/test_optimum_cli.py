@@ -1,5 +1,6 @@
 """What optimum-cli finds of hfvit: help without torch, one registration, no quarrel over a name, all in the wheel."""
 
+import re
 import shutil
 import sys
 import zipfile
@@ -28,7 +29,7 @@ def test_help_imports_nothing_heavy(words):
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     if len(words) == 3:
-        assert f"optimum-cli export {words[1]} --model outputs/quickstart" in result.stdout
+        assert {"--model", "--opset", "--atol"} <= set(re.findall(r"--\w+", result.stdout))
 
 
 OTHER = """\
@@ -58,7 +59,7 @@ def test_another_export_onnx_keeps_its_name(tmp_path):
         result = run_command("optimum-cli", "export", "onnx", PYTHONPATH=path)
         assert result.stdout == "the other one ran\n"
         assert "register_other" in result.stderr
-        assert "python -m hfvit.cli.export_onnx" in result.stderr
+        assert "hfvit.cli.export_onnx" in result.stderr
     result = run_command(sys.executable, "-m", "hfvit.cli.export_onnx", "--help", PYTHONPATH=str(ROOT))
     assert "--with-preprocessing" in result.stdout
 

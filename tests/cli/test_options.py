@@ -3,6 +3,7 @@
 import argparse
 
 import pytest
+from helpers.messages import assert_names, option_of
 
 from hfvit.cli import options as option_types
 
@@ -33,4 +34,6 @@ def test_values_are_taken_or_told_in_words(name, capsys):
         with pytest.raises(SystemExit) as stop:
             parser.parse_args([f"--value={text}"])
         assert stop.value.code == 2
-        assert f"error: argument --value: {text} is no " in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert option_of(error) == "value"
+        assert_names(error, text)

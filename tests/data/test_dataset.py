@@ -1,5 +1,6 @@
 """Batches of a split, decoded once or as they are read, and the order they are drawn in."""
 
+import errno
 import os
 import pickle
 import resource
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from helpers.images import LABELS, colored_image, colored_split
+from helpers.messages import assert_logged, assert_names
+from helpers.splits import load_splits
 from PIL import Image
 from timm.data import resolve_data_config
 from torch.utils.data import DataLoader
@@ -21,7 +24,6 @@ from hfvit.data.dataset import ArrayReader, DecodingReader, ImageDataset, collat
 from hfvit.data.decode import decode
 from hfvit.data.pixel_cache import NotAnArray, cached_pixels, common_size
 from hfvit.data.samplers import EpochSampler
-from hfvit.data.splits import load_splits
 from hfvit.errors import DataError
 from hfvit.transforms.augmentation import Augmentation
 from hfvit.transforms.preprocessing import Preprocessing
@@ -68,8 +70,8 @@ def test_small_images_are_decoded_once_into_one_array_a_split(splits, caplog):
     assert all(isinstance(reader, ArrayReader) for reader in readers.values())
     assert readers["train"].pixels.path == readers["validation"].pixels.path  # one file for what was held out, too
     assert readers["train"].pixels.array.shape == (65, 16, 16, 3)
-    assert "train: 52 images of 16x16 pixels, decoded once" in caplog.text
-    assert splits.facts["splits"]["test"]["input"] == "of 16x16 pixels, decoded once"
+    assert_logged(caplog, "INFO", "train", 52, "16x16", logger="hfvit.data")
+    assert_names(splits.facts["splits"]["test"]["input"], "16x16")
     for role in ("train", "validation", "test"):
         batch = ImageDataset(splits[role]["label"], readers[role]).__getitems__([0, 5, 11])
         assert batch["images"].dtype == torch.uint8
@@ -113,22 +115,22 @@ def test_a_worker_is_sent_the_name_of_the_file_not_its_content(splits):
 
 
 def test_reasons_against_an_array_are_told(monkeypatch):
-    with pytest.raises(NotAnArray, match=r"differ in size \(40x30, but 43x32 in row 1\)"):
+    with pytest.raises(NotAnArray, match=r"\b40x30\b.*\b43x32\b.*\b1\b"):
         array_of(varied())
     large = datasets.Dataset.from_dict(
         {"img": [Image.new("RGB", (200, 150))] * 2}, features=datasets.Features({"img": datasets.Image()})
     )
-    with pytest.raises(NotAnArray, match="200x150 pixels are not small"):
+    with pytest.raises(NotAnArray, match=r"\b200x150\b"):
         array_of(undecoded(large))
     small = undecoded(colored_split(4, 77))
     monkeypatch.setattr(hfvit.data.pixel_cache.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
-    with pytest.raises(NotAnArray, match="do not fit on the disk"):
+    with pytest.raises(NotAnArray, match=r"\bMiB\b.*\bhfvit_pixels\b"):
         array_of(small)
 
 
 def test_a_size_that_differs_late_is_noticed_while_decoding(monkeypatch):
     monkeypatch.setattr(hfvit.data.pixel_cache, "PROBED", 1)
-    with pytest.raises(NotAnArray, match="differ in size"):
+    with pytest.raises(NotAnArray, match=r"\b40x30\b.*\b43x32\b.*\b1\b"):
         array_of(varied())
 
 
@@ -139,12 +141,12 @@ def test_a_disk_that_fills_up_is_a_reason_and_leaves_nothing():
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
-        with pytest.raises(NotAnArray, match="cannot be written \\(File too large\\)"):
+        with pytest.raises(NotAnArray, match=rf"\bhfvit_pixels\b.*{os.strerror(errno.EFBIG)}"):
             cached_pixels(split, "train", size, show_progress=False)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     folder = datasets.config.HF_DATASETS_CACHE / "hfvit_pixels"
-    assert not [*folder.glob("*.writing"), *folder.glob(f"{split._fingerprint}*")]
+    assert not [*folder.glob(".*"), *folder.glob(f"{split._fingerprint}*")]
 
 
 def test_a_file_that_is_not_whole_is_written_anew():
@@ -157,7 +159,7 @@ def test_a_file_that_is_not_whole_is_written_anew():
 
 def test_what_a_killed_writer_left_is_removed_after_a_day():
     folder = array_of(undecoded(colored_split(4, 81))).path.parent
-    old, new = folder / ".old.writing", folder / ".new.writing"
+    old, new = folder / ".old.1.npy", folder / ".new.1.npy"
     for file in (old, new):
         file.write_bytes(b"")
     os.utime(old, (0, 0))
@@ -171,8 +173,9 @@ def test_a_corrupt_picture_is_named_while_decoding_once():
     rows = undecoded(colored_split(70, 3)).to_list()
     rows[33]["image"]["bytes"] = rows[33]["image"]["bytes"][:80]
     broken = datasets.Dataset.from_list(rows).cast_column("image", datasets.Image(decode=False))
-    with pytest.raises(DataError, match="Split 'train', row 33: not a readable picture"):
+    with pytest.raises(DataError) as caught:
         array_of(broken)
+    assert_names(caught.value, "'train'", 33)
 
 
 def test_varied_images_are_cropped_by_the_loader_as_torchvision_would():

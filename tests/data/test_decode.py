@@ -6,12 +6,13 @@ import datasets
 import numpy as np
 import pytest
 from helpers.images import colored_image, colored_split
+from helpers.messages import assert_names
+from helpers.splits import load_splits
 from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 from transformers.image_utils import load_image
 
 from hfvit.data.decode import decode, decode_crop, image_size, to_rgb
-from hfvit.data.splits import load_splits
 from hfvit.errors import DataError
 
 
@@ -44,23 +45,25 @@ def test_a_corrupt_image_names_its_split_and_row_as_the_data_set_has_them(tmp_pa
                     decode(example["image"], splits.sources[role], example["row"])
                 except DataError as error:
                     found.append(str(error))
-        assert all(f"Split 'train', row {bad}: not a readable picture" in message for message in found)
+        for message in found:
+            assert_names(message, "'train'", bad)
         assert len(found) == 1 or bad not in [*splits.train["row"], *splits.validation["row"]]
 
 
 @pytest.mark.parametrize("nothing", [None, {"bytes": None, "path": "/no/such/file.png"}, {"bytes": b"", "path": None}])
 def test_what_is_no_picture_is_named(nothing):
-    with pytest.raises(DataError, match=r"Split 'train', row 7.*: not a readable picture"):
-        decode(nothing, "train", 7)
-    with pytest.raises(DataError, match="row 7"):
-        image_size(nothing, "train", 7)
+    for read in (decode, image_size):
+        with pytest.raises(DataError) as caught:
+            read(nothing, "train", 7)
+        assert_names(caught.value, "'train'", 7)
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_decompression_bomb_is_refused(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
-    with pytest.raises(DataError, match=r"row 0: not a readable picture .*DecompressionBomb"):
+    with pytest.raises(DataError) as caught:
         decode(encoded(colored_image(0, np.random.default_rng(0))), "train", 0)
+    assert_names(caught.value, "'train'", 0, "DecompressionBombError")
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB"])

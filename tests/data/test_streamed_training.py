@@ -10,6 +10,7 @@ import yaml
 from helpers.commands import ROOT, run_command
 from helpers.images import colored_split
 from helpers.killing import launched_until_a_checkpoint
+from helpers.messages import assert_logged, assert_names, option_of
 from helpers.recipes import MICRO_RECIPE
 from helpers.runs import OUTPUT_FILES, assert_same_run, facts, fails, files
 from helpers.shards import ROWS, with_card, write_shards
@@ -35,8 +36,8 @@ def test_training_on_a_stream(stream_recipe, tmp_path, caplog):
     words = [str(stream_recipe), "--output_dir", str(out), "--mixup_alpha", "0.2", "--policy", "trivial_augment"]
     with caplog.at_level(logging.INFO, "hfvit"):
         assert run(lambda: main([*words, "--max_steps", "45", "--dataloader_num_workers", "9"])) == 0
-    assert "train: streamed, shuffle buffer of 20, 4 shards" in caplog.messages
-    assert "train: 4 workers instead of 9: one needs a shard of its own" in caplog.messages
+    assert_logged(caplog, "INFO", "train", 20, 4)
+    assert_logged(caplog, "INFO", "train", 4, 9, logger="hfvit.data")
     assert files(out) == OUTPUT_FILES
     recorded = facts(out)
     assert recorded["metrics"]["test"]["images"] == 31
@@ -44,7 +45,7 @@ def test_training_on_a_stream(stream_recipe, tmp_path, caplog):
     assert recorded["metrics"]["test"]["accuracy"] > 0.8
     assert recorded["training"]["steps"] == 45
     assert recorded["training"]["epochs"] is None
-    assert "streamed, not counted" in (out / "README.md").read_text()
+    assert recorded["data"]["splits"]["train"]["rows"] is None
     assert yaml.safe_load((out / "recipe.yaml").read_text())["streaming"] is True
 
 
@@ -68,7 +69,8 @@ def test_resumed_is_as_unbroken(stream_recipe, tmp_path, workers, monkeypatch, c
     assert Path(newest_checkpoint(broken)).name == "checkpoint-10"
     words += ["--output_dir", str(broken), "--resume_from_checkpoint", "auto"]
     message = fails(capsys, *words, "--shuffle_buffer_size", "7")
-    assert "read with shuffle_buffer_size 20, now it is 7; resume with the same" in message
+    assert option_of(message) == "resume_from_checkpoint"
+    assert_names(message, "shuffle_buffer_size", 20, 7)
     assert run(lambda: main(words)) == 0
     assert_same_run(broken, unbroken)
 
@@ -79,8 +81,11 @@ def test_a_counted_stream_knows_its_epochs(sharded, stream_recipe, tmp_path, cap
     with_card(folder, sum(ROWS))
     words = [str(stream_recipe), "--dataset_name", str(folder), "--output_dir", str(out)]
     message = fails(capsys, *words, "--max_steps", "-1", "--num_train_epochs", "4")
-    assert "set max_steps to 36: num_train_epochs 4 of its 72 images" in message
-    assert "9 steps see as many" in fails(capsys, *words, "--eval_strategy", "epoch")
+    assert option_of(message) == "max_steps"
+    assert_names(message, 36, "num_train_epochs 4", 72)
+    message = fails(capsys, *words, "--eval_strategy", "epoch")
+    assert option_of(message) == "eval_strategy"
+    assert_names(message, 9)
     assert run(lambda: main([*words, "--mixup_alpha", "0.2", "--mix_off_epochs", "1"])) == 0
     recorded = facts(out)
     assert recorded["training"]["epochs"] == 2.0
@@ -97,25 +102,30 @@ def test_mistakes_are_told_before_anything_is_read(stream_recipe, capsys, tmp_pa
 
     monkeypatch.setattr("hfvit.data.stream_splits._written", reads)
     words = [stream_recipe, "--output_dir", tmp_path / "out"]
-    assert "set max_steps to the number of optimizer steps" in fails(capsys, *words, "--max_steps", "-1")
-    assert "eval_strategy: epoch never comes" in fails(capsys, *words, "--eval_strategy", "epoch")
-    assert "save_strategy: epoch never comes" in fails(
-        capsys, *words, "--save_strategy", "epoch", "--load_best_model_at_end", "false"
-    )
-    assert "has no split 'tost'" in fails(capsys, *words, "--test_split", "tost")
-    assert "there is no folder" in fails(capsys, *words, "--dataset_name", "./missing")
-    assert "'digits' comes with scikit-learn" in fails(capsys, *words, "--dataset_name", "digits")
-    assert "max_train_samples" in fails(capsys, *words, "--train_split", "train[:100]")
-    assert "max_eval_samples" in fails(capsys, *words, "--test_split", "test[:100]")
-    assert "is the streamed training split" in fails(capsys, *words, "--validation_split", "train")
+    assert option_of(fails(capsys, *words, "--max_steps", "-1")) == "max_steps"
+    assert option_of(fails(capsys, *words, "--eval_strategy", "epoch")) == "eval_strategy"
+    by_epoch = [*words, "--save_strategy", "epoch", "--load_best_model_at_end", "false"]
+    assert option_of(fails(capsys, *by_epoch)) == "save_strategy"
+    assert_names(fails(capsys, *words, "--test_split", "tost"), "'tost'", "train, validation, test")
+    assert option_of(fails(capsys, *words, "--dataset_name", "./missing")) == "dataset_name"
+    assert option_of(fails(capsys, *words, "--dataset_name", "digits")) == "streaming"
+    message = fails(capsys, *words, "--train_split", "train[:100]")
+    assert option_of(message) == "train_split"
+    assert_names(message, "'train[:100]'", "max_train_samples")
+    message = fails(capsys, *words, "--test_split", "test[:100]")
+    assert option_of(message) == "test_split"
+    assert_names(message, "'test[:100]'", "max_eval_samples")
+    assert option_of(fails(capsys, *words, "--validation_split", "train")) == "validation_split"
     unsplit = tmp_path / "unsplit.yaml"
     unsplit.write_text(stream_recipe.read_text().replace("validation_split: validation\n", ""))
-    assert "name the validation_split" in fails(capsys, unsplit, *words[1:])
+    message = fails(capsys, unsplit, *words[1:])
+    assert option_of(message) == "streaming"
+    assert_names(message, "validation_split")
 
 
 def test_no_length_no_last_epochs(stream_recipe, capsys, tmp_path):
     words = [stream_recipe, "--output_dir", tmp_path / "out", "--mixup_alpha", "0.2", "--mix_off_epochs", "1"]
-    assert "mix_off_epochs: nobody has counted" in fails(capsys, *words)
+    assert option_of(fails(capsys, *words)) == "mix_off_epochs"
 
 
 def test_a_corrupt_picture_in_mid_stream(stream_recipe, tmp_path, capsys):
@@ -125,8 +135,7 @@ def test_a_corrupt_picture_in_mid_stream(stream_recipe, tmp_path, capsys):
     write_shards(tmp_path / "set", split)
     words = ["--output_dir", tmp_path / "out", "--dataset_name", tmp_path / "set", "--dataloader_num_workers", "2"]
     message = fails(capsys, stream_recipe, *words)
-    assert "of the stream in epoch 0 (reader " in message
-    assert "(forty.png): not a readable picture" in message
+    assert_names(message, "'train'", 0, "forty.png")
 
 
 # Processes
@@ -146,7 +155,8 @@ def test_two_processes_train_and_resume_on_one_stream(stream_recipe, tmp_path):
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
     result = run_command(*words(unbroken))
     assert result.returncode == 0, result.stderr
-    assert "train: streamed, shuffle buffer of 20, 4 shards over 2 processes" in result.stderr
+    line = next(line for line in result.stderr.splitlines() if "train: " in line)
+    assert_names(line, 20, 4, 2)
     recorded = facts(unbroken)
     assert recorded["training"]["processes"] == 2
     assert recorded["training"]["steps"] == 16

@@ -9,13 +9,13 @@ import pytest
 from helpers.browser import Visit, chromium
 from helpers.commands import ROOT, free_port
 from helpers.images import LABELS, colored_image
+from helpers.models import build_model
 from helpers.onnx_graphs import write_configs, write_graph
 from helpers.recipes import ARCHITECTURE, MICRO
 
 import hfvit
 from hfvit.cli import main
 from hfvit.demo.app import AttentionView
-from hfvit.models.factory import build_model
 
 client = pytest.importorskip("gradio_client")
 COMMAND = "import sys; from hfvit.cli import main; main(sys.argv[1:])"

@@ -1,5 +1,6 @@
 """The gate: its figures against an independent count, its exit code, and what it leaves in the files."""
 
+import errno
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.images import LABELS, colored_split
+from helpers.messages import assert_names, option_of
 from helpers.onnx_graphs import BRIGHTEST, expected_logits, write_configs, write_graph
 from helpers.recipes import MICRO_RECIPE
 from helpers.records import artifact_result, exported_file, make_gate
@@ -100,8 +102,9 @@ def test_artifacts_with_another_order_of_classes_are_compared_by_name(graphs, co
     assert comparison.rows[1].accuracy == comparison.rows[1].agreement == 1.0
     assert comparison.rows[1].max_logit_difference < 1e-5
     write_configs(other, ["red", "green", "violet"])
-    with pytest.raises(ModelError, match="has other classes than the reference: blue, violet are"):
+    with pytest.raises(ModelError) as caught:
         validate(graphs, [other], split, show_progress=False)
+    assert_names(caught.value, other, "blue, violet")
 
 
 def test_each_kind_of_failure_has_its_sentence(graphs, colors, tmp_path):
@@ -111,11 +114,11 @@ def test_each_kind_of_failure_has_its_sentence(graphs, colors, tmp_path):
     others = [loaded, graphs / "permuted.onnx", broken, graphs / "model.onnx"]
     comparison = validate(graphs, others, split, max_accuracy_drop=50, min_agreement=0.999, show_progress=False)
     noisy, permuted, nan = comparison.failures
-    assert f"noisy.onnx: it agrees with the reference on {comparison.rows[1].agreement:.2%} of the" in noisy
-    assert "permuted.onnx: its accuracy 0.00% is 100.00 points below the reference's 100.00% (at most 50" in permuted
-    assert "broken.onnx: its logits are NaN or infinite for 31 images, and its accuracy 0.00%" in nan
+    assert_names(noisy, "noisy.onnx", f"{comparison.rows[1].agreement:.2%}", "99.90%")
+    assert_names(permuted, "permuted.onnx", "0.00%", "100.00", "100.00%", 50)
+    assert_names(nan, "broken.onnx", "NaN", 31, "0.00%")
     assert not comparison.passed
-    assert "FAILED" in comparison.table()
+    assert_names(comparison.table(), "noisy.onnx", "permuted.onnx", "broken.onnx", 50, "99.90%")
 
 
 def test_a_graph_with_preprocessing_inside_is_held_to_one_without(graphs, colors):
@@ -128,7 +131,7 @@ def test_a_graph_with_preprocessing_inside_is_held_to_one_without(graphs, colors
     assert [row.includes_preprocessing for row in comparison.rows] == [False, True]
     lines = comparison.table().splitlines()
     assert ["raw.onnx *" in line for line in lines[1:3]] == [False, True]
-    assert lines[6] == "         * its preprocessing too, which the graph does by itself"
+    assert lines[6].split()[0] == "*"
 
 
 def test_a_device_is_for_what_is_loaded_here(graphs, colors):
@@ -138,27 +141,27 @@ def test_a_device_is_for_what_is_loaded_here(graphs, colors):
     for device, others in (("npu", [loaded]), ("cpu", [graphs])):
         comparison = validate(loaded, others, split, batch_size=1, device=device, show_progress=False)
         assert [row.device for row in comparison.rows] == ["cpu", "cpu"]
-    with pytest.raises(ModelError, match="cannot use 'npu'"):
+    with pytest.raises(ModelError, match=r"^device: .*'npu'"):
         validate(loaded, [graphs], split, device="npu", show_progress=False)
 
 
 @pytest.mark.parametrize(
-    ("file", "text", "message"),
+    ("file", "text", "datum"),
     [
-        ("run.json", "{", "cannot be read as JSON"),
-        ("run.json", '{"loss": NaN}', "cannot be read as JSON: NaN is no JSON value"),
-        ("run.json", "[1]", "holds no JSON object"),
-        ("onnx/export.json", '{"files": ', "cannot be read"),
-        ("onnx/export.json", '{"files": [1]}', "cannot be read: files must be an object"),
-        ("onnx/export.json", '{"files": {"model.onnx": 1}}', "cannot be read: files.model.onnx must be an object"),
+        ("run.json", "{", "line 1 column 2"),
+        ("run.json", '{"loss": NaN}', "NaN"),
+        ("run.json", "[1]", "JSON"),
+        ("onnx/export.json", '{"files": ', "line 1 column 11"),
+        ("onnx/export.json", '{"files": [1]}', "files"),
+        ("onnx/export.json", '{"files": {"model.onnx": 1}}', "files.model.onnx"),
     ],
 )
-def test_a_file_that_cannot_take_the_result_is_told_before_the_work(out, capsys, file, text, message):
+def test_a_file_that_cannot_take_the_result_is_told_before_the_work(out, capsys, file, text, datum):
     (out / file).write_text(text)
     assert command("validate", out, out / "onnx") == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err.startswith(f"hfvit: error: {out / file} {message}")
+    assert_names(printed.err, out / file, datum)
     assert printed.err.count("\n") == 1
 
 
@@ -182,7 +185,7 @@ def read_only(out):
 
 
 def test_a_read_only_folder_is_told_before_the_work_and_after_it(read_only):
-    message = rf"{read_only}/run\.json cannot be written: Permission denied\."
+    message = rf"{read_only}/run\.json .*{os.strerror(errno.EACCES)}"
     with pytest.raises(ModelError, match=message):
         check_recordable([read_only])
     with pytest.raises(ModelError, match=message):
@@ -198,9 +201,9 @@ def test_the_command_judges_what_training_held_out_and_saves_it(out, tmp_path, c
     code = command("validate", *paths, "--threads", 1, "--max_accuracy_drop", 20, "--output", target)
     printed = capsys.readouterr()
     assert code == 4
-    assert printed.err.count("points below the reference's") == printed.err.count("\n") == 1
-    assert f"hfvit: error: {paths[2]}: its accuracy" in printed.err
-    assert "split 'train, 0.2 held out', 13 images" in printed.out
+    assert printed.err.count("\n") == 1
+    assert_names(printed.err, paths[2], "100.00%", 20)
+    assert_names(printed.out, "train", 0.2, 13)
 
     saved = json.loads(target.read_text())
     assert [row["artifact"] for row in saved["artifacts"]] == [str(path) for path in paths]
@@ -234,29 +237,29 @@ def test_an_exported_graph_agrees_with_the_checkpoint(out):
 def test_the_command_passes_on_another_split(out, capsys):
     assert command("validate", out, out / "onnx", "--split", "test", "--max_samples", 20, "--threads", 1) == 0
     printed = capsys.readouterr()
-    assert "split 'test', 20 of 31 images drawn with seed 42\n" in printed.out
-    assert "passed" in printed.out
+    assert_names(printed.out, "'test'", 20, 31, 42)
     assert not printed.err
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("words", "option", "data"),
     [
-        (["{out}/no"], "There is no folder"),
-        (["{out}", "{out}/onnx/modle.onnx"], "There is no file"),
-        (["{out}", "--split", "tset"], "has no split 'tset'; it has train, test. Did you mean 'test'?"),
-        (["{out}", "--output", "{out}/nowhere/gate.json"], "--output: "),
-        (["{out}", "--min_agreement", "99"], "argument --min_agreement: 99 is no share from 0 to 1"),
-        (["{out}", "--min_agreement", "nan"], "argument --min_agreement: nan is no share from 0 to 1"),
-        (["{out}", "--max_accuracy_drop", "nan"], "argument --max_accuracy_drop: nan is no number of points"),
-        (["{out}", "--max_accuracy_drop", "-0.5"], "argument --max_accuracy_drop: -0.5 is no number of points"),
-        (["{out}", "--seed", "-1"], "argument --seed: -1 is no whole number from 0 on"),
-        (["{out}", "--batch_size", "0"], "0 is no whole number above 0"),
+        (["{out}/no"], None, ["{out}/no"]),
+        (["{out}", "{out}/onnx/modle.onnx"], None, ["{out}/onnx/modle.onnx"]),
+        (["{out}", "--split", "tset"], None, ["'tset'", "train, test", "'test'"]),
+        (["{out}", "--output", "{out}/nowhere/gate.json"], "output", ["{out}/nowhere"]),
+        (["{out}", "--min_agreement", "99"], "min_agreement", ["99"]),
+        (["{out}", "--min_agreement", "nan"], "min_agreement", ["nan"]),
+        (["{out}", "--max_accuracy_drop", "nan"], "max_accuracy_drop", ["nan"]),
+        (["{out}", "--max_accuracy_drop", "-0.5"], "max_accuracy_drop", ["-0.5"]),
+        (["{out}", "--seed", "-1"], "seed", ["-1"]),
+        (["{out}", "--batch_size", "0"], "batch_size", ["0"]),
     ],
 )
-def test_mistakes_are_one_message(out, capsys, words, message):
+def test_validate_with_a_wrong_value_names_option_and_data(out, capsys, words, option, data):
     assert command("validate", *(word.format(out=out) for word in words)) == 2
     printed = capsys.readouterr()
-    assert message in printed.err
+    assert option_of(printed.err) == option
+    assert_names(printed.err, *(item.format(out=out) for item in data))
     assert "Traceback" not in printed.err
     assert "gate" not in json.loads((out / "run.json").read_text())

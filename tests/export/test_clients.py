@@ -14,6 +14,7 @@ import torch
 from helpers.browser import Visit, chromium, served
 from helpers.images import LABELS
 from helpers.loopback_hub import LoopbackHub
+from helpers.models import build_model
 from helpers.recipes import ARCHITECTURE, MICRO
 from PIL import Image
 from transformers import set_seed
@@ -23,7 +24,6 @@ from hfvit.cli import main as hfvit_command
 from hfvit.cli.export_onnx import main as export
 from hfvit.demo.web_runtime import TESTED, TESTED_RUNTIME
 from hfvit.hub.push import Destination, push
-from hfvit.models.factory import build_model
 
 CLIENTS = Path(__file__).parent / "clients"
 pytestmark = pytest.mark.integration

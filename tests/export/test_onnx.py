@@ -10,6 +10,7 @@ import torch
 import transformers
 from helpers.commands import ROOT
 from helpers.images import LABELS
+from helpers.models import build_model
 from helpers.recipes import ARCHITECTURE, MICRO
 from helpers.records import exported_file
 from onnx import TensorProto
@@ -25,7 +26,6 @@ from hfvit.errors import ModelError
 from hfvit.export.client_config import family_config
 from hfvit.export.onnx import export_onnx
 from hfvit.export.parity import DEFAULT_ATOL
-from hfvit.models.factory import build_model
 
 VIT = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
 STOCK = {

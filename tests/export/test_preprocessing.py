@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 from helpers.images import LABELS
+from helpers.models import build_model
 from helpers.onnx_graphs import SIZE, write_configs, write_graph
 from helpers.recipes import ARCHITECTURE, MICRO
 from PIL import Image
@@ -20,7 +21,6 @@ from hfvit.export.onnx import export_onnx
 from hfvit.export.preprocessing import preprocessing_graph
 from hfvit.export.processor_steps import image_steps
 from hfvit.inference.classifier import load_classifier
-from hfvit.models.factory import build_model
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 # Shrunk, enlarged, wide, tall, as large as wanted, and with sides that a crop cannot be centred in.

@@ -7,6 +7,7 @@ import onnxruntime
 import pytest
 import torch
 from helpers.images import LABELS
+from helpers.models import build_model
 from onnx import TensorProto, helper, numpy_helper
 from transformers import (
     Dinov2Config,
@@ -21,7 +22,6 @@ from hfvit.errors import DataError, HFViTError, ModelError
 from hfvit.export.fusion import fuse
 from hfvit.export.onnx import export_onnx
 from hfvit.export.quantization import attention_products, load_float_graph, quantize_onnx
-from hfvit.models.factory import build_model
 
 SIZE, DEPTH = 32, 3
 SHAPE = {"patch_size": 8, "embed_dim": 64, "depth": DEPTH, "num_heads": 2, "init_values": 0.5}

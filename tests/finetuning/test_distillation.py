@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers.images import LABELS
 from helpers.micro_trainer import assert_resumes_exactly, make_trainer, parts
+from helpers.models import build_model
 from helpers.recipes import ARCHITECTURE, MICRO
 from safetensors.torch import load_file
 from sklearn.utils.class_weight import compute_class_weight
@@ -17,7 +18,6 @@ from hfvit.data.samplers import BalancedSampler, occurrences
 from hfvit.errors import ModelError, RecipeError
 from hfvit.finetuning.distillation import Objective, Teacher, build_objective
 from hfvit.finetuning.factory import class_weights
-from hfvit.models.factory import build_model
 from hfvit.pipeline import main
 from hfvit.recipe.loader import load_recipe
 from hfvit.training.losses import cross_entropy, hard_distillation, soft_distillation

@@ -13,10 +13,9 @@ import pytest
 import torch
 from helpers.images import LABELS
 from helpers.killing import Killer
+from helpers.models import build_model
 from helpers.recipes import ARCHITECTURE, MICRO, MICRO_RECIPE
 from safetensors.torch import load_file
-
-from hfvit.models.factory import build_model
 
 ROUNDING = 1e-5  # relative; a float32 has 6e-8, and losses differed by three of those at most
 

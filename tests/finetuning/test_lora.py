@@ -4,13 +4,13 @@ import pytest
 import torch
 from helpers.images import LABELS
 from helpers.micro_trainer import assert_resumes_exactly, make_trainer, weights
+from helpers.models import build_model
 from helpers.recipes import ARCHITECTURE, MICRO
 
 import hfvit.finetuning.lora
 from hfvit.artifacts.checkpoint import check_same_model, newest_checkpoint
 from hfvit.errors import ModelError
 from hfvit.finetuning.lora import add_lora, target_layers
-from hfvit.models.factory import build_model
 
 PIXELS = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 

@@ -10,6 +10,7 @@ import torch
 from helpers.commands import run_command
 from helpers.images import LABELS
 from helpers.micro_trainer import make_trainer
+from helpers.models import build_model
 from helpers.recipes import ARCHITECTURE, MICRO, MICRO_RECIPE
 from helpers.runs import OUTPUT_FILES, files
 from safetensors.torch import load_file
@@ -17,10 +18,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from transformers import AutoModelForImageClassification
 
+from hfvit.artifacts.run_record import RunRecord
 from hfvit.errors import ModelError, RecipeError
 from hfvit.finetuning.linear_probe import AugmentedPasses, body_and_classifier, solve
 from hfvit.hub.files import files_to_push
-from hfvit.models.factory import build_model
 from hfvit.pipeline import main
 from hfvit.recipe.loader import load_recipe
 from hfvit.report.page import write_page
@@ -91,7 +92,7 @@ def test_a_linear_probe_equals_scikit_learns_and_is_kept(write, start, caplog):
     assert probe["best_c"] == probe["c"][int(np.argmax(scores))]
     assert facts["metrics"]["validation"]["accuracy"] == max(scores)
     assert "C = " in (out / "README.md").read_text()
-    page = write_page(facts, out, {}).read_text()
+    page = write_page(RunRecord.load(out), out, {}).read_text()
     assert f"C = {probe['best_c']:g} of 2 by validation accuracy" in page
     assert "0 steps" not in page
 
@@ -197,7 +198,7 @@ def test_a_probe_whose_images_do_not_fit_goes_on_with_fewer(write, monkeypatch, 
 def test_no_probe_where_the_classifier_is_not_one_layer():
     name, size = "deit_tiny_distilled_patch16_224", {"patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
     model = build_model(LABELS, architecture=name, image_size=16, timm_kwargs=size)
-    with pytest.raises(ModelError, match="linear_probe is not for deit_tiny_distilled"):
+    with pytest.raises(ModelError, match=r"^finetuning: .*deit_tiny_distilled"):
         body_and_classifier(model)
 
 

@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 from helpers.images import LABELS
+from helpers.models import build_model
 from helpers.recipes import ARCHITECTURE, MICRO, MICRO_RECIPE
 from safetensors.torch import load_file
 from torch.nn import functional as F
@@ -14,7 +15,6 @@ from transformers import AutoModelForImageClassification, TrainerCallback, Train
 
 from hfvit.errors import ModelError, RecipeError
 from hfvit.finetuning.progressive_resizing import ProgressiveSize
-from hfvit.models.factory import build_model
 from hfvit.pipeline import main as train
 
 STEPS, SIZES = 18, [8, 16]  # of 6 steps an epoch, so that two checkpoints are within a part's bounds

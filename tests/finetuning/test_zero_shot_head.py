@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 from helpers.images import LABELS, colored_image
+from helpers.models import build_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast, SiglipConfig, SiglipModel
 
 import hfvit
 from hfvit.errors import ModelError, run
 from hfvit.finetuning.zero_shot_head import name_embeddings, start_from_text
-from hfvit.models.factory import build_model
 from hfvit.pipeline import main
 
 TOWER = "vit_base_patch16_clip_quickgelu_224"

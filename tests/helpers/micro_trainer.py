@@ -5,6 +5,7 @@ import pytest
 import torch
 from datasets import Image
 from helpers.images import LABELS, colored_split
+from helpers.models import build_model
 from helpers.recipes import ARCHITECTURE, MICRO
 from timm.data import resolve_data_config
 from transformers import TrainerCallback, set_seed
@@ -13,7 +14,6 @@ from hfvit.artifacts.checkpoint import newest_checkpoint, publish
 from hfvit.data.dataset import ArrayReader, ImageDataset
 from hfvit.data.pixel_cache import cached_pixels
 from hfvit.metrics.classification import trainer_metrics
-from hfvit.models.factory import build_model
 from hfvit.recipe.training_args import HFViTTrainingArguments
 from hfvit.training.trainer import HFViTTrainer
 from hfvit.transforms.augmentation import Augmentation

@@ -10,6 +10,7 @@ from helpers.commands import run_command
 from helpers.images import LABELS
 from helpers.loopback_hub import LoopbackHub
 from helpers.loopback_store import READ, STRANGER, Blob
+from helpers.models import build_model
 from helpers.recipes import ARCHITECTURE, MICRO, MICRO_RECIPE
 from helpers.runs import PUSHED
 from huggingface_hub import ModelCard
@@ -19,7 +20,6 @@ from hfvit.cli.export_onnx import main as export
 from hfvit.errors import HubError, run
 from hfvit.hub.files import files_to_push
 from hfvit.hub.push import Destination, push
-from hfvit.models.factory import build_model
 from hfvit.pipeline import main
 
 

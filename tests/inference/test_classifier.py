@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.images import LABELS, colored_image
+from helpers.models import build_model
 from helpers.onnx_graphs import BRIGHTEST, expected_logits, write_configs, write_graph
 from helpers.recipes import ARCHITECTURE, MICRO
 from PIL import Image
@@ -17,7 +18,6 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 import hfvit
 from hfvit.errors import DataError, HFViTError, ModelError
-from hfvit.models.factory import build_model
 
 STOCK = {
     "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "image_size": 16,

@@ -8,12 +8,12 @@ import pytest
 import timm
 import torch
 from helpers.images import LABELS
+from helpers.models import build_model
 from transformers import AutoModelForImageClassification
 
 from hfvit.errors import ModelError
 from hfvit.export.client_config import family_config
 from hfvit.export.onnx import export_onnx
-from hfvit.models.factory import build_model
 from hfvit.models.freezing import classifier_parameters, layer_ids
 from hfvit.models.modeling import HFViTForImageClassification
 from hfvit.pipeline import main
@@ -114,15 +114,15 @@ def test_layers_learn_at_their_own_rate(trained):
 
 def test_the_first_blocks_or_all_but_the_head_freeze(trained):
     family, *_ = trained
-    model = build(family, frozen=1)
+    model = build(family, freeze=1)
     layer_of = layer_ids(model.timm_model)
     assert {n for n, p in model.timm_model.named_parameters() if p.requires_grad} == {
         name for name, layer in layer_of.items() if layer > 1
     }
     blocks = max(layer_of.values()) - 1
     with pytest.raises(ModelError, match=f"but the model has {blocks}; use 1 to {blocks}"):
-        build(family, frozen=blocks + 1)
-    model = build(family, frozen="backbone")
+        build(family, freeze=blocks + 1)
+    model = build(family, freeze="backbone")
     head = {id(parameter) for parameter in classifier_parameters(model.timm_model)}
     assert head == {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
 

@@ -6,17 +6,17 @@ import pytest
 import timm
 import torch
 from helpers.images import LABELS
+from helpers.models import build_model
 from helpers.recipes import ARCHITECTURE, MICRO
 from transformers import AutoModelForImageClassification, TimmWrapperForImageClassification
 
 from hfvit.errors import ModelError
-from hfvit.models.factory import build_model
 from hfvit.models.modeling import HFViTForImageClassification
 
 # One of each kind of position embedding: with a class token in it, beside it (DINOv2 with registers), and without one.
 FAMILIES = {
     "vit": ("vit_tiny_patch16_224", MICRO),
-    "dinov2": ("vit_small_patch14_reg4_dinov2", {**MICRO, "patch_size": 8, "img_size": 64}),
+    "dinov2": ("vit_small_patch14_reg4_dinov2", {**MICRO, "patch_size": 8}),
     "siglip": ("vit_base_patch16_siglip_224", MICRO),
     "deit": ("deit_tiny_distilled_patch16_224", MICRO),
 }
@@ -140,7 +140,7 @@ def test_layer_scale_is_loaded(tmp_path):
         ({"architecture": ARCHITECTURE, "image_size": 50}, "use 48 or 64"),
         ({"architecture": ARCHITECTURE, "timm_kwargs": {"heads": 2}}, "heads"),
         ({"architecture": ARCHITECTURE, "timm_kwargs": {"embed_dim": 32}}, "cannot be built"),
-        ({"architecture": ARCHITECTURE, "timm_kwargs": MICRO, "frozen": 9}, "9 blocks were asked for"),
+        ({"architecture": ARCHITECTURE, "timm_kwargs": MICRO, "freeze": 9}, "9 blocks were asked for"),
         ({"model_name_or_path": "/nowhere"}, "there is no folder"),
     ],
 )

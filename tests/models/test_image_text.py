@@ -256,8 +256,8 @@ def blocks(kind):
 def test_the_pages_recipe_is_one(tmp_path):
     (tmp_path / "recipe.yaml").write_text(blocks("yaml")[0])
     recipe = load_recipe([str(tmp_path / "recipe.yaml"), "--use_cpu", "true"])
-    assert recipe.model.text_options["fusion"] == "cross_attention"
-    assert recipe.data.loading["text_column"] == "title"
+    assert recipe.model.fusion == "cross_attention"
+    assert recipe.data.text_column == "title"
 
 
 def test_the_pages_examples_run(exported, tmp_path, monkeypatch, capsys):

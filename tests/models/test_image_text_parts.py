@@ -5,6 +5,7 @@ import pytest
 import torch
 from helpers.image_text import WORDS, tokenizer, write_encoder, write_set
 from helpers.images import LABELS
+from helpers.models import build_model
 from helpers.recipes import ARCHITECTURE, MICRO
 from transformers import CLIPConfig, CLIPModel, T5Config, T5EncoderModel
 
@@ -12,9 +13,9 @@ from hfvit.data.text import load_tokenizer, tokenize
 from hfvit.errors import ModelError, run
 from hfvit.export.onnx import export_onnx
 from hfvit.export.text_inputs import check_reads_texts
-from hfvit.models.factory import build_model
 from hfvit.models.image_text import HFViTFusionForImageClassification, add_text_encoder
 from hfvit.pipeline import main
+from hfvit.recipe.arguments import ModelArguments
 from hfvit.training.param_groups import groups_beside
 
 
@@ -25,7 +26,8 @@ def encoder(tmp_path_factory):
 
 def fusion(encoder, architecture=ARCHITECTURE, image_size=16, timm_kwargs=MICRO, **options):
     image = build_model(LABELS, architecture=architecture, image_size=image_size, timm_kwargs=timm_kwargs)
-    return add_text_encoder(image, str(encoder), **{"max_text_length": 8, **options})
+    options = {"text_encoder": str(encoder), "max_text_length": 8, **options}
+    return add_text_encoder(image, ModelArguments(architecture=architecture, **options))
 
 
 FAMILIES = {
@@ -61,7 +63,7 @@ def test_a_text_changes_what_is_made_of_the_image_and_padding_does_not(encoder):
 
 
 def test_every_weight_has_one_group_and_frozen_ones_have_none(encoder):
-    model = fusion(encoder, frozen="backbone")
+    model = fusion(encoder, freeze="backbone")
     model.train()
     assert not model.text_model.training
     assert not model.timm_model.training
@@ -73,7 +75,7 @@ def test_every_weight_has_one_group_and_frozen_ones_have_none(encoder):
     assert [group["weight_decay"] for group in groups] == [0.05, 0.0]
     assert all(parameter.ndim == 1 for parameter in groups[1]["params"])
     assert groups_beside(build_model(LABELS, architecture=ARCHITECTURE, timm_kwargs=MICRO), model, 1, 1)  # all of it
-    assert fusion(encoder, frozen="1").text_model.encoder.layer[0].attention.self.query.weight.requires_grad
+    assert fusion(encoder, freeze="1").text_model.encoder.layer[0].attention.self.query.weight.requires_grad
 
 
 def test_tokens_are_padded_to_the_batch_and_cut():

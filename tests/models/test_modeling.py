@@ -9,26 +9,21 @@ import timm
 import torch
 from helpers.commands import run_command
 from helpers.images import LABELS, colored_image
+from helpers.models import build_model
 from helpers.recipes import ARCHITECTURE, MICRO
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 import hfvit
 from hfvit.errors import ModelError
-from hfvit.models.factory import build_model
 from hfvit.models.modeling import HFViTForImageClassification
 
 
 @pytest.fixture
 def saved(tmp_path):
     """A saved micro model with preprocessing of its own, a picture, and the logits the model gives it."""
-    model = build_model(
-        LABELS,
-        architecture=ARCHITECTURE,
-        image_size=32,
-        timm_kwargs=MICRO,
-        preprocessing={"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "crop_pct": 0.8, "interpolation": "bilinear"},
-    ).eval()
+    model = build_model(LABELS, architecture=ARCHITECTURE, image_size=32, timm_kwargs=MICRO).eval()
+    model.config.set_preprocessing(mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6], crop_pct=0.8, interpolation="bilinear")
     folder = tmp_path / "saved"
     model.save_pretrained(folder)
     image = colored_image(1, np.random.default_rng(0), size=50)

@@ -8,6 +8,7 @@ import timm
 import torch
 from helpers.images import LABELS, colored_image
 from helpers.micro_trainer import SEED, make_trainer
+from helpers.models import build_model
 from helpers.recipes import ARCHITECTURE, MICRO
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from transformers import AutoModelForImageClassification
@@ -16,7 +17,6 @@ from hfvit.cli import main as hfvit
 from hfvit.cli.export_onnx import main as export_onnx
 from hfvit.errors import ModelError, RecipeError
 from hfvit.inference.classifier import load_classifier
-from hfvit.models.factory import build_model
 from hfvit.models.patch_size import set_patch_size, train_patch_sizes
 from hfvit.pipeline import main as train
 from hfvit.recipe.loader import load_recipe
@@ -80,7 +80,7 @@ def test_several_processes_try_what_fits_at_the_smallest_patches(tmp_path):
     trainer = make_trainer(tmp_path, num_train_epochs=1)
     draws = train_patch_sizes(trainer.model, SIZES)
     trainer.add_callback(draws)
-    trainer._is_fitted = False  # as where others wait for this process
+    trainer.out_of_memory.is_fitted = False  # as where others wait for this process
     forward, seen = trainer.model.timm_model.forward_features, []
 
     def limited(pixel_values, *args, **kwargs):

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 from helpers.images import LABELS, colored_image
+from helpers.models import build_model
 from helpers.recipes import ARCHITECTURE, MICRO
 
 from hfvit.errors import ModelError
 from hfvit.export.onnx import export_onnx
 from hfvit.inference.classifier import load_classifier
-from hfvit.models.factory import build_model
 from hfvit.models.token_merging import match, merge, merge_in_blocks, places_after
 
 PREFIX = 2

@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 import hfvit.training.trainer
 from hfvit.data.dataset import check_labels, check_pixels, check_stream_labels
 from hfvit.errors import DataError, NonFiniteLossError, RecipeError
-from hfvit.training.loss_monitor import LossWatch, find_leaps
+from hfvit.training.loss_monitor import LossMonitor, find_spikes
 
 
 @pytest.fixture
@@ -47,7 +47,8 @@ def test_rewind_goes_back_lowers_the_rate_and_leaves_the_batch_out(tmp_path, bre
     trainer.train()
     expected = {"event": "rewind", "step": 8, "to_step": 5, "learning_rate_factor": 0.5}
     assert trainer.events == [expected]
-    assert "back to step 5, with 0.5 of the recipe's learning rate and without the batch of step 8" in caplog.text
+    (warning,) = [record for record in caplog.records if record.name == "hfvit.training.non_finite"]
+    assert warning.args == (8, 5, 0.5, 8)
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     before = [entry for entry in plain.state.log_history if "loss" in entry]
     assert [entry["step"] for entry in history] == list(range(1, 16))
@@ -87,7 +88,7 @@ def test_rewinds_are_counted_and_survive_a_resume(tmp_path, breaks):
     # Called 8 times, then from step 6 again: 8 is left out, so the tenth call is step 7 and the 12th is step 10.
     breaks(8, 12, 17)
     trainer = make_trainer(tmp_path, **REWIND, nan_max_rewinds=2)
-    with pytest.raises(NonFiniteLossError, match=r"To go back 2 times \(nan_max_rewinds\) did not help"):
+    with pytest.raises(NonFiniteLossError, match="nan_max_rewinds"):
         trainer.train()
     assert [event["learning_rate_factor"] for event in trainer.events] == [0.5, 0.25]
     breaks()
@@ -100,21 +101,21 @@ def test_rewinds_are_counted_and_survive_a_resume(tmp_path, breaks):
 
 
 def test_rewind_needs_whole_checkpoints(tmp_path):
-    with pytest.raises(RecipeError, match="leave save_only_model out"):
+    with pytest.raises(RecipeError, match=r"^nan_policy:.*save_only_model"):
         make_trainer(tmp_path, nan_policy="rewind", save_only_model=True)
-    with pytest.raises(RecipeError, match="one of stop, rewind"):
+    with pytest.raises(RecipeError, match=r"^nan_policy:.*ignore"):
         make_trainer(tmp_path, nan_policy="ignore")
 
 
 def test_a_leap_is_told_once_and_noise_is_not():
     rng = np.random.default_rng(0)
     losses = 2.0 - np.linspace(0, 1, 200) + rng.normal(0, 0.05, 200)
-    assert find_leaps(losses) == []
+    assert find_spikes(losses) == []
     losses[[120, 121]] += 3
-    ((place, usual),) = find_leaps(losses)
+    ((place, usual),) = find_spikes(losses)
     assert place == 120
     assert usual == pytest.approx(1.5, abs=0.15)
-    assert find_leaps(np.full(100, 0.5)) == []
+    assert find_spikes(np.full(100, 0.5)) == []
 
 
 def test_leaps_are_found_however_seldom_anyone_looks():
@@ -122,12 +123,12 @@ def test_leaps_are_found_however_seldom_anyone_looks():
     values = 1 + rng.normal(0, 0.02, 60)
     values[50] = 4
     for pause in (1, 7, 60):
-        watch, found = LossWatch(torch.device("cpu")), []
+        watch, found = LossMonitor(torch.device("cpu")), []
         for step, value in enumerate(values, start=101):
             watch.add(torch.tensor(value))
             watch.end_step(step, 1.0, 0.1)
             if step % pause == 0 or step == 160:
-                found += watch.leaps(watch.losses.reshape(1, -1))
+                found += watch.spikes(watch.losses.reshape(1, -1))
         assert [leap["step"] for leap in found] == [151]
         assert found[0]["loss"] == pytest.approx(4)
 
@@ -143,8 +144,8 @@ def test_a_leap_warns_and_is_an_event(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(hfvit.training.trainer, "cross_entropy", leaping)
     trainer = make_trainer(tmp_path, num_train_epochs=7, logging_steps=4)
     trainer.train()
-    assert [(event["event"], event["step"]) for event in trainer.events] == [("loss_leap", 30)]
-    assert "The loss leaps at step 30" in caplog.text
+    assert [(event["event"], event["step"]) for event in trainer.events] == [("loss_spike", 30)]
+    assert [r.args["step"] for r in caplog.records if r.name == "hfvit.training.non_finite"] == [30]
 
 
 def test_the_first_batch_tells_of_broken_pixels(caplog):

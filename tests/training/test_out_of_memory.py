@@ -7,8 +7,8 @@ import torch
 from helpers.micro_trainer import losses, make_trainer, weights
 
 from hfvit.data.dataset import ImageDataset
-from hfvit.errors import OutOfMemory
-from hfvit.training.out_of_memory import MicroBatches, cut
+from hfvit.errors import OutOfMemoryError
+from hfvit.training.out_of_memory import MicroBatchSize, micro_batches
 
 MIXED = {"mixup_alpha": 0.5, "random_erasing": 0.3}
 
@@ -40,8 +40,9 @@ def test_a_smaller_batch_trains_as_if_it_had_been_asked_for(tmp_path, caplog, de
     assert all(torch.equal(value, final[name]) for name, value in weights(trainer).items())
     tried = [(8, 4), (4, 2)] if device_batch == 8 else [(4, 2)]
     assert trainer.events == [{"event": "out_of_memory", "step": 1, "images": a, "then": b} for a, b in tried]
-    assert "Out of memory at step 1 with 4 images at once (at most " in caplog.text
-    assert "going on with 2, accumulated 4 times; the global batch stays 8" in caplog.text
+    (*_, warning) = [record for record in caplog.records if record.name == "hfvit.training.out_of_memory"]
+    step, tried, _, then, accumulated, global_batch, _ = warning.args
+    assert (step, tried, then, accumulated, global_batch) == (1, 4, 2, 4, 8)
 
 
 def test_the_second_of_two_accumulated_batches_may_be_the_one_that_fails(tmp_path):
@@ -74,11 +75,15 @@ def test_the_size_is_remembered(tmp_path):
     assert (progress["device_batch"], progress["micro_batch"], progress["eval_batch"]) == (8, 4, 8)
     resumed = make_trainer(tmp_path, num_train_epochs=2)
     resumed.train(str(tmp_path / "checkpoint-5"))
-    assert (resumed.micro.size, resumed.micro.pieces, resumed.eval_batch) == (4, 2, 8)
+    assert (
+        resumed.out_of_memory.micro.size,
+        resumed.out_of_memory.micro.count,
+        resumed.out_of_memory.eval_batch_size,
+    ) == (4, 2, 8)
     assert resumed.events == trainer.events
     other = make_trainer(tmp_path / "other", num_train_epochs=2, per_device_train_batch_size=2)
     other.train(str(tmp_path / "checkpoint-5"))  # somebody has chosen another size
-    assert other.micro.size == 2
+    assert other.out_of_memory.micro.size == 2
 
 
 def test_only_the_evaluation_batch_shrinks_in_evaluation(tmp_path, caplog):
@@ -91,24 +96,24 @@ def test_only_the_evaluation_batch_shrinks_in_evaluation(tmp_path, caplog):
     for name in ("eval_loss", "eval_accuracy"):
         found, expected = ([e[name] for e in t.state.log_history if name in e] for t in (trainer, plain))
         assert found == pytest.approx(expected, rel=1e-6)
-    assert (trainer.micro.size, trainer.eval_batch) == (8, 3)
+    assert (trainer.out_of_memory.micro.size, trainer.out_of_memory.eval_batch_size) == (8, 3)
     assert [event["then"] for event in trainer.events] == [6, 3]  # of 13 images, the whole split
-    assert "Training is not changed" in caplog.text
+    assert [r.args[-1] for r in caplog.records if r.name == "hfvit.training.out_of_memory"] == [6, 3]
 
 
 def test_one_image_that_does_not_fit_is_one_message(tmp_path):
     trainer = limit(make_trainer(tmp_path), 0)
-    with pytest.raises(OutOfMemory) as caught:
+    with pytest.raises(OutOfMemoryError) as caught:
         trainer.train()
     assert caught.value.exit_code == 6
-    for words in ("with 1 image at once", "8 were tried first", "GiB", "image_size", "activation_checkpointing: true"):
+    for words in (" 1 image ", " 8", "GiB", "image_size", "activation_checkpointing: true"):
         assert words in str(caught.value)
     assert [event["then"] for event in trainer.events] == [4, 2, 1]
 
 
 def test_mixing_keeps_pairs(tmp_path):
     trainer = limit(make_trainer(tmp_path, mixing=MIXED), 1)
-    with pytest.raises(OutOfMemory, match=r"with 2 images at once .* Mixing needs pairs"):
+    with pytest.raises(OutOfMemoryError, match=r"\b2 images\b.*\bmixup\b"):
         trainer.train()
 
 
@@ -127,7 +132,7 @@ def test_other_errors_are_no_lack_of_memory(tmp_path):
     ("images", "even", "sizes"), [(8, False, [4, 2, 1]), (12, True, [6, 2]), (6, False, [3, 1]), (5, False, [1])]
 )
 def test_sizes_divide_the_batch(images, even, sizes):
-    micro, found = MicroBatches(images, even), []
+    micro, found = MicroBatchSize(images, even), []
     while size := micro.next_size():
         micro.shrink(size)
         found.append(micro.size)
@@ -137,7 +142,7 @@ def test_sizes_divide_the_batch(images, even, sizes):
 def test_a_piece_is_the_smaller_batch(tmp_path):
     dataset: ImageDataset = make_trainer(tmp_path, policy="rand_augment").train_dataset
     rows = [(0, row) for row in range(7)]
-    pieces = cut(dataset.__getitems__(rows), 3, dataset.augmentation)
+    pieces = micro_batches(dataset.__getitems__(rows), 3, dataset.augmentation)
     assert [len(piece["labels"]) for piece in pieces] == [3, 3, 1]
     for piece, start in zip(pieces, (0, 3, 6), strict=True):
         expected = dataset.__getitems__(rows[start : start + 3])

@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers.images import LABELS
 from helpers.micro_trainer import losses, make_trainer, weights
+from helpers.models import build_model
 from safetensors.torch import load_file
 from timm.data import resolve_data_config
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -18,7 +19,6 @@ from transformers import TrainerCallback
 
 import hfvit.training.trainer
 from hfvit.artifacts.checkpoint import newest_checkpoint
-from hfvit.models.factory import build_model
 from hfvit.recipe.training_args import HFViTTrainingArguments
 from hfvit.training.throughput import SpeedMeter, matmul_rate, training_flops
 from hfvit.transforms.augmentation import Augmentation

@@ -9,13 +9,13 @@ import onnx
 import pytest
 import torch
 from helpers.images import LABELS
+from helpers.models import build_model
 from helpers.onnx_graphs import write_graph
 from onnx import TensorProto, helper
 
 from hfvit.errors import ModelError
 from hfvit.export.onnx import export_onnx
 from hfvit.export.quantization import quantize_onnx
-from hfvit.models.factory import build_model
 from hfvit.trt.api import Backend, EngineOptions, build_progress, load_backend, message_log
 from hfvit.trt.builder import build_engine, check_types, network_info, parse, read_graph
 

@@ -1,0 +1,55 @@
+"""Write the data sets of the other steps: CIFAR-10 with the column names that the peers expect, and large JPEGs.
+
+python prep.py CIFAR10_FOLDER
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from kit import DATA, TINY, record
+from pictures import LARGE, generate
+
+LARGE_IMAGES = 48 if TINY else 3072
+TIMED_VALIDATION_IMAGES = 64  # a timed run evaluates little
+
+
+def rename_image_column(source: Path, target: Path, rows: int | None = None) -> None:
+    """Copy a parquet file with its column `img` renamed to `image`, the name that timm and the example script read.
+
+    Args:
+        source: parquet file with the columns `img` and `label` and the features of `datasets` in its metadata.
+        target: file to write.
+        rows: copy the first rows only.
+    """
+    table = pq.read_table(source)
+    metadata = json.loads(table.schema.metadata[b"huggingface"])
+    features = metadata["info"]["features"]
+    metadata["info"]["features"] = {new_name(name): feature for name, feature in features.items()}
+    table = table.rename_columns([new_name(name) for name in table.column_names])
+    table = table.replace_schema_metadata({b"huggingface": json.dumps(metadata).encode()})
+    target.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table.slice(0, rows), target)
+
+
+def new_name(column: str) -> str:
+    return "image" if column == "img" else column
+
+
+def main(cifar10: Path) -> None:
+    started = time.monotonic()
+    train, test = (next(cifar10.glob(f"**/{split}-*.parquet")) for split in ("train", "test"))
+    timed = DATA / "small" / "data"
+    rename_image_column(train, timed / "train-00000-of-00001.parquet", 512 if TINY else None)
+    rename_image_column(test, timed / "validation-00000-of-00001.parquet", TIMED_VALIDATION_IMAGES)
+    whole = DATA / "cifar10" / "data"
+    rename_image_column(train, whole / "train-00000-of-00001.parquet", 512 if TINY else None)
+    rename_image_column(test, whole / "test-00000-of-00001.parquet", 128 if TINY else None)
+    generate(LARGE, LARGE_IMAGES, DATA / "large")
+    record("prep", seconds=time.monotonic() - started)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,141 @@
+"""Train recipes to a test accuracy, each in a process of its own, side by side on one GPU.
+
+python real.py SECONDS [DINOV2_FOLDER]
+
+DINOV2_FOLDER holds DINOv2-S as a timm repository does: config.json, and model.safetensors or, to travel in half the
+size, half.safetensors in float16. Without it the recipe from scratch trains alone.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from kit import DATA, SOURCE, TINY, WORK, TimeBudget, record
+
+FOLDER = WORK / "real"
+DATA_OPTIONS = ("--dataset_name", DATA / "cifar10", "--bf16", "true")
+TINY_OPTIONS = (
+    "--max_steps", 3, "--global_batch_size", 8, "--eval_strategy", "steps", "--eval_steps", 3,
+    "--logging_steps", 1,
+)  # fmt: skip
+HEAD_START = 0 if TINY else 2  # seconds in which the first run decodes the images for all
+
+
+def dinov2_weights(folder: Path) -> Path:
+    """The folder, or a copy of it in float32 where it holds float16."""
+    half = folder / "half.safetensors"
+    if not half.exists():
+        return folder
+    from safetensors.torch import load_file, save_file
+
+    copy = WORK / "dinov2s"
+    copy.mkdir(parents=True, exist_ok=True)
+    (copy / "config.json").write_text((folder / "config.json").read_text())
+    weights = {name: tensor.float() for name, tensor in load_file(half).items()}
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    return copy
+
+
+def runs(dinov2: Path | None) -> dict[str, list]:
+    """Name -> arguments of each run."""
+    epochs = 1 if TINY else int(os.environ.get("KIT_TINY_EPOCHS", 20))
+    found: dict[str, list] = {}
+    if dinov2:
+        recipe = ["dinov2_small", "--model_name_or_path", dinov2, *DATA_OPTIONS]
+        found["dinov2_small"] = [*recipe, *TINY_OPTIONS, "--image_size", 28] if TINY else recipe
+        if not TINY:
+            found["dinov2_small_224"] = [
+                *recipe, "--image_size", 224, "--global_batch_size", 128, "--num_train_epochs", 4,
+                "--eval_strategy", "epoch", "--drop_path_rate", 0.1,
+            ]  # fmt: skip
+    found["vit_tiny_cifar10"] = [
+        "vit_tiny_cifar10", *DATA_OPTIONS, "--num_train_epochs", epochs, "--mix_off_epochs", max(1, epochs // 10),
+        "--global_batch_size", 256, "--learning_rate", 1e-3, *(TINY_OPTIONS if TINY else ()),
+    ]  # fmt: skip
+    return found
+
+
+def start(name: str, words: list) -> subprocess.Popen:
+    """Start the run in its own process and output folder."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    options = ["--output_dir", FOLDER / name, "--overwrite_output_dir", "true", "--disable_tqdm", "true"]
+    command = [sys.executable, SOURCE / "hfvit" / "train.py", *words, *options]
+    with (FOLDER / f"{name}.log").open("w") as log:
+        return subprocess.Popen(
+            [str(word) for word in command],
+            stdout=log,
+            stderr=log,
+            cwd=SOURCE,
+            env={**os.environ, "HF_DATASETS_CACHE": str(FOLDER / "cache")},
+        )
+
+
+def report(name: str, seconds: float, code: int | str) -> None:
+    """Record the accuracies and the speed of a run.
+
+    Args:
+        name: of the run.
+        seconds: since the step began.
+        code: exit code of its process, or what ended it.
+    """
+    try:
+        run = json.loads((FOLDER / name / "run.json").read_text())
+    except (OSError, ValueError) as error:
+        tail = (FOLDER / f"{name}.log").read_text().splitlines()[-12:]
+        record("real", name=name, code=code, seconds=seconds, error=f"{type(error).__name__}: {error}", tail=tail)
+        return
+    history = run["history"]
+    test = run["metrics"].get("test", {})
+    evaluations = [(entry["step"], round(entry["eval_accuracy"], 4)) for entry in history if "eval_accuracy" in entry]
+    record(
+        "real",
+        name=name,
+        code=code,
+        seconds=seconds,
+        test=test.get("accuracy"),
+        test_interval=test.get("accuracy_interval"),
+        validation=run["metrics"].get("validation", {}).get("accuracy"),
+        ips_median=median(history, "images_per_second"),
+        data_wait=median(history, "data_wait"),
+        mfu=median(history, "mfu"),
+        evals=evaluations[-8:],
+    )
+
+
+def median(history: list[dict[str, Any]], key: str) -> float | None:
+    """The median of a figure over the log entries that have it."""
+    values = [entry[key] for entry in history if key in entry]
+    return statistics.median(values) if values else None
+
+
+def main(seconds: float, dinov2: Path | None) -> None:
+    started = time.monotonic()
+    budget = TimeBudget(seconds)
+    weights = dinov2_weights(dinov2) if dinov2 else None
+    running = {}
+    for name, words in runs(weights).items():
+        running[name] = start(name, words)
+        time.sleep(HEAD_START)
+    while running and budget.left() > 0:
+        for name, process in list(running.items()):
+            if process.poll() is not None:
+                report(name, time.monotonic() - started, process.returncode)
+                del running[name]
+        time.sleep(0.1)
+    for process in running.values():
+        process.terminate()  # the run saves a checkpoint and ends
+    for name, process in running.items():
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        report(name, time.monotonic() - started, "cut off")
+
+
+if __name__ == "__main__":
+    main(float(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else None)

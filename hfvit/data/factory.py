@@ -1,0 +1,127 @@
+"""Load the splits and build the data sets of a recipe."""
+
+import logging
+from collections.abc import Callable
+
+from timm.data import resolve_data_config
+from torch.utils.data import Dataset
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from hfvit.data.dataset import image_datasets
+from hfvit.data.splits import ImageSplits, load_whole_splits
+from hfvit.data.stream import ImageStream
+from hfvit.data.stream_splits import stream_splits
+from hfvit.data.text import split_texts
+from hfvit.recipe.arguments import AugmentationArguments, DataArguments
+from hfvit.recipe.loader import Recipe
+from hfvit.recipe.training_args import HFViTTrainingArguments
+from hfvit.transforms.augmentation import Augmentation
+from hfvit.utils.environment import keep_freed_memory
+
+logger = logging.getLogger(__name__)
+
+
+def load_splits(
+    data: DataArguments, seed: int = 42, check_length: Callable[[int | None], None] = lambda images: None
+) -> ImageSplits:
+    """Load and check the splits of a data set; with `streaming` the training split is opened as a stream.
+
+    Args:
+        data: the data set, its columns, its splits and their limits.
+        seed: of the rows that are held out, and of those that the limits choose.
+        check_length: called with the number of images of a stream, None where it is unknown, before any file is read.
+
+    Raises:
+        DataError: for anything a training could not use.
+    """
+    if data.streaming:
+        return stream_splits(data, seed, check_length)
+    return load_whole_splits(data, seed)
+
+
+def build_datasets(
+    splits: ImageSplits,
+    config: PreTrainedConfig,
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> dict[str, Dataset]:
+    """Build the data sets of `train`, `validation` and, where there is one, `test`; choose the data workers.
+
+    The splits' facts get how each of them is read.
+
+    Args:
+        splits: of `load_splits`.
+        config: of the model, whose preprocessing the images get.
+        recipe: augmentation, batch, seeds and number of processes.
+        tokenizer: of a model that reads texts; None for images alone.
+
+    Raises:
+        DataError: for a picture that cannot be decoded, and where all training texts are empty.
+    """
+    args = recipe.training
+    texts = None
+    if tokenizer is not None:
+        texts, summary = split_texts(splits, tokenizer, recipe.model.max_text_length)
+        logger.info(summary)
+    data_config = resolve_data_config(config.pretrained_cfg)
+    augmentation = build_augmentation(data_config, recipe.augmentation)
+    with args.main_process_first(desc="decoding the images"):
+        datasets = image_datasets(
+            splits,
+            data_config,
+            augmentation,
+            seed=args.seed,
+            repeats=recipe.augmentation.repeated_augmentation,
+            show_progress=args.should_save and not args.disable_tqdm,
+            texts=texts,
+        )
+    if recipe.data.streaming:
+        datasets["train"] = _image_stream(splits, augmentation, recipe)
+        logger.info(datasets["train"].describe())
+    _choose_workers(datasets, args)
+    return datasets
+
+
+def build_augmentation(data_config: dict, arguments: AugmentationArguments) -> Augmentation:
+    """Build the augmentation of training images, to the size and with the filter of timm's `data_config`."""
+    return Augmentation.from_config(
+        data_config,
+        crop_scale=arguments.crop_scale,
+        crop_ratio=arguments.crop_ratio,
+        horizontal_flip=arguments.horizontal_flip,
+        policy=arguments.policy,
+        rand_augment_magnitude=arguments.rand_augment_magnitude,
+        rand_augment_num_ops=arguments.rand_augment_num_ops,
+    )
+
+
+def _image_stream(splits: ImageSplits, augmentation: Augmentation, recipe: Recipe) -> ImageStream:
+    """Batches of the streamed training split, this process's share of them.
+
+    Args:
+        splits: of `load_splits`, with a streamed `train`.
+        augmentation: of the training images.
+        recipe: batch, seeds, shuffle buffer and number of processes.
+    """
+    args = recipe.training
+    return ImageStream(
+        splits.train,
+        name=recipe.data.train_split,
+        images=splits.facts["splits"]["train"]["rows"],
+        classes=len(splits.labels),
+        augmentation=augmentation,
+        batch_size=args.per_device_train_batch_size,
+        seed=args.seed,
+        order_seed=args.order_seed,
+        repeats=recipe.augmentation.repeated_augmentation,
+        buffer_size=recipe.data.shuffle_buffer_size,
+        process=args.process_index,
+        processes=args.world_size,
+    )
+
+
+def _choose_workers(datasets: dict[str, Dataset], args: HFViTTrainingArguments) -> None:
+    """Set the number of data workers, and on a processor without any of them keep freed memory."""
+    args.choose_workers(any(dataset.decodes for dataset in datasets.values()))
+    if args.device.type == "cpu" and args.dataloader_num_workers == 0:
+        keep_freed_memory()

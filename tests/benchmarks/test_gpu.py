@@ -1,0 +1,217 @@
+"""The scripts of `benchmarks/gpu`: their imports, their helpers, and a dry run on a CPU."""
+
+import ast
+import hashlib
+import importlib
+import json
+import shutil
+import sys
+import zipfile
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from helpers.commands import ROOT, run_command
+from PIL import Image
+
+GPU = ROOT / "benchmarks" / "gpu"
+SCRIPTS = sorted(GPU.glob("*.py"))
+CLASSES = 10
+
+
+@pytest.fixture
+def load(monkeypatch, tmp_path):
+    """Import a script by name, with its results in `tmp_path / "out"`."""
+    monkeypatch.setenv("OUT", str(tmp_path / "out"))
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.syspath_prepend(str(GPU))
+
+    def load_script(name: str):
+        for script in SCRIPTS:
+            monkeypatch.delitem(sys.modules, script.stem, raising=False)
+        return importlib.import_module(name)
+
+    return load_script
+
+
+def imported_names(script: Path) -> set[tuple[str, str]]:
+    """(module, name) of all imports from hfvit, inside functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(script.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "hfvit":
+            found |= {(node.module, alias.name) for alias in node.names}
+    return found
+
+
+def results_of(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+
+
+def write_cifar10(folder: Path, rows: dict[str, int]) -> None:
+    """Write noise in the layout of CIFAR-10 on the Hub: parquet files, columns `img` and `label`."""
+    rng = np.random.default_rng(0)
+    features = datasets.Features(
+        {"img": datasets.Image(), "label": datasets.ClassLabel(names=[f"class {index}" for index in range(CLASSES)])}
+    )
+    for split, count in rows.items():
+        images = [Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)) for _ in range(count)]
+        labels = [row % CLASSES for row in range(count)]
+        table = datasets.Dataset.from_dict({"img": images, "label": labels}, features=features)
+        table.to_parquet(folder / "plain_text" / f"{split}-00000-of-00001.parquet")
+
+
+def copy_kit(root: Path) -> Path:
+    """Copy the scripts as they travel to a machine without a network, with a data set beside them."""
+    kit = root / ".gpu1" / "kit"
+    shutil.copytree(GPU, kit, ignore=shutil.ignore_patterns("__pycache__"))
+    write_cifar10(root / ".gpu1" / "cifar10", {"train": 700, "test": 200})
+    return kit
+
+
+def run_day(kit: Path, work: Path, *steps: str, **environment: str):
+    """Run `day.sh` from its copy as a dry run."""
+    return run_command(
+        "bash",
+        kit / "day.sh",
+        *steps,
+        KIT_TINY="1",
+        KIT_PYTHON=sys.executable,
+        KIT_SITE=str(work / "site"),
+        KIT_SOURCE=str(ROOT),
+        KIT_DATA=str(work / "data"),
+        KIT_WORK=str(work / "work"),
+        OUT=str(work / "out"),
+        CUDA_VISIBLE_DEVICES="",
+        **environment,
+    )
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_script_import_measures_nothing(script, load, tmp_path):
+    load(script.stem)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_script_imports_names_that_exist(script):
+    for module, name in imported_names(script):
+        assert hasattr(importlib.import_module(module), name), f"{module}.{name}"
+
+
+def test_attempt_failure_is_recorded(load, tmp_path):
+    kit = load("kit")
+
+    def work():
+        raise ValueError("too small")
+
+    kit.attempt("facts", "a measurement", work)
+    (row,) = results_of(tmp_path / "out")
+    assert (row["step"], row["name"], row["error"]) == ("facts", "a measurement", "ValueError: too small")
+    assert "test_gpu.py" in row["where"]
+
+
+def test_utilization_of_loop_uses_counts_of_hfvit(load):
+    amp = load("amp")
+    case = amp.case(amp.VIT_S, batch_size=4)
+    reference = amp.Reference()
+    amp.utilization(amp.Row("S", "hfvit", case), {"images/s": 10.0, "flops": 3e9, "peak flops": 1e12}, reference)
+    figures = {"images/s": 20.0, "flops": None, "peak flops": None}
+    found = amp.utilization(amp.Row("S", "loop", case), figures, reference)
+    assert found["tflops"] == pytest.approx(0.06)
+    assert found["mfu_measured"] == pytest.approx(0.06)
+
+
+def test_junit_summary_counts_failures_and_skips(load, tmp_path):
+    xml = tmp_path / "tests.xml"
+    xml.write_text(
+        """<testsuites><testsuite tests="3" failures="1" errors="0" skipped="1" time="2.5">
+        <testcase classname="tests.a" name="passes"/>
+        <testcase classname="tests.a" name="fails"><failure message="assert 1 == 2"/></testcase>
+        <testcase classname="tests.a" name="waits"><skipped message="needs a GPU"/></testcase>
+        </testsuite></testsuites>"""
+    )
+    assert load("junit").summarize(xml) == {
+        "tests": 3, "failures": 1, "errors": 0, "skipped": 1, "seconds": 2.5,
+        "failed": {"tests.a::fails": "assert 1 == 2"}, "skipped_tests": ["tests.a::waits: needs a GPU"],
+    }  # fmt: skip
+
+
+def test_join_wheel_waits_for_all_parts_and_installs(load, tmp_path):
+    wheel = tmp_path / "tiny-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("tiny.py", "VALUE = 1\n")
+        archive.writestr("tiny-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n")
+        archive.writestr("tiny-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr("tiny-1.0.dist-info/RECORD", "")
+    content = wheel.read_bytes()
+    description = tmp_path / "whole.json"
+    checksum = hashlib.sha256(content).hexdigest()
+    description.write_text(json.dumps({"name": wheel.name, "parts": 2, "sha256": checksum}))
+    folder = tmp_path / "ort"
+    folder.mkdir()
+    join_wheel = load("join_wheel")
+    (folder / "part-01").write_bytes(content[:100])
+    join_wheel.main(description, folder)
+    assert not (folder / "done").exists()
+    (folder / "part-02").write_bytes(content[100:])
+    join_wheel.main(description, folder)
+    assert (folder / "done").exists()
+    assert (folder / "site" / "tiny.py").read_text() == "VALUE = 1\n"
+
+
+def test_join_wheel_wrong_checksum_exits(load, tmp_path):
+    description = tmp_path / "whole.json"
+    description.write_text(json.dumps({"name": "tiny-1.0-py3-none-any.whl", "parts": 1, "sha256": "0"}))
+    (tmp_path / "part-01").write_bytes(b"damaged")
+    with pytest.raises(SystemExit) as stop:
+        load("join_wheel").main(description, tmp_path)
+    assert stop.value.code not in (0, None)
+
+
+def test_unknown_step_fails(tmp_path):
+    result = run_day(copy_kit(tmp_path), tmp_path, "unknown")
+    assert result.returncode == 1
+    (row,) = results_of(tmp_path / "out")
+    assert (row["step"], row["name"], row["code"]) == ("day", "unknown", 2)
+
+
+@pytest.mark.integration
+def test_dry_run_records_facts_and_prepares_data(tmp_path):
+    result = run_day(copy_kit(tmp_path), tmp_path, "facts", "prep")
+    assert result.returncode == 0, result.stdout + result.stderr
+    rows = results_of(tmp_path / "out")
+    assert not [row for row in rows if "error" in row]
+    assert {row["name"]: row["code"] for row in rows if row["step"] == "day"} == {"facts": 0, "prep": 0}
+    facts = {key: value for row in rows if row["step"] == "facts" for key, value in row.items()}
+    assert facts["versions"]["torch"]
+    assert min(facts["tflops"].values()) > 0
+    sizes = {
+        file.relative_to(tmp_path / "data").as_posix(): (table.num_rows, table.column_names)
+        for file in (tmp_path / "data").rglob("*.parquet")
+        for table in [pq.read_table(file)]
+    }
+    columns = ["image", "label"]
+    suffix = "00000-of-00001.parquet"
+    assert sizes == {
+        f"small/data/train-{suffix}": (512, columns), f"small/data/validation-{suffix}": (64, columns),
+        f"cifar10/data/train-{suffix}": (512, columns), f"cifar10/data/test-{suffix}": (128, columns),
+        f"large/data/train-{suffix}": (48, columns), f"large/data/validation-{suffix}": (40, columns),
+    }  # fmt: skip
+    small = datasets.load_dataset(str(tmp_path / "data" / "small"), split="train", cache_dir=tmp_path / "cache")
+    assert small[0]["image"].size == (32, 32)
+    assert small.features["label"].names[3] == "class 3"
+    assert (tmp_path / "out" / "logs.tar.gz").stat().st_size > 0
+
+
+@pytest.mark.slow
+@pytest.mark.integration
+@pytest.mark.parametrize("step", ["amp", "survive", "real", "latency", "syncs"])
+def test_dry_run_of_step_records_no_error(step, tmp_path):
+    kit = copy_kit(tmp_path)
+    result = run_day(kit, tmp_path, "prep", step, SECONDS_STEP=f"{step}:240", AMP_ROWS="S")
+    assert result.returncode == 0, result.stdout + result.stderr
+    rows = results_of(tmp_path / "out")
+    assert not [row for row in rows if row.get("error")]
+    assert len([row for row in rows if row["step"] == step]) >= 1

@@ -1,0 +1,44 @@
+"""What a message says, whatever its wording: the option that it is about, and the data that it names."""
+
+import logging
+import re
+
+# After argparse's `argument ` or the recipe's file: `lora_rank: `, `--dtype fp8: `, `--min_batch 9, --max_batch 4: `.
+_OPTION = r"(?:-\w/)?(?:--[a-z][\w-]*(?: [^\s,:]+)?|\w+)"
+_HEAD = re.compile(rf"(?:argument )?(?:\S+\.yaml: )?(?P<options>{_OPTION}(?:, {_OPTION})*): ")
+
+
+def option_of(message: object) -> str | None:
+    """The option, or options, at the head of a message or an exception; None where it begins with something else."""
+    text = str(message)
+    found = _HEAD.match(text.partition(" error: ")[2] or text)
+    if not found:
+        return None
+    return ", ".join(item.split()[0].rpartition("/")[2].lstrip("-") for item in found["options"].split(", "))
+
+
+def assert_names(message: object, *data: object) -> None:
+    """Assert that each of `data` is a word of its own in a message or an exception: 1 is not in 12, 0.1 or run-1."""
+    text = str(message)
+    missing = [item for item in data if not re.search(_word(item), text)]
+    assert not missing, f"{missing} not in: {text}"
+
+
+def _word(item: object) -> str:
+    before = r"(?<![\w./-])" if isinstance(item, int | float) else r"(?<![\w.])"
+    return rf"{before}(?<!\d,){re.escape(str(item))}(?!\.?\w|,\d)"
+
+
+def assert_logged(caplog, level: str, *data: object, logger: str = "hfvit") -> None:
+    """Assert that a record of this level, from `logger` or one below it, names each of `data`."""
+    messages = [
+        record.getMessage()
+        for record in caplog.records
+        if record.levelno == getattr(logging, level) and f"{record.name}.".startswith(f"{logger}.")
+    ]
+    for message in messages:
+        try:
+            return assert_names(message, *data)
+        except AssertionError:
+            continue
+    raise AssertionError(f"no {level} of {logger} names {data}: {messages}")

@@ -1,0 +1,70 @@
+"""Atomic writes, digests and checks of folders that will be written to."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from hfvit.errors import HFViTError, ModelError
+from hfvit.utils.files import check_writable, file_sha256, output_file, sweep_temporary, temporary_file, write_text
+
+
+def test_temporary_file_is_synced_before_its_rename_and_its_folder_after(tmp_path, monkeypatch):
+    done = []
+    sync, replace = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (done.append(os.readlink(f"/proc/self/fd/{fd}")), sync(fd)))
+    monkeypatch.setattr(Path, "replace", lambda old, new: (done.append("rename"), replace(old, new)))
+    with temporary_file(tmp_path / "run.json") as temporary:
+        temporary.write_text("{}")
+    assert done == [str(temporary), "rename", str(tmp_path)]
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_temporary_file_error_keeps_the_old_content(tmp_path):
+    path = tmp_path / "run.json"
+    write_text(path, "old")
+
+    def write_and_fail():
+        with temporary_file(path) as temporary:
+            temporary.write_text("new")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write_and_fail()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_temporary_file_names_of_two_writers_differ_and_are_swept(tmp_path):
+    path = tmp_path / "run.json"
+    with temporary_file(path) as first, temporary_file(path) as second:
+        assert first != second
+        for file in (first, second):
+            file.write_text("{}")
+        sweep_temporary(path)
+        assert not list(tmp_path.iterdir())
+        for file in (first, second):
+            file.write_text("{}")
+
+
+def test_file_sha256_equals_hashlib(tmp_path):
+    (tmp_path / "file").write_bytes(b"abc" * 100_000)
+    assert file_sha256(tmp_path / "file") == hashlib.sha256(b"abc" * 100_000).hexdigest()
+
+
+def test_check_writable_makes_the_folder_and_refuses_a_file(tmp_path):
+    check_writable(tmp_path / "a" / "b", "output")
+    assert not list((tmp_path / "a" / "b").iterdir())
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ModelError, match=r"^output: "):
+            check_writable(place, "output", ModelError)
+
+
+def test_output_file_needs_a_folder_that_exists(tmp_path):
+    assert output_file(None, "--output") is None
+    assert output_file(tmp_path / "result.json", "--output") == tmp_path / "result.json"
+    for place in (tmp_path, tmp_path / "missing" / "result.json"):
+        with pytest.raises(HFViTError, match=r"^--output: "):
+            output_file(place, "--output")
