@@ -16,8 +16,7 @@ from transformers.trainer_utils import TrainOutput
 from hfvit.artifacts.checkpoint import check_same_model, remove_checkpoints
 from hfvit.artifacts.constants import RECIPE_FILE
 from hfvit.artifacts.output_dir import alone_in, claim_output_dir, clear_run, is_finished, refuse_to_discard
-from hfvit.artifacts.run_facts import collect_facts
-from hfvit.artifacts.run_record import reported_split, write_facts
+from hfvit.artifacts.run_record import RunRecord
 from hfvit.data.factory import build_datasets, load_splits
 from hfvit.data.splits import ImageSplits
 from hfvit.errors import HubError
@@ -26,7 +25,7 @@ from hfvit.finetuning.factory import build_trainer, prepare_finetuning
 from hfvit.hub.model_card import write_model_card
 from hfvit.hub.push import Destination, check_destination, push
 from hfvit.metrics.classification import ImageClassificationMetric
-from hfvit.metrics.temperature import temperature_facts
+from hfvit.metrics.temperature import calibrate
 from hfvit.models.factory import build_model
 from hfvit.recipe.loader import Recipe, load_recipe
 from hfvit.recipe.training_args import HFViTTrainingArguments
@@ -196,23 +195,23 @@ def report_run(
     """
     args = recipe.training
     plain_model = trainer.accelerator.unwrap_model(model)
-    facts = collect_facts(recipe, splits, plain_model, trainer, output, evaluation.metrics)
-    facts["temperature"] = temperature_facts(evaluation.results)
-    role = reported_split(facts)
+    record = RunRecord.collect(recipe, splits, plain_model, trainer, output, evaluation.metrics)
+    record.temperature = calibrate(evaluation.results)
+    role = record.role
     examples = Examples(role, datasets[role], splits[role]["row"], *evaluation.results[role], splits.labels)
     examples.add_attention(plain_model, trainer.preprocessing, args.device, trainer.is_sharded)
     examples.write(args.output_dir)
-    facts["examples"] = examples.facts
+    record.examples = examples.record
     if tokenizer:
         tokenizer.save_pretrained(args.output_dir)
     write_text(Path(args.output_dir) / RECIPE_FILE, recipe.to_yaml())
-    write_facts(facts, args.output_dir)
-    write_plots(facts, args.output_dir)
-    write_model_card(facts, args.output_dir)
+    record.save(args.output_dir)
+    write_plots(record, args.output_dir)
+    write_model_card(record, args.output_dir)
     sync_files(Path(args.output_dir))  # until now the checkpoints are the only copy that survives a power cut
     if not args.keep_checkpoints:
         remove_checkpoints(args.output_dir)
-    print("\n" + summary_table(facts, args.output_dir), flush=True)
+    print("\n" + summary_table(record, args.output_dir), flush=True)
 
 
 def push_run(output_dir: str, destination: Destination) -> None:

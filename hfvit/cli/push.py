@@ -8,8 +8,8 @@ EPILOG = """\
 What is pushed: the weights, config.json, the card, run.json, recipe.yaml, trainer_state.json and the plots, in one
 commit, of a LoRA run its adapter/, and for a data set on the Hub .eval_results; with --include the exports below
 OUTPUT_DIR too. Never checkpoints, optimizer state, pickles, other hidden or temporary files, pictures of the data set,
-nor the paths of this machine. What was edited in the card, here or on the Hub, stays. The repository is then loaded
-back into an empty cache, and its logits are compared.
+nor the paths of this machine. What was written above or below the generated text of the card, here or on the Hub,
+stays. The repository is then loaded back into an empty cache, and its logits are compared.
 
 exit code: 0 done, 5 the Hub could not be reached or refused (with the command to repeat), 2 a wrong command.
 

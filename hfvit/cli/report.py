@@ -6,8 +6,8 @@ import sys
 EPILOG = """\
 Plots (plots/*.png, each for light and for dark pages) and the model card (README.md) are made from run.json, and from
 examples.npz, which holds the few pictures that are shown; neither the model nor the data set is needed. What was
-edited in the card stays. With --html or --open, report.html holds everything in one file that needs no network. It
-shows pictures of the data set, and hfvit never pushes it.
+written above or below the generated text of the card stays. With --html or --open, report.html holds everything in one
+file that needs no network. It shows pictures of the data set, and hfvit never pushes it.
 
 examples:
   hfvit report outputs/quickstart
@@ -35,22 +35,23 @@ def report(options: argparse.Namespace) -> None:
     from pathlib import Path
 
     from hfvit.artifacts.export_folder import find_exports
-    from hfvit.artifacts.run_record import read_run
+    from hfvit.artifacts.run_record import RunRecord
     from hfvit.hub.files import EXPORTS
     from hfvit.hub.model_card import write_model_card
     from hfvit.report.page import write_page
     from hfvit.report.summary import summary_table, write_plots
 
-    facts, folder = read_run(options.folder), Path(options.folder).expanduser()
-    exports, stale = find_exports(folder, facts)
+    record = RunRecord.load(options.folder)
+    folder = Path(options.folder).expanduser()
+    exports, stale = find_exports(folder, record)
     for name in stale:
         print(f"hfvit: {folder / name} is older than the run and left out; export this model again", file=sys.stderr)
-    plots = write_plots(facts, folder)
-    card = write_model_card(facts, folder, {name: files for name, files in exports.items() if name in EXPORTS})
-    print(summary_table(facts, options.folder))
+    plots = write_plots(record, folder)
+    card = write_model_card(record, folder, {name: rows for name, rows in exports.items() if name in EXPORTS})
+    print(summary_table(record, options.folder))
     print(f"report     {len(plots)} plots in {folder / 'plots'}, {card}")
     if options.html or options.open:
-        page = write_page(facts, folder, exports)
+        page = write_page(record, folder, exports)
         print(f"page       {page}")
         if options.open:
             import webbrowser

@@ -100,7 +100,7 @@ def validate(options: argparse.Namespace) -> None:
     )
     print(comparison.table())
     if output:
-        write_object(output, comparison.to_dict())
+        write_object(output, comparison.gate.to_json())
     paths += [options.reference] * len(changed)
     written = [*record(comparison, paths), *([output] if output else [])]
     if written:

@@ -12,6 +12,7 @@ from PIL import Image
 import hfvit.models.image_text  # noqa: F401
 from hfvit.artifacts.artifact import class_names, find_artifact
 from hfvit.artifacts.constants import RECIPE_FILE
+from hfvit.artifacts.gate import EvaluationData
 from hfvit.data.decode import decode
 from hfvit.data.factory import load_splits
 from hfvit.data.splits import (
@@ -38,7 +39,7 @@ class EvaluationSplit:
     classes: list[str]
     name: str
     source: str
-    facts: dict
+    record: EvaluationData
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -111,13 +112,13 @@ def evaluation_split(
         classes=labels,
         name=f"{shown}, {what}",
         source=source,
-        facts={
-            "dataset": shown,
-            "dataset_config_name": data.dataset_config_name,
-            "split": what,
-            "images": len(chosen),
-            "fingerprint": chosen._fingerprint,
-        },
+        record=EvaluationData(
+            dataset=shown,
+            dataset_config_name=data.dataset_config_name,
+            split=what,
+            images=len(chosen),
+            fingerprint=chosen._fingerprint,
+        ),
     )
 
 

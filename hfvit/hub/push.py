@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from hfvit.artifacts.export_folder import read_export_facts
+from hfvit.artifacts.export_record import ExportRecord
 from hfvit.errors import HubError, one_line
 from hfvit.hub.files import EXPORTS, PushedFile, files_to_push, left_out
 from hfvit.utils.formatting import aligned, size
@@ -121,7 +121,7 @@ def check_destination(destination: Destination) -> Destination:
 
 def _check_weights(folder: str | Path, export: str) -> None:
     """Raise `HubError` where an export in `folder` is of other weights: those of an earlier training."""
-    recorded = read_export_facts(Path(folder).expanduser() / export).get("weights_sha256")
+    recorded = ExportRecord.load(Path(folder).expanduser() / export).weights_sha256
     if recorded is None:
         return
     from hfvit.export.onnx import weights_sha256
@@ -176,7 +176,7 @@ def _send(folder: str | Path, destination: Destination, include: tuple[str, ...]
 
 
 def _card_there(destination: Destination, there: list[str]) -> str:
-    """The repository's README.md as it is now, whose edits must survive."""
+    """The repository's README.md as it is now, with what users wrote into it."""
     if "README.md" not in there:
         return ""
     with tempfile.TemporaryDirectory(prefix="hfvit-") as cache:

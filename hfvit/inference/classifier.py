@@ -72,7 +72,7 @@ class Classifier:
     `backend` computes logits from the array that it takes (backends.py); `processor` is a transformers image
     processor, None where the graph takes pictures as they are and none was saved with it. With `multi_label` several
     classes may hold at once, or none: their probabilities do not add up to 1. `temperature` divides the logits before
-    they become probabilities.
+    they become probabilities. `patch_size` and `merge_tokens` are what `load_classifier` changed the model to.
 
     Where there is a `text_reader`, whatever takes an image takes a pair of an image and its text.
     """
@@ -86,8 +86,12 @@ class Classifier:
         multi_label: bool = False,
         temperature: float = 1.0,
         text_reader: TextReader | None = None,
+        patch_size: int | None = None,
+        merge_tokens: int | None = None,
     ):
         self.text_reader = text_reader
+        self.patch_size = patch_size
+        self.merge_tokens = merge_tokens
         self.backend, self.processor, self.labels, self.name = backend, processor, labels, name
         self.multi_label, self.temperature = multi_label, temperature
 
@@ -237,8 +241,9 @@ def load_classifier(
     processor = _load_processor(artifact, backend.takes_pixels, kwargs)
     reads_texts = isinstance(head.config, HFViTFusionConfig)
     reader = _load_text_reader(artifact, head.config, kwargs) if reads_texts else None
-    name = " ".join([str(path), *(f"{key}={value}" for key, value in changes.items())])
-    return Classifier(backend, processor, head.labels, name, head.multi_label, temperature, reader)
+    return Classifier(
+        backend, processor, head.labels, str(path), head.multi_label, temperature, reader, patch_size, merge_tokens
+    )
 
 
 def change_model(model, patch_size: int | None = None, merge_tokens: int | None = None) -> None:

@@ -20,6 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from transformers import AutoModelForImageClassification
 
+from hfvit.artifacts.run_record import RunRecord
 from hfvit.errors import ModelError, RecipeError
 from hfvit.finetuning.linear_probe import AugmentedPasses, body_and_classifier, solve
 from hfvit.hub.files import files_to_push
@@ -93,7 +94,7 @@ def test_a_linear_probe_equals_scikit_learns_and_is_kept(write, start, caplog):
     assert probe["best_c"] == probe["c"][int(np.argmax(scores))]
     assert facts["metrics"]["validation"]["accuracy"] == max(scores)
     assert "C = " in (out / "README.md").read_text()
-    page = write_page(facts, out, {}).read_text()
+    page = write_page(RunRecord.load(out), out, {}).read_text()
     assert_names(page, f"C = {probe['best_c']:g}")
     assert "0 steps" not in page
 

@@ -334,12 +334,12 @@ GRAPHS = {
     "facts of an engine that name none": (
         text_file("trt/engine.json", '{"engine": 1}'),
         "hfvit predict {tmp}/trt {picture}",
-        ("{tmp}/trt/engine.json", "KeyError"),
+        ("{tmp}/trt/engine.json", "sha256"),
     ),
     "facts of an engine that are half": (
         text_file("trt/engine.json", '{"eng'),
         "hfvit predict {tmp}/trt {picture}",
-        ("{tmp}/trt/engine.json", "JSONDecodeError"),
+        ("{tmp}/trt/engine.json", "line 1 column 2"),
     ),
     "an engine without facts": (
         text_file("trt/model.engine", "x"),

@@ -149,16 +149,16 @@ def test_edits_of_the_card_here_and_there_survive(out, hub, online):
     push(out, Destination("user/edited"))
     repository = hub.model("user/edited")
     there = repository.files()["README.md"].decode().replace("library_name: timm", "library_name: timm\nlicense: mit")
-    there = there.replace("## Training", "## Thanks\n\nTo my cat.\n\n## Training")
+    there += "\n## Thanks\n\nTo my cat.\n"
     held = repository.commits[repository.resolve("main")]
     repository.commit({**held, "README.md": Blob(there.encode())}, "edited on the Hub")
     here = (out / "README.md").read_text()
-    (out / "README.md").write_text(here.replace("The figures hold for images", "I say the figures hold for images"))
+    (out / "README.md").write_text(f"{here}\nThe figures hold for my images.\n")
     push(out, Destination("user/edited"))
     card = ModelCard(repository.files()["README.md"].decode())
     assert card.data.license == "mit"
     assert "To my cat." in card.text
-    assert "I say the figures hold" in card.text
+    assert "The figures hold for my images." in card.text
     assert 'model="user/edited"' in card.text
 
 
