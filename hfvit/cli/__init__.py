@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="hfvit", description=hfvit.__doc__)
+    parser = argparse.ArgumentParser(prog="hfvit", description=hfvit.__doc__.splitlines()[0])
     parser.set_defaults(takes_rest=False)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for module in COMMANDS:

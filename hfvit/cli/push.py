@@ -43,8 +43,7 @@ def add(commands) -> None:
 def push(options: argparse.Namespace) -> None:
     """`hfvit push OUTPUT_DIR USER/NAME`"""
     from hfvit.hub.files import files_to_push
-    from hfvit.hub.push import Destination, check_name, listing
-    from hfvit.hub.push import push as push_folder
+    from hfvit.hub.push import Destination, check_name, listing, push_to
 
     check_name(options.repository)
     include = tuple(dict.fromkeys(options.include))
@@ -54,4 +53,4 @@ def push(options: argparse.Namespace) -> None:
     quiet_libraries()
     private = options.private or None
     destination = Destination(options.repository, private, options.revision, options.create_pr)
-    print(push_folder(options.folder, destination, include, options.message))
+    print(push_to(options.folder, destination, include, options.message))

@@ -34,27 +34,17 @@ def report(options: argparse.Namespace) -> None:
     """`hfvit report OUTPUT_DIR`"""
     from pathlib import Path
 
-    from hfvit.artifacts.export_folder import find_exports
-    from hfvit.artifacts.run_record import RunRecord
-    from hfvit.hub.files import EXPORTS
-    from hfvit.hub.model_card import write_model_card
-    from hfvit.report.page import write_page
-    from hfvit.report.summary import summary_table, write_plots
+    from hfvit.report.summary import summary_table
+    from hfvit.report.write import write_report
 
-    record = RunRecord.load(options.folder)
+    written = write_report(options.folder, html=options.html or options.open)
     folder = Path(options.folder).expanduser()
-    exports, stale = find_exports(folder, record)
-    for name in stale:
-        print(f"hfvit: {folder / name} is older than the run and left out; export this model again", file=sys.stderr)
-    plots = write_plots(record, folder)
-    card = write_model_card(record, folder, {name: rows for name, rows in exports.items() if name in EXPORTS})
-    print(summary_table(record, options.folder))
-    print(f"report     {len(plots)} plots in {folder / 'plots'}, {card}")
-    if options.html or options.open:
-        page = write_page(record, folder, exports)
-        print(f"page       {page}")
-        if options.open:
-            import webbrowser
+    print(summary_table(written.record, options.folder))
+    print(f"report     {len(written.plots)} plots in {folder / 'plots'}, {written.card}")
+    if written.page:
+        print(f"page       {written.page}")
+    if options.open:
+        import webbrowser
 
-            if not webbrowser.open(page.resolve().as_uri()):
-                print("hfvit: no browser could be started here; open the page yourself", file=sys.stderr)
+        if not webbrowser.open(written.page.resolve().as_uri()):
+            print("hfvit: no browser could be started here; open the page yourself", file=sys.stderr)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -36,9 +36,15 @@ HEADER = (
 
 @dataclass
 class Comparison:
-    """What `validate` found."""
+    """What `compare` found.
+
+    Attributes:
+        gate: the limits, and the figures of each artifact.
+        saved: files that the result was saved in.
+    """
 
     gate: Gate
+    saved: list[Path] = field(default_factory=list)
 
     @property
     def rows(self) -> list[ArtifactResult]:
@@ -74,7 +80,7 @@ class Comparison:
         return "\n".join(lines)
 
 
-def validate(
+def compare(
     reference: str | Path | Classifier,
     others: Sequence[str | Path | Classifier],
     split: EvaluationSplit,

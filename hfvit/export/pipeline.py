@@ -211,7 +211,7 @@ class Export:
 
     def judge(self, staging: Path, split) -> None:
         """Hold every file to the checkpoint on `split`; `GateError` when one is worse than was allowed."""
-        from hfvit.evaluation.compare import validate
+        from hfvit.evaluation.compare import compare
 
         options = self.options
         self.judged = [name for name in self.files if not name.startswith("model_bf16")]
@@ -220,7 +220,7 @@ class Export:
         if not self.judged:
             return
         self.say(f"judging {', '.join(self.judged)} on {split.name}")
-        self.comparison = validate(
+        self.comparison = compare(
             self.classifier,
             [staging / name for name in self.judged],
             split,

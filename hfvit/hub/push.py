@@ -42,7 +42,41 @@ class Destination:
     token: str | None = field(default=None, repr=False)
 
 
-def push(folder: str | Path, destination: Destination, include: Sequence[str] = (), message: str | None = None) -> str:
+def push(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    include: Sequence[str] = (),
+    message: str | None = None,
+    token: str | None = None,
+) -> str:
+    """Push the output folder of a run to a model repository on the Hub, in one commit, and load it back.
+
+    Args:
+        folder: `output_dir` of a run.
+        repo_id: `user/name`, created if needed.
+        private: make a new repository private.
+        revision: branch to push to, created if needed; `main` by default.
+        create_pr: open a pull request instead.
+        include: exports to push, too: `onnx`, `tensorrt`.
+        message: of the commit.
+        token: of the Hub; the one that `hf auth login` saved by default.
+
+    Returns:
+        The URL of the commit or the pull request.
+
+    Raises:
+        HubError: nothing was pushed, or what the Hub returns is not this model.
+    """
+    return push_to(folder, Destination(repo_id, private, revision, create_pr, token), include, message)
+
+
+def push_to(
+    folder: str | Path, destination: Destination, include: Sequence[str] = (), message: str | None = None
+) -> str:
     """Push `folder` and return the URL of the commit, or of the pull request.
 
     Everything that can be known to be wrong is told before anything is sent; the files then arrive in one commit or

@@ -225,6 +225,18 @@ def read_recipe(path: Path, takes_list: dict[str, bool]) -> dict[str, Any]:
     return values
 
 
+def as_options(fields: Mapping[str, Any]) -> list[str]:
+    """Command-line words for keys of a recipe; None becomes `none`, and a path its text."""
+    words: list[str] = []
+    for key, value in fields.items():
+        if key not in _FIELDS:
+            raise RecipeError(f"{key}: unknown key.{nearest(key, _FIELDS)}")
+        if isinstance(value, tuple):
+            value = list(value)
+        words += _as_option(key, "none" if value is None else value)
+    return words
+
+
 def _as_option(key: str, value: Any) -> list[str]:
     if isinstance(value, list):
         return [f"--{key}", *map(str, value)]

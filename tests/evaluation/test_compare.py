@@ -20,7 +20,7 @@ import hfvit
 from hfvit.artifacts.export_record import ExportRecord
 from hfvit.cli import main as hfvit_command
 from hfvit.errors import ModelError
-from hfvit.evaluation.compare import Comparison, check_recordable, record, validate
+from hfvit.evaluation.compare import Comparison, check_recordable, compare, record
 from hfvit.evaluation.split import evaluation_split
 from hfvit.export.onnx import export_onnx
 from hfvit.pipeline import main as train
@@ -71,7 +71,7 @@ def command(*words) -> int:
 def test_figures_are_those_of_an_independent_count(graphs, colors):
     split = evaluation_split(graphs, dataset_name=str(colors), split="test")
     files = [graphs / name for name in ("noisy.onnx", "permuted.onnx")]
-    comparison = validate(graphs, files, split, batch_size=4, max_accuracy_drop=100, threads=1, show_progress=False)
+    comparison = compare(graphs, files, split, batch_size=4, max_accuracy_drop=100, threads=1, show_progress=False)
     labels, reference = np.array(TEST_ROWS["label"]), counted(BRIGHTEST)
     for row, weights in zip(comparison.rows, (BRIGHTEST, NOISY, PERMUTED), strict=True):
         logits = counted(weights)
@@ -98,12 +98,12 @@ def test_artifacts_with_another_order_of_classes_are_compared_by_name(graphs, co
     write_graph(other / "model.onnx", PERMUTED)
     write_configs(other, [LABELS[1], LABELS[2], LABELS[0]])
     split = evaluation_split(graphs, dataset_name=str(colors), split="test")
-    comparison = validate(graphs, [other], split, show_progress=False)
+    comparison = compare(graphs, [other], split, show_progress=False)
     assert comparison.rows[1].accuracy == comparison.rows[1].agreement == 1.0
     assert comparison.rows[1].max_logit_difference < 1e-5
     write_configs(other, ["red", "green", "violet"])
     with pytest.raises(ModelError) as caught:
-        validate(graphs, [other], split, show_progress=False)
+        compare(graphs, [other], split, show_progress=False)
     assert_names(caught.value, other, "blue, violet")
 
 
@@ -112,7 +112,7 @@ def test_each_kind_of_failure_has_its_sentence(graphs, colors, tmp_path):
     broken = write_graph(graphs / "broken.onnx", BRIGHTEST * np.float32(np.nan))
     loaded = hfvit.load_classifier(graphs / "noisy.onnx")
     others = [loaded, graphs / "permuted.onnx", broken, graphs / "model.onnx"]
-    comparison = validate(graphs, others, split, max_accuracy_drop=50, min_agreement=0.999, show_progress=False)
+    comparison = compare(graphs, others, split, max_accuracy_drop=50, min_agreement=0.999, show_progress=False)
     noisy, permuted, nan = comparison.failures
     assert_names(noisy, "noisy.onnx", f"{comparison.rows[1].agreement:.2%}", "99.90%")
     assert_names(permuted, "permuted.onnx", "0.00%", "100.00", "100.00%", 50)
@@ -124,7 +124,7 @@ def test_each_kind_of_failure_has_its_sentence(graphs, colors, tmp_path):
 def test_a_graph_with_preprocessing_inside_is_held_to_one_without(graphs, colors):
     write_graph(graphs / "raw.onnx", pixels=True)
     split = evaluation_split(graphs, dataset_name=str(colors), split="test", max_samples=9)
-    comparison = validate(graphs, [graphs / "raw.onnx"], split, batch_size=2, show_progress=False)
+    comparison = compare(graphs, [graphs / "raw.onnx"], split, batch_size=2, show_progress=False)
     row = comparison.rows[1]
     assert row.agreement == 1.0
     assert row.max_logit_difference < 1e-4
@@ -139,10 +139,10 @@ def test_a_device_is_for_what_is_loaded_here(graphs, colors):
     split = evaluation_split(graphs, dataset_name=str(colors), split="test", max_samples=3)
     loaded = hfvit.load_classifier(graphs, device="cpu")
     for device, others in (("npu", [loaded]), ("cpu", [graphs])):
-        comparison = validate(loaded, others, split, batch_size=1, device=device, show_progress=False)
+        comparison = compare(loaded, others, split, batch_size=1, device=device, show_progress=False)
         assert [row.device for row in comparison.rows] == ["cpu", "cpu"]
     with pytest.raises(ModelError, match=r"^device: .*'npu'"):
-        validate(loaded, [graphs], split, device="npu", show_progress=False)
+        compare(loaded, [graphs], split, device="npu", show_progress=False)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_an_exported_graph_agrees_with_the_checkpoint(out):
     export_onnx(model, out / "onnx" / "model.onnx")
     shutil.copy(out / "config.json", out / "onnx")  # and with it the preprocessing of the checkpoint
     (out / "onnx" / "preprocessor_config.json").unlink()
-    row = validate(out, [out / "onnx"], evaluation_split(out, split="test"), device="cpu", show_progress=False).rows[1]
+    row = compare(out, [out / "onnx"], evaluation_split(out, split="test"), device="cpu", show_progress=False).rows[1]
     assert row.agreement == 1.0
     assert row.change_points == 0.0
     assert 0.0 < row.max_logit_difference < 1e-4
