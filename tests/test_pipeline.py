@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from transformers import pipeline
 
 from hfvit.artifacts.constants import ADAPTER_FILES
+from hfvit.artifacts.run_record import RunRecord
 from hfvit.errors import run
 from hfvit.hub.model_card import render_card
 from hfvit.pipeline import main
@@ -269,8 +270,9 @@ def test_a_wrong_option_never_costs_the_old_run(recipe, capsys, tmp_path):
 
 def test_nothing_is_called_selected_when_nothing_was(recipe, tmp_path):
     assert run(lambda: main([str(recipe), "--load_best_model_at_end", "false"])) == 0
-    recorded = facts(tmp_path / "out")
-    assert recorded["data"]["selected_by"] is None
-    assert recorded["training"]["best_step"] is None
-    selected = recorded | {"data": recorded["data"] | {"selected_by": "validation"}}
-    assert render_card(selected, "x") != render_card(recorded, "x")  # the card says which
+    record = RunRecord.load(tmp_path / "out")
+    assert record.data.selected_by is None
+    assert record.training.best_step is None
+    card = render_card(record, "x")
+    record.data.selected_by = "validation"
+    assert render_card(record, "x") != card  # the card says which
