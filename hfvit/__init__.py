@@ -79,11 +79,13 @@ _PUBLIC = {
 }
 
 
-def __getattr__(name):
-    if name not in _PUBLIC:
-        raise AttributeError(f"module 'hfvit' has no attribute {name!r}; it has {', '.join(sorted(_PUBLIC))}")
-    module, attribute = _PUBLIC[name]
-    return getattr(import_module(f"hfvit.{module}"), attribute)
+if not TYPE_CHECKING:  # or type checkers would take any name for a public one
+
+    def __getattr__(name):
+        if name not in _PUBLIC:
+            raise AttributeError(f"module 'hfvit' has no attribute {name!r}; it has {', '.join(sorted(_PUBLIC))}")
+        module, attribute = _PUBLIC[name]
+        return getattr(import_module(f"hfvit.{module}"), attribute)
 
 
 def __dir__():
