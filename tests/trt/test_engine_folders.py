@@ -102,7 +102,7 @@ def change(folder, **values):
         (lambda e: change(e, backend=None), ["engine.json", "backend"]),
         (lambda e: change(e, backend={"name": "other"}), ["engine.json", "backend.version"]),
         (lambda e: change(e, backend={"name": "other", "version": "1", "cuda": None}), ["engine.json", "'other'"]),
-        (lambda e: change(e, options={}), ["engine.json", "options"]),
+        (lambda e: change(e, options={}), ["engine.json", "options.hardware_compatibility"]),
         (lambda e: change(e, profile={"min": []}), ["engine.json", "profile.min"]),
         (lambda e: change(e, sha256="0" * 64), ["engine.json", "model.engine"]),
     ],
