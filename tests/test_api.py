@@ -68,7 +68,8 @@ def test_train_uses_own_transform_metric_loss_and_callback(trained, tmp_path, co
             steps.append(state.global_step)
 
     record = hfvit.train(
-        out / "recipe.yaml", output_dir=tmp_path / "own", max_steps=3, logging_steps=1, eval_strategy="steps", eval_steps=3,
+        out / "recipe.yaml", output_dir=tmp_path / "own", max_steps=3, logging_steps=1,
+        eval_strategy="steps", eval_steps=3,
         train_transforms=ImageOps.invert, callbacks=[Record()],
         compute_metrics=lambda prediction: {"images": len(prediction.label_ids)},
         compute_loss_func=lambda outputs, labels, num_items_in_batch=None: 0.0 * outputs.logits.sum() + 7.0,
