@@ -28,6 +28,22 @@ def interrupted(folder, **options):
     return folder / "checkpoint-5"
 
 
+def test_a_checkpoint_of_version_0_1_resumes(tmp_path):
+    unbroken = make_trainer(tmp_path / "unbroken", ema_decay=0.9)
+    unbroken.train()
+    checkpoint = interrupted(tmp_path / "killed", ema_decay=0.9)
+    file = checkpoint / "progress.json"
+    content = json.loads(file.read_text())
+    del content["logged_loss"], content["origin"]  # that version did not know them
+    file.write_text(json.dumps(content))
+    rewrite_manifest(checkpoint)
+    resumed = make_trainer(tmp_path / "killed", ema_decay=0.9)
+    resumed.train(str(checkpoint))
+    assert losses(resumed) == losses(unbroken)
+    final = weights(unbroken)
+    assert all(torch.equal(value, final[name]) for name, value in weights(resumed).items())
+
+
 def rewrite_manifest(checkpoint):
     """Let the manifest list the files as they are now."""
     listed = {
