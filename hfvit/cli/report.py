@@ -39,6 +39,8 @@ def report(options: argparse.Namespace) -> None:
 
     written = write_report(options.folder, html=options.html or options.open)
     folder = Path(options.folder).expanduser()
+    for export in written.stale:
+        print(f"hfvit: {export} is older than the run and left out; export this model again", file=sys.stderr)
     print(summary_table(written.record, options.folder))
     print(f"report     {len(written.plots)} plots in {folder / 'plots'}, {written.card}")
     if written.page:

@@ -1,6 +1,5 @@
 """Write plots, model card and page of a finished run from its records."""
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,17 +10,23 @@ from hfvit.hub.model_card import write_model_card
 from hfvit.report.page import write_page
 from hfvit.report.summary import write_plots
 
-logger = logging.getLogger(__name__)
-
 
 @dataclass
 class Report:
-    """Files that `write_report` wrote; `page` is None unless it was asked for."""
+    """Files that `write_report` wrote.
+
+    Attributes:
+        record: of the run.
+        plots, card: the files.
+        page: None unless it was asked for.
+        stale: export folders older than the run, which were left out.
+    """
 
     record: RunRecord
     plots: list[Path]
     card: Path
     page: Path | None
+    stale: list[Path]
 
 
 def write_report(folder: str | Path, html: bool = False) -> Report:
@@ -37,9 +42,7 @@ def write_report(folder: str | Path, html: bool = False) -> Report:
     record = RunRecord.load(folder)
     root = Path(folder).expanduser()
     exports, stale = find_exports(root, record)
-    for name in stale:
-        logger.warning("%s is older than the run and left out. Export this model again.", root / name)
     plots = write_plots(record, root)
     card = write_model_card(record, root, {name: rows for name, rows in exports.items() if name in EXPORTS})
     page = write_page(record, root, exports) if html else None
-    return Report(record, plots, card, page)
+    return Report(record, plots, card, page, [root / name for name in stale])

@@ -15,6 +15,7 @@ import pytest
 from helpers.images import colored_image, colored_split
 from helpers.messages import assert_names
 from helpers.recipes import MICRO_RECIPE
+from helpers.splits import load_splits, stream_splits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import EpsImagePlugin, Image, features
@@ -23,8 +24,6 @@ import hfvit.data.open_image
 from hfvit.cli import main
 from hfvit.data.decode import decode, find_pictures, image_size, read_bytes, read_picture
 from hfvit.data.open_image import FORMATS, UPLOAD_LIMITS, ImageLimitError, ImageLimits, formats, open_image
-from hfvit.data.splits import load_splits
-from hfvit.data.stream_splits import stream_splits
 from hfvit.errors import DataError
 
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\nshowpage\n%%EOF\n"

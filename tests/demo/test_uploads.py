@@ -17,6 +17,7 @@ import psutil
 import pytest
 from helpers.commands import ROOT, free_port
 from helpers.images import LABELS, colored_image
+from helpers.models import build_model
 from helpers.raw_server import raw_server, response
 from helpers.recipes import ARCHITECTURE, MICRO
 from PIL import Image
@@ -24,7 +25,6 @@ from PIL import Image
 import hfvit
 from hfvit.data.open_image import UPLOAD_LIMITS
 from hfvit.demo.uploads import MAX_JSON_BYTES, is_allowed_route, read_upload, refusal, upload_component
-from hfvit.models.factory import build_model
 
 pytest.importorskip("gradio")
 COMMAND = "import sys; from hfvit.cli import main; main(sys.argv[1:])"

@@ -6,12 +6,13 @@ import logging
 import os
 import shutil
 import stat
+import sys
 
 import datasets
 import numpy as np
 import pytest
 import torch
-from helpers.commands import run_command
+from helpers.commands import ROOT, run_command
 from helpers.images import colored_split
 from helpers.micro_trainer import Stop, losses, make_trainer, weights
 from safetensors.torch import load_file
@@ -197,14 +198,22 @@ def test_resume_without_changes_reports_none(killed_run, caplog):
     assert not [record for record in caplog.records if record.name == "hfvit.training.resume"]
 
 
-def test_fingerprints_of_splits_are_the_same_in_another_process(recipe, tmp_path):
+def test_fingerprints_of_splits_are_the_same_in_another_process(colors, tmp_path):
+    code = (
+        "import json, sys\n"
+        "from hfvit.data.factory import load_splits\n"
+        "from hfvit.recipe.arguments import DataArguments\n"
+        "splits = load_splits(DataArguments(sys.argv[1], max_train_samples=40), seed=3).facts['splits']\n"
+        "print(json.dumps({role: split['fingerprint'] for role, split in splits.items()}))"
+    )
     found = []
     for name in ("a", "b"):
-        result = run_command("hfvit", "train", recipe, "--output_dir", tmp_path / name, "--max_steps", "1")
+        cache = str(tmp_path / name)
+        result = run_command(sys.executable, "-c", code, colors, HF_DATASETS_CACHE=cache, PYTHONPATH=str(ROOT))
         assert result.returncode == 0, result.stderr
-        splits = json.loads((tmp_path / name / "run.json").read_text())["data"]["splits"]
-        found.append({role: split["fingerprint"] for role, split in splits.items()})
+        found.append(json.loads(result.stdout))
     assert found[0] == found[1]
+    assert set(found[0]) == {"train", "validation", "test"}
 
 
 def test_files_of_a_run_follow_the_umask(recipe, tmp_path):
