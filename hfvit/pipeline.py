@@ -100,7 +100,8 @@ def start(
     if recipe.idle and args.process_index == 0:
         logger.warning(recipe.idle)
     if is_already_finished(args):
-        print(f"{args.output_dir}: this run is finished; --overwrite_output_dir starts a new one.", flush=True)
+        if args.should_save:
+            print(f"{args.output_dir}: this run is finished; --overwrite_output_dir starts a new one.", flush=True)
         return RunRecord.load(args.output_dir)
     if args.device.type == "cpu":
         use_all_cores(args.world_size)

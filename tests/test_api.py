@@ -76,6 +76,8 @@ def test_train_uses_own_transform_metric_loss_and_callback(trained, tmp_path, co
     )  # fmt: skip
     assert steps == [1, 2, 3]
     assert record.training.steps == 3
+    assert "train_transforms" in record.data.splits["train"].input
+    assert "train_transforms" not in record.data.splits["validation"].input
     evaluation = next(entry for entry in record.history if "eval_accuracy" in entry)
     assert evaluation["eval_images"] == record.metrics["validation"].images
     assert [entry["loss"] for entry in record.history if "loss" in entry] == pytest.approx([7.0] * 3)

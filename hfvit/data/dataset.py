@@ -2,6 +2,7 @@
 
 import logging
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from timm.data import create_transform
 from hfvit.data.decode import decode, decode_crop, image_size
 from hfvit.data.pixel_cache import NotAnArray, PixelArray, cached_pixels, common_size
 from hfvit.data.text import TokenTable
+from hfvit.data.transform_reader import TransformReader
 from hfvit.errors import DataError
 from hfvit.transforms.augmentation import Augmentation
 from hfvit.transforms.preprocessing import Preprocessing
@@ -81,6 +83,7 @@ def image_datasets(
     repeats: int = 1,
     show_progress: bool = True,
     texts: dict[str, TokenTable] | None = None,
+    train_transforms: Callable | None = None,
 ) -> dict[str, "ImageDataset"]:
     """Build a data set for each split that is not streamed: read from an array where the images allow it.
 
@@ -94,6 +97,7 @@ def image_datasets(
         repeats: how often in a row a training image is drawn.
         show_progress: show a progress bar while images are decoded.
         texts: tokens by role, of a model that reads texts.
+        train_transforms: replaces the augmentation of training images; see `TransformReader`.
     """
     used = Counter()
     for role, source in splits.sources.items():
@@ -103,7 +107,13 @@ def image_datasets(
         split, whole = splits[role], splits.whole[role]
         # A few rows of a large split get an array of their own.
         kept = split if 4 * used[source] < len(whole) else whole
-        reader, how = open_reader(split, kept, source, data_config, show_progress)
+        if train_transforms and role == "train":
+            reader, how = (
+                TransformReader(split, source, train_transforms),
+                "decoded as they are read: train_transforms",
+            )
+        else:
+            reader, how = open_reader(split, kept, source, data_config, show_progress)
         logger.info("%s: %s images %s", role, f"{len(split):,}", how)
         splits.facts["splits"][role]["input"] = how
         training = {"augmentation": augmentation, "seed": seed, "repeats": repeats} if role == "train" else {}

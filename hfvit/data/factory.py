@@ -75,6 +75,8 @@ def build_datasets(
         DataError: for a picture that cannot be decoded, and where all training texts are empty.
     """
     args = recipe.training
+    if train_transforms:
+        _check_takes_transforms(recipe)
     texts = None
     if tokenizer is not None:
         texts, summary = split_texts(splits, tokenizer, recipe.model.max_text_length)
@@ -90,10 +92,9 @@ def build_datasets(
             repeats=recipe.augmentation.repeated_augmentation,
             show_progress=args.should_save and not args.disable_tqdm,
             texts=texts,
+            train_transforms=train_transforms,
         )
-    if train_transforms:
-        datasets["train"] = _transformed(splits, augmentation, recipe, train_transforms)
-    elif recipe.data.streaming:
+    if recipe.data.streaming:
         datasets["train"] = _image_stream(splits, augmentation, recipe)
         logger.info(datasets["train"].describe())
     _choose_workers(datasets, args)
@@ -113,15 +114,8 @@ def build_augmentation(data_config: dict, arguments: AugmentationArguments) -> A
     )
 
 
-def _transformed(splits: ImageSplits, augmentation: Augmentation, recipe: Recipe, transform: Callable) -> ImageDataset:
-    """Training images through a user's own transform.
-
-    Args:
-        splits: of `load_splits`.
-        augmentation: its image size and normalization are used.
-        recipe: seed and repeated augmentation.
-        transform: see `TransformReader`.
-    """
+def _check_takes_transforms(recipe: Recipe) -> None:
+    """Raise `RecipeError` for a recipe whose training images cannot go through a user's own transform."""
     options = {
         "streaming": recipe.data.streaming,
         "finetuning: linear_probe": recipe.finetuning.finetuning == "linear_probe",
@@ -129,9 +123,6 @@ def _transformed(splits: ImageSplits, augmentation: Augmentation, recipe: Recipe
     }
     for option in (name for name, given in options.items() if given):
         raise RecipeError(f"train_transforms: not available with {option}.")
-    reader = TransformReader(splits.train, splits.sources["train"], transform)
-    repeats = recipe.augmentation.repeated_augmentation
-    return ImageDataset(splits.train["label"], reader, augmentation, seed=recipe.training.seed, repeats=repeats)
 
 
 def _image_stream(splits: ImageSplits, augmentation: Augmentation, recipe: Recipe) -> ImageStream:

@@ -13,7 +13,7 @@ from hfvit.artifacts.constants import ADAPTER_FILES, ADAPTER_FOLDER
 from hfvit.errors import ModelError, RecipeError, nearest
 from hfvit.models.factory import without_storage
 from hfvit.models.freezing import classifier_parameters
-from hfvit.utils.files import temporary_file
+from hfvit.utils.files import temporary_file, write_text
 
 PEFT_PREFIX = "base_model.model."  # of every name in an adapter file
 # What the projections of an attention are called in timm; the output's is taken with the others of its module alone,
@@ -52,8 +52,7 @@ class Lora:
         config |= {"inference_mode": True, "modules_to_save": sorted({name.rpartition(".")[0] for name in self.head})}
         with temporary_file(weights_file) as temporary:
             save_file(weights, temporary, metadata={"format": "pt"})
-        with temporary_file(config_file) as temporary:
-            temporary.write_text(json.dumps(config, indent=2, default=_as_list, sort_keys=True) + "\n", "utf-8")
+        write_text(config_file, json.dumps(config, indent=2, default=_as_list, sort_keys=True) + "\n")
         return folder
 
 

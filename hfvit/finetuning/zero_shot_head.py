@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModel
 
 from hfvit.data.dataset import ImageDataset
 from hfvit.data.text import load_tokenizer
-from hfvit.errors import ModelError, one_line
+from hfvit.errors import ModelError, wrap_library_errors
 from hfvit.utils.hub_ids import folder_or_hub_id
 
 PAIRS = ("clip", "siglip")
@@ -72,12 +72,8 @@ def name_embeddings(pair, kind: str, labels: Sequence[str], *, source: str, temp
 def _load_pair(source: str):
     """The pair at `source`, in evaluation, and which of `PAIRS` it is."""
     place = folder_or_hub_id(source, ModelError, "head_from_text")
-    try:
+    with wrap_library_errors(ModelError, f"head_from_text: {source} cannot be loaded"):
         config = AutoConfig.from_pretrained(place, trust_remote_code=False)
         if config.model_type in PAIRS:
             return AutoModel.from_pretrained(place, trust_remote_code=False).float().eval(), config.model_type
-    except MemoryError:
-        raise
-    except Exception as error:  # a damaged file of weights ends in errors of safetensors, torch and others
-        raise ModelError(f"head_from_text: {source} cannot be loaded: {one_line(error)}") from error
     raise ModelError(f"head_from_text: {source} is a '{config.model_type}', no pair of image and text ({PAIRS}).")

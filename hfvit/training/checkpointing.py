@@ -254,7 +254,7 @@ class CheckpointWriter(TrainerCallback):
     def _restore(self, checkpoint: str) -> None:
         trainer = self.trainer
         trainer.load_extra_state(checkpoint)
-        trainer.restore_loss(ResumeState.load(checkpoint))
+        trainer.restore_loss(trainer.resume_state)
         self._restore_best(Path(checkpoint))
         for callback in trainer.callback_handler.callbacks:
             # The counter is the checkpoint's, the patience the recipe's.

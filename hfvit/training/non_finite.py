@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 
 from hfvit.artifacts.constants import STATE_FILE
 from hfvit.errors import NonFiniteLossError, RecipeError
-from hfvit.training.checkpointing import ResumeState, learning_rate_factor, rewinds
+from hfvit.training.checkpointing import learning_rate_factor, rewinds
 from hfvit.training.loss_monitor import LossMonitor
 
 logger = logging.getLogger(__name__)
@@ -47,8 +47,8 @@ class NonFiniteLossMonitor(TrainerCallback):
     # Callbacks
 
     def on_train_begin(self, args, state, control, **kwargs):
-        if self.trainer.resumed_from:
-            before = learning_rate_factor(ResumeState.load(self.trainer.resumed_from).events)
+        if self.trainer.resume_state:
+            before = learning_rate_factor(self.trainer.resume_state.events)
             self._scale_learning_rate(learning_rate_factor(self.trainer.events) / before)
         if self.rewinds_allowed and state.global_step == 0:  # a rewind needs a checkpoint from the start
             self.trainer.save_checkpoint()

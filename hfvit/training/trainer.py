@@ -155,6 +155,7 @@ class HFViTTrainer(Trainer):
         self.events: list[dict[str, Any]] = []
         self.origin: dict[str, Any] = {}
         self.resumed_from: str | None = None
+        self.resume_state: ResumeState | None = None
         self._add_parts()
 
     def _add_parts(self) -> None:
@@ -481,10 +482,10 @@ class HFViTTrainer(Trainer):
         self.resumed_from = checkpoint
         self.checkpoints.last = checkpoint
         self.checkpoints.is_restored = checkpoint is None
-        if checkpoint:
-            state = ResumeState.load(checkpoint)
-            self.events = self.events or state.events  # after a rewind the checkpoint knows fewer of them
-            self.out_of_memory.resume(state)
+        self.resume_state = ResumeState.load(checkpoint) if checkpoint else None
+        if self.resume_state:
+            self.events = self.events or self.resume_state.events  # after a rewind the checkpoint knows fewer of them
+            self.out_of_memory.resume(self.resume_state)
 
     def _count_trained_parameters(self) -> None:
         self.trained_parameters = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
