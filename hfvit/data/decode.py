@@ -2,8 +2,10 @@
 
 import glob
 import io
+import logging
 import math
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,13 @@ from urllib.request import Request, urlopen
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from tqdm.auto import tqdm
 
 import hfvit
 from hfvit.errors import DataError, one_line
+from hfvit.utils.environment import cores
+
+logger = logging.getLogger(__name__)
 
 EXIF_ORIENTATION = 0x0112
 REDUCING_GAP = 2.0  # how much larger than needed a JPEG is decoded before the resize; Pillow's own advice
@@ -120,7 +126,43 @@ def _opened(encoded: dict[str, Any] | None, split: str, row: int | str):
         ) from None
 
 
+def unreadable_rows(split, name: str) -> dict[int, str]:
+    """Positions of images that cannot be decoded, with what is wrong; all images are decoded for it.
+
+    Args:
+        split: columns `image` (undecoded) and `row`.
+        name: of the split, for messages.
+    """
+    bad: dict[int, str] = {}
+
+    def check(position: int) -> tuple[int, str | None]:
+        example = split[position]
+        try:
+            decode(example["image"], name, example["row"])
+        except DataError as error:
+            return position, str(error)
+        return position, None
+
+    with ThreadPoolExecutor(cores()) as pool:  # Pillow decodes outside the interpreter's lock
+        results = pool.map(check, range(len(split)))
+        for position, problem in tqdm(results, f"Checking {name}", len(split), unit="image", disable=None):
+            if problem:
+                bad[position] = problem
+    return bad
+
+
 DOWNLOAD_SECONDS = 30  # without an answer
+
+
+# What operating systems leave in folders.
+SYSTEM_NAMES = {
+    "thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "system volume information",
+}  # fmt: skip
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name belongs to the operating system or an editor."""
+    return name.startswith(".") or name.lower() in SYSTEM_NAMES
 
 
 def is_url(name: str | Path) -> bool:
@@ -153,7 +195,11 @@ def find_pictures(names: Iterable[str]) -> tuple[list[str], list[str]]:
 
 def _in_folder(folder: str | Path) -> list[str]:
     readable = {extension for extension, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    return sorted(str(path) for path in Path(folder).rglob("*") if path.suffix.lower() in readable and path.is_file())
+    found = [path for path in Path(folder).rglob("*") if path.suffix.lower() in readable and path.is_file()]
+    visible = [path for path in found if not any(map(is_hidden, path.relative_to(folder).parts))]
+    if len(visible) < len(found):
+        logger.warning("%s: skipped %d hidden files", folder, len(found) - len(visible))
+    return sorted(map(str, visible))
 
 
 def read_picture(name: str | Path) -> Image.Image:

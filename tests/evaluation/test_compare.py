@@ -245,7 +245,7 @@ def test_the_command_passes_on_another_split(out, capsys):
     [
         (["{out}/no"], None, ["{out}/no"]),
         (["{out}", "{out}/onnx/modle.onnx"], None, ["{out}/onnx/modle.onnx"]),
-        (["{out}", "--split", "tset"], None, ["'tset'", "train, test", "'test'"]),
+        (["{out}", "--split", "tset"], "split", ["'tset'", "train, test", "'test'"]),
         (["{out}", "--output", "{out}/nowhere/gate.json"], "output", ["{out}/nowhere"]),
         (["{out}", "--min_agreement", "99"], "min_agreement", ["99"]),
         (["{out}", "--min_agreement", "nan"], "min_agreement", ["nan"]),
