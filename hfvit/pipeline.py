@@ -62,6 +62,8 @@ def run(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> None:
         splits = load_splits(recipe.data, args.seed, check_length=args.check_stream)
     recipe.pin(splits.facts["dataset_commit"])
     logger.info(splits.describe())
+    if not recipe.data.streaming and recipe.finetuning.finetuning != "linear_probe":
+        recipe.fit(len(splits.train))
 
     set_seed(args.seed)
     model, tokenizer = build_model(recipe.model, splits.labels, recipe.data)
