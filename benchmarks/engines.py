@@ -67,7 +67,7 @@ def prepare(folder: str, model: str | None, backend: str, quick: bool, **_) -> d
     quantize_onnx(work / "fp32.onnx", work / "int8.onnx", runtime="tensorrt", calibration=calibration)
     found, options = engine_backend(backend)
     sizes = {
-        name: build_engine(work / f"{dtype}.onnx", work / f"{dtype}.engine", found, options)["bytes"]
+        name: build_engine(work / f"{dtype}.onnx", work / f"{dtype}.engine", found, options).bytes
         for name, dtype in ENGINES.items()
     }
     classes = len(classifier.labels)

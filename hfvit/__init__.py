@@ -1,36 +1,92 @@
-"""hfvit: fine-tune Vision Transformers for image classification, from one recipe to a deployable checkpoint."""
+"""Fine-tune Vision Transformers for image classification, from one recipe to a deployable checkpoint.
+
+Train
+    train("quickstart", output_dir="out")      a recipe, as `hfvit train` does; returns a RunRecord
+    HFViTTrainer(model=..., args=...,          your own datasets.Dataset, transforms, loss and metrics
+        train_dataset=..., eval_dataset=...)
+    HFViTTrainingArguments                     its arguments
+    HFViTForImageClassification                a timm model as a PreTrainedModel: from_pretrained(...)
+
+Use
+    load_classifier("out")                     checkpoint, Hub id, ONNX file or TensorRT engine -> Classifier
+    predict("out", "image.jpg")                the classes of an image, or of many
+
+Evaluate and export
+    export_onnx(model, "model.onnx")           one ONNX file, checked against PyTorch
+    quantize_onnx("model.onnx", "int8.onnx")   its INT8 version
+    validate("out", ["out/onnx"])              accuracy, agreement and speed of a checkpoint and its exports
+
+Share
+    write_report("out", html=True)             plots, model card and page of a run
+    push("out", "user/name")                   the run on the Hub, in one commit
+    RunRecord.load("out")                      run.json: metrics, history, versions, hardware
+
+The command line does the same: `hfvit --help`. Documentation: docs/python.md in the repository.
+"""
 
 from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 __version__ = version("hfvit")
 
-# Resolved on first use, so that `import hfvit` and `hfvit --help` never pay for torch.
-_HOME_OF = {
-    "AugmentationArguments": "recipe.arguments",
-    "DataArguments": "recipe.arguments",
-    "FinetuningArguments": "recipe.arguments",
-    "ModelArguments": "recipe.arguments",
-    "RunArguments": "recipe.arguments",
-    "HFViTTrainingArguments": "recipe.training_args",
-    "HFViTConfig": "models.configuration",
-    "HFViTForImageClassification": "models.modeling",
-    "HFViTFusionConfig": "models.image_text",
-    "HFViTFusionForImageClassification": "models.image_text",
-    "HFViTTrainer": "training.trainer",
-    "export_onnx": "export.onnx",
-    "load_classifier": "inference.classifier",
-    "quantize_onnx": "export.quantization",
+if TYPE_CHECKING:
+    from hfvit.artifacts.run_record import RunRecord as RunRecord
+    from hfvit.evaluation.validate import validate as validate
+    from hfvit.export.onnx import export_onnx as export_onnx
+    from hfvit.export.quantization import quantize_onnx as quantize_onnx
+    from hfvit.hub.push import push as push
+    from hfvit.inference.classifier import Classifier as Classifier
+    from hfvit.inference.classifier import load_classifier as load_classifier
+    from hfvit.inference.classifier import predict as predict
+    from hfvit.models.configuration import HFViTConfig as HFViTConfig
+    from hfvit.models.image_text import HFViTFusionConfig as HFViTFusionConfig
+    from hfvit.models.image_text import HFViTFusionForImageClassification as HFViTFusionForImageClassification
+    from hfvit.models.modeling import HFViTForImageClassification as HFViTForImageClassification
+    from hfvit.pipeline import train as train
+    from hfvit.recipe.arguments import AugmentationArguments as AugmentationArguments
+    from hfvit.recipe.arguments import DataArguments as DataArguments
+    from hfvit.recipe.arguments import FinetuningArguments as FinetuningArguments
+    from hfvit.recipe.arguments import ModelArguments as ModelArguments
+    from hfvit.recipe.arguments import RunArguments as RunArguments
+    from hfvit.recipe.training_args import HFViTTrainingArguments as HFViTTrainingArguments
+    from hfvit.report.write import write_report as write_report
+    from hfvit.training.trainer import HFViTTrainer as HFViTTrainer
+
+# Public name -> module and name there. Resolved on first use: `import hfvit` and `hfvit --help` do not import torch.
+_PUBLIC = {
+    "AugmentationArguments": ("recipe.arguments", "AugmentationArguments"),
+    "Classifier": ("inference.classifier", "Classifier"),
+    "DataArguments": ("recipe.arguments", "DataArguments"),
+    "FinetuningArguments": ("recipe.arguments", "FinetuningArguments"),
+    "HFViTConfig": ("models.configuration", "HFViTConfig"),
+    "HFViTForImageClassification": ("models.modeling", "HFViTForImageClassification"),
+    "HFViTFusionConfig": ("models.image_text", "HFViTFusionConfig"),
+    "HFViTFusionForImageClassification": ("models.image_text", "HFViTFusionForImageClassification"),
+    "HFViTTrainer": ("training.trainer", "HFViTTrainer"),
+    "HFViTTrainingArguments": ("recipe.training_args", "HFViTTrainingArguments"),
+    "ModelArguments": ("recipe.arguments", "ModelArguments"),
+    "RunArguments": ("recipe.arguments", "RunArguments"),
+    "RunRecord": ("artifacts.run_record", "RunRecord"),
+    "export_onnx": ("export.onnx", "export_onnx"),
+    "load_classifier": ("inference.classifier", "load_classifier"),
+    "predict": ("inference.classifier", "predict"),
+    "push": ("hub.push", "push"),
+    "quantize_onnx": ("export.quantization", "quantize_onnx"),
+    "train": ("pipeline", "train"),
+    "validate": ("evaluation.validate", "validate"),
+    "write_report": ("report.write", "write_report"),
 }
 
-__all__ = list(_HOME_OF)
 
+if not TYPE_CHECKING:  # or type checkers would take any name for a public one
 
-def __getattr__(name):
-    if name not in _HOME_OF:
-        raise AttributeError(f"module 'hfvit' has no attribute {name!r}; it has {', '.join(sorted(__all__))}")
-    return getattr(import_module(f"hfvit.{_HOME_OF[name]}"), name)
+    def __getattr__(name):
+        if name not in _PUBLIC:
+            raise AttributeError(f"module 'hfvit' has no attribute {name!r}; it has {', '.join(sorted(_PUBLIC))}")
+        module, attribute = _PUBLIC[name]
+        return getattr(import_module(f"hfvit.{module}"), attribute)
 
 
 def __dir__():
-    return sorted(__all__)
+    return sorted(_PUBLIC)

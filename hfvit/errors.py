@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -79,6 +80,11 @@ class InterruptedRunError(UnfinishedError):
 
 # Of a disk that takes no more: full, over its quota, over the largest file allowed, mounted read-only.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+# Of a name that no file can have.
+NO_NAME = (errno.ENAMETOOLONG, errno.ELOOP)
+# Control and format characters (escape codes, directions of writing), lone surrogates, line and paragraph separators.
+UNPRINTABLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
+JOINERS = "\u200c\u200d"  # format characters of Persian words and of emoji
 
 
 def nearest(name: str, known) -> str:
@@ -90,6 +96,32 @@ def nearest(name: str, known) -> str:
 def one_line(error: Exception) -> str:
     """A library's message as part of one of ours: without its line breaks and indentation."""
     return " ".join(str(error).split())
+
+
+def is_unprintable(character: str) -> bool:
+    """Whether a character acts on a terminal instead of being shown, or is half of one."""
+    return unicodedata.category(character) in UNPRINTABLE and character not in JOINERS
+
+
+def printable(text: str) -> str:
+    r"""`text` as one line for a terminal: `\n`, `\x1b`, `\u202e` in place of what would act on it.
+
+    For names that others chose, of files and of classes. Bytes of a file name that is not UTF-8, which Python keeps as
+    lone surrogates, are shown as `\xff`.
+    """
+    if text.isprintable():
+        return text
+    return "".join(_escaped(character) if is_unprintable(character) else character for character in text)
+
+
+def _escaped(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":  # PEP 383
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def _printable_lines(text: str) -> str:
+    return "\n".join(map(printable, text.split("\n")))
 
 
 @contextmanager
@@ -135,15 +167,18 @@ def run(command: Callable[[], int | None]) -> int:
     except HFViTError as error:
         message = _without_worker_traceback(error)
         if message:  # only the main process tells what all of them end with
-            print(f"hfvit: {error.kind}: {message}", file=sys.stderr)
+            print(f"hfvit: {error.kind}: {_printable_lines(message)}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # the reader of a pipe has seen enough (`| head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor may the flush at exit complain
         return 141
     except OSError as error:
+        where = f" ({printable(str(error.filename))})" if error.filename else ""
+        if error.errno in NO_NAME:
+            print(f"hfvit: error: {error.strerror}{where}.", file=sys.stderr)
+            return HFViTError.exit_code
         if error.errno not in NO_ROOM:
             raise
-        where = f" ({error.filename})" if error.filename else ""
         print(f"hfvit: error: {error.strerror}{where}; what was whole before is so still.", file=sys.stderr)
         return StorageError.exit_code
     except KeyboardInterrupt:

@@ -2,59 +2,138 @@
 
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.trainer_utils import TrainOutput
 
 from hfvit.artifacts.checkpoint import check_same_model, remove_checkpoints
 from hfvit.artifacts.constants import RECIPE_FILE
-from hfvit.artifacts.output_dir import alone_in, claim_output_dir, clear_run, refuse_to_discard
-from hfvit.artifacts.run_facts import collect_facts
-from hfvit.artifacts.run_record import reported_split, write_facts
+from hfvit.artifacts.output_dir import alone_in, claim_output_dir, clear_run, is_finished, refuse_to_discard
+from hfvit.artifacts.run_record import RunRecord
 from hfvit.data.factory import build_datasets, load_splits
 from hfvit.data.splits import ImageSplits
 from hfvit.errors import HubError
 from hfvit.evaluation.examples import Examples
 from hfvit.finetuning.factory import build_trainer, prepare_finetuning
 from hfvit.hub.model_card import write_model_card
-from hfvit.hub.push import Destination, check_destination, push
+from hfvit.hub.push import Destination, check_destination, push_to
 from hfvit.metrics.classification import ImageClassificationMetric
-from hfvit.metrics.temperature import temperature_facts
+from hfvit.metrics.temperature import calibrate
 from hfvit.models.factory import build_model
-from hfvit.recipe.loader import Recipe, load_recipe
+from hfvit.recipe.loader import Recipe, as_options, load_recipe
 from hfvit.recipe.training_args import HFViTTrainingArguments
 from hfvit.report.summary import summary_table, write_plots, write_training_images
 from hfvit.training.distributed import require_shared_folder
+from hfvit.training.resume import check_origin, describe_origin
 from hfvit.training.trainer import HFViTTrainer
 from hfvit.utils.environment import use_all_cores
-from hfvit.utils.files import write_text
+from hfvit.utils.files import sync_files, write_text
 
 logger = logging.getLogger("hfvit")
 
 
 def main(argv: list[str] | None = None, callbacks: Sequence[TrainerCallback] = ()) -> None:
-    """Run the recipe named by `argv[0]`; the options after it beat the file's values. `callbacks` watch it train."""
-    recipe = load_recipe(sys.argv[1:] if argv is None else argv)
+    """Run the recipe named by `argv[0]`; the options after it override the file's values.
+
+    Args:
+        argv: `RECIPE [--key value ...]`; `sys.argv` by default.
+        callbacks: of the trainer.
+    """
+    start(load_recipe(sys.argv[1:] if argv is None else argv), callbacks)
+
+
+def train(
+    recipe: str | Path | Mapping[str, Any],
+    *,
+    callbacks: Sequence[TrainerCallback] = (),
+    train_transforms: Callable | None = None,
+    compute_metrics: Callable | None = None,
+    compute_loss_func: Callable | None = None,
+    **fields: Any,
+) -> RunRecord | None:
+    """Train, evaluate, save and report a run, as `hfvit train` does.
+
+    Args:
+        recipe: name of a shipped recipe, YAML file, or a dict with the keys of one.
+        callbacks: of the trainer.
+        train_transforms: replaces the augmentation; see `data.transform_reader.TransformReader`.
+        compute_metrics: `EvalPrediction -> dict`, logged beside hfvit's metrics.
+        compute_loss_func: `(outputs, labels, num_items_in_batch) -> loss`, a mean over its batch.
+        fields: keys of the recipe, which override its values: `output_dir="out"`, `learning_rate=1e-3`, ...
+
+    Returns:
+        The run's record, which is also saved as `run.json`; None on all processes but the first.
+
+    Raises:
+        RecipeError, DataError, ModelError: something cannot be used; nothing was trained.
+        NonFiniteLossError, OutOfMemoryError, StorageError, InterruptedRunError: training ended early.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        if isinstance(recipe, Mapping):
+            path = Path(folder) / "recipe.yaml"
+            path.write_text(yaml.safe_dump(dict(recipe), sort_keys=False), encoding="utf-8")
+            recipe = path
+        loaded = load_recipe([str(recipe), *as_options(fields)])
+    own = {"compute_metrics": compute_metrics, "compute_loss_func": compute_loss_func}
+    return start(loaded, callbacks, train_transforms, **{key: value for key, value in own.items() if value})
+
+
+def start(
+    recipe: Recipe,
+    callbacks: Sequence[TrainerCallback] = (),
+    train_transforms: Callable | None = None,
+    **options: Any,
+) -> RunRecord | None:
+    """Set up logging and threads, lock the output directory, and `run`; see there for the arguments."""
     args = recipe.training
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO if args.process_index == 0 else logging.WARNING)
     if recipe.idle and args.process_index == 0:
         logger.warning(recipe.idle)
+    if is_already_finished(args):
+        print(f"{args.output_dir}: this run is finished; --overwrite_output_dir starts a new one.", flush=True)
+        return RunRecord.load(args.output_dir)
     if args.device.type == "cpu":
         use_all_cores(args.world_size)
     with alone_in(args.output_dir, "training") if args.should_save else nullcontext():
-        run(recipe, callbacks)
+        return run(recipe, callbacks, train_transforms, **options)
 
 
-def run(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> None:
-    """Train, evaluate, save and report the run that `recipe` describes; `callbacks` watch it train."""
+def is_already_finished(args: HFViTTrainingArguments) -> bool:
+    """Whether `--resume_from_checkpoint auto` finds a finished run; deletes the checkpoints that a kill left of it."""
+    if args.resume_from_checkpoint != "auto" or args.overwrite_output_dir or not is_finished(args.output_dir):
+        return False
+    if args.should_save and not args.keep_checkpoints:
+        remove_checkpoints(args.output_dir)
+    return True
+
+
+def run(
+    recipe: Recipe,
+    callbacks: Sequence[TrainerCallback] = (),
+    train_transforms: Callable | None = None,
+    **options: Any,
+) -> RunRecord | None:
+    """Train, evaluate, save and report the run that `recipe` describes.
+
+    Args:
+        recipe: of `load_recipe`.
+        callbacks: of the trainer.
+        train_transforms: replaces the recipe's augmentation.
+        options: further arguments of `HFViTTrainer`.
+
+    Returns:
+        The run's record, on the main process.
+    """
     args = recipe.training
     destination = resolve_destination(args)
     checkpoint = prepare_output_dir(recipe)
@@ -71,10 +150,13 @@ def run(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> None:
     if checkpoint:
         check_same_model(checkpoint, model)
         logger.info("Resuming from %s", checkpoint)
-    datasets = build_datasets(splits, model.config, recipe, tokenizer)
+    datasets = build_datasets(splits, model.config, recipe, tokenizer, train_transforms)
     if not checkpoint:
         method.initialize(datasets["validation"])
-    trainer = build_trainer(recipe, method, datasets, callbacks)
+    trainer = build_trainer(recipe, method, datasets, callbacks, **options)
+    trainer.origin = describe_origin(recipe.values, splits.facts["splits"])
+    if checkpoint:
+        check_origin(checkpoint, trainer.origin, args.allow_changed_data)
 
     if args.overwrite_output_dir and args.should_save:
         # not before everything that a new run needs is known to work
@@ -87,10 +169,12 @@ def run(recipe: Recipe, callbacks: Sequence[TrainerCallback] = ()) -> None:
     evaluation = evaluate_splits(trainer, datasets, splits.labels)
     trainer.save_model(args.output_dir)
     trainer.save_state()
+    record = None
     if args.should_save:
-        report_run(recipe, splits, datasets, model, tokenizer, trainer, output, evaluation)
+        record = report_run(recipe, splits, datasets, model, tokenizer, trainer, output, evaluation)
     if destination:
         push_run(args.output_dir, destination)
+    return record
 
 
 def resolve_destination(args: HFViTTrainingArguments) -> Destination | None:
@@ -167,7 +251,7 @@ def report_run(
     trainer: HFViTTrainer,
     output: TrainOutput,
     evaluation: Evaluation,
-) -> None:
+) -> RunRecord:
     """Write recipe.yaml, run.json, examples, plots and card beside the saved model, and print the summary.
 
     Args:
@@ -182,27 +266,29 @@ def report_run(
     """
     args = recipe.training
     plain_model = trainer.accelerator.unwrap_model(model)
-    facts = collect_facts(recipe, splits, plain_model, trainer, output, evaluation.metrics)
-    facts["temperature"] = temperature_facts(evaluation.results)
-    role = reported_split(facts)
+    record = RunRecord.collect(recipe, splits, plain_model, trainer, output, evaluation.metrics)
+    record.temperature = calibrate(evaluation.results)
+    role = record.role
     examples = Examples(role, datasets[role], splits[role]["row"], *evaluation.results[role], splits.labels)
     examples.add_attention(plain_model, trainer.preprocessing, args.device, trainer.is_sharded)
     examples.write(args.output_dir)
-    facts["examples"] = examples.facts
+    record.examples = examples.record
     if tokenizer:
         tokenizer.save_pretrained(args.output_dir)
     write_text(Path(args.output_dir) / RECIPE_FILE, recipe.to_yaml())
-    write_facts(facts, args.output_dir)
-    write_plots(facts, args.output_dir)
-    write_model_card(facts, args.output_dir)
+    record.save(args.output_dir)
+    write_plots(record, args.output_dir)
+    write_model_card(record, args.output_dir)
+    sync_files(Path(args.output_dir))  # until now the checkpoints are the only copy that survives a power cut
     if not args.keep_checkpoints:
         remove_checkpoints(args.output_dir)
-    print("\n" + summary_table(facts, args.output_dir), flush=True)
+    print("\n" + summary_table(record, args.output_dir), flush=True)
+    return record
 
 
 def push_run(output_dir: str, destination: Destination) -> None:
     """Push the finished run; what trained for hours has not failed when the push does."""
     try:
-        print(push(output_dir, destination))
+        print(push_to(output_dir, destination))
     except HubError as error:
         print(f"hfvit: the run is finished and saved, but was not pushed: {error}", file=sys.stderr)

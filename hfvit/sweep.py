@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 
 from hfvit.artifacts.constants import RUN_FILE
 from hfvit.artifacts.output_dir import alone_in
-from hfvit.artifacts.run_record import read_run
+from hfvit.artifacts.run_record import RunRecord
 from hfvit.errors import NonFiniteLossError, OutOfMemoryError, RecipeError, UnfinishedError, one_line
 from hfvit.pipeline import main as train
 from hfvit.recipe.arguments import DEFAULT_TEST_FRACTION, DEFAULT_TEST_SPLIT
@@ -173,7 +173,7 @@ class Sweep:
                 raise
             except UnfinishedError as error:
                 raise type(error)(error.happened, "Go on with the same hfvit sweep command.") from None
-        return read_run(folder)["metrics"]["validation"][self.metric]
+        return getattr(RunRecord.load(folder).metrics["validation"], self.metric)
 
     def _write_recipe(self, name: str, parameters: dict[str, Any]) -> Path:
         values = {**self.values, **parameters, "test_split": None, "output_dir": str(self.folder / name)}

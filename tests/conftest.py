@@ -18,7 +18,8 @@ from helpers.recipes import MICRO_RECIPE
 
 # Half a minute and more, or few tests that take seconds each: they go first, or a worker ends alone with one of them.
 LONGEST = (
-    "cli/test_bad_input.py", "data/test_streamed_training.py", "demo/test_app.py", "export/test_clients.py",
+    "cli/test_bad_input.py", "data/test_streamed_training.py", "demo/test_app.py", "examples/test_examples.py",
+    "export/test_clients.py",
     "export/test_export_command.py", "export/test_onnx.py", "export/test_quantization.py",
     "export/test_tensorrt_command.py", "finetuning/test_distributed_methods.py", "hub/test_push.py",
     "hub/test_round_trip.py", "models/test_backbones.py", "models/test_image_text.py", "test_docs.py",

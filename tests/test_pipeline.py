@@ -1,6 +1,5 @@
 """The whole line, as its user types it: launched processes, exact files, kills, and mistakes."""
 
-import json
 import os
 import re
 from importlib import metadata
@@ -15,12 +14,13 @@ from helpers.image_text import tokenizer
 from helpers.images import LABELS, colored_image, colored_split
 from helpers.messages import assert_names, option_of
 from helpers.recipes import MICRO_RECIPE
+from helpers.records import make_record
 from helpers.runs import OUTPUT_FILES, facts, fails, files, step_losses
 from safetensors.torch import load_file
 from transformers import pipeline
 
 from hfvit.artifacts.constants import ADAPTER_FILES
-from hfvit.artifacts.run_record import write_facts
+from hfvit.artifacts.run_record import RunRecord
 from hfvit.errors import run
 from hfvit.hub.model_card import render_card
 from hfvit.pipeline import main
@@ -251,10 +251,13 @@ def test_a_failing_report_loses_neither_model_nor_checkpoints(recipe, tmp_path, 
 
 
 def test_run_json_is_written_whole_or_not_at_all(tmp_path):
-    write_facts({"a": 1}, tmp_path)
+    record = make_record()
+    record.save(tmp_path)
+    held = (tmp_path / "run.json").read_bytes()
+    record.training.seconds = float("nan")
     with pytest.raises(ValueError, match=r"\bJSON\b"):
-        write_facts({"a": float("nan")}, tmp_path)
-    assert json.loads((tmp_path / "run.json").read_text()) == {"a": 1}
+        record.save(tmp_path)
+    assert (tmp_path / "run.json").read_bytes() == held
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
@@ -267,8 +270,9 @@ def test_a_wrong_option_never_costs_the_old_run(recipe, capsys, tmp_path):
 
 def test_nothing_is_called_selected_when_nothing_was(recipe, tmp_path):
     assert run(lambda: main([str(recipe), "--load_best_model_at_end", "false"])) == 0
-    recorded = facts(tmp_path / "out")
-    assert recorded["data"]["selected_by"] is None
-    assert recorded["training"]["best_step"] is None
-    selected = recorded | {"data": recorded["data"] | {"selected_by": "validation"}}
-    assert render_card(selected, "x") != render_card(recorded, "x")  # the card says which
+    record = RunRecord.load(tmp_path / "out")
+    assert record.data.selected_by is None
+    assert record.training.best_step is None
+    card = render_card(record, "x")
+    record.data.selected_by = "validation"
+    assert render_card(record, "x") != card  # the card says which

@@ -3,19 +3,21 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from importlib import metadata
 
 import pytest
 import torch
 from helpers.messages import assert_names
 from helpers.recipes import MICRO_RECIPE
+from helpers.records import make_record
 from safetensors.torch import load_file, save_file
 
+from hfvit.artifacts.run_record import RunRecord
 from hfvit.cli import main as hfvit_command
 from hfvit.pipeline import main as train
-from hfvit.recipe.files import shipped_recipes
 from hfvit.recipe.loader import load_recipe
-from hfvit.verify import SCORE, expected_score
+from hfvit.verify import expected_accuracy
 
 RANDOM = "drop_path_rate: 0.2\nmixup_alpha: 0.4\ncutmix_alpha: 1.0\nrandom_erasing: 0.2\npolicy: rand_augment\n"
 
@@ -116,12 +118,15 @@ def of_shipped(name: str, *options: str) -> dict:
     return {"command": f"train.py recipes/{name}.yaml", "recipe": load_recipe([name, *options]).values}
 
 
+def run_of_shipped(name: str, *options: str, **values) -> RunRecord:
+    return replace(make_record(), **{**of_shipped(name, *options), **values})
+
+
 def test_what_a_shipped_recipe_expects():
-    quickstart = (95.0, 99.0, False, "quickstart.yaml")
-    assert expected_score(of_shipped("quickstart", "--output_dir", "x", "--overwrite_output_dir")) == quickstart
-    assert expected_score(of_shipped("quickstart") | {"command": "hfvit train quickstart"}) == quickstart
-    assert expected_score(of_shipped("swin_tiny")) == (96.5, 98.5, True, "swin_tiny.yaml")
-    assert all(SCORE.search(path.read_text()) for path in shipped_recipes().values())
+    quickstart = (95.0, 99.0, True, "quickstart.yaml")
+    assert expected_accuracy(run_of_shipped("quickstart", "--output_dir", "x", "--overwrite_output_dir")) == quickstart
+    assert expected_accuracy(run_of_shipped("quickstart", command="hfvit train quickstart")) == quickstart
+    assert expected_accuracy(run_of_shipped("swin_tiny")) == (96.5, 98.5, False, "swin_tiny.yaml")
     for word in ("--max_steps", "--max_train_samples"):  # so may a user's own recipe differ that is called quickstart
-        assert expected_score(of_shipped("quickstart", word, "3")) is None
-    assert expected_score(of_shipped("quickstart") | {"command": "hfvit train my.yaml"}) is None
+        assert expected_accuracy(run_of_shipped("quickstart", word, "3")) is None
+    assert expected_accuracy(run_of_shipped("quickstart", command="hfvit train my.yaml")) is None

@@ -222,12 +222,13 @@ def measure_loader() -> None:
     from torch.utils.data import DataLoader
 
     from hfvit.data.dataset import collate, image_datasets
+    from hfvit.data.factory import load_splits
     from hfvit.data.samplers import EpochSampler
-    from hfvit.data.splits import load_splits
+    from hfvit.recipe.arguments import DataArguments
     from hfvit.transforms.augmentation import Augmentation
 
     for kind, worker_counts in WORKERS.items():
-        splits = load_splits(str(DATA / kind), validation_split="validation", test_split=None)
+        splits = load_splits(DataArguments(str(DATA / kind), validation_split="validation", test_split=None))
         augmentation = Augmentation.from_config(DATA_CONFIG, policy="trivial_augment")
         dataset = image_datasets(splits, DATA_CONFIG, augmentation, show_progress=False)["train"]
         for workers in worker_counts:

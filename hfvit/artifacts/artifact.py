@@ -1,13 +1,15 @@
 """Resolve a path to a checkpoint, an ONNX file or a TensorRT engine, without loading it."""
 
-import json
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hfvit.artifacts.constants import CONFIG_FILE, ENGINE_FACTS_FILE, PREPROCESSOR_FILE
-from hfvit.errors import ModelError, nearest, one_line, wrap_library_errors
+from hfvit.artifacts.constants import CONFIG_FILE, ENGINE_RECORD_FILE, PREPROCESSOR_FILE
+from hfvit.artifacts.engine_record import EngineRecord
+from hfvit.errors import ModelError, nearest, wrap_library_errors
+from hfvit.utils.files import expand_user
 from hfvit.utils.hub_ids import folder_or_hub_id
 
 ENGINE_SUFFIXES = (".engine", ".plan")
@@ -59,9 +61,9 @@ def find_artifact(path: str | Path) -> Artifact:
     an engine, or the folder with its engine.json. A folder with weights is a checkpoint, whatever exports lie in it or
     below it; beside ONNX files an engine is named by its file.
     """
-    file = Path(path).expanduser()
+    file = expand_user(path)
     if file.suffix in (".onnx", *ENGINE_SUFFIXES):
-        if not file.is_file():
+        if not os.path.isfile(file):
             raise ModelError(f"There is no file {path}.{_other_graphs(file)}")
         return _file_artifact(file)
     source = folder_or_hub_id(path, ModelError)
@@ -69,7 +71,7 @@ def find_artifact(path: str | Path) -> Artifact:
     if not folder.is_dir() or any(any(folder.glob(pattern)) for pattern in _WEIGHTS):
         return Artifact(source)
     graphs = _graphs(folder)
-    if not graphs and (folder / ENGINE_FACTS_FILE).is_file():
+    if not graphs and (folder / ENGINE_RECORD_FILE).is_file():
         return _file_artifact(_engine(folder))
     graphs = graphs or _graphs(folder / "onnx")
     if not graphs:
@@ -94,20 +96,17 @@ def _file_artifact(file: Path) -> Artifact:
 
 def _engine(folder: Path) -> Path:
     """The engine that engine.json names: model.engine, or 1/model.plan in a model of Triton's."""
-    path = folder / ENGINE_FACTS_FILE
+    name = EngineRecord.load(folder).file
+    file = folder / name
     try:
-        name = json.loads(path.read_text(encoding="utf-8"))["file"]
-        file = folder / name
         is_inside = file.resolve().is_relative_to(folder.resolve()) and file.suffix in ENGINE_SUFFIXES
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        is_there = is_inside and file.is_file()
+    except (OSError, ValueError):  # a null byte, a name that is too long
+        is_there = False
+    if not is_there:
         raise ModelError(
-            f"{path} cannot be read ({type(error).__name__}: {one_line(error)}); build the engine again with:"
-            f" optimum-cli export tensorrt --model MODEL {folder}"
-        ) from None
-    if not is_inside or not file.is_file():
-        raise ModelError(
-            f"{path} names the engine {name}, which is not there; build it again with: optimum-cli export tensorrt"
-            f" --model MODEL {folder}"
+            f"{folder / ENGINE_RECORD_FILE} names the engine {name!r}, which is not there."
+            f" {EngineRecord.REMEDY.format(folder=folder)}"
         )
     return file
 

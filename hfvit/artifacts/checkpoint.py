@@ -31,7 +31,7 @@ def checkpoint_error(checkpoint: str | Path, read: bool = False) -> str | None:
                 return f"{name} has changed since it was written"
     except FileNotFoundError:
         return f"it has no {MANIFEST}, which is written last" if folder.is_dir() else "there is no such folder"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"it cannot be read ({type(error).__name__})"
     if STATE_FILE not in files or not any(name.startswith("rng_state") for name in files):
         return MODEL_ALONE

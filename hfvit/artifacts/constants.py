@@ -12,7 +12,8 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 # What lies beside a model's weights or graph, by the names that transformers and a run of hfvit give.
 CONFIG_FILE = "config.json"
-ENGINE_FACTS_FILE = "engine.json"
+ENGINE_RECORD_FILE = "engine.json"
+EXPORT_FILE = "export.json"
 PREPROCESSOR_FILE = "preprocessor_config.json"
 RECIPE_FILE = "recipe.yaml"
 

@@ -1,4 +1,4 @@
-"""Export folders: file names, export.json, staging and summary rows."""
+"""Export folders: file names, staging and table rows."""
 
 import json
 import os
@@ -7,16 +7,19 @@ import shutil
 import tempfile
 import time
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-import hfvit
-from hfvit.artifacts.constants import CONFIG_FILE, ENGINE_FACTS_FILE
+from hfvit.artifacts.constants import CONFIG_FILE, ENGINE_RECORD_FILE, EXPORT_FILE
+from hfvit.artifacts.engine_record import EngineRecord
+from hfvit.artifacts.export_record import ExportRecord, Parity
+from hfvit.artifacts.gate import ArtifactGate
+from hfvit.artifacts.run_record import RunRecord
 from hfvit.errors import ModelError
-from hfvit.utils.files import check_writable, file_sha256, read_object, write_object
+from hfvit.utils.files import check_writable, file_sha256
 from hfvit.utils.formatting import size
 
-FACTS_FILE = "export.json"
 STAGING = ".export-"  # then the machine, the process and a random end, by which a killed export's is known
 STALE_SECONDS = 24 * 3600  # no export takes so long: one of another machine (or a container's, by then) was killed
 PACKAGES = ("hfvit", "torch", "transformers", "timm", "onnx", "onnxscript", "onnxruntime")
@@ -44,15 +47,15 @@ def claim_folder(output: str | Path) -> Path:
     """The folder `output`, made if need be; `ModelError` when it cannot be written or is no place for an export."""
     folder = Path(output).expanduser()
     check_writable(folder, "output", ModelError)
-    has_engine = (folder / ENGINE_FACTS_FILE).exists()
+    has_engine = (folder / ENGINE_RECORD_FILE).exists()
     owned = (*(() if has_engine else (folder / CONFIG_FILE,)), *folder.glob("[!.]*.onnx"))
     foreign = [path.name for path in owned if path.exists()]
-    if foreign and not (folder / FACTS_FILE).exists():
+    if foreign and not (folder / EXPORT_FILE).exists():
         raise ModelError(
             f"output: {output} holds a {foreign[0]} that is no export's and might be replaced; choose another folder,"
             f" such as {folder / 'onnx'}."
         )
-    read_export_facts(folder)
+    ExportRecord.load(folder)  # one that cannot be read is told before the work
     return folder
 
 
@@ -62,12 +65,13 @@ def check_same_model(folder: Path, config: dict, weights: str | None) -> None:
     `weights` is the checkpoint's `weights_sha256` (onnx.py): a training that was repeated leaves the configuration as
     it was. Another patch size of the same checkpoint is another configuration.
     """
-    path, held = folder / CONFIG_FILE, read_export_facts(folder)
+    path = folder / CONFIG_FILE
+    held = ExportRecord.load(folder).weights_sha256
     try:
         differs = path.exists() and json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(config))
     except ValueError as error:
         raise ModelError(f"{path} cannot be read ({error}); delete it and export again.") from None
-    if differs or held["weights_sha256"] not in (None, weights):
+    if differs or held not in (None, weights):
         what = f"another {CONFIG_FILE}" if differs else "other weights"
         raise ModelError(
             f"output: {folder} holds exports of another model, with {what}; choose another folder, or delete that one."
@@ -112,81 +116,57 @@ def file_facts(path: Path) -> dict:
     return {"sha256": file_sha256(path), "bytes": path.stat().st_size}
 
 
-def read_export_facts(folder: str | Path) -> dict:
-    """export.json of a folder, or an empty one."""
-    path = Path(folder) / FACTS_FILE
-    facts = {"hfvit_version": hfvit.__version__, "source": None, "weights_sha256": None, "files": {}}
-    if not path.exists():
-        return facts
-    try:
-        return facts | json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError) as error:
-        raise ModelError(f"{path} cannot be read ({error}); delete it and export again.") from None
+@dataclass
+class ExportRow:
+    """An exported file in the tables of card and report; an empty string stands for what was not measured."""
+
+    name: str
+    file: str
+    size: str
+    difference: str
+    accuracy: str
+    agreement: str
 
 
-def write_export_facts(
-    folder: str | Path, file: str, facts: dict, source: str | None = None, weights: str | None = None
-) -> None:
-    """Enter the facts of one file into export.json; files that are gone leave it.
+def export_rows(folder: Path) -> list[ExportRow]:
+    """A row for each file of an export folder, from its export.json or engine.json; none where there is neither."""
+    rows = [
+        _row(folder, name, entry.bytes, entry.parity, entry.gate)
+        for name, entry in ExportRecord.load(folder).files.items()
+    ]
+    if (folder / ENGINE_RECORD_FILE).is_file():
+        engine = EngineRecord.load(folder)
+        # Parity and gate of its ONNX file were not measured on the engine.
+        rows.append(_row(folder, engine.file, engine.bytes, None, engine.gate))
+    return rows
 
-    `source` is the model's Hub id, or the name of its folder without the path on this machine; `weights` are its
-    `weights_sha256` before any change of its patches. Where they are not given, those that the file tells stay.
+
+def find_exports(output_dir: str | Path, record: RunRecord) -> tuple[dict[str, list[ExportRow]], list[str]]:
+    """Find the exports right below `output_dir`.
+
+    Returns:
+        The `export_rows` of each folder by its name, and the names of folders that are older than the run: a training
+        that was repeated leaves the exports of the one before.
     """
-    folder = Path(folder)
-    held = read_export_facts(folder)
-    files = {name: known for name, known in held["files"].items() if (folder / name).exists()}
-    write_object(
-        folder / FACTS_FILE,
-        {
-            "hfvit_version": hfvit.__version__,
-            "source": source or held["source"],
-            "weights_sha256": weights or held["weights_sha256"],
-            "files": dict(sorted({**files, file: facts}.items())),
-        },
-    )
-
-
-def export_facts(folder: Path) -> dict[str, dict]:
-    """File name -> facts of an export folder, from its export.json or engine.json; empty where there is neither."""
-    files = read_export_facts(folder)["files"]
-    if not isinstance(files, dict):
-        raise ModelError(f"{folder / FACTS_FILE} holds no table of files; delete it and export again.")
-    found = {name: facts for name, facts in files.items() if isinstance(facts, dict)}
-    engine = folder / ENGINE_FACTS_FILE
-    if engine.is_file():
-        facts = read_object(engine)
-        # What is told there of the graph (parity, gate) was not measured on the engine, and is no line of its own.
-        found |= {facts.get("file", "model.engine"): {key: facts[key] for key in ("bytes", "gate") if key in facts}}
-    return found
-
-
-def find_exports(output_dir: str | Path, facts: dict) -> tuple[dict[str, dict], list[str]]:
-    """Folder -> its `export_facts`, of the exports right below `output_dir`, and the folders that are older than the
-    run in it: a training that was repeated leaves the exports of the one before."""
-    finished = facts.get("finished")
-    since = datetime.fromisoformat(finished).timestamp() if finished else 0.0
-    found, stale = {}, []
+    since = datetime.fromisoformat(record.finished).timestamp() if record.finished else 0.0
+    found = {}
+    stale = []
     for folder in sorted(path for path in Path(output_dir).iterdir() if path.is_dir()):
-        files = [folder / name for name in (FACTS_FILE, ENGINE_FACTS_FILE) if (folder / name).is_file()]
+        files = [folder / name for name in (EXPORT_FILE, ENGINE_RECORD_FILE) if (folder / name).is_file()]
         if files and max(file.stat().st_mtime for file in files) < since:
             stale.append(folder.name)
         elif files:
-            found[folder.name] = export_facts(folder)
+            found[folder.name] = export_rows(folder)
     return found, stale
 
 
-def export_rows(exports: dict[str, dict]) -> list[dict]:
-    """Rows of the table: an empty string for what was not measured."""
-    return [_row(f"{folder}/{file}", facts) for folder, files in exports.items() for file, facts in files.items()]
-
-
-def _row(name: str, facts: dict) -> dict:
-    parity, gate = facts.get("parity") or {}, facts.get("gate") or {}
-    difference = parity.get("max_abs_difference", gate.get("max_logit_difference"))
-    return {
-        "file": name,
-        "size": size(facts["bytes"]) if "bytes" in facts else "",
-        "difference": "" if difference is None else f"{difference:.2g}",
-        "accuracy": f"{gate['accuracy']:.2%}" if "accuracy" in gate else "",
-        "agreement": f"{gate['agreement']:.2%}" if gate.get("agreement") is not None else "",
-    }
+def _row(folder: Path, name: str, count: int, parity: Parity | None, gate: ArtifactGate | None) -> ExportRow:
+    difference = parity.max_abs_difference if parity else gate.max_logit_difference if gate else None
+    return ExportRow(
+        name=name,
+        file=f"{folder.name}/{name}",
+        size=size(count),
+        difference="" if difference is None else f"{difference:.2g}",
+        accuracy=f"{gate.accuracy:.2%}" if gate else "",
+        agreement=f"{gate.agreement:.2%}" if gate else "",
+    )

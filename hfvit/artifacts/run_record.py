@@ -1,104 +1,250 @@
-"""Read and write run.json and examples.npz."""
+"""`RunRecord` (run.json): everything that a reader needs to judge and repeat a run; and examples.npz."""
 
 import json
+import math
+import platform
+import shlex
+import sys
 import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
+import hfvit
 from hfvit.artifacts.constants import EXAMPLES_FILE, RUN_FILE
+from hfvit.artifacts.gate import Gate, Hardware, migrate_gate
+from hfvit.artifacts.json_record import OPTIONAL, FieldError, FileRecord
+from hfvit.artifacts.run_sections import (
+    Data,
+    ExampleImages,
+    Model,
+    Probe,
+    Seeds,
+    SplitMetrics,
+    Temperature,
+    TextModel,
+    Training,
+)
 from hfvit.errors import ModelError
-from hfvit.utils.files import read_object, temporary_file, write_text
+from hfvit.utils.files import temporary_file
+from hfvit.utils.hub_ids import is_local
 
-# What is asked of the file; anything beside it may be missing, as `temperature` and `examples` of older runs are.
-_NEEDED = {
-    "model": ("architecture", "base_model", "image_size", "parameters", "trained_parameters"),
-    "data": ("dataset_name", "dataset_config_name", "dataset_revision", "labels", "selected_by", "splits"),
-    "training": (
-        "steps", "epochs", "best_step", "best_metric_name", "seconds", "images_per_second", "data_wait",
-        "resumed_at_step", "processes", "precision",
-    ),
-    "recipe": ("global_batch_size",),
-    "hardware": ("processor", "cores", "gpus"),
-    "versions": (),
-}  # fmt: skip
-_METRICS = (
-    "accuracy", "accuracy_interval", "top5_accuracy", "macro_f1", "loss", "ece", "images", "per_class",
-    "confusion_matrix", "calibration",
-)  # fmt: skip
+PACKAGES = ("torch", "torchvision", "timm", "transformers", "accelerate", "datasets", "evaluate", "scikit-learn")
+PREPROCESSING = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 
 
-def read_run(folder: str | Path) -> dict:
-    """The facts in `folder`/run.json; `ModelError` when there are none, or not those that this hfvit reads."""
-    root = Path(folder).expanduser()
-    path = root / RUN_FILE
-    if not root.is_dir():
-        raise ModelError(f"There is no folder {folder}; name the output_dir of a run.")
-    if not path.is_file():
-        raise ModelError(f"{folder} holds no run: there is no {RUN_FILE}. Name the output_dir of a finished run.")
-    facts = read_object(path)
-    missing = _missing(facts)
-    if missing:
-        by = facts.get("hfvit_version")
-        raise ModelError(
-            f"{path} lacks {missing}: it was written by {f'hfvit {by}' if by else 'an older hfvit'} in another layout."
-            " Read it with the version that wrote it, or train again."
+@dataclass(kw_only=True)
+class RunRecord(FileRecord):
+    """run.json of a finished run.
+
+    `metrics`, `data.splits` and `temperature.splits` are by role: `train`, `validation`, `test`. `recipe` holds the
+    resolved values, `history` what the Trainer logged and `events` what went wrong on the way (docs/reliability.md).
+    """
+
+    FILE: ClassVar[str] = RUN_FILE
+    REMEDY: ClassVar[str] = "Read it with the version that wrote it, or train again."
+
+    hfvit_version: str | None = None
+    finished: str | None = None
+    command: str | None = None
+    model: Model
+    data: Data
+    recipe: dict[str, Any]
+    seeds: Seeds | None = field(default=None, metadata=OPTIONAL)
+    metrics: dict[str, SplitMetrics]
+    training: Training
+    events: list[dict[str, Any]] = field(default_factory=list)
+    versions: dict[str, str | None]
+    hardware: Hardware
+    history: list[dict[str, Any]]
+    temperature: Temperature | None = field(default=None, metadata=OPTIONAL)
+    examples: ExampleImages | None = field(default=None, metadata=OPTIONAL)
+    gate: Gate | None = field(default=None, metadata=OPTIONAL)
+
+    @property
+    def role(self) -> str:
+        """The split that plots and card are about."""
+        return "test" if "test" in self.metrics else "validation"
+
+    @property
+    def result(self) -> SplitMetrics:
+        """Metrics of the split that plots and card are about."""
+        return self.metrics[self.role]
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        root = Path(folder).expanduser()
+        if not root.is_dir():
+            raise ModelError(f"There is no folder {folder}; name the output_dir of a run.")
+        if not (root / RUN_FILE).is_file():
+            raise ModelError(f"{folder} holds no run: there is no {RUN_FILE}. Name the output_dir of a finished run.")
+        return super().load(folder)
+
+    @classmethod
+    def migrate(cls, content: dict[str, Any]) -> dict[str, Any]:
+        return {key: migrate_gate(value) if key == "gate" else value for key, value in content.items()}
+
+    def check(self) -> None:
+        try:
+            datetime.fromisoformat(self.finished or "2026-01-01")
+        except ValueError:
+            raise FieldError("finished", f"must be a date and time, got {self.finished!r}") from None
+        if "global_batch_size" not in self.recipe:
+            raise FieldError("recipe.global_batch_size")
+        if not self.metrics.keys() & {"validation", "test"}:
+            raise FieldError("metrics.validation")
+        calibrated = self.temperature if self.temperature and self.temperature.value is not None else None
+        for role in self.metrics:
+            if role not in self.data.splits:
+                raise FieldError(f"data.splits.{role}")
+            if calibrated and role not in calibrated.splits:
+                raise FieldError(f"temperature.splits.{role}")
+        if self.examples and self.examples.split not in self.data.splits:
+            raise FieldError(f"data.splits.{self.examples.split}")
+
+    @classmethod
+    def collect(cls, recipe, splits, model, trainer, output, metrics: dict[str, dict]) -> Self:
+        """The record of a training that has just ended.
+
+        Args:
+            recipe: the loaded recipe.
+            splits: `ImageSplits` of the data set.
+            model: the trained model.
+            trainer: the `HFViTTrainer`.
+            output: what `trainer.train()` returned.
+            metrics: role -> `classification_metrics`.
+        """
+        # PyTorch takes seconds to import, and a record is read without it.
+        import torch
+
+        from hfvit.utils.environment import hardware, installed_versions
+
+        args = recipe.training
+        state = trainer.state
+        best = state.best_model_checkpoint if args.load_best_model_at_end else None
+        selected_by = "validation" if best or "probe" in output.metrics else None
+        history = [{key: _json_number(value) for key, value in entry.items()} for entry in state.log_history]
+        return cls(
+            hfvit_version=hfvit.__version__,
+            finished=datetime.now(UTC).isoformat(timespec="seconds"),
+            command=command_line(),
+            model=_model(recipe.model, model, trainer.trained_parameters),
+            data=Data.from_json({**splits.facts, "selected_by": selected_by}),
+            recipe=json.loads(json.dumps(recipe.values, default=str)),
+            seeds=Seeds(seed=args.seed, data_seed=args.data_seed, full_determinism=args.full_determinism),
+            metrics={role: SplitMetrics.from_json(computed) for role, computed in metrics.items()},
+            training=_training(args, trainer, best, output.metrics),
+            events=trainer.events,
+            versions={
+                "python": platform.python_version(),
+                "cuda": torch.version.cuda,
+                **installed_versions(PACKAGES),
+            },
+            hardware=Hardware.from_json(hardware()),
+            history=history,
         )
-    return facts
 
 
-def _missing(facts: dict) -> str | None:
-    """The first thing that is not there."""
-    for section, keys in _NEEDED.items():
-        held = facts.get(section)
-        if not isinstance(held, dict):
-            return section
-        for key in keys:
-            if key not in held:
-                return f"{section}.{key}"
-    metrics = facts.get("metrics")
-    if not isinstance(metrics, dict) or not ("validation" in metrics or "test" in metrics):
-        return "metrics"
-    for role, held in metrics.items():
-        for key in _METRICS:
-            if not isinstance(held, dict) or key not in held:
-                return f"metrics.{role}.{key}"
-    return None if isinstance(facts.get("history"), list) else "history"
+def _model(arguments, model, trained_parameters: int) -> Model:
+    base = arguments.model_name_or_path
+    config = model.config
+    texts = None
+    if arguments.text_encoder:
+        texts = TextModel(
+            text_encoder=arguments.text_encoder,
+            is_local=is_local(arguments.text_encoder),
+            model_type=model.text_model.config.model_type,
+            fusion=config.fusion,
+            max_text_length=config.max_text_length,
+            parameters=sum(p.numel() for p in model.text_model.parameters()),
+        )
+    return Model(
+        architecture=config.architecture,
+        base_model=base,
+        is_local=base is not None and is_local(base),
+        # timm's checkpoints carry their license; a network trained from scratch has none yet.
+        base_license=config.pretrained_cfg.get("license") if base else None,
+        texts=texts,
+        image_size=tuple(config.image_size),
+        parameters=sum(p.numel() for p in model.parameters()),
+        trained_parameters=trained_parameters,
+        preprocessing={key: config.pretrained_cfg.get(key) for key in PREPROCESSING},
+    )
+
+
+def _training(args, trainer, best: str | None, metrics: dict[str, Any]) -> Training:
+    state = trainer.state
+    micro = trainer.out_of_memory.micro
+    probe = metrics.get("probe")
+    return Training(
+        steps=state.global_step,
+        epochs=state.epoch,
+        best_step=int(Path(best).name.removeprefix("checkpoint-")) if best else None,
+        best_metric=state.best_metric if best else None,
+        best_metric_name=args.metric_for_best_model if best else None,
+        seconds=metrics["train_runtime"],
+        **trainer.speed.overall(),
+        flops_per_image=trainer.speed.flops_per_image,
+        peak_flops=trainer.speed.peak_flops,
+        resumed_at_step=trainer.resumed_at_step,
+        precision=args.mixed_precision,
+        processes=args.world_size,
+        data_workers=args.dataloader_num_workers,
+        per_device_batch_size=micro.size,
+        gradient_accumulation_steps=args.gradient_accumulation_steps * micro.count,
+        per_device_eval_batch_size=trainer.out_of_memory.eval_batch_size,
+        probe=Probe.from_json(probe) if probe else None,
+    )
+
+
+def _json_number(value):
+    """JSON has no NaN and no infinity; fp16's loss scaler meets infinite gradient norms as a matter of course."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def command_line() -> str:
+    """The command as typed, without the folder of its program and the value of any option that names a token."""
+    words = [Path(sys.argv[0]).name]
+    hide = False
+    for word in sys.argv[1:]:
+        option, _, value = word.partition("=")
+        is_secret = option.startswith("--") and "token" in option.lower()
+        words.append("***" if hide else f"{option}=***" if is_secret and value else word)
+        hide = is_secret and not value
+    return shlex.join(words)
 
 
 def write_examples(output_dir: str | Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write the arrays whole or not at all, in place of those of an earlier run."""
+    """Write examples.npz atomically, in place of that of an earlier run."""
     with temporary_file(Path(output_dir) / EXAMPLES_FILE) as temporary:
         np.savez_compressed(temporary, allow_pickle=False, **arrays)
 
 
-def read_examples(output_dir: str | Path, facts: dict) -> dict[str, np.ndarray]:
-    """The arrays that belong to `facts`, run.json's `examples`; empty where the file is not there, or not theirs.
+def read_examples(output_dir: str | Path, examples: ExampleImages | None) -> dict[str, np.ndarray]:
+    """Read the arrays that belong to `examples`; empty where the file is not there, or of another run.
 
     `mistakes` and `attention` are uint8 `(images, height, width, 3)`, `attention_maps` float32 `(images, rows,
-    columns)`; each as long as the list of its name in `facts`.
+    columns)`; each as long as its list in `examples`.
     """
-    path, examples = Path(output_dir) / EXAMPLES_FILE, facts.get("examples")
-    if not examples or not path.is_file():
+    path = Path(output_dir) / EXAMPLES_FILE
+    if examples is None or not path.is_file():
         return {}
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):
         return {}
-    counts = {"mistakes": "mistakes", "attention": "attention", "attention_maps": "attention"}
+    lists: dict[str, Sequence] = {
+        "mistakes": examples.mistakes,
+        "attention": examples.attention,
+        "attention_maps": examples.attention,
+    }
     return {
         name: array
         for name, array in arrays.items()
-        if name in counts and len(array) and len(array) == len(examples[counts[name]])
+        if name in lists and len(array) and len(array) == len(lists[name])
     }
-
-
-def reported_split(facts: dict) -> str:
-    """The split that plots and card are about."""
-    return "test" if "test" in facts["metrics"] else "validation"
-
-
-def write_facts(facts: dict, output_dir: str | Path) -> None:
-    """Write run.json whole or not at all."""
-    write_text(Path(output_dir) / RUN_FILE, json.dumps(facts, indent=2, allow_nan=False, default=str) + "\n")

@@ -8,6 +8,7 @@ from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 from hfvit.cli.options import above_0, add_changes, not_negative, points, share
 from hfvit.errors import run
 from hfvit.utils.quiet import quiet_libraries
+from hfvit.utils.terminal import prepare_streams
 
 DESCRIPTION = """\
 Write a checkpoint's image classifier as ONNX files that are checked before they get their names.
@@ -47,6 +48,7 @@ class OnnxExportCommand(BaseOptimumCLICommand):
         add_arguments(parser)
 
     def run(self) -> None:
+        prepare_streams()
         sys.exit(run(lambda: export_onnx_command(self.args)))
 
 
@@ -166,6 +168,7 @@ def quiet_export(verbose: bool) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """`python -m hfvit.cli.export_onnx`: the same command where another distribution holds the name `export onnx`."""
+    prepare_streams()
     parser = argparse.ArgumentParser(prog="python -m hfvit.cli.export_onnx")
     add_arguments(parser)
     options = parser.parse_args(argv)

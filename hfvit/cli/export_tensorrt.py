@@ -10,6 +10,7 @@ from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 from hfvit.cli.export_onnx import add_calibration, add_gate, add_model, add_tolerance, quiet_export
 from hfvit.cli.options import above_0
 from hfvit.errors import run
+from hfvit.utils.terminal import prepare_streams
 
 DESCRIPTION = """\
 Build a TensorRT engine of an image classifier.
@@ -47,6 +48,7 @@ class TensorRTExportCommand(BaseOptimumCLICommand):
         add_arguments(parser)
 
     def run(self) -> None:
+        prepare_streams()
         sys.exit(run(lambda: export_tensorrt_command(self.args)))
 
 

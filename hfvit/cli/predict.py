@@ -4,12 +4,16 @@ import argparse
 import sys
 
 from hfvit.cli.options import above_0, add_changes, add_running, given_providers
-from hfvit.errors import DataError, HFViTError
+from hfvit.errors import DataError, HFViTError, printable
 from hfvit.utils.quiet import quiet_libraries
 
 EPILOG = """\
 A folder stands for every picture in it and below it. A picture that cannot be read is named on standard error and
 skipped; the exit code is then 1.
+
+Pictures are JPEG, PNG, WebP, GIF (the first frame of an animation), BMP, TIFF, AVIF, JPEG 2000 and PPM files of at
+most 89 million pixels; HEIF files with pip install "hfvit[heif]". A URL is downloaded within 60 seconds, 64 MiB and 5
+redirects to http or https; hfvit.data.decode.read_picture takes other limits (UrlLimits, ImageLimits).
 
 examples:
   hfvit predict outputs/quickstart digit.png
@@ -67,9 +71,9 @@ def predict(options: argparse.Namespace) -> int:
         raise HFViTError(f"--save-grid: {grid} must end in one of {', '.join(GRID_KINDS)}.")
     names, wrong = find_pictures(options.images)
     if not names:
-        raise DataError("No picture found: " + "; ".join(wrong) + ".")
+        raise DataError("No picture found: " + "; ".join(map(printable, wrong)) + ".")
     for sentence in wrong:
-        print(f"hfvit: {sentence}.", file=sys.stderr)
+        print(f"hfvit: {printable(sentence)}.", file=sys.stderr)
     quiet_libraries()
     from hfvit.inference.classifier import load_classifier
     from hfvit.inference.predict import print_predictions, texts_of

@@ -8,8 +8,8 @@ EPILOG = """\
 What is pushed: the weights, config.json, the card, run.json, recipe.yaml, trainer_state.json and the plots, in one
 commit, of a LoRA run its adapter/, and for a data set on the Hub .eval_results; with --include the exports below
 OUTPUT_DIR too. Never checkpoints, optimizer state, pickles, other hidden or temporary files, pictures of the data set,
-nor the paths of this machine. What was edited in the card, here or on the Hub, stays. The repository is then loaded
-back into an empty cache, and its logits are compared.
+nor the paths of this machine. What was written above or below the generated text of the card, here or on the Hub,
+stays. The repository is then loaded back into an empty cache, and its logits are compared.
 
 exit code: 0 done, 5 the Hub could not be reached or refused (with the command to repeat), 2 a wrong command.
 
@@ -43,8 +43,7 @@ def add(commands) -> None:
 def push(options: argparse.Namespace) -> None:
     """`hfvit push OUTPUT_DIR USER/NAME`"""
     from hfvit.hub.files import files_to_push
-    from hfvit.hub.push import Destination, check_name, listing
-    from hfvit.hub.push import push as push_folder
+    from hfvit.hub.push import Destination, check_name, listing, push_to
 
     check_name(options.repository)
     include = tuple(dict.fromkeys(options.include))
@@ -54,4 +53,4 @@ def push(options: argparse.Namespace) -> None:
     quiet_libraries()
     private = options.private or None
     destination = Destination(options.repository, private, options.revision, options.create_pr)
-    print(push_folder(options.folder, destination, include, options.message))
+    print(push_to(options.folder, destination, include, options.message))

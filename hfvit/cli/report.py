@@ -6,8 +6,8 @@ import sys
 EPILOG = """\
 Plots (plots/*.png, each for light and for dark pages) and the model card (README.md) are made from run.json, and from
 examples.npz, which holds the few pictures that are shown; neither the model nor the data set is needed. What was
-edited in the card stays. With --html or --open, report.html holds everything in one file that needs no network. It
-shows pictures of the data set, and hfvit never pushes it.
+written above or below the generated text of the card stays. With --html or --open, report.html holds everything in one
+file that needs no network. It shows pictures of the data set, and hfvit never pushes it.
 
 examples:
   hfvit report outputs/quickstart
@@ -34,26 +34,19 @@ def report(options: argparse.Namespace) -> None:
     """`hfvit report OUTPUT_DIR`"""
     from pathlib import Path
 
-    from hfvit.artifacts.export_folder import find_exports
-    from hfvit.artifacts.run_record import read_run
-    from hfvit.hub.files import EXPORTS
-    from hfvit.hub.model_card import write_model_card
-    from hfvit.report.page import write_page
-    from hfvit.report.summary import summary_table, write_plots
+    from hfvit.report.summary import summary_table
+    from hfvit.report.write import write_report
 
-    facts, folder = read_run(options.folder), Path(options.folder).expanduser()
-    exports, stale = find_exports(folder, facts)
-    for name in stale:
-        print(f"hfvit: {folder / name} is older than the run and left out; export this model again", file=sys.stderr)
-    plots = write_plots(facts, folder)
-    card = write_model_card(facts, folder, {name: files for name, files in exports.items() if name in EXPORTS})
-    print(summary_table(facts, options.folder))
-    print(f"report     {len(plots)} plots in {folder / 'plots'}, {card}")
-    if options.html or options.open:
-        page = write_page(facts, folder, exports)
-        print(f"page       {page}")
-        if options.open:
-            import webbrowser
+    written = write_report(options.folder, html=options.html or options.open)
+    folder = Path(options.folder).expanduser()
+    for export in written.stale:
+        print(f"hfvit: {export} is older than the run and left out; export this model again", file=sys.stderr)
+    print(summary_table(written.record, options.folder))
+    print(f"report     {len(written.plots)} plots in {folder / 'plots'}, {written.card}")
+    if written.page:
+        print(f"page       {written.page}")
+    if options.open:
+        import webbrowser
 
-            if not webbrowser.open(page.resolve().as_uri()):
-                print("hfvit: no browser could be started here; open the page yourself", file=sys.stderr)
+        if not webbrowser.open(written.page.resolve().as_uri()):
+            print("hfvit: no browser could be started here; open the page yourself", file=sys.stderr)

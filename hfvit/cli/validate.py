@@ -67,15 +67,12 @@ def validate(options: argparse.Namespace) -> None:
     providers = given_providers(options)
     output = output_file(options.output, "--output")
     quiet_libraries()
-    from hfvit.evaluation.compare import check_recordable, record
-    from hfvit.evaluation.compare import validate as compare
-    from hfvit.evaluation.split import evaluation_split
-    from hfvit.inference.classifier import load_classifier
+    from hfvit.evaluation.validate import validate as compare
     from hfvit.utils.files import write_object
 
-    check_recordable(paths)
-    split = evaluation_split(
+    comparison = compare(
         options.reference,
+        options.others,
         dataset_name=options.dataset_name,
         dataset_config_name=options.dataset_config_name,
         split=options.split,
@@ -84,25 +81,20 @@ def validate(options: argparse.Namespace) -> None:
         text_column=options.text_column,
         max_samples=options.max_samples,
         seed=options.seed,
-    )
-    changed = [{key: value} for key in ("patch_size", "merge_tokens") for value in getattr(options, key) or ()]
-    where = (options.reference, options.device, options.threads)
-    comparison = compare(
-        options.reference,
-        [*options.others, *(load_classifier(*where, **change) for change in changed)],
-        split,
         max_accuracy_drop=options.max_accuracy_drop,
         min_agreement=options.min_agreement,
+        patch_size=options.patch_size or (),
+        merge_tokens=options.merge_tokens or (),
         batch_size=options.batch_size,
         device=options.device,
         threads=options.threads,
         providers=providers,
     )
     print(comparison.table())
+    written = [*comparison.saved]
     if output:
-        write_object(output, comparison.to_dict())
-    paths += [options.reference] * len(changed)
-    written = [*record(comparison, paths), *([output] if output else [])]
+        write_object(output, comparison.gate.to_json())
+        written.append(output)
     if written:
         print(f"saved    {', '.join(map(str, written))}")
     if not comparison.passed:

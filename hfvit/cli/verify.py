@@ -12,7 +12,7 @@ from hfvit.utils.quiet import quiet_libraries
 EPILOG = """\
 The recipe.yaml of the run is run again, on the data that it names, as one process on this machine. The accuracy on
 each split must lie in the 95 % interval that run.json records, and that of a shipped recipe, run as it is, must reach
-the range that its head states (where the head calls it a guess, it is only told). Nothing in RUN_DIR is changed.
+its expected_accuracy (a range that was not measured is only reported). Nothing in RUN_DIR is changed.
 
 exit code: 0 inside, 4 outside or not reached, 2 something was wrong with the command.
 
@@ -46,10 +46,10 @@ def verify(options: argparse.Namespace) -> None:
     folder = folder_or_hub_id(Path(options.folder), ModelError)
     quiet_libraries()
     from hfvit.artifacts.constants import RECIPE_FILE
-    from hfvit.artifacts.run_record import read_run
+    from hfvit.artifacts.run_record import RunRecord
     from hfvit.verify import compare_runs, evaluate_again
 
-    read_run(folder)
+    RunRecord.load(folder)
     if not (Path(folder) / RECIPE_FILE).is_file():
         raise ModelError(f"{folder} holds no {RECIPE_FILE}, which tells how to repeat the run.")
     if options.eval_only:

@@ -14,7 +14,8 @@ import datasets
 from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
 
 from hfvit.data.decode import is_hidden
-from hfvit.data.folders import HIDDEN, File, LeftOut, extension, image_extensions
+from hfvit.data.folders import HIDDEN, File, LeftOut, extension
+from hfvit.data.open_image import extensions
 from hfvit.data.tables import LABEL_NAMES, UNDECODED, fingerprint, is_integer, root_cause
 from hfvit.errors import DataError, HFViTError, one_line
 
@@ -144,7 +145,7 @@ def is_webdataset(archive: File) -> bool:
     """Whether a tar archive holds samples with `cls` or `json` labels."""
     if extension(archive.path) == ".zip":
         return False
-    known = image_extensions()
+    known = extensions()
     images: set[str] = set()
     labels: set[str] = set()
     for member in read_members(archive.path, set()):
@@ -226,7 +227,7 @@ def generate_samples(
 
 
 def _samples(shard: str, label_column: str | None) -> Iterator[dict[str, Any]]:
-    known = image_extensions()
+    known = extensions()
     current: str | None = None
     sample: dict[str, Any] = {}
     for member in read_members(shard):

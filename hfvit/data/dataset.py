@@ -162,7 +162,7 @@ class ImageDataset(torch.utils.data.Dataset):
     @property
     def decodes(self) -> bool:
         """Whether reading means to decode pictures, which is work for several processes."""
-        return isinstance(self.reader, DecodingReader)
+        return not isinstance(self.reader, ArrayReader)
 
     @property
     def images(self) -> int:

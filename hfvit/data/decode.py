@@ -1,24 +1,32 @@
 """Decode images from data sets, files and URLs to RGB."""
 
 import glob
-import io
 import logging
 import math
+import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.request import Request, urlopen
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
-import hfvit
-from hfvit.errors import DataError, one_line
+from hfvit.data.open_image import (
+    DEFAULT_LIMITS,
+    UPLOAD_LIMITS,
+    ImageLimits,
+    extensions,
+    image_error_reason,
+    open_image,
+)
+from hfvit.errors import DataError
+from hfvit.utils.download import DEFAULT_URL_LIMITS, UrlLimits, read_url
 from hfvit.utils.environment import cores
+from hfvit.utils.files import expand_user
 
 logger = logging.getLogger(__name__)
 
@@ -102,28 +110,17 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
     return (image.width, image.height) if turned else (image.height, image.width)
 
 
-def refuse_bomb(image: Image.Image) -> None:
-    """Raise `Image.DecompressionBombError` where Pillow itself only warns."""
-    if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
-        raise Image.DecompressionBombError(f"{image.width}x{image.height} pixels")
-
-
 @contextmanager
 def _opened(encoded: dict[str, Any] | None, split: str, row: int | str):
     """An encoded picture (`bytes` or `path`), open; whatever Pillow says of it is told with its split and row."""
     try:
-        source = io.BytesIO(encoded["bytes"]) if encoded.get("bytes") else encoded["path"]
-        with Image.open(source) as image:
-            refuse_bomb(image)
+        with open_image(encoded.get("bytes") or encoded["path"]) as image:
             yield image
     except MemoryError:
         raise
     except Exception as error:
         file = f" ({encoded['path']})" if encoded and encoded.get("path") else ""
-        raise DataError(
-            f"Split '{split}', row {row}{file}: not a readable picture ({type(error).__name__}: {one_line(error)});"
-            " mend or remove it."
-        ) from None
+        raise DataError(f"Split '{split}', row {row}{file}: {image_error_reason(error)}; mend or remove it.") from None
 
 
 def unreadable_rows(split, name: str) -> dict[int, str]:
@@ -151,9 +148,6 @@ def unreadable_rows(split, name: str) -> dict[int, str]:
     return bad
 
 
-DOWNLOAD_SECONDS = 30  # without an answer
-
-
 # What operating systems leave in folders.
 SYSTEM_NAMES = {
     "thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "system volume information",
@@ -172,15 +166,15 @@ def is_url(name: str | Path) -> bool:
 def find_pictures(names: Iterable[str]) -> tuple[list[str], list[str]]:
     """Files and URLs that `names` stand for, in order and each once, and what is wrong with the other names.
 
-    A folder stands for the picture files in it and below it, by the extensions that Pillow can read; a pattern with
+    A folder stands for the picture files in it and below it, by the extensions of `open_image.formats`; a pattern with
     `*`, `?` or `[...]` for the files and folders that it matches (`**` for any depth).
     """
     found, wrong = [], []
     for name in names:
-        path = Path(name).expanduser()
-        if is_url(name) or path.is_file():
+        path = expand_user(name)
+        if is_url(name) or os.path.isfile(path):  # False where `Path.is_file` raises: a name too long, no permission
             found.append(name if is_url(name) else str(path))
-        elif path.is_dir():
+        elif os.path.isdir(path):
             inside = _in_folder(path)
             found += inside
             wrong += [] if inside else [f"{name}: no picture in this folder"]
@@ -194,7 +188,7 @@ def find_pictures(names: Iterable[str]) -> tuple[list[str], list[str]]:
 
 
 def _in_folder(folder: str | Path) -> list[str]:
-    readable = {extension for extension, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    readable = extensions()
     found = [path for path in Path(folder).rglob("*") if path.suffix.lower() in readable and path.is_file()]
     visible = [path for path in found if not any(map(is_hidden, path.relative_to(folder).parts))]
     if len(visible) < len(found):
@@ -202,18 +196,50 @@ def _in_folder(folder: str | Path) -> list[str]:
     return sorted(map(str, visible))
 
 
-def read_picture(name: str | Path) -> Image.Image:
-    """The file or URL as RGB, upright, read as training reads it; raises `DataError` for what is no picture."""
+def read_picture(
+    name: str | Path, limits: ImageLimits = DEFAULT_LIMITS, url_limits: UrlLimits = DEFAULT_URL_LIMITS
+) -> Image.Image:
+    """Read an image file or URL as RGB, upright, as training reads it.
+
+    Args:
+        name: path, or URL of http or https. Whoever may choose it can have any image of this machine read and any
+            host of its network asked: a server takes bytes from its visitors (`read_bytes`), or checks what they name
+            and forbids private addresses in `url_limits`.
+        limits: of the file.
+        url_limits: of a download.
+
+    Raises:
+        DataError: it cannot be read, or exceeds a limit.
+    """
+    if is_url(name):
+        return read_bytes(read_url(str(name), url_limits), str(name), limits)
+    return _read(expand_user(name), name, limits)
+
+
+def read_bytes(content: bytes, name: str, limits: ImageLimits = UPLOAD_LIMITS) -> Image.Image:
+    """Read the content of an image file as RGB, upright, as training reads it.
+
+    Args:
+        content: of the file.
+        name: what messages call it.
+        limits: of the file; by default those for what strangers send.
+
+    Raises:
+        DataError: it cannot be read, or exceeds a limit.
+    """
+    return _read(content, name, limits)
+
+
+def _read(source: bytes | Path, name: str | Path, limits: ImageLimits) -> Image.Image:
     try:
-        with Image.open(_download(str(name)) if is_url(name) else Path(name).expanduser()) as image:
-            refuse_bomb(image)
+        with open_image(source, limits) as image:
             return to_rgb(image)
     except MemoryError:
         raise
     except FileNotFoundError:
         raise DataError(f"{name}: there is no such file.") from None
     except Exception as error:
-        raise DataError(f"{name}: not a readable picture ({type(error).__name__}: {one_line(error)}).") from error
+        raise DataError(f"{name}: {image_error_reason(error)}.") from error
 
 
 def from_array(pixels: np.ndarray) -> Image.Image:
@@ -229,10 +255,3 @@ def from_array(pixels: np.ndarray) -> Image.Image:
             " (height, width, 3), or (height, width) for gray."
         )
     return Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and channels == 1 else pixels).convert("RGB")
-
-
-def _download(url: str) -> io.BytesIO:
-    # Some servers refuse the name that Python's own client gives.
-    request = Request(url, headers={"User-Agent": f"hfvit/{hfvit.__version__}"})
-    with urlopen(request, timeout=DOWNLOAD_SECONDS) as answer:
-        return io.BytesIO(answer.read())

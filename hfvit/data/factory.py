@@ -24,7 +24,7 @@ from hfvit.data.stream import ImageStream
 from hfvit.data.stream_splits import stream_splits
 from hfvit.data.text import split_texts
 from hfvit.data.transform_reader import TransformReader
-from hfvit.errors import DataError
+from hfvit.errors import DataError, RecipeError
 from hfvit.recipe.arguments import AugmentationArguments, DataArguments
 from hfvit.recipe.loader import Recipe
 from hfvit.recipe.training_args import HFViTTrainingArguments
@@ -57,6 +57,7 @@ def build_datasets(
     config: PreTrainedConfig,
     recipe: Recipe,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    train_transforms: Callable | None = None,
 ) -> dict[str, Dataset]:
     """Build the data sets of `train`, `validation` and, where there is one, `test`; choose the data workers.
 
@@ -67,8 +68,10 @@ def build_datasets(
         config: of the model, whose preprocessing the images get.
         recipe: augmentation, batch, seeds and number of processes.
         tokenizer: of a model that reads texts; None for images alone.
+        train_transforms: replaces the augmentation of training images; see `TransformReader`.
 
     Raises:
+        RecipeError: `train_transforms` with streaming, a linear probe or texts.
         DataError: for a picture that cannot be decoded, and where all training texts are empty.
     """
     args = recipe.training
@@ -88,7 +91,9 @@ def build_datasets(
             show_progress=args.should_save and not args.disable_tqdm,
             texts=texts,
         )
-    if recipe.data.streaming:
+    if train_transforms:
+        datasets["train"] = _transformed(splits, augmentation, recipe, train_transforms)
+    elif recipe.data.streaming:
         datasets["train"] = _image_stream(splits, augmentation, recipe)
         logger.info(datasets["train"].describe())
     _choose_workers(datasets, args)
@@ -106,6 +111,27 @@ def build_augmentation(data_config: dict, arguments: AugmentationArguments) -> A
         rand_augment_magnitude=arguments.rand_augment_magnitude,
         rand_augment_num_ops=arguments.rand_augment_num_ops,
     )
+
+
+def _transformed(splits: ImageSplits, augmentation: Augmentation, recipe: Recipe, transform: Callable) -> ImageDataset:
+    """Training images through a user's own transform.
+
+    Args:
+        splits: of `load_splits`.
+        augmentation: its image size and normalization are used.
+        recipe: seed and repeated augmentation.
+        transform: see `TransformReader`.
+    """
+    options = {
+        "streaming": recipe.data.streaming,
+        "finetuning: linear_probe": recipe.finetuning.finetuning == "linear_probe",
+        "text_encoder": recipe.model.text_encoder,
+    }
+    for option in (name for name, given in options.items() if given):
+        raise RecipeError(f"train_transforms: not available with {option}.")
+    reader = TransformReader(splits.train, splits.sources["train"], transform)
+    repeats = recipe.augmentation.repeated_augmentation
+    return ImageDataset(splits.train["label"], reader, augmentation, seed=recipe.training.seed, repeats=repeats)
 
 
 def _image_stream(splits: ImageSplits, augmentation: Augmentation, recipe: Recipe) -> ImageStream:

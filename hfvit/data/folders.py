@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
-
 from hfvit.data.decode import is_hidden
+from hfvit.data.open_image import extensions
 from hfvit.errors import DataError, nearest
 
 SPLIT_NAMES = {
@@ -24,8 +23,6 @@ SPLIT_NAMES = {
     "test": "test",
     "testing": "test",
 }
-# None of them starts another program or opens another file.
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "HEIF", "JPEG2000", "PPM")
 HEIF_EXTENSIONS = (".heic", ".heif", ".hif")
 TABLE_EXTENSIONS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")
 ARCHIVE_EXTENSIONS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -83,7 +80,7 @@ class LeftOut:
         """One line that counts and names the files; None when none was left out."""
         by_reason = self._by_reason()
         if self.documents:
-            by_reason["not an image"] = self.documents
+            by_reason["not used"] = self.documents
         total = sum(map(len, by_reason.values()))
         if not total:
             return None
@@ -104,7 +101,7 @@ class LeftOut:
         parts = "; ".join(f"{len(names):,} {reason} ({_some(names)})" for reason, names in lost.items())
         advice = "Remove, convert or move them"
         if NEEDS_HEIF in lost:
-            advice = "Run `pip install pillow-heif`"
+            advice = "Run `pip install 'hfvit[heif]'`"
         elif NO_SPLIT in lost:
             advice = "Rename these folders to train, validation or test, or name one with --validation_split"
         elif OUTSIDE in lost:
@@ -117,12 +114,6 @@ class LeftOut:
 
 def _some(names: list[str], most: int = 3) -> str:
     return ", ".join(sorted(names)[:most]) + (", ..." if len(names) > most else "")
-
-
-def image_extensions() -> set[str]:
-    """File name extensions of `IMAGE_FORMATS`, in lower case, with their dot."""
-    known = [name for name in IMAGE_FORMATS if name in Image.OPEN]
-    return {extension for extension, name in Image.registered_extensions().items() if name in known}
 
 
 def extension(name: str) -> str:
@@ -234,7 +225,7 @@ def select_images(files: Iterable[File], left_out: LeftOut, ignored: Collection[
         left_out: gets the others; documents at the top and files with an extension in `ignored` apart.
         ignored: extensions that are not left out: another reader takes them.
     """
-    known = image_extensions()
+    known = extensions()
     images = []
     for file in files:
         kind = extension(file.parts[-1])

@@ -228,8 +228,7 @@ def _written(
     """
     features = datasets.Features(stream.features)
     images = [column for column, feature in features.items() if isinstance(feature, Image)]
-    for column in images:
-        stream = stream.cast_column(column, Image(decode=False))
+    stream = stream.decode(False)  # images inside other columns, audio and video too
 
     def examples() -> Iterator[dict[str, Any]]:
         for example in stream:

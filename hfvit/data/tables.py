@@ -359,7 +359,7 @@ def is_base64(value: Any) -> bool:
 
 
 def decode_base64(batch: dict[str, list], rows: list[int], column: str, split: str) -> dict[str, list]:
-    """A batch whose `column` of base64 strings is decoded.
+    """The images of a batch whose `column` holds base64 strings.
 
     Args:
         batch: of `Dataset.map`.
@@ -374,7 +374,7 @@ def decode_base64(batch: dict[str, list], rows: list[int], column: str, split: s
             images.append({"bytes": base64.b64decode(content, validate=True), "path": None})
         except (AttributeError, binascii.Error, ValueError) as error:
             raise DataError(f"Split '{split}', row {row}: {column} is not base64 ({one_line(error)}).") from None
-    return {**batch, column: images}
+    return {column: images}  # the other columns stay as they are, undecoded
 
 
 def stream_images(
@@ -392,9 +392,8 @@ def stream_images(
     kind = image_kind(stream.features.get(column))
     if kind is None:
         return stream
+    stream = stream.decode(False)  # map would decode images of other columns, too
     features = Features({**stream.features, column: UNDECODED})
-    if kind == "image":
-        stream = stream.cast_column(column, UNDECODED)
     resolver = PathResolver(folder, allow_outside)
     return stream.map(
         stream_image, fn_kwargs={"column": column, "split": split, "resolver": resolver}, features=features

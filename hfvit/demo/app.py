@@ -2,16 +2,20 @@
 
 import os
 import signal
+import tempfile
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
-from hfvit.data.decode import read_picture
-from hfvit.errors import DataError, HFViTError, ModelError, one_line
+from hfvit.data.decode import read_bytes
+from hfvit.data.open_image import UPLOAD_LIMITS
+from hfvit.demo.uploads import RequestGuard, upload_component
+from hfvit.errors import DataError, HFViTError, ModelError, one_line, printable
 from hfvit.inference.classifier import Classifier
 from hfvit.models.attention import attention_rollout, recorded_attention
 
@@ -35,13 +39,13 @@ def build_app(gradio, classifier: Classifier, top_k: int = 5, examples: list[str
 
     view = AttentionView.of(classifier)
 
-    def classify(file: str | None):
-        if file is None:
+    def classify(content: bytes | None):
+        if content is None:
             return (None, None) if view else None
         try:
-            picture = read_picture(file)
-        except DataError:
-            raise gradio.Error("This file is no picture that can be read.", print_exception=False) from None
+            picture = read_bytes(content, "This file is no picture that can be read")
+        except DataError as error:
+            raise gradio.Error(str(error), print_exception=False) from None
         logits, seen = view.look(picture) if view else (classifier.logits([picture]), None)
         if not np.isfinite(logits).all():
             raise gradio.Error("The model's logits are NaN or infinite.", print_exception=False)
@@ -55,10 +59,8 @@ def build_app(gradio, classifier: Classifier, top_k: int = 5, examples: list[str
         )
         with gradio.Row():
             with gradio.Column():
-                picture = gradio.Image(label="Picture", sources=["upload", "webcam", "clipboard"], height=420)
-                # The file itself: gradio would decode it in its own way, and fail in its own way (a subclass, in 6.31,
-                # counts as a component with a front end of its own).
-                picture.preprocess = lambda payload: payload and payload.path
+                upload = upload_component(gradio)
+                picture = upload(label="Picture", sources=["upload", "webcam", "clipboard"], height=420)
                 if examples:
                     gradio.Examples([[str(example)] for example in examples], picture, cache_examples=False)
             with gradio.Column():
@@ -80,6 +82,27 @@ def serve(
     examples: list[str] = (),
 ) -> None:
     """Serve the app until Ctrl-C or a termination; raises `HFViTError` where the address cannot be had."""
+    with _upload_folder():
+        _serve(gradio, classifier, host, port, share, top_k, examples)
+
+
+@contextmanager
+def _upload_folder() -> Iterator[None]:
+    """A folder of this app alone for what is uploaded, deleted at its end; or the one that GRADIO_TEMP_DIR names."""
+    if "GRADIO_TEMP_DIR" in os.environ:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="hfvit-demo-", ignore_cleanup_errors=True) as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder  # read at each use
+        try:
+            yield
+        finally:
+            del os.environ["GRADIO_TEMP_DIR"]
+
+
+def _serve(
+    gradio, classifier: Classifier, host: str, port: int | None, share: bool, top_k: int, examples: list[str]
+) -> None:
     app = build_app(gradio, classifier, top_k, examples)
     try:
         _, address, tunnel = app.launch(
@@ -90,6 +113,8 @@ def serve(
             prevent_thread_lock=True,
             ssr_mode=False,
             run_history=False,
+            max_file_size=UPLOAD_LIMITS.max_bytes,
+            app_kwargs={"middleware": [(RequestGuard, (), {})]},  # as FastAPI takes them: class and arguments
             allowed_paths=[str(Path(example).resolve()) for example in examples],
             theme=gradio.themes.Default(font=FONTS, font_mono=MONO),
         )
@@ -100,7 +125,7 @@ def serve(
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     try:
         for line in filter(None, (address, tunnel)):
-            print(f"{classifier.name}: {line} (Ctrl-C stops it)", flush=True)
+            print(f"{printable(classifier.name)}: {line} (Ctrl-C stops it)", flush=True)
         with suppress(KeyboardInterrupt):
             stopped.wait()
     finally:

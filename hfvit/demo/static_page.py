@@ -9,13 +9,14 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hfvit.artifacts.artifact import Artifact, find_artifact, read_head
-from hfvit.artifacts.constants import CONFIG_FILE, PREPROCESSOR_FILE
-from hfvit.artifacts.export_folder import FACTS_FILE, file_name, read_export_facts
+from hfvit.artifacts.constants import CONFIG_FILE, EXPORT_FILE, PREPROCESSOR_FILE
+from hfvit.artifacts.export_folder import file_name
+from hfvit.artifacts.export_record import ExportedFile, ExportRecord
 from hfvit.data.decode import read_picture
 from hfvit.demo.web_runtime import WebRuntime
 from hfvit.errors import ModelError, wrap_library_errors
 from hfvit.export.processor_steps import image_steps
-from hfvit.utils.files import check_writable, sync, sync_tree, write_object
+from hfvit.utils.files import check_writable, expand_user, sync, sync_tree, write_object
 
 PAGE_FILE = "page.json"
 OWN_FOLDERS = ("model", "vendor", "examples")
@@ -29,7 +30,7 @@ def browser_file(export: str | Path) -> Path:
 
     Raises `ModelError` with the command that makes one.
     """
-    given = Path(export).expanduser()
+    given = expand_user(export)
     if given.suffix == ".onnx":
         find_artifact(given)
         found = [given] if given.name in BROWSER_FILES else []
@@ -47,8 +48,8 @@ def browser_file(export: str | Path) -> Path:
 
 def check_page_folder(output: str | Path, overwrite: bool) -> Path:
     """The folder for a page; raises `ModelError` where one cannot be written, or would replace something."""
-    folder = Path(output).expanduser()
-    if (folder / FACTS_FILE).exists() or any(folder.glob("*.onnx")):
+    folder = expand_user(output)
+    if (folder / EXPORT_FILE).exists() or any(folder.glob("*.onnx")):
         raise ModelError(f"--static: {output} cannot be both an export and a page; name another folder.")
     check_writable(folder if folder.exists() else folder.parent, "--static", ModelError)
     held = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
@@ -86,8 +87,8 @@ def write_page(
         raise ModelError(
             f"{export} classifies images with texts, for which the page has no field; use `hfvit predict`."
         )
-    facts = read_export_facts(file.parent)
-    title = title or Path(facts["source"] or file.parent.resolve().parent.name).name
+    record = ExportRecord.load(file.parent)
+    title = title or Path(record.source or file.parent.resolve().parent.name).name
     with _staged(folder) as page:
         _copy(artifact.beside(CONFIG_FILE), page / "model" / CONFIG_FILE)
         _copy(artifact.beside(PREPROCESSOR_FILE), page / "model" / PREPROCESSOR_FILE)
@@ -101,7 +102,7 @@ def write_page(
             "examples": shown,
             "hosts": "".join(f" {host}" for host in runtime.hosts),
             "input": "{1} x {0}".format(*_input_size(steps)),
-            "facts": _shown_facts(artifact, file, facts["files"].get(file.name, {}), _input_size(steps)),
+            "facts": _shown_facts(artifact, file, record.files.get(file.name), _input_size(steps)),
         }
         _render(values, page)
         write_object(
@@ -206,16 +207,18 @@ def _write_examples(names: list[str], page: Path) -> list[str]:
     return written
 
 
-def _shown_facts(artifact: Artifact, file: Path, known: dict, input_size: tuple[int, int]) -> list[dict[str, str]]:
+def _shown_facts(
+    artifact: Artifact, file: Path, known: ExportedFile | None, input_size: tuple[int, int]
+) -> list[dict[str, str]]:
     """The figures of the page: `name`, `value`, and a `note` that may be empty. What is unknown is left out."""
     config = json.loads(artifact.beside(CONFIG_FILE).read_text(encoding="utf-8"))
     architecture = config.get("timm_architecture") or next(iter(config.get("architectures") or []), None)
     shown = [("Model", architecture, "{1} x {0} pixels".format(*input_size))] if architecture else []
-    gate = known.get("gate") or {}
-    if gate.get("accuracy") is not None:
-        low, high = (f"{100 * bound:.1f}" for bound in gate["accuracy_interval"])
-        images = f"{gate['data']['images']:,} pictures"
-        shown.append(("Accuracy", f"{100 * gate['accuracy']:.1f} %", f"{low} to {high} % (95 % interval), {images}"))
+    gate = known.gate if known else None
+    if gate:
+        low, high = (f"{100 * bound:.1f}" for bound in gate.accuracy_interval)
+        images = f"{gate.data.images:,} pictures"
+        shown.append(("Accuracy", f"{100 * gate.accuracy:.1f} %", f"{low} to {high} % (95 % interval), {images}"))
     numbers = "8-bit integers" if BROWSER_FILES[file.name] == "q8" else "32-bit floats"
     shown.append(("Download", f"{file.stat().st_size / 1e6:.1f} MB", f"{numbers}; the runtime comes on top"))
     return [dict(zip(("name", "value", "note"), fact, strict=True)) for fact in shown]

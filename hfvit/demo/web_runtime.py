@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hfvit.errors import ModelError, one_line
+from hfvit.utils.files import expand_user
 
 PACKAGE, RUNTIME = "@huggingface/transformers", "onnxruntime-web"
 CDN = "https://cdn.jsdelivr.net"
@@ -44,7 +45,7 @@ def from_npm(folder: str | Path) -> WebRuntime:
     Raises `ModelError` when it is not there, is of another major version, or has another ONNX Runtime beside it than
     the one that it was built with.
     """
-    start = Path(folder).expanduser()
+    start = expand_user(folder)
     places = (start, start / PACKAGE, start / "node_modules" / PACKAGE)
     package = next((place for place in places if _facts(place).get("name") == PACKAGE), None)
     install = f"npm install {PACKAGE}@{TESTED}"

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,15 +11,18 @@ from tqdm import tqdm
 
 import hfvit
 from hfvit.artifacts.artifact import Artifact, find_artifact
-from hfvit.artifacts.constants import ENGINE_FACTS_FILE, RUN_FILE
-from hfvit.artifacts.export_folder import FACTS_FILE, read_export_facts, write_export_facts
+from hfvit.artifacts.constants import ENGINE_RECORD_FILE, RUN_FILE
+from hfvit.artifacts.engine_record import EngineRecord
+from hfvit.artifacts.export_record import ExportRecord
+from hfvit.artifacts.gate import ArtifactResult, Gate, GateLimits, Hardware
+from hfvit.artifacts.run_record import RunRecord
 from hfvit.errors import ModelError
 from hfvit.evaluation.split import EvaluationSplit
 from hfvit.inference.classifier import Classifier, batched, load_classifier
 from hfvit.inference.execution_providers import Providers
 from hfvit.metrics.classification import accuracy_interval
 from hfvit.utils.environment import hardware
-from hfvit.utils.files import check_replaceable, read_object, wrap_write_errors, write_object
+from hfvit.utils.files import check_replaceable, wrap_write_errors
 from hfvit.utils.formatting import aligned
 
 # Latency: rounds over all artifacts, so that each meets the same moments of the machine; each round at most so long.
@@ -33,44 +36,51 @@ HEADER = (
 
 @dataclass
 class Comparison:
-    """What `validate` found: one plain dict an artifact, the reference first."""
+    """What `compare` found.
 
-    rows: list[dict]
-    facts: dict
+    Attributes:
+        gate: the limits, and the figures of each artifact.
+        saved: files that the result was saved in.
+    """
+
+    gate: Gate
+    saved: list[Path] = field(default_factory=list)
+
+    @property
+    def rows(self) -> list[ArtifactResult]:
+        """The figures of each artifact, the reference first."""
+        return self.gate.artifacts
 
     @property
     def failures(self) -> list[str]:
         """One sentence for each artifact that is worse than was allowed."""
-        return [f"{row['artifact']}: {row['failure']}" for row in self.rows if row["failure"]]
+        return [f"{row.title}: {row.failure}" for row in self.rows if row.failure]
 
     @property
     def passed(self) -> bool:
-        return not self.failures
-
-    def to_dict(self) -> dict:
-        """Plain JSON values."""
-        return {**self.facts, "passed": self.passed, "artifacts": self.rows}
+        return self.gate.passed
 
     def table(self) -> str:
         """Accuracy and speed of every artifact, and which rows and limits they were held to."""
-        data, limits = self.facts["data"], self.facts["limits"]
+        data = self.gate.data
+        limits = self.gate.limits
         shown = [HEADER, *(_cells(row, is_reference=index == 0) for index, row in enumerate(self.rows))]
-        asked = f"accuracy at most {limits['max_accuracy_drop']:g} points below the reference"
-        if limits["min_agreement"] is not None:
-            asked += f", top-1 agreement at least {limits['min_agreement']:.2%}"
-        any_inside = any(row["includes_preprocessing"] for row in self.rows)
+        asked = f"accuracy at most {limits.max_accuracy_drop:g} points below the reference"
+        if limits.min_agreement is not None:
+            asked += f", top-1 agreement at least {limits.min_agreement:.2%}"
+        any_inside = any(row.includes_preprocessing for row in self.rows)
         lines = [
             *aligned(shown),
             "",
-            f"data     {data['dataset']}, {data['split']}",
-            f"speed    the model alone: latency at batch 1, images/s at batch {self.facts['batch_size']}",
+            f"data     {data.dataset}, {data.split}",
+            f"speed    the model alone: latency at batch 1, images/s at batch {self.gate.batch_size}",
             *([f"         {MARK} its preprocessing too, which the graph does by itself"] if any_inside else []),
             f"gate     {asked}: {'passed' if self.passed else 'FAILED'}",
         ]
         return "\n".join(lines)
 
 
-def validate(
+def compare(
     reference: str | Path | Classifier,
     others: Sequence[str | Path | Classifier],
     split: EvaluationSplit,
@@ -111,29 +121,35 @@ def validate(
             bar.update(len(rows))
     first = list(split.images(range(min(batch_size, len(split)))))
     speeds = measure_speed(classifiers, [first[index % len(first)] for index in range(batch_size)])
+    limits = GateLimits(max_accuracy_drop=max_accuracy_drop, min_agreement=min_agreement)
     rows = [
-        {
-            "artifact": classifier.name,
+        ArtifactResult(
+            artifact=classifier.name,
+            patch_size=classifier.patch_size,
+            merge_tokens=classifier.merge_tokens,
             **tally.result(tallies[0], len(split)),
-            "megabytes": classifier.backend.bytes / 1e6,
+            megabytes=classifier.backend.bytes / 1e6,
             **speed,
-            "includes_preprocessing": classifier.backend.takes_pixels,
-            "device": classifier.backend.device,
-            "threads": classifier.backend.threads,
-        }
+            includes_preprocessing=classifier.backend.takes_pixels,
+            device=classifier.backend.device,
+            threads=classifier.backend.threads,
+            failure=None,
+        )
         for classifier, tally, speed in zip(classifiers, tallies, speeds, strict=True)
     ]
-    facts = {
-        "hfvit_version": hfvit.__version__,
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "data": split.facts,
-        "limits": {"max_accuracy_drop": max_accuracy_drop, "min_agreement": min_agreement},
-        "batch_size": batch_size,
-        "hardware": hardware(),
-    }
     for row in rows:
-        row["failure"] = _failure(row, rows[0], max_accuracy_drop, min_agreement)
-    return Comparison(rows, facts)
+        row.failure = _failure(row, rows[0], limits)
+    gate = Gate(
+        hfvit_version=hfvit.__version__,
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        data=split.record,
+        limits=limits,
+        batch_size=batch_size,
+        hardware=Hardware.from_json(hardware()),
+        passed=not any(row.failure for row in rows),
+        artifacts=rows,
+    )
+    return Comparison(gate)
 
 
 def _loaded(given, device: str | None, threads: int | None, providers: Providers | None) -> list[Classifier]:
@@ -166,7 +182,7 @@ class _Tally:
     def result(self, reference: "_Tally", count: int) -> dict:
         return {
             "accuracy": self.hits / count,
-            "accuracy_interval": accuracy_interval(self.hits, count),
+            "accuracy_interval": tuple(accuracy_interval(self.hits, count)),
             "change_points": 100 * (self.hits - reference.hits) / count,
             "agreement": self.agreed / count,
             "max_logit_difference": self.difference,
@@ -211,107 +227,110 @@ def _order(classifier: Classifier, classes: list[str]) -> list[int]:
     return [classifier.labels.index(name) for name in classes]
 
 
-def _failure(row: dict, reference: dict, max_accuracy_drop: float, min_agreement: float | None) -> str | None:
+def _failure(row: ArtifactResult, reference: ArtifactResult, limits: GateLimits) -> str | None:
     reasons = []
-    if row["not_finite"]:
-        reasons.append(f"its logits are NaN or infinite for {row['not_finite']:,} images")
-    if -row["change_points"] > max_accuracy_drop + 1e-9:
+    if row.not_finite:
+        reasons.append(f"its logits are NaN or infinite for {row.not_finite:,} images")
+    if -row.change_points > limits.max_accuracy_drop + 1e-9:
         reasons.append(
-            f"its accuracy {row['accuracy']:.2%} is {-row['change_points']:.2f} points below the reference's"
-            f" {reference['accuracy']:.2%} (at most {max_accuracy_drop:g} allowed)"
+            f"its accuracy {row.accuracy:.2%} is {-row.change_points:.2f} points below the reference's"
+            f" {reference.accuracy:.2%} (at most {limits.max_accuracy_drop:g} allowed)"
         )
-    if min_agreement is not None and row["agreement"] < min_agreement - 1e-9:
+    if limits.min_agreement is not None and row.agreement < limits.min_agreement - 1e-9:
         reasons.append(
-            f"it agrees with the reference on {row['agreement']:.2%} of the images (at least {min_agreement:.2%}"
+            f"it agrees with the reference on {row.agreement:.2%} of the images (at least {limits.min_agreement:.2%}"
             " asked)"
         )
     return f"{', and '.join(reasons)}." if reasons else None
 
 
-def _cells(row: dict, is_reference: bool) -> tuple[str, ...]:
-    low, high = row["accuracy_interval"]
+def _cells(row: ArtifactResult, is_reference: bool) -> tuple[str, ...]:
+    low, high = row.accuracy_interval
     against = ("reference", "", "")
     if not is_reference:
-        against = (f"{row['change_points']:+.2f}", f"{row['agreement']:.2%}", f"{row['max_logit_difference']:.2g}")
+        against = (f"{row.change_points:+.2f}", f"{row.agreement:.2%}", f"{row.max_logit_difference:.2g}")
     return (
-        row["artifact"] + (f" {MARK}" if row["includes_preprocessing"] else ""),
-        f"{row['accuracy']:.2%}",
+        row.title + (f" {MARK}" if row.includes_preprocessing else ""),
+        f"{row.accuracy:.2%}",
         f"{low:.2%} - {high:.2%}",
         *against,
-        f"{row['megabytes']:.1f}",
-        f"{row['latency_ms_p50']:.1f}",
-        f"{row['latency_ms_p95']:.1f}",
-        f"{row['images_per_second']:,.0f}",
-        str(row["threads"]) if row["device"] == "cpu" else row["device"],
+        f"{row.megabytes:.1f}",
+        f"{row.latency_ms_p50:.1f}",
+        f"{row.latency_ms_p95:.1f}",
+        f"{row.images_per_second:,.0f}",
+        str(row.threads) if row.device == "cpu" else row.device,
     )
 
 
 def check_recordable(paths: Sequence[str | Path]) -> None:
-    """For before the work: raise `ModelError` where `record` of the same `paths` could not read or replace a file."""
+    """Raise `ModelError` where `record` of the same `paths` could not read or replace a file."""
     artifacts = [find_artifact(path) for path in paths]
-    files = [_run_file(artifacts[0])] + [a.folder / FACTS_FILE for a in artifacts if _export_entry(a) is not None]
-    files += [_engine_file(a) for a in artifacts]
-    for file in dict.fromkeys(filter(None, files)):
-        check_replaceable(file)
+    folders = [(RunRecord, _run_folder(artifacts[0]))]
+    folders += [(EngineRecord, _engine_folder(artifact)) for artifact in artifacts]
+    folders += [(ExportRecord, _export_folder(artifact)) for artifact in artifacts]
+    for kind, folder in dict.fromkeys(folders):
+        if folder is not None:
+            kind.load(folder)
+            check_replaceable(folder / kind.FILE)
 
 
 def record(comparison: Comparison, paths: Sequence[str | Path]) -> list[Path]:
-    """Enter the result beside the artifacts: run.json of the reference, export.json of each ONNX file and engine.json
-    of each engine. The files written.
+    """Enter the result in run.json of the reference, export.json of each ONNX file and engine.json of each engine.
 
-    `paths` are those of `comparison.rows`. Nothing written names a folder of this machine. Raises `ModelError` for a
-    file that cannot be read or written.
+    Nothing written names a folder of this machine.
+
+    Args:
+        comparison: what `validate` returned.
+        paths: the artifacts of `comparison.rows`.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ModelError: a file cannot be read or written.
     """
     artifacts = [find_artifact(path) for path in paths]
     base = artifacts[0].folder if artifacts[0].is_checkpoint else None
     rows = [
-        {**row, "artifact": " ".join([_public_name(artifact, base), *_changes(row["artifact"])])}
+        replace(row, artifact=_public_name(artifact, base))
         for row, artifact in zip(comparison.rows, artifacts, strict=True)
     ]
+    gate = replace(comparison.gate, artifacts=rows)
     written = []
-    if run_file := _run_file(artifacts[0]):
-        write_object(run_file, {**read_object(run_file), "gate": Comparison(rows, comparison.facts).to_dict()})
-        written.append(run_file)
+    if (folder := _run_folder(artifacts[0])) is not None:
+        run = RunRecord.load(folder)
+        run.gate = gate
+        with wrap_write_errors(folder / RUN_FILE):
+            written.append(run.save(folder))
     for artifact, row in zip(artifacts, rows, strict=True):
-        if engine_file := _engine_file(artifact):
-            write_object(engine_file, {**read_object(engine_file), "gate": _gate(comparison, row, rows[0])})
-            written.append(engine_file)
-        if (entry := _export_entry(artifact)) is not None:
-            gate = _gate(comparison, row, rows[0])
-            with wrap_write_errors(artifact.folder / FACTS_FILE):
-                write_export_facts(artifact.folder, artifact.file.name, {**entry, "gate": gate})
-            written.append(artifact.folder / FACTS_FILE)
+        if (folder := _engine_folder(artifact)) is not None:
+            engine = EngineRecord.load(folder)
+            engine.gate = gate.of(row, rows[0])
+            with wrap_write_errors(folder / ENGINE_RECORD_FILE):
+                written.append(engine.save(folder))
+        if (folder := _export_folder(artifact)) is not None:
+            export = ExportRecord.load(folder)
+            entry = replace(export.files[artifact.file.name], gate=gate.of(row, rows[0]))
+            written.append(export.enter(folder, artifact.file.name, entry))
     return list(dict.fromkeys(written))
 
 
-def _gate(comparison: Comparison, row: dict, reference: dict) -> dict:
-    return {**comparison.facts, **row, "passed": row["failure"] is None, "reference": reference}
+def _engine_folder(artifact: Artifact) -> Path | None:
+    """The folder of an engine's engine.json."""
+    file = artifact.beside(ENGINE_RECORD_FILE) if artifact.is_engine else None
+    return file and file.parent
 
 
-def _engine_file(artifact: Artifact) -> Path | None:
-    """engine.json of an engine."""
-    return artifact.beside(ENGINE_FACTS_FILE) if artifact.is_engine else None
+def _run_folder(reference: Artifact) -> Path | None:
+    """The folder of a checkpoint that a run left."""
+    folder = reference.folder if reference.is_checkpoint else None
+    return folder if folder and (folder / RUN_FILE).is_file() else None
 
 
-def _run_file(reference: Artifact) -> Path | None:
-    """run.json of a checkpoint that a run left."""
-    file = reference.folder / RUN_FILE if reference.is_checkpoint and reference.folder else None
-    return file if file and file.is_file() else None
-
-
-def _export_entry(artifact: Artifact) -> dict | None:
-    """What the export.json beside an ONNX file tells of it."""
-    if not artifact.is_graph:
-        return None
-    files = read_export_facts(artifact.folder)["files"]
-    if not isinstance(files, dict) or not isinstance(files.get(artifact.file.name, {}), dict):
-        raise ModelError(f"{artifact.folder / FACTS_FILE} holds no table of files; delete it and export again.")
-    return files.get(artifact.file.name)
-
-
-def _changes(name: str) -> list[str]:
-    """What `load_classifier` was asked to change of a checkpoint, as its name says."""
-    return [word for word in name.split(" ") if word.startswith(("patch_size=", "merge_tokens="))]
+def _export_folder(artifact: Artifact) -> Path | None:
+    """The folder of an ONNX file that its export.json knows."""
+    is_known = artifact.is_graph and artifact.file.name in ExportRecord.load(artifact.folder).files
+    return artifact.folder if is_known else None
 
 
 def _public_name(artifact: Artifact, base: Path | None) -> str:

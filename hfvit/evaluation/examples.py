@@ -10,6 +10,7 @@ from PIL import Image
 from scipy.special import softmax
 
 from hfvit.artifacts.run_record import write_examples
+from hfvit.artifacts.run_sections import ExampleImage, ExampleImages
 from hfvit.data.dataset import ImageDataset
 from hfvit.data.text import TEXT_INPUTS
 from hfvit.models.attention import attention_rollout
@@ -62,11 +63,11 @@ class Examples:
         self.probabilities = softmax(logits.astype(np.float64), axis=1)
         mistakes, looked_at = most_confident_mistakes(logits, labels), one_of_each_class(labels)
         self.looked_at = looked_at
-        self.facts = {"split": role, "mistakes": self._told(mistakes), "attention": [], "attention_left_out": None}
+        self.record = ExampleImages(split=role, mistakes=self._described(mistakes))
         self.arrays = {"mistakes": self._pictures(mistakes)}
 
     def add_attention(self, model, preprocessing, device: torch.device, is_sharded: bool = False) -> None:
-        """Rollout maps by `model`, which is on `device`; where there can be none the facts say why."""
+        """Rollout maps by `model`, which is on `device`; where there can be none the record says why."""
         batch, maps, reason = self.dataset.__getitems__(list(self.looked_at)), None, None
         if is_sharded:
             reason = "the weights are divided among processes"
@@ -79,22 +80,22 @@ class Examples:
                 reason = str(error).removeprefix("output_attentions: ").rstrip(".")
         if maps is None:
             logger.info("No attention maps: %s", reason)
-            self.facts["attention_left_out"] = reason
+            self.record.attention_left_out = reason
             return
-        self.facts["attention"] = self._told(self.looked_at)
+        self.record.attention = self._described(self.looked_at)
         self.arrays |= {"attention": self._pictures(self.looked_at), "attention_maps": maps}
 
     def write(self, output_dir: str | Path) -> None:
         write_examples(output_dir, self.arrays)
 
-    def _told(self, places: np.ndarray) -> list[dict]:
+    def _described(self, places: np.ndarray) -> list[ExampleImage]:
         return [
-            {
-                "row": int(self.rows[place]),
-                "true": self.names[self.labels[place]],
-                "predicted": self.names[self.probabilities[place].argmax()],
-                "confidence": float(self.probabilities[place].max()),
-            }
+            ExampleImage(
+                row=int(self.rows[place]),
+                true=self.names[self.labels[place]],
+                predicted=self.names[self.probabilities[place].argmax()],
+                confidence=float(self.probabilities[place].max()),
+            )
             for place in places
         ]
 

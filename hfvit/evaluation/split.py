@@ -1,6 +1,7 @@
 """The labelled rows that evaluate a finished model, in its class order."""
 
 import dataclasses
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from PIL import Image
 import hfvit.models.image_text  # noqa: F401
 from hfvit.artifacts.artifact import class_names, find_artifact
 from hfvit.artifacts.constants import RECIPE_FILE
+from hfvit.artifacts.gate import EvaluationData
 from hfvit.data.decode import decode
 from hfvit.data.factory import load_splits
 from hfvit.data.splits import (
@@ -29,6 +31,7 @@ from hfvit.data.splits import (
 from hfvit.errors import DataError, HFViTError, nearest, one_line
 from hfvit.recipe.arguments import DataArguments
 from hfvit.recipe.files import read_yaml
+from hfvit.utils.files import expand_user
 
 
 @dataclasses.dataclass
@@ -40,7 +43,7 @@ class EvaluationSplit:
     classes: list[str]
     name: str
     source: str
-    facts: dict
+    record: EvaluationData
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -118,20 +121,20 @@ def evaluation_split(
         classes=labels,
         name=f"{shown}, {what}",
         source=source,
-        facts={
-            "dataset": shown,
-            "dataset_config_name": data.dataset_config_name,
-            "split": what,
-            "images": len(chosen),
-            "fingerprint": chosen._fingerprint,
-        },
+        record=EvaluationData(
+            dataset=shown,
+            dataset_config_name=data.dataset_config_name,
+            split=what,
+            images=len(chosen),
+            fingerprint=chosen._fingerprint,
+        ),
     )
 
 
 def shown_name(dataset_name: str) -> str:
     """A data set's name without the path on this machine."""
-    folder = Path(dataset_name).expanduser()
-    return folder.resolve().name if folder.exists() else dataset_name
+    folder = expand_user(dataset_name)
+    return folder.resolve().name if os.path.exists(folder) else dataset_name
 
 
 def read_recipe(path: Path) -> tuple[DataArguments, int]:

@@ -8,6 +8,7 @@ from PIL import Image
 
 from hfvit.artifacts.artifact import find_artifact
 from hfvit.artifacts.constants import RECIPE_FILE
+from hfvit.artifacts.export_record import CalibrationData
 from hfvit.data.decode import decode
 from hfvit.data.factory import load_splits
 from hfvit.data.splits import at_most, check_image_column, find_image_column, load_split, undecoded
@@ -22,7 +23,7 @@ class CalibrationPictures:
 
     examples: Sequence[dict]
     source: str
-    facts: dict
+    record: CalibrationData
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -72,5 +73,5 @@ def calibration_pictures(
         column = data.image_column or find_image_column(loaded.features)
         check_image_column(loaded, split, column)
         examples = at_most(undecoded(loaded, column), max_samples, seed)
-    facts = {"dataset": shown_name(data.dataset_name), "split": what, "images": len(examples), "seed": seed}
-    return CalibrationPictures(examples, split, facts)
+    record = CalibrationData(dataset=shown_name(data.dataset_name), split=what, images=len(examples), seed=seed)
+    return CalibrationPictures(examples, split, record)

@@ -15,13 +15,14 @@ from transformers.exporters.exporter_onnx import OnnxConfig
 
 import hfvit
 from hfvit.artifacts.export_folder import PACKAGES, file_facts
+from hfvit.artifacts.export_record import ExportedFile, Parity, TensorInfo
 from hfvit.errors import ModelError, one_line
 from hfvit.export.fusion import fuse
 from hfvit.export.graph import clean
 from hfvit.export.half_precision import HALF_TYPES, runnable_on_cpu, to_half
 from hfvit.export.parity import check_onnx, check_parity, check_pixels, tolerance
 from hfvit.export.preprocessing import add_preprocessing
-from hfvit.export.text_inputs import TOKEN_AXIS, check_reads_texts, text_facts, traced_texts
+from hfvit.export.text_inputs import TOKEN_AXIS, check_reads_texts, text_inputs, traced_texts
 from hfvit.models.attention import unfused_windows
 from hfvit.utils.environment import installed_versions
 from hfvit.utils.files import temporary_file
@@ -47,8 +48,8 @@ def export_onnx(
     preprocessing=None,
     image_size: tuple[int, int] | None = None,
     verbose: bool = False,
-) -> dict:
-    """Write a loaded image classifier as one checked ONNX file, and return the facts of that file.
+) -> ExportedFile:
+    """Write a loaded image classifier as one checked ONNX file, and return what export.json holds of it.
 
     The graph takes `pixel_values` `(batch_size, channels, height, width)` and gives `logits` `(batch_size, classes)`,
     both float32 whatever its `dtype`. Of a model that reads texts it takes `input_ids` and `attention_mask`
@@ -85,8 +86,9 @@ def export_onnx(
         _save(graph, temporary, with_shapes=not optimize)
         parity = check_graph(temporary, model, shape, batches, dtype, tolerance(dtype, atol), preprocessing, path.name)
     fixed = None if dynamic_axes else batch_size
-    facts = describe(path, shape, parity, dtype=dtype, optimized=optimize, batch_size=fixed)
-    return facts | text_facts(model, fixed or BATCH_AXIS)
+    record = describe(path, shape, parity, dtype=dtype, optimized=optimize, batch_size=fixed)
+    record.text_inputs = text_inputs(model, fixed or BATCH_AXIS)
+    return record
 
 
 def check_graph(
@@ -98,10 +100,10 @@ def check_graph(
     limit: dict,
     preprocessing,
     what: str,
-) -> dict:
+) -> Parity:
     """Check the file at `path` against `model`, then put the preprocessing before it and check that, too.
 
-    Returns the facts of the comparison; raises `ModelError`.
+    Raises `ModelError` for a file that is not valid or whose logits differ too much.
     """
     check_onnx(path)
     with tempfile.TemporaryDirectory() as folder:
@@ -113,7 +115,7 @@ def check_graph(
         if preprocessing is not None:
             whole = Path(folder) / "whole.onnx"
             add_preprocessing(core, whole, preprocessing)
-            parity["preprocessing"] = check_pixels(whole, core, preprocessing, batch_sizes, what)
+            parity.preprocessing = check_pixels(whole, core, preprocessing, batch_sizes, what)
             add_preprocessing(path, path, preprocessing)
             check_onnx(path)
     return parity
@@ -122,28 +124,25 @@ def check_graph(
 def describe(
     path: Path,
     shape: tuple[int, int, int],
-    parity: dict,
+    parity: Parity,
     *,
     dtype: str,
     optimized: bool = False,
     batch_size: int | None,
-) -> dict:
-    """What export.json holds of one file; a quantiser's and the gate's facts are entered later."""
+) -> ExportedFile:
+    """What export.json holds of one file; quantization, calibration and gate are entered later."""
     opsets = {entry.domain: entry.version for entry in onnx.load(path, load_external_data=False).opset_import}
-    with_preprocessing = "preprocessing" in parity
-    return {
+    with_preprocessing = parity.preprocessing is not None
+    return ExportedFile(
         **file_facts(path),
-        "dtype": dtype,
-        "opset": opsets[""],
-        "versions": installed_versions(PACKAGES),
-        "input": input_facts(shape, batch_size, with_preprocessing),
-        "optimized": optimized,
-        "with_preprocessing": with_preprocessing,
-        "quantization": None,
-        "calibration": None,
-        "parity": parity,
-        "gate": None,
-    }
+        dtype=dtype,
+        opset=opsets[""],
+        versions=installed_versions(PACKAGES),
+        input=input_tensor(shape, batch_size, with_preprocessing),
+        optimized=optimized,
+        with_preprocessing=with_preprocessing,
+        parity=parity,
+    )
 
 
 def input_channels(model: torch.nn.Module) -> int:
@@ -169,12 +168,12 @@ def weights_sha256(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def input_facts(shape: tuple[int, int, int], batch_size: int | None, with_preprocessing: bool) -> dict:
-    """Name, type and shape of the graph's input, for export.json."""
+def input_tensor(shape: tuple[int, int, int], batch_size: int | None, with_preprocessing: bool) -> TensorInfo:
+    """Name, type and shape of the graph's input."""
     batch = batch_size or BATCH_AXIS
     if with_preprocessing:
-        return {"name": "pixels", "type": "uint8", "shape": [batch, "height", "width", 3]}
-    return {"name": "pixel_values", "type": "float32", "shape": [batch, *shape]}
+        return TensorInfo(name="pixels", type="uint8", shape=[batch, "height", "width", 3])
+    return TensorInfo(name="pixel_values", type="float32", shape=[batch, *shape])
 
 
 def _check_arguments(model, opset: int | None, dtype: str, optimize: bool, batch_size: int) -> None:

@@ -8,6 +8,7 @@ import onnx
 import torch
 from PIL import Image
 
+from hfvit.artifacts.export_record import Parity, PreprocessingParity
 from hfvit.errors import ModelError, wrap_library_errors
 from hfvit.export.graph import cpu_session
 from hfvit.export.preprocessing import preprocessing_graph
@@ -42,11 +43,8 @@ def check_onnx(path: Path) -> None:
 @torch.inference_mode()
 def check_parity(
     path: Path, model: torch.nn.Module, shape: tuple[int, int, int], batch_sizes: list[int], limit: dict, what: str
-) -> dict:
-    """Compare ONNX Runtime with PyTorch on random pixel values; `ModelError` when they differ beyond `limit`.
-
-    Returns the facts for export.json.
-    """
+) -> Parity:
+    """Compare ONNX Runtime with PyTorch on random pixel values; `ModelError` when they differ beyond `limit`."""
     runtime = cpu_session(path)
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
@@ -77,16 +75,16 @@ def check_parity(
             f" allowed; {worst:.2g} at most), so the file was not kept. Calibrate with pictures like those that it"
             " will see, or allow more with --atol."
         )
-    return {
-        "batch_sizes": batch_sizes,
-        "max_abs_difference": worst,
-        "max_abs_logit": largest,
-        "relative_error": relative,
-        "atol": atol,
-    }
+    return Parity(
+        batch_sizes=batch_sizes,
+        max_abs_difference=worst,
+        max_abs_logit=largest,
+        relative_error=relative,
+        atol=atol,
+    )
 
 
-def check_pixels(path: Path, core: Path, processor, batch_sizes: list[int], what: str) -> dict:
+def check_pixels(path: Path, core: Path, processor, batch_sizes: list[int], what: str) -> PreprocessingParity:
     """Compare a graph that does its own preprocessing with the image processor, at several picture sizes.
 
     The steps alone must give the processor's pixel values within `MAX_LEVELS`; the whole graph must give what `core`,
@@ -116,7 +114,7 @@ def check_pixels(path: Path, core: Path, processor, batch_sizes: list[int], what
             f" of 255, at {share:.1%} of the pixels (logits by {difference:.2g}), so the file was not kept. Export"
             " without --with-preprocessing."
         )
-    return {"picture_sizes": [list(size) for size in PICTURE_SIZES], "max_levels": levels, "share_off": share}
+    return PreprocessingParity(picture_sizes=list(PICTURE_SIZES), max_levels=levels, share_off=share)
 
 
 def _pictures(rng: np.random.Generator, batch_size: int, height: int, width: int) -> np.ndarray:

@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 
 from hfvit.artifacts.constants import CONFIG_FILE, PREPROCESSOR_FILE, RECIPE_FILE
-from hfvit.artifacts.export_folder import check_same_model, file_name, staging_folder, write_export_facts
+from hfvit.artifacts.export_folder import check_same_model, file_name, staging_folder
+from hfvit.artifacts.export_record import ExportedFile, ExportRecord
 from hfvit.errors import DataError, GateError, ModelError
 from hfvit.export.client_config import family_config, stock_processor_config
 from hfvit.export.onnx import check_graph, describe, export_onnx, input_channels, weights_sha256
@@ -27,13 +28,15 @@ CALIBRATION_BATCH = 16
 
 
 class Export:
-    """One call of the command: its options, the loaded model, and the facts of each file made so far."""
+    """One call of the command: its options, the loaded model, and the record of each file made so far."""
 
     for_engine = False  # what is made is no ONNX file in the end
 
     def __init__(self, options: argparse.Namespace, folder: Path):
         self.options, self.folder, self.started = options, folder, time.monotonic()
-        self.facts, self.judged, self.comparison = {}, [], None
+        self.files: dict[str, ExportedFile] = {}
+        self.judged: list[str] = []
+        self.comparison = None
         self.tokenizer_files: list[str] = []
         recipe = Path(options.model).expanduser() / RECIPE_FILE
         self.recipe = recipe if recipe.is_file() else None
@@ -141,9 +144,9 @@ class Export:
         for variant in wanted:
             name = file_name(**variant, with_preprocessing=options.with_preprocessing)
             self.say(f"exporting {name}")
-            self.facts[name] = self.export(staging / name, **variant)
+            self.files[name] = self.export(staging / name, **variant)
 
-    def export(self, path: Path, with_preprocessing: bool | None = None, **variant) -> dict:
+    def export(self, path: Path, with_preprocessing: bool | None = None, **variant) -> ExportedFile:
         options = self.options
         inside = options.with_preprocessing if with_preprocessing is None else with_preprocessing
         return export_onnx(
@@ -169,7 +172,7 @@ class Export:
         path = staging / name
         with staging_folder(staging) as work:
             source = staging / file_name()
-            if source.name not in self.facts:
+            if source.name not in self.files:
                 source = work / "model.onnx"
                 self.export(source, with_preprocessing=False)
             with_what = f" with {len(calibration)} pictures" if calibration is not None else ""
@@ -195,29 +198,29 @@ class Export:
             self.processor if options.with_preprocessing else None,
             name,
         )
-        facts = describe(
+        described = describe(
             path,
             self.shape,
             parity,
             dtype="int8",
             batch_size=options.batch_size if options.no_dynamic_axes else None,
         )
-        facts["quantization"] = quantization
-        facts["calibration"] = calibration.facts if calibration is not None else None
-        self.facts[name] = facts
+        described.quantization = quantization
+        described.calibration = calibration.record if calibration is not None else None
+        self.files[name] = described
 
     def judge(self, staging: Path, split) -> None:
         """Hold every file to the checkpoint on `split`; `GateError` when one is worse than was allowed."""
-        from hfvit.evaluation.compare import validate
+        from hfvit.evaluation.compare import compare
 
         options = self.options
-        self.judged = [name for name in self.facts if not name.startswith("model_bf16")]
-        if len(self.judged) < len(self.facts):
+        self.judged = [name for name in self.files if not name.startswith("model_bf16")]
+        if len(self.judged) < len(self.files):
             self.say("bf16 is not judged: ONNX Runtime does not compute in it on CPUs")
         if not self.judged:
             return
         self.say(f"judging {', '.join(self.judged)} on {split.name}")
-        self.comparison = validate(
+        self.comparison = compare(
             self.classifier,
             [staging / name for name in self.judged],
             split,
@@ -226,7 +229,7 @@ class Export:
             show_progress=options.verbose,
         )
         rows = dict(zip(self.judged, self.comparison.rows[1:], strict=True))
-        if failures := [f"{name}: {row['failure']}" for name, row in rows.items() if row["failure"]]:
+        if failures := [f"{name}: {row.failure}" for name, row in rows.items() if row.failure]:
             raise GateError(
                 "\n".join(failures) + "\nNothing was written. Allow more with --max_accuracy_drop or --min_agreement,"
                 " or keep the files unjudged with --no-gate."
@@ -240,10 +243,13 @@ class Export:
 
     def publish(self, staging: Path) -> None:
         """Give the files their names, then tell export.json and the checkpoint's run.json what is known of them."""
-        for name in (CONFIG_FILE, PREPROCESSOR_FILE, *self.tokenizer_files, *self.facts):
+        for name in (CONFIG_FILE, PREPROCESSOR_FILE, *self.tokenizer_files, *self.files):
             commit_file(staging / name, self.folder / name)
-        for name, facts in self.facts.items():
-            write_export_facts(self.folder, name, facts, self.source, self.weights)
+        export = ExportRecord.load(self.folder)
+        export.source = self.source
+        export.weights_sha256 = self.weights
+        for name, described in self.files.items():
+            export.enter(self.folder, name, described)
         if self.comparison is not None:
             from hfvit.evaluation.compare import record
 
@@ -253,11 +259,12 @@ class Export:
         """What was made: a row for each file."""
         gate = dict(zip(self.judged, self.comparison.rows[1:], strict=True)) if self.comparison else {}
         rows = [("file", "MB", "max difference", "allowed", "gate")]
-        for name, facts in self.facts.items():
-            parity, row = facts["parity"], gate.get(name)
-            verdict = f"{row['change_points']:+.2f} points, {row['agreement']:.2%} agree" if row else "not run"
-            allowed = "-" if parity["atol"] is None else f"{parity['atol']:.2g}"
-            rows.append((name, f"{facts['bytes'] / 1e6:.1f}", f"{parity['max_abs_difference']:.2g}", allowed, verdict))
+        for name, described in self.files.items():
+            parity = described.parity
+            row = gate.get(name)
+            verdict = f"{row.change_points:+.2f} points, {row.agreement:.2%} agree" if row else "not run"
+            allowed = "-" if parity.atol is None else f"{parity.atol:.2g}"
+            rows.append((name, f"{described.bytes / 1e6:.1f}", f"{parity.max_abs_difference:.2g}", allowed, verdict))
         note = "max difference is that of a logit from PyTorch's in float32, on random pixel values"
         return "\n".join([*aligned(rows), "", note, f"files are in {self.folder}"])
 

@@ -5,18 +5,21 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import hfvit
 from hfvit.artifacts.artifact import class_names, find_artifact
-from hfvit.artifacts.constants import CONFIG_FILE, ENGINE_FACTS_FILE, PREPROCESSOR_FILE
-from hfvit.artifacts.export_folder import check_same_model, claim_folder, file_facts, read_export_facts, staging_folder
+from hfvit.artifacts.constants import CONFIG_FILE, ENGINE_RECORD_FILE, PREPROCESSOR_FILE
+from hfvit.artifacts.engine_record import BuildOptions, EngineRecord, SourceGraph
+from hfvit.artifacts.export_folder import check_same_model, claim_folder, file_facts, staging_folder
+from hfvit.artifacts.export_record import ExportedFile, ExportRecord, TensorInfo
 from hfvit.errors import ModelError
 from hfvit.export.pipeline import Export
 from hfvit.trt.api import Backend, EngineOptions
 from hfvit.trt.builder import build_engine, read_graph
 from hfvit.trt.triton import CONFIG, LABELS, PLAN, triton_config, triton_labels
-from hfvit.utils.files import commit_file, write_object, write_text
+from hfvit.utils.files import commit_file, wrap_write_errors, write_object, write_text
 from hfvit.utils.formatting import aligned
 
 ENGINE_FILE = "model.engine"
@@ -32,12 +35,14 @@ class CheckpointGraph(Export):
             super().float_files(staging)
 
     @contextmanager
-    def graph(self) -> Iterator[tuple[Path, dict]]:
-        """The file and its facts; the file is gone at the end."""
+    def graph(self) -> Iterator[tuple[Path, ExportedFile]]:
+        """The file and its record; the file is gone at the end."""
         with self.graphs() as staging:
-            ((name, facts),) = self.facts.items()
-            gate = {**self.comparison.facts, **self.comparison.rows[1]} if self.comparison else None
-            yield staging / name, {**facts, "gate": gate and {**gate, "artifact": name, "passed": True}}
+            ((name, described),) = self.files.items()
+            if self.comparison:
+                row = replace(self.comparison.rows[1], artifact=name)
+                described.gate = self.comparison.gate.of(row)
+            yield staging / name, described
 
     @property
     def labels(self) -> list[str]:
@@ -54,7 +59,8 @@ class GivenGraph:
         print(f"[{time.monotonic() - self.started:5.0f} s] {text}", flush=True)
 
     @contextmanager
-    def graph(self) -> Iterator[tuple[Path, dict]]:
+    def graph(self) -> Iterator[tuple[Path, ExportedFile | None]]:
+        """The file and its record; None where export.json does not know it."""
         artifact = find_artifact(self.options.model)
         self.labels = class_names(artifact)
         held = read_graph(artifact.file)
@@ -66,14 +72,15 @@ class GivenGraph:
         if held.classes != len(self.labels):
             raise ModelError(f"{artifact.file} has {held.classes} logits, but {len(self.labels)} classes are named.")
         self.config = json.loads(artifact.beside(CONFIG_FILE).read_text(encoding="utf-8"))
-        known = read_export_facts(artifact.file.parent)
-        self.source, self.weights = known["source"] or artifact.file.name, known["weights_sha256"]
+        known = ExportRecord.load(artifact.file.parent)
+        self.source = known.source or artifact.file.name
+        self.weights = known.weights_sha256
         check_same_model(self.folder, self.config, self.weights)
         processor = artifact.beside(PREPROCESSOR_FILE)
         if processor is None:
             raise ModelError(f"{artifact.file} has no {PREPROCESSOR_FILE} beside it, which an engine's user needs.")
         self.processor_config = json.loads(processor.read_text(encoding="utf-8"))
-        yield artifact.file, known["files"].get(artifact.file.name, {})
+        yield artifact.file, known.files.get(artifact.file.name)
 
 
 class EngineExport:
@@ -87,74 +94,77 @@ class EngineExport:
     def run(self) -> None:
         """Everything, in order; a failed build leaves nothing new under a final name."""
         graph, folder = self.graph, self.graph.folder
-        with graph.graph() as (onnx_file, onnx_facts), staging_folder(folder) as staging:
+        with graph.graph() as (onnx_file, described), staging_folder(folder) as staging:
             graph.say(f"building the engine of {onnx_file.name} with {self.backend.title}")
-            facts = build_engine(
+            built = build_engine(
                 onnx_file,
                 staging / ENGINE_FILE,
                 self.backend,
                 self.engine_options,
                 verbose=self.options.verbose,
             )
-            facts = {
-                "hfvit_version": hfvit.__version__,
-                "source": graph.source,
-                "weights_sha256": graph.weights,
-                "file": PLAN if self.options.triton else ENGINE_FILE,
-                **facts,
-                "options": {**facts["options"], **self.calibration()},
-                "onnx": self.onnx_facts(onnx_file, onnx_facts),
-                "labels": graph.labels,
-                "preprocessing": graph.processor_config,
-            }
-            self.publish(staging, facts)
-        print(self.table(facts))
+            self.add_calibration(built.options)
+            record = EngineRecord(
+                **vars(built),
+                hfvit_version=hfvit.__version__,
+                source=graph.source,
+                weights_sha256=graph.weights,
+                file=PLAN if self.options.triton else ENGINE_FILE,
+                onnx=self.source_graph(onnx_file, described),
+                labels=graph.labels,
+                preprocessing=graph.processor_config,
+            )
+            self.publish(staging, record)
+        print(self.table(record))
 
-    def calibration(self) -> dict:
-        """What was asked for beside the recipe, for who builds the engine again."""
+    def add_calibration(self, built: BuildOptions) -> None:
+        """Record the calibration images that were asked for in place of the recipe's."""
         options = self.options
         if options.quantize != "int8" or options.calibration_dataset is None:
-            return {}
+            return
         from hfvit.evaluation.split import shown_name
 
-        return {
-            "calibration_dataset": shown_name(options.calibration_dataset),
-            "calibration_split": options.calibration_split,
-            "calibration_samples": options.calibration_samples,
-        }
+        built.calibration_dataset = shown_name(options.calibration_dataset)
+        built.calibration_split = options.calibration_split
+        built.calibration_samples = options.calibration_samples
 
     @staticmethod
-    def onnx_facts(file: Path, known: dict) -> dict:
-        kept = {key: known.get(key) for key in ("opset", "parity", "quantization", "calibration", "gate")}
-        return {"name": file.name, **file_facts(file), **kept}
+    def source_graph(file: Path, described: ExportedFile | None) -> SourceGraph:
+        graph = SourceGraph(name=file.name, **file_facts(file))
+        if described is not None:
+            for key in ("opset", "parity", "quantization", "calibration", "gate"):
+                setattr(graph, key, getattr(described, key))
+        return graph
 
-    def publish(self, staging: Path, facts: dict) -> None:
+    def publish(self, staging: Path, record: EngineRecord) -> None:
         """engine.json goes last and comes first away: where it lies, everything else is in place."""
         folder = self.graph.folder
-        engine = folder / facts["file"]
+        engine = folder / record.file
         engine.parent.mkdir(exist_ok=True)
-        (folder / ENGINE_FACTS_FILE).unlink(missing_ok=True)
+        (folder / ENGINE_RECORD_FILE).unlink(missing_ok=True)
         commit_file(staging / ENGINE_FILE, engine)
         write_object(folder / CONFIG_FILE, self.graph.config)
         write_object(folder / PREPROCESSOR_FILE, self.graph.processor_config)
         if self.options.triton:
-            write_text(folder / LABELS, triton_labels(facts["labels"]))
-            write_text(folder / CONFIG, triton_config(self.options.triton, facts))
-        write_object(folder / ENGINE_FACTS_FILE, facts)
+            write_text(folder / LABELS, triton_labels(record.labels))
+            write_text(folder / CONFIG, triton_config(self.options.triton, record))
+        with wrap_write_errors(folder / ENGINE_RECORD_FILE):
+            record.save(folder)
 
-    def table(self, facts: dict) -> str:
+    def table(self, record: EngineRecord) -> str:
         """What was built, for whom."""
-        profile, onnx = facts["profile"], facts["onnx"]
-        low, best, high = (profile[key][0] for key in ("min", "opt", "max"))
-        products = ", ".join(f"{count} in {kind.lower()}" for kind, count in facts["network"]["products"].items())
+        onnx = record.onnx
+        low, best, high = record.profile.batches
+        products = ", ".join(f"{count} in {kind.lower()}" for kind, count in record.network.products.items())
         rows = [
-            ("engine", f"{facts['file']}, {facts['bytes'] / 1e6:.1f} MB, built in {facts['seconds']:.1f} s"),
+            ("engine", f"{record.file}, {record.bytes / 1e6:.1f} MB, built in {record.seconds:.1f} s"),
             ("backend", self.backend.title + (f", CUDA {self.backend.cuda}" if self.backend.cuda else "")),
-            ("precision", f"{facts['dtype']}; products of the network: {products}"),
+            ("precision", f"{record.dtype}; products of the network: {products}"),
             ("batch", f"{low} to {high}, best at {best}" if low < high else str(low)),
-            *((kind, _signature(facts[kind])) for kind in ("input", "output")),
-            ("runs on", f"GPUs of compute capability {', '.join(facts['compute_capabilities'])}"),
-            ("onnx", f"{onnx['name']}, {onnx['bytes'] / 1e6:.1f} MB{_checked(onnx)}"),
+            ("input", _signature(record.input)),
+            ("output", _signature(record.output)),
+            ("runs on", f"GPUs of compute capability {', '.join(record.compute_capabilities)}"),
+            ("onnx", f"{onnx.name}, {onnx.bytes / 1e6:.1f} MB{_checked(onnx)}"),
         ]
         return "\n".join([*aligned(rows), "", f"files are in {self.graph.folder}"])
 
@@ -175,14 +185,15 @@ def graph_options(options: argparse.Namespace) -> argparse.Namespace:
     return argparse.Namespace(**values)
 
 
-def _signature(tensor: dict) -> str:
-    shape = ", ".join(["batch", *map(str, tensor["shape"][1:])])
-    return f"{tensor['name']} ({shape}) {tensor['type'].lower()}"
+def _signature(tensor: TensorInfo) -> str:
+    shape = ", ".join(["batch", *map(str, tensor.shape[1:])])
+    return f"{tensor.name} ({shape}) {tensor.type.lower()}"
 
 
-def _checked(onnx: dict) -> str:
-    parity, gate = onnx["parity"], onnx["gate"]
-    told = f", logits within {parity['max_abs_difference']:.2g} of PyTorch's in float32" if parity else ""
+def _checked(onnx: SourceGraph) -> str:
+    parity = onnx.parity
+    gate = onnx.gate
+    checked = f", logits within {parity.max_abs_difference:.2g} of PyTorch's in float32" if parity else ""
     if gate:
-        told += f"; gate {gate['change_points']:+.2f} points, {gate['agreement']:.2%} agree"
-    return told
+        checked += f"; gate {gate.change_points:+.2f} points, {gate.agreement:.2%} agree"
+    return checked

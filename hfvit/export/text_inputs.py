@@ -3,6 +3,7 @@
 import torch
 from torch.export import Dim
 
+from hfvit.artifacts.export_record import TensorInfo
 from hfvit.errors import ModelError
 
 TOKEN_AXIS = "tokens"
@@ -40,9 +41,9 @@ def compared_texts(model: torch.nn.Module, batch: int, generator: torch.Generato
     return model.example_texts(batch, min(model.config.max_text_length, 2 * batch - 1), generator)
 
 
-def text_facts(model: torch.nn.Module, batch: int | str) -> dict:
-    """What export.json says of these inputs."""
+def text_inputs(model: torch.nn.Module, batch: int | str) -> list[TensorInfo] | None:
+    """Name, type and shape of these inputs; None for a model of images alone."""
     if not reads_texts(model):
-        return {}
+        return None
     names = ("input_ids", "attention_mask")
-    return {"text_inputs": [{"name": name, "type": "int64", "shape": [batch, TOKEN_AXIS]} for name in names]}
+    return [TensorInfo(name=name, type="int64", shape=[batch, TOKEN_AXIS]) for name in names]

@@ -162,7 +162,11 @@ def prepare_finetuning(arguments: FinetuningArguments, model: PreTrainedModel) -
 
 
 def build_trainer(
-    recipe: Recipe, method: FineTuning, datasets: Mapping[str, Dataset], callbacks: Sequence[TrainerCallback] = ()
+    recipe: Recipe,
+    method: FineTuning,
+    datasets: Mapping[str, Dataset],
+    callbacks: Sequence[TrainerCallback] = (),
+    **options: Any,
 ) -> HFViTTrainer:
     """Build the trainer of a recipe.
 
@@ -171,6 +175,7 @@ def build_trainer(
         method: of `prepare_finetuning`, with the model.
         datasets: of `data.factory.build_datasets`.
         callbacks: called beside those that the recipe needs.
+        options: further arguments of `HFViTTrainer`.
     """
     return method.make_trainer(
         datasets["train"],
@@ -179,6 +184,7 @@ def build_trainer(
         preprocessing=method.preprocessing,
         mixing=build_mixing(len(method.labels), recipe.augmentation),
         callbacks=[*patch_size_callbacks(method.model), *callbacks],
+        **options,
     )
 
 

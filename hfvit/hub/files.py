@@ -12,31 +12,32 @@ from huggingface_hub.constants import EVAL_RESULTS_FOLDER
 from yaml import YAMLError
 
 from hfvit.artifacts.constants import ADAPTER_FILES, ADAPTER_FOLDER, RUN_FILE, TOKENIZER_FILES, WEIGHT_FILES, WEIGHTS
-from hfvit.artifacts.export_folder import export_facts
-from hfvit.artifacts.run_record import read_run
+from hfvit.artifacts.export_folder import export_rows
+from hfvit.artifacts.run_record import RunRecord
 from hfvit.errors import HubError, one_line
 from hfvit.hub.model_card import render_card
 from hfvit.hub.redaction import public_text
 from hfvit.utils.hub_ids import is_hub_id
 
 
-def eval_results_file(facts: dict) -> tuple[str, str] | None:
+def eval_results_file(record: RunRecord) -> tuple[str, str] | None:
     """(path in the repository, YAML), or None where there is no result of a data set on the Hub.
 
     A result is the accuracy, in percent, on the whole test split: figures of rows that selected the checkpoint, or of
     a part of the split, do not belong beside those of others.
     """
-    data, test = facts["data"], facts["metrics"].get("test")
-    name = data["dataset_name"]
-    if test is None or data.get("is_local") or not is_hub_id(name) or facts["recipe"].get("max_eval_samples"):
+    data = record.data
+    test = record.metrics.get("test")
+    name = data.dataset_name
+    if test is None or data.is_local or not is_hub_id(name) or record.recipe.get("max_eval_samples"):
         return None
     entry = EvalResultEntry(
         dataset_id=name,
-        task_id=data["dataset_config_name"] or "default",
-        value=round(100 * test["accuracy"], 2),
-        dataset_revision=data.get("dataset_commit") or data["dataset_revision"],
-        date=facts.get("finished"),
-        notes=f"top-1 accuracy in percent, split {data['splits']['test']['source']}, {test['images']:,} images",
+        task_id=data.dataset_config_name or "default",
+        value=round(100 * test.accuracy, 2),
+        dataset_revision=data.commit,
+        date=record.finished,
+        notes=f"top-1 accuracy in percent, split {data.splits['test'].source}, {test.images:,} images",
     )
     text = yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False, allow_unicode=True)
     return f"{EVAL_RESULTS_FOLDER}/{name.replace('/', '--')}.yaml", text
@@ -72,9 +73,9 @@ def files_to_push(
     """The files of a checkpoint folder and of the exports named in `include`, in the order of their paths.
 
     Paths of this machine are reduced to their last part in what is JSON or YAML of a run. The card names `repo_id` and
-    the exports, and keeps what was edited here and in `card_there`, the repository's. The result of a data set on the
-    Hub comes as `.eval_results` too. Raises `HubError` where the folder holds no checkpoint or not what `include`
-    names, `ModelError` for a run.json that cannot be read.
+    the exports, and keeps what users wrote into it here and in `card_there`, the repository's. The result of a data
+    set on the Hub comes as `.eval_results` too. Raises `HubError` where the folder holds no checkpoint or not what
+    `include` names, `ModelError` for a run.json that cannot be read.
     """
     root = Path(folder).expanduser()
     if not root.is_dir():
@@ -84,30 +85,30 @@ def files_to_push(
             f"{folder} holds no finished checkpoint: config.json and model.safetensors are missing. Name the"
             " output_dir of a run."
         )
-    facts = read_run(root) if (root / RUN_FILE).exists() else {}
+    record = RunRecord.load(root) if (root / RUN_FILE).exists() else None
     found: dict[str, Path | bytes] = {
         path: file
         for path, file in _matching(root, "", ROOT)
         if not any(fnmatch(path, pattern) for pattern in OF_THE_DATA)
     }
-    if (facts.get("recipe") or {}).get("finetuning") == "lora":  # else the folder is of an earlier run
+    if record and record.recipe.get("finetuning") == "lora":  # else the folder is of an earlier run
         found |= dict(_matching(root, f"{ADAPTER_FOLDER}/", ADAPTER_FILES))
     for export in include:
         found |= _export(root, export)
     for name in WITHOUT_PATHS:
         if name in found:
             with _told_of(found[name]):
-                found[name] = public_text(found[name].read_text(encoding="utf-8"), name, facts).encode()
-    if facts:
+                found[name] = public_text(found[name].read_text(encoding="utf-8"), name, record).encode()
+    if record:
         card_here = ""
         if "README.md" in found:
             with _told_of(found["README.md"]):
                 card_here = found["README.md"].read_text(encoding="utf-8")
-        exports = {export: export_facts(root / export) for export in include}
+        exports = {export: export_rows(root / export) for export in include}
         with _told_of(root / RUN_FILE):
-            card = render_card(facts, repo_id.split("/")[-1], repo_id, exports, edited=(card_there, card_here))
+            card = render_card(record, repo_id.split("/")[-1], repo_id, exports, earlier=(card_there, card_here))
         found["README.md"] = card.encode()
-        if result := eval_results_file(facts):
+        if result := eval_results_file(record):
             found[result[0]] = result[1].encode()
     return [PushedFile(path, found[path]) for path in sorted(found)]
 

@@ -1,215 +1,249 @@
-"""Render the model card and keep user edits."""
+"""Render the model card and keep what users wrote into it."""
 
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from hfvit.artifacts.export_folder import export_rows
-from hfvit.hub.redaction import public_facts
+from hfvit.artifacts.constants import CARD_FILE
+from hfvit.artifacts.export_folder import ExportRow
+from hfvit.artifacts.run_record import RunRecord
+from hfvit.hub.redaction import public_record
 from hfvit.utils.files import shipped, write_text
 from hfvit.utils.formatting import duration
 from hfvit.utils.hub_ids import dataset_title, is_hub_id
 
-MARK = "hfvit wrote this card; what is changed by hand stays when it is written again"
-_RECORD = re.compile(rf"\n*<!-- {re.escape(MARK)}: (\{{.*?\}}) -->\n?")
-_FRONT_MATTER = re.compile(r"\A---\r?\n(.*?)\r?\n---\r?\n", flags=re.DOTALL)
-
-
-@dataclass
-class Card:
-    """`record` maps the written parts (`metadata:KEY`, `section:TITLE`) to hashes; None where there is no record."""
-
-    metadata: dict
-    sections: dict[str, str]
-    record: dict[str, str] | None
-
-    @property
-    def hashes(self) -> dict[str, str]:
-        parts = {
-            f"metadata:{key}": json.dumps(value, sort_keys=True, default=str) for key, value in self.metadata.items()
-        }
-        parts |= {f"section:{title}": text.strip() for title, text in self.sections.items()}
-        return {name: hashlib.sha256(text.encode()).hexdigest()[:12] for name, text in parts.items()}
-
-    def text(self) -> str:
-        metadata = yaml.safe_dump(self.metadata, sort_keys=False, allow_unicode=True)
-        body = "\n\n".join(text.strip() for text in self.sections.values())
-        return f"---\n{metadata}---\n\n{body}\n\n<!-- {MARK}: {json.dumps(self.record)} -->\n"
-
-
-def read_card(text: str) -> Card:
-    """The parts of a card; metadata that is no YAML mapping counts as none."""
-    text = text.replace("\r\n", "\n")
-    found, record = _RECORD.search(text), None
-    if found:
-        text = text[: found.start()] + "\n" + text[found.end() :]
-        try:
-            record = json.loads(found[1])
-        except ValueError:
-            record = None
-    front = _FRONT_MATTER.match(text)
-    try:
-        metadata = yaml.safe_load(front[1]) if front else {}
-    except yaml.YAMLError:
-        metadata = {}
-    return Card(
-        metadata if isinstance(metadata, dict) else {}, _sections(text[front.end() :] if front else text), record
-    )
-
-
-def recorded(text: str) -> str:
-    """A card as it was just made, with the record of its parts."""
-    card = read_card(text)
-    card.record = card.hashes
-    return card.text()
-
-
-def keep_edits(new: str, old: str) -> str:
-    """The card `new`, which has its record, with what a user changed, added or deleted in `old`.
-
-    Of a card without a record (another program's) only what `new` does not have is kept.
-    """
-    card, before = read_card(new), read_card(old)
-    now, then = before.hashes, before.record
-    for kind, ours, theirs in (
-        ("metadata", card.metadata, before.metadata),
-        ("section", card.sections, before.sections),
-    ):
-        for key, value in theirs.items():
-            name = f"{kind}:{key}"
-            if key not in ours:
-                # A part that was written once, is unchanged, and is no more: the new run has nothing to say there.
-                if then is None or then.get(name) != now[name]:
-                    ours[key] = value
-            elif then is not None and then.get(name) != now[name]:
-                ours[key] = value
-        if theirs and then is not None:  # metadata that cannot be read is a slip, not a wish to have none
-            for key in [key for key in ours if f"{kind}:{key}" in then and key not in theirs]:
-                del ours[key]
-    return card.text()
-
-
-def _sections(body: str) -> dict[str, str]:
-    """Title -> text with its heading; a `##` inside a block of code is no heading."""
-    sections, title, lines, fenced = {}, "", [], False
-    for line in body.split("\n"):
-        fenced ^= line.startswith("```")
-        if line.startswith("## ") and not fenced:
-            sections[title] = "\n".join(lines)
-            title, lines = line[3:].strip(), []
-        lines.append(line)
-    sections[title] = "\n".join(lines)
-    return {title: text for title, text in sections.items() if text.strip()}
-
-
 PLACEHOLDER = "PATH_OR_HUB_ID"
 MOST_CLASSES = 200  # rows of the table; more would only be scrolled past
 
+START = "<!-- hfvit: start of generated text -->"
+END = "<!-- hfvit: end of generated text -->"
+HINT = "<!-- What is written above or below is kept; changes between the two marks are not. -->"
+# Metadata that is a run's alone: of an earlier run it goes, where the new one has none.
+GENERATED_KEYS = ("library_name", "pipeline_tag", "tags", "datasets", "base_model", "metrics", "model-index")
+_FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", flags=re.DOTALL)
+# Cards of version 0.1 end with hashes of what hfvit had written, by `metadata:KEY` and `section:TITLE`.
+_HASHES = re.compile(
+    r"\n*<!-- hfvit wrote this card; what is changed by hand stays when it is written again: (\{.*?\}) -->\n?"
+)
 
-def write_model_card(facts: dict, output_dir: str | Path, exports: dict[str, dict] | None = None) -> Path:
-    """Render the card as `output_dir/README.md`; what a user has edited in one that lies there stays.
+
+@dataclass
+class UserParts:
+    """What of a card is its user's: metadata, and the text before and after the generated one."""
+
+    metadata: dict[str, Any]
+    before: str
+    after: str
+
+
+def user_parts(card: str) -> UserParts:
+    """Find what a user wrote into a card.
+
+    Of a card of version 0.1 these are the sections that were changed or added; of another program's card, its whole
+    text. Metadata that is no YAML mapping counts as none.
+    """
+    card = card.replace("\r\n", "\n")
+    front = _FRONT_MATTER.match(card)
+    body = card[front.end() :] if front else card
+    metadata = _metadata(front[1]) if front else {}
+    start = body.find(START)
+    end = body.find(END, start)
+    if 0 <= start < end:
+        return UserParts(metadata, body[:start], body[end + len(END) :])
+    if found := _HASHES.search(body):
+        return _of_version_0_1(metadata, f"{body[: found.start()]}\n{body[found.end() :]}", found[1])
+    return UserParts(metadata, "", body.replace(START, "").replace(END, ""))
+
+
+def keep_user_parts(card: str, earlier: Sequence[str]) -> str:
+    """The generated `card` between marks, with what users wrote into `earlier` cards.
+
+    Of one metadata key, or one section (`## TITLE`) on the same side, the last card's is kept. Text without a heading
+    is kept of all.
+    """
+    front = _FRONT_MATTER.match(card)
+    generated = _metadata(front[1])
+    metadata: dict[str, Any] = {}
+    before: dict[str, str] = {}
+    after: dict[str, str] = {}
+    for parts in map(user_parts, earlier):
+        metadata |= {key: value for key, value in parts.metadata.items() if key not in (*generated, *GENERATED_KEYS)}
+        before = _merged(before, _sections(parts.before))
+        after = _merged(after, _sections(parts.after))
+    text = card[front.end() :].replace(START, "").replace(END, "").strip()
+    header = yaml.safe_dump(generated | metadata, sort_keys=False, allow_unicode=True)
+    parts = [*before.values(), f"{START}\n{HINT}\n\n{text}\n\n{END}", *after.values()]
+    return f"---\n{header}---\n\n" + "\n\n".join(parts) + "\n"
+
+
+def _metadata(text: str) -> dict[str, Any]:
+    try:
+        metadata = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):  # the latter of a date that is none
+        return {}
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def _sections(text: str) -> dict[str, str]:
+    """Title -> text with its heading; a `##` inside a block of code is no heading."""
+    sections: dict[str, list[str]] = {}
+    title = ""
+    fenced = False
+    for line in text.split("\n"):
+        fenced ^= line.startswith("```")
+        if line.startswith("## ") and not fenced:
+            title = line[3:].strip()
+        sections.setdefault(title, []).append(line)
+    joined = {title: "\n".join(lines).strip() for title, lines in sections.items()}
+    return {title: text for title, text in joined.items() if text}
+
+
+def _merged(earlier: dict[str, str], later: dict[str, str]) -> dict[str, str]:
+    """Sections of both; of one title the later, but of text without a heading both."""
+    first = earlier.get("", "")
+    second = later.get("", "")
+    if first in second:
+        text = second
+    elif second in first:
+        text = first
+    else:
+        text = f"{first}\n\n{second}"
+    merged = earlier | later
+    merged.pop("", None)
+    return {"": text, **merged} if text else merged
+
+
+def _of_version_0_1(metadata: dict[str, Any], body: str, hashes: str) -> UserParts:
+    try:
+        written = dict(json.loads(hashes))
+    except (ValueError, TypeError):
+        written = {}
+
+    def is_changed(name: str, text: str) -> bool:
+        return written.get(name) != hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    changed = {
+        key: value
+        for key, value in metadata.items()
+        if is_changed(f"metadata:{key}", json.dumps(value, sort_keys=True, default=str))
+    }
+    sections = [text for title, text in _sections(body).items() if is_changed(f"section:{title}", text)]
+    return UserParts(changed, "", "\n\n".join(sections))
+
+
+def write_model_card(
+    record: RunRecord, output_dir: str | Path, exports: dict[str, list[ExportRow]] | None = None
+) -> Path:
+    """Render the card as `output_dir/README.md`, with what a user wrote into one that lies there.
 
     `exports` as `render_card` takes them.
     """
-    path = Path(output_dir) / "README.md"
-    old = path.read_text(encoding="utf-8") if path.exists() else ""
-    write_text(path, render_card(facts, Path(output_dir).resolve().name, exports=exports, edited=(old,)))
+    path = Path(output_dir) / CARD_FILE
+    earlier = [path.read_text(encoding="utf-8")] if path.exists() else []
+    write_text(path, render_card(record, Path(output_dir).resolve().name, exports=exports, earlier=earlier))
     return path
 
 
 def render_card(
-    facts: dict,
+    record: RunRecord,
     name: str,
     repository: str = PLACEHOLDER,
-    exports: dict[str, dict] | None = None,
-    edited: tuple[str, ...] = (),
+    exports: dict[str, list[ExportRow]] | None = None,
+    earlier: Sequence[str] = (),
 ) -> str:
-    """model_card.md's template with the facts of a run.
+    """Render model_card.md for a run.
 
-    `exports` maps the folder of an export to its files' facts (export_table.py). `edited` are earlier cards, whose
-    edits are kept; those of a later one win.
+    Args:
+        record: of the run.
+        name: title of the card.
+        repository: Hub id that the card's code loads.
+        exports: folder of each export -> its `export_rows`.
+        earlier: cards whose users' text and metadata are kept; those of a later one win.
     """
-    role = "test" if "test" in facts["metrics"] else "validation"
-    metrics, data, model = facts["metrics"][role], facts["data"], facts["model"]
-    on_hub = is_hub_id(data["dataset_name"]) and not data.get("is_local")
-    base = model["base_model"] if model["base_model"] and is_hub_id(model["base_model"]) else None
-    base = None if model.get("is_local") else base
-    title = dataset_title(data["dataset_name"])
-    commit = data.get("dataset_commit") or data["dataset_revision"]
-    pinned = facts["recipe"].get("dataset_revision") == commit
+    metrics = record.result
+    data = record.data
+    model = record.model
+    on_hub = is_hub_id(data.dataset_name) and not data.is_local
+    base = model.base_model if model.base_model and is_hub_id(model.base_model) else None
+    base = None if model.is_local else base
+    title = dataset_title(data.dataset_name)
+    pinned = record.recipe.get("dataset_revision") == data.commit
     exports = exports or {}
-    license = model.get("base_license") if base else None
+    license = model.base_license if base else None
     tags = ["image-classification", "vision-transformer", "timm", "transformers", "hfvit"]
-    if model.get("texts"):  # no widget and no pipeline of the Hub can run it
+    if model.texts:  # no widget and no pipeline of the Hub can run it
         tags = ["image-classification", "image-and-text", "hfvit"]
     elif "onnx" in exports:
         tags += ["onnx", "transformers.js"]
     results = [
         EvalResult(
             task_type="image-classification",
-            dataset_type=data["dataset_name"] if on_hub else "image-classification",
+            dataset_type=data.dataset_name if on_hub else "image-classification",
             dataset_name=title,
-            dataset_config=data["dataset_config_name"],
-            dataset_revision=commit,
-            dataset_split=data["splits"][role]["source"],
+            dataset_config=data.dataset_config_name,
+            dataset_revision=data.commit,
+            dataset_split=data.splits[record.role].source,
             metric_type=metric,
             metric_name=metric_title,
-            metric_value=round(metrics[key], 4),
+            metric_value=round(value, 4),
         )
-        for metric, key, metric_title in (("accuracy", "accuracy", "Accuracy"), ("f1", "macro_f1", "Macro F1"))
+        for metric, value, metric_title in (
+            ("accuracy", metrics.accuracy, "Accuracy"),
+            ("f1", metrics.macro_f1, "Macro F1"),
+        )
     ]
     card_data = ModelCardData(
         model_name=name,
         eval_results=results,
         license=license if license and re.fullmatch(r"[a-z0-9.\-]+", license) else None,
-        library_name="hfvit" if model.get("texts") else "timm",
-        pipeline_tag=None if model.get("texts") else "image-classification",
+        library_name="hfvit" if model.texts else "timm",
+        pipeline_tag=None if model.texts else "image-classification",
         tags=tags,
-        datasets=data["dataset_name"] if on_hub else None,
+        datasets=data.dataset_name if on_hub else None,
         base_model=base,
         metrics=["accuracy", "f1"],
     )
-    public = public_facts(facts)
+    public = public_record(record)
+    texts_are_local = model.texts is not None and model.texts.is_local
     card = ModelCard.from_template(
         card_data,
         template_path=str(shipped("model_card.md")),
         name=name,
         repository=repository,
-        role=role,
-        metrics=facts["metrics"],
+        role=record.role,
+        metrics=record.metrics,
         result=metrics,
-        temperature=facts.get("temperature") or {},
+        temperature=record.temperature,
         # A relative address in `srcset` is not resolved everywhere; that of the repository's main branch is.
         plots="" if repository == PLACEHOLDER else f"https://huggingface.co/{repository}/resolve/main/",
-        classes=metrics["per_class"] if len(metrics["per_class"]) <= MOST_CLASSES else [],
-        model=public["model"],
+        classes=metrics.per_class if len(metrics.per_class) <= MOST_CLASSES else [],
+        model=public.model,
         base_model=base,
         base_license=license,
-        from_scratch=model["base_model"] is None,
+        from_scratch=model.base_model is None,
         data=data,
         dataset_title=title,
-        dataset_commit=commit,
-        revision_option="" if pinned or not commit else f" --dataset_revision {commit}",
-        dataset_url=f"https://huggingface.co/datasets/{data['dataset_name']}" if on_hub else None,
-        needs_local=data.get("is_local") or model.get("is_local") or (model.get("texts") or {}).get("is_local"),
-        training=facts["training"],
-        time=duration(facts["training"]["seconds"]),
-        hardware=facts["hardware"],
-        versions=facts["versions"],
-        recipe=public["recipe"],
-        command=_as_typed(public.get("command", "")),
-        exports=export_rows(exports),
-        onnx=sorted(exports.get("onnx", {})),
+        dataset_commit=data.commit,
+        revision_option="" if pinned or not data.commit else f" --dataset_revision {data.commit}",
+        dataset_url=f"https://huggingface.co/datasets/{data.dataset_name}" if on_hub else None,
+        needs_local=data.is_local or model.is_local or texts_are_local,
+        training=record.training,
+        time=duration(record.training.seconds),
+        hardware=record.hardware,
+        versions=record.versions,
+        recipe=public.recipe,
+        command=_as_typed(public.command or ""),
+        exports=[row for rows in exports.values() for row in rows],
+        onnx=[row.name for row in exports.get("onnx", [])],
     )
-    text = recorded(str(card))
-    for old in edited:
-        text = keep_edits(text, old) if old else text
-    return text
+    return keep_user_parts(str(card), earlier)
 
 
 def _as_typed(command: str) -> str | None:

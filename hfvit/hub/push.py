@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from hfvit.artifacts.export_folder import read_export_facts
+from hfvit.artifacts.export_record import ExportRecord
 from hfvit.errors import HubError, one_line
 from hfvit.hub.files import EXPORTS, PushedFile, files_to_push, left_out
 from hfvit.utils.formatting import aligned, size
@@ -42,7 +42,41 @@ class Destination:
     token: str | None = field(default=None, repr=False)
 
 
-def push(folder: str | Path, destination: Destination, include: Sequence[str] = (), message: str | None = None) -> str:
+def push(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    include: Sequence[str] = (),
+    message: str | None = None,
+    token: str | None = None,
+) -> str:
+    """Push the output folder of a run to a model repository on the Hub, in one commit, and load it back.
+
+    Args:
+        folder: `output_dir` of a run.
+        repo_id: `user/name`, created if needed.
+        private: make a new repository private.
+        revision: branch to push to, created if needed; `main` by default.
+        create_pr: open a pull request instead.
+        include: exports to push, too: `onnx`, `tensorrt`.
+        message: of the commit.
+        token: of the Hub; the one that `hf auth login` saved by default.
+
+    Returns:
+        The URL of the commit or the pull request.
+
+    Raises:
+        HubError: nothing was pushed, or what the Hub returns is not this model.
+    """
+    return push_to(folder, Destination(repo_id, private, revision, create_pr, token), include, message)
+
+
+def push_to(
+    folder: str | Path, destination: Destination, include: Sequence[str] = (), message: str | None = None
+) -> str:
     """Push `folder` and return the URL of the commit, or of the pull request.
 
     Everything that can be known to be wrong is told before anything is sent; the files then arrive in one commit or
@@ -121,7 +155,7 @@ def check_destination(destination: Destination) -> Destination:
 
 def _check_weights(folder: str | Path, export: str) -> None:
     """Raise `HubError` where an export in `folder` is of other weights: those of an earlier training."""
-    recorded = read_export_facts(Path(folder).expanduser() / export).get("weights_sha256")
+    recorded = ExportRecord.load(Path(folder).expanduser() / export).weights_sha256
     if recorded is None:
         return
     from hfvit.export.onnx import weights_sha256
@@ -176,7 +210,7 @@ def _send(folder: str | Path, destination: Destination, include: tuple[str, ...]
 
 
 def _card_there(destination: Destination, there: list[str]) -> str:
-    """The repository's README.md as it is now, whose edits must survive."""
+    """The repository's README.md as it is now, with what users wrote into it."""
     if "README.md" not in there:
         return ""
     with tempfile.TemporaryDirectory(prefix="hfvit-") as cache:

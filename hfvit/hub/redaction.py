@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from hfvit.artifacts.run_record import RunRecord
 from hfvit.utils.hub_ids import is_local
 
 # Class names may look like paths (/m/01abc) and are none.
@@ -16,14 +17,14 @@ _ALWAYS_A_PATH = ("output_dir", "best_model_checkpoint", "logging_dir")
 _MAY_BE_LOCAL = ("dataset_name", "model_name_or_path", "base_model", "text_encoder", "teacher", "head_from_text")
 
 
-def public_text(text: str, name: str, facts: dict) -> str:
+def public_text(text: str, name: str, record: RunRecord | None) -> str:
     """The file `name` (JSON or YAML) with each path of this machine reduced to its last part.
 
-    `facts` are those of run.json, which knows what was a folder here when the run was made; may be empty.
+    `record` knows what was a folder here when the run was made; None where there is no run.json.
     """
     is_yaml = name.endswith((".yaml", ".yml"))
     content = yaml.safe_load(text) if is_yaml else json.loads(text)
-    public = _reduced(content, local_names(facts))
+    public = _reduced(content, local_names(record) if record else set())
     if public == content:
         return text  # byte for byte, so that nothing changes on the Hub
     if is_yaml:
@@ -31,23 +32,25 @@ def public_text(text: str, name: str, facts: dict) -> str:
     return json.dumps(public, indent=2) + "\n"
 
 
-def public_facts(facts: dict) -> dict:
-    """A run's facts as they may be published."""
-    return _reduced(facts, local_names(facts))
+def public_record(record: RunRecord) -> RunRecord:
+    """A run's record as it may be published."""
+    return RunRecord.from_json(_reduced(record.to_json(), local_names(record)))
 
 
-def local_names(facts: dict) -> set[str]:
-    """The names in a run's facts that were folders of this machine."""
-    data, model, recipe = (facts.get(key, {}) for key in ("data", "model", "recipe"))
-    names = {
-        recipe.get("teacher"): None,  # first: what run.json says of the same name below comes before a look here
-        recipe.get("head_from_text"): None,
-        data.get("dataset_name"): data.get("is_local"),
-        model.get("base_model"): model.get("is_local"),
-        recipe.get("output_dir"): True,
-        (model.get("texts") or {}).get("text_encoder"): (model.get("texts") or {}).get("is_local"),
-    }
-    return {name for name, local in names.items() if name and (is_local(name) if local is None else local)}
+def local_names(record: RunRecord) -> set[str]:
+    """The names in a run's record that were folders of this machine."""
+    recipe = record.recipe
+    texts = record.model.texts
+    named = [
+        (recipe.get("teacher"), None),  # first: what run.json says of the same name below comes before a look here
+        (recipe.get("head_from_text"), None),
+        (record.data.dataset_name, record.data.is_local),
+        (record.model.base_model, record.model.is_local),
+        (recipe.get("output_dir"), True),
+        (texts and texts.text_encoder, texts and texts.is_local),
+    ]
+    was_local = {name: local for name, local in named if isinstance(name, str) and name}
+    return {name for name, local in was_local.items() if (is_local(name) if local is None else local)}
 
 
 def _reduced(value: Any, local: set[str], key: str | None = None) -> Any:

@@ -72,7 +72,7 @@ class Classifier:
     `backend` computes logits from the array that it takes (backends.py); `processor` is a transformers image
     processor, None where the graph takes pictures as they are and none was saved with it. With `multi_label` several
     classes may hold at once, or none: their probabilities do not add up to 1. `temperature` divides the logits before
-    they become probabilities.
+    they become probabilities. `patch_size` and `merge_tokens` are what `load_classifier` changed the model to.
 
     Where there is a `text_reader`, whatever takes an image takes a pair of an image and its text.
     """
@@ -86,8 +86,12 @@ class Classifier:
         multi_label: bool = False,
         temperature: float = 1.0,
         text_reader: TextReader | None = None,
+        patch_size: int | None = None,
+        merge_tokens: int | None = None,
     ):
         self.text_reader = text_reader
+        self.patch_size = patch_size
+        self.merge_tokens = merge_tokens
         self.backend, self.processor, self.labels, self.name = backend, processor, labels, name
         self.multi_label, self.temperature = multi_label, temperature
 
@@ -154,6 +158,20 @@ class Classifier:
         batches = [self.run(self.prepare(batch)) for batch in batched(images, batch_size)]
         return np.concatenate(batches) if batches else np.empty((0, len(self.labels)), np.float32)
 
+    def __call__(self, images: Any, top_k: int | None = None, **options: Any) -> Any:
+        """Classify one image, or many.
+
+        Args:
+            images: one image (see the class), or a list, a generator or an array `(images, height, width, 3)` of them.
+            top_k: number of classes to return; all by default.
+            options: of `predict`.
+
+        Returns:
+            `{label: probability}`, most probable first, for one image; a list of them for many.
+        """
+        predictions = self.predict(images, top_k=top_k, **options)
+        return predictions[0] if is_one_image(images) else predictions
+
     def predict(
         self,
         images: Iterable[Any],
@@ -161,10 +179,21 @@ class Classifier:
         top_k: int | None = None,
         texts: Iterable[str | None] | None = None,
     ) -> list[dict[str, float]]:
-        """One `{label: probability}` an image, most probable first; the `top_k` best, or all.
+        """One `{label: probability}` an image, most probable first.
 
-        `texts`, one an image, are for a model that reads them; `ModelError` where it does not.
+        Args:
+            images: a list, a generator or an array `(images, height, width, 3)` of images; a single image is a list of
+                one.
+            batch_size: images of one forward pass.
+            top_k: number of classes to return; all by default.
+            texts: one an image, for a model that reads them; one string goes with a single image.
+
+        Raises:
+            ModelError: texts for a model that classifies images alone, or another number of them.
         """
+        if is_one_image(images):
+            images = [images]
+            texts = [texts] if isinstance(texts, str) else texts
         if texts is not None:
             if self.text_reader is None:
                 raise ModelError(f"{self.name} classifies images alone; leave the texts out.")
@@ -237,8 +266,9 @@ def load_classifier(
     processor = _load_processor(artifact, backend.takes_pixels, kwargs)
     reads_texts = isinstance(head.config, HFViTFusionConfig)
     reader = _load_text_reader(artifact, head.config, kwargs) if reads_texts else None
-    name = " ".join([str(path), *(f"{key}={value}" for key, value in changes.items())])
-    return Classifier(backend, processor, head.labels, name, head.multi_label, temperature, reader)
+    return Classifier(
+        backend, processor, head.labels, str(path), head.multi_label, temperature, reader, patch_size, merge_tokens
+    )
 
 
 def change_model(model, patch_size: int | None = None, merge_tokens: int | None = None) -> None:
@@ -283,6 +313,29 @@ def _load_text_reader(artifact: Artifact, config: HFViTFusionConfig, kwargs: dic
     source = artifact.source if artifact.is_checkpoint or saved is None else str(saved.parent)
     tokenizer = load_tokenizer(source, config.text_encoder_config["vocab_size"], **kwargs)
     return TextReader(tokenizer, config.max_text_length)
+
+
+def is_one_image(images: Any) -> bool:
+    """Whether `images` is a single image: a file name, a URL, a PIL image, or an array of two or three dimensions."""
+    if isinstance(images, np.ndarray):
+        return images.ndim in (2, 3)
+    return isinstance(images, str | Path | Image.Image)
+
+
+def predict(model: str | Path | Classifier, images: Any, top_k: int | None = None, **options: Any) -> Any:
+    """Classify images with a checkpoint, an ONNX file or a TensorRT engine.
+
+    Args:
+        model: what `load_classifier` takes, or a `Classifier`, which saves loading it again.
+        images: one image, or a list, a generator or an array of them; see `Classifier`.
+        top_k: number of classes to return; all by default.
+        options: of `load_classifier`.
+
+    Returns:
+        `{label: probability}`, most probable first, for one image; a list of them for many.
+    """
+    classifier = model if isinstance(model, Classifier) else load_classifier(model, **options)
+    return classifier(images, top_k=top_k)
 
 
 def batched(items: Iterable[Any], size: int) -> Iterator[list]:

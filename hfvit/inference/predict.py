@@ -12,9 +12,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from hfvit.data.decode import read_picture
-from hfvit.errors import DataError
+from hfvit.errors import DataError, printable
 from hfvit.inference.classifier import Classifier, batched
 from hfvit.utils.files import temporary_file
+from hfvit.utils.terminal import encoding_of, printable_json
 
 MOST_DRAWN = 64  # pictures of a grid; more could not be told apart
 DRAWN_PIXELS = 224
@@ -36,8 +37,9 @@ class Prediction:
         return json.dumps({"image": self.name, "predictions": best}, ensure_ascii=False, allow_nan=False)
 
     def to_text(self) -> str:
-        """The picture's name and, below it, a line for each class."""
-        return "\n".join([self.name, *(f"  {share:7.2%}  {label}" for label, share in self.probabilities.items())])
+        """The picture's name and, below it, a line for each class; see `printable`."""
+        lines = [f"  {share:7.2%}  {printable(label)}" for label, share in self.probabilities.items()]
+        return "\n".join([printable(self.name), *lines])
 
 
 def predictions(
@@ -119,17 +121,19 @@ def print_predictions(
     for prediction in tqdm(found, total=len(names), unit="image", desc="predict", disable=hidden):
         if prediction.error:
             bad += 1
-            print(f"hfvit: {prediction.error}", file=sys.stderr)
+            print(f"hfvit: {printable(prediction.error)}", file=sys.stderr)
         elif grid and len(shown) < MOST_DRAWN:
             shown.append(prediction)
-        if as_json or not prediction.error:
-            print(prediction.to_json() if as_json else prediction.to_text(), flush=not as_json)
+        if as_json:
+            print(printable_json(prediction.to_json(), encoding_of(sys.stdout)))
+        elif not prediction.error:
+            print(prediction.to_text(), flush=True)
     sys.stdout.flush()
     if grid and shown:
         write_grid(thumbnails, shown, grid)
         left_out = len(names) - bad - len(shown)
         more = f", {left_out} more are not drawn" if left_out else ""
-        print(f"hfvit: {grid}: {len(shown)} pictures{more}", file=sys.stderr)
+        print(f"hfvit: {printable(str(grid))}: {len(shown)} pictures{more}", file=sys.stderr)
     return bad
 
 
@@ -160,4 +164,5 @@ def write_grid(images: list[Image.Image], found: list[Prediction], path: str | P
 
 
 def _short(text: str, most: int = 28) -> str:
+    text = printable(text)
     return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -4,6 +4,7 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
+from hfvit.artifacts.run_sections import CalibratedSplit, CalibrationBin, Temperature
 from hfvit.metrics.classification import calibration
 
 LOWEST, HIGHEST = 0.05, 20.0
@@ -31,27 +32,30 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
     return None if at_a_bound else float(np.exp(found.x))
 
 
-def temperature_facts(results: dict[str, tuple[np.ndarray, np.ndarray]]) -> dict:
-    """What run.json tells of calibration, from (logits, labels) by split, of which `validation` fits.
+def calibrate(results: dict[str, tuple[np.ndarray, np.ndarray]]) -> Temperature:
+    """Fit the temperature on the validation split and measure every split with it.
 
-    `value` is None, with a `reason`, where no temperature fits. `splits` holds each split's figures with it; those
-    without it are among the split's metrics. Plain Python values throughout.
+    Args:
+        results: (logits, labels) by split, of which `validation` fits.
     """
     logits, labels = results["validation"]
     value = fit_temperature(logits, labels)
-    facts = {"value": value, "fitted_on": "validation", "images": len(labels), "reason": None, "splits": {}}
+    found = Temperature(value=value, fitted_on="validation", images=len(labels), reason=None, splits={})
     if value is None:
         right = bool((logits.argmax(axis=1) == labels).all())
-        facts["reason"] = (
+        found.reason = (
             "every validation image is classified correctly, so no temperature is the best"
             if right
             else f"the best temperature lies outside {LOWEST:g} to {HIGHEST:g}"
         )
-        return facts
+        return found
     for role, (logits, labels) in results.items():
         log_probabilities = log_softmax(logits.astype(np.float64) / value, axis=1)
         correct = log_probabilities.argmax(axis=1) == labels
         bins, ece = calibration(np.exp(log_probabilities.max(axis=1)), correct)
-        loss = negative_log_likelihood(logits / value, labels)
-        facts["splits"][role] = {"loss": loss, "ece": ece, "calibration": bins}
-    return facts
+        found.splits[role] = CalibratedSplit(
+            loss=negative_log_likelihood(logits / value, labels),
+            ece=ece,
+            calibration=[CalibrationBin.from_json(each) for each in bins],
+        )
+    return found

@@ -14,6 +14,7 @@ from hfvit.models.attention import recorded_attention
 from hfvit.models.configuration import HFViTConfig, load_config
 from hfvit.models.freezing import FrozenParts, classifier_parameters, freeze
 from hfvit.models.image_size import check_patches, resize_input
+from hfvit.utils.files import file_mode
 from hfvit.utils.hub_ids import folder_or_hub_id
 from hfvit.utils.quiet import log_level
 
@@ -144,6 +145,8 @@ class HFViTForImageClassification(FrozenParts, LibraryInitialization, TimmWrappe
         state_dict = self.state_dict() if state_dict is None else state_dict
         plain = {name.removeprefix("timm_model."): value for name, value in state_dict.items()}
         super().save_pretrained(save_directory, state_dict=plain, **kwargs)
+        for file in Path(save_directory).glob("*.safetensors"):
+            file.chmod(file_mode())  # safetensors 0.8 writes with 0600
 
     @torch.no_grad()
     def reset_head(self) -> None:

@@ -239,7 +239,18 @@ class RunArguments:
     overwrite_output_dir: bool = _field(
         False, "Discard the run that output_dir already holds and start anew; files of your own there stay."
     )
+    allow_changed_data: bool = _field(
+        False, "Resume although the data set changed and validation images may have been trained on."
+    )
     keep_checkpoints: bool = _field(False, "Keep checkpoint-* (optimizer state included) after a finished run.")
+    expected_accuracy: list[float] | None = field(
+        default=None,
+        metadata={"help": "Lowest and highest test accuracy in percent that hfvit verify expects; trains nothing."},
+    )
+    expected_accuracy_measured: bool = _field(
+        True,
+        "Whether a run stands behind expected_accuracy; below a guess hfvit verify does not fail.",
+    )
 
     def check(self) -> None:
         """Raise `RecipeError` for a value out of range (TrainingArguments owns `__post_init__`)."""
@@ -253,6 +264,9 @@ class RunArguments:
             value = getattr(self, key)
             _check(0.0 <= value < float("inf"), key, value, "a finite number of 0 or more")
         _check_fraction("label_smoothing_factor", self.label_smoothing_factor)
+        expected = self.expected_accuracy
+        is_range = expected is None or (len(expected) == 2 and 0.0 <= expected[0] <= expected[1] <= 100.0)
+        _check(is_range, "expected_accuracy", expected, "two percentages from 0 to 100, the lower first")
         for key in ("seed", "data_seed"):
             value = getattr(self, key)
             _check(value is None or 0 <= value < 2**32, key, value, "a whole number from 0 to 4,294,967,295")

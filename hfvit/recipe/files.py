@@ -1,12 +1,13 @@
 """Find shipped recipes and read YAML files."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from hfvit.errors import RecipeError, nearest, one_line
-from hfvit.utils.files import shipped
+from hfvit.utils.files import expand_user, shipped
 
 MAX_BYTES = 2**20
 
@@ -48,12 +49,12 @@ def shipped_recipes() -> dict[str, Path]:
 def find_recipe(name: str) -> Path:
     """The file that `name` means: a path, or the name of a shipped recipe."""
     recipes = shipped_recipes()
-    path = Path(name).expanduser()
-    if path.is_file():
+    path = expand_user(name)
+    if os.path.isfile(path):
         return path
     if name in recipes:
         return recipes[name]
-    if path.is_dir():
+    if os.path.isdir(path):
         raise RecipeError(f"RECIPE: {path} is a folder; name the recipe file in it.")
     known = f"hfvit ships {', '.join(recipes)}.{nearest(path.stem, recipes)}"
     raise RecipeError(f"No recipe '{name}': there is no such file, and {known}")

@@ -98,6 +98,7 @@ SECRETS = re.compile(r"token", re.IGNORECASE)
 _SECTIONS = (ModelArguments, FinetuningArguments, DataArguments, AugmentationArguments, HFViTTrainingArguments)
 _FIELDS = {field.name: field for section in _SECTIONS for field in dataclasses.fields(section)}
 _HINTS = {name: hint for section in _SECTIONS for name, hint in get_type_hints(section).items()}
+EXPECTATION = ("expected_accuracy", "expected_accuracy_measured")
 STARTS = ("model_name_or_path", "architecture")  # one on the command line takes the place of the other in the file
 # Of TrainingArguments' fields, those that a reader of recipe.yaml wants to see even at their defaults.
 _ALWAYS_RESOLVED = ("learning_rate", "weight_decay", "num_train_epochs", "max_steps", "optim", "max_grad_norm", "seed")
@@ -234,6 +235,18 @@ def read_recipe(path: Path, takes_list: dict[str, bool]) -> dict[str, Any]:
     return values
 
 
+def as_options(fields: Mapping[str, Any]) -> list[str]:
+    """Command-line words for keys of a recipe; None becomes `none`, and a path its text."""
+    words: list[str] = []
+    for key, value in fields.items():
+        if key not in _FIELDS:
+            raise RecipeError(f"{key}: unknown key.{nearest(key, _FIELDS)}")
+        if isinstance(value, tuple):
+            value = list(value)
+        words += _as_option(key, "none" if value is None else value)
+    return words
+
+
 def _as_option(key: str, value: Any) -> list[str]:
     if isinstance(value, list):
         return [f"--{key}", *map(str, value)]
@@ -258,8 +271,11 @@ def _resolved(*sections, typed: dict[str, Any], given: dict[str, Any]) -> dict[s
     own |= {field.name: getattr(training, field.name) for field in dataclasses.fields(RunArguments)}
     redefined = [name for name in HFViTTrainingArguments.__annotations__ if name not in own]
     theirs = {key: typed[key] for key in (*_ALWAYS_RESOLVED, *redefined, *given) if key not in own}
-    # Acts, not properties of the run: repeating it must not push over its repository.
-    moment = ("overwrite_output_dir", "resume_from_checkpoint", "push_to_hub")
+    # Acts, not properties of the run: repeating it must not push over its repository. The expected accuracy is that of
+    # the recipe as it stands, not of a run with other options.
+    moment = (
+        "overwrite_output_dir", "allow_changed_data", "resume_from_checkpoint", "push_to_hub", *EXPECTATION,
+    )  # fmt: skip
     return {
         key: value
         for key, value in {**own, **theirs}.items()

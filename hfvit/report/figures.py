@@ -12,6 +12,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
 from scipy.stats import binomtest
 
+from hfvit.artifacts.run_sections import ExampleImage, Probe, SplitMetrics, Temperature
 from hfvit.utils.files import temporary_file
 
 matplotlib.use("Agg")
@@ -121,7 +122,7 @@ def learning_curves(history: list[dict], best_step: int | None, theme: Theme):
     return figure
 
 
-def probe_curves(probe: dict, theme: Theme):
+def probe_curves(probe: Probe, theme: Theme):
     """Validation accuracy and loss of a linear probe over the strength of its penalty; a line at the one taken."""
     figure, axes = place_axes(*((left, 0, 3.75, 2.8) for left in (0, 4.45)))
     panels = ((axes[0], "accuracy", theme.second), (axes[1], "loss", theme.first))
@@ -129,10 +130,10 @@ def probe_curves(probe: dict, theme: Theme):
         axis.set_xscale("log")
         axis.xaxis.set_major_formatter(FuncFormatter(lambda c, _: f"{c:g}"))  # its own is mathtext, which is off
         axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.plot(probe["c"], [scores[key] for scores in probe["validation"]], "o-", color=color, markersize=3.5)
-        axis.axvline(probe["best_c"], color=theme.muted, linestyle=":", linewidth=1.2, zorder=0, label="selected")
-        if len(probe["c"]) == 1:  # one point gives a logarithmic axis no width
-            axis.set_xlim(probe["best_c"] / 10, probe["best_c"] * 10)
+        axis.plot(probe.c, [scores[key] for scores in probe.validation], "o-", color=color, markersize=3.5)
+        axis.axvline(probe.best_c, color=theme.muted, linestyle=":", linewidth=1.2, zorder=0, label="selected")
+        if len(probe.c) == 1:  # one point gives a logarithmic axis no width
+            axis.set_xlim(probe.best_c / 10, probe.best_c * 10)
         axis.set(title=f"Validation {key}", xlabel="C (inverse strength of the penalty)")
         axis.grid()
     axes[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
@@ -140,13 +141,13 @@ def probe_curves(probe: dict, theme: Theme):
     return figure
 
 
-def confusion_figure(metrics: dict, role: str, theme: Theme):
+def confusion_figure(metrics: SplitMetrics, role: str, theme: Theme):
     """Rows are the true classes, as shares of the row; counts are written in while they fit.
 
     Shades follow the root of the share: mistakes are rare, and a linear scale hides them beside the diagonal.
     """
-    matrix = np.asarray(metrics["confusion_matrix"], dtype=float)
-    names = [short(entry["label"]) for entry in metrics["per_class"]]
+    matrix = np.asarray(metrics.confusion_matrix, dtype=float)
+    names = [short(entry.label) for entry in metrics.per_class]
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     count = len(names)
     side = float(np.clip(count * (0.34 if count <= 30 else 0.15), 2.4, 18))
@@ -177,25 +178,25 @@ def confusion_figure(metrics: dict, role: str, theme: Theme):
     return figure
 
 
-def per_class_figure(metrics: dict, role: str, theme: Theme):
+def per_class_figure(metrics: SplitMetrics, role: str, theme: Theme):
     """Accuracy within each class with its 95 % interval (Wilson's), best on top, and the accuracy over all as a line.
 
     Points, not bars: bars would have to start at zero, where no difference shows. Classes without images are left out.
     """
-    classes = sorted((e for e in metrics["per_class"] if e["images"]), key=lambda e: (e["recall"], e["label"]))
+    classes = sorted((e for e in metrics.per_class if e.images), key=lambda e: (e.recall, e.label))
     count, places = len(classes), range(len(classes))
     height = float(np.clip(count * (0.3 if count <= 30 else 0.19), 1.5, 23))
     figure, (axis,) = place_axes((0, 0, 5.6, height))
-    recalls = [entry["recall"] for entry in classes]
-    tests = [binomtest(round(entry["recall"] * entry["images"]), entry["images"]) for entry in classes]
+    recalls = [entry.recall for entry in classes]
+    tests = [binomtest(round(entry.recall * entry.images), entry.images) for entry in classes]
     intervals = [test.proportion_ci(0.95, method="wilson") for test in tests]
     lows, highs = [i.low for i in intervals], [i.high for i in intervals]
     axis.hlines(places, lows, highs, color=theme.first, linewidth=2.4, alpha=0.45, label="95 % interval")
     axis.plot(recalls, places, "o", color=theme.first, markersize=5, label="accuracy of a class")
-    label = f"all classes, {metrics['accuracy']:.2%}"
-    axis.axvline(metrics["accuracy"], color=theme.second, linewidth=1.5, label=label)
+    label = f"all classes, {metrics.accuracy:.2%}"
+    axis.axvline(metrics.accuracy, color=theme.second, linewidth=1.5, label=label)
     if count <= MOST_NAMES:
-        axis.set_yticks(places, [short(e["label"]) for e in classes], fontsize=9.5 if count <= 30 else 8)
+        axis.set_yticks(places, [short(e.label) for e in classes], fontsize=9.5 if count <= 30 else 8)
     else:
         axis.set_yticks([])
     axis.set(title=f"Accuracy by class on the {role} split", ylim=(-0.6, count - 0.4))
@@ -209,25 +210,25 @@ def per_class_figure(metrics: dict, role: str, theme: Theme):
     return figure
 
 
-def reliability_figure(metrics: dict, role: str, temperature: dict | None, theme: Theme):
+def reliability_figure(metrics: SplitMetrics, role: str, temperature: Temperature | None, theme: Theme):
     """Accuracy against confidence, before and after temperature scaling, over the share of images in each bin."""
-    curves = [("model", metrics["ece"], metrics["calibration"], theme.first, "o", -1)]
-    after = ((temperature or {}).get("splits") or {}).get(role)
+    curves = [("model", metrics.ece, metrics.calibration, theme.first, "o", -1)]
+    after = temperature.splits.get(role) if temperature else None
     if after:
-        label = f"temperature {temperature['value']:.2f}"
-        curves.append((label, after["ece"], after["calibration"], theme.second, "s", 1))
+        label = f"temperature {temperature.value:.2f}"
+        curves.append((label, after.ece, after.calibration, theme.second, "s", 1))
     figure, (top, bottom) = place_axes((0, 1.4, 4.6, 3.8), (0, 0, 4.6, 1.25), share_x=True)
     top.tick_params(axis="x", labelbottom=False)
     top.plot([0, 1], [0, 1], color=theme.muted, linestyle="--", linewidth=1.2, label="perfect")
     for label, ece, bins, color, marker, side in curves:
-        confidence = [entry["confidence"] for entry in bins]
-        total = sum(entry["images"] for entry in bins)
-        shares = [entry["images"] / total for entry in bins]
+        confidence = [entry.confidence for entry in bins]
+        total = sum(entry.images for entry in bins)
+        shares = [entry.images / total for entry in bins]
         # Points as large as their bins: a bin of three images says little.
-        top.plot(confidence, [entry["accuracy"] for entry in bins], color=color, linewidth=1.2, alpha=0.7)
+        top.plot(confidence, [entry.accuracy for entry in bins], color=color, linewidth=1.2, alpha=0.7)
         sizes = 14 + 110 * np.sqrt(shares)
         top.scatter(
-            confidence, [e["accuracy"] for e in bins], s=sizes, color=color, marker=marker, linewidths=0, zorder=3,
+            confidence, [e.accuracy for e in bins], s=sizes, color=color, marker=marker, linewidths=0, zorder=3,
             label=f"{label}, ECE {ece:.4f}", clip_on=False,
         )  # fmt: skip
         shift = side * 0.009 if after else 0
@@ -293,10 +294,10 @@ def training_figure(images: np.ndarray, targets: np.ndarray, names: list[str], t
     return figure
 
 
-def mistakes_figure(pictures: np.ndarray, told: list[dict], split: str, theme: Theme):
-    """The most confident mistakes: what was said, how surely, and what it is. `told` is run.json's list of them."""
+def mistakes_figure(pictures: np.ndarray, examples: list[ExampleImage], split: str, theme: Theme):
+    """The most confident mistakes: the predicted class, its confidence and the true class above each image."""
     columns = min(4, len(pictures)) if len(pictures) <= 8 else min(8, -(-len(pictures) // 2))
-    captions = [f"{short(e['predicted'])} ({e['confidence']:.1%})\nis {short(e['true'])}" for e in told]
+    captions = [f"{short(e.predicted)} ({e.confidence:.1%})\nis {short(e.true)}" for e in examples]
     figure, axis, places = _sheet(captions, columns, pictures.shape[1:3])
     for place, picture, caption in zip(places, pictures, captions, strict=True):
         said, true = caption.split("\n")
@@ -307,10 +308,10 @@ def mistakes_figure(pictures: np.ndarray, told: list[dict], split: str, theme: T
     return figure
 
 
-def attention_figure(pictures: np.ndarray, maps: np.ndarray, told: list[dict], split: str, theme: Theme):
+def attention_figure(pictures: np.ndarray, maps: np.ndarray, examples: list[ExampleImage], split: str, theme: Theme):
     """Pictures above where the model looked: attention rollout, bright where much of it lies."""
-    said = [f"{short(entry['predicted'])} ({entry['confidence']:.0%})" for entry in told]
-    true = ["" if e["predicted"] == e["true"] else f"\nis {short(e['true'])}" for e in told]
+    said = [f"{short(entry.predicted)} ({entry.confidence:.0%})" for entry in examples]
+    true = ["" if e.predicted == e.true else f"\nis {short(e.true)}" for e in examples]
     captions = ["".join(words) for words in zip(said, true, strict=True)]
     figure, axis, places = _sheet(captions, len(pictures), pictures.shape[1:3])
     for place, picture, seen, caption in zip(places, pictures, maps, captions, strict=True):

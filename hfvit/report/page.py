@@ -5,9 +5,10 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from hfvit.artifacts.export_folder import export_rows
-from hfvit.artifacts.run_record import reported_split
-from hfvit.hub.redaction import public_facts
+from hfvit.artifacts.export_folder import ExportRow
+from hfvit.artifacts.run_record import RunRecord
+from hfvit.artifacts.run_sections import ExampleImages
+from hfvit.hub.redaction import public_record
 from hfvit.report.figures import DARK, LIGHT
 from hfvit.report.summary import selection
 from hfvit.utils.files import write_text
@@ -29,14 +30,13 @@ _PROBE_PLOTS = {"learning_curves": "Validation accuracy and loss over the streng
 _OPEN_ROWS = 20  # of a table that is not folded
 
 
-def write_page(facts: dict, output_dir: str | Path, exports: dict[str, dict]) -> Path:
-    """Write `output_dir/report.html` from the facts, the plots that lie there, and the exports (export_table.py).
+def write_page(record: RunRecord, output_dir: str | Path, exports: dict[str, list[ExportRow]]) -> Path:
+    """Write `output_dir/report.html` from the record, the plots that lie there, and the exports by folder.
 
     It holds pictures of the data set, where there are any, but no path of this machine. It is never pushed.
     """
-    folder, public = Path(output_dir), public_facts(facts)
-    role = reported_split(facts)
-    plots = _PLOTS | (_PROBE_PLOTS if "probe" in facts["training"] else {})
+    folder = Path(output_dir)
+    plots = _PLOTS | (_PROBE_PLOTS if record.training.probe else {})
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
@@ -44,16 +44,13 @@ def write_page(facts: dict, output_dir: str | Path, exports: dict[str, dict]) ->
     environment.filters |= {"percent": lambda share: f"{share:.2%}", "count": lambda number: f"{number:,}"}
     page = environment.get_template("page.html").render(
         name=folder.resolve().name,
-        facts=public,
-        role=role,
-        result=facts["metrics"][role],
-        title=dataset_title(facts["data"]["dataset_name"]),
-        selected=selection(facts["training"]),
-        time=duration(facts["training"]["seconds"]),
-        temperature=facts.get("temperature") or {"value": None, "reason": "this run fitted no temperature"},
-        examples=facts.get("examples") or {"split": role, "mistakes": [], "attention_left_out": None},
-        exports=export_rows(exports),
-        gate=public.get("gate"),
+        run=public_record(record),
+        result=record.result,
+        title=dataset_title(record.data.dataset_name),
+        selected=selection(record.training),
+        time=duration(record.training.seconds),
+        examples=record.examples or ExampleImages(split=record.role, mistakes=[]),
+        exports=[row for rows in exports.values() for row in rows],
         plots={name: _embedded(folder, name, text) for name, text in plots.items()},
         open_rows=_OPEN_ROWS,
     )

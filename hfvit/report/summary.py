@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from hfvit.artifacts.run_record import read_examples, reported_split
+from hfvit.artifacts.run_record import RunRecord, read_examples
+from hfvit.artifacts.run_sections import Training
 from hfvit.report.figures import (
     THEMES,
     attention_figure,
@@ -22,63 +23,64 @@ from hfvit.utils.files import sweep_temporary
 from hfvit.utils.formatting import aligned, duration
 
 
-def summary_table(facts: dict, output_dir: str | Path) -> str:
+def summary_table(record: RunRecord, output_dir: str | Path) -> str:
     """The end-of-run table: metrics of every evaluated split, speed, time, and where the files are."""
     header = ("split", "images", "accuracy", "95 % interval", "top-5", "macro F1", "loss", "ECE")
     rows = [
         (
             split,
-            f"{m['images']:,}",
-            f"{m['accuracy']:.2%}",
-            "{:.2%} - {:.2%}".format(*m["accuracy_interval"]),
-            f"{m['top5_accuracy']:.2%}",
-            f"{m['macro_f1']:.4f}",
-            f"{m['loss']:.4f}",
-            f"{m['ece']:.4f}",
+            f"{m.images:,}",
+            f"{m.accuracy:.2%}",
+            "{:.2%} - {:.2%}".format(*m.accuracy_interval),
+            f"{m.top5_accuracy:.2%}",
+            f"{m.macro_f1:.4f}",
+            f"{m.loss:.4f}",
+            f"{m.ece:.4f}",
         )
-        for split, m in facts["metrics"].items()
+        for split, m in record.metrics.items()
     ]
-    model, training = facts["model"], facts["training"]
-    texts = model.get("texts")
-    resumed = f", resumed at step {training['resumed_at_step']:,}" if training["resumed_at_step"] else ""
-    epochs = "" if training["epochs"] is None else f", {training['epochs']:.4g} epochs"
+    model = record.model
+    training = record.training
+    texts = model.texts
+    resumed = f", resumed at step {training.resumed_at_step:,}" if training.resumed_at_step else ""
+    epochs = "" if training.epochs is None else f", {training.epochs:.4g} epochs"
     lines = [
         *aligned([header, *rows]),
         "",
-        f"model      {model['architecture']}, {model['image_size'][0]} px, {model['parameters'] / 1e6:.1f} M weights"
-        f" ({model['trained_parameters'] / 1e6:.1f} M trained)",
-        *([f"texts      {texts['model_type']}, joined by {texts['fusion']}"] if texts else []),
-        f"training   {training['steps']:,} steps{epochs}{resumed};"
-        f" {duration(training['seconds'])},"
-        f" {training['images_per_second']:,.0f} images/s, {training['data_wait']:.1%} of the time waiting for data,"
-        f" {training['processes']} process(es), precision {training['precision']}",
+        f"model      {model.architecture}, {model.image_size[0]} px, {model.parameters / 1e6:.1f} M weights"
+        f" ({model.trained_parameters / 1e6:.1f} M trained)",
+        *([f"texts      {texts.model_type}, joined by {texts.fusion}"] if texts else []),
+        f"training   {training.steps:,} steps{epochs}{resumed};"
+        f" {duration(training.seconds)},"
+        f" {training.images_per_second:,.0f} images/s, {training.data_wait:.1%} of the time waiting for data,"
+        f" {training.processes} process(es), precision {training.precision}",
         f"selected   {selection(training)}",
-        *_temperature_line(facts),
+        *_temperature_line(record),
         f"files      {output_dir}",
     ]
     return "\n".join(lines)
 
 
-def selection(training: dict) -> str:
+def selection(training: Training) -> str:
     """What was taken of a run, in words."""
-    if training["best_step"]:
-        return f"step {training['best_step']} by validation {training['best_metric_name']}"
-    if probe := training.get("probe"):
-        return f"C = {probe['best_c']:g} of {len(probe['c'])} by validation {probe['selected_by']}"
+    if training.best_step:
+        return f"step {training.best_step} by validation {training.best_metric_name}"
+    if probe := training.probe:
+        return f"C = {probe.best_c:g} of {len(probe.c)} by validation {probe.selected_by}"
     return "the last step"
 
 
-def _temperature_line(facts: dict) -> list[str]:
-    temperature = facts.get("temperature")
-    if not temperature:
+def _temperature_line(record: RunRecord) -> list[str]:
+    temperature = record.temperature
+    if temperature is None:
         return []
-    if temperature["value"] is None:
-        return [f"calibrated no: {temperature['reason']}"]
-    role = reported_split(facts)
-    before, after = facts["metrics"][role], temperature["splits"][role]
+    if temperature.value is None:
+        return [f"calibrated no: {temperature.reason}"]
+    before = record.result
+    after = temperature.splits[record.role]
     return [
-        f"calibrated temperature {temperature['value']:.2f}, fitted on the validation split; {role} ECE"
-        f" {before['ece']:.4f} -> {after['ece']:.4f}, loss {before['loss']:.4f} -> {after['loss']:.4f}"
+        f"calibrated temperature {temperature.value:.2f}, fitted on the validation split; {record.role} ECE"
+        f" {before.ece:.4f} -> {after.ece:.4f}, loss {before.loss:.4f} -> {after.loss:.4f}"
     ]
 
 
@@ -87,29 +89,30 @@ def write_training_images(images: np.ndarray, targets: np.ndarray, names: list[s
     draw("training_images", partial(training_figure, images, targets, names), output_dir)
 
 
-def write_plots(facts: dict, output_dir: str | Path) -> list[Path]:
-    """Draw every plot that the facts and the kept pictures allow into `output_dir/plots`; returns their paths.
+def write_plots(record: RunRecord, output_dir: str | Path) -> list[Path]:
+    """Draw every plot that the record and the kept images allow into `output_dir/plots`; returns their paths.
 
     Plots of an earlier run that this one has nothing for are deleted, and so is what a kill has left half-drawn.
     """
-    role = reported_split(facts)
-    metrics, kept = facts["metrics"][role], read_examples(output_dir, facts)
-    examples = facts.get("examples") or {}
-    probe = facts["training"].get("probe")
-    curves = partial(learning_curves, facts["history"], facts["training"]["best_step"])
+    role = record.role
+    metrics = record.result
+    examples = record.examples
+    kept = read_examples(output_dir, examples)
+    probe = record.training.probe
+    curves = partial(learning_curves, record.history, record.training.best_step)
     figures = {
         "learning_curves": partial(probe_curves, probe) if probe else curves,
         "confusion_matrix": partial(confusion_figure, metrics, role),
         "per_class_accuracy": partial(per_class_figure, metrics, role),
-        "reliability": partial(reliability_figure, metrics, role, facts.get("temperature")),
+        "reliability": partial(reliability_figure, metrics, role, record.temperature),
         "mistakes": None,
         "attention": None,
     }
     if "mistakes" in kept:
-        figures["mistakes"] = partial(mistakes_figure, kept["mistakes"], examples["mistakes"], examples["split"])
+        figures["mistakes"] = partial(mistakes_figure, kept["mistakes"], examples.mistakes, examples.split)
     if "attention" in kept and "attention_maps" in kept:
         figures["attention"] = partial(
-            attention_figure, kept["attention"], kept["attention_maps"], examples["attention"], examples["split"]
+            attention_figure, kept["attention"], kept["attention_maps"], examples.attention, examples.split
         )
     sweep_temporary(Path(output_dir) / "plots" / "*.png")
     written = []

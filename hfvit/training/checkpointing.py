@@ -1,6 +1,7 @@
 """Exact resume, atomic checkpoint saves and clean stops on SIGTERM and SIGINT."""
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -15,15 +16,18 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerState
 from transformers.trainer_utils import rotate_checkpoints
 
-from hfvit.artifacts.checkpoint import commit_checkpoint
+from hfvit.artifacts.checkpoint import MODEL_ALONE, checkpoint_error, commit_checkpoint
 from hfvit.artifacts.constants import STAGING, STATE_FILE
-from hfvit.errors import InterruptedRunError, StorageError, one_line
+from hfvit.errors import InterruptedRunError, ModelError, StorageError, one_line
 from hfvit.utils.files import write_text
+
+logger = logging.getLogger(__name__)
 
 # torchrun forwards the signal that a terminal or a scheduler has sent to every process: each gets it twice.
 SAME_SIGNAL_SECONDS = 5.0
@@ -117,6 +121,8 @@ class ResumeState:
         micro_batch: images of one forward pass; below `device_batch` after an out-of-memory error.
         eval_batch: images of one forward pass in evaluation.
         events: see `HFViTTrainer.events`.
+        logged_loss: sum of the losses of all steps up to `logged_step`; 0 in checkpoints of version 0.1.
+        origin: what the run was started with; see `HFViTTrainer.origin`. Empty in checkpoints of version 0.1.
     """
 
     logged_step: int
@@ -125,10 +131,27 @@ class ResumeState:
     micro_batch: int
     eval_batch: int
     events: list[dict[str, Any]] = field(default_factory=list)
+    logged_loss: float = 0.0
+    origin: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def load(cls, checkpoint: str | Path) -> "ResumeState":
-        return cls(**json.loads((Path(checkpoint) / RESUME_FILE).read_text(encoding="utf-8")))
+        """Read `progress.json`; `ModelError` where it is missing or not what `save` writes."""
+        file = Path(checkpoint) / RESUME_FILE
+        try:
+            state = cls(**json.loads(file.read_text(encoding="utf-8")))
+            numbers = (state.logged_step, state.device_batch, state.micro_batch, state.eval_batch, state.logged_loss)
+            is_valid = all(isinstance(value, int | float) for value in (*numbers, *state.unlogged_loss))
+            is_valid = is_valid and bool(state.unlogged_loss) and min(numbers[1:4]) > 0
+            is_valid = is_valid and all(isinstance(event["event"], str) for event in state.events)
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+            raise ModelError(
+                f"resume_from_checkpoint: {file} cannot be read ({type(error).__name__}: {one_line(error)[:200]})."
+                " Resume from another checkpoint."
+            ) from None
+        if not is_valid:
+            raise ModelError(f"resume_from_checkpoint: {file} has wrong values. Resume from another checkpoint.")
+        return state
 
     def save(self, checkpoint: str | Path) -> None:
         write_text(Path(checkpoint) / RESUME_FILE, json.dumps(asdict(self), indent=2) + "\n")
@@ -184,12 +207,14 @@ class CheckpointWriter(TrainerCallback):
 
     Attributes:
         last: the last checkpoint that was written or resumed from.
+        is_restored: whether a resumed run has begun its first step, so that all of its checkpoint has been read.
     """
 
     def __init__(self, trainer):
         self.trainer = trainer
         self.signals = StopSignals(trainer.accelerator)
         self.last: str | None = None
+        self.is_restored = True
         self._stopping: int | None = None
         self._postponed_save = False
 
@@ -200,6 +225,9 @@ class CheckpointWriter(TrainerCallback):
         state.num_train_epochs = self.trainer.num_train_epochs
         if self.trainer.resumed_from:
             self._restore(self.trainer.resumed_from)
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.is_restored = True
 
     def on_step_end(self, args, state, control, **kwargs):
         self._stopping = self.signals.agreed(state.global_step)
@@ -226,15 +254,45 @@ class CheckpointWriter(TrainerCallback):
     def _restore(self, checkpoint: str) -> None:
         trainer = self.trainer
         trainer.load_extra_state(checkpoint)
-        if not is_over(checkpoint, trainer.state.max_steps, trainer.args.early_stopping_patience):
-            state = ResumeState.load(checkpoint)
-            trainer.restore_logged_loss(
-                state.loss_of(trainer.args.process_index, trainer.args.world_size), state.logged_step
-            )
+        trainer.restore_loss(ResumeState.load(checkpoint))
+        self._restore_best(Path(checkpoint))
         for callback in trainer.callback_handler.callbacks:
             # The counter is the checkpoint's, the patience the recipe's.
             if isinstance(callback, EarlyStoppingCallback) and trainer.args.early_stopping_patience:
                 callback.early_stopping_patience = trainer.args.early_stopping_patience
+
+    def _restore_best(self, checkpoint: Path) -> None:
+        """Find the best checkpoint beside `checkpoint`, wherever the folder is now, and read it completely.
+
+        A damaged one is reported, and the best of those that are left takes its place.
+        """
+        trainer = self.trainer
+        state = trainer.state
+        if state.best_global_step is None:
+            return
+        found = [None]
+        if trainer.args.process_index == 0:
+            found = [self._best_of(checkpoint)]
+        broadcast_object_list(found)
+        state.best_global_step, state.best_metric, state.best_model_checkpoint = found[0]
+
+    def _best_of(self, checkpoint: Path) -> tuple[int | None, float | None, str | None]:
+        """Step, metric and folder of the best complete checkpoint; None each where there is none."""
+        trainer = self.trainer
+        state = trainer.state
+        name = f"eval_{(trainer.args.metric_for_best_model or 'loss').removeprefix('eval_')}"
+        metrics = {entry["step"]: entry[name] for entry in state.log_history if name in entry}
+        metrics.setdefault(state.best_global_step, state.best_metric)
+        others = sorted(metrics, key=metrics.get, reverse=bool(trainer.args.greater_is_better))
+        for step in dict.fromkeys([state.best_global_step, *others]):
+            folder = checkpoint.with_name(f"checkpoint-{step}")
+            if not folder.is_dir() and step != state.best_global_step:
+                continue
+            error = checkpoint_error(folder, read=folder != checkpoint)
+            if error is None or error == MODEL_ALONE:
+                return step, metrics[step], str(folder)
+            logger.warning("%s, the best checkpoint, is damaged: %s. Using the next best one.", folder, error)
+        return None, None, None
 
     # Save
 
@@ -298,6 +356,8 @@ class CheckpointWriter(TrainerCallback):
                 micro_batch=memory.micro.size,
                 eval_batch=memory.eval_batch_size,
                 events=trainer.events,
+                logged_loss=trainer.logged_loss,
+                origin=trainer.origin,
             ).save(staged)
 
     def _set_best_checkpoint(self, final: Path) -> None:

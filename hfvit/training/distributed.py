@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hfvit.errors import HFViTError, RecipeError, run
+from hfvit.utils.terminal import prepare_streams
 
 PATIENCE = 3.0  # seconds for the first process of a machine to say the same and end the others
 # What gloo, NCCL and the store that they meet at say when another process is no longer there.
@@ -52,6 +53,7 @@ def require_shared_folder(folder: str | Path) -> None:
 
 def run_one_of_many(command: Callable[[], int | None]) -> int:
     """`errors.run` for a process that `accelerate launch` may have started beside others."""
+    prepare_streams()
     return run(lambda: _told_once(command))
 
 

@@ -1,6 +1,7 @@
 """`HFViTTrainer`: transformers' Trainer with on-device augmentation, exact resume and timm parameter groups."""
 
 import copy
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import send_to_device
+from accelerate.utils.memory import should_reduce_batch_size
 from datasets import Dataset
 from timm.data import resolve_data_config
 from torch import nn
@@ -17,12 +19,13 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
 from hfvit.artifacts.checkpoint import newest_checkpoint
+from hfvit.artifacts.constants import STAGING, STATE_FILE
 from hfvit.data.dataset import check_labels, check_pixels, check_stream_labels, collate
 from hfvit.data.factory import image_dataset
 from hfvit.data.samplers import BalancedSampler, EpochSampler
 from hfvit.data.stream import ImageStream, StreamEpochs, stream_loader
 from hfvit.data.text import TEXT_INPUTS
-from hfvit.errors import DataError, RecipeError
+from hfvit.errors import DataError, HFViTError, ModelError, RecipeError, one_line
 from hfvit.metrics.classification import with_scalar_metrics
 from hfvit.training.checkpointing import CheckpointWriter, ResumeState, is_over, keep_workers_on_signals, start_worker
 from hfvit.training.ema import EmaCallback
@@ -34,6 +37,7 @@ from hfvit.training.throughput import SpeedMeter, matmul_rate, training_flops
 from hfvit.transforms.augmentation import Augmentation
 from hfvit.transforms.mixup import BatchMixing
 from hfvit.transforms.preprocessing import Preprocessing
+from hfvit.utils.files import commit_file, temporary_file
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -47,7 +51,7 @@ OVERRIDDEN_PRIVATE_METHODS = {
     "_get_grad_norm": ("model", "grad_norm"),  # the norm of every step, not only of the logged ones
 }
 # Private attributes of `transformers.Trainer` that are read or set below, in the same version.
-PRIVATE_ATTRIBUTES = ("_tr_loss", "_globalstep_last_logged", "_initial_global_step")
+PRIVATE_ATTRIBUTES = ("_tr_loss", "_total_loss_scalar", "_globalstep_last_logged", "_initial_global_step")
 
 
 class HFViTTrainer(Trainer):
@@ -75,6 +79,8 @@ class HFViTTrainer(Trainer):
         events: what happened during training, JSON values only: `out_of_memory`, `rewind`, `loss_spike`.
         speed: throughput of the training steps.
         trained_parameters: number of parameters with a gradient.
+        origin: what the run was started with, JSON values only; saved in checkpoints, so that a resume with something
+            else can be noticed.
 
     Raises:
         RecipeError: an option that this model, these weights or this stream cannot have.
@@ -147,6 +153,7 @@ class HFViTTrainer(Trainer):
             # A copy, so that the data loader's workers are not sent what is on a GPU.
             self.augmentation = copy.copy(self.train_dataset.augmentation).to(self.args.device)
         self.events: list[dict[str, Any]] = []
+        self.origin: dict[str, Any] = {}
         self.resumed_from: str | None = None
         self._add_parts()
 
@@ -223,10 +230,17 @@ class HFViTTrainer(Trainer):
         """The last step with a logged loss."""
         return self._globalstep_last_logged
 
-    def restore_logged_loss(self, unlogged_loss: float, logged_step: int) -> None:
-        """Set `unlogged_loss` and `logged_step` to those of a checkpoint."""
-        self._tr_loss = torch.full_like(self._tr_loss, unlogged_loss)
-        self._globalstep_last_logged = logged_step
+    @property
+    def logged_loss(self) -> float:
+        """Sum of the losses of all steps up to `logged_step`."""
+        return self._total_loss_scalar
+
+    def restore_loss(self, state: ResumeState) -> None:
+        """Continue the sums of the losses of a checkpoint."""
+        unlogged = state.loss_of(self.args.process_index, self.args.world_size)
+        self._tr_loss = torch.full_like(self._tr_loss, unlogged)
+        self._total_loss_scalar = state.logged_loss
+        self._globalstep_last_logged = state.logged_step
 
     # ---- Input ----
 
@@ -388,6 +402,8 @@ class HFViTTrainer(Trainer):
         """Log; entries with a training loss also hold the throughput of the steps since the last one."""
         if "loss" in logs:
             logs |= self.speed.since_last()
+        if "train_loss" in logs:  # of the whole run, not only of the steps since a resume
+            logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
         super().log(logs, *args, **kwargs)
 
     # ---- Evaluation ----
@@ -433,6 +449,16 @@ class HFViTTrainer(Trainer):
                     break
                 except RewindRequest as request:
                     step = request.step
+                except (HFViTError, MemoryError):
+                    raise
+                except Exception as error:
+                    if self.checkpoints.is_restored or should_reduce_batch_size(error):
+                        raise
+                    raise ModelError(
+                        f"resume_from_checkpoint: {checkpoint} cannot be loaded ({type(error).__name__}:"
+                        f" {one_line(error)[:300]}). It is damaged, or of a run with other options; start a new run in"
+                        " another output_dir."
+                    ) from error
                 checkpoint = self.non_finite.rewind(step)
         if self.ema:
             if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
@@ -454,6 +480,7 @@ class HFViTTrainer(Trainer):
         """Take over what was known when `checkpoint` was written; None for a new run."""
         self.resumed_from = checkpoint
         self.checkpoints.last = checkpoint
+        self.checkpoints.is_restored = checkpoint is None
         if checkpoint:
             state = ResumeState.load(checkpoint)
             self.events = self.events or state.events  # after a rewind the checkpoint knows fewer of them
@@ -500,10 +527,25 @@ class HFViTTrainer(Trainer):
             self.ema.load(checkpoint)
 
     def save_model(self, output_dir: str | None = None, *args, **kwargs) -> None:
-        super().save_model(output_dir, *args, **kwargs)
+        """Save the model to a staging directory, then sync each file and rename it into `output_dir`."""
+        folder = Path(output_dir or self.args.output_dir)
+        is_checkpoint = folder.parent.name == STAGING  # committed as a whole
+        staging = folder if is_checkpoint else folder / STAGING
+        super().save_model(str(staging), *args, **kwargs)
+        if not self.args.should_save or not staging.is_dir():  # sharded weights are not saved here
+            return
+        # A pickle of the arguments, which nothing reads and nobody should have to trust.
+        (staging / "training_args.bin").unlink(missing_ok=True)
+        if not is_checkpoint:
+            for file in sorted(path for path in staging.iterdir() if path.is_file()):
+                commit_file(file, folder / file.name)
+            shutil.rmtree(staging)
+
+    def save_state(self) -> None:
+        """Save `trainer_state.json` in `output_dir`."""
         if self.args.should_save:
-            # A pickle of the arguments, which nothing reads and nobody should have to trust.
-            (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
+            with temporary_file(Path(self.args.output_dir) / STATE_FILE) as file:
+                self.state.save_to_json(str(file))
 
 
 class SamplerEpochs(TrainerCallback):

@@ -11,7 +11,9 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto
 
+from hfvit.artifacts.engine_record import BackendVersion, BuildOptions, BuiltEngine, Network, Profile
 from hfvit.artifacts.export_folder import file_facts
+from hfvit.artifacts.export_record import TensorInfo
 from hfvit.errors import ModelError, one_line, wrap_library_errors
 from hfvit.trt.api import (
     Backend,
@@ -33,7 +35,7 @@ EXPORT = "optimum-cli export onnx --model MODEL"
 
 
 @dataclass(frozen=True)
-class GraphFacts:
+class GraphInfo:
     """`dtype` is what the products with weights compute in; `image` is (channels, height, width).
 
     `batch` is the only batch size that the graph takes, or None when its batch axis is free.
@@ -47,8 +49,8 @@ class GraphFacts:
     batch: int | None
 
 
-def read_graph(path: Path) -> GraphFacts:
-    """The facts of the file at `path`; raises `ModelError` for one that no engine can be built from."""
+def read_graph(path: Path) -> GraphInfo:
+    """Describe the graph of the file at `path`; raises `ModelError` for one that no engine can be built from."""
     with wrap_library_errors(ModelError, f"{path} is no ONNX file", limit=300):
         model = onnx.load(path)
     _check_operators(path, model)
@@ -73,7 +75,7 @@ def read_graph(path: Path) -> GraphFacts:
     if len(shape) != 2 or not shape[1]:
         raise ModelError(f"{path} gives {output.name} {shape}, where (batch, classes) is expected.")
     batch, *image = shapes[0]
-    return GraphFacts(_dtype(model, weights), inputs[0].name, output.name, tuple(image), shape[1], batch)
+    return GraphInfo(_dtype(model, weights), inputs[0].name, output.name, tuple(image), shape[1], batch)
 
 
 def _check_operators(path: Path, model: onnx.ModelProto) -> None:
@@ -131,7 +133,7 @@ def build_engine(
     *,
     show_progress: bool = True,
     verbose: bool = False,
-) -> dict:
+) -> BuiltEngine:
     """Build the engine of the ONNX file `source` into `target`, and return what engine.json holds of it.
 
     The engine takes `pixel_values` `(batch, channels, height, width)` of any batch inside the profile and gives
@@ -151,8 +153,8 @@ def build_engine(
     log = message_log(trt, verbose)
     builder = trt.Builder(log)
     network = parse(trt, builder, source, log)
-    layers = network_facts(network)
-    check_types(layers, graph.dtype, source)
+    parsed = network_info(network)
+    check_types(parsed, graph.dtype, source)
     config = builder.create_builder_config()
     profile = configure(backend, builder, network, config, graph, options)
     with stoppable() as stopped:
@@ -171,27 +173,27 @@ def build_engine(
     if options.timing_cache is not None:
         with temporary_file(Path(options.timing_cache)) as temporary:
             temporary.write_bytes(config.get_timing_cache().serialize())
-    return {
+    return BuiltEngine(
         **file_facts(target),
-        "backend": {"name": backend.name, "version": backend.version, "cuda": backend.cuda},
-        "compute_capabilities": list(capabilities),
-        "built_on": gpus[0][0] if gpus else None,
-        "dtype": graph.dtype,
-        "profile": profile,
-        "input": tensor_facts(network.get_input(0)),
-        "output": tensor_facts(next(t for t in _outputs(network) if t.name == graph.output)),
-        "network": layers,
-        "options": {
-            "workspace": options.workspace,
-            "optimization_level": options.optimization_level,
-            "hardware_compatibility": options.hardware_compatibility,
-            "version_compatible": options.version_compatible,
-        },
-        "seconds": round(time.monotonic() - started, 1),
-    }
+        backend=BackendVersion(name=backend.name, version=backend.version, cuda=backend.cuda),
+        compute_capabilities=list(capabilities),
+        built_on=gpus[0][0] if gpus else None,
+        dtype=graph.dtype,
+        profile=profile,
+        input=tensor_info(network.get_input(0)),
+        output=tensor_info(next(t for t in _outputs(network) if t.name == graph.output)),
+        network=parsed,
+        options=BuildOptions(
+            workspace=options.workspace,
+            optimization_level=options.optimization_level,
+            hardware_compatibility=options.hardware_compatibility,
+            version_compatible=options.version_compatible,
+        ),
+        seconds=round(time.monotonic() - started, 1),
+    )
 
 
-def check_batches(graph: GraphFacts, options: EngineOptions) -> None:
+def check_batches(graph: GraphInfo, options: EngineOptions) -> None:
     """Raise `ModelError` when a graph that was exported for one batch size is asked for others."""
     asked = {options.min_batch, options.opt_batch, options.max_batch}
     if graph.batch is not None and asked != {graph.batch}:
@@ -214,8 +216,8 @@ def parse(trt, builder, source: Path, log):
     return network
 
 
-def configure(backend: Backend, builder, network, config, graph: GraphFacts, options: EngineOptions) -> dict:
-    """Set the configuration and its one profile; the profile's facts."""
+def configure(backend: Backend, builder, network, config, graph: GraphInfo, options: EngineOptions) -> Profile:
+    """Set the configuration and its one profile, and return it."""
     trt = backend.module
     shapes = [(batch, *graph.image) for batch in (options.min_batch, options.opt_batch, options.max_batch)]
     if graph.batch is None:
@@ -241,10 +243,11 @@ def configure(backend: Backend, builder, network, config, graph: GraphFacts, opt
         config.num_compute_capabilities = len(wanted)
         for index, capability in enumerate(wanted):
             config.set_compute_capability(backend.targets[capability], index)
-    return dict(zip(("min", "opt", "max"), map(list, shapes), strict=True))
+    low, best, high = shapes
+    return Profile(min=low, opt=best, max=high)
 
 
-def network_facts(network) -> dict:
+def network_info(network) -> Network:
     """How many layers of each kind the network has, and in which types its products compute."""
     layers, products = Counter(), Counter()
     for layer in (network.get_layer(index) for index in range(network.num_layers)):
@@ -252,22 +255,22 @@ def network_facts(network) -> dict:
         layers[kind] += 1
         if kind in PRODUCT_LAYERS:
             products[layer.get_output(0).dtype.name] += 1
-    return {"layers": dict(sorted(layers.items())), "products": dict(sorted(products.items()))}
+    return Network(layers=dict(sorted(layers.items())), products=dict(sorted(products.items())))
 
 
-def check_types(facts: dict, dtype: str, source: Path) -> None:
+def check_types(network: Network, dtype: str, source: Path) -> None:
     """Raise `ModelError` unless the parsed network computes in `dtype`."""
     if dtype in TENSOR_TYPES:
-        right = facts["products"].get(TENSOR_TYPES[dtype], 0) * 2 > sum(facts["products"].values())
+        right = network.products.get(TENSOR_TYPES[dtype], 0) * 2 > sum(network.products.values())
     else:
-        right = facts["layers"].get("QUANTIZE", 0) > 0 and facts["layers"].get("DEQUANTIZE", 0) > 0
+        right = network.layers.get("QUANTIZE", 0) > 0 and network.layers.get("DEQUANTIZE", 0) > 0
     if not right:
-        raise ModelError(f"{source.name} should compute in {dtype}, but its parsed network has {facts}.")
+        raise ModelError(f"{source.name} should compute in {dtype}, but its parsed network has {network.to_json()}.")
 
 
-def tensor_facts(tensor) -> dict:
+def tensor_info(tensor) -> TensorInfo:
     """Name, type and shape of an input or output; -1 is the free batch axis."""
-    return {"name": tensor.name, "type": tensor.dtype.name, "shape": list(tensor.shape)}
+    return TensorInfo(name=tensor.name, type=tensor.dtype.name, shape=list(tensor.shape))
 
 
 def _outputs(network) -> list:

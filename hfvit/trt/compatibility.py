@@ -3,67 +3,44 @@
 import ctypes
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from hfvit.artifacts.artifact import Artifact
-from hfvit.artifacts.constants import ENGINE_FACTS_FILE
+from hfvit.artifacts.constants import ENGINE_RECORD_FILE
+from hfvit.artifacts.engine_record import EngineRecord
 from hfvit.artifacts.export_folder import file_facts
-from hfvit.errors import ModelError, one_line
+from hfvit.errors import ModelError
 from hfvit.trt.api import INSTALL, NAMES, TITLES, Backend, load_backend, local_gpus
-from hfvit.utils.files import read_object
 
 REBUILD = "Build the engine again on this machine with `optimum-cli export tensorrt`; its options are in engine.json."
 SUPPORTED_ACROSS_MAJORS = {(10, 11), (8, 10)}  # of version-compatible engines, by TensorRT's support matrix
 
 
 @dataclass(frozen=True)
-class EngineFacts:
-    """What engine.json holds of an engine. `folder` is where engine.json lies, `file` the engine itself."""
+class Engine:
+    """An engine file, and engine.json of its `folder`."""
 
     folder: Path
     file: Path
-    values: dict[str, Any]
+    record: EngineRecord
 
     @property
     def backend(self) -> str:
-        return self.values["backend"]["name"]
+        return self.record.backend.name
 
     @property
     def version(self) -> str:
-        return self.values["backend"]["version"]
-
-    @property
-    def cuda(self) -> str | None:
-        """The major version of CUDA that the backend's wheels were made for."""
-        return self.values["backend"]["cuda"]
-
-    @property
-    def capabilities(self) -> list[str]:
-        return self.values["compute_capabilities"]
-
-    @property
-    def compatibility(self) -> str:
-        return self.values["options"]["hardware_compatibility"]
-
-    @property
-    def is_version_compatible(self) -> bool:
-        return self.values["options"]["version_compatible"]
-
-    @property
-    def batches(self) -> list[int]:
-        """Smallest, best and largest."""
-        return [self.values["profile"][key][0] for key in ("min", "opt", "max")]
+        return self.record.backend.version
 
     def __str__(self) -> str:
-        low, _, high = self.batches
-        gpus = ", ".join(self.capabilities)
-        if self.compatibility == "ampere_plus":
+        low, _, high = self.record.profile.batches
+        gpus = ", ".join(self.record.compute_capabilities)
+        if self.record.options.hardware_compatibility == "ampere_plus":
             gpus = "8.0 and above"
         batches = f"batches of {low} to {high}" if low < high else f"batches of {low}"
         return (
-            f"{TITLES[self.backend]} {self.version} for GPUs of compute capability {gpus} ({self.values['dtype']},"
+            f"{TITLES[self.backend]} {self.version} for GPUs of compute capability {gpus} ({self.record.dtype},"
             f" {batches})"
         )
 
@@ -113,55 +90,54 @@ def driver_cuda() -> str | None:
     return None
 
 
-def read_engine_facts(artifact: Artifact) -> EngineFacts:
-    """The facts of the engine at `artifact`; `ModelError` where they, or the engine's own bytes, are not as built."""
-    path = artifact.beside(ENGINE_FACTS_FILE)
+def read_engine(artifact: Artifact) -> Engine:
+    """The engine at `artifact`; `ModelError` where engine.json, or the engine's own bytes, are not as built."""
+    path = artifact.beside(ENGINE_RECORD_FILE)
     if path is None:
         raise ModelError(
-            f"{artifact.file} has no {ENGINE_FACTS_FILE} beside it, which tells what can run it. Build it with:"
+            f"{artifact.file} has no {ENGINE_RECORD_FILE} beside it, which tells what can run it. Build it with:"
             " optimum-cli export tensorrt --model MODEL OUTPUT"
         )
-    facts = EngineFacts(path.parent, artifact.file, read_object(path))
-    try:
-        str(facts), facts.cuda, facts.is_version_compatible
-        expected = {key: facts.values[key] for key in ("sha256", "bytes")}
-    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+    engine = Engine(path.parent, artifact.file, EngineRecord.load(path.parent))
+    if engine.backend not in NAMES:
         raise ModelError(
-            f"{path} is not what `optimum-cli export tensorrt` writes ({type(error).__name__}: {one_line(error)});"
-            " build the engine again with: optimum-cli export tensorrt --model MODEL OUTPUT"
-        ) from None
-    size = artifact.file.stat().st_size
-    if size != expected["bytes"] or file_facts(artifact.file)["sha256"] != expected["sha256"]:
-        what = f"has {size:,} bytes in place of {expected['bytes']:,}" if size != expected["bytes"] else "was changed"
-        raise ModelError(
-            f"{artifact.file} is not the engine that {ENGINE_FACTS_FILE} describes: it {what}. It was built with"
-            f" {facts}. Copy it again, or else: {REBUILD}"
+            f"{path}: backend.name must be one of {', '.join(NAMES)}, got '{engine.backend}'."
+            f" {EngineRecord.REMEDY.format(folder=path.parent)}"
         )
-    return facts
+    record = engine.record
+    size = artifact.file.stat().st_size
+    if size != record.bytes or file_facts(artifact.file)["sha256"] != record.sha256:
+        what = f"has {size:,} bytes in place of {record.bytes:,}" if size != record.bytes else "was changed"
+        raise ModelError(
+            f"{artifact.file} is not the engine that {ENGINE_RECORD_FILE} describes: it {what}. It was built with"
+            f" {engine}. Copy it again, or else: {REBUILD}"
+        )
+    return engine
 
 
-def check_engine(facts: EngineFacts, here: Here, device: str | None = None, allow_code: bool = False) -> int:
+def check_engine(engine: Engine, here: Here, device: str | None = None, allow_code: bool = False) -> int:
     """The index of the GPU that runs the engine: that of `device`, or the first one.
 
     Raises `ModelError` for what keeps this machine from running it, the hardest to change first.
     """
     kind, _, index = (device or "cuda").partition(":")
     if kind != "cuda" or not (index or "0").isdecimal():
-        raise ModelError(f"device: {facts.file} is a TensorRT engine, which runs on a CUDA GPU, not on '{device}'.")
-    _check_gpu(facts, here)
+        raise ModelError(f"device: {engine.file} is a TensorRT engine, which runs on a CUDA GPU, not on '{device}'.")
+    _check_gpu(engine, here)
     number = int(index or 0)
     if number >= len(here.gpus):
         raise ModelError(f"device: there is no '{device}' here; PyTorch sees {len(here.gpus)} GPU(s), from cuda:0 on.")
-    _check_capability(facts, here, *here.gpus[number])
-    _check_backend(facts, here)
-    if facts.cuda and here.driver and _level(here.driver)[0] < int(facts.cuda):
+    _check_capability(engine, here, *here.gpus[number])
+    _check_backend(engine, here)
+    cuda = engine.record.backend.cuda
+    if cuda and here.driver and _level(here.driver)[0] < int(cuda):
         raise ModelError(
-            f"{_cannot(facts)} Its wheels are for CUDA {facts.cuda}, and the driver here supports CUDA {here.driver}:"
+            f"{_cannot(engine)} Its wheels are for CUDA {cuda}, and the driver here supports CUDA {here.driver}:"
             f" update the driver, or install wheels for CUDA {_level(here.driver)[0]}. {REBUILD}"
         )
-    if facts.is_version_compatible and not allow_code:
+    if engine.record.options.version_compatible and not allow_code:
         raise ModelError(
-            f"{_cannot(facts)} A version-compatible engine carries code for the processor, its own runtime, and hfvit"
+            f"{_cannot(engine)} A version-compatible engine carries code for the processor, its own runtime, and hfvit"
             " runs no code of a file unasked. Where you trust who built it, load it with"
             " hfvit.load_classifier(path, trust_remote_code=True); or build it again without --version_compatible"
             " (`optimum-cli export tensorrt`)."
@@ -169,7 +145,7 @@ def check_engine(facts: EngineFacts, here: Here, device: str | None = None, allo
     return number
 
 
-def _check_gpu(facts: EngineFacts, here: Here) -> None:
+def _check_gpu(engine: Engine, here: Here) -> None:
     if here.gpus:
         return
     if not here.cuda:
@@ -181,53 +157,53 @@ def _check_gpu(facts: EngineFacts, here: Here) -> None:
     else:
         why = "the driver shows no GPU to this process"
     raise ModelError(
-        f"{facts.file} needs a CUDA GPU, and there is none here that PyTorch can use ({why}). It was built with"
-        f" {facts}. On a processor take an ONNX file, from `optimum-cli export onnx`; for another GPU build the engine"
-        " again on its machine, with `optimum-cli export tensorrt`."
+        f"{engine.file} needs a CUDA GPU, and there is none here that PyTorch can use ({why}). It was built with"
+        f" {engine}. On a processor take an ONNX file, from `optimum-cli export onnx`; for another GPU build the"
+        " engine again on its machine, with `optimum-cli export tensorrt`."
     )
 
 
-def _check_capability(facts: EngineFacts, here: Here, name: str, capability: str) -> None:
-    is_wide = facts.compatibility == "ampere_plus" and _level(capability) >= (8, 0)
-    if is_wide or capability in facts.capabilities:
+def _check_capability(engine: Engine, here: Here, name: str, capability: str) -> None:
+    is_wide = engine.record.options.hardware_compatibility == "ampere_plus" and _level(capability) >= (8, 0)
+    if is_wide or capability in engine.record.compute_capabilities:
         return
-    if facts.backend == "tensorrt_rtx" and here.targets and capability not in here.targets:
+    if engine.backend == "tensorrt_rtx" and here.targets and capability not in here.targets:
         raise ModelError(
-            f"{_cannot(facts)} Here is {name} of compute capability {capability}, for which TensorRT for RTX builds"
+            f"{_cannot(engine)} Here is {name} of compute capability {capability}, for which TensorRT for RTX builds"
             " nothing. Build the engine again on this machine with `optimum-cli export tensorrt --backend tensorrt`."
         )
-    raise ModelError(f"{_cannot(facts)} Here is {name} of compute capability {capability}. {REBUILD}")
+    raise ModelError(f"{_cannot(engine)} Here is {name} of compute capability {capability}. {REBUILD}")
 
 
-def _check_backend(facts: EngineFacts, here: Here) -> None:
-    if facts.backend not in here.versions:
+def _check_backend(engine: Engine, here: Here) -> None:
+    if engine.backend not in here.versions:
         other = next((name for name in NAMES if name in here.versions), None)
         instead = f" Or use {TITLES[other]} {here.versions[other]}, which is here. {REBUILD}" if other else ""
         raise ModelError(
-            f"{_cannot(facts)} {TITLES[facts.backend]} cannot be imported here"
-            f" ({here.missing.get(facts.backend, 'it is not installed')}): {INSTALL[facts.backend]}, version"
-            f" {facts.version}.{instead}"
+            f"{_cannot(engine)} {TITLES[engine.backend]} cannot be imported here"
+            f" ({here.missing.get(engine.backend, 'it is not installed')}): {INSTALL[engine.backend]}, version"
+            f" {engine.version}.{instead}"
         )
-    version = here.versions[facts.backend]
-    if not _runs(facts, version):
-        later = " or later" if facts.is_version_compatible else ""
+    version = here.versions[engine.backend]
+    if not _runs(engine, version):
+        later = " or later" if engine.record.options.version_compatible else ""
         raise ModelError(
-            f"{_cannot(facts)} Here is version {version}, and its engines run in that version{later} alone: install"
-            f" version {facts.version}. {REBUILD}"
+            f"{_cannot(engine)} Here is version {version}, and its engines run in that version{later} alone: install"
+            f" version {engine.version}. {REBUILD}"
         )
 
 
-def _runs(facts: EngineFacts, version: str) -> bool:
-    if version == facts.version:
+def _runs(engine: Engine, version: str) -> bool:
+    if version == engine.version:
         return True
-    if not facts.is_version_compatible or facts.backend != "tensorrt":
+    if not engine.record.options.version_compatible or engine.backend != "tensorrt":
         return False
-    built, here = _level(facts.version), _level(version)
+    built, here = _level(engine.version), _level(version)
     return here >= built and (here[0] == built[0] or (built[0], here[0]) in SUPPORTED_ACROSS_MAJORS)
 
 
-def _cannot(facts: EngineFacts) -> str:
-    return f"{facts.file} cannot run here. It was built with {facts}."
+def _cannot(engine: Engine) -> str:
+    return f"{engine.file} cannot run here. It was built with {engine}."
 
 
 def _level(version: str) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ import torch
 from hfvit.artifacts.artifact import Artifact
 from hfvit.errors import ModelError, one_line
 from hfvit.trt.api import Backend, load_backend, message_log
-from hfvit.trt.compatibility import check_engine, read_engine_facts, this_machine
+from hfvit.trt.compatibility import check_engine, read_engine, this_machine
 from hfvit.utils.files import cache_folder, temporary_file
 
 logger = logging.getLogger(__name__)
@@ -339,10 +339,10 @@ class CapturedBatch:
 
 def open_engine(artifact: Artifact, classes: int, device: str | None = None, allow_code: bool = False):
     """The backend of an engine (engine_backend.py), after every check that this machine allows without it."""
-    facts = read_engine_facts(artifact)
-    number = check_engine(facts, this_machine(), device, allow_code)
+    engine = read_engine(artifact)
+    number = check_engine(engine, this_machine(), device, allow_code)
 
-    cache = cache_folder("engines") / f"{facts.values['sha256'][:16]}.kernels"
+    cache = cache_folder("engines") / f"{engine.record.sha256[:16]}.kernels"
     return TensorRTBackend(
-        load_backend(facts.backend), artifact.file, classes, f"cuda:{number}", cache=cache, allow_code=allow_code
+        load_backend(engine.backend), artifact.file, classes, f"cuda:{number}", cache=cache, allow_code=allow_code
     )

@@ -3,6 +3,7 @@
 import json
 import re
 
+from hfvit.artifacts.engine_record import BuiltEngine
 from hfvit.errors import ModelError
 
 CONFIG, LABELS, PLAN = "config.pbtxt", "labels.txt", "1/model.plan"
@@ -18,16 +19,15 @@ def check_triton(name: str, min_batch: int) -> None:
         raise ModelError(f"--triton: a single image may be all that waits, and --min_batch is {min_batch}; take 1.")
 
 
-def triton_config(name: str, facts: dict) -> str:
-    """config.pbtxt of an engine, from what `build_engine` told of it; Triton forms the batches itself."""
-    best, largest = (facts["profile"][key][0] for key in ("opt", "max"))
+def triton_config(name: str, engine: BuiltEngine) -> str:
+    """config.pbtxt of an engine; Triton forms the batches itself."""
+    _, best, largest = engine.profile.batches
     lines = [f"name: {json.dumps(name)}", 'platform: "tensorrt_plan"', f"max_batch_size: {largest}"]
-    for kind in ("input", "output"):
-        tensor = facts[kind]
+    for kind, tensor in (("input", engine.input), ("output", engine.output)):
         label = f"\n    label_filename: {json.dumps(LABELS)}" if kind == "output" else ""
         lines.append(
-            f"{kind} [\n  {{\n    name: {json.dumps(tensor['name'])}\n    data_type: {TYPES[tensor['type']]}\n"
-            f"    dims: [ {', '.join(map(str, tensor['shape'][1:]))} ]{label}\n  }}\n]"
+            f"{kind} [\n  {{\n    name: {json.dumps(tensor.name)}\n    data_type: {TYPES[tensor.type]}\n"
+            f"    dims: [ {', '.join(map(str, tensor.shape[1:]))} ]{label}\n  }}\n]"
         )
     preferred = sorted({best, largest})
     lines.append(

@@ -15,6 +15,14 @@ from hfvit.errors import HFViTError, ModelError, RecipeError, one_line
 ABANDONED_SECONDS = 24 * 3600
 
 
+def expand_user(path: str | Path) -> Path:
+    """`path` with `~` expanded, or as it is where there is no such home folder, as a shell does."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # no such user, or no HOME and no entry in the password database
+        return Path(path)
+
+
 def output_file(path: str | Path | None, option: str) -> Path | None:
     """Check that the file `path` can be written at the end of a command; `~` is expanded.
 
@@ -23,7 +31,7 @@ def output_file(path: str | Path | None, option: str) -> Path | None:
     """
     if path is None:
         return None
-    file = Path(path).expanduser()
+    file = expand_user(path)
     if file.is_dir():
         raise HFViTError(f"{option}: {path} is a folder; name a file in it.")
     if not file.parent.is_dir():
@@ -68,6 +76,13 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def sync_files(folder: Path) -> None:
+    """`sync` the files right in `folder`, then the folder."""
+    for path in filter(Path.is_file, folder.iterdir()):
+        sync(path)
+    sync(folder)
+
+
 def sync_tree(folder: Path) -> None:
     """`sync` all files in `folder` and below, then the folders."""
     paths = sorted(folder.rglob("*"))
@@ -75,8 +90,19 @@ def sync_tree(folder: Path) -> None:
         sync(path)
 
 
+def file_mode() -> int:
+    """The permissions that the umask leaves a new file."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
 def commit_file(finished: Path, path: Path) -> None:
-    """Give the file `finished` the name `path`, on the same file system: sync, rename, sync the folder."""
+    """Give the file `finished` the name `path`, on the same file system: sync, rename, sync the folder.
+
+    Its permissions follow the umask; some libraries write with 0600 (safetensors 0.8).
+    """
+    finished.chmod(file_mode())
     sync(finished)
     finished.replace(path)
     sync(path.parent)

@@ -1,9 +1,11 @@
 """Tell local paths from Hub repository ids."""
 
+import os
 import re
 from pathlib import Path
 
 from hfvit.errors import HFViTError, nearest
+from hfvit.utils.files import expand_user
 
 
 def is_path(name: str | Path) -> bool:
@@ -13,7 +15,7 @@ def is_path(name: str | Path) -> bool:
 
 def is_local(name: str | Path) -> bool:
     """Whether `name` is a path of this machine, not the id of a repository: it looks like one, or is there."""
-    return is_path(name) or Path(name).expanduser().exists()
+    return is_path(name) or os.path.exists(expand_user(name))  # False for a name that is too long
 
 
 def is_hub_id(name: str) -> bool:
@@ -29,17 +31,17 @@ def folder_or_hub_id(name: str | Path, error: type[HFViTError], option: str | No
             to that of a folder that exists.
         option: the head of its message.
     """
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    folder = expand_user(name)
+    if os.path.isdir(folder):
         return str(folder)
     head = f"{option}: " if option else ""
-    if folder.is_file():
+    if os.path.isfile(folder):
         raise error(f"{head}{name} is a file, where a folder or a Hub id is expected.")
     there = head + ("there" if head else "There")
     if is_path(name):
         raise error(f"{there} is no folder {name}.")
     parent, _, last = str(name).partition("/")
-    if last and Path(parent).is_dir():  # may be a repository, or a folder with a typo
+    if last and os.path.isdir(parent):  # may be a repository, or a folder with a typo
         folders = [f"{parent}/{path.name}" for path in Path(parent).iterdir() if path.is_dir()]
         if close := nearest(str(name), folders):
             raise error(f"{there} is no folder {name}.{close}")

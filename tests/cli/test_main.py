@@ -40,7 +40,7 @@ def test_importing_hfvit_is_lazy():
 
 
 def test_public_names_resolve():
-    for name in hfvit.__all__:
+    for name in dir(hfvit):
         assert getattr(hfvit, name) is not None
     with pytest.raises(AttributeError, match="'nothing'"):
         hfvit.nothing  # noqa: B018

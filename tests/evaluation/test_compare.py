@@ -13,13 +13,14 @@ from helpers.images import LABELS, colored_split
 from helpers.messages import assert_names, option_of
 from helpers.onnx_graphs import BRIGHTEST, expected_logits, write_configs, write_graph
 from helpers.recipes import MICRO_RECIPE
+from helpers.records import artifact_result, exported_file, make_gate
 from scipy.stats import binomtest
 
 import hfvit
-from hfvit.artifacts.export_folder import read_export_facts, write_export_facts
+from hfvit.artifacts.export_record import ExportRecord
 from hfvit.cli import main as hfvit_command
 from hfvit.errors import ModelError
-from hfvit.evaluation.compare import Comparison, check_recordable, record, validate
+from hfvit.evaluation.compare import Comparison, check_recordable, compare, record
 from hfvit.evaluation.split import evaluation_split
 from hfvit.export.onnx import export_onnx
 from hfvit.pipeline import main as train
@@ -40,7 +41,7 @@ def trained(tmp_path_factory, colors):
     write_graph(export / "model.onnx")
     write_graph(export / "model_quantized.onnx", PERMUTED)
     for file in ("model.onnx", "model_quantized.onnx"):
-        write_export_facts(export, file, {"bytes": 1, "gate": None}, source="out")
+        ExportRecord(source="out", files=ExportRecord.load(export).files).enter(export, file, exported_file())
     return folder / "out"
 
 
@@ -70,24 +71,24 @@ def command(*words) -> int:
 def test_figures_are_those_of_an_independent_count(graphs, colors):
     split = evaluation_split(graphs, dataset_name=str(colors), split="test")
     files = [graphs / name for name in ("noisy.onnx", "permuted.onnx")]
-    comparison = validate(graphs, files, split, batch_size=4, max_accuracy_drop=100, threads=1, show_progress=False)
+    comparison = compare(graphs, files, split, batch_size=4, max_accuracy_drop=100, threads=1, show_progress=False)
     labels, reference = np.array(TEST_ROWS["label"]), counted(BRIGHTEST)
     for row, weights in zip(comparison.rows, (BRIGHTEST, NOISY, PERMUTED), strict=True):
         logits = counted(weights)
         predicted = logits.argmax(axis=1)
         hits = int((predicted == labels).sum())
         interval = binomtest(hits, 31).proportion_ci(0.95, method="wilson")
-        assert row["accuracy"] == hits / 31
-        assert row["accuracy_interval"] == pytest.approx([interval.low, interval.high])
-        assert row["change_points"] == pytest.approx(100 * (hits - (reference.argmax(axis=1) == labels).sum()) / 31)
-        assert row["agreement"] == (predicted == reference.argmax(axis=1)).mean()
-        assert row["max_logit_difference"] == pytest.approx(np.abs(logits - reference).max(), abs=1e-4)
-        assert row["threads"] == 1
-        assert 0 < row["latency_ms_p50"] <= row["latency_ms_p95"]
-        assert row["images_per_second"] > 0
-    assert comparison.rows[0]["accuracy"] == 1.0
-    assert 0.4 < comparison.rows[1]["accuracy"] < 1.0
-    assert comparison.rows[0]["megabytes"] == (graphs / "model.onnx").stat().st_size / 1e6
+        assert row.accuracy == hits / 31
+        assert row.accuracy_interval == pytest.approx([interval.low, interval.high])
+        assert row.change_points == pytest.approx(100 * (hits - (reference.argmax(axis=1) == labels).sum()) / 31)
+        assert row.agreement == (predicted == reference.argmax(axis=1)).mean()
+        assert row.max_logit_difference == pytest.approx(np.abs(logits - reference).max(), abs=1e-4)
+        assert row.threads == 1
+        assert 0 < row.latency_ms_p50 <= row.latency_ms_p95
+        assert row.images_per_second > 0
+    assert comparison.rows[0].accuracy == 1.0
+    assert 0.4 < comparison.rows[1].accuracy < 1.0
+    assert comparison.rows[0].megabytes == (graphs / "model.onnx").stat().st_size / 1e6
     assert comparison.passed
     assert len(comparison.table().splitlines()) == 8
 
@@ -97,12 +98,12 @@ def test_artifacts_with_another_order_of_classes_are_compared_by_name(graphs, co
     write_graph(other / "model.onnx", PERMUTED)
     write_configs(other, [LABELS[1], LABELS[2], LABELS[0]])
     split = evaluation_split(graphs, dataset_name=str(colors), split="test")
-    comparison = validate(graphs, [other], split, show_progress=False)
-    assert comparison.rows[1]["accuracy"] == comparison.rows[1]["agreement"] == 1.0
-    assert comparison.rows[1]["max_logit_difference"] < 1e-5
+    comparison = compare(graphs, [other], split, show_progress=False)
+    assert comparison.rows[1].accuracy == comparison.rows[1].agreement == 1.0
+    assert comparison.rows[1].max_logit_difference < 1e-5
     write_configs(other, ["red", "green", "violet"])
     with pytest.raises(ModelError) as caught:
-        validate(graphs, [other], split, show_progress=False)
+        compare(graphs, [other], split, show_progress=False)
     assert_names(caught.value, other, "blue, violet")
 
 
@@ -111,9 +112,9 @@ def test_each_kind_of_failure_has_its_sentence(graphs, colors, tmp_path):
     broken = write_graph(graphs / "broken.onnx", BRIGHTEST * np.float32(np.nan))
     loaded = hfvit.load_classifier(graphs / "noisy.onnx")
     others = [loaded, graphs / "permuted.onnx", broken, graphs / "model.onnx"]
-    comparison = validate(graphs, others, split, max_accuracy_drop=50, min_agreement=0.999, show_progress=False)
+    comparison = compare(graphs, others, split, max_accuracy_drop=50, min_agreement=0.999, show_progress=False)
     noisy, permuted, nan = comparison.failures
-    assert_names(noisy, "noisy.onnx", f"{comparison.rows[1]['agreement']:.2%}", "99.90%")
+    assert_names(noisy, "noisy.onnx", f"{comparison.rows[1].agreement:.2%}", "99.90%")
     assert_names(permuted, "permuted.onnx", "0.00%", "100.00", "100.00%", 50)
     assert_names(nan, "broken.onnx", "NaN", 31, "0.00%")
     assert not comparison.passed
@@ -123,11 +124,11 @@ def test_each_kind_of_failure_has_its_sentence(graphs, colors, tmp_path):
 def test_a_graph_with_preprocessing_inside_is_held_to_one_without(graphs, colors):
     write_graph(graphs / "raw.onnx", pixels=True)
     split = evaluation_split(graphs, dataset_name=str(colors), split="test", max_samples=9)
-    comparison = validate(graphs, [graphs / "raw.onnx"], split, batch_size=2, show_progress=False)
+    comparison = compare(graphs, [graphs / "raw.onnx"], split, batch_size=2, show_progress=False)
     row = comparison.rows[1]
-    assert row["agreement"] == 1.0
-    assert row["max_logit_difference"] < 1e-4
-    assert [row["includes_preprocessing"] for row in comparison.rows] == [False, True]
+    assert row.agreement == 1.0
+    assert row.max_logit_difference < 1e-4
+    assert [row.includes_preprocessing for row in comparison.rows] == [False, True]
     lines = comparison.table().splitlines()
     assert ["raw.onnx *" in line for line in lines[1:3]] == [False, True]
     assert lines[6].split()[0] == "*"
@@ -138,10 +139,10 @@ def test_a_device_is_for_what_is_loaded_here(graphs, colors):
     split = evaluation_split(graphs, dataset_name=str(colors), split="test", max_samples=3)
     loaded = hfvit.load_classifier(graphs, device="cpu")
     for device, others in (("npu", [loaded]), ("cpu", [graphs])):
-        comparison = validate(loaded, others, split, batch_size=1, device=device, show_progress=False)
-        assert [row["device"] for row in comparison.rows] == ["cpu", "cpu"]
+        comparison = compare(loaded, others, split, batch_size=1, device=device, show_progress=False)
+        assert [row.device for row in comparison.rows] == ["cpu", "cpu"]
     with pytest.raises(ModelError, match=r"^device: .*'npu'"):
-        validate(loaded, [graphs], split, device="npu", show_progress=False)
+        compare(loaded, [graphs], split, device="npu", show_progress=False)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +153,7 @@ def test_a_device_is_for_what_is_loaded_here(graphs, colors):
         ("run.json", "[1]", "JSON"),
         ("onnx/export.json", '{"files": ', "line 1 column 11"),
         ("onnx/export.json", '{"files": [1]}', "files"),
-        ("onnx/export.json", '{"files": {"model.onnx": 1}}', "files"),
+        ("onnx/export.json", '{"files": {"model.onnx": 1}}', "files.model.onnx"),
     ],
 )
 def test_a_file_that_cannot_take_the_result_is_told_before_the_work(out, capsys, file, text, datum):
@@ -188,7 +189,7 @@ def test_a_read_only_folder_is_told_before_the_work_and_after_it(read_only):
     with pytest.raises(ModelError, match=message):
         check_recordable([read_only])
     with pytest.raises(ModelError, match=message):
-        record(Comparison([{"artifact": "a", "failure": None}], {}), [read_only])
+        record(Comparison(make_gate(artifact_result())), [read_only])
     check_recordable([read_only / "onnx"])  # this one may be written
 
 
@@ -214,10 +215,10 @@ def test_the_command_judges_what_training_held_out_and_saves_it(out, tmp_path, c
         "out", "onnx/model.onnx", "onnx/model_quantized.onnx",
     ]  # fmt: skip
     assert held["gate"]["passed"] is False
-    files = read_export_facts(out / "onnx")["files"]
-    assert [files[name]["gate"]["passed"] for name in ("model.onnx", "model_quantized.onnx")] == [True, False]
-    assert files["model.onnx"]["bytes"] == 1
-    assert files["model_quantized.onnx"]["gate"]["reference"]["accuracy"] == saved["artifacts"][0]["accuracy"]
+    files = ExportRecord.load(out / "onnx").files
+    assert [files[name].gate.passed for name in ("model.onnx", "model_quantized.onnx")] == [True, False]
+    assert files["model.onnx"].bytes == 1
+    assert files["model_quantized.onnx"].gate.reference.accuracy == saved["artifacts"][0]["accuracy"]
     assert str(tmp_path) not in (out / "onnx" / "export.json").read_text()
     assert str(out) not in json.dumps(held["gate"])
 
@@ -227,10 +228,10 @@ def test_an_exported_graph_agrees_with_the_checkpoint(out):
     export_onnx(model, out / "onnx" / "model.onnx")
     shutil.copy(out / "config.json", out / "onnx")  # and with it the preprocessing of the checkpoint
     (out / "onnx" / "preprocessor_config.json").unlink()
-    row = validate(out, [out / "onnx"], evaluation_split(out, split="test"), device="cpu", show_progress=False).rows[1]
-    assert row["agreement"] == 1.0
-    assert row["change_points"] == 0.0
-    assert 0.0 < row["max_logit_difference"] < 1e-4
+    row = compare(out, [out / "onnx"], evaluation_split(out, split="test"), device="cpu", show_progress=False).rows[1]
+    assert row.agreement == 1.0
+    assert row.change_points == 0.0
+    assert 0.0 < row.max_logit_difference < 1e-4
 
 
 def test_the_command_passes_on_another_split(out, capsys):

@@ -69,15 +69,14 @@ def test_pictures_and_maps_are_kept_with_what_is_told_of_them(validation, tmp_pa
     examples.add_attention(model, preprocessing, torch.device("cpu"))
     assert model.training
     examples.write(tmp_path)
-    facts = {"examples": examples.facts}
-    kept = read_examples(tmp_path, facts)
+    kept = read_examples(tmp_path, examples.record)
     wrong = np.flatnonzero(logits.argmax(1) != dataset.labels)
-    assert examples.facts["split"] == "validation"
-    assert {entry["row"] for entry in examples.facts["mistakes"]} == set(100 + wrong)
-    for entry, picture in zip(examples.facts["mistakes"], kept["mistakes"], strict=True):
-        place = entry["row"] - 100
+    assert examples.record.split == "validation"
+    assert {entry.row for entry in examples.record.mistakes} == set(100 + wrong)
+    for entry, picture in zip(examples.record.mistakes, kept["mistakes"], strict=True):
+        place = entry.row - 100
         assert (picture == dataset.reader.for_evaluation(np.array([place]))["images"][0].numpy()).all()
-        assert (entry["true"], entry["predicted"]) == (LABELS[dataset.labels[place]], LABELS[logits[place].argmax()])
+        assert (entry.true, entry.predicted) == (LABELS[dataset.labels[place]], LABELS[logits[place].argmax()])
     assert kept["attention_maps"].shape == (8, 2, 2)
     assert kept["attention_maps"].sum(axis=(1, 2)) == pytest.approx(np.ones(8), abs=1e-5)
 
@@ -85,7 +84,7 @@ def test_pictures_and_maps_are_kept_with_what_is_told_of_them(validation, tmp_pa
 def test_sharded_weights_have_no_maps(validation):
     examples = gathered(validation)
     examples.add_attention(validation[0], validation[2], torch.device("cpu"), is_sharded=True)
-    assert examples.facts["attention_left_out"]
+    assert examples.record.attention_left_out
     assert "attention" not in examples.arrays
 
 
@@ -93,6 +92,6 @@ def test_a_family_without_attention_says_so(validation):
     examples = gathered(validation)
     model = build_model(LABELS, architecture="test_resnet", image_size=32)
     examples.add_attention(model, validation[2], torch.device("cpu"))
-    assert examples.facts["attention_left_out"]
-    assert examples.facts["attention"] == []
+    assert examples.record.attention_left_out
+    assert examples.record.attention == []
     assert "attention" not in examples.arrays

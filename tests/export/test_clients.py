@@ -23,7 +23,7 @@ import hfvit
 from hfvit.cli import main as hfvit_command
 from hfvit.cli.export_onnx import main as export
 from hfvit.demo.web_runtime import TESTED, TESTED_RUNTIME
-from hfvit.hub.push import Destination, push
+from hfvit.hub.push import Destination, push_to
 
 CLIENTS = Path(__file__).parent / "clients"
 pytestmark = pytest.mark.integration
@@ -118,7 +118,7 @@ def test_transformers_js_loads_what_was_pushed(classify, exported, pictures, mon
     """By the lines of the card and the README: the root's config.json is timm's, those of `onnx/` are passed."""
     with LoopbackHub() as hub:
         hub.take_over(monkeypatch, tmp_path / "cache")
-        push(exported, Destination("user/js"), include=["onnx"])
+        push_to(exported, Destination("user/js"), include=["onnx"])
         answers = classify(hub.url, "user/js", "fp32", pictures=pictures, script="classify_hub.mjs")
     agree(answers, expected(exported, pictures), (1e-4, 0.05))
 

@@ -15,6 +15,7 @@ from helpers.images import LABELS
 from helpers.messages import assert_names
 from helpers.models import build_model
 from helpers.recipes import ARCHITECTURE, MICRO
+from helpers.records import exported_file
 from onnx import TensorProto
 from transformers import AutoConfig
 
@@ -22,9 +23,8 @@ from hfvit.artifacts.export_folder import (
     check_same_model,
     claim_folder,
     file_name,
-    read_export_facts,
-    write_export_facts,
 )
+from hfvit.artifacts.export_record import ExportRecord
 from hfvit.errors import ModelError
 from hfvit.export.client_config import family_config
 from hfvit.export.onnx import export_onnx
@@ -77,7 +77,7 @@ def expected(model, pixel_values):
 def test_every_family_gives_one_clean_file_with_its_logits(family, tmp_path, capfd):
     model = timm_model() if family == "timm" else stock_model(family)
     path = tmp_path / "new" / "model.onnx"
-    facts = export_onnx(model, path)
+    record = export_onnx(model, path)
     assert capfd.readouterr() == ("", "")
     assert [file.name for file in path.parent.iterdir()] == ["model.onnx"]
     runtime = session(path)
@@ -87,8 +87,8 @@ def test_every_family_gives_one_clean_file_with_its_logits(family, tmp_path, cap
     for size in (1, 4):
         (logits,) = runtime.run(None, {"pixel_values": batch(size)})
         np.testing.assert_allclose(logits, expected(model, batch(size)), atol=1e-5)
-    assert facts["parity"]["max_abs_difference"] < 1e-5
-    assert facts["input"] == {"name": "pixel_values", "type": "float32", "shape": ["batch_size", 3, 16, 16]}
+    assert record.parity.max_abs_difference < 1e-5
+    assert record.input.to_json() == {"name": "pixel_values", "type": "float32", "shape": ["batch_size", 3, 16, 16]}
     assert_nothing_of_this_machine(path)
 
 
@@ -114,7 +114,7 @@ def types(path) -> dict[str, int]:
 def test_half_precision_computes_norms_and_softmax_in_float32(dtype, half, family, tmp_path):
     model = timm_model() if family == "timm" else stock_model(family)
     path = tmp_path / "half.onnx"
-    facts = export_onnx(model, path, dtype=dtype)
+    record = export_onnx(model, path, dtype=dtype)
     graph, type_of = onnx.load(path).graph, types(path)
     found = {}
     for node in graph.node:
@@ -131,14 +131,14 @@ def test_half_precision_computes_norms_and_softmax_in_float32(dtype, half, famil
         ("pixel_values", TensorProto.FLOAT),
         ("logits", TensorProto.FLOAT),
     ]
-    assert 1e-7 < facts["parity"]["max_abs_difference"] < DEFAULT_ATOL[dtype]
+    assert 1e-7 < record.parity.max_abs_difference < DEFAULT_ATOL[dtype]
     if dtype == "fp16":
         (logits,) = session(path).run(None, {"pixel_values": batch(2)})
         np.testing.assert_allclose(logits, expected(model, batch(2)), atol=2e-3)
     else:  # the difference is of the kind that PyTorch's own bf16 makes
         with torch.autocast("cpu", dtype=torch.bfloat16):
             autocast = expected(model, batch(2))
-        assert facts["parity"]["max_abs_difference"] < 5 * np.abs(autocast - expected(model, batch(2))).max()
+        assert record.parity.max_abs_difference < 5 * np.abs(autocast - expected(model, batch(2))).max()
         with pytest.raises(Exception, match="NOT_IMPLEMENTED"):  # the reason for half.runnable_on_cpu
             session(path)
 
@@ -146,20 +146,20 @@ def test_half_precision_computes_norms_and_softmax_in_float32(dtype, half, famil
 @pytest.mark.parametrize("family", ["timm", "vit"])
 def test_optimised_files_hold_onnx_runtimes_operators(family, micro, tmp_path):
     model = micro if family == "timm" else stock_model(family)
-    facts = export_onnx(model, tmp_path / "fused.onnx", optimize=True)
+    record = export_onnx(model, tmp_path / "fused.onnx", optimize=True)
     domains = {node.domain for node in onnx.load(tmp_path / "fused.onnx").graph.node}
     assert "com.microsoft" in domains
-    assert facts["optimized"]
+    assert record.optimized
     (logits,) = session(tmp_path / "fused.onnx").run(None, {"pixel_values": batch(5)})
     np.testing.assert_allclose(logits, expected(model, batch(5)), atol=1e-5)
     onnx.checker.check_model(str(tmp_path / "fused.onnx"), full_check=True)
 
 
 def test_fixed_batch_and_opset(micro, tmp_path):
-    facts = export_onnx(micro, tmp_path / "fixed.onnx", batch_size=2, dynamic_axes=False, opset=18)
-    assert facts["opset"] == 18
-    assert facts["input"]["shape"] == [2, 3, 16, 16]
-    assert facts["parity"]["batch_sizes"] == [2]
+    record = export_onnx(micro, tmp_path / "fixed.onnx", batch_size=2, dynamic_axes=False, opset=18)
+    assert record.opset == 18
+    assert record.input.shape == [2, 3, 16, 16]
+    assert record.parity.batch_sizes == [2]
     runtime = session(tmp_path / "fixed.onnx")
     (logits,) = runtime.run(None, {"pixel_values": batch(2)})
     np.testing.assert_allclose(logits, expected(micro, batch(2)), atol=1e-5)
@@ -266,13 +266,13 @@ def test_file_names():
 def test_export_json_adds_up_and_forgets_files_that_are_gone(tmp_path):
     for name in ("model.onnx", "model_fp16.onnx"):
         (tmp_path / name).write_text("")
-        write_export_facts(tmp_path, name, {"dtype": name}, source="out")
+        ExportRecord(source="out", files=ExportRecord.load(tmp_path).files).enter(tmp_path, name, exported_file())
     (tmp_path / "model.onnx").unlink()
     (tmp_path / "model_quantized.onnx").write_text("")
-    write_export_facts(tmp_path, "model_quantized.onnx", {"dtype": "int8"})
-    facts = read_export_facts(tmp_path)
-    assert facts["source"] == "out"
-    assert set(facts["files"]) == {"model_fp16.onnx", "model_quantized.onnx"}
+    ExportRecord.load(tmp_path).enter(tmp_path, "model_quantized.onnx", exported_file())
+    record = ExportRecord.load(tmp_path)
+    assert record.source == "out"
+    assert set(record.files) == {"model_fp16.onnx", "model_quantized.onnx"}
 
 
 def test_folders_that_are_no_place_for_an_export(tmp_path):
@@ -291,4 +291,4 @@ def test_folders_that_are_no_place_for_an_export(tmp_path):
         check_same_model(tmp_path, {"model_type": "swin"}, "1f")
     (tmp_path / "export.json").write_text("[]")
     with pytest.raises(ModelError, match=rf"^{tmp_path}/export\.json "):
-        read_export_facts(tmp_path)
+        ExportRecord.load(tmp_path)

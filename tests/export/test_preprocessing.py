@@ -104,10 +104,10 @@ def micro():
 def test_raw_pictures_give_the_checkpoints_classes(dtype, within, micro, tmp_path):
     processor = PROCESSORS["timm-0.9"]
     path = tmp_path / "raw.onnx"
-    facts = export_onnx(micro, path, dtype=dtype, preprocessing=processor)
-    assert facts["with_preprocessing"]
-    assert facts["input"] == {"name": "pixels", "type": "uint8", "shape": ["batch_size", "height", "width", 3]}
-    assert facts["parity"]["preprocessing"]["max_levels"] <= 1.01
+    record = export_onnx(micro, path, dtype=dtype, preprocessing=processor)
+    assert record.with_preprocessing
+    assert record.input.to_json() == {"name": "pixels", "type": "uint8", "shape": ["batch_size", "height", "width", 3]}
+    assert record.parity.preprocessing.max_levels <= 1.01
     runtime = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (source,) = runtime.get_inputs()
     assert (source.name, source.type, source.shape) == (

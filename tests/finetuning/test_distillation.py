@@ -94,9 +94,9 @@ def test_a_teacher_sees_the_image_as_it_was_taught(teacher):
     torch.testing.assert_close(answer, direct[:, [2, 3, 0]].detach(), atol=1e-5, rtol=1e-4)
     assert asked(torch.rand(2, 3, 16, 16)).shape == (2, 3)
     assert not asked.train().model.training
-    with pytest.raises(ModelError, match="does not know the class 'violet'; a teacher has all of the student's"):
+    with pytest.raises(ModelError, match=r"^teacher: .*'violet'"):
         Teacher(str(teacher), ["red", "violet"], student)
-    with pytest.raises(ModelError, match="teacher: "):
+    with pytest.raises(ModelError, match=r"^teacher: .*\./nothing\b"):
         Teacher("./nothing", LABELS, student)
 
 
@@ -142,5 +142,5 @@ def test_a_distilled_deit_learns_with_both_tokens(recipe, teacher, tmp_path):
 
 def test_no_balance_of_a_stream(recipe):
     options = ("--streaming", "true", "--validation_split", "test", "--test_split", "other")
-    with pytest.raises(RecipeError, match="class_balance: weight needs the labels of every image"):
+    with pytest.raises(RecipeError, match=r"^\S+: class_balance: .*\bweight\b"):
         load_recipe([str(recipe), "--class_balance", "weight", *options])

@@ -98,14 +98,14 @@ def test_a_layer_that_the_network_does_not_call_gets_no_lora(monkeypatch):
     monkeypatch.setattr(hfvit.finetuning.lora, "_set_separate_bias", lambda *_: None)
     name = "beit_base_patch16_224"
     model = build_model(LABELS, architecture=name, image_size=16, timm_kwargs=FAMILIES[name])
-    with pytest.raises(ModelError, match=r"does not call blocks\.0\.attn\.qkv, so a LoRA there would learn nothing"):
+    with pytest.raises(ModelError, match=r"^lora_targets: .*\bblocks\.0\.attn\.qkv\b"):
         add_lora(model, rank=2, alpha=4)
 
 
 def test_lora_targets_by_name():
     model = build_model(LABELS, architecture=ARCHITECTURE, image_size=16, timm_kwargs=MICRO).timm_model
     assert target_layers(model, ["fc1", "fc2"]) == [f"blocks.{b}.mlp.fc{n}" for b in (0, 1) for n in (1, 2)]
-    with pytest.raises(ModelError, match=r"no layer of the model is named 'qvk'; its layers are .*Did you mean 'qkv'"):
+    with pytest.raises(ModelError, match=r"^lora_targets: .*'qvk'.*'qkv'"):
         target_layers(model, ["qvk"])
 
 
@@ -116,13 +116,13 @@ def test_a_checkpoint_of_another_way_is_not_gone_on_from(tmp_path):
     check_same_model(full, trainer.model)
     trainer = make_trainer(tmp_path / "lora", num_train_epochs=1)
     add_lora(trainer.model, rank=2, alpha=4)
-    with pytest.raises(ModelError, match="it has no LoRA, and the recipe has one"):
+    with pytest.raises(ModelError, match=rf"^resume_from_checkpoint: {full} .*\bLoRA\b"):
         check_same_model(full, trainer.model)
     trainer.train()
     check_same_model(newest_checkpoint(tmp_path / "lora"), trainer.model)
     other = make_trainer(tmp_path / "other").model
-    with pytest.raises(ModelError, match="it has a LoRA, and the recipe has none"):
+    with pytest.raises(ModelError, match=r"^resume_from_checkpoint: .*/lora/checkpoint-\d+ .*\bLoRA\b"):
         check_same_model(newest_checkpoint(tmp_path / "lora"), other)
     add_lora(other, rank=4, alpha=4)
-    with pytest.raises(ModelError, match="its LoRA has another rank or other targets"):
+    with pytest.raises(ModelError, match=r"^resume_from_checkpoint: .*/lora/checkpoint-\d+ .*\bLoRA\b"):
         check_same_model(newest_checkpoint(tmp_path / "lora"), other)

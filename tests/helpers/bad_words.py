@@ -32,7 +32,11 @@ RECIPES = {
         TRAIN,
         ("{tmp}/recipe.yaml", "*name"),
     ),
-    "nested without end": (text_file("recipe.yaml", "model_args: " + "[" * 30_000), TRAIN, "{tmp}/recipe.yaml"),
+    "nested without end": (
+        text_file("recipe.yaml", "model_args: " + "[" * 30_000),
+        TRAIN,
+        ("{tmp}/recipe.yaml", "YAML"),
+    ),
     "huge": (text_file("recipe.yaml", "# " + "x" * 3_000_000), TRAIN, ("{tmp}/recipe.yaml", "3,000,002")),
     "a key twice": (recipe_with("learning_rate: 1.0e-3\n"), TRAIN, ("{tmp}/recipe.yaml", "learning_rate")),
     "an unknown key": (recipe_with("learning_rat: 1\n"), TRAIN, ("learning_rat:", "'learning_rate'")),
@@ -101,7 +105,11 @@ COMMAND_LINES = {
     "validate nothing at all": (None, "hfvit validate {run} --max_samples 0", ("max_samples:", "0")),
     "predict without a picture": (None, "hfvit predict {run}", "IMAGE"),
     "predict a missing picture": (None, "hfvit predict {run} {tmp}/no.png", "{tmp}/no.png"),
-    "predict an empty folder": (None, "hfvit predict {run} {tmp}", "{tmp}"),
+    "predict an empty folder": (
+        lambda place: (place.tmp / "empty").mkdir(),
+        "hfvit predict {run} {tmp}/empty",
+        "{tmp}/empty",
+    ),
     "predict into a document": (
         None,
         "hfvit predict {run} {picture} --save-grid a.docx",

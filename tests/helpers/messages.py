@@ -25,7 +25,8 @@ def assert_names(message: object, *data: object) -> None:
 
 
 def _word(item: object) -> str:
-    before = r"(?<![\w./-])" if isinstance(item, int | float) else r"(?<![\w.])"
+    is_number = re.fullmatch(r"-?[\d.,]+", str(item))
+    before = r"(?<![\w./-])" if is_number else r"(?<![\w.])"
     return rf"{before}(?<!\d,){re.escape(str(item))}(?!\.?\w|,\d)"
 
 
@@ -42,3 +43,10 @@ def assert_logged(caplog, level: str, *data: object, logger: str = "hfvit") -> N
         except AssertionError:
             continue
     raise AssertionError(f"no {level} of {logger} names {data}: {messages}")
+
+
+def last_error(printed: str) -> str:
+    """The last line by which a command says that it failed or was stopped."""
+    lines = [line for line in printed.splitlines() if line.startswith(("hfvit: error: ", "hfvit: stopped: "))]
+    assert lines, printed
+    return lines[-1]

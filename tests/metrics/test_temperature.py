@@ -9,7 +9,7 @@ from helpers.messages import assert_names
 from sklearn.metrics import log_loss
 
 from hfvit.metrics.classification import classification_metrics
-from hfvit.metrics.temperature import fit_temperature, negative_log_likelihood, temperature_facts
+from hfvit.metrics.temperature import calibrate, fit_temperature, negative_log_likelihood
 
 
 def confident(images: int, scale: float, seed: int = 0, classes: int = 7) -> tuple[np.ndarray, np.ndarray]:
@@ -48,26 +48,28 @@ def test_likelihood_is_scikit_learns():
 
 def test_facts_of_every_split_are_the_metrics_of_the_divided_logits():
     results = {"validation": confident(400, 3.0, 1), "test": confident(900, 3.0, 2)}
-    facts = temperature_facts(results)
-    assert facts["value"] > 1.3
+    found = calibrate(results)
+    assert found.value > 1.3
     for role, (logits, labels) in results.items():
-        divided = classification_metrics(logits / facts["value"], labels, [str(n) for n in range(7)])
+        divided = classification_metrics(logits / found.value, labels, [str(n) for n in range(7)])
         before = classification_metrics(logits, labels, [str(n) for n in range(7)])
-        told = facts["splits"][role]
-        assert told["loss"] == pytest.approx(divided["loss"], abs=1e-6)
-        assert told["ece"] == pytest.approx(divided["ece"], abs=1e-6)
-        assert told["calibration"] == [pytest.approx(entry, abs=1e-6) for entry in divided["calibration"]]
-        assert told["ece"] < before["ece"]
-        assert told["loss"] < before["loss"]
-    json.dumps(facts, allow_nan=False)
+        told = found.splits[role]
+        assert told.loss == pytest.approx(divided["loss"], abs=1e-6)
+        assert told.ece == pytest.approx(divided["ece"], abs=1e-6)
+        assert [each.to_json() for each in told.calibration] == [
+            pytest.approx(entry, abs=1e-6) for entry in divided["calibration"]
+        ]
+        assert told.ece < before["ece"]
+        assert told.loss < before["loss"]
+    json.dumps(found.to_json(), allow_nan=False)
 
 
 def test_there_is_no_temperature_where_nothing_is_wrong_or_nothing_is_told():
     labels = np.arange(12) % 3
-    perfect = temperature_facts({"validation": (5.0 * np.eye(3)[labels], labels)})
-    assert perfect["value"] is None
-    assert perfect["reason"]
-    assert perfect["splits"] == {}
-    backwards = temperature_facts({"validation": (-5.0 * np.eye(3)[labels], labels)})
-    assert backwards["value"] is None
-    assert_names(backwards["reason"], 0.05, 20)
+    perfect = calibrate({"validation": (5.0 * np.eye(3)[labels], labels)})
+    assert perfect.value is None
+    assert perfect.reason
+    assert perfect.splits == {}
+    backwards = calibrate({"validation": (-5.0 * np.eye(3)[labels], labels)})
+    assert backwards.value is None
+    assert_names(backwards.reason, 0.05, 20)

@@ -167,8 +167,8 @@ def test_another_image_size_or_a_reason(trained, tmp_path):
 
 def test_onnx(trained, tmp_path):
     _, model, *_ = trained
-    facts = export_onnx(model, tmp_path / "model.onnx")
-    assert facts["parity"]["max_abs_difference"] < 1e-5
+    record = export_onnx(model, tmp_path / "model.onnx")
+    assert record.parity.max_abs_difference < 1e-5
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     pixel_values = pixels(model, images=3)
     (found,) = session.run(["logits"], {"pixel_values": pixel_values.numpy()})

@@ -274,6 +274,7 @@ def test_the_pages_examples_run(exported, tmp_path, monkeypatch, capsys):
     for code in blocks("py"):
         exec(compile(code, "image_text.md", "exec"), {})
     commands = blocks("console")[0].splitlines()
+    assert commands[0].startswith("optimum-cli export onnx ")
     assert len(commands) > 1
     for command in commands[1:]:  # `exported` is what the first one makes
         with pytest.raises(SystemExit) as stop:

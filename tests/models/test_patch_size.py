@@ -148,11 +148,16 @@ def test_one_checkpoint_has_several_speeds(run, tmp_path, capsys):
         hfvit([*command.split(), "--output", str(output)])
     assert caught.value.code == 0
     rows = json.loads(output.read_text())["artifacts"]
-    names = ["", " patch_size=4", " patch_size=16", " merge_tokens=1"]
-    assert [row["artifact"] for row in rows] == [f"{out}{name}" for name in names]
+    changes = [{}, {"patch_size": 4}, {"patch_size": 16}, {"merge_tokens": 1}]
+    keys = ("artifact", "patch_size", "merge_tokens")
+    assert [{key: row[key] for key in keys if key in row} for row in rows] == [
+        {"artifact": str(out), **change} for change in changes
+    ]
     assert all(row["accuracy"] > 0.8 for row in rows)
     recorded = json.loads((out / "run.json").read_text())["gate"]["artifacts"]
-    assert [row["artifact"] for row in recorded] == [f"out{name}" for name in names]
+    assert [{key: row[key] for key in keys if key in row} for row in recorded] == [
+        {"artifact": "out", **change} for change in changes
+    ]
     assert f"{out} patch_size=16" in capsys.readouterr().out
 
 

@@ -51,10 +51,23 @@ def test_commands_in_the_heads_of_shipped_recipes_parse(name):
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_shipped_recipes_say_what_to_expect(name):
     assert summary(shipped_recipes()[name])
-    # The one form that a program can read: a range of accuracy on the test split, in per cent.
-    text = shipped_recipes()[name].read_text()
-    low, high = re.search(r"\n# Expected score: ([\d.]+) to ([\d.]+) %[ ,.\n]", text).groups()
-    assert 0 < float(low) < float(high) <= 100
+    training = load_recipe([name]).training
+    low, high = training.expected_accuracy
+    assert 0 < low < high <= 100
+
+
+@pytest.mark.parametrize("value", ["[95]", "[99, 95]", "[-1, 5]", "[95, 101]", "[.nan, 95]", "[1, 2, 3]", "ninety"])
+def test_expected_accuracy_is_a_range_of_percentages(write, value):
+    with pytest.raises(RecipeError, match="expected_accuracy"):
+        load_recipe([write(MINIMAL + f"expected_accuracy: {value}\n")])
+
+
+def test_expected_accuracy_changes_nothing_of_a_run(write):
+    plain = load_recipe([write(MINIMAL)])
+    expecting = load_recipe([write(MINIMAL + "expected_accuracy: [95, 99.5]\nexpected_accuracy_measured: false\n")])
+    assert expecting.training.expected_accuracy == [95.0, 99.5]
+    assert expecting.values == plain.values
+    assert expecting.idle is None
 
 
 def test_a_start_on_the_command_line_takes_the_place_of_the_files(write):

@@ -1,14 +1,16 @@
 """Every figure in both themes: colors that can be read and told apart, and nothing cut off or empty."""
 
+from dataclasses import replace
 from itertools import combinations, pairwise
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from helpers.run_facts import make_facts
+from helpers.records import make_record
 from PIL import Image
 
-from hfvit.artifacts.run_record import read_examples, write_examples
+from hfvit.artifacts.run_record import RunRecord, read_examples, write_examples
+from hfvit.artifacts.run_sections import ExampleImage, ExampleImages, Probe
 from hfvit.report.figures import DARK, LIGHT, THEMES, contrast, mistakes_figure, probe_curves, readable_on, short
 from hfvit.report.summary import write_plots, write_training_images
 
@@ -60,30 +62,30 @@ def test_colors_stay_apart_for_the_color_blind(theme, kind):
     assert (steps > 5).all()
 
 
-def with_pictures(facts: dict, folder, classes: int) -> dict:
+def with_pictures(record: RunRecord, folder, classes: int) -> RunRecord:
     rng = np.random.default_rng(0)
-    names = facts["data"]["labels"]
-    told = [
-        {"row": row, "true": names[row % classes], "predicted": names[(row + 1) % classes], "confidence": 0.9}
+    names = record.data.labels
+    examples = [
+        ExampleImage(row=row, true=names[row % classes], predicted=names[(row + 1) % classes], confidence=0.9)
         for row in range(10)
     ]
-    facts["examples"] = {"split": "test", "mistakes": told, "attention": told[:4], "attention_left_out": None}
+    record.examples = ExampleImages(split="test", mistakes=examples, attention=examples[:4])
     arrays = {"mistakes": rng.integers(0, 256, (10, 16, 24, 3), dtype=np.uint8)}
     arrays["attention"] = arrays["mistakes"][:4]
     arrays["attention_maps"] = rng.random((4, 2, 3)).astype(np.float32)
     write_examples(folder, arrays)
-    return facts
+    return record
 
 
 @pytest.mark.parametrize(
     "classes", [10, pytest.param(2, marks=pytest.mark.slow), pytest.param(40, marks=pytest.mark.slow)]
 )
 def test_every_plot_is_a_picture_on_both_papers(classes, tmp_path):
-    facts = with_pictures(make_facts(classes), tmp_path, classes)
+    record = with_pictures(make_record(classes), tmp_path, classes)
     names = {"confusion_matrix", "learning_curves", "per_class_accuracy", "reliability", "mistakes", "attention"}
     (tmp_path / "plots").mkdir()
     (tmp_path / "plots" / ".reliability.12345.png").write_bytes(b"half")  # of a report that was killed
-    paths = write_plots(facts, tmp_path)
+    paths = write_plots(record, tmp_path)
     assert {path.stem for path in paths} == {f"{name}{theme.suffix}" for name in names for theme in THEMES}
     assert {path.name for path in (tmp_path / "plots").iterdir()} == {path.name for path in paths}
     for path in paths:
@@ -96,23 +98,23 @@ def test_every_plot_is_a_picture_on_both_papers(classes, tmp_path):
         assert len(np.unique(pixels @ (65536, 256, 1))) > 20  # colors
 
     # Another run, with no mistakes and no attention: what it has nothing for does not stay.
-    facts["examples"] = {"split": "test", "mistakes": [], "attention": [], "attention_left_out": "none here"}
-    write_plots(facts, tmp_path)
+    record.examples = ExampleImages(split="test", mistakes=[], attention_left_out="none here")
+    write_plots(record, tmp_path)
     assert not [
         path.name for path in (tmp_path / "plots").iterdir() if path.stem.startswith(("mistakes", "attention"))
     ]
 
 
 def test_pictures_of_another_run_or_a_damaged_file_are_not_shown(tmp_path):
-    facts = with_pictures(make_facts(2), tmp_path, 2)
-    assert set(read_examples(tmp_path, facts)) == {"mistakes", "attention", "attention_maps"}
-    other = make_facts(2) | {"examples": facts["examples"] | {"mistakes": facts["examples"]["mistakes"][:3]}}
+    record = with_pictures(make_record(2), tmp_path, 2)
+    assert set(read_examples(tmp_path, record.examples)) == {"mistakes", "attention", "attention_maps"}
+    other = replace(record.examples, mistakes=record.examples.mistakes[:3])
     assert "mistakes" not in read_examples(tmp_path, other)
-    assert read_examples(tmp_path, make_facts(2)) == {}
+    assert read_examples(tmp_path, None) == {}
     (tmp_path / "examples.npz").write_bytes((tmp_path / "examples.npz").read_bytes()[:200])
-    assert read_examples(tmp_path, facts) == {}
+    assert read_examples(tmp_path, record.examples) == {}
     np.savez(tmp_path / "examples.npz", mistakes=np.array([{"a": 1}], dtype=object))  # a pickle is not opened
-    assert read_examples(tmp_path, facts) == {}
+    assert read_examples(tmp_path, record.examples) == {}
 
 
 @pytest.mark.parametrize("mixed", [False, True])
@@ -127,7 +129,8 @@ def test_training_images_are_drawn_under_their_classes(tmp_path, mixed):
 
 @pytest.mark.parametrize("c", [[1e-5, 1e-3, 1.0], [0.1, 0.2, 0.5], [0.01]])
 def test_strengths_of_a_probe_are_written_as_numbers(c):
-    probe = {"c": c, "best_c": c[0], "validation": [{"accuracy": 0.5, "loss": 1.0}] * len(c)}
+    scores = [{"accuracy": 0.5, "loss": 1.0}] * len(c)
+    probe = Probe(features=8, rows=100, c=c, best_c=c[0], selected_by="accuracy", validation=scores)
     with plt.rc_context(LIGHT.settings):
         for axis in probe_curves(probe, LIGHT).axes:
             axis.figure.draw_without_rendering()
@@ -137,8 +140,8 @@ def test_strengths_of_a_probe_are_written_as_numbers(c):
 
 
 def test_long_class_names_do_not_run_into_each_other():
-    told = [{"predicted": "golden retriever\nof the north", "true": "W" * 24, "confidence": 0.999}] * 4
-    figure = mistakes_figure(np.zeros((4, 8, 8, 3), dtype=np.uint8), told, "test", LIGHT)
+    examples = [ExampleImage(row=0, predicted="golden retriever\nof the north", true="W" * 24, confidence=0.999)] * 4
+    figure = mistakes_figure(np.zeros((4, 8, 8, 3), dtype=np.uint8), examples, "test", LIGHT)
     texts = figure.axes[0].texts
     for row in (texts[::2], texts[1::2]):
         extents = [text.get_window_extent() for text in row]

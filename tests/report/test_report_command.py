@@ -11,10 +11,11 @@ from helpers.commands import run_command
 from helpers.images import colored_image
 from helpers.messages import assert_names
 from helpers.recipes import MICRO_RECIPE
+from helpers.records import exported_file, parity
 from huggingface_hub import ModelCard
 
 import hfvit
-from hfvit.artifacts.export_folder import write_export_facts
+from hfvit.artifacts.export_record import ExportRecord
 from hfvit.cli import main as hfvit_command
 from hfvit.errors import run
 from hfvit.pipeline import main
@@ -88,8 +89,8 @@ def test_plots_card_and_page_are_made_again_from_run_json(out, capsys):
 
 def test_the_page_needs_nothing_beside_it(out, capsys):
     (out / "onnx").mkdir()
-    parity = {"max_abs_difference": 2.9e-06}
-    write_export_facts(out / "onnx", "model.onnx", {"bytes": 86_283_204, "parity": parity})
+    described = exported_file(bytes=86_283_204, parity=parity(2.9e-06))
+    ExportRecord(files={"model.onnx": described}).save(out / "onnx")
     (out / "onnx" / "model.onnx").write_bytes(b"")
     facts = json.loads((out / "run.json").read_text())
     facts["metrics"]["test"]["per_class"][0]["label"] = "<script>alert(1)</script>"
@@ -130,7 +131,7 @@ def test_open_shows_the_page(out, capsys, monkeypatch):
 
 def test_exports_older_than_the_run_are_not_its_exports(out, capsys):
     (out / "onnx").mkdir()
-    write_export_facts(out / "onnx", "model.onnx", {"bytes": 1})
+    ExportRecord(files={"model.onnx": exported_file()}).save(out / "onnx")
     facts = json.loads((out / "run.json").read_text()) | {"finished": "2999-01-01T00:00:00+00:00"}
     (out / "run.json").write_text(json.dumps(facts))
     code, _, err = report(capsys, out)

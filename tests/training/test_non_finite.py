@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.images import LABELS
+from helpers.messages import assert_logged, assert_names
 from helpers.micro_trainer import losses, make_trainer, weights
 from transformers import TrainerCallback
 
@@ -47,8 +48,7 @@ def test_rewind_goes_back_lowers_the_rate_and_leaves_the_batch_out(tmp_path, bre
     trainer.train()
     expected = {"event": "rewind", "step": 8, "to_step": 5, "learning_rate_factor": 0.5}
     assert trainer.events == [expected]
-    (warning,) = [record for record in caplog.records if record.name == "hfvit.training.non_finite"]
-    assert warning.args == (8, 5, 0.5, 8)
+    assert_logged(caplog, "WARNING", 8, 5, 0.5)
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     before = [entry for entry in plain.state.log_history if "loss" in entry]
     assert [entry["step"] for entry in history] == list(range(1, 16))
@@ -88,8 +88,9 @@ def test_rewinds_are_counted_and_survive_a_resume(tmp_path, breaks):
     # Called 8 times, then from step 6 again: 8 is left out, so the tenth call is step 7 and the 12th is step 10.
     breaks(8, 12, 17)
     trainer = make_trainer(tmp_path, **REWIND, nan_max_rewinds=2)
-    with pytest.raises(NonFiniteLossError, match="nan_max_rewinds"):
+    with pytest.raises(NonFiniteLossError) as caught:
         trainer.train()
+    assert_names(caught.value, 2, "nan_max_rewinds")
     assert [event["learning_rate_factor"] for event in trainer.events] == [0.5, 0.25]
     breaks()
     last = max(tmp_path.glob("checkpoint-*"), key=lambda folder: int(folder.name.removeprefix("checkpoint-")))
@@ -101,9 +102,9 @@ def test_rewinds_are_counted_and_survive_a_resume(tmp_path, breaks):
 
 
 def test_rewind_needs_whole_checkpoints(tmp_path):
-    with pytest.raises(RecipeError, match=r"^nan_policy:.*save_only_model"):
+    with pytest.raises(RecipeError, match=r"^nan_policy: .*\bsave_only_model\b"):
         make_trainer(tmp_path, nan_policy="rewind", save_only_model=True)
-    with pytest.raises(RecipeError, match=r"^nan_policy:.*ignore"):
+    with pytest.raises(RecipeError, match=r"^nan_policy: .*'ignore'.*\bstop, rewind\b"):
         make_trainer(tmp_path, nan_policy="ignore")
 
 
@@ -145,7 +146,7 @@ def test_a_leap_warns_and_is_an_event(tmp_path, monkeypatch, caplog):
     trainer = make_trainer(tmp_path, num_train_epochs=7, logging_steps=4)
     trainer.train()
     assert [(event["event"], event["step"]) for event in trainer.events] == [("loss_spike", 30)]
-    assert [r.args["step"] for r in caplog.records if r.name == "hfvit.training.non_finite"] == [30]
+    assert_logged(caplog, "WARNING", 30)
 
 
 def test_the_first_batch_tells_of_broken_pixels(caplog):
@@ -154,30 +155,30 @@ def test_the_first_batch_tells_of_broken_pixels(caplog):
     images[:5] = 0.5
     with caplog.at_level(logging.WARNING):
         check_pixels(images)
-    assert "5 of the 8 images of the first training batch are of one color" in caplog.text
+    assert_logged(caplog, "WARNING", 5, 8)
     images[:] = torch.arange(8.0).view(8, 1, 1, 1)
-    with pytest.raises(DataError, match=r"all 8 images .* image_column"):
+    with pytest.raises(DataError, match=r"\b8\b.*\bimage_column\b"):
         check_pixels(images)
     images[3, 0, 0, 0] = float("inf")
-    with pytest.raises(DataError, match="not finite; look at image_mean and image_std"):
+    with pytest.raises(DataError, match=r"\bimage_mean\b.*\bimage_std\b"):
         check_pixels(images)
 
 
 def test_training_looks_at_its_first_batch(tmp_path):
     trainer = make_trainer(tmp_path)
     trainer.augmentation.scale = trainer.augmentation.scale * float("inf")
-    with pytest.raises(DataError, match="not finite"):
+    with pytest.raises(DataError, match=r"\bimage_mean\b.*\bimage_std\b"):
         trainer.train()
 
 
 def test_labels_of_one_class_are_an_error_where_all_are_known(caplog):
     check_labels(np.array([0, 0, 1]), LABELS)
     check_labels(np.array([0, 0]), ["only"])
-    with pytest.raises(DataError, match="all 2 training images are of class 'green', one of 3"):
+    with pytest.raises(DataError, match=r"\b2\b.*'green'.*\b3\b.*\btrain_split\b"):
         check_labels(np.array([1, 1]), LABELS)
     with caplog.at_level(logging.WARNING):
         check_stream_labels(torch.ones(8, dtype=torch.long), LABELS, repeats=1)
         check_stream_labels(torch.ones(32, dtype=torch.long), LABELS, repeats=4)  # 8 images
         assert not caplog.records
         check_stream_labels(torch.ones(32, dtype=torch.long), LABELS, repeats=1)
-    assert "all of class 'green'" in caplog.text
+    assert_logged(caplog, "WARNING", 32, "'green'")

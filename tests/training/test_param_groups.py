@@ -88,5 +88,5 @@ def test_freeze_blocks(vit):
 
 
 def test_freezing_more_blocks_than_there_are(vit):
-    with pytest.raises(ModelError, match="4 blocks were asked for, but the model has 3"):
+    with pytest.raises(ModelError, match=r"^freeze: 4\b.*\b3\b"):
         freeze(vit, 4)

@@ -17,7 +17,7 @@ from hfvit.errors import ModelError
 from hfvit.export.onnx import export_onnx
 from hfvit.export.quantization import quantize_onnx
 from hfvit.trt.api import Backend, EngineOptions, build_progress, load_backend, message_log
-from hfvit.trt.builder import build_engine, check_types, network_facts, parse, read_graph
+from hfvit.trt.builder import build_engine, check_types, network_info, parse, read_graph
 
 RTX = load_backend("tensorrt_rtx")
 needs_rtx = pytest.mark.skipif(isinstance(RTX, str), reason=f"tensorrt_rtx cannot be imported: {RTX}")
@@ -44,7 +44,7 @@ def graphs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def engines(graphs, tmp_path_factory):
-    """Each graph's engine, with its facts."""
+    """Each graph's engine, with its record."""
     folder = tmp_path_factory.mktemp("engines")
     options = EngineOptions(min_batch=1, opt_batch=4, max_batch=16, workspace=2**28, optimization_level=2)
     return {
@@ -64,23 +64,25 @@ def network(path):
 @pytest.mark.tensorrt
 @pytest.mark.parametrize("dtype", PRODUCTS)
 def test_an_engine_computes_in_the_precision_of_its_graph(engines, dtype):
-    path, facts = engines[dtype]
-    assert facts["dtype"] == dtype
+    path, record = engines[dtype]
+    assert record.dtype == dtype
     linears = 4 * DEPTH + 2  # query-key-value, projection, two of the MLP in each block; the head and the patches
-    products = facts["network"]["products"]
+    products = record.network.products
     assert sum(products.values()) == linears + 2 * DEPTH
     assert products[PRODUCTS[dtype]] >= linears + 2 * DEPTH - (
         dtype == "bf16"
     )  # ONNX has no bf16 Conv before opset 22
-    layers = facts["network"]["layers"]
+    layers = record.network.layers
     assert layers["NORMALIZATION"] == 2 * DEPTH + 1
     assert layers.get("DEQUANTIZE", 0) == (2 * linears if dtype == "int8" else 0)
-    assert facts["bytes"] == path.stat().st_size > 0
-    assert facts["profile"] == {"min": [1, 3, SIZE, SIZE], "opt": [4, 3, SIZE, SIZE], "max": [16, 3, SIZE, SIZE]}
-    assert facts["input"] == {"name": "pixel_values", "type": "FLOAT", "shape": [-1, 3, SIZE, SIZE]}
-    assert facts["output"] == {"name": "logits", "type": "FLOAT", "shape": [-1, len(LABELS)]}
-    assert facts["compute_capabilities"] == ["8.0", "8.6", "8.9", "12.0"]
-    assert facts["backend"] == {"name": "tensorrt_rtx", "version": RTX.version, "cuda": RTX.cuda}
+    assert record.bytes == path.stat().st_size > 0
+    assert record.profile.to_json() == {
+        "min": [1, 3, SIZE, SIZE], "opt": [4, 3, SIZE, SIZE], "max": [16, 3, SIZE, SIZE],
+    }  # fmt: skip
+    assert record.input.to_json() == {"name": "pixel_values", "type": "FLOAT", "shape": [-1, 3, SIZE, SIZE]}
+    assert record.output.to_json() == {"name": "logits", "type": "FLOAT", "shape": [-1, len(LABELS)]}
+    assert record.compute_capabilities == ["8.0", "8.6", "8.9", "12.0"]
+    assert record.backend.to_json() == {"name": "tensorrt_rtx", "version": RTX.version, "cuda": RTX.cuda}
     assert {file.name for file in path.parent.iterdir()} == {f"{name}.engine" for name in PRODUCTS}
 
 
@@ -98,7 +100,7 @@ def test_layer_norm_and_softmax_stay_in_float32(graphs, dtype):
 @needs_rtx
 @pytest.mark.tensorrt
 def test_smaller_types_make_smaller_engines(engines):
-    size = {dtype: facts["bytes"] for dtype, (_, facts) in engines.items()}
+    size = {dtype: record.bytes for dtype, (_, record) in engines.items()}
     print({dtype: round(size[dtype] / size["fp32"], 3) for dtype in size})
     assert size["fp16"] < 0.75 * size["fp32"]
     assert size["bf16"] < 0.75 * size["fp32"]
@@ -109,19 +111,19 @@ def test_smaller_types_make_smaller_engines(engines):
 @pytest.mark.tensorrt
 def test_a_network_in_another_precision_is_not_built(graphs):
     parsed, *_ = network(graphs["fp32"])
-    facts = network_facts(parsed)
-    check_types(facts, "fp32", graphs["fp32"])
+    info = network_info(parsed)
+    check_types(info, "fp32", graphs["fp32"])
     for dtype in ("fp16", "bf16", "int8"):
         with pytest.raises(ModelError, match=rf"^{graphs['fp32'].name} .*\b{dtype}\b"):
-            check_types(facts, dtype, graphs["fp32"])
+            check_types(info, dtype, graphs["fp32"])
 
 
 @needs_rtx
 @pytest.mark.tensorrt
 def test_engines_are_built_for_the_gpus_that_are_named(graphs, tmp_path):
     for named in (("8.6",), ("8.6", "8.9", "12.0"), ("7.5",)):
-        facts = build_engine(graphs["fp16"], tmp_path / "m.engine", RTX, EngineOptions(compute_capability=named))
-        assert facts["compute_capabilities"] == list(named)
+        record = build_engine(graphs["fp16"], tmp_path / "m.engine", RTX, EngineOptions(compute_capability=named))
+        assert record.compute_capabilities == list(named)
     for dtype in ("fp32", "bf16", "int8"):
         with pytest.raises(ModelError, match=rf"^--dtype {dtype}: .*\b8\.0\b.*\b7\.5\b.*--dtype fp16\b"):
             build_engine(graphs[dtype], tmp_path / "m.engine", RTX, EngineOptions(compute_capability=("7.5",)))
@@ -133,9 +135,9 @@ def test_a_graph_of_one_batch_size_has_its_own_profile(tmp_path):
     path = write_graph(tmp_path / "model.onnx", batch=4)
     with pytest.raises(ModelError, match=r"^--min_batch, .*--min_batch 4 --opt_batch 4 --max_batch 4\b"):
         build_engine(path, tmp_path / "model.engine", RTX)
-    facts = build_engine(path, tmp_path / "model.engine", RTX, EngineOptions(4, 4, 4))
-    assert facts["input"]["shape"] == [4, 3, 16, 16]
-    assert facts["profile"]["max"][0] == 4
+    record = build_engine(path, tmp_path / "model.engine", RTX, EngineOptions(4, 4, 4))
+    assert record.input.shape == [4, 3, 16, 16]
+    assert record.profile.max[0] == 4
 
 
 @needs_rtx
@@ -147,9 +149,9 @@ def test_an_fp8_graph_of_another_quantiser_builds_for_gpus_that_have_fp8(graphs,
             values = onnx.numpy_helper.to_array(weight).astype(np.float32).ravel()
             weight.CopyFrom(helper.make_tensor(weight.name, TensorProto.FLOAT8E4M3FN, weight.dims, values))
     onnx.save(model, tmp_path / "fp8.onnx")
-    facts = build_engine(tmp_path / "fp8.onnx", tmp_path / "model.engine", RTX)
-    assert facts["dtype"] == "fp8"
-    assert facts["compute_capabilities"] == ["8.9", "12.0"]
+    record = build_engine(tmp_path / "fp8.onnx", tmp_path / "model.engine", RTX)
+    assert record.dtype == "fp8"
+    assert record.compute_capabilities == ["8.9", "12.0"]
     with pytest.raises(ModelError, match=r"^--dtype fp8: .*\b8\.9\b.*\b8\.6\b"):
         build_engine(tmp_path / "fp8.onnx", tmp_path / "m.engine", RTX, EngineOptions(compute_capability=("8.6",)))
 
@@ -269,5 +271,5 @@ def test_other_graphs_are_refused(tmp_path):
 
 def test_the_precision_of_a_graph_is_found(graphs):
     assert {dtype: read_graph(path).dtype for dtype, path in graphs.items()} == {dtype: dtype for dtype in PRODUCTS}
-    facts = read_graph(graphs["fp16"])
-    assert (facts.image, facts.classes, facts.batch, facts.input) == ((3, SIZE, SIZE), 3, None, "pixel_values")
+    graph = read_graph(graphs["fp16"])
+    assert (graph.image, graph.classes, graph.batch, graph.input) == ((3, SIZE, SIZE), 3, None, "pixel_values")

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from helpers.engines import RTX, VERSIONS, facts
+from helpers.engines import RTX, VERSIONS, engine_of
 from helpers.messages import assert_names
 
 from hfvit.errors import ModelError
@@ -24,10 +24,10 @@ MACHINE = Here(
 
 def test_a_machine_that_has_it_all_runs_the_engine(tmp_path):
     two = dataclasses.replace(MACHINE, gpus=(H100, A10))
-    assert check_engine(facts(tmp_path), MACHINE) == 0
-    assert check_engine(facts(tmp_path), MACHINE, "cuda") == 0
-    assert check_engine(facts(tmp_path), two, "cuda:1") == 1
-    assert check_engine(facts(tmp_path, "tensorrt"), MACHINE) == 0
+    assert check_engine(engine_of(tmp_path), MACHINE) == 0
+    assert check_engine(engine_of(tmp_path), MACHINE, "cuda") == 0
+    assert check_engine(engine_of(tmp_path), two, "cuda:1") == 1
+    assert check_engine(engine_of(tmp_path, "tensorrt"), MACHINE) == 0
 
 
 @pytest.mark.parametrize(
@@ -42,9 +42,9 @@ def test_a_machine_that_has_it_all_runs_the_engine(tmp_path):
 def test_without_a_gpu(tmp_path, here, data):
     machine = dataclasses.replace(MACHINE, gpus=(), **here)
     with pytest.raises(ModelError, match=r"\bGPU\b") as raised:
-        check_engine(facts(tmp_path), machine)
+        check_engine(engine_of(tmp_path), machine)
     message = str(raised.value)
-    assert_names(message, facts(tmp_path).file, *data, "1.7.1.116", "8.6, 8.9", "fp16", 1)
+    assert_names(message, engine_of(tmp_path).file, *data, "1.7.1.116", "8.6, 8.9", "fp16", 1)
     assert "optimum-cli export onnx" in message
     assert "optimum-cli export tensorrt" in message
 
@@ -52,17 +52,17 @@ def test_without_a_gpu(tmp_path, here, data):
 def test_a_processor_is_no_device_for_an_engine(tmp_path):
     for device in ("cpu", "mps", "cuda:x"):
         with pytest.raises(ModelError, match=f"^device: .*'{device}'"):
-            check_engine(facts(tmp_path), MACHINE, device)
+            check_engine(engine_of(tmp_path), MACHINE, device)
     with pytest.raises(ModelError, match=r"^device: .*'cuda:1'.*\b1\b"):
-        check_engine(facts(tmp_path), MACHINE, "cuda:1")
+        check_engine(engine_of(tmp_path), MACHINE, "cuda:1")
 
 
 def test_another_gpu_is_told_how_to_build_for_it(tmp_path):
     machine = dataclasses.replace(MACHINE, gpus=(T4,))
     with pytest.raises(ModelError, match=r"\bTesla T4\b.*\b7\.5\b"):
-        check_engine(facts(tmp_path), machine)
+        check_engine(engine_of(tmp_path), machine)
     with pytest.raises(ModelError, match=r"\bH100\b.*\b9\.0\b.*--backend tensorrt"):
-        check_engine(facts(tmp_path), dataclasses.replace(MACHINE, gpus=(H100,)))
+        check_engine(engine_of(tmp_path), dataclasses.replace(MACHINE, gpus=(H100,)))
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_another_gpu_is_told_how_to_build_for_it(tmp_path):
     ],
 )
 def test_hardware_compatibility(tmp_path, level, gpu, runs):
-    engine = facts(tmp_path, "tensorrt", options={"hardware_compatibility": level})
+    engine = engine_of(tmp_path, "tensorrt", options={"hardware_compatibility": level})
     machine = dataclasses.replace(MACHINE, gpus=(gpu,))
     if runs:
         assert check_engine(engine, machine) == 0
@@ -92,10 +92,10 @@ def test_a_backend_that_is_not_installed(tmp_path):
         MACHINE, versions={"tensorrt": "11.2.0.10"}, missing={"tensorrt_rtx": "No module named 'tensorrt_rtx'"}
     )
     with pytest.raises(ModelError, match=r"No module named 'tensorrt_rtx'.*pip install tensorrt-rtx-cu13") as raised:
-        check_engine(facts(tmp_path), only)
+        check_engine(engine_of(tmp_path), only)
     assert_names(raised.value, "1.7.1.116", "11.2.0.10")
     with pytest.raises(ModelError) as raised:
-        check_engine(facts(tmp_path, "tensorrt"), dataclasses.replace(MACHINE, versions={}))
+        check_engine(engine_of(tmp_path, "tensorrt"), dataclasses.replace(MACHINE, versions={}))
     assert INSTALL["tensorrt"] in str(raised.value)
 
 
@@ -113,8 +113,8 @@ def test_a_backend_that_is_not_installed(tmp_path):
     ],
 )
 def test_versions(tmp_path, backend, built, here, compatible, runs):
-    engine = facts(tmp_path, backend, options={"version_compatible": compatible})
-    engine.values["backend"]["version"] = built
+    engine = engine_of(tmp_path, backend, options={"version_compatible": compatible})
+    engine.record.backend.version = built
     machine = dataclasses.replace(MACHINE, versions={backend: here})
     if runs:
         assert check_engine(engine, machine, allow_code=True) == 0
@@ -127,14 +127,14 @@ def test_versions(tmp_path, backend, built, here, compatible, runs):
 def test_a_driver_that_is_too_old_for_the_backend(tmp_path):
     machine = dataclasses.replace(MACHINE, cuda="12.8", driver="12.8")
     with pytest.raises(ModelError, match=r"\bCUDA 13\b.*\bCUDA 12\.8\b"):
-        check_engine(facts(tmp_path), machine)
-    unknown = facts(tmp_path, backend="tensorrt")
-    unknown.values["backend"]["cuda"] = None
+        check_engine(engine_of(tmp_path), machine)
+    unknown = engine_of(tmp_path, backend="tensorrt")
+    unknown.record.backend.cuda = None
     assert check_engine(unknown, machine) == 0
 
 
 def test_an_engine_with_code_of_its_own_is_loaded_when_asked_for_alone(tmp_path):
-    engine = facts(tmp_path, "tensorrt", options={"version_compatible": True})
+    engine = engine_of(tmp_path, "tensorrt", options={"version_compatible": True})
     with pytest.raises(ModelError, match=r"trust_remote_code=True.*without --version_compatible"):
         check_engine(engine, MACHINE)
     assert check_engine(engine, MACHINE, allow_code=True) == 0

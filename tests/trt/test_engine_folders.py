@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from helpers.engines import RTX, facts, needs_rtx
+from helpers.engines import RTX, engine_of, needs_rtx
 from helpers.messages import assert_names
 from helpers.onnx_graphs import write_configs, write_graph
 
@@ -15,7 +15,7 @@ from hfvit.artifacts.artifact import find_artifact
 from hfvit.cli.export_tensorrt import add_arguments, export_tensorrt_command
 from hfvit.errors import ModelError, run
 from hfvit.trt.api import message_log
-from hfvit.trt.compatibility import read_engine_facts
+from hfvit.trt.compatibility import read_engine
 from hfvit.trt.runtime import invalidity
 
 
@@ -94,21 +94,23 @@ def change(folder, **values):
 @pytest.mark.parametrize(
     ("damage", "data"),
     [
-        (lambda e: (e / "engine.json").write_text("{"), ["engine.json", "JSONDecodeError"]),
-        (lambda e: (e / "engine.json").write_text("[]"), ["engine.json", "TypeError"]),
+        (lambda e: (e / "engine.json").write_text("{"), ["engine.json", "JSON"]),
+        (lambda e: (e / "engine.json").write_text("[]"), ["engine.json", "JSON"]),
         (lambda e: (e / "model.engine").unlink(), ["engine.json", "model.engine"]),
         (lambda e: change(e, file="../../elsewhere.engine"), ["engine.json", "../../elsewhere.engine"]),
-        (lambda e: change(e, backend=None), ["engine.json", "TypeError"]),
-        (lambda e: change(e, backend={"name": "other"}), ["engine.json", "KeyError"]),
-        (lambda e: change(e, options={}), ["engine.json", "KeyError"]),
-        (lambda e: change(e, profile={"min": []}), ["engine.json", "IndexError"]),
+        (lambda e: change(e, schema_version=99), ["engine.json", "schema_version"]),
+        (lambda e: change(e, backend=None), ["engine.json", "backend"]),
+        (lambda e: change(e, backend={"name": "other"}), ["engine.json", "backend.version"]),
+        (lambda e: change(e, backend={"name": "other", "version": "1", "cuda": None}), ["engine.json", "'other'"]),
+        (lambda e: change(e, options={}), ["engine.json", "options.hardware_compatibility"]),
+        (lambda e: change(e, profile={"min": []}), ["engine.json", "profile.min"]),
         (lambda e: change(e, sha256="0" * 64), ["engine.json", "model.engine"]),
     ],
 )
 def test_load_classifier_from_a_damaged_engine_names_file_and_cause(tmp_path, damage, data):
     folder = write_configs(tmp_path / "engine")
     (folder / "model.engine").write_bytes(b"x")
-    (folder / "engine.json").write_text(json.dumps(facts(tmp_path).values))
+    engine_of(tmp_path).record.save(folder)
     damage(folder)
     with pytest.raises(ModelError) as raised:
         hfvit.load_classifier(folder)
@@ -121,8 +123,7 @@ def test_what_names_an_engine(tmp_path):
     folder = write_configs(tmp_path / "engine")
     (folder / "1").mkdir()
     (folder / "1" / "model.plan").write_bytes(b"x")
-    held = facts(tmp_path, "tensorrt", "1/model.plan").values
-    (folder / "engine.json").write_text(json.dumps(held))
+    engine_of(tmp_path, "tensorrt", "1/model.plan").record.save(folder)
     for path in (folder, folder / "1" / "model.plan"):
         artifact = find_artifact(path)
         assert artifact.is_engine
@@ -136,4 +137,4 @@ def test_what_names_an_engine(tmp_path):
         find_artifact(folder / "2.engine")
     (folder / "engine.json").unlink()
     with pytest.raises(ModelError, match=r"\bmodel\.plan\b.*\bengine\.json\b"):
-        read_engine_facts(find_artifact(folder / "1" / "model.plan"))
+        read_engine(find_artifact(folder / "1" / "model.plan"))

@@ -1,0 +1,117 @@
+"""`EngineRecord` (engine.json): what a TensorRT engine was built from, for which GPUs and batches."""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from hfvit.artifacts.constants import ENGINE_RECORD_FILE
+from hfvit.artifacts.export_record import CalibrationData, Parity, TensorInfo
+from hfvit.artifacts.gate import ArtifactGate, migrate_gate
+from hfvit.artifacts.json_record import OPTIONAL, FieldError, FileRecord, Record
+
+
+@dataclass(kw_only=True)
+class BackendVersion(Record):
+    """`tensorrt` or `tensorrt_rtx`; `cuda` is the major version of CUDA that its wheels were made for."""
+
+    name: str
+    version: str
+    cuda: str | None
+
+    def check(self) -> None:
+        if self.cuda is not None and not self.cuda.isdecimal():
+            raise FieldError("cuda", f"must be a major version such as '13', got {self.cuda!r}")
+
+
+@dataclass(kw_only=True)
+class Profile(Record):
+    """Smallest, best and largest input, `(batch, channels, height, width)`."""
+
+    min: tuple[int, int, int, int]
+    opt: tuple[int, int, int, int]
+    max: tuple[int, int, int, int]
+
+    @property
+    def batches(self) -> tuple[int, int, int]:
+        """Smallest, best and largest batch."""
+        return self.min[0], self.opt[0], self.max[0]
+
+
+@dataclass(kw_only=True)
+class Network(Record):
+    """Layers of the parsed network by kind, and its products by type."""
+
+    layers: dict[str, int]
+    products: dict[str, int]
+
+
+@dataclass(kw_only=True)
+class BuildOptions(Record):
+    """What was asked of the build; the calibration data are here only where they are not the recipe's."""
+
+    workspace: int | None = None
+    optimization_level: int | None = None
+    hardware_compatibility: str
+    version_compatible: bool
+    calibration_dataset: str | None = field(default=None, metadata=OPTIONAL)
+    calibration_split: str | None = field(default=None, metadata=OPTIONAL)
+    calibration_samples: int | None = field(default=None, metadata=OPTIONAL)
+
+
+@dataclass(kw_only=True)
+class SourceGraph(Record):
+    """The ONNX file that the engine was built from, and what was measured on it."""
+
+    name: str
+    sha256: str
+    bytes: int
+    opset: int | None = None
+    parity: Parity | None = None
+    quantization: dict[str, Any] | None = None
+    calibration: CalibrationData | None = None
+    gate: ArtifactGate | None = None
+
+
+@dataclass(kw_only=True)
+class BuiltEngine(Record):
+    """What `build_engine` tells of an engine. `built_on` is the GPU's name, `seconds` the time of the build."""
+
+    sha256: str
+    bytes: int
+    backend: BackendVersion
+    compute_capabilities: list[str]
+    built_on: str | None = None
+    dtype: str
+    profile: Profile
+    input: TensorInfo
+    output: TensorInfo
+    network: Network
+    options: BuildOptions
+    seconds: float | None = None
+
+
+@dataclass(kw_only=True)
+class EngineRecord(BuiltEngine, FileRecord):
+    """engine.json of an engine; `file` is its name below the folder, `source` and `weights_sha256` as in export.json.
+
+    `gate` is what `hfvit validate` found of the engine itself.
+    """
+
+    FILE: ClassVar[str] = ENGINE_RECORD_FILE
+    REMEDY: ClassVar[str] = "Build the engine again with: optimum-cli export tensorrt --model MODEL {folder}"
+
+    hfvit_version: str | None = None
+    source: str
+    weights_sha256: str | None = None
+    file: str
+    onnx: SourceGraph
+    labels: list[str] = field(default_factory=list)
+    preprocessing: dict[str, Any] = field(default_factory=dict)
+    gate: ArtifactGate | None = field(default=None, metadata=OPTIONAL)
+
+    @classmethod
+    def migrate(cls, content: dict[str, Any]) -> dict[str, Any]:
+        migrated = {key: migrate_gate(value) if key == "gate" else value for key, value in content.items()}
+        onnx = migrated.get("onnx")
+        if isinstance(onnx, dict) and "gate" in onnx:
+            migrated["onnx"] = {**onnx, "gate": migrate_gate(onnx["gate"])}
+        return migrated

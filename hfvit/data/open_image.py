@@ -1,0 +1,152 @@
+"""Open image files: the one place that calls `PIL.Image.open`, with a list of formats and limits.
+
+Pillow tries every format that it knows, whatever the file's name says; PostScript starts Ghostscript. Only the first
+frame of an animation is read: the others are neither counted nor decoded.
+"""
+
+import io
+import math
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import (  # noqa: F401  (each registers its format)
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    Jpeg2KImagePlugin,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
+
+from hfvit.errors import one_line
+
+with suppress(ImportError):
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+
+# None of them starts another program or opens another file. MPO is opened as JPEG.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "HEIF", "JPEG2000", "PPM")
+START_OF_SCAN = b"\xff\xda"  # a JPEG's marker; in its image data a byte 0xFF is followed by 0
+
+
+class ImageLimitError(ValueError):
+    """An image file exceeds one of its `ImageLimits`."""
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """Limits of an image file, checked before its pixels are decoded.
+
+    Args:
+        max_bytes: size of the file; None for no limit.
+        max_pixels: width times height; None for `PIL.Image.MAX_IMAGE_PIXELS` (89 million).
+        max_aspect_ratio: longer side by shorter side. A resize of the shorter side to the model's size multiplies the
+            pixels of a long strip.
+        max_scans: of a JPEG; None for no limit. Each scan of a progressive JPEG costs a pass over all pixels, in as
+            little as 20 bytes.
+    """
+
+    max_bytes: int | None = None
+    max_pixels: int | None = None
+    max_aspect_ratio: float = 1000.0
+    max_scans: int | None = None
+
+    def check_bytes(self, size: int) -> None:
+        """Raise `ImageLimitError` for a file of more than `max_bytes`."""
+        if self.max_bytes is not None and size > self.max_bytes:
+            raise ImageLimitError(f"the file has more than the limit of {self.max_bytes:,} bytes")
+
+    def check_size(self, width: int, height: int) -> None:
+        """Raise `ImageLimitError` for too many pixels, or too long a strip."""
+        most = self.max_pixels or Image.MAX_IMAGE_PIXELS or math.inf
+        if width * height > most:
+            raise ImageLimitError(
+                f"the image has {width} x {height} = {width * height:,} pixels, more than the limit of {most:,}"
+            )
+        if max(width, height) > self.max_aspect_ratio * max(1, min(width, height)):
+            raise ImageLimitError(
+                f"the image has {width} x {height} pixels, an aspect ratio above the limit of"
+                f" {self.max_aspect_ratio:g}"
+            )
+
+
+DEFAULT_LIMITS = ImageLimits()
+# For a server whose visitors send files.
+UPLOAD_LIMITS = ImageLimits(max_bytes=20 * 2**20, max_pixels=32_000_000, max_aspect_ratio=50.0, max_scans=64)
+
+
+def formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this installation of Pillow reads: AVIF is optional, HEIF needs pillow-heif."""
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def extensions() -> set[str]:
+    """File name extensions of `formats`, in lower case, with their dot."""
+    known = formats()
+    return {extension for extension, name in Image.registered_extensions().items() if name in known}
+
+
+@contextmanager
+def open_image(source: bytes | str | Path, limits: ImageLimits = DEFAULT_LIMITS) -> Iterator[Image.Image]:
+    """Open an image file at its first frame, not yet decoded.
+
+    Args:
+        source: content of a file, or path of a regular file.
+        limits: checked before the image is decoded.
+
+    Raises:
+        ImageLimitError: the file exceeds one of the limits.
+        UnidentifiedImageError: the file is in none of `formats`.
+        OSError: the file cannot be read, or is a device or a pipe.
+    """
+    with io.BytesIO(source) if isinstance(source, bytes) else _open_regular(source) as file:
+        limits.check_bytes(file.seek(0, os.SEEK_END))
+        file.seek(0)
+        try:
+            image = Image.open(file, formats=formats())
+        except Image.DecompressionBombError as error:  # above twice Pillow's own limit
+            raise ImageLimitError(one_line(error)) from None
+        with image:
+            limits.check_size(image.width, image.height)
+            if limits.max_scans is not None and image.format in ("JPEG", "MPO"):
+                _check_scans(file, limits.max_scans)
+            yield image
+
+
+def image_error_reason(error: Exception) -> str:
+    """What is wrong with an image file, in words, from an exception of `open_image` or of a decoder."""
+    if isinstance(error, ImageLimitError):
+        return str(error)
+    if isinstance(error, UnidentifiedImageError):
+        return f"not a readable picture ({type(error).__name__}: in none of the formats {', '.join(formats())})"
+    return f"not a readable picture ({type(error).__name__}: {one_line(error)})"
+
+
+def _check_scans(file: BinaryIO, most: int) -> None:
+    position = file.tell()
+    file.seek(0)
+    scans = file.read().count(START_OF_SCAN)
+    file.seek(position)
+    if scans > most:
+        raise ImageLimitError(f"the JPEG file has {scans:,} scans, more than the limit of {most}")
+
+
+def _open_regular(path: str | Path) -> BinaryIO:
+    """Open a file for reading; raises `OSError` for a device, a socket or a pipe, which might never end."""
+    # Without O_NONBLOCK a pipe that nobody writes to would block here.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError("not a regular file")
+    return os.fdopen(descriptor, "rb")

@@ -1,0 +1,48 @@
+"""Write plots, model card and page of a finished run from its records."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hfvit.artifacts.export_folder import find_exports
+from hfvit.artifacts.run_record import RunRecord
+from hfvit.hub.files import EXPORTS
+from hfvit.hub.model_card import write_model_card
+from hfvit.report.page import write_page
+from hfvit.report.summary import write_plots
+
+
+@dataclass
+class Report:
+    """Files that `write_report` wrote.
+
+    Attributes:
+        record: of the run.
+        plots, card: the files.
+        page: None unless it was asked for.
+        stale: export folders older than the run, which were left out.
+    """
+
+    record: RunRecord
+    plots: list[Path]
+    card: Path
+    page: Path | None
+    stale: list[Path]
+
+
+def write_report(folder: str | Path, html: bool = False) -> Report:
+    """Draw the plots of a run and write its model card, from `run.json` and `examples.npz` alone.
+
+    Args:
+        folder: `output_dir` of the run.
+        html: write `report.html`, too: one page that needs no network.
+
+    Raises:
+        ModelError: `folder` holds no finished run, or a damaged record.
+    """
+    record = RunRecord.load(folder)
+    root = Path(folder).expanduser()
+    exports, stale = find_exports(root, record)
+    plots = write_plots(record, root)
+    card = write_model_card(record, root, {name: rows for name, rows in exports.items() if name in EXPORTS})
+    page = write_page(record, root, exports) if html else None
+    return Report(record, plots, card, page, [root / name for name in stale])

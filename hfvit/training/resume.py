@@ -1,0 +1,76 @@
+"""Compare what a run was started with to what it is resumed with."""
+
+import logging
+from typing import Any
+
+from hfvit.errors import DataError
+from hfvit.training.checkpointing import ResumeState
+
+logger = logging.getLogger(__name__)
+
+# Recipe keys that may differ without another result.
+WITHOUT_EFFECT = (
+    "output_dir", "keep_checkpoints", "allow_changed_data", "report_to", "run_name", "logging_steps",
+    "logging_strategy", "disable_tqdm", "dataloader_num_workers", "save_total_limit",
+)  # fmt: skip
+
+
+def describe_origin(recipe: dict[str, Any], splits: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What a checkpoint keeps of the run that wrote it.
+
+    Args:
+        recipe: the resolved values of the recipe.
+        splits: role -> `source`, `rows` and `fingerprint`, as in `run.json`.
+    """
+    kept = ("source", "rows", "fingerprint")
+    return {
+        "recipe": {key: value for key, value in recipe.items() if key not in WITHOUT_EFFECT},
+        "splits": {role: {key: split.get(key) for key in kept} for role, split in splits.items()},
+    }
+
+
+def check_origin(checkpoint: str, origin: dict[str, Any], allow_changed_data: bool = False) -> None:
+    """Report everything that changed since `checkpoint` was written.
+
+    Args:
+        checkpoint: to resume from; one of version 0.1 has nothing to compare.
+        origin: of `describe_origin`.
+        allow_changed_data: resume although images of the validation split may have been trained on.
+
+    Raises:
+        DataError: the validation images are held out of the training split, and the data set, its split or the seed of
+            the split changed.
+    """
+    before = ResumeState.load(checkpoint).origin
+    if not before:
+        return
+    changes = _changes(before["recipe"], origin["recipe"])
+    changes += _changes(_shown(before["splits"]), _shown(origin["splits"]))
+    if not changes:
+        return
+    logger.warning("Resuming with changes: %s.", "; ".join(changes))
+    if _may_leak(before["splits"], origin["splits"]) and not allow_changed_data:
+        raise DataError(
+            "resume_from_checkpoint: the data changed since the checkpoint was written"
+            f" ({'; '.join(changes)}), so images that were trained on may now be in the validation split. Restore the"
+            " data set and the recipe, start a new run, or pass --allow_changed_data."
+        )
+
+
+def _may_leak(before: dict[str, dict], now: dict[str, dict]) -> bool:
+    """Whether an image that was trained on may be one of the validation split now."""
+    held_out = before["train"]["source"] == before["validation"]["source"].split(",")[0]
+    changed = [role for role in ("train", "validation") if before.get(role) != now.get(role)]
+    return held_out and bool(changed)
+
+
+def _shown(splits: dict[str, dict]) -> dict[str, str]:
+    return {
+        f"{role} split": f"{split['source']}, {split['rows']} images, fingerprint {split['fingerprint']}"
+        for role, split in splits.items()
+    }
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    keys = sorted({*before, *now})
+    return [f"{key}: {before.get(key)} -> {now.get(key)}" for key in keys if before.get(key) != now.get(key)]

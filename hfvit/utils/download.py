@@ -1,0 +1,224 @@
+"""Download a URL into memory, with limits on bytes, time, redirects and addresses."""
+
+import http.client
+import ipaddress
+import socket
+import ssl
+import string
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from urllib.parse import quote, urljoin, urlsplit, urlunsplit
+from urllib.request import (
+    HTTPHandler,
+    HTTPSHandler,
+    OpenerDirector,
+    ProxyHandler,
+    Request,
+    UnknownHandler,
+)
+
+import hfvit
+from hfvit.errors import DataError, one_line
+
+SCHEMES = ("http", "https")
+REDIRECTS = (301, 302, 303, 307, 308)
+CHUNK = 64 * 1024
+NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+@dataclass(frozen=True)
+class UrlLimits:
+    """Limits of a download.
+
+    Args:
+        max_bytes: of the body.
+        max_seconds: from the first connection to the last byte, all redirects together. The look-up of a host's name
+            has the resolver's own limit.
+        max_redirects: to other URLs of http or https.
+        allow_private_addresses: whether the URL may lead into private networks and to this machine. A server that
+            downloads what strangers name sets it to False: then each address is checked when it is connected to, also
+            after redirects, and proxies of the environment are not used.
+    """
+
+    max_bytes: int = 64 * 2**20
+    max_seconds: float = 60.0
+    max_redirects: int = 5
+    allow_private_addresses: bool = True
+
+
+DEFAULT_URL_LIMITS = UrlLimits()
+
+
+def read_url(url: str, limits: UrlLimits = DEFAULT_URL_LIMITS) -> bytes:
+    """Download the body of a URL of http or https.
+
+    Raises:
+        DataError: it cannot be had within the limits, or the server answers with an error.
+    """
+    download = _Download(limits)
+    try:
+        return download.read(url)
+    except Exception as error:
+        reason = download.error_reason(error)
+    finally:
+        download.close()
+    raise DataError(f"{url}: cannot be downloaded: {reason}.")
+
+
+def is_public_address(address: str) -> bool:
+    """Whether an IP address is of the public internet, and no other notation of one that is not."""
+    ip = ipaddress.ip_address(address)
+    embedded = None
+    if ip.version == 6:
+        embedded = ip.ipv4_mapped or ip.sixtofour
+        if ip in NAT64:
+            embedded = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if ip.teredo:
+            return False
+    if embedded is not None:
+        return is_public_address(str(embedded))
+    return ip.is_global and not ip.is_multicast
+
+
+class _LimitError(ValueError):
+    """What the message says of a download that exceeds its limits, or of an answer that is none."""
+
+
+class _Download:
+    """One download: its deadline, its opener and the sockets that it has opened."""
+
+    def __init__(self, limits: UrlLimits):
+        self.limits = limits
+        self.end = time.monotonic() + limits.max_seconds
+        self.sockets: list[socket.socket] = []
+        self.timer = threading.Timer(limits.max_seconds, self._shut_down)
+        self.timer.daemon = True
+        self.timer.start()
+        self.opener = OpenerDirector()  # neither file: nor ftp:, and redirects are followed here
+        proxies = None if limits.allow_private_addresses else {}
+        for handler in (ProxyHandler(proxies), UnknownHandler(), _Http(self._connect), _Https(self._connect)):
+            self.opener.add_handler(handler)
+
+    def read(self, url: str) -> bytes:
+        for _ in range(self.limits.max_redirects + 1):
+            # Some servers refuse the name that Python's own client gives.
+            request = Request(_encoded(url), headers={"User-Agent": f"hfvit/{hfvit.__version__}"})
+            with self.opener.open(request, timeout=self._left()) as response:
+                target = response.headers.get("Location")
+                if response.status not in REDIRECTS or target is None:
+                    return self._body(response)
+            url = urljoin(url, quote(target, safe=string.punctuation, encoding="latin-1"))
+            if urlsplit(url).scheme not in SCHEMES:
+                raise _LimitError(f"redirected to {url[:200]}, which is neither http nor https")
+        raise _LimitError(f"more than {self.limits.max_redirects} redirects")
+
+    def error_reason(self, error: Exception) -> str:
+        """What went wrong, in words; after the deadline whatever came of it."""
+        if time.monotonic() >= self.end or isinstance(error, TimeoutError):
+            return f"not complete within {self.limits.max_seconds:g} seconds"
+        if isinstance(error, _LimitError):
+            return str(error)
+        cause = getattr(error, "reason", error)  # urllib wraps what a connection raises
+        if isinstance(cause, _LimitError):
+            return str(cause)
+        return one_line(f"{type(error).__name__}: {cause}")
+
+    def close(self) -> None:
+        self.timer.cancel()
+        for opened in self.sockets:
+            opened.close()
+
+    def _body(self, response: http.client.HTTPResponse) -> bytes:
+        if response.status != 200:
+            raise _LimitError(f"the server answers {response.status} {one_line(response.reason)[:200]}")
+        announced = response.length
+        if announced is not None and announced > self.limits.max_bytes:
+            raise _LimitError(f"{announced:,} bytes are more than the limit of {self.limits.max_bytes:,}")
+        chunks = []
+        size = 0
+        while chunk := response.read(CHUNK):
+            size += len(chunk)
+            if size > self.limits.max_bytes:
+                raise _LimitError(f"the body has more than the limit of {self.limits.max_bytes:,} bytes")
+            chunks.append(chunk)
+        self._left()
+        if announced is not None and size < announced:
+            raise _LimitError(f"the connection was closed after {size:,} of {announced:,} bytes")
+        return b"".join(chunks)
+
+    def _left(self) -> float:
+        left = self.end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        return left
+
+    def _connect(self, address: tuple[str, int], *_) -> socket.socket:
+        """Connect to the first address of a host that answers, of those that are allowed."""
+        error: Exception | None = None
+        for family, kind, protocol, _, where in socket.getaddrinfo(*address, type=socket.SOCK_STREAM):
+            if not self.limits.allow_private_addresses and not is_public_address(where[0]):
+                error = _LimitError(f"{where[0]} is not an address of the public internet")
+                continue
+            connection = socket.socket(family, kind, protocol)
+            try:
+                connection.settimeout(self._left())
+                connection.connect(where)
+            except OSError as failure:
+                connection.close()
+                error = failure
+                continue
+            # TLS takes the socket over: a second handle reaches the connection at the deadline.
+            self.sockets.append(connection.dup())
+            return connection
+        raise error or OSError(f"{address[0]} has no address")
+
+    def _shut_down(self) -> None:
+        # A socket's timeout is for one read: a server that sends a byte a second never reaches it.
+        for opened in list(self.sockets):
+            with suppress(OSError):
+                opened.shutdown(socket.SHUT_RDWR)
+
+
+def _encoded(url: str) -> str:
+    """A URL whose path and query are ASCII; a host with other letters is encoded by `http.client`."""
+    parts = urlsplit(url)
+    path, query = (quote(part, safe=string.punctuation) for part in (parts.path, parts.query))
+    return urlunsplit(parts._replace(path=path, query=query))
+
+
+Connect = Callable[..., socket.socket]
+
+
+def _connection_type(base: type[http.client.HTTPConnection], connect: Connect) -> Callable:
+    def make(host: str, **options) -> http.client.HTTPConnection:
+        connection = base(host, **options)
+        # "Stored as an instance variable to allow unit tests to replace" (http/client.py, CPython 3.5 to 3.14).
+        connection._create_connection = connect
+        return connection
+
+    return make
+
+
+class _Http(HTTPHandler):
+    """http with another way to connect."""
+
+    def __init__(self, connect: Connect):
+        super().__init__()
+        self.connection_type = _connection_type(http.client.HTTPConnection, connect)
+
+    def http_open(self, request: Request) -> http.client.HTTPResponse:
+        return self.do_open(self.connection_type, request)
+
+
+class _Https(HTTPSHandler):
+    """https with another way to connect."""
+
+    def __init__(self, connect: Connect):
+        super().__init__()
+        self.connection_type = _connection_type(http.client.HTTPSConnection, connect)
+
+    def https_open(self, request: Request) -> http.client.HTTPResponse:
+        return self.do_open(self.connection_type, request, context=ssl.create_default_context())

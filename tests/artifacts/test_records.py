@@ -1,0 +1,167 @@
+"""Records: what is read is what is written, files of version 0.1, and fields that are missing or wrong."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from helpers.records import VERSION_0_1, artifact_result, exported_file, make_gate, make_record
+
+from hfvit.artifacts.engine_record import EngineRecord
+from hfvit.artifacts.export_record import ExportRecord
+from hfvit.artifacts.gate import migrate_gate
+from hfvit.artifacts.run_record import RunRecord
+from hfvit.errors import ModelError
+
+KINDS = [(RunRecord, "run.json"), (RunRecord, "run_probe.json"), (RunRecord, "run_text.json")]
+KINDS += [(ExportRecord, "export.json"), (EngineRecord, "engine.json")]
+
+
+def old_content(name: str) -> dict:
+    return json.loads((VERSION_0_1 / name).read_text())
+
+
+def american(value):
+    """The keys that were renamed after version 0.1."""
+    if isinstance(value, dict):
+        return {key.replace("artefact", "artifact"): american(item) for key, item in value.items()}
+    return [american(item) for item in value] if isinstance(value, list) else value
+
+
+@pytest.fixture
+def old(tmp_path):
+    """`old(kind, name)` puts a file of version 0.1 in a folder, under its own name."""
+
+    def put(kind, name):
+        shutil.copy(VERSION_0_1 / name, tmp_path / kind.FILE)
+        return tmp_path
+
+    return put
+
+
+@pytest.mark.parametrize(("kind", "name"), KINDS, ids=[name for _, name in KINDS])
+def test_version_0_1_file_keeps_every_value_when_it_is_written_again(kind, name, old):
+    folder = old(kind, name)
+    record = kind.load(folder)
+    record.save(folder)
+    assert kind.load(folder) == record
+    content = json.loads((folder / kind.FILE).read_text())
+    assert content.pop("schema_version") == 1
+    expected = american(old_content(name))
+    for row in expected["gate"]["artifacts"] if "gate" in expected else []:
+        name, *changes = row["artifact"].split(" ")
+        row["artifact"] = name
+        row |= {key: int(value) for key, value in (change.split("=") for change in changes)}
+    assert content == expected
+    assert record.extra == {}
+
+
+def test_version_0_1_gate_has_changes_as_fields(old):
+    gate = RunRecord.load(old(RunRecord, "run.json")).gate
+    found = [(row.artifact, row.patch_size, row.merge_tokens) for row in gate.artifacts]
+    assert found == [("run", None, None), ("onnx/model.onnx", None, None), ("run", 4, None), ("run", None, 1)]
+    assert gate.artifacts[2].title == "run patch_size=4"
+
+
+def test_version_0_1_gate_of_an_engine_is_read(old):
+    folder = old(EngineRecord, "engine.json")
+    content = old_content("engine.json")
+    content["gate"] = old_content("export.json")["files"]["model.onnx"]["gate"]
+    (folder / "engine.json").write_text(json.dumps(content))
+    record = EngineRecord.load(folder)
+    assert (record.gate.artifact, record.gate.reference.artifact) == ("onnx/model.onnx", "run")
+    assert record.onnx.gate.artifact == "model_fp16.onnx"
+
+
+@pytest.mark.parametrize("gate", [None, 3, [], {}, {"artefacts": 1}, {"artefact": []}, {"artefact": " patch_size="}])
+def test_migrate_gate_takes_anything(gate):
+    assert migrate_gate(gate) == american(gate)
+
+
+def test_unknown_keys_of_every_section_are_kept(old):
+    folder = old(RunRecord, "run.json")
+    content = old_content("run.json")
+    for section in (content, content["model"], content["metrics"]["test"]["per_class"][0], content["gate"]["data"]):
+        section["of another version"] = {"a": [1]}
+    (folder / "run.json").write_text(json.dumps(content))
+    record = RunRecord.load(folder)
+    record.gate = make_gate(artifact_result("x", patch_size=8))
+    record.save(folder)
+    written = json.loads((folder / "run.json").read_text())
+    for section in (written, written["model"], written["metrics"]["test"]["per_class"][0]):
+        assert section["of another version"] == {"a": [1]}
+    assert [(row["artifact"], row["patch_size"]) for row in written["gate"]["artifacts"]] == [("x", 8)]
+    assert "merge_tokens" not in written["gate"]["artifacts"][0]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "named"),
+    [
+        (("model",), None, "model must be an object"),
+        (("model", "architecture"), 3, "model.architecture must be a string"),
+        (("model", "image_size"), [16], "model.image_size must be a list of 2"),
+        (("data", "labels"), ["a", 1], r"data.labels\[1\] must be a string"),
+        (("data", "splits", "test"), "test", "data.splits.test must be an object"),
+        (("training", "steps"), 1.5, "training.steps must be an integer"),
+        (("training", "processes"), True, "training.processes must be an integer"),
+        (("training", "seconds"), "long", "training.seconds must be a number"),
+        (("metrics", "test", "confusion_matrix"), [[1, "x"]], r"metrics.test.confusion_matrix\[0\]\[1\] must be"),
+        (("metrics",), {}, "it lacks metrics.validation"),
+        (("recipe",), {}, "it lacks recipe.global_batch_size"),
+        (("history",), {}, "history must be a list"),
+        (("finished",), "yesterday", "finished must be a date"),
+        (("temperature", "splits"), {}, "it lacks temperature.splits"),
+        (("examples", "split"), "elsewhere", "it lacks data.splits.elsewhere"),
+        (("schema_version",), 2, "schema_version must be at most 1"),
+        (("schema_version",), "1", "schema_version must be at most 1"),
+    ],
+)
+def test_wrong_field_is_named_with_its_file(old, path, value, named):
+    folder = old(RunRecord, "run.json")
+    content = old_content("run.json")
+    section = content
+    for key in path[:-1]:
+        section = section[key]
+    section[path[-1]] = value
+    (folder / "run.json").write_text(json.dumps(content))
+    with pytest.raises(ModelError, match=rf"run\.json cannot be read: {named}") as raised:
+        RunRecord.load(folder)
+    assert len(str(raised.value)) < 400 + len(str(folder))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ("model",), ("model", "parameters"), ("data", "selected_by"), ("training", "best_step"), ("hardware", "gpus"),
+        ("versions",), ("metrics", "test", "ece"), ("history",),
+    ],
+    ids=".".join,
+)  # fmt: skip
+def test_missing_field_is_named_with_its_file(old, path):
+    folder = old(RunRecord, "run.json")
+    content = old_content("run.json")
+    section = content
+    for key in path[:-1]:
+        section = section[key]
+    del section[path[-1]]
+    (folder / "run.json").write_text(json.dumps(content))
+    with pytest.raises(ModelError, match=rf"run\.json cannot be read: it lacks {'.'.join(path)} \("):
+        RunRecord.load(folder)
+
+
+def test_a_large_confusion_matrix_is_read_quickly(tmp_path):
+    record = make_record()
+    matrix = np.zeros((1000, 1000), dtype=int).tolist()
+    record.metrics["test"].confusion_matrix = matrix
+    content = record.to_json()
+    assert RunRecord.from_json(content).metrics["test"].confusion_matrix == matrix
+
+
+def test_an_export_record_forgets_files_that_are_gone(tmp_path):
+    for name in ("a.onnx", "b.onnx"):
+        (tmp_path / name).write_text("")
+        ExportRecord.load(tmp_path).enter(tmp_path, name, exported_file())
+    (tmp_path / "a.onnx").unlink()
+    (tmp_path / "c.onnx").write_text("")
+    ExportRecord.load(tmp_path).enter(tmp_path, "c.onnx", exported_file())
+    assert set(ExportRecord.load(tmp_path).files) == {"b.onnx", "c.onnx"}

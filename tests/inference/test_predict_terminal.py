@@ -1,0 +1,153 @@
+"""Hostile names of files and classes in what `hfvit predict` prints and draws."""
+
+import io
+import json
+import os
+import re
+import sys
+
+import numpy as np
+import pytest
+from helpers.commands import run_command
+from helpers.hostile_text import HOSTILE
+from helpers.images import colored_image
+from helpers.onnx_graphs import write_configs, write_graph
+from PIL import Image
+
+from hfvit.cli import main
+from hfvit.errors import is_unprintable
+
+ENCODINGS = ["utf-8", "latin-1", "ascii"]
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A graph of as many classes as there are hostile names."""
+    weights = np.zeros((3, len(HOSTILE)), np.float32)
+    weights[np.arange(len(HOSTILE)) % 3, np.arange(len(HOSTILE))] = 1
+    write_graph(tmp_path / "onnx" / "model.onnx", weights)
+    return write_configs(tmp_path / "onnx", HOSTILE)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Pictures of hostile names, a file of such a name that is none, and one whose name is not UTF-8."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    picture = colored_image(0, np.random.default_rng(0))
+    content = io.BytesIO()
+    picture.save(content, "PNG")
+    for name in [name for name in HOSTILE if not set(name) & {"\0", "\ud800"}]:
+        (folder / f"{name}.png").write_bytes(content.getvalue())
+    (folder / "broken\x1b[2J\n.png").write_bytes(b"none")
+    return folder
+
+
+def command(encoding: str, monkeypatch, *words) -> tuple[int, str, str]:
+    """Exit code, standard output and error of `hfvit predict` on strict streams of this encoding."""
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict") for _ in range(2)]
+    monkeypatch.setattr(sys, "stdout", streams[0])
+    monkeypatch.setattr(sys, "stderr", streams[1])
+    with pytest.raises(SystemExit) as stop:
+        main(["predict", *map(str, words)])
+    for stream in streams:
+        stream.flush()
+    return stop.value.code, *(stream.buffer.getvalue().decode(encoding) for stream in streams)
+
+
+def assert_acts_on_nothing(text: str) -> None:
+    assert not [character for character in text if is_unprintable(character) and character != "\n"]
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_text_of_hostile_names_is_a_line_each(encoding, model, photos, monkeypatch):
+    code, out, err = command(encoding, monkeypatch, model, photos, "--top_k", len(HOSTILE))
+    pictures = len(list(photos.iterdir())) - 1
+    assert code == 1
+    assert_acts_on_nothing(out)
+    assert_acts_on_nothing(err)
+    lines = out.splitlines()
+    assert len(lines) == pictures * (1 + len(HOSTILE))
+    assert len([line for line in lines if re.match(r" +\d", line)]) == pictures * len(HOSTILE)
+    assert len(err.splitlines()) == 2
+    assert r"broken\x1b[2J\n.png" in err
+    assert r"\x1b]0;owned\x07\x1b[2Jcat" in out
+    assert (r"\U0001f600" in out) == (encoding != "utf-8")
+    assert ("été" in out) == (encoding != "ascii")
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_json_of_hostile_names_holds_them(encoding, model, photos, monkeypatch):
+    code, out, err = command(encoding, monkeypatch, model, photos, "--top_k", len(HOSTILE), "--json")
+    assert code == 1
+    assert_acts_on_nothing(out)
+    assert_acts_on_nothing(err)
+    found = [json.loads(line) for line in out.splitlines()]
+    assert {line["image"] for line in found} == {str(path) for path in photos.iterdir()}
+    for line in found:
+        assert "error" in line or {entry["label"] for entry in line["predictions"]} == set(HOSTILE)
+
+
+@pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
+def test_grid_of_hostile_names_is_drawn(kind, model, photos, tmp_path, monkeypatch):
+    grid = tmp_path / f"grid\x1b[2J.{kind}"
+    code, _, err = command("utf-8", monkeypatch, model, photos, "--save-grid", grid)
+    assert code == 1
+    assert grid.stat().st_size > 0
+    assert_acts_on_nothing(err)
+    if kind == "png":
+        with Image.open(grid) as drawn:
+            drawn.load()
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "x" * 300,
+        "~nobody-of-this-name/a.png",
+        "\x1b[2J*.png",
+        "\udcff.png",
+        "a\nb",
+        "\u202e/gnp.a",
+        "~nobody-of-this-name",
+    ],
+)
+@pytest.mark.parametrize("place", ["image", "artifact", "grid", "option"])
+def test_wrong_names_are_one_message(word, place, model, photos, monkeypatch):
+    monkeypatch.delenv("HOME")
+    words = {
+        "image": [model, word],
+        "artifact": [word, photos],
+        "grid": [model, photos, "--save-grid", f"{word}/grid.png"],
+        "option": [model, photos, f"--{word}"],
+    }
+    code, out, err = command("ascii", monkeypatch, *words[place])
+    assert (code, out) == (2, "")
+    assert_acts_on_nothing(err)
+    if place != "option":  # argparse shows its usage, too
+        assert err.count("hfvit: error: ") == 1
+    if place == "image" or (place != "option" and "\n" not in word):
+        assert len(err.splitlines()) == 1
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("redirection", "code"), [(">&-", 1), ("2>&-", 1), (">&- 2>&-", 1), ("<&- >&- 2>&-", 1), ("> /dev/full", 7)]
+)
+def test_streams_that_take_nothing(redirection, code, model, photos):
+    script = f'hfvit predict "$0" "$1" {redirection}'
+    result = run_command("bash", "-c", script, model, photos, PYTHONIOENCODING="utf-8:strict")
+    assert "Traceback" not in result.stderr
+    assert "Exception" not in result.stderr
+    assert result.returncode == code
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_names_that_are_not_utf_8_in_other_locales(locale, model, photos):
+    script = 'hfvit predict "$0" "$1"/*.png'
+    result = run_command("bash", "-c", script, model, photos, LC_ALL=locale, LANG=locale)
+    assert result.returncode == 1
+    assert_acts_on_nothing(result.stdout)
+    assert "Traceback" not in result.stderr
+    assert os.fsencode("\udcff") not in result.stdout.encode(errors="surrogateescape")

@@ -1,0 +1,193 @@
+"""The public Python API, as a notebook uses it."""
+
+import importlib
+import inspect
+import json
+import pkgutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from helpers.commands import ROOT, run_command
+from helpers.images import LABELS, colored_image
+from PIL import ImageOps
+from transformers import TrainerCallback
+
+import hfvit
+from hfvit.errors import RecipeError
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, colors):
+    """A run of the micro recipe through `hfvit.train`, and its record."""
+    out = tmp_path_factory.mktemp("api") / "out"
+    record = hfvit.train(
+        {
+            "architecture": "vit_tiny_patch16_224", "image_size": 16, "crop_pct": 1.0, "global_batch_size": 8,
+            "model_args": {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}, "learning_rate": 3e-3,
+            "disable_tqdm": True, "use_cpu": True,
+        },
+        dataset_name=colors,
+        output_dir=out,
+        num_train_epochs=4,
+    )  # fmt: skip
+    return out, record
+
+
+def test_train_returns_the_record_that_is_saved(trained):
+    out, record = trained
+    assert isinstance(record, hfvit.RunRecord)
+    assert record.to_json() == json.loads((out / "run.json").read_text())
+    assert record.result.accuracy > 0.9
+    assert record.training.epochs == 4
+
+
+def test_train_of_a_shipped_recipe_takes_fields_as_python_values(tmp_path):
+    record = hfvit.train(
+        "quickstart", output_dir=tmp_path, max_steps=2, learning_rate=5e-4, crop_scale=(0.5, 1.0), eval_strategy="no",
+        use_cpu=True, disable_tqdm=True,
+    )  # fmt: skip
+    assert record.training.steps == 2
+    assert record.recipe["learning_rate"] == 5e-4
+    assert record.recipe["crop_scale"] == [0.5, 1.0]
+
+
+def test_train_of_an_unknown_field_raises_recipe_error():
+    with pytest.raises(RecipeError, match=r"^learning_rat: .*'learning_rate'"):
+        hfvit.train("quickstart", learning_rat=1.0)
+
+
+def test_train_uses_own_transform_metric_loss_and_callback(trained, tmp_path, colors):
+    out, _ = trained
+    steps = []
+
+    class Record(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            steps.append(state.global_step)
+
+    record = hfvit.train(
+        out / "recipe.yaml", output_dir=tmp_path / "own", max_steps=3, logging_steps=1,
+        eval_strategy="steps", eval_steps=3,
+        train_transforms=ImageOps.invert, callbacks=[Record()],
+        compute_metrics=lambda prediction: {"images": len(prediction.label_ids)},
+        compute_loss_func=lambda outputs, labels, num_items_in_batch=None: 0.0 * outputs.logits.sum() + 7.0,
+    )  # fmt: skip
+    assert steps == [1, 2, 3]
+    assert record.training.steps == 3
+    evaluation = next(entry for entry in record.history if "eval_accuracy" in entry)
+    assert evaluation["eval_images"] == record.metrics["validation"].images
+    assert [entry["loss"] for entry in record.history if "loss" in entry] == pytest.approx([7.0] * 3)
+
+
+def test_classifier_takes_one_image_or_many(trained, tmp_path):
+    out, _ = trained
+    image = colored_image(1, np.random.default_rng(0))
+    file = tmp_path / "image.png"
+    image.save(file)
+    classifier = hfvit.load_classifier(out, device="cpu")
+    expected = classifier.predict([image])[0]
+    assert next(iter(expected)) == LABELS[1]
+    for one in (image, np.asarray(image), str(file), file):
+        assert classifier(one) == pytest.approx(expected, abs=1e-6)
+        assert len(classifier.predict(one)) == 1
+        assert hfvit.predict(classifier, one) == pytest.approx(expected, abs=1e-6)
+    many = [image, np.asarray(image), file]
+    for images in (many, tuple(many), iter(many), np.stack([np.asarray(image)] * 3)):
+        found = classifier(images)
+        assert len(found) == 3
+        for prediction in found:
+            assert prediction == pytest.approx(expected, abs=1e-6)
+    assert list(hfvit.predict(out, image, top_k=1, device="cpu")) == [LABELS[1]]
+    assert classifier([]) == []
+
+
+def test_export_quantize_validate_and_report_a_run(trained, tmp_path):
+    out, record = trained
+    model = hfvit.HFViTForImageClassification.from_pretrained(out)
+    (out / "onnx").mkdir()
+    hfvit.export_onnx(model, out / "onnx" / "model.onnx")
+    for name in ("config.json", "preprocessor_config.json"):
+        if (out / name).exists():
+            (out / "onnx" / name).write_text((out / name).read_text())
+    comparison = hfvit.validate(out, device="cpu", max_samples=8, show_progress=False)
+    assert comparison.passed
+    assert out / "run.json" in comparison.saved
+    assert hfvit.RunRecord.load(out).gate is not None
+    report = hfvit.write_report(out, html=True)
+    assert report.page.stat().st_size > 10_000
+    assert report.record.finished == record.finished
+
+
+def test_a_stock_trainer_trains_an_hfvit_model_with_its_image_processor(tmp_path):
+    from datasets import ClassLabel
+    from helpers.images import colored_split
+    from helpers.models import build_model
+    from helpers.recipes import ARCHITECTURE, MICRO
+    from transformers import AutoImageProcessor, Trainer, TrainingArguments
+
+    model = build_model(LABELS, architecture=ARCHITECTURE, image_size=16, timm_kwargs=MICRO)
+    model.save_pretrained(tmp_path / "model")
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "model")
+    data = colored_split(40, 1)
+    assert isinstance(data.features["label"], ClassLabel)
+
+    def collate(rows):
+        pixels = processor([row["img"] for row in rows], return_tensors="pt")["pixel_values"]
+        return {"pixel_values": pixels, "labels": torch.tensor([row["label"] for row in rows])}
+
+    args = TrainingArguments(
+        str(tmp_path / "out"), max_steps=30, learning_rate=3e-3, use_cpu=True, disable_tqdm=True, save_strategy="no",
+        remove_unused_columns=False, report_to="none",
+    )  # fmt: skip
+    trainer = Trainer(model, args, data_collator=collate, train_dataset=data, eval_dataset=data)
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] < before / 2
+    assert collate([data[0]])["pixel_values"].shape == (1, 3, 16, 16)
+
+
+def test_no_import_of_a_module_replaces_a_public_function():
+    code = (
+        "import importlib, pkgutil, hfvit\n"
+        "for module in pkgutil.walk_packages(hfvit.__path__, 'hfvit.'):\n"
+        "    if module.name != 'hfvit.train': importlib.import_module(module.name)\n"
+        "assert all(callable(getattr(hfvit, name)) for name in ('train', 'validate', 'predict', 'push'))\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+
+
+def test_every_public_name_resolves_and_is_declared_for_editors():
+    declared = set()
+    source = (ROOT / "hfvit" / "__init__.py").read_text()
+    block = source[source.index("if TYPE_CHECKING:") : source.index("# Public name")]
+    for line in block.splitlines()[1:]:
+        if line.strip():
+            declared.add(line.rsplit(" as ", 1)[1])
+    assert declared == set(dir(hfvit))
+    for name in dir(hfvit):
+        assert getattr(hfvit, name) is not None
+    assert (ROOT / "hfvit" / "py.typed").exists()
+
+
+def test_help_fits_on_one_screen():
+    result = run_command(sys.executable, "-c", "import hfvit; help(hfvit)")
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout.splitlines()) < 90
+    assert "load_classifier" in result.stdout
+
+
+def test_public_functions_document_their_arguments():
+    for name in dir(hfvit):
+        value = getattr(hfvit, name)
+        parameters = inspect.signature(value).parameters if inspect.isfunction(value) else {}
+        if len(parameters) >= 3:
+            assert "Args:" in inspect.getdoc(value), name
+
+
+def test_modules_import_without_side_effects_on_the_public_names():
+    importlib.import_module("hfvit.pipeline")
+    assert inspect.isfunction(hfvit.train)
+    assert {module.name for module in pkgutil.iter_modules(hfvit.__path__)} >= {"pipeline", "train"}

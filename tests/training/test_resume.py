@@ -1,0 +1,259 @@
+"""Resume: damaged checkpoints, changed data and recipes, sums over the whole run, and files on disk."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import stat
+import sys
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from helpers.commands import ROOT, run_command
+from helpers.images import colored_split
+from helpers.micro_trainer import Stop, losses, make_trainer, weights
+from safetensors.torch import load_file
+
+from hfvit.artifacts.checkpoint import newest_checkpoint
+from hfvit.errors import DataError, HFViTError, ModelError
+from hfvit.pipeline import main
+
+
+def interrupted(folder, **options):
+    """A run with checkpoint-5 that was broken off after step 8, and that checkpoint."""
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(folder, [Stop()], **options).train()
+    return folder / "checkpoint-5"
+
+
+def test_a_checkpoint_of_version_0_1_resumes(tmp_path):
+    unbroken = make_trainer(tmp_path / "unbroken", ema_decay=0.9)
+    unbroken.train()
+    checkpoint = interrupted(tmp_path / "killed", ema_decay=0.9)
+    file = checkpoint / "progress.json"
+    content = json.loads(file.read_text())
+    del content["logged_loss"], content["origin"]  # that version did not know them
+    file.write_text(json.dumps(content))
+    rewrite_manifest(checkpoint)
+    resumed = make_trainer(tmp_path / "killed", ema_decay=0.9)
+    resumed.train(str(checkpoint))
+    assert losses(resumed) == losses(unbroken)
+    final = weights(unbroken)
+    assert all(torch.equal(value, final[name]) for name, value in weights(resumed).items())
+
+
+def rewrite_manifest(checkpoint):
+    """Let the manifest list the files as they are now."""
+    listed = {
+        file.name: {"bytes": file.stat().st_size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+        for file in checkpoint.iterdir()
+        if file.name != "checkpoint.json"
+    }
+    (checkpoint / "checkpoint.json").write_text(json.dumps({"files": listed}))
+
+
+def test_train_loss_of_a_resumed_run_is_that_of_an_unbroken_one(tmp_path):
+    unbroken = make_trainer(tmp_path / "unbroken", logging_steps=3)
+    expected = unbroken.train().metrics["train_loss"]
+    checkpoint = interrupted(tmp_path / "killed", logging_steps=3)
+    resumed = make_trainer(tmp_path / "killed", logging_steps=3)
+    assert resumed.train(str(checkpoint)).metrics["train_loss"] == expected
+    after_the_end = make_trainer(tmp_path / "killed", logging_steps=3)
+    last = str(newest_checkpoint(tmp_path / "killed"))
+    assert after_the_end.train(last).metrics["train_loss"] == expected
+    assert resumed.state.log_history[-1]["train_loss"] == expected
+
+
+def best_and_newest(folder):
+    """A run whose first checkpoint is its best one, copied to another folder: checkpoints 5 and 10 of 15 steps."""
+    trainer = make_trainer(
+        folder / "run", num_train_epochs=3, metric_for_best_model="loss", greater_is_better=True, save_total_limit=9
+    )
+    trainer.train()
+    assert trainer.state.best_global_step == 5
+    for step in (5, 10):
+        shutil.copytree(folder / "run" / f"checkpoint-{step}", folder / "moved" / f"checkpoint-{step}")
+    return weights(trainer), folder / "moved"
+
+
+def resume(folder, checkpoint):
+    trainer = make_trainer(
+        folder, num_train_epochs=3, metric_for_best_model="loss", greater_is_better=True, save_total_limit=9
+    )
+    trainer.train(str(checkpoint))
+    return trainer
+
+
+def test_the_best_checkpoint_is_found_in_a_folder_that_was_moved(tmp_path):
+    expected, moved = best_and_newest(tmp_path)
+    shutil.rmtree(tmp_path / "run")
+    trainer = resume(moved, moved / "checkpoint-10")
+    assert trainer.state.best_model_checkpoint == str(moved / "checkpoint-5")
+    assert all(torch.equal(value, expected[name]) for name, value in weights(trainer).items())
+
+
+def test_a_damaged_best_checkpoint_is_reported_and_the_next_best_is_used(tmp_path, caplog):
+    _, moved = best_and_newest(tmp_path)
+    file = moved / "checkpoint-5" / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-9] ^= 64
+    file.write_bytes(content)
+    with caplog.at_level(logging.WARNING):
+        trainer = resume(moved, moved / "checkpoint-10")
+    assert any(str(moved / "checkpoint-5") in record.getMessage() for record in caplog.records)
+    assert trainer.state.best_global_step == 10
+    saved = load_file(moved / "checkpoint-10" / "model.safetensors")
+    final = {name.removeprefix("timm_model."): value for name, value in weights(trainer).items()}
+    assert all(torch.equal(value, final[name.removeprefix("timm_model.")]) for name, value in saved.items())
+
+
+def damage_json(name, **values):
+    def damage(checkpoint):
+        content = json.loads((checkpoint / name).read_text())
+        (checkpoint / name).write_text(json.dumps({**content, **values}))
+
+    return damage
+
+
+def write(name, content):
+    return lambda checkpoint: (checkpoint / name).write_bytes(content)
+
+
+DAMAGES = {
+    "no resume state": lambda checkpoint: (checkpoint / "progress.json").unlink(),
+    "an unknown key": damage_json("progress.json", new=1),
+    "a text for a number": damage_json("progress.json", micro_batch="four"),
+    "a batch of 0": damage_json("progress.json", micro_batch=0),
+    "no losses": damage_json("progress.json", unlogged_loss=[]),
+    "events that are none": damage_json("progress.json", events=[1]),
+    "nested JSON": write("progress.json", b'{"a":' * 100_000),
+    "an unknown key in the trainer's state": damage_json("trainer_state.json", new=1),
+    "a pickle that runs code": write("optimizer.pt", b"\x80\x04cos\nsystem\n."),
+    "a scheduler cut short": write("scheduler.pt", b"PK"),
+    "random states of another kind": write("rng_state.pth", b"x" * 100),
+    "weights cut short": write("model.safetensors", b"\x10"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_checkpoint_with_unexpected_contents_is_one_error(tmp_path, name):
+    checkpoint = interrupted(tmp_path)
+    DAMAGES[name](checkpoint)
+    rewrite_manifest(checkpoint)
+    with pytest.raises(ModelError, match=r"^resume_from_checkpoint: .*checkpoint-5"):
+        make_trainer(tmp_path).train(str(checkpoint))
+
+
+def test_a_manifest_that_is_nested_too_deep_is_a_damaged_checkpoint(tmp_path):
+    checkpoint = interrupted(tmp_path)
+    (checkpoint / "checkpoint.json").write_text('{"files":' * 100_000)
+    assert newest_checkpoint(tmp_path) is None
+
+
+@pytest.fixture
+def killed_run(tmp_path, recipe):
+    """A run of the micro recipe on a folder of its own that was broken off after its first epoch."""
+    from transformers import TrainerCallback
+
+    class Break(TrainerCallback):
+        def on_epoch_begin(self, args, state, control, **kwargs):
+            if state.global_step:
+                raise KeyboardInterrupt
+
+    data = tmp_path / "set" / "data"
+    colored_split(65, 1).to_parquet(data / "train-00000-of-00001.parquet")
+    colored_split(31, 2).to_parquet(data / "test-00000-of-00001.parquet")
+    words = [str(recipe), "--dataset_name", str(tmp_path / "set")]
+    with pytest.raises(KeyboardInterrupt):
+        main(words, [Break()])
+    return [*words, "--resume_from_checkpoint", "auto"]
+
+
+@pytest.mark.parametrize("change", ["seed", "validation_fraction", "data added"])
+def test_resume_refuses_where_validation_images_may_have_been_trained_on(killed_run, tmp_path, change):
+    words = {"seed": ["--seed", "9"], "validation_fraction": ["--validation_fraction", "0.4"]}.get(change, [])
+    if change == "data added":
+        more = datasets.concatenate_datasets([colored_split(65, 1), colored_split(9, 5)])
+        more.to_parquet(tmp_path / "set" / "data" / "train-00000-of-00001.parquet")
+    with pytest.raises(DataError, match=r"^resume_from_checkpoint: .*validation"):
+        main([*killed_run, *words])
+    main([*killed_run, *words, "--allow_changed_data", "true"])
+    assert (tmp_path / "out" / "README.md").exists()
+
+
+def test_resume_names_every_changed_key(killed_run, caplog):
+    with caplog.at_level(logging.WARNING):
+        main([*killed_run, "--learning_rate", "0.001", "--mixup_alpha", "0.2"])
+    (message,) = [r.getMessage() for r in caplog.records if r.name == "hfvit.training.resume"]
+    assert "learning_rate: 0.003 -> 0.001" in message
+    assert "mixup_alpha: 0.0 -> 0.2" in message
+
+
+def test_resume_without_changes_reports_none(killed_run, caplog):
+    with caplog.at_level(logging.WARNING):
+        main(killed_run)
+    assert not [record for record in caplog.records if record.name == "hfvit.training.resume"]
+
+
+def test_fingerprints_of_splits_are_the_same_in_another_process(colors, tmp_path):
+    code = (
+        "import json, sys\n"
+        "from hfvit.data.factory import load_splits\n"
+        "from hfvit.recipe.arguments import DataArguments\n"
+        "splits = load_splits(DataArguments(sys.argv[1], max_train_samples=40), seed=3).facts['splits']\n"
+        "print(json.dumps({role: split['fingerprint'] for role, split in splits.items()}))"
+    )
+    found = []
+    for name in ("a", "b"):
+        cache = str(tmp_path / name)
+        result = run_command(sys.executable, "-c", code, colors, HF_DATASETS_CACHE=cache, PYTHONPATH=str(ROOT))
+        assert result.returncode == 0, result.stderr
+        found.append(json.loads(result.stdout))
+    assert found[0] == found[1]
+    assert set(found[0]) == {"train", "validation", "test"}
+
+
+def test_files_of_a_run_follow_the_umask(recipe, tmp_path):
+    before = os.umask(0o027)
+    try:
+        main([str(recipe), "--max_steps", "1"])
+    finally:
+        os.umask(before)
+    modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "out").iterdir() if file.is_file()}
+    assert set(modes.values()) == {0o640}, modes
+
+
+def test_a_kill_in_the_last_save_leaves_nothing_after_the_next_run(recipe, tmp_path):
+    staging = tmp_path / "out" / ".saving"
+    staging.mkdir(parents=True)
+    (staging / ".tmpAbC123").write_bytes(b"half of the weights")
+    main([str(recipe), "--max_steps", "1"])
+    assert not staging.exists()
+    assert not [file for file in (tmp_path / "out").rglob("*") if file.name.startswith(".")]
+
+
+def test_final_files_are_synced_before_the_checkpoints_are_deleted(recipe, tmp_path, monkeypatch):
+    calls = []
+    fsync, rename = os.fsync, os.rename
+    monkeypatch.setattr(os, "fsync", lambda fd: (calls.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd)))
+    monkeypatch.setattr(os, "rename", lambda *paths: (calls.append(f"rename {paths[0]}"), rename(*paths)))
+    main([str(recipe)])
+    out = tmp_path / "out"
+    deleted = next(place for place, call in enumerate(calls) if call.startswith(f"rename {out}/checkpoint-"))
+    synced = set(calls[:deleted])
+    for name in ("config.json", "model.safetensors", "run.json", "recipe.yaml", "README.md", "trainer_state.json"):
+        assert str(out / name) in synced, name
+    assert str(out) in synced
+    assert not list(out.glob("checkpoint-*"))
+
+
+def test_losses_are_finite_numbers_after_any_resume(tmp_path):
+    checkpoint = interrupted(tmp_path)
+    trainer = make_trainer(tmp_path)
+    trainer.train(str(checkpoint))
+    assert np.isfinite(losses(trainer)).all()
+    with pytest.raises(HFViTError):
+        make_trainer(tmp_path).train(str(tmp_path / "checkpoint-99"))
