@@ -50,6 +50,7 @@ from hfvit.data.tables import (
 )
 from hfvit.errors import DataError, one_line
 from hfvit.recipe.arguments import DataArguments
+from hfvit.utils.files import expand_user
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +159,7 @@ def open_local(data: DataArguments) -> LocalData | None:
     Raises:
         DataError: the files have no layout that is known.
     """
-    root = Path(data.dataset_name).expanduser()
+    root = expand_user(data.dataset_name)
     if root.is_file():
         return _open_file(root, data)
     if not root.is_dir() or data.dataset_config_name:
@@ -273,13 +274,32 @@ def _open_folders(
     try:
         images = select_images(files, left_out)
         folders = class_folders(data.dataset_name, images, left_out, _named_splits(data), empty)
-    except DataError:
+    except DataError as error:
         if not tables:
             raise
-        return _with_images(_open_tables(data, tables, LeftOut()), files)
+        return _open_listed(data, files, tables, error)
     if len(folders.labels) < 2 and tables:
-        return _with_images(_open_tables(data, tables, LeftOut()), files)
+        one_class = DataError(f"dataset_name: {data.dataset_name} has one class folder only ({folders.labels[0]}).")
+        return _open_listed(data, files, tables, one_class)
     return _folder_data(data, folders, left_out)
+
+
+def _open_listed(data: DataArguments, files: list[File], tables: list[File], error: DataError) -> LocalData:
+    """Images that tables list.
+
+    Args:
+        data: the data set.
+        files: of its folder.
+        tables: those of the files that are tables.
+        error: why the folders are no classes, raised where the tables are not about images.
+    """
+    try:
+        local = _open_tables(data, tables, LeftOut())
+    except DataError as other:
+        if str(other).startswith("image_column"):
+            raise error from None
+        raise
+    return _with_images(local, files)
 
 
 def _with_images(local: LocalData, files: list[File]) -> LocalData:

@@ -116,6 +116,13 @@ def test_load_splits_of_tables_beside_class_folders_takes_the_folders(tmp_path):
     assert load_splits(str(tmp_path)).labels == ["cat", "dog"]
 
 
+def test_load_splits_of_folders_that_are_not_clear_beside_another_table_names_the_folders(tmp_path):
+    write_images(tmp_path, {"cat": 5, "out/plots": 5})
+    write_table(tmp_path / "history.csv", [{"epoch": 1, "loss": 2.0}])
+    with pytest.raises(DataError, match=r"^dataset_name: class folders"):
+        load_splits(str(tmp_path))
+
+
 def test_load_splits_of_tables_with_split_words_in_their_names_asks(tmp_path):
     write_table(tmp_path / "labels_train.csv", path_rows(tmp_path, COUNTS))
     write_table(tmp_path / "labels_test.csv", path_rows(tmp_path, COUNTS))
