@@ -18,6 +18,7 @@ from hfvit.data.local import LocalData, open_local
 from hfvit.data.tables import LABEL_NAMES, as_images, root_cause
 from hfvit.errors import DataError, nearest, one_line
 from hfvit.recipe.arguments import DEFAULT_TEST_SPLIT, DataArguments
+from hfvit.utils.files import expand_user
 from hfvit.utils.hub_ids import folder_or_hub_id, is_local
 
 CLASS_TYPES = ("int", "uint", "string", "large_string", "bool", "float", "double", "null")
@@ -181,7 +182,7 @@ def read_class_names(data: DataArguments) -> list[str] | None:
         return None
     names = list(data.class_names)
     if len(names) == 1:
-        file = Path(names[0]).expanduser()
+        file = expand_user(names[0])
         if not file.is_file():
             raise DataError(f"class_names: there is no file {names[0]}. Give two names or more, or a text file.")
         try:
@@ -316,7 +317,7 @@ def load_whole_splits(data: DataArguments, seed: int = 42) -> ImageSplits:
             facts["splits"][role]["left_out"] = counts
     if local and local.left_out.counts():
         facts["left_out"] = local.left_out.counts()
-    splits = ImageSplits(
+    return ImageSplits(
         train=loaded["train"],
         validation=loaded["validation"],
         test=loaded.get("test"),
@@ -324,8 +325,6 @@ def load_whole_splits(data: DataArguments, seed: int = 42) -> ImageSplits:
         whole=whole,
         facts=facts,
     )
-    warn_about_sizes(splits)
-    return splits
 
 
 def open_source(data: DataArguments) -> LocalData | None:

@@ -25,7 +25,6 @@ from hfvit.data.splits import (
     is_folder_builder,
     read_class_names,
     standardise,
-    warn_about_sizes,
     why_not_loaded,
 )
 from hfvit.data.tables import fingerprint, root_cause, stream_images
@@ -77,7 +76,7 @@ def stream_splits(
     shown |= {role: (names[role], len(split), split._fingerprint) for role, split in loaded.items()}
     if source.local:
         source.local.log()
-    splits = ImageSplits(
+    return ImageSplits(
         train=_two_columns(train, image_column, label_column, data.max_train_samples, class_label, labels),
         validation=loaded["validation"],
         test=loaded.get("test"),
@@ -85,8 +84,6 @@ def stream_splits(
         whole=whole,
         facts=data_facts(data, source.commit, columns, labels, shown),
     )
-    warn_about_sizes(splits)
-    return splits
 
 
 @dataclass

@@ -12,6 +12,7 @@ from helpers.messages import assert_names
 from helpers.splits import load_splits
 
 from hfvit.data.decode import find_pictures
+from hfvit.data.splits import warn_about_sizes
 from hfvit.errors import DataError, RecipeError
 
 CLASSES = {"cat": 10, "dog": 20}
@@ -266,6 +267,7 @@ def test_load_splits_warns_of_small_classes_and_few_validation_images(tmp_path, 
     folders = {"train/cat": 9, "train/dog": 9, "train/emu": 1, "val/cat": 2, "val/yak": 2}
     splits = load_splits(str(write_images(tmp_path, folders)))
     assert splits.labels == ["cat", "dog", "emu", "yak"]
+    warn_about_sizes(splits)
     for words in (("train", "no images", "yak"), ("train", "one image", "emu"), ("validation", "4 images"),
                   ("validation", "dog, emu")):  # fmt: skip
         assert any(all(word in message for word in words) for message in caplog.messages), words
