@@ -20,7 +20,7 @@ from hfvit.artifacts.constants import RECIPE_FILE
 from hfvit.artifacts.output_dir import alone_in, claim_output_dir, clear_run, is_finished, refuse_to_discard
 from hfvit.artifacts.run_record import RunRecord
 from hfvit.data.factory import build_datasets, load_splits
-from hfvit.data.splits import ImageSplits
+from hfvit.data.splits import ImageSplits, warn_about_sizes
 from hfvit.errors import HubError
 from hfvit.evaluation.examples import Examples
 from hfvit.finetuning.factory import build_trainer, prepare_finetuning
@@ -142,6 +142,9 @@ def run(
         splits = load_splits(recipe.data, args.seed, check_length=args.check_stream)
     recipe.pin(splits.facts["dataset_commit"])
     logger.info(splits.describe())
+    warn_about_sizes(splits)
+    if not recipe.data.streaming and recipe.finetuning.finetuning != "linear_probe":
+        recipe.fit(len(splits.train))
 
     set_seed(args.seed)
     model, tokenizer = build_model(recipe.model, splits.labels, recipe.data)

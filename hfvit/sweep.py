@@ -13,6 +13,7 @@ from hfvit.artifacts.output_dir import alone_in
 from hfvit.artifacts.run_record import RunRecord
 from hfvit.errors import NonFiniteLossError, OutOfMemoryError, RecipeError, UnfinishedError, one_line
 from hfvit.pipeline import main as train
+from hfvit.recipe.arguments import DEFAULT_TEST_FRACTION, DEFAULT_TEST_SPLIT
 from hfvit.recipe.files import read_yaml
 from hfvit.recipe.loader import load_recipe
 from hfvit.utils.files import write_text
@@ -176,6 +177,8 @@ class Sweep:
 
     def _write_recipe(self, name: str, parameters: dict[str, Any]) -> Path:
         values = {**self.values, **parameters, "test_split": None, "output_dir": str(self.folder / name)}
+        if self.values.get("test_split", DEFAULT_TEST_SPLIT) and values.get("test_fraction") is None:
+            values["test_fraction"] = DEFAULT_TEST_FRACTION  # a trial must not train on what is the best run's test
         path = self.folder / "recipes" / f"{name}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))

@@ -12,6 +12,7 @@ import yaml
 from helpers.commands import ROOT, run_command
 from helpers.image_text import tokenizer
 from helpers.images import LABELS, colored_image, colored_split
+from helpers.layouts import write_images
 from helpers.messages import assert_names, option_of
 from helpers.recipes import MICRO_RECIPE
 from helpers.records import make_record
@@ -22,8 +23,10 @@ from transformers import pipeline
 from hfvit.artifacts.constants import ADAPTER_FILES
 from hfvit.artifacts.run_record import RunRecord
 from hfvit.errors import run
+from hfvit.evaluation.split import evaluation_split
 from hfvit.hub.model_card import render_card
 from hfvit.pipeline import main
+from hfvit.verify import evaluate_again
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +134,6 @@ def test_mistakes_are_told_before_any_long_work(recipe, capsys, tmp_path):
     message = fails(capsys, recipe, "--image_size", "20")
     assert option_of(message) == "image_size"
     assert_names(message, 20, 16, 24)
-    assert_names(fails(capsys, recipe, "--global_batch_size", "64"), "global_batch_size", 52, 64)
     (tmp_path / "taken").touch()
     message = fails(capsys, recipe, "--output_dir", tmp_path / "taken")
     assert option_of(message) == "output_dir"
@@ -228,6 +230,41 @@ def test_no_test_split_is_said_plainly(recipe, tmp_path):
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| validation |" in card
     assert "| test |" not in card
+
+
+def test_train_on_class_folders_evaluates_held_out_test_images(recipe, tmp_path):
+    folder = write_images(tmp_path / "photos", dict.fromkeys(LABELS, 20))
+    (folder / "red" / ".DS_Store").write_bytes(b"x")
+    words = ["--dataset_name", folder, "--num_train_epochs", "1"]
+    assert run(lambda: main([str(word) for word in (recipe, *words)])) == 0
+    out = tmp_path / "out"
+    data = facts(out)["data"]
+    assert {role: split["rows"] for role, split in data["splits"].items()} == {
+        "train": 42,
+        "validation": 12,
+        "test": 6,
+    }
+    assert data["splits"]["test"]["held_out"] == 0.1
+    assert data["left_out"] == {"hidden or system file": 1}
+    split = evaluation_split(out, split="test")
+    assert len(split) == 6
+    again = {row.split: row.again for row in evaluate_again(out).rows}
+    assert again == {role: metrics["accuracy"] for role, metrics in facts(out)["metrics"].items()}
+
+
+def test_train_with_fewer_images_than_a_batch_fits_batch_and_steps(recipe, tmp_path):
+    folder = write_images(tmp_path / "photos", {f"train/{label}": 10 for label in LABELS})
+    words = ["--dataset_name", folder, "--global_batch_size", "64", "--eval_strategy", "steps", "--eval_steps", "371"]
+    words += ["--logging_steps", "25", "--num_train_epochs", "2"]
+    assert run(lambda: main([str(word) for word in (recipe, *words)])) == 0
+    record = facts(tmp_path / "out")
+    assert {key: record["recipe"][key] for key in ("global_batch_size", "eval_steps", "logging_steps")} == {
+        "global_batch_size": 16, "eval_steps": 1, "logging_steps": 1,
+    }  # fmt: skip
+    assert record["training"]["steps"] == 2
+    assert sum("eval_loss" in entry for entry in record["history"]) == 2
+    assert list(record["metrics"]) == ["validation"]
+    assert "no test split" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_tensorboard_when_asked(recipe, tmp_path):

@@ -35,7 +35,10 @@ class Model(Record):
 
 @dataclass(kw_only=True)
 class Split(Record):
-    """One split: the data set's split behind it, and its images; `rows` is None for a stream of unknown length."""
+    """One split: the data set's split behind it, and its images; `rows` is None for a stream of unknown length.
+
+    `held_out` is the fraction of the source that was held out for it, `left_out` the number of files by reason.
+    """
 
     source: str
     rows: int | None
@@ -43,6 +46,8 @@ class Split(Record):
     empty_texts: int | None = field(default=None, metadata=OPTIONAL)
     longest_texts: int | None = field(default=None, metadata=OPTIONAL)
     input: str | None = field(default=None, metadata=OPTIONAL)
+    held_out: float | None = field(default=None, metadata=OPTIONAL)
+    left_out: dict[str, int] | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(kw_only=True)
@@ -60,6 +65,7 @@ class Data(Record):
     labels: list[str]
     splits: dict[str, Split]
     selected_by: str | None
+    left_out: dict[str, int] | None = field(default=None, metadata=OPTIONAL)
 
     @property
     def commit(self) -> str | None:

@@ -138,7 +138,7 @@ def open_reader(split: Dataset, kept: Dataset, name: str, data_config: dict[str,
         pixels = cached_pixels(kept, name, (height, width), show_progress)
     except NotAnArray as reason:
         return DecodingReader(split, name, data_config), f"decoded as they are read: {reason}"
-    rows = np.arange(len(split)) if kept is split else np.asarray(split["row"])
+    rows = np.arange(len(split)) if kept is split else np.searchsorted(kept["row"], split["row"])
     return ArrayReader(pixels, rows), f"of {width}x{height} pixels, decoded once"
 
 

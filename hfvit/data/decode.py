@@ -1,9 +1,11 @@
 """Decode images from data sets, files and URLs to RGB."""
 
 import glob
+import logging
 import math
 import os
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from tqdm.auto import tqdm
 
 from hfvit.data.open_image import (
     DEFAULT_LIMITS,
@@ -22,7 +25,10 @@ from hfvit.data.open_image import (
 )
 from hfvit.errors import DataError
 from hfvit.utils.download import DEFAULT_URL_LIMITS, UrlLimits, read_url
+from hfvit.utils.environment import cores
 from hfvit.utils.files import expand_user
+
+logger = logging.getLogger(__name__)
 
 EXIF_ORIENTATION = 0x0112
 REDUCING_GAP = 2.0  # how much larger than needed a JPEG is decoded before the resize; Pillow's own advice
@@ -117,6 +123,42 @@ def _opened(encoded: dict[str, Any] | None, split: str, row: int | str):
         raise DataError(f"Split '{split}', row {row}{file}: {image_error_reason(error)}; mend or remove it.") from None
 
 
+def unreadable_rows(split, name: str) -> dict[int, str]:
+    """Positions of images that cannot be decoded, with what is wrong; all images are decoded for it.
+
+    Args:
+        split: columns `image` (undecoded) and `row`.
+        name: of the split, for messages.
+    """
+    bad: dict[int, str] = {}
+
+    def check(position: int) -> tuple[int, str | None]:
+        example = split[position]
+        try:
+            decode(example["image"], name, example["row"])
+        except DataError as error:
+            return position, str(error)
+        return position, None
+
+    with ThreadPoolExecutor(cores()) as pool:  # Pillow decodes outside the interpreter's lock
+        results = pool.map(check, range(len(split)))
+        for position, problem in tqdm(results, f"Checking {name}", len(split), unit="image", disable=None):
+            if problem:
+                bad[position] = problem
+    return bad
+
+
+# What operating systems leave in folders.
+SYSTEM_NAMES = {
+    "thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "system volume information",
+}  # fmt: skip
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name belongs to the operating system or an editor."""
+    return name.startswith(".") or name.lower() in SYSTEM_NAMES
+
+
 def is_url(name: str | Path) -> bool:
     return str(name).lower().startswith(("http://", "https://"))
 
@@ -147,7 +189,11 @@ def find_pictures(names: Iterable[str]) -> tuple[list[str], list[str]]:
 
 def _in_folder(folder: str | Path) -> list[str]:
     readable = extensions()
-    return sorted(str(path) for path in Path(folder).rglob("*") if path.suffix.lower() in readable and path.is_file())
+    found = [path for path in Path(folder).rglob("*") if path.suffix.lower() in readable and path.is_file()]
+    visible = [path for path in found if not any(map(is_hidden, path.relative_to(folder).parts))]
+    if len(visible) < len(found):
+        logger.warning("%s: skipped %d hidden files", folder, len(found) - len(visible))
+    return sorted(map(str, visible))
 
 
 def read_picture(

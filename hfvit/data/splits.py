@@ -1,21 +1,31 @@
 """Load train, validation and test splits and check their columns and labels."""
 
+import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import datasets
 import numpy as np
-from datasets import ClassLabel, Dataset, Image, IterableDataset, Value
+from datasets import ClassLabel, Dataset, Image, IterableDataset, ReadInstruction, Value
 from PIL import Image as PILImage
 from sklearn.model_selection import train_test_split
 
+from hfvit.data.decode import unreadable_rows
+from hfvit.data.folders import BAD_IMAGE, canonical_split, no_split_error
+from hfvit.data.local import LocalData, open_local
+from hfvit.data.tables import LABEL_NAMES, as_images, root_cause
 from hfvit.errors import DataError, nearest, one_line
-from hfvit.recipe.arguments import DataArguments
+from hfvit.recipe.arguments import DEFAULT_TEST_SPLIT, DataArguments
+from hfvit.utils.files import expand_user
 from hfvit.utils.hub_ids import folder_or_hub_id, is_local
 
-CLASS_TYPES = ("int", "uint", "string", "large_string", "bool")
-LABEL_NAMES = ("label", "labels", "fine_label", "target", "class")
+CLASS_TYPES = ("int", "uint", "string", "large_string", "bool", "float", "double", "null")
+FEW_VALIDATION_IMAGES = 30
+HELD_OUT = " held out"  # end of the source of a split that was held out of another
+
+logger = logging.getLogger(__name__)
 
 
 def find_image_column(features: datasets.Features) -> str:
@@ -87,20 +97,40 @@ def _check_column(split: Dataset | IterableDataset, name: str, key: str, column:
         )
 
 
-def encode_labels(feature, raw_labels: dict[str, list], names: dict[str, str]) -> tuple[list[str], dict]:
-    """Label names in class order, and each split's labels as class indices; a label that is no class names its row.
+def encode_labels(
+    feature, raw_labels: dict[str, list], names: dict[str, str], class_names: Sequence[str] | None = None
+) -> tuple[list[str], dict]:
+    """Label names in class order, and each split's labels as class indices.
 
-    `raw_labels` and the indices are by role, `names` gives each role's split.
+    Args:
+        feature: of the label column: `ClassLabel`, or a `Value` of strings, integers, booleans or whole floats.
+        raw_labels: values by role; without `ClassLabel` and `class_names`, those of `train` are the classes.
+        names: each role's split, for messages.
+        class_names: in the order of integer labels, or all names that string labels may have.
+
+    Raises:
+        DataError: a label is missing or no class; its row is named.
     """
     for role, values in raw_labels.items():
         if None in values:
-            raise DataError(f"Split '{names[role]}', row {values.index(None)}: the label is missing.")
+            missing = sum(value is None for value in values)
+            raise DataError(
+                f"Split '{names[role]}', row {values.index(None)}: the label is missing ({missing:,} such rows)."
+            )
     if isinstance(feature, ClassLabel):
         labels = list(feature.names)
         encoded = {role: np.asarray(values, dtype=np.int64) for role, values in raw_labels.items()}
+        if class_names is not None:
+            labels, encoded = _renamed(labels, encoded, list(class_names))
     else:
-        classes = sorted(set(raw_labels["train"]))
-        labels = [str(value) for value in classes]
+        raw_labels = {role: _whole(values, names[role]) for role, values in raw_labels.items()}
+        if class_names is None:
+            classes = sorted(set(raw_labels["train"]))
+        elif all(isinstance(value, int) for values in raw_labels.values() for value in values):
+            classes = list(range(len(class_names)))
+        else:
+            classes = list(class_names)
+        labels = [str(value) for value in (classes if class_names is None else class_names)]
         index_of = {value: index for index, value in enumerate(classes)}
         encoded = {role: np.array([index_of.get(v, -1) for v in values]) for role, values in raw_labels.items()}
     for role, values in encoded.items():
@@ -115,6 +145,55 @@ def encode_labels(feature, raw_labels: dict[str, list], names: dict[str, str]) -
     if len(set(labels)) != len(labels):
         raise DataError("Two classes have the same name; rename one of them.")
     return labels, encoded
+
+
+def _whole(values: list, name: str) -> list:
+    """Labels with floats as integers."""
+    if not any(isinstance(value, float) for value in values):
+        return values
+    for row, value in enumerate(values):
+        if isinstance(value, float) and not value.is_integer():
+            raise DataError(f"label_column: split '{name}', row {row}: {value:g} is not a class. Use whole numbers.")
+    return [int(value) for value in values]
+
+
+def _renamed(
+    labels: list[str], encoded: dict[str, np.ndarray], class_names: list[str]
+) -> tuple[list[str], dict[str, np.ndarray]]:
+    """`class_names` for labels that are numbers, or the same names in another order."""
+    if set(class_names) == set(labels):
+        order = np.array([class_names.index(label) for label in labels])
+        moved = {}
+        for role, values in encoded.items():
+            known = (values >= 0) & (values < len(labels))
+            moved[role] = np.where(known, order[np.where(known, values, 0)], -1)
+        return class_names, moved
+    if len(class_names) == len(labels) and sorted(labels) == sorted(map(str, range(len(labels)))):
+        return _renamed([class_names[int(label)] for label in labels], encoded, class_names)
+    raise DataError(
+        f"class_names: has {len(class_names)} names ({', '.join(class_names[:5])}), the data set has {len(labels)}"
+        f" classes ({', '.join(labels[:5])}). Name the same classes, or leave it out."
+    )
+
+
+def read_class_names(data: DataArguments) -> list[str] | None:
+    """`class_names` of the recipe, read from its file where one is named."""
+    if data.class_names is None:
+        return None
+    names = list(data.class_names)
+    if len(names) == 1:
+        file = expand_user(names[0])
+        if not file.is_file():
+            raise DataError(f"class_names: there is no file {names[0]}. Give two names or more, or a text file.")
+        try:
+            lines = file.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"class_names: {names[0]} cannot be read ({one_line(error)}).") from None
+        names = [line.strip() for line in lines if line.strip()]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"class_names: '{twice}' is in it twice. Each class needs a name of its own.")
+    return names
 
 
 def undecoded(split: Dataset, image_column: str, text_column: str | None = None) -> Dataset:
@@ -180,8 +259,8 @@ class ImageSplits:
 def load_whole_splits(data: DataArguments, seed: int = 42) -> ImageSplits:
     """Load and check the splits of a data set, the training split included.
 
-    The test split selects nothing: without `validation_split`, `validation_fraction` of train is held out, stratified
-    by class.
+    The test split selects nothing. Without `validation_split` a split of that name is used, or `validation_fraction`
+    of train is held out, stratified by class. Of local images without splits, `test_fraction` is held out, too.
 
     Args:
         data: the data set, its columns, its splits and their limits.
@@ -190,35 +269,39 @@ def load_whole_splits(data: DataArguments, seed: int = 42) -> ImageSplits:
     Raises:
         DataError: for anything a training could not use.
     """
-    names = {"train": data.train_split, "validation": data.validation_split, "test": data.test_split}
-    loaded = {
-        role: load_split(data.dataset_name, data.dataset_config_name, data.dataset_revision, name)
-        for role, name in names.items()
-        if name
-    }
+    local = open_source(data)
+    loaded = {"train": load_split(data, data.train_split, "train_split", local)}
+    names = choose_splits(data, split_names(loaded["train"], data, local), local)
+    for role, name in names.items():
+        if role != "train":
+            loaded[role] = load_split(data, name, f"{role}_split", local)
     features = loaded["train"].features
     image_column = data.image_column or find_image_column(features)
     label_column = data.label_column or find_label_column(features)
     text_column = data.text_column
     for role, split in loaded.items():
         check_columns(split, names[role], image_column, label_column, text_column)
+    _check_overlap(names, {role: _lengths(split, local) for role, split in loaded.items()})
 
     raw_labels = {role: split[label_column][:] for role, split in loaded.items()}
-    labels, indices = encode_labels(features[label_column], raw_labels, names)
+    _drop_unlabeled(data, names, raw_labels, loaded)
+    labels, indices = encode_labels(features[label_column], raw_labels, names, read_class_names(data))
     commit = dataset_commit(file["filename"] for file in loaded["train"].cache_files)
     loaded = {role: standardise(split, image_column, indices[role], text_column) for role, split in loaded.items()}
-    if len(np.unique(indices["train"])) < 2:
-        raise DataError(f"train_split: '{data.train_split}' holds one class only; a classifier needs two or more.")
-
-    sources = {role: names[role] for role in loaded}
+    left_out = {role: _left_out(local, names[role]) for role in loaded}
+    if local:
+        local.log()
+    if data.on_bad_image == "skip":
+        for role in loaded:
+            loaded[role] = skip_bad_images(loaded[role], names[role], left_out[role])
     whole = dict(loaded)
-    if "validation" not in loaded:
-        sources["validation"] = data.train_split
-        whole["validation"] = loaded["train"]
-        kept, held_out = _hold_out(indices["train"], data.validation_fraction, seed, data.train_split)
-        loaded["validation"] = whole["train"].select(held_out)
-        loaded["train"] = whole["train"].select(kept)
-        names["validation"] = f"{data.train_split}, {data.validation_fraction:g} held out"
+    sources = {role: names[role] for role in loaded}
+    held_out = _hold_out_splits(data, seed, local, loaded, names)
+    for role in held_out:
+        sources[role] = data.train_split
+        whole[role] = whole["train"]
+    if len(np.unique(loaded["train"]["label"])) < 2:
+        raise DataError(f"train_split: '{data.train_split}' holds one class only; a classifier needs two or more.")
     limits = {"train": data.max_train_samples, "validation": data.max_eval_samples, "test": data.max_eval_samples}
     loaded = {role: at_most(split, limits[role], seed) for role, split in loaded.items()}
 
@@ -226,14 +309,206 @@ def load_whole_splits(data: DataArguments, seed: int = 42) -> ImageSplits:
     columns = {"image_column": image_column, "label_column": label_column}
     columns |= {"text_column": text_column} if text_column else {}
     shown = {role: (names[role], len(loaded[role]), loaded[role]._fingerprint) for role in roles}
+    facts = data_facts(data, commit, columns, labels, shown)
+    for role, fraction in held_out.items():
+        facts["splits"][role]["held_out"] = fraction
+    for role, counts in left_out.items():
+        if counts:
+            facts["splits"][role]["left_out"] = counts
+    if local and local.left_out.counts():
+        facts["left_out"] = local.left_out.counts()
     return ImageSplits(
         train=loaded["train"],
         validation=loaded["validation"],
         test=loaded.get("test"),
-        sources=sources,
+        sources={role: sources[role] for role in loaded},
         whole=whole,
-        facts=data_facts(data, commit, columns, labels, shown),
+        facts=facts,
     )
+
+
+def open_source(data: DataArguments) -> LocalData | None:
+    """The data set as local files; None for the digits and for what `datasets` loads itself."""
+    return None if data.dataset_name == DIGITS else open_local(data)
+
+
+def choose_splits(data: DataArguments, available: Sequence[str], local: LocalData | None = None) -> dict[str, str]:
+    """The split of each role: those that the recipe names, and usual ones that are there.
+
+    Args:
+        data: names of splits, None where a validation split may be found, `DEFAULT_TEST_SPLIT` where a test split may
+            be missing.
+        available: names of the data set's splits; empty where they are not known.
+        local: the data set, if it is local files, where `val` names `validation`.
+    """
+    resolve = local.resolve if local else str
+    names = {"train": resolve(data.train_split)}
+    taken = [names["train"], *([resolve(data.test_split)] if data.test_split else [])]
+    bases = {part.split("[")[0] for name in taken for part in name.split("+")}
+    if data.validation_split:
+        names["validation"] = resolve(data.validation_split)
+    else:
+        usual = [name for name in available if canonical_split(name) == "validation" and name not in bases]
+        if len(usual) > 1:
+            raise DataError(f"validation_split: there are several ({', '.join(usual)}). Name one.")
+        if usual:
+            names["validation"] = usual[0]
+            logger.info("validation: split '%s' of the data set; validation_fraction is not used", usual[0])
+    if data.test_split == DEFAULT_TEST_SPLIT:
+        if DEFAULT_TEST_SPLIT not in available:
+            return names
+        if DEFAULT_TEST_SPLIT in names.values():
+            role = next(role for role, name in names.items() if name == DEFAULT_TEST_SPLIT)
+            logger.warning("test: none, because split '%s' is the %s split", DEFAULT_TEST_SPLIT, role)
+            return names
+    if data.test_split:
+        names["test"] = resolve(data.test_split)
+    return names
+
+
+def split_names(train: Dataset, data: DataArguments, local: LocalData | None) -> list[str]:
+    """Names of all splits of the data set.
+
+    Args:
+        train: the split that was loaded.
+        data: the data set.
+        local: the data set, if it is local files.
+    """
+    if data.dataset_name == DIGITS:
+        return list(digits())
+    return list(local.splits) if local else list(train.info.splits or {})
+
+
+def _lengths(split: Dataset, local: LocalData | None) -> dict[str, int]:
+    if local:
+        return local.lengths()
+    return {name: info.num_examples for name, info in (split.info.splits or {}).items()}
+
+
+def _check_overlap(names: Mapping[str, str], lengths: Mapping[str, Mapping[str, int]]) -> None:
+    """Raise `DataError` when two roles have rows of the data set in common.
+
+    Args:
+        names: split or slice of each role.
+        lengths: rows of the data set's splits, by role.
+    """
+    ranges: dict[str, list] = {}
+    for role, name in names.items():
+        try:
+            ranges[role] = ReadInstruction.from_spec(name).to_absolute(dict(lengths[role]))
+        except (ValueError, AttributeError):
+            return
+    order = list(ranges)
+    for index, role in enumerate(order):
+        for other in order[:index]:
+            common = sum(
+                max(0, min(a.to, b.to) - max(a.from_, b.from_))
+                for a in ranges[role] for b in ranges[other] if a.splitname == b.splitname
+            )  # fmt: skip
+            if common:
+                raise DataError(
+                    f"{role}_split: '{names[role]}' has {common:,} images in common with {other}_split"
+                    f" '{names[other]}'. Name slices that do not overlap, such as train[:90%] and train[90%:]."
+                )
+
+
+def _drop_unlabeled(
+    data: DataArguments, names: dict[str, str], raw_labels: dict[str, list], loaded: dict[str, Dataset]
+) -> None:
+    """Leave out a validation or test split without any labels that the recipe does not name."""
+    chosen = {"validation": data.validation_split is None, "test": data.test_split == DEFAULT_TEST_SPLIT}
+    for role, is_default in chosen.items():
+        if is_default and role in loaded and all(value in (None, -1) for value in raw_labels[role]):
+            logger.warning("%s: split '%s' has no labels and is not used", role, names[role])
+            for known in (names, raw_labels, loaded):
+                del known[role]
+
+
+def _left_out(local: LocalData | None, name: str) -> dict[str, int]:
+    """Files left out of a split by reason."""
+    return local.left_out.counts(local.resolve(name).split("[")[0]) if local else {}
+
+
+def skip_bad_images(split: Dataset, name: str, left_out: dict[str, int]) -> Dataset:
+    """`split` without the images that cannot be decoded, which are logged and counted.
+
+    Args:
+        split: columns `image` (undecoded) and `row`.
+        name: of the split.
+        left_out: gets their number.
+    """
+    bad = unreadable_rows(split, name)
+    if not bad:
+        return split
+    if len(bad) == len(split):
+        raise DataError(f"on_bad_image: none of the {len(split):,} images of split '{name}' can be decoded.")
+    shown = "; ".join(list(bad.values())[:3]) + ("; ..." if len(bad) > 3 else "")
+    logger.warning("%s: skipped %d of %d images that cannot be decoded: %s", name, len(bad), len(split), shown)
+    left_out[BAD_IMAGE] = len(bad)
+    return split.select([row for row in range(len(split)) if row not in bad])
+
+
+def _hold_out_splits(
+    data: DataArguments, seed: int, local: LocalData | None, loaded: dict[str, Dataset], names: dict[str, str]
+) -> dict[str, float]:
+    """Hold validation and test images out of train where no split has the role; returns their fractions.
+
+    The rows depend on the data and the seed alone, not on whether the test images are used.
+
+    Args:
+        data: fractions and splits.
+        seed: of the rows.
+        local: the data set, if it is local files.
+        loaded: splits by role; changed.
+        names: of the splits by role; changed.
+    """
+    fractions: dict[str, float] = {}
+    if "validation" not in loaded:
+        fractions["validation"] = data.validation_fraction
+    if local and not local.is_split and "test" not in loaded and "[" not in data.train_split:
+        fractions |= {"test": data.held_out_for_test} if data.held_out_for_test else {}
+    for role, fraction in fractions.items():
+        train = loaded["train"]
+        share = fraction if len(fractions) == 1 or role == "validation" else fraction / (1 - fractions["validation"])
+        kept, held_out = _hold_out(np.asarray(train["label"]), share, seed, data.train_split, role)
+        loaded["train"] = train.select(kept)
+        loaded[role] = train.select(held_out)
+        names[role] = f"{data.train_split}, {fraction:g}{HELD_OUT}"
+    if "test" in fractions and data.test_split is None:
+        logger.info(
+            "test_fraction: %d images are held out and not evaluated, because there is no test_split",
+            len(loaded.pop("test")),
+        )
+        del names["test"], fractions["test"]
+    return fractions
+
+
+def warn_about_sizes(splits: ImageSplits) -> None:
+    """Warn of few validation images, and of classes without training or validation images."""
+    labels = splits.labels
+    counts = {role: np.bincount(splits[role]["label"], minlength=len(labels)) for role in splits.sources}
+    if "train" in counts:
+        missing = [labels[index] for index in np.flatnonzero(counts["train"] == 0)]
+        if missing:
+            logger.warning("train: %d of %d classes have no images: %s", len(missing), len(labels), _some(missing))
+        single = [labels[index] for index in np.flatnonzero(counts["train"] == 1)]
+        if single:
+            logger.warning("train: %d of %d classes have one image: %s", len(single), len(labels), _some(single))
+    validation = counts["validation"]
+    if validation.sum() < FEW_VALIDATION_IMAGES:
+        logger.warning(
+            "validation: %d images select the checkpoint; below %d the choice is mostly chance",
+            validation.sum(),
+            FEW_VALIDATION_IMAGES,
+        )
+    present = counts["train"] > 0 if "train" in counts else np.ones(len(labels), dtype=bool)
+    missing = [labels[index] for index in np.flatnonzero((validation == 0) & present)]
+    if missing:
+        logger.warning("validation: %d of %d classes have no images: %s", len(missing), len(labels), _some(missing))
+
+
+def _some(names: list[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def data_facts(
@@ -269,24 +544,61 @@ def data_facts(
     }
 
 
-def load_split(name: str, config_name: str | None, revision: str | None, split: str) -> Dataset:
-    """One split of a data set, as it is; `DataError` when there is none, or nothing in it."""
+def load_split(data: DataArguments, split: str, option: str = "split", local: LocalData | None = None) -> Dataset:
+    """Load one split of a data set, with undecoded images where they are in files.
+
+    Args:
+        data: the data set; its own names of splits are not used.
+        split: a split, a slice or a sum of them.
+        option: that names it, for messages.
+        local: the data set, if it is local files and already open.
+
+    Raises:
+        DataError: there is no such split, or nothing in it.
+    """
+    name = data.dataset_name
     if name == DIGITS:
         splits = digits()
         if split not in splits:
-            raise DataError(f"'{DIGITS}' has no split '{split}'; it has {', '.join(splits)}.")
+            raise no_split_error(option, f"'{DIGITS}'", split, splits)
         return splits[split]
+    local = local or open_source(data)
+    if local:
+        return local.load(split, option)
     origin = folder_or_hub_id(name, DataError, "dataset_name")
     try:
         # Parquet, JSON, CSV, imagefolder and the like: datasets 5 runs no code of a data set.
-        dataset = datasets.load_dataset(origin, config_name, split=split, revision=revision)
+        dataset = datasets.load_dataset(origin, data.dataset_config_name, split=split, revision=data.dataset_revision)
     except Exception as error:
-        raise DataError(why_not_loaded(name, config_name, split, error)) from error
+        raise why_not_loaded(data, split, error, option) from error
     if not isinstance(dataset, Dataset):
-        raise DataError(f"{name}: split '{split}' is not one table; name a single split.")
+        raise DataError(f"{option}: split '{split}' of {name} is not one table; name a single split.")
     if len(dataset) == 0:
-        raise DataError(f"{name}: split '{split}' is empty.")
-    return dataset
+        raise DataError(f"{option}: split '{split}' of {name} is empty.")
+    return images_of_rows(dataset, data, split)
+
+
+def images_of_rows(dataset: Dataset, data: DataArguments, split: str) -> Dataset:
+    """A split that `datasets` loaded, with an image column of bytes as images; paths in rows are refused.
+
+    Args:
+        dataset: of `datasets.load_dataset`.
+        data: `image_column` and `allow_outside_paths`.
+        split: for messages.
+    """
+    if is_folder_builder(dataset.builder_name):
+        return dataset  # its paths are those of files that datasets found itself
+    found = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
+    column = data.image_column or (found[0] if len(found) == 1 else None)
+    if column is None:
+        return dataset
+    converted = as_images(dataset, column, split, None, data.allow_outside_paths)
+    return dataset if column in found else converted
+
+
+def is_folder_builder(name: str | None) -> bool:
+    """Whether a builder of `datasets` finds files itself, so that its paths are not those of rows."""
+    return name in ("imagefolder", "webdataset")
 
 
 def dataset_commit(files: Iterable[str]) -> str | None:
@@ -295,18 +607,32 @@ def dataset_commit(files: Iterable[str]) -> str | None:
     return next((match[1] for match in found if match), None)
 
 
-def why_not_loaded(name: str, config_name: str | None, split: str, error: Exception) -> str:
+def why_not_loaded(data: DataArguments, split: str, error: Exception, option: str = "split") -> DataError:
+    """The error for a split that `datasets` could not load, with the cause that it wraps.
+
+    Args:
+        data: the data set.
+        split: that was asked for.
+        error: of `datasets`.
+        option: that names the split.
+    """
+    name = data.dataset_name
+    cause = root_cause(error)
     reason = one_line(error)
     if "corresponds to no data" in reason:  # what datasets says of an empty slice or table
-        return f"{name}: split '{split}' is empty."
+        return DataError(f"{option}: split '{split}' of {name} is empty.")
     try:
-        available = datasets.get_dataset_split_names(name, config_name)
+        available = datasets.get_dataset_split_names(name, data.dataset_config_name)
     except Exception:
         available = None
     plain = split.split("[")[0]
     if available and plain not in available:
-        return f"{name} has no split '{split}'; it has {', '.join(available)}.{nearest(plain, available)}"
-    return f"{name}: split '{split}' cannot be loaded: {type(error).__name__}: {reason}"
+        return no_split_error(option, name, split, available)
+    folders = [path.name for path in Path().iterdir() if path.is_dir()] if "/" not in name else []
+    hint = nearest(name, folders)
+    return DataError(
+        f"dataset_name: split '{split}' of {name} cannot be loaded ({type(cause).__name__}: {one_line(cause)}).{hint}"
+    )
 
 
 def digits() -> dict[str, Dataset]:
@@ -326,15 +652,26 @@ def digits() -> dict[str, Dataset]:
     }
 
 
-def _hold_out(labels: np.ndarray, fraction: float, seed: int, name: str) -> tuple[np.ndarray, np.ndarray]:
+def _hold_out(
+    labels: np.ndarray, fraction: float, seed: int, name: str, role: str = "validation"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that stay and rows that are held out, stratified by class.
+
+    Args:
+        labels: class indices `(rows,)`.
+        fraction: of the rows to hold out.
+        seed: of the choice.
+        name: of the split, for messages.
+        role: that the rows are held out for.
+    """
     try:
         kept, held_out = train_test_split(
             np.arange(len(labels)), test_size=fraction, stratify=labels, random_state=seed
         )
     except ValueError as error:
         raise DataError(
-            f"validation_fraction: {fraction:g} of the {len(labels)} images of split '{name}' cannot be held out by"
-            f" class ({error}); change it or name a validation_split."
+            f"{role}_fraction: {fraction:g} of the {len(labels)} images of split '{name}' cannot be held out by"
+            f" class ({error}); change it or name a {role}_split."
         ) from None
     return np.sort(kept), np.sort(held_out)
 

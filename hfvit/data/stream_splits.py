@@ -1,6 +1,7 @@
 """Open a training split as a stream; load evaluation splits completely."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import datasets
@@ -8,19 +9,25 @@ from datasets import ClassLabel, Dataset, DatasetBuilder, Image, IterableDataset
 from datasets.fingerprint import Hasher
 from datasets.utils.file_utils import is_local_path, xopen
 
+from hfvit.data.folders import no_split_error
+from hfvit.data.local import LocalData, open_local
 from hfvit.data.splits import (
     DIGITS,
     ImageSplits,
     at_most,
     check_columns,
+    choose_splits,
     data_facts,
     dataset_commit,
     encode_labels,
     find_image_column,
     find_label_column,
+    is_folder_builder,
+    read_class_names,
     standardise,
     why_not_loaded,
 )
+from hfvit.data.tables import fingerprint, root_cause, stream_images
 from hfvit.errors import DataError, RecipeError
 from hfvit.recipe.arguments import DataArguments
 from hfvit.utils.hub_ids import folder_or_hub_id
@@ -39,10 +46,9 @@ def stream_splits(
     Raises:
         DataError: for anything a training could not use, as far as that is known without reading the stream.
     """
-    names = {"train": data.train_split, "validation": data.validation_split, "test": data.test_split}
-    names = {role: name for role, name in names.items() if name}
-    builder = _open(data)
-    streams = {role: _stream(builder, data, name) for role, name in names.items()}
+    source = _open(data)
+    names = choose_splits(data, source.names(), source.local)
+    streams = {role: source.stream(name, f"{role}_split") for role, name in names.items()}
 
     train = streams["train"]
     image_column = data.image_column or find_image_column(train.features)
@@ -50,58 +56,118 @@ def stream_splits(
     for role, stream in streams.items():
         check_columns(stream, names[role], image_column, label_column)
     class_label = train.features[label_column]
-    if not isinstance(class_label, ClassLabel):
+    class_names = read_class_names(data)
+    if not isinstance(class_label, ClassLabel) and class_names is None:
         raise DataError(
             f"label_column: column '{label_column}' of split '{data.train_split}' holds {class_label.dtype} without"
-            " the names of its classes, which a stream would have to be read through to find; declare it as a"
-            " ClassLabel in the data set's card (dataset_info: features), or set streaming to false."
+            " the names of its classes, which a stream would have to be read through to find; give class_names,"
+            " declare it as a ClassLabel in the data set's card (dataset_info: features), or set streaming to false."
         )
-    images = _known_length(builder, data.train_split, data.max_train_samples)
+    images = source.length(names["train"], data.max_train_samples)
     check_length(images)
 
-    loaded = {
-        role: _written(builder, data.dataset_name, streams[role], names[role]) for role in names if role != "train"
-    }
+    loaded = {role: source.load(names[role], streams[role], f"{role}_split") for role in names if role != "train"}
     raw_labels = {role: split[label_column][:] for role, split in loaded.items()}
-    labels, indices = encode_labels(class_label, raw_labels, names)
+    labels, indices = encode_labels(class_label, raw_labels, names, class_names)
     whole = {role: standardise(split, image_column, indices[role]) for role, split in loaded.items()}
     loaded = {role: at_most(split, data.max_eval_samples, seed) for role, split in whole.items()}
     columns = {"image_column": image_column, "label_column": label_column}
-    shown = {"train": (data.train_split, images, builder.hash)}
+    shown = {"train": (names["train"], images, source.fingerprint)}
     shown |= {role: (names[role], len(split), split._fingerprint) for role, split in loaded.items()}
+    if source.local:
+        source.local.log()
     return ImageSplits(
-        train=_two_columns(train, image_column, label_column, data.max_train_samples),
+        train=_two_columns(train, image_column, label_column, data.max_train_samples, class_label, labels),
         validation=loaded["validation"],
         test=loaded.get("test"),
         sources={role: names[role] for role in loaded},
         whole=whole,
-        facts=data_facts(data, dataset_commit([builder.cache_dir]), columns, labels, shown),
+        facts=data_facts(data, source.commit, columns, labels, shown),
     )
 
 
-def _open(data: DataArguments) -> DatasetBuilder:
+@dataclass
+class _Source:
+    """A data set that is streamed: local files, or what a builder of `datasets` reads."""
+
+    data: DataArguments
+    local: LocalData | None = None
+    builder: DatasetBuilder | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        if self.local:
+            return fingerprint(self.local.splits[self.local.resolve(self.data.train_split)].files)
+        return self.builder.hash
+
+    @property
+    def commit(self) -> str | None:
+        return None if self.local else dataset_commit([self.builder.cache_dir])
+
+    def names(self) -> list[str]:
+        """Names of the splits, as far as they are known."""
+        return list(self.local.splits) if self.local else list(self._streams())
+
+    def _streams(self) -> dict[str, IterableDataset]:
+        try:
+            return self.builder.as_streaming_dataset()
+        except Exception as error:
+            raise why_not_loaded(self.data, self.data.train_split, error, "train_split") from error
+
+    def stream(self, split: str, option: str) -> IterableDataset:
+        """The split as a stream with undecoded images; `DataError` when there is none, or its columns are unknown."""
+        if self.local:
+            if split not in self.local.splits:
+                raise no_split_error(option, self.local.name, split, self.local.splits)
+            stream = self.local.splits[split].stream()
+        else:
+            streams = self._streams()
+            if split not in streams:
+                raise no_split_error(option, self.data.dataset_name, split, streams)
+            stream = streams[split]
+        if stream.features is None:
+            raise DataError(
+                f"Split '{split}': what its columns hold is not known before it is read; declare them in the data"
+                " set's card (dataset_info: features), or set streaming to false."
+            )
+        if self.local or is_folder_builder(self.builder.name):
+            return stream
+        found = [name for name, feature in stream.features.items() if isinstance(feature, Image)]
+        column = self.data.image_column or (found[0] if len(found) == 1 else None)
+        if column is None:
+            return stream
+        return stream_images(stream, column, split, None, self.data.allow_outside_paths)
+
+    def length(self, split: str, limit: int | None) -> int | None:
+        """Images of the split as far as they are known without reading it.
+
+        A limit alone is a length only if the split is known to reach it.
+        """
+        if self.local:
+            rows = self.local.splits[split].rows
+            return rows and min(rows, limit or rows)
+        return _known_length(self.builder, split, limit)
+
+    def load(self, split: str, stream: IterableDataset, option: str) -> Dataset:
+        """A whole split, of which `stream` is the stream."""
+        if self.local:
+            return self.local.load(split, option)
+        return _written(self.builder, self.data, stream, split, option)
+
+
+def _open(data: DataArguments) -> _Source:
     name = data.dataset_name
     if name == DIGITS:
         raise RecipeError(f"streaming: '{DIGITS}' comes with scikit-learn and fits in memory; leave streaming out.")
+    local = open_local(data)
+    if local:
+        return _Source(data, local=local)
     origin = folder_or_hub_id(name, DataError, "dataset_name")
     try:
-        return datasets.load_dataset_builder(origin, data.dataset_config_name, revision=data.dataset_revision)
+        builder = datasets.load_dataset_builder(origin, data.dataset_config_name, revision=data.dataset_revision)
     except Exception as error:
-        raise DataError(why_not_loaded(name, data.dataset_config_name, data.train_split, error)) from error
-
-
-def _stream(builder: DatasetBuilder, data: DataArguments, split: str) -> IterableDataset:
-    """The split as a stream; `DataError` when there is none, or its columns are unknown."""
-    try:
-        stream = builder.as_streaming_dataset(split=split)
-    except Exception as error:
-        raise DataError(why_not_loaded(data.dataset_name, data.dataset_config_name, split, error)) from error
-    if stream.features is None:
-        raise DataError(
-            f"Split '{split}': what its columns hold is not known before it is read; declare them in the data set's"
-            " card (dataset_info: features), or set streaming to false."
-        )
-    return stream
+        raise why_not_loaded(data, data.train_split, error, "train_split") from error
+    return _Source(data, builder=builder)
 
 
 def _known_length(builder: DatasetBuilder, split: str, limit: int | None) -> int | None:
@@ -112,16 +178,51 @@ def _known_length(builder: DatasetBuilder, split: str, limit: int | None) -> int
     return min(info.num_examples, limit or info.num_examples)
 
 
-def _two_columns(stream: IterableDataset, image: str, label: str, limit: int | None) -> IterableDataset:
+def _two_columns(
+    stream: IterableDataset, image: str, label: str, limit: int | None, feature: Any, labels: list[str]
+) -> IterableDataset:
+    """Columns `image` (undecoded) and `label` (class index) of a stream.
+
+    Args:
+        stream: the training split.
+        image: its image column.
+        label: its label column.
+        limit: number of images that are taken; None for all.
+        feature: of the label column.
+        labels: class names in the order of the logits.
+    """
     stream = stream.select_columns([image, label]).cast_column(image, Image(decode=False))
+    if feature.dtype in ("string", "large_string"):
+        index_of = {name: index for index, name in enumerate(labels)}
+        features = datasets.Features({**stream.features, label: Value("int64")})
+        stream = stream.map(_to_index, fn_kwargs={"label": label, "index_of": index_of}, features=features)
+    elif isinstance(feature, ClassLabel) and list(feature.names) != labels:
+        order = [labels.index(name) if name in labels else index for index, name in enumerate(feature.names)]
+        features = datasets.Features({**stream.features, label: Value("int64")})
+        stream = stream.map(_to_index, fn_kwargs={"label": label, "index_of": dict(enumerate(order))},
+                            features=features)  # fmt: skip
     stream = stream.cast_column(label, Value("int64"))
     renamed = {old: new for old, new in ((image, "image"), (label, "label")) if old != new}
     stream = stream.rename_columns(renamed) if renamed else stream
     return stream.take(limit) if limit else stream
 
 
-def _written(builder: DatasetBuilder, name: str, stream: IterableDataset, split: str) -> Dataset:
-    """The whole split, written to the cache at the first call; `builder.hash` changes with the files behind it."""
+def _to_index(example: dict[str, Any], label: str, index_of: dict) -> dict[str, Any]:
+    return {**example, label: index_of.get(example[label], -1)}
+
+
+def _written(
+    builder: DatasetBuilder, data: DataArguments, stream: IterableDataset, split: str, option: str
+) -> Dataset:
+    """The whole split, written to the cache at the first call; `builder.hash` changes with the files behind it.
+
+    Args:
+        builder: of the data set.
+        data: the data set.
+        stream: the split.
+        split: its name.
+        option: that names it.
+    """
     features = datasets.Features(stream.features)
     images = [column for column, feature in features.items() if isinstance(feature, Image)]
     stream = stream.decode(False)  # images inside other columns, audio and video too
@@ -135,12 +236,12 @@ def _written(builder: DatasetBuilder, name: str, stream: IterableDataset, split:
             examples, features=features, split=split, fingerprint=Hasher.hash([builder.cache_dir, split])
         )
     except Exception as error:
-        cause = error.__cause__ or error  # datasets wraps what its reader raised
+        cause = root_cause(error)
         if isinstance(cause, DataError):
             raise cause from None
-        raise DataError(why_not_loaded(name, None, split, cause)) from error
+        raise why_not_loaded(data, split, cause, option) from error
     if len(dataset) == 0:
-        raise DataError(f"Split '{split}' is empty.")
+        raise DataError(f"{option}: split '{split}' is empty.")
     return dataset
 
 

@@ -16,12 +16,16 @@ from hfvit.artifacts.gate import EvaluationData
 from hfvit.data.decode import decode
 from hfvit.data.factory import load_splits
 from hfvit.data.splits import (
+    HELD_OUT,
     at_most,
     check_columns,
     encode_labels,
     find_image_column,
     find_label_column,
     load_split,
+    open_source,
+    read_class_names,
+    skip_bad_images,
     standardise,
 )
 from hfvit.errors import DataError, HFViTError, nearest, one_line
@@ -71,8 +75,8 @@ def evaluation_split(
     `labels` are that model's classes, where they are known already.
 
     With neither `dataset_name` nor `split` it is the validation split of the checkpoint's recipe.yaml: the very rows
-    that training held out. `split` alone names another split of the recipe's data set. `max_samples` are drawn with
-    `seed`.
+    that training held out. `split` alone names another split of the recipe's data set; held-out test images
+    have the name of the test split. `max_samples` are drawn with `seed`.
 
     Raises `DataError` where the data set's classes are not the model's, by name.
     """
@@ -87,7 +91,12 @@ def evaluation_split(
         given |= {"label_column": label_column, "text_column": text_column}
         data = dataclasses.replace(data, **{key: value for key, value in given.items() if value is not None})
         try:
-            loaded = _held_out(data, recipe_seed) if split is None else _one_split(data, split)
+            if split is None:
+                loaded = _of_role(data, recipe_seed, "validation")
+            elif _is_held_out(data, split):
+                loaded = _of_role(data, recipe_seed, "test")
+            else:
+                loaded = _one_split(data, split)
         except DataError as error:
             hint = f" ({path} says so; dataset_name overrides it.)" if "dataset_name" in str(error) else ""
             raise DataError(f"{error}{hint}") from None
@@ -125,7 +134,7 @@ def evaluation_split(
 def shown_name(dataset_name: str) -> str:
     """A data set's name without the path on this machine."""
     folder = expand_user(dataset_name)
-    return folder.resolve().name if os.path.isdir(folder) else dataset_name
+    return folder.resolve().name if os.path.exists(folder) else dataset_name
 
 
 def read_recipe(path: Path) -> tuple[DataArguments, int]:
@@ -140,21 +149,37 @@ def read_recipe(path: Path) -> tuple[DataArguments, int]:
         raise DataError(f"{path}: cannot be read as a recipe: {one_line(error)}; give dataset_name.") from None
 
 
-def _held_out(data: DataArguments, seed: int) -> tuple[Dataset, list[str], str, str]:
-    splits = load_splits(dataclasses.replace(data, test_split=None), seed)
-    source = splits.sources["validation"]
-    return splits.validation, splits.labels, source, f"split '{splits.facts['splits']['validation']['source']}'"
+def _is_held_out(data: DataArguments, split: str) -> bool:
+    """Whether `split` stands for test images that training held out, by its name or as run.json names its source."""
+    if split.endswith(HELD_OUT):
+        return True
+    local = open_source(data) if split == data.test_split else None
+    return local is not None and not local.is_split and split not in local.splits
+
+
+def _of_role(data: DataArguments, seed: int, role: str) -> tuple[Dataset, list[str], str, str]:
+    """The rows that the recipe's training had as `role`."""
+    if role == "validation":
+        data = dataclasses.replace(data, test_split=None, test_fraction=data.held_out_for_test)
+    splits = load_splits(data, seed)
+    if role not in splits.sources:
+        raise DataError(f"split: the recipe's training had no {role} split.")
+    source = splits.sources[role]
+    return splits[role], splits.labels, source, f"split '{splits.facts['splits'][role]['source']}'"
 
 
 def _one_split(data: DataArguments, split: str) -> tuple[Dataset, list[str], str, str]:
-    loaded = load_split(data.dataset_name, data.dataset_config_name, data.dataset_revision, split)
+    loaded = load_split(data, split)
     image_column = data.image_column or find_image_column(loaded.features)
     label_column = data.label_column or find_label_column(loaded.features)
     check_columns(loaded, split, image_column, label_column, data.text_column)
     # encode_labels takes the classes of a column without names from "train": here from the split itself.
     raw = {"train": loaded[label_column][:]}
-    names, indices = encode_labels(loaded.features[label_column], raw, {"train": split})
-    return standardise(loaded, image_column, indices["train"], data.text_column), names, split, f"split '{split}'"
+    names, indices = encode_labels(loaded.features[label_column], raw, {"train": split}, read_class_names(data))
+    table = standardise(loaded, image_column, indices["train"], data.text_column)
+    if data.on_bad_image == "skip":
+        table = skip_bad_images(table, split, {})
+    return table, names, split, f"split '{split}'"
 
 
 def _match(indices: np.ndarray, names: list[str], labels: list[str], where: str) -> np.ndarray:

@@ -61,13 +61,15 @@ def calibration_pictures(
         data = DataArguments(dataset_name=dataset_name)
     if dataset_name is None and split is None:
         split = data.train_split
-        what = f"split '{split}'" + (" without the rows held out" if data.validation_split is None else "")
-        train = load_splits(replace(data, test_split=None), recipe_seed).train
+        splits = load_splits(replace(data, test_split=None, test_fraction=data.held_out_for_test), recipe_seed)
+        train = splits.train
+        is_part = splits.sources["validation"] == split
+        what = f"split '{split}'" + (" without the rows held out" if is_part else "")
         examples = list(train.take(max_samples)) if data.streaming else at_most(train, max_samples, seed)
     else:
         split = split or "train"
         what = f"split '{split}'"
-        loaded = load_split(data.dataset_name, data.dataset_config_name, data.dataset_revision, split)
+        loaded = load_split(data, split)
         column = data.image_column or find_image_column(loaded.features)
         check_image_column(loaded, split, column)
         examples = at_most(undecoded(loaded, column), max_samples, seed)

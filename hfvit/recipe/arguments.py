@@ -8,7 +8,12 @@ from hfvit.errors import RecipeError
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 NAN_POLICIES = ("stop", "rewind")
+BAD_IMAGES = ("error", "skip")
 POLICIES = ("basic", "trivial_augment", "rand_augment", "three_augment")
+
+# Used where there is one: it is no error when the data set has none.
+DEFAULT_TEST_SPLIT = "test"
+DEFAULT_TEST_FRACTION = 0.1
 
 # The metrics that are one number: what a training curve shows and what can select a checkpoint.
 SCALAR_METRICS = ("accuracy", "top5_accuracy", "macro_f1", "loss", "ece")
@@ -48,7 +53,9 @@ class DataArguments:
     validation_split: str | None = _field(
         None, "Split that selects the best checkpoint; without one, validation_fraction of train is held out."
     )
-    test_split: str | None = _field("test", "Split evaluated once, at the end; never used to select anything.")
+    test_split: str | None = _field(
+        DEFAULT_TEST_SPLIT, "Split evaluated once, at the end; never used to select anything."
+    )
     validation_fraction: float = _field(0.1, "Share of train held out (stratified, seeded) when there is no split.")
     max_train_samples: int | None = _field(
         None, "Use at most this many training images (a seeded random choice; of a stream the first)."
@@ -72,6 +79,20 @@ class DataArguments:
     image_std: list[float] | None = field(
         default=None, metadata={"help": "Standard deviation of each channel; the pretrained model's when not given."}
     )
+    test_fraction: float | None = _field(
+        None, "Fraction of local images without splits to hold out as test split; 0.1, or 0 without test_split."
+    )
+    class_names: list[str] | None = field(
+        default=None,
+        metadata={"help": "Class names in the order of integer labels, or a text file with one name a line."},
+    )
+    on_bad_image: str = _field(
+        "error",
+        f"What an image that cannot be decoded does, one of {', '.join(BAD_IMAGES)}: skip counts and names it.",
+    )
+    allow_outside_paths: bool = _field(
+        False, "Allow rows of tables to name images outside the folder of the table; only for tables that you trust."
+    )
 
     def __post_init__(self):
         if not self.dataset_name:
@@ -80,6 +101,9 @@ class DataArguments:
         _check_positive("max_train_samples", self.max_train_samples)
         _check_positive("max_eval_samples", self.max_eval_samples)
         _check_positive("shuffle_buffer_size", self.shuffle_buffer_size)
+        _check_fraction("test_fraction", self.test_fraction)
+        _check(self.on_bad_image in BAD_IMAGES, "on_bad_image", self.on_bad_image, f"one of {', '.join(BAD_IMAGES)}")
+        self._check_roles()
         if self.streaming:
             self._check_streaming()
         _check(self.crop_pct is None or 0.0 < self.crop_pct <= 1.0, "crop_pct", self.crop_pct, "0 < share <= 1")
@@ -94,12 +118,34 @@ class DataArguments:
             _check(value is None or len(value) == 3, key, value, "three numbers, one a channel")
         _check(self.image_std is None or min(self.image_std) > 0, "image_std", self.image_std, "numbers above 0")
 
+    @property
+    def held_out_for_test(self) -> float:
+        """Fraction of local images without splits that is held out for a test."""
+        if self.test_fraction is not None:
+            return self.test_fraction
+        return DEFAULT_TEST_FRACTION if self.test_split else 0.0
+
+    def _check_roles(self) -> None:
+        """Refuse one split in two roles; the default test split gives way (`data.splits`)."""
+        if self.validation_split and self.validation_split == self.train_split:
+            raise RecipeError(
+                f"validation_split: '{self.validation_split}' is the training split. Name another, or leave it out to"
+                " hold images out."
+            )
+        if self.test_split in (None, DEFAULT_TEST_SPLIT):
+            return
+        for role, name in (("training", self.train_split), ("validation", self.validation_split)):
+            if self.test_split == name:
+                raise RecipeError(f"test_split: '{name}' is the {role} split. Name another, or none.")
+
     def _check_streaming(self) -> None:
         """What a stream rules out and the recipe alone tells."""
         if not self.validation_split:
             raise RecipeError(
                 "streaming: a fraction cannot be held out of a stream; name the validation_split that selects."
             )
+        if self.on_bad_image == "skip":
+            raise RecipeError("on_bad_image: a stream cannot skip images. Set it to error, or streaming to false.")
         for key in ("train_split", "validation_split", "test_split"):
             name = getattr(self, key) or ""
             if "[" in name or "+" in name:

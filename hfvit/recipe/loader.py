@@ -136,6 +136,16 @@ class Recipe:
         if dataset_commit:
             self.values["dataset_revision"] = dataset_commit
 
+    def fit(self, images: int) -> None:
+        """Fit batch, evaluation and logging steps to a training split that is smaller than the recipe expects.
+
+        Args:
+            images: of the training split.
+        """
+        for key, value in self.training.fit(images).items():
+            self.values[key] = value
+        self.augmentation.check_against(self.training)
+
 
 class _RecipeParser(HfArgumentParser):
     """Says what is wrong as a `RecipeError`; argparse would print the usage of two hundred options."""

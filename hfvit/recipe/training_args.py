@@ -130,6 +130,7 @@ class HFViTTrainingArguments(RunArguments, TrainingArguments):
         for tracker in set(self.report_to) - set(available):
             has = f"installed here are {', '.join(available)}" if available else "none is installed here"
             raise RecipeError(f"report_to: '{tracker}' is not an installed tracker ({has}).")
+        self.requested_batch = self.per_device_train_batch_size or math.inf
         self.per_device_train_batch_size, self.gradient_accumulation_steps = split_batch(
             self.global_batch_size, self.world_size, self.per_device_train_batch_size
         )
@@ -149,6 +150,47 @@ class HFViTTrainingArguments(RunArguments, TrainingArguments):
             self.dataloader_num_workers = min(8, share) if on_gpu else max(1, share // 2)
         else:
             self.dataloader_num_workers = int(on_gpu)
+
+    def fit(self, images: int) -> dict[str, int]:
+        """Fit the batch and the steps between evaluations and log lines to a small training split.
+
+        A batch that the images do not fill becomes the largest power of two that they do. Steps that are more than
+        the run has become one epoch. Nothing changes where the recipe's values can be used; the log tells what did.
+
+        Args:
+            images: of the training split.
+
+        Returns:
+            The options that changed, with their values.
+        """
+        changed: dict[str, int] = {}
+        batch = self.world_size * 2 ** int(math.log2(max(1, images // self.world_size)))
+        if images < self.global_batch_size and batch <= images:
+            changed["global_batch_size"] = batch
+            self.global_batch_size = batch
+            share = batch // self.world_size
+            fits = min(share, self.requested_batch)
+            self.per_device_train_batch_size = max(
+                size for size in range(1, share + 1) if size <= fits and share % size == 0
+            )
+            self.gradient_accumulation_steps = share // self.per_device_train_batch_size
+        epoch = max(1, images // self.global_batch_size)
+        steps = math.ceil(epoch * self.num_train_epochs)
+        if self.max_steps <= 0:
+            for what in ("eval", "save", "logging"):
+                key = f"{what}_steps"
+                if getattr(self, f"{what}_strategy") == "steps" and getattr(self, key) > steps:
+                    changed[key] = min(epoch, steps)
+                    setattr(self, key, changed[key])
+        if changed:
+            told = ", ".join(f"{key}={value}" for key, value in changed.items())
+            logger.warning(
+                "%d training images are fewer than the recipe expects, %d steps an epoch; using %s",
+                images,
+                epoch,
+                told,
+            )
+        return changed
 
     @property
     def order_seed(self) -> int:

@@ -141,3 +141,27 @@ def test_a_large_jpeg_is_decoded_small_and_looks_the_same(orientation, monkeypat
     expected = whole.crop((80, 100, 720, 740)).resize((64, 64), 3)
     difference = np.abs(crop.astype(int) - np.asarray(expected).astype(int))
     assert difference.mean() < 2.0
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "AVIF", "PNG"])
+def test_decode_of_an_animation_gives_its_first_frame(kind):
+    frames = [Image.new("RGB", (12, 8), color) for color in ("red", "blue")]
+    buffer = io.BytesIO()
+    options = {"WEBP": {"lossless": True}, "AVIF": {"quality": 100}}.get(kind, {})
+    frames[0].save(buffer, kind, save_all=True, append_images=frames[1:], duration=100, **options)
+    image = decode({"bytes": buffer.getvalue(), "path": None}, "train", 0)
+    with Image.open(buffer) as reference:
+        assert np.array_equal(np.asarray(image), np.asarray(reference.convert("RGB")))
+    red, _, blue = np.asarray(image).mean(axis=(0, 1))
+    assert red > 200
+    assert blue < 50
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("CMYK", "JPEG"), ("CMYK", "TIFF"), ("LAB", "TIFF"), ("LA", "PNG")])
+def test_decode_of_color_spaces_gives_pillows_pixels(mode, kind):
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 12, len(Image.new(mode, (1, 1)).getbands())), np.uint8)
+    buffer = io.BytesIO()
+    Image.frombytes(mode, (12, 8), pixels.tobytes()).save(buffer, kind)
+    with Image.open(buffer) as reference:
+        expected = np.asarray(reference.convert("RGB"))
+    assert np.array_equal(np.asarray(decode({"bytes": buffer.getvalue(), "path": None}, "train", 0)), expected)

@@ -111,19 +111,19 @@ def test_column_finding_prefers_usual_names_and_asks_when_unsure():
 @pytest.mark.parametrize(
     ("arguments", "head", "data"),
     [
-        ({"test_split": "tset"}, "{colors}", ["'tset'", "train, test", "'test'"]),
+        ({"test_split": "tset"}, "test_split:", ["{colors}", "'tset'", "train, test", "'test'"]),
         ({"image_column": "imgs"}, "image_column:", ["'train'", "'imgs'", "img, label", "'img'"]),
         ({"label_column": "labels"}, "label_column:", ["'train'", "'labels'", "img, label", "'label'"]),
         ({"image_column": "label"}, "image_column:", ["'train'", "'label'"]),
-        ({"train_split": "train[:0]"}, "{colors}", ["'train[:0]'"]),
+        ({"train_split": "train[:0]"}, "train_split:", ["{colors}", "'train[:0]'"]),
         ({"validation_fraction": 0.01}, "validation_fraction:", ["'train'", 0.01, 65]),
     ],
 )
 def test_load_splits_with_what_cannot_be_used_names_option_and_data(colors, arguments, head, data):
     with pytest.raises(DataError) as caught:
         load_splits(str(colors), **arguments)
-    assert str(caught.value).startswith(head.format(colors=colors))
-    assert_names(caught.value, *data)
+    assert str(caught.value).startswith(head)
+    assert_names(caught.value, *(str(value).format(colors=colors) for value in data))
     assert "Error" not in str(caught.value)  # a library's own
 
 
@@ -138,9 +138,9 @@ def test_an_empty_split_is_named(tmp_path):
 def test_missing_folders_and_empty_folders(tmp_path):
     with pytest.raises(DataError, match=r"^dataset_name: .*\./no/such/folder"):
         load_splits("./no/such/folder")
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(DataError, match=r"^dataset_name:") as caught:
         load_splits(str(tmp_path))
-    assert_names(caught.value, tmp_path, "'train'", type(caught.value.__cause__).__name__)
+    assert_names(caught.value, tmp_path)
     with pytest.raises(DataError) as caught:
         load_splits("digits", validation_split="validation")
     assert_names(caught.value, "'digits'", "'validation'", "train, test")
@@ -167,7 +167,7 @@ def test_bad_labels_are_named_with_their_row(tmp_path):
     [
         ("string", ["a", None, "b", "a"], ["'train'", 1]),
         ("int64", [0, 1, None, 1], ["'train'", 2]),
-        ("float32", [0.1, 0.2, 0.3, 0.4], ["label_column", "'train'", "'label'", "float32"]),
+        ("float32", [0.1, 0.2, 0.3, 0.4], ["label_column", "'train'", "row 0", "0.1"]),
     ],
 )
 def test_load_splits_with_labels_that_are_no_classes_names_split_and_row(tmp_path, label_type, values, data):

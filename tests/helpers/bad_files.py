@@ -41,11 +41,15 @@ DATA_SETS = {
     "an empty folder": (
         lambda place: (place.tmp / "data").mkdir(),
         ON_DATA,
-        ("{tmp}/data", "'train'", "EmptyDatasetError"),
+        ("dataset_name:", "{tmp}/data"),
     ),
     "a file": (text_file("data", "x"), ON_DATA, ("dataset_name:", "{tmp}/data")),
     "a loading script": (script, ON_DATA, ("{tmp}/data", "'train'", "data.py")),
-    "a missing split": (table([0, 1, 2] * 8), ON_DATA, ("{tmp}/data", "'test'", "train")),
+    "a missing split": (
+        table([0, 1, 2] * 8),
+        f"{ON_DATA} --test_split tost",
+        ("test_split:", "{tmp}/data", "'tost'", "train"),
+    ),
     "an empty split": (table([0, 1, 2] * 8, []), ON_DATA, ("{tmp}/data", "'test'")),
     "a missing column": (
         table([0, 1, 2] * 8, [0, 1, 2]),
@@ -65,14 +69,9 @@ DATA_SETS = {
         ON_DATA,
         ("validation_fraction:", "'train'", "0.2", "6"),
     ),
-    "a truncated table": (damaged_parquet, ON_DATA, ("{tmp}/data", "'train'", "ArrowInvalid")),
+    "a truncated table": (damaged_parquet, ON_DATA, ("dataset_name:", "{tmp}/data", "train-00000", "ArrowInvalid")),
     "a picture that is text": (
         replaced(b"not a picture"),
-        ON_DATA,
-        ("'train'", "{tmp}/data/train/red/3.png", "UnidentifiedImageError"),
-    ),
-    "a picture that is empty": (
-        replaced(b""),
         ON_DATA,
         ("'train'", "{tmp}/data/train/red/3.png", "UnidentifiedImageError"),
     ),
@@ -91,22 +90,30 @@ DATA_SETS = {
         ON_DATA,
         ("'train'", "{tmp}/data/train/red/link.png", "UnidentifiedImageError"),
     ),
-    "a zip that leaves its folder": (archive("zip"), ON_DATA, ("{tmp}/data", "'train'", "DataFilesNotFoundError")),
-    "a tar that leaves its folder": (archive("tar"), ON_DATA, ("{tmp}/data", "'test'", "train")),
+    "a zip that leaves its folder": (
+        archive("zip"),
+        ON_DATA,
+        ("dataset_name:", "{tmp}/data/train.zip", "../../canary"),
+    ),
+    "a tar that leaves its folder": (
+        archive("tar"),
+        ON_DATA,
+        ("dataset_name:", "{tmp}/data/train.tar.gz", "../../canary"),
+    ),
     "a name that leaves the folder": (
         metadata("../../secret.png"),
         ON_DATA,
-        ("{tmp}/data", "'train'", "DatasetGenerationError"),
+        ("{tmp}/data/train", "'train'", "row 1", "../../secret.png"),
     ),
     "a name from the root": (
         metadata("{tmp}/secret.png"),
         ON_DATA,
-        ("{tmp}/data", "'train'", "DatasetGenerationError"),
+        ("{tmp}/data/train", "'train'", "row 1", "{tmp}/secret.png"),
     ),
     "a name of a scheme": (
         metadata("file://{tmp}/secret.png"),
         ON_DATA,
-        ("{tmp}/data", "'train'", "DatasetGenerationError"),
+        ("{tmp}/data/train", "'train'", "row 1", "file://{tmp}/secret.png"),
     ),
 }
 

@@ -1,0 +1,292 @@
+"""Read images from zip and tar archives: class folders, and WebDataset shards."""
+
+import json
+import lzma
+import os
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import datasets
+from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
+
+from hfvit.data.decode import is_hidden
+from hfvit.data.folders import HIDDEN, File, LeftOut, extension
+from hfvit.data.open_image import extensions
+from hfvit.data.tables import LABEL_NAMES, UNDECODED, fingerprint, is_integer, root_cause
+from hfvit.errors import DataError, HFViTError, one_line
+
+LABEL_FIELDS = ("cls", "json")
+TEXT = Value("string")
+ARCHIVE_ERRORS = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, tarfile.TarError, zlib.error,
+                  lzma.LZMAError, NotImplementedError)  # fmt: skip
+
+
+class Member(NamedTuple):
+    """A regular file in an archive."""
+
+    name: str
+    size: int
+    content: bytes | None
+
+
+def read_members(archive: str, wanted: set[str] | None = None) -> Iterator[Member]:
+    """The regular files of an archive in its order, with the content of those in `wanted`; None reads all.
+
+    Nothing is extracted to the disk, and links are not followed.
+
+    Args:
+        archive: path of a zip or tar file.
+        wanted: names of members to read; an empty set reads none.
+
+    Raises:
+        DataError: the archive cannot be read.
+    """
+    try:
+        if extension(archive) == ".zip":
+            with zipfile.ZipFile(archive) as file:
+                for info in file.infolist():
+                    kind = stat.S_IFMT(info.external_attr >> 16)
+                    if info.is_dir() or kind not in (0, stat.S_IFREG):
+                        continue
+                    read = wanted is None or info.filename in wanted
+                    yield Member(info.filename, info.file_size, file.read(info) if read else None)
+        else:
+            with tarfile.open(archive, "r|*") as file:
+                for info in file:
+                    if not info.isreg():
+                        continue
+                    read = wanted is None or info.name in wanted
+                    yield Member(info.name, info.size, file.extractfile(info).read() if read else None)
+    except ARCHIVE_ERRORS as error:
+        raise DataError(
+            f"dataset_name: the archive {archive} cannot be read ({type(error).__name__}: {one_line(error)})."
+        ) from error
+
+
+def list_archive(archive: File, left_out: LeftOut) -> list[File]:
+    """Members of an archive as files, sorted by name; `path` is the archive's, a separator and the member's name.
+
+    Args:
+        archive: of `folders.find_files`.
+        left_out: gets hidden, empty and misplaced members.
+    """
+    found = []
+    for member in read_members(archive.path, set()):
+        parts = tuple(part for part in member.name.replace("\\", "/").split("/") if part not in ("", "."))
+        if not parts:
+            continue
+        if any(map(is_hidden, parts)) and ".." not in parts:
+            left_out.add(HIDDEN, "/".join(parts))
+        elif ".." in parts or os.path.isabs(member.name):
+            left_out.add("path that leaves the archive", member.name)
+        elif not member.size:
+            left_out.add("empty file", "/".join(parts))
+        else:
+            found.append(File(parts, member.name, member.size, archive.changed))
+    return sorted(found, key=lambda file: file.name)
+
+
+def archive_dataset(archive: File, rows: Sequence[tuple[File, str]], labels: Sequence[str], split: str) -> Dataset:
+    """Images of one split of an archive with class folders, copied to the cache of `datasets` at the first call.
+
+    Args:
+        archive: that holds the images.
+        rows: members with their class names, of `folders.class_folders`.
+        labels: all class names, in the order of the logits.
+        split: what a progress bar calls it.
+    """
+    features = Features({"image": UNDECODED, "label": ClassLabel(names=list(labels))})
+    return _generated(
+        generate_members,
+        {"archives": [archive.path], "labels": {file.path: label for file, label in rows}},
+        features,
+        split,
+        fingerprint([archive], split, [(file.path, label) for file, label in rows], list(labels)),
+    )
+
+
+def archive_stream(archive: File, rows: Sequence[tuple[File, str]], labels: Sequence[str]) -> IterableDataset:
+    """The images of `archive_dataset` as a stream, in the order of the archive."""
+    features = Features({"image": UNDECODED, "label": ClassLabel(names=list(labels))})
+    known = {"archives": [archive.path], "labels": {file.path: label for file, label in rows}}
+    return IterableDataset.from_generator(generate_members, features, known)
+
+
+def generate_members(archives: list[str], labels: dict[str, str]) -> Iterator[dict[str, Any]]:
+    """Images and class names of the members of archives."""
+    for archive in archives:
+        for member in read_members(archive, set(labels)):
+            if member.content is not None:
+                yield {"image": {"bytes": member.content, "path": member.name}, "label": labels[member.name]}
+
+
+def _generated(generator, arguments: dict, features: Features, split: str, known: str) -> Dataset:
+    try:
+        return Dataset.from_generator(
+            generator, features=features, gen_kwargs=arguments, split=datasets.NamedSplit(split), fingerprint=known
+        )
+    except Exception as error:
+        cause = root_cause(error)
+        if isinstance(cause, HFViTError):
+            raise cause from None
+        raise DataError(
+            f"dataset_name: split '{split}' cannot be read ({type(cause).__name__}: {one_line(cause)})."
+        ) from error
+
+
+# WebDataset: samples are members with one name up to its first dot
+
+
+def is_webdataset(archive: File) -> bool:
+    """Whether a tar archive holds samples with `cls` or `json` labels."""
+    if extension(archive.path) == ".zip":
+        return False
+    known = extensions()
+    images: set[str] = set()
+    labels: set[str] = set()
+    for member in read_members(archive.path, set()):
+        key, kind = _sample_key(member.name)
+        if f".{kind}" in known:
+            images.add(key)
+        elif kind in LABEL_FIELDS:
+            labels.add(key)
+        if images & labels:
+            return True
+        if len(images) > 1000:
+            return False
+    return False
+
+
+def _sample_key(name: str) -> tuple[str, str]:
+    folder, _, base = name.rpartition("/")
+    stem, _, kind = base.partition(".")
+    return f"{folder}/{stem}", kind.lower()
+
+
+def webdataset(
+    shards: Sequence[File], split: str, image_column: str | None = None, label_column: str | None = None
+) -> Dataset:
+    """Images, labels and texts of WebDataset shards, copied to the cache of `datasets` at the first call.
+
+    Args:
+        shards: tar files, in the order of the rows.
+        split: what a progress bar calls them.
+        image_column: name of the column of images; `image` by default.
+        label_column: name of the column of labels, and their key in `json` members; `label` and a usual name of labels
+            by default.
+    """
+    features, arguments = _sample_source(shards, image_column, label_column)
+    return _generated(
+        generate_samples, arguments, features, split, fingerprint(shards, split, image_column, label_column)
+    )
+
+
+def webdataset_stream(
+    shards: Sequence[File], image_column: str | None = None, label_column: str | None = None
+) -> IterableDataset:
+    """The samples of `webdataset` as a stream of as many shards."""
+    features, arguments = _sample_source(shards, image_column, label_column)
+    return IterableDataset.from_generator(generate_samples, features, arguments)
+
+
+def _sample_source(
+    shards: Sequence[File], image_column: str | None, label_column: str | None
+) -> tuple[Features, dict[str, Any]]:
+    """The columns of the first sample, and the arguments of `generate_samples`."""
+    first = next(_samples(shards[0].path, label_column), None)
+    if first is None:
+        raise DataError(f"dataset_name: the archive {shards[0].path} holds no images.")
+    columns = {"image": image_column or "image", "label": label_column or "label"}
+    columns |= {name: name for name in first if name not in columns}
+    label = Value("int64" if isinstance(first["label"], int) else "string")
+    features = Features({new: {"image": UNDECODED, "label": label}.get(name, TEXT) for name, new in columns.items()})
+    return features, {
+        "shards": [shard.path for shard in shards],
+        "label_column": label_column,
+        "columns": tuple(columns.items()),
+    }
+
+
+def generate_samples(
+    shards: list[str], label_column: str | None, columns: tuple[tuple[str, str], ...]
+) -> Iterator[dict[str, Any]]:
+    """The samples of WebDataset shards.
+
+    Args:
+        shards: paths of tar files.
+        label_column: key of the label in `json` members; by default a usual name of labels.
+        columns: fields of a sample, and the columns that they become.
+    """
+    for shard in shards:
+        for sample in _samples(shard, label_column):
+            yield {new: sample.get(name) for name, new in columns}
+
+
+def _samples(shard: str, label_column: str | None) -> Iterator[dict[str, Any]]:
+    known = extensions()
+    current: str | None = None
+    sample: dict[str, Any] = {}
+    for member in read_members(shard):
+        if is_hidden(member.name.rpartition("/")[2]):
+            continue
+        key, kind = _sample_key(member.name)
+        if key != current:
+            if sample:
+                yield _checked(shard, current, sample)
+            current = key
+            sample = {}
+        if f".{kind}" in known:
+            field = "image"
+            value: Any = {"bytes": member.content, "path": member.name}
+        elif kind == "cls":
+            field = "label"
+            text = _text(shard, member)
+            value = int(text) if is_integer(text) else text
+        elif kind == "json":
+            field = "label"
+            value = _json_label(shard, member, label_column)
+        elif kind == "txt":
+            field = "txt"
+            value = _text(shard, member)
+        else:
+            continue
+        if field in sample:
+            raise DataError(f"dataset_name: {shard}: sample {key.lstrip('/')} has two members for its {field}.")
+        sample[field] = value
+    if sample:
+        yield _checked(shard, current, sample)
+
+
+def _checked(shard: str, key: str, sample: dict[str, Any]) -> dict[str, Any]:
+    for field, expected in (("image", "an image"), ("label", "a label (.cls or .json)")):
+        if field not in sample:
+            raise DataError(f"dataset_name: {shard}: sample {key.lstrip('/')} has no {expected.split(' ', 1)[1]}.")
+    return sample
+
+
+def _text(shard: str, member: Member) -> str:
+    try:
+        return member.content.decode().strip()
+    except UnicodeDecodeError as error:
+        raise DataError(f"dataset_name: {shard}: {member.name} is not UTF-8 text ({one_line(error)}).") from None
+
+
+def _json_label(shard: str, member: Member, label_column: str | None) -> Any:
+    try:
+        values = json.loads(member.content)
+    except ValueError as error:
+        raise DataError(f"dataset_name: {shard}: {member.name} is not JSON ({one_line(error)}).") from None
+    if not isinstance(values, dict):
+        return values
+    names = [label_column] if label_column and label_column != "label" else [*LABEL_NAMES, "cls"]
+    found = [values[name] for name in names if name in values]
+    if not found:
+        raise DataError(
+            f"label_column: {member.name} in {shard} has none of {', '.join(names)} (found: {', '.join(values)}). Name"
+            " the key of the label."
+        )
+    return found[0]

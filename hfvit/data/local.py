@@ -1,0 +1,599 @@
+"""Local data sets: decide the layout of a folder or file, and load its splits."""
+
+import logging
+import os
+import re
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import yaml
+from datasets import ClassLabel, Dataset, Features, IterableDataset, ReadInstruction, Value
+
+from hfvit.data.archives import (
+    archive_dataset,
+    archive_stream,
+    is_webdataset,
+    list_archive,
+    webdataset,
+    webdataset_stream,
+)
+from hfvit.data.folders import (
+    ARCHIVE_EXTENSIONS,
+    TABLE_EXTENSIONS,
+    ClassFolders,
+    File,
+    LeftOut,
+    canonical_split,
+    check_shared_files,
+    class_folders,
+    extension,
+    find_files,
+    no_split_error,
+    select_images,
+)
+from hfvit.data.tables import (
+    LABEL_NAMES,
+    UNDECODED,
+    as_images,
+    data_files,
+    fingerprint,
+    image_column_of,
+    read_tables,
+    split_by_column,
+    split_column,
+    stream_images,
+    unreadable,
+)
+from hfvit.errors import DataError, one_line
+from hfvit.recipe.arguments import DataArguments
+from hfvit.utils.files import expand_user
+
+logger = logging.getLogger(__name__)
+
+METADATA = "metadata"
+CARD = "README.md"
+STREAM_SHARDS = 64
+
+
+@dataclass
+class LocalSplit:
+    """How to load one split of `files`, as a table or as a stream; `rows` is None where they are not counted yet."""
+
+    load: Callable[[], Dataset]
+    stream: Callable[[], IterableDataset]
+    files: Sequence[File] = ()
+    rows: int | None = None
+
+
+@dataclass
+class LocalData:
+    """A local data set: its splits by name, and the files that were left out.
+
+    `is_split` tells whether the files name their splits: otherwise all images are in `train`. `images` are the paths
+    of all image files of which a table may not name all.
+    """
+
+    name: str
+    splits: dict[str, LocalSplit]
+    is_split: bool
+    left_out: LeftOut
+    notes: list[str] = field(default_factory=list)
+    images: frozenset[str] = frozenset()
+    _loaded: dict[str, Dataset] = field(default_factory=dict)
+
+    def resolve(self, split: str) -> str:
+        """`split` with the usual name in place of another one of the same split: `val` for `validation`."""
+        parts = []
+        for part in split.split("+"):
+            base, bracket, slice_ = part.partition("[")
+            usual = canonical_split(base)
+            is_other = base not in self.splits and usual in self.splits
+            parts.append((usual if is_other else base) + bracket + slice_)
+        return "+".join(parts)
+
+    def load(self, split: str, option: str = "split") -> Dataset:
+        """Load a split, a slice such as `train[:80%]`, or a sum such as `train+test`.
+
+        Args:
+            split: as `datasets.load_dataset` takes it.
+            option: that names it, for messages.
+
+        Raises:
+            DataError: there is no such split, it is empty, or its files cannot be used.
+        """
+        parts = self.resolve(split).split("+")
+        lengths = {}
+        for part in parts:
+            base = part.split("[")[0]
+            if base not in self.splits:
+                raise no_split_error(option, self.name, base, self.splits)
+            if base not in self._loaded:
+                self._loaded[base] = self.splits[base].load()
+            lengths[base] = len(self._loaded[base])
+        if parts == list(lengths) and len(parts) == 1:
+            dataset = self._loaded[parts[0]]
+        else:
+            try:
+                instructions = ReadInstruction.from_spec("+".join(parts)).to_absolute(lengths)
+            except ValueError as error:
+                raise DataError(f"{option}: '{split}' is not a split ({one_line(error)}).") from None
+            some = [self._loaded[i.splitname].select(range(i.from_, i.to)) for i in instructions]
+            dataset = datasets.concatenate_datasets(some)
+        if len(dataset) == 0:
+            raise DataError(f"{option}: split '{split}' of {self.name} is empty.")
+        return dataset
+
+    def lengths(self) -> dict[str, int]:
+        """Rows of the splits that were loaded."""
+        return {name: len(dataset) for name, dataset in self._loaded.items()}
+
+    def log(self) -> None:
+        """Log which files were left out, and what the classes are where that is not obvious."""
+        for line in (self.left_out.describe(), *self.notes, self._unlisted()):
+            if line:
+                logger.info("%s: %s", self.name, line)
+
+    def _unlisted(self) -> str | None:
+        """A line about images that no row of a table names."""
+        if not self.images or set(self._loaded) != set(self.splits):
+            return None
+        used = set()
+        for dataset in self._loaded.values():
+            for name, feature in dataset.features.items():
+                if feature == UNDECODED:
+                    used |= {image["path"] for image in dataset[name] if image}
+        rest = sorted(self.images - {os.path.normpath(path) for path in used if path})
+        return f"{len(rest):,} images are in no row of the table, such as {rest[0]}." if rest else None
+
+
+def open_local(data: DataArguments) -> LocalData | None:
+    """The local data set that `dataset_name` names; None for one that `datasets` loads itself.
+
+    Those are data sets on the Hub, folders with a configuration (`dataset_config_name`, or a card that describes
+    tables) and folders of loading scripts.
+
+    Raises:
+        DataError: the files have no layout that is known.
+    """
+    root = expand_user(data.dataset_name)
+    if root.is_file():
+        return _open_file(root, data)
+    if not root.is_dir() or data.dataset_config_name:
+        return None
+    left_out = LeftOut()
+    if any((root / name).is_file() for name in ("dataset_dict.json", "state.json")):
+        return _open_saved(root, data, left_out)
+    files, empty = find_files(root, left_out)
+    by_type = {kind: [] for kind in ("tables", "archives", "arrow", "scripts")}
+    for file in files:
+        kind = _type(file)
+        if kind:
+            by_type[kind].append(file)
+    tables = [file for file in by_type["tables"] if _is_data(file)]
+    metadata = [file for file in tables if Path(file.path).stem == METADATA]
+    images = select_images(files, LeftOut())
+    if tables and not images and _card_describes(root, data):
+        return None
+    if not images and not tables and not by_type["archives"]:
+        if by_type["arrow"] or by_type["scripts"]:
+            return None
+        raise DataError(
+            f"dataset_name: {data.dataset_name} holds no images, tables or archives"
+            f" ({left_out.describe() or 'the folder is empty'})."
+        )
+    if metadata:
+        return _open_metadata(data, files, metadata, left_out, empty)
+    if images:
+        return _open_folders(data, files, tables, left_out, empty)
+    if tables:
+        return _open_tables(data, tables, left_out)
+    return _open_archives(data, by_type["archives"], left_out)
+
+
+def _type(file: File) -> str | None:
+    kind = extension(file.parts[-1])
+    if kind in TABLE_EXTENSIONS:
+        return "tables"
+    if kind in ARCHIVE_EXTENSIONS:
+        return "archives"
+    return {".arrow": "arrow", ".py": "scripts"}.get(kind)
+
+
+def _is_data(file: File) -> bool:
+    """Whether a table can be one of images: not a configuration of `datasets`, nor of a run."""
+    return file.parts[-1] not in (
+        "dataset_info.json", "dataset_infos.json", "config.json", "run.json", "trainer_state.json", "package.json",
+        "preprocessor_config.json",
+    )  # fmt: skip
+
+
+def _open_file(file: Path, data: DataArguments) -> LocalData | None:
+    status = file.stat()
+    found = File((file.name,), str(file), status.st_size, status.st_mtime_ns)
+    kind = _type(found)
+    if kind == "tables":
+        return _open_tables(data, [found], LeftOut(), by_name=False)
+    if kind == "archives":
+        return _open_archives(data, [found], LeftOut())
+    raise DataError(
+        f"dataset_name: {file} is not a table or an archive. Give a folder, or a file that ends in"
+        f" {', '.join((*TABLE_EXTENSIONS, *ARCHIVE_EXTENSIONS))}."
+    )
+
+
+def _open_saved(root: Path, data: DataArguments, left_out: LeftOut) -> LocalData:
+    """A folder of `Dataset.save_to_disk` or `DatasetDict.save_to_disk`."""
+    try:
+        loaded = datasets.load_from_disk(str(root))
+    except Exception as error:
+        raise DataError(f"dataset_name: {root} cannot be read ({type(error).__name__}: {one_line(error)}).") from error
+    tables = loaded if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
+
+    def images(split: str) -> Dataset:
+        column = image_column_of(tables[split].features, data.image_column)
+        if column is None:
+            return tables[split]
+        return as_images(tables[split], column, split, str(root), data.allow_outside_paths)
+
+    splits = {name: _in_memory(partial(images, name), len(tables[name])) for name in tables}
+    return LocalData(data.dataset_name, splits, isinstance(loaded, datasets.DatasetDict), left_out)
+
+
+def _in_memory(load: Callable[[], Dataset], rows: int | None = None, files: Sequence[File] = ()) -> LocalSplit:
+    """A split whose stream goes through a table that is loaded first.
+
+    Args:
+        load: the table.
+        rows: of the table.
+        files: that it is made of.
+    """
+
+    def stream() -> IterableDataset:
+        dataset = load()
+        return dataset.to_iterable_dataset(min(STREAM_SHARDS, len(dataset)))
+
+    return LocalSplit(load, stream, files, rows)
+
+
+# Class folders
+
+
+def _named_splits(data: DataArguments) -> set[str]:
+    names = (data.train_split, data.validation_split, data.test_split)
+    return {part.split("[")[0] for name in names if name for part in name.split("+")}
+
+
+def _open_folders(
+    data: DataArguments, files: list[File], tables: list[File], left_out: LeftOut, empty: Iterable[tuple]
+) -> LocalData:
+    """Class folders, or one table with the paths of the images where there are none."""
+    try:
+        images = select_images(files, left_out)
+        folders = class_folders(data.dataset_name, images, left_out, _named_splits(data), empty)
+    except DataError as error:
+        if not tables:
+            raise
+        return _open_listed(data, files, tables, error)
+    if len(folders.labels) < 2 and tables:
+        one_class = DataError(f"dataset_name: {data.dataset_name} has one class folder only ({folders.labels[0]}).")
+        return _open_listed(data, files, tables, one_class)
+    return _folder_data(data, folders, left_out)
+
+
+def _open_listed(data: DataArguments, files: list[File], tables: list[File], error: DataError) -> LocalData:
+    """Images that tables list.
+
+    Args:
+        data: the data set.
+        files: of its folder.
+        tables: those of the files that are tables.
+        error: why the folders are no classes, raised where the tables are not about images.
+    """
+    try:
+        local = _open_tables(data, tables, LeftOut())
+    except DataError as other:
+        if str(other).startswith("image_column"):
+            raise error from None
+        raise
+    return _with_images(local, files)
+
+
+def _with_images(local: LocalData, files: list[File]) -> LocalData:
+    local.images = frozenset(os.path.normpath(file.path) for file in select_images(files, LeftOut()))
+    return local
+
+
+def _folder_data(
+    data: DataArguments, folders: ClassFolders, left_out: LeftOut, columns: dict[str, dict[str, str]] | None = None
+) -> LocalData:
+    check_shared_files(data.dataset_name, folders.splits)
+    labels = folders.labels
+    splits = {}
+    for split, rows in folders.splits.items():
+        load = partial(_folder_dataset, rows, labels, columns)
+        splits[split] = _in_memory(load, len(rows), [file for file, _ in rows])
+    return LocalData(data.dataset_name, _in_order(splits), folders.is_split, left_out, folders.notes)
+
+
+def _in_order(splits: dict[str, LocalSplit]) -> dict[str, LocalSplit]:
+    usual = [name for name in ("train", "validation", "test") if name in splits]
+    return {name: splits[name] for name in (*usual, *sorted(set(splits) - set(usual)))}
+
+
+def _folder_dataset(
+    rows: Sequence[tuple[File, str]], labels: list[str], columns: dict[str, dict[str, str]] | None = None
+) -> Dataset:
+    """Columns `image` (undecoded, a path) and `label`, and further `columns` by path.
+
+    Args:
+        rows: files with their class names.
+        labels: all class names, in the order of the logits.
+        columns: column -> path -> text.
+    """
+    index_of = {label: index for index, label in enumerate(labels)}
+    features = Features({"image": UNDECODED, "label": ClassLabel(names=labels)})
+    paths = pa.array([file.path for file, _ in rows], pa.string())
+    images = pa.StructArray.from_arrays([pa.nulls(len(rows), pa.binary()), paths], ["bytes", "path"])
+    arrays = {"image": images, "label": pa.array([index_of[label] for _, label in rows], pa.int64())}
+    for name, texts in (columns or {}).items():
+        features[name] = Value("string")
+        arrays[name] = pa.array([texts.get(file.path) for file, _ in rows], pa.string())
+    table = pa.table(arrays).cast(features.arrow_schema)
+    known = fingerprint([file for file, _ in rows], [label for _, label in rows], labels, sorted(columns or {}))
+    return Dataset(table, datasets.DatasetInfo(features=features), fingerprint=known)
+
+
+def _open_metadata(
+    data: DataArguments, files: list[File], metadata: list[File], left_out: LeftOut, empty: Iterable[tuple]
+) -> LocalData:
+    """`metadata.csv`, `.jsonl` or `.parquet` beside the images, with their file names.
+
+    Without a label column in it, the classes are the folders, and its columns are added to the images.
+    """
+    features = read_tables(metadata[:1], "metadata")[0][1].features
+    label = data.label_column or next((name for name in LABEL_NAMES if name in features), None)
+    if label in features:
+        return _with_images(_open_tables(data, metadata, left_out), files)
+    images = select_images(files, left_out, ignored=TABLE_EXTENSIONS)
+    folders = class_folders(data.dataset_name, images, left_out, _named_splits(data), empty)
+    folders.notes.append(f"{metadata[0].name} has no label column; the classes are the folders.")
+    columns: dict[str, dict[str, str]] = {}
+    for folder, table in read_tables(metadata, "metadata"):
+        paths = image_column_of(table.features, data.image_column)
+        if paths is None:
+            raise DataError(
+                f"image_column: {metadata[0].name} has no column file_name (found: {', '.join(table.features)})."
+            )
+        for name in table.column_names:
+            if name != paths:
+                known = columns.setdefault(name, {})
+                known |= {
+                    os.path.join(folder, path): str(value)
+                    for path, value in zip(table[paths][:], table[name][:], strict=True)
+                }
+    return _folder_data(data, folders, left_out, columns)
+
+
+# Tables
+
+
+def split_of_file(parts: Sequence[str]) -> str | None:
+    """The split that a table or an archive is named after: its folder, or its name before a number.
+
+    `train.csv`, `test-00000-of-00001.parquet` and `val/0001.tar` name a split, `train_labels.csv` does not.
+    """
+    for folder in parts[:-1]:
+        if canonical_split(folder):
+            return canonical_split(folder)
+    stem = parts[-1].split(".")[0]
+    return canonical_split(re.sub(r"([-_]?\d+(-of-\d+)?)$", "", stem))
+
+
+def _by_split(data: DataArguments, files: list[File], left_out: LeftOut) -> tuple[dict[str, list[File]], bool]:
+    """Files by split, and whether their names say so; without such names all are `train`."""
+    named = _named_splits(data)
+    groups: dict[str | None, list[File]] = {}
+    for file in files:
+        stem = re.sub(r"([-_]?\d+(-of-\d+)?)$", "", file.parts[-1].split(".")[0])
+        split = split_of_file(file.parts) or next((name for name in (stem, *file.parts[:-1]) if name in named), None)
+        groups.setdefault(split, []).append(file)
+    rest = groups.pop(None, [])
+    if groups:
+        left_out.documents += [file.name for file in rest]
+        return dict(groups), True
+    stems = {re.sub(r"\d+", "", file.parts[-1]) for file in rest}
+    if len(stems) > 1:
+        raise DataError(
+            f"dataset_name: it is not clear which splits {', '.join(file.name for file in rest[:5])} of"
+            f" {data.dataset_name} are. Rename them to train, validation and test, or give one of the files."
+        )
+    return {"train": rest}, False
+
+
+def _open_tables(data: DataArguments, tables: list[File], left_out: LeftOut, by_name: bool = True) -> LocalData:
+    is_metadata = all(Path(file.path).stem == METADATA for file in tables)
+    if not by_name:
+        groups, is_split = {"train": tables}, False
+    elif is_metadata:
+        groups: dict[str, list[File]] = {}
+        for file in tables:
+            split = next((canonical_split(part) for part in file.parts[:-1] if canonical_split(part)), "train")
+            groups.setdefault(split, []).append(file)
+        is_split = any(canonical_split(part) for file in tables for part in file.parts[:-1])
+    else:
+        groups, is_split = _by_split(data, tables, left_out)
+    for split, files in groups.items():
+        kinds = {extension(file.path) for file in files}
+        if len(kinds) > 1:
+            raise DataError(
+                f"dataset_name: split '{split}' of {data.dataset_name} has tables of several types"
+                f" ({', '.join(file.name for file in files[:5])}). Give one of them."
+            )
+    if is_split:
+        splits = {
+            split: LocalSplit(partial(_table, data, files, split), partial(_table_stream, data, files, split), files)
+            for split, files in groups.items()
+        }
+        return LocalData(data.dataset_name, _in_order(splits), True, left_out)
+    return _unsplit_table(data, groups["train"], left_out)
+
+
+def _unsplit_table(data: DataArguments, files: list[File], left_out: LeftOut) -> LocalData:
+    """One table, which a column may split."""
+    table = _table(data, files, "train")
+    column = split_column(table.column_names)
+    by_column = split_by_column(table, column) if column and column != data.label_column else None
+    if by_column is None:
+        split = LocalSplit(partial(_same, table), partial(_table_stream, data, files, "train"), files, len(table))
+        return LocalData(data.dataset_name, {"train": split}, False, left_out)
+    splits = {name: _in_memory(partial(_same, some), len(some), files) for name, some in by_column.items()}
+    return LocalData(data.dataset_name, _in_order(splits), True, left_out)
+
+
+def _same(dataset: Dataset) -> Dataset:
+    return dataset
+
+
+def _table(data: DataArguments, files: list[File], split: str) -> Dataset:
+    """The rows of table files with undecoded images."""
+    parts = []
+    for folder, table in read_tables(files, split):
+        column = image_column_of(table.features, data.image_column)
+        if column is None:
+            raise DataError(
+                f"image_column: {files[0].path} has no column of images or of their paths that is clear (found:"
+                f" {', '.join(table.features)}). Name one."
+            )
+        parts.append(as_images(table, column, split, folder, data.allow_outside_paths))
+    try:
+        return datasets.concatenate_datasets(parts) if len(parts) > 1 else parts[0]
+    except ValueError as error:
+        raise DataError(unreadable(files, error)) from error
+
+
+def _table_stream(data: DataArguments, files: list[File], split: str) -> IterableDataset:
+    """The rows of Parquet or JSON files as a stream; a CSV file is read at once."""
+    kind = {".parquet": "parquet"}.get(extension(files[0].path), "json")
+    if extension(files[0].path) in (".csv", ".tsv"):
+        table = _table(data, files, split)
+        return table.to_iterable_dataset(min(STREAM_SHARDS, len(table)))
+    try:
+        builder = datasets.load_dataset_builder(kind, data_files=data_files(files, split))
+        stream = builder.as_streaming_dataset(split=split)
+    except Exception as error:
+        raise DataError(unreadable(files, error)) from error
+    if stream.features is None:
+        return stream
+    column = image_column_of(stream.features, data.image_column)
+    if column is None:
+        return stream
+    folders = {os.path.dirname(file.path) for file in files}
+    folder = folders.pop() if len(folders) == 1 else None
+    return stream_images(stream, column, split, folder, data.allow_outside_paths)
+
+
+# Archives
+
+
+def _open_archives(data: DataArguments, archives: list[File], left_out: LeftOut) -> LocalData:
+    if (len(archives) == 1 and split_of_file(archives[0].parts) is None) or _is_one_archive(archives):
+        groups, is_split = {"train": archives}, False
+    else:
+        groups, is_split = _by_split(data, archives, left_out)
+    if is_webdataset(archives[0]):
+        splits = {
+            split: LocalSplit(
+                partial(webdataset, shards, split, data.image_column, data.label_column),
+                partial(webdataset_stream, shards, data.image_column, data.label_column),
+                shards,
+            )
+            for split, shards in groups.items()
+        }
+        return LocalData(data.dataset_name, _in_order(splits), is_split, left_out)
+    found: dict[str, list[tuple[File, list[tuple[File, str]]]]] = {}
+    notes: list[str] = []
+    for split, files in groups.items():
+        for archive in files:
+            images = select_images(list_archive(archive, left_out), left_out)
+            folders = class_folders(archive.path, images, left_out, _named_splits(data))
+            notes += folders.notes
+            if folders.is_split and not (is_split and set(folders.splits) != {split}):
+                is_split = True
+                for inner, rows in folders.splits.items():
+                    found.setdefault(inner, []).append((archive, rows))
+            else:
+                rows = [row for some in folders.splits.values() for row in some]
+                if folders.is_split:
+                    raise DataError(
+                        f"dataset_name: {archive.path} is named after split '{split}', and holds the splits"
+                        f" {', '.join(folders.splits)}. Rename it."
+                    )
+                found.setdefault(split, []).append((archive, rows))
+    labels = sorted({label for parts in found.values() for _, rows in parts for _, label in rows})
+    splits = {
+        split: LocalSplit(
+            partial(_archive_split, parts, labels, split),
+            partial(_archive_stream, parts, labels),
+            [archive for archive, _ in parts],
+            sum(len(rows) for _, rows in parts),
+        )
+        for split, parts in found.items()
+    }
+    return LocalData(data.dataset_name, _in_order(splits), is_split, left_out, list(dict.fromkeys(notes)))
+
+
+def _is_one_archive(archives: Collection[File]) -> bool:
+    return (
+        len(archives) > 1
+        and len({re.sub(r"\d+", "", file.parts[-1]) for file in archives}) == 1
+        and not any(split_of_file(file.parts) for file in archives)
+    )
+
+
+def _archive_split(parts: Sequence[tuple[File, list[tuple[File, str]]]], labels: list[str], split: str) -> Dataset:
+    return datasets.concatenate_datasets([archive_dataset(archive, rows, labels, split) for archive, rows in parts])
+
+
+def _archive_stream(parts: Sequence[tuple[File, list[tuple[File, str]]]], labels: list[str]) -> IterableDataset:
+    return datasets.concatenate_datasets([archive_stream(archive, rows, labels) for archive, rows in parts])
+
+
+# Cards of data sets that were cloned from the Hub
+
+
+def _card_describes(root: Path, data: DataArguments) -> bool:
+    """Whether the folder has a card that names its files or features, which `datasets` reads.
+
+    Raises:
+        DataError: the card names files outside the folder.
+    """
+    try:
+        head = (root / CARD).read_text(encoding="utf-8").split("---")
+        values = yaml.safe_load(head[1]) if len(head) > 2 and not head[0].strip() else None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return False
+    if not isinstance(values, dict):
+        return False
+    patterns = list(_strings(values.get("configs")))
+    outside = [text for text in patterns if ".." in text.split("/") or text.startswith(("/", "~")) or "://" in text]
+    if outside and not data.allow_outside_paths:
+        raise DataError(
+            f"dataset_name: {root / CARD} names files outside the folder ({', '.join(outside[:3])})."
+            " Pass --allow_outside_paths true to allow it."
+        )
+    return bool(values.get("configs") or values.get("dataset_info"))
+
+
+def _strings(value) -> Iterable[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _strings(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(item)

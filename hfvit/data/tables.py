@@ -1,0 +1,427 @@
+"""Read tables of images and labels: CSV, TSV, JSON and Parquet files, and image columns of other types."""
+
+import base64
+import binascii
+import csv
+import glob
+import io
+import os
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet
+from datasets import Dataset, Features, Image, IterableDataset, Value
+
+from hfvit.data.folders import File, canonical_split, extension
+from hfvit.errors import DataError, HFViTError, one_line
+
+IMAGE_NAMES = (
+    "image", "img", "images", "file_name", "filename", "filepath", "filepaths", "file", "path", "image_path",
+    "image_file", "image_name",
+)  # fmt: skip
+LABEL_NAMES = ("label", "labels", "fine_label", "target", "class")
+SPLIT_COLUMNS = ("split", "subset", "partition", "set", "data set")
+READERS = {".json": "json", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet"}
+UNDECODED = Image(decode=False)
+ENCODED_START = {"/9j/", "iVBO", "R0lG", "UklG", "Qk0", "SUkq", "TU0A"}  # base64 of the formats' first bytes
+ALLOW = "Pass --allow_outside_paths true to allow it."
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The exception that `datasets` wrapped in "An error occurred while generating the dataset"."""
+    while isinstance(error, datasets.exceptions.DatasetGenerationError) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def read_tables(files: list[File], split: str) -> list[tuple[str, Dataset]]:
+    """The rows of table files, each folder's in one data set, with that folder.
+
+    Args:
+        files: of one type, at least one.
+        split: what a progress bar calls them.
+
+    Raises:
+        DataError: a file cannot be read, or its columns are not those of the others.
+    """
+    groups: dict[str, list[File]] = {}
+    for file in files:
+        groups.setdefault(os.path.dirname(file.path), []).append(file)
+    return [(folder, _read(some, split)) for folder, some in groups.items()]
+
+
+def _read(files: list[File], split: str) -> Dataset:
+    kind = READERS.get(extension(files[0].path))
+    if kind is None:
+        return datasets.concatenate_datasets([_read_csv(file) for file in files])
+    try:
+        return datasets.load_dataset(kind, data_files=data_files(files, split), split=split)
+    except HFViTError:
+        raise
+    except Exception as error:
+        if "corresponds to no data" in str(error):  # what datasets says of an empty table
+            raise DataError(f"dataset_name: split '{split}' ({files[0].path}) is empty.") from None
+        raise DataError(unreadable(files, error)) from error
+
+
+def unreadable(files: list[File], error: BaseException) -> str:
+    """Message for table files that cannot be read."""
+    names = ", ".join(file.path for file in files[:3]) + (", ..." if len(files) > 3 else "")
+    cause = root_cause(error)
+    different = _different_columns(files)
+    if different:
+        return f"dataset_name: {different}."
+    return f"dataset_name: {names} cannot be read ({type(cause).__name__}: {one_line(cause)})."
+
+
+def _different_columns(files: list[File]) -> str | None:
+    """What is different about the columns of Parquet files, in words; None when they are alike."""
+    first: list[str] | None = None
+    for file in files if extension(files[0].path) == ".parquet" else ():
+        try:
+            columns = pyarrow.parquet.read_schema(file.path).names
+        except (OSError, pa.ArrowException):
+            return None
+        first = first or columns
+        if set(columns) != set(first):
+            return f"{file.path} has the columns {', '.join(columns)}, and {files[0].path} has {', '.join(first)}"
+    return None
+
+
+def data_files(files: list[File], split: str) -> dict[str, list[str]]:
+    """`data_files` of `datasets.load_dataset`, which takes paths for patterns."""
+    return {split: [glob.escape(file.path) for file in files]}
+
+
+def _read_csv(file: File) -> Dataset:
+    """All columns as strings, but label columns of integers; an empty label is null."""
+    try:
+        text = Path(file.path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"dataset_name: {file.path} cannot be read as UTF-8 text ({one_line(error)}).") from None
+    head = text.partition("\n")[0]
+    delimiter = "\t" if extension(file.path) == ".tsv" or ("\t" in head and "," not in head) else ","
+    if delimiter == "," and ";" in head and "," not in head:
+        delimiter = ";"
+    try:
+        rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True) if row]
+    except csv.Error as error:
+        raise DataError(f"dataset_name: {file.path} cannot be read ({one_line(error)}).") from None
+    if len(rows) < 2:
+        raise DataError(f"dataset_name: {file.path} has {len(rows)} lines; a header and at least one row are needed.")
+    header, *rows = rows
+    names = [name.strip() for name in header]
+    if len(set(names)) != len(names):
+        raise DataError(f"dataset_name: {file.path} has two columns of one name ({', '.join(names)}).")
+    for number, row in enumerate(rows):
+        if len(row) != len(names):
+            raise DataError(
+                f"dataset_name: {file.path}, row {number}: {len(row)} values for {len(names)} columns"
+                f" ({', '.join(names)})."
+            )
+    columns = {name: [row[index] for row in rows] for index, name in enumerate(names)}
+    table = pa.table({name: _column(name, values) for name, values in columns.items()})
+    return Dataset(table, fingerprint=fingerprint([file]))
+
+
+def _column(name: str, values: list[str]) -> pa.Array:
+    if name not in LABEL_NAMES:
+        return pa.array(values, pa.string())
+    values = [value.strip() or None for value in values]
+    if all(value is None or is_integer(value) for value in values):
+        return pa.array([None if value is None else int(value) for value in values], pa.int64())
+    return pa.array(values, pa.string())
+
+
+def is_integer(text: str) -> bool:
+    """Whether `text` is an integer as Python writes it: "7", but not "007" or "7.0"."""
+    return text.removeprefix("-").isascii() and text.removeprefix("-").isdigit() and str(int(text)) == text
+
+
+def fingerprint(files: Iterable[File], *more: Any) -> str:
+    """Fingerprint of a data set made of `files`; it changes with their paths, sizes and times.
+
+    Args:
+        files: in the order of the rows.
+        more: what else the rows depend on.
+    """
+    known = [(file.path, file.size, file.changed) for file in files]
+    return datasets.fingerprint.Hasher.hash(repr((known, more)))
+
+
+def split_by_column(dataset: Dataset, column: str) -> dict[str, Dataset] | None:
+    """Splits named by the values of a column, or None when they are no usual names of splits."""
+    values = dataset[column][:]
+    names = {value: canonical_split(value) if isinstance(value, str) else None for value in set(values)}
+    if not all(names.values()):
+        if column == "split":
+            unknown = sorted(str(value) for value, name in names.items() if not name)
+            raise DataError(
+                f"dataset_name: column 'split' has the values {', '.join(unknown[:5])}; it must hold train, validation"
+                " or test."
+            )
+        return None
+    rows: dict[str, list[int]] = {}
+    for row, value in enumerate(values):
+        rows.setdefault(names[value], []).append(row)
+    return {name: dataset.select(some) for name, some in rows.items()}
+
+
+def split_column(columns: Iterable[str]) -> str | None:
+    """The column that names the splits, if there is one."""
+    return next((name for name in columns if name.lower() in SPLIT_COLUMNS), None)
+
+
+# Image columns
+
+
+def image_column_of(features: Features, named: str | None = None) -> str | None:
+    """The column that holds images, their bytes or their paths; None when it is not clear which.
+
+    Args:
+        features: of a table.
+        named: `image_column` of the recipe, taken as it is.
+    """
+    if named:
+        return named
+    for kinds in (("image",), ("bytes",), ("string",)):
+        found = [name for name, feature in features.items() if image_kind(feature) in kinds]
+        usual = [name for name in IMAGE_NAMES if name in found]
+        if kinds != ("string",) and len(found) == 1:
+            return found[0]
+        if usual:
+            return usual[0]
+        if found and kinds != ("string",):
+            return None
+    return None
+
+
+def image_kind(feature: Any) -> str | None:
+    """`image` for the feature of images, `bytes` for encoded images, `string` for paths or base64; else None."""
+    if isinstance(feature, Image):
+        return "image"
+    if isinstance(feature, Value):
+        kinds = {"binary": "bytes", "large_binary": "bytes", "string": "string", "large_string": "string"}
+        return kinds.get(feature.dtype)
+    if isinstance(feature, dict) and feature and set(feature) <= {"bytes", "path"}:
+        return "bytes"
+    return None
+
+
+def as_images(
+    dataset: Dataset, column: str, split: str, folder: str | None = None, allow_outside: bool = False
+) -> Dataset:
+    """`dataset` with `column` as undecoded images; other columns stay.
+
+    Args:
+        dataset: the column holds images, encoded images, `{bytes, path}`, paths or base64.
+        column: of the images.
+        split: for messages.
+        folder: that paths are relative to, and must stay in; None refuses all paths.
+        allow_outside: allow paths that leave the folder.
+
+    Raises:
+        DataError: a path leaves the folder, or is not a file.
+    """
+    kind = image_kind(dataset.features.get(column))
+    if kind is None:
+        return dataset
+    if kind == "string":
+        values = dataset[column][:]
+        if any(map(is_base64, values[:5])):
+            return dataset.map(
+                decode_base64, batched=True, fn_kwargs={"column": column, "split": split}, with_indices=True,
+                features=Features({**dataset.features, column: UNDECODED}), desc=f"Decoding {split}",
+            )  # fmt: skip
+        return _with_paths(dataset, column, values, split, folder, allow_outside)
+    undecoded = dataset.cast_column(column, UNDECODED)
+    paths: list[str | None] = []
+    for chunk in undecoded.with_format("arrow")[:].column(column).chunks:
+        without = np.asarray(chunk.field("bytes").is_null()) & np.asarray(chunk.field("path").is_valid())
+        if without.any():
+            some = chunk.field("path").to_pylist()
+            paths += [path if missing else None for path, missing in zip(some, without, strict=True)]
+        else:
+            paths += [None] * len(chunk)
+    if not any(path is not None for path in paths):
+        return undecoded
+    return _with_paths(undecoded, column, paths, split, folder, allow_outside)
+
+
+def _with_paths(
+    dataset: Dataset, column: str, paths: list[str | None], split: str, folder: str | None, allow_outside: bool
+) -> Dataset:
+    """The images of `column` with resolved `paths`; a row whose path is None keeps its bytes."""
+    resolver = PathResolver(folder, allow_outside)
+    resolved: list[str | None] = []
+    state: list[tuple[int, int]] = []
+    missing: list[tuple[int, str]] = []
+    for row, path in enumerate(paths):
+        resolved.append(None)
+        if path is None:
+            continue
+        try:
+            resolved[-1], status = resolver.resolve(path)
+            state.append((status.st_size, status.st_mtime_ns))
+        except FileNotFoundError:
+            missing.append((row, path))
+        except ValueError as error:
+            raise DataError(f"Split '{split}', row {row}: {column} {path!r} {error}") from None
+    if missing:
+        row, path = missing[0]
+        raise DataError(
+            f"Split '{split}', row {row}: there is no file {path!r} in {folder} ({len(missing):,} such rows). Paths"
+            f" in column '{column}' are relative to the file of the table."
+        )
+    table = dataset.with_format("arrow")[:]
+    chunks = []
+    start = 0
+    for chunk in table.column(column).chunks:
+        new = pa.array(resolved[start : start + len(chunk)], pa.string())
+        start += len(chunk)
+        content = pa.nulls(len(chunk), pa.binary())
+        if pa.types.is_struct(chunk.type):
+            content = chunk.field("bytes")
+            new = pa.compute.coalesce(new, chunk.field("path"))
+        mask = pa.compute.and_(new.is_null(), content.is_null())
+        chunks.append(pa.StructArray.from_arrays([content, new], ["bytes", "path"], mask=mask))
+    features = Features({**dataset.features, column: UNDECODED})
+    table = table.set_column(table.schema.get_field_index(column), column, pa.chunked_array(chunks))
+    known = datasets.fingerprint.Hasher.hash(repr((dataset._fingerprint, resolved, state)))
+    return Dataset(table.cast(features.arrow_schema), datasets.DatasetInfo(features=features), fingerprint=known)
+
+
+class PathResolver:
+    """Resolve the paths of a table's rows to regular files.
+
+    Args:
+        folder: that paths are relative to; None allows no paths.
+        allow_outside: allow absolute paths, `..` and links that leave the folder.
+    """
+
+    def __init__(self, folder: str | None, allow_outside: bool = False):
+        self.folder = folder
+        self.allow_outside = allow_outside
+        self._inside: dict[str, bool] = {}
+        self._root = os.path.realpath(folder) if folder else None
+
+    def resolve(self, path: str) -> tuple[str, os.stat_result]:
+        """Absolute path and status of a regular file.
+
+        Raises:
+            ValueError: the path is not allowed; the message continues a sentence about it.
+            FileNotFoundError: there is no such file.
+        """
+        if "://" in path or path.startswith("data:"):
+            raise ValueError(f"is an address; images are read from files in {self.folder} only.")
+        if self.folder is None and not (self.allow_outside and os.path.isabs(path)):
+            raise ValueError("is a path, and the data set has no folder that it could be in.")
+        parts = path.replace("\\", "/").split("/")
+        leaves = os.path.isabs(path) or ".." in parts or path.startswith("~") or ":" in parts[0]
+        if leaves and not self.allow_outside:
+            raise ValueError(f"leads out of the table's folder {self.folder}. {ALLOW}")
+        full = os.path.join(self.folder or "", os.path.expanduser(path))
+        try:
+            status = os.stat(full)
+        except (FileNotFoundError, NotADirectoryError):
+            raise FileNotFoundError(path) from None
+        except (OSError, ValueError) as error:
+            raise ValueError(f"cannot be read ({one_line(error)}).") from None
+        if not self.allow_outside and not self._is_inside(full):
+            raise ValueError(f"is a link that leads out of the table's folder {self.folder}. {ALLOW}")
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("is not a regular file.")
+        return full, status
+
+    def _is_inside(self, full: str) -> bool:
+        folder = os.path.dirname(full)
+        if folder not in self._inside:
+            real = os.path.realpath(folder)
+            self._inside[folder] = os.path.commonpath([real, self._root]) == self._root
+        if not os.path.islink(full):
+            return self._inside[folder]
+        return os.path.commonpath([os.path.realpath(full), self._root]) == self._root
+
+
+def is_base64(value: Any) -> bool:
+    """Whether a string is a base64 image or a data URI, not a path."""
+    if not isinstance(value, str):
+        return False
+    if value.startswith("data:"):
+        return True
+    return len(value) > 64 and value.startswith(tuple(ENCODED_START))
+
+
+def decode_base64(batch: dict[str, list], rows: list[int], column: str, split: str) -> dict[str, list]:
+    """The images of a batch whose `column` holds base64 strings.
+
+    Args:
+        batch: of `Dataset.map`.
+        rows: of the batch in the data set.
+        column: of the strings.
+        split: for messages.
+    """
+    images = []
+    for row, text in zip(rows, batch[column], strict=True):
+        try:
+            content = text.rpartition(",")[2] if text.startswith("data:") else text
+            images.append({"bytes": base64.b64decode(content, validate=True), "path": None})
+        except (AttributeError, binascii.Error, ValueError) as error:
+            raise DataError(f"Split '{split}', row {row}: {column} is not base64 ({one_line(error)}).") from None
+    return {column: images}  # the other columns stay as they are, undecoded
+
+
+def stream_images(
+    stream: IterableDataset, column: str, split: str, folder: str | None = None, allow_outside: bool = False
+) -> IterableDataset:
+    """A stream with `column` as undecoded images, checked row by row as `as_images` does.
+
+    Args:
+        stream: the column holds images, encoded images, `{bytes, path}`, paths or base64.
+        column: of the images.
+        split: for messages.
+        folder: that paths are relative to, and must stay in; None refuses all paths.
+        allow_outside: allow paths that leave the folder.
+    """
+    kind = image_kind(stream.features.get(column))
+    if kind is None:
+        return stream
+    stream = stream.decode(False)  # map would decode images of other columns, too
+    features = Features({**stream.features, column: UNDECODED})
+    resolver = PathResolver(folder, allow_outside)
+    return stream.map(
+        stream_image, fn_kwargs={"column": column, "split": split, "resolver": resolver}, features=features
+    )
+
+
+def stream_image(example: dict[str, Any], column: str, split: str, resolver: PathResolver) -> dict[str, Any]:
+    """An example of a stream with its image as bytes or as a path that was checked.
+
+    Args:
+        example: of the stream.
+        column: of the image.
+        split: for messages.
+        resolver: of paths.
+    """
+    value = example[column]
+    if isinstance(value, bytes):
+        image = {"bytes": value, "path": None}
+    elif is_base64(value):
+        image = decode_base64({column: [value]}, [0], column, split)[column][0]
+    else:
+        image = value if isinstance(value, dict) else {"bytes": None, "path": value}
+    path = image and image.get("path")
+    if image and not image.get("bytes") and path:
+        try:
+            image = {"bytes": None, "path": resolver.resolve(path)[0]}
+        except FileNotFoundError:
+            raise DataError(f"Split '{split}': there is no file {path!r}.") from None
+        except ValueError as error:
+            raise DataError(f"Split '{split}': {column} {path!r} {error}") from None
+    return {**example, column: image}

@@ -1,0 +1,116 @@
+"""Zip and tar archives of class folders, and WebDataset shards."""
+
+import json
+
+import pytest
+from helpers.layouts import archive_folder, class_counts, image_bytes, paths, write_images, write_shard
+from helpers.messages import assert_names
+from helpers.splits import load_splits, stream_splits
+
+from hfvit.data.decode import decode
+from hfvit.errors import DataError
+
+
+@pytest.mark.parametrize("extension", ["zip", "tar", "tar.gz"])
+@pytest.mark.parametrize("wrapper", ["", "photos/"])
+def test_load_splits_of_one_archive_with_split_folders(tmp_path, extension, wrapper):
+    folders = {f"{s}/{c}": n for s, n in (("train", 10), ("val", 3), ("test", 4)) for c in ("cat", "dog")}
+    source = write_images(tmp_path / "source", {wrapper + name: count for name, count in folders.items()})
+    archive = archive_folder(source, tmp_path / f"photos.{extension}")
+    splits = load_splits(str(archive))
+    expected = {role: {"cat": n, "dog": n} for role, n in (("train", 10), ("validation", 3), ("test", 4))}
+    assert class_counts(splits) == expected
+    for role in expected:
+        for image in splits[role]["image"]:
+            assert image["bytes"] == (source / image["path"]).read_bytes()
+
+
+@pytest.mark.parametrize("extension", ["zip", "tar"])
+def test_load_splits_of_an_archive_for_each_split(tmp_path, extension):
+    write_images(tmp_path / "source", {"train/cat": 10, "train/dog": 10, "test/cat": 4, "test/dog": 4})
+    for split in ("train", "test"):
+        archive_folder(tmp_path / "source" / split, tmp_path / "set" / f"{split}.{extension}")
+    splits = load_splits(str(tmp_path / "set"), validation_fraction=0.2)
+    counts = {"train": {"cat": 8, "dog": 8}, "validation": {"cat": 2, "dog": 2}, "test": {"cat": 4, "dog": 4}}
+    assert class_counts(splits) == counts
+
+
+def test_load_splits_of_an_archive_with_class_folders_alone_holds_out(tmp_path):
+    archive = archive_folder(write_images(tmp_path / "s", {"cat": 20, "dog": 20}), tmp_path / "set.zip")
+    splits = load_splits(str(archive))
+    assert {role: sum(c.values()) for role, c in class_counts(splits).items()} == {
+        "train": 32, "validation": 4, "test": 4,
+    }  # fmt: skip
+    parts = [set(paths(splits, role)) for role in ("train", "validation", "test")]
+    assert len(set.union(*parts)) == 40
+
+
+def test_load_splits_of_an_archive_counts_hidden_members(tmp_path, caplog):
+    source = write_images(tmp_path / "s", {"cat": 20, "dog": 20, "__MACOSX/cat": 5})
+    with caplog.at_level("INFO", logger="hfvit"):
+        load_splits(str(archive_folder(source, tmp_path / "set.zip")))
+    assert any("Left out 5 files" in message for message in caplog.messages)
+
+
+@pytest.mark.parametrize("extension", ["zip", "tar", "tar.gz"])
+def test_load_splits_of_a_damaged_archive_names_it(tmp_path, extension):
+    archive = archive_folder(write_images(tmp_path / "s", {"cat": 9, "dog": 9}), tmp_path / f"set.{extension}")
+    archive.write_bytes(archive.read_bytes()[:700])
+    with pytest.raises(DataError, match=r"^dataset_name: .*set\."):
+        load_splits(str(archive))
+
+
+LABELS = {
+    "cls": lambda n: {"cls": str(n % 3).encode()},
+    "names": lambda n: {"cls": ("cow", "ant", "bee")[n % 3].encode()},
+    "json": lambda n: {"json": json.dumps({"label": n % 3, "other": 1}).encode()},
+    "json name": lambda n: {"json": json.dumps({"species": ("cow", "ant", "bee")[n % 3]}).encode()},
+}
+
+
+def write_shards(folder, label, shards=3, rows=10):
+    for split, first in (("train", 0), ("val", 500)):
+        for shard in range(shards):
+            numbers = range(first + shard * rows, first + (shard + 1) * rows)
+            samples = [{"png": image_bytes(n), **LABELS[label](n)} for n in numbers]
+            write_shard(folder / f"{split}-{shard:04d}.tar", samples)
+    return str(folder)
+
+
+@pytest.mark.parametrize("label", ["cls", "names", "json"])
+def test_load_splits_of_webdataset_shards(tmp_path, label):
+    splits = load_splits(write_shards(tmp_path, label))
+    names = ["ant", "bee", "cow"] if label == "names" else ["0", "1", "2"]
+    assert splits.labels == names
+    assert {role: sum(c.values()) for role, c in class_counts(splits).items()} == {"train": 30, "validation": 30}
+    for row, (image, index) in enumerate(zip(splits.train["image"], splits.train["label"], strict=True)):
+        assert image["bytes"] == image_bytes(row)
+        assert names[index] == (("cow", "ant", "bee")[row % 3] if label == "names" else str(row % 3))
+    decode(splits.train[0]["image"], "train", 0)
+
+
+def test_load_splits_of_webdataset_shards_takes_class_names(tmp_path):
+    splits = load_splits(write_shards(tmp_path, "cls"), class_names=["zebra", "ant", "cow"])
+    assert splits.labels == ["zebra", "ant", "cow"]
+    assert splits.train["label"][:6] == [0, 1, 2, 0, 1, 2]
+
+
+def test_load_splits_of_webdataset_shards_with_label_key(tmp_path):
+    with pytest.raises(DataError, match=r"^label_column: .*species"):
+        load_splits(write_shards(tmp_path, "json name"))
+    splits = load_splits(write_shards(tmp_path, "json name"), label_column="species")
+    assert splits.labels == ["ant", "bee", "cow"]
+
+
+def test_stream_splits_of_webdataset_shards_has_as_many_shards(tmp_path):
+    splits = stream_splits(write_shards(tmp_path, "cls"), "val", class_names=["zebra", "ant", "cow"], test_split=None)
+    assert splits.train.num_shards == 3
+    assert [row["image"]["bytes"] for row in splits.train] == [image_bytes(n) for n in range(30)]
+    assert [row["label"] for row in splits.train] == [n % 3 for n in range(30)]
+
+
+def test_load_splits_of_webdataset_with_a_sample_without_label_names_it(tmp_path):
+    write_shard(tmp_path / "train.tar", [{"png": image_bytes(n), "cls": b"1"} for n in range(5)] + [{"png": b"x"}])
+    with pytest.raises(DataError, match=r"^dataset_name:") as caught:
+        load_splits(str(tmp_path))
+    assert_names(caught.value, "00005", "label")

@@ -1,0 +1,374 @@
+"""Tables of images and labels: CSV, TSV, JSON and Parquet files."""
+
+import base64
+import csv
+import json
+import os
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from helpers.layouts import class_counts, image_bytes, paths, write_images
+from helpers.messages import assert_names
+from helpers.splits import load_splits, stream_splits
+
+from hfvit.data.decode import decode
+from hfvit.errors import DataError
+
+KINDS = ("csv", "tsv", "jsonl", "json", "parquet")
+
+
+def write_table(path, rows, kind=None):
+    """A table of dictionaries, by the extension of its file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kind = kind or path.suffix[1:]
+    if kind in ("csv", "tsv"):
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]), delimiter="\t" if kind == "tsv" else ",")
+            writer.writeheader()
+            writer.writerows(rows)
+    elif kind == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif kind == "json":
+        path.write_text(json.dumps(rows))
+    else:
+        pyarrow.parquet.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+def path_rows(root, counts, folder="images", start=0):
+    """Rows with paths of images, which are written to one folder for all classes."""
+    rows = []
+    (root / folder).mkdir(parents=True, exist_ok=True)
+    for label, count in counts.items():
+        for number in range(count):
+            name = f"{folder}/{label}-{number}.png"
+            (root / name).write_bytes(image_bytes(start + len(rows)))
+            rows.append({"image": name, "label": label})
+    return rows
+
+
+COUNTS = {"cat": 20, "dog": 40}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_load_splits_of_one_table_holds_out_validation_and_test(tmp_path, kind):
+    table = write_table(tmp_path / f"labels.{kind}", path_rows(tmp_path, COUNTS))
+    for name in (table, tmp_path):
+        splits = load_splits(str(name))
+        assert class_counts(splits) == {
+            "train": {"cat": 16, "dog": 32}, "validation": {"cat": 2, "dog": 4}, "test": {"cat": 2, "dog": 4},
+        }  # fmt: skip
+        assert {Path(path).name[:3] for path in paths(splits, "test")} == {"cat", "dog"}
+        decode(splits.train[0]["image"], "train", 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("column", ["split", "data set"])
+def test_load_splits_of_table_with_split_column(tmp_path, kind, column):
+    rows = path_rows(tmp_path, {"cat": 6, "dog": 9})
+    names = {0: "train", 1: "valid", 2: "test"}
+    rows = [{**row, column: names[number % 3]} for number, row in enumerate(rows)]
+    splits = load_splits(str(write_table(tmp_path / f"labels.{kind}", rows)))
+    assert class_counts(splits) == {role: {"cat": 2, "dog": 3} for role in ("train", "validation", "test")}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_load_splits_of_table_for_each_split(tmp_path, kind):
+    for start, (split, count) in enumerate((("train", 8), ("val", 3), ("test", 4))):
+        rows = path_rows(tmp_path, {"cat": count, "dog": count}, "images", 100 * start)
+        write_table(tmp_path / f"{split}.{kind}", rows)
+    splits = load_splits(str(tmp_path))
+    assert {role: sum(counts.values()) for role, counts in class_counts(splits).items()} == {
+        "train": 16, "validation": 6, "test": 8,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_load_splits_of_metadata_file_takes_its_labels(tmp_path, kind, caplog):
+    for split, count in (("train", 10), ("test", 4)):
+        write_images(tmp_path / split, {"": count})
+        rows = [{"file_name": f"{number}.png", "label": "ab"[number % 2]} for number in range(count - 1)]
+        write_table(tmp_path / split / f"metadata.{kind}", rows)
+    with caplog.at_level("INFO", logger="hfvit"):
+        splits = load_splits(str(tmp_path), validation_fraction=0.3)
+    assert len(splits.train) + len(splits.validation) == 9
+    assert class_counts(splits)["test"] == {"a": 2, "b": 1}
+    assert any("2 images are in no row" in message for message in caplog.messages)
+
+
+def test_load_splits_of_metadata_without_labels_takes_folders_and_adds_columns(tmp_path):
+    write_images(tmp_path / "train", {"cat": 10, "dog": 10})
+    rows = [{"file_name": f"{c}/{n}.png", "caption": f"{c} {n}"} for c in ("cat", "dog") for n in range(10)]
+    write_table(tmp_path / "train/metadata.csv", rows)
+    splits = load_splits(str(tmp_path), text_column="caption")
+    assert splits.labels == ["cat", "dog"]
+    for image, text in zip(splits.train["image"], splits.train["text"], strict=True):
+        assert image["path"].endswith(f"{text.replace(' ', '/')}.png")
+
+
+def test_load_splits_of_tables_beside_class_folders_takes_the_folders(tmp_path):
+    write_images(tmp_path, {"train/cat": 20, "train/dog": 20})
+    write_table(tmp_path / "labels.csv", [{"image": "train/cat/0.png", "label": "wolf"}])
+    assert load_splits(str(tmp_path)).labels == ["cat", "dog"]
+
+
+def test_load_splits_of_folders_that_are_not_clear_beside_another_table_names_the_folders(tmp_path):
+    write_images(tmp_path, {"cat": 5, "out/plots": 5})
+    write_table(tmp_path / "history.csv", [{"epoch": 1, "loss": 2.0}])
+    with pytest.raises(DataError, match=r"^dataset_name: class folders"):
+        load_splits(str(tmp_path))
+
+
+def test_load_splits_of_tables_with_split_words_in_their_names_asks(tmp_path):
+    write_table(tmp_path / "labels_train.csv", path_rows(tmp_path, COUNTS))
+    write_table(tmp_path / "labels_test.csv", path_rows(tmp_path, COUNTS))
+    with pytest.raises(DataError, match=r"^dataset_name:") as caught:
+        load_splits(str(tmp_path))
+    assert_names(caught.value, "labels_train.csv", "labels_test.csv")
+
+
+CONTENT = {
+    "bytes": lambda seed: image_bytes(seed),
+    "struct": lambda seed: {"bytes": image_bytes(seed), "path": f"{seed}.png"},
+    "base64": lambda seed: base64.b64encode(image_bytes(seed)).decode(),
+    "uri": lambda seed: "data:image/png;base64," + base64.b64encode(image_bytes(seed)).decode(),
+}
+
+
+@pytest.mark.parametrize("content", CONTENT)
+@pytest.mark.parametrize("named", [None, "image"])
+def test_load_splits_of_parquet_with_undecoded_images(tmp_path, content, named):
+    for split, count, start in (("train", 20, 0), ("test", 6, 100)):
+        rows = [{"image": CONTENT[content](start + n), "label": n % 2} for n in range(count)]
+        write_table(tmp_path / f"{split}.parquet", rows)
+    splits = load_splits(str(tmp_path), image_column=named, validation_fraction=0.2)
+    assert class_counts(splits) == {
+        "train": {"0": 8, "1": 8},
+        "validation": {"0": 2, "1": 2},
+        "test": {"0": 3, "1": 3},
+    }
+    for row, image in enumerate(splits.test["image"]):
+        assert image["bytes"] == image_bytes(100 + row)
+
+
+def test_load_splits_of_parquet_with_image_feature_is_what_datasets_loads(colors):
+    splits = load_splits(str(colors), test_split=None, validation_fraction=0.2)
+    reference = datasets.load_dataset("parquet", data_files=str(colors / "data/train-*.parquet"), split="train")
+    reference = reference.cast_column("img", datasets.Image(decode=False))
+    whole = splits.whole["train"]
+    assert [image["bytes"] for image in whole["image"]] == [image["bytes"] for image in reference["img"]]
+    assert whole["label"] == reference["label"]
+
+
+def test_load_splits_of_folder_with_brackets_in_its_name(tmp_path):
+    folder = tmp_path / "set [1] *"
+    for split in ("train", "test"):
+        rows = [{"image": image_bytes(n), "label": n % 2} for n in range(20)]
+        write_table(folder / f"{split}.parquet", rows)
+    assert len(load_splits(str(folder)).test) == 20
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        (["b", "a"], ["a", "b"]),
+        ([10, 2], ["2", "10"]),
+        ([True, False], ["False", "True"]),
+        ([1.0, 0.0], ["0", "1"]),
+        (["007", "08"], ["007", "08"]),
+        (["NA", "null"], ["NA", "null"]),
+    ],
+)
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_load_splits_with_labels_of_any_type_names_the_classes(tmp_path, labels, names, kind):
+    write_images(tmp_path / "images", {"x": 20})
+    rows = [{"image": f"images/x/{n}.png", "label": labels[n % 2]} for n in range(20)]
+    splits = load_splits(str(write_table(tmp_path / f"t.{kind}", rows)))
+    if kind == "csv" and isinstance(labels[0], float):
+        names = ["0.0", "1.0"]
+    assert splits.labels == names
+    first = paths(splits, "train")[0]
+    value = labels[int(Path(first).stem) % 2]
+    assert names[splits.train[0]["label"]] in (str(value), str(int(value)) if isinstance(value, float) else None)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_load_splits_with_missing_labels_names_their_row(tmp_path, kind):
+    rows = path_rows(tmp_path, COUNTS)
+    rows[7]["label"] = None
+    with pytest.raises(DataError, match=r"'train', row 7: the label is missing \(1 such"):
+        load_splits(str(write_table(tmp_path / f"t.{kind}", rows)))
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+def test_load_splits_with_class_names_names_integer_labels(tmp_path, as_file):
+    names = ["zebra", "ant", "cow"]
+    rows = [{"image": image_bytes(n), "label": n % 2} for n in range(20)]
+    table = write_table(tmp_path / "t.parquet", rows)
+    (tmp_path / "names.txt").write_text("\n".join(names) + "\n")
+    splits = load_splits(str(table), class_names=[str(tmp_path / "names.txt")] if as_file else names)
+    assert splits.labels == names
+    assert set(splits.train["label"]) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("{root}/secret.png", "leads out"),
+        ("../secret.png", "leads out"),
+        ("images/../../secret.png", "leads out"),
+        ("link.png", "is a link"),
+        ("linked/secret.png", "is a link"),
+        ("http://127.0.0.1:9/a.png", "is an address"),
+        ("file:///etc/passwd", "is an address"),
+        ("pipe.png", "regular file"),
+        ("images/x", "regular file"),
+        ("nowhere.png", "there is no file"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_load_splits_with_paths_that_leave_the_folder_refuses_them(tmp_path, path, reason, kind):
+    (tmp_path / "secret.png").write_bytes(image_bytes())
+    folder = write_images(tmp_path / "set", {"images/x": 10})
+    (folder / "link.png").symlink_to(tmp_path / "secret.png")
+    (folder / "linked").symlink_to(tmp_path)
+    rows = [{"image": f"images/x/{n}.png", "label": n % 2} for n in range(10)]
+    rows[4]["image"] = path.format(root=tmp_path)
+    table = write_table(folder / f"t.{kind}", rows)
+    if path == "pipe.png":
+        os.mkfifo(folder / path)
+    with pytest.raises(DataError, match=rf"'train', row 4: .*{reason}"):
+        load_splits(str(table))
+
+
+@pytest.mark.parametrize("path", ["{root}/secret.png", "../secret.png", "link.png"])
+def test_load_splits_with_allow_outside_paths_reads_them(tmp_path, path):
+    (tmp_path / "secret.png").write_bytes(image_bytes(5))
+    folder = write_images(tmp_path / "set", {"images/x": 20})
+    (folder / "link.png").symlink_to(tmp_path / "secret.png")
+    rows = [{"image": f"images/x/{n}.png", "label": n % 2} for n in range(20)]
+    rows[4]["image"] = path.format(root=tmp_path)
+    table = write_table(folder / "t.csv", rows)
+    splits = load_splits(str(table), allow_outside_paths=True, test_split=None)
+    assert len(splits.train) + len(splits.validation) == 20
+
+
+def test_load_splits_of_struct_rows_with_paths_resolves_them_too(tmp_path):
+    write_images(tmp_path, {"images/x": 20})
+    rows = [{"image": {"bytes": None, "path": f"images/x/{n}.png"}, "label": n % 2} for n in range(20)]
+    rows[3]["image"] = {"bytes": image_bytes(3), "path": "/any/name.png"}
+    splits = load_splits(str(write_table(tmp_path / "t.parquet", rows)), test_split=None)
+    for image, row in zip(splits.train["image"], splits.train["row"], strict=True):
+        assert bool(image["bytes"]) == (row == 3)
+        decode(image, "train", row)
+    rows[5]["image"]["path"] = "/etc/hostname"
+    with pytest.raises(DataError, match="row 5"):
+        load_splits(str(write_table(tmp_path / "t.parquet", rows)))
+
+
+def test_load_splits_with_shards_of_different_columns_names_both(tmp_path):
+    rows = [{"image": image_bytes(n), "label": n % 2} for n in range(10)]
+    write_table(tmp_path / "train-00000-of-00002.parquet", rows)
+    write_table(tmp_path / "train-00001-of-00002.parquet", [{**row, "extra": "x"} for row in rows])
+    with pytest.raises(DataError, match=r"^dataset_name:") as caught:
+        load_splits(str(tmp_path))
+    assert_names(caught.value, "train-00000-of-00002.parquet", "train-00001-of-00002.parquet", "extra")
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("image,label\nimages/x/0.png,a,b\n", ["row 0", "3 values"]),
+        ("image,label\n", ["1 lines"]),
+        ("image,image\nx,y\n", ["image, image"]),
+        ("first,second\nimages/x/0.png,a\n", ["image_column", "first, second"]),
+        ('image,label\n"images/x/0.png,a\n', ["unexpected end of data"]),
+    ],
+)
+def test_load_splits_of_a_damaged_csv_says_what_is_wrong(tmp_path, text, names):
+    write_images(tmp_path, {"images/x": 1})
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(DataError) as caught:
+        load_splits(str(tmp_path / "t.csv"))
+    assert_names(caught.value, *names)
+
+
+def test_load_splits_of_csv_with_semicolons_and_byte_order_mark(tmp_path):
+    lines = ["image;label", *(f"{row['image']};{row['label']}" for row in path_rows(tmp_path, COUNTS))]
+    (tmp_path / "t.csv").write_text("\n".join(lines), encoding="utf-8-sig")
+    assert load_splits(str(tmp_path / "t.csv")).labels == ["cat", "dog"]
+
+
+def test_load_splits_of_a_saved_dataset(tmp_path):
+    write_images(tmp_path / "a", {"train/cat": 10, "train/dog": 10, "test/cat": 4, "test/dog": 4})
+    loaded = datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "a"))
+    encoded = datasets.DatasetDict(
+        {
+            name: split.map(
+                lambda row: {"image": {"bytes": Path(row["image"]["path"]).read_bytes(), "path": None}},
+                features=split.features,
+            )
+            for name, split in loaded.cast_column("image", datasets.Image(decode=False)).items()
+        }
+    )
+    encoded.save_to_disk(tmp_path / "saved")
+    splits = load_splits(str(tmp_path / "saved"), validation_fraction=0.2)
+    assert class_counts(splits)["test"] == {"cat": 4, "dog": 4}
+
+
+def test_load_splits_with_a_card_whose_files_are_outside_refuses_it(tmp_path):
+    rows = [{"image": image_bytes(n), "label": n % 2} for n in range(10)]
+    write_table(tmp_path / "set/train.parquet", rows)
+    write_table(tmp_path / "private/train.parquet", rows)
+    card = "---\nconfigs:\n- config_name: default\n  data_files: ../private/**\n---\n"
+    (tmp_path / "set/README.md").write_text(card)
+    with pytest.raises(DataError, match=r"^dataset_name: .*README.md.*\.\./private"):
+        load_splits(str(tmp_path / "set"))
+
+
+def test_load_splits_without_labels_in_the_default_test_split_leaves_it_out(tmp_path, caplog):
+    for split, label in (("train", None), ("test", -1)):
+        rows = [{"image": image_bytes(n), "label": n % 2 if label is None else label} for n in range(20)]
+        write_table(tmp_path / f"{split}.parquet", rows)
+    splits = load_splits(str(tmp_path))
+    assert splits.test is None
+    assert any("no labels" in message for message in caplog.messages)
+
+
+# ---- Streams ----
+
+
+@pytest.mark.parametrize("content", ["bytes", "struct", "base64"])
+def test_stream_splits_of_undecoded_images_yields_them(tmp_path, content):
+    for split, count in (("train", 20), ("validation", 6)):
+        rows = [{"image": CONTENT[content](n), "label": "ab"[n % 2]} for n in range(count)]
+        write_table(tmp_path / f"{split}.parquet", rows)
+    splits = stream_splits(str(tmp_path), class_names=["b", "a"], test_split=None)
+    rows = list(splits.train)
+    assert [row["image"]["bytes"] for row in rows] == [image_bytes(n) for n in range(20)]
+    assert [row["label"] for row in rows] == [1, 0] * 10
+    assert splits.validation["label"] == [1, 0] * 3
+
+
+def test_stream_splits_of_paths_refuses_those_that_leave_the_folder(tmp_path):
+    write_images(tmp_path / "set", {"x": 10})
+    for split in ("train", "validation"):
+        rows = [{"image": f"x/{n}.png", "label": n % 2} for n in range(10)]
+        if split == "train":
+            rows[6]["image"] = "../secret.png"
+        write_table(tmp_path / f"set/{split}.jsonl", rows)
+    splits = stream_splits(str(tmp_path / "set"), class_names=["a", "b"], test_split=None)
+    with pytest.raises(DataError, match=r"\.\./secret\.png"):
+        list(splits.train)
+
+
+def test_stream_splits_of_class_folders_knows_their_number(tmp_path):
+    write_images(tmp_path, {f"{s}/{c}": 6 for s in ("train", "val", "test") for c in ("cat", "dog")})
+    splits = stream_splits(str(tmp_path), validation_split="val")
+    assert splits.facts["splits"]["train"]["rows"] == 12
+    assert np.bincount([row["label"] for row in splits.train]).tolist() == [6, 6]
+    assert (len(splits.validation), len(splits.test)) == (12, 12)
