@@ -125,7 +125,7 @@ def test_two_processes_give_the_single_processs_result(launched, module_recipe, 
 def test_mistakes_are_told_before_any_long_work(recipe, capsys, tmp_path):
     message = fails(capsys, recipe, "--learning_rat", "1")
     assert option_of(message) == "learning_rat"
-    assert_names(message, "'learning_rate'")
+    assert_names(message, "'--learning_rate'")
     assert option_of(fails(capsys, recipe, "--dataset_name", "./missing")) == "dataset_name"
     assert_names(fails(capsys, recipe, "--test_split", "tost"), "'tost'", "train, test", "'test'")
     message = fails(capsys, recipe, "--image_size", "20")

@@ -54,9 +54,9 @@ def find_recipe(name: str) -> Path:
     if name in recipes:
         return recipes[name]
     if path.is_dir():
-        raise RecipeError(f"RECIPE: {path} is a folder; name the recipe file in it.")
-    known = f"hfvit ships {', '.join(recipes)}.{nearest(path.stem, recipes)}"
-    raise RecipeError(f"No recipe '{name}': there is no such file, and {known}")
+        raise RecipeError(f"RECIPE: must be a file, got the folder {path}. Name the recipe file in it.")
+    known = nearest(path.stem, recipes) or f" Shipped recipes: {', '.join(recipes)}."
+    raise RecipeError(f"RECIPE: no file and no shipped recipe, got '{name}'.{known}")
 
 
 def summary(path: Path) -> str:

@@ -74,7 +74,7 @@ def test_recipes_are_listed_and_printed():
     [
         (["train", "quickstrat"], ["'quickstrat'", "'quickstart'"]),
         (["recipes", "vit_bse"], ["'vit_bse'", "'vit_base'"]),
-        (["train", "recipes"], ["RECIPE: recipes"]),
+        (["train", "recipes"], ["RECIPE", "recipes"]),
         (["validate", "outputs/no/such"], ["outputs/no/such"]),
         (["push", "outputs", "datasets/user/x", "--dry-run"], ["datasets/user/x", "user/name"]),
         (["predict", "./no.onnx", "a.png"], ["./no.onnx"]),

@@ -165,10 +165,10 @@ def test_families_that_cannot(architecture, args):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ("progressive_image_size: [16, 8]", r"progressive_image_size: \[16, 8\] is not allowed; it takes ascending"),
+        ("progressive_image_size: [16, 8]", r"progressive_image_size: .*\[16, 8\]"),
         ("progressive_image_size: [12]", "12 px is not divisible by the model's patches of 8 px"),
         ("progressive_image_size: [8, 32]", "32 px is not below the model's 32 px"),
-        ("progressive_image_size: [8]\npatch_sizes: [4, 8]", "progressive_image_size: not with patch_sizes"),
+        ("progressive_image_size: [8]\npatch_sizes: [4, 8]", "progressive_image_size: .*patch_sizes"),
     ],
 )
 def test_what_cannot_be_is_refused(recipe, lines, message):
@@ -183,7 +183,7 @@ def test_what_cannot_be_is_refused(recipe, lines, message):
     ("lines", "other"),
     [
         ("text_encoder: some/encoder\ntext_column: caption", "text_encoder"),
-        ("model_name_or_path: some/model\nfinetuning: linear_probe", "finetuning: linear_probe"),
+        ("model_name_or_path: some/model\nfinetuning: linear_probe", "finetuning=linear_probe"),
     ],
 )
 def test_what_it_does_not_go_with(recipe, lines, other):
@@ -191,5 +191,5 @@ def test_what_it_does_not_go_with(recipe, lines, other):
     if "model_name_or_path" in lines:
         text = text.replace("architecture: vit_tiny_patch16_224\n", "").replace("model_args:", "# ")
     recipe.write_text(f"{text}{lines}\nprogressive_image_size: [8]\n")
-    with pytest.raises(RecipeError, match=f"progressive_image_size: not with {other}; leave one of them out"):
+    with pytest.raises(RecipeError, match=f"progressive_image_size: .*{other}"):
         train([str(recipe)])
