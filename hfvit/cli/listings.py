@@ -1,22 +1,34 @@
-"""`hfvit doctor` and `hfvit recipes`: what is here."""
+"""`hfvit doctor` and `hfvit recipes`"""
 
 import argparse
 
+from hfvit.cli.options import exit_codes
 from hfvit.recipe.files import find_recipe, shipped_recipes, summary
+
+RECIPES_EPILOG = f"""\
+examples:
+  hfvit recipes
+  hfvit recipes vit_base > my_recipe.yaml
+
+{exit_codes(0, 2)}"""
 
 
 def add(commands) -> None:
     parser = commands.add_parser(
         "doctor",
-        help="tell what this machine can run, and what to install for the rest",
-        description="GPU, driver, runtimes with their versions, and the precisions worth using here.",
+        help="show the hardware, runtimes and precisions of this machine",
+        description="Show GPU, driver, runtimes with their versions, precisions, and what to install for the rest.",
+        epilog=exit_codes(0, 2),
     )
     parser.set_defaults(command=doctor)
 
     parser = commands.add_parser(
-        "recipes", help="list the recipes that come with hfvit", description="List the shipped recipes, or print one."
+        "recipes",
+        help="list the shipped recipes, or print one",
+        description="List the shipped recipes, or print one.",
+        epilog=RECIPES_EPILOG,
     )
-    parser.add_argument("name", nargs="?", help="print this recipe, to copy and change")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="print this recipe, to copy and change it")
     parser.set_defaults(command=recipes)
 
 

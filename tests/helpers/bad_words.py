@@ -126,13 +126,20 @@ RECIPES = {
 
 
 COMMAND_LINES = {
-    "hfvit alone": (None, "hfvit", "COMMAND"),
     "train with an option of another case": (
         None,
         "hfvit train {recipe} --learning_Rate 3",
         ("learning_Rate:", "'--learning_rate'"),
     ),
+    "train with a misspelled option of its own": (
+        None,
+        "hfvit train {recipe} --estimat",
+        ("estimat:", "'--estimate'"),
+    ),
     "train with null where none may be": (None, "hfvit train {recipe} --seed none", ("seed:", "'none'")),
+    "predict with a misspelled option": (None, "hfvit predict {run} {picture} --top-kk 3", ("top-kk:", "'--top_k'")),
+    "predict with an abbreviation": (None, "hfvit predict {run} {picture} --top 3", ("top:", "'--top_k'")),
+    "an unknown option": (None, "hfvit --verson", ("verson:", "'--version'")),
     "an unknown command": (None, "hfvit trian", ("COMMAND:", "'trian'", "'train'")),
     "train without a recipe": (None, "hfvit train", "RECIPE"),
     "train with an unknown option": (None, "hfvit train {recipe} --bathc_size 3", "bathc_size:"),
@@ -152,8 +159,8 @@ COMMAND_LINES = {
     "predict an empty folder": (None, "hfvit predict {run} {tmp}", "{tmp}"),
     "predict into a document": (
         None,
-        "hfvit predict {run} {picture} --save-grid a.docx",
-        ("save-grid:", "a.docx", ".png"),
+        "hfvit predict {run} {picture} --save_grid a.docx",
+        ("save_grid:", "a.docx", ".png"),
     ),
     "predict on no device": (None, "hfvit predict {run} {picture} --device npu", ("device:", "'npu'")),
     "predict with a mistyped folder": (
@@ -172,20 +179,26 @@ COMMAND_LINES = {
         ("dataset_name:", "photos/pet", "'photos/pets'"),
     ),
     "verify what is no run": (None, "hfvit verify {colors}", ("{colors}", "run.json")),
-    "verify a missing folder": (None, "hfvit verify {tmp}/no --eval-only", "{tmp}/no"),
-    "push to an address": (None, "hfvit push {run} https://huggingface.co/user/x", "https://huggingface.co/user/x", 5),
+    "verify a missing folder": (None, "hfvit verify {tmp}/no --eval_only", "{tmp}/no"),
+    "push to an address": (
+        None,
+        "hfvit push {run} https://huggingface.co/user/x",
+        ("repository:", "https://huggingface.co/user/x"),
+    ),
     "push to a wrong name": (
         None,
-        "hfvit push {run} 'user/wrong name' --dry-run",
-        ("user/wrong name", "user/name"),
-        5,
+        "hfvit push {run} 'user/wrong name' --dry_run",
+        ("repository:", "user/wrong name", "user/name"),
     ),
-    "push nothing": (None, "hfvit push {tmp} user/x --dry-run", ("{tmp}", "config.json", "model.safetensors"), 5),
+    "push nothing": (
+        None,
+        "hfvit push {tmp} user/x --dry_run",
+        ("OUTPUT_DIR:", "{tmp}", "config.json", "model.safetensors"),
+    ),
     "push an export that is not there": (
         None,
-        "hfvit push {run} user/x --dry-run --include onnx",
+        "hfvit push {run} user/x --dry_run --include onnx",
         ("include:", "{run}/onnx"),
-        5,
     ),
     "export nothing": (None, "onnx --model {tmp}/no {tmp}/onnx", "{tmp}/no"),
     "export without a model": (None, "onnx {tmp}/onnx", "-m/--model"),
