@@ -80,7 +80,14 @@ def test_the_options_that_help_shows_are_accepted():
 
 def test_recipes_are_listed_and_printed():
     listing = run_command("hfvit", "recipes").stdout
-    assert [line.split()[0] for line in listing.splitlines()] == list(shipped_recipes())
+    entries = {entry.partition(":")[0]: entry for entry in listing.split("\n\n")}
+    assert list(entries) == list(shipped_recipes())
+    for name, entry in entries.items():
+        keys = re.findall(r"^  (\w+)", entry, re.MULTILINE)
+        assert [key for key in keys if key != "on"] == ["model", "size", "image", "data", "time", "accuracy", "run"]
+        assert entry.rstrip().endswith(f"hfvit train {name}")
+    assert_names(entries["quickstart"], "vit_tiny_patch16_224", "0.8 million parameters", "32 px", "digits", "96.94 %")
+    assert re.search(r"time +not measured\n +accuracy +not measured\n +run", entries["vit_base"])
     printed = run_command("hfvit", "recipes", "quickstart").stdout
     assert printed == shipped_recipes()["quickstart"].read_text()
 

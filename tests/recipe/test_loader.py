@@ -6,13 +6,14 @@ import shlex
 
 import pytest
 import timm
+import torch
 import yaml
 from helpers.commands import ROOT
 from helpers.messages import assert_names, option_of
 
 from hfvit.errors import RecipeError
 from hfvit.recipe.arguments import TrainerArguments
-from hfvit.recipe.files import shipped_recipes, summary
+from hfvit.recipe.files import read_head, shipped_recipes
 from hfvit.recipe.loader import NEEDS, build_parser, load_recipe
 from hfvit.recipe.training_args import split_batch
 
@@ -52,11 +53,25 @@ def test_commands_in_the_heads_of_shipped_recipes_parse(name):
 
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_shipped_recipes_say_what_to_expect(name):
-    assert summary(shipped_recipes()[name])
+    head = read_head(shipped_recipes()[name])
+    assert head.keys() >= {"", "Parameters", "Hardware", "Time", "Accuracy", "Expected score"}
+    assert all(head.values())
     # The one form that a program can read: a range of accuracy on the test split, in per cent.
     text = shipped_recipes()[name].read_text()
     low, high = re.search(r"\n# Expected score: ([\d.]+) to ([\d.]+) %[ ,.\n]", text).groups()
     assert 0 < float(low) < float(high) <= 100
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_shipped_recipes_state_the_size_of_their_model(name):
+    path = shipped_recipes()[name]
+    values = yaml.safe_load(path.read_text())
+    architecture = values.get("architecture") or values["model_name_or_path"].removeprefix("timm/")
+    arguments = {"img_size": values["image_size"], **values.get("model_args", {})}
+    with torch.device("meta"):
+        model = timm.create_model(architecture, num_classes=10, **arguments)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    assert read_head(path)["Parameters"] == f"{parameters / 1e6:.1f} million."
 
 
 def test_a_start_on_the_command_line_takes_the_place_of_the_files(write):
