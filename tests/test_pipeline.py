@@ -20,10 +20,11 @@ from safetensors.torch import load_file
 from transformers import pipeline
 
 from hfvit.artifacts.constants import ADAPTER_FILES
-from hfvit.artifacts.run_record import write_facts
+from hfvit.artifacts.run_record import read_run, write_facts
 from hfvit.errors import run
 from hfvit.hub.model_card import render_card
 from hfvit.pipeline import main
+from hfvit.report.page import write_page
 
 
 @pytest.fixture(scope="module")
@@ -221,13 +222,19 @@ def test_a_corrupt_picture_met_in_a_worker_is_one_message(recipe, capsys, tmp_pa
     assert_names(message, "'train'", folder / "train" / "red" / "3.png", "UnidentifiedImageError")
 
 
-def test_no_test_split_is_said_plainly(recipe, tmp_path):
-    recipe.write_text(recipe.read_text() + "test_split: null\nmax_steps: 2\n")
-    assert run(lambda: main([str(recipe)])) == 0
-    assert list(facts(tmp_path / "out")["metrics"]) == ["validation"]
-    card = (tmp_path / "out" / "README.md").read_text()
+def test_no_test_split_is_said_plainly(recipe, tmp_path, capsys):
+    assert run(lambda: main([str(recipe), "--max_steps", "2", "--test_split", "none"])) == 0
+    out = tmp_path / "out"
+    assert list(facts(out)["metrics"]) == ["validation"]
+    assert facts(out)["recipe"]["test_split"] is None
+    selected = re.search(r"^selected +(.*)$", capsys.readouterr().out, re.MULTILINE)[1]
+    assert_names(selected, "no test split", "optimistic")
+    card = (out / "README.md").read_text()
     assert "| validation |" in card
     assert "| test |" not in card
+    page = write_page(read_run(out), out, {}).read_text()
+    for text in (card, page):
+        assert_names(text, "no test split", "optimistic")
 
 
 def test_tensorboard_when_asked(recipe, tmp_path):

@@ -52,7 +52,7 @@ def summary_table(facts: dict, output_dir: str | Path) -> str:
         f" {duration(training['seconds'])},"
         f" {training['images_per_second']:,.0f} images/s, {training['data_wait']:.1%} of the time waiting for data,"
         f" {training['processes']} process(es), precision {training['precision']}",
-        f"selected   {selection(training)}",
+        f"selected   {selection(training)}{_without_test_split(facts)}",
         *_temperature_line(facts),
         f"files      {output_dir}",
     ]
@@ -66,6 +66,13 @@ def selection(training: dict) -> str:
     if probe := training.get("probe"):
         return f"C = {probe['best_c']:g} of {len(probe['c'])} by validation {probe['selected_by']}"
     return "the last step"
+
+
+def _without_test_split(facts: dict) -> str:
+    """What a reader of the figures must know where there is no test split."""
+    if reported_split(facts) == "test" or not facts["data"]["selected_by"]:
+        return ""
+    return "; no test split, so the accuracy above is of the split that selected, and optimistic"
 
 
 def _temperature_line(facts: dict) -> list[str]:
