@@ -10,9 +10,28 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from pickle import UnpicklingError
 
+# Exit code of a command -> its meaning.
+EXIT_CODES = {
+    0: "done",
+    1: "`hfvit predict`: some images could not be read",
+    2: "error in the command line, recipe, data or model, found before long work",
+    3: "NaN or infinite loss or gradient",
+    4: "`hfvit validate`, `hfvit verify` or an export: accuracy below the limit",
+    5: "the Hub could not be reached, or refused",
+    6: "out of memory with one image, or with several processes after the first step",
+    7: "disk full or not writable; the last checkpoint is complete",
+    8: "another process of the run died or cannot be reached; the last checkpoint is complete",
+    75: "stopped by a signal after saving; resume with `--resume_from_checkpoint auto`",
+    130: "stopped by Ctrl-C without saving",
+    141: "the reader of the output closed the pipe",
+}
+
 
 class HFViTError(Exception):
-    """The message says what was wrong, what was expected and what to type instead."""
+    """An error that a command-line user can fix.
+
+    Messages: `<option>: <what is wrong>, got <value>. <what to do>.`
+    """
 
     exit_code = 2
     kind = "error"
@@ -46,6 +65,12 @@ class HubError(HFViTError):
     """The Hub could not be reached or refused; nothing local was changed."""
 
     exit_code = 5
+
+
+class PushArgumentError(HubError):
+    """A folder, repository name or option of a push that cannot be used."""
+
+    exit_code = 2
 
 
 class OutOfMemoryError(HFViTError):

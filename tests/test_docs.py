@@ -90,13 +90,13 @@ def export(words: list[str]) -> int:
     """An export command in this process (test_export_command.py launches optimum-cli), without the gate."""
     if words[2] == "onnx":
         with pytest.raises(SystemExit) as stop:
-            export_onnx([*words[3:], "--no-gate"])
+            export_onnx([*words[3:], "--no_gate"])
         return stop.value.code
     if isinstance(load_backend("tensorrt_rtx"), str):
         return 0  # test_tensorrt.py tells why it is skipped
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    return run(lambda: export_tensorrt_command(parser.parse_args([*words[3:], "--no-gate"])))
+    return run(lambda: export_tensorrt_command(parser.parse_args([*words[3:], "--no_gate"])))
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ from hfvit.errors import run
 from hfvit.evaluation.split import evaluation_split
 from hfvit.hub.model_card import render_card
 from hfvit.pipeline import main
+from hfvit.report.page import write_page
 from hfvit.verify import evaluate_again
 
 
@@ -128,7 +129,7 @@ def test_two_processes_give_the_single_processs_result(launched, module_recipe, 
 def test_mistakes_are_told_before_any_long_work(recipe, capsys, tmp_path):
     message = fails(capsys, recipe, "--learning_rat", "1")
     assert option_of(message) == "learning_rat"
-    assert_names(message, "'learning_rate'")
+    assert_names(message, "'--learning_rate'")
     assert option_of(fails(capsys, recipe, "--dataset_name", "./missing")) == "dataset_name"
     assert_names(fails(capsys, recipe, "--test_split", "tost"), "'tost'", "train, test", "'test'")
     message = fails(capsys, recipe, "--image_size", "20")
@@ -223,13 +224,19 @@ def test_a_corrupt_picture_met_in_a_worker_is_one_message(recipe, capsys, tmp_pa
     assert_names(message, "'train'", folder / "train" / "red" / "3.png", "UnidentifiedImageError")
 
 
-def test_no_test_split_is_said_plainly(recipe, tmp_path):
-    recipe.write_text(recipe.read_text() + "test_split: null\nmax_steps: 2\n")
-    assert run(lambda: main([str(recipe)])) == 0
-    assert list(facts(tmp_path / "out")["metrics"]) == ["validation"]
-    card = (tmp_path / "out" / "README.md").read_text()
+def test_no_test_split_is_said_plainly(recipe, tmp_path, capsys):
+    assert run(lambda: main([str(recipe), "--max_steps", "2", "--test_split", "none"])) == 0
+    out = tmp_path / "out"
+    assert list(facts(out)["metrics"]) == ["validation"]
+    assert facts(out)["recipe"]["test_split"] is None
+    selected = re.search(r"^selected +(.*)$", capsys.readouterr().out, re.MULTILINE)[1]
+    assert_names(selected, "no test split", "optimistic")
+    card = (out / "README.md").read_text()
     assert "| validation |" in card
     assert "| test |" not in card
+    page = write_page(RunRecord.load(out), out, {}).read_text()
+    for text in (card, page):
+        assert_names(text, "no test split", "optimistic")
 
 
 def test_train_on_class_folders_evaluates_held_out_test_images(recipe, tmp_path):

@@ -68,7 +68,7 @@ def test_the_same_recipe_gives_the_same_bits(out, capsys, tmp_path):
 
 
 def test_the_checkpoint_is_evaluated_again(out, capsys):
-    code, printed, _ = verify(capsys, out, "--eval-only", "--device", "cpu")
+    code, printed, _ = verify(capsys, out, "--eval_only", "--device", "cpu")
     assert code == 0
     assert len(re.findall(r"\+0\.00\b", printed)) == 2
     assert not {"timm", "torch", "transformers"} & set(re.findall(r"\w+", printed))  # no version differs
@@ -77,7 +77,7 @@ def test_the_checkpoint_is_evaluated_again(out, capsys):
 def test_the_rows_that_a_recipe_drew_are_drawn_again(trained, capsys, tmp_path):
     words = [str(trained.parent / "micro.yaml"), "--output_dir", str(tmp_path / "out"), "--num_train_epochs", "1"]
     train([*words, "--max_eval_samples", "9"])
-    code, printed, _ = verify(capsys, tmp_path / "out", "--eval-only", "--device", "cpu")
+    code, printed, _ = verify(capsys, tmp_path / "out", "--eval_only", "--device", "cpu")
     assert code == 0
     assert len(re.findall(r"\+0\.00\b", printed)) == 2
 
@@ -85,7 +85,7 @@ def test_the_rows_that_a_recipe_drew_are_drawn_again(trained, capsys, tmp_path):
 def test_other_versions_are_named(out, capsys):
     change(out, lambda facts: facts["versions"].update(timm="0.9"))
     change(out, lambda facts: facts.update(of_shipped("vit_tiny_cifar10")))
-    code, printed, _ = verify(capsys, out, "--eval-only")
+    code, printed, _ = verify(capsys, out, "--eval_only")
     assert code == 0
     assert_names(printed, "timm", 0.9, metadata.version("timm"))
     assert_names(printed, 93, 95, "recipes/vit_tiny_cifar10.yaml", "100.00")
@@ -96,7 +96,7 @@ def test_damaged_weights_are_outside(out, capsys):
     state["head.weight"] = state["head.weight"].roll(1, 0)
     save_file(state, out / "model.safetensors", {"format": "pt"})
     change(out, lambda facts: facts.update(of_shipped("quickstart")))
-    code, printed, error = verify(capsys, out, "--eval-only")
+    code, printed, error = verify(capsys, out, "--eval_only")
     assert code == 4
     low, high = json.loads((out / "run.json").read_text())["metrics"]["test"]["accuracy_interval"]
     assert_names(printed, "recipes/quickstart.yaml", f"{low:.2%}", f"{high:.2%}")

@@ -1,31 +1,70 @@
-"""The `hfvit` command, one file for each of its commands. What costs time is imported inside the command."""
+"""The `hfvit` command, one module per subcommand; heavy libraries are imported only by the command that runs."""
 
-import argparse
 import sys
 
 import hfvit
 from hfvit.cli import demo, listings, predict, push, report, sweep, train, validate, verify
-from hfvit.errors import printable, run
+from hfvit.cli.options import CommandParser, accept_dashes, exit_codes
+from hfvit.errors import EXIT_CODES, nearest, printable, run
 from hfvit.utils.terminal import prepare_streams
 
 COMMANDS = (train, sweep, verify, validate, predict, report, demo, push, listings)
 
+DESCRIPTION = """\
+Fine-tune Vision Transformers for image classification: from one recipe to a deployable checkpoint.
+
+  hfvit train quickstart          train a small ViT in a minute, without GPU or download
+  hfvit recipes                   list the shipped recipes
+  hfvit COMMAND --help            options and examples of a command
+"""
+
+EPILOG = f"""\
+ONNX and TensorRT exports are commands of optimum-cli: `optimum-cli export onnx --help`.
+
+{exit_codes(*EXIT_CODES)}"""
+
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point of the console command; exits with the command's code."""
+    """Run the console command and exit with its code.
+
+    Args:
+        argv: words after `hfvit`; those of the process by default.
+    """
     prepare_streams()
-    parser = build_parser()
-    options, rest = parser.parse_known_args(argv)
-    if rest and not options.takes_rest:
-        parser.error(f"unrecognized arguments: {printable(' '.join(rest))}")
+    words = sys.argv[1:] if argv is None else list(argv)
+    parser, commands = build_parsers()
+    if not words:
+        # Help, but exit code 2, as of git and uv: `hfvit $COMMAND` with an empty variable has not done its work.
+        parser.print_help(sys.stderr)
+        sys.exit(2)
+    if words[0] not in commands and words[0] not in (*parser.option_names,):
+        if words[0].startswith("-"):
+            parser.refuse(words)
+        hint = nearest(words[0], commands) or f" Commands: {', '.join(commands)}"
+        parser.error(f"COMMAND: unknown, got '{printable(words[0])}'.{hint}")
+    options, rest = parser.parse_known_args(words)
+    command = commands[words[0]]
+    if options.takes_rest:
+        command.refuse_misspelled(rest)
+    elif rest:
+        command.refuse(rest)
     options.rest = rest
     sys.exit(run(lambda: options.command(options)))
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="hfvit", description=hfvit.__doc__.splitlines()[0])
+def build_parser() -> CommandParser:
+    """Build the parser of `hfvit` with all commands."""
+    return build_parsers()[0]
+
+
+def build_parsers() -> tuple[CommandParser, dict[str, CommandParser]]:
+    """Build the parser of `hfvit`, and that of each command by its name."""
+    parser = CommandParser(prog="hfvit", description=DESCRIPTION, epilog=EPILOG)
+    parser.add_argument("--version", action="version", version=f"hfvit {hfvit.__version__}")
     parser.set_defaults(takes_rest=False)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for module in COMMANDS:
         module.add(commands)
-    return parser
+    for command in commands.choices.values():
+        accept_dashes(command)
+    return parser, dict(commands.choices)

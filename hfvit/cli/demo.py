@@ -2,24 +2,24 @@
 
 import argparse
 
-from hfvit.cli.options import above_0
+from hfvit.cli.options import above_0, exit_codes
 from hfvit.errors import DataError, HFViTError
 from hfvit.utils.quiet import quiet_libraries
 
-EPILOG = """\
-Without --static: an app on this machine, for any artifact that `hfvit predict` takes. It needs gradio:
-  pip install "hfvit[demo]"
-It listens on 127.0.0.1 alone unless --host or --share says otherwise.
+EPILOG = f"""\
+Without --static: a Gradio app for any artifact that `hfvit predict` takes. Install it with: pip install "hfvit[demo]"
+It listens on 127.0.0.1 only, unless --host or --share is given.
 
-With --static: a folder with a page that runs an export in the visitor's browser, by transformers.js. Any static server
-serves it: a static Space on the Hub, GitHub Pages, or `python -m http.server` in the folder.
+With --static: a folder with a page that runs an ONNX export in the visitor's browser (transformers.js). Any static
+server can serve it: a static Space on the Hub, GitHub Pages, or `python -m http.server` in the folder.
 
 examples:
   hfvit demo outputs/quickstart
   hfvit demo outputs/quickstart --examples photos/ --port 8080
   hfvit demo outputs/quickstart/onnx --static page
   hfvit demo outputs/quickstart/onnx --static page --vendor node_modules --overwrite
-"""
+
+{exit_codes(0, 2)}"""
 
 APP_ONLY = ("device", "threads", "host", "port", "share")
 PAGE_ONLY = ("vendor", "title", "overwrite")
@@ -28,27 +28,26 @@ PAGE_ONLY = ("vendor", "title", "overwrite")
 def add(commands) -> None:
     parser = commands.add_parser(
         "demo",
-        help="show a classifier in a browser",
-        description="Serve an app for a classifier, or write a static page that runs its export in the browser.",
+        help="try a classifier in the browser",
+        description="Serve a Gradio app of a classifier, or write a static page that runs its ONNX export.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("artifact", metavar="ARTIFACT", help="checkpoint folder, Hub id, .onnx file or export folder")
-    parser.add_argument("--top_k", type=above_0, default=5, help="classes shown of each picture [%(default)s]")
-    parser.add_argument("--examples", metavar="FOLDER", help="pictures to click on: a folder, pattern or file [none]")
-    app = parser.add_argument_group("the app")
-    app.add_argument("--device", help="cpu, cuda, cuda:1, ... [cuda where there is one]")
-    app.add_argument("--threads", type=above_0, help="threads of the processor [PyTorch's own number]")
-    app.add_argument("--host", help="address to listen on; 0.0.0.0 lets the network in [127.0.0.1]")
-    app.add_argument("--port", type=above_0, help="[the first free one from 7860 on]")
-    app.add_argument("--share", action="store_true", help="open a public tunnel through gradio's servers")
-    page = parser.add_argument_group("the static page")
-    page.add_argument("--static", metavar="DIR", help="write the page into this folder and serve nothing")
+    parser.add_argument("--top_k", type=above_0, default=5, help="classes shown per image [%(default)s]")
+    parser.add_argument("--examples", metavar="FOLDER", help="example images: a folder, pattern or file [none]")
+    app = parser.add_argument_group("Gradio app")
+    app.add_argument("--device", help="where to run: cpu, cuda, cuda:1, ... [cuda if available, else cpu]")
+    app.add_argument("--threads", type=above_0, help="CPU threads [PyTorch's default]")
+    app.add_argument("--host", help="address to listen on; 0.0.0.0 for the whole network [127.0.0.1]")
+    app.add_argument("--port", type=above_0, help="port to listen on [first free one from 7860 on]")
+    app.add_argument("--share", action="store_true", help="open a public tunnel through Gradio's servers")
+    page = parser.add_argument_group("static page")
+    page.add_argument("--static", metavar="DIR", help="write a static page into this folder, and start no server")
     page.add_argument(
-        "--vendor", metavar="FOLDER", help="copy transformers.js from here, where npm installed it [a CDN]"
+        "--vendor", metavar="FOLDER", help="copy transformers.js from this node_modules folder [load it from a CDN]"
     )
-    page.add_argument("--title", help="heading of the page [the checkpoint's name]")
-    page.add_argument("--overwrite", action="store_true", help="replace files of a page in DIR; others stay")
+    page.add_argument("--title", help="heading of the page [name of the checkpoint]")
+    page.add_argument("--overwrite", action="store_true", help="replace the files of a page in DIR; other files stay")
     parser.set_defaults(command=demo)
 
 
@@ -56,7 +55,7 @@ def demo(options: argparse.Namespace) -> None:
     """`hfvit demo ARTIFACT`"""
     for name in APP_ONLY if options.static else PAGE_ONLY:
         if getattr(options, name):
-            raise HFViTError(f"--{name}: {'does not go with' if options.static else 'needs'} --static.")
+            raise HFViTError(f"--{name}: {'not available with' if options.static else 'needs'} --static.")
     if options.static:
         _write(options)
     else:

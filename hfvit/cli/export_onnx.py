@@ -5,28 +5,27 @@ import sys
 
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 
-from hfvit.cli.options import above_0, add_changes, not_negative, points, share
+from hfvit.cli.options import above_0, accept_dashes, add_changes, exit_codes, not_negative, points, share
 from hfvit.errors import run
 from hfvit.utils.quiet import quiet_libraries
 from hfvit.utils.terminal import prepare_streams
 
 DESCRIPTION = """\
-Write a checkpoint's image classifier as ONNX files that are checked before they get their names.
+Export an image classifier to ONNX, and check the files before they are written to OUTPUT.
 
-The output folder holds, flat, what transformers.js and ORTModelForImageClassification look for:
+OUTPUT has the layout that transformers.js and ORTModelForImageClassification expect:
   model.onnx                    --dtype fp32 (also model_fp16.onnx, model_bf16.onnx)
-  model_optimized.onnx          --optimize, for ONNX Runtime alone
+  model_optimized.onnx          --optimize, for ONNX Runtime only
   model_quantized.onnx          --quantize int8 or int8-dynamic, whichever came last
   model_int8_tensorrt.onnx      --quantize int8 --target tensorrt
-  ..._with_preprocessing.onnx   --with-preprocessing
+  ..._with_preprocessing.onnx   --with_preprocessing
   config.json, preprocessor_config.json, export.json
-Several variants in one call, or successive calls into one folder, add up.
+One call can write several files, and further calls add files to the folder.
 """
 
-EPILOG = """\
-What is checked before anything is put into OUTPUT: ONNX's own checker; ONNX Runtime against PyTorch at several batch
-sizes (--atol); and, when the checkpoint has a recipe.yaml, the accuracy on the pictures that its training held out
-(the gate). Exit code: 0 done, 2 something was wrong, 4 the gate refused.
+EPILOG = f"""\
+Checks before a file is written: ONNX's checker; the logits of ONNX Runtime against PyTorch at several batch sizes
+(--atol); and, if the checkpoint has a recipe.yaml, the accuracy on its validation rows (accuracy gate).
 
 examples:
   optimum-cli export onnx --model outputs/quickstart outputs/quickstart/onnx
@@ -34,8 +33,9 @@ examples:
   optimum-cli export onnx --model outputs/quickstart --optimize --quantize int8 outputs/quickstart/onnx
   optimum-cli export onnx --model google/vit-base-patch16-224 --quantize int8-dynamic vit_onnx
   optimum-cli export onnx --model user/my-vit --quantize int8 --calibration_dataset path/to/folder my_vit_onnx
-  optimum-cli export onnx --model outputs/quickstart --with-preprocessing server_onnx
-"""
+  optimum-cli export onnx --model outputs/quickstart --with_preprocessing server_onnx
+
+{exit_codes(0, 2, 4)}"""
 
 
 class OnnxExportCommand(BaseOptimumCLICommand):
@@ -53,34 +53,38 @@ class OnnxExportCommand(BaseOptimumCLICommand):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description, parser.epilog = DESCRIPTION, EPILOG
+    parser.description = DESCRIPTION
+    parser.epilog = EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("output", metavar="OUTPUT", help="the folder to write to")
+    parser.add_argument("output", metavar="OUTPUT", help="folder to write to")
     add_model(parser, "checkpoint folder or Hub id of an image classifier")
 
     graph = parser.add_argument_group("graph")
     graph.add_argument(
         "--dtype", choices=("fp32", "fp16", "bf16"), default="fp32",
-        help="what matrix products compute in; inputs and outputs stay float32, LayerNorm and Softmax are computed in"
-        " float32 [%(default)s]",
+        help="precision of matrix products; inputs, outputs, LayerNorm and Softmax stay float32 [%(default)s]",
     )  # fmt: skip
-    graph.add_argument("--opset", type=int, help="18 to 23 [the exporter's own]")
+    graph.add_argument("--opset", type=int, help="ONNX opset, 18 to 23 [the exporter's default]")
     graph.add_argument(
         "--optimize",
         action="store_true",
-        help="model_optimized.onnx too: operators fused for ONNX Runtime on CPUs, in fp32 whatever --dtype says",
+        help="also write model_optimized.onnx: operators fused for ONNX Runtime on CPUs, always in fp32",
     )
     graph.add_argument(
-        "--with-preprocessing", "--with_preprocessing", action="store_true",
-        help="graphs that take raw pictures, uint8 (batch, height, width, 3) of any size, and resize, crop and"
-        " normalise them as the image processor does",
+        "--with_preprocessing", action="store_true",
+        help="resize, crop and normalize inside the graph: it takes raw images, uint8 (batch, height, width, 3) of any"
+        " size",
     )  # fmt: skip
-    graph.add_argument("--batch_size", type=above_0, default=1, help="of a graph with fixed axes [%(default)s]")
     graph.add_argument(
-        "--no-dynamic-axes",
+        "--batch_size",
+        type=above_0,
+        default=1,
+        help="batch size of a graph with --no_dynamic_axes, in images [%(default)s]",
+    )
+    graph.add_argument(
         "--no_dynamic_axes",
         action="store_true",
-        help="fix the batch size instead of leaving it open",
+        help="fix the batch size to --batch_size",
     )
     add_tolerance(graph)
     add_changes(graph)
@@ -88,67 +92,76 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     int8 = parser.add_argument_group("INT8")
     int8.add_argument(
         "--quantize", choices=("int8", "int8-dynamic"),
-        help="model_quantized.onnx too: int8 fixes the ranges of activations with calibration pictures, int8-dynamic"
-        " finds them in each batch",
+        help="also write model_quantized.onnx: int8 (static, activation ranges from calibration images) or"
+        " int8-dynamic (ranges of each batch)",
     )  # fmt: skip
     int8.add_argument(
         "--target", choices=("onnxruntime", "tensorrt"), default="onnxruntime",
-        help="what runs the INT8 graph; TensorRT takes symmetric activations only [%(default)s]",
+        help="runtime of the INT8 graph; TensorRT needs symmetric activations [%(default)s]",
     )  # fmt: skip
     add_calibration(int8)
     add_gate(parser)
+    accept_dashes(parser)
 
 
 def add_model(parser: argparse.ArgumentParser, what: str) -> None:
-    """Where the model comes from, and how it is loaded."""
+    """Add the options that name the model and say how it is loaded."""
     parser.add_argument("-m", "--model", required=True, help=what)
     parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
-    parser.add_argument("--cache_dir", help="where downloads of the Hub are kept")
+    parser.add_argument("--cache_dir", help="folder for downloads from the Hub")
     parser.add_argument(
-        "--task", choices=("auto", "image-classification"), default="auto", help="auto is image-classification"
+        "--task",
+        choices=("auto", "image-classification"),
+        default="auto",
+        help="auto is image-classification",
     )
-    parser.add_argument("--device", default="cpu", help="where PyTorch runs while it is traced [%(default)s]")
-    parser.add_argument("--verbose", action="store_true", help="show what the exporters print and warn")
+    parser.add_argument(
+        "--device", default="cpu", help="where PyTorch runs the model for the export: cpu, cuda, ... [%(default)s]"
+    )
+    parser.add_argument("--verbose", action="store_true", help="show the output and warnings of the exporters")
 
 
 def add_tolerance(group) -> None:
     group.add_argument(
         "--atol", type=not_negative,
-        help="largest difference of a float graph's logit from PyTorch's [0.001 for fp32, 0.02 for fp16, 0.1 for bf16,"
-        " times the largest logit if that is above 1]",
+        help="largest difference of a logit from PyTorch [0.001 for fp32, 0.02 for fp16, 0.1 for bf16, times the"
+        " largest logit if that is above 1]",
     )  # fmt: skip
 
 
 def add_calibration(group) -> None:
-    group.add_argument("--calibration_dataset", help="Hub id or folder of pictures [the recipe's data set]")
-    group.add_argument("--calibration_split", help="its split [the recipe's training split, else train]")
-    group.add_argument("--calibration_samples", type=above_0, default=128, help="pictures [%(default)s]")
+    group.add_argument("--calibration_dataset", help="calibration images: Hub id or folder [the recipe's data set]")
+    group.add_argument("--calibration_split", help="split of these images [the recipe's training split, else train]")
+    group.add_argument("--calibration_samples", type=above_0, default=128, help="number of these images [%(default)s]")
 
 
 def add_gate(parser: argparse.ArgumentParser) -> None:
-    gate = parser.add_argument_group("gate")
-    gate.add_argument("--no-gate", "--no_gate", action="store_true", help="do not measure accuracy")
+    gate = parser.add_argument_group("accuracy gate")
+    gate.add_argument("--no_gate", action="store_true", help="skip the accuracy gate")
     gate.add_argument(
-        "--max_accuracy_drop", type=points, default=0.5, help="refuse files that lose more points [%(default)s]"
+        "--max_accuracy_drop",
+        type=points,
+        default=0.5,
+        help="largest loss of accuracy, in points [%(default)s]",
     )
     gate.add_argument(
         "--min_agreement",
         type=share,
-        help="refuse files that agree with the checkpoint on a smaller share, 0 to 1 [none]",
+        help="smallest fraction of images, 0 to 1, with the checkpoint's class [none]",
     )
-    gate.add_argument("--gate_samples", type=above_0, default=5000, help="pictures at most [%(default)s]")
+    gate.add_argument("--gate_samples", type=above_0, default=5000, help="largest number of images [%(default)s]")
 
 
 def export_onnx_command(options: argparse.Namespace) -> None:
-    """What can be told at once is told before torch is imported."""
+    """Check the options before torch is imported, then export."""
     from hfvit.artifacts.artifact import find_artifact
     from hfvit.artifacts.export_folder import claim_folder
     from hfvit.errors import ModelError
 
     if not find_artifact(options.model).is_checkpoint:
-        raise ModelError(f"--model: {options.model} is an export already; name the checkpoint that it was made from.")
+        raise ModelError(f"--model: must be a checkpoint, got the export {options.model}. Name its checkpoint.")
     if options.quantize == "int8-dynamic" and options.target == "tensorrt":
-        raise ModelError("--target tensorrt: it has no int8-dynamic; take --quantize int8.")
+        raise ModelError("--target tensorrt: not available with --quantize int8-dynamic. Use --quantize int8.")
     folder = claim_folder(options.output)
     quiet_export(options.verbose)
     from hfvit.export.pipeline import Export
@@ -157,7 +170,7 @@ def export_onnx_command(options: argparse.Namespace) -> None:
 
 
 def quiet_export(verbose: bool) -> None:
-    """The bars and notes of the libraries are of no use to this command."""
+    """Silence progress bars and warnings of the libraries, unless `verbose`."""
     if verbose:
         return
     import os

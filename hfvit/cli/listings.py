@@ -1,22 +1,35 @@
-"""`hfvit doctor` and `hfvit recipes`: what is here."""
+"""`hfvit doctor` and `hfvit recipes`"""
 
 import argparse
+import textwrap
 
-from hfvit.recipe.files import find_recipe, shipped_recipes, summary
+from hfvit.cli.options import exit_codes
+from hfvit.recipe.files import find_recipe, read_head, read_yaml, shipped_recipes
+
+RECIPES_EPILOG = f"""\
+examples:
+  hfvit recipes
+  hfvit recipes vit_base > my_recipe.yaml
+
+{exit_codes(0, 2)}"""
 
 
 def add(commands) -> None:
     parser = commands.add_parser(
         "doctor",
-        help="tell what this machine can run, and what to install for the rest",
-        description="GPU, driver, runtimes with their versions, and the precisions worth using here.",
+        help="show the hardware, runtimes and precisions of this machine",
+        description="Show GPU, driver, runtimes with their versions, precisions, and what to install for the rest.",
+        epilog=exit_codes(0, 2),
     )
     parser.set_defaults(command=doctor)
 
     parser = commands.add_parser(
-        "recipes", help="list the recipes that come with hfvit", description="List the shipped recipes, or print one."
+        "recipes",
+        help="list the shipped recipes, or print one",
+        description="List the shipped recipes with model, data, measured time and accuracy, or print one.",
+        epilog=RECIPES_EPILOG,
     )
-    parser.add_argument("name", nargs="?", help="print this recipe, to copy and change")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="print this recipe, to copy and change it")
     parser.set_defaults(command=recipes)
 
 
@@ -32,7 +45,37 @@ def recipes(options: argparse.Namespace) -> None:
     if options.name:
         print(find_recipe(options.name).read_text(encoding="utf-8"), end="")
         return
-    shipped = shipped_recipes()
-    width = max(map(len, shipped))
-    for name, path in shipped.items():
-        print(f"{name:<{width}}  {summary(path)}")
+    print("\n\n".join(describe_recipe(name) for name in shipped_recipes()))
+
+
+def describe_recipe(name: str) -> str:
+    """Describe a shipped recipe by its keys and the comment at its head.
+
+    Args:
+        name: of a shipped recipe.
+    """
+    path = shipped_recipes()[name]
+    values = read_yaml(path)
+    head = read_head(path)
+    time = measured(head["Time"])
+    accuracy = measured(head["Accuracy"])
+    start = values.get("model_name_or_path") or f"{values['architecture']}, from scratch"
+    lines = [
+        f"{name}: {head['']}",
+        f"  model     {start}",
+        f"  size      {head['Parameters'].rstrip('.')} parameters",
+        f"  image     {values['image_size']} px",
+        f"  data      {values['dataset_name']}",
+        f"  time      {time or 'not measured'}",
+        f"  accuracy  {accuracy or 'not measured'}",
+    ]
+    if time or accuracy:
+        lines += textwrap.wrap(head["Hardware"], 110, initial_indent="  on        ", subsequent_indent=" " * 12)
+    return "\n".join([*lines, f"  run       hfvit train {name}"])
+
+
+def measured(text: str) -> str | None:
+    """The first sentence of a head's entry; None for an estimate or what was not measured."""
+    if text.startswith(("estimated", "not measured")):
+        return None
+    return text.partition(". ")[0].rstrip(".")

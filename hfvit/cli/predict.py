@@ -3,12 +3,12 @@
 import argparse
 import sys
 
-from hfvit.cli.options import above_0, add_changes, add_running, given_providers
+from hfvit.cli.options import above_0, add_changes, add_running, exit_codes, given_providers
 from hfvit.errors import DataError, HFViTError, printable
 from hfvit.utils.quiet import quiet_libraries
 
-EPILOG = """\
-A folder stands for every picture in it and below it. A picture that cannot be read is named on standard error and
+EPILOG = f"""\
+A folder means all images in it and its subfolders. An image that cannot be read is reported on standard error and
 skipped; the exit code is then 1.
 
 Pictures are JPEG, PNG, WebP, GIF (the first frame of an animation), BMP, TIFF, AVIF, JPEG 2000 and PPM files of at
@@ -19,9 +19,10 @@ examples:
   hfvit predict outputs/quickstart digit.png
   hfvit predict outputs/quickstart/onnx photos/ --top_k 1 --calibrated
   hfvit predict user/my-vit "photos/**/*.jpg" https://example.org/cat.jpg --json > predictions.jsonl
-  hfvit predict outputs/quickstart photos/ --save-grid grid.png
+  hfvit predict outputs/quickstart photos/ --save_grid grid.png
   hfvit predict outputs/quickstart/onnx digit.png --providers TensorrtExecutionProvider CUDAExecutionProvider
-"""
+
+{exit_codes(0, 1, 2)}"""
 
 GRID_KINDS = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")
 
@@ -29,30 +30,27 @@ GRID_KINDS = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")
 def add(commands) -> None:
     parser = commands.add_parser(
         "predict",
-        help="classify pictures",
-        description="Print the most probable classes of each picture.",
+        help="classify images",
+        description="Print the most probable classes of each image.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "artifact", metavar="ARTIFACT", help="checkpoint folder, Hub id, .onnx file, engine or export folder"
+        "artifact", metavar="ARTIFACT", help="checkpoint folder, Hub id, .onnx file, TensorRT engine or export folder"
     )
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="file, folder, pattern or URL")
     parser.add_argument(
         "--text",
         action="append",
-        help="what goes with the pictures, of a model that reads texts; once, or one a picture",
+        help="text of the images, for an image and text model; once for all images, or once per image",
     )
-    parser.add_argument("--top_k", type=above_0, default=5, help="classes shown of each picture [%(default)s]")
+    parser.add_argument("--top_k", type=above_0, default=5, help="classes shown per image [%(default)s]")
     parser.add_argument(
         "--calibrated",
         action="store_true",
-        help="state probabilities by the temperature in the run's run.json",
+        help="apply the temperature scaling of the run (run.json) to the probabilities",
     )
-    parser.add_argument("--json", action="store_true", help="print one line of JSON for each picture")
-    parser.add_argument(
-        "--save-grid", "--save_grid", metavar="FILE", help="draw the pictures with their predictions into this file"
-    )
+    parser.add_argument("--json", action="store_true", help="print one JSON line per image")
+    parser.add_argument("--save_grid", metavar="FILE", help="save a figure of the images with their predictions")
     add_changes(parser)
     add_running(parser, batch_size=32)
     parser.set_defaults(command=predict)
@@ -66,12 +64,12 @@ def predict(options: argparse.Namespace) -> int:
 
     find_artifact(options.artifact)
     providers = given_providers(options)
-    grid = output_file(options.save_grid, "--save-grid")
+    grid = output_file(options.save_grid, "--save_grid")
     if grid and grid.suffix.lower() not in GRID_KINDS:
-        raise HFViTError(f"--save-grid: {grid} must end in one of {', '.join(GRID_KINDS)}.")
+        raise HFViTError(f"--save_grid: must end in one of {', '.join(GRID_KINDS)}, got '{grid}'.")
     names, wrong = find_pictures(options.images)
     if not names:
-        raise DataError("No picture found: " + "; ".join(map(printable, wrong)) + ".")
+        raise DataError("IMAGE: no image found: " + "; ".join(map(printable, wrong)) + ".")
     for sentence in wrong:
         print(f"hfvit: {printable(sentence)}.", file=sys.stderr)
     quiet_libraries()
@@ -90,7 +88,7 @@ def predict(options: argparse.Namespace) -> int:
     texts = texts_of(names, options.text, classifier)
     bad = print_predictions(classifier, names, options.batch_size, options.top_k, options.json, grid, texts)
     if bad == len(names):
-        raise DataError("None of the pictures could be classified.")
+        raise DataError("IMAGE: none of the images could be classified.")
     if bad or wrong:
-        print(f"hfvit: {bad + len(wrong)} of what was named could not be classified", file=sys.stderr)
+        print(f"hfvit: {bad + len(wrong)} of what was named could not be classified.", file=sys.stderr)
     return 1 if bad or wrong else 0

@@ -2,41 +2,40 @@
 
 import argparse
 
+from hfvit.cli.options import exit_codes
 from hfvit.utils.quiet import quiet_libraries
 
-EPILOG = """\
-What is pushed: the weights, config.json, the card, run.json, recipe.yaml, trainer_state.json and the plots, in one
-commit, of a LoRA run its adapter/, and for a data set on the Hub .eval_results; with --include the exports below
-OUTPUT_DIR too. Never checkpoints, optimizer state, pickles, other hidden or temporary files, pictures of the data set,
-nor the paths of this machine. What was written above or below the generated text of the card, here or on the Hub,
-stays. The repository is then loaded back into an empty cache, and its logits are compared.
-
-exit code: 0 done, 5 the Hub could not be reached or refused (with the command to repeat), 2 a wrong command.
+EPILOG = f"""\
+Pushed in one commit: weights, config.json, model card, run.json, recipe.yaml, trainer_state.json and plots; adapter/
+of a LoRA run; .eval_results for a data set on the Hub; the exports of --include. Never pushed: checkpoints, optimizer
+state, pickles, hidden and temporary files, images of the data set, paths of this machine. Text above and below the
+generated part of the card, here or on the Hub, is kept. The repository is then loaded back from the Hub, and its
+logits are compared.
 
 examples:
-  hfvit push outputs/quickstart user/digits --dry-run
+  hfvit push outputs/quickstart user/digits --dry_run
   hfvit push outputs/quickstart user/digits --private
   hfvit push outputs/quickstart user/digits --include onnx --message "With INT8"
-  hfvit push outputs/quickstart team/digits --create-pr
-"""
+  hfvit push outputs/quickstart team/digits --create_pr
+
+{exit_codes(0, 2, 5)}"""
 
 
 def add(commands) -> None:
     parser = commands.add_parser(
         "push",
-        help="publish a run's folder on the Hub",
+        help="push a run to the Hub",
         description="Push the output folder of a run to a model repository on the Hub.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", metavar="OUTPUT_DIR", help="the output folder of a run")
-    parser.add_argument("repository", metavar="USER/NAME", help="made where there is none")
-    parser.add_argument("--private", action="store_true", help="make a new repository private")
-    parser.add_argument("--revision", help="branch to push to, made where there is none [main]")
-    parser.add_argument("--create-pr", "--create_pr", action="store_true", help="open a pull request instead")
+    parser.add_argument("folder", metavar="OUTPUT_DIR", help="output folder of a run")
+    parser.add_argument("repository", metavar="USER/NAME", help="model repository; created if missing")
+    parser.add_argument("--private", action="store_true", help="create the repository as private")
+    parser.add_argument("--revision", help="branch to push to; created if missing [main]")
+    parser.add_argument("--create_pr", action="store_true", help="open a pull request instead")
     parser.add_argument("--include", nargs="+", choices=("onnx", "tensorrt"), default=[], help="exports to push, too")
-    parser.add_argument("--message", help="of the commit")
-    parser.add_argument("--dry-run", "--dry_run", action="store_true", help="list files and sizes, and send nothing")
+    parser.add_argument("--message", help="commit message [Push with hfvit]")
+    parser.add_argument("--dry_run", action="store_true", help="list files and sizes, and send nothing")
     parser.set_defaults(command=push)
 
 

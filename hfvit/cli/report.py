@@ -3,30 +3,31 @@
 import argparse
 import sys
 
-EPILOG = """\
-Plots (plots/*.png, each for light and for dark pages) and the model card (README.md) are made from run.json, and from
-examples.npz, which holds the few pictures that are shown; neither the model nor the data set is needed. What was
-written above or below the generated text of the card stays. With --html or --open, report.html holds everything in one
-file that needs no network. It shows pictures of the data set, and hfvit never pushes it.
+from hfvit.cli.options import exit_codes
+
+EPILOG = f"""\
+Plots (plots/*.png, light and dark) and the model card (README.md) are made from run.json and examples.npz; neither the
+model nor the data set is needed. Text above and below the generated part of the card is kept. report.html is one file
+that needs no network; it shows images of the data set, and hfvit never pushes it.
 
 examples:
   hfvit report outputs/quickstart
   hfvit report outputs/quickstart --html
   hfvit report outputs/quickstart --open
-"""
+
+{exit_codes(0, 2, 7)}"""
 
 
 def add(commands) -> None:
     parser = commands.add_parser(
         "report",
-        help="draw the plots of a run again, write its card, and show it all as one page",
-        description="Make plots, model card and a page from the run.json of a run's folder.",
+        help="write the plots, model card and HTML page of a run again",
+        description="Write the plots and the model card of a run again, and an HTML page of both.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", metavar="OUTPUT_DIR", help="the output folder of a run")
-    parser.add_argument("--html", action="store_true", help="write OUTPUT_DIR/report.html, too")
-    parser.add_argument("--open", action="store_true", help="write it and open it in the browser")
+    parser.add_argument("folder", metavar="OUTPUT_DIR", help="output folder of a run")
+    parser.add_argument("--html", action="store_true", help="also write OUTPUT_DIR/report.html")
+    parser.add_argument("--open", action="store_true", help="write report.html and open it in the browser")
     parser.set_defaults(command=report)
 
 

@@ -2,38 +2,38 @@
 
 import argparse
 
-from hfvit.cli.options import above_0, from_0
+from hfvit.cli.options import above_0, exit_codes, from_0
 from hfvit.recipe.files import find_recipe
 
-EPILOG = """\
-SPACE is a YAML file of a recipe's keys, each with a list of choices or with bounds:
-  learning_rate: {log: [1.0e-5, 1.0e-3]}
+EPILOG = f"""\
+SPACE is a YAML file of recipe keys, each with a list of choices or with bounds:
+  learning_rate: {{log: [1.0e-5, 1.0e-3]}}
   layer_decay: [0.65, 0.75, 0.85]
-  drop_path_rate: {range: [0.0, 0.3]}
+  drop_path_rate: {{range: [0.0, 0.3]}}
 
-Every trial is a run in a folder of its own, judged on the validation split by metric_for_best_model; none of them sees
-the test split. The same command goes on after a kill, or with a larger --trials. Needs optuna: pip install
-hfvit[sweep].
+Every trial is a run in its own folder below output_dir. Trials are compared by metric_for_best_model on the validation
+split; the test split is not used. The same command resumes after a kill, and a larger --trials adds trials. Install
+optuna with: pip install "hfvit[sweep]"
 
 examples:
   hfvit sweep vit_small space.yaml --trials 20 --output_dir outputs/sweep
   hfvit sweep my_recipe.yaml space.yaml --trials 20 --prune --num_train_epochs 3
-"""
+
+{exit_codes(0, 2, 7, 75)}"""
 
 
 def add(commands) -> None:
     parser = commands.add_parser(
         "sweep",
-        help="search a recipe's keys for the best run",
-        description="Search with optuna, and write the best trial's recipe.",
+        help="search hyperparameters with optuna",
+        description="Search hyperparameters of a recipe with optuna, and write the recipe of the best trial.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("recipe", metavar="RECIPE", help="as `hfvit train` takes it; further options are the recipe's")
-    parser.add_argument("space", metavar="SPACE", help="a YAML file")
-    parser.add_argument("--trials", type=above_0, default=20, help="in all, earlier ones included [%(default)s]")
-    parser.add_argument("--sweep_seed", type=from_0, default=0, help="of the search itself [%(default)s]")
-    parser.add_argument("--prune", action="store_true", help="end trials early that are worse than the others' median")
+    parser.add_argument("recipe", metavar="RECIPE", help="recipe name or YAML file, and options of `hfvit train`")
+    parser.add_argument("space", metavar="SPACE", help="YAML file with the search space")
+    parser.add_argument("--trials", type=above_0, default=20, help="number of trials, with earlier ones [%(default)s]")
+    parser.add_argument("--sweep_seed", type=from_0, default=0, help="seed of the sampler (TPE) [%(default)s]")
+    parser.add_argument("--prune", action="store_true", help="stop trials below the median of the others")
     parser.set_defaults(command=sweep, takes_rest=True)
 
 

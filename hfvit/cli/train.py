@@ -4,67 +4,114 @@ import argparse
 import dataclasses
 import textwrap
 
+from hfvit.cli.options import exit_codes
 from hfvit.recipe.files import find_recipe
 
-EPILOG = """\
-Any field of transformers' TrainingArguments works too, in the file and here:
-  --learning_rate 3e-4 --weight_decay 0.05 --num_train_epochs 10 --max_steps 200
-  --bf16 true --torch_compile true --eval_strategy steps --eval_steps 500
-  --resume_from_checkpoint auto --report_to tensorboard --seed 1
-  --push_to_hub true --hub_model_id user/my-vit --hub_private_repo true
-`python -m hfvit.train --help` lists them all.
+DESCRIPTION = """\
+Train an image classifier from a recipe. Options override the values of the recipe.
 
 examples:
   hfvit train quickstart
+  hfvit train vit_base --dataset_name path/to/folder --output_dir outputs/mine
+  hfvit train my_recipe.yaml --learning_rate 3e-4 --num_train_epochs 10 --bf16 true
+  hfvit train my_recipe.yaml --resume_from_checkpoint auto
   hfvit train vit_base --estimate
-  hfvit train my_recipe.yaml --learning_rate 3e-4 --output_dir outputs/higher_lr
   accelerate launch --config_file accelerate_configs/multi_gpu.yaml hfvit/train.py vit_base
 """
+
+EPILOG = f"""\
+`none` as a value means null. All other fields of transformers' TrainingArguments are options, too:
+`python -m hfvit.train --help` lists them.
+
+{exit_codes(0, 2, 3, 5, 6, 7, 75)}"""
+
+# Options by what most users look for first; those that stand nowhere come last.
+GROUPS = {
+    "data and output": "dataset_name output_dir dataset_config_name dataset_revision image_column label_column"
+    " train_split validation_split test_split validation_fraction max_train_samples max_eval_samples",
+    "model": "model_name_or_path architecture image_size drop_path_rate drop_rate attn_drop_rate model_args"
+    " model_revision",
+    "length and learning rate": "num_train_epochs max_steps learning_rate global_batch_size warmup_steps"
+    " lr_scheduler_type weight_decay label_smoothing_factor max_grad_norm layer_decay ema_decay optim seed",
+    "augmentation": "policy rand_augment_magnitude rand_augment_num_ops crop_scale crop_ratio horizontal_flip"
+    " mixup_alpha cutmix_alpha random_erasing mix_off_epochs repeated_augmentation",
+    "fine-tuning": "finetuning freeze lora_rank lora_alpha lora_dropout lora_targets probe_c probe_passes"
+    " head_from_text head_templates class_balance teacher distillation distillation_alpha distillation_temperature"
+    " progressive_image_size",
+    "evaluation and logging": "eval_strategy eval_steps metric_for_best_model load_best_model_at_end"
+    " early_stopping_patience logging_steps report_to",
+    "checkpoints": "resume_from_checkpoint overwrite_output_dir save_strategy save_steps save_total_limit"
+    " keep_checkpoints",
+    "hardware and precision": "bf16 fp16 per_device_train_batch_size per_device_eval_batch_size torch_compile"
+    " activation_checkpointing use_cpu dataloader_num_workers",
+    "Hub": "push_to_hub hub_model_id hub_private_repo hub_revision",
+    "image and text": "text_encoder text_column text_encoder_revision fusion fusion_layers max_text_length",
+    "streaming": "streaming shuffle_buffer_size",
+}
+RARE = "rarely needed"
+WIDTH = 110
+INDENT = 31
 
 
 def add(commands) -> None:
     parser = commands.add_parser(
         "train",
-        help="train a classifier from a recipe",
-        description="Train on one process what `accelerate launch hfvit/train.py RECIPE` trains on many.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        help="train an image classifier from a recipe",
+        usage="hfvit train RECIPE [--estimate] [--option value ...]",
+        description=DESCRIPTION,
     )
-    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or a name that `hfvit recipes` lists")
-    parser.add_argument(
-        "--estimate", action="store_true", help="print what the recipe needs of memory and disk, and run nothing"
-    )
-    _describe_fields(parser)
+    parser.add_argument("recipe", metavar="RECIPE", help="YAML file, or a name that `hfvit recipes` lists")
+    parser.add_argument("--estimate", action="store_true", help="print memory and disk needs, and train nothing")
     # A recipe's options belong to the recipe, which knows them all; argparse here would have to know them twice.
+    parser.epilog = f"{describe_options()}\n\n{EPILOG}"
     parser.set_defaults(command=train, takes_rest=True)
 
 
-def _describe_fields(parser: argparse.ArgumentParser) -> None:
-    """Name hfvit's own recipe fields in the help; their values are parsed by the recipe."""
+def describe_options() -> str:
+    """Describe the options of a recipe in groups, without importing torch."""
     from hfvit.recipe.arguments import (
         AugmentationArguments,
         DataArguments,
         FinetuningArguments,
         ModelArguments,
         RunArguments,
+        TrainerArguments,
     )
 
+    sections = (
+        DataArguments, ModelArguments, TrainerArguments, RunArguments, AugmentationArguments, FinetuningArguments
+    )  # fmt: skip
+    fields = {field.name: field for section in sections for field in dataclasses.fields(section)}
+    named = {name for names in GROUPS.values() for name in names.split()}
+    groups = {**GROUPS, RARE: " ".join(name for name in fields if name not in named)}
     lines = []
-    for section in (ModelArguments, FinetuningArguments, DataArguments, AugmentationArguments, RunArguments):
-        lines += ["", section.__doc__]
-        for field in dataclasses.fields(section):
-            default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
-            text = field.metadata["help"] + (f" [{default}]" if default is not None else "")
-            lines += textwrap.wrap(
-                text, width=100, initial_indent=f"  --{field.name:<26} ", subsequent_indent=" " * 31
-            )
-    parser.epilog = "\n".join(lines[1:]) + "\n\n" + parser.epilog
+    for title, names in groups.items():
+        lines += ["", f"{title}:", *(line for name in names.split() for line in _describe(fields[name]))]
+    return "\n".join(lines[1:])
+
+
+def _describe(field: dataclasses.Field) -> list[str]:
+    default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
+    text = field.metadata["help"] + (f" [{_shown(default)}]" if default is not None else "")
+    head = f"  --{field.name}"
+    lines = textwrap.wrap(text, width=WIDTH, initial_indent=" " * INDENT, subsequent_indent=" " * INDENT)
+    if len(head) < INDENT:
+        return [head.ljust(INDENT) + lines[0][INDENT:], *lines[1:]]
+    return [head, *lines]
+
+
+def _shown(value) -> str:
+    """A default as it would be typed."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return " ".join(f"'{item}'" if isinstance(item, str) else f"{item:g}" for item in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def train(options: argparse.Namespace) -> None:
-    """`hfvit train RECIPE [--key value ...]`"""
-    find_recipe(options.recipe)  # a wrong name is told at once, before torch is imported
+    """`hfvit train RECIPE [--option value ...]`"""
+    find_recipe(options.recipe)  # before torch is imported
     if options.estimate:
         from hfvit.estimate import estimate
         from hfvit.recipe.loader import load_recipe

@@ -2,19 +2,17 @@
 
 import argparse
 
-from hfvit.cli.options import above_0, add_changes, add_running, from_0, given_providers, points, share
+from hfvit.cli.options import above_0, add_changes, add_running, exit_codes, from_0, given_providers, points, share
 from hfvit.errors import GateError
 from hfvit.utils.quiet import quiet_libraries
 
-EPILOG = """\
-The data are the validation rows that the reference's recipe.yaml held out, unless --dataset_name or --split name
-others. Classes are matched by name. Latency and images/s are the model's alone, without reading and preprocessing,
-but for a graph that does its own preprocessing (marked *).
+EPILOG = f"""\
+The images are the validation rows of the reference's recipe.yaml, unless --dataset_name or --split is given. Classes
+are matched by name. Latency and images/s are of the model only, without reading and preprocessing, except for a graph
+that does its own preprocessing (marked *).
 
-The result is printed, saved in the reference's run.json and in the export.json or engine.json beside an exported file,
-and with --output in a file of your own.
-
-exit code: 0 every artifact passed, 4 one of them did not, 2 something was wrong with the command.
+The result is printed, and saved in run.json of the reference, in export.json or engine.json beside an exported file,
+and in the file of --output.
 
 examples:
   hfvit validate outputs/quickstart
@@ -22,37 +20,42 @@ examples:
   hfvit validate outputs/quickstart onnx/ --split test --min_agreement 0.99 --output gate.json
   hfvit validate outputs/my_vit --merge_tokens 8 16 --max_accuracy_drop 2
   hfvit validate user/my-vit onnx/ --dataset_name path/to/folder --split test --max_samples 2000
-"""
+
+{exit_codes(0, 2, 4)}"""
 
 
 def add(commands) -> None:
     parser = commands.add_parser(
         "validate",
-        help="compare checkpoints and exports on one data set, and fail when one lost accuracy",
-        description="Run each artifact over the same pictures and hold it to the first.",
+        help="compare the accuracy of checkpoints and exports on one data set",
+        description="Compare checkpoints, ONNX files and engines with a reference on the same images.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     what = "checkpoint folder, Hub id, .onnx file, TensorRT engine or export folder"
-    parser.add_argument("reference", metavar="REFERENCE", help=f"{what}: what the others are held to")
-    parser.add_argument("others", metavar="OTHER", nargs="*", help="the same kinds, to be judged")
+    parser.add_argument("reference", metavar="REFERENCE", help=what)
+    parser.add_argument("others", metavar="OTHER", nargs="*", help="artifacts to compare with it, of the same kinds")
     data = parser.add_argument_group("data")
     data.add_argument("--dataset_name", help="Hub id, folder or 'digits' [the recipe's]")
-    data.add_argument("--dataset_config_name", help="configuration of the data set, where it has several")
-    data.add_argument("--split", help="split, slices such as test[:1000] too [the recipe's; validation]")
-    data.add_argument("--image_column", help="found by its type when not given")
-    data.add_argument("--label_column", help="found by its type when not given")
-    data.add_argument("--text_column", help="texts that go with the images [the recipe's]")
-    data.add_argument("--max_samples", type=above_0, help="use this many images, drawn with --seed [all]")
-    data.add_argument("--seed", type=from_0, default=42, help="[%(default)s]")
+    data.add_argument("--dataset_config_name", help="configuration of the data set, if it has several")
+    data.add_argument("--split", help="split; slices such as test[:1000] are allowed [the recipe's validation rows]")
+    data.add_argument("--image_column", help="name of the image column [found by its type]")
+    data.add_argument("--label_column", help="name of the label column [found by its type]")
+    data.add_argument("--text_column", help="name of the column with texts [the recipe's]")
+    data.add_argument("--max_samples", type=above_0, help="use at most this many images, drawn with --seed [all]")
+    data.add_argument("--seed", type=from_0, default=42, help="seed of --max_samples [%(default)s]")
     limits = parser.add_argument_group("limits")
-    limits.add_argument("--max_accuracy_drop", type=points, default=0.5, help="in points [%(default)s]")
     limits.add_argument(
-        "--min_agreement", type=share, help="share of the images, 0 to 1, that must get the reference's class [none]"
+        "--max_accuracy_drop",
+        type=points,
+        default=0.5,
+        help="largest loss of accuracy, in points [%(default)s]",
     )
-    add_changes(parser.add_argument_group("the reference, changed"), several=True)
+    limits.add_argument(
+        "--min_agreement", type=share, help="smallest fraction of images, 0 to 1, with the reference's class [none]"
+    )
+    add_changes(parser.add_argument_group("changed copies of the reference"), several=True)
     add_running(parser, batch_size=16)
-    parser.add_argument("--output", metavar="FILE", help="save the result as JSON, too")
+    parser.add_argument("--output", metavar="FILE", help="save the result as JSON")
     parser.set_defaults(command=validate)
 
 

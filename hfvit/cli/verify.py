@@ -4,40 +4,38 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from hfvit.cli.options import above_0
+from hfvit.cli.options import above_0, exit_codes
 from hfvit.errors import GateError, ModelError
 from hfvit.utils.hub_ids import folder_or_hub_id
 from hfvit.utils.quiet import quiet_libraries
 
-EPILOG = """\
-The recipe.yaml of the run is run again, on the data that it names, as one process on this machine. The accuracy on
-each split must lie in the 95 % interval that run.json records, and that of a shipped recipe, run as it is, must reach
-its expected_accuracy (a range that was not measured is only reported). Nothing in RUN_DIR is changed.
-
-exit code: 0 inside, 4 outside or not reached, 2 something was wrong with the command.
+EPILOG = f"""\
+Trains recipe.yaml of the run again, as one process on this machine. The accuracy on each split must be within the 95 %
+interval in run.json. Of a shipped recipe without further options, it must also reach its expected_accuracy; a range
+that was not measured is only reported. Nothing in RUN_DIR is changed.
 
 examples:
   hfvit verify outputs/quickstart
   hfvit verify outputs/quickstart --output outputs/quickstart_again
-  hfvit verify outputs/quickstart --eval-only
-"""
+  hfvit verify outputs/quickstart --eval_only
+
+{exit_codes(0, 2, 3, 4, 6, 7, 75)}"""
 
 
 def add(commands) -> None:
     parser = commands.add_parser(
         "verify",
-        help="run a finished run's recipe again, and hold the result to the recorded interval",
-        description="Repeat a run, or the evaluation of its checkpoint, and compare.",
+        help="repeat a run and compare its accuracy with the recorded one",
+        description="Repeat a run, or only its evaluation, and compare the accuracy with the recorded one.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", metavar="RUN_DIR", help="the output folder of a run")
-    parser.add_argument("--eval-only", "--eval_only", action="store_true", help="evaluate the saved checkpoint again")
-    parser.add_argument("--output", metavar="DIR", help="keep the new run in this folder [a temporary one]")
+    parser.add_argument("folder", metavar="RUN_DIR", help="output folder of a run")
+    parser.add_argument("--eval_only", action="store_true", help="evaluate the saved checkpoint instead of training")
+    parser.add_argument("--output", metavar="DIR", help="folder for the new run [a temporary one]")
     parser.add_argument(
-        "--batch_size", type=above_0, default=32, help="images at a time, of --eval-only [%(default)s]"
+        "--batch_size", type=above_0, default=32, help="images per batch with --eval_only [%(default)s]"
     )
-    parser.add_argument("--device", help="of --eval-only: cpu, cuda, ... [cuda where there is one]")
+    parser.add_argument("--device", help="where to run --eval_only: cpu, cuda, ... [cuda if available, else cpu]")
     parser.set_defaults(command=verify)
 
 
@@ -51,7 +49,7 @@ def verify(options: argparse.Namespace) -> None:
 
     RunRecord.load(folder)
     if not (Path(folder) / RECIPE_FILE).is_file():
-        raise ModelError(f"{folder} holds no {RECIPE_FILE}, which tells how to repeat the run.")
+        raise ModelError(f"RUN_DIR: has no {RECIPE_FILE}, which is needed to repeat the run, got {folder}.")
     if options.eval_only:
         found = evaluate_again(folder, options.batch_size, options.device)
     else:

@@ -112,7 +112,7 @@ def check_pixels(path: Path, core: Path, processor, batch_sizes: list[int], what
         raise ModelError(
             f"{what}: the preprocessing inside the graph differs from the image processor by up to {levels:.2f} levels"
             f" of 255, at {share:.1%} of the pixels (logits by {difference:.2g}), so the file was not kept. Export"
-            " without --with-preprocessing."
+            " without --with_preprocessing."
         )
     return PreprocessingParity(picture_sizes=list(PICTURE_SIZES), max_levels=levels, share_off=share)
 

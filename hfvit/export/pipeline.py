@@ -88,7 +88,7 @@ class Export:
         if changes["merge_tokens"]:
             self.config["merge_tokens"] = changes["merge_tokens"]  # no graph of another rate gets into this folder
         self.processor_config = stock_processor_config(self.processor)
-        wanted = {"quantize": options.quantize, "with-preprocessing": options.with_preprocessing}
+        wanted = {"quantize": options.quantize, "with_preprocessing": options.with_preprocessing}
         check_reads_texts(self.model, **wanted, optimize=options.optimize, tensorrt=self.for_engine)
         check_same_model(self.folder, self.config, self.weights)
         if options.with_preprocessing:
@@ -136,7 +136,7 @@ class Export:
                 self.options.model, max_samples=self.options.gate_samples, labels=self.classifier.labels
             )
         except DataError as error:
-            raise DataError(f"{error} The gate needs these pictures; --no-gate exports without it.") from None
+            raise DataError(f"{error} The gate needs these pictures; --no_gate exports without it.") from None
 
     def float_files(self, staging: Path) -> None:
         options = self.options
@@ -232,7 +232,7 @@ class Export:
         if failures := [f"{name}: {row.failure}" for name, row in rows.items() if row.failure]:
             raise GateError(
                 "\n".join(failures) + "\nNothing was written. Allow more with --max_accuracy_drop or --min_agreement,"
-                " or keep the files unjudged with --no-gate."
+                " or keep the files unjudged with --no_gate."
             )
 
     @property

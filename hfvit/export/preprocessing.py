@@ -49,7 +49,7 @@ def check_steps(steps: ImageSteps) -> None:
     """Raise `ModelError` when a graph cannot do these steps."""
     if steps.resize and steps.resample not in SUPPORT:
         raise ModelError(
-            f"--with-preprocessing: the image processor resizes with the filter {steps.resample.name.lower()}; a graph"
+            f"--with_preprocessing: the image processor resizes with the filter {steps.resample.name.lower()}; a graph"
             " can do bilinear and bicubic. Export without it."
         )
 

@@ -14,7 +14,7 @@ from yaml import YAMLError
 from hfvit.artifacts.constants import ADAPTER_FILES, ADAPTER_FOLDER, RUN_FILE, TOKENIZER_FILES, WEIGHT_FILES, WEIGHTS
 from hfvit.artifacts.export_folder import export_rows
 from hfvit.artifacts.run_record import RunRecord
-from hfvit.errors import HubError, one_line
+from hfvit.errors import PushArgumentError, one_line
 from hfvit.hub.model_card import render_card
 from hfvit.hub.redaction import public_text
 from hfvit.utils.hub_ids import is_hub_id
@@ -79,11 +79,11 @@ def files_to_push(
     """
     root = Path(folder).expanduser()
     if not root.is_dir():
-        raise HubError(f"There is no folder {folder}.")
+        raise PushArgumentError(f"OUTPUT_DIR: no folder {folder}.")
     if not (root / "config.json").is_file() or not any((root / name).is_file() for name in WEIGHTS):
-        raise HubError(
-            f"{folder} holds no finished checkpoint: config.json and model.safetensors are missing. Name the"
-            " output_dir of a run."
+        raise PushArgumentError(
+            "OUTPUT_DIR: must be the output_dir of a finished run, with config.json and model.safetensors, got"
+            f" {folder}."
         )
     record = RunRecord.load(root) if (root / RUN_FILE).exists() else None
     found: dict[str, Path | bytes] = {
@@ -121,8 +121,8 @@ def left_out(folder: str | Path, include: tuple[str, ...]) -> list[str]:
 def _export(root: Path, name: str) -> dict[str, Path]:
     found = dict(_matching(root, f"{name}/", EXPORTS[name]))
     if all(path.endswith((".json", ".pbtxt")) for path in found):
-        raise HubError(
-            f"--include {name}: {root}/{name} holds no export; make one with `optimum-cli export {name} --model {root}"
+        raise PushArgumentError(
+            f"--include {name}: no export in {root}/{name}. Make one with `optimum-cli export {name} --model {root}"
             f" {root}/{name}`."
         )
     config = root / name / "config.json"
@@ -130,8 +130,8 @@ def _export(root: Path, name: str) -> dict[str, Path]:
         mine, theirs = _read_json(root / "config.json"), _read_json(config)
         labels = mine.get("label_names") or list((mine.get("id2label") or {}).values())
         if labels and labels != list((theirs.get("id2label") or {}).values()):
-            raise HubError(
-                f"--include {name}: {root}/{name} is of another model, with other classes; export it again."
+            raise PushArgumentError(
+                f"--include {name}: {root}/{name} is of a model with other classes. Export this model again."
             )
     return found
 
@@ -154,7 +154,7 @@ def _read_json(path: Path) -> dict:
     with _told_of(path):
         content = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
-        raise HubError(f"{path} cannot be read: it holds no JSON object.")
+        raise PushArgumentError(f"{path} cannot be read: it holds no JSON object.")
     return content
 
 
@@ -165,4 +165,4 @@ def _told_of(path: Path):
         yield
     except (OSError, ValueError, LookupError, TypeError, AttributeError, YAMLError) as error:
         why = f"it lacks {error}" if isinstance(error, LookupError) else one_line(error)
-        raise HubError(f"{path} cannot be read as what a run wrote: {why}.") from None
+        raise PushArgumentError(f"{path} cannot be read as what a run wrote: {why}.") from None

@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 
 from hfvit.artifacts.export_record import ExportRecord
-from hfvit.errors import HubError, one_line
+from hfvit.errors import HubError, PushArgumentError, one_line
 from hfvit.hub.files import EXPORTS, PushedFile, files_to_push, left_out
 from hfvit.utils.formatting import aligned, size
 
@@ -102,7 +102,7 @@ def repeat_command(
     words = ["hfvit", "push", str(folder), destination.repo_id]
     words += ["--private"] if destination.private else []
     words += ["--revision", destination.revision] if destination.revision else []
-    words += ["--create-pr"] if destination.create_pr else []
+    words += ["--create_pr"] if destination.create_pr else []
     words += ["--include", *include] if include else []
     words += ["--message", message] if message else []
     return shlex.join(words)
@@ -112,14 +112,14 @@ def check_name(repo_id: str) -> None:
     """Raise `HubError` for what cannot be the name of a model repository."""
     kind, _, rest = repo_id.partition("/")
     if repo_id.startswith(("http://", "https://")):
-        raise HubError(f"{repo_id}: give the repository's name, user/name, not its address.")
+        raise PushArgumentError(f"repository: must be a repository name, user/name, got the address {repo_id}.")
     if kind in ("datasets", "spaces", "models") and "/" in rest:
-        what = "" if kind == "models" else f" {repo_id} is no model, and hfvit pushes to a model repository."
-        raise HubError(f"{repo_id}: write the name as user/name.{what}")
+        what = "" if kind == "models" else " hfvit pushes to model repositories only."
+        raise PushArgumentError(f"repository: must be user/name, got {repo_id}.{what}")
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise HubError(f"{repo_id}: a repository is named user/name: {one_line(error)}") from None
+        raise PushArgumentError(f"repository: must be user/name, got {repo_id}. {one_line(error)}") from None
 
 
 def check_destination(destination: Destination) -> Destination:
@@ -141,11 +141,11 @@ def check_destination(destination: Destination) -> Destination:
         if owner not in mine and not destination.create_pr:
             raise HubError(
                 f"{repo_id}: the token is of {user['name']}, who cannot write for {owner}. Push to"
-                f" {user['name']}/{repo_id.split('/')[1]}, or open a pull request with --create-pr."
+                f" {user['name']}/{repo_id.split('/')[1]}, or open a pull request with --create_pr."
             )
         if api.repo_exists(repo_id):
             if destination.private and not api.model_info(repo_id).private:
-                raise HubError(f"--private: {repo_id} is there already, and public; only a new one is made so.")
+                raise PushArgumentError(f"--private: {repo_id} is public. Only a new repository can be made private.")
         else:
             _check_new(api, repo_id, destination.create_pr)
     except (HfHubHTTPError, *_CONNECTION) as error:
@@ -162,16 +162,16 @@ def _check_weights(folder: str | Path, export: str) -> None:
     from hfvit.inference.classifier import load_classifier
 
     if weights_sha256(load_classifier(folder, device="cpu").backend.model.float()) != recorded:
-        raise HubError(f"--include {export}: {folder}/{export} is of other weights; export this model again.")
+        raise PushArgumentError(f"--include {export}: {folder}/{export} is of other weights. Export this model again.")
 
 
 def _check_new(api: HfApi, repo_id: str, create_pr: bool) -> None:
     """Raise `HubError` where a model repository is not to be made under a name that no model has."""
     if create_pr:
-        raise HubError(f"--create-pr: there is no repository {repo_id}; leave it out to make it.")
+        raise PushArgumentError(f"--create_pr: no repository {repo_id}. Leave the option out to create it.")
     for kind, name in (("dataset", "data set"), ("space", "space")):
         if api.repo_exists(repo_id, repo_type=kind):
-            raise HubError(f"{repo_id} is a {name}, not a model repository; choose another name.")
+            raise PushArgumentError(f"repository: {repo_id} is a {name}. Choose another name for the model.")
 
 
 def _send(folder: str | Path, destination: Destination, include: tuple[str, ...], message: str | None) -> str:

@@ -1,6 +1,7 @@
 """Recipe arguments for data, augmentation, model, fine-tuning and run; imports no torch."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,59 +26,75 @@ def _field(default: Any, help: str) -> Any:
 
 def _check(condition: bool, key: str, value: Any, allowed: str) -> None:
     if not condition:
-        raise RecipeError(f"{key}: {value!r} is not allowed; it takes {allowed}.")
+        raise RecipeError(f"{key}: must be {allowed}, got {value!r}.")
 
 
 def _check_fraction(key: str, value: float | None) -> None:
-    _check(value is None or 0.0 <= value < 1.0, key, value, "a number from 0 to below 1")
+    _check(value is None or 0.0 <= value < 1.0, key, value, "at least 0 and below 1")
 
 
 def _check_positive(key: str, value: int | float | None) -> None:
-    _check(value is None or value > 0, key, value, "a number above 0")
+    _check(value is None or 0 < value < float("inf"), key, value, "a finite number above 0")
+
+
+def _check_choice(key: str, value: Any, choices: Iterable[str]) -> None:
+    _check(value in choices, key, value, f"one of {', '.join(choices)}")
 
 
 @dataclass
 class DataArguments:
-    """Data: which images, which split does what, and how an image is presented to the model."""
+    """Data set, splits and preprocessing."""
 
     dataset_name: str | None = _field(
         None,
-        "Hub id, local folder (datasets' layouts, imagefolder included), or 'digits' (shipped with scikit-learn).",
+        "Images with labels: a Hub id, a local folder (such as FOLDER/train/CLASS/image.jpg), or 'digits' (comes with"
+        " scikit-learn).",
     )
-    dataset_config_name: str | None = _field(None, "Configuration of the data set, where it has several.")
+    dataset_config_name: str | None = _field(None, "Configuration of the data set, if it has several.")
     dataset_revision: str | None = _field(None, "Branch, tag or commit of the data set on the Hub.")
-    image_column: str | None = _field(None, "Image column; found by its feature type when not given.")
-    label_column: str | None = _field(None, "Label column; found by its feature type when not given.")
-    text_column: str | None = _field(None, "Column of texts that go with the images; needs text_encoder.")
-    train_split: str = _field("train", "Split to train on; slices such as train[:1000] work.")
+    image_column: str | None = _field(None, "Name of the image column. Default: found by its type.")
+    label_column: str | None = _field(None, "Name of the label column. Default: found by its type.")
+    text_column: str | None = _field(
+        None, "Name of the column with a text for each image. Only used with text_encoder."
+    )
+    train_split: str = _field("train", "Split to train on. Slices such as train[:1000] are allowed.")
     validation_split: str | None = _field(
-        None, "Split that selects the best checkpoint; without one, validation_fraction of train is held out."
+        None, "Split that selects the best checkpoint. Default: validation_fraction of the training split."
     )
     test_split: str | None = _field(
-        DEFAULT_TEST_SPLIT, "Split evaluated once, at the end; never used to select anything."
+        DEFAULT_TEST_SPLIT,
+        "Split to evaluate once, after training; it never selects anything. none: train without a test set.",
     )
-    validation_fraction: float = _field(0.1, "Share of train held out (stratified, seeded) when there is no split.")
+    validation_fraction: float = _field(
+        0.1,
+        "Fraction of the training split to hold out for validation, above 0 and below 1; stratified. Only used without"
+        " validation_split.",
+    )
     max_train_samples: int | None = _field(
-        None, "Use at most this many training images (a seeded random choice; of a stream the first)."
+        None, "Use at most this many training images, drawn with seed (of a stream the first). Default: all."
     )
-    max_eval_samples: int | None = _field(None, "Use at most this many images of each evaluation split.")
+    max_eval_samples: int | None = _field(None, "Use at most this many images of each evaluation split. Default: all.")
     streaming: bool = _field(
-        False, "Read the training split as it is trained on, for sets larger than the disk; needs validation_split."
+        False, "Read the training split while training, for data larger than the disk. Needs validation_split."
     )
     shuffle_buffer_size: int = _field(
-        10000, "Images that each process keeps in memory to draw from; only a stream needs it."
+        10000, "Shuffle buffer size, in images per process. Only used with streaming=true."
     )
     crop_pct: float | None = _field(
-        None, "Share of the resized image that evaluation's centre crop keeps; the pretrained model's when not given."
+        None,
+        "Fraction of the resized image that evaluation's center crop keeps, above 0 and at most 1. Default: the"
+        " pretrained model's.",
     )
     interpolation: str | None = _field(
-        None, f"Resize filter, one of {', '.join(INTERPOLATIONS)}; the pretrained model's when not given."
+        None, f"Resize filter: {', '.join(INTERPOLATIONS)}. Default: the pretrained model's."
     )
     image_mean: list[float] | None = field(
-        default=None, metadata={"help": "Mean of each channel, in [0, 1]; the pretrained model's when not given."}
+        default=None,
+        metadata={"help": "Mean of the red, green and blue channel, 0 to 1. Default: the pretrained model's."},
     )
     image_std: list[float] | None = field(
-        default=None, metadata={"help": "Standard deviation of each channel; the pretrained model's when not given."}
+        default=None,
+        metadata={"help": "Standard deviation of the three channels. Default: the pretrained model's."},
     )
     test_fraction: float | None = _field(
         None, "Fraction of local images without splits to hold out as test split; 0.1, or 0 without test_split."
@@ -96,8 +113,9 @@ class DataArguments:
 
     def __post_init__(self):
         if not self.dataset_name:
-            raise RecipeError("dataset_name: missing; give a Hub id, a local folder, or 'digits'.")
-        _check(0.0 < self.validation_fraction < 1.0, "validation_fraction", self.validation_fraction, "0 < f < 1")
+            raise RecipeError("dataset_name: missing. Give a Hub id, a local folder, or 'digits'.")
+        fraction = self.validation_fraction
+        _check(0.0 < fraction < 1.0, "validation_fraction", fraction, "above 0 and below 1")
         _check_positive("max_train_samples", self.max_train_samples)
         _check_positive("max_eval_samples", self.max_eval_samples)
         _check_positive("shuffle_buffer_size", self.shuffle_buffer_size)
@@ -106,16 +124,13 @@ class DataArguments:
         self._check_roles()
         if self.streaming:
             self._check_streaming()
-        _check(self.crop_pct is None or 0.0 < self.crop_pct <= 1.0, "crop_pct", self.crop_pct, "0 < share <= 1")
-        _check(
-            self.interpolation is None or self.interpolation in INTERPOLATIONS,
-            "interpolation",
-            self.interpolation,
-            f"one of {', '.join(INTERPOLATIONS)}",
-        )
+        crop_pct = self.crop_pct
+        _check(crop_pct is None or 0.0 < crop_pct <= 1.0, "crop_pct", crop_pct, "above 0 and at most 1")
+        if self.interpolation is not None:
+            _check_choice("interpolation", self.interpolation, INTERPOLATIONS)
         for key in ("image_mean", "image_std"):
             value = getattr(self, key)
-            _check(value is None or len(value) == 3, key, value, "three numbers, one a channel")
+            _check(value is None or len(value) == 3, key, value, "three numbers, one per channel")
         _check(self.image_std is None or min(self.image_std) > 0, "image_std", self.image_std, "numbers above 0")
 
     @property
@@ -139,11 +154,9 @@ class DataArguments:
                 raise RecipeError(f"test_split: '{name}' is the {role} split. Name another, or none.")
 
     def _check_streaming(self) -> None:
-        """What a stream rules out and the recipe alone tells."""
+        """Raise `RecipeError` for splits that cannot be used with a streamed training split."""
         if not self.validation_split:
-            raise RecipeError(
-                "streaming: a fraction cannot be held out of a stream; name the validation_split that selects."
-            )
+            raise RecipeError("streaming: no fraction can be held out of a stream. Set validation_split.")
         if self.on_bad_image == "skip":
             raise RecipeError("on_bad_image: a stream cannot skip images. Set it to error, or streaming to false.")
         for key in ("train_split", "validation_split", "test_split"):
@@ -151,54 +164,58 @@ class DataArguments:
             if "[" in name or "+" in name:
                 limit = "max_train_samples" if key == "train_split" else "max_eval_samples"
                 raise RecipeError(
-                    f"{key}: '{name}' cannot be streamed; name a whole split, and limit it with {limit}."
+                    f"{key}: must be a whole split with streaming, got '{name}'. Limit its images with {limit}."
                 )
         for key in ("validation_split", "test_split"):
             if getattr(self, key) == self.train_split:
-                raise RecipeError(f"{key}: '{self.train_split}' is the streamed training split; name another.")
+                raise RecipeError(f"{key}: must differ from the streamed training split, got '{self.train_split}'.")
 
 
 @dataclass
 class AugmentationArguments:
-    """Augmentation: what is random about a training image."""
+    """Random changes of training images."""
 
     crop_scale: list[float] = field(
         default_factory=lambda: [0.8, 1.0],
-        metadata={"help": "Smallest and largest share of the image's area that a training crop covers."},
+        metadata={"help": "Smallest and largest fraction of the image's area that a random crop covers."},
     )
     crop_ratio: list[float] = field(
-        default_factory=lambda: [0.75, 4 / 3], metadata={"help": "Narrowest and widest shape of a training crop."}
+        default_factory=lambda: [0.75, 4 / 3],
+        metadata={"help": "Smallest and largest aspect ratio (width / height) of a random crop."},
     )
-    horizontal_flip: float = _field(0.5, "Probability of a mirrored training image.")
+    horizontal_flip: float = _field(0.5, "Probability of a horizontal flip, 0 to 1.")
     policy: str = _field(
-        "basic", f"Further changes of each image, one of {', '.join(POLICIES)}; basic is crop and flip alone."
+        "basic", f"Auto-augmentation policy: {', '.join(POLICIES)}. basic: random crop and flip only."
     )
-    rand_augment_magnitude: float = _field(9.0, "Strength of rand_augment's operations, from 0 to 10 (timm's scale).")
-    rand_augment_num_ops: int = _field(2, "Operations of rand_augment in a row, each applied to half of the images.")
-    mixup_alpha: float = _field(0.0, "Mixes pairs of images (mixup), share drawn from Beta(alpha, alpha); 0 is off.")
-    cutmix_alpha: float = _field(0.0, "Pastes a box of one image into another (CutMix); 0 is off.")
-    random_erasing: float = _field(0.0, "Probability that a box of the image becomes noise.")
-    mix_off_epochs: float = _field(0, "Last epochs that go without mixup, CutMix and random erasing.")
+    rand_augment_magnitude: float = _field(
+        9.0, "Magnitude of RandAugment, 0 to 10 (timm's scale). Only used with policy=rand_augment."
+    )
+    rand_augment_num_ops: int = _field(
+        2, "Operations per image of RandAugment, each with probability 0.5. Only used with policy=rand_augment."
+    )
+    mixup_alpha: float = _field(0.0, "Mixup: blend pairs of images with a weight from Beta(alpha, alpha). 0: off.")
+    cutmix_alpha: float = _field(
+        0.0, "CutMix: paste a box of one image into another, its area from Beta(alpha, alpha). 0: off."
+    )
+    random_erasing: float = _field(0.0, "Probability of replacing a box of the image by noise, 0 to 1.")
+    mix_off_epochs: float = _field(0, "Number of last epochs without mixup, CutMix and random erasing.")
     repeated_augmentation: int = _field(
-        1, "How often in a row an image is drawn, augmented each time anew; an epoch then sees as many fewer."
+        1, "Number of differently augmented copies of an image in a row; an epoch then has as many fewer images."
     )
 
     def __post_init__(self):
         for key in ("crop_scale", "crop_ratio"):
             value = getattr(self, key)
-            _check(len(value) == 2 and 0 < value[0] <= value[1], key, value, "two numbers, smallest first, above 0")
-        _check(self.crop_scale[1] <= 1.0, "crop_scale", self.crop_scale, "shares of the area, at most 1")
-        _check(self.policy in POLICIES, "policy", self.policy, f"one of {', '.join(POLICIES)}")
-        _check(
-            0.0 <= self.rand_augment_magnitude <= 10.0,
-            "rand_augment_magnitude",
-            self.rand_augment_magnitude,
-            "0 to 10",
-        )
+            ascends = len(value) == 2 and 0 < value[0] <= value[1]
+            _check(ascends, key, value, "two numbers above 0, the smaller one first")
+        _check(self.crop_scale[1] <= 1.0, "crop_scale", self.crop_scale, "two fractions of the area, at most 1")
+        _check_choice("policy", self.policy, POLICIES)
+        magnitude = self.rand_augment_magnitude
+        _check(0.0 <= magnitude <= 10.0, "rand_augment_magnitude", magnitude, "between 0 and 10")
         for key in ("horizontal_flip", "random_erasing"):
-            _check(0.0 <= getattr(self, key) <= 1.0, key, getattr(self, key), "0 to 1")
+            _check(0.0 <= getattr(self, key) <= 1.0, key, getattr(self, key), "between 0 and 1")
         for key in ("mixup_alpha", "cutmix_alpha", "mix_off_epochs"):
-            _check(0.0 <= getattr(self, key) < float("inf"), key, getattr(self, key), "a number of 0 or more")
+            _check(0.0 <= getattr(self, key) < float("inf"), key, getattr(self, key), "a finite number, at least 0")
         for key in ("rand_augment_num_ops", "repeated_augmentation"):
             _check_positive(key, getattr(self, key))
 
@@ -207,42 +224,52 @@ class AugmentationArguments:
         held = training.per_device_train_batch_size
         if (self.mixup_alpha or self.cutmix_alpha) and held % 2:
             raise RecipeError(
-                f"mixup_alpha, cutmix_alpha: images are mixed in pairs, and a device holds {held} at once; choose"
-                " global_batch_size and per_device_train_batch_size so that it holds an even number."
+                f"mixup_alpha, cutmix_alpha: need an even number of images per device, got {held}. Change"
+                " global_batch_size or per_device_train_batch_size."
             )
         if training.max_steps <= 0 and 0 < training.num_train_epochs <= self.mix_off_epochs:
             raise RecipeError(
-                f"mix_off_epochs: {self.mix_off_epochs:g} of {training.num_train_epochs:g} epochs leave nothing mixed."
+                f"mix_off_epochs: must be below num_train_epochs ({training.num_train_epochs:g}), got"
+                f" {self.mix_off_epochs:g}."
             )
 
 
 @dataclass
 class RunArguments:
-    """Run: what hfvit adds to transformers' TrainingArguments."""
+    """Training options that transformers' TrainingArguments does not have."""
 
     global_batch_size: int = _field(
-        128, "Images per optimizer step over all processes; accumulation is derived from it."
+        128,
+        "Images per optimizer step, over all processes; gradient accumulation follows from it and"
+        " per_device_train_batch_size.",
     )
-    layer_decay: float = _field(1.0, "Factor of the learning rate from each layer to the one below; 1 is off.")
+    layer_decay: float = _field(
+        1.0, "Layer-wise learning rate decay: factor from each layer to the one below, above 0 and at most 1. 1: off."
+    )
     ema_decay: float | None = _field(
-        None, "Decay of the moving average of the weights that is evaluated and saved; shortened for short runs."
+        None,
+        "Decay of the exponential moving average (EMA) of the weights, which is then evaluated and saved; lowered for"
+        " short runs. At least 0 and below 1. Default: no EMA.",
     )
     early_stopping_patience: int | None = _field(
-        None, "Stop after this many evaluations without a better metric_for_best_model."
+        None, "Stop after this many evaluations without a better metric_for_best_model. Default: off."
     )
     nan_policy: str = _field(
         "stop",
-        "What a NaN or infinite loss or gradient does: stop ends the run, rewind goes back to the last checkpoint.",
+        "On a NaN or infinite loss or gradient: stop (end the run) or rewind (continue from the last checkpoint).",
     )
-    nan_lr_factor: float = _field(0.5, "rewind multiplies the learning rate by this, each time.")
-    nan_max_rewinds: int = _field(3, "How often rewind may go back before the run is stopped.")
+    nan_lr_factor: float = _field(
+        0.5,
+        "Factor of the learning rate after each rewind, above 0 and at most 1. Only used with nan_policy=rewind.",
+    )
+    nan_max_rewinds: int = _field(3, "Rewinds before the run stops. Only used with nan_policy=rewind.")
     overwrite_output_dir: bool = _field(
-        False, "Discard the run that output_dir already holds and start anew; files of your own there stay."
+        False, "Delete the run in output_dir and start a new one; other files there stay."
     )
     allow_changed_data: bool = _field(
         False, "Resume although the data set changed and validation images may have been trained on."
     )
-    keep_checkpoints: bool = _field(False, "Keep checkpoint-* (optimizer state included) after a finished run.")
+    keep_checkpoints: bool = _field(False, "Keep checkpoint-* (with optimizer state) after the run is finished.")
     expected_accuracy: list[float] | None = field(
         default=None,
         metadata={"help": "Lowest and highest test accuracy in percent that hfvit verify expects; trains nothing."},
@@ -254,28 +281,85 @@ class RunArguments:
 
     def check(self) -> None:
         """Raise `RecipeError` for a value out of range (TrainingArguments owns `__post_init__`)."""
-        _check_positive("global_batch_size", self.global_batch_size)
-        _check(0.0 < self.layer_decay <= 1.0, "layer_decay", self.layer_decay, "0 < factor <= 1")
-        _check_fraction("ema_decay", self.ema_decay)
-        _check_positive("early_stopping_patience", self.early_stopping_patience)
-        for key in ("per_device_train_batch_size", "per_device_eval_batch_size"):
+        for key in ("global_batch_size", "early_stopping_patience", "nan_max_rewinds"):
             _check_positive(key, getattr(self, key))
-        for key in ("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps"):
-            value = getattr(self, key)
-            _check(0.0 <= value < float("inf"), key, value, "a finite number of 0 or more")
-        _check_fraction("label_smoothing_factor", self.label_smoothing_factor)
+        for key in ("layer_decay", "nan_lr_factor"):
+            _check(0.0 < getattr(self, key) <= 1.0, key, getattr(self, key), "above 0 and at most 1")
+        _check_fraction("ema_decay", self.ema_decay)
+        _check_choice("nan_policy", self.nan_policy, NAN_POLICIES)
         expected = self.expected_accuracy
         is_range = expected is None or (len(expected) == 2 and 0.0 <= expected[0] <= expected[1] <= 100.0)
         _check(is_range, "expected_accuracy", expected, "two percentages from 0 to 100, the lower first")
-        for key in ("seed", "data_seed"):
-            value = getattr(self, key)
-            _check(value is None or 0 <= value < 2**32, key, value, "a whole number from 0 to 4,294,967,295")
-        _check(self.nan_policy in NAN_POLICIES, "nan_policy", self.nan_policy, f"one of {', '.join(NAN_POLICIES)}")
-        _check(0.0 < self.nan_lr_factor <= 1.0, "nan_lr_factor", self.nan_lr_factor, "0 < factor <= 1")
-        _check_positive("nan_max_rewinds", self.nan_max_rewinds)
-        metric = self.metric_for_best_model
-        known = metric is None or metric.removeprefix("eval_") in SCALAR_METRICS
-        _check(known, "metric_for_best_model", metric, f"one of {', '.join(SCALAR_METRICS)}")
+
+
+@dataclass
+class TrainerArguments:
+    """The options of transformers' TrainingArguments that most runs need, with hfvit's defaults."""
+
+    output_dir: str | None = _field(None, "Folder for the model, reports and checkpoints; created, one per run.")
+    num_train_epochs: float = _field(3.0, "Number of passes over the training images, fractions allowed.")
+    max_steps: int = _field(-1, "Number of optimizer steps, instead of num_train_epochs. -1: off.")
+    learning_rate: float = _field(5e-5, "Peak learning rate, reached after warmup.")
+    lr_scheduler_type: str = _field(
+        "cosine", "Learning rate schedule: cosine, linear, constant, constant_with_warmup, polynomial, ..."
+    )
+    warmup_steps: float = _field(0.05, "Warmup, in optimizer steps; below 1 a fraction of the run.")
+    weight_decay: float = _field(0.0, "Weight decay of weight matrices; biases and norms have none.")
+    label_smoothing_factor: float = _field(0.0, "Label smoothing, at least 0 and below 1.")
+    max_grad_norm: float = _field(1.0, "Clip gradients to this norm. 0: off.")
+    optim: str = _field("adamw_torch_fused", "Optimizer: adamw_torch_fused, sgd, adafactor, ...")
+    seed: int = _field(42, "Seed of initialization, order, augmentation and held-out images, 0 to 4,294,967,295.")
+    per_device_train_batch_size: int | None = _field(
+        None,
+        "Images per device in one forward pass; the rest of global_batch_size is accumulated. Default: all of it.",
+    )
+    per_device_eval_batch_size: int = _field(64, "Images per device in evaluation.")
+    eval_strategy: str = _field("epoch", "When to evaluate on the validation split: epoch, steps or no.")
+    eval_steps: float | None = _field(
+        None,
+        "Optimizer steps between evaluations; below 1 a fraction of the run. Only used with eval_strategy=steps."
+        " Default: logging_steps.",
+    )
+    metric_for_best_model: str | None = _field(
+        "accuracy", f"Validation metric that selects the best checkpoint: {', '.join(SCALAR_METRICS)}."
+    )
+    load_best_model_at_end: bool = _field(True, "End with the weights of the best checkpoint, not the last one.")
+    logging_steps: float = _field(500, "Optimizer steps between logged losses; below 1 a fraction of the run.")
+    report_to: str | None = _field("none", "Experiment tracker: none, tensorboard, wandb, trackio, ...")
+    save_strategy: str | None = _field(
+        None, "When to save a checkpoint: epoch, steps, best or no. Default: with every evaluation."
+    )
+    save_steps: float = _field(
+        500, "Optimizer steps between checkpoints; below 1 a fraction of the run. Only used with save_strategy=steps."
+    )
+    save_total_limit: int | None = _field(2, "Checkpoints to keep, the best one included. none: all.")
+    resume_from_checkpoint: str | None = _field(
+        None, "Checkpoint to resume from: 'auto' for the newest complete one in output_dir, or a folder."
+    )
+    bf16: bool = _field(False, "Train in bfloat16 mixed precision. Needs a GPU from Ampere on, or a CPU.")
+    fp16: bool = _field(False, "Train in float16 mixed precision. Needs a GPU; prefer bf16 where it is supported.")
+    torch_compile: bool = _field(False, "Compile the model with torch.compile.")
+    activation_checkpointing: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Recompute activations in the backward pass: less memory, slower steps. Default: off.",
+            "nargs": "?",
+            "const": True,
+        },
+    )
+    use_cpu: bool = _field(False, "Train on the CPU even if there is a GPU.")
+    dataloader_num_workers: int | None = _field(
+        None, "Processes per device that read images. Default: chosen from the images and the cores."
+    )
+    full_determinism: bool = _field(False, "Use deterministic algorithms only; slower on GPUs.")
+    push_to_hub: bool = _field(
+        False, "Push the finished run to hub_model_id, as `hfvit push` does. Needs hub_model_id."
+    )
+    hub_model_id: str | None = _field(None, "Repository on the Hub to push to: user/name.")
+    hub_private_repo: bool | None = _field(
+        None, "Create the repository as private. Default: the setting of its owner."
+    )
+    hub_revision: str | None = _field(None, "Branch to push to. Default: main.")
 
 
 METHODS = ("full", "lora", "linear_probe")
@@ -285,104 +369,116 @@ DISTILLATIONS = ("soft", "hard")
 
 @dataclass
 class FinetuningArguments:
-    """Fine-tuning: which weights learn, and from what."""
+    """Fine-tuning method, class imbalance and distillation."""
 
     finetuning: str = _field(
         "full",
-        f"One of {', '.join(METHODS)}: all weights that `freeze` leaves, low-rank adapters and the head (needs peft),"
-        " or a classifier that is solved on features extracted once.",
+        f"Fine-tuning method: {', '.join(METHODS)}. full: all weights that freeze leaves; lora: low-rank adapters and"
+        " the head (needs peft); linear_probe: logistic regression on features of the frozen network.",
     )
-    lora_rank: int = _field(8, "Rank of LoRA's matrices.")
-    lora_alpha: float | None = _field(None, "LoRA's update is scaled by alpha / rank; twice the rank when not given.")
-    lora_dropout: float = _field(0.0, "Dropout before LoRA's matrices.")
+    lora_rank: int = _field(8, "Rank of the LoRA matrices. Only used with finetuning=lora.")
+    lora_alpha: float | None = _field(None, "LoRA scales its update by alpha / rank. Default: twice the rank.")
+    lora_dropout: float = _field(0.0, "Dropout before the LoRA matrices, at least 0 and below 1.")
     lora_targets: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Layers with a LoRA, by the last part of their name (qkv proj fc1 fc2); those of every attention"
-            " when not given."
+            "help": "Layers with LoRA, by the last part of their names, such as qkv proj fc1 fc2. Default: those of"
+            " every attention."
         },
     )
     probe_c: list[float] = field(
         default_factory=lambda: [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0],
-        metadata={"help": "Inverse strengths of the probe's L2 penalty; the best on the validation split is taken."},
+        metadata={
+            "help": "Inverse L2 penalties to try for the linear probe; the validation split selects one. Only used"
+            " with finetuning=linear_probe."
+        },
     )
     probe_passes: int = _field(
-        0, "Augmented copies of each training image for the probe; 0 takes each image once, as evaluation sees it."
+        0, "Augmented copies of each training image for the linear probe. 0: each image once, not augmented."
     )
     head_from_text: str | None = _field(
         None,
-        "CLIP or SigLIP checkpoint whose image tower model_name_or_path is: the head starts from the classes' names.",
+        "CLIP or SigLIP checkpoint that the image tower model_name_or_path belongs to: the head starts from the text"
+        " embeddings of the class names.",
     )
     head_templates: list[str] = field(
         default_factory=lambda: ["a photo of a {}."],
-        metadata={"help": "Sentences for head_from_text, with {} in the place of a class's name; averaged."},
+        metadata={"help": "Sentences for head_from_text, with {} for the class name; their embeddings are averaged."},
     )
     class_balance: str = _field(
         "none",
-        f"For classes of unequal size, one of {', '.join(BALANCES)}: draw every class as often, or weight the loss by"
-        " the inverse of a class's share.",
+        f"For class imbalance: {', '.join(BALANCES)}. sample: draw every class equally often; weight: weight the loss"
+        " by inverse class frequency.",
     )
-    teacher: str | None = _field(None, "Checkpoint of a larger model of the same classes to distil from.")
+    teacher: str | None = _field(
+        None, "Checkpoint of a model with the same classes to distill from: a folder or a Hub id."
+    )
     distillation: str = _field(
-        "soft", f"What the teacher says, one of {', '.join(DISTILLATIONS)}: its probabilities, or its decision."
+        "soft",
+        f"Target of distillation: {', '.join(DISTILLATIONS)}. soft: the teacher's probabilities; hard: its predicted"
+        " class. Only used with teacher.",
     )
-    distillation_alpha: float = _field(0.5, "Share of the teacher in the loss; the labels have the rest.")
-    distillation_temperature: float = _field(2.0, "Softens both probabilities of soft distillation; 1 is as they are.")
+    distillation_alpha: float = _field(0.5, "Weight of the distillation loss, 0 to 1; the labels have the rest.")
+    distillation_temperature: float = _field(2.0, "Temperature of both logits with distillation=soft.")
     progressive_image_size: list[int] | None = field(
         default=None,
         metadata={
-            "help": "Image sizes in pixels, ascending, that training begins with: an equal part of the steps each, and"
-            " the last part at image_size."
+            "help": "Progressive resizing: ascending image sizes in pixels to start with, such as 96 160; each gets an"
+            " equal part of the steps, and image_size the last part."
         },
     )
 
     def __post_init__(self):
         for key, allowed in (("finetuning", METHODS), ("class_balance", BALANCES), ("distillation", DISTILLATIONS)):
-            _check(getattr(self, key) in allowed, key, getattr(self, key), f"one of {', '.join(allowed)}")
+            _check_choice(key, getattr(self, key), allowed)
         for key in ("lora_rank", "lora_alpha", "distillation_temperature"):
             _check_positive(key, getattr(self, key))
         _check_fraction("lora_dropout", self.lora_dropout)
-        _check(0.0 <= self.distillation_alpha <= 1.0, "distillation_alpha", self.distillation_alpha, "0 to 1")
-        _check(bool(self.probe_c) and min(self.probe_c) > 0, "probe_c", self.probe_c, "numbers above 0")
+        alpha = self.distillation_alpha
+        _check(0.0 <= alpha <= 1.0, "distillation_alpha", alpha, "between 0 and 1")
+        _check(bool(self.probe_c) and min(self.probe_c) > 0, "probe_c", self.probe_c, "one or more numbers above 0")
         whole = bool(self.head_templates) and all(text.count("{}") == 1 for text in self.head_templates)
-        _check(whole, "head_templates", self.head_templates, "sentences with {} once in each")
+        _check(whole, "head_templates", self.head_templates, "sentences, each with one {}")
         sizes = self.progressive_image_size
         ascend = sizes is None or (bool(sizes) and sizes == sorted(set(sizes)) and sizes[0] > 0)
-        _check(ascend, "progressive_image_size", sizes, "ascending sizes, such as [96, 160]")
-        _check(self.probe_passes >= 0, "probe_passes", self.probe_passes, "0 or more")
+        _check(ascend, "progressive_image_size", sizes, "ascending sizes in pixels, such as [96, 160]")
+        _check(self.probe_passes >= 0, "probe_passes", self.probe_passes, "at least 0")
 
     def check_against(self, model, data, augmentation, training) -> None:
         """Raise `RecipeError` for what the recipe's other sections rule out."""
         if self.finetuning != "full":
-            self._refuse(bool(model.freeze), "freeze", "which says itself what does not train; leave freeze out")
-            self._refuse(bool(model.text_encoder), "text_encoder", "which is for images alone")
-            self._refuse(bool(model.patch_sizes), "patch_sizes", "which has one patch size")
-            self._refuse(not model.model_name_or_path, "architecture", "which leaves pretrained weights as they are")
+            self._refuse(bool(model.freeze), "freeze", "It freezes the network itself. Leave freeze out")
+            self._refuse(bool(model.text_encoder), "text_encoder", "It is for images only. Use finetuning=full")
+            self._refuse(bool(model.patch_sizes), "patch_sizes", "It has one patch size. Use finetuning=full")
+            no_weights = not model.model_name_or_path
+            self._refuse(no_weights, "architecture", "It needs pretrained weights. Set model_name_or_path instead")
         if self.finetuning == "linear_probe":
-            mixes = bool(augmentation.mixup_alpha or augmentation.cutmix_alpha or augmentation.random_erasing)
-            self._refuse(mixes, "mixup_alpha, cutmix_alpha, random_erasing", "which is solved on whole images")
-            self._refuse(data.streaming, "streaming", "which needs every image at once")
-            self._refuse(bool(self.teacher), "teacher", "which is solved on the labels")
-            self._refuse(self.class_balance == "sample", "class_balance", "which draws nothing; use weight")
-            self._refuse(training.ema_decay is not None, "ema_decay", "which takes no steps")
-            self._refuse(bool(self.head_from_text), "head_from_text", "which solves for the head")
+            for key in ("mixup_alpha", "cutmix_alpha", "random_erasing"):
+                self._refuse(bool(getattr(augmentation, key)), key, "It is solved on whole images. Set it to 0")
+            self._refuse(data.streaming, "streaming", "It needs all images at once. Set it to false")
+            self._refuse(bool(self.teacher), "teacher", "It is solved on the labels. Leave teacher out")
+            self._refuse(self.class_balance == "sample", "class_balance", "It draws no images. Use weight")
+            self._refuse(training.ema_decay is not None, "ema_decay", "It takes no steps. Leave ema_decay out")
+            self._refuse(bool(self.head_from_text), "head_from_text", "It solves for the head. Leave it out")
         if self.head_from_text and (model.text_encoder or not model.model_name_or_path):
             raise RecipeError(
-                "head_from_text: it needs model_name_or_path, the image tower of that pair, and no text_encoder."
+                "head_from_text: needs model_name_or_path, the image tower of that checkpoint, and no text_encoder."
             )
         if self.progressive_image_size:
             others = {"text_encoder": model.text_encoder, "patch_sizes": model.patch_sizes}
-            others["finetuning: linear_probe"] = self.finetuning == "linear_probe"
+            others["finetuning=linear_probe"] = self.finetuning == "linear_probe"
             for other in (key for key, given in others.items() if given):
-                raise RecipeError(f"progressive_image_size: not with {other}; leave one of them out.")
+                raise RecipeError(f"progressive_image_size: not available with {other}. Leave one of them out.")
         if self.teacher and model.text_encoder:
-            raise RecipeError("teacher: a teacher sees images alone; not with text_encoder.")
+            raise RecipeError("teacher: not available with text_encoder. A teacher sees images only.")
         if self.class_balance != "none" and data.streaming:
-            raise RecipeError(f"class_balance: {self.class_balance} needs the labels of every image; not of a stream.")
+            raise RecipeError(
+                f"class_balance: must be none with streaming, got '{self.class_balance}'. It needs all labels at once."
+            )
 
     def _refuse(self, condition: bool, key: str, why: str) -> None:
         if condition:
-            raise RecipeError(f"{key}: not with finetuning: {self.finetuning}, {why}.")
+            raise RecipeError(f"{key}: not available with finetuning={self.finetuning}. {why}.")
 
 
 FUSIONS = ("cross_attention", "concatenation")
@@ -390,76 +486,80 @@ FUSIONS = ("cross_attention", "concatenation")
 
 @dataclass
 class TextArguments:
-    """What joins a text encoder to the image model; needs text_column."""
+    """Text encoder beside the image model; needs text_column."""
 
     text_encoder: str | None = _field(
-        None, "Text encoder of transformers, with its tokenizer, that reads text_column: a folder or a Hub id."
+        None, "Text encoder of transformers, with its tokenizer, for text_column: a folder or a Hub id."
     )
     text_encoder_revision: str | None = _field(None, "Branch, tag or commit of text_encoder on the Hub.")
-    fusion: str = _field("cross_attention", f"How image and text are joined, one of {', '.join(FUSIONS)}.")
-    fusion_layers: int = _field(2, "Blocks of cross_attention.")
-    max_text_length: int = _field(64, "Tokens of a text that are read; longer texts are cut.")
+    fusion: str = _field(
+        "cross_attention", f"How image and text are combined: {', '.join(FUSIONS)}. Only used with text_encoder."
+    )
+    fusion_layers: int = _field(2, "Number of cross-attention blocks. Only used with fusion=cross_attention.")
+    max_text_length: int = _field(64, "Longest text, in tokens; the rest is cut off. Only used with text_encoder.")
 
     def check_texts(self, data: DataArguments, augmentation: AugmentationArguments) -> None:
         """Raise `RecipeError` for what a model that reads texts rules out, or lacks."""
         if (self.text_encoder is None) != (data.text_column is None):
             given, lacks = ("text_encoder", "text_column") if self.text_encoder else ("text_column", "text_encoder")
-            raise RecipeError(f"{given}: given without {lacks}; a model that reads texts needs both.")
+            raise RecipeError(f"{given}: needs {lacks}, too. Set both, or neither.")
         if self.text_encoder is None:
             return
-        _check(self.fusion in FUSIONS, "fusion", self.fusion, f"one of {', '.join(FUSIONS)}")
+        _check_choice("fusion", self.fusion, FUSIONS)
         _check_positive("fusion_layers", self.fusion_layers)
         _check_positive("max_text_length", self.max_text_length)
         if data.streaming:
-            raise RecipeError("streaming: texts are read from a whole data set only; set streaming to false.")
+            raise RecipeError("streaming: not available with text_encoder. Set streaming to false.")
         for key in ("mixup_alpha", "cutmix_alpha"):
             if getattr(augmentation, key):
-                raise RecipeError(f"{key}: a mixture of two images has no text of its own; set it to 0.")
+                raise RecipeError(f"{key}: must be 0 with text_encoder, got {getattr(augmentation, key)}.")
 
 
 @dataclass
 class ModelArguments(TextArguments):
-    """Model: which network, at which image size, with which parts trained, and with which reader of texts."""
+    """Network, image size and frozen layers."""
 
     model_name_or_path: str | None = _field(
-        None, "Pretrained timm checkpoint: a Hub id (timm/vit_base_patch16_224.augreg_in21k) or a local folder."
+        None, "Pretrained timm model to fine-tune: a Hub id (timm/vit_base_patch16_224.augreg_in21k) or a folder."
     )
     architecture: str | None = _field(
-        None, "timm model name (vit_tiny_patch16_224) trained from scratch; instead of model_name_or_path."
+        None, "timm model name (vit_tiny_patch16_224) to train from scratch, instead of model_name_or_path."
     )
     model_args: dict | str | None = _field(
-        None, "Further keyword arguments of timm.create_model, as a mapping (JSON on the command line)."
+        None, "Further arguments of timm.create_model: a mapping, on the command line JSON ('{\"depth\": 8}')."
     )
     model_revision: str | None = _field(None, "Branch, tag or commit of model_name_or_path on the Hub.")
     image_size: int | None = _field(
-        None, "Height and width in pixels that the model sees; position embeddings are resampled to it."
+        None, "Height and width of the model's input, in pixels. Default: the pretrained model's."
     )
     patch_sizes: list[int] | None = field(
         default=None,
         metadata={
-            "help": "Patch sizes in pixels to train at, one drawn for each optimizer step; what is saved has the"
-            " model's own."
+            "help": "FlexiViT: patch sizes in pixels, one drawn for each optimizer step; the saved model has its own."
         },
     )
     drop_rate: float | None = _field(
-        None, "Dropout before the classifier; proj_drop_rate in model_args is that of the blocks."
+        None, "Dropout before the classifier, at least 0 and below 1 (proj_drop_rate in model_args: in the blocks)."
     )
-    attn_drop_rate: float | None = _field(None, "Dropout of attention weights.")
-    drop_path_rate: float | None = _field(None, "Stochastic depth at the last block, falling to 0 at the first.")
+    attn_drop_rate: float | None = _field(None, "Dropout of attention weights, at least 0 and below 1.")
+    drop_path_rate: float | None = _field(
+        None, "Stochastic depth of the last block, at least 0 and below 1; linearly less for earlier blocks."
+    )
     freeze: str | None = _field(
-        None, "Part that does not train: 'backbone' (linear probe), or N for the stem and the first N blocks."
+        None, "Part to freeze: 'backbone' (all but the head), or N (stem and first N blocks). Default: nothing."
     )
 
     def __post_init__(self):
         if (self.model_name_or_path is None) == (self.architecture is None):
             raise RecipeError(
-                "model_name_or_path, architecture: give exactly one (a checkpoint to start from, or a model to train)."
+                "model_name_or_path, architecture: must be exactly one of them. Give a pretrained model to fine-tune,"
+                " or a model name to train from scratch."
             )
         if isinstance(self.model_args, str):
             try:
                 self.model_args = json.loads(self.model_args)
             except json.JSONDecodeError as error:
-                raise RecipeError(f"model_args: not valid JSON ({error}); write it like '{{\"depth\": 8}}'.") from None
+                raise RecipeError(f"model_args: not valid JSON ({error}). Write it like '{{\"depth\": 8}}'.") from None
         _check(
             self.model_args is None or isinstance(self.model_args, dict),
             "model_args",
@@ -467,18 +567,17 @@ class ModelArguments(TextArguments):
             "a mapping such as {depth: 8}",
         )
         if "img_size" in (self.model_args or {}):
-            raise RecipeError(
-                "model_args: give the size as image_size, which preprocessing follows too, not img_size."
-            )
+            raise RecipeError("model_args: img_size is not allowed. Set image_size, which preprocessing uses, too.")
         _check_positive("image_size", self.image_size)
         sizes = self.patch_sizes
-        _check(sizes is None or len(set(sizes)) > 1, "patch_sizes", sizes, "two or more sizes, such as [8, 16, 32]")
+        several = sizes is None or len(set(sizes)) > 1
+        _check(several, "patch_sizes", sizes, "two or more sizes in pixels, such as [8, 16, 32]")
         for key in ("drop_rate", "attn_drop_rate", "drop_path_rate"):
             _check_fraction(key, getattr(self, key))
         if self.freeze in ("none", "no", ""):
             self.freeze = None
         valid = self.freeze in (None, "backbone") or (str(self.freeze).isdigit() and int(self.freeze) > 0)
-        _check(valid, "freeze", self.freeze, "nothing, 'backbone', or the number of blocks to freeze")
+        _check(valid, "freeze", self.freeze, "'backbone', a number of blocks, or none")
 
     @property
     def timm_kwargs(self) -> dict[str, Any]:

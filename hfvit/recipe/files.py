@@ -1,6 +1,8 @@
 """Find shipped recipes and read YAML files."""
 
 import os
+import re
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +57,29 @@ def find_recipe(name: str) -> Path:
     if name in recipes:
         return recipes[name]
     if os.path.isdir(path):
-        raise RecipeError(f"RECIPE: {path} is a folder; name the recipe file in it.")
-    known = f"hfvit ships {', '.join(recipes)}.{nearest(path.stem, recipes)}"
-    raise RecipeError(f"No recipe '{name}': there is no such file, and {known}")
+        raise RecipeError(f"RECIPE: must be a file, got the folder {path}. Name the recipe file in it.")
+    known = nearest(path.stem, recipes) or f" Shipped recipes: {', '.join(recipes)}."
+    raise RecipeError(f"RECIPE: no file and no shipped recipe, got '{name}'.{known}")
 
 
-def summary(path: Path) -> str:
-    """First line of a recipe's head comment: what the recipe is for."""
-    first = path.read_text(encoding="utf-8").splitlines()[0]
-    return first.lstrip("# ").strip()
+def read_head(path: Path) -> dict[str, str]:
+    """Read the comment at the top of a recipe.
+
+    Returns:
+        Its entries, such as `Time` and `Accuracy`, each with its text on one line, and under the empty key its first
+        line, which describes the recipe.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines()
+    comment = [line.removeprefix("#") for line in takewhile(lambda line: line.startswith("#"), lines)]
+    entries = {"": comment[0].strip()}
+    key = ""
+    for line in comment[1:]:
+        found = re.fullmatch(r" ([A-Z][\w ]*): (.*)", line)
+        if found:
+            key = found[1]
+            entries[key] = found[2].strip()
+        elif key and line.startswith("   "):
+            entries[key] += f" {line.strip()}"
+        else:
+            key = ""
+    return entries

@@ -1,5 +1,6 @@
 """Parse a recipe file and command-line overrides; warn about unused options."""
 
+import argparse
 import dataclasses
 import json
 import re
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
 
 from hfvit.errors import RecipeError, nearest, one_line
 from hfvit.recipe.arguments import (
@@ -24,7 +26,7 @@ from hfvit.recipe.training_args import HFViTTrainingArguments
 
 
 class Need(NamedTuple):
-    """`keys` have an effect only where `met` holds, which `need` says as a recipe would."""
+    """`keys` have an effect only where `met` holds; `need` says when, as in "only used with ..."."""
 
     keys: str
     need: str
@@ -35,54 +37,58 @@ def _augments(values: Mapping[str, Any]) -> bool:
     return values["finetuning"] != "linear_probe" or values["probe_passes"] > 0
 
 
-# The first need of a key that is not met is the one that is told.
+# Of several needs of a key, the first one that is not met is reported.
 NEEDS = (
-    Need("lora_rank lora_alpha lora_dropout lora_targets", "finetuning: lora", lambda v: v["finetuning"] == "lora"),
-    Need("probe_c probe_passes", "finetuning: linear_probe", lambda v: v["finetuning"] == "linear_probe"),
+    Need(
+        "lora_rank lora_alpha lora_dropout lora_targets", "with finetuning=lora", lambda v: v["finetuning"] == "lora"
+    ),
+    Need("probe_c probe_passes", "with finetuning=linear_probe", lambda v: v["finetuning"] == "linear_probe"),
     Need(
         "learning_rate weight_decay layer_decay num_train_epochs max_steps warmup_steps lr_scheduler_type optim"
         " max_grad_norm label_smoothing_factor drop_rate attn_drop_rate drop_path_rate mix_off_epochs"
         " repeated_augmentation early_stopping_patience nan_policy nan_lr_factor nan_max_rewinds eval_steps save_steps"
         " save_strategy keep_checkpoints",
-        "finetuning: full or lora",
+        "with finetuning=full or lora",
         lambda v: v["finetuning"] != "linear_probe",
     ),
     Need(
         "crop_scale crop_ratio horizontal_flip policy rand_augment_magnitude rand_augment_num_ops",
-        "probe_passes above 0",
+        "with probe_passes above 0",
         _augments,
     ),
-    Need("head_templates", "head_from_text", lambda v: v["head_from_text"]),
-    Need("distillation distillation_alpha distillation_temperature", "teacher", lambda v: v["teacher"]),
-    Need("distillation_temperature", "distillation: soft", lambda v: v["distillation"] == "soft"),
-    Need("text_encoder_revision fusion fusion_layers max_text_length", "text_encoder", lambda v: v["text_encoder"]),
-    Need("fusion_layers", "fusion: cross_attention", lambda v: v["fusion"] == "cross_attention"),
-    Need("model_revision", "model_name_or_path", lambda v: v["model_name_or_path"]),
-    Need("validation_fraction", "no validation_split", lambda v: not v["validation_split"]),
-    Need("shuffle_buffer_size", "streaming: true", lambda v: v["streaming"]),
+    Need("head_templates", "with head_from_text", lambda v: v["head_from_text"]),
+    Need("distillation distillation_alpha distillation_temperature", "with teacher", lambda v: v["teacher"]),
+    Need("distillation_temperature", "with distillation=soft", lambda v: v["distillation"] == "soft"),
+    Need(
+        "text_encoder_revision fusion fusion_layers max_text_length", "with text_encoder", lambda v: v["text_encoder"]
+    ),
+    Need("fusion_layers", "with fusion=cross_attention", lambda v: v["fusion"] == "cross_attention"),
+    Need("model_revision", "with model_name_or_path", lambda v: v["model_name_or_path"]),
+    Need("validation_fraction", "without validation_split", lambda v: not v["validation_split"]),
+    Need("shuffle_buffer_size", "with streaming=true", lambda v: v["streaming"]),
     Need(
         "rand_augment_magnitude rand_augment_num_ops",
-        "policy: rand_augment",
+        "with policy=rand_augment",
         lambda v: v["policy"] == "rand_augment",
     ),
     Need(
         "mix_off_epochs",
-        "mixup_alpha, cutmix_alpha or random_erasing",
+        "with mixup_alpha, cutmix_alpha or random_erasing",
         lambda v: v["mixup_alpha"] or v["cutmix_alpha"] or v["random_erasing"],
     ),
-    Need("nan_lr_factor nan_max_rewinds", "nan_policy: rewind", lambda v: v["nan_policy"] == "rewind"),
-    Need("eval_steps", "eval_strategy: steps", lambda v: v["eval_strategy"] == "steps"),
-    Need("save_steps", "save_strategy: steps", lambda v: v["save_strategy"] == "steps"),
+    Need("nan_lr_factor nan_max_rewinds", "with nan_policy=rewind", lambda v: v["nan_policy"] == "rewind"),
+    Need("eval_steps", "with eval_strategy=steps", lambda v: v["eval_strategy"] == "steps"),
+    Need("save_steps", "with save_strategy=steps", lambda v: v["save_strategy"] == "steps"),
     Need(  # where eval_steps is not given, it is logging_steps
         "logging_steps",
-        "logging_strategy: steps",
+        "with logging_strategy=steps",
         lambda v: "steps" in (v["logging_strategy"], v["eval_strategy"]),
     ),
 )
 
 
 def without_effect(given: Iterable[str], values: Mapping[str, Any]) -> str | None:
-    """A sentence about the keys of `given` that have no effect beside `values`, which holds all keys; else None."""
+    """A warning about the keys of `given` that have no effect beside `values`, which holds all keys; else None."""
     idle: dict[str, list[str]] = {}
     for key in given:
         unmet = next((need.need for need in NEEDS if key in need.keys.split() and not need.met(values)), None)
@@ -90,8 +96,8 @@ def without_effect(given: Iterable[str], values: Mapping[str, Any]) -> str | Non
             idle.setdefault(unmet, []).append(key)
     if not idle:
         return None
-    told = "; ".join(f"{', '.join(keys)} (needs {need})" for need, keys in idle.items())
-    return f"Set without any effect: {told}."
+    told = "; ".join(f"{', '.join(keys)} (only used {need})" for need, keys in idle.items())
+    return f"Ignored options: {told}."
 
 
 SECRETS = re.compile(r"token", re.IGNORECASE)
@@ -101,7 +107,14 @@ _HINTS = {name: hint for section in _SECTIONS for name, hint in get_type_hints(s
 EXPECTATION = ("expected_accuracy", "expected_accuracy_measured")
 STARTS = ("model_name_or_path", "architecture")  # one on the command line takes the place of the other in the file
 # Of TrainingArguments' fields, those that a reader of recipe.yaml wants to see even at their defaults.
-_ALWAYS_RESOLVED = ("learning_rate", "weight_decay", "num_train_epochs", "max_steps", "optim", "max_grad_norm", "seed")
+_ALWAYS_RESOLVED = (
+    "learning_rate", "weight_decay", "num_train_epochs", "max_steps", "optim", "max_grad_norm", "seed", "output_dir",
+    "per_device_train_batch_size", "per_device_eval_batch_size", "lr_scheduler_type", "warmup_steps", "eval_strategy",
+    "save_strategy", "save_total_limit", "load_best_model_at_end", "metric_for_best_model", "dataloader_num_workers",
+    "ddp_find_unused_parameters", "remove_unused_columns", "logging_nan_inf_filter",
+    "restore_callback_states_from_checkpoint", "resume_from_checkpoint", "push_to_hub", "hub_strategy", "report_to",
+)  # fmt: skip
+_WORDS = {int: "an integer", float: "a number", string_to_bool: "true or false"}
 
 
 @dataclass
@@ -148,29 +161,70 @@ class Recipe:
 
 
 class _RecipeParser(HfArgumentParser):
-    """Says what is wrong as a `RecipeError`; argparse would print the usage of two hundred options."""
+    """Report an error as a `RecipeError`; argparse would print the usage of two hundred options."""
 
     def error(self, message):
-        raise RecipeError(re.sub(r"^argument --(\w+)\S*: ", r"\1: ", message) + ".")
+        raise RecipeError(re.sub(r"^argument --(\w+)\S*: ", r"\1: ", message).rstrip(".") + ".")
 
 
 def build_parser() -> HfArgumentParser:
-    """Every key of a recipe as an option; `--help` prints them all."""
-    return _RecipeParser(
+    """Build a parser with every key of a recipe as an option; `--help` prints them all."""
+    parser = _RecipeParser(
         _SECTIONS,
         prog="hfvit/train.py RECIPE",
         allow_abbrev=False,
-        description="Train from a recipe: a shipped name or a YAML file. Options given here beat the file's values.",
+        description="Train from a recipe: a shipped name or a YAML file. Options override the values of the file.",
     )
+    for action in parser._actions:
+        if action.dest in _FIELDS and action.nargs != 0:
+            action.type = _value_type(action, _may_be_null(action.dest))
+            if action.choices:  # checked by the type, with its own message
+                action.metavar = f"{{{','.join(map(str, action.choices))}}}"
+                action.choices = None
+    return parser
+
+
+def _may_be_null(key: str) -> bool:
+    return type(None) in get_args(_HINTS[key])
+
+
+def _value_type(action: argparse.Action, may_be_null: bool) -> Callable[[str], Any]:
+    """Return the action's type and choices as one function, with `none` for null and its own error messages."""
+    convert = action.type
+    choices = action.choices
+
+    def parse(text: str) -> Any:
+        if text.lower() == "none" and action.default != "none":
+            if may_be_null:
+                return None
+            raise argparse.ArgumentTypeError(f"cannot be null, got '{text}'. Leave it out for its default")
+        try:
+            value = convert(text)
+        except (ValueError, TypeError, argparse.ArgumentTypeError):
+            words = _WORDS.get(convert, "a valid value")
+            raise argparse.ArgumentTypeError(f"must be {words}, got '{text}'") from None
+        if choices and value not in choices:
+            raise argparse.ArgumentTypeError(f"must be one of {', '.join(map(str, choices))}, got '{text}'")
+        return value
+
+    return parse
 
 
 def load_recipe(argv: list[str]) -> Recipe:
-    """Read `RECIPE [--key value ...]`; raises `RecipeError` for an unknown key or a value that is not allowed."""
+    """Read `RECIPE [--key value ...]`.
+
+    Args:
+        argv: the name of a shipped recipe or a YAML file, then options, which override the values of the file.
+
+    Raises:
+        RecipeError: an unknown key or a value that is not allowed. The message begins with the option if it was given
+            in `argv`, and with the file and the key if it is in the file.
+    """
     parser = build_parser()
     if not argv or argv[0].startswith("-"):
         if argv and argv[0] in ("-h", "--help"):
             parser.parse_args(argv)
-        raise RecipeError("Name a recipe first: a YAML file or one of the names that `hfvit recipes` lists.")
+        raise RecipeError("RECIPE: missing. Name a YAML file or one of the recipes that `hfvit recipes` lists.")
     source = find_recipe(argv[0])
     takes_list = {action.dest: action.nargs == "+" for action in parser._actions if action.dest != "help"}
     file_values = read_recipe(source, takes_list)
@@ -180,29 +234,22 @@ def load_recipe(argv: list[str]) -> Recipe:
     parser.set_defaults(**{key: None for key, value in file_values.items() if value is None})
     typed = [word for key, value in file_values.items() if value is not None for word in _as_option(key, value)]
     try:
-        from_file = parser.parse_args(typed)
+        from_file = _parse(parser, typed)
     except RecipeError as error:
         raise RecipeError(f"{source}: {error}") from None
-    namespace, unknown = parser.parse_known_args([*typed, *argv[1:]])
-    if unknown:
-        key = unknown[0].lstrip("-").split("=")[0].replace("-", "_")
-        raise RecipeError(f"{unknown[0]}: unknown option.{nearest(key, takes_list)}")
-    options = [word[2:].partition("=")[0].replace("-", "_") for word in argv[1:] if word.startswith("--")]
+    options = _given_options(parser, argv[1:])
+    try:
+        namespace = _parse(parser, [*typed, *argv[1:]])
+    except RecipeError as error:
+        raise _located(error, source, options) from None
     for taken, left in (STARTS, STARTS[::-1]):
         if taken in options and left not in options:
             setattr(namespace, left, None)
 
     try:
-        sections = parser.parse_dict(vars(namespace))
-        model, finetuning, data, augmentation, training = sections
-        augmentation.check_against(training)
-        finetuning.check_against(model, data, augmentation, training)
-        model.check_texts(data, augmentation)
+        sections = _build_sections(parser, namespace)
     except RecipeError as error:
-        raise RecipeError(f"{source}: {error}") from None
-    except (ValueError, TypeError, NotImplementedError, ImportError) as error:
-        # TrainingArguments' own checks raise these, and accelerate's.
-        raise RecipeError(f"{source}: {one_line(error)}") from None
+        raise _located(error, source, options, in_file=_fails_with(parser, from_file, str(error))) from None
 
     given = {**file_values, **_changed(vars(from_file), vars(namespace))}
     # A resolved recipe holds every key: of a file's, those that are not at their defaults were meant.
@@ -210,6 +257,61 @@ def load_recipe(argv: list[str]) -> Recipe:
     in_force = {key: getattr(section, key) for section in sections for key in vars(section) if key in _FIELDS}
     idle = without_effect(dict.fromkeys([*meant, *options]), in_force)
     return Recipe(*sections, source, _resolved(*sections, typed=vars(namespace), given=given), idle)
+
+
+def _parse(parser: HfArgumentParser, words: list[str]) -> argparse.Namespace:
+    """Parse options; raise `RecipeError` for an unknown one."""
+    namespace, unknown = parser.parse_known_args(words)
+    if unknown:
+        name = unknown[0].partition("=")[0]
+        if not name.startswith("--"):
+            raise RecipeError(f"{name}: unexpected argument. Write options as --key value.")
+        written = f"--{name[2:].replace('-', '_')}"
+        raise RecipeError(f"{name}: unknown option.{nearest(written, [f'--{key}' for key in _FIELDS])}")
+    for key, value in vars(namespace).items():
+        if isinstance(value, list) and None in value:
+            if len(value) > 1:
+                raise RecipeError(f"{key}: none must be the only value, got {len(value)} values.")
+            setattr(namespace, key, None)
+    return namespace
+
+
+def _given_options(parser: HfArgumentParser, words: list[str]) -> list[str]:
+    """Keys of the options in `words`, without those that are unknown."""
+    names = [word.partition("=")[0] for word in words]
+    return [parser._option_string_actions[name].dest for name in names if name in parser._option_string_actions]
+
+
+def _build_sections(parser: HfArgumentParser, namespace: argparse.Namespace) -> tuple:
+    """Build the checked sections of a recipe; raise `RecipeError` for values that are not allowed."""
+    try:
+        sections = parser.parse_dict(vars(namespace))
+    except (ValueError, TypeError, NotImplementedError, ImportError, OSError) as error:
+        # checks of TrainingArguments and accelerate that hfvit does not make before
+        raise RecipeError(one_line(error)) from None
+    model, finetuning, data, augmentation, training = sections
+    augmentation.check_against(training)
+    finetuning.check_against(model, data, augmentation, training)
+    model.check_texts(data, augmentation)
+    return sections
+
+
+def _fails_with(parser: HfArgumentParser, namespace: argparse.Namespace, message: str) -> bool:
+    """Whether these values alone raise an error with this message."""
+    try:
+        _build_sections(parser, namespace)
+    except RecipeError as error:
+        return str(error) == message
+    return False
+
+
+def _located(error: RecipeError, source: Path, options: list[str], in_file: bool = False) -> RecipeError:
+    """The error with `--` before the keys that are given as options, or else with the file that it is in."""
+    head, colon, rest = str(error).partition(": ")
+    keys = head.split(", ")
+    if colon and set(keys) & set(options):
+        return RecipeError(f"{', '.join(f'--{key}' if key in options else key for key in keys)}: {rest}")
+    return RecipeError(f"{source}: {error}" if in_file else str(error))
 
 
 def read_recipe(path: Path, takes_list: dict[str, bool]) -> dict[str, Any]:
@@ -222,16 +324,14 @@ def read_recipe(path: Path, takes_list: dict[str, bool]) -> dict[str, Any]:
     except RecipeError as error:
         raise RecipeError(f"{path}: {error}") from None
     if not isinstance(values, dict):
-        raise RecipeError(
-            f"{path}: a recipe is a mapping of `key: value` lines; this file holds {type(values).__name__}."
-        )
+        raise RecipeError(f"{path}: must be a mapping of `key: value` lines, got {type(values).__name__}.")
     for key, value in values.items():
         if key not in takes_list:
             raise RecipeError(f"{path}: {key}: unknown key.{nearest(str(key), takes_list)}")
-        if value is None and type(None) not in get_args(_HINTS[key]):
-            raise RecipeError(f"{path}: {key}: cannot be null; leave the line out for its default.")
+        if value is None and not _may_be_null(key):
+            raise RecipeError(f"{path}: {key}: cannot be null. Leave the line out for its default.")
         if isinstance(value, list) and not takes_list[key]:
-            raise RecipeError(f"{path}: {key}: takes one value, not the list {value}.")
+            raise RecipeError(f"{path}: {key}: must be one value, got the list {value}.")
     return values
 
 
@@ -254,7 +354,7 @@ def _as_option(key: str, value: Any) -> list[str]:
         try:
             return [f"--{key}={json.dumps(value)}"]
         except (TypeError, ValueError) as error:
-            raise RecipeError(f"{key}: only names, numbers and text are taken in it: {one_line(error)}.") from None
+            raise RecipeError(f"{key}: must hold names, numbers and text only: {one_line(error)}.") from None
     if value is False and str in (_HINTS[key], *get_args(_HINTS[key])):
         return [f"--{key}=no"]  # YAML 1.1's reading of a bare `no`
     return [f"--{key}={value}"]
@@ -269,8 +369,7 @@ def _resolved(*sections, typed: dict[str, Any], given: dict[str, Any]) -> dict[s
     *own_sections, training = sections
     own = {key: value for section in own_sections for key, value in dataclasses.asdict(section).items()}
     own |= {field.name: getattr(training, field.name) for field in dataclasses.fields(RunArguments)}
-    redefined = [name for name in HFViTTrainingArguments.__annotations__ if name not in own]
-    theirs = {key: typed[key] for key in (*_ALWAYS_RESOLVED, *redefined, *given) if key not in own}
+    theirs = {key: typed[key] for key in (*_ALWAYS_RESOLVED, *given) if key not in own}
     # Acts, not properties of the run: repeating it must not push over its repository. The expected accuracy is that of
     # the recipe as it stands, not of a run with other options.
     moment = (

@@ -1,91 +1,99 @@
 """`HFViTTrainingArguments`: transformers' TrainingArguments with hfvit's fields and defaults."""
 
+import json
 import logging
 import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import parse_flag_from_env
-from transformers import TrainingArguments
+from transformers import TrainingArguments, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
+from transformers.trainer_pt_utils import AcceleratorConfig
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
+from transformers.training_args import OptimizerNames
 from transformers.utils import is_torch_tf32_available
 
-from hfvit.errors import RecipeError
-from hfvit.recipe.arguments import RunArguments
+from hfvit.errors import RecipeError, nearest, one_line
+from hfvit.recipe.arguments import SCALAR_METRICS, RunArguments, TrainerArguments
 from hfvit.utils.environment import share_of_cores
 
 logger = logging.getLogger(__name__)
 
-# Fields of TrainingArguments that would break what hfvit promises, and what to do instead.
-NOT_AVAILABLE = {
-    "remove_unused_columns": "it would drop the images; leave it off",
-    "logging_nan_inf_filter": "it hides a NaN loss; leave it off",
-    "dataloader_drop_last": "it would leave images out of evaluation; training drops its incomplete batch anyway",
-    "auto_find_batch_size": "a batch that does not fit is cut in pieces anyway, and the global batch stays",
-    "enable_jit_checkpoint": "SIGTERM and SIGINT save anyway, and then end the run",
-    "batch_eval_metrics": "metrics are computed over the whole split; leave it off",
-    "prediction_loss_only": "metrics need the predictions; leave it off",
-    "deepspeed": "launch with accelerate_configs/deepspeed_zero2.yaml",
+# Fields of TrainingArguments that hfvit cannot honor: field -> (the only value, the reason or what to do instead).
+NOT_AVAILABLE: dict[str, tuple[Any, str]] = {
+    "remove_unused_columns": (False, "It would drop the images."),
+    "logging_nan_inf_filter": (False, "It would hide a NaN loss."),
+    "dataloader_drop_last": (False, "It would skip images in evaluation; training drops its incomplete batch anyway."),
+    "auto_find_batch_size": (False, "A batch that does not fit is split anyway, and the global batch stays."),
+    "enable_jit_checkpoint": (False, "A run saves on SIGTERM and SIGINT anyway, and then ends."),
+    "batch_eval_metrics": (False, "Metrics are computed over the whole split."),
+    "prediction_loss_only": (False, "Metrics need the predictions."),
+    "eval_do_concat_batches": (True, "Metrics are computed over the whole split."),
+    "include_for_metrics": ([], "Metrics are computed from logits and labels."),
+    "train_sampling_strategy": ("random", "Images have no length. For class imbalance use class_balance."),
+    "label_names": (None, "Set label_column to choose the column of the labels."),
+    "neftune_noise_alpha": (None, "It adds noise to token embeddings, which an image model does not have."),
+    "use_liger_kernel": (False, "Liger has no kernels for timm models."),
+    "liger_kernel_config": (None, "Liger has no kernels for timm models."),
+    "debug": ("", "A NaN or infinite loss is reported with its step; see nan_policy."),
+    "deepspeed": (None, "Launch with accelerate_configs/deepspeed_zero2.yaml."),
+    "parallelism_config": (None, "Set it in the configuration of accelerate launch."),
+    "gradient_accumulation_steps": (
+        1, "It is derived from global_batch_size. Set per_device_train_batch_size to the images that fit."
+    ),
+}  # fmt: skip
+
+CHOICES = {
+    "eval_strategy": [item.value for item in IntervalStrategy],
+    "logging_strategy": [item.value for item in IntervalStrategy],
+    "save_strategy": [item.value for item in SaveStrategy],
+    "lr_scheduler_type": [item.value for item in SchedulerType],
+    "optim": [item.value for item in OptimizerNames],
 }
+# These build parameter groups of their own, without weight decay by layer and layer-wise learning rates.
+OPTIMIZERS_NOT_AVAILABLE = ("galore", "apollo", "lomo", "adalomo")
+# Options that may hold a mapping or, as text, the path of a JSON file.
+MAPPINGS_IN_FILES = ("accelerator_config", "fsdp_config")
 
 
 @dataclass
-class HFViTTrainingArguments(RunArguments, TrainingArguments):
-    """Every field of `TrainingArguments`, those of `RunArguments`, and these defaults of hfvit's own.
+class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
+    """Every field of `TrainingArguments`, those of `RunArguments`, and hfvit's own defaults.
 
     After construction `per_device_train_batch_size` and `gradient_accumulation_steps` hold what `global_batch_size`
     means on this many processes. Batch 8 is 8, 2 x 4 accumulated or 4 on each of 2 processes, with equal results but
     for the draws of dropout and stochastic depth, the partners of mixup and CutMix, and the order of a stream.
+
+    Raises:
+        RecipeError: a value out of range, options that exclude each other, or an optimizer or schedule that cannot be
+            created; the message begins with the option.
     """
 
-    output_dir: str | None = field(default=None, metadata={"help": "Folder of the run; created, never shared."})
-    per_device_train_batch_size: int | None = field(
-        default=None,
-        metadata={"help": "Images a device holds at once; the whole share of global_batch_size when not given."},
-    )
-    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Images per device in evaluation."})
-    lr_scheduler_type: str = field(
-        default="cosine", metadata={"help": "Learning rate schedule (transformers' names)."}
-    )
-    warmup_steps: float = field(default=0.05, metadata={"help": "Steps of warmup, or below 1 the share of the run."})
-    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
-    save_strategy: str | None = field(
-        default=None,
-        metadata={"help": "When to save: no, steps, epoch or best; with every evaluation when not given."},
-    )
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept, the best one included."})
-    load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the best checkpoint's weights."})
-    metric_for_best_model: str | None = field(
-        default="accuracy", metadata={"help": "Validation metric that selects: accuracy, macro_f1, loss, ..."}
-    )
-    dataloader_num_workers: int | None = field(
-        default=None,
-        metadata={"help": "Processes that read images; chosen by what there is to do and the cores when not given."},
-    )
     # Every weight that trains is used in every step; looking for others costs a pass over the graph.
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Look for weights without a gradient in DistributedDataParallel."}
     )
     # The image column would be dropped: no forward() argument has its name (transformers#24506).
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: images would be dropped."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Must be false: images would be dropped."})
     # The filter hides a NaN loss and waits for the device at every step.
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Must stay off: it hides a NaN loss."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Must be false: it hides a NaN loss."})
     restore_callback_states_from_checkpoint: bool = field(
-        default=True, metadata={"help": "A resumed run keeps its early-stopping count."}
+        default=True, metadata={"help": "Resume with the early-stopping count of the checkpoint."}
     )
-    resume_from_checkpoint: str | None = field(
-        default=None,
-        metadata={"help": "'auto' for the newest whole checkpoint of output_dir, or a checkpoint folder."},
-    )
-    push_to_hub: bool = field(
-        default=False, metadata={"help": "Push the finished run to hub_model_id, as `hfvit push` does."}
-    )
-    hub_strategy: str = field(default="end", metadata={"help": "end: one push, of the finished run; no other."})
-    report_to: str | None = field(default="none", metadata={"help": "Tracker: tensorboard, wandb, trackio, ..."})
+    hub_strategy: str = field(default="end", metadata={"help": "Must be end: hfvit pushes the finished run, once."})
 
     def __post_init__(self):
+        self.eval_steps = self.eval_steps or None
         self.check()
-        self._refuse_what_breaks()
+        self._check_available()
+        self._check_values()
+        self._check_combinations()
         if self.save_strategy is None:
             self.save_strategy = "epoch" if self.eval_strategy == "no" else self.eval_strategy
             if self.eval_strategy == "steps":
@@ -95,14 +103,14 @@ class HFViTTrainingArguments(RunArguments, TrainingArguments):
         if self.metric_for_best_model and self.greater_is_better is None:
             self.greater_is_better = not self.metric_for_best_model.endswith(("loss", "ece"))
         self.chooses_workers = self.dataloader_num_workers is None
-        if self.chooses_workers and self.dataloader_prefetch_factor is not None:
-            raise RecipeError("dataloader_prefetch_factor: give dataloader_num_workers, too.")
         self.dataloader_num_workers = self.dataloader_num_workers or 0
 
         # The Trainer does not read the launcher's `use_cpu`: without this, each process of a CPU launch would train
         # alone, as if it were the only one (transformers 5.23).
         self.use_cpu |= parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
 
+        if self.tf32 and not is_torch_tf32_available():
+            raise RecipeError("tf32: needs an NVIDIA GPU from Ampere on. Leave it out.")
         if not self.use_cpu:
             if self.tf32 is None:
                 self.tf32 = is_torch_tf32_available()
@@ -116,8 +124,8 @@ class HFViTTrainingArguments(RunArguments, TrainingArguments):
 
         if self.accelerator_config.dispatch_batches or self.accelerator_config.split_batches:
             raise RecipeError(
-                "accelerator_config: dispatch_batches and split_batches cut batches apart, which are made whole here;"
-                " leave them out."
+                "accelerator_config: dispatch_batches and split_batches are not available. They split batches, which"
+                " hfvit reads whole; leave them out."
             )
         if self.n_gpu > 1:
             # The Trainer would fall back to DataParallel, whose replicas this model cannot run in.
@@ -125,11 +133,12 @@ class HFViTTrainingArguments(RunArguments, TrainingArguments):
             self._n_gpu = 1
         self.dataloader_pin_memory &= self.device.type == "cuda"  # elsewhere it does nothing but warn
         if self.mixed_precision == "fp16" and self.device.type == "cpu":
-            raise RecipeError("fp16: needs a GPU; on the processor use bf16 (--bf16 true) or full precision.")
+            raise RecipeError("fp16: needs a GPU. On the CPU use bf16 (--bf16 true) or full precision.")
         available = get_available_reporting_integrations()
         for tracker in set(self.report_to) - set(available):
-            has = f"installed here are {', '.join(available)}" if available else "none is installed here"
-            raise RecipeError(f"report_to: '{tracker}' is not an installed tracker ({has}).")
+            has = f"installed: {', '.join(available)}" if available else "none is installed"
+            raise RecipeError(f"report_to: must be an installed tracker ({has}), got '{tracker}'.")
+        self._check_optimizer()
         self.requested_batch = self.per_device_train_batch_size or math.inf
         self.per_device_train_batch_size, self.gradient_accumulation_steps = split_batch(
             self.global_batch_size, self.world_size, self.per_device_train_batch_size
@@ -198,50 +207,174 @@ class HFViTTrainingArguments(RunArguments, TrainingArguments):
         return self.seed if self.data_seed is None else self.data_seed
 
     def check_stream(self, images: int | None) -> None:
-        """Raise `RecipeError` for what needs to know where a stream ends; it has `images`, or None knows how many."""
+        """Raise `RecipeError` for options that need the length of a stream; it has `images`, None if unknown."""
         steps = images and max(1, images // self.global_batch_size)
         if self.max_steps <= 0:
             number = f"{math.ceil(steps * self.num_train_epochs)}" if steps else "the number of optimizer steps"
             why = f": num_train_epochs {self.num_train_epochs:g} of its {images:,} images" if steps else ""
-            raise RecipeError(f"max_steps: a stream has no end; set max_steps to {number}{why}.")
+            raise RecipeError(f"max_steps: a stream has no end. Set max_steps to {number}{why}.")
         epoch = f"; {steps} steps see as many images as there are" if steps else ""
         for key in ("eval_strategy", "save_strategy", "logging_strategy"):
             if getattr(self, key) == "epoch":
                 also = {"eval_strategy": "eval_steps"}.get(key, key.replace("strategy", "steps"))
                 raise RecipeError(
-                    f"{key}: epoch never comes in a stream, which has no end; set {key} to steps, and {also}{epoch}."
+                    f"{key}: must not be epoch, since a stream has no end. Set {key} to steps, and {also}{epoch}."
                 )
 
-    def _refuse_what_breaks(self) -> None:
-        """Raise `RecipeError` for settings of TrainingArguments that hfvit's promises rule out."""
+    def _check_available(self) -> None:
+        """Raise `RecipeError` for settings of TrainingArguments that hfvit cannot honor."""
         if not self.output_dir:
-            raise RecipeError("output_dir: missing; name the folder that the run writes to.")
-        for key, instead in NOT_AVAILABLE.items():
-            if getattr(self, key):
-                raise RecipeError(f"{key}: not available in hfvit; {instead}.")
-        if self.gradient_accumulation_steps != 1:
+            raise RecipeError("output_dir: missing. Name a folder for the run.")
+        for key, (only, reason) in NOT_AVAILABLE.items():
+            value = getattr(self, key)
+            if value != only and (value or only):
+                raise RecipeError(f"{key}: not available in hfvit, got {_shown(value)}. {reason}")
+        if _shown(self.optim).strip("'").startswith(OPTIMIZERS_NOT_AVAILABLE):
             raise RecipeError(
-                "gradient_accumulation_steps: derived from global_batch_size; set per_device_train_batch_size to the"
-                " images that fit."
+                f"optim: not available in hfvit, got {_shown(self.optim)}. It builds parameter groups of its own; use"
+                " adamw_torch_fused."
             )
+
+    def _check_values(self) -> None:
+        """Raise `RecipeError` for a value of TrainingArguments out of range."""
+        for key, choices in CHOICES.items():
+            value = getattr(self, key)
+            value = getattr(value, "value", value)
+            if value not in choices and not (value is None and key == "save_strategy"):
+                allowed = nearest(str(value), choices) or f" Choose one of {', '.join(choices)}."
+                raise RecipeError(f"{key}: unknown, got '{value}'.{allowed}")
+        for key in ("per_device_train_batch_size", "per_device_eval_batch_size", "save_total_limit"):
+            self._require(key, lambda value: value >= 1, "at least 1")
+        for key in ("torch_empty_cache_steps", "eval_accumulation_steps", "dataloader_prefetch_factor"):
+            self._require(key, lambda value: value >= 1, "at least 1")
+        for key in ("ddp_bucket_cap_mb", "ddp_timeout"):
+            self._require(key, lambda value: value >= 1, "at least 1")
+        for key in ("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "num_train_epochs"):
+            self._require(key, lambda value: 0 <= value < math.inf, "a finite number, at least 0")
+        for key in ("adam_epsilon", "eval_delay", "dataloader_num_workers"):
+            self._require(key, lambda value: 0 <= value < math.inf, "a finite number, at least 0")
+        for key in ("adam_beta1", "adam_beta2", "label_smoothing_factor"):
+            self._require(key, lambda value: 0 <= value < 1, "at least 0 and below 1")
+        for key in ("logging_steps", "eval_steps", "save_steps"):
+            whole_or_ratio = "a whole number above 0, or a fraction of the run below 1"
+            self._require(key, lambda value: 0 < value < math.inf and (value < 1 or value % 1 == 0), whole_or_ratio)
+        for key in ("seed", "data_seed"):
+            self._require(key, lambda value: 0 <= value < 2**32, "an integer from 0 to 4,294,967,295")
+        metric = self.metric_for_best_model
+        if metric is not None and metric.removeprefix("eval_") not in SCALAR_METRICS:
+            raise RecipeError(f"metric_for_best_model: must be one of {', '.join(SCALAR_METRICS)}, got '{metric}'.")
+        mappings = {key: _read_mapping(key, getattr(self, key)) for key in self._VALID_DICT_FIELDS}
+        with wrap_errors("accelerator_config", self.accelerator_config):
+            AcceleratorConfig(**(mappings["accelerator_config"] or {}))
+        if self.optim_args and not all(part.count("=") == 1 for part in self.optim_args.split(",")):
+            raise RecipeError(f"optim_args: must be NAME=VALUE, with commas between several, got '{self.optim_args}'.")
+
+    def _require(self, key: str, allowed, words: str) -> None:
+        value = getattr(self, key)
+        if value is not None and not allowed(value):
+            raise RecipeError(f"{key}: must be {words}, got {value!r}.")
+
+    def _check_combinations(self) -> None:
+        """Raise `RecipeError` for options that exclude each other or need another one."""
         if self.push_to_hub and not self.hub_model_id:
-            raise RecipeError("push_to_hub: name the repository with hub_model_id: user/name.")
+            raise RecipeError("push_to_hub: needs the repository. Set hub_model_id to user/name.")
         if self.push_to_hub and self.hub_strategy != "end":
-            raise RecipeError(
-                f"hub_strategy: '{self.hub_strategy}' is not available; hfvit pushes once, when the run is finished."
-            )
-        if self.early_stopping_patience and self.eval_strategy == "no":
-            raise RecipeError("early_stopping_patience: it needs evaluations; set eval_strategy to epoch or steps.")
-        unsaved = self.save_strategy == self.eval_strategy == "steps" and self.save_steps != self.eval_steps
-        if self.load_best_model_at_end and unsaved:
-            raise RecipeError(
-                f"save_steps: {self.save_steps:g} is not eval_steps ({self.eval_steps or self.logging_steps:g}); the"
-                " best evaluation might not be saved. Leave save_strategy and save_steps out."
-            )
+            raise RecipeError(f"hub_strategy: must be end, got '{self.hub_strategy}'. hfvit pushes the finished run.")
+        if self.fp16 and self.bf16:
+            raise RecipeError("fp16, bf16: must not both be true. Leave one of them out.")
+        if self.eval_strategy == "no":
+            if self.early_stopping_patience:
+                raise RecipeError("early_stopping_patience: needs evaluations. Set eval_strategy to epoch or steps.")
+            if self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):
+                raise RecipeError(
+                    f"lr_scheduler_type: {self.lr_scheduler_type} needs evaluations. Set eval_strategy to epoch or"
+                    " steps."
+                )
+        for key, config in (("fsdp", "fsdp"), ("ddp_backend", "multi_gpu")):
+            if getattr(self, key) and "LOCAL_RANK" not in os.environ:
+                raise RecipeError(
+                    f"{key}: needs several processes, got one. Use accelerate launch --config_file"
+                    f" accelerate_configs/{config}.yaml."
+                )
+        for key in ("dataloader_prefetch_factor", "dataloader_persistent_workers"):
+            if getattr(self, key) and not self.dataloader_num_workers:
+                raise RecipeError(f"{key}: needs worker processes. Set dataloader_num_workers to 1 or more.")
+        if self.load_best_model_at_end and self.eval_strategy != "no":
+            self._check_saves_the_best()
         if self.nan_policy == "rewind" and self.save_only_model:
-            raise RecipeError("nan_policy: rewind needs whole checkpoints to go back to; leave save_only_model out.")
+            raise RecipeError("nan_policy: rewind needs complete checkpoints. Leave save_only_model out.")
         if self.ema_decay and self.save_only_model:
-            raise RecipeError("save_only_model: a checkpoint without its averaged weights (ema_decay) is not whole.")
+            raise RecipeError("save_only_model: not available with ema_decay, whose checkpoints hold both weights.")
+
+    def _check_saves_the_best(self) -> None:
+        """Raise `RecipeError` where the checkpoint of the best evaluation might not be saved."""
+        if self.save_strategy not in (None, "best", self.eval_strategy):
+            raise RecipeError(
+                f"save_strategy: must be eval_strategy ({self.eval_strategy}) or best with load_best_model_at_end, got"
+                f" '{self.save_strategy}'. Leave save_strategy out."
+            )
+        if self.save_strategy == self.eval_strategy == "steps" and self.save_steps != self.eval_steps:
+            raise RecipeError(
+                f"save_steps: must be eval_steps ({self.eval_steps or self.logging_steps:g}) with"
+                f" load_best_model_at_end, got {self.save_steps:g}. Leave save_strategy and save_steps out."
+            )
+
+    def _check_optimizer(self) -> None:
+        """Raise `RecipeError` where optimizer or schedule cannot be created, by creating them for one weight."""
+        from transformers import Trainer
+
+        weight = torch.nn.Parameter(torch.zeros(1))
+        key = "optim_args" if self.optim_args else "optim"
+        with wrap_errors(key, getattr(self, key)):
+            optimizer, options = Trainer.get_optimizer_cls_and_kwargs(self)
+            optimizer([weight], **options)
+        key = "lr_scheduler_kwargs" if self.lr_scheduler_kwargs else "lr_scheduler_type"
+        with wrap_errors(key, getattr(self, key)):
+            get_scheduler(
+                self.lr_scheduler_type,
+                torch.optim.SGD([weight], lr=self.learning_rate),
+                num_warmup_steps=self.get_warmup_steps(1000),
+                num_training_steps=1000,
+                scheduler_specific_kwargs=self.lr_scheduler_kwargs,
+            )
+
+
+@contextmanager
+def wrap_errors(key: str, value: Any) -> Iterator[None]:
+    """Raise `RecipeError` about option `key` for a library's error about its value."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, ArithmeticError, NotImplementedError, ImportError) as error:
+        raise RecipeError(f"{key}: cannot be used, got {_shown(value)}. {one_line(error)}") from None
+
+
+def _read_mapping(key: str, value: Any) -> dict | None:
+    """Read an option that is a mapping, JSON or, where that is allowed, the path of a JSON file.
+
+    Raises `RecipeError` for any other value.
+    """
+    if not isinstance(value, str):
+        return value if isinstance(value, dict) else None
+    text = value
+    if not value.startswith("{"):
+        if key not in MAPPINGS_IN_FILES:
+            raise RecipeError(f"{key}: must be a mapping, on the command line as JSON, got '{value}'.")
+        if not Path(value).is_file():
+            raise RecipeError(f"{key}: must be a mapping (as JSON) or a JSON file, got '{value}'.")
+        text = Path(value).read_text(encoding="utf-8", errors="replace")
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RecipeError(f"{key}: not valid JSON ({one_line(error)}), got '{value}'.") from None
+    if not isinstance(found, dict):
+        raise RecipeError(f"{key}: must be a mapping, got '{value}'.")
+    return found
+
+
+def _shown(value: Any) -> str:
+    """A value as a recipe has it."""
+    value = getattr(value, "value", value)
+    return f"'{value}'" if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def split_batch(global_batch_size: int, devices: int, per_device: int | None = None) -> tuple[int, int]:
@@ -253,14 +386,15 @@ def split_batch(global_batch_size: int, devices: int, per_device: int | None = N
         down = global_batch_size - global_batch_size % devices
         works = f"{down} or {down + devices}" if down else devices
         raise RecipeError(
-            f"global_batch_size: {global_batch_size} images cannot be shared by {devices} devices; use {works}."
+            f"global_batch_size: must be divisible by the number of devices ({devices}), got {global_batch_size}. Use"
+            f" {works}."
         )
     share = global_batch_size // devices
     per_device = min(per_device or share, share)
     if share % per_device:
         fits = max(size for size in range(1, per_device + 1) if share % size == 0)
         raise RecipeError(
-            f"per_device_train_batch_size: {per_device} does not divide a device's share of {share} images"
-            f" (global_batch_size {global_batch_size} on {devices} devices); {fits} does."
+            f"per_device_train_batch_size: must divide the {share} images per device (global_batch_size"
+            f" {global_batch_size} on {devices} devices), got {per_device}. Use {fits}."
         )
     return per_device, share // per_device

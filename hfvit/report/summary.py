@@ -54,7 +54,7 @@ def summary_table(record: RunRecord, output_dir: str | Path) -> str:
         f" {duration(training.seconds)},"
         f" {training.images_per_second:,.0f} images/s, {training.data_wait:.1%} of the time waiting for data,"
         f" {training.processes} process(es), precision {training.precision}",
-        f"selected   {selection(training)}",
+        f"selected   {selection(training)}{_without_test_split(record)}",
         *_temperature_line(record),
         f"files      {output_dir}",
     ]
@@ -68,6 +68,13 @@ def selection(training: Training) -> str:
     if probe := training.probe:
         return f"C = {probe.best_c:g} of {len(probe.c)} by validation {probe.selected_by}"
     return "the last step"
+
+
+def _without_test_split(record: RunRecord) -> str:
+    """What a reader of the figures must know where there is no test split."""
+    if record.role == "test" or not record.data.selected_by:
+        return ""
+    return "; no test split, so the accuracy above is of the split that selected, and optimistic"
 
 
 def _temperature_line(record: RunRecord) -> list[str]:

@@ -27,6 +27,7 @@ from hfvit.data.stream import ImageStream, StreamEpochs, stream_loader
 from hfvit.data.text import TEXT_INPUTS
 from hfvit.errors import DataError, HFViTError, ModelError, RecipeError, one_line
 from hfvit.metrics.classification import with_scalar_metrics
+from hfvit.recipe.training_args import wrap_errors
 from hfvit.training.checkpointing import CheckpointWriter, ResumeState, is_over, keep_workers_on_signals, start_worker
 from hfvit.training.ema import EmaCallback
 from hfvit.training.losses import cross_entropy
@@ -352,8 +353,14 @@ class HFViTTrainer(Trainer):
             rates = options["lr"], self.args.weight_decay
             groups = groups_beside(plain, plain.timm_model, *rates)
             groups += build_param_groups(plain.timm_model, *rates, layer_decay=self.args.layer_decay)
-            self.optimizer = optimizer_class(groups, **options)
+            with wrap_errors("optim", self.args.optim):
+                self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
+
+    def create_scheduler(self, *args, **kwargs) -> torch.optim.lr_scheduler.LRScheduler:
+        """Create the Trainer's schedule; raise `RecipeError` where that fails."""
+        with wrap_errors("lr_scheduler_type", self.args.lr_scheduler_type):
+            return super().create_scheduler(*args, **kwargs)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Cross-entropy outside the model: stock models turn soft labels into a multi-label problem, and save that."""

@@ -61,7 +61,7 @@ def read_graph(path: Path) -> GraphInfo:
     if kinds == [TensorProto.UINT8]:
         raise ModelError(
             f"{path} takes raw pictures of any size, which no optimisation profile describes; export it without"
-            " --with-preprocessing."
+            " --with_preprocessing."
         )
     if len(inputs) != 1 or kinds[0] not in FLOATS or len(shapes[0]) != 4 or None in shapes[0][1:]:
         names = ", ".join(value.name for value in inputs) or "no input"
@@ -200,7 +200,7 @@ def check_batches(graph: GraphInfo, options: EngineOptions) -> None:
         raise ModelError(
             f"--min_batch, --opt_batch, --max_batch: the ONNX file takes batches of {graph.batch} only; give"
             f" --min_batch {graph.batch} --opt_batch {graph.batch} --max_batch {graph.batch}, or export it without"
-            " --no-dynamic-axes."
+            " --no_dynamic_axes."
         )
 
 

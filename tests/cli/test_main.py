@@ -1,14 +1,21 @@
 """The console command: fast, lazy, and clear about mistakes."""
 
 import dataclasses
+import re
+import shlex
 import sys
 
 import pytest
-from helpers.commands import run_command
+from helpers.commands import ROOT, run_command
 from helpers.messages import assert_names
 
 import hfvit
+from hfvit.cli import build_parser, build_parsers
+from hfvit.cli.train import DESCRIPTION, GROUPS
+from hfvit.errors import EXIT_CODES, HFViTError
+from hfvit.recipe.arguments import RunArguments, TrainerArguments
 from hfvit.recipe.files import shipped_recipes
+from hfvit.recipe.loader import _FIELDS, _SECTIONS, load_recipe
 
 
 @pytest.mark.parametrize(
@@ -18,7 +25,18 @@ from hfvit.recipe.files import shipped_recipes
         ["recipes"],
         *(
             [name, "--help"]
-            for name in ("train", "sweep", "recipes", "validate", "verify", "predict", "push", "report")
+            for name in (
+                "train",
+                "sweep",
+                "recipes",
+                "validate",
+                "verify",
+                "predict",
+                "push",
+                "report",
+                "demo",
+                "doctor",
+            )
         ),
     ],
 )
@@ -48,23 +66,28 @@ def test_public_names_resolve():
 
 def test_help_teaches_every_field_of_hfvit():
     text = run_command("hfvit", "train", "--help").stdout
-    for section in (hfvit.ModelArguments, hfvit.DataArguments, hfvit.AugmentationArguments, hfvit.RunArguments):
+    for section in (*_SECTIONS[:-1], RunArguments, TrainerArguments):
         for field in dataclasses.fields(section):
-            assert f"--{field.name} " in text
+            assert re.search(rf"^  --{field.name}\s", text, re.MULTILINE)
 
 
 def test_the_options_that_help_shows_are_accepted():
-    from hfvit.cli.train import EPILOG
-    from hfvit.recipe.loader import load_recipe
-
-    shown = [line.split() for line in EPILOG.splitlines() if line.startswith("  --")]
+    shown = [shlex.split(line)[3:] for line in DESCRIPTION.splitlines() if line.startswith("  hfvit train my_recipe")]
+    assert shown
     for words in shown:
         load_recipe(["quickstart", "--use_cpu", "true", *words])
 
 
 def test_recipes_are_listed_and_printed():
     listing = run_command("hfvit", "recipes").stdout
-    assert [line.split()[0] for line in listing.splitlines()] == list(shipped_recipes())
+    entries = {entry.partition(":")[0]: entry for entry in listing.split("\n\n")}
+    assert list(entries) == list(shipped_recipes())
+    for name, entry in entries.items():
+        keys = re.findall(r"^  (\w+)", entry, re.MULTILINE)
+        assert [key for key in keys if key != "on"] == ["model", "size", "image", "data", "time", "accuracy", "run"]
+        assert entry.rstrip().endswith(f"hfvit train {name}")
+    assert_names(entries["quickstart"], "vit_tiny_patch16_224", "0.8 million parameters", "32 px", "digits", "96.94 %")
+    assert re.search(r"time +not measured\n +accuracy +not measured\n +run", entries["vit_base"])
     printed = run_command("hfvit", "recipes", "quickstart").stdout
     assert printed == shipped_recipes()["quickstart"].read_text()
 
@@ -74,21 +97,84 @@ def test_recipes_are_listed_and_printed():
     [
         (["train", "quickstrat"], ["'quickstrat'", "'quickstart'"]),
         (["recipes", "vit_bse"], ["'vit_bse'", "'vit_base'"]),
-        (["train", "recipes"], ["RECIPE: recipes"]),
+        (["train", "recipes"], ["RECIPE", "recipes"]),
         (["validate", "outputs/no/such"], ["outputs/no/such"]),
-        (["push", "outputs", "datasets/user/x", "--dry-run"], ["datasets/user/x", "user/name"]),
+        (["push", "outputs", "datasets/user/x", "--dry_run"], ["datasets/user/x", "user/name"]),
+        (["push", "no/such/folder", "user/x", "--dry_run"], ["OUTPUT_DIR: no folder no/such/folder"]),
+        (["predict", "no/such/model", "a.png"], ["no/such/model"]),
+        (["report", "no/such/folder"], ["no/such/folder"]),
+        (["verify", "no/such/folder"], ["no/such/folder"]),
+        (["sweep", "quickstrat", "space.yaml"], ["'quickstrat'", "'quickstart'"]),
+        (["sweep", "quickstart", "no_space.yaml"], ["no_space.yaml"]),
+        (["demo", "no/such/model"], ["no/such/model"]),
+        (["demo", "no/such/model", "--static", "page"], ["no/such/model"]),
         (["predict", "./no.onnx", "a.png"], ["./no.onnx"]),
     ],
 )
 def test_a_wrong_name_is_one_message(words, data):
     result = run_command("hfvit", *words)
-    assert result.returncode == (5 if words[0] == "push" else 2)
+    assert result.returncode == 2
     assert result.stderr.startswith("hfvit: error: ")
     assert len(result.stderr.splitlines()) == 1
     assert_names(result.stderr, *data)
 
 
-def test_unknown_options_of_other_commands_are_refused():
-    result = run_command("hfvit", "recipes", "--color")
+@pytest.mark.parametrize("words", [["doctor", "me"], ["recipes", "--color"], ["validate"], ["trian"], ["--color"]])
+def test_a_wrong_word_is_one_line(words):
+    result = run_command("hfvit", *words)
     assert result.returncode == 2
-    assert_names(result.stderr.partition(" error: ")[2], "--color")
+    assert len(result.stderr.splitlines()) == 1
+    assert_names(result.stderr.partition(" error: ")[2], "REFERENCE" if words == ["validate"] else words[-1])
+
+
+def test_hfvit_alone_shows_the_help_and_fails():
+    result = run_command("hfvit")
+    assert result.returncode == 2
+    assert result.stderr == run_command("hfvit", "--help").stdout
+    assert result.stdout == ""
+
+
+def test_version():
+    assert run_command("hfvit", "--version").stdout == f"hfvit {hfvit.__version__}\n"
+
+
+def test_the_table_of_exit_codes_is_complete_and_documented():
+    def subclasses(kind):
+        return [kind, *(deeper for below in kind.__subclasses__() for deeper in subclasses(below))]
+
+    import hfvit.training.distributed  # noqa: F401 - defines one
+
+    assert {kind.exit_code for kind in subclasses(HFViTError)} <= EXIT_CODES.keys()
+    table = re.findall(r"^\| (\d+) \| (.*) \|$", (ROOT / "docs" / "reliability.md").read_text(), re.MULTILINE)
+    assert {int(code): meaning for code, meaning in table} == EXIT_CODES
+    help_text = build_parser().format_help()
+    assert all(f"{code:<3} {meaning}" in help_text for code, meaning in EXIT_CODES.items())
+
+
+COMMAND_PARSERS = build_parsers()[1]
+
+
+@pytest.mark.parametrize("name", COMMAND_PARSERS)
+def test_every_option_has_a_help_text_and_is_accepted_with_dashes(name):
+    parser = COMMAND_PARSERS[name]
+    for action in parser._actions:
+        assert action.help
+        for option in action.option_strings:
+            assert "-" not in option[2:]  # one style is shown
+            assert parser._option_string_actions[option.replace("_", "-")] is action
+    assert "exit codes:" in parser.format_help()
+
+
+def test_no_option_of_a_recipe_is_taken_for_a_misspelled_one_of_a_command():
+    for name in ("train", "sweep"):
+        COMMAND_PARSERS[name].refuse_misspelled([f"--{key}" for key in _FIELDS])
+
+
+def test_the_help_of_train_begins_with_what_most_runs_need():
+    text = run_command("hfvit", "train", "--help").stdout
+    options = re.findall(r"^  --(\w+)", text, re.MULTILINE)
+    assert len(options) == len(set(options))
+    order = ["dataset_name", "output_dir", "model_name_or_path", "num_train_epochs", "learning_rate", "mixup_alpha"]
+    order += ["finetuning", "eval_strategy", "resume_from_checkpoint", "bf16", "push_to_hub", "nan_policy"]
+    assert sorted(order, key=options.index) == order
+    assert all(name in _FIELDS for names in GROUPS.values() for name in names.split())

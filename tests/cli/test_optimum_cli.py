@@ -61,7 +61,7 @@ def test_another_export_onnx_keeps_its_name(tmp_path):
         assert "register_other" in result.stderr
         assert "hfvit.cli.export_onnx" in result.stderr
     result = run_command(sys.executable, "-m", "hfvit.cli.export_onnx", "--help", PYTHONPATH=str(ROOT))
-    assert "--with-preprocessing" in result.stdout
+    assert "--with_preprocessing" in result.stdout
 
 
 def test_a_checkout_beside_an_installation_registers_once(tmp_path):

@@ -61,7 +61,7 @@ def stock_export(stock, tmp_path_factory):
 def trained_export(trained, tmp_path_factory):
     """What it leaves of the trained checkpoint without the gate; for tests to copy."""
     out = tmp_path_factory.mktemp("trained_export") / "onnx"
-    assert export("--model", trained, "--no-gate", out) == 0
+    assert export("--model", trained, "--no_gate", out) == 0
     return out
 
 
@@ -103,7 +103,7 @@ def test_variants_add_up_in_one_folder(checkpoint, tmp_path, capsys):
     assert export("--model", checkpoint, "--dtype", "bf16", out) == 0
     assert_names(capsys.readouterr().out, "bf16", "model_bf16.onnx")
     assert names(out) == {"model_bf16.onnx", *FOLDER}
-    assert export("--model", checkpoint, "--quantize", "int8", "--with-preprocessing", "--dtype", "fp16", out) == 0
+    assert export("--model", checkpoint, "--quantize", "int8", "--with_preprocessing", "--dtype", "fp16", out) == 0
     raw = {"model_fp16_with_preprocessing.onnx", "model_quantized_with_preprocessing.onnx"}
     assert names(out) == {"model_bf16.onnx", *raw, *FOLDER}
     known = facts(out)["files"]
@@ -128,14 +128,14 @@ def test_a_file_that_the_gate_refuses_is_not_left(checkpoint, trained_export, tm
     options.max_accuracy_drop = -101.0  # which no file can meet, and no command line can say
     assert run(lambda: export_onnx_command(options)) == 4
     message = capsys.readouterr().err
-    assert_names(message, "model_quantized.onnx", -101, "--no-gate")
+    assert_names(message, "model_quantized.onnx", -101, "--no_gate")
     assert names(out) == {"model.onnx", *FOLDER}
     assert (out / "export.json").read_text() == before
 
 
 def test_a_stock_checkpoint_has_no_gate_and_fixed_axes_are_possible(stock, tmp_path, capsys):
     out = tmp_path / "onnx"
-    words = ["--model", stock, "--no-dynamic-axes", "--batch_size", 2, "--quantize", "int8-dynamic", out]
+    words = ["--model", stock, "--no_dynamic_axes", "--batch_size", 2, "--quantize", "int8-dynamic", out]
     assert export(*words) == 0
     assert_names(capsys.readouterr().out, "model.onnx", "model_quantized.onnx")
     assert all(entry["gate"] is None for entry in facts(out)["files"].values())
@@ -151,7 +151,7 @@ def test_static_int8_takes_fixed_axes_and_pictures_without_labels(stock, tmp_pat
         colored_image(number % 3, rng, size=40).save(tmp_path / "pictures" / f"{number}.png")
     out = tmp_path / "onnx"
     words = ["--model", stock, "--quantize", "int8", "--calibration_dataset", tmp_path / "pictures", out]
-    assert export(*words, "--no-dynamic-axes", "--batch_size", 3, "--with-preprocessing", "--dtype", "fp16") == 0
+    assert export(*words, "--no_dynamic_axes", "--batch_size", 3, "--with_preprocessing", "--dtype", "fp16") == 0
     entry = facts(out)["files"]["model_quantized_with_preprocessing.onnx"]
     assert entry["quantization"]["calibration_images"] == 6
     assert entry["calibration"] == {"dataset": "pictures", "split": "split 'train'", "images": 7, "seed": 42}
@@ -159,7 +159,7 @@ def test_static_int8_takes_fixed_axes_and_pictures_without_labels(stock, tmp_pat
     pixels = np.stack([np.asarray(colored_image(0, rng, size=30))] * 3)
     session = onnxruntime.InferenceSession(out / "model_quantized_with_preprocessing.onnx")
     assert session.run(["logits"], {"pixels": pixels})[0].shape == (3, 3)
-    assert export(*words, "--no-dynamic-axes", "--batch_size", 8) == 2
+    assert export(*words, "--no_dynamic_axes", "--batch_size", 8) == 2
     error = capsys.readouterr().err
     assert option_of(error) == "calibration_samples"
     assert_names(error, 8, 7)
@@ -259,7 +259,7 @@ def test_export_with_a_wrong_value_names_option_and_data(
 
 def test_a_recipe_that_is_none_is_told(checkpoint, tmp_path, capsys):
     (checkpoint / "recipe.yaml").write_text("a: [")
-    assert export("--model", checkpoint, "--quantize", "int8", "--no-gate", tmp_path / "onnx") == 2
+    assert export("--model", checkpoint, "--quantize", "int8", "--no_gate", tmp_path / "onnx") == 2
     assert_names(capsys.readouterr().err, checkpoint / "recipe.yaml", "line 1, column 5")
 
 
@@ -269,7 +269,7 @@ def test_a_gate_without_its_pictures_says_how_to_go_on(checkpoint, tmp_path, cap
     assert export("--model", checkpoint, tmp_path / "onnx") == 2
     error = capsys.readouterr().err
     assert option_of(error) == "dataset_name"
-    assert_names(error, tmp_path / "moved", "--no-gate")
+    assert_names(error, tmp_path / "moved", "--no_gate")
 
 
 def test_other_models_do_not_share_a_folder(checkpoint, stock_export, tmp_path, capsys):

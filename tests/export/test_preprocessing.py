@@ -127,7 +127,7 @@ def test_raw_pictures_give_the_checkpoints_classes(dtype, within, micro, tmp_pat
 @pytest.mark.parametrize(
     ("processor", "data"),
     [
-        (timm_processor(interpolation="lanczos"), ["--with-preprocessing", "lanczos"]),
+        (timm_processor(interpolation="lanczos"), ["--with_preprocessing", "lanczos"]),
         (timm_processor(crop_mode="border"), ["ResizeKeepRatio"]),
         (transformers.ViTImageProcessor(do_pad=True, pad_size=square(60)), ["ViTImageProcessor", "do_pad"]),
         (transformers.BitImageProcessor(size={"shortest_edge": 40}, crop_size=square(48)), [(48, 48), 40]),

@@ -30,7 +30,7 @@ from onnx import TensorProto, helper
 ON_DATA = "hfvit train {recipe} --dataset_name {tmp}/data"
 FROM_MODEL = "hfvit train {tuning} --model_name_or_path {tmp}/model"
 PREDICT = "hfvit predict {tmp}/model {picture}"
-PUSH = "hfvit push {tmp}/model user/x --dry-run"
+PUSH = "hfvit push {tmp}/model user/x --dry_run"
 VALIDATE = "hfvit validate {tmp}/model"
 WITH_ONNX = "hfvit predict {tmp}/onnx {picture}"
 SCORES = helper.make_tensor_value_info("scores", TensorProto.FLOAT, [1, 7])
@@ -224,24 +224,23 @@ CHECKPOINTS = {
     ),
     "facts that are half, to push": (
         rewritten("run.json", "{"),
-        "hfvit push {tmp}/model user/x --dry-run",
+        "hfvit push {tmp}/model user/x --dry_run",
         ("{tmp}/model/run.json", "line 1 column 2"),
     ),
     "facts that are a list, to push": (
         rewritten("run.json", "[1]"),
-        "hfvit push {tmp}/model user/x --dry-run",
+        "hfvit push {tmp}/model user/x --dry_run",
         ("{tmp}/model/run.json", "JSON"),
     ),
     "facts that say nothing, to push": (
         rewritten("run.json", '{"model": {}, "metrics": 3}'),
-        "hfvit push {tmp}/model user/x --dry-run",
+        "hfvit push {tmp}/model user/x --dry_run",
         ("{tmp}/model/run.json", "model.architecture"),
     ),
     "a state that is half, to push": (
         rewritten("trainer_state.json", "{"),
-        "hfvit push {tmp}/model user/x --dry-run",
+        "hfvit push {tmp}/model user/x --dry_run",
         ("{tmp}/model/trainer_state.json", "line 1 column 2"),
-        5,
     ),
     "facts that say nothing, to verify": (
         rewritten("run.json", '{"model": {}, "metrics": {"test": {"accuracy": 1}}}'),
@@ -255,9 +254,8 @@ CHECKPOINTS = {
     ),
     "a card of bytes, to push": (
         rewritten("README.md", bytes(range(256))),
-        "hfvit push {tmp}/model user/x --dry-run",
+        "hfvit push {tmp}/model user/x --dry_run",
         ("{tmp}/model/README.md", "0x80", "128"),
-        5,
     ),
 }
 

@@ -4,6 +4,40 @@ from helpers.hostile_files import billion_laughs, checkpoint, recipe_with, rewri
 
 TRAIN = "hfvit train {tmp}/recipe.yaml"
 
+# Settings of transformers' TrainingArguments that would end in a traceback, or have no effect.
+TRAINING_ARGUMENTS = [
+    ("eval_do_concat_batches: false", "eval_do_concat_batches", "false"),
+    ("include_for_metrics: [inputs]", "include_for_metrics", "inputs"),
+    ("train_sampling_strategy: group_by_length", "train_sampling_strategy", "'group_by_length'"),
+    ("label_names: [labels]", "label_names", "label_column"),
+    ("neftune_noise_alpha: 5", "neftune_noise_alpha", 5.0),
+    ("use_liger_kernel: true", "use_liger_kernel", "timm"),
+    ("debug: underflow_overflow", "debug", "underflow_overflow", "nan_policy"),
+    ("fsdp: full_shard", "fsdp", "accelerate_configs/fsdp.yaml"),
+    ("ddp_backend: nccl", "ddp_backend", "accelerate_configs/multi_gpu.yaml"),
+    ("optim_args: momentum", "optim_args", "'momentum'", "NAME=VALUE"),
+    ("optim: sgd; optim_args: momentum=high", "optim_args", "'momentum=high'"),
+    ("optim: adamw_bnb_8bit", "optim", "'adamw_bnb_8bit'", "pip install -U bitsandbytes"),
+    ("optim: schedule_free_adamw", "optim", "'schedule_free_adamw'", "pip install schedulefree"),
+    ("optim: galore_adamw", "optim", "'galore_adamw'", "adamw_torch_fused"),
+    ("optim: lomo", "optim", "'lomo'", "adamw_torch_fused"),
+    ("optim: adamw_tosh", "optim", "'adamw_tosh'", "'adamw_torch'"),
+    ("lr_scheduler_type: cosine_with_min_lr", "lr_scheduler_type", "'cosine_with_min_lr'", "lr_scheduler_kwargs"),
+    ("lr_scheduler_kwargs: {cycles: 2}", "lr_scheduler_kwargs", "cycles"),
+    ("lr_scheduler_kwargs: [2]", "lr_scheduler_kwargs", "[2]"),
+    ("lr_scheduler_type: reduce_lr_on_plateau; eval_strategy: 'no'", "lr_scheduler_type", "eval_strategy"),
+    ("adam_beta1: 1.5", "adam_beta1", 1.5),
+    ("adam_epsilon: -1", "adam_epsilon", -1.0),
+    ("warmup_steps: -2", "warmup_steps", -2.0),
+    ("dataloader_num_workers: -1", "dataloader_num_workers", -1),
+    ("dataloader_num_workers: 0; dataloader_persistent_workers: true", "dataloader_persistent_workers"),
+    ("dataloader_num_workers: 1; dataloader_prefetch_factor: 0", "dataloader_prefetch_factor", 0),
+    ("dataloader_multiprocessing_context: thread", "dataloader_multiprocessing_context", "'thread'"),
+    ("eval_accumulation_steps: 0", "eval_accumulation_steps", 0),
+    ("torch_empty_cache_steps: 0", "torch_empty_cache_steps", 0),
+    ("save_total_limit: -1", "save_total_limit", -1),
+]
+
 RECIPES = {
     "empty": (text_file("recipe.yaml", ""), TRAIN, ("{tmp}/recipe.yaml", "NoneType")),
     "a list": (text_file("recipe.yaml", "- a\n- b\n"), TRAIN, ("{tmp}/recipe.yaml", "list")),
@@ -48,7 +82,7 @@ RECIPES = {
     "no schedule": (
         recipe_with("max_steps: -5\nlr_scheduler_type: x\n"),
         TRAIN,
-        ("{tmp}/recipe.yaml", "SchedulerType", "x"),
+        ("lr_scheduler_type:", "'x'"),
     ),
     "a number of 5,000 digits": (recipe_with(f"max_steps: {'9' * 5000}\n"), TRAIN, ("{tmp}/recipe.yaml", "5000")),
     "a day that is none": (recipe_with("hub_revision: 2024-13-45\n"), TRAIN, ("{tmp}/recipe.yaml", "month")),
@@ -79,6 +113,14 @@ RECIPES = {
         "hfvit train {recipe} --resume_from_checkpoint {tmp}/model",
         ("resume_from_checkpoint:", "{tmp}/model"),
     ),
+    **{
+        f"training arguments: {text}": (
+            recipe_with(text.replace("; ", "\n") + "\n"),
+            TRAIN,
+            (f"{option}:", *map(str, data)),
+        )
+        for text, option, *data in TRAINING_ARGUMENTS
+    },
     "an output below a file": (
         text_file("taken", "x"),
         "hfvit train {recipe} --output_dir {tmp}/taken/out",
@@ -88,7 +130,20 @@ RECIPES = {
 
 
 COMMAND_LINES = {
-    "hfvit alone": (None, "hfvit", "COMMAND"),
+    "train with an option of another case": (
+        None,
+        "hfvit train {recipe} --learning_Rate 3",
+        ("learning_Rate:", "'--learning_rate'"),
+    ),
+    "train with a misspelled option of its own": (
+        None,
+        "hfvit train {recipe} --estimat",
+        ("estimat:", "'--estimate'"),
+    ),
+    "train with null where none may be": (None, "hfvit train {recipe} --seed none", ("seed:", "'none'")),
+    "predict with a misspelled option": (None, "hfvit predict {run} {picture} --top-kk 3", ("top-kk:", "'--top_k'")),
+    "predict with an abbreviation": (None, "hfvit predict {run} {picture} --top 3", ("top:", "'--top_k'")),
+    "an unknown option": (None, "hfvit --verson", ("verson:", "'--version'")),
     "an unknown command": (None, "hfvit trian", ("COMMAND:", "'trian'", "'train'")),
     "train without a recipe": (None, "hfvit train", "RECIPE"),
     "train with an unknown option": (None, "hfvit train {recipe} --bathc_size 3", "bathc_size:"),
@@ -112,8 +167,8 @@ COMMAND_LINES = {
     ),
     "predict into a document": (
         None,
-        "hfvit predict {run} {picture} --save-grid a.docx",
-        ("save-grid:", "a.docx", ".png"),
+        "hfvit predict {run} {picture} --save_grid a.docx",
+        ("save_grid:", "a.docx", ".png"),
     ),
     "predict on no device": (None, "hfvit predict {run} {picture} --device npu", ("device:", "'npu'")),
     "predict with a mistyped folder": (
@@ -132,20 +187,26 @@ COMMAND_LINES = {
         ("dataset_name:", "photos/pet", "'photos/pets'"),
     ),
     "verify what is no run": (None, "hfvit verify {colors}", ("{colors}", "run.json")),
-    "verify a missing folder": (None, "hfvit verify {tmp}/no --eval-only", "{tmp}/no"),
-    "push to an address": (None, "hfvit push {run} https://huggingface.co/user/x", "https://huggingface.co/user/x", 5),
+    "verify a missing folder": (None, "hfvit verify {tmp}/no --eval_only", "{tmp}/no"),
+    "push to an address": (
+        None,
+        "hfvit push {run} https://huggingface.co/user/x",
+        ("repository:", "https://huggingface.co/user/x"),
+    ),
     "push to a wrong name": (
         None,
-        "hfvit push {run} 'user/wrong name' --dry-run",
-        ("user/wrong name", "user/name"),
-        5,
+        "hfvit push {run} 'user/wrong name' --dry_run",
+        ("repository:", "user/wrong name", "user/name"),
     ),
-    "push nothing": (None, "hfvit push {tmp} user/x --dry-run", ("{tmp}", "config.json", "model.safetensors"), 5),
+    "push nothing": (
+        None,
+        "hfvit push {tmp} user/x --dry_run",
+        ("OUTPUT_DIR:", "{tmp}", "config.json", "model.safetensors"),
+    ),
     "push an export that is not there": (
         None,
-        "hfvit push {run} user/x --dry-run --include onnx",
+        "hfvit push {run} user/x --dry_run --include onnx",
         ("include:", "{run}/onnx"),
-        5,
     ),
     "export nothing": (None, "onnx --model {tmp}/no {tmp}/onnx", "{tmp}/no"),
     "export without a model": (None, "onnx {tmp}/onnx", "-m/--model"),

@@ -97,7 +97,7 @@ def test_pushing_again_changes_only_what_changed(out, hub, online):
 def test_an_export_is_put_where_transformers_js_looks(out, hub, online, capsys):
     (out / "onnx").mkdir()
     with pytest.raises(SystemExit) as stop:
-        export(["--model", str(out), str(out / "onnx"), "--no-gate"])
+        export(["--model", str(out), str(out / "onnx"), "--no_gate"])
     assert stop.value.code == 0
     (out / "onnx" / ".export-1").mkdir()
     push_to(out, Destination("user/exported"), include=["onnx"])
@@ -124,7 +124,7 @@ def test_an_export_is_put_where_transformers_js_looks(out, hub, online, capsys):
     # An export at another patch size is this model's, too.
     shutil.rmtree(out / "onnx")
     with pytest.raises(SystemExit) as stop:
-        export(["--model", str(out), str(out / "onnx"), "--no-gate", "--patch_size", "4"])
+        export(["--model", str(out), str(out / "onnx"), "--no_gate", "--patch_size", "4"])
     assert stop.value.code == 0
     push_to(out, Destination("user/exported"), include=["onnx"])
     assert json.loads(hub.model("user/exported").files()["onnx/config.json"])["patch_size"] == 4
@@ -179,9 +179,9 @@ def test_what_is_wrong_is_told_before_anything_is_sent(trained, hub, online, tmp
     address = "https://huggingface.co/user/x"
     assert_names(refusal(trained, Destination(address)), address, "user/name")
     assert_names(refusal(trained, Destination("user/wrong name")), "user/wrong name", "user/name")
-    assert_names(refusal(trained, Destination("another/x")), "another/x", "user/x", "--create-pr")
+    assert_names(refusal(trained, Destination("another/x")), "another/x", "user/x", "--create_pr")
     message = refusal(trained, Destination("another/x", create_pr=True))
-    assert option_of(message) == "create-pr"
+    assert option_of(message) == "create_pr"
     assert_names(message, "another/x")
     message = refusal(trained, Destination("user/open", private=True))
     assert option_of(message) == "private"
@@ -204,7 +204,7 @@ def test_what_is_wrong_is_told_before_anything_is_sent(trained, hub, online, tmp
     assert_names(message, "HF_TOKEN")
     assert not {"user", "push"} & set(re.findall(r"\w+", message))
     online(STRANGER)
-    assert_names(refusal(trained, Destination("user/x")), "user/x", "another", "another/x", "--create-pr")
+    assert_names(refusal(trained, Destination("user/x")), "user/x", "another", "another/x", "--create_pr")
     assert set(hub.repositories) == before
 
 
@@ -246,7 +246,7 @@ def test_a_folder_of_the_repositorys_name_is_not_taken_for_the_repository(traine
 def test_a_recipe_that_cannot_push_says_so_before_it_trains(recipe, hub, online, capsys, tmp_path):
     words = [str(recipe), "--push_to_hub", "true", "--hub_model_id", "another/x"]
     assert run(lambda: main(words)) == 5
-    assert_names(capsys.readouterr().err, "another/x", "user", "user/x", "--create-pr")
+    assert_names(capsys.readouterr().err, "another/x", "user", "user/x", "--create_pr")
     assert not (tmp_path / "out").exists()
 
 
@@ -265,7 +265,7 @@ def test_a_push_that_fails_after_training_does_not_fail_the_run(recipe, hub, onl
 
 
 def test_a_dry_run_lists_files_and_sizes_and_sends_nothing(trained):
-    result = run_command("hfvit", "push", trained, "user/x", "--dry-run", HF_ENDPOINT="http://127.0.0.1:9")
+    result = run_command("hfvit", "push", trained, "user/x", "--dry_run", HF_ENDPOINT="http://127.0.0.1:9")
     assert result.returncode == 0, result.stderr
     rows = [line.split() for line in result.stdout.splitlines()]
     assert {row[0] for row in rows[:-1]} == PUSHED

@@ -158,7 +158,7 @@ def test_a_url_is_fetched(capsys, model, photos):
 
 
 def test_the_grid_draws_what_was_predicted(capsys, model, photos, tmp_path):
-    code, out, err = command(capsys, model, photos, "--save-grid", tmp_path / "grid.png", "--json")
+    code, out, err = command(capsys, model, photos, "--save_grid", tmp_path / "grid.png", "--json")
     assert code == 0
     assert len(out.splitlines()) == 3
     assert_names(err, tmp_path / "grid.png", 3)
@@ -173,9 +173,9 @@ def test_the_grid_draws_what_was_predicted(capsys, model, photos, tmp_path):
     ("words", "option", "data"),
     [
         (["{tmp}/nothing", "{photos}"], None, ["{tmp}/nothing"]),
-        (["{model}", "{tmp}/*.gif"], None, ["{tmp}/*.gif"]),
-        (["{model}", "{photos}", "--save-grid", "{tmp}/grid.docx"], "save-grid", ["{tmp}/grid.docx", ".png"]),
-        (["{model}", "{photos}", "--save-grid", "{tmp}/no/grid.png"], "save-grid", ["{tmp}/no"]),
+        (["{model}", "{tmp}/*.gif"], "IMAGE", ["{tmp}/*.gif"]),
+        (["{model}", "{photos}", "--save_grid", "{tmp}/grid.docx"], "save_grid", ["{tmp}/grid.docx", ".png"]),
+        (["{model}", "{photos}", "--save_grid", "{tmp}/no/grid.png"], "save_grid", ["{tmp}/no"]),
         (["{model}", "{photos}", "--device", "npu"], "device", ["'npu'"]),
         (["{model}", "{photos}", "--top_k", "0"], "top_k", ["0"]),
     ],

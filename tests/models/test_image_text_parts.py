@@ -144,7 +144,7 @@ def test_exports_that_do_not_work_with_texts_are_refused(encoder, tmp_path):
     model = fusion(encoder)
     with pytest.raises(ModelError, match=r"^optimize: "):
         export_onnx(model, tmp_path / "model.onnx", optimize=True)
-    for option in ("quantize", "tensorrt", "with-preprocessing"):
+    for option in ("quantize", "tensorrt", "with_preprocessing"):
         with pytest.raises(ModelError, match=f"^{option}: "):
             check_reads_texts(model, **{option: True})
     assert not list(tmp_path.iterdir())

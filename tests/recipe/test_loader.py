@@ -1,16 +1,19 @@
 """Recipes: what is read, what wins, what is refused, and that every shipped one is sound."""
 
+import dataclasses
 import re
 import shlex
 
 import pytest
 import timm
+import torch
 import yaml
 from helpers.commands import ROOT
 from helpers.messages import assert_names, option_of
 
 from hfvit.errors import RecipeError
-from hfvit.recipe.files import shipped_recipes, summary
+from hfvit.recipe.arguments import TrainerArguments
+from hfvit.recipe.files import read_head, shipped_recipes
 from hfvit.recipe.loader import NEEDS, build_parser, load_recipe
 from hfvit.recipe.training_args import split_batch
 
@@ -50,9 +53,10 @@ def test_commands_in_the_heads_of_shipped_recipes_parse(name):
 
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_shipped_recipes_say_what_to_expect(name):
-    assert summary(shipped_recipes()[name])
-    training = load_recipe([name]).training
-    low, high = training.expected_accuracy
+    head = read_head(shipped_recipes()[name])
+    assert head.keys() >= {"", "Parameters", "Hardware", "Time", "Accuracy"}
+    assert all(head.values())
+    low, high = load_recipe([name]).training.expected_accuracy
     assert 0 < low < high <= 100
 
 
@@ -70,6 +74,18 @@ def test_expected_accuracy_changes_nothing_of_a_run(write):
     assert expecting.idle is None
 
 
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_shipped_recipes_state_the_size_of_their_model(name):
+    path = shipped_recipes()[name]
+    values = yaml.safe_load(path.read_text())
+    architecture = values.get("architecture") or values["model_name_or_path"].removeprefix("timm/")
+    arguments = {"img_size": values["image_size"], **values.get("model_args", {})}
+    with torch.device("meta"):
+        model = timm.create_model(architecture, num_classes=10, **arguments)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    assert read_head(path)["Parameters"] == f"{parameters / 1e6:.1f} million."
+
+
 def test_a_start_on_the_command_line_takes_the_place_of_the_files(write):
     args = '{"patch_size": 2, "window_size": 4}'
     anew = load_recipe(["swin_tiny", "--architecture", "swin_tiny_patch4_window7_224", "--model_args", args])
@@ -78,7 +94,7 @@ def test_a_start_on_the_command_line_takes_the_place_of_the_files(write):
     pretrained = load_recipe(["quickstart", "--model_name_or_path", "a/b"])
     assert (pretrained.model.model_name_or_path, pretrained.model.architecture) == ("a/b", None)
     for both in ("vit_base_patch16_224", "vit_tiny_patch16_224"):  # the second is what the file says, too
-        with pytest.raises(RecipeError, match=r"^\S+: model_name_or_path, architecture: "):
+        with pytest.raises(RecipeError, match=r"^--model_name_or_path, --architecture: "):
             load_recipe(["quickstart", "--model_name_or_path", "a/b", "--architecture", both])
 
 
@@ -114,6 +130,43 @@ def test_the_resolved_recipe_shows_what_a_reader_looks_for(write):
     assert values["learning_rate"] == 5e-5
     assert values["lr_scheduler_type"] == "cosine"
     assert {"weight_decay", "num_train_epochs", "warmup_steps", "eval_strategy", "optim", "seed"} <= values.keys()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("test_split", "none"), ("validation_split", "None"), ("ema_decay", "NONE"), ("image_mean", "none")],
+)
+def test_none_on_the_command_line_is_null(write, option, value):
+    path = write(MINIMAL + "validation_split: test\nema_decay: 0.9\nimage_mean: [0.5, 0.5, 0.5]\n")
+    for words in ([f"--{option}", value], [f"--{option}={value}"], [f"--{option.replace('_', '-')}", value]):
+        recipe = load_recipe([path, *words])
+        section = recipe.training if option == "ema_decay" else recipe.data
+        assert getattr(section, option) is None
+    later = load_recipe([path, f"--{option}=none", "--ema_decay", "0.5"])
+    assert later.training.ema_decay == 0.5
+
+
+def test_none_that_is_a_value_is_no_null(write):
+    recipe = load_recipe([write(MINIMAL), "--class_balance", "none", "--report_to", "none"])
+    assert recipe.finetuning.class_balance == "none"
+    assert recipe.training.report_to == []
+
+
+def test_an_error_names_the_option_or_the_file_that_it_is_in(write):
+    wrong = write(MINIMAL + "learning_rate: -1\n")
+    with pytest.raises(RecipeError, match=rf"^{re.escape(wrong)}: learning_rate: .*-1\.0"):
+        load_recipe([wrong, "--seed", "1"])
+    with pytest.raises(RecipeError, match=r"^--learning_rate: .*-2\.0"):
+        load_recipe([wrong, "--learning_rate", "-2"])
+    mixed = write(MINIMAL + "mixup_alpha: 0.2\n")
+    with pytest.raises(RecipeError, match=r"^mixup_alpha, cutmix_alpha: .*\b7\b"):  # the option is to blame
+        load_recipe([mixed, "--global_batch_size", "7"])
+
+
+def test_the_defaults_in_the_help_are_those_of_the_parser():
+    parser = build_parser()
+    for field in dataclasses.fields(TrainerArguments):
+        assert parser.get_default(field.name) == field.default
 
 
 def test_saving_follows_evaluation(write):
@@ -205,7 +258,7 @@ def test_tokens_never_reach_the_resolved_recipe(write):
         ('accelerator_config: {"dispatch_batches": true}\n', "accelerator_config", ["dispatch_batches"]),
         ("layer_decay: 0\n", "layer_decay", [0.0]),
         ("model_name_or_path: a/b\n", "model_name_or_path, architecture", []),
-        ("lr_scheduler_type: cosinus\n", None, ["cosinus"]),
+        ("lr_scheduler_type: cosinus\n", "lr_scheduler_type", ["'cosinus'", "'cosine'"]),
         ("optim: adamx\n", "optim", ["'adamx'"]),
         ("dataloader_drop_last: true\n", "dataloader_drop_last", []),
         ("remove_unused_columns: true\n", "remove_unused_columns", []),
@@ -224,7 +277,12 @@ def test_tokens_never_reach_the_resolved_recipe(write):
         ("seed: null\n", "seed", []),
         ("report_to: tensorbord\n", "report_to", ["'tensorbord'"]),
         ("fp16: true\n", "fp16", ["bf16"]),
-        ("accelerator_config: {foo: 1}\n", None, ["foo"]),
+        ("accelerator_config: {foo: 1}\n", "accelerator_config", ["foo"]),
+        ("accelerator_config: no.json\n", "accelerator_config", ["'no.json'"]),
+        ("fp16: true\nbf16: true\n", "fp16, bf16", []),
+        ("save_strategy: steps\n", "save_strategy", ["'steps'", "eval_strategy", "epoch"]),
+        ("eval_strategy: steps\neval_steps: 1.5\n", "eval_steps", [1.5]),
+        ("logging_steps: 0\n", "logging_steps", [0.0]),
         ("push_to_hub: true\n", "push_to_hub", ["hub_model_id"]),
         ("push_to_hub: true\nhub_model_id: a/b\nhub_strategy: every_save\n", "hub_strategy", ["'every_save'"]),
         ("eval_strategy: no\nload_best_model_at_end: false\nearly_stopping_patience: 2\n",
@@ -247,19 +305,27 @@ def test_load_recipe_with_a_wrong_value_names_file_option_and_data(write, text, 
 @pytest.mark.parametrize(
     ("argv", "option", "data"),
     [
-        ([], None, ["`hfvit recipes`"]),
-        (["--learning_rate", "1"], None, ["`hfvit recipes`"]),
-        (["quickstart", "--learning_rat", "1"], "learning_rat", ["'learning_rate'"]),
+        ([], "RECIPE", ["`hfvit recipes`"]),
+        (["--learning_rate", "1"], "RECIPE", ["`hfvit recipes`"]),
+        (["quickstart", "--learning_rat", "1"], "learning_rat", ["'--learning_rate'"]),
+        (["quickstart", "--learning-rat", "1"], "learning-rat", ["'--learning_rate'"]),
+        (["quickstart", "--seed", "none"], "seed", ["'none'"]),
+        (["quickstart", "--train_split", "None"], "train_split", ["'None'"]),
+        (["quickstart", "--crop_scale", "none"], "crop_scale", ["'none'"]),
+        (["quickstart", "--patch_sizes", "8", "none"], "patch_sizes", []),
+        (["quickstart", "--report_to", "wandb"], "report_to", ["'wandb'"]),
+        (["quickstart", "--num_train_epochs", "-1"], "num_train_epochs", [-1.0]),
         (["quickstart", "--learning", "1"], "learning", []),
         (["quickstart", "--image_size", "big"], "image_size", ["'big'"]),
         (["quickstart", "--output_dir", ""], "output_dir", []),
-        (["no_such.yaml"], None, ["'no_such.yaml'", "quickstart"]),
+        (["no_such.yaml"], "RECIPE", ["'no_such.yaml'", "quickstart"]),
     ],
 )
 def test_load_recipe_with_a_wrong_command_line_names_option_and_data(argv, option, data):
     with pytest.raises(RecipeError) as caught:
         load_recipe(argv)
     assert option_of(caught.value) == option
+    assert ".yaml: " not in str(caught.value)
     assert_names(caught.value, *data)
 
 

@@ -263,7 +263,7 @@ def test_other_graphs_are_refused(tmp_path):
     (tmp_path / "text.onnx").write_text("no graph")
     with pytest.raises(ModelError, match=r"\btext\.onnx\b"):
         read_graph(tmp_path / "text.onnx")
-    with pytest.raises(ModelError, match=r"\bpixels\.onnx\b.*--with-preprocessing\b"):
+    with pytest.raises(ModelError, match=r"\bpixels\.onnx\b.*--with_preprocessing\b"):
         read_graph(write_graph(tmp_path / "pixels.onnx", pixels=True))
     with pytest.raises(ModelError, match=r"\bfree\.onnx\b.*\bpixel_values\b.*\bNone, None\]"):
         read_graph(write_graph(tmp_path / "free.onnx", size="side"))
