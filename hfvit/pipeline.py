@@ -97,8 +97,8 @@ def start(
     args = recipe.training
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO if args.process_index == 0 else logging.WARNING)
-    if recipe.idle and args.process_index == 0:
-        logger.warning(recipe.idle)
+    if recipe.ignored and args.process_index == 0:
+        logger.warning(recipe.ignored)
     if is_already_finished(args):
         if args.should_save:
             print(f"{args.output_dir}: this run is finished; --overwrite_output_dir starts a new one.", flush=True)

@@ -117,7 +117,7 @@ def train(options: argparse.Namespace) -> None:
         from hfvit.recipe.loader import load_recipe
 
         recipe = load_recipe([options.recipe, *options.rest])
-        print(estimate(recipe), *([f"\n{recipe.idle}"] if recipe.idle else []), sep="\n")
+        print(estimate(recipe), *([f"\n{recipe.ignored}"] if recipe.ignored else []), sep="\n")
         return
     from hfvit.pipeline import main as train_main
 

@@ -12,7 +12,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import nn
 
 from hfvit.errors import OutOfMemoryError
-from hfvit.models.patch_size import most_patches
+from hfvit.models.patch_size import smallest_patch_size
 from hfvit.training.checkpointing import ResumeState
 from hfvit.transforms.augmentation import Augmentation
 
@@ -70,9 +70,9 @@ def _slice(batch: dict[str, Any], part: slice, augmentation: Augmentation | None
         if "pixel_values" in found:
             found["plan"] = {}
         elif "images" in found:
-            found["plan"] = augmentation.draw(seeds, *found["images"].shape[1:3])
+            found["plan"] = augmentation.sample(seeds, *found["images"].shape[1:3])
         else:
-            found["plan"] = {"operations": augmentation.draw_operations(seeds, min(augmentation.image_size))}
+            found["plan"] = {"operations": augmentation.sample_operations(seeds, min(augmentation.image_size))}
         found["plan"]["seeds"] = seeds
     return found
 
@@ -204,7 +204,7 @@ class OutOfMemoryHandler:
         model = trainer.accelerator.unwrap_model(trainer.model)
         buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
         while not self.is_fitted:
-            with most_patches(model):
+            with smallest_patch_size(model):
                 loss = none_if_out_of_memory(self._in_micro_batches, model, batch)
             fits = torch.tensor([int(loss is not None)], device=trainer.args.device)
             self.is_fitted = bool(trainer.accelerator.gather(fits).all())

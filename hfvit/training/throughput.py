@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainerCallback
 
-from hfvit.models.factory import without_storage
+from hfvit.models.factory import meta_copy
 
 logger = logging.getLogger(__name__)
 
@@ -90,14 +90,14 @@ def training_flops(model: nn.Module) -> float | None:
     does not count. None for a model that cannot be built or run that way.
     """
     try:
-        ghost = without_storage(model).train()
+        meta_model = meta_copy(model).train()
         with torch.device("meta"):
             image = torch.zeros(2, 3, *model.config.image_size)  # two: some norms need more than one
             with FlopCounterMode(display=False) as counter:
                 tokens = getattr(model.config, "max_text_length", None)  # of a model that reads texts, too
                 texts = {"input_ids": torch.zeros(2, tokens, dtype=torch.long)} if tokens else {}
                 # An image's logits each, or each of a pair: a student with a distillation token gives two.
-                sum(logits.sum() for logits in ghost(image, **texts).logits).backward()
+                sum(logits.sum() for logits in meta_model(image, **texts).logits).backward()
     except Exception as error:  # timm's models assert and raise all kinds of things; a statistic must not end a run
         logger.debug("the operations of %s cannot be counted: %s", model.config.architecture, error)
         return None

@@ -24,7 +24,7 @@ from hfvit.training.throughput import SpeedMeter, matmul_rate, training_flops
 from hfvit.transforms.augmentation import Augmentation
 from hfvit.transforms.functional import OPS
 from hfvit.transforms.preprocessing import Preprocessing
-from hfvit.utils.environment import share_of_cores
+from hfvit.utils.environment import cores_per_process
 
 MIXING = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0, "random_erasing": 0.5}
 
@@ -282,6 +282,6 @@ def test_workers_that_were_given_stay(tmp_path):
 
 def test_processes_on_other_machines_need_none_of_these_cores(monkeypatch):
     monkeypatch.setattr("hfvit.utils.environment.cores", lambda: 96)
-    assert share_of_cores(16) == 6
+    assert cores_per_process(16) == 6
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    assert share_of_cores(16) == 12
+    assert cores_per_process(16) == 12
