@@ -5,7 +5,7 @@ import math
 from difflib import get_close_matches
 from typing import NoReturn
 
-from hfvit.errors import EXIT_CODES, nearest
+from hfvit.errors import EXIT_CODES, nearest, printable
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -20,7 +20,7 @@ class CommandParser(argparse.ArgumentParser):
         """Print `message` in one line and exit with code 2."""
         text = message.removeprefix("argument ").rstrip(".")
         end = "" if text.endswith("?") else "."
-        self.exit(2, f"{self.prog}: error: {text}{end} See `{self.prog} --help`.\n")
+        self.exit(2, f"{self.prog}: error: {printable(text)}{end} See `{self.prog} --help`.\n")
 
     @property
     def option_names(self) -> list[str]:

@@ -109,7 +109,8 @@ def test_bad_input(name, good, tmp_path, monkeypatch, capsys):
 
 def assert_refuses(error: str, named: list[str]) -> None:
     """Assert the option of the message, marked by a colon in `named`, and the values that it names."""
-    message = error.partition(" error: ")[2] if error.startswith("usage: ") else error
+    ours = [line for line in error.splitlines() if line.startswith("hfvit")]
+    message = error.partition(" error: ")[2] if error.startswith("usage: ") else "\n".join(ours)
     for item in named:
         if item.endswith(":"):
             assert option_of(error) == item[:-1], error
