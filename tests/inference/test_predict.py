@@ -15,7 +15,7 @@ from PIL import Image
 from scipy.special import softmax
 
 from hfvit.cli import main
-from hfvit.data.decode import find_pictures
+from hfvit.data.decode import find_images
 
 
 @pytest.fixture
@@ -124,17 +124,17 @@ def test_predict_with_nan_logits_is_an_error(capsys, model, photos):
     assert err.startswith(f"hfvit: {answer['error']}\n")
 
 
-def test_find_pictures_of_files_folders_patterns_and_urls(photos, tmp_path):
+def test_find_images_of_files_folders_patterns_and_urls(photos, tmp_path):
     url = "http://127.0.0.1/x.png"
     a, b, c = (str(photos / name) for name in ("a.png", "b.PNG", "more/c.png"))
-    assert find_pictures([str(photos)]) == ([a, b, c], [])
-    assert find_pictures([c, a, str(photos), url]) == ([c, a, b, url], [])
-    assert find_pictures([f"{photos}/*.png"]) == ([a], [])
-    assert find_pictures([f"{photos}/**/*.png"]) == ([a, c], [])
-    assert find_pictures([f"{photos}/mor?"]) == ([c], [])
+    assert find_images([str(photos)]) == ([a, b, c], [])
+    assert find_images([c, a, str(photos), url]) == ([c, a, b, url], [])
+    assert find_images([f"{photos}/*.png"]) == ([a], [])
+    assert find_images([f"{photos}/**/*.png"]) == ([a, c], [])
+    assert find_images([f"{photos}/mor?"]) == ([c], [])
     (tmp_path / "empty").mkdir()
     names = [f"{photos}/*.gif", str(tmp_path / "empty"), "absent"]
-    found, wrong = find_pictures(names)
+    found, wrong = find_images(names)
     assert found == []
     for name, sentence in zip(names, wrong, strict=True):
         assert_names(sentence, name)
