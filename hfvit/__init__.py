@@ -1,4 +1,4 @@
-"""Fine-tune Vision Transformers for image classification, from one recipe to a deployable checkpoint.
+"""Fine-tune Vision Transformers for image classification, and export them.
 
 Train
     train("quickstart", output_dir="out")      a recipe, as `hfvit train` does; returns a RunRecord
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from hfvit.report.write import write_report as write_report
     from hfvit.training.trainer import HFViTTrainer as HFViTTrainer
 
-# Public name -> module and name there. Resolved on first use: `import hfvit` and `hfvit --help` do not import torch.
+# Public name -> (module, name). Resolved on first use, so that `import hfvit` and `hfvit --help` do not import torch.
 _PUBLIC = {
     "AugmentationArguments": ("recipe.arguments", "AugmentationArguments"),
     "Classifier": ("inference.classifier", "Classifier"),
@@ -79,7 +79,7 @@ _PUBLIC = {
 }
 
 
-if not TYPE_CHECKING:  # or type checkers would take any name for a public one
+if not TYPE_CHECKING:  # type checkers would accept any name
 
     def __getattr__(name):
         if name not in _PUBLIC:

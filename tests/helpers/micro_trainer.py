@@ -76,15 +76,18 @@ class Stop(TrainerCallback):
 
 
 def assert_resumes_exactly(prepared, tmp_path):
-    """A run broken off and resumed ends where an unbroken one does; `prepared(folder, callbacks)` makes a trainer."""
-    unbroken = prepared(tmp_path / "unbroken")
-    unbroken.train()
+    """Assert that an interrupted and resumed run equals an uninterrupted one.
+
+    `prepared(folder, callbacks)` builds a trainer.
+    """
+    uninterrupted = prepared(tmp_path / "uninterrupted")
+    uninterrupted.train()
     with pytest.raises(KeyboardInterrupt):
         prepared(tmp_path / "killed", [Stop()]).train()
     resumed = prepared(tmp_path / "killed")
     resumed.train(resume_from_checkpoint=str(newest_checkpoint(tmp_path / "killed")))
-    assert losses(resumed) == losses(unbroken)
-    final = weights(unbroken)
+    assert losses(resumed) == losses(uninterrupted)
+    final = weights(uninterrupted)
     assert all(torch.equal(value, final[name]) for name, value in weights(resumed).items())
 
 

@@ -43,10 +43,10 @@ def step_losses(folder):
     return [entry["loss"] for entry in facts(folder)["history"] if "loss" in entry]
 
 
-def assert_same_run(resumed, unbroken):
-    first, second = load_file(unbroken / "model.safetensors"), load_file(resumed / "model.safetensors")
+def assert_same_run(resumed, uninterrupted):
+    first, second = load_file(uninterrupted / "model.safetensors"), load_file(resumed / "model.safetensors")
     assert all(torch.equal(second[name], value) for name, value in first.items())
-    assert step_losses(resumed) == step_losses(unbroken)
+    assert step_losses(resumed) == step_losses(uninterrupted)
     assert facts(resumed)["training"]["resumed_at_step"] > 0
 
 
