@@ -1,4 +1,4 @@
-"""The helpers that read messages notice the wrong option and the missing datum."""
+"""Helpers that read messages."""
 
 import pytest
 from helpers.messages import assert_names, last_error, option_of
@@ -23,7 +23,7 @@ def test_option_of_reads_the_head_of_a_message(message, option):
     assert option_of(message) == option
 
 
-def test_assert_names_takes_whole_words_and_numbers():
+def test_assert_names_matches_complete_words_and_numbers():
     assert_names("/tmp/run-7/model.onnx: row 12 of 1,000 (0.5)", "model.onnx", 12, 0.5, "1,000", "/tmp/run-7")
     for missing in (7, 1, 2, 5, 1000, "model", "onnx", "mode"):
         with pytest.raises(AssertionError):

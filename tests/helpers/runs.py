@@ -35,19 +35,19 @@ def files(folder):
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
-def facts(folder):
+def read_record(folder):
     return json.loads((folder / "run.json").read_text())
 
 
 def step_losses(folder):
-    return [entry["loss"] for entry in facts(folder)["history"] if "loss" in entry]
+    return [entry["loss"] for entry in read_record(folder)["history"] if "loss" in entry]
 
 
 def assert_same_run(resumed, uninterrupted):
     first, second = load_file(uninterrupted / "model.safetensors"), load_file(resumed / "model.safetensors")
     assert all(torch.equal(second[name], value) for name, value in first.items())
     assert step_losses(resumed) == step_losses(uninterrupted)
-    assert facts(resumed)["training"]["resumed_at_step"] > 0
+    assert read_record(resumed)["training"]["resumed_at_step"] > 0
 
 
 def fails(capsys, *argv, code=2):
