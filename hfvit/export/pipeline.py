@@ -228,7 +228,7 @@ class Export:
         self.files[name] = described
 
     def validate(self, staging: Path, split) -> None:
-        """Compare every file with the checkpoint on a labelled split.
+        """Compare every file with the checkpoint on a labeled split.
 
         Raises:
             GateError: the accuracy or agreement of a file is below the limit.

@@ -280,7 +280,7 @@ def build_progress(trt, stopped: Event, show: bool):
 
     Args:
         trt: the imported TensorRT package.
-        stopped: the build is cancelled once this event is set.
+        stopped: the build is canceled once this event is set.
         show: draw the bar, if stderr is a terminal.
     """
 

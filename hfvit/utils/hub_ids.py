@@ -1,4 +1,4 @@
-"""Tell local paths from Hub repository ids."""
+"""Distinguish local paths from Hub repository ids."""
 
 import os
 import re

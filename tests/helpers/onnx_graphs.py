@@ -16,7 +16,7 @@ BRIGHTEST = 8.0 * np.eye(3, dtype=np.float32)  # finds the class of every pictur
 def write_graph(
     path: Path, weights: np.ndarray = BRIGHTEST, batch: int | str = "batch_size", pixels: bool = False, size=SIZE
 ) -> Path:
-    """An ONNX file of `weights` `(3, classes)`; with `pixels` it takes uint8 pictures and normalises them inside."""
+    """An ONNX file of `weights` `(3, classes)`; with `pixels` it takes uint8 pictures and normalizes them inside."""
     nodes, pooled, spatial = [], "pixel_values", [2, 3]
     constants = {"weights": weights.astype(np.float32)}
     if pixels:
@@ -24,10 +24,10 @@ def write_graph(
         nodes = [
             helper.make_node("Cast", ["pixels"], ["floats"], to=TensorProto.FLOAT),
             helper.make_node("Mul", ["floats", "scale"], ["scaled"]),
-            helper.make_node("Sub", ["scaled", "mean"], ["centred"]),
-            helper.make_node("Div", ["centred", "std"], ["normalised"]),
+            helper.make_node("Sub", ["scaled", "mean"], ["centered"]),
+            helper.make_node("Div", ["centered", "std"], ["normalized"]),
         ]
-        pooled, spatial = "normalised", [1, 2]
+        pooled, spatial = "normalized", [1, 2]
         source = helper.make_tensor_value_info("pixels", TensorProto.UINT8, [batch, "height", "width", 3])
     else:
         source = helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, [batch, 3, size, size])

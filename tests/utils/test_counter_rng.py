@@ -36,12 +36,12 @@ def test_uniform_is_uniform_and_independent():
     assert 0 <= u.min() < u.max() < 1
     for column in u.T:
         assert kstest(column, "uniform").pvalue > 1e-3
-    neighbours = [
+    neighbors = [
         (u[:, 0], u[:, 1]),
         (u[:-1, 0], u[1:, 0]),
         (u[:, 0], uniform(sample_seeds(0, 1, np.arange(20_000)), 1)[:, 0]),
     ]
-    for a, b in neighbours:
+    for a, b in neighbors:
         assert pearsonr(a, b).pvalue > 1e-3
         counts, *_ = np.histogram2d(a, b, bins=10)
         assert chisquare(counts.ravel()).pvalue > 1e-3
