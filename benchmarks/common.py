@@ -1,8 +1,8 @@
-"""What the benchmarks share: options, processes of their own, interleaved rounds, medians, tables, JSON.
+"""Shared by the benchmarks: options, worker processes, interleaved rounds, medians, tables, JSON.
 
-A script runs itself once more for every measurement (`--worker`), in a fresh process: one contender's imports, memory
-settings and leftover processes cannot touch another's figures. The rounds are interleaved and each begins with another
-contender, so that a machine that slows down slows everyone.
+A script runs itself (`--worker`) in a fresh process for every measurement, so that imports, memory settings and
+processes of one contender do not affect another. Rounds are interleaved and start with different contenders, so that a
+slowdown of the machine affects all of them.
 """
 
 import argparse
@@ -29,11 +29,11 @@ ANSWER = "benchmark answer: "
 def parse_options(
     description: str, argv: list[str] | None, rounds: int, own_options: dict[str, dict] | None = None
 ) -> argparse.Namespace:
-    """The options that every benchmark takes, and a script's own; the script's docstring is its help."""
+    """Parse common and own options; the script's docstring is its help."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="small data and one round: shows that it works, no more")
+    parser.add_argument("--quick", action="store_true", help="small data and one round, to check that it works")
     parser.add_argument(
-        "--rounds", type=int, help=f"interleaved rounds; figures are their medians [{rounds}, quick 1]"
+        "--rounds", type=int, help=f"interleaved rounds, of which medians are reported [{rounds}, quick 1]"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write rows, versions and hardware to FILE")
     for name, settings in (own_options or {}).items():
@@ -49,13 +49,13 @@ def parse_options(
 
 @contextmanager
 def workspace() -> Iterator[Path]:
-    """A temporary folder for data and caches; nothing is left behind."""
+    """Yield a temporary folder for data and caches."""
     with tempfile.TemporaryDirectory(prefix="hfvit_benchmark_", ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 
 
 def in_own_process(script: str, job: dict[str, Any], cache: Path) -> Any:
-    """What `script --worker job` answers. `cache` holds everything that HuggingFace libraries keep."""
+    """Run `script --worker job` and return its result; `cache` is for HuggingFace libraries."""
     environment = {
         **os.environ,
         "HF_HOME": str(cache),
@@ -64,8 +64,8 @@ def in_own_process(script: str, job: dict[str, Any], cache: Path) -> Any:
         "TOKENIZERS_PARALLELISM": "false",
         "TMPDIR": str(cache.parent),
     }
-    environment.pop("OMP_NUM_THREADS", None)  # everyone gets every core
-    job = {**job, "started": time.monotonic()}  # one clock for all processes of a machine
+    environment.pop("OMP_NUM_THREADS", None)  # all contenders use all cores
+    job = {**job, "started": time.monotonic()}  # the clock is shared by all processes
     command = [sys.executable, script, "--worker", json.dumps(job)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     answers = [line for line in done.stdout.splitlines() if line.startswith(ANSWER)]
@@ -75,12 +75,12 @@ def in_own_process(script: str, job: dict[str, Any], cache: Path) -> Any:
 
 
 def answer(value: Any) -> None:
-    """Hand a worker's result to the process that started it."""
+    """Send a worker's result to its parent process."""
     print(ANSWER + json.dumps(value), flush=True)
 
 
 def interleaved(jobs: dict[str, dict], rounds: int, run: Callable[[dict], dict]) -> dict[str, list[dict]]:
-    """Run every job once a round, beginning each round with another one; a list of results for each."""
+    """Run all jobs in each round, starting with another one; returns the results of each job."""
     results: dict[str, list[dict]] = {name: [] for name in jobs}
     for number in range(rounds):
         names = list(jobs)
@@ -92,7 +92,7 @@ def interleaved(jobs: dict[str, dict], rounds: int, run: Callable[[dict], dict])
 
 
 def medians(results: list[dict]) -> dict[str, Any]:
-    """The median of each figure; other values are the first round's."""
+    """Return the median of each number; other values are those of the first round."""
     summary = {}
     for key, value in results[0].items():
         is_figure = isinstance(value, int | float) and not isinstance(value, bool)
@@ -101,12 +101,12 @@ def medians(results: list[dict]) -> dict[str, Any]:
 
 
 def spread(values: list[float]) -> float:
-    """How far apart the rounds lie: (largest - smallest) / median."""
+    """Return the spread of the rounds, (maximum - minimum) / median."""
     return (max(values) - min(values)) / statistics.median(values)
 
 
 def table(rows: list[dict], columns: dict[str, str]) -> str:
-    """Rows as a Markdown table that is aligned as text, too; `columns` maps a row's key to a format or "" for text."""
+    """Format rows as an aligned Markdown table; `columns` maps keys to a format, "" for text."""
     cells = [list(columns)]
     for row in rows:
         values = [(row.get(key), form) for key, form in columns.items()]
@@ -123,7 +123,7 @@ def table(rows: list[dict], columns: dict[str, str]) -> str:
 
 
 def report(name: str, options: argparse.Namespace, rows: list[dict], columns: dict[str, str], notes: list[str]):
-    """Print the table and its notes; write them, every row in full, to `--json`."""
+    """Print the table and notes, and write all rows to `--json`."""
     from hfvit.utils.environment import hardware, installed_versions
 
     machine = hardware()

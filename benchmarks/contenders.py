@@ -1,4 +1,4 @@
-"""One training, three ways: hfvit, a plain loop of timm's parts, transformers' Trainer as in its example script."""
+"""The same training with hfvit, a loop of timm's parts, and transformers' Trainer."""
 
 import dataclasses
 import tempfile
@@ -15,7 +15,7 @@ LEARNING_RATE, WEIGHT_DECAY, MAX_GRAD_NORM = 3e-4, 0.05, 1.0
 
 @dataclass(frozen=True)
 class Case:
-    """What every contender of a row trains.
+    """Hold the training that all contenders of a row run.
 
     `peer_workers` read the peers' pictures, by default as many as hfvit has where it decodes. `recipe` holds recipe
     keys for hfvit alone; they override those that follow from the case.
@@ -37,7 +37,7 @@ class Case:
 
 
 def train_with_hfvit(case: Case, folder: str, clock: StepClock) -> None:
-    """The straight line of hfvit/pipeline.py up to the end of training."""
+    """Train with hfvit like `hfvit.pipeline`."""
     import yaml
     from transformers import set_seed
 
@@ -63,7 +63,7 @@ def train_with_hfvit(case: Case, folder: str, clock: StepClock) -> None:
 
 
 def recipe_values(case: Case, folder: str, output_dir: str) -> dict[str, Any]:
-    """A recipe that trains `case` and does nothing else."""
+    """Return a recipe that only trains `case`."""
     return {
         "architecture": case.architecture,
         "model_args": case.model_args,
@@ -92,13 +92,13 @@ def recipe_values(case: Case, folder: str, output_dir: str) -> dict[str, Any]:
 
 
 def train_with_timm(case: Case, folder: str, clock: StepClock) -> None:
-    """A plain loop of timm's parts."""
+    """Train with a loop of timm's parts."""
     import timm
     import torch
     from timm.optim import create_optimizer_v2
 
     device = clock.device
-    torch.backends.cuda.matmul.allow_tf32 = True  # as timm's train.py has it
+    torch.backends.cuda.matmul.allow_tf32 = True  # as in timm's train.py
     torch.backends.cudnn.benchmark = True
     clock.workers = peer_workers(case, device)
     model = timm.create_model(case.architecture, num_classes=CLASSES, img_size=case.image_size, **case.model_args)
@@ -121,7 +121,7 @@ def train_with_timm(case: Case, folder: str, clock: StepClock) -> None:
 
 
 def train_with_trainer(case: Case, folder: str, clock: StepClock) -> None:
-    """What transformers' run_image_classification.py does, with a timm model from scratch."""
+    """Train like transformers' run_image_classification.py, with a timm model from scratch."""
     from transformers import AutoModelForImageClassification, TimmWrapperConfig, Trainer, TrainingArguments
 
     clock.workers = peer_workers(case, clock.device)
@@ -165,7 +165,7 @@ def train_with_trainer(case: Case, folder: str, clock: StepClock) -> None:
 
 
 def peer_workers(case: Case, device) -> int:
-    """Unless the case says: as many as hfvit takes where it decodes (HFViTTrainingArguments.choose_workers)."""
+    """Return the workers of the case, by default as many as hfvit uses for decoding."""
     from hfvit.utils.environment import cores
 
     if case.peer_workers is not None:

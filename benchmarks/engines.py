@@ -1,18 +1,18 @@
-"""How fast one classifier is as a TensorRT engine, beside what PyTorch makes of it on the same GPU.
+"""Latency of a classifier as a TensorRT engine and in PyTorch on the same GPU.
 
-  python benchmarks/engines.py                            # ViT-B/16 at 224 px; some minutes, most of them builds
-  python benchmarks/engines.py --quick                    # two blocks at 64 px: shows that it works
+  python benchmarks/engines.py                            # ViT-B/16 at 224 px; some minutes, mostly builds
+  python benchmarks/engines.py --quick                    # two blocks at 64 px, to check that it works
   python benchmarks/engines.py --model outputs/vit_base --json rows.json
 
-  eager fp32, eager fp16   PyTorch; fp32 without TF32, PyTorch's default, fp16 the whole model in half
+  eager fp32, eager fp16   PyTorch; fp32 without TF32, PyTorch's default, fp16 with all weights in half precision
   torch.compile fp16       the same, compiled for each batch size
-  engine fp32, fp16, int8  `optimum-cli export tensorrt`'s engines, run by hfvit: CUDA graphs, its own stream
+  engine fp32, fp16, int8  engines of `optimum-cli export tensorrt`, run by hfvit with CUDA graphs on its own stream
 
-Without --model it is timm's network with random weights, whose speed is the same. int8 is calibrated with random
-pixel values, which no accuracy is claimed of (`hfvit validate` measures that).
+Without --model the weights are random, which does not affect the speed. int8 is calibrated with random pixel values;
+use `hfvit validate` for its accuracy.
 
-Each measurement is a process of its own, batch 1, 8 and 64. Pixel values lie on the GPU as float32 and logits stay
-there: neither preprocessing nor the way to and from the processor is in the times. Each call is waited for.
+Each measurement runs in its own process, with batch sizes 1, 8 and 64. Pixel values are on the GPU as float32, and
+logits stay there: preprocessing and transfers are not included. Each call is synchronized.
 """
 
 import sys
@@ -46,7 +46,7 @@ OPTIONS = {
 
 
 def prepare(folder: str, model: str | None, backend: str, quick: bool, **_) -> dict:
-    """Save the checkpoint, its pixel values and its engines; sizes in bytes."""
+    """Save checkpoint, pixel values and engines; returns their sizes in bytes."""
     from transformers import AutoModelForImageClassification
 
     from hfvit import load_classifier
@@ -86,7 +86,7 @@ def _random_checkpoint(folder: Path, quick: bool) -> Path:
 
 
 def engine_backend(name: str):
-    """A TensorRT that builds for the first GPU here, with the options to build by; `ModelError` when there is none."""
+    """Return a backend for the first GPU, and build options; raises `ModelError` without one."""
     from hfvit.trt.api import EngineOptions, check_options, find_backend, local_gpus
 
     gpus = local_gpus()
@@ -98,7 +98,7 @@ def engine_backend(name: str):
 
 
 def runner(contender: str, folder: str, checkpoint: str, classes: int, backend: str):
-    """A function from float32 pixel values on the GPU to logits there."""
+    """Return a function from float32 pixel values to logits on the GPU."""
     import torch
 
     if contender in ENGINES:
@@ -116,7 +116,7 @@ def runner(contender: str, folder: str, checkpoint: str, classes: int, backend: 
 
 
 def measure(contender: str, folder: str, repeats: dict[str, int], **how) -> dict[str, float]:
-    """Milliseconds a batch, median and 95th percentile, for each size; the largest logit difference from eager."""
+    """Measure p50 and p95 milliseconds per batch size, and the largest logit difference from eager."""
     import torch
 
     run = runner(contender, folder, how["checkpoint"], how["classes"], how["backend"])
@@ -124,7 +124,7 @@ def measure(contender: str, folder: str, repeats: dict[str, int], **how) -> dict
     figures = {}
     for batch, count in repeats.items():
         given = pixels[: int(batch)]
-        for _ in range(10):  # compilation, and the CUDA graph of an engine
+        for _ in range(10):  # compilation and capture of CUDA graphs
             logits = run(given)
         torch.cuda.synchronize()
         milliseconds = []
@@ -142,7 +142,7 @@ def measure(contender: str, folder: str, repeats: dict[str, int], **how) -> dict
 
 
 def rows_of(results: dict[str, list[dict]], sizes: dict[str, int]) -> list[dict]:
-    """One row a contender and batch size, related to eager PyTorch at that batch."""
+    """Return a row per contender and batch size, relative to eager PyTorch."""
     middle = {name: medians(rounds) for name, rounds in results.items()}
     rows = []
     for batch in BATCHES:

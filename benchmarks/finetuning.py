@@ -1,20 +1,20 @@
-"""What each way to fine-tune costs and gives, on the same pictures from the same weights.
+"""Time, memory and accuracy of fine-tuning methods, from the same weights on the same images.
 
   python benchmarks/finetuning.py --model_name_or_path DINOV2_FOLDER --dataset_name CIFAR10_JPEG_FOLDER
-  python benchmarks/finetuning.py --quick             # a micro network on scikit-learn's digits: shows that it works
-  python benchmarks/finetuning.py --only lora ...     # one way alone
+  python benchmarks/finetuning.py --quick             # a micro network on digits, to check that it works
+  python benchmarks/finetuning.py --only lora ...     # one method
 
-The images, their size, augmentation, batch, epochs, precision (bf16) and seed are the same for all; the learning rate
-is what suits each way, and nothing was swept but the probe's C, on the validation split:
+Images, image size, augmentation, batch, epochs, precision (bf16) and seed are the same. Learning rates differ by
+method and were not tuned; the probe's C is selected on the validation split:
 
-  linear_probe   features once, without augmentation; logistic regression
+  linear_probe   features without augmentation, extracted once; logistic regression
   lora           rank 8 on every attention's qkv and proj, and the head; learning rate 1e-3
   partial        the last half of the blocks and the head; learning rate 2e-4, layer decay 0.75
-  full           everything; learning rate 2e-4, layer decay 0.75
-  progressive    as full; the steps in equal parts at --progressive_image_size, and at the image size
+  full           all weights; learning rate 2e-4, layer decay 0.75
+  progressive    as full; equal parts of the steps at --progressive_image_size, then at the image size
 
-Each is a process of its own, a whole `hfvit train`. Minutes are of training with its evaluations, or of extraction
-and solving; the test split comes after. Peak memory is the largest resident set of the process.
+Each is a complete `hfvit train` in its own process. Minutes include training with its evaluations, or extraction and
+fitting, but not the test split. Peak memory is the largest resident set of the process.
 """
 
 import json
@@ -37,7 +37,7 @@ COLUMNS = {
     "peak MiB": ",.0f",
 }
 PARTLY = {"learning_rate": 2e-4, "layer_decay": 0.75}
-# The number of frozen blocks is half of a ViT's twelve.
+# Half of a ViT's twelve blocks are frozen.
 WAYS: dict[str, dict[str, Any]] = {
     "linear_probe": {"finetuning": "linear_probe"},
     "lora": {"finetuning": "lora", "learning_rate": 1e-3},
@@ -58,7 +58,7 @@ OPTIONS: dict[str, dict] = {
 
 
 def quick_start(folder: Path) -> dict[str, Any]:
-    """An untrained micro network in place of a pretrained one, and a recipe's keys for it."""
+    """Save an untrained micro network; returns recipe keys for it."""
     from hfvit.models.factory import build_image_model
     from hfvit.recipe.arguments import ModelArguments
 
@@ -70,7 +70,7 @@ def quick_start(folder: Path) -> dict[str, Any]:
 
 
 def measure(job: dict[str, Any]) -> dict[str, Any]:
-    """Train one way; a row of the table."""
+    """Train with one method; returns a row of the table."""
     from hfvit.pipeline import main as train
 
     folder = Path(job["folder"])

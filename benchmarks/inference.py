@@ -1,20 +1,20 @@
-"""How fast and how exact one classifier is in every form that it can be run in: PyTorch, ONNX Runtime, INT8.
+"""Latency and accuracy of a classifier in PyTorch, ONNX Runtime and INT8.
 
-  python benchmarks/inference.py --model outputs/dinov2_small --dataset_name cifar10   # some twenty minutes
-  python benchmarks/inference.py --quick                                               # a minute: shows that it works
+  python benchmarks/inference.py --model outputs/dinov2_small --dataset_name cifar10   # about twenty minutes
+  python benchmarks/inference.py --quick                                               # a minute, to check it
   python benchmarks/inference.py --json rows.json
 
   eager fp32, eager bf16, torch.compile   PyTorch; bf16 by autocast
   ONNX Runtime                            the exported graph
-  ONNX Runtime, hfvit fused               the same, rewritten by hfvit/export/fuse.py
-  int8 dynamic, int8 static               onnxruntime's own quantiser on the exported graph; static as QDQ
-  hfvit int8-dynamic, hfvit int8          hfvit/export/quantize.py
+  ONNX Runtime, hfvit fused               the same, fused by hfvit.export.fusion
+  int8 dynamic, int8 static               onnxruntime's quantizer on the exported graph; static as QDQ
+  hfvit int8-dynamic, hfvit int8          hfvit.export.quantization
 
-Without --model it is timm's ViT-S/16 at 224 px with random weights (--quick: two blocks at 64 px), whose accuracy
-would say nothing, so there is none. With --model and --dataset_name, forms that compute in another precision than
-float32 are judged on --samples pictures of --split; 32 of --calibration_split set the ranges of static INT8.
+Without --model it is timm's ViT-S/16 at 224 px with random weights (--quick: two blocks at 64 px), without accuracy.
+With --model and --dataset_name, variants in other precisions than float32 are compared on --samples images of --split;
+static INT8 is calibrated with 32 images of --calibration_split.
 
-Each measurement is a process of its own, batch 1 and then batch 16. Preprocessing is done before and not timed.
+Each measurement runs in its own process, with batch sizes 1 and 16. Preprocessing is not included.
 """
 
 import os
@@ -176,7 +176,7 @@ def measure(contender: str, folder: str, checkpoint: str, repeats: dict[str, int
 
 
 def judge(contender: str, folder: str, checkpoint: str, **_) -> dict[str, float]:
-    """Against eager fp32, which comes first: the same class, the largest logit difference; accuracy where labelled."""
+    """Compare with eager fp32, the first row: agreement, largest logit difference, accuracy if labeled."""
     run = runner(contender, folder, checkpoint)
     pixels = np.load(Path(folder) / "pixels.npy", mmap_mode="r")
     count = min(CHECKED_IMAGES, len(pixels)) if contender in FLOAT32 else len(pixels)

@@ -1,24 +1,23 @@
-"""How fast training batches are made, and what they cost the host: hfvit, timm's loader, transformers' example script.
+"""Speed and host cost of training input: hfvit, timm's loader, transformers' example script.
 
   python benchmarks/input_pipeline.py                     # minutes, on an idle machine
-  python benchmarks/input_pipeline.py --quick             # under a minute: shows that it works
+  python benchmarks/input_pipeline.py --quick             # under a minute, to check that it works
   python benchmarks/input_pipeline.py --json rows.json
 
-Everyone makes the same: batches of 224x224 pixels from the same parquet files, by a random crop of 80 to 100 % of
-the area, bicubic resize, horizontal flip and normalisation. Two kinds of pictures: 32x32 PNG, which hfvit decodes once
-into an array, and 500x375 JPEG, which everyone decodes anew each time.
+All make the same: batches of 224x224 pixels from the same Parquet files, by a random crop of 80 to 100 % of the area,
+bicubic resize, horizontal flip and normalization. Two kinds of images: 32x32 PNG, which hfvit decodes once into an
+array, and 500x375 JPEG, which all decode every time.
 
-Two figures of each, taken one after the other in the same process, behind warm-up batches:
+Two measurements of each, one after the other in the same process, after warm-up batches:
 
-  end to end   images a second until a float tensor (batch, 3, 224, 224) is ready, all on the processor
-  host         processor seconds (all processes, system time included) per 1,000 images up to where a GPU takes over:
-               hfvit's uint8 batch and its drawn crops, timm's uint8 batch, the example script's float batch; and the
-               bytes of that batch that cross to the device
+  end to end   images per second until a float tensor (batch, 3, 224, 224) is ready, all on the CPU
+  host         CPU seconds (all processes, system time included) per 1,000 images up to the transfer to a GPU: hfvit's
+               uint8 batch with sampled crops, timm's uint8 batch, the example script's float batch; and the bytes of
+               that batch
 
-hfvit resizes small images on the device, so its host figure leaves that out. It is work moved, not work saved: the
-end-to-end figure holds both. hfvit's bf16 rows are what a bf16 training asks for; timm and the example script make
-float32 whatever the precision. The figures need an idle machine: threads that wait for a core that somebody else has
-spin, and count as processor time.
+hfvit resizes small images on the device, so its host figure excludes that work; the end-to-end figure includes it.
+hfvit's bf16 rows are the input of a bf16 training; timm and the example script always make float32. The machine must
+be idle, as threads that wait for a busy core spin, which counts as CPU time.
 """
 
 import os
@@ -102,7 +101,7 @@ class HFViT:
 
 
 class Timm:
-    """timm's own dataset and loader, which normalises what it has sent to the device."""
+    """Create timm's dataset and loader, which normalizes on the device."""
 
     precisions = ("fp32",)
     decode_once = None

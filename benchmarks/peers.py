@@ -1,7 +1,7 @@
-"""The peers' own ways to read pictures: timm's loader, and what transformers' example script builds.
+"""Input pipelines of timm's loader and transformers' example script.
 
-Each is set up as its authors' script has it, but for the augmentation: a random crop of 80 to 100 % of the area,
-bicubic resize and a flip, which is hfvit's policy `basic`.
+Both are set up as in their authors' scripts, except for the augmentation, which is hfvit's policy `basic`: a random
+crop of 80 to 100 % of the area, bicubic resize and a flip.
 """
 
 MEAN = STD = (0.5, 0.5, 0.5)
@@ -9,14 +9,14 @@ SCALE = (0.8, 1.0)
 
 
 def timm_dataset(folder: str):
-    """timm's own data set over the same parquet files, its images undecoded as hfvit's are."""
+    """Create timm's data set of the same Parquet files."""
     from timm.data import create_dataset
 
     return create_dataset(f"hfds/{folder}", root=None, split="train", input_img_mode="RGB")
 
 
 def timm_loader(dataset, image_size: int, batch_size: int, workers: int, device: str):
-    """timm's training loader with the benchmarks' augmentation."""
+    """Create timm's training loader with the benchmarks' augmentation."""
     import torch
     from timm.data import create_loader
 
@@ -41,7 +41,7 @@ def timm_loader(dataset, image_size: int, batch_size: int, workers: int, device:
 
 
 def transformed_dataset(folder: str, image_size: int):
-    """The train split under the example script's transforms: each image becomes a normalised float tensor."""
+    """Load the train split with the example script's transforms."""
     from datasets import load_dataset
     from torchvision import transforms
 
@@ -64,7 +64,7 @@ def transformed_dataset(folder: str, image_size: int):
 
 
 def stack(examples: list[dict]) -> dict:
-    """The example script's collate function."""
+    """Collate like the example script."""
     import torch
 
     pixels = torch.stack([example["pixel_values"] for example in examples])

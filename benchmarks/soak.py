@@ -1,16 +1,15 @@
-"""Kills a training again and again at random moments, and asks whether anything was lost.
+"""Kill a training at random moments, and check that it resumes exactly.
 
   python benchmarks/soak.py                        # 15 kills, some minutes
-  python benchmarks/soak.py --quick                # 2 kills: shows that it works
+  python benchmarks/soak.py --quick                # 2 kills, to check that it works
   python benchmarks/soak.py --kills 50 --seed 7 --recipe vit_tiny_cifar10 --options "--max_steps 400"
 
-Trains the recipe once without a disturbance. Then it trains it again, sends SIGKILL or SIGTERM to the process after
-a random time, and starts it anew with `--resume_from_checkpoint auto`, until it finishes; and so on with further runs
-until there were so many kills. A kill is survived when the run that it hit ends with the weights and the history of
-losses of the undisturbed run, bit for bit; a run that cannot go on, or ends otherwise, loses its kills. The time is
-drawn from shortly before the first checkpoint on, so that kills also hit the start, saves and evaluations.
+The recipe is trained once without interruption. Then it is trained again, with SIGKILL or SIGTERM after random times,
+and restarted with `--resume_from_checkpoint auto` until it finishes; further runs follow until the number of kills is
+reached. A kill is survived if its run ends with the weights and losses of the uninterrupted run, bit for bit. The
+times start shortly before the first checkpoint, so that kills also hit start, saves and evaluations.
 
-Ends with exit code 1 when anything was lost.
+Exits with 1 if a kill was not survived.
 """
 
 import argparse

@@ -1,18 +1,18 @@
-"""How long one waits: from a command to its first optimizer step, and for the imports.
+"""Time from a command to its first optimizer step, and of imports.
 
   python benchmarks/startup.py                     # about ten minutes
-  python benchmarks/startup.py --quick             # a minute: shows that it works
+  python benchmarks/startup.py --quick             # a minute, to check that it works
   python benchmarks/startup.py --json rows.json
 
-First step: a small ViT on generated 32x32 pictures, from the start of the Python process to the end of its first
-optimizer step, without data workers. hfvit runs its own `hfvit/train.py` on a recipe; the timm loop and the Trainer
-of the example script are those of train_step.py. A `first run` finds an empty cache: everyone turns the parquet files
-into Arrow, and hfvit decodes the pictures into its array. A `later run` finds both done.
+First step: a small ViT on generated 32x32 images, from the start of the Python process to the end of its first
+optimizer step, without data workers. hfvit runs `hfvit/train.py` on a recipe; the timm loop and the Trainer of the
+example script are those of train_step.py. A `first run` has an empty cache: all convert the Parquet files to Arrow,
+and hfvit decodes the images into its array. A `later run` finds both.
 
-hfvit does more in that time than its peers: it reads and checks the evaluation data, saves a picture of its first
-training batch, and measures the processor's matrix-product rate and the model's operations for `mfu`.
+hfvit does more in that time: it reads and checks the evaluation data, saves images of its first training batch, and
+measures the device's matrix-product rate and the model's FLOPs for `mfu`.
 
-Imports: a process that does nothing else, Python's own start included (`python -c pass` is a row).
+Imports: a process that only imports, including Python's start (`python -c pass` is a row).
 """
 
 import importlib.util

@@ -1,4 +1,4 @@
-"""Time and memory of training steps, the same for every contender."""
+"""Time and memory of training steps, the same for all contenders."""
 
 import resource
 import sys

@@ -1,20 +1,20 @@
-"""How fast the same model trains, and in how much memory: hfvit, a plain loop in timm's style, transformers' Trainer.
+"""Speed and memory of training steps: hfvit, a loop in timm's style, transformers' Trainer.
 
   python benchmarks/train_step.py                     # about twenty minutes on two idle cores
-  python benchmarks/train_step.py --quick             # a minute: shows that it works
-  python benchmarks/train_step.py --only fp32         # the rows whose name holds this
+  python benchmarks/train_step.py --quick             # a minute, to check that it works
+  python benchmarks/train_step.py --only fp32         # the rows with this in their name
   python benchmarks/train_step.py --json rows.json
 
-One timm model, from scratch, on the same pictures, with the same micro-batch, precision, AdamW, learning rate, weight
-decay and gradient clipping, on every core (or the one GPU) of the machine:
+One timm model from scratch on the same images, with the same micro-batch, precision, AdamW, learning rate, weight
+decay and gradient clipping, on all cores (or one GPU) of the machine:
 
-  hfvit     HFViTTrainer over a resolved recipe, built as hfvit/train.py builds it
+  hfvit     HFViTTrainer with a resolved recipe, built as by hfvit/train.py
   timm      create_dataset, create_loader and create_optimizer_v2 around forward, backward, clip and step
-  Trainer   transformers' example script: TimmWrapper, set_transform, a collate that stacks, the Trainer's defaults
+  Trainer   transformers' example script: TimmWrapper, set_transform, stacking collate, the Trainer's defaults
 
-Each measurement is a process of its own. Steps are timed after warm-up steps, with no logging, evaluation or saving
-among them. hfvit chooses its data workers itself; the peers get as many as hfvit takes to decode, as they always do.
-On a GPU the rows are ViT-B/16 at 224 px; `mfu` relates images a second to the rate of a large matrix product.
+Each measurement runs in its own process. Steps are timed after warm-up, without logging, evaluation or saving. hfvit
+chooses its data workers itself; the others get as many as hfvit uses for decoding, as they always decode. On a GPU the
+rows are ViT-B/16 at 224 px; `mfu` is relative to the rate of a large matrix product.
 """
 
 import dataclasses
