@@ -45,24 +45,24 @@ def test_step_memory_equals_a_real_step():
     assert memory.weights == parameters + sum(b.numel() * b.element_size() for b in real.buffers())
     assert memory.gradients == parameters
     assert memory.optimizer == pytest.approx(2 * parameters, rel=0.02)  # and a step count for each weight
-    assert memory.held == pytest.approx(saved_for_backward(real, 16), rel=0.1)
+    assert memory.activations == pytest.approx(saved_for_backward(real, 16), rel=0.1)
     live = LiveBytes()
     live.ignore([*real.parameters(), *real.buffers()])
     with live:
         loss = cross_entropy(real(torch.zeros(16, 3, 32, 32)).logits, torch.zeros(16, dtype=torch.long), 0.0)
         loss.backward()
-    assert memory.most == pytest.approx(live.peak, rel=0.02)
+    assert memory.peak == pytest.approx(live.peak, rel=0.02)
 
 
 def test_step_memory_decreases_with_memory_options():
     plain = step_memory(micro("meta"), 64)
-    assert step_memory(micro("meta"), 64, "bf16").held < 0.8 * plain.held
-    assert step_memory(micro("meta"), 64, "no", True).held < 0.5 * plain.held
-    assert step_memory(micro("meta"), 32).held == pytest.approx(plain.held / 2, rel=0.05)
+    assert step_memory(micro("meta"), 64, "bf16").activations < 0.8 * plain.activations
+    assert step_memory(micro("meta"), 64, "no", True).activations < 0.5 * plain.activations
+    assert step_memory(micro("meta"), 32).activations == pytest.approx(plain.activations / 2, rel=0.05)
     model = micro("meta")
     model.freeze("backbone")
     frozen = step_memory(model, 64)
-    assert frozen.held < 0.2 * plain.held
+    assert frozen.activations < 0.2 * plain.activations
     assert frozen.gradients < 0.1 * plain.gradients
 
 
@@ -81,7 +81,7 @@ def test_estimate_prints_a_report_without_training(recipe, capsys, tmp_path):
     loaded = load_recipe([str(recipe), "--use_cpu", "true", "--ema_decay", "0.9"])
     own = step_memory(skeleton(loaded), 8, "no", False, loaded.training)
     assert own.average
-    for part in (own.weights, own.gradients, own.optimizer, own.average, own.held, own.total):
+    for part in (own.weights, own.gradients, own.optimizer, own.average, own.activations, own.total):
         assert_names(printed, size(part))
     assert [int(line.split()[0]) for line in printed.splitlines() if re.match(r"\d+ ", line)] == [2, 4, 8, 16]
     assert "*" not in printed  # it fits
@@ -106,7 +106,7 @@ def test_estimate_counts_the_trained_weights_of_the_method(recipe, capsys):
     )
     assert lora.gradients < 0.2 * whole.gradients
     assert lora.weights > whole.weights
-    assert probe.held < lora.held < whole.held
+    assert probe.activations < lora.activations < whole.activations
     with pytest.raises(SystemExit) as stop:
         hfvit_command(
             ["train", str(recipe), "--estimate", "--use_cpu", "true", "--text_encoder", "a/b", "--text_column", "c"]
