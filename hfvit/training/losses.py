@@ -10,7 +10,7 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     class_weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Mean cross-entropy, computed in float32 whatever the logits' precision.
+    """Compute the mean cross-entropy in float32 for any precision of the logits.
 
     Args:
         logits: `(batch, classes)`.

@@ -114,7 +114,7 @@ def _bilinear(x: torch.Tensor) -> torch.Tensor:
 
 
 def _bicubic(x: torch.Tensor) -> torch.Tensor:
-    """Keys' cubic convolution (https://doi.org/10.1109/TASSP.1981.1163711), a = -0.5."""
+    """Evaluate Keys' cubic convolution (doi.org/10.1109/TASSP.1981.1163711, a = -0.5)."""
     near = (1.5 * x - 2.5) * x * x + 1.0
     far = ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
     return torch.where(x < 1.0, near, far.where(x < 2.0, torch.zeros_like(x)))

@@ -40,7 +40,7 @@ def uniform(seeds: np.ndarray, count: int, start: int = 0) -> np.ndarray:
 
 
 def _mix(state: np.ndarray) -> np.ndarray:
-    """SplitMix64's finalizer (https://doi.org/10.1145/2660193.2660195)."""
+    """Apply SplitMix64's finalizer (https://doi.org/10.1145/2660193.2660195)."""
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return state ^ (state >> np.uint64(31))
