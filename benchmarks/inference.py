@@ -111,7 +111,7 @@ def _export(checkpoint: str | Path, work: Path, calibration: list[np.ndarray]) -
 
     from hfvit.export.fusion import fuse
     from hfvit.export.onnx import export_onnx
-    from hfvit.export.quantization import Batches, load_float_graph, quantize_qdq, quantize_onnx
+    from hfvit.export.quantization import Batches, load_float_graph, quantize_onnx, quantize_qdq
 
     source = work / GRAPHS["ONNX Runtime"]
     export_onnx(AutoModelForImageClassification.from_pretrained(checkpoint).eval(), source)
