@@ -12,12 +12,15 @@ from hfvit.utils.quiet import quiet_libraries
 EPILOG = f"""\
 Trains recipe.yaml of the run again, as one process on this machine. The accuracy on each split must be within the 95 %
 interval in run.json. Of a shipped recipe without further options, it must also reach its expected_accuracy; a range
-that was not measured is only reported. Nothing in RUN_DIR is changed.
+that was not measured is only reported. Nothing in RUN_DIR is changed, and nothing is pushed or logged to a tracker.
+Of a recipe that names files of this machine, --allow_outside_paths asks for your consent: the run may be somebody
+else's.
 
 examples:
   hfvit verify outputs/quickstart
   hfvit verify outputs/quickstart --output outputs/quickstart_again
   hfvit verify outputs/quickstart --eval_only
+  hfvit verify outputs/photos --allow_outside_paths
 
 {exit_codes(0, 2, 3, 4, 6, 7, 75)}"""
 
@@ -33,6 +36,9 @@ def add(commands) -> None:
     parser.add_argument("--eval_only", action="store_true", help="evaluate the saved checkpoint instead of training")
     parser.add_argument("--output", metavar="DIR", help="folder for the new run [a temporary one]")
     parser.add_argument(
+        "--allow_outside_paths", action="store_true", help="read files of this machine and URLs that recipe.yaml names"
+    )
+    parser.add_argument(
         "--batch_size", type=above_0, default=32, help="images per batch with --eval_only [%(default)s]"
     )
     parser.add_argument("--device", help="where to run --eval_only: cpu, cuda, ... [cuda if available, else cpu]")
@@ -45,11 +51,12 @@ def verify(options: argparse.Namespace) -> None:
     quiet_libraries()
     from hfvit.artifacts.constants import RECIPE_FILE
     from hfvit.artifacts.run_record import RunRecord
-    from hfvit.verify import compare_runs, evaluate_again
+    from hfvit.verify import check_reads, compare_runs, evaluate_again, repeat_command
 
     RunRecord.load(folder)
     if not (Path(folder) / RECIPE_FILE).is_file():
         raise ModelError(f"RUN_DIR: has no {RECIPE_FILE}, which is needed to repeat the run, got {folder}.")
+    check_reads(folder, options.allow_outside_paths)
     if options.eval_only:
         found = evaluate_again(folder, options.batch_size, options.device)
     else:
@@ -57,7 +64,7 @@ def verify(options: argparse.Namespace) -> None:
 
         with tempfile.TemporaryDirectory(prefix="hfvit-verify-") as temporary:
             again = options.output or str(Path(temporary) / "run")
-            train([str(Path(folder) / RECIPE_FILE), "--output_dir", again])
+            train(repeat_command(folder, again))
             found = compare_runs(folder, again)
     print(f"\n{found.table()}")
     if found.failures:

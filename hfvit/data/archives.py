@@ -15,7 +15,7 @@ from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
 
 from hfvit.data.decode import is_hidden
 from hfvit.data.folders import HIDDEN, File, LeftOut, extension
-from hfvit.data.open_image import extensions
+from hfvit.data.open_image import DEFAULT_LIMITS, extensions
 from hfvit.data.tables import LABEL_NAMES, UNDECODED, fingerprint, is_integer, root_cause
 from hfvit.errors import DataError, HFViTError, one_line
 
@@ -36,7 +36,8 @@ class Member(NamedTuple):
 def read_members(archive: str, wanted: set[str] | None = None) -> Iterator[Member]:
     """The regular files of an archive in its order, with the content of those in `wanted`; None reads all.
 
-    Nothing is extracted to the disk, and links are not followed.
+    Nothing is extracted to the disk, and links are not followed. A member that is read has at most the bytes of
+    `open_image.DEFAULT_LIMITS`.
 
     Args:
         archive: path of a zip or tar file.
@@ -53,6 +54,8 @@ def read_members(archive: str, wanted: set[str] | None = None) -> Iterator[Membe
                     if info.is_dir() or kind not in (0, stat.S_IFREG):
                         continue
                     read = wanted is None or info.filename in wanted
+                    if read:
+                        DEFAULT_LIMITS.check_bytes(info.file_size)
                     yield Member(info.filename, info.file_size, file.read(info) if read else None)
         else:
             with tarfile.open(archive, "r|*") as file:
@@ -60,6 +63,8 @@ def read_members(archive: str, wanted: set[str] | None = None) -> Iterator[Membe
                     if not info.isreg():
                         continue
                     read = wanted is None or info.name in wanted
+                    if read:
+                        DEFAULT_LIMITS.check_bytes(info.size)
                     yield Member(info.name, info.size, file.extractfile(info).read() if read else None)
     except ARCHIVE_ERRORS as error:
         raise DataError(

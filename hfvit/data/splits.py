@@ -15,6 +15,7 @@ from sklearn.model_selection import train_test_split
 from hfvit.data.decode import unreadable_rows
 from hfvit.data.folders import BAD_IMAGE, canonical_split, no_split_error
 from hfvit.data.local import LocalData, open_local
+from hfvit.data.references import check_cards
 from hfvit.data.tables import LABEL_NAMES, as_images, root_cause
 from hfvit.errors import DataError, nearest, one_line
 from hfvit.recipe.arguments import DEFAULT_TEST_SPLIT, DataArguments
@@ -566,6 +567,7 @@ def load_split(data: DataArguments, split: str, option: str = "split", local: Lo
     if local:
         return local.load(split, option)
     origin = folder_or_hub_id(name, DataError, "dataset_name")
+    check_cards(origin, data.allow_outside_paths, data.dataset_revision)
     try:
         # Parquet, JSON, CSV, imagefolder and the like: datasets 5 runs no code of a data set.
         dataset = datasets.load_dataset(origin, data.dataset_config_name, split=split, revision=data.dataset_revision)

@@ -55,6 +55,9 @@ def check_page_folder(output: str | Path, overwrite: bool) -> Path:
     held = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
     if held and not overwrite:
         raise ModelError(f"--static: {output} is not empty ({held[0]}); name another folder, or add --overwrite.")
+    links = [name for name in OWN_FOLDERS if (folder / name).is_symlink()]
+    if links:
+        raise ModelError(f"--static: {folder / links[0]} is a symbolic link; name another folder.")
     foreign = [name for name in OWN_FOLDERS if name in held and PAGE_FILE not in held]
     if foreign:
         raise ModelError(f"--static: {output} holds a {foreign[0]}/ that is no page's; name another folder.")
@@ -90,9 +93,13 @@ def write_page(
     record = ExportRecord.load(file.parent)
     title = title or Path(record.source or file.parent.resolve().parent.name).name
     with _staged(folder) as page:
-        _copy(artifact.beside(CONFIG_FILE), page / "model" / CONFIG_FILE)
-        _copy(artifact.beside(PREPROCESSOR_FILE), page / "model" / PREPROCESSOR_FILE)
-        _copy(file, page / "model" / "onnx" / file.name)
+        for source, name in (
+            (artifact.beside(CONFIG_FILE), CONFIG_FILE),
+            (artifact.beside(PREPROCESSOR_FILE), PREPROCESSOR_FILE),
+            (file, f"onnx/{file.name}"),
+        ):
+            _refuse_link(source)
+            _copy(source, page / "model" / name)
         for name, source in runtime.files.items():
             _copy(source, page / name)
         shown = _write_examples(examples[:MOST_EXAMPLES], page)
@@ -156,6 +163,15 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def _refuse_link(path: Path) -> None:
+    """Raise `ModelError` for a symbolic link in an export: what it leads to would be published."""
+    if path.is_symlink():
+        raise ModelError(
+            f"--static: {path} is a symbolic link to {os.readlink(path)}. A page follows no links; replace it with the"
+            " file."
+        )
 
 
 def _copy(source: Path, target: Path) -> None:
