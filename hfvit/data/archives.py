@@ -126,7 +126,16 @@ def generate_members(archives: list[str], labels: dict[str, str]) -> Iterator[di
     for archive in archives:
         for member in read_members(archive, set(labels)):
             if member.content is not None:
-                yield {"image": {"bytes": member.content, "path": member.name}, "label": labels[member.name]}
+                yield {"image": _image(archive, member), "label": labels[member.name]}
+
+
+def _image(archive: str, member: Member) -> dict[str, Any]:
+    """An undecoded image, with a path that no file can have.
+
+    `datasets` drops the bytes of an image whose path is that of a file, here or in the working folder, and reads the
+    file instead (5.2).
+    """
+    return {"bytes": member.content, "path": f"{archive}/{member.name}"}
 
 
 def _generated(generator, arguments: dict, features: Features, split: str, known: str) -> Dataset:
@@ -246,7 +255,7 @@ def _samples(shard: str, label_column: str | None) -> Iterator[dict[str, Any]]:
             sample = {}
         if f".{kind}" in known:
             field = "image"
-            value: Any = {"bytes": member.content, "path": member.name}
+            value: Any = _image(shard, member)
         elif kind == "cls":
             field = "label"
             text = _text(shard, member)

@@ -95,8 +95,10 @@ def check_saved(root: Path, allow_outside: bool) -> None:
     Raises:
         DataError: a name leads out of the folder, or a file is not what `datasets` writes.
     """
-    for path in (path for name in STATE_FILES for path in (root / name, *root.glob(f"*/{name}"))):
-        if not path.is_file():
+    for path in root.rglob("*"):
+        if not path.is_file() and not path.is_dir():
+            raise DataError(f"dataset_name: {path} is a pipe, socket, device or broken link, not a file. Remove it.")
+        if path.name not in STATE_FILES:
             continue
         try:
             values = json.loads(path.read_text(encoding="utf-8"))

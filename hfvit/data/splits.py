@@ -600,7 +600,7 @@ def images_of_rows(dataset: Dataset, data: DataArguments, split: str) -> Dataset
 
 def is_folder_builder(name: str | None) -> bool:
     """Whether a builder of `datasets` finds files itself, so that its paths are not those of rows."""
-    return name in ("imagefolder", "webdataset")
+    return name == "imagefolder"  # and not webdataset, whose members may have the name of any file
 
 
 def dataset_commit(files: Iterable[str]) -> str | None:

@@ -416,7 +416,10 @@ def stream_image(example: dict[str, Any], column: str, split: str, resolver: Pat
     else:
         image = value if isinstance(value, dict) else {"bytes": None, "path": value}
     path = image and image.get("path")
-    if image and image.get("bytes") is None and path:
+    if image and image.get("bytes") is not None:
+        if path and os.path.isfile(path):  # `datasets` would read it in place of the bytes (5.2)
+            image = {**image, "path": None}
+    elif path:
         try:
             image = {"bytes": None, "path": resolver.resolve(path)[0]}
         except FileNotFoundError:

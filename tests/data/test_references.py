@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 
 import datasets
@@ -127,22 +128,57 @@ def test_path_beside_empty_bytes_is_not_read(tmp_path):
         decode(dataset[0]["image"], "train", 0)
 
 
+def test_saved_dataset_with_a_pipe_is_refused(tmp_path):
+    datasets.DatasetDict({"train": datasets.Dataset.from_list(rows_of())}).save_to_disk(tmp_path / "set")
+    state = tmp_path / "set/train/state.json"
+    state.unlink()
+    os.mkfifo(state)
+    with pytest.raises(DataError, match=r"^dataset_name: .*state\.json"):
+        load_splits(str(tmp_path / "set"), test_split=None)
+
+
+# `datasets` reads a file in place of bytes that have its path.
+
+
 @pytest.mark.parametrize("load", [load_splits, stream_splits])
-def test_empty_member_of_a_shard_named_like_a_file_is_not_read(tmp_path, load):
+@pytest.mark.parametrize("is_absolute", [True, False])
+@pytest.mark.parametrize("content", [image_bytes(1), b""])
+def test_member_of_a_shard_named_like_a_file_is_not_that_file(tmp_path, monkeypatch, load, is_absolute, content):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "secret.png").write_bytes(image_bytes(0, size=33))
     samples = [{"png": image_bytes(n), "cls": str(n % 2).encode()} for n in range(20)]
     for split in ("train", "validation"):
         write_shard(tmp_path / f"set/{split}.tar", samples)
-    with tarfile.open(tmp_path / "set/train.tar", "a") as shard:
-        for extension, content in (("png", b""), ("cls", b"1")):
-            info = tarfile.TarInfo(f"{tmp_path}/secret.{extension}")
-            info.size = len(content)
-            shard.addfile(info, io.BytesIO(content))
+        with tarfile.open(tmp_path / f"set/{split}.tar", "a") as shard:
+            for extension, data in (("png", content), ("cls", b"1")):
+                info = tarfile.TarInfo(f"{tmp_path}/secret.{extension}" if is_absolute else f"secret.{extension}")
+                info.size = len(data)
+                shard.addfile(info, io.BytesIO(data))
     splits = load(str(tmp_path / "set"), class_names=["a", "b"], test_split=None)
-    last = list(splits.train)[-1]
-    assert last["image"]["path"].endswith("secret.png")
-    with pytest.raises(DataError, match=r"secret\.png"):
-        decode(last["image"], "train", 20)
+    for role in ("train", "validation"):
+        image = list(splits[role])[-1]["image"]
+        assert image["path"].endswith("secret.png")
+        assert image["bytes"] == content
+
+
+@pytest.mark.parametrize("load", [load_splits, stream_splits])
+@pytest.mark.parametrize("through_datasets", [True, False])
+def test_row_with_the_path_of_a_file_has_its_own_bytes(tmp_path, load, through_datasets):
+    (tmp_path / "secret.png").write_bytes(image_bytes(0, size=33))
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    images = [{"bytes": image_bytes(n), "path": str(tmp_path / "secret.png")} for n in range(20)]
+    table = pa.table({"image": images, "label": [n % 2 for n in range(20)]})
+    dataset = datasets.Dataset(table.cast(features.arrow_schema), datasets.DatasetInfo(features=features))
+    for split in ("train", "validation"):
+        dataset.to_parquet(tmp_path / "set" / f"{split}.parquet")
+    options = {"test_split": None}
+    if through_datasets:
+        files = [{"split": split, "path": f"{split}.parquet"} for split in ("train", "validation")]
+        (tmp_path / "set/README.md").write_text(card([{"config_name": "mine", "data_files": files}]))
+        options["dataset_config_name"] = "mine"
+    splits = load(str(tmp_path / "set"), **options)
+    for role in ("train", "validation"):
+        assert [row["image"]["bytes"] for row in splits[role]] == [image["bytes"] for image in images]
 
 
 # ---- Size ----
