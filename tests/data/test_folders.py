@@ -11,7 +11,7 @@ from helpers.layouts import class_counts, image_bytes, paths, write_images
 from helpers.messages import assert_names
 from helpers.splits import load_splits
 
-from hfvit.data.decode import find_pictures
+from hfvit.data.decode import find_images
 from hfvit.data.splits import warn_about_sizes
 from hfvit.errors import DataError, RecipeError
 
@@ -221,7 +221,7 @@ def test_load_splits_of_a_copy_with_another_file_has_another_fingerprint(tmp_pat
 def test_find_pictures_in_folder_leaves_out_hidden_files(tmp_path):
     write_images(tmp_path, {"a": 3, "__MACOSX/a": 1, ".cache": 1})
     (tmp_path / "a/._0.png").write_bytes(b"x")
-    found, wrong = find_pictures([str(tmp_path)])
+    found, wrong = find_images([str(tmp_path)])
     assert (found, wrong) == ([str(tmp_path / f"a/{number}.png") for number in range(3)], [])
 
 
