@@ -26,6 +26,7 @@ from hfvit.recipe.arguments import ModelArguments
 from hfvit.recipe.loader import Recipe
 from hfvit.training.losses import cross_entropy
 from hfvit.training.param_groups import build_param_groups
+from hfvit.utils.files import expand_user
 from hfvit.utils.formatting import aligned, size
 from hfvit.utils.hub_ids import folder_or_hub_id
 
@@ -257,7 +258,7 @@ def _available_memory(device: torch.device) -> tuple[int, str, int]:
 def _disk(own: StepMemory, args) -> list[str]:
     checkpoint = own.weights + own.optimizer + own.average
     kept = "all are kept" if args.save_total_limit is None else f"at most {args.save_total_limit + 1} at once"
-    folder = Path(args.output_dir).expanduser().absolute()
+    folder = expand_user(args.output_dir).absolute()
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     free = size(shutil.disk_usage(existing).free)
     return [f"disk       {size(checkpoint)} per checkpoint, {kept}; {free} free in {existing}"]

@@ -21,7 +21,7 @@ from hfvit.export.preprocessing import check_steps
 from hfvit.export.processor_steps import image_steps
 from hfvit.export.text_inputs import check_reads_texts
 from hfvit.inference.classifier import batched, load_classifier
-from hfvit.utils.files import commit_file, write_object
+from hfvit.utils.files import commit_file, expand_user, write_object
 from hfvit.utils.formatting import aligned
 
 CALIBRATION_BATCH = 16
@@ -45,7 +45,7 @@ class Export:
         self.validated: list[str] = []
         self.comparison = None
         self.tokenizer_files: list[str] = []
-        recipe = Path(options.model).expanduser() / RECIPE_FILE
+        recipe = expand_user(options.model) / RECIPE_FILE
         self.recipe = recipe if recipe.is_file() else None
 
     def run(self) -> None:
@@ -260,7 +260,7 @@ class Export:
     @property
     def source(self) -> str:
         """Return the model's Hub id or folder name, without local paths."""
-        folder = Path(self.options.model).expanduser()
+        folder = expand_user(self.options.model)
         return folder.resolve().name if folder.is_dir() else self.options.model
 
     def save(self, staging: Path) -> None:

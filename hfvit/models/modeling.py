@@ -236,7 +236,7 @@ def _to_hfvit_config(config: PretrainedConfig, pretrained_cfg: dict[str, Any]) -
 
 
 def _requested_labels(labels: list[str] | None, old_labels: list[str], kwargs: dict[str, Any]) -> list[str]:
-    """Return `labels`, else those of `kwargs` (`id2label`, `num_labels`), else the old."""
+    """Return `labels`, else those of `id2label` or `num_labels`, else the old ones."""
     id2label = kwargs.pop("id2label", None)
     num_labels = kwargs.pop("num_labels", None)
     kwargs.pop("label2id", None)

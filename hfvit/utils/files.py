@@ -174,6 +174,8 @@ def read_object(path: Path) -> dict:
     Raises:
         ModelError: the file cannot be read, or is not a JSON object with finite numbers.
     """
+    if path.exists() and not path.is_file():  # reading a pipe may never end
+        raise ModelError(f"{path} is not a regular file. Delete it.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_reject_constant)
     except (OSError, ValueError) as error:

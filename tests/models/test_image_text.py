@@ -234,7 +234,10 @@ def test_predict_with_text_option(fused, tmp_path, capsys):
 
 
 def test_report_and_verify_of_image_text_run(fused, capsys):
-    for words in (["report", str(fused[0]), "--html"], ["verify", str(fused[0]), "--eval_only", "--device", "cpu"]):
+    for words in (
+        ["report", str(fused[0]), "--html"],
+        ["verify", str(fused[0]), "--eval_only", "--device", "cpu", "--allow_outside_paths"],
+    ):
         with pytest.raises(SystemExit) as stop:
             hfvit_command(words)
         assert not stop.value.code, capsys.readouterr().err
