@@ -26,7 +26,7 @@ READ_KEYS = (
     "dataset_name", "class_names", "model_name_or_path", "text_encoder", "teacher", "head_from_text",
     "accelerator_config", "fsdp_config", "deepspeed",
 )  # fmt: skip
-# Replaced when a run is repeated: a repetition writes into its own folder only, and tells nobody.
+# Overridden in a repetition, which only writes to its folder: no push, no trackers.
 REPLACED_KEYS = {
     "push_to_hub": "false", "report_to": "none", "resume_from_checkpoint": "none", "overwrite_output_dir": "false",
 }  # fmt: skip
