@@ -8,7 +8,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from hfvit.artifacts.export_folder import ExportRow
 from hfvit.artifacts.run_record import RunRecord
 from hfvit.artifacts.run_sections import ExampleImages
-from hfvit.hub.redaction import public_record
+from hfvit.hub.redaction import redact_record
 from hfvit.report.figures import DARK, LIGHT
 from hfvit.report.summary import selection
 from hfvit.utils.files import write_text
@@ -44,7 +44,7 @@ def write_page(record: RunRecord, output_dir: str | Path, exports: dict[str, lis
     environment.filters |= {"percent": lambda share: f"{share:.2%}", "count": lambda number: f"{number:,}"}
     page = environment.get_template("page.html").render(
         name=folder.resolve().name,
-        run=public_record(record),
+        run=redact_record(record),
         result=record.result,
         title=dataset_title(record.data.dataset_name),
         selected=selection(record.training),
