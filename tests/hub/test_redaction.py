@@ -36,7 +36,7 @@ def test_redact_paths_keeps_the_last_part():
     assert public["metrics"]["test"]["per_class"] == CONTENT["metrics"]["test"]["per_class"]
 
 
-def test_public_record_has_no_path_and_keeps_class_names():
+def test_redact_record_removes_paths_and_keeps_class_names():
     record = local_run()
     record.command = CONTENT["command"]
     record.data.labels[0] = "/m/01abc"
