@@ -122,9 +122,9 @@ class EngineExport:
         options = self.options
         if options.quantize != "int8" or options.calibration_dataset is None:
             return
-        from hfvit.evaluation.split import shown_name
+        from hfvit.evaluation.split import redacted_name
 
-        built.calibration_dataset = shown_name(options.calibration_dataset)
+        built.calibration_dataset = redacted_name(options.calibration_dataset)
         built.calibration_split = options.calibration_split
         built.calibration_samples = options.calibration_samples
 

@@ -98,7 +98,9 @@ def draw(name: str, figure: Callable[[Theme], plt.Figure], output_dir: str | Pat
 
 
 def place_axes(*places: tuple[float, float, float, float], share_x: bool = False):
-    """Create a figure with axes at fixed places, which is faster than matplotlib's layouts.
+    """Create a figure with axes at fixed places.
+
+    This is faster than matplotlib's layouts.
 
     Args:
         places: (left, bottom, width, height) of each axes, in inches; `draw` crops the figure to its content.
@@ -146,7 +148,7 @@ def learning_curves(history: list[dict], best_step: int | None, theme: Theme):
 
 
 def probe_curves(probe: Probe, theme: Theme):
-    """Draw validation accuracy and loss of a linear probe over its inverse L2 penalty C."""
+    """Draw validation accuracy and loss of a linear probe over C."""
     figure, axes = place_axes(*((left, 0, 3.75, 2.8) for left in (0, 4.45)))
     panels = ((axes[0], "accuracy", theme.second), (axes[1], "loss", theme.first))
     for axis, key, color in panels:
@@ -165,9 +167,10 @@ def probe_curves(probe: Probe, theme: Theme):
 
 
 def confusion_figure(metrics: SplitMetrics, role: str, theme: Theme):
-    """Draw the confusion matrix, normalized by row (true class), with counts up to 20 classes.
+    """Draw the confusion matrix, normalized by row (true class).
 
-    The color scale is a power of 0.4, since a linear scale would hide rare mistakes.
+    Counts are written into the cells up to 20 classes. The color scale is a power of 0.4, since a linear scale would
+    hide rare mistakes.
 
     Args:
         metrics: metrics of the split.
@@ -364,7 +367,7 @@ def mistakes_figure(images: np.ndarray, examples: list[ExampleImage], split: str
 
 
 def attention_figure(images: np.ndarray, maps: np.ndarray, examples: list[ExampleImage], split: str, theme: Theme):
-    """Draw images with their attention rollout below (https://arxiv.org/abs/2005.00928).
+    """Draw images above their attention rollout (Abnar and Zuidema 2020).
 
     Args:
         images: uint8 `(images, height, width, 3)`.
@@ -394,7 +397,9 @@ def attention_figure(images: np.ndarray, maps: np.ndarray, examples: list[Exampl
 
 
 def _image_grid(captions: list[str], columns: int, size: tuple[int, int], fontsize: float = _FONT):
-    """Lay out images with captions in one axes, which is faster than one axes per image.
+    """Lay out images with captions in one axes.
+
+    This is faster than one axes per image.
 
     Args:
         captions: text above each image.
