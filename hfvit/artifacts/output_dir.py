@@ -196,8 +196,8 @@ TIMEOUT = 5.0  # seconds, in which the processes of a killed run end
 def lock_folder(folder: str | Path, work: str) -> Iterator[None]:
     """Lock `folder` for this process.
 
-    The operating system releases the lock if the process dies. A folder that was created for this is deleted at the end
-    if it is empty.
+    The operating system releases the lock if the process dies. A folder that was created for this is deleted at the
+    end if it is empty.
 
     Args:
         folder: folder to lock.

@@ -22,7 +22,7 @@ from transformers import TimmWrapperImageProcessor
 import hfvit.data.pixel_cache
 from hfvit.data.dataset import ArrayReader, DecodingReader, ImageDataset, collate, image_datasets
 from hfvit.data.decode import decode
-from hfvit.data.pixel_cache import NotAnArray, cached_pixels, common_size
+from hfvit.data.pixel_cache import NotCacheableError, cached_pixels, common_size
 from hfvit.data.samplers import EpochSampler
 from hfvit.errors import DataError
 from hfvit.transforms.augmentation import Augmentation
@@ -115,22 +115,22 @@ def test_a_worker_is_sent_the_name_of_the_file_not_its_content(splits):
 
 
 def test_reasons_against_an_array_are_told(monkeypatch):
-    with pytest.raises(NotAnArray, match=r"\b40x30\b.*\b43x32\b.*\b1\b"):
+    with pytest.raises(NotCacheableError, match=r"\b40x30\b.*\b43x32\b.*\b1\b"):
         array_of(varied())
     large = datasets.Dataset.from_dict(
         {"img": [Image.new("RGB", (200, 150))] * 2}, features=datasets.Features({"img": datasets.Image()})
     )
-    with pytest.raises(NotAnArray, match=r"\b200x150\b"):
+    with pytest.raises(NotCacheableError, match=r"\b200x150\b"):
         array_of(undecoded(large))
     small = undecoded(colored_split(4, 77))
     monkeypatch.setattr(hfvit.data.pixel_cache.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
-    with pytest.raises(NotAnArray, match=r"\bMiB\b.*\bhfvit_pixels\b"):
+    with pytest.raises(NotCacheableError, match=r"\bMiB\b.*\bhfvit_pixels\b"):
         array_of(small)
 
 
 def test_a_size_that_differs_late_is_noticed_while_decoding(monkeypatch):
-    monkeypatch.setattr(hfvit.data.pixel_cache, "PROBED", 1)
-    with pytest.raises(NotAnArray, match=r"\b40x30\b.*\b43x32\b.*\b1\b"):
+    monkeypatch.setattr(hfvit.data.pixel_cache, "SAMPLE", 1)
+    with pytest.raises(NotCacheableError, match=r"\b40x30\b.*\b43x32\b.*\b1\b"):
         array_of(varied())
 
 
@@ -141,7 +141,7 @@ def test_a_disk_that_fills_up_is_a_reason_and_leaves_nothing():
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
-        with pytest.raises(NotAnArray, match=rf"\bhfvit_pixels\b.*{os.strerror(errno.EFBIG)}"):
+        with pytest.raises(NotCacheableError, match=rf"\bhfvit_pixels\b.*{os.strerror(errno.EFBIG)}"):
             cached_pixels(split, "train", size, show_progress=False)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

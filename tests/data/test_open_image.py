@@ -256,7 +256,7 @@ def test_pipes_devices_and_folders_are_refused_at_once(tmp_path):
 
 @pytest.mark.parametrize("name", ["x" * 300, "~nobody-of-this-name/a.png", "a\0b", "\udcff.png", "a\nb.png"])
 def test_find_pictures_of_odd_names_finds_nothing(name):
-    assert find_images([name]) == ([], [f"{name}: there is no such file or folder"])
+    assert find_images([name]) == ([], [f"{name}: no such file or folder"])
     with pytest.raises(DataError):
         read_image(name)
 

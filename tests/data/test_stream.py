@@ -33,7 +33,7 @@ def stream_of(folder, limit=None, **options):
 
 def draws(stream, count, worker=0, workers=1):
     """(picture, seed's parts) of the first `count` draws of one reader."""
-    taken = itertools.islice(stream._draws(worker, workers), count)
+    taken = itertools.islice(stream._samples(worker, workers), count)
     return [(example["image"]["bytes"], draw, place) for example, draw, place in taken]
 
 
