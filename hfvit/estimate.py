@@ -1,14 +1,12 @@
 """Estimate the memory and disk that a recipe needs, without allocating the model."""
 
-import os
-import resource
 import shutil
-import sys
 import weakref
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import timm
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -26,6 +24,7 @@ from hfvit.recipe.arguments import ModelArguments
 from hfvit.recipe.loader import Recipe
 from hfvit.training.losses import cross_entropy
 from hfvit.training.param_groups import build_param_groups
+from hfvit.utils.environment import peak_memory
 from hfvit.utils.formatting import aligned, size
 from hfvit.utils.hub_ids import folder_or_hub_id
 
@@ -233,9 +232,8 @@ def _room(device: torch.device) -> tuple[int, str, int]:
     """Memory for a process, in words where, and what of it the libraries take."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0], f"free on {torch.cuda.get_device_name(device)}", 0
-    unit = 1 if sys.platform == "darwin" else 1024
-    process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") + process, "of memory free here", process
+    process = peak_memory()
+    return psutil.virtual_memory().free + process, "of memory free here", process
 
 
 def _disk(own: StepMemory, args) -> list[str]:
