@@ -1,16 +1,16 @@
-"""Kills a training again and again at random moments, and asks whether anything was lost.
+"""Kill a training at random moments, and check that it resumes exactly.
 
   python benchmarks/soak.py                        # 15 kills, some minutes
-  python benchmarks/soak.py --quick                # 2 kills: shows that it works
+  python benchmarks/soak.py --quick                # 2 kills, only to test the script
   python benchmarks/soak.py --kills 50 --seed 7 --recipe vit_tiny_cifar10 --options "--max_steps 400"
 
-Trains the recipe once without a disturbance. Then it trains it again, sends SIGKILL or SIGTERM to the process after
-a random time, and starts it anew with `--resume_from_checkpoint auto`, until it finishes; and so on with further runs
-until there were so many kills. A kill is survived when the run that it hit ends with the weights and the history of
-losses of the undisturbed run, bit for bit; a run that cannot go on, or ends otherwise, loses its kills. The time is
-drawn from shortly before the first checkpoint on, so that kills also hit the start, saves and evaluations.
+The recipe is trained once without interruption. Then it is trained again; after a random time, the process gets
+SIGKILL or SIGTERM and is started again with `--resume_from_checkpoint auto`, until the run finishes. Further runs
+follow until the number of kills is reached. A kill is survived if its run ends with the weights and losses of the
+uninterrupted run, bit for bit. The random times start shortly before the first checkpoint, so that kills also hit the
+start, saves and evaluations.
 
-Ends with exit code 1 when anything was lost.
+The exit code is 1 if a kill was not survived.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from hfvit.artifacts.output_dir import is_finished
 from hfvit.utils.environment import hardware
 
 ROOT = Path(__file__).resolve().parent.parent
-COLUMNS = {"kill": "d", "run": "d", "signal": "", "after s": ".1f", "exit code": "d", "stands": "", "outcome": ""}
+COLUMNS = {"kill": "d", "run": "d", "signal": "", "after s": ".1f", "exit code": "d", "checkpoint": "", "outcome": ""}
 EVERY = "--eval_strategy steps --eval_steps 20 --ema_decay 0.99 --drop_path_rate 0.2 --mixup_alpha 0.2 --max_steps 200"
 QUICK = "--eval_strategy steps --eval_steps 5 --max_steps 30"
 
@@ -41,12 +41,12 @@ QUICK = "--eval_strategy steps --eval_steps 5 --max_steps 30"
 def parse_options(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="2 kills of a run of 30 steps")
-    parser.add_argument("--kills", type=int, help="how often to kill [15, quick 2]")
+    parser.add_argument("--kills", type=int, help="number of kills [15, quick 2]")
     parser.add_argument(
         "--recipe", default=str(ROOT / "recipes" / "quickstart.yaml"), help="[recipes/quickstart.yaml]"
     )
-    parser.add_argument("--options", help=f"of the recipe [{EVERY}]")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments and the signals [0]")
+    parser.add_argument("--options", help=f"options of the recipe [{EVERY}]")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random times and signals [0]")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows to FILE")
     options = parser.parse_args(argv)
     options.kills = options.kills or (2 if options.quick else 15)
@@ -64,7 +64,7 @@ def start(options: argparse.Namespace, out: Path) -> subprocess.Popen:
 
 
 def undisturbed(options: argparse.Namespace, out: Path) -> tuple[float, float]:
-    """Seconds to the first checkpoint and to the end."""
+    """Train without interruption; return the seconds to the first checkpoint and to the end."""
     began, first = time.monotonic(), None
     process = start(options, out)
     while process.poll() is None:
@@ -72,26 +72,35 @@ def undisturbed(options: argparse.Namespace, out: Path) -> tuple[float, float]:
             first = time.monotonic() - began
         time.sleep(0.02)
     if process.returncode or first is None:
-        sys.exit(f"the undisturbed run failed:\n{out.with_name(f'{out.name}.log').read_text()[-2000:]}")
+        sys.exit(f"the uninterrupted run failed:\n{out.with_name(f'{out.name}.log').read_text()[-2000:]}")
     return first, time.monotonic() - began
 
 
-def facts(out: Path) -> tuple[list, dict]:
-    """The history without its times, and the weights."""
+def history_and_weights(out: Path) -> tuple[list, dict]:
+    """Return the log history without times, and the weights."""
     history = json.loads((out / "run.json").read_text())["history"]
     kept = ("step", "loss", "grad_norm", "learning_rate", "eval_loss", "eval_accuracy")
     entries = [{key: entry[key] for key in kept if key in entry} for entry in history if "train_loss" not in entry]
     return entries, load_file(out / "model.safetensors")
 
 
-def same(out: Path, whole: Path) -> bool:
-    (history, weights), (expected, expected_weights) = facts(out), facts(whole)
+def is_equal(out: Path, expected_out: Path) -> bool:
+    (history, weights), (expected, expected_weights) = history_and_weights(out), history_and_weights(expected_out)
     equal = (torch.equal(expected_weights[name], value) for name, value in weights.items())
     return history == expected and weights.keys() == expected_weights.keys() and all(equal)
 
 
 def disturbed(options, out: Path, draw: random.Random, first: float, total: float, left: int) -> list[dict]:
-    """Train in `out`, with at most `left` kills; a row for each."""
+    """Train with at most `left` kills and return a row for each.
+
+    Args:
+        options: parsed options.
+        out: output folder.
+        draw: random number generator.
+        first: seconds to the first checkpoint.
+        total: seconds of the uninterrupted run.
+        left: largest number of kills.
+    """
     rows = []
     while True:
         process, began = start(options, out), time.monotonic()
@@ -103,13 +112,13 @@ def disturbed(options, out: Path, draw: random.Random, first: float, total: floa
         except subprocess.TimeoutExpired:
             process.send_signal(number)
         code = process.wait()
-        if is_finished(out):  # it had just then, and was killed on its way out
+        if is_finished(out):  # killed after its last file
             code = 0
             break
-        stands = newest_checkpoint(out)
+        newest = newest_checkpoint(out)
         rows.append({"signal": number.name, "after s": time.monotonic() - began, "exit code": code})
-        rows[-1]["stands"] = stands.name if stands else "nothing"
-        print(f"kill {len(rows)} of this run: {number.name}, {rows[-1]['stands']}", file=sys.stderr, flush=True)
+        rows[-1]["checkpoint"] = newest.name if newest else "nothing"
+        print(f"kill {len(rows)} of this run: {number.name}, {rows[-1]['newest']}", file=sys.stderr, flush=True)
     for row in rows:
         row["exit"] = code
     return rows
@@ -119,13 +128,13 @@ def main(argv: list[str] | None = None) -> int:
     options = parse_options(argv)
     draw, rows, runs = random.Random(options.seed), [], 0
     with workspace() as folder:
-        whole = folder / "undisturbed"
-        first, total = undisturbed(options, whole)
+        expected_out = folder / "undisturbed"
+        first, total = undisturbed(options, expected_out)
         while len(rows) < options.kills:
             runs += 1
             out = folder / f"run-{runs}"
             new = disturbed(options, out, draw, first, total, options.kills - len(rows))
-            survived = all(row["exit"] == 0 for row in new) and same(out, whole)
+            survived = all(row["exit"] == 0 for row in new) and is_equal(out, expected_out)
             for row in new:
                 rows.append({"kill": len(rows) + 1, "run": runs, **row, "outcome": "survived" if survived else "lost"})
             if not survived:
@@ -136,8 +145,8 @@ def main(argv: list[str] | None = None) -> int:
     print(f"\nsoak: {Path(options.recipe).stem} {options.options}; {where}\n\n{table(rows, COLUMNS)}\n")
     print(f"{len(rows)} kills of {runs} runs: {len(rows) - lost} survived, {lost} lost", flush=True)
     if options.json:
-        facts_of_all = {"benchmark": "soak", "quick": options.quick, "rows": rows, "lost": lost, "hardware": machine}
-        options.json.write_text(json.dumps(facts_of_all, indent=2) + "\n", encoding="utf-8")
+        result = {"benchmark": "soak", "quick": options.quick, "rows": rows, "lost": lost, "hardware": machine}
+        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return int(lost > 0)
 
 
