@@ -1,4 +1,4 @@
-"""Commands, Python and links of README.md and docs/: run or parsed."""
+"""Commands, Python and links of README.md and docs/ are run or parsed."""
 
 import argparse
 import json
@@ -48,7 +48,7 @@ def recipe_and_options(command: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def quickstart(tmp_path_factory):
-    """The folder that the README's first command leaves, cut short."""
+    """The output folder of the README's first command, with fewer steps."""
     out = tmp_path_factory.mktemp("readme") / "quickstart"
     words = shlex.split(next(command for command in TRAINING if command.endswith("recipes/quickstart.yaml")))
     blocks = '{"patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}'  # for fast exports
@@ -102,7 +102,7 @@ def export(words: list[str]) -> int:
 
 @pytest.fixture(scope="module")
 def exported(quickstart):
-    """The quickstart's folder with all that the README exports from it; three steps are no model to judge."""
+    """The quickstart's folder with the exports of the README."""
     for command in EXPORTS:
         words = shlex.split(command.replace("outputs/quickstart", str(quickstart)))
         if "--help" not in words:
@@ -210,7 +210,7 @@ PAGES += [ROOT / "benchmarks" / "README.md", ROOT / "recipes" / "README.md"]
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors that GitHub gives the headings of `page`."""
+    """Return the anchors of the headings of `page` on GitHub."""
     prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
     headings = re.findall(r"^#+ (.+)$", prose, flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
