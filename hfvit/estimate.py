@@ -1,12 +1,14 @@
 """Estimate the memory and disk that a recipe needs, without allocating the model."""
 
+import os
+import resource
 import shutil
+import sys
 import weakref
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import timm
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -24,7 +26,7 @@ from hfvit.recipe.arguments import ModelArguments
 from hfvit.recipe.loader import Recipe
 from hfvit.training.losses import cross_entropy
 from hfvit.training.param_groups import build_param_groups
-from hfvit.utils.environment import peak_memory
+from hfvit.utils.files import expand_user
 from hfvit.utils.formatting import aligned, size
 from hfvit.utils.hub_ids import folder_or_hub_id
 
@@ -232,14 +234,15 @@ def _room(device: torch.device) -> tuple[int, str, int]:
     """Memory for a process, in words where, and what of it the libraries take."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0], f"free on {torch.cuda.get_device_name(device)}", 0
-    process = peak_memory()
-    return psutil.virtual_memory().free + process, "of memory free here", process
+    unit = 1 if sys.platform == "darwin" else 1024
+    process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") + process, "of memory free here", process
 
 
 def _disk(own: StepMemory, args) -> list[str]:
     one = own.weights + own.optimizer + own.average
     kept = "all of them are kept" if args.save_total_limit is None else f"at most {args.save_total_limit + 1} at once"
-    folder = Path(args.output_dir).expanduser().absolute()
+    folder = expand_user(args.output_dir).absolute()
     there = next(path for path in (folder, *folder.parents) if path.exists())
     return [f"disk       {size(one)} a checkpoint, {kept}; {size(shutil.disk_usage(there).free)} free in {there}"]
 

@@ -1,4 +1,4 @@
-"""Commands, Python and links of README.md and docs/ are run or parsed."""
+"""Commands, Python and links of README.md and docs/: run or parsed."""
 
 import argparse
 import json
@@ -48,10 +48,10 @@ def recipe_and_options(command: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def quickstart(tmp_path_factory):
-    """The output folder of the README's first command, with fewer steps."""
+    """The folder that the README's first command leaves, cut short."""
     out = tmp_path_factory.mktemp("readme") / "quickstart"
     words = shlex.split(next(command for command in TRAINING if command.endswith("recipes/quickstart.yaml")))
-    blocks = '{"patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}'  # for fast exports
+    blocks = '{"patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}'  # one block exports fast
     result = run_command(*words, "--max_steps", "3", "--output_dir", out, "--model_args", blocks)
     assert result.returncode == 0, result.stderr
     return out
@@ -102,7 +102,7 @@ def export(words: list[str]) -> int:
 
 @pytest.fixture(scope="module")
 def exported(quickstart):
-    """The quickstart's folder with the exports of the README."""
+    """The quickstart's folder with all that the README exports from it; three steps are no model to judge."""
     for command in EXPORTS:
         words = shlex.split(command.replace("outputs/quickstart", str(quickstart)))
         if "--help" not in words:
@@ -210,7 +210,7 @@ PAGES += [ROOT / "benchmarks" / "README.md", ROOT / "recipes" / "README.md"]
 
 
 def anchors(page: Path) -> set[str]:
-    """Return the anchors of the headings of `page` on GitHub."""
+    """The anchors that GitHub gives the headings of `page`."""
     prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
     headings = re.findall(r"^#+ (.+)$", prose, flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}

@@ -17,7 +17,7 @@ from hfvit.artifacts.export_record import ExportRecord, Parity
 from hfvit.artifacts.gate import ArtifactGate
 from hfvit.artifacts.run_record import RunRecord
 from hfvit.errors import ModelError
-from hfvit.utils.files import check_writable, file_sha256
+from hfvit.utils.files import check_writable, expand_user, file_sha256
 from hfvit.utils.formatting import size
 
 STAGING = ".export-"  # followed by machine name, process id and a random part, which identify a killed export
@@ -33,7 +33,7 @@ def file_name(
     target: str = "onnxruntime",
     with_preprocessing: bool = False,
 ) -> str:
-    """Return the file name of an ONNX variant for transformers.js and ORTModel.
+    """Return the file name of an ONNX variant, as transformers.js and ORTModel expect it.
 
     Args:
         dtype: fp32, fp16 or bf16.
@@ -60,7 +60,7 @@ def claim_folder(output: str | Path) -> Path:
     Raises:
         ModelError: the folder is not writable, has model files of another origin, or an export.json that is damaged.
     """
-    folder = Path(output).expanduser()
+    folder = expand_user(output)
     check_writable(folder, "output", ModelError)
     has_engine = (folder / ENGINE_RECORD_FILE).exists()
     model_files = (*(() if has_engine else (folder / CONFIG_FILE,)), *folder.glob("[!.]*.onnx"))
@@ -146,7 +146,7 @@ class ExportRow:
 
 
 def export_rows(folder: Path) -> list[ExportRow]:
-    """Return a row for each file in export.json and engine.json of a folder."""
+    """Return a row for each file of an export folder, from export.json and engine.json."""
     rows = [
         _row(folder, name, entry.bytes, entry.parity, entry.gate)
         for name, entry in ExportRecord.load(folder).files.items()

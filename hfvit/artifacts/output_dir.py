@@ -34,7 +34,7 @@ from hfvit.artifacts.constants import (
     WEIGHT_FILES,
 )
 from hfvit.errors import RecipeError
-from hfvit.utils.files import check_writable, sweep_temporary
+from hfvit.utils.files import check_writable, expand_user, sweep_temporary
 
 logger = logging.getLogger(__name__)
 # Files of a run that a new run deletes: not the card, which may have edits, and the plots, which are drawn again.
@@ -156,7 +156,7 @@ def check_inputs_are_kept(output_dir: str, reads: dict[str, str | None]) -> None
     """
     folder = Path(output_dir).resolve()
     for key, name in reads.items():
-        path = Path(name).expanduser().resolve() if name else None
+        path = expand_user(name).resolve() if name else None
         if path and path.is_dir() and (path == folder or path in checkpoints(folder)):
             raise RecipeError(
                 f"{key}: {name} is in output_dir, which --overwrite_output_dir clears. Choose another output_dir."

@@ -30,7 +30,7 @@ from hfvit.artifacts.run_sections import (
     Training,
 )
 from hfvit.errors import ModelError
-from hfvit.utils.files import temporary_file
+from hfvit.utils.files import expand_user, temporary_file
 from hfvit.utils.hub_ids import is_local
 
 PACKAGES = ("torch", "torchvision", "timm", "transformers", "accelerate", "datasets", "evaluate", "scikit-learn")
@@ -86,7 +86,7 @@ class RunRecord(FileRecord):
         Raises:
             ModelError: the folder or the file is missing, or the file is invalid.
         """
-        root = Path(folder).expanduser()
+        root = expand_user(folder)
         if not root.is_dir():
             raise ModelError(f"{folder}: no such folder. Pass the output_dir of a finished run.")
         if not (root / RUN_FILE).is_file():

@@ -19,7 +19,9 @@ import pyarrow.parquet
 from datasets import Dataset, Features, Image, IterableDataset, Value
 
 from hfvit.data.folders import File, canonical_split, extension
+from hfvit.data.references import ALLOW, leads_outside
 from hfvit.errors import DataError, HFViTError, one_line
+from hfvit.utils.files import expand_user
 
 IMAGE_NAMES = (
     "image", "img", "images", "file_name", "filename", "filepath", "filepaths", "file", "path", "image_path",
@@ -30,11 +32,10 @@ SPLIT_COLUMNS = ("split", "subset", "partition", "set", "data set")
 READERS = {".json": "json", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet"}
 UNDECODED = Image(decode=False)
 ENCODED_START = {"/9j/", "iVBO", "R0lG", "UklG", "Qk0", "SUkq", "TU0A"}  # base64 of the first bytes of image formats
-ALLOW = "Pass --allow_outside_paths true to allow it."
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """Return the cause of a `DatasetGenerationError`, or the error itself."""
+    """Return the cause of a `DatasetGenerationError` of `datasets`, or the error itself."""
     while isinstance(error, datasets.exceptions.DatasetGenerationError) and error.__cause__ is not None:
         error = error.__cause__
     return error
@@ -98,12 +99,12 @@ def _different_columns(files: list[File]) -> str | None:
 
 
 def data_files(files: list[File], split: str) -> dict[str, list[str]]:
-    """Return `data_files` for `load_dataset`, with patterns in paths escaped."""
+    """Return `data_files` for `datasets.load_dataset`, which interprets paths as patterns."""
     return {split: [glob.escape(file.path) for file in files]}
 
 
 def _read_csv(file: File) -> Dataset:
-    """Read a CSV file: strings, but integers in label columns; empty labels are null."""
+    """Read a CSV file: columns of strings, label columns of integers, empty labels as null."""
     try:
         text = Path(file.path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -143,7 +144,7 @@ def _column(name: str, values: list[str]) -> pa.Array:
 
 
 def is_integer(text: str) -> bool:
-    """Return whether a text is an integer in Python's form: "7", not "007" or "7.0"."""
+    """Return whether a text is an integer as Python writes it: "7", not "007" or "7.0"."""
     return text.removeprefix("-").isascii() and text.removeprefix("-").isdigit() and str(int(text)) == text
 
 
@@ -278,7 +279,7 @@ def as_images(
 def _with_paths(
     dataset: Dataset, column: str, paths: list[str | None], split: str, folder: str | None, allow_outside: bool
 ) -> Dataset:
-    """Resolve the paths of an image column; a row without path keeps its bytes.
+    """Replace the paths of an image column by resolved ones; a row without path keeps its bytes.
 
     Args:
         dataset: data set with the column.
@@ -352,11 +353,9 @@ class PathResolver:
             raise ValueError(f"is a URL, but images must be files in {self.folder}.")
         if self.folder is None and not (self.allow_outside and os.path.isabs(path)):
             raise ValueError("is a path, but the data set has no local folder.")
-        parts = path.replace("\\", "/").split("/")
-        leaves = os.path.isabs(path) or ".." in parts or path.startswith("~") or ":" in parts[0]
-        if leaves and not self.allow_outside:
+        if leads_outside(path) and not self.allow_outside:
             raise ValueError(f"is outside the table's folder {self.folder}. {ALLOW}")
-        full = os.path.join(self.folder or "", os.path.expanduser(path))
+        full = os.path.join(self.folder or "", expand_user(path))
         try:
             status = os.stat(full)
         except (FileNotFoundError, NotADirectoryError):
@@ -447,7 +446,10 @@ def stream_image(example: dict[str, Any], column: str, split: str, resolver: Pat
     else:
         image = value if isinstance(value, dict) else {"bytes": None, "path": value}
     path = image and image.get("path")
-    if image and not image.get("bytes") and path:
+    if image and image.get("bytes") is not None:
+        if path and os.path.isfile(path):  # `datasets` would read it in place of the bytes (5.2)
+            image = {**image, "path": None}
+    elif path:
         try:
             image = {"bytes": None, "path": resolver.resolve(path)[0]}
         except FileNotFoundError:

@@ -69,6 +69,9 @@ def check_page_folder(output: str | Path, overwrite: bool) -> Path:
         raise ModelError(
             f"--static: {output} is not empty (found {names[0]}). Choose another folder, or pass --overwrite."
         )
+    links = [name for name in OWN_FOLDERS if (folder / name).is_symlink()]
+    if links:
+        raise ModelError(f"--static: {folder / links[0]} is a symbolic link. Choose another folder.")
     foreign = [name for name in OWN_FOLDERS if name in names and PAGE_FILE not in names]
     if foreign:
         raise ModelError(f"--static: {output} has a {foreign[0]}/ that no page has written. Choose another folder.")
@@ -119,9 +122,13 @@ def write_page(
     record = ExportRecord.load(file.parent)
     title = title or Path(record.source or file.parent.resolve().parent.name).name
     with _Staging(folder) as page:
-        _copy(artifact.beside(CONFIG_FILE), page / "model" / CONFIG_FILE)
-        _copy(artifact.beside(PREPROCESSOR_FILE), page / "model" / PREPROCESSOR_FILE)
-        _copy(file, page / "model" / "onnx" / file.name)
+        for source, name in (
+            (artifact.beside(CONFIG_FILE), CONFIG_FILE),
+            (artifact.beside(PREPROCESSOR_FILE), PREPROCESSOR_FILE),
+            (file, f"onnx/{file.name}"),
+        ):
+            _refuse_link(source)
+            _copy(source, page / "model" / name)
         for name, source in runtime.files.items():
             _copy(source, page / name)
         values = {
@@ -184,6 +191,15 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def _refuse_link(path: Path) -> None:
+    """Raise `ModelError` for a symbolic link in an export: what it leads to would be published."""
+    if path.is_symlink():
+        raise ModelError(
+            f"--static: {path} is a symbolic link to {os.readlink(path)}. A page follows no links; replace it with the"
+            " file."
+        )
 
 
 def _copy(source: Path, target: Path) -> None:

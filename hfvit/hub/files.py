@@ -1,6 +1,7 @@
 """Select the files to push."""
 
 import json
+import os
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -17,6 +18,7 @@ from hfvit.artifacts.run_record import RunRecord
 from hfvit.errors import PushArgumentError, one_line
 from hfvit.hub.model_card import render_card
 from hfvit.hub.redaction import redact_paths
+from hfvit.utils.files import expand_user
 from hfvit.utils.hub_ids import is_hub_id
 
 
@@ -93,7 +95,7 @@ def files_to_push(
         PushArgumentError: the folder has no checkpoint, or an export is missing or of another model.
         ModelError: run.json cannot be read.
     """
-    root = Path(folder).expanduser()
+    root = expand_user(folder)
     if not root.is_dir():
         raise PushArgumentError(f"OUTPUT_DIR: no folder {folder}.")
     if not (root / "config.json").is_file() or not any((root / name).is_file() for name in WEIGHTS):
@@ -131,7 +133,7 @@ def files_to_push(
 
 def exports_left_out(folder: str | Path, include: tuple[str, ...]) -> list[str]:
     """Return the exports in `folder` that are not in `include`."""
-    return [name for name in EXPORTS if name not in include and (Path(folder).expanduser() / name).is_dir()]
+    return [name for name in EXPORTS if name not in include and (expand_user(folder) / name).is_dir()]
 
 
 def _export(root: Path, name: str) -> dict[str, Path]:
@@ -148,7 +150,7 @@ def _export(root: Path, name: str) -> dict[str, Path]:
         labels = checkpoint_config.get("label_names") or list((checkpoint_config.get("id2label") or {}).values())
         if labels and labels != list((export_config.get("id2label") or {}).values()):
             raise PushArgumentError(
-                f"--include {name}: the classes of {root}/{name} differ from the checkpoint's. Export the model again."
+                f"--include {name}: the classes of {root}/{name} differ from the checkpoint's. Export it again."
             )
     return found
 
@@ -157,17 +159,41 @@ def _matching(root: Path, prefix: str, patterns: tuple[str, ...]) -> list[tuple[
     """Return (path in the repository, file) of the files below `prefix` that match.
 
     Hidden and temporary files never match.
+
+    Args:
+        root: output folder of a run.
+        prefix: name of a folder in `root` with a slash, empty for `root` itself.
+        patterns: patterns of paths below `prefix`.
+
+    Raises:
+        PushArgumentError: a file that matches, or its folder, is a symbolic link.
     """
     folder = root / prefix if prefix else root
+    if prefix:
+        _check_not_a_link(root / prefix.rstrip("/"))
+    folders = {pattern.rpartition("/")[0] for pattern in patterns}
     found = []
     for file in sorted(folder.rglob("*")):
         inside = file.relative_to(folder)
         name = inside.as_posix() if not prefix else inside.name
-        if any(part.startswith((".", "~")) for part in inside.parts) or not file.is_file():
+        if any(part.startswith((".", "~")) for part in inside.parts):
             continue
+        if name in folders:
+            _check_not_a_link(file)
         if any(fnmatch(name, pattern) and pattern.count("/") == name.count("/") for pattern in patterns):
-            found.append((f"{prefix}{inside.as_posix()}", file))
+            _check_not_a_link(file)
+            if file.is_file():
+                found.append((f"{prefix}{inside.as_posix()}", file))
     return found
+
+
+def _check_not_a_link(path: Path) -> None:
+    """Raise `PushArgumentError` for a symbolic link, since its target may be any file of this machine."""
+    if path.is_symlink():
+        raise PushArgumentError(
+            f"OUTPUT_DIR: {path} is a symbolic link to {os.readlink(path)}, which is not pushed. Replace it by a copy"
+            " of the target, or delete it."
+        )
 
 
 def _read_json(path: Path) -> dict:

@@ -3,12 +3,23 @@
 import shlex
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import httpx2
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token, hf_hub_download
+from huggingface_hub import (
+    CommitInfo,
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    constants,
+    get_token,
+    hf_hub_download,
+)
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -18,17 +29,25 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import parse_ratelimit_headers, validate_repo_id
 
 from hfvit.artifacts.export_record import ExportRecord
 from hfvit.errors import HubError, PushArgumentError, one_line
 from hfvit.hub.files import EXPORTS, PushedFile, exports_left_out, files_to_push
+from hfvit.utils.files import expand_user
 from hfvit.utils.formatting import aligned, size
 
 LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN, with a token that can write (huggingface.co/settings/tokens)."
 _CHECK_IMAGES = 4
 _TOLERANCE = 1e-4  # relative to the largest logit
 _CONNECTION = (httpx2.TransportError, OfflineModeIsEnabled, ConnectionError, TimeoutError)
+# Exceptions of parsing an answer that is not the Hub's, such as the HTML of a login page.
+_NOT_THE_HUB = (ValueError, LookupError, TypeError, AttributeError)
+# HTTP status of temporary failures. huggingface_hub repeats uploads, but no commits and other requests (2.4).
+RETRIED = (429, 500, 502, 503, 504)
+RETRY_SECONDS = 60.0
+MAX_PAUSE = 16.0
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -87,7 +106,7 @@ def push_to(
 ) -> str:
     """Push the output folder of a run to the Hub in one commit, and verify it.
 
-    All checks are made before anything is sent.
+    All checks are made before anything is sent. Requests that fail temporarily are repeated for up to `RETRY_SECONDS`.
 
     Args:
         folder: `output_dir` of a run.
@@ -99,7 +118,8 @@ def push_to(
         The URL of the commit or the pull request.
 
     Raises:
-        HubError: the push failed; after a failure of the connection or the Hub, the message has the command to repeat.
+        HubError: the push failed; after a failure of the connection or the Hub, the message has the state of the
+            repository and the command to repeat.
     """
     try:
         destination = check_destination(destination)
@@ -111,7 +131,7 @@ def push_to(
         if error.__cause__ is None:  # an invalid argument, for which repeating does not help
             raise
         again = repeat_command(folder, destination, include, message)
-        raise HubError(f"{error}\n{folder} is unchanged. Try again with: {again}") from error
+        raise HubError(f"{error}\n{folder} is unchanged. Push it again with: {again}") from error
 
 
 def repeat_command(
@@ -163,33 +183,31 @@ def check_destination(destination: Destination) -> Destination:
     if not token:
         raise HubError(f"No token for the Hub. {LOG_IN}")
     api = HfApi(token=token, library_name="hfvit")
-    try:
-        user = api.whoami()
-        repo_id = destination.repo_id
-        repo_id = repo_id if "/" in repo_id else f"{user['name']}/{repo_id}"
-        owner = repo_id.split("/")[0]
+    with _hub_errors(destination.repo_id):
+        user = retry(api.whoami)
+        name = user["name"]
+        namespaces = [name, *(org.get("name") for org in user.get("orgs") or [])]
         role = ((user.get("auth") or {}).get("accessToken") or {}).get("role")
-        if role == "read":
-            raise HubError(f"The token of {user['name']} can only read. {LOG_IN}")
-        namespaces = [user["name"], *(org.get("name") for org in user.get("orgs") or [])]
-        if owner not in namespaces and not destination.create_pr:
-            raise HubError(
-                f"{repo_id}: the token belongs to {user['name']}, who cannot write to {owner}. Push to"
-                f" {user['name']}/{repo_id.split('/')[1]}, or open a pull request with --create_pr."
-            )
-        if api.repo_exists(repo_id):
-            if destination.private and not api.model_info(repo_id).private:
-                raise PushArgumentError(f"--private: {repo_id} is public. Only a new repository can be made private.")
-        else:
+    repo_id = destination.repo_id if "/" in destination.repo_id else f"{name}/{destination.repo_id}"
+    owner, _, title = repo_id.partition("/")
+    if role == "read":
+        raise HubError(f"The token of {name} can only read. {LOG_IN}")
+    if owner not in namespaces and not destination.create_pr:
+        raise HubError(
+            f"{repo_id}: the token belongs to {name}, who cannot write to {owner}. Push to {name}/{title}, or open a"
+            " pull request with --create_pr."
+        )
+    with _hub_errors(destination.repo_id):
+        if not retry(api.repo_exists, repo_id):
             _check_new(api, repo_id, destination.create_pr)
-    except (HfHubHTTPError, *_CONNECTION) as error:
-        raise HubError(_explain(error, destination.repo_id)) from error
+        elif destination.private and not retry(api.model_info, repo_id).private:
+            raise PushArgumentError(f"--private: {repo_id} is public. Only a new repository can be made private.")
     return replace(destination, repo_id=repo_id, token=token)
 
 
 def _check_weights(folder: str | Path, export: str) -> None:
     """Raise `PushArgumentError` if an export has other weights than the checkpoint."""
-    recorded = ExportRecord.load(Path(folder).expanduser() / export).weights_sha256
+    recorded = ExportRecord.load(expand_user(folder) / export).weights_sha256
     if recorded is None:
         return
     from hfvit.export.onnx import weights_sha256
@@ -206,37 +224,27 @@ def _check_new(api: HfApi, repo_id: str, create_pr: bool) -> None:
     if create_pr:
         raise PushArgumentError(f"--create_pr: no repository {repo_id}. Push without --create_pr to create it.")
     for kind, name in (("dataset", "data set"), ("space", "space")):
-        if api.repo_exists(repo_id, repo_type=kind):
+        if retry(api.repo_exists, repo_id, repo_type=kind):
             raise PushArgumentError(f"repository: {repo_id} is a {name}. Choose another name for the model.")
 
 
 def _send(folder: str | Path, destination: Destination, include: tuple[str, ...], message: str | None) -> str:
     repo_id = destination.repo_id
     api = HfApi(token=destination.token, library_name="hfvit")
-    try:
+    with _hub_errors(repo_id, "Nothing was committed."):
         if not destination.create_pr:
-            if not api.repo_exists(repo_id):  # a fine-grained token may not be allowed to create repositories
-                api.create_repo(repo_id, private=destination.private, exist_ok=True)
+            if not retry(api.repo_exists, repo_id):  # a fine-grained token may not be allowed to create repositories
+                retry(api.create_repo, repo_id, private=destination.private, exist_ok=True)
             if destination.revision:
-                api.create_branch(repo_id, branch=destination.revision, exist_ok=True)
-        hub_files = api.list_repo_files(repo_id, revision=destination.revision)
-        files = files_to_push(folder, repo_id, include, _download_card(destination, hub_files))
-        print(f"pushing {len(files)} files, {size(sum(file.bytes for file in files))}, to {repo_id}", flush=True)
-        operations = [CommitOperationAdd(file.path, file.source) for file in files]
-        # Files of an earlier export would be mistaken for exports of this model.
-        sent = {file.path for file in files}
-        folders = tuple(f"{name}/" for name in include)
-        stale = [path for path in hub_files if path.startswith(folders) and path not in sent]
-        operations += [CommitOperationDelete(path) for path in stale]
-        commit = api.create_commit(
-            repo_id,
-            operations,
-            commit_message=message or "Push with hfvit",
-            revision=destination.revision,
-            create_pr=destination.create_pr,
-        )
-    except (HfHubHTTPError, *_CONNECTION, RuntimeError, OSError, ValueError) as error:
-        raise HubError(_explain(error, repo_id)) from error
+                retry(api.create_branch, repo_id, branch=destination.revision, exist_ok=True)
+        before = retry(api.model_info, repo_id, revision=destination.revision).sha
+        hub_files = retry(api.list_repo_files, repo_id, revision=destination.revision)
+    files = files_to_push(folder, repo_id, include, _download_card(destination, hub_files))
+    print(f"pushing {len(files)} files, {size(sum(file.bytes for file in files))}, to {repo_id}", flush=True)
+    try:
+        commit = _commit(api, destination, files, include, message)
+    except (HfHubHTTPError, RuntimeError, OSError, *_CONNECTION, *_NOT_THE_HUB) as error:
+        raise HubError(f"{_explain(error, repo_id)} {_repository_state(api, destination, before)}") from error
     for name in exports_left_out(folder, include):
         _print_note(f"{name}/ was not pushed; push it with --include {name}")
     for name in sorted({path.split("/")[0] for path in hub_files} & (set(EXPORTS) - set(include))):
@@ -246,13 +254,131 @@ def _send(folder: str | Path, destination: Destination, include: tuple[str, ...]
     return url
 
 
+def _commit(
+    api: HfApi, destination: Destination, files: list[PushedFile], include: tuple[str, ...], message: str | None
+) -> CommitInfo:
+    """Upload files and commit them.
+
+    If the answer of a commit is lost, the next attempt returns that commit, since huggingface_hub creates none for
+    unchanged files.
+
+    Args:
+        api: client with the token.
+        destination: repository and branch.
+        files: files from `files_to_push`.
+        include: names of the exports among them.
+        message: commit message.
+    """
+
+    def attempt() -> CommitInfo:
+        operations = [CommitOperationAdd(file.path, file.source) for file in files]
+        # Files of an earlier export would be mistaken for exports of this model.
+        hub_files = api.list_repo_files(destination.repo_id, revision=destination.revision)
+        sent = {file.path for file in files}
+        folders = tuple(f"{name}/" for name in include)
+        stale = [path for path in hub_files if path.startswith(folders) and path not in sent]
+        return api.create_commit(
+            destination.repo_id,
+            [*operations, *map(CommitOperationDelete, stale)],
+            commit_message=message or "Push with hfvit",
+            revision=destination.revision,
+            create_pr=destination.create_pr,
+        )
+
+    if destination.create_pr:  # a second attempt could open a second pull request
+        return attempt()
+    return retry(attempt)
+
+
+def _repository_state(api: HfApi, destination: Destination, before: str) -> str:
+    """Describe whether a failed commit has changed the repository.
+
+    Args:
+        api: client with the token.
+        destination: repository and branch.
+        before: commit of the branch before the push.
+    """
+    url = f"{constants.ENDPOINT}/{destination.repo_id}"
+    if destination.create_pr:
+        return f"Check {url}/discussions for the pull request before you try again."
+    try:
+        now = api.model_info(destination.repo_id, revision=destination.revision).sha
+    except (HfHubHTTPError, *_CONNECTION, *_NOT_THE_HUB):
+        return f"It is unknown whether the commit was made. See {url}/commits/{destination.revision or 'main'}."
+    if now == before:
+        return "Nothing was committed."
+    return f"The commit was made: {url}/commit/{now}."
+
+
+def retry(call: Callable[..., Result], *args, **kwargs) -> Result:
+    """Call a function of the Hub, and repeat it after temporary failures.
+
+    Pauses increase from one second to `MAX_PAUSE`, or follow the Hub's Retry-After, for at most `RETRY_SECONDS`. A
+    failure to connect is not repeated.
+
+    Args:
+        call: function that is safe to repeat.
+        *args: its arguments.
+        **kwargs: its keyword arguments.
+    """
+    began = time.monotonic()
+    pause = 1.0
+    waited = 0.0
+    while True:
+        try:
+            return call(*args, **kwargs)
+        except (HfHubHTTPError, httpx2.TransportError) as error:
+            wait = _pause(error, pause)
+            if wait is None or max(waited, time.monotonic() - began) + wait > RETRY_SECONDS:
+                raise
+            _print_note(f"the Hub failed ({_short(error)}); trying again in {wait:g} s")
+        time.sleep(wait)
+        waited += wait
+        pause = min(2 * pause, MAX_PAUSE)
+
+
+def _pause(error: Exception, pause: float) -> float | None:
+    """Return the seconds until the next attempt, None for a permanent failure."""
+    response = getattr(error, "response", None)
+    if response is None:
+        return None if isinstance(error, httpx2.ConnectError) else pause
+    if response.status_code not in RETRIED:
+        return None
+    limit = parse_ratelimit_headers(response.headers)
+    if limit is not None and limit.remaining == 0:
+        return limit.reset_in_seconds + 1.0
+    retry_after = response.headers.get("Retry-After", "").strip()
+    return max(1.0, float(retry_after)) if retry_after.isdigit() else pause
+
+
+def _short(error: Exception) -> str:
+    response = getattr(error, "response", None)
+    return type(error).__name__ if response is None else f"status {response.status_code}"
+
+
+@contextmanager
+def _hub_errors(repo_id: str, state: str = "") -> Iterator[None]:
+    """Raise exceptions of the Hub's client as `HubError`; `state` is added to the message."""
+    try:
+        yield
+    except HubError:
+        raise
+    except (HfHubHTTPError, RuntimeError, OSError, *_CONNECTION, *_NOT_THE_HUB) as error:
+        raise HubError(f"{_explain(error, repo_id)} {state}".strip()) from error
+
+
 def _download_card(destination: Destination, hub_files: list[str]) -> str:
     """Return the repository's README.md, empty if it has none."""
     if "README.md" not in hub_files:
         return ""
-    with tempfile.TemporaryDirectory(prefix="hfvit-") as cache:
-        path = hf_hub_download(
-            destination.repo_id, "README.md", revision=destination.revision, token=destination.token, cache_dir=cache
+    with tempfile.TemporaryDirectory(prefix="hfvit-") as cache, _hub_errors(destination.repo_id):
+        path = retry(
+            hf_hub_download,
+            destination.repo_id,
+            "README.md",
+            revision=destination.revision,
+            token=destination.token,
+            cache_dir=cache,
         )
         return Path(path).read_text(encoding="utf-8")
 
@@ -328,8 +454,19 @@ def _explain(error: Exception, repo_id: str) -> str:
         return f"The Hub does not accept the token. {LOG_IN}"
     if status == 403:
         return f"The token cannot write to {repo_id}. {LOG_IN}"
+    if status == 429:
+        retry_after = error.response.headers.get("Retry-After")
+        requested = f" with Retry-After {retry_after} seconds" if retry_after else ""
+        return f"The Hub is busy (status 429{requested}), longer than hfvit waits ({RETRY_SECONDS:g} seconds)."
     if status is not None and status >= 500:
         return f"The Hub failed repeatedly with status {status}. See status.huggingface.co."
+    if status is None and isinstance(error, OSError):
+        return f"{error.filename or 'A file'}: cannot be read ({error.strerror or one_line(error)})."
+    if status is None and isinstance(error, _NOT_THE_HUB):
+        return (
+            f"{constants.ENDPOINT}: not an answer of the Hub ({type(error).__name__}: {one_line(error)[:200]}). Check"
+            " HF_ENDPOINT, and whether a proxy or the login page of a network answers instead."
+        )
     return f"The Hub rejected the request: {one_line(error)}"
 
 
