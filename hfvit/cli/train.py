@@ -20,7 +20,7 @@ examples:
 """
 
 EPILOG = f"""\
-`none` as a value means null. All other fields of transformers' TrainingArguments are options, too:
+`none` or `null` as a value means null. All other fields of transformers' TrainingArguments are options, too:
 `python -m hfvit.train --help` lists them.
 
 {exit_codes(0, 2, 3, 5, 6, 7, 75)}"""
