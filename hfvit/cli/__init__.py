@@ -1,4 +1,4 @@
-"""The `hfvit` command, one module per subcommand; heavy libraries are imported only by the command that runs."""
+"""The `hfvit` command: one module per subcommand, which imports heavy libraries only when it runs."""
 
 import sys
 
@@ -28,24 +28,24 @@ def main(argv: list[str] | None = None) -> None:
     """Run the console command and exit with its code.
 
     Args:
-        argv: words after `hfvit`; those of the process by default.
+        argv: arguments after `hfvit`. Default: those of the process.
     """
     prepare_streams()
     words = sys.argv[1:] if argv is None else list(argv)
     parser, commands = build_parsers()
     if not words:
-        # Help, but exit code 2, as of git and uv: `hfvit $COMMAND` with an empty variable has not done its work.
+        # Exit code 2, as git and uv do: `hfvit $COMMAND` with an empty variable must not pass for success.
         parser.print_help(sys.stderr)
         sys.exit(2)
-    if words[0] not in commands and words[0] not in (*parser.option_names,):
+    if words[0] not in commands and words[0] not in parser.option_names:
         if words[0].startswith("-"):
             parser.refuse(words)
         hint = nearest(words[0], commands) or f" Commands: {', '.join(commands)}"
         parser.error(f"COMMAND: unknown, got '{printable(words[0])}'.{hint}")
     options, rest = parser.parse_known_args(words)
     command = commands[words[0]]
-    if options.takes_rest:
-        command.refuse_misspelled(rest)
+    if options.accepts_recipe_options:
+        command.check_misspelled(rest)
     elif rest:
         command.refuse(rest)
     options.rest = rest
@@ -58,10 +58,10 @@ def build_parser() -> CommandParser:
 
 
 def build_parsers() -> tuple[CommandParser, dict[str, CommandParser]]:
-    """Build the parser of `hfvit`, and that of each command by its name."""
+    """Build the parser of `hfvit` and, by name, the parsers of its commands."""
     parser = CommandParser(prog="hfvit", description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("--version", action="version", version=f"hfvit {hfvit.__version__}")
-    parser.set_defaults(takes_rest=False)
+    parser.set_defaults(accepts_recipe_options=False)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for module in COMMANDS:
         module.add(commands)

@@ -1,8 +1,8 @@
-"""`hfvit demo`"""
+"""`hfvit demo`."""
 
 import argparse
 
-from hfvit.cli.options import above_0, exit_codes
+from hfvit.cli.options import exit_codes, positive_int
 from hfvit.errors import DataError, HFViTError
 from hfvit.utils.quiet import quiet_libraries
 
@@ -26,6 +26,7 @@ PAGE_ONLY = ("vendor", "title", "overwrite")
 
 
 def add(commands) -> None:
+    """Add the parser of `hfvit demo`."""
     parser = commands.add_parser(
         "demo",
         help="try a classifier in the browser",
@@ -33,13 +34,13 @@ def add(commands) -> None:
         epilog=EPILOG,
     )
     parser.add_argument("artifact", metavar="ARTIFACT", help="checkpoint folder, Hub id, .onnx file or export folder")
-    parser.add_argument("--top_k", type=above_0, default=5, help="classes shown per image [%(default)s]")
+    parser.add_argument("--top_k", type=positive_int, default=5, help="classes shown per image [%(default)s]")
     parser.add_argument("--examples", metavar="FOLDER", help="example images: a folder, pattern or file [none]")
     app = parser.add_argument_group("Gradio app")
     app.add_argument("--device", help="where to run: cpu, cuda, cuda:1, ... [cuda if available, else cpu]")
-    app.add_argument("--threads", type=above_0, help="CPU threads [PyTorch's default]")
+    app.add_argument("--threads", type=positive_int, help="CPU threads [PyTorch's default]")
     app.add_argument("--host", help="address to listen on; 0.0.0.0 for the whole network [127.0.0.1]")
-    app.add_argument("--port", type=above_0, help="port to listen on [first free one from 7860 on]")
+    app.add_argument("--port", type=positive_int, help="port to listen on [first free one from 7860 on]")
     app.add_argument("--share", action="store_true", help="open a public tunnel through Gradio's servers")
     page = parser.add_argument_group("static page")
     page.add_argument("--static", metavar="DIR", help="write a static page into this folder, and start no server")
@@ -52,10 +53,12 @@ def add(commands) -> None:
 
 
 def demo(options: argparse.Namespace) -> None:
-    """`hfvit demo ARTIFACT`"""
-    for name in APP_ONLY if options.static else PAGE_ONLY:
+    """Run `hfvit demo ARTIFACT`."""
+    unavailable = APP_ONLY if options.static else PAGE_ONLY
+    problem = "not available with --static" if options.static else "only available with --static"
+    for name in unavailable:
         if getattr(options, name):
-            raise HFViTError(f"--{name}: {'not available with' if options.static else 'needs'} --static.")
+            raise HFViTError(f"--{name}: {problem}.")
     if options.static:
         _write(options)
     else:
@@ -79,9 +82,7 @@ def _write(options: argparse.Namespace) -> None:
         top_k=options.top_k,
         overwrite=options.overwrite,
     )
-    print(
-        f"{options.static}: a page that runs {file.name}. Look at it with: python -m http.server -d {options.static}"
-    )
+    print(f"Wrote {options.static}, a page that runs {file.name}. Serve it: python -m http.server -d {options.static}")
 
 
 def _serve(options: argparse.Namespace) -> None:
@@ -97,7 +98,7 @@ def _serve(options: argparse.Namespace) -> None:
     classifier = load_classifier(options.artifact, options.device, options.threads)
     if classifier.text_reader:
         raise HFViTError(
-            f"{options.artifact} classifies images with texts, for which the app has no field; use `hfvit predict`."
+            f"ARTIFACT: the demo does not support image and text models, got {options.artifact}. Use `hfvit predict`."
         )
     serve(
         gradio,
@@ -111,9 +112,9 @@ def _serve(options: argparse.Namespace) -> None:
 
 
 def _examples(options: argparse.Namespace) -> list[str]:
-    from hfvit.data.decode import find_pictures
+    from hfvit.data.decode import find_images
 
-    names, wrong = find_pictures([options.examples] if options.examples else [])
+    names, wrong = find_images([options.examples] if options.examples else [])
     if wrong:
         raise DataError(f"--examples: {wrong[0]}.")
     return names

@@ -8,7 +8,7 @@ from pathlib import Path
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 
 from hfvit.cli.export_onnx import add_calibration, add_gate, add_model, add_tolerance, quiet_export
-from hfvit.cli.options import above_0, accept_dashes, exit_codes
+from hfvit.cli.options import accept_dashes, exit_codes, positive_int
 from hfvit.errors import run
 from hfvit.utils.terminal import prepare_streams
 
@@ -16,16 +16,16 @@ DESCRIPTION = """\
 Build a TensorRT engine of an image classifier.
 
 MODEL is a checkpoint, which is exported to ONNX and checked first (as by `optimum-cli export onnx`), or an .onnx file
-with its config.json and preprocessor_config.json. The engine has the precision of the ONNX graph. OUTPUT then holds
-  model.engine              for the given GPUs and batch sizes
+with its config.json and preprocessor_config.json. The engine has the precision of the ONNX graph. Files in OUTPUT:
+  model.engine              the engine for the given GPUs and batch sizes
   engine.json               backend, versions, compute capabilities, batch sizes, precision, ONNX sha256, classes
   config.json, preprocessor_config.json
 """
 
 EPILOG = f"""\
 backends: `tensorrt_rtx` (pip install tensorrt-rtx-cu13) builds without a GPU; its engines run on RTX GPUs and are
-compiled for the GPU when they are loaded. `tensorrt` builds on the GPU that will run the engine. Neither reads the
-other's engines. `hfvit doctor` shows what is installed.
+compiled for the GPU when they are loaded. `tensorrt` builds on the GPU that will run the engine. Neither can load
+engines of the other. `hfvit doctor` shows the installed backends.
 
 examples:
   optimum-cli export tensorrt --model outputs/quickstart --dtype fp16 outputs/quickstart/tensorrt
@@ -39,20 +39,23 @@ UNITS = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": 2**10, 
 
 
 class TensorRTExportCommand(BaseOptimumCLICommand):
-    """`optimum-cli export tensorrt --model MODEL OUTPUT`"""
+    """Run `optimum-cli export tensorrt --model MODEL OUTPUT`."""
 
     COMMAND = CommandInfo(name="tensorrt", help="Build a TensorRT engine of an image classifier (hfvit).")
 
     @staticmethod
     def parse_args(parser: argparse.ArgumentParser) -> None:
+        """Add the arguments of the command."""
         add_arguments(parser)
 
     def run(self) -> None:
+        """Run the command and exit with its code."""
         prepare_streams()
         sys.exit(run(lambda: export_tensorrt_command(self.args)))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `optimum-cli export tensorrt`."""
     parser.description = DESCRIPTION
     parser.epilog = EPILOG
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -64,9 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype", choices=("fp32", "fp16", "bf16", "int8", "fp8"),
         help="precision of matrix products [fp32 for a checkpoint, the graph's for an .onnx file]",
     )  # fmt: skip
-    engine.add_argument("--min_batch", type=above_0, default=1, help="smallest batch, in images [%(default)s]")
-    engine.add_argument("--opt_batch", type=above_0, default=8, help="batch to optimize for, in images [%(default)s]")
-    engine.add_argument("--max_batch", type=above_0, default=64, help="largest batch, in images [%(default)s]")
+    engine.add_argument("--min_batch", type=positive_int, default=1, help="smallest batch size [%(default)s]")
+    engine.add_argument("--opt_batch", type=positive_int, default=8, help="batch size to optimize for [%(default)s]")
+    engine.add_argument("--max_batch", type=positive_int, default=64, help="largest batch size [%(default)s]")
     engine.add_argument(
         "--compute_capability", nargs="+", type=capability, default=(), metavar="X.Y",
         help="compute capabilities to build for, such as 8.6 8.9; only tensorrt_rtx can build for GPUs of other"
@@ -78,17 +81,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     engine.add_argument(
         "--workspace", type=size_in_bytes, metavar="SIZE",
-        help="largest memory of a layer at run time, such as 512MiB or 1GiB [all of the GPU]",
+        help="workspace limit of a layer, such as 512MiB or 1GiB [all memory of the GPU]",
     )  # fmt: skip
     engine.add_argument(
-        "--timing_cache", metavar="FILE", help="keep timings in this file for the next build (tensorrt only)"
+        "--timing_cache", metavar="FILE", help="read and save kernel timings, which speeds up builds (tensorrt only)"
     )
     engine.add_argument(
         "--optimization_level", type=int, metavar="N", help="0 (fast build) to 5 (fast engine) [the backend's default]"
     )
     engine.add_argument(
         "--hardware_compatibility", choices=("none", "ampere_plus", "same_compute_capability"), default="none",
-        help="other GPUs that can run the engine, at some cost in speed (tensorrt only) [%(default)s]",
+        help="let other GPUs run the engine, at some cost in speed (tensorrt only) [%(default)s]",
     )  # fmt: skip
     engine.add_argument(
         "--version_compatible",
@@ -110,7 +113,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def export_tensorrt_command(options: argparse.Namespace) -> None:
-    """Check the options before anything is loaded or built, then build."""
+    """Check the options, then build the engine."""
     from hfvit.artifacts.artifact import find_artifact
     from hfvit.errors import ModelError
     from hfvit.trt.api import (
@@ -124,11 +127,11 @@ def export_tensorrt_command(options: argparse.Namespace) -> None:
 
     artifact = find_artifact(options.model)
     if artifact.is_engine:
-        raise ModelError(f"--model: must not be an engine, got {artifact.file}. Name its checkpoint or ONNX file.")
+        raise ModelError(f"--model: must not be an engine, got {artifact.file}. Pass its checkpoint or ONNX file.")
     if options.dtype == "fp8" and artifact.is_checkpoint:
         raise ModelError(
             "--dtype fp8: not available for a checkpoint, since hfvit quantizes to INT8 only. Use --dtype int8 or"
-            " fp16, or give an ONNX file with FP8 Q/DQ nodes from another quantizer, such as NVIDIA's Model Optimizer."
+            " fp16, or pass an ONNX file with FP8 Q/DQ nodes from another quantizer, such as NVIDIA's Model Optimizer."
         )
     names = ("min_batch", "opt_batch", "max_batch", "workspace", "timing_cache", "optimization_level")
     names += ("hardware_compatibility", "version_compatible")
@@ -147,8 +150,8 @@ def export_tensorrt_command(options: argparse.Namespace) -> None:
         check_triton(options.triton, options.min_batch)
         if backend.builds_without_gpu:
             raise ModelError(
-                f"--triton: not available with {backend.title}. Use --backend tensorrt, in the version of the Triton"
-                " container and on its GPU."
+                f"--triton: not available with {backend.title}. Use --backend tensorrt, with the TensorRT version of"
+                " the Triton container and on its GPU."
             )
         options.output = Path(options.output).expanduser() / options.triton
     quiet_export(options.verbose)
@@ -161,13 +164,13 @@ def capability(text: str) -> str:
     """Parse a compute capability, such as `8.6`."""
     if not re.fullmatch(r"\d+\.\d", text):
         raise argparse.ArgumentTypeError(
-            f"must be a compute capability such as 8.6, got '{text}'. Write OUTPUT before this option"
+            f"must be a compute capability such as 8.6, got '{text}'. Put OUTPUT before this option"
         )
     return text
 
 
 def size_in_bytes(text: str) -> int:
-    """Parse a size, `1GiB`, `512 MiB`, `2GB` or a number of bytes, into bytes."""
+    """Convert a size, such as `1GiB`, `512 MiB`, `2GB` or `1000`, to bytes."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)", text.strip())
     unit = UNITS.get(match[2].lower()) if match else None
     size = int(float(match[1]) * unit) if unit else 0

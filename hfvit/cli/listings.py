@@ -1,4 +1,4 @@
-"""`hfvit doctor` and `hfvit recipes`"""
+"""`hfvit doctor` and `hfvit recipes`."""
 
 import argparse
 import textwrap
@@ -15,10 +15,11 @@ examples:
 
 
 def add(commands) -> None:
+    """Add the parsers of `hfvit doctor` and `hfvit recipes`."""
     parser = commands.add_parser(
         "doctor",
         help="show the hardware, runtimes and precisions of this machine",
-        description="Show GPU, driver, runtimes with their versions, precisions, and what to install for the rest.",
+        description="Show GPU, driver, installed runtimes, precisions, and how to install what is missing.",
         epilog=exit_codes(0, 2),
     )
     parser.set_defaults(command=doctor)
@@ -34,14 +35,14 @@ def add(commands) -> None:
 
 
 def doctor(options: argparse.Namespace) -> None:
-    """`hfvit doctor`"""
+    """Run `hfvit doctor`."""
     from hfvit.doctor import report
 
     print(report())
 
 
 def recipes(options: argparse.Namespace) -> None:
-    """`hfvit recipes [NAME]`"""
+    """Run `hfvit recipes [NAME]`."""
     if options.name:
         print(find_recipe(options.name).read_text(encoding="utf-8"), end="")
         return
@@ -52,7 +53,7 @@ def describe_recipe(name: str) -> str:
     """Describe a shipped recipe by its keys and the comment at its head.
 
     Args:
-        name: of a shipped recipe.
+        name: name of a shipped recipe, without `.yaml`.
     """
     path = shipped_recipes()[name]
     values = read_yaml(path)
@@ -75,7 +76,7 @@ def describe_recipe(name: str) -> str:
 
 
 def measured(text: str) -> str | None:
-    """The first sentence of a head's entry; None for an estimate or what was not measured."""
+    """Return the first sentence of a measured value, None for an estimate."""
     if text.startswith(("estimated", "not measured")):
         return None
     return text.partition(". ")[0].rstrip(".")

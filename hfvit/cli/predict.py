@@ -1,9 +1,9 @@
-"""`hfvit predict`"""
+"""`hfvit predict`."""
 
 import argparse
 import sys
 
-from hfvit.cli.options import above_0, add_changes, add_running, exit_codes, given_providers
+from hfvit.cli.options import add_runtime_options, add_token_options, exit_codes, parse_providers, positive_int
 from hfvit.errors import DataError, HFViTError, printable
 from hfvit.utils.quiet import quiet_libraries
 
@@ -11,9 +11,9 @@ EPILOG = f"""\
 A folder means all images in it and its subfolders. An image that cannot be read is reported on standard error and
 skipped; the exit code is then 1.
 
-Pictures are JPEG, PNG, WebP, GIF (the first frame of an animation), BMP, TIFF, AVIF, JPEG 2000 and PPM files of at
-most 89 million pixels; HEIF files with pip install "hfvit[heif]". A URL is downloaded within 60 seconds, 64 MiB and 5
-redirects to http or https; hfvit.data.decode.read_picture takes other limits (UrlLimits, ImageLimits).
+Formats: JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, JPEG 2000 and PPM; HEIF with pip install "hfvit[heif]". The first frame
+of an animation is classified. Limits: 89 million pixels per image; 64 MiB, 60 seconds and 5 redirects per URL (http or
+https). Other limits are arguments of hfvit.data.decode.read_image (ImageLimits, UrlLimits).
 
 examples:
   hfvit predict outputs/quickstart digit.png
@@ -28,6 +28,7 @@ GRID_KINDS = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")
 
 
 def add(commands) -> None:
+    """Add the parser of `hfvit predict`."""
     parser = commands.add_parser(
         "predict",
         help="classify images",
@@ -41,9 +42,9 @@ def add(commands) -> None:
     parser.add_argument(
         "--text",
         action="append",
-        help="text of the images, for an image and text model; once for all images, or once per image",
+        help="text that belongs to the images, for an image and text model; give one for all or one per image",
     )
-    parser.add_argument("--top_k", type=above_0, default=5, help="classes shown per image [%(default)s]")
+    parser.add_argument("--top_k", type=positive_int, default=5, help="classes shown per image [%(default)s]")
     parser.add_argument(
         "--calibrated",
         action="store_true",
@@ -51,27 +52,27 @@ def add(commands) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON line per image")
     parser.add_argument("--save_grid", metavar="FILE", help="save a figure of the images with their predictions")
-    add_changes(parser)
-    add_running(parser, batch_size=32)
+    add_token_options(parser)
+    add_runtime_options(parser, batch_size=32)
     parser.set_defaults(command=predict)
 
 
 def predict(options: argparse.Namespace) -> int:
-    """`hfvit predict ARTIFACT IMAGE ...`"""
+    """Run `hfvit predict ARTIFACT IMAGE ...`."""
     from hfvit.artifacts.artifact import find_artifact
-    from hfvit.data.decode import find_pictures
+    from hfvit.data.decode import find_images
     from hfvit.utils.files import output_file
 
     find_artifact(options.artifact)
-    providers = given_providers(options)
+    providers = parse_providers(options)
     grid = output_file(options.save_grid, "--save_grid")
     if grid and grid.suffix.lower() not in GRID_KINDS:
         raise HFViTError(f"--save_grid: must end in one of {', '.join(GRID_KINDS)}, got '{grid}'.")
-    names, wrong = find_pictures(options.images)
+    names, wrong = find_images(options.images)
     if not names:
         raise DataError("IMAGE: no image found: " + "; ".join(map(printable, wrong)) + ".")
-    for sentence in wrong:
-        print(f"hfvit: {printable(sentence)}.", file=sys.stderr)
+    for problem in wrong:
+        print(f"hfvit: {printable(problem)}.", file=sys.stderr)
     quiet_libraries()
     from hfvit.inference.classifier import load_classifier
     from hfvit.inference.predict import print_predictions, texts_of
@@ -90,5 +91,5 @@ def predict(options: argparse.Namespace) -> int:
     if bad == len(names):
         raise DataError("IMAGE: none of the images could be classified.")
     if bad or wrong:
-        print(f"hfvit: {bad + len(wrong)} of what was named could not be classified.", file=sys.stderr)
+        print(f"hfvit: {bad + len(wrong)} images or names could not be classified.", file=sys.stderr)
     return 1 if bad or wrong else 0

@@ -1,4 +1,4 @@
-"""`hfvit push`"""
+"""`hfvit push`."""
 
 import argparse
 
@@ -9,8 +9,8 @@ EPILOG = f"""\
 Pushed in one commit: weights, config.json, model card, run.json, recipe.yaml, trainer_state.json and plots; adapter/
 of a LoRA run; .eval_results for a data set on the Hub; the exports of --include. Never pushed: checkpoints, optimizer
 state, pickles, hidden and temporary files, images of the data set, paths of this machine. Text above and below the
-generated part of the card, here or on the Hub, is kept. The repository is then loaded back from the Hub, and its
-logits are compared.
+generated part of the model card, local or on the Hub, is kept. After the push, the model is loaded from the Hub and
+its logits are compared with those of OUTPUT_DIR.
 
 examples:
   hfvit push outputs/quickstart user/digits --dry_run
@@ -22,6 +22,7 @@ examples:
 
 
 def add(commands) -> None:
+    """Add the parser of `hfvit push`."""
     parser = commands.add_parser(
         "push",
         help="push a run to the Hub",
@@ -32,15 +33,19 @@ def add(commands) -> None:
     parser.add_argument("repository", metavar="USER/NAME", help="model repository; created if missing")
     parser.add_argument("--private", action="store_true", help="create the repository as private")
     parser.add_argument("--revision", help="branch to push to; created if missing [main]")
-    parser.add_argument("--create_pr", action="store_true", help="open a pull request instead")
-    parser.add_argument("--include", nargs="+", choices=("onnx", "tensorrt"), default=[], help="exports to push, too")
+    parser.add_argument(
+        "--create_pr", action="store_true", help="open a pull request instead of committing to a branch"
+    )
+    parser.add_argument(
+        "--include", nargs="+", choices=("onnx", "tensorrt"), default=[], help="exports to push [none]"
+    )
     parser.add_argument("--message", help="commit message [Push with hfvit]")
-    parser.add_argument("--dry_run", action="store_true", help="list files and sizes, and send nothing")
+    parser.add_argument("--dry_run", action="store_true", help="list the files and their sizes without pushing")
     parser.set_defaults(command=push)
 
 
 def push(options: argparse.Namespace) -> None:
-    """`hfvit push OUTPUT_DIR USER/NAME`"""
+    """Run `hfvit push OUTPUT_DIR USER/NAME`."""
     from hfvit.hub.files import files_to_push
     from hfvit.hub.push import Destination, check_name, listing, push_to
 

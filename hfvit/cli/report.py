@@ -1,4 +1,4 @@
-"""`hfvit report`"""
+"""`hfvit report`."""
 
 import argparse
 import sys
@@ -6,9 +6,9 @@ import sys
 from hfvit.cli.options import exit_codes
 
 EPILOG = f"""\
-Plots (plots/*.png, light and dark) and the model card (README.md) are made from run.json and examples.npz; neither the
-model nor the data set is needed. Text above and below the generated part of the card is kept. report.html is one file
-that needs no network; it shows images of the data set, and hfvit never pushes it.
+Plots (plots/*.png, light and dark) and the model card (README.md) come from run.json and examples.npz; neither the
+model nor the data set is loaded. Text above and below the generated part of the model card is kept. report.html is
+a single file that works offline. It shows images of the data set, and `hfvit push` leaves it out.
 
 examples:
   hfvit report outputs/quickstart
@@ -19,10 +19,11 @@ examples:
 
 
 def add(commands) -> None:
+    """Add the parser of `hfvit report`."""
     parser = commands.add_parser(
         "report",
-        help="write the plots, model card and HTML page of a run again",
-        description="Write the plots and the model card of a run again, and an HTML page of both.",
+        help="regenerate the plots, model card and HTML page of a run",
+        description="Regenerate the plots and the model card of a run, and optionally write an HTML page.",
         epilog=EPILOG,
     )
     parser.add_argument("folder", metavar="OUTPUT_DIR", help="output folder of a run")
@@ -32,7 +33,7 @@ def add(commands) -> None:
 
 
 def report(options: argparse.Namespace) -> None:
-    """`hfvit report OUTPUT_DIR`"""
+    """Run `hfvit report OUTPUT_DIR`."""
     from pathlib import Path
 
     from hfvit.report.summary import summary_table
@@ -41,7 +42,7 @@ def report(options: argparse.Namespace) -> None:
     written = write_report(options.folder, html=options.html or options.open)
     folder = Path(options.folder).expanduser()
     for export in written.stale:
-        print(f"hfvit: {export} is older than the run and left out; export this model again", file=sys.stderr)
+        print(f"hfvit: left out {export}, which is older than the run; export it again", file=sys.stderr)
     print(summary_table(written.record, options.folder))
     print(f"report     {len(written.plots)} plots in {folder / 'plots'}, {written.card}")
     if written.page:
@@ -50,4 +51,4 @@ def report(options: argparse.Namespace) -> None:
         import webbrowser
 
         if not webbrowser.open(written.page.resolve().as_uri()):
-            print("hfvit: no browser could be started here; open the page yourself", file=sys.stderr)
+            print(f"hfvit: could not start a browser; open {written.page}", file=sys.stderr)

@@ -1,18 +1,18 @@
-"""`hfvit sweep`"""
+"""`hfvit sweep`."""
 
 import argparse
 
-from hfvit.cli.options import above_0, exit_codes, from_0
+from hfvit.cli.options import exit_codes, non_negative_int, positive_int
 from hfvit.recipe.files import find_recipe
 
 EPILOG = f"""\
-SPACE is a YAML file of recipe keys, each with a list of choices or with bounds:
+SPACE is a YAML file that maps recipe keys to a list of choices or to bounds:
   learning_rate: {{log: [1.0e-5, 1.0e-3]}}
   layer_decay: [0.65, 0.75, 0.85]
   drop_path_rate: {{range: [0.0, 0.3]}}
 
-Every trial is a run in its own folder below output_dir. Trials are compared by metric_for_best_model on the validation
-split; the test split is not used. The same command resumes after a kill, and a larger --trials adds trials. Install
+Each trial is a run in its own subfolder of output_dir. Trials are compared by metric_for_best_model on the validation
+split; the test split is not used. The same command resumes a stopped sweep, and a larger --trials adds trials. Install
 optuna with: pip install "hfvit[sweep]"
 
 examples:
@@ -23,6 +23,7 @@ examples:
 
 
 def add(commands) -> None:
+    """Add the parser of `hfvit sweep`."""
     parser = commands.add_parser(
         "sweep",
         help="search hyperparameters with optuna",
@@ -31,16 +32,21 @@ def add(commands) -> None:
     )
     parser.add_argument("recipe", metavar="RECIPE", help="recipe name or YAML file, and options of `hfvit train`")
     parser.add_argument("space", metavar="SPACE", help="YAML file with the search space")
-    parser.add_argument("--trials", type=above_0, default=20, help="number of trials, with earlier ones [%(default)s]")
-    parser.add_argument("--sweep_seed", type=from_0, default=0, help="seed of the sampler (TPE) [%(default)s]")
-    parser.add_argument("--prune", action="store_true", help="stop trials below the median of the others")
-    parser.set_defaults(command=sweep, takes_rest=True)
+    parser.add_argument(
+        "--trials", type=positive_int, default=20, help="total number of trials, earlier ones included [%(default)s]"
+    )
+    parser.add_argument(
+        "--sweep_seed", type=non_negative_int, default=0, help="seed of the sampler (TPE) [%(default)s]"
+    )
+    parser.add_argument("--prune", action="store_true", help="stop trials that are worse than the median (optuna)")
+    parser.set_defaults(command=sweep, accepts_recipe_options=True)
 
 
 def sweep(options: argparse.Namespace) -> None:
-    """`hfvit sweep RECIPE SPACE [--key value ...]`"""
+    """Run `hfvit sweep RECIPE SPACE [--key value ...]`."""
     find_recipe(options.recipe)
     from hfvit.sweep import read_space, search
 
-    argv, space = [options.recipe, *options.rest], read_space(options.space)
+    argv = [options.recipe, *options.rest]
+    space = read_space(options.space)
     print("\n" + search(argv, space, options.trials, seed=options.sweep_seed, prune=options.prune))

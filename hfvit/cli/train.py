@@ -1,4 +1,4 @@
-"""`hfvit train`"""
+"""`hfvit train`."""
 
 import argparse
 import dataclasses
@@ -20,12 +20,12 @@ examples:
 """
 
 EPILOG = f"""\
-`none` or `null` as a value means null. All other fields of transformers' TrainingArguments are options, too:
+The values `none` and `null` mean null. All other fields of transformers' TrainingArguments are options, too:
 `python -m hfvit.train --help` lists them.
 
 {exit_codes(0, 2, 3, 5, 6, 7, 75)}"""
 
-# Options by what most users look for first; those that stand nowhere come last.
+# Options in the order of the help; fields of the recipe that are in no group are shown under RARE.
 GROUPS = {
     "data and output": "dataset_name output_dir dataset_config_name dataset_revision image_column label_column"
     " train_split validation_split test_split validation_fraction max_train_samples max_eval_samples",
@@ -54,6 +54,7 @@ INDENT = 31
 
 
 def add(commands) -> None:
+    """Add the parser of `hfvit train`."""
     parser = commands.add_parser(
         "train",
         help="train an image classifier from a recipe",
@@ -61,14 +62,14 @@ def add(commands) -> None:
         description=DESCRIPTION,
     )
     parser.add_argument("recipe", metavar="RECIPE", help="YAML file, or a name that `hfvit recipes` lists")
-    parser.add_argument("--estimate", action="store_true", help="print memory and disk needs, and train nothing")
-    # A recipe's options belong to the recipe, which knows them all; argparse here would have to know them twice.
+    parser.add_argument("--estimate", action="store_true", help="print memory and disk needs without training")
+    # Options of the recipe are described, not declared: `recipe.loader` parses them, and importing it takes seconds.
     parser.epilog = f"{describe_options()}\n\n{EPILOG}"
-    parser.set_defaults(command=train, takes_rest=True)
+    parser.set_defaults(command=train, accepts_recipe_options=True)
 
 
 def describe_options() -> str:
-    """Describe the options of a recipe in groups, without importing torch."""
+    """Describe the options of a recipe in groups."""
     from hfvit.recipe.arguments import (
         AugmentationArguments,
         DataArguments,
@@ -101,7 +102,7 @@ def _describe(field: dataclasses.Field) -> list[str]:
 
 
 def _shown(value) -> str:
-    """A default as it would be typed."""
+    """Format a default as on the command line."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):
@@ -110,7 +111,7 @@ def _shown(value) -> str:
 
 
 def train(options: argparse.Namespace) -> None:
-    """`hfvit train RECIPE [--option value ...]`"""
+    """Run `hfvit train RECIPE [--option value ...]`."""
     find_recipe(options.recipe)  # before torch is imported
     if options.estimate:
         from hfvit.estimate import estimate

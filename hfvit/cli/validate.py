@@ -1,17 +1,26 @@
-"""`hfvit validate`"""
+"""`hfvit validate`."""
 
 import argparse
 
-from hfvit.cli.options import above_0, add_changes, add_running, exit_codes, from_0, given_providers, points, share
+from hfvit.cli.options import (
+    add_runtime_options,
+    add_token_options,
+    exit_codes,
+    fraction,
+    non_negative_int,
+    parse_providers,
+    percentage_points,
+    positive_int,
+)
 from hfvit.errors import GateError
 from hfvit.utils.quiet import quiet_libraries
 
 EPILOG = f"""\
-The images are the validation rows of the reference's recipe.yaml, unless --dataset_name or --split is given. Classes
-are matched by name. Latency and images/s are of the model only, without reading and preprocessing, except for a graph
-that does its own preprocessing (marked *).
+Without --dataset_name and --split, the images are the validation split of the reference's recipe.yaml. Classes are
+matched by name. Latency and images/s cover the model only, not reading and preprocessing, except for a graph that
+includes the preprocessing (marked *).
 
-The result is printed, and saved in run.json of the reference, in export.json or engine.json beside an exported file,
+The result is printed and saved: in run.json of the reference, in export.json or engine.json next to an exported file,
 and in the file of --output.
 
 examples:
@@ -25,49 +34,52 @@ examples:
 
 
 def add(commands) -> None:
+    """Add the parser of `hfvit validate`."""
     parser = commands.add_parser(
         "validate",
         help="compare the accuracy of checkpoints and exports on one data set",
         description="Compare checkpoints, ONNX files and engines with a reference on the same images.",
         epilog=EPILOG,
     )
-    what = "checkpoint folder, Hub id, .onnx file, TensorRT engine or export folder"
-    parser.add_argument("reference", metavar="REFERENCE", help=what)
-    parser.add_argument("others", metavar="OTHER", nargs="*", help="artifacts to compare with it, of the same kinds")
+    artifact_kinds = "checkpoint folder, Hub id, .onnx file, TensorRT engine or export folder"
+    parser.add_argument("reference", metavar="REFERENCE", help=artifact_kinds)
+    parser.add_argument("others", metavar="OTHER", nargs="*", help="artifacts to compare with the reference")
     data = parser.add_argument_group("data")
     data.add_argument("--dataset_name", help="Hub id, folder or 'digits' [the recipe's]")
     data.add_argument("--dataset_config_name", help="configuration of the data set, if it has several")
-    data.add_argument("--split", help="split; slices such as test[:1000] are allowed [the recipe's validation rows]")
+    data.add_argument("--split", help="split, or a slice such as test[:1000] [the recipe's validation split]")
     data.add_argument("--image_column", help="name of the image column [found by its type]")
     data.add_argument("--label_column", help="name of the label column [found by its type]")
-    data.add_argument("--text_column", help="name of the column with texts [the recipe's]")
-    data.add_argument("--max_samples", type=above_0, help="use at most this many images, drawn with --seed [all]")
-    data.add_argument("--seed", type=from_0, default=42, help="seed of --max_samples [%(default)s]")
+    data.add_argument("--text_column", help="name of the text column [the recipe's]")
+    data.add_argument("--max_samples", type=positive_int, help="largest number of images, sampled with --seed [all]")
+    data.add_argument("--seed", type=non_negative_int, default=42, help="seed of --max_samples [%(default)s]")
     limits = parser.add_argument_group("limits")
     limits.add_argument(
         "--max_accuracy_drop",
-        type=points,
+        type=percentage_points,
         default=0.5,
-        help="largest loss of accuracy, in points [%(default)s]",
+        help="largest drop in accuracy, in percentage points [%(default)s]",
     )
     limits.add_argument(
-        "--min_agreement", type=share, help="smallest fraction of images, 0 to 1, with the reference's class [none]"
+        "--min_agreement",
+        type=fraction,
+        help="smallest fraction of images, 0 to 1, that get the class that the reference predicts [none]",
     )
-    add_changes(parser.add_argument_group("changed copies of the reference"), several=True)
-    add_running(parser, batch_size=16)
+    add_token_options(parser.add_argument_group("variants of the reference"), several=True)
+    add_runtime_options(parser, batch_size=16)
     parser.add_argument("--output", metavar="FILE", help="save the result as JSON")
     parser.set_defaults(command=validate)
 
 
 def validate(options: argparse.Namespace) -> None:
-    """`hfvit validate REFERENCE [OTHER ...]`"""
+    """Run `hfvit validate REFERENCE [OTHER ...]`."""
     from hfvit.artifacts.artifact import find_artifact
     from hfvit.utils.files import output_file
 
     paths = [options.reference, *options.others]
     for path in paths:
-        find_artifact(path)  # a wrong path is told at once, before torch is imported
-    providers = given_providers(options)
+        find_artifact(path)  # before torch is imported, so that a wrong path is reported at once
+    providers = parse_providers(options)
     output = output_file(options.output, "--output")
     quiet_libraries()
     from hfvit.evaluation.validate import validate as compare

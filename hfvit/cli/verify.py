@@ -1,18 +1,18 @@
-"""`hfvit verify`"""
+"""`hfvit verify`."""
 
 import argparse
 import tempfile
 from pathlib import Path
 
-from hfvit.cli.options import above_0, exit_codes
+from hfvit.cli.options import exit_codes, positive_int
 from hfvit.errors import GateError, ModelError
 from hfvit.utils.hub_ids import folder_or_hub_id
 from hfvit.utils.quiet import quiet_libraries
 
 EPILOG = f"""\
-Trains recipe.yaml of the run again, as one process on this machine. The accuracy on each split must be within the 95 %
-interval in run.json. Of a shipped recipe without further options, it must also reach its expected_accuracy; a range
-that was not measured is only reported. Nothing in RUN_DIR is changed.
+Trains recipe.yaml of the run again, in one process on this machine. The accuracy on each split must be within the 95 %
+interval in run.json. For a shipped recipe without further options, it must also be within expected_accuracy, unless
+that range is an estimate. RUN_DIR is not changed.
 
 examples:
   hfvit verify outputs/quickstart
@@ -23,6 +23,7 @@ examples:
 
 
 def add(commands) -> None:
+    """Add the parser of `hfvit verify`."""
     parser = commands.add_parser(
         "verify",
         help="repeat a run and compare its accuracy with the recorded one",
@@ -33,14 +34,14 @@ def add(commands) -> None:
     parser.add_argument("--eval_only", action="store_true", help="evaluate the saved checkpoint instead of training")
     parser.add_argument("--output", metavar="DIR", help="folder for the new run [a temporary one]")
     parser.add_argument(
-        "--batch_size", type=above_0, default=32, help="images per batch with --eval_only [%(default)s]"
+        "--batch_size", type=positive_int, default=32, help="images per batch with --eval_only [%(default)s]"
     )
     parser.add_argument("--device", help="where to run --eval_only: cpu, cuda, ... [cuda if available, else cpu]")
     parser.set_defaults(command=verify)
 
 
 def verify(options: argparse.Namespace) -> None:
-    """`hfvit verify RUN_DIR`"""
+    """Run `hfvit verify RUN_DIR`."""
     folder = folder_or_hub_id(Path(options.folder), ModelError)
     quiet_libraries()
     from hfvit.artifacts.constants import RECIPE_FILE
@@ -49,7 +50,7 @@ def verify(options: argparse.Namespace) -> None:
 
     RunRecord.load(folder)
     if not (Path(folder) / RECIPE_FILE).is_file():
-        raise ModelError(f"RUN_DIR: has no {RECIPE_FILE}, which is needed to repeat the run, got {folder}.")
+        raise ModelError(f"RUN_DIR: no {RECIPE_FILE} to repeat the run from, got {folder}.")
     if options.eval_only:
         found = evaluate_again(folder, options.batch_size, options.device)
     else:

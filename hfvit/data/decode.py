@@ -163,7 +163,7 @@ def is_url(name: str | Path) -> bool:
     return str(name).lower().startswith(("http://", "https://"))
 
 
-def find_pictures(names: Iterable[str]) -> tuple[list[str], list[str]]:
+def find_images(names: Iterable[str]) -> tuple[list[str], list[str]]:
     """Files and URLs that `names` stand for, in order and each once, and what is wrong with the other names.
 
     A folder stands for the picture files in it and below it, by the extensions of `open_image.formats`; a pattern with
@@ -196,7 +196,7 @@ def _in_folder(folder: str | Path) -> list[str]:
     return sorted(map(str, visible))
 
 
-def read_picture(
+def read_image(
     name: str | Path, limits: ImageLimits = DEFAULT_LIMITS, url_limits: UrlLimits = DEFAULT_URL_LIMITS
 ) -> Image.Image:
     """Read an image file or URL as RGB, upright, as training reads it.

@@ -11,12 +11,11 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from hfvit.data.dataset import ImageDataset, image_datasets, open_reader
+from hfvit.data.labels import encode_labels, find_label_column
 from hfvit.data.splits import (
     ImageSplits,
     check_columns,
-    encode_labels,
     find_image_column,
-    find_label_column,
     load_whole_splits,
     standardise,
 )

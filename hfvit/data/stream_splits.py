@@ -10,6 +10,7 @@ from datasets.fingerprint import Hasher
 from datasets.utils.file_utils import is_local_path, xopen
 
 from hfvit.data.folders import no_split_error
+from hfvit.data.labels import encode_labels, find_label_column, read_class_names
 from hfvit.data.local import LocalData, open_local
 from hfvit.data.splits import (
     DIGITS,
@@ -19,11 +20,8 @@ from hfvit.data.splits import (
     choose_splits,
     data_facts,
     dataset_commit,
-    encode_labels,
     find_image_column,
-    find_label_column,
     is_folder_builder,
-    read_class_names,
     standardise,
     why_not_loaded,
 )

@@ -12,7 +12,7 @@ from hfvit.artifacts.artifact import Artifact, find_artifact, read_head
 from hfvit.artifacts.constants import CONFIG_FILE, EXPORT_FILE, PREPROCESSOR_FILE
 from hfvit.artifacts.export_folder import file_name
 from hfvit.artifacts.export_record import ExportedFile, ExportRecord
-from hfvit.data.decode import read_picture
+from hfvit.data.decode import read_image
 from hfvit.demo.web_runtime import WebRuntime
 from hfvit.errors import ModelError, wrap_library_errors
 from hfvit.export.processor_steps import image_steps
@@ -199,7 +199,7 @@ def _write_examples(names: list[str], page: Path) -> list[str]:
     """Small upright copies without the EXIF data, which may hold where a photo was taken; their names in the page."""
     written = []
     for number, name in enumerate(names, 1):
-        picture = read_picture(name)
+        picture = read_image(name)
         picture.thumbnail((EXAMPLE_PIXELS, EXAMPLE_PIXELS))
         written.append(f"examples/{number}.webp")
         (page / "examples").mkdir(exist_ok=True)

@@ -15,16 +15,14 @@ from hfvit.artifacts.constants import RECIPE_FILE
 from hfvit.artifacts.gate import EvaluationData
 from hfvit.data.decode import decode
 from hfvit.data.factory import load_splits
+from hfvit.data.labels import encode_labels, find_label_column, read_class_names
 from hfvit.data.splits import (
     HELD_OUT,
     at_most,
     check_columns,
-    encode_labels,
     find_image_column,
-    find_label_column,
     load_split,
     open_source,
-    read_class_names,
     skip_bad_images,
     standardise,
 )

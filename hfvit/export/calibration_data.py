@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from datasets import Dataset, Features
 from PIL import Image
 
 from hfvit.artifacts.artifact import find_artifact
@@ -11,10 +12,13 @@ from hfvit.artifacts.constants import RECIPE_FILE
 from hfvit.artifacts.export_record import CalibrationData
 from hfvit.data.decode import decode
 from hfvit.data.factory import load_splits
+from hfvit.data.folders import LeftOut, find_files, select_images
 from hfvit.data.splits import at_most, check_image_column, find_image_column, load_split, undecoded
+from hfvit.data.tables import UNDECODED
 from hfvit.errors import DataError
 from hfvit.evaluation.split import read_recipe, shown_name
 from hfvit.recipe.arguments import DataArguments
+from hfvit.utils.files import expand_user
 
 
 @dataclass
@@ -69,9 +73,22 @@ def calibration_pictures(
     else:
         split = split or "train"
         what = f"split '{split}'"
-        loaded = load_split(data, split)
+        loaded = _images_without_classes(data.dataset_name) or load_split(data, split)
         column = data.image_column or find_image_column(loaded.features)
         check_image_column(loaded, split, column)
         examples = at_most(undecoded(loaded, column), max_samples, seed)
     record = CalibrationData(dataset=shown_name(data.dataset_name), split=what, images=len(examples), seed=seed)
     return CalibrationPictures(examples, split, record)
+
+
+def _images_without_classes(folder: str) -> Dataset | None:
+    """The images of a folder with nothing but images, which need no labels here; None for any other data set."""
+    root = expand_user(folder)
+    if not root.is_dir():
+        return None
+    files, subfolders = find_files(root, LeftOut())
+    images = select_images(files, LeftOut())
+    if not images or subfolders or any(len(file.parts) > 1 for file in images):
+        return None
+    rows = {"image": [{"bytes": None, "path": file.path} for file in images]}
+    return Dataset.from_dict(rows, Features({"image": UNDECODED}))

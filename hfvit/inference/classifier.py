@@ -13,7 +13,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from hfvit.artifacts.artifact import Artifact, find_artifact, read_head
 from hfvit.artifacts.constants import PREPROCESSOR_FILE, RUN_FILE
-from hfvit.data.decode import from_array, read_picture, to_rgb
+from hfvit.data.decode import from_array, read_image, to_rgb
 from hfvit.data.text import TEXT_INPUTS, TextReader, load_tokenizer
 from hfvit.errors import ModelError, wrap_library_errors
 from hfvit.inference.backends import OnnxBackend, TorchBackend
@@ -352,4 +352,4 @@ def _as_rgb(image: Any) -> Image.Image:
         image = image[0]
     if isinstance(image, np.ndarray):
         return from_array(image)
-    return to_rgb(image) if isinstance(image, Image.Image) else read_picture(image)
+    return to_rgb(image) if isinstance(image, Image.Image) else read_image(image)

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from hfvit.data.decode import read_picture
+from hfvit.data.decode import read_image
 from hfvit.errors import DataError, printable
 from hfvit.inference.classifier import Classifier, batched
 from hfvit.utils.files import temporary_file
@@ -93,7 +93,7 @@ def _readable(
     """
     for name in names:
         try:
-            image = read_picture(name)
+            image = read_image(name)
         except DataError as error:
             errors[name] = str(error)
             continue

@@ -18,10 +18,10 @@ INSTALL = {
     "tensorrt": "pip install tensorrt, from NVIDIA's package index: see its installation guide",
     "tensorrt_rtx": "pip install tensorrt-rtx-cu13",
 }
-# What TensorRT for RTX builds for when no compute capability is named (its guide, "CPU-Only AOT").
+# Default targets of TensorRT for RTX (its guide, "CPU-Only AOT").
 RTX_DEFAULT = ("8.0", "8.6", "8.9", "12.0")
-# The lowest compute capability that computes in a precision. For 7.5 TensorRT for RTX compiles no products in float32,
-# nor with INT8 weights, whose products it has in float32 (1.7).
+# Lowest compute capability by precision. TensorRT for RTX 1.7 compiles no float32 matrix product for 7.5, and it
+# computes INT8 weights in float32.
 LOWEST = {"bf16": (8, 0), "fp8": (8, 9)}
 LOWEST_RTX = {**LOWEST, "fp32": (8, 0), "int8": (8, 0)}
 HARDWARE_LEVELS = ("none", "ampere_plus", "same_compute_capability")
@@ -29,7 +29,14 @@ HARDWARE_LEVELS = ("none", "ampere_plus", "same_compute_capability")
 
 @dataclass(frozen=True)
 class Backend:
-    """An importable TensorRT; `cuda` is the major version that its wheels were made for, None when unknown."""
+    """Hold an imported TensorRT package.
+
+    Args:
+        name: package name, one of `NAMES`.
+        module: the imported package.
+        version: version of the package.
+        cuda: CUDA major version of the installed wheels, None when unknown.
+    """
 
     name: str
     module: ModuleType
@@ -46,7 +53,7 @@ class Backend:
 
     @property
     def targets(self) -> dict[str, object]:
-        """Compute capabilities to build for, such as "8.6", with the enum's member."""
+        """Map compute capabilities to build for, such as "8.6", to members of `ComputeCapability`."""
         members = self.module.ComputeCapability.__members__ if self.builds_without_gpu else {}
         found = {name: re.fullmatch(r"SM(\d+)(\d)", name) for name in members}
         return {f"{m[1]}.{m[2]}": members[name] for name, m in found.items() if m}
@@ -54,9 +61,18 @@ class Backend:
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How an engine is built, but for its precision, which the ONNX graph holds.
+    """Hold the build options of an engine; its precision is that of the ONNX graph.
 
-    `workspace` is in bytes, the backend's own limit when None. `timing_cache` is a file that is read and written.
+    Args:
+        min_batch: smallest batch size of the optimization profile.
+        opt_batch: batch size that the kernels are tuned for.
+        max_batch: largest batch size of the optimization profile.
+        workspace: memory limit of the build in bytes; None is the backend's own limit.
+        compute_capability: target GPUs, such as ("8.6",); empty for the backend's default.
+        timing_cache: file to read and update, or None.
+        optimization_level: 0 (fastest build) to 5, None for the backend's default.
+        hardware_compatibility: one of `HARDWARE_LEVELS`.
+        version_compatible: whether newer versions of TensorRT have to run the engine.
     """
 
     min_batch: int = 1
@@ -71,34 +87,39 @@ class EngineOptions:
 
 
 def load_backend(name: str) -> Backend | str:
-    """The backend `name`, or the reason why it cannot be imported."""
+    """Import the backend `name`; returns the reason as a string when that fails."""
     try:
         module = importlib.import_module(name)
-    except Exception as error:  # missing libraries raise OSError, a wheel for another Python ImportError or others
+    except Exception as error:  # OSError for a missing library, ImportError and others for a wrong wheel
         return str(error).splitlines()[0] if str(error) else type(error).__name__
     return Backend(name, module, module.__version__, _cuda_of_wheels(name))
 
 
 def find_backend(wanted: str = "auto", needs_no_gpu: bool = False) -> Backend:
-    """The backend `wanted`; by `auto` full TensorRT where it can build, else TensorRT for RTX.
+    """Import a TensorRT backend.
 
-    `needs_no_gpu` says that the engine is for GPUs that are not here. Raises `ModelError` where none can be imported.
+    Args:
+        wanted: a package of `NAMES`, or "auto": TensorRT where there is a GPU, else TensorRT for RTX.
+        needs_no_gpu: prefer the backend that builds without a GPU, for engines that run on another machine.
+
+    Raises:
+        ModelError: `wanted` is unknown, or no backend can be imported.
     """
     if wanted not in ("auto", *NAMES):
-        raise ModelError(f"--backend: '{wanted}' is none of auto, {', '.join(NAMES)}.")
+        raise ModelError(f"--backend: must be one of auto, {', '.join(NAMES)}, got '{wanted}'.")
     names = [wanted] if wanted != "auto" else list(NAMES)
     found = {name: load_backend(name) for name in names}
     usable = [backend for backend in found.values() if isinstance(backend, Backend)]
     if not usable:
         reasons = "; ".join(f"{name}: {reason} ({INSTALL[name]})" for name, reason in found.items())
-        raise ModelError(f"No TensorRT can be imported here. {reasons}.")
+        raise ModelError(f"TensorRT cannot be imported. {reasons}.")
     if needs_no_gpu or not local_gpus():
         usable.sort(key=lambda backend: not backend.builds_without_gpu)
     return usable[0]
 
 
 def local_gpus() -> list[tuple[str, str]]:
-    """Name and compute capability of each GPU here."""
+    """Return name and compute capability of each GPU that PyTorch sees."""
     import torch
 
     indices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
@@ -106,77 +127,108 @@ def local_gpus() -> list[tuple[str, str]]:
 
 
 def check_options(backend: Backend, options: EngineOptions, gpus: list[tuple[str, str]]) -> None:
-    """Raise `ModelError` for what `backend` cannot do on a machine with `gpus`, and name what works instead."""
+    """Check that a backend can build with these options on this machine.
+
+    Args:
+        backend: the TensorRT package to build with.
+        options: build options.
+        gpus: name and compute capability of the local GPUs, as `local_gpus` returns them.
+
+    Raises:
+        ModelError: the message names the option and an alternative.
+    """
     if not 1 <= options.min_batch <= options.opt_batch <= options.max_batch:
         raise ModelError(
-            f"--min_batch {options.min_batch}, --opt_batch {options.opt_batch}, --max_batch {options.max_batch}:"
-            " these must rise, from 1 on."
+            "--min_batch, --opt_batch, --max_batch: must be positive and in ascending order, got"
+            f" {options.min_batch}, {options.opt_batch}, {options.max_batch}."
         )
     if options.optimization_level is not None and not 0 <= options.optimization_level <= 5:
-        raise ModelError(f"--optimization_level: {options.optimization_level} is outside 0 (fast build) to 5.")
+        raise ModelError(
+            f"--optimization_level: must be between 0 (fastest build) and 5, got {options.optimization_level}."
+        )
     if options.hardware_compatibility not in HARDWARE_LEVELS:
         raise ModelError(
-            f"--hardware_compatibility: '{options.hardware_compatibility}' is none of {', '.join(HARDWARE_LEVELS)}."
+            f"--hardware_compatibility: must be one of {', '.join(HARDWARE_LEVELS)}, got"
+            f" '{options.hardware_compatibility}'."
         )
-    (_check_rtx if backend.builds_without_gpu else _check_full)(backend, options, gpus)
+    if backend.builds_without_gpu:
+        _check_rtx(backend, options)
+    else:
+        _check_full(backend, options, gpus)
 
 
 def _check_full(backend: Backend, options: EngineOptions, gpus: list[tuple[str, str]]) -> None:
     if not gpus:
         raise ModelError(
-            f"--backend: {backend.title} builds on the GPU that will run the engine, and there is none here. Build"
-            f" there, or take --backend tensorrt_rtx ({INSTALL['tensorrt_rtx']}), which needs no GPU."
+            f"--backend: {backend.title} needs the GPU that will run the engine, but this machine has no GPU. Build"
+            f" on that machine, or pass --backend tensorrt_rtx ({INSTALL['tensorrt_rtx']}), which needs no GPU."
         )
-    here = gpus[0][1]
-    if options.compute_capability and options.compute_capability != (here,):
+    local = gpus[0][1]
+    if options.compute_capability and options.compute_capability != (local,):
         raise ModelError(
-            f"--compute_capability: {backend.title} builds for the GPU that is here, of compute capability {here}."
-            " Leave it out (with --hardware_compatibility ampere_plus for other GPUs of that or a newer generation),"
-            " or take --backend tensorrt_rtx."
+            f"--compute_capability: {backend.title} builds for the local GPU only, of compute capability {local}, got"
+            f" {', '.join(options.compute_capability)}. Omit it (with --hardware_compatibility ampere_plus for GPUs of"
+            " newer generations), or pass --backend tensorrt_rtx."
         )
 
 
-def _check_rtx(backend: Backend, options: EngineOptions, gpus: list[tuple[str, str]]) -> None:
+def _check_rtx(backend: Backend, options: EngineOptions) -> None:
     known = backend.targets
     for capability in options.compute_capability:
         if capability not in known:
             raise ModelError(
-                f"--compute_capability: {backend.title} has no target {capability}; it has {', '.join(known)}. Other"
-                " GPUs, such as a data centre's, take --backend tensorrt, on a machine that has one."
+                f"--compute_capability: {backend.title} has no target {capability} (found: {', '.join(known)}). For"
+                " other GPUs, such as those of data centers, pass --backend tensorrt on a machine with that GPU."
             )
     if options.timing_cache is not None:
         raise ModelError(
-            f"--timing_cache: {backend.title} measures nothing while it builds, so a cache would change nothing; leave"
-            " it out. (It compiles for the GPU when the engine is loaded.)"
+            f"--timing_cache: not supported by {backend.title}, which compiles kernels when the engine is loaded."
+            " Omit it."
         )
     if options.version_compatible:
         raise ModelError(
-            f"--version_compatible: {backend.title} cannot; leave it out and build again after an upgrade, or take"
-            " --backend tensorrt."
+            f"--version_compatible: not supported by {backend.title}. Omit it and build again after an upgrade, or"
+            " pass --backend tensorrt."
         )
     if options.hardware_compatibility != "none":
         raise ModelError(
-            f"--hardware_compatibility: the engines of {backend.title} run on every compute capability that they were"
-            f" built for; name those with --compute_capability [{' '.join(RTX_DEFAULT)}]."
+            f"--hardware_compatibility: not supported by {backend.title}, got '{options.hardware_compatibility}'. List"
+            f" the target GPUs with --compute_capability [{' '.join(RTX_DEFAULT)}]."
         )
 
 
 def check_precision(backend: Backend, dtype: str, capabilities: tuple[str, ...]) -> None:
-    """Raise `ModelError` when GPUs of one of the `capabilities` do not compute in `dtype` with this backend."""
+    """Check that all target GPUs support a precision.
+
+    Args:
+        backend: the TensorRT package to build with.
+        dtype: fp32, fp16, bf16, int8 or fp8.
+        capabilities: compute capabilities of the target GPUs.
+
+    Raises:
+        ModelError: a target GPU does not support `dtype` with this backend.
+    """
     wrong = [capability for capability in capabilities if _level(capability) < _lowest(backend, dtype)]
     if wrong:
         lowest = _lowest(backend, dtype)
         instead = "int8 or fp16" if dtype == "fp8" else "fp16"
         raise ModelError(
-            f"--dtype {dtype}: {backend.title} needs compute capability {lowest[0]}.{lowest[1]} for it, not"
-            f" {', '.join(wrong)}. Take --dtype {instead}, or leave out --compute_capability {' '.join(wrong)}."
+            f"--dtype {dtype}: {backend.title} requires compute capability {lowest[0]}.{lowest[1]} or above, got"
+            f" {', '.join(wrong)}. Pass --dtype {instead}, or omit --compute_capability {' '.join(wrong)}."
         )
 
 
 def target_capabilities(
     backend: Backend, options: EngineOptions, gpus: list[tuple[str, str]], dtype: str
 ) -> tuple[str, ...]:
-    """The compute capabilities that an engine will run on: those named, or those of the backend that have `dtype`."""
+    """Return the compute capabilities to build an engine for.
+
+    Args:
+        backend: the TensorRT package to build with.
+        options: build options; `compute_capability` takes precedence when set.
+        gpus: name and compute capability of the local GPUs.
+        dtype: precision, which limits the default targets to GPUs that support it.
+    """
     if options.compute_capability:
         return tuple(dict.fromkeys(options.compute_capability))
     if backend.builds_without_gpu:
@@ -193,7 +245,7 @@ def _lowest(backend: Backend, dtype: str) -> tuple[int, int]:
 
 
 def _cuda_of_wheels(name: str) -> str | None:
-    """13 for `tensorrt_rtx_cu13`, from the names of what is installed."""
+    """Read the CUDA version from the names of the installed wheels: "13" for `tensorrt_rtx_cu13`."""
     pattern = re.compile(rf"{name}_cu(\d+)(_bindings|_libs)?")
     names = ((d.metadata["Name"] or "").lower().replace("-", "_") for d in distributions())
     return next((match[1] for match in map(pattern.fullmatch, names) if match), None)
@@ -203,7 +255,7 @@ BAR = "{desc} {percentage:3.0f}% |{bar}| {elapsed}"
 
 
 def message_log(trt, verbose: bool):
-    """A logger that keeps errors for `reason()` and shows the rest on standard error when `verbose`."""
+    """Return a TensorRT logger that collects errors; prints the rest to stderr if `verbose`."""
 
     class Log(trt.ILogger):
         def __init__(self):
@@ -217,14 +269,20 @@ def message_log(trt, verbose: bool):
                 print(f"{trt.__name__}: {severity.name.lower()}: {message}", file=sys.stderr)
 
         def reason(self) -> str:
-            """The first error, which causes those that follow."""
-            return self.errors[0][:400] if self.errors else "it gives no reason; --verbose shows what it did."
+            """Return the first error, which usually causes the others."""
+            return self.errors[0][:400] if self.errors else "no reason reported. Pass --verbose to see the log."
 
     return Log()
 
 
 def build_progress(trt, stopped: Event, show: bool):
-    """A progress monitor that draws one bar, on a terminal only, and ends the build once `stopped` is set."""
+    """Return a TensorRT progress monitor with one progress bar.
+
+    Args:
+        trt: the imported TensorRT package.
+        stopped: the build is cancelled once this event is set.
+        show: draw the bar, if stderr is a terminal.
+    """
 
     class Progress(trt.IProgressMonitor):
         def __init__(self):
@@ -232,7 +290,7 @@ def build_progress(trt, stopped: Event, show: bool):
             self.percent = 0.0
             hidden = None if show else True
             self.bar = tqdm(total=100, desc="build", disable=hidden, leave=False, bar_format=BAR, miniters=0)
-            self.phases = {}  # name -> [steps, done], outermost first; those that have begun and not ended
+            self.phases = {}  # running phases, outermost first: name -> [steps, completed steps]
 
         def phase_start(self, phase_name, parent_phase, num_steps) -> None:
             self.phases[phase_name] = [max(num_steps, 1), 0]
@@ -248,11 +306,11 @@ def build_progress(trt, stopped: Event, show: bool):
             self.phases.pop(phase_name, None)
 
         def _draw(self) -> None:
-            """A phase counts inside the step of its parent that it is part of."""
-            share = 0.0
+            """Update the bar; a nested phase advances one step of its parent."""
+            fraction = 0.0
             for steps, done in reversed(self.phases.values()):
-                share = min(1.0, (done + share) / steps)
-            self.percent = max(self.percent, 100 * share)
+                fraction = min(1.0, (done + fraction) / steps)
+            self.percent = max(self.percent, 100 * fraction)
             self.bar.update(self.percent - self.bar.n)
 
         def close(self) -> None:

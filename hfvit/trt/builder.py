@@ -36,9 +36,15 @@ EXPORT = "optimum-cli export onnx --model MODEL"
 
 @dataclass(frozen=True)
 class GraphInfo:
-    """`dtype` is what the products with weights compute in; `image` is (channels, height, width).
+    """Describe an ONNX image classifier.
 
-    `batch` is the only batch size that the graph takes, or None when its batch axis is free.
+    Args:
+        dtype: precision of the matrix products with weights (fp32, fp16, bf16, int8, fp8).
+        input: name of the input.
+        output: name of the output with the logits.
+        image: input shape (channels, height, width).
+        classes: number of classes.
+        batch: fixed batch size, None when the batch axis is dynamic.
     """
 
     dtype: str
@@ -50,8 +56,12 @@ class GraphInfo:
 
 
 def read_graph(path: Path) -> GraphInfo:
-    """Describe the graph of the file at `path`; raises `ModelError` for one that no engine can be built from."""
-    with wrap_library_errors(ModelError, f"{path} is no ONNX file", limit=300):
+    """Read the description of an ONNX file.
+
+    Raises:
+        ModelError: no engine can be built from the file.
+    """
+    with wrap_library_errors(ModelError, f"{path} is not a valid ONNX file", limit=300):
         model = onnx.load(path)
     _check_operators(path, model)
     weights = {weight.name: weight.data_type for weight in model.graph.initializer}
@@ -60,46 +70,46 @@ def read_graph(path: Path) -> GraphInfo:
     kinds = [value.type.tensor_type.elem_type for value in inputs]
     if kinds == [TensorProto.UINT8]:
         raise ModelError(
-            f"{path} takes raw pictures of any size, which no optimisation profile describes; export it without"
-            " --with_preprocessing."
+            f"{path}: takes uint8 images of any size, which an optimization profile cannot describe. Export it again"
+            " without --with_preprocessing."
         )
     if len(inputs) != 1 or kinds[0] not in FLOATS or len(shapes[0]) != 4 or None in shapes[0][1:]:
         names = ", ".join(value.name for value in inputs) or "no input"
         raise ModelError(
-            f"{path} is no image classifier with one input (batch, channels, height, width) whose image size is"
-            f" fixed: it takes {names} {shapes}."
+            f"{path}: must be an image classifier with one input (batch, channels, height, width) of fixed image size,"
+            f" got {names} {shapes}."
         )
     outputs = list(model.graph.output)
     output = next((value for value in outputs if value.name == "logits"), outputs[0])
     shape = [dim.dim_value for dim in output.type.tensor_type.shape.dim]
     if len(shape) != 2 or not shape[1]:
-        raise ModelError(f"{path} gives {output.name} {shape}, where (batch, classes) is expected.")
+        raise ModelError(f"{path}: the output must have the shape (batch, classes), got {output.name} {shape}.")
     batch, *image = shapes[0]
     return GraphInfo(_dtype(model, weights), inputs[0].name, output.name, tuple(image), shape[1], batch)
 
 
 def _check_operators(path: Path, model: onnx.ModelProto) -> None:
-    """Name the first node that is ONNX Runtime's own, or whose 8-bit values are not symmetric."""
+    """Raise `ModelError` for operators of ONNX Runtime and for asymmetric quantization."""
     values = {weight.name: weight for weight in model.graph.initializer}
     for node in model.graph.node:
         if node.domain not in ("", "ai.onnx"):
             raise ModelError(
-                f"{path}: {_named(node)} is an operator of {node.domain}, which ONNX Runtime alone knows. Take the"
-                f" file of {EXPORT}, without --optimize (for INT8 with --quantize int8 --target tensorrt)."
+                f"{path}: {_named(node)} is an operator of {node.domain}, which only ONNX Runtime supports. Export it"
+                f" again with {EXPORT}, without --optimize (for INT8: --quantize int8 --target tensorrt)."
             )
         if node.op_type in ("MatMulInteger", "ConvInteger", "DynamicQuantizeLinear", "QLinearMatMul", "QLinearConv"):
-            raise ModelError(f"{path}: {_named(node)} is INT8 for ONNX Runtime. {_int8_again()}")
+            raise ModelError(f"{path}: {_named(node)} is an INT8 operator of ONNX Runtime. {_int8_again()}")
         if node.op_type in QUANTIZERS and len(node.input) > 2 and node.input[2] in values:
             zero = onnx.numpy_helper.to_array(values[node.input[2]])
             if zero.dtype == "uint8" or zero.astype("float32").any():
                 raise ModelError(
-                    f"{path}: {_named(node)} is not symmetric (its zero point is {zero.dtype}, {zero.ravel()[0]}), and"
-                    f" TensorRT takes symmetric INT8 only. {_int8_again()}"
+                    f"{path}: {_named(node)} must be quantized symmetrically for TensorRT, got the zero point"
+                    f" {zero.dtype}, {zero.ravel()[0]}. {_int8_again()}"
                 )
 
 
 def _dtype(model: onnx.ModelProto, weights: dict[str, int]) -> str:
-    """The precision of products with weights: that of Q/DQ pairs where there are any, else of most weights."""
+    """Return the precision of matrix products: that of Q/DQ pairs, else that of most weights."""
     if any(node.op_type in QUANTIZERS for node in model.graph.node):
         return "fp8" if any(kind in FP8 for kind in weights.values()) else "int8"
     counts = dict.fromkeys(FLOATS.values(), 0)
@@ -117,10 +127,10 @@ def _named(node: onnx.NodeProto) -> str:
 
 
 def _int8_again() -> str:
-    return f"Make it with {EXPORT} --quantize int8 --target tensorrt."
+    return f"Export it with {EXPORT} --quantize int8 --target tensorrt."
 
 
-# The type that the products with weights must show in the parsed network.
+# Output type of matrix products in the parsed network.
 TENSOR_TYPES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
 PRODUCT_LAYERS = ("MATRIX_MULTIPLY", "CONVOLUTION")
 
@@ -134,13 +144,28 @@ def build_engine(
     show_progress: bool = True,
     verbose: bool = False,
 ) -> BuiltEngine:
-    """Build the engine of the ONNX file `source` into `target`, and return what engine.json holds of it.
+    """Build a TensorRT engine from an ONNX file.
 
-    The engine takes `pixel_values` `(batch, channels, height, width)` of any batch inside the profile and gives
-    `logits` `(batch, classes)`, in the graph's own types. Raises `ModelError`, and leaves no file, when the backend or
-    a GPU that is asked for cannot do what the graph and `options` say.
+    The engine maps `pixel_values` (batch, channels, height, width), with a batch size inside the profile, to `logits`
+    (batch, classes), in the types of the graph.
+
+    Args:
+        source: ONNX file.
+        target: engine file to write.
+        backend: the TensorRT package to build with.
+        options: build options.
+        show_progress: draw a progress bar on a terminal.
+        verbose: print TensorRT's log to stderr.
+
+    Returns:
+        The record of the engine for engine.json.
+
+    Raises:
+        ModelError: the backend or a target GPU does not support the graph or the options; no file is written.
     """
-    source, target, options = Path(source), Path(target), options or EngineOptions()
+    source = Path(source)
+    target = Path(target)
+    options = options or EngineOptions()
     gpus = local_gpus()
     check_options(backend, options, gpus)
     graph = read_graph(source)
@@ -194,30 +219,55 @@ def build_engine(
 
 
 def check_batches(graph: GraphInfo, options: EngineOptions) -> None:
-    """Raise `ModelError` when a graph that was exported for one batch size is asked for others."""
-    asked = {options.min_batch, options.opt_batch, options.max_batch}
-    if graph.batch is not None and asked != {graph.batch}:
+    """Raise `ModelError` unless the profile fits a graph of fixed batch size."""
+    batches = (options.min_batch, options.opt_batch, options.max_batch)
+    if graph.batch is not None and set(batches) != {graph.batch}:
         raise ModelError(
-            f"--min_batch, --opt_batch, --max_batch: the ONNX file takes batches of {graph.batch} only; give"
-            f" --min_batch {graph.batch} --opt_batch {graph.batch} --max_batch {graph.batch}, or export it without"
-            " --no_dynamic_axes."
+            f"--min_batch, --opt_batch, --max_batch: must be {graph.batch}, the fixed batch size of the ONNX file, got"
+            f" {', '.join(map(str, batches))}. Pass --min_batch {graph.batch} --opt_batch {graph.batch} --max_batch"
+            f" {graph.batch}, or export the file without --no_dynamic_axes."
         )
 
 
 def parse(trt, builder, source: Path, log):
-    """The network of an ONNX file, strongly typed; `ModelError` names the node that the parser does not take."""
+    """Parse an ONNX file into a strongly typed network.
+
+    Args:
+        trt: the imported TensorRT package.
+        builder: `trt.Builder` that owns the network.
+        source: ONNX file.
+        log: logger of `message_log`.
+
+    Raises:
+        ModelError: names the node that the parser rejects.
+    """
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
     if not parser.parse_from_file(str(source)):
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
         named = [f"{e.node_operator()} node '{e.node_name()}': {one_line(e.desc())}" for e in errors if e.node_name()]
         reason = named[0] if named else one_line(errors[0].desc()) if errors else log.reason()
-        raise ModelError(f"The parser does not take {source.name}: {reason[:400]}")
+        raise ModelError(f"TensorRT cannot parse {source.name}: {reason[:400]}")
     return network
 
 
 def configure(backend: Backend, builder, network, config, graph: GraphInfo, options: EngineOptions) -> Profile:
-    """Set the configuration and its one profile, and return it."""
+    """Set the builder configuration and its only optimization profile.
+
+    Args:
+        backend: the TensorRT package to build with.
+        builder: `trt.Builder`.
+        network: the parsed network.
+        config: `trt.IBuilderConfig` to change.
+        graph: description of the ONNX file.
+        options: build options.
+
+    Returns:
+        The shapes of the profile.
+
+    Raises:
+        ModelError: the timing cache is of another GPU or version.
+    """
     trt = backend.module
     shapes = [(batch, *graph.image) for batch in (options.min_batch, options.opt_batch, options.max_batch)]
     if graph.batch is None:
@@ -237,7 +287,9 @@ def configure(backend: Backend, builder, network, config, graph: GraphInfo, opti
         cache = Path(options.timing_cache)
         held = config.create_timing_cache(cache.read_bytes() if cache.is_file() else b"")
         if not config.set_timing_cache(held, False):
-            raise ModelError(f"--timing_cache: {cache} is of another GPU or version of {backend.title}; delete it.")
+            raise ModelError(
+                f"--timing_cache: {cache} was written for another GPU or version than {backend.title}. Delete it."
+            )
     if backend.builds_without_gpu and options.compute_capability:
         wanted = tuple(dict.fromkeys(options.compute_capability))
         config.num_compute_capabilities = len(wanted)
@@ -248,7 +300,7 @@ def configure(backend: Backend, builder, network, config, graph: GraphInfo, opti
 
 
 def network_info(network) -> Network:
-    """How many layers of each kind the network has, and in which types its products compute."""
+    """Count layers by kind, and matrix products by output type."""
     layers, products = Counter(), Counter()
     for layer in (network.get_layer(index) for index in range(network.num_layers)):
         kind = layer.type.name
@@ -259,17 +311,26 @@ def network_info(network) -> Network:
 
 
 def check_types(network: Network, dtype: str, source: Path) -> None:
-    """Raise `ModelError` unless the parsed network computes in `dtype`."""
+    """Check that the parsed network computes in a precision.
+
+    Args:
+        network: layer counts of `network_info`.
+        dtype: expected precision.
+        source: ONNX file, for the message.
+
+    Raises:
+        ModelError: most matrix products compute in another type.
+    """
     if dtype in TENSOR_TYPES:
         right = network.products.get(TENSOR_TYPES[dtype], 0) * 2 > sum(network.products.values())
     else:
         right = network.layers.get("QUANTIZE", 0) > 0 and network.layers.get("DEQUANTIZE", 0) > 0
     if not right:
-        raise ModelError(f"{source.name} should compute in {dtype}, but its parsed network has {network.to_json()}.")
+        raise ModelError(f"{source.name} must compute in {dtype}, got the parsed network {network.to_json()}.")
 
 
 def tensor_info(tensor) -> TensorInfo:
-    """Name, type and shape of an input or output; -1 is the free batch axis."""
+    """Return name, type and shape of an input or output; -1 is the dynamic batch axis."""
     return TensorInfo(name=tensor.name, type=tensor.dtype.name, shape=list(tensor.shape))
 
 
@@ -279,7 +340,7 @@ def _outputs(network) -> list:
 
 @contextmanager
 def stoppable():
-    """An event that Ctrl-C sets: an exception may not cross the builder's own code."""
+    """Yield an event that Ctrl-C sets, as no exception may pass through TensorRT's C++ code."""
     stopped = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stopped

@@ -14,12 +14,12 @@ from hfvit.errors import ModelError
 from hfvit.trt.api import INSTALL, NAMES, TITLES, Backend, load_backend, local_gpus
 
 REBUILD = "Build the engine again on this machine with `optimum-cli export tensorrt`; its options are in engine.json."
-SUPPORTED_ACROSS_MAJORS = {(10, 11), (8, 10)}  # of version-compatible engines, by TensorRT's support matrix
+SUPPORTED_ACROSS_MAJORS = {(10, 11), (8, 10)}  # for version-compatible engines (TensorRT's support matrix)
 
 
 @dataclass(frozen=True)
 class Engine:
-    """An engine file, and engine.json of its `folder`."""
+    """Hold an engine file, its folder and its record (engine.json)."""
 
     folder: Path
     file: Path
@@ -46,12 +46,16 @@ class Engine:
 
 
 @dataclass(frozen=True)
-class Here:
-    """What this machine has for an engine.
+class Machine:
+    """Describe what a machine has to run engines.
 
-    `versions` are of the backends that can be imported, `missing` the reasons of the others; `targets` are the compute
-    capabilities that TensorRT for RTX builds for. `cuda` is that of PyTorch, `driver` what the driver supports, such
-    as "13.0"; both None where there is none.
+    Args:
+        gpus: name and compute capability of each GPU.
+        versions: version of each TensorRT package that can be imported.
+        missing: reason why each other package cannot be imported.
+        targets: compute capabilities that TensorRT for RTX builds for.
+        cuda: CUDA version of PyTorch, such as "13.0", or None.
+        driver: newest CUDA version that the driver supports, or None without a driver.
     """
 
     gpus: tuple[tuple[str, str], ...]
@@ -62,12 +66,12 @@ class Here:
     driver: str | None
 
 
-def this_machine() -> Here:
-    """What `check_engine` asks of this machine."""
+def this_machine() -> Machine:
+    """Describe this machine for `check_engine`."""
     found = {name: load_backend(name) for name in NAMES}
     installed = {name: backend for name, backend in found.items() if isinstance(backend, Backend)}
     rtx = installed.get("tensorrt_rtx")
-    return Here(
+    return Machine(
         gpus=tuple(local_gpus()),
         versions={name: backend.version for name, backend in installed.items()},
         missing={name: reason for name, reason in found.items() if isinstance(reason, str)},
@@ -78,7 +82,7 @@ def this_machine() -> Here:
 
 
 def driver_cuda() -> str | None:
-    """The newest CUDA that the driver supports, asked of the driver itself; None without one."""
+    """Return the newest CUDA version that the driver supports, None without a driver."""
     for name in ("libcuda.so.1", "nvcuda.dll"):
         try:
             library = ctypes.CDLL(name)
@@ -91,12 +95,16 @@ def driver_cuda() -> str | None:
 
 
 def read_engine(artifact: Artifact) -> Engine:
-    """The engine at `artifact`; `ModelError` where engine.json, or the engine's own bytes, are not as built."""
+    """Read engine.json and compare the engine file with its size and SHA-256.
+
+    Raises:
+        ModelError: there is no valid engine.json, or the file differs from it.
+    """
     path = artifact.beside(ENGINE_RECORD_FILE)
     if path is None:
         raise ModelError(
-            f"{artifact.file} has no {ENGINE_RECORD_FILE} beside it, which tells what can run it. Build it with:"
-            " optimum-cli export tensorrt --model MODEL OUTPUT"
+            f"{artifact.file}: {ENGINE_RECORD_FILE} is missing beside the engine. Build it with: optimum-cli export"
+            " tensorrt --model MODEL OUTPUT"
         )
     engine = Engine(path.parent, artifact.file, EngineRecord.load(path.parent))
     if engine.backend not in NAMES:
@@ -107,89 +115,102 @@ def read_engine(artifact: Artifact) -> Engine:
     record = engine.record
     size = artifact.file.stat().st_size
     if size != record.bytes or file_facts(artifact.file)["sha256"] != record.sha256:
-        what = f"has {size:,} bytes in place of {record.bytes:,}" if size != record.bytes else "was changed"
+        difference = "the SHA-256 differs"
+        if size != record.bytes:
+            difference = f"must have {record.bytes:,} bytes, got {size:,} bytes"
         raise ModelError(
-            f"{artifact.file} is not the engine that {ENGINE_RECORD_FILE} describes: it {what}. It was built with"
-            f" {engine}. Copy it again, or else: {REBUILD}"
+            f"{artifact.file} does not match {ENGINE_RECORD_FILE}: {difference}. It was built with {engine}. Copy it"
+            f" again, or: {REBUILD}"
         )
     return engine
 
 
-def check_engine(engine: Engine, here: Here, device: str | None = None, allow_code: bool = False) -> int:
-    """The index of the GPU that runs the engine: that of `device`, or the first one.
+def check_engine(engine: Engine, machine: Machine, device: str | None = None, allow_code: bool = False) -> int:
+    """Check that a machine can run an engine.
 
-    Raises `ModelError` for what keeps this machine from running it, the hardest to change first.
+    Args:
+        engine: the engine and its record.
+        machine: what the machine has, of `this_machine`.
+        device: "cuda" or "cuda:N"; None is the first GPU.
+        allow_code: accept version-compatible engines, which contain host code.
+
+    Returns:
+        The index of the GPU.
+
+    Raises:
+        ModelError: the machine cannot run the engine; reports GPU, then library, then driver.
     """
     kind, _, index = (device or "cuda").partition(":")
     if kind != "cuda" or not (index or "0").isdecimal():
-        raise ModelError(f"device: {engine.file} is a TensorRT engine, which runs on a CUDA GPU, not on '{device}'.")
-    _check_gpu(engine, here)
+        raise ModelError(f"device: must be a CUDA GPU to run the TensorRT engine {engine.file}, got '{device}'.")
+    _check_gpu(engine, machine)
     number = int(index or 0)
-    if number >= len(here.gpus):
-        raise ModelError(f"device: there is no '{device}' here; PyTorch sees {len(here.gpus)} GPU(s), from cuda:0 on.")
-    _check_capability(engine, here, *here.gpus[number])
-    _check_backend(engine, here)
+    if number >= len(machine.gpus):
+        raise ModelError(f"device: no GPU '{device}'; PyTorch sees {len(machine.gpus)} GPU(s), starting at cuda:0.")
+    _check_capability(engine, machine, *machine.gpus[number])
+    _check_backend(engine, machine)
     cuda = engine.record.backend.cuda
-    if cuda and here.driver and _level(here.driver)[0] < int(cuda):
+    if cuda and machine.driver and _level(machine.driver)[0] < int(cuda):
         raise ModelError(
-            f"{_cannot(engine)} Its wheels are for CUDA {cuda}, and the driver here supports CUDA {here.driver}:"
-            f" update the driver, or install wheels for CUDA {_level(here.driver)[0]}. {REBUILD}"
+            f"{_cannot(engine)} Its wheels are for CUDA {cuda}, but the driver supports CUDA {machine.driver}."
+            f" Update the driver, or install wheels for CUDA {_level(machine.driver)[0]}. {REBUILD}"
         )
     if engine.record.options.version_compatible and not allow_code:
         raise ModelError(
-            f"{_cannot(engine)} A version-compatible engine carries code for the processor, its own runtime, and hfvit"
-            " runs no code of a file unasked. Where you trust who built it, load it with"
+            f"{_cannot(engine)} A version-compatible engine contains host code. If you trust its author, load it with"
             " hfvit.load_classifier(path, trust_remote_code=True); or build it again without --version_compatible"
             " (`optimum-cli export tensorrt`)."
         )
     return number
 
 
-def _check_gpu(engine: Engine, here: Here) -> None:
-    if here.gpus:
+def _check_gpu(engine: Engine, machine: Machine) -> None:
+    if machine.gpus:
         return
-    if not here.cuda:
-        why = "this PyTorch is built without CUDA"
-    elif not here.driver:
-        why = "there is no NVIDIA driver"
-    elif _level(here.driver)[0] < _level(here.cuda)[0]:
-        why = f"PyTorch is for CUDA {here.cuda}, and the driver supports CUDA {here.driver}: update the driver"
+    if not machine.cuda:
+        reason = "PyTorch was built without CUDA"
+    elif not machine.driver:
+        reason = "no NVIDIA driver found"
+    elif _level(machine.driver)[0] < _level(machine.cuda)[0]:
+        reason = f"PyTorch requires CUDA {machine.cuda}, but the driver supports CUDA {machine.driver}"
     else:
-        why = "the driver shows no GPU to this process"
+        reason = "the driver reports no GPU to this process"
     raise ModelError(
-        f"{engine.file} needs a CUDA GPU, and there is none here that PyTorch can use ({why}). It was built with"
-        f" {engine}. On a processor take an ONNX file, from `optimum-cli export onnx`; for another GPU build the"
-        " engine again on its machine, with `optimum-cli export tensorrt`."
+        f"{engine.file} needs a CUDA GPU that PyTorch can use ({reason}). It was built with {engine}. On a CPU use an"
+        " ONNX file, from `optimum-cli export onnx`; for another GPU build the engine again on its machine, with"
+        " `optimum-cli export tensorrt`."
     )
 
 
-def _check_capability(engine: Engine, here: Here, name: str, capability: str) -> None:
-    is_wide = engine.record.options.hardware_compatibility == "ampere_plus" and _level(capability) >= (8, 0)
-    if is_wide or capability in engine.record.compute_capabilities:
+def _check_capability(engine: Engine, machine: Machine, name: str, capability: str) -> None:
+    is_ampere_plus = engine.record.options.hardware_compatibility == "ampere_plus" and _level(capability) >= (8, 0)
+    if is_ampere_plus or capability in engine.record.compute_capabilities:
         return
-    if engine.backend == "tensorrt_rtx" and here.targets and capability not in here.targets:
+    if engine.backend == "tensorrt_rtx" and machine.targets and capability not in machine.targets:
         raise ModelError(
-            f"{_cannot(engine)} Here is {name} of compute capability {capability}, for which TensorRT for RTX builds"
-            " nothing. Build the engine again on this machine with `optimum-cli export tensorrt --backend tensorrt`."
+            f"{_cannot(engine)} The GPU is {name} of compute capability {capability}, which TensorRT for RTX does not"
+            " support. Build the engine again on this machine with `optimum-cli export tensorrt --backend tensorrt`."
         )
-    raise ModelError(f"{_cannot(engine)} Here is {name} of compute capability {capability}. {REBUILD}")
+    raise ModelError(f"{_cannot(engine)} The GPU is {name} of compute capability {capability}. {REBUILD}")
 
 
-def _check_backend(engine: Engine, here: Here) -> None:
-    if engine.backend not in here.versions:
-        other = next((name for name in NAMES if name in here.versions), None)
-        instead = f" Or use {TITLES[other]} {here.versions[other]}, which is here. {REBUILD}" if other else ""
+def _check_backend(engine: Engine, machine: Machine) -> None:
+    if engine.backend not in machine.versions:
+        other = next((name for name in NAMES if name in machine.versions), None)
+        alternative = ""
+        if other:
+            alternative = f" Or use the installed {TITLES[other]} {machine.versions[other]}. {REBUILD}"
         raise ModelError(
-            f"{_cannot(engine)} {TITLES[engine.backend]} cannot be imported here"
-            f" ({here.missing.get(engine.backend, 'it is not installed')}): {INSTALL[engine.backend]}, version"
-            f" {engine.version}.{instead}"
+            f"{_cannot(engine)} {TITLES[engine.backend]} cannot be imported"
+            f" ({machine.missing.get(engine.backend, 'not installed')}): {INSTALL[engine.backend]}, version"
+            f" {engine.version}.{alternative}"
         )
-    version = here.versions[engine.backend]
+    version = machine.versions[engine.backend]
     if not _runs(engine, version):
         later = " or later" if engine.record.options.version_compatible else ""
         raise ModelError(
-            f"{_cannot(engine)} Here is version {version}, and its engines run in that version{later} alone: install"
-            f" version {engine.version}. {REBUILD}"
+            f"{_cannot(engine)} It requires version {engine.version}{later}, but version {version} is installed."
+            f" Install version {engine.version}. {REBUILD}"
         )
 
 
@@ -198,12 +219,14 @@ def _runs(engine: Engine, version: str) -> bool:
         return True
     if not engine.record.options.version_compatible or engine.backend != "tensorrt":
         return False
-    built, here = _level(engine.version), _level(version)
-    return here >= built and (here[0] == built[0] or (built[0], here[0]) in SUPPORTED_ACROSS_MAJORS)
+    built = _level(engine.version)
+    installed = _level(version)
+    same_major = installed[0] == built[0]
+    return installed >= built and (same_major or (built[0], installed[0]) in SUPPORTED_ACROSS_MAJORS)
 
 
 def _cannot(engine: Engine) -> str:
-    return f"{engine.file} cannot run here. It was built with {engine}."
+    return f"{engine.file} cannot run on this machine. It was built with {engine}."
 
 
 def _level(version: str) -> tuple[int, ...]:

@@ -8,19 +8,21 @@ from hfvit.errors import ModelError
 
 CONFIG, LABELS, PLAN = "config.pbtxt", "labels.txt", "1/model.plan"
 TYPES = {"FLOAT": "TYPE_FP32", "HALF": "TYPE_FP16", "BF16": "TYPE_BF16"}
-QUEUE_DELAY_US = 1000  # how long Triton may hold a request back to fill a batch
+QUEUE_DELAY_US = 1000  # how long Triton may delay a request to fill a batch
 
 
 def check_triton(name: str, min_batch: int) -> None:
-    """Raise `ModelError` for a name that no model and its folder can have, and for a profile without batch 1."""
+    """Raise `ModelError` for an invalid model name or a profile without batch size 1."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
-        raise ModelError(f"--triton: '{name}' is no name of a model; take letters, digits, '-', '_' and '.'.")
+        raise ModelError(f"--triton: the model name must consist of letters, digits, '-', '_' and '.', got '{name}'.")
     if min_batch > 1:
-        raise ModelError(f"--triton: a single image may be all that waits, and --min_batch is {min_batch}; take 1.")
+        raise ModelError(
+            f"--triton: requires --min_batch 1, got {min_batch}. Triton may send batches of a single image."
+        )
 
 
 def triton_config(name: str, engine: BuiltEngine) -> str:
-    """config.pbtxt of an engine; Triton forms the batches itself."""
+    """Render the config.pbtxt of an engine, with dynamic batching."""
     _, best, largest = engine.profile.batches
     lines = [f"name: {json.dumps(name)}", 'platform: "tensorrt_plan"', f"max_batch_size: {largest}"]
     for kind, tensor in (("input", engine.input), ("output", engine.output)):
@@ -39,5 +41,5 @@ def triton_config(name: str, engine: BuiltEngine) -> str:
 
 
 def triton_labels(labels: list[str]) -> str:
-    """labels.txt: a class a line, in the order of the logits."""
+    """Render labels.txt: one class per line, in the order of the logits."""
     return "".join(" ".join(label.split()) + "\n" for label in labels)

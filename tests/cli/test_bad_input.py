@@ -1,4 +1,4 @@
-"""Wrong inputs of every kind: what each message names, its exit code, and what must not happen meanwhile."""
+"""Invalid input: each error names the option and the value, exits quickly and leaves files unchanged."""
 
 import argparse
 import shlex
@@ -19,12 +19,12 @@ from hfvit.cli.export_onnx import main as export_onnx
 from hfvit.cli.export_tensorrt import add_arguments, export_tensorrt_command
 from hfvit.errors import run
 
-SECONDS = 20  # a refusal is quick; without the libraries' first import it takes a second or two
+SECONDS = 20  # mostly the first import of the libraries
 
 
 @dataclass
 class Place:
-    """Where a row works, and the good things that it may copy."""
+    """Working folder of a case, and the valid files that it may copy."""
 
     tmp: Path
     canary: Path
@@ -33,28 +33,28 @@ class Place:
     graphs: Path
     recipe: Path
     tuning: Path
-    picture: Path
+    image: Path
 
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory, colors):
-    """What is right: a run of the micro recipe, an export, recipes and a picture."""
+    """Create valid input: a run of the micro recipe, an export, recipes and an image."""
     folder = tmp_path_factory.mktemp("good")
-    recipe, tuning, picture = folder / "recipe.yaml", folder / "tuning.yaml", folder / "picture.png"
+    recipe, tuning, image = folder / "recipe.yaml", folder / "tuning.yaml", folder / "image.png"
     text = MICRO_RECIPE + f"dataset_name: {colors}\noutput_dir: {folder / 'run'}\nuse_cpu: true\nmax_steps: 2\n"
     recipe.write_text(text)
     lines = [line for line in text.splitlines() if not line.startswith(("architecture", "model_args"))]
     tuning.write_text("\n".join(lines))
-    colored_image(0, np.random.default_rng(0)).save(picture)
+    colored_image(0, np.random.default_rng(0)).save(image)
     write_graph(folder / "graphs" / "model.onnx")
     write_configs(folder / "graphs", LABELS)
     assert run_in_process(f"hfvit train {recipe}") == 0
     files = {"run": folder / "run", "graphs": folder / "graphs", "recipe": recipe, "tuning": tuning}
-    return {**files, "picture": picture, "colors": colors}
+    return {**files, "image": image, "colors": colors}
 
 
 def run_in_process(line: str) -> int:
-    """The exit code of a command: `hfvit ...`, or `onnx ...` and `tensorrt ...` of `optimum-cli export`."""
+    """Return the exit code of `hfvit ...`, or of `optimum-cli export onnx ...` or `tensorrt ...`."""
     program, *words = shlex.split(line)
     try:
         if program == "hfvit":
@@ -75,9 +75,9 @@ def contents(folder: Path) -> dict:
     return {path: path.lstat().st_mtime_ns for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()}
 
 
-def test_the_good_things_are_good(good, capsys):
-    assert run_in_process(f"hfvit predict {good['run']} {good['picture']}") == 0
-    assert run_in_process(f"hfvit predict {good['graphs']} {good['picture']}") == 0
+def test_valid_input_is_accepted(good, capsys):
+    assert run_in_process(f"hfvit predict {good['run']} {good['image']}") == 0
+    assert run_in_process(f"hfvit predict {good['graphs']} {good['image']}") == 0
     assert len(ROWS) >= 60
 
 
@@ -108,8 +108,9 @@ def test_bad_input(name, good, tmp_path, monkeypatch, capsys):
 
 
 def assert_refuses(error: str, named: list[str]) -> None:
-    """Assert the option at the head of the message, which `named` marks by a colon, and the data that it names."""
-    message = error.partition(" error: ")[2] if error.startswith("usage: ") else error[error.find("hfvit: ") :]
+    """Assert the option of the message, marked by a colon in `named`, and the values that it names."""
+    ours = [line for line in error.splitlines() if line.startswith("hfvit")]
+    message = error.partition(" error: ")[2] if error.startswith("usage: ") else "\n".join(ours)
     for item in named:
         if item.endswith(":"):
             assert option_of(error) == item[:-1], error
@@ -122,5 +123,5 @@ def program_trains(words: str) -> bool:
 
 
 def left_by_training(folder: Path) -> set[Path]:
-    """What a training that failed later may leave: pictures of what it was about to learn from."""
+    """Return the files that a run may leave if it fails after loading the data."""
     return {folder / "out" / "plots" / "training_images.png"}

@@ -1,4 +1,4 @@
-"""The console command: fast, lazy, and clear about mistakes."""
+"""The `hfvit` command: lazy imports, help texts, listings, error messages and exit codes."""
 
 import dataclasses
 import re
@@ -64,7 +64,7 @@ def test_public_names_resolve():
         hfvit.nothing  # noqa: B018
 
 
-def test_help_teaches_every_field_of_hfvit():
+def test_help_describes_every_field_of_hfvit():
     text = run_command("hfvit", "train", "--help").stdout
     for section in (*_SECTIONS[:-1], RunArguments, TrainerArguments):
         for field in dataclasses.fields(section):
@@ -111,7 +111,7 @@ def test_recipes_are_listed_and_printed():
         (["predict", "./no.onnx", "a.png"], ["./no.onnx"]),
     ],
 )
-def test_a_wrong_name_is_one_message(words, data):
+def test_unknown_name_is_a_one_line_error(words, data):
     result = run_command("hfvit", *words)
     assert result.returncode == 2
     assert result.stderr.startswith("hfvit: error: ")
@@ -120,7 +120,7 @@ def test_a_wrong_name_is_one_message(words, data):
 
 
 @pytest.mark.parametrize("words", [["doctor", "me"], ["recipes", "--color"], ["validate"], ["trian"], ["--color"]])
-def test_a_wrong_word_is_one_line(words):
+def test_wrong_argument_is_a_one_line_error(words):
     result = run_command("hfvit", *words)
     assert result.returncode == 2
     assert len(result.stderr.splitlines()) == 1
@@ -165,12 +165,12 @@ def test_every_option_has_a_help_text_and_is_accepted_with_dashes(name):
     assert "exit codes:" in parser.format_help()
 
 
-def test_no_option_of_a_recipe_is_taken_for_a_misspelled_one_of_a_command():
+def test_check_misspelled_accepts_every_recipe_option():
     for name in ("train", "sweep"):
-        COMMAND_PARSERS[name].refuse_misspelled([f"--{key}" for key in _FIELDS])
+        COMMAND_PARSERS[name].check_misspelled([f"--{key}" for key in _FIELDS])
 
 
-def test_the_help_of_train_begins_with_what_most_runs_need():
+def test_help_of_train_lists_common_options_first():
     text = run_command("hfvit", "train", "--help").stdout
     options = re.findall(r"^  --(\w+)", text, re.MULTILINE)
     assert len(options) == len(set(options))

@@ -1,4 +1,4 @@
-"""What optimum-cli finds of hfvit: help without torch, one registration, no quarrel over a name, all in the wheel."""
+"""hfvit's optimum-cli commands: light imports, registration, name conflicts, files of the wheel."""
 
 import re
 import shutil
@@ -46,7 +46,7 @@ REGISTER_COMMANDS = [(Other, ExportCommand)]
 """
 
 
-def test_another_export_onnx_keeps_its_name(tmp_path):
+def test_export_onnx_of_another_package_has_precedence(tmp_path):
     register = tmp_path / "other" / "optimum" / "commands" / "register"
     register.mkdir(parents=True)
     (register / "register_other.py").write_text(OTHER)
@@ -73,12 +73,12 @@ def test_a_checkout_beside_an_installation_registers_once(tmp_path):
     assert "(hfvit)" in result.stdout
 
 
-def test_the_wheel_brings_the_command(tmp_path):
+def test_wheel_contains_the_command(tmp_path):
     pytest.importorskip("hatchling", reason="needs hatchling, which pip fetches when it builds a wheel")
     words = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path]
     result = run_command(*words)
     assert result.returncode == 0, result.stderr
     (wheel,) = tmp_path.glob("*.whl")
-    held = set(zipfile.ZipFile(wheel).namelist())
-    assert {"optimum/commands/register/register_hfvit.py", "hfvit/cli/export_onnx.py", "hfvit/export/onnx.py"} <= held
-    assert not {name for name in held if name.startswith("optimum/") and name.endswith("__init__.py")}
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {"optimum/commands/register/register_hfvit.py", "hfvit/cli/export_onnx.py", "hfvit/export/onnx.py"} <= names
+    assert not {name for name in names if name.startswith("optimum/") and name.endswith("__init__.py")}

@@ -11,7 +11,7 @@ from helpers.layouts import class_counts, image_bytes, paths, write_images
 from helpers.messages import assert_names
 from helpers.splits import load_splits
 
-from hfvit.data.decode import find_pictures
+from hfvit.data.decode import find_images
 from hfvit.data.splits import warn_about_sizes
 from hfvit.errors import DataError, RecipeError
 
@@ -221,7 +221,7 @@ def test_load_splits_of_a_copy_with_another_file_has_another_fingerprint(tmp_pat
 def test_find_pictures_in_folder_leaves_out_hidden_files(tmp_path):
     write_images(tmp_path, {"a": 3, "__MACOSX/a": 1, ".cache": 1})
     (tmp_path / "a/._0.png").write_bytes(b"x")
-    found, wrong = find_pictures([str(tmp_path)])
+    found, wrong = find_images([str(tmp_path)])
     assert (found, wrong) == ([str(tmp_path / f"a/{number}.png") for number in range(3)], [])
 
 
@@ -277,6 +277,16 @@ def test_load_splits_with_one_image_a_class_names_the_option(tmp_path):
     write_images(tmp_path, dict.fromkeys("abcdef", 1))
     with pytest.raises(DataError, match=r"^validation_fraction:"):
         load_splits(str(tmp_path))
+
+
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_load_splits_of_few_images_holds_some_of_each_class_out(tmp_path, count):
+    write_images(tmp_path, {**dict.fromkeys("abcde", count), "single": 1})
+    splits = load_splits(str(tmp_path), test_split=None)
+    counts = class_counts(splits)
+    assert counts["validation"] == {**dict.fromkeys("abcde", 1), "single": 0}
+    assert counts["train"] == {**dict.fromkeys("abcde", count - 1), "single": 1}
+    assert class_counts(load_splits(str(tmp_path), test_split=None)) == counts
 
 
 # ---- Images that cannot be decoded ----

@@ -22,7 +22,7 @@ from PIL import EpsImagePlugin, Image, features
 
 import hfvit.data.open_image
 from hfvit.cli import main
-from hfvit.data.decode import decode, find_pictures, image_size, read_bytes, read_picture
+from hfvit.data.decode import decode, find_images, image_size, read_bytes, read_image
 from hfvit.data.open_image import FORMATS, UPLOAD_LIMITS, ImageLimitError, ImageLimits, formats, open_image
 from hfvit.errors import DataError
 
@@ -77,7 +77,7 @@ def test_other_formats_are_refused_whatever_their_name(name, ghostscript, tmp_pa
             with pytest.raises(DataError) as caught:
                 read(encoded, "train", 7)
             assert_names(caught.value, "'train'", 7, "JPEG, PNG")
-    for read in (lambda: read_picture(file), lambda: read_bytes(HOSTILE[name], "upload")):
+    for read in (lambda: read_image(file), lambda: read_bytes(HOSTILE[name], "upload")):
         with pytest.raises(DataError, match="JPEG, PNG"):
             read()
     assert not ghostscript.exists()
@@ -140,7 +140,7 @@ def test_listed_format_is_read_as_pillow_reads_it(format, tmp_path):
     assert np.array_equal(np.asarray(read_bytes(content, "upload")), expected)
     file = tmp_path / "photo.txt"
     file.write_bytes(content)
-    assert np.array_equal(np.asarray(read_picture(file)), expected)
+    assert np.array_equal(np.asarray(read_image(file)), expected)
 
 
 def test_heif_is_read_where_pillow_heif_is_installed(monkeypatch):
@@ -249,22 +249,22 @@ def test_pipes_devices_and_folders_are_refused_at_once(tmp_path):
     (tmp_path / "folder.png").mkdir()
     for path in (tmp_path / "pipe.png", tmp_path / "folder.png", "/dev/zero"):
         with pytest.raises(DataError, match="not a regular file"):
-            read_picture(path)
+            read_image(path)
         with pytest.raises(DataError, match="not a regular file"):
             decode({"bytes": None, "path": str(path)}, "train", 0)
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "~nobody-of-this-name/a.png", "a\0b", "\udcff.png", "a\nb.png"])
 def test_find_pictures_of_odd_names_finds_nothing(name):
-    assert find_pictures([name]) == ([], [f"{name}: there is no such file or folder"])
+    assert find_images([name]) == ([], [f"{name}: there is no such file or folder"])
     with pytest.raises(DataError):
-        read_picture(name)
+        read_image(name)
 
 
 def test_find_pictures_of_a_folder_leaves_other_formats_out(tmp_path):
     for name in ("a.png", "b.JPG", "c.webp", "d.eps", "e.ps", "f.wmf", "g.pdf", "h.hdf5", "i.fits"):
         (tmp_path / name).touch()
-    assert find_pictures([str(tmp_path)]) == ([str(tmp_path / name) for name in ("a.png", "b.JPG", "c.webp")], [])
+    assert find_images([str(tmp_path)]) == ([str(tmp_path / name) for name in ("a.png", "b.JPG", "c.webp")], [])
 
 
 SAMPLES = [

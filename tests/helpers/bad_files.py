@@ -1,4 +1,4 @@
-"""What is read and cannot be: data sets, checkpoints, graphs and pictures. Rows of bad_rows.py."""
+"""Cases of bad_rows.py with invalid data sets, checkpoints, graphs and images."""
 
 from helpers.hostile_files import (
     archive,
@@ -21,7 +21,7 @@ from helpers.hostile_files import (
     script,
     table,
     text_file,
-    truncated_picture,
+    truncated_image,
     with_values,
 )
 from helpers.onnx_graphs import write_graph
@@ -29,10 +29,10 @@ from onnx import TensorProto, helper
 
 ON_DATA = "hfvit train {recipe} --dataset_name {tmp}/data"
 FROM_MODEL = "hfvit train {tuning} --model_name_or_path {tmp}/model"
-PREDICT = "hfvit predict {tmp}/model {picture}"
+PREDICT = "hfvit predict {tmp}/model {image}"
 PUSH = "hfvit push {tmp}/model user/x --dry_run"
 VALIDATE = "hfvit validate {tmp}/model"
-WITH_ONNX = "hfvit predict {tmp}/onnx {picture}"
+WITH_ONNX = "hfvit predict {tmp}/onnx {image}"
 SCORES = helper.make_tensor_value_info("scores", TensorProto.FLOAT, [1, 7])
 FLAT = [helper.make_node("Flatten", ["pixel_values"], ["scores"])]
 
@@ -63,20 +63,24 @@ DATA_SETS = {
     ),
     "labels out of range": (table([0, 1, 2] * 8, [0, 1, -1]), ON_DATA, ("'test'", "2", "-1", "3")),
     "one class": (table([1] * 24, [0, 1, 2]), ON_DATA, ("train_split:", "'train'")),
-    "a label that is missing": (table([0, 1, None] * 8, [0, 1, 2]), ON_DATA, ("'train'", "2")),
+    "a missing label": (table([0, 1, None] * 8, [0, 1, 2]), ON_DATA, ("'train'", "2")),
     "fewer images than a batch": (
         table([0, 1, 2] * 2, [0, 1, 2]),
         ON_DATA,
         ("validation_fraction:", "'train'", "0.2", "6"),
     ),
-    "a truncated table": (damaged_parquet, ON_DATA, ("dataset_name:", "{tmp}/data", "train-00000", "ArrowInvalid")),
-    "a picture that is text": (
-        replaced(b"not a picture"),
+    "a truncated Parquet file": (
+        damaged_parquet,
+        ON_DATA,
+        ("dataset_name:", "{tmp}/data", "train-00000", "ArrowInvalid"),
+    ),
+    "an image that is text": (
+        replaced(b"not an image"),
         ON_DATA,
         ("'train'", "{tmp}/data/train/red/3.png", "UnidentifiedImageError"),
     ),
-    "a picture cut short": (
-        replaced(truncated_picture()),
+    "a truncated image": (
+        replaced(truncated_image()),
         ON_DATA,
         ("'train'", "{tmp}/data/train/red/3.png", "OSError"),
     ),
@@ -85,27 +89,27 @@ DATA_SETS = {
         ON_DATA,
         ("'train'", "{tmp}/data/train/red/3.png", "limit"),
     ),
-    "a picture that is a pipe to a password": (
+    "an image that links to /etc/passwd": (
         image_folder(lambda folder, place: (folder / "train/red/link.png").symlink_to("/etc/passwd")),
         ON_DATA,
         ("'train'", "{tmp}/data/train/red/link.png", "UnidentifiedImageError"),
     ),
-    "a zip that leaves its folder": (
+    "a zip with a path outside its folder": (
         archive("zip"),
         ON_DATA,
         ("dataset_name:", "{tmp}/data/train.zip", "../../canary"),
     ),
-    "a tar that leaves its folder": (
+    "a tar with a path outside its folder": (
         archive("tar"),
         ON_DATA,
         ("dataset_name:", "{tmp}/data/train.tar.gz", "../../canary"),
     ),
-    "a name that leaves the folder": (
+    "a file name outside the folder": (
         metadata("../../secret.png"),
         ON_DATA,
         ("{tmp}/data/train", "'train'", "row 1", "../../secret.png"),
     ),
-    "a name from the root": (
+    "an absolute file name": (
         metadata("{tmp}/secret.png"),
         ON_DATA,
         ("{tmp}/data/train", "'train'", "row 1", "{tmp}/secret.png"),
@@ -286,12 +290,12 @@ GRAPHS = {
         WITH_ONNX,
         ("{tmp}/onnx/model.onnx", "ONNXRuntimeError", "weights"),
     ),
-    "weights from the root": (
+    "weights with an absolute path": (
         outside_data("/etc/passwd"),
         WITH_ONNX,
         ("{tmp}/onnx/model.onnx", "ONNXRuntimeError", "weights"),
     ),
-    "a graph that takes no pictures": (
+    "a graph without an image input": (
         graph_of(pixel_values(1, 7), FLAT, SCORES),
         WITH_ONNX,
         ("{tmp}/onnx/model.onnx", "pixel_values", "[1, 7]"),
@@ -301,7 +305,7 @@ GRAPHS = {
         WITH_ONNX,
         ("{tmp}/onnx/model.onnx", "[1, 7]", "config.json", "3"),
     ),
-    "a graph that takes other pictures": (
+    "a graph with another input size": (
         graph_folder(lambda file, _: write_graph(file, size=12)),
         WITH_ONNX,
         ("{tmp}/onnx/model.onnx", "(3, 12, 12)", "(3, 16, 16)"),
@@ -321,7 +325,7 @@ GRAPHS = {
         WITH_ONNX,
         ("{tmp}/onnx/model.onnx", "preprocessor_config.json", "trust_remote_code=True"),
     ),
-    "facts of an export that are half": (
+    "a truncated export.json": (
         graph_folder(lambda file, _: (file.parent / "export.json").write_text("{")),
         "hfvit validate {tmp}/onnx --dataset_name {colors} --split test",
         ("{tmp}/onnx/export.json", "line 1 column 2"),
@@ -336,35 +340,35 @@ GRAPHS = {
         "tensorrt --model {tmp}/onnx/model.onnx {tmp}/trt",
         ("{tmp}/onnx/model.onnx", "weights", "'../../../../../etc/passwd'"),
     ),
-    "facts of an engine that name none": (
+    "an engine.json without sha256": (
         text_file("trt/engine.json", '{"engine": 1}'),
-        "hfvit predict {tmp}/trt {picture}",
+        "hfvit predict {tmp}/trt {image}",
         ("{tmp}/trt/engine.json", "sha256"),
     ),
-    "facts of an engine that are half": (
+    "a truncated engine.json": (
         text_file("trt/engine.json", '{"eng'),
-        "hfvit predict {tmp}/trt {picture}",
+        "hfvit predict {tmp}/trt {image}",
         ("{tmp}/trt/engine.json", "line 1 column 2"),
     ),
-    "an engine without facts": (
+    "an engine without config.json": (
         text_file("trt/model.engine", "x"),
-        "hfvit predict {tmp}/trt/model.engine {picture}",
+        "hfvit predict {tmp}/trt/model.engine {image}",
         ("{tmp}/trt/model.engine", "config.json"),
     ),
-    "pictures that are none": (
+    "a file that is not an image": (
         text_file("a.png", "no"),
         "hfvit predict {graphs} {tmp}/a.png",
         ("{tmp}/a.png", "UnidentifiedImageError"),
     ),
-    "a picture that is a bomb": (
+    "a decompression bomb": (
         text_file("a.png", bomb()),
         "hfvit predict {graphs} {tmp}/a.png",
         ("{tmp}/a.png", "limit"),
     ),
-    "a picture that cannot be fetched": (
+    "an unreachable URL": (
         None,
         "hfvit predict {graphs} http://127.0.0.1:9/a.png",
         ("http://127.0.0.1:9/a.png", "URLError"),
     ),
-    "an address of this machine's files": (None, "hfvit predict {graphs} file:///etc/passwd", "file:///etc/passwd"),
+    "a file URL": (None, "hfvit predict {graphs} file:///etc/passwd", "file:///etc/passwd"),
 }

@@ -1,6 +1,6 @@
-"""The rows of test_bad_input.py: what is made first, the command, what its message names, the exit code if not 2.
+"""Cases of test_bad_input.py: setup, command, what the message names, exit code if not 2.
 
-A name that ends in a colon is the option at the head of the message; any other is a datum, a file or a value.
+A name that ends in a colon is the option at the head of the message; other names are values, files or columns.
 """
 
 from helpers.bad_files import CHECKPOINTS, DATA_SETS, GRAPHS

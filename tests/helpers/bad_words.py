@@ -1,10 +1,10 @@
-"""What is typed and cannot be done: recipes and command lines. Rows of bad_rows.py."""
+"""Cases of bad_rows.py with invalid recipes and command lines."""
 
 from helpers.hostile_files import billion_laughs, checkpoint, recipe_with, rewritten, text_file
 
 TRAIN = "hfvit train {tmp}/recipe.yaml"
 
-# Settings of transformers' TrainingArguments that would end in a traceback, or have no effect.
+# Fields of transformers' TrainingArguments that would end in a traceback or have no effect.
 TRAINING_ARGUMENTS = [
     ("eval_do_concat_batches: false", "eval_do_concat_batches", "false"),
     ("include_for_metrics: [inputs]", "include_for_metrics", "inputs"),
@@ -55,60 +55,68 @@ RECIPES = {
         TRAIN,
         ("{tmp}/recipe.yaml", "os.system"),
     ),
-    "a tag that makes an object": (
+    "a tag that creates an object": (
         text_file("recipe.yaml", "!!python/object/new:pathlib.Path ['@canary@']\n"),
         TRAIN,
         ("{tmp}/recipe.yaml", "pathlib.Path"),
     ),
     "billion laughs": (text_file("recipe.yaml", billion_laughs()), TRAIN, ("{tmp}/recipe.yaml", "*name")),
-    "an alias within itself": (
+    "a recursive alias": (
         text_file("recipe.yaml", "model_args: &a {depth: *a}\n"),
         TRAIN,
         ("{tmp}/recipe.yaml", "*name"),
     ),
-    "nested without end": (
+    "30,000 nested lists": (
         text_file("recipe.yaml", "model_args: " + "[" * 30_000),
         TRAIN,
         ("{tmp}/recipe.yaml", "YAML"),
     ),
     "huge": (text_file("recipe.yaml", "# " + "x" * 3_000_000), TRAIN, ("{tmp}/recipe.yaml", "3,000,002")),
-    "a key twice": (recipe_with("learning_rate: 1.0e-3\n"), TRAIN, ("{tmp}/recipe.yaml", "learning_rate")),
+    "a duplicate key": (recipe_with("learning_rate: 1.0e-3\n"), TRAIN, ("{tmp}/recipe.yaml", "learning_rate")),
     "an unknown key": (recipe_with("learning_rat: 1\n"), TRAIN, ("learning_rat:", "'learning_rate'")),
-    "a key that is no name": (recipe_with("3: 1\n"), TRAIN, ("{tmp}/recipe.yaml", "3:")),
+    "a key that is not text": (recipe_with("3: 1\n"), TRAIN, ("{tmp}/recipe.yaml", "3:")),
     "text for a number": (recipe_with("warmup_steps: many\n"), TRAIN, ("warmup_steps:", "'many'")),
     "a list for a number": (recipe_with("weight_decay: [1]\n"), TRAIN, ("weight_decay:", "[1]")),
-    "not a number": (recipe_with("weight_decay: .nan\n"), TRAIN, ("weight_decay:", "nan")),
+    "NaN": (recipe_with("weight_decay: .nan\n"), TRAIN, ("weight_decay:", "nan")),
     "infinite": (recipe_with("ema_decay: .inf\n"), TRAIN, ("ema_decay:", "inf")),
-    "no schedule": (
+    "an unknown schedule": (
         recipe_with("max_steps: -5\nlr_scheduler_type: x\n"),
         TRAIN,
         ("lr_scheduler_type:", "'x'"),
     ),
     "a number of 5,000 digits": (recipe_with(f"max_steps: {'9' * 5000}\n"), TRAIN, ("{tmp}/recipe.yaml", "5000")),
-    "a day that is none": (recipe_with("hub_revision: 2024-13-45\n"), TRAIN, ("{tmp}/recipe.yaml", "month")),
-    "a seed below 0": (recipe_with("data_seed: -1\n"), TRAIN, ("data_seed:", "-1")),
-    "not so many epochs": (recipe_with("weight_decay: 1.e+999\n"), TRAIN, ("weight_decay:", "inf")),
+    "an invalid date": (recipe_with("hub_revision: 2024-13-45\n"), TRAIN, ("{tmp}/recipe.yaml", "month")),
+    "a negative seed": (recipe_with("data_seed: -1\n"), TRAIN, ("data_seed:", "-1")),
+    "a number that overflows": (recipe_with("weight_decay: 1.e+999\n"), TRAIN, ("weight_decay:", "inf")),
     "a folder": (None, "hfvit train {colors}", ("RECIPE:", "{colors}")),
-    "no file": (None, "hfvit train quickstrat", ("'quickstrat'", "'quickstart'")),
-    "wrong arguments of timm": (recipe_with("drop_rate: 0.1\nattn_drop_rate: 2\n"), TRAIN, ("attn_drop_rate:", "2.0")),
-    "no model of timm": (
+    "an unknown recipe": (None, "hfvit train quickstrat", ("'quickstrat'", "'quickstart'")),
+    "an invalid value of a timm argument": (
+        recipe_with("drop_rate: 0.1\nattn_drop_rate: 2\n"),
+        TRAIN,
+        ("attn_drop_rate:", "2.0"),
+    ),
+    "an unknown timm model": (
         None,
         "hfvit train {recipe} --architecture vit_tny_patch16_224",
         ("architecture:", "'vit_tny_patch16_224'", "'vit_tiny_patch16_224'"),
     ),
-    "no argument of timm": (None, "hfvit train {recipe} --model_args '{{\"depht\":1}}'", ("model_args:", "'depht'")),
+    "an unknown timm argument": (
+        None,
+        "hfvit train {recipe} --model_args '{{\"depht\":1}}'",
+        ("model_args:", "'depht'"),
+    ),
     "a size that does not fit": (None, "hfvit train {recipe} --image_size 20", ("image_size:", "20", "16", "24")),
-    "a resume from nowhere": (
+    "a resume from a missing folder": (
         None,
         "hfvit train {recipe} --resume_from_checkpoint {tmp}/no",
         ("resume_from_checkpoint:", "{tmp}/no"),
     ),
-    "a resume from what is no checkpoint": (
+    "a resume from a folder without checkpoint": (
         checkpoint(lambda folder, place: None),
         "hfvit train {recipe} --resume_from_checkpoint {tmp}/model",
         ("resume_from_checkpoint:", "{tmp}/model"),
     ),
-    "a resume from a checkpoint with half a list": (
+    "a resume from a checkpoint with a truncated manifest": (
         rewritten("checkpoint.json", '{"files": '),
         "hfvit train {recipe} --resume_from_checkpoint {tmp}/model",
         ("resume_from_checkpoint:", "{tmp}/model"),
@@ -140,40 +148,40 @@ COMMAND_LINES = {
         "hfvit train {recipe} --estimat",
         ("estimat:", "'--estimate'"),
     ),
-    "train with null where none may be": (None, "hfvit train {recipe} --seed none", ("seed:", "'none'")),
-    "predict with a misspelled option": (None, "hfvit predict {run} {picture} --top-kk 3", ("top-kk:", "'--top_k'")),
-    "predict with an abbreviation": (None, "hfvit predict {run} {picture} --top 3", ("top:", "'--top_k'")),
+    "train with none for a required value": (None, "hfvit train {recipe} --seed none", ("seed:", "'none'")),
+    "predict with a misspelled option": (None, "hfvit predict {run} {image} --top-kk 3", ("top-kk:", "'--top_k'")),
+    "predict with an abbreviation": (None, "hfvit predict {run} {image} --top 3", ("top:", "'--top_k'")),
     "an unknown option": (None, "hfvit --verson", ("verson:", "'--version'")),
     "an unknown command": (None, "hfvit trian", ("COMMAND:", "'trian'", "'train'")),
     "train without a recipe": (None, "hfvit train", "RECIPE"),
     "train with an unknown option": (None, "hfvit train {recipe} --bathc_size 3", "bathc_size:"),
     "train with no value": (None, "hfvit train {recipe} --seed", "seed:"),
-    "train with a stray word": (None, "hfvit train {recipe} more", "more:"),
+    "train with an extra argument": (None, "hfvit train {recipe} more", "more:"),
     "recipes with an unknown name": (None, "hfvit recipes vit_bse", ("'vit_bse'", "'vit_base'")),
     "recipes with an option": (None, "hfvit recipes --all", "--all"),
     "doctor with a word": (None, "hfvit doctor me", "me"),
-    "validate nothing": (None, "hfvit validate", "REFERENCE"),
+    "validate without a reference": (None, "hfvit validate", "REFERENCE"),
     "validate a missing folder": (None, "hfvit validate {tmp}/nothing", "{tmp}/nothing"),
-    "validate over a share": (None, "hfvit validate {run} --min_agreement 99", ("min_agreement:", "99")),
+    "validate with a fraction above 1": (None, "hfvit validate {run} --min_agreement 99", ("min_agreement:", "99")),
     "validate into a folder": (None, "hfvit validate {run} --output {tmp}", ("output:", "{tmp}")),
     "validate on a missing split": (None, "hfvit validate {run} --split tset", ("{colors}", "'tset'", "'test'")),
-    "validate nothing at all": (None, "hfvit validate {run} --max_samples 0", ("max_samples:", "0")),
-    "predict without a picture": (None, "hfvit predict {run}", "IMAGE"),
-    "predict a missing picture": (None, "hfvit predict {run} {tmp}/no.png", "{tmp}/no.png"),
+    "validate on 0 images": (None, "hfvit validate {run} --max_samples 0", ("max_samples:", "0")),
+    "predict without an image": (None, "hfvit predict {run}", "IMAGE"),
+    "predict a missing image": (None, "hfvit predict {run} {tmp}/no.png", "{tmp}/no.png"),
     "predict an empty folder": (
         lambda place: (place.tmp / "empty").mkdir(),
         "hfvit predict {run} {tmp}/empty",
         "{tmp}/empty",
     ),
-    "predict into a document": (
+    "predict into an unknown format": (
         None,
-        "hfvit predict {run} {picture} --save_grid a.docx",
+        "hfvit predict {run} {image} --save_grid a.docx",
         ("save_grid:", "a.docx", ".png"),
     ),
-    "predict on no device": (None, "hfvit predict {run} {picture} --device npu", ("device:", "'npu'")),
+    "predict on an unknown device": (None, "hfvit predict {run} {image} --device npu", ("device:", "'npu'")),
     "predict with a mistyped folder": (
         text_file("outputs/quickstart/x", ""),
-        "hfvit predict outputs/quikstart {picture}",
+        "hfvit predict outputs/quikstart {image}",
         ("outputs/quikstart", "'outputs/quickstart'"),
     ),
     "train from a mistyped folder": (
@@ -186,50 +194,54 @@ COMMAND_LINES = {
         "hfvit train {recipe} --dataset_name photos/pet",
         ("dataset_name:", "photos/pet", "'photos/pets'"),
     ),
-    "verify what is no run": (None, "hfvit verify {colors}", ("{colors}", "run.json")),
+    "verify a folder without a run": (None, "hfvit verify {colors}", ("{colors}", "run.json")),
     "verify a missing folder": (None, "hfvit verify {tmp}/no --eval_only", "{tmp}/no"),
-    "push to an address": (
+    "push to a URL": (
         None,
         "hfvit push {run} https://huggingface.co/user/x",
         ("repository:", "https://huggingface.co/user/x"),
     ),
-    "push to a wrong name": (
+    "push to an invalid name": (
         None,
         "hfvit push {run} 'user/wrong name' --dry_run",
         ("repository:", "user/wrong name", "user/name"),
     ),
-    "push nothing": (
+    "push a folder without a model": (
         None,
         "hfvit push {tmp} user/x --dry_run",
         ("OUTPUT_DIR:", "{tmp}", "config.json", "model.safetensors"),
     ),
-    "push an export that is not there": (
+    "push a missing export": (
         None,
         "hfvit push {run} user/x --dry_run --include onnx",
         ("include:", "{run}/onnx"),
     ),
-    "export nothing": (None, "onnx --model {tmp}/no {tmp}/onnx", "{tmp}/no"),
+    "export a missing folder": (None, "onnx --model {tmp}/no {tmp}/onnx", "{tmp}/no"),
     "export without a model": (None, "onnx {tmp}/onnx", "-m/--model"),
     "export an export": (None, "onnx --model {graphs} {tmp}/onnx", ("model:", "{graphs}")),
     "export into a file": (text_file("taken", ""), "onnx --model {run} {tmp}/taken", ("output:", "{tmp}/taken")),
     "export over the checkpoint": (None, "onnx --model {run} {run}", ("output:", "{run}", "config.json")),
     "export to an unknown opset": (None, "onnx --model {run} {tmp}/onnx --opset 5", ("opset:", "5", "18", "23")),
-    "export of no precision": (None, "onnx --model {run} {tmp}/onnx --dtype fp12", ("dtype:", "'fp12'")),
+    "export with an unknown dtype": (None, "onnx --model {run} {tmp}/onnx --dtype fp12", ("dtype:", "'fp12'")),
     "export with a negative tolerance": (None, "onnx --model {run} {tmp}/onnx --atol -1", ("atol:", "-1")),
-    "export calibrated with nothing": (
+    "export calibrated on a missing folder": (
         None,
         "onnx --model {run} {tmp}/onnx --quantize int8 --calibration_dataset {tmp}/no",
         ("dataset_name:", "{tmp}/no"),
     ),
-    "build from nothing": (None, "tensorrt --model {tmp}/no {tmp}/trt", "{tmp}/no"),
-    "build for no GPU": (
+    "build from a missing folder": (None, "tensorrt --model {tmp}/no {tmp}/trt", "{tmp}/no"),
+    "build for an invalid compute capability": (
         None,
         "tensorrt --model {run} {tmp}/trt --compute_capability 9",
         ("compute_capability:", "'9'"),
     ),
-    "build of no size": (None, "tensorrt --model {run} {tmp}/trt --workspace lots", ("workspace:", "'lots'")),
+    "build with an invalid size": (
+        None,
+        "tensorrt --model {run} {tmp}/trt --workspace lots",
+        ("workspace:", "'lots'"),
+    ),
     "build in FP8": (None, "tensorrt --model {run} {tmp}/trt --dtype fp8", ("dtype:", "fp8", "INT8")),
-    "build of wrong batches": (
+    "build with batch sizes out of order": (
         None,
         "tensorrt --model {run} {tmp}/trt --min_batch 9 --max_batch 4",
         ("min_batch, opt_batch, max_batch:", "9", "4"),

@@ -1,4 +1,4 @@
-"""Engine records without a GPU."""
+"""Build engine records without a GPU."""
 
 import pytest
 

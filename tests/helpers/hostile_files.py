@@ -74,7 +74,7 @@ def replaced(content: bytes, name: str = "train/red/3.png"):
     return image_folder(lambda folder, place: (folder / name).write_bytes(content))
 
 
-def truncated_picture() -> bytes:
+def truncated_image() -> bytes:
     buffer = io.BytesIO()
     colored_image(0, np.random.default_rng(0), 64).save(buffer, "PNG")
     return buffer.getvalue()[:900]

@@ -15,7 +15,7 @@ from PIL import Image
 from scipy.special import softmax
 
 from hfvit.cli import main
-from hfvit.data.decode import find_pictures
+from hfvit.data.decode import find_images
 
 
 @pytest.fixture
@@ -125,14 +125,14 @@ def test_a_model_that_gives_nan_has_no_answer(capsys, model, photos):
 def test_files_folders_patterns_and_urls_are_found(photos, tmp_path):
     url = "http://127.0.0.1/x.png"
     a, b, c = (str(photos / name) for name in ("a.png", "b.PNG", "more/c.png"))
-    assert find_pictures([str(photos)]) == ([a, b, c], [])
-    assert find_pictures([c, a, str(photos), url]) == ([c, a, b, url], [])
-    assert find_pictures([f"{photos}/*.png"]) == ([a], [])
-    assert find_pictures([f"{photos}/**/*.png"]) == ([a, c], [])
-    assert find_pictures([f"{photos}/mor?"]) == ([c], [])
+    assert find_images([str(photos)]) == ([a, b, c], [])
+    assert find_images([c, a, str(photos), url]) == ([c, a, b, url], [])
+    assert find_images([f"{photos}/*.png"]) == ([a], [])
+    assert find_images([f"{photos}/**/*.png"]) == ([a, c], [])
+    assert find_images([f"{photos}/mor?"]) == ([c], [])
     (tmp_path / "empty").mkdir()
     names = [f"{photos}/*.gif", str(tmp_path / "empty"), "absent"]
-    found, wrong = find_pictures(names)
+    found, wrong = find_images(names)
     assert found == []
     for name, sentence in zip(names, wrong, strict=True):
         assert_names(sentence, name)

@@ -1,4 +1,4 @@
-"""What a TensorRT backend can be asked for, said before anything is built."""
+"""Options that a TensorRT backend does not support, reported before the build."""
 
 import pytest
 from helpers.messages import assert_names, option_of
@@ -7,7 +7,7 @@ from hfvit.errors import ModelError
 from hfvit.trt.api import Backend, EngineOptions, check_options, check_precision, find_backend, load_backend
 
 RTX = load_backend("tensorrt_rtx")
-FULL = Backend("tensorrt", None, "11.0.0", "13")  # nothing of the module is asked before a build
+FULL = Backend("tensorrt", None, "11.0.0", "13")  # the module is not used before the build
 GPU = [("NVIDIA A10", "8.6")]
 
 
@@ -25,7 +25,7 @@ GPU = [("NVIDIA A10", "8.6")]
         (FULL, GPU, {"compute_capability": ("8.9",)}, "compute_capability", ["8.6", "--backend tensorrt_rtx"]),
     ],
 )
-def test_check_options_of_what_a_backend_cannot_do_names_the_option(backend, gpus, options, option, data):
+def test_check_options_of_unsupported_value_names_the_option(backend, gpus, options, option, data):
     if isinstance(backend, str):
         pytest.skip(f"tensorrt_rtx cannot be imported: {backend}")
     with pytest.raises(ModelError) as caught:
@@ -38,7 +38,7 @@ def test_check_options_of_what_a_backend_cannot_do_names_the_option(backend, gpu
     ("dtype", "capabilities", "data"),
     [("bf16", ("7.5", "8.6"), ["8.0", "7.5"]), ("fp8", ("8.6",), ["8.9", "8.6", "int8", "fp16"])],
 )
-def test_precisions_that_a_gpu_lacks_are_refused(dtype, capabilities, data):
+def test_check_precision_of_unsupported_gpu_raises(dtype, capabilities, data):
     check_precision(FULL, dtype, ("8.9",))
     with pytest.raises(ModelError, match=f"^--dtype {dtype}: ") as caught:
         check_precision(FULL, dtype, capabilities)
@@ -46,16 +46,16 @@ def test_precisions_that_a_gpu_lacks_are_refused(dtype, capabilities, data):
     check_precision(FULL, "int8", ("7.5",))
 
 
-def test_full_tensorrt_takes_its_own_options():
+def test_check_options_of_full_tensorrt_accepts_its_options():
     options = {"timing_cache": "cache", "version_compatible": True, "hardware_compatibility": "ampere_plus"}
     check_options(FULL, EngineOptions(compute_capability=("8.6",), **options), GPU)
 
 
-def test_no_backend_says_what_to_install(monkeypatch):
+def test_find_backend_without_packages_names_what_to_install(monkeypatch):
     monkeypatch.setattr("sys.path", [])
     for name in ("tensorrt", "tensorrt_rtx"):
         monkeypatch.setitem(__import__("sys").modules, name, None)
     with pytest.raises(ModelError, match="pip install tensorrt-rtx-cu13"):
         find_backend()
-    with pytest.raises(ModelError, match=r"^--backend: 'trt' .*\bauto, "):
+    with pytest.raises(ModelError, match=r"^--backend: .*\bauto, .*'trt'"):
         find_backend("trt")

@@ -1,4 +1,4 @@
-"""Real engines, built without a GPU by TensorRT for RTX: precision, profile, refusals, and what a failure leaves."""
+"""Engines built without a GPU by TensorRT for RTX: precision, profile, errors, cleanup."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ from hfvit.trt.builder import build_engine, check_types, network_info, parse, re
 
 RTX = load_backend("tensorrt_rtx")
 needs_rtx = pytest.mark.skipif(isinstance(RTX, str), reason=f"tensorrt_rtx cannot be imported: {RTX}")
-FULL = Backend("tensorrt", None, "11.0.0", "13")  # nothing of the module is asked before a build
+FULL = Backend("tensorrt", None, "11.0.0", "13")  # the module is not used before the build
 SIZE, DEPTH, WIDTH = 32, 2, 256
 GPU = [("NVIDIA A10", "8.6")]
 PRODUCTS = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16", "int8": "FLOAT"}
@@ -29,7 +29,7 @@ PRODUCTS = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16", "int8": "FLOAT"}
 
 @pytest.fixture(scope="module")
 def graphs(tmp_path_factory):
-    """One small ViT in four precisions."""
+    """Export one small ViT in four precisions."""
     folder = tmp_path_factory.mktemp("graphs")
     torch.manual_seed(0)
     shape = {"patch_size": 8, "embed_dim": WIDTH, "depth": DEPTH, "num_heads": 4}
@@ -37,14 +37,14 @@ def graphs(tmp_path_factory):
     files = {dtype: folder / f"{dtype}.onnx" for dtype in PRODUCTS}
     for dtype in ("fp32", "fp16", "bf16"):
         export_onnx(model, files[dtype], dtype=dtype)
-    pictures = np.random.default_rng(0).standard_normal((8, 3, SIZE, SIZE), dtype=np.float32)
-    quantize_onnx(files["fp32"], files["int8"], runtime="tensorrt", calibration=[pictures[:4], pictures[4:]])
+    images = np.random.default_rng(0).standard_normal((8, 3, SIZE, SIZE), dtype=np.float32)
+    quantize_onnx(files["fp32"], files["int8"], runtime="tensorrt", calibration=[images[:4], images[4:]])
     return files
 
 
 @pytest.fixture(scope="module")
 def engines(graphs, tmp_path_factory):
-    """Each graph's engine, with its record."""
+    """Build an engine of each graph; returns file and record by precision."""
     folder = tmp_path_factory.mktemp("engines")
     options = EngineOptions(min_batch=1, opt_batch=4, max_batch=16, workspace=2**28, optimization_level=2)
     return {
@@ -54,7 +54,7 @@ def engines(graphs, tmp_path_factory):
 
 
 def network(path):
-    """The parsed network; the log and the builder must live as long."""
+    """Return the parsed network, and the builder and log that must outlive it."""
     log = message_log(RTX.module, False)
     builder = RTX.module.Builder(log)
     return parse(RTX.module, builder, path, log), builder, log
@@ -63,7 +63,7 @@ def network(path):
 @needs_rtx
 @pytest.mark.tensorrt
 @pytest.mark.parametrize("dtype", PRODUCTS)
-def test_an_engine_computes_in_the_precision_of_its_graph(engines, dtype):
+def test_build_engine_keeps_the_precision_of_the_graph(engines, dtype):
     path, record = engines[dtype]
     assert record.dtype == dtype
     linears = 4 * DEPTH + 2  # query-key-value, projection, two of the MLP in each block; the head and the patches
@@ -89,7 +89,7 @@ def test_an_engine_computes_in_the_precision_of_its_graph(engines, dtype):
 @needs_rtx
 @pytest.mark.tensorrt
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
-def test_layer_norm_and_softmax_stay_in_float32(graphs, dtype):
+def test_parse_keeps_layer_norm_and_softmax_in_float32(graphs, dtype):
     parsed, *_ = network(graphs[dtype])
     layers = [parsed.get_layer(index) for index in range(parsed.num_layers)]
     kept = [layer for layer in layers if layer.type.name in ("NORMALIZATION", "SOFTMAX")]
@@ -99,7 +99,7 @@ def test_layer_norm_and_softmax_stay_in_float32(graphs, dtype):
 
 @needs_rtx
 @pytest.mark.tensorrt
-def test_smaller_types_make_smaller_engines(engines):
+def test_build_engine_in_half_precision_or_int8_is_smaller(engines):
     size = {dtype: record.bytes for dtype, (_, record) in engines.items()}
     print({dtype: round(size[dtype] / size["fp32"], 3) for dtype in size})
     assert size["fp16"] < 0.75 * size["fp32"]
@@ -109,7 +109,7 @@ def test_smaller_types_make_smaller_engines(engines):
 
 @needs_rtx
 @pytest.mark.tensorrt
-def test_a_network_in_another_precision_is_not_built(graphs):
+def test_check_types_of_other_precision_raises(graphs):
     parsed, *_ = network(graphs["fp32"])
     info = network_info(parsed)
     check_types(info, "fp32", graphs["fp32"])
@@ -120,7 +120,7 @@ def test_a_network_in_another_precision_is_not_built(graphs):
 
 @needs_rtx
 @pytest.mark.tensorrt
-def test_engines_are_built_for_the_gpus_that_are_named(graphs, tmp_path):
+def test_build_engine_for_compute_capability_records_it(graphs, tmp_path):
     for named in (("8.6",), ("8.6", "8.9", "12.0"), ("7.5",)):
         record = build_engine(graphs["fp16"], tmp_path / "m.engine", RTX, EngineOptions(compute_capability=named))
         assert record.compute_capabilities == list(named)
@@ -131,7 +131,7 @@ def test_engines_are_built_for_the_gpus_that_are_named(graphs, tmp_path):
 
 @needs_rtx
 @pytest.mark.tensorrt
-def test_a_graph_of_one_batch_size_has_its_own_profile(tmp_path):
+def test_build_engine_of_fixed_batch_size_requires_that_profile(tmp_path):
     path = write_graph(tmp_path / "model.onnx", batch=4)
     with pytest.raises(ModelError, match=r"^--min_batch, .*--min_batch 4 --opt_batch 4 --max_batch 4\b"):
         build_engine(path, tmp_path / "model.engine", RTX)
@@ -142,7 +142,7 @@ def test_a_graph_of_one_batch_size_has_its_own_profile(tmp_path):
 
 @needs_rtx
 @pytest.mark.tensorrt
-def test_an_fp8_graph_of_another_quantiser_builds_for_gpus_that_have_fp8(graphs, tmp_path):
+def test_build_engine_of_fp8_graph_targets_gpus_with_fp8(graphs, tmp_path):
     model = onnx.load(graphs["int8"])
     for weight in model.graph.initializer:
         if weight.data_type == TensorProto.INT8:
@@ -157,7 +157,7 @@ def test_an_fp8_graph_of_another_quantiser_builds_for_gpus_that_have_fp8(graphs,
 
 
 def odd_graph(path, op_type, **attributes):
-    """A classifier with one more node, named `odd`, between its product and its logits."""
+    """Write a classifier with one more node, named `odd`, before its logits."""
     write_graph(path)
     model = onnx.load(path)
     product = model.graph.node[-1]
@@ -169,7 +169,7 @@ def odd_graph(path, op_type, **attributes):
 
 @needs_rtx
 @pytest.mark.tensorrt
-def test_the_node_that_the_parser_does_not_take_is_named(tmp_path):
+def test_build_engine_with_unsupported_operator_names_the_node(tmp_path):
     path = odd_graph(tmp_path / "model.onnx", "Bernoulli", dtype=TensorProto.FLOAT)
     with pytest.raises(ModelError, match=r"\bmodel\.onnx\b.*\bBernoulli\b.*\bodd\b"):
         build_engine(path, tmp_path / "model.engine", RTX)
@@ -178,8 +178,8 @@ def test_the_node_that_the_parser_does_not_take_is_named(tmp_path):
 
 @needs_rtx
 @pytest.mark.tensorrt
-def test_the_node_that_the_builder_does_not_take_is_named(tmp_path):
-    """For compute capability 7.5 there are products in fp16 alone: one in float32 between two of these."""
+def test_build_engine_when_the_builder_fails_names_the_node(tmp_path):
+    """Compute capability 7.5 supports matrix products in fp16 only; the last one is in float32."""
     nodes = [
         helper.make_node("ReduceMean", ["pixel_values", "spatial"], ["means"], keepdims=0),
         helper.make_node("Cast", ["means"], ["half"], to=TensorProto.FLOAT16),
@@ -200,19 +200,19 @@ def test_the_node_that_the_builder_does_not_take_is_named(tmp_path):
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     onnx.save(model, tmp_path / "model.onnx")
-    (tmp_path / "model.engine").write_bytes(b"the one before")
+    (tmp_path / "model.engine").write_bytes(b"previous engine")
     with pytest.raises(ModelError, match=r"\bmodel\.onnx\b.*\bodd_product\b") as error:
         build_engine(
             tmp_path / "model.onnx", tmp_path / "model.engine", RTX, EngineOptions(compute_capability=("7.5",))
         )
     assert "\n" not in str(error.value)
     assert {file.name for file in tmp_path.iterdir()} == {"model.onnx", "model.engine"}
-    assert (tmp_path / "model.engine").read_bytes() == b"the one before"
+    assert (tmp_path / "model.engine").read_bytes() == b"previous engine"
 
 
 @needs_rtx
 @pytest.mark.tensorrt
-def test_ctrl_c_ends_a_build(graphs, tmp_path):
+def test_build_engine_stops_on_ctrl_c(graphs, tmp_path):
     before = signal.getsignal(signal.SIGINT)
     timer = threading.Timer(0.25, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
@@ -225,7 +225,7 @@ def test_ctrl_c_ends_a_build(graphs, tmp_path):
 
 @needs_rtx
 @pytest.mark.tensorrt
-def test_the_bar_goes_forward_in_many_steps(graphs, tmp_path):
+def test_build_progress_advances_in_many_steps(graphs, tmp_path):
     trt, log = RTX.module, message_log(RTX.module, False)
     progress = build_progress(trt, threading.Event(), show=False)
     seen, draw = [], progress._draw
@@ -245,7 +245,7 @@ def test_the_bar_goes_forward_in_many_steps(graphs, tmp_path):
     assert not progress.phases
 
 
-def test_graphs_for_onnx_runtime_alone_are_refused_by_node(graphs, tmp_path):
+def test_read_graph_of_onnx_runtime_operators_names_the_node(graphs, tmp_path):
     quantize_onnx(graphs["fp32"], tmp_path / "dynamic.onnx", mode="int8-dynamic")
     with pytest.raises(ModelError, match=r"\bdynamic\.onnx\b.*\bONNX Runtime\b.*--target tensorrt\b"):
         read_graph(tmp_path / "dynamic.onnx")
@@ -259,7 +259,7 @@ def test_graphs_for_onnx_runtime_alone_are_refused_by_node(graphs, tmp_path):
         read_graph(unsigned)
 
 
-def test_other_graphs_are_refused(tmp_path):
+def test_read_graph_of_unsupported_inputs_raises(tmp_path):
     (tmp_path / "text.onnx").write_text("no graph")
     with pytest.raises(ModelError, match=r"\btext\.onnx\b"):
         read_graph(tmp_path / "text.onnx")
@@ -269,7 +269,7 @@ def test_other_graphs_are_refused(tmp_path):
         read_graph(write_graph(tmp_path / "free.onnx", size="side"))
 
 
-def test_the_precision_of_a_graph_is_found(graphs):
+def test_read_graph_finds_the_precision(graphs):
     assert {dtype: read_graph(path).dtype for dtype, path in graphs.items()} == {dtype: dtype for dtype in PRODUCTS}
     graph = read_graph(graphs["fp16"])
     assert (graph.image, graph.classes, graph.batch, graph.input) == ((3, SIZE, SIZE), 3, None, "pixel_values")

@@ -1,4 +1,4 @@
-"""Engines on machines of all kinds: which one runs them, and what the others are told. None of it needs a GPU."""
+"""Engine compatibility with simulated machines, without a GPU."""
 
 import dataclasses
 
@@ -9,10 +9,10 @@ from helpers.messages import assert_names
 
 from hfvit.errors import ModelError
 from hfvit.trt.api import INSTALL
-from hfvit.trt.compatibility import Here, check_engine, driver_cuda, this_machine
+from hfvit.trt.compatibility import Machine, check_engine, driver_cuda, this_machine
 
 A10, H100, T4 = ("NVIDIA A10", "8.6"), ("NVIDIA H100", "9.0"), ("Tesla T4", "7.5")
-MACHINE = Here(
+MACHINE = Machine(
     gpus=(A10,),
     versions=VERSIONS,
     missing={},
@@ -22,7 +22,7 @@ MACHINE = Here(
 )
 
 
-def test_a_machine_that_has_it_all_runs_the_engine(tmp_path):
+def test_check_engine_on_suitable_machine_returns_the_gpu(tmp_path):
     two = dataclasses.replace(MACHINE, gpus=(H100, A10))
     assert check_engine(engine_of(tmp_path), MACHINE) == 0
     assert check_engine(engine_of(tmp_path), MACHINE, "cuda") == 0
@@ -39,7 +39,7 @@ def test_a_machine_that_has_it_all_runs_the_engine(tmp_path):
         ({}, ["driver"]),
     ],
 )
-def test_without_a_gpu(tmp_path, here, data):
+def test_check_engine_without_gpu_names_the_cause(tmp_path, here, data):
     machine = dataclasses.replace(MACHINE, gpus=(), **here)
     with pytest.raises(ModelError, match=r"\bGPU\b") as raised:
         check_engine(engine_of(tmp_path), machine)
@@ -49,7 +49,7 @@ def test_without_a_gpu(tmp_path, here, data):
     assert "optimum-cli export tensorrt" in message
 
 
-def test_a_processor_is_no_device_for_an_engine(tmp_path):
+def test_check_engine_on_cpu_raises(tmp_path):
     for device in ("cpu", "mps", "cuda:x"):
         with pytest.raises(ModelError, match=f"^device: .*'{device}'"):
             check_engine(engine_of(tmp_path), MACHINE, device)
@@ -57,7 +57,7 @@ def test_a_processor_is_no_device_for_an_engine(tmp_path):
         check_engine(engine_of(tmp_path), MACHINE, "cuda:1")
 
 
-def test_another_gpu_is_told_how_to_build_for_it(tmp_path):
+def test_check_engine_on_other_gpu_raises(tmp_path):
     machine = dataclasses.replace(MACHINE, gpus=(T4,))
     with pytest.raises(ModelError, match=r"\bTesla T4\b.*\b7\.5\b"):
         check_engine(engine_of(tmp_path), machine)
@@ -77,7 +77,7 @@ def test_another_gpu_is_told_how_to_build_for_it(tmp_path):
         ("ampere_plus", T4, False),
     ],
 )
-def test_hardware_compatibility(tmp_path, level, gpu, runs):
+def test_check_engine_with_hardware_compatibility(tmp_path, level, gpu, runs):
     engine = engine_of(tmp_path, "tensorrt", options={"hardware_compatibility": level})
     machine = dataclasses.replace(MACHINE, gpus=(gpu,))
     if runs:
@@ -87,7 +87,7 @@ def test_hardware_compatibility(tmp_path, level, gpu, runs):
         check_engine(engine, machine)
 
 
-def test_a_backend_that_is_not_installed(tmp_path):
+def test_check_engine_without_backend_names_the_package(tmp_path):
     only = dataclasses.replace(
         MACHINE, versions={"tensorrt": "11.2.0.10"}, missing={"tensorrt_rtx": "No module named 'tensorrt_rtx'"}
     )
@@ -112,7 +112,7 @@ def test_a_backend_that_is_not_installed(tmp_path):
         ("tensorrt", "8.6.1.6", "11.2.0.10", True, False),
     ],
 )
-def test_versions(tmp_path, backend, built, here, compatible, runs):
+def test_check_engine_with_other_version(tmp_path, backend, built, here, compatible, runs):
     engine = engine_of(tmp_path, backend, options={"version_compatible": compatible})
     engine.record.backend.version = built
     machine = dataclasses.replace(MACHINE, versions={backend: here})
@@ -124,7 +124,7 @@ def test_versions(tmp_path, backend, built, here, compatible, runs):
     assert_names(raised.value, engine.file, here, built)
 
 
-def test_a_driver_that_is_too_old_for_the_backend(tmp_path):
+def test_check_engine_with_old_driver_raises(tmp_path):
     machine = dataclasses.replace(MACHINE, cuda="12.8", driver="12.8")
     with pytest.raises(ModelError, match=r"\bCUDA 13\b.*\bCUDA 12\.8\b"):
         check_engine(engine_of(tmp_path), machine)
@@ -133,14 +133,14 @@ def test_a_driver_that_is_too_old_for_the_backend(tmp_path):
     assert check_engine(unknown, machine) == 0
 
 
-def test_an_engine_with_code_of_its_own_is_loaded_when_asked_for_alone(tmp_path):
+def test_check_engine_with_host_code_requires_allow_code(tmp_path):
     engine = engine_of(tmp_path, "tensorrt", options={"version_compatible": True})
     with pytest.raises(ModelError, match=r"trust_remote_code=True.*without --version_compatible"):
         check_engine(engine, MACHINE)
     assert check_engine(engine, MACHINE, allow_code=True) == 0
 
 
-def test_what_is_here_is_found():
+def test_this_machine_finds_gpus_and_packages():
     here = this_machine()
     assert bool(here.gpus) == torch.cuda.is_available()
     assert here.cuda == torch.version.cuda

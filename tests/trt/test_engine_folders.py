@@ -1,4 +1,4 @@
-"""The folder of an engine: refused without a GPU, damaged, named."""
+"""Engine folders: without a GPU, damaged, and found by path."""
 
 import argparse
 import json
@@ -16,12 +16,12 @@ from hfvit.cli.export_tensorrt import add_arguments, export_tensorrt_command
 from hfvit.errors import ModelError, run
 from hfvit.trt.api import message_log
 from hfvit.trt.compatibility import read_engine
-from hfvit.trt.runtime import invalidity
+from hfvit.trt.runtime import validity_error
 
 
 @pytest.fixture(scope="module")
 def checkpoint(stock):
-    """A checkpoint with an engine below it."""
+    """Return a checkpoint with an engine in a subfolder."""
     if not isinstance(RTX, str):
         parser = argparse.ArgumentParser()
         add_arguments(parser)
@@ -32,15 +32,15 @@ def checkpoint(stock):
 
 @pytest.fixture
 def engine(checkpoint, tmp_path):
-    """A copy of it, to be damaged."""
+    """Return a copy of the engine's folder."""
     return shutil.copytree(checkpoint, tmp_path / checkpoint.name) / "tensorrt"
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="is of machines without a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 class TestOnThisMachine:
     pytestmark = needs_rtx
 
-    def test_an_engine_needs_a_gpu(self, engine):
+    def test_load_classifier_of_engine_without_gpu_raises(self, engine):
         for path in (engine, str(engine), engine / "model.engine"):
             with pytest.raises(ModelError, match=r"\bGPU\b") as raised:
                 hfvit.load_classifier(path)
@@ -49,7 +49,7 @@ class TestOnThisMachine:
         with pytest.raises(ModelError, match=r"^device: .*'cpu'"):
             hfvit.load_classifier(engine, device="cpu")
 
-    def test_an_engine_of_another_size_is_refused(self, engine):
+    def test_load_classifier_of_engine_with_other_bytes_raises(self, engine):
         good = (engine / "model.engine").read_bytes()
         (engine / "model.engine").write_bytes(b"damaged")
         with pytest.raises(ModelError, match=r"\b7 bytes\b"):
@@ -59,24 +59,24 @@ class TestOnThisMachine:
             hfvit.load_classifier(engine)
         assert " bytes" not in str(raised.value)
 
-    def test_tensorrts_own_look_at_an_engine_finds_no_gpu_or_no_engine(self, checkpoint):
-        """Of an engine that is whole, and of bytes that are none."""
+    def test_validity_error_without_gpu_or_engine_gives_the_reason(self, checkpoint):
+        """Check a valid engine and bytes that are not an engine."""
         log = message_log(RTX.module, False)
         runtime = RTX.module.Runtime(log)
-        assert invalidity(RTX.module, runtime, b"no engine" * 20, log) == "malformed engine"
+        assert validity_error(RTX.module, runtime, b"no engine" * 20, log) == "malformed engine"
         blob = (checkpoint / "tensorrt" / "model.engine").read_bytes()
-        assert "CUDA" in invalidity(RTX.module, runtime, blob, log)
+        assert "CUDA" in validity_error(RTX.module, runtime, blob, log)
 
-    def test_predict_and_validate_say_so(self, engine, colors, capsys):
+    def test_predict_and_validate_of_engine_without_gpu_exit_with_2(self, engine, colors, capsys):
         from helpers.images import colored_image
         from numpy.random import default_rng
 
         from hfvit.cli import main
 
-        picture = engine / "red.png"
-        colored_image(0, default_rng(0)).save(picture)
+        image = engine / "red.png"
+        colored_image(0, default_rng(0)).save(image)
         data = ["--dataset_name", str(colors), "--split", "test"]
-        for words in (["predict", engine, picture], ["validate", engine.parent, engine, *data]):
+        for words in (["predict", engine, image], ["validate", engine.parent, engine, *data]):
             with pytest.raises(SystemExit) as stop:
                 main([str(word) for word in words])
             assert stop.value.code == 2
@@ -119,7 +119,7 @@ def test_load_classifier_from_a_damaged_engine_names_file_and_cause(tmp_path, da
     assert "optimum-cli export tensorrt" in str(raised.value)
 
 
-def test_what_names_an_engine(tmp_path):
+def test_find_artifact_accepts_folder_and_engine_file(tmp_path):
     folder = write_configs(tmp_path / "engine")
     (folder / "1").mkdir()
     (folder / "1" / "model.plan").write_bytes(b"x")
@@ -130,7 +130,7 @@ def test_what_names_an_engine(tmp_path):
         assert not artifact.is_checkpoint
         assert artifact.file == folder / "1" / "model.plan"
         assert artifact.source == str(folder)
-    write_graph(folder / "model.onnx")  # beside an ONNX file the engine is named by its own
+    write_graph(folder / "model.onnx")  # an ONNX file in the folder takes precedence
     assert find_artifact(folder).file.name == "model.onnx"
     assert find_artifact(folder / "1" / "model.plan").is_engine
     with pytest.raises(ModelError, match=r"\b2\.engine\b"):

@@ -1,4 +1,4 @@
-"""Engines on a GPU: the logits of PyTorch at any batch size, with and without CUDA graphs, through every command."""
+"""Engines on a GPU: logits equal PyTorch's at any batch size, with and without CUDA graphs."""
 
 import json
 import shutil
@@ -26,14 +26,14 @@ pytestmark = [
     pytest.mark.skipif(not FOUND, reason="neither tensorrt nor tensorrt_rtx can be imported"),
 ]
 SIZE, LARGEST = 32, 8
-# A logit may differ by so much; the largest here is about 4, and TensorRT multiplies float32 in TF32.
+# Absolute, for logits up to about 4; TensorRT multiplies float32 in TF32.
 TOLERANCE = {"fp32": 3e-2, "fp16": 5e-2, "int8": 0.8}
 COUNTS = (1, 3, LARGEST, 2 * LARGEST + 3)
 
 
 @pytest.fixture(scope="module")
 def backend():
-    """One that can build for the GPU that is here."""
+    """Return a backend that can build for the local GPU."""
     capability = local_gpus()[0][1]
     for name in FOUND:
         found = find_backend(name)
@@ -62,13 +62,13 @@ def pixels():
 
 @pytest.fixture(scope="module")
 def expected(checkpoint, pixels):
-    """PyTorch's logits in float32, on the processor."""
+    """Return PyTorch's float32 logits on the CPU."""
     return hfvit.load_classifier(checkpoint, device="cpu").run(pixels)
 
 
 @pytest.fixture(scope="module")
 def engines(checkpoint, backend, pixels, tmp_path_factory):
-    """Engine files by precision."""
+    """Build an engine file by precision."""
     folder = tmp_path_factory.mktemp("engines")
     model = ViTForImageClassification.from_pretrained(checkpoint).eval()
     for dtype in ("fp32", "fp16"):
@@ -82,7 +82,7 @@ def engines(checkpoint, backend, pixels, tmp_path_factory):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_an_engine_gives_pytorchs_logits_at_any_batch_size(dtype, engines, backend, pixels, expected):
+def test_engine_logits_equal_pytorchs_at_any_batch_size(dtype, engines, backend, pixels, expected):
     engine = TensorRTBackend(backend, engines[dtype], len(LABELS))
     for _ in range(3):  # plain, captured, replayed
         for count in COUNTS:
@@ -94,7 +94,7 @@ def test_an_engine_gives_pytorchs_logits_at_any_batch_size(dtype, engines, backe
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_a_cuda_graph_changes_nothing(dtype, engines, backend, pixels):
+def test_engine_with_cuda_graphs_gives_the_same_logits(dtype, engines, backend, pixels):
     plain = TensorRTBackend(backend, engines[dtype], len(LABELS), graphs=False)
     graphed = TensorRTBackend(backend, engines[dtype], len(LABELS))
     for turn in range(4):
@@ -106,8 +106,8 @@ def test_a_cuda_graph_changes_nothing(dtype, engines, backend, pixels):
     assert graphed._graphs.is_possible
 
 
-def test_tensors_on_the_gpu_stay_there_and_in_order(engines, backend, pixels, expected):
-    """Work of the caller's stream goes before and after; rows may lie anywhere, in any float type."""
+def test_run_of_gpu_tensors_stays_on_the_gpu_in_stream_order(engines, backend, pixels, expected):
+    """Synchronize with the caller's stream; accept strided tensors of any float type."""
     engine = TensorRTBackend(backend, engines["fp32"], len(LABELS))
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
@@ -126,7 +126,7 @@ def test_tensors_on_the_gpu_stay_there_and_in_order(engines, backend, pixels, ex
         np.testing.assert_allclose(engine.run(half).cpu().numpy(), expected, atol=TOLERANCE["fp16"])
 
 
-def test_images_of_another_size_and_other_classes_are_refused(engines, backend, pixels):
+def test_engine_with_other_image_size_or_classes_raises(engines, backend, pixels):
     engine = TensorRTBackend(backend, engines["fp32"], len(LABELS))
     with pytest.raises(ModelError, match=r"\(3, 32, 32\).*\(3, 16, 16\)"):
         engine(pixels[:, :, :16, :16])
@@ -134,7 +134,7 @@ def test_images_of_another_size_and_other_classes_are_refused(engines, backend, 
         TensorRTBackend(backend, engines["fp32"], 7)
 
 
-def test_what_was_compiled_is_kept_for_the_next_start(engines, backend, pixels, tmp_path):
+def test_engine_kernel_cache_is_written_and_read(engines, backend, pixels, tmp_path):
     cache = tmp_path / "cache" / "engine.kernels"
     first = TensorRTBackend(backend, engines["fp32"], len(LABELS), cache=cache)(pixels[:3])
     assert cache.is_file() == backend.builds_without_gpu
@@ -148,7 +148,7 @@ def test_what_was_compiled_is_kept_for_the_next_start(engines, backend, pixels, 
 
 @pytest.fixture
 def exported(checkpoint, backend, tmp_path):
-    """The folder that the export command leaves, below its checkpoint."""
+    """Return the output folder of the export command, inside its checkpoint."""
     import argparse
 
     from hfvit.cli.export_tensorrt import add_arguments, export_tensorrt_command
@@ -168,15 +168,15 @@ def command(*words) -> int:
     return stop.value.code
 
 
-def test_predict_and_validate_take_an_engine(exported, colors, tmp_path, capsys):
+def test_predict_and_validate_accept_an_engine(exported, colors, tmp_path, capsys):
     classifier = hfvit.load_classifier(exported)
     assert classifier.backend.device == "cuda:0"
-    picture = tmp_path / "red.png"
-    colored_image(0, np.random.default_rng(0), SIZE).save(picture)
-    expected = hfvit.load_classifier(exported.parent, device="cpu").predict([picture])[0]
-    assert classifier.predict([picture])[0] == pytest.approx(expected, abs=0.02)
+    image = tmp_path / "red.png"
+    colored_image(0, np.random.default_rng(0), SIZE).save(image)
+    expected = hfvit.load_classifier(exported.parent, device="cpu").predict([image])[0]
+    assert classifier.predict([image])[0] == pytest.approx(expected, abs=0.02)
     capsys.readouterr()
-    assert command("predict", find_artifact(exported).file, picture, "--json") == 0
+    assert command("predict", find_artifact(exported).file, image, "--json") == 0
     best = json.loads(capsys.readouterr().out)["predictions"][0]
     assert best["label"] == next(iter(expected))
 
@@ -188,4 +188,4 @@ def test_predict_and_validate_take_an_engine(exported, colors, tmp_path, capsys)
     gate = json.loads((exported / "engine.json").read_text())["gate"]
     assert gate["passed"]
     assert gate["latency_ms_p50"] > 0
-    hfvit.load_classifier(exported)  # what was entered does not make it another engine
+    hfvit.load_classifier(exported)  # the gate in engine.json does not invalidate the engine
