@@ -1,6 +1,7 @@
 """Find exact and near duplicates of images by perceptual hashes."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 from PIL import Image
@@ -57,7 +58,7 @@ def near_pairs(hashes: np.ndarray, thumbs: np.ndarray) -> np.ndarray:
     """
     found = [np.empty((0, 2), np.int64)]
     edges = np.linspace(0, BITS, MAX_DISTANCE + 2).astype(int)
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in pairwise(edges):
         part = (hashes >> np.uint64(low)) & np.uint64(2 ** int(high - low) - 1)
         order = np.lexsort((hashes, part))
         for first, second in _neighbors(part[order]):

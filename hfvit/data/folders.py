@@ -70,15 +70,16 @@ class LeftOut:
         """Number of files by reason, of one split, or of no split."""
         return {reason: len(names) for (reason, where), names in self.files.items() if where == split}
 
-    def _by_reason(self) -> dict[str, list[str]]:
+    def by_reason(self) -> dict[str, list[str]]:
+        """Names of the files by reason, of all splits, without documents."""
         names = defaultdict(list)
         for (reason, _), some in self.files.items():
             names[reason] += some
-        return names
+        return dict(names)
 
     def describe(self) -> str | None:
         """One line that counts and names the files; None when none was left out."""
-        by_reason = self._by_reason()
+        by_reason = self.by_reason()
         if self.documents:
             by_reason["not used"] = self.documents
         total = sum(map(len, by_reason.values()))
@@ -94,7 +95,7 @@ class LeftOut:
             name: of the data set.
             used: number of images that are used.
         """
-        lost = {reason: names for reason, names in self._by_reason().items() if reason not in HARMLESS}
+        lost = {reason: names for reason, names in self.by_reason().items() if reason not in HARMLESS}
         count = sum(map(len, lost.values()))
         if not count or count <= MAX_LEFT_OUT * (count + used):
             return

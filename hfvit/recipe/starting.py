@@ -12,7 +12,7 @@ from hfvit.errors import printable
 SMALL_MODEL = "timm/vit_small_patch14_dinov2.lvd142m"
 LARGE_MODEL = "timm/vit_base_patch14_dinov2.lvd142m"
 MANY_IMAGES = 10_000  # from which a GPU trains the larger model
-FEW_FOR_A_TEST = 500  # images, of which a tenth would be a test set whose accuracy says little
+FEW_FOR_A_TEST = 300  # images, of which a tenth would be a test set whose accuracy says little
 WANTED_FOR_VALIDATION = 30
 IMAGES_SEEN = 30_000  # in all epochs of fine-tuning, where the limits of epochs allow it
 IMAGES_SEEN_FROM_SCRATCH = 300_000
@@ -158,9 +158,11 @@ def recipe_text(values: dict[str, Any], size: DataSize) -> str:
     for title, keys in SECTIONS.items():
         some = {key: values[key] for key in keys.split() if key in values}
         if some:
-            lines += ["", f"# {title}", *(_line(key, value) for key, value in some.items())]
+            lines += ["", f"# {title}", *(yaml_line(key, value) for key, value in some.items())]
     return "\n".join(lines) + "\n"
 
 
-def _line(key: str, value: Any) -> str:
-    return yaml.safe_dump({key: value}, default_flow_style=None, allow_unicode=True, width=10**6, sort_keys=False).strip()
+def yaml_line(key: str, value: Any) -> str:
+    """A key of a recipe as one line of YAML, in ASCII: no character of a name acts on a terminal."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**6, sort_keys=False)
+    return f"{key}: {text.removesuffix('...' + chr(10)).strip()}"

@@ -117,7 +117,6 @@ def test_column_finding_prefers_usual_names_and_asks_when_unsure():
         ({"label_column": "labels"}, "label_column:", ["'train'", "'labels'", "img, label", "'label'"]),
         ({"image_column": "label"}, "image_column:", ["'train'", "'label'"]),
         ({"train_split": "train[:0]"}, "train_split:", ["{colors}", "'train[:0]'"]),
-        ({"validation_fraction": 0.01}, "validation_fraction:", ["'train'", 0.01, 65]),
     ],
 )
 def test_load_splits_with_what_cannot_be_used_names_option_and_data(colors, arguments, head, data):
