@@ -21,7 +21,7 @@ from hfvit.artifacts.output_dir import alone_in, claim_output_dir, clear_run, is
 from hfvit.artifacts.run_record import RunRecord
 from hfvit.data.factory import build_datasets, load_splits
 from hfvit.data.splits import ImageSplits, warn_about_sizes
-from hfvit.data.starting_recipe import find_and_load
+from hfvit.data.starting_recipe import STARTING_RECIPE, find_and_load
 from hfvit.errors import HubError
 from hfvit.evaluation.examples import Examples
 from hfvit.finetuning.factory import build_trainer, prepare_finetuning
@@ -101,6 +101,16 @@ def start(
     args = recipe.training
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO if args.process_index == 0 else logging.WARNING)
+    if recipe.source.name == STARTING_RECIPE:
+        logger.info(
+            "Starting recipe for %s: %s, %d px, batch %d, %g epochs, learning rate %g; `hfvit inspect` shows all of it",
+            recipe.data.dataset_name,
+            recipe.model.model_name_or_path or f"{recipe.model.architecture} from scratch",
+            recipe.model.image_size,
+            args.global_batch_size,
+            args.num_train_epochs,
+            args.learning_rate,
+        )
     if recipe.idle and args.process_index == 0:
         logger.warning(recipe.idle)
     if is_already_finished(args):

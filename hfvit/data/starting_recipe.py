@@ -69,6 +69,8 @@ def load_starting_recipe(dataset: str, options: list[str], from_scratch: bool = 
         first = {"dataset_name": dataset, "architecture": "vit_tiny_patch16_224", "output_dir": folder}
         path.write_text(yaml.safe_dump(first), encoding="utf-8")
         given = load_recipe([str(path), *options])
+        if given.data.streaming:
+            raise RecipeError("--streaming: not available with a data set in place of a recipe. Name a recipe.")
         opened = open_data(given.data, given.training.seed)
         has_gpu, has_bf16 = accelerator()
         has_gpu &= not given.training.use_cpu
