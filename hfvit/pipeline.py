@@ -103,7 +103,7 @@ def start(
     logger.setLevel(logging.INFO if args.process_index == 0 else logging.WARNING)
     if recipe.source.name == STARTING_RECIPE:
         logger.info(
-            "Starting recipe for %s: %s, %d px, batch %d, %g epochs, learning rate %g; `hfvit inspect` shows all of it",
+            "Starting recipe for %s: %s, %d px, batch %d, %g epochs, learning rate %g; see `hfvit inspect`",
             recipe.data.dataset_name,
             recipe.model.model_name_or_path or f"{recipe.model.architecture} from scratch",
             recipe.model.image_size,
