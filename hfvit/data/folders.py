@@ -298,19 +298,17 @@ def class_folders(
 
 
 def _wrapper_depth(images: list[File], named: Collection[str]) -> int:
-    """Number of folders at the top that hold nothing but another folder with the splits or classes.
+    """Number of folders at the top that hold nothing but another folder, down to the splits or classes.
 
     Archives often have one.
     """
     depth = 0
     while images and all(len(file.parts) > depth + 2 for file in images):
         tops = {file.parts[depth] for file in images}
-        below = {file.parts[depth + 1] for file in images}
-        is_split = any(canonical_split(top) or top in named for top in tops)
-        if len(tops) != 1 or is_split or (len(below) < 2 and not any(map(canonical_split, below))):
-            break
+        if len(tops) > 1 or any(canonical_split(top) or top in named for top in tops):
+            return depth
         depth += 1
-    return depth
+    return depth if len({file.parts[depth] for file in images}) > 1 else 0
 
 
 def _split_folders(images: list[File], depth: int, named: Collection[str]) -> dict[str, str]:

@@ -167,14 +167,15 @@ def inspect_data(
         show_progress: show a progress bar on standard error.
     """
     splits = opened.splits
-    scans = {role: scan(splits[role], f"Reading {role}", show_progress) for role in splits.sources}
+    roles = [role for role in ROLES if role in splits.sources]
+    scans = {role: scan(splits[role], f"Reading {role}", show_progress) for role in roles}
     names = ImageNames(opened)
     inspection = Inspection(
         dataset_name=str(opened.data.dataset_name),
         layout=_layout(opened),
         image_column=splits.image_column,
         label_column=splits.label_column,
-        splits={role: _describe_split(splits, role) for role in splits.sources},
+        splits={role: _describe_split(splits, role) for role in roles},
         unused_splits=_unused(opened),
         labels=splits.labels,
         imbalance=_imbalance(class_counts(splits, "train")),
@@ -450,9 +451,9 @@ def _add_findings(inspection: Inspection) -> None:
         if images:
             exact = sum(image.split == role for group in leaked if group.kind == "exact" for image in group.images)
             warnings.append(
-                f"Leakage: {len(images):,} of {inspection.splits[role].images:,} {role} images are in the training"
-                f" split, too ({exact:,} the same file, {len(images) - exact:,} nearly), such as {images[0].name}. The"
-                f" {role} accuracy is too high by them."
+                f"Leakage: {len(images):,} of {inspection.splits[role].images:,} {role} images have a copy in the"
+                f" training split ({exact:,} exact, {len(images) - exact:,} near), such as {images[0].name}. They make"
+                f" the {role} accuracy too high."
             )
     if inspection.conflicts:
         group = inspection.conflicts[0]

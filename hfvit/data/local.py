@@ -182,9 +182,10 @@ def open_local(data: DataArguments) -> LocalData | None:
     if not images and not tables and not by_type["archives"]:
         if by_type["arrow"] or by_type["scripts"]:
             return None
+        names = [file.name for file in files[:3]]
+        there = f"found: {', '.join(names)}{', ...' if len(files) > 3 else ''}" if names else "the folder is empty"
         raise DataError(
-            f"dataset_name: {data.dataset_name} holds no images, tables or archives"
-            f" ({left_out.describe() or 'the folder is empty'})."
+            f"dataset_name: {data.dataset_name} holds no images, tables or archives ({left_out.describe() or there})."
         )
     if metadata:
         return _open_metadata(data, files, metadata, left_out, empty)
@@ -283,6 +284,8 @@ def _open_folders(
     if len(folders.labels) < 2 and tables:
         one_class = DataError(f"dataset_name: {data.dataset_name} has one class folder only ({folders.labels[0]}).")
         return _open_listed(data, files, tables, one_class)
+    if tables:
+        folders.notes.append(f"{tables[0].name} is not used: the classes are the folders. Name the file to use it.")
     return _folder_data(data, folders, left_out)
 
 

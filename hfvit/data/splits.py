@@ -515,8 +515,10 @@ def why_not_loaded(data: DataArguments, split: str, error: Exception, option: st
         return no_split_error(option, name, split, available)
     folders = [path.name for path in Path().iterdir() if path.is_dir()] if "/" not in name else []
     hint = nearest(name, folders)
+    there = "" if is_local(name) else f"there is no folder {name} here, and "
     return DataError(
-        f"dataset_name: split '{split}' of {name} cannot be loaded ({type(cause).__name__}: {one_line(cause)}).{hint}"
+        f"dataset_name: {there}split '{split}' of {name} cannot be loaded ({type(cause).__name__}: {one_line(cause)})."
+        f"{hint}"
     )
 
 

@@ -100,6 +100,8 @@ def test_load_splits_with_class_named_like_a_split_among_class_folders(tmp_path)
         ({"train/pets/cat": 10, "train/birds/emu": 10}, ["cat", "emu"]),
         ({"train/cat": 10, "train/dog": 10, "train/dog/puppies": 5}, ["cat", "dog"]),
         ({"photos/train/cat": 10, "photos/train/dog": 10}, ["cat", "dog"]),
+        ({"archive/photos/train/cat": 10, "archive/photos/train/dog": 10}, ["cat", "dog"]),
+        ({"archive/photos/cat": 10, "archive/photos/dog": 10}, ["cat", "dog"]),
     ],
 )
 def test_load_splits_with_nested_folders_says_what_the_classes_are(tmp_path, caplog, folders, labels):
