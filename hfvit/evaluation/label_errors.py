@@ -1,5 +1,7 @@
 """Find suspicious labels by the predictions of a trained run."""
 
+import dataclasses
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,11 +16,15 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 from tqdm.auto import tqdm
 
+from hfvit.artifacts.artifact import find_artifact
+from hfvit.artifacts.constants import RECIPE_FILE
 from hfvit.data.decode import decode
-from hfvit.data.inspect import ImageNames, Opened, Suspect
+from hfvit.data.inspect import ImageNames, Opened, Suspect, open_data
 from hfvit.errors import DataError, ModelError
+from hfvit.evaluation.split import read_recipe
 from hfvit.inference.backends import TorchBackend
 from hfvit.inference.classifier import Classifier, load_classifier
+from hfvit.utils.files import expand_user
 from hfvit.utils.quiet import quiet_libraries
 
 FOLDS = 5
@@ -26,7 +32,26 @@ MOST_FOR_A_PROBE = 20_000  # training images; of more, the fit takes longer than
 BATCH = 32
 
 
-def find_label_errors(run: str | Path, opened: Opened, show_progress: bool = True) -> tuple[list[Suspect], str]:
+def open_as_trained(run: str | Path, dataset: str | Path, **fields: Any) -> Opened | None:
+    """Open a data set with the splits of a run that was trained on it; None where it was trained on other data.
+
+    Args:
+        run: what `load_classifier` takes.
+        dataset: as `dataset_name` of a recipe names it.
+        fields: of `DataArguments`, which override those of the run.
+    """
+    recipe = find_artifact(run).beside(RECIPE_FILE)
+    if recipe is None:
+        return None
+    data, seed = read_recipe(recipe)
+    if os.path.realpath(expand_user(data.dataset_name)) != os.path.realpath(expand_user(dataset)):
+        return None
+    return open_data(dataclasses.replace(data, **fields), seed)
+
+
+def find_label_errors(
+    run: str | Path, opened: Opened, has_trained_on: bool = True, show_progress: bool = True
+) -> tuple[list[Suspect], str]:
     """Images whose label a trained model contradicts with confidence, the most confident first.
 
     A model predicts the labels of the images that it was trained on, wrong ones too. So the training images are
@@ -36,7 +61,8 @@ def find_label_errors(run: str | Path, opened: Opened, show_progress: bool = Tru
 
     Args:
         run: what `load_classifier` takes.
-        opened: the data set.
+        opened: the data set, with the splits of the run if that was trained on it.
+        has_trained_on: whether the run was trained on the training split.
         show_progress: show progress bars on standard error.
 
     Returns:
@@ -62,7 +88,7 @@ def find_label_errors(run: str | Path, opened: Opened, show_progress: bool = Tru
     order = [classifier.labels.index(label) for label in splits.labels]
     names = ImageNames(opened)
     suspects: list[Suspect] = []
-    with_probe = len(splits.train) <= MOST_FOR_A_PROBE
+    with_probe = has_trained_on and len(splits.train) <= MOST_FOR_A_PROBE
     for role in splits.sources:
         labels = np.asarray(splits[role]["label"])
         logits, features = _predict(classifier, splits[role], role, show_progress)
@@ -79,9 +105,13 @@ def find_label_errors(run: str | Path, opened: Opened, show_progress: bool = Tru
                     label_probability=float(probabilities[row, labels[row]]),
                 )
             )
-    how = "a linear probe on its features, cross-validated" if with_probe else "the model that was trained on them"
     suspects.sort(key=lambda suspect: suspect.label_probability - suspect.probability)
-    return suspects, f"by {Path(run).name}; training images by {how}"
+    how = f"by {Path(run).name}"
+    if with_probe:
+        how += "; training images by a linear probe on its features, cross-validated"
+    elif has_trained_on:
+        how += ", which was trained on the training images and has learned wrong labels of them, too"
+    return suspects, how
 
 
 def contradicted(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ from hfvit.data.inspect import (
 )
 from hfvit.data.starting_recipe import accelerator, data_size
 from hfvit.errors import DataError, printable
-from hfvit.evaluation.label_errors import find_label_errors
+from hfvit.evaluation.label_errors import find_label_errors, open_as_trained
 from hfvit.recipe.arguments import DataArguments
 from hfvit.recipe.starting import recipe_text, starting_recipe, yaml_line
 from hfvit.utils.files import write_text
@@ -73,7 +73,11 @@ def inspect(
     held_out = {key: values[key] for key in ("validation_fraction", "test_split") if key in values}
     if held_out:  # what `hfvit train` would hold out
         opened = open_data(dataclasses.replace(opened.data, **held_out), seed)
-    suspects = find_label_errors(run, opened, show_progress) if run else None
+    suspects = None
+    if run:
+        as_trained = open_as_trained(run, dataset, **fields)
+        opened = as_trained or opened
+        suspects = find_label_errors(run, opened, as_trained is not None, show_progress)
     inspection = inspect_data(opened, suspects, show_progress)
     inspection.recipe = values
     inspection.command = next_command(str(dataset), from_scratch, recipe, fields)
