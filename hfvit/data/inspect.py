@@ -442,7 +442,7 @@ def _add_findings(inspection: Inspection) -> None:
     notes = inspection.notes
     if inspection.unreadable:
         warnings.append(
-            f"{_images(inspection.unreadable)} cannot be decoded, such as {inspection.unreadable[0].name}. Training"
+            f"{_count(inspection.unreadable, 'image')} cannot be decoded, such as {inspection.unreadable[0].name}. Training"
             " stops at them: remove them, or pass --on_bad_image skip."
         )
     for role in ("test", "validation"):
@@ -458,20 +458,21 @@ def _add_findings(inspection: Inspection) -> None:
     if inspection.conflicts:
         group = inspection.conflicts[0]
         warnings.append(
-            f"{len(inspection.conflicts):,} groups of duplicates have different labels, such as"
+            f"{_count(inspection.conflicts, 'group')} of duplicates with different labels, such as"
             f" {group.images[0].name} ({', '.join(group.labels)})."
         )
     within = [group for group in inspection.duplicates if len(group.splits) == 1]
     if within:
-        notes.append(f"{sum(len(group.images) - 1 for group in within):,} images repeat another one of their split.")
+        copies = [image for group in within for image in group.images[1:]]
+        notes.append(f"{_count(copies, 'copy', 'copies')} of images within their split.")
     if inspection.suspects:
-        warnings.append(f"{len(inspection.suspects):,} labels are suspicious, such as that of"
-                        f" {inspection.suspects[0].image.name}.")  # fmt: skip
+        first = inspection.suspects[0].image
+        warnings.append(f"{_count(inspection.suspects, 'suspicious label')}, such as that of {first.name}.")
     if inspection.uniform:
-        warnings.append(f"{_images(inspection.uniform)} of one color, such as {inspection.uniform[0].name}.")
+        warnings.append(f"{_count(inspection.uniform, 'image')} of one color, such as {inspection.uniform[0].name}.")
     if inspection.tiny:
         warnings.append(
-            f"{_images(inspection.tiny)} much smaller than the others, such as {inspection.tiny[0].name}"
+            f"{_count(inspection.tiny, 'image')} much smaller than the others, such as {inspection.tiny[0].name}"
             f" ({inspection.tiny[0].reason})."
         )
     sizes = inspection.images
@@ -506,8 +507,8 @@ def _add_class_findings(inspection: Inspection) -> None:
         )
 
 
-def _images(images: list[ImageName]) -> str:
-    return "1 image" if len(images) == 1 else f"{len(images):,} images"
+def _count(items: Sequence[Any], word: str, plural: str | None = None) -> str:
+    return f"1 {word}" if len(items) == 1 else f"{len(items):,} {plural or word + 's'}"
 
 
 def _some(names: Sequence[str], most: int = 5) -> str:
