@@ -1,14 +1,28 @@
-"""Kills a training again and again at random moments, and asks whether anything was lost.
+"""Disturbs trainings in every way that was thought of, and asks whether anything was lost.
 
   python benchmarks/soak.py                        # 15 kills, some minutes
   python benchmarks/soak.py --quick                # 2 kills: shows that it works
   python benchmarks/soak.py --kills 50 --seed 7 --recipe vit_tiny_cifar10 --options "--max_steps 400"
+  python benchmarks/soak.py --trials disk damage pickle resume machine rows memory
+  unshare -rm python benchmarks/soak.py --trials disk    # to mount small file systems without being root
 
-Trains the recipe once without a disturbance. Then it trains it again, sends SIGKILL or SIGTERM to the process after
-a random time, and starts it anew with `--resume_from_checkpoint auto`, until it finishes; and so on with further runs
-until there were so many kills. A kill is survived when the run that it hit ends with the weights and the history of
-losses of the undisturbed run, bit for bit; a run that cannot go on, or ends otherwise, loses its kills. The time is
+`kills` trains the recipe once without a disturbance. Then it trains it again, sends SIGKILL or SIGTERM to the process
+after a random time, and starts it anew with `--resume_from_checkpoint auto`, until it finishes; and so on with further
+runs until there were so many kills. A kill is survived when the run that it hit ends with the weights and the history
+of losses of the undisturbed run, bit for bit; a run that cannot go on, or ends otherwise, loses its kills. The time is
 drawn from shortly before the first checkpoint on, so that kills also hit the start, saves and evaluations.
+
+The other trials (faults.py) take a model of 20,000 weights on scikit-learn's digits. Each case is one row; it is lost
+when a command ends in a traceback, hangs, runs code of a file, or ends with other weights than the undisturbed run,
+where it should end with the same:
+
+  disk     file systems of many sizes: training, then the rest of it with room; decoded images; an export; a push
+  damage   each file of the newest checkpoint cut short, emptied, deleted or with one bit flipped
+  pickle   pickles that would run code in place of each file of a checkpoint and of a finished run
+  resume   recipes that changed since the checkpoint
+  machine  64 open files, /dev/shm of 4 kB, umask 077, files from the future, no HOME, a read-only cache, Ctrl-C twice
+  rows     a folder of 200,000 images, with its time and memory
+  memory   growth of the process from step 500 to step 5,000
 
 Ends with exit code 1 when anything was lost.
 """
@@ -24,9 +38,8 @@ import sys
 import time
 from pathlib import Path
 
-import torch
 from common import table, workspace
-from safetensors.torch import load_file
+from faults import LOST, TRIALS, Bench, same
 
 from hfvit.artifacts.checkpoint import newest_checkpoint
 from hfvit.artifacts.output_dir import is_finished
@@ -34,13 +47,15 @@ from hfvit.utils.environment import hardware
 
 ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = {"kill": "d", "run": "d", "signal": "", "after s": ".1f", "exit code": "d", "stands": "", "outcome": ""}
+CASE_COLUMNS = {"trial": "", "case": "", "exit code": "", "outcome": "", "message": ""}
 EVERY = "--eval_strategy steps --eval_steps 20 --ema_decay 0.99 --drop_path_rate 0.2 --mixup_alpha 0.2 --max_steps 200"
 QUICK = "--eval_strategy steps --eval_steps 5 --max_steps 30"
 
 
 def parse_options(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="2 kills of a run of 30 steps")
+    parser.add_argument("--quick", action="store_true", help="2 kills of a run of 30 steps; few cases of each trial")
+    parser.add_argument("--trials", nargs="+", choices=("kills", *TRIALS), default=["kills"], help="[kills]")
     parser.add_argument("--kills", type=int, help="how often to kill [15, quick 2]")
     parser.add_argument(
         "--recipe", default=str(ROOT / "recipes" / "quickstart.yaml"), help="[recipes/quickstart.yaml]"
@@ -76,20 +91,6 @@ def undisturbed(options: argparse.Namespace, out: Path) -> tuple[float, float]:
     return first, time.monotonic() - began
 
 
-def facts(out: Path) -> tuple[list, dict]:
-    """The history without its times, and the weights."""
-    history = json.loads((out / "run.json").read_text())["history"]
-    kept = ("step", "loss", "grad_norm", "learning_rate", "eval_loss", "eval_accuracy")
-    entries = [{key: entry[key] for key in kept if key in entry} for entry in history if "train_loss" not in entry]
-    return entries, load_file(out / "model.safetensors")
-
-
-def same(out: Path, whole: Path) -> bool:
-    (history, weights), (expected, expected_weights) = facts(out), facts(whole)
-    equal = (torch.equal(expected_weights[name], value) for name, value in weights.items())
-    return history == expected and weights.keys() == expected_weights.keys() and all(equal)
-
-
 def disturbed(options, out: Path, draw: random.Random, first: float, total: float, left: int) -> list[dict]:
     """Train in `out`, with at most `left` kills; a row for each."""
     rows = []
@@ -115,28 +116,51 @@ def disturbed(options, out: Path, draw: random.Random, first: float, total: floa
     return rows
 
 
+def kills(options: argparse.Namespace, folder: Path) -> list[dict]:
+    """Kill runs of the recipe at random moments; a row for each kill."""
+    draw, rows, runs = random.Random(options.seed), [], 0
+    whole = folder / "undisturbed"
+    first, total = undisturbed(options, whole)
+    while len(rows) < options.kills:
+        runs += 1
+        out = folder / f"run-{runs}"
+        new = disturbed(options, out, draw, first, total, options.kills - len(rows))
+        survived = all(row["exit"] == 0 for row in new) and same(out, whole)
+        for row in new:
+            rows.append({"kill": len(rows) + 1, "run": runs, **row, "outcome": "survived" if survived else "lost"})
+        if not survived:
+            print(out.with_name(f"{out.name}.log").read_text()[-2000:], file=sys.stderr)
+    return rows
+
+
 def main(argv: list[str] | None = None) -> int:
     options = parse_options(argv)
-    draw, rows, runs = random.Random(options.seed), [], 0
+    found = []
+    machine_facts = hardware()
+    gpus = machine_facts["gpus"]
+    where = gpus[0] if gpus else f"{machine_facts['cores']} cores of {machine_facts['processor']}, no GPU"
     with workspace() as folder:
-        whole = folder / "undisturbed"
-        first, total = undisturbed(options, whole)
-        while len(rows) < options.kills:
-            runs += 1
-            out = folder / f"run-{runs}"
-            new = disturbed(options, out, draw, first, total, options.kills - len(rows))
-            survived = all(row["exit"] == 0 for row in new) and same(out, whole)
-            for row in new:
-                rows.append({"kill": len(rows) + 1, "run": runs, **row, "outcome": "survived" if survived else "lost"})
-            if not survived:
-                print(out.with_name(f"{out.name}.log").read_text()[-2000:], file=sys.stderr)
-    machine = hardware()
-    where = machine["gpus"][0] if machine["gpus"] else f"{machine['cores']} cores of {machine['processor']}, no GPU"
-    lost = sum(row["outcome"] == "lost" for row in rows)
-    print(f"\nsoak: {Path(options.recipe).stem} {options.options}; {where}\n\n{table(rows, COLUMNS)}\n")
-    print(f"{len(rows)} kills of {runs} runs: {len(rows) - lost} survived, {lost} lost", flush=True)
+        if "kills" in options.trials:
+            found = kills(options, folder)
+            lost = sum(row["outcome"] == "lost" for row in found)
+            print(f"\nsoak: {Path(options.recipe).stem} {options.options}; {where}\n\n{table(found, COLUMNS)}\n")
+            runs = max(row["run"] for row in found)
+            print(f"{len(found)} kills of {runs} runs: {len(found) - lost} survived, {lost} lost", flush=True)
+        chosen = [name for name in TRIALS if name in options.trials]
+        if chosen:
+            bench = Bench(folder)
+            for name in chosen:
+                TRIALS[name](bench, options.quick)
+            print(f"\nsoak: {where}\n\n{table(bench.rows, CASE_COLUMNS)}\n")
+            for name in chosen:
+                outcomes = [row["outcome"] for row in bench.rows if row["trial"] == name]
+                counts = ", ".join(f"{outcomes.count(kind)} {kind}" for kind in dict.fromkeys(outcomes))
+                print(f"{name}: {len(outcomes)} cases: {counts}", flush=True)
+            found += bench.rows
+    lost = sum(row["outcome"] in LOST for row in found)
     if options.json:
-        facts_of_all = {"benchmark": "soak", "quick": options.quick, "rows": rows, "lost": lost, "hardware": machine}
+        facts_of_all = {"benchmark": "soak", "quick": options.quick, "rows": found, "lost": lost}
+        facts_of_all["hardware"] = machine_facts
         options.json.write_text(json.dumps(facts_of_all, indent=2) + "\n", encoding="utf-8")
     return int(lost > 0)
 

@@ -26,6 +26,7 @@ from hfvit.recipe.arguments import ModelArguments
 from hfvit.recipe.loader import Recipe
 from hfvit.training.losses import cross_entropy
 from hfvit.training.param_groups import build_param_groups
+from hfvit.utils.files import expand_user
 from hfvit.utils.formatting import aligned, size
 from hfvit.utils.hub_ids import folder_or_hub_id
 
@@ -241,7 +242,7 @@ def _room(device: torch.device) -> tuple[int, str, int]:
 def _disk(own: StepMemory, args) -> list[str]:
     one = own.weights + own.optimizer + own.average
     kept = "all of them are kept" if args.save_total_limit is None else f"at most {args.save_total_limit + 1} at once"
-    folder = Path(args.output_dir).expanduser().absolute()
+    folder = expand_user(args.output_dir).absolute()
     there = next(path for path in (folder, *folder.parents) if path.exists())
     return [f"disk       {size(one)} a checkpoint, {kept}; {size(shutil.disk_usage(there).free)} free in {there}"]
 

@@ -307,4 +307,4 @@ def push_run(output_dir: str, destination: Destination) -> None:
     try:
         print(push_to(output_dir, destination))
     except HubError as error:
-        print(f"hfvit: the run is finished and saved, but was not pushed: {error}", file=sys.stderr)
+        print(f"hfvit: the run is finished and saved; the push failed: {error}", file=sys.stderr)

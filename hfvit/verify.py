@@ -1,21 +1,35 @@
 """Repeat a finished run, or its evaluation, and compare with the recorded accuracy."""
 
+import os
 import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from hfvit.artifacts.constants import RECIPE_FILE
 from hfvit.artifacts.run_record import RunRecord
+from hfvit.data.splits import DIGITS
 from hfvit.errors import ModelError, RecipeError
 from hfvit.evaluation.split import evaluation_split
 from hfvit.inference.classifier import load_classifier
 from hfvit.metrics.classification import ImageClassificationMetric
-from hfvit.recipe.files import shipped_recipes
+from hfvit.recipe.files import read_yaml, shipped_recipes
 from hfvit.recipe.loader import Recipe, load_recipe
 from hfvit.utils.environment import hardware, installed_versions
-from hfvit.utils.files import file_sha256
+from hfvit.utils.files import expand_user, file_sha256
 from hfvit.utils.formatting import aligned
+from hfvit.utils.hub_ids import is_local
 
+# Keys of a recipe that name data, models or files, on this machine or on the Hub.
+READ_KEYS = (
+    "dataset_name", "class_names", "model_name_or_path", "text_encoder", "teacher", "head_from_text",
+    "accelerator_config", "fsdp_config", "deepspeed",
+)  # fmt: skip
+# Replaced when a run is repeated: a repetition writes into its own folder only, and tells nobody.
+REPLACED_KEYS = {
+    "push_to_hub": "false", "report_to": "none", "resume_from_checkpoint": "none", "overwrite_output_dir": "false",
+}  # fmt: skip
 HEADER = ("split", "images", "recorded", "95 % interval", "again", "change", "verdict")
 WEIGHTS = "model.safetensors"
 
@@ -73,12 +87,67 @@ class Verification:
         return "\n".join([*aligned([HEADER, *cells]), "", *self.notes])
 
 
+def check_reads(folder: str | Path, allow_outside: bool = False) -> None:
+    """Check that recipe.yaml of a run names no files of this machine and no URLs, in whatever key.
+
+    Args:
+        folder: of the run, which may be somebody else's.
+        allow_outside: allow them.
+
+    Raises:
+        RecipeError: it does; the message lists them.
+    """
+    path = expand_user(folder) / RECIPE_FILE
+    try:
+        values = read_yaml(path)
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from None
+    if allow_outside or not isinstance(values, dict):
+        return
+    replaced = {"output_dir", *REPLACED_KEYS}
+    reads = [
+        f"{key} {text}"
+        for key, value in values.items()
+        if key not in replaced
+        for text in _texts(value)
+        if _is_outside(text) or (key in READ_KEYS and text != DIGITS and is_local(text))
+    ]
+    if values.get("allow_outside_paths"):
+        reads.append("any file that a row of the data set names (allow_outside_paths)")
+    if reads:
+        raise RecipeError(f"RUN_DIR: {path} reads {'; '.join(reads)}. Pass --allow_outside_paths to allow it.")
+
+
+def _is_outside(text: str) -> bool:
+    """Whether a value can only be a path that leaves the working folder, or a URL."""
+    return "://" in text or os.path.isabs(text) or text.startswith("~") or ".." in text.replace("\\", "/").split("/")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts(item)
+
+
+def repeat_command(folder: str | Path, output_dir: str | Path) -> list[str]:
+    """Arguments of `hfvit train` that train recipe.yaml of a run again, without a push or a tracker.
+
+    Args:
+        folder: of the run.
+        output_dir: of the new run.
+    """
+    replaced = [word for key, value in REPLACED_KEYS.items() for word in (f"--{key}", value)]
+    return [str(expand_user(folder) / RECIPE_FILE), "--output_dir", str(output_dir), *replaced]
+
+
 def compare_runs(folder: str | Path, again: str | Path) -> Verification:
     """The run in `folder` against the one in `again`, which came of its recipe."""
     old = RunRecord.load(folder)
     new = RunRecord.load(again)
     found = _judged(old, {role: metrics.accuracy for role, metrics in new.metrics.items()})
-    first, second = (Path(root).expanduser() / WEIGHTS for root in (folder, again))
+    first, second = (expand_user(root) / WEIGHTS for root in (folder, again))
     if first.is_file():
         same = file_sha256(first) == file_sha256(second)
         found.notes.append(f"weights    {'the same to the last bit' if same else 'not the same bits'}")
@@ -167,7 +236,11 @@ def expected_accuracy(record: RunRecord) -> Expected | None:
     the run whether it is.
     """
     shipped = shipped_recipes()
-    stems = [Path(word).stem for word in shlex.split(record.command or "")]
+    try:
+        words = shlex.split(record.command or "")
+    except ValueError:  # not a command line
+        words = []
+    stems = [Path(word).stem for word in words]
     for path in (shipped[stem] for stem in stems if stem in shipped):
         try:
             recipe = load_recipe([str(path)])

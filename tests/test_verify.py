@@ -8,6 +8,8 @@ from importlib import metadata
 
 import pytest
 import torch
+import yaml
+from helpers.loopback_hub import LoopbackHub
 from helpers.messages import assert_names
 from helpers.recipes import MICRO_RECIPE
 from helpers.records import make_record
@@ -15,9 +17,10 @@ from safetensors.torch import load_file, save_file
 
 from hfvit.artifacts.run_record import RunRecord
 from hfvit.cli import main as hfvit_command
+from hfvit.errors import RecipeError
 from hfvit.pipeline import main as train
 from hfvit.recipe.loader import load_recipe
-from hfvit.verify import expected_accuracy
+from hfvit.verify import check_reads, expected_accuracy
 
 RANDOM = "drop_path_rate: 0.2\nmixup_alpha: 0.4\ncutmix_alpha: 1.0\nrandom_erasing: 0.2\npolicy: rand_augment\n"
 
@@ -43,7 +46,7 @@ def out(trained, tmp_path):
 def verify(capsys, *words) -> tuple[int, str, str]:
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
-        hfvit_command(["verify", *map(str, words)])
+        hfvit_command(["verify", *map(str, words), "--allow_outside_paths"])
     printed = capsys.readouterr()
     return stop.value.code or 0, printed.out, printed.err
 
@@ -111,6 +114,67 @@ def test_a_figure_that_was_never_reached_is_outside(out, capsys):
     assert_names(printed, "0.00%", "2.00%")
     assert len(error[error.index("hfvit: error: ") :].splitlines()) == 1
     assert_names(error, "test", "0.00%", "2.00%")
+
+
+OUTSIDE = {
+    "dataset_name": ["/home/user/photos", "~/photos", "../photos", "photos", "https://host/a.parquet"],
+    "model_name_or_path": ["/srv/model", "./model", "photos"],
+    "teacher": ["/srv/teacher"],
+    "text_encoder": ["../encoder"],
+    "class_names": [["/etc/passwd"]],
+    "model_args": [{"pretrained_cfg_overlay": {"file": "/etc/passwd"}}],
+    "fsdp_config": ["/etc/passwd"],
+    "allow_outside_paths": [True],
+    "run_name": ["file:///etc/passwd"],
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in OUTSIDE.items() for value in values])
+def test_recipe_that_reads_outside_needs_consent(tmp_path, monkeypatch, key, value):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    values = {"dataset_name": "user/set", "architecture": "vit_tiny_patch16_224", "output_dir": "/any", key: value}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(RecipeError, match=r"^RUN_DIR: ") as caught:
+        check_reads(tmp_path)
+    assert_names(caught.value, key, "--allow_outside_paths")
+    check_reads(tmp_path, allow_outside=True)
+
+
+@pytest.mark.parametrize("name", ["digits", "user/set", "cifar10"])
+def test_recipe_of_data_on_the_hub_needs_no_consent(tmp_path, name):
+    values = {"dataset_name": name, "train_split": "train[:80%]", "head_templates": ["a photo of {}."]}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**values, "output_dir": "/any", "dataset_revision": "main"}))
+    check_reads(tmp_path)
+
+
+def test_verify_without_consent_trains_nothing(out, capsys, tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        hfvit_command(["verify", str(out), "--output", str(tmp_path / "again")])
+    assert stop.value.code == 2
+    assert_names(capsys.readouterr().err, "dataset_name", "--allow_outside_paths")
+    assert not (tmp_path / "again").exists()
+
+
+def test_verify_neither_pushes_nor_resumes_nor_leaves_its_folder(trained, monkeypatch, capsys, tmp_path):
+    """A hostile recipe: each key that would reach out is replaced."""
+    out = shutil.copytree(trained, tmp_path / "out")
+    victim = tmp_path / "victim"
+    shutil.copytree(trained, victim)
+    values = yaml.safe_load((out / "recipe.yaml").read_text()) | {
+        "push_to_hub": True, "hub_model_id": "user/stolen", "report_to": "tensorboard", "output_dir": str(victim),
+        "overwrite_output_dir": True, "resume_from_checkpoint": str(victim), "max_steps": 2,
+    }  # fmt: skip
+    (out / "recipe.yaml").write_text(yaml.safe_dump(values))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    monkeypatch.chdir(tmp_path)
+    with LoopbackHub() as hub:
+        hub.take_over(monkeypatch, tmp_path.parent / "cache")
+        code, printed, _ = verify(capsys, out)
+        assert hub.requests == []
+    assert code in (0, 4)
+    assert re.search(r"^test ", printed, re.MULTILINE)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def of_shipped(name: str, *options: str) -> dict:

@@ -54,7 +54,7 @@ def test_push_lists_its_files(trained, capsys):
 
 
 def test_verify_evaluates_it_again(trained, capsys):
-    code, printed, _ = command(capsys, "verify", trained, "--eval-only", "--device", "cpu")
+    code, printed, _ = command(capsys, "verify", trained, "--eval-only", "--device", "cpu", "--allow-outside-paths")
     assert code == 0
     assert printed.count(" inside") == 2
 

@@ -17,7 +17,7 @@ from hfvit.artifacts.export_record import ExportRecord, Parity
 from hfvit.artifacts.gate import ArtifactGate
 from hfvit.artifacts.run_record import RunRecord
 from hfvit.errors import ModelError
-from hfvit.utils.files import check_writable, file_sha256
+from hfvit.utils.files import check_writable, expand_user, file_sha256
 from hfvit.utils.formatting import size
 
 STAGING = ".export-"  # then the machine, the process and a random end, by which a killed export's is known
@@ -45,7 +45,7 @@ def file_name(
 
 def claim_folder(output: str | Path) -> Path:
     """The folder `output`, made if need be; `ModelError` when it cannot be written or is no place for an export."""
-    folder = Path(output).expanduser()
+    folder = expand_user(output)
     check_writable(folder, "output", ModelError)
     has_engine = (folder / ENGINE_RECORD_FILE).exists()
     owned = (*(() if has_engine else (folder / CONFIG_FILE,)), *folder.glob("[!.]*.onnx"))

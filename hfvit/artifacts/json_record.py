@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
 
 from hfvit.errors import ModelError
-from hfvit.utils.files import read_object, write_text
+from hfvit.utils.files import expand_user, read_object, write_text
 
 KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
 OPTIONAL = {"optional": True}  # metadata of a field whose key is left out of the file where it is None
@@ -104,7 +104,7 @@ class FileRecord(Record):
     @classmethod
     def load(cls, folder: str | Path) -> Self:
         """Read the file of `folder`; raises `ModelError` where it is missing or not of this layout."""
-        path = Path(folder).expanduser() / cls.FILE
+        path = expand_user(folder) / cls.FILE
         remedy = cls.REMEDY.format(folder=folder)
         try:
             content = read_object(path)

@@ -34,7 +34,7 @@ from hfvit.artifacts.constants import (
     WEIGHT_FILES,
 )
 from hfvit.errors import RecipeError
-from hfvit.utils.files import check_writable, sweep_temporary
+from hfvit.utils.files import check_writable, expand_user, sweep_temporary
 
 logger = logging.getLogger(__name__)
 # Neither the card, where edits of a user's may be, nor the plots, which a run draws anew or deletes.
@@ -143,7 +143,7 @@ def refuse_to_discard(output_dir: str, reads: dict[str, str | None]) -> None:
     """
     folder = Path(output_dir).resolve()
     for key, name in reads.items():
-        path = Path(name).expanduser().resolve() if name else None
+        path = expand_user(name).resolve() if name else None
         if path and path.is_dir() and (path == folder or path in checkpoints(folder)):
             raise RecipeError(
                 f"{key}: {name} is in output_dir, which --overwrite_output_dir clears before it trains; choose another"

@@ -30,7 +30,7 @@ from hfvit.artifacts.run_sections import (
     Training,
 )
 from hfvit.errors import ModelError
-from hfvit.utils.files import temporary_file
+from hfvit.utils.files import expand_user, temporary_file
 from hfvit.utils.hub_ids import is_local
 
 PACKAGES = ("torch", "torchvision", "timm", "transformers", "accelerate", "datasets", "evaluate", "scikit-learn")
@@ -77,7 +77,7 @@ class RunRecord(FileRecord):
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
-        root = Path(folder).expanduser()
+        root = expand_user(folder)
         if not root.is_dir():
             raise ModelError(f"There is no folder {folder}; name the output_dir of a run.")
         if not (root / RUN_FILE).is_file():

@@ -3,13 +3,13 @@
 import argparse
 import re
 import sys
-from pathlib import Path
 
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 
 from hfvit.cli.export_onnx import add_calibration, add_gate, add_model, add_tolerance, quiet_export
 from hfvit.cli.options import accept_dashes, exit_codes, positive_int
 from hfvit.errors import run
+from hfvit.utils.files import expand_user
 from hfvit.utils.terminal import prepare_streams
 
 DESCRIPTION = """\
@@ -153,7 +153,7 @@ def export_tensorrt_command(options: argparse.Namespace) -> None:
                 f"--triton: not available with {backend.title}. Use --backend tensorrt, with the TensorRT version of"
                 " the Triton container and on its GPU."
             )
-        options.output = Path(options.output).expanduser() / options.triton
+        options.output = expand_user(options.output) / options.triton
     quiet_export(options.verbose)
     from hfvit.export.tensorrt_pipeline import EngineExport, graph_options
 

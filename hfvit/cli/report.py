@@ -34,13 +34,12 @@ def add(commands) -> None:
 
 def report(options: argparse.Namespace) -> None:
     """Run `hfvit report OUTPUT_DIR`."""
-    from pathlib import Path
-
     from hfvit.report.summary import summary_table
     from hfvit.report.write import write_report
+    from hfvit.utils.files import expand_user
 
     written = write_report(options.folder, html=options.html or options.open)
-    folder = Path(options.folder).expanduser()
+    folder = expand_user(options.folder)
     for export in written.stale:
         print(f"hfvit: left out {export}, which is older than the run; export it again", file=sys.stderr)
     print(summary_table(written.record, options.folder))

@@ -15,7 +15,7 @@ from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
 
 from hfvit.data.decode import is_hidden
 from hfvit.data.folders import HIDDEN, File, LeftOut, extension
-from hfvit.data.open_image import extensions
+from hfvit.data.open_image import DEFAULT_LIMITS, extensions
 from hfvit.data.tables import LABEL_NAMES, UNDECODED, fingerprint, is_integer, root_cause
 from hfvit.errors import DataError, HFViTError, one_line
 
@@ -36,7 +36,8 @@ class Member(NamedTuple):
 def read_members(archive: str, wanted: set[str] | None = None) -> Iterator[Member]:
     """The regular files of an archive in its order, with the content of those in `wanted`; None reads all.
 
-    Nothing is extracted to the disk, and links are not followed.
+    Nothing is extracted to the disk, and links are not followed. A member that is read has at most the bytes of
+    `open_image.DEFAULT_LIMITS`.
 
     Args:
         archive: path of a zip or tar file.
@@ -53,6 +54,8 @@ def read_members(archive: str, wanted: set[str] | None = None) -> Iterator[Membe
                     if info.is_dir() or kind not in (0, stat.S_IFREG):
                         continue
                     read = wanted is None or info.filename in wanted
+                    if read:
+                        DEFAULT_LIMITS.check_bytes(info.file_size)
                     yield Member(info.filename, info.file_size, file.read(info) if read else None)
         else:
             with tarfile.open(archive, "r|*") as file:
@@ -60,6 +63,8 @@ def read_members(archive: str, wanted: set[str] | None = None) -> Iterator[Membe
                     if not info.isreg():
                         continue
                     read = wanted is None or info.name in wanted
+                    if read:
+                        DEFAULT_LIMITS.check_bytes(info.size)
                     yield Member(info.name, info.size, file.extractfile(info).read() if read else None)
     except ARCHIVE_ERRORS as error:
         raise DataError(
@@ -121,7 +126,16 @@ def generate_members(archives: list[str], labels: dict[str, str]) -> Iterator[di
     for archive in archives:
         for member in read_members(archive, set(labels)):
             if member.content is not None:
-                yield {"image": {"bytes": member.content, "path": member.name}, "label": labels[member.name]}
+                yield {"image": _image(archive, member), "label": labels[member.name]}
+
+
+def _image(archive: str, member: Member) -> dict[str, Any]:
+    """An undecoded image, with a path that no file can have.
+
+    `datasets` drops the bytes of an image whose path is that of a file, here or in the working folder, and reads the
+    file instead (5.2).
+    """
+    return {"bytes": member.content, "path": f"{archive}/{member.name}"}
 
 
 def _generated(generator, arguments: dict, features: Features, split: str, known: str) -> Dataset:
@@ -241,7 +255,7 @@ def _samples(shard: str, label_column: str | None) -> Iterator[dict[str, Any]]:
             sample = {}
         if f".{kind}" in known:
             field = "image"
-            value: Any = {"bytes": member.content, "path": member.name}
+            value: Any = _image(shard, member)
         elif kind == "cls":
             field = "label"
             text = _text(shard, member)

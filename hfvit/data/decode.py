@@ -115,7 +115,9 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 def _opened(encoded: dict[str, Any] | None, split: str, row: int | str):
     """An encoded picture (`bytes` or `path`), open; whatever Pillow says of it is told with its split and row."""
     try:
-        with open_image(encoded.get("bytes") or encoded["path"]) as image:
+        # As in `datasets`, a path is only read where there are no bytes: beside empty ones it was never checked.
+        content = encoded.get("bytes")
+        with open_image(encoded["path"] if content is None else content) as image:
             yield image
     except MemoryError:
         raise

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import datasets
 import pyarrow as pa
-import yaml
 from datasets import ClassLabel, Dataset, Features, IterableDataset, ReadInstruction, Value
 
 from hfvit.data.archives import (
@@ -35,6 +34,7 @@ from hfvit.data.folders import (
     no_split_error,
     select_images,
 )
+from hfvit.data.references import check_cards, check_saved
 from hfvit.data.tables import (
     LABEL_NAMES,
     UNDECODED,
@@ -55,7 +55,6 @@ from hfvit.utils.files import expand_user
 logger = logging.getLogger(__name__)
 
 METADATA = "metadata"
-CARD = "README.md"
 STREAM_SHARDS = 64
 
 
@@ -177,7 +176,7 @@ def open_local(data: DataArguments) -> LocalData | None:
     tables = [file for file in by_type["tables"] if _is_data(file)]
     metadata = [file for file in tables if Path(file.path).stem == METADATA]
     images = select_images(files, LeftOut())
-    if tables and not images and _card_describes(root, data):
+    if tables and not images and check_cards(str(root), data.allow_outside_paths):
         return None
     if not images and not tables and not by_type["archives"]:
         if by_type["arrow"] or by_type["scripts"]:
@@ -229,6 +228,7 @@ def _open_file(file: Path, data: DataArguments) -> LocalData | None:
 
 def _open_saved(root: Path, data: DataArguments, left_out: LeftOut) -> LocalData:
     """A folder of `Dataset.save_to_disk` or `DatasetDict.save_to_disk`."""
+    check_saved(root, data.allow_outside_paths)
     try:
         loaded = datasets.load_from_disk(str(root))
     except Exception as error:
@@ -576,40 +576,3 @@ def _archive_split(parts: Sequence[tuple[File, list[tuple[File, str]]]], labels:
 
 def _archive_stream(parts: Sequence[tuple[File, list[tuple[File, str]]]], labels: list[str]) -> IterableDataset:
     return datasets.concatenate_datasets([archive_stream(archive, rows, labels) for archive, rows in parts])
-
-
-# Cards of data sets that were cloned from the Hub
-
-
-def _card_describes(root: Path, data: DataArguments) -> bool:
-    """Whether the folder has a card that names its files or features, which `datasets` reads.
-
-    Raises:
-        DataError: the card names files outside the folder.
-    """
-    try:
-        head = (root / CARD).read_text(encoding="utf-8").split("---")
-        values = yaml.safe_load(head[1]) if len(head) > 2 and not head[0].strip() else None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return False
-    if not isinstance(values, dict):
-        return False
-    patterns = list(_strings(values.get("configs")))
-    outside = [text for text in patterns if ".." in text.split("/") or text.startswith(("/", "~")) or "://" in text]
-    if outside and not data.allow_outside_paths:
-        raise DataError(
-            f"dataset_name: {root / CARD} names files outside the folder ({', '.join(outside[:3])})."
-            " Pass --allow_outside_paths true to allow it."
-        )
-    return bool(values.get("configs") or values.get("dataset_info"))
-
-
-def _strings(value) -> Iterable[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _strings(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _strings(item)

@@ -81,7 +81,8 @@ class ImageLimits:
             )
 
 
-DEFAULT_LIMITS = ImageLimits()
+# For images of a data set, and of whoever starts the command.
+DEFAULT_LIMITS = ImageLimits(max_bytes=512 * 2**20)
 # For a server whose visitors send files.
 UPLOAD_LIMITS = ImageLimits(max_bytes=20 * 2**20, max_pixels=32_000_000, max_aspect_ratio=50.0, max_scans=64)
 

@@ -23,6 +23,7 @@ from hfvit.data.labels import (
     read_class_names,
 )
 from hfvit.data.local import LocalData, open_local
+from hfvit.data.references import check_cards
 from hfvit.data.tables import as_images, root_cause
 from hfvit.errors import DataError, nearest, one_line
 from hfvit.recipe.arguments import DEFAULT_TEST_SPLIT, DataArguments
@@ -451,6 +452,7 @@ def load_split(data: DataArguments, split: str, option: str = "split", local: Lo
     if local:
         return local.load(split, option)
     origin = folder_or_hub_id(name, DataError, "dataset_name")
+    check_cards(origin, data.allow_outside_paths, data.dataset_revision)
     try:
         # Parquet, JSON, CSV, imagefolder and the like: datasets 5 runs no code of a data set.
         dataset = datasets.load_dataset(origin, data.dataset_config_name, split=split, revision=data.dataset_revision)
@@ -483,7 +485,7 @@ def images_of_rows(dataset: Dataset, data: DataArguments, split: str) -> Dataset
 
 def is_folder_builder(name: str | None) -> bool:
     """Whether a builder of `datasets` finds files itself, so that its paths are not those of rows."""
-    return name in ("imagefolder", "webdataset")
+    return name == "imagefolder"  # and not webdataset, whose members may have the name of any file
 
 
 def dataset_commit(files: Iterable[str]) -> str | None:

@@ -12,6 +12,8 @@ from datasets.utils.file_utils import is_local_path, xopen
 from hfvit.data.folders import no_split_error
 from hfvit.data.labels import encode_labels, find_label_column, read_class_names
 from hfvit.data.local import LocalData, open_local
+from hfvit.data.open_image import DEFAULT_LIMITS
+from hfvit.data.references import check_cards
 from hfvit.data.splits import (
     DIGITS,
     ImageSplits,
@@ -161,6 +163,7 @@ def _open(data: DataArguments) -> _Source:
     if local:
         return _Source(data, local=local)
     origin = folder_or_hub_id(name, DataError, "dataset_name")
+    check_cards(origin, data.allow_outside_paths, data.dataset_revision)
     try:
         builder = datasets.load_dataset_builder(origin, data.dataset_config_name, revision=data.dataset_revision)
     except Exception as error:
@@ -245,7 +248,11 @@ def _written(
 
 def with_bytes(encoded: dict[str, Any] | None) -> dict[str, Any] | None:
     """An undecoded image with its bytes, where its path is on the Hub or in an archive, which Pillow cannot open."""
-    if encoded is None or encoded.get("bytes") or not encoded.get("path") or is_local_path(encoded["path"]):
+    if encoded is None or encoded.get("bytes") is not None or not encoded.get("path"):
+        return encoded
+    if is_local_path(encoded["path"]):
         return encoded
     with xopen(encoded["path"], "rb") as file:
-        return {"path": encoded["path"], "bytes": file.read()}
+        content = file.read(DEFAULT_LIMITS.max_bytes + 1)
+    DEFAULT_LIMITS.check_bytes(len(content))
+    return {"path": encoded["path"], "bytes": content}

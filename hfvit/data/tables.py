@@ -20,7 +20,9 @@ import pyarrow.parquet
 from datasets import Dataset, Features, Image, IterableDataset, Value
 
 from hfvit.data.folders import File, canonical_split, extension
+from hfvit.data.references import ALLOW, leads_outside
 from hfvit.errors import DataError, HFViTError, one_line
+from hfvit.utils.files import expand_user
 
 IMAGE_NAMES = (
     "image", "img", "images", "file_name", "filename", "filepath", "filepaths", "file", "path", "image_path",
@@ -31,7 +33,6 @@ SPLIT_COLUMNS = ("split", "subset", "partition", "set", "data set")
 READERS = {".json": "json", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet"}
 UNDECODED = Image(decode=False)
 ENCODED_START = {"/9j/", "iVBO", "R0lG", "UklG", "Qk0", "SUkq", "TU0A"}  # base64 of the formats' first bytes
-ALLOW = "Pass --allow_outside_paths true to allow it."
 
 
 def root_cause(error: BaseException) -> BaseException:
@@ -335,11 +336,9 @@ class PathResolver:
             raise ValueError(f"is an address; images are read from files in {self.folder} only.")
         if self.folder is None and not (self.allow_outside and os.path.isabs(path)):
             raise ValueError("is a path, and the data set has no folder that it could be in.")
-        parts = path.replace("\\", "/").split("/")
-        leaves = os.path.isabs(path) or ".." in parts or path.startswith("~") or ":" in parts[0]
-        if leaves and not self.allow_outside:
+        if leads_outside(path) and not self.allow_outside:
             raise ValueError(f"leads out of the table's folder {self.folder}. {ALLOW}")
-        full = os.path.join(self.folder or "", os.path.expanduser(path))
+        full = os.path.join(self.folder or "", expand_user(path))
         try:
             status = os.stat(full)
         except (FileNotFoundError, NotADirectoryError):
@@ -430,7 +429,10 @@ def stream_image(example: dict[str, Any], column: str, split: str, resolver: Pat
     else:
         image = value if isinstance(value, dict) else {"bytes": None, "path": value}
     path = image and image.get("path")
-    if image and not image.get("bytes") and path:
+    if image and image.get("bytes") is not None:
+        if path and os.path.isfile(path):  # `datasets` would read it in place of the bytes (5.2)
+            image = {**image, "path": None}
+    elif path:
         try:
             image = {"bytes": None, "path": resolver.resolve(path)[0]}
         except FileNotFoundError:

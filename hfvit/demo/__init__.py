@@ -1,1 +1,1 @@
-"""Demos of a classifier."""
+"""Demos of a classifier: Gradio app and static page."""

@@ -1,4 +1,4 @@
-"""Gradio app with attention maps."""
+"""Gradio app that shows predictions and attention maps."""
 
 import os
 import signal
@@ -20,54 +20,72 @@ from hfvit.inference.classifier import Classifier
 from hfvit.models.attention import attention_rollout, recorded_attention
 
 INSTALL = 'pip install "hfvit[demo]"'
-FONTS, MONO = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]  # of the visitor's system, none of Google's
-SEEN = "Bright where the model looked"
+# System fonts, since Gradio's default theme loads fonts from Google.
+FONTS = ["system-ui", "sans-serif"]
+MONOSPACE_FONTS = ["ui-monospace", "monospace"]
+ATTENTION_LABEL = "Attention (bright: high)"
 
 
 def load_gradio():
-    """The module, with its statistics off; raises `HFViTError` where it is not installed."""
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when it is imported
+    """Import gradio with analytics off.
+
+    Raises:
+        HFViTError: gradio is not installed.
+    """
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read on import
     try:
         import gradio
     except ImportError as error:
-        raise HFViTError(f"The app needs gradio ({one_line(error)}); install it with: {INSTALL}") from None
+        raise HFViTError(f"The demo needs gradio ({one_line(error)}). Install it with: {INSTALL}") from None
     return gradio
 
 
 def build_app(gradio, classifier: Classifier, top_k: int = 5, examples: list[str] = ()):
-    """Blocks with the endpoint `/classify`: a picture -> its classes, and the attention map where there is one."""
+    """Build the app, a `gradio.Blocks` with the endpoint `/classify`.
 
-    view = AttentionView.of(classifier)
+    Args:
+        gradio: the module, from `load_gradio`.
+        classifier: classifier of images, without texts.
+        top_k: number of classes shown.
+        examples: paths of example images.
+    """
+    attention_view = AttentionView.create(classifier)
 
     def classify(content: bytes | None):
         if content is None:
-            return (None, None) if view else None
+            return (None, None) if attention_view else None
         try:
-            picture = read_bytes(content, "This file is no picture that can be read")
+            image = read_bytes(content, "The file cannot be read as an image")
         except DataError as error:
             raise gradio.Error(str(error), print_exception=False) from None
-        logits, seen = view.look(picture) if view else (classifier.logits([picture]), None)
+        if attention_view:
+            logits, attention_image = attention_view.classify(image)
+        else:
+            logits = classifier.logits([image])
         if not np.isfinite(logits).all():
             raise gradio.Error("The model's logits are NaN or infinite.", print_exception=False)
         best = classifier.best(logits, top_k)[0]
-        return (best, seen) if view else best
+        return (best, attention_image) if attention_view else best
 
     name = Path(classifier.name).name or classifier.name
     with gradio.Blocks(title=name, analytics_enabled=False) as app:
         gradio.Markdown(
-            f"# {name}\n{len(classifier.labels)} classes. It answers with some of them whatever it is shown."
+            f"# {name}\n{len(classifier.labels)} classes. The model predicts one of them for any image, even one of"
+            " something else."
         )
         with gradio.Row():
             with gradio.Column():
                 upload = upload_component(gradio)
-                picture = upload(label="Picture", sources=["upload", "webcam", "clipboard"], height=420)
+                image_input = upload(label="Image", sources=["upload", "webcam", "clipboard"], height=420)
                 if examples:
-                    gradio.Examples([[str(example)] for example in examples], picture, cache_examples=False)
+                    gradio.Examples([[str(example)] for example in examples], image_input, cache_examples=False)
             with gradio.Column():
-                answers = [gradio.Label(label="Classes", num_top_classes=top_k)]
-                if view:
-                    answers.append(gradio.Image(label=SEEN, interactive=False, height=300, buttons=["fullscreen"]))
-        picture.change(classify, picture, answers, api_name="classify", show_progress="minimal")
+                outputs = [gradio.Label(label="Classes", num_top_classes=top_k)]
+                if attention_view:
+                    outputs.append(
+                        gradio.Image(label=ATTENTION_LABEL, interactive=False, height=300, buttons=["fullscreen"])
+                    )
+        image_input.change(classify, image_input, outputs, api_name="classify", show_progress="minimal")
     return app
 
 
@@ -81,14 +99,27 @@ def serve(
     top_k: int = 5,
     examples: list[str] = (),
 ) -> None:
-    """Serve the app until Ctrl-C or a termination; raises `HFViTError` where the address cannot be had."""
+    """Serve the app until Ctrl-C or SIGTERM.
+
+    Args:
+        gradio: the module, from `load_gradio`.
+        classifier: classifier of images, without texts.
+        host: address to listen on.
+        port: port to listen on. Default: the first free one from 7860 on.
+        share: open a public tunnel through Gradio's servers.
+        top_k: number of classes shown.
+        examples: paths of example images.
+
+    Raises:
+        HFViTError: the address is not available.
+    """
     with _upload_folder():
         _serve(gradio, classifier, host, port, share, top_k, examples)
 
 
 @contextmanager
 def _upload_folder() -> Iterator[None]:
-    """A folder of this app alone for what is uploaded, deleted at its end; or the one that GRADIO_TEMP_DIR names."""
+    """Store uploads in a temporary folder, unless GRADIO_TEMP_DIR is set."""
     if "GRADIO_TEMP_DIR" in os.environ:
         yield
         return
@@ -116,11 +147,12 @@ def _serve(
             max_file_size=UPLOAD_LIMITS.max_bytes,
             app_kwargs={"middleware": [(RequestGuard, (), {})]},  # as FastAPI takes them: class and arguments
             allowed_paths=[str(Path(example).resolve()) for example in examples],
-            theme=gradio.themes.Default(font=FONTS, font_mono=MONO),
+            theme=gradio.themes.Default(font=FONTS, font_mono=MONOSPACE_FONTS),
         )
     except OSError as error:
+        option = "--port" if port else "--host"
         where = f"{host}:{port}" if port else host
-        raise HFViTError(f"{where} cannot be listened on: {one_line(error)}") from None
+        raise HFViTError(f"{option}: cannot listen on {where} ({one_line(error)}).") from None
     stopped = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     try:
@@ -132,12 +164,15 @@ def _serve(
         app.close(verbose=False)
 
 
-SHOWN_PIXELS = 448  # the shorter side at least; a crop of 32 pixels would be a stamp
-DARKEST = 0.2  # of the brightness, where nothing was looked at
+DISPLAY_PIXELS = 448  # minimum shorter side of the attention image, for models with small inputs
+DARKEST = 0.2  # brightness factor where the attention is lowest
 
 
 class AttentionView:
-    """Logits and attention of one picture, in one pass through a timm model with plain attention blocks."""
+    """Logits and attention map of an image in one forward pass.
+
+    Only for checkpoints of timm models with plain attention blocks.
+    """
 
     def __init__(self, classifier: Classifier):
         self.classifier = classifier
@@ -145,32 +180,35 @@ class AttentionView:
         self.grid = tuple(self.network.patch_embed.grid_size)
 
     @classmethod
-    def of(cls, classifier: Classifier) -> "AttentionView | None":
-        """The view of a classifier; None for graphs, other families, and attention that leads to no patches."""
+    def create(cls, classifier: Classifier) -> "AttentionView | None":
+        """Create the view, None for models without attention maps, such as exports."""
         try:
             view = cls(classifier)
-            view.look(Image.new("RGB", (64, 64)))
+            view.classify(Image.new("RGB", (64, 64)))
         except (AttributeError, ModelError):
             return None
         return view
 
-    def look(self, picture: Image.Image) -> tuple[np.ndarray, Image.Image]:
-        """Logits `(1, classes)`, and the model's own crop of the picture, darkened where it did not look."""
-        values = self.classifier.prepare([picture])
+    def classify(self, image: Image.Image) -> tuple[np.ndarray, Image.Image]:
+        """Return the logits `(1, classes)` and the image with its attention rollout.
+
+        The returned image is the model's crop, darker where the attention is lower.
+        """
+        values = self.classifier.prepare([image])
         with recorded_attention(self.network) as maps:
             logits = self.classifier.run(values)
         with torch.inference_mode():
-            seen = attention_rollout(tuple(maps), self.grid)[0].float().cpu().numpy()
-        return logits, self._picture(values[0], seen)
+            rollout = attention_rollout(tuple(maps), self.grid)[0].float().cpu().numpy()
+        return logits, self._attention_image(values[0], rollout)
 
-    def _picture(self, values: np.ndarray, seen: np.ndarray) -> Image.Image:
+    def _attention_image(self, values: np.ndarray, rollout: np.ndarray) -> Image.Image:
         mean, std = (np.reshape(self.classifier.processor.data_config[key], (3, 1, 1)) for key in ("mean", "std"))
         pixels = ((values * std + mean).clip(0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0)
         height, width = pixels.shape[:2]
-        scale = max(1, round(SHOWN_PIXELS / min(height, width)))
+        scale = max(1, round(DISPLAY_PIXELS / min(height, width)))
         size = (width * scale, height * scale)
-        low, high = np.percentile(seen, [2, 98])  # a single patch that takes nearly all would leave the rest black
-        share = ((seen - low) / max(high - low, 1e-9)).clip(0, 1).astype(np.float32)
-        light = np.asarray(Image.fromarray(share).resize(size, Image.Resampling.BICUBIC)).clip(0, 1)
-        large = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
-        return Image.fromarray((large * (DARKEST + (1 - DARKEST) * light[..., None])).astype(np.uint8))
+        low, high = np.percentile(rollout, [2, 98])  # a single outlier patch would leave the others black
+        weights = ((rollout - low) / max(high - low, 1e-9)).clip(0, 1).astype(np.float32)
+        brightness = np.asarray(Image.fromarray(weights).resize(size, Image.Resampling.BICUBIC)).clip(0, 1)
+        enlarged = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
+        return Image.fromarray((enlarged * (DARKEST + (1 - DARKEST) * brightness[..., None])).astype(np.uint8))

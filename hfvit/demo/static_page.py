@@ -1,4 +1,4 @@
-"""Static page that runs an export in the browser."""
+"""Static page that runs an ONNX export in the browser."""
 
 import json
 import os
@@ -20,15 +20,20 @@ from hfvit.utils.files import check_writable, expand_user, sync, sync_tree, writ
 
 PAGE_FILE = "page.json"
 OWN_FOLDERS = ("model", "vendor", "examples")
-# What a browser can run, the best first, with transformers.js' name for it.
+# ONNX files that a browser can run, preferred ones first -> dtype in transformers.js.
 BROWSER_FILES = {file_name(quantize="int8"): "q8", file_name(): "fp32"}
-MOST_EXAMPLES, EXAMPLE_PIXELS = 12, 768
+MAX_EXAMPLES = 12
+EXAMPLE_PIXELS = 768
 
 
 def browser_file(export: str | Path) -> Path:
-    """The ONNX file of an export that a page can run: the 8-bit one, else float32, or the very file that was named.
+    """Find the ONNX file that the page runs: INT8 if there is one, else float32.
 
-    Raises `ModelError` with the command that makes one.
+    Args:
+        export: export folder, output folder of a run with `onnx/`, or an .onnx file, which is then used itself.
+
+    Raises:
+        ModelError: there is no such file; the message has the command that writes one.
     """
     given = expand_user(export)
     if given.suffix == ".onnx":
@@ -38,26 +43,38 @@ def browser_file(export: str | Path) -> Path:
         folders = (given, given / "onnx")
         found = [folder / name for name in BROWSER_FILES for folder in folders if (folder / name).is_file()]
     if not found:
-        what = "is no file" if given.suffix == ".onnx" else "holds no file" if given.is_dir() else "is no folder"
         raise ModelError(
-            f"{export} {what} that a browser can run ({' or '.join(BROWSER_FILES)}). Make one with: optimum-cli export"
-            " onnx --model CHECKPOINT --quantize int8 EXPORT"
+            f"ARTIFACT: with --static, must be or contain {' or '.join(BROWSER_FILES)}, got {export}. Export one with:"
+            " optimum-cli export onnx --model CHECKPOINT --quantize int8 EXPORT"
         )
     return found[0]
 
 
 def check_page_folder(output: str | Path, overwrite: bool) -> Path:
-    """The folder for a page; raises `ModelError` where one cannot be written, or would replace something."""
+    """Return the folder for a page after checking that it may be written.
+
+    Args:
+        output: folder of the page.
+        overwrite: accept a folder with files.
+
+    Raises:
+        ModelError: the folder is not writable, is an export, or has files that would be replaced.
+    """
     folder = expand_user(output)
     if (folder / EXPORT_FILE).exists() or any(folder.glob("*.onnx")):
-        raise ModelError(f"--static: {output} cannot be both an export and a page; name another folder.")
+        raise ModelError(f"--static: must not be an export folder, got {output}. Choose another folder.")
     check_writable(folder if folder.exists() else folder.parent, "--static", ModelError)
-    held = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-    if held and not overwrite:
-        raise ModelError(f"--static: {output} is not empty ({held[0]}); name another folder, or add --overwrite.")
-    foreign = [name for name in OWN_FOLDERS if name in held and PAGE_FILE not in held]
+    names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    if names and not overwrite:
+        raise ModelError(
+            f"--static: {output} is not empty (found {names[0]}). Choose another folder, or pass --overwrite."
+        )
+    links = [name for name in OWN_FOLDERS if (folder / name).is_symlink()]
+    if links:
+        raise ModelError(f"--static: {folder / links[0]} is a symbolic link. Choose another folder.")
+    foreign = [name for name in OWN_FOLDERS if name in names and PAGE_FILE not in names]
     if foreign:
-        raise ModelError(f"--static: {output} holds a {foreign[0]}/ that is no page's; name another folder.")
+        raise ModelError(f"--static: {output} has a {foreign[0]}/ that no page has written. Choose another folder.")
     return folder
 
 
@@ -71,38 +88,56 @@ def write_page(
     top_k: int = 5,
     overwrite: bool = False,
 ) -> Path:
-    """Write the page of `export` into `output`; the file that it runs.
+    """Write a page that runs `export` into the folder `output`.
 
-    It is put together beside its place and moved there at the end. With `overwrite`, files of the page replace those
-    of their names, and others (`.git`, say) stay. `examples` are pictures (paths or URLs) that visitors can click.
-    Raises `ModelError` for what no page can be made of, `DataError` for an example that is no picture.
+    The page is written to a staging folder and moved to `output` at the end.
+
+    Args:
+        export: export folder, output folder of a run, or .onnx file.
+        output: folder of the page.
+        runtime: transformers.js and ONNX Runtime Web, from `from_cdn` or `from_npm`.
+        title: heading. Default: name of the exported checkpoint.
+        examples: example images, as paths or URLs.
+        top_k: number of classes shown.
+        overwrite: replace files of an earlier page; other files, such as `.git`, stay.
+
+    Returns:
+        The ONNX file that the page runs.
+
+    Raises:
+        ModelError: the export or the folder cannot be used.
+        DataError: an example is not an image.
     """
-    from hfvit.models.image_text import HFViTFusionConfig  # here: a wrong name is told before torch is imported
+    from hfvit.models.image_text import HFViTFusionConfig  # imports torch
 
     file = browser_file(export)
     folder = check_page_folder(output, overwrite)
     artifact = find_artifact(file)
-    head, steps = read_head(artifact), _steps(artifact)
+    head = read_head(artifact)
+    steps = _preprocessing_steps(artifact)
     if isinstance(head.config, HFViTFusionConfig):
         raise ModelError(
-            f"{export} classifies images with texts, for which the page has no field; use `hfvit predict`."
+            f"ARTIFACT: the demo does not support image and text models, got {export}. Use `hfvit predict`."
         )
     record = ExportRecord.load(file.parent)
     title = title or Path(record.source or file.parent.resolve().parent.name).name
-    with _staged(folder) as page:
-        _copy(artifact.beside(CONFIG_FILE), page / "model" / CONFIG_FILE)
-        _copy(artifact.beside(PREPROCESSOR_FILE), page / "model" / PREPROCESSOR_FILE)
-        _copy(file, page / "model" / "onnx" / file.name)
+    with _Staging(folder) as page:
+        for source, name in (
+            (artifact.beside(CONFIG_FILE), CONFIG_FILE),
+            (artifact.beside(PREPROCESSOR_FILE), PREPROCESSOR_FILE),
+            (file, f"onnx/{file.name}"),
+        ):
+            _refuse_link(source)
+            _copy(source, page / "model" / name)
         for name, source in runtime.files.items():
             _copy(source, page / name)
-        shown = _write_examples(examples[:MOST_EXAMPLES], page)
         values = {
             "title": title,
             "labels": head.labels,
-            "examples": shown,
+            "examples": _write_examples(examples[:MAX_EXAMPLES], page),
             "hosts": "".join(f" {host}" for host in runtime.hosts),
             "input": "{1} x {0}".format(*_input_size(steps)),
-            "facts": _shown_facts(artifact, file, record.files.get(file.name), _input_size(steps)),
+            "metadata": _metadata(artifact, file, record.files.get(file.name), _input_size(steps)),
         }
         _render(values, page)
         write_object(
@@ -121,8 +156,8 @@ def write_page(
     return file
 
 
-class _staged:
-    """A folder that becomes `folder` if the block ends without an error, else is deleted."""
+class _Staging:
+    """Temporary folder that replaces `folder` unless the block raises."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -140,7 +175,7 @@ class _staged:
 
     def _move(self) -> None:
         sync_tree(self.page)
-        self.page.chmod(0o777 & ~_umask())  # mkdtemp's folders are their owner's alone
+        self.page.chmod(0o777 & ~_umask())  # mkdtemp sets 0o700
         if not self.folder.exists() or not any(self.folder.iterdir()):
             self.page.replace(self.folder)
             sync(self.folder.parent)
@@ -158,26 +193,35 @@ def _umask() -> int:
     return mask
 
 
+def _refuse_link(path: Path) -> None:
+    """Raise `ModelError` for a symbolic link in an export: what it leads to would be published."""
+    if path.is_symlink():
+        raise ModelError(
+            f"--static: {path} is a symbolic link to {os.readlink(path)}. A page follows no links; replace it with the"
+            " file."
+        )
+
+
 def _copy(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         shutil.copyfile(source, target)
     except OSError as error:
-        raise ModelError(f"{source} cannot be copied into the page: {error.strerror or error}.") from None
+        raise ModelError(f"{source}: cannot be copied into the page ({error.strerror or error}).") from None
 
 
-def _steps(artifact: Artifact) -> dict:
-    """What page.json tells of the preprocessing: `ImageSteps` of a processor that the page can follow."""
+def _preprocessing_steps(artifact: Artifact) -> dict:
+    """Read the preprocessing for page.json from the artifact's image processor."""
     from transformers import AutoImageProcessor
 
     file = artifact.beside(PREPROCESSOR_FILE)
     if file is None:
-        raise ModelError(f"{artifact.file} has no {PREPROCESSOR_FILE} beside it; export the checkpoint again.")
-    with wrap_library_errors(ModelError, f"{file} cannot be read"):
+        raise ModelError(f"{artifact.file}: no {PREPROCESSOR_FILE} next to it. Export the checkpoint again.")
+    with wrap_library_errors(ModelError, f"{file}: cannot be read"):
         processor = AutoImageProcessor.from_pretrained(file.parent, trust_remote_code=False)
     steps = image_steps(processor)
     if steps.resize is None:
-        raise ModelError(f"{file} does not resize pictures, but a page gets them in any size; set do_resize and size.")
+        raise ModelError(f"{file}: must resize images, since those of a page have any size. Set do_resize and size.")
     scale = 1.0 if steps.scale is None else steps.scale
     return {
         "resize": steps.resize,
@@ -190,38 +234,48 @@ def _steps(artifact: Artifact) -> dict:
 
 
 def _input_size(steps: dict) -> tuple[int, int]:
-    """(height, width) of the model's input."""
+    """Return the (height, width) of the model's input."""
     side = steps["resize"]
     return tuple(steps["crop"] or ((side, side) if isinstance(side, int) else side))
 
 
 def _write_examples(names: list[str], page: Path) -> list[str]:
-    """Small upright copies without the EXIF data, which may hold where a photo was taken; their names in the page."""
+    """Write small copies of the example images and return their paths in the page.
+
+    The copies have no EXIF data, which may contain the place where a photo was taken.
+    """
     written = []
     for number, name in enumerate(names, 1):
-        picture = read_image(name)
-        picture.thumbnail((EXAMPLE_PIXELS, EXAMPLE_PIXELS))
+        image = read_image(name)
+        image.thumbnail((EXAMPLE_PIXELS, EXAMPLE_PIXELS))
         written.append(f"examples/{number}.webp")
         (page / "examples").mkdir(exist_ok=True)
-        picture.save(page / written[-1], quality=92)
+        image.save(page / written[-1], quality=92)
     return written
 
 
-def _shown_facts(
+def _metadata(
     artifact: Artifact, file: Path, known: ExportedFile | None, input_size: tuple[int, int]
 ) -> list[dict[str, str]]:
-    """The figures of the page: `name`, `value`, and a `note` that may be empty. What is unknown is left out."""
+    """Return the known metadata of the model: entries of `name`, `value`, `note`.
+
+    Args:
+        artifact: the export.
+        file: ONNX file that the page runs.
+        known: its entry in export.json, if it has one.
+        input_size: (height, width) in pixels.
+    """
     config = json.loads(artifact.beside(CONFIG_FILE).read_text(encoding="utf-8"))
     architecture = config.get("timm_architecture") or next(iter(config.get("architectures") or []), None)
     shown = [("Model", architecture, "{1} x {0} pixels".format(*input_size))] if architecture else []
     gate = known.gate if known else None
     if gate:
         low, high = (f"{100 * bound:.1f}" for bound in gate.accuracy_interval)
-        images = f"{gate.data.images:,} pictures"
+        images = f"{gate.data.images:,} images"
         shown.append(("Accuracy", f"{100 * gate.accuracy:.1f} %", f"{low} to {high} % (95 % interval), {images}"))
-    numbers = "8-bit integers" if BROWSER_FILES[file.name] == "q8" else "32-bit floats"
-    shown.append(("Download", f"{file.stat().st_size / 1e6:.1f} MB", f"{numbers}; the runtime comes on top"))
-    return [dict(zip(("name", "value", "note"), fact, strict=True)) for fact in shown]
+    weights = "INT8 weights" if BROWSER_FILES[file.name] == "q8" else "float32 weights"
+    shown.append(("Download", f"{file.stat().st_size / 1e6:.1f} MB", f"{weights}, without the runtime"))
+    return [dict(zip(("name", "value", "note"), entry, strict=True)) for entry in shown]
 
 
 def _render(values: dict, page: Path) -> None:

@@ -1,4 +1,4 @@
-"""What visitors of the app may send: bytes of a limited size, to the routes that the page needs."""
+"""Limits on requests to the Gradio app: size of uploads, allowed routes, no paths and URLs."""
 
 import os
 import re
@@ -9,25 +9,28 @@ from pathlib import Path
 from hfvit.data.open_image import UPLOAD_LIMITS
 
 API = "/gradio_api/"
-# Gradio's other routes fetch URLs (proxy=), start ffmpeg (process_recording) or are for developers.
+# The other routes of Gradio fetch URLs (proxy=), start ffmpeg (process_recording) or are for developers.
 ROUTES = (
     "api", "app_id", "call", "cancel", "config", "file=", "heartbeat", "info", "login_check", "openapi.json", "queue",
     "reset", "run", "startup-events", "theme.css", "token", "upload", "upload_progress", "user",
 )  # fmt: skip
 UPLOAD_ROUTE = f"{API}upload"
-FRAMING_BYTES = 64 * 1024  # of a multipart body, beside the file
+FRAMING_BYTES = 64 * 1024  # allowance for the multipart framing of a file
 MAX_JSON_BYTES = 256 * 1024
-URL = re.compile(r"[a-zA-Z][\w+.-]+:")  # of two letters or more: not the drive of a Windows path
+URL = re.compile(r"[a-zA-Z][\w+.-]+:")  # a scheme has two letters or more, a Windows drive has one
 
 
 class RequestGuard:
-    """ASGI middleware that passes on requests to `ROUTES` alone, with bodies of an announced, limited size."""
+    """ASGI middleware that rejects other routes than `ROUTES` and large bodies.
+
+    A body needs a Content-Length header.
+    """
 
     def __init__(self, app):
         self.app = app
 
     async def __call__(self, scope, receive, send) -> None:
-        status = refusal(scope["path"], dict(scope["headers"])) if scope["type"] == "http" else None
+        status = rejection_status(scope["path"], dict(scope["headers"])) if scope["type"] == "http" else None
         if status is None:
             await self.app(scope, receive, send)
             return
@@ -35,12 +38,12 @@ class RequestGuard:
         await send({"type": "http.response.body", "body": b""})
 
 
-def refusal(path: str, headers: dict[bytes, bytes]) -> int | None:
-    """The status to refuse a request with; None to pass it on."""
+def rejection_status(path: str, headers: dict[bytes, bytes]) -> int | None:
+    """Return the HTTP status to reject a request with, None to accept it."""
     if not is_allowed_route(path):
         return 404
     if b"transfer-encoding" in headers:
-        return 411  # the server holds a body to its announced length
+        return 411  # the server enforces Content-Length only
     limit = UPLOAD_LIMITS.max_bytes + FRAMING_BYTES if path.rstrip("/") == UPLOAD_ROUTE else MAX_JSON_BYTES
     length = headers.get(b"content-length", b"0")
     if not length.isdigit() or int(length) > limit:
@@ -49,7 +52,10 @@ def refusal(path: str, headers: dict[bytes, bytes]) -> int | None:
 
 
 def is_allowed_route(path: str) -> bool:
-    """Whether the page needs a route: below `/gradio_api/` those of `ROUTES`, without URLs in the place of files."""
+    """Return whether the app serves a route.
+
+    Below `/gradio_api/`, only `ROUTES` are served, and `file=` only with a path, not a URL.
+    """
     if not path.startswith(API):
         return not re.match(r"/+(gradio_api|monitoring|dev|file|proxy)\b", path)
     route = path.removeprefix(API)
@@ -63,11 +69,11 @@ def read_upload(path: str | None, folder: str | Path) -> bytes:
     """Read a file that a visitor has uploaded.
 
     Args:
-        path: what a request names; anything at all.
-        folder: of the uploads.
+        path: path in the request, not trusted.
+        folder: upload folder.
 
     Raises:
-        ValueError: it is no regular file in the folder, or has more than `UPLOAD_LIMITS.max_bytes`.
+        ValueError: the path is not a regular file in the folder, or larger than `UPLOAD_LIMITS.max_bytes`.
     """
     root = os.path.realpath(folder)
     try:
@@ -85,26 +91,27 @@ def read_upload(path: str | None, folder: str | Path) -> bytes:
 
 
 def upload_component(gradio) -> type:
-    """`gradio.Image` whose value is the content of the uploaded file, undecoded, and which fetches no URL.
+    """Create a subclass of `gradio.Image` whose value is the bytes of the upload.
 
-    A class, since Gradio makes another component of it for each session in which an example is clicked.
+    It rejects URLs. A class and not an instance, since Gradio creates a new component per session when an example is
+    clicked.
     """
 
-    def refused() -> Exception:
+    def upload_error() -> Exception:
         megabytes = UPLOAD_LIMITS.max_bytes // 2**20
         return gradio.Error(f"Upload an image file of at most {megabytes} MiB.", print_exception=False)
 
     def check_no_url(name) -> None:
         if name is not None and URL.match(str(name)):
-            raise refused()
+            raise upload_error()
 
     def preprocess(self, payload) -> bytes | None:
         if payload is None:
             return None
         try:
             return read_upload(payload.path, self.GRADIO_CACHE)
-        except ValueError:  # ImageLimitError too
-            raise refused() from None
+        except ValueError:  # includes ImageLimitError
+            raise upload_error() from None
 
     def move_resource_to_block_cache(self, url_or_file_path):
         check_no_url(url_or_file_path)
@@ -116,10 +123,10 @@ def upload_component(gradio) -> type:
 
     attributes = {
         "__module__": __name__,
-        "is_template": True,  # its front end is its parent's
+        "is_template": True,  # use the front end of gradio.Image
         "preprocess": preprocess,
         "move_resource_to_block_cache": move_resource_to_block_cache,
         "async_move_resource_to_block_cache": async_move_resource_to_block_cache,
     }
-    # No class statement: ComponentMeta.__new__ writes a .pyi file beside the file that the class is in (gradio 6.31).
+    # No class statement: ComponentMeta.__new__ would write a .pyi file next to this module (gradio 6.31).
     return ABCMeta.__new__(type(gradio.Image), "Upload", (gradio.Image,), attributes)

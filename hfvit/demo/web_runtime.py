@@ -7,21 +7,29 @@ from pathlib import Path
 from hfvit.errors import ModelError, one_line
 from hfvit.utils.files import expand_user
 
-PACKAGE, RUNTIME = "@huggingface/transformers", "onnxruntime-web"
+PACKAGE = "@huggingface/transformers"
+RUNTIME = "onnxruntime-web"
 CDN = "https://cdn.jsdelivr.net"
-# What the tests run in Chromium. A CDN never gives other bytes for these names.
-TESTED, TESTED_RUNTIME, TESTED_BYTES = "4.3.1", "1.31.0-dev.20260914-8d85527a0", 14_264_838
+# Versions that the tests run in Chromium. Files of a version never change on the CDN.
+TESTED = "4.3.1"
+TESTED_RUNTIME = "1.31.0-dev.20260914-8d85527a0"
+TESTED_BYTES = 14_264_838
 LIBRARY = "transformers.min.js"
-# By itself the library takes a build with WebGPU in it, of twice the bytes.
+# The default build of transformers.js includes WebGPU and is twice as large.
 BUILD = "ort-wasm-simd-threaded"
 
 
 @dataclass(frozen=True)
 class WebRuntime:
-    """The library and the runtime as the page names them.
+    """transformers.js and ONNX Runtime Web, as the page loads them.
 
-    `files` (name in the page's folder -> file) are to be copied, `hosts` are the other servers that the page
-    needs, `bytes` is the size of the runtime.
+    Attributes:
+        library: path or URL of transformers.js.
+        mjs: path or URL of the runtime's JavaScript.
+        wasm: path or URL of the runtime's WebAssembly.
+        bytes: size of the WebAssembly file.
+        files: files to copy, by their path in the page.
+        hosts: other servers that the page loads from.
     """
 
     library: str
@@ -33,34 +41,39 @@ class WebRuntime:
 
 
 def from_cdn() -> WebRuntime:
-    """The tested versions, from jsDelivr."""
+    """Load the tested versions from jsDelivr."""
     runtime = f"{CDN}/npm/{RUNTIME}@{TESTED_RUNTIME}/dist/{BUILD}"
     library = f"{CDN}/npm/{PACKAGE}@{TESTED}/dist/{LIBRARY}"
     return WebRuntime(library, f"{runtime}.mjs", f"{runtime}.wasm", TESTED_BYTES, {}, (CDN,))
 
 
 def from_npm(folder: str | Path) -> WebRuntime:
-    """Copies of what lies in a package folder of transformers.js, or in a folder in which npm installed it.
+    """Copy the files that npm has installed.
 
-    Raises `ModelError` when it is not there, is of another major version, or has another ONNX Runtime beside it than
-    the one that it was built with.
+    Args:
+        folder: package folder of transformers.js, `node_modules`, or the folder that contains `node_modules`.
+
+    Raises:
+        ModelError: the package is missing, has another major version, or its ONNX Runtime Web is missing or of
+            another version than the package requires.
     """
     start = expand_user(folder)
-    places = (start, start / PACKAGE, start / "node_modules" / PACKAGE)
-    package = next((place for place in places if _facts(place).get("name") == PACKAGE), None)
+    candidates = (start, start / PACKAGE, start / "node_modules" / PACKAGE)
+    package = next((path for path in candidates if _read_package_json(path).get("name") == PACKAGE), None)
     install = f"npm install {PACKAGE}@{TESTED}"
     if package is None:
-        raise ModelError(f"--vendor: {folder} holds no {PACKAGE}; run `{install}` there.")
-    facts = _facts(package)
-    wanted = facts.get("dependencies", {}).get(RUNTIME)
-    if facts.get("version", "").split(".")[0] != TESTED.split(".")[0]:
-        raise ModelError(
-            f"--vendor: {package} is version {facts.get('version')}; the page needs {TESTED}: `{install}`."
-        )
-    homes = (package / "node_modules" / RUNTIME, package.parent.parent / RUNTIME)
-    runtime = next((home for home in homes if wanted and _facts(home).get("version") == wanted), None)
+        raise ModelError(f"--vendor: no {PACKAGE} in {folder}. Run `{install}` there.")
+    description = _read_package_json(package)
+    required = description.get("dependencies", {}).get(RUNTIME)
+    version = description.get("version", "")
+    if version.split(".")[0] != TESTED.split(".")[0]:
+        raise ModelError(f"--vendor: {package} must have version {TESTED}, got {version}. Run `{install}`.")
+    candidates = (package / "node_modules" / RUNTIME, package.parent.parent / RUNTIME)
+    runtime = next(
+        (path for path in candidates if required and _read_package_json(path).get("version") == required), None
+    )
     if runtime is None:
-        raise ModelError(f"--vendor: {RUNTIME} {wanted} does not lie beside {package}; run `{install}`.")
+        raise ModelError(f"--vendor: no {RUNTIME} {required} next to {package}. Run `{install}`.")
     files = {
         f"vendor/{LIBRARY}": package / "dist" / LIBRARY,
         f"vendor/{BUILD}.mjs": runtime / "dist" / f"{BUILD}.mjs",
@@ -68,18 +81,19 @@ def from_npm(folder: str | Path) -> WebRuntime:
     }
     missing = [str(file) for file in files.values() if not file.is_file()]
     if missing:
-        raise ModelError(f"--vendor: there is no {missing[0]}; run `{install}` again.")
+        raise ModelError(f"--vendor: no file {missing[0]}. Run `{install}` again.")
     library, mjs, wasm = files
-    licenses = {f"vendor/LICENSE.{home.name}": home / "LICENSE" for home in (package, runtime)}
+    licenses = {f"vendor/LICENSE.{path.name}": path / "LICENSE" for path in (package, runtime)}
     files |= {name: file for name, file in licenses.items() if file.is_file()}
     return WebRuntime(library, mjs, wasm, files[wasm].stat().st_size, files)
 
 
-def _facts(package: Path) -> dict:
+def _read_package_json(package: Path) -> dict:
+    """Read package.json of a folder, empty if it has none."""
     file = package / "package.json"
     if not file.is_file():
         return {}
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError(f"--vendor: {file} cannot be read: {one_line(error)}") from error
+        raise ModelError(f"--vendor: cannot read {file} ({one_line(error)}).") from error

@@ -21,7 +21,7 @@ from hfvit.export.preprocessing import check_steps
 from hfvit.export.processor_steps import image_steps
 from hfvit.export.text_inputs import check_reads_texts
 from hfvit.inference.classifier import batched, load_classifier
-from hfvit.utils.files import commit_file, write_object
+from hfvit.utils.files import commit_file, expand_user, write_object
 from hfvit.utils.formatting import aligned
 
 CALIBRATION_BATCH = 16
@@ -38,7 +38,7 @@ class Export:
         self.judged: list[str] = []
         self.comparison = None
         self.tokenizer_files: list[str] = []
-        recipe = Path(options.model).expanduser() / RECIPE_FILE
+        recipe = expand_user(options.model) / RECIPE_FILE
         self.recipe = recipe if recipe.is_file() else None
 
     def run(self) -> None:
@@ -238,7 +238,7 @@ class Export:
     @property
     def source(self) -> str:
         """The model's Hub id, or its folder's name: export.json tells nothing of this machine."""
-        folder = Path(self.options.model).expanduser()
+        folder = expand_user(self.options.model)
         return folder.resolve().name if folder.is_dir() else self.options.model
 
     def publish(self, staging: Path) -> None:

@@ -1,6 +1,7 @@
 """Select the files to push."""
 
 import json
+import os
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -17,6 +18,7 @@ from hfvit.artifacts.run_record import RunRecord
 from hfvit.errors import PushArgumentError, one_line
 from hfvit.hub.model_card import render_card
 from hfvit.hub.redaction import public_text
+from hfvit.utils.files import expand_user
 from hfvit.utils.hub_ids import is_hub_id
 
 
@@ -77,7 +79,7 @@ def files_to_push(
     set on the Hub comes as `.eval_results` too. Raises `HubError` where the folder holds no checkpoint or not what
     `include` names, `ModelError` for a run.json that cannot be read.
     """
-    root = Path(folder).expanduser()
+    root = expand_user(folder)
     if not root.is_dir():
         raise PushArgumentError(f"OUTPUT_DIR: no folder {folder}.")
     if not (root / "config.json").is_file() or not any((root / name).is_file() for name in WEIGHTS):
@@ -115,7 +117,7 @@ def files_to_push(
 
 def left_out(folder: str | Path, include: tuple[str, ...]) -> list[str]:
     """The exports that lie in `folder` and are not in `include`."""
-    return [name for name in EXPORTS if name not in include and (Path(folder).expanduser() / name).is_dir()]
+    return [name for name in EXPORTS if name not in include and (expand_user(folder) / name).is_dir()]
 
 
 def _export(root: Path, name: str) -> dict[str, Path]:
@@ -137,17 +139,42 @@ def _export(root: Path, name: str) -> dict[str, Path]:
 
 
 def _matching(root: Path, prefix: str, patterns: tuple[str, ...]) -> list[tuple[str, Path]]:
-    """(path in the repository, file) of what matches, below `prefix`; hidden and temporary files never do."""
+    """(path in the repository, file) of what matches, below `prefix`; hidden and temporary files never do.
+
+    Args:
+        root: output folder of a run.
+        prefix: of the paths, the name of a folder in `root` and a slash; empty for `root` itself.
+        patterns: of the paths below `prefix`.
+
+    Raises:
+        PushArgumentError: what matches, or a folder that it may be in, is a symbolic link.
+    """
     folder = root / prefix if prefix else root
+    if prefix:
+        _refuse_link(root / prefix.rstrip("/"))
+    folders = {pattern.rpartition("/")[0] for pattern in patterns}
     found = []
     for file in sorted(folder.rglob("*")):
         inside = file.relative_to(folder)
         named = inside.as_posix() if not prefix else inside.name
-        if any(part.startswith((".", "~")) for part in inside.parts) or not file.is_file():
+        if any(part.startswith((".", "~")) for part in inside.parts):
             continue
+        if named in folders:
+            _refuse_link(file)
         if any(fnmatch(named, pattern) and pattern.count("/") == named.count("/") for pattern in patterns):
-            found.append((f"{prefix}{inside.as_posix()}", file))
+            _refuse_link(file)
+            if file.is_file():
+                found.append((f"{prefix}{inside.as_posix()}", file))
     return found
+
+
+def _refuse_link(path: Path) -> None:
+    """Raise `PushArgumentError` for a symbolic link: what it leads to may be any file of this machine."""
+    if path.is_symlink():
+        raise PushArgumentError(
+            f"OUTPUT_DIR: {path} is a symbolic link to {os.readlink(path)}. A push follows no links; replace it with"
+            " what it stands for, or delete it."
+        )
 
 
 def _read_json(path: Path) -> dict:

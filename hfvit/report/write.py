@@ -9,6 +9,7 @@ from hfvit.hub.files import EXPORTS
 from hfvit.hub.model_card import write_model_card
 from hfvit.report.page import write_page
 from hfvit.report.summary import write_plots
+from hfvit.utils.files import expand_user
 
 
 @dataclass
@@ -40,7 +41,7 @@ def write_report(folder: str | Path, html: bool = False) -> Report:
         ModelError: `folder` holds no finished run, or a damaged record.
     """
     record = RunRecord.load(folder)
-    root = Path(folder).expanduser()
+    root = expand_user(folder)
     exports, stale = find_exports(root, record)
     plots = write_plots(record, root)
     card = write_model_card(record, root, {name: rows for name, rows in exports.items() if name in EXPORTS})

@@ -332,11 +332,8 @@ class CheckpointWriter(TrainerCallback):
         args.output_dir = str(final.parent / STAGING)
         args.save_only_model = only_model and self._stopping is None  # a run that stops must be able to resume
         try:
-            yield
-        except (OSError, RuntimeError, SafetensorError) as error:
-            if isinstance(error, RuntimeError) and not any(name in str(error) for name in TORCH_WRITER):
-                raise
-            raise self._storage_error(final, error) from None
+            with self.storage_errors(final):
+                yield
         finally:
             args.output_dir = output_dir
             args.save_only_model = only_model
@@ -367,6 +364,16 @@ class CheckpointWriter(TrainerCallback):
             best = final.with_name(f"checkpoint-{state.best_global_step}")
             if best == final or best.is_dir():
                 state.best_model_checkpoint = str(best)
+
+    @contextmanager
+    def storage_errors(self, path: Path) -> Iterator[None]:
+        """Raise `StorageError` where `path` cannot be written, also as torch and safetensors report a full disk."""
+        try:
+            yield
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if isinstance(error, RuntimeError) and not any(name in str(error) for name in TORCH_WRITER):
+                raise
+            raise self._storage_error(path, error) from None
 
     def _storage_error(self, final: Path, error: Exception) -> StorageError:
         free = ""

@@ -537,17 +537,25 @@ class HFViTTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, *args, **kwargs) -> None:
         """Save the model to a staging directory, then sync each file and rename it into `output_dir`."""
         folder = Path(output_dir or self.args.output_dir)
-        is_checkpoint = folder.parent.name == STAGING  # committed as a whole
-        staging = folder if is_checkpoint else folder / STAGING
-        super().save_model(str(staging), *args, **kwargs)
-        if not self.args.should_save or not staging.is_dir():  # sharded weights are not saved here
+        if folder.parent.name == STAGING:  # a checkpoint, committed as a whole
+            self._save_files(folder, *args, **kwargs)
             return
-        # A pickle of the arguments, which nothing reads and nobody should have to trust.
-        (staging / "training_args.bin").unlink(missing_ok=True)
-        if not is_checkpoint:
-            for file in sorted(path for path in staging.iterdir() if path.is_file()):
-                commit_file(file, folder / file.name)
-            shutil.rmtree(staging)
+        staging = folder / STAGING
+        with self.checkpoints.storage_errors(folder):
+            try:
+                self._save_files(staging, *args, **kwargs)
+                if self.args.should_save and staging.is_dir():
+                    for file in sorted(path for path in staging.iterdir() if path.is_file()):
+                        commit_file(file, folder / file.name)
+            finally:
+                if self.args.should_save:
+                    shutil.rmtree(staging, ignore_errors=True)
+
+    def _save_files(self, folder: Path, *args, **kwargs) -> None:
+        super().save_model(str(folder), *args, **kwargs)
+        if self.args.should_save:
+            # A pickle of the arguments, which nothing reads and nobody should have to trust.
+            (folder / "training_args.bin").unlink(missing_ok=True)
 
     def save_state(self) -> None:
         """Save `trainer_state.json` in `output_dir`."""

@@ -163,6 +163,8 @@ def write_text(path: str | Path, text: str) -> None:
 
 def read_object(path: Path) -> dict:
     """The JSON object in a file; `ModelError` when there is none that could be written again as it is."""
+    if path.exists() and not path.is_file():  # a pipe that nobody writes to has no end
+        raise ModelError(f"{path} is not a regular file; delete it.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
     except (OSError, ValueError) as error:

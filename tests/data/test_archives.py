@@ -22,7 +22,8 @@ def test_load_splits_of_one_archive_with_split_folders(tmp_path, extension, wrap
     assert class_counts(splits) == expected
     for role in expected:
         for image in splits[role]["image"]:
-            assert image["bytes"] == (source / image["path"]).read_bytes()
+            name = image["path"].removeprefix(f"{archive}/")
+            assert image["bytes"] == (source / name).read_bytes()
 
 
 @pytest.mark.parametrize("extension", ["zip", "tar"])

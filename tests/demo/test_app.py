@@ -1,4 +1,4 @@
-"""`hfvit demo`: the app as a user starts it, asked by gradio's own client and looked at in a browser."""
+"""The Gradio app of `hfvit demo`, with gradio's client and in a browser."""
 
 import signal
 import subprocess
@@ -36,7 +36,7 @@ def photo(checkpoint):
 
 @pytest.fixture(scope="module")
 def app(checkpoint, photo):
-    """The running command, and the line that tells its address."""
+    """The running command, its first line, and its address."""
     port = free_port()
     words = ["demo", checkpoint, "--port", port, "--threads", 1, "--top_k", 2, "--examples", photo]
     with subprocess.Popen(
@@ -49,7 +49,7 @@ def app(checkpoint, photo):
 
 
 @pytest.mark.integration
-def test_the_app_gives_the_classifiers_answers_until_it_is_stopped(app, checkpoint, photo, tmp_path):
+def test_app_returns_predictions_of_the_classifier_until_ctrl_c(app, checkpoint, photo, tmp_path):
     process, line, address = app
     assert line.startswith(f"{checkpoint}: {address} ")
     asked = client.Client(address, verbose=False)
@@ -63,14 +63,14 @@ def test_the_app_gives_the_classifiers_answers_until_it_is_stopped(app, checkpoi
     (tmp_path / "broken.png").write_bytes(photo.read_bytes()[:80])
     with pytest.raises(client.exceptions.AppError) as refused:
         asked.predict(client.handle_file(tmp_path / "broken.png"), api_name="/classify")
-    assert "show_error" not in str(refused.value)  # which gradio names for a failure inside the app
+    assert "show_error" not in str(refused.value)  # part of gradio's message for an unexpected exception
 
     with chromium() as browser:
         visit = Visit(browser, address)
         visit.page.wait_for_selector("input[type=file]", state="attached")
         visit.page.set_input_files("input[type=file]", str(photo))
         visit.page.wait_for_selector(f"[data-testid=label-output-value]:has-text('{answer['label']}')")
-        visit.page.wait_for_selector("img[src*='.webp']")  # where the model looked
+        visit.page.wait_for_selector("img[src*='.webp']")  # attention map
         visit.close()
     assert (visit.elsewhere, visit.errors) == ([], [])
 
@@ -79,23 +79,23 @@ def test_the_app_gives_the_classifiers_answers_until_it_is_stopped(app, checkpoi
     assert process.stdout.read() == ""
 
 
-def test_the_attention_map_is_the_models_crop_darkened_where_it_did_not_look(checkpoint, photo):
+def test_attention_image_is_the_models_crop_darkened_by_attention(checkpoint, photo):
     classifier = hfvit.load_classifier(checkpoint)
     picture = colored_image(1, np.random.default_rng(0), size=40)
-    logits, seen = AttentionView.of(classifier).look(picture)
+    logits, seen = AttentionView.create(classifier).classify(picture)
     np.testing.assert_allclose(logits, classifier.logits([picture]), atol=1e-5)
     assert seen.size == (448, 448)
     values = classifier.pixel_values([picture])[0]
-    whole = (values * 0.5 + 0.5) * 255  # the architecture's mean and deviation
-    assert whole.mean() * 0.2 < np.asarray(seen).mean() < whole.mean()
+    crop = (values * 0.5 + 0.5) * 255  # mean and std of the architecture
+    assert crop.mean() * 0.2 < np.asarray(seen).mean() < crop.mean()
 
 
-def test_a_graph_has_no_attention_map(tmp_path):
+def test_attention_view_of_an_onnx_file_is_none(tmp_path):
     write_graph(tmp_path / "model.onnx")
-    assert AttentionView.of(hfvit.load_classifier(write_configs(tmp_path))) is None
+    assert AttentionView.create(hfvit.load_classifier(write_configs(tmp_path))) is None
 
 
-def test_a_missing_gradio_is_one_message(tmp_path, monkeypatch, capsys):
+def test_demo_without_gradio_names_the_install_command(tmp_path, monkeypatch, capsys):
     write_graph(tmp_path / "model.onnx")
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(SystemExit) as stop:

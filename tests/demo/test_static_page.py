@@ -1,4 +1,4 @@
-"""What `hfvit demo --static` writes and refuses; test_clients.py looks at the page in a browser."""
+"""Files and errors of `hfvit demo --static`; export/test_clients.py runs the page in a browser."""
 
 import json
 
@@ -24,17 +24,18 @@ def export(tmp_path):
 
 @pytest.fixture
 def npm(tmp_path):
-    """The names of what npm installs, of the version that is told."""
+    """The file names of an npm installation of the tested version."""
     package = tmp_path / "js" / "node_modules" / "@huggingface" / "transformers"
     runtime = tmp_path / "js" / "node_modules" / "onnxruntime-web"
-    facts = {
+    description = {
         "name": "@huggingface/transformers",
         "version": TESTED,
         "dependencies": {"onnxruntime-web": TESTED_RUNTIME},
     }
-    for folder, told in ((package, facts), (runtime, {"name": "onnxruntime-web", "version": TESTED_RUNTIME})):
+    runtime_description = {"name": "onnxruntime-web", "version": TESTED_RUNTIME}
+    for folder, content in ((package, description), (runtime, runtime_description)):
         (folder / "dist").mkdir(parents=True)
-        (folder / "package.json").write_text(json.dumps(told))
+        (folder / "package.json").write_text(json.dumps(content))
     for file in (
         package / "dist/transformers.min.js",
         runtime / "dist/ort-wasm-simd-threaded.mjs",
@@ -55,7 +56,7 @@ def files(folder) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_folder_is_whole_and_overwriting_keeps_what_is_not_the_pages(capsys, export, npm, tmp_path):
+def test_page_has_all_files_and_overwrite_keeps_other_files(capsys, export, npm, tmp_path):
     photo = Image.new("RGB", (900, 600))
     exif = photo.getexif()
     exif[0x010E] = "where it was taken"
@@ -88,7 +89,7 @@ def test_the_folder_is_whole_and_overwriting_keeps_what_is_not_the_pages(capsys,
     assert "https://cdn.jsdelivr.net" in (page / "index.html").read_text()
 
 
-def test_the_card_of_the_space_is_valid(capsys, export, tmp_path):
+def test_space_readme_has_valid_metadata(capsys, export, tmp_path):
     from huggingface_hub import RepoCard
 
     assert demo(capsys, export, "--static", tmp_path / "page", "--title", 'A "title": with #signs')[0] == 0
@@ -100,8 +101,9 @@ def test_the_card_of_the_space_is_valid(capsys, export, tmp_path):
 @pytest.mark.parametrize(
     ("words", "option", "data"),
     [
-        (["{tmp}/nothing", "--static", "{tmp}/page"], None, ["{tmp}/nothing", "--quantize int8 EXPORT"]),
-        (["{tmp}/onnx/model_optimized.onnx", "--static", "{tmp}/page"], None, ["{tmp}/onnx/model_optimized.onnx"]),
+        (["{tmp}/nothing", "--static", "{tmp}/page"], "ARTIFACT", ["{tmp}/nothing", "--quantize int8 EXPORT"]),
+        (["{tmp}/onnx/model_optimized.onnx", "--static", "{tmp}/page"], "ARTIFACT",
+         ["{tmp}/onnx/model_optimized.onnx"]),
         (["{tmp}/onnx", "--static", "{tmp}/onnx", "--overwrite"], "static", ["{tmp}/onnx"]),
         (["{tmp}/onnx", "--static", "{tmp}/js"], "static", ["{tmp}/js", "node_modules"]),
         (["{tmp}/onnx", "--static", "{tmp}/foreign", "--overwrite"], "static", ["{tmp}/foreign", "model/"]),
@@ -115,14 +117,14 @@ def test_the_card_of_the_space_is_valid(capsys, export, tmp_path):
         (["{tmp}/bare", "--static", "{tmp}/page"], None, ["{tmp}/bare", "preprocessor_config.json"]),
     ],
 )  # fmt: skip
-def test_demo_with_a_wrong_value_names_option_and_data_and_leaves_nothing(
+def test_demo_with_an_invalid_value_names_the_option_and_writes_nothing(
     capsys, export, npm, tmp_path, words, option, data
 ):
     (tmp_path / "foreign" / "model").mkdir(parents=True)
     package = {"name": "@huggingface/transformers", "version": "3.0.0"}
-    for name, told in (("old", package), ("alone", package | {"version": TESTED})):
+    for name, content in (("old", package), ("alone", package | {"version": TESTED})):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "package.json").write_text(json.dumps(told))
+        (tmp_path / name / "package.json").write_text(json.dumps(content))
     write_graph(tmp_path / "bare" / "model.onnx")
     write_configs(tmp_path / "bare", LABELS, processor=False)
     before = files(tmp_path)

@@ -1,4 +1,4 @@
-"""What strangers may send to `hfvit demo`: crafted requests to the running command."""
+"""Malicious requests to a running `hfvit demo`."""
 
 import base64
 import http.client
@@ -24,7 +24,7 @@ from PIL import Image
 
 import hfvit
 from hfvit.data.open_image import UPLOAD_LIMITS
-from hfvit.demo.uploads import MAX_JSON_BYTES, is_allowed_route, read_upload, refusal, upload_component
+from hfvit.demo.uploads import MAX_JSON_BYTES, is_allowed_route, read_upload, rejection_status, upload_component
 
 pytest.importorskip("gradio")
 COMMAND = "import sys; from hfvit.cli import main; main(sys.argv[1:])"
@@ -33,7 +33,7 @@ POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\
 
 
 class Visitor:
-    """A client of the app that follows no rule of gradio's own."""
+    """HTTP client that sends arbitrary requests to the app."""
 
     def __init__(self, port: int):
         self.port = port
@@ -52,7 +52,7 @@ class Visitor:
         return self.ask("POST", path, json.dumps(value).encode(), Content_Type="application/json")
 
     def upload(self, content: bytes, name: str = "photo.png") -> str | None:
-        """The path of the uploaded file; None where it is refused."""
+        """Upload a file and return its path on the server, None if it is rejected."""
         head = f'--b\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'.encode()
         status, body = self.ask(
             "POST",
@@ -63,7 +63,7 @@ class Visitor:
         return json.loads(body)[0] if status == 200 else None
 
     def classify(self, payload) -> dict[str, float] | None:
-        """The probabilities that the app gives; None where it refuses the payload."""
+        """Return the predicted probabilities, None if the payload is rejected."""
         status, body = self.send("/gradio_api/call/classify", {"data": [payload]})
         if status != 200:
             return None
@@ -98,7 +98,7 @@ def probabilities(data: list) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A checkpoint, a picture that is shown as an example, and one that is nobody's business."""
+    """A checkpoint, an example image, and a private image."""
     folder = tmp_path_factory.mktemp("uploads")
     build_model(LABELS, architecture=ARCHITECTURE, image_size=16, timm_kwargs=MICRO).save_pretrained(folder / "model")
     colored_image(1, np.random.default_rng(0), size=40).save(folder / "example.png")
@@ -113,7 +113,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def app(place):
-    """The running command; the folder that it was started in has the private picture, too."""
+    """The running command, started in the folder with the private image."""
     port = free_port()
     words = ["demo", place / "model", "--port", port, "--threads", 1, "--examples", place / "example.png"]
     path = f"{place / 'bin'}{os.pathsep}{os.environ['PATH']}"
@@ -135,7 +135,7 @@ def app(place):
 
 
 def png_head(width: int, height: int) -> bytes:
-    """A PNG that claims this size, without its pixels."""
+    """Return a PNG with this size in its header and no pixels."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -147,7 +147,7 @@ def png_head(width: int, height: int) -> bytes:
 @pytest.mark.integration
 @pytest.mark.parametrize("way", ["classify", "classify_directly"])
 @pytest.mark.parametrize("more", [{}, META], ids=["plain", "meta"])
-def test_uploaded_pictures_are_classified(app, place, way, more):
+def test_uploaded_images_are_classified(app, place, way, more):
     _, visitor = app
     path = visitor.upload((place / "private" / "photo.png").read_bytes())
     (wanted,) = hfvit.load_classifier(place / "model").predict([place / "private" / "photo.png"])
@@ -188,8 +188,7 @@ PLACES = [
 
 @pytest.mark.integration
 @pytest.mark.parametrize("more", [{}, META, {"is_stream": True}, META | {"is_stream": True}], ids=str)
-def test_named_files_and_urls_are_neither_read_nor_fetched(app, place, more):
-
+def test_paths_and_urls_in_requests_are_rejected(app, place, more):
     _, visitor = app
     private = place / "private"
     picture = (private / "photo.png").read_bytes()
@@ -282,8 +281,8 @@ def test_bytes_are_checked_before_they_are_decoded(app, place):
 
 
 @pytest.mark.integration
-def test_session_with_an_example_is_held_to_the_same(app, place):
-    """A click on an example makes Gradio build the component anew, for this session."""
+def test_requests_after_a_click_on_an_example_are_limited_too(app, place):
+    """A click on an example makes Gradio create a new component for the session."""
     _, visitor = app
     session = "a-session"
     status, body = visitor.send("/gradio_api/run/load_example", {"data": [0], "session_hash": session})
@@ -299,8 +298,8 @@ def test_session_with_an_example_is_held_to_the_same(app, place):
     assert not (place / "started").exists()
 
 
-def test_component_of_an_app_with_examples_is_made_anew_of_its_class():
-    """What the session test relies on: `gradio.Examples` returns updates, which make another component."""
+def test_new_instance_of_the_upload_component_has_the_limits():
+    """`gradio.Examples` returns updates, for which Gradio creates an instance of the component's class."""
     gradio = pytest.importorskip("gradio")
     upload = upload_component(gradio)
     again = upload().__class__(label="Picture")
@@ -342,11 +341,11 @@ def test_is_allowed_route(path, is_allowed):
         ("/login", {b"content-length": b"1000000"}, 413),
     ],
 )
-def test_refusal_of_bodies(path, headers, status):
-    assert refusal(path, headers) == status
+def test_rejection_status_limits_bodies(path, headers, status):
+    assert rejection_status(path, headers) == status
 
 
-def test_read_upload_reads_files_of_its_folder_alone(tmp_path):
+def test_read_upload_rejects_files_outside_its_folder(tmp_path):
     folder = tmp_path / "uploads"
     (folder / "a").mkdir(parents=True)
     (folder / "a" / "photo.png").write_bytes(b"photo")

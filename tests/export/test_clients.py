@@ -196,8 +196,8 @@ def test_the_page_resizes_as_pillow_does(browser, exported, tmp_path):
             steps = {"resize": [height, width], "crop": None, "resample": filter}
             got = visit.page.evaluate(
                 """async ([data, width, height, steps]) => {
-                    const { fitted } = await import("./pixels.js");
-                    return Array.from(fitted({ data, width, height }, steps).data);
+                    const { resizeAndCrop } = await import("./pixels.js");
+                    return Array.from(resizeAndCrop({ data, width, height }, steps).data);
                 }""",
                 [np.asarray(image.convert("RGBA")).ravel().tolist(), 61, 37, steps],
             )

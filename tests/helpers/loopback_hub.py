@@ -80,9 +80,11 @@ class LoopbackHub:
         return self.repositories["model", repo_id]
 
     @contextmanager
-    def fault(self, method: str, pattern: str, status: int | None, times: int = 1) -> Iterator[Fault]:
-        """Answer the next `times` matching requests with `status`, or cut them in the middle where it is None."""
-        wrong = Fault(method, re.compile(pattern), status, times)
+    def fault(self, method: str, pattern: str, status: int | None, times: int = 1, **more) -> Iterator[Fault]:
+        """Answer the next `times` matching requests with `status`, or cut them where it is None; see `Fault`."""
+        wrong = Fault(method, re.compile(pattern), status, times, start=len(self.requests), **more)
         self.faults.append(wrong)
-        yield wrong
-        self.faults.remove(wrong)
+        try:
+            yield wrong
+        finally:
+            self.faults.remove(wrong)

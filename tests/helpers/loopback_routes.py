@@ -16,12 +16,19 @@ ID = r"(?P<type>models|datasets|spaces)/(?P<id>[^/]+/[^/]+)"
 
 class Handler(BaseHTTPRequestHandler):
     hub = None  # the LoopbackHub; set by it
+    is_late = False  # whether the answer to this request is lost
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_):
         pass
 
+    def cut(self) -> None:
+        self.close_connection = True
+        self.connection.close()
+
     def answer(self, content: bytes | dict | list = b"", status: int = 200, **headers) -> None:
+        if self.is_late:
+            return self.cut()
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         if not isinstance(content, bytes):
@@ -45,15 +52,16 @@ class Handler(BaseHTTPRequestHandler):
         self.hub.requests.append((self.command, unquote(path)))
         length = int(self.headers.get("Content-Length") or 0)
         for wrong in self.hub.faults:
-            if wrong.times and wrong.method == self.command and wrong.pattern.search(unquote(path)):
+            if wrong.hits(self.command, unquote(path), self.hub.requests):
                 wrong.times -= 1
+                if wrong.late:
+                    self.is_late = True
+                    break
                 if wrong.status is None:
                     self.rfile.read(length // 2)
-                    self.close_connection = True
-                    self.connection.close()
-                    return
+                    return self.cut()
                 self.rfile.read(length)
-                return self.error(wrong.status)
+                return self.answer(wrong.body, wrong.status, **wrong.headers)
         self.body = self.rfile.read(length) if length else self._chunks()
         with self.hub.lock:
             for method, pattern, action in ROUTES:

@@ -51,7 +51,23 @@ class Repository:
 
 @dataclass
 class Fault:
+    """What happens to matching requests in place of an answer.
+
+    `status` None cuts the connection in the middle of the request; `late` after the request was carried out. With
+    `after`, only requests that follow one to a matching path are hit.
+    """
+
     method: str
     pattern: re.Pattern
-    status: int | None  # None cuts the connection
+    status: int | None
     times: int
+    body: bytes = b"{}"
+    headers: dict[str, str] = field(default_factory=dict)
+    late: bool = False
+    after: str | None = None
+    start: int = 0  # number of requests before it was asked for
+
+    def hits(self, method: str, path: str, requests: list[tuple[str, str]]) -> bool:
+        """Whether a request, the last of `requests`, is to fail."""
+        is_due = self.after is None or any(re.search(self.after, other) for _, other in requests[self.start : -1])
+        return bool(self.times and is_due and self.method == method and self.pattern.search(path))

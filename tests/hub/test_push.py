@@ -215,13 +215,140 @@ def test_a_failure_in_the_middle_leaves_the_hub_as_it_was_and_says_how_to_go_on(
     assert re.search(r"\b(Read|Write|Connect|RemoteProtocol)Error\b", message)
     assert message.endswith(f"hfvit push {trained} user/cut --private --message 'Second try'")
     assert set(hub.model("user/cut").files()) == {".gitattributes"}
-    with hub.fault("POST", "/commit/", 503):
+    with hub.fault("POST", "/commit/", 503, times=99):
         assert_names(refusal(trained, Destination("user/cut")), 503)
     assert set(hub.model("user/cut").files()) == {".gitattributes"}
-    with hub.fault("PUT", "^lfs/", None), hub.fault("POST", "preupload", 500):
+    with hub.fault("PUT", "^lfs/", None), hub.fault("POST", "preupload", 500), hub.fault("POST", "/commit/", 502):
         hub.objects.clear()
         push_to(trained, Destination("user/cut"))
     assert set(hub.model("user/cut").files()) == PUSHED | {".gitattributes"}
+
+
+# In the order of a push; the last is of the repository's state in the end.
+REQUESTS = (
+    ("GET", "whoami"), ("GET", "^api/models/user/[a-z]+$"), ("POST", "repos/create"), ("GET", "/tree/"),
+    ("POST", "validate-yaml"), ("POST", "preupload"), ("POST", "info/lfs"), ("PUT", "^lfs/"), ("POST", "/commit/"),
+)  # fmt: skip
+
+
+HTML = b"<html>log in to the Wi-Fi</html>"
+PORTALS = [(*request, HTML) for request in REQUESTS]
+PORTALS += [(*REQUESTS[n], body) for n in (0, 1, 8) for body in (b"[]", b'{"login": "http://wifi/"}', b"")]
+
+
+@pytest.mark.parametrize(("method", "pattern", "body"), PORTALS)
+def test_answer_of_a_captive_portal_leaves_no_half_push(trained, hub, online, method, pattern, body):
+    name = f"user/portal{'x' * len(hub.repositories)}"
+    hub.objects.clear()
+    message = ""
+    with hub.fault(method, pattern, 200, times=99, body=body):
+        try:
+            push_to(trained, Destination(name))
+        except HubError as error:
+            message = str(error)
+    found = set(hub.model(name).files()) - {".gitattributes"} if ("model", name) in hub.repositories else set()
+    assert not message or message.endswith(f"hfvit push {trained} {name}")
+    assert found == (set() if message else PUSHED)  # nobody reads some of the answers
+
+
+HEALING = [(*request, 503) for request in REQUESTS]
+HEALING += [(*REQUESTS[n], status) for n in (0, 2, 8) for status in (429, 500, 502, None)]
+
+
+@pytest.mark.parametrize(("method", "pattern", "status"), HEALING)
+def test_failure_that_heals_is_survived_at_each_request(trained, hub, online, method, pattern, status):
+    name = f"user/heals{'x' * len(hub.repositories)}"
+    hub.objects.clear()
+    with hub.fault(method, pattern, status, headers={"Retry_After": "7"} if status == 429 else {}) as failure:
+        push_to(trained, Destination(name))
+    assert failure.times == 0
+    assert set(hub.model(name).files()) == PUSHED | {".gitattributes"}
+    assert hub.model(name).messages == ["initial commit", "Push with hfvit"]
+
+
+def test_wait_that_the_hub_asks_for_is_kept_up_to_the_limit(trained, hub, online, monkeypatch):
+    pauses = []
+    monkeypatch.setattr("time.sleep", pauses.append)
+    with hub.fault("POST", "/commit/", 429, times=2, headers={"Retry_After": "23"}):
+        push_to(trained, Destination("user/busy"))
+    assert [pause for pause in pauses if pause > 1] == [23, 23]
+    with hub.fault("GET", "whoami", 429, times=99, headers={"Retry_After": "3600"}):
+        assert_names(refusal(trained, Destination("user/busy")), 429, 3600, "60 seconds")
+    pauses.clear()
+    with hub.fault("GET", "whoami", 503, times=99):
+        assert_names(refusal(trained, Destination("user/busy")), 503)
+    assert pauses == [1, 2, 4, 8, 16, 16]
+
+
+def test_commit_whose_answer_is_lost_is_found(trained, hub, online):
+    with hub.fault("POST", "/commit/", None, late=True):
+        url = push_to(trained, Destination("user/late"))
+    repository = hub.model("user/late")
+    assert repository.messages == ["initial commit", "Push with hfvit"]
+    assert url.endswith(repository.resolve("main"))
+
+
+def test_failed_push_says_what_is_on_the_hub(trained, hub, online):
+    for name in ("there", "unknown", "request"):
+        hub.create(f"user/{name}")
+    lost = {"status": None, "late": True}
+    with hub.fault("POST", "/commit/", **lost), hub.fault("GET", "/tree/", 503, times=99, after="/commit/"):
+        message = refusal(trained, Destination("user/there"))
+    assert_names(message, f"{hub.url}/user/there/commit/{hub.model('user/there').resolve('main')}")
+    with hub.fault("POST", "/commit/", **lost), hub.fault("GET", "user/unknown", 503, times=99, after="/commit/"):
+        message = refusal(trained, Destination("user/unknown"))
+    assert_names(message, f"{hub.url}/user/unknown/commits/main")
+    with hub.fault("POST", "/commit/", **lost):
+        message = refusal(trained, Destination("user/request", create_pr=True))
+    assert_names(message, f"{hub.url}/user/request/discussions")
+    assert list(hub.model("user/request").refs) == ["main", "refs/pr/1"]
+
+
+@pytest.mark.parametrize(
+    "name", ["vocab.txt", "config.json", "run.json", "README.md", "plots/x.png", "plots", "adapter"]
+)
+def test_link_in_the_folder_is_refused(out, tmp_path, name):
+    secret = tmp_path / "secret"
+    place = out / name
+    if name in ("plots", "adapter"):
+        secret.mkdir()
+        (secret / "x.png").write_text("secret")
+        shutil.rmtree(place, ignore_errors=True)
+    else:
+        secret.write_text((out / name).read_text() if (out / name).suffix in (".json", ".md") else "secret")
+    place.unlink(missing_ok=True)
+    if name == "adapter":
+        record = json.loads((out / "run.json").read_text())
+        record["recipe"]["finetuning"] = "lora"
+        (out / "run.json").write_text(json.dumps(record))
+    place.symlink_to(secret)
+    with pytest.raises(HubError) as caught:
+        files_to_push(out, "user/x")
+    assert option_of(str(caught.value)) == "OUTPUT_DIR"
+    assert_names(caught.value, place, secret)
+
+
+@pytest.mark.parametrize("name", ["onnx", "onnx/model.onnx", "onnx/config.json"])
+def test_link_in_an_export_is_refused(out, tmp_path, name):
+    (tmp_path / "elsewhere").mkdir()
+    for file in ("model.onnx", "config.json"):
+        (tmp_path / "elsewhere" / file).write_text("{}")
+    shutil.rmtree(out / "onnx", ignore_errors=True)
+    if name == "onnx":
+        (out / "onnx").symlink_to(tmp_path / "elsewhere")
+    else:
+        shutil.copytree(tmp_path / "elsewhere", out / "onnx")
+        (out / name).unlink()
+        (out / name).symlink_to(tmp_path / "elsewhere" / name.partition("/")[2])
+    with pytest.raises(HubError) as caught:
+        files_to_push(out, "user/x", ("onnx",))
+    assert_names(caught.value, out / name)
+
+
+def test_links_that_would_not_be_pushed_are_left_out(out, tmp_path):
+    (out / "notes").symlink_to(tmp_path)
+    (out / "secret.txt").symlink_to("/etc/passwd")
+    assert {file.path for file in files_to_push(out, "user/x")} == PUSHED
 
 
 def test_a_model_that_comes_back_changed_is_an_error(trained, hub, online):
@@ -250,18 +377,19 @@ def test_a_recipe_that_cannot_push_says_so_before_it_trains(recipe, hub, online,
     assert not (tmp_path / "out").exists()
 
 
-def test_a_push_that_fails_after_training_does_not_fail_the_run(recipe, hub, online, capsys, tmp_path):
-    words = [str(recipe), "--max_steps", "2", "--push_to_hub", "true", "--hub_model_id", "user/later"]
-    with hub.fault("POST", "/commit/", 500):
+@pytest.mark.parametrize("status", [500, 200, None])
+def test_a_push_that_fails_after_training_does_not_fail_the_run(recipe, hub, online, capsys, tmp_path, status):
+    name = f"user/later{status}"
+    words = [str(recipe), "--max_steps", "2", "--push_to_hub", "true", "--hub_model_id", name]
+    with hub.fault("POST", "/commit/", status, times=99, body=HTML):
         assert run(lambda: main(words)) == 0
     printed = capsys.readouterr()
     assert re.search(r"^test +31 ", printed.out, re.MULTILINE)  # the table at a run's end
-    assert_names(printed.err, 500)
     assert "hfvit: error: " not in printed.err
     assert "Traceback" not in printed.err
-    assert f"hfvit push {tmp_path / 'out'} user/later" in printed.err
+    assert f"hfvit push {tmp_path / 'out'} {name}" in printed.err
     assert json.loads((tmp_path / "out" / "run.json").read_text())["training"]["steps"] == 2
-    assert set(hub.model("user/later").files()) == {".gitattributes"}
+    assert set(hub.model(name).files()) == {".gitattributes"}
 
 
 def test_a_dry_run_lists_files_and_sizes_and_sends_nothing(trained):

@@ -234,7 +234,10 @@ def test_the_command_predicts_pictures_with_a_text(fused, tmp_path, capsys):
 
 
 def test_a_run_is_reported_and_verified(fused, capsys):
-    for words in (["report", str(fused[0]), "--html"], ["verify", str(fused[0]), "--eval_only", "--device", "cpu"]):
+    for words in (
+        ["report", str(fused[0]), "--html"],
+        ["verify", str(fused[0]), "--eval_only", "--device", "cpu", "--allow_outside_paths"],
+    ):
         with pytest.raises(SystemExit) as stop:
             hfvit_command(words)
         assert not stop.value.code, capsys.readouterr().err

@@ -1,14 +1,14 @@
-// What the visitor sees and does. The model lives in worker.js.
+// User interface of the page. The model runs in worker.js.
 
 const element = (id) => document.getElementById(id);
 const [file, drop, preview, status, results] = ["file", "drop", "preview", "status", "results"].map(element);
 const [gauge, fill, answer, camera, video, shoot] = ["gauge", "fill", "answer", "camera", "video", "shoot"].map(element);
 
-element("needs-server").remove(); // modules do not run from file://, so the notice stays there
+element("needs-server").remove(); // modules do not run from file://, where the notice stays
 const base = new URL(".", location.href).href;
 let worker;
 let isReady = false;
-let current = 0; // the picture that is shown; older answers are dropped
+let current = 0; // id of the image that is shown; answers for older images are ignored
 let waiting = null;
 
 function say(text, kind = "") {
@@ -30,7 +30,7 @@ const replies = {
   ready() {
     isReady = true;
     gauge.hidden = true;
-    say("Ready. Give it a picture.");
+    say("Ready. Choose an image.");
     document.body.dataset.state = "ready";
     if (waiting) ask(waiting);
   },
@@ -66,9 +66,9 @@ function clear() {
   answer.hidden = true;
 }
 
-function percent(share) {
-  if (share > 0 && share < 0.0005) return "<0.1%";
-  return new Intl.NumberFormat("en", { style: "percent", minimumFractionDigits: 1, maximumFractionDigits: 1 }).format(share);
+function percent(fraction) {
+  if (fraction > 0 && fraction < 0.0005) return "<0.1%";
+  return new Intl.NumberFormat("en", { style: "percent", minimumFractionDigits: 1, maximumFractionDigits: 1 }).format(fraction);
 }
 
 function showBars(best) {
@@ -76,16 +76,16 @@ function showBars(best) {
     ...best.map(({ label, probability }) => {
       const row = document.createElement("li");
       row.dataset.probability = probability;
-      const [name, share, bar] = ["name", "share", "bar"].map((kind) => {
+      const [name, probabilityText, bar] = ["name", "probability", "bar"].map((kind) => {
         const part = document.createElement("span");
         part.className = kind;
         return part;
       });
       name.textContent = name.title = label;
-      share.textContent = percent(probability);
+      probabilityText.textContent = percent(probability);
       bar.append(document.createElement("i"));
-      row.append(name, share, bar);
-      // After the first paint, so that the bar grows.
+      row.append(name, probabilityText, bar);
+      // after the first paint, so that the bar is animated
       requestAnimationFrame(() => requestAnimationFrame(() => (bar.firstChild.style.transform = `scaleX(${probability})`)));
       return row;
     }),
@@ -98,36 +98,36 @@ function showSeen({ data, width, height }) {
   canvas.getContext("2d").putImageData(new ImageData(data, width, height), 0, 0);
 }
 
-/** Show a picture and ask the model, at once or when it is there. */
-function take(picture) {
-  if (!picture) return;
+/** Show an image and classify it, after the model is loaded. */
+function showAndClassify(image) {
+  if (!image) return;
   current += 1;
   clear();
   URL.revokeObjectURL(preview.src);
-  preview.src = URL.createObjectURL(picture);
+  preview.src = URL.createObjectURL(image);
   preview.hidden = false;
   document.body.dataset.state = "asked";
-  if (isReady) ask(picture);
-  else waiting = picture;
+  if (isReady) ask(image);
+  else waiting = image;
 }
 
-function ask(picture) {
+function ask(image) {
   waiting = null;
-  say("Looking…");
-  worker.postMessage({ kind: "classify", id: current, picture });
+  say("Classifying…");
+  worker.postMessage({ kind: "classify", id: current, image });
 }
 
-function pictureIn(transfer) {
+function imageIn(transfer) {
   const files = [...(transfer?.files ?? [])];
   return files.find((one) => one.type.startsWith("image/")) ?? files[0];
 }
 
 preview.addEventListener("error", () => (preview.hidden = true));
 file.addEventListener("change", () => {
-  take(file.files[0]);
-  file.value = ""; // the same file may be chosen again
+  showAndClassify(file.files[0]);
+  file.value = ""; // so that choosing the same file again is a change
 });
-addEventListener("paste", (event) => take(pictureIn(event.clipboardData)));
+addEventListener("paste", (event) => showAndClassify(imageIn(event.clipboardData)));
 addEventListener("dragover", (event) => {
   event.preventDefault();
   drop.classList.add("over");
@@ -136,12 +136,12 @@ addEventListener("dragleave", (event) => event.relatedTarget ?? drop.classList.r
 addEventListener("drop", (event) => {
   event.preventDefault();
   drop.classList.remove("over");
-  const picture = pictureIn(event.dataTransfer);
-  if (picture) take(picture);
-  else refuse("That was no file. Save the picture first, then drop it here.");
+  const image = imageIn(event.dataTransfer);
+  if (image) showAndClassify(image);
+  else refuse("Only files can be dropped. Save the image, then drop the file here.");
 });
 for (const example of document.querySelectorAll("#examples button")) {
-  example.addEventListener("click", async () => take(await (await fetch(example.firstElementChild.src)).blob()));
+  example.addEventListener("click", async () => showAndClassify(await (await fetch(example.firstElementChild.src)).blob()));
 }
 
 if (navigator.mediaDevices?.getUserMedia) camera.hidden = false;
@@ -162,18 +162,18 @@ shoot.addEventListener("click", () => {
   const canvas = document.createElement("canvas");
   [canvas.width, canvas.height] = [video.videoWidth, video.videoHeight];
   canvas.getContext("2d").drawImage(video, 0, 0);
-  canvas.toBlob((picture) => {
+  canvas.toBlob((image) => {
     element("viewfinder").close();
-    take(picture);
+    showAndClassify(image);
   });
 });
 
-/** A worker of a blob is held to this page's Content-Security-Policy; one of a file would be held to none. */
+/** Start the worker from a blob, since a worker from a file does not inherit the Content-Security-Policy. */
 function startWorker() {
   const source = new Blob([`import ${JSON.stringify(`${base}worker.js`)};`], { type: "text/javascript" });
   const started = new Worker(URL.createObjectURL(source), { type: "module" });
   started.onmessage = ({ data }) => replies[data.kind](data);
-  started.onerror = (event) => replies.failed({ text: event.message || "its script cannot be run in this browser" });
+  started.onerror = (event) => replies.failed({ text: event.message || "this browser cannot run its script" });
   return started;
 }
 

@@ -1,14 +1,13 @@
-// A decoded picture -> the model's input, step by step as hfvit's Python does it.
+// Image preprocessing, with the same result as the image processor in Python.
 //
-// Browsers shrink a picture on a canvas without the antialiasing filter that the model was trained with, and
-// transformers.js leaves it to them. This is Pillow's own arithmetic (src/libImaging/Resample.c), so the page sees
-// what evaluation saw.
+// transformers.js resizes on a canvas, without the antialiasing filter that the model was trained with. This is
+// Pillow's arithmetic (src/libImaging/Resample.c), so that the input equals that of the evaluation.
 
-const BITS = 22; // of the fixed-point weights
+const BITS = 22; // precision of the fixed-point weights
 
 const sinc = (x) => (x === 0 ? 1 : Math.sin(Math.PI * x) / (Math.PI * x));
 
-// By Pillow's numbers: half the width of the filter, and the filter.
+// Pillow's resample number -> [half width of the filter, filter].
 const FILTERS = {
   1: [3, (x) => (Math.abs(x) < 3 ? sinc(x) * sinc(x / 3) : 0)], // Lanczos
   2: [1, (x) => Math.max(0, 1 - Math.abs(x))], // bilinear
@@ -24,8 +23,8 @@ function bicubic(x) {
   return x < 2 ? (((x - 5) * x + 8) * x - 4) * a : 0;
 }
 
-/** For each of `to` output pixels: the first input pixel that it is made of, and the weights from there on. */
-function weightsOf(from, to, resample) {
+/** For each of `to` output pixels: [first input pixel, weights of the pixels from there on]. */
+function resamplingWeights(from, to, resample) {
   const scale = from / to;
   if (resample === 0) {
     return Array.from({ length: to }, (_, index) => [Math.floor((index + 0.5) * scale), [1 << BITS]]);
@@ -34,19 +33,21 @@ function weightsOf(from, to, resample) {
   const [halfWidth, filter] = FILTERS[resample];
   const support = halfWidth * stretch;
   return Array.from({ length: to }, (_, index) => {
-    const centre = (index + 0.5) * scale;
-    const first = Math.max(0, Math.trunc(centre - support + 0.5));
-    const end = Math.min(from, Math.trunc(centre + support + 0.5));
+    const center = (index + 0.5) * scale;
+    const first = Math.max(0, Math.trunc(center - support + 0.5));
+    const end = Math.min(from, Math.trunc(center + support + 0.5));
     const values = [];
-    for (let input = first; input < end; input++) values.push(filter((input - centre + 0.5) / stretch));
+    for (let input = first; input < end; input++) values.push(filter((input - center + 0.5) / stretch));
     const sum = values.reduce((total, value) => total + value, 0);
     return [first, values.map((value) => Math.trunc((value / sum) * 2 ** BITS + Math.sign(value) * 0.5))];
   });
 }
 
 /**
- * Resize along one axis of 8-bit pixels with 4 channels. `lines` lines lie `lineStep` apart, the pixels of a line
- * `pixelStep`; the result's steps are given as well.
+ * Resize along one axis of 8-bit RGBA pixels.
+ *
+ * There are `lines` lines, `lineStep` bytes apart, whose pixels are `pixelStep` bytes apart; `outLineStep` and
+ * `outPixelStep` are those of the output.
  */
 function resizeAxis(input, output, weights, lines, [lineStep, pixelStep], [outLineStep, outPixelStep]) {
   for (let index = 0; index < weights.length; index++) {
@@ -70,18 +71,18 @@ function resizeAxis(input, output, weights, lines, [lineStep, pixelStep], [outLi
   }
 }
 
-/** The picture at (width, height): across first, then down, rounded in between. */
+/** Resize horizontally, then vertically, and round in between. */
 function resize(image, width, height, resample) {
   let { data } = image;
   if (width !== image.width) {
     const across = new Uint8ClampedArray(width * image.height * 4);
-    const weights = weightsOf(image.width, width, resample);
+    const weights = resamplingWeights(image.width, width, resample);
     resizeAxis(data, across, weights, image.height, [image.width * 4, 4], [width * 4, 4]);
     data = across;
   }
   if (height !== image.height) {
     const down = new Uint8ClampedArray(width * height * 4);
-    resizeAxis(data, down, weightsOf(image.height, height, resample), width, [4, width * 4], [4, width * 4]);
+    resizeAxis(data, down, resamplingWeights(image.height, height, resample), width, [4, width * 4], [4, width * 4]);
     data = down;
   }
   return { data, width, height };
@@ -99,12 +100,12 @@ function crop(image, [height, width]) {
 }
 
 /**
- * What the model looks at: RGBA of the model's size.
+ * Resize and crop an image to the size of the model's input.
  *
- * `image` has `data` (RGBA), `width` and `height`. `steps` are page.json's: `resize` is the shorter side, or (height,
- * width); `crop` is (height, width), or null.
+ * `image` has `data` (RGBA), `width` and `height`. `steps` are those of page.json: `resize` is the shorter side or
+ * [height, width]; `crop` is [height, width] or null.
  */
-export function fitted(image, steps) {
+export function resizeAndCrop(image, steps) {
   let [height, width] = [].concat(steps.resize, steps.resize);
   if (!Array.isArray(steps.resize)) {
     const shorter = Math.min(image.width, image.height);
@@ -115,7 +116,7 @@ export function fitted(image, steps) {
   return steps.crop ? crop(resized, steps.crop) : resized;
 }
 
-/** Float32Array (3, height, width) of RGBA, rescaled and normalised. */
+/** Rescale and normalize RGBA to a Float32Array (3, height, width). */
 export function pixelValues({ data, width, height }, { scale, mean, std }) {
   const values = new Float32Array(3 * width * height);
   for (let channel = 0; channel < 3; channel++) {

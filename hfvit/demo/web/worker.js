@@ -1,14 +1,14 @@
-// Loads the model and answers pictures, away from the page's own thread, which never stalls so.
+// Web worker that loads the model and classifies images, so that the page stays responsive.
 //
-// In:  {kind: "start", page, base}, then {kind: "classify", id, picture: Blob}.
-// Out: {kind: "progress", loaded, total}, {kind: "ready"}, {kind: "failed", text}, and for each picture
+// In:  {kind: "start", page, base}, then {kind: "classify", id, image: Blob}.
+// Out: {kind: "progress", loaded, total}, {kind: "ready"}, {kind: "failed", text}, and for each image
 //      {kind: "answer", id, best, milliseconds, seen, size} or {kind: "refused", id, text}.
 
-import { fitted, pixelValues } from "./pixels.js";
+import { resizeAndCrop, pixelValues } from "./pixels.js";
 
 let page, library, model;
 
-const told = (error) => (typeof error === "number" ? `ONNX Runtime's error ${error}` : error?.message || String(error));
+const errorMessage = (error) => (typeof error === "number" ? `ONNX Runtime error ${error}` : error?.message || String(error));
 
 self.onmessage = async ({ data: message }) => {
   if (message.kind === "start") {
@@ -16,14 +16,14 @@ self.onmessage = async ({ data: message }) => {
       await start(message.page, message.base);
       self.postMessage({ kind: "ready" });
     } catch (error) {
-      self.postMessage({ kind: "failed", text: told(error) });
+      self.postMessage({ kind: "failed", text: errorMessage(error) });
     }
   } else {
     const { id } = message;
     try {
-      self.postMessage({ kind: "answer", id, ...(await classify(message.picture)) });
+      self.postMessage({ kind: "answer", id, ...(await classify(message.image)) });
     } catch (error) {
-      self.postMessage({ kind: "refused", id, text: told(error) });
+      self.postMessage({ kind: "refused", id, text: errorMessage(error) });
     }
   }
 };
@@ -42,7 +42,7 @@ async function start(description, base) {
   env.allowRemoteModels = false;
   env.allowLocalModels = true;
   env.localModelPath = base;
-  // The browser's own cache asks the server whether a file has changed; these would show an old model for ever.
+  // These caches never ask the server whether a file has changed; the browser's HTTP cache does.
   env.useBrowserCache = false;
   env.useWasmCache = false;
   env.backends.onnx.wasm.wasmPaths = { mjs: at(page.runtime.mjs), wasm: at(page.runtime.wasm) };
@@ -77,13 +77,13 @@ async function logits(seen) {
   return (await model({ pixel_values })).logits.data;
 }
 
-async function classify(picture) {
-  const image = await decode(picture);
-  const seen = fitted(image, page.steps);
+async function classify(blob) {
+  const image = await decode(blob);
+  const seen = resizeAndCrop(image, page.steps);
   const begin = performance.now();
   const scores = await logits(seen);
   const milliseconds = performance.now() - begin;
-  if (!scores.every(Number.isFinite)) throw new Error("The model's answer is no number.");
+  if (!scores.every(Number.isFinite)) throw new Error("The logits are NaN or infinite.");
   const best = Array.from(probabilities(scores), (probability, index) => ({ label: page.labels[index], probability }))
     .sort((one, other) => other.probability - one.probability)
     .slice(0, page.top_k);
@@ -98,17 +98,17 @@ function probabilities(scores) {
   return powers.map((value) => value / sum);
 }
 
-/** Upright by its EXIF orientation; no color profile is applied, since Pillow applies none. */
-async function decode(picture) {
+/** Decode as Pillow does: apply the EXIF orientation, ignore color profiles. */
+async function decode(blob) {
   let bitmap;
   try {
-    bitmap = await createImageBitmap(picture, { imageOrientation: "from-image", colorSpaceConversion: "none" });
+    bitmap = await createImageBitmap(blob, { imageOrientation: "from-image", colorSpaceConversion: "none" });
   } catch {
-    throw new Error("This is no picture that your browser can read.");
+    throw new Error("Your browser cannot read this file as an image.");
   }
   const { width, height } = bitmap;
   const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
-  if (!context) throw new Error(`A picture of ${width} × ${height} pixels is too large for your browser.`);
+  if (!context) throw new Error(`The image of ${width} × ${height} pixels is too large for your browser.`);
   context.drawImage(bitmap, 0, 0);
   bitmap.close();
   return context.getImageData(0, 0, width, height);

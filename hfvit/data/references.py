@@ -1,0 +1,128 @@
+"""Check the paths that the files of a data set name, before `datasets` follows them.
+
+`datasets` joins absolute paths, `..` and URLs of a card's `data_files` as they are, for data sets of the Hub too, and
+takes the file names of a saved data set from its JSON files (5.2).
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import yaml
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+
+from hfvit.errors import DataError, one_line
+
+CARDS = (datasets.config.REPOCARD_FILENAME, datasets.config.REPOYAML_FILENAME)
+STATE_FILES = (datasets.config.DATASETDICT_JSON_FILENAME, datasets.config.DATASET_STATE_JSON_FILENAME)
+MOST_VALUES = 100_000
+ALLOW = "Pass --allow_outside_paths true to allow it."
+
+
+def leads_outside(path: str) -> bool:
+    """Whether a path is absolute, a URL or a chain of them, or has a part `..`, so that it may leave its folder."""
+    parts = path.replace("\\", "/").split("/")
+    return os.path.isabs(path) or ".." in parts or path.startswith("~") or ":" in parts[0] or "::" in path
+
+
+def read_cards(source: str, revision: str | None = None) -> dict[str, dict[str, Any]]:
+    """The metadata of the cards of a data set, by their paths; a card without any is left out.
+
+    Args:
+        source: an existing folder, or the id of a data set on the Hub.
+        revision: of a data set on the Hub.
+    """
+    found = {}
+    for name in CARDS:
+        path = _card(source, name, revision)
+        if path is None:
+            continue
+        try:
+            text = path.read_text(encoding="utf-8")
+            head = text.split("---") if name.endswith(".md") else ["", text, ""]
+            values = yaml.safe_load(head[1]) if len(head) > 2 and not head[0].strip() else None
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, RecursionError):
+            continue
+        if isinstance(values, dict):
+            found[str(path)] = values
+    return found
+
+
+def _card(source: str, name: str, revision: str | None) -> Path | None:
+    if os.path.isdir(source):
+        path = Path(source) / name
+        return path if path.is_file() else None
+    try:
+        return Path(hf_hub_download(source, name, repo_type="dataset", revision=revision))
+    except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError, ValueError):
+        return None  # `datasets` does not get it either, and says why
+
+
+def check_cards(source: str, allow_outside: bool, revision: str | None = None) -> bool:
+    """Check that the cards of a data set name no files outside it.
+
+    Args:
+        source: an existing folder, or the id of a data set on the Hub.
+        allow_outside: allow absolute paths, `..` and URLs.
+        revision: of a data set on the Hub.
+
+    Returns:
+        Whether a card describes the files or the features of the data set.
+
+    Raises:
+        DataError: a card names files outside the data set.
+    """
+    cards = read_cards(source, revision)
+    for path, values in cards.items():
+        outside = [text for text in _strings(values.get("configs"), path) if leads_outside(text)]
+        if outside and not allow_outside:
+            where = path if os.path.isdir(source) else f"{os.path.basename(path)} of {source}"
+            raise DataError(f"dataset_name: {where} names files outside ({', '.join(outside[:3])}). {ALLOW}")
+    return any(values.get("configs") or values.get("dataset_info") for values in cards.values())
+
+
+def check_saved(root: Path, allow_outside: bool) -> None:
+    """Check that the JSON files of `Dataset.save_to_disk` name no files outside their folder.
+
+    Args:
+        root: folder of the saved data set.
+        allow_outside: allow absolute paths, `..` and URLs.
+
+    Raises:
+        DataError: a name leads out of the folder, or a file is not what `datasets` writes.
+    """
+    for path in root.rglob("*"):
+        if not path.is_file() and not path.is_dir():
+            raise DataError(f"dataset_name: {path} is a pipe, socket, device or broken link, not a file. Remove it.")
+        if path.name not in STATE_FILES:
+            continue
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            names = values.get("splits") or [file["filename"] for file in values.get("_data_files") or []]
+            outside = [name for name in names if leads_outside(name)]
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise DataError(
+                f"dataset_name: {path} cannot be read ({type(error).__name__}: {one_line(error)})."
+            ) from None
+        if outside and not allow_outside:
+            raise DataError(f"dataset_name: {path} names files outside ({', '.join(outside[:3])}). {ALLOW}")
+
+
+def _strings(value: Any, path: str) -> Iterator[str]:
+    """All strings in nested mappings and lists; `DataError` where aliases multiply them without end."""
+    stack = [value]
+    for _ in range(MOST_VALUES):
+        if not stack:
+            return
+        value = stack.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict):
+            stack += value.values()
+        elif isinstance(value, list):
+            stack += value
+    raise DataError(f"dataset_name: {path} has more than {MOST_VALUES:,} values in its configs. Mend or delete it.")
