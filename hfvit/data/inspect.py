@@ -442,8 +442,8 @@ def _add_findings(inspection: Inspection) -> None:
     notes = inspection.notes
     if inspection.unreadable:
         warnings.append(
-            f"{_count(inspection.unreadable, 'image')} cannot be decoded, such as {inspection.unreadable[0].name}. Training"
-            " stops at them: remove them, or pass --on_bad_image skip."
+            f"{_count(inspection.unreadable, 'image')} cannot be decoded, such as {inspection.unreadable[0].name}."
+            " Training stops there: remove them, or pass --on_bad_image skip."
         )
     for role in ("test", "validation"):
         leaked = [group for group in inspection.leaks if {"train", role} <= set(group.splits)]
