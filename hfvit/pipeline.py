@@ -17,7 +17,7 @@ from transformers.trainer_utils import TrainOutput
 
 from hfvit.artifacts.checkpoint import check_same_model, remove_checkpoints
 from hfvit.artifacts.constants import RECIPE_FILE
-from hfvit.artifacts.output_dir import alone_in, claim_output_dir, clear_run, is_finished, refuse_to_discard
+from hfvit.artifacts.output_dir import check_inputs_are_kept, claim_output_dir, clear_run, is_finished, lock_folder
 from hfvit.artifacts.run_record import RunRecord
 from hfvit.data.factory import build_datasets, load_splits
 from hfvit.data.splits import ImageSplits, warn_about_sizes
@@ -105,7 +105,7 @@ def start(
         return RunRecord.load(args.output_dir)
     if args.device.type == "cpu":
         use_all_cores(args.world_size)
-    with alone_in(args.output_dir, "training") if args.should_save else nullcontext():
+    with lock_folder(args.output_dir, "training") if args.should_save else nullcontext():
         return run(recipe, callbacks, train_transforms, **options)
 
 
@@ -202,7 +202,7 @@ def prepare_output_dir(recipe: Recipe) -> str | None:
     """
     args = recipe.training
     if args.overwrite_output_dir:
-        refuse_to_discard(args.output_dir, recipe.checkpoints)
+        check_inputs_are_kept(args.output_dir, recipe.checkpoints)
     with args.main_process_first(local=False, desc="claiming output_dir"):
         checkpoint = claim_output_dir(
             args.output_dir, args.resume_from_checkpoint, args.overwrite_output_dir, is_main=args.should_save

@@ -1,4 +1,4 @@
-"""Shared fixtures. Offline, CPU; real pictures are generated on the spot."""
+"""Shared fixtures, offline and on the CPU, with generated images."""
 
 import gc
 import os
@@ -52,7 +52,7 @@ def _own_cache_and_no_sleep(tmp_path_factory, monkeypatch):
 
 @pytest.fixture(scope="session")
 def colors(tmp_path_factory) -> Path:
-    """A data set folder as on the Hub: parquet, columns `img` and `label`, splits train (65) and test (31)."""
+    """A data set in the layout of the Hub: parquet, columns `img` and `label`, splits train (65), test (31)."""
     folder = tmp_path_factory.mktemp("colors")
     for split, rows, seed in (("train", 65, 1), ("test", 31, 2)):
         colored_split(rows, seed).to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
@@ -61,7 +61,7 @@ def colors(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def sharded(tmp_path_factory) -> Path:
-    """A data set folder to be streamed; see shards.py."""
+    """A data set to stream; see helpers/shards.py."""
     from helpers.shards import ROWS, write_shards
 
     folder = tmp_path_factory.mktemp("sharded")
@@ -86,7 +86,7 @@ def stock(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def recipe(tmp_path, colors) -> Path:
-    """A recipe that trains in a second; its output_dir is `out` beside it."""
+    """A recipe that trains in a second, with output_dir `out` next to it."""
     path = tmp_path / "micro.yaml"
     path.write_text(MICRO_RECIPE + f"dataset_name: {colors}\noutput_dir: {tmp_path / 'out'}\n")
     return path

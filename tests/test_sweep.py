@@ -87,7 +87,7 @@ def test_a_signal_names_the_sweep_and_another_sweep_waits(recipe, space, monkeyp
         assert_names(caught.value, recipe.parent / "out", "hfvit sweep")
         real(argv, [AfterTwoSteps(lambda: os.kill(os.getpid(), signal.SIGTERM))])
 
-    monkeypatch.setattr(hfvit.artifacts.output_dir, "PATIENCE", 0.1)
+    monkeypatch.setattr(hfvit.artifacts.output_dir, "TIMEOUT", 0.1)
     monkeypatch.setattr(hfvit.sweep, "train", watched)
     with pytest.raises(SystemExit) as ended:
         main(["sweep", str(recipe), str(space), "--trials", "1"])

@@ -12,7 +12,7 @@ from datasets import Dataset
 from timm.data import create_transform
 
 from hfvit.data.decode import decode, decode_crop, image_size
-from hfvit.data.pixel_cache import NotAnArray, PixelArray, cached_pixels, common_size
+from hfvit.data.pixel_cache import NotCacheableError, PixelArray, cached_pixels, common_size
 from hfvit.data.text import TokenTable
 from hfvit.data.transform_reader import TransformReader
 from hfvit.errors import DataError
@@ -134,9 +134,9 @@ def open_reader(split: Dataset, kept: Dataset, name: str, data_config: dict[str,
     try:
         height, width = common_size(kept, name)
         if Preprocessing(data_config).geometry(height, width) is None:
-            raise NotAnArray(f"evaluation of {width}x{height} pixels needs Pillow itself")
+            raise NotCacheableError(f"evaluation of {width}x{height} pixels needs Pillow itself")
         pixels = cached_pixels(kept, name, (height, width), show_progress)
-    except NotAnArray as reason:
+    except NotCacheableError as reason:
         return DecodingReader(split, name, data_config), f"decoded as they are read: {reason}"
     rows = np.arange(len(split)) if kept is split else np.searchsorted(kept["row"], split["row"])
     return ArrayReader(pixels, rows), f"of {width}x{height} pixels, decoded once"

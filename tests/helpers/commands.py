@@ -23,7 +23,7 @@ def run_command(*words: str, cwd: Path = ROOT, **environment: str) -> subprocess
 
 
 def free_port(address: str = "127.0.0.1") -> int:
-    """A port that nobody listened on a moment ago."""
+    """Return a free port."""
     with socket.socket() as free:
         free.bind((address, 0))
         return free.getsockname()[1]

@@ -1,4 +1,4 @@
-"""What a run leaves, and how two runs are compared."""
+"""Read the results of runs, and compare two runs."""
 
 import json
 
@@ -51,7 +51,7 @@ def assert_same_run(resumed, unbroken):
 
 
 def fails(capsys, *argv, code=2):
-    """The message of a run that must fail before it trains."""
+    """Return the message of a run that fails before training."""
     assert run(lambda: main([str(word) for word in argv])) == code
     error = capsys.readouterr().err
     last = error[error.rindex("hfvit: error: ") :]
