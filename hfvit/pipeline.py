@@ -21,6 +21,7 @@ from hfvit.artifacts.output_dir import check_inputs_are_kept, claim_output_dir, 
 from hfvit.artifacts.run_record import RunRecord
 from hfvit.data.factory import build_datasets, load_splits
 from hfvit.data.splits import ImageSplits, warn_about_sizes
+from hfvit.data.starting_recipe import STARTING_RECIPE, find_and_load
 from hfvit.errors import HubError
 from hfvit.evaluation.examples import Examples
 from hfvit.finetuning.factory import build_trainer, prepare_finetuning
@@ -29,7 +30,7 @@ from hfvit.hub.push import Destination, check_destination, push_to
 from hfvit.metrics.classification import ImageClassificationMetric
 from hfvit.metrics.temperature import calibrate
 from hfvit.models.factory import build_model
-from hfvit.recipe.loader import Recipe, as_options, load_recipe
+from hfvit.recipe.loader import Recipe, as_options
 from hfvit.recipe.training_args import HFViTTrainingArguments
 from hfvit.report.summary import summary_table, write_plots, write_training_images
 from hfvit.training.distributed import require_shared_folder
@@ -45,10 +46,10 @@ def main(argv: list[str] | None = None, callbacks: Sequence[TrainerCallback] = (
     """Run the recipe named by `argv[0]`; the options after it override the file's values.
 
     Args:
-        argv: `RECIPE [--key value ...]`; `sys.argv` by default.
+        argv: `RECIPE [--key value ...]`, or a local data set in place of the recipe; `sys.argv` by default.
         callbacks: of the trainer.
     """
-    start(load_recipe(sys.argv[1:] if argv is None else argv), callbacks)
+    start(find_and_load(sys.argv[1:] if argv is None else argv), callbacks)
 
 
 def train(
@@ -58,16 +59,18 @@ def train(
     train_transforms: Callable | None = None,
     compute_metrics: Callable | None = None,
     compute_loss_func: Callable | None = None,
+    from_scratch: bool = False,
     **fields: Any,
 ) -> RunRecord | None:
     """Train, evaluate, save and report a run, as `hfvit train` does.
 
     Args:
-        recipe: name of a shipped recipe, YAML file, or a dict with the keys of one.
+        recipe: name of a shipped recipe, YAML file, a dict with the keys of one, or a local data set.
         callbacks: of the trainer.
         train_transforms: replaces the augmentation; see `data.transform_reader.TransformReader`.
         compute_metrics: `EvalPrediction -> dict`, logged beside hfvit's metrics.
         compute_loss_func: `(outputs, labels, num_items_in_batch) -> loss`, a mean over its batch.
+        from_scratch: train a small model without pretrained weights, on a data set in place of a recipe.
         fields: keys of the recipe, which override its values: `output_dir="out"`, `learning_rate=1e-3`, ...
 
     Returns:
@@ -82,7 +85,8 @@ def train(
             path = Path(folder) / "recipe.yaml"
             path.write_text(yaml.safe_dump(dict(recipe), sort_keys=False), encoding="utf-8")
             recipe = path
-        loaded = load_recipe([str(recipe), *as_options(fields)])
+        scratch = ["--from_scratch"] if from_scratch else []
+        loaded = find_and_load([str(recipe), *scratch, *as_options(fields)])
     own = {"compute_metrics": compute_metrics, "compute_loss_func": compute_loss_func}
     return start(loaded, callbacks, train_transforms, **{key: value for key, value in own.items() if value})
 
@@ -97,6 +101,16 @@ def start(
     args = recipe.training
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO if args.process_index == 0 else logging.WARNING)
+    if recipe.source.name == STARTING_RECIPE:
+        logger.info(
+            "Starting recipe for %s: %s, %d px, batch %d, %g epochs, learning rate %g; see `hfvit inspect`",
+            recipe.data.dataset_name,
+            recipe.model.model_name_or_path or f"{recipe.model.architecture} from scratch",
+            recipe.model.image_size,
+            args.global_batch_size,
+            args.num_train_epochs,
+            args.learning_rate,
+        )
     if recipe.idle and args.process_index == 0:
         logger.warning(recipe.idle)
     if is_already_finished(args):

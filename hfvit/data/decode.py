@@ -82,7 +82,7 @@ def image_size(encoded: dict[str, Any] | None, split: str, row: int | str) -> tu
         DataError: the file cannot be read as an image.
     """
     with _opened(encoded, split, row) as image:
-        return _upright_size(image)
+        return upright_size(image)
 
 
 def decode_crop(
@@ -112,7 +112,7 @@ def decode_crop(
         DataError: the file cannot be read as an image.
     """
     with _opened(encoded, split, row) as image:
-        height, width = _upright_size(image)
+        height, width = upright_size(image)
         top, left, box_height, box_width = box
         spare = min(box_height / size[0], box_width / size[1]) / REDUCING_GAP
         if spare > 1.0:
@@ -145,7 +145,8 @@ def resize_8_bit(image: Image.Image, size: tuple[int, int], interpolation: str) 
     return resized[0].permute(1, 2, 0).numpy()
 
 
-def _upright_size(image: Image.Image) -> tuple[int, int]:
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """(height, width) of an image that is open, after its EXIF orientation."""
     turned = image.getexif().get(EXIF_ORIENTATION) in (5, 6, 7, 8)
     return (image.width, image.height) if turned else (image.height, image.width)
 

@@ -86,15 +86,16 @@ class LeftOut:
         """Return the number of files by reason, of one split or without a split."""
         return {reason: len(names) for (reason, where), names in self.files.items() if where == split}
 
-    def _by_reason(self) -> dict[str, list[str]]:
+    def by_reason(self) -> dict[str, list[str]]:
+        """Return the names of the files by reason, of all splits, without documents."""
         names = defaultdict(list)
         for (reason, _), files in self.files.items():
             names[reason] += files
-        return names
+        return dict(names)
 
     def describe(self) -> str | None:
         """Return a line with the number and examples of the files, None if there are none."""
-        by_reason = self._by_reason()
+        by_reason = self.by_reason()
         if self.documents:
             by_reason["not used"] = self.documents
         total = sum(map(len, by_reason.values()))
@@ -112,7 +113,7 @@ class LeftOut:
             name: name of the data set.
             used: number of images that are used.
         """
-        lost = {reason: names for reason, names in self._by_reason().items() if reason not in HARMLESS}
+        lost = {reason: names for reason, names in self.by_reason().items() if reason not in HARMLESS}
         count = sum(map(len, lost.values()))
         if not count or count <= MAX_LEFT_OUT * (count + used):
             return
@@ -327,12 +328,10 @@ def _wrapper_depth(images: list[File], named: Collection[str]) -> int:
     depth = 0
     while images and all(len(file.parts) > depth + 2 for file in images):
         tops = {file.parts[depth] for file in images}
-        below = {file.parts[depth + 1] for file in images}
-        is_split = any(canonical_split(top) or top in named for top in tops)
-        if len(tops) != 1 or is_split or (len(below) < 2 and not any(map(canonical_split, below))):
-            break
+        if len(tops) > 1 or any(canonical_split(top) or top in named for top in tops):
+            return depth
         depth += 1
-    return depth
+    return depth if len({file.parts[depth] for file in images}) > 1 else 0
 
 
 def _split_folders(images: list[File], depth: int, named: Collection[str]) -> dict[str, str]:

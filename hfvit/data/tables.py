@@ -8,6 +8,7 @@ import io
 import os
 import stat
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -306,9 +307,11 @@ def _with_paths(
             raise DataError(f"Split '{split}', row {row}: {column} {path!r} {error}") from None
     if missing:
         row, path = missing[0]
+        below = _folder_of(path, folder)
+        hint = f"; it is in the folder {below}: write {below}/{path}" if below else ""
         raise DataError(
             f"Split '{split}', row {row}: no file {path!r} in {folder} ({len(missing):,} such rows). Paths in column"
-            f" '{column}' must be relative to the file of the table."
+            f" '{column}' must be relative to the file of the table{hint}."
         )
     table = dataset.with_format("arrow")[:]
     chunks = []
@@ -326,6 +329,16 @@ def _with_paths(
     table = table.set_column(table.schema.get_field_index(column), column, pa.chunked_array(chunks))
     known = datasets.fingerprint.Hasher.hash(repr((dataset._fingerprint, resolved, state)))
     return Dataset(table.cast(features.arrow_schema), datasets.DatasetInfo(features=features), fingerprint=known)
+
+
+def _folder_of(path: str, folder: str | None) -> str | None:
+    """Name of the folder below `folder` that holds `path`, if one does."""
+    if folder is None or os.path.isabs(path) or ".." in path.split("/"):
+        return None
+    with suppress(OSError, ValueError):
+        below = (entry.name for entry in os.scandir(folder) if entry.is_dir())
+        return next((name for name in sorted(below) if os.path.isfile(os.path.join(folder, name, path))), None)
+    return None
 
 
 class PathResolver:

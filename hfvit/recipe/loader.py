@@ -114,6 +114,7 @@ _ALWAYS_RESOLVED = (
     "ddp_find_unused_parameters", "remove_unused_columns", "logging_nan_inf_filter",
     "restore_callback_states_from_checkpoint", "resume_from_checkpoint", "push_to_hub", "hub_strategy", "report_to",
 )  # fmt: skip
+NULLS = ("none", "null")  # what a command line writes for null
 _WORDS = {int: "an integer", float: "a number", string_to_bool: "true or false"}
 
 
@@ -189,12 +190,12 @@ def _may_be_null(key: str) -> bool:
 
 
 def _value_type(action: argparse.Action, may_be_null: bool) -> Callable[[str], Any]:
-    """Return the action's type and choices as one function, with `none` for null and its own error messages."""
+    """The action's type and choices as one function: `none` and `null` are null; it has its own error messages."""
     convert = action.type
     choices = action.choices
 
     def parse(text: str) -> Any:
-        if text.lower() == "none" and action.default != "none":
+        if text.lower() in NULLS and action.default != "none":
             if may_be_null:
                 return None
             raise argparse.ArgumentTypeError(f"cannot be null, got '{text}'. Leave it out for its default")

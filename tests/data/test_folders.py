@@ -100,6 +100,8 @@ def test_load_splits_with_class_named_like_a_split_among_class_folders(tmp_path)
         ({"train/pets/cat": 10, "train/birds/emu": 10}, ["cat", "emu"]),
         ({"train/cat": 10, "train/dog": 10, "train/dog/puppies": 5}, ["cat", "dog"]),
         ({"photos/train/cat": 10, "photos/train/dog": 10}, ["cat", "dog"]),
+        ({"archive/photos/train/cat": 10, "archive/photos/train/dog": 10}, ["cat", "dog"]),
+        ({"archive/photos/cat": 10, "archive/photos/dog": 10}, ["cat", "dog"]),
     ],
 )
 def test_load_splits_with_nested_folders_logs_the_classes(tmp_path, caplog, folders, labels):
@@ -277,6 +279,16 @@ def test_load_splits_with_one_image_per_class_names_the_option(tmp_path):
     write_images(tmp_path, dict.fromkeys("abcdef", 1))
     with pytest.raises(DataError, match=r"^validation_fraction:"):
         load_splits(str(tmp_path))
+
+
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_load_splits_of_few_images_holds_some_of_each_class_out(tmp_path, count):
+    write_images(tmp_path, {**dict.fromkeys("abcde", count), "single": 1})
+    splits = load_splits(str(tmp_path), test_split=None)
+    counts = class_counts(splits)
+    assert counts["validation"] == {**dict.fromkeys("abcde", 1), "single": 0}
+    assert counts["train"] == {**dict.fromkeys("abcde", count - 1), "single": 1}
+    assert class_counts(load_splits(str(tmp_path), test_split=None)) == counts
 
 
 # ---- Images that cannot be decoded ----

@@ -117,7 +117,6 @@ def test_find_columns_prefers_usual_names_and_raises_if_ambiguous():
         ({"label_column": "labels"}, "label_column:", ["'train'", "'labels'", "img, label", "'label'"]),
         ({"image_column": "label"}, "image_column:", ["'train'", "'label'"]),
         ({"train_split": "train[:0]"}, "train_split:", ["{colors}", "'train[:0]'"]),
-        ({"validation_fraction": 0.01}, "validation_fraction:", ["'train'", 0.01, 65]),
     ],
 )
 def test_load_splits_with_invalid_arguments_names_option_and_values(colors, arguments, head, data):

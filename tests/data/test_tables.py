@@ -297,6 +297,14 @@ def test_load_splits_of_a_damaged_csv_names_the_problem(tmp_path, text, names):
     assert_names(caught.value, *names)
 
 
+def test_load_splits_of_csv_without_the_folder_of_its_images_names_it(tmp_path):
+    write_images(tmp_path, {"images": 10})
+    (tmp_path / "labels.csv").write_text("image,label\n" + "".join(f"{n}.png,{'ab'[n % 2]}\n" for n in range(10)))
+    with pytest.raises(DataError) as caught:
+        load_splits(str(tmp_path))
+    assert_names(caught.value, "'0.png'", 10, "images/0.png")
+
+
 def test_load_splits_of_csv_with_semicolons_and_byte_order_mark(tmp_path):
     lines = ["image;label", *(f"{row['image']};{row['label']}" for row in path_rows(tmp_path, COUNTS))]
     (tmp_path / "t.csv").write_text("\n".join(lines), encoding="utf-8-sig")

@@ -134,9 +134,15 @@ def test_the_resolved_recipe_shows_what_a_reader_looks_for(write):
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("test_split", "none"), ("validation_split", "None"), ("ema_decay", "NONE"), ("image_mean", "none")],
+    [
+        ("test_split", "none"),
+        ("test_split", "null"),
+        ("validation_split", "None"),
+        ("ema_decay", "NONE"),
+        ("image_mean", "none"),
+    ],
 )
-def test_none_on_the_command_line_is_null(write, option, value):
+def test_none_or_null_on_the_command_line_is_null(write, option, value):
     path = write(MINIMAL + "validation_split: test\nema_decay: 0.9\nimage_mean: [0.5, 0.5, 0.5]\n")
     for words in ([f"--{option}", value], [f"--{option}={value}"], [f"--{option.replace('_', '-')}", value]):
         recipe = load_recipe([path, *words])
