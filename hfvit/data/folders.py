@@ -321,7 +321,7 @@ def class_folders(
 
 
 def _wrapper_depth(images: list[File], named: Collection[str]) -> int:
-    """Return the number of top folders that contain only one other folder, above the splits or classes.
+    """Return the number of top folders that contain only one other folder.
 
     Archives often have such a folder around the splits or classes.
     """
