@@ -1,15 +1,15 @@
-"""Cost of windowed and full attention by image size.
+"""Time and memory of windowed and full attention over the image size.
 
   python benchmarks/attention_scaling.py                       # two to four minutes
-  python benchmarks/attention_scaling.py --quick               # half a minute, to check that it works
+  python benchmarks/attention_scaling.py --quick               # half a minute, only to test the script
   python benchmarks/attention_scaling.py --json rows.json --plot attention_scaling.png
 
-Untrained timm models in float32, one image at a time, without gradient: Swin-T (28 M weights, patches of 4 px, windows
-of 7x7 patches; its first stage has 16 times as many patches as ViT-S/16), ViT-S/16 and ViT-S/8 (22 M weights). This
-compares kinds of attention, not libraries.
+Untrained timm models in float32, batch size 1, without gradients: Swin-T (28 M parameters, patches of 4 px, windows of
+7x7 patches, so its first stage has 16 times as many patches as ViT-S/16), ViT-S/16 and ViT-S/8 (22 M parameters). This
+compares two kinds of attention, not libraries.
 
-Exponents are slopes of a line fitted to log(cost) over log(pixels): 1 is linear in the pixels, 2 quadratic. Memory is
-the peak resident memory of the process minus that before its first image.
+Exponents are slopes of a line fitted to log(cost) over log(pixels): 1 is linear in the number of pixels, 2 is
+quadratic. Memory is the peak resident memory of the process, minus that before the first image.
 """
 
 import math
@@ -31,13 +31,13 @@ COLUMNS = {"model": "", "pixels": ",d", "patches": ",d", "ms": ",.0f", "MB": ",.
 
 
 def costs(architecture: str, sizes: list[int], **_) -> None:
-    """Measure milliseconds and peak megabytes by size, ascending, as a peak never decreases."""
+    """Measure milliseconds and peak memory at each size, in ascending order of sizes."""
     import timm
     import torch
 
     figures, before, model = {}, None, None
     for size in sizes:
-        del model  # only one model in memory
+        del model  # so that only one model is in memory
         model = timm.create_model(architecture, img_size=size, **window_of(architecture)).eval()
         before = before or peak_megabytes()
         image = torch.randn(1, 3, size, size)
@@ -85,7 +85,7 @@ def rows_of(results: dict[str, list[dict]], sizes: list[int]) -> list[dict]:
 
 
 def exponents(rows: list[dict]) -> list[str]:
-    """Summarize each model from 224 px on, where constant costs are negligible."""
+    """Describe the exponents of each model from 224 px on, where constant costs are negligible."""
     sentences = []
     for name in dict.fromkeys(row["model"] for row in rows):
         own = [row for row in rows if row["model"] == name]
@@ -118,7 +118,7 @@ def plot(rows: list[dict], path: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    own = {"--plot": {"type": Path, "metavar": "FILE", "help": "also draw both costs against the image's side"}}
+    own = {"--plot": {"type": Path, "metavar": "FILE", "help": "also plot time and memory over the image size"}}
     options = parse_options(__doc__, argv, rounds=1, own_options=own)
     if options.worker:
         return costs(**options.worker)

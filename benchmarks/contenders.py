@@ -1,4 +1,4 @@
-"""The same training with hfvit, a loop of timm's parts, and transformers' Trainer."""
+"""The same training with hfvit, with a plain loop of timm's parts, and with transformers' Trainer."""
 
 import dataclasses
 import tempfile
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from images import CLASSES
 from peers import MEAN, SCALE, STD, stack, timm_dataset, timm_loader, transformed_dataset
-from pictures import CLASSES
 from step_clock import StepClock, trainer_callback
 
 LEARNING_RATE, WEIGHT_DECAY, MAX_GRAD_NORM = 3e-4, 0.05, 1.0
@@ -15,14 +15,14 @@ LEARNING_RATE, WEIGHT_DECAY, MAX_GRAD_NORM = 3e-4, 0.05, 1.0
 
 @dataclass(frozen=True)
 class Case:
-    """Hold the training that all contenders of a row run.
+    """Settings of a training, equal for all contenders.
 
-    `peer_workers` read the peers' pictures, by default as many as hfvit has where it decodes. `recipe` holds recipe
-    keys for hfvit alone; they override those that follow from the case.
+    `peer_workers` is the number of data loader workers of the peers; by default, as many as hfvit uses to decode
+    images. `recipe` has recipe keys for hfvit only, which override those of the case.
     """
 
     name: str
-    pictures: str
+    images: str
     architecture: str = "vit_tiny_patch16_224"
     model_args: dict[str, Any] = dataclasses.field(default_factory=dict)
     image_size: int = 224
@@ -37,7 +37,7 @@ class Case:
 
 
 def train_with_hfvit(case: Case, folder: str, clock: StepClock) -> None:
-    """Train with hfvit like `hfvit.pipeline`."""
+    """Train as hfvit/pipeline.py does, without what follows the training."""
     import yaml
     from transformers import set_seed
 
@@ -63,7 +63,7 @@ def train_with_hfvit(case: Case, folder: str, clock: StepClock) -> None:
 
 
 def recipe_values(case: Case, folder: str, output_dir: str) -> dict[str, Any]:
-    """Return a recipe that only trains `case`."""
+    """Return a recipe that trains a case without evaluation, saving and logging."""
     return {
         "architecture": case.architecture,
         "model_args": case.model_args,
@@ -92,7 +92,7 @@ def recipe_values(case: Case, folder: str, output_dir: str) -> dict[str, Any]:
 
 
 def train_with_timm(case: Case, folder: str, clock: StepClock) -> None:
-    """Train with a loop of timm's parts."""
+    """Train with a plain loop of timm's parts."""
     import timm
     import torch
     from timm.optim import create_optimizer_v2
@@ -121,7 +121,7 @@ def train_with_timm(case: Case, folder: str, clock: StepClock) -> None:
 
 
 def train_with_trainer(case: Case, folder: str, clock: StepClock) -> None:
-    """Train like transformers' run_image_classification.py, with a timm model from scratch."""
+    """Train as transformers' run_image_classification.py does, with a timm model from scratch."""
     from transformers import AutoModelForImageClassification, TimmWrapperConfig, Trainer, TrainingArguments
 
     clock.workers = peer_workers(case, clock.device)
@@ -165,7 +165,7 @@ def train_with_trainer(case: Case, folder: str, clock: StepClock) -> None:
 
 
 def peer_workers(case: Case, device) -> int:
-    """Return the workers of the case, by default as many as hfvit uses for decoding."""
+    """Return the number of workers of the peers: that of the case, or hfvit's default for decoding."""
     from hfvit.utils.environment import cores
 
     if case.peer_workers is not None:

@@ -17,10 +17,11 @@ from transformers.trainer_utils import TrainOutput
 
 from hfvit.artifacts.checkpoint import check_same_model, remove_checkpoints
 from hfvit.artifacts.constants import RECIPE_FILE
-from hfvit.artifacts.output_dir import alone_in, claim_output_dir, clear_run, is_finished, refuse_to_discard
+from hfvit.artifacts.output_dir import check_inputs_are_kept, claim_output_dir, clear_run, is_finished, lock_folder
 from hfvit.artifacts.run_record import RunRecord
 from hfvit.data.factory import build_datasets, load_splits
 from hfvit.data.splits import ImageSplits, warn_about_sizes
+from hfvit.data.starting_recipe import STARTING_RECIPE, find_and_load
 from hfvit.errors import HubError
 from hfvit.evaluation.examples import Examples
 from hfvit.finetuning.factory import build_trainer, prepare_finetuning
@@ -29,7 +30,7 @@ from hfvit.hub.push import Destination, check_destination, push_to
 from hfvit.metrics.classification import ImageClassificationMetric
 from hfvit.metrics.temperature import calibrate
 from hfvit.models.factory import build_model
-from hfvit.recipe.loader import Recipe, as_options, load_recipe
+from hfvit.recipe.loader import Recipe, as_options
 from hfvit.recipe.training_args import HFViTTrainingArguments
 from hfvit.report.summary import summary_table, write_plots, write_training_images
 from hfvit.training.distributed import require_shared_folder
@@ -45,10 +46,10 @@ def main(argv: list[str] | None = None, callbacks: Sequence[TrainerCallback] = (
     """Run a recipe with command-line options.
 
     Args:
-        argv: `RECIPE [--key value ...]`; `sys.argv` by default.
+        argv: `RECIPE [--key value ...]`, or a local data set instead of the recipe; `sys.argv` by default.
         callbacks: callbacks of the trainer.
     """
-    start(load_recipe(sys.argv[1:] if argv is None else argv), callbacks)
+    start(find_and_load(sys.argv[1:] if argv is None else argv), callbacks)
 
 
 def train(
@@ -58,16 +59,18 @@ def train(
     train_transforms: Callable | None = None,
     compute_metrics: Callable | None = None,
     compute_loss_func: Callable | None = None,
+    from_scratch: bool = False,
     **fields: Any,
 ) -> RunRecord | None:
     """Train, evaluate, save and report a run, as `hfvit train` does.
 
     Args:
-        recipe: name of a shipped recipe, YAML file, or a dict with the keys of a recipe.
+        recipe: name of a shipped recipe, YAML file, a dict with the keys of a recipe, or a local data set.
         callbacks: callbacks of the trainer.
         train_transforms: replaces the augmentation, see `data.transform_reader.TransformReader`.
         compute_metrics: `EvalPrediction -> dict` of metrics in addition to hfvit's.
         compute_loss_func: `(outputs, labels, num_items_in_batch) -> loss`, a mean over its batch.
+        from_scratch: train a small model without pretrained weights; only with a local data set.
         **fields: keys of the recipe to override: `output_dir="out"`, `learning_rate=1e-3`, ...
 
     Returns:
@@ -87,7 +90,8 @@ def train(
             path = Path(folder) / "recipe.yaml"
             path.write_text(yaml.safe_dump(dict(recipe), sort_keys=False), encoding="utf-8")
             recipe = path
-        loaded = load_recipe([str(recipe), *as_options(fields)])
+        scratch = ["--from_scratch"] if from_scratch else []
+        loaded = find_and_load([str(recipe), *scratch, *as_options(fields)])
     functions = {"compute_metrics": compute_metrics, "compute_loss_func": compute_loss_func}
     return start(loaded, callbacks, train_transforms, **{key: value for key, value in functions.items() if value})
 
@@ -109,6 +113,16 @@ def start(
     args = recipe.training
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO if args.process_index == 0 else logging.WARNING)
+    if recipe.source.name == STARTING_RECIPE:
+        logger.info(
+            "Starting recipe for %s: %s, %d px, batch %d, %g epochs, learning rate %g; see `hfvit inspect`",
+            recipe.data.dataset_name,
+            recipe.model.model_name_or_path or f"{recipe.model.architecture} from scratch",
+            recipe.model.image_size,
+            args.global_batch_size,
+            args.num_train_epochs,
+            args.learning_rate,
+        )
     if recipe.ignored and args.process_index == 0:
         logger.warning(recipe.ignored)
     if is_already_finished(args):
@@ -117,7 +131,7 @@ def start(
         return RunRecord.load(args.output_dir)
     if args.device.type == "cpu":
         use_all_cores(args.world_size)
-    with alone_in(args.output_dir, "training") if args.should_save else nullcontext():
+    with lock_folder(args.output_dir, "training") if args.should_save else nullcontext():
         return run(recipe, callbacks, train_transforms, **options)
 
 
@@ -221,7 +235,7 @@ def prepare_output_dir(recipe: Recipe) -> str | None:
     """
     args = recipe.training
     if args.overwrite_output_dir:
-        refuse_to_discard(args.output_dir, recipe.checkpoints)
+        check_inputs_are_kept(args.output_dir, recipe.checkpoints)
     with args.main_process_first(local=False, desc="claiming output_dir"):
         checkpoint = claim_output_dir(
             args.output_dir, args.resume_from_checkpoint, args.overwrite_output_dir, is_main=args.should_save

@@ -9,7 +9,7 @@ import yaml
 from transformers import TrainerCallback
 
 from hfvit.artifacts.constants import RUN_FILE
-from hfvit.artifacts.output_dir import alone_in
+from hfvit.artifacts.output_dir import lock_folder
 from hfvit.artifacts.run_record import RunRecord
 from hfvit.errors import NonFiniteLossError, OutOfMemoryError, RecipeError, UnfinishedError, one_line
 from hfvit.pipeline import main as train
@@ -92,7 +92,7 @@ def search(argv: list[str], space: dict[str, Any], trials: int, **options) -> st
     Raises:
         RecipeError: another process runs a search in the folder.
     """
-    with alone_in(load_recipe(argv).training.output_dir, "hfvit sweep"):
+    with lock_folder(load_recipe(argv).training.output_dir, "hfvit sweep"):
         return Sweep(argv, space, **options).run(trials)
 
 

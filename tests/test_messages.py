@@ -1,4 +1,4 @@
-"""Helpers that read messages."""
+"""Helpers that read the option and the values of error messages."""
 
 import pytest
 from helpers.messages import assert_names, last_error, option_of
@@ -19,7 +19,7 @@ from helpers.messages import assert_names, last_error, option_of
         ("The loss is not finite: lower learning_rate.", None),
     ],
 )
-def test_option_of_reads_the_head_of_a_message(message, option):
+def test_option_of_returns_the_options_at_the_start(message, option):
     assert option_of(message) == option
 
 
@@ -30,7 +30,7 @@ def test_assert_names_matches_complete_words_and_numbers():
             assert_names("/tmp/run-7/model.onnx: row 12 of 1,000 (0.5)", missing)
 
 
-def test_last_error_is_the_last_line_of_an_error():
+def test_last_error_is_the_last_error_line():
     assert last_error("hfvit: error: one\nTraceback\nhfvit: stopped: two\nmore") == "hfvit: stopped: two"
     with pytest.raises(AssertionError):
         last_error("all is well")

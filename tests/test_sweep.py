@@ -87,7 +87,7 @@ def test_sweep_after_a_signal_names_the_command(recipe, space, monkeypatch, caps
         assert_names(caught.value, recipe.parent / "out", "hfvit sweep")
         real(argv, [AfterTwoSteps(lambda: os.kill(os.getpid(), signal.SIGTERM))])
 
-    monkeypatch.setattr(hfvit.artifacts.output_dir, "PATIENCE", 0.1)
+    monkeypatch.setattr(hfvit.artifacts.output_dir, "TIMEOUT", 0.1)
     monkeypatch.setattr(hfvit.sweep, "train", watched)
     with pytest.raises(SystemExit) as ended:
         main(["sweep", str(recipe), str(space), "--trials", "1"])

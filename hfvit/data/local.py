@@ -72,14 +72,15 @@ class LocalSplit:
 class LocalData:
     """A local data set: its splits by name, and the files that were left out.
 
-    `is_split` tells whether the files name their splits: otherwise all images are in `train`. `images` are the paths
-    of all image files of which a table may not name all.
+    `is_split` tells whether the files name their splits: otherwise all images are in `train`. `layout` describes the
+    files in a few words. `images` are the paths of all image files of which a table may not name all.
     """
 
     name: str
     splits: dict[str, LocalSplit]
     is_split: bool
     left_out: LeftOut
+    layout: str
     notes: list[str] = field(default_factory=list)
     images: frozenset[str] = frozenset()
     _loaded: dict[str, Dataset] = field(default_factory=dict)
@@ -180,9 +181,10 @@ def open_local(data: DataArguments) -> LocalData | None:
     if not images and not tables and not by_type["archives"]:
         if by_type["arrow"] or by_type["scripts"]:
             return None
+        names = [file.name for file in files[:3]]
+        there = f"found: {', '.join(names)}{', ...' if len(files) > 3 else ''}" if names else "the folder is empty"
         raise DataError(
-            f"dataset_name: {data.dataset_name} holds no images, tables or archives"
-            f" ({left_out.describe() or 'the folder is empty'})."
+            f"dataset_name: {data.dataset_name} holds no images, tables or archives ({left_out.describe() or there})."
         )
     if metadata:
         return _open_metadata(data, files, metadata, left_out, empty)
@@ -240,7 +242,8 @@ def _open_saved(root: Path, data: DataArguments, left_out: LeftOut) -> LocalData
         return as_images(tables[split], column, split, str(root), data.allow_outside_paths)
 
     splits = {name: _in_memory(partial(images, name), len(tables[name])) for name in tables}
-    return LocalData(data.dataset_name, splits, isinstance(loaded, datasets.DatasetDict), left_out)
+    is_split = isinstance(loaded, datasets.DatasetDict)
+    return LocalData(data.dataset_name, splits, is_split, left_out, "folder of Dataset.save_to_disk")
 
 
 def _in_memory(load: Callable[[], Dataset], rows: int | None = None, files: Sequence[File] = ()) -> LocalSplit:
@@ -281,6 +284,8 @@ def _open_folders(
     if len(folders.labels) < 2 and tables:
         one_class = DataError(f"dataset_name: {data.dataset_name} has one class folder only ({folders.labels[0]}).")
         return _open_listed(data, files, tables, one_class)
+    if tables:
+        folders.notes.append(f"{tables[0].name} is not used: the classes are the folders. Name the file to use it.")
     return _folder_data(data, folders, left_out)
 
 
@@ -316,7 +321,8 @@ def _folder_data(
     for split, rows in folders.splits.items():
         load = partial(_folder_dataset, rows, labels, columns)
         splits[split] = _in_memory(load, len(rows), [file for file, _ in rows])
-    return LocalData(data.dataset_name, _in_order(splits), folders.is_split, left_out, folders.notes)
+    layout = "class folders in split folders" if folders.is_split else "class folders"
+    return LocalData(data.dataset_name, _in_order(splits), folders.is_split, left_out, layout, folders.notes)
 
 
 def _in_order(splits: dict[str, LocalSplit]) -> dict[str, LocalSplit]:
@@ -438,7 +444,7 @@ def _open_tables(data: DataArguments, tables: list[File], left_out: LeftOut, by_
             split: LocalSplit(partial(_table, data, files, split), partial(_table_stream, data, files, split), files)
             for split, files in groups.items()
         }
-        return LocalData(data.dataset_name, _in_order(splits), True, left_out)
+        return LocalData(data.dataset_name, _in_order(splits), True, left_out, _table_layout(tables, "by file"))
     return _unsplit_table(data, groups["train"], left_out)
 
 
@@ -449,9 +455,16 @@ def _unsplit_table(data: DataArguments, files: list[File], left_out: LeftOut) ->
     by_column = split_by_column(table, column) if column and column != data.label_column else None
     if by_column is None:
         split = LocalSplit(partial(_same, table), partial(_table_stream, data, files, "train"), files, len(table))
-        return LocalData(data.dataset_name, {"train": split}, False, left_out)
+        return LocalData(data.dataset_name, {"train": split}, False, left_out, _table_layout(files))
     splits = {name: _in_memory(partial(_same, some), len(some), files) for name, some in by_column.items()}
-    return LocalData(data.dataset_name, _in_order(splits), True, left_out)
+    layout = _table_layout(files, f"by column {column}")
+    return LocalData(data.dataset_name, _in_order(splits), True, left_out, layout)
+
+
+def _table_layout(files: Sequence[File], split: str | None = None) -> str:
+    kind = extension(files[0].path).removeprefix(".")
+    what = f"{kind} table" if len(files) == 1 else f"{len(files)} {kind} tables"
+    return f"{what}, split {split}" if split else what
 
 
 def _same(dataset: Dataset) -> Dataset:
@@ -513,7 +526,8 @@ def _open_archives(data: DataArguments, archives: list[File], left_out: LeftOut)
             )
             for split, shards in groups.items()
         }
-        return LocalData(data.dataset_name, _in_order(splits), is_split, left_out)
+        layout = f"WebDataset, {len(archives)} shard{'s' if len(archives) > 1 else ''}"
+        return LocalData(data.dataset_name, _in_order(splits), is_split, left_out, layout)
     found: dict[str, list[tuple[File, list[tuple[File, str]]]]] = {}
     notes: list[str] = []
     for split, files in groups.items():
@@ -543,7 +557,9 @@ def _open_archives(data: DataArguments, archives: list[File], left_out: LeftOut)
         )
         for split, parts in found.items()
     }
-    return LocalData(data.dataset_name, _in_order(splits), is_split, left_out, list(dict.fromkeys(notes)))
+    kind = extension(archives[0].path).removeprefix(".")
+    layout = f"{kind} of class folders" if len(archives) == 1 else f"{len(archives)} {kind} files of class folders"
+    return LocalData(data.dataset_name, _in_order(splits), is_split, left_out, layout, list(dict.fromkeys(notes)))
 
 
 def _is_one_archive(archives: Collection[File]) -> bool:

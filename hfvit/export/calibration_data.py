@@ -16,7 +16,7 @@ from hfvit.data.folders import LeftOut, find_files, select_images
 from hfvit.data.splits import at_most, check_image_column, find_image_column, load_split, undecoded
 from hfvit.data.tables import UNDECODED
 from hfvit.errors import DataError
-from hfvit.evaluation.split import read_recipe, shown_name
+from hfvit.evaluation.split import read_recipe, redacted_name
 from hfvit.recipe.arguments import DataArguments
 from hfvit.utils.files import expand_user
 
@@ -90,7 +90,9 @@ def calibration_images(
         column = data.image_column or find_image_column(loaded.features)
         check_image_column(loaded, split, column)
         examples = at_most(undecoded(loaded, column), max_samples, seed)
-    record = CalibrationData(dataset=shown_name(data.dataset_name), split=description, images=len(examples), seed=seed)
+    record = CalibrationData(
+        dataset=redacted_name(data.dataset_name), split=description, images=len(examples), seed=seed
+    )
     return CalibrationImages(examples, split, record)
 
 

@@ -14,7 +14,7 @@ from transformers.exporters import OnnxExporter
 from transformers.exporters.exporter_onnx import OnnxConfig
 
 import hfvit
-from hfvit.artifacts.export_folder import PACKAGES, file_facts
+from hfvit.artifacts.export_folder import PACKAGES, file_digest
 from hfvit.artifacts.export_record import ExportedFile, Parity, TensorInfo
 from hfvit.errors import ModelError, one_line
 from hfvit.export.fusion import fuse
@@ -159,7 +159,7 @@ def describe(
     opsets = {entry.domain: entry.version for entry in onnx.load(path, load_external_data=False).opset_import}
     with_preprocessing = parity.preprocessing is not None
     return ExportedFile(
-        **file_facts(path),
+        **file_digest(path),
         dtype=dtype,
         opset=opsets[""],
         versions=installed_versions(PACKAGES),

@@ -12,7 +12,7 @@ import hfvit
 from hfvit.artifacts.artifact import class_names, find_artifact
 from hfvit.artifacts.constants import CONFIG_FILE, ENGINE_RECORD_FILE, PREPROCESSOR_FILE
 from hfvit.artifacts.engine_record import BuildOptions, EngineRecord, SourceGraph
-from hfvit.artifacts.export_folder import check_same_model, claim_folder, file_facts, staging_folder
+from hfvit.artifacts.export_folder import check_same_model, claim_folder, file_digest, staging_folder
 from hfvit.artifacts.export_record import ExportedFile, ExportRecord, TensorInfo
 from hfvit.errors import ModelError
 from hfvit.export.pipeline import Export
@@ -136,16 +136,16 @@ class EngineExport:
         options = self.options
         if options.quantize != "int8" or options.calibration_dataset is None:
             return
-        from hfvit.evaluation.split import shown_name
+        from hfvit.evaluation.split import redacted_name
 
-        built.calibration_dataset = shown_name(options.calibration_dataset)
+        built.calibration_dataset = redacted_name(options.calibration_dataset)
         built.calibration_split = options.calibration_split
         built.calibration_samples = options.calibration_samples
 
     @staticmethod
     def source_graph(file: Path, described: ExportedFile | None) -> SourceGraph:
         """Return the record of the ONNX file for engine.json."""
-        graph = SourceGraph(name=file.name, **file_facts(file))
+        graph = SourceGraph(name=file.name, **file_digest(file))
         if described is not None:
             for key in ("opset", "parity", "quantization", "calibration", "gate"):
                 setattr(graph, key, getattr(described, key))

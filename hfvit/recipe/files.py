@@ -59,7 +59,7 @@ def find_recipe(name: str) -> Path:
     if os.path.isdir(path):
         raise RecipeError(f"RECIPE: must be a file, got the folder {path}.")
     known = nearest(path.stem, recipes) or f" Shipped recipes: {', '.join(recipes)}."
-    raise RecipeError(f"RECIPE: must be a file or a shipped recipe, got '{name}'.{known}")
+    raise RecipeError(f"RECIPE: must be a file, a folder or a shipped recipe, got '{name}'.{known}")
 
 
 def read_head(path: Path) -> dict[str, str]:

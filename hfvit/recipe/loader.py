@@ -125,6 +125,7 @@ _ALWAYS_RESOLVED = (
     "ddp_find_unused_parameters", "remove_unused_columns", "logging_nan_inf_filter",
     "restore_callback_states_from_checkpoint", "resume_from_checkpoint", "push_to_hub", "hub_strategy", "report_to",
 )  # fmt: skip
+NULLS = ("none", "null")  # what a command line writes for null
 _WORDS = {int: "an integer", float: "a number", string_to_bool: "true or false"}
 
 
@@ -211,12 +212,12 @@ def _may_be_null(key: str) -> bool:
 
 
 def _value_type(action: argparse.Action, may_be_null: bool) -> Callable[[str], Any]:
-    """Combine an action's type and choices in one function that also accepts `none`."""
+    """Combine an action's type and choices in one function; `none` and `null` are null."""
     convert = action.type
     choices = action.choices
 
     def parse(text: str) -> Any:
-        if text.lower() == "none" and action.default != "none":
+        if text.lower() in NULLS and action.default != "none":
             if may_be_null:
                 return None
             raise argparse.ArgumentTypeError(f"cannot be null, got '{text}'. Omit it for its default")

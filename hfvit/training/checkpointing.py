@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerState
 from transformers.trainer_utils import rotate_checkpoints
 
-from hfvit.artifacts.checkpoint import MODEL_ALONE, checkpoint_error, commit_checkpoint
+from hfvit.artifacts.checkpoint import MODEL_ONLY, checkpoint_error, commit_checkpoint
 from hfvit.artifacts.constants import STAGING, STATE_FILE
 from hfvit.errors import InterruptedRunError, ModelError, StorageError, one_line
 from hfvit.utils.files import write_text
@@ -290,7 +290,7 @@ class CheckpointWriter(TrainerCallback):
             if not folder.is_dir() and step != state.best_global_step:
                 continue
             error = checkpoint_error(folder, read=folder != checkpoint)
-            if error is None or error == MODEL_ALONE:
+            if error is None or error == MODEL_ONLY:
                 return step, metrics[step], str(folder)
             logger.warning("%s, the best checkpoint, is damaged: %s. Using the next best one.", folder, error)
         return None, None, None

@@ -1,7 +1,6 @@
 """Compute a step in micro-batches when it does not fit into memory."""
 
 import logging
-import resource
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +14,7 @@ from hfvit.errors import OutOfMemoryError
 from hfvit.models.patch_size import smallest_patch_size
 from hfvit.training.checkpointing import ResumeState
 from hfvit.transforms.augmentation import Augmentation
+from hfvit.utils.environment import peak_memory
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ def memory_usage(device: torch.device) -> str:
         peak = torch.cuda.max_memory_reserved(device)
         return f"peak {peak / GIB:.1f} GiB of the device's {total / GIB:.1f}, {free / GIB:.1f} free"
     memory = psutil.virtual_memory()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_memory()
     return f"peak {peak / GIB:.1f} GiB of the machine's {memory.total / GIB:.1f}, {memory.available / GIB:.1f} free"
 
 

@@ -12,7 +12,7 @@ import onnx
 from onnx import TensorProto
 
 from hfvit.artifacts.engine_record import BackendVersion, BuildOptions, BuiltEngine, Network, Profile
-from hfvit.artifacts.export_folder import file_facts
+from hfvit.artifacts.export_folder import file_digest
 from hfvit.artifacts.export_record import TensorInfo
 from hfvit.errors import ModelError, one_line, wrap_library_errors
 from hfvit.trt.api import (
@@ -199,7 +199,7 @@ def build_engine(
         with temporary_file(Path(options.timing_cache)) as temporary:
             temporary.write_bytes(config.get_timing_cache().serialize())
     return BuiltEngine(
-        **file_facts(target),
+        **file_digest(target),
         backend=BackendVersion(name=backend.name, version=backend.version, cuda=backend.cuda),
         compute_capabilities=list(capabilities),
         built_on=gpus[0][0] if gpus else None,

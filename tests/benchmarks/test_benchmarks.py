@@ -1,4 +1,4 @@
-"""Benchmarks run and have help; speed is never asserted."""
+"""The benchmark scripts run with --quick; measurements are not asserted."""
 
 import json
 import sys
@@ -22,14 +22,14 @@ def common(monkeypatch):
 
 
 @pytest.mark.parametrize("name", [*CONTENDERS, "engines"])
-def test_help_has_commands(name):
+def test_help_describes_options(name):
     result = run_command(sys.executable, f"benchmarks/{name}.py", "--help")
     assert result.returncode == 0, result.stderr
     for word in ("--quick", "--rounds", "--json", "hfvit", "timm"):
         assert word in result.stdout
 
 
-def test_rounds_start_with_different_contenders(common):
+def test_interleaved_rounds_start_with_different_contenders(common):
     order = []
     results = common.interleaved(
         {name: {"name": name} for name in "abc"}, 3, lambda job: order.append(job["name"]) or {}
@@ -38,7 +38,7 @@ def test_rounds_start_with_different_contenders(common):
     assert {name: len(rounds) for name, rounds in results.items()} == {"a": 3, "b": 3, "c": 3}
 
 
-def test_median_and_spread_of_rounds(common):
+def test_medians_and_spread(common):
     rounds = [{"seconds": value, "what": "x"} for value in (3.0, 1.0, 2.0)]
     assert common.medians(rounds) == {"seconds": 2.0, "what": "x"}
     assert common.spread([3.0, 1.0, 2.0]) == 1.0
@@ -51,7 +51,7 @@ def test_table_is_markdown(common):
     assert lines == ["| what |     n |", "| ---- | ----: |", "| a    | 1,234 |", "| b    |     - |"]
 
 
-def test_inference_rows_are_relative_to_eager_and_float(common):
+def test_inference_rows_are_relative_to_eager_and_to_the_float_graph(common):
     import inference
 
     results = {name: [{"1 p50": 8.0, "1 p95": 9.0, "16 p50": 80.0, "16 p95": 90.0}] for name in inference.CONTENDERS}
@@ -72,7 +72,7 @@ def test_inference_rows_are_relative_to_eager_and_float(common):
     assert rows[0]["MB"] is None
 
 
-def test_inference_requires_model_and_data_set_together(common, capsys):
+def test_inference_needs_both_model_and_data_set(common, capsys):
     import inference
 
     with pytest.raises(SystemExit, match=r"--model\b.*--dataset_name\b"):
@@ -80,7 +80,7 @@ def test_inference_requires_model_and_data_set_together(common, capsys):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is of machines without a GPU")
-def test_engines_without_gpu_exit_with_message(common):
+def test_engines_without_a_gpu_exits(common):
     import engines
 
     with pytest.raises(SystemExit, match=r"\bGPU\b.*`hfvit doctor`") as stop:
@@ -109,7 +109,7 @@ def test_engine_rows_are_relative_to_eager_fp32(common):
 @pytest.mark.slow
 @pytest.mark.gpu
 @pytest.mark.tensorrt
-def test_engines_quick_run(tmp_path):
+def test_a_quick_run_measures_engines(tmp_path):
     result = run_command(sys.executable, "benchmarks/engines.py", "--quick", "--json", tmp_path / "rows.json")
     assert result.returncode == 0, result.stderr
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
@@ -120,7 +120,7 @@ def test_engines_quick_run(tmp_path):
 def test_attention_scaling_fits_the_exponent_in_pixels(common, tmp_path):
     import attention_scaling
 
-    costs = {112: 5.0, 224: 40.0, 448: 640.0, 672: 3240.0}  # quadratic in the pixels from 224 px on
+    costs = {112: 5.0, 224: 40.0, 448: 640.0, 672: 3240.0}  # quadratic in the pixels from 224 on
     rows = [{"model": "x", "pixels": size, "ms": cost, "MB": size**2 / 1e4} for size, cost in costs.items()]
     assert attention_scaling.exponents(rows) == ["x: time grows with pixels^2.00, memory with pixels^1.00"]
     attention_scaling.plot(rows, tmp_path / "plot.png")
@@ -129,7 +129,7 @@ def test_attention_scaling_fits_the_exponent_in_pixels(common, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CONTENDERS)
-def test_quick_run_measures_all_contenders(name, tmp_path):
+def test_a_quick_run_measures_hfvit_and_its_peers(name, tmp_path):
     result = run_command(sys.executable, f"benchmarks/{name}.py", "--quick", "--json", tmp_path / "rows.json")
     assert result.returncode == 0, result.stderr
     written = json.loads((tmp_path / "rows.json").read_text())
@@ -144,14 +144,14 @@ def test_quick_run_measures_all_contenders(name, tmp_path):
     assert min(figures) > 0
 
 
-def test_soak_quick_has_fewer_kills(common):
+def test_quick_soak_has_fewer_kills(common):
     import soak
 
     assert (soak.parse_options([]).kills, soak.parse_options(["--quick"]).kills) == (15, 2)
 
 
 @pytest.mark.slow
-def test_soak_quick_run_survives(tmp_path):
+def test_quick_soak_survives_all_kills(tmp_path):
     result = run_command(sys.executable, "benchmarks/soak.py", "--quick", "--json", tmp_path / "rows.json")
     assert result.returncode == 0, result.stderr
     written = json.loads((tmp_path / "rows.json").read_text())

@@ -290,5 +290,5 @@ def test_claim_folder_of_unsuitable_folder_names_it(tmp_path):
     with pytest.raises(ModelError, match=rf"^output: {tmp_path} .*\bconfig\.json\b"):
         check_same_model(tmp_path, {"model_type": "swin"}, "1f")
     (tmp_path / "export.json").write_text("[]")
-    with pytest.raises(ModelError, match=rf"^{tmp_path}/export\.json "):
+    with pytest.raises(ModelError, match=rf"^{tmp_path}/export\.json\b"):
         ExportRecord.load(tmp_path)

@@ -1,4 +1,4 @@
-"""Run trainings in forks of one process with all imports, and kill them on request.
+"""Run trainings in forks of one process that has imported all libraries, and kill them.
 
 `Killer` starts it (`python -m helpers.killing FOLDER`); it reads a job a line and answers with the exit codes of its
 processes, whose output goes beside `log`, or `out`. A job trains the micro Trainer (`options`) or calls
@@ -23,7 +23,7 @@ OPERATIONS = ("open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "shutil.
 
 
 class Killer:
-    """Start the forking process; `run` returns the exit codes of a job, negative for signals."""
+    """Process that forks; `run` executes a job and returns the exit codes, negative for a signal."""
 
     def __init__(self, folder: Path):
         words = [sys.executable, "-m", "helpers.killing", str(folder)]
@@ -47,7 +47,7 @@ class Killer:
 
 @contextmanager
 def launched_until_a_checkpoint(words: list[str], out: Path):
-    """Launch a training like a user, wait for its first checkpoint, and kill it at the end."""
+    """Launch a training, wait for its first checkpoint, and kill all its processes at the end."""
     import psutil
     from helpers.commands import ROOT
 
@@ -64,7 +64,7 @@ def launched_until_a_checkpoint(words: list[str], out: Path):
         yield process
     finally:
         if process.poll() is None:
-            # The launcher first, as it would stop the other processes after a worker's death.
+            # The launcher first, or it would see a worker die and stop the others in its own way.
             family = [process, *process.children(recursive=True)]
             for member in family:
                 member.kill()
@@ -76,11 +76,11 @@ def serve(folder: Path) -> None:
     import helpers.micro_trainer  # noqa: F401
     from PIL import Image
 
-    import hfvit.pipeline  # noqa: F401 (imports only, as nothing may be computed before a fork)
+    import hfvit.pipeline  # noqa: F401 (what every job needs; nothing is computed before a fork)
 
     datasets.config.HF_DATASETS_CACHE = folder / "cache"
-    Image.init()  # imports 40 modules once
-    gc.freeze()  # avoids copying pages in each fork's garbage collection
+    Image.init()  # forty modules, which each fork would import
+    gc.freeze()  # or each fork copies the libraries' pages when it collects
     for line in sys.stdin:
         job = json.loads(line)
         world = job.get("processes", 1)
@@ -92,7 +92,7 @@ def serve(folder: Path) -> None:
 
 
 def _wait(children: list[int], alone: bool) -> list[int]:
-    """Return exit codes; like a launcher, kill the others when one process fails, unless `alone`."""
+    """Return exit codes; if one process fails, kill the others as a launcher does, unless `alone`."""
     codes = {}
     while len(codes) < len(children):
         pid, status = os.wait()
@@ -141,7 +141,7 @@ def _work(job: dict, rank: int) -> int:
 
 
 def _kill_at_operation(out: str, number: int) -> None:
-    """Send SIGKILL at file operation `number`, counted from 1; 0 writes a log of all operations."""
+    """Send SIGKILL at file operation `number`, counted from 1; if it is 0, log all operations to a file."""
     done = 0
 
     def hook(event: str, args: tuple) -> None:
@@ -158,7 +158,7 @@ def _kill_at_operation(out: str, number: int) -> None:
 
 
 def _after_step(step: int, send: int = 0, group: bool = False, file_bytes: int = 0, again: bool = False):
-    """Create a callback that sends a signal after `step`, or limits the file size."""
+    """Callback that, after `step`, sends a signal to the process or its group, or limits the file size."""
     import resource
 
     from transformers import TrainerCallback
@@ -170,7 +170,7 @@ def _after_step(step: int, send: int = 0, group: bool = False, file_bytes: int =
             elif state.global_step == step:
                 for _ in range(1 + again):
                     (os.killpg if group else os.kill)(os.getpid(), send)
-                    time.sleep(0.2 * group)  # until the group's signal reaches the others
+                    time.sleep(0.2 * group)  # a group's signal reaches the others meanwhile
 
     return AfterStep()
 
@@ -186,7 +186,7 @@ def _train(job: dict, callbacks: list) -> None:
     trainer = make_trainer(out, callbacks, **job["options"])
     if "fits" in job:
         _limit_memory(trainer, **job["fits"])
-    trainer._measure_device = lambda: None  # a statistic that would take most of the time
+    trainer._measure_device = lambda: None  # a statistic, and most of the time of so short a run
     trainer.model.timm_model.blocks[0].drop_path1 = DropPath(job.get("drop_path", 0.3))
     with trainer.args.main_process_first(local=False):
         checkpoint = claim_output_dir(out, "auto", overwrite=False, is_main=trainer.args.should_save)
@@ -202,7 +202,7 @@ def _train(job: dict, callbacks: list) -> None:
 
 
 def _limit_memory(trainer, rank: int, images: int, from_step: int = 0) -> None:
-    """Raise out-of-memory errors in one process with more than `images` images."""
+    """Simulate an out-of-memory error in training with more than this number of images."""
     import torch
 
     forward = trainer.model.timm_model.forward_features

@@ -1,15 +1,15 @@
-"""Read option and data of a message, independent of its wording."""
+"""Read the option and the values of a message, whatever its wording."""
 
 import logging
 import re
 
-# After argparse's `argument ` or the recipe file: `lora_rank: `, `--dtype fp8: `, `--min_batch, --max_batch: `.
+# After argparse's `argument ` or the recipe's file: `lora_rank: `, `--dtype fp8: `, `--min_batch 9, --max_batch 4: `.
 _OPTION = r"(?:-\w/)?(?:--[a-z][\w-]*(?: [^\s,:]+)?|\w+)"
 _HEAD = re.compile(rf"(?:argument )?(?:\S+\.yaml: )?(?P<options>{_OPTION}(?:, {_OPTION})*): ")
 
 
 def option_of(message: object) -> str | None:
-    """Return the option or options at the beginning of a message, or None."""
+    """Return the options at the start of a message or exception, None without one."""
     text = str(message)
     found = _HEAD.match(text.partition(" error: ")[2] or text)
     if not found:
@@ -18,7 +18,7 @@ def option_of(message: object) -> str | None:
 
 
 def assert_names(message: object, *data: object) -> None:
-    """Assert that a message has each of `data` as a separate word: 1 is not in 12, 0.1 or run-1."""
+    """Assert that a message contains each of `data` as a complete word: 1 is not in 12, 0.1 or run-1."""
     text = str(message)
     missing = [item for item in data if not re.search(_word(item), text)]
     assert not missing, f"{missing} not in: {text}"
@@ -31,7 +31,7 @@ def _word(item: object) -> str:
 
 
 def assert_logged(caplog, level: str, *data: object, logger: str = "hfvit") -> None:
-    """Assert that a log record of this level, of `logger` or below, has each of `data`."""
+    """Assert that a log record of this level and logger contains each of `data`."""
     messages = [
         record.getMessage()
         for record in caplog.records

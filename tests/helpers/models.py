@@ -1,9 +1,9 @@
-"""Build image models from keys of a recipe."""
+"""Image models, by the keys of a recipe."""
 
 from hfvit.models.factory import build_image_model
 from hfvit.recipe.arguments import ModelArguments
 
 
 def build_model(labels, timm_kwargs=None, **arguments):
-    """Build the model of `ModelArguments(**arguments)`, with `timm_kwargs` as model_args."""
+    """Build the model of `ModelArguments(**arguments)` with `timm_kwargs` as model_args."""
     return build_image_model(ModelArguments(model_args=timm_kwargs, **arguments), labels)

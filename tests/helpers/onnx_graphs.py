@@ -1,4 +1,4 @@
-"""Tiny ONNX graphs with known logits: the mean of each channel times a matrix."""
+"""Tiny ONNX graphs whose logits are the mean of each channel times a matrix."""
 
 import json
 from pathlib import Path
@@ -10,13 +10,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 SIZE = 16
 MEAN, STD = 0.5, 0.25
-BRIGHTEST = 8.0 * np.eye(3, dtype=np.float32)  # classifies all images of `colored_split`
+BRIGHTEST = 8.0 * np.eye(3, dtype=np.float32)  # finds the class of every picture of conftest's `colored_split`
 
 
 def write_graph(
     path: Path, weights: np.ndarray = BRIGHTEST, batch: int | str = "batch_size", pixels: bool = False, size=SIZE
 ) -> Path:
-    """Write an ONNX file with `weights` (3, classes); `pixels` includes the preprocessing."""
+    """Write an ONNX file with `weights` `(3, classes)`; with `pixels`, it normalizes uint8 images."""
     nodes, pooled, spatial = [], "pixel_values", [2, 3]
     constants = {"weights": weights.astype(np.float32)}
     if pixels:
@@ -24,10 +24,10 @@ def write_graph(
         nodes = [
             helper.make_node("Cast", ["pixels"], ["floats"], to=TensorProto.FLOAT),
             helper.make_node("Mul", ["floats", "scale"], ["scaled"]),
-            helper.make_node("Sub", ["scaled", "mean"], ["centered"]),
-            helper.make_node("Div", ["centered", "std"], ["normalized"]),
+            helper.make_node("Sub", ["scaled", "mean"], ["centred"]),
+            helper.make_node("Div", ["centred", "std"], ["normalised"]),
         ]
-        pooled, spatial = "normalized", [1, 2]
+        pooled, spatial = "normalised", [1, 2]
         source = helper.make_tensor_value_info("pixels", TensorProto.UINT8, [batch, "height", "width", 3])
     else:
         source = helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, [batch, 3, size, size])
@@ -64,6 +64,6 @@ def write_configs(folder: Path, labels: list[str] = LABELS, size: int = SIZE, pr
 
 
 def expected_logits(image, weights: np.ndarray = BRIGHTEST) -> np.ndarray:
-    """Compute the logits of a PIL image of the graph's size with NumPy."""
+    """Compute the logits of the graph for a PIL image of its size with NumPy."""
     means = ((np.asarray(image, dtype=np.float64) / 255 - MEAN) / STD).mean(axis=(0, 1))
     return means @ weights

@@ -1,4 +1,4 @@
-"""Load splits by keys of a recipe."""
+"""Splits of a data set, by the keys of a recipe."""
 
 from hfvit.data.factory import load_splits as load
 from hfvit.data.stream_splits import stream_splits as stream
@@ -11,6 +11,6 @@ def load_splits(dataset_name, seed=42, **arguments):
 
 
 def stream_splits(dataset_name, validation_split="validation", check_length=lambda images: None, **arguments):
-    """Load splits with a streamed training split."""
+    """Load the splits of a data set with a streamed training split."""
     data = DataArguments(dataset_name, validation_split=validation_split, streaming=True, **arguments)
     return stream(data, check_length=check_length)

@@ -134,9 +134,15 @@ def test_resolved_recipe_has_common_options(write):
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("test_split", "none"), ("validation_split", "None"), ("ema_decay", "NONE"), ("image_mean", "none")],
+    [
+        ("test_split", "none"),
+        ("test_split", "null"),
+        ("validation_split", "None"),
+        ("ema_decay", "NONE"),
+        ("image_mean", "none"),
+    ],
 )
-def test_load_recipe_of_none_option_is_null(write, option, value):
+def test_load_recipe_of_none_or_null_option_is_null(write, option, value):
     path = write(MINIMAL + "validation_split: test\nema_decay: 0.9\nimage_mean: [0.5, 0.5, 0.5]\n")
     for words in ([f"--{option}", value], [f"--{option}={value}"], [f"--{option.replace('_', '-')}", value]):
         recipe = load_recipe([path, *words])
