@@ -308,7 +308,7 @@ def _with_paths(
     if missing:
         row, path = missing[0]
         below = _folder_of(path, folder)
-        hint = f"; it is in the folder {below}: write {below}/{path}" if below else ""
+        hint = f"; use {below}/{path}" if below else ""
         raise DataError(
             f"Split '{split}', row {row}: no file {path!r} in {folder} ({len(missing):,} such rows). Paths in column"
             f" '{column}' must be relative to the file of the table{hint}."
@@ -332,7 +332,7 @@ def _with_paths(
 
 
 def _folder_of(path: str, folder: str | None) -> str | None:
-    """Name of the folder below `folder` that holds `path`, if one does."""
+    """Return the name of the subfolder of `folder` that contains `path`, if one does."""
     if folder is None or os.path.isabs(path) or ".." in path.split("/"):
         return None
     with suppress(OSError, ValueError):
