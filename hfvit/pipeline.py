@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None, callbacks: Sequence[TrainerCallback] = (
     """Run a recipe with command-line options.
 
     Args:
-        argv: `RECIPE [--key value ...]`, or a local data set instead of the recipe; `sys.argv` by default.
+        argv: `RECIPE [--key value ...]`, or a local data set in place of the recipe; `sys.argv` by default.
         callbacks: callbacks of the trainer.
     """
     start(find_and_load(sys.argv[1:] if argv is None else argv), callbacks)
@@ -70,7 +70,7 @@ def train(
         train_transforms: replaces the augmentation, see `data.transform_reader.TransformReader`.
         compute_metrics: `EvalPrediction -> dict` of metrics in addition to hfvit's.
         compute_loss_func: `(outputs, labels, num_items_in_batch) -> loss`, a mean over its batch.
-        from_scratch: train a small model without pretrained weights; only with a local data set.
+        from_scratch: train a small model without pretrained weights, for a data set in place of a recipe.
         **fields: keys of the recipe to override: `output_dir="out"`, `learning_rate=1e-3`, ...
 
     Returns:

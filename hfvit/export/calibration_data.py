@@ -90,9 +90,8 @@ def calibration_images(
         column = data.image_column or find_image_column(loaded.features)
         check_image_column(loaded, split, column)
         examples = at_most(undecoded(loaded, column), max_samples, seed)
-    record = CalibrationData(
-        dataset=redacted_name(data.dataset_name), split=description, images=len(examples), seed=seed
-    )
+    dataset_name = redacted_name(data.dataset_name)
+    record = CalibrationData(dataset=dataset_name, split=description, images=len(examples), seed=seed)
     return CalibrationImages(examples, split, record)
 
 
