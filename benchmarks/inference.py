@@ -120,7 +120,7 @@ def _export(checkpoint: str | Path, work: Path, calibration: list[np.ndarray]) -
 
     from hfvit.export.fusion import fuse
     from hfvit.export.onnx import export_onnx
-    from hfvit.export.quantization import Batches, load_float_graph, qdq, quantize_onnx
+    from hfvit.export.quantization import Batches, load_float_graph, quantize_onnx, quantize_qdq
 
     source = work / GRAPHS["ONNX Runtime"]
     export_onnx(AutoModelForImageClassification.from_pretrained(checkpoint).eval(), source)
@@ -134,7 +134,7 @@ def _export(checkpoint: str | Path, work: Path, calibration: list[np.ndarray]) -
         per_channel=True,
         weight_type=QuantType.QInt8,
     )
-    static, _ = qdq(source, work, Batches(load_float_graph(source), calibration), symmetric=False)
+    static, _ = quantize_qdq(source, work, Batches(load_float_graph(source), calibration), symmetric=False)
     onnx.save(static, work / GRAPHS["int8 static"])
     quantize_onnx(source, work / GRAPHS["hfvit int8-dynamic"], mode="int8-dynamic")
     quantize_onnx(source, work / GRAPHS["hfvit int8"], calibration=calibration)

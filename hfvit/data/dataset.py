@@ -18,7 +18,7 @@ from hfvit.data.transform_reader import TransformReader
 from hfvit.errors import DataError
 from hfvit.transforms.augmentation import Augmentation
 from hfvit.transforms.preprocessing import Preprocessing
-from hfvit.utils.counter_rng import image_seeds
+from hfvit.utils.counter_rng import sample_seeds
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class ArrayReader:
 
     def for_training(self, rows: np.ndarray, seeds: np.ndarray, augmentation: Augmentation) -> dict[str, Any]:
         images = self.pixels.read(self.rows[rows])
-        return {"images": torch.from_numpy(images), "plan": augmentation.draw(seeds, *images.shape[1:3])}
+        return {"images": torch.from_numpy(images), "plan": augmentation.sample(seeds, *images.shape[1:3])}
 
     def for_evaluation(self, rows: np.ndarray) -> dict[str, Any]:
         return {"images": torch.from_numpy(self.pixels.read(self.rows[rows]))}
@@ -82,13 +82,13 @@ def decoded_crops(examples: list[dict], name: str, seeds: np.ndarray, augmentati
         `crops` `(batch, height, width, channels)` in uint8, and `plan` for the augmentation of the batch.
     """
     sizes = np.array([image_size(example["image"], name, example["row"]) for example in examples])
-    boxes, flips = augmentation.draw_crops(seeds, sizes[:, 0], sizes[:, 1])
+    boxes, flips = augmentation.sample_crops(seeds, sizes[:, 0], sizes[:, 1])
     size, interpolation = augmentation.image_size, augmentation.interpolation
     crops = []
     for example, box, flip in zip(examples, boxes, flips, strict=True):
         crop = decode_crop(example["image"], name, example["row"], box, size, interpolation)
         crops.append(crop[:, ::-1] if flip else crop)
-    operations = augmentation.draw_operations(seeds, min(size))
+    operations = augmentation.sample_operations(seeds, min(size))
     return {"crops": torch.from_numpy(np.stack(crops)), "plan": {"operations": operations}}
 
 
@@ -218,7 +218,7 @@ class ImageDataset(torch.utils.data.Dataset):
             rows = np.asarray(indices)
             return {**self._labels_and_texts(rows), **self.reader.for_evaluation(rows)}
         draws, rows = np.asarray(indices).T
-        seeds = image_seeds(self.seed, draws, rows)
+        seeds = sample_seeds(self.seed, draws, rows)
         batch = self._labels_and_texts(rows)
         batch |= self.reader.for_training(rows, seeds, self.augmentation)
         batch["plan"]["seeds"] = seeds

@@ -20,7 +20,7 @@ from hfvit.data.dataset import collate, decoded_crops
 from hfvit.data.stream_splits import with_bytes
 from hfvit.errors import DataError, HFViTError, RecipeError, one_line
 from hfvit.transforms.augmentation import Augmentation
-from hfvit.utils.counter_rng import image_seeds
+from hfvit.utils.counter_rng import sample_seeds
 from hfvit.utils.files import write_text
 
 logger = logging.getLogger(__name__)
@@ -152,7 +152,7 @@ class ImageStream(torch.utils.data.IterableDataset):
         examples, draws, places = zip(*samples, strict=True)
         labels = [self._label(example) for example in examples]
         examples = [example | {"image": self._fetch(example)} for example in examples]
-        seeds = image_seeds(self.seed, np.array(draws), np.array(places))
+        seeds = sample_seeds(self.seed, np.array(draws), np.array(places))
         batch = {"labels": torch.tensor(labels), **decoded_crops(examples, self.name, seeds, self.augmentation)}
         batch["plan"]["seeds"] = seeds
         return batch

@@ -89,7 +89,7 @@ def read_graph(path: Path) -> GraphInfo:
 
 
 def _check_operators(path: Path, model: onnx.ModelProto) -> None:
-    """Raise `ModelError` for operators of ONNX Runtime and for asymmetric quantization."""
+    """Raise `ModelError` for ONNX Runtime's operators and asymmetric quantization."""
     values = {weight.name: weight for weight in model.graph.initializer}
     for node in model.graph.node:
         if node.domain not in ("", "ai.onnx"):
@@ -109,7 +109,7 @@ def _check_operators(path: Path, model: onnx.ModelProto) -> None:
 
 
 def _dtype(model: onnx.ModelProto, weights: dict[str, int]) -> str:
-    """Return the precision of matrix products: that of Q/DQ pairs, else that of most weights."""
+    """Return the precision of Q/DQ pairs, else of most matrix products' weights."""
     if any(node.op_type in QUANTIZERS for node in model.graph.node):
         return "fp8" if any(kind in FP8 for kind in weights.values()) else "int8"
     counts = dict.fromkeys(FLOATS.values(), 0)
@@ -340,7 +340,7 @@ def _outputs(network) -> list:
 
 @contextmanager
 def stoppable():
-    """Yield an event that Ctrl-C sets, as no exception may pass through TensorRT's C++ code."""
+    """Yield an event set by Ctrl-C; exceptions must not pass through TensorRT's C++."""
     stopped = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stopped

@@ -27,7 +27,7 @@ from hfvit.data.samplers import EpochSampler
 from hfvit.errors import DataError
 from hfvit.transforms.augmentation import Augmentation
 from hfvit.transforms.preprocessing import Preprocessing
-from hfvit.utils.counter_rng import image_seeds
+from hfvit.utils.counter_rng import sample_seeds
 
 CONFIG = resolve_data_config({"input_size": [3, 24, 24], "interpolation": "bicubic", "crop_pct": 0.9})
 
@@ -184,11 +184,11 @@ def test_crops_of_images_of_different_sizes_equal_torchvision():
     dataset = ImageDataset(split["label"], DecodingReader(split, "train", CONFIG), augmentation, seed=4)
     batch = dataset.__getitems__([(2, row) for row in range(6)])
     assert batch["crops"].shape == (6, 24, 24, 3)
-    seeds = image_seeds(4, 2, np.arange(6))
+    seeds = sample_seeds(4, 2, np.arange(6))
     flipped = 0
     for row in range(6):
         image = decode(split[row]["image"], "train", row)
-        boxes, flips = augmentation.draw_crops(seeds[[row]], image.height, image.width)
+        boxes, flips = augmentation.sample_crops(seeds[[row]], image.height, image.width)
         box = boxes[0].astype(int).tolist()
         expected = tv.resized_crop(tv.pil_to_tensor(image), *box, [24, 24], tv.InterpolationMode.BICUBIC)
         expected = (tv.hflip(expected) if flips[0] else expected).permute(1, 2, 0).numpy()

@@ -12,7 +12,7 @@ from helpers.images import colored_split
 from helpers.killing import launched_until_a_checkpoint
 from helpers.messages import assert_logged, assert_names, option_of
 from helpers.recipes import MICRO_RECIPE
-from helpers.runs import OUTPUT_FILES, assert_same_run, facts, fails, files
+from helpers.runs import OUTPUT_FILES, assert_same_run, fails, files, read_record
 from helpers.shards import ROWS, with_card, write_shards
 
 from hfvit.artifacts.checkpoint import newest_checkpoint
@@ -39,7 +39,7 @@ def test_training_on_a_stream(stream_recipe, tmp_path, caplog):
     assert_logged(caplog, "INFO", "train", 20, 4)
     assert_logged(caplog, "INFO", "train", 4, 9, logger="hfvit.data")
     assert files(out) == OUTPUT_FILES
-    recorded = facts(out)
+    recorded = read_record(out)
     assert recorded["metrics"]["test"]["images"] == 31
     assert recorded["metrics"]["validation"]["images"] == 13
     assert recorded["metrics"]["test"]["accuracy"] > 0.8
@@ -87,7 +87,7 @@ def test_stream_of_known_length_has_epochs(sharded, stream_recipe, tmp_path, cap
     assert option_of(message) == "eval_strategy"
     assert_names(message, 9)
     assert run(lambda: main([*words, "--mixup_alpha", "0.2", "--mix_off_epochs", "1"])) == 0
-    recorded = facts(out)
+    recorded = read_record(out)
     assert recorded["training"]["epochs"] == 2.0
     assert recorded["data"]["splits"]["train"]["rows"] == 72
     assert [entry["epoch"] for entry in recorded["history"] if "eval_accuracy" in entry] == [1.0, 2.0]
@@ -157,7 +157,7 @@ def test_two_processes_train_and_resume_on_one_stream(stream_recipe, tmp_path):
     assert result.returncode == 0, result.stderr
     line = next(line for line in result.stderr.splitlines() if "train: " in line)
     assert_names(line, 20, 4, 2)
-    recorded = facts(unbroken)
+    recorded = read_record(unbroken)
     assert recorded["training"]["processes"] == 2
     assert recorded["training"]["steps"] == 16
     assert recorded["metrics"]["test"]["images"] == 31

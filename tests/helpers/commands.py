@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def run_command(*words: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
-    """Run a command as a user would, from `cwd`, with this interpreter's scripts first on PATH."""
+    """Run a command in `cwd`, with this interpreter's scripts first on PATH."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(
         [str(word) for word in words],
