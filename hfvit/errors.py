@@ -83,13 +83,13 @@ class UnfinishedError(HFViTError):
     """Interrupted run that can be resumed.
 
     Args:
-        happened: what interrupted the run.
-        way_on: how to resume it; callers of the training may replace it.
+        cause: what interrupted the run.
+        resume_hint: how to resume it; callers of the training may replace it.
     """
 
-    def __init__(self, happened: str, way_on: str = "Resume with --resume_from_checkpoint auto."):
-        super().__init__(f"{happened} {way_on}".strip())
-        self.happened = happened
+    def __init__(self, cause: str, resume_hint: str = "Resume with --resume_from_checkpoint auto."):
+        super().__init__(f"{cause} {resume_hint}".strip())
+        self.cause = cause
 
 
 class StorageError(UnfinishedError):

@@ -197,7 +197,7 @@ class Sweep:
                 print(f"failed: {one_line(error)}", flush=True)
                 raise
             except UnfinishedError as error:
-                raise type(error)(error.happened, "Resume with the same hfvit sweep command.") from None
+                raise type(error)(error.cause, "Resume with the same hfvit sweep command.") from None
         return getattr(RunRecord.load(folder).metrics["validation"], self.metric)
 
     def _write_recipe(self, name: str, parameters: dict[str, Any]) -> Path:

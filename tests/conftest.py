@@ -5,7 +5,7 @@ import os
 
 # Before any HuggingFace library is imported: a test that reaches for the Hub must fail at once, not hang.
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
-# Micro models gain nothing from more threads, and lose much when two test processes share the cores.
+# Small models are slower with more threads when two test processes share the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path

@@ -101,12 +101,12 @@ def test_estimate_of_too_large_model_suggests_options(recipe, capsys):
 
 def test_estimate_counts_the_trained_weights_of_the_method(recipe, capsys):
     words = ["vit_small", "--use_cpu", "true", "--finetuning"]
-    whole, lora, probe = (
+    full, lora, probe = (
         step_memory(skeleton(load_recipe([*words, way])), 4) for way in ("full", "lora", "linear_probe")
     )
-    assert lora.gradients < 0.2 * whole.gradients
-    assert lora.weights > whole.weights
-    assert probe.activations < lora.activations < whole.activations
+    assert lora.gradients < 0.2 * full.gradients
+    assert lora.weights > full.weights
+    assert probe.activations < lora.activations < full.activations
     with pytest.raises(SystemExit) as stop:
         hfvit_command(
             ["train", str(recipe), "--estimate", "--use_cpu", "true", "--text_encoder", "a/b", "--text_column", "c"]

@@ -98,11 +98,13 @@ def quantize_products(model: ir.Model, ranges: Ranges | None) -> int:
     for linear in layers:
         if ranges is None:
             integer, scales, bias = _integer_weights(model, linear)
-            operator, inputs = "DynamicQuantizeMatMul", [linear.x, integer, scales, None, bias]
+            operator = "DynamicQuantizeMatMul"
+            inputs = [linear.x, integer, scales, None, bias]
         else:
             x, scale, zero_point = activations.quantized(linear.x)
             integer, scales, bias = _integer_weights(model, linear)
-            operator, inputs = "MatMulIntegerToFloat", [x, integer, scale, scales, zero_point, None, bias]
+            operator = "MatMulIntegerToFloat"
+            inputs = [x, integer, scale, scales, zero_point, None, bias]
         last = linear.output.producer()
         replace(linear.output, add_node(last, operator, inputs, domain=MICROSOFT, like=linear.output))
     remove_unused_nodes(model)

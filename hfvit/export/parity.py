@@ -59,7 +59,8 @@ def check_parity(
     runtime = cpu_session(path)
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
-    logits, expected = [], []
+    logits = []
+    expected = []
     for batch_size in batch_sizes:
         pixel_values = torch.randn((batch_size, *shape), generator=generator)
         feed = {"pixel_values": pixel_values, **compared_texts(model, batch_size, generator)}

@@ -95,7 +95,8 @@ def _weights(build: "_Builder", size: str, axis: int, steps: ImageSteps) -> str:
     else:  # rounds the longer side down, as `int(size * long / short)` does
         shorter = build.node("ReduceMin", size, keepdims=1)
         resized = build.node("Div", build.node("Mul", length, build.constant([steps.resize])), shorter)
-    count, start = resized, build.constant([0])
+    count = resized
+    start = build.constant([0])
     if steps.crop:
         count = build.constant([steps.crop[axis]])
         start = _crop_start(build, resized, count, steps.rounds_crop_down)

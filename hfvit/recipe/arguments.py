@@ -508,10 +508,9 @@ class TextArguments:
     def check_texts(self, data: DataArguments, augmentation: AugmentationArguments) -> None:
         """Raise `RecipeError` for options that image-text models do not support, or lack."""
         if (self.text_encoder is None) != (data.text_column is None):
-            present, missing = ("text_encoder", "text_column")
             if data.text_column:
-                present, missing = missing, present
-            raise RecipeError(f"{present}: requires {missing}. Set both, or neither.")
+                raise RecipeError("text_column: requires text_encoder. Set both, or neither.")
+            raise RecipeError("text_encoder: requires text_column. Set both, or neither.")
         if self.text_encoder is None:
             return
         _check_choice("fusion", self.fusion, FUSIONS)

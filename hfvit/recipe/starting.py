@@ -125,16 +125,19 @@ def _schedule(images: int, has_gpu: bool, from_scratch: bool) -> dict[str, Any]:
     """
     largest = 128 if has_gpu and images >= MANY_IMAGES else 64
     batch = min(largest, max(4, 2 ** int(math.log2(max(1, images / 8)))), 2 ** int(math.log2(images)))
-    seen, fewest, most = (IMAGES_SEEN_FROM_SCRATCH, 10, 200) if from_scratch else (IMAGES_SEEN, 1, 30)
-    epochs = min(most, max(3 if has_gpu and not from_scratch else fewest, round(seen / images)))
+    if from_scratch:
+        min_epochs, max_epochs, images_seen = 10, 200, IMAGES_SEEN_FROM_SCRATCH
+    else:
+        min_epochs, max_epochs, images_seen = 3 if has_gpu else 1, 30, IMAGES_SEEN
+    epochs = min(max_epochs, max(min_epochs, round(images_seen / images)))
     steps = max(1, images // batch)
     peak = (1e-3 if from_scratch else 2e-4) * math.sqrt(batch / 64)
-    own = {} if from_scratch else {"layer_decay": 0.75}
+    layer_decay = {} if from_scratch else {"layer_decay": 0.75}
     return {
         "global_batch_size": batch,
         "num_train_epochs": epochs,
         "learning_rate": float(f"{peak:.1g}"),
-        **own,
+        **layer_decay,
         "weight_decay": 0.05,
         "warmup_steps": 0.1,
         "max_grad_norm": 1.0,

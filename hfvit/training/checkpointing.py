@@ -247,7 +247,7 @@ class CheckpointWriter(TrainerCallback):
         if self._stopping is None:
             return
         if not state.is_world_process_zero:
-            raise InterruptedRunError("", way_on="")
+            raise InterruptedRunError("", resume_hint="")
         raise InterruptedRunError(f"Received {signal.Signals(self._stopping).name}. Saved {self.last}.")
 
     # Restore

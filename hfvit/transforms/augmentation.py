@@ -143,7 +143,8 @@ class Augmentation:
             batch: `plan` of `sample`, and `images` or (already cropped) `crops` (batch, height, width, 3) uint8.
             dtype: type of the result and of the resize; colors are changed in float32.
         """
-        plan, resize = batch["plan"], "images" in batch
+        plan = batch["plan"]
+        resize = "images" in batch
         levels = batch["images" if resize else "crops"].permute(0, 3, 1, 2)
         levels = levels.to(torch.float32, memory_format=torch.contiguous_format)
         for stage in plan["operations"]:

@@ -57,7 +57,8 @@ def keep_freed_memory() -> bool:
     glibc returns freed blocks above 32 MiB to the system, and page faults then take 10 to 25 % of a step on a CPU.
     Not for processes with data workers: their batches fragment the heap, which would grow.
     """
-    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
+    trim_threshold = -1  # M_TRIM_THRESHOLD of malloc.h
+    mmap_max = -4  # M_MMAP_MAX
     if platform.libc_ver()[0] != "glibc":
         return False
     libc = ctypes.CDLL(None)

@@ -53,14 +53,14 @@ def test_calibrated_metrics_are_those_of_the_divided_logits():
     for role, (logits, labels) in results.items():
         divided = classification_metrics(logits / found.value, labels, [str(n) for n in range(7)])
         before = classification_metrics(logits, labels, [str(n) for n in range(7)])
-        told = found.splits[role]
-        assert told.loss == pytest.approx(divided["loss"], abs=1e-6)
-        assert told.ece == pytest.approx(divided["ece"], abs=1e-6)
-        assert [each.to_json() for each in told.calibration] == [
+        split = found.splits[role]
+        assert split.loss == pytest.approx(divided["loss"], abs=1e-6)
+        assert split.ece == pytest.approx(divided["ece"], abs=1e-6)
+        assert [each.to_json() for each in split.calibration] == [
             pytest.approx(entry, abs=1e-6) for entry in divided["calibration"]
         ]
-        assert told.ece < before["ece"]
-        assert told.loss < before["loss"]
+        assert split.ece < before["ece"]
+        assert split.loss < before["loss"]
     json.dumps(found.to_json(), allow_nan=False)
 
 

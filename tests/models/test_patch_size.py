@@ -79,23 +79,23 @@ def test_sampled_patch_size_depends_on_seed_and_step_and_is_uniform():
 
 def test_out_of_memory_trial_uses_the_smallest_patches(tmp_path):
     trainer = make_trainer(tmp_path, num_train_epochs=1)
-    draws = train_patch_sizes(trainer.model, SIZES)
-    trainer.add_callback(draws)
+    callback = train_patch_sizes(trainer.model, SIZES)
+    trainer.add_callback(callback)
     trainer.out_of_memory.is_fitted = False  # as with several processes
     forward, seen = trainer.model.timm_model.forward_features, []
 
     def limited(pixel_values, *args, **kwargs):
         if torch.is_grad_enabled() and not pixel_values.is_meta:
-            seen.append((draws.embed.current_size, len(pixel_values)))
+            seen.append((callback.embed.current_size, len(pixel_values)))
             if seen[-1] == (4, 8):
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")
         return forward(pixel_values, *args, **kwargs)
 
     trainer.model.timm_model.forward_features = limited
     trainer.train()
-    draws.embed.sample(SEED, 0)
-    assert draws.embed.current_size != 4
-    assert seen[:5] == [(4, 8), (4, 4), (4, 4), (draws.embed.current_size, 4), (draws.embed.current_size, 4)]
+    callback.embed.sample(SEED, 0)
+    assert callback.embed.current_size != 4
+    assert seen[:5] == [(4, 8), (4, 4), (4, 4), (callback.embed.current_size, 4), (callback.embed.current_size, 4)]
     assert trainer.events == [{"event": "out_of_memory", "step": 1, "images": 8, "then": 4}]
 
 

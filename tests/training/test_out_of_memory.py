@@ -142,9 +142,9 @@ def test_micro_batch_sizes_divide_the_batch(images, even, sizes):
 def test_micro_batch_equals_the_smaller_batch(tmp_path):
     dataset: ImageDataset = make_trainer(tmp_path, policy="rand_augment").train_dataset
     rows = [(0, row) for row in range(7)]
-    pieces = micro_batches(dataset.__getitems__(rows), 3, dataset.augmentation)
-    assert [len(piece["labels"]) for piece in pieces] == [3, 3, 1]
-    for piece, start in zip(pieces, (0, 3, 6), strict=True):
+    slices = micro_batches(dataset.__getitems__(rows), 3, dataset.augmentation)
+    assert [len(part["labels"]) for part in slices] == [3, 3, 1]
+    for part, start in zip(slices, (0, 3, 6), strict=True):
         expected = dataset.__getitems__(rows[start : start + 3])
-        assert torch.equal(dataset.augmentation(piece), dataset.augmentation(expected))
-        assert piece["plan"]["seeds"].tolist() == expected["plan"]["seeds"].tolist()
+        assert torch.equal(dataset.augmentation(part), dataset.augmentation(expected))
+        assert part["plan"]["seeds"].tolist() == expected["plan"]["seeds"].tolist()
