@@ -393,7 +393,7 @@ def machine(bench: Bench, quick: bool) -> None:
     if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode == 0:
 
         def tiny_shared_memory():
-            ctypes.CDLL(None).unshare(0x00020000)  # CLONE_NEWNS: only for this process
+            ctypes.CDLL(None).unshare(0x00020000)  # CLONE_NEWNS: for this process alone
             subprocess.run(["mount", "--make-rprivate", "/"], check=True)
             subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", shared], check=True)
 
