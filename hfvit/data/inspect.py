@@ -109,7 +109,7 @@ class Inspection(Record):
     dataset_name: str
     layout: str
     image_column: str
-    label_column: str
+    label_column: str | list[str]
     splits: dict[str, InspectedSplit]
     unused_splits: list[str]
     labels: list[str]
@@ -126,6 +126,11 @@ class Inspection(Record):
     notes: list[str] = field(default_factory=list)
     recipe: dict[str, Any] = field(default_factory=dict)
     command: str = ""
+
+    @property
+    def label_columns(self) -> str:
+        """The label columns, in words."""
+        return self.label_column if isinstance(self.label_column, str) else ", ".join(self.label_column)
 
     @property
     def leaks(self) -> list[Duplicates]:

@@ -138,7 +138,7 @@ def _head(inspection: Inspection) -> str:
     rows = [
         ("data set", printable(inspection.dataset_name)),
         ("format", printable(inspection.layout)),
-        ("columns", printable(f"images from {inspection.image_column}, classes from {inspection.label_column}")),
+        ("columns", printable(f"images from {inspection.image_column}, classes from {inspection.label_columns}")),
     ]
     for role, split in inspection.splits.items():
         source = "" if split.source == role else f" ({printable(split.source)})"
