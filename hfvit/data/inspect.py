@@ -281,16 +281,9 @@ def _read_chunk(images: list[dict[str, Any] | None]) -> list[ImageFacts]:
     if not reduced:
         return facts
     pixels = np.stack(reduced)
-    hashed = zip(perceptual_hashes(pixels), thumbnails(pixels), strict=True)
-    return [
-        one if one.problem else one._replace(hash=value, thumbnail=small)
-        for one, (value, small) in _with_hashes(facts, hashed)
-    ]
-
-
-def _with_hashes(facts: list[ImageFacts], hashed: Iterator) -> Iterator[tuple[ImageFacts, tuple]]:
-    for one in facts:
-        yield one, ((None, None) if one.problem else next(hashed))
+    hashes = iter(perceptual_hashes(pixels))
+    thumbs = iter(thumbnails(pixels))
+    return [one if one.problem else one._replace(hash=next(hashes), thumbnail=next(thumbs)) for one in facts]
 
 
 def _read_image(encoded: dict[str, Any]) -> tuple[ImageFacts, np.ndarray]:
