@@ -1,4 +1,4 @@
-"""Fine-tune Vision Transformers for image classification, from one recipe to a deployable checkpoint.
+"""Fine-tune Vision Transformers for image classification, and export them.
 
 Train
     inspect("photos", html="photos.html")      check a data set first; returns an Inspection
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from hfvit.report.write import write_report as write_report
     from hfvit.training.trainer import HFViTTrainer as HFViTTrainer
 
-# Public name -> module and name there. Resolved on first use: `import hfvit` and `hfvit --help` do not import torch.
+# Public name -> (module, name). Resolved on first use, so that `import hfvit` and `hfvit --help` do not import torch.
 _PUBLIC = {
     "AugmentationArguments": ("recipe.arguments", "AugmentationArguments"),
     "Classifier": ("inference.classifier", "Classifier"),
@@ -82,7 +82,7 @@ _PUBLIC = {
 }
 
 
-if not TYPE_CHECKING:  # or type checkers would take any name for a public one
+if not TYPE_CHECKING:  # type checkers would accept any name
 
     def __getattr__(name):
         if name not in _PUBLIC:

@@ -123,7 +123,7 @@ def export(words: list[str]) -> int:
             export_onnx([*words[3:], "--no_gate"])
         return stop.value.code
     if isinstance(load_backend("tensorrt_rtx"), str):
-        return 0  # test_tensorrt.py tells why it is skipped
+        return 0  # test_tensorrt.py says why it is skipped
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     return run(lambda: export_tensorrt_command(parser.parse_args([*words[3:], "--no_gate"])))

@@ -9,9 +9,9 @@ from hfvit.cli.options import exit_codes, non_negative_int
 EPILOG = f"""\
 All images are decoded once. The report has splits, classes with their counts, sizes and color modes, files that are
 left out or cannot be decoded, exact and near duplicates (within a split and across splits), images of one color, and
-a recipe to start from, which `hfvit train DATASET` uses.
+the starting recipe of `hfvit train DATASET`.
 
---run finds suspicious labels: images whose label a trained run contradicts.
+--run finds suspicious labels: images that a trained run classifies differently.
 
 examples:
   hfvit inspect photos
@@ -22,7 +22,7 @@ examples:
 
 {exit_codes(0, 1, 2)}"""
 
-# Keys of a recipe that say which images and labels of a data set are used.
+# Recipe keys that select images and labels.
 TEXT_KEYS = {
     "dataset_config_name": "configuration of the data set",
     "dataset_revision": "branch, tag or commit on the Hub",
@@ -37,30 +37,28 @@ def add(commands) -> None:
     parser = commands.add_parser(
         "inspect",
         help="check a data set before training",
-        description="Check a data set before training, and print a recipe to start from.",
+        description="Check a data set before training, and print a starting recipe.",
         epilog=EPILOG,
     )
     parser.add_argument("dataset", metavar="DATASET", help="folder, table, archive, Hub id, or 'digits'")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--html", metavar="FILE", help="write a page with samples of each class; needs no network")
-    parser.add_argument("--recipe", metavar="FILE", help="write the recipe to start from")
-    parser.add_argument("--from_scratch", action="store_true", help="a recipe without pretrained weights")
-    parser.add_argument("--run", metavar="RUN_DIR", help="a trained run, to find suspicious labels")
+    parser.add_argument("--html", metavar="FILE", help="write an HTML page with samples of each class")
+    parser.add_argument("--recipe", metavar="FILE", help="write the starting recipe")
+    parser.add_argument("--from_scratch", action="store_true", help="starting recipe without pretrained weights")
+    parser.add_argument("--run", metavar="RUN_DIR", help="trained run, to find suspicious labels")
     for key, text in TEXT_KEYS.items():
         parser.add_argument(f"--{key}", metavar="NAME", help=text)
     parser.add_argument("--label_column", nargs="+", metavar="NAME", help="column of the labels [by type or name]")
     parser.add_argument("--class_names", nargs="+", metavar="NAME", help="names of integer labels, or a text file")
     parser.add_argument(
-        "--allow_outside_paths", action="store_true", help="tables may name images outside their folder"
+        "--allow_outside_paths", action="store_true", help="allow paths of images outside the folder of a table"
     )
-    parser.add_argument(
-        "--seed", type=non_negative_int, default=42, help="seed of the rows that are held out [%(default)s]"
-    )
+    parser.add_argument("--seed", type=non_negative_int, default=42, help="seed of held-out images [%(default)s]")
     parser.set_defaults(command=inspect)
 
 
 def inspect(options: argparse.Namespace) -> int:
-    """`hfvit inspect DATASET`"""
+    """Run `hfvit inspect DATASET`."""
     from hfvit.utils.files import output_file
 
     html = output_file(options.html, "--html")

@@ -133,7 +133,7 @@ def train(options: argparse.Namespace) -> None:
         from hfvit.estimate import estimate
 
         recipe = find_and_load(words)
-        print(estimate(recipe), *([f"\n{recipe.idle}"] if recipe.idle else []), sep="\n")
+        print(estimate(recipe), *([f"\n{recipe.ignored}"] if recipe.ignored else []), sep="\n")
         return
     from hfvit.pipeline import main as train_main
 

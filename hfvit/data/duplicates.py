@@ -9,27 +9,27 @@ from scipy.fft import dctn
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-SIDE = 32  # of the reduced image, in pixels
-THUMBNAIL = 8  # side of the thumbnail that confirms a pair of equal hashes
+SIDE = 32  # side of the reduced image, in pixels
+THUMBNAIL = 8  # side of the thumbnail that confirms a pair of similar hashes
 BITS = 64
 MAX_DISTANCE = 4  # differing bits; JPEG quality 50 changes up to 4 bits of 99.5 % of CIFAR-10's images
-MIN_CORRELATION = 0.97  # of two thumbnails, less their means
-MAX_RUN = 1000  # images of one part of the hash that an image is compared with
+MIN_CORRELATION = 0.97  # of two thumbnails
+MAX_RUN = 1000  # comparisons of an image with others that have the same part of the hash
 
 
 def reduce_image(image: Image.Image) -> np.ndarray:
-    """An RGB image as uint8 `(32, 32, 3)`, which hash and thumbnail are made of."""
+    """Resize an RGB image to uint8 `(32, 32, 3)`, for hash and thumbnail."""
     return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BILINEAR, reducing_gap=2.0))
 
 
 def perceptual_hashes(reduced: np.ndarray) -> np.ndarray:
-    """pHash of images: signs of the 8x8 lowest frequencies about their median, as `imagehash.phash` has them.
+    """Compute pHash, as `imagehash.phash`: whether each of the 8x8 lowest frequencies is above their median.
 
     Args:
-        reduced: of `reduce_image`, `(images, 32, 32, 3)`.
+        reduced: images from `reduce_image`, `(images, 32, 32, 3)`.
 
     Returns:
-        uint64 `(images,)`. It differs in a few bits when an image was resized, compressed or brightened.
+        uint64 `(images,)`. Resizing, compressing or brightening an image changes a few bits.
     """
     gray = reduced.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
     low = dctn(gray, axes=(1, 2))[:, :8, :8].reshape(len(gray), BITS)
@@ -38,20 +38,20 @@ def perceptual_hashes(reduced: np.ndarray) -> np.ndarray:
 
 
 def thumbnails(reduced: np.ndarray) -> np.ndarray:
-    """uint8 `(images, 192)`: means of 4x4 pixels of `(images, 32, 32, 3)`."""
+    """Average 4x4 pixels of images `(images, 32, 32, 3)` to uint8 `(images, 192)`."""
     blocks = reduced.reshape(len(reduced), THUMBNAIL, SIDE // THUMBNAIL, THUMBNAIL, SIDE // THUMBNAIL, 3)
     return blocks.mean((2, 4)).round().astype(np.uint8).reshape(len(reduced), -1)
 
 
 def near_pairs(hashes: np.ndarray, thumbs: np.ndarray) -> np.ndarray:
-    """Pairs of images that look alike: close hashes, confirmed by the colors of their thumbnails.
+    """Find pairs of images with similar hashes and similar colors of their thumbnails.
 
-    Hashes that differ in at most 4 bits agree in one of five parts, so only images that share a part are compared.
-    Where many share one, as images on one background do, an image is compared with the 1,000 of the closest values.
+    Hashes that differ in at most 4 bits are equal in one of five parts, so only images with an equal part are
+    compared. If many images have an equal part, an image is compared with the next 1,000 in the order of the hashes.
 
     Args:
-        hashes: of `perceptual_hashes`.
-        thumbs: of `thumbnails`.
+        hashes: hashes from `perceptual_hashes`.
+        thumbs: thumbnails from `thumbnails`.
 
     Returns:
         int64 `(pairs, 2)`, each pair once, the smaller index first.
@@ -70,7 +70,7 @@ def near_pairs(hashes: np.ndarray, thumbs: np.ndarray) -> np.ndarray:
 
 
 def _neighbors(values: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Positions of equal values of a sorted array, in pairs at growing distance."""
+    """Yield pairs of positions with equal values in a sorted array, by increasing distance."""
     first = np.arange(len(values) - 1)
     for step in range(1, MAX_RUN + 1):
         first = first[first < len(values) - step]
@@ -81,7 +81,7 @@ def _neighbors(values: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 def _correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Correlation of rows, -1 to 1."""
+    """Compute the correlation of rows, -1 to 1."""
     first = first - first.mean(1, keepdims=True, dtype=np.float32)
     second = second - second.mean(1, keepdims=True, dtype=np.float32)
     scale = np.sqrt((first**2).sum(1) * (second**2).sum(1))
@@ -89,11 +89,14 @@ def _correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def groups_of(pairs: np.ndarray, count: int) -> list[np.ndarray]:
-    """Groups of images that are connected by pairs, each sorted, in the order of their first images.
+    """Return the connected components of pairs of images.
 
     Args:
         pairs: indices `(pairs, 2)`.
         count: number of images.
+
+    Returns:
+        Sorted indices of each component, in the order of their first images.
     """
     if not len(pairs):
         return []

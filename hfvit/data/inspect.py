@@ -25,9 +25,9 @@ from hfvit.utils.environment import cores
 from hfvit.utils.files import expand_user
 
 CHUNK = 128  # images of one task
-DRAFT = 64  # pixels that a JPEG is decoded to at least; the hash needs 32
+DRAFT = 64  # smallest side in pixels of a reduced JPEG; the hash needs 32
 TINY_SIDE = 16  # pixels
-TINY_SHARE = 0.25  # of the median shorter side
+TINY_FRACTION = 0.25  # of the median shorter side
 FEW_IN_CLASS = 10
 ROLES = ("train", "validation", "test")
 
@@ -36,8 +36,12 @@ ROLES = ("train", "validation", "test")
 class ImageName(Record):
     """An image of the data set.
 
-    `file` is its path below the data set or its name in the archive, None for images in tables, and `row` its row in
-    the split of the data set that `split` (train, validation, test) uses. `reason` says what is wrong with it.
+    Attributes:
+        split: train, validation or test.
+        row: row in the original split that is used as `split`.
+        label: class name.
+        file: path relative to the data set, or name in the archive; None for images in tables.
+        reason: description of a problem.
     """
 
     split: str
@@ -48,12 +52,20 @@ class ImageName(Record):
 
     @property
     def name(self) -> str:
+        """File name, or split and row."""
         return self.file or f"{self.split}[{self.row}]"
 
 
 @dataclass(kw_only=True)
 class InspectedSplit(Record):
-    """A split: the data set's split behind it, images, images of each class, and the share that was held out."""
+    """A split.
+
+    Attributes:
+        source: name of the original split.
+        images: number of images.
+        classes: number of images of each class.
+        held_out: fraction of `source` that is held out, None if `source` is used completely.
+    """
 
     source: str
     images: int
@@ -63,7 +75,7 @@ class InspectedSplit(Record):
 
 @dataclass(kw_only=True)
 class ImageSizes(Record):
-    """Sizes in pixels as the decoded images have them, color modes and file formats, by number of images."""
+    """Sizes of the decoded images in pixels, and number of images by size, color mode and file format."""
 
     width: list[int]
     height: list[int]
@@ -74,23 +86,25 @@ class ImageSizes(Record):
 
 @dataclass(kw_only=True)
 class Duplicates(Record):
-    """Images that are the same file (`exact`) or look alike (`near`)."""
+    """Images with the same file content (`exact`) or similar pixels (`near`)."""
 
     kind: str
     images: list[ImageName]
 
     @property
     def splits(self) -> list[str]:
+        """Splits of the images."""
         return [role for role in ROLES if any(image.split == role for image in self.images)]
 
     @property
     def labels(self) -> list[str]:
+        """Different class names of the images."""
         return sorted({image.label for image in self.images})
 
 
 @dataclass(kw_only=True)
 class Suspect(Record):
-    """An image whose label a trained model contradicts, with the probabilities of its label and of the prediction."""
+    """An image with a suspicious label, with the probabilities of the predicted class and of its label."""
 
     image: ImageName
     predicted: str
@@ -100,9 +114,9 @@ class Suspect(Record):
 
 @dataclass(kw_only=True)
 class Inspection(Record):
-    """What `hfvit inspect` found. `width` and `height` are minimum, median and maximum.
+    """Result of `hfvit inspect`.
 
-    `warnings` are what should be looked at before training, `notes` what is good to know.
+    `width` and `height` are minimum, median and maximum. `warnings` are problems to check before training.
     """
 
     schema_version: int = 1
@@ -152,10 +166,10 @@ class Opened(NamedTuple):
 
 
 def open_data(data: DataArguments, seed: int = 42) -> Opened:
-    """Load the splits as a training would.
+    """Load the splits as for training.
 
     Raises:
-        DataError: for anything a training could not use.
+        DataError: the data set cannot be used for training.
     """
     local = open_source(data)
     return Opened(data, load_whole_splits(data, seed, local), local)
@@ -164,12 +178,15 @@ def open_data(data: DataArguments, seed: int = 42) -> Opened:
 def inspect_data(
     opened: Opened, suspects: tuple[list[Suspect], str] | None = None, show_progress: bool = True
 ) -> Inspection:
-    """Decode all images of the splits once, and describe the data set.
+    """Decode all images once, and describe the data set.
 
     Args:
-        opened: of `open_data`.
-        suspects: of `evaluation.label_errors.find_label_errors`; None where no run was given.
+        opened: data set from `open_data`.
+        suspects: suspicious labels from `evaluation.label_errors.find_label_errors`. Default: none.
         show_progress: show a progress bar on standard error.
+
+    Returns:
+        The description, still without a recipe.
     """
     splits = opened.splits
     roles = [role for role in ROLES if role in splits.sources]
@@ -199,7 +216,7 @@ def inspect_data(
 
 
 class ImageNames:
-    """Name the images of a data set by role and position in the role's table."""
+    """Create the `ImageName` of an image from its split and its position there."""
 
     def __init__(self, opened: Opened):
         self.splits = opened.splits
@@ -219,7 +236,7 @@ class ImageNames:
         )
 
     def label(self, value: int | Sequence[int]) -> str:
-        """A class name, or of several labels their names."""
+        """Return the class name, or the names of several labels, joined by +."""
         if isinstance(value, int):
             return self.splits.labels[value]
         return " + ".join(self.splits.labels[index] for index in np.flatnonzero(value)) or "none"
@@ -229,7 +246,7 @@ class ImageNames:
 
 
 class ImageFacts(NamedTuple):
-    """What one image is; `hash` and `thumbnail` are None where it cannot be decoded."""
+    """Properties of an image; `hash` and `thumbnail` are None if it cannot be decoded."""
 
     width: int = 0
     height: int = 0
@@ -243,12 +260,15 @@ class ImageFacts(NamedTuple):
 
 
 def scan(split: Dataset, title: str, show_progress: bool = True) -> list[ImageFacts]:
-    """Decode each image of a split.
+    """Decode all images of a split.
 
     Args:
         split: column `image` (undecoded).
-        title: of the progress bar.
-        show_progress: show it.
+        title: title of the progress bar.
+        show_progress: show a progress bar.
+
+    Returns:
+        The properties of each image.
     """
     starts = range(0, len(split), CHUNK)
     images = split.select_columns(["image"])
@@ -258,7 +278,7 @@ def scan(split: Dataset, title: str, show_progress: bool = True) -> list[ImageFa
 
     found: list[ImageFacts] = []
     bar = tqdm(total=len(split), desc=title, unit="image", disable=None if show_progress else True, leave=False)
-    with bar, ThreadPoolExecutor(cores()) as pool:  # Pillow decodes outside the interpreter's lock
+    with bar, ThreadPoolExecutor(cores()) as pool:  # Pillow releases the GIL
         for facts in pool.map(read, starts):
             found += facts
             bar.update(len(facts))
@@ -293,7 +313,7 @@ def _read_image(encoded: dict[str, Any]) -> tuple[ImageFacts, np.ndarray]:
         height, width = upright_size(image)
         mode = image.mode
         kind = image.format
-        image.draft("RGB", (DRAFT, DRAFT))  # of a large JPEG, an eighth of the pixels
+        image.draft("RGB", (DRAFT, DRAFT))  # decodes a large JPEG at reduced size
         was_reduced = image.size not in ((width, height), (height, width))
         image = to_rgb(image)
         reduced = reduce_image(image)
@@ -319,7 +339,7 @@ def _each(scans: dict[str, list[ImageFacts]]) -> Iterator[tuple[str, int, ImageF
 
 
 def class_counts(splits: ImageSplits, role: str) -> np.ndarray:
-    """Images of each class `(classes,)`; an image with several labels counts for each."""
+    """Count the images of each class `(classes,)`; an image with several labels counts for each."""
     labels = np.asarray(splits[role]["label"])
     return labels.sum(0).astype(int) if labels.ndim == 2 else np.bincount(labels, minlength=len(splits.labels))
 
@@ -356,7 +376,7 @@ def _left_out(local: LocalData | None) -> dict[str, list[str]]:
 
 
 def _imbalance(counts: np.ndarray) -> float:
-    """Images of the largest class by those of the smallest that has images."""
+    """Divide the images of the largest class by those of the smallest class with images."""
     present = counts[counts > 0]
     return round(float(present.max() / present.min()), 2) if len(present) else 1.0
 
@@ -377,9 +397,9 @@ def _sizes(scans: dict[str, list[ImageFacts]]) -> ImageSizes | None:
 
 
 def _tiny(scans: dict[str, list[ImageFacts]], names: ImageNames) -> list[ImageName]:
-    """Images that are much smaller than the others."""
+    """Return the images that are much smaller than the others."""
     sides = [min(facts.width, facts.height) for _, _, facts in _each(scans) if not facts.problem]
-    limit = TINY_SHARE * float(np.median(sides)) if sides else 0.0
+    limit = TINY_FRACTION * float(np.median(sides)) if sides else 0.0
     return [
         names(role, row, f"{facts.width}x{facts.height} pixels")
         for role, row, facts in _each(scans)
@@ -388,7 +408,7 @@ def _tiny(scans: dict[str, list[ImageFacts]], names: ImageNames) -> list[ImageNa
 
 
 def _duplicates(splits: ImageSplits, scans: dict[str, list[ImageFacts]], names: ImageNames) -> list[Duplicates]:
-    """Groups of images that are one file, or look alike; those of one color only where they are one file."""
+    """Return groups of duplicates; images of one color only if their files are equal."""
     places = [(role, row) for role, row, facts in _each(scans) if not facts.problem]
     facts = [scans[role][row] for role, row in places]
     if not facts:
@@ -413,11 +433,11 @@ def _duplicates(splits: ImageSplits, scans: dict[str, list[ImageFacts]], names: 
 
 
 def _same_content(splits: ImageSplits, places: list[tuple[str, int]], members: list[int]) -> list[tuple[int, int]]:
-    """Pairs of images whose files have the same content.
+    """Return pairs of images with the same file content.
 
     Args:
-        splits: that hold the images.
-        places: role and row of each image.
+        splits: splits of the data set.
+        places: split and row of each image.
         members: indices of the images to compare, in order.
     """
     first: dict[bytes, int] = {}
@@ -432,7 +452,7 @@ def _same_content(splits: ImageSplits, places: list[tuple[str, int]], members: l
     return pairs
 
 
-# What to look at
+# Warnings and notes
 
 
 def _add_findings(inspection: Inspection) -> None:
@@ -441,7 +461,7 @@ def _add_findings(inspection: Inspection) -> None:
     if inspection.unreadable:
         warnings.append(
             f"{_count(inspection.unreadable, 'image')} cannot be decoded, such as {inspection.unreadable[0].name}."
-            " Training stops there: remove them, or pass --on_bad_image skip."
+            " Training stops at them. Remove them, or pass --on_bad_image skip."
         )
     for role in ("test", "validation"):
         leaked = [group for group in inspection.leaks if {"train", role} <= set(group.splits)]
@@ -450,8 +470,8 @@ def _add_findings(inspection: Inspection) -> None:
             exact = sum(image.split == role for group in leaked if group.kind == "exact" for image in group.images)
             warnings.append(
                 f"Leakage: {len(images):,} of {inspection.splits[role].images:,} {role} images have a copy in the"
-                f" training split ({exact:,} exact, {len(images) - exact:,} near), such as {images[0].name}. They make"
-                f" the {role} accuracy too high."
+                f" training split ({exact:,} exact, {len(images) - exact:,} near), such as {images[0].name}. The"
+                f" {role} accuracy is too high."
             )
     if inspection.conflicts:
         group = inspection.conflicts[0]
@@ -475,7 +495,7 @@ def _add_findings(inspection: Inspection) -> None:
         )
     sizes = inspection.images
     if sizes and max(sizes.width[1], sizes.height[1]) < TINY_SIDE:
-        notes.append(f"Most images have {sizes.width[1]}x{sizes.height[1]} pixels, fewer than models are made for.")
+        notes.append(f"Most images have {sizes.width[1]}x{sizes.height[1]} pixels, less than models are designed for.")
     _add_class_findings(inspection)
     if inspection.unused_splits:
         notes.append(f"Splits that are not used: {', '.join(inspection.unused_splits)}.")
@@ -500,8 +520,8 @@ def _add_class_findings(inspection: Inspection) -> None:
     count = inspection.splits["validation"].images
     if count < FEW_VALIDATION_IMAGES:
         warnings.append(
-            f"validation: {count} images select the checkpoint; below {FEW_VALIDATION_IMAGES} the choice is mostly"
-            " chance."
+            f"validation: only {count} images to select the checkpoint. With fewer than {FEW_VALIDATION_IMAGES}, the"
+            " selection is mostly random."
         )
 
 

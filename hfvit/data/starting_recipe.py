@@ -1,4 +1,4 @@
-"""Train on a data set in place of a recipe: choose and load its starting recipe."""
+"""Create the starting recipe of `hfvit train DATASET`."""
 
 import tempfile
 from pathlib import Path
@@ -21,17 +21,17 @@ from hfvit.recipe.starting import DataSize, starting_recipe
 from hfvit.utils.files import expand_user
 from hfvit.utils.hub_ids import is_hub_id, is_local
 
-FROM_SCRATCH = "__from_scratch"  # the option, with underscores in place of dashes
+FROM_SCRATCH = "__from_scratch"  # the option, with underscores instead of dashes
 STARTING_RECIPE = "starting_recipe.yaml"
-SAMPLED = 500  # images whose size decides the image size
+SAMPLED = 500  # images to estimate the image size from
 
 
 def find_and_load(argv: list[str]) -> Recipe:
-    """Load the recipe that `argv` names, or the starting recipe of the data set that it names.
+    """Load a recipe, or create the starting recipe of a data set.
 
     Args:
-        argv: `RECIPE [--key value ...]`, or `DATASET [--from_scratch] [--key value ...]` with a folder, table, archive
-            or Hub id, or `digits`.
+        argv: `RECIPE [--key value ...]`, or `DATASET [--from_scratch] [--key value ...]`, where `DATASET` is a folder,
+            table, archive or Hub id, or `digits`.
     """
     words = [word for word in argv if word.replace("-", "_") != FROM_SCRATCH]
     from_scratch = len(words) < len(argv)
@@ -39,12 +39,15 @@ def find_and_load(argv: list[str]) -> Recipe:
         return load_starting_recipe(words[0], words[1:], from_scratch)
     if from_scratch:
         name = words[0] if words else ""
-        raise RecipeError(f"--from_scratch: must follow a data set, got the recipe '{name}'. Pass --architecture.")
+        raise RecipeError(f"--from_scratch: needs a data set, got the recipe '{name}'. Pass --architecture instead.")
     return load_recipe(words)
 
 
 def is_data_set(name: str) -> bool:
-    """Whether `name` is not a recipe but data: a folder without one, a table, an archive, a Hub id, or `digits`."""
+    """Whether `name` is a data set instead of a recipe.
+
+    Data sets are a folder without recipe.yaml, a table, an archive, a Hub id, or `digits`.
+    """
     path = expand_user(name)
     if name in shipped_recipes() or path.suffix.lower() in (".yaml", ".yml"):
         return False
@@ -60,11 +63,15 @@ def load_starting_recipe(dataset: str, options: list[str], from_scratch: bool = 
 
     Args:
         dataset: folder, table, archive or Hub id.
-        options: `--key value ...`, which override its values.
+        options: `--key value ...`, which override the recipe.
         from_scratch: train a small model without pretrained weights.
 
+    Returns:
+        The starting recipe with the options.
+
     Raises:
-        DataError: the data set cannot be used.
+        DataError: the data set cannot be used for training.
+        ModelError: the pretrained weights are not available.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / STARTING_RECIPE
@@ -72,7 +79,7 @@ def load_starting_recipe(dataset: str, options: list[str], from_scratch: bool = 
         path.write_text(yaml.safe_dump(first), encoding="utf-8")
         given = load_recipe([str(path), *options])
         if given.data.streaming:
-            raise RecipeError("--streaming: not available with a data set in place of a recipe. Name a recipe.")
+            raise RecipeError("--streaming: not available with a data set instead of a recipe. Pass a recipe.")
         opened = open_data(given.data, given.training.seed)
         has_gpu, has_bf16 = accelerator()
         has_gpu &= not given.training.use_cpu
@@ -86,7 +93,7 @@ def load_starting_recipe(dataset: str, options: list[str], from_scratch: bool = 
 
 
 def check_weights(recipe: Recipe) -> None:
-    """Raise `ModelError` where the pretrained weights of a starting recipe are neither here nor to be downloaded."""
+    """Raise `ModelError` if pretrained weights are neither cached nor available for download."""
     name = recipe.model.model_name_or_path
     if not name or is_local(name):
         return
@@ -95,13 +102,13 @@ def check_weights(recipe: Recipe) -> None:
     except OSError as error:
         raise ModelError(
             f"model_name_or_path: the pretrained weights {name} are not on this machine and cannot be downloaded"
-            f" ({one_line(error).partition('. ')[0]}). Connect to the network, name a local folder with"
+            f" ({one_line(error).partition('. ')[0]}). Connect to the network, pass a local folder as"
             " --model_name_or_path, or pass --from_scratch to train a small model without pretrained weights."
         ) from None
 
 
 def data_size(opened: Opened) -> DataSize:
-    """What the starting recipe depends on: class counts, and the sizes of some images, from their heads alone."""
+    """Measure class counts and image sizes for the starting recipe, without decoding pixels."""
     splits = opened.splits
     held_out = {role: facts.get("held_out") for role, facts in splits.facts["splits"].items()}
     counts = sum(class_counts(splits, role) for role in splits.sources if role == "train" or held_out[role])
@@ -131,7 +138,7 @@ def _typical_side(split: Dataset) -> int:
 
 
 def accelerator() -> tuple[bool, bool]:
-    """Whether there is a GPU, and whether it computes in bfloat16."""
+    """Return whether there is a GPU, and whether it supports bfloat16."""
     if not torch.cuda.is_available():
         return torch.accelerator.is_available(), False
     return True, torch.cuda.is_bf16_supported()

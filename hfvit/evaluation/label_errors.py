@@ -28,17 +28,20 @@ from hfvit.utils.files import expand_user
 from hfvit.utils.quiet import quiet_libraries
 
 FOLDS = 5
-MOST_FOR_A_PROBE = 20_000  # training images; of more, the fit takes longer than the features
+MAX_PROBE_IMAGES = 20_000  # with more training images, the fit takes longer than the features
 BATCH = 32
 
 
 def open_as_trained(run: str | Path, dataset: str | Path, **fields: Any) -> Opened | None:
-    """Open a data set with the splits of a run that was trained on it; None where it was trained on other data.
+    """Open a data set with the splits of a run that was trained on it.
 
     Args:
-        run: what `load_classifier` takes.
-        dataset: as `dataset_name` of a recipe names it.
-        fields: of `DataArguments`, which override those of the run.
+        run: output folder, or another argument of `load_classifier`.
+        dataset: data set, as `dataset_name` of a recipe.
+        **fields: keys of `DataArguments`, which override those of the run.
+
+    Returns:
+        The data set, None if the run was trained on another one.
     """
     recipe = find_artifact(run).beside(RECIPE_FILE)
     if recipe is None:
@@ -52,25 +55,24 @@ def open_as_trained(run: str | Path, dataset: str | Path, **fields: Any) -> Open
 def find_label_errors(
     run: str | Path, opened: Opened, has_trained_on: bool = True, show_progress: bool = True
 ) -> tuple[list[Suspect], str]:
-    """Images whose label a trained model contradicts with confidence, the most confident first.
+    """Find suspicious labels by confident learning (https://arxiv.org/abs/1911.00068).
 
-    A model predicts the labels of the images that it was trained on, wrong ones too. So the training images are
-    predicted by a linear probe on the model's features, cross-validated in five folds, and the others by the model.
-    An image is suspicious where another class is the most probable, and more probable than that class is on average
-    for images labelled with it (confident learning, https://arxiv.org/abs/1911.00068).
+    A label is suspicious if another class is predicted, with at least the mean probability of that class over the
+    images labeled with it. A model has also learned wrong labels of its training images; these are therefore predicted
+    by a linear probe on the features of the model, with cross-validation in five folds.
 
     Args:
-        run: what `load_classifier` takes.
-        opened: the data set, with the splits of the run if that was trained on it.
+        run: output folder, or another argument of `load_classifier`.
+        opened: data set, with the splits of the run if it was trained on it.
         has_trained_on: whether the run was trained on the training split.
         show_progress: show progress bars on standard error.
 
     Returns:
-        The suspicious images, and in words what they were found by.
+        (images with suspicious labels, the most confident first; description of the method).
 
     Raises:
         DataError: the classes of the data set are not those of the model, or an image cannot be decoded.
-        ModelError: the run cannot be loaded, or reads texts.
+        ModelError: the run cannot be loaded, or has a text encoder.
     """
     quiet_libraries()
     classifier = load_classifier(run)
@@ -78,24 +80,24 @@ def find_label_errors(
     if set(classifier.labels) != set(splits.labels):
         other = sorted(set(splits.labels) ^ set(classifier.labels))
         raise DataError(
-            f"--run: the classes of {run} are not those of {opened.data.dataset_name} ({', '.join(other[:5])} differ)."
-            " Name a run that was trained on these classes."
+            f"--run: must have the classes of {opened.data.dataset_name}, got {run} ({', '.join(other[:5])} differ)."
+            " Pass a run that was trained on these classes."
         )
     if np.asarray(splits.train[:1]["label"]).ndim == 2 or classifier.multi_label:
-        raise DataError("--run: finds suspicious labels of data sets with one label an image only. Leave it out.")
+        raise DataError("--run: not available with several labels per image. Omit it.")
     if classifier.text_reader:
-        raise ModelError(f"--run: {run} classifies images with texts. Name a run that classifies images alone.")
+        raise ModelError(f"--run: {run} needs texts. Pass a run that classifies images only.")
     order = [classifier.labels.index(label) for label in splits.labels]
     names = ImageNames(opened)
     suspects: list[Suspect] = []
-    with_probe = has_trained_on and len(splits.train) <= MOST_FOR_A_PROBE
+    with_probe = has_trained_on and len(splits.train) <= MAX_PROBE_IMAGES
     for role in splits.sources:
         labels = np.asarray(splits[role]["label"])
         logits, features = _predict(classifier, splits[role], role, show_progress)
         probabilities = softmax(logits[:, order], axis=1)
         if role == "train" and with_probe:
             probabilities = cross_validated(features, labels, len(splits.labels))
-        for row in contradicted(probabilities, labels):
+        for row in suspicious_rows(probabilities, labels):
             predicted = int(probabilities[row].argmax())
             suspects.append(
                 Suspect(
@@ -110,12 +112,12 @@ def find_label_errors(
     if with_probe:
         how += "; training images by a linear probe on its features, cross-validated"
     elif has_trained_on:
-        how += ", which was trained on the training images and has learned wrong labels of them, too"
+        how += ", which was trained on the training images and may have learned their wrong labels"
     return suspects, how
 
 
-def contradicted(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Rows whose label a confident prediction contradicts.
+def suspicious_rows(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the rows with a suspicious label.
 
     Args:
         probabilities: `(images, classes)`, NaN for an image without a prediction.
@@ -132,12 +134,15 @@ def contradicted(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def cross_validated(features: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
-    """Probabilities of a logistic regression that was not fitted on the image; NaN where its class is too small.
+    """Predict class probabilities with a cross-validated logistic regression.
 
     Args:
         features: `(images, dimensions)`.
         labels: class indices `(images,)`.
         classes: number of classes.
+
+    Returns:
+        Probabilities `(images, classes)`, NaN for images of classes with fewer images than folds.
     """
     found = np.full((len(labels), classes), np.nan)
     enough = np.bincount(labels, minlength=classes) >= FOLDS
@@ -154,7 +159,7 @@ def cross_validated(features: np.ndarray, labels: np.ndarray, classes: int) -> n
 
 
 def _predict(classifier: Classifier, split: Any, role: str, show_progress: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Logits of a split's images, and the features that the head reads; the logits where there is no such head."""
+    """Return the logits of a split, and the inputs of the head, or the logits again without a head."""
     logits = []
     bar = tqdm(total=len(split), desc=f"Predicting {role}", unit="image", disable=None if show_progress else True,
                leave=False)  # fmt: skip
@@ -170,7 +175,7 @@ def _predict(classifier: Classifier, split: Any, role: str, show_progress: bool)
 
 @contextmanager
 def _head_inputs(classifier: Classifier) -> Iterator[list[np.ndarray]]:
-    """Collect what the head of a timm model reads while the model runs."""
+    """Collect the inputs of a timm model's head while the model runs."""
     features: list[np.ndarray] = []
     timm_model = getattr(getattr(classifier.backend, "model", None), "timm_model", None)
     head = timm_model.get_classifier() if isinstance(classifier.backend, TorchBackend) and timm_model else None

@@ -1,4 +1,4 @@
-"""Choose a recipe to start from, by the number and size of a data set's images."""
+"""Choose the starting recipe for the number and size of a data set's images."""
 
 import math
 import re
@@ -11,13 +11,13 @@ from hfvit.errors import printable
 
 SMALL_MODEL = "timm/vit_small_patch14_dinov2.lvd142m"
 LARGE_MODEL = "timm/vit_base_patch14_dinov2.lvd142m"
-MANY_IMAGES = 10_000  # from which a GPU trains the larger model
-FEW_FOR_A_TEST = 300  # images, of which a tenth would be a test set whose accuracy says little
-WANTED_FOR_VALIDATION = 30
-IMAGES_SEEN = 30_000  # in all epochs of fine-tuning, where the limits of epochs allow it
+MANY_IMAGES = 10_000  # smallest number for the larger model on a GPU
+MIN_IMAGES_FOR_TEST = 300  # a tenth of fewer images is too small for a test accuracy
+MIN_VALIDATION_IMAGES = 30
+IMAGES_SEEN = 30_000  # in all epochs of fine-tuning, within the limits on epochs
 IMAGES_SEEN_FROM_SCRATCH = 300_000
-FEW_TO_SELECT = 500  # validation images, below which the loss selects: accuracy is too coarse
-IMBALANCE = 10.0  # images of the largest class by those of the smallest, from which classes are balanced
+MIN_IMAGES_TO_SELECT = 500  # with fewer validation images, accuracy is too coarse to select a checkpoint
+IMBALANCE = 10.0  # smallest ratio of the largest to the smallest class for class_balance
 SECTIONS = {
     "Model": "model_name_or_path architecture model_args image_size",
     "Data": "dataset_name dataset_config_name validation_fraction test_split",
@@ -31,17 +31,17 @@ SECTIONS = {
 
 @dataclass(frozen=True)
 class DataSize:
-    """What the choice depends on.
+    """Properties of a data set that the starting recipe depends on.
 
     Args:
-        images: of the training split, with those that are held out of it.
-        smallest_class: images of the training split's smallest class.
-        largest_class: images of its largest class.
+        images: number of training images, including held-out images.
+        smallest_class: number of training images of the smallest class.
+        largest_class: number of training images of the largest class.
         classes: number of classes.
         side: shorter side of a typical image, in pixels.
-        validation: images of the data set's own validation split; 0 without one.
-        holds_out_test: whether test images are held out of the training split, too.
-        is_multi_label: whether an image has several labels.
+        validation: number of images of the validation split, 0 if there is none.
+        holds_out_test: whether test images are held out of the training split.
+        is_multi_label: whether an image can have several labels.
     """
 
     images: int
@@ -57,25 +57,28 @@ class DataSize:
 def starting_recipe(
     size: DataSize, dataset_name: str, *, has_gpu: bool, has_bf16: bool = False, from_scratch: bool = False
 ) -> dict[str, Any]:
-    """Keys and values of a recipe for a data set of this size.
+    """Choose model, image size, batch size, epochs and evaluation for a data set.
 
     Args:
-        size: of the data set.
-        dataset_name: as the recipe names it.
-        has_gpu: larger model, images and batches.
-        has_bf16: whether the GPU computes in bfloat16.
+        size: properties of the data set.
+        dataset_name: data set of the recipe.
+        has_gpu: choose a larger model, images and batches.
+        has_bf16: whether the GPU supports bfloat16.
         from_scratch: train a small model without pretrained weights.
+
+    Returns:
+        Keys and values of the recipe.
     """
     values: dict[str, Any] = {"dataset_name": dataset_name}
     kept = 1.0
     validation = size.validation
     if not validation:
-        fraction = 0.05 if size.images >= 20_000 else min(0.3, max(0.1, WANTED_FOR_VALIDATION / size.images))
+        fraction = 0.05 if size.images >= 20_000 else min(0.3, max(0.1, MIN_VALIDATION_IMAGES / size.images))
         values["validation_fraction"] = round(fraction, 2)
         validation = round(size.images * fraction)
         kept -= fraction
     if size.holds_out_test:
-        if size.images < FEW_FOR_A_TEST:
+        if size.images < MIN_IMAGES_FOR_TEST:
             values["test_split"] = None
         else:
             kept -= 0.1
@@ -91,13 +94,15 @@ def starting_recipe(
         values["class_balance"] = "sample"
     if has_bf16:
         values["bf16"] = True
-    values["metric_for_best_model"] = "loss" if validation < FEW_TO_SELECT or size.is_multi_label else "accuracy"
+    values["metric_for_best_model"] = (
+        "loss" if validation < MIN_IMAGES_TO_SELECT or size.is_multi_label else "accuracy"
+    )
     values["output_dir"] = f"outputs/{_folder_name(dataset_name)}"
     return values
 
 
 def _new_model(side: int) -> dict[str, Any]:
-    """A ViT of 0.8 million parameters (as recipes/quickstart.yaml) or 2.7 million that reads 64 patches."""
+    """Configure a ViT with 64 patches and 0.8 million (as recipes/quickstart.yaml) or 2.7 million parameters."""
     size = 32 if side < 48 else 64
     width = 128 if size == 32 else 192
     network = {"patch_size": size // 8, "embed_dim": width, "depth": 4 if size == 32 else 6, "num_heads": width // 32}
@@ -111,30 +116,33 @@ def _new_model(side: int) -> dict[str, Any]:
 
 
 def _schedule(images: int, has_gpu: bool, from_scratch: bool) -> dict[str, Any]:
-    """Batch, epochs, learning rate and the steps between evaluations.
+    """Choose batch size, epochs, learning rate and the steps between evaluations.
 
     Args:
-        images: that are trained on.
-        has_gpu: larger batches, and at least three epochs.
-        from_scratch: more epochs, and one learning rate for all layers.
+        images: number of training images, without held-out images.
+        has_gpu: choose larger batches, and at least three epochs.
+        from_scratch: choose more epochs, and the same learning rate for all layers.
     """
     largest = 128 if has_gpu and images >= MANY_IMAGES else 64
     batch = min(largest, max(4, 2 ** int(math.log2(max(1, images / 8)))), 2 ** int(math.log2(images)))
-    seen, fewest, most = (IMAGES_SEEN_FROM_SCRATCH, 10, 200) if from_scratch else (IMAGES_SEEN, 1, 30)
-    epochs = min(most, max(3 if has_gpu and not from_scratch else fewest, round(seen / images)))
+    if from_scratch:
+        min_epochs, max_epochs, images_seen = 10, 200, IMAGES_SEEN_FROM_SCRATCH
+    else:
+        min_epochs, max_epochs, images_seen = 3 if has_gpu else 1, 30, IMAGES_SEEN
+    epochs = min(max_epochs, max(min_epochs, round(images_seen / images)))
     steps = max(1, images // batch)
     peak = (1e-3 if from_scratch else 2e-4) * math.sqrt(batch / 64)
-    own = {} if from_scratch else {"layer_decay": 0.75}
+    layer_decay = {} if from_scratch else {"layer_decay": 0.75}
     return {
         "global_batch_size": batch,
         "num_train_epochs": epochs,
         "learning_rate": float(f"{peak:.1g}"),
-        **own,
+        **layer_decay,
         "weight_decay": 0.05,
         "warmup_steps": 0.1,
         "max_grad_norm": 1.0,
         "eval_strategy": "steps",
-        # About ten times a run, at most twice an epoch.
+        # About ten evaluations, at most two per epoch.
         "eval_steps": max(1, steps * epochs // 10, steps // 2),
         "logging_steps": max(1, min(50, steps * epochs // 20)),
     }
@@ -146,11 +154,11 @@ def _folder_name(dataset_name: str) -> str:
 
 
 def recipe_text(values: dict[str, Any], size: DataSize) -> str:
-    """The recipe as YAML with a comment for each section.
+    """Format the recipe as YAML with a comment for each section.
 
     Args:
-        values: of `starting_recipe`.
-        size: of the data set.
+        values: keys and values from `starting_recipe`.
+        size: properties of the data set.
     """
     name = printable(str(values["dataset_name"]))
     lines = [f"# Starting recipe for {name}: {size.images:,} training images, {size.classes} classes.", "#"]
@@ -166,6 +174,6 @@ def recipe_text(values: dict[str, Any], size: DataSize) -> str:
 
 
 def yaml_line(key: str, value: Any) -> str:
-    """A key of a recipe as one line of YAML, in ASCII: no character of a name acts on a terminal."""
+    """Format a key of a recipe as one line of YAML, in ASCII, safe for a terminal."""
     text = yaml.safe_dump(value, default_flow_style=True, width=10**6, sort_keys=False)
     return f"{key}: {text.removesuffix('...' + chr(10)).strip()}"

@@ -1,4 +1,4 @@
-"""`hfvit inspect`: describe a data set as text, JSON and an HTML page, with a recipe to start from."""
+"""Describe a data set as text and as an HTML page, with a starting recipe (`hfvit inspect`)."""
 
 import base64
 import dataclasses
@@ -53,17 +53,20 @@ def inspect(
     """Inspect a data set before training, as `hfvit inspect` does.
 
     Args:
-        dataset: what `dataset_name` of a recipe takes: a folder, table, archive, Hub id.
-        run: a trained run, whose predictions find suspicious labels.
-        html: file for the page with samples of each class.
-        recipe: file for the recipe to start from.
-        from_scratch: whether that recipe trains a small model without pretrained weights.
-        seed: of the rows that are held out.
+        dataset: folder, table, archive or Hub id, as `dataset_name` of a recipe.
+        run: trained run, to find suspicious labels. Default: do not search for them.
+        html: file to write an HTML page with samples of each class to. Default: none.
+        recipe: file to write the starting recipe to. Default: none.
+        from_scratch: create a recipe of a small model without pretrained weights.
+        seed: seed of held-out images.
         show_progress: show progress bars on standard error.
-        fields: other keys of `DataArguments`: `label_column="species"`, `class_names=[...]`, ...
+        **fields: other keys of `DataArguments`, such as `label_column="species"` or `class_names=[...]`.
+
+    Returns:
+        The description of the data set, with the starting recipe.
 
     Raises:
-        DataError: the data set has no layout that is known, or a training could not use it.
+        DataError: the data set has an unknown layout, or cannot be used for training.
         ModelError: the run cannot be loaded.
     """
     opened = open_data(DataArguments(dataset_name=str(dataset), **fields), seed)
@@ -73,7 +76,7 @@ def inspect(
     options = fields | ({"seed": seed} if seed != DEFAULT_SEED else {})
     values |= options
     held_out = {key: values[key] for key in ("validation_fraction", "test_split") if key in values}
-    if held_out:  # what `hfvit train` would hold out
+    if held_out:  # the starting recipe holds out other images than the defaults
         opened = open_data(dataclasses.replace(opened.data, **held_out), seed)
     suspects = None
     if run:
@@ -93,13 +96,13 @@ def inspect(
 def next_command(
     dataset: str, from_scratch: bool = False, recipe: str | Path | None = None, fields: Mapping[str, Any] | None = None
 ) -> str:
-    """The command that trains on the data set.
+    """Return the command that trains on the data set.
 
     Args:
-        dataset: as it was named.
+        dataset: data set as on the command line.
         from_scratch: train without pretrained weights.
-        recipe: file that the starting recipe was written to.
-        fields: further options.
+        recipe: file with the starting recipe. Default: `hfvit train` creates the recipe.
+        fields: other options.
     """
     if recipe:
         return shlex.join(["hfvit", "train", str(recipe)])
@@ -116,7 +119,7 @@ def next_command(
 
 
 def describe(inspection: Inspection) -> str:
-    """The inspection as plain text for a terminal."""
+    """Format the result as plain text for a terminal."""
     parts = [_head(inspection), _class_table(inspection)]
     for title, lines in (("Warnings", inspection.warnings), ("Notes", inspection.notes)):
         if lines:
@@ -131,9 +134,7 @@ def describe(inspection: Inspection) -> str:
             parts.append("\n".join([f"{title}:", *_listed_groups(groups)]))
     if inspection.suspects is not None:
         parts.append(_suspects(inspection))
-    parts.append(
-        "\n".join(["Recipe to start from:", *(f"  {yaml_line(*item)}" for item in inspection.recipe.items())])
-    )
+    parts.append("\n".join(["Starting recipe:", *(f"  {yaml_line(*item)}" for item in inspection.recipe.items())]))
     parts.append(f"Next: {printable(inspection.command)}")
     return "\n\n".join(parts)
 
@@ -231,11 +232,11 @@ def _suspects(inspection: Inspection) -> str:
 
 
 def page(inspection: Inspection, opened: Opened) -> str:
-    """The inspection as an HTML page with samples of each class; it needs no network.
+    """Render the result as an HTML page with samples of each class, for use without network.
 
     Args:
-        inspection: of `inspect_data`.
-        opened: the data set, for the samples.
+        inspection: result of `inspect_data`.
+        opened: data set to take the samples from.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
@@ -262,7 +263,7 @@ def _positions(opened: Opened, role: str) -> dict[int, int]:
 
 
 def _class_samples(inspection: Inspection, opened: Opened) -> list[dict[str, Any]]:
-    """Each class with its counts and some images: the first of the training split, else of another."""
+    """Return each class with its counts and samples, of the training split if possible."""
     splits = opened.splits
     found: list[dict[str, Any]] = []
     labels = {role: np.asarray(splits[role]["label"]) for role in splits.sources}
@@ -289,7 +290,7 @@ def _of_name(opened: Opened, by_row: dict[str, dict[int, int]], name: ImageName)
 
 
 def _thumbnail(opened: Opened, role: str, position: int) -> str | None:
-    """An image as a data URI; None where it cannot be decoded."""
+    """Return an image as a data URI, None if it cannot be decoded."""
     try:
         image = decode(opened.splits[role][position]["image"], role, position)
     except DataError:

@@ -35,7 +35,7 @@ def test_find_and_load_of_a_folder_lets_options_win(tmp_path):
     assert recipe.training.seed == 5
     assert recipe.model.architecture
     assert recipe.data.validation_fraction == 0.3
-    assert recipe.idle is None
+    assert recipe.ignored is None
 
 
 def test_find_and_load_without_weights_and_network_says_what_to_do(tmp_path):

@@ -12,7 +12,7 @@ from helpers.recipes import MICRO
 import hfvit
 from hfvit.data.inspect import open_data
 from hfvit.errors import DataError
-from hfvit.evaluation.label_errors import contradicted, cross_validated, find_label_errors, open_as_trained
+from hfvit.evaluation.label_errors import cross_validated, find_label_errors, open_as_trained, suspicious_rows
 from hfvit.recipe.arguments import DataArguments
 
 
@@ -23,7 +23,7 @@ def test_cross_validated_predictions_contradict_the_wrong_labels():
     labels = truth.copy()
     wrong = rng.choice(300, 12, replace=False)
     labels[wrong] = (truth[wrong] + 1) % 3
-    found = contradicted(cross_validated(features, labels, 3), labels)
+    found = suspicious_rows(cross_validated(features, labels, 3), labels)
     assert set(found) <= set(wrong)
     assert len(found) >= 9
 
@@ -34,13 +34,13 @@ def test_cross_validated_leaves_out_small_classes():
     probabilities = cross_validated(features, labels, 3)
     assert np.isnan(probabilities[40:]).all()
     assert np.allclose(probabilities[:40].sum(1), 1)
-    assert not set(contradicted(probabilities, labels)) & {40, 41}
+    assert not set(suspicious_rows(probabilities, labels)) & {40, 41}
 
 
-def test_contradicted_needs_the_confidence_of_the_other_class():
+def test_suspicious_rows_needs_the_confidence_of_the_other_class():
     probabilities = np.array([[0.9, 0.1], [0.8, 0.2], [0.1, 0.9], [0.3, 0.7], [0.45, 0.55], [0.05, 0.95]])
     labels = np.array([0, 0, 1, 1, 0, 0])
-    assert contradicted(probabilities, labels).tolist() == [5]
+    assert suspicious_rows(probabilities, labels).tolist() == [5]
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ def test_starting_recipe_fits_the_images(tmp_path, images, has_gpu, from_scratch
     path = tmp_path / "recipe.yaml"
     path.write_text(recipe_text(values, data), encoding="utf-8")
     recipe = load_recipe([str(path)])
-    assert recipe.idle is None
+    assert recipe.ignored is None
     test = 0.1 if recipe.data.test_split else 0.0
     train = images * (1 - recipe.data.validation_fraction - test)
     assert recipe.training.global_batch_size <= max(4, train / 4)
