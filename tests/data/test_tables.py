@@ -97,7 +97,7 @@ def test_load_splits_of_metadata_file_takes_its_labels(tmp_path, kind, caplog):
         splits = load_splits(str(tmp_path), validation_fraction=0.3)
     assert len(splits.train) + len(splits.validation) == 9
     assert class_counts(splits)["test"] == {"a": 2, "b": 1}
-    assert any("2 images are in no row" in message for message in caplog.messages)
+    assert any("2 images are not in the table" in message for message in caplog.messages)
 
 
 def test_load_splits_of_metadata_without_labels_takes_folders_and_adds_columns(tmp_path):
