@@ -38,7 +38,7 @@ def test_find_and_load_of_a_folder_lets_options_win(tmp_path):
     assert recipe.ignored is None
 
 
-def test_find_and_load_without_weights_and_network_says_what_to_do(tmp_path):
+def test_find_and_load_without_weights_and_network_names_the_options(tmp_path):
     write_images(tmp_path, FEW)
     with pytest.raises(ModelError, match=r"^model_name_or_path: .*--from_scratch"):
         find_and_load([str(tmp_path)])
@@ -53,7 +53,7 @@ def test_find_and_load_without_weights_and_network_says_what_to_do(tmp_path):
         (["{}/none.yaml", "--from_scratch"], RecipeError, "--from_scratch:"),
     ],
 )
-def test_find_and_load_with_what_cannot_be_used_names_the_option(tmp_path, words, error, head):
+def test_find_and_load_with_unusable_data_names_the_option(tmp_path, words, error, head):
     write_images(tmp_path, FEW)
     with pytest.raises(error) as caught:
         find_and_load([word.format(tmp_path) for word in words])

@@ -80,7 +80,7 @@ def test_inspect_passes_options_on_to_the_recipe_and_the_command(tmp_path):
     assert found.splits["train"].classes.keys() == {"a", "b"}
 
 
-def test_inspect_of_what_no_training_could_use_raises(tmp_path):
+def test_inspect_of_unusable_data_raises(tmp_path):
     with pytest.raises(DataError, match=r"^dataset_name:"):
         hfvit.inspect(write_images(tmp_path, {"": 3}))
     assert os.listdir(tmp_path)
