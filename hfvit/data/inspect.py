@@ -29,6 +29,7 @@ DRAFT = 64  # smallest side in pixels of a reduced JPEG; the hash needs 32
 TINY_SIDE = 16  # pixels
 TINY_FRACTION = 0.25  # of the median shorter side
 FEW_IN_CLASS = 10
+WEAK_MODEL = 0.7  # fraction of the labels that a model predicts, below which it cannot judge them
 ROLES = ("train", "validation", "test")
 
 
@@ -113,6 +114,15 @@ class Suspect(Record):
 
 
 @dataclass(kw_only=True)
+class LabelCheck(Record):
+    """Suspicious labels, by what they were found, and the fraction of labels that are predicted."""
+
+    source: str
+    agreement: float
+    suspects: list[Suspect]
+
+
+@dataclass(kw_only=True)
 class Inspection(Record):
     """Result of `hfvit inspect`.
 
@@ -134,8 +144,7 @@ class Inspection(Record):
     tiny: list[ImageName]
     uniform: list[ImageName]
     duplicates: list[Duplicates]
-    suspects: list[Suspect] | None = None
-    suspects_from: str | None = None
+    label_check: LabelCheck | None = None
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     recipe: dict[str, Any] = field(default_factory=dict)
@@ -175,14 +184,12 @@ def open_data(data: DataArguments, seed: int = 42) -> Opened:
     return Opened(data, load_whole_splits(data, seed, local), local)
 
 
-def inspect_data(
-    opened: Opened, suspects: tuple[list[Suspect], str] | None = None, show_progress: bool = True
-) -> Inspection:
+def inspect_data(opened: Opened, label_check: LabelCheck | None = None, show_progress: bool = True) -> Inspection:
     """Decode all images once, and describe the data set.
 
     Args:
         opened: data set from `open_data`.
-        suspects: suspicious labels from `evaluation.label_errors.find_label_errors`. Default: none.
+        label_check: suspicious labels from `evaluation.label_errors.find_label_errors`. Default: none.
         show_progress: show a progress bar on standard error.
 
     Returns:
@@ -207,8 +214,7 @@ def inspect_data(
         tiny=_tiny(scans, names),
         uniform=[names(role, row) for role, row, facts in _each(scans) if facts.is_uniform],
         duplicates=_duplicates(splits, scans, names),
-        suspects=suspects[0] if suspects else None,
-        suspects_from=suspects[1] if suspects else None,
+        label_check=label_check,
     )
     inspection.notes += opened.local.notes if opened.local else []
     _add_findings(inspection)
@@ -228,8 +234,9 @@ class ImageNames:
     def __call__(self, role: str, row: int, reason: str | None = None) -> ImageName:
         split = self.splits[role]
         example = split[int(row)]
-        path = (example["image"] or {}).get("path")
-        if path and self.root and os.path.isabs(path):
+        encoded = example["image"] or {}
+        path = encoded.get("path")
+        if path and self.root and not encoded.get("bytes"):
             path = os.path.relpath(os.path.abspath(path), self.root)
         return ImageName(
             split=role, row=int(example["row"]), label=self.label(example["label"]), file=path or None, reason=reason
@@ -483,9 +490,15 @@ def _add_findings(inspection: Inspection) -> None:
     if within:
         copies = [image for group in within for image in group.images[1:]]
         notes.append(f"{_count(copies, 'copy', 'copies')} of images within their split.")
-    if inspection.suspects:
-        first = inspection.suspects[0].image
-        warnings.append(f"{_count(inspection.suspects, 'suspicious label')}, such as that of {first.name}.")
+    check = inspection.label_check
+    if check and check.agreement < WEAK_MODEL:
+        warnings.append(
+            f"--run: the model predicts only {check.agreement:.0%} of the labels correctly. The suspicious labels of such"
+            " a weak model mean little."
+        )
+    elif check and check.suspects:
+        name = check.suspects[0].image.name
+        warnings.append(f"{_count(check.suspects, 'suspicious label')}, such as that of {name}.")
     if inspection.uniform:
         warnings.append(f"{_count(inspection.uniform, 'image')} of one color, such as {inspection.uniform[0].name}.")
     if inspection.tiny:

@@ -17,6 +17,7 @@ from hfvit.data.inspect import (
     Duplicates,
     ImageName,
     Inspection,
+    LabelCheck,
     Opened,
     inspect_data,
     open_data,
@@ -78,12 +79,12 @@ def inspect(
     held_out = {key: values[key] for key in ("validation_fraction", "test_split") if key in values}
     if held_out:  # the starting recipe holds out other images than the defaults
         opened = open_data(dataclasses.replace(opened.data, **held_out), seed)
-    suspects = None
+    label_check = None
     if run:
         as_trained = open_as_trained(run, dataset, **fields)
         opened = as_trained or opened
-        suspects = find_label_errors(run, opened, as_trained is not None, show_progress)
-    inspection = inspect_data(opened, suspects, show_progress)
+        label_check = find_label_errors(run, opened, as_trained is not None, show_progress)
+    inspection = inspect_data(opened, label_check, show_progress)
     inspection.recipe = values
     inspection.command = next_command(str(dataset), from_scratch, recipe, options)
     if recipe:
@@ -132,8 +133,8 @@ def describe(inspection: Inspection) -> str:
     ):  # fmt: skip
         if groups:
             parts.append("\n".join([f"{title}:", *_listed_groups(groups)]))
-    if inspection.suspects is not None:
-        parts.append(_suspects(inspection))
+    if inspection.label_check:
+        parts.append(_suspects(inspection.label_check))
     parts.append("\n".join(["Starting recipe:", *(f"  {yaml_line(*item)}" for item in inspection.recipe.items())]))
     parts.append(f"Next: {printable(inspection.command)}")
     return "\n\n".join(parts)
@@ -211,10 +212,10 @@ def _with_label(image: ImageName) -> str:
     return f"{image.name} ({image.split}, {image.label})"
 
 
-def _suspects(inspection: Inspection) -> str:
-    head = f"Suspicious labels ({printable(inspection.suspects_from or '')}):"
+def _suspects(check: LabelCheck) -> str:
+    head = f"Suspicious labels ({printable(check.source)}; {check.agreement:.0%} of the labels predicted):"
     rows = [("image", "label", "predicted")]
-    for suspect in inspection.suspects[: 2 * NAMES_IN_TEXT]:
+    for suspect in check.suspects[: 2 * NAMES_IN_TEXT]:
         rows.append(
             (
                 printable(suspect.image.name),
@@ -224,7 +225,7 @@ def _suspects(inspection: Inspection) -> str:
         )
     if len(rows) == 1:
         return f"{head} none"
-    more = len(inspection.suspects) - 2 * NAMES_IN_TEXT
+    more = len(check.suspects) - 2 * NAMES_IN_TEXT
     return "\n".join([head, *(f"  {line}" for line in aligned(rows)), *([f"  ... {more:,} more"] if more > 0 else [])])
 
 
@@ -251,7 +252,7 @@ def page(inspection: Inspection, opened: Opened) -> str:
         conflicts=[_group(opened, by_row, group) for group in inspection.conflicts[:GROUPS_IN_PAGE]],
         suspects=[
             {"suspect": suspect, "image": _of_name(opened, by_row, suspect.image)}
-            for suspect in (inspection.suspects or [])[:SUSPECTS_IN_PAGE]
+            for suspect in (inspection.label_check.suspects if inspection.label_check else [])[:SUSPECTS_IN_PAGE]
         ],
         recipe="\n".join(yaml_line(*item) for item in inspection.recipe.items()),
         skipped=max(0, len(inspection.labels) - CLASSES_IN_PAGE),
