@@ -123,7 +123,7 @@ class Inspection(Record):
     dataset_name: str
     layout: str
     image_column: str
-    label_column: str
+    label_column: str | list[str]
     splits: dict[str, InspectedSplit]
     unused_splits: list[str]
     labels: list[str]
@@ -140,6 +140,11 @@ class Inspection(Record):
     notes: list[str] = field(default_factory=list)
     recipe: dict[str, Any] = field(default_factory=dict)
     command: str = ""
+
+    @property
+    def label_columns(self) -> str:
+        """The label columns, in words."""
+        return self.label_column if isinstance(self.label_column, str) else ", ".join(self.label_column)
 
     @property
     def leaks(self) -> list[Duplicates]:
@@ -296,16 +301,9 @@ def _read_chunk(images: list[dict[str, Any] | None]) -> list[ImageFacts]:
     if not reduced:
         return facts
     pixels = np.stack(reduced)
-    hashed = zip(perceptual_hashes(pixels), thumbnails(pixels), strict=True)
-    return [
-        one if one.problem else one._replace(hash=value, thumbnail=small)
-        for one, (value, small) in _with_hashes(facts, hashed)
-    ]
-
-
-def _with_hashes(facts: list[ImageFacts], hashed: Iterator) -> Iterator[tuple[ImageFacts, tuple]]:
-    for one in facts:
-        yield one, ((None, None) if one.problem else next(hashed))
+    hashes = iter(perceptual_hashes(pixels))
+    thumbs = iter(thumbnails(pixels))
+    return [one if one.problem else one._replace(hash=next(hashes), thumbnail=next(thumbs)) for one in facts]
 
 
 def _read_image(encoded: dict[str, Any]) -> tuple[ImageFacts, np.ndarray]:

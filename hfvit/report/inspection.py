@@ -21,7 +21,7 @@ from hfvit.data.inspect import (
     inspect_data,
     open_data,
 )
-from hfvit.data.starting_recipe import accelerator, data_size
+from hfvit.data.starting_recipe import accelerator, data_size, is_data_set
 from hfvit.errors import DataError, printable
 from hfvit.evaluation.label_errors import find_label_errors, open_as_trained
 from hfvit.recipe.arguments import DataArguments
@@ -29,6 +29,7 @@ from hfvit.recipe.starting import recipe_text, starting_recipe, yaml_line
 from hfvit.utils.files import write_text
 from hfvit.utils.formatting import aligned
 
+DEFAULT_SEED = 42  # of a recipe
 CLASSES_IN_TEXT = 20
 CLASSES_IN_PAGE = 200
 SAMPLES = 8  # of each class in the page
@@ -45,7 +46,7 @@ def inspect(
     html: str | Path | None = None,
     recipe: str | Path | None = None,
     from_scratch: bool = False,
-    seed: int = 42,
+    seed: int = DEFAULT_SEED,
     show_progress: bool = False,
     **fields: Any,
 ) -> Inspection:
@@ -72,7 +73,8 @@ def inspect(
     size = data_size(opened)
     has_gpu, has_bf16 = accelerator()
     values = starting_recipe(size, str(dataset), has_gpu=has_gpu, has_bf16=has_bf16, from_scratch=from_scratch)
-    values |= fields
+    options = fields | ({"seed": seed} if seed != DEFAULT_SEED else {})
+    values |= options
     held_out = {key: values[key] for key in ("validation_fraction", "test_split") if key in values}
     if held_out:  # the starting recipe holds out other images than the defaults
         opened = open_data(dataclasses.replace(opened.data, **held_out), seed)
@@ -83,7 +85,7 @@ def inspect(
         suspects = find_label_errors(run, opened, as_trained is not None, show_progress)
     inspection = inspect_data(opened, suspects, show_progress)
     inspection.recipe = values
-    inspection.command = next_command(str(dataset), from_scratch, recipe, fields)
+    inspection.command = next_command(str(dataset), from_scratch, recipe, options)
     if recipe:
         write_text(recipe, recipe_text(inspection.recipe, size))
     if html:
@@ -104,6 +106,8 @@ def next_command(
     """
     if recipe:
         return shlex.join(["hfvit", "train", str(recipe)])
+    if not is_data_set(dataset):  # a name of the Hub without its owner, which may be that of a recipe
+        return f"hfvit inspect {shlex.quote(dataset)} --recipe my_recipe.yaml && hfvit train my_recipe.yaml"
     words = ["hfvit", "train", dataset]
     for key, value in (fields or {}).items():
         texts = value if isinstance(value, list) else [{None: "none", True: "true", False: "false"}.get(value, value)]
@@ -139,7 +143,7 @@ def _head(inspection: Inspection) -> str:
     rows = [
         ("data set", printable(inspection.dataset_name)),
         ("format", printable(inspection.layout)),
-        ("columns", printable(f"images from {inspection.image_column}, classes from {inspection.label_column}")),
+        ("columns", printable(f"images from {inspection.image_column}, classes from {inspection.label_columns}")),
     ]
     for role, split in inspection.splits.items():
         source = "" if split.source == role else f" ({printable(split.source)})"
