@@ -493,8 +493,8 @@ def _add_findings(inspection: Inspection) -> None:
     check = inspection.label_check
     if check and check.agreement < WEAK_MODEL:
         warnings.append(
-            f"--run: the model predicts only {check.agreement:.0%} of the labels correctly. The suspicious labels of such"
-            " a weak model mean little."
+            f"--run: the model predicts only {check.agreement:.0%} of the labels. The suspicious labels of such a weak"
+            " model mean little."
         )
     elif check and check.suspects:
         name = check.suspects[0].image.name
