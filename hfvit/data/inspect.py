@@ -18,11 +18,12 @@ from hfvit.data.decode import to_rgb, upright_size
 from hfvit.data.duplicates import groups_of, near_pairs, perceptual_hashes, reduce_image, thumbnails
 from hfvit.data.local import LocalData
 from hfvit.data.open_image import image_error_reason, open_image
-from hfvit.data.splits import FEW_VALIDATION_IMAGES, ImageSplits, load_whole_splits, open_source, split_names
+from hfvit.data.splits import DIGITS, FEW_VALIDATION_IMAGES, ImageSplits, load_whole_splits, open_source, split_names
 from hfvit.recipe.arguments import DataArguments
 from hfvit.recipe.starting import IMBALANCE
 from hfvit.utils.environment import cores
 from hfvit.utils.files import expand_user
+from hfvit.utils.hub_ids import is_local
 
 CHUNK = 128  # images of one task
 DRAFT = 64  # smallest side in pixels of a reduced JPEG; the hash needs 32
@@ -365,7 +366,9 @@ def _describe_split(splits: ImageSplits, role: str) -> InspectedSplit:
 def _layout(opened: Opened) -> str:
     if opened.local:
         return opened.local.layout
-    return "scikit-learn's digits" if opened.data.dataset_name == "digits" else "data set of `datasets`"
+    if opened.data.dataset_name == DIGITS:
+        return "scikit-learn's digits"
+    return "folder that `datasets` reads" if is_local(opened.data.dataset_name) else "data set on the Hub"
 
 
 def _unused(opened: Opened) -> list[str]:
