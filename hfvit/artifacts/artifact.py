@@ -1,4 +1,4 @@
-"""Find the checkpoint, ONNX file or TensorRT engine that a path means, without loading it."""
+"""Find the checkpoint, ONNX file or TensorRT engine of a path without loading it."""
 
 import os
 from collections import Counter

@@ -33,7 +33,7 @@ def file_name(
     target: str = "onnxruntime",
     with_preprocessing: bool = False,
 ) -> str:
-    """Return the file name of an ONNX variant, as transformers.js and ORTModel expect it.
+    """Return the file name of an ONNX variant for transformers.js and ORTModel.
 
     Args:
         dtype: fp32, fp16 or bf16.
@@ -146,7 +146,7 @@ class ExportRow:
 
 
 def export_rows(folder: Path) -> list[ExportRow]:
-    """Return a row for each file of an export folder, from export.json and engine.json."""
+    """Return a row for each file in export.json and engine.json."""
     rows = [
         _row(folder, name, entry.bytes, entry.parity, entry.gate)
         for name, entry in ExportRecord.load(folder).files.items()

@@ -1,4 +1,4 @@
-"""Typed records of JSON files: dataclasses that read, check and write JSON objects."""
+"""Dataclasses that read, check and write JSON objects."""
 
 import json
 import types

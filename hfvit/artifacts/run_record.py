@@ -1,4 +1,4 @@
-"""`RunRecord` (run.json): results, settings and environment of a run; and examples.npz."""
+"""`RunRecord` (run.json): results, settings and environment of a run."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Sections of run.json: model, data, metrics, training, calibration, example images."""
+"""Sections of run.json: model, data, metrics, training, calibration, examples."""
 
 from dataclasses import dataclass, field
 from typing import Any

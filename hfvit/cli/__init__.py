@@ -1,4 +1,4 @@
-"""The `hfvit` command: one module per subcommand, which imports heavy libraries only when it runs."""
+"""The `hfvit` command, with one module per subcommand and lazy imports."""
 
 import sys
 

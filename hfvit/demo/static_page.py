@@ -194,7 +194,7 @@ def _umask() -> int:
 
 
 def _refuse_link(path: Path) -> None:
-    """Raise `ModelError` for a symbolic link in an export: what it leads to would be published."""
+    """Raise `ModelError` for a symbolic link, whose target would be published."""
     if path.is_symlink():
         raise ModelError(
             f"--static: {path} is a symbolic link to {os.readlink(path)}. A page follows no links; replace it with the"

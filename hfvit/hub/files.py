@@ -188,7 +188,7 @@ def _matching(root: Path, prefix: str, patterns: tuple[str, ...]) -> list[tuple[
 
 
 def _check_not_a_link(path: Path) -> None:
-    """Raise `PushArgumentError` for a symbolic link, since its target may be any file of this machine."""
+    """Raise `PushArgumentError` for a symbolic link, which may lead to any file."""
     if path.is_symlink():
         raise PushArgumentError(
             f"OUTPUT_DIR: {path} is a symbolic link to {os.readlink(path)}, which is not pushed. Replace it by a copy"

@@ -358,7 +358,7 @@ def _short(error: Exception) -> str:
 
 @contextmanager
 def _hub_errors(repo_id: str, state: str = "") -> Iterator[None]:
-    """Raise exceptions of the Hub's client as `HubError`; `state` is added to the message."""
+    """Convert exceptions of the Hub's client to `HubError`, with `state` added."""
     try:
         yield
     except HubError:

@@ -212,7 +212,7 @@ def _may_be_null(key: str) -> bool:
 
 
 def _value_type(action: argparse.Action, may_be_null: bool) -> Callable[[str], Any]:
-    """Combine an action's type and choices in one function; `none` and `null` are null."""
+    """Combine an action's type and choices; `none` and `null` are null."""
     convert = action.type
     choices = action.choices
 
