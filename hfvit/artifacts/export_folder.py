@@ -141,7 +141,7 @@ class ExportRow:
     file: str
     size: str
     difference: str
-    accuracy: str
+    score: str
     agreement: str
 
 
@@ -189,6 +189,6 @@ def _row(folder: Path, name: str, count: int, parity: Parity | None, gate: Artif
         file=f"{folder.name}/{name}",
         size=size(count),
         difference="" if difference is None else f"{difference:.2g}",
-        accuracy=f"{gate.accuracy:.2%}" if gate else "",
+        score=f"{gate.score.value:.2%}" if gate else "",
         agreement=f"{gate.agreement:.2%}" if gate else "",
     )

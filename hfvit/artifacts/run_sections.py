@@ -1,7 +1,7 @@
 """Sections of run.json: model, data, metrics, training, calibration, examples."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from hfvit.artifacts.json_record import OPTIONAL, Record
 
@@ -58,7 +58,7 @@ class Split(Record):
 class Data(Record):
     """Data set and splits by role.
 
-    `selected_by` is the split that selected the checkpoint.
+    `selected_by` is the split that selected the checkpoint. `problem_type` is None for single-label data.
     """
 
     dataset_name: str
@@ -67,7 +67,8 @@ class Data(Record):
     dataset_revision: str | None
     dataset_commit: str | None = None
     image_column: str | None = None
-    label_column: str | None = None
+    label_column: list[str] | str | None = None
+    problem_type: str | None = field(default=None, metadata=OPTIONAL)
     text_column: str | None = field(default=None, metadata=OPTIONAL)
     labels: list[str]
     splits: dict[str, Split]
@@ -109,6 +110,15 @@ class ClassMetrics(Record):
     images: int
 
 
+class Score(NamedTuple):
+    """The metric that a split is judged by, with its 95 % interval; `key` is its name in logs."""
+
+    key: str
+    name: str
+    value: float
+    interval: tuple[float, float]
+
+
 @dataclass(kw_only=True)
 class SplitMetrics(Record):
     """Metrics of one split (`metrics.classification`)."""
@@ -123,6 +133,93 @@ class SplitMetrics(Record):
     per_class: list[ClassMetrics]
     confusion_matrix: list[list[int]]
     calibration: list[CalibrationBin]
+
+    @property
+    def score(self) -> Score:
+        return Score("accuracy", "accuracy", self.accuracy, self.accuracy_interval)
+
+    def index_entries(self) -> list[tuple[str, str, float]]:
+        """Type, name and value of the metrics in a model card's `model-index`."""
+        return [("accuracy", "Accuracy", self.accuracy), ("f1", "Macro F1", self.macro_f1)]
+
+    def columns(self) -> dict[str, str]:
+        """The figures of a table, by their headings."""
+        return {
+            "images": f"{self.images:,}",
+            "accuracy": f"{self.accuracy:.2%}",
+            "95 % interval": "{:.2%} - {:.2%}".format(*self.accuracy_interval),
+            "top-5": f"{self.top5_accuracy:.2%}",
+            "macro F1": f"{self.macro_f1:.4f}",
+            "loss": f"{self.loss:.4f}",
+            "ECE": f"{self.ece:.4f}",
+        }
+
+
+@dataclass(kw_only=True)
+class LabelMetrics(Record):
+    """Metrics of one label of several; `average_precision` is None where no image has it.
+
+    `curve` holds points of the precision-recall curve, as recall and precision.
+    """
+
+    label: str
+    images: int
+    average_precision: float | None
+    threshold: float
+    precision: float
+    recall: float
+    f1: float
+    curve: list[tuple[float, float]]
+
+
+@dataclass(kw_only=True)
+class MultiLabelMetrics(Record):
+    """Metrics of one split with several labels an image (metrics/multilabel.py).
+
+    Precision, recall, F1 and `exact_match` are of the thresholds in `per_class`.
+    """
+
+    images: int
+    labels_per_image: float
+    map: float
+    map_interval: tuple[float, float]
+    micro_f1: float
+    micro_f1_interval: tuple[float, float]
+    macro_f1: float
+    macro_f1_interval: tuple[float, float]
+    exact_match: float
+    loss: float
+    per_class: list[LabelMetrics]
+    curve: list[tuple[float, float]]
+
+    @property
+    def score(self) -> Score:
+        return Score("map", "mAP", self.map, self.map_interval)
+
+    def index_entries(self) -> list[tuple[str, str, float]]:
+        """Type, name and value of the metrics in a model card's `model-index`."""
+        return [("map", "mAP", self.map), ("f1", "Micro F1", self.micro_f1), ("f1", "Macro F1", self.macro_f1)]
+
+    def columns(self) -> dict[str, str]:
+        """The figures of a table, by their headings."""
+        return {
+            "images": f"{self.images:,}",
+            "mAP": f"{self.map:.4f}",
+            "95 % interval": "{:.4f} - {:.4f}".format(*self.map_interval),
+            "micro F1": f"{self.micro_f1:.4f}",
+            "macro F1": f"{self.macro_f1:.4f}",
+            "exact match": f"{self.exact_match:.2%}",
+            "loss": f"{self.loss:.4f}",
+        }
+
+
+@dataclass(kw_only=True)
+class Thresholds(Record):
+    """The probability from which on an image has a class, in the order of the logits."""
+
+    values: list[float]
+    fitted_on: str
+    images: int
 
 
 @dataclass(kw_only=True)

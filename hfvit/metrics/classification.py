@@ -1,15 +1,11 @@
 """Accuracy, top-5, macro F1, per-class scores, confusion matrix and ECE."""
 
-from collections.abc import Callable
-
 import datasets
 import evaluate
 import numpy as np
 from scipy.special import log_softmax
 from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
-
-from hfvit.recipe.arguments import SCALAR_METRICS
 
 CALIBRATION_BINS = 15
 
@@ -105,27 +101,3 @@ def calibration(confidence: np.ndarray, correct: np.ndarray) -> tuple[list[dict]
     ]
     ece = sum(b["images"] * abs(b["accuracy"] - b["confidence"]) for b in bins) / len(confidence)
     return bins, float(ece)
-
-
-def with_scalar_metrics(compute_metrics: Callable | None, labels: list[str]) -> Callable:
-    """Create `compute_metrics` of a Trainer: hfvit's scalar metrics and the user's.
-
-    Args:
-        compute_metrics: function of the user, `EvalPrediction -> dict`, or None.
-        labels: class names in the order of the logits.
-    """
-    own = trainer_metrics(labels)
-    if compute_metrics is None:
-        return own
-    return lambda prediction: own(prediction) | compute_metrics(prediction)
-
-
-def trainer_metrics(labels: list[str]):
-    """Create `compute_metrics` of a Trainer from `ImageClassificationMetric`."""
-    metric = ImageClassificationMetric(labels)
-
-    def compute_metrics(prediction) -> dict[str, float]:
-        computed = metric.compute(predictions=prediction.predictions, references=prediction.label_ids)
-        return {key: computed[key] for key in SCALAR_METRICS}
-
-    return compute_metrics
