@@ -26,11 +26,12 @@ from hfvit.data.samplers import BalancedSampler, EpochSampler
 from hfvit.data.stream import ImageStream, StreamEpochs, stream_loader
 from hfvit.data.text import TEXT_INPUTS
 from hfvit.errors import DataError, HFViTError, ModelError, RecipeError, one_line
-from hfvit.metrics.classification import with_scalar_metrics
+from hfvit.metrics.task import task_of, trainer_metrics
+from hfvit.recipe.arguments import MULTI_LABEL
 from hfvit.recipe.training_args import wrap_errors
 from hfvit.training.checkpointing import CheckpointWriter, ResumeState, is_over, keep_workers_on_signals, start_worker
 from hfvit.training.ema import EmaCallback
-from hfvit.training.losses import cross_entropy
+from hfvit.training.losses import LOSSES
 from hfvit.training.non_finite import NonFiniteLossMonitor, RewindRequest
 from hfvit.training.out_of_memory import OutOfMemoryHandler
 from hfvit.training.param_groups import build_param_groups, groups_beside
@@ -72,7 +73,8 @@ class HFViTTrainer(Trainer):
         augmentation: augmentation of a `train_dataset` of `datasets`; random resized crop and flip by default.
         preprocessing: preprocessing of evaluation batches; that of the model's configuration by default.
         mixing: mixup, CutMix and random erasing of training batches.
-        objective: training loss `(logits, labels, pixel_values, label_smoothing) -> loss`; cross-entropy by default.
+        objective: training loss `(logits, labels, pixel_values, label_smoothing) -> loss`; cross-entropy by default,
+            binary of a multi-label model.
         balanced: sample all classes equally often.
         progressive: callback that resizes training images, see `finetuning.progressive_resizing`.
         **kwargs: arguments of `transformers.Trainer`. `compute_loss_func=(outputs, labels, num_items_in_batch) ->
@@ -129,13 +131,16 @@ class HFViTTrainer(Trainer):
             collate,
             train_dataset,
             eval_dataset,
-            compute_metrics=with_scalar_metrics(compute_metrics, labels),
+            compute_metrics=trainer_metrics(task_of(model.config), labels, compute_metrics),
             **kwargs,
         )
         if self.args.activation_checkpointing and not self.model.supports_gradient_checkpointing:
             kind = type(getattr(self.model, "timm_model", self.model)).__name__
             with_text = " with a text encoder" if hasattr(self.model, "text_model") else ""
             raise RecipeError(f"activation_checkpointing: not available for {kind}{with_text}. Set it to false.")
+        self.task = task_of(model.config)
+        self.losses = LOSSES[self.task.problem_type]
+        self.args.fit_metric(self.task.scalar_metrics, self.task.default_metric)
         # compute_loss is a plain mean, without counting labels over accumulation steps and processes.
         self.model_accepts_loss_kwargs = False
         self.is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
@@ -195,6 +200,11 @@ class HFViTTrainer(Trainer):
             raise DataError(
                 f"global_batch_size: must be at most {rows}, the number of training images, got"
                 f" {self.args.global_batch_size}."
+            )
+        if (self.train_dataset.labels.ndim > 1) != (self.task.problem_type == MULTI_LABEL):
+            raise ModelError(
+                f"problem_type: the model's configuration says {self.task.problem_type}, and the training images are"
+                " labeled otherwise. Set problem_type in its configuration."
             )
         check_labels(self.train_dataset.labels, self.class_names)
 
@@ -387,7 +397,7 @@ class HFViTTrainer(Trainer):
         elif self.objective and model.training:
             loss = self.objective(outputs.logits, labels, inputs["pixel_values"], smoothing)
         else:
-            loss = cross_entropy(outputs.logits, labels, smoothing)
+            loss = self.losses.labels(outputs.logits, labels, smoothing)
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch=None) -> torch.Tensor:

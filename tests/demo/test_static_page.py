@@ -89,6 +89,16 @@ def test_page_has_all_files_and_overwrite_keeps_other_files(capsys, export, npm,
     assert "https://cdn.jsdelivr.net" in (page / "index.html").read_text()
 
 
+def test_page_of_several_labels_knows_their_thresholds(capsys, export, tmp_path):
+    config = json.loads((export / "config.json").read_text())
+    config |= {"problem_type": "multi_label_classification", "thresholds": [0.2, 0.5, 0.9]}
+    (export / "config.json").write_text(json.dumps(config))
+    assert demo(capsys, export, "--static", tmp_path / "page")[0] == 0
+    page = json.loads((tmp_path / "page" / "page.json").read_text())
+    assert page["multi_label"]
+    assert page["thresholds"] == [0.2, 0.5, 0.9]
+
+
 def test_space_readme_has_valid_metadata(capsys, export, tmp_path):
     from huggingface_hub import RepoCard
 
