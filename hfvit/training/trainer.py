@@ -203,8 +203,8 @@ class HFViTTrainer(Trainer):
             )
         if (self.train_dataset.labels.ndim > 1) != (self.task.problem_type == MULTI_LABEL):
             raise ModelError(
-                f"problem_type: the model's configuration says {self.task.problem_type}, and the training images are"
-                " labeled otherwise. Set problem_type in its configuration."
+                f"problem_type: the model has {self.task.problem_type}, but the training labels have another type."
+                " Set problem_type in the model's configuration."
             )
         check_labels(self.train_dataset.labels, self.class_names)
 
