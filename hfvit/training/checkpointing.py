@@ -20,11 +20,12 @@ from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerState
+from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import rotate_checkpoints
 
 from hfvit.artifacts.checkpoint import MODEL_ALONE, checkpoint_error, commit_checkpoint
 from hfvit.artifacts.constants import STAGING, STATE_FILE
-from hfvit.errors import InterruptedRunError, ModelError, StorageError, one_line
+from hfvit.errors import InterruptedRunError, ModelError, RecipeError, StorageError, one_line
 from hfvit.utils.files import write_text
 
 logger = logging.getLogger(__name__)
@@ -253,6 +254,8 @@ class CheckpointWriter(TrainerCallback):
 
     def _restore(self, checkpoint: str) -> None:
         trainer = self.trainer
+        self._check_steps(checkpoint)
+        self._check_optimizer(checkpoint)
         trainer.load_extra_state(checkpoint)
         trainer.restore_loss(trainer.resume_state)
         self._restore_best(Path(checkpoint))
@@ -260,6 +263,32 @@ class CheckpointWriter(TrainerCallback):
             # The counter is the checkpoint's, the patience the recipe's.
             if isinstance(callback, EarlyStoppingCallback) and trainer.args.early_stopping_patience:
                 callback.early_stopping_patience = trainer.args.early_stopping_patience
+            if isinstance(callback, ExportableState):  # one that is new has no state in the checkpoint
+                trainer.state.stateful_callbacks.setdefault(type(callback).__name__, callback.state())
+
+    def _check_steps(self, checkpoint: str) -> None:
+        """Raise `RecipeError` where the run is to end before the step of `checkpoint`."""
+        state = self.trainer.state
+        if state.global_step > state.max_steps:
+            key = "max_steps" if self.trainer.args.max_steps > 0 else "num_train_epochs"
+            raise RecipeError(
+                f"{key}: the run would have {state.max_steps} steps, and {checkpoint} is at step {state.global_step}."
+                " Train at least as long, or start a new run in another output_dir."
+            )
+
+    def _check_optimizer(self, checkpoint: str) -> None:
+        """Raise `ModelError` where `checkpoint` has the state of another optimizer, which torch loads all the same."""
+        optimizer = self.trainer.optimizer
+        if optimizer is None:  # sharded
+            return
+        optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper
+        missing = {key for group in optimizer.param_groups for key in set(optimizer.defaults) - set(group)}
+        if missing:
+            raise ModelError(
+                f"optim: must be that of the checkpoint, whose state has no {', '.join(sorted(missing))}, got"
+                f" '{self.trainer.args.optim}'. Resume {checkpoint} with its optimizer, or start a new run in another"
+                " output_dir."
+            )
 
     def _restore_best(self, checkpoint: Path) -> None:
         """Find the best checkpoint beside `checkpoint`, wherever the folder is now, and read it completely.

@@ -192,6 +192,28 @@ def test_resume_names_every_changed_key(killed_run, caplog):
     assert "mixup_alpha: 0.0 -> 0.2" in message
 
 
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        ("--optim sgd", "optim"),
+        ("--optim adafactor", "optim"),
+        ("--max_steps 3", "max_steps"),
+        ("--num_train_epochs 0.5", "num_train_epochs"),
+        ("--freeze backbone", "resume_from_checkpoint"),
+        ("--layer_decay 0.7", "resume_from_checkpoint"),
+    ],
+)
+def test_resume_with_what_the_checkpoint_cannot_continue_is_one_error(killed_run, words, option):
+    with pytest.raises(HFViTError, match=rf"^{option}: "):
+        main([*killed_run, *words.split()])
+
+
+@pytest.mark.parametrize("words", ["--early_stopping_patience 3", "--optim adamw_torch", "--max_steps 9"])
+def test_resume_with_a_change_that_a_checkpoint_can_continue(killed_run, tmp_path, words):
+    main([*killed_run, *words.split()])
+    assert (tmp_path / "out" / "README.md").exists()
+
+
 def test_resume_without_changes_reports_none(killed_run, caplog):
     with caplog.at_level(logging.WARNING):
         main(killed_run)
