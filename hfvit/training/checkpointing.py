@@ -26,6 +26,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from hfvit.artifacts.checkpoint import MODEL_ALONE, checkpoint_error, commit_checkpoint
 from hfvit.artifacts.constants import STAGING, STATE_FILE
 from hfvit.errors import InterruptedRunError, ModelError, RecipeError, StorageError, one_line
+from hfvit.utils.environment import free_shared_memory
 from hfvit.utils.files import write_text
 
 logger = logging.getLogger(__name__)
@@ -415,4 +416,12 @@ class CheckpointWriter(TrainerCallback):
         return StorageError(
             f"output_dir: {final} cannot be written ({reason}{free}). {kept}. Free disk space, or lower"
             " save_total_limit."
+        )
+
+    def lost_worker_error(self, error: Exception) -> StorageError:
+        """The error for a data loader worker that was killed: by a full shared memory, or for want of memory."""
+        kept = f"{self.last} is complete" if self.last else "No checkpoint was saved before"
+        return StorageError(
+            f"dataloader_num_workers: {one_line(error)[:200]} ({free_shared_memory()}). {kept}. Use fewer workers, or"
+            " enlarge the shared memory (docker run --shm-size=1g)."
         )

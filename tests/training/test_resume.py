@@ -14,6 +14,7 @@ import pytest
 import torch
 from helpers.commands import ROOT, run_command
 from helpers.images import colored_split
+from helpers.messages import assert_names
 from helpers.micro_trainer import Stop, losses, make_trainer, weights
 from safetensors.torch import load_file
 
@@ -204,8 +205,9 @@ def test_resume_names_every_changed_key(killed_run, caplog):
     ],
 )
 def test_resume_with_what_the_checkpoint_cannot_continue_is_one_error(killed_run, words, option):
-    with pytest.raises(HFViTError, match=rf"^{option}: "):
+    with pytest.raises(HFViTError, match=rf"^{option}: ") as caught:
         main([*killed_run, *words.split()])
+    assert_names(caught.value, words.split()[0].removeprefix("--"))
 
 
 @pytest.mark.parametrize("words", ["--early_stopping_patience 3", "--optim adamw_torch", "--max_steps 9"])
