@@ -248,12 +248,13 @@ def _export_to_disks(bench: Bench, place: Path, quick: bool) -> None:
     bench.row("disk", "export, with room", code, text)
     size = sum(file.stat().st_size for file in whole.iterdir()) // 1024
     for part in (3,) if quick else range(1, 11):
-        with small_disk(place, size * part // 5 + 4):
+        kibibytes = size * part // 5 + 4
+        with small_disk(place, kibibytes):
             code, text = bench.command(*words, place / "onnx", main=export)
-            outcome = bench.row("disk", f"export, {size * part // 5 + 4} KiB", code, text)
-            graphs = list(place.glob("**/*.onnx"))
-            if outcome == "clear error" and graphs:
-                bench.rows[-1]["outcome"] = "lost"
+            if bench.row("disk", f"export, {kibibytes} KiB", code, text) == "clear error":
+                resize_disk(place, "size=50m")
+                again = bench.command(*words, place / "onnx", "--overwrite", main=export)
+                bench.row("disk", f"export, {kibibytes} KiB, then room", *again, refused=False)
 
 
 def _push_from_disks(bench: Bench, place: Path, quick: bool) -> None:
