@@ -253,7 +253,7 @@ def _export_to_disks(bench: Bench, place: Path, quick: bool) -> None:
             code, text = bench.command(*words, place / "onnx", main=export)
             if bench.row("disk", f"export, {kibibytes} KiB", code, text) == "clear error":
                 resize_disk(place, "size=50m")
-                again = bench.command(*words, place / "onnx", "--overwrite", main=export)
+                again = bench.command(*words, place / "onnx", main=export)
                 bench.row("disk", f"export, {kibibytes} KiB, then room", *again, refused=False)
 
 
