@@ -1,16 +1,15 @@
-"""What attention within windows costs beside attention to all patches, as images grow.
+"""Time and memory of windowed and full attention over the image size.
 
   python benchmarks/attention_scaling.py                       # two to four minutes
-  python benchmarks/attention_scaling.py --quick               # half a minute: shows that it works
+  python benchmarks/attention_scaling.py --quick               # half a minute, only to test the script
   python benchmarks/attention_scaling.py --json rows.json --plot attention_scaling.png
 
-Untrained timm models in float32, one image at a time, without gradient: Swin-T (28 M weights, patches of 4 px, windows
-of 7x7 patches, so its first stage has 16 times as many patches as ViT-S/16), ViT-S/16 and ViT-S/8 (22 M weights).
-hfvit trains, saves and exports all of them alike; this compares two kinds of attention and no libraries, which the
-other benchmarks do (hfvit beside timm and the Trainer).
+Untrained timm models in float32, batch size 1, without gradients: Swin-T (28 M parameters, patches of 4 px, windows of
+7x7 patches, so its first stage has 16 times as many patches as ViT-S/16), ViT-S/16 and ViT-S/8 (22 M parameters). This
+compares two kinds of attention, not libraries.
 
-Exponents are slopes of a straight line through log(cost) against log(pixels): 1 is linear in the pixels, 2 is
-quadratic. Memory is the highest resident memory of the process beyond what it held before its first image.
+Exponents are slopes of a line fitted to log(cost) over log(pixels): 1 is linear in the number of pixels, 2 is
+quadratic. Memory is the peak resident memory of the process, minus that before the first image.
 """
 
 import math
@@ -32,13 +31,13 @@ COLUMNS = {"model": "", "pixels": ",d", "patches": ",d", "ms": ",.0f", "MB": ",.
 
 
 def costs(architecture: str, sizes: list[int], **_) -> None:
-    """Milliseconds and peak megabytes at each size, in rising order, since a peak never falls."""
+    """Measure milliseconds and peak memory at each size, in ascending order of sizes."""
     import timm
     import torch
 
     figures, before, model = {}, None, None
     for size in sizes:
-        del model  # never two of them in memory
+        del model  # so that only one model is in memory
         model = timm.create_model(architecture, img_size=size, **window_of(architecture)).eval()
         before = before or peak_megabytes()
         image = torch.randn(1, 3, size, size)
@@ -67,7 +66,7 @@ def timed(model, image) -> float:
 
 
 def exponent(sizes: list[int], values: list[float]) -> float:
-    """Slope of log(value) against log(pixels) by least squares."""
+    """Fit the slope of log(value) over log(pixels) by least squares."""
     x = [2 * math.log(size) for size in sizes]
     y = [math.log(max(value, 1e-9)) for value in values]
     mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
@@ -86,7 +85,7 @@ def rows_of(results: dict[str, list[dict]], sizes: list[int]) -> list[dict]:
 
 
 def exponents(rows: list[dict]) -> list[str]:
-    """A sentence a model; from 224 px on, where what does not grow with the image no longer counts."""
+    """Describe the exponents of each model from 224 px on, where constant costs are negligible."""
     sentences = []
     for name in dict.fromkeys(row["model"] for row in rows):
         own = [row for row in rows if row["model"] == name]
@@ -119,7 +118,7 @@ def plot(rows: list[dict], path: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    own = {"--plot": {"type": Path, "metavar": "FILE", "help": "also draw both costs against the image's side"}}
+    own = {"--plot": {"type": Path, "metavar": "FILE", "help": "also plot time and memory over the image size"}}
     options = parse_options(__doc__, argv, rounds=1, own_options=own)
     if options.worker:
         return costs(**options.worker)

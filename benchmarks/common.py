@@ -1,8 +1,8 @@
-"""What the benchmarks share: options, processes of their own, interleaved rounds, medians, tables, JSON.
+"""Shared code of the benchmarks: options, worker processes, interleaved rounds, medians, tables, JSON.
 
-A script runs itself once more for every measurement (`--worker`), in a fresh process: one contender's imports, memory
-settings and leftover processes cannot touch another's figures. The rounds are interleaved and each begins with another
-contender, so that a machine that slows down slows everyone.
+A script starts itself in a new process (`--worker`) for every measurement, so that imports, memory settings and child
+processes of one contender do not affect another. Rounds are interleaved and start with different contenders, so that
+changes of the machine's load affect all of them.
 """
 
 import argparse
@@ -29,9 +29,16 @@ ANSWER = "benchmark answer: "
 def parse_options(
     description: str, argv: list[str] | None, rounds: int, own_options: dict[str, dict] | None = None
 ) -> argparse.Namespace:
-    """The options that every benchmark takes, and a script's own; the script's docstring is its help."""
+    """Parse the options of a benchmark.
+
+    Args:
+        description: help text, the docstring of the script.
+        argv: command line. Default: that of the process.
+        rounds: default of --rounds.
+        own_options: further options of the script -> arguments of `add_argument`.
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="small data and one round: shows that it works, no more")
+    parser.add_argument("--quick", action="store_true", help="small data and one round, only to test the script")
     parser.add_argument(
         "--rounds", type=int, help=f"interleaved rounds; figures are their medians [{rounds}, quick 1]"
     )
@@ -49,13 +56,19 @@ def parse_options(
 
 @contextmanager
 def workspace() -> Iterator[Path]:
-    """A temporary folder for data and caches; nothing is left behind."""
+    """Create a temporary folder for data and caches."""
     with tempfile.TemporaryDirectory(prefix="hfvit_benchmark_", ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 
 
 def in_own_process(script: str, job: dict[str, Any], cache: Path) -> Any:
-    """What `script --worker job` answers. `cache` holds everything that HuggingFace libraries keep."""
+    """Run `script --worker job` in a new process and return its answer.
+
+    Args:
+        script: path of the script.
+        job: arguments of the worker, as JSON.
+        cache: cache folder of the Hugging Face libraries.
+    """
     environment = {
         **os.environ,
         "HF_HOME": str(cache),
@@ -64,8 +77,8 @@ def in_own_process(script: str, job: dict[str, Any], cache: Path) -> Any:
         "TOKENIZERS_PARALLELISM": "false",
         "TMPDIR": str(cache.parent),
     }
-    environment.pop("OMP_NUM_THREADS", None)  # everyone gets every core
-    job = {**job, "started": time.monotonic()}  # one clock for all processes of a machine
+    environment.pop("OMP_NUM_THREADS", None)  # use all cores
+    job = {**job, "started": time.monotonic()}  # the clock is shared by all processes of a machine
     command = [sys.executable, script, "--worker", json.dumps(job)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     answers = [line for line in done.stdout.splitlines() if line.startswith(ANSWER)]
@@ -75,12 +88,21 @@ def in_own_process(script: str, job: dict[str, Any], cache: Path) -> Any:
 
 
 def answer(value: Any) -> None:
-    """Hand a worker's result to the process that started it."""
+    """Return a worker's result to the process that started it."""
     print(ANSWER + json.dumps(value), flush=True)
 
 
 def interleaved(jobs: dict[str, dict], rounds: int, run: Callable[[dict], dict]) -> dict[str, list[dict]]:
-    """Run every job once a round, beginning each round with another one; a list of results for each."""
+    """Run every job once per round, starting each round with another one.
+
+    Args:
+        jobs: name -> job.
+        rounds: number of rounds.
+        run: function that runs a job.
+
+    Returns:
+        Name -> results of all rounds.
+    """
     results: dict[str, list[dict]] = {name: [] for name in jobs}
     for number in range(rounds):
         names = list(jobs)
@@ -92,7 +114,7 @@ def interleaved(jobs: dict[str, dict], rounds: int, run: Callable[[dict], dict])
 
 
 def medians(results: list[dict]) -> dict[str, Any]:
-    """The median of each figure; other values are the first round's."""
+    """Return the median of each number, and other values of the first round."""
     summary = {}
     for key, value in results[0].items():
         is_figure = isinstance(value, int | float) and not isinstance(value, bool)
@@ -101,12 +123,17 @@ def medians(results: list[dict]) -> dict[str, Any]:
 
 
 def spread(values: list[float]) -> float:
-    """How far apart the rounds lie: (largest - smallest) / median."""
+    """Return (largest - smallest) / median of the rounds."""
     return (max(values) - min(values)) / statistics.median(values)
 
 
 def table(rows: list[dict], columns: dict[str, str]) -> str:
-    """Rows as a Markdown table that is aligned as text, too; `columns` maps a row's key to a format or "" for text."""
+    """Format rows as an aligned Markdown table.
+
+    Args:
+        rows: values by column.
+        columns: column -> format of numbers, empty for text.
+    """
     cells = [list(columns)]
     for row in rows:
         values = [(row.get(key), form) for key, form in columns.items()]
@@ -123,7 +150,15 @@ def table(rows: list[dict], columns: dict[str, str]) -> str:
 
 
 def report(name: str, options: argparse.Namespace, rows: list[dict], columns: dict[str, str], notes: list[str]):
-    """Print the table and its notes; write them, every row in full, to `--json`."""
+    """Print the table and notes, and write all rows to `--json`.
+
+    Args:
+        name: name of the benchmark.
+        options: parsed options.
+        rows: values by column.
+        columns: columns of the table -> format.
+        notes: lines below the table.
+    """
     from hfvit.utils.environment import hardware, installed_versions
 
     machine = hardware()
@@ -132,9 +167,9 @@ def report(name: str, options: argparse.Namespace, rows: list[dict], columns: di
     print(f"\n{heading}{' (--quick: not for quoting)' * options.quick}\n\n{table(rows, columns)}")
     print("".join(f"\n{note}" for note in notes))
     if options.json:
-        facts = {"benchmark": name, "quick": options.quick, "rounds": options.rounds, "rows": rows, "notes": notes}
-        facts |= {
+        result = {"benchmark": name, "quick": options.quick, "rounds": options.rounds, "rows": rows, "notes": notes}
+        result |= {
             "versions": {"python": platform.python_version(), **installed_versions(PACKAGES)},
             "hardware": machine,
         }
-        options.json.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

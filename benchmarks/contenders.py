@@ -1,4 +1,4 @@
-"""One training, three ways: hfvit, a plain loop of timm's parts, transformers' Trainer as in its example script."""
+"""The same training with hfvit, with a plain loop of timm's parts, and with transformers' Trainer."""
 
 import dataclasses
 import tempfile
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from images import CLASSES
 from peers import MEAN, SCALE, STD, stack, timm_dataset, timm_loader, transformed_dataset
-from pictures import CLASSES
 from step_clock import StepClock, trainer_callback
 
 LEARNING_RATE, WEIGHT_DECAY, MAX_GRAD_NORM = 3e-4, 0.05, 1.0
@@ -15,14 +15,14 @@ LEARNING_RATE, WEIGHT_DECAY, MAX_GRAD_NORM = 3e-4, 0.05, 1.0
 
 @dataclass(frozen=True)
 class Case:
-    """What every contender of a row trains.
+    """Settings of a training, equal for all contenders.
 
-    `peer_workers` read the peers' pictures, by default as many as hfvit has where it decodes. `recipe` holds recipe
-    keys for hfvit alone; they override those that follow from the case.
+    `peer_workers` is the number of data loader workers of the peers; by default, as many as hfvit uses to decode
+    images. `recipe` has recipe keys for hfvit only, which override those of the case.
     """
 
     name: str
-    pictures: str
+    images: str
     architecture: str = "vit_tiny_patch16_224"
     model_args: dict[str, Any] = dataclasses.field(default_factory=dict)
     image_size: int = 224
@@ -37,7 +37,7 @@ class Case:
 
 
 def train_with_hfvit(case: Case, folder: str, clock: StepClock) -> None:
-    """The straight line of hfvit/pipeline.py up to the end of training."""
+    """Train as hfvit/pipeline.py does, without what follows the training."""
     import yaml
     from transformers import set_seed
 
@@ -63,7 +63,7 @@ def train_with_hfvit(case: Case, folder: str, clock: StepClock) -> None:
 
 
 def recipe_values(case: Case, folder: str, output_dir: str) -> dict[str, Any]:
-    """A recipe that trains `case` and does nothing else."""
+    """Return a recipe that trains a case without evaluation, saving and logging."""
     return {
         "architecture": case.architecture,
         "model_args": case.model_args,
@@ -92,13 +92,13 @@ def recipe_values(case: Case, folder: str, output_dir: str) -> dict[str, Any]:
 
 
 def train_with_timm(case: Case, folder: str, clock: StepClock) -> None:
-    """A plain loop of timm's parts."""
+    """Train with a plain loop of timm's parts."""
     import timm
     import torch
     from timm.optim import create_optimizer_v2
 
     device = clock.device
-    torch.backends.cuda.matmul.allow_tf32 = True  # as timm's train.py has it
+    torch.backends.cuda.matmul.allow_tf32 = True  # as in timm's train.py
     torch.backends.cudnn.benchmark = True
     clock.workers = peer_workers(case, device)
     model = timm.create_model(case.architecture, num_classes=CLASSES, img_size=case.image_size, **case.model_args)
@@ -121,7 +121,7 @@ def train_with_timm(case: Case, folder: str, clock: StepClock) -> None:
 
 
 def train_with_trainer(case: Case, folder: str, clock: StepClock) -> None:
-    """What transformers' run_image_classification.py does, with a timm model from scratch."""
+    """Train as transformers' run_image_classification.py does, with a timm model from scratch."""
     from transformers import AutoModelForImageClassification, TimmWrapperConfig, Trainer, TrainingArguments
 
     clock.workers = peer_workers(case, clock.device)
@@ -165,7 +165,7 @@ def train_with_trainer(case: Case, folder: str, clock: StepClock) -> None:
 
 
 def peer_workers(case: Case, device) -> int:
-    """Unless the case says: as many as hfvit takes where it decodes (HFViTTrainingArguments.choose_workers)."""
+    """Return the number of workers of the peers: that of the case, or hfvit's default for decoding."""
     from hfvit.utils.environment import cores
 
     if case.peer_workers is not None:

@@ -1,18 +1,18 @@
-"""How fast one classifier is as a TensorRT engine, beside what PyTorch makes of it on the same GPU.
+"""Latency of TensorRT engines, eager PyTorch and torch.compile on one GPU.
 
   python benchmarks/engines.py                            # ViT-B/16 at 224 px; some minutes, most of them builds
-  python benchmarks/engines.py --quick                    # two blocks at 64 px: shows that it works
+  python benchmarks/engines.py --quick                    # two blocks at 64 px, only to test the script
   python benchmarks/engines.py --model outputs/vit_base --json rows.json
 
-  eager fp32, eager fp16   PyTorch; fp32 without TF32, PyTorch's default, fp16 the whole model in half
+  eager fp32, eager fp16   PyTorch; fp32 without TF32 (PyTorch's default), fp16 with all weights in half precision
   torch.compile fp16       the same, compiled for each batch size
-  engine fp32, fp16, int8  `optimum-cli export tensorrt`'s engines, run by hfvit: CUDA graphs, its own stream
+  engine fp32, fp16, int8  engines of `optimum-cli export tensorrt`, run by hfvit with CUDA graphs on its own stream
 
-Without --model it is timm's network with random weights, whose speed is the same. int8 is calibrated with random
-pixel values, which no accuracy is claimed of (`hfvit validate` measures that).
+Without --model, the weights are random, which does not affect the speed. int8 is calibrated with random pixel values,
+so its accuracy is meaningless (`hfvit validate` measures accuracy).
 
-Each measurement is a process of its own, batch 1, 8 and 64. Pixel values lie on the GPU as float32 and logits stay
-there: neither preprocessing nor the way to and from the processor is in the times. Each call is waited for.
+Each measurement runs in a new process, at batch size 1, 8 and 64. Pixel values (float32) and logits stay on the GPU:
+preprocessing and transfers are not included. Each call is synchronized.
 """
 
 import sys
@@ -46,7 +46,14 @@ OPTIONS = {
 
 
 def prepare(folder: str, model: str | None, backend: str, quick: bool, **_) -> dict:
-    """Save the checkpoint, its pixel values and its engines; sizes in bytes."""
+    """Save the checkpoint, pixel values and engines, and return their sizes in bytes.
+
+    Args:
+        folder: folder to write to.
+        model: checkpoint, None for random weights.
+        backend: TensorRT backend.
+        quick: use a small model.
+    """
     from transformers import AutoModelForImageClassification
 
     from hfvit import load_classifier
@@ -86,7 +93,11 @@ def _random_checkpoint(folder: Path, quick: bool) -> Path:
 
 
 def engine_backend(name: str):
-    """A TensorRT that builds for the first GPU here, with the options to build by; `ModelError` when there is none."""
+    """Return the TensorRT backend and build options for the first GPU.
+
+    Raises:
+        ModelError: no backend is available.
+    """
     from hfvit.trt.api import EngineOptions, check_options, find_backend, local_gpus
 
     gpus = local_gpus()
@@ -98,7 +109,15 @@ def engine_backend(name: str):
 
 
 def runner(contender: str, folder: str, checkpoint: str, classes: int, backend: str):
-    """A function from float32 pixel values on the GPU to logits there."""
+    """Return a function from float32 pixel values to logits, both on the GPU.
+
+    Args:
+        contender: name of the contender.
+        folder: folder with the engines.
+        checkpoint: checkpoint for PyTorch.
+        classes: number of classes.
+        backend: TensorRT backend.
+    """
     import torch
 
     if contender in ENGINES:
@@ -116,7 +135,14 @@ def runner(contender: str, folder: str, checkpoint: str, classes: int, backend: 
 
 
 def measure(contender: str, folder: str, repeats: dict[str, int], **how) -> dict[str, float]:
-    """Milliseconds a batch, median and 95th percentile, for each size; the largest logit difference from eager."""
+    """Measure median and 95th percentile of the latency, and the logit difference from eager.
+
+    Args:
+        contender: name of the contender.
+        folder: folder with pixel values and engines.
+        repeats: batch size -> number of calls.
+        **how: `checkpoint`, `classes` and `backend` of `runner`.
+    """
     import torch
 
     run = runner(contender, folder, how["checkpoint"], how["classes"], how["backend"])
@@ -142,7 +168,7 @@ def measure(contender: str, folder: str, repeats: dict[str, int], **how) -> dict
 
 
 def rows_of(results: dict[str, list[dict]], sizes: dict[str, int]) -> list[dict]:
-    """One row a contender and batch size, related to eager PyTorch at that batch."""
+    """Return one row per contender and batch size, with the speedup over eager PyTorch."""
     middle = {name: medians(rounds) for name, rounds in results.items()}
     rows = []
     for batch in BATCHES:
@@ -173,7 +199,7 @@ def main(argv: list[str] | None = None) -> None:
     from hfvit.trt.api import local_gpus
 
     if not local_gpus():
-        sys.exit("engines.py measures on a CUDA GPU, and there is none here that PyTorch can use; see `hfvit doctor`.")
+        sys.exit("engines.py: needs a CUDA GPU that PyTorch can use. See `hfvit doctor`.")
     try:
         engine_backend(options.backend)
     except ModelError as error:
@@ -191,7 +217,7 @@ def main(argv: list[str] | None = None) -> None:
     _, height, width = prepared["shape"]
     notes = [
         f"{options.model or 'random weights'}; {height}x{width} px; {prepared['backend']}",
-        f"{', '.join(map(str, counts))} calls a round at batch {', '.join(map(str, BATCHES))}, each waited for",
+        f"{', '.join(map(str, counts))} calls per round at batch {', '.join(map(str, BATCHES))}, each synchronized",
     ]
     report("Engines", options, rows_of(results, prepared["sizes"]), COLUMNS, notes)
 

@@ -1,20 +1,20 @@
-"""How fast and how exact one classifier is in every form that it can be run in: PyTorch, ONNX Runtime, INT8.
+"""Latency, throughput and accuracy of one classifier in PyTorch, ONNX Runtime and INT8.
 
-  python benchmarks/inference.py --model outputs/dinov2_small --dataset_name cifar10   # some twenty minutes
-  python benchmarks/inference.py --quick                                               # a minute: shows that it works
+  python benchmarks/inference.py --model outputs/dinov2_small --dataset_name cifar10   # about twenty minutes
+  python benchmarks/inference.py --quick                                               # a minute, to test the script
   python benchmarks/inference.py --json rows.json
 
   eager fp32, eager bf16, torch.compile   PyTorch; bf16 by autocast
   ONNX Runtime                            the exported graph
-  ONNX Runtime, hfvit fused               the same, rewritten by hfvit/export/fuse.py
-  int8 dynamic, int8 static               onnxruntime's own quantiser on the exported graph; static as QDQ
-  hfvit int8-dynamic, hfvit int8          hfvit/export/quantize.py
+  ONNX Runtime, hfvit fused               the same, with operators fused by hfvit/export/fusion.py
+  int8 dynamic, int8 static               onnxruntime's quantizer on the exported graph; static as QDQ
+  hfvit int8-dynamic, hfvit int8          hfvit/export/quantization.py
 
-Without --model it is timm's ViT-S/16 at 224 px with random weights (--quick: two blocks at 64 px), whose accuracy
-would say nothing, so there is none. With --model and --dataset_name, forms that compute in another precision than
-float32 are judged on --samples pictures of --split; 32 of --calibration_split set the ranges of static INT8.
+Without --model, it is timm's ViT-S/16 at 224 px with random weights (--quick: two blocks at 64 px), whose accuracy is
+not measured. With --model and --dataset_name, the accuracy of contenders in another precision than float32 is measured
+on --samples images of --split. Static INT8 is calibrated on 32 images of --calibration_split.
 
-Each measurement is a process of its own, batch 1 and then batch 16. Preprocessing is done before and not timed.
+Each measurement runs in a new process, at batch size 1, then 16. Preprocessing is not included.
 """
 
 import os
@@ -56,17 +56,26 @@ COLUMNS = {
 }
 OPTIONS = {
     "--model": {"help": "checkpoint of an image classifier [ViT-S/16 at 224 px, random weights]"},
-    "--dataset_name": {"help": "data set with the model's classes: Hub id or folder; judges accuracy"},
-    "--split": {"default": "test", "help": "split that judges accuracy [test]"},
+    "--dataset_name": {"help": "data set to measure the accuracy on, with the model's classes: Hub id or folder"},
+    "--split": {"default": "test", "help": "split to measure the accuracy on [test]"},
     "--calibration_split": {"default": "train", "help": "split for calibration [train]"},
-    "--samples": {"type": int, "help": "pictures that judge accuracy [2,000, quick 64]"},
+    "--samples": {"type": int, "help": "number of images to measure the accuracy on [2,000, quick 64]"},
 }
 
 
 def prepare(
     folder: str, model: str | None, dataset_name: str | None, splits: list[str], samples: int, quick: bool, **_
 ) -> dict:
-    """Save the checkpoint, its graphs and its pictures as the contenders read them; sizes in bytes."""
+    """Save the checkpoint, graphs and pixel values, and return their sizes in bytes.
+
+    Args:
+        folder: folder to write to.
+        model: checkpoint, None for random weights.
+        dataset_name: data set to measure the accuracy on, None for random pixel values.
+        splits: calibration split, evaluation split.
+        samples: number of images to measure the accuracy on.
+        quick: use a small model.
+    """
     from hfvit import load_classifier
 
     work = Path(folder)
@@ -111,7 +120,7 @@ def _export(checkpoint: str | Path, work: Path, calibration: list[np.ndarray]) -
 
     from hfvit.export.fusion import fuse
     from hfvit.export.onnx import export_onnx
-    from hfvit.export.quantization import Batches, load_float_graph, qdq, quantize_onnx
+    from hfvit.export.quantization import Batches, load_float_graph, quantize_onnx, quantize_qdq
 
     source = work / GRAPHS["ONNX Runtime"]
     export_onnx(AutoModelForImageClassification.from_pretrained(checkpoint).eval(), source)
@@ -125,14 +134,14 @@ def _export(checkpoint: str | Path, work: Path, calibration: list[np.ndarray]) -
         per_channel=True,
         weight_type=QuantType.QInt8,
     )
-    static, _ = qdq(source, work, Batches(load_float_graph(source), calibration), symmetric=False)
+    static, _ = quantize_qdq(source, work, Batches(load_float_graph(source), calibration), symmetric=False)
     onnx.save(static, work / GRAPHS["int8 static"])
     quantize_onnx(source, work / GRAPHS["hfvit int8-dynamic"], mode="int8-dynamic")
     quantize_onnx(source, work / GRAPHS["hfvit int8"], calibration=calibration)
 
 
 def runner(contender: str, folder: str, checkpoint: str):
-    """A function from pixel values to logits, both float32 arrays, on all cores."""
+    """Return a function from pixel values to logits (float32 arrays), on all cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if contender in GRAPHS:
         import onnxruntime
@@ -158,7 +167,7 @@ def runner(contender: str, folder: str, checkpoint: str):
 
 
 def measure(contender: str, folder: str, checkpoint: str, repeats: dict[str, int], **_) -> dict[str, float]:
-    """Milliseconds a batch: median and 95th percentile, for each batch size."""
+    """Measure median and 95th percentile of milliseconds per batch, for each batch size."""
     run = runner(contender, folder, checkpoint)
     pixels = np.load(Path(folder) / "pixels.npy", mmap_mode="r")
     figures = {}
@@ -176,7 +185,7 @@ def measure(contender: str, folder: str, checkpoint: str, repeats: dict[str, int
 
 
 def judge(contender: str, folder: str, checkpoint: str, **_) -> dict[str, float]:
-    """Against eager fp32, which comes first: the same class, the largest logit difference; accuracy where labelled."""
+    """Measure agreement and logit difference with eager fp32, and accuracy with labels."""
     run = runner(contender, folder, checkpoint)
     pixels = np.load(Path(folder) / "pixels.npy", mmap_mode="r")
     count = min(CHECKED_IMAGES, len(pixels)) if contender in FLOAT32 else len(pixels)
@@ -195,7 +204,7 @@ def judge(contender: str, folder: str, checkpoint: str, **_) -> dict[str, float]
 
 
 def rows_of(results: dict[str, list[dict]], judged: dict[str, dict], sizes: dict[str, int]) -> list[dict]:
-    """One row a contender and batch size, related to eager fp32 of that batch and to the float graph's size."""
+    """Return one row per contender and batch size, relative to eager fp32 and to model.onnx."""
     rows = []
     for batch in BATCHES:
         eager = medians(results[CONTENDERS[0]])[f"{batch} p50"]
@@ -243,7 +252,7 @@ def main(argv: list[str] | None = None) -> None:
     what = options.model or "random weights, so no accuracy"
     notes = [
         f"{what}; {height}x{width} px; {repeats['1']} runs at batch 1 and {repeats['16']} at batch 16 a round",
-        f"float32 forms are compared with eager fp32 on {min(CHECKED_IMAGES, count)} pictures, others on {count:,}",
+        f"float32 forms are compared with eager fp32 on {min(CHECKED_IMAGES, count)} images, others on {count:,}",
     ]
     report("Inference", options, rows_of(results, judged, prepared["sizes"]), COLUMNS, notes)
 

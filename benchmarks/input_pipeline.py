@@ -1,24 +1,23 @@
-"""How fast training batches are made, and what they cost the host: hfvit, timm's loader, transformers' example script.
+"""Throughput and CPU time of the input pipelines of hfvit, timm and transformers' example script.
 
   python benchmarks/input_pipeline.py                     # minutes, on an idle machine
-  python benchmarks/input_pipeline.py --quick             # under a minute: shows that it works
+  python benchmarks/input_pipeline.py --quick             # under a minute, only to test the script
   python benchmarks/input_pipeline.py --json rows.json
 
-Everyone makes the same: batches of 224x224 pixels from the same parquet files, by a random crop of 80 to 100 % of
-the area, bicubic resize, horizontal flip and normalisation. Two kinds of pictures: 32x32 PNG, which hfvit decodes once
-into an array, and 500x375 JPEG, which everyone decodes anew each time.
+All contenders produce the same batches of 224x224 pixels from the same parquet files: random crop of 80 to 100 % of
+the area, bicubic resize, horizontal flip, normalization. There are two kinds of images: 32x32 PNG, which hfvit decodes
+only once into an array, and 500x375 JPEG, which all decode in every epoch.
 
-Two figures of each, taken one after the other in the same process, behind warm-up batches:
+Two measurements of each, in the same process, after warm-up batches:
 
-  end to end   images a second until a float tensor (batch, 3, 224, 224) is ready, all on the processor
-  host         processor seconds (all processes, system time included) per 1,000 images up to where a GPU takes over:
-               hfvit's uint8 batch and its drawn crops, timm's uint8 batch, the example script's float batch; and the
-               bytes of that batch that cross to the device
+  end to end   images per second until a float tensor (batch, 3, 224, 224) is ready, all on the CPU
+  host         CPU seconds (all processes, user and system) per 1,000 images until the transfer to a GPU: hfvit's uint8
+               batch and crop parameters, timm's uint8 batch, the example script's float batch; and the bytes of that
+               batch
 
-hfvit resizes small images on the device, so its host figure leaves that out. It is work moved, not work saved: the
-end-to-end figure holds both. hfvit's bf16 rows are what a bf16 training asks for; timm and the example script make
-float32 whatever the precision. The figures need an idle machine: threads that wait for a core that somebody else has
-spin, and count as processor time.
+hfvit resizes small images on the device, which `host` does not include but `end to end` does. hfvit's bf16 rows are
+the input of a bf16 training; timm and the example script produce float32 for any precision. The machine must be idle,
+since threads that wait for a busy core spin and count as CPU time.
 """
 
 import os
@@ -30,8 +29,8 @@ from pathlib import Path
 
 import psutil
 from common import answer, in_own_process, interleaved, medians, parse_options, report, spread, workspace
+from images import KINDS, LARGE, SMALL, generate
 from peers import MEAN, SCALE, STD, stack, timm_dataset, timm_loader, transformed_dataset
-from pictures import KINDS, LARGE, SMALL, generate
 
 IMAGE_SIZE = 224
 DATA_CONFIG = {
@@ -42,9 +41,9 @@ DATA_CONFIG = {
     "crop_pct": 0.9,
     "crop_mode": "center",
 }
-WORKERS = (2, 0)  # in this order: what hfvit asks of the memory without workers stays with its process
+WORKERS = (2, 0)  # in this order, since the memory settings of hfvit without workers stay in effect
 COLUMNS = {
-    "pictures": "",
+    "images": "",
     "contender": "",
     "workers": "d",
     "images/s": ",.0f",
@@ -70,7 +69,7 @@ class HFViT:
 
         splits = load_splits(DataArguments(folder, validation_split="validation", test_split=None))
         self.augmentation = Augmentation.from_config(DATA_CONFIG, crop_scale=SCALE)
-        # An empty cache for the pixels alone: decoding them is timed, turning parquet into Arrow is not.
+        # An empty cache for the pixels only: decoding is measured, converting parquet to Arrow is not.
         self.cache = tempfile.TemporaryDirectory()
         datasets.config.HF_DATASETS_CACHE = self.cache.name
         start = time.perf_counter()
@@ -80,7 +79,7 @@ class HFViT:
         self.decode_once = None if self.dataset.decodes else seconds / images * 1000
 
     def host_loader(self, batch_size: int, workers: int):
-        """Batches as they are sent to the device."""
+        """Return batches as they are sent to the device."""
         from torch.utils.data import DataLoader
 
         from hfvit.data.dataset import collate
@@ -90,19 +89,19 @@ class HFViT:
         return DataLoader(self.dataset, batch_size, sampler=sampler, num_workers=workers, collate_fn=collate)
 
     def float_batches(self, batch_size: int, workers: int, precision: str):
-        """Pixel values, ready for the model."""
+        """Return batches of pixel values."""
         import torch
 
         from hfvit.utils.environment import keep_freed_memory
 
         if workers == 0:
-            keep_freed_memory()  # as train.py does; the peers run in processes of their own
+            keep_freed_memory()  # as train.py does; the peers run in other processes
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
         return (self.augmentation(batch, dtype) for batch in self.host_loader(batch_size, workers))
 
 
 class Timm:
-    """timm's own dataset and loader, which normalises what it has sent to the device."""
+    """timm's data set and loader, which normalizes on the device."""
 
     precisions = ("fp32",)
     decode_once = None
@@ -118,7 +117,7 @@ class Timm:
 
 
 class ExampleScript:
-    """transformers' run_image_classification.py: torchvision transforms in the data set, a collate that stacks."""
+    """Input of transformers' run_image_classification.py: torchvision transforms, stacked."""
 
     precisions = ("fp32",)
     decode_once = None
@@ -143,7 +142,18 @@ CONTENDERS = {"hfvit": HFViT, "timm": Timm, "example script": ExampleScript}
 def measure(
     contender: str, folders: dict[str, str], batch_size: int, seconds: float, warm_up: int, **_
 ) -> dict[str, dict]:
-    """Every cell of one contender, `"kind, workers, precision"` -> figures; `folders`: data set of each kind."""
+    """Measure one contender.
+
+    Args:
+        contender: name of the contender.
+        folders: kind of images -> data set.
+        batch_size: images per batch.
+        seconds: duration of each measurement.
+        warm_up: batches before a measurement.
+
+    Returns:
+        "kind, workers, precision" -> measurements.
+    """
     import torch
 
     from hfvit.utils.environment import cores
@@ -153,7 +163,7 @@ def measure(
     for kind, folder in folders.items():
         subject = CONTENDERS[contender](folder)
         for workers in WORKERS:
-            # A loader of its own for each figure: none begins with what another's workers had prefetched.
+            # A new loader for each measurement, so that none starts with prefetched batches.
             loader = subject.host_loader(batch_size, workers)
             images, _, cpu = timed(loader, warm_up, seconds, batch_size)
             host = {
@@ -169,25 +179,34 @@ def measure(
 
 
 def timed(batches, warm_up: int, seconds: float, batch_size: int | None = None) -> tuple[int, float, float]:
-    """(images, seconds, processor seconds) of `seconds` of iteration, or the rest of the epoch, after the warm-up.
+    """Iterate for `seconds`, or to the end of the epoch, after a warm-up.
 
-    The warm-up starts the workers and fills what they prefetch, so that neither is in the figures.
+    The warm-up includes the start of the workers and the prefetching.
+
+    Args:
+        batches: iterable of batches.
+        warm_up: number of warm-up batches.
+        seconds: duration.
+        batch_size: images per batch. Default: the length of a batch.
+
+    Returns:
+        (images, seconds, CPU seconds).
     """
     iterator = iter(batches)
     for _ in range(warm_up):
         next(iterator)
-    children = psutil.Process().children()  # looked up once: that takes longer than a batch of hfvit's
+    children = psutil.Process().children()  # once, since this takes longer than a batch
     before, start, images = processor_seconds(children), time.perf_counter(), 0
     for batch in iterator:
         images += batch_size or len(batch)
-        elapsed, after = time.perf_counter() - start, processor_seconds(children)  # workers leave at the epoch's end
+        elapsed, after = time.perf_counter() - start, processor_seconds(children)  # before workers end with the epoch
         if elapsed >= seconds:
             break
     return images, elapsed, sum(used - before.get(process, 0.0) for process, used in after.items())
 
 
 def processor_seconds(children: list) -> dict[int, float]:
-    """User and system seconds of this process and of each of its `children`, so far."""
+    """Return user and system seconds of this process and its children."""
     used = {os.getpid(): time.process_time()}
     for child in children:
         with suppress(psutil.NoSuchProcess):
@@ -197,7 +216,7 @@ def processor_seconds(children: list) -> dict[int, float]:
 
 
 def tensor_bytes(batch) -> int:
-    """Bytes of all tensors of a nested batch: what is sent to the device."""
+    """Return the bytes of all tensors of a nested batch."""
     if hasattr(batch, "untyped_storage"):
         return batch.numel() * batch.element_size()
     if isinstance(batch, dict):
@@ -205,9 +224,9 @@ def tensor_bytes(batch) -> int:
     return sum(map(tensor_bytes, batch)) if isinstance(batch, list | tuple) else 0
 
 
-def ratio_note(pictures: str, rows: list[dict]) -> str:
-    """hfvit against the better peer, each at the number of workers that suits it best."""
-    rows = [row for row in rows if row["pictures"] == pictures]
+def ratio_note(kind: str, rows: list[dict]) -> str:
+    """Compare hfvit with the better peer, each at its best number of workers."""
+    rows = [row for row in rows if row["images"] == kind]
     peers = [row for row in rows if not row["contender"].startswith("hfvit")]
     fastest = max(peers, key=lambda row: row["images/s"])
     cheapest = min(peers, key=lambda row: row["host CPU s/1000"])
@@ -217,7 +236,7 @@ def ratio_note(pictures: str, rows: list[dict]) -> str:
         parts.append(f"{contender} {own['images/s'] / fastest['images/s']:.2f}x")
     own = min((row for row in rows if row["contender"] == "hfvit fp32"), key=lambda row: row["host CPU s/1000"])
     return (
-        f"{pictures}: images/s of the fastest peer ({fastest['contender']}, {fastest['workers']} workers):"
+        f"{kind}: images/s of the fastest peer ({fastest['contender']}, {fastest['workers']} workers):"
         f" {', '.join(parts)}; host CPU of the cheapest ({cheapest['contender']}, {cheapest['workers']} workers):"
         f" {own['host CPU s/1000'] / cheapest['host CPU s/1000']:.2f}x"
     )
@@ -233,10 +252,10 @@ def main(argv: list[str] | None = None) -> None:
         counts = {SMALL.name: 2_000, LARGE.name: 240}
         shape = {"batch_size": 16, "seconds": 0.3, "warm_up": 5}
     with workspace() as work:
-        folders = {kind: str(work / f"pictures{number}") for number, kind in enumerate(counts)}
+        folders = {kind: str(work / f"images{number}") for number, kind in enumerate(counts)}
         for kind, count in counts.items():
             generate(KINDS[kind], count, Path(folders[kind]))
-        # One process a contender and kind, for finer interleaving; --quick saves the imports.
+        # One process per contender and kind, for finer interleaving; --quick uses one per contender.
         groups = [folders] if options.quick else [{kind: folder} for kind, folder in folders.items()]
         jobs = {
             f"{contender}, {' and '.join(group)}": {"contender": contender, "folders": group, **shape}
@@ -252,11 +271,11 @@ def main(argv: list[str] | None = None) -> None:
             contender = name.split(", ")[0]
             contender = f"hfvit {precision}" if contender == "hfvit" else contender
             figures = [cells[cell] for cells in rounds]
-            rows.append({"pictures": kind, "contender": contender, "workers": int(workers), **medians(figures)})
+            rows.append({"images": kind, "contender": contender, "workers": int(workers), **medians(figures)})
             rows[-1]["spread"] = spread([figure["images/s"] for figure in figures])
-    rows.sort(key=lambda row: list(counts).index(row["pictures"]))
+    rows.sort(key=lambda row: list(counts).index(row["images"]))
     notes = [f"batch {shape['batch_size']}, {IMAGE_SIZE} px"]
-    notes += [f"{kind}: {count:,} generated pictures" for kind, count in counts.items()]
+    notes += [f"{kind}: {count:,} generated images" for kind, count in counts.items()]
     report("Input pipeline", options, rows, COLUMNS, notes + [ratio_note(kind, rows) for kind in counts])
 
 

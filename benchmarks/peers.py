@@ -1,7 +1,7 @@
-"""The peers' own ways to read pictures: timm's loader, and what transformers' example script builds.
+"""Input pipelines of the peers: timm's loader, and that of transformers' example script.
 
-Each is set up as its authors' script has it, but for the augmentation: a random crop of 80 to 100 % of the area,
-bicubic resize and a flip, which is hfvit's policy `basic`.
+They are set up as in the scripts of their authors, except for the augmentation: random crop of 80 to 100 % of the
+area, bicubic resize and flip (hfvit's policy `basic`).
 """
 
 MEAN = STD = (0.5, 0.5, 0.5)
@@ -9,14 +9,22 @@ SCALE = (0.8, 1.0)
 
 
 def timm_dataset(folder: str):
-    """timm's own data set over the same parquet files, its images undecoded as hfvit's are."""
+    """Create timm's data set over the parquet files."""
     from timm.data import create_dataset
 
     return create_dataset(f"hfds/{folder}", root=None, split="train", input_img_mode="RGB")
 
 
 def timm_loader(dataset, image_size: int, batch_size: int, workers: int, device: str):
-    """timm's training loader with the benchmarks' augmentation."""
+    """Create timm's training loader.
+
+    Args:
+        dataset: data set of timm.
+        image_size: height and width in pixels.
+        batch_size: images per batch.
+        workers: number of workers.
+        device: device to normalize on.
+    """
     import torch
     from timm.data import create_loader
 
@@ -41,7 +49,7 @@ def timm_loader(dataset, image_size: int, batch_size: int, workers: int, device:
 
 
 def transformed_dataset(folder: str, image_size: int):
-    """The train split under the example script's transforms: each image becomes a normalised float tensor."""
+    """Load the train split with the transforms of the example script."""
     from datasets import load_dataset
     from torchvision import transforms
 
@@ -64,7 +72,7 @@ def transformed_dataset(folder: str, image_size: int):
 
 
 def stack(examples: list[dict]) -> dict:
-    """The example script's collate function."""
+    """Collate as the example script does."""
     import torch
 
     pixels = torch.stack([example["pixel_values"] for example in examples])

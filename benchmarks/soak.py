@@ -1,30 +1,30 @@
-"""Disturbs trainings in every way that was thought of, and asks whether anything was lost.
+"""Interrupt and disturb trainings, and check that they resume exactly.
 
   python benchmarks/soak.py                        # 15 kills, some minutes
-  python benchmarks/soak.py --quick                # 2 kills: shows that it works
+  python benchmarks/soak.py --quick                # 2 kills, only to test the script
   python benchmarks/soak.py --kills 50 --seed 7 --recipe vit_tiny_cifar10 --options "--max_steps 400"
   python benchmarks/soak.py --trials disk damage pickle resume machine rows memory
   unshare -rm python benchmarks/soak.py --trials disk    # to mount small file systems without being root
 
-`kills` trains the recipe once without a disturbance. Then it trains it again, sends SIGKILL or SIGTERM to the process
-after a random time, and starts it anew with `--resume_from_checkpoint auto`, until it finishes; and so on with further
-runs until there were so many kills. A kill is survived when the run that it hit ends with the weights and the history
-of losses of the undisturbed run, bit for bit; a run that cannot go on, or ends otherwise, loses its kills. The time is
-drawn from shortly before the first checkpoint on, so that kills also hit the start, saves and evaluations.
+`kills` trains the recipe once without interruption. Then it trains again; after a random time, the process gets
+SIGKILL or SIGTERM and is started again with `--resume_from_checkpoint auto`, until the run finishes. Further runs
+follow until the number of kills is reached. A kill is survived if its run ends with the weights and losses of the
+uninterrupted run, bit for bit. The random times start shortly before the first checkpoint, so that kills also hit the
+start, saves and evaluations.
 
-The other trials (faults.py) take a model of 20,000 weights on scikit-learn's digits. Each case is one row; it is lost
-when a command ends in a traceback, hangs, runs code of a file, or ends with other weights than the undisturbed run,
-where it should end with the same:
+The other trials (faults.py) train a model with 20,000 parameters on scikit-learn's digits. Each case is one row. It is
+lost if a command ends in a traceback, hangs, runs code of a file, or ends with other weights than the uninterrupted
+run if they should be equal:
 
-  disk     file systems of many sizes: training, then the rest of it with room; decoded images; an export; a push
-  damage   each file of the newest checkpoint cut short, emptied, deleted or with one bit flipped
-  pickle   pickles that would run code in place of each file of a checkpoint and of a finished run
+  disk     full file systems of many sizes: training and its resume, decoded images, an export, a push
+  damage   each file of the newest checkpoint truncated, emptied, deleted or with one bit flipped
+  pickle   malicious pickles instead of each file of a checkpoint and of a finished run
   resume   recipes that changed since the checkpoint
   machine  64 open files, /dev/shm of 4 kB, umask 077, files from the future, no HOME, a read-only cache, Ctrl-C twice
   rows     a folder of 200,000 images, with its time and memory
   memory   growth of the process from step 500 to step 5,000
 
-Ends with exit code 1 when anything was lost.
+The exit code is 1 if a case is lost.
 """
 
 import argparse
@@ -46,7 +46,7 @@ from hfvit.artifacts.output_dir import is_finished
 from hfvit.utils.environment import hardware
 
 ROOT = Path(__file__).resolve().parent.parent
-COLUMNS = {"kill": "d", "run": "d", "signal": "", "after s": ".1f", "exit code": "d", "stands": "", "outcome": ""}
+COLUMNS = {"kill": "d", "run": "d", "signal": "", "after s": ".1f", "exit code": "d", "checkpoint": "", "outcome": ""}
 CASE_COLUMNS = {"trial": "", "case": "", "exit code": "", "outcome": "", "message": ""}
 EVERY = "--eval_strategy steps --eval_steps 20 --ema_decay 0.99 --drop_path_rate 0.2 --mixup_alpha 0.2 --max_steps 200"
 QUICK = "--eval_strategy steps --eval_steps 5 --max_steps 30"
@@ -56,12 +56,12 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="2 kills of a run of 30 steps; few cases of each trial")
     parser.add_argument("--trials", nargs="+", choices=("kills", *TRIALS), default=["kills"], help="[kills]")
-    parser.add_argument("--kills", type=int, help="how often to kill [15, quick 2]")
+    parser.add_argument("--kills", type=int, help="number of kills [15, quick 2]")
     parser.add_argument(
         "--recipe", default=str(ROOT / "recipes" / "quickstart.yaml"), help="[recipes/quickstart.yaml]"
     )
-    parser.add_argument("--options", help=f"of the recipe [{EVERY}]")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments and the signals [0]")
+    parser.add_argument("--options", help=f"options of the recipe [{EVERY}]")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random times and signals [0]")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows to FILE")
     options = parser.parse_args(argv)
     options.kills = options.kills or (2 if options.quick else 15)
@@ -79,7 +79,7 @@ def start(options: argparse.Namespace, out: Path) -> subprocess.Popen:
 
 
 def undisturbed(options: argparse.Namespace, out: Path) -> tuple[float, float]:
-    """Seconds to the first checkpoint and to the end."""
+    """Train without interruption; return the seconds to the first checkpoint and to the end."""
     began, first = time.monotonic(), None
     process = start(options, out)
     while process.poll() is None:
@@ -87,12 +87,21 @@ def undisturbed(options: argparse.Namespace, out: Path) -> tuple[float, float]:
             first = time.monotonic() - began
         time.sleep(0.02)
     if process.returncode or first is None:
-        sys.exit(f"the undisturbed run failed:\n{out.with_name(f'{out.name}.log').read_text()[-2000:]}")
+        sys.exit(f"the uninterrupted run failed:\n{out.with_name(f'{out.name}.log').read_text()[-2000:]}")
     return first, time.monotonic() - began
 
 
 def disturbed(options, out: Path, draw: random.Random, first: float, total: float, left: int) -> list[dict]:
-    """Train in `out`, with at most `left` kills; a row for each."""
+    """Train with at most `left` kills and return a row for each.
+
+    Args:
+        options: parsed options.
+        out: output folder.
+        draw: random number generator.
+        first: seconds to the first checkpoint.
+        total: seconds of the uninterrupted run.
+        left: largest number of kills.
+    """
     rows = []
     while True:
         process, began = start(options, out), time.monotonic()
@@ -104,20 +113,20 @@ def disturbed(options, out: Path, draw: random.Random, first: float, total: floa
         except subprocess.TimeoutExpired:
             process.send_signal(number)
         code = process.wait()
-        if is_finished(out):  # it had just then, and was killed on its way out
+        if is_finished(out):  # killed after its last file
             code = 0
             break
-        stands = newest_checkpoint(out)
+        newest = newest_checkpoint(out)
         rows.append({"signal": number.name, "after s": time.monotonic() - began, "exit code": code})
-        rows[-1]["stands"] = stands.name if stands else "nothing"
-        print(f"kill {len(rows)} of this run: {number.name}, {rows[-1]['stands']}", file=sys.stderr, flush=True)
+        rows[-1]["checkpoint"] = newest.name if newest else "nothing"
+        print(f"kill {len(rows)} of this run: {number.name}, {rows[-1]['checkpoint']}", file=sys.stderr, flush=True)
     for row in rows:
         row["exit"] = code
     return rows
 
 
 def kills(options: argparse.Namespace, folder: Path) -> list[dict]:
-    """Kill runs of the recipe at random moments; a row for each kill."""
+    """Kill runs of the recipe at random moments, and return a row for each kill."""
     draw, rows, runs = random.Random(options.seed), [], 0
     whole = folder / "undisturbed"
     first, total = undisturbed(options, whole)

@@ -1,18 +1,18 @@
-"""How long one waits: from a command to its first optimizer step, and for the imports.
+"""Time to the first optimizer step, and time of imports.
 
   python benchmarks/startup.py                     # about ten minutes
-  python benchmarks/startup.py --quick             # a minute: shows that it works
+  python benchmarks/startup.py --quick             # a minute, only to test the script
   python benchmarks/startup.py --json rows.json
 
-First step: a small ViT on generated 32x32 pictures, from the start of the Python process to the end of its first
-optimizer step, without data workers. hfvit runs its own `hfvit/train.py` on a recipe; the timm loop and the Trainer
-of the example script are those of train_step.py. A `first run` finds an empty cache: everyone turns the parquet files
-into Arrow, and hfvit decodes the pictures into its array. A `later run` finds both done.
+First step: a small ViT on generated 32x32 images, from the start of the Python process to the end of the first
+optimizer step, without data loader workers. hfvit runs `hfvit/train.py` with a recipe; the timm loop and the Trainer
+are those of train_step.py. A `first run` has an empty cache: all contenders convert the parquet files to Arrow, and
+hfvit decodes the images into its array. A `later run` uses the cache of the first one.
 
-hfvit does more in that time than its peers: it reads and checks the evaluation data, saves a picture of its first
-training batch, and measures the processor's matrix-product rate and the model's operations for `mfu`.
+hfvit does more in that time than its peers: it loads and checks the evaluation data, saves a plot of the first
+training batch, and measures the FLOP/s of a matrix product and the FLOPs of the model for `mfu`.
 
-Imports: a process that does nothing else, Python's own start included (`python -c pass` is a row).
+Imports: a process that does only this, including the start of Python (`python -c pass` is a row).
 """
 
 import importlib.util
@@ -26,12 +26,12 @@ from pathlib import Path
 
 from common import answer, in_own_process, interleaved, medians, parse_options, report, spread, workspace
 from contenders import CONTENDERS, Case, recipe_values
-from pictures import SMALL, generate
+from images import SMALL, generate
 from step_clock import StepClock
 
 CASE = {
     "name": "first step",
-    "pictures": SMALL.name,
+    "images": SMALL.name,
     "model_args": {"patch_size": 8, "embed_dim": 128, "depth": 4, "num_heads": 4},
     "image_size": 32,
     "batch_size": 64,
@@ -54,7 +54,7 @@ COLUMNS = {"what": "", "seconds": ".2f", "spread": ".0%"}
 
 
 def train_with_recipe(case: Case, folder: str, output_dir: str) -> None:
-    """`python hfvit/train.py RECIPE`, in this process."""
+    """Run `python hfvit/train.py RECIPE` in this process."""
     import yaml
 
     recipe = Path(output_dir) / "recipe.yaml"
@@ -66,11 +66,18 @@ def train_with_recipe(case: Case, folder: str, output_dir: str) -> None:
 
 
 def first_step(contender: str, folder: str, output_dir: str, started: float, **_) -> None:
-    """Train until the first optimizer step is over, answer with the seconds since `started`, and end the process."""
+    """Train to the end of the first optimizer step and answer with the seconds since `started`.
+
+    Args:
+        contender: name of the contender.
+        folder: data set.
+        output_dir: output folder of hfvit.
+        started: start of the process.
+    """
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
     class FirstStep(BaseException):
-        """No `except Exception` on the way holds it up."""
+        """Not an Exception, so that no `except Exception` catches it."""
 
     def stop(*_) -> None:
         answer({"seconds": time.monotonic() - started})
@@ -90,7 +97,7 @@ def first_step(contender: str, folder: str, output_dir: str, started: float, **_
 
 
 def first_steps(job: dict, work: Path) -> dict:
-    """Seconds of a first run, in a new cache, and of a later one, in the cache that it left."""
+    """Measure the seconds of a first run with an empty cache and of a later run."""
     cache, output_dir = work / "cache", work / "output"
     shutil.rmtree(cache, ignore_errors=True)
     figures = {}
@@ -102,14 +109,14 @@ def first_steps(job: dict, work: Path) -> dict:
 
 
 def seconds_to_run(job: dict) -> dict:
-    """A new interpreter that runs one line."""
+    """Measure the seconds of a new interpreter that runs one line."""
     start = time.perf_counter()
     subprocess.run([sys.executable, "-c", job["code"]], check=True, stdout=subprocess.DEVNULL)
     return {"seconds": time.perf_counter() - start}
 
 
 def rows_of(results: dict[str, list[dict]]) -> list[dict]:
-    """One row for each figure of each job."""
+    """Return one row for each measurement of each job."""
     rows = []
     for name, rounds in results.items():
         for figure, seconds in medians(rounds).items():
@@ -127,12 +134,12 @@ def main(argv: list[str] | None = None) -> None:
         count, runs = 500, runs[:1]
         codes = {name: IMPORTS[name] for name in QUICK_IMPORTS}
     with workspace() as work:
-        folder = work / "pictures"
+        folder = work / "images"
         generate(SMALL, count, folder)
         jobs = {name: {"contender": name, "folder": str(folder), "runs": runs} for name in CONTENDERS}
         results = interleaved(jobs, options.rounds, partial(first_steps, work=work))
     imports = interleaved({name: {"code": code} for name, code in codes.items()}, options.rounds, seconds_to_run)
-    notes = [f"{count:,} generated {SMALL.name} pictures; ViT of 4 blocks at 32 px, batch {CASE['batch_size']}"]
+    notes = [f"{count:,} generated {SMALL.name} images; ViT of 4 blocks at 32 px, batch {CASE['batch_size']}"]
     report("Startup", options, rows_of(results) + rows_of(imports), COLUMNS, notes)
 
 

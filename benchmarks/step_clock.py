@@ -1,4 +1,4 @@
-"""Time and memory of training steps, the same for every contender."""
+"""Measure time and memory of training steps, in the same way for all contenders."""
 
 import resource
 import sys
@@ -10,9 +10,9 @@ MIB = 2**20
 
 
 class StepClock:
-    """Counts optimizer steps: `begin()` before the first, `step()` after each; then `figures()`.
+    """Measures optimizer steps: `begin()` before the first, `step()` after each, then `figures()`.
 
-    `meter` adds up the seconds spent waiting for data, inside its `waiting()`.
+    `meter.waiting()` measures the seconds spent waiting for data.
     """
 
     def __init__(self, warm_up: int, steps: int, batch_size: int):
@@ -32,12 +32,12 @@ class StepClock:
         self.seconds = self.waited = self.memory_before = self.memory_peak = 0.0
 
     def begin(self) -> None:
-        """Everything is built; the first batch has not been asked for."""
+        """Start, after the setup and before the first batch is requested."""
         self.memory_before = memory(self.device)
         forget_peak(self.device)
 
     def step(self) -> None:
-        """An optimizer step is over."""
+        """Count an optimizer step."""
         self.done += 1
         if self.done == self.warm_up:
             self.seconds, self.waited = -self._now(), -self.meter.waited
@@ -66,7 +66,7 @@ class StepClock:
 
 
 def trainer_callback(clock: StepClock):
-    """A callback that lets a Trainer drive `clock`."""
+    """Return a callback with which a Trainer calls `begin` and `step` of the clock."""
     from transformers import TrainerCallback
 
     class Callback(TrainerCallback):
@@ -80,7 +80,7 @@ def trainer_callback(clock: StepClock):
 
 
 def memory(device) -> int:
-    """Bytes held now: by tensors on a GPU, by this process on a processor."""
+    """Return allocated bytes: of tensors on a GPU, of this process on a CPU."""
     if device.type == "cuda":
         import torch
 
@@ -91,24 +91,24 @@ def memory(device) -> int:
 
 
 def forget_peak(device) -> None:
-    """Measure the peak from here on: what loading needed is no training memory."""
+    """Reset the peak memory, so that it does not include the loading."""
     if device.type == "cuda":
         import torch
 
         return torch.cuda.reset_peak_memory_stats(device)
     clear = Path("/proc/self/clear_refs")
     if clear.exists():
-        clear.write_text("5")  # resets VmHWM (Linux's proc(5)); elsewhere the peak is the process's whole life's
+        clear.write_text("5")  # resets VmHWM (proc(5)); other systems report the peak of the whole process
 
 
 def peak_memory(device) -> int:
-    """The largest number of bytes held since `forget_peak`."""
+    """Return the largest number of allocated bytes since `forget_peak`."""
     if device.type == "cuda":
         import torch
 
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
-    if status.exists():  # getrusage's figure begins with the memory of the process that started this one
+    if status.exists():  # getrusage includes the memory of the parent process at the fork
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
         return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

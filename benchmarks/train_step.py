@@ -1,20 +1,20 @@
-"""How fast the same model trains, and in how much memory: hfvit, a plain loop in timm's style, transformers' Trainer.
+"""Throughput and memory of training with hfvit, a plain loop of timm's parts, and transformers' Trainer.
 
   python benchmarks/train_step.py                     # about twenty minutes on two idle cores
-  python benchmarks/train_step.py --quick             # a minute: shows that it works
-  python benchmarks/train_step.py --only fp32         # the rows whose name holds this
+  python benchmarks/train_step.py --quick             # a minute, only to test the script
+  python benchmarks/train_step.py --only fp32         # cases whose name contains this
   python benchmarks/train_step.py --json rows.json
 
-One timm model, from scratch, on the same pictures, with the same micro-batch, precision, AdamW, learning rate, weight
-decay and gradient clipping, on every core (or the one GPU) of the machine:
+The same timm model from scratch, with the same images, batch size, precision, AdamW, learning rate, weight decay and
+gradient clipping, on all cores (or one GPU) of the machine:
 
-  hfvit     HFViTTrainer over a resolved recipe, built as hfvit/train.py builds it
-  timm      create_dataset, create_loader and create_optimizer_v2 around forward, backward, clip and step
-  Trainer   transformers' example script: TimmWrapper, set_transform, a collate that stacks, the Trainer's defaults
+  hfvit     HFViTTrainer, built as by hfvit/train.py
+  timm      create_dataset, create_loader and create_optimizer_v2, with forward, backward, clip and step
+  Trainer   transformers' example script: TimmWrapper, set_transform, stacked batches, the Trainer's defaults
 
-Each measurement is a process of its own. Steps are timed after warm-up steps, with no logging, evaluation or saving
-among them. hfvit chooses its data workers itself; the peers get as many as hfvit takes to decode, as they always do.
-On a GPU the rows are ViT-B/16 at 224 px; `mfu` relates images a second to the rate of a large matrix product.
+Each measurement runs in a new process. Steps are measured after warm-up steps, without logging, evaluation and saving.
+hfvit chooses its number of workers; the peers get as many as hfvit uses to decode images. On a GPU, the rows are
+ViT-B/16 at 224 px. `mfu` is relative to the FLOP/s of a large matrix product.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from typing import Any
 
 from common import answer, in_own_process, interleaved, medians, parse_options, report, spread, workspace
 from contenders import CONTENDERS, Case
-from pictures import KINDS, LARGE, SMALL, generate
+from images import KINDS, LARGE, SMALL, generate
 from step_clock import StepClock
 
 COLUMNS = {
@@ -43,7 +43,7 @@ COLUMNS = {
 
 
 def cases(quick: bool, cuda: bool) -> list[Case]:
-    """The rows that this machine can measure."""
+    """Return the cases for this machine."""
     own = ("hfvit",)
     if cuda:
         base = {"architecture": "vit_base_patch16_224", "batch_size": 128, "warm_up": 5, "steps": 3 if quick else 25}
@@ -70,7 +70,13 @@ def cases(quick: bool, cuda: bool) -> list[Case]:
 
 
 def measure(contender: str, case: dict[str, Any], folder: str, **_) -> dict[str, Any]:
-    """The figures of one contender on one case."""
+    """Measure one contender on one case.
+
+    Args:
+        contender: name of the contender.
+        case: fields of `Case`.
+        folder: data set.
+    """
     subject = Case(**case)
     clock = StepClock(subject.warm_up, subject.steps, subject.batch_size)
     CONTENDERS[contender](subject, folder, clock)
@@ -78,7 +84,12 @@ def measure(contender: str, case: dict[str, Any], folder: str, **_) -> dict[str,
 
 
 def compared(case: Case, results: dict[str, list[dict]]) -> list[dict]:
-    """The rows of a case, each related to the best peer; `results` holds the rounds of each contender."""
+    """Return the rows of a case, relative to the best peer.
+
+    Args:
+        case: the case.
+        results: contender -> results of all rounds.
+    """
     rows = [
         {
             "case": case.name,
@@ -89,7 +100,7 @@ def compared(case: Case, results: dict[str, list[dict]]) -> list[dict]:
         for contender, rounds in results.items()
     ]
     peers = [row["images/s"] for row in rows if row["contender"] != "hfvit"]
-    flops, peak = rows[0].pop("flops"), rows[0].pop("peak flops")  # hfvit's, and the same model for all
+    flops, peak = rows[0].pop("flops"), rows[0].pop("peak flops")  # measured by hfvit, the same for all
     for row in rows:
         row["of best peer"] = row["images/s"] / max(peers) if peers else None
         row["mfu"] = row["images/s"] * flops / peak if flops and peak else None
@@ -97,7 +108,7 @@ def compared(case: Case, results: dict[str, list[dict]]) -> list[dict]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    only = {"--only": {"metavar": "TEXT", "default": "", "help": "measure the cases whose name holds TEXT"}}
+    only = {"--only": {"metavar": "TEXT", "default": "", "help": "measure the cases whose name contains TEXT"}}
     options = parse_options(__doc__, argv, rounds=3, own_options=only)
     if options.worker:
         return answer(measure(**options.worker))
@@ -106,17 +117,17 @@ def main(argv: list[str] | None = None) -> None:
     rows, known = [], cases(options.quick, torch.cuda.is_available())
     measured = [case for case in known if options.only in case.name]
     if not measured:
-        sys.exit(f"--only: no case holds '{options.only}'; they are {'; '.join(case.name for case in known)}")
+        sys.exit(f"--only: no case with '{options.only}' (found: {'; '.join(case.name for case in known)})")
     with workspace() as work:
         folders = {}
-        for kind in sorted({case.pictures for case in measured}):
-            count = max((c.warm_up + c.steps + 1) * c.batch_size for c in measured if c.pictures == kind)
+        for kind in sorted({case.images for case in measured}):
+            count = max((c.warm_up + c.steps + 1) * c.batch_size for c in measured if c.images == kind)
             folders[kind] = str(work / kind.replace(" ", "_"))
-            generate(KINDS[kind], count, Path(folders[kind]))  # one epoch is enough: none begins while timed
+            generate(KINDS[kind], count, Path(folders[kind]))  # enough for one epoch, so that none starts while timed
         run = partial(in_own_process, __file__, cache=work / "cache")
         for case in measured:
             jobs = {
-                name: {"contender": name, "case": dataclasses.asdict(case), "folder": folders[case.pictures]}
+                name: {"contender": name, "case": dataclasses.asdict(case), "folder": folders[case.images]}
                 for name in case.contenders
             }
             print(case.name, file=sys.stderr)

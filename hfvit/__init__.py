@@ -1,6 +1,7 @@
-"""Fine-tune Vision Transformers for image classification, from one recipe to a deployable checkpoint.
+"""Fine-tune Vision Transformers for image classification, and export them.
 
 Train
+    inspect("photos", html="photos.html")      check a data set first; returns an Inspection
     train("quickstart", output_dir="out")      a recipe, as `hfvit train` does; returns a RunRecord
     HFViTTrainer(model=..., args=...,          your own datasets.Dataset, transforms, loss and metrics
         train_dataset=..., eval_dataset=...)
@@ -50,10 +51,11 @@ if TYPE_CHECKING:
     from hfvit.recipe.arguments import ModelArguments as ModelArguments
     from hfvit.recipe.arguments import RunArguments as RunArguments
     from hfvit.recipe.training_args import HFViTTrainingArguments as HFViTTrainingArguments
+    from hfvit.report.inspection import inspect as inspect
     from hfvit.report.write import write_report as write_report
     from hfvit.training.trainer import HFViTTrainer as HFViTTrainer
 
-# Public name -> module and name there. Resolved on first use: `import hfvit` and `hfvit --help` do not import torch.
+# Public name -> (module, name). Resolved on first use, so that `import hfvit` and `hfvit --help` do not import torch.
 _PUBLIC = {
     "AugmentationArguments": ("recipe.arguments", "AugmentationArguments"),
     "Classifier": ("inference.classifier", "Classifier"),
@@ -69,6 +71,7 @@ _PUBLIC = {
     "RunArguments": ("recipe.arguments", "RunArguments"),
     "RunRecord": ("artifacts.run_record", "RunRecord"),
     "export_onnx": ("export.onnx", "export_onnx"),
+    "inspect": ("report.inspection", "inspect"),
     "load_classifier": ("inference.classifier", "load_classifier"),
     "predict": ("inference.classifier", "predict"),
     "push": ("hub.push", "push"),
@@ -79,7 +82,7 @@ _PUBLIC = {
 }
 
 
-if not TYPE_CHECKING:  # or type checkers would take any name for a public one
+if not TYPE_CHECKING:  # type checkers would accept any name
 
     def __getattr__(name):
         if name not in _PUBLIC:

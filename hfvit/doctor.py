@@ -12,31 +12,34 @@ from hfvit.utils.environment import cores, hardware
 from hfvit.utils.formatting import aligned
 
 LIBRARIES = ("hfvit", "torch", "transformers", "timm", "optimum", "onnx")
-# Flags of /proc/cpuinfo that make a precision on a processor faster than float32.
-BF16_FLAGS, INT8_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}, {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"}
-DRIVER_FILE, CPU_FILE = Path("/proc/driver/nvidia/version"), Path("/proc/cpuinfo")
+# Flags of /proc/cpuinfo with which a precision is faster than float32.
+BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
+INT8_FLAGS = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"}
+DRIVER_FILE = Path("/proc/driver/nvidia/version")
+CPU_FILE = Path("/proc/cpuinfo")
 
 
 def report() -> str:
-    """The whole text."""
+    """Return the report of `hfvit doctor`."""
     sections = [("machine", machine()), ("runtimes", runtimes()), ("precisions worth using", precisions())]
     return "\n\n".join("\n".join([title, *(f"  {line}" for line in aligned(rows))]) for title, rows in sections)
 
 
 def machine() -> list[tuple[str, str]]:
-    facts = hardware()
+    """Describe CPU, GPUs, driver, system and library versions."""
+    info = hardware()
     gpus = [f"{name}, compute capability {capability}" for name, capability in local_gpus()]
     return [
-        ("processor", f"{facts['processor']}, {cores()} cores"),
+        ("processor", f"{info['processor']}, {cores()} cores"),
         *(("GPU", gpu) for gpu in gpus or ["none that PyTorch can use"]),
         ("driver", driver_version(DRIVER_FILE) or "no NVIDIA driver"),
-        ("system", f"{facts['system']}, Python {platform.python_version()}"),
+        ("system", f"{info['system']}, Python {platform.python_version()}"),
         ("libraries", ", ".join(f"{name} {found}" for name in LIBRARIES if (found := _version(name)))),
     ]
 
 
 def runtimes() -> list[tuple[str, str]]:
-    """What runs a model: its version and where it can run one, or how to get it."""
+    """Describe version and devices of each runtime, or how to install it."""
     cuda = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU only"
     return [
         ("PyTorch", f"{torch.__version__} ({cuda}{'' if torch.cuda.is_available() else ', no GPU in use'})"),
@@ -46,7 +49,7 @@ def runtimes() -> list[tuple[str, str]]:
 
 
 def precisions() -> list[tuple[str, str]]:
-    """For the processor and each GPU, fastest last; figures are to be measured with `hfvit validate`."""
+    """List the precisions worth using on the CPU and each GPU, fastest last."""
     flags = processor_flags(CPU_FILE)
     found = ["fp32"]
     if flags & BF16_FLAGS:
@@ -57,21 +60,21 @@ def precisions() -> list[tuple[str, str]]:
 
 
 def gpu_precisions(capability: str) -> list[str]:
-    """What a GPU computes faster than float32; `capability` as "8.6"."""
+    """Return the precisions faster than float32 for a capability such as "8.6"."""
     level = tuple(map(int, capability.split(".")))
     lowest = {"tf32": (8, 0), "bf16": (8, 0), "fp16": (7, 0), "int8": (7, 5), "fp8": (8, 9)}
-    found = [name for name, least in lowest.items() if level >= least]
+    found = [name for name, minimum in lowest.items() if level >= minimum]
     return found or ["fp32"]
 
 
 def driver_version(file: Path) -> str | None:
-    """The NVIDIA driver's version, from the kernel module's own file; None where there is none."""
+    """Read the version of the NVIDIA driver from the kernel module's file, or None."""
     match = re.search(r"Kernel Module(?: for \S+)?\s+(\d[\d.]*)", file.read_text()) if file.is_file() else None
     return match[1] if match else None
 
 
 def processor_flags(file: Path) -> set[str]:
-    """Flags of the first core."""
+    """Read the flags of the first core."""
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     return next((set(line.split(":")[1].split()) for line in lines if line.startswith(("flags", "Features"))), set())
 
@@ -89,9 +92,10 @@ def _tensorrt(name: str) -> str:
     if not isinstance(backend, Backend):
         return f"not installed: {INSTALL[name]}" if _is_missing(name, backend) else f"cannot be imported: {backend}"
     cuda = f", CUDA {backend.cuda}" if backend.cuda else ""
-    builds = f"builds without a GPU, for {', '.join(backend.targets)}" if backend.builds_without_gpu else "builds here"
-    if not backend.builds_without_gpu and not local_gpus():
-        builds = "has no GPU here to build on"
+    if backend.builds_without_gpu:
+        builds = f"builds without a GPU, for {', '.join(backend.targets)}"
+    else:
+        builds = "builds on this GPU" if local_gpus() else "requires a GPU to build"
     return f"{backend.version}{cuda} ({builds})"
 
 

@@ -32,10 +32,9 @@ from hfvit.utils.hub_ids import folder_or_hub_id
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the storages that operations make: `now` held, and `peak` the most that were held at once.
+    """Count the bytes of storages that operations create, `now` and at the `peak`.
 
-    What was there before does not count. With tensors without storage (the `meta` device, FakeTensor) nothing is
-    allocated, and the figure is what a real run would hold, without an allocator's rounding.
+    Works with fake tensors and the meta device, without allocating memory. Existing storages do not count.
     """
 
     def __init__(self):
@@ -44,7 +43,7 @@ class LiveBytes(TorchDispatchMode):
         self._held: dict[int, int] = {}
 
     def ignore(self, tensors) -> None:
-        """Leave these out, as what was there before."""
+        """Exclude the storages of these tensors."""
         for tensor in tensors:
             self._held[tensor.untyped_storage()._cdata] = 0
 
@@ -67,9 +66,9 @@ class LiveBytes(TorchDispatchMode):
         self.now -= self._held.pop(key, 0)
 
 
-CLASSES = 1000  # the data set, which knows better, is not loaded
+CLASSES = 1000  # assumed, as the data set is not loaded
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
-WAYS = {  # heading -> precision, activation checkpointing
+SETTINGS = {  # heading -> (precision, activation checkpointing)
     "fp32": ("no", False),
     "bf16": ("bf16", False),
     "checkpointing": ("no", True),
@@ -79,27 +78,32 @@ WAYS = {  # heading -> precision, activation checkpointing
 
 @dataclass
 class StepMemory:
-    """Bytes of one training step of one process.
+    """Hold the memory of a training step of one process in bytes.
 
-    `held` is what the forward pass leaves for the backward one, `most` the most at once beside weights, optimizer and
-    average.
+    Args:
+        weights: parameters and buffers.
+        gradients: gradients.
+        optimizer: optimizer state.
+        average: averaged weights (EMA).
+        activations: activations that the forward pass keeps for the backward pass.
+        peak: maximum of activations and gradients at the same time.
     """
 
     weights: int
     gradients: int
     optimizer: int
     average: int
-    held: int
-    most: int
+    activations: int
+    peak: int
 
     @property
     def total(self) -> int:
-        """The most at once; gradients come as activations go, so it is less than the sum of all."""
-        return self.weights + self.optimizer + self.average + self.most
+        """Return the peak memory; less than the sum, as activations are freed."""
+        return self.weights + self.optimizer + self.average + self.peak
 
 
 def skeleton(recipe: Recipe) -> HFViTForImageClassification:
-    """The recipe's model without storage (on `meta`)."""
+    """Build the recipe's model on the meta device."""
     classes = 10 if recipe.data.dataset_name == DIGITS else CLASSES
     finetuning = replace(recipe.finetuning, progressive_image_size=None)  # the last size needs the most memory
     with torch.device("meta"):
@@ -109,7 +113,7 @@ def skeleton(recipe: Recipe) -> HFViTForImageClassification:
 
 
 def untrained(arguments: ModelArguments) -> ModelArguments:
-    """Replace the checkpoint to start from by its architecture, found by its name where that is one of timm's."""
+    """Replace the checkpoint by its architecture (from its name or configuration)."""
     if arguments.architecture:
         return arguments
     source = folder_or_hub_id(arguments.model_name_or_path, ModelError, "model_name_or_path")
@@ -131,9 +135,14 @@ def untrained(arguments: ModelArguments) -> ModelArguments:
 def step_memory(
     model: HFViTForImageClassification, batch: int, precision: str = "no", checkpointing: bool = False, args=None
 ) -> StepMemory:
-    """Memory of one step of `batch` images, of operations as the processor runs them.
+    """Compute the memory of a training step with the operations of the CPU.
 
-    `model` is on `meta` and is changed. `args` (TrainingArguments) choose the optimizer; AdamW without them.
+    Args:
+        model: model on the meta device, changed in place.
+        batch: number of images.
+        precision: "no", "bf16" or "fp16".
+        checkpointing: recompute activations.
+        args: `TrainingArguments` with the optimizer; None for AdamW.
     """
     model.train()
     if checkpointing:
@@ -148,7 +157,7 @@ def step_memory(
             with torch.autocast("cpu", dtype, enabled=dtype is not None):
                 logits = model(pixel_values).logits
             loss = cross_entropy(logits.float(), torch.empty(batch, dtype=torch.long), 0.0)
-            held = live.now
+            activations = live.now
             loss.backward()
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         optimizer = _optimizer(model, args)
@@ -160,13 +169,14 @@ def step_memory(
         gradients=_bytes(gradients),
         optimizer=_bytes(value for value in states if isinstance(value, torch.Tensor)),
         average=weights if args is not None and args.ema_decay else 0,
-        held=held,
-        most=live.peak,
+        activations=activations,
+        peak=live.peak,
     )
 
 
 def _optimizer(model, args) -> torch.optim.Optimizer:
-    cls, kwargs = torch.optim.AdamW, {}
+    cls = torch.optim.AdamW
+    kwargs = {}
     if args is not None:
         cls, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, model)
     groups = build_param_groups(model.timm_model, kwargs.pop("lr", 1e-3), 0.0)
@@ -178,17 +188,23 @@ def _bytes(tensors) -> int:
 
 
 def estimate(recipe: Recipe) -> str:
-    """The report that `hfvit train RECIPE --estimate` prints; `RecipeError` for a model that reads texts."""
+    """Return the report of `hfvit train RECIPE --estimate`.
+
+    Raises:
+        RecipeError: the recipe has a text encoder.
+    """
     args = recipe.training
     if recipe.model.text_encoder:
-        raise RecipeError("--estimate: not available for a model of images with texts (text_encoder).")
-    batch, precision = args.per_device_train_batch_size, args.mixed_precision
+        raise RecipeError("--estimate: not available with text_encoder.")
+    batch = args.per_device_train_batch_size
+    precision = args.mixed_precision
     checkpointing = bool(args.activation_checkpointing)
     own = step_memory(skeleton(recipe), batch, precision, checkpointing, args)
     model = skeleton(recipe)
-    available, where, process = _room(args.device)
+    available, where, process = _available_memory(args.device)
     need = own.total + process
-    config, trained = model.config, sum(p.numel() for p in model.parameters() if p.requires_grad)
+    config = model.config
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     lines = [
         f"model      {config.architecture}, {config.image_size[0]} px,"
         f" {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M weights ({trained / 1e6:.1f} M trained),"
@@ -202,10 +218,10 @@ def estimate(recipe: Recipe) -> str:
                 ("gradients", size(own.gradients)),
                 ("optimizer", size(own.optimizer)),
                 *([("moving average", size(own.average))] if own.average else []),
-                ("activations", size(own.held)),
-                ("most at once", size(own.total)),
+                ("activations", size(own.activations)),
+                ("peak", size(own.total)),
                 *([("libraries", size(process))] if process else []),
-                ("there is", f"{size(available)} {where}"),
+                ("available", f"{size(available)} {where}"),
             ]
         ),
         "",
@@ -215,47 +231,49 @@ def estimate(recipe: Recipe) -> str:
         "",
     ]
     if recipe.finetuning.teacher:
-        lines.append("The teacher's weights and its forward pass come on top of these figures.")
+        lines.append("The teacher's weights and forward pass are not included.")
     if recipe.model.patch_sizes:
-        lines.append("These figures are for the model's own patch size; smaller patches need more.")
+        lines.append("These figures are for the model's patch size; smaller patches need more.")
     if need <= available:
         return "\n".join([*lines, f"It fits: {size(need)} of {size(available)}."])
     return "\n".join(
         [
             *lines,
-            f"It does not fit: {size(need)} of {size(available)}. What helps, from the cheapest: a smaller"
-            " per_device_train_batch_size (the global batch stays, by accumulation), --bf16 true,"
-            " --activation_checkpointing true, a smaller image_size, freeze.",
+            f"It does not fit: {size(need)} of {size(available)}. To reduce it, cheapest first: a smaller"
+            " per_device_train_batch_size (with gradient accumulation), --bf16 true, --activation_checkpointing true,"
+            " a smaller image_size, freeze.",
         ]
     )
 
 
-def _room(device: torch.device) -> tuple[int, str, int]:
-    """Memory for a process, in words where, and what of it the libraries take."""
+def _available_memory(device: torch.device) -> tuple[int, str, int]:
+    """Return the memory for a process, a description, and the memory of libraries."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0], f"free on {torch.cuda.get_device_name(device)}", 0
     unit = 1 if sys.platform == "darwin" else 1024
     process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") + process, "of memory free here", process
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") + process, "of memory", process
 
 
 def _disk(own: StepMemory, args) -> list[str]:
-    one = own.weights + own.optimizer + own.average
-    kept = "all of them are kept" if args.save_total_limit is None else f"at most {args.save_total_limit + 1} at once"
+    checkpoint = own.weights + own.optimizer + own.average
+    kept = "all are kept" if args.save_total_limit is None else f"at most {args.save_total_limit + 1} at once"
     folder = expand_user(args.output_dir).absolute()
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    return [f"disk       {size(one)} a checkpoint, {kept}; {size(shutil.disk_usage(there).free)} free in {there}"]
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    free = size(shutil.disk_usage(existing).free)
+    return [f"disk       {size(checkpoint)} per checkpoint, {kept}; {free} free in {existing}"]
 
 
-def _table(recipe: Recipe, batch: int, room: int) -> list[str]:
-    rows = [("images at once", *WAYS)]
+def _table(recipe: Recipe, batch: int, available: int) -> list[str]:
+    rows = [("images at once", *SETTINGS)]
     for images in sorted({max(1, batch // 4), max(1, batch // 2), batch, 2 * batch}):
         cells = []
-        for precision, checkpointing in WAYS.values():
+        for precision, checkpointing in SETTINGS.values():
             try:
                 need = step_memory(skeleton(recipe), images, precision, checkpointing, recipe.training).total
-                cells.append(size(need) + (" *" if need > room else ""))
-            except ValueError:  # a model that cannot
+                cells.append(size(need) + (" *" if need > available else ""))
+            except ValueError:  # not supported by the model
                 cells.append("-")
         rows.append((f"{images}{' (recipe)' if images == batch else ''}", *cells))
-    return [*aligned(rows), *(["* more than there is"] if any("*" in cell for row in rows for cell in row) else [])]
+    has_excess = any("*" in cell for row in rows for cell in row)
+    return [*aligned(rows), *(["* more than available"] if has_excess else [])]

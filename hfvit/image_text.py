@@ -1,4 +1,4 @@
-"""Former place of `hfvit.models.image_text`, which model cards written by version 0.1 tell their readers to import."""
+"""Alias of `hfvit.models.image_text`, for model cards written by version 0.1."""
 
 from hfvit.models.image_text import HFViTFusionConfig, HFViTFusionForImageClassification
 

@@ -17,10 +17,11 @@ from transformers.trainer_utils import TrainOutput
 
 from hfvit.artifacts.checkpoint import check_same_model, remove_checkpoints
 from hfvit.artifacts.constants import RECIPE_FILE
-from hfvit.artifacts.output_dir import alone_in, claim_output_dir, clear_run, is_finished, refuse_to_discard
+from hfvit.artifacts.output_dir import check_inputs_are_kept, claim_output_dir, clear_run, is_finished, lock_folder
 from hfvit.artifacts.run_record import RunRecord
 from hfvit.data.factory import build_datasets, load_splits
 from hfvit.data.splits import ImageSplits, warn_about_sizes
+from hfvit.data.starting_recipe import STARTING_RECIPE, find_and_load
 from hfvit.errors import HubError
 from hfvit.evaluation.examples import Examples
 from hfvit.finetuning.factory import build_trainer, prepare_finetuning
@@ -29,7 +30,7 @@ from hfvit.hub.push import Destination, check_destination, push_to
 from hfvit.metrics.classification import ImageClassificationMetric
 from hfvit.metrics.temperature import calibrate
 from hfvit.models.factory import build_model
-from hfvit.recipe.loader import Recipe, as_options, load_recipe
+from hfvit.recipe.loader import Recipe, as_options
 from hfvit.recipe.training_args import HFViTTrainingArguments
 from hfvit.report.summary import summary_table, write_plots, write_training_images
 from hfvit.training.distributed import require_shared_folder
@@ -42,13 +43,13 @@ logger = logging.getLogger("hfvit")
 
 
 def main(argv: list[str] | None = None, callbacks: Sequence[TrainerCallback] = ()) -> None:
-    """Run the recipe named by `argv[0]`; the options after it override the file's values.
+    """Run a recipe with command-line options.
 
     Args:
-        argv: `RECIPE [--key value ...]`; `sys.argv` by default.
-        callbacks: of the trainer.
+        argv: `RECIPE [--key value ...]`, or a local data set in place of the recipe; `sys.argv` by default.
+        callbacks: callbacks of the trainer.
     """
-    start(load_recipe(sys.argv[1:] if argv is None else argv), callbacks)
+    start(find_and_load(sys.argv[1:] if argv is None else argv), callbacks)
 
 
 def train(
@@ -58,33 +59,41 @@ def train(
     train_transforms: Callable | None = None,
     compute_metrics: Callable | None = None,
     compute_loss_func: Callable | None = None,
+    from_scratch: bool = False,
     **fields: Any,
 ) -> RunRecord | None:
     """Train, evaluate, save and report a run, as `hfvit train` does.
 
     Args:
-        recipe: name of a shipped recipe, YAML file, or a dict with the keys of one.
-        callbacks: of the trainer.
-        train_transforms: replaces the augmentation; see `data.transform_reader.TransformReader`.
-        compute_metrics: `EvalPrediction -> dict`, logged beside hfvit's metrics.
+        recipe: name of a shipped recipe, YAML file, a dict with the keys of a recipe, or a local data set.
+        callbacks: callbacks of the trainer.
+        train_transforms: replaces the augmentation, see `data.transform_reader.TransformReader`.
+        compute_metrics: `EvalPrediction -> dict` of metrics in addition to hfvit's.
         compute_loss_func: `(outputs, labels, num_items_in_batch) -> loss`, a mean over its batch.
-        fields: keys of the recipe, which override its values: `output_dir="out"`, `learning_rate=1e-3`, ...
+        from_scratch: train a small model without pretrained weights, for a data set in place of a recipe.
+        **fields: keys of the recipe to override: `output_dir="out"`, `learning_rate=1e-3`, ...
 
     Returns:
-        The run's record, which is also saved as `run.json`; None on all processes but the first.
+        The run's record, also saved as `run.json`; None on all processes but the first.
 
     Raises:
-        RecipeError, DataError, ModelError: something cannot be used; nothing was trained.
-        NonFiniteLossError, OutOfMemoryError, StorageError, InterruptedRunError: training ended early.
+        RecipeError: the recipe is invalid; nothing was trained.
+        DataError: the data is unusable; nothing was trained.
+        ModelError: the model is unusable; nothing was trained.
+        NonFiniteLossError: the loss is NaN or infinite.
+        OutOfMemoryError: a single image does not fit into memory.
+        StorageError: a checkpoint cannot be written.
+        InterruptedRunError: the run was stopped by a signal and saved.
     """
     with tempfile.TemporaryDirectory() as folder:
         if isinstance(recipe, Mapping):
             path = Path(folder) / "recipe.yaml"
             path.write_text(yaml.safe_dump(dict(recipe), sort_keys=False), encoding="utf-8")
             recipe = path
-        loaded = load_recipe([str(recipe), *as_options(fields)])
-    own = {"compute_metrics": compute_metrics, "compute_loss_func": compute_loss_func}
-    return start(loaded, callbacks, train_transforms, **{key: value for key, value in own.items() if value})
+        scratch = ["--from_scratch"] if from_scratch else []
+        loaded = find_and_load([str(recipe), *scratch, *as_options(fields)])
+    functions = {"compute_metrics": compute_metrics, "compute_loss_func": compute_loss_func}
+    return start(loaded, callbacks, train_transforms, **{key: value for key, value in functions.items() if value})
 
 
 def start(
@@ -93,24 +102,44 @@ def start(
     train_transforms: Callable | None = None,
     **options: Any,
 ) -> RunRecord | None:
-    """Set up logging and threads, lock the output directory, and `run`; see there for the arguments."""
+    """Set up logging and threads, lock the output directory, and `run`.
+
+    Args:
+        recipe: recipe of `load_recipe`.
+        callbacks: callbacks of the trainer.
+        train_transforms: replaces the augmentation.
+        **options: further arguments of `HFViTTrainer`.
+    """
     args = recipe.training
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO if args.process_index == 0 else logging.WARNING)
-    if recipe.idle and args.process_index == 0:
-        logger.warning(recipe.idle)
+    if recipe.source.name == STARTING_RECIPE:
+        logger.info(
+            "Starting recipe for %s: %s, %d px, batch %d, %g epochs, learning rate %g; see `hfvit inspect`",
+            recipe.data.dataset_name,
+            recipe.model.model_name_or_path or f"{recipe.model.architecture} from scratch",
+            recipe.model.image_size,
+            args.global_batch_size,
+            args.num_train_epochs,
+            args.learning_rate,
+        )
+    if recipe.ignored and args.process_index == 0:
+        logger.warning(recipe.ignored)
     if is_already_finished(args):
         if args.should_save:
-            print(f"{args.output_dir}: this run is finished; --overwrite_output_dir starts a new one.", flush=True)
+            print(f"{args.output_dir}: finished run. Pass --overwrite_output_dir to start a new one.", flush=True)
         return RunRecord.load(args.output_dir)
     if args.device.type == "cpu":
         use_all_cores(args.world_size)
-    with alone_in(args.output_dir, "training") if args.should_save else nullcontext():
+    with lock_folder(args.output_dir, "training") if args.should_save else nullcontext():
         return run(recipe, callbacks, train_transforms, **options)
 
 
 def is_already_finished(args: HFViTTrainingArguments) -> bool:
-    """Whether `--resume_from_checkpoint auto` finds a finished run; deletes the checkpoints that a kill left of it."""
+    """Return whether `--resume_from_checkpoint auto` finds a finished run.
+
+    Its checkpoints, which a kill may have left, are deleted.
+    """
     if args.resume_from_checkpoint != "auto" or args.overwrite_output_dir or not is_finished(args.output_dir):
         return False
     if args.should_save and not args.keep_checkpoints:
@@ -124,13 +153,13 @@ def run(
     train_transforms: Callable | None = None,
     **options: Any,
 ) -> RunRecord | None:
-    """Train, evaluate, save and report the run that `recipe` describes.
+    """Train, evaluate, save and report the run of a recipe.
 
     Args:
-        recipe: of `load_recipe`.
-        callbacks: of the trainer.
-        train_transforms: replaces the recipe's augmentation.
-        options: further arguments of `HFViTTrainer`.
+        recipe: recipe of `load_recipe`.
+        callbacks: callbacks of the trainer.
+        train_transforms: replaces the augmentation.
+        **options: further arguments of `HFViTTrainer`.
 
     Returns:
         The run's record, on the main process.
@@ -161,7 +190,7 @@ def run(
         check_origin(checkpoint, trainer.origin, args.allow_changed_data)
 
     if args.overwrite_output_dir and args.should_save:
-        # not before everything that a new run needs is known to work
+        # Only after everything that a new run needs has been checked.
         clear_run(args.output_dir, checkpoint, recipe.source)
     if args.should_save:
         write_training_images(*method.training_images(trainer), splits.labels, args.output_dir)
@@ -180,9 +209,13 @@ def run(
 
 
 def resolve_destination(args: HFViTTrainingArguments) -> Destination | None:
-    """Ask the Hub whether the finished run can be pushed; None where it is not to be, or by another process.
+    """Check that the run can be pushed to the Hub at the end.
 
-    Raises `HubError` for a repository that cannot be pushed to.
+    Returns:
+        The destination, None if this process does not push.
+
+    Raises:
+        HubError: the repository cannot be pushed to.
     """
     if not (args.push_at_end and args.should_save):
         return None
@@ -192,17 +225,17 @@ def resolve_destination(args: HFViTTrainingArguments) -> Destination | None:
 
 
 def prepare_output_dir(recipe: Recipe) -> str | None:
-    """Claim `output_dir` for the run; nothing of an earlier run is deleted yet.
+    """Claim `output_dir` for the run, without deleting an earlier run yet.
 
     Returns:
         The checkpoint to resume from, or None for a new run.
 
     Raises:
-        RecipeError: for a folder that the run must not or cannot use.
+        RecipeError: the folder is not usable.
     """
     args = recipe.training
     if args.overwrite_output_dir:
-        refuse_to_discard(args.output_dir, recipe.checkpoints)
+        check_inputs_are_kept(args.output_dir, recipe.checkpoints)
     with args.main_process_first(local=False, desc="claiming output_dir"):
         checkpoint = claim_output_dir(
             args.output_dir, args.resume_from_checkpoint, args.overwrite_output_dir, is_main=args.should_save
@@ -214,9 +247,11 @@ def prepare_output_dir(recipe: Recipe) -> str | None:
 
 @dataclass
 class Evaluation:
-    """Predictions and metrics of the evaluated splits, by role.
+    """Hold predictions and metrics of the evaluated splits by role.
 
-    `results` holds logits `(images, classes)` and labels `(images,)`, `metrics` those of `ImageClassificationMetric`.
+    Args:
+        results: logits (images, classes) and labels (images,).
+        metrics: metrics of `ImageClassificationMetric`.
     """
 
     results: dict[str, tuple[np.ndarray, np.ndarray]]
@@ -224,15 +259,15 @@ class Evaluation:
 
 
 def evaluate_splits(trainer: HFViTTrainer, datasets: Mapping[str, Dataset], labels: list[str]) -> Evaluation:
-    """Predict the validation and the test split once each; call it after everything that selects.
+    """Predict the validation and test splits once, after all selection.
 
     Args:
-        trainer: after training.
-        datasets: role -> data set; `test` may be missing.
+        trainer: trainer after training.
+        datasets: data sets by role; `test` may be missing.
         labels: class names in the order of the logits.
     """
     metric = ImageClassificationMetric(labels)
-    trainer.compute_metrics = None  # computed here, in full, and only once
+    trainer.compute_metrics = None  # computed below
     evaluation = Evaluation({}, {})
     for role in ("validation", "test"):
         if role in datasets:
@@ -254,17 +289,17 @@ def report_run(
     output: TrainOutput,
     evaluation: Evaluation,
 ) -> RunRecord:
-    """Write recipe.yaml, run.json, examples, plots and card beside the saved model, and print the summary.
+    """Write record, recipe, examples, plots and model card, and print the summary.
 
     Args:
-        recipe: with the data set's commit pinned.
-        splits: of `load_splits`.
-        datasets: of `build_datasets`.
-        model: as it was trained, wrapped or not.
-        tokenizer: of a model that reads texts; None for images alone.
-        trainer: after training.
-        output: what the training returned.
-        evaluation: of `evaluate_splits`.
+        recipe: recipe with the data set's commit.
+        splits: splits of `load_splits`.
+        datasets: data sets of `build_datasets`.
+        model: trained model, wrapped or not.
+        tokenizer: tokenizer of an image-text model, or None.
+        trainer: trainer after training.
+        output: output of the training.
+        evaluation: result of `evaluate_splits`.
     """
     args = recipe.training
     plain_model = trainer.accelerator.unwrap_model(model)
@@ -281,7 +316,7 @@ def report_run(
     record.save(args.output_dir)
     write_plots(record, args.output_dir)
     write_model_card(record, args.output_dir)
-    sync_files(Path(args.output_dir))  # until now the checkpoints are the only copy that survives a power cut
+    sync_files(Path(args.output_dir))  # before the checkpoints are removed
     if not args.keep_checkpoints:
         remove_checkpoints(args.output_dir)
     print("\n" + summary_table(record, args.output_dir), flush=True)
@@ -289,7 +324,7 @@ def report_run(
 
 
 def push_run(output_dir: str, destination: Destination) -> None:
-    """Push the finished run; what trained for hours has not failed when the push does."""
+    """Push the finished run; a failure is printed, as the run itself has succeeded."""
     try:
         print(push_to(output_dir, destination))
     except HubError as error:

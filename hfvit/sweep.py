@@ -1,4 +1,4 @@
-"""Hyperparameter search over recipe keys with optuna; each trial is a complete run."""
+"""Hyperparameter search over recipe keys with optuna."""
 
 import json
 import math
@@ -9,7 +9,7 @@ import yaml
 from transformers import TrainerCallback
 
 from hfvit.artifacts.constants import RUN_FILE
-from hfvit.artifacts.output_dir import alone_in
+from hfvit.artifacts.output_dir import lock_folder
 from hfvit.artifacts.run_record import RunRecord
 from hfvit.errors import NonFiniteLossError, OutOfMemoryError, RecipeError, UnfinishedError, one_line
 from hfvit.pipeline import main as train
@@ -21,18 +21,25 @@ from hfvit.utils.formatting import aligned
 
 BEST_FILE = "best.yaml"
 STUDY_FILE = "sweep.db"
-FAILURES = (NonFiniteLossError, OutOfMemoryError)  # of a trial, not of the search
+FAILURES = (NonFiniteLossError, OutOfMemoryError)  # end the trial, but not the search
 KINDS = "a list of choices, {range: [low, high]} or {log: [low, high]}"
 
 
 def read_space(path: str | Path) -> dict[str, Any]:
-    """The search space of a YAML file: each key of a recipe with `KINDS`; raises `RecipeError` for anything else."""
+    """Read a search space from a YAML file.
+
+    Returns:
+        The search space (`KINDS`) of each recipe key.
+
+    Raises:
+        RecipeError: the file or a search space is invalid.
+    """
     try:
         space = read_yaml(Path(path))
     except RecipeError as error:
         raise RecipeError(f"{path}: {error}") from None
     if not isinstance(space, dict) or not space:
-        raise RecipeError(f"{path}: a search space is a mapping of a recipe's keys to {KINDS}.")
+        raise RecipeError(f"{path}: must be a mapping of recipe keys to {KINDS}.")
     return {key: _checked(path, key, values) for key, values in space.items()}
 
 
@@ -43,71 +50,87 @@ def _checked(path: str | Path, key: str, values: Any) -> Any:
         return values
     kind, bounds = next(iter(values.items())) if isinstance(values, dict) and len(values) == 1 else (None, None)
     if kind not in ("range", "log") or not isinstance(bounds, list) or len(bounds) != 2:
-        raise RecipeError(f"{path}: {key}: takes {KINDS}, not {values}.")
+        raise RecipeError(f"{path}: {key}: must be {KINDS}, got {values}.")
     try:  # YAML 1.1 reads 1e-4 as text
         low, high = (bound if isinstance(bound, int) else float(bound) for bound in bounds)
     except (TypeError, ValueError):
-        raise RecipeError(f"{path}: {key}: the bounds {bounds} are not numbers.") from None
+        raise RecipeError(f"{path}: {key}: bounds must be numbers, got {bounds}.") from None
     if not (math.isfinite(low) and math.isfinite(high) and low < high and (kind == "range" or low > 0)):
-        above = ", above 0" if kind == "log" else ""
-        raise RecipeError(f"{path}: {key}: {kind} takes two numbers, the lower first{above}, not {bounds}.")
+        positive = " positive" if kind == "log" else ""
+        raise RecipeError(
+            f"{path}: {key}: {kind} must have two{positive} numbers, the smaller one first, got {bounds}."
+        )
     return {kind: [low, high]}
 
 
 def suggest(trial, space: dict[str, Any]) -> dict[str, Any]:
-    """A value for every key of `space`, from an optuna trial; `range` over whole numbers gives whole numbers."""
+    """Sample a value for every key of `space`; bounds of integers give integers."""
     chosen = {}
     for key, values in space.items():
         if isinstance(values, list):
             chosen[key] = trial.suggest_categorical(key, values)
             continue
         kind, (low, high) = next(iter(values.items()))
-        whole = isinstance(low, int) and isinstance(high, int)
-        draw = trial.suggest_int if whole else trial.suggest_float
-        chosen[key] = draw(key, low, high, log=kind == "log")
+        is_integer = isinstance(low, int) and isinstance(high, int)
+        sample = trial.suggest_int if is_integer else trial.suggest_float
+        chosen[key] = sample(key, low, high, log=kind == "log")
     return chosen
 
 
 def search(argv: list[str], space: dict[str, Any], trials: int, **options) -> str:
-    """`Sweep(argv, space, **options).run(trials)`, alone in its folder; `RecipeError` when another process has it.
+    """Run a hyperparameter search with a lock on its folder.
 
-    That one's running trial would be taken for one that was killed.
+    Args:
+        argv: `RECIPE [--key value ...]`.
+        space: search space of `read_space`.
+        trials: number of trials.
+        **options: further arguments of `Sweep`.
+
+    Returns:
+        The summary.
+
+    Raises:
+        RecipeError: another process runs a search in the folder.
     """
-    with alone_in(load_recipe(argv).training.output_dir, "hfvit sweep"):
+    with lock_folder(load_recipe(argv).training.output_dir, "hfvit sweep"):
         return Sweep(argv, space, **options).run(trials)
 
 
 class Sweep:
-    """The search in the `output_dir` of a recipe, as `argv` (RECIPE [--key value ...]) gives it.
+    """Search hyperparameters in the `output_dir` of a recipe.
 
-    Its folder holds `sweep.db` (optuna's study), a recipe for each trial in `recipes/`, a run for each in `trial-*`,
-    and at the end `best.yaml`. Trials are judged on the validation split, by `metric_for_best_model`; the test split
-    is left out of them, so that it can judge the winner.
+    The folder has `sweep.db` (optuna's study), the recipe of each trial in `recipes/`, its run in `trial-*`, and at
+    the end `best.yaml`. Trials are compared by `metric_for_best_model` on the validation split; they have no test
+    split.
 
     Args:
-        space: of `read_space`.
-        seed: of optuna's sampler, TPE (Bergstra et al., https://doi.org/10.5555/2986459.2986743).
-        prune: stop a trial that falls below the median of the others after as many steps.
+        argv: `RECIPE [--key value ...]`.
+        space: search space of `read_space`.
+        seed: seed of optuna's sampler TPE (Bergstra et al., https://doi.org/10.5555/2986459.2986743).
+        prune: stop a trial that is worse than the median of the others after as many steps.
 
-    Raises `RecipeError` before anything runs: where optuna is missing, a value of the space is refused by the recipe,
-    or the folder holds the search of another recipe or space.
+    Raises:
+        RecipeError: optuna is not installed, the recipe does not allow a value of the space, or the folder has a
+            search of another recipe or space.
     """
 
     def __init__(self, argv: list[str], space: dict[str, Any], seed: int = 0, prune: bool = False):
         try:
             import optuna
         except ImportError:
-            raise RecipeError("hfvit sweep needs optuna; install it with `pip install hfvit[sweep]`.") from None
-        self.optuna, self.space = optuna, space
+            raise RecipeError("hfvit sweep requires optuna. Install it with `pip install hfvit[sweep]`.") from None
+        self.optuna = optuna
+        self.space = space
         recipe = load_recipe(argv)
-        self.values, training = recipe.values, recipe.training
+        training = recipe.training
+        self.values = recipe.values
         self.folder = Path(training.output_dir)
         self.metric = (training.metric_for_best_model or "accuracy").removeprefix("eval_")
-        for place in (0, -1):
-            ends = {k: v[place] if isinstance(v, list) else next(iter(v.values()))[place] for k, v in space.items()}
+        for index in (0, -1):
+            ends = {k: v[index] if isinstance(v, list) else next(iter(v.values()))[index] for k, v in space.items()}
             load_recipe([str(self._write_recipe("check", ends))])
         (self.folder / "recipes" / "check.yaml").unlink(missing_ok=True)
-        optuna.logging.set_verbosity(optuna.logging.ERROR)  # its warning of a failed trial is a traceback
+        optuna.logging.set_verbosity(optuna.logging.ERROR)  # a failed trial would print a traceback
         self.study = optuna.create_study(
             study_name="sweep",
             storage=f"sqlite:///{(self.folder / STUDY_FILE).resolve()}",
@@ -115,35 +138,36 @@ class Sweep:
             load_if_exists=True,
             pruner=optuna.pruners.MedianPruner() if prune else optuna.pruners.NopPruner(),
         )
-        # A seed alone would draw again, when the search goes on, what it drew when it began.
+        # The same seed would repeat the first samples when a search is resumed.
         self.study.sampler = optuna.samplers.TPESampler(seed=seed + len(self.study.trials))
-        self._require_same({"recipe": self.values, "space": space})
-        self._take_up_interrupted()
+        self._check_unchanged({"recipe": self.values, "space": space})
+        self._requeue_interrupted()
 
     def run(self, trials: int) -> str:
-        """Go on until `trials` trials have ended, failed ones included; a table of them."""
+        """Run until `trials` trials have ended (or failed); returns the summary."""
         while (ended := len(self.ended())) < trials:
             print(f"\ntrial {ended + 1} of {trials}", flush=True)
             self.study.optimize(self._trial, n_trials=1, catch=FAILURES)
         return self.summary()
 
     def ended(self) -> list:
-        """The trials that ended by themselves, well or not."""
-        well = ("COMPLETE", "PRUNED")
-        return [trial for trial in self.study.trials if trial.state.name in well or "failed" in trial.user_attrs]
+        """Return the trials that ended without interruption, including failed ones."""
+        states = ("COMPLETE", "PRUNED")
+        return [trial for trial in self.study.trials if trial.state.name in states or "failed" in trial.user_attrs]
 
     def best(self):
-        """The best complete trial, or None."""
+        """Return the best complete trial, or None."""
         done = [trial for trial in self.ended() if trial.state.name == "COMPLETE"]
         pick = max if self.study.direction.name == "MAXIMIZE" else min
         return pick(done, key=lambda trial: trial.value, default=None)
 
     def summary(self) -> str:
-        """Every trial, the best first, and the recipe of the best, which is written."""
-        best, better = self.best(), -1 if self.study.direction.name == "MAXIMIZE" else 1
+        """Write the recipe of the best trial, and return a table of all trials."""
+        best = self.best()
+        sign = -1 if self.study.direction.name == "MAXIMIZE" else 1
         if best is None:
-            return f"No trial was completed; the messages above and {self.folder} say why."
-        trials = sorted(self.ended(), key=lambda t: (t.state.name != "COMPLETE", better * (t.value or 0.0)))
+            return f"No trial completed. See the messages above and {self.folder}."
+        trials = sorted(self.ended(), key=lambda t: (t.state.name != "COMPLETE", sign * (t.value or 0.0)))
         rows = [("run", self.metric, "", *self.space)]
         for trial in trials:
             complete = trial.state.name == "COMPLETE"
@@ -153,18 +177,19 @@ class Sweep:
             rows.append((_name(trial), score, state, *parameters))
         values = {**self.values, **best.params, "output_dir": str(self.folder / "best")}
         path = self.folder / BEST_FILE
-        head = f"# Of {len(trials)} trials the best: {self.metric} {best.value:.4f} on the validation split.\n"
+        head = f"# Best of {len(trials)} trials: {self.metric} {best.value:.4f} on the validation split.\n"
         write_text(path, head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
         return "\n".join([*aligned(rows), "", f"best     {path}", f"train it: hfvit train {path}"])
 
     def _trial(self, trial) -> float:
-        parameters, name = suggest(trial, self.space), _name(trial)
+        parameters = suggest(trial, self.space)
+        name = _name(trial)
         folder = self.folder / name
         print(", ".join(f"{key} {_shown(value)}" for key, value in parameters.items()), flush=True)
-        if not (folder / RUN_FILE).exists():  # else the search was killed between the run's end and its own note
+        if not (folder / RUN_FILE).exists():  # exists if the search was killed after the run, before its record
             callbacks = [] if isinstance(self.study.pruner, self.optuna.pruners.NopPruner) else [_Pruning(self, trial)]
             recipe = self._write_recipe(name, parameters)
-            # Of a trial without a checkpoint nothing is lost by beginning anew.
+            # A trial without a checkpoint starts again.
             try:
                 train([str(recipe), "--resume_from_checkpoint", "auto", "--overwrite_output_dir", "true"], callbacks)
             except FAILURES as error:
@@ -172,46 +197,47 @@ class Sweep:
                 print(f"failed: {one_line(error)}", flush=True)
                 raise
             except UnfinishedError as error:
-                raise type(error)(error.happened, "Go on with the same hfvit sweep command.") from None
+                raise type(error)(error.cause, "Resume with the same hfvit sweep command.") from None
         return getattr(RunRecord.load(folder).metrics["validation"], self.metric)
 
     def _write_recipe(self, name: str, parameters: dict[str, Any]) -> Path:
         values = {**self.values, **parameters, "test_split": None, "output_dir": str(self.folder / name)}
         if self.values.get("test_split", DEFAULT_TEST_SPLIT) and values.get("test_fraction") is None:
-            values["test_fraction"] = DEFAULT_TEST_FRACTION  # a trial must not train on what is the best run's test
+            values["test_fraction"] = DEFAULT_TEST_FRACTION  # excludes test images of the best run from training
         path = self.folder / "recipes" / f"{name}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
         return path
 
-    def _require_same(self, facts: dict[str, Any]) -> None:
-        """Hold a search that goes on to the recipe and the space that it began with."""
-        for key, value in facts.items():
+    def _check_unchanged(self, values: dict[str, Any]) -> None:
+        """Raise `RecipeError` if a resumed search has another recipe or space."""
+        for key, value in values.items():
             text = json.dumps(value, sort_keys=True, default=str)
             if self.study.user_attrs.setdefault(key, text) != text:
                 raise RecipeError(
-                    f"output_dir: {self.folder} holds a search of another {key}; give the one that it began with, or"
-                    " another output_dir."
+                    f"output_dir: {self.folder} has a search of another {key}. Pass the original one, or another"
+                    " output_dir."
                 )
             self.study.set_user_attr(key, text)
 
-    def _take_up_interrupted(self) -> None:
-        """A trial that the search was killed in is queued again: the same values, in the same folder."""
+    def _requeue_interrupted(self) -> None:
+        """Queue trials that were killed again, with the same values and folder."""
         for trial in self.study.trials:
             if trial.state.name == "RUNNING":
                 self.study.tell(trial.number, state=self.optuna.trial.TrialState.FAIL)
-        trials, ended = self.study.trials, {trial.number for trial in self.ended()}
-        latest = {_name(trial): trial for trial in trials}
+        ended = {trial.number for trial in self.ended()}
+        latest = {_name(trial): trial for trial in self.study.trials}
         for name, trial in latest.items():
             if trial.state.name == "FAIL" and trial.number not in ended and trial.params:
                 self.study.enqueue_trial(trial.params, user_attrs={"run": name})
 
 
 class _Pruning(TrainerCallback):
-    """Tells optuna each evaluation, and ends the trial when optuna has seen enough."""
+    """Report each evaluation to optuna, and end the trial when optuna prunes it."""
 
     def __init__(self, sweep: Sweep, trial):
-        self.sweep, self.trial = sweep, trial
+        self.sweep = sweep
+        self.trial = trial
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         self.trial.report(metrics[f"eval_{self.sweep.metric}"], state.global_step)

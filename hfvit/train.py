@@ -1,4 +1,4 @@
-"""The script of `accelerate launch hfvit/train.py RECIPE [--option value ...]`; see hfvit/pipeline.py."""
+"""Script for `accelerate launch hfvit/train.py RECIPE`; see `hfvit.pipeline`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Repeat a finished run, or its evaluation, and compare with the recorded accuracy."""
+"""Repeat a finished run, or its evaluation, and compare the accuracy."""
 
 import os
 import shlex
@@ -26,7 +26,7 @@ READ_KEYS = (
     "dataset_name", "class_names", "model_name_or_path", "text_encoder", "teacher", "head_from_text",
     "accelerator_config", "fsdp_config", "deepspeed",
 )  # fmt: skip
-# Replaced when a run is repeated: a repetition writes into its own folder only, and tells nobody.
+# Overridden in a repetition, which only writes to its folder: no push, no trackers.
 REPLACED_KEYS = {
     "push_to_hub": "false", "report_to": "none", "resume_from_checkpoint": "none", "overwrite_output_dir": "false",
 }  # fmt: skip
@@ -36,7 +36,7 @@ WEIGHTS = "model.safetensors"
 
 @dataclass
 class SplitComparison:
-    """Recorded and new accuracy of a split, with the recorded 95 % interval."""
+    """Hold recorded and repeated accuracy of a split, with the recorded 95 % interval."""
 
     split: str
     images: int
@@ -47,14 +47,18 @@ class SplitComparison:
 
     @property
     def is_inside(self) -> bool:
+        """Return whether the repeated accuracy is inside the interval."""
         return self.low - 1e-9 <= self.again <= self.high + 1e-9
 
 
 @dataclass
 class Verification:
-    """A run and its repetition: one row a split, and what else is known of both in `notes`.
+    """Compare a run with its repetition.
 
-    `missed` is a sentence for what the recipe promises and the run did not reach.
+    Args:
+        rows: comparison of each split.
+        notes: other differences.
+        missed: failures to reach the expected accuracy of the recipe.
     """
 
     rows: list[SplitComparison]
@@ -63,15 +67,16 @@ class Verification:
 
     @property
     def failures(self) -> list[str]:
-        """One sentence for each split whose accuracy is not what was recorded, or less than the recipe promises."""
+        """Return messages about accuracies outside the interval or below expectation."""
         return [
-            f"{row.split}: accuracy {row.again:.2%} on {row.images:,} images lies outside the recorded"
+            f"{row.split}: accuracy {row.again:.2%} on {row.images:,} images is outside the recorded interval"
             f" {row.low:.2%} to {row.high:.2%}."
             for row in self.rows
             if not row.is_inside
         ] + self.missed
 
     def table(self) -> str:
+        """Return a table of the splits, and the notes."""
         cells = [
             (
                 row.split,
@@ -88,14 +93,14 @@ class Verification:
 
 
 def check_reads(folder: str | Path, allow_outside: bool = False) -> None:
-    """Check that recipe.yaml of a run names no files of this machine and no URLs, in whatever key.
+    """Check that the recipe of a run reads no local files and no URLs.
 
     Args:
-        folder: of the run, which may be somebody else's.
-        allow_outside: allow them.
+        folder: output folder of the run, which may be untrusted.
+        allow_outside: skip the check.
 
     Raises:
-        RecipeError: it does; the message lists them.
+        RecipeError: the recipe reads local files or URLs; the message lists them.
     """
     path = expand_user(folder) / RECIPE_FILE
     try:
@@ -119,7 +124,7 @@ def check_reads(folder: str | Path, allow_outside: bool = False) -> None:
 
 
 def _is_outside(text: str) -> bool:
-    """Whether a value can only be a path that leaves the working folder, or a URL."""
+    """Return whether a value is a URL, or a path outside the working folder."""
     return "://" in text or os.path.isabs(text) or text.startswith("~") or ".." in text.replace("\\", "/").split("/")
 
 
@@ -132,96 +137,106 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def repeat_command(folder: str | Path, output_dir: str | Path) -> list[str]:
-    """Arguments of `hfvit train` that train recipe.yaml of a run again, without a push or a tracker.
+    """Return arguments of `hfvit train` that repeat a run, without push and trackers.
 
     Args:
-        folder: of the run.
-        output_dir: of the new run.
+        folder: output folder of the run.
+        output_dir: output folder of the new run.
     """
     replaced = [word for key, value in REPLACED_KEYS.items() for word in (f"--{key}", value)]
     return [str(expand_user(folder) / RECIPE_FILE), "--output_dir", str(output_dir), *replaced]
 
 
 def compare_runs(folder: str | Path, again: str | Path) -> Verification:
-    """The run in `folder` against the one in `again`, which came of its recipe."""
+    """Compare the run in `folder` with its repetition in `again`."""
     old = RunRecord.load(folder)
     new = RunRecord.load(again)
-    found = _judged(old, {role: metrics.accuracy for role, metrics in new.metrics.items()})
+    verification = _compare_accuracies(old, {role: metrics.accuracy for role, metrics in new.metrics.items()})
     first, second = (expand_user(root) / WEIGHTS for root in (folder, again))
     if first.is_file():
         same = file_sha256(first) == file_sha256(second)
-        found.notes.append(f"weights    {'the same to the last bit' if same else 'not the same bits'}")
-    here = {**new.versions, **_machine(new)}
-    found.notes += _notes(old, here)
-    _compare_with_expected(found, old)
-    return found
+        verification.notes.append(f"weights    {'bit-identical' if same else 'different'}")
+    now = {**new.versions, **_machine(new)}
+    verification.notes += _notes(old, now)
+    _compare_with_expected(verification, old)
+    return verification
 
 
 def evaluate_again(folder: str | Path, batch_size: int = 32, device: str | None = None) -> Verification:
-    """The checkpoint in `folder` on the splits that run.json names, read by its recipe."""
+    """Evaluate the checkpoint of a run again on the splits of its record.
+
+    Args:
+        folder: output folder of the run.
+        batch_size: number of images per forward pass.
+        device: PyTorch device; None is CUDA if available, else the CPU.
+
+    Raises:
+        ModelError: the data set has changed.
+    """
     record = RunRecord.load(folder)
     classifier = load_classifier(folder, device)
     accuracies = {}
-    drawn = {"max_samples": record.recipe.get("max_eval_samples"), "seed": record.recipe.get("seed", 42)}
+    sample = {"max_samples": record.recipe.get("max_eval_samples"), "seed": record.recipe.get("seed", 42)}
     for role, metrics in record.metrics.items():
         name = None if role == "validation" else record.data.splits[role].source
-        split = evaluation_split(folder, split=name, labels=classifier.labels, **drawn)
+        split = evaluation_split(folder, split=name, labels=classifier.labels, **sample)
         logits = classifier.logits(split.images(), batch_size)
         metric = ImageClassificationMetric(classifier.labels)
         accuracies[role] = metric.compute(predictions=logits, references=split.labels)["accuracy"]
         if len(split) != metrics.images:
             raise ModelError(
-                f"split '{split.source}' has {len(split):,} images now, and had {metrics.images:,}: the data set is"
-                " another one."
+                f"The data set has changed: split '{split.source}' has {len(split):,} images, but had"
+                f" {metrics.images:,}."
             )
-    found = _judged(record, accuracies)
-    here = installed_versions(name for name in record.versions if name not in ("python", "cuda"))
-    found.notes += _notes(record, {**here, "processor": hardware()["processor"]})
-    _compare_with_expected(found, record)
-    return found
+    verification = _compare_accuracies(record, accuracies)
+    now = installed_versions(name for name in record.versions if name not in ("python", "cuda"))
+    verification.notes += _notes(record, {**now, "processor": hardware()["processor"]})
+    _compare_with_expected(verification, record)
+    return verification
 
 
-def _judged(record: RunRecord, accuracies: dict[str, float]) -> Verification:
+def _compare_accuracies(record: RunRecord, accuracies: dict[str, float]) -> Verification:
     rows = []
     for role, metrics in record.metrics.items():
         low, high = metrics.accuracy_interval
         if role not in accuracies:
-            raise ModelError(f"The run of the recipe has no {role} split, which the recorded one had.")
+            raise ModelError(f"The repeated run has no {role} split, unlike the recorded one.")
         rows.append(SplitComparison(role, metrics.images, metrics.accuracy, low, high, accuracies[role]))
     return Verification(rows)
 
 
 def _machine(record: RunRecord) -> dict:
-    """How and where the run was trained, by the words of the notes."""
-    known = {key: getattr(record.training, key) for key in ("processes", "precision", "data_workers")}
-    return known | {key: getattr(record.hardware, key) for key in ("processor", "threads", "gpus")}
+    """Return training settings and hardware of a run."""
+    training = {key: getattr(record.training, key) for key in ("processes", "precision", "data_workers")}
+    return training | {key: getattr(record.hardware, key) for key in ("processor", "threads", "gpus")}
 
 
-def _notes(record: RunRecord, here: dict) -> list[str]:
-    """What differs between then and `here`."""
-    then = {**record.versions, **_machine(record)}
-    differs = [f"{key} {then[key]} then, {here[key]} now" for key in then if key in here and then[key] != here[key]]
-    notes = [f"differs    {difference}" for difference in differs]
-    return notes or ["differs    nothing: the same versions on the same kind of machine"]
+def _notes(record: RunRecord, now: dict) -> list[str]:
+    """List the differences between a record and `now`."""
+    before = {**record.versions, **_machine(record)}
+    differs = [f"{key}: {before[key]} -> {now[key]}" for key in before if key in now and before[key] != now[key]]
+    notes = [f"changed    {difference}" for difference in differs]
+    return notes or ["changed    nothing (same versions, same kind of machine)"]
 
 
-def _compare_with_expected(found: Verification, record: RunRecord) -> None:
-    """Note the expected accuracy of a shipped recipe; to fall short of one that was measured is a failure."""
+def _compare_with_expected(verification: Verification, record: RunRecord) -> None:
+    """Note the expected accuracy of a shipped recipe; below a measured one is failure."""
     expected = expected_accuracy(record)
-    again = {row.split: 100 * row.again for row in found.rows}
+    again = {row.split: 100 * row.again for row in verification.rows}
     if not expected or "test" not in again:
         return
-    reached, source = again["test"], f"recipes/{expected.file}"
-    words = f"{expected.low:g} to {expected.high:g} %"
+    reached = again["test"]
+    source = f"recipes/{expected.file}"
+    interval = f"{expected.low:g} to {expected.high:g} %"
     verdict = "BELOW" if reached < expected.low else "above" if reached > expected.high else "inside"
-    guess = "" if expected.is_measured else ", a guess"
-    found.notes.append(f"expected   {words} by {source}{guess}; {reached:.2f} % is {verdict}")
+    estimate = "" if expected.is_measured else " (not measured)"
+    verification.notes.append(f"expected   {interval} in {source}{estimate}; {reached:.2f} % is {verdict}")
     if verdict == "BELOW" and expected.is_measured:
-        found.missed.append(f"test: accuracy {reached:.2f} % is below the {words} that {source} states.")
+        verification.missed.append(f"test: accuracy {reached:.2f} % is below the {interval} expected in {source}.")
 
 
 class Expected(NamedTuple):
-    """Test accuracy in percent that the shipped recipe `file` expects."""
+    """Hold the expected test accuracy of a shipped recipe in percent."""
 
     low: float
     high: float
@@ -230,10 +245,9 @@ class Expected(NamedTuple):
 
 
 def expected_accuracy(record: RunRecord) -> Expected | None:
-    """What a shipped recipe expects, where the run was one of it as it stands.
+    """Return the expected accuracy of a run with an unmodified shipped recipe.
 
-    A user's own recipe may have the name of a shipped one; so the command tells which it could be, and the values of
-    the run whether it is.
+    Candidates are found by name in the recorded command, and compared by value.
     """
     shipped = shipped_recipes()
     try:
@@ -244,7 +258,7 @@ def expected_accuracy(record: RunRecord) -> Expected | None:
     for path in (shipped[stem] for stem in stems if stem in shipped):
         try:
             recipe = load_recipe([str(path)])
-        except RecipeError:  # it asks for what this machine has not
+        except RecipeError:  # not supported on this machine
             continue
         training = recipe.training
         if training.expected_accuracy and _is_run_of(recipe, record):
@@ -253,6 +267,6 @@ def expected_accuracy(record: RunRecord) -> Expected | None:
 
 
 def _is_run_of(recipe: Recipe, record: RunRecord) -> bool:
-    """Whether a run was of `recipe`; where it wrote, and the commit of its data, are its own."""
-    own = {"output_dir", "dataset_revision"}
-    return all(recipe.values.get(key) == value for key, value in record.recipe.items() if key not in own)
+    """Return whether a run has the values of a recipe, except folder and data commit."""
+    ignored = {"output_dir", "dataset_revision"}
+    return all(recipe.values.get(key) == value for key, value in record.recipe.items() if key not in ignored)

@@ -1,11 +1,11 @@
-"""Shared fixtures. Offline, CPU; real pictures are generated on the spot."""
+"""Shared fixtures, offline and on the CPU, with generated images."""
 
 import gc
 import os
 
 # Before any HuggingFace library is imported: a test that reaches for the Hub must fail at once, not hang.
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
-# Micro models gain nothing from more threads, and lose much when two test processes share the cores.
+# Small models are slower with more threads when two test processes share the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path
@@ -52,7 +52,7 @@ def _own_cache_and_no_sleep(tmp_path_factory, monkeypatch):
 
 @pytest.fixture(scope="session")
 def colors(tmp_path_factory) -> Path:
-    """A data set folder as on the Hub: parquet, columns `img` and `label`, splits train (65) and test (31)."""
+    """A data set in the layout of the Hub: parquet, columns `img` and `label`, splits train (65), test (31)."""
     folder = tmp_path_factory.mktemp("colors")
     for split, rows, seed in (("train", 65, 1), ("test", 31, 2)):
         colored_split(rows, seed).to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
@@ -61,7 +61,7 @@ def colors(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def sharded(tmp_path_factory) -> Path:
-    """A data set folder to be streamed; see shards.py."""
+    """A data set to stream; see helpers/shards.py."""
     from helpers.shards import ROWS, write_shards
 
     folder = tmp_path_factory.mktemp("sharded")
@@ -86,7 +86,7 @@ def stock(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def recipe(tmp_path, colors) -> Path:
-    """A recipe that trains in a second; its output_dir is `out` beside it."""
+    """A recipe that trains in a second, with output_dir `out` next to it."""
     path = tmp_path / "micro.yaml"
     path.write_text(MICRO_RECIPE + f"dataset_name: {colors}\noutput_dir: {tmp_path / 'out'}\n")
     return path

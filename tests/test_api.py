@@ -21,7 +21,7 @@ from hfvit.errors import RecipeError
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, colors):
-    """A run of the micro recipe through `hfvit.train`, and its record."""
+    """Train the micro recipe with `hfvit.train`; returns folder and record."""
     out = tmp_path_factory.mktemp("api") / "out"
     record = hfvit.train(
         {
@@ -36,7 +36,7 @@ def trained(tmp_path_factory, colors):
     return out, record
 
 
-def test_train_returns_the_record_that_is_saved(trained):
+def test_train_returns_the_saved_record(trained):
     out, record = trained
     assert isinstance(record, hfvit.RunRecord)
     assert record.to_json() == json.loads((out / "run.json").read_text())
@@ -59,7 +59,7 @@ def test_train_of_an_unknown_field_raises_recipe_error():
         hfvit.train("quickstart", learning_rat=1.0)
 
 
-def test_train_uses_own_transform_metric_loss_and_callback(trained, tmp_path, colors):
+def test_train_uses_custom_transform_metric_loss_and_callback(trained, tmp_path, colors):
     out, _ = trained
     steps = []
 
@@ -83,7 +83,7 @@ def test_train_uses_own_transform_metric_loss_and_callback(trained, tmp_path, co
     assert [entry["loss"] for entry in record.history if "loss" in entry] == pytest.approx([7.0] * 3)
 
 
-def test_classifier_takes_one_image_or_many(trained, tmp_path):
+def test_classifier_accepts_one_image_or_many(trained, tmp_path):
     out, _ = trained
     image = colored_image(1, np.random.default_rng(0))
     file = tmp_path / "image.png"
@@ -122,7 +122,7 @@ def test_export_quantize_validate_and_report_a_run(trained, tmp_path):
     assert report.record.finished == record.finished
 
 
-def test_a_stock_trainer_trains_an_hfvit_model_with_its_image_processor(tmp_path):
+def test_stock_trainer_trains_an_hfvit_model(tmp_path):
     from datasets import ClassLabel
     from helpers.images import colored_split
     from helpers.models import build_model
@@ -150,7 +150,7 @@ def test_a_stock_trainer_trains_an_hfvit_model_with_its_image_processor(tmp_path
     assert collate([data[0]])["pixel_values"].shape == (1, 3, 16, 16)
 
 
-def test_no_import_of_a_module_replaces_a_public_function():
+def test_importing_modules_keeps_public_functions():
     code = (
         "import importlib, pkgutil, hfvit\n"
         "for module in pkgutil.walk_packages(hfvit.__path__, 'hfvit.'):\n"

@@ -1,4 +1,4 @@
-"""The import order of packages, read from every import of the tree, the names of modules, declared libraries."""
+"""Import order of packages, names of modules, declared dependencies."""
 
 import ast
 import subprocess
@@ -42,7 +42,7 @@ def package_of(path) -> str:
 
 
 def imported(path, of_the_module_alone: bool = False):
-    """Full names of what `path` imports, inside functions too unless `of_the_module_alone`."""
+    """Yield the full names that `path` imports, inside functions too unless `of_the_module_alone`."""
     tree = ast.parse(path.read_text())
     for node in tree.body if of_the_module_alone else ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -115,7 +115,7 @@ def test_imported_libraries_are_declared(is_lazy):
 
 
 def test_no_module_has_the_name_of_a_library():
-    """`accelerate launch hfvit/train.py` puts hfvit/ first on sys.path."""
+    """`accelerate launch hfvit/train.py` inserts hfvit/ at the start of sys.path."""
     names = {path.stem for path in PACKAGE.iterdir() if path.is_dir() or path.suffix == ".py"}
     libraries = set(sys.stdlib_module_names) | set(packages_distributions())
     libraries |= {"tensorrt", "tensorrt_rtx", "datasets", "evaluate", "timm", "torch", "transformers", "accelerate"}

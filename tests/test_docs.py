@@ -11,12 +11,14 @@ import pytest
 import torch
 from helpers.commands import ROOT, run_command
 from helpers.images import colored_image
+from helpers.layouts import image_bytes, write_images, write_shard
 from helpers.loopback_hub import LoopbackHub
 
 from hfvit.cli import build_parser
 from hfvit.cli import main as hfvit_command
 from hfvit.cli.export_onnx import main as export_onnx
 from hfvit.cli.export_tensorrt import add_arguments, export_tensorrt_command
+from hfvit.data.starting_recipe import find_and_load
 from hfvit.errors import run
 from hfvit.recipe.loader import load_recipe
 from hfvit.trt.api import load_backend
@@ -32,7 +34,13 @@ PYTHON = [block for kind, block in BLOCKS if kind == "python"]
 OF_OTHERS = ("pip install ", "npm install ", "hf ", "python -m http.server ", "tensorboard ")
 EXPORTS = [c for c in COMMANDS if c.startswith("optimum-cli")]
 CHECKS = [c for c in COMMANDS if c.startswith("hfvit verify ") or "--estimate" in c]
-TRAINING = [c for c in COMMANDS if ("hfvit train " in c or "hfvit/train.py" in c) and c not in CHECKS]
+DATA_SETS = ("path/to/folder", "photos", "photos/labels.csv", "shards")  # in place of a recipe
+ON_DATA_SETS = [
+    c for c in COMMANDS if c.startswith(("hfvit inspect ", *(f"hfvit train {name}" for name in DATA_SETS)))
+]
+TRAINING = [
+    c for c in COMMANDS if ("hfvit train " in c or "hfvit/train.py" in c) and c not in (*CHECKS, *ON_DATA_SETS)
+]
 SWEEPS = [c for c in COMMANDS if c.startswith("hfvit sweep ")]  # test_sweep.py runs one
 LISTINGS = ("hfvit recipes", "hfvit doctor")
 PUSHES = [c for c in COMMANDS if c.startswith("hfvit push ")]
@@ -59,7 +67,7 @@ def quickstart(tmp_path_factory):
 
 def test_every_command_is_known_to_this_test():
     listings = {c for c in COMMANDS if c.startswith(LISTINGS)}
-    run_here = {*listings, *TRAINING, *SWEEPS, *EXPORTS, *SERVING, *PUSHES, *CHECKS, *DEMOS}
+    run_here = {*listings, *TRAINING, *SWEEPS, *EXPORTS, *SERVING, *PUSHES, *CHECKS, *DEMOS, *ON_DATA_SETS}
     assert run_here
     assert not [c for c in COMMANDS if c not in run_here and not c.startswith(OF_OTHERS)]
 
@@ -74,6 +82,27 @@ def test_commands_that_only_print(command):
 @pytest.mark.parametrize("command", [c for c in TRAINING if "--help" not in c])
 def test_training_commands_parse(command):
     load_recipe([*recipe_and_options(command), "--use_cpu", "true"])
+
+
+def test_commands_on_data_sets_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("photos", "path/to/folder"):
+        write_images(
+            tmp_path / folder, {f"{split}/{label}": 8 for split in ("train", "val") for label in ("cat", "dog")}
+        )
+    rows = [f"train/{label}/{number}.png,{label}" for label in ("cat", "dog") for number in range(8)]
+    (tmp_path / "photos/labels.csv").write_text("\n".join(["image,label", *rows]))
+    write_shard(tmp_path / "shards/train-0.tar", [{"png": image_bytes(n), "cls": b"%d" % (n % 2)} for n in range(20)])
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
+    assert ON_DATA_SETS
+    for command in ON_DATA_SETS:
+        words = shlex.split(command)[1:]
+        if words[0] == "train":
+            assert find_and_load([*words[1:], "--from_scratch"]).data.dataset_name == words[1]
+            continue
+        with pytest.raises(SystemExit) as stop:
+            hfvit_command(words)
+        assert not stop.value.code, (command, capsys.readouterr().err)
 
 
 @pytest.mark.slow
@@ -94,7 +123,7 @@ def export(words: list[str]) -> int:
             export_onnx([*words[3:], "--no_gate"])
         return stop.value.code
     if isinstance(load_backend("tensorrt_rtx"), str):
-        return 0  # test_tensorrt.py tells why it is skipped
+        return 0  # test_tensorrt.py says why it is skipped
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     return run(lambda: export_tensorrt_command(parser.parse_args([*words[3:], "--no_gate"])))

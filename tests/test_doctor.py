@@ -1,4 +1,4 @@
-"""`hfvit doctor` on this machine, and what it reads of others."""
+"""`hfvit doctor` on this machine, and with files of others."""
 
 import onnxruntime
 import pytest
@@ -10,24 +10,24 @@ from hfvit.doctor import driver_version, gpu_precisions, processor_flags
 from hfvit.trt.api import INSTALL, load_backend
 
 
-def test_doctor_tells_what_is_here(capsys):
+def test_doctor_reports_this_machine(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["doctor"])
-    told = capsys.readouterr().out
+    captured = capsys.readouterr().out
     assert stop.value.code == 0
-    assert torch.__version__ in told
-    assert onnxruntime.__version__ in told
+    assert torch.__version__ in captured
+    assert onnxruntime.__version__ in captured
     for provider in onnxruntime.get_available_providers():
-        assert provider.removesuffix("ExecutionProvider") in told
+        assert provider.removesuffix("ExecutionProvider") in captured
     for name in ("tensorrt", "tensorrt_rtx"):
         backend = load_backend(name)
-        assert (INSTALL[name] if isinstance(backend, str) else backend.version) in told
+        assert (INSTALL[name] if isinstance(backend, str) else backend.version) in captured
     for index in range(torch.cuda.device_count()):
-        assert torch.cuda.get_device_name(index) in told
-    assert_names(told, "fp32", "int8")
+        assert torch.cuda.get_device_name(index) in captured
+    assert_names(captured, "fp32", "int8")
 
 
-def test_what_other_machines_say_of_themselves(tmp_path):
+def test_driver_version_and_processor_flags_of_other_machines(tmp_path):
     file = tmp_path / "version"
     assert driver_version(file) is None
     for line, expected in (
@@ -47,5 +47,5 @@ def test_what_other_machines_say_of_themselves(tmp_path):
     [("6.1", ["fp32"]), ("7.0", ["fp16"]), ("7.5", ["fp16", "int8"]), ("8.6", ["tf32", "bf16", "fp16", "int8"]),
      ("12.0", ["tf32", "bf16", "fp16", "int8", "fp8"])],
 )  # fmt: skip
-def test_precisions_follow_the_compute_capability(capability, worth):
+def test_gpu_precisions_by_compute_capability(capability, worth):
     assert gpu_precisions(capability) == worth

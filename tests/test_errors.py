@@ -1,4 +1,4 @@
-"""Exceptions of libraries as hfvit's own; messages of a command."""
+"""Conversion of library exceptions, and messages of commands."""
 
 from pickle import UnpicklingError
 
@@ -19,7 +19,7 @@ def raise_in_block(error: Exception, **options) -> None:
         (KeyError("hidden_size"), "'hidden_size'"),
         (ValueError("two\n  lines"), "two lines"),
         (AssertionError(), "AssertionError"),
-        (UnpicklingError("Weights only load failed"), "take a checkpoint in safetensors"),
+        (UnpicklingError("Weights only load failed"), "safetensors"),
     ],
 )
 def test_wrap_library_errors_raises_one_line(error, message):
@@ -42,11 +42,11 @@ def test_wrap_library_errors_passes(error):
     assert raised.value is error
 
 
-MESSAGE = "Row 3 (DataError: x.png): not a readable picture, hfvit.errors.DataError: no less."
+MESSAGE = "Row 3 (DataError: x.png): not a readable image, hfvit.errors.DataError: no less."
 
 
 class Unreadable(Dataset):
-    """Raises `MESSAGE` for each row."""
+    """Raise `MESSAGE` for each row."""
 
     def __len__(self):
         return 2
@@ -59,7 +59,7 @@ class Unreadable(Dataset):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_run_prints_the_message_of_a_worker_uncut(workers, capsys):
+def test_run_prints_the_full_message_of_a_worker(workers, capsys):
     assert run(lambda: list(DataLoader(Unreadable(), num_workers=workers))) == DataError.exit_code
     assert capsys.readouterr().err == f"hfvit: error: {MESSAGE}\n"
 

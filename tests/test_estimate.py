@@ -1,4 +1,4 @@
-"""The estimate of a step without storage against a real step, and what the command prints."""
+"""`hfvit train --estimate`: memory against a real step, and the report."""
 
 import re
 
@@ -22,7 +22,7 @@ def micro(device: str):
 
 
 def saved_for_backward(model, batch: int) -> int:
-    """Bytes that autograd itself keeps of a real forward pass, but for the weights."""
+    """Return the bytes that autograd saves in a real forward pass, without weights."""
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept = {}
 
@@ -38,41 +38,41 @@ def saved_for_backward(model, batch: int) -> int:
     return sum(count for _, count in kept.values())
 
 
-def test_a_step_without_storage_needs_what_a_real_one_needs():
+def test_step_memory_equals_a_real_step():
     memory = step_memory(micro("meta"), 16)
     real = micro("cpu").train()
     parameters = sum(p.numel() * 4 for p in real.parameters())
     assert memory.weights == parameters + sum(b.numel() * b.element_size() for b in real.buffers())
     assert memory.gradients == parameters
-    assert memory.optimizer == pytest.approx(2 * parameters, rel=0.02)  # and a count of steps for each weight
-    assert memory.held == pytest.approx(saved_for_backward(real, 16), rel=0.1)
+    assert memory.optimizer == pytest.approx(2 * parameters, rel=0.02)  # and a step count for each weight
+    assert memory.activations == pytest.approx(saved_for_backward(real, 16), rel=0.1)
     live = LiveBytes()
     live.ignore([*real.parameters(), *real.buffers()])
     with live:
         loss = cross_entropy(real(torch.zeros(16, 3, 32, 32)).logits, torch.zeros(16, dtype=torch.long), 0.0)
         loss.backward()
-    assert memory.most == pytest.approx(live.peak, rel=0.02)
+    assert memory.peak == pytest.approx(live.peak, rel=0.02)
 
 
-def test_what_saves_memory_is_seen():
+def test_step_memory_decreases_with_memory_options():
     plain = step_memory(micro("meta"), 64)
-    assert step_memory(micro("meta"), 64, "bf16").held < 0.8 * plain.held
-    assert step_memory(micro("meta"), 64, "no", True).held < 0.5 * plain.held
-    assert step_memory(micro("meta"), 32).held == pytest.approx(plain.held / 2, rel=0.05)
+    assert step_memory(micro("meta"), 64, "bf16").activations < 0.8 * plain.activations
+    assert step_memory(micro("meta"), 64, "no", True).activations < 0.5 * plain.activations
+    assert step_memory(micro("meta"), 32).activations == pytest.approx(plain.activations / 2, rel=0.05)
     model = micro("meta")
     model.freeze("backbone")
     frozen = step_memory(model, 64)
-    assert frozen.held < 0.2 * plain.held
+    assert frozen.activations < 0.2 * plain.activations
     assert frozen.gradients < 0.1 * plain.gradients
 
 
-def test_a_checkpoint_of_timm_needs_no_download(recipe):
+def test_skeleton_of_timm_checkpoint_needs_no_download(recipe):
     loaded = load_recipe(["vit_base", "--use_cpu", "true"])
-    assert sum(p.numel() for p in skeleton(loaded).parameters()) == 86_567_656  # timm's own figure for ViT-B/16
+    assert sum(p.numel() for p in skeleton(loaded).parameters()) == 86_567_656  # timm's number for ViT-B/16
     assert all(p.is_meta for p in skeleton(loaded).parameters())
 
 
-def test_the_command_prints_and_runs_nothing(recipe, capsys, tmp_path):
+def test_estimate_prints_a_report_without_training(recipe, capsys, tmp_path):
     before = set(tmp_path.iterdir())
     with pytest.raises(SystemExit) as stop:
         hfvit_command(["train", str(recipe), "--estimate", "--use_cpu", "true", "--ema_decay", "0.9"])
@@ -81,7 +81,7 @@ def test_the_command_prints_and_runs_nothing(recipe, capsys, tmp_path):
     loaded = load_recipe([str(recipe), "--use_cpu", "true", "--ema_decay", "0.9"])
     own = step_memory(skeleton(loaded), 8, "no", False, loaded.training)
     assert own.average
-    for part in (own.weights, own.gradients, own.optimizer, own.average, own.held, own.total):
+    for part in (own.weights, own.gradients, own.optimizer, own.average, own.activations, own.total):
         assert_names(printed, size(part))
     assert [int(line.split()[0]) for line in printed.splitlines() if re.match(r"\d+ ", line)] == [2, 4, 8, 16]
     assert "*" not in printed  # it fits
@@ -89,7 +89,7 @@ def test_the_command_prints_and_runs_nothing(recipe, capsys, tmp_path):
     assert set(tmp_path.iterdir()) == before
 
 
-def test_what_does_not_fit_is_told_with_what_helps(recipe, capsys):
+def test_estimate_of_too_large_model_suggests_options(recipe, capsys):
     words = ["train", str(recipe), "--estimate", "--use_cpu", "true", "--global_batch_size", "1000000000"]
     with pytest.raises(SystemExit) as stop:
         hfvit_command(words)
@@ -99,14 +99,14 @@ def test_what_does_not_fit_is_told_with_what_helps(recipe, capsys):
     assert re.search(r"^1000000000 .* \*", printed, re.MULTILINE)
 
 
-def test_what_learns_is_what_the_recipe_says(recipe, capsys):
+def test_estimate_counts_the_trained_weights_of_the_method(recipe, capsys):
     words = ["vit_small", "--use_cpu", "true", "--finetuning"]
-    whole, lora, probe = (
+    full, lora, probe = (
         step_memory(skeleton(load_recipe([*words, way])), 4) for way in ("full", "lora", "linear_probe")
     )
-    assert lora.gradients < 0.2 * whole.gradients
-    assert lora.weights > whole.weights
-    assert probe.held < lora.held < whole.held
+    assert lora.gradients < 0.2 * full.gradients
+    assert lora.weights > full.weights
+    assert probe.activations < lora.activations < full.activations
     with pytest.raises(SystemExit) as stop:
         hfvit_command(
             ["train", str(recipe), "--estimate", "--use_cpu", "true", "--text_encoder", "a/b", "--text_column", "c"]

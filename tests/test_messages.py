@@ -1,4 +1,4 @@
-"""The helpers that read messages notice the wrong option and the missing datum."""
+"""Helpers that read the option and the values of error messages."""
 
 import pytest
 from helpers.messages import assert_names, last_error, option_of
@@ -19,18 +19,18 @@ from helpers.messages import assert_names, last_error, option_of
         ("The loss is not finite: lower learning_rate.", None),
     ],
 )
-def test_option_of_reads_the_head_of_a_message(message, option):
+def test_option_of_returns_the_options_at_the_start(message, option):
     assert option_of(message) == option
 
 
-def test_assert_names_takes_whole_words_and_numbers():
+def test_assert_names_matches_complete_words_and_numbers():
     assert_names("/tmp/run-7/model.onnx: row 12 of 1,000 (0.5)", "model.onnx", 12, 0.5, "1,000", "/tmp/run-7")
     for missing in (7, 1, 2, 5, 1000, "model", "onnx", "mode"):
         with pytest.raises(AssertionError):
             assert_names("/tmp/run-7/model.onnx: row 12 of 1,000 (0.5)", missing)
 
 
-def test_last_error_is_the_last_line_of_an_error():
+def test_last_error_is_the_last_error_line():
     assert last_error("hfvit: error: one\nTraceback\nhfvit: stopped: two\nmore") == "hfvit: stopped: two"
     with pytest.raises(AssertionError):
         last_error("all is well")

@@ -1,4 +1,4 @@
-"""The whole line, as its user types it: launched processes, exact files, kills, and mistakes."""
+"""The complete pipeline: launched processes, output files, kills, and errors."""
 
 import os
 import re
@@ -16,7 +16,7 @@ from helpers.layouts import write_images
 from helpers.messages import assert_names, option_of
 from helpers.recipes import MICRO_RECIPE
 from helpers.records import make_record
-from helpers.runs import OUTPUT_FILES, facts, fails, files, step_losses
+from helpers.runs import OUTPUT_FILES, fails, files, read_record, step_losses
 from safetensors.torch import load_file
 from transformers import pipeline
 
@@ -39,9 +39,9 @@ def module_recipe(tmp_path_factory, colors):
 
 @pytest.fixture(scope="module")
 def launched(module_recipe, tmp_path_factory):
-    """One run through `accelerate launch`, and what it printed."""
+    """Train with `accelerate launch`; returns output folder and printed text."""
     out = tmp_path_factory.mktemp("launched") / "out"
-    # What accelerate launch sets by itself where nobody has chosen a number of threads.
+    # Default of accelerate launch.
     words = ("accelerate", "launch", "hfvit/train.py", module_recipe, "--output_dir", out)
     result = run_command(*words, OMP_NUM_THREADS="1")
     assert result.returncode == 0, result.stderr
@@ -49,15 +49,15 @@ def launched(module_recipe, tmp_path_factory):
 
 
 @pytest.mark.integration
-def test_output_folder_is_exactly_this(launched):
+def test_output_folder_has_exactly_these_files(launched):
     assert files(launched[0]) == OUTPUT_FILES
 
 
 @pytest.mark.integration
-def test_the_run_ends_with_a_table(launched):
+def test_run_prints_a_summary_table(launched):
     out, printed = launched
     table = printed[printed.index("split ") :]
-    metrics = facts(out)["metrics"]
+    metrics = read_record(out)["metrics"]
     for split in ("validation", "test"):
         low, high = metrics[split]["accuracy_interval"]
         assert_names(table, split, f"{metrics[split]['accuracy']:.2%}", f"{low:.2%}", f"{high:.2%}")
@@ -65,8 +65,8 @@ def test_the_run_ends_with_a_table(launched):
 
 
 @pytest.mark.integration
-def test_run_json_holds_the_facts(launched):
-    recorded = facts(launched[0])
+def test_run_json_has_metrics_versions_and_hardware(launched):
+    recorded = read_record(launched[0])
     assert recorded["metrics"]["test"]["images"] == 31
     assert recorded["metrics"]["test"]["accuracy"] > 0.8
     assert np.array(recorded["metrics"]["test"]["confusion_matrix"]).sum() == 31
@@ -79,14 +79,14 @@ def test_run_json_holds_the_facts(launched):
     assert recorded["recipe"]["learning_rate"] == 3e-3
     assert recorded["seeds"]["seed"] == 3
     assert recorded["versions"]["torch"] == metadata.version("torch")
-    assert recorded["hardware"]["threads"] == len(os.sched_getaffinity(0))  # accelerate launch alone would use 1
+    assert recorded["hardware"]["threads"] == len(os.sched_getaffinity(0))  # 1 by default with accelerate launch
     assert [entry["eval_accuracy"] for entry in recorded["history"] if "eval_accuracy" in entry]
-    # Only the last line of a history may be the test split's, and it selected nothing.
+    # Only the last entry of the history is of the test split.
     assert recorded["training"]["best_metric"] == recorded["metrics"]["validation"]["accuracy"]
 
 
 @pytest.mark.integration
-def test_the_model_classifies_pictures_by_name(launched):
+def test_trained_model_classifies_images(launched):
     classify = pipeline("image-classification", model=str(launched[0]))
     rng = np.random.default_rng(9)
     answers = [classify(colored_image(row % 3, rng))[0]["label"] for row in range(12)]
@@ -94,13 +94,13 @@ def test_the_model_classifies_pictures_by_name(launched):
 
 
 @pytest.mark.integration
-def test_the_resolved_recipe_repeats_the_run(launched, tmp_path):
+def test_resolved_recipe_repeats_the_run(launched, tmp_path):
     out, _ = launched
     again = tmp_path / "again"
     assert run(lambda: main([str(out / "recipe.yaml"), "--output_dir", str(again)])) == 0
-    first, second = facts(out), facts(again)
+    first, second = read_record(out), read_record(again)
     assert second["metrics"]["test"]["confusion_matrix"] == first["metrics"]["test"]["confusion_matrix"]
-    # Not bit for bit: this process sums on fewer threads than the launched one did.
+    # Not bit for bit, as this process has fewer threads.
     assert step_losses(again) == pytest.approx(step_losses(out), rel=1e-3)
     written = [yaml.safe_load((folder / "recipe.yaml").read_text()) for folder in (out, again)]
     assert {**written[0], "output_dir": str(again)} == written[1]
@@ -108,25 +108,25 @@ def test_the_resolved_recipe_repeats_the_run(launched, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.integration
-def test_two_processes_give_the_single_processs_result(launched, module_recipe, tmp_path):
+def test_two_processes_equal_a_single_process(launched, module_recipe, tmp_path):
     out = tmp_path / "out"
     config = ROOT / "accelerate_configs" / "multi_cpu.yaml"
     words = ("--config_file", config, "--main_process_port", "0", "hfvit/train.py", module_recipe, "--output_dir", out)
     result = run_command("accelerate", "launch", *words)
     assert result.returncode == 0, result.stderr
     assert files(out) == OUTPUT_FILES
-    one, two = facts(launched[0]), facts(out)
+    one, two = read_record(launched[0]), read_record(out)
     assert two["training"]["processes"] == 2
     assert two["training"]["per_device_batch_size"] == 4
     assert step_losses(out) == pytest.approx(step_losses(launched[0]), rel=1e-3)
-    for role, images in (("validation", 13), ("test", 31)):  # odd splits: padded by the samplers, counted once
+    for role, images in (("validation", 13), ("test", 31)):  # odd sizes: padded by the samplers, counted once
         assert two["metrics"][role]["images"] == images
         assert two["metrics"][role]["confusion_matrix"] == one["metrics"][role]["confusion_matrix"]
         assert two["metrics"][role]["loss"] == pytest.approx(one["metrics"][role]["loss"], rel=1e-3)
     assert len(re.findall(r"^test +31 ", result.stdout, re.MULTILINE)) == 1  # the table is printed once
 
 
-def test_mistakes_are_told_before_any_long_work(recipe, capsys, tmp_path):
+def test_invalid_options_fail_before_training(recipe, capsys, tmp_path):
     message = fails(capsys, recipe, "--learning_rat", "1")
     assert option_of(message) == "learning_rat"
     assert_names(message, "'--learning_rate'")
@@ -142,7 +142,7 @@ def test_mistakes_are_told_before_any_long_work(recipe, capsys, tmp_path):
     assert not (tmp_path / "out" / "run.json").exists()
 
 
-def test_a_finished_run_is_never_overwritten_unasked_and_then_wholly(recipe, capsys, tmp_path):
+def test_finished_run_is_overwritten_only_with_the_option(recipe, capsys, tmp_path):
     out = tmp_path / "out"
     assert run(lambda: main([str(recipe)])) == 0
     before = (out / "run.json").read_bytes()
@@ -155,20 +155,20 @@ def test_a_finished_run_is_never_overwritten_unasked_and_then_wholly(recipe, cap
     assert option_of(fails(capsys, onto_itself, "--overwrite_output_dir")) == "model_name_or_path"
     assert (out / "run.json").read_bytes() == before
 
-    tokenizer().save_pretrained(out)  # as a run with texts does, and one with LoRA
+    tokenizer().save_pretrained(out)  # as runs with texts or LoRA
     (out / "adapter").mkdir()
     for name in (*ADAPTER_FILES, "notes.txt"):
         (out / "adapter" / name).write_text("{}")
     card = out / "README.md"
     card.write_text(card.read_text() + "\n## My notes\n\nKept.\n")
     assert run(lambda: main([str(recipe), "--overwrite_output_dir", "--num_train_epochs", "1"])) == 0
-    assert facts(out)["training"]["steps"] == 6
+    assert read_record(out)["training"]["steps"] == 6
     assert {name for name in files(out) if "mistakes" not in name} == OUTPUT_FILES | {"adapter/notes.txt"}
     assert "Kept." in card.read_text()
     assert "overwrite_output_dir" not in yaml.safe_load((out / "recipe.yaml").read_text())
 
 
-def test_fine_tuning_at_another_size_with_other_classes(recipe, tmp_path):
+def test_train_from_checkpoint_with_other_size_and_classes(recipe, tmp_path):
     assert run(lambda: main([str(recipe), "--num_train_epochs", "1", "--keep_checkpoints"])) == 0
     assert (tmp_path / "out" / "checkpoint-6" / "optimizer.pt").exists()
     four = tmp_path / "four"
@@ -183,7 +183,7 @@ def test_fine_tuning_at_another_size_with_other_classes(recipe, tmp_path):
     values |= {"dataset_name": str(four), "output_dir": str(tmp_path / "tuned"), "num_train_epochs": 1}
     tuned.write_text(yaml.safe_dump(values))
     assert run(lambda: main([str(tuned)])) == 0
-    recorded = facts(tmp_path / "tuned")
+    recorded = read_record(tmp_path / "tuned")
     assert recorded["model"]["image_size"] == [32, 32]
     assert recorded["model"]["trained_parameters"] < recorded["model"]["parameters"]
     before = load_file(tmp_path / "out" / "model.safetensors")
@@ -193,8 +193,8 @@ def test_fine_tuning_at_another_size_with_other_classes(recipe, tmp_path):
     assert after["head.weight"].shape == (4, 32)
 
 
-def test_a_run_that_dies_after_its_last_step_is_evaluated_and_not_trained_further(recipe, tmp_path, monkeypatch):
-    """A schedule that ends in mid-epoch, and a failure between training and evaluation."""
+def test_run_killed_after_its_last_step_is_only_evaluated(recipe, tmp_path, monkeypatch):
+    """End the schedule within an epoch, and fail between training and evaluation."""
 
     def dies(*_, **__):
         raise RuntimeError("a power cut")
@@ -206,29 +206,29 @@ def test_a_run_that_dies_after_its_last_step_is_evaluated_and_not_trained_furthe
             main(words)
     before = load_file(tmp_path / "out" / "checkpoint-4" / "model.safetensors")
     assert run(lambda: main([*words, "--resume_from_checkpoint", "auto"])) == 0
-    assert facts(tmp_path / "out")["training"]["steps"] == 4
+    assert read_record(tmp_path / "out")["training"]["steps"] == 4
     after = load_file(tmp_path / "out" / "model.safetensors")
     assert all(torch.equal(after[name], value) for name, value in before.items())
     assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-4"]
 
 
-def test_a_corrupt_picture_met_in_a_worker_is_one_message(recipe, capsys, tmp_path):
+def test_corrupt_image_in_a_worker_is_one_error(recipe, capsys, tmp_path):
     folder = tmp_path / "broken"
     for split in ("train", "test"):
         for row in range(20):
             path = folder / split / LABELS[row % 3] / f"{row}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             colored_image(row % 3, np.random.default_rng(row)).save(path)
-    (folder / "train" / "red" / "3.png").write_bytes(b"not a picture")
+    (folder / "train" / "red" / "3.png").write_bytes(b"not an image")
     message = fails(capsys, recipe, "--dataset_name", folder, "--dataloader_num_workers", "1")
     assert_names(message, "'train'", folder / "train" / "red" / "3.png", "UnidentifiedImageError")
 
 
-def test_no_test_split_is_said_plainly(recipe, tmp_path, capsys):
+def test_run_without_test_split_is_reported(recipe, tmp_path, capsys):
     assert run(lambda: main([str(recipe), "--max_steps", "2", "--test_split", "none"])) == 0
     out = tmp_path / "out"
-    assert list(facts(out)["metrics"]) == ["validation"]
-    assert facts(out)["recipe"]["test_split"] is None
+    assert list(read_record(out)["metrics"]) == ["validation"]
+    assert read_record(out)["recipe"]["test_split"] is None
     selected = re.search(r"^selected +(.*)$", capsys.readouterr().out, re.MULTILINE)[1]
     assert_names(selected, "no test split", "optimistic")
     card = (out / "README.md").read_text()
@@ -245,7 +245,7 @@ def test_train_on_class_folders_evaluates_held_out_test_images(recipe, tmp_path)
     words = ["--dataset_name", folder, "--num_train_epochs", "1"]
     assert run(lambda: main([str(word) for word in (recipe, *words)])) == 0
     out = tmp_path / "out"
-    data = facts(out)["data"]
+    data = read_record(out)["data"]
     assert {role: split["rows"] for role, split in data["splits"].items()} == {
         "train": 42,
         "validation": 12,
@@ -256,15 +256,15 @@ def test_train_on_class_folders_evaluates_held_out_test_images(recipe, tmp_path)
     split = evaluation_split(out, split="test")
     assert len(split) == 6
     again = {row.split: row.again for row in evaluate_again(out).rows}
-    assert again == {role: metrics["accuracy"] for role, metrics in facts(out)["metrics"].items()}
+    assert again == {role: metrics["accuracy"] for role, metrics in read_record(out)["metrics"].items()}
 
 
-def test_train_with_fewer_images_than_a_batch_fits_batch_and_steps(recipe, tmp_path):
+def test_train_with_fewer_images_than_a_batch_reduces_batch_and_steps(recipe, tmp_path):
     folder = write_images(tmp_path / "photos", {f"train/{label}": 10 for label in LABELS})
     words = ["--dataset_name", folder, "--global_batch_size", "64", "--eval_strategy", "steps", "--eval_steps", "371"]
     words += ["--logging_steps", "25", "--num_train_epochs", "2"]
     assert run(lambda: main([str(word) for word in (recipe, *words)])) == 0
-    record = facts(tmp_path / "out")
+    record = read_record(tmp_path / "out")
     assert {key: record["recipe"][key] for key in ("global_batch_size", "eval_steps", "logging_steps")} == {
         "global_batch_size": 16, "eval_steps": 1, "logging_steps": 1,
     }  # fmt: skip
@@ -274,14 +274,14 @@ def test_train_with_fewer_images_than_a_batch_fits_batch_and_steps(recipe, tmp_p
     assert "no test split" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_tensorboard_when_asked(recipe, tmp_path):
+def test_report_to_tensorboard_writes_events(recipe, tmp_path):
     pytest.importorskip("tensorboard", reason="install hfvit[tensorboard]")
     assert run(lambda: main([str(recipe), "--max_steps", "2", "--report_to", "tensorboard"])) == 0
     assert list((tmp_path / "out").rglob("events.out.tfevents.*"))
 
 
-def test_a_failing_report_loses_neither_model_nor_checkpoints(recipe, tmp_path, monkeypatch, capsys):
-    """A disk that fills up at the very end."""
+def test_failed_report_keeps_model_and_checkpoints(recipe, tmp_path, monkeypatch, capsys):
+    """Fill the disk at the end."""
 
     def no_space(*_):
         raise OSError(28, "No space left on device", "plots/reliability.png")
@@ -290,11 +290,11 @@ def test_a_failing_report_loses_neither_model_nor_checkpoints(recipe, tmp_path, 
     message = fails(capsys, recipe, "--max_steps", "2", code=7)
     assert_names(message, "No space left on device", "plots/reliability.png")
     assert (tmp_path / "out" / "model.safetensors").exists()
-    assert facts(tmp_path / "out")["training"]["steps"] == 2
+    assert read_record(tmp_path / "out")["training"]["steps"] == 2
     assert list((tmp_path / "out").glob("checkpoint-*"))
 
 
-def test_run_json_is_written_whole_or_not_at_all(tmp_path):
+def test_run_json_is_written_atomically(tmp_path):
     record = make_record()
     record.save(tmp_path)
     held = (tmp_path / "run.json").read_bytes()
@@ -305,18 +305,18 @@ def test_run_json_is_written_whole_or_not_at_all(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
-def test_a_wrong_option_never_costs_the_old_run(recipe, capsys, tmp_path):
+def test_invalid_option_keeps_the_old_run(recipe, capsys, tmp_path):
     assert run(lambda: main([str(recipe), "--max_steps", "2", "--keep_checkpoints"])) == 0
     before = files(tmp_path / "out")
     assert option_of(fails(capsys, recipe, "--overwrite_output_dir", "--dataset_name", "./typo")) == "dataset_name"
     assert files(tmp_path / "out") == before
 
 
-def test_nothing_is_called_selected_when_nothing_was(recipe, tmp_path):
+def test_run_without_selection_is_reported(recipe, tmp_path):
     assert run(lambda: main([str(recipe), "--load_best_model_at_end", "false"])) == 0
     record = RunRecord.load(tmp_path / "out")
     assert record.data.selected_by is None
     assert record.training.best_step is None
     card = render_card(record, "x")
     record.data.selected_by = "validation"
-    assert render_card(record, "x") != card  # the card says which
+    assert render_card(record, "x") != card  # the model card distinguishes them

@@ -1,4 +1,4 @@
-"""Properties that hold for any recipe and any picture."""
+"""Properties of any recipe and any image."""
 
 import io
 import os
@@ -23,7 +23,7 @@ from hfvit.recipe.loader import _FIELDS, load_recipe
 from hfvit.transforms.augmentation import Augmentation
 from hfvit.transforms.preprocessing import Preprocessing
 
-# The same examples each time, and few: each recipe builds transformers' arguments, each picture is decoded thrice.
+# Few and deterministic examples, as building arguments and decoding images is slow.
 FEW = settings(
     max_examples=60, derandomize=True, deadline=None, database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
@@ -44,7 +44,7 @@ SOUND = {
 
 @pytest.fixture
 def load(tmp_path, monkeypatch):
-    """Write a mapping and load it, in an environment of its own: TrainingArguments writes to it."""
+    """Write and load a mapping in a separate environment, which TrainingArguments changes."""
     environment = dict(os.environ)
 
     def load(text: str):
@@ -61,7 +61,7 @@ def load(tmp_path, monkeypatch):
 
 @FEW
 @given(st.dictionaries(KEYS, ODD, max_size=3))
-def test_a_mapping_is_a_recipe_or_a_recipe_error(load, mapping):
+def test_load_recipe_of_any_mapping_raises_recipe_error_at_most(load, mapping):
     try:
         recipe = load(yaml.safe_dump({**MINIMAL, **mapping}, allow_unicode=True))
     except RecipeError:
@@ -71,14 +71,14 @@ def test_a_mapping_is_a_recipe_or_a_recipe_error(load, mapping):
 
 @FEW
 @given(st.text(max_size=60))
-def test_any_text_is_a_recipe_or_a_recipe_error(load, text):
-    with pytest.raises(RecipeError):  # no text of this length names a data set and a model
+def test_load_recipe_of_any_text_raises_recipe_error(load, text):
+    with pytest.raises(RecipeError):  # no text of this length is a complete recipe
         load(text.encode("utf-8", "ignore").decode())
 
 
 @FEW
 @given(st.fixed_dictionaries({}, optional=SOUND))
-def test_a_resolved_recipe_reads_as_itself(load, mapping):
+def test_resolved_recipe_of_any_mapping_round_trips(load, mapping):
     first = load(yaml.safe_dump({**MINIMAL, **mapping}, allow_unicode=True))
     again = load(first.to_yaml())
     assert again.values == first.values
@@ -100,7 +100,7 @@ def data_config():
     policy=st.sampled_from(POLICIES),
     seed=st.integers(0, 2**16),
 )
-def test_any_picture_becomes_pixel_values(data_config, width, height, mode, policy, seed):
+def test_any_image_becomes_pixel_values(data_config, width, height, mode, policy, seed):
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 4), dtype=np.uint8)
     if mode == "I;16":
         image = Image.fromarray(pixels[..., :2].copy().view(np.uint16)[..., 0])

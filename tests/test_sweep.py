@@ -1,4 +1,4 @@
-"""A search over a recipe's keys: what it takes, that it goes on after a kill, and the recipe that it ends with."""
+"""`hfvit sweep`: search spaces, resuming after a kill, and the best recipe."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def space(tmp_path):
     return path
 
 
-def test_a_search_goes_on_after_a_kill_and_ends_with_a_recipe(recipe, space, tmp_path, monkeypatch, capsys):
+def test_sweep_resumes_after_a_kill_and_writes_the_best_recipe(recipe, space, tmp_path, monkeypatch, capsys):
     real, calls = hfvit.sweep.train, []
 
     def killed_in_the_second(argv, callbacks):
@@ -43,7 +43,7 @@ def test_a_search_goes_on_after_a_kill_and_ends_with_a_recipe(recipe, space, tmp
     with pytest.raises(SystemExit) as ended:
         main(argv)
     assert ended.value.code == 130
-    (tmp_path / "out" / "trial-001" / "run.json").unlink()  # as if the run itself had not reached its end
+    (tmp_path / "out" / "trial-001" / "run.json").unlink()  # as if the run had not finished
     with pytest.raises(SystemExit) as ended:
         main(argv)
     assert ended.value.code == 0
@@ -53,11 +53,11 @@ def test_a_search_goes_on_after_a_kill_and_ends_with_a_recipe(recipe, space, tmp
 
     out = tmp_path / "out"
     runs = {path.parent.name: json.loads(path.read_text()) for path in out.glob("trial-*/run.json")}
-    scores = {name: facts["metrics"]["validation"]["accuracy"] for name, facts in runs.items()}
+    scores = {name: record["metrics"]["validation"]["accuracy"] for name, record in runs.items()}
     assert len(runs) == 2
-    assert all("test" not in facts["metrics"] for facts in runs.values())
+    assert all("test" not in record["metrics"] for record in runs.values())
     best = load_recipe([str(out / "best.yaml")])
-    winners = [facts["recipe"] for name, facts in runs.items() if scores[name] == max(scores.values())]
+    winners = [record["recipe"] for name, record in runs.items() if scores[name] == max(scores.values())]
     assert best.values["learning_rate"] in [values["learning_rate"] for values in winners]
     assert best.data.test_split == "test"
     assert 1e-3 <= best.training.learning_rate <= 1e-2
@@ -78,7 +78,7 @@ class AfterTwoSteps(TrainerCallback):
             self.happens()
 
 
-def test_a_signal_names_the_sweep_and_another_sweep_waits(recipe, space, monkeypatch, capsys):
+def test_sweep_after_a_signal_names_the_command(recipe, space, monkeypatch, capsys):
     real = hfvit.sweep.train
 
     def watched(argv, callbacks):
@@ -87,18 +87,18 @@ def test_a_signal_names_the_sweep_and_another_sweep_waits(recipe, space, monkeyp
         assert_names(caught.value, recipe.parent / "out", "hfvit sweep")
         real(argv, [AfterTwoSteps(lambda: os.kill(os.getpid(), signal.SIGTERM))])
 
-    monkeypatch.setattr(hfvit.artifacts.output_dir, "PATIENCE", 0.1)
+    monkeypatch.setattr(hfvit.artifacts.output_dir, "TIMEOUT", 0.1)
     monkeypatch.setattr(hfvit.sweep, "train", watched)
     with pytest.raises(SystemExit) as ended:
         main(["sweep", str(recipe), str(space), "--trials", "1"])
     assert ended.value.code == 75
-    told = capsys.readouterr().err.splitlines()[-1]
-    assert told.startswith("hfvit: stopped: ")
-    assert_names(told, "SIGTERM", recipe.parent / "out" / "trial-000" / "checkpoint-2", "hfvit sweep")
+    captured = capsys.readouterr().err.splitlines()[-1]
+    assert captured.startswith("hfvit: stopped: ")
+    assert_names(captured, "SIGTERM", recipe.parent / "out" / "trial-000" / "checkpoint-2", "hfvit sweep")
     assert not (recipe.parent / "out" / hfvit.artifacts.output_dir.LOCK_FILE).exists()
 
 
-def test_a_full_disk_names_the_sweep(recipe, space, monkeypatch, capsys, caplog):
+def test_sweep_on_full_disk_names_the_command(recipe, space, monkeypatch, capsys, caplog):
     before, real = resource.getrlimit(resource.RLIMIT_FSIZE), hfvit.sweep.train
 
     def full():
@@ -113,16 +113,16 @@ def test_a_full_disk_names_the_sweep(recipe, space, monkeypatch, capsys, caplog)
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         optuna.logging.disable_propagation()
     assert ended.value.code == 7
-    told = capsys.readouterr().err
-    assert_names(told.splitlines()[-1], recipe.parent / "out" / "trial-000" / "checkpoint-5", "hfvit sweep")
+    captured = capsys.readouterr().err
+    assert_names(captured.splitlines()[-1], recipe.parent / "out" / "trial-000" / "checkpoint-5", "hfvit sweep")
     assert "Traceback" not in caplog.text
 
 
-def test_a_trial_that_lags_is_pruned(recipe):
+def test_sweep_prunes_a_bad_trial(recipe):
     space = {"learning_rate": [1e-9, 1e-3]}
     search = Sweep([str(recipe)], space, prune=True)
     kinds = {"learning_rate": optuna.distributions.CategoricalDistribution([1e-9, 1e-3])}
-    for _ in range(5):  # what the pruner wants to have seen
+    for _ in range(5):  # minimum number of trials for the pruner
         good = {"value": 1.0, "intermediate_values": {6: 1.0, 12: 1.0}}
         search.study.add_trial(optuna.create_trial(params={"learning_rate": 1e-3}, distributions=kinds, **good))
     search.study.enqueue_trial({"learning_rate": 1e-9})
@@ -132,7 +132,7 @@ def test_a_trial_that_lags_is_pruned(recipe):
     assert list(trial.intermediate_values) == [6]  # after the first of two epochs
 
 
-def test_a_trial_that_breaks_is_counted(recipe):
+def test_sweep_counts_a_failed_trial(recipe):
     search = Sweep([str(recipe), "--max_grad_norm", "0"], {"learning_rate": [1e-3, 1e30]})
     search.study.enqueue_trial({"learning_rate": 1e30})
     search.study.enqueue_trial({"learning_rate": 1e-3})
@@ -142,7 +142,7 @@ def test_a_trial_that_breaks_is_counted(recipe):
     assert "fail" in table.splitlines()[2]
 
 
-def test_a_trial_that_does_not_fit_into_memory_is_counted(recipe, monkeypatch):
+def test_sweep_counts_a_trial_out_of_memory(recipe, monkeypatch):
     def too_large(argv, callbacks):
         if "trial-000" in argv[0]:
             raise OutOfMemoryError("1 image does not fit.")
@@ -163,7 +163,7 @@ def test_a_trial_that_does_not_fit_into_memory_is_counted(recipe, monkeypatch):
         ("test_split: [test]", "test_split", []),
     ],
 )
-def test_read_space_of_a_wrong_space_names_file_and_key(tmp_path, text, option, data):
+def test_read_space_of_invalid_space_names_file_and_key(tmp_path, text, option, data):
     path = tmp_path / "space.yaml"
     path.write_text(text)
     with pytest.raises(RecipeError) as caught:
@@ -172,14 +172,14 @@ def test_read_space_of_a_wrong_space_names_file_and_key(tmp_path, text, option, 
     assert_names(caught.value, path, *data)
 
 
-def test_a_space_that_the_recipe_refuses(recipe):
+def test_sweep_with_value_that_the_recipe_rejects_raises(recipe):
     with pytest.raises(RecipeError, match=r"\blearning_rat: .*'learning_rate'"):
         Sweep([str(recipe)], {"learning_rat": [1e-3]})
     with pytest.raises(RecipeError, match=r"\blayer_decay: .*\b2\.0\b"):
         Sweep([str(recipe)], {"layer_decay": {"range": [0.5, 2.0]}})
 
 
-def test_the_space_that_the_documentation_shows(tmp_path):
+def test_sweep_space_of_the_docs_loads(tmp_path):
     text = (ROOT / "docs" / "fine_tuning.md").read_text().split("```yaml\n# space.yaml\n")[1].split("```")[0]
     (tmp_path / "space.yaml").write_text(text)
     shown = read_space(tmp_path / "space.yaml")

@@ -1,4 +1,4 @@
-"""A run repeated: the same bits with full_determinism, and a checkpoint or a record that is no longer what it was."""
+"""`hfvit verify`: bit-identical repetition, changed checkpoints and records."""
 
 import json
 import re
@@ -27,7 +27,7 @@ RANDOM = "drop_path_rate: 0.2\nmixup_alpha: 0.4\ncutmix_alpha: 1.0\nrandom_erasi
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, colors):
-    """A run of everything that is random, with full_determinism."""
+    """Train with all random options and full_determinism."""
     folder = tmp_path_factory.mktemp("verify")
     more = f"{RANDOM}dataset_name: {colors}\noutput_dir: {folder / 'out'}\nuse_cpu: true\nfull_determinism: true\n"
     (folder / "micro.yaml").write_text(MICRO_RECIPE + more)
@@ -52,12 +52,12 @@ def verify(capsys, *words) -> tuple[int, str, str]:
 
 
 def change(out, edit) -> None:
-    facts = json.loads((out / "run.json").read_text())
-    edit(facts)
-    (out / "run.json").write_text(json.dumps(facts))
+    record = json.loads((out / "run.json").read_text())
+    edit(record)
+    (out / "run.json").write_text(json.dumps(record))
 
 
-def test_the_same_recipe_gives_the_same_bits(out, capsys, tmp_path):
+def test_verify_repeats_a_deterministic_run_exactly(out, capsys, tmp_path):
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     code, printed, _ = verify(capsys, out, "--output", tmp_path / "again")
     assert code == 0
@@ -70,14 +70,14 @@ def test_the_same_recipe_gives_the_same_bits(out, capsys, tmp_path):
         assert [entry.get(key) for entry in first] == [entry.get(key) for entry in second]
 
 
-def test_the_checkpoint_is_evaluated_again(out, capsys):
+def test_verify_eval_only_evaluates_the_checkpoint(out, capsys):
     code, printed, _ = verify(capsys, out, "--eval_only", "--device", "cpu")
     assert code == 0
     assert len(re.findall(r"\+0\.00\b", printed)) == 2
-    assert not {"timm", "torch", "transformers"} & set(re.findall(r"\w+", printed))  # no version differs
+    assert not {"timm", "torch", "transformers"} & set(re.findall(r"\w+", printed))  # no version changed
 
 
-def test_the_rows_that_a_recipe_drew_are_drawn_again(trained, capsys, tmp_path):
+def test_verify_eval_only_samples_the_same_rows(trained, capsys, tmp_path):
     words = [str(trained.parent / "micro.yaml"), "--output_dir", str(tmp_path / "out"), "--num_train_epochs", "1"]
     train([*words, "--max_eval_samples", "9"])
     code, printed, _ = verify(capsys, tmp_path / "out", "--eval_only", "--device", "cpu")
@@ -85,30 +85,30 @@ def test_the_rows_that_a_recipe_drew_are_drawn_again(trained, capsys, tmp_path):
     assert len(re.findall(r"\+0\.00\b", printed)) == 2
 
 
-def test_other_versions_are_named(out, capsys):
-    change(out, lambda facts: facts["versions"].update(timm="0.9"))
-    change(out, lambda facts: facts.update(of_shipped("vit_tiny_cifar10")))
+def test_verify_names_other_versions(out, capsys):
+    change(out, lambda record: record["versions"].update(timm="0.9"))
+    change(out, lambda record: record.update(of_shipped("vit_tiny_cifar10")))
     code, printed, _ = verify(capsys, out, "--eval_only")
     assert code == 0
     assert_names(printed, "timm", 0.9, metadata.version("timm"))
     assert_names(printed, 93, 95, "recipes/vit_tiny_cifar10.yaml", "100.00")
 
 
-def test_damaged_weights_are_outside(out, capsys):
+def test_verify_of_damaged_weights_is_outside(out, capsys):
     state = load_file(out / "model.safetensors")
     state["head.weight"] = state["head.weight"].roll(1, 0)
     save_file(state, out / "model.safetensors", {"format": "pt"})
-    change(out, lambda facts: facts.update(of_shipped("quickstart")))
+    change(out, lambda record: record.update(of_shipped("quickstart")))
     code, printed, error = verify(capsys, out, "--eval_only")
     assert code == 4
     low, high = json.loads((out / "run.json").read_text())["metrics"]["test"]["accuracy_interval"]
     assert_names(printed, "recipes/quickstart.yaml", f"{low:.2%}", f"{high:.2%}")
-    assert_names(error, "test", f"{low:.2%}", f"{high:.2%}")  # outside what was recorded
-    assert_names(error, 95, 99, "recipes/quickstart.yaml")  # below what the recipe states
+    assert_names(error, "test", f"{low:.2%}", f"{high:.2%}")  # outside the recorded interval
+    assert_names(error, 95, 99, "recipes/quickstart.yaml")  # below the expected accuracy
 
 
-def test_a_figure_that_was_never_reached_is_outside(out, capsys):
-    change(out, lambda facts: facts["metrics"]["test"].update(accuracy=0.01, accuracy_interval=[0.0, 0.02]))
+def test_verify_of_unreached_accuracy_is_outside(out, capsys):
+    change(out, lambda record: record["metrics"]["test"].update(accuracy=0.01, accuracy_interval=[0.0, 0.02]))
     code, printed, error = verify(capsys, out)
     assert code == 4
     assert_names(printed, "0.00%", "2.00%")
@@ -178,7 +178,7 @@ def test_verify_neither_pushes_nor_resumes_nor_leaves_its_folder(trained, monkey
 
 
 def of_shipped(name: str, *options: str) -> dict:
-    """What run.json says of a shipped recipe's run."""
+    """Return the recipe in run.json of a shipped recipe's run."""
     return {"command": f"train.py recipes/{name}.yaml", "recipe": load_recipe([name, *options]).values}
 
 
@@ -186,11 +186,11 @@ def run_of_shipped(name: str, *options: str, **values) -> RunRecord:
     return replace(make_record(), **{**of_shipped(name, *options), **values})
 
 
-def test_what_a_shipped_recipe_expects():
+def test_expected_accuracy_of_shipped_recipe():
     quickstart = (95.0, 99.0, True, "quickstart.yaml")
     assert expected_accuracy(run_of_shipped("quickstart", "--output_dir", "x", "--overwrite_output_dir")) == quickstart
     assert expected_accuracy(run_of_shipped("quickstart", command="hfvit train quickstart")) == quickstart
     assert expected_accuracy(run_of_shipped("swin_tiny")) == (96.5, 98.5, False, "swin_tiny.yaml")
-    for word in ("--max_steps", "--max_train_samples"):  # so may a user's own recipe differ that is called quickstart
+    for word in ("--max_steps", "--max_train_samples"):  # a user's own recipe with the same name
         assert expected_accuracy(run_of_shipped("quickstart", word, "3")) is None
     assert expected_accuracy(run_of_shipped("quickstart", command="hfvit train my.yaml")) is None

@@ -1,4 +1,4 @@
-"""The folder of a run of version 0.1 in today's commands."""
+"""Runs of version 0.1 in all commands."""
 
 import json
 
@@ -15,7 +15,7 @@ from hfvit.pipeline import main as train
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, colors):
-    """The run that the files of version 0.1 are of, made again, under its record of then."""
+    """Repeat the run of version 0.1, with its old record."""
     folder = tmp_path_factory.mktemp("version_0_1")
     (folder / "micro.yaml").write_text(MICRO_RECIPE)
     words = ["--dataset_name", str(colors), "--use_cpu", "true", "--max_steps", "3", "--eval_strategy", "steps"]
@@ -34,7 +34,7 @@ def command(capsys, *words) -> tuple[int, str, str]:
     return stop.value.code or 0, printed.out, printed.err
 
 
-def test_report_makes_plots_card_and_page_of_it(trained, capsys):
+def test_report_of_version_0_1_run(trained, capsys):
     code, printed, error = command(capsys, "report", trained, "--html")
     assert (code, error) == (0, "")
     assert "calibrated temperature 0.21" in printed
@@ -47,19 +47,19 @@ def test_report_makes_plots_card_and_page_of_it(trained, capsys):
     assert card.index(END) < card.index("My own words.")
 
 
-def test_push_lists_its_files(trained, capsys):
+def test_push_of_version_0_1_run_lists_its_files(trained, capsys):
     code, printed, error = command(capsys, "push", trained, "user/x", "--dry-run")
     assert (code, error) == (0, "")
     assert {line.split()[0] for line in printed.splitlines()[:-1]} == PUSHED
 
 
-def test_verify_evaluates_it_again(trained, capsys):
+def test_verify_of_version_0_1_run(trained, capsys):
     code, printed, _ = command(capsys, "verify", trained, "--eval-only", "--device", "cpu", "--allow-outside-paths")
     assert code == 0
     assert printed.count(" inside") == 2
 
 
-def test_validate_enters_its_gate(trained, capsys):
+def test_validate_of_version_0_1_run_records_the_gate(trained, capsys):
     before = json.loads((trained / "run.json").read_text())
     assert "schema_version" not in before
     code, _, error = command(capsys, "validate", trained, "--merge_tokens", 1, "--max_accuracy_drop", 100)

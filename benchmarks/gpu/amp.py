@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 from contenders import CONTENDERS, LEARNING_RATE, MAX_GRAD_NORM, WEIGHT_DECAY, Case
+from images import CLASSES
 from kit import CUDA, DATA, DEVICE, TINY, TimeBudget, attempt, exit_now, record
-from pictures import CLASSES
 from step_clock import StepClock
 
 # Dense bf16 FLOP/s of NVIDIA's datasheets; the first name that is part of the GPU's name counts.

@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
+from images import LARGE, generate
 from kit import DATA, TINY, record
-from pictures import LARGE, generate
 
 LARGE_IMAGES = 48 if TINY else 3072
 TIMED_VALIDATION_IMAGES = 64  # a timed run evaluates little

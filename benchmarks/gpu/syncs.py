@@ -171,7 +171,7 @@ def compare_augmentation() -> None:
     for policy in POLICIES:
         on_cpu, on_device = (Augmentation((224, 224), (0.5,) * 3, (0.25,) * 3, policy=policy) for _ in range(2))
         on_device.to(DEVICE)
-        batch = {"images": images, "plan": on_cpu.draw(seeds, *images.shape[1:3])}
+        batch = {"images": images, "plan": on_cpu.sample(seeds, *images.shape[1:3])}
         device_batch = send_to_device(batch, DEVICE)
         expected = on_cpu(batch)
         differences = {}

@@ -1,4 +1,4 @@
-"""Resolve a path to a checkpoint, an ONNX file or a TensorRT engine, without loading it."""
+"""Find the checkpoint, ONNX file or TensorRT engine that a path means, without loading it."""
 
 import os
 from collections import Counter
@@ -18,10 +18,11 @@ _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
 
 @dataclass
 class Artifact:
-    """A classifier that is yet to be loaded.
+    """A classifier on disk or on the Hub.
 
-    `file` is the ONNX file or the engine, None for a checkpoint; `source` is the folder (or Hub id) of the weights or
-    of that file's configuration.
+    Attributes:
+        source: folder or Hub id of the weights, or of the configuration of `file`.
+        file: ONNX file or TensorRT engine, None for a checkpoint.
     """
 
     source: str
@@ -29,10 +30,12 @@ class Artifact:
 
     @property
     def is_checkpoint(self) -> bool:
+        """Whether it is a checkpoint with PyTorch weights."""
         return self.file is None
 
     @property
     def is_engine(self) -> bool:
+        """Whether it is a TensorRT engine."""
         return self.file is not None and self.file.suffix in ENGINE_SUFFIXES
 
     @property
@@ -42,29 +45,37 @@ class Artifact:
 
     @property
     def folder(self) -> Path | None:
-        """Where the artifact itself lies; None on the Hub."""
+        """Folder of the artifact, None on the Hub."""
         if self.file:
             return self.file.parent
         return Path(self.source) if Path(self.source).is_dir() else None
 
     def beside(self, name: str) -> Path | None:
-        """The file `name` in the artifact's folder, or in the one above it, as for an export below its checkpoint."""
+        """Find the file `name` in the artifact's folder or in its parent folder.
+
+        The parent folder is that of the checkpoint, if the artifact is an export in a subfolder.
+        """
         folder = self.folder and self.folder.resolve()
         candidates = (folder / name, folder.parent / name) if folder else ()
         return next((path for path in candidates if path.is_file()), None)
 
 
 def find_artifact(path: str | Path) -> Artifact:
-    """What `path` means; raises `ModelError` where it is nothing that can be loaded.
+    """Find the artifact that a path or Hub id means.
 
-    It is a checkpoint folder, a Hub id, an `.onnx` file, or a folder of such files, of which `model.onnx` comes first;
-    an engine, or the folder with its engine.json. A folder with weights is a checkpoint, whatever exports lie in it or
-    below it; beside ONNX files an engine is named by its file.
+    A folder with weights is a checkpoint, even if it also contains exports. In a folder with ONNX files, `model.onnx`
+    is chosen, or the only file. A folder with engine.json and without ONNX files is an engine.
+
+    Args:
+        path: checkpoint folder, Hub id, ONNX file, TensorRT engine, or folder of an export.
+
+    Raises:
+        ModelError: nothing that can be loaded was found.
     """
     file = expand_user(path)
     if file.suffix in (".onnx", *ENGINE_SUFFIXES):
         if not os.path.isfile(file):
-            raise ModelError(f"There is no file {path}.{_other_graphs(file)}")
+            raise ModelError(f"{path}: no such file.{_other_graphs(file)}")
         return _file_artifact(file)
     source = folder_or_hub_id(path, ModelError)
     folder = Path(source)
@@ -75,44 +86,47 @@ def find_artifact(path: str | Path) -> Artifact:
         return _file_artifact(_engine(folder))
     graphs = graphs or _graphs(folder / "onnx")
     if not graphs:
-        raise ModelError(f"{path} holds no classifier: neither weights (model.safetensors) nor an ONNX file.")
-    named = [graph for graph in graphs if graph.name == "model.onnx"]
-    if not named and len(graphs) > 1:
+        raise ModelError(f"{path}: no classifier found, neither weights (model.safetensors) nor an ONNX file.")
+    preferred = [graph for graph in graphs if graph.name == "model.onnx"]
+    if not preferred and len(graphs) > 1:
         names = ", ".join(str(graph.relative_to(folder)) for graph in graphs)
-        raise ModelError(f"{path} holds several ONNX files and none is named model.onnx; name one of {names}.")
-    return _file_artifact((named or graphs)[0])
+        raise ModelError(f"{path}: several ONNX files, and none is model.onnx. Pass one of {names}.")
+    return _file_artifact((preferred or graphs)[0])
 
 
 def _file_artifact(file: Path) -> Artifact:
-    """The configuration lies beside the file, else in the folder above (the layout of transformers.js)."""
+    """Create the artifact of an ONNX file or engine.
+
+    Its configuration is next to it or, in the layout of transformers.js, in the parent folder.
+    """
     config = Artifact(str(file.parent), file).beside(CONFIG_FILE)
     if config is None:
         raise ModelError(
-            f"{file} has no {CONFIG_FILE} beside it, which holds the class names; copy {CONFIG_FILE} and"
-            f" {PREPROCESSOR_FILE} of its checkpoint there."
+            f"{file}: no {CONFIG_FILE} with the class names next to it. Copy {CONFIG_FILE} and {PREPROCESSOR_FILE} of"
+            " its checkpoint there."
         )
     return Artifact(str(config.parent), file)
 
 
 def _engine(folder: Path) -> Path:
-    """The engine that engine.json names: model.engine, or 1/model.plan in a model of Triton's."""
+    """Return the engine of engine.json: model.engine, or 1/model.plan for Triton."""
     name = EngineRecord.load(folder).file
     file = folder / name
     try:
         is_inside = file.resolve().is_relative_to(folder.resolve()) and file.suffix in ENGINE_SUFFIXES
-        is_there = is_inside and file.is_file()
+        exists = is_inside and file.is_file()
     except (OSError, ValueError):  # a null byte, a name that is too long
-        is_there = False
-    if not is_there:
+        exists = False
+    if not exists:
         raise ModelError(
-            f"{folder / ENGINE_RECORD_FILE} names the engine {name!r}, which is not there."
+            f"{folder / ENGINE_RECORD_FILE}: its engine {name!r} does not exist."
             f" {EngineRecord.REMEDY.format(folder=folder)}"
         )
     return file
 
 
 def _graphs(folder: Path) -> list[Path]:
-    """The ONNX files in a folder, but for those that are being written."""
+    """Return the ONNX files of a folder, without temporary ones."""
     return sorted(path for path in folder.glob("*.onnx") if not path.name.startswith("."))
 
 
@@ -123,9 +137,12 @@ def _other_graphs(file: Path) -> str:
 
 @dataclass
 class Head:
-    """The classes of a classifier: distinct names in the order of the logits, and whether several may hold at once.
+    """Classes of a classifier, from its configuration.
 
-    `config` is the transformers configuration that tells it.
+    Attributes:
+        labels: distinct class names, in the order of the logits.
+        multi_label: whether an image can have several classes.
+        config: the transformers configuration.
     """
 
     labels: list[str]
@@ -134,37 +151,43 @@ class Head:
 
 
 def read_head(artifact: Artifact, **kwargs) -> Head:
-    """The head, from the configuration alone; `kwargs` are `from_pretrained`'s.
+    """Read the classes from the configuration of an artifact.
 
-    Raises `ModelError` where there is no readable configuration, or a regression.
+    Args:
+        artifact: artifact to read.
+        **kwargs: arguments of `AutoConfig.from_pretrained`.
+
+    Raises:
+        ModelError: the configuration cannot be read, or is that of a regression model.
     """
     from transformers import AutoConfig
 
-    where = "" if artifact.folder else "there is no such folder here, and on the Hub "
+    where = "" if artifact.folder else "no such local folder, and on the Hub "
     with wrap_library_errors(ModelError, f"{artifact.source}: {where}{CONFIG_FILE} cannot be read"):
         config = AutoConfig.from_pretrained(artifact.source, **{"trust_remote_code": False, **kwargs})
         labels = _distinct([config.id2label[index] for index in range(config.num_labels)])
-        problem, given = config.problem_type, getattr(config, "label_names", labels)
-    if len(given) != len(labels):  # transformers would call them LABEL_0, LABEL_1, ...
+        problem_type = config.problem_type
+        label_names = getattr(config, "label_names", labels)
+    if len(label_names) != len(labels):  # transformers would call them LABEL_0, LABEL_1, ...
         raise ModelError(
-            f"{artifact.source}: {CONFIG_FILE} has {len(given)} label_names for {len(labels)} classes (num_classes);"
-            " give one name for each class."
+            f"{artifact.source}: {CONFIG_FILE} must have one label_names entry per class, got {len(label_names)} for"
+            f" {len(labels)} classes (num_classes)."
         )
-    if problem == "regression":
+    if problem_type == "regression":
         raise ModelError(
-            f"{artifact.source} is no classifier: its {CONFIG_FILE} has problem_type regression. If its outputs are"
-            " logits of classes, set problem_type to single_label_classification or multi_label_classification there."
+            f"{artifact.source}: not a classifier, since its {CONFIG_FILE} has problem_type regression. If its outputs"
+            " are logits of classes, set problem_type to single_label_classification or multi_label_classification."
         )
-    # transformers' image-classification pipeline takes the sigmoid for one class, too: its softmax is always 1.
-    return Head(labels, problem == "multi_label_classification" or len(labels) == 1, config)
+    # A softmax over one class is always 1; transformers' image-classification pipeline uses the sigmoid, too.
+    return Head(labels, problem_type == "multi_label_classification" or len(labels) == 1, config)
 
 
 def _distinct(names: list[str]) -> list[str]:
-    """Names that several classes have, each with its index: ImageNet's usual names call two classes `crane`."""
+    """Add the index to names that several classes have, such as ImageNet's `crane`."""
     counts = Counter(names)
     return [f"{name} ({index})" if counts[name] > 1 else name for index, name in enumerate(names)]
 
 
 def class_names(artifact: Artifact, **kwargs) -> list[str]:
-    """Class names in the order of the logits; otherwise as `read_head`."""
+    """Read the class names, in the order of the logits; arguments as `read_head`."""
     return read_head(artifact, **kwargs).labels

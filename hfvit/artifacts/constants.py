@@ -1,4 +1,4 @@
-"""File names used in run and export folders."""
+"""File names in run and export folders."""
 
 EXAMPLES_FILE = "examples.npz"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -10,7 +10,7 @@ TOKENIZER_FILES = (
 ADAPTER_FOLDER = "adapter"  # of a LoRA run
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
-# What lies beside a model's weights or graph, by the names that transformers and a run of hfvit give.
+# Files next to a model's weights or ONNX file.
 CONFIG_FILE = "config.json"
 ENGINE_RECORD_FILE = "engine.json"
 EXPORT_FILE = "export.json"
@@ -19,7 +19,7 @@ RECIPE_FILE = "recipe.yaml"
 
 MANIFEST = "checkpoint.json"
 STATE_FILE = "trainer_state.json"
-STAGING = ".saving"  # in the output folder; checkpoints() does not see it
+STAGING = ".saving"  # in the output folder, not listed by checkpoints()
 
 RUN_FILE = "run.json"
 CARD_FILE = "README.md"

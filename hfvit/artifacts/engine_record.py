@@ -1,4 +1,4 @@
-"""`EngineRecord` (engine.json): what a TensorRT engine was built from, for which GPUs and batches."""
+"""`EngineRecord` (engine.json): source, GPUs and batch sizes of a TensorRT engine."""
 
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -11,20 +11,27 @@ from hfvit.artifacts.json_record import OPTIONAL, FieldError, FileRecord, Record
 
 @dataclass(kw_only=True)
 class BackendVersion(Record):
-    """`tensorrt` or `tensorrt_rtx`; `cuda` is the major version of CUDA that its wheels were made for."""
+    """Backend that built an engine.
+
+    Attributes:
+        name: `tensorrt` or `tensorrt_rtx`.
+        version: version of the package.
+        cuda: major CUDA version of the package.
+    """
 
     name: str
     version: str
     cuda: str | None
 
     def check(self) -> None:
+        """Raise `FieldError` unless `cuda` is a major version."""
         if self.cuda is not None and not self.cuda.isdecimal():
             raise FieldError("cuda", f"must be a major version such as '13', got {self.cuda!r}")
 
 
 @dataclass(kw_only=True)
 class Profile(Record):
-    """Smallest, best and largest input, `(batch, channels, height, width)`."""
+    """Optimization profile: shapes of the input, `(batch, channels, height, width)`."""
 
     min: tuple[int, int, int, int]
     opt: tuple[int, int, int, int]
@@ -32,13 +39,13 @@ class Profile(Record):
 
     @property
     def batches(self) -> tuple[int, int, int]:
-        """Smallest, best and largest batch."""
+        """Smallest, optimal and largest batch size."""
         return self.min[0], self.opt[0], self.max[0]
 
 
 @dataclass(kw_only=True)
 class Network(Record):
-    """Layers of the parsed network by kind, and its products by type."""
+    """Number of layers of the parsed network by kind, and of matrix products by dtype."""
 
     layers: dict[str, int]
     products: dict[str, int]
@@ -46,7 +53,7 @@ class Network(Record):
 
 @dataclass(kw_only=True)
 class BuildOptions(Record):
-    """What was asked of the build; the calibration data are here only where they are not the recipe's."""
+    """Options of a build; calibration options only if they differ from the recipe."""
 
     workspace: int | None = None
     optimization_level: int | None = None
@@ -59,7 +66,7 @@ class BuildOptions(Record):
 
 @dataclass(kw_only=True)
 class SourceGraph(Record):
-    """The ONNX file that the engine was built from, and what was measured on it."""
+    """The ONNX file that an engine was built from, and its measurements."""
 
     name: str
     sha256: str
@@ -73,7 +80,10 @@ class SourceGraph(Record):
 
 @dataclass(kw_only=True)
 class BuiltEngine(Record):
-    """What `build_engine` tells of an engine. `built_on` is the GPU's name, `seconds` the time of the build."""
+    """Result of `build_engine`.
+
+    `built_on` is the name of the GPU, `seconds` the duration of the build.
+    """
 
     sha256: str
     bytes: int
@@ -91,9 +101,10 @@ class BuiltEngine(Record):
 
 @dataclass(kw_only=True)
 class EngineRecord(BuiltEngine, FileRecord):
-    """engine.json of an engine; `file` is its name below the folder, `source` and `weights_sha256` as in export.json.
+    """engine.json of an engine.
 
-    `gate` is what `hfvit validate` found of the engine itself.
+    `file` is the path of the engine in the folder; `source` and `weights_sha256` are as in export.json; `gate` is the
+    result of `hfvit validate` for the engine.
     """
 
     FILE: ClassVar[str] = ENGINE_RECORD_FILE
@@ -110,6 +121,7 @@ class EngineRecord(BuiltEngine, FileRecord):
 
     @classmethod
     def migrate(cls, content: dict[str, Any]) -> dict[str, Any]:
+        """Convert the content of a version 0.1 file."""
         migrated = {key: migrate_gate(value) if key == "gate" else value for key, value in content.items()}
         onnx = migrated.get("onnx")
         if isinstance(onnx, dict) and "gate" in onnx:

@@ -20,8 +20,8 @@ from hfvit.errors import ModelError
 from hfvit.utils.files import check_writable, expand_user, file_sha256
 from hfvit.utils.formatting import size
 
-STAGING = ".export-"  # then the machine, the process and a random end, by which a killed export's is known
-STALE_SECONDS = 24 * 3600  # no export takes so long: one of another machine (or a container's, by then) was killed
+STAGING = ".export-"  # followed by machine name, process id and a random part, which identify a killed export
+STALE_SECONDS = 24 * 3600  # age at which a staging folder of another machine or container is deleted
 PACKAGES = ("hfvit", "torch", "transformers", "timm", "onnx", "onnxscript", "onnxruntime")
 
 
@@ -33,7 +33,15 @@ def file_name(
     target: str = "onnxruntime",
     with_preprocessing: bool = False,
 ) -> str:
-    """The name of one variant: those that transformers.js and ORTModel look for, where they have one."""
+    """Return the file name of an ONNX variant, as transformers.js and ORTModel expect it.
+
+    Args:
+        dtype: fp32, fp16 or bf16.
+        optimize: operators fused for ONNX Runtime.
+        quantize: int8, int8-dynamic or None.
+        target: runtime of the INT8 graph: onnxruntime or tensorrt.
+        with_preprocessing: preprocessing is part of the graph.
+    """
     if quantize:
         stem = "model_int8_tensorrt" if target == "tensorrt" else "model_quantized"
     elif optimize:
@@ -44,45 +52,54 @@ def file_name(
 
 
 def claim_folder(output: str | Path) -> Path:
-    """The folder `output`, made if need be; `ModelError` when it cannot be written or is no place for an export."""
+    """Create or check an export folder and return its path.
+
+    Args:
+        output: folder to export to.
+
+    Raises:
+        ModelError: the folder is not writable, has model files of another origin, or an export.json that is damaged.
+    """
     folder = expand_user(output)
     check_writable(folder, "output", ModelError)
     has_engine = (folder / ENGINE_RECORD_FILE).exists()
-    owned = (*(() if has_engine else (folder / CONFIG_FILE,)), *folder.glob("[!.]*.onnx"))
-    foreign = [path.name for path in owned if path.exists()]
+    model_files = (*(() if has_engine else (folder / CONFIG_FILE,)), *folder.glob("[!.]*.onnx"))
+    foreign = [path.name for path in model_files if path.exists()]
     if foreign and not (folder / EXPORT_FILE).exists():
         raise ModelError(
-            f"output: {output} holds a {foreign[0]} that is no export's and might be replaced; choose another folder,"
-            f" such as {folder / 'onnx'}."
+            f"output: {output} has a {foreign[0]} that no export wrote and that could be replaced. Choose another"
+            f" folder, such as {folder / 'onnx'}."
         )
-    ExportRecord.load(folder)  # one that cannot be read is told before the work
+    ExportRecord.load(folder)  # raises if it is damaged
     return folder
 
 
 def check_same_model(folder: Path, config: dict, weights: str | None) -> None:
-    """Raise `ModelError` when the exports in `folder` are of a model with another configuration or other weights.
+    """Raise `ModelError` if an export folder has exports of another model.
 
-    `weights` is the checkpoint's `weights_sha256` (onnx.py): a training that was repeated leaves the configuration as
-    it was. Another patch size of the same checkpoint is another configuration.
+    Args:
+        folder: export folder.
+        config: configuration of the model; another patch size of the same checkpoint is another configuration.
+        weights: `weights_sha256` of the model, since a repeated training has the same configuration.
     """
     path = folder / CONFIG_FILE
-    held = ExportRecord.load(folder).weights_sha256
+    recorded_weights = ExportRecord.load(folder).weights_sha256
     try:
         differs = path.exists() and json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(config))
     except ValueError as error:
-        raise ModelError(f"{path} cannot be read ({error}); delete it and export again.") from None
-    if differs or held not in (None, weights):
-        what = f"another {CONFIG_FILE}" if differs else "other weights"
+        raise ModelError(f"{path}: cannot be read ({error}). Delete it and export again.") from None
+    if differs or recorded_weights not in (None, weights):
+        difference = f"another {CONFIG_FILE}" if differs else "other weights"
         raise ModelError(
-            f"output: {folder} holds exports of another model, with {what}; choose another folder, or delete that one."
+            f"output: {folder} has exports of another model ({difference}). Choose another folder, or delete it."
         )
 
 
 @contextmanager
 def staging_folder(folder: Path):
-    """A folder inside `folder` for files that are not to be seen yet; it is gone at the end.
+    """Create a temporary folder inside `folder`, deleted at the end of the block.
 
-    What a killed export left of its own goes first.
+    Temporary folders of killed exports are deleted first.
     """
     sweep_staging(folder)
     with tempfile.TemporaryDirectory(prefix=f"{STAGING}{platform.node()}-{os.getpid()}-", dir=folder) as name:
@@ -90,18 +107,18 @@ def staging_folder(folder: Path):
 
 
 def sweep_staging(folder: Path) -> None:
-    """Remove the staging folders in `folder` whose process has ended, or that are a day old."""
+    """Delete the staging folders of ended processes, and those older than a day."""
     for left in folder.glob(f"{STAGING}*-*-*"):
         machine, process, _ = left.name.removeprefix(STAGING).rsplit("-", 2)
         is_dead = machine == platform.node() and process.isdecimal() and not _is_running(int(process))
-        with suppress(FileNotFoundError):  # another export sweeps, too, or has just ended
+        with suppress(FileNotFoundError):  # another export has just deleted it
             if is_dead or time.time() - left.stat().st_mtime > STALE_SECONDS:
                 shutil.rmtree(left, ignore_errors=True)
 
 
 def _is_running(process: int) -> bool:
     if os.name != "posix":
-        return True  # elsewhere signal 0 would end it
+        return True  # os.kill(pid, 0) would end the process on Windows
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -111,14 +128,14 @@ def _is_running(process: int) -> bool:
     return True
 
 
-def file_facts(path: Path) -> dict:
-    """`sha256` and `bytes` of a file."""
+def file_digest(path: Path) -> dict:
+    """Return `sha256` and `bytes` of a file."""
     return {"sha256": file_sha256(path), "bytes": path.stat().st_size}
 
 
 @dataclass
 class ExportRow:
-    """An exported file in the tables of card and report; an empty string stands for what was not measured."""
+    """An exported file in the tables of model card and report; empty if not measured."""
 
     name: str
     file: str
@@ -129,24 +146,27 @@ class ExportRow:
 
 
 def export_rows(folder: Path) -> list[ExportRow]:
-    """A row for each file of an export folder, from its export.json or engine.json; none where there is neither."""
+    """Return a row for each file of an export folder, from export.json and engine.json."""
     rows = [
         _row(folder, name, entry.bytes, entry.parity, entry.gate)
         for name, entry in ExportRecord.load(folder).files.items()
     ]
     if (folder / ENGINE_RECORD_FILE).is_file():
         engine = EngineRecord.load(folder)
-        # Parity and gate of its ONNX file were not measured on the engine.
+        # Parity was measured on the ONNX file, not on the engine.
         rows.append(_row(folder, engine.file, engine.bytes, None, engine.gate))
     return rows
 
 
 def find_exports(output_dir: str | Path, record: RunRecord) -> tuple[dict[str, list[ExportRow]], list[str]]:
-    """Find the exports right below `output_dir`.
+    """Find the export folders in `output_dir`.
+
+    Args:
+        output_dir: output folder of the run.
+        record: record of the run.
 
     Returns:
-        The `export_rows` of each folder by its name, and the names of folders that are older than the run: a training
-        that was repeated leaves the exports of the one before.
+        (`export_rows` by folder name, names of folders that are older than the run and so of an earlier training).
     """
     since = datetime.fromisoformat(record.finished).timestamp() if record.finished else 0.0
     found = {}
@@ -161,7 +181,9 @@ def find_exports(output_dir: str | Path, record: RunRecord) -> tuple[dict[str, l
 
 
 def _row(folder: Path, name: str, count: int, parity: Parity | None, gate: ArtifactGate | None) -> ExportRow:
-    difference = parity.max_abs_difference if parity else gate.max_logit_difference if gate else None
+    difference = gate.max_logit_difference if gate else None
+    if parity:
+        difference = parity.max_abs_difference
     return ExportRow(
         name=name,
         file=f"{folder.name}/{name}",

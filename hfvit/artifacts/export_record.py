@@ -1,4 +1,4 @@
-"""`ExportRecord` (export.json): how each ONNX file of a folder was made and what was measured on it."""
+"""`ExportRecord` (export.json): options and measurements of each ONNX file of a folder."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,7 @@ from hfvit.utils.files import wrap_write_errors
 
 @dataclass(kw_only=True)
 class TensorInfo(Record):
-    """An input or output; free axes of `shape` are names in an ONNX graph and -1 in an engine."""
+    """An input or output; a dynamic axis is a name in ONNX and -1 in an engine."""
 
     name: str
     type: str
@@ -22,7 +22,10 @@ class TensorInfo(Record):
 
 @dataclass(kw_only=True)
 class PreprocessingParity(Record):
-    """Preprocessing inside the graph against the image processor, in levels of 255."""
+    """Difference of the graph's preprocessing from the image processor.
+
+    `max_levels` is the largest one, in levels of 255, and `share_off` the fraction of values that differ.
+    """
 
     picture_sizes: list[tuple[int, int]]
     max_levels: float
@@ -31,7 +34,10 @@ class PreprocessingParity(Record):
 
 @dataclass(kw_only=True)
 class Parity(Record):
-    """Logits of an ONNX file against PyTorch's in float32, on random pixel values; `atol` is what was allowed."""
+    """Difference of an ONNX file's logits from PyTorch's in float32.
+
+    It is measured on random pixel values; `atol` is the largest difference that was allowed.
+    """
 
     batch_sizes: list[int]
     max_abs_difference: float
@@ -43,7 +49,7 @@ class Parity(Record):
 
 @dataclass(kw_only=True)
 class CalibrationData(Record):
-    """The images that INT8 ranges were calibrated with; `split` describes them in words."""
+    """Images of the INT8 calibration; `split` is a description."""
 
     dataset: str
     split: str
@@ -53,7 +59,7 @@ class CalibrationData(Record):
 
 @dataclass(kw_only=True)
 class ExportedFile(Record):
-    """One ONNX file. `quantization` is what `quantize_onnx` returned."""
+    """One ONNX file; `quantization` is the result of `quantize_onnx`."""
 
     sha256: str
     bytes: int
@@ -72,10 +78,12 @@ class ExportedFile(Record):
 
 @dataclass(kw_only=True)
 class ExportRecord(FileRecord):
-    """export.json of a folder; `files` are by name.
+    """export.json of a folder.
 
-    `source` is the model's Hub id, or the name of its folder without the path on this machine; `weights_sha256` is the
-    digest of its weights before any change of its patch size.
+    Attributes:
+        source: Hub id of the model, or the name of its folder without the local path.
+        weights_sha256: digest of the weights, before a change of the patch size.
+        files: ONNX files by name.
     """
 
     FILE: ClassVar[str] = EXPORT_FILE
@@ -88,26 +96,36 @@ class ExportRecord(FileRecord):
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
-        """Read export.json of `folder`; an empty record where there is none."""
+        """Read export.json of `folder`, an empty record without the file."""
         if not (Path(folder) / EXPORT_FILE).exists():
             return cls()
         return super().load(folder)
 
     @classmethod
     def migrate(cls, content: dict[str, Any]) -> dict[str, Any]:
+        """Convert the content of a version 0.1 file."""
         files = content.get("files")
         if not isinstance(files, dict):
             return content
         return {**content, "files": {name: _migrate_file(entry) for name, entry in files.items()}}
 
     def enter(self, folder: str | Path, name: str, entry: ExportedFile) -> Path:
-        """Enter the file `name` of `folder` and save the record; files that are gone leave it.
+        """Add a file, remove files that no longer exist, and save the record.
 
-        Raises `ModelError` where export.json cannot be written.
+        Args:
+            folder: export folder.
+            name: name of the ONNX file.
+            entry: record of the ONNX file.
+
+        Returns:
+            The path of export.json.
+
+        Raises:
+            ModelError: export.json cannot be written.
         """
         self.hfvit_version = hfvit.__version__
-        kept = {other: held for other, held in self.files.items() if (Path(folder) / other).exists()}
-        self.files = dict(sorted({**kept, name: entry}.items()))
+        existing = {other: value for other, value in self.files.items() if (Path(folder) / other).exists()}
+        self.files = dict(sorted({**existing, name: entry}.items()))
         with wrap_write_errors(Path(folder) / EXPORT_FILE):
             return self.save(folder)
 

@@ -1,17 +1,17 @@
-"""What `hfvit validate` found, as run.json, export.json and engine.json hold it."""
+"""Results of `hfvit validate` in run.json, export.json and engine.json."""
 
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from hfvit.artifacts.json_record import OPTIONAL, Record
 
-CHANGES = ("patch_size", "merge_tokens")  # of a checkpoint, without training
-LONGEST_NUMBER = 9  # digits
+CHANGES = ("patch_size", "merge_tokens")  # changes of a checkpoint without training
+MAX_DIGITS = 9
 
 
 @dataclass(kw_only=True)
 class Hardware(Record):
-    """The machine of a run or a validation, without its name."""
+    """The machine of a run or a validation, without its host name."""
 
     processor: str
     cores: int
@@ -22,7 +22,7 @@ class Hardware(Record):
 
 @dataclass(kw_only=True)
 class EvaluationData(Record):
-    """The labelled images of a validation; `split` describes them in words."""
+    """Labeled images of a validation; `split` is a description."""
 
     dataset: str
     dataset_config_name: str | None
@@ -33,7 +33,12 @@ class EvaluationData(Record):
 
 @dataclass(kw_only=True)
 class GateLimits(Record):
-    """What an artifact may lose: accuracy in points; the smallest share of images with the reference's class."""
+    """Limits of the accuracy gate.
+
+    Attributes:
+        max_accuracy_drop: largest drop in accuracy, in percentage points.
+        min_agreement: smallest fraction of images with the class that the reference predicts.
+    """
 
     max_accuracy_drop: float
     min_agreement: float | None
@@ -41,10 +46,11 @@ class GateLimits(Record):
 
 @dataclass(kw_only=True)
 class ArtifactResult(Record):
-    """Figures of one artifact.
+    """Results of one artifact.
 
-    `patch_size` and `merge_tokens` are what a checkpoint was changed to, None where it was not. Differences, in
-    `change_points`, `agreement` and `max_logit_difference`, are from the reference. `failure` is a sentence.
+    `patch_size` and `merge_tokens` are changes of a checkpoint, None without. `change_points` (percentage points),
+    `agreement` and `max_logit_difference` compare with the reference. `failure` is the reason why the artifact exceeds
+    the limits.
     """
 
     artifact: str
@@ -74,7 +80,7 @@ class ArtifactResult(Record):
 
 @dataclass(kw_only=True)
 class Conditions(Record):
-    """When, on what and where artifacts were compared."""
+    """Conditions of a comparison: version, time, data, limits and machine."""
 
     hfvit_version: str
     finished: str
@@ -86,27 +92,32 @@ class Conditions(Record):
 
 @dataclass(kw_only=True)
 class Gate(Conditions):
-    """A whole comparison, the reference first; in run.json."""
+    """A complete comparison, in run.json; the first artifact is the reference."""
 
     passed: bool
     artifacts: list[ArtifactResult]
 
     def of(self, row: ArtifactResult, reference: ArtifactResult | None = None) -> "ArtifactGate":
-        """The part of the comparison that is about one artifact."""
+        """Return the result of one artifact.
+
+        Args:
+            row: the artifact.
+            reference: the reference.
+        """
         shared = {each.name: getattr(self, each.name) for each in fields(Conditions)}
         return ArtifactGate(**{**shared, **vars(row)}, passed=row.failure is None, reference=reference)
 
 
 @dataclass(kw_only=True)
 class ArtifactGate(ArtifactResult, Conditions):
-    """The result of one artifact; in export.json and engine.json."""
+    """The result of one artifact, in export.json and engine.json."""
 
     passed: bool
     reference: ArtifactResult | None = field(default=None, metadata=OPTIONAL)
 
 
 def migrate_gate(gate: Any) -> Any:
-    """A gate of version 0.1: `artefact` is `artifact`, and the changes stand in that name."""
+    """Convert a gate of version 0.1, with the key `artefact` and changes in its value."""
     if not isinstance(gate, dict):
         return gate
     renamed = {{"artefacts": "artifacts", "artefact": "artifact"}.get(key, key): value for key, value in gate.items()}
@@ -120,12 +131,12 @@ def migrate_gate(gate: Any) -> Any:
 
 
 def _split_changes(name: str) -> dict[str, Any]:
-    """`run patch_size=4` as the artifact `run` with its patch size."""
+    """Split `run patch_size=4` into the artifact `run` and its patch size."""
     changes = {}
     while " " in name:
         rest, _, word = name.rpartition(" ")
         key, _, value = word.partition("=")
-        if key not in CHANGES or not value.isdecimal() or len(value) > LONGEST_NUMBER:
+        if key not in CHANGES or not value.isdecimal() or len(value) > MAX_DIGITS:
             break
         changes[key] = int(value)
         name = rest

@@ -11,12 +11,17 @@ from hfvit.errors import ModelError
 from hfvit.utils.files import expand_user, read_object, write_text
 
 KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
-OPTIONAL = {"optional": True}  # metadata of a field whose key is left out of the file where it is None
-SHOWN_CHARACTERS = 60  # of a wrong value in a message
+OPTIONAL = {"optional": True}  # metadata of a field that is not written if it is None
+MAX_VALUE_LENGTH = 60  # characters of a value in a message
 
 
 class FieldError(ValueError):
-    """A field of a JSON object that is missing or of another type; `path` leads to it, as `data.labels[0]`."""
+    """A field of a JSON object is missing or has a wrong type.
+
+    Args:
+        path: path of the field, such as `data.labels[0]`.
+        problem: what is wrong with the value; empty if the field is missing.
+    """
 
     def __init__(self, path: str, problem: str = ""):
         super().__init__(path, problem)
@@ -24,20 +29,20 @@ class FieldError(ValueError):
         self.problem = problem
 
     def __str__(self) -> str:
-        return f"{self.path} {self.problem}".strip() if self.problem else f"it lacks {self.path}"
+        return f"{self.path} {self.problem}".strip() if self.problem else f"missing key {self.path}"
 
     def inside(self, name: str) -> "FieldError":
-        """The same error, seen from the object or list that holds the field."""
+        """Return the error with `name` of the enclosing object or list before its path."""
         separator = "." if self.path and not self.path.startswith("[") else ""
         return FieldError(f"{name}{separator}{self.path}", self.problem)
 
 
 @dataclass(kw_only=True)
 class Record:
-    """A JSON object with the keys and types of the dataclass's fields.
+    """A JSON object whose keys and types are those of the dataclass's fields.
 
-    A field without a default must be in the object, as null only where its type has None. `extra` holds the keys that
-    are no fields, so that nothing of a file is lost when it is written again.
+    Fields without a default are required. Null is accepted only if the type includes None. Unknown keys are kept in
+    `extra`, so that writing a file again loses nothing.
     """
 
     extra: dict[str, Any] = field(default_factory=dict, repr=False)
@@ -47,19 +52,19 @@ class Record:
         """Check a JSON object and build the record.
 
         Args:
-            content: what `json.loads` gave.
-            source: the file's name for messages; the class name when None.
+            content: result of `json.loads`.
+            source: file name for messages. Default: the class name.
 
         Raises:
-            ModelError: a field is missing or of another type.
+            ModelError: a field is missing or has a wrong type.
         """
         try:
             return cls._parse(content)
         except FieldError as error:
-            raise ModelError(f"{source or cls.__name__} cannot be read: {error}.") from None
+            raise ModelError(f"{source or cls.__name__}: cannot be read: {error}.") from None
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON object: fields in their order, then `extra`."""
+        """Return the JSON object: fields in their order, then `extra`."""
         content = {}
         for each in fields(self):
             value = getattr(self, each.name)
@@ -87,23 +92,27 @@ class Record:
         return record
 
     def check(self) -> None:
-        """Raise `FieldError` for what the types alone do not say."""
+        """Raise `FieldError` for values that the types do not exclude."""
 
 
 @dataclass(kw_only=True)
 class FileRecord(Record):
-    """A record that is a file of its own; `schema_version` in the file says which layout it has.
+    """A record in a file of its own, with a `schema_version`.
 
-    Files of version 0.1 have no `schema_version`: `migrate` gives them today's layout.
+    Files of version 0.1 have no `schema_version`; `migrate` converts them.
     """
 
     FILE: ClassVar[str]
-    REMEDY: ClassVar[str]  # what to do with a file that cannot be read; may name {folder}
+    REMEDY: ClassVar[str]  # advice for a file that cannot be read; may contain {folder}
     SCHEMA_VERSION: ClassVar[int] = 1
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
-        """Read the file of `folder`; raises `ModelError` where it is missing or not of this layout."""
+        """Read the file of a folder.
+
+        Raises:
+            ModelError: the file is missing or invalid.
+        """
         path = expand_user(folder) / cls.FILE
         remedy = cls.REMEDY.format(folder=folder)
         try:
@@ -114,20 +123,26 @@ class FileRecord(Record):
             return cls._parse(content)
         except FieldError as error:
             writer = f"hfvit {content['hfvit_version']}" if content.get("hfvit_version") else "an older hfvit"
-            raise ModelError(f"{path} cannot be read: {error} (written by {writer}). {remedy}") from None
+            raise ModelError(f"{path}: cannot be read: {error} (written by {writer}). {remedy}") from None
 
     def save(self, folder: str | Path) -> Path:
-        """Write the file atomically; raises `OSError`, or `ValueError` for NaN, and leaves the old file then."""
+        """Write the file atomically and return its path.
+
+        Raises:
+            OSError: the file cannot be written; an old file is unchanged.
+            ValueError: a value is NaN or infinite.
+        """
         path = Path(folder) / self.FILE
         write_text(path, json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n")
         return path
 
     def to_json(self) -> dict[str, Any]:
+        """Return the JSON object, `schema_version` first."""
         return {"schema_version": self.SCHEMA_VERSION, **super().to_json()}
 
     @classmethod
     def migrate(cls, content: dict[str, Any]) -> dict[str, Any]:
-        """The content of a version 0.1 file under today's keys; must take any JSON object."""
+        """Convert the content of a version 0.1 file, which may be any JSON object."""
         return content
 
     @classmethod
@@ -138,7 +153,7 @@ class FileRecord(Record):
         if version is None:
             content = cls.migrate(content)
         elif type(version) is not int or not 0 < version <= cls.SCHEMA_VERSION:
-            raise FieldError("schema_version", f"must be at most {cls.SCHEMA_VERSION}, got {_shown(version)}")
+            raise FieldError("schema_version", f"must be at most {cls.SCHEMA_VERSION}, got {_short_repr(version)}")
         return super()._parse(content)
 
 
@@ -148,7 +163,7 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def _value(hint: Any, value: Any) -> Any:
-    """`value` as the type `hint`; raises `FieldError` with the path inside the value."""
+    """Convert a JSON value to the type `hint`, or raise `FieldError`."""
     origin = get_origin(hint)
     arguments = get_args(hint)
     if hint is Any:
@@ -161,7 +176,7 @@ def _value(hint: Any, value: Any) -> Any:
     if origin is tuple:
         _require(value, list, f"a list of {len(arguments)}")
         if len(value) != len(arguments):
-            raise FieldError("", f"must be a list of {len(arguments)}, got {_shown(value)}")
+            raise FieldError("", f"must be a list of {len(arguments)}, got {_short_repr(value)}")
         return tuple(_items(arguments[0], value))
     if origin is dict:
         _require(value, dict, "an object")
@@ -170,7 +185,7 @@ def _value(hint: Any, value: Any) -> Any:
         return hint._parse(value)
     is_number = hint is float and type(value) is int
     if type(value) is not hint and not is_number:
-        raise FieldError("", f"must be {KINDS[hint]}, got {_shown(value)}")
+        raise FieldError("", f"must be {KINDS[hint]}, got {_short_repr(value)}")
     return value
 
 
@@ -188,7 +203,7 @@ def _one_of(hints: tuple, value: Any) -> Any:
 
 def _items(hint: Any, values: list, names: list[str] | None = None) -> list:
     if hint is Any or (hint in KINDS and all(type(value) is hint for value in values)):
-        return values  # a confusion matrix may hold millions of numbers
+        return values  # shortcut for a confusion matrix, which may have millions of numbers
     found = []
     for place, value in enumerate(values):
         try:
@@ -198,18 +213,18 @@ def _items(hint: Any, values: list, names: list[str] | None = None) -> list:
     return found
 
 
-def _require(value: Any, kind: type, words: str) -> None:
+def _require(value: Any, kind: type, description: str) -> None:
     if not isinstance(value, kind):
-        raise FieldError("", f"must be {words}, got {_shown(value)}")
+        raise FieldError("", f"must be {description}, got {_short_repr(value)}")
 
 
-def _shown(value: Any) -> str:
+def _short_repr(value: Any) -> str:
     text = repr(value)
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 3]}..."
+    return text if len(text) <= MAX_VALUE_LENGTH else f"{text[: MAX_VALUE_LENGTH - 3]}..."
 
 
 def _plain(value: Any) -> Any:
-    """Plain JSON values of a field."""
+    """Convert the value of a field to plain JSON values."""
     if isinstance(value, Record):
         return value.to_json()
     if isinstance(value, dict):

@@ -10,7 +10,7 @@ from filelock import FileLock, Timeout
 
 from hfvit.artifacts.checkpoint import (
     BROKEN,
-    MODEL_ALONE,
+    MODEL_ONLY,
     checkpoint_error,
     checkpoints,
     is_of_run,
@@ -37,135 +37,150 @@ from hfvit.errors import RecipeError
 from hfvit.utils.files import check_writable, expand_user, sweep_temporary
 
 logger = logging.getLogger(__name__)
-# Neither the card, where edits of a user's may be, nor the plots, which a run draws anew or deletes.
-DISCARDED = (CONFIG_FILE, *WEIGHT_FILES, RECIPE_FILE, STATE_FILE, EXAMPLES_FILE, *TOKENIZER_FILES)
-DISCARDED += tuple(f"{ADAPTER_FOLDER}/{name}" for name in ADAPTER_FILES)
+# Files of a run that a new run deletes: not the card, which may have edits, and the plots, which are drawn again.
+RUN_FILES = (CONFIG_FILE, *WEIGHT_FILES, RECIPE_FILE, STATE_FILE, EXAMPLES_FILE, *TOKENIZER_FILES)
+RUN_FILES += tuple(f"{ADAPTER_FOLDER}/{name}" for name in ADAPTER_FILES)
 
 
 def claim_output_dir(output_dir: str, resume: str | None, overwrite: bool, is_main: bool = True) -> str | None:
-    """The checkpoint to resume from, or None for a new run in a folder that may be written.
+    """Check the output folder and choose the checkpoint to resume from.
 
-    The main process, which must be the first to call, reads a checkpoint whole, moves those that are not out of the
-    way and deletes what a save that was killed has left. Raises `RecipeError` when the folder already holds a run that
-    neither `resume` nor `overwrite` accounts for, or other files that a run would replace; when it holds checkpoints
-    of another program, which the run would delete with its own; when it cannot be written; or when there is no such
-    checkpoint.
+    The main process, which must call first, verifies the checksums of checkpoints, renames broken ones and deletes
+    files of an interrupted save.
+
+    Args:
+        output_dir: output folder of the run; must be writable.
+        resume: checkpoint folder, `auto` for the newest valid one in `output_dir`, or None.
+        overwrite: accept a folder with another run.
+        is_main: whether this is the main process of the run.
+
+    Returns:
+        The checkpoint to resume from, None for a new run.
+
+    Raises:
+        RecipeError: the folder has another run without `resume` or `overwrite`, files that the run would replace or
+            checkpoints of another program; it is not writable; or the checkpoint is invalid.
     """
     folder = Path(output_dir)
     check_writable(folder, "output_dir")
     if is_main:
         _remove_leftovers(folder)
-    _refuse_foreign(folder)
+    _check_checkpoints_are_own(folder)
 
     if resume == "auto":
-        checkpoint = _newest_read_whole(folder) if is_main else newest_checkpoint(folder)
+        checkpoint = _newest_verified(folder) if is_main else newest_checkpoint(folder)
     else:
         checkpoint = Path(resume) if resume else None
         if checkpoint and (reason := checkpoint_error(checkpoint, read=is_main)):
-            raise RecipeError(f"resume_from_checkpoint: {resume} is no whole checkpoint of a run: {reason}.")
+            raise RecipeError(f"resume_from_checkpoint: not a valid checkpoint, got {resume}: {reason}.")
     if not overwrite:
         if is_finished(folder) or not is_of_run(checkpoint, folder):
-            _refuse_if_held(folder)
+            _check_unused(folder)
         elif resume != "auto" and (later := _later(checkpoint, folder)):
             raise RecipeError(
-                f"resume_from_checkpoint: the run went on after {checkpoint.name}, to {later[-1].name}. Continue it"
-                " with --resume_from_checkpoint auto, discard what came later with --overwrite_output_dir, or choose"
-                " another output_dir."
+                f"resume_from_checkpoint: the run has later checkpoints than {checkpoint.name} (to {later[-1].name})."
+                " Resume with --resume_from_checkpoint auto, delete the later checkpoints with"
+                " --overwrite_output_dir, or choose another output_dir."
             )
     return str(checkpoint) if checkpoint else None
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """What a kill has left half-written, under the temporary names that nothing else has."""
+    """Delete temporary files of a killed run."""
     shutil.rmtree(folder / STAGING, ignore_errors=True)
     for name in (RUN_FILE, CARD_FILE, RECIPE_FILE, EXAMPLES_FILE):
         sweep_temporary(folder / name)
 
 
-def _refuse_foreign(folder: Path) -> None:
-    """Among a run's own a checkpoint may have lost its manifest; where none has one they are somebody else's."""
-    held = checkpoints(folder)
-    if held and not (folder / RUN_FILE).exists() and not any((f / MANIFEST).exists() for f in held):
+def _check_checkpoints_are_own(folder: Path) -> None:
+    """Raise `RecipeError` for checkpoints of another program, which have no manifest."""
+    found = checkpoints(folder)
+    if found and not (folder / RUN_FILE).exists() and not any((f / MANIFEST).exists() for f in found):
         raise RecipeError(
-            f"output_dir: {folder} holds {held[-1].name}, which is not hfvit's, and which a run would delete with its"
-            " own; choose another output_dir."
+            f"output_dir: {folder} has {found[-1].name} of another program, which the run would delete. Choose another"
+            " output_dir."
         )
 
 
-def _newest_read_whole(folder: Path) -> Path | None:
+def _newest_verified(folder: Path) -> Path | None:
+    """Return the newest checkpoint with matching checksums, and rename broken ones."""
     for checkpoint in reversed(checkpoints(folder)):
         reason = checkpoint_error(checkpoint, read=True)
         if reason is None:
             return checkpoint
-        if reason == MODEL_ALONE:
-            logger.warning("%s is no checkpoint to go on from: %s", checkpoint, reason)
+        if reason == MODEL_ONLY:
+            logger.warning("Cannot resume from %s: %s", checkpoint, reason)
             continue
-        aside = checkpoint.with_name(f"{BROKEN}{checkpoint.name}")
-        shutil.rmtree(aside, ignore_errors=True)
-        checkpoint.rename(aside)
-        logger.warning("%s is no whole checkpoint and is now %s: %s", checkpoint, aside.name, reason)
+        renamed = checkpoint.with_name(f"{BROKEN}{checkpoint.name}")
+        shutil.rmtree(renamed, ignore_errors=True)
+        checkpoint.rename(renamed)
+        logger.warning("Renamed the broken checkpoint %s to %s: %s", checkpoint, renamed.name, reason)
     return None
 
 
 def is_finished(output_dir: str | Path) -> bool:
-    """Whether the run got to its last file, the card."""
+    """Return whether the run has written its last file, the model card."""
     return all((Path(output_dir) / name).exists() for name in (RUN_FILE, CARD_FILE))
 
 
 def _later(checkpoint: Path, folder: Path) -> list[Path]:
-    """The checkpoints of a run that came after the one that it is to go on from."""
+    """Return the checkpoints of a run after the one to resume from."""
     return [other for other in checkpoints(folder) if step_of(other) > step_of(checkpoint)]
 
 
-def _refuse_if_held(folder: Path) -> None:
+def _check_unused(folder: Path) -> None:
+    """Raise `RecipeError` if the folder has a run, or files that a run would replace."""
     unfinished = newest_checkpoint(folder)
     if is_finished(folder):
-        held, way_on = "a finished run", "Discard it"
+        content = "a finished run"
+        advice = "Delete it"
     elif unfinished:
-        held, way_on = (
-            f"an unfinished run ({unfinished.name})",
-            "Continue it with --resume_from_checkpoint auto, discard it",
-        )
-    elif names := sorted({path.name for name in (CARD_FILE, RUN_FILE, *DISCARDED) for path in folder.glob(name)}):
-        shown = f"{', '.join(names[:3])}{', …' if names[3:] else ''}"
-        held, way_on = f"files that are not a run's, and that one would replace or delete ({shown})", "Give them up"
+        content = f"an unfinished run ({unfinished.name})"
+        advice = "Resume it with --resume_from_checkpoint auto, delete it"
+    elif names := sorted({path.name for name in (CARD_FILE, RUN_FILE, *RUN_FILES) for path in folder.glob(name)}):
+        content = f"files that the run would replace or delete ({', '.join(names[:3])}{', …' if names[3:] else ''})"
+        advice = "Delete them"
     else:
         return
     raise RecipeError(
-        f"output_dir: {folder} holds {held}. {way_on} with --overwrite_output_dir, or choose another output_dir."
+        f"output_dir: {folder} has {content}. {advice} with --overwrite_output_dir, or choose another output_dir."
     )
 
 
-def refuse_to_discard(output_dir: str, reads: dict[str, str | None]) -> None:
-    """Raise `RecipeError` where `clear_run` would delete what the new run is made from.
+def check_inputs_are_kept(output_dir: str, reads: dict[str, str | None]) -> None:
+    """Raise `RecipeError` if `clear_run` would delete a checkpoint that a run reads.
 
-    `reads` maps keys of the recipe to the checkpoints that they name.
+    Args:
+        output_dir: output folder of the new run.
+        reads: checkpoints that the run reads, by key of the recipe.
     """
     folder = Path(output_dir).resolve()
     for key, name in reads.items():
         path = expand_user(name).resolve() if name else None
         if path and path.is_dir() and (path == folder or path in checkpoints(folder)):
             raise RecipeError(
-                f"{key}: {name} is in output_dir, which --overwrite_output_dir clears before it trains; choose another"
-                " output_dir."
+                f"{key}: {name} is in output_dir, which --overwrite_output_dir clears. Choose another output_dir."
             )
 
 
 def clear_run(output_dir: str | Path, resumed: str | None = None, recipe: Path | None = None) -> None:
-    """Delete a run (its files by their names, its checkpoints), and nothing else of a user's folder.
+    """Delete the files and checkpoints of a run, and no other files of the folder.
 
-    A run that is `resumed` from one of its own checkpoints keeps this one and those before it, and a run of the
-    `recipe` that lies there keeps that, or it could not be started again. In a folder without run.json and checkpoints
-    there is no run, and whatever lies there stays.
+    Nothing is deleted in a folder without run.json and checkpoints.
+
+    Args:
+        output_dir: output folder of the run.
+        resumed: checkpoint that the run resumes from; it and earlier checkpoints are kept.
+        recipe: recipe file of the new run, which is kept even if it is in the folder.
     """
     folder = Path(output_dir)
     if (folder / RUN_FILE).exists() or checkpoints(folder):
-        for path in [path for name in DISCARDED for path in folder.glob(name)]:
+        for path in [path for name in RUN_FILES for path in folder.glob(name)]:
             if recipe is None or not path.samefile(recipe):
                 path.unlink()
-        with suppress(OSError):  # not there, or with files of a user's own
+        with suppress(OSError):  # missing, or with files of the user
             (folder / ADAPTER_FOLDER).rmdir()
-    (folder / RUN_FILE).unlink(missing_ok=True)  # last: until then it is known for a run's folder
+    (folder / RUN_FILE).unlink(missing_ok=True)  # last, since it marks the folder as that of a run
     if is_of_run(resumed, folder):
         for later in _later(Path(resumed), folder):
             remove_checkpoint(later)
@@ -173,35 +188,43 @@ def clear_run(output_dir: str | Path, resumed: str | None = None, recipe: Path |
         remove_checkpoints(folder)
 
 
-logger = logging.getLogger(__name__)
-
-LOCK_FILE = ".hfvit.lock"  # a name that no file of a user's has: taking the lock empties it, letting go deletes it
-PATIENCE = 5.0  # seconds for the processes of a run that was just killed to end
+LOCK_FILE = ".hfvit.lock"
+TIMEOUT = 5.0  # seconds, in which the processes of a killed run end
 
 
 @contextmanager
-def alone_in(folder: str | Path, work: str) -> Iterator[None]:
-    """Hold `folder` for this process; the system lets go of it when the process dies, however it does.
+def lock_folder(folder: str | Path, work: str) -> Iterator[None]:
+    """Lock `folder` for this process.
 
-    A folder that was made for this, and in which nothing came of the work, is deleted at the end. Raises `RecipeError`
-    when another process holds it, and when it cannot be written.
+    The operating system releases the lock if the process dies. A folder that was created for this is deleted at the
+    end if it is empty.
+
+    Args:
+        folder: folder to lock.
+        work: what runs in the folder, for messages, such as "training".
+
+    Raises:
+        RecipeError: another process has locked the folder, or it is not writable.
     """
-    file, is_new = Path(folder) / LOCK_FILE, not Path(folder).exists()
+    file = Path(folder) / LOCK_FILE
+    is_new = not Path(folder).exists()
     check_writable(file.parent, "output_dir")
     lock = FileLock(file, fallback_to_soft=False)
     try:
-        lock.acquire(timeout=PATIENCE)
+        lock.acquire(timeout=TIMEOUT)
     except Timeout:
         raise RecipeError(
-            f"output_dir: another {work} is at work in {folder}; wait for its end, or choose another output_dir."
+            f"output_dir: another {work} is running in {folder}. Wait for its end, or choose another output_dir."
         ) from None
     except OSError as error:
-        logger.debug("%s is not guarded: its file system has no locks (%s)", folder, error)
+        logger.debug("%s is not locked: its file system does not support locks (%s)", folder, error)
     try:
         yield
     finally:
         if lock.is_locked:
-            file.unlink(missing_ok=True)  # before the release: who comes then sees that the file has no name any more
+            # Before the release, so that a waiting process notices that the file was deleted.
+            with suppress(PermissionError):  # Windows does not delete an open file
+                file.unlink(missing_ok=True)
             lock.release()
         if is_new:
             with suppress(OSError):  # not empty

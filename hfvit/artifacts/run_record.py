@@ -1,4 +1,4 @@
-"""`RunRecord` (run.json): everything that a reader needs to judge and repeat a run; and examples.npz."""
+"""`RunRecord` (run.json): results, settings and environment of a run; and examples.npz."""
 
 import json
 import math
@@ -41,8 +41,12 @@ PREPROCESSING = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop
 class RunRecord(FileRecord):
     """run.json of a finished run.
 
-    `metrics`, `data.splits` and `temperature.splits` are by role: `train`, `validation`, `test`. `recipe` holds the
-    resolved values, `history` what the Trainer logged and `events` what went wrong on the way (docs/reliability.md).
+    `metrics`, `data.splits` and `temperature.splits` have a key per role: `train`, `validation`, `test`.
+
+    Attributes:
+        recipe: all values of the recipe.
+        history: `log_history` of the Trainer.
+        events: problems during the training (docs/reliability.md).
     """
 
     FILE: ClassVar[str] = RUN_FILE
@@ -67,28 +71,35 @@ class RunRecord(FileRecord):
 
     @property
     def role(self) -> str:
-        """The split that plots and card are about."""
+        """The split of the main results: test if there is one, else validation."""
         return "test" if "test" in self.metrics else "validation"
 
     @property
     def result(self) -> SplitMetrics:
-        """Metrics of the split that plots and card are about."""
+        """Metrics of the split `role`."""
         return self.metrics[self.role]
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
+        """Read run.json of a folder.
+
+        Raises:
+            ModelError: the folder or the file is missing, or the file is invalid.
+        """
         root = expand_user(folder)
         if not root.is_dir():
-            raise ModelError(f"There is no folder {folder}; name the output_dir of a run.")
+            raise ModelError(f"{folder}: no such folder. Pass the output_dir of a finished run.")
         if not (root / RUN_FILE).is_file():
-            raise ModelError(f"{folder} holds no run: there is no {RUN_FILE}. Name the output_dir of a finished run.")
+            raise ModelError(f"{folder}: no {RUN_FILE} in this folder. Pass the output_dir of a finished run.")
         return super().load(folder)
 
     @classmethod
     def migrate(cls, content: dict[str, Any]) -> dict[str, Any]:
+        """Convert the content of a version 0.1 file."""
         return {key: migrate_gate(value) if key == "gate" else value for key, value in content.items()}
 
     def check(self) -> None:
+        """Raise `FieldError` for a wrong date or missing keys."""
         try:
             datetime.fromisoformat(self.finished or "2026-01-01")
         except ValueError:
@@ -108,17 +119,17 @@ class RunRecord(FileRecord):
 
     @classmethod
     def collect(cls, recipe, splits, model, trainer, output, metrics: dict[str, dict]) -> Self:
-        """The record of a training that has just ended.
+        """Create the record of a training that has just ended.
 
         Args:
             recipe: the loaded recipe.
             splits: `ImageSplits` of the data set.
             model: the trained model.
             trainer: the `HFViTTrainer`.
-            output: what `trainer.train()` returned.
-            metrics: role -> `classification_metrics`.
+            output: result of `trainer.train()`.
+            metrics: role -> result of `classification_metrics`.
         """
-        # PyTorch takes seconds to import, and a record is read without it.
+        # Imported here, since commands that only read a record do not need PyTorch.
         import torch
 
         from hfvit.utils.environment import hardware, installed_versions
@@ -166,7 +177,7 @@ def _model(arguments, model, trained_parameters: int) -> Model:
         architecture=config.architecture,
         base_model=base,
         is_local=base is not None and is_local(base),
-        # timm's checkpoints carry their license; a network trained from scratch has none yet.
+        # timm's checkpoints have a license; a model trained from scratch has none.
         base_license=config.pretrained_cfg.get("license") if base else None,
         texts=texts,
         image_size=tuple(config.image_size),
@@ -202,12 +213,15 @@ def _training(args, trainer, best: str | None, metrics: dict[str, Any]) -> Train
 
 
 def _json_number(value):
-    """JSON has no NaN and no infinity; fp16's loss scaler meets infinite gradient norms as a matter of course."""
+    """Replace NaN and infinity by None, since JSON has neither.
+
+    Infinite gradient norms are normal with the loss scaling of fp16.
+    """
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def command_line() -> str:
-    """The command as typed, without the folder of its program and the value of any option that names a token."""
+    """Return the command line, without the folder of the program and without tokens."""
     words = [Path(sys.argv[0]).name]
     hide = False
     for word in sys.argv[1:]:
@@ -219,16 +233,21 @@ def command_line() -> str:
 
 
 def write_examples(output_dir: str | Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write examples.npz atomically, in place of that of an earlier run."""
+    """Write examples.npz atomically."""
     with temporary_file(Path(output_dir) / EXAMPLES_FILE) as temporary:
         np.savez_compressed(temporary, allow_pickle=False, **arrays)
 
 
 def read_examples(output_dir: str | Path, examples: ExampleImages | None) -> dict[str, np.ndarray]:
-    """Read the arrays that belong to `examples`; empty where the file is not there, or of another run.
+    """Read examples.npz.
 
-    `mistakes` and `attention` are uint8 `(images, height, width, 3)`, `attention_maps` float32 `(images, rows,
-    columns)`; each as long as its list in `examples`.
+    Args:
+        output_dir: output folder of the run.
+        examples: example images in run.json, to which the arrays must belong.
+
+    Returns:
+        `mistakes` and `attention`, uint8 `(images, height, width, 3)`, and `attention_maps`, float32 `(images, rows,
+        columns)`. An array is missing if the file lacks it or has another number of images.
     """
     path = Path(output_dir) / EXAMPLES_FILE
     if examples is None or not path.is_file():

@@ -8,7 +8,7 @@ from hfvit.artifacts.json_record import OPTIONAL, Record
 
 @dataclass(kw_only=True)
 class TextModel(Record):
-    """The text encoder of a model of images with texts, and how the two are joined."""
+    """Text encoder and fusion of an image and text model."""
 
     text_encoder: str
     is_local: bool
@@ -20,7 +20,10 @@ class TextModel(Record):
 
 @dataclass(kw_only=True)
 class Model(Record):
-    """The network; `is_local` is whether `base_model` was a folder, None where that was not recorded."""
+    """The model.
+
+    `is_local` is whether `base_model` was a local folder, None if that was not recorded.
+    """
 
     architecture: str
     base_model: str | None
@@ -35,9 +38,10 @@ class Model(Record):
 
 @dataclass(kw_only=True)
 class Split(Record):
-    """One split: the data set's split behind it, and its images; `rows` is None for a stream of unknown length.
+    """One split.
 
-    `held_out` is the fraction of the source that was held out for it, `left_out` the number of files by reason.
+    `source` is the split of the data set, `rows` its number of images (None for a stream of unknown length),
+    `held_out` the fraction of the source that was held out for it, `left_out` the number of files by reason.
     """
 
     source: str
@@ -52,7 +56,10 @@ class Split(Record):
 
 @dataclass(kw_only=True)
 class Data(Record):
-    """The data set and its splits by role; `selected_by` is the role that selected the checkpoint."""
+    """Data set and splits by role.
+
+    `selected_by` is the split that selected the checkpoint.
+    """
 
     dataset_name: str
     is_local: bool | None = None
@@ -69,13 +76,13 @@ class Data(Record):
 
     @property
     def commit(self) -> str | None:
-        """The commit that was loaded, else the revision that was asked for."""
+        """The commit that was loaded, or the revision in the recipe if it is unknown."""
         return self.dataset_commit or self.dataset_revision
 
 
 @dataclass(kw_only=True)
 class Seeds(Record):
-    """What the run's random numbers come from."""
+    """Seeds of the run."""
 
     seed: int
     data_seed: int | None
@@ -84,7 +91,7 @@ class Seeds(Record):
 
 @dataclass(kw_only=True)
 class CalibrationBin(Record):
-    """Images of one interval of confidence: their mean confidence and their accuracy."""
+    """One bin of the reliability diagram: mean confidence, accuracy, number of images."""
 
     confidence: float
     accuracy: float
@@ -93,7 +100,7 @@ class CalibrationBin(Record):
 
 @dataclass(kw_only=True)
 class ClassMetrics(Record):
-    """Metrics of one class; `images` are those that have it."""
+    """Metrics of one class; `images` is the number of images of the class."""
 
     label: str
     precision: float
@@ -104,7 +111,7 @@ class ClassMetrics(Record):
 
 @dataclass(kw_only=True)
 class SplitMetrics(Record):
-    """Metrics of one split (metrics/classification.py)."""
+    """Metrics of one split (`metrics.classification`)."""
 
     accuracy: float
     accuracy_interval: tuple[float, float]
@@ -120,7 +127,7 @@ class SplitMetrics(Record):
 
 @dataclass(kw_only=True)
 class Probe(Record):
-    """A linear probe: validation metrics for each C, and the C that was taken."""
+    """A linear probe: validation metrics for each C, and the selected C."""
 
     features: int
     rows: int
@@ -132,7 +139,10 @@ class Probe(Record):
 
 @dataclass(kw_only=True)
 class Training(Record):
-    """Length, speed and selection of the training; `best_step` is None where no checkpoint was selected."""
+    """Length, speed and selection of the training.
+
+    `best_step` is None if no checkpoint was selected.
+    """
 
     steps: int
     epochs: float | None
@@ -158,7 +168,7 @@ class Training(Record):
 
 @dataclass(kw_only=True)
 class CalibratedSplit(Record):
-    """Metrics of a split whose logits were divided by the temperature."""
+    """Metrics of a split after temperature scaling."""
 
     loss: float
     ece: float
@@ -167,7 +177,7 @@ class CalibratedSplit(Record):
 
 @dataclass(kw_only=True)
 class Temperature(Record):
-    """The temperature that was fitted; where `value` is None `reason` says why."""
+    """Fitted temperature; if `value` is None, `reason` is the reason."""
 
     value: float | None
     fitted_on: str
@@ -178,7 +188,7 @@ class Temperature(Record):
 
 @dataclass(kw_only=True)
 class ExampleImage(Record):
-    """One image of examples.npz: its row in the data set's split, its class and the predicted one."""
+    """One image of examples.npz: row in the split, true and predicted class."""
 
     row: int
     true: str
@@ -188,7 +198,10 @@ class ExampleImage(Record):
 
 @dataclass(kw_only=True)
 class ExampleImages(Record):
-    """The images of examples.npz; `attention_left_out` says why there are no attention maps."""
+    """Images of examples.npz.
+
+    `attention_left_out` is the reason why there are no attention maps.
+    """
 
     split: str
     mistakes: list[ExampleImage]

@@ -75,7 +75,7 @@ def predict(options: argparse.Namespace) -> int:
         print(f"hfvit: {printable(problem)}.", file=sys.stderr)
     quiet_libraries()
     from hfvit.inference.classifier import load_classifier
-    from hfvit.inference.predict import print_predictions, texts_of
+    from hfvit.inference.predict import print_predictions, texts_by_name
 
     classifier = load_classifier(
         options.artifact,
@@ -86,7 +86,7 @@ def predict(options: argparse.Namespace) -> int:
         patch_size=options.patch_size,
         merge_tokens=options.merge_tokens,
     )
-    texts = texts_of(names, options.text, classifier)
+    texts = texts_by_name(names, options.text, classifier)
     bad = print_predictions(classifier, names, options.batch_size, options.top_k, options.json, grid, texts)
     if bad == len(names):
         raise DataError("IMAGE: none of the images could be classified.")

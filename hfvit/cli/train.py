@@ -6,12 +6,14 @@ import textwrap
 
 from hfvit.cli.options import exit_codes
 from hfvit.recipe.files import find_recipe
+from hfvit.utils.files import expand_user
 
 DESCRIPTION = """\
 Train an image classifier from a recipe. Options override the values of the recipe.
 
 examples:
   hfvit train quickstart
+  hfvit train path/to/folder
   hfvit train vit_base --dataset_name path/to/folder --output_dir outputs/mine
   hfvit train my_recipe.yaml --learning_rate 3e-4 --num_train_epochs 10 --bf16 true
   hfvit train my_recipe.yaml --resume_from_checkpoint auto
@@ -20,7 +22,7 @@ examples:
 """
 
 EPILOG = f"""\
-The value `none` means null. All other fields of transformers' TrainingArguments are options, too:
+The values `none` and `null` mean null. All other fields of transformers' TrainingArguments are options, too:
 `python -m hfvit.train --help` lists them.
 
 {exit_codes(0, 2, 3, 5, 6, 7, 75)}"""
@@ -58,10 +60,18 @@ def add(commands) -> None:
     parser = commands.add_parser(
         "train",
         help="train an image classifier from a recipe",
-        usage="hfvit train RECIPE [--estimate] [--option value ...]",
+        usage="hfvit train RECIPE|DATASET [--estimate] [--from_scratch] [--option value ...]",
         description=DESCRIPTION,
     )
-    parser.add_argument("recipe", metavar="RECIPE", help="YAML file, or a name that `hfvit recipes` lists")
+    parser.add_argument(
+        "recipe",
+        metavar="RECIPE|DATASET",
+        help="YAML file, or a name that `hfvit recipes` lists; or a folder, table or archive of images, which is"
+        " trained on with the recipe that `hfvit inspect` prints",
+    )
+    parser.add_argument(
+        "--from_scratch", action="store_true", help="train a small model on DATASET without pretrained weights"
+    )
     parser.add_argument("--estimate", action="store_true", help="print memory and disk needs without training")
     # Options of the recipe are described, not declared: `recipe.loader` parses them, and importing it takes seconds.
     parser.epilog = f"{describe_options()}\n\n{EPILOG}"
@@ -112,14 +122,16 @@ def _shown(value) -> str:
 
 def train(options: argparse.Namespace) -> None:
     """Run `hfvit train RECIPE [--option value ...]`."""
-    find_recipe(options.recipe)  # before torch is imported
+    if not expand_user(options.recipe).exists() and options.recipe != "digits":
+        find_recipe(options.recipe)  # before torch is imported
+    words = [options.recipe, *(["--from_scratch"] if options.from_scratch else []), *options.rest]
     if options.estimate:
+        from hfvit.data.starting_recipe import find_and_load
         from hfvit.estimate import estimate
-        from hfvit.recipe.loader import load_recipe
 
-        recipe = load_recipe([options.recipe, *options.rest])
-        print(estimate(recipe), *([f"\n{recipe.idle}"] if recipe.idle else []), sep="\n")
+        recipe = find_and_load(words)
+        print(estimate(recipe), *([f"\n{recipe.ignored}"] if recipe.ignored else []), sep="\n")
         return
     from hfvit.pipeline import main as train_main
 
-    train_main([options.recipe, *options.rest])
+    train_main(words)

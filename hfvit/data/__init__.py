@@ -1,1 +1,1 @@
-"""From a data set to decoded uint8 batches."""
+"""Load data sets and read them as uint8 batches."""

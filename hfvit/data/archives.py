@@ -34,14 +34,14 @@ class Member(NamedTuple):
 
 
 def read_members(archive: str, wanted: set[str] | None = None) -> Iterator[Member]:
-    """The regular files of an archive in its order, with the content of those in `wanted`; None reads all.
+    """Iterate over the regular files of an archive, in its order.
 
     Nothing is extracted to the disk, and links are not followed. A member that is read has at most the bytes of
     `open_image.DEFAULT_LIMITS`.
 
     Args:
         archive: path of a zip or tar file.
-        wanted: names of members to read; an empty set reads none.
+        wanted: names of members whose content is read. Default: all.
 
     Raises:
         DataError: the archive cannot be read.
@@ -73,11 +73,11 @@ def read_members(archive: str, wanted: set[str] | None = None) -> Iterator[Membe
 
 
 def list_archive(archive: File, left_out: LeftOut) -> list[File]:
-    """Members of an archive as files, sorted by name; `path` is the archive's, a separator and the member's name.
+    """List the members of an archive as files, sorted by name.
 
     Args:
-        archive: of `folders.find_files`.
-        left_out: gets hidden, empty and misplaced members.
+        archive: archive found by `folders.find_files`.
+        left_out: collects hidden, empty and misplaced members.
     """
     found = []
     for member in read_members(archive.path, set()):
@@ -87,7 +87,7 @@ def list_archive(archive: File, left_out: LeftOut) -> list[File]:
         if any(map(is_hidden, parts)) and ".." not in parts:
             left_out.add(HIDDEN, "/".join(parts))
         elif ".." in parts or os.path.isabs(member.name):
-            left_out.add("path that leaves the archive", member.name)
+            left_out.add("path outside the archive", member.name)
         elif not member.size:
             left_out.add("empty file", "/".join(parts))
         else:
@@ -96,13 +96,15 @@ def list_archive(archive: File, left_out: LeftOut) -> list[File]:
 
 
 def archive_dataset(archive: File, rows: Sequence[tuple[File, str]], labels: Sequence[str], split: str) -> Dataset:
-    """Images of one split of an archive with class folders, copied to the cache of `datasets` at the first call.
+    """Load one split of an archive with class folders.
+
+    The first call copies the images to the cache of `datasets`.
 
     Args:
-        archive: that holds the images.
-        rows: members with their class names, of `folders.class_folders`.
+        archive: archive with the images.
+        rows: members and their class names, from `folders.class_folders`.
         labels: all class names, in the order of the logits.
-        split: what a progress bar calls it.
+        split: name of the split, for the progress bar.
     """
     features = Features({"image": UNDECODED, "label": ClassLabel(names=list(labels))})
     return _generated(
@@ -115,14 +117,20 @@ def archive_dataset(archive: File, rows: Sequence[tuple[File, str]], labels: Seq
 
 
 def archive_stream(archive: File, rows: Sequence[tuple[File, str]], labels: Sequence[str]) -> IterableDataset:
-    """The images of `archive_dataset` as a stream, in the order of the archive."""
+    """Stream the images of an archive with class folders, in the order of the archive.
+
+    Args:
+        archive: archive with the images.
+        rows: members and their class names.
+        labels: all class names, in the order of the logits.
+    """
     features = Features({"image": UNDECODED, "label": ClassLabel(names=list(labels))})
     known = {"archives": [archive.path], "labels": {file.path: label for file, label in rows}}
     return IterableDataset.from_generator(generate_members, features, known)
 
 
 def generate_members(archives: list[str], labels: dict[str, str]) -> Iterator[dict[str, Any]]:
-    """Images and class names of the members of archives."""
+    """Yield images and class names of the members of archives."""
     for archive in archives:
         for member in read_members(archive, set(labels)):
             if member.content is not None:
@@ -152,11 +160,11 @@ def _generated(generator, arguments: dict, features: Features, split: str, known
         ) from error
 
 
-# WebDataset: samples are members with one name up to its first dot
+# WebDataset: members with the same name up to the first dot are a sample
 
 
 def is_webdataset(archive: File) -> bool:
-    """Whether a tar archive holds samples with `cls` or `json` labels."""
+    """Return whether a tar archive has samples with `cls` or `json` labels."""
     if extension(archive.path) == ".zip":
         return False
     known = extensions()
@@ -184,14 +192,16 @@ def _sample_key(name: str) -> tuple[str, str]:
 def webdataset(
     shards: Sequence[File], split: str, image_column: str | None = None, label_column: str | None = None
 ) -> Dataset:
-    """Images, labels and texts of WebDataset shards, copied to the cache of `datasets` at the first call.
+    """Load images, labels and texts of WebDataset shards.
+
+    The first call copies them to the cache of `datasets`.
 
     Args:
         shards: tar files, in the order of the rows.
-        split: what a progress bar calls them.
-        image_column: name of the column of images; `image` by default.
-        label_column: name of the column of labels, and their key in `json` members; `label` and a usual name of labels
-            by default.
+        split: name of the split, for the progress bar.
+        image_column: name for the image column. Default: `image`.
+        label_column: name for the label column, and key of the label in `json` members. Default: `label`, and any of
+            `LABEL_NAMES` as the key.
     """
     features, arguments = _sample_source(shards, image_column, label_column)
     return _generated(
@@ -202,7 +212,13 @@ def webdataset(
 def webdataset_stream(
     shards: Sequence[File], image_column: str | None = None, label_column: str | None = None
 ) -> IterableDataset:
-    """The samples of `webdataset` as a stream of as many shards."""
+    """Stream the samples of WebDataset shards.
+
+    Args:
+        shards: tar files, each of which is a shard of the stream.
+        image_column: name for the image column.
+        label_column: name for the label column, and key of the label in `json` members.
+    """
     features, arguments = _sample_source(shards, image_column, label_column)
     return IterableDataset.from_generator(generate_samples, features, arguments)
 
@@ -210,10 +226,10 @@ def webdataset_stream(
 def _sample_source(
     shards: Sequence[File], image_column: str | None, label_column: str | None
 ) -> tuple[Features, dict[str, Any]]:
-    """The columns of the first sample, and the arguments of `generate_samples`."""
+    """Return the columns of the first sample and the arguments of `generate_samples`."""
     first = next(_samples(shards[0].path, label_column), None)
     if first is None:
-        raise DataError(f"dataset_name: the archive {shards[0].path} holds no images.")
+        raise DataError(f"dataset_name: no images in the archive {shards[0].path}.")
     columns = {"image": image_column or "image", "label": label_column or "label"}
     columns |= {name: name for name in first if name not in columns}
     label = Value("int64" if isinstance(first["label"], int) else "string")
@@ -228,12 +244,12 @@ def _sample_source(
 def generate_samples(
     shards: list[str], label_column: str | None, columns: tuple[tuple[str, str], ...]
 ) -> Iterator[dict[str, Any]]:
-    """The samples of WebDataset shards.
+    """Yield the samples of WebDataset shards.
 
     Args:
         shards: paths of tar files.
-        label_column: key of the label in `json` members; by default a usual name of labels.
-        columns: fields of a sample, and the columns that they become.
+        label_column: key of the label in `json` members. Default: any of `LABEL_NAMES`.
+        columns: (field of a sample, name of the column).
     """
     for shard in shards:
         for sample in _samples(shard, label_column):
@@ -300,7 +316,7 @@ def _json_label(shard: str, member: Member, label_column: str | None) -> Any:
     found = [values[name] for name in names if name in values]
     if not found:
         raise DataError(
-            f"label_column: {member.name} in {shard} has none of {', '.join(names)} (found: {', '.join(values)}). Name"
-            " the key of the label."
+            f"label_column: none of the keys {', '.join(names)} in {member.name} of {shard} (found:"
+            f" {', '.join(values)}). Set label_column to the key of the label."
         )
     return found[0]

@@ -12,66 +12,83 @@ from datasets import Dataset
 from timm.data import create_transform
 
 from hfvit.data.decode import decode, decode_crop, image_size
-from hfvit.data.pixel_cache import NotAnArray, PixelArray, cached_pixels, common_size
+from hfvit.data.pixel_cache import NotCacheableError, PixelArray, cached_pixels, common_size
 from hfvit.data.text import TokenTable
 from hfvit.data.transform_reader import TransformReader
 from hfvit.errors import DataError
 from hfvit.transforms.augmentation import Augmentation
 from hfvit.transforms.preprocessing import Preprocessing
-from hfvit.utils.counter_rng import image_seeds
+from hfvit.utils.counter_rng import sample_seeds
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class ArrayReader:
-    """Reads images that were decoded once: row i of the split is row `rows[i]` of `pixels`."""
+    """Reader of images that are decoded in advance.
+
+    Args:
+        pixels: decoded images.
+        rows: row of `pixels` for each row of the split.
+    """
 
     pixels: PixelArray
     rows: np.ndarray
 
     def for_training(self, rows: np.ndarray, seeds: np.ndarray, augmentation: Augmentation) -> dict[str, Any]:
         images = self.pixels.read(self.rows[rows])
-        return {"images": torch.from_numpy(images), "plan": augmentation.draw(seeds, *images.shape[1:3])}
+        return {"images": torch.from_numpy(images), "plan": augmentation.sample(seeds, *images.shape[1:3])}
 
     def for_evaluation(self, rows: np.ndarray) -> dict[str, Any]:
         return {"images": torch.from_numpy(self.pixels.read(self.rows[rows]))}
 
 
 class DecodingReader:
-    """Decodes images as they are asked for, and crops and resizes them in 8 bits to the model's size.
+    """Reader that decodes, crops and resizes images when they are read, in 8 bits.
 
-    `split` has the columns `image` (undecoded) and `row`; `name` is the data set's own split, so that an error names
-    both as the user would look them up. `data_config` is timm's (timm.data.resolve_data_config).
+    Args:
+        split: columns `image` (undecoded) and `row` (index in the original split).
+        name: name of the original split, for error messages.
+        data_config: preprocessing of the model, from `timm.data.resolve_data_config`.
     """
 
     def __init__(self, split: Dataset, name: str, data_config: dict[str, Any]):
         self.split, self.name = split, name
-        # timm's evaluation transform without its last step: the saved image processor's, bit for bit.
+        # timm's evaluation transform without the normalization; equal to the saved image processor, bit for bit.
         self.eval_transform = create_transform(**data_config, is_training=False, use_prefetcher=True)
 
     def for_training(self, rows: np.ndarray, seeds: np.ndarray, augmentation: Augmentation) -> dict[str, Any]:
         return decoded_crops(self._examples(rows), self.name, seeds, augmentation)
 
     def for_evaluation(self, rows: np.ndarray) -> dict[str, Any]:
-        pictures = (decode(example["image"], self.name, example["row"]) for example in self._examples(rows))
-        return {"crops": torch.stack([self.eval_transform(picture) for picture in pictures]).permute(0, 2, 3, 1)}
+        images = (decode(example["image"], self.name, example["row"]) for example in self._examples(rows))
+        return {"crops": torch.stack([self.eval_transform(image) for image in images]).permute(0, 2, 3, 1)}
 
     def _examples(self, rows: np.ndarray) -> list[dict]:
-        columns = self.split[rows.tolist()]  # at once, which is half the work of one by one
+        columns = self.split[rows.tolist()]  # twice as fast as single rows
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def decoded_crops(examples: list[dict], name: str, seeds: np.ndarray, augmentation: Augmentation) -> dict[str, Any]:
-    """The `crops` and the drawn `plan` of examples of split `name`, each with its `image` (undecoded) and `row`."""
+    """Decode random crops of training images, and sample the other augmentations.
+
+    Args:
+        examples: rows with `image` (undecoded) and `row`.
+        name: name of the split, for error messages.
+        seeds: seed of each image.
+        augmentation: augmentation of training images.
+
+    Returns:
+        `crops` `(batch, height, width, channels)` in uint8, and `plan` for the augmentation of the batch.
+    """
     sizes = np.array([image_size(example["image"], name, example["row"]) for example in examples])
-    boxes, flips = augmentation.draw_crops(seeds, sizes[:, 0], sizes[:, 1])
+    boxes, flips = augmentation.sample_crops(seeds, sizes[:, 0], sizes[:, 1])
     size, interpolation = augmentation.image_size, augmentation.interpolation
     crops = []
     for example, box, flip in zip(examples, boxes, flips, strict=True):
         crop = decode_crop(example["image"], name, example["row"], box, size, interpolation)
         crops.append(crop[:, ::-1] if flip else crop)
-    operations = augmentation.draw_operations(seeds, min(size))
+    operations = augmentation.sample_operations(seeds, min(size))
     return {"crops": torch.from_numpy(np.stack(crops)), "plan": {"operations": operations}}
 
 
@@ -85,19 +102,22 @@ def image_datasets(
     texts: dict[str, TokenTable] | None = None,
     train_transforms: Callable | None = None,
 ) -> dict[str, "ImageDataset"]:
-    """Build a data set for each split that is not streamed: read from an array where the images allow it.
+    """Build the data sets of all splits that are not streamed.
 
-    The log and the splits' facts tell how each split is read, and why.
+    Images of the same size are decoded in advance, others when they are read. The choice is logged and recorded.
 
     Args:
-        splits: `data.splits.ImageSplits`.
-        data_config: preprocessing of the model (`timm.data.resolve_data_config`).
-        augmentation: of the training images.
-        seed: of what is random about a training image.
-        repeats: how often in a row a training image is drawn.
+        splits: splits of the data set.
+        data_config: preprocessing of the model, from `timm.data.resolve_data_config`.
+        augmentation: augmentation of training images.
+        seed: seed of the augmentation.
+        repeats: number of augmented copies of a training image in a batch (repeated augmentation).
         show_progress: show a progress bar while images are decoded.
-        texts: tokens by role, of a model that reads texts.
-        train_transforms: replaces the augmentation of training images; see `TransformReader`.
+        texts: tokens by role, for a model with a text encoder.
+        train_transforms: transform to use instead of the augmentation, see `TransformReader`.
+
+    Returns:
+        The data sets by role: train, validation, test.
     """
     used = Counter()
     for role, source in splits.sources.items():
@@ -105,7 +125,7 @@ def image_datasets(
     found = {}
     for role, source in splits.sources.items():
         split, whole = splits[role], splits.whole[role]
-        # A few rows of a large split get an array of their own.
+        # If only a few rows of a large split are used, only they are decoded.
         kept = split if 4 * used[source] < len(whole) else whole
         if train_transforms and role == "train":
             reader, how = (
@@ -122,35 +142,37 @@ def image_datasets(
 
 
 def open_reader(split: Dataset, kept: Dataset, name: str, data_config: dict[str, Any], show_progress: bool):
-    """How to read `split`, as a reader and in words.
+    """Choose between decoding all images in advance and when they are read.
 
     Args:
         split: columns `image` (undecoded), `row` and `label`.
-        kept: what an array of decoded images would hold: `split`, or the whole split that it is a part of.
-        name: of the split, for messages.
-        data_config: timm's.
-        show_progress: show a progress bar while an array is filled.
+        kept: images to decode in advance: `split`, or the complete split that it is a part of.
+        name: name of the split, for messages.
+        data_config: preprocessing of the model, from `timm.data.resolve_data_config`.
+        show_progress: show a progress bar while images are decoded.
+
+    Returns:
+        (reader, description of the choice).
     """
     try:
         height, width = common_size(kept, name)
         if Preprocessing(data_config).geometry(height, width) is None:
-            raise NotAnArray(f"evaluation of {width}x{height} pixels needs Pillow itself")
+            raise NotCacheableError(f"evaluation of {width}x{height} pixels needs Pillow itself")
         pixels = cached_pixels(kept, name, (height, width), show_progress)
-    except NotAnArray as reason:
+    except NotCacheableError as reason:
         return DecodingReader(split, name, data_config), f"decoded as they are read: {reason}"
     rows = np.arange(len(split)) if kept is split else np.searchsorted(kept["row"], split["row"])
     return ArrayReader(pixels, rows), f"of {width}x{height} pixels, decoded once"
 
 
 class ImageDataset(torch.utils.data.Dataset):
-    """Batches of one split, which the loader asks for as a whole (`__getitems__`) and passes on (`collate`).
+    """Map-style data set of one split that loads complete batches (`__getitems__`).
 
     A batch holds `labels` `(batch,)`, uint8 `images` or `crops` (see augment.py), for training the drawn `plan`,
     and with `texts` their tokens.
 
-    Indexed by rows, or for training by `(draw, row)` as `EpochSampler` yields them. What is random about an image
-    depends on (seed, draw, row) alone: it is augmented alike on one process or four, with or without workers, in an
-    unbroken run or a resumed one.
+    The index is a row, or `(draw, row)` from `EpochSampler` in training. The augmentation of an image depends only on
+    (seed, draw, row), so that it is the same for any number of processes and workers, and in a resumed run.
     """
 
     def __init__(
@@ -171,16 +193,19 @@ class ImageDataset(torch.utils.data.Dataset):
 
     @property
     def decodes(self) -> bool:
-        """Whether reading means to decode pictures, which is work for several processes."""
+        """Whether images are decoded when they are read, so that data workers help."""
         return not isinstance(self.reader, ArrayReader)
 
     @property
     def images(self) -> int:
-        """How many there are, as `ImageStream` says it too."""
+        """Number of images, as in `ImageStream`."""
         return len(self)
 
     def preview(self, count: int) -> dict[str, Any]:
-        """A training batch of at most `count` images from all over the split; an even number, for mixing."""
+        """Load a training batch of at most `count` evenly spaced images.
+
+        Their number is even, as MixUp needs it.
+        """
         count = min(count, len(self))
         rows = np.linspace(0, len(self) - 1, count - count % 2 or count).astype(int)
         return self.__getitems__([(0, row) for row in rows])
@@ -193,7 +218,7 @@ class ImageDataset(torch.utils.data.Dataset):
             rows = np.asarray(indices)
             return {**self._labels_and_texts(rows), **self.reader.for_evaluation(rows)}
         draws, rows = np.asarray(indices).T
-        seeds = image_seeds(self.seed, draws, rows)
+        seeds = sample_seeds(self.seed, draws, rows)
         batch = self._labels_and_texts(rows)
         batch |= self.reader.for_training(rows, seeds, self.augmentation)
         batch["plan"]["seeds"] = seeds
@@ -205,29 +230,30 @@ class ImageDataset(torch.utils.data.Dataset):
 
 
 def collate(batch: dict[str, Any]) -> dict[str, Any]:
-    """The batch as `ImageDataset` or a stream (stream.py) made it."""
+    """Return the batch unchanged, since `ImageDataset` and `ImageStream` load complete batches."""
     return batch
 
 
-logger = logging.getLogger(__name__)
-
-FLAT = 1e-3  # pixel values (about one deviation of the data wide) that differ by less are one color
-ENOUGH = 16  # labels that are all the same by chance less often than anyone trains
+UNIFORM_RANGE = 1e-3  # smallest range of normalized pixel values in an image that is not of one color
+MIN_STREAM_LABELS = 16  # so many equal labels are very unlikely in shuffled data
 
 
 def check_pixels(pixel_values: torch.Tensor) -> None:
-    """Raise `DataError` when images `(batch, 3, height, width)` are not finite, or each is of one color."""
+    """Raise `DataError` if pixels are not finite, or all images are of one color.
+
+    `pixel_values` is `(batch, channels, height, width)`; images of one color are a warning if they are a majority.
+    """
     if not torch.isfinite(pixel_values).all():
         raise DataError(
-            "the first training batch has pixel values that are not finite; look at image_mean and image_std (a"
-            " deviation close to 0), or at the model's own preprocessing."
+            "the first training batch has pixel values that are not finite. Check image_mean and image_std (a standard"
+            " deviation close to 0), or the preprocessing of the model."
         )
-    flat = (pixel_values.amax((2, 3)) - pixel_values.amin((2, 3))).amax(1) < FLAT
+    flat = (pixel_values.amax((2, 3)) - pixel_values.amin((2, 3))).amax(1) < UNIFORM_RANGE
     count, images = int(flat.sum()), len(flat)
     if count == images > 1:
         raise DataError(
-            f"all {images} images of the first training batch are of one color each; look at the pictures of the"
-            " data set, and at image_column."
+            f"all {images} images of the first training batch are of one color each. Check the images of the data set"
+            " and image_column."
         )
     if count > images // 2:
         logger.warning("%d of the %d images of the first training batch are of one color each.", count, images)
@@ -243,15 +269,18 @@ def check_labels(labels: np.ndarray, names: list[str]) -> None:
 
 
 def check_stream_labels(labels: torch.Tensor, names: list[str], repeats: int) -> None:
-    """Warn when the first images `(batch,)` of a stream are of one class: nobody knows whether the others are.
+    """Warn if the first images of a stream are all of one class.
 
-    Each image comes `repeats` times in a row.
+    Args:
+        labels: class indices `(batch,)`.
+        names: class names.
+        repeats: number of consecutive copies of each image.
     """
     drawn = labels[::repeats]
-    if len(names) > 1 and len(drawn) >= ENOUGH and (drawn == drawn[0]).all():
+    if len(names) > 1 and len(drawn) >= MIN_STREAM_LABELS and (drawn == drawn[0]).all():
         logger.warning(
-            "The first %d images of the stream are all of class '%s'. Files that are sorted by class need a"
-            " shuffle_buffer_size larger than a class, or must be shuffled before they are written.",
+            "The first %d images of the stream are all of class '%s'. If the files are sorted by class, shuffle them,"
+            " or increase shuffle_buffer_size to more than the images of a class.",
             len(drawn),
             names[int(drawn[0])],
         )

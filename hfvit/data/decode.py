@@ -31,18 +31,18 @@ from hfvit.utils.files import expand_user
 logger = logging.getLogger(__name__)
 
 EXIF_ORIENTATION = 0x0112
-REDUCING_GAP = 2.0  # how much larger than needed a JPEG is decoded before the resize; Pillow's own advice
-VECTORISED = ("bilinear", "bicubic")  # the filters that torch resizes 8-bit images with
+REDUCING_GAP = 2.0  # a JPEG is decoded at this many times the final size at least, as in Pillow's `reducing_gap`
+TORCH_FILTERS = ("bilinear", "bicubic")  # filters with a vectorized 8-bit implementation in torch
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any PIL image as RGB, upright by its EXIF orientation, as transformers' `load_image` does for serving.
+    """Convert a PIL image to RGB and apply its EXIF orientation.
 
-    Pillow, and with it `load_image`, clips deeper grays at 255. Here 16-bit ones are divided by their range, 32-bit
-    integers too when they exceed 8 bits, and floating-point ones are spread over their own.
+    transformers' `load_image` does the same. Unlike Pillow, which clips deeper gray images at 255, this scales them:
+    16-bit and 32-bit integers (if they exceed 8 bits) by 65535, floating-point images by their own range.
     """
     image.load()
-    if image.getexif().get(EXIF_ORIENTATION, 1) != 1:  # exif_transpose copies upright images, too
+    if image.getexif().get(EXIF_ORIENTATION, 1) != 1:  # avoids the copy that exif_transpose makes of every image
         image = ImageOps.exif_transpose(image)
     if image.mode == "F" or image.mode.startswith("I"):
         values = np.asarray(image, dtype=np.float64)
@@ -56,15 +56,33 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def decode(encoded: dict[str, Any] | None, split: str, row: int) -> Image.Image:
-    """The whole picture as RGB; `DataError` names the row of a file that is no picture."""
+    """Decode an image to RGB.
+
+    Args:
+        encoded: `bytes` or `path` of the image.
+        split: name of the split, for messages.
+        row: row in the split, for messages.
+
+    Raises:
+        DataError: the file cannot be read as an image.
+    """
     with _opened(encoded, split, row) as image:
         return to_rgb(image)
 
 
 def image_size(encoded: dict[str, Any] | None, split: str, row: int | str) -> tuple[int, int]:
-    """(height, width) that `decode` would give, from the file's head alone."""
+    """Read the (height, width) of a decoded image from the file's header.
+
+    Args:
+        encoded: `bytes` or `path` of the image.
+        split: name of the split, for messages.
+        row: row in the split, for messages.
+
+    Raises:
+        DataError: the file cannot be read as an image.
+    """
     with _opened(encoded, split, row) as image:
-        return _upright_size(image)
+        return upright_size(image)
 
 
 def decode_crop(
@@ -75,44 +93,67 @@ def decode_crop(
     size: tuple[int, int],
     interpolation: str,
 ) -> np.ndarray:
-    """One box of the picture (top, left, height, width, in pixels of `image_size`), resized to uint8 `(*size, 3)`.
+    """Decode an image, crop a box and resize it.
 
-    A JPEG much larger than needed is decoded at a half, a quarter or an eighth of its size, which its format allows
-    for free.
+    A JPEG that is much larger than needed is decoded at 1/2, 1/4 or 1/8 of its size (`draft`), which is faster.
+
+    Args:
+        encoded: `bytes` or `path` of the image.
+        split: name of the split, for messages.
+        row: row in the split, for messages.
+        box: top, left, height, width, in pixels of `image_size`.
+        size: (height, width) of the result.
+        interpolation: Pillow's name of the filter, in lower case.
+
+    Returns:
+        uint8 `(height, width, 3)`.
+
+    Raises:
+        DataError: the file cannot be read as an image.
     """
     with _opened(encoded, split, row) as image:
-        height, width = _upright_size(image)
+        height, width = upright_size(image)
         top, left, box_height, box_width = box
         spare = min(box_height / size[0], box_width / size[1]) / REDUCING_GAP
         if spare > 1.0:
             image.draft("RGB", (math.ceil(image.width / spare), math.ceil(image.height / spare)))
         image = to_rgb(image)
-        across, down = image.width / width, image.height / height
-        left, right = round(left * across), round((left + box_width) * across)
-        top, bottom = round(top * down), round((top + box_height) * down)
+        x_scale = image.width / width
+        y_scale = image.height / height
+        left, right = round(left * x_scale), round((left + box_width) * x_scale)
+        top, bottom = round(top * y_scale), round((top + box_height) * y_scale)
         return resize_8_bit(image.crop((left, top, max(right, left + 1), max(bottom, top + 1))), size, interpolation)
 
 
 def resize_8_bit(image: Image.Image, size: tuple[int, int], interpolation: str) -> np.ndarray:
-    """An RGB image resized to uint8 `(*size, 3)` by one of Pillow's antialiased filters.
+    """Resize an RGB image with one of Pillow's antialiased filters.
 
-    torch has two of them as vectorised 8-bit code: within one level of Pillow's own, in a third of its time.
+    torch implements two of them for 8 bits: within one level of Pillow's result, in a third of the time.
+
+    Args:
+        image: RGB image.
+        size: (height, width).
+        interpolation: Pillow's name of the filter, in lower case.
+
+    Returns:
+        uint8 `(height, width, 3)`.
     """
-    if interpolation not in VECTORISED:
+    if interpolation not in TORCH_FILTERS:
         return np.asarray(image.resize((size[1], size[0]), Image.Resampling[interpolation.upper()]))
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
     resized = torch.nn.functional.interpolate(pixels, size, mode=interpolation, antialias=True)
     return resized[0].permute(1, 2, 0).numpy()
 
 
-def _upright_size(image: Image.Image) -> tuple[int, int]:
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """(height, width) of an image that is open, after its EXIF orientation."""
     turned = image.getexif().get(EXIF_ORIENTATION) in (5, 6, 7, 8)
     return (image.width, image.height) if turned else (image.height, image.width)
 
 
 @contextmanager
 def _opened(encoded: dict[str, Any] | None, split: str, row: int | str):
-    """An encoded picture (`bytes` or `path`), open; whatever Pillow says of it is told with its split and row."""
+    """Open an encoded image; errors become `DataError` with split and row."""
     try:
         # As in `datasets`, a path is only read where there are no bytes: beside empty ones it was never checked.
         content = encoded.get("bytes")
@@ -122,15 +163,20 @@ def _opened(encoded: dict[str, Any] | None, split: str, row: int | str):
         raise
     except Exception as error:
         file = f" ({encoded['path']})" if encoded and encoded.get("path") else ""
-        raise DataError(f"Split '{split}', row {row}{file}: {image_error_reason(error)}; mend or remove it.") from None
+        raise DataError(
+            f"Split '{split}', row {row}{file}: {image_error_reason(error)}. Repair or remove it."
+        ) from None
 
 
 def unreadable_rows(split, name: str) -> dict[int, str]:
-    """Positions of images that cannot be decoded, with what is wrong; all images are decoded for it.
+    """Decode all images and return the positions of those that cannot be decoded.
 
     Args:
-        split: columns `image` (undecoded) and `row`.
-        name: of the split, for messages.
+        split: data set with the columns `image` (undecoded) and `row`.
+        name: name of the split, for messages.
+
+    Returns:
+        Position -> error message.
     """
     bad: dict[int, str] = {}
 
@@ -142,7 +188,7 @@ def unreadable_rows(split, name: str) -> dict[int, str]:
             return position, str(error)
         return position, None
 
-    with ThreadPoolExecutor(cores()) as pool:  # Pillow decodes outside the interpreter's lock
+    with ThreadPoolExecutor(cores()) as pool:  # Pillow releases the GIL while it decodes
         results = pool.map(check, range(len(split)))
         for position, problem in tqdm(results, f"Checking {name}", len(split), unit="image", disable=None):
             if problem:
@@ -150,28 +196,36 @@ def unreadable_rows(split, name: str) -> dict[int, str]:
     return bad
 
 
-# What operating systems leave in folders.
+# Files and folders that operating systems create.
 SYSTEM_NAMES = {
     "thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "system volume information",
 }  # fmt: skip
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name belongs to the operating system or an editor."""
+    """Return whether a name is that of a hidden or system file or folder."""
     return name.startswith(".") or name.lower() in SYSTEM_NAMES
 
 
 def is_url(name: str | Path) -> bool:
+    """Return whether a name is an http or https URL."""
     return str(name).lower().startswith(("http://", "https://"))
 
 
 def find_images(names: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Files and URLs that `names` stand for, in order and each once, and what is wrong with the other names.
+    """Find the image files that names mean.
 
-    A folder stands for the picture files in it and below it, by the extensions of `open_image.formats`; a pattern with
-    `*`, `?` or `[...]` for the files and folders that it matches (`**` for any depth).
+    A folder means all image files in it and its subfolders, by the extensions of `open_image.formats`. A pattern with
+    `*`, `?` or `[...]` means all files and folders that match (`**` for any depth).
+
+    Args:
+        names: files, folders, patterns and URLs.
+
+    Returns:
+        (files and URLs without duplicates, one error message for each name without images).
     """
-    found, wrong = [], []
+    found = []
+    wrong = []
     for name in names:
         path = expand_user(name)
         if is_url(name) or os.path.isfile(path):  # False where `Path.is_file` raises: a name too long, no permission
@@ -179,13 +233,13 @@ def find_images(names: Iterable[str]) -> tuple[list[str], list[str]]:
         elif os.path.isdir(path):
             inside = _in_folder(path)
             found += inside
-            wrong += [] if inside else [f"{name}: no picture in this folder"]
+            wrong += [] if inside else [f"{name}: no image in this folder"]
         else:
             matches = sorted(glob.glob(str(path), recursive=True)) if glob.has_magic(name) else []
             files = [file for match in matches for file in (_in_folder(match) if Path(match).is_dir() else [match])]
             found += files
-            what = "no picture matches this pattern" if glob.has_magic(name) else "there is no such file or folder"
-            wrong += [] if files else [f"{name}: {what}"]
+            problem = "no image matches this pattern" if glob.has_magic(name) else "no such file or folder"
+            wrong += [] if files else [f"{name}: {problem}"]
     return list(dict.fromkeys(found)), wrong
 
 
@@ -201,17 +255,17 @@ def _in_folder(folder: str | Path) -> list[str]:
 def read_image(
     name: str | Path, limits: ImageLimits = DEFAULT_LIMITS, url_limits: UrlLimits = DEFAULT_URL_LIMITS
 ) -> Image.Image:
-    """Read an image file or URL as RGB, upright, as training reads it.
+    """Read an image file or URL as RGB, with the EXIF orientation applied.
 
     Args:
-        name: path, or URL of http or https. Whoever may choose it can have any image of this machine read and any
-            host of its network asked: a server takes bytes from its visitors (`read_bytes`), or checks what they name
-            and forbids private addresses in `url_limits`.
-        limits: of the file.
-        url_limits: of a download.
+        name: path, or http or https URL. Do not pass names from untrusted users: they could read any image of this
+            machine and send requests to its network. A server should accept bytes (`read_bytes`) or check the names
+            and forbid private addresses in `url_limits`.
+        limits: limits of the file.
+        url_limits: limits of a download.
 
     Raises:
-        DataError: it cannot be read, or exceeds a limit.
+        DataError: the image cannot be read, or exceeds a limit.
     """
     if is_url(name):
         return read_bytes(read_url(str(name), url_limits), str(name), limits)
@@ -219,15 +273,15 @@ def read_image(
 
 
 def read_bytes(content: bytes, name: str, limits: ImageLimits = UPLOAD_LIMITS) -> Image.Image:
-    """Read the content of an image file as RGB, upright, as training reads it.
+    """Read the content of an image file as RGB, with the EXIF orientation applied.
 
     Args:
-        content: of the file.
-        name: what messages call it.
-        limits: of the file; by default those for what strangers send.
+        content: content of the file.
+        name: name of the image in messages.
+        limits: limits of the file. Default: those for untrusted uploads.
 
     Raises:
-        DataError: it cannot be read, or exceeds a limit.
+        DataError: the image cannot be read, or exceeds a limit.
     """
     return _read(content, name, limits)
 
@@ -239,21 +293,25 @@ def _read(source: bytes | Path, name: str | Path, limits: ImageLimits) -> Image.
     except MemoryError:
         raise
     except FileNotFoundError:
-        raise DataError(f"{name}: there is no such file.") from None
+        raise DataError(f"{name}: no such file.") from None
     except Exception as error:
         raise DataError(f"{name}: {image_error_reason(error)}.") from error
 
 
 def from_array(pixels: np.ndarray) -> Image.Image:
-    """uint8 as RGB; `DataError` for anything else.
+    """Convert an array to an RGB image.
 
-    Shapes are `(height, width, 3)`, `(height, width, 4)` whose alpha is left out, and for gray `(height, width, 1)` or
-    `(height, width)`.
+    Args:
+        pixels: uint8 `(height, width, 3)`, `(height, width, 4)` whose alpha channel is dropped, or gray `(height,
+            width, 1)` or `(height, width)`.
+
+    Raises:
+        DataError: the array has another dtype or shape.
     """
     channels = pixels.shape[2] if pixels.ndim == 3 else 1
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or channels not in (1, 3, 4) or not pixels.size:
         raise DataError(
-            f"An array of shape {pixels.shape} and {pixels.dtype} is no picture; give uint8, 0 to 255, of shape"
-            " (height, width, 3), or (height, width) for gray."
+            "An image array must be uint8 (0 to 255) of shape (height, width, 3), or (height, width) for gray, got"
+            f" {pixels.dtype} of shape {pixels.shape}."
         )
     return Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and channels == 1 else pixels).convert("RGB")

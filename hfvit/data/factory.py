@@ -36,15 +36,19 @@ logger = logging.getLogger(__name__)
 def load_splits(
     data: DataArguments, seed: int = 42, check_length: Callable[[int | None], None] = lambda images: None
 ) -> ImageSplits:
-    """Load and check the splits of a data set; with `streaming` the training split is opened as a stream.
+    """Load and check the splits of a data set.
 
     Args:
-        data: the data set, its columns, its splits and their limits.
-        seed: of the rows that are held out, and of those that the limits choose.
-        check_length: called with the number of images of a stream, None where it is unknown, before any file is read.
+        data: data options of the recipe; with `streaming`, the training split is opened as a stream.
+        seed: seed of held-out images, and of the images that `max_*_samples` selects.
+        check_length: function to call with the number of images of a stream, or None if unknown, before files are
+            read.
+
+    Returns:
+        The splits.
 
     Raises:
-        DataError: for anything a training could not use.
+        DataError: the data set cannot be used for training.
     """
     if data.streaming:
         return stream_splits(data, seed, check_length)
@@ -58,20 +62,21 @@ def build_datasets(
     tokenizer: PreTrainedTokenizerBase | None = None,
     train_transforms: Callable | None = None,
 ) -> dict[str, Dataset]:
-    """Build the data sets of `train`, `validation` and, where there is one, `test`; choose the data workers.
-
-    The splits' facts get how each of them is read.
+    """Build the data sets of all splits, and choose the number of data workers.
 
     Args:
-        splits: of `load_splits`.
-        config: of the model, whose preprocessing the images get.
-        recipe: augmentation, batch, seeds and number of processes.
-        tokenizer: of a model that reads texts; None for images alone.
-        train_transforms: replaces the augmentation of training images; see `TransformReader`.
+        splits: splits from `load_splits`.
+        config: configuration of the model, with its preprocessing.
+        recipe: recipe of the run.
+        tokenizer: tokenizer of a model with a text encoder. Default: images only.
+        train_transforms: transform to use instead of the augmentation, see `TransformReader`.
+
+    Returns:
+        The data sets by role: train, validation, test.
 
     Raises:
         RecipeError: `train_transforms` with streaming, a linear probe or texts.
-        DataError: for a picture that cannot be decoded, and where all training texts are empty.
+        DataError: an image cannot be decoded, or all training texts are empty.
     """
     args = recipe.training
     if train_transforms:
@@ -101,7 +106,7 @@ def build_datasets(
 
 
 def build_augmentation(data_config: dict, arguments: AugmentationArguments) -> Augmentation:
-    """Build the augmentation of training images, to the size and with the filter of timm's `data_config`."""
+    """Create the augmentation, with image size and interpolation of timm's `data_config`."""
     return Augmentation.from_config(
         data_config,
         crop_scale=arguments.crop_scale,
@@ -114,7 +119,7 @@ def build_augmentation(data_config: dict, arguments: AugmentationArguments) -> A
 
 
 def _check_takes_transforms(recipe: Recipe) -> None:
-    """Raise `RecipeError` for a recipe whose training images cannot go through a user's own transform."""
+    """Raise `RecipeError` if the recipe does not support `train_transforms`."""
     options = {
         "streaming": recipe.data.streaming,
         "finetuning: linear_probe": recipe.finetuning.finetuning == "linear_probe",
@@ -125,12 +130,12 @@ def _check_takes_transforms(recipe: Recipe) -> None:
 
 
 def _image_stream(splits: ImageSplits, augmentation: Augmentation, recipe: Recipe) -> ImageStream:
-    """Batches of the streamed training split, this process's share of them.
+    """Create the stream of training batches of this process.
 
     Args:
-        splits: of `load_splits`, with a streamed `train`.
-        augmentation: of the training images.
-        recipe: batch, seeds, shuffle buffer and number of processes.
+        splits: splits from `load_splits`, with a streamed `train`.
+        augmentation: augmentation of training images.
+        recipe: recipe of the run.
     """
     args = recipe.training
     return ImageStream(
@@ -150,7 +155,7 @@ def _image_stream(splits: ImageSplits, augmentation: Augmentation, recipe: Recip
 
 
 def _choose_workers(datasets: dict[str, Dataset], args: HFViTTrainingArguments) -> None:
-    """Set the number of data workers, and on a processor without any of them keep freed memory."""
+    """Set the number of data workers; on a CPU without workers, keep freed memory."""
     args.choose_workers(any(dataset.decodes for dataset in datasets.values()))
     if args.device.type == "cpu" and args.dataloader_num_workers == 0:
         keep_freed_memory()
@@ -165,20 +170,23 @@ def image_dataset(
     seed: int = 0,
     transform: Callable | None = None,
 ) -> ImageDataset:
-    """Turn a data set of `datasets` with an image and a label column into batches for `HFViTTrainer`.
+    """Create a data set for `HFViTTrainer` from a `datasets.Dataset` with images and labels.
 
     Args:
-        dataset: the columns are found by their types, or by usual names of labels.
-        labels: the model's class names, in the order of the logits; labels are matched to them by name, plain integers
-            are class indices.
-        data_config: timm's, of the model (`timm.data.resolve_data_config`).
-        name: of the split, for messages.
-        augmentation: of training images; None for evaluation.
-        seed: of the augmentation.
-        transform: replaces the augmentation; see `TransformReader`.
+        dataset: data set whose columns are found by their types, or by usual names of labels.
+        labels: class names of the model, in the order of the logits. Labels are matched by name; integers are class
+            indices.
+        data_config: preprocessing of the model, from `timm.data.resolve_data_config`.
+        name: name of the split, for messages.
+        augmentation: augmentation of training images. Default: none, for evaluation.
+        seed: seed of the augmentation.
+        transform: transform to use instead of the augmentation, see `TransformReader`.
+
+    Returns:
+        The data set of batches.
 
     Raises:
-        DataError: no such columns, or labels that are not the model's classes.
+        DataError: there are no such columns, or labels are not classes of the model.
     """
     image_column = find_image_column(dataset.features)
     label_column = find_label_column(dataset.features)

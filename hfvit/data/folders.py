@@ -43,7 +43,15 @@ HARMLESS = (HIDDEN, LINK_LOOP)
 
 
 class File(NamedTuple):
-    """A file of a data set: `parts` is its path below the data set, `key` tells links to one file."""
+    """A file of a data set.
+
+    Attributes:
+        parts: parts of the path relative to the data set.
+        path: path of the file.
+        size: size in bytes.
+        changed: modification time in nanoseconds.
+        key: device and inode, equal for links to the same file.
+    """
 
     parts: tuple[str, ...]
     path: str
@@ -53,90 +61,104 @@ class File(NamedTuple):
 
     @property
     def name(self) -> str:
+        """Path relative to the data set."""
         return "/".join(self.parts)
 
 
 class LeftOut:
-    """Files of a data set that are not used, by reason and split; the split is None for a file in none."""
+    """Files of a data set that are not used, by reason and split (or None)."""
 
     def __init__(self):
         self.files: dict[tuple[str, str | None], list[str]] = defaultdict(list)
         self.documents: list[str] = []
 
     def add(self, reason: str, name: str, split: str | None = None) -> None:
+        """Add a file.
+
+        Args:
+            reason: why it is not used.
+            name: path relative to the data set.
+            split: split that it is in.
+        """
         self.files[reason, split].append(name)
 
     def counts(self, split: str | None = None) -> dict[str, int]:
-        """Number of files by reason, of one split, or of no split."""
+        """Return the number of files by reason, of one split or without a split."""
         return {reason: len(names) for (reason, where), names in self.files.items() if where == split}
 
-    def _by_reason(self) -> dict[str, list[str]]:
+    def by_reason(self) -> dict[str, list[str]]:
+        """Return the names of the files by reason, of all splits, without documents."""
         names = defaultdict(list)
-        for (reason, _), some in self.files.items():
-            names[reason] += some
-        return names
+        for (reason, _), files in self.files.items():
+            names[reason] += files
+        return dict(names)
 
     def describe(self) -> str | None:
-        """One line that counts and names the files; None when none was left out."""
-        by_reason = self._by_reason()
+        """Return a line with the number and examples of the files, None if there are none."""
+        by_reason = self.by_reason()
         if self.documents:
             by_reason["not used"] = self.documents
         total = sum(map(len, by_reason.values()))
         if not total:
             return None
-        parts = [f"{len(names):,} {reason} ({_some(names)})" for reason, names in by_reason.items()]
+        parts = [f"{len(names):,} {reason} ({_join(names)})" for reason, names in by_reason.items()]
         return f"Left out {total:,} file{'s' if total > 1 else ''}: {', '.join(parts)}."
 
     def check(self, name: str, used: int) -> None:
-        """Raise `DataError` when more than `MAX_LEFT_OUT` of the files are left out, hidden files aside.
+        """Raise `DataError` if more than `MAX_LEFT_OUT` of the files are left out.
+
+        Hidden files do not count.
 
         Args:
-            name: of the data set.
+            name: name of the data set.
             used: number of images that are used.
         """
-        lost = {reason: names for reason, names in self._by_reason().items() if reason not in HARMLESS}
+        lost = {reason: names for reason, names in self.by_reason().items() if reason not in HARMLESS}
         count = sum(map(len, lost.values()))
         if not count or count <= MAX_LEFT_OUT * (count + used):
             return
-        parts = "; ".join(f"{len(names):,} {reason} ({_some(names)})" for reason, names in lost.items())
+        parts = "; ".join(f"{len(names):,} {reason} ({_join(names)})" for reason, names in lost.items())
         advice = "Remove, convert or move them"
         if NEEDS_HEIF in lost:
             advice = "Run `pip install 'hfvit[heif]'`"
         elif NO_SPLIT in lost:
-            advice = "Rename these folders to train, validation or test, or name one with --validation_split"
+            advice = "Rename these folders to train, validation or test, or pass one as --validation_split"
         elif OUTSIDE in lost:
             advice = "Move images to FOLDER/CLASS/ or FOLDER/SPLIT/CLASS/"
         raise DataError(
-            f"dataset_name: {count:,} of {count + used:,} files in {name} cannot be used: {parts}. {advice}; at most"
-            f" {MAX_LEFT_OUT:.0%} of the files may be left out."
+            f"dataset_name: {count:,} of {count + used:,} files in {name} cannot be used, but at most"
+            f" {MAX_LEFT_OUT:.0%} may be left out: {parts}. {advice}."
         )
 
 
-def _some(names: list[str], most: int = 3) -> str:
-    return ", ".join(sorted(names)[:most]) + (", ..." if len(names) > most else "")
+def _join(names: list[str], limit: int = 3) -> str:
+    return ", ".join(sorted(names)[:limit]) + (", ..." if len(names) > limit else "")
 
 
 def extension(name: str) -> str:
-    """Lower-case extension of a file name; of a compressed tar both of its parts."""
+    """Return the extension of a file name in lower case, such as `.jpg` or `.tar.gz`."""
     name = name.lower()
     compressed = next((end for end in ARCHIVE_EXTENSIONS if name.endswith(end) and end.count(".") > 1), None)
     return compressed or os.path.splitext(name)[1]
 
 
 def canonical_split(name: str) -> str | None:
-    """`train`, `validation` or `test` for a usual name of that split, in any case; else None."""
+    """Return `train`, `validation` or `test` for a usual name of the split, else None."""
     return SPLIT_NAMES.get(name.lower())
 
 
 def find_files(root: str | Path, left_out: LeftOut) -> tuple[list[File], list[tuple[str, ...]]]:
-    """Files below `root` in the order of their paths, and its folders without files; links are followed.
+    """Find all files below a folder; links are followed.
 
     Args:
-        root: a folder.
-        left_out: gets what is hidden, empty or cannot be read.
+        root: folder to search.
+        left_out: collects hidden, empty and unreadable files.
+
+    Returns:
+        (files sorted by path, folders without files).
 
     Raises:
-        DataError: a folder cannot be read, or a pipe or device has the name of an image.
+        DataError: a folder cannot be read, or a file is a pipe or a device.
     """
     files: list[File] = []
     empty: list[tuple[str, ...]] = []
@@ -157,7 +179,7 @@ def _scan(
         status = os.stat(folder)
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
-        raise DataError(f"dataset_name: the folder {folder} cannot be read ({error.strerror}).") from None
+        raise DataError(f"dataset_name: cannot read the folder {folder} ({error.strerror}).") from None
     key = (status.st_dev, status.st_ino)
     if key in above:
         left_out.add(LINK_LOOP, "/".join(parts))
@@ -198,10 +220,12 @@ def _regular(entry: os.DirEntry, parts: tuple[str, ...], left_out: LeftOut) -> F
 
 @dataclass
 class ClassFolders:
-    """Images by split with their class names, found by `class_folders`.
+    """Images with class names by split, from `class_folders`.
 
-    `is_split` tells whether folders name the splits: otherwise all images are in `train`. `notes` are lines for the
-    log.
+    Attributes:
+        splits: split -> (file, class name) of each image.
+        is_split: whether folders name the splits; otherwise all images are in `train`.
+        notes: lines for the log.
     """
 
     splits: dict[str, list[tuple[File, str]]]
@@ -218,12 +242,12 @@ class ClassFolders:
 
 
 def select_images(files: Iterable[File], left_out: LeftOut, ignored: Collection[str] = ()) -> list[File]:
-    """Those of `files` that are images by their extension; the others are left out.
+    """Return the files with the extension of an image.
 
     Args:
-        files: of `find_files`, or members of an archive.
-        left_out: gets the others; documents at the top and files with an extension in `ignored` apart.
-        ignored: extensions that are not left out: another reader takes them.
+        files: files from `find_files`, or members of an archive.
+        left_out: collects the other files; documents in the top folder are listed apart.
+        ignored: extensions that are neither returned nor left out.
     """
     known = extensions()
     images = []
@@ -245,18 +269,18 @@ def class_folders(
 ) -> ClassFolders:
     """Assign images to splits and classes by their folders.
 
-    A folder at the top whose name is a split's decides the split. The class is the outermost folder below it that
-    holds images itself. Split names anywhere else in a path mean nothing.
+    A top folder with the name of a split selects the split. The class is the outermost folder below it that contains
+    images itself. Split names elsewhere in a path have no meaning.
 
     Args:
-        name: of the data set, for messages.
-        images: of `select_images`.
-        left_out: gets the images that are in no class folder or no split folder.
-        named: names of splits that the user gave, beside the usual ones.
-        empty: folders without files, of `find_files`.
+        name: name of the data set, for messages.
+        images: images from `select_images`.
+        left_out: collects images outside of class folders or split folders.
+        named: split names in the recipe, in addition to the usual ones.
+        empty: folders without files, from `find_files`.
 
     Raises:
-        DataError: the folders are no classes, or it is not clear which of them are.
+        DataError: there are no class folders, or it is unclear which folders are the classes.
     """
     depth = _wrapper_depth(images, named)
     tops = _split_folders(images, depth, named)
@@ -270,7 +294,7 @@ def class_folders(
             " folder named after it: FOLDER/CLASS/image.jpg, or FOLDER/train/CLASS/image.jpg."
         )
     if not tops:
-        _refuse_splits_without_classes(name, rest, depth)
+        _check_class_folders_in_splits(name, rest, depth)
         members = {"train": [(file, file.parts[depth:-1]) for file in rest]}
     else:
         members = defaultdict(list)
@@ -291,29 +315,27 @@ def class_folders(
     depths = {len(parts) for parts in classes}
     unfilled = sorted("/".join(parts) for parts in empty if len(parts) in depths and parts not in classes)
     if unfilled:
-        folders.notes.append(f"Folders without images: {_some(unfilled, 8)}.")
+        folders.notes.append(f"Folders without images: {_join(unfilled, 8)}.")
     left_out.check(name, len(folders))
     return folders
 
 
 def _wrapper_depth(images: list[File], named: Collection[str]) -> int:
-    """Number of folders at the top that hold nothing but another folder with the splits or classes.
+    """Return the number of top folders that contain only one other folder.
 
-    Archives often have one.
+    Archives often have such a folder around the splits or classes.
     """
     depth = 0
     while images and all(len(file.parts) > depth + 2 for file in images):
         tops = {file.parts[depth] for file in images}
-        below = {file.parts[depth + 1] for file in images}
-        is_split = any(canonical_split(top) or top in named for top in tops)
-        if len(tops) != 1 or is_split or (len(below) < 2 and not any(map(canonical_split, below))):
-            break
+        if len(tops) > 1 or any(canonical_split(top) or top in named for top in tops):
+            return depth
         depth += 1
-    return depth
+    return depth if len({file.parts[depth] for file in images}) > 1 else 0
 
 
 def _split_folders(images: list[File], depth: int, named: Collection[str]) -> dict[str, str]:
-    """Folders at the top that are splits, with the splits' names: they hold class folders."""
+    """Return the top folders that are splits with class folders: folder -> split."""
     found: dict[str, str] = {}
     for file in images:
         if len(file.parts) > depth + 2:
@@ -322,7 +344,7 @@ def _split_folders(images: list[File], depth: int, named: Collection[str]) -> di
             if split:
                 found[top] = split
     direct = {file.parts[depth] for file in images if len(file.parts) == depth + 2}
-    # A class may be called "train": beside other classes, it holds images itself.
+    # A folder "train" with images of its own, next to other classes, is a class.
     is_class = len(found) == 1 and bool(direct & found.keys()) and bool(direct - found.keys())
     splits = {} if is_class else found
     for split in set(splits.values()):
@@ -334,32 +356,43 @@ def _split_folders(images: list[File], depth: int, named: Collection[str]) -> di
     return splits
 
 
-def _refuse_splits_without_classes(name: str, images: list[File], depth: int) -> None:
+def _check_class_folders_in_splits(name: str, images: list[File], depth: int) -> None:
+    """Raise `DataError` if split folders have images but no class folders."""
     tops = {file.parts[depth] for file in images}
     if tops and all(canonical_split(top) for top in tops):
         raise DataError(
-            f"dataset_name: the folders {', '.join(sorted(tops))} of {name} are splits, and hold no class folders. Put"
-            " the images of each class in a folder named after it, such as train/CLASS/image.jpg."
+            f"dataset_name: the splits {', '.join(sorted(tops))} of {name} have no class folders. Put the images of"
+            " each class in a folder named after it, such as train/CLASS/image.jpg."
         )
 
 
 def _classes(
     name: str, split: str, rows: list[tuple[File, tuple[str, ...]]], notes: list[str]
 ) -> list[tuple[File, str]]:
-    """Images with their class names, from the folders below the split."""
-    holders = {folders for _, folders in rows}
+    """Assign class names to the images of a split.
+
+    Args:
+        name: name of the data set, for messages.
+        split: name of the split.
+        rows: images and the parts of their path below the split.
+        notes: collects lines for the log.
+
+    Raises:
+        DataError: class folders have different depths or the same name.
+    """
+    with_images = {folders for _, folders in rows}
     classes: dict[tuple[str, ...], tuple[str, ...]] = {}
-    for folders in holders:
+    for folders in with_images:
         ends = (folders[:end] for end in range(1, len(folders) + 1))
-        classes[folders] = next(above for above in ends if above in holders)
+        classes[folders] = next(above for above in ends if above in with_images)
     depths: dict[int, str] = {}
     for file, folders in rows:
         depths.setdefault(len(classes[folders]), file.name)
     if len(depths) > 1:
         examples = " and ".join(depths[depth] for depth in sorted(depths)[:2])
         raise DataError(
-            f"dataset_name: class folders of {name} are at different depths ({examples}), so the classes are not"
-            " clear. Move all class folders to one depth, and other folders out of it."
+            f"dataset_name: class folders of {name} have different depths ({examples}), so the classes are unclear."
+            " Move all class folders to the same depth, and other folders elsewhere."
         )
     by_label: dict[str, tuple[str, ...]] = {}
     for found in sorted(set(classes.values())):
@@ -367,28 +400,27 @@ def _classes(
         other = by_label.setdefault(label, found)
         if other != found:
             raise DataError(
-                f"dataset_name: the class folders {'/'.join(other)} and {'/'.join(found)} of split '{split}' have one"
-                " name. Rename one, or move their images to FOLDER/CLASS/."
+                f"dataset_name: the class folders {'/'.join(other)} and {'/'.join(found)} of split '{split}' have the"
+                " same name. Rename one, or move their images to FOLDER/CLASS/."
             )
     depth = next(iter(depths))
     if depth > 1:
         example = min(set(classes.values()))
         notes.append(
-            f"Classes are the folders that hold the images: {'/'.join(example)} is class '{example[-1]}', not"
-            f" '{example[0]}'."
+            f"Classes are the innermost folders: {'/'.join(example)} is class '{example[-1]}', not '{example[0]}'."
         )
     deeper = sorted(folders for folders, found in classes.items() if folders != found)
     if deeper:
         example = deeper[0]
         notes.append(
-            f"Images of folders inside class folders belong to these: {'/'.join(example)} to class"
+            f"Images in subfolders of class folders have the class of that folder: {'/'.join(example)} is class"
             f" '{classes[example][-1]}'."
         )
     return [(file, unicodedata.normalize("NFC", classes[folders][-1])) for file, folders in rows]
 
 
 def check_shared_files(name: str, splits: dict[str, list[tuple[File, str]]]) -> None:
-    """Raise `DataError` when a file is in two splits, through links."""
+    """Raise `DataError` if a file is in two splits through links."""
     owner: dict[tuple[int, int], tuple[str, File]] = {}
     shared: list[tuple[File, File]] = []
     for split, rows in splits.items():
@@ -407,13 +439,13 @@ def check_shared_files(name: str, splits: dict[str, list[tuple[File, str]]]) -> 
 
 
 def no_split_error(option: str, name: str, split: str, available: Iterable[str]) -> DataError:
-    """The error for a split that a data set does not have.
+    """Create the error for a split that a data set does not have.
 
     Args:
-        option: that names the split: `train_split`, `validation_split`, `test_split` or `split`.
-        name: of the data set.
-        split: that is missing.
-        available: splits that are there.
+        option: option with the split: `train_split`, `validation_split`, `test_split` or `split`.
+        name: name of the data set.
+        split: the missing split.
+        available: splits of the data set.
     """
     known = list(available)
     advice = " Pass --test_split none to train without a test set." if option == "test_split" else ""

@@ -1,5 +1,6 @@
 """Labels of images: find their column, and encode them as class indices."""
 
+import logging
 from collections.abc import Sequence
 
 import datasets
@@ -13,6 +14,8 @@ from hfvit.recipe.arguments import DataArguments
 from hfvit.utils.files import expand_user
 
 CLASS_TYPES = ("int", "uint", "string", "large_string", "bool", "float", "double", "null")
+
+logger = logging.getLogger(__name__)
 
 
 def find_label_column(features: datasets.Features) -> str:
@@ -154,13 +157,37 @@ def hold_out(
         name: of the split, for messages.
         role: that the rows are held out for.
     """
+    order = np.arange(len(labels))
     try:
-        kept, held_out = train_test_split(
-            np.arange(len(labels)), test_size=fraction, stratify=labels, random_state=seed
+        kept, held_out = train_test_split(order, test_size=fraction, stratify=labels, random_state=seed)
+    except ValueError:  # a class of one image, or fewer images to hold out than classes
+        held_out = _some_of_each_class(labels, fraction, seed)
+        kept = np.setdiff1d(order, held_out)
+        if not len(held_out) or not len(kept):
+            raise DataError(
+                f"{role}_fraction: no image of split '{name}' can be held out, because each class has one image only"
+                f" ({len(labels)} images). Add images, or name a {role}_split."
+            ) from None
+        logger.info(
+            "%s: %d of %d images are held out, one or more of each class that has two",
+            role,
+            len(held_out),
+            len(labels),
         )
-    except ValueError as error:
-        raise DataError(
-            f"{role}_fraction: {fraction:g} of the {len(labels)} images of split '{name}' cannot be held out by"
-            f" class ({error}); change it or name a {role}_split."
-        ) from None
     return np.sort(kept), np.sort(held_out)
+
+
+def _some_of_each_class(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Rows of a fraction of each class, at least one; a class of one image keeps it.
+
+    Args:
+        labels: class indices `(rows,)`.
+        fraction: of the rows of each class.
+        seed: of the choice.
+    """
+    order = np.random.default_rng(seed).permutation(len(labels))
+    chosen = []
+    for label in np.unique(labels):
+        rows = order[labels[order] == label]
+        chosen.append(rows[: min(max(1, round(fraction * len(rows))), len(rows) - 1)])
+    return np.concatenate(chosen)

@@ -1,4 +1,4 @@
-"""Local data sets: decide the layout of a folder or file, and load its splits."""
+"""Find the layout of a local folder or file, and load its splits."""
 
 import logging
 import os
@@ -60,7 +60,14 @@ STREAM_SHARDS = 64
 
 @dataclass
 class LocalSplit:
-    """How to load one split of `files`, as a table or as a stream; `rows` is None where they are not counted yet."""
+    """A split that is loaded later, as a table or a stream.
+
+    Attributes:
+        load: function that returns the table.
+        stream: function that returns the stream.
+        files: files of the split.
+        rows: number of rows, None if unknown before loading.
+    """
 
     load: Callable[[], Dataset]
     stream: Callable[[], IterableDataset]
@@ -70,22 +77,29 @@ class LocalSplit:
 
 @dataclass
 class LocalData:
-    """A local data set: its splits by name, and the files that were left out.
+    """A local data set.
 
-    `is_split` tells whether the files name their splits: otherwise all images are in `train`. `images` are the paths
-    of all image files of which a table may not name all.
+    Attributes:
+        name: `dataset_name` of the recipe.
+        splits: splits by name.
+        is_split: whether the files have splits; otherwise all images are in `train`.
+        left_out: files that are left out.
+        layout: short description of the files.
+        notes: remarks for the log.
+        images: paths of all image files in the folder of a table.
     """
 
     name: str
     splits: dict[str, LocalSplit]
     is_split: bool
     left_out: LeftOut
+    layout: str
     notes: list[str] = field(default_factory=list)
     images: frozenset[str] = frozenset()
     _loaded: dict[str, Dataset] = field(default_factory=dict)
 
     def resolve(self, split: str) -> str:
-        """`split` with the usual name in place of another one of the same split: `val` for `validation`."""
+        """Replace other names of a split by the usual one, such as `val` by `validation`."""
         parts = []
         for part in split.split("+"):
             base, bracket, slice_ = part.partition("[")
@@ -98,8 +112,11 @@ class LocalData:
         """Load a split, a slice such as `train[:80%]`, or a sum such as `train+test`.
 
         Args:
-            split: as `datasets.load_dataset` takes it.
-            option: that names it, for messages.
+            split: split as in `datasets.load_dataset`.
+            option: option with the split, for messages.
+
+        Returns:
+            The rows of the split.
 
         Raises:
             DataError: there is no such split, it is empty, or its files cannot be used.
@@ -120,24 +137,24 @@ class LocalData:
                 instructions = ReadInstruction.from_spec("+".join(parts)).to_absolute(lengths)
             except ValueError as error:
                 raise DataError(f"{option}: '{split}' is not a split ({one_line(error)}).") from None
-            some = [self._loaded[i.splitname].select(range(i.from_, i.to)) for i in instructions]
-            dataset = datasets.concatenate_datasets(some)
+            slices = [self._loaded[i.splitname].select(range(i.from_, i.to)) for i in instructions]
+            dataset = datasets.concatenate_datasets(slices)
         if len(dataset) == 0:
             raise DataError(f"{option}: split '{split}' of {self.name} is empty.")
         return dataset
 
     def lengths(self) -> dict[str, int]:
-        """Rows of the splits that were loaded."""
+        """Return the number of rows of the loaded splits."""
         return {name: len(dataset) for name, dataset in self._loaded.items()}
 
     def log(self) -> None:
-        """Log which files were left out, and what the classes are where that is not obvious."""
+        """Log the files that are left out, and remarks about the layout."""
         for line in (self.left_out.describe(), *self.notes, self._unlisted()):
             if line:
                 logger.info("%s: %s", self.name, line)
 
     def _unlisted(self) -> str | None:
-        """A line about images that no row of a table names."""
+        """Describe the images that are not in the table, None if all are."""
         if not self.images or set(self._loaded) != set(self.splits):
             return None
         used = set()
@@ -146,17 +163,21 @@ class LocalData:
                 if feature == UNDECODED:
                     used |= {image["path"] for image in dataset[name] if image}
         rest = sorted(self.images - {os.path.normpath(path) for path in used if path})
-        return f"{len(rest):,} images are in no row of the table, such as {rest[0]}." if rest else None
+        return f"{len(rest):,} images are not in the table, such as {rest[0]}." if rest else None
 
 
 def open_local(data: DataArguments) -> LocalData | None:
-    """The local data set that `dataset_name` names; None for one that `datasets` loads itself.
+    """Open a local data set without loading its images.
 
-    Those are data sets on the Hub, folders with a configuration (`dataset_config_name`, or a card that describes
-    tables) and folders of loading scripts.
+    Args:
+        data: data options of the recipe.
+
+    Returns:
+        The data set, None if `datasets` loads it: one on the Hub, a folder with a configuration
+        (`dataset_config_name`, or a card that describes tables), or a folder of loading scripts.
 
     Raises:
-        DataError: the files have no layout that is known.
+        DataError: the layout of the files is unknown.
     """
     root = expand_user(data.dataset_name)
     if root.is_file():
@@ -180,9 +201,10 @@ def open_local(data: DataArguments) -> LocalData | None:
     if not images and not tables and not by_type["archives"]:
         if by_type["arrow"] or by_type["scripts"]:
             return None
+        names = [file.name for file in files[:3]]
+        there = f"found: {', '.join(names)}{', ...' if len(files) > 3 else ''}" if names else "the folder is empty"
         raise DataError(
-            f"dataset_name: {data.dataset_name} holds no images, tables or archives"
-            f" ({left_out.describe() or 'the folder is empty'})."
+            f"dataset_name: no images, tables or archives in {data.dataset_name} ({left_out.describe() or there})."
         )
     if metadata:
         return _open_metadata(data, files, metadata, left_out, empty)
@@ -203,7 +225,7 @@ def _type(file: File) -> str | None:
 
 
 def _is_data(file: File) -> bool:
-    """Whether a table can be one of images: not a configuration of `datasets`, nor of a run."""
+    """Whether a table may list images, and is not a configuration file of `datasets` or a run."""
     return file.parts[-1] not in (
         "dataset_info.json", "dataset_infos.json", "config.json", "run.json", "trainer_state.json", "package.json",
         "preprocessor_config.json",
@@ -219,18 +241,18 @@ def _open_file(file: Path, data: DataArguments) -> LocalData | None:
     if kind == "archives":
         return _open_archives(data, [found], LeftOut())
     raise DataError(
-        f"dataset_name: {file} is not a table or an archive. Give a folder, or a file that ends in"
+        f"dataset_name: must be a folder, table or archive, got {file}. Supported files:"
         f" {', '.join((*TABLE_EXTENSIONS, *ARCHIVE_EXTENSIONS))}."
     )
 
 
 def _open_saved(root: Path, data: DataArguments, left_out: LeftOut) -> LocalData:
-    """A folder of `Dataset.save_to_disk` or `DatasetDict.save_to_disk`."""
+    """Open a folder of `Dataset.save_to_disk` or `DatasetDict.save_to_disk`."""
     check_saved(root, data.allow_outside_paths)
     try:
         loaded = datasets.load_from_disk(str(root))
     except Exception as error:
-        raise DataError(f"dataset_name: {root} cannot be read ({type(error).__name__}: {one_line(error)}).") from error
+        raise DataError(f"dataset_name: cannot read {root} ({type(error).__name__}: {one_line(error)}).") from error
     tables = loaded if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
 
     def images(split: str) -> Dataset:
@@ -240,16 +262,17 @@ def _open_saved(root: Path, data: DataArguments, left_out: LeftOut) -> LocalData
         return as_images(tables[split], column, split, str(root), data.allow_outside_paths)
 
     splits = {name: _in_memory(partial(images, name), len(tables[name])) for name in tables}
-    return LocalData(data.dataset_name, splits, isinstance(loaded, datasets.DatasetDict), left_out)
+    is_split = isinstance(loaded, datasets.DatasetDict)
+    return LocalData(data.dataset_name, splits, is_split, left_out, "folder of Dataset.save_to_disk")
 
 
 def _in_memory(load: Callable[[], Dataset], rows: int | None = None, files: Sequence[File] = ()) -> LocalSplit:
-    """A split whose stream goes through a table that is loaded first.
+    """Create a split whose stream reads a table in memory.
 
     Args:
-        load: the table.
-        rows: of the table.
-        files: that it is made of.
+        load: function that returns the table.
+        rows: number of rows, if known.
+        files: files of the split.
     """
 
     def stream() -> IterableDataset:
@@ -270,7 +293,7 @@ def _named_splits(data: DataArguments) -> set[str]:
 def _open_folders(
     data: DataArguments, files: list[File], tables: list[File], left_out: LeftOut, empty: Iterable[tuple]
 ) -> LocalData:
-    """Class folders, or one table with the paths of the images where there are none."""
+    """Open class folders, or a table with paths of images if there are no class folders."""
     try:
         images = select_images(files, left_out)
         folders = class_folders(data.dataset_name, images, left_out, _named_splits(data), empty)
@@ -279,19 +302,23 @@ def _open_folders(
             raise
         return _open_listed(data, files, tables, error)
     if len(folders.labels) < 2 and tables:
-        one_class = DataError(f"dataset_name: {data.dataset_name} has one class folder only ({folders.labels[0]}).")
+        one_class = DataError(f"dataset_name: only one class folder in {data.dataset_name} ({folders.labels[0]}).")
         return _open_listed(data, files, tables, one_class)
+    if tables:
+        folders.notes.append(
+            f"{tables[0].name} is not used, since the classes are the folders. Pass the file to use it."
+        )
     return _folder_data(data, folders, left_out)
 
 
 def _open_listed(data: DataArguments, files: list[File], tables: list[File], error: DataError) -> LocalData:
-    """Images that tables list.
+    """Open images that are listed in tables.
 
     Args:
-        data: the data set.
-        files: of its folder.
-        tables: those of the files that are tables.
-        error: why the folders are no classes, raised where the tables are not about images.
+        data: data options of the recipe.
+        files: all files of the folder.
+        tables: tables among `files`.
+        error: error to raise if the tables have no image column.
     """
     try:
         local = _open_tables(data, tables, LeftOut())
@@ -316,7 +343,8 @@ def _folder_data(
     for split, rows in folders.splits.items():
         load = partial(_folder_dataset, rows, labels, columns)
         splits[split] = _in_memory(load, len(rows), [file for file, _ in rows])
-    return LocalData(data.dataset_name, _in_order(splits), folders.is_split, left_out, folders.notes)
+    layout = "class folders in split folders" if folders.is_split else "class folders"
+    return LocalData(data.dataset_name, _in_order(splits), folders.is_split, left_out, layout, folders.notes)
 
 
 def _in_order(splits: dict[str, LocalSplit]) -> dict[str, LocalSplit]:
@@ -327,12 +355,12 @@ def _in_order(splits: dict[str, LocalSplit]) -> dict[str, LocalSplit]:
 def _folder_dataset(
     rows: Sequence[tuple[File, str]], labels: list[str], columns: dict[str, dict[str, str]] | None = None
 ) -> Dataset:
-    """Columns `image` (undecoded, a path) and `label`, and further `columns` by path.
+    """Create a table with the columns `image` (path, undecoded), `label` and `columns`.
 
     Args:
-        rows: files with their class names.
+        rows: (file, class name).
         labels: all class names, in the order of the logits.
-        columns: column -> path -> text.
+        columns: additional texts: column -> path -> text.
     """
     index_of = {label: index for index, label in enumerate(labels)}
     features = Features({"image": UNDECODED, "label": ClassLabel(names=labels)})
@@ -382,9 +410,12 @@ def _open_metadata(
 
 
 def split_of_file(parts: Sequence[str]) -> str | None:
-    """The split that a table or an archive is named after: its folder, or its name before a number.
+    """Return the split that the folder or name of a table or archive means, None without one.
 
-    `train.csv`, `test-00000-of-00001.parquet` and `val/0001.tar` name a split, `train_labels.csv` does not.
+    `train.csv`, `test-00000-of-00001.parquet` and `val/0001.tar` mean a split, `train_labels.csv` does not.
+
+    Args:
+        parts: path of the file, relative to the data set.
     """
     for folder in parts[:-1]:
         if canonical_split(folder):
@@ -394,7 +425,11 @@ def split_of_file(parts: Sequence[str]) -> str | None:
 
 
 def _by_split(data: DataArguments, files: list[File], left_out: LeftOut) -> tuple[dict[str, list[File]], bool]:
-    """Files by split, and whether their names say so; without such names all are `train`."""
+    """Group files by the split in their names.
+
+    Returns:
+        (files by split, whether the names have splits; otherwise all files are in `train`).
+    """
     named = _named_splits(data)
     groups: dict[str | None, list[File]] = {}
     for file in files:
@@ -408,8 +443,8 @@ def _by_split(data: DataArguments, files: list[File], left_out: LeftOut) -> tupl
     stems = {re.sub(r"\d+", "", file.parts[-1]) for file in rest}
     if len(stems) > 1:
         raise DataError(
-            f"dataset_name: it is not clear which splits {', '.join(file.name for file in rest[:5])} of"
-            f" {data.dataset_name} are. Rename them to train, validation and test, or give one of the files."
+            f"dataset_name: unknown splits of the files {', '.join(file.name for file in rest[:5])} in"
+            f" {data.dataset_name}. Rename them to train, validation and test, or pass one of them."
         )
     return {"train": rest}, False
 
@@ -431,27 +466,34 @@ def _open_tables(data: DataArguments, tables: list[File], left_out: LeftOut, by_
         if len(kinds) > 1:
             raise DataError(
                 f"dataset_name: split '{split}' of {data.dataset_name} has tables of several types"
-                f" ({', '.join(file.name for file in files[:5])}). Give one of them."
+                f" ({', '.join(file.name for file in files[:5])}). Pass one of them."
             )
     if is_split:
         splits = {
             split: LocalSplit(partial(_table, data, files, split), partial(_table_stream, data, files, split), files)
             for split, files in groups.items()
         }
-        return LocalData(data.dataset_name, _in_order(splits), True, left_out)
+        return LocalData(data.dataset_name, _in_order(splits), True, left_out, _table_layout(tables, "by file"))
     return _unsplit_table(data, groups["train"], left_out)
 
 
 def _unsplit_table(data: DataArguments, files: list[File], left_out: LeftOut) -> LocalData:
-    """One table, which a column may split."""
+    """Open a table without splits in its name; a column may have them."""
     table = _table(data, files, "train")
     column = split_column(table.column_names)
     by_column = split_by_column(table, column) if column and column != data.label_column else None
     if by_column is None:
         split = LocalSplit(partial(_same, table), partial(_table_stream, data, files, "train"), files, len(table))
-        return LocalData(data.dataset_name, {"train": split}, False, left_out)
+        return LocalData(data.dataset_name, {"train": split}, False, left_out, _table_layout(files))
     splits = {name: _in_memory(partial(_same, some), len(some), files) for name, some in by_column.items()}
-    return LocalData(data.dataset_name, _in_order(splits), True, left_out)
+    layout = _table_layout(files, f"by column {column}")
+    return LocalData(data.dataset_name, _in_order(splits), True, left_out, layout)
+
+
+def _table_layout(files: Sequence[File], split: str | None = None) -> str:
+    kind = extension(files[0].path).removeprefix(".")
+    what = f"{kind} table" if len(files) == 1 else f"{len(files)} {kind} tables"
+    return f"{what}, split {split}" if split else what
 
 
 def _same(dataset: Dataset) -> Dataset:
@@ -459,14 +501,14 @@ def _same(dataset: Dataset) -> Dataset:
 
 
 def _table(data: DataArguments, files: list[File], split: str) -> Dataset:
-    """The rows of table files with undecoded images."""
+    """Load the rows of table files, with undecoded images."""
     parts = []
     for folder, table in read_tables(files, split):
         column = image_column_of(table.features, data.image_column)
         if column is None:
             raise DataError(
-                f"image_column: {files[0].path} has no column of images or of their paths that is clear (found:"
-                f" {', '.join(table.features)}). Name one."
+                f"image_column: cannot find the column of images or paths in {files[0].path}, which has"
+                f" {', '.join(table.features)}. Pass --image_column."
             )
         parts.append(as_images(table, column, split, folder, data.allow_outside_paths))
     try:
@@ -476,7 +518,7 @@ def _table(data: DataArguments, files: list[File], split: str) -> Dataset:
 
 
 def _table_stream(data: DataArguments, files: list[File], split: str) -> IterableDataset:
-    """The rows of Parquet or JSON files as a stream; a CSV file is read at once."""
+    """Stream the rows of Parquet or JSON files; CSV files are read completely."""
     kind = {".parquet": "parquet"}.get(extension(files[0].path), "json")
     if extension(files[0].path) in (".csv", ".tsv"):
         table = _table(data, files, split)
@@ -513,7 +555,8 @@ def _open_archives(data: DataArguments, archives: list[File], left_out: LeftOut)
             )
             for split, shards in groups.items()
         }
-        return LocalData(data.dataset_name, _in_order(splits), is_split, left_out)
+        layout = f"WebDataset, {len(archives)} shard{'s' if len(archives) > 1 else ''}"
+        return LocalData(data.dataset_name, _in_order(splits), is_split, left_out, layout)
     found: dict[str, list[tuple[File, list[tuple[File, str]]]]] = {}
     notes: list[str] = []
     for split, files in groups.items():
@@ -526,10 +569,10 @@ def _open_archives(data: DataArguments, archives: list[File], left_out: LeftOut)
                 for inner, rows in folders.splits.items():
                     found.setdefault(inner, []).append((archive, rows))
             else:
-                rows = [row for some in folders.splits.values() for row in some]
+                rows = [row for split_rows in folders.splits.values() for row in split_rows]
                 if folders.is_split:
                     raise DataError(
-                        f"dataset_name: {archive.path} is named after split '{split}', and holds the splits"
+                        f"dataset_name: the name of {archive.path} means split '{split}', but it contains the splits"
                         f" {', '.join(folders.splits)}. Rename it."
                     )
                 found.setdefault(split, []).append((archive, rows))
@@ -543,7 +586,9 @@ def _open_archives(data: DataArguments, archives: list[File], left_out: LeftOut)
         )
         for split, parts in found.items()
     }
-    return LocalData(data.dataset_name, _in_order(splits), is_split, left_out, list(dict.fromkeys(notes)))
+    kind = extension(archives[0].path).removeprefix(".")
+    layout = f"{kind} of class folders" if len(archives) == 1 else f"{len(archives)} {kind} files of class folders"
+    return LocalData(data.dataset_name, _in_order(splits), is_split, left_out, layout, list(dict.fromkeys(notes)))
 
 
 def _is_one_archive(archives: Collection[File]) -> bool:

@@ -1,7 +1,7 @@
-"""Open image files: the one place that calls `PIL.Image.open`, with a list of formats and limits.
+"""Open image files with a list of allowed formats and limits.
 
-Pillow tries every format that it knows, whatever the file's name says; PostScript starts Ghostscript. Only the first
-frame of an animation is read: the others are neither counted nor decoded.
+This is the only module that calls `PIL.Image.open`, since Pillow otherwise tries all formats, whatever the file name,
+and starts Ghostscript for PostScript. Only the first frame of an animation is read.
 """
 
 import io
@@ -35,9 +35,9 @@ with suppress(ImportError):
 
     pillow_heif.register_heif_opener()
 
-# None of them starts another program or opens another file. MPO is opened as JPEG.
+# These formats start no other program and open no other file. MPO is opened as JPEG.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "HEIF", "JPEG2000", "PPM")
-START_OF_SCAN = b"\xff\xda"  # a JPEG's marker; in its image data a byte 0xFF is followed by 0
+START_OF_SCAN = b"\xff\xda"  # JPEG marker; it does not occur in image data, where 0xFF is followed by 0
 
 
 class ImageLimitError(ValueError):
@@ -49,12 +49,12 @@ class ImageLimits:
     """Limits of an image file, checked before its pixels are decoded.
 
     Args:
-        max_bytes: size of the file; None for no limit.
-        max_pixels: width times height; None for `PIL.Image.MAX_IMAGE_PIXELS` (89 million).
-        max_aspect_ratio: longer side by shorter side. A resize of the shorter side to the model's size multiplies the
-            pixels of a long strip.
-        max_scans: of a JPEG; None for no limit. Each scan of a progressive JPEG costs a pass over all pixels, in as
-            little as 20 bytes.
+        max_bytes: file size in bytes. Default: no limit.
+        max_pixels: width times height. Default: `PIL.Image.MAX_IMAGE_PIXELS` (89 million).
+        max_aspect_ratio: longer side divided by shorter side, since resizing the shorter side of a long strip to the
+            model's size creates a huge image.
+        max_scans: number of scans of a progressive JPEG, each of which takes a pass over all pixels but as little as
+            20 bytes. Default: no limit.
     """
 
     max_bytes: int | None = None
@@ -68,11 +68,11 @@ class ImageLimits:
             raise ImageLimitError(f"the file has more than the limit of {self.max_bytes:,} bytes")
 
     def check_size(self, width: int, height: int) -> None:
-        """Raise `ImageLimitError` for too many pixels, or too long a strip."""
-        most = self.max_pixels or Image.MAX_IMAGE_PIXELS or math.inf
-        if width * height > most:
+        """Raise `ImageLimitError` for too many pixels or too large an aspect ratio."""
+        limit = self.max_pixels or Image.MAX_IMAGE_PIXELS or math.inf
+        if width * height > limit:
             raise ImageLimitError(
-                f"the image has {width} x {height} = {width * height:,} pixels, more than the limit of {most:,}"
+                f"the image has {width} x {height} = {width * height:,} pixels, more than the limit of {limit:,}"
             )
         if max(width, height) > self.max_aspect_ratio * max(1, min(width, height)):
             raise ImageLimitError(
@@ -83,28 +83,31 @@ class ImageLimits:
 
 # For images of a data set, and of whoever starts the command.
 DEFAULT_LIMITS = ImageLimits(max_bytes=512 * 2**20)
-# For a server whose visitors send files.
+# For a server that accepts uploads.
 UPLOAD_LIMITS = ImageLimits(max_bytes=20 * 2**20, max_pixels=32_000_000, max_aspect_ratio=50.0, max_scans=64)
 
 
 def formats() -> tuple[str, ...]:
-    """Those of `FORMATS` that this installation of Pillow reads: AVIF is optional, HEIF needs pillow-heif."""
+    """Return the formats of `FORMATS` that this installation of Pillow supports.
+
+    AVIF is optional, HEIF needs pillow-heif.
+    """
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def extensions() -> set[str]:
-    """File name extensions of `formats`, in lower case, with their dot."""
+    """Return the file name extensions of `formats`, in lower case with a dot."""
     known = formats()
     return {extension for extension, name in Image.registered_extensions().items() if name in known}
 
 
 @contextmanager
 def open_image(source: bytes | str | Path, limits: ImageLimits = DEFAULT_LIMITS) -> Iterator[Image.Image]:
-    """Open an image file at its first frame, not yet decoded.
+    """Open an image file without decoding its pixels.
 
     Args:
         source: content of a file, or path of a regular file.
-        limits: checked before the image is decoded.
+        limits: limits to check before the image is decoded.
 
     Raises:
         ImageLimitError: the file exceeds one of the limits.
@@ -116,7 +119,7 @@ def open_image(source: bytes | str | Path, limits: ImageLimits = DEFAULT_LIMITS)
         file.seek(0)
         try:
             image = Image.open(file, formats=formats())
-        except Image.DecompressionBombError as error:  # above twice Pillow's own limit
+        except Image.DecompressionBombError as error:  # above twice Image.MAX_IMAGE_PIXELS
             raise ImageLimitError(one_line(error)) from None
         with image:
             limits.check_size(image.width, image.height)
@@ -126,26 +129,26 @@ def open_image(source: bytes | str | Path, limits: ImageLimits = DEFAULT_LIMITS)
 
 
 def image_error_reason(error: Exception) -> str:
-    """What is wrong with an image file, in words, from an exception of `open_image` or of a decoder."""
+    """Describe an exception of `open_image` or of a decoder."""
     if isinstance(error, ImageLimitError):
         return str(error)
     if isinstance(error, UnidentifiedImageError):
-        return f"not a readable picture ({type(error).__name__}: in none of the formats {', '.join(formats())})"
-    return f"not a readable picture ({type(error).__name__}: {one_line(error)})"
+        return f"not a readable image ({type(error).__name__}: in none of the formats {', '.join(formats())})"
+    return f"not a readable image ({type(error).__name__}: {one_line(error)})"
 
 
-def _check_scans(file: BinaryIO, most: int) -> None:
+def _check_scans(file: BinaryIO, limit: int) -> None:
     position = file.tell()
     file.seek(0)
     scans = file.read().count(START_OF_SCAN)
     file.seek(position)
-    if scans > most:
-        raise ImageLimitError(f"the JPEG file has {scans:,} scans, more than the limit of {most}")
+    if scans > limit:
+        raise ImageLimitError(f"the JPEG file has {scans:,} scans, more than the limit of {limit}")
 
 
 def _open_regular(path: str | Path) -> BinaryIO:
-    """Open a file for reading; raises `OSError` for a device, a socket or a pipe, which might never end."""
-    # Without O_NONBLOCK a pipe that nobody writes to would block here.
+    """Open a regular file, and raise `OSError` for a device, socket or pipe."""
+    # O_NONBLOCK, since opening a pipe without a writer would block.
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)

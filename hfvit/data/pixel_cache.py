@@ -1,4 +1,4 @@
-"""Memory-mapped uint8 array of small images, decoded once."""
+"""Memory-mapped uint8 array of small images, which are decoded only once."""
 
 import math
 import shutil
@@ -14,20 +14,21 @@ from hfvit.data.decode import decode, image_size
 from hfvit.utils.environment import cores
 from hfvit.utils.files import remove_abandoned, temporary_file
 
-MAX_PIXELS = 128 * 128  # of an image; beyond that the array outgrows the files that it is made of
-PROBED = 64
+MAX_PIXELS = 128 * 128  # per image; larger images take much more space than their files
+SAMPLE = 64  # images whose size is checked
 CHUNK = 512
-DECODING = 1  # part of the file's name: raise it when decode.to_rgb gives other pixels than before
+DECODING_VERSION = 1  # part of the file name; increase it when decode.to_rgb changes its results
 
 
-class NotAnArray(Exception):
-    """Why a split is not kept as one array."""
+class NotCacheableError(Exception):
+    """Reason why the images of a split are not cached in an array."""
 
 
 class PixelArray:
-    """uint8 images `(rows, height, width, 3)` in a file, opened where they are read: a worker is sent its name.
+    """uint8 images `(rows, height, width, 3)` in a memory-mapped file.
 
-    What is open stays readable when the file is deleted, so it is opened before a run begins.
+    Pickling passes the path only, so that each worker maps the file. It is opened at once, since an open file stays
+    readable if it is deleted.
     """
 
     def __init__(self, path: Path):
@@ -39,69 +40,92 @@ class PixelArray:
 
     @property
     def array(self) -> np.ndarray:
+        """The memory-mapped array."""
         if self._array is None:
             self._array = np.load(self.path, mmap_mode="r", allow_pickle=False)
         return self._array
 
     def read(self, rows: np.ndarray) -> np.ndarray:
-        """A copy of the images at `rows`."""
+        """Return a copy of the images at `rows`."""
         return np.take(self.array, rows, axis=0)
 
 
 def common_size(split: Dataset, name: str) -> tuple[int, int]:
-    """Height and width of `PROBED` of the images; `NotAnArray` when they differ or are large."""
-    rows = np.unique(np.linspace(0, len(split) - 1, PROBED).astype(int))
+    """Return the (height, width) of the images, from a sample of them.
+
+    Args:
+        split: data set with the columns `image` (undecoded) and `row`.
+        name: name of the split, for messages.
+
+    Raises:
+        NotCacheableError: the images are large or have different sizes.
+    """
+    rows = np.unique(np.linspace(0, len(split) - 1, SAMPLE).astype(int))
     first = split[0]
     height, width = image_size(first["image"], name, first["row"])
     for row in rows:
         example = split[int(row)]
         _require_size(image_size(example["image"], name, example["row"]), example["row"], (height, width))
     if height * width > MAX_PIXELS:
-        raise NotAnArray(f"images of {width}x{height} pixels are not small")
+        raise NotCacheableError(f"images of {width}x{height} pixels are not small")
     return height, width
 
 
 def _require_size(size: tuple[int, int], row: int, expected: tuple[int, int]) -> None:
     if size != expected:
-        raise NotAnArray(f"images differ in size ({expected[1]}x{expected[0]}, but {size[1]}x{size[0]} in row {row})")
+        raise NotCacheableError(
+            f"images differ in size ({expected[1]}x{expected[0]}, but {size[1]}x{size[0]} in row {row})"
+        )
 
 
 def cached_pixels(split: Dataset, name: str, size: tuple[int, int], show_progress: bool = True) -> PixelArray:
-    """The images of `split` (columns `image`, undecoded, and `row`), all of `size`, as one array; made at first call.
+    """Decode the images of a split into one array, or open the cached array.
 
-    The file is keyed by the split's fingerprint and written under a temporary name. Raises `NotAnArray` with the
-    reason when an image has another size or there is no room; `DataError` for a picture that cannot be read.
+    The file is named after the fingerprint of the split.
+
+    Args:
+        split: data set with the columns `image` (undecoded) and `row`.
+        name: name of the split, for messages.
+        size: (height, width) of all images.
+        show_progress: show a progress bar.
+
+    Raises:
+        NotCacheableError: an image has another size, or the disk is full or not writable.
+        DataError: an image cannot be read.
     """
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "hfvit_pixels"
-    path, shape = folder / f"{split._fingerprint}-v{DECODING}.npy", (len(split), *size, 3)
-    if _holds(path, shape):
+    path = folder / f"{split._fingerprint}-v{DECODING_VERSION}.npy"
+    shape = (len(split), *size, 3)
+    if _is_array(path, shape):
         return PixelArray(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         remove_abandoned(folder, ".*.npy")
         if math.prod(shape) > shutil.disk_usage(folder).free:
-            raise NotAnArray(f"{math.prod(shape) / 2**20:,.0f} MiB of pixels do not fit on the disk of {folder}")
+            raise NotCacheableError(
+                f"{math.prod(shape) / 2**20:,.0f} MiB of pixels do not fit on the disk of {folder}"
+            )
         _write(split, name, path, shape, show_progress)
     except OSError as error:
-        raise NotAnArray(f"{folder} cannot be written ({error.strerror or error})") from None
+        raise NotCacheableError(f"{folder} cannot be written ({error.strerror or error})") from None
     return PixelArray(path)
 
 
-def _holds(path: Path, shape: tuple[int, ...]) -> bool:
+def _is_array(path: Path, shape: tuple[int, ...]) -> bool:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError):  # no file, or no array, or not all of it
+    except (OSError, ValueError):  # missing, damaged or truncated
         return False
     return array.shape == shape and array.dtype == np.uint8
 
 
 def _write(split: Dataset, name: str, path: Path, shape: tuple[int, ...], show_progress: bool) -> None:
-    # Written as a file, not through a memory map: on a full disk that is an error, where a map would kill the process.
+    # Not through a memory map, which ends the process with SIGBUS if the disk is full.
     with temporary_file(path) as temporary, temporary.open("wb") as file:
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
         bar = tqdm(total=len(split), desc=f"Decoding {name} once", unit="image", disable=not show_progress)
-        with bar, ThreadPoolExecutor(cores()) as pool:  # Pillow decodes outside the interpreter's lock
+        with bar, ThreadPoolExecutor(cores()) as pool:  # Pillow releases the GIL while it decodes
             for start in range(0, len(split), CHUNK):
                 chunk = split[start : start + CHUNK]
                 images = pool.map(lambda e, row: np.asarray(decode(e, name, row)), chunk["image"], chunk["row"])

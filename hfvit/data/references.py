@@ -1,7 +1,7 @@
-"""Check the paths that the files of a data set name, before `datasets` follows them.
+"""Check paths in the cards and JSON files of a data set before `datasets` opens them.
 
-`datasets` joins absolute paths, `..` and URLs of a card's `data_files` as they are, for data sets of the Hub too, and
-takes the file names of a saved data set from its JSON files (5.2).
+`datasets` (5.2) accepts absolute paths, `..` and URLs in `data_files` of a card, also for data sets on the Hub, and
+reads the file names of a saved data set from its JSON files.
 """
 
 import json
@@ -19,22 +19,25 @@ from hfvit.errors import DataError, one_line
 
 CARDS = (datasets.config.REPOCARD_FILENAME, datasets.config.REPOYAML_FILENAME)
 STATE_FILES = (datasets.config.DATASETDICT_JSON_FILENAME, datasets.config.DATASET_STATE_JSON_FILENAME)
-MOST_VALUES = 100_000
+MAX_VALUES = 100_000
 ALLOW = "Pass --allow_outside_paths true to allow it."
 
 
 def leads_outside(path: str) -> bool:
-    """Whether a path is absolute, a URL or a chain of them, or has a part `..`, so that it may leave its folder."""
+    """Whether a path may refer to a file outside its folder: it is absolute, a URL, or has `..`."""
     parts = path.replace("\\", "/").split("/")
     return os.path.isabs(path) or ".." in parts or path.startswith("~") or ":" in parts[0] or "::" in path
 
 
 def read_cards(source: str, revision: str | None = None) -> dict[str, dict[str, Any]]:
-    """The metadata of the cards of a data set, by their paths; a card without any is left out.
+    """Read the metadata of the cards of a data set.
 
     Args:
         source: an existing folder, or the id of a data set on the Hub.
-        revision: of a data set on the Hub.
+        revision: branch, tag or commit on the Hub.
+
+    Returns:
+        The metadata by the path of its card, without cards that have none or cannot be read.
     """
     found = {}
     for name in CARDS:
@@ -59,41 +62,41 @@ def _card(source: str, name: str, revision: str | None) -> Path | None:
     try:
         return Path(hf_hub_download(source, name, repo_type="dataset", revision=revision))
     except (EntryNotFoundError, HfHubHTTPError, HFValidationError, OSError, ValueError):
-        return None  # `datasets` does not get it either, and says why
+        return None  # `datasets` raises the error later
 
 
 def check_cards(source: str, allow_outside: bool, revision: str | None = None) -> bool:
-    """Check that the cards of a data set name no files outside it.
+    """Check that the cards of a data set refer to no files outside it.
 
     Args:
         source: an existing folder, or the id of a data set on the Hub.
-        allow_outside: allow absolute paths, `..` and URLs.
-        revision: of a data set on the Hub.
+        allow_outside: allow absolute paths, `..` and URLs in a folder.
+        revision: branch, tag or commit on the Hub.
 
     Returns:
-        Whether a card describes the files or the features of the data set.
+        Whether a card has `configs` or `dataset_info`, the files or features of the data set.
 
     Raises:
-        DataError: a card names files outside the data set.
+        DataError: a card refers to files outside the data set.
     """
     cards = read_cards(source, revision)
     for path, values in cards.items():
         outside = [text for text in _strings(values.get("configs"), path) if leads_outside(text)]
         if outside and not allow_outside:
             where = path if os.path.isdir(source) else f"{os.path.basename(path)} of {source}"
-            raise DataError(f"dataset_name: {where} names files outside ({', '.join(outside[:3])}). {ALLOW}")
+            raise DataError(f"dataset_name: {where} refers to files outside ({', '.join(outside[:3])}). {ALLOW}")
     return any(values.get("configs") or values.get("dataset_info") for values in cards.values())
 
 
 def check_saved(root: Path, allow_outside: bool) -> None:
-    """Check that the JSON files of `Dataset.save_to_disk` name no files outside their folder.
+    """Check that the JSON files of `Dataset.save_to_disk` refer to no files outside their folder.
 
     Args:
         root: folder of the saved data set.
         allow_outside: allow absolute paths, `..` and URLs.
 
     Raises:
-        DataError: a name leads out of the folder, or a file is not what `datasets` writes.
+        DataError: a name refers to a file outside the folder, or a JSON file has another format.
     """
     for path in root.rglob("*"):
         if not path.is_file() and not path.is_dir():
@@ -109,13 +112,16 @@ def check_saved(root: Path, allow_outside: bool) -> None:
                 f"dataset_name: {path} cannot be read ({type(error).__name__}: {one_line(error)})."
             ) from None
         if outside and not allow_outside:
-            raise DataError(f"dataset_name: {path} names files outside ({', '.join(outside[:3])}). {ALLOW}")
+            raise DataError(f"dataset_name: {path} refers to files outside ({', '.join(outside[:3])}). {ALLOW}")
 
 
 def _strings(value: Any, path: str) -> Iterator[str]:
-    """All strings in nested mappings and lists; `DataError` where aliases multiply them without end."""
+    """Yield all strings in nested mappings and lists.
+
+    Raises `DataError` for too many values, since YAML aliases can multiply them.
+    """
     stack = [value]
-    for _ in range(MOST_VALUES):
+    for _ in range(MAX_VALUES):
         if not stack:
             return
         value = stack.pop()
@@ -125,4 +131,4 @@ def _strings(value: Any, path: str) -> Iterator[str]:
             stack += value.values()
         elif isinstance(value, list):
             stack += value
-    raise DataError(f"dataset_name: {path} has more than {MOST_VALUES:,} values in its configs. Mend or delete it.")
+    raise DataError(f"dataset_name: {path} has more than {MAX_VALUES:,} values in its configs. Correct or delete it.")

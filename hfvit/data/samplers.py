@@ -1,24 +1,33 @@
-"""Reproducible epoch and class-balanced samplers."""
+"""Reproducible samplers: shuffled and class-balanced."""
 
 import numpy as np
 import torch
 
 
 class EpochSampler(torch.utils.data.Sampler):
-    """Shuffled `(draw, row)` pairs, a whole number of global batches an epoch.
+    """Sampler of shuffled `(draw, row)` pairs.
 
-    The order depends on (seed, epoch) alone, so every process and a resumed run draw the same one. The rows that do
-    not fill a global batch sit out that epoch, which makes batch 8 the same as 2 x 4 accumulated or on 2 processes.
+    The order depends only on seed and epoch, so that all processes and a resumed run have the same order. Rows that do
+    not fill the last global batch are dropped for the epoch, so that a batch of 8 equals 2 accumulated batches of 4 or
+    2 processes with 4.
 
-    With `repeats`, an epoch of the same length holds fewer images, each that many times in a row, augmented each time
-    anew (repeated augmentation; Hoffer et al., https://arxiv.org/abs/1901.09335).
+    Args:
+        rows: number of images.
+        global_batch_size: images per optimizer step, over all processes.
+        seed: seed of the order.
+        repeats: number of differently augmented copies of an image in a row; an epoch then has as many fewer images
+            (repeated augmentation; Hoffer et al., https://arxiv.org/abs/1901.09335).
     """
 
     def __init__(self, rows: int, global_batch_size: int, seed: int, repeats: int = 1):
-        self.rows, self.global_batch_size, self.seed, self.repeats = rows, global_batch_size, seed, repeats
+        self.rows = rows
+        self.global_batch_size = global_batch_size
+        self.seed = seed
+        self.repeats = repeats
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
+        """Set the epoch, which changes the order."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -32,13 +41,17 @@ class EpochSampler(torch.utils.data.Sampler):
 
 
 class BalancedSampler(EpochSampler):
-    """An `EpochSampler` that draws every class equally often, and within a class every image equally often.
+    """`EpochSampler` that samples all classes equally often.
 
-    Both hold to within one draw an epoch. As with `EpochSampler`, the order depends on (seed, epoch) alone; an image
-    that comes several times in an epoch is augmented each time anew. An epoch is as long as without balance.
+    Within a class, all images are sampled equally often, too. The numbers differ by at most one per epoch. An image
+    that is sampled several times in an epoch is augmented differently each time. The length of an epoch is that of
+    `EpochSampler`.
 
     Args:
         labels: class indices `(rows,)`.
+        global_batch_size: images per optimizer step, over all processes.
+        seed: seed of the order.
+        repeats: number of differently augmented copies of an image in a row.
     """
 
     def __init__(self, labels: np.ndarray, global_batch_size: int, seed: int, repeats: int = 1):
@@ -48,23 +61,23 @@ class BalancedSampler(EpochSampler):
     def __iter__(self):
         rng = np.random.default_rng([self.seed, self.epoch])
         draws = -(-len(self) // self.repeats)
-        shares = np.full(len(self.by_class), draws // len(self.by_class))
-        shares[rng.permutation(len(shares))[: draws % len(shares)]] += 1
-        drawn = [_cycled(rows, share, rng) for rows, share in zip(self.by_class, shares, strict=True)]
-        order = rng.permutation(np.concatenate(drawn))
+        counts = np.full(len(self.by_class), draws // len(self.by_class))
+        counts[rng.permutation(len(counts))[: draws % len(counts)]] += 1
+        sampled = [_cycle(rows, count, rng) for rows, count in zip(self.by_class, counts, strict=True)]
+        order = rng.permutation(np.concatenate(sampled))
         rows = np.repeat(order, self.repeats)[: len(self)]
-        # The n-th time that a row comes in this epoch is a draw of its own, unlike any of another epoch.
+        # A different draw number for each occurrence of a row, in all epochs.
         return zip((self.epoch * len(self) + occurrences(rows)).tolist(), rows.tolist(), strict=True)
 
 
-def _cycled(rows: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """`count` of `rows`: each once in random order, then all again in another order, and so on."""
+def _cycle(rows: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Return `count` rows: all rows in random order, then again in another order, ..."""
     rounds = -(-count // len(rows))
     return np.concatenate([rng.permutation(rows) for _ in range(rounds)] or [rows[:0]])[:count]
 
 
 def occurrences(values: np.ndarray) -> np.ndarray:
-    """How often each value has come before it in `values`."""
+    """Count how often each value occurs before its position in `values`."""
     order = np.argsort(values, kind="stable")
     ordered = values[order]
     starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])

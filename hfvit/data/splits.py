@@ -141,7 +141,7 @@ class ImageSplits:
         )
 
 
-def load_whole_splits(data: DataArguments, seed: int = 42) -> ImageSplits:
+def load_whole_splits(data: DataArguments, seed: int = 42, local: LocalData | None = None) -> ImageSplits:
     """Load and check the splits of a data set, the training split included.
 
     The test split selects nothing. Without `validation_split` a split of that name is used, or `validation_fraction`
@@ -150,11 +150,12 @@ def load_whole_splits(data: DataArguments, seed: int = 42) -> ImageSplits:
     Args:
         data: the data set, its columns, its splits and their limits.
         seed: of the rows that are held out, and of those that the limits choose.
+        local: the data set, if it is local files and already open.
 
     Raises:
         DataError: for anything a training could not use.
     """
-    local = open_source(data)
+    local = local or open_source(data)
     loaded = {"train": load_split(data, data.train_split, "train_split", local)}
     names = choose_splits(data, split_names(loaded["train"], data, local), local)
     for role, name in names.items():
@@ -516,8 +517,10 @@ def why_not_loaded(data: DataArguments, split: str, error: Exception, option: st
         return no_split_error(option, name, split, available)
     folders = [path.name for path in Path().iterdir() if path.is_dir()] if "/" not in name else []
     hint = nearest(name, folders)
+    there = "" if is_local(name) else f"there is no folder {name} here, and "
     return DataError(
-        f"dataset_name: split '{split}' of {name} cannot be loaded ({type(cause).__name__}: {one_line(cause)}).{hint}"
+        f"dataset_name: {there}split '{split}' of {name} cannot be loaded ({type(cause).__name__}: {one_line(cause)})."
+        f"{hint}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Read tables of images and labels: CSV, TSV, JSON and Parquet files, and image columns of other types."""
+"""Read tables of images and labels (CSV, TSV, JSON, Parquet) and convert their image columns."""
 
 import base64
 import binascii
@@ -8,6 +8,7 @@ import io
 import os
 import stat
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,30 +32,33 @@ LABEL_NAMES = ("label", "labels", "fine_label", "target", "class")
 SPLIT_COLUMNS = ("split", "subset", "partition", "set", "data set")
 READERS = {".json": "json", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet"}
 UNDECODED = Image(decode=False)
-ENCODED_START = {"/9j/", "iVBO", "R0lG", "UklG", "Qk0", "SUkq", "TU0A"}  # base64 of the formats' first bytes
+ENCODED_START = {"/9j/", "iVBO", "R0lG", "UklG", "Qk0", "SUkq", "TU0A"}  # base64 of the first bytes of image formats
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """The exception that `datasets` wrapped in "An error occurred while generating the dataset"."""
+    """Return the cause of a `DatasetGenerationError` of `datasets`, or the error itself."""
     while isinstance(error, datasets.exceptions.DatasetGenerationError) and error.__cause__ is not None:
         error = error.__cause__
     return error
 
 
 def read_tables(files: list[File], split: str) -> list[tuple[str, Dataset]]:
-    """The rows of table files, each folder's in one data set, with that folder.
+    """Read table files.
 
     Args:
-        files: of one type, at least one.
-        split: what a progress bar calls them.
+        files: one or more files of the same type.
+        split: name of the split, for the progress bar.
+
+    Returns:
+        (folder, rows of its files) for each folder.
 
     Raises:
-        DataError: a file cannot be read, or its columns are not those of the others.
+        DataError: a file cannot be read, or has other columns than the others.
     """
     groups: dict[str, list[File]] = {}
     for file in files:
         groups.setdefault(os.path.dirname(file.path), []).append(file)
-    return [(folder, _read(some, split)) for folder, some in groups.items()]
+    return [(folder, _read(group, split)) for folder, group in groups.items()]
 
 
 def _read(files: list[File], split: str) -> Dataset:
@@ -66,23 +70,23 @@ def _read(files: list[File], split: str) -> Dataset:
     except HFViTError:
         raise
     except Exception as error:
-        if "corresponds to no data" in str(error):  # what datasets says of an empty table
+        if "corresponds to no data" in str(error):  # message of datasets for an empty table
             raise DataError(f"dataset_name: split '{split}' ({files[0].path}) is empty.") from None
         raise DataError(unreadable(files, error)) from error
 
 
 def unreadable(files: list[File], error: BaseException) -> str:
-    """Message for table files that cannot be read."""
+    """Return the message for table files that cannot be read."""
     names = ", ".join(file.path for file in files[:3]) + (", ..." if len(files) > 3 else "")
     cause = root_cause(error)
     different = _different_columns(files)
     if different:
         return f"dataset_name: {different}."
-    return f"dataset_name: {names} cannot be read ({type(cause).__name__}: {one_line(cause)})."
+    return f"dataset_name: cannot read {names} ({type(cause).__name__}: {one_line(cause)})."
 
 
 def _different_columns(files: list[File]) -> str | None:
-    """What is different about the columns of Parquet files, in words; None when they are alike."""
+    """Describe a difference between the columns of Parquet files, None without one."""
     first: list[str] | None = None
     for file in files if extension(files[0].path) == ".parquet" else ():
         try:
@@ -96,16 +100,16 @@ def _different_columns(files: list[File]) -> str | None:
 
 
 def data_files(files: list[File], split: str) -> dict[str, list[str]]:
-    """`data_files` of `datasets.load_dataset`, which takes paths for patterns."""
+    """Return `data_files` for `datasets.load_dataset`, which interprets paths as patterns."""
     return {split: [glob.escape(file.path) for file in files]}
 
 
 def _read_csv(file: File) -> Dataset:
-    """All columns as strings, but label columns of integers; an empty label is null."""
+    """Read a CSV file: columns of strings, label columns of integers, empty labels as null."""
     try:
         text = Path(file.path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"dataset_name: {file.path} cannot be read as UTF-8 text ({one_line(error)}).") from None
+        raise DataError(f"dataset_name: {file.path} is not UTF-8 text ({one_line(error)}).") from None
     head = text.partition("\n")[0]
     delimiter = "\t" if extension(file.path) == ".tsv" or ("\t" in head and "," not in head) else ","
     if delimiter == "," and ";" in head and "," not in head:
@@ -113,13 +117,13 @@ def _read_csv(file: File) -> Dataset:
     try:
         rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True) if row]
     except csv.Error as error:
-        raise DataError(f"dataset_name: {file.path} cannot be read ({one_line(error)}).") from None
+        raise DataError(f"dataset_name: cannot read {file.path} ({one_line(error)}).") from None
     if len(rows) < 2:
-        raise DataError(f"dataset_name: {file.path} has {len(rows)} lines; a header and at least one row are needed.")
+        raise DataError(f"dataset_name: {file.path} must have a header and at least one row, got {len(rows)} lines.")
     header, *rows = rows
     names = [name.strip() for name in header]
     if len(set(names)) != len(names):
-        raise DataError(f"dataset_name: {file.path} has two columns of one name ({', '.join(names)}).")
+        raise DataError(f"dataset_name: {file.path} has two columns with the same name ({', '.join(names)}).")
     for number, row in enumerate(rows):
         if len(row) != len(names):
             raise DataError(
@@ -141,41 +145,52 @@ def _column(name: str, values: list[str]) -> pa.Array:
 
 
 def is_integer(text: str) -> bool:
-    """Whether `text` is an integer as Python writes it: "7", but not "007" or "7.0"."""
+    """Return whether a text is an integer as Python writes it: "7", not "007" or "7.0"."""
     return text.removeprefix("-").isascii() and text.removeprefix("-").isdigit() and str(int(text)) == text
 
 
 def fingerprint(files: Iterable[File], *more: Any) -> str:
-    """Fingerprint of a data set made of `files`; it changes with their paths, sizes and times.
+    """Compute the fingerprint of a data set from paths, sizes and times of its files.
 
     Args:
-        files: in the order of the rows.
-        more: what else the rows depend on.
+        files: files in the order of the rows.
+        *more: other values that the rows depend on.
     """
     known = [(file.path, file.size, file.changed) for file in files]
     return datasets.fingerprint.Hasher.hash(repr((known, more)))
 
 
 def split_by_column(dataset: Dataset, column: str) -> dict[str, Dataset] | None:
-    """Splits named by the values of a column, or None when they are no usual names of splits."""
+    """Split a data set by a column with split names.
+
+    Args:
+        dataset: data set to split.
+        column: column with the names.
+
+    Returns:
+        The splits by name, None if the values are not names of splits.
+
+    Raises:
+        DataError: the column is called `split` and has other values.
+    """
     values = dataset[column][:]
     names = {value: canonical_split(value) if isinstance(value, str) else None for value in set(values)}
     if not all(names.values()):
         if column == "split":
             unknown = sorted(str(value) for value, name in names.items() if not name)
             raise DataError(
-                f"dataset_name: column 'split' has the values {', '.join(unknown[:5])}; it must hold train, validation"
-                " or test."
+                "dataset_name: the values of column 'split' must be train, validation or test, got"
+                f" {', '.join(unknown[:5])}."
             )
         return None
     rows: dict[str, list[int]] = {}
     for row, value in enumerate(values):
         rows.setdefault(names[value], []).append(row)
-    return {name: dataset.select(some) for name, some in rows.items()}
+    return {name: dataset.select(indices) for name, indices in rows.items()}
 
 
 def split_column(columns: Iterable[str]) -> str | None:
-    """The column that names the splits, if there is one."""
+    """Return the column with the usual name of a split column, None without one."""
     return next((name for name in columns if name.lower() in SPLIT_COLUMNS), None)
 
 
@@ -183,11 +198,14 @@ def split_column(columns: Iterable[str]) -> str | None:
 
 
 def image_column_of(features: Features, named: str | None = None) -> str | None:
-    """The column that holds images, their bytes or their paths; None when it is not clear which.
+    """Find the column with images, their bytes or their paths.
 
     Args:
-        features: of a table.
-        named: `image_column` of the recipe, taken as it is.
+        features: columns of a table.
+        named: `image_column` of the recipe, which is returned unchanged.
+
+    Returns:
+        The name of the column, None if there is none or it is unclear which.
     """
     if named:
         return named
@@ -204,7 +222,11 @@ def image_column_of(features: Features, named: str | None = None) -> str | None:
 
 
 def image_kind(feature: Any) -> str | None:
-    """`image` for the feature of images, `bytes` for encoded images, `string` for paths or base64; else None."""
+    """Return the kind of an image column.
+
+    Returns:
+        `image` for `datasets.Image`, `bytes` for encoded images, `string` for paths or base64, else None.
+    """
     if isinstance(feature, Image):
         return "image"
     if isinstance(feature, Value):
@@ -218,17 +240,17 @@ def image_kind(feature: Any) -> str | None:
 def as_images(
     dataset: Dataset, column: str, split: str, folder: str | None = None, allow_outside: bool = False
 ) -> Dataset:
-    """`dataset` with `column` as undecoded images; other columns stay.
+    """Convert a column to undecoded images.
 
     Args:
-        dataset: the column holds images, encoded images, `{bytes, path}`, paths or base64.
-        column: of the images.
-        split: for messages.
-        folder: that paths are relative to, and must stay in; None refuses all paths.
-        allow_outside: allow paths that leave the folder.
+        dataset: data set whose column has images, encoded images, `{bytes, path}`, paths or base64.
+        column: name of the image column.
+        split: name of the split, for messages.
+        folder: folder that paths are relative to and must stay in. Default: paths are not allowed.
+        allow_outside: allow paths outside the folder.
 
     Raises:
-        DataError: a path leaves the folder, or is not a file.
+        DataError: a path is outside the folder, or is not a file.
     """
     kind = image_kind(dataset.features.get(column))
     if kind is None:
@@ -244,10 +266,10 @@ def as_images(
     undecoded = dataset.cast_column(column, UNDECODED)
     paths: list[str | None] = []
     for chunk in undecoded.with_format("arrow")[:].column(column).chunks:
-        without = np.asarray(chunk.field("bytes").is_null()) & np.asarray(chunk.field("path").is_valid())
-        if without.any():
-            some = chunk.field("path").to_pylist()
-            paths += [path if missing else None for path, missing in zip(some, without, strict=True)]
+        without_bytes = np.asarray(chunk.field("bytes").is_null()) & np.asarray(chunk.field("path").is_valid())
+        if without_bytes.any():
+            chunk_paths = chunk.field("path").to_pylist()
+            paths += [path if missing else None for path, missing in zip(chunk_paths, without_bytes, strict=True)]
         else:
             paths += [None] * len(chunk)
     if not any(path is not None for path in paths):
@@ -258,7 +280,16 @@ def as_images(
 def _with_paths(
     dataset: Dataset, column: str, paths: list[str | None], split: str, folder: str | None, allow_outside: bool
 ) -> Dataset:
-    """The images of `column` with resolved `paths`; a row whose path is None keeps its bytes."""
+    """Replace the paths of an image column by resolved ones; a row without path keeps its bytes.
+
+    Args:
+        dataset: data set with the column.
+        column: name of the image column.
+        paths: path of each row, or None.
+        split: name of the split, for messages.
+        folder: folder that paths are relative to.
+        allow_outside: allow paths outside the folder.
+    """
     resolver = PathResolver(folder, allow_outside)
     resolved: list[str | None] = []
     state: list[tuple[int, int]] = []
@@ -276,9 +307,11 @@ def _with_paths(
             raise DataError(f"Split '{split}', row {row}: {column} {path!r} {error}") from None
     if missing:
         row, path = missing[0]
+        below = _folder_of(path, folder)
+        hint = f"; use {below}/{path}" if below else ""
         raise DataError(
-            f"Split '{split}', row {row}: there is no file {path!r} in {folder} ({len(missing):,} such rows). Paths"
-            f" in column '{column}' are relative to the file of the table."
+            f"Split '{split}', row {row}: no file {path!r} in {folder} ({len(missing):,} such rows). Paths in column"
+            f" '{column}' must be relative to the file of the table{hint}."
         )
     table = dataset.with_format("arrow")[:]
     chunks = []
@@ -298,12 +331,22 @@ def _with_paths(
     return Dataset(table.cast(features.arrow_schema), datasets.DatasetInfo(features=features), fingerprint=known)
 
 
+def _folder_of(path: str, folder: str | None) -> str | None:
+    """Return the name of the subfolder of `folder` that contains `path`, if one does."""
+    if folder is None or os.path.isabs(path) or ".." in path.split("/"):
+        return None
+    with suppress(OSError, ValueError):
+        below = (entry.name for entry in os.scandir(folder) if entry.is_dir())
+        return next((name for name in sorted(below) if os.path.isfile(os.path.join(folder, name, path))), None)
+    return None
+
+
 class PathResolver:
     """Resolve the paths of a table's rows to regular files.
 
     Args:
-        folder: that paths are relative to; None allows no paths.
-        allow_outside: allow absolute paths, `..` and links that leave the folder.
+        folder: folder that paths are relative to, None to allow no paths.
+        allow_outside: allow absolute paths, `..` and links to files outside the folder.
     """
 
     def __init__(self, folder: str | None, allow_outside: bool = False):
@@ -313,18 +356,18 @@ class PathResolver:
         self._root = os.path.realpath(folder) if folder else None
 
     def resolve(self, path: str) -> tuple[str, os.stat_result]:
-        """Absolute path and status of a regular file.
+        """Return the path and the status of a regular file.
 
         Raises:
-            ValueError: the path is not allowed; the message continues a sentence about it.
-            FileNotFoundError: there is no such file.
+            ValueError: the path is not allowed; the message is a predicate, such as "is a URL".
+            FileNotFoundError: the file does not exist.
         """
         if "://" in path or path.startswith("data:"):
-            raise ValueError(f"is an address; images are read from files in {self.folder} only.")
+            raise ValueError(f"is a URL, but images must be files in {self.folder}.")
         if self.folder is None and not (self.allow_outside and os.path.isabs(path)):
-            raise ValueError("is a path, and the data set has no folder that it could be in.")
+            raise ValueError("is a path, but the data set has no local folder.")
         if leads_outside(path) and not self.allow_outside:
-            raise ValueError(f"leads out of the table's folder {self.folder}. {ALLOW}")
+            raise ValueError(f"is outside the table's folder {self.folder}. {ALLOW}")
         full = os.path.join(self.folder or "", expand_user(path))
         try:
             status = os.stat(full)
@@ -333,7 +376,7 @@ class PathResolver:
         except (OSError, ValueError) as error:
             raise ValueError(f"cannot be read ({one_line(error)}).") from None
         if not self.allow_outside and not self._is_inside(full):
-            raise ValueError(f"is a link that leads out of the table's folder {self.folder}. {ALLOW}")
+            raise ValueError(f"is a link to a file outside the table's folder {self.folder}. {ALLOW}")
         if not stat.S_ISREG(status.st_mode):
             raise ValueError("is not a regular file.")
         return full, status
@@ -349,7 +392,7 @@ class PathResolver:
 
 
 def is_base64(value: Any) -> bool:
-    """Whether a string is a base64 image or a data URI, not a path."""
+    """Return whether a value is a base64 image or a data URI, not a path."""
     if not isinstance(value, str):
         return False
     if value.startswith("data:"):
@@ -358,13 +401,13 @@ def is_base64(value: Any) -> bool:
 
 
 def decode_base64(batch: dict[str, list], rows: list[int], column: str, split: str) -> dict[str, list]:
-    """The images of a batch whose `column` holds base64 strings.
+    """Decode a column of base64 strings, for `Dataset.map`.
 
     Args:
-        batch: of `Dataset.map`.
-        rows: of the batch in the data set.
-        column: of the strings.
-        split: for messages.
+        batch: batch of columns.
+        rows: rows of the batch in the data set.
+        column: name of the column.
+        split: name of the split, for messages.
     """
     images = []
     for row, text in zip(rows, batch[column], strict=True):
@@ -373,25 +416,25 @@ def decode_base64(batch: dict[str, list], rows: list[int], column: str, split: s
             images.append({"bytes": base64.b64decode(content, validate=True), "path": None})
         except (AttributeError, binascii.Error, ValueError) as error:
             raise DataError(f"Split '{split}', row {row}: {column} is not base64 ({one_line(error)}).") from None
-    return {column: images}  # the other columns stay as they are, undecoded
+    return {column: images}  # map keeps the other columns
 
 
 def stream_images(
     stream: IterableDataset, column: str, split: str, folder: str | None = None, allow_outside: bool = False
 ) -> IterableDataset:
-    """A stream with `column` as undecoded images, checked row by row as `as_images` does.
+    """Convert a column of a stream to undecoded images.
 
     Args:
-        stream: the column holds images, encoded images, `{bytes, path}`, paths or base64.
-        column: of the images.
-        split: for messages.
-        folder: that paths are relative to, and must stay in; None refuses all paths.
-        allow_outside: allow paths that leave the folder.
+        stream: stream whose column has images, encoded images, `{bytes, path}`, paths or base64.
+        column: name of the image column.
+        split: name of the split, for messages.
+        folder: folder that paths are relative to and must stay in. Default: paths are not allowed.
+        allow_outside: allow paths outside the folder.
     """
     kind = image_kind(stream.features.get(column))
     if kind is None:
         return stream
-    stream = stream.decode(False)  # map would decode images of other columns, too
+    stream = stream.decode(False)  # otherwise, map decodes the images of other columns
     features = Features({**stream.features, column: UNDECODED})
     resolver = PathResolver(folder, allow_outside)
     return stream.map(
@@ -400,13 +443,13 @@ def stream_images(
 
 
 def stream_image(example: dict[str, Any], column: str, split: str, resolver: PathResolver) -> dict[str, Any]:
-    """An example of a stream with its image as bytes or as a path that was checked.
+    """Convert the image of an example to `bytes` or a resolved `path`.
 
     Args:
-        example: of the stream.
-        column: of the image.
-        split: for messages.
-        resolver: of paths.
+        example: example of the stream.
+        column: name of the image column.
+        split: name of the split, for messages.
+        resolver: resolver of paths.
     """
     value = example[column]
     if isinstance(value, bytes):
@@ -423,7 +466,7 @@ def stream_image(example: dict[str, Any], column: str, split: str, resolver: Pat
         try:
             image = {"bytes": None, "path": resolver.resolve(path)[0]}
         except FileNotFoundError:
-            raise DataError(f"Split '{split}': there is no file {path!r}.") from None
+            raise DataError(f"Split '{split}': no file {path!r}.") from None
         except ValueError as error:
             raise DataError(f"Split '{split}': {column} {path!r} {error}") from None
     return {**example, column: image}

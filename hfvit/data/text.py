@@ -1,4 +1,4 @@
-"""Tokenise a text column."""
+"""Tokenize a text column."""
 
 import hashlib
 import json
@@ -14,13 +14,13 @@ from transformers import AutoTokenizer
 from hfvit.errors import DataError, ModelError, wrap_library_errors
 from hfvit.utils.hub_ids import folder_or_hub_id
 
-TEXT_INPUTS = ("input_ids", "attention_mask")  # of a model that reads texts, beside pixel_values
+TEXT_INPUTS = ("input_ids", "attention_mask")  # inputs of an image and text model besides pixel_values
 CHUNK = 1000
 
 
 @dataclass
 class TokenTable:
-    """Tokens of many texts, one after the other; text i is `ids[starts[i] : starts[i + 1]]`."""
+    """Token ids of many texts: text i is `ids[starts[i] : starts[i + 1]]`."""
 
     ids: np.ndarray
     starts: np.ndarray
@@ -30,21 +30,31 @@ class TokenTable:
         return len(self.starts) - 1
 
     def batch(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
-        """`input_ids` and `attention_mask` `(rows, tokens)` int64, padded at the right to the longest of them."""
+        """Return `input_ids` and `attention_mask`, int64 `(rows, tokens)`.
+
+        Shorter texts are padded on the right.
+        """
         starts, ends = self.starts[rows], self.starts[rows + 1]
         lengths = ends - starts
         mask = np.arange(max(1, lengths.max(initial=0))) < lengths[:, None]
         ids = np.full(mask.shape, self.pad_id, dtype=np.int64)
         for row, (start, end) in enumerate(zip(starts, ends, strict=True)):
             ids[row, : end - start] = self.ids[start:end]
-        # A text without a single token is one padding token that is read: attention to nothing would be NaN.
+        # A text without tokens attends to one padding token, since a softmax over no tokens is NaN.
         mask[lengths == 0, 0] = True
         return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
 
 
 def tokenize(texts: Sequence[str | None], tokenizer, max_length: int) -> TokenTable:
-    """Tokens of `texts`, each cut to `max_length`; a text that is None is an empty one."""
-    ids, lengths = [np.empty(0, np.int32)], [0]
+    """Tokenize texts.
+
+    Args:
+        texts: texts; None is an empty text.
+        tokenizer: tokenizer of transformers.
+        max_length: largest number of tokens; longer texts are truncated.
+    """
+    ids = [np.empty(0, np.int32)]
+    lengths = [0]
     for start in range(0, len(texts), CHUNK):
         chunk = [text or "" for text in texts[start : start + CHUNK]]
         found = tokenizer(chunk, truncation=True, max_length=max_length)["input_ids"]
@@ -54,34 +64,42 @@ def tokenize(texts: Sequence[str | None], tokenizer, max_length: int) -> TokenTa
 
 
 class TextReader:
-    """Texts -> the arrays that a model of images and texts takes, cut to `max_length` tokens."""
+    """Converts texts to the inputs of an image and text model.
+
+    Args:
+        tokenizer: tokenizer of transformers.
+        max_length: largest number of tokens; longer texts are truncated.
+    """
 
     def __init__(self, tokenizer, max_length: int):
-        self.tokenizer, self.max_length = tokenizer, max_length
+        self.tokenizer = tokenizer
+        self.max_length = max_length
 
     def __call__(self, texts: Sequence[str | None]) -> dict[str, np.ndarray]:
-        """`input_ids` and `attention_mask` `(texts, tokens)` int64."""
+        """Return `input_ids` and `attention_mask`, int64 `(texts, tokens)`."""
         tokens = tokenize(texts, self.tokenizer, self.max_length).batch(np.arange(len(texts)))
         return {name: values.numpy() for name, values in tokens.items()}
 
     @property
     def key(self) -> str:
-        """Readers of equal `key` give the same arrays."""
-        words = json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
-        return f"{type(self.tokenizer).__name__} {hashlib.sha256(words.encode()).hexdigest()} {self.max_length}"
+        """Key that is equal for readers with equal results."""
+        vocabulary = json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
+        return f"{type(self.tokenizer).__name__} {hashlib.sha256(vocabulary.encode()).hexdigest()} {self.max_length}"
 
     def save(self, folder: str | Path) -> list[str]:
-        """Save the tokenizer; the names of its files."""
+        """Save the tokenizer and return the names of its files."""
         return sorted(Path(path).name for path in self.tokenizer.save_pretrained(folder) if Path(path).is_file())
 
 
 def split_texts(splits, tokenizer, max_length: int) -> tuple[dict[str, TokenTable], str]:
-    """Tokenize the texts of each split; the splits' facts get counts of empty and of long texts.
+    """Tokenize the texts of each split.
+
+    The numbers of empty and of long texts are added to the metadata of the splits.
 
     Args:
         splits: `data.splits.ImageSplits` with a text column.
         tokenizer: of the model's text encoder.
-        max_length: tokens of a text at most; longer texts are cut.
+        max_length: largest number of tokens; longer texts are truncated.
 
     Returns:
         The tokens by role, and a line for the log.
@@ -101,8 +119,8 @@ def split_texts(splits, tokenizer, max_length: int) -> tuple[dict[str, TokenTabl
         splits.facts["splits"][role] |= {"empty_texts": blank, "longest_texts": longest}
         total, empty, full = total + len(texts), empty + blank, full + longest
     return tables, (
-        f"texts from column '{column}': {total:,}, of them {empty:,} empty; {full:,} have"
-        f" {max_length} tokens or were cut to that (max_text_length)"
+        f"{total:,} texts from column '{column}', {empty:,} of them empty; {full:,} have or were truncated to"
+        f" {max_length} tokens (max_text_length)"
     )
 
 
@@ -111,9 +129,9 @@ def load_tokenizer(source: str | Path, vocabulary: int, revision: str | None = N
 
     Args:
         source: folder or Hub id of the text encoder.
-        vocabulary: tokens that the encoder knows.
+        vocabulary: vocabulary size of the encoder.
         revision: branch, tag or commit on the Hub.
-        kwargs: further arguments of `AutoTokenizer.from_pretrained`.
+        **kwargs: further arguments of `AutoTokenizer.from_pretrained`.
 
     Raises:
         ModelError: there is no tokenizer, it has no pad token, or its vocabulary is larger than the encoder's.
@@ -124,12 +142,12 @@ def load_tokenizer(source: str | Path, vocabulary: int, revision: str | None = N
         tokenizer = AutoTokenizer.from_pretrained(source, **{"trust_remote_code": False, **hub, **kwargs})
     if tokenizer.pad_token_id is None:
         raise ModelError(
-            f"The tokenizer of {source} has no pad token, which texts of different lengths need. Give it one and save"
-            f" it there: tokenizer.pad_token = tokenizer.eos_token; tokenizer.save_pretrained({str(source)!r})."
+            f"text_encoder: the tokenizer of {source} must have a pad token. Set one and save it:"
+            f" tokenizer.pad_token = tokenizer.eos_token; tokenizer.save_pretrained({str(source)!r})."
         )
     if len(tokenizer) > vocabulary:
         raise ModelError(
-            f"The tokenizer of {source} has {len(tokenizer):,} tokens, its text encoder knows {vocabulary:,}; they do"
-            " not belong together."
+            f"text_encoder: the tokenizer of {source} has {len(tokenizer):,} tokens, but the encoder's vocabulary has"
+            f" {vocabulary:,}."
         )
     return tokenizer

@@ -1,4 +1,4 @@
-"""Run a user's own transform on PIL images, in the data loader's workers."""
+"""Apply the user's transform to PIL images, in the data loader's workers."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -16,14 +16,14 @@ from hfvit.transforms.augmentation import Augmentation
 
 
 class TransformReader:
-    """Decode images and apply a transform that replaces hfvit's augmentation.
+    """Decodes images and applies a transform that replaces hfvit's augmentation.
 
-    The transform is seeded for each image, so that a resumed run, several processes and any number of workers get the
-    same augmented images.
+    The random generators are seeded for each image, so that the result does not depend on the number of processes and
+    workers, or on a resume.
 
     Args:
-        split: columns `image` (undecoded) and `row`; see `data.splits.undecoded`.
-        name: of the split, for messages.
+        split: data set with the columns `image` (undecoded) and `row`; see `data.splits.undecoded`.
+        name: name of the split, for messages.
         transform: a callable on an RGB PIL image, such as `torchvision.transforms.v2.Compose` or
             `timm.data.create_transform`, or an albumentations transform. It returns an image of the model's size: a
             float tensor `(3, height, width)`, taken as normalized pixel values, or a PIL image, a uint8 tensor
@@ -36,19 +36,19 @@ class TransformReader:
         self.transform = transform
 
     def for_training(self, rows: np.ndarray, seeds: np.ndarray, augmentation: Augmentation) -> dict[str, Any]:
-        """`pixel_values` `(batch, 3, height, width)` of `rows`, and an empty plan.
+        """Return `pixel_values` `(batch, 3, height, width)` and an empty `plan`.
 
         Args:
-            rows: of the split.
-            seeds: one an image.
-            augmentation: its image size, mean and standard deviation are used.
+            rows: rows of the split.
+            seeds: one seed per image.
+            augmentation: source of the image size, mean and standard deviation.
         """
         images = self.split[rows.tolist()]
         values = []
         for image, row, seed in zip(images["image"], images["row"], seeds, strict=True):
-            picture = decode(image, self.name, row)
+            decoded = decode(image, self.name, row)
             with seeded(int(seed)):
-                values.append(self._apply(picture, row, augmentation))
+                values.append(self._apply(decoded, row, augmentation))
         return {"pixel_values": torch.stack(values), "plan": {}}
 
     def _apply(self, image: Image.Image, row: int, augmentation: Augmentation) -> torch.Tensor:
@@ -79,7 +79,7 @@ class TransformReader:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed the generators of Python, NumPy and torch inside the block, and restore them afterwards."""
+    """Seed the generators of Python, NumPy and torch in a block, then restore them."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
     np.random.seed(seed % 2**32)

@@ -1,1 +1,1 @@
-"""Labelled evaluation of finished models."""
+"""Evaluation of finished models on labeled data."""

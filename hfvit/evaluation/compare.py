@@ -1,4 +1,4 @@
-"""Compare artifacts on one split and record the result."""
+"""Compare checkpoints and exports on one split and record the result."""
 
 import time
 from collections.abc import Sequence
@@ -25,9 +25,11 @@ from hfvit.utils.environment import hardware
 from hfvit.utils.files import check_replaceable, wrap_write_errors
 from hfvit.utils.formatting import aligned
 
-# Latency: rounds over all artifacts, so that each meets the same moments of the machine; each round at most so long.
-ROUNDS, CALLS, ROUND_SECONDS = 5, 10, 1.0
-MARK = "*"  # of a row whose speed is not the model's alone
+# Latency is measured in rounds over all artifacts, so that changes of the machine's load affect all of them.
+ROUNDS = 5
+CALLS = 10  # per round, at most
+ROUND_SECONDS = 1.0  # per round, at most
+PREPROCESSING_MARK = "*"  # marks rows whose speed includes the preprocessing
 HEADER = (
     "artifact", "accuracy", "95 % interval", "change", "agreement", "max |dlogit|", "MB", "p50 ms", "p95 ms",
     "images/s", "threads",
@@ -36,11 +38,11 @@ HEADER = (
 
 @dataclass
 class Comparison:
-    """What `compare` found.
+    """Result of `compare`.
 
     Attributes:
-        gate: the limits, and the figures of each artifact.
-        saved: files that the result was saved in.
+        gate: limits and results of the artifacts.
+        saved: files that the result was saved to.
     """
 
     gate: Gate
@@ -48,35 +50,36 @@ class Comparison:
 
     @property
     def rows(self) -> list[ArtifactResult]:
-        """The figures of each artifact, the reference first."""
+        """Results of the artifacts, the reference first."""
         return self.gate.artifacts
 
     @property
     def failures(self) -> list[str]:
-        """One sentence for each artifact that is worse than was allowed."""
+        """Why artifacts exceed the limits, one sentence each."""
         return [f"{row.title}: {row.failure}" for row in self.rows if row.failure]
 
     @property
     def passed(self) -> bool:
+        """Whether all artifacts are within the limits."""
         return self.gate.passed
 
     def table(self) -> str:
-        """Accuracy and speed of every artifact, and which rows and limits they were held to."""
+        """Format accuracy and speed of the artifacts, data and limits."""
         data = self.gate.data
         limits = self.gate.limits
-        shown = [HEADER, *(_cells(row, is_reference=index == 0) for index, row in enumerate(self.rows))]
-        asked = f"accuracy at most {limits.max_accuracy_drop:g} points below the reference"
+        cells = [HEADER, *(_cells(row, is_reference=index == 0) for index, row in enumerate(self.rows))]
+        requirement = f"accuracy at most {limits.max_accuracy_drop:g} points below the reference"
         if limits.min_agreement is not None:
-            asked += f", top-1 agreement at least {limits.min_agreement:.2%}"
-        any_inside = any(row.includes_preprocessing for row in self.rows)
+            requirement += f", top-1 agreement at least {limits.min_agreement:.2%}"
         lines = [
-            *aligned(shown),
+            *aligned(cells),
             "",
             f"data     {data.dataset}, {data.split}",
-            f"speed    the model alone: latency at batch 1, images/s at batch {self.gate.batch_size}",
-            *([f"         {MARK} its preprocessing too, which the graph does by itself"] if any_inside else []),
-            f"gate     {asked}: {'passed' if self.passed else 'FAILED'}",
+            f"speed    without preprocessing; latency at batch size 1, images/s at batch size {self.gate.batch_size}",
         ]
+        if any(row.includes_preprocessing for row in self.rows):
+            lines.append(f"         {PREPROCESSING_MARK} with preprocessing, which is part of the graph")
+        lines.append(f"gate     {requirement}: {'passed' if self.passed else 'FAILED'}")
         return "\n".join(lines)
 
 
@@ -93,25 +96,36 @@ def compare(
     providers: Providers | None = None,
     show_progress: bool = True,
 ) -> Comparison:
-    """Run each artifact over `split` and hold it to the reference.
+    """Evaluate artifacts on `split` and compare them with the reference.
 
     Args:
-        max_accuracy_drop: in points (0.5 is half a percent of the pictures).
-        min_agreement: smallest share of the pictures, in [0, 1], that must get the reference's class.
-        device, threads: of what is loaded here, as `load_classifier` takes them; a `Classifier` stays where it is.
-        providers: of the ONNX files that are loaded here, in the place of `device`.
+        reference: artifact to compare with, as a path, Hub id or `Classifier`.
+        others: artifacts to compare.
+        split: labeled images.
+        max_accuracy_drop: largest drop in accuracy, in percentage points.
+        min_agreement: smallest fraction of images, 0 to 1, with the class that the reference predicts. Default: none.
+        batch_size: images per batch, also for the throughput.
+        device: device of the artifacts that are loaded here. Default: CUDA if available.
+        threads: CPU threads of the artifacts that are loaded here. Default: PyTorch's.
+        providers: ONNX Runtime execution providers of the ONNX files that are loaded here, instead of `device`.
+        show_progress: show a progress bar on a terminal.
 
-    Raises `ModelError` where an artifact cannot be loaded or has other classes than the reference.
+    Returns:
+        Accuracy, agreement and speed of each artifact.
+
+    Raises:
+        ModelError: an artifact cannot be loaded or has other classes than the reference.
     """
-    given = (reference, *others)
-    classifiers = _loaded(given, device, threads, providers)
-    orders = [_order(classifier, split.classes) for classifier in classifiers]
+    classifiers = _load_all((reference, *others), device, threads, providers)
+    orders = [_class_order(classifier, split.classes) for classifier in classifiers]
     tallies = [_Tally() for _ in classifiers]
     keys = [classifier.preprocessing for classifier in classifiers]
-    # The bar is drawn on a terminal only; a log would fill with it.
+    # disable=None: tqdm draws on a terminal only, not in a log.
     with tqdm(total=len(split), unit="image", desc="validate", disable=None if show_progress else True) as bar:
         for rows in batched(range(len(split)), batch_size):
-            images, prepared, expected = list(split.images(rows)), {}, None
+            images = list(split.images(rows))
+            prepared = {}
+            expected = None
             for classifier, key, order, tally in zip(classifiers, keys, orders, tallies, strict=True):
                 if key not in prepared:
                     prepared[key] = classifier.prepare(images)
@@ -152,19 +166,20 @@ def compare(
     return Comparison(gate)
 
 
-def _loaded(given, device: str | None, threads: int | None, providers: Providers | None) -> list[Classifier]:
-    is_graph = [not isinstance(c, Classifier) and find_artifact(c).is_graph for c in given]
+def _load_all(artifacts, device: str | None, threads: int | None, providers: Providers | None) -> list[Classifier]:
+    """Load artifacts: ONNX files with `providers` if given, others on `device`."""
+    is_graph = [not isinstance(item, Classifier) and find_artifact(item).is_graph for item in artifacts]
     if providers is not None and not any(is_graph):
-        raise ModelError("providers: none of the artifacts is an ONNX file, which alone ONNX Runtime's providers run.")
-    where = [{"providers": providers} if graph and providers else {"device": device} for graph in is_graph]
+        raise ModelError("providers: only available for ONNX files, but none of the artifacts is one.")
+    places = [{"providers": providers} if graph and providers else {"device": device} for graph in is_graph]
     return [
-        c if isinstance(c, Classifier) else load_classifier(c, threads=threads, **place)
-        for c, place in zip(given, where, strict=True)
+        item if isinstance(item, Classifier) else load_classifier(item, threads=threads, **place)
+        for item, place in zip(artifacts, places, strict=True)
     ]
 
 
 class _Tally:
-    """Counts of one artifact, so that no more than a batch of logits is held."""
+    """Running counts of one artifact, so that only one batch of logits is in memory."""
 
     def __init__(self):
         self.hits = self.agreed = self.not_finite = 0
@@ -191,14 +206,23 @@ class _Tally:
 
 
 def measure_speed(classifiers: Sequence[Classifier], images: list) -> list[dict]:
-    """Latency at batch 1 (milliseconds) and images a second at `len(images)`, of each classifier without what
-    `prepare` does (a graph's own preprocessing is in its figures); in rounds over all of them."""
+    """Measure latency at batch size 1 and throughput at batch size `len(images)`.
+
+    Preprocessing is not included, unless it is part of an ONNX graph.
+
+    Args:
+        classifiers: classifiers to measure, in rounds over all of them.
+        images: RGB images, or pairs of image and text.
+
+    Returns:
+        For each classifier: `latency_ms_p50`, `latency_ms_p95`, `images_per_second`.
+    """
     seconds = [{1: [], len(images): []} for _ in classifiers]
     for _ in range(ROUNDS):
-        for classifier, taken in zip(classifiers, seconds, strict=True):
-            for size, times in taken.items():
+        for classifier, seconds_by_size in zip(classifiers, seconds, strict=True):
+            for size, times in seconds_by_size.items():
                 prepared = classifier.prepare(images[:size])
-                classifier.run(prepared)  # what the artifact before left in the caches is not its fault
+                classifier.run(prepared)  # warm-up
                 end = time.perf_counter() + ROUND_SECONDS
                 for _ in range(CALLS):
                     start = time.perf_counter()
@@ -208,21 +232,21 @@ def measure_speed(classifiers: Sequence[Classifier], images: list) -> list[dict]
                         break
     return [
         {
-            "latency_ms_p50": 1000 * float(np.percentile(taken[1], 50)),
-            "latency_ms_p95": 1000 * float(np.percentile(taken[1], 95)),
-            "images_per_second": len(images) / float(np.median(taken[len(images)])),
+            "latency_ms_p50": 1000 * float(np.percentile(seconds_by_size[1], 50)),
+            "latency_ms_p95": 1000 * float(np.percentile(seconds_by_size[1], 95)),
+            "images_per_second": len(images) / float(np.median(seconds_by_size[len(images)])),
         }
-        for taken in seconds
+        for seconds_by_size in seconds
     ]
 
 
-def _order(classifier: Classifier, classes: list[str]) -> list[int]:
-    """Where this artifact has each of `classes`."""
+def _class_order(classifier: Classifier, classes: list[str]) -> list[int]:
+    """Return the index of each of `classes` in the classifier's labels."""
     if sorted(classifier.labels) != sorted(classes):
         odd = sorted(set(classifier.labels) ^ set(classes))
         raise ModelError(
-            f"{classifier.name} has other classes than the reference: {', '.join(odd[:6])}"
-            f"{', ...' if len(odd) > 6 else ''} are in one of them only."
+            f"{classifier.name}: its classes differ from the reference's (only in one of them: {', '.join(odd[:6])}"
+            f"{', ...' if len(odd) > 6 else ''})."
         )
     return [classifier.labels.index(name) for name in classes]
 
@@ -233,13 +257,13 @@ def _failure(row: ArtifactResult, reference: ArtifactResult, limits: GateLimits)
         reasons.append(f"its logits are NaN or infinite for {row.not_finite:,} images")
     if -row.change_points > limits.max_accuracy_drop + 1e-9:
         reasons.append(
-            f"its accuracy {row.accuracy:.2%} is {-row.change_points:.2f} points below the reference's"
-            f" {reference.accuracy:.2%} (at most {limits.max_accuracy_drop:g} allowed)"
+            f"its accuracy of {row.accuracy:.2%} is {-row.change_points:.2f} points below the reference's"
+            f" {reference.accuracy:.2%} (max_accuracy_drop is {limits.max_accuracy_drop:g})"
         )
     if limits.min_agreement is not None and row.agreement < limits.min_agreement - 1e-9:
         reasons.append(
-            f"it agrees with the reference on {row.agreement:.2%} of the images (at least {limits.min_agreement:.2%}"
-            " asked)"
+            f"it agrees with the reference on {row.agreement:.2%} of the images (min_agreement is"
+            f" {limits.min_agreement:.2%})"
         )
     return f"{', and '.join(reasons)}." if reasons else None
 
@@ -250,7 +274,7 @@ def _cells(row: ArtifactResult, is_reference: bool) -> tuple[str, ...]:
     if not is_reference:
         against = (f"{row.change_points:+.2f}", f"{row.agreement:.2%}", f"{row.max_logit_difference:.2g}")
     return (
-        row.title + (f" {MARK}" if row.includes_preprocessing else ""),
+        row.title + (f" {PREPROCESSING_MARK}" if row.includes_preprocessing else ""),
         f"{row.accuracy:.2%}",
         f"{low:.2%} - {high:.2%}",
         *against,
@@ -263,7 +287,7 @@ def _cells(row: ArtifactResult, is_reference: bool) -> tuple[str, ...]:
 
 
 def check_recordable(paths: Sequence[str | Path]) -> None:
-    """Raise `ModelError` where `record` of the same `paths` could not read or replace a file."""
+    """Raise `ModelError` if `record` could not update a file of these artifacts."""
     artifacts = [find_artifact(path) for path in paths]
     folders = [(RunRecord, _run_folder(artifacts[0]))]
     folders += [(EngineRecord, _engine_folder(artifact)) for artifact in artifacts]
@@ -275,12 +299,13 @@ def check_recordable(paths: Sequence[str | Path]) -> None:
 
 
 def record(comparison: Comparison, paths: Sequence[str | Path]) -> list[Path]:
-    """Enter the result in run.json of the reference, export.json of each ONNX file and engine.json of each engine.
+    """Save the result in the records of the artifacts.
 
-    Nothing written names a folder of this machine.
+    These are run.json of the reference, export.json of ONNX files and engine.json of engines, with local paths
+    redacted.
 
     Args:
-        comparison: what `validate` returned.
+        comparison: result of `compare`.
         paths: the artifacts of `comparison.rows`.
 
     Returns:
@@ -292,7 +317,7 @@ def record(comparison: Comparison, paths: Sequence[str | Path]) -> list[Path]:
     artifacts = [find_artifact(path) for path in paths]
     base = artifacts[0].folder if artifacts[0].is_checkpoint else None
     rows = [
-        replace(row, artifact=_public_name(artifact, base))
+        replace(row, artifact=_redacted_name(artifact, base))
         for row, artifact in zip(comparison.rows, artifacts, strict=True)
     ]
     gate = replace(comparison.gate, artifacts=rows)
@@ -316,25 +341,33 @@ def record(comparison: Comparison, paths: Sequence[str | Path]) -> list[Path]:
 
 
 def _engine_folder(artifact: Artifact) -> Path | None:
-    """The folder of an engine's engine.json."""
+    """Return the folder of an engine's engine.json."""
     file = artifact.beside(ENGINE_RECORD_FILE) if artifact.is_engine else None
     return file and file.parent
 
 
 def _run_folder(reference: Artifact) -> Path | None:
-    """The folder of a checkpoint that a run left."""
+    """Return the folder of a checkpoint with run.json."""
     folder = reference.folder if reference.is_checkpoint else None
     return folder if folder and (folder / RUN_FILE).is_file() else None
 
 
 def _export_folder(artifact: Artifact) -> Path | None:
-    """The folder of an ONNX file that its export.json knows."""
+    """Return the folder of an ONNX file that is listed in its export.json."""
     is_known = artifact.is_graph and artifact.file.name in ExportRecord.load(artifact.folder).files
     return artifact.folder if is_known else None
 
 
-def _public_name(artifact: Artifact, base: Path | None) -> str:
-    """The artifact's place below the reference, else its last two names, else its Hub id."""
+def _redacted_name(artifact: Artifact, base: Path | None) -> str:
+    """Name an artifact without local folders.
+
+    Args:
+        artifact: artifact to name.
+        base: folder of the reference.
+
+    Returns:
+        The path relative to `base`, the last two parts of another path, or the Hub id.
+    """
     path = artifact.file or artifact.folder
     if path is None:
         return artifact.source

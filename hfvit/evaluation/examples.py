@@ -17,37 +17,50 @@ from hfvit.models.attention import attention_rollout
 
 logger = logging.getLogger(__name__)
 
-MOST_MISTAKES, MOST_MAPS = 16, 8
-MOST_PIXELS = 224  # of a kept picture's side
+MAX_MISTAKES = 16
+MAX_MAPS = 8
+MAX_PIXELS = 224  # longer side of a saved image
 
 
-def most_confident_mistakes(logits: np.ndarray, labels: np.ndarray, most: int = MOST_MISTAKES) -> np.ndarray:
-    """Places of the wrong predictions among logits `(images, classes)`, the most confident first."""
+def most_confident_mistakes(logits: np.ndarray, labels: np.ndarray, count: int = MAX_MISTAKES) -> np.ndarray:
+    """Return the indices of wrong predictions, the most confident first.
+
+    Args:
+        logits: `(images, classes)`.
+        labels: class indices `(images,)`.
+        count: largest number of indices.
+    """
     probabilities = softmax(logits.astype(np.float64), axis=1)
     wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
-    return wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")][:most]
+    return wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")][:count]
 
 
-def one_of_each_class(labels: np.ndarray, most: int = MOST_MAPS) -> np.ndarray:
-    """Places of the first images of classes spread over all; with few classes of each a second, and so on."""
+def images_of_all_classes(labels: np.ndarray, count: int = MAX_MAPS) -> np.ndarray:
+    """Return the indices of images of as many classes as possible.
+
+    With more classes than `count`, these are the first images of classes at equal distances; with fewer classes, also
+    second images, and so on.
+    """
     order = np.argsort(labels, kind="stable")
     classes, starts = np.unique(labels[order], return_index=True)
-    turn = np.arange(len(labels)) - np.repeat(starts, np.diff([*starts, len(labels)]))  # 0 for the first of its class
-    if len(classes) > most:
-        chosen = classes[np.linspace(0, len(classes) - 1, most).astype(int)]
-        return order[(turn == 0) & np.isin(labels[order], chosen)]
-    return order[np.argsort(turn, kind="stable")][:most]
+    # 0 for the first image of its class, 1 for the second, ...
+    rank = np.arange(len(labels)) - np.repeat(starts, np.diff([*starts, len(labels)]))
+    if len(classes) > count:
+        chosen = classes[np.linspace(0, len(classes) - 1, count).astype(int)]
+        return order[(rank == 0) & np.isin(labels[order], chosen)]
+    return order[np.argsort(rank, kind="stable")][:count]
 
 
 class Examples:
-    """The chosen pictures of one split.
+    """Example images of one split for the report.
 
     Args:
         role: `test` or `validation`.
-        dataset: that split as evaluation reads it (images.py).
-        rows: `(images,)`, where each image is in the data set's own split.
-        logits: `(images, classes)` that evaluation gave; `labels` `(images,)` class indices.
-        names: of the classes.
+        dataset: the split as evaluation reads it.
+        rows: row of each image in the data set's split, `(images,)`.
+        logits: logits of the evaluation, `(images, classes)`.
+        labels: class indices, `(images,)`.
+        names: class names.
     """
 
     def __init__(
@@ -59,65 +72,78 @@ class Examples:
         labels: np.ndarray,
         names: list[str],
     ):
-        self.dataset, self.rows, self.names, self.labels = dataset, rows, names, labels
+        self.dataset = dataset
+        self.rows = rows
+        self.names = names
+        self.labels = labels
         self.probabilities = softmax(logits.astype(np.float64), axis=1)
-        mistakes, looked_at = most_confident_mistakes(logits, labels), one_of_each_class(labels)
-        self.looked_at = looked_at
-        self.record = ExampleImages(split=role, mistakes=self._described(mistakes))
-        self.arrays = {"mistakes": self._pictures(mistakes)}
+        self.attention_indices = images_of_all_classes(labels)
+        mistakes = most_confident_mistakes(logits, labels)
+        self.record = ExampleImages(split=role, mistakes=self._describe(mistakes))
+        self.arrays = {"mistakes": self._read_images(mistakes)}
 
     def add_attention(self, model, preprocessing, device: torch.device, is_sharded: bool = False) -> None:
-        """Rollout maps by `model`, which is on `device`; where there can be none the record says why."""
-        batch, maps, reason = self.dataset.__getitems__(list(self.looked_at)), None, None
+        """Add attention rollout maps, or record the reason why there are none.
+
+        Args:
+            model: trained model, on `device`.
+            preprocessing: module that maps a uint8 batch to pixel values.
+            device: device of the model.
+            is_sharded: whether the weights are sharded over processes (FSDP, ZeRO-3), which is not supported.
+        """
+        batch = self.dataset.__getitems__(list(self.attention_indices))
+        maps = None
+        reason = None
         if is_sharded:
-            reason = "the weights are divided among processes"
+            reason = "the weights are sharded over processes"
         elif any(name in batch for name in TEXT_INPUTS):
-            reason = "the model reads texts, too"
+            reason = "not supported for image and text models"
         else:
             try:
                 maps = _rollout_maps(model, preprocessing, batch, device)
-            except Exception as error:  # of whatever timm offers; pictures must not cost a training its result
+            except Exception as error:  # from any timm model; a failure here must not fail the run
                 reason = str(error).removeprefix("output_attentions: ").rstrip(".")
         if maps is None:
             logger.info("No attention maps: %s", reason)
             self.record.attention_left_out = reason
             return
-        self.record.attention = self._described(self.looked_at)
-        self.arrays |= {"attention": self._pictures(self.looked_at), "attention_maps": maps}
+        self.record.attention = self._describe(self.attention_indices)
+        self.arrays |= {"attention": self._read_images(self.attention_indices), "attention_maps": maps}
 
     def write(self, output_dir: str | Path) -> None:
+        """Write images and maps to `output_dir/examples.npz`."""
         write_examples(output_dir, self.arrays)
 
-    def _described(self, places: np.ndarray) -> list[ExampleImage]:
+    def _describe(self, indices: np.ndarray) -> list[ExampleImage]:
         return [
             ExampleImage(
-                row=int(self.rows[place]),
-                true=self.names[self.labels[place]],
-                predicted=self.names[self.probabilities[place].argmax()],
-                confidence=float(self.probabilities[place].max()),
+                row=int(self.rows[index]),
+                true=self.names[self.labels[index]],
+                predicted=self.names[self.probabilities[index].argmax()],
+                confidence=float(self.probabilities[index].max()),
             )
-            for place in places
+            for index in indices
         ]
 
-    def _pictures(self, places: np.ndarray) -> np.ndarray:
-        """uint8 `(images, height, width, 3)`, as evaluation read them."""
-        if not len(places):
+    def _read_images(self, indices: np.ndarray) -> np.ndarray:
+        """Read images as evaluation does: uint8 `(images, height, width, 3)`."""
+        if not len(indices):
             return np.empty((0, 1, 1, 3), np.uint8)
-        read = self.dataset.reader.for_evaluation(np.asarray(places))
-        pictures = next(iter(read.values())).numpy()
-        height, width = pictures.shape[1:3]
-        if max(height, width) > MOST_PIXELS:
-            size = [max(1, round(side * MOST_PIXELS / max(height, width))) for side in (width, height)]
-            pictures = np.stack([np.asarray(Image.fromarray(picture).resize(size)) for picture in pictures])
-        return pictures
+        read = self.dataset.reader.for_evaluation(np.asarray(indices))
+        images = next(iter(read.values())).numpy()
+        height, width = images.shape[1:3]
+        if max(height, width) > MAX_PIXELS:
+            size = [max(1, round(side * MAX_PIXELS / max(height, width))) for side in (width, height)]
+            images = np.stack([np.asarray(Image.fromarray(image).resize(size)) for image in images])
+        return images
 
 
 @torch.inference_mode()
 def _rollout_maps(model, preprocessing, batch: dict, device: torch.device) -> np.ndarray:
-    """float32 `(images, rows, columns)`."""
+    """Compute attention rollout: float32 `(images, rows, columns)`."""
     grid = getattr(getattr(model.timm_model, "patch_embed", None), "grid_size", None)
     if grid is None:
-        raise ValueError(f"{type(model.timm_model).__name__} has no grid of patches")
+        raise ValueError(f"{type(model.timm_model).__name__} has no patch grid")
     pixel_values = preprocessing({name: value.to(device) for name, value in batch.items()})
     was_training = model.training
     try:

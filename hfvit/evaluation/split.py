@@ -1,4 +1,4 @@
-"""The labelled rows that evaluate a finished model, in its class order."""
+"""Load labeled images for the evaluation of a model, with labels in its class order."""
 
 import dataclasses
 import os
@@ -34,7 +34,16 @@ from hfvit.utils.files import expand_user
 
 @dataclasses.dataclass
 class EvaluationSplit:
-    """Rows of one split of a data set: undecoded pictures, and `labels`, indices into the model's `classes`."""
+    """Labeled images of one split.
+
+    Attributes:
+        dataset: rows with undecoded images, and texts for an image and text model.
+        labels: indices into `classes`, `(images,)`.
+        classes: class names of the model.
+        name: description of data set, split and number of images.
+        source: name of the split.
+        record: description for run.json.
+    """
 
     dataset: Dataset
     labels: np.ndarray
@@ -47,8 +56,14 @@ class EvaluationSplit:
         return len(self.labels)
 
     def images(self, rows: Iterable[int] | None = None) -> Iterator[Image.Image | tuple[Image.Image, str]]:
-        """RGB pictures one at a time, in order, with a text column pairs of a picture and its text; of `rows` of this
-        split, or all. `DataError` for a bad one."""
+        """Decode RGB images one at a time, or pairs of image and text.
+
+        Args:
+            rows: rows of this split. Default: all.
+
+        Raises:
+            DataError: an image cannot be read.
+        """
         for row in range(len(self)) if rows is None else rows:
             example = self.dataset[int(row)]
             image = decode(example["image"], self.source, example["row"])
@@ -68,22 +83,30 @@ def evaluation_split(
     seed: int = 42,
     labels: list[str] | None = None,
 ) -> EvaluationSplit:
-    """A labelled split for the classifier at `checkpoint` (what `load_classifier` takes).
+    """Load a labeled split to evaluate a classifier on.
 
-    `labels` are that model's classes, where they are known already.
+    Args:
+        checkpoint: checkpoint folder, Hub id, ONNX file, TensorRT engine or export folder.
+        dataset_name: Hub id, folder or `digits`. Default: the data set of the checkpoint's recipe.yaml.
+        dataset_config_name: configuration of the data set.
+        split: split. Default: the validation images of the recipe, also if training held them out. Test images that
+            training held out have the name of the test split.
+        image_column: name of the image column. Default: found by its type.
+        label_column: name of the label column. Default: found by its type.
+        text_column: name of the text column. Default: the recipe's.
+        max_samples: number of images, sampled with `seed`. Default: all.
+        seed: seed of `max_samples`.
+        labels: class names of the model. Default: those of the checkpoint.
 
-    With neither `dataset_name` nor `split` it is the validation split of the checkpoint's recipe.yaml: the very rows
-    that training held out. `split` alone names another split of the recipe's data set; held-out test images
-    have the name of the test split. `max_samples` are drawn with `seed`.
-
-    Raises `DataError` where the data set's classes are not the model's, by name.
+    Raises:
+        DataError: the data cannot be loaded, or has classes that the model lacks.
     """
     artifact = find_artifact(checkpoint)
     labels = labels or class_names(artifact)
     if dataset_name is None:
         path = artifact.beside(RECIPE_FILE)
         if path is None:
-            raise DataError(f"dataset_name: missing, and {checkpoint} has no {RECIPE_FILE} that names its data set.")
+            raise DataError(f"dataset_name: required, since {checkpoint} has no {RECIPE_FILE} with a data set.")
         data, recipe_seed = read_recipe(path)
         given = {"dataset_config_name": dataset_config_name, "image_column": image_column}
         given |= {"label_column": label_column, "text_column": text_column}
@@ -96,8 +119,9 @@ def evaluation_split(
             else:
                 loaded = _one_split(data, split)
         except DataError as error:
-            hint = f" ({path} says so; dataset_name overrides it.)" if "dataset_name" in str(error) else ""
-            raise DataError(f"{error}{hint}") from None
+            if "dataset_name" not in str(error):
+                raise
+            raise DataError(f"{error} (The value is from {path}. Pass dataset_name to override it.)") from None
     else:
         data = DataArguments(
             dataset_name=dataset_name,
@@ -107,36 +131,39 @@ def evaluation_split(
             text_column=text_column,
         )
         loaded = _one_split(data, split or "validation")
-    dataset, names, source, what = loaded
+    dataset, names, source, description = loaded
     table = _match(np.asarray(dataset["label"]), names, labels, f"{data.dataset_name}, split '{source}'")
     chosen = at_most(dataset, max_samples, seed)
-    drawn = f" of {len(dataset):,} images drawn with seed {seed}" if len(chosen) < len(dataset) else " images"
-    what = f"{what}, {len(chosen):,}{drawn}"
-    shown = shown_name(data.dataset_name)
+    sampled = f" of {len(dataset):,} images, sampled with seed {seed}" if len(chosen) < len(dataset) else " images"
+    description = f"{description}, {len(chosen):,}{sampled}"
+    name = redacted_name(data.dataset_name)
     return EvaluationSplit(
         dataset=chosen,
         labels=table[np.asarray(chosen["label"])],
         classes=labels,
-        name=f"{shown}, {what}",
+        name=f"{name}, {description}",
         source=source,
         record=EvaluationData(
-            dataset=shown,
+            dataset=name,
             dataset_config_name=data.dataset_config_name,
-            split=what,
+            split=description,
             images=len(chosen),
             fingerprint=chosen._fingerprint,
         ),
     )
 
 
-def shown_name(dataset_name: str) -> str:
-    """A data set's name without the path on this machine."""
+def redacted_name(dataset_name: str) -> str:
+    """Return the name of a data set, without the path of a local folder."""
     folder = expand_user(dataset_name)
     return folder.resolve().name if os.path.exists(folder) else dataset_name
 
 
 def read_recipe(path: Path) -> tuple[DataArguments, int]:
-    """The data section and the seed alone: the training section asks for the devices that trained."""
+    """Read the data section and the seed of a recipe.
+
+    Other sections are not parsed, since TrainingArguments checks for the devices of the training.
+    """
     try:
         values = read_yaml(path)
         known = {field.name for field in dataclasses.fields(DataArguments)}
@@ -144,11 +171,14 @@ def read_recipe(path: Path) -> tuple[DataArguments, int]:
     except HFViTError as error:
         raise DataError(f"{path}: {error}") from None
     except (ValueError, TypeError) as error:
-        raise DataError(f"{path}: cannot be read as a recipe: {one_line(error)}; give dataset_name.") from None
+        raise DataError(f"{path}: not a valid recipe ({one_line(error)}). Pass dataset_name.") from None
 
 
 def _is_held_out(data: DataArguments, split: str) -> bool:
-    """Whether `split` stands for test images that training held out, by its name or as run.json names its source."""
+    """Return whether `split` means the test images that training held out.
+
+    It has the name of the test split, or the name of the source in run.json.
+    """
     if split.endswith(HELD_OUT):
         return True
     local = open_source(data) if split == data.test_split else None
@@ -156,12 +186,12 @@ def _is_held_out(data: DataArguments, split: str) -> bool:
 
 
 def _of_role(data: DataArguments, seed: int, role: str) -> tuple[Dataset, list[str], str, str]:
-    """The rows that the recipe's training had as `role`."""
+    """Load the rows that a training with the recipe has as `role`."""
     if role == "validation":
         data = dataclasses.replace(data, test_split=None, test_fraction=data.held_out_for_test)
     splits = load_splits(data, seed)
     if role not in splits.sources:
-        raise DataError(f"split: the recipe's training had no {role} split.")
+        raise DataError(f"split: the run has no {role} split. Pass another split.")
     source = splits.sources[role]
     return splits[role], splits.labels, source, f"split '{splits.facts['splits'][role]['source']}'"
 
@@ -171,7 +201,7 @@ def _one_split(data: DataArguments, split: str) -> tuple[Dataset, list[str], str
     image_column = data.image_column or find_image_column(loaded.features)
     label_column = data.label_column or find_label_column(loaded.features)
     check_columns(loaded, split, image_column, label_column, data.text_column)
-    # encode_labels takes the classes of a column without names from "train": here from the split itself.
+    # encode_labels collects the class names of a plain column from "train", here from the split itself.
     raw = {"train": loaded[label_column][:]}
     names, indices = encode_labels(loaded.features[label_column], raw, {"train": split}, read_class_names(data))
     table = standardise(loaded, image_column, indices["train"], data.text_column)
@@ -181,17 +211,30 @@ def _one_split(data: DataArguments, split: str) -> tuple[Dataset, list[str], str
 
 
 def _match(indices: np.ndarray, names: list[str], labels: list[str], where: str) -> np.ndarray:
-    """The model's class index of each of the data set's `names`; all names that occur in `indices` must have one."""
+    """Map class indices of the data set to those of the model.
+
+    Args:
+        indices: labels of the images.
+        names: class names of the data set.
+        labels: class names of the model.
+        where: data set and split, for messages.
+
+    Returns:
+        The model's index of each of `names`, -1 for an unused class that the model lacks.
+
+    Raises:
+        DataError: the model lacks a class that occurs in `indices`.
+    """
     index_of = {label: index for index, label in enumerate(labels)}
     used = sorted(set(indices.tolist()))
     missing = [names[index] for index in used if names[index] not in index_of]
     if missing:
         raise DataError(
-            f"{where}: {len(missing)} of its {len(used)} classes are none of the model's {len(labels)}:"
-            f" {_some(missing)}. The model has {_some(labels)}.{nearest(missing[0], labels)}"
+            f"{where}: the model lacks {len(missing)} of the {len(used)} classes: {_join(missing)}. Its classes are"
+            f" {_join(labels)}.{nearest(missing[0], labels)}"
         )
     return np.array([index_of.get(name, -1) for name in names], dtype=np.int64)
 
 
-def _some(names: list[str], most: int = 8) -> str:
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+def _join(names: list[str], limit: int = 8) -> str:
+    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")

@@ -1,4 +1,4 @@
-"""Compare a checkpoint and its exports on one labelled split, and record the result beside them."""
+"""Compare a checkpoint and its exports on one labeled split and record the result."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,37 +31,40 @@ def validate(
     providers: Providers | None = None,
     show_progress: bool = True,
 ) -> Comparison:
-    """Run the reference and the others over the same images, compare them, and save the result beside them.
+    """Compare artifacts with a reference on the same images, and save the result.
 
     Args:
         reference: checkpoint folder, Hub id, ONNX file, TensorRT engine or export folder.
-        others: the same kinds, compared with the reference.
-        dataset_name: Hub id, folder or `digits`; by default the data of the reference's recipe.
+        others: artifacts of the same kinds to compare with the reference.
+        dataset_name: Hub id, folder or `digits`. Default: the data set of the reference's recipe.
         dataset_config_name: configuration of the data set.
-        split: by default the validation images of the recipe.
-        image_column, label_column, text_column: found by their types by default.
-        max_samples: number of images, drawn with `seed`; all by default.
-        seed: of `max_samples`.
-        max_accuracy_drop: in percentage points, largest allowed loss of accuracy.
-        min_agreement: in [0, 1], smallest share of images with the reference's top-1 class.
-        patch_size: in pixels; the reference at each of these patch sizes is compared, too.
-        merge_tokens: tokens merged per block; the reference with each of these is compared, too.
-        batch_size: images of one forward pass, in the throughput as well.
-        device: `cpu`, `cuda`, ...; CUDA where it is available by default.
-        threads: of a CPU.
-        providers: ONNX Runtime's execution providers, in place of `device`.
+        split: split of the data set. Default: the validation images of the recipe.
+        image_column: name of the image column. Default: found by its type.
+        label_column: name of the label column. Default: found by its type.
+        text_column: name of the text column. Default: the recipe's.
+        max_samples: number of images, sampled with `seed`. Default: all.
+        seed: seed of `max_samples`.
+        max_accuracy_drop: largest drop in accuracy, in percentage points.
+        min_agreement: smallest fraction of images, 0 to 1, with the class that the reference predicts. Default: none.
+        patch_size: also compare the reference with these patch sizes, in pixels (FlexiViT).
+        merge_tokens: also compare the reference with these numbers of tokens merged per block (ToMe).
+        batch_size: images per batch, also for the throughput.
+        device: `cpu`, `cuda`, ... Default: CUDA if available.
+        threads: CPU threads. Default: PyTorch's.
+        providers: ONNX Runtime execution providers of ONNX files, instead of `device`.
         show_progress: show a progress bar on a terminal.
 
     Returns:
-        Accuracy, agreement and speed of each artifact; `passed` tells whether all are within the limits. It is saved
-        in `run.json`, `export.json` and `engine.json` where these are beside the artifacts.
+        Accuracy, agreement and speed of each artifact, and whether all are within the limits (`passed`). It is saved
+        in `run.json`, `export.json` and `engine.json` of the artifacts.
 
     Raises:
-        ModelError, DataError: an artifact or a data set that cannot be used.
+        ModelError: an artifact cannot be loaded.
+        DataError: the data set cannot be used.
     """
     paths = [reference, *others]
     check_recordable(paths)
-    labelled = evaluation_split(
+    labeled = evaluation_split(
         reference,
         dataset_name=dataset_name,
         dataset_config_name=dataset_config_name,
@@ -73,11 +76,11 @@ def validate(
         seed=seed,
     )
     changes = [{"patch_size": value} for value in patch_size] + [{"merge_tokens": value} for value in merge_tokens]
-    changed = [load_classifier(reference, device, threads, **change) for change in changes]
+    variants = [load_classifier(reference, device, threads, **change) for change in changes]
     comparison = compare(
         reference,
-        [*others, *changed],
-        labelled,
+        [*others, *variants],
+        labeled,
         max_accuracy_drop=max_accuracy_drop,
         min_agreement=min_agreement,
         batch_size=batch_size,
@@ -86,5 +89,5 @@ def validate(
         providers=providers,
         show_progress=show_progress,
     )
-    comparison.saved = record(comparison, [*paths, *[reference] * len(changed)])
+    comparison.saved = record(comparison, [*paths, *[reference] * len(variants)])
     return comparison

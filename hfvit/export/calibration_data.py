@@ -16,14 +16,20 @@ from hfvit.data.folders import LeftOut, find_files, select_images
 from hfvit.data.splits import at_most, check_image_column, find_image_column, load_split, undecoded
 from hfvit.data.tables import UNDECODED
 from hfvit.errors import DataError
-from hfvit.evaluation.split import read_recipe, shown_name
+from hfvit.evaluation.split import read_recipe, redacted_name
 from hfvit.recipe.arguments import DataArguments
 from hfvit.utils.files import expand_user
 
 
 @dataclass
-class CalibrationPictures:
-    """Undecoded `examples` (`image`, and `row` but for a stream) of split `source`."""
+class CalibrationImages:
+    """Hold undecoded calibration images.
+
+    Args:
+        examples: mappings with the key `image`, and `row` for map-style datasets.
+        source: split name, for messages.
+        record: the data set and number of images, for export.json.
+    """
 
     examples: Sequence[dict]
     source: str
@@ -33,32 +39,39 @@ class CalibrationPictures:
         return len(self.examples)
 
     def images(self) -> Iterator[Image.Image]:
-        """RGB pictures one at a time; `DataError` for a bad one."""
-        for place, example in enumerate(self.examples):
-            yield decode(example["image"], self.source, example.get("row", place))
+        """Decode RGB images one at a time; raises `DataError` for an undecodable one."""
+        for index, example in enumerate(self.examples):
+            yield decode(example["image"], self.source, example.get("row", index))
 
 
-def calibration_pictures(
+def calibration_images(
     checkpoint: str | Path,
     *,
     dataset_name: str | None = None,
     split: str | None = None,
     max_samples: int = 128,
     seed: int = 42,
-    otherwise: str = "",
-) -> CalibrationPictures:
-    """`max_samples` pictures drawn with `seed` from a data set, or from what the checkpoint's recipe trained on.
+    alternative: str = "",
+) -> CalibrationImages:
+    """Sample calibration images from a data set or a recipe's training data.
 
-    Without `dataset_name` and `split` these are the recipe's training rows without those that were held out; of a
-    stream, the first ones. Raises `DataError` when there are none; `otherwise` is what its message offers beside a
-    data set, such as ", or take --dtype fp16".
+    Args:
+        checkpoint: folder with the recipe.
+        dataset_name: data set to read instead of the recipe's.
+        split: split to read; the recipe's training rows without held-out rows when neither is given, else "train".
+        max_samples: number of images; the first ones of a streamed data set.
+        seed: seed of the sample.
+        alternative: other option for the error message, such as ", or pass --dtype fp16".
+
+    Raises:
+        DataError: there is no data set, split or image column.
     """
     if dataset_name is None:
         path = find_artifact(checkpoint).beside(RECIPE_FILE)
         if path is None:
             raise DataError(
-                f"--calibration_dataset: static INT8 needs pictures to calibrate with, and {checkpoint} has no"
-                f" {RECIPE_FILE} that names any; give it{otherwise}."
+                f"--calibration_dataset: required for static INT8, as {checkpoint} has no {RECIPE_FILE}. Pass"
+                f" it{alternative}."
             )
         data, recipe_seed = read_recipe(path)
     else:
@@ -67,22 +80,23 @@ def calibration_pictures(
         split = data.train_split
         splits = load_splits(replace(data, test_split=None, test_fraction=data.held_out_for_test), recipe_seed)
         train = splits.train
-        is_part = splits.sources["validation"] == split
-        what = f"split '{split}'" + (" without the rows held out" if is_part else "")
+        has_held_out = splits.sources["validation"] == split
+        description = f"split '{split}'" + (" without the rows held out" if has_held_out else "")
         examples = list(train.take(max_samples)) if data.streaming else at_most(train, max_samples, seed)
     else:
         split = split or "train"
-        what = f"split '{split}'"
-        loaded = _images_without_classes(data.dataset_name) or load_split(data, split)
+        description = f"split '{split}'"
+        loaded = _unlabeled_images(data.dataset_name) or load_split(data, split)
         column = data.image_column or find_image_column(loaded.features)
         check_image_column(loaded, split, column)
         examples = at_most(undecoded(loaded, column), max_samples, seed)
-    record = CalibrationData(dataset=shown_name(data.dataset_name), split=what, images=len(examples), seed=seed)
-    return CalibrationPictures(examples, split, record)
+    dataset_name = redacted_name(data.dataset_name)
+    record = CalibrationData(dataset=dataset_name, split=description, images=len(examples), seed=seed)
+    return CalibrationImages(examples, split, record)
 
 
-def _images_without_classes(folder: str) -> Dataset | None:
-    """The images of a folder with nothing but images, which need no labels here; None for any other data set."""
+def _unlabeled_images(folder: str) -> Dataset | None:
+    """Load the images of a folder without subfolders, None for any other data set."""
     root = expand_user(folder)
     if not root.is_dir():
         return None

@@ -6,7 +6,7 @@ from transformers import AutoConfig
 
 from hfvit.export.processor_steps import image_steps
 
-# timm's name begins with -> model_type of transformers; the first that fits. Any other model is called a ViT.
+# Prefix of timm's model name -> model_type of transformers; the first match applies, "vit" otherwise.
 FAMILIES = {
     "beit": "beit",
     "convnextv2": "convnextv2",
@@ -19,12 +19,12 @@ FAMILIES = {
     "resnet": "resnet",
     "swin": "swin",
 }
-# What names a place on this machine or the state of a training run.
+# Keys with local paths or training state.
 PRIVATE = ("_name_or_path", "name_or_path", "use_cache")
 
 
 def family_config(model) -> dict:
-    """The configuration to save beside the ONNX files of `model`."""
+    """Return the config.json that transformers.js and ORTModel read beside ONNX files."""
     config = json.loads(model.config.to_json_string())
     if config["model_type"] == "timm_wrapper":
         config = _timm_config(model)
@@ -33,7 +33,7 @@ def family_config(model) -> dict:
     config["id2label"] = {str(index): label for index, label in labels.items()}
     config["label2id"] = {label: index for index, label in labels.items()}
     config["num_labels"] = len(labels)
-    if getattr(model.config, "problem_type", None):  # sigmoid or softmax, for whoever turns logits into scores
+    if getattr(model.config, "problem_type", None):  # selects sigmoid or softmax
         config["problem_type"] = model.config.problem_type
     config["dtype"] = "float32"
     return config
@@ -65,7 +65,8 @@ def _timm_config(model) -> dict:
 def _transformer_values(network) -> dict:
     values = {"num_hidden_layers": len(network.blocks)}
     block = network.blocks[0]
-    attention, mlp = getattr(block, "attn", None), getattr(getattr(block, "mlp", None), "fc1", None)
+    attention = getattr(block, "attn", None)
+    mlp = getattr(getattr(block, "mlp", None), "fc1", None)
     if hasattr(attention, "num_heads"):
         values["num_attention_heads"] = attention.num_heads
         values["qkv_bias"] = getattr(getattr(attention, "qkv", None), "bias", None) is not None
@@ -91,11 +92,10 @@ def _pyramid_values(network) -> dict:
 
 
 def stock_processor_config(processor) -> dict:
-    """preprocessor_config.json of a class that transformers and transformers.js know, doing the same steps.
+    """Return an equivalent preprocessor_config.json for transformers(.js).
 
-    A stock processor's is its own. timm's becomes a BitImageProcessor where it crops, else a ViTImageProcessor. Two
-    things may then differ: resampled values by two levels of 255, and by one pixel the beginning of a crop that cannot
-    be centred, since no stock class rounds it as torchvision does.
+    timm's processor becomes a BitImageProcessor if it crops, else a ViTImageProcessor. Resampled values may differ by
+    two levels of 255, and the start of a crop with an odd margin by one pixel, as rounding differs from torchvision.
     """
     if type(processor).__name__ != "TimmWrapperImageProcessor":
         config = json.loads(processor.to_json_string())

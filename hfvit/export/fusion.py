@@ -8,73 +8,76 @@ from transformers.exporters.onnxruntime_fusions import fuse_for_onnxruntime
 
 from hfvit.export.graph import (
     MICROSOFT,
-    MOVES,
+    RESHAPES,
     Linear,
     add_linear,
     add_node,
-    clean,
     columns,
     constant,
     cpu_session,
     linears,
-    only_reader,
     other_input,
+    remove_unused_nodes,
     replace,
+    single_consumer,
     weight,
 )
 
 
 def fuse(model: ir.Model) -> None:
-    """Rewrite `model` in place; it runs on ONNX Runtime alone afterwards."""
+    """Fuse operators in place; only ONNX Runtime can run the model afterwards."""
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    drop_idle_masks(model)
+    remove_no_op_masks(model)
     fuse_for_onnxruntime(model, "cpu")
     model.graph.opset_imports[MICROSOFT] = 1
-    unfuse_skip_norms(model)
-    fold_scales(model)
-    fuse_projections(model)
-    drop_unread_tokens(model)
-    clean(model)
+    split_skip_layer_norms(model)
+    fold_layer_scale(model)
+    fuse_attention_projections(model)
+    prune_last_block_tokens(model)
+    remove_unused_nodes(model)
 
 
-def drop_idle_masks(model: ir.Model) -> None:
-    """Attention masks that hide nothing: an addend of zeros, a choice that always falls the same way.
+def remove_no_op_masks(model: ir.Model) -> None:
+    """Remove attention masks without effect (Add of zeros, Where of all-false).
 
-    Stock transformers (5.23) export one that depends on the batch size alone: it is computed here, for two of them.
+    transformers 5.23 exports one that depends on the batch size only; it is evaluated for two batch sizes.
     """
     if any(not isinstance(size, int) for value in model.graph.inputs for size in value.shape[1:]):
         return
-    blind = _blind_values(model)
-    adds = [(n, i) for n in model.graph if n.op_type == "Add" for i in (0, 1) if n.inputs[i] in blind]
-    choices = [(n, 0) for n in model.graph if n.op_type == "Where" and n.inputs[0] in blind]
-    if not adds and not choices:
+    independent = _input_independent_values(model)
+    adds = [(n, i) for n in model.graph if n.op_type == "Add" for i in (0, 1) if n.inputs[i] in independent]
+    wheres = [(n, 0) for n in model.graph if n.op_type == "Where" and n.inputs[0] in independent]
+    if not adds and not wheres:
         return
-    asked = {n.inputs[i].name for n, i in adds + choices}
-    kept = {n: n.inputs[1 - i] for n, i in adds} | {n: n.inputs[2] for n, _ in choices}
-    measured = [_run_blind(model, asked, kept, batch) for batch in (2, 3)]
-    for node, index in adds + choices:
+    masks = {n.inputs[i].name for n, i in adds + wheres}
+    kept = {n: n.inputs[1 - i] for n, i in adds} | {n: n.inputs[2] for n, _ in wheres}
+    measured = [_evaluate_masks(model, masks, kept, batch) for batch in (2, 3)]
+    for node, index in adds + wheres:
         same_shape = all(
             np.array_equal(run[f"{node.outputs[0].name}.shape"], run[f"{kept[node].name}.shape"]) for run in measured
         )
         if same_shape and not any(run[node.inputs[index].name].any() for run in measured):
             node.outputs[0].replace_all_uses_with(kept[node], replace_graph_outputs=True)
-    clean(model)
+    remove_unused_nodes(model)
 
 
-def _blind_values(model: ir.Model) -> set[ir.Value]:
-    """Values that are computed, but not from what any input holds: from its shape at most."""
-    seeing, blind = set(model.graph.inputs), set()
+def _input_independent_values(model: ir.Model) -> set[ir.Value]:
+    """Return computed values that do not depend on the content of the inputs."""
+    dependent = set(model.graph.inputs)
+    independent = set()
     for node in model.graph:
-        sees = node.op_type != "Shape" and any(value in seeing for value in node.inputs)
-        (seeing if sees else blind).update(node.outputs)
-    return blind
+        depends = node.op_type != "Shape" and any(value in dependent for value in node.inputs)
+        (dependent if depends else independent).update(node.outputs)
+    return independent
 
 
-def _run_blind(model: ir.Model, asked: set[str], kept: dict[ir.Node, ir.Value], batch: int) -> dict[str, np.ndarray]:
-    """The values `asked` for, and the shapes of what an addition or a choice gives and would keep."""
+def _evaluate_masks(
+    model: ir.Model, masks: set[str], kept: dict[ir.Node, ir.Value], batch: int
+) -> dict[str, np.ndarray]:
+    """Return the values of `masks`, and the shapes of outputs and kept operands."""
     proto = ir.to_proto(model)
     del proto.graph.output[:]
-    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in asked)
+    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in masks)
     for name in {value.name for node, value in kept.items()} | {node.outputs[0].name for node in kept}:
         proto.graph.node.append(onnx.helper.make_node("Shape", [name], [f"{name}.shape"]))
         proto.graph.output.append(onnx.ValueInfoProto(name=f"{name}.shape"))
@@ -87,8 +90,8 @@ def _run_blind(model: ir.Model, asked: set[str], kept: dict[ir.Node, ir.Value], 
     return dict(zip(names, session.run(names, feeds), strict=True))
 
 
-def unfuse_skip_norms(model: ir.Model) -> None:
-    """SkipLayerNormalization -> Add and LayerNormalization, which together take a third of its time, or less."""
+def split_skip_layer_norms(model: ir.Model) -> None:
+    """Split SkipLayerNormalization into Add and LayerNormalization (3x as fast)."""
     for node in list(model.graph):
         if node.op_type != "SkipLayerNormalization" or any(output.uses() for output in node.outputs[1:3]):
             continue
@@ -101,13 +104,13 @@ def unfuse_skip_norms(model: ir.Model) -> None:
         if len(node.outputs) > 3:
             replace(node.outputs[3], total)
         replace(node.outputs[0], norm)
-    clean(model)
+    remove_unused_nodes(model)
 
 
-def fold_scales(model: ir.Model) -> None:
-    """A constant that multiplies a linear's output (LayerScale) goes into the linear's weights."""
+def fold_layer_scale(model: ir.Model) -> None:
+    """Fold a constant factor of a linear layer's output (LayerScale) into its weights."""
     for linear in linears(model):
-        scaling = only_reader(linear.output, "Mul")
+        scaling = single_consumer(linear.output, "Mul")
         factor = constant(other_input(scaling, linear.output)) if scaling is not None else None
         if factor is None or factor.size not in (1, linear.kernel.shape[1]) or factor.shape[-1:] != (factor.size,):
             continue
@@ -115,16 +118,16 @@ def fold_scales(model: ir.Model) -> None:
         name = linear.node.inputs[1].name
         scaled = add_linear(model, scaling, linear.x, linear.kernel * factor, linear.full_bias() * factor, name)
         replace(scaling.outputs[0], scaled)
-    clean(model)
+    remove_unused_nodes(model)
 
 
-def fuse_projections(model: ir.Model) -> None:
-    """MultiHeadAttention and the projections of its query, key and value -> Attention, which copies none of them."""
+def fuse_attention_projections(model: ir.Model) -> None:
+    """Fuse MultiHeadAttention and its projections into Attention (no copies)."""
     for node in list(model.graph):
         if node.op_type != "MultiHeadAttention" or any(value is not None for value in node.inputs[3:]):
             continue
         found = [columns(model, value) for value in node.inputs[:3]]
-        projections = [Linear.making(origin) for origin, _ in found] if all(found) else []
+        projections = [Linear.producing(origin) for origin, _ in found] if all(found) else []
         if len(projections) != 3 or None in projections or len({id(p.x) for p in projections}) != 1:
             continue
         kernels = [p.kernel[:, which] for p, (_, which) in zip(projections, found, strict=True)]
@@ -134,24 +137,27 @@ def fuse_projections(model: ir.Model) -> None:
         if any(kernel.shape[1] != width for kernel in kernels) or projections[0].x.shape is None:
             continue
         scale = node.attributes.get_float("scale", 0.0)
-        if scale:  # Attention always divides by the root of the head's width
-            kernels[0], biases[0] = (part * scale * (width // heads) ** 0.5 for part in (kernels[0], biases[0]))
+        if scale:  # Attention always divides by the square root of the head dimension
+            root = (width // heads) ** 0.5
+            kernels[0] = kernels[0] * scale * root
+            biases[0] = biases[0] * scale * root
         kernel = weight(model, "attention.weight", np.concatenate(kernels, axis=1))
         bias = weight(model, "attention.bias", np.concatenate(biases))
         inputs = [projections[0].x, kernel, bias]
         output = add_node(node, "Attention", inputs, domain=MICROSOFT, num_heads=heads)
-        output.shape, output.dtype = ir.Shape([*projections[0].x.shape[:2], width]), projections[0].x.dtype
+        output.shape = ir.Shape([*projections[0].x.shape[:2], width])
+        output.dtype = projections[0].x.dtype
         replace(node.outputs[0], output)
-        drop_idle_moves(model, output)
-    clean(model)
+        remove_identity_reshapes(model, output)
+    remove_unused_nodes(model)
 
 
-def drop_idle_moves(model: ir.Model, value: ir.Value) -> None:
-    """Readers of reshaped `value` whose reshapes, all together, change nothing read `value` itself."""
+def remove_identity_reshapes(model: ir.Model, value: ir.Value) -> None:
+    """Remove chains of reshapes and transposes that together are the identity."""
     waiting = [value]
     while waiting:
         for use in list(waiting.pop().uses()):
-            if use.node.op_type in MOVES and len(use.node.outputs) == 1:
+            if use.node.op_type in RESHAPES and len(use.node.outputs) == 1:
                 moved = use.node.outputs[0]
                 waiting.append(moved)
                 found = columns(model, moved) if moved.shape is not None and len(moved.shape) == 3 else None
@@ -159,44 +165,55 @@ def drop_idle_moves(model: ir.Model, value: ir.Value) -> None:
                     moved.replace_all_uses_with(value, replace_graph_outputs=True)
 
 
-def drop_unread_tokens(model: ir.Model) -> None:
-    """Where the head reads the class token alone, the last block computes that token alone.
+def prune_last_block_tokens(model: ir.Model) -> None:
+    """Compute only the class token in the last block if the head reads no other token.
 
-    Its key and value still take every token; what follows treats each token by itself.
+    Key and value still use every token; the layers after them work on each token separately.
     """
     for node in list(model.graph):
         if node.op_type != "Gather" or node.attributes.get_int("axis", 0) != 1:
             continue
-        index, states = constant(node.inputs[1]), node.inputs[0]
-        if index is None or index.ndim or index < 0 or not _is_of_tokens(states) or len(list(states.uses())) > 1:
+        states = node.inputs[0]
+        index = constant(node.inputs[1])
+        if index is None or index.ndim or index < 0 or not _has_tokens(states) or len(list(states.uses())) > 1:
             continue
         attention = next((n for n in reversed(model.graph) if n.op_type == "Attention"), None)
         if attention is None or len(attention.inputs) != 3:
             continue
-        one = _TokenOnly(model, int(index), needed_for(attention.inputs[0])).of(states)
-        node.replace_input_with(0, one)
+        token = _SingleToken(model, int(index), ancestors(attention.inputs[0])).of(states)
+        node.replace_input_with(0, token)
         node.replace_input_with(1, weight(model, "first", np.array(0, np.int64)))
-    clean(model)
+    remove_unused_nodes(model)
 
 
-def needed_for(value: ir.Value) -> set[ir.Value]:
-    """`value` and everything that it is computed from."""
-    needed, waiting = set(), [value]
+def ancestors(value: ir.Value) -> set[ir.Value]:
+    """Return `value` and all values that it is computed from."""
+    found = set()
+    waiting = [value]
     while waiting:
         value = waiting.pop()
-        if value is None or value in needed:
+        if value is None or value in found:
             continue
-        needed.add(value)
+        found.add(value)
         if value.producer() is not None:
             waiting.extend(value.producer().inputs)
-    return needed
+    return found
 
 
-class _TokenOnly:
-    """Recomputes values `(batch, tokens, width)` for one token, `(batch, 1, width)`; cuts it from those in `whole`."""
+class _SingleToken:
+    """Recompute (batch, tokens, width) values for one token, as (batch, 1, width).
 
-    def __init__(self, model: ir.Model, index: int, whole: set[ir.Value]):
-        self.model, self.index, self.whole, self.known = model, index, whole, {}
+    Args:
+        model: graph to add nodes to.
+        index: index of the token.
+        all_tokens: values that keep every token; the token is sliced from them.
+    """
+
+    def __init__(self, model: ir.Model, index: int, all_tokens: set[ir.Value]):
+        self.model = model
+        self.index = index
+        self.all_tokens = all_tokens
+        self.known: dict[ir.Value, ir.Value] = {}
 
     def of(self, value: ir.Value) -> ir.Value:
         if value not in self.known:
@@ -205,10 +222,10 @@ class _TokenOnly:
 
     def _computed(self, value: ir.Value) -> ir.Value:
         node = value.producer()
-        follow = value not in self.whole and _is_of_tokens(value)
+        follow = value not in self.all_tokens and _has_tokens(value)
         if follow and node.op_type == "Attention" and node.domain == MICROSOFT and len(node.inputs) == 3:
             new = self._attention(node)
-        elif follow and self._is_of_each_token(node):
+        elif follow and self._is_tokenwise(node):
             inputs = [v if constant(v) is not None else self.of(v) for v in node.inputs]
             attributes = {name: attribute.value for name, attribute in node.attributes.items()}
             new = add_node(node, node.op_type, inputs, domain=node.domain, **attributes)
@@ -218,16 +235,16 @@ class _TokenOnly:
         new.shape = None if value.shape is None else ir.Shape([value.shape[0], 1, value.shape[2]])
         return new
 
-    def _is_of_each_token(self, node: ir.Node) -> bool:
+    def _is_tokenwise(self, node: ir.Node) -> bool:
         if node.op_type in ("Gelu", "BiasGelu"):
             return True
         if node.op_type == "LayerNormalization":
             return node.attributes.get_int("axis", -1) in (-1, 2)
         if node.op_type == "MatMul":
-            return Linear.at(node) is not None
+            return Linear.from_node(node) is not None
         if node.op_type not in ("Add", "Mul"):
             return False
-        return all(_is_vector(v) if constant(v) is not None else _is_of_tokens(v) for v in node.inputs)
+        return all(_is_vector(v) if constant(v) is not None else _has_tokens(v) for v in node.inputs)
 
     def _slice(self, value: ir.Value) -> ir.Value:
         bounds = {"start": self.index, "stop": self.index + 1, "axis": 1}
@@ -237,13 +254,16 @@ class _TokenOnly:
         return node.outputs[0]
 
     def _attention(self, node: ir.Node) -> ir.Value:
-        x, kernel, bias = node.inputs[0], constant(node.inputs[1]), constant(node.inputs[2])
+        x = node.inputs[0]
+        kernel = constant(node.inputs[1])
+        bias = constant(node.inputs[2])
         width = kernel.shape[1] // 3
         query = add_linear(self.model, node, self.of(x), kernel[:, :width], bias[:width], "token.query")
-        both = add_linear(self.model, node, x, kernel[:, width:], bias[width:], "token.key_value")
-        split = ir.node("Split", [both], attributes={"axis": -1, "num_outputs": 2}, num_outputs=2)
+        key_value = add_linear(self.model, node, x, kernel[:, width:], bias[width:], "token.key_value")
+        split = ir.node("Split", [key_value], attributes={"axis": -1, "num_outputs": 2}, num_outputs=2)
         for output in split.outputs:
-            output.dtype, output.shape = x.dtype, x.shape
+            output.dtype = x.dtype
+            output.shape = x.shape
         node.graph.insert_before(node, split)
         heads = node.attributes.get_int("num_heads")
         return add_node(node, "MultiHeadAttention", [query, *split.outputs], domain=MICROSOFT, num_heads=heads)
@@ -253,5 +273,5 @@ def _is_vector(value: ir.Value) -> bool:
     return constant(value).ndim <= 1
 
 
-def _is_of_tokens(value: ir.Value) -> bool:
+def _has_tokens(value: ir.Value) -> bool:
     return value.shape is not None and len(value.shape) == 3

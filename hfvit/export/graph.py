@@ -10,29 +10,36 @@ from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes import common as passes
 
 MICROSOFT = "com.microsoft"
-MOVES = ("Reshape", "Transpose", "Slice", "Squeeze", "Unsqueeze", "Split", "Identity", "Gather", "Flatten")
+RESHAPES = ("Reshape", "Transpose", "Slice", "Squeeze", "Unsqueeze", "Split", "Identity", "Gather", "Flatten")
 
 
 def cpu_session(model: Path | onnx.ModelProto) -> onnxruntime.InferenceSession:
-    """To check or measure something; ONNX Runtime's warnings about unused and unsaid shapes are of no use then."""
+    """Create a CPU session without ONNX Runtime's warnings about shapes."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)
     return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
-def clean(model: ir.Model) -> None:
-    """Drop what nobody reads, and name what is left."""
+def remove_unused_nodes(model: ir.Model) -> None:
+    """Remove unused nodes and give the others unique names."""
     passes.RemoveUnusedNodesPass()(model)
     passes.NameFixPass()(model)
 
 
 def constant(value: ir.Value | None) -> np.ndarray | None:
+    """Return the array of a constant value, None for a computed one."""
     return None if value is None or value.const_value is None else value.const_value.numpy()
 
 
 def weight(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
-    """A new initializer; `name` gets a number where it is taken."""
+    """Add an initializer.
+
+    Args:
+        model: graph to change.
+        name: name of the initializer; gets a numeric suffix if it exists.
+        array: its values.
+    """
     initializers = model.graph.initializers
     unique = name if name not in initializers else f"{name}_{len(initializers)}"
     array = np.array(array, order="C")  # ascontiguousarray would turn a scalar into a vector
@@ -43,7 +50,19 @@ def weight(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
 
 
 def add_node(before: ir.Node, op_type: str, inputs, *, domain: str = "", like: ir.Value | None = None, **attributes):
-    """The output of a new node, inserted before another; `like` gives its type and shape."""
+    """Insert a node with one output before another.
+
+    Args:
+        before: existing node.
+        op_type: operator.
+        inputs: input values, None for an omitted optional one.
+        domain: operator domain, empty for ONNX's own.
+        like: value with the type and shape of the output; float32 of unknown shape by default.
+        **attributes: attributes of the operator.
+
+    Returns:
+        The output of the new node.
+    """
     node = ir.node(op_type, inputs, attributes=attributes, domain=domain)
     node.outputs[0].dtype = ir.DataType.FLOAT if like is None else like.dtype
     node.outputs[0].shape = None if like is None else like.shape
@@ -52,15 +71,18 @@ def add_node(before: ir.Node, op_type: str, inputs, *, domain: str = "", like: i
 
 
 def replace(old: ir.Value, new: ir.Value) -> None:
-    """Everyone who reads `old` reads `new`, under its name; a graph output keeps its type."""
-    old.name, new.name = f"{old.name}.replaced", old.name
+    """Replace all uses of `old` by `new`, which takes its name (and output type)."""
+    name = old.name
+    old.name = f"{name}.replaced"
+    new.name = name
     if old.is_graph_output():
-        new.shape, new.dtype = old.shape, old.dtype
+        new.shape = old.shape
+        new.dtype = old.dtype
     old.replace_all_uses_with(new, replace_graph_outputs=True)
 
 
-def only_reader(value: ir.Value, op_type: str) -> ir.Node | None:
-    """The node that alone reads `value`, when it is an `op_type`."""
+def single_consumer(value: ir.Value, op_type: str) -> ir.Node | None:
+    """Return the only consumer of `value` if it is an `op_type`, else None."""
     uses = list(value.uses())
     if len(uses) != 1 or value.is_graph_output() or uses[0].node.op_type != op_type:
         return None
@@ -68,27 +90,39 @@ def only_reader(value: ir.Value, op_type: str) -> ir.Node | None:
 
 
 def other_input(node: ir.Node, value: ir.Value) -> ir.Value:
+    """Return the other operand of a binary operator."""
     return node.inputs[1] if node.inputs[0] is value else node.inputs[0]
 
 
 class Linear:
-    """`x @ kernel + bias`: a MatMul or Gemm with a constant matrix, and the constant that is added to it."""
+    """Describe a linear layer `x @ kernel + bias` (MatMul or Gemm, constant kernel).
+
+    Args:
+        node: the MatMul or Gemm node.
+        kernel: weights (in, out).
+        bias: bias (out,), or None.
+        output: value after the bias is added.
+    """
 
     def __init__(self, node: ir.Node, kernel: np.ndarray, bias: np.ndarray | None, output: ir.Value):
-        self.node, self.kernel, self.bias, self.output = node, kernel, bias, output
+        self.node = node
+        self.kernel = kernel
+        self.bias = bias
+        self.output = output
 
     @property
     def x(self) -> ir.Value:
         return self.node.inputs[0]
 
     @classmethod
-    def at(cls, node: ir.Node) -> "Linear | None":
+    def from_node(cls, node: ir.Node) -> "Linear | None":
+        """Return the linear layer of a MatMul or Gemm node, None for any other node."""
         kernel = constant(node.inputs[1]) if node.op_type in ("MatMul", "Gemm") and node.domain == "" else None
         if kernel is None or kernel.ndim != 2 or constant(node.inputs[0]) is not None:
             return None
         if node.op_type == "Gemm":
             return cls._gemm(node, kernel)
-        addition = only_reader(node.outputs[0], "Add")
+        addition = single_consumer(node.outputs[0], "Add")
         bias = constant(other_input(addition, node.outputs[0])) if addition is not None else None
         if bias is None or bias.size != kernel.shape[1] or bias.shape[-1:] != (bias.size,):
             return cls(node, kernel, None, node.outputs[0])
@@ -105,25 +139,39 @@ class Linear:
         return cls(node, kernel, None if bias is None else bias.reshape(-1), node.outputs[0])
 
     @classmethod
-    def making(cls, value: ir.Value | None) -> "Linear | None":
-        """The linear whose output, bias included, is `value`."""
+    def producing(cls, value: ir.Value | None) -> "Linear | None":
+        """Return the linear layer whose output, bias included, is `value`."""
         node = value.producer() if value is not None else None
         if node is not None and node.op_type == "Add":
             products = [v.producer() for v in node.inputs if v is not None and v.producer() is not None]
             node = products[0] if len(products) == 1 else None
-        linear = cls.at(node) if node is not None else None
+        linear = cls.from_node(node) if node is not None else None
         return linear if linear is not None and linear.output is value else None
 
     def full_bias(self) -> np.ndarray:
+        """Return the bias, zeros if there is none."""
         return np.zeros(self.kernel.shape[1], self.kernel.dtype) if self.bias is None else self.bias
 
 
 def linears(model: ir.Model) -> list[Linear]:
-    return [linear for node in model.graph if (linear := Linear.at(node)) is not None]
+    """Return all linear layers of the graph."""
+    return [linear for node in model.graph if (linear := Linear.from_node(node)) is not None]
 
 
 def add_linear(model: ir.Model, before: ir.Node, x: ir.Value, kernel, bias, name: str) -> ir.Value:
-    """MatMul and Add of new weights."""
+    """Insert a linear layer (MatMul and Add) with new weights.
+
+    Args:
+        model: graph to change.
+        before: existing node.
+        x: input (..., in).
+        kernel: weights (in, out).
+        bias: bias (out,).
+        name: prefix of the initializers' names.
+
+    Returns:
+        The output (..., out).
+    """
     product = add_node(before, "MatMul", [x, weight(model, f"{name}.weight", kernel)])
     output = add_node(before, "Add", [product, weight(model, f"{name}.bias", bias)])
     product.dtype = output.dtype = x.dtype
@@ -132,12 +180,13 @@ def add_linear(model: ir.Model, before: ir.Node, x: ir.Value, kernel, bias, name
 
 
 def columns(model: ir.Model, value: ir.Value) -> tuple[ir.Value, np.ndarray] | None:
-    """`(origin, columns)` when `value[b, t, :]` is `origin[b, t, columns]`, whatever moves lie between.
+    """Find `(origin, columns)` such that `value[b, t, :]` is `origin[b, t, columns]`.
 
-    The moves are run on numbered elements, so that every layout of query, key and value is recognised by what it does.
+    The reshapes in between are evaluated on numbered elements, which recognizes any layout of query, key and value.
     """
-    nodes, origin = [], value
-    while (node := origin.producer()) is not None and node.op_type in MOVES and node.domain == "":
+    nodes = []
+    origin = value
+    while (node := origin.producer()) is not None and node.op_type in RESHAPES and node.domain == "":
         if any(constant(extra) is None for extra in node.inputs[1:] if extra is not None):
             return None
         nodes.insert(0, node)
@@ -157,7 +206,7 @@ def _run(opset: int, nodes: list[ir.Node], origin: ir.Value, value: ir.Value, da
     weights = {v.name: v for node in nodes for v in node.inputs[1:] if v is not None}
     graph = onnx.helper.make_graph(
         [ir.to_proto(node) for node in nodes],
-        "moves",
+        "reshapes",
         [onnx.helper.make_tensor_value_info(origin.name, onnx.TensorProto.DOUBLE, data.shape)],
         [onnx.helper.make_tensor_value_info(value.name, onnx.TensorProto.DOUBLE, None)],
         [onnx.numpy_helper.from_array(constant(v), name) for name, v in weights.items()],

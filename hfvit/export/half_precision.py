@@ -17,7 +17,7 @@ FOLLOW = {
 
 
 def to_half(model: onnx_ir.Model, dtype: str) -> None:
-    """Convert in place; the graph's inputs and outputs stay float32."""
+    """Convert a graph to "fp16" or "bf16" in place, with float32 inputs and outputs."""
     half = HALF_TYPES[dtype]
     opset = model.graph.opset_imports[""]
     caster = _Caster(model.graph)
@@ -34,7 +34,8 @@ def to_half(model: onnx_ir.Model, dtype: str) -> None:
                 output.dtype = target
     for index, output in enumerate(model.graph.outputs):
         if output.dtype == half:
-            name, output.name = output.name, f"{output.name}_{dtype}"
+            name = output.name
+            output.name = f"{name}_{dtype}"
             model.graph.outputs[index] = caster.cast(output, DataType.FLOAT)
             model.graph.outputs[index].name = name
     for name, value in list(model.graph.initializers.items()):
@@ -43,9 +44,9 @@ def to_half(model: onnx_ir.Model, dtype: str) -> None:
 
 
 def runnable_on_cpu(model: onnx_ir.Model) -> onnx_ir.Model:
-    """A copy of a bf16 graph that ONNX Runtime's CPU can run: it has no bf16 arithmetic (1.32), only bf16 casts.
+    """Return a copy of a bf16 graph that computes in float32, rounding to bf16.
 
-    Every value is still rounded to bf16; each operator takes and gives float32 in between.
+    ONNX Runtime 1.32 has no bf16 arithmetic on CPUs, only casts.
     """
     copy = model.clone()
     for node in list(copy.graph):
@@ -69,7 +70,7 @@ def runnable_on_cpu(model: onnx_ir.Model) -> onnx_ir.Model:
 
 
 def _computes_in_half(node: onnx_ir.Node, values: list[onnx_ir.Value], half: DataType, opset: int) -> bool:
-    if not _takes(node, half, opset):
+    if not _supports(node, half, opset):
         return False
     if node.op_type in COMPUTE:
         return True
@@ -79,19 +80,27 @@ def _computes_in_half(node: onnx_ir.Node, values: list[onnx_ir.Value], half: Dat
     return node.op_type in FOLLOW and bool(computed) and fits and all(value.dtype == half for value in computed)
 
 
-def _takes(node: onnx_ir.Node, half: DataType, opset: int) -> bool:
-    """Whether ONNX defines the operator for this type; Conv, for one, has bf16 from opset 22 on."""
+def _supports(node: onnx_ir.Node, half: DataType, opset: int) -> bool:
+    """Return whether ONNX defines the operator for this type (bf16 Conv: opset 22)."""
     types = onnx.defs.get_schema(node.op_type, opset, node.domain).type_constraints
     return f"tensor({half.name.lower()})" in {name for kind in types for name in kind.allowed_type_strs}
 
 
 class _Caster:
-    """Values in another type: a constant is converted, anything else gets a Cast node, each once."""
+    """Convert constants and insert Cast nodes, once per value and type."""
 
     def __init__(self, graph: onnx_ir.Graph):
-        self.graph, self.done = graph, {}
+        self.graph = graph
+        self.done: dict[tuple[int, DataType], onnx_ir.Value] = {}
 
     def cast(self, value: onnx_ir.Value, dtype: DataType, before: onnx_ir.Node | None = None) -> onnx_ir.Value:
+        """Return `value` in another type.
+
+        Args:
+            value: a constant or computed value.
+            dtype: target type.
+            before: node before which a Cast is inserted; None appends it.
+        """
         key = (id(value), dtype)
         if key not in self.done:
             self.done[key] = (
@@ -105,7 +114,8 @@ class _Caster:
         array = value.const_value.numpy().astype(dtype.numpy())
         name = f"{value.name}_{dtype.name.lower()}"
         constant = onnx_ir.Value(name=name, const_value=onnx_ir.tensor(array, dtype=dtype, name=name))
-        constant.dtype, constant.shape = dtype, value.shape
+        constant.dtype = dtype
+        constant.shape = value.shape
         self.graph.register_initializer(constant)
         return constant
 
@@ -114,7 +124,9 @@ class _Caster:
             "Cast", [value], attributes={"to": int(dtype)}, name=f"{value.name}_to_{dtype.name.lower()}"
         )
         output = node.outputs[0]
-        output.name, output.dtype, output.shape = f"{value.name}_{dtype.name.lower()}", dtype, value.shape
+        output.name = f"{value.name}_{dtype.name.lower()}"
+        output.dtype = dtype
+        output.shape = value.shape
         if before is None:
             self.graph.append(node)
         else:

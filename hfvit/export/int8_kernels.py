@@ -8,7 +8,17 @@ import onnx
 import onnx_ir as ir
 
 from hfvit.export.fusion import fuse
-from hfvit.export.graph import MICROSOFT, Linear, add_node, clean, constant, cpu_session, linears, replace, weight
+from hfvit.export.graph import (
+    MICROSOFT,
+    Linear,
+    add_node,
+    constant,
+    cpu_session,
+    linears,
+    remove_unused_nodes,
+    replace,
+    weight,
+)
 
 Batches = Iterable[dict[str, np.ndarray]]
 Ranges = dict[str, tuple[float, float]]
@@ -16,12 +26,20 @@ REDUCTIONS = ("ReduceMin", "ReduceMax")
 
 
 def int8_graph(model: onnx.ModelProto, batches: Batches | None) -> tuple[onnx.ModelProto, dict[str, Any]]:
-    """The fused INT8 version of a float32 graph and what it is; ranges from `batches`, or (None) of each batch run."""
+    """Fuse and quantize a float32 graph for ONNX Runtime on CPUs.
+
+    Args:
+        model: float32 graph.
+        batches: calibration batches for static ranges of activations; None computes the range of each batch.
+
+    Returns:
+        The INT8 graph, and a description for export.json.
+    """
     graph = ir.from_proto(model)
     fuse(graph)
     split_bias_gelus(graph)
     ranges = None if batches is None else measure_ranges(graph, batches)
-    products = make_integer(graph, ranges)
+    products = quantize_products(graph, ranges)
     return ir.to_proto(graph), {
         "method": "dynamic, fused" if ranges is None else "static, fused",
         "activations": "uint8, range of each batch" if ranges is None else "uint8",
@@ -31,22 +49,23 @@ def int8_graph(model: onnx.ModelProto, batches: Batches | None) -> tuple[onnx.Mo
 
 
 def split_bias_gelus(model: ir.Model) -> None:
-    """BiasGelu -> Add and Gelu: the integer product adds the bias at no cost."""
+    """Split BiasGelu into Add and Gelu, as integer products add the bias at no cost."""
     for node in list(model.graph):
         if node.op_type == "BiasGelu":
             x, bias = node.inputs
             total = add_node(node, "Add", [x, bias], like=x)
             replace(node.outputs[0], add_node(node, "Gelu", [total], domain=MICROSOFT, like=x))
-    clean(model)
+    remove_unused_nodes(model)
 
 
 def attentions(model: ir.Model) -> list[ir.Node]:
+    """Return the fused Attention nodes with constant weights."""
     nodes = [node for node in model.graph if node.op_type == "Attention" and node.domain == MICROSOFT]
     return [node for node in nodes if constant(node.inputs[1]) is not None]
 
 
 def measure_ranges(model: ir.Model, batches: Batches) -> Ranges:
-    """Least and greatest value of every product's activation, by its name: the mean over batches of each one's own."""
+    """Return each activation's (min, max) by its name, averaged over batches."""
     inputs = [linear.x for linear in linears(model)] + [node.inputs[0] for node in attentions(model)]
     names = list(dict.fromkeys(value.name for value in inputs))
     proto = ir.to_proto(model)
@@ -61,28 +80,39 @@ def measure_ranges(model: ir.Model, batches: Batches) -> Ranges:
     return {name: (float(low), float(high)) for name, (low, high) in zip(names, means, strict=True)}
 
 
-def make_integer(model: ir.Model, ranges: Ranges | None) -> int:
-    """Replace the products with weights by integer ones, of fixed `ranges` or (None) each batch's own; how many."""
+def quantize_products(model: ir.Model, ranges: Ranges | None) -> int:
+    """Replace matrix products with weights by integer ones, in place.
+
+    Args:
+        model: fused float32 graph.
+        ranges: (min, max) of each activation; None computes the range of each batch.
+
+    Returns:
+        The number of integer products.
+    """
     activations = _Activations(model, ranges)
-    nodes, layers = attentions(model), linears(model)
+    nodes = attentions(model)
+    layers = linears(model)
     for node in nodes:
         replace(node.outputs[0], _integer_attention(model, node, activations))
     for linear in layers:
         if ranges is None:
             integer, scales, bias = _integer_weights(model, linear)
-            operator, inputs = "DynamicQuantizeMatMul", [linear.x, integer, scales, None, bias]
+            operator = "DynamicQuantizeMatMul"
+            inputs = [linear.x, integer, scales, None, bias]
         else:
             x, scale, zero_point = activations.quantized(linear.x)
             integer, scales, bias = _integer_weights(model, linear)
-            operator, inputs = "MatMulIntegerToFloat", [x, integer, scale, scales, zero_point, None, bias]
+            operator = "MatMulIntegerToFloat"
+            inputs = [x, integer, scale, scales, zero_point, None, bias]
         last = linear.output.producer()
         replace(linear.output, add_node(last, operator, inputs, domain=MICROSOFT, like=linear.output))
-    clean(model)
+    remove_unused_nodes(model)
     return len(nodes) + len(layers)
 
 
 def quantize_kernel(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`(in, out)` float -> int8 and one scale an output channel; symmetric, so that zero stays zero."""
+    """Quantize weights (in, out) to symmetric int8, one scale per output channel."""
     scales = np.maximum(np.abs(kernel).max(axis=0), np.float32(1e-12)) / np.float32(127)
     return np.round(kernel / scales).astype(np.int8), scales
 
@@ -95,8 +125,9 @@ def _integer_weights(model: ir.Model, linear: Linear) -> tuple[ir.Value, ir.Valu
 
 
 def _integer_attention(model: ir.Model, node: ir.Node, activations: "_Activations") -> ir.Value:
-    """QAttention: the projections are integer, its products of query, key and value float."""
-    name, heads = node.inputs[1].name, node.attributes.get_int("num_heads")
+    """Insert QAttention: integer projections, float products of query, key and value."""
+    name = node.inputs[1].name
+    heads = node.attributes.get_int("num_heads")
     integer, scales = quantize_kernel(constant(node.inputs[1]))
     zeros = weight(model, f"{name}.zero_point", np.zeros(len(scales), np.int8))
     integer, scales = weight(model, f"{name}.int8", integer), weight(model, f"{name}.scale", scales)
@@ -106,13 +137,15 @@ def _integer_attention(model: ir.Model, node: ir.Node, activations: "_Activation
 
 
 class _Activations:
-    """Quantises each activation once, however many products read it."""
+    """Quantize each activation once, for all products that read it."""
 
     def __init__(self, model: ir.Model, ranges: Ranges | None):
-        self.model, self.ranges, self.known = model, ranges, {}
+        self.model = model
+        self.ranges = ranges
+        self.known: dict[str, list[ir.Value]] = {}
 
     def quantized(self, x: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """`x` as uint8, its scale and its zero point."""
+        """Return `x` as uint8, its scale and its zero point."""
         if x.name not in self.known:
             node = self._dynamic(x) if self.ranges is None else self._static(x)
             x.producer().graph.insert_after(x.producer(), node)
@@ -124,7 +157,8 @@ class _Activations:
 
     def _static(self, x: ir.Value) -> ir.Node:
         low, high = self.ranges[x.name]
-        low, high = min(low, 0.0), max(high, 0.0)  # zero must have a code of its own
+        low = min(low, 0.0)  # zero must be exactly representable
+        high = max(high, 0.0)
         scale = max(high - low, 1e-12) / 255
         scale_value = weight(self.model, f"{x.name}.scale", np.array(scale, np.float32))
         zero_point = weight(self.model, f"{x.name}.zero_point", np.array(round(-low / scale), np.uint8))

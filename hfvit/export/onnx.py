@@ -14,23 +14,23 @@ from transformers.exporters import OnnxExporter
 from transformers.exporters.exporter_onnx import OnnxConfig
 
 import hfvit
-from hfvit.artifacts.export_folder import PACKAGES, file_facts
+from hfvit.artifacts.export_folder import PACKAGES, file_digest
 from hfvit.artifacts.export_record import ExportedFile, Parity, TensorInfo
 from hfvit.errors import ModelError, one_line
 from hfvit.export.fusion import fuse
-from hfvit.export.graph import clean
+from hfvit.export.graph import remove_unused_nodes
 from hfvit.export.half_precision import HALF_TYPES, runnable_on_cpu, to_half
 from hfvit.export.parity import check_onnx, check_parity, check_pixels, tolerance
 from hfvit.export.preprocessing import add_preprocessing
 from hfvit.export.text_inputs import TOKEN_AXIS, check_reads_texts, text_inputs, traced_texts
-from hfvit.models.attention import unfused_windows
+from hfvit.models.attention import unfused_window_attention
 from hfvit.utils.environment import installed_versions
 from hfvit.utils.files import temporary_file
 from hfvit.utils.quiet import silenced
 
 DTYPES = ("fp32", *HALF_TYPES)
 BATCH_AXIS = "batch_size"
-TRACED_BATCH = 2  # torch.export would fix a batch of 1
+TRACED_BATCH = 2  # torch.export would specialize a batch of 1
 OPSETS = (18, 19, 20, 21, 22, 23)
 PROTOBUF_LIMIT = 2**31 - 1
 
@@ -49,25 +49,30 @@ def export_onnx(
     image_size: tuple[int, int] | None = None,
     verbose: bool = False,
 ) -> ExportedFile:
-    """Write a loaded image classifier as one checked ONNX file, and return what export.json holds of it.
+    """Export an image classifier to one ONNX file and compare it with PyTorch.
 
-    The graph takes `pixel_values` `(batch_size, channels, height, width)` and gives `logits` `(batch_size, classes)`,
-    both float32 whatever its `dtype`. Of a model that reads texts it takes `input_ids` and `attention_mask`
-    `(batch_size, tokens)` int64, too.
+    The graph maps `pixel_values` (batch_size, channels, height, width) to `logits` (batch_size, classes), both float32
+    for any `dtype`. Image-text models also take `input_ids` and `attention_mask` (batch_size, tokens), int64.
 
     Args:
-        opset: 18 to 23; the exporter's own when None.
-        dtype: `fp32`, `fp16` or `bf16`: what the matrix products compute in. LayerNorm and Softmax stay in fp32.
-        optimize: fuse operators for ONNX Runtime on CPUs; no other runtime reads such a file.
-        batch_size: the only one of a graph without `dynamic_axes`; without consequence for others.
-        atol: largest difference of a logit from PyTorch's; by default it follows `dtype` and the logits' magnitude.
-        preprocessing: an image processor whose steps the graph shall do itself. It then takes `pixels`
-            `(batch_size, height, width, 3)` uint8, of any height and width.
-        image_size: (height, width) in pixels of what the model takes; the configuration's when None.
-        verbose: let the exporter print and warn.
+        model: image classifier in float32.
+        path: file to write.
+        opset: 18 to 23; None is the exporter's default.
+        dtype: precision of matrix products, "fp32", "fp16" or "bf16". LayerNorm and Softmax stay in fp32.
+        optimize: fuse operators for ONNX Runtime on CPUs; no other runtime can load such a file.
+        batch_size: batch size of a graph without `dynamic_axes`; ignored otherwise.
+        dynamic_axes: let the batch size vary.
+        atol: largest difference of a logit from PyTorch's; the default depends on `dtype` and the largest logit.
+        preprocessing: image processor to include in the graph, which then takes `pixels` (batch_size, height, width,
+            3) uint8 of any height and width.
+        image_size: (height, width) in pixels; None reads it from the model's configuration.
+        verbose: show the exporter's output and warnings.
 
-    Raises `ModelError`, and leaves no file, when the model cannot be exported or ONNX Runtime's logits are not
-    PyTorch's.
+    Returns:
+        The record of the file for export.json.
+
+    Raises:
+        ModelError: the model cannot be exported, or the logits differ from PyTorch's; no file is written.
     """
     _check_arguments(model, opset, dtype, optimize, batch_size)
     check_reads_texts(model, optimize=optimize, with_preprocessing=preprocessing is not None)
@@ -99,11 +104,22 @@ def check_graph(
     dtype: str,
     limit: dict,
     preprocessing,
-    what: str,
+    name: str,
 ) -> Parity:
-    """Check the file at `path` against `model`, then put the preprocessing before it and check that, too.
+    """Compare an ONNX file with PyTorch, then add and check the preprocessing.
 
-    Raises `ModelError` for a file that is not valid or whose logits differ too much.
+    Args:
+        path: ONNX file; preprocessing is added in place.
+        model: PyTorch model in float32.
+        shape: (channels, height, width) of the pixel values.
+        batch_sizes: batch sizes to compare.
+        dtype: precision of the graph.
+        limit: allowed differences, of `tolerance`.
+        preprocessing: image processor to add, or None.
+        name: file name for messages.
+
+    Raises:
+        ModelError: the file is not valid, or the results differ by more than `limit`.
     """
     check_onnx(path)
     with tempfile.TemporaryDirectory() as folder:
@@ -111,11 +127,11 @@ def check_graph(
         if dtype == "bf16":
             core = Path(folder) / "core.onnx"
             onnx_ir.save(runnable_on_cpu(onnx_ir.load(path)), core)
-        parity = check_parity(core, model, shape, batch_sizes, limit, what)
+        parity = check_parity(core, model, shape, batch_sizes, limit, name)
         if preprocessing is not None:
-            whole = Path(folder) / "whole.onnx"
-            add_preprocessing(core, whole, preprocessing)
-            parity.preprocessing = check_pixels(whole, core, preprocessing, batch_sizes, what)
+            full = Path(folder) / "full.onnx"
+            add_preprocessing(core, full, preprocessing)
+            parity.preprocessing = check_pixels(full, core, preprocessing, batch_sizes, name)
             add_preprocessing(path, path, preprocessing)
             check_onnx(path)
     return parity
@@ -130,11 +146,20 @@ def describe(
     optimized: bool = False,
     batch_size: int | None,
 ) -> ExportedFile:
-    """What export.json holds of one file; quantization, calibration and gate are entered later."""
+    """Create the record of an ONNX file for export.json.
+
+    Args:
+        path: ONNX file.
+        shape: (channels, height, width) of the pixel values.
+        parity: result of `check_graph`.
+        dtype: precision of the graph.
+        optimized: whether operators are fused for ONNX Runtime.
+        batch_size: fixed batch size, None for a dynamic one.
+    """
     opsets = {entry.domain: entry.version for entry in onnx.load(path, load_external_data=False).opset_import}
     with_preprocessing = parity.preprocessing is not None
     return ExportedFile(
-        **file_facts(path),
+        **file_digest(path),
         dtype=dtype,
         opset=opsets[""],
         versions=installed_versions(PACKAGES),
@@ -146,13 +171,13 @@ def describe(
 
 
 def input_channels(model: torch.nn.Module) -> int:
-    """Channels of a picture as a model's configuration says."""
+    """Return the number of image channels of a model's configuration."""
     own = (getattr(model.config, "pretrained_cfg", None) or {}).get("input_size")
     return own[0] if own else getattr(model.config, "num_channels", 3)
 
 
 def configured_image_size(model: torch.nn.Module) -> tuple[int, int]:
-    """(height, width) in pixels that a model's configuration says it takes; 224 where it says nothing."""
+    """Return (height, width) in pixels of a model's configuration, 224 by default."""
     config = model.config
     own = (getattr(config, "pretrained_cfg", None) or {}).get("input_size")
     size = own[-2:] if own else getattr(config, "image_size", None) or 224
@@ -160,7 +185,7 @@ def configured_image_size(model: torch.nn.Module) -> tuple[int, int]:
 
 
 def weights_sha256(model: torch.nn.Module) -> str:
-    """A digest of a model's float32 weights, by which export.json tells one training from another."""
+    """Return a digest of a model's float32 weights, to identify its training."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
@@ -169,7 +194,13 @@ def weights_sha256(model: torch.nn.Module) -> str:
 
 
 def input_tensor(shape: tuple[int, int, int], batch_size: int | None, with_preprocessing: bool) -> TensorInfo:
-    """Name, type and shape of the graph's input."""
+    """Return name, type and shape of the graph's input.
+
+    Args:
+        shape: (channels, height, width) of the pixel values.
+        batch_size: fixed batch size, None for a dynamic one.
+        with_preprocessing: whether the graph takes uint8 images of any size.
+    """
     batch = batch_size or BATCH_AXIS
     if with_preprocessing:
         return TensorInfo(name="pixels", type="uint8", shape=[batch, "height", "width", 3])
@@ -178,21 +209,19 @@ def input_tensor(shape: tuple[int, int, int], batch_size: int | None, with_prepr
 
 def _check_arguments(model, opset: int | None, dtype: str, optimize: bool, batch_size: int) -> None:
     if dtype not in DTYPES:
-        raise ModelError(f"dtype: {dtype!r} is none of {', '.join(DTYPES)}.")
+        raise ModelError(f"dtype: must be one of {', '.join(DTYPES)}, got {dtype!r}.")
     if opset is not None and opset not in OPSETS:
-        raise ModelError(f"opset: {opset} is outside {OPSETS[0]} to {OPSETS[-1]}, which the exporter can write.")
+        raise ModelError(f"opset: must be between {OPSETS[0]} and {OPSETS[-1]}, got {opset}.")
     if optimize and dtype != "fp32":
-        raise ModelError(f"optimize: the fused operators are for fp32 on CPUs; leave out dtype {dtype} or optimize.")
+        raise ModelError(f"optimize: only available for dtype fp32, got {dtype}. Omit optimize or dtype.")
     if batch_size < 1:
-        raise ModelError(f"batch_size: {batch_size} is no number of images.")
-    if next(model.parameters()).dtype != torch.float32:
-        raise ModelError(
-            'The model is not in float32; load it with dtype="float32", dtype= of the export does the rest.'
-        )
+        raise ModelError(f"batch_size: must be a positive integer, got {batch_size}.")
+    if (loaded := next(model.parameters()).dtype) != torch.float32:
+        raise ModelError(f'The model must be in float32, got {loaded}. Load it with dtype="float32".')
 
 
 def _trace(model, shape, opset: int | None, batch_size: int | None, verbose: bool) -> onnx_ir.Model:
-    """The exporter's own graph; with `batch_size` None its batch axis is free."""
+    """Export the graph with transformers; `batch_size` None is a dynamic batch axis."""
     device = next(model.parameters()).device
     pixel_values = torch.zeros((batch_size or TRACED_BATCH, *shape), device=device)
     batch_axis = None if batch_size else Dim(BATCH_AXIS, min=1)
@@ -200,7 +229,7 @@ def _trace(model, shape, opset: int | None, batch_size: int | None, verbose: boo
     axes = {} if batch_axis is None else {"pixel_values": {0: batch_axis}}
     config = OnnxConfig(opset_version=opset, dynamic_shapes=(axes | text_axes) or None)
     try:
-        with silenced(verbose), unfused_windows(model):
+        with silenced(verbose), unfused_window_attention(model):
             graph = OnnxExporter().export(model, {"pixel_values": pixel_values, **texts}, config=config).program
     except Exception as error:
         raise ModelError(
@@ -209,25 +238,25 @@ def _trace(model, shape, opset: int | None, batch_size: int | None, verbose: boo
         ) from error
     if opset is not None and graph.opset_imports[""] != opset:
         raise ModelError(
-            f"opset: the exporter wrote {graph.opset_imports['']} in place of {opset}; leave opset out to take that."
+            f"opset: the exporter wrote {graph.opset_imports['']} instead of {opset}. Omit opset to use that."
         )
     return graph
 
 
 def _keep_logits(graph: onnx_ir.Model) -> None:
-    """Drop other outputs: hidden states that a configuration asks for, the two heads of a distilled DeiT."""
+    """Remove outputs other than the logits, such as hidden states or DeiT's heads."""
     logits = [output for output in graph.graph.outputs if output.name == "logits"]
     if not logits:
         names = ", ".join(output.name for output in graph.graph.outputs)
-        raise ModelError(f"The model gives {names} and no logits: it is no image classifier.")
+        raise ModelError(f"The model must be an image classifier with the output logits, got {names}.")
     if len(graph.graph.outputs) > 1:
         graph.graph.outputs.clear()
         graph.graph.outputs.extend(logits)
-        clean(graph)
+        remove_unused_nodes(graph)
 
 
 def _tidy(graph: onnx_ir.Model) -> None:
-    """One name for the batch axis and for that of tokens; no paths or comments of the exporting machine."""
+    """Name the batch and token axes, and remove metadata with local paths."""
     names = {}
     for value in graph.graph.inputs:
         axes = (BATCH_AXIS, TOKEN_AXIS) if len(value.shape) == 2 else (BATCH_AXIS,)
@@ -244,27 +273,30 @@ def _tidy(graph: onnx_ir.Model) -> None:
             dims = (d if isinstance(d, int) else _renamed(d.value, names) for d in value.shape)
             value.shape = onnx_ir.Shape(dims)
     graph.graph.name = "image_classifier"
-    graph.producer_name, graph.producer_version = "hfvit", hfvit.__version__
+    graph.producer_name = "hfvit"
+    graph.producer_version = hfvit.__version__
 
 
 def _renamed(dim: str | None, names: dict[str, str]) -> str | None:
-    """A dimension's expression, such as `s99 * 3`, under the names of its axes; one that is not known has none.
+    """Rename the symbols in a dimension's expression, such as `s99 * 3`.
 
-    (ONNX Runtime takes dimensions of one name for equal, and would lay two tensors into the memory of one.)
+    ONNX Runtime treats dimensions of the same name as equal, and may share memory between such tensors.
     """
     return dim and re.sub(r"\b\w+\b", lambda word: names.get(word[0], word[0]), dim)
 
 
 def _save(graph: onnx_ir.Model, path: Path, with_shapes: bool) -> None:
-    """One file with its weights inside: ORTModel and transformers.js do not find the exporter's `.onnx.data`.
+    """Write one file; ORTModel and transformers.js do not find `.onnx.data`.
 
-    The shapes of intermediate values may be left out; fusing leaves some behind that are wrong (transformers 5.23).
+    `with_shapes` keeps the shapes of intermediate values, some of which are wrong after fusion (transformers 5.23).
     """
     size = sum(
         value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value is not None
     )
     if size > PROTOBUF_LIMIT:
-        raise ModelError(f"The weights take {size / 1e9:.1f} GB; one ONNX file holds 2 GB. Export with dtype fp16.")
+        raise ModelError(
+            f"The weights take {size / 1e9:.1f} GB, but an ONNX file is limited to 2 GB. Pass dtype fp16."
+        )
     proto = onnx_ir.to_proto(graph)
     if not with_shapes:
         del proto.graph.value_info[:]

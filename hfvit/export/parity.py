@@ -15,20 +15,19 @@ from hfvit.export.preprocessing import preprocessing_graph
 from hfvit.export.processor_steps import ImageSteps, image_steps
 from hfvit.export.text_inputs import compared_texts
 
-# Largest difference of a logit from PyTorch's float32, as a share of the largest logit (or of 1 if that is smaller).
+# Allowed difference of a logit from PyTorch's in float32, relative to max(1, largest logit).
 DEFAULT_ATOL = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1}
-# 8-bit levels by which a resize inside the graph may differ from the processor's own at any pixel. Pillow and
-# torchvision, with fixed-point weights and passes in an order that follows the size, differ as much from each other;
-# another filter or size, or a crop one pixel beside, differs by dozens.
+# Allowed difference of a resize in the graph from the image processor, in levels of 255. Pillow and torchvision differ
+# as much from each other (fixed-point weights, order of passes); a wrong filter, size or crop differs by dozens.
 MAX_LEVELS = 2.0
-# What INT8 may change of the logits without `--atol`: the norm of the difference over that of the logits' deviations
-# from their mean. A working graph has a few percent, noise 1.4.
+# Default limit for INT8: norm of the difference over the norm of the logits' deviations from their mean. A correct
+# graph has a few percent, noise 1.4.
 MAX_RELATIVE_ERROR = 0.5
-PICTURE_SIZES = ((97, 131), (40, 33), (301, 223))
+IMAGE_SIZES = ((97, 131), (40, 33), (301, 223))
 
 
 def tolerance(dtype: str, atol: float | None) -> dict:
-    """What `check_parity` holds a file to: a user's `atol` as it is, or a default that scales with the logits."""
+    """Return the limits for `check_parity`, from `atol` or the default of `dtype`."""
     if atol is not None:
         return {"atol": atol, "scaled": False}
     return {"relative": MAX_RELATIVE_ERROR} if dtype == "int8" else {"atol": DEFAULT_ATOL[dtype], "scaled": True}
@@ -42,38 +41,53 @@ def check_onnx(path: Path) -> None:
 
 @torch.inference_mode()
 def check_parity(
-    path: Path, model: torch.nn.Module, shape: tuple[int, int, int], batch_sizes: list[int], limit: dict, what: str
+    path: Path, model: torch.nn.Module, shape: tuple[int, int, int], batch_sizes: list[int], limit: dict, name: str
 ) -> Parity:
-    """Compare ONNX Runtime with PyTorch on random pixel values; `ModelError` when they differ beyond `limit`."""
+    """Compare the logits of ONNX Runtime and PyTorch on random pixel values.
+
+    Args:
+        path: ONNX file.
+        model: PyTorch model in float32.
+        shape: (channels, height, width) of the pixel values.
+        batch_sizes: batch sizes to compare.
+        limit: allowed differences, of `tolerance`.
+        name: file name for messages.
+
+    Raises:
+        ModelError: the logits differ by more than `limit`.
+    """
     runtime = cpu_session(path)
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
-    logits, expected = [], []
+    logits = []
+    expected = []
     for batch_size in batch_sizes:
         pixel_values = torch.randn((batch_size, *shape), generator=generator)
         feed = {"pixel_values": pixel_values, **compared_texts(model, batch_size, generator)}
         expected.append(model(**{key: values.to(device) for key, values in feed.items()}).logits.float().cpu().numpy())
         logits.append(runtime.run(["logits"], {key: values.numpy() for key, values in feed.items()})[0])
         if logits[-1].shape != expected[-1].shape:
-            raise ModelError(f"{what}: logits of shape {logits[-1].shape} where PyTorch gives {expected[-1].shape}.")
-    logits, expected = np.concatenate(logits), np.concatenate(expected)
-    worst, largest = float(np.abs(logits - expected).max()), float(np.abs(expected).max())
+            raise ModelError(f"{name}: logits must have the shape {expected[-1].shape}, got {logits[-1].shape}.")
+    logits = np.concatenate(logits)
+    expected = np.concatenate(expected)
+    worst = float(np.abs(logits - expected).max())
+    largest = float(np.abs(expected).max())
     deviation = float(np.linalg.norm(expected - expected.mean(axis=1, keepdims=True)))
     relative = float(np.linalg.norm(logits - expected)) / max(deviation, 1e-6)
     atol = limit.get("atol")
     if atol is not None and limit["scaled"]:
         atol *= max(1.0, largest)
-    if not worst <= (atol if atol is not None else np.finfo(np.float32).max):  # NaN is no small difference either
+    if not worst <= (atol if atol is not None else np.finfo(np.float32).max):  # `not <=` also rejects NaN
         raise ModelError(
-            f"{what}: a logit differs from PyTorch's by {worst:.2g}"
-            + (f" where {atol:.2g} is allowed" if atol is not None else "")
-            + ", so the file was not kept. Allow more with --atol, or choose another --dtype or --opset."
+            f"{name}: a logit differs from PyTorch's by {worst:.2g}"
+            + (f" (allowed: {atol:.2g})" if atol is not None else "")
+            + ". No file was written. Pass --atol to allow more, or another --dtype or --opset."
         )
     if relative > limit.get("relative", np.inf):
         raise ModelError(
-            f"{what}: the logits differ from PyTorch's by {relative:.0%} of their spread ({limit['relative']:.0%}"
-            f" allowed; {worst:.2g} at most), so the file was not kept. Calibrate with pictures like those that it"
-            " will see, or allow more with --atol."
+            f"{name}: the logits differ from PyTorch's by {relative:.0%} of their spread (allowed:"
+            f" {limit['relative']:.0%}; largest difference: {worst:.2g}). No file was written. Calibrate with images"
+            " of the target domain, or pass --atol to allow more."
         )
     return Parity(
         batch_sizes=batch_sizes,
@@ -84,46 +98,58 @@ def check_parity(
     )
 
 
-def check_pixels(path: Path, core: Path, processor, batch_sizes: list[int], what: str) -> PreprocessingParity:
-    """Compare a graph that does its own preprocessing with the image processor, at several picture sizes.
+def check_pixels(path: Path, core: Path, processor, batch_sizes: list[int], name: str) -> PreprocessingParity:
+    """Compare preprocessing inside a graph with the image processor.
 
-    The steps alone must give the processor's pixel values within `MAX_LEVELS`; the whole graph must give what `core`,
-    the same graph without them, makes of these pixel values.
+    The pixel values must agree within `MAX_LEVELS`, and the logits must equal those of `core` for these pixel values.
+
+    Args:
+        path: ONNX file with preprocessing.
+        core: the same graph without preprocessing.
+        processor: image processor.
+        batch_sizes: batch sizes to compare.
+        name: file name for messages.
+
+    Raises:
+        ModelError: pixel values or logits differ.
     """
     opset = next(entry.version for entry in onnx.load(core, load_external_data=False).opset_import if not entry.domain)
     steps = cpu_session(preprocessing_graph(processor, opset))
-    whole, rest = cpu_session(path), cpu_session(core)
+    full_session = cpu_session(path)
+    core_session = cpu_session(core)
     rng = np.random.default_rng(0)
-    levels = share = difference = 0.0
+    levels = fraction = difference = 0.0
     level = _one_level(image_steps(processor))
-    for batch_size, (height, width) in product(batch_sizes, PICTURE_SIZES):
-        pixels = _pictures(rng, batch_size, height, width)
-        expected = processor([Image.fromarray(picture) for picture in pixels], return_tensors="pt")["pixel_values"]
+    for batch_size, (height, width) in product(batch_sizes, IMAGE_SIZES):
+        pixels = _random_images(rng, batch_size, height, width)
+        expected = processor([Image.fromarray(image) for image in pixels], return_tensors="pt")["pixel_values"]
         (pixel_values,) = steps.run(None, {"pixels": pixels})
         if pixel_values.shape != tuple(expected.shape):
-            raise ModelError(f"{what}: pixel values {pixel_values.shape}, the processor's {tuple(expected.shape)}.")
+            raise ModelError(
+                f"{name}: pixel values must have the shape {tuple(expected.shape)}, got {pixel_values.shape}."
+            )
         off = np.abs(pixel_values - expected.numpy()) / level
-        levels, share = max(levels, float(off.max())), max(share, float((off > 0.5).mean()))
-        logits = [part.run(["logits"], feed)[0] for part, feed in (
-            (whole, {"pixels": pixels}), (rest, {"pixel_values": pixel_values}),
-        )]  # fmt: skip
-        difference = max(difference, float(np.abs(logits[0] - logits[1]).max()))
+        levels = max(levels, float(off.max()))
+        fraction = max(fraction, float((off > 0.5).mean()))
+        (logits,) = full_session.run(["logits"], {"pixels": pixels})
+        (core_logits,) = core_session.run(["logits"], {"pixel_values": pixel_values})
+        difference = max(difference, float(np.abs(logits - core_logits).max()))
     if levels > MAX_LEVELS + 0.01 or not difference <= 1e-3:
         raise ModelError(
-            f"{what}: the preprocessing inside the graph differs from the image processor by up to {levels:.2f} levels"
-            f" of 255, at {share:.1%} of the pixels (logits by {difference:.2g}), so the file was not kept. Export"
+            f"{name}: the preprocessing in the graph differs from the image processor by up to {levels:.2f} levels of"
+            f" 255, at {fraction:.1%} of the pixels (logits by {difference:.2g}). No file was written. Export it"
             " without --with_preprocessing."
         )
-    return PreprocessingParity(picture_sizes=list(PICTURE_SIZES), max_levels=levels, share_off=share)
+    return PreprocessingParity(picture_sizes=list(IMAGE_SIZES), max_levels=levels, share_off=fraction)
 
 
-def _pictures(rng: np.random.Generator, batch_size: int, height: int, width: int) -> np.ndarray:
-    """Noise over a gradient, `(batch, height, width, 3)` uint8: every level, sharp and smooth."""
+def _random_images(rng: np.random.Generator, batch_size: int, height: int, width: int) -> np.ndarray:
+    """Return noise over a gradient as uint8 images (batch, height, width, 3)."""
     ramp = np.linspace(0, 155, width, dtype=np.float32)[None, None, :, None]
     return (ramp + rng.integers(0, 101, (batch_size, height, width, 3))).astype(np.uint8)
 
 
 def _one_level(steps: ImageSteps) -> np.ndarray:
-    """What one of 255 levels is worth in pixel values, `(1, 3, 1, 1)`."""
+    """Return the size of one of 255 levels in pixel values, (1, 3, 1, 1)."""
     std = steps.std or (1.0, 1.0, 1.0)
     return np.float32(steps.scale if steps.scale is not None else 1.0) / np.float32(std).reshape(1, 3, 1, 1)

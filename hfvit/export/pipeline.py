@@ -1,4 +1,4 @@
-"""`optimum-cli export onnx`: load, export, quantise, validate and publish."""
+"""`optimum-cli export onnx`: load, export, quantize, validate and save."""
 
 import argparse
 import time
@@ -28,32 +28,39 @@ CALIBRATION_BATCH = 16
 
 
 class Export:
-    """One call of the command: its options, the loaded model, and the record of each file made so far."""
+    """Run `export onnx` with the model and the record of each exported file.
 
-    for_engine = False  # what is made is no ONNX file in the end
+    Args:
+        options: parsed options of `optimum-cli export onnx`.
+        folder: output folder.
+    """
+
+    for_engine = False  # whether the ONNX file is only the source of a TensorRT engine
 
     def __init__(self, options: argparse.Namespace, folder: Path):
-        self.options, self.folder, self.started = options, folder, time.monotonic()
+        self.options = options
+        self.folder = folder
+        self.started = time.monotonic()
         self.files: dict[str, ExportedFile] = {}
-        self.judged: list[str] = []
+        self.validated: list[str] = []
         self.comparison = None
         self.tokenizer_files: list[str] = []
         recipe = expand_user(options.model) / RECIPE_FILE
         self.recipe = recipe if recipe.is_file() else None
 
     def run(self) -> None:
-        """Everything, in order; on an error nothing new lies in the output folder."""
+        """Export all files; on an error the output folder is unchanged."""
         with self.graphs() as staging:
-            self.publish(staging)
+            self.save(staging)
         print(self.table())
 
     @contextmanager
     def graphs(self) -> Iterator[Path]:
-        """A folder inside the output folder with the judged files; what is not moved from it is gone at the end."""
+        """Yield a temporary folder inside the output folder with the validated files."""
         options = self.options
-        self.say(f"loading {options.model}")
+        self.log(f"loading {options.model}")
         self.load()
-        calibration = self.calibration_pictures() if options.quantize == "int8" else None
+        calibration = self.calibration_images() if options.quantize == "int8" else None
         gate = self.gate_split()
         with staging_folder(self.folder) as staging:
             write_object(staging / CONFIG_FILE, self.config)
@@ -64,29 +71,31 @@ class Export:
             if options.quantize:
                 self.quantized_file(staging, calibration)
             if gate is not None:
-                self.judge(staging, gate)
+                self.validate(staging, gate)
             yield staging
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
+        """Print a line with the elapsed seconds."""
         print(f"[{time.monotonic() - self.started:5.0f} s] {text}", flush=True)
 
     def load(self) -> None:
-        """The model in float32 with its processor; what the folder says of both, checked before anything is made."""
+        """Load the model in float32 and its processor, and check the output folder."""
         options = self.options
         hub = {"revision": options.revision, "cache_dir": options.cache_dir}
         hub = {key: value for key, value in hub.items() if value}
-        # A TensorRT engine of a changed model is built from its ONNX file, and has no such options.
+        # `export tensorrt` has no such options: it takes the ONNX file of a changed model.
         changes = {key: vars(options).get(key) for key in ("patch_size", "merge_tokens")}
         load = partial(load_classifier, options.model, device=options.device, **hub)
         self.classifier = load()
-        # Of the checkpoint as it lies there, by which `hfvit push` knows its exports, changed ones included.
+        # Digest of the unchanged checkpoint, by which `hfvit push` finds its exports.
         self.weights = weights_sha256(self.classifier.backend.model.float())
         if any(changes.values()):
             self.classifier = load(**changes)
-        self.model, self.processor = self.classifier.backend.model.float(), self.classifier.processor
+        self.model = self.classifier.backend.model.float()
+        self.processor = self.classifier.processor
         self.config = family_config(self.model)
         if changes["merge_tokens"]:
-            self.config["merge_tokens"] = changes["merge_tokens"]  # no graph of another rate gets into this folder
+            self.config["merge_tokens"] = changes["merge_tokens"]  # keeps other rates out of this folder
         self.processor_config = stock_processor_config(self.processor)
         wanted = {"quantize": options.quantize, "with_preprocessing": options.with_preprocessing}
         check_reads_texts(self.model, **wanted, optimize=options.optimize, tensorrt=self.for_engine)
@@ -96,35 +105,35 @@ class Export:
         self.shape = tuple(self.processor([Image.new("RGB", (64, 64))], return_tensors="pt")["pixel_values"].shape[1:])
         if self.shape[0] != (channels := input_channels(self.model)):
             raise ModelError(
-                f"The model takes pictures of {channels} channel(s), its image processor makes {self.shape[0]}: such"
-                " models cannot be exported."
+                f"The model takes images of {channels} channel(s), but its image processor returns {self.shape[0]}."
+                " Such models cannot be exported."
             )
 
-    def calibration_pictures(self):
-        """Those asked for, or the recipe's training rows; at least one batch."""
-        from hfvit.export.calibration_data import calibration_pictures
+    def calibration_images(self):
+        """Return the calibration images of the options or the recipe."""
+        from hfvit.export.calibration_data import calibration_images
 
         options = self.options
-        pictures = calibration_pictures(
+        images = calibration_images(
             options.model,
             dataset_name=options.calibration_dataset,
             split=options.calibration_split,
             max_samples=options.calibration_samples,
-            otherwise=f", or take {'--dtype fp16' if options.target == 'tensorrt' else '--quantize int8-dynamic'}",
+            alternative=f", or pass {'--dtype fp16' if options.target == 'tensorrt' else '--quantize int8-dynamic'}",
         )
-        if len(pictures) < self.calibration_batch:
+        if len(images) < self.calibration_batch:
             raise DataError(
-                f"--calibration_samples: a graph of fixed batch size {options.batch_size} is calibrated with as many"
-                f" pictures at least; there are {len(pictures)}."
+                f"--calibration_samples: must be at least the fixed batch size {options.batch_size}, got {len(images)}"
+                " images."
             )
-        return pictures
+        return images
 
     @property
     def calibration_batch(self) -> int:
         return self.options.batch_size if self.options.no_dynamic_axes else 1
 
     def gate_split(self):
-        """The validation split of the checkpoint's recipe, or None when there is no recipe or no gate is wanted."""
+        """Return the recipe's validation split, None without recipe or gate."""
         if self.options.no_gate or self.recipe is None:
             return None
         from hfvit.evaluation.compare import check_recordable
@@ -136,17 +145,25 @@ class Export:
                 self.options.model, max_samples=self.options.gate_samples, labels=self.classifier.labels
             )
         except DataError as error:
-            raise DataError(f"{error} The gate needs these pictures; --no_gate exports without it.") from None
+            raise DataError(f"{error} Pass --no_gate to export without the accuracy check.") from None
 
     def float_files(self, staging: Path) -> None:
+        """Export the float file, and the optimized one if requested."""
         options = self.options
         wanted = [{"dtype": options.dtype}] + ([{"optimize": True}] if options.optimize else [])
         for variant in wanted:
             name = file_name(**variant, with_preprocessing=options.with_preprocessing)
-            self.say(f"exporting {name}")
+            self.log(f"exporting {name}")
             self.files[name] = self.export(staging / name, **variant)
 
     def export(self, path: Path, with_preprocessing: bool | None = None, **variant) -> ExportedFile:
+        """Export one ONNX file.
+
+        Args:
+            path: file to write.
+            with_preprocessing: whether the graph includes preprocessing; None follows the option.
+            **variant: `dtype` or `optimize` of `export_onnx`.
+        """
         options = self.options
         inside = options.with_preprocessing if with_preprocessing is None else with_preprocessing
         return export_onnx(
@@ -163,6 +180,7 @@ class Export:
         )
 
     def quantized_file(self, staging: Path, calibration) -> None:
+        """Quantize the float file to INT8, exporting it first if necessary."""
         from hfvit.export.quantization import quantize_onnx
 
         options = self.options
@@ -175,8 +193,8 @@ class Export:
             if source.name not in self.files:
                 source = work / "model.onnx"
                 self.export(source, with_preprocessing=False)
-            with_what = f" with {len(calibration)} pictures" if calibration is not None else ""
-            self.say(f"quantising {name}{with_what}")
+            with_images = f" with {len(calibration)} calibration images" if calibration is not None else ""
+            self.log(f"quantizing {name}{with_images}")
             quantization = quantize_onnx(
                 source,
                 path,
@@ -184,9 +202,9 @@ class Export:
                 runtime=options.target,
                 calibration=self.batches(calibration) if calibration is not None else None,
             )
-            share = path.stat().st_size / source.stat().st_size
-        if share > 0.9:
-            self.say(f"{name} has {share:.0%} of the float file's size: convolutions stay in float on ONNX Runtime")
+            ratio = path.stat().st_size / source.stat().st_size
+        if ratio > 0.9:
+            self.log(f"{name} has {ratio:.0%} of the float file's size, as convolutions stay in float on ONNX Runtime")
         batch_sizes = [options.batch_size] if options.no_dynamic_axes else [1, 3]
         parity = check_graph(
             path,
@@ -209,40 +227,44 @@ class Export:
         described.calibration = calibration.record if calibration is not None else None
         self.files[name] = described
 
-    def judge(self, staging: Path, split) -> None:
-        """Hold every file to the checkpoint on `split`; `GateError` when one is worse than was allowed."""
+    def validate(self, staging: Path, split) -> None:
+        """Compare every file with the checkpoint on a labeled split.
+
+        Raises:
+            GateError: the accuracy or agreement of a file is below the limit.
+        """
         from hfvit.evaluation.compare import compare
 
         options = self.options
-        self.judged = [name for name in self.files if not name.startswith("model_bf16")]
-        if len(self.judged) < len(self.files):
-            self.say("bf16 is not judged: ONNX Runtime does not compute in it on CPUs")
-        if not self.judged:
+        self.validated = [name for name in self.files if not name.startswith("model_bf16")]
+        if len(self.validated) < len(self.files):
+            self.log("bf16 is not validated, as ONNX Runtime does not support it on CPUs")
+        if not self.validated:
             return
-        self.say(f"judging {', '.join(self.judged)} on {split.name}")
+        self.log(f"validating {', '.join(self.validated)} on {split.name}")
         self.comparison = compare(
             self.classifier,
-            [staging / name for name in self.judged],
+            [staging / name for name in self.validated],
             split,
             max_accuracy_drop=options.max_accuracy_drop,
             min_agreement=options.min_agreement,
             show_progress=options.verbose,
         )
-        rows = dict(zip(self.judged, self.comparison.rows[1:], strict=True))
+        rows = dict(zip(self.validated, self.comparison.rows[1:], strict=True))
         if failures := [f"{name}: {row.failure}" for name, row in rows.items() if row.failure]:
             raise GateError(
-                "\n".join(failures) + "\nNothing was written. Allow more with --max_accuracy_drop or --min_agreement,"
-                " or keep the files unjudged with --no_gate."
+                "\n".join(failures) + "\nNothing was written. Pass --max_accuracy_drop or --min_agreement to allow"
+                " more, or --no_gate to skip the check."
             )
 
     @property
     def source(self) -> str:
-        """The model's Hub id, or its folder's name: export.json tells nothing of this machine."""
+        """Return the model's Hub id or folder name, without local paths."""
         folder = expand_user(self.options.model)
         return folder.resolve().name if folder.is_dir() else self.options.model
 
-    def publish(self, staging: Path) -> None:
-        """Give the files their names, then tell export.json and the checkpoint's run.json what is known of them."""
+    def save(self, staging: Path) -> None:
+        """Rename the files into the output folder, then update export.json and run.json."""
         for name in (CONFIG_FILE, PREPROCESSOR_FILE, *self.tokenizer_files, *self.files):
             commit_file(staging / name, self.folder / name)
         export = ExportRecord.load(self.folder)
@@ -253,11 +275,11 @@ class Export:
         if self.comparison is not None:
             from hfvit.evaluation.compare import record
 
-            record(self.comparison, [self.options.model, *(self.folder / name for name in self.judged)])
+            record(self.comparison, [self.options.model, *(self.folder / name for name in self.validated)])
 
     def table(self) -> str:
-        """What was made: a row for each file."""
-        gate = dict(zip(self.judged, self.comparison.rows[1:], strict=True)) if self.comparison else {}
+        """Return the summary with a row for each file."""
+        gate = dict(zip(self.validated, self.comparison.rows[1:], strict=True)) if self.comparison else {}
         rows = [("file", "MB", "max difference", "allowed", "gate")]
         for name, described in self.files.items():
             parity = described.parity
@@ -265,12 +287,12 @@ class Export:
             verdict = f"{row.change_points:+.2f} points, {row.agreement:.2%} agree" if row else "not run"
             allowed = "-" if parity.atol is None else f"{parity.atol:.2g}"
             rows.append((name, f"{described.bytes / 1e6:.1f}", f"{parity.max_abs_difference:.2g}", allowed, verdict))
-        note = "max difference is that of a logit from PyTorch's in float32, on random pixel values"
-        return "\n".join([*aligned(rows), "", note, f"files are in {self.folder}"])
+        note = "max difference: largest difference of a logit from PyTorch's in float32, on random pixel values"
+        return "\n".join([*aligned(rows), "", note, f"saved in {self.folder}"])
 
-    def batches(self, pictures) -> Iterator[np.ndarray]:
-        """Pixel values `(batch, 3, height, width)` float32; a graph of fixed batch size takes whole batches only."""
+    def batches(self, calibration) -> Iterator[np.ndarray]:
+        """Yield calibration batches (batch, 3, height, width) of float32 pixel values."""
         size = self.calibration_batch if self.options.no_dynamic_axes else CALIBRATION_BATCH
-        for images in batched(pictures.images(), size):
+        for images in batched(calibration.images(), size):
             if len(images) >= self.calibration_batch:
                 yield self.processor(images, return_tensors="pt")["pixel_values"].numpy()

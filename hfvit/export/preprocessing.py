@@ -10,14 +10,20 @@ from PIL.Image import Resampling
 from hfvit.errors import ModelError
 from hfvit.export.processor_steps import ImageSteps, image_steps
 
-SUPPORT = {Resampling.BILINEAR: 1.0, Resampling.BICUBIC: 2.0}  # pixels on each side that the filter reaches
+SUPPORT = {Resampling.BILINEAR: 1.0, Resampling.BICUBIC: 2.0}  # filter radius in pixels
 PREFIX = "preprocess/"
 
 
 def add_preprocessing(source: Path, target: Path, processor) -> None:
-    """Put the steps of `processor` before the graph in `source`.
+    """Add the steps of an image processor at the beginning of a graph.
 
-    It then takes `pixels` `(batch_size, height, width, 3)` uint8. `ModelError` for a filter that is not supported.
+    Args:
+        source: ONNX file that takes pixel values.
+        target: ONNX file to write, which takes `pixels` (batch_size, height, width, 3) uint8.
+        processor: image processor.
+
+    Raises:
+        ModelError: the resampling filter is not supported.
     """
     model = onnx.load(source)
     (entry,) = model.graph.input
@@ -33,7 +39,7 @@ def add_preprocessing(source: Path, target: Path, processor) -> None:
 
 
 def preprocessing_graph(processor, opset: int) -> onnx.ModelProto:
-    """The steps alone: `pixels` uint8 -> `pixel_values` float32, to compare with the processor."""
+    """Return a graph of the steps, from `pixels` uint8 to `pixel_values` float32."""
     nodes, constants = _nodes(image_steps(processor), "pixel_values")
     graph = helper.make_graph(
         nodes,
@@ -46,16 +52,16 @@ def preprocessing_graph(processor, opset: int) -> onnx.ModelProto:
 
 
 def check_steps(steps: ImageSteps) -> None:
-    """Raise `ModelError` when a graph cannot do these steps."""
+    """Raise `ModelError` for a resampling filter that a graph cannot compute."""
     if steps.resize and steps.resample not in SUPPORT:
         raise ModelError(
-            f"--with_preprocessing: the image processor resizes with the filter {steps.resample.name.lower()}; a graph"
-            " can do bilinear and bicubic. Export without it."
+            "--with_preprocessing: the image processor must resize with bilinear or bicubic interpolation, got"
+            f" {steps.resample.name.lower()}. Omit the option."
         )
 
 
 def _nodes(steps: ImageSteps, output: str) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
-    """Nodes from `pixels` to `output`, and their constants."""
+    """Return the nodes from `pixels` to `output`, and their constants."""
     check_steps(steps)
     build = _Builder()
     value = build.node("Transpose", "pixels", perm=[0, 3, 1, 2])
@@ -79,17 +85,18 @@ def _nodes(steps: ImageSteps, output: str) -> tuple[list[onnx.NodeProto], list[o
 
 
 def _weights(build: "_Builder", size: str, axis: int, steps: ImageSteps) -> str:
-    """What each pixel of one axis (0 is height) contributes to each pixel of the result, `(result, picture)`.
+    """Compute resampling weights (output size, input size) of one axis (0 is height).
 
-    Pillow's filter: stretched when the picture shrinks, cut at its borders, then scaled to sum to 1.
+    As in Pillow, the filter is stretched when an image shrinks, cut at the borders and normalized to sum to 1.
     """
     length = build.node("Slice", size, build.constant([axis]), build.constant([axis + 1]))
     if isinstance(steps.resize, tuple):
         resized = build.constant([steps.resize[axis]])
-    else:  # the longer side is rounded down, as `int(size * long / short)` is
+    else:  # rounds the longer side down, as `int(size * long / short)` does
         shorter = build.node("ReduceMin", size, keepdims=1)
         resized = build.node("Div", build.node("Mul", length, build.constant([steps.resize])), shorter)
-    count, start = resized, build.constant([0])
+    count = resized
+    start = build.constant([0])
     if steps.crop:
         count = build.constant([steps.crop[axis]])
         start = _crop_start(build, resized, count, steps.rounds_crop_down)
@@ -97,16 +104,16 @@ def _weights(build: "_Builder", size: str, axis: int, steps: ImageSteps) -> str:
     scale = build.node("Div", build.to_float(length), build.to_float(resized))
     stretch = build.node("Max", scale, build.constant(1.0))
     position = build.node("Add", build.range(count), build.to_float(start))
-    centre = build.node("Mul", build.node("Add", position, build.constant(0.5)), scale)
-    centre = build.node("Unsqueeze", centre, build.constant([1]))
+    center = build.node("Mul", build.node("Add", position, build.constant(0.5)), scale)
+    center = build.node("Unsqueeze", center, build.constant([1]))
     pixel = build.node("Add", build.range(length), build.constant(0.5))
-    distance = build.node("Abs", build.node("Sub", pixel, centre))
+    distance = build.node("Abs", build.node("Sub", pixel, center))
     weights = _filter(build, build.node("Div", distance, stretch), steps.resample)
     return build.node("Div", weights, build.node("ReduceSum", weights, build.constant([1]), keepdims=1))
 
 
 def _filter(build: "_Builder", distance: str, resample: Resampling) -> str:
-    """Pillow's bilinear filter, or its bicubic one (a = -0.5) with Keys' two pieces as powers of `max(0, n - x)`."""
+    """Compute Pillow's bilinear or bicubic filter (Keys, 1981, with a = -0.5)."""
     near = build.node("Relu", build.node("Sub", build.constant(1.0), distance))
     if resample == Resampling.BILINEAR:
         return near
@@ -119,21 +126,21 @@ def _filter(build: "_Builder", distance: str, resample: Resampling) -> str:
 
 
 def _rounded(build: "_Builder", value: str) -> str:
-    """To whole levels from 0 to 255, halves upwards."""
+    """Round to integers from 0 to 255, halves upwards."""
     value = build.node("Floor", build.node("Add", value, build.constant(0.5)))
     return build.node("Clip", value, build.constant(0.0), build.constant(255.0))
 
 
 def _crop_start(build: "_Builder", size: str, crop: str, rounds_down: bool) -> str:
-    spare = build.node("Sub", size, crop)
+    margin = build.node("Sub", size, crop)
     if rounds_down:
-        return build.node("Div", spare, build.constant([2]))
-    half = build.node("Mul", build.to_float(spare), build.constant(0.5))
+        return build.node("Div", margin, build.constant([2]))
+    half = build.node("Mul", build.to_float(margin), build.constant(0.5))
     return build.node("Cast", build.node("Round", half), to=TensorProto.INT64)  # halves to even, as Python's round
 
 
 class _Builder:
-    """Nodes in order, each with one output and a name of its own."""
+    """Collect nodes, each with one output and a unique name, and constants."""
 
     def __init__(self):
         self.nodes: list[onnx.NodeProto] = []
@@ -145,7 +152,7 @@ class _Builder:
         return name
 
     def constant(self, value) -> str:
-        """A float32 scalar or array, or an int64 array where `value` holds integers."""
+        """Add a constant: float32, or int64 if `value` has integers."""
         array = np.asarray(value)
         array = array.astype(np.float32 if array.dtype.kind == "f" else np.int64)
         name = f"{PREFIX}constant_{len(self.constants)}"
@@ -156,6 +163,6 @@ class _Builder:
         return self.node("Cast", value, to=TensorProto.FLOAT)
 
     def range(self, count: str) -> str:
-        """0.0, 1.0, ... of an int64 array of one number."""
+        """Add float32 [0, 1, ..., count - 1]; `count` is an int64 array with one element."""
         stop = self.node("Squeeze", count)
         return self.to_float(self.node("Range", self.constant(np.int64(0)), stop, self.constant(np.int64(1))))

@@ -6,20 +6,26 @@ from PIL.Image import Resampling
 
 from hfvit.errors import ModelError
 
-# Stock processors whose steps are the base class's, in its order; ConvNext's are told apart below.
+# Image processors with the steps of their base class, in its order; ConvNext's differ by size.
 PLAIN_PROCESSORS = {
     "BeitImageProcessor", "BitImageProcessor", "CLIPImageProcessor", "ConvNextImageProcessor", "DeiTImageProcessor",
     "PvtImageProcessor", "SiglipImageProcessor", "ViTImageProcessor",
 }  # fmt: skip
-CONVNEXT_WARPS_FROM = 384  # pixels; ConvNextImageProcessor crops below this size and only resizes from it on
+CONVNEXT_WARPS_FROM = 384  # pixels; ConvNextImageProcessor does not crop from this size on
 
 
 @dataclass(frozen=True)
 class ImageSteps:
-    """The steps in order; a step that is None is left out. Sizes are (height, width) in pixels.
+    """Hold the steps of an image processor in order; None omits a step.
 
-    An integer `resize` is the length of the shorter side, the longer one follows. `rounds_crop_down` tells where a
-    crop begins when it cannot be centred: transformers rounds down, torchvision (and so timm) to the even pixel.
+    Args:
+        resize: (height, width) in pixels, or the length of the shorter side.
+        resample: interpolation of `resize`.
+        crop: (height, width) in pixels of the center crop.
+        rounds_crop_down: round the start of a crop down (transformers) or to the even pixel (torchvision, timm).
+        scale: factor of the uint8 values, such as 1/255.
+        mean: mean of each channel.
+        std: standard deviation of each channel.
     """
 
     resize: int | tuple[int, int] | None
@@ -32,7 +38,11 @@ class ImageSteps:
 
 
 def image_steps(processor) -> ImageSteps:
-    """The steps of timm's or a stock image processor; `ModelError` for one that does anything else."""
+    """Read the steps of an image processor of timm or transformers.
+
+    Raises:
+        ModelError: the processor has other steps.
+    """
     name = type(processor).__name__.removesuffix("Fast").removesuffix("Pil")
     if name == "TimmWrapperImageProcessor":
         steps = _timm_steps(processor)
@@ -40,12 +50,14 @@ def image_steps(processor) -> ImageSteps:
         steps = _stock_steps(processor, name)
     else:
         raise ModelError(
-            f"The image processor {name} is none whose steps are known ({', '.join(sorted(PLAIN_PROCESSORS))}, or"
-            " that of a timm checkpoint)."
+            f"The image processor must be that of a timm checkpoint or one of {', '.join(sorted(PLAIN_PROCESSORS))},"
+            f" got {name}."
         )
     shorter = steps.resize if isinstance(steps.resize, int) else min(steps.resize or (0,))
     if steps.crop and steps.resize and max(steps.crop) > shorter:
-        raise ModelError(f"The image processor crops {steps.crop} pixels out of {shorter}; padding is not supported.")
+        raise ModelError(
+            f"The image processor must not crop more than {shorter} pixels, got {steps.crop}. Padding is unsupported."
+        )
     return replace(steps, crop=None) if steps.crop == steps.resize else steps
 
 
@@ -55,11 +67,12 @@ def _timm_steps(processor) -> ImageSteps:
         name = type(transform).__name__
         if name not in ("Resize", "CenterCrop", "ToTensor", "MaybeToTensor", "Normalize") or name in found:
             raise ModelError(
-                f"The checkpoint's preprocessing has the step {name}, which no stock image processor does; give its"
-                " pretrained_cfg a square input_size and crop_mode 'center' or 'squash'."
+                f"The checkpoint's preprocessing has the unsupported step {name}. Set a square input_size and"
+                " crop_mode 'center' or 'squash' in its pretrained_cfg."
             )
         found[name] = transform
-    resize, crop = found["Resize"], found["CenterCrop"]
+    resize = found["Resize"]
+    crop = found["CenterCrop"]
     size = resize.size if isinstance(resize.size, int) else tuple(resize.size)
     return ImageSteps(
         resize=size[0] if isinstance(size, tuple) and len(size) == 1 else size,
@@ -74,8 +87,9 @@ def _timm_steps(processor) -> ImageSteps:
 
 def _stock_steps(processor, name: str) -> ImageSteps:
     if getattr(processor, "do_pad", False):
-        raise ModelError(f"{name} pads pictures, which is not supported; set do_pad to false in its configuration.")
-    size, crop = processor.size, getattr(processor, "crop_size", None)
+        raise ModelError(f"{name} pads images, which is not supported. Set do_pad to false in its configuration.")
+    size = processor.size
+    crop = getattr(processor, "crop_size", None)
     resize = size["shortest_edge"] if size.get("shortest_edge") else (size.get("height"), size.get("width"))
     crop = (crop["height"], crop["width"]) if crop and getattr(processor, "do_center_crop", False) else None
     if name == "ConvNextImageProcessor":
@@ -84,7 +98,7 @@ def _stock_steps(processor, name: str) -> ImageSteps:
         else:
             resize = (resize, resize)
     if processor.do_resize and (not resize or None in (resize if isinstance(resize, tuple) else (resize,))):
-        raise ModelError(f"{name} resizes to {dict(size)}; only shortest_edge or height and width are supported.")
+        raise ModelError(f"{name}: size must have shortest_edge, or height and width, got {dict(size)}.")
     return ImageSteps(
         resize=resize if processor.do_resize else None,
         resample=Resampling(int(processor.resample)),

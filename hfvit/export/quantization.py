@@ -30,52 +30,69 @@ def quantize_onnx(
     runtime: str = "onnxruntime",
     calibration: Iterable[np.ndarray] | None = None,
 ) -> dict[str, Any]:
-    """Write the INT8 version of the float32 graph `source` to `target`, one file, and return how it was made.
+    """Quantize a float32 ONNX file to INT8.
 
     Args:
-        mode: "int8" fixes the ranges of activations from `calibration`; "int8-dynamic" finds them anew for each batch.
-        runtime: "onnxruntime" takes unsigned activations and signed weights (U8S8); "tensorrt" symmetric ones (S8S8),
-            as its parser demands, and float biases.
-        calibration: batches `(batch, 3, height, width)` float32, as the graph's input takes them; some 32 images.
+        source: float32 ONNX file.
+        target: ONNX file to write.
+        mode: "int8" for static ranges of activations from `calibration`, "int8-dynamic" for the range of each batch.
+        runtime: "onnxruntime" for unsigned activations and signed weights (U8S8), "tensorrt" for symmetric ones (S8S8)
+            and float biases, as its parser requires.
+        calibration: batches (batch, 3, height, width) float32; about 32 images suffice.
 
-    Raises `ModelError` for a graph that cannot be quantised and `DataError` for unusable calibration images, and then
-    leaves nothing under `target`.
+    Returns:
+        A description of the quantization for export.json.
+
+    Raises:
+        ModelError: the graph cannot be quantized; no file is written.
+        DataError: the calibration batches are not usable; no file is written.
     """
     _check_choice("mode", mode, MODES)
     _check_choice("runtime", runtime, RUNTIMES)
     if runtime == "tensorrt" and mode == "int8-dynamic":
-        raise ModelError("mode: TensorRT has no dynamic INT8; quantise with mode int8 and calibration images.")
-    source, target = Path(source), Path(target)
+        raise ModelError("mode: must be int8 for TensorRT, got 'int8-dynamic'. Pass calibration images.")
+    source = Path(source)
+    target = Path(target)
     model = load_float_graph(source)
     if mode == "int8" and calibration is None:
-        raise DataError("calibration: static INT8 needs images; give some, or take mode int8-dynamic.")
+        raise DataError("calibration: required for mode int8, got None. Pass batches, or mode int8-dynamic.")
     batches = Batches(model, calibration) if mode == "int8" else None
     # ONNX Runtime logs its steps through the root logger.
     with log_level(None, logging.ERROR), tempfile.TemporaryDirectory(prefix="hfvit_int8_") as folder:
         if runtime == "tensorrt":
-            quantized, facts = qdq(source, Path(folder), batches, symmetric=True)
+            quantized, details = quantize_qdq(source, Path(folder), batches, symmetric=True)
         else:
-            quantized, facts = int8_graph(model, batches)
+            quantized, details = int8_graph(model, batches)
     save_in_one_file(quantized, target)
     if batches is not None:
-        facts |= {"calibration_method": "MinMax, mean over batches", "calibration_images": batches.images}
+        details |= {"calibration_method": "MinMax, mean over batches", "calibration_images": batches.images}
     return {
         "tool": f"onnxruntime {onnxruntime.__version__}",
         "mode": mode,
         "runtime": runtime,
-        **facts,
+        **details,
         "weights": "int8 symmetric, one scale per output channel",
         "kept_float": ["attention products", "LayerNorm", "Softmax", "GELU", *(["Conv"] * (runtime == "onnxruntime"))],
     }
 
 
-def qdq(source: Path, folder: Path, batches: "Batches", *, symmetric: bool) -> tuple[onnx.ModelProto, dict[str, Any]]:
-    """QuantizeLinear and DequantizeLinear around every product with a weight: ONNX's own operators alone.
+def quantize_qdq(
+    source: Path, folder: Path, batches: "Batches", *, symmetric: bool
+) -> tuple[onnx.ModelProto, dict[str, Any]]:
+    """Insert Q/DQ pairs around every matrix product with weights.
 
-    `folder` takes intermediate files. TensorRT wants `symmetric` activations, and quantises convolutions too; ONNX
-    Runtime would run a convolution with float output in float anyway.
+    Args:
+        source: float32 ONNX file.
+        folder: folder for intermediate files.
+        batches: calibration batches.
+        symmetric: symmetric activations and quantized convolutions, for TensorRT; ONNX Runtime would run convolutions
+            with float output in float.
+
+    Returns:
+        The graph with standard ONNX operators, and a description for export.json.
     """
-    prepared, quantized = folder / "prepared.onnx", folder / "quantized.onnx"
+    prepared = folder / "prepared.onnx"
+    quantized = folder / "quantized.onnx"
     quant_pre_process(str(source), str(prepared))
     excluded = attention_products(onnx.load(prepared))
     types = [*LINEAR, "Conv"] if symmetric else list(LINEAR)
@@ -109,28 +126,32 @@ def qdq(source: Path, folder: Path, batches: "Batches", *, symmetric: bool) -> t
 
 
 def load_float_graph(path: Path) -> onnx.ModelProto:
-    """The graph at `path`, checked: one float32 picture input `(batch, 3, height, width)`, products with weights."""
+    """Load a float32 graph with one input (batch, 3, height, width).
+
+    Raises:
+        ModelError: the file is missing, not float32, already quantized, or has nothing to quantize.
+    """
     if not path.is_file():
-        raise ModelError(f"There is no file {path}.")
-    with wrap_library_errors(ModelError, f"{path} is no ONNX file", limit=300):
+        raise ModelError(f"{path}: file not found.")
+    with wrap_library_errors(ModelError, f"{path} is not a valid ONNX file", limit=300):
         model = onnx.load(path)
     inputs = [value for value in model.graph.input if value.name not in {w.name for w in model.graph.initializer}]
     kinds = [(value.type.tensor_type.elem_type, len(value.type.tensor_type.shape.dim)) for value in inputs]
     if kinds != [(onnx.TensorProto.FLOAT, 4)]:
         raise ModelError(
-            f"{path}: INT8 is made from a float32 graph with one input (batch, 3, height, width); this one has"
+            f"{path}: must have one float32 input (batch, 3, height, width), got"
             f" {', '.join(value.name for value in inputs) or 'no input'}. Export it with dtype fp32 and without"
             " preprocessing."
         )
     if any(node.op_type in ("QuantizeLinear", "DequantizeLinear", "MatMulInteger") for node in model.graph.node):
-        raise ModelError(f"{path} is quantised already; start from the float32 graph.")
+        raise ModelError(f"{path} is already quantized. Pass the float32 file.")
     if not any(has_weight(node, constants(model)) for node in model.graph.node):
-        raise ModelError(f"{path} has no matrix product with a weight: there is nothing to quantise.")
+        raise ModelError(f"{path} has no matrix product with weights, so there is nothing to quantize.")
     return model
 
 
 def constants(model: onnx.ModelProto) -> set[str]:
-    """Names of all tensors that no input changes."""
+    """Return the names of all tensors that do not depend on the inputs."""
     names = {weight.name for weight in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == "Constant" or (node.input and all(name in names for name in node.input if name)):
@@ -139,20 +160,20 @@ def constants(model: onnx.ModelProto) -> set[str]:
 
 
 def has_weight(node: onnx.NodeProto, constant: set[str]) -> bool:
-    """Whether a product has a constant operand; attention products have none."""
+    """Return whether a matrix product has a constant operand."""
     return node.op_type in LINEAR and any(name in constant for name in node.input[:2])
 
 
 def attention_products(model: onnx.ModelProto) -> list[str]:
-    """Names of the products of two activations."""
+    """Return the names of the matrix products of two activations."""
     constant = constants(model)
     return [node.name for node in model.graph.node if node.op_type in LINEAR and not has_weight(node, constant)]
 
 
 class Batches(CalibrationDataReader):
-    """Calibration batches for ONNX Runtime's calibrator, each checked against the graph's input.
+    """Feed checked calibration batches to ONNX Runtime.
 
-    The first batch is read at once, so that a mistake shows before the long work.
+    The first batch is read in the constructor, so that errors appear before the long work.
     """
 
     def __init__(self, model: onnx.ModelProto, batches: Iterable[np.ndarray]):
@@ -161,10 +182,12 @@ class Batches(CalibrationDataReader):
         self.images = 0
         self.first = self._next()
         if self.first is None:
-            raise DataError("calibration: there are no images.")
+            raise DataError("calibration: must have at least one batch, got none.")
 
     def get_next(self) -> dict[str, np.ndarray] | None:
-        batch, self.first = (self.first, None) if self.first is not None else (self._next(), None)
+        """Return the next batch by input name, None at the end."""
+        batch = self.first if self.first is not None else self._next()
+        self.first = None
         if batch is None:
             return None
         self.images += len(batch)
@@ -181,17 +204,17 @@ class Batches(CalibrationDataReader):
         )
         if batch.dtype != np.float32 or not fits or not len(batch):
             raise DataError(
-                f"calibration: batches must be float32 {tuple(dims)}, as the graph's input; one is {batch.dtype}"
+                f"calibration: batches must be float32 {tuple(dims)}, as the graph's input, got {batch.dtype}"
                 f" {batch.shape}."
             )
         if not np.isfinite(batch).all():
-            raise DataError("calibration: a batch holds NaN or infinite values.")
+            raise DataError("calibration: values must be finite, got NaN or infinity.")
         return batch
 
 
 def save_in_one_file(model: onnx.ModelProto, target: Path) -> None:
-    """Check the graph and write it under a temporary name, then rename; nothing of this machine's paths goes along."""
-    del model.graph.value_info[:]  # the float graph's: fused and integer operators leave some of them wrong
+    """Check a graph and write it atomically, without metadata (local paths)."""
+    del model.graph.value_info[:]  # fused and integer operators invalidate shapes of the float graph
     for node in model.graph.node:
         node.ClearField("doc_string")
         node.ClearField("metadata_props")
@@ -202,4 +225,4 @@ def save_in_one_file(model: onnx.ModelProto, target: Path) -> None:
 
 def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise ModelError(f"{name}: '{value}' is not one of {', '.join(known)}.{nearest(value, known)}")
+        raise ModelError(f"{name}: must be one of {', '.join(known)}, got '{value}'.{nearest(value, known)}")

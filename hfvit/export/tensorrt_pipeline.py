@@ -1,4 +1,4 @@
-"""`optimum-cli export tensorrt`: ONNX graph to published engine."""
+"""`optimum-cli export tensorrt`: build and save the engine of an ONNX graph."""
 
 import argparse
 import json
@@ -12,7 +12,7 @@ import hfvit
 from hfvit.artifacts.artifact import class_names, find_artifact
 from hfvit.artifacts.constants import CONFIG_FILE, ENGINE_RECORD_FILE, PREPROCESSOR_FILE
 from hfvit.artifacts.engine_record import BuildOptions, EngineRecord, SourceGraph
-from hfvit.artifacts.export_folder import check_same_model, claim_folder, file_facts, staging_folder
+from hfvit.artifacts.export_folder import check_same_model, claim_folder, file_digest, staging_folder
 from hfvit.artifacts.export_record import ExportedFile, ExportRecord, TensorInfo
 from hfvit.errors import ModelError
 from hfvit.export.pipeline import Export
@@ -26,7 +26,7 @@ ENGINE_FILE = "model.engine"
 
 
 class CheckpointGraph(Export):
-    """A checkpoint's ONNX file in the wanted precision, checked and judged as `export onnx` does it."""
+    """Export a checkpoint to ONNX and validate it as `export onnx` does."""
 
     for_engine = True
 
@@ -36,7 +36,7 @@ class CheckpointGraph(Export):
 
     @contextmanager
     def graph(self) -> Iterator[tuple[Path, ExportedFile]]:
-        """The file and its record; the file is gone at the end."""
+        """Yield the temporary ONNX file and its record."""
         with self.graphs() as staging:
             ((name, described),) = self.files.items()
             if self.comparison:
@@ -50,27 +50,32 @@ class CheckpointGraph(Export):
 
 
 class GivenGraph:
-    """An ONNX file that is there already, with the configuration beside it."""
+    """Read an existing ONNX file and the configuration beside it."""
 
     def __init__(self, options: argparse.Namespace, folder: Path):
-        self.options, self.folder, self.started = options, folder, time.monotonic()
+        self.options = options
+        self.folder = folder
+        self.started = time.monotonic()
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
+        """Print a line with the elapsed seconds."""
         print(f"[{time.monotonic() - self.started:5.0f} s] {text}", flush=True)
 
     @contextmanager
     def graph(self) -> Iterator[tuple[Path, ExportedFile | None]]:
-        """The file and its record; None where export.json does not know it."""
+        """Yield the ONNX file and its record, None when it is not in export.json."""
         artifact = find_artifact(self.options.model)
         self.labels = class_names(artifact)
-        held = read_graph(artifact.file)
-        if self.options.dtype not in (None, held.dtype):
+        info = read_graph(artifact.file)
+        if self.options.dtype not in (None, info.dtype):
             raise ModelError(
-                f"--dtype {self.options.dtype}: {artifact.file} computes in {held.dtype}, and an engine's precision is"
-                " its graph's. Leave --dtype out, or name the checkpoint in place of the file."
+                f"--dtype {self.options.dtype}: must be {info.dtype}, the precision of {artifact.file}. Omit --dtype,"
+                " or pass the checkpoint instead of the file."
             )
-        if held.classes != len(self.labels):
-            raise ModelError(f"{artifact.file} has {held.classes} logits, but {len(self.labels)} classes are named.")
+        if info.classes != len(self.labels):
+            raise ModelError(
+                f"{artifact.file} has {info.classes} logits, but {CONFIG_FILE} names {len(self.labels)} classes."
+            )
         self.config = json.loads(artifact.beside(CONFIG_FILE).read_text(encoding="utf-8"))
         known = ExportRecord.load(artifact.file.parent)
         self.source = known.source or artifact.file.name
@@ -78,24 +83,33 @@ class GivenGraph:
         check_same_model(self.folder, self.config, self.weights)
         processor = artifact.beside(PREPROCESSOR_FILE)
         if processor is None:
-            raise ModelError(f"{artifact.file} has no {PREPROCESSOR_FILE} beside it, which an engine's user needs.")
+            raise ModelError(f"{artifact.file}: {PREPROCESSOR_FILE} is missing beside the file.")
         self.processor_config = json.loads(processor.read_text(encoding="utf-8"))
         yield artifact.file, known.files.get(artifact.file.name)
 
 
 class EngineExport:
-    """One call of the command, with a backend that can do what is asked."""
+    """Run one call of the command.
+
+    Args:
+        options: parsed options of `optimum-cli export tensorrt`.
+        backend: the TensorRT package to build with.
+        engine_options: build options, already checked.
+    """
 
     def __init__(self, options: argparse.Namespace, backend: Backend, engine_options: EngineOptions):
-        self.options, self.backend, self.engine_options = options, backend, engine_options
+        self.options = options
+        self.backend = backend
+        self.engine_options = engine_options
         kind = CheckpointGraph if find_artifact(options.model).is_checkpoint else GivenGraph
         self.graph = kind(options, claim_folder(options.output))
 
     def run(self) -> None:
-        """Everything, in order; a failed build leaves nothing new under a final name."""
-        graph, folder = self.graph, self.graph.folder
+        """Build and save the engine; after a failed build the output folder is unchanged."""
+        graph = self.graph
+        folder = graph.folder
         with graph.graph() as (onnx_file, described), staging_folder(folder) as staging:
-            graph.say(f"building the engine of {onnx_file.name} with {self.backend.title}")
+            graph.log(f"building the engine of {onnx_file.name} with {self.backend.title}")
             built = build_engine(
                 onnx_file,
                 staging / ENGINE_FILE,
@@ -114,30 +128,31 @@ class EngineExport:
                 labels=graph.labels,
                 preprocessing=graph.processor_config,
             )
-            self.publish(staging, record)
+            self.save(staging, record)
         print(self.table(record))
 
     def add_calibration(self, built: BuildOptions) -> None:
-        """Record the calibration images that were asked for in place of the recipe's."""
+        """Record calibration images that replace the recipe's."""
         options = self.options
         if options.quantize != "int8" or options.calibration_dataset is None:
             return
-        from hfvit.evaluation.split import shown_name
+        from hfvit.evaluation.split import redacted_name
 
-        built.calibration_dataset = shown_name(options.calibration_dataset)
+        built.calibration_dataset = redacted_name(options.calibration_dataset)
         built.calibration_split = options.calibration_split
         built.calibration_samples = options.calibration_samples
 
     @staticmethod
     def source_graph(file: Path, described: ExportedFile | None) -> SourceGraph:
-        graph = SourceGraph(name=file.name, **file_facts(file))
+        """Return the record of the ONNX file for engine.json."""
+        graph = SourceGraph(name=file.name, **file_digest(file))
         if described is not None:
             for key in ("opset", "parity", "quantization", "calibration", "gate"):
                 setattr(graph, key, getattr(described, key))
         return graph
 
-    def publish(self, staging: Path, record: EngineRecord) -> None:
-        """engine.json goes last and comes first away: where it lies, everything else is in place."""
+    def save(self, staging: Path, record: EngineRecord) -> None:
+        """Move the files to the output folder; engine.json is removed first, written last."""
         folder = self.graph.folder
         engine = folder / record.file
         engine.parent.mkdir(exist_ok=True)
@@ -152,7 +167,7 @@ class EngineExport:
             record.save(folder)
 
     def table(self, record: EngineRecord) -> str:
-        """What was built, for whom."""
+        """Return the summary of the engine."""
         onnx = record.onnx
         low, best, high = record.profile.batches
         products = ", ".join(f"{count} in {kind.lower()}" for kind, count in record.network.products.items())
@@ -166,11 +181,11 @@ class EngineExport:
             ("runs on", f"GPUs of compute capability {', '.join(record.compute_capabilities)}"),
             ("onnx", f"{onnx.name}, {onnx.bytes / 1e6:.1f} MB{_checked(onnx)}"),
         ]
-        return "\n".join([*aligned(rows), "", f"files are in {self.graph.folder}"])
+        return "\n".join([*aligned(rows), "", f"saved in {self.graph.folder}"])
 
 
 def graph_options(options: argparse.Namespace) -> argparse.Namespace:
-    """The options of `export onnx` that give the graph for an engine."""
+    """Return the options of `export onnx` for the graph of an engine."""
     is_int8 = options.dtype == "int8"
     values = {
         **vars(options),

@@ -11,12 +11,15 @@ from hfvit.training.losses import cross_entropy, hard_distillation, soft_distill
 
 
 class Teacher(nn.Module):
-    """A classifier in evaluation mode that answers for the student's pixel values, in the student's classes.
+    """Compute a teacher's logits of the student's pixel values and classes.
 
     Args:
-        name: a folder or a Hub id that `HFViTForImageClassification` loads.
-        labels: the student's classes in order; the teacher has them all, in any order.
-        student: whose normalisation and image size the pixel values have.
+        name: folder or Hub id of a checkpoint for `HFViTForImageClassification`.
+        labels: the student's class names in order; the teacher must have all of them, in any order.
+        student: model whose normalization and image size the pixel values have.
+
+    Raises:
+        ModelError: the teacher cannot be loaded, or lacks a class.
     """
 
     def __init__(self, name: str, labels: list[str], student: HFViTForImageClassification):
@@ -29,15 +32,15 @@ class Teacher(nn.Module):
         missing = [label for label in labels if label not in known]
         if missing:
             raise ModelError(
-                f"teacher: {name} does not know the class '{missing[0]}'"
-                f"{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}; a teacher has all of the student's"
-                f" classes, and this one's are {', '.join(known[:5])}{', ...' if len(known) > 5 else ''}."
+                f"teacher: must have all classes of the student, but {name} lacks '{missing[0]}'"
+                f"{f' and {len(missing) - 1} more' if len(missing) > 1 else ''} (found: {', '.join(known[:5])}"
+                f"{', ...' if len(known) > 5 else ''})."
             )
         self.model.requires_grad_(False)
         self.image_size = self.model.config.image_size
         self.register_buffer("index", torch.tensor([known.index(label) for label in labels]))
         own, other = (resolve_data_config(m.config.pretrained_cfg) for m in (self.model, student))
-        # (x * std + mean - own mean) / own std, as one multiplication and one addition
+        # (x * std + mean - own_mean) / own_std as one multiplication and one addition
         mean, std, own_mean, own_std = (
             torch.tensor(cfg[key]).view(3, 1, 1) for cfg in (other, own) for key in ("mean", "std")
         )
@@ -46,11 +49,12 @@ class Teacher(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> "Teacher":
+        """Stay in eval mode."""
         return super().train(False)
 
     @torch.no_grad()
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Logits `(batch, classes)` of the student's pixel values, resized where the teacher takes another size."""
+        """Compute logits (batch, classes), resizing images to the teacher's size."""
         pixels = pixel_values * self.scale + self.shift
         if pixels.shape[-2:] != self.image_size:
             pixels = F.interpolate(pixels, self.image_size, mode="bicubic", antialias=True)
@@ -58,14 +62,19 @@ class Teacher(nn.Module):
 
 
 class Objective(nn.Module):
-    """What a training step minimises: `(1 - alpha)` of the labels' loss and `alpha` of the teacher's.
+    """Compute the training loss, cross-entropy with optional distillation.
 
-    A student with a distillation token (timm's `deit_*_distilled`) answers with two logits: its class token learns
-    from the labels, the other from the teacher (DeiT, https://arxiv.org/abs/2012.12877).
+    It is `(1 - alpha) * cross_entropy + alpha * distillation` with a teacher.
+
+    A student with a distillation token (timm's `deit_*_distilled`) has two logits: the class token learns from the
+    labels, the distillation token from the teacher (DeiT, https://arxiv.org/abs/2012.12877).
 
     Args:
-        class_weights: `(classes,)`, of the labels' loss.
-        kind: `soft` or `hard`, see losses.py.
+        class_weights: weights of the cross-entropy (classes,), or None.
+        teacher: the teacher, or None for cross-entropy only.
+        kind: "soft" or "hard", see `training.losses`.
+        alpha: weight of the distillation loss, 0 to 1.
+        temperature: temperature of soft distillation.
     """
 
     def __init__(
@@ -79,7 +88,10 @@ class Objective(nn.Module):
         super().__init__()
         weights = None if class_weights is None else torch.as_tensor(class_weights, dtype=torch.float32)
         self.register_buffer("class_weights", weights)
-        self.teacher, self.kind, self.alpha, self.temperature = teacher, kind, alpha, temperature
+        self.teacher = teacher
+        self.kind = kind
+        self.alpha = alpha
+        self.temperature = temperature
 
     def forward(
         self,
@@ -88,17 +100,24 @@ class Objective(nn.Module):
         pixel_values: torch.Tensor,
         label_smoothing: float = 0.0,
     ) -> torch.Tensor:
-        """The loss of logits `(batch, classes)`, or of the pair of them, for labels as in `losses.cross_entropy`."""
-        from_labels, from_teacher = logits if isinstance(logits, tuple) else (logits, logits)
-        loss = cross_entropy(from_labels, labels, label_smoothing, self.class_weights)
+        """Compute the loss of a batch.
+
+        Args:
+            logits: (batch, classes), or a pair for the class and the distillation token.
+            labels: class ids (batch,) or probabilities (batch, classes), as in `losses.cross_entropy`.
+            pixel_values: (batch, channels, height, width), for the teacher.
+            label_smoothing: label smoothing of the cross-entropy.
+        """
+        class_logits, distillation_logits = logits if isinstance(logits, tuple) else (logits, logits)
+        loss = cross_entropy(class_logits, labels, label_smoothing, self.class_weights)
         if self.teacher is None:
             return loss
-        answer = self.teacher(pixel_values)
+        teacher_logits = self.teacher(pixel_values)
         if self.kind == "hard":
-            distance = hard_distillation(from_teacher, answer)
+            distillation = hard_distillation(distillation_logits, teacher_logits)
         else:
-            distance = soft_distillation(from_teacher, answer, self.temperature)
-        return (1 - self.alpha) * loss + self.alpha * distance
+            distillation = soft_distillation(distillation_logits, teacher_logits, self.temperature)
+        return (1 - self.alpha) * loss + self.alpha * distillation
 
 
 def build_objective(
@@ -109,21 +128,25 @@ def build_objective(
     alpha: float = 0.5,
     temperature: float = 1.0,
 ) -> Objective | None:
-    """Build the training loss; None where it is plain cross-entropy.
+    """Build the training loss, None for plain cross-entropy.
 
-    With a teacher, a student that has a distillation token trains it; its prediction remains the mean of both tokens'.
+    With a teacher, distilled training of a student with a distillation token is switched on; its prediction is the
+    mean of both tokens.
 
     Args:
         model: the student.
-        class_weights: `(classes,)`, of the labels' loss; None for equal weights.
+        class_weights: weights of the cross-entropy (classes,); None for equal weights.
         teacher: folder or Hub id of the teacher; None for no distillation.
-        distillation: `soft` (the teacher's probabilities) or `hard` (its decision).
-        alpha: share of the teacher in the loss, 0 to 1.
-        temperature: of both probabilities in soft distillation.
+        distillation: "soft" (the teacher's probabilities) or "hard" (its predicted class).
+        alpha: weight of the distillation loss, 0 to 1.
+        temperature: temperature of soft distillation.
+
+    Raises:
+        ModelError: the teacher cannot be loaded, or lacks a class.
     """
     if teacher is None:
         return None if class_weights is None else Objective(class_weights)
     if hasattr(model.timm_model, "set_distilled_training"):
         model.timm_model.set_distilled_training(True)
-    taught_by = Teacher(teacher, model.config.label_names, model)
-    return Objective(class_weights, taught_by, distillation, alpha, temperature)
+    loaded = Teacher(teacher, model.config.label_names, model)
+    return Objective(class_weights, loaded, distillation, alpha, temperature)

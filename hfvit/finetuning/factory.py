@@ -11,10 +11,10 @@ from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
 from hfvit.finetuning.distillation import build_objective
-from hfvit.finetuning.linear_probe import prepare_linear_probe, probe_images, refuse_to_resume, train_linear_probe
+from hfvit.finetuning.linear_probe import check_no_checkpoint, prepare_linear_probe, probe_images, train_linear_probe
 from hfvit.finetuning.lora import add_lora
-from hfvit.finetuning.progressive_resizing import ProgressiveSize
-from hfvit.finetuning.zero_shot_head import start_from_text
+from hfvit.finetuning.progressive_resizing import ProgressiveResizing
+from hfvit.finetuning.zero_shot_head import initialize_head_from_text
 from hfvit.models.patch_size import patch_size_callbacks
 from hfvit.recipe.arguments import AugmentationArguments, FinetuningArguments
 from hfvit.recipe.loader import Recipe
@@ -24,43 +24,44 @@ from hfvit.transforms.preprocessing import Preprocessing
 
 
 class FineTuning:
-    """Full fine-tuning: train all weights that `freeze` leaves. The other methods override its steps.
+    """Fine-tune all weights that are not frozen; base class of the other methods.
 
-    A run takes the steps in the order in which they stand here; between `initialize` and `train` it builds the
-    trainer with `build_trainer`.
+    A run calls the methods in the order of their definition, and `build_trainer` between `initialize` and `train`.
 
     Args:
         arguments: the recipe's fine-tuning section.
-        model: of `models.factory.build_model`; it is changed in place.
+        model: model of `models.factory.build_model`, changed in place.
     """
 
     def __init__(self, arguments: FinetuningArguments, model: PreTrainedModel):
         self.arguments = arguments
         self.model = model
-        self.progressive: ProgressiveSize | None = None
+        self.progressive: ProgressiveResizing | None = None
 
     @property
     def labels(self) -> list[str]:
-        """Class names in the order of the logits."""
+        """Return class names in the order of the logits."""
         return self.model.config.label_names
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """The model's own preprocessing, as in evaluation."""
+        """Return the model's preprocessing of evaluation."""
         return Preprocessing(resolve_data_config(self.model.config.pretrained_cfg))
 
     def prepare(self) -> None:
-        """Make the model ready for the method, before any image is read.
+        """Prepare the model before any image is read.
 
-        Raises `ModelError` or `RecipeError` for a model or a launcher that the method does not support.
+        Raises:
+            ModelError: the method does not support the model.
+            RecipeError: the method does not support the launcher or an option.
         """
         if self.arguments.progressive_image_size:
-            self.progressive = ProgressiveSize(self.model, self.arguments.progressive_image_size)
+            self.progressive = ProgressiveResizing(self.model, self.arguments.progressive_image_size)
 
     def initialize(self, images: Dataset) -> None:
-        """Initialize weights that need the classes' names or some `images`; not for a resumed run."""
+        """Initialize weights from class names and some `images`; skipped when resuming."""
         if self.arguments.head_from_text:
-            start_from_text(
+            initialize_head_from_text(
                 self.model,
                 self.labels,
                 images,
@@ -73,8 +74,8 @@ class FineTuning:
         """Build the trainer with the method's loss, sampler and image size.
 
         Args:
-            train_dataset: its labels give the class weights.
-            options: the further arguments of `HFViTTrainer`.
+            train_dataset: training set, whose labels determine the class weights.
+            **options: further arguments of `HFViTTrainer`.
         """
         return HFViTTrainer(
             model=self.model,
@@ -99,21 +100,22 @@ class FineTuning:
         )
 
     def training_images(self, trainer: HFViTTrainer) -> tuple[np.ndarray, np.ndarray]:
-        """Some images as the model will see them, and their targets; see `HFViTTrainer.training_images`."""
+        """Return augmented images and their targets, as `HFViTTrainer.training_images`."""
         return trainer.training_images()
 
     def train(self, trainer: HFViTTrainer, checkpoint: str | None = None) -> TrainOutput:
-        """Train, from `checkpoint` on where there is one; the model then holds the weights that are evaluated."""
+        """Train, resuming from `checkpoint` if given."""
         return trainer.train(resume_from_checkpoint=checkpoint)
 
     def finish(self, trainer: HFViTTrainer) -> None:
-        """Bring the trained model into the form that is evaluated and saved."""
+        """Convert the trained model for evaluation and saving."""
 
 
 class LoraFineTuning(FineTuning):
-    """LoRA: train low-rank adapters and the head; merge the adapters into the weights in the end."""
+    """Train LoRA adapters and the head; merge the adapters at the end."""
 
     def prepare(self) -> None:
+        """Add adapters to the model."""
         super().prepare()
         rank = self.arguments.lora_rank
         self.lora = add_lora(
@@ -125,26 +127,30 @@ class LoraFineTuning(FineTuning):
         )
 
     def finish(self, trainer: HFViTTrainer) -> None:
+        """Save the adapters, then merge them."""
         if trainer.args.should_save:
             self.lora.save(trainer.args.output_dir)
         self.lora.merge()
 
 
 class LinearProbe(FineTuning):
-    """Linear probe: solve for the classifier on features that the frozen network gives."""
+    """Fit the classifier by logistic regression on features of the frozen backbone."""
 
     def prepare(self) -> None:
+        """Freeze the backbone."""
         super().prepare()
         prepare_linear_probe(self.model)
 
     def _objective(self, train_dataset: Dataset) -> None:
-        return None  # class weights go into the logistic regression
+        return None  # the logistic regression has class weights
 
     def training_images(self, trainer: HFViTTrainer) -> tuple[np.ndarray, np.ndarray]:
+        """Return images that the probe is fitted on, and their targets."""
         return probe_images(trainer, self.arguments.probe_passes)
 
     def train(self, trainer: HFViTTrainer, checkpoint: str | None = None) -> TrainOutput:
-        refuse_to_resume(checkpoint)
+        """Fit the probe; raises `RecipeError` for a checkpoint to resume from."""
+        check_no_checkpoint(checkpoint)
         return train_linear_probe(trainer, self.arguments)
 
 
@@ -152,9 +158,11 @@ METHODS: dict[str, type[FineTuning]] = {"full": FineTuning, "lora": LoraFineTuni
 
 
 def prepare_finetuning(arguments: FinetuningArguments, model: PreTrainedModel) -> FineTuning:
-    """Make `model` ready for the recipe's fine-tuning method, and return the method with its further steps.
+    """Create the recipe's fine-tuning method and prepare the model for it.
 
-    Raises `ModelError` or `RecipeError` for a model or a launcher that the method does not support.
+    Raises:
+        ModelError: the method does not support the model.
+        RecipeError: the method does not support the launcher or an option.
     """
     method = METHODS[arguments.finetuning](arguments, model)
     method.prepare()
@@ -171,11 +179,11 @@ def build_trainer(
     """Build the trainer of a recipe.
 
     Args:
-        recipe: training arguments and what is mixed in a batch.
-        method: of `prepare_finetuning`, with the model.
-        datasets: of `data.factory.build_datasets`.
-        callbacks: called beside those that the recipe needs.
-        options: further arguments of `HFViTTrainer`.
+        recipe: training and augmentation arguments.
+        method: fine-tuning method with the model, of `prepare_finetuning`.
+        datasets: datasets by role, of `data.factory.build_datasets`.
+        callbacks: callbacks in addition to those of the recipe.
+        **options: further arguments of `HFViTTrainer`.
     """
     return method.make_trainer(
         datasets["train"],
@@ -189,7 +197,7 @@ def build_trainer(
 
 
 def build_mixing(classes: int, arguments: AugmentationArguments) -> BatchMixing:
-    """Build mixup, CutMix and random erasing for batches of so many classes."""
+    """Build mixup, CutMix and random erasing for a number of classes."""
     return BatchMixing(
         classes,
         mixup_alpha=arguments.mixup_alpha,
@@ -200,9 +208,9 @@ def build_mixing(classes: int, arguments: AugmentationArguments) -> BatchMixing:
 
 
 def class_weights(labels: np.ndarray, classes: int) -> np.ndarray:
-    """Weights `(classes,)` inversely proportional to a class's images, 1 on average over the images.
+    """Compute weights (classes,) inversely proportional to class frequency.
 
-    A class without images has weight 0.
+    Their mean over the images is 1, as in scikit-learn's "balanced"; a class without images has weight 0.
     """
     counts = np.bincount(labels, minlength=classes)
     present = counts > 0

@@ -28,22 +28,22 @@ from hfvit.utils.files import remove_abandoned, temporary_file
 
 logger = logging.getLogger(__name__)
 
-MAX_ITERATIONS = 2000  # of L-BFGS for each C
-CACHE_FORMAT = 1  # part of a cache file's name; raise it when features are computed differently
-ABSENT_LOGIT = -1e3  # of a class without training images
+MAX_ITERATIONS = 2000  # L-BFGS iterations for each C
+CACHE_FORMAT = 1  # part of a cache file's name; increase it when features are computed differently
+ABSENT_LOGIT = -1e3  # logit of a class without training images
 
 
 @dataclass
 class LinearProbeResult:
-    """How the probe was chosen.
+    """Record the selection of the regularization strength.
 
-    Attributes:
+    Args:
         features: number of features of an image.
         rows: number of training rows, augmented copies included.
-        c: the inverse regularization strengths that were tried, ascending.
-        best_c: the chosen one.
-        selected_by: the validation metric that chose it.
-        validation: the metrics of each C on the validation split.
+        c: inverse regularization strengths that were tried, ascending.
+        best_c: the selected one.
+        selected_by: validation metric of the selection.
+        validation: metrics of each C on the validation split.
     """
 
     features: int
@@ -55,25 +55,24 @@ class LinearProbeResult:
 
 
 def train_linear_probe(trainer: HFViTTrainer, arguments: FinetuningArguments) -> TrainOutput:
-    """Solve the classifier of the trainer's model on features extracted once, instead of by gradient descent.
+    """Fit the classifier by logistic regression on features that are extracted once.
 
-    One problem is solved for each C of `probe_c`; the best on the validation split by `metric_for_best_model` is
-    written into the model, the smallest of equals. Several processes share the extraction, and each solves the same
-    problems.
+    One problem is solved for each C of `probe_c`. The best by `metric_for_best_model` on the validation split, or the
+    smallest of equals, is written to the model. Processes share the extraction, and each solves the same problems.
 
     Args:
-        trainer: its model has been prepared by `prepare_linear_probe`.
+        trainer: trainer with a model of `prepare_linear_probe`.
         arguments: `probe_c`, `probe_passes` and `class_balance` are used.
 
     Returns:
-        `TrainOutput` without steps; its metrics hold `train_runtime` and `probe`, a `LinearProbeResult` as a dict.
+        `TrainOutput` without steps; its metrics are `train_runtime` and `probe`, a `LinearProbeResult` as a dict.
 
     Raises:
-        RecipeError: sharded weights (FSDP, DeepSpeed).
-        NonFiniteLossError: features that are not finite.
+        RecipeError: weights are sharded (FSDP, DeepSpeed).
+        NonFiniteLossError: a feature is not finite.
     """
     if trainer.is_sharded:
-        raise RecipeError("finetuning: linear_probe needs unsharded weights. Launch without FSDP or DeepSpeed.")
+        raise RecipeError("finetuning: linear_probe requires unsharded weights. Launch without FSDP or DeepSpeed.")
     start = time.perf_counter()
     extractor = FeatureExtractor(trainer)
     labels = trainer.class_names
@@ -83,7 +82,7 @@ def train_linear_probe(trainer: HFViTTrainer, arguments: FinetuningArguments) ->
     features = extractor.features(training)
     validation_features = extractor.features(trainer.eval_dataset)
     trainer.speed.stop()
-    logger.info("Solving for %d values of C", len(values))
+    logger.info("Fitting the linear probe for %d values of C", len(values))
     solutions = solve(features, training.labels, len(labels), values, arguments.class_balance)
     metric = (trainer.args.metric_for_best_model or "accuracy").removeprefix("eval_")
     compute_metrics = trainer_metrics(labels)
@@ -98,7 +97,7 @@ def train_linear_probe(trainer: HFViTTrainer, arguments: FinetuningArguments) ->
         extractor.classifier.weight.copy_(torch.from_numpy(weight))
         extractor.classifier.bias.copy_(torch.from_numpy(bias))
     if best == len(values) - 1 and len(values) > 1:
-        logger.warning("probe_c: the largest value, %g, was the best; larger ones might be better.", values[best])
+        logger.warning("probe_c: the largest value, %g, was the best. Add larger ones.", values[best])
     result = LinearProbeResult(
         features=features.shape[1],
         rows=features.shape[0],
@@ -110,35 +109,38 @@ def train_linear_probe(trainer: HFViTTrainer, arguments: FinetuningArguments) ->
     return TrainOutput(0, float("nan"), {"train_runtime": time.perf_counter() - start, "probe": asdict(result)})
 
 
-def refuse_to_resume(checkpoint: str | None) -> None:
-    """Raise `RecipeError` for a checkpoint to resume from: a linear probe writes none."""
+def check_no_checkpoint(checkpoint: str | None) -> None:
+    """Raise `RecipeError` for a checkpoint, as linear probes do not write any."""
     if checkpoint:
         raise RecipeError(
-            f"resume_from_checkpoint: {checkpoint} is of another run, since a linear probe has no checkpoints. Leave"
-            " it out, with --overwrite_output_dir or another output_dir."
+            f"resume_from_checkpoint: not supported with finetuning=linear_probe, got {checkpoint}. Omit it, and pass"
+            " --overwrite_output_dir or another output_dir."
         )
 
 
 def prepare_linear_probe(model) -> None:
-    """Freeze all but the classifier; `ModelError` for a family whose classifier is not one linear layer."""
+    """Freeze all but the classifier, which must be one linear layer."""
     model.freeze("backbone")
     body_and_classifier(model)
 
 
 def probe_dataset(train_dataset: ImageDataset, passes: int) -> "ImageDataset | AugmentedPasses":
-    """What the probe is solved on: `passes` augmented copies, or with 0 each image once as in evaluation."""
+    """Return `passes` augmented copies of a training set (0: one, as in evaluation)."""
     if passes:
         return AugmentedPasses(train_dataset, passes)
     return ImageDataset(train_dataset.labels, train_dataset.reader)
 
 
 def probe_images(trainer: HFViTTrainer, passes: int, count: int = 32) -> tuple[np.ndarray, np.ndarray]:
-    """`HFViTTrainer.training_images` of what the probe is solved on.
+    """Return images that the probe is fitted on, and their labels.
 
     Args:
-        trainer: of the run.
-        passes: as in `probe_dataset`.
-        count: number of images, at most.
+        trainer: trainer of the run.
+        passes: number of augmented copies, as in `probe_dataset`.
+        count: maximum number of images.
+
+    Returns:
+        Images (count, height, width, 3) uint8 and class ids (count,).
     """
     if passes:
         return trainer.training_images(count)
@@ -152,10 +154,10 @@ def probe_images(trainer: HFViTTrainer, passes: int, count: int = 32) -> tuple[n
 
 
 class FeatureExtractor:
-    """The classifier's input for whole data sets, cached on disk.
+    """Extract the classifier's input features of a data set, with a cache on disk.
 
     Args:
-        trainer: its model, data loaders and out-of-memory handling are used.
+        trainer: trainer whose model, data loaders and out-of-memory handling are used.
     """
 
     def __init__(self, trainer: HFViTTrainer):
@@ -163,15 +165,15 @@ class FeatureExtractor:
         self.body, self.classifier = body_and_classifier(trainer.model)
 
     def features(self, dataset) -> np.ndarray:
-        """Features of `dataset`, float32 `(rows, features)`, from the cache or extracted into it."""
+        """Return the features (rows, features) float32, from the cache if possible."""
         folder = Path(datasets.config.HF_DATASETS_CACHE) / "hfvit_features"
         path = folder / f"{self._key(dataset)}.npy"
         try:
             cached = np.load(path, allow_pickle=False)
             if cached.shape == (len(dataset), self.classifier.in_features):
-                logger.info("%s features of images, from %s", f"{len(cached):,}", folder)
+                logger.info("Loaded features of %s images from %s", f"{len(cached):,}", folder)
                 return cached
-        except (OSError, ValueError, EOFError):  # no file, or a damaged one
+        except (OSError, ValueError, EOFError):  # missing or damaged
             pass
         features = self._extract(dataset)
         if self.trainer.args.should_save:
@@ -180,7 +182,7 @@ class FeatureExtractor:
                 with temporary_file(path) as temporary:
                     np.save(temporary, features, allow_pickle=False)
             except OSError as error:
-                logger.warning("The features are not cached: %s: %s", folder, error.strerror or error)
+                logger.warning("Cannot cache the features in %s: %s", folder, error.strerror or error)
         return features
 
     @torch.no_grad()
@@ -189,17 +191,17 @@ class FeatureExtractor:
         trainer.model.eval()
         loader = trainer.get_eval_dataloader(dataset)
         hidden = trainer.args.disable_tqdm or not trainer.args.should_save
-        found = []
+        extracted = []
         for batch in tqdm(loader, desc="Extracting features", unit="batch", disable=hidden):
             features = None
             while features is None:
                 parts = micro_batches(batch, trainer.out_of_memory.eval_batch_size, trainer.augmentation)
-                features = none_if_out_of_memory(self._of_parts, parts)
+                features = none_if_out_of_memory(self._extract_parts, parts)
                 if features is None:
                     trainer.out_of_memory.shrink_evaluation(len(parts[0]["labels"]), "feature extraction")
-            found.append(trainer.accelerator.gather_for_metrics(features).cpu().numpy())
-            trainer.speed.images += len(found[-1])
-        features = np.concatenate(found)
+            extracted.append(trainer.accelerator.gather_for_metrics(features).cpu().numpy())
+            trainer.speed.images += len(extracted[-1])
+        features = np.concatenate(extracted)
         if not np.isfinite(features).all():
             raise NonFiniteLossError(
                 "finetuning: the features of the linear probe are NaN or infinite. Use bf16 or full precision instead"
@@ -207,13 +209,13 @@ class FeatureExtractor:
             )
         return features
 
-    def _of_parts(self, parts: list[dict]) -> torch.Tensor:
+    def _extract_parts(self, parts: list[dict]) -> torch.Tensor:
         with self.trainer.compute_loss_context_manager():
-            found = [self.body(self.trainer.prepare_batch(part)["pixel_values"]) for part in parts]
-        return torch.cat(found).float()
+            features = [self.body(self.trainer.prepare_batch(part)["pixel_values"]) for part in parts]
+        return torch.cat(features).float()
 
     def _key(self, dataset) -> str:
-        """Name of a cache file: changes with the weights, the images, and everything that is done to them."""
+        """Return the cache file's name: a digest of weights, images and their processing."""
         source = dataset.source if isinstance(dataset, AugmentedPasses) else dataset
         model = self.trainer.model
         digest = hashlib.sha256()
@@ -236,7 +238,7 @@ class FeatureExtractor:
 
 
 class AugmentedPasses(torch.utils.data.Dataset):
-    """`passes` augmented copies of a training set, one whole copy after another."""
+    """Concatenate `passes` augmented copies of a training set."""
 
     def __init__(self, source: ImageDataset, passes: int):
         self.source = source
@@ -247,11 +249,12 @@ class AugmentedPasses(torch.utils.data.Dataset):
         return len(self.source) * self.passes
 
     def __getitems__(self, indices: list[int]) -> dict:
+        """Return a batch; each copy is augmented like another epoch."""
         return self.source.__getitems__([divmod(index, len(self.source)) for index in indices])
 
 
 def images_key(reader) -> bytes:
-    """Which images a reader of `data.dataset` reads, by the fingerprints of `datasets`."""
+    """Identify the images of a reader by the fingerprint of its dataset."""
     if isinstance(reader, ArrayReader):
         return reader.pixels.path.name.encode() + np.ascontiguousarray(reader.rows).tobytes()
     return reader.split._fingerprint.encode()
@@ -259,7 +262,7 @@ def images_key(reader) -> bytes:
 
 @torch.no_grad()
 def body_and_classifier(model) -> tuple[Callable[[torch.Tensor], torch.Tensor], nn.Linear]:
-    """The network up to its classifier, as a function of pixel values, and the classifier.
+    """Split a model into a function from pixel values to features, and the classifier.
 
     Raises:
         ModelError: the classifier is not one linear layer with a bias.
@@ -275,33 +278,32 @@ def body_and_classifier(model) -> tuple[Callable[[torch.Tensor], torch.Tensor], 
         model.eval()
         image = torch.randn(1, 3, *model.config.image_size, device=model.device)
         features = body(image)
-        fits = features.shape == (1, classifier.in_features)
+        is_linear = features.shape == (1, classifier.in_features)
         if not image.is_meta:  # `hfvit train --estimate` has no values to compare
-            fits = fits and torch.allclose(classifier(features), model(image).logits, atol=1e-4, rtol=1e-4)
+            is_linear = is_linear and torch.allclose(classifier(features), model(image).logits, atol=1e-4, rtol=1e-4)
         model.train(was_training)
-        if fits:
+        if is_linear:
             return body, classifier
     raise ModelError(
-        f"finetuning: linear_probe is not available for {model.config.architecture}, whose classifier is not one"
-        " linear layer. Use freeze: backbone, which trains it by gradient descent."
+        f"finetuning: linear_probe requires a classifier of one linear layer, got {model.config.architecture}. Use"
+        " freeze: backbone, which trains the head by gradient descent."
     )
 
 
 def solve(
     features: np.ndarray, labels: np.ndarray, classes: int, c: list[float], class_balance: str = "none"
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Multinomial logistic regression by L-BFGS on standardized features, for each C from the previous solution.
+    """Fit logistic regression (L-BFGS) on standardized features for each C.
 
     Args:
-        features: float32 `(rows, features)`.
-        labels: class indices `(rows,)`.
+        features: (rows, features) float32.
+        labels: class ids (rows,).
         classes: number of classes; those without rows get `ABSENT_LOGIT`.
-        c: inverse strengths of the L2 penalty (scikit-learn's C), ascending.
-        class_balance: `weight` gives every class the same weight in the loss.
+        c: inverse strengths of the L2 penalty (scikit-learn's C), ascending; each fit starts from the previous one.
+        class_balance: "weight" for scikit-learn's balanced class weights, or "none".
 
     Returns:
-        For each C the weight `(classes, features)` and bias `(classes,)`, which take features as they are: the
-        standardization is folded in.
+        Weight (classes, features) and bias (classes,) for each C, with the standardization folded in.
     """
     scaler = StandardScaler()
     standardized = scaler.fit_transform(features)
@@ -312,7 +314,7 @@ def solve(
         model.set_params(C=value).fit(standardized, labels)
         coefficients = model.coef_
         intercept = model.intercept_
-        if len(coefficients) == 1:  # two classes: scikit-learn gives the logit of the second, and the first's is 0
+        if len(coefficients) == 1:  # two classes: scikit-learn returns the difference of the logits
             coefficients = np.vstack([-coefficients, coefficients]) / 2
             intercept = np.append(-intercept, intercept) / 2
         folded = coefficients / scaler.scale_

@@ -11,39 +11,48 @@ from torch import nn
 
 from hfvit.artifacts.constants import ADAPTER_FILES, ADAPTER_FOLDER
 from hfvit.errors import ModelError, RecipeError, nearest
-from hfvit.models.factory import without_storage
+from hfvit.models.factory import meta_copy
 from hfvit.models.freezing import classifier_parameters
 from hfvit.utils.files import temporary_file, write_text
 
 PEFT_PREFIX = "base_model.model."  # of every name in an adapter file
-# What the projections of an attention are called in timm; the output's is taken with the others of its module alone,
-# for a patch embedding has a `proj`, too.
+# timm's names of attention projections. An output projection counts only beside an input projection, as a patch
+# embedding also has a `proj`.
 INPUT_PROJECTIONS = ("qkv", "q", "k", "v", "kv", "q_proj", "k_proj", "v_proj", "qkv_proj")
 OUTPUT_PROJECTIONS = ("proj", "out_proj")
 MLP = ("fc1", "fc2")
 
 
 class Lora:
-    """The adapters that `add_lora` has put into a model."""
+    """Save and merge the adapters of a model.
+
+    Args:
+        model: model of `add_lora`.
+        tuner: peft's `LoraModel`.
+        head: names of the classifier's parameters.
+    """
 
     def __init__(self, model, tuner, head: list[str]):
-        self.model, self.tuner, self.head = model, tuner, head
+        self.model = model
+        self.tuner = tuner
+        self.head = head
 
     def merge(self) -> None:
-        """Add the adapters into the weights that they belong to, and take them out."""
+        """Merge the adapters into the weights and remove them."""
         with torch.no_grad():
             self.tuner.merge_and_unload()
         _set_separate_bias(self.model.timm_model, False)
 
     def save(self, output_dir: str | Path) -> Path:
-        """Write `output_dir/adapter/` for `peft.PeftModel.from_pretrained(timm_model, folder)`; before `merge`.
+        """Write `output_dir/adapter/` for `PeftModel.from_pretrained(timm_model, ...)`.
 
-        The head is in it, as a module to save: peft alone would leave it out, and a loaded adapter would answer with
-        an untrained one.
+        To be called before `merge`. The head is included in `modules_to_save`, which peft does not do for a tuner
+        without a `PeftModel`.
         """
         from peft import get_peft_model_state_dict
 
-        timm_model, folder = self.model.timm_model, Path(output_dir) / ADAPTER_FOLDER
+        timm_model = self.model.timm_model
+        folder = Path(output_dir) / ADAPTER_FOLDER
         config_file, weights_file = (folder / name for name in ADAPTER_FILES)
         weights = get_peft_model_state_dict(timm_model, save_embedding_layers=False)
         weights |= {name: timm_model.get_parameter(name).detach() for name in self.head}
@@ -57,24 +66,26 @@ class Lora:
 
 
 def add_lora(model, rank: int, alpha: float, dropout: float = 0.0, targets: list[str] | None = None) -> Lora:
-    """Freeze `model` (modeling.HFViTForImageClassification) but for its head, and give its layers LoRAs that train.
+    """Add LoRA adapters (https://arxiv.org/abs/2106.09685) and freeze the rest.
 
     Args:
-        rank, alpha: the update of a weight is `alpha / rank * B @ A`, of that rank.
-        dropout: of what `A` sees.
-        targets: last parts of the layers' names; None for the projections of every attention, or the two layers of
-            every MLP in a network without attention. timm's `qkv` is one layer: its three parts share `A` and have
-            rows of `B` of their own.
+        model: an `HFViTForImageClassification`, changed in place.
+        rank: rank of the update `alpha / rank * B @ A` of a weight.
+        alpha: scale of the update.
+        dropout: dropout before `A`.
+        targets: last parts of layer names; None for all attention projections, or for the MLP layers of a network
+            without attention. timm's `qkv` is one layer, so that query, key and value share `A`.
 
-    Raises `ModelError` for a name that the model does not have, or a layer whose weight its network reads without
-    calling it; `RecipeError` where peft is missing or weights are sharded.
+    Raises:
+        ModelError: no layer has a name of `targets`, or the network does not call such a layer.
+        RecipeError: peft is not installed, or weights are sharded.
     """
     try:
         from peft import LoraConfig, LoraModel
     except ImportError:
-        raise RecipeError("finetuning: lora needs peft; install it with `pip install hfvit[lora]`.") from None
+        raise RecipeError("finetuning: lora requires peft. Install it with `pip install hfvit[lora]`.") from None
     if parse_flag_from_env("ACCELERATE_USE_FSDP") or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
-        raise RecipeError("finetuning: lora cannot be merged from sharded weights; launch without FSDP or DeepSpeed.")
+        raise RecipeError("finetuning: lora requires unsharded weights. Launch without FSDP or DeepSpeed.")
     timm_model = model.timm_model
     layers = target_layers(timm_model, targets)
     head = classifier_parameters(timm_model)
@@ -82,21 +93,21 @@ def add_lora(model, rank: int, alpha: float, dropout: float = 0.0, targets: list
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        # A pattern over whole names: a list would match the ends of names, and a patch embedding's, too.
+        # A pattern matches full names; a list would match suffixes, and so the patch embedding.
         target_modules="|".join(re.escape(name) for name in layers),
     )
     tuner = LoraModel(timm_model, config, "default")
     for parameter in head:
         parameter.requires_grad = True
     _set_separate_bias(timm_model, True)
-    model.rest_frozen()
+    model.eval_frozen_modules()
     names = {id(parameter): name for name, parameter in timm_model.named_parameters()}
     _require_gradients(model)
     return Lora(model, tuner, [names[id(parameter)] for parameter in head])
 
 
 def target_layers(timm_model: nn.Module, targets: list[str] | None = None) -> list[str]:
-    """Full names of the layers that get a LoRA; see `add_lora`."""
+    """Return the full names of the layers to adapt, see `add_lora`."""
     kinds = (nn.Linear, nn.Conv2d)
     layers = {
         name: m for name, m in timm_model.named_modules() if isinstance(m, kinds) and getattr(m, "groups", 1) == 1
@@ -109,7 +120,7 @@ def target_layers(timm_model: nn.Module, targets: list[str] | None = None) -> li
         if unknown:
             known = ", ".join(sorted(set(last.values())))
             raise ModelError(
-                f"lora_targets: no layer of the model is named '{unknown[0]}'; its layers are {known}."
+                f"lora_targets: no layer named '{unknown[0]}' in the model (found: {known})."
                 f"{nearest(unknown[0], set(last.values()))}"
             )
         return [name for name in layers if last[name] in targets]
@@ -123,35 +134,39 @@ def target_layers(timm_model: nn.Module, targets: list[str] | None = None) -> li
     if not found:
         known = ", ".join(sorted(set(last.values())))
         raise ModelError(
-            f"finetuning: {type(timm_model).__name__} has neither an attention nor an MLP of the usual names; choose"
-            f" lora_targets among {known}."
+            f"finetuning: lora found no attention or MLP layers in {type(timm_model).__name__}. Pass lora_targets"
+            f" (found: {known})."
         )
     return found
 
 
 def _set_separate_bias(timm_model: nn.Module, separate: bool) -> None:
-    """BEiT, EVA and Swin v2 keep the bias of `qkv` apart and read the layer's weight without calling it, LoRA and all;
-    with this switch of theirs they call it and add the bias. The result is the same."""
+    """Let BEiT, EVA and Swin v2 call their `qkv` layer and add its bias separately.
+
+    By default they only read the weight of the layer, which would bypass the adapter.
+    """
     for module in timm_model.modules():
         if hasattr(module, "qkv_bias_separate"):
             module.qkv_bias_separate = separate
 
 
 def _require_gradients(model) -> None:
-    """Raise `ModelError` unless every weight that should train gets a gradient; tried on a copy without storage."""
-    ghost = without_storage(model).eval()
+    """Raise `ModelError` unless every trainable weight gets a gradient."""
+    meta_model = meta_copy(model).eval()
     with torch.device("meta"):
-        ghost(torch.zeros(2, 3, *model.config.image_size)).logits.sum().backward()
-    idle = [name for name, parameter in ghost.named_parameters() if parameter.requires_grad and parameter.grad is None]
+        meta_model(torch.zeros(2, 3, *model.config.image_size)).logits.sum().backward()
+    idle = [
+        name for name, parameter in meta_model.named_parameters() if parameter.requires_grad and parameter.grad is None
+    ]
     if idle:
         layers = sorted({re.sub(r"\.lora_[AB]\..*", "", name).removeprefix("timm_model.") for name in idle})
         raise ModelError(
             f"lora_targets: {model.config.architecture} does not call {layers[0]}"
-            f"{f' and {len(layers) - 1} more' if len(layers) > 1 else ''}, so a LoRA there would learn nothing; choose"
-            " others."
+            f"{f' and {len(layers) - 1} more' if len(layers) > 1 else ''}, so that adapters would not train. Choose"
+            " other layers."
         )
 
 
 def _as_list(value):
-    """JSON of what peft keeps as a set or an enumeration."""
+    """Convert peft's sets and enumerations to JSON."""
     return sorted(value) if isinstance(value, set) else getattr(value, "value", str(value))

@@ -1,4 +1,4 @@
-"""Initialise the classifier from class-name embeddings of CLIP or SigLIP."""
+"""Initialize the classifier from class-name embeddings of CLIP or SigLIP."""
 
 from collections.abc import Sequence
 
@@ -11,34 +11,38 @@ from hfvit.data.text import load_tokenizer
 from hfvit.errors import ModelError, wrap_library_errors
 from hfvit.utils.hub_ids import folder_or_hub_id
 
-PAIRS = ("clip", "siglip")
-IMAGES = 64  # whose mean norm is taken
+MODEL_TYPES = ("clip", "siglip")
+IMAGES = 64  # for the mean feature norm
 
 
 @torch.inference_mode()
-def start_from_text(
+def initialize_head_from_text(
     model, labels: Sequence[str], images: ImageDataset, preprocessing, *, source: str, templates: Sequence[str]
 ) -> None:
-    """Write the head of `model`, whose timm network is the image tower of the pair at `source`.
+    """Initialize the head as CLIP's zero-shot classifier.
+
+    See https://arxiv.org/abs/2103.00020, section 3.1.
 
     Args:
-        labels: names of the classes, in the head's order.
-        images: whose first ones, made pixel values by `preprocessing`, set the scale of the logits; their labels play
-            no part.
-        source: a folder or a Hub id of a `CLIPModel` or `SiglipModel`, with its tokenizer.
-        templates: sentences with `{}` in the place of a name; their embeddings are averaged.
+        model: classifier whose timm network is the image tower of `source`.
+        labels: class names in the order of the logits.
+        images: dataset whose first images set the scale of the logits; its labels are not used.
+        preprocessing: converts a batch of `images` to pixel values.
+        source: folder or Hub id of a `CLIPModel` or `SiglipModel`, with its tokenizer.
+        templates: prompts with `{}` for the class name, whose embeddings are averaged.
 
-    Raises `ModelError` when the pair cannot be loaded, or is not the pair of this image tower.
+    Raises:
+        ModelError: the model cannot be loaded, or has another image tower.
     """
     head = model.timm_model.get_classifier()
     if not isinstance(head, nn.Linear):
-        raise ModelError(f"head_from_text: not for this family: its head is {type(head).__name__}, no linear layer.")
+        raise ModelError(f"head_from_text: the head must be a linear layer, got {type(head).__name__}.")
     pair, kind = _load_pair(source)
     projection = pair.visual_projection.weight if kind == "clip" else torch.eye(head.in_features)
     if projection.shape[1] != head.in_features:
         raise ModelError(
-            f"head_from_text: {source} projects image features of {projection.shape[1]} numbers, but this network"
-            f" gives {head.in_features}. model_name_or_path has to be the pair's own image tower, such as"
+            f"head_from_text: {source} has {projection.shape[1]} image features, but this network has"
+            f" {head.in_features}. Set model_name_or_path to its image tower, such as"
             " timm/vit_base_patch16_clip_quickgelu_224.openai for openai/clip-vit-base-patch16."
         )
     names = name_embeddings(pair, kind, labels, source=source, templates=templates)
@@ -54,26 +58,40 @@ def start_from_text(
 
 
 def name_embeddings(pair, kind: str, labels: Sequence[str], *, source: str, templates: Sequence[str]) -> torch.Tensor:
-    """Normalised embeddings of class names `(classes, dimensions)`, each the mean over the templates."""
+    """Compute normalized text embeddings of class names, averaged over the templates.
+
+    Args:
+        pair: `CLIPModel` or `SiglipModel`.
+        kind: model type, one of `MODEL_TYPES`.
+        labels: class names; underscores are replaced by spaces.
+        source: folder or Hub id of the tokenizer.
+        templates: prompts with `{}` for the class name.
+
+    Returns:
+        Embeddings (classes, dimensions).
+    """
     limit = pair.config.text_config.max_position_embeddings
     tokenizer = load_tokenizer(source, pair.config.text_config.vocab_size)
-    # SigLIP was trained on texts padded to one length and reads its padding, without a mask.
+    # SigLIP was trained on texts padded to the maximum length, without an attention mask.
     padding = "max_length" if kind == "siglip" else True
     total = 0
     for template in templates:
         texts = [template.replace("{}", label.replace("_", " ")) for label in labels]
         tokens = tokenizer(texts, padding=padding, truncation=True, max_length=limit, return_tensors="pt")
-        kept = ("input_ids",) if kind == "siglip" else ("input_ids", "attention_mask")
-        found = pair.get_text_features(**{name: tokens[name] for name in kept}).pooler_output
-        total = total + nn.functional.normalize(found, dim=1)
+        inputs = ("input_ids",) if kind == "siglip" else ("input_ids", "attention_mask")
+        embeddings = pair.get_text_features(**{name: tokens[name] for name in inputs}).pooler_output
+        total = total + nn.functional.normalize(embeddings, dim=1)
     return nn.functional.normalize(total, dim=1)
 
 
 def _load_pair(source: str):
-    """The pair at `source`, in evaluation, and which of `PAIRS` it is."""
-    place = folder_or_hub_id(source, ModelError, "head_from_text")
+    """Load a CLIP or SigLIP model in eval mode; returns it with its model type."""
+    path = folder_or_hub_id(source, ModelError, "head_from_text")
     with wrap_library_errors(ModelError, f"head_from_text: {source} cannot be loaded"):
-        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
-        if config.model_type in PAIRS:
-            return AutoModel.from_pretrained(place, trust_remote_code=False).float().eval(), config.model_type
-    raise ModelError(f"head_from_text: {source} is a '{config.model_type}', no pair of image and text ({PAIRS}).")
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        if config.model_type in MODEL_TYPES:
+            return AutoModel.from_pretrained(path, trust_remote_code=False).float().eval(), config.model_type
+    raise ModelError(
+        f"head_from_text: the model type must be one of {', '.join(MODEL_TYPES)}, but {source} has"
+        f" '{config.model_type}'."
+    )

@@ -1,1 +1,1 @@
-"""Publishing on the Hugging Face Hub."""
+"""Publish runs on the Hugging Face Hub."""

@@ -1,4 +1,4 @@
-"""Render the model card and keep what users wrote into it."""
+"""Render the model card and keep the text that users wrote into it."""
 
 import hashlib
 import json
@@ -14,21 +14,21 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from hfvit.artifacts.constants import CARD_FILE
 from hfvit.artifacts.export_folder import ExportRow
 from hfvit.artifacts.run_record import RunRecord
-from hfvit.hub.redaction import public_record
+from hfvit.hub.redaction import redact_record
 from hfvit.utils.files import shipped, write_text
 from hfvit.utils.formatting import duration
 from hfvit.utils.hub_ids import dataset_title, is_hub_id
 
 PLACEHOLDER = "PATH_OR_HUB_ID"
-MOST_CLASSES = 200  # rows of the table; more would only be scrolled past
+MAX_TABLE_CLASSES = 200  # a longer table of classes is left out
 
 START = "<!-- hfvit: start of generated text -->"
 END = "<!-- hfvit: end of generated text -->"
 HINT = "<!-- What is written above or below is kept; changes between the two marks are not. -->"
-# Metadata that is a run's alone: of an earlier run it goes, where the new one has none.
+# Metadata that hfvit sets: that of an earlier card is dropped, even if the new card has none.
 GENERATED_KEYS = ("library_name", "pipeline_tag", "tags", "datasets", "base_model", "metrics", "model-index")
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", flags=re.DOTALL)
-# Cards of version 0.1 end with hashes of what hfvit had written, by `metadata:KEY` and `section:TITLE`.
+# Cards of version 0.1 end with hashes of the generated text, by `metadata:KEY` and `section:TITLE`.
 _HASHES = re.compile(
     r"\n*<!-- hfvit wrote this card; what is changed by hand stays when it is written again: (\{.*?\}) -->\n?"
 )
@@ -36,7 +36,7 @@ _HASHES = re.compile(
 
 @dataclass
 class UserParts:
-    """What of a card is its user's: metadata, and the text before and after the generated one."""
+    """The parts of a card that its user wrote: metadata, text before and after."""
 
     metadata: dict[str, Any]
     before: str
@@ -44,10 +44,10 @@ class UserParts:
 
 
 def user_parts(card: str) -> UserParts:
-    """Find what a user wrote into a card.
+    """Find the parts of a card that its user wrote.
 
-    Of a card of version 0.1 these are the sections that were changed or added; of another program's card, its whole
-    text. Metadata that is no YAML mapping counts as none.
+    In a card of version 0.1, these are the sections that were changed or added; in a card of another program, the
+    whole text. Metadata that is not a YAML mapping is ignored.
     """
     card = card.replace("\r\n", "\n")
     front = _FRONT_MATTER.match(card)
@@ -63,10 +63,10 @@ def user_parts(card: str) -> UserParts:
 
 
 def keep_user_parts(card: str, earlier: Sequence[str]) -> str:
-    """The generated `card` between marks, with what users wrote into `earlier` cards.
+    """Mark the generated `card` and add the text that users wrote into earlier ones.
 
-    Of one metadata key, or one section (`## TITLE`) on the same side, the last card's is kept. Text without a heading
-    is kept of all.
+    Of the same metadata key, or of sections with the same heading (`## TITLE`) on the same side, the last one is kept.
+    Text without a heading is kept from all cards.
     """
     front = _FRONT_MATTER.match(card)
     generated = _metadata(front[1])
@@ -86,13 +86,13 @@ def keep_user_parts(card: str, earlier: Sequence[str]) -> str:
 def _metadata(text: str) -> dict[str, Any]:
     try:
         metadata = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):  # the latter of a date that is none
+    except (yaml.YAMLError, ValueError):  # ValueError: an invalid date
         return {}
     return metadata if isinstance(metadata, dict) else {}
 
 
 def _sections(text: str) -> dict[str, str]:
-    """Title -> text with its heading; a `##` inside a block of code is no heading."""
+    """Split text at `##` headings outside of code blocks: title -> text."""
     sections: dict[str, list[str]] = {}
     title = ""
     fenced = False
@@ -106,7 +106,7 @@ def _sections(text: str) -> dict[str, str]:
 
 
 def _merged(earlier: dict[str, str], later: dict[str, str]) -> dict[str, str]:
-    """Sections of both; of one title the later, but of text without a heading both."""
+    """Merge sections: the later one of a title, both texts without a heading."""
     first = earlier.get("", "")
     second = later.get("", "")
     if first in second:
@@ -141,9 +141,15 @@ def _of_version_0_1(metadata: dict[str, Any], body: str, hashes: str) -> UserPar
 def write_model_card(
     record: RunRecord, output_dir: str | Path, exports: dict[str, list[ExportRow]] | None = None
 ) -> Path:
-    """Render the card as `output_dir/README.md`, with what a user wrote into one that lies there.
+    """Write the model card to `output_dir/README.md` and keep the user's text in it.
 
-    `exports` as `render_card` takes them.
+    Args:
+        record: record of the run.
+        output_dir: output folder of the run.
+        exports: folder name of each export -> its `export_rows`.
+
+    Returns:
+        The path of the card.
     """
     path = Path(output_dir) / CARD_FILE
     earlier = [path.read_text(encoding="utf-8")] if path.exists() else []
@@ -161,11 +167,11 @@ def render_card(
     """Render model_card.md for a run.
 
     Args:
-        record: of the run.
+        record: record of the run.
         name: title of the card.
-        repository: Hub id that the card's code loads.
-        exports: folder of each export -> its `export_rows`.
-        earlier: cards whose users' text and metadata are kept; those of a later one win.
+        repository: Hub id in the card's code.
+        exports: folder name of each export -> its `export_rows`.
+        earlier: cards whose user text and metadata are kept; a later card has precedence.
     """
     metrics = record.result
     data = record.data
@@ -178,7 +184,7 @@ def render_card(
     exports = exports or {}
     license = model.base_license if base else None
     tags = ["image-classification", "vision-transformer", "timm", "transformers", "hfvit"]
-    if model.texts:  # no widget and no pipeline of the Hub can run it
+    if model.texts:  # the Hub has no widget and no pipeline for such models
         tags = ["image-classification", "image-and-text", "hfvit"]
     elif "onnx" in exports:
         tags += ["onnx", "transformers.js"]
@@ -210,7 +216,7 @@ def render_card(
         base_model=base,
         metrics=["accuracy", "f1"],
     )
-    public = public_record(record)
+    public = redact_record(record)
     texts_are_local = model.texts is not None and model.texts.is_local
     card = ModelCard.from_template(
         card_data,
@@ -221,9 +227,9 @@ def render_card(
         metrics=record.metrics,
         result=metrics,
         temperature=record.temperature,
-        # A relative address in `srcset` is not resolved everywhere; that of the repository's main branch is.
+        # Not every viewer resolves a relative URL in `srcset`.
         plots="" if repository == PLACEHOLDER else f"https://huggingface.co/{repository}/resolve/main/",
-        classes=metrics.per_class if len(metrics.per_class) <= MOST_CLASSES else [],
+        classes=metrics.per_class if len(metrics.per_class) <= MAX_TABLE_CLASSES else [],
         model=public.model,
         base_model=base,
         base_license=license,
@@ -239,14 +245,14 @@ def render_card(
         hardware=record.hardware,
         versions=record.versions,
         recipe=public.recipe,
-        command=_as_typed(public.command or ""),
+        command=_command_to_type(public.command or ""),
         exports=[row for rows in exports.values() for row in rows],
         onnx=[row.name for row in exports.get("onnx", [])],
     )
     return keep_user_parts(str(card), earlier)
 
 
-def _as_typed(command: str) -> str | None:
-    """The recorded command line, of a script by its name alone, as one that can be typed."""
+def _command_to_type(command: str) -> str | None:
+    """Convert the recorded command line to one that can be typed, None if unknown."""
     script, _, rest = command.partition(" ")
     return f"hfvit train {rest}" if script.endswith("train.py") else command if script == "hfvit" else None

@@ -1,4 +1,4 @@
-"""Remove local paths from published files."""
+"""Redact local paths in pushed files."""
 
 import json
 import re
@@ -11,74 +11,92 @@ import yaml
 from hfvit.artifacts.run_record import RunRecord
 from hfvit.utils.hub_ids import is_local
 
-# Class names may look like paths (/m/01abc) and are none.
-_NAMES_OF_CLASSES = ("labels", "label", "label_names", "per_class")
-_ALWAYS_A_PATH = ("output_dir", "best_model_checkpoint", "logging_dir")
-_MAY_BE_LOCAL = ("dataset_name", "model_name_or_path", "base_model", "text_encoder", "teacher", "head_from_text")
+# Class names are never paths, although some look like paths (/m/01abc).
+_CLASS_NAME_KEYS = ("labels", "label", "label_names", "per_class")
+_PATH_KEYS = ("output_dir", "best_model_checkpoint", "logging_dir")
+# Names of a data set or model: a path or a Hub id.
+_PATH_OR_ID_KEYS = (
+    "dataset_name",
+    "model_name_or_path",
+    "base_model",
+    "text_encoder",
+    "teacher",
+    "head_from_text",
+)
 
 
-def public_text(text: str, name: str, record: RunRecord | None) -> str:
-    """The file `name` (JSON or YAML) with each path of this machine reduced to its last part.
+def redact_paths(text: str, name: str, record: RunRecord | None) -> str:
+    """Replace each local path in a JSON or YAML file by its last part.
 
-    `record` knows what was a folder here when the run was made; None where there is no run.json.
+    Args:
+        text: content of the file.
+        name: file name, whose suffix selects the format.
+        record: record of the run, which has the names that were local folders during training; None without run.json.
+
+    Returns:
+        The redacted text; the same text, byte for byte, if it has no local path.
     """
     is_yaml = name.endswith((".yaml", ".yml"))
     content = yaml.safe_load(text) if is_yaml else json.loads(text)
-    public = _reduced(content, local_names(record) if record else set())
-    if public == content:
-        return text  # byte for byte, so that nothing changes on the Hub
+    redacted = _redact(content, local_folders(record) if record else set())
+    if redacted == content:
+        return text
     if is_yaml:
-        return yaml.safe_dump(public, sort_keys=False, allow_unicode=True)
-    return json.dumps(public, indent=2) + "\n"
+        return yaml.safe_dump(redacted, sort_keys=False, allow_unicode=True)
+    return json.dumps(redacted, indent=2) + "\n"
 
 
-def public_record(record: RunRecord) -> RunRecord:
-    """A run's record as it may be published."""
-    return RunRecord.from_json(_reduced(record.to_json(), local_names(record)))
+def redact_record(record: RunRecord) -> RunRecord:
+    """Return the record of a run with redacted paths."""
+    return RunRecord.from_json(_redact(record.to_json(), local_folders(record)))
 
 
-def local_names(record: RunRecord) -> set[str]:
-    """The names in a run's record that were folders of this machine."""
+def local_folders(record: RunRecord) -> set[str]:
+    """Return the names in the record that were local folders during training."""
     recipe = record.recipe
     texts = record.model.texts
-    named = [
-        (recipe.get("teacher"), None),  # first: what run.json says of the same name below comes before a look here
+    names = [
+        (recipe.get("teacher"), None),  # first, so that what run.json records for the same name takes precedence
         (recipe.get("head_from_text"), None),
         (record.data.dataset_name, record.data.is_local),
         (record.model.base_model, record.model.is_local),
         (recipe.get("output_dir"), True),
         (texts and texts.text_encoder, texts and texts.is_local),
     ]
-    was_local = {name: local for name, local in named if isinstance(name, str) and name}
+    was_local = {name: local for name, local in names if isinstance(name, str) and name}
     return {name for name, local in was_local.items() if (is_local(name) if local is None else local)}
 
 
-def _reduced(value: Any, local: set[str], key: str | None = None) -> Any:
-    if key in _NAMES_OF_CLASSES:
+def _redact(value: Any, local: set[str], key: str | None = None) -> Any:
+    """Redact the strings of a JSON value; `local` are names of local folders."""
+    if key in _CLASS_NAME_KEYS:
         return value
     if isinstance(value, dict):
-        return {name: _reduced(inner, local, name) for name, inner in value.items()}
+        return {name: _redact(inner, local, name) for name, inner in value.items()}
     if isinstance(value, list):
-        return [_reduced(inner, local, key) for inner in value]
+        return [_redact(inner, local, key) for inner in value]
     if not isinstance(value, str):
         return value
     if key == "command":
-        return shlex.join(_reduced_word(word, local) for word in shlex.split(value))
-    if key in _ALWAYS_A_PATH or value in local or _is_of_this_machine(value):
+        return shlex.join(_redact_word(word, local) for word in shlex.split(value))
+    if key in _PATH_KEYS or value in local or _is_local_path(value):
         return _last_part(value)
-    return _last_part(value) if key in _MAY_BE_LOCAL and is_local(value) else value
+    return _last_part(value) if key in _PATH_OR_ID_KEYS and is_local(value) else value
 
 
-def _reduced_word(word: str, local: set[str]) -> str:
+def _redact_word(word: str, local: set[str]) -> str:
     option, equals, value = word.partition("=")
     if option.startswith("--") and equals:
-        return f"{option}={_reduced_word(value, local)}"
-    is_folder = "/" in word and Path(word).is_absolute()
-    return _last_part(word) if word in local or is_folder or _is_of_this_machine(word) else word
+        return f"{option}={_redact_word(value, local)}"
+    is_absolute = "/" in word and Path(word).is_absolute()
+    return _last_part(word) if word in local or is_absolute or _is_local_path(word) else word
 
 
-def _is_of_this_machine(text: str) -> bool:
-    """Absolute, from the home folder or from the folder above; Windows' too. A URL or a Hub id is none of these."""
+def _is_local_path(text: str) -> bool:
+    """Return whether a path is absolute or starts with `~`, `./` or `../`.
+
+    This includes Windows paths, but no Hub ids and URLs.
+    """
     return bool(re.match(r"(/|~|\.\.?[/\\]|[A-Za-z]:[/\\]|\\\\)", text)) and "\n" not in text
 
 

@@ -10,7 +10,16 @@ from hfvit.inference.execution_providers import CPU, CUDA, Providers, start_sess
 
 
 class TorchBackend:
-    """A transformers image classifier."""
+    """Run a transformers image classifier.
+
+    Args:
+        model: image classifier.
+        device: PyTorch device; None is CUDA if available, else the CPU.
+        threads: CPU threads; None is PyTorch's number.
+
+    Raises:
+        ModelError: PyTorch cannot use the device.
+    """
 
     takes_pixels = False
 
@@ -19,32 +28,44 @@ class TorchBackend:
         try:
             self.model = model.to(self.device).eval()
         except (RuntimeError, AssertionError, NotImplementedError) as error:
-            raise ModelError(f"device: PyTorch cannot use '{device}' here: {one_line(error)}") from error
+            raise ModelError(f"device: PyTorch cannot use '{device}': {one_line(error)}") from error
         self.threads = threads or torch.get_num_threads()
         self.bytes = sum(value.numel() * value.element_size() for value in model.state_dict().values())
 
     @torch.inference_mode()
     def __call__(self, batch: np.ndarray, texts: dict[str, np.ndarray] | None = None) -> np.ndarray:
-        """Logits `(batch, classes)` float32 of pixel values `(batch, 3, height, width)` float32.
+        """Compute logits (batch, classes) float32.
 
-        `texts` are the further inputs of a model that reads them, `(batch, tokens)` int64.
+        Args:
+            batch: pixel values (batch, 3, height, width) float32.
+            texts: text inputs of an image-text model by name, (batch, tokens) int64.
         """
         before = torch.get_num_threads()
-        torch.set_num_threads(self.threads)  # the only way there is, and it holds for the whole process
+        torch.set_num_threads(self.threads)  # global to the process, so it is restored below
         try:
             pixel_values = torch.from_numpy(batch).to(self.device, self.model.dtype)
-            further = {name: torch.from_numpy(values).to(self.device) for name, values in (texts or {}).items()}
-            return self.model(pixel_values, **further).logits.float().cpu().numpy()
+            text_inputs = {name: torch.from_numpy(values).to(self.device) for name, values in (texts or {}).items()}
+            return self.model(pixel_values, **text_inputs).logits.float().cpu().numpy()
         finally:
             torch.set_num_threads(before)
 
 
 class OnnxBackend:
-    """An ONNX Runtime session.
+    """Run an ONNX file with ONNX Runtime.
 
-    The graph's one input is `pixel_values` `(batch, 3, height, width)`, or `pixels` uint8 `(batch, height, width, 3)`
-    where preprocessing is inside; those of texts may follow, `(batch, tokens)` int64. A graph that was traced for one
-    batch size is fed that many at a time. `providers` are ONNX Runtime's, in the place of `device`.
+    The first input is `pixel_values` (batch, 3, height, width), or `pixels` (batch, height, width, 3) uint8 of a graph
+    with preprocessing. Text inputs (batch, tokens) int64 may follow. A graph of fixed batch size gets split
+    batches.
+
+    Args:
+        file: ONNX file.
+        classes: number of classes of the model's configuration.
+        device: "cpu", "cuda" or "cuda:N"; None is CUDA if available, else the CPU.
+        threads: CPU threads; None is PyTorch's number.
+        providers: ONNX Runtime's execution providers instead of `device`.
+
+    Raises:
+        ModelError: the file is not an image classifier with this number of classes, or cannot run on the device.
     """
 
     def __init__(
@@ -57,33 +78,35 @@ class OnnxBackend:
     ):
         import onnxruntime
 
-        self.file, self.threads = file, threads or torch.get_num_threads()
+        self.file = file
+        self.threads = threads or torch.get_num_threads()
         if providers is not None and device is not None:
             raise ModelError(
-                f"device: the providers say where {file} runs; leave device out, and name a GPU as in"
-                f" ('{CUDA}', {{'device_id': 1}})."
+                f"device: not allowed together with providers, got '{device}' for {file}. Omit it, and select a GPU"
+                f" with ('{CUDA}', {{'device_id': 1}})."
             )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
-        options.log_severity_level = 3  # errors; its warnings are about fusions it did not need
-        beside = (file.with_name(file.name + suffix) for suffix in (".data", "_data"))
-        parts = [file, *(part for part in beside if part.is_file())]
+        options.log_severity_level = 3  # errors only, without warnings about optimizations
+        external = (file.with_name(file.name + suffix) for suffix in (".data", "_data"))
+        parts = [file, *(part for part in external if part.is_file())]
         if providers is None:
             self.device, providers = _providers(device, onnxruntime.get_available_providers())
-            with wrap_library_errors(ModelError, f"{file} is no ONNX file that ONNX Runtime can run"):
+            with wrap_library_errors(ModelError, f"{file} cannot be loaded by ONNX Runtime"):
                 self.session = onnxruntime.InferenceSession(file, options, providers=providers)
             if self.device.startswith("cuda") and CUDA not in self.session.get_providers():
-                raise ModelError(f"device: ONNX Runtime could not start CUDA for {file}; use the device cpu.")
+                raise ModelError(f"device: ONNX Runtime could not start CUDA for {file}. Pass device cpu.")
         else:
             self.session = start_session(file, parts, options, providers)
             first = self.session.get_providers()[0]
             self.device = "cpu" if first == CPU else first.removesuffix("ExecutionProvider")
         self.bytes = sum(part.stat().st_size for part in parts)
 
-        inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
+        inputs = self.session.get_inputs()
+        outputs = self.session.get_outputs()
         self.text_inputs = [value.name for value in inputs[1:]]
         if len(inputs[0].shape) != 4 or not set(self.text_inputs) <= {"input_ids", "attention_mask"}:
-            raise ModelError(f"{file} is no image classifier: it takes {_signature(inputs)}, not one batch of images.")
+            raise ModelError(f"{file} is not an image classifier: its inputs are {_signature(inputs)}.")
         self.input = inputs[0]
         self.output = next((output for output in outputs if output.name == "logits"), outputs[0])
         self.takes_pixels = self.input.type == "tensor(uint8)"
@@ -91,31 +114,33 @@ class OnnxBackend:
         known = self.output.shape[1] if len(self.output.shape) == 2 else -1
         if isinstance(known, int) and known != classes:
             raise ModelError(
-                f"{file} gives {_signature([self.output])}, but its config.json names {classes} classes; take the"
-                " config.json of the checkpoint that was exported."
+                f"{file} has the output {_signature([self.output])}, but config.json names {classes} classes. Use the"
+                " config.json of the exported checkpoint."
             )
         self._classes = classes
 
     def __call__(self, batch: np.ndarray, texts: dict[str, np.ndarray] | None = None) -> np.ndarray:
-        """Logits `(batch, classes)` float32 of one batch, of pixel values or of pixels as the graph takes them.
+        """Compute logits (batch, classes) float32.
 
-        `texts` are `(batch, tokens)` int64, by the names of `text_inputs`.
+        Args:
+            batch: pixel values or uint8 images, as the graph's input.
+            texts: text inputs of an image-text model by name, (batch, tokens) int64.
         """
         texts = texts or {}
         if set(texts) != set(self.text_inputs):
-            raise ModelError(f"{self.file} takes the texts {self.text_inputs}, but was given {sorted(texts)}.")
+            raise ModelError(f"{self.file}: the text inputs must be {self.text_inputs}, got {sorted(texts)}.")
         for size, expected in zip(batch.shape[1:], self.input.shape[1:], strict=True):
             if isinstance(expected, int) and size != expected:
                 raise ModelError(
-                    f"{self.file} takes images of shape {tuple(self.input.shape[1:])}, but its preprocessing made"
-                    f" {batch.shape[1:]}; take the preprocessor_config.json of the checkpoint that was exported."
+                    f"{self.file}: images must have the shape {tuple(self.input.shape[1:])}, got {batch.shape[1:]}"
+                    " from the preprocessing. Use the preprocessor_config.json of the exported checkpoint."
                 )
         batch = np.ascontiguousarray(batch, dtype=self._dtype)
         fixed = self.input.shape[0] if isinstance(self.input.shape[0], int) else None
         if fixed is None:
             logits = self._run({self.input.name: batch, **texts})
         else:
-            rows = np.minimum(np.arange(len(batch) + -len(batch) % fixed), len(batch) - 1)  # the last one again
+            rows = np.minimum(np.arange(len(batch) + -len(batch) % fixed), len(batch) - 1)  # pads with the last one
             feed = {self.input.name: batch, **texts}
             parts = [
                 self._run({name: values[rows[start : start + fixed]] for name, values in feed.items()})
@@ -123,7 +148,9 @@ class OnnxBackend:
             ]
             logits = np.concatenate(parts)[: len(batch)]
         if logits.shape != (len(batch), self._classes):
-            raise ModelError(f"{self.file} gave logits of shape {logits.shape} for {len(batch)} images.")
+            raise ModelError(
+                f"{self.file}: logits must have the shape {(len(batch), self._classes)}, got {logits.shape}."
+            )
         return logits
 
     def _run(self, feed: dict[str, np.ndarray]) -> np.ndarray:
@@ -133,15 +160,15 @@ class OnnxBackend:
 
 
 def _providers(device: str | None, available: list[str]) -> tuple[str, list]:
-    """The device and ONNX Runtime's providers for it; CUDA unasked only where both the provider and a GPU exist."""
+    """Return the device and its execution providers; CUDA is the default if available."""
     has_cuda = CUDA in available
     device = device or ("cuda" if has_cuda and torch.cuda.is_available() else "cpu")
     kind, _, index = device.partition(":")
     if kind == "cpu":
         return device, [CPU]
     if kind != "cuda" or not has_cuda or not (index or "0").isdecimal():
-        why = "install onnxruntime-gpu, or" if kind == "cuda" else "it has cpu and cuda;"
-        raise ModelError(f"device: this ONNX Runtime cannot use '{device}'; {why} use the device cpu.")
+        install = ", or install onnxruntime-gpu" if kind == "cuda" else ""
+        raise ModelError(f"device: not supported by this ONNX Runtime, got '{device}'. Pass device cpu{install}.")
     return device, [(CUDA, {"device_id": int(index or 0)}), CPU]
 
 

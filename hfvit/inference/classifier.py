@@ -26,28 +26,33 @@ _HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_dow
 
 
 def run_temperature(artifact: Artifact, **kwargs) -> float:
-    """The number in the run.json beside the artifact, or above it as for an export below its checkpoint, or in its
-    repository on the Hub; `kwargs` are `from_pretrained`'s. Raises `ModelError` where there is none."""
+    """Read the temperature of a run from the run.json of an artifact.
+
+    Args:
+        artifact: checkpoint or export; run.json is in its folder, in the parent folder, or in its Hub repository.
+        **kwargs: Hub arguments of `from_pretrained`.
+
+    Raises:
+        ModelError: there is no run.json, or it has no valid temperature.
+    """
     name = artifact.file or artifact.source
     path = artifact.beside(RUN_FILE) if artifact.folder else _from_hub(artifact.source, kwargs)
     if path is None:
         raise ModelError(
-            f"calibrated: there is no {RUN_FILE} beside or above {name}. Copy the {RUN_FILE} of its run there, or"
-            " leave calibration out."
+            f"calibrated: no {RUN_FILE} beside or above {name}. Copy the {RUN_FILE} of its run there, or omit"
+            " calibration."
         )
-    told = read_object(path).get("temperature")
-    if not isinstance(told, dict):
+    temperature = read_object(path).get("temperature")
+    if not isinstance(temperature, dict):
         raise ModelError(
-            f"calibrated: {path} has no temperature, which runs of an older hfvit did not fit. Train again, or leave"
-            " calibration out."
+            f"calibrated: {path} has no temperature, as it was written by an older hfvit. Train again, or omit"
+            " calibration."
         )
-    value = told.get("value")
+    value = temperature.get("value")
     if value is None:
-        raise ModelError(f"calibrated: {name} has no temperature: {told.get('reason')}. Leave calibration out.")
+        raise ModelError(f"calibrated: {name} has no temperature: {temperature.get('reason')}. Omit calibration.")
     if not isinstance(value, (int, float)) or not value > 0:
-        raise ModelError(
-            f"calibrated: the temperature {value!r} in {path} is no number above 0; mend it or leave calibration out."
-        )
+        raise ModelError(f"calibrated: the temperature in {path} must be a positive number, got {value!r}.")
     return float(value)
 
 
@@ -65,16 +70,21 @@ def _from_hub(repository: str, kwargs: dict) -> Path | None:
 
 
 class Classifier:
-    """A model, its preprocessing and its class names.
+    """Classify images with a model, its preprocessing and its class names.
 
-    An image is a PIL image, a file name, a URL, or an array of uint8, `(height, width, 3)` or gray `(height, width)`.
+    An image is a PIL image, a file name, a URL, or a uint8 array (height, width, 3) or (height, width). With a
+    `text_reader`, an image is a pair of an image and its text.
 
-    `backend` computes logits from the array that it takes (backends.py); `processor` is a transformers image
-    processor, None where the graph takes pictures as they are and none was saved with it. With `multi_label` several
-    classes may hold at once, or none: their probabilities do not add up to 1. `temperature` divides the logits before
-    they become probabilities. `patch_size` and `merge_tokens` are what `load_classifier` changed the model to.
-
-    Where there is a `text_reader`, whatever takes an image takes a pair of an image and its text.
+    Args:
+        backend: computes logits, see `inference.backends`.
+        processor: transformers image processor; None if the graph includes preprocessing and none was saved.
+        labels: class names in the order of the logits.
+        name: path or Hub id, for messages.
+        multi_label: compute sigmoid rather than softmax probabilities.
+        temperature: divisor of the logits before the probabilities.
+        text_reader: tokenizer of an image-text model.
+        patch_size: patch size that `load_classifier` resampled the model to.
+        merge_tokens: tokens merged per block, set by `load_classifier`.
     """
 
     def __init__(
@@ -92,21 +102,27 @@ class Classifier:
         self.text_reader = text_reader
         self.patch_size = patch_size
         self.merge_tokens = merge_tokens
-        self.backend, self.processor, self.labels, self.name = backend, processor, labels, name
-        self.multi_label, self.temperature = multi_label, temperature
+        self.backend = backend
+        self.processor = processor
+        self.labels = labels
+        self.name = name
+        self.multi_label = multi_label
+        self.temperature = temperature
 
     def pixel_values(self, images: Iterable[Any]) -> np.ndarray:
-        """The preprocessing alone: float32 `(images, 3, height, width)`."""
+        """Preprocess images to pixel values (images, 3, height, width) float32."""
         if self.processor is None:
-            raise ModelError(f"{self.name} has no {PREPROCESSOR_FILE}; the graph does the preprocessing by itself.")
-        # One at a time: what is held are the pixel values, never a batch of large pictures.
+            raise ModelError(f"{self.name} has no {PREPROCESSOR_FILE}, as the graph includes the preprocessing.")
+        # One image at a time limits memory to the pixel values.
         values = [self.processor([_as_rgb(image)], return_tensors="pt")["pixel_values"].numpy() for image in images]
         return np.concatenate(values) if values else np.empty((0, 3, 0, 0), np.float32)
 
     def prepare(self, images: Iterable[Any]) -> np.ndarray | list[np.ndarray] | dict[str, np.ndarray]:
-        """A batch as `run` takes it: pixel values, or where preprocessing is in the graph the pictures as arrays.
+        """Prepare images for `run`.
 
-        With texts, `pixel_values`, `input_ids` and `attention_mask`.
+        Returns:
+            Pixel values; uint8 arrays for a graph with preprocessing; or, for an image-text model, `pixel_values`,
+            `input_ids` and `attention_mask`.
         """
         if self.text_reader:
             texts: list[str | None] = []
@@ -117,21 +133,22 @@ class Classifier:
         return self.pixel_values(images)
 
     def _images_of(self, pairs: Iterable[Any], texts: list[str | None]) -> Iterator[Any]:
-        """The images of pairs, one at a time; their texts are appended to `texts`."""
+        """Yield the images of pairs, and append their texts to `texts`."""
         for pair in pairs:
             if not isinstance(pair, tuple):
                 raise ModelError(
-                    f"{self.name} classifies images with texts, and this image has none: give predict(images,"
-                    " texts=[...]), --text of hfvit predict, or --text_column of hfvit validate."
+                    f"{self.name} requires a text for each image. Pass predict(images, texts=[...]), --text to hfvit"
+                    " predict, or --text_column to hfvit validate."
                 )
             image, text = pair
             texts.append(text)
             yield image
 
     def run(self, prepared: np.ndarray | list[np.ndarray] | dict[str, np.ndarray]) -> np.ndarray:
-        """Logits `(images, classes)` float32 of what `prepare` gave."""
+        """Compute logits (images, classes) float32 of the result of `prepare`."""
         if isinstance(prepared, dict):
-            pixel_values, texts = prepared["pixel_values"], {key: prepared[key] for key in TEXT_INPUTS}
+            pixel_values = prepared["pixel_values"]
+            texts = {key: prepared[key] for key in TEXT_INPUTS}
             return self.backend(pixel_values, texts) if len(pixel_values) else np.empty((0, len(self.labels)), "f4")
         if isinstance(prepared, np.ndarray) and len(prepared):
             return self.backend(prepared)
@@ -145,7 +162,7 @@ class Classifier:
 
     @property
     def preprocessing(self) -> str:
-        """Classifiers of equal `preprocessing` take each other's `prepare`."""
+        """Return a key of the preprocessing; classifiers with equal keys share `prepare`."""
         if self.backend.takes_pixels:
             return "none"
         texts = self.text_reader.key if self.text_reader else ""
@@ -154,20 +171,20 @@ class Classifier:
         )
 
     def logits(self, images: Iterable[Any], batch_size: int = 32) -> np.ndarray:
-        """Logits `(images, classes)` float32 of a list or a generator, `batch_size` images at a time."""
+        """Compute logits (images, classes) float32 of a list or generator, in batches."""
         batches = [self.run(self.prepare(batch)) for batch in batched(images, batch_size)]
         return np.concatenate(batches) if batches else np.empty((0, len(self.labels)), np.float32)
 
     def __call__(self, images: Any, top_k: int | None = None, **options: Any) -> Any:
-        """Classify one image, or many.
+        """Classify one or more images.
 
         Args:
-            images: one image (see the class), or a list, a generator or an array `(images, height, width, 3)` of them.
-            top_k: number of classes to return; all by default.
-            options: of `predict`.
+            images: one image, or a list, generator or array (images, height, width, 3) of images.
+            top_k: number of classes to return; None is all.
+            **options: further arguments of `predict`.
 
         Returns:
-            `{label: probability}`, most probable first, for one image; a list of them for many.
+            `{label: probability}` by decreasing probability for one image, a list of them for more.
         """
         predictions = self.predict(images, top_k=top_k, **options)
         return predictions[0] if is_one_image(images) else predictions
@@ -179,32 +196,35 @@ class Classifier:
         top_k: int | None = None,
         texts: Iterable[str | None] | None = None,
     ) -> list[dict[str, float]]:
-        """One `{label: probability}` an image, most probable first.
+        """Classify images in batches.
 
         Args:
-            images: a list, a generator or an array `(images, height, width, 3)` of images; a single image is a list of
-                one.
-            batch_size: images of one forward pass.
-            top_k: number of classes to return; all by default.
-            texts: one an image, for a model that reads them; one string goes with a single image.
+            images: list, generator or array (images, height, width, 3) of images, or one image.
+            batch_size: number of images per forward pass.
+            top_k: number of classes to return; None is all.
+            texts: a text for each image, for image-text models; a string for one image.
+
+        Returns:
+            `{label: probability}` by decreasing probability for each image.
 
         Raises:
-            ModelError: texts for a model that classifies images alone, or another number of them.
+            ModelError: the model takes no texts, or their number differs from that of the images.
         """
         if is_one_image(images):
             images = [images]
             texts = [texts] if isinstance(texts, str) else texts
         if texts is not None:
             if self.text_reader is None:
-                raise ModelError(f"{self.name} classifies images alone; leave the texts out.")
-            images, texts = list(images), list(texts)
+                raise ModelError(f"texts: not supported by {self.name}, which is not an image-text model.")
+            images = list(images)
+            texts = list(texts)
             if len(images) != len(texts):
-                raise ModelError(f"There are {len(images)} images and {len(texts)} texts; give one text an image.")
+                raise ModelError(f"texts: must be one for each of {len(images)} images, got {len(texts)}.")
             images = zip(images, texts, strict=True)
         return self.best(self.logits(images, batch_size), top_k)
 
     def best(self, logits: np.ndarray, top_k: int | None = None) -> list[dict[str, float]]:
-        """What `predict` gives, of logits `(images, classes)`."""
+        """Convert logits (images, classes) to the result of `predict`."""
         logits = logits / self.temperature
         probabilities = expit(logits) if self.multi_label else softmax(logits, axis=1)
         order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
@@ -225,33 +245,34 @@ def load_classifier(
     merge_tokens: int | None = None,
     **kwargs: Any,
 ) -> Classifier:
-    """The classifier at `path`: a checkpoint folder, a Hub id, an `.onnx` file, a TensorRT engine, or a folder that an
-    export left.
+    """Load a classifier from a checkpoint, an ONNX file or a TensorRT engine.
 
     Args:
-        device: `cpu`, `cuda`, `cuda:1`, ...; CUDA where there is one unless given.
-        threads: of a CPU; PyTorch's own number unless given.
-        providers: ONNX Runtime's execution providers for an ONNX file, in the place of `device`: names, or (name,
-            options), the first that can take a node takes it. TensorRT's keep what they built in a cache.
-        calibrated: state probabilities by the temperature that training fitted (see run_temperature.py).
-        patch_size: in pixels, of a timm ViT checkpoint that is resampled to it (patch_size.py).
-        merge_tokens: patches that each block of a timm ViT checkpoint merges (token_merging.py).
-        kwargs: go to `from_pretrained` of the configuration, the model and the processor (revision, token, ...).
+        path: checkpoint folder, Hub id, `.onnx` file, engine file, or folder of an export.
+        device: "cpu", "cuda", "cuda:1", ...; None is CUDA if available, else the CPU.
+        threads: CPU threads; None is PyTorch's number.
+        providers: ONNX Runtime's execution providers for an ONNX file instead of `device`: names or (name, options)
+            by priority. Engines that TensorRT's providers build are cached.
+        calibrated: divide the logits by the temperature that training fitted.
+        patch_size: resample a timm ViT checkpoint to this patch size in pixels, see `models.patch_size`.
+        merge_tokens: merge so many tokens in each block of a timm ViT checkpoint, see `models.token_merging`.
+        **kwargs: arguments of `from_pretrained` (revision, token, ...). Code in a checkpoint or an engine runs only
+            with `trust_remote_code=True`.
 
-    No code that lies in a checkpoint is run, nor an engine's own for the processor, unless `trust_remote_code` is
-    given. Raises `ModelError` for what cannot be loaded.
+    Raises:
+        ModelError: the artifact cannot be loaded, or does not support an option.
     """
     artifact = find_artifact(path)
     if providers is not None and not artifact.is_graph:
-        what = "a TensorRT engine" if artifact.is_engine else "a checkpoint"
-        raise ModelError(f"providers: {path} is {what}; ONNX Runtime's providers run ONNX files.")
+        kind = "a TensorRT engine" if artifact.is_engine else "a checkpoint"
+        raise ModelError(f"providers: require an ONNX file, but {path} is {kind}.")
     kwargs = {"trust_remote_code": False, **kwargs}
     head = read_head(artifact, **kwargs)
     changes = {"patch_size": patch_size, "merge_tokens": merge_tokens}
     changes = {name: value for name, value in changes.items() if value is not None}
     if changes and not artifact.is_checkpoint:
         raise ModelError(
-            f"{', '.join(changes)}: {artifact.file} is an export; name it when the checkpoint is exported."
+            f"{', '.join(changes)}: requires a checkpoint, but {artifact.file} is an export. Pass it when exporting."
         )
     temperature = run_temperature(artifact, **kwargs) if calibrated else 1.0
     if artifact.is_checkpoint:
@@ -272,26 +293,35 @@ def load_classifier(
 
 
 def change_model(model, patch_size: int | None = None, merge_tokens: int | None = None) -> None:
-    """Make a loaded model cheaper or dearer without training; raises `ModelError` for other families."""
-    from hfvit.models.patch_size import set_patch_size  # here, since who runs an export has no use for timm
-    from hfvit.models.token_merging import merge_in_blocks
+    """Change the cost of a loaded timm ViT without training.
+
+    Args:
+        model: image classifier, changed in place.
+        patch_size: patch size in pixels to resample to, or None.
+        merge_tokens: tokens to merge in each block, or None.
+
+    Raises:
+        ModelError: the network does not support the option.
+    """
+    from hfvit.models.patch_size import set_patch_size  # imported here, as running an export does not need timm
+    from hfvit.models.token_merging import apply_token_merging
 
     if patch_size is not None:
         set_patch_size(model, patch_size)
     if merge_tokens is not None:
-        merge_in_blocks(model, merge_tokens)
+        apply_token_merging(model, merge_tokens)
 
 
 def _load_model(artifact: Artifact, kwargs: dict[str, Any]):
-    with wrap_library_errors(ModelError, f"{artifact.source} is no image classifier that transformers can load"):
+    with wrap_library_errors(ModelError, f"{artifact.source} cannot be loaded as an image classifier"):
         model, info = AutoModelForImageClassification.from_pretrained(
             artifact.source, output_loading_info=True, **kwargs
         )
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise ModelError(
-            f"{artifact.source} lacks {len(missing)} of the classifier's weights ({', '.join(missing[:3])}); a model"
-            " without a trained head has to be fine-tuned first (hfvit train)."
+            f"{artifact.source} lacks {len(missing)} weights of the classifier ({', '.join(missing[:3])}). Fine-tune a"
+            " model without a trained head first (hfvit train)."
         )
     return model
 
@@ -301,10 +331,10 @@ def _load_processor(artifact: Artifact, is_optional: bool, kwargs: dict[str, Any
     if saved is None and is_optional:
         return None
     source = artifact.source if artifact.is_checkpoint or saved is None else str(saved.parent)
-    what = f"{artifact.file or artifact.source}: no image processor can be loaded from {source}"
-    with wrap_library_errors(ModelError, f"{what}; a {PREPROCESSOR_FILE} has to lie there"):
-        # With Pillow, as timm's transforms and a training's evaluation resize: torchvision's pixels are up to two
-        # levels of 255 away, enough to change one class of a hundred where a checkpoint is held to its export.
+    name = artifact.file or artifact.source
+    with wrap_library_errors(ModelError, f"{name}: cannot load the image processor {source}/{PREPROCESSOR_FILE}"):
+        # Pillow, as in timm's transforms and the evaluation during training: torchvision's pixels differ by up to two
+        # levels of 255, which changes about 1 % of predictions.
         return AutoImageProcessor.from_pretrained(source, backend="pil", **kwargs)
 
 
@@ -316,7 +346,7 @@ def _load_text_reader(artifact: Artifact, config: HFViTFusionConfig, kwargs: dic
 
 
 def is_one_image(images: Any) -> bool:
-    """Whether `images` is a single image: a file name, a URL, a PIL image, or an array of two or three dimensions."""
+    """Return whether `images` is one file name, URL, PIL image, 2-D or 3-D array."""
     if isinstance(images, np.ndarray):
         return images.ndim in (2, 3)
     return isinstance(images, str | Path | Image.Image)
@@ -326,29 +356,29 @@ def predict(model: str | Path | Classifier, images: Any, top_k: int | None = Non
     """Classify images with a checkpoint, an ONNX file or a TensorRT engine.
 
     Args:
-        model: what `load_classifier` takes, or a `Classifier`, which saves loading it again.
-        images: one image, or a list, a generator or an array of them; see `Classifier`.
-        top_k: number of classes to return; all by default.
-        options: of `load_classifier`.
+        model: path or Hub id for `load_classifier`, or a `Classifier`.
+        images: one image, or a list, generator or array of images; see `Classifier`.
+        top_k: number of classes to return; None is all.
+        **options: arguments of `load_classifier`.
 
     Returns:
-        `{label: probability}`, most probable first, for one image; a list of them for many.
+        `{label: probability}` by decreasing probability for one image, a list of them for more.
     """
     classifier = model if isinstance(model, Classifier) else load_classifier(model, **options)
     return classifier(images, top_k=top_k)
 
 
 def batched(items: Iterable[Any], size: int) -> Iterator[list]:
-    """Lists of `size` items, the last one shorter; nothing is read before it is needed."""
+    """Yield lists of `size` items, the last one shorter, reading lazily."""
     if size < 1:
-        raise ModelError(f"batch_size: {size} is no whole number above 0.")
+        raise ModelError(f"batch_size: must be a positive integer, got {size}.")
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch
 
 
 def _as_rgb(image: Any) -> Image.Image:
-    if isinstance(image, tuple):  # with a text, which an image classifier does not read
+    if isinstance(image, tuple):  # an image classifier ignores the text
         image = image[0]
     if isinstance(image, np.ndarray):
         return from_array(image)

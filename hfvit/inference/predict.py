@@ -17,28 +17,28 @@ from hfvit.inference.classifier import Classifier, batched
 from hfvit.utils.files import temporary_file
 from hfvit.utils.terminal import encoding_of, printable_json
 
-MOST_DRAWN = 64  # pictures of a grid; more could not be told apart
-DRAWN_PIXELS = 224
+MAX_GRID_IMAGES = 64  # more would be too small to recognize
+THUMBNAIL_SIZE = 224  # pixels
 
 
 @dataclass
 class Prediction:
-    """One picture's best classes with their probabilities, or what was wrong with it."""
+    """Hold the most probable classes of an image, or the reason why it failed."""
 
     name: str
     probabilities: dict[str, float] | None
     error: str | None = None
 
     def to_json(self) -> str:
-        """One line: `image` and either `predictions`, most probable first, or `error`."""
+        """Return a JSON line with `image`, and `predictions` (sorted) or `error`."""
         if self.probabilities is None:
             return json.dumps({"image": self.name, "error": self.error}, ensure_ascii=False)
-        best = [{"label": label, "probability": share} for label, share in self.probabilities.items()]
+        best = [{"label": label, "probability": value} for label, value in self.probabilities.items()]
         return json.dumps({"image": self.name, "predictions": best}, ensure_ascii=False, allow_nan=False)
 
     def to_text(self) -> str:
-        """The picture's name and, below it, a line for each class; see `printable`."""
-        lines = [f"  {share:7.2%}  {printable(label)}" for label, share in self.probabilities.items()]
+        """Return the image's name and a line for each class, escaped for a terminal."""
+        lines = [f"  {value:7.2%}  {printable(label)}" for label, value in self.probabilities.items()]
         return "\n".join([printable(self.name), *lines])
 
 
@@ -50,10 +50,15 @@ def predictions(
     thumbnails: list[Image.Image] | None = None,
     texts: dict[str, str] | None = None,
 ) -> Iterator[Prediction]:
-    """One `Prediction` for each file or URL, in order; a picture that cannot be read, or for which the model gives NaN
-    or infinite logits, has an `error` and stops nothing.
+    """Predict files and URLs in order; failures become predictions with an `error`.
 
-    Small copies of the first `MOST_DRAWN` readable pictures are appended to `thumbnails`. `texts` are by name.
+    Args:
+        classifier: the classifier.
+        names: file names or URLs.
+        batch_size: number of images per forward pass.
+        top_k: number of classes; None is all.
+        thumbnails: list to append small copies of the first `MAX_GRID_IMAGES` readable images to.
+        texts: texts by name, for image-text models.
     """
     for batch in batched(names, batch_size):
         errors: dict[str, str] = {}
@@ -62,21 +67,33 @@ def predictions(
         for name in batch:
             best, is_finite = (None, True) if name in errors else next(answers)
             if not is_finite:
-                best, errors[name] = None, f"{name}: the model's logits are NaN or infinite."
+                best = None
+                errors[name] = f"{name}: the model's logits are NaN or infinite."
             yield Prediction(name, best, errors.get(name))
 
 
-def texts_of(names: list[str], texts: list[str] | None, classifier: Classifier) -> dict[str, str] | None:
-    """The text of each name, from one text or as many as there are names; `DataError` where they do not fit."""
+def texts_by_name(names: list[str], texts: list[str] | None, classifier: Classifier) -> dict[str, str] | None:
+    """Assign texts to images.
+
+    Args:
+        names: file names or URLs.
+        texts: one text for all images, or one for each.
+        classifier: the classifier.
+
+    Returns:
+        Texts by name, None for an image classifier.
+
+    Raises:
+        DataError: the number of texts does not match.
+    """
     if classifier.text_reader is None:
         if texts:
-            raise DataError(f"--text: {classifier.name} classifies pictures alone.")
+            raise DataError(f"--text: not supported by {classifier.name}, which is not an image-text model.")
         return None
     if not texts or len(texts) not in (1, len(names)):
-        given = f"{len(texts)} texts are" if texts else "no --text is"
         raise DataError(
-            f"--text: {classifier.name} reads a text with each picture; {given} given for {len(names)} pictures. Give"
-            " one for all, or one for each."
+            f"--text: {classifier.name} requires one text for all images or one for each of {len(names)} images, got"
+            f" {len(texts or [])}."
         )
     return dict(zip(names, texts if len(texts) > 1 else texts * len(names), strict=True))
 
@@ -87,19 +104,16 @@ def _readable(
     thumbnails: list[Image.Image] | None,
     texts: dict[str, str] | None,
 ) -> Iterator[Image.Image | tuple[Image.Image, str]]:
-    """The pictures that can be read, with their `texts` if there are any, one in memory at a time.
-
-    What is wrong with the others goes to `errors`.
-    """
+    """Yield readable images with their texts; collect `errors` of the others."""
     for name in names:
         try:
             image = read_image(name)
         except DataError as error:
             errors[name] = str(error)
             continue
-        if thumbnails is not None and len(thumbnails) < MOST_DRAWN:
+        if thumbnails is not None and len(thumbnails) < MAX_GRID_IMAGES:
             copy = image.copy()
-            copy.thumbnail((DRAWN_PIXELS, DRAWN_PIXELS))
+            copy.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
             thumbnails.append(copy)
         yield image if texts is None else (image, texts[name])
 
@@ -113,16 +127,31 @@ def print_predictions(
     grid: str | Path | None = None,
     texts: dict[str, str] | None = None,
 ) -> int:
-    """Print the predictions as they come; the number of pictures that could not be read, each named on stderr."""
-    thumbnails, shown, bad = ([] if grid else None), [], 0
-    # On a terminal the results themselves show how far it is; the bar is for results that go to a file or a pipe.
+    """Print predictions one by one; failures go to stderr.
+
+    Args:
+        classifier: the classifier.
+        names: file names or URLs.
+        batch_size: number of images per forward pass.
+        top_k: number of classes.
+        as_json: print a line of JSON for each image instead of text.
+        grid: image file to write with the first `MAX_GRID_IMAGES` predictions, or None.
+        texts: texts by name, for image-text models.
+
+    Returns:
+        The number of failed images.
+    """
+    thumbnails = [] if grid else None
+    shown: list[Prediction] = []
+    failed = 0
+    # Progress bar only if the results go to a file or pipe.
     hidden = True if sys.stdout.isatty() or len(names) <= batch_size else None
-    found = predictions(classifier, names, batch_size, top_k, thumbnails, texts)
-    for prediction in tqdm(found, total=len(names), unit="image", desc="predict", disable=hidden):
+    results = predictions(classifier, names, batch_size, top_k, thumbnails, texts)
+    for prediction in tqdm(results, total=len(names), unit="image", desc="predict", disable=hidden):
         if prediction.error:
-            bad += 1
+            failed += 1
             print(f"hfvit: {printable(prediction.error)}", file=sys.stderr)
-        elif grid and len(shown) < MOST_DRAWN:
+        elif grid and len(shown) < MAX_GRID_IMAGES:
             shown.append(prediction)
         if as_json:
             print(printable_json(prediction.to_json(), encoding_of(sys.stdout)))
@@ -131,14 +160,20 @@ def print_predictions(
     sys.stdout.flush()
     if grid and shown:
         write_grid(thumbnails, shown, grid)
-        left_out = len(names) - bad - len(shown)
-        more = f", {left_out} more are not drawn" if left_out else ""
-        print(f"hfvit: {printable(str(grid))}: {len(shown)} pictures{more}", file=sys.stderr)
-    return bad
+        omitted = len(names) - failed - len(shown)
+        more = f" ({omitted} more omitted)" if omitted else ""
+        print(f"hfvit: wrote {printable(str(grid))} with {len(shown)} images{more}", file=sys.stderr)
+    return failed
 
 
-def write_grid(images: list[Image.Image], found: list[Prediction], path: str | Path) -> None:
-    """Draw the pictures under their names, with the most probable classes below each."""
+def write_grid(images: list[Image.Image], results: list[Prediction], path: str | Path) -> None:
+    """Draw images with their names and most probable classes.
+
+    Args:
+        images: thumbnails.
+        results: their predictions.
+        path: image file to write.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -146,23 +181,23 @@ def write_grid(images: list[Image.Image], found: list[Prediction], path: str | P
 
     columns = math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
-    lines = max(min(3, len(prediction.probabilities)) for prediction in found)
+    lines = max(min(3, len(prediction.probabilities)) for prediction in results)
     figure, axes = plt.subplots(
         rows, columns, figsize=(2.4 * columns, (2.1 + 0.2 * lines) * rows), squeeze=False, layout="constrained"
     )
     for axis in axes.flat:
         axis.set_axis_off()
-    for axis, image, prediction in zip(axes.flat, images, found, strict=False):
+    for axis, image, prediction in zip(axes.flat, images, results, strict=False):
         axis.imshow(image, interpolation="nearest")
         best = list(prediction.probabilities.items())[:lines]
         axis.set_title(_short(Path(prediction.name).name), fontsize=7, color="#777777", parse_math=False)
-        text = "\n".join(f"{_short(label)} {share:.1%}" for label, share in best)
+        text = "\n".join(f"{_short(label)} {value:.1%}" for label, value in best)
         axis.text(0.5, -0.03, text, transform=axis.transAxes, ha="center", va="top", fontsize=8, parse_math=False)
     with temporary_file(path) as temporary:
         figure.savefig(temporary, dpi=110)
     plt.close(figure)
 
 
-def _short(text: str, most: int = 28) -> str:
+def _short(text: str, limit: int = 28) -> str:
     text = printable(text)
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"

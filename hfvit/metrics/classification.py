@@ -16,9 +16,10 @@ CALIBRATION_BINS = 15
 
 
 class ImageClassificationMetric(evaluate.Metric):
-    """An `evaluate.Metric` defined here: `evaluate.load("accuracy")` would fetch a script from the Hub.
+    """Classification metrics as an `evaluate.Metric`.
 
     `compute(predictions=logits, references=labels)` takes logits `(images, classes)` and class indices `(images,)`.
+    Unlike `evaluate.load("accuracy")`, it needs no script from the Hub.
     """
 
     def __init__(self, labels: list[str], **kwargs):
@@ -43,11 +44,18 @@ class ImageClassificationMetric(evaluate.Metric):
 
 
 def classification_metrics(logits: np.ndarray, labels: np.ndarray, names: list[str]) -> dict:
-    """Metrics of logits `(images, classes)` against class indices `(images,)`; plain Python values throughout."""
+    """Compute the metrics of a split, as plain Python values.
+
+    Args:
+        logits: `(images, classes)`.
+        labels: class indices `(images,)`.
+        names: class names.
+    """
     log_probabilities = log_softmax(logits.astype(np.float64), axis=1)
     predicted = log_probabilities.argmax(axis=1)
     correct = predicted == labels
-    count, hits = len(labels), int(correct.sum())
+    count = len(labels)
+    hits = int(correct.sum())
     top5 = np.argsort(-log_probabilities, axis=1, kind="stable")[:, :5]
     classes = np.arange(len(names))
     precision, recall, f1, support = precision_recall_fscore_support(
@@ -72,15 +80,23 @@ def classification_metrics(logits: np.ndarray, labels: np.ndarray, names: list[s
 
 
 def accuracy_interval(hits: int, count: int) -> list[float]:
-    """The 95 % interval of `hits / count` (Wilson's)."""
+    """Return the 95 % interval of the accuracy `hits / count` (Wilson)."""
     interval = binomtest(hits, count).proportion_ci(0.95, method="wilson")
     return [float(interval.low), float(interval.high)]
 
 
 def calibration(confidence: np.ndarray, correct: np.ndarray) -> tuple[list[dict], float]:
-    """Reliability bins and the expected calibration error over `CALIBRATION_BINS` equal-width bins of confidence.
+    """Compute reliability bins and the expected calibration error (ECE).
 
-    Guo et al., https://arxiv.org/abs/1706.04599, equation 3.
+    The bins are `CALIBRATION_BINS` intervals of confidence with equal width (Guo et al., equation 3,
+    https://arxiv.org/abs/1706.04599).
+
+    Args:
+        confidence: largest probability of each image, `(images,)`.
+        correct: whether the prediction is correct, `(images,)`.
+
+    Returns:
+        (bins that are not empty, ECE).
     """
     index = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1, 0, CALIBRATION_BINS - 1)
     bins = [
@@ -96,10 +112,10 @@ def calibration(confidence: np.ndarray, correct: np.ndarray) -> tuple[list[dict]
 
 
 def with_scalar_metrics(compute_metrics: Callable | None, labels: list[str]) -> Callable:
-    """The `compute_metrics` of a Trainer: hfvit's scalar metrics, and those of a user's own function.
+    """Create `compute_metrics` of a Trainer: hfvit's scalar metrics and the user's.
 
     Args:
-        compute_metrics: `EvalPrediction -> dict`; None for hfvit's metrics alone.
+        compute_metrics: function of the user, `EvalPrediction -> dict`, or None.
         labels: class names in the order of the logits.
     """
     own = trainer_metrics(labels)
@@ -109,7 +125,7 @@ def with_scalar_metrics(compute_metrics: Callable | None, labels: list[str]) -> 
 
 
 def trainer_metrics(labels: list[str]):
-    """The `compute_metrics` of a Trainer: the scalars of `ImageClassificationMetric`."""
+    """Create `compute_metrics` of a Trainer from `ImageClassificationMetric`."""
     metric = ImageClassificationMetric(labels)
 
     def compute_metrics(prediction) -> dict[str, float]:

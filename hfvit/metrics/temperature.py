@@ -7,23 +7,36 @@ from scipy.special import log_softmax
 from hfvit.artifacts.run_sections import CalibratedSplit, CalibrationBin, Temperature
 from hfvit.metrics.classification import calibration
 
-LOWEST, HIGHEST = 0.05, 20.0
+MIN_TEMPERATURE = 0.05
+MAX_TEMPERATURE = 20.0
 
 
 def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Mean over logits `(images, classes)` of minus the logarithm of the probability of `labels` `(images,)`."""
+    """Compute the mean negative log-likelihood.
+
+    Args:
+        logits: `(images, classes)`.
+        labels: class indices `(images,)`.
+    """
     return float(-log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(labels)), labels].mean())
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
-    """The temperature of the smallest negative log-likelihood; None where there is none between the bounds.
+    """Find the temperature with the smallest negative log-likelihood.
 
-    That is so where every image is right, which no confidence is too high for, or where the logits tell nothing. The
-    likelihood is convex in 1 / temperature, so the minimum found is the only one.
+    The likelihood is convex in 1 / temperature, so there is only one minimum.
+
+    Args:
+        logits: `(images, classes)`.
+        labels: class indices `(images,)`.
+
+    Returns:
+        The temperature, None if there is no minimum between the bounds: every image is classified correctly, or the
+        logits do not depend on the class.
     """
-    if (logits.argmax(axis=1) == labels).all():  # the likelihood only rises as the temperature falls
+    if (logits.argmax(axis=1) == labels).all():  # a lower temperature is always better
         return None
-    bounds = np.log([LOWEST, HIGHEST])
+    bounds = np.log([MIN_TEMPERATURE, MAX_TEMPERATURE])
     found = minimize_scalar(
         lambda log: negative_log_likelihood(logits / np.exp(log), labels), bounds=bounds, method="bounded",
         options={"xatol": 1e-6},
@@ -33,21 +46,19 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
 
 
 def calibrate(results: dict[str, tuple[np.ndarray, np.ndarray]]) -> Temperature:
-    """Fit the temperature on the validation split and measure every split with it.
+    """Fit the temperature on the validation split and evaluate every split with it.
 
     Args:
-        results: (logits, labels) by split, of which `validation` fits.
+        results: split -> (logits, labels), with the key `validation`.
     """
     logits, labels = results["validation"]
     value = fit_temperature(logits, labels)
     found = Temperature(value=value, fitted_on="validation", images=len(labels), reason=None, splits={})
     if value is None:
-        right = bool((logits.argmax(axis=1) == labels).all())
-        found.reason = (
-            "every validation image is classified correctly, so no temperature is the best"
-            if right
-            else f"the best temperature lies outside {LOWEST:g} to {HIGHEST:g}"
-        )
+        if (logits.argmax(axis=1) == labels).all():
+            found.reason = "every validation image is classified correctly, so there is no best temperature"
+        else:
+            found.reason = f"the best temperature is not between {MIN_TEMPERATURE:g} and {MAX_TEMPERATURE:g}"
         return found
     for role, (logits, labels) in results.items():
         log_probabilities = log_softmax(logits.astype(np.float64) / value, axis=1)

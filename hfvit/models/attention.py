@@ -9,8 +9,8 @@ from hfvit.errors import ModelError
 
 
 @contextmanager
-def unfused_windows(model: nn.Module):
-    """Let Hiera's windows, a fifth dimension, be products and softmax: ONNX has fused attention for four only."""
+def unfused_window_attention(model: nn.Module):
+    """Disable fused attention in Hiera's windows, whose 5-D tensors ONNX lacks."""
     layers = [module for module in model.modules() if getattr(module, "use_mask_unit_attn", False)]
     with ExitStack() as stack:
         for layer in layers:
@@ -26,13 +26,19 @@ def _unfuse(layer: nn.Module, stack: ExitStack) -> None:
 
 @contextmanager
 def recorded_attention(timm_model: nn.Module):
-    """Collect softmaxed attention weights while the body runs, with timm's unfused attention."""
+    """Yield a list that collects the attention weights of forward passes.
+
+    timm's fused attention is disabled meanwhile, as it does not compute the weights.
+
+    Raises:
+        ModelError: the model has no plain attention blocks.
+    """
     layers = [block.attn for block in getattr(timm_model, "blocks", ()) if hasattr(block, "attn")]
     layers = [layer for layer in layers if hasattr(layer, "fused_attn") and hasattr(layer, "attn_drop")]
     if not layers:
         raise ModelError(
-            f"output_attentions: not for this family: {type(timm_model).__name__} has no plain attention blocks to"
-            " record; ViT, DeiT, BEiT, EVA and DINOv2 have."
+            "output_attentions: requires plain attention blocks (ViT, DeiT, BEiT, EVA, DINOv2), got"
+            f" {type(timm_model).__name__}."
         )
     maps: list[torch.Tensor] = []
     with ExitStack() as stack:
@@ -44,23 +50,28 @@ def recorded_attention(timm_model: nn.Module):
 
 
 def attention_rollout(attentions: tuple[torch.Tensor, ...], grid: tuple[int, int]) -> torch.Tensor:
-    """How much of each patch reaches the classifier: `(batch, rows, columns)`, each map's sum 1.
+    """Compute attention rollout (Abnar and Zuidema, https://arxiv.org/abs/2005.00928).
+
+    Each block's mean over heads is averaged with the identity (the residual), and the blocks are multiplied. The map
+    is the row of the class token, or the mean over patches for models without one.
 
     Args:
-        attentions: of each block `(batch, heads, tokens, tokens)`; tokens before the patches are class token and
-            registers. Half of each block is its residual, so the maps are averaged with the identity and multiplied
-            (Abnar and Zuidema, https://arxiv.org/abs/2005.00928).
-        grid: rows and columns of patches.
+        attentions: weights of each block (batch, heads, tokens, tokens); class and register tokens come first.
+        grid: (rows, columns) of patches.
 
-    What is read is the row of the class token, or without one the mean over the patches. Raises `ModelError` where the
-    tokens are not these patches all the way (windows, merged or dropped tokens).
+    Returns:
+        Maps (batch, rows, columns) that sum to 1.
+
+    Raises:
+        ModelError: the number of tokens changes between blocks (windows, merged or dropped tokens).
     """
-    patches, tokens = grid[0] * grid[1], attentions[0].shape[-1]
+    patches = grid[0] * grid[1]
+    tokens = attentions[0].shape[-1]
     if any(layer.shape[-2:] != (tokens, tokens) for layer in attentions) or tokens < patches:
-        raise ModelError("the tokens are not the same in all blocks, so their attention cannot be followed to patches")
+        raise ModelError("attention rollout requires the same tokens in all blocks")
     rollout = torch.eye(tokens, device=attentions[0].device).expand(len(attentions[0]), tokens, tokens)
     for layer in attentions:
         rollout = (0.5 * layer.float().mean(dim=1) + 0.5 * torch.eye(tokens, device=layer.device)) @ rollout
     prefix = tokens - patches
-    seen = (rollout[:, 0] if prefix else rollout.mean(dim=1))[:, prefix:]
-    return (seen / seen.sum(dim=1, keepdim=True)).view(-1, *grid)
+    maps = (rollout[:, 0] if prefix else rollout.mean(dim=1))[:, prefix:]
+    return (maps / maps.sum(dim=1, keepdim=True)).view(-1, *grid)

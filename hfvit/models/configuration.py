@@ -8,23 +8,32 @@ from transformers import TimmWrapperConfig
 
 from hfvit.errors import ModelError, nearest
 
-# Where timm's releases keep their files; of no use to the model that was trained from them.
+# Keys of pretrained_cfg about the origin of timm's weights, dropped from fine-tuned models.
 _ORIGIN_KEYS = ("url", "file", "hf_hub_id", "hf_hub_filename", "source", "num_classes", "state_dict", "cache_dir")
 
 
 class HFViTConfig(TimmWrapperConfig):
-    """A `TimmWrapperConfig` whose labels survive a round trip and whose `pretrained_cfg` says how images are read.
+    """Extend `TimmWrapperConfig` with consistent labels and preprocessing.
 
-    The stock class keeps an old `label_names` when the labels change, and has no preprocessing of its own for a model
-    trained from scratch.
+    The stock class keeps an old `label_names` when the labels change, and has no preprocessing for a model trained
+    from scratch.
     """
 
     @classmethod
     def from_architecture(cls, architecture: str, labels: list[str], **model_args) -> "HFViTConfig":
-        """Configuration of an untrained timm model; `model_args` go to `timm.create_model`."""
+        """Create the configuration of an untrained timm model.
+
+        Args:
+            architecture: model name in timm.
+            labels: class names in the order of the logits.
+            **model_args: further arguments of `timm.create_model`.
+
+        Raises:
+            ModelError: timm has no such model.
+        """
         if not timm.is_model(architecture):
             raise ModelError(
-                f"architecture: timm {timm.__version__} has no model '{architecture}'.{_nearest_model(architecture)}"
+                f"architecture: no model '{architecture}' in timm {timm.__version__}.{_nearest_model(architecture)}"
             )
         cfg = timm.get_pretrained_cfg(architecture)
         pretrained_cfg = {k: v for k, v in (cfg.to_dict() if cfg else {}).items() if k not in _ORIGIN_KEYS}
@@ -38,31 +47,34 @@ class HFViTConfig(TimmWrapperConfig):
 
     @property
     def label_names(self) -> list[str]:
-        """Class names in the order of the logits; derived, so that they cannot go stale."""
+        """Return class names in the order of the logits, derived from `id2label`."""
         return [self.id2label[index] for index in range(self.num_labels)]
 
     @label_names.setter
     def label_names(self, names: list[str]) -> None:
-        """Read from a checkpoint; `from_dict` has made `id2label` of them already."""
+        """Ignore the value of a checkpoint, as `from_dict` has converted it to `id2label`."""
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """(height, width) in pixels that preprocessing makes."""
+        """Return (height, width) in pixels after preprocessing."""
         return tuple(self.pretrained_cfg.get("input_size", (3, 224, 224))[-2:])
 
     def set_image_size(self, image_size: int, is_argument: bool, **model_args: Any) -> None:
-        """Record the size for preprocessing, and for timm where the architecture takes `img_size`.
+        """Set the image size of preprocessing and, if `is_argument`, of the architecture.
 
-        `model_args` follow from the size: the windows of a Swin or a MaxViT.
+        Args:
+            image_size: height and width in pixels.
+            is_argument: whether the architecture has the argument `img_size`.
+            **model_args: arguments that depend on the size, such as the windows of Swin and MaxViT.
         """
         self.pretrained_cfg = {**self.pretrained_cfg, "input_size": [3, image_size, image_size]}
         if is_argument:
             self.model_args = {**(self.model_args or {}), **model_args, "img_size": image_size}
 
     def set_preprocessing(self, **values: Any) -> None:
-        """Override `mean`, `std`, `interpolation` or `crop_pct` of what the saved image processor does."""
-        given = {key: value for key, value in values.items() if value is not None}
-        self.pretrained_cfg = {**self.pretrained_cfg, **given}
+        """Override `mean`, `std`, `interpolation` or `crop_pct` of the image processor."""
+        overrides = {key: value for key, value in values.items() if value is not None}
+        self.pretrained_cfg = {**self.pretrained_cfg, **overrides}
 
     def to_dict(self) -> dict[str, Any]:
         output = super().to_dict()
@@ -73,22 +85,26 @@ class HFViTConfig(TimmWrapperConfig):
 
 
 def load_config(name: str | Path, **hub_kwargs) -> HFViTConfig:
-    """The configuration of a timm, transformers `timm_wrapper` or hfvit checkpoint: a Hub id or a folder.
+    """Load the configuration of a timm, `timm_wrapper` or hfvit checkpoint.
 
-    `hub_kwargs` go to `get_config_dict` (`revision`, `token`, ...). Raises `ModelError` for another kind of
-    checkpoint.
+    Args:
+        name: Hub id or folder.
+        **hub_kwargs: arguments of `get_config_dict` (`revision`, `token`, ...).
+
+    Raises:
+        ModelError: the configuration cannot be read, or is not of a timm model.
     """
     try:
         raw, _ = HFViTConfig.get_config_dict(name, **hub_kwargs)
     except (OSError, ValueError) as error:
         raise ModelError(f"model_name_or_path: {name} cannot be read: {str(error).splitlines()[0]}") from error
     if not isinstance(raw, dict):
-        raise ModelError(f"model_name_or_path: config.json of {name} cannot be read: it holds no JSON object.")
+        raise ModelError(f"model_name_or_path: config.json of {name} must have a JSON object.")
     if raw.get("model_type", "timm_wrapper") != "timm_wrapper" or "architecture" not in raw:
         kind = raw.get("model_type", "unknown")
         raise ModelError(
-            f"model_name_or_path: {name} is a '{kind}' checkpoint, not a timm one; take the timm repository of the"
-            " same weights (timm/...)."
+            f"model_name_or_path: must be a timm checkpoint, but {name} has the model type '{kind}'. Use the timm"
+            " repository of the same weights (timm/...)."
         )
     config = HFViTConfig.from_dict(raw)
     if not hasattr(config, "pretrained_cfg"):

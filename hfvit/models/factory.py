@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hfvit.data.text import load_tokenizer
 from hfvit.errors import ModelError, wrap_library_errors
 from hfvit.models.configuration import HFViTConfig
-from hfvit.models.freezing import frozen_part
+from hfvit.models.freezing import parse_freeze
 from hfvit.models.image_size import check_patches
 from hfvit.models.image_text import add_text_encoder
 from hfvit.models.modeling import HFViTForImageClassification
@@ -21,18 +21,18 @@ from hfvit.recipe.arguments import DataArguments, ModelArguments
 def build_model(
     arguments: ModelArguments, labels: list[str], data: DataArguments | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
-    """Build the classifier of a recipe, with its text encoder and its patch sizes; load the encoder's tokenizer.
+    """Build the classifier of a recipe, with its text encoder and tokenizer if any.
 
     Args:
         arguments: the recipe's model section.
         labels: class names in the order of the logits.
-        data: overrides the preprocessing of the pretrained model; None leaves it.
+        data: overrides of the preprocessing; None keeps that of the pretrained model.
 
     Returns:
-        The model, and its tokenizer or, for images alone, None.
+        The model and its tokenizer, None for image models.
 
     Raises:
-        ModelError: for a checkpoint that cannot be loaded, or an option that the network does not support.
+        ModelError: a checkpoint cannot be loaded, or the network does not support an option.
     """
     model = build_image_model(arguments, labels, data)
     tokenizer = None
@@ -48,21 +48,21 @@ def build_model(
 def build_image_model(
     arguments: ModelArguments, labels: list[str], data: DataArguments | None = None
 ) -> HFViTForImageClassification:
-    """Build an image classifier from a checkpoint or, with `architecture`, from timm's own initialization.
+    """Build an image classifier from a checkpoint or with timm's initialization.
 
     Args:
-        arguments: the recipe's model section, of which the options for texts and `patch_sizes` are not read.
+        arguments: the recipe's model section; options of text encoders and `patch_sizes` are ignored.
         labels: class names in the order of the logits.
-        data: overrides the preprocessing of the pretrained model; None leaves it.
+        data: overrides of the preprocessing; None keeps that of the pretrained model.
 
     Raises:
-        ModelError: for a checkpoint that cannot be loaded, or an option that the network does not support.
+        ModelError: a checkpoint cannot be loaded, or the network does not support an option.
     """
     origin = arguments.model_name_or_path or arguments.architecture
     timm_kwargs = arguments.timm_kwargs
-    given = f" with {timm_kwargs}" if timm_kwargs else ""
-    # timm's arguments and damaged files end in errors of timm, torch and safetensors.
-    with wrap_library_errors(ModelError, f"{origin} cannot be built{given}"):
+    with_kwargs = f" with {timm_kwargs}" if timm_kwargs else ""
+    # Wrong arguments and damaged files raise errors of timm, torch and safetensors.
+    with wrap_library_errors(ModelError, f"{origin} cannot be built{with_kwargs}"):
         if arguments.model_name_or_path:
             model = HFViTForImageClassification.from_pretrained(
                 origin,
@@ -79,19 +79,19 @@ def build_image_model(
             mean=data.image_mean, std=data.image_std, interpolation=data.interpolation, crop_pct=data.crop_pct
         )
     if arguments.freeze:
-        model.freeze(frozen_part(arguments.freeze))
+        model.freeze(parse_freeze(arguments.freeze))
     return model
 
 
 def _new_model(
     architecture: str, labels: list[str], image_size: int | None, timm_kwargs: dict[str, Any]
 ) -> HFViTForImageClassification:
-    """Build an untrained model for `image_size`, by argument where its architecture has one for it.
+    """Build an untrained model, with `img_size` if the architecture has it.
 
     Args:
-        architecture: a name of timm's.
+        architecture: model name in timm.
         labels: class names in the order of the logits.
-        image_size: height and width in pixels; None for the architecture's own.
+        image_size: height and width in pixels; None for the architecture's default.
         timm_kwargs: further arguments of `timm.create_model`.
     """
     config = HFViTConfig.from_architecture(architecture, labels, **timm_kwargs)
@@ -104,14 +104,14 @@ def _new_model(
     except ModelError as error:
         if "'img_size'" not in str(error):
             raise
-        model = HFViTForImageClassification(own_config)  # a network that takes images of any size
+        model = HFViTForImageClassification(own_config)  # the network accepts any image size
         model.set_image_size(image_size)
     check_patches(model.timm_model, image_size)
     return model
 
 
-def without_storage(model: nn.Module) -> nn.Module:
-    """A copy on the meta device, adapters and frozen weights included, made without the memory of another model."""
+def meta_copy(model: nn.Module) -> nn.Module:
+    """Copy a model, adapters included, to the meta device without allocating memory."""
     tensors = [*model.parameters(), *model.buffers()]
     empty = {id(tensor): torch.empty_like(tensor, device="meta") for tensor in tensors}
     for parameter in model.parameters():

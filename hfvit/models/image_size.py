@@ -11,16 +11,20 @@ from hfvit.errors import ModelError
 
 
 def resize_input(timm_model: nn.Module, image_size: int) -> dict[str, Any]:
-    """Let timm change its model's image size in pixels; returns what else its `create_model` needs from then on.
+    """Change the image size of a timm model.
 
-    Windows keep their share of the patch grid (Swin, MaxViT), so that a model built anew from the size alone would
-    have others than these weights.
+    Args:
+        timm_model: a network with `set_input_size`.
+        image_size: height and width in pixels.
+
+    Returns:
+        Other arguments that `timm.create_model` needs to rebuild it: windows scale with the patch grid (Swin, MaxViT).
     """
     before = get_model_args(timm_model)
     timm_model.set_input_size(img_size=(image_size, image_size))
     after = get_model_args(timm_model)
     changed = {key: value for key, value in after.items() if key != "img_size" and before.get(key) != value}
-    return json.loads(json.dumps(changed))  # as config.json will hold them: lists
+    return json.loads(json.dumps(changed))  # tuples become lists, as in config.json
 
 
 def check_patches(timm_model: nn.Module, image_size: int) -> None:
@@ -30,27 +34,29 @@ def check_patches(timm_model: nn.Module, image_size: int) -> None:
     if patch and image_size % patch:
         down = image_size - image_size % patch
         raise ModelError(
-            f"image_size: {image_size} is no multiple of the patch size {patch};"
-            f" use {down or patch} or {down + patch}."
+            f"image_size: must be a multiple of the patch size {patch}, got {image_size}. Use {down or patch} or"
+            f" {down + patch}."
         )
 
 
 def can_be_dynamic(network: nn.Module) -> bool:
-    """Whether timm has a dynamic image size for `network`: its ViT, DeiT, EVA and Swin families do."""
+    """Return whether timm supports `dynamic_img_size` (ViT, DeiT, EVA, Swin)."""
     return type(getattr(network, "patch_embed", None)) is PatchEmbed and hasattr(network, "dynamic_img_size")
 
 
 def set_dynamic(network: nn.Module, on: bool) -> None:
-    """Set what timm sets for `dynamic_img_size` when it builds a network; no checkpoint holds any of it.
+    """Switch `dynamic_img_size` of a built network, as timm's constructors set it.
 
-    When on, positions are resampled to the patches that a batch has, with their gradient, and windows masked for them.
+    When on, position embeddings are resampled to each batch's patch grid, and window masks follow it.
     """
     embed = network.patch_embed
-    network.dynamic_img_size, embed.strict_img_size = on, not on
-    if hasattr(network, "_pos_embed"):  # it takes a grid of patches then; Swin takes one always
-        embed.flatten, embed.output_fmt = not on, Format.NHWC if on else Format.NCHW
+    network.dynamic_img_size = on
+    embed.strict_img_size = not on
+    if hasattr(network, "_pos_embed"):  # takes a patch grid when on; Swin always does
+        embed.flatten = not on
+        embed.output_fmt = Format.NHWC if on else Format.NCHW
     for module in network.modules():
         if hasattr(module, "dynamic_mask"):
             module.dynamic_mask = on
-        if hasattr(module, "_use_cached_embed"):  # rotary positions: those of one grid, or of any
+        if hasattr(module, "_use_cached_embed"):  # rotary embeddings of a fixed grid
             module._use_cached_embed = not on

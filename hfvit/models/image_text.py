@@ -1,4 +1,4 @@
-"""`HFViTFusionForImageClassification`: timm image tower and text encoder with a fusion head."""
+"""`HFViTFusionForImageClassification`: image tower, text encoder, fusion head."""
 
 from typing import Any
 
@@ -11,24 +11,28 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from hfvit.errors import ModelError, one_line
 from hfvit.models.configuration import HFViTConfig
-from hfvit.models.freezing import FrozenParts, freeze, frozen_part
+from hfvit.models.freezing import FrozenParts, freeze, parse_freeze
 from hfvit.models.modeling import HFViTForImageClassification, LibraryInitialization
 from hfvit.recipe.arguments import ModelArguments
 from hfvit.utils.hub_ids import folder_or_hub_id
 
-HEAD_DIM = 64  # of an attention head, at least
+HEAD_DIM = 64  # minimum channels of an attention head
 MLP_RATIO = 4
 
 
 class CrossAttention(nn.Module):
-    """A pre-norm residual block: image tokens attend to text tokens (Vaswani et al.,
-    https://arxiv.org/abs/1706.03762), then each goes through a small network of its own."""
+    """Pre-norm residual block: cross-attention from image to text tokens, MLP.
+
+    Vaswani et al., https://arxiv.org/abs/1706.03762.
+    """
 
     def __init__(self, image_dim: int, text_dim: int):
         super().__init__()
         self.heads = head_count(image_dim)
-        self.image_norm, self.text_norm = nn.LayerNorm(image_dim), nn.LayerNorm(text_dim)
-        self.query, self.key_value = nn.Linear(image_dim, image_dim), nn.Linear(text_dim, 2 * image_dim)
+        self.image_norm = nn.LayerNorm(image_dim)
+        self.text_norm = nn.LayerNorm(text_dim)
+        self.query = nn.Linear(image_dim, image_dim)
+        self.key_value = nn.Linear(text_dim, 2 * image_dim)
         self.output = nn.Linear(image_dim, image_dim)
         self.mlp_norm = nn.LayerNorm(image_dim)
         self.mlp = nn.Sequential(
@@ -36,36 +40,43 @@ class CrossAttention(nn.Module):
         )
 
     def forward(self, image: Tensor, text: Tensor, mask: Tensor) -> Tensor:
-        """Image tokens `(batch, image tokens, image_dim)`, changed by text tokens `(batch, tokens, text_dim)`.
+        """Update image tokens with text tokens.
 
-        `mask`: `(batch, tokens)` bool, False where a text is padded; each row has a True.
+        Args:
+            image: (batch, image tokens, image_dim).
+            text: (batch, tokens, text_dim).
+            mask: (batch, tokens) bool, False for padding; every row has a True.
         """
-        query = self._by_head(self.query(self.image_norm(image)))
-        key, value = (self._by_head(part) for part in self.key_value(self.text_norm(text)).chunk(2, dim=-1))
-        found = scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None, :])
-        image = image + self.output(found.transpose(1, 2).flatten(2))
+        query = self._split_heads(self.query(self.image_norm(image)))
+        key, value = (self._split_heads(part) for part in self.key_value(self.text_norm(text)).chunk(2, dim=-1))
+        context = scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None, :])
+        image = image + self.output(context.transpose(1, 2).flatten(2))
         return image + self.mlp(self.mlp_norm(image))
 
-    def _by_head(self, tokens: Tensor) -> Tensor:
-        """`(batch, tokens, dim)` -> `(batch, heads, tokens, dim / heads)`"""
+    def _split_heads(self, tokens: Tensor) -> Tensor:
+        """Reshape (batch, tokens, dim) to (batch, heads, tokens, dim / heads)."""
         return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 class Concatenation(nn.Module):
-    """Late fusion: the pooled image beside the mean of the text's tokens, through one hidden layer.
+    """Late fusion: concatenate pooled image and mean text token; one hidden layer.
 
-    Without that layer a class could not depend on how image and text go together, only on each by itself.
+    The hidden layer is needed for interactions between image and text.
     """
 
     def __init__(self, image_dim: int, text_dim: int):
         super().__init__()
-        self.image_norm, self.text_norm = nn.LayerNorm(image_dim), nn.LayerNorm(text_dim)
+        self.image_norm = nn.LayerNorm(image_dim)
+        self.text_norm = nn.LayerNorm(text_dim)
         self.hidden = nn.Linear(image_dim + text_dim, image_dim)
 
     def forward(self, image: Tensor, text: Tensor, mask: Tensor) -> Tensor:
-        """`(batch, image_dim)` of a pooled image `(batch, image_dim)` and text tokens `(batch, tokens, text_dim)`.
+        """Fuse a pooled image with text tokens into (batch, image_dim).
 
-        `mask` as for `CrossAttention`.
+        Args:
+            image: (batch, image_dim).
+            text: (batch, tokens, text_dim).
+            mask: (batch, tokens) bool, False for padding; every row has a True.
         """
         weights = mask.unsqueeze(-1).to(text.dtype)
         mean = (text * weights).sum(dim=1) / weights.sum(dim=1)
@@ -74,18 +85,22 @@ class Concatenation(nn.Module):
 
 
 def head_count(dim: int) -> int:
-    """Attention heads of `dim` channels: as many as divide it with `HEAD_DIM` channels or more each."""
+    """Return the largest number of heads with at least `HEAD_DIM` channels each."""
     return next(heads for heads in range(max(1, dim // HEAD_DIM), 0, -1) if dim % heads == 0)
 
 
-# Of a text encoder's configuration: a place on this machine, and code that nobody shall run.
+# Keys of a text encoder's configuration with local paths, or code that must not run.
 _NOT_KEPT = ("_name_or_path", "name_or_path", "auto_map", "transformers_version")
 
 
 class HFViTFusionConfig(HFViTConfig):
-    """The image tower's `HFViTConfig` with the text encoder's own configuration in it.
+    """Extend the image tower's `HFViTConfig` with text encoder and fusion head.
 
-    `fusion` is `cross_attention`, in `fusion_layers` blocks, or `concatenation`; `max_text_length` is in tokens.
+    Args:
+        text_encoder_config: configuration of the text encoder.
+        fusion: "cross_attention" or "concatenation".
+        fusion_layers: number of cross-attention blocks.
+        max_text_length: tokens that a text is truncated to.
     """
 
     model_type = "hfvit_fusion"
@@ -98,16 +113,16 @@ class HFViTFusionConfig(HFViTConfig):
     def to_dict(self) -> dict[str, Any]:
         output = super().to_dict()
         output["architectures"] = ["HFViTFusionForImageClassification"]
-        # With it AutoImageProcessor reads `pretrained_cfg` below, as of any timm checkpoint.
+        # AutoImageProcessor needs it to read `pretrained_cfg`, as for any timm checkpoint.
         output["image_processor_type"] = "TimmWrapperImageProcessor"
         return output
 
 
 class HFViTFusionForImageClassification(FrozenParts, LibraryInitialization, PreTrainedModel):
-    """Classifies an image together with a text.
+    """Classify an image together with a text.
 
-    The image tower is timm's, without its classifier. With `cross_attention` its tokens (or the places of its feature
-    map) attend to the text's before timm pools them; with `concatenation` each side is pooled first.
+    The image tower is a timm model without classifier. With `cross_attention`, its tokens (or the positions of its
+    feature map) attend to the text tokens before timm's pooling; with `concatenation`, both sides are pooled first.
     """
 
     config_class = HFViTFusionConfig
@@ -128,12 +143,12 @@ class HFViTFusionForImageClassification(FrozenParts, LibraryInitialization, PreT
             blocks = (CrossAttention(self.timm_model.num_features, text_dim) for _ in range(config.fusion_layers))
             self.fusion = nn.ModuleList(blocks)
         self.classifier = nn.Linear(pooled_dim, config.num_labels)
-        # What FSDP wraps; post_init adds those of the text encoder.
+        # Block classes for FSDP; post_init adds those of the text encoder.
         self._no_split_modules = sorted({type(block).__name__ for block in getattr(self.timm_model, "blocks", ())})
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Called by `from_pretrained` for what no checkpoint holds: timm's buffers that are computed."""
+        """Compute timm's non-persistent buffers; called by `from_pretrained`."""
         super()._init_weights(module)
         if hasattr(module, "init_non_persistent_buffers"):
             module.init_non_persistent_buffers()
@@ -147,10 +162,15 @@ class HFViTFusionForImageClassification(FrozenParts, LibraryInitialization, PreT
         return_dict: bool | None = None,
         **kwargs,
     ) -> ImageClassifierOutput | tuple:
-        """Logits `(batch, classes)` of images `(batch, 3, height, width)` with texts `(batch, tokens)`.
+        """Compute logits (batch, classes) of images with texts.
 
-        `attention_mask` `(batch, tokens)` is 0 where a text is padded (nowhere when it is None); every text has at
-        least one token.
+        Args:
+            pixel_values: (batch, 3, height, width).
+            input_ids: (batch, tokens).
+            attention_mask: (batch, tokens), 0 for padding; None means no padding. Every text has at least one token.
+            labels: class ids (batch,) to compute the loss for.
+            return_dict: return an `ImageClassifierOutput` rather than a tuple; None follows the configuration.
+            **kwargs: ignored.
         """
         pixel_values = pixel_values.to(self.classifier.weight.device, self.classifier.weight.dtype)
         text = self.text_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
@@ -171,17 +191,20 @@ class HFViTFusionForImageClassification(FrozenParts, LibraryInitialization, PreT
         return ImageClassifierOutput(loss=loss, logits=logits)
 
     def freeze(self, part: str | int) -> None:
-        """Stop training both encoders (`"backbone"`), or the image tower's stem and first `part` blocks.
-
-        Their dropout and statistics stop, too.
-        """
+        """Freeze both encoders ("backbone"), or stem and first `part` image blocks."""
         freeze(self.timm_model, part)
         if part == "backbone":
             self.text_model.requires_grad_(False)
-        self.rest_frozen()
+        self.eval_frozen_modules()
 
     def example_texts(self, batch: int, tokens: int, generator: torch.Generator | None = None) -> dict:
-        """Random `input_ids` and `attention_mask` `(batch, tokens)`; the last text is padded if it can be."""
+        """Return random `input_ids` and `attention_mask` (batch, tokens).
+
+        Args:
+            batch: number of texts; the last one is padded if `tokens` allows it.
+            tokens: length of the texts.
+            generator: source of the random ids.
+        """
         device = None if generator is None else generator.device
         vocabulary = self.text_model.config.vocab_size
         mask = torch.ones(batch, tokens, dtype=torch.long, device=device)
@@ -193,9 +216,10 @@ class HFViTFusionForImageClassification(FrozenParts, LibraryInitialization, PreT
 def add_text_encoder(
     image_model: HFViTForImageClassification, arguments: ModelArguments
 ) -> HFViTFusionForImageClassification:
-    """Build a classifier of image and text around the image tower of `image_model`; its other parts are new.
+    """Build an image-text classifier from the image tower of `image_model`.
 
-    Raises `ModelError` for a `text_encoder` that cannot be loaded or does not read `max_text_length` tokens.
+    Raises:
+        ModelError: the `text_encoder` cannot be loaded, or does not support `max_text_length` tokens.
     """
     source = folder_or_hub_id(arguments.text_encoder, ModelError, "text_encoder")
     encoder = _pretrained(source, arguments.text_encoder_revision)
@@ -217,40 +241,40 @@ def add_text_encoder(
     missing = model.timm_model.load_state_dict(image_model.timm_model.state_dict(), strict=False).missing_keys
     if missing:
         raise ModelError(
-            f"{own.architecture} without its classifier has other weights ({missing[0]}, ...): it cannot be the image"
-            " tower of a model with texts; choose another architecture."
+            f"{own.architecture} has other weights without its classifier ({missing[0]}, ...), so it cannot be the"
+            " image tower of an image-text model. Choose another architecture."
         )
     model.text_model = encoder
     if arguments.freeze:
-        model.freeze(frozen_part(arguments.freeze))
+        model.freeze(parse_freeze(arguments.freeze))
     return model
 
 
 def _pretrained(source: str, revision: str | None) -> PreTrainedModel:
-    """The text encoder at `source` in float32, without its pooler."""
+    """Load a text encoder in float32, without its pooler."""
     hub = {"revision": revision or "main", "trust_remote_code": False}
     try:
         config = AutoConfig.from_pretrained(source, **hub)
-        config = getattr(config, "text_config", config)  # of CLIP and SigLIP
+        config = getattr(config, "text_config", config)  # CLIP and SigLIP
         model, info = AutoModel.from_pretrained(
             source, config=config, dtype=torch.float32, output_loading_info=True, **hub
         )
     except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
-        raise ModelError(f"text_encoder: {source} is no text encoder that can be loaded: {one_line(error)}") from error
+        raise ModelError(f"text_encoder: {source} cannot be loaded: {one_line(error)}") from error
     model = _without_pooler(model)
     missing = sorted(key for key in info["missing_keys"] if key in model.state_dict())
     if missing:
-        raise ModelError(f"text_encoder: {source} lacks {len(missing)} weights of its encoder ({missing[0]}, ...).")
+        raise ModelError(f"text_encoder: {source} lacks {len(missing)} weights of the encoder ({missing[0]}, ...).")
     if model.config.is_encoder_decoder or not hasattr(model.config, "vocab_size"):
         raise ModelError(
-            f"text_encoder: {source} is a '{model.config.model_type}' model, not a text encoder; take one such as"
-            " BERT, RoBERTa, DistilBERT, or the text half of CLIP."
+            f"text_encoder: must be a text encoder such as BERT, RoBERTa, DistilBERT or CLIP's text model, but"
+            f" {source} has the model type '{model.config.model_type}'."
         )
     return model
 
 
 def _untrained(values: dict[str, Any]) -> PreTrainedModel:
-    """The text encoder of a configuration, to load weights into; never code from a checkpoint."""
+    """Build the text encoder of a configuration, without code from the checkpoint."""
     try:
         config = AutoConfig.for_model(**values)
         return _without_pooler(AutoModel.from_config(config, trust_remote_code=False))
@@ -259,7 +283,7 @@ def _untrained(values: dict[str, Any]) -> PreTrainedModel:
 
 
 def _without_pooler(model: PreTrainedModel) -> PreTrainedModel:
-    """BERT's kin summarise the first token for a task of their own; weights without a gradient stop DDP."""
+    """Remove the pooler of BERT-like models; DDP fails on weights without gradient."""
     if isinstance(getattr(model, "pooler", None), nn.Module):
         model.pooler = None
     return model
@@ -267,23 +291,23 @@ def _without_pooler(model: PreTrainedModel) -> PreTrainedModel:
 
 @torch.inference_mode()
 def _check_reads(encoder: PreTrainedModel, source: str, tokens: int) -> None:
-    """Run the encoder on one text of that length: each family counts its positions in its own way."""
+    """Run the encoder on a text of that length; families count positions differently."""
     pad = getattr(encoder.config, "pad_token_id", None)
     ids = torch.full((1, tokens), 1 if pad == 0 else 0)
     try:
         encoder.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state.shape  # noqa: B018
     except (IndexError, RuntimeError, ValueError) as error:
         positions = getattr(encoder.config, "max_position_embeddings", None)
-        known = f" (its max_position_embeddings is {positions})" if positions else ""
+        known = f" (max_position_embeddings: {positions})" if positions else ""
         raise ModelError(
-            f"max_text_length: the text encoder {source} cannot read {tokens} tokens{known}; set it lower."
+            f"max_text_length: the text encoder {source} does not support {tokens} tokens{known}. Lower it."
         ) from error
     except (AttributeError, TypeError) as error:
-        raise ModelError(f"text_encoder: {source} gives no tokens of a text: {one_line(error)}") from error
+        raise ModelError(f"text_encoder: {source} does not return token features: {one_line(error)}") from error
 
 
 def _as_tokens(features: torch.Tensor, channels: int, channels_last: bool):
-    """Features of a timm model as `(batch, tokens, channels)`, and the way back."""
+    """Reshape timm's features to (batch, tokens, channels); returns also the inverse."""
     if features.ndim == 3:
         return features, lambda tokens: tokens
     if features.shape[-1] == channels and (channels_last or features.shape[1] != channels):

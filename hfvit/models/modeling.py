@@ -20,10 +20,10 @@ from hfvit.utils.quiet import log_level
 
 
 class LibraryInitialization:
-    """Mixin of a model: keep the initialization of timm and torch, where transformers redraws it from a normal.
+    """Keep the initialization of timm and torch rather than transformers' normal.
 
-    `_is_hf_initialized` is transformers' mark of a module that has its values. `from_pretrained`, which builds on the
-    meta device, computes missing values and non-persistent buffers itself (`_init_weights`), and then sets it.
+    `_is_hf_initialized` marks initialized modules in transformers. `from_pretrained` builds on the meta device,
+    computes missing weights and non-persistent buffers with `_init_weights`, and then sets it.
     """
 
     def post_init(self):
@@ -31,10 +31,10 @@ class LibraryInitialization:
         super().post_init()
 
     def init_weights(self):
-        """Give a model built on the meta device the values of a new one, once it has storage (`to_empty`)."""
+        """Initialize a model that was built on the meta device, after `to_empty`."""
         if self._is_hf_initialized or next(self.parameters()).is_meta:
             return
-        new = type(self)(self.config)  # the one way to timm's initialization that each of its architectures has
+        new = type(self)(self.config)  # all timm architectures initialize themselves in their constructor
         values = {**dict(new.named_parameters()), **dict(new.named_buffers())}
         with torch.no_grad():
             for name, tensor in [*self.named_parameters(), *self.named_buffers()]:
@@ -43,7 +43,7 @@ class LibraryInitialization:
 
 
 class HFViTForImageClassification(FrozenParts, LibraryInitialization, TimmWrapperForImageClassification):
-    """timm classifier with position embeddings that follow the image size, attention maps and frozen parts."""
+    """timm classifier with resizable position embeddings, attention maps and freezing."""
 
     config_class = HFViTConfig
 
@@ -52,9 +52,9 @@ class HFViTForImageClassification(FrozenParts, LibraryInitialization, TimmWrappe
             super().__init__(config)
         except TypeError as error:
             raise ModelError(
-                f"model_args: {config.architecture} does not take one of {config.model_args}: {error}."
+                f"model_args: not supported by {config.architecture}, got {config.model_args}: {error}."
             ) from None
-        # What FSDP wraps; the stock value names a class that the model does not contain.
+        # Block classes for FSDP; the inherited value names a class that the model does not have.
         self._no_split_modules = sorted({type(block).__name__ for block in getattr(self.timm_model, "blocks", ())})
 
     @classmethod
@@ -67,24 +67,26 @@ class HFViTForImageClassification(FrozenParts, LibraryInitialization, TimmWrappe
         timm_kwargs: dict[str, Any] | None = None,
         **kwargs,
     ) -> "HFViTForImageClassification":
-        """Load a timm, transformers `timm_wrapper` or hfvit checkpoint: a Hub id or a folder.
+        """Load a timm, transformers `timm_wrapper` or hfvit checkpoint.
 
         Args:
-            pretrained_model_name_or_path: None to load `state_dict=` into the model that `config=` describes.
-            labels: class names in order. The head is kept when they are the checkpoint's own, else it is new.
-            image_size: height and width in pixels; position embeddings are resampled by timm when it differs. (The
-                stock class leaves them uninitialised, transformers 5.23.)
-            timm_kwargs: further arguments of `timm.create_model`, over the checkpoint's `model_args`.
+            pretrained_model_name_or_path: Hub id or folder; None to load `state_dict=` into the model of `config=`.
+            *args: arguments of `PreTrainedModel.from_pretrained`.
+            labels: class names in the order of the logits. The head is kept if they equal the checkpoint's, else new.
+            image_size: height and width in pixels; timm resamples position embeddings when it differs (the stock class
+                leaves them uninitialized, transformers 5.23).
+            timm_kwargs: arguments of `timm.create_model` that override the checkpoint's `model_args`.
+            **kwargs: arguments of `PreTrainedModel.from_pretrained`.
 
         Raises:
-            ModelError: another kind of checkpoint, or anything but a new head would be left untrained.
-            ValueError: neither a checkpoint nor `config` and `state_dict`.
+            ModelError: not a timm checkpoint, or weights other than a new head's are missing.
+            ValueError: neither a checkpoint nor `config` and `state_dict` are given.
         """
-        given = kwargs.pop("config", None)
+        own_config = kwargs.pop("config", None)
         if pretrained_model_name_or_path is None:
-            if given is None or kwargs.get("state_dict") is None:
-                raise ValueError("from_pretrained: name a checkpoint, or pass config= and state_dict=.")
-            config = _as_own_config(given, {})
+            if own_config is None or kwargs.get("state_dict") is None:
+                raise ValueError("from_pretrained: pass a checkpoint, or config= and state_dict=.")
+            config = _to_hfvit_config(own_config, {})
             old_labels = config.label_names
         else:
             pretrained_model_name_or_path = folder_or_hub_id(
@@ -93,12 +95,12 @@ class HFViTForImageClassification(FrozenParts, LibraryInitialization, TimmWrappe
             hub = ("revision", "cache_dir", "token", "local_files_only", "force_download", "subfolder")
             config = load_config(pretrained_model_name_or_path, **{key: kwargs[key] for key in hub if key in kwargs})
             old_labels = config.label_names
-            if given is not None:
-                config = _as_own_config(given, config.pretrained_cfg)
+            if own_config is not None:
+                config = _to_hfvit_config(own_config, config.pretrained_cfg)
         labels = _requested_labels(labels, config.label_names, kwargs)
         if not labels:
             raise ModelError(
-                f"labels: {pretrained_model_name_or_path} has no classifier of its own; name the classes of a new one"
+                f"labels: required, as {pretrained_model_name_or_path} has no classifier. Pass the class names"
                 ' (labels=["cat", "dog", ...]).'
             )
         keeps_head = labels == old_labels
@@ -107,7 +109,7 @@ class HFViTForImageClassification(FrozenParts, LibraryInitialization, TimmWrappe
         if timm_kwargs:
             config.model_args = {**(config.model_args or {}), **timm_kwargs}
         with_info = kwargs.pop("output_loading_info", False)
-        kwargs.pop("ignore_mismatched_sizes", None)  # a head of another size is always drawn anew
+        kwargs.pop("ignore_mismatched_sizes", None)  # a head of another size is always reinitialized
         with log_level("transformers", logging.ERROR):  # transformers logs a table of the head's missing weights
             model, info = super().from_pretrained(
                 pretrained_model_name_or_path,
@@ -132,15 +134,20 @@ class HFViTForImageClassification(FrozenParts, LibraryInitialization, TimmWrappe
         if wrong:
             shown = ", ".join(key.removeprefix("timm_model.") for key in wrong[:5])
             raise ModelError(
-                f"{name} does not fit {self.config.architecture}: {len(wrong)} weights are missing or of another shape"
-                f" ({shown}{', ...' if len(wrong) > 5 else ''}); check architecture and model_args."
+                f"{name} does not match {self.config.architecture}: {len(wrong)} weights are missing or have another"
+                f" shape ({shown}{', ...' if len(wrong) > 5 else ''}). Check architecture and model_args."
             )
 
     def save_pretrained(self, save_directory: str | Path, state_dict: dict | None = None, **kwargs):
-        """Save under timm's own weight names, which stock transformers and timm both load.
+        """Save with timm's weight names, which both transformers and timm load.
 
-        The stock class keeps its `timm_model.` prefix unless the weights came from a timm checkpoint (transformers
-        5.23), and timm cannot read that.
+        The stock class keeps the prefix `timm_model.` unless the weights came from a timm checkpoint (transformers
+        5.23), and timm cannot load it.
+
+        Args:
+            save_directory: folder to write.
+            state_dict: weights to save instead of the model's.
+            **kwargs: arguments of `PreTrainedModel.save_pretrained`.
         """
         state_dict = self.state_dict() if state_dict is None else state_dict
         plain = {name.removeprefix("timm_model."): value for name, value in state_dict.items()}
@@ -150,7 +157,7 @@ class HFViTForImageClassification(FrozenParts, LibraryInitialization, TimmWrappe
 
     @torch.no_grad()
     def reset_head(self) -> None:
-        """Draw the classifier anew: normal weights of `initializer_range`, zero bias."""
+        """Reinitialize the classifier: normal weights with `initializer_range`, zero bias."""
         for parameter in classifier_parameters(self.timm_model):
             if parameter.ndim > 1:
                 nn.init.normal_(parameter, std=self.config.initializer_range)
@@ -158,36 +165,38 @@ class HFViTForImageClassification(FrozenParts, LibraryInitialization, TimmWrappe
                 nn.init.zeros_(parameter)
 
     def set_image_size(self, image_size: int) -> None:
-        """Take images of another size from now on, with position embeddings resampled by timm's own rule."""
+        """Change the image size in pixels; timm resamples the position embeddings.
+
+        Raises:
+            ModelError: the architecture does not support the size.
+        """
         if (image_size, image_size) == self.config.image_size:
             return
         check_patches(self.timm_model, image_size)
         resizable = hasattr(self.timm_model, "set_input_size")
         if not resizable and self.config.pretrained_cfg.get("fixed_input_size"):
             raise ModelError(
-                f"image_size: not for this family: {self.config.architecture} takes {self.config.image_size[0]} px"
-                " images only."
+                f"image_size: must be {self.config.image_size[0]} for {self.config.architecture}, got {image_size}."
             )
         changed = resize_input(self.timm_model, image_size) if resizable else {}
         self.config.set_image_size(image_size, is_argument=resizable, **changed)
         self._check_rebuilt()
 
     def _check_rebuilt(self) -> None:
-        """Raise `ModelError` unless the configuration builds a model that takes these weights."""
+        """Raise `ModelError` unless the configuration builds a model for these weights."""
         with torch.device("meta"):
             rebuilt = type(self)(self.config).state_dict()
         changed = [name for name, value in self.state_dict().items() if rebuilt[name].shape != value.shape]
         if changed:
             raise ModelError(
-                f"image_size: not for this family: {self.config.architecture} cannot change to"
-                f" {self.config.image_size[0]} px and be loaded again"
-                f" ({changed[0].removeprefix('timm_model.')} takes another shape); keep its own size."
+                f"image_size: {self.config.architecture} cannot be reloaded at {self.config.image_size[0]} px"
+                f" ({changed[0].removeprefix('timm_model.')} has another shape). Omit image_size."
             )
 
     def freeze(self, part: str | int) -> None:
-        """Stop training `"backbone"`, or the stem and the first `part` blocks; their dropout and statistics too."""
+        """Freeze the "backbone", or the stem and the first `part` blocks (eval mode)."""
         freeze(self.timm_model, part)
-        self.rest_frozen()
+        self.eval_frozen_modules()
 
     def forward(
         self,
@@ -197,9 +206,15 @@ class HFViTForImageClassification(FrozenParts, LibraryInitialization, TimmWrappe
         return_dict: bool | None = None,
         **kwargs,
     ) -> ImageClassifierOutput | tuple:
-        """Logits `(batch, classes)`; with `output_attentions`, each block's `(batch, heads, tokens, tokens)` too.
+        """Compute logits (batch, classes).
 
-        Attention maps need a model with `blocks` of timm's plain attention (ViT, DeiT, DINOv2, BEiT, EVA, ...).
+        Args:
+            pixel_values: (batch, channels, height, width).
+            labels: class ids (batch,), or targets (batch, classes), to compute the loss for.
+            output_attentions: return each block's attention weights (batch, heads, tokens, tokens); only for models
+                with plain attention blocks (ViT, DeiT, DINOv2, BEiT, EVA, ...).
+            return_dict: return an `ImageClassifierOutput` rather than a tuple; None follows the configuration.
+            **kwargs: further arguments of `TimmWrapperForImageClassification.forward`.
         """
         wanted = self.config.output_attentions if output_attentions is None else output_attentions
         arguments = {"labels": labels, "output_attentions": False, "return_dict": return_dict, **kwargs}
@@ -213,16 +228,17 @@ class HFViTForImageClassification(FrozenParts, LibraryInitialization, TimmWrappe
         return outputs
 
 
-def _as_own_config(given: PretrainedConfig, pretrained_cfg: dict[str, Any]) -> HFViTConfig:
-    """A copy of `given`, a stock `TimmWrapperConfig` or our own; `pretrained_cfg` stands in where it has none."""
-    names = [given.id2label[index] for index in range(given.num_labels)]
-    values = {**given.to_dict(), "label_names": names, "num_classes": len(names)}
+def _to_hfvit_config(config: PretrainedConfig, pretrained_cfg: dict[str, Any]) -> HFViTConfig:
+    """Convert a `TimmWrapperConfig`, with a default for `pretrained_cfg`."""
+    names = [config.id2label[index] for index in range(config.num_labels)]
+    values = {**config.to_dict(), "label_names": names, "num_classes": len(names)}
     return HFViTConfig.from_dict({"pretrained_cfg": pretrained_cfg, **values})
 
 
 def _requested_labels(labels: list[str] | None, old_labels: list[str], kwargs: dict[str, Any]) -> list[str]:
-    """Class names from `labels`, else from transformers' `id2label` or `num_labels` in `kwargs`, else the old."""
-    id2label, num_labels = kwargs.pop("id2label", None), kwargs.pop("num_labels", None)
+    """Return `labels`, else those of `id2label` or `num_labels`, else the old ones."""
+    id2label = kwargs.pop("id2label", None)
+    num_labels = kwargs.pop("num_labels", None)
     kwargs.pop("label2id", None)
     if labels is not None:
         return list(labels)

@@ -1,4 +1,4 @@
-"""Recipe arguments for data, augmentation, model, fine-tuning and run; imports no torch."""
+"""Recipe arguments for data, augmentation, model, fine-tuning and run (no torch)."""
 
 import json
 from collections.abc import Iterable
@@ -12,11 +12,11 @@ NAN_POLICIES = ("stop", "rewind")
 BAD_IMAGES = ("error", "skip")
 POLICIES = ("basic", "trivial_augment", "rand_augment", "three_augment")
 
-# Used where there is one: it is no error when the data set has none.
+# Optional: a data set without this split is not an error.
 DEFAULT_TEST_SPLIT = "test"
 DEFAULT_TEST_FRACTION = 0.1
 
-# The metrics that are one number: what a training curve shows and what can select a checkpoint.
+# Metrics with one number, for training curves and metric_for_best_model.
 SCALAR_METRICS = ("accuracy", "top5_accuracy", "macro_f1", "loss", "ece")
 
 
@@ -34,7 +34,7 @@ def _check_fraction(key: str, value: float | None) -> None:
 
 
 def _check_positive(key: str, value: int | float | None) -> None:
-    _check(value is None or 0 < value < float("inf"), key, value, "a finite number above 0")
+    _check(value is None or 0 < value < float("inf"), key, value, "a positive, finite number")
 
 
 def _check_choice(key: str, value: Any, choices: Iterable[str]) -> None:
@@ -71,9 +71,9 @@ class DataArguments:
         " validation_split.",
     )
     max_train_samples: int | None = _field(
-        None, "Use at most this many training images, drawn with seed (of a stream the first). Default: all."
+        None, "Maximum number of training images, sampled with seed (of a stream the first ones). Default: all."
     )
-    max_eval_samples: int | None = _field(None, "Use at most this many images of each evaluation split. Default: all.")
+    max_eval_samples: int | None = _field(None, "Maximum number of images of each evaluation split. Default: all.")
     streaming: bool = _field(
         False, "Read the training split while training, for data larger than the disk. Needs validation_split."
     )
@@ -101,11 +101,11 @@ class DataArguments:
     )
     class_names: list[str] | None = field(
         default=None,
-        metadata={"help": "Class names in the order of integer labels, or a text file with one name a line."},
+        metadata={"help": "Class names in the order of integer labels, or a text file with one name per line."},
     )
     on_bad_image: str = _field(
         "error",
-        f"What an image that cannot be decoded does, one of {', '.join(BAD_IMAGES)}: skip counts and names it.",
+        f"On an image that cannot be decoded: {', '.join(BAD_IMAGES)}. skip: continue, and report number and names.",
     )
     allow_outside_paths: bool = _field(
         False, "Allow rows of tables to name images outside the folder of the table; only for tables that you trust."
@@ -113,7 +113,7 @@ class DataArguments:
 
     def __post_init__(self):
         if not self.dataset_name:
-            raise RecipeError("dataset_name: missing. Give a Hub id, a local folder, or 'digits'.")
+            raise RecipeError("dataset_name: missing. Pass a Hub id, a local folder, or 'digits'.")
         fraction = self.validation_fraction
         _check(0.0 < fraction < 1.0, "validation_fraction", fraction, "above 0 and below 1")
         _check_positive("max_train_samples", self.max_train_samples)
@@ -135,36 +135,38 @@ class DataArguments:
 
     @property
     def held_out_for_test(self) -> float:
-        """Fraction of local images without splits that is held out for a test."""
+        """Return the fraction of local images without splits to hold out for testing."""
         if self.test_fraction is not None:
             return self.test_fraction
         return DEFAULT_TEST_FRACTION if self.test_split else 0.0
 
     def _check_roles(self) -> None:
-        """Refuse one split in two roles; the default test split gives way (`data.splits`)."""
+        """Raise `RecipeError` for a split in two roles, except for the default test split."""
         if self.validation_split and self.validation_split == self.train_split:
             raise RecipeError(
-                f"validation_split: '{self.validation_split}' is the training split. Name another, or leave it out to"
-                " hold images out."
+                f"validation_split: must differ from train_split, got '{self.validation_split}'. Omit it to hold out"
+                " validation_fraction."
             )
         if self.test_split in (None, DEFAULT_TEST_SPLIT):
             return
         for role, name in (("training", self.train_split), ("validation", self.validation_split)):
             if self.test_split == name:
-                raise RecipeError(f"test_split: '{name}' is the {role} split. Name another, or none.")
+                raise RecipeError(
+                    f"test_split: must differ from the {role} split, got '{name}'. Pass none to omit it."
+                )
 
     def _check_streaming(self) -> None:
-        """Raise `RecipeError` for splits that cannot be used with a streamed training split."""
+        """Raise `RecipeError` for splits that do not work with streaming."""
         if not self.validation_split:
-            raise RecipeError("streaming: no fraction can be held out of a stream. Set validation_split.")
+            raise RecipeError("streaming: requires validation_split, as no fraction can be held out of a stream.")
         if self.on_bad_image == "skip":
-            raise RecipeError("on_bad_image: a stream cannot skip images. Set it to error, or streaming to false.")
+            raise RecipeError("on_bad_image: must be error with streaming, got 'skip'.")
         for key in ("train_split", "validation_split", "test_split"):
             name = getattr(self, key) or ""
             if "[" in name or "+" in name:
                 limit = "max_train_samples" if key == "train_split" else "max_eval_samples"
                 raise RecipeError(
-                    f"{key}: must be a whole split with streaming, got '{name}'. Limit its images with {limit}."
+                    f"{key}: must be a complete split with streaming, got '{name}'. Limit its images with {limit}."
                 )
         for key in ("validation_split", "test_split"):
             if getattr(self, key) == self.train_split:
@@ -197,17 +199,17 @@ class AugmentationArguments:
     cutmix_alpha: float = _field(
         0.0, "CutMix: paste a box of one image into another, its area from Beta(alpha, alpha). 0: off."
     )
-    random_erasing: float = _field(0.0, "Probability of replacing a box of the image by noise, 0 to 1.")
-    mix_off_epochs: float = _field(0, "Number of last epochs without mixup, CutMix and random erasing.")
+    random_erasing: float = _field(0.0, "Probability of random erasing (a box is replaced by noise), 0 to 1.")
+    mix_off_epochs: float = _field(0, "Number of final epochs without mixup, CutMix and random erasing.")
     repeated_augmentation: int = _field(
-        1, "Number of differently augmented copies of an image in a row; an epoch then has as many fewer images."
+        1, "Repeated augmentation: augmented copies of each image in a batch; an epoch has fewer different images."
     )
 
     def __post_init__(self):
         for key in ("crop_scale", "crop_ratio"):
             value = getattr(self, key)
             ascends = len(value) == 2 and 0 < value[0] <= value[1]
-            _check(ascends, key, value, "two numbers above 0, the smaller one first")
+            _check(ascends, key, value, "two positive numbers, the smaller one first")
         _check(self.crop_scale[1] <= 1.0, "crop_scale", self.crop_scale, "two fractions of the area, at most 1")
         _check_choice("policy", self.policy, POLICIES)
         magnitude = self.rand_augment_magnitude
@@ -220,11 +222,11 @@ class AugmentationArguments:
             _check_positive(key, getattr(self, key))
 
     def check_against(self, training) -> None:
-        """Raise `RecipeError` for what the batch and the length of `training` (its arguments) rule out."""
-        held = training.per_device_train_batch_size
-        if (self.mixup_alpha or self.cutmix_alpha) and held % 2:
+        """Raise `RecipeError` for options that the training arguments do not allow."""
+        batch_size = training.per_device_train_batch_size
+        if (self.mixup_alpha or self.cutmix_alpha) and batch_size % 2:
             raise RecipeError(
-                f"mixup_alpha, cutmix_alpha: need an even number of images per device, got {held}. Change"
+                f"mixup_alpha, cutmix_alpha: require an even number of images per device, got {batch_size}. Change"
                 " global_batch_size or per_device_train_batch_size."
             )
         if training.max_steps <= 0 and 0 < training.num_train_epochs <= self.mix_off_epochs:
@@ -240,16 +242,16 @@ class RunArguments:
 
     global_batch_size: int = _field(
         128,
-        "Images per optimizer step, over all processes; gradient accumulation follows from it and"
-        " per_device_train_batch_size.",
+        "Images per optimizer step over all processes; with per_device_train_batch_size it determines gradient"
+        " accumulation.",
     )
     layer_decay: float = _field(
         1.0, "Layer-wise learning rate decay: factor from each layer to the one below, above 0 and at most 1. 1: off."
     )
     ema_decay: float | None = _field(
         None,
-        "Decay of the exponential moving average (EMA) of the weights, which is then evaluated and saved; lowered for"
-        " short runs. At least 0 and below 1. Default: no EMA.",
+        "Decay of the exponential moving average (EMA) of the weights, which is evaluated and saved; reduced in short"
+        " runs. At least 0 and below 1. Default: no EMA.",
     )
     early_stopping_patience: int | None = _field(
         None, "Stop after this many evaluations without a better metric_for_best_model. Default: off."
@@ -264,23 +266,23 @@ class RunArguments:
     )
     nan_max_rewinds: int = _field(3, "Rewinds before the run stops. Only used with nan_policy=rewind.")
     overwrite_output_dir: bool = _field(
-        False, "Delete the run in output_dir and start a new one; other files there stay."
+        False, "Delete the run in output_dir and start a new one; other files are kept."
     )
     allow_changed_data: bool = _field(
-        False, "Resume although the data set changed and validation images may have been trained on."
+        False, "Resume although the data set changed, so that validation images may have been trained on."
     )
     keep_checkpoints: bool = _field(False, "Keep checkpoint-* (with optimizer state) after the run is finished.")
     expected_accuracy: list[float] | None = field(
         default=None,
-        metadata={"help": "Lowest and highest test accuracy in percent that hfvit verify expects; trains nothing."},
+        metadata={"help": "Lowest and highest test accuracy in percent for hfvit verify; does not affect training."},
     )
     expected_accuracy_measured: bool = _field(
         True,
-        "Whether a run stands behind expected_accuracy; below a guess hfvit verify does not fail.",
+        "Whether expected_accuracy was measured; if false, hfvit verify does not fail below it.",
     )
 
     def check(self) -> None:
-        """Raise `RecipeError` for a value out of range (TrainingArguments owns `__post_init__`)."""
+        """Raise `RecipeError` for a value out of range."""
         for key in ("global_batch_size", "early_stopping_patience", "nan_max_rewinds"):
             _check_positive(key, getattr(self, key))
         for key in ("layer_decay", "nan_lr_factor"):
@@ -294,7 +296,7 @@ class RunArguments:
 
 @dataclass
 class TrainerArguments:
-    """The options of transformers' TrainingArguments that most runs need, with hfvit's defaults."""
+    """Common options of transformers' TrainingArguments, with hfvit's defaults."""
 
     output_dir: str | None = _field(None, "Folder for the model, reports and checkpoints; created, one per run.")
     num_train_epochs: float = _field(3.0, "Number of passes over the training images, fractions allowed.")
@@ -373,8 +375,8 @@ class FinetuningArguments:
 
     finetuning: str = _field(
         "full",
-        f"Fine-tuning method: {', '.join(METHODS)}. full: all weights that freeze leaves; lora: low-rank adapters and"
-        " the head (needs peft); linear_probe: logistic regression on features of the frozen network.",
+        f"Fine-tuning method: {', '.join(METHODS)}. full: all weights except frozen ones; lora: low-rank adapters and"
+        " the head (needs peft); linear_probe: logistic regression on features of the frozen backbone.",
     )
     lora_rank: int = _field(8, "Rank of the LoRA matrices. Only used with finetuning=lora.")
     lora_alpha: float | None = _field(None, "LoRA scales its update by alpha / rank. Default: twice the rank.")
@@ -382,8 +384,8 @@ class FinetuningArguments:
     lora_targets: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Layers with LoRA, by the last part of their names, such as qkv proj fc1 fc2. Default: those of"
-            " every attention."
+            "help": "Layers with LoRA, by the last part of their names, such as qkv proj fc1 fc2. Default: all"
+            " attention projections."
         },
     )
     probe_c: list[float] = field(
@@ -398,17 +400,17 @@ class FinetuningArguments:
     )
     head_from_text: str | None = _field(
         None,
-        "CLIP or SigLIP checkpoint that the image tower model_name_or_path belongs to: the head starts from the text"
+        "CLIP or SigLIP checkpoint with the image tower of model_name_or_path: initialize the head with text"
         " embeddings of the class names.",
     )
     head_templates: list[str] = field(
         default_factory=lambda: ["a photo of a {}."],
-        metadata={"help": "Sentences for head_from_text, with {} for the class name; their embeddings are averaged."},
+        metadata={"help": "Prompts for head_from_text, with {} for the class name; their embeddings are averaged."},
     )
     class_balance: str = _field(
         "none",
-        f"For class imbalance: {', '.join(BALANCES)}. sample: draw every class equally often; weight: weight the loss"
-        " by inverse class frequency.",
+        f"For class imbalance: {', '.join(BALANCES)}. sample: sample all classes equally often; weight: weight the"
+        " loss by inverse class frequency.",
     )
     teacher: str | None = _field(
         None, "Checkpoint of a model with the same classes to distill from: a folder or a Hub id."
@@ -418,13 +420,13 @@ class FinetuningArguments:
         f"Target of distillation: {', '.join(DISTILLATIONS)}. soft: the teacher's probabilities; hard: its predicted"
         " class. Only used with teacher.",
     )
-    distillation_alpha: float = _field(0.5, "Weight of the distillation loss, 0 to 1; the labels have the rest.")
+    distillation_alpha: float = _field(0.5, "Weight of the distillation loss, 0 to 1; cross-entropy has 1 - alpha.")
     distillation_temperature: float = _field(2.0, "Temperature of both logits with distillation=soft.")
     progressive_image_size: list[int] | None = field(
         default=None,
         metadata={
-            "help": "Progressive resizing: ascending image sizes in pixels to start with, such as 96 160; each gets an"
-            " equal part of the steps, and image_size the last part."
+            "help": "Progressive resizing: ascending image sizes in pixels to train with before image_size, such as 96"
+            " 160, each for an equal part of the steps."
         },
     )
 
@@ -436,49 +438,54 @@ class FinetuningArguments:
         _check_fraction("lora_dropout", self.lora_dropout)
         alpha = self.distillation_alpha
         _check(0.0 <= alpha <= 1.0, "distillation_alpha", alpha, "between 0 and 1")
-        _check(bool(self.probe_c) and min(self.probe_c) > 0, "probe_c", self.probe_c, "one or more numbers above 0")
-        whole = bool(self.head_templates) and all(text.count("{}") == 1 for text in self.head_templates)
-        _check(whole, "head_templates", self.head_templates, "sentences, each with one {}")
+        _check(bool(self.probe_c) and min(self.probe_c) > 0, "probe_c", self.probe_c, "one or more positive numbers")
+        valid = bool(self.head_templates) and all(text.count("{}") == 1 for text in self.head_templates)
+        _check(valid, "head_templates", self.head_templates, "prompts, each with one {}")
         sizes = self.progressive_image_size
         ascend = sizes is None or (bool(sizes) and sizes == sorted(set(sizes)) and sizes[0] > 0)
         _check(ascend, "progressive_image_size", sizes, "ascending sizes in pixels, such as [96, 160]")
         _check(self.probe_passes >= 0, "probe_passes", self.probe_passes, "at least 0")
 
     def check_against(self, model, data, augmentation, training) -> None:
-        """Raise `RecipeError` for what the recipe's other sections rule out."""
+        """Raise `RecipeError` for conflicts with other sections of the recipe.
+
+        Args:
+            model: `ModelArguments`.
+            data: `DataArguments`.
+            augmentation: `AugmentationArguments`.
+            training: `HFViTTrainingArguments`.
+        """
         if self.finetuning != "full":
-            self._refuse(bool(model.freeze), "freeze", "It freezes the network itself. Leave freeze out")
-            self._refuse(bool(model.text_encoder), "text_encoder", "It is for images only. Use finetuning=full")
-            self._refuse(bool(model.patch_sizes), "patch_sizes", "It has one patch size. Use finetuning=full")
-            no_weights = not model.model_name_or_path
-            self._refuse(no_weights, "architecture", "It needs pretrained weights. Set model_name_or_path instead")
+            self._reject(bool(model.freeze), "freeze", "The method freezes the backbone itself. Omit freeze")
+            self._reject(bool(model.text_encoder), "text_encoder", "Use finetuning=full")
+            self._reject(bool(model.patch_sizes), "patch_sizes", "Use finetuning=full")
+            is_untrained = not model.model_name_or_path
+            self._reject(is_untrained, "architecture", "Set model_name_or_path to a pretrained model instead")
         if self.finetuning == "linear_probe":
             for key in ("mixup_alpha", "cutmix_alpha", "random_erasing"):
-                self._refuse(bool(getattr(augmentation, key)), key, "It is solved on whole images. Set it to 0")
-            self._refuse(data.streaming, "streaming", "It needs all images at once. Set it to false")
-            self._refuse(bool(self.teacher), "teacher", "It is solved on the labels. Leave teacher out")
-            self._refuse(self.class_balance == "sample", "class_balance", "It draws no images. Use weight")
-            self._refuse(training.ema_decay is not None, "ema_decay", "It takes no steps. Leave ema_decay out")
-            self._refuse(bool(self.head_from_text), "head_from_text", "It solves for the head. Leave it out")
+                self._reject(bool(getattr(augmentation, key)), key, "Set it to 0")
+            self._reject(data.streaming, "streaming", "The probe needs all images at once. Set it to false")
+            self._reject(bool(self.teacher), "teacher", "Omit teacher")
+            self._reject(self.class_balance == "sample", "class_balance", "Use weight")
+            self._reject(training.ema_decay is not None, "ema_decay", "There are no optimizer steps. Omit ema_decay")
+            self._reject(bool(self.head_from_text), "head_from_text", "The probe fits the head. Omit head_from_text")
         if self.head_from_text and (model.text_encoder or not model.model_name_or_path):
             raise RecipeError(
-                "head_from_text: needs model_name_or_path, the image tower of that checkpoint, and no text_encoder."
+                "head_from_text: requires model_name_or_path, the image tower of that checkpoint, and no text_encoder."
             )
         if self.progressive_image_size:
             others = {"text_encoder": model.text_encoder, "patch_sizes": model.patch_sizes}
             others["finetuning=linear_probe"] = self.finetuning == "linear_probe"
-            for other in (key for key, given in others.items() if given):
-                raise RecipeError(f"progressive_image_size: not available with {other}. Leave one of them out.")
+            for other in (key for key, is_set in others.items() if is_set):
+                raise RecipeError(f"progressive_image_size: not available with {other}. Omit one of them.")
         if self.teacher and model.text_encoder:
-            raise RecipeError("teacher: not available with text_encoder. A teacher sees images only.")
+            raise RecipeError("teacher: not available with text_encoder. Omit one of them.")
         if self.class_balance != "none" and data.streaming:
-            raise RecipeError(
-                f"class_balance: must be none with streaming, got '{self.class_balance}'. It needs all labels at once."
-            )
+            raise RecipeError(f"class_balance: must be none with streaming, got '{self.class_balance}'.")
 
-    def _refuse(self, condition: bool, key: str, why: str) -> None:
+    def _reject(self, condition: bool, key: str, remedy: str) -> None:
         if condition:
-            raise RecipeError(f"{key}: not available with finetuning={self.finetuning}. {why}.")
+            raise RecipeError(f"{key}: not available with finetuning={self.finetuning}. {remedy}.")
 
 
 FUSIONS = ("cross_attention", "concatenation")
@@ -486,7 +493,7 @@ FUSIONS = ("cross_attention", "concatenation")
 
 @dataclass
 class TextArguments:
-    """Text encoder beside the image model; needs text_column."""
+    """Text encoder of image-text models; needs text_column."""
 
     text_encoder: str | None = _field(
         None, "Text encoder of transformers, with its tokenizer, for text_column: a folder or a Hub id."
@@ -496,13 +503,14 @@ class TextArguments:
         "cross_attention", f"How image and text are combined: {', '.join(FUSIONS)}. Only used with text_encoder."
     )
     fusion_layers: int = _field(2, "Number of cross-attention blocks. Only used with fusion=cross_attention.")
-    max_text_length: int = _field(64, "Longest text, in tokens; the rest is cut off. Only used with text_encoder.")
+    max_text_length: int = _field(64, "Tokens that a text is truncated to. Only used with text_encoder.")
 
     def check_texts(self, data: DataArguments, augmentation: AugmentationArguments) -> None:
-        """Raise `RecipeError` for what a model that reads texts rules out, or lacks."""
+        """Raise `RecipeError` for options that image-text models do not support, or lack."""
         if (self.text_encoder is None) != (data.text_column is None):
-            given, lacks = ("text_encoder", "text_column") if self.text_encoder else ("text_column", "text_encoder")
-            raise RecipeError(f"{given}: needs {lacks}, too. Set both, or neither.")
+            if data.text_column:
+                raise RecipeError("text_column: requires text_encoder. Set both, or neither.")
+            raise RecipeError("text_encoder: requires text_column. Set both, or neither.")
         if self.text_encoder is None:
             return
         _check_choice("fusion", self.fusion, FUSIONS)
@@ -535,7 +543,7 @@ class ModelArguments(TextArguments):
     patch_sizes: list[int] | None = field(
         default=None,
         metadata={
-            "help": "FlexiViT: patch sizes in pixels, one drawn for each optimizer step; the saved model has its own."
+            "help": "FlexiViT: patch sizes in pixels, sampled in each optimizer step; the saved model keeps its own."
         },
     )
     drop_rate: float | None = _field(
@@ -552,8 +560,8 @@ class ModelArguments(TextArguments):
     def __post_init__(self):
         if (self.model_name_or_path is None) == (self.architecture is None):
             raise RecipeError(
-                "model_name_or_path, architecture: must be exactly one of them. Give a pretrained model to fine-tune,"
-                " or a model name to train from scratch."
+                "model_name_or_path, architecture: exactly one is required. Pass a pretrained model to fine-tune, or a"
+                " model name to train from scratch."
             )
         if isinstance(self.model_args, str):
             try:
@@ -567,7 +575,7 @@ class ModelArguments(TextArguments):
             "a mapping such as {depth: 8}",
         )
         if "img_size" in (self.model_args or {}):
-            raise RecipeError("model_args: img_size is not allowed. Set image_size, which preprocessing uses, too.")
+            raise RecipeError("model_args: must not have img_size. Set image_size, which preprocessing also uses.")
         _check_positive("image_size", self.image_size)
         sizes = self.patch_sizes
         several = sizes is None or len(set(sizes)) > 1
@@ -581,7 +589,7 @@ class ModelArguments(TextArguments):
 
     @property
     def timm_kwargs(self) -> dict[str, Any]:
-        """What timm.create_model gets: `model_args` plus the drop rates that were given."""
-        rates = ("drop_rate", "attn_drop_rate", "drop_path_rate")
-        given = {key: getattr(self, key) for key in rates if getattr(self, key) is not None}
-        return {**(self.model_args or {}), **given}
+        """Return the arguments of timm.create_model: `model_args` and drop rates."""
+        names = ("drop_rate", "attn_drop_rate", "drop_path_rate")
+        rates = {key: getattr(self, key) for key in names if getattr(self, key) is not None}
+        return {**(self.model_args or {}), **rates}

@@ -15,41 +15,41 @@ MAX_BYTES = 2**20
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """safe_load runs no code, but takes the last of two equal keys, and aliases, whose values multiply in any text."""
+    """Load YAML like `safe_load`, but reject repeated keys and aliases."""
 
     def compose_node(self, parent, index):
         if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not taken; write the value out")
+            raise yaml.YAMLError("aliases (*name) are not supported; write out the value")
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node, deep=False):
         keys = [key.value for key, _ in getattr(node, "value", ()) if isinstance(key, yaml.ScalarNode)]
-        if twice := next((key for place, key in enumerate(keys) if key in keys[:place]), None):
-            raise yaml.YAMLError(f"{twice} is given twice")
+        if repeated := next((key for index, key in enumerate(keys) if key in keys[:index]), None):
+            raise yaml.YAMLError(f"{repeated} is repeated")
         return super().construct_mapping(node, deep)
 
 
 def read_yaml(path: Path) -> Any:
-    """The values in a file; `RecipeError`, without the file's name, for what cannot be read."""
+    """Read a YAML file; raises `RecipeError`, without the file's name, on failure."""
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise RecipeError(f"cannot be read: it has {path.stat().st_size:,} bytes, and no recipe is so long.")
+            raise RecipeError(f"must have at most {MAX_BYTES:,} bytes, got {path.stat().st_size:,}.")
         return yaml.load(path.read_text(encoding="utf-8"), _PlainLoader)
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"cannot be read: {error}") from None
-    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the latter of numbers and days that are none
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # the latter two for invalid numbers and dates
         raise RecipeError(f"not valid YAML: {one_line(error)}") from None
     except RecursionError:
-        raise RecipeError("not valid YAML: it is nested without end.") from None
+        raise RecipeError("not valid YAML: nested too deeply.") from None
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """Name -> path of the recipes that come with hfvit."""
+    """Return the paths of shipped recipes by name."""
     return {path.stem: path for path in sorted(shipped("recipes").glob("*.yaml"))}
 
 
 def find_recipe(name: str) -> Path:
-    """The file that `name` means: a path, or the name of a shipped recipe."""
+    """Return the path of a recipe file or shipped recipe."""
     recipes = shipped_recipes()
     path = expand_user(name)
     if os.path.isfile(path):
@@ -57,17 +57,17 @@ def find_recipe(name: str) -> Path:
     if name in recipes:
         return recipes[name]
     if os.path.isdir(path):
-        raise RecipeError(f"RECIPE: must be a file, got the folder {path}. Name the recipe file in it.")
+        raise RecipeError(f"RECIPE: must be a file, got the folder {path}.")
     known = nearest(path.stem, recipes) or f" Shipped recipes: {', '.join(recipes)}."
-    raise RecipeError(f"RECIPE: no file and no shipped recipe, got '{name}'.{known}")
+    raise RecipeError(f"RECIPE: must be a file, a folder or a shipped recipe, got '{name}'.{known}")
 
 
 def read_head(path: Path) -> dict[str, str]:
     """Read the comment at the top of a recipe.
 
     Returns:
-        Its entries, such as `Time` and `Accuracy`, each with its text on one line, and under the empty key its first
-        line, which describes the recipe.
+        Entries such as `Time` and `Accuracy`, joined to one line each; the empty key has the first line, which
+        describes the recipe.
     """
     lines = path.read_text(encoding="utf-8").splitlines()
     comment = [line.removeprefix("#") for line in takewhile(lambda line: line.startswith("#"), lines)]

@@ -26,7 +26,13 @@ from hfvit.recipe.training_args import HFViTTrainingArguments
 
 
 class Need(NamedTuple):
-    """`keys` have an effect only where `met` holds; `need` says when, as in "only used with ..."."""
+    """Condition on which options have an effect.
+
+    Args:
+        keys: names of the options, separated by spaces.
+        need: the condition as text, after "only used".
+        met: the condition as a function of all options.
+    """
 
     keys: str
     need: str
@@ -37,7 +43,7 @@ def _augments(values: Mapping[str, Any]) -> bool:
     return values["finetuning"] != "linear_probe" or values["probe_passes"] > 0
 
 
-# Of several needs of a key, the first one that is not met is reported.
+# Only the first unmet need of a key is reported.
 NEEDS = (
     Need(
         "lora_rank lora_alpha lora_dropout lora_targets", "with finetuning=lora", lambda v: v["finetuning"] == "lora"
@@ -79,7 +85,7 @@ NEEDS = (
     Need("nan_lr_factor nan_max_rewinds", "with nan_policy=rewind", lambda v: v["nan_policy"] == "rewind"),
     Need("eval_steps", "with eval_strategy=steps", lambda v: v["eval_strategy"] == "steps"),
     Need("save_steps", "with save_strategy=steps", lambda v: v["save_strategy"] == "steps"),
-    Need(  # where eval_steps is not given, it is logging_steps
+    Need(  # logging_steps is the default of eval_steps
         "logging_steps",
         "with logging_strategy=steps",
         lambda v: "steps" in (v["logging_strategy"], v["eval_strategy"]),
@@ -87,17 +93,22 @@ NEEDS = (
 )
 
 
-def without_effect(given: Iterable[str], values: Mapping[str, Any]) -> str | None:
-    """A warning about the keys of `given` that have no effect beside `values`, which holds all keys; else None."""
-    idle: dict[str, list[str]] = {}
-    for key in given:
+def ignored_options(keys: Iterable[str], values: Mapping[str, Any]) -> str | None:
+    """Return a warning about options without effect, None if there are none.
+
+    Args:
+        keys: names of the options that were set.
+        values: values of all options.
+    """
+    ignored: dict[str, list[str]] = {}
+    for key in keys:
         unmet = next((need.need for need in NEEDS if key in need.keys.split() and not need.met(values)), None)
         if unmet:
-            idle.setdefault(unmet, []).append(key)
-    if not idle:
+            ignored.setdefault(unmet, []).append(key)
+    if not ignored:
         return None
-    told = "; ".join(f"{', '.join(keys)} (only used {need})" for need, keys in idle.items())
-    return f"Ignored options: {told}."
+    listed = "; ".join(f"{', '.join(names)} (only used {need})" for need, names in ignored.items())
+    return f"Ignored options: {listed}."
 
 
 SECRETS = re.compile(r"token", re.IGNORECASE)
@@ -105,8 +116,8 @@ _SECTIONS = (ModelArguments, FinetuningArguments, DataArguments, AugmentationArg
 _FIELDS = {field.name: field for section in _SECTIONS for field in dataclasses.fields(section)}
 _HINTS = {name: hint for section in _SECTIONS for name, hint in get_type_hints(section).items()}
 EXPECTATION = ("expected_accuracy", "expected_accuracy_measured")
-STARTS = ("model_name_or_path", "architecture")  # one on the command line takes the place of the other in the file
-# Of TrainingArguments' fields, those that a reader of recipe.yaml wants to see even at their defaults.
+STARTS = ("model_name_or_path", "architecture")  # either on the command line overrides both in the file
+# Fields of TrainingArguments that recipe.yaml has even at their defaults.
 _ALWAYS_RESOLVED = (
     "learning_rate", "weight_decay", "num_train_epochs", "max_steps", "optim", "max_grad_norm", "seed", "output_dir",
     "per_device_train_batch_size", "per_device_eval_batch_size", "lr_scheduler_type", "warmup_steps", "eval_strategy",
@@ -114,12 +125,24 @@ _ALWAYS_RESOLVED = (
     "ddp_find_unused_parameters", "remove_unused_columns", "logging_nan_inf_filter",
     "restore_callback_states_from_checkpoint", "resume_from_checkpoint", "push_to_hub", "hub_strategy", "report_to",
 )  # fmt: skip
+NULLS = ("none", "null")  # what a command line writes for null
 _WORDS = {int: "an integer", float: "a number", string_to_bool: "true or false"}
 
 
 @dataclass
 class Recipe:
-    """A resolved recipe: five checked configurations and the values that made them."""
+    """Hold the checked sections of a resolved recipe, and its values.
+
+    Args:
+        model: network, image size and freezing.
+        finetuning: fine-tuning method.
+        data: data set, splits and preprocessing.
+        augmentation: augmentation of training images.
+        training: training arguments.
+        source: recipe file.
+        values: resolved values for recipe.yaml.
+        ignored: warning about options without effect, or None.
+    """
 
     model: ModelArguments
     finetuning: FinetuningArguments
@@ -128,15 +151,15 @@ class Recipe:
     training: HFViTTrainingArguments
     source: Path
     values: dict[str, Any]
-    idle: str | None = None  # what was set without any effect, in words
+    ignored: str | None = None
 
     def to_yaml(self) -> str:
-        """The recipe as resolved: running it again is the same run. Tokens are left out."""
+        """Return the resolved recipe, which repeats the run, without tokens."""
         return yaml.safe_dump(self.values, sort_keys=False, allow_unicode=True)
 
     @property
     def checkpoints(self) -> dict[str, str | None]:
-        """Option -> the checkpoint that it names, of all checkpoints that a run reads."""
+        """Return all checkpoints that a run reads, by option."""
         return {
             "model_name_or_path": self.model.model_name_or_path,
             "text_encoder": self.model.text_encoder,
@@ -145,15 +168,15 @@ class Recipe:
         }
 
     def pin(self, dataset_commit: str | None) -> None:
-        """Resolve the data set's branch to the commit that was loaded; None for what has no commits."""
+        """Record the commit of the loaded data set; None for data without commits."""
         if dataset_commit:
             self.values["dataset_revision"] = dataset_commit
 
     def fit(self, images: int) -> None:
-        """Fit batch, evaluation and logging steps to a training split that is smaller than the recipe expects.
+        """Reduce batch, evaluation and logging steps for a small training split.
 
         Args:
-            images: of the training split.
+            images: number of training images.
         """
         for key, value in self.training.fit(images).items():
             self.values[key] = value
@@ -161,14 +184,14 @@ class Recipe:
 
 
 class _RecipeParser(HfArgumentParser):
-    """Report an error as a `RecipeError`; argparse would print the usage of two hundred options."""
+    """Raise `RecipeError` for errors; argparse would print the usage of 200 options."""
 
     def error(self, message):
         raise RecipeError(re.sub(r"^argument --(\w+)\S*: ", r"\1: ", message).rstrip(".") + ".")
 
 
 def build_parser() -> HfArgumentParser:
-    """Build a parser with every key of a recipe as an option; `--help` prints them all."""
+    """Build a parser with every key of a recipe as an option."""
     parser = _RecipeParser(
         _SECTIONS,
         prog="hfvit/train.py RECIPE",
@@ -178,7 +201,7 @@ def build_parser() -> HfArgumentParser:
     for action in parser._actions:
         if action.dest in _FIELDS and action.nargs != 0:
             action.type = _value_type(action, _may_be_null(action.dest))
-            if action.choices:  # checked by the type, with its own message
+            if action.choices:  # checked by the type function
                 action.metavar = f"{{{','.join(map(str, action.choices))}}}"
                 action.choices = None
     return parser
@@ -189,15 +212,15 @@ def _may_be_null(key: str) -> bool:
 
 
 def _value_type(action: argparse.Action, may_be_null: bool) -> Callable[[str], Any]:
-    """Return the action's type and choices as one function, with `none` for null and its own error messages."""
+    """Combine an action's type and choices in one function; `none` and `null` are null."""
     convert = action.type
     choices = action.choices
 
     def parse(text: str) -> Any:
-        if text.lower() == "none" and action.default != "none":
+        if text.lower() in NULLS and action.default != "none":
             if may_be_null:
                 return None
-            raise argparse.ArgumentTypeError(f"cannot be null, got '{text}'. Leave it out for its default")
+            raise argparse.ArgumentTypeError(f"cannot be null, got '{text}'. Omit it for its default")
         try:
             value = convert(text)
         except (ValueError, TypeError, argparse.ArgumentTypeError):
@@ -214,23 +237,22 @@ def load_recipe(argv: list[str]) -> Recipe:
     """Read `RECIPE [--key value ...]`.
 
     Args:
-        argv: the name of a shipped recipe or a YAML file, then options, which override the values of the file.
+        argv: name of a shipped recipe or YAML file, then options that override the file.
 
     Raises:
-        RecipeError: an unknown key or a value that is not allowed. The message begins with the option if it was given
-            in `argv`, and with the file and the key if it is in the file.
+        RecipeError: an unknown key or invalid value. The message begins with the option, or with file and key.
     """
     parser = build_parser()
     if not argv or argv[0].startswith("-"):
         if argv and argv[0] in ("-h", "--help"):
             parser.parse_args(argv)
-        raise RecipeError("RECIPE: missing. Name a YAML file or one of the recipes that `hfvit recipes` lists.")
+        raise RecipeError("RECIPE: missing. Pass a YAML file or a recipe of `hfvit recipes`.")
     source = find_recipe(argv[0])
     takes_list = {action.dest: action.nargs == "+" for action in parser._actions if action.dest != "help"}
     file_values = read_recipe(source, takes_list)
 
-    # Each value goes through the parser as if it had been typed. That coerces what YAML 1.1 misreads (1e-4 is a
-    # string to it, `no` is False), checks it once, and lets the command line, which comes last, win.
+    # The parser reads values of the file like options: it converts what YAML 1.1 misreads (1e-4 as a string, `no` as
+    # False), checks each once, and later words (the command line) win.
     parser.set_defaults(**{key: None for key, value in file_values.items() if value is None})
     typed = [word for key, value in file_values.items() if value is not None for word in _as_option(key, value)]
     try:
@@ -242,9 +264,9 @@ def load_recipe(argv: list[str]) -> Recipe:
         namespace = _parse(parser, [*typed, *argv[1:]])
     except RecipeError as error:
         raise _located(error, source, options) from None
-    for taken, left in (STARTS, STARTS[::-1]):
-        if taken in options and left not in options:
-            setattr(namespace, left, None)
+    for selected, other in (STARTS, STARTS[::-1]):
+        if selected in options and other not in options:
+            setattr(namespace, other, None)
 
     try:
         sections = _build_sections(parser, namespace)
@@ -252,11 +274,11 @@ def load_recipe(argv: list[str]) -> Recipe:
         raise _located(error, source, options, in_file=_fails_with(parser, from_file, str(error))) from None
 
     given = {**file_values, **_changed(vars(from_file), vars(namespace))}
-    # A resolved recipe holds every key: of a file's, those that are not at their defaults were meant.
-    meant = [key for key in file_values if vars(from_file)[key] != parser.get_default(key)]
-    in_force = {key: getattr(section, key) for section in sections for key in vars(section) if key in _FIELDS}
-    idle = without_effect(dict.fromkeys([*meant, *options]), in_force)
-    return Recipe(*sections, source, _resolved(*sections, typed=vars(namespace), given=given), idle)
+    # A resolved recipe has every key, so only values of the file other than the defaults count as set.
+    intended = [key for key in file_values if vars(from_file)[key] != parser.get_default(key)]
+    values = {key: getattr(section, key) for section in sections for key in vars(section) if key in _FIELDS}
+    ignored = ignored_options(dict.fromkeys([*intended, *options]), values)
+    return Recipe(*sections, source, _resolved(*sections, typed=vars(namespace), given=given), ignored)
 
 
 def _parse(parser: HfArgumentParser, words: list[str]) -> argparse.Namespace:
@@ -266,8 +288,8 @@ def _parse(parser: HfArgumentParser, words: list[str]) -> argparse.Namespace:
         name = unknown[0].partition("=")[0]
         if not name.startswith("--"):
             raise RecipeError(f"{name}: unexpected argument. Write options as --key value.")
-        written = f"--{name[2:].replace('-', '_')}"
-        raise RecipeError(f"{name}: unknown option.{nearest(written, [f'--{key}' for key in _FIELDS])}")
+        option = f"--{name[2:].replace('-', '_')}"
+        raise RecipeError(f"{name}: unknown option.{nearest(option, [f'--{key}' for key in _FIELDS])}")
     for key, value in vars(namespace).items():
         if isinstance(value, list) and None in value:
             if len(value) > 1:
@@ -277,17 +299,17 @@ def _parse(parser: HfArgumentParser, words: list[str]) -> argparse.Namespace:
 
 
 def _given_options(parser: HfArgumentParser, words: list[str]) -> list[str]:
-    """Keys of the options in `words`, without those that are unknown."""
+    """Return the keys of known options in `words`."""
     names = [word.partition("=")[0] for word in words]
     return [parser._option_string_actions[name].dest for name in names if name in parser._option_string_actions]
 
 
 def _build_sections(parser: HfArgumentParser, namespace: argparse.Namespace) -> tuple:
-    """Build the checked sections of a recipe; raise `RecipeError` for values that are not allowed."""
+    """Build the sections of a recipe; raise `RecipeError` for invalid values."""
     try:
         sections = parser.parse_dict(vars(namespace))
     except (ValueError, TypeError, NotImplementedError, ImportError, OSError) as error:
-        # checks of TrainingArguments and accelerate that hfvit does not make before
+        # remaining checks of TrainingArguments and accelerate
         raise RecipeError(one_line(error)) from None
     model, finetuning, data, augmentation, training = sections
     augmentation.check_against(training)
@@ -297,7 +319,7 @@ def _build_sections(parser: HfArgumentParser, namespace: argparse.Namespace) -> 
 
 
 def _fails_with(parser: HfArgumentParser, namespace: argparse.Namespace, message: str) -> bool:
-    """Whether these values alone raise an error with this message."""
+    """Return whether these values alone raise an error with this message."""
     try:
         _build_sections(parser, namespace)
     except RecipeError as error:
@@ -306,7 +328,7 @@ def _fails_with(parser: HfArgumentParser, namespace: argparse.Namespace, message
 
 
 def _located(error: RecipeError, source: Path, options: list[str], in_file: bool = False) -> RecipeError:
-    """The error with `--` before the keys that are given as options, or else with the file that it is in."""
+    """Name the options (with `--`) or the file that an error is about."""
     head, colon, rest = str(error).partition(": ")
     keys = head.split(", ")
     if colon and set(keys) & set(options):
@@ -315,9 +337,14 @@ def _located(error: RecipeError, source: Path, options: list[str], in_file: bool
 
 
 def read_recipe(path: Path, takes_list: dict[str, bool]) -> dict[str, Any]:
-    """The file's keys and values as YAML gives them; `RecipeError` when it is not a flat mapping of known keys.
+    """Read keys and values of a recipe file.
 
-    `takes_list` holds the known keys, and whether each takes a list.
+    Args:
+        path: recipe file.
+        takes_list: whether each known key has a list.
+
+    Raises:
+        RecipeError: the file is not a flat mapping of known keys.
     """
     try:
         values = read_yaml(path)
@@ -329,14 +356,14 @@ def read_recipe(path: Path, takes_list: dict[str, bool]) -> dict[str, Any]:
         if key not in takes_list:
             raise RecipeError(f"{path}: {key}: unknown key.{nearest(str(key), takes_list)}")
         if value is None and not _may_be_null(key):
-            raise RecipeError(f"{path}: {key}: cannot be null. Leave the line out for its default.")
+            raise RecipeError(f"{path}: {key}: cannot be null. Omit the line for its default.")
         if isinstance(value, list) and not takes_list[key]:
             raise RecipeError(f"{path}: {key}: must be one value, got the list {value}.")
     return values
 
 
 def as_options(fields: Mapping[str, Any]) -> list[str]:
-    """Command-line words for keys of a recipe; None becomes `none`, and a path its text."""
+    """Convert keys and values to command-line words, None to `none`."""
     words: list[str] = []
     for key, value in fields.items():
         if key not in _FIELDS:
@@ -354,7 +381,7 @@ def _as_option(key: str, value: Any) -> list[str]:
         try:
             return [f"--{key}={json.dumps(value)}"]
         except (TypeError, ValueError) as error:
-            raise RecipeError(f"{key}: must hold names, numbers and text only: {one_line(error)}.") from None
+            raise RecipeError(f"{key}: must have names, numbers and text only: {one_line(error)}.") from None
     if value is False and str in (_HINTS[key], *get_args(_HINTS[key])):
         return [f"--{key}=no"]  # YAML 1.1's reading of a bare `no`
     return [f"--{key}={value}"]
@@ -365,21 +392,21 @@ def _changed(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
 
 
 def _resolved(*sections, typed: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """hfvit's own fields in full; of TrainingArguments' the usual ones and those that were given."""
+    """Return hfvit's fields, and those of TrainingArguments that are common or set."""
     *own_sections, training = sections
     own = {key: value for section in own_sections for key, value in dataclasses.asdict(section).items()}
     own |= {field.name: getattr(training, field.name) for field in dataclasses.fields(RunArguments)}
     theirs = {key: typed[key] for key in (*_ALWAYS_RESOLVED, *given) if key not in own}
-    # Acts, not properties of the run: repeating it must not push over its repository. The expected accuracy is that of
-    # the recipe as it stands, not of a run with other options.
-    moment = (
+    # Omitted: actions that a repeated run must not repeat, such as pushing, and the expected accuracy, which other
+    # options change.
+    omitted = (
         "overwrite_output_dir", "allow_changed_data", "resume_from_checkpoint", "push_to_hub", *EXPECTATION,
     )  # fmt: skip
     return {
         key: value
         for key, value in {**own, **theirs}.items()
-        if key not in moment
+        if key not in omitted
         and not key.startswith("hub_")
         and not SECRETS.search(key)
-        and not (value is None and _FIELDS[key].default is None)  # null only where that is not the default
+        and not (value is None and _FIELDS[key].default is None)  # null only if it is not the default
     }

@@ -1,4 +1,4 @@
-"""`HFViTTrainingArguments`: transformers' TrainingArguments with hfvit's fields and defaults."""
+"""`HFViTTrainingArguments`: TrainingArguments with hfvit's fields and defaults."""
 
 import json
 import logging
@@ -21,7 +21,7 @@ from transformers.utils import is_torch_tf32_available
 
 from hfvit.errors import RecipeError, nearest, one_line
 from hfvit.recipe.arguments import SCALAR_METRICS, RunArguments, TrainerArguments
-from hfvit.utils.environment import share_of_cores
+from hfvit.utils.environment import cores_per_process
 
 logger = logging.getLogger(__name__)
 
@@ -32,9 +32,9 @@ NOT_AVAILABLE: dict[str, tuple[Any, str]] = {
     "dataloader_drop_last": (False, "It would skip images in evaluation; training drops its incomplete batch anyway."),
     "auto_find_batch_size": (False, "A batch that does not fit is split anyway, and the global batch stays."),
     "enable_jit_checkpoint": (False, "A run saves on SIGTERM and SIGINT anyway, and then ends."),
-    "batch_eval_metrics": (False, "Metrics are computed over the whole split."),
+    "batch_eval_metrics": (False, "Metrics are computed over the complete split."),
     "prediction_loss_only": (False, "Metrics need the predictions."),
-    "eval_do_concat_batches": (True, "Metrics are computed over the whole split."),
+    "eval_do_concat_batches": (True, "Metrics are computed over the complete split."),
     "include_for_metrics": ([], "Metrics are computed from logits and labels."),
     "train_sampling_strategy": ("random", "Images have no length. For class imbalance use class_balance."),
     "label_names": (None, "Set label_column to choose the column of the labels."),
@@ -56,32 +56,32 @@ CHOICES = {
     "lr_scheduler_type": [item.value for item in SchedulerType],
     "optim": [item.value for item in OptimizerNames],
 }
-# These build parameter groups of their own, without weight decay by layer and layer-wise learning rates.
+# These optimizers build other parameter groups, without layer-wise learning rates.
 OPTIMIZERS_NOT_AVAILABLE = ("galore", "apollo", "lomo", "adalomo")
-# Options that may hold a mapping or, as text, the path of a JSON file.
+# Options with a mapping or the path of a JSON file.
 MAPPINGS_IN_FILES = ("accelerator_config", "fsdp_config")
 
 
 @dataclass
 class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
-    """Every field of `TrainingArguments`, those of `RunArguments`, and hfvit's own defaults.
+    """All fields of `TrainingArguments` and `RunArguments`, with hfvit's defaults.
 
-    After construction `per_device_train_batch_size` and `gradient_accumulation_steps` hold what `global_batch_size`
-    means on this many processes. Batch 8 is 8, 2 x 4 accumulated or 4 on each of 2 processes, with equal results but
-    for the draws of dropout and stochastic depth, the partners of mixup and CutMix, and the order of a stream.
+    The constructor sets `per_device_train_batch_size` and `gradient_accumulation_steps` so that their product over all
+    processes is `global_batch_size`. Results do not depend on the split, except for the random numbers of dropout and
+    stochastic depth, the pairs of mixup and CutMix, and the order of a stream.
 
     Raises:
-        RecipeError: a value out of range, options that exclude each other, or an optimizer or schedule that cannot be
-            created; the message begins with the option.
+        RecipeError: a value is out of range, options exclude each other, or optimizer or schedule cannot be created;
+            the message begins with the option.
     """
 
-    # Every weight that trains is used in every step; looking for others costs a pass over the graph.
+    # Every trainable weight is used in every step, and the search costs a pass over the graph.
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Look for weights without a gradient in DistributedDataParallel."}
     )
     # The image column would be dropped: no forward() argument has its name (transformers#24506).
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must be false: images would be dropped."})
-    # The filter hides a NaN loss and waits for the device at every step.
+    # The filter hides a NaN loss and synchronizes with the device in every step.
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Must be false: it hides a NaN loss."})
     restore_callback_states_from_checkpoint: bool = field(
         default=True, metadata={"help": "Resume with the early-stopping count of the checkpoint."}
@@ -105,39 +105,40 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
         self.chooses_workers = self.dataloader_num_workers is None
         self.dataloader_num_workers = self.dataloader_num_workers or 0
 
-        # The Trainer does not read the launcher's `use_cpu`: without this, each process of a CPU launch would train
-        # alone, as if it were the only one (transformers 5.23).
+        # The Trainer ignores the launcher's `use_cpu`, so that each process of a CPU launch would train separately
+        # (transformers 5.23).
         self.use_cpu |= parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
 
         if self.tf32 and not is_torch_tf32_available():
-            raise RecipeError("tf32: needs an NVIDIA GPU from Ampere on. Leave it out.")
+            raise RecipeError("tf32: requires an NVIDIA GPU from Ampere on. Omit it.")
         if not self.use_cpu:
             if self.tf32 is None:
                 self.tf32 = is_torch_tf32_available()
-            # From pinned memory a batch is copied while the device computes.
+            # Copies from pinned memory overlap with computation.
             self.accelerator_config = self.accelerator_config or {"non_blocking": self.dataloader_pin_memory}
 
-        # The Trainer pushes its own selection of files while it trains; hfvit pushes the finished run, once.
-        self.push_at_end, self.push_to_hub = self.push_to_hub, False
+        # hfvit pushes the finished run instead of the Trainer's selection of files during training.
+        self.push_at_end = self.push_to_hub
+        self.push_to_hub = False
 
         super().__post_init__()
 
         if self.accelerator_config.dispatch_batches or self.accelerator_config.split_batches:
             raise RecipeError(
-                "accelerator_config: dispatch_batches and split_batches are not available. They split batches, which"
-                " hfvit reads whole; leave them out."
+                "accelerator_config: dispatch_batches and split_batches are not available, as each process reads its"
+                " own batches. Omit them."
             )
         if self.n_gpu > 1:
-            # The Trainer would fall back to DataParallel, whose replicas this model cannot run in.
-            logger.warning("Using one of %d GPUs; `accelerate launch` uses them all.", self.n_gpu)
+            # The Trainer would use DataParallel, which the model does not support.
+            logger.warning("Using one of %d GPUs. Use `accelerate launch` for all of them.", self.n_gpu)
             self._n_gpu = 1
-        self.dataloader_pin_memory &= self.device.type == "cuda"  # elsewhere it does nothing but warn
+        self.dataloader_pin_memory &= self.device.type == "cuda"  # otherwise PyTorch warns
         if self.mixed_precision == "fp16" and self.device.type == "cpu":
-            raise RecipeError("fp16: needs a GPU. On the CPU use bf16 (--bf16 true) or full precision.")
+            raise RecipeError("fp16: requires a GPU. On the CPU use bf16 (--bf16 true) or full precision.")
         available = get_available_reporting_integrations()
         for tracker in set(self.report_to) - set(available):
-            has = f"installed: {', '.join(available)}" if available else "none is installed"
-            raise RecipeError(f"report_to: must be an installed tracker ({has}), got '{tracker}'.")
+            installed = ", ".join(available) or "none"
+            raise RecipeError(f"report_to: must be an installed tracker (found: {installed}), got '{tracker}'.")
         self._check_optimizer()
         self.requested_batch = self.per_device_train_batch_size or math.inf
         self.per_device_train_batch_size, self.gradient_accumulation_steps = split_batch(
@@ -145,93 +146,94 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
         )
 
     def choose_workers(self, decoding: bool) -> None:
-        """Set `dataloader_num_workers` where the recipe left it open.
+        """Set `dataloader_num_workers` if the recipe has none.
 
-        Decoding gets the cores that this process can have, up to 8; reading an array is a copy, for which one worker
-        is enough beside a GPU. On a processor the training itself uses all cores: decoding goes on beside it, and an
-        array is read in between.
+        Decoding uses the cores of this process, up to 8 on a GPU and half of them on a CPU, where training uses all
+        cores. Reading decoded images from an array needs one worker on a GPU, none on a CPU.
+
+        Args:
+            decoding: whether images are decoded rather than read from an array.
         """
         if not self.chooses_workers:
             return
         on_gpu = self.device.type == "cuda"
-        share = share_of_cores(self.world_size)
+        cores = cores_per_process(self.world_size)
         if decoding:
-            self.dataloader_num_workers = min(8, share) if on_gpu else max(1, share // 2)
+            self.dataloader_num_workers = min(8, cores) if on_gpu else max(1, cores // 2)
         else:
             self.dataloader_num_workers = int(on_gpu)
 
     def fit(self, images: int) -> dict[str, int]:
-        """Fit the batch and the steps between evaluations and log lines to a small training split.
+        """Reduce batch size and intervals of evaluation for a small training split.
 
-        A batch that the images do not fill becomes the largest power of two that they do. Steps that are more than
-        the run has become one epoch. Nothing changes where the recipe's values can be used; the log tells what did.
+        A batch larger than the split becomes the largest power of two that fits, and intervals longer than the run
+        become one epoch. Changes are logged.
 
         Args:
-            images: of the training split.
+            images: number of training images.
 
         Returns:
-            The options that changed, with their values.
+            The changed options with their values.
         """
         changed: dict[str, int] = {}
         batch = self.world_size * 2 ** int(math.log2(max(1, images // self.world_size)))
         if images < self.global_batch_size and batch <= images:
             changed["global_batch_size"] = batch
             self.global_batch_size = batch
-            share = batch // self.world_size
-            fits = min(share, self.requested_batch)
+            per_device = batch // self.world_size
+            limit = min(per_device, self.requested_batch)
             self.per_device_train_batch_size = max(
-                size for size in range(1, share + 1) if size <= fits and share % size == 0
+                size for size in range(1, per_device + 1) if size <= limit and per_device % size == 0
             )
-            self.gradient_accumulation_steps = share // self.per_device_train_batch_size
+            self.gradient_accumulation_steps = per_device // self.per_device_train_batch_size
         epoch = max(1, images // self.global_batch_size)
         steps = math.ceil(epoch * self.num_train_epochs)
         if self.max_steps <= 0:
-            for what in ("eval", "save", "logging"):
-                key = f"{what}_steps"
-                if getattr(self, f"{what}_strategy") == "steps" and getattr(self, key) > steps:
+            for event in ("eval", "save", "logging"):
+                key = f"{event}_steps"
+                if getattr(self, f"{event}_strategy") == "steps" and getattr(self, key) > steps:
                     changed[key] = min(epoch, steps)
                     setattr(self, key, changed[key])
         if changed:
-            told = ", ".join(f"{key}={value}" for key, value in changed.items())
-            logger.warning(
-                "%d training images are fewer than the recipe expects, %d steps an epoch; using %s",
-                images,
-                epoch,
-                told,
-            )
+            values = ", ".join(f"{key}={value}" for key, value in changed.items())
+            logger.warning("Only %d training images (%d steps per epoch). Using %s.", images, epoch, values)
         return changed
 
     @property
     def order_seed(self) -> int:
-        """Seed of the order of the training images."""
+        """Return the seed of the order of training images."""
         return self.seed if self.data_seed is None else self.data_seed
 
     def check_stream(self, images: int | None) -> None:
-        """Raise `RecipeError` for options that need the length of a stream; it has `images`, None if unknown."""
+        """Raise `RecipeError` for options that require epochs, for streaming.
+
+        Args:
+            images: number of images in the stream, None if unknown.
+        """
         steps = images and max(1, images // self.global_batch_size)
         if self.max_steps <= 0:
             number = f"{math.ceil(steps * self.num_train_epochs)}" if steps else "the number of optimizer steps"
-            why = f": num_train_epochs {self.num_train_epochs:g} of its {images:,} images" if steps else ""
-            raise RecipeError(f"max_steps: a stream has no end. Set max_steps to {number}{why}.")
-        epoch = f"; {steps} steps see as many images as there are" if steps else ""
+            reason = f" ({self.num_train_epochs:g} epochs of {images:,} images)" if steps else ""
+            raise RecipeError(f"max_steps: required with streaming. Set it to {number}{reason}.")
+        epoch = f" ({steps} steps are one epoch)" if steps else ""
         for key in ("eval_strategy", "save_strategy", "logging_strategy"):
             if getattr(self, key) == "epoch":
-                also = {"eval_strategy": "eval_steps"}.get(key, key.replace("strategy", "steps"))
+                interval = key.replace("strategy", "steps")
                 raise RecipeError(
-                    f"{key}: must not be epoch, since a stream has no end. Set {key} to steps, and {also}{epoch}."
+                    f"{key}: must not be epoch with streaming. Set {key} to steps, and {interval}{epoch}."
                 )
 
     def _check_available(self) -> None:
         """Raise `RecipeError` for settings of TrainingArguments that hfvit cannot honor."""
         if not self.output_dir:
-            raise RecipeError("output_dir: missing. Name a folder for the run.")
+            raise RecipeError("output_dir: missing. Pass a folder for the run.")
         for key, (only, reason) in NOT_AVAILABLE.items():
             value = getattr(self, key)
             if value != only and (value or only):
                 raise RecipeError(f"{key}: not available in hfvit, got {_shown(value)}. {reason}")
         if _shown(self.optim).strip("'").startswith(OPTIMIZERS_NOT_AVAILABLE):
             raise RecipeError(
-                f"optim: not available in hfvit, got {_shown(self.optim)}. It builds parameter groups of its own; use"
+                f"optim: not available in hfvit, got {_shown(self.optim)}. It requires other parameter groups; use"
                 " adamw_torch_fused."
             )
 
@@ -256,8 +258,8 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
         for key in ("adam_beta1", "adam_beta2", "label_smoothing_factor"):
             self._require(key, lambda value: 0 <= value < 1, "at least 0 and below 1")
         for key in ("logging_steps", "eval_steps", "save_steps"):
-            whole_or_ratio = "a whole number above 0, or a fraction of the run below 1"
-            self._require(key, lambda value: 0 < value < math.inf and (value < 1 or value % 1 == 0), whole_or_ratio)
+            allowed = "a positive integer, or a fraction of the run below 1"
+            self._require(key, lambda value: 0 < value < math.inf and (value < 1 or value % 1 == 0), allowed)
         for key in ("seed", "data_seed"):
             self._require(key, lambda value: 0 <= value < 2**32, "an integer from 0 to 4,294,967,295")
         metric = self.metric_for_best_model
@@ -277,50 +279,52 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
     def _check_combinations(self) -> None:
         """Raise `RecipeError` for options that exclude each other or need another one."""
         if self.push_to_hub and not self.hub_model_id:
-            raise RecipeError("push_to_hub: needs the repository. Set hub_model_id to user/name.")
+            raise RecipeError("push_to_hub: requires hub_model_id. Set it to user/name.")
         if self.push_to_hub and self.hub_strategy != "end":
             raise RecipeError(f"hub_strategy: must be end, got '{self.hub_strategy}'. hfvit pushes the finished run.")
         if self.fp16 and self.bf16:
-            raise RecipeError("fp16, bf16: must not both be true. Leave one of them out.")
+            raise RecipeError("fp16, bf16: must not both be true. Omit one of them.")
         if self.eval_strategy == "no":
             if self.early_stopping_patience:
-                raise RecipeError("early_stopping_patience: needs evaluations. Set eval_strategy to epoch or steps.")
+                raise RecipeError(
+                    "early_stopping_patience: requires evaluations. Set eval_strategy to epoch or steps."
+                )
             if self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):
                 raise RecipeError(
-                    f"lr_scheduler_type: {self.lr_scheduler_type} needs evaluations. Set eval_strategy to epoch or"
+                    f"lr_scheduler_type: {self.lr_scheduler_type} requires evaluations. Set eval_strategy to epoch or"
                     " steps."
                 )
         for key, config in (("fsdp", "fsdp"), ("ddp_backend", "multi_gpu")):
             if getattr(self, key) and "LOCAL_RANK" not in os.environ:
                 raise RecipeError(
-                    f"{key}: needs several processes, got one. Use accelerate launch --config_file"
+                    f"{key}: requires several processes, got one. Use accelerate launch --config_file"
                     f" accelerate_configs/{config}.yaml."
                 )
         for key in ("dataloader_prefetch_factor", "dataloader_persistent_workers"):
             if getattr(self, key) and not self.dataloader_num_workers:
-                raise RecipeError(f"{key}: needs worker processes. Set dataloader_num_workers to 1 or more.")
+                raise RecipeError(f"{key}: requires worker processes. Set dataloader_num_workers to 1 or more.")
         if self.load_best_model_at_end and self.eval_strategy != "no":
             self._check_saves_the_best()
         if self.nan_policy == "rewind" and self.save_only_model:
-            raise RecipeError("nan_policy: rewind needs complete checkpoints. Leave save_only_model out.")
+            raise RecipeError("nan_policy: rewind requires complete checkpoints. Omit save_only_model.")
         if self.ema_decay and self.save_only_model:
-            raise RecipeError("save_only_model: not available with ema_decay, whose checkpoints hold both weights.")
+            raise RecipeError("save_only_model: not available with ema_decay, as checkpoints have both weights.")
 
     def _check_saves_the_best(self) -> None:
-        """Raise `RecipeError` where the checkpoint of the best evaluation might not be saved."""
+        """Raise `RecipeError` if the checkpoint of the best evaluation might not be saved."""
         if self.save_strategy not in (None, "best", self.eval_strategy):
             raise RecipeError(
                 f"save_strategy: must be eval_strategy ({self.eval_strategy}) or best with load_best_model_at_end, got"
-                f" '{self.save_strategy}'. Leave save_strategy out."
+                f" '{self.save_strategy}'. Omit save_strategy."
             )
         if self.save_strategy == self.eval_strategy == "steps" and self.save_steps != self.eval_steps:
             raise RecipeError(
                 f"save_steps: must be eval_steps ({self.eval_steps or self.logging_steps:g}) with"
-                f" load_best_model_at_end, got {self.save_steps:g}. Leave save_strategy and save_steps out."
+                f" load_best_model_at_end, got {self.save_steps:g}. Omit save_strategy and save_steps."
             )
 
     def _check_optimizer(self) -> None:
-        """Raise `RecipeError` where optimizer or schedule cannot be created, by creating them for one weight."""
+        """Raise `RecipeError` if the optimizer or schedule cannot be created."""
         from transformers import Trainer
 
         weight = torch.nn.Parameter(torch.zeros(1))
@@ -341,7 +345,7 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
 
 @contextmanager
 def wrap_errors(key: str, value: Any) -> Iterator[None]:
-    """Raise `RecipeError` about option `key` for a library's error about its value."""
+    """Convert a library's error about a value to a `RecipeError` about option `key`."""
     try:
         yield
     except (ValueError, TypeError, LookupError, ArithmeticError, NotImplementedError, ImportError) as error:
@@ -349,9 +353,10 @@ def wrap_errors(key: str, value: Any) -> Iterator[None]:
 
 
 def _read_mapping(key: str, value: Any) -> dict | None:
-    """Read an option that is a mapping, JSON or, where that is allowed, the path of a JSON file.
+    """Read an option that is a mapping, JSON or, for some, the path of a JSON file.
 
-    Raises `RecipeError` for any other value.
+    Raises:
+        RecipeError: the value is none of them.
     """
     if not isinstance(value, str):
         return value if isinstance(value, dict) else None
@@ -372,15 +377,24 @@ def _read_mapping(key: str, value: Any) -> dict | None:
 
 
 def _shown(value: Any) -> str:
-    """A value as a recipe has it."""
+    """Format a value as in a recipe."""
     value = getattr(value, "value", value)
     return f"'{value}'" if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def split_batch(global_batch_size: int, devices: int, per_device: int | None = None) -> tuple[int, int]:
-    """(images per device and forward pass, accumulation steps) whose product over `devices` is the global batch.
+    """Split a global batch over devices and accumulation steps.
 
-    `per_device` is an upper bound that must divide each device's share; `RecipeError` names the nearest that works.
+    Args:
+        global_batch_size: images per optimizer step.
+        devices: number of processes.
+        per_device: maximum number of images per forward pass; None for no limit.
+
+    Returns:
+        Images per device and forward pass, and accumulation steps.
+
+    Raises:
+        RecipeError: the batch is not divisible; the message has the nearest divisible value.
     """
     if global_batch_size % devices:
         down = global_batch_size - global_batch_size % devices
@@ -389,12 +403,12 @@ def split_batch(global_batch_size: int, devices: int, per_device: int | None = N
             f"global_batch_size: must be divisible by the number of devices ({devices}), got {global_batch_size}. Use"
             f" {works}."
         )
-    share = global_batch_size // devices
-    per_device = min(per_device or share, share)
-    if share % per_device:
-        fits = max(size for size in range(1, per_device + 1) if share % size == 0)
+    device_batch = global_batch_size // devices
+    per_device = min(per_device or device_batch, device_batch)
+    if device_batch % per_device:
+        nearest_size = max(size for size in range(1, per_device + 1) if device_batch % size == 0)
         raise RecipeError(
-            f"per_device_train_batch_size: must divide the {share} images per device (global_batch_size"
-            f" {global_batch_size} on {devices} devices), got {per_device}. Use {fits}."
+            f"per_device_train_batch_size: must divide the {device_batch} images per device (global_batch_size"
+            f" {global_batch_size} on {devices} devices), got {per_device}. Use {nearest_size}."
         )
-    return per_device, share // per_device
+    return per_device, device_batch // per_device

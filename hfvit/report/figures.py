@@ -17,18 +17,18 @@ from hfvit.utils.files import temporary_file
 
 matplotlib.use("Agg")
 
-MOST_NAMES = 120  # class names along an axis; more could not be read
-MOST_LETTERS = 24  # of a class name
+MAX_AXIS_NAMES = 120  # class names along an axis; more would not be readable
+MAX_NAME_LENGTH = 24  # characters of a class name
 _MATRIX_TICKS = (0, 0.01, 0.05, 0.2, 0.5, 1)
 
 
 @dataclass(frozen=True)
 class Theme:
-    """Colors of one background.
+    """Colors of the light or the dark version of a plot.
 
-    Text has 4.5 : 1 to the paper and marks 3 : 1 (WCAG 2.2), and first, second and third stay apart for color-blind
-    readers: they are Okabe and Ito's, or lighter ones of the same hues. The paper is opaque: a page may be in another
-    theme than its reader's system, and transparent pictures would then be unreadable.
+    Contrast to the background is at least 4.5 : 1 for text and 3 : 1 for marks (WCAG 2.2). The three line colors are
+    Okabe and Ito's, or lighter ones of the same hues, which color-blind readers can tell apart. The background is
+    opaque, since a transparent plot would be unreadable on a page whose theme differs from that of the system.
     """
 
     suffix: str
@@ -56,7 +56,8 @@ class Theme:
         }  # fmt: skip
 
     @property
-    def shades(self) -> LinearSegmentedColormap:
+    def colormap(self) -> LinearSegmentedColormap:
+        """Sequential colormap, from the background color on."""
         return LinearSegmentedColormap.from_list(f"hfvit{self.suffix}", self.ramp)
 
 
@@ -72,13 +73,23 @@ THEMES = (LIGHT, DARK)
 
 
 def draw(name: str, figure: Callable[[Theme], plt.Figure], output_dir: str | Path) -> list[Path]:
-    """`output_dir/plots/NAME.png` and `NAME_dark.png` of what `figure(theme)` makes; whole or not at all."""
-    paths, extent = [], None
+    """Draw a figure in both themes to `output_dir/plots`.
+
+    Args:
+        name: file name without suffix: NAME.png (light) and NAME_dark.png.
+        figure: function that draws the figure in a theme.
+        output_dir: output folder of the run.
+
+    Returns:
+        The paths of the two files.
+    """
+    paths = []
+    extent = None
     for theme in THEMES:
         path = Path(output_dir) / "plots" / f"{name}{theme.suffix}.png"
         with temporary_file(path) as temporary, plt.rc_context(theme.settings):
             drawn = figure(theme)
-            if extent is None:  # the other theme has the same words in the same places
+            if extent is None:  # the same in both themes, which differ only in color
                 extent = drawn.get_tightbbox().padded(0.15)
             drawn.savefig(temporary, bbox_inches=extent, format="png")
             plt.close(drawn)
@@ -87,18 +98,32 @@ def draw(name: str, figure: Callable[[Theme], plt.Figure], output_dir: str | Pat
 
 
 def place_axes(*places: tuple[float, float, float, float], share_x: bool = False):
-    """A figure and its axes at `places`: left, bottom, width and height in inches; `draw` cuts it around them all.
+    """Create a figure with axes at fixed places.
 
-    matplotlib's own layouts would draw everything several times over to find such places.
+    This is faster than matplotlib's layouts.
+
+    Args:
+        places: (left, bottom, width, height) of each axes, in inches; `draw` crops the figure to its content.
+        share_x: share the x axis.
+
+    Returns:
+        (figure, list of axes).
     """
-    figure, axes = plt.figure(figsize=(1, 1)), []
+    figure = plt.figure(figsize=(1, 1))
+    axes = []
     for place in places:
         axes.append(figure.add_axes(place, sharex=axes[0] if share_x and axes else None))
     return figure, axes
 
 
 def learning_curves(history: list[dict], best_step: int | None, theme: Theme):
-    """Loss, validation accuracy and learning rate over the steps; a line where the checkpoint was selected."""
+    """Draw loss, validation accuracy and learning rate over the training steps.
+
+    Args:
+        history: `log_history` of the Trainer.
+        best_step: step of the selected checkpoint, which is marked; None if none was selected.
+        theme: colors.
+    """
     figure, axes = place_axes(*((left, 0, 3.75, 2.8) for left in (0, 4.45, 8.9)), share_x=True)
     panels = (
         ("Loss", (("loss", "training", theme.first), ("eval_loss", "validation", theme.second))),
@@ -123,18 +148,18 @@ def learning_curves(history: list[dict], best_step: int | None, theme: Theme):
 
 
 def probe_curves(probe: Probe, theme: Theme):
-    """Validation accuracy and loss of a linear probe over the strength of its penalty; a line at the one taken."""
+    """Draw validation accuracy and loss of a linear probe over C."""
     figure, axes = place_axes(*((left, 0, 3.75, 2.8) for left in (0, 4.45)))
     panels = ((axes[0], "accuracy", theme.second), (axes[1], "loss", theme.first))
     for axis, key, color in panels:
         axis.set_xscale("log")
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda c, _: f"{c:g}"))  # its own is mathtext, which is off
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda c, _: f"{c:g}"))  # the default uses mathtext, which is off
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.plot(probe.c, [scores[key] for scores in probe.validation], "o-", color=color, markersize=3.5)
         axis.axvline(probe.best_c, color=theme.muted, linestyle=":", linewidth=1.2, zorder=0, label="selected")
-        if len(probe.c) == 1:  # one point gives a logarithmic axis no width
+        if len(probe.c) == 1:  # a single point does not determine the limits of a logarithmic axis
             axis.set_xlim(probe.best_c / 10, probe.best_c * 10)
-        axis.set(title=f"Validation {key}", xlabel="C (inverse strength of the penalty)")
+        axis.set(title=f"Validation {key}", xlabel="C (inverse L2 penalty)")
         axis.grid()
     axes[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     axes[0].legend()
@@ -142,25 +167,32 @@ def probe_curves(probe: Probe, theme: Theme):
 
 
 def confusion_figure(metrics: SplitMetrics, role: str, theme: Theme):
-    """Rows are the true classes, as shares of the row; counts are written in while they fit.
+    """Draw the confusion matrix, normalized by row (true class).
 
-    Shades follow the root of the share: mistakes are rare, and a linear scale hides them beside the diagonal.
+    Counts are written into the cells up to 20 classes. The color scale is a power of 0.4, since a linear scale would
+    hide rare mistakes.
+
+    Args:
+        metrics: metrics of the split.
+        role: name of the split: test or validation.
+        theme: colors.
     """
     matrix = np.asarray(metrics.confusion_matrix, dtype=float)
     names = [short(entry.label) for entry in metrics.per_class]
-    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    fractions = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     count = len(names)
     side = float(np.clip(count * (0.34 if count <= 30 else 0.15), 2.4, 18))
     height = min(side, 6)
     figure, (axis, scale) = place_axes((0, 0, side, side), (side + 0.12, (side - height) / 2, height / 24, height))
-    norm, shades = PowerNorm(0.4, vmin=0, vmax=1), theme.shades
-    image = axis.imshow(shares, cmap=shades, norm=norm)
+    norm = PowerNorm(0.4, vmin=0, vmax=1)
+    colormap = theme.colormap
+    image = axis.imshow(fractions, cmap=colormap, norm=norm)
     font = 9.5 if count <= 30 else 7
-    ticks, shown = (range(count), names) if count <= MOST_NAMES else ([], [])
-    axis.set_xticks(ticks, shown, rotation=0 if max(map(len, names)) < 3 else 90, fontsize=font)
-    axis.set_yticks(ticks, shown, fontsize=font)
+    ticks, tick_names = (range(count), names) if count <= MAX_AXIS_NAMES else ([], [])
+    axis.set_xticks(ticks, tick_names, rotation=0 if max(map(len, names)) < 3 else 90, fontsize=font)
+    axis.set_yticks(ticks, tick_names, fontsize=font)
     axis.tick_params(length=0)
-    # Fine lines between the classes lead the eye to the names.
+    # grid lines between the classes
     for lines in (axis.hlines, axis.vlines):
         edges = np.arange(-0.5, count)
         lines(edges, edges[0], edges[-1], color=theme.grid, linewidth=0.8 if count <= 30 else 0.4)
@@ -170,32 +202,40 @@ def confusion_figure(metrics: SplitMetrics, role: str, theme: Theme):
         for i, j in np.argwhere(matrix > 0):
             axis.text(
                 j, i, f"{matrix[i, j]:.0f}", ha="center", va="center", fontsize=9.5 if digits < 4 or count <= 6 else 8,
-                color=readable_on(shades(norm(shares[i, j]))),
+                color=readable_on(colormap(norm(fractions[i, j]))),
             )  # fmt: skip
-    bar = figure.colorbar(image, cax=scale, label="share of the true class")
+    bar = figure.colorbar(image, cax=scale, label="fraction of the true class")
     bar.set_ticks(_MATRIX_TICKS, labels=[f"{tick:.0%}" for tick in _MATRIX_TICKS])
     bar.outline.set_visible(False)
     return figure
 
 
 def per_class_figure(metrics: SplitMetrics, role: str, theme: Theme):
-    """Accuracy within each class with its 95 % interval (Wilson's), best on top, and the accuracy over all as a line.
+    """Draw the accuracy of each class with its 95 % interval (Wilson), sorted.
 
-    Points, not bars: bars would have to start at zero, where no difference shows. Classes without images are left out.
+    Points instead of bars, since bars have to start at zero, where differences are too small to see. Classes without
+    images are left out.
+
+    Args:
+        metrics: metrics of the split.
+        role: name of the split: test or validation.
+        theme: colors.
     """
     classes = sorted((e for e in metrics.per_class if e.images), key=lambda e: (e.recall, e.label))
-    count, places = len(classes), range(len(classes))
+    count = len(classes)
+    places = range(count)
     height = float(np.clip(count * (0.3 if count <= 30 else 0.19), 1.5, 23))
     figure, (axis,) = place_axes((0, 0, 5.6, height))
     recalls = [entry.recall for entry in classes]
     tests = [binomtest(round(entry.recall * entry.images), entry.images) for entry in classes]
     intervals = [test.proportion_ci(0.95, method="wilson") for test in tests]
-    lows, highs = [i.low for i in intervals], [i.high for i in intervals]
+    lows = [i.low for i in intervals]
+    highs = [i.high for i in intervals]
     axis.hlines(places, lows, highs, color=theme.first, linewidth=2.4, alpha=0.45, label="95 % interval")
     axis.plot(recalls, places, "o", color=theme.first, markersize=5, label="accuracy of a class")
     label = f"all classes, {metrics.accuracy:.2%}"
     axis.axvline(metrics.accuracy, color=theme.second, linewidth=1.5, label=label)
-    if count <= MOST_NAMES:
+    if count <= MAX_AXIS_NAMES:
         axis.set_yticks(places, [short(e.label) for e in classes], fontsize=9.5 if count <= 30 else 8)
     else:
         axis.set_yticks([])
@@ -211,7 +251,16 @@ def per_class_figure(metrics: SplitMetrics, role: str, theme: Theme):
 
 
 def reliability_figure(metrics: SplitMetrics, role: str, temperature: Temperature | None, theme: Theme):
-    """Accuracy against confidence, before and after temperature scaling, over the share of images in each bin."""
+    """Draw a reliability diagram, before and after temperature scaling.
+
+    Above: accuracy over confidence. Below: fraction of the images in each bin.
+
+    Args:
+        metrics: metrics of the split.
+        role: name of the split: test or validation.
+        temperature: temperature scaling of the run, if it has one.
+        theme: colors.
+    """
     curves = [("model", metrics.ece, metrics.calibration, theme.first, "o", -1)]
     after = temperature.splits.get(role) if temperature else None
     if after:
@@ -223,21 +272,21 @@ def reliability_figure(metrics: SplitMetrics, role: str, temperature: Temperatur
     for label, ece, bins, color, marker, side in curves:
         confidence = [entry.confidence for entry in bins]
         total = sum(entry.images for entry in bins)
-        shares = [entry.images / total for entry in bins]
-        # Points as large as their bins: a bin of three images says little.
+        fractions = [entry.images / total for entry in bins]
+        # The size of a point shows the number of images in its bin.
         top.plot(confidence, [entry.accuracy for entry in bins], color=color, linewidth=1.2, alpha=0.7)
-        sizes = 14 + 110 * np.sqrt(shares)
+        sizes = 14 + 110 * np.sqrt(fractions)
         top.scatter(
             confidence, [e.accuracy for e in bins], s=sizes, color=color, marker=marker, linewidths=0, zorder=3,
             label=f"{label}, ECE {ece:.4f}", clip_on=False,
         )  # fmt: skip
         shift = side * 0.009 if after else 0
-        bottom.bar(np.array(confidence) + shift, shares, width=0.018 if after else 0.036, color=color)
+        bottom.bar(np.array(confidence) + shift, fractions, width=0.018 if after else 0.036, color=color)
     top.set(title=f"Reliability on the {role} split", ylabel="accuracy", ylim=(0, 1.03))
-    # Legends have points of one size.
+    # the same size for all points of the legend
     for handle in top.legend(loc="upper left").legend_handles[1:]:
         handle.set_sizes([36])
-    bottom.set(xlabel="confidence", ylabel="share of images", xlim=(0, 1.03))
+    bottom.set(xlabel="confidence", ylabel="fraction of images", xlim=(0, 1.03))
     for axis in (top, bottom):
         axis.grid()
         axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -246,118 +295,146 @@ def reliability_figure(metrics: SplitMetrics, role: str, temperature: Temperatur
 
 
 def short(name: str) -> str:
-    """A class's name on one line of a figure."""
+    """Shorten a class name to one line of a figure."""
     name = " ".join(name.split())
-    return name if len(name) <= MOST_LETTERS else f"{name[: MOST_LETTERS - 1]}…"
+    return name if len(name) <= MAX_NAME_LENGTH else f"{name[: MAX_NAME_LENGTH - 1]}…"
 
 
 def luminance(color) -> float:
-    """Relative luminance of WCAG 2.2, 0 to 1."""
+    """Return the relative luminance of a color, 0 to 1 (WCAG 2.2)."""
     rgb = np.asarray(matplotlib.colors.to_rgb(color))
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     return float(linear @ (0.2126, 0.7152, 0.0722))
 
 
 def contrast(one, other) -> float:
-    """Contrast ratio of WCAG 2.2, 1 to 21."""
+    """Return the contrast ratio of two colors, 1 to 21 (WCAG 2.2)."""
     high, low = sorted((luminance(one), luminance(other)), reverse=True)
     return (high + 0.05) / (low + 0.05)
 
 
 def readable_on(color) -> str:
-    """Black or white, whichever is easier to read there."""
+    """Return black or white, whichever has more contrast to `color`."""
     return max("#000000", "#ffffff", key=lambda ink: contrast(ink, color))
 
 
-_MASK = "viridis"  # its brightness rises evenly, so it reads without color too
-_WIDTH, _GAP = 1.55, 0.08  # of a picture and between two, in inches
-_FONT = 10  # points of the words above a picture
+_ATTENTION_COLORMAP = "viridis"  # perceptually uniform, readable in gray
+_IMAGE_WIDTH = 1.55  # inches
+_GAP = 0.08  # between images, inches
+_FONT = 10  # font size of captions, points
 
 
 def training_figure(images: np.ndarray, targets: np.ndarray, names: list[str], theme: Theme):
-    """Pictures as the model will see them, under their classes.
+    """Draw augmented training images with their classes.
 
     Args:
         images: uint8 `(images, height, width, 3)`.
-        targets: class indices `(images,)`, or probabilities `(images, classes)` of mixtures.
-        names: of the classes.
+        targets: class indices `(images,)`, or probabilities `(images, classes)` after mixup or CutMix.
+        names: class names.
+        theme: colors.
     """
     if targets.ndim > 1:
-        shares = ([(names[index], share[index]) for index in np.flatnonzero(share)] for share in targets)
-        captions = ["\n".join(f"{short(name)} {share:.0%}" for name, share in each) for each in shares]
+        mixtures = ([(names[index], target[index]) for index in np.flatnonzero(target)] for target in targets)
+        captions = ["\n".join(f"{short(name)} {weight:.0%}" for name, weight in mixture) for mixture in mixtures]
     else:
         captions = [short(names[target]) for target in targets]
-    figure, axis, places = _sheet(captions, min(8, len(images)), images.shape[1:3], fontsize=8)
+    figure, axis, places = _image_grid(captions, min(8, len(images)), images.shape[1:3], fontsize=8)
     for place, image, caption in zip(places, images, captions, strict=True):
         axis.imshow(image, extent=place, aspect="auto")
-        _write_above(axis, place, caption, fontsize=8)
+        _write_caption(axis, place, caption, fontsize=8)
     return figure
 
 
-def mistakes_figure(pictures: np.ndarray, examples: list[ExampleImage], split: str, theme: Theme):
-    """The most confident mistakes: the predicted class, its confidence and the true class above each image."""
-    columns = min(4, len(pictures)) if len(pictures) <= 8 else min(8, -(-len(pictures) // 2))
-    captions = [f"{short(e.predicted)} ({e.confidence:.1%})\nis {short(e.true)}" for e in examples]
-    figure, axis, places = _sheet(captions, columns, pictures.shape[1:3])
-    for place, picture, caption in zip(places, pictures, captions, strict=True):
-        said, true = caption.split("\n")
-        axis.imshow(picture, extent=place, aspect="auto")
-        _write_above(axis, place, f"{said}\n")
-        _write_above(axis, place, true, color=theme.second)
+def mistakes_figure(images: np.ndarray, examples: list[ExampleImage], split: str, theme: Theme):
+    """Draw the most confident mistakes: predicted class, confidence, true class.
+
+    Args:
+        images: uint8 `(images, height, width, 3)`.
+        examples: predictions for these images.
+        split: name of the split.
+        theme: colors.
+    """
+    columns = min(4, len(images)) if len(images) <= 8 else min(8, -(-len(images) // 2))
+    captions = [f"{short(e.predicted)} ({e.confidence:.1%})\ntrue: {short(e.true)}" for e in examples]
+    figure, axis, places = _image_grid(captions, columns, images.shape[1:3])
+    for place, image, caption in zip(places, images, captions, strict=True):
+        predicted, true = caption.split("\n")
+        axis.imshow(image, extent=place, aspect="auto")
+        _write_caption(axis, place, f"{predicted}\n")
+        _write_caption(axis, place, true, color=theme.second)
     axis.set_title(f"The most confident mistakes on the {split} split")
     return figure
 
 
-def attention_figure(pictures: np.ndarray, maps: np.ndarray, examples: list[ExampleImage], split: str, theme: Theme):
-    """Pictures above where the model looked: attention rollout, bright where much of it lies."""
-    said = [f"{short(entry.predicted)} ({entry.confidence:.0%})" for entry in examples]
-    true = ["" if e.predicted == e.true else f"\nis {short(e.true)}" for e in examples]
-    captions = ["".join(words) for words in zip(said, true, strict=True)]
-    figure, axis, places = _sheet(captions, len(pictures), pictures.shape[1:3])
-    for place, picture, seen, caption in zip(places, pictures, maps, captions, strict=True):
+def attention_figure(images: np.ndarray, maps: np.ndarray, examples: list[ExampleImage], split: str, theme: Theme):
+    """Draw images above their attention rollout (Abnar and Zuidema 2020).
+
+    Args:
+        images: uint8 `(images, height, width, 3)`.
+        maps: attention rollout `(images, rows, columns)`.
+        examples: predictions for these images.
+        split: name of the split.
+        theme: colors.
+    """
+    predicted = [f"{short(entry.predicted)} ({entry.confidence:.0%})" for entry in examples]
+    true = ["" if e.predicted == e.true else f"\ntrue: {short(e.true)}" for e in examples]
+    captions = ["".join(lines) for lines in zip(predicted, true, strict=True)]
+    figure, axis, places = _image_grid(captions, len(images), images.shape[1:3])
+    for place, image, rollout, caption in zip(places, images, maps, captions, strict=True):
         left, right, bottom, top = place
         below = (left, right, bottom + (bottom - top) + _GAP, bottom + _GAP)
-        axis.imshow(picture, extent=place, aspect="auto")
-        _write_above(axis, place, caption)
-        gray = picture @ np.array([0.299, 0.587, 0.114])
+        axis.imshow(image, extent=place, aspect="auto")
+        _write_caption(axis, place, caption)
+        gray = image @ np.array([0.299, 0.587, 0.114])
         axis.imshow(gray, extent=below, aspect="auto", cmap="gray", vmin=0, vmax=255, clip_on=False)
-        low, high = np.percentile(seen, [2, 98])  # a single patch that takes nearly all would leave the rest black
+        low, high = np.percentile(rollout, [2, 98])  # a single outlier patch would leave the others dark
         axis.imshow(
-            seen, extent=below, aspect="auto", cmap=_MASK, alpha=0.65, interpolation="bicubic", vmin=low,
-            vmax=max(high, low + 1e-9), clip_on=False,
+            rollout, extent=below, aspect="auto", cmap=_ATTENTION_COLORMAP, alpha=0.65, interpolation="bicubic",
+            vmin=low, vmax=max(high, low + 1e-9), clip_on=False,
         )  # fmt: skip
-    axis.set_title(f"Attention rollout on the {split} split: bright where the model looked")
+    axis.set_title(f"Attention rollout on the {split} split (bright: high attention)")
     return figure
 
 
-def _sheet(captions: list[str], columns: int, size: tuple[int, int], fontsize: float = _FONT):
-    """A figure, its only axes, and the `extent` there, in inches, of a picture of `size` pixels below each caption.
+def _image_grid(captions: list[str], columns: int, size: tuple[int, int], fontsize: float = _FONT):
+    """Lay out images with captions in one axes.
 
-    Columns are as wide as the widest caption. Axes of its own for each picture would take most of the time: with ticks
-    and labels, which are not even shown.
+    This is faster than one axes per image.
+
+    Args:
+        captions: text above each image.
+        columns: number of columns, each as wide as the widest caption.
+        size: (height, width) of the images, in pixels.
+        fontsize: font size of the captions, in points.
+
+    Returns:
+        (figure, axes, `extent` of each image in inches).
     """
     figure, (axis,) = place_axes((0, 0, 1, 1))
     lines = [caption.split("\n") for caption in captions]
     widest = max(_inches(figure, line, fontsize) for each in lines for line in each)
-    step = max(_WIDTH + _GAP, widest + 2 * _GAP)
-    height = _WIDTH * size[0] / size[1]
-    room = 0.1 + 1.3 * fontsize / 72 * max(map(len, lines))
-    right, bottom = columns * step, -(-len(captions) // columns) * (height + room)
+    step = max(_IMAGE_WIDTH + _GAP, widest + 2 * _GAP)
+    height = _IMAGE_WIDTH * size[0] / size[1]
+    caption_height = 0.1 + 1.3 * fontsize / 72 * max(map(len, lines))
+    row_height = height + caption_height
+    right = columns * step
+    bottom = -(-len(captions) // columns) * row_height
     axis.set_position((0, 0, right, bottom))
     axis.set(xlim=(0, right), ylim=(bottom, 0))
     axis.set_axis_off()
     corners = (
-        (n % columns * step + (step - _WIDTH) / 2, n // columns * (height + room) + room) for n in range(len(captions))
+        (n % columns * step + (step - _IMAGE_WIDTH) / 2, n // columns * row_height + caption_height)
+        for n in range(len(captions))
     )
-    return figure, axis, [(left, left + _WIDTH, top + height, top) for left, top in corners]
+    return figure, axis, [(left, left + _IMAGE_WIDTH, top + height, top) for left, top in corners]
 
 
 def _inches(figure, line: str, fontsize: float) -> float:
-    """The width of a line of text."""
+    """Return the width of a line of text."""
     properties = FontProperties(size=fontsize)
     return figure.canvas.get_renderer().get_text_width_height_descent(line, properties, ismath=False)[0] / figure.dpi
 
 
-def _write_above(axis, place: tuple[float, float, float, float], words: str, fontsize: float = _FONT, **settings):
+def _write_caption(axis, place: tuple[float, float, float, float], text: str, fontsize: float = _FONT, **settings):
     left, right, _, top = place
-    axis.text((left + right) / 2, top - 0.04, words, ha="center", va="bottom", fontsize=fontsize, **settings)
+    axis.text((left + right) / 2, top - 0.04, text, ha="center", va="bottom", fontsize=fontsize, **settings)

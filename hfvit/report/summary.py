@@ -24,7 +24,7 @@ from hfvit.utils.formatting import aligned, duration
 
 
 def summary_table(record: RunRecord, output_dir: str | Path) -> str:
-    """The end-of-run table: metrics of every evaluated split, speed, time, and where the files are."""
+    """Format the summary of a run: metrics of each split, model, time and speed."""
     header = ("split", "images", "accuracy", "95 % interval", "top-5", "macro F1", "loss", "ECE")
     rows = [
         (
@@ -47,9 +47,9 @@ def summary_table(record: RunRecord, output_dir: str | Path) -> str:
     lines = [
         *aligned([header, *rows]),
         "",
-        f"model      {model.architecture}, {model.image_size[0]} px, {model.parameters / 1e6:.1f} M weights"
+        f"model      {model.architecture}, {model.image_size[0]} px, {model.parameters / 1e6:.1f} M parameters"
         f" ({model.trained_parameters / 1e6:.1f} M trained)",
-        *([f"texts      {texts.model_type}, joined by {texts.fusion}"] if texts else []),
+        *([f"texts      {texts.model_type}, fusion {texts.fusion}"] if texts else []),
         f"training   {training.steps:,} steps{epochs}{resumed};"
         f" {duration(training.seconds)},"
         f" {training.images_per_second:,.0f} images/s, {training.data_wait:.1%} of the time waiting for data,"
@@ -62,7 +62,7 @@ def summary_table(record: RunRecord, output_dir: str | Path) -> str:
 
 
 def selection(training: Training) -> str:
-    """What was taken of a run, in words."""
+    """Describe which checkpoint or penalty was selected, and by which metric."""
     if training.best_step:
         return f"step {training.best_step} by validation {training.best_metric_name}"
     if probe := training.probe:
@@ -71,10 +71,10 @@ def selection(training: Training) -> str:
 
 
 def _without_test_split(record: RunRecord) -> str:
-    """What a reader of the figures must know where there is no test split."""
+    """Note that the results are optimistic if there is no test split."""
     if record.role == "test" or not record.data.selected_by:
         return ""
-    return "; no test split, so the accuracy above is of the split that selected, and optimistic"
+    return "; no test split: the accuracy above is of the split used for selection, so it is optimistic"
 
 
 def _temperature_line(record: RunRecord) -> list[str]:
@@ -92,19 +92,27 @@ def _temperature_line(record: RunRecord) -> list[str]:
 
 
 def write_training_images(images: np.ndarray, targets: np.ndarray, names: list[str], output_dir: str | Path) -> None:
-    """Draw `plots/training_images.png` (see `training_figure`), light and dark."""
+    """Draw `plots/training_images.png` and `training_images_dark.png`.
+
+    Args:
+        images: uint8 `(images, height, width, 3)`.
+        targets: class indices `(images,)`, or probabilities `(images, classes)` after mixup or CutMix.
+        names: class names.
+        output_dir: output folder of the run.
+    """
     draw("training_images", partial(training_figure, images, targets, names), output_dir)
 
 
 def write_plots(record: RunRecord, output_dir: str | Path) -> list[Path]:
-    """Draw every plot that the record and the kept images allow into `output_dir/plots`; returns their paths.
+    """Draw the plots of a run to `output_dir/plots` and return their paths.
 
-    Plots of an earlier run that this one has nothing for are deleted, and so is what a kill has left half-drawn.
+    Plots that need images of the data set are drawn if examples.npz has them. Plots of an earlier run that this run
+    does not have are deleted, as are temporary files.
     """
     role = record.role
     metrics = record.result
     examples = record.examples
-    kept = read_examples(output_dir, examples)
+    arrays = read_examples(output_dir, examples)
     probe = record.training.probe
     curves = partial(learning_curves, record.history, record.training.best_step)
     figures = {
@@ -115,11 +123,11 @@ def write_plots(record: RunRecord, output_dir: str | Path) -> list[Path]:
         "mistakes": None,
         "attention": None,
     }
-    if "mistakes" in kept:
-        figures["mistakes"] = partial(mistakes_figure, kept["mistakes"], examples.mistakes, examples.split)
-    if "attention" in kept and "attention_maps" in kept:
+    if "mistakes" in arrays:
+        figures["mistakes"] = partial(mistakes_figure, arrays["mistakes"], examples.mistakes, examples.split)
+    if "attention" in arrays and "attention_maps" in arrays:
         figures["attention"] = partial(
-            attention_figure, kept["attention"], kept["attention_maps"], examples.attention, examples.split
+            attention_figure, arrays["attention"], arrays["attention_maps"], examples.attention, examples.split
         )
     sweep_temporary(Path(output_dir) / "plots" / "*.png")
     written = []

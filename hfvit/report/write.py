@@ -1,4 +1,4 @@
-"""Write plots, model card and page of a finished run from its records."""
+"""Write plots, model card and HTML page of a finished run from its records."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +17,10 @@ class Report:
     """Files that `write_report` wrote.
 
     Attributes:
-        record: of the run.
-        plots, card: the files.
-        page: None unless it was asked for.
+        record: record of the run.
+        plots: paths of the plots.
+        card: path of the model card.
+        page: path of the HTML page, None without `html`.
         stale: export folders older than the run, which were left out.
     """
 
@@ -31,14 +32,16 @@ class Report:
 
 
 def write_report(folder: str | Path, html: bool = False) -> Report:
-    """Draw the plots of a run and write its model card, from `run.json` and `examples.npz` alone.
+    """Draw the plots of a run and write its model card.
+
+    Only `run.json` and `examples.npz` are read, neither the model nor the data set.
 
     Args:
         folder: `output_dir` of the run.
-        html: write `report.html`, too: one page that needs no network.
+        html: also write `report.html`, a single page that works offline.
 
     Raises:
-        ModelError: `folder` holds no finished run, or a damaged record.
+        ModelError: `folder` is not the output folder of a finished run, or its record is damaged.
     """
     record = RunRecord.load(folder)
     root = expand_user(folder)

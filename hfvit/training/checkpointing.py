@@ -23,7 +23,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainerState
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import rotate_checkpoints
 
-from hfvit.artifacts.checkpoint import MODEL_ALONE, checkpoint_error, commit_checkpoint
+from hfvit.artifacts.checkpoint import MODEL_ONLY, checkpoint_error, commit_checkpoint
 from hfvit.artifacts.constants import STAGING, STATE_FILE
 from hfvit.errors import InterruptedRunError, ModelError, RecipeError, StorageError, one_line
 from hfvit.utils.environment import free_shared_memory
@@ -31,16 +31,16 @@ from hfvit.utils.files import write_text
 
 logger = logging.getLogger(__name__)
 
-# torchrun forwards the signal that a terminal or a scheduler has sent to every process: each gets it twice.
+# torchrun forwards signals that a terminal or scheduler also sends to every process, so each arrives twice.
 SAME_SIGNAL_SECONDS = 5.0
-# How long a data loader worker outlives a SIGTERM to its process group: enough to finish the step and save.
+# Seconds that a data loader worker survives SIGTERM, to finish the step and save.
 WORKER_SECONDS = 30
-# Processes on GPUs compare signals every so many steps, since gathering waits for the device.
+# Steps between comparisons of signals on GPUs, as gathering synchronizes with the device.
 STEPS_BETWEEN_CHECKS = 10
 
 
 class StopSignals:
-    """SIGTERM and SIGINT received during training, and whether all processes stop for them."""
+    """Record SIGTERM and SIGINT during training, and let all processes agree to stop."""
 
     def __init__(self, accelerator: Accelerator):
         self.accelerator = accelerator
@@ -52,8 +52,8 @@ class StopSignals:
 
     @contextmanager
     def handled(self) -> Iterator[None]:
-        """Inside the block the first signal is recorded, and a later one ends the process at once."""
-        if threading.current_thread() is not threading.main_thread():  # Python allows handlers in no other thread
+        """Record the first signal within the context; a later one ends the process."""
+        if threading.current_thread() is not threading.main_thread():  # only it may set handlers
             yield
             return
         before = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -69,14 +69,14 @@ class StopSignals:
             self._received_at = time.monotonic()
             if self.accelerator.is_main_process:
                 name = signal.Signals(number).name
-                text = f"hfvit: received {name}: saving after this step; send it again to stop at once\n"
+                text = f"hfvit: received {name}: saving after this step. Send it again to stop immediately.\n"
                 os.write(2, text.encode())  # print is not safe in a signal handler
         elif time.monotonic() - self._received_at >= self._same_signal_seconds:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
     def agreed(self, step: int) -> int | None:
-        """The signal that any process has received, the same for all of them; every process must call it."""
+        """Return the signal that any process received; must be called by every process."""
         if self.accelerator.num_processes == 1:
             return self.received
         if step % self._every:
@@ -86,9 +86,9 @@ class StopSignals:
 
 
 def keep_workers_on_signals(loader: DataLoader) -> DataLoader:
-    """Let the workers of `loader` outlive a signal to the whole process group: training needs them until it saved.
+    """Keep data loader workers alive after a signal, until training has saved.
 
-    torch ends a worker at the first SIGTERM, and the training with it.
+    By default a worker ends at the first SIGTERM, and with it the training.
     """
     function = loader.worker_init_fn
     if not (isinstance(function, partial) and function.func is start_worker):
@@ -97,7 +97,7 @@ def keep_workers_on_signals(loader: DataLoader) -> DataLoader:
 
 
 def start_worker(then: Callable[[int], None] | None, worker: int) -> None:
-    """A `worker_init_fn`: call `then`, ignore SIGINT, and end only `WORKER_SECONDS` after a SIGTERM."""
+    """Call `then` in a new worker, ignore SIGINT, delay SIGTERM by `WORKER_SECONDS`."""
     if then:
         then(worker)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -114,17 +114,17 @@ RESUME_FILE = "progress.json"
 
 @dataclass
 class ResumeState:
-    """What an exact resume needs beside the Trainer's own files; saved as `progress.json`.
+    """Hold the state for an exact resume beside the Trainer's files (`progress.json`).
 
-    Attributes:
+    Args:
         logged_step: last step with a logged loss.
-        unlogged_loss: sum of the losses since `logged_step`, one a process.
-        device_batch: images of one device's batch.
-        micro_batch: images of one forward pass; below `device_batch` after an out-of-memory error.
-        eval_batch: images of one forward pass in evaluation.
+        unlogged_loss: sum of the losses since `logged_step` for each process.
+        device_batch: number of images in a device's batch.
+        micro_batch: number of images per forward pass, less than `device_batch` after an out-of-memory error.
+        eval_batch: number of images per forward pass in evaluation.
         events: see `HFViTTrainer.events`.
         logged_loss: sum of the losses of all steps up to `logged_step`; 0 in checkpoints of version 0.1.
-        origin: what the run was started with; see `HFViTTrainer.origin`. Empty in checkpoints of version 0.1.
+        origin: see `HFViTTrainer.origin`; empty in checkpoints of version 0.1.
     """
 
     logged_step: int
@@ -138,7 +138,7 @@ class ResumeState:
 
     @classmethod
     def load(cls, checkpoint: str | Path) -> "ResumeState":
-        """Read `progress.json`; `ModelError` where it is missing or not what `save` writes."""
+        """Read `progress.json`; raises `ModelError` if it is missing or invalid."""
         file = Path(checkpoint) / RESUME_FILE
         try:
             state = cls(**json.loads(file.read_text(encoding="utf-8")))
@@ -156,32 +156,33 @@ class ResumeState:
         return state
 
     def save(self, checkpoint: str | Path) -> None:
+        """Write `progress.json`."""
         write_text(Path(checkpoint) / RESUME_FILE, json.dumps(asdict(self), indent=2) + "\n")
 
     def loss_of(self, process: int, processes: int) -> float:
-        """The unlogged loss of one of `processes`; the mean when the run had another number of them."""
+        """Return a process's unlogged loss, the mean if the number of processes changed."""
         if len(self.unlogged_loss) == processes:
             return self.unlogged_loss[process]
         return sum(self.unlogged_loss) / len(self.unlogged_loss)
 
 
 def rewinds(events: list[dict]) -> list[dict]:
-    """The `rewind` events, each with the `step` that is skipped from then on."""
+    """Return the `rewind` events, whose `step` is skipped afterwards."""
     return [event for event in events if event["event"] == "rewind"]
 
 
 def learning_rate_factor(events: list[dict]) -> float:
-    """Product of the factors by which rewinds have lowered the learning rate."""
+    """Return the factor of the learning rate after all rewinds."""
     return rewinds(events)[-1]["learning_rate_factor"] if rewinds(events) else 1.0
 
 
 def is_over(checkpoint: str | Path, max_steps: int, patience: int | None) -> bool:
-    """Whether the run of `checkpoint` ended there: by its last step, or by early stopping.
+    """Return whether a run ended at a checkpoint, by its last step or early stopping.
 
     Args:
-        checkpoint: folder with a `trainer_state.json`.
-        max_steps: optimizer steps of the whole run.
-        patience: `early_stopping_patience`; None without early stopping.
+        checkpoint: folder with `trainer_state.json`.
+        max_steps: optimizer steps of the run.
+        patience: `early_stopping_patience`, None without early stopping.
     """
     state = TrainerState.load_from_json(str(Path(checkpoint) / STATE_FILE))
     if state.global_step >= max_steps:
@@ -194,22 +195,22 @@ def is_over(checkpoint: str | Path, max_steps: int, patience: int | None) -> boo
     return False
 
 
-# torch.save reports a full disk as a RuntimeError of its writer.
+# torch.save raises RuntimeError with these names for a full disk.
 TORCH_WRITER = ("PytorchStreamWriter", "inline_container.cc")
 
 
 class CheckpointWriter(TrainerCallback):
-    """Write checkpoints atomically, restore the state of a resumed run, and stop after a signal.
+    """Write checkpoints atomically, restore resumed runs, and stop after a signal.
 
-    The Trainer writes a checkpoint to a staging directory; `artifacts.checkpoint` then syncs, lists and renames it.
-    The save of an epoch's last step waits for the end of the epoch, so that the checkpoint holds its evaluation.
+    The Trainer writes to a staging directory; `artifacts.checkpoint` then syncs it, writes a manifest and renames it.
+    The save of an epoch's last step is postponed to the end of the epoch, so that the checkpoint has its evaluation.
 
     Args:
         trainer: the `HFViTTrainer` that owns this callback.
 
     Attributes:
         last: the last checkpoint that was written or resumed from.
-        is_restored: whether a resumed run has begun its first step, so that all of its checkpoint has been read.
+        is_restored: whether the checkpoint of a resumed run has been read completely.
     """
 
     def __init__(self, trainer):
@@ -248,7 +249,7 @@ class CheckpointWriter(TrainerCallback):
         if self._stopping is None:
             return
         if not state.is_world_process_zero:
-            raise InterruptedRunError("", way_on="")
+            raise InterruptedRunError("", resume_hint="")
         raise InterruptedRunError(f"Received {signal.Signals(self._stopping).name}. Saved {self.last}.")
 
     # Restore
@@ -261,7 +262,7 @@ class CheckpointWriter(TrainerCallback):
         trainer.restore_loss(trainer.resume_state)
         self._restore_best(Path(checkpoint))
         for callback in trainer.callback_handler.callbacks:
-            # The counter is the checkpoint's, the patience the recipe's.
+            # The checkpoint restores the counter, but the patience is the recipe's.
             if isinstance(callback, EarlyStoppingCallback) and trainer.args.early_stopping_patience:
                 callback.early_stopping_patience = trainer.args.early_stopping_patience
             if isinstance(callback, ExportableState):  # one that is new has no state in the checkpoint
@@ -292,9 +293,9 @@ class CheckpointWriter(TrainerCallback):
             )
 
     def _restore_best(self, checkpoint: Path) -> None:
-        """Find the best checkpoint beside `checkpoint`, wherever the folder is now, and read it completely.
+        """Find and verify the best checkpoint beside `checkpoint` (it may have moved).
 
-        A damaged one is reported, and the best of those that are left takes its place.
+        A damaged one is reported and replaced by the next best.
         """
         trainer = self.trainer
         state = trainer.state
@@ -307,7 +308,7 @@ class CheckpointWriter(TrainerCallback):
         state.best_global_step, state.best_metric, state.best_model_checkpoint = found[0]
 
     def _best_of(self, checkpoint: Path) -> tuple[int | None, float | None, str | None]:
-        """Step, metric and folder of the best complete checkpoint; None each where there is none."""
+        """Return step, metric and folder of the best complete checkpoint, or Nones."""
         trainer = self.trainer
         state = trainer.state
         name = f"eval_{(trainer.args.metric_for_best_model or 'loss').removeprefix('eval_')}"
@@ -319,7 +320,7 @@ class CheckpointWriter(TrainerCallback):
             if not folder.is_dir() and step != state.best_global_step:
                 continue
             error = checkpoint_error(folder, read=folder != checkpoint)
-            if error is None or error == MODEL_ALONE:
+            if error is None or error == MODEL_ONLY:
                 return step, metrics[step], str(folder)
             logger.warning("%s, the best checkpoint, is damaged: %s. Using the next best one.", folder, error)
         return None, None, None
@@ -327,13 +328,13 @@ class CheckpointWriter(TrainerCallback):
     # Save
 
     def write(self, save: Callable[[], None]) -> None:
-        """Write the checkpoint of the current step; every process must call it.
+        """Write the checkpoint of the current step; must be called by every process.
 
         Args:
-            save: writes `checkpoint-STEP` to `args.output_dir`, as `Trainer._save_checkpoint` does.
+            save: writes `checkpoint-STEP` to `args.output_dir`, as `Trainer._save_checkpoint`.
 
         Raises:
-            StorageError: the disk is full or cannot be written; earlier checkpoints are not affected.
+            StorageError: the disk is full or not writable; earlier checkpoints are not affected.
         """
         trainer = self.trainer
         args = trainer.args
@@ -346,7 +347,7 @@ class CheckpointWriter(TrainerCallback):
             self._set_best_checkpoint(final)
             trainer.accelerator.wait_for_everyone()
             if args.should_save:
-                trainer.state.save_to_json(str(staged / STATE_FILE))  # again, with the final name of the best one
+                trainer.state.save_to_json(str(staged / STATE_FILE))  # with the final path of the best checkpoint
                 commit_checkpoint(staged, final)
         if args.should_save:
             rotate_checkpoints(str(final.parent), args.save_total_limit, trainer.state.best_model_checkpoint)
@@ -355,12 +356,12 @@ class CheckpointWriter(TrainerCallback):
 
     @contextmanager
     def _staged(self, final: Path) -> Iterator[None]:
-        """Point the Trainer to the staging directory; report a full disk as `StorageError`."""
+        """Redirect the Trainer to the staging directory; convert errors to `StorageError`."""
         args = self.trainer.args
         output_dir = args.output_dir
         only_model = args.save_only_model
         args.output_dir = str(final.parent / STAGING)
-        args.save_only_model = only_model and self._stopping is None  # a run that stops must be able to resume
+        args.save_only_model = only_model and self._stopping is None  # a stopped run must be resumable
         try:
             with self.storage_errors(final):
                 yield
@@ -388,7 +389,7 @@ class CheckpointWriter(TrainerCallback):
             ).save(staged)
 
     def _set_best_checkpoint(self, final: Path) -> None:
-        """The Trainer has looked for the best checkpoint in the staging directory."""
+        """Set the best checkpoint, which the Trainer searched in the staging directory."""
         state = self.trainer.state
         if state.best_global_step:
             best = final.with_name(f"checkpoint-{state.best_global_step}")
@@ -397,7 +398,7 @@ class CheckpointWriter(TrainerCallback):
 
     @contextmanager
     def storage_errors(self, path: Path) -> Iterator[None]:
-        """Raise `StorageError` where `path` cannot be written, also as torch and safetensors report a full disk."""
+        """Convert errors of a full disk to `StorageError`, including torch's."""
         try:
             yield
         except (OSError, RuntimeError, SafetensorError) as error:
@@ -411,7 +412,7 @@ class CheckpointWriter(TrainerCallback):
             free = f"; {shutil.disk_usage(final.parent).free / 2**20:,.0f} MiB free"
         reason = getattr(error, "strerror", None) or one_line(error)
         if isinstance(error, RuntimeError):
-            reason = f"a file was cut short: {reason}"
+            reason = f"a file was truncated: {reason}"
         kept = f"{self.last} is not affected" if self.last else "No checkpoint was saved before"
         return StorageError(
             f"output_dir: {final} cannot be written ({reason}{free}). {kept}. Free disk space, or lower"

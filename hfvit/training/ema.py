@@ -18,8 +18,8 @@ class EmaCallback(TrainerCallback):
     """Average the weights after each optimizer step with timm's `ModelEmaV3`.
 
     Args:
-        model: the model that is trained, not wrapped.
-        decay: in [0, 1); shortened for short runs by `fitted_ema_decay`.
+        model: the model, not wrapped.
+        decay: decay in [0, 1), reduced for short runs by `fitted_ema_decay`.
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -34,7 +34,7 @@ class EmaCallback(TrainerCallback):
 
     @contextmanager
     def applied_to(self, model: nn.Module) -> Iterator[None]:
-        """Give `model` the averaged weights inside the block."""
+        """Use the averaged weights in `model` within the context."""
         weights = {name: value.clone() for name, value in model.state_dict().items()}
         self.copy_to(model)
         try:
@@ -43,13 +43,15 @@ class EmaCallback(TrainerCallback):
             model.load_state_dict(weights)
 
     def copy_to(self, model: nn.Module) -> None:
+        """Copy the averaged weights to a model."""
         model.load_state_dict(self.average.module.state_dict())
 
     def save(self, checkpoint: str | Path) -> None:
+        """Write the averaged weights to a checkpoint."""
         save_file(self.average.module.state_dict(), Path(checkpoint) / EMA_FILE)
 
     def load(self, checkpoint: str | Path) -> None:
-        """Load the average that `save` wrote; `RecipeError` when the checkpoint has none."""
+        """Load the averaged weights; raises `RecipeError` if the checkpoint has none."""
         file = Path(checkpoint) / EMA_FILE
         if not file.exists():
             raise RecipeError(
@@ -60,5 +62,5 @@ class EmaCallback(TrainerCallback):
 
 
 def fitted_ema_decay(decay: float, steps: int) -> float:
-    """`decay`, shortened so that the average spans at most a tenth of a run of `steps` (timm#1182)."""
+    """Limit the decay so that the average spans a tenth of the run (timm#1182)."""
     return min(decay, max(0.0, 1.0 - 10.0 / max(steps, 1)))

@@ -10,7 +10,7 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     class_weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Mean cross-entropy, computed in float32 whatever the logits' precision.
+    """Compute the mean cross-entropy in float32 for any precision of the logits.
 
     Args:
         logits: `(batch, classes)`.
@@ -30,15 +30,22 @@ def cross_entropy(
 
 
 def soft_distillation(logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Mean divergence of the student from the teacher, both `(batch, classes)` softened by `temperature`.
+    """Compute soft distillation (Hinton et al., https://arxiv.org/abs/1503.02531).
 
-    KL(teacher || student) times the squared temperature, so that its gradient keeps its size (Hinton et al.,
-    https://arxiv.org/abs/1503.02531).
+    The loss is KL(teacher || student) times the squared temperature, which preserves the scale of the gradient.
+
+    Args:
+        logits: logits of the student (batch, classes).
+        teacher_logits: logits of the teacher (batch, classes).
+        temperature: divisor of both logits.
     """
     student, teacher = (F.log_softmax(values.float() / temperature, dim=1) for values in (logits, teacher_logits))
     return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
 
 
 def hard_distillation(logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy with the teacher's decision as the label (DeiT, https://arxiv.org/abs/2012.12877)."""
+    """Compute cross-entropy with the teacher's predicted class as the label.
+
+    DeiT, https://arxiv.org/abs/2012.12877.
+    """
     return F.cross_entropy(logits.float(), teacher_logits.argmax(dim=1))

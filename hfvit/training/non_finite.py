@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 class RewindRequest(Exception):
-    """Raised inside the training loop: return to the last checkpoint and skip step `step` from there."""
+    """Raised in the training loop to return to the last checkpoint and skip `step`."""
 
     def __init__(self, step: int):
         self.step = step
@@ -25,14 +25,14 @@ class RewindRequest(Exception):
 class NonFiniteLossMonitor(TrainerCallback):
     """Check losses and gradient norms before anything is logged, evaluated or saved.
 
-    With `nan_policy: rewind` training returns to the last checkpoint with a lower learning rate. The step that broke
-    is skipped from then on: its batch is read and the schedule advances, but the weights stay.
+    With `nan_policy: rewind`, training returns to the last checkpoint with a lower learning rate. The failed step is
+    then skipped: its batch is read and the schedule advances, but the weights do not change.
 
     Args:
         trainer: the `HFViTTrainer` that owns this callback.
 
     Raises:
-        RecipeError: `nan_policy: rewind` with sharded weights (FSDP, DeepSpeed).
+        RecipeError: `nan_policy: rewind` is used with sharded weights (FSDP, DeepSpeed).
     """
 
     def __init__(self, trainer):
@@ -75,13 +75,13 @@ class NonFiniteLossMonitor(TrainerCallback):
     # Non-finite losses
 
     def check(self) -> None:
-        """Raise when a loss or gradient norm since the last call is not finite; report loss spikes otherwise.
+        """Check losses and gradient norms since the last call, and report loss spikes.
 
-        Every process must call it.
+        Must be called by every process.
 
         Raises:
-            RewindRequest: the run has to return to its last checkpoint.
-            NonFiniteLossError: `nan_policy: stop`, or `nan_max_rewinds` are used up.
+            RewindRequest: a value is not finite, and the run has to return to its last checkpoint.
+            NonFiniteLossError: a value is not finite, with `nan_policy: stop` or after `nan_max_rewinds`.
         """
         trainer = self.trainer
         bad_steps = trainer.accelerator.gather(self.losses.bad_step.reshape(1))
@@ -107,7 +107,7 @@ class NonFiniteLossMonitor(TrainerCallback):
 
     def _report_spikes(self) -> None:
         for spike in self.losses.spikes(self.trainer.accelerator.gather(self.losses.losses.reshape(1, -1))):
-            logger.warning("Loss spike at step %(step)d: %(loss).4g, median of the steps before %(median).4g.", spike)
+            logger.warning("Loss spike at step %(step)d: %(loss).4g (median of previous steps: %(median).4g).", spike)
             self.trainer.add_event("loss_spike", **spike)
 
     # Rewind
@@ -119,8 +119,8 @@ class NonFiniteLossMonitor(TrainerCallback):
         saved_step = json.loads((Path(checkpoint) / STATE_FILE).read_text(encoding="utf-8"))["global_step"]
         factor = learning_rate_factor(trainer.events) * trainer.args.nan_lr_factor
         logger.warning(
-            "The loss or its gradient is NaN or infinite at step %d: resuming from step %d with %g of the recipe's"
-            " learning rate, without the batch of step %d.",
+            "The loss or its gradient is NaN or infinite at step %d. Resuming from step %d with %g times the recipe's"
+            " learning rate, skipping step %d.",
             step,
             saved_step,
             factor,
@@ -131,11 +131,11 @@ class NonFiniteLossMonitor(TrainerCallback):
         return checkpoint
 
     def skips_step(self) -> bool:
-        """Whether the current step is one that a rewind skips."""
+        """Return whether the current step is skipped because of a rewind."""
         return self.trainer.state.global_step + 1 in [event["step"] for event in rewinds(self.trainer.events)]
 
     def skipped_loss(self) -> torch.Tensor:
-        """The last good loss, logged in place of a skipped step's."""
+        """Return the last finite loss, logged for a skipped step."""
         loss = torch.nan_to_num(self.losses.last_good[0]) / self.trainer.current_gradient_accumulation_steps
         self.losses.add(loss)
         return loss

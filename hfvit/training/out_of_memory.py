@@ -1,7 +1,6 @@
 """Compute a step in micro-batches when it does not fit into memory."""
 
 import logging
-import resource
 from collections.abc import Callable
 from typing import Any
 
@@ -12,9 +11,10 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import nn
 
 from hfvit.errors import OutOfMemoryError
-from hfvit.models.patch_size import most_patches
+from hfvit.models.patch_size import smallest_patch_size
 from hfvit.training.checkpointing import ResumeState
 from hfvit.transforms.augmentation import Augmentation
+from hfvit.utils.environment import peak_memory
 
 logger = logging.getLogger(__name__)
 
@@ -22,11 +22,11 @@ GIB = 2**30
 
 
 class MicroBatchSize:
-    """Into how many micro-batches a device's batch is split.
+    """Track the number of micro-batches that a device's batch is split into.
 
     Args:
-        images: images of the device's batch.
-        even: mixup and CutMix need pairs in each micro-batch.
+        images: number of images in the device's batch.
+        even: whether micro-batches need an even size, for mixup and CutMix.
     """
 
     def __init__(self, images: int, even: bool = False):
@@ -36,15 +36,16 @@ class MicroBatchSize:
 
     @property
     def size(self) -> int:
-        """Images of a micro-batch."""
+        """Return the number of images in a micro-batch."""
         return self.images // self.count
 
     def next_size(self) -> int | None:
-        """The largest size of at most half the current one that divides the batch; None when there is none."""
+        """Return the largest divisor of the batch up to half the current size, or None."""
         sizes = (size for size in range(self.size // 2, 0, -1) if self.images % size == 0)
         return next((size for size in sizes if not (self.even and size % 2)), None)
 
     def shrink(self, size: int) -> None:
+        """Set the number of images in a micro-batch."""
         self.count = self.images // size
 
 
@@ -52,10 +53,10 @@ def micro_batches(batch: dict[str, Any], size: int, augmentation: Augmentation |
     """Split `batch` into micro-batches of at most `size` images.
 
     Args:
-        batch: of `data.dataset` or `data.stream`.
-        size: images of a micro-batch.
-        augmentation: draws the random parameters of each micro-batch again from its images' own seeds, so that they
-            equal those of a smaller batch; not needed for evaluation batches.
+        batch: batch of `data.dataset` or `data.stream`.
+        size: maximum number of images in a micro-batch.
+        augmentation: samples the plan of each micro-batch from its images' seeds, as for a smaller batch; None for
+            evaluation batches.
     """
     images = len(batch["labels"])
     if images <= size:
@@ -63,22 +64,22 @@ def micro_batches(batch: dict[str, Any], size: int, augmentation: Augmentation |
     return [_slice(batch, slice(start, start + size), augmentation) for start in range(0, images, size)]
 
 
-def _slice(batch: dict[str, Any], part: slice, augmentation: Augmentation | None) -> dict[str, Any]:
-    found = {key: value[part] for key, value in batch.items() if key != "plan"}
+def _slice(batch: dict[str, Any], rows: slice, augmentation: Augmentation | None) -> dict[str, Any]:
+    part = {key: value[rows] for key, value in batch.items() if key != "plan"}
     if "plan" in batch:
-        seeds: np.ndarray = batch["plan"]["seeds"][part]
-        if "pixel_values" in found:
-            found["plan"] = {}
-        elif "images" in found:
-            found["plan"] = augmentation.draw(seeds, *found["images"].shape[1:3])
+        seeds: np.ndarray = batch["plan"]["seeds"][rows]
+        if "pixel_values" in part:
+            part["plan"] = {}
+        elif "images" in part:
+            part["plan"] = augmentation.sample(seeds, *part["images"].shape[1:3])
         else:
-            found["plan"] = {"operations": augmentation.draw_operations(seeds, min(augmentation.image_size))}
-        found["plan"]["seeds"] = seeds
-    return found
+            part["plan"] = {"operations": augmentation.sample_operations(seeds, min(augmentation.image_size))}
+        part["plan"]["seeds"] = seeds
+    return part
 
 
 def saved_rng_state(device: torch.device) -> Callable[[], None]:
-    """Save the state of the generators that a step draws from; the result restores it."""
+    """Save the state of the random generators; returns a function to restore it."""
     states = [(torch.set_rng_state, torch.get_rng_state())]
     if device.type == "cuda":
         states.append((lambda state: torch.cuda.set_rng_state(state, device), torch.cuda.get_rng_state(device)))
@@ -91,27 +92,27 @@ def saved_rng_state(device: torch.device) -> Callable[[], None]:
 
 
 def memory_usage(device: torch.device) -> str:
-    """Peak memory of this process, and the free and total memory of `device`, as text."""
+    """Describe the process's peak memory, and the device's free and total memory."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         peak = torch.cuda.max_memory_reserved(device)
         return f"peak {peak / GIB:.1f} GiB of the device's {total / GIB:.1f}, {free / GIB:.1f} free"
     memory = psutil.virtual_memory()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_memory()
     return f"peak {peak / GIB:.1f} GiB of the machine's {memory.total / GIB:.1f}, {memory.available / GIB:.1f} free"
 
 
 def out_of_memory_error(
     model: nn.Module, device: torch.device, size: int, reason: str, work: str = "training"
 ) -> OutOfMemoryError:
-    """The error for a run that cannot continue.
+    """Create the error for a run that cannot continue.
 
     Args:
         model: the model that does not fit.
         device: the training device.
-        size: images of the smallest micro-batch that was tried.
+        size: number of images in the smallest micro-batch that was tried.
         reason: why no smaller one was tried, or how to continue.
-        work: what ran out of memory.
+        work: operation that ran out of memory.
     """
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     parameters = sum(p.numel() for p in model.parameters())
@@ -125,7 +126,7 @@ def out_of_memory_error(
 
 
 def none_if_out_of_memory(work: Callable, *args):
-    """The result of `work(*args)`, or None when memory ran out; what it held is released with the exception."""
+    """Return `work(*args)`, or None if memory ran out; its memory is then released."""
     try:
         return work(*args)
     except RuntimeError as error:
@@ -135,15 +136,15 @@ def none_if_out_of_memory(work: Callable, *args):
 
 
 class OutOfMemoryHandler:
-    """Split batches into micro-batches after an out-of-memory error; global batch, order, schedule and seeds stay.
+    """Split batches into micro-batches after an out-of-memory error.
 
-    A single process computes the failed step again. Several processes cannot, since the others wait in the backward
-    pass: each tries its first batch alone (at the smallest of several patch sizes), and all take the size that fits
-    everywhere. In evaluation, where no process waits within a batch, each splits for itself.
+    Global batch, order, schedule and seeds do not change. A single process repeats the failed step. With several
+    processes that is impossible, as the others wait in the backward pass: each tries its first batch in advance (at
+    the smallest patch size), and all use the size that fits everywhere. In evaluation each process splits separately.
 
     Args:
         trainer: the `HFViTTrainer` that owns this handler.
-        forward_backward: `(model, batch) -> loss`, the forward and backward pass of one micro-batch.
+        forward_backward: `(model, batch) -> loss`, forward and backward pass of one micro-batch.
     """
 
     def __init__(self, trainer, forward_backward: Callable[[nn.Module, dict[str, Any]], torch.Tensor]):
@@ -156,7 +157,7 @@ class OutOfMemoryHandler:
         self._reached = 0
 
     def resume(self, state: ResumeState) -> None:
-        """Take over the sizes that the resumed run found."""
+        """Use the sizes that the resumed run determined."""
         if state.device_batch == self.micro.images and state.micro_batch < self.micro.size:
             self.micro.shrink(state.micro_batch)
         self.eval_batch_size = min(self.eval_batch_size, state.eval_batch)
@@ -169,9 +170,10 @@ class OutOfMemoryHandler:
         self._reached = 0
 
     def training_step(self, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
-        """Forward and backward pass of one batch of the step, in micro-batches where it does not fit.
+        """Run forward and backward pass of a batch, in micro-batches if it does not fit.
 
-        Returns the loss of the last micro-batch; the others' are added to the trainer's unlogged loss.
+        Returns:
+            The loss of the last micro-batch; the others are added to the trainer's unlogged loss.
         """
         trainer = self.trainer
         if self._reached == 0:
@@ -194,7 +196,7 @@ class OutOfMemoryHandler:
         return loss
 
     def _repeat_step(self, model: nn.Module) -> torch.Tensor:
-        """Compute again what the step has done so far; the Trainer itself adds the last loss."""
+        """Repeat all batches of the step so far; the Trainer adds the last loss."""
         for batch in self._batches[: self._reached - 1]:
             self.trainer.unlogged_loss += self._in_micro_batches(model, batch)
         return self._in_micro_batches(model, self._batches[self._reached - 1])
@@ -204,7 +206,7 @@ class OutOfMemoryHandler:
         model = trainer.accelerator.unwrap_model(trainer.model)
         buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
         while not self.is_fitted:
-            with most_patches(model):
+            with smallest_patch_size(model):
                 loss = none_if_out_of_memory(self._in_micro_batches, model, batch)
             fits = torch.tensor([int(loss is not None)], device=trainer.args.device)
             self.is_fitted = bool(trainer.accelerator.gather(fits).all())
@@ -245,11 +247,11 @@ class OutOfMemoryHandler:
         if size is None:
             reason = f"The run started with {self.micro.images}."
             if self.micro.size > 1:
-                reason = "mixup and CutMix need pairs."
+                reason = "mixup and CutMix require an even number."
             raise out_of_memory_error(trainer.model, args.device, self.micro.size, reason)
         logger.warning(
-            "Out of memory at step %d with %d images at once (%s): continuing with %d, accumulated %d times; the"
-            " global batch stays %d. Set per_device_train_batch_size: %d to avoid this.",
+            "Out of memory at step %d with %d images at once (%s). Continuing with %d, accumulated %d times; the"
+            " global batch is still %d. Set per_device_train_batch_size: %d to avoid this.",
             step,
             self.micro.size,
             memory_usage(args.device),
@@ -264,15 +266,15 @@ class OutOfMemoryHandler:
     # Evaluation
 
     def predict(self, predict: Callable, batch: dict[str, Any], prediction_loss_only: bool):
-        """Predict one evaluation batch, in micro-batches where it does not fit.
+        """Predict an evaluation batch, in micro-batches if it does not fit.
 
         Args:
             predict: `batch -> (loss, logits, labels)`.
-            batch: an evaluation batch.
-            prediction_loss_only: leave logits and labels out.
+            batch: evaluation batch.
+            prediction_loss_only: return None for logits and labels.
 
         Returns:
-            `(loss, logits, labels)` of the whole batch.
+            `(loss, logits, labels)` of the batch.
         """
         outputs = None
         while outputs is None:
@@ -290,21 +292,21 @@ class OutOfMemoryHandler:
         return loss, torch.cat(logits), torch.cat(labels)
 
     def shrink_evaluation(self, images: int, work: str = "evaluation") -> None:
-        """Continue with half of `images` at once in evaluation and in other work without a backward pass.
+        """Halve the batch size of evaluation and other work without a backward pass.
 
         Args:
-            images: images that did not fit.
-            work: what ran out of memory, for the log and the event.
+            images: number of images that did not fit.
+            work: operation that ran out of memory, for the log and the event.
         """
         trainer = self.trainer
         device = trainer.args.device
         if images == 1 or trainer.is_sharded:
-            reason = "Its batch size is per_device_eval_batch_size."
+            reason = "The batch size is per_device_eval_batch_size."
             raise out_of_memory_error(trainer.model, device, images, reason, work)
         clear_device_cache(garbage_collection=True)
         self.eval_batch_size = images // 2
         logger.warning(
-            "Out of memory in %s with %d images at once (%s): continuing with %d. Training is not affected. Set"
+            "Out of memory in %s with %d images at once (%s). Continuing with %d. Training is not affected. Set"
             " per_device_eval_batch_size: %d to avoid this.",
             work,
             images,

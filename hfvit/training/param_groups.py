@@ -7,12 +7,20 @@ from torch import nn
 def build_param_groups(
     timm_model: nn.Module, learning_rate: float, weight_decay: float, layer_decay: float = 1.0
 ) -> list[dict]:
-    """Parameter groups for `torch.optim.AdamW` and its kin, highest learning rate first.
+    """Build timm's parameter groups for PyTorch optimizers.
 
-    Biases, one-dimensional weights and the names in the model's `no_weight_decay()` (position embeddings, class
-    tokens) do not decay. With `layer_decay` below 1 each layer learns at `layer_decay` times the rate of the one
-    above it (BEiT, https://arxiv.org/abs/2106.08254). timm states that factor as `lr_scale`, which torch's optimizers
-    ignore, so it is multiplied into `lr` here.
+    The group with the highest learning rate comes first.
+
+    timm stores the factor of layer-wise learning rates as `lr_scale`, which PyTorch's optimizers ignore, so it is
+    multiplied into `lr`.
+
+    Args:
+        timm_model: timm network.
+        learning_rate: learning rate of the last layer.
+        weight_decay: weight decay, except for biases, one-dimensional weights and the names in the model's
+            `no_weight_decay()` (position embeddings, class tokens).
+        layer_decay: factor of the learning rate from each layer to the one below (BEiT,
+            https://arxiv.org/abs/2106.08254); 1 is off.
     """
     no_decay = timm_model.no_weight_decay() if hasattr(timm_model, "no_weight_decay") else ()
     if layer_decay < 1.0:
@@ -27,17 +35,25 @@ def build_param_groups(
         }
         for group in groups
     ]
-    # The Trainer logs the first group's rate: let that be the recipe's `learning_rate`.
+    # The Trainer logs the rate of the first group, which should be the recipe's `learning_rate`.
     return sorted(groups, key=lambda group: -group["lr"])
 
 
 def groups_beside(model: nn.Module, timm_model: nn.Module, learning_rate: float, weight_decay: float) -> list[dict]:
-    """Parameter groups of what `model` has beside its `timm_model`, at the full rate; none for an image classifier.
+    """Build parameter groups of all trainable parameters outside the timm network.
 
-    Vectors (biases, norms) do not decay, as in `build_param_groups`.
+    Args:
+        model: classifier, such as an image-text model.
+        timm_model: its timm network.
+        learning_rate: learning rate.
+        weight_decay: weight decay of matrices; biases and norms have none.
+
+    Returns:
+        Groups, none for an image classifier.
     """
     within = {id(parameter) for parameter in timm_model.parameters()}
     others = [p for p in model.parameters() if p.requires_grad and id(p) not in within]
-    matrices, vectors = [p for p in others if p.ndim > 1], [p for p in others if p.ndim <= 1]
+    matrices = [p for p in others if p.ndim > 1]
+    vectors = [p for p in others if p.ndim <= 1]
     groups = ((matrices, weight_decay), (vectors, 0.0))
     return [{"params": own, "weight_decay": decay, "lr": learning_rate} for own, decay in groups if own]

@@ -1,4 +1,4 @@
-"""Compare what a run was started with to what it is resumed with."""
+"""Compare recipe and data of a resumed run with those of its start."""
 
 import logging
 from typing import Any
@@ -8,7 +8,7 @@ from hfvit.training.checkpointing import ResumeState
 
 logger = logging.getLogger(__name__)
 
-# Recipe keys that may differ without another result.
+# Recipe keys that do not affect the result.
 WITHOUT_EFFECT = (
     "output_dir", "keep_checkpoints", "allow_changed_data", "report_to", "run_name", "logging_steps",
     "logging_strategy", "disable_tqdm", "dataloader_num_workers", "save_total_limit",
@@ -16,11 +16,11 @@ WITHOUT_EFFECT = (
 
 
 def describe_origin(recipe: dict[str, Any], splits: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """What a checkpoint keeps of the run that wrote it.
+    """Describe recipe and data of a run, to save in its checkpoints.
 
     Args:
-        recipe: the resolved values of the recipe.
-        splits: role -> `source`, `rows` and `fingerprint`, as in `run.json`.
+        recipe: resolved values of the recipe.
+        splits: `source`, `rows` and `fingerprint` of each role, as in `run.json`.
     """
     kept = ("source", "rows", "fingerprint")
     return {
@@ -30,16 +30,15 @@ def describe_origin(recipe: dict[str, Any], splits: dict[str, dict[str, Any]]) -
 
 
 def check_origin(checkpoint: str, origin: dict[str, Any], allow_changed_data: bool = False) -> None:
-    """Report everything that changed since `checkpoint` was written.
+    """Report changes of recipe and data since a checkpoint was written.
 
     Args:
-        checkpoint: to resume from; one of version 0.1 has nothing to compare.
-        origin: of `describe_origin`.
-        allow_changed_data: resume although images of the validation split may have been trained on.
+        checkpoint: checkpoint to resume from; one of version 0.1 is not checked.
+        origin: description of `describe_origin`.
+        allow_changed_data: resume although validation images may have been trained on.
 
     Raises:
-        DataError: the validation images are held out of the training split, and the data set, its split or the seed of
-            the split changed.
+        DataError: validation images are held out of the training split, which changed.
     """
     before = ResumeState.load(checkpoint).origin
     if not before:
@@ -51,8 +50,8 @@ def check_origin(checkpoint: str, origin: dict[str, Any], allow_changed_data: bo
     if _may_leak(before["splits"], origin["splits"]) and not allow_changed_data:
         raise DataError(
             "resume_from_checkpoint: the data changed since the checkpoint was written"
-            f" ({'; '.join(changes)}), so images that were trained on may now be in the validation split. Restore the"
-            " data set and the recipe, start a new run, or pass --allow_changed_data."
+            f" ({'; '.join(changes)}), so validation images may have been trained on. Restore the data set and the"
+            " recipe, start a new run, or pass --allow_changed_data."
         )
 
 
@@ -62,7 +61,7 @@ def describe_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def _may_leak(before: dict[str, dict], now: dict[str, dict]) -> bool:
-    """Whether an image that was trained on may be one of the validation split now."""
+    """Return whether images of the validation split may have been trained on."""
     held_out = before["train"]["source"] == before["validation"]["source"].split(",")[0]
     changed = [role for role in ("train", "validation") if before.get(role) != now.get(role)]
     return held_out and bool(changed)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainerCallback
 
-from hfvit.models.factory import without_storage
+from hfvit.models.factory import meta_copy
 
 logger = logging.getLogger(__name__)
 
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 class SpeedMeter(TrainerCallback):
     """Count images and seconds of training, without evaluation and saving.
 
-    Read it only after the device has been synchronized, as the Trainer does to log a loss.
+    To be read after a synchronization with the device, as when the Trainer logs a loss.
     """
 
     def __init__(self, device: torch.device):
@@ -30,7 +30,7 @@ class SpeedMeter(TrainerCallback):
         self.stop()
 
     def start(self) -> None:
-        """Count from now on."""
+        """Start counting."""
         self.images = 0
         self.waited = 0.0
         self.paused_for = 0.0
@@ -39,12 +39,12 @@ class SpeedMeter(TrainerCallback):
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def stop(self) -> None:
-        """Let `overall` count up to here; a later `stop` extends it."""
+        """Set the end of `overall`; a later call extends it."""
         self._stopped = self._reading()
 
     @contextmanager
     def waiting(self):
-        """Count the time inside the block as waiting for data."""
+        """Count the time within the context as data wait."""
         start = time.perf_counter()
         try:
             yield
@@ -53,7 +53,7 @@ class SpeedMeter(TrainerCallback):
 
     @contextmanager
     def paused(self):
-        """Leave the time inside the block out."""
+        """Exclude the time within the context."""
         start = time.perf_counter()
         try:
             yield
@@ -61,12 +61,12 @@ class SpeedMeter(TrainerCallback):
             self.paused_for += time.perf_counter() - start
 
     def since_last(self) -> dict[str, float]:
-        """Throughput of the steps since the last call."""
+        """Return the throughput since the last call."""
         last, self._last = self._last, self._reading()
         return self._figures(last, self._last)
 
     def overall(self) -> dict[str, float]:
-        """Throughput of all steps from `start` to the last `stop`."""
+        """Return the throughput from `start` to the last `stop`."""
         return self._figures(self._first, self._stopped)
 
     def _reading(self) -> tuple[int, float, float]:
@@ -84,29 +84,28 @@ class SpeedMeter(TrainerCallback):
 
 
 def training_flops(model: nn.Module) -> float | None:
-    """Floating-point operations of one image's forward and backward pass (a multiply-add is two).
+    """Count the FLOPs of an image's forward and backward pass (multiply-add is two).
 
-    Counted on a copy without storage; frozen parts have no backward pass. What gradient checkpointing computes again
-    does not count. None for a model that cannot be built or run that way.
+    The model runs on the meta device. Recomputed activations do not count. Returns None if the model cannot run there.
     """
     try:
-        ghost = without_storage(model).train()
+        meta_model = meta_copy(model).train()
         with torch.device("meta"):
-            image = torch.zeros(2, 3, *model.config.image_size)  # two: some norms need more than one
+            image = torch.zeros(2, 3, *model.config.image_size)  # some norms need more than one image
             with FlopCounterMode(display=False) as counter:
-                tokens = getattr(model.config, "max_text_length", None)  # of a model that reads texts, too
+                tokens = getattr(model.config, "max_text_length", None)  # image-text models only
                 texts = {"input_ids": torch.zeros(2, tokens, dtype=torch.long)} if tokens else {}
-                # An image's logits each, or each of a pair: a student with a distillation token gives two.
-                sum(logits.sum() for logits in ghost(image, **texts).logits).backward()
-    except Exception as error:  # timm's models assert and raise all kinds of things; a statistic must not end a run
-        logger.debug("the operations of %s cannot be counted: %s", model.config.architecture, error)
+                # Sums rows of the logits, or a pair of logits of a distilled student.
+                sum(logits.sum() for logits in meta_model(image, **texts).logits).backward()
+    except Exception as error:  # timm's models raise various types, and a statistic must not end a run
+        logger.debug("Cannot count the FLOPs of %s: %s", model.config.architecture, error)
         return None
     return counter.get_total_flops() / 2
 
 
 @torch.no_grad()
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a large square matrix product: what this device can reach at best."""
+    """Measure the FLOPs per second of a large matrix product, the peak for MFU."""
     side, repetitions = (1024, 1) if device.type == "cpu" else (8192, 10)
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     best = float("inf")

@@ -1,4 +1,4 @@
-"""`HFViTTrainer`: transformers' Trainer with on-device augmentation, exact resume and timm parameter groups."""
+"""`HFViTTrainer`: Trainer with on-device augmentation and exact resume."""
 
 import copy
 import re
@@ -45,10 +45,10 @@ from hfvit.utils.files import commit_file, temporary_file
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
-# Private methods of `transformers.Trainer` that are overridden, because no callback, sampler or collator can do the
-# work: name -> parameters, as read in transformers 5.24.0. A test compares them with the installed version.
+# Private methods of `transformers.Trainer` that are overridden, as no callback, sampler or collator can do the work:
+# name -> parameters in transformers 5.24.0. A test compares them with the installed version.
 OVERRIDDEN_PRIVATE_METHODS = {
-    "_prepare_inputs": ("inputs",),  # pixel values are made on the device
+    "_prepare_inputs": ("inputs",),  # pixel values are computed on the device
     "_get_train_sampler": ("train_dataset",),  # EpochSampler, BalancedSampler
     "_save_checkpoint": ("model", "trial"),  # atomic checkpoints
     "_clip_grad_norm": ("model",),  # a skipped step has no gradient
@@ -59,39 +59,40 @@ PRIVATE_ATTRIBUTES = ("_tr_loss", "_total_loss_scalar", "_globalstep_last_logged
 
 
 class HFViTTrainer(Trainer):
-    """Train a model of `hfvit` on the images of a data set; augmentation and preprocessing run on the device.
+    """Train an image classifier with augmentation and preprocessing on the device.
 
-    Checkpoints are atomic and resume exactly; a batch that does not fit into memory is split; `nan_policy` applies to
-    a loss that is not finite. With `ema_decay`, evaluation and the final model use the averaged weights, and
-    checkpoints hold both.
+    Checkpoints are atomic and resume exactly, batches that do not fit into memory are split, and `nan_policy` handles
+    non-finite losses. With `ema_decay`, evaluation and the final model use averaged weights; checkpoints have both.
 
     Args:
-        args, kwargs: of `transformers.Trainer`. `args=` is an `HFViTTrainingArguments`. `train_dataset=` and
-            `eval_dataset=` are data sets of `datasets` with an image and a label column, or of `data.dataset` or
-            `data.stream`. `compute_metrics=` adds to hfvit's own metrics; `compute_loss_func=(outputs, labels,
-            num_items_in_batch) -> loss` replaces the training loss and returns a mean over its batch.
-        train_transforms: replaces the augmentation of a training set of `datasets`; see
+        model: a model of `hfvit.models`.
+        args: `HFViTTrainingArguments`.
+        train_dataset: data set of `datasets` with an image and a label column, or of `data.dataset` or `data.stream`.
+        eval_dataset: as `train_dataset`, or a dict of them.
+        compute_metrics: `EvalPrediction -> dict` of metrics in addition to hfvit's.
+        train_transforms: replaces the augmentation of a `train_dataset` of `datasets`, see
             `data.transform_reader.TransformReader`.
-        augmentation: of a training set of `datasets`; random resized crop and horizontal flip by default.
-        preprocessing: of evaluation batches; by default that of the model's configuration.
+        augmentation: augmentation of a `train_dataset` of `datasets`; random resized crop and flip by default.
+        preprocessing: preprocessing of evaluation batches; that of the model's configuration by default.
         mixing: mixup, CutMix and random erasing of training batches.
-        objective: training loss, `(logits, labels, pixel_values, label_smoothing) -> loss`; cross-entropy by default.
-        balanced: draw every class equally often.
-        progressive: resizes training images; see `finetuning.progressive_resizing`.
+        objective: training loss `(logits, labels, pixel_values, label_smoothing) -> loss`; cross-entropy by default.
+        balanced: sample all classes equally often.
+        progressive: callback that resizes training images, see `finetuning.progressive_resizing`.
+        **kwargs: arguments of `transformers.Trainer`. `compute_loss_func=(outputs, labels, num_items_in_batch) ->
+            loss` replaces the training loss and returns a mean over its batch.
 
     Attributes:
-        events: what happened during training, JSON values only: `out_of_memory`, `rewind`, `loss_spike`.
+        events: events of the training (`out_of_memory`, `rewind`, `loss_spike`) as JSON values.
         speed: throughput of the training steps.
-        trained_parameters: number of parameters with a gradient.
-        origin: what the run was started with, JSON values only; saved in checkpoints, so that a resume with something
-            else can be noticed.
+        trained_parameters: number of trainable parameters.
+        origin: recipe and data of the run as JSON values, saved in checkpoints to detect changes on resume.
 
     Raises:
-        RecipeError: an option that this model, these weights or this stream cannot have.
-        DataError: a training set smaller than a batch, or of one class only.
+        RecipeError: the model, its weights or a stream do not support an option.
+        DataError: the training set is smaller than a batch, or has one class only.
     """
 
-    # compute_loss returns a mean over its own images; the Trainer divides it by the accumulation steps.
+    # compute_loss returns a mean over its images, and the Trainer divides it by the accumulation steps.
     loss_is_scaled_for_ga = False
 
     def __init__(
@@ -138,7 +139,7 @@ class HFViTTrainer(Trainer):
             kind = type(getattr(self.model, "timm_model", self.model)).__name__
             with_text = " with a text encoder" if hasattr(self.model, "text_model") else ""
             raise RecipeError(f"activation_checkpointing: not available for {kind}{with_text}. Set it to false.")
-        # Labels are not counted over accumulation steps and processes: compute_loss takes a plain mean.
+        # compute_loss is a plain mean, without counting labels over accumulation steps and processes.
         self.model_accepts_loss_kwargs = False
         self.is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         self._count_trained_parameters()
@@ -154,7 +155,7 @@ class HFViTTrainer(Trainer):
         self._first_batch_checked = False
         if self.train_dataset is not None:
             self._check_training_set()
-            # A copy, so that the data loader's workers are not sent what is on a GPU.
+            # A copy, as data loader workers must not receive tensors on a GPU.
             self.augmentation = copy.copy(self.train_dataset.augmentation).to(self.args.device)
         self.events: list[dict[str, Any]] = []
         self.origin: dict[str, Any] = {}
@@ -163,7 +164,7 @@ class HFViTTrainer(Trainer):
         self._add_parts()
 
     def _add_parts(self) -> None:
-        """Create the objects that the trainer owns and add them as callbacks, in the order in which they must run."""
+        """Create the trainer's callbacks and add them in the order in which they must run."""
         self.speed = SpeedMeter(self.args.device)
         self.out_of_memory = OutOfMemoryHandler(self, self._forward_backward)
         self.out_of_memory.micro.even = bool(self.mixing and self.mixing.mixup)
@@ -178,7 +179,7 @@ class HFViTTrainer(Trainer):
         early_stopping = None
         if self.args.early_stopping_patience:
             early_stopping = EarlyStoppingCallback(self.args.early_stopping_patience)
-        # A step is checked before the writer may postpone or ask for its save.
+        # `non_finite` must check a step before `checkpoints` saves it.
         parts = (self.ema, self.progressive, epochs, early_stopping, self.speed, self.non_finite, self.checkpoints)
         for part in parts:
             if part is not None:
@@ -188,42 +189,43 @@ class HFViTTrainer(Trainer):
         if self._is_stream:
             if self.mixing and self.mixing.off_epochs and self.train_dataset.images is None:
                 raise RecipeError(
-                    "mix_off_epochs: the length of this stream is not known, so it has no epochs. Set it to 0, or give"
-                    " num_examples of the split in the data set's card (dataset_info: splits)."
+                    "mix_off_epochs: requires the length of the stream. Set it to 0, or add num_examples of the split"
+                    " to the data set's card (dataset_info: splits)."
                 )
             return
         rows = len(self.train_dataset)
         if rows < self.args.global_batch_size:
             raise DataError(
-                f"global_batch_size: {rows} training images do not fill a batch of {self.args.global_batch_size}; use"
-                f" {rows} or less."
+                f"global_batch_size: must be at most {rows}, the number of training images, got"
+                f" {self.args.global_batch_size}."
             )
         check_labels(self.train_dataset.labels, self.class_names)
 
     @property
     def class_names(self) -> list[str]:
+        """Return class names in the order of the logits."""
         config = self.accelerator.unwrap_model(self.model).config
         return [config.id2label[index] for index in range(config.num_labels)]
 
     # ---- State that the trainer's parts share ----
 
     def add_event(self, event: str, **values) -> None:
-        """Append to `events`; plain JSON values only."""
+        """Append to `events`; values must be JSON values."""
         self.events.append({"event": event, **values})
 
     @property
     def last_checkpoint(self) -> str | None:
-        """The last checkpoint that was written or resumed from."""
+        """Return the last checkpoint that was written or resumed from."""
         return self.checkpoints.last
 
     @property
     def resumed_at_step(self) -> int:
-        """The step from which the last call of `train` went on; 0 for a new run."""
+        """Return the step that the last call of `train` resumed from, 0 for a new run."""
         return getattr(self, "_initial_global_step", 0)
 
     @property
     def unlogged_loss(self) -> torch.Tensor:
-        """Sum of this process's losses since `logged_step`, on the device."""
+        """Return the sum of this process's losses since `logged_step`, on the device."""
         return self._tr_loss
 
     @unlogged_loss.setter
@@ -232,16 +234,16 @@ class HFViTTrainer(Trainer):
 
     @property
     def logged_step(self) -> int:
-        """The last step with a logged loss."""
+        """Return the last step with a logged loss."""
         return self._globalstep_last_logged
 
     @property
     def logged_loss(self) -> float:
-        """Sum of the losses of all steps up to `logged_step`."""
+        """Return the sum of the losses of all steps up to `logged_step`."""
         return self._total_loss_scalar
 
     def restore_loss(self, state: ResumeState) -> None:
-        """Continue the sums of the losses of a checkpoint."""
+        """Restore the loss sums of a checkpoint."""
         unlogged = state.loss_of(self.args.process_index, self.args.world_size)
         self._tr_loss = torch.full_like(self._tr_loss, unlogged)
         self._total_loss_scalar = state.logged_loss
@@ -255,27 +257,28 @@ class HFViTTrainer(Trainer):
     def prepare_batch(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Move a batch to the device and compute its pixel values there.
 
-        Returns `pixel_values` `(batch, 3, height, width)`, `labels` (indices, or probabilities after mixing), and the
-        tokens of a text column.
+        Returns:
+            `pixel_values` (batch, 3, height, width), `labels` (class ids, or probabilities after mixing), and the
+            tokens of a text column.
         """
-        # Not the Trainer's own method: under DeepSpeed it rounds every floating-point tensor, the drawn numbers too.
+        # The Trainer's method would, under DeepSpeed, round every float tensor, also the augmentation parameters.
         inputs = send_to_device(inputs, self.args.device, non_blocking=self.accelerator.non_blocking)
         plan = inputs.get("plan")
         texts = {key: inputs[key] for key in TEXT_INPUTS if key in inputs}
         with torch.no_grad():
             if plan is None:
                 return {"pixel_values": self.preprocessing(inputs), "labels": inputs["labels"], **texts}
-            if "pixel_values" in inputs:  # of a user's own transform
+            if "pixel_values" in inputs:  # computed by train_transforms
                 pixel_values = inputs["pixel_values"]
             else:
-                # Under autocast the model's first product rounds the pixels as coarsely as the crop does here.
+                # Autocast would round the pixels to the same type in the first layer.
                 pixel_values = self.augmentation(inputs, self._compute_dtype)
             labels = inputs["labels"]
             if self._has_begun and not self._first_batch_checked:
                 self._check_first_batch(pixel_values, labels)
             if self.mixing and not self._mixing_is_over():
                 pixel_values, labels = self.mixing(pixel_values, labels, plan["seeds"])
-            if self.progressive and self.out_of_memory.is_fitted:  # whether the largest size fits is tried first
+            if self.progressive and self.out_of_memory.is_fitted:  # the memory trial uses the largest size
                 pixel_values = self.progressive(pixel_values, self.state)
         return {"pixel_values": pixel_values, "labels": labels, **texts}
 
@@ -286,9 +289,14 @@ class HFViTTrainer(Trainer):
             check_stream_labels(labels, self.class_names, self.train_dataset.repeats)
 
     def training_images(self, count: int = 32) -> tuple[np.ndarray, np.ndarray]:
-        """Training images as the model sees them, uint8 `(images, height, width, 3)`, and their targets.
+        """Return augmented training images and their targets.
 
-        Targets are class indices `(images,)`, or probabilities `(images, classes)` after mixing.
+        Args:
+            count: maximum number of images.
+
+        Returns:
+            Images (images, height, width, 3) uint8, and class ids (images,), or probabilities (images, classes) after
+            mixing.
         """
         batch = self.prepare_batch(self.train_dataset.preview(count))
         levels = batch["pixel_values"].float() * self.augmentation.std + self.augmentation.mean
@@ -306,7 +314,7 @@ class HFViTTrainer(Trainer):
 
     @property
     def _compute_dtype(self) -> torch.dtype:
-        """Data type of matrix products."""
+        """Return the type of matrix products."""
         return AUTOCAST_DTYPES.get(self.args.mixed_precision, torch.float32)
 
     def get_train_dataloader(self) -> DataLoader:
@@ -348,7 +356,7 @@ class HFViTTrainer(Trainer):
     # ---- Optimization ----
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Create the Trainer's optimizer over timm's parameter groups: weight decay and layer-wise learning rates."""
+        """Create the optimizer with timm's weight decay and layer-wise learning rates."""
         if self.optimizer is None:
             model = self.model if model is None else model
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
@@ -361,12 +369,19 @@ class HFViTTrainer(Trainer):
         return self.optimizer
 
     def create_scheduler(self, *args, **kwargs) -> torch.optim.lr_scheduler.LRScheduler:
-        """Create the Trainer's schedule; raise `RecipeError` where that fails."""
+        """Create the learning rate schedule; raises `RecipeError` on failure."""
         with wrap_errors("lr_scheduler_type", self.args.lr_scheduler_type):
             return super().create_scheduler(*args, **kwargs)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Cross-entropy outside the model: stock models turn soft labels into a multi-label problem, and save that."""
+        """Compute the loss outside the model, which treats soft labels as multi-label.
+
+        Args:
+            model: the model.
+            inputs: batch of `prepare_batch`.
+            return_outputs: return the model's outputs too.
+            num_items_in_batch: passed to `compute_loss_func`.
+        """
         labels = inputs.pop("labels")
         outputs = model(**inputs)
         smoothing = self.args.label_smoothing_factor if model.training else 0.0
@@ -379,8 +394,15 @@ class HFViTTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch=None) -> torch.Tensor:
+        """Run a training step, unless a rewind skips it.
+
+        Args:
+            model: the model.
+            inputs: batch of the data loader.
+            num_items_in_batch: unused.
+        """
         if self.speed.images == 0:
-            self.speed.start()  # here, so that preparations and what a resumed run skips are not counted
+            self.speed.start()  # not earlier, to exclude preparations and skipped batches
         if self.non_finite.skips_step():
             loss = self.non_finite.skipped_loss()
         else:
@@ -410,26 +432,37 @@ class HFViTTrainer(Trainer):
         return int(self.speed.flops_per_image or 0) * len(inputs["labels"])
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
-        """Log; entries with a training loss also hold the throughput of the steps since the last one."""
+        """Log values, with the throughput since the last log beside a training loss."""
         if "loss" in logs:
             logs |= self.speed.since_last()
-        if "train_loss" in logs:  # of the whole run, not only of the steps since a resume
+        if "train_loss" in logs:  # over all steps, including those before a resume
             logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
         super().log(logs, *args, **kwargs)
 
     # ---- Evaluation ----
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        """Evaluate, without counting the time as training."""
         with self.speed.paused():
             return super().evaluate(*args, **kwargs)
 
     def evaluation_loop(self, *args, **kwargs):
+        """Evaluate with the averaged weights if there are any."""
         if self.ema is None:
             return super().evaluation_loop(*args, **kwargs)
         with self.ema.applied_to(self.model):
             return super().evaluation_loop(*args, **kwargs)
 
     def prediction_step(self, model: nn.Module, inputs, prediction_loss_only: bool, ignore_keys=None):
+        """Predict a batch, in micro-batches if it does not fit into memory.
+
+        Args:
+            model: the model.
+            inputs: batch of the data loader.
+            prediction_loss_only: return None for logits and labels.
+            ignore_keys: outputs of the model to ignore.
+        """
+
         def predict(batch):
             return super(HFViTTrainer, self).prediction_step(model, batch, prediction_loss_only, ignore_keys)
 
@@ -438,15 +471,19 @@ class HFViTTrainer(Trainer):
     # ---- Training and checkpoints ----
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:
-        """Train; the model then holds the weights to save: the best checkpoint's, averaged with `ema_decay`.
+        """Train, and load the best checkpoint or the averaged weights at the end.
 
         Args:
-            resume_from_checkpoint: a checkpoint folder, or True for the newest complete one in `output_dir`.
-            args, kwargs: of `transformers.Trainer.train`.
+            resume_from_checkpoint: checkpoint folder, or True for the newest complete one in `output_dir`.
+            *args: arguments of `transformers.Trainer.train`.
+            **kwargs: arguments of `transformers.Trainer.train`.
 
         Raises:
             RecipeError: there is no checkpoint to resume from.
-            NonFiniteLossError, OutOfMemoryError, StorageError, InterruptedRunError: see `errors`.
+            NonFiniteLossError: the loss is NaN or infinite.
+            OutOfMemoryError: a single image does not fit into memory.
+            StorageError: a checkpoint cannot be written.
+            InterruptedRunError: the run was stopped by a signal and saved.
         """
         checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
         check_shared_memory(self.args.dataloader_num_workers)
@@ -473,7 +510,7 @@ class HFViTTrainer(Trainer):
                     changed = f" ({'; '.join(changes)})" if changes else ""
                     raise ModelError(
                         f"resume_from_checkpoint: {checkpoint} cannot be loaded ({type(error).__name__}:"
-                        f" {one_line(error)[:300]}). It is damaged, or of a run with other options{changed}; start a"
+                        f" {one_line(error)[:300]}). It is damaged, or of a run with other options{changed}. Start a"
                         " new run in another output_dir."
                     ) from error
                 checkpoint = self.non_finite.rewind(step)
@@ -494,26 +531,31 @@ class HFViTTrainer(Trainer):
         return str(newest)
 
     def _begin(self, checkpoint: str | None) -> None:
-        """Take over what was known when `checkpoint` was written; None for a new run."""
+        """Restore events and batch sizes of `checkpoint`; None starts a new run."""
         self.resumed_from = checkpoint
         self.checkpoints.last = checkpoint
         self.checkpoints.is_restored = checkpoint is None
         self.resume_state = ResumeState.load(checkpoint) if checkpoint else None
         if self.resume_state:
-            self.events = self.events or self.resume_state.events  # after a rewind the checkpoint knows fewer of them
+            self.events = self.events or self.resume_state.events  # after a rewind, `events` is newer
             self.out_of_memory.resume(self.resume_state)
 
     def _count_trained_parameters(self) -> None:
         self.trained_parameters = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
 
     def _measure_device(self) -> None:
-        """Measure what `mfu` relates: the model's operations an image, and the device's rate of matrix products."""
-        # Images of several sizes have no single count.
+        """Measure the FLOPs of the model and the peak of the device, for `mfu`."""
+        # Undefined for images of several sizes.
         self.speed.flops_per_image = None if self.progressive else training_flops(self.model)
         self.speed.peak_flops = matmul_rate(self.args.device, self._compute_dtype) * self.args.world_size
 
     def set_initial_training_values(self, args, dataloader):
-        """The Trainer's, with no epoch left for a resumed run that had ended when its checkpoint was written."""
+        """Set zero epochs if the checkpoint is the end of its run.
+
+        Args:
+            args: training arguments.
+            dataloader: training data loader.
+        """
         epochs, self.steps_per_epoch, *rest, max_steps = super().set_initial_training_values(args, dataloader)
         self.num_train_epochs = epochs
         if self.resumed_from and is_over(self.resumed_from, max_steps, self.args.early_stopping_patience):
@@ -521,7 +563,7 @@ class HFViTTrainer(Trainer):
         return epochs, self.steps_per_epoch, *rest, max_steps
 
     def save_checkpoint(self) -> None:
-        """Write a checkpoint of the current step; every process must call it."""
+        """Write a checkpoint of the current step; must be called by every process."""
         self._save_checkpoint(self.model, None)
 
     def _save_checkpoint(self, model: nn.Module, trial) -> None:
@@ -530,23 +572,23 @@ class HFViTTrainer(Trainer):
             self.checkpoints.write(partial(super()._save_checkpoint, model, trial))
 
     def save_extra_state(self, checkpoint: Path) -> None:
-        """Save what the Trainer does not know of: the averaged weights, and how a stream is shared out."""
+        """Save the averaged weights, and how a stream is split over workers."""
         if self.ema:
             self.ema.save(checkpoint)
         if self._is_stream:
             self.train_dataset.save_sharing(checkpoint, self.args.dataloader_num_workers)
 
     def load_extra_state(self, checkpoint: str) -> None:
-        """Load what `save_extra_state` saved."""
+        """Load the state of `save_extra_state`."""
         if self._is_stream:
             self.train_dataset.check_sharing(checkpoint, self.args.dataloader_num_workers)
         if self.ema:
             self.ema.load(checkpoint)
 
     def save_model(self, output_dir: str | None = None, *args, **kwargs) -> None:
-        """Save the model to a staging directory, then sync each file and rename it into `output_dir`."""
+        """Save the model to a staging directory, then sync and rename each file."""
         folder = Path(output_dir or self.args.output_dir)
-        if folder.parent.name == STAGING:  # a checkpoint, committed as a whole
+        if folder.parent.name == STAGING:  # the checkpoint is renamed as one folder
             self._save_files(folder, *args, **kwargs)
             return
         staging = folder / STAGING
@@ -563,7 +605,7 @@ class HFViTTrainer(Trainer):
     def _save_files(self, folder: Path, *args, **kwargs) -> None:
         super().save_model(str(folder), *args, **kwargs)
         if self.args.should_save:
-            # A pickle of the arguments, which nothing reads and nobody should have to trust.
+            # An unused pickle of the arguments.
             (folder / "training_args.bin").unlink(missing_ok=True)
 
     def save_state(self) -> None:
@@ -574,9 +616,10 @@ class HFViTTrainer(Trainer):
 
 
 class SamplerEpochs(TrainerCallback):
-    """Tell the training sampler its epoch.
+    """Set the epoch of the training sampler.
 
-    The Trainer passes it to two layers of samplers; a run resumed on several processes has three (transformers 5.24).
+    The Trainer passes it through two layers of samplers, but a run resumed on several processes has three
+    (transformers 5.24).
     """
 
     def __init__(self, trainer: HFViTTrainer):

@@ -1,4 +1,4 @@
-"""Batched training augmentation: random resized crop, flip, policy and normalisation."""
+"""Batched augmentation: random resized crop, flip, policy and normalization."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,27 +7,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hfvit.transforms.auto_augment import draw_stages, uniforms_needed
+from hfvit.transforms.auto_augment import num_uniforms, sample_stages
 from hfvit.transforms.functional import GEOMETRIC, OPS
 from hfvit.transforms.resize import resize_boxes
-from hfvit.utils.counter_rng import uniforms
+from hfvit.utils.counter_rng import uniform
 
-ATTEMPTS = 10  # of a random crop to lie within its image, as in torchvision
-CROP_UNIFORMS = 2 * ATTEMPTS + 2
+ATTEMPTS = 10  # to sample a crop within its image, as in torchvision
+CROP_UNIFORMS = 2 * ATTEMPTS + 2  # random numbers per image
 
 
 class Augmentation:
-    """Random resized crop, horizontal flip, a policy of policies.py, normalisation.
+    """Augment batches: random resized crop, horizontal flip, policy, normalization.
 
     Args:
-        image_size: height and width of the pixel values.
-        mean, std: of each channel, in [0, 1].
-        interpolation: one of `resize.FILTERS`, or for `crops` any of Pillow's.
-        crop_scale: smallest and largest share of the area that a crop covers.
-        crop_ratio: narrowest and widest shape (width / height) of a crop.
-        horizontal_flip: probability of a mirrored image.
-        policy: one of config.py's POLICIES. Its operations work on the image before it is resized, where it is small.
-        rand_augment_magnitude, rand_augment_num_ops: of policy `rand_augment`.
+        image_size: (height, width) in pixels of the pixel values.
+        mean: mean of each channel, in [0, 1].
+        std: standard deviation of each channel, in [0, 1].
+        interpolation: one of `resize.FILTERS`; any of Pillow's for batches of `crops`.
+        crop_scale: smallest and largest fraction of the image area that a crop covers.
+        crop_ratio: smallest and largest aspect ratio (width / height) of a crop.
+        horizontal_flip: probability of a horizontal flip.
+        policy: one of `recipe.arguments.POLICIES`, applied before the resize.
+        rand_augment_magnitude: magnitude of the policy `rand_augment`, 0 to 10.
+        rand_augment_num_ops: number of operations of the policy `rand_augment`.
     """
 
     def __init__(
@@ -43,15 +45,22 @@ class Augmentation:
         rand_augment_magnitude: float = 9.0,
         rand_augment_num_ops: int = 2,
     ):
-        self.image_size, self.interpolation = tuple(image_size), interpolation
-        self.crop_scale, self.crop_ratio, self.horizontal_flip = tuple(crop_scale), tuple(crop_ratio), horizontal_flip
-        self.policy, self.magnitude, self.num_ops = policy, rand_augment_magnitude, rand_augment_num_ops
-        self.mean, self.std = (torch.tensor(values).view(3, 1, 1) * 255.0 for values in (mean, std))
-        self.scale, self.shift = 1.0 / self.std, -self.mean / self.std
+        self.image_size = tuple(image_size)
+        self.interpolation = interpolation
+        self.crop_scale = tuple(crop_scale)
+        self.crop_ratio = tuple(crop_ratio)
+        self.horizontal_flip = horizontal_flip
+        self.policy = policy
+        self.magnitude = rand_augment_magnitude
+        self.num_ops = rand_augment_num_ops
+        self.mean = torch.tensor(mean).view(3, 1, 1) * 255.0
+        self.std = torch.tensor(std).view(3, 1, 1) * 255.0
+        self.scale = 1.0 / self.std
+        self.shift = -self.mean / self.std
 
     @classmethod
     def from_config(cls, data_config: dict[str, Any], **changes) -> "Augmentation":
-        """Size, filter, mean and deviation from timm's `data_config`: those that evaluation has."""
+        """Create it with size, interpolation, mean and std of timm's `data_config`."""
         return cls(
             data_config["input_size"][-2:],
             data_config["mean"],
@@ -61,28 +70,42 @@ class Augmentation:
         )
 
     def to(self, device: torch.device) -> "Augmentation":
-        """Keep the constants on `device`; moving them at each batch would make the processor wait for it."""
+        """Move the constants to `device`; moving them in each batch would synchronize."""
         for name in ("mean", "std", "scale", "shift"):
             setattr(self, name, getattr(self, name).to(device))
         return self
 
-    def draw_crops(self, seeds: np.ndarray, heights, widths) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes `(images, 4)` (top, left, height, width, whole pixels) and flips `(images,)` of images so large."""
-        u = uniforms(seeds, CROP_UNIFORMS + 1)
+    def sample_crops(self, seeds: np.ndarray, heights, widths) -> tuple[np.ndarray, np.ndarray]:
+        """Sample crops and flips.
+
+        Args:
+            seeds: seed of each image (images,), uint64.
+            heights: heights of the images in pixels (images,), or one for all.
+            widths: widths of the images in pixels (images,), or one for all.
+
+        Returns:
+            Boxes (images, 4) of top, left, height, width in integer pixels, and flips (images,) bool.
+        """
+        u = uniform(seeds, CROP_UNIFORMS + 1)
         boxes = random_boxes(u[:, :-1], heights, widths, self.crop_scale, self.crop_ratio)
         return boxes, u[:, -1] < self.horizontal_flip
 
-    def draw_operations(self, seeds: np.ndarray, side: int) -> list[dict[str, Any]]:
-        """The stages of the policy for images whose shorter side has `side` pixels.
+    def sample_operations(self, seeds: np.ndarray, side: int) -> list[dict[str, Any]]:
+        """Sample the operations of the policy.
 
-        A stage is `index` and `magnitude`, the images that are changed and how strongly, sorted by operation, and
-        `counts`, how many each operation has. Two tensors, however many operations: each is a copy to the device.
+        Args:
+            seeds: seed of each image (images,), uint64.
+            side: length of the images' shorter side in pixels.
+
+        Returns:
+            Stages with `index` (indices of the changed images, sorted by operation), `magnitude` (of each of them) and
+            `counts` (images per operation). Two tensors per stage keep the number of copies to the device small.
         """
-        u = uniforms(seeds, uniforms_needed(self.policy, self.num_ops), start=CROP_UNIFORMS + 1)
-        shrunk = min(1.0, side / min(self.image_size))  # a blur's unit is a pixel of the model's input
+        u = uniform(seeds, num_uniforms(self.policy, self.num_ops), start=CROP_UNIFORMS + 1)
+        ratio = min(1.0, side / min(self.image_size))  # blur is measured in pixels of the model's input
         stages = []
-        for names, magnitudes in draw_stages(self.policy, u, self.magnitude, self.num_ops):
-            magnitudes = np.where(names == "gaussian_blur", magnitudes * shrunk, magnitudes).astype(np.float32)
+        for names, magnitudes in sample_stages(self.policy, u, self.magnitude, self.num_ops):
+            magnitudes = np.where(names == "gaussian_blur", magnitudes * ratio, magnitudes).astype(np.float32)
             order = np.argsort(names, kind="stable")
             order = order[names[order] != "identity"]
             found, counts = np.unique(names[order], return_counts=True)
@@ -95,35 +118,50 @@ class Augmentation:
             )
         return stages
 
-    def draw(self, seeds: np.ndarray, height: int, width: int) -> dict[str, Any]:
-        """Everything random about a batch of `images` of one size, as tensors that travel with it."""
-        boxes, flips = self.draw_crops(seeds, height, width)
+    def sample(self, seeds: np.ndarray, height: int, width: int) -> dict[str, Any]:
+        """Sample the plan of a batch: all random decisions, as tensors.
+
+        Args:
+            seeds: seed of each image (images,), uint64.
+            height: height of the images in pixels.
+            width: width of the images in pixels.
+
+        Returns:
+            `boxes` (images, 4), `flips` (images,) and the stages of `operations`.
+        """
+        boxes, flips = self.sample_crops(seeds, height, width)
         return {
             "boxes": torch.from_numpy(boxes.astype(np.float32)),
             "flips": torch.from_numpy(flips),
-            "operations": self.draw_operations(seeds, min(height, width)),
+            "operations": self.sample_operations(seeds, min(height, width)),
         }
 
     def __call__(self, batch: dict[str, Any], dtype: torch.dtype = torch.float32) -> Tensor:
-        """Pixel values `(batch, 3, *image_size)` of a drawn batch, computed in `dtype` once the colors are done."""
-        plan, resize = batch["plan"], "images" in batch
+        """Compute pixel values (batch, 3, height, width).
+
+        Args:
+            batch: `plan` of `sample`, and `images` or (already cropped) `crops` (batch, height, width, 3) uint8.
+            dtype: type of the result and of the resize; colors are changed in float32.
+        """
+        plan = batch["plan"]
+        resize = "images" in batch
         levels = batch["images" if resize else "crops"].permute(0, 3, 1, 2)
         levels = levels.to(torch.float32, memory_format=torch.contiguous_format)
         for stage in plan["operations"]:
             levels = self._apply(stage, levels)
-        pixels = levels.mul_(self.scale).add_(self.shift).to(dtype)  # in place: a second buffer costs its page faults
+        pixels = levels.mul_(self.scale).add_(self.shift).to(dtype)  # in place, as page faults of a new buffer cost
         if not resize:
             return pixels
-        # A resize is linear and its weights sum to one: to normalise the few pixels before it is the same.
+        # Equivalent to normalization after the resize (linear, weights sum to one), with fewer pixels.
         return resize_boxes(pixels, plan["boxes"], plan["flips"], self.image_size, self.interpolation)
 
     def _apply(self, stage: dict[str, Any], levels: Tensor) -> Tensor:
-        """Change the images of a stage in place, a group for each operation."""
+        """Apply the operations of a stage in place, each to its images."""
         counts = list(stage["counts"].values())
         groups = zip(stage["counts"], stage["index"].split(counts), stage["magnitude"].split(counts), strict=True)
         for name, index, magnitude in groups:
             chosen = levels.index_select(0, index)
-            if name in GEOMETRIC:  # what comes into view from outside is the mean color
+            if name in GEOMETRIC:  # fill with the mean color
                 changed = OPS[name](chosen - self.mean, magnitude) + self.mean
             else:
                 changed = OPS[name](chosen, magnitude)
@@ -132,20 +170,31 @@ class Augmentation:
 
 
 def random_boxes(u: np.ndarray, heights, widths, scale: Sequence[float], ratio: Sequence[float]) -> np.ndarray:
-    """torchvision's RandomResizedCrop: boxes `(images, 4)`, top, left, height, width in whole pixels.
+    """Sample boxes like torchvision's `RandomResizedCrop`.
 
-    `u`: uniform numbers `(images, CROP_UNIFORMS)`. The first attempt that lies within its image is taken, or else
-    the largest centred box whose shape is allowed.
+    The first attempt within the image is used, else the largest centered box with an allowed aspect ratio.
+
+    Args:
+        u: uniform random numbers (images, CROP_UNIFORMS).
+        heights: heights of the images in pixels (images,), or one for all.
+        widths: widths of the images in pixels (images,), or one for all.
+        scale: smallest and largest fraction of the area.
+        ratio: smallest and largest aspect ratio (width / height).
+
+    Returns:
+        Boxes (images, 4) of top, left, height, width in integer pixels.
     """
     heights, widths = (np.broadcast_to(np.asarray(sides, dtype=np.float64), len(u)) for sides in (heights, widths))
     area = (heights * widths)[:, None] * (scale[0] + (scale[1] - scale[0]) * u[:, :ATTEMPTS])
     low, high = np.log(ratio)
     shape = np.exp(low + (high - low) * u[:, ATTEMPTS : 2 * ATTEMPTS])
-    tried_widths, tried_heights = np.round(np.sqrt(area * shape)), np.round(np.sqrt(area / shape))
+    tried_widths = np.round(np.sqrt(area * shape))
+    tried_heights = np.round(np.sqrt(area / shape))
     fits = (tried_widths > 0) & (tried_widths <= widths[:, None])
     fits &= (tried_heights > 0) & (tried_heights <= heights[:, None])
-    first, image = fits.argmax(axis=1), np.arange(len(u))
-    # The fallback: the whole image, narrowed to the nearest shape allowed.
+    first = fits.argmax(axis=1)
+    image = np.arange(len(u))
+    # Fallback: the full image, cut to the nearest allowed aspect ratio.
     own_shape = widths / heights
     box_heights = np.where(own_shape < ratio[0], np.round(widths / ratio[0]), heights)
     box_widths = np.where(own_shape > ratio[1], np.round(heights * ratio[1]), widths)

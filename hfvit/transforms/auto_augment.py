@@ -8,11 +8,11 @@ from scipy.special import ndtri
 from hfvit.transforms.functional import MAX_BLUR
 
 Stage = tuple[np.ndarray, np.ndarray]  # names and magnitudes, (images,) each
-# An operation's magnitude at a level from 0 to 1, and the value it lies on either side of (None: on one side only).
+# Magnitude of an operation as a function of the level (0 to 1), and the center for a random sign (None: no sign).
 Space = dict[str, tuple[Callable[[np.ndarray], np.ndarray], float | None]]
 
 BINS = 31
-LEVELS = 10.0  # timm's scale of magnitudes
+LEVELS = 10.0  # maximum of timm's magnitudes
 NOISE = 0.5  # standard deviation of RandAugment's magnitude on that scale
 JITTER = 0.3
 
@@ -25,7 +25,7 @@ def _nothing(level: np.ndarray) -> np.ndarray:
     return np.zeros_like(level)
 
 
-# torchvision's TrivialAugmentWide; translations as shares of the image, which there are 32 pixels of 224.
+# torchvision's TrivialAugmentWide; its translations of 32 pixels as a fraction of a 224-pixel image.
 TRIVIAL: Space = {
     "identity": (_nothing, None),
     "shear_x": (_times(0.99), 0.0),
@@ -62,15 +62,22 @@ RAND: Space = {
 }
 
 
-def uniforms_needed(policy: str, num_ops: int) -> int:
-    """How many uniform numbers an image needs for `policy`."""
+def num_uniforms(policy: str, num_ops: int) -> int:
+    """Return how many uniform random numbers an image needs for `policy`."""
     return {"basic": 0, "trivial_augment": 3, "rand_augment": 4 * num_ops, "three_augment": 8}[policy]
 
 
-def draw_stages(policy: str, u: np.ndarray, magnitude: float, num_ops: int) -> list[Stage]:
-    """The stages of `policy` for uniform numbers `u`, `(images, uniforms_needed(policy, num_ops))`.
+def sample_stages(policy: str, u: np.ndarray, magnitude: float, num_ops: int) -> list[Stage]:
+    """Sample one operation per image and stage.
 
-    `magnitude` (from 0 to 10) and `num_ops` are those of `rand_augment`; the other policies have none.
+    Args:
+        policy: "basic", "trivial_augment", "rand_augment" or "three_augment".
+        u: uniform random numbers (images, num_uniforms(policy, num_ops)).
+        magnitude: magnitude of `rand_augment`, 0 to 10.
+        num_ops: number of operations of `rand_augment`.
+
+    Returns:
+        The names and magnitudes (images,) of each stage.
     """
     if policy == "trivial_augment":
         return [_choose(TRIVIAL, u[:, 0], np.floor(u[:, 1] * BINS) / (BINS - 1), u[:, 2])]
@@ -82,18 +89,18 @@ def draw_stages(policy: str, u: np.ndarray, magnitude: float, num_ops: int) -> l
 
 
 def _choose(space: Space, which: np.ndarray, level: np.ndarray, sign: np.ndarray) -> Stage:
-    """One operation of `space` an image, all equally likely, at `level`."""
+    """Choose one operation per image with equal probability, at `level`."""
     names = np.array(list(space))[np.floor(which * len(space)).astype(int)]
     magnitudes = np.zeros(len(level))
-    for name, (magnitude, centre) in space.items():
+    for name, (magnitude, center) in space.items():
         chosen = names == name
         value = magnitude(level[chosen])
-        magnitudes[chosen] = value if centre is None else centre + np.where(sign[chosen] < 0.5, -value, value)
+        magnitudes[chosen] = value if center is None else center + np.where(sign[chosen] < 0.5, -value, value)
     return names, magnitudes
 
 
 def _rand_augment_stage(u: np.ndarray, magnitude: float) -> Stage:
-    """timm's `rand-mM-mstd0.5-inc1`: half of the images, at a normally distributed magnitude.
+    """Sample a stage of timm's `rand-mM-mstd0.5-inc1`, applied with probability 0.5.
 
     Cubuk et al., https://arxiv.org/abs/1909.13719.
     """
@@ -103,7 +110,7 @@ def _rand_augment_stage(u: np.ndarray, magnitude: float) -> Stage:
 
 
 def _three_augment(u: np.ndarray) -> list[Stage]:
-    """One of gray, solarise and blur, then brightness, contrast and saturation in any order.
+    """Sample one of gray, solarize and blur, then color jitter in random order.
 
     Touvron et al., DeiT III, https://arxiv.org/abs/2204.07118.
     """

@@ -6,26 +6,26 @@ from torchvision.transforms.v2 import functional as tv
 
 # ITU-R 601-2 luma, as in Pillow and torchvision.
 LUMA = (0.2989, 0.587, 0.114)
-MAX_BLUR = 2.0  # the largest standard deviation of a blur, in pixels
+MAX_BLUR = 2.0  # largest standard deviation of a blur in pixels
 
 
 def gray(images: torch.Tensor) -> torch.Tensor:
-    """Luma `(batch, 1, height, width)`."""
+    """Compute the luma (batch, 1, height, width)."""
     red, green, blue = images.split(1, dim=1)
     return LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
 
 
 def identity(images, magnitude):
-    """The images as they are."""
+    """Return the images unchanged."""
     return images
 
 
 def grayscale(images, magnitude):
-    """All color gone."""
+    """Convert to grayscale with three channels."""
     return gray(images).expand_as(images)
 
 
-# Blends of an image with a poorer one: magnitude 1 is the image, 0 the poorer one, above 1 the contrary.
+# Blends of an image with a degenerate one: magnitude 0 is the degenerate image, 1 the image, above 1 extrapolates.
 
 
 def brightness(images, magnitude):
@@ -39,29 +39,29 @@ def contrast(images, magnitude):
 
 
 def saturation(images, magnitude):
-    """Blend with the image's own grays."""
+    """Blend with the grayscale image."""
     return _blend(images, gray(images), magnitude)
 
 
 def sharpness(images, magnitude):
-    """Blend with the image smoothed by a 3x3 kernel; the outermost pixels stay."""
+    """Blend with the image smoothed by a 3x3 kernel, except for the border pixels."""
     kernel = images.new_full((3, 3), 1 / 13)
-    kernel[1, 1].fill_(5 / 13)  # an assignment would make the processor wait
+    kernel[1, 1].fill_(5 / 13)  # an assignment would synchronize with the device
     smooth = images.clone()
     inner = F.conv2d(images, kernel.expand(images.shape[1], 1, 3, 3), groups=images.shape[1])
     smooth[..., 1:-1, 1:-1] = inner.round()
     return _blend(images, smooth, magnitude)
 
 
-def _blend(images, poorer, magnitude):
-    return torch.lerp(poorer, images, magnitude[:, None, None, None]).clamp_(0.0, 255.0)
+def _blend(images, degenerate, magnitude):
+    return torch.lerp(degenerate, images, magnitude[:, None, None, None]).clamp_(0.0, 255.0)
 
 
-# Operations on levels.
+# Operations on levels (0 to 255).
 
 
 def invert(images, magnitude):
-    """Negative."""
+    """Invert all levels."""
     return 255.0 - images
 
 
@@ -72,12 +72,12 @@ def posterize(images, magnitude):
 
 
 def solarize(images, magnitude):
-    """Negative of the levels from `magnitude` up."""
+    """Invert levels of at least `magnitude`."""
     return torch.where(images >= magnitude[:, None, None, None], 255.0 - images, images)
 
 
 def solarize_add(images, magnitude):
-    """Add `magnitude` levels to those below 128."""
+    """Add `magnitude` to levels below 128."""
     return torch.where(images < 128.0, (images + magnitude[:, None, None, None]).clamp(max=255.0), images)
 
 
@@ -93,7 +93,7 @@ def equalize(images, magnitude):
 
 
 def gaussian_blur(images, magnitude):
-    """Blur by a Gaussian of standard deviation `magnitude` pixels, at most `MAX_BLUR`, mirrored at the border."""
+    """Blur with a Gaussian of standard deviation `magnitude` in pixels."""
     reach = min(int(3 * MAX_BLUR), images.shape[-1] - 1, images.shape[-2] - 1)
     offsets = torch.arange(-reach, reach + 1, device=images.device, dtype=images.dtype)
     kernel = torch.exp(-0.5 * (offsets / magnitude[:, None].clamp(min=1e-3)) ** 2)
@@ -105,11 +105,11 @@ def gaussian_blur(images, magnitude):
     return F.conv2d(padded, kernel[:, :, :, None], groups=batch * channels).view_as(images)
 
 
-# Geometry: bilinear sampling; what comes from outside the image is black (augment.py makes it the mean color).
+# Geometric operations with bilinear sampling and black fill (`Augmentation` shifts it to the mean color).
 
 
 def shear_x(images, magnitude):
-    """Shift each line by `magnitude` times its distance from the top."""
+    """Shift each row by `magnitude` times its distance from the top."""
     zero, one = torch.zeros_like(magnitude), torch.ones_like(magnitude)
     return _affine(images, (one, magnitude, magnitude * images.shape[-2] / 2), (zero, one, zero))
 
@@ -121,26 +121,26 @@ def shear_y(images, magnitude):
 
 
 def translate_x(images, magnitude):
-    """Move to the right by `magnitude` of the width."""
+    """Move to the right by a fraction `magnitude` of the width."""
     zero, one = torch.zeros_like(magnitude), torch.ones_like(magnitude)
     return _affine(images, (one, zero, -magnitude * images.shape[-1]), (zero, one, zero))
 
 
 def translate_y(images, magnitude):
-    """Move down by `magnitude` of the height."""
+    """Move down by a fraction `magnitude` of the height."""
     zero, one = torch.zeros_like(magnitude), torch.ones_like(magnitude)
     return _affine(images, (one, zero, zero), (zero, one, -magnitude * images.shape[-2]))
 
 
 def rotate(images, magnitude):
-    """Turn by `magnitude` degrees against the clock about the centre."""
+    """Rotate by `magnitude` degrees counterclockwise about the center."""
     angle = torch.deg2rad(magnitude)
     cos, sin, zero = torch.cos(angle), torch.sin(angle), torch.zeros_like(angle)
     return _affine(images, (cos, -sin, zero), (sin, cos, zero))
 
 
 def _affine(images, x_row, y_row):
-    """Sample at `(x, y)` = the rows applied to `(x, y, 1)` of the result, in pixels from the centre."""
+    """Sample at the rows applied to (x, y, 1), in pixels from the center."""
     height, width = images.shape[-2:]
     (a, b, c), (d, e, f) = x_row, y_row
     theta = torch.stack(

@@ -11,17 +11,18 @@ from torch import Tensor
 
 
 class BatchMixing:
-    """Erases parts of images, then mixes each with its mirror place in the batch, in place.
+    """Apply random erasing, then mixup or CutMix, in place.
+
+    Erased rectangles depend on the image's seed only. Mixing pairs images of one micro-batch, so it depends on how a
+    batch is split.
 
     Args:
-        num_classes: of the soft targets.
-        mixup_alpha: of Zhang et al., https://arxiv.org/abs/1710.09412; 0 is off.
-        cutmix_alpha: of Yun et al., https://arxiv.org/abs/1905.04899; 0 is off. With both on, each batch takes one.
-        random_erasing: probability of Zhong et al., https://arxiv.org/abs/1708.04896, with noise as the filling.
-        off_epochs: the last epochs of a run that go without.
-
-    An erased rectangle depends on the image's seed alone. Partners of a mixture come from the images that a device
-    holds at once, so a batch that is split otherwise is mixed otherwise.
+        num_classes: number of classes of the soft targets.
+        mixup_alpha: alpha of mixup (Zhang et al., https://arxiv.org/abs/1710.09412); 0 is off.
+        cutmix_alpha: alpha of CutMix (Yun et al., https://arxiv.org/abs/1905.04899); 0 is off. With both, each batch
+            uses one of them.
+        random_erasing: probability of random erasing with noise (Zhong et al., https://arxiv.org/abs/1708.04896).
+        off_epochs: number of final epochs without mixing and erasing.
     """
 
     def __init__(
@@ -42,27 +43,33 @@ class BatchMixing:
         return bool(self.mixup or self.erasing)
 
     def __call__(self, pixel_values: Tensor, labels: Tensor, seeds: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Pixel values `(batch, 3, height, width)` and class indices `(batch,)` -> pixel values and targets.
+        """Erase and mix a batch.
 
-        Targets are class probabilities `(batch, classes)` when mixing, else the indices. `seeds`: `(batch,)` uint64.
+        Args:
+            pixel_values: (batch, 3, height, width).
+            labels: class ids (batch,).
+            seeds: seed of each image (batch,), uint64.
+
+        Returns:
+            Pixel values, and class probabilities (batch, classes) with mixing or else the class ids.
         """
         if self.erasing:
             erase = RandomErasing(self.erasing, mode="pixel", device=pixel_values.device)
-            with _restored(pixel_values.device) as generator:
+            with _preserved_rng_state(pixel_values.device) as generator:
                 for image, seed in zip(pixel_values, seeds.tolist(), strict=True):
                     random.seed(seed)
                     generator.manual_seed(seed >> 1)
                     erase(image)
         if self.mixup is None:
             return pixel_values, labels
-        with _restored(pixel_values.device):
+        with _preserved_rng_state(pixel_values.device):
             np.random.seed(int(seeds[0] >> np.uint64(32)))
             return self.mixup(pixel_values, labels)
 
 
 @contextmanager
-def _restored(device: torch.device):
-    """The global generator of `device`; its state, and Python's and numpy's, are put back at the end."""
+def _preserved_rng_state(device: torch.device):
+    """Yield the generator of `device`; restore all generators at the end."""
     generator = torch.default_generator
     if device.type == "cuda":
         generator = torch.cuda.default_generators[

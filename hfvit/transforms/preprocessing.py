@@ -9,26 +9,31 @@ from hfvit.transforms.resize import FILTERS, resize_as_pillow
 
 
 class Preprocessing:
-    """Evaluation's resize, centre crop and normalisation: what the saved image processor does, batched.
+    """Resize, center crop and normalize batches, bit-exact with the image processor.
 
-    Takes timm's `data_config` (timm.data.resolve_data_config).
+    Args:
+        data_config: of `timm.data.resolve_data_config`.
     """
 
     def __init__(self, data_config: dict[str, Any]):
         self.image_size = tuple(data_config["input_size"][-2:])
         self.interpolation = data_config["interpolation"]
-        self.crop_pct, self.crop_mode = data_config["crop_pct"], data_config["crop_mode"]
-        self.mean, self.std = (torch.tensor(data_config[key]).view(3, 1, 1) for key in ("mean", "std"))
+        self.crop_pct = data_config["crop_pct"]
+        self.crop_mode = data_config["crop_mode"]
+        self.mean = torch.tensor(data_config["mean"]).view(3, 1, 1)
+        self.std = torch.tensor(data_config["std"]).view(3, 1, 1)
 
     def to(self, device: torch.device) -> "Preprocessing":
-        """Keep the constants on `device`."""
-        self.mean, self.std = self.mean.to(device), self.std.to(device)
+        """Move the constants to `device`."""
+        self.mean = self.mean.to(device)
+        self.std = self.std.to(device)
         return self
 
     def geometry(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int, int, int]] | None:
-        """Size after resizing and the crop within it (top, left, height, width), as timm's transform has them.
+        """Compute the resized (height, width) and the crop (top, left, height, width).
 
-        None for what `resize.resize_as_pillow` cannot do: other filters, padding, a shape that shrinks in height.
+        Returns None for what `resize.resize_as_pillow` does not support: other filters, padding, and non-square images
+        that shrink in height.
         """
         crop_height, crop_width = self.image_size
         if self.interpolation not in FILTERS:
@@ -37,7 +42,8 @@ class Preprocessing:
         if self.crop_mode == "squash":
             resized = full
         elif self.crop_mode == "center" and full[0] == full[1]:
-            short, long = min(height, width), max(height, width)
+            short = min(height, width)
+            long = max(height, width)
             longer = int(full[0] * long / short)
             resized = (full[0], longer) if height <= width else (longer, full[0])
         else:
@@ -49,7 +55,7 @@ class Preprocessing:
         return resized, (top, left, crop_height, crop_width)
 
     def __call__(self, batch: dict[str, Any]) -> Tensor:
-        """Pixel values `(batch, 3, *image_size)` float32 of `images` or `crops`."""
+        """Compute pixel values (batch, 3, height, width) float32 of `images` or `crops`."""
         if "crops" in batch:
             crops = batch["crops"].permute(0, 3, 1, 2)
             levels = crops.to(torch.float32, memory_format=torch.contiguous_format)

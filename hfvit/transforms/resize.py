@@ -8,17 +8,17 @@ import torch
 def resize_boxes(
     images: torch.Tensor, boxes: torch.Tensor, flips: torch.Tensor, size: tuple[int, int], interpolation: str
 ) -> torch.Tensor:
-    """Resize the part of each image within its box to `size`, mirrored where `flips` says so.
+    """Crop each image to its box, resize it and flip it.
 
     Args:
-        images: `(batch, channels, height, width)`, floating point; computed in its precision.
-        boxes: `(batch, 4)`: top, left, height, width in pixels of `images`. Pixels outside a box are not looked at, as
-            if the image had been cropped first.
-        flips: `(batch,)` bool.
-        size: height and width of the result.
+        images: (batch, channels, height, width) of any float type, in which the result is computed.
+        boxes: (batch, 4) of top, left, height, width in pixels; pixels outside a box have no influence.
+        flips: (batch,) bool, horizontal flips.
+        size: (height, width) in pixels of the result.
         interpolation: one of `FILTERS`.
 
-    Returns `(batch, channels, *size)`. Bicubic and Lanczos weights overshoot at edges; the result is not clamped.
+    Returns:
+        Images (batch, channels, *size), not clamped although bicubic and Lanczos filters overshoot.
     """
     batch, channels, height, width = images.shape
     top, left, box_height, box_width = boxes.float().unbind(1)
@@ -32,34 +32,36 @@ def resize_boxes(
 def resize_as_pillow(
     images: torch.Tensor, resized: tuple[int, int], crop: tuple[int, int, int, int], interpolation: str
 ) -> torch.Tensor:
-    """Resize uint8 images to `resized` and cut out `crop`: Pillow's result, bit for bit (12.3 and 13 checked).
+    """Resize and crop uint8 images, bit-exact with Pillow (12.3 and 13 tested).
 
-    Pillow works in 8 bits with fixed-point weights, across and then down, and rounds after each. Sums of such products
-    are whole numbers that float64 holds exactly. An image that shrinks in height may be resized down and then across,
-    by a rule of Pillow's own: such sizes, but for squares that become squares, are not for this function.
+    Pillow uses fixed-point weights, resizes horizontally and then vertically, and rounds to 8 bits after each pass;
+    float64 represents the sums exactly. Images that shrink in height may be resized vertically first, so only square
+    to square is supported for them.
 
     Args:
-        images: `(batch, channels, height, width)` uint8.
-        resized: height and width of the whole image after resizing.
-        crop: top, left, height, width within the resized image.
+        images: (batch, channels, height, width) uint8.
+        resized: (height, width) in pixels after resizing, before the crop.
+        crop: (top, left, height, width) within the resized image.
         interpolation: one of `FILTERS`.
 
-    Returns `(batch, channels, crop height, crop width)` float32 of whole numbers from 0 to 255.
+    Returns:
+        Images (batch, channels, crop height, crop width), float32 integers from 0 to 255.
     """
     height, width = images.shape[-2:]
     top, left, crop_height, crop_width = crop
-    # Metal has no float64; in float32 a level may be off by one where Pillow rounds a tie.
+    # MPS has no float64; in float32, ties may be rounded differently from Pillow.
     dtype = torch.float32 if images.device.type == "mps" else torch.float64
     zero = torch.zeros(1, device=images.device, dtype=dtype)
     rows = _fixed_point(filter_weights(zero, zero + height, height, resized[0], interpolation)[0])
     columns = _fixed_point(filter_weights(zero, zero + width, width, resized[1], interpolation)[0])
-    rows, columns = rows[top : top + crop_height], columns[left : left + crop_width].T
+    rows = rows[top : top + crop_height]
+    columns = columns[left : left + crop_width].T
     levels = images.to(dtype, memory_format=torch.contiguous_format)
     return _to_levels(torch.matmul(rows, _to_levels(torch.matmul(levels, columns)))).to(torch.float32)
 
 
 def _fixed_point(weights: torch.Tensor) -> torch.Tensor:
-    """Rounded to multiples of 2^-22, halves away from zero."""
+    """Round to multiples of 2^-22, halves away from zero."""
     return torch.trunc(weights * 2.0**22 + 0.5 * weights.sign()) / 2.0**22
 
 
@@ -75,23 +77,32 @@ def filter_weights(
     interpolation: str,
     flips: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Weights `(batch, size_out, size_in)` that resize the pixels from `start` to `start + length` of each line.
+    """Compute the weights of an antialiased resize along one axis.
 
-    `start` and `length` are `(batch,)`. The filter widens when it shrinks the image (antialiasing) and every row of
-    weights sums to one. Only the few pixels within a filter's reach are computed.
+    Args:
+        start: first pixel of each box (batch,).
+        length: length of each box in pixels (batch,).
+        size_in: length of the axis before resizing.
+        size_out: length of the axis after resizing.
+        interpolation: one of `FILTERS`.
+        flips: (batch,) bool, or None.
+
+    Returns:
+        Weights (batch, size_out, size_in) whose rows sum to one.
     """
     filter_function, support = FILTERS[interpolation]
-    start, length = start[:, None], length[:, None]
+    start = start[:, None]
+    length = length[:, None]
     out = torch.arange(size_out, device=start.device, dtype=start.dtype) + 0.5
     if flips is not None:
         out = torch.where(flips[:, None], size_out - out, out)
     scale = length / size_out
     widened = scale.clamp(min=1.0)
-    centre = start + out * scale
-    first = (centre - support * widened - 0.5).floor()
+    center = start + out * scale
+    first = (center - support * widened - 0.5).floor()
     taps = 2 * math.ceil(support * max(1.0, size_in / size_out)) + 2
     pixel = first[..., None] + torch.arange(taps, device=start.device, dtype=start.dtype)
-    weights = filter_function((pixel + 0.5 - centre[..., None]).abs_() / widened[..., None])
+    weights = filter_function((pixel + 0.5 - center[..., None]).abs_() / widened[..., None])
     weights *= (pixel >= start[..., None]) & (pixel < (start + length)[..., None])
     weights /= weights.sum(-1, keepdim=True)
     dense = weights.new_zeros(len(start), size_out, size_in)
@@ -103,7 +114,7 @@ def _bilinear(x: torch.Tensor) -> torch.Tensor:
 
 
 def _bicubic(x: torch.Tensor) -> torch.Tensor:
-    """Keys' cubic convolution (https://doi.org/10.1109/TASSP.1981.1163711) with a = -0.5, as antialiasing uses it."""
+    """Evaluate Keys' cubic convolution (doi.org/10.1109/TASSP.1981.1163711, a = -0.5)."""
     near = (1.5 * x - 2.5) * x * x + 1.0
     far = ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
     return torch.where(x < 1.0, near, far.where(x < 2.0, torch.zeros_like(x)))
@@ -113,5 +124,5 @@ def _lanczos(x: torch.Tensor) -> torch.Tensor:
     return torch.where(x < 3.0, torch.sinc(x) * torch.sinc(x / 3.0), torch.zeros_like(x))
 
 
-# Each filter, and how many pixels it reaches.
+# Filter function and radius in pixels.
 FILTERS = {"bilinear": (_bilinear, 1.0), "bicubic": (_bicubic, 2.0), "lanczos": (_lanczos, 3.0)}

@@ -53,7 +53,7 @@ class Backend:
 
     @property
     def targets(self) -> dict[str, object]:
-        """Map compute capabilities to build for, such as "8.6", to members of `ComputeCapability`."""
+        """Map target compute capabilities, such as "8.6", to `ComputeCapability`."""
         members = self.module.ComputeCapability.__members__ if self.builds_without_gpu else {}
         found = {name: re.fullmatch(r"SM(\d+)(\d)", name) for name in members}
         return {f"{m[1]}.{m[2]}": members[name] for name, m in found.items() if m}
@@ -245,7 +245,7 @@ def _lowest(backend: Backend, dtype: str) -> tuple[int, int]:
 
 
 def _cuda_of_wheels(name: str) -> str | None:
-    """Read the CUDA version from the names of the installed wheels: "13" for `tensorrt_rtx_cu13`."""
+    """Read the CUDA version from the installed wheels: "13" for `tensorrt_rtx_cu13`."""
     pattern = re.compile(rf"{name}_cu(\d+)(_bindings|_libs)?")
     names = ((d.metadata["Name"] or "").lower().replace("-", "_") for d in distributions())
     return next((match[1] for match in map(pattern.fullmatch, names) if match), None)
@@ -255,7 +255,7 @@ BAR = "{desc} {percentage:3.0f}% |{bar}| {elapsed}"
 
 
 def message_log(trt, verbose: bool):
-    """Return a TensorRT logger that collects errors; prints the rest to stderr if `verbose`."""
+    """Return a TensorRT logger that collects errors, and prints the rest if `verbose`."""
 
     class Log(trt.ILogger):
         def __init__(self):
@@ -280,7 +280,7 @@ def build_progress(trt, stopped: Event, show: bool):
 
     Args:
         trt: the imported TensorRT package.
-        stopped: the build is cancelled once this event is set.
+        stopped: the build is canceled once this event is set.
         show: draw the bar, if stderr is a terminal.
     """
 

@@ -12,7 +12,7 @@ import onnx
 from onnx import TensorProto
 
 from hfvit.artifacts.engine_record import BackendVersion, BuildOptions, BuiltEngine, Network, Profile
-from hfvit.artifacts.export_folder import file_facts
+from hfvit.artifacts.export_folder import file_digest
 from hfvit.artifacts.export_record import TensorInfo
 from hfvit.errors import ModelError, one_line, wrap_library_errors
 from hfvit.trt.api import (
@@ -89,7 +89,7 @@ def read_graph(path: Path) -> GraphInfo:
 
 
 def _check_operators(path: Path, model: onnx.ModelProto) -> None:
-    """Raise `ModelError` for operators of ONNX Runtime and for asymmetric quantization."""
+    """Raise `ModelError` for ONNX Runtime's operators and asymmetric quantization."""
     values = {weight.name: weight for weight in model.graph.initializer}
     for node in model.graph.node:
         if node.domain not in ("", "ai.onnx"):
@@ -109,7 +109,7 @@ def _check_operators(path: Path, model: onnx.ModelProto) -> None:
 
 
 def _dtype(model: onnx.ModelProto, weights: dict[str, int]) -> str:
-    """Return the precision of matrix products: that of Q/DQ pairs, else that of most weights."""
+    """Return the precision of Q/DQ pairs, else of most matrix products' weights."""
     if any(node.op_type in QUANTIZERS for node in model.graph.node):
         return "fp8" if any(kind in FP8 for kind in weights.values()) else "int8"
     counts = dict.fromkeys(FLOATS.values(), 0)
@@ -199,7 +199,7 @@ def build_engine(
         with temporary_file(Path(options.timing_cache)) as temporary:
             temporary.write_bytes(config.get_timing_cache().serialize())
     return BuiltEngine(
-        **file_facts(target),
+        **file_digest(target),
         backend=BackendVersion(name=backend.name, version=backend.version, cuda=backend.cuda),
         compute_capabilities=list(capabilities),
         built_on=gpus[0][0] if gpus else None,
@@ -340,7 +340,7 @@ def _outputs(network) -> list:
 
 @contextmanager
 def stoppable():
-    """Yield an event that Ctrl-C sets, as no exception may pass through TensorRT's C++ code."""
+    """Yield an event set by Ctrl-C; exceptions must not pass through TensorRT's C++."""
     stopped = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stopped

@@ -9,7 +9,7 @@ import torch
 from hfvit.artifacts.artifact import Artifact
 from hfvit.artifacts.constants import ENGINE_RECORD_FILE
 from hfvit.artifacts.engine_record import EngineRecord
-from hfvit.artifacts.export_folder import file_facts
+from hfvit.artifacts.export_folder import file_digest
 from hfvit.errors import ModelError
 from hfvit.trt.api import INSTALL, NAMES, TITLES, Backend, load_backend, local_gpus
 
@@ -114,7 +114,7 @@ def read_engine(artifact: Artifact) -> Engine:
         )
     record = engine.record
     size = artifact.file.stat().st_size
-    if size != record.bytes or file_facts(artifact.file)["sha256"] != record.sha256:
+    if size != record.bytes or file_digest(artifact.file)["sha256"] != record.sha256:
         difference = "the SHA-256 differs"
         if size != record.bytes:
             difference = f"must have {record.bytes:,} bytes, got {size:,} bytes"

@@ -55,7 +55,7 @@ class EngineRuntime:
             self._configure_jit()
 
     def _configure_jit(self) -> None:
-        """Read the kernel cache, and compile kernels of a new batch size before its first run.
+        """Read the kernel cache, and compile kernels before a batch size's first run.
 
         Otherwise a CUDA graph would record the fallback kernels that run while others compile.
         """
@@ -78,11 +78,11 @@ class EngineRuntime:
         return context
 
     def is_capturable(self, context, stream: int) -> bool:
-        """Return whether a CUDA graph can capture `context` on the stream with this handle."""
+        """Return whether a CUDA graph can capture `context` on the stream handle."""
         return not self.is_jit or context.is_stream_capturable(stream)
 
     def save_kernel_cache(self) -> None:
-        """Write newly compiled kernels to the cache file; log a warning if it is not writable."""
+        """Write newly compiled kernels to the cache file, with a warning on failure."""
         if self._cache is None or self.cache_file is None:
             return
         compiled = memoryview(self._cache.serialize())
@@ -290,7 +290,7 @@ class TensorRTBackend:
         return DTYPES[kind]
 
     def __call__(self, batch: np.ndarray) -> np.ndarray:
-        """Return float32 logits (batch, classes) of pixel values (batch, channels, height, width)."""
+        """Return float32 logits (batch, classes) of (batch, channels, height, width)."""
         return self.run(torch.from_numpy(np.ascontiguousarray(batch))).float().cpu().numpy()
 
     @torch.inference_mode()
@@ -354,7 +354,7 @@ class TensorRTBackend:
             raise ModelError(f"{self.file} failed on a batch of {size}: {self._runtime.log.reason()}")
 
     def _capture(self, size: int) -> "CapturedBatch | None":
-        """Capture the CUDA graph of a batch size; None, with a warning, when that is impossible.
+        """Capture the CUDA graph of a batch size; None, with a warning, on failure.
 
         Each graph has its own context, as running another shape in a context invalidates its graphs (TensorRT's
         guide, "CUDA Graphs").

@@ -34,13 +34,11 @@ class UrlLimits:
     """Limits of a download.
 
     Args:
-        max_bytes: of the body.
-        max_seconds: from the first connection to the last byte, all redirects together. The look-up of a host's name
-            has the resolver's own limit.
-        max_redirects: to other URLs of http or https.
-        allow_private_addresses: whether the URL may lead into private networks and to this machine. A server that
-            downloads what strangers name sets it to False: then each address is checked when it is connected to, also
-            after redirects, and proxies of the environment are not used.
+        max_bytes: maximum size of the body.
+        max_seconds: maximum duration, redirects included; name resolution has the resolver's limit.
+        max_redirects: maximum number of redirects, to http or https URLs.
+        allow_private_addresses: whether private networks and this machine are allowed. Servers should set it to False:
+            each address is then checked when connecting, also after redirects, and proxies are not used.
     """
 
     max_bytes: int = 64 * 2**20
@@ -53,10 +51,10 @@ DEFAULT_URL_LIMITS = UrlLimits()
 
 
 def read_url(url: str, limits: UrlLimits = DEFAULT_URL_LIMITS) -> bytes:
-    """Download the body of a URL of http or https.
+    """Download the body of an http or https URL.
 
     Raises:
-        DataError: it cannot be had within the limits, or the server answers with an error.
+        DataError: the download fails, or exceeds the limits.
     """
     download = _Download(limits)
     try:
@@ -69,7 +67,7 @@ def read_url(url: str, limits: UrlLimits = DEFAULT_URL_LIMITS) -> bytes:
 
 
 def is_public_address(address: str) -> bool:
-    """Whether an IP address is of the public internet, and no other notation of one that is not."""
+    """Return whether an IP address is public, also if it embeds another address."""
     ip = ipaddress.ip_address(address)
     embedded = None
     if ip.version == 6:
@@ -84,11 +82,11 @@ def is_public_address(address: str) -> bool:
 
 
 class _LimitError(ValueError):
-    """What the message says of a download that exceeds its limits, or of an answer that is none."""
+    """Report an exceeded limit or an invalid response."""
 
 
 class _Download:
-    """One download: its deadline, its opener and the sockets that it has opened."""
+    """Run one download with its deadline, opener and sockets."""
 
     def __init__(self, limits: UrlLimits):
         self.limits = limits
@@ -97,14 +95,15 @@ class _Download:
         self.timer = threading.Timer(limits.max_seconds, self._shut_down)
         self.timer.daemon = True
         self.timer.start()
-        self.opener = OpenerDirector()  # neither file: nor ftp:, and redirects are followed here
+        self.opener = OpenerDirector()  # without file:, ftp: and redirect handlers
         proxies = None if limits.allow_private_addresses else {}
         for handler in (ProxyHandler(proxies), UnknownHandler(), _Http(self._connect), _Https(self._connect)):
             self.opener.add_handler(handler)
 
     def read(self, url: str) -> bytes:
+        """Return the body of a URL, following redirects."""
         for _ in range(self.limits.max_redirects + 1):
-            # Some servers refuse the name that Python's own client gives.
+            # Some servers reject urllib's user agent.
             request = Request(_encoded(url), headers={"User-Agent": f"hfvit/{hfvit.__version__}"})
             with self.opener.open(request, timeout=self._left()) as response:
                 target = response.headers.get("Location")
@@ -116,7 +115,7 @@ class _Download:
         raise _LimitError(f"more than {self.limits.max_redirects} redirects")
 
     def error_reason(self, error: Exception) -> str:
-        """What went wrong, in words; after the deadline whatever came of it."""
+        """Describe an error of `read`; any error after the deadline is a timeout."""
         if time.monotonic() >= self.end or isinstance(error, TimeoutError):
             return f"not complete within {self.limits.max_seconds:g} seconds"
         if isinstance(error, _LimitError):
@@ -127,13 +126,14 @@ class _Download:
         return one_line(f"{type(error).__name__}: {cause}")
 
     def close(self) -> None:
+        """Cancel the deadline and close all sockets."""
         self.timer.cancel()
         for opened in self.sockets:
             opened.close()
 
     def _body(self, response: http.client.HTTPResponse) -> bytes:
         if response.status != 200:
-            raise _LimitError(f"the server answers {response.status} {one_line(response.reason)[:200]}")
+            raise _LimitError(f"the server responded with {response.status} {one_line(response.reason)[:200]}")
         announced = response.length
         if announced is not None and announced > self.limits.max_bytes:
             raise _LimitError(f"{announced:,} bytes are more than the limit of {self.limits.max_bytes:,}")
@@ -156,7 +156,7 @@ class _Download:
         return left
 
     def _connect(self, address: tuple[str, int], *_) -> socket.socket:
-        """Connect to the first address of a host that answers, of those that are allowed."""
+        """Connect to the first allowed address of a host that accepts the connection."""
         error: Exception | None = None
         for family, kind, protocol, _, where in socket.getaddrinfo(*address, type=socket.SOCK_STREAM):
             if not self.limits.allow_private_addresses and not is_public_address(where[0]):
@@ -170,20 +170,20 @@ class _Download:
                 connection.close()
                 error = failure
                 continue
-            # TLS takes the socket over: a second handle reaches the connection at the deadline.
+            # TLS takes over the socket, so that the deadline needs a second handle.
             self.sockets.append(connection.dup())
             return connection
         raise error or OSError(f"{address[0]} has no address")
 
     def _shut_down(self) -> None:
-        # A socket's timeout is for one read: a server that sends a byte a second never reaches it.
+        # A socket's timeout applies to each read, so that a slow server never reaches it.
         for opened in list(self.sockets):
             with suppress(OSError):
                 opened.shutdown(socket.SHUT_RDWR)
 
 
 def _encoded(url: str) -> str:
-    """A URL whose path and query are ASCII; a host with other letters is encoded by `http.client`."""
+    """Percent-encode path and query of a URL; `http.client` encodes the host."""
     parts = urlsplit(url)
     path, query = (quote(part, safe=string.punctuation) for part in (parts.path, parts.query))
     return urlunsplit(parts._replace(path=path, query=query))
@@ -203,7 +203,7 @@ def _connection_type(base: type[http.client.HTTPConnection], connect: Connect) -
 
 
 class _Http(HTTPHandler):
-    """http with another way to connect."""
+    """Open http URLs with a custom connect function."""
 
     def __init__(self, connect: Connect):
         super().__init__()
@@ -214,7 +214,7 @@ class _Http(HTTPHandler):
 
 
 class _Https(HTTPSHandler):
-    """https with another way to connect."""
+    """Open https URLs with a custom connect function."""
 
     def __init__(self, connect: Connect):
         super().__init__()

@@ -6,10 +6,12 @@ import multiprocessing
 import os
 import platform
 import shutil
+import sys
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import psutil
 import torch
 
 from hfvit.errors import RecipeError
@@ -18,37 +20,49 @@ logger = logging.getLogger(__name__)
 
 
 def cores() -> int:
-    """Processor cores that this process may run on."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def share_of_cores(processes: int) -> int:
-    """Cores for each of the `processes` of a run, at least one; those on other machines need none of these."""
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))  # torchrun's
-    return max(1, cores() // max(1, here))
+def peak_memory() -> int:
+    """Return the peak resident memory of this process, in bytes."""
+    if os.name == "nt":
+        return psutil.Process().memory_info().peak_wset
+    import resource  # not available on Windows
+
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def cores_per_process(processes: int) -> int:
+    """Return the CPU cores for each local process of a run, at least one."""
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", processes))  # set by torchrun
+    return max(1, cores() // max(1, local_processes))
 
 
 def use_all_cores(processes: int) -> None:
-    """Share the cores evenly among `processes` of a CPU training that `accelerate launch` started.
+    """Set the number of threads of CPU training under `accelerate launch`.
 
-    Without a configuration file `accelerate launch` sets OMP_NUM_THREADS to 1 (accelerate 1.15), which leaves every
-    other core idle. A number of threads above 1 is somebody's choice and stays.
+    Without a configuration file `accelerate launch` sets OMP_NUM_THREADS to 1 (accelerate 1.15), which leaves other
+    cores idle. A larger number is kept, as it was set by the user.
     """
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ
-    threads = share_of_cores(processes)
+    threads = cores_per_process(processes)
     if launched and os.environ.get("OMP_NUM_THREADS") == "1" and threads > torch.get_num_threads():
         torch.set_num_threads(threads)
-        logger.info("Using %d threads a process (accelerate launch had set 1)", threads)
+        logger.info("Using %d threads per process instead of 1, the default of accelerate launch", threads)
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc keep the memory that a training step frees for the next step; whether it agreed.
+    """Let glibc keep freed memory for the next training step.
 
-    It gives every freed block above 32 MiB back to the system, and the next step pays for each page anew: a tenth to a
-    quarter of a step on a processor. From here on this process gives no memory back before it ends. Not for one with
-    data workers: beside the batches that they send, blocks of the same size find no room again and the heap grows.
+    Returns False on systems without glibc.
+
+    glibc returns freed blocks above 32 MiB to the system, and page faults then take 10 to 25 % of a step on a CPU.
+    Not for processes with data workers: their batches fragment the heap, which would grow.
     """
-    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
+    trim_threshold = -1  # M_TRIM_THRESHOLD of malloc.h
+    mmap_max = -4  # M_MMAP_MAX
     if platform.libc_ver()[0] != "glibc":
         return False
     libc = ctypes.CDLL(None)
@@ -56,7 +70,7 @@ def keep_freed_memory() -> bool:
 
 
 def hardware() -> dict:
-    """Processor, cores, threads and GPUs of this machine; never its name."""
+    """Describe CPU, cores, threads and GPUs of this machine, without its host name."""
     return {
         "processor": _processor(),
         "cores": cores(),
@@ -74,7 +88,7 @@ def _processor() -> str:
 
 
 def installed_versions(packages: Iterable[str]) -> dict[str, str]:
-    """The version of each of `packages` that is installed."""
+    """Return the versions of those `packages` that are installed."""
     found = {}
     for package in packages:
         try:

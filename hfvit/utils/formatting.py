@@ -2,19 +2,20 @@
 
 
 def aligned(rows: list[tuple[str, ...]]) -> list[str]:
-    """One line a row, each column as wide as its widest cell."""
+    """Align the cells of rows in columns; returns one line per row."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def duration(seconds: float) -> str:
+    """Format seconds in hours, minutes and seconds."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def size(number: int) -> str:
-    """Bytes as people read them, in powers of ten."""
+    """Format a number of bytes with decimal units."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if number >= factor:
             return f"{number / factor:.1f} {unit}"

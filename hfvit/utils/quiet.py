@@ -9,7 +9,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 @contextmanager
 def log_level(name: str | None, level: int) -> Iterator[None]:
-    """Set the level of the logger `name`, of the root logger for None, within the block."""
+    """Set the level of the logger `name` (None: root) within the context."""
     logger = logging.getLogger(name)
     before = logger.level
     logger.setLevel(level)
@@ -21,7 +21,7 @@ def log_level(name: str | None, level: int) -> Iterator[None]:
 
 @contextmanager
 def silenced(verbose: bool = False) -> Iterator[None]:
-    """Drop all printed output, warnings and log messages of the block, unless `verbose`."""
+    """Suppress output, warnings and log messages within the context, unless `verbose`."""
     if verbose:
         yield
         return
@@ -36,7 +36,7 @@ def silenced(verbose: bool = False) -> Iterator[None]:
 
 
 def quiet_libraries() -> None:
-    """For the rest of a command: no progress bar or warning of transformers, no log message of onnxscript."""
+    """Disable progress bars and warnings of transformers, and messages of onnxscript."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()

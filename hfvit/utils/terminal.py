@@ -1,4 +1,4 @@
-"""Text for a terminal: standard streams that take any text, JSON that no character of it acts on."""
+"""Safe output on terminals: standard streams for any text, escaped JSON."""
 
 import io
 import json
@@ -10,15 +10,14 @@ from hfvit.errors import is_unprintable
 
 
 def prepare_streams() -> None:
-    """Let standard output and error take any text, at the start of a command.
+    """Prepare the standard streams for any text, at the start of a command.
 
-    What their encoding lacks is escaped. A stream that the caller has closed (`>&-`) is opened on the null device:
-    otherwise `print` has no stream, and the next file that is opened gets its number, and with it the output of
-    libraries.
+    Characters that the encoding lacks are escaped. Closed streams (`>&-`) are opened on the null device: otherwise
+    `print` fails, and the next opened file gets the descriptor, and with it the output of libraries.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            stream = open(os.devnull, mode)  # noqa: SIM115 (for as long as the process lives)
+            stream = open(os.devnull, mode)  # noqa: SIM115 (open until the process ends)
             os.set_inheritable(stream.fileno(), True)
             setattr(sys, name, stream)
     for stream in (sys.stdout, sys.stderr):
@@ -27,14 +26,14 @@ def prepare_streams() -> None:
 
 
 def encoding_of(stream: TextIO | None) -> str:
-    """The encoding of a stream, UTF-8 where it has none."""
+    """Return the encoding of a stream, UTF-8 by default."""
     return getattr(stream, "encoding", None) or "utf-8"
 
 
 def printable_json(text: str, encoding: str = "utf-8") -> str:
-    r"""JSON text that stands for the same value, with `\uXXXX` for what would act on a terminal.
+    r"""Escape control characters, and those that `encoding` lacks, in one line of JSON.
 
-    Also for what `encoding` lacks. Line breaks between values are escaped: the text is to be one line.
+    The text has the same value with `\uXXXX` escapes.
     """
     if text.isascii() and text.isprintable():
         return text

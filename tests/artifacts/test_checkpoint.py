@@ -1,4 +1,4 @@
-"""What a whole checkpoint is, which one a run goes on from, and what is kept of the others."""
+"""Checkpoint validation, choice of the checkpoint to resume from, and cleanup of the output folder."""
 
 import re
 
@@ -7,11 +7,11 @@ from helpers.messages import assert_logged, assert_names
 from helpers.micro_trainer import make_checkpoint
 
 from hfvit.artifacts.checkpoint import checkpoint_error, newest_checkpoint, remove_checkpoints
-from hfvit.artifacts.output_dir import claim_output_dir, clear_run, refuse_to_discard
+from hfvit.artifacts.output_dir import check_inputs_are_kept, claim_output_dir, clear_run
 from hfvit.errors import RecipeError
 
 
-def test_a_checkpoint_lacks_nothing(tmp_path):
+def test_checkpoint_error_finds_missing_and_changed_files(tmp_path):
     checkpoint = make_checkpoint(tmp_path)
     assert checkpoint_error(checkpoint, read=True) is None
     file = checkpoint / "trainer_state.json"
@@ -32,7 +32,7 @@ def test_a_checkpoint_lacks_nothing(tmp_path):
     assert_names(checkpoint_error(checkpoint), "checkpoint.json")
 
 
-def test_auto_takes_the_newest_whole_one_and_says_what_it_passed_over(tmp_path, caplog):
+def test_auto_takes_the_newest_valid_checkpoint_and_logs_skipped_ones(tmp_path, caplog):
     for step in (3, 6, 9):
         make_checkpoint(tmp_path, f"checkpoint-{step}")
     (tmp_path / "checkpoint-9" / "rng_state.pth").write_text("{")
@@ -51,7 +51,7 @@ def test_auto_takes_the_newest_whole_one_and_says_what_it_passed_over(tmp_path, 
     assert not list(tmp_path.iterdir())
 
 
-def test_the_model_alone_is_passed_over_but_not_broken(tmp_path, caplog):
+def test_auto_skips_a_checkpoint_without_training_state(tmp_path, caplog):
     make_checkpoint(tmp_path, "checkpoint-3")
     alone = tmp_path / "checkpoint-6"
     alone.mkdir()
@@ -61,7 +61,7 @@ def test_the_model_alone_is_passed_over_but_not_broken(tmp_path, caplog):
     assert_logged(caplog, "WARNING", alone, "save_only_model")
 
 
-def test_a_folder_without_a_run_loses_nothing(tmp_path):
+def test_clear_run_deletes_nothing_in_a_folder_without_a_run(tmp_path):
     files = [tmp_path / name for name in ("config.json", "model.safetensors", "tokenizer.json", "README.md")]
     for file in files:
         file.touch()
@@ -72,17 +72,17 @@ def test_a_folder_without_a_run_loses_nothing(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["README.md"]  # a user may have edited the card
 
 
-def test_what_a_run_is_made_from_is_not_discarded(tmp_path):
+def test_overwrite_keeps_checkpoints_that_the_run_reads(tmp_path):
     checkpoint = make_checkpoint(tmp_path)
     for path in (tmp_path, checkpoint):
         with pytest.raises(RecipeError, match=r"^teacher: ") as caught:
-            refuse_to_discard(str(tmp_path), {"model_name_or_path": "timm/vit", "teacher": str(path)})
+            check_inputs_are_kept(str(tmp_path), {"model_name_or_path": "timm/vit", "teacher": str(path)})
         assert_names(caught.value, path, "--overwrite_output_dir")
     (tmp_path / "mine").mkdir()
-    refuse_to_discard(str(tmp_path), {"model_name_or_path": str(tmp_path / "mine"), "teacher": None})
+    check_inputs_are_kept(str(tmp_path), {"model_name_or_path": str(tmp_path / "mine"), "teacher": None})
 
 
-def test_an_older_checkpoint_of_the_run_discards_the_later_ones_only_when_told(tmp_path):
+def test_resume_from_an_older_checkpoint_needs_overwrite(tmp_path):
     for step in (3, 6, 9):
         make_checkpoint(tmp_path, f"checkpoint-{step}")
     older = str(tmp_path / "checkpoint-6")
@@ -95,7 +95,7 @@ def test_an_older_checkpoint_of_the_run_discards_the_later_ones_only_when_told(t
     assert sorted(folder.name for folder in tmp_path.iterdir()) == ["checkpoint-3", "checkpoint-6"]
 
 
-def test_checkpoints_of_another_program_are_neither_moved_nor_deleted(tmp_path):
+def test_checkpoints_of_another_program_are_not_changed(tmp_path):
     foreign = tmp_path / "checkpoint-500"
     foreign.mkdir()
     (foreign / "model.safetensors").touch()
@@ -105,14 +105,14 @@ def test_checkpoints_of_another_program_are_neither_moved_nor_deleted(tmp_path):
     assert [path.name for path in foreign.iterdir()] == ["model.safetensors"]
 
 
-def test_a_hidden_file_of_a_users_is_no_leftover(tmp_path):
+def test_hidden_file_of_the_user_is_kept(tmp_path):
     for name in (".README.draft.md", ".README.123.md"):
         (tmp_path / name).touch()
     claim_output_dir(str(tmp_path), None, overwrite=False)
     assert [path.name for path in tmp_path.iterdir()] == [".README.draft.md"]
 
 
-def test_of_a_checkpoint_that_is_a_link_the_link_is_deleted(tmp_path):
+def test_linked_checkpoint_is_unlinked(tmp_path):
     moved = make_checkpoint(tmp_path / "large_disk")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "checkpoint-5").symlink_to(moved)
@@ -123,7 +123,7 @@ def test_of_a_checkpoint_that_is_a_link_the_link_is_deleted(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["vocab.txt", "run.json", "model-00001-of-00002.safetensors"])
-def test_a_file_that_a_run_would_replace_or_discard_is_told_by_name(name, tmp_path):
+def test_file_that_a_run_would_replace_is_named(name, tmp_path):
     (tmp_path / name).touch()
     (tmp_path / "notes.md").touch()
     with pytest.raises(RecipeError, match=rf"^output_dir: .*\b{re.escape(name)}\b") as caught:
@@ -131,7 +131,7 @@ def test_a_file_that_a_run_would_replace_or_discard_is_told_by_name(name, tmp_pa
     assert "notes.md" not in str(caught.value)
 
 
-def test_the_recipe_that_is_run_again_from_its_folder_stays(tmp_path):
+def test_recipe_in_the_output_folder_is_kept(tmp_path):
     make_checkpoint(tmp_path)
     recipe = tmp_path / "recipe.yaml"
     recipe.touch()

@@ -1,4 +1,4 @@
-"""What a killed export leaves in its folder, and when it goes."""
+"""Staging folders of killed exports, and when they are deleted."""
 
 import os
 import platform
@@ -21,7 +21,7 @@ with staging_folder(Path(sys.argv[1])) as staging:
 """
 
 
-def test_a_killed_exports_staging_folder_goes_at_the_next_export_and_a_running_ones_stays(tmp_path):
+def test_next_export_deletes_staging_folders_of_ended_processes_only(tmp_path):
     running, killed = (
         subprocess.Popen(
             [sys.executable, "-c", HOLD, str(tmp_path)],
@@ -44,7 +44,7 @@ def test_a_killed_exports_staging_folder_goes_at_the_next_export_and_a_running_o
     assert not list(tmp_path.iterdir())
 
 
-def test_those_of_other_machines_go_after_a_day(tmp_path):
+def test_staging_folders_of_other_machines_are_deleted_after_a_day(tmp_path):
     fresh, old = (tmp_path / f"{STAGING}another-machine-{number}-x" for number in (1, 2))
     for folder in (fresh, old):
         folder.mkdir()

@@ -1,4 +1,4 @@
-"""The benchmarks run and say what they are; how fast anything was is never asserted."""
+"""The benchmark scripts run with --quick; measurements are not asserted."""
 
 import json
 import sys
@@ -22,14 +22,14 @@ def common(monkeypatch):
 
 
 @pytest.mark.parametrize("name", [*CONTENDERS, "engines"])
-def test_help_teaches(name):
+def test_help_describes_options(name):
     result = run_command(sys.executable, f"benchmarks/{name}.py", "--help")
     assert result.returncode == 0, result.stderr
     for word in ("--quick", "--rounds", "--json", "hfvit", "timm"):
         assert word in result.stdout
 
 
-def test_rounds_begin_with_another_contender_each(common):
+def test_interleaved_rounds_start_with_different_contenders(common):
     order = []
     results = common.interleaved(
         {name: {"name": name} for name in "abc"}, 3, lambda job: order.append(job["name"]) or {}
@@ -38,20 +38,20 @@ def test_rounds_begin_with_another_contender_each(common):
     assert {name: len(rounds) for name, rounds in results.items()} == {"a": 3, "b": 3, "c": 3}
 
 
-def test_figures_are_medians_and_their_spread_is_told(common):
+def test_medians_and_spread(common):
     rounds = [{"seconds": value, "what": "x"} for value in (3.0, 1.0, 2.0)]
     assert common.medians(rounds) == {"seconds": 2.0, "what": "x"}
     assert common.spread([3.0, 1.0, 2.0]) == 1.0
 
 
-def test_a_table_is_markdown(common):
+def test_table_is_markdown(common):
     lines = common.table(
         [{"what": "a", "n": 1234.5}, {"what": "b", "n": None}], {"what": "", "n": ",.0f"}
     ).splitlines()
     assert lines == ["| what |     n |", "| ---- | ----: |", "| a    | 1,234 |", "| b    |     - |"]
 
 
-def test_inference_relates_every_form_to_eager_and_to_the_float_graph(common):
+def test_inference_rows_are_relative_to_eager_and_to_the_float_graph(common):
     import inference
 
     results = {name: [{"1 p50": 8.0, "1 p95": 9.0, "16 p50": 80.0, "16 p95": 90.0}] for name in inference.CONTENDERS}
@@ -72,7 +72,7 @@ def test_inference_relates_every_form_to_eager_and_to_the_float_graph(common):
     assert rows[0]["MB"] is None
 
 
-def test_inference_judges_a_model_on_a_data_set_or_none(common, capsys):
+def test_inference_needs_both_model_and_data_set(common, capsys):
     import inference
 
     with pytest.raises(SystemExit, match=r"--model\b.*--dataset_name\b"):
@@ -80,7 +80,7 @@ def test_inference_judges_a_model_on_a_data_set_or_none(common, capsys):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is of machines without a GPU")
-def test_engines_are_not_measured_without_a_gpu(common):
+def test_engines_without_a_gpu_exits(common):
     import engines
 
     with pytest.raises(SystemExit, match=r"\bGPU\b.*`hfvit doctor`") as stop:
@@ -88,7 +88,7 @@ def test_engines_are_not_measured_without_a_gpu(common):
     assert "\n" not in stop.value.code  # a message: the exit code is 1
 
 
-def test_engines_are_related_to_eager_fp32_of_their_batch(common):
+def test_engine_rows_are_relative_to_eager_fp32(common):
     import engines
 
     results = {
@@ -144,14 +144,14 @@ def test_a_quick_run_measures_hfvit_and_its_peers(name, tmp_path):
     assert min(figures) > 0
 
 
-def test_soak_kills_less_often_when_quick(common):
+def test_quick_soak_has_fewer_kills(common):
     import soak
 
     assert (soak.parse_options([]).kills, soak.parse_options(["--quick"]).kills) == (15, 2)
 
 
 @pytest.mark.slow
-def test_a_quick_soak_loses_nothing(tmp_path):
+def test_quick_soak_survives_all_kills(tmp_path):
     result = run_command(sys.executable, "benchmarks/soak.py", "--quick", "--json", tmp_path / "rows.json")
     assert result.returncode == 0, result.stderr
     written = json.loads((tmp_path / "rows.json").read_text())

@@ -97,7 +97,7 @@ def test_recipes_are_listed_and_printed():
     [
         (["train", "quickstrat"], ["'quickstrat'", "'quickstart'"]),
         (["recipes", "vit_bse"], ["'vit_bse'", "'vit_base'"]),
-        (["train", "recipes"], ["RECIPE", "recipes"]),
+        (["train", "recipes"], ["no images", "recipes", "README.md"]),
         (["validate", "outputs/no/such"], ["outputs/no/such"]),
         (["push", "outputs", "datasets/user/x", "--dry_run"], ["datasets/user/x", "user/name"]),
         (["push", "no/such/folder", "user/x", "--dry_run"], ["OUTPUT_DIR: no folder no/such/folder"]),

@@ -27,7 +27,7 @@ def test_load_splits_of_one_archive_with_split_folders(tmp_path, extension, wrap
 
 
 @pytest.mark.parametrize("extension", ["zip", "tar"])
-def test_load_splits_of_an_archive_for_each_split(tmp_path, extension):
+def test_load_splits_of_one_archive_per_split(tmp_path, extension):
     write_images(tmp_path / "source", {"train/cat": 10, "train/dog": 10, "test/cat": 4, "test/dog": 4})
     for split in ("train", "test"):
         archive_folder(tmp_path / "source" / split, tmp_path / "set" / f"{split}.{extension}")
@@ -36,7 +36,7 @@ def test_load_splits_of_an_archive_for_each_split(tmp_path, extension):
     assert class_counts(splits) == counts
 
 
-def test_load_splits_of_an_archive_with_class_folders_alone_holds_out(tmp_path):
+def test_load_splits_of_an_archive_without_splits_holds_out(tmp_path):
     archive = archive_folder(write_images(tmp_path / "s", {"cat": 20, "dog": 20}), tmp_path / "set.zip")
     splits = load_splits(str(archive))
     assert {role: sum(c.values()) for role, c in class_counts(splits).items()} == {

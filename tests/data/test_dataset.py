@@ -1,4 +1,4 @@
-"""Batches of a split, decoded once or as they are read, and the order they are drawn in."""
+"""Batches of a split, cached or decoded on the fly, and samplers."""
 
 import errno
 import os
@@ -22,12 +22,12 @@ from transformers import TimmWrapperImageProcessor
 import hfvit.data.pixel_cache
 from hfvit.data.dataset import ArrayReader, DecodingReader, ImageDataset, collate, image_datasets
 from hfvit.data.decode import decode
-from hfvit.data.pixel_cache import NotAnArray, cached_pixels, common_size
+from hfvit.data.pixel_cache import NotCacheableError, cached_pixels, common_size
 from hfvit.data.samplers import EpochSampler
 from hfvit.errors import DataError
 from hfvit.transforms.augmentation import Augmentation
 from hfvit.transforms.preprocessing import Preprocessing
-from hfvit.utils.counter_rng import image_seeds
+from hfvit.utils.counter_rng import sample_seeds
 
 CONFIG = resolve_data_config({"input_size": [3, 24, 24], "interpolation": "bicubic", "crop_pct": 0.9})
 
@@ -38,7 +38,7 @@ def undecoded(split: datasets.Dataset) -> datasets.Dataset:
 
 
 def varied(rows=6):
-    """Pictures of different sizes."""
+    """Images of different sizes."""
     rng = np.random.default_rng(0)
     images = [colored_image(0, rng, 40).resize((40 + 3 * row, 30 + 2 * row)) for row in range(rows)]
     features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=LABELS)})
@@ -64,7 +64,7 @@ def decoded(splits, role, row):
     return np.asarray(decode(example["image"], role, example["row"]))
 
 
-def test_small_images_are_decoded_once_into_one_array_a_split(splits, caplog):
+def test_small_images_are_cached_in_one_array_per_split(splits, caplog):
     with caplog.at_level("INFO", logger="hfvit"):
         readers = readers_of(splits)
     assert all(isinstance(reader, ArrayReader) for reader in readers.values())
@@ -80,7 +80,7 @@ def test_small_images_are_decoded_once_into_one_array_a_split(splits, caplog):
             assert label == splits[role][row]["label"]
 
 
-def test_the_array_is_found_again_and_written_whole(splits, monkeypatch):
+def test_cached_array_is_reused_and_complete(splits, monkeypatch):
     first = readers_of(splits)["train"].pixels
     folder = first.path.parent
     assert sorted(path.suffix for path in folder.iterdir()) == [".npy"] * len(list(folder.iterdir()))
@@ -89,7 +89,7 @@ def test_the_array_is_found_again_and_written_whole(splits, monkeypatch):
     assert readers_of(again)["train"].pixels.path == first.path
 
 
-def test_a_killed_writer_leaves_nothing_that_looks_whole(monkeypatch):
+def test_killed_writer_leaves_no_cache_file(monkeypatch):
     def dies(*_):
         raise KeyboardInterrupt
 
@@ -100,7 +100,7 @@ def test_a_killed_writer_leaves_nothing_that_looks_whole(monkeypatch):
     assert not list((datasets.config.HF_DATASETS_CACHE / "hfvit_pixels").glob(f"*{split._fingerprint}*"))
 
 
-def test_a_few_rows_of_a_large_split_get_an_array_of_their_own(colors):
+def test_small_part_of_a_large_split_gets_its_own_array(colors):
     splits = load_splits(str(colors), validation_fraction=0.2, max_train_samples=9, max_eval_samples=3)
     reader = readers_of(splits)["train"]
     assert len(reader.pixels.array) == 9
@@ -108,40 +108,40 @@ def test_a_few_rows_of_a_large_split_get_an_array_of_their_own(colors):
     assert np.array_equal(image.numpy(), decoded(splits, "train", 4))
 
 
-def test_a_worker_is_sent_the_name_of_the_file_not_its_content(splits):
+def test_pickled_array_has_the_path_only(splits):
     reader = readers_of(splits)["train"]
     assert len(reader.pixels.array) == 65
     assert len(pickle.dumps(reader.pixels)) < 1000
 
 
-def test_reasons_against_an_array_are_told(monkeypatch):
-    with pytest.raises(NotAnArray, match=r"\b40x30\b.*\b43x32\b.*\b1\b"):
+def test_images_that_cannot_be_cached_raise_with_the_reason(monkeypatch):
+    with pytest.raises(NotCacheableError, match=r"\b40x30\b.*\b43x32\b.*\b1\b"):
         array_of(varied())
     large = datasets.Dataset.from_dict(
         {"img": [Image.new("RGB", (200, 150))] * 2}, features=datasets.Features({"img": datasets.Image()})
     )
-    with pytest.raises(NotAnArray, match=r"\b200x150\b"):
+    with pytest.raises(NotCacheableError, match=r"\b200x150\b"):
         array_of(undecoded(large))
     small = undecoded(colored_split(4, 77))
     monkeypatch.setattr(hfvit.data.pixel_cache.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
-    with pytest.raises(NotAnArray, match=r"\bMiB\b.*\bhfvit_pixels\b"):
+    with pytest.raises(NotCacheableError, match=r"\bMiB\b.*\bhfvit_pixels\b"):
         array_of(small)
 
 
-def test_a_size_that_differs_late_is_noticed_while_decoding(monkeypatch):
-    monkeypatch.setattr(hfvit.data.pixel_cache, "PROBED", 1)
-    with pytest.raises(NotAnArray, match=r"\b40x30\b.*\b43x32\b.*\b1\b"):
+def test_different_size_outside_the_sample_is_noticed_while_decoding(monkeypatch):
+    monkeypatch.setattr(hfvit.data.pixel_cache, "SAMPLE", 1)
+    with pytest.raises(NotCacheableError, match=r"\b40x30\b.*\b43x32\b.*\b1\b"):
         array_of(varied())
 
 
-def test_a_disk_that_fills_up_is_a_reason_and_leaves_nothing():
-    """The system's own limit on a file's size stands in for the disk: the write itself fails."""
+def test_full_disk_is_a_reason_and_leaves_no_file():
+    """The limit of the system on the file size simulates a full disk."""
     split = undecoded(colored_split(4, 78))
     size = common_size(split, "train")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
-        with pytest.raises(NotAnArray, match=rf"\bhfvit_pixels\b.*{os.strerror(errno.EFBIG)}"):
+        with pytest.raises(NotCacheableError, match=rf"\bhfvit_pixels\b.*{os.strerror(errno.EFBIG)}"):
             cached_pixels(split, "train", size, show_progress=False)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -149,7 +149,7 @@ def test_a_disk_that_fills_up_is_a_reason_and_leaves_nothing():
     assert not [*folder.glob(".*"), *folder.glob(f"{split._fingerprint}*")]
 
 
-def test_a_file_that_is_not_whole_is_written_anew():
+def test_truncated_cache_file_is_rewritten():
     split = undecoded(colored_split(4, 80))
     path = array_of(split).path
     whole = path.read_bytes()
@@ -157,7 +157,7 @@ def test_a_file_that_is_not_whole_is_written_anew():
     assert array_of(split).path.read_bytes() == whole
 
 
-def test_what_a_killed_writer_left_is_removed_after_a_day():
+def test_temporary_cache_files_are_deleted_after_a_day():
     folder = array_of(undecoded(colored_split(4, 81))).path.parent
     old, new = folder / ".old.1.npy", folder / ".new.1.npy"
     for file in (old, new):
@@ -169,7 +169,7 @@ def test_what_a_killed_writer_left_is_removed_after_a_day():
     new.unlink()
 
 
-def test_a_corrupt_picture_is_named_while_decoding_once():
+def test_corrupt_image_is_named_while_the_cache_is_written():
     rows = undecoded(colored_split(70, 3)).to_list()
     rows[33]["image"]["bytes"] = rows[33]["image"]["bytes"][:80]
     broken = datasets.Dataset.from_list(rows).cast_column("image", datasets.Image(decode=False))
@@ -178,17 +178,17 @@ def test_a_corrupt_picture_is_named_while_decoding_once():
     assert_names(caught.value, "'train'", 33)
 
 
-def test_varied_images_are_cropped_by_the_loader_as_torchvision_would():
+def test_crops_of_images_of_different_sizes_equal_torchvision():
     split = varied()
     augmentation = Augmentation.from_config(CONFIG, crop_scale=(0.3, 1.0))
     dataset = ImageDataset(split["label"], DecodingReader(split, "train", CONFIG), augmentation, seed=4)
     batch = dataset.__getitems__([(2, row) for row in range(6)])
     assert batch["crops"].shape == (6, 24, 24, 3)
-    seeds = image_seeds(4, 2, np.arange(6))
+    seeds = sample_seeds(4, 2, np.arange(6))
     flipped = 0
     for row in range(6):
         image = decode(split[row]["image"], "train", row)
-        boxes, flips = augmentation.draw_crops(seeds[[row]], image.height, image.width)
+        boxes, flips = augmentation.sample_crops(seeds[[row]], image.height, image.width)
         box = boxes[0].astype(int).tolist()
         expected = tv.resized_crop(tv.pil_to_tensor(image), *box, [24, 24], tv.InterpolationMode.BICUBIC)
         expected = (tv.hflip(expected) if flips[0] else expected).permute(1, 2, 0).numpy()
@@ -198,7 +198,7 @@ def test_varied_images_are_cropped_by_the_loader_as_torchvision_would():
     assert augmentation(batch).shape == (6, 3, 24, 24)
 
 
-def test_varied_images_are_evaluated_as_the_saved_processor_does():
+def test_evaluation_of_images_of_different_sizes_equals_the_image_processor():
     split = varied()
     batch = ImageDataset(split["label"], DecodingReader(split, "test", CONFIG)).__getitems__([1, 4])
     processor = TimmWrapperImageProcessor(pretrained_cfg=CONFIG)
@@ -207,7 +207,7 @@ def test_varied_images_are_evaluated_as_the_saved_processor_does():
 
 
 @pytest.mark.parametrize("kind", ["array", "decoding"])
-def test_augmentation_depends_on_seed_draw_and_row_alone(kind, splits):
+def test_augmentation_depends_only_on_seed_draw_and_row(kind, splits):
     reader = readers_of(splits)["train"] if kind == "array" else DecodingReader(splits.train, "train", CONFIG)
     augmentation = Augmentation.from_config(CONFIG, crop_scale=(0.3, 1.0), policy="trivial_augment")
 
@@ -225,7 +225,7 @@ def test_augmentation_depends_on_seed_draw_and_row_alone(kind, splits):
     assert torch.equal(torch.get_rng_state(), state)  # the model's own randomness is left alone
 
 
-def test_a_loader_gets_whole_batches_with_and_without_workers(splits):
+def test_loader_yields_batches_with_and_without_workers(splits):
     reader = readers_of(splits)["train"]
     dataset = ImageDataset(splits.train["label"], reader, Augmentation.from_config(CONFIG), seed=1)
     sampler = EpochSampler(len(dataset), 16, seed=1)
@@ -236,7 +236,7 @@ def test_a_loader_gets_whole_batches_with_and_without_workers(splits):
         assert np.array_equal(alone["plan"]["seeds"], from_worker["plan"]["seeds"])
 
 
-def test_sampler_is_a_shuffle_of_whole_global_batches():
+def test_epoch_sampler_shuffles_full_global_batches():
     sampler = EpochSampler(rows=21, global_batch_size=8, seed=3)
     first = list(sampler)
     assert len(first) == len(sampler) == 16
@@ -249,7 +249,7 @@ def test_sampler_is_a_shuffle_of_whole_global_batches():
     assert {draw for draw, _ in second} == {1}
 
 
-def test_repeated_augmentation_draws_each_image_several_times_anew():
+def test_repeated_augmentation_augments_each_copy_differently():
     sampler = EpochSampler(rows=20, global_batch_size=6, seed=3, repeats=3)
     first = list(sampler)
     assert len(first) == 18

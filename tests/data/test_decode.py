@@ -1,4 +1,4 @@
-"""Pictures of every kind become RGB as serving makes them, and a bad one is named by split and row."""
+"""Decoding to RGB as transformers' `load_image`, and errors with split and row."""
 
 import io
 
@@ -27,8 +27,8 @@ def smooth_image(height, width, seed=0):
     return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def test_a_corrupt_image_names_its_split_and_row_as_the_data_set_has_them(tmp_path):
-    """Whichever part of the training split the row went to, and whatever its place there."""
+def test_corrupt_image_error_names_split_and_row_of_the_data_set(tmp_path):
+    """Also for rows that were held out of the training split."""
     for bad in (5, 17, 38):
         split = colored_split(40, 0).cast_column("img", datasets.Image(decode=False))
         rows = split.to_list()
@@ -51,7 +51,7 @@ def test_a_corrupt_image_names_its_split_and_row_as_the_data_set_has_them(tmp_pa
 
 
 @pytest.mark.parametrize("nothing", [None, {"bytes": None, "path": "/no/such/file.png"}, {"bytes": b"", "path": None}])
-def test_what_is_no_picture_is_named(nothing):
+def test_decode_of_other_content_raises_data_error(nothing):
     for read in (decode, image_size):
         with pytest.raises(DataError) as caught:
             read(nothing, "train", 7)
@@ -59,7 +59,7 @@ def test_what_is_no_picture_is_named(nothing):
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_a_decompression_bomb_is_refused(monkeypatch):
+def test_decompression_bomb_raises_data_error(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
     with pytest.raises(DataError) as caught:
         decode(encoded(colored_image(0, np.random.default_rng(0))), "train", 0)
@@ -67,7 +67,7 @@ def test_a_decompression_bomb_is_refused(monkeypatch):
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB"])
-def test_every_mode_becomes_rgb_as_serving_does_it(mode):
+def test_to_rgb_equals_load_image(mode):
     image = colored_image(1, np.random.default_rng(0)).convert("P" if mode == "PA" else "RGB").convert(mode)
     converted = to_rgb(image)
     assert converted.mode == "RGB"
@@ -75,14 +75,14 @@ def test_every_mode_becomes_rgb_as_serving_does_it(mode):
 
 
 @pytest.mark.parametrize("mode", ["I;16", "I;16B", "I"])
-def test_16_bit_grays_keep_their_gradation(mode):
+def test_to_rgb_of_16_bit_gray_keeps_the_gradation(mode):
     ramp = np.linspace(0, 65535, 256).astype({"I;16": "<u2", "I;16B": ">u2", "I": "<i4"}[mode]).reshape(16, 16)
     image = Image.frombytes(mode, (16, 16), ramp.tobytes())
     pixels = np.asarray(to_rgb(image))[..., 0].ravel()
     assert np.abs(pixels.astype(int) - np.arange(256)).max() <= 1
 
 
-def test_deep_grays_scale_by_their_mode_not_by_their_content():
+def test_to_rgb_scales_deep_grays_by_mode():
     dark = Image.frombytes("I;16", (2, 1), np.array([0, 252], "<u2").tobytes())
     assert np.asarray(to_rgb(dark)).max() <= 1
     unit = Image.fromarray(np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16))
@@ -100,7 +100,7 @@ def test_exif_orientation_is_applied():
 
 
 @pytest.mark.parametrize("orientation", range(1, 10))
-def test_the_size_from_the_head_is_that_of_the_picture(orientation):
+def test_image_size_equals_the_decoded_size(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     picture = encoded(smooth_image(40, 80), "JPEG", exif=exif)
@@ -110,7 +110,7 @@ def test_the_size_from_the_head_is_that_of_the_picture(orientation):
 
 @pytest.mark.parametrize("size", [(64, 48), (300, 320), (160, 40)])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos", "box"])
-def test_a_crop_is_pillows_within_a_level(interpolation, size):
+def test_decode_crop_equals_pillow_within_one_level(interpolation, size):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 280, 3), dtype=np.uint8))
     crop = decode_crop(encoded(image), "train", 0, (13, 27, 160, 190), size, interpolation)
     expected = image.crop((27, 13, 217, 173)).resize(size[::-1], Image.Resampling[interpolation.upper()])
@@ -120,7 +120,7 @@ def test_a_crop_is_pillows_within_a_level(interpolation, size):
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_a_crop_is_torchvisions(interpolation):
+def test_decode_crop_equals_torchvision(interpolation):
     image = smooth_image(200, 280)
     crop = decode_crop(encoded(image), "train", 0, (13, 27, 160, 190), (64, 48), interpolation)
     mode = tv.InterpolationMode(interpolation)
@@ -129,7 +129,7 @@ def test_a_crop_is_torchvisions(interpolation):
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
-def test_a_large_jpeg_is_decoded_small_and_looks_the_same(orientation, monkeypatch):
+def test_large_jpeg_is_decoded_at_a_smaller_scale(orientation, monkeypatch):
     exif = Image.Exif()
     exif[0x0112] = orientation
     picture = encoded(smooth_image(800, 1200), "JPEG", quality=95, exif=exif)

@@ -33,7 +33,7 @@ def test_load_splits_with_validation_folder_uses_it(tmp_path, name):
 
 
 @pytest.mark.parametrize("folders", [("train", "val", "test"), ("train", "test"), ("train", "val"), ("train",)])
-def test_load_splits_with_any_split_folders_takes_each_as_it_is(tmp_path, folders):
+def test_load_splits_with_any_split_folders_uses_them(tmp_path, folders):
     for start, folder in enumerate(folders):
         write_images(tmp_path, {f"{folder}/{label}": n for label, n in CLASSES.items()}, start=100 * start)
     splits = load_splits(str(tmp_path), validation_fraction=0.2)
@@ -44,7 +44,7 @@ def test_load_splits_with_any_split_folders_takes_each_as_it_is(tmp_path, folder
     assert counts.get("test") == (CLASSES if "test" in folders else None)
 
 
-def test_load_splits_with_class_folders_alone_holds_out_validation_and_test(tmp_path):
+def test_load_splits_without_split_folders_holds_out_validation_and_test(tmp_path):
     write_images(tmp_path, {"cat": 20, "dog": 40})
     splits = load_splits(str(tmp_path), seed=3)
     assert class_counts(splits) == {
@@ -100,9 +100,11 @@ def test_load_splits_with_class_named_like_a_split_among_class_folders(tmp_path)
         ({"train/pets/cat": 10, "train/birds/emu": 10}, ["cat", "emu"]),
         ({"train/cat": 10, "train/dog": 10, "train/dog/puppies": 5}, ["cat", "dog"]),
         ({"photos/train/cat": 10, "photos/train/dog": 10}, ["cat", "dog"]),
+        ({"archive/photos/train/cat": 10, "archive/photos/train/dog": 10}, ["cat", "dog"]),
+        ({"archive/photos/cat": 10, "archive/photos/dog": 10}, ["cat", "dog"]),
     ],
 )
-def test_load_splits_with_nested_folders_says_what_the_classes_are(tmp_path, caplog, folders, labels):
+def test_load_splits_with_nested_folders_logs_the_classes(tmp_path, caplog, folders, labels):
     write_images(tmp_path, folders)
     with caplog.at_level("INFO", logger="hfvit"):
         splits = load_splits(str(tmp_path), test_split=None)
@@ -122,14 +124,14 @@ def test_load_splits_with_nested_folders_says_what_the_classes_are(tmp_path, cap
         ({"train/cat": 5, "train/dog": 5, "val/cat": 2, "dev/cat": 2}, ["dev and val"]),
     ],
 )
-def test_load_splits_with_folders_that_are_not_clear_names_them(tmp_path, folders, names):
+def test_load_splits_with_ambiguous_folders_names_them(tmp_path, folders, names):
     write_images(tmp_path, folders)
     with pytest.raises(DataError, match=r"^dataset_name:") as caught:
         load_splits(str(tmp_path))
     assert_names(caught.value, *names)
 
 
-def test_load_splits_takes_a_split_folder_by_the_name_that_the_recipe_gives(tmp_path):
+def test_load_splits_uses_split_folders_named_in_the_recipe(tmp_path):
     write_images(tmp_path, {"train/cat": 10, "train/dog": 10, "night/cat": 4, "night/dog": 4})
     splits = load_splits(str(tmp_path), test_split="night")
     assert class_counts(splits)["test"] == {"cat": 4, "dog": 4}
@@ -184,7 +186,7 @@ def test_load_splits_with_many_files_left_out_names_their_type(tmp_path):
     assert_names(caught.value, "train/emu/0.raw2", "unknown type")
 
 
-def test_load_splits_with_a_pipe_refuses_it(tmp_path):
+def test_load_splits_with_a_pipe_raises_data_error(tmp_path):
     write_images(tmp_path, {"cat": 10, "dog": 10})
     os.mkfifo(tmp_path / "cat/pipe.png")
     with pytest.raises(DataError, match=r"^dataset_name: .*cat/pipe.png"):
@@ -200,7 +202,7 @@ def test_load_splits_reads_extensions_in_any_case(tmp_path, extension):
     assert len(load_splits(str(tmp_path), test_split=None).train) == 18
 
 
-def test_load_splits_takes_class_names_in_both_unicode_forms_for_one(tmp_path):
+def test_load_splits_normalizes_unicode_class_names(tmp_path):
     write_images(tmp_path, {"train/caf\u00e9": 5, "train/bar": 5, "test/cafe\u0301": 3, "test/bar": 3})
     splits = load_splits(str(tmp_path), validation_fraction=0.2)
     assert class_counts(splits)["test"] == {"bar": 3, "caf\u00e9": 3}
@@ -218,7 +220,7 @@ def test_load_splits_of_a_copy_with_another_file_has_another_fingerprint(tmp_pat
     assert fingerprint() != before
 
 
-def test_find_pictures_in_folder_leaves_out_hidden_files(tmp_path):
+def test_find_images_in_folder_leaves_out_hidden_files(tmp_path):
     write_images(tmp_path, {"a": 3, "__MACOSX/a": 1, ".cache": 1})
     (tmp_path / "a/._0.png").write_bytes(b"x")
     found, wrong = find_images([str(tmp_path)])
@@ -236,7 +238,7 @@ def test_find_pictures_in_folder_leaves_out_hidden_files(tmp_path):
         ({"test_split": "train"}, "test_split"),
     ],
 )
-def test_load_splits_with_one_split_in_two_roles_is_refused(tmp_path, arguments, option):
+def test_load_splits_with_one_split_in_two_roles_names_the_option(tmp_path, arguments, option):
     write_images(tmp_path, split_counts("val", CLASSES, CLASSES))
     with pytest.raises(RecipeError, match=rf"^{option}:"):
         load_splits(str(tmp_path), **arguments)
@@ -273,10 +275,20 @@ def test_load_splits_warns_of_small_classes_and_few_validation_images(tmp_path, 
         assert any(all(word in message for word in words) for message in caplog.messages), words
 
 
-def test_load_splits_with_one_image_a_class_names_the_option(tmp_path):
+def test_load_splits_with_one_image_per_class_names_the_option(tmp_path):
     write_images(tmp_path, dict.fromkeys("abcdef", 1))
     with pytest.raises(DataError, match=r"^validation_fraction:"):
         load_splits(str(tmp_path))
+
+
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_load_splits_of_few_images_holds_some_of_each_class_out(tmp_path, count):
+    write_images(tmp_path, {**dict.fromkeys("abcde", count), "single": 1})
+    splits = load_splits(str(tmp_path), test_split=None)
+    counts = class_counts(splits)
+    assert counts["validation"] == {**dict.fromkeys("abcde", 1), "single": 0}
+    assert counts["train"] == {**dict.fromkeys("abcde", count - 1), "single": 1}
+    assert class_counts(load_splits(str(tmp_path), test_split=None)) == counts
 
 
 # ---- Images that cannot be decoded ----

@@ -1,4 +1,4 @@
-"""Formats and limits of image files, wherever they come from."""
+"""Formats and limits of image files."""
 
 import importlib
 import io
@@ -51,7 +51,7 @@ def content_of(image: Image.Image, format: str, **options) -> bytes:
 
 @pytest.fixture
 def ghostscript(tmp_path, monkeypatch):
-    """A file that exists once a program `gs` was started."""
+    """Path of a file that a fake program `gs` creates when it is started."""
     started = tmp_path / "started"
     program = tmp_path / "bin" / "gs"
     program.parent.mkdir()
@@ -69,7 +69,7 @@ def test_pillow_alone_starts_ghostscript(ghostscript):
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_other_formats_are_refused_whatever_their_name(name, ghostscript, tmp_path):
+def test_other_formats_raise_whatever_the_file_name(name, ghostscript, tmp_path):
     file = tmp_path / "photo.png"
     file.write_bytes(HOSTILE[name])
     for encoded in ({"bytes": HOSTILE[name], "path": None}, {"bytes": None, "path": str(file)}):
@@ -84,7 +84,7 @@ def test_other_formats_are_refused_whatever_their_name(name, ghostscript, tmp_pa
 
 
 def postscript_rows(folder, damage) -> str:
-    """A data set whose rows `damage` has changed, in the folder of this name."""
+    """Save a data set after a change of its rows."""
     split = colored_split(12, 0)
     rows = split.cast_column("img", datasets.Image(decode=False)).to_list()
     types_of = dict(split.features)
@@ -95,7 +95,7 @@ def postscript_rows(folder, damage) -> str:
     return str(folder)
 
 
-def test_columns_that_nobody_reads_are_not_decoded(ghostscript, tmp_path):
+def test_unused_image_columns_are_not_decoded(ghostscript, tmp_path):
     def add_views(rows, types_of):
         types_of["views"] = datasets.List(datasets.Image())
         for row in rows:
@@ -110,7 +110,7 @@ def test_columns_that_nobody_reads_are_not_decoded(ghostscript, tmp_path):
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])
-def test_training_on_postscript_is_refused(is_streamed, ghostscript, tmp_path, capsys):
+def test_training_on_postscript_raises_data_error(is_streamed, ghostscript, tmp_path, capsys):
     def damage(rows, types_of):
         for row in rows[5:8]:
             row["img"] = {"bytes": POSTSCRIPT, "path": None}
@@ -127,13 +127,13 @@ def test_training_on_postscript_is_refused(is_streamed, ghostscript, tmp_path, c
     assert not ghostscript.exists()
 
 
-def test_all_formats_are_known_to_pillow_but_one():
+def test_pillow_supports_all_formats_except_heif():
     assert set(FORMATS) - set(formats()) <= {"HEIF", "AVIF"}
     assert features.check("avif") == ("AVIF" in formats())
 
 
 @pytest.mark.parametrize("format", [name for name in FORMATS if name not in ("HEIF", "DIB")] + ["MPO"])
-def test_listed_format_is_read_as_pillow_reads_it(format, tmp_path):
+def test_open_image_of_listed_format_equals_pillow(format, tmp_path):
     content = content_of(colored_image(1, np.random.default_rng(0)), format)
     with Image.open(io.BytesIO(content)) as image:
         expected = np.asarray(image.convert("RGB"))
@@ -143,8 +143,8 @@ def test_listed_format_is_read_as_pillow_reads_it(format, tmp_path):
     assert np.array_equal(np.asarray(read_image(file)), expected)
 
 
-def test_heif_is_read_where_pillow_heif_is_installed(monkeypatch):
-    """By a stand-in for the package, which registers a format of its own."""
+def test_heif_is_supported_with_pillow_heif(monkeypatch):
+    """A fake package registers a format."""
     called = []
     stand_in = types.ModuleType("pillow_heif")
     stand_in.register_heif_opener = lambda: called.append(True)
@@ -157,14 +157,14 @@ def test_heif_is_read_where_pillow_heif_is_installed(monkeypatch):
 
 
 @pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "TIFF"])
-def test_first_frame_of_an_animation_is_read(format):
+def test_open_image_of_an_animation_reads_the_first_frame(format):
     frames = [Image.new("RGB", (8, 8), color) for color in ("red", "green", "blue")]
     content = content_of(frames[0], format, save_all=True, append_images=frames[1:], lossless=True)
     assert np.abs(np.asarray(read_bytes(content, "upload")).astype(int) - [255, 0, 0]).max() < 3
 
 
-def test_frames_of_an_animation_cost_nothing(monkeypatch):
-    """A GIF of 300,000 frames in 5 MB, each of one pixel but shown on 5000 x 5000."""
+def test_other_frames_of_an_animation_are_not_decoded(monkeypatch):
+    """A GIF with 300,000 frames of one pixel on a canvas of 5000 x 5000, in 5 MB."""
     single = content_of(Image.new("P", (1, 1)), "GIF")
     start = single.index(b",")
     head = single[:6] + struct.pack("<HH", 5000, 5000) + single[10:start]
@@ -176,7 +176,7 @@ def test_frames_of_an_animation_cost_nothing(monkeypatch):
 
 
 def png_head(width: int, height: int, rows: bytes = b"") -> bytes:
-    """A gray PNG that claims this size."""
+    """Return a gray PNG with this size in its header."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -187,7 +187,7 @@ def png_head(width: int, height: int, rows: bytes = b"") -> bytes:
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("size", [(10_000, 10_000), (30_000, 30_000), (2**31 - 1, 2**31 - 1)])
-def test_more_pixels_than_pillows_limit_are_refused(size):
+def test_more_pixels_than_pillows_limit_raise_image_limit_error(size):
     encoded = {"bytes": png_head(*size), "path": "a/b.png"}
     for read in (decode, image_size):
         with pytest.raises(DataError) as caught:
@@ -199,7 +199,7 @@ def test_more_pixels_than_pillows_limit_are_refused(size):
     ("size", "limit"),
     [((1, 1001), "1000"), ((1001, 1), "1000")],
 )
-def test_long_strip_is_refused(size, limit):
+def test_long_strip_raises_image_limit_error(size, limit):
     with pytest.raises(DataError, match=rf"1 pixels, an aspect ratio above the limit of {limit}|limit of {limit}"):
         decode({"bytes": png_head(*size), "path": None}, "train", 0)
 
@@ -218,7 +218,7 @@ def test_long_strip_within_the_limit_is_read():
     ],
 )
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
-def test_limits_hold_before_pixels_are_decoded(limits, message, format, tmp_path, monkeypatch):
+def test_limits_are_checked_before_pixels_are_decoded(limits, message, format, tmp_path, monkeypatch):
     content = content_of(colored_image(0, np.random.default_rng(0)), format)
     file = tmp_path / "photo"
     file.write_bytes(content)
@@ -228,7 +228,7 @@ def test_limits_hold_before_pixels_are_decoded(limits, message, format, tmp_path
             pass
 
 
-def test_jpeg_of_many_scans_is_refused():
+def test_jpeg_with_many_scans_raises_image_limit_error():
     content = content_of(colored_image(0, np.random.default_rng(0), size=64), "JPEG", progressive=True)
     assert read_bytes(content, "upload").size == (64, 64)
     last = content.rindex(b"\xff\xda")
@@ -244,7 +244,7 @@ def test_uploads_have_limits():
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
-def test_pipes_devices_and_folders_are_refused_at_once(tmp_path):
+def test_pipes_devices_and_folders_raise_without_blocking(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "folder.png").mkdir()
     for path in (tmp_path / "pipe.png", tmp_path / "folder.png", "/dev/zero"):
@@ -255,13 +255,13 @@ def test_pipes_devices_and_folders_are_refused_at_once(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "~nobody-of-this-name/a.png", "a\0b", "\udcff.png", "a\nb.png"])
-def test_find_pictures_of_odd_names_finds_nothing(name):
-    assert find_images([name]) == ([], [f"{name}: there is no such file or folder"])
+def test_find_images_of_odd_names_finds_nothing(name):
+    assert find_images([name]) == ([], [f"{name}: no such file or folder"])
     with pytest.raises(DataError):
         read_image(name)
 
 
-def test_find_pictures_of_a_folder_leaves_other_formats_out(tmp_path):
+def test_find_images_of_a_folder_leaves_other_formats_out(tmp_path):
     for name in ("a.png", "b.JPG", "c.webp", "d.eps", "e.ps", "f.wmf", "g.pdf", "h.hdf5", "i.fits"):
         (tmp_path / name).touch()
     assert find_images([str(tmp_path)]) == ([str(tmp_path / name) for name in ("a.png", "b.JPG", "c.webp")], [])
@@ -275,7 +275,7 @@ SAMPLES = [
 
 @settings(max_examples=200, deadline=None, derandomize=True, database=None)
 @given(sample=st.sampled_from([*SAMPLES, *HOSTILE.values()]), data=st.data())
-def test_damaged_files_are_read_or_refused(sample, data):
+def test_damaged_files_are_read_or_raise_data_error(sample, data):
     content = bytearray(sample)
     for _ in range(data.draw(st.integers(0, 8))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))

@@ -70,7 +70,7 @@ def test_card_of_a_folder_with_a_configuration_is_checked(tmp_path, load):
             datasets.Dataset.from_list(rows_of()).to_parquet(tmp_path / folder / f"{split}.parquet")
     files = [{"split": split, "path": f"../private/{split}.parquet"} for split in ("train", "validation")]
     (tmp_path / "set/README.md").write_text(card([{"config_name": "mine", "data_files": files}]))
-    with pytest.raises(DataError, match=r"README.md names files outside"):
+    with pytest.raises(DataError, match=r"README.md refers to files outside"):
         load(str(tmp_path / "set"), dataset_config_name="mine")
 
 

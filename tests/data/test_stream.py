@@ -1,4 +1,4 @@
-"""A stream: whose images are whose, in which order, again after a pause, and where it breaks off."""
+"""Streams: division among processes and workers, order, resume, and errors."""
 
 import itertools
 import shutil
@@ -32,18 +32,18 @@ def stream_of(folder, limit=None, **options):
 
 
 def draws(stream, count, worker=0, workers=1):
-    """(picture, seed's parts) of the first `count` draws of one reader."""
-    taken = itertools.islice(stream._draws(worker, workers), count)
+    """Return (image, parts of its seed) of the first `count` samples of one reader."""
+    taken = itertools.islice(stream._samples(worker, workers), count)
     return [(example["image"]["bytes"], draw, place) for example, draw, place in taken]
 
 
 def epochs_of(stream, worker=0, workers=1, epochs=1):
-    """The pictures of each of a reader's first epochs, in order."""
+    """Return the images of a reader's first epochs, in order."""
     return [[e["image"]["bytes"] for e in stream._examples(epoch, workers)] for epoch in range(epochs)]
 
 
 class FirstEpoch(torch.utils.data.IterableDataset):
-    """(worker, picture) of one epoch of a stream, in a loader."""
+    """Return (worker, image) of one epoch of a stream, from a loader."""
 
     def __init__(self, stream):
         self.stream = stream
@@ -53,14 +53,14 @@ class FirstEpoch(torch.utils.data.IterableDataset):
         return ((info.id, e["image"]["bytes"]) for e in self.stream._examples(0, info.num_workers))
 
 
-def all_pictures(folder, split="train"):
+def all_images(folder, split="train"):
     files = (folder / "data").glob(f"{split}-*")
     return sorted(row["img"]["bytes"] for file in files for row in pyarrow.parquet.read_table(file).to_pylist())
 
 
-def test_an_epoch_is_every_image_once_in_another_order_each_time(sharded):
+def test_epoch_has_every_image_once_in_a_new_order(sharded):
     first, second = epochs_of(stream_of(sharded, order_seed=5), epochs=2)
-    assert sorted(first) == sorted(second) == all_pictures(sharded)
+    assert sorted(first) == sorted(second) == all_images(sharded)
     assert first != second
     assert epochs_of(stream_of(sharded, order_seed=5), epochs=2) == [first, second]
     assert epochs_of(stream_of(sharded, order_seed=6))[0] != first
@@ -72,18 +72,18 @@ def test_processes_share_an_epoch(sharded, processes, by_shards):
     assert {stream.by_shards for stream in streams} == {by_shards}
     for epoch in (0, 1):
         shares = [epochs_of(stream, epochs=2)[epoch] for stream in streams]
-        assert sorted(itertools.chain(*shares)) == all_pictures(sharded)
+        assert sorted(itertools.chain(*shares)) == all_images(sharded)
         assert min(map(len, shares)) > 0
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
-def test_workers_share_their_processs_epoch(sharded, processes):
+def test_workers_share_the_epoch_of_their_process(sharded, processes):
     seen = []
     for rank in range(processes):
         stream = stream_of(sharded, process=rank, processes=processes)
         seen += DataLoader(FirstEpoch(stream), batch_size=None, collate_fn=collate, num_workers=2)
         assert {worker for worker, _ in seen} == {0, 1}
-    assert sorted(picture for _, picture in seen) == all_pictures(sharded)
+    assert sorted(image for _, image in seen) == all_images(sharded)
 
 
 def test_seeds_are_unique_over_epochs_processes_workers_and_repeats(sharded):
@@ -94,16 +94,16 @@ def test_seeds_are_unique_over_epochs_processes_workers_and_repeats(sharded):
     assert len(set(parts)) == len(parts)
 
 
-def test_repeats_are_one_image_in_a_row_drawn_anew(sharded):
+def test_repeats_are_copies_of_an_image_in_a_row(sharded):
     stream = stream_of(sharded, repeats=2, augmentation=Augmentation(**AUGMENTATION, crop_scale=(0.2, 0.5)))
-    pictures = [picture for picture, *_ in draws(stream, 2 * sum(ROWS))]
-    assert pictures[::2] == pictures[1::2]
-    assert len(set(pictures)) == sum(ROWS)
+    images = [image for image, *_ in draws(stream, 2 * sum(ROWS))]
+    assert images[::2] == images[1::2]
+    assert len(set(images)) == sum(ROWS)
     batch = next(iter(stream))
     assert not torch.equal(batch["crops"][0], batch["crops"][1])
 
 
-def test_batches_are_full_and_labelled_for_ever(sharded):
+def test_batches_are_full_and_labeled_over_epochs(sharded):
     for batch in itertools.islice(stream_of(sharded, batch_size=7), 30):
         assert batch["crops"].shape == (7, 16, 16, 3)
         assert batch["crops"].dtype == torch.uint8
@@ -113,7 +113,7 @@ def test_batches_are_full_and_labelled_for_ever(sharded):
 
 
 @pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
-def test_skipped_batches_leave_the_rest_as_it_was(sharded, workers):
+def test_skipped_batches_do_not_change_later_batches(sharded, workers):
     def batches(skipped):
         stream = stream_of(sharded)
         stream.skip(skipped)
@@ -126,13 +126,13 @@ def test_skipped_batches_leave_the_rest_as_it_was(sharded, workers):
         assert np.array_equal(one["plan"]["seeds"], other["plan"]["seeds"])
 
 
-def test_a_limit_takes_the_first_images(sharded):
+def test_max_train_samples_uses_the_first_images(sharded):
     assert len(set(epochs_of(stream_of(sharded, limit=10))[0])) == 10
     shares = [epochs_of(stream_of(sharded, limit=10, process=rank, processes=2))[0] for rank in (0, 1)]
     assert len(set(itertools.chain(*shares))) == sum(map(len, shares)) == 10
 
 
-def test_evaluation_splits_are_written_and_the_training_split_is_not(tmp_path, monkeypatch):
+def test_evaluation_splits_are_cached_and_the_training_split_is_not(tmp_path, monkeypatch):
     folder, cache = tmp_path / "set", tmp_path / "cache"
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
     write_shards(folder, colored_split(sum(ROWS), 1))
@@ -148,25 +148,25 @@ def test_evaluation_splits_are_written_and_the_training_split_is_not(tmp_path, m
     assert len(stream_splits(str(folder)).validation) == 14  # files that changed are read again
 
 
-def test_a_picture_in_an_archive_is_fetched(tmp_path):
+def test_with_bytes_reads_an_image_in_an_archive(tmp_path):
     with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
-        archive.writestr("red/0.png", b"a picture")
+        archive.writestr("red/0.png", b"a image")
     (tmp_path / "plain.png").touch()
     path = f"zip://red/0.png::{tmp_path / 'set.zip'}"
-    assert with_bytes({"path": path, "bytes": None}) == {"path": path, "bytes": b"a picture"}
+    assert with_bytes({"path": path, "bytes": None}) == {"path": path, "bytes": b"a image"}
     for untouched in (None, {"path": str(tmp_path / "plain.png"), "bytes": None}, {"path": path, "bytes": b"here"}):
         assert with_bytes(untouched) == untouched
 
 
 @pytest.mark.parametrize("kind", ["int64", "string"])
-def test_labels_need_names(tmp_path, kind):
+def test_stream_without_class_names_raises(tmp_path, kind):
     write_shards(tmp_path, colored_split(sum(ROWS), 1).cast_column("label", datasets.Value(kind)))
     with pytest.raises(DataError, match=rf"^label_column: .*'train'.*\b{kind}\b.*\bClassLabel\b"):
         stream_splits(str(tmp_path))
 
 
 @pytest.mark.parametrize(("label", "data"), [(None, ()), (7, (7, 3))])
-def test_a_wrong_label_in_mid_stream(tmp_path, label, data):
+def test_wrong_label_in_the_stream_names_the_row(tmp_path, label, data):
     split = colored_split(sum(ROWS), 1).cast_column("label", datasets.Value("int64"))
     write_shards(tmp_path, split.map(lambda row, i: {"label": label if i == 40 else row["label"]}, with_indices=True))
     with_card(tmp_path, sum(ROWS))
@@ -175,7 +175,7 @@ def test_a_wrong_label_in_mid_stream(tmp_path, label, data):
     assert_names(caught.value, *data)
 
 
-def test_a_file_that_cannot_be_read_in_mid_stream(sharded, tmp_path):
+def test_unreadable_file_in_the_stream_raises_data_error(sharded, tmp_path):
     shutil.copytree(sharded, tmp_path / "set")
     stream = stream_of(tmp_path / "set")
     for file in (tmp_path / "set" / "data").glob("train-00002*"):
@@ -184,13 +184,13 @@ def test_a_file_that_cannot_be_read_in_mid_stream(sharded, tmp_path):
         list(itertools.islice(stream, 18))
 
 
-def test_a_share_without_images(sharded):
+def test_reader_without_images_raises_data_error(sharded):
     with pytest.raises(DataError, match=r"\b2 of 2\b") as caught:
         next(iter(stream_of(sharded, limit=1, process=1, processes=2)))
     assert_names(caught.value, "'train'", "dataloader_num_workers", "max_train_samples")
 
 
-def test_a_known_length_is_checked_before_the_splits_are_read(sharded):
+def test_known_length_is_checked_before_the_splits_are_read(sharded):
     def refuses(images):
         raise RecipeError(f"{images} images")
 

@@ -1,4 +1,4 @@
-"""Training on a stream is training all the same: its result, its resume, and what cannot be asked of it."""
+"""Training on a stream: result, resume, and options that are not supported."""
 
 import logging
 import shutil
@@ -12,7 +12,7 @@ from helpers.images import colored_split
 from helpers.killing import launched_until_a_checkpoint
 from helpers.messages import assert_logged, assert_names, option_of
 from helpers.recipes import MICRO_RECIPE
-from helpers.runs import OUTPUT_FILES, assert_same_run, facts, fails, files
+from helpers.runs import OUTPUT_FILES, assert_same_run, fails, files, read_record
 from helpers.shards import ROWS, with_card, write_shards
 
 from hfvit.artifacts.checkpoint import newest_checkpoint
@@ -39,7 +39,7 @@ def test_training_on_a_stream(stream_recipe, tmp_path, caplog):
     assert_logged(caplog, "INFO", "train", 20, 4)
     assert_logged(caplog, "INFO", "train", 4, 9, logger="hfvit.data")
     assert files(out) == OUTPUT_FILES
-    recorded = facts(out)
+    recorded = read_record(out)
     assert recorded["metrics"]["test"]["images"] == 31
     assert recorded["metrics"]["validation"]["images"] == 13
     assert recorded["metrics"]["test"]["accuracy"] > 0.8
@@ -50,7 +50,7 @@ def test_training_on_a_stream(stream_recipe, tmp_path, caplog):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_resumed_is_as_unbroken(stream_recipe, tmp_path, workers, monkeypatch, capsys):
+def test_resumed_run_equals_uninterrupted_run(stream_recipe, tmp_path, workers, monkeypatch, capsys):
     words = [str(stream_recipe), "--dataloader_num_workers", str(workers), "--random_erasing", "0.5", "--eval_steps"]
     words += ["5", "--per_device_train_batch_size", "4", "--save_total_limit", "9"]
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
@@ -75,7 +75,7 @@ def test_resumed_is_as_unbroken(stream_recipe, tmp_path, workers, monkeypatch, c
     assert_same_run(broken, unbroken)
 
 
-def test_a_counted_stream_knows_its_epochs(sharded, stream_recipe, tmp_path, capsys):
+def test_stream_of_known_length_has_epochs(sharded, stream_recipe, tmp_path, capsys):
     folder, out = tmp_path / "counted", tmp_path / "out"
     shutil.copytree(sharded, folder)
     with_card(folder, sum(ROWS))
@@ -87,7 +87,7 @@ def test_a_counted_stream_knows_its_epochs(sharded, stream_recipe, tmp_path, cap
     assert option_of(message) == "eval_strategy"
     assert_names(message, 9)
     assert run(lambda: main([*words, "--mixup_alpha", "0.2", "--mix_off_epochs", "1"])) == 0
-    recorded = facts(out)
+    recorded = read_record(out)
     assert recorded["training"]["epochs"] == 2.0
     assert recorded["data"]["splits"]["train"]["rows"] == 72
     assert [entry["epoch"] for entry in recorded["history"] if "eval_accuracy" in entry] == [1.0, 2.0]
@@ -96,7 +96,7 @@ def test_a_counted_stream_knows_its_epochs(sharded, stream_recipe, tmp_path, cap
 # Mistakes
 
 
-def test_mistakes_are_told_before_anything_is_read(stream_recipe, capsys, tmp_path, monkeypatch):
+def test_unsupported_options_raise_before_anything_is_read(stream_recipe, capsys, tmp_path, monkeypatch):
     def reads(*_, **__):
         raise AssertionError("a split was read")
 
@@ -123,12 +123,12 @@ def test_mistakes_are_told_before_anything_is_read(stream_recipe, capsys, tmp_pa
     assert_names(message, "validation_split")
 
 
-def test_no_length_no_last_epochs(stream_recipe, capsys, tmp_path):
+def test_mix_off_epochs_without_a_length_raises(stream_recipe, capsys, tmp_path):
     words = [stream_recipe, "--output_dir", tmp_path / "out", "--mixup_alpha", "0.2", "--mix_off_epochs", "1"]
     assert option_of(fails(capsys, *words)) == "mix_off_epochs"
 
 
-def test_a_corrupt_picture_in_mid_stream(stream_recipe, tmp_path, capsys):
+def test_corrupt_image_in_the_stream_names_the_row(stream_recipe, tmp_path, capsys):
     split = colored_split(sum(ROWS), 1).cast_column("img", datasets.Image(decode=False))
     broken = {"bytes": b"not a picture", "path": "forty.png"}
     split = split.map(lambda row, i: {"img": broken if i == 40 else row["img"]}, with_indices=True)
@@ -144,7 +144,7 @@ def test_a_corrupt_picture_in_mid_stream(stream_recipe, tmp_path, capsys):
 @pytest.mark.integration
 @pytest.mark.slow
 def test_two_processes_train_and_resume_on_one_stream(stream_recipe, tmp_path):
-    """Slow through datasets' own sleep: 5 seconds for every shuffled pass over several shards."""
+    """Slow, since datasets sleeps 5 seconds for every shuffled pass over several shards."""
     options = ["--max_steps", "16", "--eval_steps", "4", "--dataloader_num_workers", "1"]
     config = ROOT / "accelerate_configs" / "multi_cpu.yaml"
 
@@ -157,7 +157,7 @@ def test_two_processes_train_and_resume_on_one_stream(stream_recipe, tmp_path):
     assert result.returncode == 0, result.stderr
     line = next(line for line in result.stderr.splitlines() if "train: " in line)
     assert_names(line, 20, 4, 2)
-    recorded = facts(unbroken)
+    recorded = read_record(unbroken)
     assert recorded["training"]["processes"] == 2
     assert recorded["training"]["steps"] == 16
     assert recorded["metrics"]["test"]["images"] == 31

@@ -97,7 +97,7 @@ def test_load_splits_of_metadata_file_takes_its_labels(tmp_path, kind, caplog):
         splits = load_splits(str(tmp_path), validation_fraction=0.3)
     assert len(splits.train) + len(splits.validation) == 9
     assert class_counts(splits)["test"] == {"a": 2, "b": 1}
-    assert any("2 images are in no row" in message for message in caplog.messages)
+    assert any("2 images are not in the table" in message for message in caplog.messages)
 
 
 def test_load_splits_of_metadata_without_labels_takes_folders_and_adds_columns(tmp_path):
@@ -116,14 +116,14 @@ def test_load_splits_of_tables_beside_class_folders_takes_the_folders(tmp_path):
     assert load_splits(str(tmp_path)).labels == ["cat", "dog"]
 
 
-def test_load_splits_of_folders_that_are_not_clear_beside_another_table_names_the_folders(tmp_path):
+def test_load_splits_of_ambiguous_folders_with_another_table_names_the_folders(tmp_path):
     write_images(tmp_path, {"cat": 5, "out/plots": 5})
     write_table(tmp_path / "history.csv", [{"epoch": 1, "loss": 2.0}])
     with pytest.raises(DataError, match=r"^dataset_name: class folders"):
         load_splits(str(tmp_path))
 
 
-def test_load_splits_of_tables_with_split_words_in_their_names_asks(tmp_path):
+def test_load_splits_of_tables_with_ambiguous_names_raises(tmp_path):
     write_table(tmp_path / "labels_train.csv", path_rows(tmp_path, COUNTS))
     write_table(tmp_path / "labels_test.csv", path_rows(tmp_path, COUNTS))
     with pytest.raises(DataError, match=r"^dataset_name:") as caught:
@@ -155,7 +155,7 @@ def test_load_splits_of_parquet_with_undecoded_images(tmp_path, content, named):
         assert image["bytes"] == image_bytes(100 + row)
 
 
-def test_load_splits_of_parquet_with_image_feature_is_what_datasets_loads(colors):
+def test_load_splits_of_parquet_with_image_feature_equals_datasets(colors):
     splits = load_splits(str(colors), test_split=None, validation_fraction=0.2)
     reference = datasets.load_dataset("parquet", data_files=str(colors / "data/train-*.parquet"), split="train")
     reference = reference.cast_column("img", datasets.Image(decode=False))
@@ -218,20 +218,20 @@ def test_load_splits_with_class_names_names_integer_labels(tmp_path, as_file):
 @pytest.mark.parametrize(
     ("path", "reason"),
     [
-        ("{root}/secret.png", "leads out"),
-        ("../secret.png", "leads out"),
-        ("images/../../secret.png", "leads out"),
+        ("{root}/secret.png", "outside"),
+        ("../secret.png", "outside"),
+        ("images/../../secret.png", "outside"),
         ("link.png", "is a link"),
         ("linked/secret.png", "is a link"),
-        ("http://127.0.0.1:9/a.png", "is an address"),
-        ("file:///etc/passwd", "is an address"),
+        ("http://127.0.0.1:9/a.png", "URL"),
+        ("file:///etc/passwd", "URL"),
         ("pipe.png", "regular file"),
         ("images/x", "regular file"),
-        ("nowhere.png", "there is no file"),
+        ("nowhere.png", "no file"),
     ],
 )
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
-def test_load_splits_with_paths_that_leave_the_folder_refuses_them(tmp_path, path, reason, kind):
+def test_load_splits_with_paths_outside_the_folder_raises(tmp_path, path, reason, kind):
     (tmp_path / "secret.png").write_bytes(image_bytes())
     folder = write_images(tmp_path / "set", {"images/x": 10})
     (folder / "link.png").symlink_to(tmp_path / "secret.png")
@@ -289,12 +289,20 @@ def test_load_splits_with_shards_of_different_columns_names_both(tmp_path):
         ('image,label\n"images/x/0.png,a\n', ["unexpected end of data"]),
     ],
 )
-def test_load_splits_of_a_damaged_csv_says_what_is_wrong(tmp_path, text, names):
+def test_load_splits_of_a_damaged_csv_names_the_problem(tmp_path, text, names):
     write_images(tmp_path, {"images/x": 1})
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(DataError) as caught:
         load_splits(str(tmp_path / "t.csv"))
     assert_names(caught.value, *names)
+
+
+def test_load_splits_of_csv_without_the_folder_of_its_images_names_it(tmp_path):
+    write_images(tmp_path, {"images": 10})
+    (tmp_path / "labels.csv").write_text("image,label\n" + "".join(f"{n}.png,{'ab'[n % 2]}\n" for n in range(10)))
+    with pytest.raises(DataError) as caught:
+        load_splits(str(tmp_path))
+    assert_names(caught.value, "'0.png'", 10, "images/0.png")
 
 
 def test_load_splits_of_csv_with_semicolons_and_byte_order_mark(tmp_path):
@@ -320,7 +328,7 @@ def test_load_splits_of_a_saved_dataset(tmp_path):
     assert class_counts(splits)["test"] == {"cat": 4, "dog": 4}
 
 
-def test_load_splits_with_a_card_whose_files_are_outside_refuses_it(tmp_path):
+def test_load_splits_with_a_card_with_outside_files_raises(tmp_path):
     rows = [{"image": image_bytes(n), "label": n % 2} for n in range(10)]
     write_table(tmp_path / "set/train.parquet", rows)
     write_table(tmp_path / "private/train.parquet", rows)
@@ -354,7 +362,7 @@ def test_stream_splits_of_undecoded_images_yields_them(tmp_path, content):
     assert splits.validation["label"] == [1, 0] * 3
 
 
-def test_stream_splits_of_paths_refuses_those_that_leave_the_folder(tmp_path):
+def test_stream_splits_with_paths_outside_the_folder_raises(tmp_path):
     write_images(tmp_path / "set", {"x": 10})
     for split in ("train", "validation"):
         rows = [{"image": f"x/{n}.png", "label": n % 2} for n in range(10)]

@@ -1,4 +1,4 @@
-"""What a run reads may be deleted under it."""
+"""Cache files may be deleted during a run."""
 
 import shutil
 
@@ -8,14 +8,14 @@ from transformers import TrainerCallback
 
 
 class Deletes(TrainerCallback):
-    """Empties the cache of `datasets`, the decoded pictures in it, before the first evaluation."""
+    """Deletes the cache of `datasets`, with the decoded images, before the first evaluation."""
 
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step == 1:
             shutil.rmtree(datasets.config.HF_DATASETS_CACHE)
 
 
-def test_a_cache_that_vanishes_changes_nothing(tmp_path):
+def test_deleted_cache_does_not_affect_the_run(tmp_path):
     for workers in (0, 1):
         trainers = [
             make_trainer(tmp_path / f"{name}{workers}", callbacks, dataloader_num_workers=workers)

@@ -1,4 +1,4 @@
-"""The gate: its figures against an independent count, its exit code, and what it leaves in the files."""
+"""`hfvit validate`: metrics against an independent count, exit codes, saved records."""
 
 import errno
 import json
@@ -32,7 +32,7 @@ TEST_ROWS = colored_split(31, 2)
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, colors):
-    """A run of the micro recipe, with an export below it as the export command leaves it."""
+    """A run of the micro recipe with an export in a subfolder."""
     folder = tmp_path_factory.mktemp("run")
     recipe = folder / "micro.yaml"
     recipe.write_text(MICRO_RECIPE + f"dataset_name: {colors}\noutput_dir: {folder / 'out'}\nuse_cpu: true\n")
@@ -52,7 +52,7 @@ def out(trained, tmp_path):
 
 @pytest.fixture
 def graphs(tmp_path):
-    """A folder with three graphs: one that is right, one that is nearly, one that is not."""
+    """A folder with three graphs: a correct one, one with a small error, one with a large error."""
     for name, weights in (("model", BRIGHTEST), ("noisy", NOISY), ("permuted", PERMUTED)):
         write_graph(tmp_path / "graphs" / f"{name}.onnx", weights)
     return write_configs(tmp_path / "graphs")
@@ -68,7 +68,7 @@ def command(*words) -> int:
     return stop.value.code
 
 
-def test_figures_are_those_of_an_independent_count(graphs, colors):
+def test_compare_equals_an_independent_count(graphs, colors):
     split = evaluation_split(graphs, dataset_name=str(colors), split="test")
     files = [graphs / name for name in ("noisy.onnx", "permuted.onnx")]
     comparison = compare(graphs, files, split, batch_size=4, max_accuracy_drop=100, threads=1, show_progress=False)
@@ -93,7 +93,7 @@ def test_figures_are_those_of_an_independent_count(graphs, colors):
     assert len(comparison.table().splitlines()) == 8
 
 
-def test_artifacts_with_another_order_of_classes_are_compared_by_name(graphs, colors, tmp_path):
+def test_classes_in_another_order_are_matched_by_name(graphs, colors, tmp_path):
     other = tmp_path / "other"
     write_graph(other / "model.onnx", PERMUTED)
     write_configs(other, [LABELS[1], LABELS[2], LABELS[0]])
@@ -107,7 +107,7 @@ def test_artifacts_with_another_order_of_classes_are_compared_by_name(graphs, co
     assert_names(caught.value, other, "blue, violet")
 
 
-def test_each_kind_of_failure_has_its_sentence(graphs, colors, tmp_path):
+def test_failures_name_each_exceeded_limit(graphs, colors, tmp_path):
     split = evaluation_split(graphs, dataset_name=str(colors), split="test")
     broken = write_graph(graphs / "broken.onnx", BRIGHTEST * np.float32(np.nan))
     loaded = hfvit.load_classifier(graphs / "noisy.onnx")
@@ -121,7 +121,7 @@ def test_each_kind_of_failure_has_its_sentence(graphs, colors, tmp_path):
     assert_names(comparison.table(), "noisy.onnx", "permuted.onnx", "broken.onnx", 50, "99.90%")
 
 
-def test_a_graph_with_preprocessing_inside_is_held_to_one_without(graphs, colors):
+def test_graph_with_preprocessing_is_compared_with_one_without(graphs, colors):
     write_graph(graphs / "raw.onnx", pixels=True)
     split = evaluation_split(graphs, dataset_name=str(colors), split="test", max_samples=9)
     comparison = compare(graphs, [graphs / "raw.onnx"], split, batch_size=2, show_progress=False)
@@ -134,8 +134,8 @@ def test_a_graph_with_preprocessing_inside_is_held_to_one_without(graphs, colors
     assert lines[6].split()[0] == "*"
 
 
-def test_a_device_is_for_what_is_loaded_here(graphs, colors):
-    """A reference on a device that ONNX Runtime lacks takes no graph with it, and none is asked of it."""
+def test_device_applies_to_artifacts_that_compare_loads(graphs, colors):
+    """A classifier on another device than ONNX Runtime supports can be the reference."""
     split = evaluation_split(graphs, dataset_name=str(colors), split="test", max_samples=3)
     loaded = hfvit.load_classifier(graphs, device="cpu")
     for device, others in (("npu", [loaded]), ("cpu", [graphs])):
@@ -156,7 +156,7 @@ def test_a_device_is_for_what_is_loaded_here(graphs, colors):
         ("onnx/export.json", '{"files": {"model.onnx": 1}}', "files.model.onnx"),
     ],
 )
-def test_a_file_that_cannot_take_the_result_is_told_before_the_work(out, capsys, file, text, datum):
+def test_unwritable_record_is_an_error_before_the_comparison(out, capsys, file, text, datum):
     (out / file).write_text(text)
     assert command("validate", out, out / "onnx") == 2
     printed = capsys.readouterr()
@@ -184,7 +184,7 @@ def read_only(out):
         shutil.rmtree(folder)
 
 
-def test_a_read_only_folder_is_told_before_the_work_and_after_it(read_only):
+def test_read_only_folder_is_an_error_before_the_comparison(read_only):
     message = rf"{read_only}/run\.json .*{os.strerror(errno.EACCES)}"
     with pytest.raises(ModelError, match=message):
         check_recordable([read_only])
@@ -193,8 +193,8 @@ def test_a_read_only_folder_is_told_before_the_work_and_after_it(read_only):
     check_recordable([read_only / "onnx"])  # this one may be written
 
 
-def test_the_command_judges_what_training_held_out_and_saves_it(out, tmp_path, capsys):
-    """The reference repeats the accuracy that the run itself reported; the damaged export fails."""
+def test_validate_uses_held_out_images_and_saves_the_result(out, tmp_path, capsys):
+    """The reference has the accuracy that the run reported; the damaged export fails."""
     run_json = json.loads((out / "run.json").read_text())
     target = tmp_path / "gate.json"
     paths = [out, out / "onnx", out / "onnx" / "model_quantized.onnx"]
@@ -224,7 +224,7 @@ def test_the_command_judges_what_training_held_out_and_saves_it(out, tmp_path, c
     assert str(out) not in json.dumps(held["gate"])
 
 
-def test_an_exported_graph_agrees_with_the_checkpoint(out):
+def test_exported_graph_agrees_with_the_checkpoint(out):
     model = hfvit.load_classifier(out, device="cpu").backend.model
     export_onnx(model, out / "onnx" / "model.onnx")
     shutil.copy(out / "config.json", out / "onnx")  # and with it the preprocessing of the checkpoint
@@ -235,7 +235,7 @@ def test_an_exported_graph_agrees_with_the_checkpoint(out):
     assert 0.0 < row.max_logit_difference < 1e-4
 
 
-def test_the_command_passes_on_another_split(out, capsys):
+def test_validate_accepts_another_split(out, capsys):
     assert command("validate", out, out / "onnx", "--split", "test", "--max_samples", 20, "--threads", 1) == 0
     printed = capsys.readouterr()
     assert_names(printed.out, "'test'", 20, 31, 42)
@@ -257,7 +257,7 @@ def test_the_command_passes_on_another_split(out, capsys):
         (["{out}", "--batch_size", "0"], "batch_size", ["0"]),
     ],
 )
-def test_validate_with_a_wrong_value_names_option_and_data(out, capsys, words, option, data):
+def test_validate_with_an_invalid_value_names_the_option(out, capsys, words, option, data):
     assert command("validate", *(word.format(out=out) for word in words)) == 2
     printed = capsys.readouterr()
     assert option_of(printed.err) == option

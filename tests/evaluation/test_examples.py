@@ -1,4 +1,4 @@
-"""Which pictures are kept, and the attention rollout against its definition."""
+"""Selection of example images, and attention rollout against its definition."""
 
 import numpy as np
 import pytest
@@ -9,27 +9,27 @@ from helpers.models import build_model
 
 from hfvit.artifacts.run_record import read_examples
 from hfvit.errors import ModelError
-from hfvit.evaluation.examples import Examples, most_confident_mistakes, one_of_each_class
+from hfvit.evaluation.examples import Examples, images_of_all_classes, most_confident_mistakes
 from hfvit.models.attention import attention_rollout
 
 
-def test_mistakes_come_most_confident_first():
+def test_most_confident_mistakes_are_sorted_by_confidence():
     logits = np.array([[9.0, 0, 0], [0, 1, 0], [0, 4, 0], [0, 0, 2]])
     assert most_confident_mistakes(logits, np.array([0, 0, 0, 0])).tolist() == [2, 3, 1]
-    assert most_confident_mistakes(logits, np.array([0, 0, 0, 0]), most=1).tolist() == [2]
+    assert most_confident_mistakes(logits, np.array([0, 0, 0, 0]), count=1).tolist() == [2]
     assert most_confident_mistakes(logits, np.array([0, 1, 1, 2])).tolist() == []
 
 
-def test_looked_at_are_images_of_many_classes():
+def test_images_of_all_classes_covers_many_classes():
     labels = np.array([2, 2, 0, 0, 0, 1])
-    assert one_of_each_class(labels, most=4).tolist() == [2, 5, 0, 3]
-    assert one_of_each_class(labels, most=100).tolist() == [2, 5, 0, 3, 1, 4]
+    assert images_of_all_classes(labels, count=4).tolist() == [2, 5, 0, 3]
+    assert images_of_all_classes(labels, count=100).tolist() == [2, 5, 0, 3, 1, 4]
     many = np.repeat(np.arange(50), 3)
-    assert many[one_of_each_class(many, most=8)].tolist() == [0, 7, 14, 21, 28, 35, 42, 49]
+    assert many[images_of_all_classes(many, count=8)].tolist() == [0, 7, 14, 21, 28, 35, 42, 49]
 
 
 @pytest.mark.parametrize("prefix", [0, 1, 5])
-def test_rollout_is_the_product_of_the_averaged_maps(prefix):
+def test_rollout_equals_the_product_of_averaged_maps(prefix):
     torch.manual_seed(0)
     grid, tokens = (2, 3), 6 + prefix
     maps = [torch.rand(2, 4, tokens, tokens).softmax(dim=-1) for _ in range(3)]
@@ -44,7 +44,7 @@ def test_rollout_is_the_product_of_the_averaged_maps(prefix):
     assert found.numpy() == pytest.approx(expected.reshape(2, 2, 3), abs=1e-6)
 
 
-def test_tokens_that_are_not_patches_all_the_way_have_no_rollout():
+def test_rollout_of_other_tokens_than_patches_is_an_error():
     maps = (torch.rand(1, 2, 7, 7), torch.rand(1, 2, 5, 5))
     with pytest.raises(ModelError):
         attention_rollout(maps, (2, 3))
@@ -62,7 +62,7 @@ def gathered(validation) -> Examples:
     return Examples("validation", dataset, 100 + np.arange(13), logits, dataset.labels, LABELS)
 
 
-def test_pictures_and_maps_are_kept_with_what_is_told_of_them(validation, tmp_path):
+def test_examples_have_images_maps_and_predictions(validation, tmp_path):
     model, dataset, preprocessing, logits = validation
     model.train()
     examples = gathered(validation)
@@ -81,14 +81,14 @@ def test_pictures_and_maps_are_kept_with_what_is_told_of_them(validation, tmp_pa
     assert kept["attention_maps"].sum(axis=(1, 2)) == pytest.approx(np.ones(8), abs=1e-5)
 
 
-def test_sharded_weights_have_no_maps(validation):
+def test_sharded_weights_have_no_attention_maps(validation):
     examples = gathered(validation)
     examples.add_attention(validation[0], validation[2], torch.device("cpu"), is_sharded=True)
     assert examples.record.attention_left_out
     assert "attention" not in examples.arrays
 
 
-def test_a_family_without_attention_says_so(validation):
+def test_model_without_attention_maps_records_the_reason(validation):
     examples = gathered(validation)
     model = build_model(LABELS, architecture="test_resnet", image_size=32)
     examples.add_attention(model, validation[2], torch.device("cpu"))

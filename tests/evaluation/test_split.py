@@ -1,4 +1,4 @@
-"""The split that judges a model: the rows that training held out, its classes matched by name."""
+"""Evaluation split: held-out images, classes matched by name, subsets."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def write_recipe(folder, **values) -> None:
     (folder / "recipe.yaml").write_text(yaml.safe_dump({"bf16": True, "learning_rate": 1e-3, **values}))
 
 
-def test_without_a_data_set_it_is_what_training_held_out(model, colors):
+def test_default_split_is_what_training_held_out(model, colors):
     write_recipe(model, dataset_name=str(colors), validation_fraction=0.2, seed=3)
     expected = load_splits(str(colors), validation_fraction=0.2, seed=3).validation
     split = evaluation_split(model)
@@ -35,7 +35,7 @@ def test_without_a_data_set_it_is_what_training_held_out(model, colors):
     assert [image.size for image in split.images([4, 2])] == [(16, 16)] * 2
 
 
-def test_the_recipe_of_a_checkpoint_above_its_export_counts_too(model, colors):
+def test_recipe_in_the_parent_folder_of_an_export_is_used(model, colors):
     write_recipe(model, dataset_name=str(colors), seed=1)
     (model / "onnx").mkdir()
     (model / "model.onnx").rename(model / "onnx" / "model.onnx")
@@ -50,7 +50,7 @@ def test_classes_are_matched_by_name(model, colors):
     assert split.labels.tolist() == np.array([2, 3, 0])[own].tolist()
 
 
-def test_labels_without_names_are_matched_by_their_text(model, tmp_path):
+def test_text_labels_are_matched_by_name(model, tmp_path):
     write_configs(model, ["7", "9", "8"])
     split = colored_split(9, 0)
     numbers = [7 + label for label in split["label"]]
@@ -60,14 +60,14 @@ def test_labels_without_names_are_matched_by_their_text(model, tmp_path):
     assert [["7", "9", "8"][label] for label in found.labels] == [str(number) for number in numbers]
 
 
-def test_classes_that_the_model_lacks_are_named(model, colors):
+def test_error_names_classes_that_the_model_lacks(model, colors):
     write_configs(model, ["red", "Green", "violet"])
     with pytest.raises(DataError) as caught:
         evaluation_split(model, dataset_name=str(colors), split="test")
     assert_names(caught.value, colors, "'test'", 2, 3, "green, blue", "red, Green, violet", "'Green'")
 
 
-def test_samples_are_drawn_with_a_seed_and_said(model, colors):
+def test_max_samples_uses_the_seed_and_is_described(model, colors):
     def drawn(seed):
         return evaluation_split(model, dataset_name=str(colors), split="train", max_samples=20, seed=seed)
 
@@ -79,7 +79,7 @@ def test_samples_are_drawn_with_a_seed_and_said(model, colors):
     assert drawn(0).labels.tolist() == own[drawn(0).dataset["row"]].tolist()
 
 
-def test_mistakes_are_one_message(model, colors):
+def test_invalid_arguments_raise_data_errors(model, colors):
     with pytest.raises(DataError, match=r"^dataset_name: .*recipe\.yaml") as caught:
         evaluation_split(model)
     assert_names(caught.value, model)

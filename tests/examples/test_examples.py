@@ -1,4 +1,4 @@
-"""docs/python.md as a script, examples/quickstart.ipynb as a notebook, and a typed script: each is run."""
+"""Run docs/python.md as a script, examples/quickstart.ipynb, and a type checker on the public API."""
 
 import os
 import re
@@ -56,7 +56,7 @@ record.no_such_attribute
 
 
 @pytest.mark.integration
-def test_a_type_checker_sees_the_public_names(tmp_path):
+def test_type_checker_finds_the_public_names(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(TYPED)
     others = (

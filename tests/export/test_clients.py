@@ -1,4 +1,4 @@
-"""Programs that never heard of hfvit, on a folder that it exported: transformers.js and ORTModel."""
+"""Exported folders in transformers.js, ORTModel and a browser, without hfvit."""
 
 import itertools
 import json
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """A checkpoint whose answers differ from picture to picture, and its export."""
+    """Save and export a checkpoint whose predictions differ between images."""
     folder = tmp_path_factory.mktemp("clients") / "checkpoint"
     set_seed(0)
     model = build_model(LABELS, architecture=ARCHITECTURE, image_size=32, timm_kwargs=MICRO)
@@ -45,9 +45,9 @@ def exported(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> dict[str, Path]:
-    """Of the model's size, which no client has to resize, and of another."""
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory) -> dict[str, Path]:
+    """Save an image of the model's size, and one of another size."""
+    folder = tmp_path_factory.mktemp("images")
     small = np.random.default_rng(0).integers(0, 256, (2, 4, 5, 3), dtype=np.uint8)
     sizes = {"same": (32, 32), "other": (90, 70)}
     for number, (name, size) in enumerate(sizes.items()):
@@ -55,13 +55,13 @@ def pictures(tmp_path_factory) -> dict[str, Path]:
     return {name: folder / f"{name}.png" for name in sizes}
 
 
-def expected(path: Path, pictures: dict[str, Path]) -> list[dict[str, float]]:
-    return hfvit.load_classifier(path).predict(pictures.values())
+def expected(path: Path, images: dict[str, Path]) -> list[dict[str, float]]:
+    return hfvit.load_classifier(path).predict(images.values())
 
 
 def agree(answers: list[dict[str, float]], scores: list[dict[str, float]], tolerances: tuple[float, float]) -> None:
-    """The same best class, and every probability within the tolerance of its picture."""
-    assert max(max(row.values()) for row in scores) > 0.5, "the model must have an opinion"
+    """Assert the same best class and close probabilities for each image."""
+    assert max(max(row.values()) for row in scores) > 0.5, "the model must be confident"
     for answer, score, tolerance in zip(answers, scores, tolerances, strict=True):
         assert set(answer) == set(LABELS)
         assert max(answer, key=answer.get) == max(score, key=score.get)
@@ -70,7 +70,7 @@ def agree(answers: list[dict[str, float]], scores: list[dict[str, float]], toler
 
 @pytest.fixture(scope="module")
 def npm_folder(tmp_path_factory):
-    """transformers.js, installed from npm, with the scripts of clients/ beside it."""
+    """Install transformers.js from npm, and copy the scripts of clients/."""
     npm = shutil.which("npm")
     if npm is None or shutil.which("node") is None:
         pytest.skip("transformers.js needs node and npm")
@@ -91,10 +91,10 @@ def npm_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def classify(npm_folder):
-    """transformers.js in Node; its image library resizes in other ways than Pillow."""
+    """Run transformers.js in Node, whose image library resizes differently from Pillow."""
 
-    def run(*words, pictures: dict[str, Path], script: str = "classify.mjs") -> list[dict[str, float]]:
-        command = ["node", npm_folder / script, *words, *pictures.values()]
+    def run(*words, images: dict[str, Path], script: str = "classify.mjs") -> list[dict[str, float]]:
+        command = ["node", npm_folder / script, *words, *images.values()]
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
         return [{row["label"]: row["score"] for row in rows} for rows in json.loads(done.stdout)]
@@ -102,25 +102,25 @@ def classify(npm_folder):
     return run
 
 
-def test_transformers_js_agrees_with_pytorch(classify, exported, pictures):
-    """Its default dtype in Node is fp32: `model.onnx`."""
-    answers = classify(exported / "onnx", "default", pictures=pictures)
-    agree(answers, expected(exported, pictures), (1e-4, 0.05))
+def test_transformers_js_agrees_with_pytorch(classify, exported, images):
+    """Node's default dtype is fp32: `model.onnx`."""
+    answers = classify(exported / "onnx", "default", images=images)
+    agree(answers, expected(exported, images), (1e-4, 0.05))
 
 
-def test_transformers_js_finds_the_quantised_file(classify, exported, pictures):
-    """`q8`, the default of browsers, is `model_quantized.onnx`: what it computes, not what PyTorch does."""
-    quantised = expected(exported / "onnx" / "model_quantized.onnx", pictures)
-    agree(classify(exported / "onnx", "q8", pictures=pictures), quantised, (1e-2, 0.05))
+def test_transformers_js_with_q8_loads_the_quantized_file(classify, exported, images):
+    """`q8`, the default in browsers, is `model_quantized.onnx`."""
+    quantized = expected(exported / "onnx" / "model_quantized.onnx", images)
+    agree(classify(exported / "onnx", "q8", images=images), quantized, (1e-2, 0.05))
 
 
-def test_transformers_js_loads_what_was_pushed(classify, exported, pictures, monkeypatch, tmp_path):
-    """By the lines of the card and the README: the root's config.json is timm's, those of `onnx/` are passed."""
+def test_transformers_js_loads_a_pushed_export(classify, exported, images, monkeypatch, tmp_path):
+    """Pass the configurations of `onnx/` as the model card does; the root's is timm's."""
     with LoopbackHub() as hub:
         hub.take_over(monkeypatch, tmp_path / "cache")
         push_to(exported, Destination("user/js"), include=["onnx"])
-        answers = classify(hub.url, "user/js", "fp32", pictures=pictures, script="classify_hub.mjs")
-    agree(answers, expected(exported, pictures), (1e-4, 0.05))
+        answers = classify(hub.url, "user/js", "fp32", images=images, script="classify_hub.mjs")
+    agree(answers, expected(exported, images), (1e-4, 0.05))
 
 
 @pytest.fixture(scope="module")
@@ -135,59 +135,55 @@ def write_page(*words) -> None:
     assert stop.value.code == 0
 
 
-def test_the_page_agrees_with_pytorch(browser, exported, npm_folder, pictures, tmp_path):
-    """In Chromium, on its own files alone: pictures dropped and chosen, of any size, and a file that is none."""
-    write_page(
-        exported / "onnx", "--static", tmp_path / "page", "--vendor", npm_folder, "--examples", pictures["other"]
-    )
-    quantised = expected(exported / "onnx" / "model_quantized.onnx", pictures)
-    (tmp_path / "notes.png").write_text("not a picture")
+def test_static_page_agrees_with_pytorch(browser, exported, npm_folder, images, tmp_path):
+    """Drop and choose images of any size, and a file that is not an image, offline."""
+    write_page(exported / "onnx", "--static", tmp_path / "page", "--vendor", npm_folder, "--examples", images["other"])
+    quantized = expected(exported / "onnx" / "model_quantized.onnx", images)
+    (tmp_path / "notes.png").write_text("not an image")
     with served(tmp_path / "page") as address:
         visit = Visit(browser, address)
         visit.wait("ready", "failed")
         assert visit.page.get_attribute("body", "data-state") == "ready"
-        visit.drop(pictures["same"])
+        visit.drop(images["same"])
         answers = [visit.bars()]
         assert visit.choose(tmp_path / "notes.png")
         assert visit.page.get_attribute("body", "data-state") == "refused"
         assert visit.bars() == {}
-        said = visit.choose(pictures["other"])
+        said = visit.choose(images["other"])
         answers.append(visit.bars())
         visit.press_example()
         assert visit.bars() == pytest.approx(answers[1], abs=0.1)  # a copy in WebP
         visit.close()
-    # Unlike Node's, the page's resize is Pillow's own.
-    agree(answers, quantised, (1e-2, 1e-2))
-    assert [max(row, key=row.get) for row in answers] == [
-        max(row, key=row.get) for row in expected(exported, pictures)
-    ]
+    # Unlike Node's, the page's resize equals Pillow's.
+    agree(answers, quantized, (1e-2, 1e-2))
+    assert [max(row, key=row.get) for row in answers] == [max(row, key=row.get) for row in expected(exported, images)]
     assert said.startswith(max(answers[1], key=answers[1].get))
     assert (visit.elsewhere, visit.errors) == ([], [])
 
 
-def test_the_page_takes_float32_from_a_cdn(browser, exported, npm_folder, pictures, tmp_path):
-    """npm's files stand in for the CDN's; where the server isolates the page, ONNX Runtime may use several threads."""
+def test_static_page_loads_float32_model_from_cdn(browser, exported, npm_folder, images, tmp_path):
+    """Serve npm's files as the CDN's, with the headers that allow several threads."""
     write_page(exported / "onnx" / "model.onnx", "--static", tmp_path / "page")
     isolating = (("Cross-Origin-Opener-Policy", "same-origin"), ("Cross-Origin-Embedder-Policy", "require-corp"))
     with served(tmp_path / "page", isolating) as address:
         visit = Visit(
             browser, address, lambda url: npm_folder / "node_modules" / re.sub(r"^.*/npm/|@\d[^/]*", "", url)
         )
-        visit.choose(pictures["same"])  # before the model is there
+        visit.choose(images["same"])  # before the model has loaded
         answers = [visit.bars()]
-        visit.choose(pictures["other"])
+        visit.choose(images["other"])
         answers.append(visit.bars())
         isolated = visit.page.evaluate("crossOriginIsolated")
         visit.close()
-    agree(answers, expected(exported, pictures), (1e-4, 1e-2))
+    agree(answers, expected(exported, images), (1e-4, 1e-2))
     runtime = f"https://cdn.jsdelivr.net/npm/onnxruntime-web@{TESTED_RUNTIME}/dist/ort-wasm-simd-threaded"
     library = f"https://cdn.jsdelivr.net/npm/@huggingface/transformers@{TESTED}/dist/transformers.min.js"
     assert set(visit.elsewhere) == {library, f"{runtime}.mjs", f"{runtime}.wasm"}
     assert (isolated, visit.errors) == (True, [])
 
 
-def test_the_page_resizes_as_pillow_does(browser, exported, tmp_path):
-    """Bit for bit, by every filter, smaller and larger."""
+def test_static_page_resize_equals_pillow(browser, exported, tmp_path):
+    """Compare every filter, for smaller and larger sizes, bit for bit."""
     write_page(exported / "onnx", "--static", tmp_path / "page")
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (37, 61, 3), dtype=np.uint8))
     with served(tmp_path / "page") as address:
@@ -206,7 +202,7 @@ def test_the_page_resizes_as_pillow_does(browser, exported, tmp_path):
         visit.close()
 
 
-def test_the_page_from_a_file_tells_what_it_needs(browser, exported, tmp_path):
+def test_static_page_opened_as_file_asks_for_a_server(browser, exported, tmp_path):
     write_page(exported / "onnx", "--static", tmp_path / "page")
     visit = Visit(browser, (tmp_path / "page" / "index.html").as_uri())
     visit.page.wait_for_timeout(1600)
@@ -216,8 +212,8 @@ def test_the_page_from_a_file_tells_what_it_needs(browser, exported, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_ortmodel_agrees_with_pytorch(exported, pictures, tmp_path):
-    """optimum-onnx needs transformers 4, so it gets an environment of its own."""
+def test_ortmodel_agrees_with_pytorch(exported, images, tmp_path):
+    """Use a separate environment, as optimum-onnx needs transformers 4."""
     python = tmp_path / "venv" / "bin" / "python"
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     packages = ["optimum-onnx[onnxruntime]==0.1.0", "transformers==4.57.*", "torch", "pillow"]
@@ -226,7 +222,7 @@ def test_ortmodel_agrees_with_pytorch(exported, pictures, tmp_path):
     )
     if installed.returncode:
         pytest.skip(f"pip cannot install optimum-onnx: {installed.stderr.strip().splitlines()[-1]}")
-    command = [python, CLIENTS / "ortmodel.py", exported / "onnx", *pictures.values()]
+    command = [python, CLIENTS / "ortmodel.py", exported / "onnx", *images.values()]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    agree(json.loads(done.stdout.splitlines()[-1]), expected(exported, pictures), (1e-4, 0.05))
+    agree(json.loads(done.stdout.splitlines()[-1]), expected(exported, images), (1e-4, 0.05))

@@ -1,4 +1,4 @@
-"""`optimum-cli export onnx` as its user types it: exact folders, refusals, the gate, and other distributions."""
+"""`optimum-cli export onnx`: output folders, errors, the gate, and plain ONNX Runtime."""
 
 import argparse
 import json
@@ -20,7 +20,7 @@ import hfvit
 from hfvit.cli.export_onnx import add_arguments, export_onnx_command, main
 from hfvit.errors import run
 from hfvit.evaluation.split import evaluation_split
-from hfvit.export.calibration_data import calibration_pictures
+from hfvit.export.calibration_data import calibration_images
 from hfvit.pipeline import main as train
 
 FOLDER = {"config.json", "preprocessor_config.json", "export.json"}
@@ -28,7 +28,7 @@ FOLDER = {"config.json", "preprocessor_config.json", "export.json"}
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, colors):
-    """A checkpoint with its recipe, that knows the colors apart."""
+    """Train a checkpoint that classifies colors, with its recipe."""
     folder = tmp_path_factory.mktemp("trained")
     recipe = folder / "micro.yaml"
     recipe.write_text(MICRO_RECIPE + f"dataset_name: {colors}\noutput_dir: {folder / 'out'}\n")
@@ -38,12 +38,12 @@ def trained(tmp_path_factory, colors):
 
 @pytest.fixture
 def checkpoint(trained, tmp_path):
-    """A copy: the gate's result is entered into its run.json."""
+    """Return a copy, as the gate's result is written to its run.json."""
     return shutil.copytree(trained, tmp_path / "checkpoint")
 
 
 def export(*words) -> int:
-    """The command in this process; its exit code."""
+    """Run the command in this process and return its exit code."""
     with pytest.raises(SystemExit) as stop:
         main([str(word) for word in words])
     return stop.value.code
@@ -51,7 +51,7 @@ def export(*words) -> int:
 
 @pytest.fixture(scope="module")
 def stock_export(stock, tmp_path_factory):
-    """What the command without options leaves of a stock checkpoint; for tests to copy."""
+    """Export a stock checkpoint without options; tests copy it."""
     out = tmp_path_factory.mktemp("stock_export") / "onnx"
     assert export("--model", stock, out) == 0
     return out
@@ -59,7 +59,7 @@ def stock_export(stock, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained_export(trained, tmp_path_factory):
-    """What it leaves of the trained checkpoint without the gate; for tests to copy."""
+    """Export the trained checkpoint without the gate; tests copy it."""
     out = tmp_path_factory.mktemp("trained_export") / "onnx"
     assert export("--model", trained, "--no_gate", out) == 0
     return out
@@ -69,12 +69,12 @@ def names(folder) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def facts(folder) -> dict:
+def read_record(folder) -> dict:
     return json.loads((folder / "export.json").read_text())
 
 
 @pytest.mark.integration
-def test_the_command_line_exports_judges_and_tells(checkpoint, tmp_path):
+def test_export_of_run_validates_and_records_each_file(checkpoint, tmp_path):
     out = checkpoint / "onnx"
     result = run_command(
         "optimum-cli", "export", "onnx", "--model", checkpoint, "--optimize", out, PYTHONPATH=str(ROOT)
@@ -83,22 +83,22 @@ def test_the_command_line_exports_judges_and_tells(checkpoint, tmp_path):
     assert result.stderr == ""
     assert names(out) == {"model.onnx", "model_optimized.onnx", *FOLDER}
     lines = result.stdout.splitlines()
-    assert len([line for line in lines if line.startswith("[")]) == 4  # load, export twice, judge
+    assert len([line for line in lines if line.startswith("[")]) == 4  # load, export twice, validate
     assert_names(next(line for line in lines if line.startswith("model.onnx ")), "+0.00", "100.00%")
     assert str(tmp_path) not in (out / "export.json").read_text()
-    known = facts(out)
+    known = read_record(out)
     assert known["source"] == "checkpoint"
     for name, entry in known["files"].items():
         assert entry["bytes"] == (out / name).stat().st_size
         assert entry["gate"]["passed"]
         assert entry["gate"]["data"]["images"] == 13
     assert json.loads((checkpoint / "run.json").read_text())["gate"]["passed"]
-    pictures = [colored_image(label, np.random.default_rng(5)) for label in range(3)]
-    ours = hfvit.load_classifier(out).logits(pictures)
-    np.testing.assert_allclose(ours, hfvit.load_classifier(checkpoint).logits(pictures), atol=1e-4)
+    images = [colored_image(label, np.random.default_rng(5)) for label in range(3)]
+    ours = hfvit.load_classifier(out).logits(images)
+    np.testing.assert_allclose(ours, hfvit.load_classifier(checkpoint).logits(images), atol=1e-4)
 
 
-def test_variants_add_up_in_one_folder(checkpoint, tmp_path, capsys):
+def test_export_of_variants_extends_the_folder(checkpoint, tmp_path, capsys):
     out = tmp_path / "onnx"
     assert export("--model", checkpoint, "--dtype", "bf16", out) == 0
     assert_names(capsys.readouterr().out, "bf16", "model_bf16.onnx")
@@ -106,26 +106,26 @@ def test_variants_add_up_in_one_folder(checkpoint, tmp_path, capsys):
     assert export("--model", checkpoint, "--quantize", "int8", "--with_preprocessing", "--dtype", "fp16", out) == 0
     raw = {"model_fp16_with_preprocessing.onnx", "model_quantized_with_preprocessing.onnx"}
     assert names(out) == {"model_bf16.onnx", *raw, *FOLDER}
-    known = facts(out)["files"]
+    known = read_record(out)["files"]
     assert set(known) == {"model_bf16.onnx", *raw}
     assert known["model_bf16.onnx"]["gate"] is None
     quantized = known["model_quantized_with_preprocessing.onnx"]
     assert quantized["quantization"]["mode"] == "int8"
     assert_names(quantized["calibration"]["split"], "'train'")
     assert quantized["gate"]["passed"]
-    picture = colored_image(1, np.random.default_rng(5), size=50)
+    image = colored_image(1, np.random.default_rng(5), size=50)
     session = onnxruntime.InferenceSession(out / "model_quantized_with_preprocessing.onnx")
-    (logits,) = session.run(None, {"pixels": np.asarray(picture)[None]})
+    (logits,) = session.run(None, {"pixels": np.asarray(image)[None]})
     assert LABELS[logits.argmax()] == "green"
 
 
-def test_a_file_that_the_gate_refuses_is_not_left(checkpoint, trained_export, tmp_path, capsys):
+def test_export_that_fails_the_gate_leaves_the_folder_unchanged(checkpoint, trained_export, tmp_path, capsys):
     out = shutil.copytree(trained_export, tmp_path / "onnx")
     before = (out / "export.json").read_text()
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     options = parser.parse_args(["--model", str(checkpoint), "--quantize", "int8-dynamic", str(out)])
-    options.max_accuracy_drop = -101.0  # which no file can meet, and no command line can say
+    options.max_accuracy_drop = -101.0  # unreachable, and rejected by the command line
     assert run(lambda: export_onnx_command(options)) == 4
     message = capsys.readouterr().err
     assert_names(message, "model_quantized.onnx", -101, "--no_gate")
@@ -133,28 +133,28 @@ def test_a_file_that_the_gate_refuses_is_not_left(checkpoint, trained_export, tm
     assert (out / "export.json").read_text() == before
 
 
-def test_a_stock_checkpoint_has_no_gate_and_fixed_axes_are_possible(stock, tmp_path, capsys):
+def test_export_of_stock_checkpoint_with_fixed_batch_has_no_gate(stock, tmp_path, capsys):
     out = tmp_path / "onnx"
     words = ["--model", stock, "--no_dynamic_axes", "--batch_size", 2, "--quantize", "int8-dynamic", out]
     assert export(*words) == 0
     assert_names(capsys.readouterr().out, "model.onnx", "model_quantized.onnx")
-    assert all(entry["gate"] is None for entry in facts(out)["files"].values())
+    assert all(entry["gate"] is None for entry in read_record(out)["files"].values())
     assert names(out) == {"model.onnx", "model_quantized.onnx", *FOLDER}
-    assert all(entry["input"]["shape"][0] == 2 for entry in facts(out)["files"].values())
+    assert all(entry["input"]["shape"][0] == 2 for entry in read_record(out)["files"].values())
     assert isinstance(AutoImageProcessor.from_pretrained(out), type(ViTImageProcessor()))
 
 
-def test_static_int8_takes_fixed_axes_and_pictures_without_labels(stock, tmp_path, capsys):
+def test_export_static_int8_with_fixed_batch_and_unlabeled_images(stock, tmp_path, capsys):
     rng = np.random.default_rng(0)
     for number in range(7):
-        (tmp_path / "pictures").mkdir(exist_ok=True)
-        colored_image(number % 3, rng, size=40).save(tmp_path / "pictures" / f"{number}.png")
+        (tmp_path / "images").mkdir(exist_ok=True)
+        colored_image(number % 3, rng, size=40).save(tmp_path / "images" / f"{number}.png")
     out = tmp_path / "onnx"
-    words = ["--model", stock, "--quantize", "int8", "--calibration_dataset", tmp_path / "pictures", out]
+    words = ["--model", stock, "--quantize", "int8", "--calibration_dataset", tmp_path / "images", out]
     assert export(*words, "--no_dynamic_axes", "--batch_size", 3, "--with_preprocessing", "--dtype", "fp16") == 0
-    entry = facts(out)["files"]["model_quantized_with_preprocessing.onnx"]
+    entry = read_record(out)["files"]["model_quantized_with_preprocessing.onnx"]
     assert entry["quantization"]["calibration_images"] == 6
-    assert entry["calibration"] == {"dataset": "pictures", "split": "split 'train'", "images": 7, "seed": 42}
+    assert entry["calibration"] == {"dataset": "images", "split": "split 'train'", "images": 7, "seed": 42}
     assert entry["input"]["shape"][0] == 3
     pixels = np.stack([np.asarray(colored_image(0, rng, size=30))] * 3)
     session = onnxruntime.InferenceSession(out / "model_quantized_with_preprocessing.onnx")
@@ -165,16 +165,16 @@ def test_static_int8_takes_fixed_axes_and_pictures_without_labels(stock, tmp_pat
     assert_names(error, 8, 7)
 
 
-def test_calibration_leaves_out_what_training_held_out(checkpoint):
-    pictures, judged = calibration_pictures(checkpoint), evaluation_split(checkpoint)
-    assert len(pictures) + len(judged) == 65
-    rows = {example["row"] for example in pictures.examples}
-    assert not rows & {example["row"] for example in judged.dataset}
-    assert len(list(pictures.images())) == len(pictures)
-    assert len(calibration_pictures(checkpoint, split="test", max_samples=5)) == 5
+def test_calibration_images_exclude_held_out_rows(checkpoint):
+    images, gate_split = calibration_images(checkpoint), evaluation_split(checkpoint)
+    assert len(images) + len(gate_split) == 65
+    rows = {example["row"] for example in images.examples}
+    assert not rows & {example["row"] for example in gate_split.dataset}
+    assert len(list(images.images())) == len(images)
+    assert len(calibration_images(checkpoint, split="test", max_samples=5)) == 5
 
 
-def test_int8_that_is_nothing_like_the_model_is_refused_without_a_gate(stock, tmp_path, capsys):
+def test_export_int8_beyond_atol_raises_without_a_gate(stock, tmp_path, capsys):
     words = ["--model", stock, "--quantize", "int8-dynamic", tmp_path / "onnx"]
     assert export(*words, "--atol", 1e-9) == 2
     assert_names(capsys.readouterr().err, "model.onnx", "1e-09", "--atol")
@@ -182,7 +182,7 @@ def test_int8_that_is_nothing_like_the_model_is_refused_without_a_gate(stock, tm
 
 
 @pytest.mark.parametrize(("file", "text"), [("export.json", "{"), ("config.json", "{"), ("export.json", "[]")])
-def test_a_damaged_file_of_an_export_is_told_before_the_work(file, text, stock, stock_export, tmp_path, capsys):
+def test_export_into_damaged_folder_fails_before_the_work(file, text, stock, stock_export, tmp_path, capsys):
     out = shutil.copytree(stock_export, tmp_path / "onnx")
     (out / file).write_text(text)
     before = (out / "model.onnx").stat().st_mtime_ns
@@ -193,15 +193,17 @@ def test_a_damaged_file_of_an_export_is_told_before_the_work(file, text, stock, 
     assert (out / "model.onnx").stat().st_mtime_ns == before
 
 
-def test_numpy_and_onnxruntime_alone_give_the_checkpoints_class(checkpoint, trained_export, tmp_path, monkeypatch):
-    """The lines that docs/export.md shows, from its own text."""
+def test_docs_script_with_plain_onnxruntime_agrees_with_the_checkpoint(
+    checkpoint, trained_export, tmp_path, monkeypatch
+):
+    """Run the script of docs/export.md."""
     shutil.copytree(trained_export, tmp_path / "outputs" / "quickstart" / "onnx")
     text = (ROOT / "docs" / "export.md").read_text()
     code = next(b for b in text.split("```python\n") if "import onnxruntime" in b).split("```")[0]
     monkeypatch.chdir(tmp_path)
     for label, size in ((0, 16), (1, 40), (2, 90)):
-        picture = colored_image(label, np.random.default_rng(8), size)
-        picture.crop((0, 0, size, size - size // 4)).save("digit.png")
+        image = colored_image(label, np.random.default_rng(8), size)
+        image.crop((0, 0, size, size - size // 4)).save("digit.png")
         scope = {}
         exec(compile(code, "docs/export.md", "exec"), scope)
         expected = hfvit.load_classifier(checkpoint).logits([Image.open("digit.png")])
@@ -257,13 +259,13 @@ def test_export_with_a_wrong_value_names_option_and_data(
     assert not (tmp_path / "out").exists() or not names(tmp_path / "out")
 
 
-def test_a_recipe_that_is_none_is_told(checkpoint, tmp_path, capsys):
+def test_export_with_invalid_recipe_names_file_and_position(checkpoint, tmp_path, capsys):
     (checkpoint / "recipe.yaml").write_text("a: [")
     assert export("--model", checkpoint, "--quantize", "int8", "--no_gate", tmp_path / "onnx") == 2
     assert_names(capsys.readouterr().err, checkpoint / "recipe.yaml", "line 1, column 5")
 
 
-def test_a_gate_without_its_pictures_says_how_to_go_on(checkpoint, tmp_path, capsys):
+def test_export_without_gate_images_suggests_no_gate(checkpoint, tmp_path, capsys):
     recipe = checkpoint / "recipe.yaml"
     recipe.write_text(re.sub(r"dataset_name: .*", f"dataset_name: {tmp_path / 'moved'}", recipe.read_text()))
     assert export("--model", checkpoint, tmp_path / "onnx") == 2
@@ -272,7 +274,7 @@ def test_a_gate_without_its_pictures_says_how_to_go_on(checkpoint, tmp_path, cap
     assert_names(error, tmp_path / "moved", "--no_gate")
 
 
-def test_other_models_do_not_share_a_folder(checkpoint, stock_export, tmp_path, capsys):
+def test_export_of_other_model_into_the_folder_raises(checkpoint, stock_export, tmp_path, capsys):
     out = shutil.copytree(stock_export, tmp_path / "onnx")
     assert export("--model", checkpoint, out) == 2
     error = capsys.readouterr().err
@@ -280,7 +282,7 @@ def test_other_models_do_not_share_a_folder(checkpoint, stock_export, tmp_path, 
     assert_names(error, out, "config.json")
 
 
-def test_another_training_of_the_same_model_does_not_join_it(stock, stock_export, tmp_path, capsys):
+def test_export_of_other_weights_into_the_folder_raises(stock, stock_export, tmp_path, capsys):
     out, again = shutil.copytree(stock_export, tmp_path / "onnx"), shutil.copytree(stock, tmp_path / "again")
     weights = load_file(again / "model.safetensors")
     weights["classifier.bias"][0] += 1.0

@@ -1,4 +1,4 @@
-"""Preprocessing inside the graph, and as a stock processor: what the checkpoint's own image processor does."""
+"""Preprocessing in the graph and as a stock processor equals the checkpoint's processor."""
 
 import json
 
@@ -24,7 +24,7 @@ from hfvit.export.processor_steps import image_steps
 from hfvit.inference.classifier import load_classifier
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-# Shrunk, enlarged, wide, tall, as large as wanted, and with sides that a crop cannot be centred in.
+# Shrunk, enlarged, wide, tall, unchanged, and with odd crop margins.
 SIZES = [(97, 131), (301, 224), (24, 19), (31, 400), (400, 33), (48, 48), (51, 64), (375, 500)]
 
 
@@ -53,8 +53,8 @@ PROCESSORS = {
 }
 
 
-def pictures(height, width, count=2, seed=0):
-    """Noise over a gradient, `(count, height, width, 3)` uint8."""
+def images(height, width, count=2, seed=0):
+    """Return noise over a gradient, (count, height, width, 3) uint8."""
     rng = np.random.default_rng(seed)
     ramp = np.linspace(0, 180, width)[None, None, :, None] * np.linspace(0.3, 1, height)[None, :, None, None]
     return (ramp + rng.integers(0, 76, (count, height, width, 3))).astype(np.uint8)
@@ -65,7 +65,7 @@ def processed(processor, pixels):
 
 
 def levels(processor, difference):
-    """A difference of pixel values in levels of 255."""
+    """Convert a difference of pixel values to levels of 255."""
     std = np.float32(processor.image_std if hasattr(processor, "image_std") else STD)
     if getattr(processor, "do_normalize", True) is False:
         std = np.ones(3, np.float32)
@@ -73,8 +73,8 @@ def levels(processor, difference):
 
 
 @pytest.mark.parametrize("name", PROCESSORS)
-def test_the_graph_gives_the_processors_pixel_values(name):
-    """Within one level of 255 of Pillow, at few pixels, and two of torchvision, which is as far from Pillow itself.
+def test_preprocessing_graph_equals_the_processor(name):
+    """Allow one level of 255 for Pillow at few pixels, and two for torchvision.
 
     Where Pillow resizes down before it resizes across, a quarter of the pixels may be rounded otherwise.
     """
@@ -82,7 +82,7 @@ def test_the_graph_gives_the_processors_pixel_values(name):
     graph = preprocessing_graph(processor, opset=18).SerializeToString()
     runtime = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     for height, width in SIZES:
-        pixels = pictures(height, width)
+        pixels = images(height, width)
         (pixel_values,) = runtime.run(None, {"pixels": pixels})
         wanted = processed(processor, pixels)
         assert pixel_values.shape == wanted.shape
@@ -96,12 +96,12 @@ def micro():
     torch.manual_seed(0)
     model = build_model(LABELS, architecture=ARCHITECTURE, image_size=48, timm_kwargs=MICRO).eval()
     with torch.no_grad():
-        model.timm_model.head.weight.mul_(50)  # classes far enough apart that the first is no matter of rounding
+        model.timm_model.head.weight.mul_(50)  # separates the classes by more than rounding
     return model
 
 
 @pytest.mark.parametrize(("dtype", "within"), [("fp32", 0.05), ("fp16", 0.1)])
-def test_raw_pictures_give_the_checkpoints_classes(dtype, within, micro, tmp_path):
+def test_export_with_preprocessing_of_raw_images_gives_the_logits(dtype, within, micro, tmp_path):
     processor = PROCESSORS["timm-0.9"]
     path = tmp_path / "raw.onnx"
     record = export_onnx(micro, path, dtype=dtype, preprocessing=processor)
@@ -116,7 +116,7 @@ def test_raw_pictures_give_the_checkpoints_classes(dtype, within, micro, tmp_pat
         ["batch_size", "height", "width", 3],
     )
     for (height, width), count in zip(SIZES, (1, 3, 2, 1, 1, 2, 4, 1), strict=True):
-        pixels = pictures(height, width, count, seed=count)
+        pixels = images(height, width, count, seed=count)
         (logits,) = runtime.run(None, {"pixels": pixels})
         with torch.inference_mode():
             wanted = micro(torch.from_numpy(processed(processor, pixels))).logits.numpy()
@@ -134,15 +134,15 @@ def test_raw_pictures_give_the_checkpoints_classes(dtype, within, micro, tmp_pat
         (transformers.LevitImageProcessor(), ["LevitImageProcessor", "ViTImageProcessor"]),
     ],
 )
-def test_preprocessing_graph_of_steps_that_it_cannot_do_names_them(processor, data):
+def test_preprocessing_graph_of_unsupported_steps_names_them(processor, data):
     with pytest.raises(ModelError) as caught:
         preprocessing_graph(processor, opset=18)
     assert_names(caught.value, *data)
 
 
 @pytest.mark.parametrize("name", [name for name in PROCESSORS if name.startswith("timm")])
-def test_the_stock_processor_does_what_timms_does(name, tmp_path):
-    """Within two levels of 255, and where the spare pixels are odd in number, one pixel beside timm's crop at most."""
+def test_stock_processor_config_of_timm_equals_its_processor(name, tmp_path):
+    """Allow two levels of 255, and one pixel offset for odd crop margins."""
     processor = PROCESSORS[name]
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(stock_processor_config(processor)))
     (tmp_path / "config.json").write_text('{"model_type": "vit"}')
@@ -150,10 +150,10 @@ def test_the_stock_processor_does_what_timms_does(name, tmp_path):
     assert type(stock).__name__.removesuffix("Fast") in ("ViTImageProcessor", "BitImageProcessor")
     moved = 0
     for height, width in SIZES:
-        pixels = pictures(height, width)
+        pixels = images(height, width)
         ours, timms = processed(stock, pixels), processed(processor, pixels)
         assert ours.shape == timms.shape
-        # timm's window may lie one pixel further down or right: then compare what both see.
+        # timm's crop may start one pixel later: then compare the overlap.
         shifts = [(0, 0), (1, 0), (0, 1), (1, 1)]
         off = [
             levels(processor, ours[..., down:, right:] - timms[..., : 48 - down, : 48 - right]).max()
@@ -165,19 +165,17 @@ def test_the_stock_processor_does_what_timms_does(name, tmp_path):
     assert moved <= {"timm": 3, "timm-0.9": 3, "timm-0.95-bilinear": 5, "timm-squash": 0}[name]
 
 
-def test_stock_processors_are_saved_as_they_are(tmp_path):
+def test_stock_processor_config_of_stock_processor_is_unchanged(tmp_path):
     for name in ("vit", "deit", "convnext"):
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(stock_processor_config(PROCESSORS[name])))
         again = AutoImageProcessor.from_pretrained(tmp_path)
         assert image_steps(again) == image_steps(PROCESSORS[name])
 
 
-def test_an_export_is_fed_the_very_pixels_of_its_checkpoint(tmp_path):
+def test_load_classifier_of_export_uses_the_checkpoints_pixels(tmp_path):
     processor = timm_processor(input_size=[3, SIZE, SIZE])
     write_graph(write_configs(tmp_path) / "model.onnx")
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(stock_processor_config(processor)))
     noise = np.random.default_rng(0).integers(0, 256, (97, 131, 3), dtype=np.uint8)
-    pictures = [Image.fromarray(noise), Image.fromarray(noise[:9, :9])]
-    np.testing.assert_array_equal(
-        load_classifier(tmp_path).pixel_values(pictures), processor(pictures)["pixel_values"]
-    )
+    images = [Image.fromarray(noise), Image.fromarray(noise[:9, :9])]
+    np.testing.assert_array_equal(load_classifier(tmp_path).pixel_values(images), processor(images)["pixel_values"])

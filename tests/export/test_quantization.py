@@ -1,4 +1,4 @@
-"""Fused and INT8 graphs in real ONNX Runtime sessions: what they hold, how close to float, and what is refused."""
+"""Fused and INT8 graphs in ONNX Runtime: operators, difference from float, errors."""
 
 import numpy as np
 import onnx
@@ -32,11 +32,11 @@ KINDS = [("int8", "onnxruntime"), ("int8-dynamic", "onnxruntime"), ("int8", "ten
 def timm_vit(**kwargs):
     torch.manual_seed(0)
     model = build_model(LABELS, architecture="vit_tiny_patch16_224", image_size=SIZE, timm_kwargs={**SHAPE, **kwargs})
-    return randomised(model)
+    return randomized(model)
 
 
-def randomised(model):
-    """Weights large enough that every layer matters."""
+def randomized(model):
+    """Enlarge the weights so that every layer matters."""
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
@@ -49,7 +49,7 @@ def dinov2():
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=2, image_size=SIZE, patch_size=8,
         num_labels=3,
     )  # fmt: skip
-    return randomised(Dinov2ForImageClassification(config))
+    return randomized(Dinov2ForImageClassification(config))
 
 
 def vit():
@@ -57,22 +57,22 @@ def vit():
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=SIZE,
         patch_size=8, num_labels=3,
     )  # fmt: skip
-    return randomised(ViTForImageClassification(config))
+    return randomized(ViTForImageClassification(config))
 
 
 def swin():
     config = SwinConfig(
         image_size=SIZE, patch_size=2, embed_dim=16, depths=[1, 2], num_heads=[2, 2], window_size=4, num_labels=3
     )
-    return randomised(SwinForImageClassification(config))
+    return randomized(SwinForImageClassification(config))
 
 
-def pictures(count, seed=0):
+def images(count, seed=0):
     return np.random.default_rng(seed).standard_normal((count, 3, SIZE, SIZE), dtype=np.float32)
 
 
 def batches():
-    return [pictures(4, seed) for seed in range(1, 5)]
+    return [images(4, seed) for seed in range(1, 5)]
 
 
 def run(path, pixels):
@@ -88,7 +88,7 @@ def operators(path):
 
 @pytest.fixture(scope="session")
 def graphs(tmp_path_factory):
-    """Float graphs, exported once."""
+    """Export the float graphs once."""
     folder = tmp_path_factory.mktemp("float")
     models = {
         "timm": timm_vit(),
@@ -104,7 +104,7 @@ def graphs(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def int8(graphs, tmp_path_factory):
-    """`int8(name, mode, runtime)` -> the quantised file and its facts, made once."""
+    """`int8(name, mode, runtime)` returns the quantized file and its details, cached."""
     folder, made = tmp_path_factory.mktemp("int8"), {}
 
     def of(name, mode="int8", runtime="onnxruntime"):
@@ -120,11 +120,11 @@ def int8(graphs, tmp_path_factory):
 
 @pytest.mark.parametrize(("mode", "runtime"), KINDS)
 @pytest.mark.parametrize("name", ["timm", "timm_mean", "vit", "dinov2", "swin"])
-def test_int8_agrees_with_float_at_any_batch_size(graphs, int8, name, mode, runtime):
+def test_quantize_onnx_agrees_with_float_at_any_batch_size(graphs, int8, name, mode, runtime):
     path, _ = int8(name, mode, runtime)
     onnx.checker.check_model(onnx.load(path), full_check=runtime == "tensorrt")
     for count in (1, 7, 64):
-        expected, found = run(graphs[name], pictures(count)), run(path, pictures(count))
+        expected, found = run(graphs[name], images(count)), run(path, images(count))
         assert found.shape == expected.shape
         assert found.dtype == np.float32
     assert not np.array_equal(found, expected)
@@ -133,8 +133,8 @@ def test_int8_agrees_with_float_at_any_batch_size(graphs, int8, name, mode, runt
 
 
 @pytest.mark.parametrize(("mode", "runtime"), KINDS)
-def test_weights_are_stored_as_one_byte(graphs, int8, mode, runtime):
-    """The weights of products; what is left over is biases, embeddings and (but for TensorRT) the patch projection."""
+def test_quantize_onnx_stores_weights_as_one_byte(graphs, int8, mode, runtime):
+    """Only biases, embeddings and (except for TensorRT) the patch projection stay float."""
     path, _ = int8("timm", mode, runtime)
     float_weights = {w.name: numpy_helper.to_array(w) for w in onnx.load(graphs["timm"]).graph.initializer}
     matrices = sum(array.size for array in float_weights.values() if array.ndim == 2)
@@ -146,41 +146,39 @@ def test_weights_are_stored_as_one_byte(graphs, int8, mode, runtime):
 
 @pytest.mark.parametrize(("mode", "runtime"), KINDS)
 @pytest.mark.parametrize(("name", "linears", "attentions"), [("timm", 13, 6), ("timm_mean", 13, 6), ("dinov2", 13, 4)])
-def test_products_with_weights_are_integer_and_attention_stays_float(
-    int8, graphs, name, linears, attentions, mode, runtime
-):
+def test_quantize_onnx_keeps_attention_products_float(int8, graphs, name, linears, attentions, mode, runtime):
     model = load_float_graph(graphs[name])
     assert len(attention_products(model)) == attentions
-    path, facts = int8(name, mode, runtime)
+    path, details = int8(name, mode, runtime)
     found = operators(path)
     assert not {"QLinearMatMul", "MatMulInteger", "QLinearSoftmax", "QLinearAdd"} & set(found)
     if runtime == "tensorrt":
-        assert facts["integer_products"] == linears
-        assert facts["float_products"] == attentions
+        assert details["integer_products"] == linears
+        assert details["float_products"] == attentions
         assert not any("com.microsoft" in node.domain for node in onnx.load(path).graph.node)
         return
     assert "Gemm" not in found
-    assert facts["integer_products"] == found.count("QAttention") + sum(
+    assert details["integer_products"] == found.count("QAttention") + sum(
         "MatMulInteger" in o or "QuantizeMatMul" in o for o in found
     )
     products = found.count("MatMul")
-    assert products == facts["float_products"]
+    assert products == details["float_products"]
     assert products + 2 * found.count("QAttention") + 2 * found.count("MultiHeadAttention") == attentions
 
 
 @pytest.mark.parametrize(("name", "blocks"), [("vit", 2), ("dinov2", 2)])
-def test_stock_attention_is_fused_in_spite_of_its_mask(graphs, fused, int8, name, blocks):
-    """Stock transformers export a mask that hides nothing."""
+def test_fuse_of_stock_attention_removes_its_mask(graphs, fused, int8, name, blocks):
+    """transformers exports a mask without effect."""
     assert "Where" in operators(graphs[name])
     found = operators(fused[name])
     assert not {"Where", "Softmax"} & set(found)
     assert found.count("Attention") + found.count("MultiHeadAttention") == blocks
-    assert found.count("MultiHeadAttention") == (name == "vit")  # DINOv2's head reads the mean of the patches, too
+    assert found.count("MultiHeadAttention") == (name == "vit")  # DINOv2's head also reads the mean of the patches
     assert operators(int8(name)[0]).count("QAttention") == found.count("Attention")
 
 
-def test_a_mask_that_hides_something_stays(graphs, tmp_path):
-    """Of the stock graph's two masks, the addend: with one cell set, it has to have its effect."""
+def test_fuse_keeps_a_mask_with_effect(graphs, tmp_path):
+    """Set one cell of the additive mask."""
     model = onnx.load(graphs["vit"])
     mask = next(w for w in model.graph.initializer if w.data_type == TensorProto.BOOL)
     values = numpy_helper.to_array(mask).copy()
@@ -190,22 +188,22 @@ def test_a_mask_that_hides_something_stays(graphs, tmp_path):
     rewritten = onnx_ir.load(tmp_path / "masked.onnx")
     fuse(rewritten)
     onnx_ir.save(rewritten, tmp_path / "fused.onnx")
-    expected, found = run(tmp_path / "masked.onnx", pictures(3)), run(tmp_path / "fused.onnx", pictures(3))
-    assert not np.allclose(expected, run(graphs["vit"], pictures(3)), atol=1e-3)
+    expected, found = run(tmp_path / "masked.onnx", images(3)), run(tmp_path / "fused.onnx", images(3))
+    assert not np.allclose(expected, run(graphs["vit"], images(3)), atol=1e-3)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_attention_of_a_timm_vit_is_fused(int8):
-    """One operator a block; the last block, of which the head reads one token, computes that token alone."""
+def test_fuse_of_timm_vit_has_one_attention_per_block(int8):
+    """The last block computes only the class token, the only one that the head reads."""
     found = operators(int8("timm")[0])
     assert found.count("QAttention") == DEPTH - 1
     assert found.count("MultiHeadAttention") == 1
-    assert "Mul" not in found  # LayerScale lies in the weights
+    assert "Mul" not in found  # LayerScale is folded into the weights
     mean = operators(int8("timm_mean")[0])
     assert mean.count("QAttention") == DEPTH
 
 
-def test_activations_are_unsigned_for_onnxruntime_and_symmetric_for_tensorrt(int8):
+def test_quantize_onnx_zero_points_follow_the_runtime(int8):
     def zero_points(path):
         model = onnx.load(path)
         weights = {w.name: numpy_helper.to_array(w) for w in model.graph.initializer}
@@ -221,7 +219,7 @@ def test_activations_are_unsigned_for_onnxruntime_and_symmetric_for_tensorrt(int
     assert not any(array.any() for array in symmetric)
 
 
-def test_tensorrt_graph_has_one_scale_an_output_channel_and_float_biases(int8):
+def test_quantize_onnx_for_tensorrt_has_scales_per_channel_and_float_biases(int8):
     model = onnx.load(int8("timm", "int8", "tensorrt")[0])
     weights = {w.name: numpy_helper.to_array(w) for w in model.graph.initializer}
     kernels = [n for n in model.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in weights]
@@ -235,20 +233,20 @@ def test_tensorrt_graph_has_one_scale_an_output_channel_and_float_biases(int8):
     assert convolutions[0].input[1] in {output for node in kernels for output in node.output}
 
 
-def test_axes_names_and_facts(int8):
+def test_quantize_onnx_keeps_names_and_axes(int8):
     for kind in KINDS:
-        path, facts = int8("timm", *kind)
+        path, details = int8("timm", *kind)
         model = onnx.load(path)
         assert [value.name for value in model.graph.input] == ["pixel_values"]
         assert [value.name for value in model.graph.output] == ["logits"]
         for value in (*model.graph.input, *model.graph.output):
             assert value.type.tensor_type.shape.dim[0].dim_param == "batch_size"
-        assert (facts["mode"], facts["runtime"]) == kind
-        assert facts["tool"] == f"onnxruntime {onnxruntime.__version__}"
-        assert facts.get("calibration_images") == (16 if kind[0] == "int8" else None)
+        assert (details["mode"], details["runtime"]) == kind
+        assert details["tool"] == f"onnxruntime {onnxruntime.__version__}"
+        assert details.get("calibration_images") == (16 if kind[0] == "int8" else None)
         assert str(path.parent).encode() not in path.read_bytes()
         assert b"/tmp/" not in path.read_bytes()
-    assert {file.suffix for file in path.parent.iterdir()} == {".onnx"}  # nothing temporary, no weights beside
+    assert {file.suffix for file in path.parent.iterdir()} == {".onnx"}  # no temporary or external files
 
 
 def small_model(inputs, nodes, weights=()):
@@ -260,14 +258,14 @@ def small_model(inputs, nodes, weights=()):
 
 @pytest.fixture
 def bad_files(tmp_path, int8):
-    """File by what is wrong with it."""
+    """Return invalid files by their defect."""
     relu = helper.make_node("Relu", ["pixel_values"], ["logits"])
-    picture = ("pixel_values", TensorProto.FLOAT, ["batch_size", 3, 4, 4])
-    onnx.save(small_model([picture], [relu]), tmp_path / "no product.onnx")
+    image = ("pixel_values", TensorProto.FLOAT, ["batch_size", 3, 4, 4])
+    onnx.save(small_model([image], [relu]), tmp_path / "no product.onnx")
     cast = helper.make_node("Cast", ["pixels"], ["logits"], to=1)
     onnx.save(small_model([("pixels", TensorProto.UINT8, ["b", "h", "w", 3])], [cast]), tmp_path / "uint8.onnx")
     (tmp_path / "text.onnx").write_text("not a graph")
-    return {"missing": tmp_path / "none.onnx", "quantised": int8("timm")[0]} | {
+    return {"missing": tmp_path / "none.onnx", "quantized": int8("timm")[0]} | {
         name: tmp_path / f"{name}.onnx" for name in ("no product", "uint8", "text")
     }
 
@@ -279,10 +277,10 @@ def bad_files(tmp_path, int8):
         ("text", ["ONNX"]),
         ("no product", []),
         ("uint8", ["float32", "pixels"]),
-        ("quantised", ["float32"]),
+        ("quantized", ["float32"]),
     ],
 )
-def test_quantize_onnx_of_another_file_names_it(bad_files, tmp_path, what, data):
+def test_quantize_onnx_of_unsupported_file_names_it(bad_files, tmp_path, what, data):
     with pytest.raises(ModelError) as caught:
         quantize_onnx(bad_files[what], tmp_path / "out" / "int8.onnx", calibration=batches())
     assert_names(caught.value, bad_files[what], *data)
@@ -294,10 +292,10 @@ def test_quantize_onnx_of_another_file_names_it(bad_files, tmp_path, what, data)
     [
         ({"calibration": None}, ["int8-dynamic"]),
         ({"calibration": []}, []),
-        ({"calibration": [pictures(2)[:, :, :16]]}, ["float32", "('batch_size', 3, 32, 32)", (2, 3, 16, 32)]),
-        ({"calibration": [pictures(2).astype(np.float64)]}, ["float32", "float64"]),
-        ({"calibration": [pictures(2)[0]]}, ["('batch_size', 3, 32, 32)", (3, 32, 32)]),
-        ({"calibration": [pictures(2), np.full((1, 3, SIZE, SIZE), np.nan, np.float32)]}, ["NaN"]),
+        ({"calibration": [images(2)[:, :, :16]]}, ["float32", "('batch_size', 3, 32, 32)", (2, 3, 16, 32)]),
+        ({"calibration": [images(2).astype(np.float64)]}, ["float32", "float64"]),
+        ({"calibration": [images(2)[0]]}, ["('batch_size', 3, 32, 32)", (3, 32, 32)]),
+        ({"calibration": [images(2), np.full((1, 3, SIZE, SIZE), np.nan, np.float32)]}, ["NaN"]),
     ],
 )
 @pytest.mark.parametrize("runtime", ["onnxruntime", "tensorrt"])
@@ -322,7 +320,7 @@ def test_quantize_onnx_with_an_unknown_mode_names_the_option(graphs, tmp_path, a
     assert_names(caught.value, *data)
 
 
-def test_calibration_may_be_a_generator(graphs, int8, tmp_path):
+def test_quantize_onnx_accepts_a_generator(graphs, int8, tmp_path):
     quantize_onnx(graphs["timm"], tmp_path / "int8.onnx", calibration=(batch for batch in batches()))
     assert (tmp_path / "int8.onnx").read_bytes() == int8("timm")[0].read_bytes()
 
@@ -338,20 +336,20 @@ def fused(graphs, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["timm", "timm_mean", "vit", "dinov2", "swin"])
-def test_logits_are_the_same(graphs, fused, name):
+def test_fuse_keeps_the_logits(graphs, fused, name):
     for count in (1, 5):
-        expected, found = run(graphs[name], pictures(count)), run(fused[name], pictures(count))
+        expected, found = run(graphs[name], images(count)), run(fused[name], images(count))
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
-def test_what_a_timm_vit_becomes(fused):
+def test_fuse_of_timm_vit_has_the_expected_operators(fused):
     found = [node.op_type for node in onnx.load(fused["timm"]).graph.node]
     assert found.count("Attention") == DEPTH - 1
     assert found.count("MultiHeadAttention") == 1  # the last block, for the class token
     assert not {"SkipLayerNormalization", "Softmax", "Mul"} & set(found)
 
 
-def test_a_head_that_reads_every_token_keeps_the_last_block(fused):
+def test_fuse_with_mean_pooling_keeps_all_tokens(fused):
     found = [node.op_type for node in onnx.load(fused["timm_mean"]).graph.node]
     assert found.count("Attention") == DEPTH
     assert "MultiHeadAttention" not in found

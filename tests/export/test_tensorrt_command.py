@@ -1,4 +1,4 @@
-"""`optimum-cli export tensorrt` as its user types it: folders, engine.json, Triton's layout, refusals."""
+"""`optimum-cli export tensorrt`: output folders, engine.json, Triton's layout, errors."""
 
 import argparse
 import hashlib
@@ -29,7 +29,7 @@ FOLDER = {"model.engine", "engine.json", "config.json", "preprocessor_config.jso
 
 @pytest.fixture
 def given(tmp_path):
-    """An ONNX file with its configuration."""
+    """Write an ONNX file with its configuration."""
     folder = write_configs(tmp_path / "onnx")
     return write_graph(folder / "model.onnx")
 
@@ -41,7 +41,7 @@ def parsed(*words) -> argparse.Namespace:
 
 
 def export(*words) -> int:
-    """The command in this process; its exit code."""
+    """Run the command in this process and return its exit code."""
     return run(lambda: export_tensorrt_command(parsed(*words)))
 
 
@@ -49,19 +49,19 @@ def names(folder) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-def facts(folder) -> dict:
+def read_record(folder) -> dict:
     return json.loads((folder / "engine.json").read_text())
 
 
-def test_a_checkpoint_becomes_an_engine_with_all_that_it_needs(stock, tmp_path, capsys):
+def test_export_of_checkpoint_writes_a_complete_engine_folder(stock, tmp_path, capsys):
     out = tmp_path / "engine"
     words = ["--dtype", "fp16", "--min_batch", 2, "--opt_batch", 4, "--max_batch", 8, "--workspace", "64MiB"]
     assert export("--model", stock, out, *words, "--compute_capability", "8.6", "8.9") == 0
-    told = capsys.readouterr()
-    assert told.err == ""
+    captured = capsys.readouterr()
+    assert captured.err == ""
     assert names(out) == FOLDER
-    assert {path.name for path in out.iterdir()} == FOLDER  # no folder that is not seen, either
-    known = facts(out)
+    assert {path.name for path in out.iterdir()} == FOLDER  # no hidden folder left either
+    known = read_record(out)
     engine = (out / "model.engine").read_bytes()
     assert known["sha256"] == hashlib.sha256(engine).hexdigest()
     assert known["bytes"] == len(engine)
@@ -79,16 +79,16 @@ def test_a_checkpoint_becomes_an_engine_with_all_that_it_needs(stock, tmp_path, 
     assert known["preprocessing"] == json.loads((out / "preprocessor_config.json").read_text())
     assert str(tmp_path) not in (out / "engine.json").read_text()
     assert AutoImageProcessor.from_pretrained(out).size["height"] == 16
-    rows = {line.split("  ")[0]: line for line in told.out.splitlines()}
+    rows = {line.split("  ")[0]: line for line in captured.out.splitlines()}
     assert_names(rows["batch"], 2, 8, 4)
-    assert_names(told.out, "8.6, 8.9")
+    assert_names(captured.out, "8.6, 8.9")
     assert_names(rows["precision"], "fp16")
     assert_names(rows["input"], "pixel_values", "3, 16, 16", "float")
     with pytest.raises(ModelError, match=r"^--model: .*\bmodel\.engine\b"):
         export_tensorrt_command(parsed("--model", out, tmp_path / "again"))
 
 
-def test_int8_takes_calibration_and_gate_from_the_checkpoints_recipe(colors, tmp_path, capsys):
+def test_export_int8_uses_the_recipe_for_calibration_and_gate(colors, tmp_path, capsys):
     recipe = tmp_path / "micro.yaml"
     checkpoint = tmp_path / "out"
     recipe.write_text(MICRO_RECIPE + f"dataset_name: {colors}\noutput_dir: {checkpoint}\n")
@@ -96,10 +96,10 @@ def test_int8_takes_calibration_and_gate_from_the_checkpoints_recipe(colors, tmp
     capsys.readouterr()
     out = checkpoint / "tensorrt"
     assert export("--model", checkpoint, out, "--dtype", "int8", "--max_accuracy_drop", 20) == 0
-    told = capsys.readouterr().out
-    assert_names(told, "model_int8_tensorrt.onnx")
+    captured = capsys.readouterr().out
+    assert_names(captured, "model_int8_tensorrt.onnx")
     assert names(out) == FOLDER
-    known = facts(out)
+    known = read_record(out)
     assert known["dtype"] == "int8"
     assert known["network"]["layers"]["QUANTIZE"] > 0
     assert known["onnx"]["quantization"]["runtime"] == "tensorrt"
@@ -108,25 +108,25 @@ def test_int8_takes_calibration_and_gate_from_the_checkpoints_recipe(colors, tmp
     assert str(tmp_path) not in (out / "engine.json").read_text()
     before = (out / "engine.json").read_text()
     options = parsed("--model", checkpoint, out, "--dtype", "int8")
-    options.max_accuracy_drop = -101.0  # which no file can meet, and no command line can say
+    options.max_accuracy_drop = -101.0  # unreachable, and rejected by the command line
     assert run(lambda: export_tensorrt_command(options)) == 4
     assert_names(capsys.readouterr().err, "model_int8_tensorrt.onnx", -101)
     assert (out / "engine.json").read_text() == before
     assert names(out) == FOLDER
 
 
-def test_an_onnx_file_becomes_an_engine_and_a_new_one_takes_its_place(given, tmp_path, capsys):
+def test_export_of_onnx_file_replaces_an_older_engine(given, tmp_path, capsys):
     out = tmp_path / "engine"
     assert export("--model", given, out) == 0
-    first = facts(out)
+    first = read_record(out)
     assert first["onnx"]["sha256"] == hashlib.sha256(given.read_bytes()).hexdigest()
     assert (first["dtype"], first["source"]) == ("fp32", "model.onnx")
     assert export("--model", given.parent, out, "--max_batch", 8) == 0
-    assert facts(out)["profile"]["max"][0] == 8
+    assert read_record(out)["profile"]["max"][0] == 8
     assert names(out) == FOLDER
 
 
-def test_a_failed_build_leaves_what_was_there(given, tmp_path, capsys):
+def test_export_with_failed_build_keeps_the_old_engine(given, tmp_path, capsys):
     out = tmp_path / "engine"
     assert export("--model", given, out) == 0
     before = {name: (out / name).read_bytes() for name in FOLDER}
@@ -139,15 +139,15 @@ def test_a_failed_build_leaves_what_was_there(given, tmp_path, capsys):
     assert names(out) == FOLDER
 
 
-def test_tritons_layout(given, tmp_path, capsys):
-    """Through the command Triton is for full TensorRT alone; the layout does not depend on who built the plan."""
+def test_export_with_triton_writes_a_model_repository(given, tmp_path, capsys):
+    """Build with TensorRT for RTX: the command requires full TensorRT, the layout is the same."""
     out = tmp_path / "repository" / "colors"
     options = graph_options(parsed("--model", given, out, "--triton", "colors"))
     EngineExport(options, RTX, EngineOptions(1, 8, 32)).run()
     assert names(out) == {"1/model.plan", "config.pbtxt", "labels.txt", *FOLDER - {"model.engine"}}
     assert (out / "labels.txt").read_text().splitlines() == LABELS
-    assert facts(out)["file"] == "1/model.plan"
-    assert facts(out)["sha256"] == hashlib.sha256((out / "1" / "model.plan").read_bytes()).hexdigest()
+    assert read_record(out)["file"] == "1/model.plan"
+    assert read_record(out)["sha256"] == hashlib.sha256((out / "1" / "model.plan").read_bytes()).hexdigest()
     assert (
         (out / "config.pbtxt").read_text()
         == """\
@@ -213,7 +213,7 @@ def test_export_tensorrt_with_a_wrong_value_names_option_and_data(words, option,
     assert not (tmp_path / "out").exists() or not names(tmp_path / "out")
 
 
-def test_graphs_that_onnx_runtime_alone_runs_are_refused(stock, tmp_path, capsys):
+def test_export_of_onnx_runtime_graph_raises(stock, tmp_path, capsys):
     from hfvit.cli.export_onnx import add_arguments as onnx_arguments
 
     parser = argparse.ArgumentParser()
@@ -229,17 +229,17 @@ def test_graphs_that_onnx_runtime_alone_runs_are_refused(stock, tmp_path, capsys
 @pytest.mark.parametrize(
     ("text", "size"), [("1GiB", 2**30), ("512 mib", 2**29), ("2GB", 2 * 10**9), ("1.5KiB", 1536), ("4096", 4096)]
 )
-def test_sizes(text, size):
+def test_size_option_parses_units(text, size):
     assert size_in_bytes(text) == size
 
 
 @pytest.mark.parametrize("text", ["1 quart", "", "GiB", "-1GiB", "0"])
-def test_no_sizes(text):
+def test_size_option_of_invalid_text_raises(text):
     with pytest.raises(argparse.ArgumentTypeError, match="512MiB"):
         size_in_bytes(text)
 
 
-def test_an_output_that_was_taken_for_a_compute_capability(capsys):
+def test_export_with_output_after_compute_capability_explains_the_order(capsys):
     with pytest.raises(SystemExit):
         parsed("--model", "m", "--compute_capability", "8.6", "engine")
     error = capsys.readouterr().err
@@ -248,7 +248,7 @@ def test_an_output_that_was_taken_for_a_compute_capability(capsys):
 
 
 @pytest.mark.integration
-def test_the_command_is_registered(given, tmp_path):
+def test_optimum_cli_runs_export_tensorrt(given, tmp_path):
     result = run_command(
         "optimum-cli", "export", "tensorrt", "--model", given, tmp_path / "engine", PYTHONPATH=str(ROOT)
     )

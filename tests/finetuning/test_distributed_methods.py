@@ -1,4 +1,4 @@
-"""LoRA, linear probe and a teacher on two processes (gloo, on the processor) give what one makes of the same recipe.
+"""LoRA, linear probe and distillation on two processes (gloo, CPU) equal one process.
 
 Two processes sum a batch's gradients in another order, and nothing else differs: losses and features are held to
 float32's rounding. Adam divides by a gradient's own size, so that a weight whose gradient is near zero can follow its
@@ -17,7 +17,7 @@ from helpers.models import build_model
 from helpers.recipes import ARCHITECTURE, MICRO, MICRO_RECIPE
 from safetensors.torch import load_file
 
-ROUNDING = 1e-5  # relative; a float32 has 6e-8, and losses differed by three of those at most
+ROUNDING = 1e-5  # relative; float32 has 6e-8, and losses differed by up to three times that
 
 
 @pytest.fixture(scope="module")
@@ -34,17 +34,17 @@ def killer(folder):
 
 @pytest.fixture(scope="module")
 def start(killer, folder):
-    """A checkpoint to start from, and to learn from; it is made while the other process imports."""
+    """Save a checkpoint to start from and to distill, while the other process imports."""
     torch.manual_seed(5)
     model = build_model(LABELS, architecture=ARCHITECTURE, image_size=16, timm_kwargs=MICRO)
-    torch.nn.init.normal_(model.timm_model.head.weight)  # a new one is nearly zero: a teacher without an opinion
+    torch.nn.init.normal_(model.timm_model.head.weight)  # a new head is nearly zero
     model.save_pretrained(folder / "start")
     return folder / "start"
 
 
 @pytest.fixture
 def train(killer, folder, colors):
-    """Train the micro recipe with other lines in place of its architecture; the output folder."""
+    """Train the micro recipe with other lines instead of its architecture; returns the output folder."""
 
     def train(text, processes):
         out = folder / f"out{processes}"
@@ -59,16 +59,16 @@ def train(killer, folder, colors):
     return train
 
 
-def facts(out):
+def read_record(out):
     return json.loads((out / "run.json").read_text())
 
 
 def assert_same_result(several, single):
-    one, two = facts(single), facts(several)
+    one, two = read_record(single), read_record(several)
     assert (one["training"]["processes"], two["training"]["processes"]) == (1, 2)
     first, second = ([entry["loss"] for entry in run["history"] if "loss" in entry] for run in (one, two))
     assert second == pytest.approx(first, rel=ROUNDING)
-    for role, images in (("validation", 13), ("test", 31)):  # of odd number: one image is padding for a process
+    for role, images in (("validation", 13), ("test", 31)):  # odd: one process gets a padding image
         assert two["metrics"][role]["images"] == images
         assert two["metrics"][role]["confusion_matrix"] == one["metrics"][role]["confusion_matrix"]
         assert two["metrics"][role]["loss"] == pytest.approx(one["metrics"][role]["loss"], rel=ROUNDING)
@@ -78,7 +78,7 @@ def assert_same_result(several, single):
 
 
 def assert_same_weights(several, single, start=None):
-    """Both have come as far from `start`, or from zero."""
+    """Assert equal differences from `start`, or from zero."""
     before = load_file(start / "model.safetensors") if start else {}
     one, two = (load_file(folder / "model.safetensors") for folder in (single, several))
     assert one.keys() == two.keys()
@@ -88,7 +88,7 @@ def assert_same_weights(several, single, start=None):
     assert apart.norm() < 1e-3 * way.norm()
 
 
-def test_lora(train, start):
+def test_lora_on_two_processes_equals_one(train, start):
     text = f"model_name_or_path: {start}\nfinetuning: lora\nlora_rank: 2\nlora_alpha: 4"
     single, several = train(text, processes=1), train(text, processes=2)
     assert_same_result(several, single)
@@ -96,7 +96,7 @@ def test_lora(train, start):
     adapter, expected = (load_file(out / "adapter" / "adapter_model.safetensors") for out in (several, single))
     assert adapter.keys() == expected.keys()
     for name, value in expected.items():
-        assert value.any()  # B begins as zeros
+        assert value.any()  # B is initialized with zeros
         assert (adapter[name] - value).norm() < 1e-3 * value.norm()
     base, merged = load_file(start / "model.safetensors"), load_file(several / "model.safetensors")
     for name in ("blocks.0.attn.qkv", "blocks.1.attn.proj"):
@@ -105,8 +105,8 @@ def test_lora(train, start):
     assert torch.equal(merged["head.weight"], adapter["base_model.model.head.weight"])
 
 
-def test_linear_probe(train, start, folder):
-    """The features too, which both keep in the cache under the same names."""
+def test_linear_probe_on_two_processes_equals_one(train, start, folder):
+    """Compare the cached features too, which have the same names."""
     text = f"model_name_or_path: {start}\nfinetuning: linear_probe\nprobe_passes: 2"
     cache, kept, runs = folder / "cache" / "hfvit_features", [], []
     for processes in (1, 2):
@@ -118,13 +118,13 @@ def test_linear_probe(train, start, folder):
     assert kept[0].keys() == kept[1].keys()
     for name, features in kept[0].items():
         np.testing.assert_allclose(kept[1][name], features, rtol=ROUNDING, atol=ROUNDING)
-    probes = [facts(out)["training"]["probe"] for out in runs]
+    probes = [read_record(out)["training"]["probe"] for out in runs]
     assert probes[0]["best_c"] == probes[1]["best_c"]
     assert_same_weights(runs[1], runs[0], start)
 
 
-def test_a_teacher(train, start):
-    """Of a student with a token for it."""
+def test_distillation_on_two_processes_equals_one(train, start):
+    """Use a student with a distillation token."""
     text = f"architecture: deit_tiny_distilled_patch16_224\nteacher: {start}\ndistillation_alpha: 0.7"
     single, several = train(text, processes=1), train(text, processes=2)
     assert_same_result(several, single)

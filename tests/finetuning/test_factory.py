@@ -1,8 +1,8 @@
-"""The fine-tuning methods of a recipe."""
+"""Fine-tuning methods of a recipe."""
 
 import hfvit.recipe.arguments
 from hfvit.finetuning.factory import METHODS
 
 
-def test_methods_are_those_of_the_recipe():
+def test_methods_match_the_recipe_option():
     assert tuple(METHODS) == hfvit.recipe.arguments.METHODS

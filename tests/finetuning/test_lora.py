@@ -1,4 +1,4 @@
-"""LoRA: what trains, in which layers, how it goes on, and what merging leaves, against peft."""
+"""LoRA: trained layers, resuming, saving and merging, against peft."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def logits(model):
         return model.eval()(PIXELS).logits
 
 
-def test_lora_trains_the_adapters_and_the_head_alone_and_is_merged(tmp_path):
+def test_lora_trains_adapters_and_head_and_merges(tmp_path):
     from peft import PeftModel
 
     trainer = make_trainer(tmp_path)
@@ -46,12 +46,12 @@ def test_lora_trains_the_adapters_and_the_head_alone_and_is_merged(tmp_path):
 
     fresh = build_model(LABELS, architecture=ARCHITECTURE, image_size=16, timm_kwargs=MICRO).timm_model
     fresh.load_state_dict(base)
-    torch.nn.init.normal_(fresh.head.weight)  # the adapter brings its own head
+    torch.nn.init.normal_(fresh.head.weight)  # the adapter includes the head
     loaded = PeftModel.from_pretrained(fresh, str(folder)).eval()
     torch.testing.assert_close(loaded(PIXELS).detach(), adapted, atol=1e-6, rtol=1e-6)
 
 
-def test_a_resumed_lora_run_ends_where_an_unbroken_one_does(tmp_path):
+def test_resumed_lora_run_equals_uninterrupted(tmp_path):
     def prepared(folder, callbacks=None):
         trainer = make_trainer(folder, callbacks)
         add_lora(trainer.model, rank=2, alpha=4, dropout=0.2)
@@ -75,10 +75,10 @@ FAMILIES = {
 
 
 @pytest.mark.parametrize("architecture", FAMILIES)
-def test_lora_in_other_families(architecture):
+def test_lora_in_other_architectures(architecture):
     model = build_model(LABELS, architecture=architecture, image_size=32, timm_kwargs=FAMILIES[architecture])
     pixels = torch.randn(2, 3, 32, 32)
-    for parameter in model.parameters():  # several families begin with branches that are nearly off
+    for parameter in model.parameters():  # several families initialize branches near zero
         torch.nn.init.normal_(parameter, std=0.2)
     plain = model.eval()(pixels).logits
     layers = target_layers(model.timm_model)
@@ -94,7 +94,7 @@ def test_lora_in_other_families(architecture):
     torch.testing.assert_close(model(pixels).logits, adapted, atol=1e-4, rtol=1e-3)
 
 
-def test_a_layer_that_the_network_does_not_call_gets_no_lora(monkeypatch):
+def test_lora_of_uncalled_layer_raises(monkeypatch):
     monkeypatch.setattr(hfvit.finetuning.lora, "_set_separate_bias", lambda *_: None)
     name = "beit_base_patch16_224"
     model = build_model(LABELS, architecture=name, image_size=16, timm_kwargs=FAMILIES[name])
@@ -102,14 +102,14 @@ def test_a_layer_that_the_network_does_not_call_gets_no_lora(monkeypatch):
         add_lora(model, rank=2, alpha=4)
 
 
-def test_lora_targets_by_name():
+def test_target_layers_by_name():
     model = build_model(LABELS, architecture=ARCHITECTURE, image_size=16, timm_kwargs=MICRO).timm_model
     assert target_layers(model, ["fc1", "fc2"]) == [f"blocks.{b}.mlp.fc{n}" for b in (0, 1) for n in (1, 2)]
     with pytest.raises(ModelError, match=r"^lora_targets: .*'qvk'.*'qkv'"):
         target_layers(model, ["qvk"])
 
 
-def test_a_checkpoint_of_another_way_is_not_gone_on_from(tmp_path):
+def test_resume_from_checkpoint_of_other_method_raises(tmp_path):
     trainer = make_trainer(tmp_path / "full", num_train_epochs=1)
     trainer.train()
     full = newest_checkpoint(tmp_path / "full")

@@ -1,4 +1,4 @@
-"""Linear probe, and runs of every way to fine-tune: what is left and comes out, against scikit-learn and autograd."""
+"""Linear probes against scikit-learn and autograd, and runs of each fine-tuning method."""
 
 import json
 import os
@@ -32,13 +32,13 @@ PIXELS = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
 def lasting(folder):
-    """The files of a run, without the plots that it has only where it has mistakes to show."""
+    """Return the files of a run without the plots of mistakes, which not every run has."""
     return {name for name in files(folder) if "mistakes" not in name}
 
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
-    """A checkpoint to start from."""
+    """Save a checkpoint to start from."""
     folder = tmp_path_factory.mktemp("start")
     torch.manual_seed(5)
     build_model(LABELS, architecture=ARCHITECTURE, image_size=16, timm_kwargs=MICRO).save_pretrained(folder)
@@ -47,7 +47,7 @@ def start(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def write(tmp_path_factory, colors, start):
-    """A micro recipe that starts from `start`, with further lines; its output_dir is `out` beside it."""
+    """Write a micro recipe from `start` with additional lines; its output_dir is `out`."""
 
     def write(text):
         folder = tmp_path_factory.mktemp("run")
@@ -59,15 +59,15 @@ def write(tmp_path_factory, colors, start):
     return write
 
 
-def test_a_lora_run_leaves_a_stock_checkpoint_and_the_adapter(write, start):
+def test_lora_run_writes_a_stock_checkpoint_and_the_adapter(write, start):
     path, out = write("finetuning: lora\nlora_rank: 2\nema_decay: 0.9\n")
     main([str(path)])
     assert lasting(out) == OUTPUT_FILES | {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"}
-    facts = json.loads((out / "run.json").read_text())
-    assert facts["model"]["trained_parameters"] == 2 * 2 * (32 + 96 + 32 + 32) + 33 * 3
+    record = json.loads((out / "run.json").read_text())
+    assert record["model"]["trained_parameters"] == 2 * 2 * (32 + 96 + 32 + 32) + 33 * 3
     base = load_file(start / "model.safetensors")
-    assert facts["model"]["parameters"] == sum(value.numel() for value in base.values())
-    assert facts["training"]["mfu"] > 0  # the operations of adapters are counted, too
+    assert record["model"]["parameters"] == sum(value.numel() for value in base.values())
+    assert record["training"]["mfu"] > 0  # includes the adapters
     adapter, merged = load_file(out / "adapter" / "adapter_model.safetensors"), load_file(out / "model.safetensors")
     a, b = (adapter[f"base_model.model.blocks.1.attn.qkv.lora_{matrix}.weight"] for matrix in "AB")
     expected = base["blocks.1.attn.qkv.weight"] + 2.0 * b @ a
@@ -81,18 +81,18 @@ def test_a_lora_run_leaves_a_stock_checkpoint_and_the_adapter(write, start):
     ]
 
 
-def test_a_linear_probe_equals_scikit_learns_and_is_kept(write, start, caplog):
+def test_linear_probe_run_equals_scikit_learn_and_caches_features(write, start, caplog):
     path, out = write("finetuning: linear_probe\nprobe_c: [0.1, 0.01]\nvalidation_split: test\n")
     main([str(path)])
     assert lasting(out) == OUTPUT_FILES
-    facts = json.loads((out / "run.json").read_text())
-    assert facts["data"]["selected_by"] == "validation"
-    assert facts["model"]["trained_parameters"] == 33 * 3
-    probe = facts["training"]["probe"]
+    record = json.loads((out / "run.json").read_text())
+    assert record["data"]["selected_by"] == "validation"
+    assert record["model"]["trained_parameters"] == 33 * 3
+    probe = record["training"]["probe"]
     assert probe["c"] == [0.01, 0.1]
     scores = [score["accuracy"] for score in probe["validation"]]
     assert probe["best_c"] == probe["c"][int(np.argmax(scores))]
-    assert facts["metrics"]["validation"]["accuracy"] == max(scores)
+    assert record["metrics"]["validation"]["accuracy"] == max(scores)
     assert "C = " in (out / "README.md").read_text()
     page = write_page(RunRecord.load(out), out, {}).read_text()
     assert_names(page, f"C = {probe['best_c']:g}")
@@ -109,14 +109,14 @@ def test_a_linear_probe_equals_scikit_learns_and_is_kept(write, start, caplog):
 
 
 @pytest.mark.parametrize(("classes", "balance"), [(3, "none"), (2, "none"), (3, "weight")])
-def test_the_solution_is_where_the_penalised_loss_is_flat(classes, balance):
+def test_solve_has_zero_gradient_of_the_penalized_loss(classes, balance):
     rng = np.random.default_rng(0)
     labels = rng.choice(classes, 90, p=np.arange(1, classes + 1) / np.arange(1, classes + 1).sum())
     features = (rng.normal(size=(90, 5)) + labels[:, None] * [1.0, 0, 0, 0.5, 0]).astype(np.float32)
     features *= [1, 10, 100, 1, 0.1]
     [(weight, bias)] = solve(features, labels, classes + 1, [0.3], balance)
     assert weight.shape == (classes + 1, 5)
-    assert (features @ weight.T + bias).argmax(1).max() < classes  # a class without images is never the answer
+    assert (features @ weight.T + bias).argmax(1).max() < classes  # a class without images is never predicted
     mean, std = features.mean(0), features.std(0)
     w = torch.tensor(weight[:classes] * std, dtype=torch.float64, requires_grad=True)
     b = torch.tensor(bias[:classes] + weight[:classes] @ mean, dtype=torch.float64, requires_grad=True)
@@ -124,7 +124,7 @@ def test_the_solution_is_where_the_penalised_loss_is_flat(classes, balance):
     counts = np.bincount(labels)
     balanced = torch.tensor(len(labels) / (classes * counts)) if balance == "weight" else None
     loss = torch.nn.functional.cross_entropy(x @ w.T + b, y, weight=balanced, reduction="sum")
-    # With two classes scikit-learn penalises the one weight vector that tells them apart.
+    # With two classes scikit-learn penalizes the difference of the weight vectors.
     penalty = (w[1] - w[0]).square().sum() / 2 if classes == 2 else w.square().sum() / 2
     (0.3 * loss + penalty).backward()
     assert b.grad.abs().max() < 0.02
@@ -135,7 +135,7 @@ def test_the_solution_is_where_the_penalised_loss_is_flat(classes, balance):
     np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
-def test_augmented_passes_are_drawn_anew_and_alike_each_time(tmp_path):
+def test_augmented_passes_differ_and_are_reproducible(tmp_path):
     train = make_trainer(tmp_path).train_dataset
     passes = AugmentedPasses(train, 2)
     assert len(passes) == 2 * len(train)
@@ -146,7 +146,7 @@ def test_augmented_passes_are_drawn_anew_and_alike_each_time(tmp_path):
     assert passes.__getitems__([3])["plan"]["seeds"] == first["plan"]["seeds"]
 
 
-def test_a_probe_of_augmented_copies(write):
+def test_linear_probe_run_with_augmented_passes(write):
     path, out = write("finetuning: linear_probe\nprobe_c: [0.1]\nprobe_passes: 2\nclass_balance: weight\n")
     main([str(path)])
     probe = json.loads((out / "run.json").read_text())["training"]["probe"]
@@ -155,7 +155,7 @@ def test_a_probe_of_augmented_copies(write):
 
 
 @pytest.mark.slow
-def test_the_benchmark_gives_a_row_for_each_way(tmp_path):
+def test_benchmark_has_a_row_for_each_method(tmp_path):
     rows = tmp_path / "rows.json"
     words = ("benchmarks/finetuning.py", "--quick", "--only", "linear_probe", "--json", rows)
     result = run_command(sys.executable, *words)
@@ -166,7 +166,7 @@ def test_the_benchmark_gives_a_row_for_each_way(tmp_path):
     assert row["peak MiB"] > 100
 
 
-def test_a_probe_whose_images_do_not_fit_goes_on_with_fewer(write, monkeypatch, tmp_path, caplog):
+def test_linear_probe_out_of_memory_reduces_the_batch(write, monkeypatch, tmp_path, caplog):
     path, out = write("finetuning: linear_probe\nprobe_c: [0.1]\nprobe_passes: 2\n")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "one")
     main([str(path)])
@@ -197,7 +197,7 @@ def test_a_probe_whose_images_do_not_fit_goes_on_with_fewer(write, monkeypatch, 
     assert_logged(caplog, "WARNING", events[-1]["images"], events[-1]["then"], "per_device_eval_batch_size")
 
 
-def test_no_probe_where_the_classifier_is_not_one_layer():
+def test_linear_probe_of_nonlinear_classifier_raises():
     name, size = "deit_tiny_distilled_patch16_224", {"patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
     model = build_model(LABELS, architecture=name, image_size=16, timm_kwargs=size)
     with pytest.raises(ModelError, match=rf"^finetuning: linear_probe\b.*\b{name}\b"):
@@ -224,6 +224,6 @@ def test_load_recipe_of_a_method_with_a_wrong_value_names_option_and_data(write,
     assert_names(caught.value, *data)
 
 
-def test_probe_and_lora_start_from_a_checkpoint(recipe):
+def test_probe_and_lora_without_checkpoint_raise(recipe):
     with pytest.raises(RecipeError, match=r"^architecture: .*finetuning=lora"):
         load_recipe([str(recipe), "--finetuning", "lora"])

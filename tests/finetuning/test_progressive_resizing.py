@@ -1,4 +1,4 @@
-"""Training images that grow with the steps: planned sizes, exact resume, stock checkpoint, refusals in one message."""
+"""Progressive resizing: schedule, exact resume, stock checkpoint, errors."""
 
 import json
 from pathlib import Path
@@ -15,11 +15,17 @@ from torch.nn import functional as F
 from transformers import AutoModelForImageClassification, TrainerCallback, TrainerState
 
 from hfvit.errors import ModelError, RecipeError
-from hfvit.finetuning.progressive_resizing import ProgressiveSize
+from hfvit.finetuning.progressive_resizing import ProgressiveResizing
 from hfvit.pipeline import main as train
 
-STEPS, SIZES = 18, [8, 16]  # of 6 steps an epoch, so that two checkpoints are within a part's bounds
-SWIN = {"patch_size": 2, "embed_dim": 16, "depths": (2, 1), "num_heads": (2, 2), "window_size": 4}  # one is shifted
+STEPS, SIZES = 18, [8, 16]  # 6 steps per epoch, so that two checkpoints are within a part
+SWIN = {
+    "patch_size": 2,
+    "embed_dim": 16,
+    "depths": (2, 1),
+    "num_heads": (2, 2),
+    "window_size": 4,
+}  # one shifted window
 HIERA = {
     "embed_dim": 16,
     "stages": (1, 1, 1, 1),
@@ -36,7 +42,7 @@ def micro(architecture=ARCHITECTURE, size=32, **args):
 
 
 class Sizes(TrainerCallback):
-    """Notes the image sizes that the network is given, by optimizer step, and in evaluation."""
+    """Record the image sizes by optimizer step, and in evaluation."""
 
     def __init__(self):
         self.trained, self.evaluated = {}, set()
@@ -72,24 +78,24 @@ def plan(first=0):
     return {step: {(size, size)} for step in range(first, STEPS) for size in [[8, 16, 32][step // 6]]}
 
 
-def test_the_model_sees_the_planned_sizes_and_evaluates_at_its_own(run):
+def test_progressive_resizing_follows_the_schedule(run):
     _, out, sizes = run
     assert sizes.trained == plan()
     assert sizes.evaluated == {(32, 32)}
     assert json.loads((out / "trainer_state.json").read_text())["max_steps"] == STEPS
 
 
-def test_a_resumed_run_is_the_unbroken_one(run, tmp_path):
+def test_resumed_run_with_progressive_resizing_equals_uninterrupted(run, tmp_path):
     recipe, out, _ = run
     again = Sizes()
     train([str(recipe), "--output_dir", str(tmp_path), "--resume_from_checkpoint", str(out / "checkpoint-4")], [again])
     assert again.trained == plan(first=4)
-    whole, resumed = (load_file(folder / "model.safetensors") for folder in (out, tmp_path))
-    assert whole.keys() == resumed.keys()
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    full, resumed = (load_file(folder / "model.safetensors") for folder in (out, tmp_path))
+    assert full.keys() == resumed.keys()
+    assert all(torch.equal(full[name], resumed[name]) for name in full)
 
 
-def test_what_is_saved_is_a_stock_checkpoint_of_the_full_size(run):
+def test_checkpoint_of_progressive_run_is_stock_at_the_full_size(run):
     _, out, sizes = run
     network, pixel_values = sizes.network.eval(), torch.randn(2, 3, 32, 32)
     assert not network.dynamic_img_size
@@ -97,7 +103,7 @@ def test_what_is_saved_is_a_stock_checkpoint_of_the_full_size(run):
     assert network.patch_embed.flatten
     assert json.loads((out / "config.json").read_text())["model_args"] == {**MICRO, "img_size": 32}
     with torch.inference_mode():
-        for folder in (out, out / "checkpoint-4"):  # one while it was switched on, too
+        for folder in (out, out / "checkpoint-4"):  # one saved during progressive resizing
             stock = AutoModelForImageClassification.from_pretrained(folder).eval()
             assert stock(pixel_values).logits.shape == (2, 3)
             with pytest.raises(AssertionError, match="doesn't match model"):
@@ -107,8 +113,8 @@ def test_what_is_saved_is_a_stock_checkpoint_of_the_full_size(run):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_resized_as_torch_does_and_only_within_a_run(dtype):
-    progressive = ProgressiveSize(micro(), SIZES)
+def test_progressive_resizing_equals_torch_within_a_run(dtype):
+    progressive = ProgressiveResizing(micro(), SIZES)
     pixel_values = torch.randn(2, 3, 32, 32).to(dtype)
     assert progressive(pixel_values, TrainerState()) is pixel_values
     assert progressive(pixel_values, TrainerState(global_step=8, max_steps=9)) is pixel_values
@@ -132,13 +138,13 @@ def test_resized_as_torch_does_and_only_within_a_run(dtype):
         ("convnextv2_atto", CONVNEXT),
     ],
 )
-def test_families_that_can(architecture, args):
-    """At a smaller size each answers as timm's dynamic model, with a gradient to its positions where it has some."""
+def test_progressive_resizing_equals_timms_dynamic_model(architecture, args):
+    """Compare logits at a smaller size, and gradients of the position embeddings."""
     model, pixel_values = micro(architecture, 64, **args), torch.randn(2, 3, 32, 32)
     dynamic = {"img_size": 64, "dynamic_img_size": True} if hasattr(model.timm_model, "dynamic_img_size") else {}
     timms = timm.create_model(architecture, num_classes=3, **dynamic, **args)
     timms.load_state_dict(model.timm_model.state_dict())
-    progressive = ProgressiveSize(model, [32])
+    progressive = ProgressiveResizing(model, [32])
     progressive.on_train_begin(None, TrainerState(max_steps=2), None)
     logits = model.timm_model.eval()(pixel_values)
     torch.testing.assert_close(logits, timms.eval()(pixel_values))
@@ -147,8 +153,8 @@ def test_families_that_can(architecture, args):
     assert positions is None or positions.grad.abs().sum() > 0
     progressive.on_train_end(None, None, None)
     with torch.inference_mode():
-        whole = torch.randn(2, 3, 64, 64)
-        torch.testing.assert_close(model.timm_model(whole), timms(whole))
+        full = torch.randn(2, 3, 64, 64)
+        torch.testing.assert_close(model.timm_model(full), timms(full))
 
 
 @pytest.mark.parametrize(
@@ -158,9 +164,9 @@ def test_families_that_can(architecture, args):
         ("hiera_tiny_224", HIERA),
     ],
 )
-def test_families_that_cannot(architecture, args):
+def test_progressive_resizing_of_fixed_size_network_raises(architecture, args):
     with pytest.raises(ModelError, match=r"^progressive_image_size: .*\b16 px\b"):
-        ProgressiveSize(micro(architecture, 32, **args), [16])
+        ProgressiveResizing(micro(architecture, 32, **args), [16])
 
 
 @pytest.mark.parametrize(
@@ -172,7 +178,7 @@ def test_families_that_cannot(architecture, args):
         ("progressive_image_size: [8]\npatch_sizes: [4, 8]", ["patch_sizes"]),
     ],
 )
-def test_training_with_sizes_that_cannot_be_names_option_and_data(recipe, lines, data):
+def test_train_with_unsupported_sizes_names_option_and_data(recipe, lines, data):
     text = recipe.read_text().replace("image_size: 16", "image_size: 32")
     recipe.write_text(f"{text}{lines}\n")
     with pytest.raises(RecipeError) as caught:
@@ -189,7 +195,7 @@ def test_training_with_sizes_that_cannot_be_names_option_and_data(recipe, lines,
         ("model_name_or_path: some/model\nfinetuning: linear_probe", "finetuning=linear_probe"),
     ],
 )
-def test_what_it_does_not_go_with(recipe, lines, other):
+def test_progressive_resizing_with_incompatible_option_raises(recipe, lines, other):
     text = recipe.read_text()
     if "model_name_or_path" in lines:
         text = text.replace("architecture: vit_tiny_patch16_224\n", "").replace("model_args:", "# ")

@@ -1,4 +1,4 @@
-"""A head made of class names decides as the CLIP pair that it comes from."""
+"""Heads from class names equal the zero-shot classifier of CLIP or SigLIP."""
 
 import json
 
@@ -13,7 +13,7 @@ from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast, SiglipC
 
 import hfvit
 from hfvit.errors import ModelError, run
-from hfvit.finetuning.zero_shot_head import name_embeddings, start_from_text
+from hfvit.finetuning.zero_shot_head import initialize_head_from_text, name_embeddings
 from hfvit.pipeline import main
 
 TOWER = "vit_base_patch16_clip_quickgelu_224"
@@ -22,7 +22,7 @@ WORDS = ["[PAD]", "[UNK]", "[END]", "a", "photo", "of", ".", *LABELS]
 
 
 def write_pair(folder, siglip=False):
-    """A micro pair with random weights; its logits are spread, so that classes differ."""
+    """Save a micro CLIP or SigLIP model with random weights and spread logits."""
     torch.manual_seed(0)
     config = SiglipConfig if siglip else CLIPConfig
     text = {**SIZES, "vocab_size": len(WORDS), "max_position_embeddings": 16, "eos_token_id": 2, "pad_token_id": 0}
@@ -41,7 +41,7 @@ def write_pair(folder, siglip=False):
 
 
 def timm_tower(pair: CLIPModel) -> dict[str, torch.Tensor]:
-    """The vision model's weights under timm's names."""
+    """Return the vision model's weights with timm's names."""
     vision = {name.removeprefix("vision_model."): value for name, value in pair.state_dict().items()}
     found = {
         "cls_token": vision["embeddings.class_embedding"][None, None],
@@ -65,7 +65,7 @@ def timm_tower(pair: CLIPModel) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """A CLIP pair, its folder, and the folder of its image tower as timm knows it."""
+    """Save a CLIP model; returns it, its folder, and the folder of its timm image tower."""
     folder = tmp_path_factory.mktemp("pair")
     model, tokenizer = write_pair(folder / "clip")
     shape = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "mlp_ratio": 2.0}
@@ -77,8 +77,8 @@ def pair(tmp_path_factory):
     return model, tokenizer, folder
 
 
-def test_the_start_is_zero_shot(pair, colors, tmp_path):
-    """Before the first step the head gives every picture the class that CLIP gives it, on CLIP's scale."""
+def test_train_with_head_from_text_starts_as_zero_shot(pair, colors, tmp_path):
+    """Before the first step, logits equal CLIP's up to a factor per image."""
     clip, tokenizer, folder = pair
     recipe = tmp_path / "text.yaml"
     recipe.write_text(
@@ -89,22 +89,22 @@ def test_the_start_is_zero_shot(pair, colors, tmp_path):
     assert run(lambda: main([str(recipe)])) == 0
     classifier = hfvit.load_classifier(tmp_path / "out", device="cpu")
     rng = np.random.default_rng(4)
-    pictures = [colored_image(index % 3, rng) for index in range(60)]
-    logits = classifier.logits(pictures)
-    pixels = torch.from_numpy(classifier.pixel_values(pictures))
+    images = [colored_image(index % 3, rng) for index in range(60)]
+    logits = classifier.logits(images)
+    pixels = torch.from_numpy(classifier.pixel_values(images))
     tokens = tokenizer([f"a photo of a {label}." for label in LABELS], padding=True, return_tensors="pt")
     with torch.inference_mode():
         names = {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
         expected = clip(pixel_values=pixels, **names).logits_per_image.numpy()
     assert len(set(expected.argmax(1))) > 1
     assert (logits.argmax(1) == expected.argmax(1)).all()
-    ratio = logits / expected  # one factor for each picture: its norm against the mean
+    ratio = logits / expected  # one factor per image: its norm over the mean
     assert np.allclose(ratio, ratio[:, :1], rtol=1e-3)
     assert 0.5 < ratio.mean() < 2
     assert json.loads((tmp_path / "out" / "run.json").read_text())["recipe"]["head_from_text"] == str(folder / "clip")
 
 
-def test_siglip_names_are_embedded_as_siglip_does(tmp_path):
+def test_name_embeddings_equal_siglips(tmp_path):
     model, tokenizer = write_pair(tmp_path, siglip=True)
     tokens = tokenizer([f"a photo of a {label}." for label in LABELS], padding="max_length", max_length=16)
     with torch.inference_mode():
@@ -116,7 +116,7 @@ def test_siglip_names_are_embedded_as_siglip_does(tmp_path):
 
 
 @pytest.mark.parametrize("what", ["another tower", "no pair", "no linear head"])
-def test_what_does_not_fit_is_told(what, pair, stock):
+def test_head_from_text_of_unsuitable_model_raises(what, pair, stock):
     shape = {"patch_size": 8, "embed_dim": 48, "depth": 1, "num_heads": 2}
     source, model = pair[2] / "clip", build_model(LABELS, architecture=TOWER, image_size=16, timm_kwargs=shape)
     if what == "no pair":
@@ -125,5 +125,5 @@ def test_what_does_not_fit_is_told(what, pair, stock):
         model.timm_model.head = torch.nn.Identity()
     data = {"another tower": [32, 48], "no pair": ["'vit'"], "no linear head": ["Identity"]}
     with pytest.raises(ModelError, match=r"^head_from_text: ") as caught:
-        start_from_text(model, LABELS, None, None, source=str(source), templates=["{}"])
+        initialize_head_from_text(model, LABELS, None, None, source=str(source), templates=["{}"])
     assert_names(caught.value, *data[what])

@@ -1,4 +1,4 @@
-"""Chromium on a folder that a loopback server serves. Whatever a page asks of another host is refused and noted."""
+"""Chromium with a loopback server; requests to other hosts are blocked and recorded."""
 
 import shutil
 import threading
@@ -26,7 +26,7 @@ class _Handler(SimpleHTTPRequestHandler):
 
 @contextmanager
 def served(folder: Path, headers: tuple[tuple[str, str], ...] = ()):
-    """The address of a folder on a free port of the loopback interface."""
+    """Serve a folder on a free loopback port and yield its URL."""
     handler = type("Handler", (_Handler,), {"headers_sent": headers})
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -39,7 +39,7 @@ def served(folder: Path, headers: tuple[tuple[str, str], ...] = ()):
 
 @contextmanager
 def chromium():
-    """A headless Chromium; the test is skipped where there is none."""
+    """Start a headless Chromium; skip the test if it is not installed."""
     playwright = pytest.importorskip("playwright.sync_api")
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:
@@ -53,7 +53,7 @@ def chromium():
 
 
 class Visit:
-    """A visitor of the page at `address`: what the page shows, and what went wrong behind it.
+    """A visit of the page at `address`, with recorded requests and errors.
 
     `elsewhere` holds the addresses on other hosts that the page asked for. `answers` maps such an address to the file
     that stands in for it; any other request elsewhere is refused.
@@ -79,13 +79,13 @@ class Visit:
         self.page.goto(address)
 
     def wait(self, *states: str) -> str:
-        """Until the page is in one of the states; what its status then says."""
+        """Wait until the page is in one of the states, and return its status text."""
         # By selector: the page's policy forbids the evaluation of strings, which wait_for_function does.
         self.page.wait_for_selector(",".join(f"body[data-state={state}]" for state in states), timeout=LOAD_MS)
         return self.page.inner_text("#status")
 
     def bars(self) -> dict[str, float]:
-        """The classes shown, with the probabilities that their bars stand for."""
+        """Return the classes shown and their probabilities."""
         rows = self.page.eval_on_selector_all(
             "#results li",
             "rows => rows.map(row => [row.querySelector('.name').textContent, +row.dataset.probability])",
@@ -93,12 +93,12 @@ class Visit:
         return dict(rows)
 
     def choose(self, picture: Path) -> str:
-        """Give the page a file as its picker does; what its status says of it."""
+        """Choose a file, and return the status text."""
         self.page.set_input_files("#file", str(picture))
         return self.wait("answered", "refused", "failed")
 
     def drop(self, picture: Path) -> str:
-        """Let a file fall on the page, as from a file manager."""
+        """Drop a file on the page, and return the status text."""
         transfer = self.page.evaluate_handle(
             """([name, bytes]) => {
                 const transfer = new DataTransfer();
@@ -111,7 +111,7 @@ class Visit:
         return self.wait("answered", "refused", "failed")
 
     def press_example(self) -> str:
-        """By the keyboard alone."""
+        """Press the first example with the keyboard, and return the status text."""
         self.page.evaluate("document.querySelector('#results').replaceChildren()")
         self.page.focus("#examples button")
         self.page.keyboard.press("Enter")

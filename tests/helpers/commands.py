@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def run_command(*words: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
-    """Run a command as a user would, from `cwd`, with this interpreter's scripts first on PATH."""
+    """Run a command in `cwd`, with this interpreter's scripts first on PATH."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(
         [str(word) for word in words],
@@ -23,7 +23,7 @@ def run_command(*words: str, cwd: Path = ROOT, **environment: str) -> subprocess
 
 
 def free_port(address: str = "127.0.0.1") -> int:
-    """A port that nobody listened on a moment ago."""
+    """Return a free port."""
     with socket.socket() as free:
         free.bind((address, 0))
         return free.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Wrong and hostile files: each function writes what a row of test_bad_input.py is about.
+"""Invalid and malicious files: each function writes the files of a case of test_bad_input.py.
 
 `CANARY` stands for the path of a file that exists only if something here was run as code.
 """
@@ -26,7 +26,7 @@ CANARY = "@canary@"
 
 
 def text_file(name: str, text: str | bytes):
-    """A file as it is."""
+    """Write a file with this content."""
 
     def make(place):
         content = text.encode() if isinstance(text, str) else text
@@ -38,7 +38,7 @@ def text_file(name: str, text: str | bytes):
 
 
 def recipe_with(more: str):
-    """The micro recipe on the generated colors, with `more` lines."""
+    """Write the micro recipe with `more` lines."""
     return lambda place: text_file(
         "recipe.yaml", f"{MICRO_RECIPE}dataset_name: {place.colors}\noutput_dir: {place.tmp / 'out'}\n{more}"
     )(place)
@@ -54,7 +54,7 @@ def billion_laughs() -> str:
 
 
 def image_folder(damage=None, rows: int = 12):
-    """train/ and test/ of an imagefolder in `data`; `damage(folder, place)` then spoils it."""
+    """Write class folders in `data`, then call `damage(folder, place)`."""
 
     def make(place):
         rng = np.random.default_rng(0)
@@ -70,7 +70,7 @@ def image_folder(damage=None, rows: int = 12):
 
 
 def replaced(content: bytes, name: str = "train/red/3.png"):
-    """An imagefolder one of whose pictures holds `content`."""
+    """Write class folders, and replace one image by `content`."""
     return image_folder(lambda folder, place: (folder / name).write_bytes(content))
 
 
@@ -81,7 +81,7 @@ def truncated_image() -> bytes:
 
 
 def bomb(side: int = 15_000) -> bytes:
-    """A PNG of `side` x `side` pixels in 30 kB; Pillow itself only warns of so many."""
+    """Return a PNG of `side` x `side` pixels in 30 kB, for which Pillow only warns."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -94,7 +94,7 @@ def bomb(side: int = 15_000) -> bytes:
 
 
 def archive(kind: str):
-    """An image archive, `data/train.zip` or `.tar.gz`, with a member that would land outside the folder."""
+    """Write `data/train.zip` or `.tar.gz` with a member outside the folder."""
 
     def make(place):
         (place.tmp / "data").mkdir()
@@ -120,7 +120,7 @@ def archive(kind: str):
 
 
 def metadata(file_name: str):
-    """An imagefolder whose metadata.csv names a file that is not in it."""
+    """Write class folders with a metadata.csv that has a path outside the folder."""
 
     def make(place):
         colored_image(0, np.random.default_rng(0)).save(place.tmp / "secret.png")
@@ -135,7 +135,7 @@ def metadata(file_name: str):
 
 
 def table(train=None, test=None, features=None, **columns):
-    """Parquet splits in `data`; `train` and `test` are labels."""
+    """Write Parquet splits in `data` with these labels."""
 
     def make(place):
         rng = np.random.default_rng(0)
@@ -152,7 +152,7 @@ def table(train=None, test=None, features=None, **columns):
 
 
 def script(place):
-    """A data set with a loading script, which datasets once ran."""
+    """Write a data set with a loading script, which old versions of datasets ran."""
     (place.tmp / "data").mkdir()
     (place.tmp / "data" / "data.py").write_text(f"open({str(place.canary)!r}, 'w')\n")
 
@@ -167,7 +167,7 @@ def damaged_parquet(place):
 
 
 def checkpoint(damage):
-    """A copy of a run's folder, `model`, spoilt by `damage(folder, place)`."""
+    """Copy the run to `model`, then call `damage(folder, place)`."""
 
     def make(place):
         shutil.copytree(place.run, place.tmp / "model")
@@ -177,14 +177,14 @@ def checkpoint(damage):
 
 
 def rewritten(name: str, content: str | bytes):
-    """A checkpoint with another content in one of its files."""
+    """Replace the content of a file of the checkpoint."""
     return checkpoint(lambda folder, place: (folder / name).write_bytes(
         content.encode() if isinstance(content, str) else content
     ))  # fmt: skip
 
 
 def with_values(name: str, **values):
-    """A checkpoint with other values in one of its JSON files; None takes a key out."""
+    """Change values in a JSON file of the checkpoint; None removes a key."""
 
     def damage(folder, place):
         held = (json.loads((folder / name).read_text()) if (folder / name).exists() else {}) | values
@@ -194,7 +194,7 @@ def with_values(name: str, **values):
 
 
 def cut(name: str, keep: float):
-    """A checkpoint of whose file `name` the first share `keep` is left."""
+    """Truncate a file of the checkpoint to the fraction `keep`."""
 
     def damage(folder, place):
         content = (folder / name).read_bytes()
@@ -204,7 +204,7 @@ def cut(name: str, keep: float):
 
 
 def other_weights(change):
-    """A checkpoint whose tensors went through `change`."""
+    """Apply `change` to the tensors of the checkpoint."""
 
     def damage(folder, place):
         save_file(change(load_file(folder / "model.safetensors")), folder / "model.safetensors", {"format": "pt"})
@@ -213,7 +213,7 @@ def other_weights(change):
 
 
 class Payload:
-    """Unpickled, it makes the canary."""
+    """Object whose unpickling creates the canary."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -223,7 +223,7 @@ class Payload:
 
 
 def pickled(name: str, alone: bool = True):
-    """A checkpoint with a pickle in place of its weights."""
+    """Replace the weights of the checkpoint by a pickle."""
 
     def damage(folder, place):
         if alone:
@@ -234,7 +234,7 @@ def pickled(name: str, alone: bool = True):
 
 
 def remote_code(folder, place, names=("config.json", "preprocessor_config.json")):
-    """Code in the folder, which the `auto_map` of these files names, under a model type that nobody knows."""
+    """Write code to the folder, and refer to it in the `auto_map` of these files."""
     code = f"from pathlib import Path\nPath({str(place.canary)!r}).touch()\n"
     code += "from transformers import PretrainedConfig\nclass Evil(PretrainedConfig):\n    model_type = 'evil'\n"
     (folder / "evil.py").write_text(code)
@@ -250,7 +250,7 @@ def remote_code(folder, place, names=("config.json", "preprocessor_config.json")
 
 
 def graph_folder(damage):
-    """A copy of an export's folder, `onnx`, spoilt by `damage(file, place)`."""
+    """Copy the export to `onnx`, then call `damage(file, place)`."""
 
     def make(place):
         shutil.copytree(place.graphs, place.tmp / "onnx")
@@ -260,7 +260,7 @@ def graph_folder(damage):
 
 
 def graph_of(source, nodes, target):
-    """An export whose graph is another one."""
+    """Replace the graph of the export."""
 
     def damage(file, place):
         graph = helper.make_graph(nodes, "other", [source], [target])
@@ -274,7 +274,7 @@ def pixel_values(*shape):
 
 
 def outside_data(location: str):
-    """An export whose weights are said to lie in another file of this machine."""
+    """Set the external data of the export to another file of this machine."""
 
     def damage(file, place):
         model = onnx.load(file)

@@ -1,4 +1,4 @@
-"""Names that act on where they are shown."""
+"""Names with control characters that act on a terminal or page."""
 
 HOSTILE = [
     "\x1b]0;owned\x07\x1b[2Jcat",

@@ -1,4 +1,4 @@
-"""A data set that neither its images nor its texts explain alone, and a text encoder with its tokenizer."""
+"""A data set whose labels need both image and text, and a text encoder with tokenizer."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ CLASSES = ["same", "other"]
 
 
 def tokenizer(pad: str | None = "[PAD]") -> PreTrainedTokenizerFast:
-    """One token a word; an empty text has none."""
+    """Create a tokenizer with one token per word and none for an empty text."""
     vocabulary = {word: index for index, word in enumerate(("[PAD]", "[UNK]", *WORDS))}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -21,7 +21,7 @@ def tokenizer(pad: str | None = "[PAD]") -> PreTrainedTokenizerFast:
 
 
 def write_encoder(folder: Path, pad: str | None = "[PAD]") -> Path:
-    """A micro BERT that reads up to 16 tokens."""
+    """Create a micro BERT for up to 16 tokens."""
     config = BertConfig(
         vocab_size=len(WORDS) + 2, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
         max_position_embeddings=16, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
@@ -32,7 +32,7 @@ def write_encoder(folder: Path, pad: str | None = "[PAD]") -> Path:
 
 
 def split(rows: int, seed: int) -> datasets.Dataset:
-    """`same` where a red picture is of dawn or a blue one of dusk, in sentences of several lengths."""
+    """Create the data set: `same` for a red image of dawn or a blue image of dusk."""
     rng = np.random.default_rng(seed)
     color, hour = np.arange(rows) % 2, np.arange(rows) // 2 % 2
     texts = [f"a picture taken at {'dusk' if late else 'dawn'}" for late in hour]

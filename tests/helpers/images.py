@@ -8,7 +8,7 @@ LABELS = ["red", "green", "blue"]
 
 
 def colored_image(label: int, rng: np.random.Generator, size: int = 16) -> Image.Image:
-    """A noisy square whose brightest channel is its class."""
+    """Return a noisy image whose brightest channel is its class."""
     pixels = rng.integers(0, 120, (size, size, 3), dtype=np.uint8)
     pixels[..., label] += 90
     return Image.fromarray(pixels)

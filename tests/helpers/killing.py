@@ -1,4 +1,4 @@
-"""Runs trainings in forks of one process that has imported everything, and kills them where a test says.
+"""Run trainings in forks of one process that has imported all libraries, and kill them.
 
 `Killer` starts it (`python -m helpers.killing FOLDER`); it reads a job a line and answers with the exit codes of its
 processes, whose output goes beside `log`, or `out`. A job trains the micro Trainer (`options`) or calls
@@ -23,7 +23,7 @@ OPERATIONS = ("open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "shutil.
 
 
 class Killer:
-    """The process that forks; `run` has a job done and returns the exit codes, negative for a signal."""
+    """Process that forks; `run` executes a job and returns the exit codes, negative for a signal."""
 
     def __init__(self, folder: Path):
         words = [sys.executable, "-m", "helpers.killing", str(folder)]
@@ -47,7 +47,7 @@ class Killer:
 
 @contextmanager
 def launched_until_a_checkpoint(words: list[str], out: Path):
-    """A training that is launched as a user would, from its first checkpoint on; killed with all its processes."""
+    """Launch a training, wait for its first checkpoint, and kill all its processes at the end."""
     import psutil
     from helpers.commands import ROOT
 
@@ -92,7 +92,7 @@ def serve(folder: Path) -> None:
 
 
 def _wait(children: list[int], alone: bool) -> list[int]:
-    """Exit codes; when one process fails the others are killed, as a launcher does, unless they go on `alone`."""
+    """Return exit codes; if one process fails, kill the others as a launcher does, unless `alone`."""
     codes = {}
     while len(codes) < len(children):
         pid, status = os.wait()
@@ -141,7 +141,7 @@ def _work(job: dict, rank: int) -> int:
 
 
 def _kill_at_operation(out: str, number: int) -> None:
-    """SIGKILL at operation `number`, counted from 1; when it is 0 a line for each goes to a file."""
+    """Send SIGKILL at file operation `number`, counted from 1; if it is 0, log all operations to a file."""
     done = 0
 
     def hook(event: str, args: tuple) -> None:
@@ -158,7 +158,7 @@ def _kill_at_operation(out: str, number: int) -> None:
 
 
 def _after_step(step: int, send: int = 0, group: bool = False, file_bytes: int = 0, again: bool = False):
-    """A callback that after `step` sends a signal, to this process or to its group, or limits the size of a file."""
+    """Callback that, after `step`, sends a signal to the process or its group, or limits the file size."""
     import resource
 
     from transformers import TrainerCallback
@@ -202,7 +202,7 @@ def _train(job: dict, callbacks: list) -> None:
 
 
 def _limit_memory(trainer, rank: int, images: int, from_step: int = 0) -> None:
-    """Let one process run out of memory in training with more than so many images."""
+    """Simulate an out-of-memory error in training with more than this number of images."""
     import torch
 
     forward = trainer.model.timm_model.forward_features

@@ -10,14 +10,14 @@ from helpers.images import colored_image
 
 
 def image_bytes(seed: int = 0, kind: str = "PNG", size: int = 16, **options) -> bytes:
-    """An encoded image; two seeds give two images."""
+    """Return an encoded image that depends on the seed."""
     buffer = io.BytesIO()
     colored_image(seed % 3, np.random.default_rng(seed), size).save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def write_images(root: Path, counts: dict[str, int], extension: str = "png", start: int = 0) -> Path:
-    """`counts[folder]` images in each folder below `root`, no two alike; `root` again."""
+    """Write `counts[folder]` different images to each folder below `root`, and return `root`."""
     seed = start
     for folder, count in counts.items():
         place = root / folder
@@ -29,7 +29,7 @@ def write_images(root: Path, counts: dict[str, int], extension: str = "png", sta
 
 
 def archive_folder(folder: Path, archive: Path) -> Path:
-    """A zip or tar file of the files in `folder`, by the extension of `archive`."""
+    """Write the files in `folder` to a zip or tar file, by the extension of `archive`."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     archive.parent.mkdir(parents=True, exist_ok=True)
     if archive.suffix == ".zip":
@@ -44,7 +44,7 @@ def archive_folder(folder: Path, archive: Path) -> Path:
 
 
 def write_shard(path: Path, samples: list[dict[str, bytes]]) -> Path:
-    """A WebDataset shard: of each sample, its members by extension."""
+    """Write a WebDataset shard; each sample has its members by extension."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as target:
         for number, sample in enumerate(samples):
@@ -56,7 +56,7 @@ def write_shard(path: Path, samples: list[dict[str, bytes]]) -> Path:
 
 
 def class_counts(splits) -> dict[str, dict[str, int]]:
-    """Images of each class by role."""
+    """Return the number of images of each class by role."""
     return {
         role: dict(
             zip(splits.labels, np.bincount(splits[role]["label"], minlength=len(splits.labels)).tolist(), strict=True)
@@ -66,5 +66,5 @@ def class_counts(splits) -> dict[str, dict[str, int]]:
 
 
 def paths(splits, role: str) -> list[str]:
-    """Paths of the images of a role."""
+    """Return the paths of the images of a role."""
     return [image["path"] for image in splits[role]["image"]]

@@ -1,4 +1,4 @@
-"""What a message says, whatever its wording: the option that it is about, and the data that it names."""
+"""Read the option and the values of a message, whatever its wording."""
 
 import logging
 import re
@@ -9,7 +9,7 @@ _HEAD = re.compile(rf"(?:argument )?(?:\S+\.yaml: )?(?P<options>{_OPTION}(?:, {_
 
 
 def option_of(message: object) -> str | None:
-    """The option, or options, at the head of a message or an exception; None where it begins with something else."""
+    """Return the options at the start of a message or exception, None without one."""
     text = str(message)
     found = _HEAD.match(text.partition(" error: ")[2] or text)
     if not found:
@@ -18,7 +18,7 @@ def option_of(message: object) -> str | None:
 
 
 def assert_names(message: object, *data: object) -> None:
-    """Assert that each of `data` is a word of its own in a message or an exception: 1 is not in 12, 0.1 or run-1."""
+    """Assert that a message contains each of `data` as a complete word: 1 is not in 12, 0.1 or run-1."""
     text = str(message)
     missing = [item for item in data if not re.search(_word(item), text)]
     assert not missing, f"{missing} not in: {text}"
@@ -31,7 +31,7 @@ def _word(item: object) -> str:
 
 
 def assert_logged(caplog, level: str, *data: object, logger: str = "hfvit") -> None:
-    """Assert that a record of this level, from `logger` or one below it, names each of `data`."""
+    """Assert that a log record of this level and logger contains each of `data`."""
     messages = [
         record.getMessage()
         for record in caplog.records
@@ -46,7 +46,7 @@ def assert_logged(caplog, level: str, *data: object, logger: str = "hfvit") -> N
 
 
 def last_error(printed: str) -> str:
-    """The last line by which a command says that it failed or was stopped."""
+    """Return the last error line of a command."""
     lines = [line for line in printed.splitlines() if line.startswith(("hfvit: error: ", "hfvit: stopped: "))]
     assert lines, printed
     return lines[-1]

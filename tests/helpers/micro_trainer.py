@@ -1,4 +1,4 @@
-"""A Trainer on a micro model and generated pictures, the same each time; shared by the Trainer's tests."""
+"""A reproducible Trainer with a micro model and generated images."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ SEED, LR, WEIGHT_DECAY, LAYER_DECAY, SMOOTHING, CLIP = 11, 3e-3, 0.05, 0.8, 0.1,
 
 
 def parts(rows=40, policy="basic", repeats=1):
-    """The same micro model and data sets each time."""
+    """Create a Trainer with the same micro model and data sets in each call."""
     set_seed(SEED)
     model = build_model(LABELS, architecture=ARCHITECTURE, image_size=16, timm_kwargs=MICRO)
     data_config = resolve_data_config(model.config.pretrained_cfg)
@@ -68,7 +68,7 @@ def weights(trainer):
 
 
 class Stop(TrainerCallback):
-    """Breaks a training off after step 8."""
+    """Callback that interrupts a training after step 8."""
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == 8:
@@ -76,7 +76,7 @@ class Stop(TrainerCallback):
 
 
 def assert_resumes_exactly(prepared, tmp_path):
-    """A run broken off and resumed ends where an unbroken one does; `prepared(folder, callbacks)` makes a trainer."""
+    """Assert that an interrupted and resumed run equals an uninterrupted one."""
     unbroken = prepared(tmp_path / "unbroken")
     unbroken.train()
     with pytest.raises(KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""Tiny ONNX graphs whose logits are known without ONNX Runtime: the mean of each channel times a matrix."""
+"""Tiny ONNX graphs whose logits are the mean of each channel times a matrix."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ BRIGHTEST = 8.0 * np.eye(3, dtype=np.float32)  # finds the class of every pictur
 def write_graph(
     path: Path, weights: np.ndarray = BRIGHTEST, batch: int | str = "batch_size", pixels: bool = False, size=SIZE
 ) -> Path:
-    """An ONNX file of `weights` `(3, classes)`; with `pixels` it takes uint8 pictures and normalises them inside."""
+    """Write an ONNX file with `weights` `(3, classes)`; with `pixels`, it normalizes uint8 images."""
     nodes, pooled, spatial = [], "pixel_values", [2, 3]
     constants = {"weights": weights.astype(np.float32)}
     if pixels:
@@ -51,7 +51,7 @@ def write_graph(
 
 
 def write_configs(folder: Path, labels: list[str] = LABELS, size: int = SIZE, processor: bool = True) -> Path:
-    """The `config.json` and `preprocessor_config.json` of an export."""
+    """Write `config.json` and `preprocessor_config.json` of an export."""
     folder.mkdir(parents=True, exist_ok=True)
     names = {str(index): label for index, label in enumerate(labels)}
     (folder / "config.json").write_text(json.dumps({"model_type": "vit", "id2label": names}))
@@ -64,6 +64,6 @@ def write_configs(folder: Path, labels: list[str] = LABELS, size: int = SIZE, pr
 
 
 def expected_logits(image, weights: np.ndarray = BRIGHTEST) -> np.ndarray:
-    """What the graph gives for a PIL image of the graph's own size, computed by numpy."""
+    """Compute the logits of the graph for a PIL image of its size with NumPy."""
     means = ((np.asarray(image, dtype=np.float64) / 255 - MEAN) / STD).mean(axis=(0, 1))
     return means @ weights

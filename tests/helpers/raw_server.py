@@ -10,7 +10,7 @@ Answer = Callable[[socket.socket, str], None]
 
 
 class RawServer:
-    """Calls `answer(connection, path)` in a thread for each request, whose path is added to `requests`.
+    """Server that calls `answer(connection, path)` in a thread per request, and records paths in `requests`.
 
     With the TLS certificate of `context` it is a server of https.
     """
@@ -49,7 +49,7 @@ class RawServer:
 
 @contextmanager
 def raw_server(answer: Answer, context: ssl.SSLContext | None = None) -> Iterator[RawServer]:
-    """A server for the block; see `RawServer`."""
+    """Run a `RawServer` in the block."""
     server = RawServer(answer, context)
     try:
         yield server
@@ -58,7 +58,7 @@ def raw_server(answer: Answer, context: ssl.SSLContext | None = None) -> Iterato
 
 
 def response(body: bytes = b"", status: str = "200 OK", **headers: str | int) -> bytes:
-    """An HTTP response; underscores in names of headers become hyphens."""
+    """Return an HTTP response; underscores in header names become hyphens."""
     fields = {"Content-Length": len(body)} | {name.replace("_", "-"): value for name, value in headers.items()}
     lines = [f"HTTP/1.1 {status}", *(f"{name}: {value}" for name, value in fields.items() if value is not None)]
     return "\r\n".join([*lines, "", ""]).encode() + body

@@ -10,7 +10,7 @@ from hfvit.artifacts.gate import ArtifactResult, EvaluationData, Gate, GateLimit
 from hfvit.artifacts.run_record import RunRecord
 from hfvit.metrics.classification import classification_metrics
 
-VERSION_0_1 = Path(__file__).parent / "version_0_1"  # what hfvit 0.1 wrote, at commit 3598f97
+VERSION_0_1 = Path(__file__).parent / "version_0_1"  # written by hfvit 0.1 at commit 3598f97
 
 
 def make_record(

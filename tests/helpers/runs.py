@@ -1,4 +1,4 @@
-"""What a run leaves, and how two runs are compared."""
+"""Files of a run, and comparison of runs."""
 
 import json
 
@@ -35,23 +35,23 @@ def files(folder):
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
-def facts(folder):
+def read_record(folder):
     return json.loads((folder / "run.json").read_text())
 
 
 def step_losses(folder):
-    return [entry["loss"] for entry in facts(folder)["history"] if "loss" in entry]
+    return [entry["loss"] for entry in read_record(folder)["history"] if "loss" in entry]
 
 
-def assert_same_run(resumed, unbroken):
-    first, second = load_file(unbroken / "model.safetensors"), load_file(resumed / "model.safetensors")
+def assert_same_run(resumed, uninterrupted):
+    first, second = load_file(uninterrupted / "model.safetensors"), load_file(resumed / "model.safetensors")
     assert all(torch.equal(second[name], value) for name, value in first.items())
-    assert step_losses(resumed) == step_losses(unbroken)
-    assert facts(resumed)["training"]["resumed_at_step"] > 0
+    assert step_losses(resumed) == step_losses(uninterrupted)
+    assert read_record(resumed)["training"]["resumed_at_step"] > 0
 
 
 def fails(capsys, *argv, code=2):
-    """The message of a run that must fail before it trains."""
+    """Return the error of a run that must fail before training."""
     assert run(lambda: main([str(word) for word in argv])) == code
     error = capsys.readouterr().err
     last = error[error.rindex("hfvit: error: ") :]

@@ -1,4 +1,4 @@
-"""A data set in several files, to be streamed: 72 training images in 4 shards, 13 for validation, 31 for the test."""
+"""A data set to stream: 72 training images in 4 shards, 13 validation and 31 test images."""
 
 import numpy as np
 import yaml
@@ -8,7 +8,7 @@ ROWS = (16, 17, 18, 21)  # images of each shard of train
 
 
 def write_shards(folder, train):
-    """Write `train`, `sum(ROWS)` rows, as shards, and the other two splits."""
+    """Write `train` (`sum(ROWS)` rows) in shards, and the other two splits."""
     ends = np.cumsum(ROWS)
     for shard, (end, rows) in enumerate(zip(ends, ROWS, strict=True)):
         part = train.select(range(end - rows, end))
@@ -18,7 +18,7 @@ def write_shards(folder, train):
 
 
 def with_card(folder, images):
-    """Give the data set a card that counts its training images."""
+    """Write a card with the number of training images."""
     splits = [{"name": "train", "num_examples": images, "num_bytes": 1}]
     splits += [{"name": "validation", "num_examples": 13, "num_bytes": 1}]
     splits += [{"name": "test", "num_examples": 31, "num_bytes": 1}]

@@ -1,4 +1,4 @@
-"""What users write into a card is there when the card is written again."""
+"""Text and metadata that users add to a model card are kept when it is rendered again."""
 
 import hashlib
 import json
@@ -28,14 +28,14 @@ def around(card: str) -> tuple[str, str]:
     return parts.before.strip(), parts.after.strip()
 
 
-def test_untouched_card_is_replaced():
+def test_unedited_card_is_replaced():
     first = keep_user_parts(FIRST, [])
     assert around(first) == ("", "")
     assert keep_user_parts(NEXT, [first]) == keep_user_parts(NEXT, [])
     assert keep_user_parts(NEXT, ["", first]) == keep_user_parts(NEXT, [])
 
 
-def test_text_around_and_metadata_survive_again_and_again():
+def test_user_text_and_metadata_are_kept_repeatedly():
     card = keep_user_parts(FIRST, []).replace("library_name: timm", "library_name: timm\nlicense: mit")
     card = card.replace(START, f"Read this first.\n\n{START}") + f"\n{STORY}\n"
     for _ in range(3):
@@ -52,19 +52,19 @@ def test_changes_of_generated_parts_are_replaced():
     assert again == keep_user_parts(NEXT, [])
 
 
-def test_metadata_of_the_run_before_does_not_stay():
+def test_metadata_of_an_earlier_run_is_removed():
     before = FIRST.replace("tags:", "base_model: a/b\ndatasets: c/d\ntags:")
     assert metadata(keep_user_parts(NEXT, [keep_user_parts(before, [])])) == metadata(NEXT)
 
 
-def test_a_date_in_the_metadata_is_kept():
+def test_date_in_metadata_is_kept():
     card = keep_user_parts(FIRST, []).replace("library_name: timm", "library_name: timm\nreleased: 2026-01-02")
     again = keep_user_parts(NEXT, [card])
     assert "released: 2026-01-02" in again
     assert keep_user_parts(NEXT, [again]) == again
 
 
-def test_of_two_cards_sections_of_both_are_kept():
+def test_sections_of_two_cards_are_merged():
     plain = keep_user_parts(FIRST, [])
     there = plain + "\nFrom the Hub.\n\n## Thanks\n\nTo my cat.\n\n## Story\n\nOld.\n"
     here = plain.replace("library_name: timm", "library_name: timm\nlicense: mit") + f"\nFrom here.\n\n{STORY}\n"
@@ -75,14 +75,14 @@ def test_of_two_cards_sections_of_both_are_kept():
         card = keep_user_parts(NEXT, [card, here])
 
 
-def test_two_sections_of_one_title_are_both_kept():
+def test_two_sections_with_the_same_title_are_kept():
     card = keep_user_parts(NEXT, [keep_user_parts(FIRST, []) + "\n## Note\n\none\n\n## Other\n\n## Note\n\ntwo\n"])
     assert "one" in card
     assert "two" in card
 
 
 @pytest.mark.parametrize("damage", [(START, ""), (END, ""), (START, END), (START + "\n", "\n")])
-def test_card_without_one_of_its_marks_loses_no_text(damage):
+def test_card_with_a_missing_mark_loses_no_text(damage):
     card = keep_user_parts(FIRST, []).replace(*damage) + f"\n{STORY}\n"
     again = keep_user_parts(NEXT, [card])
     assert STORY in around(again)[1]
@@ -91,7 +91,7 @@ def test_card_without_one_of_its_marks_loses_no_text(damage):
     assert keep_user_parts(NEXT, [again]) == again
 
 
-def test_body_of_another_programs_card_is_kept_below():
+def test_body_of_another_programs_card_is_kept_below_the_generated_text_the_generated_text():
     foreign = "---\nlicense: mit\ntags: [z]\n---\n\n# other\n\n## Results\n\n12 %\n"
     card = keep_user_parts(NEXT, [foreign])
     assert metadata(card) == {"library_name": "timm", "tags": ["b"], "license": "mit"}
@@ -100,14 +100,14 @@ def test_body_of_another_programs_card_is_kept_below():
     assert around(keep_user_parts(NEXT, ["---\nlicense: mit\n---\n"])) == ("", "")
 
 
-def test_broken_metadata_and_line_ends_of_windows_cost_no_text():
+def test_invalid_metadata_and_crlf_lose_no_text():
     assert around(keep_user_parts(NEXT, ["---\n: [\n---\n\ntext"])) == ("", "text")
     card = keep_user_parts(FIRST, []).replace("- a", "- [") + f"\n{STORY}\n"
     assert around(keep_user_parts(NEXT, [card])) == ("", STORY)
     assert around(keep_user_parts(NEXT, [card.replace("\n", "\r\n")])) == ("", STORY)
 
 
-def test_a_class_of_the_marks_name_does_not_end_the_generated_text():
+def test_class_named_like_the_end_mark_is_escaped():
     record = make_record(3)
     record.metrics["test"].per_class[0].label = END
     card = render_card(record, "x")
@@ -117,18 +117,18 @@ def test_a_class_of_the_marks_name_does_not_end_the_generated_text():
 
 @pytest.fixture
 def old() -> str:
-    """The card that hfvit 0.1 wrote for the run of its run.json."""
+    """The model card that hfvit 0.1 wrote for its run.json."""
     return (VERSION_0_1 / "README.md").read_text()
 
 
-def test_version_0_1_card_that_was_not_edited_is_replaced(old):
+def test_unedited_version_0_1_card_is_replaced(old):
     assert "what is changed by hand stays" in old
     parts = user_parts(old)
     assert (parts.metadata, parts.before, parts.after) == ({}, "", "")
     assert keep_user_parts(NEXT, [old]) == keep_user_parts(NEXT, [])
 
 
-def test_version_0_1_card_keeps_what_was_changed_or_added(old):
+def test_edits_of_a_version_0_1_card_are_kept(old):
     edited = old.replace("library_name: timm", "library_name: timm\nlicense: mit\nmine: 1")
     edited = edited.replace("The figures hold for images", "I say the figures hold for images")
     edited = edited.replace("## Training", f"{STORY}\n\n## Training")
@@ -141,7 +141,7 @@ def test_version_0_1_card_keeps_what_was_changed_or_added(old):
     assert keep_user_parts(NEXT, [card]) == card
 
 
-def test_version_0_1_license_of_another_base_model_does_not_stay(old):
+def test_license_of_another_base_model_in_a_version_0_1_card_is_removed(old):
     digest = hashlib.sha256(json.dumps("apache-2.0").encode()).hexdigest()[:12]
     licensed = old.replace("library_name: timm", "library_name: timm\nlicense: apache-2.0")
     licensed = licensed.replace('{"metadata:', f'{{"metadata:license": "{digest}", "metadata:', 1)

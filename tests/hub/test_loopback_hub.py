@@ -1,4 +1,4 @@
-"""The loopback Hub speaks the protocol: huggingface_hub's own client believes it."""
+"""The loopback Hub of the tests works with huggingface_hub's client."""
 
 import httpx2
 import pytest
@@ -39,7 +39,7 @@ def commit(api, repo_id, **kwargs):
     return api.create_commit(repo_id, operations, commit_message="m", **kwargs)
 
 
-def test_a_commit_is_read_back_as_it_was_written(hub, api, tmp_path):
+def test_commit_can_be_read_back(hub, api, tmp_path):
     client = api()
     assert client.create_repo("user/a").repo_id == "user/a"
     client.create_repo("user/a", exist_ok=True)
@@ -55,7 +55,7 @@ def test_a_commit_is_read_back_as_it_was_written(hub, api, tmp_path):
     ]  # fmt: skip
 
 
-def test_unchanged_files_make_no_commit(hub, api):
+def test_unchanged_files_create_no_commit(hub, api):
     client = api()
     client.create_repo("user/b")
     first, before = commit(client, "user/b").oid, len(hub.requests)
@@ -78,7 +78,7 @@ def test_branches_tags_and_pull_requests(hub, api):
         client.model_info("user/c", revision="no")
 
 
-def test_who_may_see_and_write_what(hub, api):
+def test_permissions_of_tokens(hub, api):
     hub.create("user/secret", private=True)
     hub.create("user/gated", gated=True, files={"config.json": b"{}"})
     with pytest.raises(RepositoryNotFoundError):
@@ -95,7 +95,7 @@ def test_who_may_see_and_write_what(hub, api):
     assert api(READ).model_info("user/secret").private
 
 
-def test_a_failure_that_heals_is_survived_and_one_that_does_not_leaves_nothing(hub, api):
+def test_temporary_failure_is_retried_and_permanent_failure_changes_nothing(hub, api):
     client = api()
     client.create_repo("user/d")
     with hub.fault("POST", "preupload", 500) as failure, hub.fault("PUT", "^lfs/", None) as cut:

@@ -1,4 +1,4 @@
-"""A run's folder on the Hub: what is sent, what is not, what is said when it fails, and that it is the same model."""
+"""`hfvit push`: pushed files, errors before and during a push, and verification of the pushed model."""
 
 import json
 import re
@@ -33,7 +33,7 @@ def hub():
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, colors):
-    """A micro run on a folder, with an export and with files beside it that are nobody's business."""
+    """A micro run on a local folder, with an export and with files that must not be pushed."""
     folder = tmp_path_factory.mktemp("push")
     recipe = folder / "micro.yaml"
     recipe.write_text(MICRO_RECIPE + f"dataset_name: {colors}\noutput_dir: {folder / 'out'}\nmax_steps: 4\n")
@@ -56,7 +56,7 @@ def trained(tmp_path_factory, colors):
 
 @pytest.fixture
 def out(trained, tmp_path):
-    """A copy that a test may change."""
+    """A copy of the run, which the test may change."""
     return shutil.copytree(trained, tmp_path / "out")
 
 
@@ -66,7 +66,7 @@ def online(hub, monkeypatch, tmp_path):
     return lambda token: hub.take_over(monkeypatch, tmp_path / "cache", token)
 
 
-def test_only_what_belongs_there_is_sent_and_no_path_of_this_machine(trained, hub, online, colors, capsys):
+def test_push_sends_only_allowed_files_and_no_local_paths(trained, hub, online, colors, capsys):
     url = push_to(trained, Destination("user/micro"), message="First")
     files = hub.model("user/micro").files()
     assert set(files) == PUSHED | {".gitattributes"}
@@ -80,7 +80,7 @@ def test_only_what_belongs_there_is_sent_and_no_path_of_this_machine(trained, hu
     assert 'model="user/micro"' in files["README.md"].decode()
 
 
-def test_pushing_again_changes_only_what_changed(out, hub, online):
+def test_second_push_commits_only_changed_files(out, hub, online):
     push_to(out, Destination("user/again"))
     first = dict(hub.model("user/again").commits[hub.model("user/again").resolve("main")])
     before = len(hub.requests)
@@ -94,7 +94,7 @@ def test_pushing_again_changes_only_what_changed(out, hub, online):
     assert {path for path in second if first[path].oid != second[path].oid} == {"model.safetensors"}
 
 
-def test_an_export_is_put_where_transformers_js_looks(out, hub, online, capsys):
+def test_export_is_pushed_to_the_folder_that_transformers_js_loads(out, hub, online, capsys):
     (out / "onnx").mkdir()
     with pytest.raises(SystemExit) as stop:
         export(["--model", str(out), str(out / "onnx"), "--no_gate"])
@@ -137,7 +137,7 @@ def test_an_export_is_put_where_transformers_js_looks(out, hub, online, capsys):
     assert_names(message, out / "onnx")
 
 
-def test_a_branch_and_a_pull_request_leave_main_alone(trained, hub, online):
+def test_push_to_branch_or_pull_request_does_not_change_main(trained, hub, online):
     hub.create("another/theirs")
     assert push_to(trained, Destination("another/theirs", create_pr=True)) == f"{hub.url}/another/theirs/discussions/1"
     push_to(trained, Destination("user/branches", revision="next"))
@@ -145,7 +145,7 @@ def test_a_branch_and_a_pull_request_leave_main_alone(trained, hub, online):
     assert set(hub.model("user/branches").files("next")) == PUSHED | {".gitattributes"}
 
 
-def test_edits_of_the_card_here_and_there_survive(out, hub, online):
+def test_edits_of_the_local_and_the_pushed_card_are_kept(out, hub, online):
     push_to(out, Destination("user/edited"))
     repository = hub.model("user/edited")
     there = repository.files()["README.md"].decode().replace("library_name: timm", "library_name: timm\nlicense: mit")
@@ -170,7 +170,7 @@ def refusal(folder, destination, **kwargs) -> str:
     return str(caught.value)
 
 
-def test_what_is_wrong_is_told_before_anything_is_sent(trained, hub, online, tmp_path):
+def test_invalid_push_is_rejected_before_anything_is_sent(trained, hub, online, tmp_path):
     hub.create("user/pictures", "dataset")
     hub.create("user/open")
     before = set(hub.repositories)
@@ -208,7 +208,7 @@ def test_what_is_wrong_is_told_before_anything_is_sent(trained, hub, online, tmp
     assert set(hub.repositories) == before
 
 
-def test_a_failure_in_the_middle_leaves_the_hub_as_it_was_and_says_how_to_go_on(trained, hub, online):
+def test_failed_push_changes_nothing_and_shows_the_command_to_repeat(trained, hub, online):
     hub.objects.clear()
     with hub.fault("PUT", "^lfs/", None, times=99):
         message = refusal(trained, Destination("user/cut", private=True), message="Second try")
@@ -351,7 +351,7 @@ def test_links_that_would_not_be_pushed_are_left_out(out, tmp_path):
     assert {file.path for file in files_to_push(out, "user/x")} == PUSHED
 
 
-def test_a_model_that_comes_back_changed_is_an_error(trained, hub, online):
+def test_push_fails_if_the_pushed_weights_differ(trained, hub, online):
     push_to(trained, Destination("user/changed"))
     stored = load_file(trained / "model.safetensors")
     damaged = trained.parent / "damaged.safetensors"
@@ -364,13 +364,13 @@ def test_a_model_that_comes_back_changed_is_an_error(trained, hub, online):
     assert_names(caught.value, f"{hub.url}/user/changed/commit/{repository.resolve('main')}")
 
 
-def test_a_folder_of_the_repositorys_name_is_not_taken_for_the_repository(trained, hub, online, tmp_path, monkeypatch):
+def test_verification_ignores_a_local_folder_with_the_repository_name(trained, hub, online, tmp_path, monkeypatch):
     (tmp_path / "user" / "shadow").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert hub.url in push_to(trained, Destination("user/shadow"))
 
 
-def test_a_recipe_that_cannot_push_says_so_before_it_trains(recipe, hub, online, capsys, tmp_path):
+def test_push_to_hub_without_permission_fails_before_training(recipe, hub, online, capsys, tmp_path):
     words = [str(recipe), "--push_to_hub", "true", "--hub_model_id", "another/x"]
     assert run(lambda: main(words)) == 5
     assert_names(capsys.readouterr().err, "another/x", "user", "user/x", "--create_pr")
@@ -378,7 +378,7 @@ def test_a_recipe_that_cannot_push_says_so_before_it_trains(recipe, hub, online,
 
 
 @pytest.mark.parametrize("status", [500, 200, None])
-def test_a_push_that_fails_after_training_does_not_fail_the_run(recipe, hub, online, capsys, tmp_path, status):
+def test_failed_push_after_training_does_not_fail_the_run(recipe, hub, online, capsys, tmp_path, status):
     name = f"user/later{status}"
     words = [str(recipe), "--max_steps", "2", "--push_to_hub", "true", "--hub_model_id", name]
     with hub.fault("POST", "/commit/", status, times=99, body=HTML):
@@ -392,7 +392,7 @@ def test_a_push_that_fails_after_training_does_not_fail_the_run(recipe, hub, onl
     assert set(hub.model(name).files()) == {".gitattributes"}
 
 
-def test_a_dry_run_lists_files_and_sizes_and_sends_nothing(trained):
+def test_dry_run_lists_files_and_sizes_and_sends_nothing(trained):
     result = run_command("hfvit", "push", trained, "user/x", "--dry_run", HF_ENDPOINT="http://127.0.0.1:9")
     assert result.returncode == 0, result.stderr
     rows = [line.split() for line in result.stdout.splitlines()]
@@ -401,6 +401,6 @@ def test_a_dry_run_lists_files_and_sizes_and_sends_nothing(trained):
     assert all(row[-1] in ("B", "kB", "MB") for row in rows)
 
 
-def test_a_stock_checkpoint_without_a_run_is_pushed_as_it_is(tmp_path, hub, online):
+def test_checkpoint_without_run_json_is_pushed_unchanged(tmp_path, hub, online):
     build_model(LABELS, architecture=ARCHITECTURE, image_size=16, timm_kwargs=MICRO).save_pretrained(tmp_path / "m")
     assert [file.path for file in files_to_push(tmp_path / "m", "user/m")] == ["config.json", "model.safetensors"]

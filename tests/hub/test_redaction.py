@@ -1,4 +1,4 @@
-"""No path of this machine leaves it."""
+"""Local paths are redacted in pushed files."""
 
 import json
 
@@ -7,7 +7,7 @@ import yaml
 from helpers.records import make_record
 
 from hfvit.artifacts.run_record import RunRecord
-from hfvit.hub.redaction import public_record, public_text
+from hfvit.hub.redaction import redact_paths, redact_record
 
 CONTENT = {
     "command": "train.py /home/me/r.yaml --dataset_name data/cats --output_dir=/home/me/out --learning_rate 1e-3",
@@ -19,7 +19,7 @@ CONTENT = {
 
 
 def local_run(**recipe) -> RunRecord:
-    """A run whose data set and first weights were folders."""
+    """Return the record of a run whose data set and pretrained weights were local folders."""
     record = make_record(dataset_name="data/cats", base_model="models/vit")
     record.data.is_local = True
     record.model.is_local = True
@@ -27,8 +27,8 @@ def local_run(**recipe) -> RunRecord:
     return record
 
 
-def test_paths_are_reduced_to_their_last_part():
-    public = json.loads(public_text(json.dumps(CONTENT), "run.json", local_run()))
+def test_redact_paths_keeps_the_last_part():
+    public = json.loads(redact_paths(json.dumps(CONTENT), "run.json", local_run()))
     assert public["command"] == "train.py r.yaml --dataset_name cats --output_dir=out --learning_rate 1e-3"
     assert public["data"] == {**CONTENT["data"], "dataset_name": "cats"}
     assert public["model"]["base_model"] == "vit"
@@ -36,40 +36,42 @@ def test_paths_are_reduced_to_their_last_part():
     assert public["metrics"]["test"]["per_class"] == CONTENT["metrics"]["test"]["per_class"]
 
 
-def test_public_record_has_no_path_and_keeps_class_names():
+def test_redact_record_removes_paths_and_keeps_class_names():
     record = local_run()
     record.command = CONTENT["command"]
     record.data.labels[0] = "/m/01abc"
-    public = public_record(record)
+    public = redact_record(record)
     assert (public.data.dataset_name, public.model.base_model) == ("cats", "vit")
     assert public.recipe["output_dir"] == "out"
     assert public.data.labels == record.data.labels
     assert public.metrics == record.metrics
 
 
-def test_a_recipe_and_a_trainers_state():
+def test_redact_paths_of_recipe_and_trainer_state():
     recipe = yaml.safe_dump({"dataset_name": "data/cats", "model_name_or_path": "models/vit", "seed": 1})
-    assert yaml.safe_load(public_text(recipe, "recipe.yaml", local_run())) == {
+    assert yaml.safe_load(redact_paths(recipe, "recipe.yaml", local_run())) == {
         "dataset_name": "cats", "model_name_or_path": "vit", "seed": 1,
     }  # fmt: skip
     state = json.dumps({"best_model_checkpoint": "a/b/out/checkpoint-3", "global_step": 4})
-    assert json.loads(public_text(state, "trainer_state.json", local_run()))["best_model_checkpoint"] == "checkpoint-3"
+    assert (
+        json.loads(redact_paths(state, "trainer_state.json", local_run()))["best_model_checkpoint"] == "checkpoint-3"
+    )
 
 
 @pytest.mark.parametrize("known", [None, make_record()])
-def test_what_is_public_already_is_left_byte_for_byte(known):
+def test_redact_paths_without_local_paths_returns_the_same_text(known):
     text = '{"dataset_name":   "uoft-cs/cifar10", "base_model": "timm/vit.a", "url": "https://a/b/c"}'
-    assert public_text(text, "run.json", known) == text
+    assert redact_paths(text, "run.json", known) == text
 
 
-def test_a_run_that_did_not_record_it_is_looked_up_here(tmp_path, monkeypatch):
+def test_redact_paths_checks_for_local_folders_that_run_json_lacks(tmp_path, monkeypatch):
     (tmp_path / "data" / "cats").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     text = '{"dataset_name": "data/cats"}'
-    assert json.loads(public_text(text, "run.json", None)) == {"dataset_name": "cats"}
+    assert json.loads(redact_paths(text, "run.json", None)) == {"dataset_name": "cats"}
     for key in ("teacher", "head_from_text"):
         content = {"command": f"hfvit train r.yaml --{key} data/cats", "recipe": {key: "data/cats"}}
         record = make_record()
         record.recipe |= content["recipe"]
-        public = json.loads(public_text(json.dumps(content), "run.json", record))
+        public = json.loads(redact_paths(json.dumps(content), "run.json", record))
         assert public == {"command": f"hfvit train r.yaml --{key} cats", "recipe": {key: "cats"}}

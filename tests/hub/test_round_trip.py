@@ -1,4 +1,4 @@
-"""From the Hub and back: a shipped recipe trains on a data set there and pushes; stock libraries load the result."""
+"""Train a shipped recipe on a Hub data set, push, and load the result with stock libraries."""
 
 import json
 import sys
@@ -43,7 +43,7 @@ print(json.dumps({"logits": logits, "timm": theirs, "best": best}))
 
 
 def cifar(rows: int, seed: int) -> datasets.Dataset:
-    """A split in CIFAR-10's format: columns `img` and `label`, ten classes."""
+    """Return a split in the format of CIFAR-10: columns `img` and `label`, ten classes."""
     rng = np.random.default_rng(seed)
     names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
     features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=names)})
@@ -54,7 +54,7 @@ def cifar(rows: int, seed: int) -> datasets.Dataset:
 
 @pytest.fixture(scope="module")
 def published(hub, tmp_path_factory):
-    """The shipped CIFAR-10 recipe, two of its steps, its data from the Hub and its result to the Hub."""
+    """Two steps of the shipped CIFAR-10 recipe, with data from the Hub and pushed to the Hub."""
     folder = tmp_path_factory.mktemp("published")
     files = {}
     for split, rows in (("train", 640), ("test", 40)):
@@ -74,7 +74,7 @@ def published(hub, tmp_path_factory):
 
 
 @pytest.mark.integration
-def test_a_shipped_recipe_trains_from_the_hub_and_pushes_to_it(published, hub):
+def test_shipped_recipe_trains_on_hub_data_and_pushes(published, hub):
     out, result = published
     repository = hub.model("user/tiny")
     assert set(repository.files()) == PUSHED | {".gitattributes", ".eval_results/uoft-cs--cifar10.yaml"}
@@ -96,7 +96,7 @@ def test_a_shipped_recipe_trains_from_the_hub_and_pushes_to_it(published, hub):
 
 
 @pytest.mark.integration
-def test_stock_libraries_load_it_and_predict_the_same(published, hub, tmp_path):
+def test_stock_libraries_load_the_pushed_model_with_equal_predictions(published, hub, tmp_path):
     colored_image(1, np.random.default_rng(5), 50).resize((60, 50)).save(tmp_path / "picture.png")
     result = run_command(
         sys.executable, "-c", STOCK, "user/tiny", tmp_path / "picture.png", **hub.environment(tmp_path / "home")

@@ -1,4 +1,4 @@
-"""`load_classifier`: one interface over checkpoints and ONNX files, and one message for what is neither."""
+"""`load_classifier`: checkpoints, ONNX files, inputs and errors."""
 
 import json
 import shutil
@@ -27,14 +27,14 @@ STOCK = {
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[Image.Image]:
+def images() -> list[Image.Image]:
     rng = np.random.default_rng(4)
     return [colored_image(index % 3, rng) for index in range(7)]
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """An untrained micro ViT, saved."""
+    """Save an untrained micro ViT."""
     folder = tmp_path_factory.mktemp("checkpoint")
     torch.manual_seed(0)
     build_model(LABELS, architecture=ARCHITECTURE, image_size=16, timm_kwargs=MICRO).save_pretrained(folder)
@@ -51,31 +51,31 @@ def logits_of(path, images, **kwargs) -> np.ndarray:
     return hfvit.load_classifier(path, device="cpu", **kwargs).logits(images, batch_size=3)
 
 
-def test_an_onnx_file_gives_the_logits_that_numpy_computes(export, pictures):
-    expected = np.stack([expected_logits(picture) for picture in pictures])
+def test_classifier_of_onnx_file_equals_numpy(export, images):
+    expected = np.stack([expected_logits(image) for image in images])
     for path in (export, str(export), export / "model.onnx"):
-        np.testing.assert_allclose(logits_of(path, pictures, threads=1), expected, atol=1e-5)
+        np.testing.assert_allclose(logits_of(path, images, threads=1), expected, atol=1e-5)
     classifier = hfvit.load_classifier(export / "model.onnx")
     assert classifier.labels == LABELS
-    answers = classifier.predict((picture for picture in pictures), batch_size=2, top_k=2)
+    answers = classifier.predict((image for image in images), batch_size=2, top_k=2)
     for answer, row in zip(answers, expected, strict=True):
-        share = np.exp(row) / np.exp(row).sum()
-        best = np.argsort(-share)[:2]
+        probabilities = np.exp(row) / np.exp(row).sum()
+        best = np.argsort(-probabilities)[:2]
         assert list(answer) == [LABELS[index] for index in best]
-        assert list(answer.values()) == pytest.approx(share[best].tolist(), abs=1e-6)
+        assert list(answer.values()) == pytest.approx(probabilities[best].tolist(), abs=1e-6)
     assert classifier.logits([]).shape == (0, 3)
 
 
-def test_pictures_are_arrays_files_and_urls_too(export, pictures, tmp_path):
-    rgba = tmp_path / "a picture.png"
-    pictures[1].convert("RGBA").save(rgba)
+def test_predict_accepts_arrays_files_and_urls(export, images, tmp_path):
+    rgba = tmp_path / "a image.png"
+    images[1].convert("RGBA").save(rgba)
     handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
     handler.log_message = lambda *_: None
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}/a%20picture.png"
     try:
-        given = [pictures[1], np.asarray(pictures[1]), rgba, str(rgba), url]
+        given = [images[1], np.asarray(images[1]), rgba, str(rgba), url]
         logits = logits_of(export, given)
         with pytest.raises(DataError, match=r"nothing\.png: .*404"):
             logits_of(export, [url.replace("a%20picture", "nothing")])
@@ -87,85 +87,85 @@ def test_pictures_are_arrays_files_and_urls_too(export, pictures, tmp_path):
         logits_of(export, [tmp_path / "absent.png"])
 
 
-def test_a_graph_with_preprocessing_inside_takes_pictures_of_several_sizes(tmp_path):
+def test_classifier_with_preprocessing_graph_accepts_several_sizes(tmp_path):
     rng = np.random.default_rng(0)
-    pictures = [Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)) for size in ((9, 5), (4, 4), (9, 5))]
+    images = [Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)) for size in ((9, 5), (4, 4), (9, 5))]
     write_graph(tmp_path / "model_with_preprocessing.onnx", pixels=True)
     write_configs(tmp_path, processor=False)
-    expected = np.stack([expected_logits(picture) for picture in pictures])
-    np.testing.assert_allclose(logits_of(tmp_path, pictures), expected, atol=1e-4)
+    expected = np.stack([expected_logits(image) for image in images])
+    np.testing.assert_allclose(logits_of(tmp_path, images), expected, atol=1e-4)
 
 
-def test_a_graph_of_a_fixed_batch_takes_any_number_of_pictures(tmp_path, pictures):
+def test_classifier_of_fixed_batch_graph_accepts_any_number_of_images(tmp_path, images):
     write_graph(tmp_path / "model.onnx", batch=4)
-    expected = np.stack([expected_logits(picture) for picture in pictures])
+    expected = np.stack([expected_logits(image) for image in images])
     classifier = hfvit.load_classifier(write_configs(tmp_path))
     for batch_size in (1, 3, 4, 7):
-        np.testing.assert_allclose(classifier.logits(pictures, batch_size), expected, atol=1e-5)
+        np.testing.assert_allclose(classifier.logits(images, batch_size), expected, atol=1e-5)
 
 
-def test_which_file_a_folder_means(checkpoint, export, pictures, tmp_path):
-    """With weights it is the checkpoint; without, model.onnx, also in `onnx/` with the configuration above."""
+def test_load_classifier_of_folder_finds_checkpoint_or_export(checkpoint, export, images, tmp_path):
+    """A folder with weights is a checkpoint, else model.onnx is loaded, also from `onnx/`."""
     both = tmp_path / "both"
     shutil.copytree(checkpoint, both)
     write_graph(both / "onnx" / "model.onnx")
-    assert np.array_equal(logits_of(both, pictures), logits_of(checkpoint, pictures))
+    assert np.array_equal(logits_of(both, images), logits_of(checkpoint, images))
     hub_layout = write_configs(tmp_path / "hub")
     write_graph(hub_layout / "onnx" / "model.onnx")
     write_graph(hub_layout / "onnx" / "model_other.onnx", -BRIGHTEST)
-    assert np.array_equal(logits_of(hub_layout, pictures), logits_of(export, pictures))
-    assert np.array_equal(logits_of(hub_layout / "onnx", pictures), logits_of(export, pictures))
-    assert np.array_equal(logits_of(hub_layout / "onnx" / "model_other.onnx", pictures), -logits_of(export, pictures))
+    assert np.array_equal(logits_of(hub_layout, images), logits_of(export, images))
+    assert np.array_equal(logits_of(hub_layout / "onnx", images), logits_of(export, images))
+    assert np.array_equal(logits_of(hub_layout / "onnx" / "model_other.onnx", images), -logits_of(export, images))
 
 
-def test_a_checkpoint_in_half_precision_takes_pictures(checkpoint, pictures, tmp_path):
+def test_classifier_of_half_precision_checkpoint_predicts(checkpoint, images, tmp_path):
     from transformers import AutoModelForImageClassification
 
     model = AutoModelForImageClassification.from_pretrained(checkpoint)
     model.to(torch.bfloat16).save_pretrained(tmp_path / "bf16")
-    logits = logits_of(tmp_path / "bf16", pictures)
+    logits = logits_of(tmp_path / "bf16", images)
     assert logits.dtype == np.float32
-    np.testing.assert_allclose(logits, logits_of(checkpoint, pictures), atol=0.05)
+    np.testing.assert_allclose(logits, logits_of(checkpoint, images), atol=0.05)
 
 
 @pytest.mark.parametrize(
     ("problem_type", "labels"),
     [(None, LABELS), ("single_label_classification", LABELS), ("multi_label_classification", LABELS), (None, ["odd"])],
 )
-def test_probabilities_are_those_of_transformers_pipeline(problem_type, labels, pictures, tmp_path):
+def test_predict_equals_transformers_pipeline(problem_type, labels, images, tmp_path):
     torch.manual_seed(1)
     names = dict(enumerate(labels))
     ViTForImageClassification(ViTConfig(**STOCK, problem_type=problem_type, id2label=names)).save_pretrained(tmp_path)
     ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(tmp_path)
-    expected = pipeline("image-classification", model=str(tmp_path), device="cpu")(pictures, top_k=3)
-    found = hfvit.load_classifier(tmp_path, device="cpu").predict(pictures)
+    expected = pipeline("image-classification", model=str(tmp_path), device="cpu")(images, top_k=3)
+    found = hfvit.load_classifier(tmp_path, device="cpu").predict(images)
     for answer, entries in zip(found, expected, strict=True):
         assert answer == pytest.approx({entry["label"]: entry["score"] for entry in entries}, abs=1e-5)
 
 
-def test_a_graph_of_several_labels_gives_each_its_own_probability(export, pictures):
+def test_predict_of_multi_label_graph_uses_sigmoid(export, images):
     change_config(export, problem_type="multi_label_classification")
-    share = 1 / (1 + np.exp(-expected_logits(pictures[0])))
-    assert hfvit.load_classifier(export).predict(pictures[:1])[0] == pytest.approx(
-        dict(zip(LABELS, share, strict=True)), abs=1e-5
+    probabilities = 1 / (1 + np.exp(-expected_logits(images[0])))
+    assert hfvit.load_classifier(export).predict(images[:1])[0] == pytest.approx(
+        dict(zip(LABELS, probabilities, strict=True)), abs=1e-5
     )
 
 
-def test_classes_of_one_name_are_told_apart_by_their_index(export, pictures):
+def test_load_classifier_numbers_repeated_class_names(export, images):
     write_configs(export, ["crane", "heron", "crane"])
     classifier = hfvit.load_classifier(export)
     assert classifier.labels == ["crane (0)", "heron", "crane (2)"]
-    assert [next(iter(answer)) for answer in classifier.predict(pictures[:3])] == classifier.labels
+    assert [next(iter(answer)) for answer in classifier.predict(images[:3])] == classifier.labels
 
 
-def test_gray_arrays_are_pictures_and_other_arrays_are_told(export, pictures):
+def test_predict_accepts_gray_arrays_and_rejects_others(export, images):
     classifier = hfvit.load_classifier(export)
-    gray = np.asarray(pictures[0].convert("L"))
-    alpha = np.dstack([np.asarray(pictures[0]), gray])
-    logits = classifier.logits([pictures[0].convert("L"), gray, gray[..., None], pictures[0], alpha])
+    gray = np.asarray(images[0].convert("L"))
+    alpha = np.dstack([np.asarray(images[0]), gray])
+    logits = classifier.logits([images[0].convert("L"), gray, gray[..., None], images[0], alpha])
     assert (logits[1:3] == logits[0]).all()
     assert (logits[4] == logits[3]).all()
-    color = np.asarray(pictures[0])
+    color = np.asarray(images[0])
     for array in (color / np.float32(255), gray / 255, color.astype(np.int64), color[None], color[..., :2]):
         with pytest.raises(DataError) as caught:
             classifier.predict([array])
@@ -174,14 +174,14 @@ def test_gray_arrays_are_pictures_and_other_arrays_are_told(export, pictures):
         classifier.predict([color[:0]])
 
 
-def test_a_batch_holds_a_picture(export, pictures):
+def test_batch_size_below_one_raises(export, images):
     for size in (0, -1):
         with pytest.raises(ModelError, match=rf"^batch_size: .*{size}\b"):
-            hfvit.load_classifier(export).predict(pictures, batch_size=size)
+            hfvit.load_classifier(export).predict(images, batch_size=size)
 
 
-def test_a_revision_is_that_of_classes_weights_and_processor(tmp_path):
-    """Two revisions of a repository, as huggingface_hub keeps them in a cache_dir."""
+def test_load_classifier_with_revision_uses_it_for_all_files(tmp_path):
+    """Write two revisions of a repository to a cache_dir of huggingface_hub."""
     cache = tmp_path / "models--user--colors"
     (cache / "refs").mkdir(parents=True)
     for revision, commit, labels, side in (("main", "a" * 40, ["no", "yes"], 16), ("v1", "b" * 40, LABELS, 24)):
@@ -202,7 +202,7 @@ def change_config(folder, **values) -> None:
 
 
 def damaged(name: str, folder):
-    """A folder with one thing wrong, and the path to load."""
+    """Write a folder with one defect; returns the path to load."""
     write_graph(folder / "model.onnx")
     write_configs(folder)
     if name == "text":
@@ -249,25 +249,25 @@ def damaged(name: str, folder):
         ("empty", ["model.safetensors", "ONNX"]),
     ],
 )
-def test_load_classifier_from_a_damaged_folder_names_file_and_data(name, data, tmp_path, pictures):
+def test_load_classifier_from_a_damaged_folder_names_file_and_data(name, data, tmp_path, images):
     with pytest.raises(ModelError) as raised:
-        logits_of(damaged(name, tmp_path / "export"), pictures)
+        logits_of(damaged(name, tmp_path / "export"), images)
     assert_names(raised.value, tmp_path / "export", *data)
     assert "\n" not in str(raised.value)
 
 
-def test_damaged_weights_are_told_in_one_message(checkpoint, tmp_path):
+def test_load_classifier_of_damaged_weights_raises_one_error(checkpoint, tmp_path):
     folder = shutil.copytree(checkpoint, tmp_path / "copy")
-    whole = (folder / "model.safetensors").read_bytes()
-    for size in (0, 5, 1000, len(whole) - 8):
-        (folder / "model.safetensors").write_bytes(whole[:size])
+    content = (folder / "model.safetensors").read_bytes()
+    for size in (0, 5, 1000, len(content) - 8):
+        (folder / "model.safetensors").write_bytes(content[:size])
         with pytest.raises(ModelError) as raised:
             hfvit.load_classifier(folder)
         assert_names(raised.value, folder, one_line(raised.value.__cause__))
         assert "\n" not in str(raised.value)
 
 
-def test_paths_that_are_not_there(tmp_path):
+def test_load_classifier_of_missing_path_names_it(tmp_path):
     for path in (tmp_path / "nothing", str(tmp_path / "nothing"), "./nothing", "a/b/c"):
         with pytest.raises(ModelError) as raised:
             hfvit.load_classifier(path)
@@ -278,7 +278,7 @@ def test_paths_that_are_not_there(tmp_path):
     assert_names(raised.value, tmp_path / "file")
 
 
-def test_a_device_that_is_not_there(export, checkpoint):
+def test_load_classifier_on_unavailable_device_raises(export, checkpoint):
     with pytest.raises(HFViTError, match=r"^device: .*\bONNX Runtime\b.*'npu'"):
         hfvit.load_classifier(export, device="npu")
     for name in ("npu", "no such device"):
@@ -286,8 +286,8 @@ def test_a_device_that_is_not_there(export, checkpoint):
             hfvit.load_classifier(checkpoint, device=name)
 
 
-def test_a_backbone_without_a_head_is_no_classifier(tmp_path):
-    """transformers would draw the head at random and only warn."""
+def test_load_classifier_without_head_raises(tmp_path):
+    """transformers would initialize the head randomly, with a warning."""
     ViTModel(ViTConfig(**STOCK), add_pooling_layer=False).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"\b2\b.*\bclassifier\.bias\b"):
         hfvit.load_classifier(tmp_path)

@@ -1,4 +1,4 @@
-"""ONNX Runtime's execution providers: what is asked for is what runs, or one message says what is missing."""
+"""ONNX Runtime's execution providers: selection, caches and errors."""
 
 import json
 
@@ -36,7 +36,7 @@ def export(tmp_path):
 
 
 @pytest.fixture
-def pictures():
+def images():
     rng = np.random.default_rng(4)
     return [colored_image(index % 3, rng) for index in range(5)]
 
@@ -44,10 +44,10 @@ def pictures():
 @pytest.mark.parametrize(
     "providers", [[CPU], [(CPU, {})], [(CPU, {"arena_extend_strategy": "kSameAsRequested"})], HERE]
 )
-def test_a_graph_runs_on_the_providers_that_are_named(export, pictures, providers):
+def test_load_classifier_with_providers_runs_on_them(export, images, providers):
     classifier = hfvit.load_classifier(export, providers=providers, threads=1)
-    expected = np.stack([expected_logits(picture) for picture in pictures])
-    np.testing.assert_allclose(classifier.logits(pictures), expected, atol=1e-5)
+    expected = np.stack([expected_logits(image) for image in images])
+    np.testing.assert_allclose(classifier.logits(images), expected, atol=1e-5)
     names = [name if isinstance(name, str) else name[0] for name in providers]
     assert classifier.backend.session.get_providers()[: len(names)] == names
     assert classifier.backend.device == ("cpu" if names == [CPU] else names[0].removesuffix("ExecutionProvider"))
@@ -66,7 +66,7 @@ def test_a_graph_runs_on_the_providers_that_are_named(export, pictures, provider
         (["QNNExecutionProvider"], ["QNNExecutionProvider", CPU]),
     ],
 )
-def test_load_classifier_with_providers_that_cannot_be_names_them(export, providers, data):
+def test_load_classifier_with_invalid_providers_names_them(export, providers, data):
     with pytest.raises(ModelError, match=r"^providers: ") as raised:
         hfvit.load_classifier(export, providers=providers)
     assert_names(raised.value, *data)
@@ -76,7 +76,7 @@ def test_load_classifier_with_providers_that_cannot_be_names_them(export, provid
 @pytest.mark.parametrize(
     ("name", "install"), [(CUDA, "onnxruntime-gpu"), (TENSORRT, "onnxruntime-gpu"), (RTX, "onnxruntime-ep-nv")]
 )
-def test_a_provider_that_is_not_installed_tells_how_to(name, install):
+def test_providers_not_installed_name_the_package(name, install):
     with pytest.raises(ModelError, match=f"^providers: {name} .*{CPU}.*pip install {install}"):
         checked_providers([name], [CPU], KNOWN)
     assert checked_providers([(name, {"device_id": 1}), CPU], [name, CPU], KNOWN) == [
@@ -85,7 +85,7 @@ def test_a_provider_that_is_not_installed_tells_how_to(name, install):
     ]
 
 
-def test_what_has_no_providers_says_so(stock, export):
+def test_providers_of_checkpoint_or_with_device_raise(stock, export):
     with pytest.raises(ModelError, match=r"^providers: ") as raised:
         hfvit.load_classifier(stock, providers=[CPU])
     assert_names(raised.value, stock)
@@ -93,7 +93,7 @@ def test_what_has_no_providers_says_so(stock, export):
         hfvit.load_classifier(export, "cpu", providers=[CPU])
 
 
-def test_engines_of_tensorrt_are_kept_unless_the_options_say_otherwise(tmp_path):
+def test_with_caches_keeps_explicit_options(tmp_path):
     kept = dict(with_caches([(TENSORRT, {}), (CUDA, {}), (CPU, {})], tmp_path))
     assert kept[TENSORRT]["trt_engine_cache_enable"] == "1"
     assert kept[TENSORRT]["trt_engine_cache_path"] == str(tmp_path)
@@ -103,7 +103,7 @@ def test_engines_of_tensorrt_are_kept_unless_the_options_say_otherwise(tmp_path)
     assert with_caches([(RTX, {})], tmp_path) == [(RTX, {"nv_runtime_cache_path": str(tmp_path)})]
 
 
-def test_a_cache_is_of_one_graph_with_its_weights(tmp_path, monkeypatch):
+def test_graph_cache_depends_on_weights_and_versions(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "home"))
     first, second, same = (tmp_path / f"{name}.onnx" for name in "abc")
     write_graph(first)
@@ -116,8 +116,8 @@ def test_a_cache_is_of_one_graph_with_its_weights(tmp_path, monkeypatch):
     assert graph_cache([first, second]) != folder
 
 
-def test_a_plugin_that_cannot_be_loaded_is_told_in_one_message(tmp_path, monkeypatch):
-    """A library that is none, where the plugin has its own."""
+def test_providers_with_damaged_plugin_raise_one_error(tmp_path, monkeypatch):
+    """Replace the plugin's library by an invalid file."""
     (tmp_path / "onnxruntime_ep_nv_tensorrt_rtx.py").write_text(
         f"get_ep_name = lambda: '{RTX}'\nget_library_path = lambda: '{tmp_path / 'plugin.so'}'\n"
     )
@@ -135,12 +135,12 @@ def test_a_plugin_that_cannot_be_loaded_is_told_in_one_message(tmp_path, monkeyp
         (f"{RTX}:nv_profile_max_shapes=x:8x3x16x16", (RTX, {"nv_profile_max_shapes": "x:8x3x16x16"})),
     ],
 )  # fmt: skip
-def test_providers_of_a_command_line(text, expected):
+def test_parse_provider_reads_name_and_options(text, expected):
     assert parse_provider(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", ":a=1", f"{CPU}:", f"{CPU}:a", f"{CPU}:=1"])
-def test_no_providers_of_a_command_line(text):
+def test_parse_provider_of_invalid_text_raises(text):
     with pytest.raises(ModelError, match=r"^--providers: ") as raised:
         parse_provider(text)
     assert f"'{text}'" in str(raised.value)
@@ -152,8 +152,8 @@ def command(*words) -> int:
     return stop.value.code
 
 
-def test_predict_takes_providers(export, pictures, tmp_path, capsys):
-    pictures[1].save(tmp_path / "green.png")
+def test_predict_with_providers_option(export, images, tmp_path, capsys):
+    images[1].save(tmp_path / "green.png")
     words = ("predict", export, tmp_path / "green.png", "--json", "--providers")
     assert command(*words, f"{CPU}:use_arena=0") == 0
     assert json.loads(capsys.readouterr().out)["predictions"][0]["label"] == LABELS[1]
@@ -163,7 +163,7 @@ def test_predict_takes_providers(export, pictures, tmp_path, capsys):
     assert_names(error, "'NoExecutionProvider'")
 
 
-def test_validate_gives_the_providers_to_onnx_files_alone(stock, export, colors, capsys):
+def test_validate_passes_providers_to_onnx_files_only(stock, export, colors, capsys):
     words = ("--dataset_name", colors, "--split", "test", "--max_accuracy_drop", 100, "--providers", *HERE)
     assert command("validate", stock, export, *words) == 0
     rows = capsys.readouterr().out.splitlines()

@@ -1,4 +1,4 @@
-"""`hfvit predict`: what is found, what is printed, and what happens to a picture that is none."""
+"""`hfvit predict`: input files, output formats and errors."""
 
 import json
 import threading
@@ -26,13 +26,13 @@ def model(tmp_path):
 
 @pytest.fixture
 def photos(tmp_path):
-    """A picture of each class, one in a folder below, one with a capital extension; and a file that is none."""
+    """Write an image of each class, one in a subfolder, and a file that is not an image."""
     rng = np.random.default_rng(0)
     folder = tmp_path / "photos"
     (folder / "more").mkdir(parents=True)
     for index, name in enumerate(("a.png", "b.PNG", "more/c.png")):
         colored_image(index, rng).save(folder / name, format="PNG")
-    (folder / "notes.txt").write_text("not a picture")
+    (folder / "notes.txt").write_text("not a image")
     return folder
 
 
@@ -43,33 +43,35 @@ def command(capsys, *words):
     return stop.value.code, printed.out, printed.err
 
 
-def shares(picture) -> dict[str, float]:
-    return dict(zip(LABELS, softmax(expected_logits(Image.open(picture))), strict=True))
+def expected_probabilities(image) -> dict[str, float]:
+    return dict(zip(LABELS, softmax(expected_logits(Image.open(image))), strict=True))
 
 
-def test_json_lines_hold_the_probabilities_that_numpy_computes(capsys, model, photos):
+def test_predict_json_has_the_probabilities_of_numpy(capsys, model, photos):
     code, out, err = command(capsys, model, photos, "--json", "--batch_size", 2, "--threads", 1)
     assert (code, err) == (0, "")
     lines = [json.loads(line) for line in out.splitlines()]
     assert [line["image"] for line in lines] == [str(photos / name) for name in ("a.png", "b.PNG", "more/c.png")]
     for line, label in zip(lines, LABELS, strict=True):
         found = {entry["label"]: entry["probability"] for entry in line["predictions"]}
-        assert found == pytest.approx(shares(line["image"]), abs=1e-6)
+        assert found == pytest.approx(expected_probabilities(line["image"]), abs=1e-6)
         assert list(found.values()) == sorted(found.values(), reverse=True)
         assert next(iter(found)) == label
 
 
-def test_the_table_is_readable(capsys, model, photos):
+def test_predict_prints_a_table(capsys, model, photos):
     code, out, _ = command(capsys, model / "model.onnx", photos / "a.png", "--top_k", 2)
     name, first, second = out.splitlines()
     assert code == 0
     assert name == str(photos / "a.png")
     assert first.split()[1] == "red"
-    assert float(first.split()[0].rstrip("%")) == pytest.approx(100 * shares(photos / "a.png")["red"], abs=0.01)
+    assert float(first.split()[0].rstrip("%")) == pytest.approx(
+        100 * expected_probabilities(photos / "a.png")["red"], abs=0.01
+    )
     assert second.split()[1] in ("green", "blue")
 
 
-def test_an_export_is_calibrated_by_the_run_above_it_or_refuses(capsys, model, photos):
+def test_predict_calibrated_reads_the_run_of_an_export(capsys, model, photos):
     words = (model, photos / "a.png", "--json", "--calibrated")
     code, out, err = command(capsys, *words)
     assert (code, out) == (2, "")
@@ -94,7 +96,7 @@ def test_an_export_is_calibrated_by_the_run_above_it_or_refuses(capsys, model, p
     assert found == pytest.approx(dict(zip(LABELS, expected, strict=True)), abs=1e-6)
 
 
-def test_bad_pictures_are_named_and_skipped(capsys, model, photos):
+def test_predict_of_bad_images_names_and_skips_them(capsys, model, photos):
     (photos / "broken.png").write_bytes((photos / "a.png").read_bytes()[:80])
     code, out, err = command(capsys, model, photos, "nowhere.png", "--json")
     assert code == 1
@@ -111,7 +113,7 @@ def test_bad_pictures_are_named_and_skipped(capsys, model, photos):
     assert_names(err, photos / "broken.png")
 
 
-def test_a_model_that_gives_nan_has_no_answer(capsys, model, photos):
+def test_predict_with_nan_logits_is_an_error(capsys, model, photos):
     write_graph(model / "model.onnx", np.full((3, 3), np.nan))
     code, out, err = command(capsys, model, photos / "a.png", "--json")
     assert code == 2
@@ -122,7 +124,7 @@ def test_a_model_that_gives_nan_has_no_answer(capsys, model, photos):
     assert err.startswith(f"hfvit: {answer['error']}\n")
 
 
-def test_files_folders_patterns_and_urls_are_found(photos, tmp_path):
+def test_find_images_of_files_folders_patterns_and_urls(photos, tmp_path):
     url = "http://127.0.0.1/x.png"
     a, b, c = (str(photos / name) for name in ("a.png", "b.PNG", "more/c.png"))
     assert find_images([str(photos)]) == ([a, b, c], [])
@@ -138,7 +140,7 @@ def test_files_folders_patterns_and_urls_are_found(photos, tmp_path):
         assert_names(sentence, name)
 
 
-def test_a_url_is_fetched(capsys, model, photos):
+def test_predict_of_url_downloads_it(capsys, model, photos):
     handler = partial(SimpleHTTPRequestHandler, directory=str(photos))
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -151,20 +153,23 @@ def test_a_url_is_fetched(capsys, model, photos):
     good, bad = (json.loads(line) for line in out.splitlines())
     assert code == 1
     assert good["predictions"] == [
-        {"label": "blue", "probability": pytest.approx(shares(photos / "more/c.png")["blue"], abs=1e-6)}
+        {
+            "label": "blue",
+            "probability": pytest.approx(expected_probabilities(photos / "more/c.png")["blue"], abs=1e-6),
+        }
     ]
     assert "404" in bad["error"]
     assert "404" in err
 
 
-def test_the_grid_draws_what_was_predicted(capsys, model, photos, tmp_path):
+def test_predict_grid_shows_the_images(capsys, model, photos, tmp_path):
     code, out, err = command(capsys, model, photos, "--save_grid", tmp_path / "grid.png", "--json")
     assert code == 0
     assert len(out.splitlines()) == 3
     assert_names(err, tmp_path / "grid.png", 3)
-    with Image.open(tmp_path / "grid.png") as drawn:
-        pixels = np.asarray(drawn.convert("RGB"), dtype=np.int64)
-    for channel in range(3):  # each picture is there: pixels in which its channel stands out
+    with Image.open(tmp_path / "grid.png") as loaded:
+        pixels = np.asarray(loaded.convert("RGB"), dtype=np.int64)
+    for channel in range(3):  # each image is visible: pixels dominated by its channel
         others = np.delete(pixels, channel, axis=2).max(axis=2)
         assert (pixels[..., channel] > others + 40).sum() > 1000
 
@@ -190,15 +195,15 @@ def test_predict_with_a_wrong_value_names_option_and_data(capsys, model, photos,
 
 
 @pytest.mark.integration
-def test_a_pipe_that_closes_early_is_no_error(model, photos):
+def test_predict_into_closed_pipe_succeeds(model, photos):
     result = run_command("bash", "-c", f"hfvit predict {model} {photos} --json | true; echo ${{PIPESTATUS[0]}}")
     assert result.stdout == "141\n"
     assert result.stderr == ""
 
 
 @pytest.mark.integration
-def test_as_typed(model, photos, tmp_path):
-    """The console command itself: clean standard output, no noise of libraries."""
+def test_predict_command_prints_clean_output(model, photos, tmp_path):
+    """Run the console command: no messages of libraries."""
     result = run_command("hfvit", "predict", model, f"{photos}/*.png", photos, "--json", "--top_k", 1)
     assert result.returncode == 0
     assert [json.loads(line)["predictions"][0]["label"] for line in result.stdout.splitlines()] == LABELS

@@ -1,4 +1,4 @@
-"""Hostile names of files and classes in what `hfvit predict` prints and draws."""
+"""Hostile names of files and classes in the output of `hfvit predict`."""
 
 import io
 import json
@@ -22,7 +22,7 @@ ENCODINGS = ["utf-8", "latin-1", "ascii"]
 
 @pytest.fixture
 def model(tmp_path):
-    """A graph of as many classes as there are hostile names."""
+    """Write a graph with a class for each hostile name."""
     weights = np.zeros((3, len(HOSTILE)), np.float32)
     weights[np.arange(len(HOSTILE)) % 3, np.arange(len(HOSTILE))] = 1
     write_graph(tmp_path / "onnx" / "model.onnx", weights)
@@ -31,12 +31,12 @@ def model(tmp_path):
 
 @pytest.fixture
 def photos(tmp_path):
-    """Pictures of hostile names, a file of such a name that is none, and one whose name is not UTF-8."""
+    """Write images with hostile names, an invalid one, and one whose name is not UTF-8."""
     folder = tmp_path / "photos"
     folder.mkdir()
-    picture = colored_image(0, np.random.default_rng(0))
+    image = colored_image(0, np.random.default_rng(0))
     content = io.BytesIO()
-    picture.save(content, "PNG")
+    image.save(content, "PNG")
     for name in [name for name in HOSTILE if not set(name) & {"\0", "\ud800"}]:
         (folder / f"{name}.png").write_bytes(content.getvalue())
     (folder / "broken\x1b[2J\n.png").write_bytes(b"none")
@@ -44,7 +44,7 @@ def photos(tmp_path):
 
 
 def command(encoding: str, monkeypatch, *words) -> tuple[int, str, str]:
-    """Exit code, standard output and error of `hfvit predict` on strict streams of this encoding."""
+    """Run `hfvit predict` on strict streams; returns exit code, stdout and stderr."""
     streams = [io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict") for _ in range(2)]
     monkeypatch.setattr(sys, "stdout", streams[0])
     monkeypatch.setattr(sys, "stderr", streams[1])
@@ -55,20 +55,20 @@ def command(encoding: str, monkeypatch, *words) -> tuple[int, str, str]:
     return stop.value.code, *(stream.buffer.getvalue().decode(encoding) for stream in streams)
 
 
-def assert_acts_on_nothing(text: str) -> None:
+def assert_no_control_characters(text: str) -> None:
     assert not [character for character in text if is_unprintable(character) and character != "\n"]
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_text_of_hostile_names_is_a_line_each(encoding, model, photos, monkeypatch):
+def test_predict_text_of_hostile_names_has_a_line_each(encoding, model, photos, monkeypatch):
     code, out, err = command(encoding, monkeypatch, model, photos, "--top_k", len(HOSTILE))
-    pictures = len(list(photos.iterdir())) - 1
+    images = len(list(photos.iterdir())) - 1
     assert code == 1
-    assert_acts_on_nothing(out)
-    assert_acts_on_nothing(err)
+    assert_no_control_characters(out)
+    assert_no_control_characters(err)
     lines = out.splitlines()
-    assert len(lines) == pictures * (1 + len(HOSTILE))
-    assert len([line for line in lines if re.match(r" +\d", line)]) == pictures * len(HOSTILE)
+    assert len(lines) == images * (1 + len(HOSTILE))
+    assert len([line for line in lines if re.match(r" +\d", line)]) == images * len(HOSTILE)
     assert len(err.splitlines()) == 2
     assert r"broken\x1b[2J\n.png" in err
     assert r"\x1b]0;owned\x07\x1b[2Jcat" in out
@@ -77,11 +77,11 @@ def test_text_of_hostile_names_is_a_line_each(encoding, model, photos, monkeypat
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_json_of_hostile_names_holds_them(encoding, model, photos, monkeypatch):
+def test_predict_json_of_hostile_names_round_trips(encoding, model, photos, monkeypatch):
     code, out, err = command(encoding, monkeypatch, model, photos, "--top_k", len(HOSTILE), "--json")
     assert code == 1
-    assert_acts_on_nothing(out)
-    assert_acts_on_nothing(err)
+    assert_no_control_characters(out)
+    assert_no_control_characters(err)
     found = [json.loads(line) for line in out.splitlines()]
     assert {line["image"] for line in found} == {str(path) for path in photos.iterdir()}
     for line in found:
@@ -89,15 +89,15 @@ def test_json_of_hostile_names_holds_them(encoding, model, photos, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["png", "svg", "pdf"])
-def test_grid_of_hostile_names_is_drawn(kind, model, photos, tmp_path, monkeypatch):
+def test_predict_grid_of_hostile_names_succeeds(kind, model, photos, tmp_path, monkeypatch):
     grid = tmp_path / f"grid\x1b[2J.{kind}"
     code, _, err = command("utf-8", monkeypatch, model, photos, "--save-grid", grid)
     assert code == 1
     assert grid.stat().st_size > 0
-    assert_acts_on_nothing(err)
+    assert_no_control_characters(err)
     if kind == "png":
-        with Image.open(grid) as drawn:
-            drawn.load()
+        with Image.open(grid) as loaded:
+            loaded.load()
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_grid_of_hostile_names_is_drawn(kind, model, photos, tmp_path, monkeypat
     ],
 )
 @pytest.mark.parametrize("place", ["image", "artifact", "grid", "option"])
-def test_wrong_names_are_one_message(word, place, model, photos, monkeypatch):
+def test_predict_of_wrong_names_prints_one_error(word, place, model, photos, monkeypatch):
     monkeypatch.delenv("HOME")
     words = {
         "image": [model, word],
@@ -123,8 +123,8 @@ def test_wrong_names_are_one_message(word, place, model, photos, monkeypatch):
     }
     code, out, err = command("ascii", monkeypatch, *words[place])
     assert (code, out) == (2, "")
-    assert_acts_on_nothing(err)
-    if place != "option":  # argparse shows its usage, too
+    assert_no_control_characters(err)
+    if place != "option":  # argparse prints its usage too
         assert err.count("hfvit: error: ") == 1
     if place == "image" or (place != "option" and "\n" not in word):
         assert len(err.splitlines()) == 1
@@ -134,7 +134,7 @@ def test_wrong_names_are_one_message(word, place, model, photos, monkeypatch):
 @pytest.mark.parametrize(
     ("redirection", "code"), [(">&-", 1), ("2>&-", 1), (">&- 2>&-", 1), ("<&- >&- 2>&-", 1), ("> /dev/full", 7)]
 )
-def test_streams_that_take_nothing(redirection, code, model, photos):
+def test_predict_with_closed_or_full_stream_exits_with_code(redirection, code, model, photos):
     script = f'hfvit predict "$0" "$1" {redirection}'
     result = run_command("bash", "-c", script, model, photos, PYTHONIOENCODING="utf-8:strict")
     assert "Traceback" not in result.stderr
@@ -144,10 +144,10 @@ def test_streams_that_take_nothing(redirection, code, model, photos):
 
 @pytest.mark.integration
 @pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
-def test_names_that_are_not_utf_8_in_other_locales(locale, model, photos):
+def test_predict_of_non_utf_8_names_in_other_locales(locale, model, photos):
     script = 'hfvit predict "$0" "$1"/*.png'
     result = run_command("bash", "-c", script, model, photos, LC_ALL=locale, LANG=locale)
     assert result.returncode == 1
-    assert_acts_on_nothing(result.stdout)
+    assert_no_control_characters(result.stdout)
     assert "Traceback" not in result.stderr
     assert os.fsencode("\udcff") not in result.stdout.encode(errors="surrogateescape")

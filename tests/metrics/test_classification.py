@@ -1,4 +1,4 @@
-"""Metrics against figures from elsewhere: hand counts, scipy, torch and scikit-learn's own scorers."""
+"""Metrics against hand counts, scipy, torch and scikit-learn."""
 
 import evaluate
 import numpy as np
@@ -20,7 +20,7 @@ def logits_and_labels():
     return logits, labels
 
 
-def test_against_scikit_learn_and_torch(logits_and_labels):
+def test_metrics_equal_scikit_learn_and_torch(logits_and_labels):
     logits, labels = logits_and_labels
     result = ImageClassificationMetric(NAMES).compute(predictions=logits, references=labels)
     probabilities = torch.from_numpy(logits).double().softmax(dim=1).numpy()
@@ -39,7 +39,7 @@ def test_against_scikit_learn_and_torch(logits_and_labels):
     assert result["per_class"][6]["images"] == 0
 
 
-def test_wilson_interval_by_its_formula(logits_and_labels):
+def test_accuracy_interval_equals_the_wilson_formula(logits_and_labels):
     logits, labels = logits_and_labels
     result = ImageClassificationMetric(NAMES).compute(predictions=logits, references=labels)
     p, n, z = result["accuracy"], 200, 1.959963984540054
@@ -48,7 +48,7 @@ def test_wilson_interval_by_its_formula(logits_and_labels):
     assert result["accuracy_interval"] == pytest.approx([centre - half, centre + half])
 
 
-def test_calibration_by_hand():
+def test_calibration_equals_a_hand_count():
     confidence = np.array([0.95, 0.99, 0.97, 0.35, 0.38])
     correct = np.array([True, True, False, True, False])
     bins, ece = calibration(confidence, correct)
@@ -58,7 +58,7 @@ def test_calibration_by_hand():
     assert ece == pytest.approx(expected)
 
 
-def test_two_classes_have_a_top5_too():
+def test_top5_accuracy_with_two_classes_is_1():
     result = ImageClassificationMetric(["no", "yes"]).compute(
         predictions=np.array([[2.0, 1.0], [0.0, 3.0]]), references=np.array([1, 1])
     )

@@ -1,4 +1,4 @@
-"""The fitted temperature against torch's L-BFGS, and what is told of it."""
+"""Temperature scaling against torch's L-BFGS."""
 
 import json
 
@@ -35,36 +35,36 @@ def fitted_by_torch(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("scale", [0.4, 1.0, 3.0])
-def test_the_temperature_is_the_one_that_lbfgs_finds(scale):
+def test_fit_temperature_equals_lbfgs(scale):
     logits, labels = confident(500, scale)
     assert fit_temperature(logits, labels) == pytest.approx(fitted_by_torch(logits, labels), rel=1e-4)
 
 
-def test_likelihood_is_scikit_learns():
+def test_negative_log_likelihood_equals_scikit_learn():
     logits, labels = confident(200, 2.0)
     probabilities = torch.from_numpy(logits).double().softmax(dim=1).numpy()
     assert negative_log_likelihood(logits, labels) == pytest.approx(log_loss(labels, probabilities, labels=range(7)))
 
 
-def test_facts_of_every_split_are_the_metrics_of_the_divided_logits():
+def test_calibrated_metrics_are_those_of_the_divided_logits():
     results = {"validation": confident(400, 3.0, 1), "test": confident(900, 3.0, 2)}
     found = calibrate(results)
     assert found.value > 1.3
     for role, (logits, labels) in results.items():
         divided = classification_metrics(logits / found.value, labels, [str(n) for n in range(7)])
         before = classification_metrics(logits, labels, [str(n) for n in range(7)])
-        told = found.splits[role]
-        assert told.loss == pytest.approx(divided["loss"], abs=1e-6)
-        assert told.ece == pytest.approx(divided["ece"], abs=1e-6)
-        assert [each.to_json() for each in told.calibration] == [
+        split = found.splits[role]
+        assert split.loss == pytest.approx(divided["loss"], abs=1e-6)
+        assert split.ece == pytest.approx(divided["ece"], abs=1e-6)
+        assert [each.to_json() for each in split.calibration] == [
             pytest.approx(entry, abs=1e-6) for entry in divided["calibration"]
         ]
-        assert told.ece < before["ece"]
-        assert told.loss < before["loss"]
+        assert split.ece < before["ece"]
+        assert split.loss < before["loss"]
     json.dumps(found.to_json(), allow_nan=False)
 
 
-def test_there_is_no_temperature_where_nothing_is_wrong_or_nothing_is_told():
+def test_no_temperature_if_all_is_correct_or_logits_are_constant():
     labels = np.arange(12) % 3
     perfect = calibrate({"validation": (5.0 * np.eye(3)[labels], labels)})
     assert perfect.value is None

@@ -1,4 +1,4 @@
-"""A model as it is built: its image size, attention maps, frozen parts and gradients, and what cannot be built."""
+"""Build models: image size, attention maps, freezing, gradients, errors."""
 
 import json
 
@@ -14,7 +14,7 @@ from transformers import AutoModelForImageClassification, TimmWrapperForImageCla
 from hfvit.errors import ModelError
 from hfvit.models.modeling import HFViTForImageClassification
 
-# One of each kind of position embedding: with a class token in it, beside it (DINOv2 with registers), and without one.
+# Position embeddings with the class token, without it (DINOv2 with registers), and no class token.
 FAMILIES = {
     "vit": ("vit_tiny_patch16_224", MICRO),
     "dinov2": ("vit_small_patch14_reg4_dinov2", {**MICRO, "patch_size": 8}),
@@ -31,14 +31,14 @@ def micro(labels=LABELS, image_size=32, family="vit", **kwargs):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("size", [24, 48])
-def test_position_embeddings_are_resampled_as_timm_does(family, size, tmp_path):
+def test_set_image_size_resamples_position_embeddings_like_timm(family, size, tmp_path):
     start = 64 if family == "dinov2" else 32
     model = micro(family=family, image_size=start)
     torch.nn.init.normal_(model.timm_model.pos_embed)
     model.save_pretrained(tmp_path)
     resized = HFViTForImageClassification.from_pretrained(tmp_path, image_size=size)
     assert resized.config.image_size == (size, size)
-    # timm's loader resamples by itself when it builds the model at another size: an independent route.
+    # timm's loader also resamples when it builds the model at another size.
     reference = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, img_size=size)
     torch.testing.assert_close(resized.timm_model.pos_embed, reference.pos_embed)
     resized.save_pretrained(tmp_path / "resized")
@@ -47,8 +47,8 @@ def test_position_embeddings_are_resampled_as_timm_does(family, size, tmp_path):
     assert torch.equal(stock(x).logits, resized.eval()(x).logits)
 
 
-def test_a_resampled_model_sees_nearly_the_same_and_the_stock_class_does_not(tmp_path):
-    """Smooth position embeddings and a smooth picture: at twice the size the features barely change."""
+def test_set_image_size_keeps_features_unlike_the_stock_class(tmp_path):
+    """Features of a smooth image barely change at twice the size."""
     model = micro(image_size=64).eval()
     grid = torch.stack(torch.meshgrid(torch.linspace(-1, 1, 8), torch.linspace(-1, 1, 8), indexing="ij"), dim=-1)
     smooth = grid.reshape(64, 2) @ torch.randn(2, 32)
@@ -56,7 +56,7 @@ def test_a_resampled_model_sees_nearly_the_same_and_the_stock_class_does_not(tmp
         model.timm_model.pos_embed[0, 1:] = smooth
     model.save_pretrained(tmp_path)
     resized = HFViTForImageClassification.from_pretrained(tmp_path, image_size=128).eval()
-    # A picture of 8x8 flat tiles, each one patch at 64 px and four patches at 128 px.
+    # An image of 8x8 flat tiles, each one patch at 64 px and four patches at 128 px.
     tiles = torch.randn(1, 3, 8, 8)
     small, large = (torch.nn.functional.interpolate(tiles, scale_factor=scale) for scale in (8, 16))
 
@@ -69,11 +69,11 @@ def test_a_resampled_model_sees_nearly_the_same_and_the_stock_class_does_not(tmp
     stock = TimmWrapperForImageClassification.from_pretrained(
         tmp_path, model_args={**MICRO, "img_size": 128}, ignore_mismatched_sizes=True
     )
-    # What the stock class leaves there is uninitialised memory, often NaN; at any rate not the resampled positions.
+    # The stock class leaves uninitialized memory, often NaN.
     assert not torch.allclose(stock.timm_model.pos_embed, resized.timm_model.pos_embed, atol=0.1)
 
 
-def test_attention_maps():
+def test_output_attentions_equal_the_softmax():
     model = micro().eval()
     x = torch.randn(2, 3, 32, 32)
     plain = model(x)
@@ -91,7 +91,7 @@ def test_attention_maps():
     assert all(layer.attn.fused_attn for layer in model.timm_model.blocks)
 
 
-def test_attention_maps_of_another_family_are_refused():
+def test_output_attentions_of_convnext_raises():
     model = build_model(
         LABELS, architecture="convnext_atto", timm_kwargs={"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 8)}
     )
@@ -99,7 +99,7 @@ def test_attention_maps_of_another_family_are_refused():
         model(torch.zeros(1, 3, 64, 64), output_attentions=True)
 
 
-def test_frozen_parts_have_no_gradient_and_no_dropout():
+def test_freeze_backbone_has_no_gradient_and_no_dropout():
     model = micro(drop_path_rate=0.5, proj_drop_rate=0.5)
     model.freeze("backbone")
     model.train()
@@ -112,7 +112,7 @@ def test_frozen_parts_have_no_gradient_and_no_dropout():
     }
 
 
-def test_gradient_checkpointing_gives_the_same_gradients():
+def test_activation_checkpointing_gives_the_same_gradients():
     x, grads = torch.randn(2, 3, 32, 32), []
     for checkpointing in (False, True):
         model = micro().train()
@@ -125,13 +125,13 @@ def test_gradient_checkpointing_gives_the_same_gradients():
         torch.testing.assert_close(grads[1][name], grad)
 
 
-def test_layer_scale_is_loaded(tmp_path):
-    """transformers renames `gamma` in old checkpoints (transformers#33687); timm's LayerScale must not suffer."""
+def test_from_pretrained_loads_layer_scale(tmp_path):
+    """transformers renames `gamma` in old checkpoints (transformers#33687)."""
     model = micro(init_values=0.3)
     torch.nn.init.normal_(model.timm_model.blocks[0].ls1.gamma)
     model.save_pretrained(tmp_path)
-    again = HFViTForImageClassification.from_pretrained(tmp_path)
-    assert torch.equal(again.timm_model.blocks[0].ls1.gamma, model.timm_model.blocks[0].ls1.gamma)
+    loaded = HFViTForImageClassification.from_pretrained(tmp_path)
+    assert torch.equal(loaded.timm_model.blocks[0].ls1.gamma, model.timm_model.blocks[0].ls1.gamma)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_build_model_with_a_wrong_value_names_option_and_data(kwargs, option, da
     assert_names(caught.value, *data)
 
 
-def test_any_timm_network_takes_an_image_size():
+def test_build_model_of_convnext_accepts_image_size():
     kwargs = {"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 8)}
     model = build_model(LABELS, architecture="convnext_atto", image_size=64, timm_kwargs=kwargs)
     assert model.config.image_size == (64, 64)
@@ -160,16 +160,16 @@ def test_any_timm_network_takes_an_image_size():
     assert model(torch.zeros(1, 3, 64, 64)).logits.shape == (1, 3)
 
 
-def test_fsdp_wraps_the_models_own_blocks():
+def test_no_split_modules_names_the_blocks():
     assert micro()._no_split_modules == ["Block"]
 
 
-def test_an_unreachable_repository_is_named():
+def test_build_model_of_unreachable_repository_names_it():
     with pytest.raises(ModelError, match=r"^model_name_or_path: timm/no-such-model\b"):
         build_model(LABELS, model_name_or_path="timm/no-such-model")
 
 
-def test_a_checkpoint_of_another_kind_is_named(tmp_path):
+def test_build_model_of_other_model_type_names_it(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit", "hidden_size": 32}))
     with pytest.raises(ModelError, match=r"^model_name_or_path: .*'vit'") as caught:
         build_model(LABELS, model_name_or_path=str(tmp_path))

@@ -1,4 +1,4 @@
-"""Images with texts, from the recipe to the exported graph."""
+"""Image-text models, from the recipe to the exported graph."""
 
 import json
 import re
@@ -46,12 +46,12 @@ TEXTS = ("--text_column", "caption", "--max_text_length", "8", "--text_encoder")
 
 @pytest.fixture(scope="module")
 def captioned(tmp_path_factory):
-    """Folders of the data set and of the text encoder."""
+    """Write the data set and the text encoder."""
     return write_set(tmp_path_factory.mktemp("captioned")), write_encoder(tmp_path_factory.mktemp("encoder"))
 
 
 def train(out, data, *options):
-    """The recipe through main(); what run.json holds then."""
+    """Train the recipe with options and return run.json."""
     recipe = out.parent / f"{out.name}.yaml"
     recipe.write_text(RECIPE)
     assert (
@@ -63,7 +63,7 @@ def train(out, data, *options):
 
 @pytest.fixture(scope="module")
 def fused(captioned, tmp_path_factory):
-    """A run of images with texts, and its facts."""
+    """Train an image-text model; returns output folder and run.json."""
     data, encoder = captioned
     out = tmp_path_factory.mktemp("fused") / "out"
     return out, train(out, data, *TEXTS, encoder)
@@ -77,12 +77,12 @@ def exported(fused):
     return fused[0] / "onnx"
 
 
-def accuracy(facts):
-    return facts["metrics"]["test"]["accuracy"]
+def accuracy(record):
+    return record["metrics"]["test"]["accuracy"]
 
 
-def test_image_and_text_together_tell_what_neither_tells_alone(fused, captioned, tmp_path):
-    """The class is the exclusive or of color and word: half of what either side sees alone is of each class."""
+def test_train_with_texts_learns_an_interaction_of_image_and_text(fused, captioned, tmp_path):
+    """The class is the exclusive or of color and word, so that either alone is at chance."""
     data, encoder = captioned
     assert accuracy(fused[1]) > 0.95
     assert accuracy(train(tmp_path / "image", data)) < 0.65
@@ -93,25 +93,25 @@ def test_image_and_text_together_tell_what_neither_tells_alone(fused, captioned,
     assert accuracy(train(tmp_path / "text", gray, *TEXTS, encoder)) < 0.65
 
 
-def test_late_fusion_learns_it_too_and_stops_where_it_was_resumed(captioned, tmp_path):
+def test_train_with_late_fusion_resumes_exactly(captioned, tmp_path):
     data, encoder = captioned
     options = (*TEXTS, encoder, "--fusion", "concatenation", "--keep_checkpoints", "true")
-    facts = train(tmp_path / "whole", data, *options)
-    assert accuracy(facts) > 0.95
-    shutil.copytree(tmp_path / "whole" / "checkpoint-40", tmp_path / "again" / "checkpoint-40")
-    again = train(tmp_path / "again", data, *options, "--resume_from_checkpoint", "auto")
-    assert again["training"]["resumed_at_step"] == 40
-    assert again["metrics"]["test"]["confusion_matrix"] == facts["metrics"]["test"]["confusion_matrix"]
-    losses = [{e["step"]: e["loss"] for e in run["history"] if "loss" in e} for run in (facts, again)]
+    record = train(tmp_path / "full", data, *options)
+    assert accuracy(record) > 0.95
+    shutil.copytree(tmp_path / "full" / "checkpoint-40", tmp_path / "resumed" / "checkpoint-40")
+    resumed = train(tmp_path / "resumed", data, *options, "--resume_from_checkpoint", "auto")
+    assert resumed["training"]["resumed_at_step"] == 40
+    assert resumed["metrics"]["test"]["confusion_matrix"] == record["metrics"]["test"]["confusion_matrix"]
+    losses = [{e["step"]: e["loss"] for e in run["history"] if "loss" in e} for run in (record, resumed)]
     assert losses[1][120] == losses[0][120]
 
 
-def test_the_image_tower_trains_at_several_patch_sizes(captioned, tmp_path):
+def test_train_with_texts_and_patch_sizes_samples_them(captioned, tmp_path):
     sizes = []
 
     class Watch(TrainerCallback):
         def on_step_end(self, args, state, control, model=None, **kwargs):
-            sizes.append(model.timm_model.patch_embed.drawn)
+            sizes.append(model.timm_model.patch_embed.current_size)
 
     data, encoder = captioned
     (tmp_path / "recipe.yaml").write_text(RECIPE)
@@ -120,7 +120,7 @@ def test_the_image_tower_trains_at_several_patch_sizes(captioned, tmp_path):
     assert set(sizes) == {4, 8}
 
 
-def test_checkpointed_activations_are_refused_before_training(captioned, tmp_path, capsys):
+def test_train_with_texts_and_activation_checkpointing_raises(captioned, tmp_path, capsys):
     data, encoder = captioned
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     words = [str(tmp_path / "recipe.yaml"), "--dataset_name", str(data), "--output_dir", str(tmp_path / "out")]
@@ -131,13 +131,13 @@ def test_checkpointed_activations_are_refused_before_training(captioned, tmp_pat
     assert_names(message, "VisionTransformer")
 
 
-def test_a_run_leaves_what_its_model_needs(fused, captioned, capsys):
-    out, facts = fused
-    assert facts["model"]["texts"]["model_type"] == "bert"
-    assert facts["data"]["text_column"] == "caption"
-    assert facts["data"]["splits"]["train"]["empty_texts"] == 0
-    assert facts["training"]["flops_per_image"] > 0
-    assert facts["examples"]["attention_left_out"]
+def test_train_with_texts_writes_record_card_and_tokenizer(fused, captioned, capsys):
+    out, record = fused
+    assert record["model"]["texts"]["model_type"] == "bert"
+    assert record["data"]["text_column"] == "caption"
+    assert record["data"]["splits"]["train"]["empty_texts"] == 0
+    assert record["training"]["flops_per_image"] > 0
+    assert record["examples"]["attention_left_out"]
     card = (out / "README.md").read_text()
     assert "load_classifier(" in card
     assert "pipeline(" not in card
@@ -149,32 +149,32 @@ def test_a_run_leaves_what_its_model_needs(fused, captioned, capsys):
     assert str(captioned[1]).encode() not in b"".join(s for s in pushed.values() if isinstance(s, bytes))
 
 
-def test_what_is_saved_loads_equal(fused, tmp_path):
+def test_save_pretrained_of_fusion_model_round_trips(fused, tmp_path):
     model = AutoModelForImageClassification.from_pretrained(fused[0])
     assert type(model) is hfvit.HFViTFusionForImageClassification
     assert [model.config.id2label[index] for index in range(2)] == CLASSES
     model.save_pretrained(tmp_path)
-    again, info = hfvit.HFViTFusionForImageClassification.from_pretrained(tmp_path, output_loading_info=True)
+    loaded, info = hfvit.HFViTFusionForImageClassification.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     feed = AutoTokenizer.from_pretrained(fused[0])(["dawn in town", "dusk"], padding=True, return_tensors="pt")
     feed = {key: feed[key] for key in ("input_ids", "attention_mask")}
     images = [colored_image(0, np.random.default_rng(n)) for n in range(2)]
     feed |= AutoImageProcessor.from_pretrained(fused[0])(images, return_tensors="pt")
-    torch.testing.assert_close(again.eval()(**feed).logits, model.eval()(**feed).logits, rtol=0, atol=0)
+    torch.testing.assert_close(loaded.eval()(**feed).logits, model.eval()(**feed).logits, rtol=0, atol=0)
     classifier = hfvit.load_classifier(fused[0], device="cpu")
     logits = classifier.logits(list(zip(images, ["dawn in town", "dusk"], strict=True)))
     np.testing.assert_allclose(logits, model(**feed).logits.detach().numpy(), atol=1e-5)
 
 
-def test_stock_transformers_says_that_it_does_not_know_the_model(fused):
+def test_auto_config_without_hfvit_names_the_model_type(fused):
     code = f"from transformers import AutoConfig; AutoConfig.from_pretrained({str(fused[0])!r})"
     result = run_command("python", "-c", code)
     assert result.returncode == 1
     assert "hfvit_fusion" in result.stderr
 
 
-def test_padding_changes_nothing(fused):
+def test_logits_do_not_depend_on_padding(fused):
     classifier = hfvit.load_classifier(fused[0], device="cpu")
     image = colored_image(2, np.random.default_rng(5))
     texts = ["dusk", "a picture taken at dawn in town", "", None]
@@ -185,7 +185,7 @@ def test_padding_changes_nothing(fused):
     assert np.abs(together[0] - together[1]).max() > 0.1
 
 
-def test_the_export_takes_three_inputs_and_agrees(fused, exported, capsys):
+def test_export_onnx_with_texts_has_three_inputs_and_agrees(fused, exported, capsys):
     import onnxruntime
 
     session = onnxruntime.InferenceSession(exported / "model.onnx")
@@ -194,10 +194,10 @@ def test_the_export_takes_three_inputs_and_agrees(fused, exported, capsys):
         ("input_ids", ["batch_size", "tokens"]),
         ("attention_mask", ["batch_size", "tokens"]),
     ]
-    facts = json.loads((exported / "export.json").read_text())["files"]["model.onnx"]
-    assert facts["parity"]["max_abs_difference"] < 1e-4
-    assert facts["text_inputs"][0] == {"name": "input_ids", "type": "int64", "shape": ["batch_size", "tokens"]}
-    assert facts["gate"]["agreement"] == 1.0
+    record = json.loads((exported / "export.json").read_text())["files"]["model.onnx"]
+    assert record["parity"]["max_abs_difference"] < 1e-4
+    assert record["text_inputs"][0] == {"name": "input_ids", "type": "int64", "shape": ["batch_size", "tokens"]}
+    assert record["gate"]["agreement"] == 1.0
     rng = np.random.default_rng(8)
     images, texts = [colored_image(n % 3, rng) for n in range(5)], ["dawn", "dusk in town", "", "taken at dusk", "a"]
     answers = [hfvit.load_classifier(path, device="cpu").predict(images, texts=texts) for path in (fused[0], exported)]
@@ -209,7 +209,7 @@ def test_the_export_takes_three_inputs_and_agrees(fused, exported, capsys):
     assert_names(capsys.readouterr().out, "'test'")
 
 
-def test_the_command_predicts_pictures_with_a_text(fused, tmp_path, capsys):
+def test_predict_with_text_option(fused, tmp_path, capsys):
     names = []
     for number in range(2):
         names.append(str(tmp_path / f"{number}.png"))
@@ -233,7 +233,7 @@ def test_the_command_predicts_pictures_with_a_text(fused, tmp_path, capsys):
     assert_names(message, fused[0], 2)
 
 
-def test_a_run_is_reported_and_verified(fused, capsys):
+def test_report_and_verify_of_image_text_run(fused, capsys):
     for words in (
         ["report", str(fused[0]), "--html"],
         ["verify", str(fused[0]), "--eval_only", "--device", "cpu", "--allow_outside_paths"],
@@ -245,7 +245,7 @@ def test_a_run_is_reported_and_verified(fused, capsys):
     assert fused[1]["examples"]["attention_left_out"] in (fused[0] / "report.html").read_text()
 
 
-def test_no_demo_has_a_field_for_texts(exported, tmp_path, capsys):
+def test_demo_of_image_text_model_raises(exported, tmp_path, capsys):
     for words in ([str(exported.parent)], [str(exported), "--static", str(tmp_path / "page")]):
         with pytest.raises(SystemExit) as stop:
             hfvit_command(["demo", *words])
@@ -261,14 +261,14 @@ def blocks(kind):
     return re.findall(rf"```{kind}\n(.*?)```", PAGE, flags=re.DOTALL)
 
 
-def test_the_pages_recipe_is_one(tmp_path):
+def test_docs_recipe_loads(tmp_path):
     (tmp_path / "recipe.yaml").write_text(blocks("yaml")[0])
     recipe = load_recipe([str(tmp_path / "recipe.yaml"), "--use_cpu", "true"])
     assert recipe.model.fusion == "cross_attention"
     assert recipe.data.text_column == "title"
 
 
-def test_the_pages_examples_run(exported, tmp_path, monkeypatch, capsys):
+def test_docs_examples_run(exported, tmp_path, monkeypatch, capsys):
     for name in ("a.png", "b.png"):
         colored_image(0, np.random.default_rng(0)).save(tmp_path / name)
     (tmp_path / "outputs").mkdir()
@@ -279,7 +279,7 @@ def test_the_pages_examples_run(exported, tmp_path, monkeypatch, capsys):
     commands = blocks("console")[0].splitlines()
     assert commands[0].startswith("optimum-cli export onnx ")
     assert len(commands) > 1
-    for command in commands[1:]:  # `exported` is what the first one makes
+    for command in commands[1:]:  # the first one made `exported`
         with pytest.raises(SystemExit) as stop:
             hfvit_command(shlex.split(command)[1:])
         assert stop.value.code == 0, (command, capsys.readouterr().err)

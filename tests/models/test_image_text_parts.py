@@ -1,4 +1,4 @@
-"""What a model of images with texts is made of, and what it refuses."""
+"""Parts of image-text models, and errors."""
 
 import numpy as np
 import pytest
@@ -34,27 +34,27 @@ def fusion(encoder, architecture=ARCHITECTURE, image_size=16, timm_kwargs=MICRO,
 FAMILIES = {
     "convnext_atto": {"depths": [1, 1, 1, 1], "dims": [8, 16, 24, 32]},
     "swin_tiny_patch4_window7_224": {"embed_dim": 16, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4},
-    "mobilenetv3_small_050": {},  # pooled features of another width than its feature map
+    "mobilenetv3_small_050": {},  # the pooled features are wider than the feature map
 }
 
 
 @pytest.mark.parametrize("architecture", FAMILIES)
 @pytest.mark.parametrize("way", ["cross_attention", "concatenation"])
-def test_any_image_tower_trains_and_loads_equal(encoder, tmp_path, architecture, way):
+def test_fusion_with_any_image_tower_trains_and_round_trips(encoder, tmp_path, architecture, way):
     model = fusion(encoder, architecture, 32, FAMILIES[architecture], fusion=way)
     batch = {"pixel_values": torch.randn(2, 3, 32, 32), **model.example_texts(2, 5)}
     logits = model(**batch, labels=torch.tensor([0, 2]))
     logits.loss.backward()
     assert logits.logits.shape == (2, 3)
-    assert all(parameter.grad is not None for parameter in model.parameters())  # or DDP would stop
+    assert all(parameter.grad is not None for parameter in model.parameters())  # DDP fails otherwise
     model.save_pretrained(tmp_path)
-    again = HFViTFusionForImageClassification.from_pretrained(tmp_path).eval()
+    loaded = HFViTFusionForImageClassification.from_pretrained(tmp_path).eval()
     for name, value in model.state_dict().items():
-        torch.testing.assert_close(again.state_dict()[name], value, rtol=0, atol=0)
-    torch.testing.assert_close(again(**batch).logits, model.eval()(**batch).logits, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(loaded.state_dict()[name], value, rtol=0, atol=0)
+    torch.testing.assert_close(loaded(**batch).logits, model.eval()(**batch).logits, rtol=1e-4, atol=1e-6)
 
 
-def test_a_text_changes_what_is_made_of_the_image_and_padding_does_not(encoder):
+def test_fusion_logits_depend_on_text_but_not_on_padding(encoder):
     model = fusion(encoder).eval()
     image = torch.randn(1, 3, 16, 16)
     short = model(image, torch.tensor([[3, 4]])).logits
@@ -63,7 +63,7 @@ def test_a_text_changes_what_is_made_of_the_image_and_padding_does_not(encoder):
     assert (model(image, torch.tensor([[3, 7]])).logits - short).abs().max() > 1e-3
 
 
-def test_every_weight_has_one_group_and_frozen_ones_have_none(encoder):
+def test_groups_beside_covers_trainable_weights_once(encoder):
     model = fusion(encoder, freeze="backbone")
     model.train()
     assert not model.text_model.training
@@ -79,7 +79,7 @@ def test_every_weight_has_one_group_and_frozen_ones_have_none(encoder):
     assert fusion(encoder, freeze="1").text_model.encoder.layer[0].attention.self.query.weight.requires_grad
 
 
-def test_tokens_are_padded_to_the_batch_and_cut():
+def test_tokenize_pads_to_the_batch_and_truncates():
     table = tokenize(["dawn", None, "a picture taken at dusk in town", "zebra"], tokenizer(), 4)
     batch = table.batch(np.array([0, 1, 3]))
     number = {word: index for index, word in enumerate(WORDS, start=2)}
@@ -90,7 +90,7 @@ def test_tokens_are_padded_to_the_batch_and_cut():
     assert batch["input_ids"][0].tolist() == [number[word] for word in ("a", "picture", "taken", "at")]
 
 
-def test_the_text_half_of_a_clip_pair_serves_too(tmp_path):
+def test_fusion_with_clip_text_model(tmp_path):
     text = {"vocab_size": 10, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
     text |= {"num_attention_heads": 2, "max_position_embeddings": 8, "eos_token_id": 9}
     vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -118,7 +118,7 @@ def test_init_weights_after_to_empty_equals_a_new_model(encoder):
         assert torch.equal(value, values[name]), name
 
 
-def test_encoders_and_tokenizers_that_cannot_serve_are_told(encoder, tmp_path):
+def test_fusion_with_unsuitable_encoder_or_tokenizer_raises(encoder, tmp_path):
     with pytest.raises(ModelError, match=r"^max_text_length: .*\b17\b.*\bmax_position_embeddings\b.*\b16\b"):
         fusion(encoder, max_text_length=17)
     with pytest.raises(ModelError, match=r"^text_encoder: .*/nowhere\b"):
@@ -140,7 +140,7 @@ def test_encoders_and_tokenizers_that_cannot_serve_are_told(encoder, tmp_path):
     assert one_line(caught.value.__cause__) in str(caught.value)
 
 
-def test_exports_that_do_not_work_with_texts_are_refused(encoder, tmp_path):
+def test_export_of_fusion_with_unsupported_option_raises(encoder, tmp_path):
     model = fusion(encoder)
     with pytest.raises(ModelError, match=r"^optimize: "):
         export_onnx(model, tmp_path / "model.onnx", optimize=True)
@@ -182,7 +182,7 @@ def test_training_with_texts_and_a_wrong_value_names_option_and_data(recipe, tmp
     assert printed.count("hfvit: error") == 1
 
 
-def test_a_text_column_alone_is_told(recipe, tmp_path, capsys):
+def test_text_column_without_text_encoder_raises(recipe, tmp_path, capsys):
     alone = tmp_path / "alone.yaml"
     alone.write_text("".join(line for line in recipe.open() if not line.startswith("text_encoder")))
     assert run(lambda: main([str(alone), "--output_dir", str(tmp_path)])) == 2

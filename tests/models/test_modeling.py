@@ -1,4 +1,4 @@
-"""A model's checkpoint: what is saved loads everywhere, and what is loaded is complete."""
+"""Save and load checkpoints with hfvit, transformers and timm."""
 
 import json
 import sys
@@ -22,7 +22,7 @@ from hfvit.models.modeling import HFViTForImageClassification
 
 @pytest.fixture
 def saved(tmp_path):
-    """A saved micro model with preprocessing of its own, a picture, and the logits the model gives it."""
+    """Save a micro model; returns folder, image, its pixel values and logits."""
     model = build_model(LABELS, architecture=ARCHITECTURE, image_size=32, timm_kwargs=MICRO).eval()
     model.config.set_preprocessing(mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6], crop_pct=0.8, interpolation="bilinear")
     folder = tmp_path / "saved"
@@ -35,14 +35,14 @@ def saved(tmp_path):
         return folder, image, pixel_values, model(pixel_values).logits
 
 
-def test_loads_as_itself(saved):
+def test_from_pretrained_round_trips(saved):
     folder, _, pixel_values, logits = saved
     model = HFViTForImageClassification.from_pretrained(folder).eval()
     assert torch.equal(model(pixel_values).logits, logits)
     assert model.config.id2label == dict(enumerate(LABELS))
 
 
-def test_loads_with_stock_transformers_where_hfvit_cannot_be_imported(saved, tmp_path):
+def test_checkpoint_loads_in_transformers_without_hfvit(saved, tmp_path):
     folder, image, pixel_values, logits = saved
     image.save(tmp_path / "image.png")
     np.save(tmp_path / "logits.npy", logits.numpy())
@@ -63,7 +63,7 @@ def test_loads_with_stock_transformers_where_hfvit_cannot_be_imported(saved, tmp
     assert result.returncode == 0, result.stderr
 
 
-def test_loads_in_a_pipeline(saved):
+def test_checkpoint_loads_in_a_pipeline(saved):
     folder, image, _, logits = saved
     answers = pipeline("image-classification", model=str(folder))(image)
     probabilities = logits.softmax(dim=1)[0]
@@ -73,7 +73,7 @@ def test_loads_in_a_pipeline(saved):
     )
 
 
-def test_loads_in_timm(saved):
+def test_checkpoint_loads_in_timm(saved):
     folder, image, pixel_values, logits = saved
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     assert torch.equal(model(pixel_values), logits)
@@ -82,7 +82,7 @@ def test_loads_in_timm(saved):
     assert model.pretrained_cfg["label_names"] == LABELS
 
 
-def test_loads_as_a_classifier(saved):
+def test_checkpoint_loads_as_a_classifier(saved):
     folder, image, _, logits = saved
     classifier = hfvit.load_classifier(folder, device="cpu")
     torch.testing.assert_close(torch.from_numpy(classifier.logits([image])), logits)
@@ -92,7 +92,7 @@ def test_loads_as_a_classifier(saved):
     assert list(classifier.predict([np.asarray(image)], top_k=1)[0]) == [max(probabilities, key=probabilities.get)]
 
 
-def test_config_is_stock_and_complete(saved):
+def test_save_pretrained_writes_a_stock_config(saved):
     config = json.loads((saved[0] / "config.json").read_text())
     assert config["model_type"] == "timm_wrapper"
     assert config["architectures"] == ["TimmWrapperForImageClassification"]
@@ -106,7 +106,7 @@ def test_config_is_stock_and_complete(saved):
     assert AutoImageProcessor.from_pretrained(saved[0]).data_config["mean"] == (0.1, 0.2, 0.3)
 
 
-def test_a_new_model_starts_from_timms_own_initialisation():
+def test_build_model_has_timms_initialization():
     torch.manual_seed(7)
     expected = timm.create_model(ARCHITECTURE, img_size=32, num_classes=3, **MICRO).state_dict()
     torch.manual_seed(7)
@@ -114,19 +114,19 @@ def test_a_new_model_starts_from_timms_own_initialisation():
     assert all(torch.equal(actual[name], value) for name, value in expected.items())
 
 
-def test_labels_change_and_survive_round_trips(saved, tmp_path):
+def test_from_pretrained_with_labels_round_trips(saved, tmp_path):
     folder = saved[0]
     renamed = HFViTForImageClassification.from_pretrained(folder, labels=["a", "b", "c", "d"])
     renamed.save_pretrained(tmp_path / "renamed")
-    again = AutoModelForImageClassification.from_pretrained(tmp_path / "renamed")
-    assert again.config.id2label == dict(enumerate("abcd"))
-    assert again(torch.zeros(1, 3, 32, 32)).logits.shape == (1, 4)
+    loaded = AutoModelForImageClassification.from_pretrained(tmp_path / "renamed")
+    assert loaded.config.id2label == dict(enumerate("abcd"))
+    assert loaded(torch.zeros(1, 3, 32, 32)).logits.shape == (1, 4)
     many = [f"class {index}" for index in range(12)]
     build_model(many, architecture=ARCHITECTURE, image_size=32, timm_kwargs=MICRO).save_pretrained(tmp_path / "many")
     assert list(AutoModelForImageClassification.from_pretrained(tmp_path / "many").config.id2label.values()) == many
 
 
-def test_the_head_is_kept_when_the_classes_agree_and_new_when_they_differ(saved):
+def test_from_pretrained_keeps_the_head_for_equal_labels_only(saved):
     folder = saved[0]
     weights = load_file(folder / "model.safetensors")["head.weight"]
 
@@ -165,14 +165,14 @@ def test_from_pretrained_none_loads_a_state_dict(saved):
     assert torch.equal(renamed.timm_model.pos_embed, state_dict["pos_embed"])
     assert own.label_names == LABELS
     del state_dict["pos_embed"]
-    with pytest.raises(ModelError, match=r"1 weights are missing or of another shape \(pos_embed\)"):
+    with pytest.raises(ModelError, match=r"\b1 weights\b.*\(pos_embed\)"):
         load(own)
     for kwargs in ({"config": own}, {"state_dict": state_dict}, {}):
         with pytest.raises(ValueError, match="config= and state_dict="):
             HFViTForImageClassification.from_pretrained(None, **kwargs)
 
 
-def test_fewer_blocks_of_a_pretrained_model(saved):
+def test_from_pretrained_with_depth_keeps_the_first_blocks(saved):
     folder, _, _, _ = saved
     model = HFViTForImageClassification.from_pretrained(folder, timm_kwargs={"depth": 1})
     assert len(model.timm_model.blocks) == 1
@@ -180,14 +180,14 @@ def test_fewer_blocks_of_a_pretrained_model(saved):
     assert torch.equal(model.timm_model.blocks[0].attn.qkv.weight, weights["blocks.0.attn.qkv.weight"])
 
 
-def test_a_folder_without_weights_is_named(saved):
+def test_from_pretrained_without_weights_names_the_folder(saved):
     (saved[0] / "model.safetensors").unlink()
     with pytest.raises(ModelError) as caught:
         build_model(LABELS, model_name_or_path=str(saved[0]))
     assert_names(caught.value, saved[0], "model.safetensors")
 
 
-def test_a_checkpoint_without_a_head_asks_for_classes(saved):
+def test_from_pretrained_without_head_requires_labels(saved):
     config = json.loads((saved[0] / "config.json").read_text())
     (saved[0] / "config.json").write_text(json.dumps({**config, "num_classes": 0, "label_names": []}))
     with pytest.raises(ModelError, match=r"^labels: ") as caught:
@@ -196,7 +196,7 @@ def test_a_checkpoint_without_a_head_asks_for_classes(saved):
     assert build_model(["a", "b"], model_name_or_path=str(saved[0])).config.num_labels == 2
 
 
-def test_missing_or_misshapen_weights_are_an_error_not_a_warning(saved):
+def test_from_pretrained_with_missing_weights_raises(saved):
     file = saved[0] / "model.safetensors"
     weights = load_file(file)
     del weights["blocks.1.mlp.fc1.weight"]

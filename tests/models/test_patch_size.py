@@ -1,4 +1,4 @@
-"""Patches of changing size: drawn alike everywhere, with a gradient to the one embedding, resampled as timm does."""
+"""Flexible patch sizes: sampling, gradients, resampling as in timm."""
 
 import json
 
@@ -34,11 +34,11 @@ def micro(architecture="flexivit_small", **kwargs):
     "architecture", ["flexivit_small", ARCHITECTURE, "vit_small_patch16_dinov3", "eva02_tiny_patch14_224"]
 )
 @pytest.mark.parametrize("size", SIZES)
-def test_a_drawn_size_is_timms_resampled_model(architecture, size):
-    """The same logits, and the gradients of the model that timm resamples, carried back to the one embedding."""
+def test_flexible_patch_embed_equals_timms_resampled_model(architecture, size):
+    """Compare logits, and gradients of the shared embedding, with timm's resampling."""
     flexible, plain = micro(architecture).train(), micro(architecture).train()
     train_patch_sizes(flexible, SIZES)
-    flexible.timm_model.patch_embed.drawn = size
+    flexible.timm_model.patch_embed.current_size = size
     pixel_values = torch.randn(2, 3, 32, 32)
     logits = flexible(pixel_values).logits
 
@@ -49,7 +49,7 @@ def test_a_drawn_size_is_timms_resampled_model(architecture, size):
         prefix = 0 if network.no_embed_class else network.num_prefix_tokens
         replaced["pos_embed"] = resample_abs_pos_embed(network.pos_embed, [32 // size] * 2, num_prefix_tokens=prefix)
     own = dict(network.named_parameters())
-    network.set_input_size(patch_size=(size, size))  # its grid and stride; the weights come from `replaced`
+    network.set_input_size(patch_size=(size, size))  # sets grid and stride; the weights come from `replaced`
     expected = torch.func.functional_call(network, {**own, **replaced}, (pixel_values,))
     torch.testing.assert_close(logits, expected)
     logits.square().sum().backward()
@@ -57,52 +57,52 @@ def test_a_drawn_size_is_timms_resampled_model(architecture, size):
     torch.testing.assert_close(flexible.timm_model.patch_embed.proj.weight.grad, gradient, atol=1e-4, rtol=1e-3)
 
 
-def test_draws_follow_seed_and_step_alone_and_are_even():
+def test_sampled_patch_size_depends_on_seed_and_step_and_is_uniform():
     embeds = []
     for _ in range(2):
         model = micro()
         train_patch_sizes(model, SIZES)
         embeds.append(model.timm_model.patch_embed)
 
-    def drawn(embed, seed, steps):
+    def sampled(embed, seed, steps):
         sizes = []
         for step in steps:
-            embed.draw(seed, step)
-            sizes.append(embed.drawn)
+            embed.sample(seed, step)
+            sizes.append(embed.current_size)
         return sizes
 
-    whole = drawn(embeds[0], 3, range(600))
-    assert drawn(embeds[1], 3, range(300, 600)) == whole[300:]
-    assert drawn(embeds[1], 4, range(600)) != whole
-    assert all(150 < whole.count(size) < 250 for size in SIZES)
+    full = sampled(embeds[0], 3, range(600))
+    assert sampled(embeds[1], 3, range(300, 600)) == full[300:]
+    assert sampled(embeds[1], 4, range(600)) != full
+    assert all(150 < full.count(size) < 250 for size in SIZES)
 
 
-def test_several_processes_try_what_fits_at_the_smallest_patches(tmp_path):
+def test_out_of_memory_trial_uses_the_smallest_patches(tmp_path):
     trainer = make_trainer(tmp_path, num_train_epochs=1)
-    draws = train_patch_sizes(trainer.model, SIZES)
-    trainer.add_callback(draws)
-    trainer.out_of_memory.is_fitted = False  # as where others wait for this process
+    callback = train_patch_sizes(trainer.model, SIZES)
+    trainer.add_callback(callback)
+    trainer.out_of_memory.is_fitted = False  # as with several processes
     forward, seen = trainer.model.timm_model.forward_features, []
 
     def limited(pixel_values, *args, **kwargs):
         if torch.is_grad_enabled() and not pixel_values.is_meta:
-            seen.append((draws.embed.drawn, len(pixel_values)))
+            seen.append((callback.embed.current_size, len(pixel_values)))
             if seen[-1] == (4, 8):
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")
         return forward(pixel_values, *args, **kwargs)
 
     trainer.model.timm_model.forward_features = limited
     trainer.train()
-    draws.embed.draw(SEED, 0)
-    assert draws.embed.drawn != 4
-    assert seen[:5] == [(4, 8), (4, 4), (4, 4), (draws.embed.drawn, 4), (draws.embed.drawn, 4)]
+    callback.embed.sample(SEED, 0)
+    assert callback.embed.current_size != 4
+    assert seen[:5] == [(4, 8), (4, 4), (4, 4), (callback.embed.current_size, 4), (callback.embed.current_size, 4)]
     assert trainer.events == [{"event": "out_of_memory", "step": 1, "images": 8, "then": 4}]
 
 
-def test_evaluation_and_what_is_saved_have_the_models_own_size(tmp_path):
+def test_eval_and_checkpoint_keep_the_models_patch_size(tmp_path):
     model, plain = micro(), micro()
     train_patch_sizes(model, SIZES)
-    model.timm_model.patch_embed.drawn = 16
+    model.timm_model.patch_embed.current_size = 16
     pixel_values = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(model.eval()(pixel_values).logits, plain.eval()(pixel_values).logits)
     model.save_pretrained(tmp_path)
@@ -113,7 +113,7 @@ def test_evaluation_and_what_is_saved_have_the_models_own_size(tmp_path):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, colors):
-    """One model trained at three patch sizes, and the recipe it came from."""
+    """Train one model at three patch sizes; returns recipe and output folder."""
     folder = tmp_path_factory.mktemp("patch_sizes")
     recipe = folder / "flexi.yaml"
     recipe.write_text(
@@ -131,16 +131,16 @@ def losses(folder):
     return {entry["step"]: entry["loss"] for entry in history if "loss" in entry}
 
 
-def test_a_resumed_run_draws_the_same_sizes(run, tmp_path):
+def test_resumed_run_samples_the_same_patch_sizes(run, tmp_path):
     recipe, out = run
     checkpoint = next(path for path in out.glob("checkpoint-*") if path.name == "checkpoint-30")
     train([str(recipe), "--output_dir", str(tmp_path), "--resume_from_checkpoint", str(checkpoint)])
-    again, whole = losses(tmp_path), losses(out)
-    assert len(whole) == 60
-    assert {step: again[step] for step in whole} == whole
+    resumed, full = losses(tmp_path), losses(out)
+    assert len(full) == 60
+    assert {step: resumed[step] for step in full} == full
 
 
-def test_one_checkpoint_has_several_speeds(run, tmp_path, capsys):
+def test_validate_compares_patch_sizes_and_token_merging(run, tmp_path, capsys):
     _, out = run
     output = tmp_path / "speeds.json"
     command = f"validate {out} --split test --patch_size 4 16 --merge_tokens 1 --max_accuracy_drop 100"
@@ -161,7 +161,7 @@ def test_one_checkpoint_has_several_speeds(run, tmp_path, capsys):
     assert f"{out} patch_size=16" in capsys.readouterr().out
 
 
-def test_export_writes_the_resampled_model(run, tmp_path):
+def test_export_with_patch_size_writes_the_resampled_model(run, tmp_path):
     _, out = run
     with pytest.raises(SystemExit) as caught:
         export_onnx(["--model", str(out), "--patch_size", "4", str(tmp_path / "onnx")])
@@ -175,7 +175,7 @@ def test_export_writes_the_resampled_model(run, tmp_path):
         load_classifier(tmp_path / "onnx", patch_size=8)
 
 
-def test_the_resampled_model_is_what_timms_loader_makes(run):
+def test_set_patch_size_equals_timms_loader(run):
     _, out = run
     resampled = load_classifier(out, device="cpu", patch_size=4).backend.model
     reference = timm.create_model(f"local-dir:{out}", pretrained=True, patch_size=4).eval()
@@ -185,7 +185,7 @@ def test_the_resampled_model_is_what_timms_loader_makes(run):
     assert resampled.config.model_args["patch_size"] == 4
 
 
-def test_what_cannot_be_is_told(tmp_path):
+def test_unsupported_patch_size_raises(tmp_path):
     swin = {"patch_size": 2, "embed_dim": 16, "depths": (1, 1), "num_heads": (2, 2), "window_size": 4}
     other = build_model(LABELS, architecture="swin_tiny_patch4_window7_224", image_size=32, timm_kwargs=swin)
     for change in (lambda: set_patch_size(other, 4), lambda: train_patch_sizes(other, SIZES)):

@@ -1,4 +1,4 @@
-"""Token merging against a slow loop written from the paper, inside a timm ViT, and as an ONNX graph."""
+"""Token merging: against a loop written from the paper, in a timm ViT, in ONNX."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from helpers.recipes import ARCHITECTURE, MICRO
 from hfvit.errors import ModelError
 from hfvit.export.onnx import export_onnx
 from hfvit.inference.classifier import load_classifier
-from hfvit.models.token_merging import match, merge, merge_in_blocks, places_after
+from hfvit.models.token_merging import apply_token_merging, match, merge, positions_after_merge
 
 PREFIX = 2
 
@@ -19,16 +19,16 @@ def saved(folder, architecture=ARCHITECTURE, image_size=32, **kwargs):
     torch.manual_seed(0)
     args = {**MICRO, "depth": 3, **kwargs}
     model = build_model(LABELS, architecture=architecture, image_size=image_size, timm_kwargs=args).eval()
-    for parameter in model.parameters():  # away from an initialisation at which all keys are alike
+    for parameter in model.parameters():  # the initial keys are too similar
         parameter.data += 0.2 * torch.randn_like(parameter)
     model.save_pretrained(folder)
     return model
 
 
-def steps_of_the_paper(tokens, sizes, keys, r):
-    """Section 3 of arXiv:2210.09461 for one image, step by step; prefix tokens stand aside.
+def reference_merge(tokens, sizes, keys, r):
+    """Merge one image by section 3 of arXiv:2210.09461, without prefix tokens.
 
-    Returns {members of a token: its value}: which patches it stands for, as a set of positions in `tokens`.
+    Returns (value, size) of each token by its members, a set of positions in `tokens`.
     """
     patches = list(range(PREFIX, len(tokens)))
     set_a, set_b = patches[0::2], patches[1::2]  # 1. two sets of roughly equal size, in alternation
@@ -42,7 +42,7 @@ def steps_of_the_paper(tokens, sizes, keys, r):
         groups[b].append(a)
     merged = {a for _, a, _ in kept}
     groups |= {a: [a] for a in (*range(PREFIX), *set_a) if a not in merged}
-    # "averaging their features", weighted by how many patches each stands for (their Appendix D)
+    # "averaging their features", weighted by their number of patches (Appendix D)
     return {
         frozenset(group): (sum(tokens[i] * sizes[i] for i in group) / sum(sizes[i] for i in group),
                            sum(sizes[i] for i in group))
@@ -51,41 +51,41 @@ def steps_of_the_paper(tokens, sizes, keys, r):
 
 
 @pytest.mark.parametrize(("patches", "r"), [(16, 1), (16, 8), (15, 5), (9, 4)])
-def test_matching_and_merging_are_the_papers(patches, r):
+def test_match_and_merge_equal_the_papers_algorithm(patches, r):
     rng = np.random.default_rng(patches)
     tokens, keys = rng.normal(size=(3, PREFIX + patches, 5)), rng.normal(size=(3, PREFIX + patches, 4))
     sizes = rng.integers(1, 4, size=(3, PREFIX + patches, 1)).astype(float)
     order, target = match(torch.from_numpy(keys[:, PREFIX:]), r)
     x, left = merge(torch.from_numpy(tokens), torch.from_numpy(sizes), order, target, PREFIX)
-    places = places_after(order, target, PREFIX + patches, PREFIX)
+    positions = positions_after_merge(order, target, PREFIX + patches, PREFIX)
     assert x.shape == (3, PREFIX + patches - r, 5)
     for image in range(3):
-        expected = steps_of_the_paper(tokens[image], sizes[image, :, 0], keys[image], r)
+        expected = reference_merge(tokens[image], sizes[image, :, 0], keys[image], r)
         members = {}
-        for token, place in enumerate(places[image].tolist()):
-            members.setdefault(place, set()).add(token)
+        for token, position in enumerate(positions[image].tolist()):
+            members.setdefault(position, set()).add(token)
         assert {frozenset(group) for group in members.values()} == set(expected)
-        for place, group in members.items():
+        for position, group in members.items():
             value, size = expected[frozenset(group)]
-            np.testing.assert_allclose(x[image, place], value)
-            assert left[image, place].item() == size
-        assert places[image, :PREFIX].tolist() == list(range(PREFIX))
+            np.testing.assert_allclose(x[image, position], value)
+            assert left[image, position].item() == size
+        assert positions[image, :PREFIX].tolist() == list(range(PREFIX))
 
 
 @pytest.mark.parametrize(("pool", "depth", "left"), [("token", 2, 1 + 16 - 8 - 4), ("avg", 1, 16)])
-def test_merging_equal_patches_changes_nothing(pool, depth, left, tmp_path):
-    """Pairs of equal patches, without positions: what they are merged into counts for two (`avg`: in the mean)."""
+def test_token_merging_of_equal_patches_keeps_the_logits(pool, depth, left, tmp_path):
+    """Pairs of equal patches without position embeddings; merged tokens count twice."""
     model = saved(tmp_path, depth=depth, global_pool=pool, class_token=pool == "token", pos_embed="none")
     tiles = torch.randn(2, 3, 4, 2).repeat_interleave(2, dim=-1)
     pixel_values = torch.nn.functional.interpolate(tiles, scale_factor=8)
     with torch.inference_mode():
         expected = model(pixel_values).logits
-        merge_in_blocks(model, 8)
+        apply_token_merging(model, 8)
         torch.testing.assert_close(model(pixel_values).logits, expected, atol=1e-5, rtol=1e-4)
         assert model.timm_model.forward_features(pixel_values).shape[1] == left
 
 
-def test_a_merging_classifier_is_the_checkpoint_with_fewer_tokens(tmp_path):
+def test_load_classifier_with_merge_tokens_keeps_the_weights(tmp_path):
     model = saved(tmp_path)
     image = colored_image(1, np.random.default_rng(0), size=32)
     classifier = load_classifier(tmp_path, device="cpu", merge_tokens=8)
@@ -97,19 +97,19 @@ def test_a_merging_classifier_is_the_checkpoint_with_fewer_tokens(tmp_path):
 
 
 @pytest.mark.parametrize("pool", ["token", "map"])
-def test_a_fixed_rate_exports(pool, tmp_path):
+def test_export_onnx_with_token_merging_agrees(pool, tmp_path):
     architecture = {"token": ARCHITECTURE, "map": "vit_base_patch16_siglip_224"}[pool]
     model = saved(tmp_path / "model", architecture, depth=2)
-    merge_in_blocks(model, 3)
+    apply_token_merging(model, 3)
     record = export_onnx(model, tmp_path / "model.onnx")
     assert record.parity.max_abs_difference < 1e-4
 
 
-def test_what_cannot_merge_is_told(tmp_path):
+def test_unsupported_token_merging_raises(tmp_path):
     swin = {"embed_dim": 16, "depths": (1, 1), "num_heads": (2, 2), "window_size": 4, "patch_size": 2}
     other = build_model(LABELS, architecture="swin_tiny_patch4_window7_224", image_size=32, timm_kwargs=swin)
     with pytest.raises(ModelError, match=r"^merge_tokens: .*\bSwinTransformer\b"):
-        merge_in_blocks(other, 2)
+        apply_token_merging(other, 2)
     model = saved(tmp_path)
-    with pytest.raises(ModelError, match=r"^merge_tokens: 9 .*\b1\b.*\b8\b.*\b16\b"):
-        merge_in_blocks(model, 9)
+    with pytest.raises(ModelError, match=r"^merge_tokens: .*\b1\b.*\b8\b.*\b16\b.*\b9\b"):
+        apply_token_merging(model, 9)

@@ -1,4 +1,4 @@
-"""Recipes: what is read, what wins, what is refused, and that every shipped one is sound."""
+"""Recipes: parsing, precedence, errors, and the shipped recipes."""
 
 import dataclasses
 import re
@@ -35,7 +35,7 @@ def test_shipped_recipes_parse(name):
     path = shipped_recipes()[name]
     recipe = load_recipe([name])
     assert recipe.source == path
-    assert recipe.idle is None
+    assert recipe.ignored is None
     assert recipe.training.output_dir == f"outputs/{name}"
     values = yaml.safe_load(path.read_text())
     architecture = recipe.model.architecture or recipe.model.model_name_or_path.removeprefix("timm/")
@@ -45,14 +45,14 @@ def test_shipped_recipes_parse(name):
 
 
 @pytest.mark.parametrize("name", ["hiera_tiny", "swin_tiny", "vit_tiny_cifar10"])
-def test_commands_in_the_heads_of_shipped_recipes_parse(name):
+def test_shipped_recipe_head_commands_parse(name):
     text = shipped_recipes()[name].read_text()
     command = re.search(rf"^#     hfvit train ({name} (?:.*\\\n)*.*)$", text, re.MULTILINE)[1]
     load_recipe(shlex.split(re.sub(r"\\\n# *", "", command)))
 
 
 @pytest.mark.parametrize("name", shipped_recipes())
-def test_shipped_recipes_say_what_to_expect(name):
+def test_shipped_recipe_heads_have_time_and_accuracy(name):
     head = read_head(shipped_recipes()[name])
     assert head.keys() >= {"", "Parameters", "Hardware", "Time", "Accuracy"}
     assert all(head.values())
@@ -61,21 +61,21 @@ def test_shipped_recipes_say_what_to_expect(name):
 
 
 @pytest.mark.parametrize("value", ["[95]", "[99, 95]", "[-1, 5]", "[95, 101]", "[.nan, 95]", "[1, 2, 3]", "ninety"])
-def test_expected_accuracy_is_a_range_of_percentages(write, value):
+def test_load_recipe_of_invalid_expected_accuracy_raises(write, value):
     with pytest.raises(RecipeError, match="expected_accuracy"):
         load_recipe([write(MINIMAL + f"expected_accuracy: {value}\n")])
 
 
-def test_expected_accuracy_changes_nothing_of_a_run(write):
+def test_expected_accuracy_is_not_in_the_resolved_recipe(write):
     plain = load_recipe([write(MINIMAL)])
     expecting = load_recipe([write(MINIMAL + "expected_accuracy: [95, 99.5]\nexpected_accuracy_measured: false\n")])
     assert expecting.training.expected_accuracy == [95.0, 99.5]
     assert expecting.values == plain.values
-    assert expecting.idle is None
+    assert expecting.ignored is None
 
 
 @pytest.mark.parametrize("name", shipped_recipes())
-def test_shipped_recipes_state_the_size_of_their_model(name):
+def test_shipped_recipe_heads_have_the_model_size(name):
     path = shipped_recipes()[name]
     values = yaml.safe_load(path.read_text())
     architecture = values.get("architecture") or values["model_name_or_path"].removeprefix("timm/")
@@ -86,7 +86,7 @@ def test_shipped_recipes_state_the_size_of_their_model(name):
     assert read_head(path)["Parameters"] == f"{parameters / 1e6:.1f} million."
 
 
-def test_a_start_on_the_command_line_takes_the_place_of_the_files(write):
+def test_load_recipe_with_architecture_option_replaces_the_files_model(write):
     args = '{"patch_size": 2, "window_size": 4}'
     anew = load_recipe(["swin_tiny", "--architecture", "swin_tiny_patch4_window7_224", "--model_args", args])
     assert anew.model.model_name_or_path is None
@@ -98,7 +98,7 @@ def test_a_start_on_the_command_line_takes_the_place_of_the_files(write):
             load_recipe(["quickstart", "--model_name_or_path", "a/b", "--architecture", both])
 
 
-def test_yaml_11_readings_are_mended(write):
+def test_load_recipe_converts_yaml_11_values(write):
     recipe = load_recipe([write(MINIMAL + "learning_rate: 1e-4\neval_strategy: no\nsave_strategy: no\n"
                                 "load_best_model_at_end: false\nwarmup_steps: 10\n")])  # fmt: skip
     assert recipe.training.learning_rate == 1e-4
@@ -107,7 +107,7 @@ def test_yaml_11_readings_are_mended(write):
     assert recipe.training.load_best_model_at_end is False
 
 
-def test_the_command_line_wins(write):
+def test_load_recipe_options_override_the_file(write):
     path = write(MINIMAL + "learning_rate: 1.0e-4\ncrop_scale: [0.5, 1.0]\nfreeze: backbone\n")
     recipe = load_recipe([path, "--learning_rate", "3e-4", "--crop_scale", "0.7", "0.9", "--freeze=2"])
     assert recipe.training.learning_rate == 3e-4
@@ -116,7 +116,7 @@ def test_the_command_line_wins(write):
     assert recipe.values["learning_rate"] == 3e-4
 
 
-def test_null_means_nothing_also_where_nothing_is_not_the_default(write):
+def test_load_recipe_of_null_overrides_the_default(write):
     recipe = load_recipe([write(MINIMAL + "test_split: null\nsave_total_limit: null\nmodel_args: {depth: 3}\n")])
     assert recipe.data.test_split is None
     assert recipe.model.timm_kwargs == {"depth": 3}
@@ -125,7 +125,7 @@ def test_null_means_nothing_also_where_nothing_is_not_the_default(write):
     assert again.training.save_total_limit is None
 
 
-def test_the_resolved_recipe_shows_what_a_reader_looks_for(write):
+def test_resolved_recipe_has_common_options(write):
     values = load_recipe([write(MINIMAL)]).values
     assert values["learning_rate"] == 5e-5
     assert values["lr_scheduler_type"] == "cosine"
@@ -134,9 +134,15 @@ def test_the_resolved_recipe_shows_what_a_reader_looks_for(write):
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("test_split", "none"), ("validation_split", "None"), ("ema_decay", "NONE"), ("image_mean", "none")],
+    [
+        ("test_split", "none"),
+        ("test_split", "null"),
+        ("validation_split", "None"),
+        ("ema_decay", "NONE"),
+        ("image_mean", "none"),
+    ],
 )
-def test_none_on_the_command_line_is_null(write, option, value):
+def test_load_recipe_of_none_or_null_option_is_null(write, option, value):
     path = write(MINIMAL + "validation_split: test\nema_decay: 0.9\nimage_mean: [0.5, 0.5, 0.5]\n")
     for words in ([f"--{option}", value], [f"--{option}={value}"], [f"--{option.replace('_', '-')}", value]):
         recipe = load_recipe([path, *words])
@@ -146,30 +152,30 @@ def test_none_on_the_command_line_is_null(write, option, value):
     assert later.training.ema_decay == 0.5
 
 
-def test_none_that_is_a_value_is_no_null(write):
+def test_load_recipe_of_none_as_a_choice_is_the_choice(write):
     recipe = load_recipe([write(MINIMAL), "--class_balance", "none", "--report_to", "none"])
     assert recipe.finetuning.class_balance == "none"
     assert recipe.training.report_to == []
 
 
-def test_an_error_names_the_option_or_the_file_that_it_is_in(write):
+def test_load_recipe_error_names_option_or_file(write):
     wrong = write(MINIMAL + "learning_rate: -1\n")
     with pytest.raises(RecipeError, match=rf"^{re.escape(wrong)}: learning_rate: .*-1\.0"):
         load_recipe([wrong, "--seed", "1"])
     with pytest.raises(RecipeError, match=r"^--learning_rate: .*-2\.0"):
         load_recipe([wrong, "--learning_rate", "-2"])
     mixed = write(MINIMAL + "mixup_alpha: 0.2\n")
-    with pytest.raises(RecipeError, match=r"^mixup_alpha, cutmix_alpha: .*\b7\b"):  # the option is to blame
+    with pytest.raises(RecipeError, match=r"^mixup_alpha, cutmix_alpha: .*\b7\b"):  # the option causes the error
         load_recipe([mixed, "--global_batch_size", "7"])
 
 
-def test_the_defaults_in_the_help_are_those_of_the_parser():
+def test_help_defaults_equal_the_parsers():
     parser = build_parser()
     for field in dataclasses.fields(TrainerArguments):
         assert parser.get_default(field.name) == field.default
 
 
-def test_saving_follows_evaluation(write):
+def test_save_strategy_defaults_to_eval_strategy(write):
     steps = load_recipe([write(MINIMAL), "--eval_strategy", "steps", "--eval_steps", "50"]).training
     assert (steps.save_strategy, steps.save_steps) == ("steps", 50)
     logged = load_recipe([write(MINIMAL), "--eval_strategy", "steps", "--logging_steps", "25"]).training
@@ -178,12 +184,12 @@ def test_saving_follows_evaluation(write):
     assert (never.save_strategy, never.load_best_model_at_end) == ("epoch", False)
 
 
-def test_the_least_calibration_error_is_the_best(write):
+def test_greater_is_better_is_false_for_ece(write):
     assert load_recipe([write(MINIMAL + "metric_for_best_model: ece\n")]).training.greater_is_better is False
     assert load_recipe([write(MINIMAL + "metric_for_best_model: macro_f1\n")]).training.greater_is_better is True
 
 
-def test_the_resolved_recipe_is_the_same_recipe(write, tmp_path):
+def test_resolved_recipe_round_trips(write, tmp_path):
     first = load_recipe([write(MINIMAL + "label_smoothing_factor: 0.1\nmodel_args: {depth: 3}\n"), "--seed", "9"])
     again = load_recipe([write(first.to_yaml())])
     assert again.model == first.model
@@ -193,7 +199,7 @@ def test_the_resolved_recipe_is_the_same_recipe(write, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "options", "told"),
+    ("text", "options", "named"),
     [
         ("policy: trivial_augment\nrand_augment_magnitude: 5\n", [], {"rand_augment_magnitude", "policy"}),
         ("lora_rank: 4\nlora_dropout: 0.1\n", [], {"lora_rank", "lora_dropout", "finetuning"}),
@@ -207,27 +213,27 @@ def test_the_resolved_recipe_is_the_same_recipe(write, tmp_path):
         ("policy: rand_augment\nrand_augment_num_ops: 3\neval_strategy: steps\neval_steps: 50\n", [], None),
     ],
 )  # fmt: skip
-def test_load_recipe_with_keys_in_vain_tells_them_and_what_they_need(write, text, options, told):
-    """`told` holds the keys of a recipe that the message names, and no other."""
+def test_load_recipe_with_ignored_options_names_them(write, text, options, named):
+    """`named` has exactly the keys of a recipe that the message names."""
     text = MINIMAL.replace("architecture", "model_name_or_path") + text if "finetuning" in text else MINIMAL + text
     recipe = load_recipe([write(text), *options])
-    if told is None:
-        assert recipe.idle is None
+    if named is None:
+        assert recipe.ignored is None
     else:
-        assert {action.dest for action in build_parser()._actions} & set(re.findall(r"\w+", recipe.idle)) == told
+        assert {action.dest for action in build_parser()._actions} & set(re.findall(r"\w+", recipe.ignored)) == named
 
 
-def test_a_resolved_recipe_is_told_of_nothing_else(write):
+def test_resolved_recipe_has_the_same_ignored_options(write):
     recipe = load_recipe([write(MINIMAL + "lora_rank: 4\n")])
-    assert load_recipe([write(recipe.to_yaml())]).idle == recipe.idle
+    assert load_recipe([write(recipe.to_yaml())]).ignored == recipe.ignored
 
 
-def test_the_table_of_effects_names_keys_of_a_recipe():
+def test_needs_name_keys_of_a_recipe():
     fields = {action.dest for action in build_parser()._actions}
     assert {key for need in NEEDS for key in need.keys.split()} <= fields
 
 
-def test_tokens_never_reach_the_resolved_recipe(write):
+def test_resolved_recipe_has_no_tokens(write):
     recipe = load_recipe([write(MINIMAL), "--hub_token", "hf_secret"])
     assert "hf_secret" not in recipe.to_yaml()
     assert "token" not in recipe.to_yaml()
@@ -329,13 +335,13 @@ def test_load_recipe_with_a_wrong_command_line_names_option_and_data(argv, optio
     assert_names(caught.value, *data)
 
 
-def test_the_full_help_names_every_field():
+def test_help_names_every_field():
     text = build_parser().format_help()
     for field in ("--image_size", "--train_split", "--learning_rate", "--global_batch_size"):
         assert field in text
 
 
-def test_a_list_is_no_recipe(write):
+def test_load_recipe_of_a_list_raises(write):
     path = write("- a\n- b\n")
     with pytest.raises(RecipeError) as caught:
         load_recipe([path])
@@ -346,7 +352,7 @@ def test_a_list_is_no_recipe(write):
     ("arguments", "expected"),
     [((8, 1, None), (8, 1)), ((8, 2, None), (4, 1)), ((8, 1, 4), (4, 2)), ((8, 2, 2), (2, 2)), ((8, 1, 64), (8, 1))],
 )
-def test_accumulation_follows_from_the_global_batch(arguments, expected):
+def test_split_batch_of_devices_and_limit(arguments, expected):
     assert split_batch(*arguments) == expected
 
 
@@ -358,14 +364,14 @@ def test_accumulation_follows_from_the_global_batch(arguments, expected):
         ((8, 1, 3), "per_device_train_batch_size", [8, 3, 2]),
     ],
 )
-def test_split_batch_that_does_not_divide_names_option_and_sizes_that_do(arguments, option, data):
+def test_split_batch_of_indivisible_batch_suggests_sizes(arguments, option, data):
     with pytest.raises(RecipeError, match=f"^{option}:") as caught:
         split_batch(*arguments)
     assert_names(caught.value, *data)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "accelerate_configs").glob("*.yaml")), ids=lambda path: path.stem)
-def test_accelerate_reads_its_configurations(path):
+def test_accelerate_configs_load(path):
     from accelerate.commands.config.config_args import load_config_from_file
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 

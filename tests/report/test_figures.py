@@ -1,4 +1,4 @@
-"""Every figure in both themes: colors that can be read and told apart, and nothing cut off or empty."""
+"""Plots in both themes: contrast, color-blind safe colors, no cropped or empty figures."""
 
 from dataclasses import replace
 from itertools import combinations, pairwise
@@ -28,32 +28,32 @@ def linear(color: str) -> np.ndarray:
 
 
 def lab(rgb: np.ndarray) -> np.ndarray:
-    """CIELAB of linear sRGB, white D65."""
+    """Convert linear sRGB to CIELAB (white point D65)."""
     xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ rgb.clip(0, 1)
     x, y, z = np.cbrt(xyz / (0.9505, 1.0, 1.089))
     return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
 
 
-def test_contrast_is_wcags():
+def test_contrast_equals_wcag():
     assert contrast("#000000", "#ffffff") == pytest.approx(21)
     assert contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01)
 
 
 @pytest.mark.parametrize("theme", THEMES, ids=lambda theme: theme.suffix or "light")
-def test_text_and_marks_stand_out_from_the_paper(theme):
+def test_text_and_marks_have_enough_contrast(theme):
     assert (LIGHT.paper, DARK.paper) == ("#ffffff", "#0d1117")
     assert contrast(theme.ink, theme.paper) > 12
     assert contrast(theme.muted, theme.paper) >= 4.5
     for mark in (theme.first, theme.second, theme.third):
         assert contrast(mark, theme.paper) >= 3.0
     for share in np.linspace(0, 1, 101):
-        cell = theme.shades(share)
+        cell = theme.colormap(share)
         assert contrast(readable_on(cell), cell) >= 4.5
 
 
 @pytest.mark.parametrize("theme", THEMES, ids=lambda theme: theme.suffix or "light")
 @pytest.mark.parametrize("kind", BLIND)
-def test_colors_stay_apart_for_the_color_blind(theme, kind):
+def test_colors_are_distinct_with_color_blindness(theme, kind):
     seen = {name: lab(np.array(BLIND[kind]) @ linear(getattr(theme, name))) for name in ("first", "second")}
     for one, other in combinations(seen.values(), 2):
         assert np.linalg.norm(one - other) > 35
@@ -62,7 +62,7 @@ def test_colors_stay_apart_for_the_color_blind(theme, kind):
     assert (steps > 5).all()
 
 
-def with_pictures(record: RunRecord, folder, classes: int) -> RunRecord:
+def with_images(record: RunRecord, folder, classes: int) -> RunRecord:
     rng = np.random.default_rng(0)
     names = record.data.labels
     examples = [
@@ -80,8 +80,8 @@ def with_pictures(record: RunRecord, folder, classes: int) -> RunRecord:
 @pytest.mark.parametrize(
     "classes", [10, pytest.param(2, marks=pytest.mark.slow), pytest.param(40, marks=pytest.mark.slow)]
 )
-def test_every_plot_is_a_picture_on_both_papers(classes, tmp_path):
-    record = with_pictures(make_record(classes), tmp_path, classes)
+def test_every_plot_is_drawn_in_both_themes(classes, tmp_path):
+    record = with_images(make_record(classes), tmp_path, classes)
     names = {"confusion_matrix", "learning_curves", "per_class_accuracy", "reliability", "mistakes", "attention"}
     (tmp_path / "plots").mkdir()
     (tmp_path / "plots" / ".reliability.12345.png").write_bytes(b"half")  # of a report that was killed
@@ -105,8 +105,8 @@ def test_every_plot_is_a_picture_on_both_papers(classes, tmp_path):
     ]
 
 
-def test_pictures_of_another_run_or_a_damaged_file_are_not_shown(tmp_path):
-    record = with_pictures(make_record(2), tmp_path, 2)
+def test_images_of_another_run_or_a_damaged_file_are_not_shown(tmp_path):
+    record = with_images(make_record(2), tmp_path, 2)
     assert set(read_examples(tmp_path, record.examples)) == {"mistakes", "attention", "attention_maps"}
     other = replace(record.examples, mistakes=record.examples.mistakes[:3])
     assert "mistakes" not in read_examples(tmp_path, other)
@@ -118,7 +118,7 @@ def test_pictures_of_another_run_or_a_damaged_file_are_not_shown(tmp_path):
 
 
 @pytest.mark.parametrize("mixed", [False, True])
-def test_training_images_are_drawn_under_their_classes(tmp_path, mixed):
+def test_training_figure_shows_classes(tmp_path, mixed):
     images = np.random.default_rng(0).integers(0, 256, (10, 16, 16, 3), dtype=np.uint8)
     targets = np.full((10, 2), 0.5) if mixed else np.arange(10) % 2
     write_training_images(images, targets, ["cat", "dog"], tmp_path)
@@ -128,7 +128,7 @@ def test_training_images_are_drawn_under_their_classes(tmp_path, mixed):
 
 
 @pytest.mark.parametrize("c", [[1e-5, 1e-3, 1.0], [0.1, 0.2, 0.5], [0.01]])
-def test_strengths_of_a_probe_are_written_as_numbers(c):
+def test_probe_curves_label_penalties_as_numbers(c):
     scores = [{"accuracy": 0.5, "loss": 1.0}] * len(c)
     probe = Probe(features=8, rows=100, c=c, best_c=c[0], selected_by="accuracy", validation=scores)
     with plt.rc_context(LIGHT.settings):
@@ -139,7 +139,7 @@ def test_strengths_of_a_probe_are_written_as_numbers(c):
             assert all(float(label) > 0 for label in shown)
 
 
-def test_long_class_names_do_not_run_into_each_other():
+def test_long_class_names_do_not_overlap():
     examples = [ExampleImage(row=0, predicted="golden retriever\nof the north", true="W" * 24, confidence=0.999)] * 4
     figure = mistakes_figure(np.zeros((4, 8, 8, 3), dtype=np.uint8), examples, "test", LIGHT)
     texts = figure.axes[0].texts
@@ -148,7 +148,7 @@ def test_long_class_names_do_not_run_into_each_other():
         assert all(one.x1 < other.x0 for one, other in pairwise(extents))
 
 
-def test_long_class_names_are_cut():
+def test_long_class_names_are_shortened():
     assert short("x" * 24) == "x" * 24
     assert short("x" * 25) == "x" * 23 + "…"
     assert short("two\n lines") == "two lines"

@@ -1,4 +1,4 @@
-"""`hfvit report`: from a real run's folder alone, with neither its model nor its data."""
+"""`hfvit report` on the folder of a real run, without its model and data."""
 
 import json
 import re
@@ -23,7 +23,7 @@ from hfvit.pipeline import main
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, colors):
-    """A run too short to be right about everything."""
+    """A short run, which makes mistakes."""
     folder = tmp_path_factory.mktemp("report")
     recipe = folder / "micro.yaml"
     recipe.write_text(MICRO_RECIPE + f"dataset_name: {colors}\noutput_dir: {folder / 'out'}\nmax_steps: 3\n")
@@ -33,7 +33,7 @@ def trained(tmp_path_factory, colors):
 
 @pytest.fixture
 def out(trained, tmp_path):
-    """A copy that holds no model."""
+    """A copy of the run without the model."""
     copy = shutil.copytree(trained, tmp_path / "out")
     (copy / "model.safetensors").unlink()
     return copy
@@ -47,7 +47,7 @@ def report(capsys, *words) -> tuple[int, str, str]:
 
 
 class Page(HTMLParser):
-    """What a browser would fetch, the texts of the pictures, and whether every tag is closed in its turn."""
+    """Parser that collects URLs and alt texts and checks that tags are closed in order."""
 
     EMPTY = ("meta", "img", "source", "br", "link")
 
@@ -70,7 +70,7 @@ class Page(HTMLParser):
         self.texts.append(data)
 
 
-def test_plots_card_and_page_are_made_again_from_run_json(out, capsys):
+def test_report_writes_plots_card_and_page_from_run_json(out, capsys):
     plots = {path.name: path.read_bytes() for path in (out / "plots").iterdir()}
     assert "mistakes.png" in plots
     assert "attention_dark.png" in plots
@@ -87,7 +87,7 @@ def test_plots_card_and_page_are_made_again_from_run_json(out, capsys):
     assert not (out / "report.html").exists()
 
 
-def test_the_page_needs_nothing_beside_it(out, capsys):
+def test_page_is_self_contained(out, capsys):
     (out / "onnx").mkdir()
     described = exported_file(bytes=86_283_204, parity=parity(2.9e-06))
     ExportRecord(files={"model.onnx": described}).save(out / "onnx")
@@ -118,7 +118,7 @@ def test_the_page_needs_nothing_beside_it(out, capsys):
     assert "| `onnx/model.onnx` | 86.3 MB | 2.9e-06 |" in (out / "README.md").read_text()
 
 
-def test_open_shows_the_page(out, capsys, monkeypatch):
+def test_open_starts_a_browser_with_the_page(out, capsys, monkeypatch):
     # What webbrowser starts is the program that BROWSER names.
     monkeypatch.setattr("webbrowser.open", lambda address: address == (out / "report.html").resolve().as_uri())
     assert report(capsys, out, "--open")[2] == ""
@@ -129,7 +129,7 @@ def test_open_shows_the_page(out, capsys, monkeypatch):
     assert_names(report(capsys, out, "--open")[1], out / "report.html")
 
 
-def test_exports_older_than_the_run_are_not_its_exports(out, capsys):
+def test_exports_older_than_the_run_are_left_out(out, capsys):
     (out / "onnx").mkdir()
     ExportRecord(files={"model.onnx": exported_file()}).save(out / "onnx")
     facts = json.loads((out / "run.json").read_text()) | {"finished": "2999-01-01T00:00:00+00:00"}
@@ -140,7 +140,7 @@ def test_exports_older_than_the_run_are_not_its_exports(out, capsys):
     assert "model.onnx" not in (out / "README.md").read_text()
 
 
-def test_a_run_of_before_has_no_temperature_and_no_pictures(out, capsys):
+def test_report_of_an_old_record_has_no_temperature_and_images(out, capsys):
     facts = json.loads((out / "run.json").read_text())
     del facts["temperature"], facts["examples"]
     (out / "run.json").write_text(json.dumps(facts))
@@ -162,7 +162,7 @@ def test_a_run_of_before_has_no_temperature_and_no_pictures(out, capsys):
         ("{}", ["{tmp}/run.json", "model"]),
     ],
 )
-def test_report_of_what_is_no_run_names_file_and_what_it_lacks(tmp_path, capsys, content, data):
+def test_report_without_a_valid_run_names_the_file_and_the_problem(tmp_path, capsys, content, data):
     if content is not None:
         (tmp_path / "run.json").write_text(content)
     code, out, err = report(capsys, tmp_path)
@@ -172,7 +172,7 @@ def test_report_of_what_is_no_run_names_file_and_what_it_lacks(tmp_path, capsys,
     assert_names(report(capsys, tmp_path / "absent")[2], tmp_path / "absent", "output_dir")
 
 
-def test_predictions_are_calibrated_by_the_runs_temperature(trained, tmp_path):
+def test_calibrated_predictions_use_the_temperature_of_the_run(trained, tmp_path):
     import numpy as np
     from scipy.special import softmax
 
@@ -180,23 +180,23 @@ def test_predictions_are_calibrated_by_the_runs_temperature(trained, tmp_path):
     facts = json.loads((out / "run.json").read_text())
     facts["temperature"] = facts["temperature"] | {"value": 2.5, "reason": None}
     (out / "run.json").write_text(json.dumps(facts))
-    picture = colored_image(1, np.random.default_rng(0))
+    image = colored_image(1, np.random.default_rng(0))
     plain, calibrated = hfvit.load_classifier(out), hfvit.load_classifier(out, calibrated=True)
-    logits = plain.logits([picture])
-    assert (calibrated.logits([picture]) == logits).all()
+    logits = plain.logits([image])
+    assert (calibrated.logits([image]) == logits).all()
     for classifier, temperature in ((plain, 1.0), (calibrated, 2.5)):
         expected = dict(zip(plain.labels, softmax(logits[0] / temperature), strict=True))
-        assert classifier.predict([picture])[0] == pytest.approx(expected, abs=1e-6)
+        assert classifier.predict([image])[0] == pytest.approx(expected, abs=1e-6)
 
 
-def test_the_command_line_of_report_is_quick_to_refuse():
+def test_report_of_a_missing_folder_does_not_import_torch():
     result = run_command("hfvit", "report", "no/such/folder")
     assert result.returncode == 2
     assert_names(result.stderr, "no/such/folder")
     assert "Traceback" not in result.stderr
 
 
-def test_the_card_is_valid_with_both_themes(trained):
+def test_card_has_plots_of_both_themes(trained):
     text = (trained / "README.md").read_text()
     assert ModelCard(text).data.pipeline_tag == "image-classification"
     for name in ("confusion_matrix", "per_class_accuracy", "reliability", "learning_curves"):

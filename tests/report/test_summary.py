@@ -1,4 +1,4 @@
-"""Figures, table and card from a record alone."""
+"""Summary table and model card from a run record."""
 
 from dataclasses import replace
 
@@ -19,13 +19,13 @@ from hfvit.utils.formatting import duration
 from hfvit.utils.hub_ids import dataset_title, is_hub_id
 
 
-def test_table_names_what_a_reader_looks_for():
+def test_summary_table_has_metrics_and_settings():
     table = summary_table(make_record(), "outputs/x")
     assert_names(table, "vit_base_patch16_224", "224 px", "86.0 M", "1 h 6 min", "step 900", "accuracy")
     assert table.splitlines()[0].split()[:3] == ["split", "images", "accuracy"]
 
 
-def test_card_is_valid_and_complete(tmp_path):
+def test_card_has_valid_metadata_and_metrics(tmp_path):
     record = make_record()
     (tmp_path / "my-vit").mkdir()
     path = write_model_card(record, tmp_path / "my-vit")
@@ -48,7 +48,7 @@ def temperature(record):
     return Temperature(value=1.2345, fitted_on="validation", images=2000, reason=None, splits=splits)
 
 
-def test_calibration_is_told_where_there_is_one():
+def test_summary_table_has_calibration_if_fitted():
     record = make_record()
     assert "temperature" not in render_card(record, "x")
     record.temperature = temperature(record)
@@ -63,12 +63,12 @@ def test_calibration_is_told_where_there_is_one():
     assert "temperature" not in render_card(record, "x")
 
 
-def test_dark_pictures_of_a_published_card_have_the_repositorys_address():
+def test_dark_plots_of_a_pushed_card_have_absolute_urls():
     card = render_card(make_record(), "x", "user/x")
     assert 'srcset="https://huggingface.co/user/x/resolve/main/plots/reliability_dark.png"' in card
 
 
-def test_results_of_a_set_on_the_hub_are_there_for_its_leaderboard():
+def test_eval_results_file_of_a_hub_data_set():
     record = replace(make_record(), finished="2026-01-02T03:04:05+00:00")
     path, text = eval_results_file(record)
     assert path == ".eval_results/uoft-cs--cifar10.yaml"
@@ -82,7 +82,7 @@ def test_results_of_a_set_on_the_hub_are_there_for_its_leaderboard():
     assert eval_results_file(replace(record, metrics={"validation": record.metrics["validation"]})) is None
 
 
-def test_card_names_the_license_the_commit_and_the_command(tmp_path):
+def test_card_has_license_commit_and_command(tmp_path):
     record = make_record()
     record.model = replace(record.model, is_local=False, base_license="apache-2.0")
     record.data = replace(record.data, is_local=False, dataset_commit="c0ffee" * 6 + "abcd")
@@ -99,7 +99,7 @@ def test_card_names_the_license_the_commit_and_the_command(tmp_path):
         assert f"| {row.label} | {row.images} |" in text
 
 
-def test_card_lists_exports_and_how_to_use_those_that_are_there(tmp_path):
+def test_card_lists_exports_and_their_usage(tmp_path):
     row = artifact_result("onnx/model.onnx", accuracy=0.948)
     whole = exported_file(bytes=86_283_204, parity=parity(2.9e-06), gate=make_gate(row).of(row))
     (tmp_path / "onnx").mkdir()
@@ -112,7 +112,7 @@ def test_card_lists_exports_and_how_to_use_those_that_are_there(tmp_path):
     assert "onnxruntime" not in render_card(make_record(), "x", "user/x")
 
 
-def test_what_a_user_wrote_into_the_card_survives_the_next_run(tmp_path):
+def test_user_text_in_the_card_is_kept_by_the_next_run(tmp_path):
     path = write_model_card(make_record(), tmp_path)
     path.write_text(path.read_text() + "\n## Thanks\n\nTo all.\n")
     again = make_record()
@@ -123,7 +123,7 @@ def test_what_a_user_wrote_into_the_card_survives_the_next_run(tmp_path):
     assert text == write_model_card(again, tmp_path).read_text()
 
 
-def test_card_of_a_local_set_and_checkpoint_shows_no_path(tmp_path):
+def test_card_of_local_data_and_checkpoint_has_no_local_path(tmp_path):
     record = make_record(dataset_name="/home/somebody/private/photos", base_model="/home/somebody/models/x")
     text = write_model_card(record, tmp_path).read_text()
     assert "somebody" not in text
@@ -135,7 +135,7 @@ def test_card_of_a_local_set_and_checkpoint_shows_no_path(tmp_path):
     ("name", "expected"),
     [("uoft-cs/cifar10", True), ("../images/cats", False), ("/data/x", False), ("digits", False), ("a/b/c", False)],
 )
-def test_what_counts_as_a_hub_id(name, expected):
+def test_is_hub_id(name, expected):
     assert is_hub_id(name) is expected
     assert "/" not in dataset_title(name) or expected
 
@@ -144,7 +144,7 @@ def test_duration():
     assert [duration(s) for s in (5, 65, 3660)] == ["5 s", "1 min 5 s", "1 h 1 min"]
 
 
-def test_tokens_are_not_in_the_recorded_command(monkeypatch):
+def test_recorded_command_has_no_tokens(monkeypatch):
     monkeypatch.setattr(
         "sys.argv", ["/x/train.py", "r.yaml", "--hub_token", "hf_a", "--hub-token=hf_b", "--seed", "1"]
     )

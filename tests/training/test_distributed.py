@@ -1,4 +1,4 @@
-"""Two machines of one process each, a process that is killed, and FSDP; on the processor, over the loopback."""
+"""Two simulated machines, a killed process, and FSDP, on the CPU over the loopback."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from hfvit.errors import run
 from hfvit.pipeline import main
 
 CONFIGS = ROOT / "accelerate_configs"
-FIRST = "127.0.0.2"  # the machine that the others meet at
+FIRST = "127.0.0.2"  # rendezvous address
 
 
 @pytest.fixture(scope="module")
@@ -32,31 +32,31 @@ def micro(tmp_path_factory, colors):
 
 @pytest.fixture(scope="module")
 def single(micro, tmp_path_factory):
-    """What one process makes of the recipe."""
+    """Train the recipe in one process."""
     out = tmp_path_factory.mktemp("single") / "out"
     assert run(lambda: main([str(micro), "--output_dir", str(out)])) == 0
     return out
 
 
-def facts(folder):
+def read_record(folder):
     return json.loads((folder / "run.json").read_text())
 
 
 def step_losses(folder):
-    return [entry["loss"] for entry in facts(folder)["history"] if "loss" in entry]
+    return [entry["loss"] for entry in read_record(folder)["history"] if "loss" in entry]
 
 
 def assert_same_result(several, single):
     assert step_losses(several) == pytest.approx(step_losses(single), rel=1e-3)
     for role, images in (("validation", 13), ("test", 31)):
-        one, two = facts(single)["metrics"][role], facts(several)["metrics"][role]
+        one, two = read_record(single)["metrics"][role], read_record(several)["metrics"][role]
         assert two["images"] == images
         assert two["confusion_matrix"] == one["confusion_matrix"]
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-3)
 
 
 class Machines:
-    """Two machines of one process, each with what it printed."""
+    """Run two simulated machines of one process each, and collect their output."""
 
     def __init__(self, logs: Path, *words):
         port = free_port(FIRST)
@@ -81,7 +81,7 @@ class Machines:
             self.kill(rank)
 
     def kill(self, rank: int) -> None:
-        """SIGKILL for the launcher and what it started: a machine that lost its power."""
+        """Send SIGKILL to the launcher and its processes, like a power cut."""
         if self.processes[rank].is_running():
             family = [self.processes[rank], *self.processes[rank].children(recursive=True)]
             for member in family:
@@ -93,12 +93,12 @@ class Machines:
 
 
 @pytest.mark.integration
-def test_two_machines_give_the_single_processs_result(micro, single, tmp_path):
+def test_two_machines_equal_a_single_process(micro, single, tmp_path):
     out = tmp_path / "out"
     with Machines(tmp_path, micro, "--output_dir", out) as machines:
         codes = [process.wait(timeout=200) for process in machines.processes]
         assert codes == [0, 0], machines.printed(0) + machines.printed(1)
-    assert facts(out)["training"]["processes"] == 2
+    assert read_record(out)["training"]["processes"] == 2
     assert_same_result(out, single)
     assert {str(path.relative_to(out)) for path in out.rglob("*")} == {
         str(path.relative_to(single)) for path in single.rglob("*")
@@ -110,7 +110,7 @@ def test_two_machines_give_the_single_processs_result(micro, single, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.integration
-def test_a_machine_that_dies_ends_the_run_with_a_message_and_it_resumes(micro, tmp_path):
+def test_run_with_a_killed_machine_ends_with_an_error_and_resumes(micro, tmp_path):
     out = tmp_path / "out"
     words = [micro, "--output_dir", out, "--num_train_epochs", "3000", "--eval_strategy", "steps", "--eval_steps", "4"]
     with Machines(tmp_path, *words) as machines:
@@ -125,25 +125,25 @@ def test_a_machine_that_dies_ends_the_run_with_a_message_and_it_resumes(micro, t
     saved = int(newest_checkpoint(out).name.removeprefix("checkpoint-"))
     again = [*words, "--max_steps", saved + 4, "--resume_from_checkpoint", "auto"]
     assert run(lambda: main([str(word) for word in again])) == 0
-    assert facts(out)["training"]["resumed_at_step"] == saved
-    assert facts(out)["training"]["steps"] == saved + 4
+    assert read_record(out)["training"]["resumed_at_step"] == saved
+    assert read_record(out)["training"]["steps"] == saved + 4
 
 
 @pytest.mark.slow
 @pytest.mark.integration
-def test_a_mistake_is_told_once_by_two_processes(micro, tmp_path):
+def test_error_in_two_processes_is_printed_once(micro, tmp_path):
     words = ("--config_file", CONFIGS / "multi_cpu.yaml", "--main_process_port", "0", "hfvit/train.py", micro)
     result = run_command("accelerate", "launch", *words, "--output_dir", tmp_path / "out", "--test_split", "tset")
     assert result.returncode != 0
-    (told,) = [line for line in result.stderr.splitlines() if "'tset'" in line]
-    assert told.startswith("hfvit: error: ")
-    assert_names(told, "train, test", "'test'")
+    (printed,) = [line for line in result.stderr.splitlines() if "'tset'" in line]
+    assert printed.startswith("hfvit: error: ")
+    assert_names(printed, "train, test", "'test'")
 
 
 @pytest.mark.slow
 @pytest.mark.integration
-def test_fsdp_gives_the_single_processs_result(micro, single, tmp_path):
-    """The shipped configuration with two processes on the processor."""
+def test_fsdp_equals_a_single_process(micro, single, tmp_path):
+    """Use the shipped configuration with two processes on the CPU."""
     values = yaml.safe_load((CONFIGS / "fsdp.yaml").read_text())
     values |= {"use_cpu": True, "num_processes": 2, "mixed_precision": "no"}
     (tmp_path / "fsdp.yaml").write_text(yaml.safe_dump(values))

@@ -1,4 +1,4 @@
-"""Runs that are killed, interrupted or out of disk at many points go on to the same end, bit for bit."""
+"""Runs that are killed, interrupted or out of disk resume to the same result, bit for bit."""
 
 import errno
 import json
@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from hfvit.artifacts.checkpoint import newest_checkpoint
 
 STEPS = {"eval_strategy": "steps", "eval_steps": 3, "logging_steps": 2, "num_train_epochs": 3}
-# All that a checkpoint must hold: losses that are not logged yet, an average, dropout, mixing, accumulation, a count.
+# Options that need state in a checkpoint: unlogged losses, EMA, dropout, mixing, accumulation, early stopping.
 EVERYTHING = {
     **STEPS, "ema_decay": 0.9, "mixing": {"mixup_alpha": 0.5, "random_erasing": 0.3}, "per_device_train_batch_size": 4,
     "early_stopping_patience": 4,
@@ -34,14 +34,14 @@ def killer(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def unbroken(killer, tmp_path_factory):
-    """The run with these options that nothing happens to, trained once; its output folder's name."""
+def uninterrupted(killer, tmp_path_factory):
+    """Train an uninterrupted run with these options once; returns its output folder."""
     ran = {}
 
     def run(options, **job):
         key = json.dumps([options, job])
         if key not in ran:
-            ran[key] = tmp_path_factory.mktemp("unbroken") / "out"
+            ran[key] = tmp_path_factory.mktemp("uninterrupted") / "out"
             assert set(killer.run(ran[key], options=options, operation=0, **job)) == {0}
         return ran[key]
 
@@ -64,9 +64,9 @@ def messages(out, rank=0):
     return out.with_name(f"out.{rank}.log").read_text()
 
 
-def test_killed_at_any_operation_on_its_files(killer, unbroken, tmp_path):
-    whole = unbroken(EVERYTHING)
-    operations = len(operations_of(whole))
+def test_run_killed_at_any_file_operation_resumes_exactly(killer, uninterrupted, tmp_path):
+    full = uninterrupted(EVERYTHING)
+    operations = len(operations_of(full))
     assert operations > 60
     resumed_at = set()
     for number in range(1, operations + 1, 8):
@@ -76,30 +76,30 @@ def test_killed_at_any_operation_on_its_files(killer, unbroken, tmp_path):
         checkpoint = newest_checkpoint(out)
         resumed_at.add(checkpoint and checkpoint.name)
         assert killer.run(out, options=EVERYTHING) == [0], messages(out)
-        assert_same_end(out, whole)
+        assert_same_end(out, full)
         shutil.rmtree(out.parent)
     assert len(resumed_at) >= 5
 
 
 @pytest.mark.parametrize("step", [0, 4, 10])
-def test_killed_between_two_steps(killer, unbroken, tmp_path, step):
+def test_run_killed_between_steps_resumes_exactly(killer, uninterrupted, tmp_path, step):
     out = tmp_path / "out"
     assert killer.run(out, options=EVERYTHING, after={"step": step + 1, "send": 9}) == [-signal.SIGKILL]
     assert killer.run(out, options=EVERYTHING) == [0], messages(out)
-    assert_same_end(out, unbroken(EVERYTHING))
+    assert_same_end(out, uninterrupted(EVERYTHING))
 
 
 @pytest.mark.parametrize(
     ("step", "number", "options"),
     [
         (4, signal.SIGTERM, {}),  # between two checkpoints and two logs
-        (5, signal.SIGINT, {"eval_strategy": "epoch"}),  # at an epoch's end, before its evaluation
-        (6, signal.SIGTERM, {}),  # at a step that is evaluated and saved anyway
-        (15, signal.SIGTERM, {}),  # at the last
+        (5, signal.SIGINT, {"eval_strategy": "epoch"}),  # at the end of an epoch, before its evaluation
+        (6, signal.SIGTERM, {}),  # at a step that is also evaluated and saved
+        (15, signal.SIGTERM, {}),  # at the last step
         (7, signal.SIGTERM, {"save_strategy": "no", "eval_strategy": "no", "early_stopping_patience": None}),
     ],
 )
-def test_a_signal_saves_and_ends_the_run(killer, unbroken, tmp_path, step, number, options):
+def test_signal_saves_and_stops_the_run(killer, uninterrupted, tmp_path, step, number, options):
     options = {**EVERYTHING, **options}
     out = tmp_path / "out"
     assert killer.run(out, options=options, after={"step": step, "send": number}) == [75], messages(out)
@@ -107,68 +107,68 @@ def test_a_signal_saves_and_ends_the_run(killer, unbroken, tmp_path, step, numbe
     assert_names(last_error(messages(out)), number.name, f"{out}/checkpoint-{step}")
     assert newest_checkpoint(out).name == f"checkpoint-{step}"
     assert killer.run(out, options=options) == [0], messages(out)
-    assert_same_end(out, unbroken(options))
+    assert_same_end(out, uninterrupted(options))
 
 
-def test_a_second_signal_ends_at_once(killer, tmp_path):
+def test_second_signal_ends_the_run_immediately(killer, tmp_path):
     out = tmp_path / "out"
     job = {"options": {**EVERYTHING, "save_strategy": "no", "load_best_model_at_end": False}}
     assert killer.run(out, after={"step": 4, "send": 15, "again": True}, **job) == [-signal.SIGTERM]
     assert newest_checkpoint(out) is None
 
 
-def test_a_signal_to_the_whole_group_leaves_the_workers_alive(killer, unbroken, tmp_path):
+def test_signal_to_the_process_group_keeps_workers_alive(killer, uninterrupted, tmp_path):
     options = {**EVERYTHING, "dataloader_num_workers": 1}
     out = tmp_path / "out"
     after = {"step": 4, "send": signal.SIGTERM, "group": True}
     assert killer.run(out, options=options, after=after) == [75], messages(out)
     assert newest_checkpoint(out).name == "checkpoint-4"
     assert killer.run(out, options=options) == [0], messages(out)
-    assert_same_end(out, unbroken(EVERYTHING))  # which workers do not change
+    assert_same_end(out, uninterrupted(EVERYTHING))  # independent of workers
 
 
-def test_a_run_that_stopped_early_is_not_trained_further(killer, unbroken, tmp_path):
+def test_early_stopped_run_is_not_trained_further(killer, uninterrupted, tmp_path):
     options = {**STEPS, "learning_rate": 1e-9, "warmup_steps": 0, "early_stopping_patience": 2}
-    whole = unbroken(options)
-    operations = len(operations_of(whole))
+    full = uninterrupted(options)
+    operations = len(operations_of(full))
     out = tmp_path / "out"
     assert killer.run(out, options=options, operation=operations) == [-signal.SIGKILL]
     assert newest_checkpoint(out).name == "checkpoint-9"
     assert killer.run(out, options=options) == [0], messages(out)
-    assert_same_end(out, whole)
+    assert_same_end(out, full)
 
 
-# Two processes, started as torchrun would.
+# Two processes with the environment of torchrun.
 
 TWO = {"processes": 2}
 
 
-def test_two_processes_killed_anywhere(killer, unbroken, tmp_path):
-    whole = unbroken(EVERYTHING, **TWO)
-    operations = len(operations_of(whole))
+def test_two_processes_killed_at_any_file_operation_resume_exactly(killer, uninterrupted, tmp_path):
+    full = uninterrupted(EVERYTHING, **TWO)
+    operations = len(operations_of(full))
     for rank, number in ((0, operations // 3), (0, operations * 2 // 3), (1, 3), (1, 8)):
         out = tmp_path / f"{rank}-{number}" / "out"
         out.parent.mkdir()
         codes = killer.run(out, options=EVERYTHING, operation=number, rank=rank, **TWO)
         assert codes[rank] == -signal.SIGKILL, messages(out, rank)
         assert killer.run(out, options=EVERYTHING, **TWO) == [0, 0], messages(out)
-        assert_same_end(out, whole)
+        assert_same_end(out, full)
 
 
-def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(killer, unbroken, tmp_path):
+def test_signal_to_one_of_two_processes_stops_both_at_the_same_step(killer, uninterrupted, tmp_path):
     out = tmp_path / "out"
     after = {"step": 4, "send": signal.SIGTERM}
     assert killer.run(out, options=EVERYTHING, after=after, rank=1, alone=True, **TWO) == [75, 75], messages(out, 1)
     assert newest_checkpoint(out).name == "checkpoint-4"
     assert killer.run(out, options=EVERYTHING, **TWO) == [0, 0], messages(out)
-    assert_same_end(out, unbroken(EVERYTHING, **TWO))
+    assert_same_end(out, uninterrupted(EVERYTHING, **TWO))
 
 
-def test_two_processes_agree_on_what_fits(killer, tmp_path):
-    """The one that runs out of memory is not the one that writes."""
-    job = {"options": STEPS, "drop_path": 0.0, **TWO}  # 4 images a process
+def test_two_processes_agree_on_the_micro_batch(killer, tmp_path):
+    """The process that runs out of memory is not the one that writes."""
+    job = {"options": STEPS, "drop_path": 0.0, **TWO}  # 4 images per process
     losses = []
-    for name, fits in (("whole", {}), ("cut", {"fits": {"rank": 1, "images": 2}})):
+    for name, fits in (("full", {}), ("cut", {"fits": {"rank": 1, "images": 2}})):
         out = tmp_path / name / "out"
         out.parent.mkdir()
         assert killer.run(out, **job, **fits) == [0, 0], messages(out, 1)
@@ -179,19 +179,19 @@ def test_two_processes_agree_on_what_fits(killer, tmp_path):
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
-def test_memory_that_runs_out_later_in_one_of_two_processes_is_one_message(killer, tmp_path):
+def test_later_out_of_memory_in_one_of_two_processes_is_one_error(killer, tmp_path):
     out = tmp_path / "out"
     fits = {"rank": 1, "images": 2, "from_step": 4}
     assert killer.run(out, fits=fits, options=STEPS, alone=True, **TWO) == [8, 6], messages(out)
     assert_names(last_error(messages(out)), "--resume_from_checkpoint auto")
-    told = last_error(messages(out, 1))
-    assert_names(told, 4, "--resume_from_checkpoint auto --per_device_train_batch_size 2")
+    message = last_error(messages(out, 1))
+    assert_names(message, 4, "--resume_from_checkpoint auto --per_device_train_batch_size 2")
     assert newest_checkpoint(out).name == "checkpoint-3"
 
 
 @pytest.mark.slow
 @pytest.mark.integration
-def test_sigterm_to_the_launcher_of_two_processes(line, tmp_path):
+def test_sigterm_to_the_launcher_saves_and_resumes(line, tmp_path):
     config = ROOT / "accelerate_configs" / "multi_cpu.yaml"
     options = ["--num_train_epochs", "40", "--eval_strategy", "steps", "--eval_steps", "10"]
 
@@ -199,40 +199,40 @@ def test_sigterm_to_the_launcher_of_two_processes(line, tmp_path):
         launch = ["accelerate", "launch", "--config_file", str(config), "--main_process_port", "0"]
         return [*launch, "hfvit/train.py", *line, *options, "--output_dir", str(out)]
 
-    whole, out = tmp_path / "whole", tmp_path / "out"
-    result = run_command(*words(whole))
+    full, out = tmp_path / "full", tmp_path / "out"
+    result = run_command(*words(full))
     assert result.returncode == 0, result.stderr
     with launched_until_a_checkpoint(words(out), out) as process:
         process.terminate()
-        told = process.communicate(timeout=60)[1].decode()
-    assert told.count("hfvit: stopped: ") == 1, told
+        printed = process.communicate(timeout=60)[1].decode()
+    assert printed.count("hfvit: stopped: ") == 1, printed
     assert process.returncode != 0
-    assert_names(last_error(told), "SIGTERM", newest_checkpoint(out).name)
+    assert_names(last_error(printed), "SIGTERM", newest_checkpoint(out).name)
     resumed = run_command(*words(out))
     assert resumed.returncode == 0, resumed.stderr
-    assert_same_run(out, whole)
+    assert_same_run(out, full)
 
 
-# A disk that takes no more.
+# Full disks.
 
 
-@pytest.mark.parametrize("file_bytes", [60_000, 150_000])  # less than the weights; less than the optimizer's state
-def test_a_full_disk_is_one_message_and_the_last_checkpoint_stands(killer, unbroken, tmp_path, file_bytes):
+@pytest.mark.parametrize("file_bytes", [60_000, 150_000])  # below the size of the weights, of the optimizer state
+def test_full_disk_is_one_error_and_keeps_the_last_checkpoint(killer, uninterrupted, tmp_path, file_bytes):
     out = tmp_path / "out"
     after = {"step": 4, "file_bytes": file_bytes}
     assert killer.run(out, options=EVERYTHING, after=after) == [7], messages(out)
-    told = messages(out)
-    assert "Traceback" not in told
-    assert_names(last_error(told), f"{out}/checkpoint-6", f"{out}/checkpoint-3")
+    printed = messages(out)
+    assert "Traceback" not in printed
+    assert_names(last_error(printed), f"{out}/checkpoint-6", f"{out}/checkpoint-3")
     assert not (out / ".saving").exists()
     assert newest_checkpoint(out).name == "checkpoint-3"
     assert killer.run(out, options=EVERYTHING) == [0], messages(out)
-    assert_same_end(out, unbroken(EVERYTHING))
+    assert_same_end(out, uninterrupted(EVERYTHING))
 
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 700 KiB: room for one checkpoint of 500 KiB, not for two."""
+    """Mount a file system of 700 KiB, for one checkpoint of 500 KiB but not two."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", str(disk)], capture_output=True)
@@ -242,7 +242,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
-def test_a_disk_that_is_really_full_or_read_only(killer, unbroken, small_disk, tmp_path):
+def test_really_full_or_read_only_disk_is_one_error(killer, uninterrupted, small_disk, tmp_path):
     out, logs = small_disk / "out", tmp_path / "out"
     logs.mkdir()
     out.mkdir()
@@ -256,10 +256,10 @@ def test_a_disk_that_is_really_full_or_read_only(killer, unbroken, small_disk, t
     assert_names(last_error(messages(logs)), out, os.strerror(errno.EROFS))
     subprocess.run(["mount", "-o", "remount,rw,size=9m", str(small_disk)], check=True)
     assert killer.run(out, **job) == [0], messages(logs)
-    assert_same_end(logs, unbroken(EVERYTHING))
+    assert_same_end(logs, uninterrupted(EVERYTHING))
 
 
-# The whole line.
+# The complete pipeline.
 
 
 @pytest.fixture
@@ -269,43 +269,43 @@ def line(tmp_path, colors):
     return [str(path), "--resume_from_checkpoint", "auto", "--drop_path_rate", "0.3"]
 
 
-def step_losses(facts):
-    return [entry["loss"] for entry in facts["history"] if "loss" in entry]
+def step_losses(record):
+    return [entry["loss"] for entry in record["history"] if "loss" in entry]
 
 
-def test_machines_that_do_not_share_the_folder_are_told_at_once(killer, line, tmp_path):
+def test_machines_without_shared_folder_fail_early(killer, line, tmp_path):
     folders = [tmp_path / "one", tmp_path / "other"]
     argv = [word for word in line if word not in ("--resume_from_checkpoint", "auto")]
     job = {"argv": [*argv, "--max_steps", "1"], "processes": 2, "alone": True}
     apart = [["--output_dir", str(folder)] for folder in folders]
     assert killer.run(tmp_path / "out", machines=apart, **job) == [2, 2], messages(tmp_path / "out")
     for rank, folder in enumerate(folders):
-        told = last_error(messages(tmp_path / "out", rank))
-        assert option_of(told) == "output_dir"
-        assert_names(told, folder)
-        assert not list(folder.glob("*"))  # the one that held its folder deletes it
+        message = last_error(messages(tmp_path / "out", rank))
+        assert option_of(message) == "output_dir"
+        assert_names(message, folder)
+        assert not list(folder.glob("*"))  # the process with the file deletes it
     assert killer.run(tmp_path / "out", machines=[apart[0]] * 2, **job) == [0, 0], messages(tmp_path / "out")
     assert not list(folders[0].glob(".*"))
 
 
-def test_killed_while_it_reports(killer, line, tmp_path):
-    """Between training and the last file: what is missing is made again, and a finished run stays as it is."""
-    whole = tmp_path / "whole"
-    assert killer.run(whole, argv=[*line, "--output_dir", str(whole)], operation=0) == [0], messages(whole)
-    expected = json.loads((whole / "run.json").read_text())
-    operations, out = operations_of(whole), tmp_path / "out"
-    named = [operations.index(f"os.rename {whole / name}") + 1 for name in ("run.json", "README.md")]
-    for number in named:  # without run.json, with it but without the card
+def test_run_killed_while_reporting_resumes(killer, line, tmp_path):
+    """Kill between training and the last file: missing files are written, finished runs unchanged."""
+    full = tmp_path / "full"
+    assert killer.run(full, argv=[*line, "--output_dir", str(full)], operation=0) == [0], messages(full)
+    expected = json.loads((full / "run.json").read_text())
+    operations, out = operations_of(full), tmp_path / "out"
+    named = [operations.index(f"os.rename {full / name}") + 1 for name in ("run.json", "README.md")]
+    for number in named:  # before run.json, and before the model card
         assert killer.run(out, argv=line, operation=number) == [-signal.SIGKILL], messages(out)
         assert (out / "run.json").exists() == (number > named[0])
         assert not (out / "README.md").exists()
         assert killer.run(out, argv=line) == [0], messages(out)
-        facts = json.loads((out / "run.json").read_text())
-        assert step_losses(facts) == step_losses(expected)
-        assert facts["metrics"] == expected["metrics"]
-        first, second = (load_file(folder / "model.safetensors") for folder in (whole, out))
+        record = json.loads((out / "run.json").read_text())
+        assert step_losses(record) == step_losses(expected)
+        assert record["metrics"] == expected["metrics"]
+        first, second = (load_file(folder / "model.safetensors") for folder in (full, out))
         assert all(torch.equal(second[name], value) for name, value in first.items())
-        assert {f.name for f in out.iterdir()} == {f.name for f in whole.iterdir()}
+        assert {f.name for f in out.iterdir()} == {f.name for f in full.iterdir()}
         before = {file: file.stat().st_mtime_ns for file in out.rglob("*") if file.is_file()}
         assert killer.run(out, argv=line) == [0], messages(out)  # a scheduler may start it again
         assert {file: file.stat().st_mtime_ns for file in out.rglob("*") if file.is_file()} == before

@@ -3,7 +3,7 @@ import torch
 from hfvit.training.losses import cross_entropy
 
 
-def test_label_smoothing_by_its_definition():
+def test_cross_entropy_with_label_smoothing_equals_its_definition():
     logits, labels = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 3, 0, 1])
     target = torch.full((6, 4), 0.1 / 4)
     target[torch.arange(6), labels] += 0.9
@@ -11,13 +11,13 @@ def test_label_smoothing_by_its_definition():
     torch.testing.assert_close(cross_entropy(logits, labels, label_smoothing=0.1), expected)
 
 
-def test_soft_targets_equal_hard_ones_when_they_say_the_same():
+def test_cross_entropy_of_one_hot_targets_equals_class_ids():
     logits, labels = torch.randn(5, 3), torch.tensor([2, 0, 1, 1, 0])
     one_hot = torch.nn.functional.one_hot(labels, 3)
     torch.testing.assert_close(cross_entropy(logits, one_hot.half()), cross_entropy(logits, labels))
 
 
-def test_low_precision_logits_are_summed_in_float32():
+def test_cross_entropy_of_low_precision_logits_computes_in_float32():
     logits = torch.randn(64, 10, dtype=torch.bfloat16)
     loss = cross_entropy(logits, torch.zeros(64, dtype=torch.long))
     assert loss.dtype == torch.float32

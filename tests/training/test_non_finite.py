@@ -1,4 +1,4 @@
-"""A NaN under `nan_policy: rewind`, leaping losses, and what the first batch tells."""
+"""`nan_policy: rewind`, loss spikes, and checks of the first batch."""
 
 import json
 import logging
@@ -19,7 +19,7 @@ from hfvit.training.loss_monitor import LossMonitor, find_spikes
 
 @pytest.fixture
 def breaks(monkeypatch):
-    """Make the training loss NaN in these calls of the loss, counted from 1."""
+    """Make the training loss NaN in these calls, counted from 1."""
 
     def install(*calls):
         original, count = hfvit.training.trainer.cross_entropy, 0
@@ -40,7 +40,7 @@ def breaks(monkeypatch):
 REWIND = {"nan_policy": "rewind", "nan_lr_factor": 0.5, "num_train_epochs": 3}
 
 
-def test_rewind_goes_back_lowers_the_rate_and_leaves_the_batch_out(tmp_path, breaks, caplog):
+def test_rewind_resumes_with_lower_rate_and_skips_the_batch(tmp_path, breaks, caplog):
     plain = make_trainer(tmp_path / "plain", num_train_epochs=3)
     plain.train()
     breaks(8)
@@ -52,9 +52,9 @@ def test_rewind_goes_back_lowers_the_rate_and_leaves_the_batch_out(tmp_path, bre
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     before = [entry for entry in plain.state.log_history if "loss" in entry]
     assert [entry["step"] for entry in history] == list(range(1, 16))
-    assert losses(trainer)[:6] == losses(plain)[:6]  # step 6 begins with the weights of step 5
+    assert losses(trainer)[:6] == losses(plain)[:6]  # step 6 starts from the weights of step 5
     assert losses(trainer)[6] != losses(plain)[6]
-    assert losses(trainer)[7] == losses(trainer)[6]  # stands in for the one that was left out
+    assert losses(trainer)[7] == losses(trainer)[6]  # logged for the skipped step
     factors = [new["learning_rate"] / old["learning_rate"] for new, old in zip(history[1:], before[1:], strict=True)]
     assert factors == pytest.approx([1] * 4 + [0.5] * 10)
     assert all(torch.isfinite(value).all() for value in weights(trainer).values())
@@ -62,7 +62,7 @@ def test_rewind_goes_back_lowers_the_rate_and_leaves_the_batch_out(tmp_path, bre
     assert progress["events"] == [expected]
 
 
-def test_the_step_that_is_left_out_changes_no_weight(tmp_path, breaks):
+def test_skipped_step_changes_no_weight(tmp_path, breaks):
     breaks(8)
     seen = {}
 
@@ -76,7 +76,7 @@ def test_the_step_that_is_left_out_changes_no_weight(tmp_path, breaks):
     assert not torch.equal(seen[9], seen[8])
 
 
-def test_rewind_begins_anew_when_nothing_was_saved_yet(tmp_path, breaks):
+def test_rewind_without_checkpoint_starts_from_the_beginning(tmp_path, breaks):
     breaks(2)
     trainer = make_trainer(tmp_path, **REWIND)
     trainer.train()
@@ -84,8 +84,8 @@ def test_rewind_begins_anew_when_nothing_was_saved_yet(tmp_path, breaks):
     assert len(losses(trainer)) == 15
 
 
-def test_rewinds_are_counted_and_survive_a_resume(tmp_path, breaks):
-    # Called 8 times, then from step 6 again: 8 is left out, so the tenth call is step 7 and the 12th is step 10.
+def test_rewinds_are_counted_across_a_resume(tmp_path, breaks):
+    # Called 8 times, then again from step 6 without step 8: call 10 is step 7, call 12 is step 10.
     breaks(8, 12, 17)
     trainer = make_trainer(tmp_path, **REWIND, nan_max_rewinds=2)
     with pytest.raises(NonFiniteLossError) as caught:
@@ -101,14 +101,14 @@ def test_rewinds_are_counted_and_survive_a_resume(tmp_path, breaks):
     assert resumed.events == saved
 
 
-def test_rewind_needs_whole_checkpoints(tmp_path):
+def test_rewind_with_save_only_model_raises(tmp_path):
     with pytest.raises(RecipeError, match=r"^nan_policy: .*\bsave_only_model\b"):
         make_trainer(tmp_path, nan_policy="rewind", save_only_model=True)
     with pytest.raises(RecipeError, match=r"^nan_policy: .*\bstop, rewind\b.*'ignore'"):
         make_trainer(tmp_path, nan_policy="ignore")
 
 
-def test_a_leap_is_told_once_and_noise_is_not():
+def test_find_spikes_returns_a_spike_once_and_ignores_noise():
     rng = np.random.default_rng(0)
     losses = 2.0 - np.linspace(0, 1, 200) + rng.normal(0, 0.05, 200)
     assert find_spikes(losses) == []
@@ -119,7 +119,7 @@ def test_a_leap_is_told_once_and_noise_is_not():
     assert find_spikes(np.full(100, 0.5)) == []
 
 
-def test_leaps_are_found_however_seldom_anyone_looks():
+def test_spikes_do_not_depend_on_the_interval_of_calls():
     rng = np.random.default_rng(1)
     values = 1 + rng.normal(0, 0.02, 60)
     values[50] = 4
@@ -130,26 +130,26 @@ def test_leaps_are_found_however_seldom_anyone_looks():
             watch.end_step(step, 1.0, 0.1)
             if step % pause == 0 or step == 160:
                 found += watch.spikes(watch.losses.reshape(1, -1))
-        assert [leap["step"] for leap in found] == [151]
+        assert [spike["step"] for spike in found] == [151]
         assert found[0]["loss"] == pytest.approx(4)
 
 
-def test_a_leap_warns_and_is_an_event(tmp_path, monkeypatch, caplog):
+def test_loss_spike_is_logged_and_recorded(tmp_path, monkeypatch, caplog):
     original, count = hfvit.training.trainer.cross_entropy, 0
 
-    def leaping(logits, labels, smoothing):
+    def spiking(logits, labels, smoothing):
         nonlocal count
         count += torch.is_grad_enabled()
         return original(logits, labels, smoothing) * (20 if count == 30 and torch.is_grad_enabled() else 1)
 
-    monkeypatch.setattr(hfvit.training.trainer, "cross_entropy", leaping)
+    monkeypatch.setattr(hfvit.training.trainer, "cross_entropy", spiking)
     trainer = make_trainer(tmp_path, num_train_epochs=7, logging_steps=4)
     trainer.train()
     assert [(event["event"], event["step"]) for event in trainer.events] == [("loss_spike", 30)]
     assert_logged(caplog, "WARNING", 30)
 
 
-def test_the_first_batch_tells_of_broken_pixels(caplog):
+def test_check_pixels_warns_of_unusual_values(caplog):
     images = torch.randn(8, 3, 4, 4)
     check_pixels(images)
     images[:5] = 0.5
@@ -164,14 +164,14 @@ def test_the_first_batch_tells_of_broken_pixels(caplog):
         check_pixels(images)
 
 
-def test_training_looks_at_its_first_batch(tmp_path):
+def test_train_checks_its_first_batch(tmp_path):
     trainer = make_trainer(tmp_path)
     trainer.augmentation.scale = trainer.augmentation.scale * float("inf")
     with pytest.raises(DataError, match=r"\bimage_mean\b.*\bimage_std\b"):
         trainer.train()
 
 
-def test_labels_of_one_class_are_an_error_where_all_are_known(caplog):
+def test_check_labels_of_one_class_raises(caplog):
     check_labels(np.array([0, 0, 1]), LABELS)
     check_labels(np.array([0, 0]), ["only"])
     with pytest.raises(DataError, match=r"\b2\b.*'green'.*\b3\b.*\btrain_split\b"):

@@ -1,4 +1,4 @@
-"""Batches that do not fit: the run that cuts them equals the one that was told their size from the start."""
+"""Out of memory: a run that splits its batches equals one with smaller batches."""
 
 import json
 
@@ -15,12 +15,12 @@ MIXED = {"mixup_alpha": 0.5, "random_erasing": 0.3}
 
 
 def limit(trainer, most, evaluation=False):
-    """Let the model run out of memory with more than `most` images, in training or in evaluation."""
+    """Raise out-of-memory errors for more than `most` images, in training or evaluation."""
     forward = trainer.model.timm_model.forward_features
 
     def limited(pixel_values, *args, **kwargs):
         if len(pixel_values) > most and torch.is_grad_enabled() != evaluation:
-            forward(pixel_values, *args, **kwargs)  # gets some way, and draws for dropout
+            forward(pixel_values, *args, **kwargs)  # runs first, and advances the random generators
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")
         return forward(pixel_values, *args, **kwargs)
 
@@ -29,10 +29,10 @@ def limit(trainer, most, evaluation=False):
     return trainer
 
 
-@pytest.mark.parametrize("device_batch", [8, 4])  # 4: the second of two accumulated batches fails as well as the first
-def test_a_smaller_batch_trains_as_if_it_had_been_asked_for(tmp_path, caplog, device_batch):
+@pytest.mark.parametrize("device_batch", [8, 4])  # 4: two accumulated batches, both fail
+def test_out_of_memory_run_equals_a_run_with_smaller_batches(tmp_path, caplog, device_batch):
     options = {"mixing": MIXED, "policy": "rand_augment", "ema_decay": 0.9, "logging_steps": 2}
-    expected = limit(make_trainer(tmp_path / "told", per_device_train_batch_size=2, **options), 2)
+    expected = limit(make_trainer(tmp_path / "small", per_device_train_batch_size=2, **options), 2)
     expected.train()
     trainer = limit(make_trainer(tmp_path / "found", per_device_train_batch_size=device_batch, **options), 2)
     trainer.train()
@@ -44,8 +44,8 @@ def test_a_smaller_batch_trains_as_if_it_had_been_asked_for(tmp_path, caplog, de
     assert_logged(caplog, "WARNING", 1, 4, 2, 8, "per_device_train_batch_size")
 
 
-def test_the_second_of_two_accumulated_batches_may_be_the_one_that_fails(tmp_path):
-    expected = make_trainer(tmp_path / "told", per_device_train_batch_size=2)
+def test_out_of_memory_in_the_second_accumulated_batch(tmp_path):
+    expected = make_trainer(tmp_path / "small", per_device_train_batch_size=2)
     expected.model.timm_model.blocks[0].drop_path1 = torch.nn.Dropout(0.1)
     expected.train()
     trainer = make_trainer(tmp_path / "found", per_device_train_batch_size=4)
@@ -96,7 +96,7 @@ def test_only_the_evaluation_batch_shrinks_in_evaluation(tmp_path, caplog):
         found, expected = ([e[name] for e in t.state.log_history if name in e] for t in (trainer, plain))
         assert found == pytest.approx(expected, rel=1e-6)
     assert (trainer.out_of_memory.micro.size, trainer.out_of_memory.eval_batch_size) == (8, 3)
-    assert [event["then"] for event in trainer.events] == [6, 3]  # of 13 images, the whole split
+    assert [event["then"] for event in trainer.events] == [6, 3]  # of 13 images, the full split
     assert_logged(caplog, "WARNING", 6, 3, "per_device_eval_batch_size")
 
 
@@ -114,10 +114,10 @@ def test_mixing_keeps_pairs(tmp_path):
     with pytest.raises(OutOfMemoryError) as caught:
         trainer.train()
     assert_names(caught.value, 2, "image_size")
-    assert trainer.events[-1]["then"] == 2  # never a single image
+    assert trainer.events[-1]["then"] == 2  # mixing needs pairs
 
 
-def test_other_errors_are_no_lack_of_memory(tmp_path):
+def test_other_errors_are_not_out_of_memory(tmp_path):
     trainer = make_trainer(tmp_path)
 
     def broken(*args, **kwargs):
@@ -131,7 +131,7 @@ def test_other_errors_are_no_lack_of_memory(tmp_path):
 @pytest.mark.parametrize(
     ("images", "even", "sizes"), [(8, False, [4, 2, 1]), (12, True, [6, 2]), (6, False, [3, 1]), (5, False, [1])]
 )
-def test_sizes_divide_the_batch(images, even, sizes):
+def test_micro_batch_sizes_divide_the_batch(images, even, sizes):
     micro, found = MicroBatchSize(images, even), []
     while size := micro.next_size():
         micro.shrink(size)
@@ -139,12 +139,12 @@ def test_sizes_divide_the_batch(images, even, sizes):
     assert found == sizes
 
 
-def test_a_piece_is_the_smaller_batch(tmp_path):
+def test_micro_batch_equals_the_smaller_batch(tmp_path):
     dataset: ImageDataset = make_trainer(tmp_path, policy="rand_augment").train_dataset
     rows = [(0, row) for row in range(7)]
-    pieces = micro_batches(dataset.__getitems__(rows), 3, dataset.augmentation)
-    assert [len(piece["labels"]) for piece in pieces] == [3, 3, 1]
-    for piece, start in zip(pieces, (0, 3, 6), strict=True):
+    slices = micro_batches(dataset.__getitems__(rows), 3, dataset.augmentation)
+    assert [len(part["labels"]) for part in slices] == [3, 3, 1]
+    for part, start in zip(slices, (0, 3, 6), strict=True):
         expected = dataset.__getitems__(rows[start : start + 3])
-        assert torch.equal(dataset.augmentation(piece), dataset.augmentation(expected))
-        assert piece["plan"]["seeds"].tolist() == expected["plan"]["seeds"].tolist()
+        assert torch.equal(dataset.augmentation(part), dataset.augmentation(expected))
+        assert part["plan"]["seeds"].tolist() == expected["plan"]["seeds"].tolist()

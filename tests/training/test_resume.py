@@ -1,4 +1,4 @@
-"""Resume: damaged checkpoints, changed data and recipes, sums over the whole run, and files on disk."""
+"""Resume: damaged checkpoints, changed data and recipes, loss sums, and files on disk."""
 
 import errno
 import hashlib
@@ -30,30 +30,30 @@ from hfvit.utils.environment import check_shared_memory
 
 
 def interrupted(folder, **options):
-    """A run with checkpoint-5 that was broken off after step 8, and that checkpoint."""
+    """Interrupt a run after step 8; returns it and checkpoint-5."""
     with pytest.raises(KeyboardInterrupt):
         make_trainer(folder, [Stop()], **options).train()
     return folder / "checkpoint-5"
 
 
-def test_a_checkpoint_of_version_0_1_resumes(tmp_path):
-    unbroken = make_trainer(tmp_path / "unbroken", ema_decay=0.9)
-    unbroken.train()
+def test_checkpoint_of_version_0_1_resumes(tmp_path):
+    uninterrupted = make_trainer(tmp_path / "uninterrupted", ema_decay=0.9)
+    uninterrupted.train()
     checkpoint = interrupted(tmp_path / "killed", ema_decay=0.9)
     file = checkpoint / "progress.json"
     content = json.loads(file.read_text())
-    del content["logged_loss"], content["origin"]  # that version did not know them
+    del content["logged_loss"], content["origin"]  # not written by that version
     file.write_text(json.dumps(content))
     rewrite_manifest(checkpoint)
     resumed = make_trainer(tmp_path / "killed", ema_decay=0.9)
     resumed.train(str(checkpoint))
-    assert losses(resumed) == losses(unbroken)
-    final = weights(unbroken)
+    assert losses(resumed) == losses(uninterrupted)
+    final = weights(uninterrupted)
     assert all(torch.equal(value, final[name]) for name, value in weights(resumed).items())
 
 
 def rewrite_manifest(checkpoint):
-    """Let the manifest list the files as they are now."""
+    """Update the manifest for the current files."""
     listed = {
         file.name: {"bytes": file.stat().st_size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
         for file in checkpoint.iterdir()
@@ -62,9 +62,9 @@ def rewrite_manifest(checkpoint):
     (checkpoint / "checkpoint.json").write_text(json.dumps({"files": listed}))
 
 
-def test_train_loss_of_a_resumed_run_is_that_of_an_unbroken_one(tmp_path):
-    unbroken = make_trainer(tmp_path / "unbroken", logging_steps=3)
-    expected = unbroken.train().metrics["train_loss"]
+def test_train_loss_of_resumed_run_equals_uninterrupted(tmp_path):
+    uninterrupted = make_trainer(tmp_path / "uninterrupted", logging_steps=3)
+    expected = uninterrupted.train().metrics["train_loss"]
     checkpoint = interrupted(tmp_path / "killed", logging_steps=3)
     resumed = make_trainer(tmp_path / "killed", logging_steps=3)
     assert resumed.train(str(checkpoint)).metrics["train_loss"] == expected
@@ -75,7 +75,7 @@ def test_train_loss_of_a_resumed_run_is_that_of_an_unbroken_one(tmp_path):
 
 
 def best_and_newest(folder):
-    """A run whose first checkpoint is its best one, copied to another folder: checkpoints 5 and 10 of 15 steps."""
+    """Train a run whose first checkpoint is the best, and copy checkpoints 5 and 10 to another folder."""
     trainer = make_trainer(
         folder / "run", num_train_epochs=3, metric_for_best_model="loss", greater_is_better=True, save_total_limit=9
     )
@@ -94,7 +94,7 @@ def resume(folder, checkpoint):
     return trainer
 
 
-def test_the_best_checkpoint_is_found_in_a_folder_that_was_moved(tmp_path):
+def test_best_checkpoint_is_found_in_a_moved_folder(tmp_path):
     expected, moved = best_and_newest(tmp_path)
     shutil.rmtree(tmp_path / "run")
     trainer = resume(moved, moved / "checkpoint-10")
@@ -102,7 +102,7 @@ def test_the_best_checkpoint_is_found_in_a_folder_that_was_moved(tmp_path):
     assert all(torch.equal(value, expected[name]) for name, value in weights(trainer).items())
 
 
-def test_a_damaged_best_checkpoint_is_reported_and_the_next_best_is_used(tmp_path, caplog):
+def test_damaged_best_checkpoint_is_replaced_by_the_next_best(tmp_path, caplog):
     _, moved = best_and_newest(tmp_path)
     file = moved / "checkpoint-5" / "model.safetensors"
     content = bytearray(file.read_bytes())
@@ -146,7 +146,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_a_checkpoint_with_unexpected_contents_is_one_error(tmp_path, name):
+def test_resume_of_damaged_checkpoint_is_one_error(tmp_path, name):
     checkpoint = interrupted(tmp_path)
     DAMAGES[name](checkpoint)
     rewrite_manifest(checkpoint)
@@ -154,7 +154,7 @@ def test_a_checkpoint_with_unexpected_contents_is_one_error(tmp_path, name):
         make_trainer(tmp_path).train(str(checkpoint))
 
 
-def test_a_manifest_that_is_nested_too_deep_is_a_damaged_checkpoint(tmp_path):
+def test_deeply_nested_manifest_is_a_damaged_checkpoint(tmp_path):
     checkpoint = interrupted(tmp_path)
     (checkpoint / "checkpoint.json").write_text('{"files":' * 100_000)
     assert newest_checkpoint(tmp_path) is None
@@ -162,7 +162,7 @@ def test_a_manifest_that_is_nested_too_deep_is_a_damaged_checkpoint(tmp_path):
 
 @pytest.fixture
 def killed_run(tmp_path, recipe):
-    """A run of the micro recipe on a folder of its own that was broken off after its first epoch."""
+    """Interrupt a run of the micro recipe after its first epoch, on its own data folder."""
 
     class Break(TrainerCallback):
         def on_epoch_begin(self, args, state, control, **kwargs):
@@ -179,7 +179,7 @@ def killed_run(tmp_path, recipe):
 
 
 @pytest.mark.parametrize("change", ["seed", "validation_fraction", "data added"])
-def test_resume_refuses_where_validation_images_may_have_been_trained_on(killed_run, tmp_path, change):
+def test_resume_with_changed_split_raises(killed_run, tmp_path, change):
     words = {"seed": ["--seed", "9"], "validation_fraction": ["--validation_fraction", "0.4"]}.get(change, [])
     if change == "data added":
         more = datasets.concatenate_datasets([colored_split(65, 1), colored_split(9, 5)])
@@ -227,12 +227,12 @@ def test_resume_without_changes_reports_none(killed_run, caplog):
     assert not [record for record in caplog.records if record.name == "hfvit.training.resume"]
 
 
-def test_fingerprints_of_splits_are_the_same_in_another_process(colors, tmp_path):
+def test_split_fingerprints_are_stable_across_processes(colors, tmp_path):
     code = (
         "import json, sys\n"
         "from hfvit.data.factory import load_splits\n"
         "from hfvit.recipe.arguments import DataArguments\n"
-        "splits = load_splits(DataArguments(sys.argv[1], max_train_samples=40), seed=3).facts['splits']\n"
+        "splits = load_splits(DataArguments(sys.argv[1], max_train_samples=40), seed=3).record['splits']\n"
         "print(json.dumps({role: split['fingerprint'] for role, split in splits.items()}))"
     )
     found = []
@@ -245,7 +245,7 @@ def test_fingerprints_of_splits_are_the_same_in_another_process(colors, tmp_path
     assert set(found[0]) == {"train", "validation", "test"}
 
 
-def test_files_of_a_run_follow_the_umask(recipe, tmp_path):
+def test_run_files_follow_the_umask(recipe, tmp_path):
     before = os.umask(0o027)
     try:
         main([str(recipe), "--max_steps", "1"])
@@ -255,7 +255,7 @@ def test_files_of_a_run_follow_the_umask(recipe, tmp_path):
     assert set(modes.values()) == {0o640}, modes
 
 
-def test_a_kill_in_the_last_save_leaves_nothing_after_the_next_run(recipe, tmp_path):
+def test_run_after_a_kill_in_the_last_save_leaves_no_temporary_files(recipe, tmp_path):
     staging = tmp_path / "out" / ".saving"
     staging.mkdir(parents=True)
     (staging / ".tmpAbC123").write_bytes(b"half of the weights")
@@ -279,7 +279,7 @@ def test_final_files_are_synced_before_the_checkpoints_are_deleted(recipe, tmp_p
     assert not list(out.glob("checkpoint-*"))
 
 
-def test_losses_are_finite_numbers_after_any_resume(tmp_path):
+def test_losses_are_finite_after_any_resume(tmp_path):
     checkpoint = interrupted(tmp_path)
     trainer = make_trainer(tmp_path)
     trainer.train(str(checkpoint))

@@ -1,4 +1,4 @@
-"""The Trainer against a plain Accelerate loop, against itself split otherwise, and against failure."""
+"""The Trainer against a plain Accelerate loop, with other batch splits, and failures."""
 
 import errno
 import inspect
@@ -43,7 +43,7 @@ from hfvit.training.trainer import OVERRIDDEN_PRIVATE_METHODS, PRIVATE_ATTRIBUTE
 
 
 def plain_loop(epochs=2, batch_size=8):
-    """Fine-tuning as accelerate's own examples write it, with timm's optimizer factory; no hfvit but model and data.
+    """Fine-tune like accelerate's examples, with timm's optimizer factory.
 
     Returns the loss of every step, the gradient norms, and the validation accuracy after each epoch.
     """
@@ -79,7 +79,7 @@ def plain_loop(epochs=2, batch_size=8):
     return history, norms, accuracies
 
 
-def test_equals_a_plain_accelerate_loop(tmp_path):
+def test_trainer_equals_a_plain_accelerate_loop(tmp_path):
     expected, norms, accuracies = plain_loop()
     trainer = make_trainer(tmp_path)
     trainer.train()
@@ -89,16 +89,16 @@ def test_equals_a_plain_accelerate_loop(tmp_path):
 
 
 def test_batch_8_equals_2_times_4_accumulated(tmp_path):
-    whole = make_trainer(tmp_path / "whole", rows=45)
-    whole.train()
+    full = make_trainer(tmp_path / "full", rows=45)
+    full.train()
     split = make_trainer(tmp_path / "split", rows=45, per_device_train_batch_size=4)
     assert split.args.gradient_accumulation_steps == 2
     split.train()
-    assert len(losses(whole)) == len(losses(split)) == 10  # 45 rows: 5 whole batches an epoch, either way
-    assert losses(split) == pytest.approx(losses(whole), rel=1e-4)
+    assert len(losses(full)) == len(losses(split)) == 10  # 45 rows: 5 full batches an epoch, either way
+    assert losses(split) == pytest.approx(losses(full), rel=1e-4)
 
 
-def test_workers_change_nothing(tmp_path):
+def test_data_workers_do_not_change_the_result(tmp_path):
     without = make_trainer(tmp_path / "0", num_train_epochs=1)
     without.train()
     with_workers = make_trainer(tmp_path / "2", num_train_epochs=1, dataloader_num_workers=2)
@@ -106,7 +106,7 @@ def test_workers_change_nothing(tmp_path):
     assert losses(with_workers) == losses(without)
 
 
-def test_evaluation_loss_is_the_mean_over_images_without_smoothing(tmp_path):
+def test_evaluation_loss_is_the_mean_without_smoothing(tmp_path):
     trainer = make_trainer(tmp_path, per_device_eval_batch_size=5)
     metrics = trainer.evaluate()
     items = [trainer.eval_dataset[row] for row in range(13)]
@@ -115,7 +115,7 @@ def test_evaluation_loss_is_the_mean_over_images_without_smoothing(tmp_path):
     assert metrics["eval_loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
 
 
-def test_ema_is_the_average_it_says(tmp_path):
+def test_ema_equals_its_definition(tmp_path):
     raw = []
 
     class Record(TrainerCallback):
@@ -136,7 +136,7 @@ def test_ema_is_the_average_it_says(tmp_path):
     torch.testing.assert_close(trainer.model.timm_model.head.weight.detach(), average)
 
 
-def test_ema_is_what_evaluation_uses_and_training_does_not(tmp_path):
+def test_evaluation_uses_ema_and_training_does_not(tmp_path):
     plain = make_trainer(tmp_path / "plain", num_train_epochs=4)
     plain.train()
     averaged = make_trainer(tmp_path / "averaged", num_train_epochs=4, ema_decay=0.9)
@@ -152,14 +152,14 @@ def test_ema_is_what_evaluation_uses_and_training_does_not(tmp_path):
     assert averaged.evaluate()["eval_accuracy"] == averaged.state.best_metric
 
 
-def test_the_best_checkpoint_is_what_remains(tmp_path):
+def test_train_ends_with_the_best_checkpoint(tmp_path):
     trainer = make_trainer(tmp_path, num_train_epochs=4, learning_rate=0.05)
     trainer.train()
     history = [entry["eval_accuracy"] for entry in trainer.state.log_history if "eval_accuracy" in entry]
     assert trainer.evaluate()["eval_accuracy"] == max(history)
 
 
-def test_early_stopping(tmp_path):
+def test_early_stopping_stops_after_patience(tmp_path):
     trainer = make_trainer(
         tmp_path, num_train_epochs=50, learning_rate=1e-9, warmup_steps=0, early_stopping_patience=2
     )
@@ -168,7 +168,7 @@ def test_early_stopping(tmp_path):
 
 
 class Breaks:
-    """A loss that breaks in training step `step`: its value, or its gradient alone."""
+    """Return a loss that is NaN in training step `step`, or only its gradient."""
 
     def __init__(self, step, monkeypatch, gradient_only=False):
         self.step, self.gradient_only, self.calls = step, gradient_only, 0
@@ -186,10 +186,10 @@ class Breaks:
 
 
 @pytest.mark.parametrize("gradient_only", [False, True])
-def test_nan_stops_the_run_and_keeps_the_good_checkpoint(tmp_path, monkeypatch, gradient_only):
-    unbroken = make_trainer(tmp_path / "unbroken")
-    unbroken.train()
-    entries = [entry for entry in unbroken.state.log_history if "loss" in entry]
+def test_nan_loss_stops_the_run_and_keeps_the_checkpoint(tmp_path, monkeypatch, gradient_only):
+    uninterrupted = make_trainer(tmp_path / "uninterrupted")
+    uninterrupted.train()
+    entries = [entry for entry in uninterrupted.state.log_history if "loss" in entry]
     Breaks(8, monkeypatch, gradient_only)
     trainer = make_trainer(tmp_path / "broken", logging_steps=100)
     with pytest.raises(NonFiniteLossError) as caught:
@@ -204,7 +204,7 @@ def test_nan_stops_the_run_and_keeps_the_good_checkpoint(tmp_path, monkeypatch, 
     assert all(torch.isfinite(value).all() for value in kept.values())
 
 
-def test_nan_is_never_shipped_even_when_nothing_is_logged(tmp_path, monkeypatch):
+def test_nan_loss_without_logs_stops_the_run(tmp_path, monkeypatch):
     Breaks(9, monkeypatch)
     trainer = make_trainer(tmp_path, logging_strategy="no", eval_strategy="no", save_strategy="no")
     with pytest.raises(NonFiniteLossError) as caught:
@@ -213,7 +213,7 @@ def test_nan_is_never_shipped_even_when_nothing_is_logged(tmp_path, monkeypatch)
     assert "checkpoint-" not in str(caught.value)  # there is none
 
 
-def test_bf16_on_the_cpu_stays_close_to_fp32(tmp_path):
+def test_bf16_on_cpu_is_close_to_fp32(tmp_path):
     full = make_trainer(tmp_path / "fp32", num_train_epochs=1)
     full.train()
     half = make_trainer(tmp_path / "bf16", num_train_epochs=1, bf16=True)
@@ -222,54 +222,54 @@ def test_bf16_on_the_cpu_stays_close_to_fp32(tmp_path):
     assert losses(half) == pytest.approx(losses(full), abs=0.05)
 
 
-def test_no_pickle_and_no_problem_type_in_a_checkpoint(tmp_path):
+def test_checkpoint_has_no_pickle_and_no_problem_type(tmp_path):
     trainer = make_trainer(tmp_path, num_train_epochs=1)
     trainer.train()
     assert not list(tmp_path.rglob("training_args.bin"))
     assert "problem_type" not in (tmp_path / "checkpoint-5" / "config.json").read_text()
 
 
-def test_too_few_images_for_one_batch(tmp_path):
+def test_fewer_images_than_a_batch_raise(tmp_path):
     with pytest.raises(DataError) as caught:
         make_trainer(tmp_path, global_batch_size=64)
     assert_names(caught.value, 40, 64, "global_batch_size")
 
 
-def test_resuming_without_the_average_it_needs(tmp_path):
+def test_resume_with_ema_from_checkpoint_without_it_raises(tmp_path):
     make_trainer(tmp_path, num_train_epochs=1).train()
     with pytest.raises(RecipeError) as caught:
         make_trainer(tmp_path, ema_decay=0.9).train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
     assert_names(caught.value, tmp_path / "checkpoint-5", "ema_decay")
 
 
-def test_a_finished_run_is_not_trained_over_by_resume_auto(tmp_path):
-    make_checkpoint(tmp_path)  # as --keep_checkpoints leaves it
+def test_resume_auto_of_finished_run_does_not_train(tmp_path):
+    make_checkpoint(tmp_path)  # as with --keep_checkpoints
     (tmp_path / "run.json").write_text("{}")
-    assert claim_output_dir(str(tmp_path), resume="auto", overwrite=False)  # killed before its card was written
+    assert claim_output_dir(str(tmp_path), resume="auto", overwrite=False)  # killed before the model card was written
     (tmp_path / "README.md").write_text("a card")
     with pytest.raises(RecipeError, match=rf"^output_dir: {tmp_path} .*--overwrite_output_dir\b") as caught:
         claim_output_dir(str(tmp_path), resume="auto", overwrite=False)
     assert "--resume_from_checkpoint" not in str(caught.value)  # it is finished
 
 
-def test_a_folder_of_other_files_is_refused(tmp_path):
+def test_output_dir_with_other_files_raises(tmp_path):
     (tmp_path / "README.md").write_text("mine")
     with pytest.raises(RecipeError, match=rf"^output_dir: {tmp_path} .*\bREADME\.md\b"):
         claim_output_dir(str(tmp_path), resume=None, overwrite=False)
 
 
-def test_an_output_folder_is_claimed_once(tmp_path):
+def test_output_dir_is_claimed_once(tmp_path):
     make_trainer(tmp_path, num_train_epochs=1).train()
     unfinished = r"^output_dir: .*\bcheckpoint-5\b.*--resume_from_checkpoint auto\b"
     with pytest.raises(RecipeError, match=unfinished):
         claim_output_dir(str(tmp_path), resume=None, overwrite=False)
     assert claim_output_dir(str(tmp_path), resume=None, overwrite=True) is None
-    (tmp_path / "checkpoint-9").mkdir()  # killed in the middle of a save
+    (tmp_path / "checkpoint-9").mkdir()  # killed during a save
     assert claim_output_dir(str(tmp_path), resume="auto", overwrite=False).endswith("checkpoint-5")
     assert (tmp_path / "broken-checkpoint-9").exists()
     with pytest.raises(RecipeError, match=rf"^resume_from_checkpoint: {tmp_path}/checkpoint-9 "):
         claim_output_dir(str(tmp_path), resume=str(tmp_path / "checkpoint-9"), overwrite=False)
-    with pytest.raises(RecipeError, match=unfinished):  # another run's checkpoint is no claim to this folder
+    with pytest.raises(RecipeError, match=unfinished):  # another run's checkpoint does not claim this folder
         claim_output_dir(str(tmp_path), resume=str(make_checkpoint(tmp_path / "elsewhere")), overwrite=False)
     (tmp_path / "file").touch()
     with pytest.raises(RecipeError, match=rf"^output_dir: {tmp_path}/file/out .*{os.strerror(errno.ENOTDIR)}"):
@@ -281,14 +281,14 @@ def test_an_output_folder_is_claimed_once(tmp_path):
         check_same_model(str(tmp_path / "checkpoint-5"), other)
 
 
-def test_fitted_ema_decay():
+def test_fitted_ema_decay_of_short_runs():
     assert fitted_ema_decay(0.9999, 10**7) == 0.9999
     assert fitted_ema_decay(0.9999, 1000) == pytest.approx(0.99)
     assert math.isclose(fitted_ema_decay(0.9999, 5), 0.0)
 
 
 def test_overridden_private_methods_are_listed_and_have_upstream_parameters():
-    """A new version of transformers that changes one of them has to be read again."""
+    """Notices changes in a new version of transformers."""
     overridden = {
         name: tuple(inspect.signature(getattr(Trainer, name)).parameters)[1:]
         for name, value in vars(HFViTTrainer).items()
@@ -305,9 +305,9 @@ def test_private_attributes_of_the_trainer_exist_upstream(tmp_path):
     assert set(PRIVATE_ATTRIBUTES) <= assigned
 
 
-def test_resume_true_takes_the_newest_complete_checkpoint(tmp_path):
-    unbroken = make_trainer(tmp_path / "unbroken")
-    unbroken.train()
+def test_resume_true_uses_the_newest_complete_checkpoint(tmp_path):
+    uninterrupted = make_trainer(tmp_path / "uninterrupted")
+    uninterrupted.train()
     with pytest.raises(RecipeError, match=r"^resume_from_checkpoint:"):
         make_trainer(tmp_path / "stopped").train(resume_from_checkpoint=True)
     with pytest.raises(KeyboardInterrupt):
@@ -315,6 +315,6 @@ def test_resume_true_takes_the_newest_complete_checkpoint(tmp_path):
     resumed = make_trainer(tmp_path / "stopped")
     resumed.train(resume_from_checkpoint=True)
     assert resumed.resumed_at_step == 5
-    assert losses(resumed) == losses(unbroken)
-    final = weights(unbroken)
+    assert losses(resumed) == losses(uninterrupted)
+    final = weights(uninterrupted)
     assert all(torch.equal(value, final[name]) for name, value in weights(resumed).items())

@@ -1,4 +1,4 @@
-"""What the Trainer does with uint8 batches: policies, mixing, workers, resume, waiting for nothing, speed."""
+"""Training input: policies, mixing, workers, resume, synchronization, throughput."""
 
 import math
 import shutil
@@ -24,24 +24,24 @@ from hfvit.training.throughput import SpeedMeter, matmul_rate, training_flops
 from hfvit.transforms.augmentation import Augmentation
 from hfvit.transforms.functional import OPS
 from hfvit.transforms.preprocessing import Preprocessing
-from hfvit.utils.environment import share_of_cores
+from hfvit.utils.environment import cores_per_process
 
 MIXING = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0, "random_erasing": 0.5}
 
 
 def test_batch_8_equals_2_times_4_accumulated_under_a_policy_and_erasing(tmp_path):
     options = {"policy": "trivial_augment", "mixing": {"random_erasing": 0.5}, "repeats": 2}
-    whole = make_trainer(tmp_path / "whole", **options)
-    whole.train()
+    full = make_trainer(tmp_path / "full", **options)
+    full.train()
     split = make_trainer(tmp_path / "split", per_device_train_batch_size=4, **options)
     split.train()
-    assert losses(split) == pytest.approx(losses(whole), rel=1e-4)
+    assert losses(split) == pytest.approx(losses(full), rel=1e-4)
     plain = make_trainer(tmp_path / "plain")
     plain.train()
-    assert losses(plain) != pytest.approx(losses(whole), rel=1e-2)
+    assert losses(plain) != pytest.approx(losses(full), rel=1e-2)
 
 
-def test_workers_change_nothing_under_mixing(tmp_path):
+def test_data_workers_do_not_change_mixing(tmp_path):
     runs = []
     for workers in (0, 2):
         trainer = make_trainer(
@@ -52,13 +52,13 @@ def test_workers_change_nothing_under_mixing(tmp_path):
     assert runs[0] == runs[1]
 
 
-def test_a_mixed_run_resumes_to_the_same_weights(tmp_path):
+def test_resumed_run_with_mixing_equals_uninterrupted(tmp_path):
     options = {
         "policy": "three_augment", "mixing": {**MIXING, "off_epochs": 1}, "repeats": 3,
         "save_strategy": "steps", "save_steps": 3, "eval_strategy": "steps", "eval_steps": 3, "save_total_limit": 5,
     }  # fmt: skip
-    unbroken = make_trainer(tmp_path / "unbroken", **options)
-    unbroken.train()
+    uninterrupted = make_trainer(tmp_path / "uninterrupted", **options)
+    uninterrupted.train()
 
     class Stop(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
@@ -69,12 +69,12 @@ def test_a_mixed_run_resumes_to_the_same_weights(tmp_path):
         make_trainer(tmp_path / "killed", [Stop()], **options).train()
     resumed = make_trainer(tmp_path / "killed", **options)
     resumed.train(resume_from_checkpoint=str(newest_checkpoint(tmp_path / "killed")))
-    assert losses(resumed) == losses(unbroken)
-    expected = weights(unbroken)
+    assert losses(resumed) == losses(uninterrupted)
+    expected = weights(uninterrupted)
     assert all(torch.equal(value, expected[name]) for name, value in weights(resumed).items())
 
 
-def test_mixing_stops_for_the_last_epochs(tmp_path, monkeypatch):
+def test_mix_off_epochs_stop_mixing(tmp_path, monkeypatch):
     targets = []
     original = hfvit.training.trainer.cross_entropy
 
@@ -91,7 +91,7 @@ def test_mixing_stops_for_the_last_epochs(tmp_path, monkeypatch):
     assert "problem_type" not in (tmp_path / "checkpoint-15" / "config.json").read_text()
 
 
-def test_the_pictures_to_look_at_are_what_training_sees(tmp_path):
+def test_training_images_equal_the_training_input(tmp_path):
     trainer = make_trainer(tmp_path, mixing={"cutmix_alpha": 1.0, "off_epochs": 1})
     images, targets = trainer.training_images(8)
     assert images.shape == (8, 16, 16, 3)
@@ -102,12 +102,12 @@ def test_the_pictures_to_look_at_are_what_training_sees(tmp_path):
     pixel_values = trainer._prepare_inputs(batch)["pixel_values"]
     shown = (pixel_values * trainer.augmentation.std + trainer.augmentation.mean).clamp(0, 255).round()
     assert np.array_equal(images, shown.byte().permute(0, 2, 3, 1).numpy())
-    assert (images == plain).all(axis=-1).any()  # what CutMix left alone
+    assert (images == plain).all(axis=-1).any()  # unchanged by CutMix
     assert (images != plain).any()
 
 
 class Waits(TorchDispatchMode):
-    """Notes each operation for which the processor waits for the device: a value read, a size that depends on data."""
+    """Record operations that synchronize with the device: reads, data-dependent sizes."""
 
     WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "_unique2")
 
@@ -122,8 +122,8 @@ class Waits(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_a_step_never_waits_for_the_device(tmp_path):
-    """On the processor every read is at hand; on a GPU each of these would drain its queue.
+def test_training_step_does_not_synchronize(tmp_path):
+    """On a GPU each of these operations would wait for its queue.
 
     The first batch alone is looked at before it is learnt from.
     """
@@ -149,8 +149,8 @@ def test_a_step_never_waits_for_the_device(tmp_path):
     assert counts[1:] == [[]] * 9
 
 
-def test_nothing_waits_for_a_gpu():
-    """Every operation traced on a GPU that is not there: none may bring a value from the processor, or ask for one."""
+def test_training_step_on_fake_gpu_does_not_synchronize():
+    """Trace all operations on a fake GPU: none may copy a value from or to the CPU."""
 
     class Crossings(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -184,7 +184,7 @@ def test_nothing_waits_for_a_gpu():
     assert found == []
 
 
-def test_drawn_numbers_are_not_rounded_by_deepspeed(tmp_path, monkeypatch):
+def test_augmentation_parameters_are_not_rounded_by_deepspeed(tmp_path, monkeypatch):
     """Under DeepSpeed the Trainer casts every floating-point tensor of a batch to the model's precision."""
     trainer = make_trainer(tmp_path, policy="trivial_augment")
     batch = trainer.train_dataset.__getitems__([(0, row) for row in range(8)])
@@ -196,7 +196,7 @@ def test_drawn_numbers_are_not_rounded_by_deepspeed(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the processor")
-def test_a_compiled_run_is_the_same_run_and_saves_plain_names(tmp_path):
+def test_torch_compile_run_saves_plain_names(tmp_path):
     options = {"num_train_epochs": 1, "ema_decay": 0.9}
     plain = make_trainer(tmp_path / "plain", **options)
     plain.train()
@@ -207,7 +207,7 @@ def test_a_compiled_run_is_the_same_run_and_saves_plain_names(tmp_path):
     assert saved.keys() == load_file(tmp_path / "plain" / "checkpoint-5" / "model.safetensors").keys()
 
 
-def test_activation_checkpointing_changes_memory_alone(tmp_path):
+def test_activation_checkpointing_does_not_change_the_result(tmp_path):
     plain = make_trainer(tmp_path / "plain", num_train_epochs=1)
     plain.train()
     saving = make_trainer(tmp_path / "saving", num_train_epochs=1, activation_checkpointing=True)
@@ -215,7 +215,7 @@ def test_activation_checkpointing_changes_memory_alone(tmp_path):
     assert losses(saving) == pytest.approx(losses(plain), rel=1e-4)
 
 
-def test_speed_is_in_the_log(tmp_path):
+def test_log_has_throughput(tmp_path):
     trainer = make_trainer(tmp_path)
     trainer.train()
     entries = [entry for entry in trainer.state.log_history if "loss" in entry]
@@ -227,11 +227,11 @@ def test_speed_is_in_the_log(tmp_path):
     assert trainer.speed.images == 80
     assert min(e["images_per_second"] for e in entries) <= overall["images_per_second"]
     trainer.predict(trainer.eval_dataset)
-    assert trainer.speed.overall() == overall  # what comes after training is not in its figures
+    assert trainer.speed.overall() == overall  # unchanged after training
     assert trainer.state.total_flos == 80 * int(trainer.speed.flops_per_image)
 
 
-def test_the_meter_counts_training_alone(monkeypatch):
+def test_speed_meter_excludes_evaluation(monkeypatch):
     clock = iter([0.0, 0.0, 10.0, 11.0, 12.0, 18.0, 20.0, 20.0])
     monkeypatch.setattr("hfvit.training.throughput.time.perf_counter", lambda: next(clock))
     meter = SpeedMeter(torch.device("cpu"))  # 0
@@ -247,15 +247,15 @@ def test_the_meter_counts_training_alone(monkeypatch):
     assert meter.overall()["images_per_second"] == 2.0
 
 
-def test_flops_are_the_published_ones():
-    """timm's table: ViT-B/16 at 224 px takes 17.58 G multiply-adds; a backward pass takes twice the forward's."""
+def test_training_flops_equal_the_published_ones():
+    """timm lists 17.58 GMACs for ViT-B/16 at 224 px; the backward pass takes twice the forward pass."""
     model = build_model(LABELS, architecture="vit_base_patch16_224")
     assert training_flops(model) == pytest.approx(3 * 2 * 17.58e9, rel=0.01)
     model.freeze("backbone")
     assert training_flops(model) == pytest.approx(2 * 17.58e9, rel=0.01)
 
 
-def test_matmul_rate_is_a_rate():
+def test_matmul_rate_is_positive():
     rate = matmul_rate(torch.device("cpu"), torch.float32)
     assert math.isfinite(rate)
     assert rate > 1e8
@@ -265,7 +265,7 @@ def test_matmul_rate_is_a_rate():
     ("device", "decoding", "processes", "expected"),
     [("cuda", True, 1, 8), ("cuda", True, 4, 4), ("cuda", False, 1, 1), ("cpu", True, 1, 8), ("cpu", False, 1, 0)],
 )
-def test_workers_are_chosen_by_the_work_and_the_cores(monkeypatch, device, decoding, processes, expected):
+def test_choose_workers_by_decoding_and_cores(monkeypatch, device, decoding, processes, expected):
     monkeypatch.setattr("hfvit.utils.environment.cores", lambda: 16)
     args = SimpleNamespace(
         chooses_workers=True, device=torch.device(device), world_size=processes, dataloader_num_workers=None
@@ -274,14 +274,14 @@ def test_workers_are_chosen_by_the_work_and_the_cores(monkeypatch, device, decod
     assert args.dataloader_num_workers == expected
 
 
-def test_workers_that_were_given_stay(tmp_path):
+def test_choose_workers_keeps_explicit_workers(tmp_path):
     args = HFViTTrainingArguments(output_dir=str(tmp_path), use_cpu=True, dataloader_num_workers=3)
     args.choose_workers(decoding=False)
     assert args.dataloader_num_workers == 3
 
 
-def test_processes_on_other_machines_need_none_of_these_cores(monkeypatch):
+def test_cores_per_process_counts_local_processes(monkeypatch):
     monkeypatch.setattr("hfvit.utils.environment.cores", lambda: 96)
-    assert share_of_cores(16) == 6
+    assert cores_per_process(16) == 6
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    assert share_of_cores(16) == 12
+    assert cores_per_process(16) == 12

@@ -42,7 +42,7 @@ def test_trainer_with_plain_datasets_learns_and_evaluates(tmp_path):
     assert losses(trainer)[-1] < losses(trainer)[0]
 
 
-def test_labels_are_matched_to_the_classes_of_the_model_by_name(tmp_path):
+def test_trainer_matches_labels_to_classes_by_name(tmp_path):
     split = colored_split(40, 1)
     names = [LABELS[label] for label in split["label"]]
     order = ["green", "red", "blue"]
@@ -55,7 +55,7 @@ def test_labels_are_matched_to_the_classes_of_the_model_by_name(tmp_path):
         assert trainer_for(tmp_path, dataset).train_dataset.labels.tolist() == list(split["label"])
 
 
-def test_a_label_that_is_no_class_of_the_model_names_its_row(tmp_path):
+def test_trainer_with_unknown_label_names_its_row(tmp_path):
     split = colored_split(40, 1)
     names = [LABELS[label] for label in split["label"]]
     names[17] = "violet"
@@ -78,7 +78,7 @@ def normalized(image):
     ],
     ids=["float tensor", "uint8 tensor", "array", "PIL image", "torchvision v2"],
 )
-def test_a_transform_gives_the_pixel_values_that_the_model_is_trained_on(tmp_path, transform):
+def test_train_transforms_return_the_training_input(tmp_path, transform):
     trainer = trainer_for(tmp_path, train_transforms=transform)
     batch = trainer.train_dataset.__getitems__([(0, row) for row in (3, 0, 39)])
     images = [colored_split(40, 1)[row]["img"] for row in (3, 0, 39)]
@@ -88,7 +88,7 @@ def test_a_transform_gives_the_pixel_values_that_the_model_is_trained_on(tmp_pat
     torch.testing.assert_close(trainer.prepare_batch(batch)["pixel_values"], expected, atol=1e-5, rtol=1e-5)
 
 
-def test_an_albumentations_transform_is_called_its_own_way(tmp_path):
+def test_train_transforms_of_albumentations(tmp_path):
     albumentations = pytest.importorskip("albumentations")
     trainer = trainer_for(tmp_path, train_transforms=albumentations.HorizontalFlip(p=1.0))
     plain = trainer_for(tmp_path, train_transforms=lambda image: image)
@@ -98,7 +98,7 @@ def test_an_albumentations_transform_is_called_its_own_way(tmp_path):
     torch.testing.assert_close(flipped, expected.flip(-1))
 
 
-def test_a_random_transform_is_the_same_with_workers_micro_batches_and_after_a_resume(tmp_path):
+def test_random_train_transforms_are_reproducible(tmp_path):
     transform = v2.Compose([v2.RandomHorizontalFlip(), v2.ColorJitter(brightness=0.3), v2.RandomCrop(16, padding=2)])
     plain = trainer_for(tmp_path / "plain", train_transforms=transform)
     plain.train()
@@ -111,17 +111,17 @@ def test_a_random_transform_is_the_same_with_workers_micro_batches_and_after_a_r
     final = weights(plain)
     assert all(torch.equal(value, final[name]) for name, value in weights(resumed).items())
     first, second = (plain.train_dataset.__getitems__([(draw, 0)])["pixel_values"] for draw in (0, 1))
-    assert not torch.equal(first, second)  # each epoch draws anew
+    assert not torch.equal(first, second)  # each epoch is different
 
 
-def test_a_transform_of_the_wrong_size_and_one_that_fails_name_the_option(tmp_path):
+def test_train_transforms_of_wrong_size_or_failing_name_the_option(tmp_path):
     for transform in (v2.Resize(20), lambda image: image.no_such_method()):
         trainer = trainer_for(tmp_path, train_transforms=transform)
         with pytest.raises(DataError, match=r"^train_transforms:"):
             trainer.train()
 
 
-def test_own_metrics_loss_and_callbacks_are_used(tmp_path):
+def test_trainer_uses_custom_metrics_loss_and_callbacks(tmp_path):
     seen = []
 
     class Record(TrainerCallback):

@@ -1,4 +1,4 @@
-"""A batch on the device against torchvision, timm and the saved image processor, image by image."""
+"""Batched augmentation and preprocessing against torchvision, timm and the image processor."""
 
 import numpy as np
 import pytest
@@ -13,34 +13,34 @@ from hfvit.recipe.arguments import POLICIES
 from hfvit.transforms.augmentation import ATTEMPTS, Augmentation, random_boxes
 from hfvit.transforms.functional import OPS
 from hfvit.transforms.preprocessing import Preprocessing
-from hfvit.utils.counter_rng import image_seeds, uniforms
+from hfvit.utils.counter_rng import sample_seeds, uniform
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
 CFG = {"input_size": [3, 24, 24], "mean": MEAN, "std": STD, "interpolation": "bicubic", "crop_pct": 1.0}
 
 
-def pictures(count=6, height=32, width=32):
+def random_images(count=6, height=32, width=32):
     rng = np.random.default_rng(2)
     return torch.from_numpy(rng.integers(0, 256, (count, height, width, 3), dtype=np.uint8))
 
 
 def seeds(count=6):
-    return image_seeds(0, 0, np.arange(count))
+    return sample_seeds(0, 0, np.arange(count))
 
 
 def augmentation(**changes):
     return Augmentation((48, 48), MEAN, STD, **changes)
 
 
-def normalised(levels):
+def normalized(levels):
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     return (levels / 255 - mean) / std
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_basic_equals_torchvision_with_the_same_draws(interpolation):
-    augment, images = augmentation(interpolation=interpolation, crop_scale=(0.3, 1.0)), pictures()
-    plan = augment.draw(seeds(), 32, 32)
+def test_augmentation_basic_equals_torchvision_with_the_same_crops(interpolation):
+    augment, images = augmentation(interpolation=interpolation, crop_scale=(0.3, 1.0)), random_images()
+    plan = augment.sample(seeds(), 32, 32)
     assert 0 < plan["flips"].sum() < 6
     actual = augment({"images": images, "plan": plan})
     assert actual.shape == (6, 3, 48, 48)
@@ -48,14 +48,14 @@ def test_basic_equals_torchvision_with_the_same_draws(interpolation):
     for image, box, flip, got in zip(images, plan["boxes"].int().tolist(), plan["flips"], actual, strict=True):
         mode = tv.InterpolationMode(interpolation)
         expected = tv.resized_crop(image.permute(2, 0, 1).float(), *box, [48, 48], mode, antialias=True)
-        expected = normalised(expected.flip(-1) if flip else expected)
+        expected = normalized(expected.flip(-1) if flip else expected)
         torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_a_policy_applies_its_operations_one_after_another_to_each_image(policy):
-    augment, images = augmentation(policy=policy), pictures(40)
-    plan = augment.draw(seeds(40), 32, 32)
+def test_augmentation_with_policy_applies_its_operations_in_order(policy):
+    augment, images = augmentation(policy=policy), random_images(40)
+    plan = augment.sample(seeds(40), 32, 32)
     before = images.clone()
     actual = augment({"images": images, "plan": plan})
     assert torch.equal(images, before)
@@ -72,47 +72,47 @@ def test_a_policy_applies_its_operations_one_after_another_to_each_image(policy)
         box, flip = plan["boxes"][row].int().tolist(), plan["flips"][row]
         mode = tv.InterpolationMode.BICUBIC
         expected = tv.resized_crop(levels[0], *box, [48, 48], mode, antialias=True)
-        expected = normalised(expected.flip(-1) if flip else expected)
+        expected = normalized(expected.flip(-1) if flip else expected)
         torch.testing.assert_close(actual[row], expected, atol=2e-4, rtol=1e-3)
 
 
-def test_an_images_plan_depends_on_its_seed_alone():
-    augment, images = augmentation(policy="trivial_augment"), pictures(12)
-    whole = augment({"images": images, "plan": augment.draw(seeds(12), 32, 32)})
-    for part in (slice(0, 4), slice(4, 12)):
-        alone = augment({"images": images[part], "plan": augment.draw(seeds(12)[part], 32, 32)})
-        torch.testing.assert_close(alone, whole[part], atol=1e-5, rtol=1e-5)
+def test_augmentation_of_an_image_depends_on_its_seed_only():
+    augment, images = augmentation(policy="trivial_augment"), random_images(12)
+    full = augment({"images": images, "plan": augment.sample(seeds(12), 32, 32)})
+    for rows in (slice(0, 4), slice(4, 12)):
+        alone = augment({"images": images[rows], "plan": augment.sample(seeds(12)[rows], 32, 32)})
+        torch.testing.assert_close(alone, full[rows], atol=1e-5, rtol=1e-5)
 
 
-def test_crops_made_by_the_loader_are_only_changed_and_normalised():
-    augment, crops = augmentation(), pictures(4, 48, 48)
-    actual = augment({"crops": crops, "plan": {"operations": augment.draw_operations(seeds(4), 48)}})
-    torch.testing.assert_close(actual, normalised(crops.permute(0, 3, 1, 2).float()), atol=1e-5, rtol=1e-5)
+def test_augmentation_of_crops_only_normalizes():
+    augment, crops = augmentation(), random_images(4, 48, 48)
+    actual = augment({"crops": crops, "plan": {"operations": augment.sample_operations(seeds(4), 48)}})
+    torch.testing.assert_close(actual, normalized(crops.permute(0, 3, 1, 2).float()), atol=1e-5, rtol=1e-5)
 
 
-def test_bf16_is_the_same_within_its_precision():
-    augment, images = augmentation(), pictures()
-    batch = {"images": images, "plan": augment.draw(seeds(), 32, 32)}
+def test_augmentation_in_bf16_is_close_to_float32():
+    augment, images = augmentation(), random_images()
+    batch = {"images": images, "plan": augment.sample(seeds(), 32, 32)}
     half = augment(batch, torch.bfloat16)
     assert half.dtype == torch.bfloat16
     assert (half.float() - augment(batch)).abs().mean() < 0.01
 
 
-def test_boxes_are_torchvisions(monkeypatch):
-    """torchvision's own sampling, fed with the same uniform numbers."""
-    u = uniforms(seeds(300), 2 * ATTEMPTS + 2)
+def test_random_boxes_equal_torchvisions(monkeypatch):
+    """Compare with torchvision's sampling from the same uniform random numbers."""
+    u = uniform(seeds(300), 2 * ATTEMPTS + 2)
     scale, ratio = (0.4, 1.0), (0.5, 2.0)
     for height, width in ((32, 32), (20, 70), (90, 25), (10, 200)):
         boxes = random_boxes(u, height, width, scale, ratio)
         transform = v2.RandomResizedCrop(24, scale=scale, ratio=ratio)
         image = Image.new("RGB", (width, height))
         for row, box in zip(u, boxes, strict=True):
-            # In torchvision's order: a scale and a shape an attempt, then top and left.
+            # torchvision's order: scale and ratio of each attempt, then top and left.
             numbers = iter([value for attempt in range(ATTEMPTS) for value in (row[attempt], row[ATTEMPTS + attempt])])
-            places = iter(row[-2:])
+            offsets = iter(row[-2:])
 
-            def randint(low, high, size, places=places):
-                return torch.tensor([int(low + (high - low) * next(places))])
+            def randint(low, high, size, offsets=offsets):
+                return torch.tensor([int(low + (high - low) * next(offsets))])
 
             with monkeypatch.context() as patch:
                 patch.setattr(torch, "empty", lambda size, numbers=numbers: _Uniform(numbers))
@@ -122,7 +122,7 @@ def test_boxes_are_torchvisions(monkeypatch):
 
 
 class _Uniform:
-    """Stands in for `torch.empty(1)`, whose `uniform_` torchvision draws from."""
+    """Replace `torch.empty(1)`, whose `uniform_` torchvision samples from."""
 
     def __init__(self, numbers):
         self.numbers = numbers
@@ -135,16 +135,16 @@ class _Uniform:
 @pytest.mark.parametrize("mode", ["center", "squash"])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
 @pytest.mark.parametrize("shape", [(32, 32), (21, 20), (17, 64)])
-def test_evaluation_is_the_saved_processors(shape, interpolation, mode, crop_pct):
+def test_preprocessing_equals_the_image_processor(shape, interpolation, mode, crop_pct):
     cfg = {**CFG, "crop_pct": crop_pct, "interpolation": interpolation, "crop_mode": mode}
-    images, processor = pictures(3, *shape), TimmWrapperImageProcessor(pretrained_cfg=cfg)
+    images, processor = random_images(3, *shape), TimmWrapperImageProcessor(pretrained_cfg=cfg)
     actual = Preprocessing(resolve_data_config(cfg))({"images": images})
     expected = torch.stack([processor(Image.fromarray(i.numpy()))["pixel_values"][0] for i in images])
     assert torch.equal(actual, expected)
 
 
-def test_evaluation_of_crops_is_the_processors_last_step():
-    image = Image.fromarray(pictures(1, 50, 40)[0].numpy())
+def test_preprocessing_of_crops_equals_timms_transform():
+    image = Image.fromarray(random_images(1, 50, 40)[0].numpy())
     config = resolve_data_config({**CFG, "crop_pct": 0.9})
     crop = create_transform(**config, use_prefetcher=True)(image).permute(1, 2, 0)[None]
     expected = create_transform(**config)(image)[None]
@@ -152,12 +152,12 @@ def test_evaluation_of_crops_is_the_processors_last_step():
 
 
 @pytest.mark.parametrize("changes", [{"crop_mode": "border"}, {"interpolation": "nearest"}, {"crop_pct": 1.2}])
-def test_what_is_more_than_resize_and_crop_is_left_to_timm(changes):
+def test_geometry_of_unsupported_transform_is_none(changes):
     config = {**resolve_data_config(CFG), **changes}
     assert Preprocessing(config).geometry(32, 32) is None
 
 
-def test_pillows_order_of_passes_is_not_guessed():
+def test_geometry_of_shrinking_height_is_none():
     preprocessing = Preprocessing(resolve_data_config(CFG))
     assert preprocessing.geometry(40, 31) is None
     assert preprocessing.geometry(40, 40) is not None

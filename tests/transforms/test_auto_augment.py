@@ -1,4 +1,4 @@
-"""Policies draw the operations, and the magnitudes, of the libraries that they are named after."""
+"""Policies against the operations and magnitudes of torchvision and timm."""
 
 from collections import Counter
 
@@ -8,11 +8,11 @@ from timm.data import auto_augment
 from torchvision.transforms import v2
 
 from hfvit.recipe.arguments import POLICIES
-from hfvit.transforms.auto_augment import RAND, TRIVIAL, draw_stages, uniforms_needed
+from hfvit.transforms.auto_augment import RAND, TRIVIAL, num_uniforms, sample_stages
 from hfvit.transforms.functional import OPS
-from hfvit.utils.counter_rng import image_seeds, uniforms
+from hfvit.utils.counter_rng import sample_seeds, uniform
 
-# Our names of torchvision's and timm's operations.
+# hfvit's names of torchvision's and timm's operations.
 TORCHVISION = {
     "Identity": "identity", "ShearX": "shear_x", "ShearY": "shear_y", "TranslateX": "translate_x",
     "TranslateY": "translate_y", "Rotate": "rotate", "Brightness": "brightness", "Color": "saturation",
@@ -28,24 +28,24 @@ TIMM = {
 }  # fmt: skip
 
 
-def drawn(policy, images=4000, magnitude=9.0, num_ops=2):
-    u = uniforms(image_seeds(0, 0, np.arange(images)), uniforms_needed(policy, num_ops))
-    return draw_stages(policy, u, magnitude, num_ops)
+def sample(policy, images=4000, magnitude=9.0, num_ops=2):
+    u = uniform(sample_seeds(0, 0, np.arange(images)), num_uniforms(policy, num_ops))
+    return sample_stages(policy, u, magnitude, num_ops)
 
 
 def value(space, name, level):
-    magnitude, centre = space[name]
-    return float(magnitude(np.array([level]))[0]), centre
+    magnitude, center = space[name]
+    return float(magnitude(np.array([level]))[0]), center
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_every_policy_names_known_operations(policy):
-    for names, magnitudes in drawn(policy):
+def test_sample_stages_names_known_operations(policy):
+    for names, magnitudes in sample(policy):
         assert set(names) <= set(OPS)
         assert np.isfinite(magnitudes).all()
 
 
-def test_trivial_augment_has_torchvisions_operations_and_magnitudes():
+def test_trivial_augment_equals_torchvisions_space():
     space = v2.TrivialAugmentWide._AUGMENTATION_SPACE
     assert {TORCHVISION[name] for name in space} == set(TRIVIAL)
     for name, (magnitudes, signed) in space.items():
@@ -54,13 +54,13 @@ def test_trivial_augment_has_torchvisions_operations_and_magnitudes():
         assert (TRIVIAL[ours][1] is not None) == signed
         if theirs is None:
             continue
-        # Shares of the image for pixels of 224, and levels of 255 for shares of the range.
+        # Pixels to fractions of a 224-pixel image, and fractions of the range to levels of 255.
         unit = {"translate_x": 1 / 224, "translate_y": 1 / 224, "solarize": 255.0}.get(ours, 1.0)
         for bin in (0, 7, 19, 30):
             assert value(TRIVIAL, ours, bin / 30)[0] == pytest.approx(float(theirs[bin]) * unit, abs=1e-5)
 
 
-def test_rand_augment_has_timms_operations_and_magnitudes(monkeypatch):
+def test_rand_augment_equals_timms_space(monkeypatch):
     assert {TIMM[name] for name in auto_augment._RAND_INCREASING_TRANSFORMS} == set(RAND)
     monkeypatch.setattr(auto_augment, "_randomly_negate", lambda value: value)
     for name, ours in TIMM.items():
@@ -69,12 +69,12 @@ def test_rand_augment_has_timms_operations_and_magnitudes(monkeypatch):
             if level_to_argument is None:
                 continue
             expected = level_to_argument(level, {})[0]
-            magnitude, centre = value(RAND, ours, level / 10)
-            assert (centre or 0.0) + magnitude == pytest.approx(expected, abs=1e-6)
+            magnitude, center = value(RAND, ours, level / 10)
+            assert (center or 0.0) + magnitude == pytest.approx(expected, abs=1e-6)
 
 
-def test_trivial_augment_draws_one_operation_evenly_with_both_signs():
-    ((names, magnitudes),) = drawn("trivial_augment", 14_000)
+def test_trivial_augment_samples_operations_uniformly_with_both_signs():
+    ((names, magnitudes),) = sample("trivial_augment", 14_000)
     counts = Counter(names)
     assert set(counts) == set(TRIVIAL)
     assert all(850 < count < 1150 for count in counts.values())
@@ -84,8 +84,8 @@ def test_trivial_augment_draws_one_operation_evenly_with_both_signs():
     assert len(np.unique(np.abs(rotations).round(6))) == 31
 
 
-def test_rand_augment_applies_half_of_its_operations_near_its_magnitude():
-    stages = drawn("rand_augment", 15_000, magnitude=6.0, num_ops=3)
+def test_rand_augment_applies_half_of_its_operations():
+    stages = sample("rand_augment", 15_000, magnitude=6.0, num_ops=3)
     assert len(stages) == 3
     for names, magnitudes in stages:
         assert 0.47 < (names != "identity").mean() < 0.53
@@ -95,8 +95,8 @@ def test_rand_augment_applies_half_of_its_operations_near_its_magnitude():
     assert (stages[0][0] != stages[1][0]).any()
 
 
-def test_three_augment_takes_one_of_three_and_jitters_in_any_order():
-    first, *jitter = drawn("three_augment", 9000)
+def test_three_augment_samples_one_of_three_and_jitters_in_random_order():
+    first, *jitter = sample("three_augment", 9000)
     assert all(2700 < count < 3300 for count in Counter(first[0]).values())
     assert set(first[0]) == {"grayscale", "solarize", "gaussian_blur"}
     assert (first[1][first[0] == "solarize"] == 128).all()
@@ -109,6 +109,6 @@ def test_three_augment_takes_one_of_three_and_jitters_in_any_order():
     assert 0.7 <= factors.min() < 0.72 < 1.28 < factors.max() <= 1.3
 
 
-def test_basic_changes_nothing_further():
-    assert drawn("basic") == []
-    assert uniforms_needed("basic", 2) == 0
+def test_basic_has_no_operations():
+    assert sample("basic") == []
+    assert num_uniforms("basic", 2) == 0

@@ -1,4 +1,4 @@
-"""Each operation against torchvision's, or timm's where torchvision has none, image by image."""
+"""Image operations against torchvision and timm."""
 
 import math
 
@@ -14,11 +14,11 @@ from hfvit.transforms.functional import OPS
 SIDE = 33
 
 
-def pictures(count):
-    """Smooth pictures with an edge, so that a shift of a fraction of a pixel shows."""
+def random_images(count):
+    """Return smooth images, in which subpixel shifts show."""
     rng = np.random.default_rng(1)
     small = rng.integers(0, 256, (count, 9, 9, 3), dtype=np.uint8)
-    images = [np.asarray(Image.fromarray(picture).resize((SIDE, SIDE + 7), 3)) for picture in small]
+    images = [np.asarray(Image.fromarray(image).resize((SIDE, SIDE + 7), 3)) for image in small]
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float()
 
 
@@ -31,7 +31,7 @@ def degrees(shear):
 
 
 def on_unit(function):
-    """torchvision's floating-point images go from 0 to 1."""
+    """Scale to torchvision's range of float images, 0 to 1."""
     return lambda image, magnitude: function(image / 255, magnitude) * 255
 
 
@@ -69,9 +69,9 @@ MAGNITUDES = {
 
 
 @pytest.mark.parametrize("name", REFERENCE)
-def test_equals_torchvision(name):
+def test_operation_equals_torchvision(name):
     magnitudes = MAGNITUDES.get(name, (0.0,) * 4)
-    images = pictures(4)
+    images = random_images(4)
     before = images.clone()
     changed = OPS[name](images, torch.tensor(magnitudes, dtype=torch.float32))
     assert torch.equal(images, before)
@@ -81,8 +81,8 @@ def test_equals_torchvision(name):
         assert not torch.equal(changed, images)
 
 
-def test_sharpness_equals_torchvision_but_for_its_rounding():
-    images = pictures(4)
+def test_sharpness_equals_torchvision_within_rounding():
+    images = random_images(4)
     magnitudes = (0.1, 0.7, 1.0, 1.9)
     changed = OPS["sharpness"](images, torch.tensor(magnitudes))
     for image, magnitude, actual in zip(images, magnitudes, changed, strict=True):
@@ -91,7 +91,7 @@ def test_sharpness_equals_torchvision_but_for_its_rounding():
 
 
 def test_solarize_add_equals_timm():
-    images = pictures(3)
+    images = random_images(3)
     changed = OPS["solarize_add"](images, torch.tensor([0.0, 37.0, 110.0]))
     for image, amount, actual in zip(images, (0, 37, 110), changed, strict=True):
         pillow = Image.fromarray(image.byte().permute(1, 2, 0).numpy())
@@ -99,17 +99,17 @@ def test_solarize_add_equals_timm():
         assert np.array_equal(actual.permute(1, 2, 0).numpy(), expected)
 
 
-def test_directions_are_torchvisions_and_pillows():
-    """shear_x at +m is AutoAugment's `transform(AFFINE, (1, m, 0, 0, 1, 0))`, whatever the sign convention above."""
-    image = pictures(1)
+def test_shear_x_has_pillows_direction():
+    """shear_x at +m is AutoAugment's `transform(AFFINE, (1, m, 0, 0, 1, 0))`."""
+    image = random_images(1)
     pillow = Image.fromarray(image[0].byte().permute(1, 2, 0).numpy())
     expected = np.asarray(auto_augment.shear_x(pillow, 0.3, resample=Image.BILINEAR)).astype(float)
     actual = OPS["shear_x"](image, torch.tensor([0.3]))[0].permute(1, 2, 0).numpy()
     assert np.abs(actual - expected)[2:-2, 2:-12].max() < 2.0
 
 
-def test_blur_is_close_to_pillows():
-    image = pictures(1)
+def test_gaussian_blur_is_close_to_pillow():
+    image = random_images(1)
     pillow = Image.fromarray(image[0].byte().permute(1, 2, 0).numpy())
     expected = np.asarray(pillow.filter(ImageFilter.GaussianBlur(1.5))).astype(float)
     actual = OPS["gaussian_blur"](image, torch.tensor([1.5]))[0].permute(1, 2, 0).numpy()
@@ -117,8 +117,8 @@ def test_blur_is_close_to_pillows():
 
 
 @pytest.mark.parametrize("name", OPS)
-def test_an_image_is_changed_alike_alone_and_in_a_batch(name):
-    images = pictures(3)
+def test_operation_does_not_depend_on_the_batch(name):
+    images = random_images(3)
     magnitude = torch.tensor([MAGNITUDES.get(name, (0.5,) * 4)[1]] * 3, dtype=torch.float32)
     together = OPS[name](images, magnitude)
     for index in range(3):

@@ -1,4 +1,4 @@
-"""timm's own mixing and erasing, under seeds that leave everything else alone."""
+"""Mixup, CutMix and random erasing against timm, with preserved generator states."""
 
 import random
 
@@ -9,9 +9,9 @@ from timm.data.random_erasing import RandomErasing
 
 from hfvit.training.losses import cross_entropy
 from hfvit.transforms.mixup import BatchMixing
-from hfvit.utils.counter_rng import image_seeds
+from hfvit.utils.counter_rng import sample_seeds
 
-SEEDS = image_seeds(0, 0, np.arange(8))
+SEEDS = sample_seeds(0, 0, np.arange(8))
 LABELS = torch.arange(8) % 3
 
 
@@ -19,7 +19,7 @@ def images():
     return torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
-def test_mixing_is_timms():
+def test_batch_mixing_equals_timms_mixup():
     mixing = BatchMixing(3, mixup_alpha=0.8, cutmix_alpha=1.0)
     pixel_values, targets = mixing(images(), LABELS, SEEDS)
     np.random.seed(int(SEEDS[0] >> np.uint64(32)))
@@ -30,7 +30,7 @@ def test_mixing_is_timms():
     torch.testing.assert_close(targets.sum(1), torch.ones(8))
 
 
-def test_smoothing_in_the_loss_is_timms_smoothing_of_the_targets():
+def test_cross_entropy_label_smoothing_equals_timms_mixup():
     logits = torch.randn(8, 3, generator=torch.Generator().manual_seed(1))
     _, targets = BatchMixing(3, mixup_alpha=0.8)(images(), LABELS, SEEDS)
     np.random.seed(int(SEEDS[0] >> np.uint64(32)))
@@ -38,23 +38,23 @@ def test_smoothing_in_the_loss_is_timms_smoothing_of_the_targets():
     torch.testing.assert_close(cross_entropy(logits, targets, 0.1), cross_entropy(logits, smoothed))
 
 
-def test_batches_take_mixup_or_cutmix():
+def test_batch_mixing_alternates_mixup_and_cutmix():
     mixing = BatchMixing(3, mixup_alpha=0.8, cutmix_alpha=1.0)
     boxes = 0
     for epoch in range(20):
-        pixel_values, _ = mixing(images(), LABELS, image_seeds(0, epoch, np.arange(8)))
+        pixel_values, _ = mixing(images(), LABELS, sample_seeds(0, epoch, np.arange(8)))
         unchanged = (pixel_values == images()).float().mean()
         boxes += bool(unchanged > 0.01)  # mixup blends every pixel
     assert 3 < boxes < 17
 
 
-def test_erasing_is_timms_and_depends_on_the_image_alone():
+def test_batch_mixing_erases_like_timm_by_image_seed():
     mixing = BatchMixing(3, random_erasing=0.7)
     erased, labels = mixing(images(), LABELS, SEEDS)
     assert torch.equal(labels, LABELS)
     changed = (erased != images()).flatten(1).any(1)
     assert 2 <= changed.sum() <= 7
-    halves = [mixing(images()[part], LABELS[part], SEEDS[part])[0] for part in (slice(0, 4), slice(4, 8))]
+    halves = [mixing(images()[rows], LABELS[rows], SEEDS[rows])[0] for rows in (slice(0, 4), slice(4, 8))]
     assert torch.equal(torch.cat(halves), erased)
     row = int(changed.nonzero()[0])
     expected = images()[row]
@@ -64,7 +64,7 @@ def test_erasing_is_timms_and_depends_on_the_image_alone():
     assert torch.equal(erased[row], expected)
 
 
-def test_the_global_generators_are_left_as_they_were():
+def test_batch_mixing_preserves_global_generators():
     before = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
     BatchMixing(3, mixup_alpha=0.8, random_erasing=1.0)(images(), LABELS, SEEDS)
     assert random.getstate() == before[0]
@@ -72,7 +72,7 @@ def test_the_global_generators_are_left_as_they_were():
     assert torch.equal(torch.get_rng_state(), before[2])
 
 
-def test_off_is_off():
+def test_batch_mixing_without_options_is_false():
     assert not BatchMixing(3)
     assert BatchMixing(3, random_erasing=0.1)
     assert BatchMixing(3, cutmix_alpha=1.0)

@@ -1,4 +1,4 @@
-"""The two matrix products against Pillow and torchvision."""
+"""Batched resizing against Pillow and torchvision."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from hfvit.transforms.resize import FILTERS, filter_weights, resize_as_pillow, r
 RNG = np.random.default_rng(0)
 
 
-def pictures(count=3, height=32, width=32):
+def random_images(count=3, height=32, width=32):
     return torch.from_numpy(RNG.integers(0, 256, (count, 3, height, width), dtype=np.uint8))
 
 
@@ -20,8 +20,8 @@ BOXES = [(0, 0, 32, 32), (3, 5, 20, 27), (10, 0, 9, 32)]
 
 @pytest.mark.parametrize("size", [(224, 224), (32, 32), (12, 20)])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_equals_torchvision_on_floats(interpolation, size):
-    images = pictures().float()
+def test_resize_boxes_equals_torchvision(interpolation, size):
+    images = random_images().float()
     resized = resize_boxes(images, torch.tensor(BOXES), torch.tensor([False, True, True]), size, interpolation)
     for image, (top, left, height, width), flip, actual in zip(
         images, BOXES, (False, True, True), resized, strict=True
@@ -45,8 +45,8 @@ def test_equals_torchvision_on_floats(interpolation, size):
     ],
 )
 @pytest.mark.parametrize("interpolation", FILTERS)
-def test_equals_pillow_bit_for_bit(interpolation, resized, shape):
-    images = pictures(2, *shape)
+def test_resize_as_pillow_equals_pillow(interpolation, resized, shape):
+    images = random_images(2, *shape)
     crop = (1, 2, resized[0] - 3, resized[1] - 4)
     actual = resize_as_pillow(images, resized, crop, interpolation)
     for image, got in zip(images, actual, strict=True):
@@ -56,7 +56,7 @@ def test_equals_pillow_bit_for_bit(interpolation, resized, shape):
         assert np.array_equal(got.permute(1, 2, 0).numpy(), expected)
 
 
-def test_weights_sum_to_one_and_stay_within_the_box():
+def test_filter_weights_sum_to_one_within_the_box():
     start, length = torch.tensor([0.0, 4.0]), torch.tensor([16.0, 3.0])
     for interpolation in FILTERS:
         weights = filter_weights(start, length, 16, 24, interpolation)
@@ -65,8 +65,8 @@ def test_weights_sum_to_one_and_stay_within_the_box():
         assert weights[1, :, :4].abs().max() == weights[1, :, 7:].abs().max() == 0
 
 
-def test_bf16_stays_within_a_level_or_two():
-    images = pictures(8).float()
+def test_resize_boxes_in_bf16_is_close_to_float32():
+    images = random_images(8).float()
     boxes, flips = torch.tensor([[2, 3, 28, 25]] * 8), torch.zeros(8, dtype=torch.bool)
     full = resize_boxes(images, boxes, flips, (64, 64), "bicubic")
     half = resize_boxes(images.bfloat16(), boxes, flips, (64, 64), "bicubic").float()

@@ -20,7 +20,7 @@ def sends(content: bytes):
 
 
 def drips(head: bytes):
-    """Sends `head`, then a byte every 50 ms without end."""
+    """Send `head`, then a byte every 50 ms."""
 
     def answer(connection, path):
         connection.sendall(head)
@@ -32,13 +32,13 @@ def drips(head: bytes):
 
 
 @pytest.mark.parametrize("headers", [{}, {"Content_Length": None}])
-def test_read_url_gives_the_body(headers):
+def test_read_url_returns_the_body(headers):
     with raw_server(sends(response(BODY, **headers))) as server:
         assert read_url(f"{server.url}/a%20b?c=d") == BODY
     assert server.requests == ["/a%20b?c=d"]
 
 
-def test_read_url_gives_a_chunked_body():
+def test_read_url_returns_a_chunked_body():
     chunks = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (BODY[:70_000], BODY[70_000:], b""))
     head = response(Content_Length=None, Transfer_Encoding="chunked")
     with raw_server(sends(head + chunks)) as server:
@@ -89,7 +89,7 @@ def test_read_url_counts_all_redirects_in_its_time():
 
 
 @pytest.mark.parametrize("length", [None, 10**6, 10**15, -1])
-def test_read_url_of_an_endless_body_is_refused(length):
+def test_read_url_of_endless_body_raises(length):
     def answer(connection, path):
         connection.sendall(response(Content_Length=length))
         while True:
@@ -104,7 +104,7 @@ def test_read_url_of_an_endless_body_is_refused(length):
         tracemalloc.stop()
 
 
-def test_read_url_of_a_short_body_is_refused():
+def test_read_url_of_truncated_body_raises():
     with raw_server(sends(response(b"12345", Content_Length=10))) as server, pytest.raises(DataError, match="5 of 10"):
         read_url(server.url)
 
@@ -121,7 +121,7 @@ def test_read_url_follows_redirects(status):
     assert server.requests == ["/first/place", "/second"]
 
 
-def test_read_url_of_a_redirect_loop_is_refused():
+def test_read_url_of_redirect_loop_raises():
     loop = response(status="302 Found", Location="/again")
     with raw_server(sends(loop)) as server, pytest.raises(DataError, match=r"more than 3 redirects"):
         read_url(server.url, UrlLimits(max_redirects=3))
@@ -139,14 +139,14 @@ def test_read_url_never_reads_the_body_of_a_redirect():
 
 
 @pytest.mark.parametrize("target", ["file:///etc/hostname", "ftp://127.0.0.1/x", "data:,x", "gopher://x", "FILE:/x"])
-def test_read_url_of_a_redirect_to_another_scheme_is_refused(target):
+def test_read_url_of_redirect_to_other_scheme_raises(target):
     redirect = response(status="302 Found", Location=target)
     with raw_server(sends(redirect)) as server, pytest.raises(DataError, match="neither http nor https"):
         read_url(server.url)
 
 
 @pytest.mark.parametrize("url", ["file:///etc/hostname", "ftp://127.0.0.1/x", "data:,x", "http://", "http://[", "x"])
-def test_read_url_of_what_is_no_http_url_is_refused(url):
+def test_read_url_of_other_scheme_raises(url):
     with pytest.raises(DataError, match="cannot be downloaded"):
         read_url(url)
 
@@ -160,7 +160,7 @@ def test_read_url_names_the_status(status):
 @pytest.mark.parametrize(
     "content", [b"", b"\r\n\r\n", b"\x00" * 100_000, b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 10_000]
 )
-def test_read_url_of_what_is_no_http_answer_is_refused(content):
+def test_read_url_of_invalid_response_raises(content):
     with raw_server(sends(content)) as server, pytest.raises(DataError, match="cannot be downloaded"):
         read_url(server.url)
 
@@ -186,7 +186,7 @@ def test_read_url_without_private_addresses_uses_no_proxy(monkeypatch):
 
 
 def test_read_url_checks_the_address_of_each_redirect(monkeypatch):
-    """A name that is public at first leads to a private one; the first answer comes from the loopback in its place."""
+    """Redirect from a public name, served by the loopback, to a private address."""
     monkeypatch.setattr("hfvit.utils.download.is_public_address", lambda address: address == "127.0.0.1")
     redirect = response(status="302 Found", Location="http://127.0.0.2:{port}/secret")
     with raw_server(sends(response(b"secret"))) as canary:
@@ -216,7 +216,7 @@ def test_is_public_address_of_public_addresses_is_true(address):
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
-    """A certificate of 127.0.0.1 and its key in one file."""
+    """Write a certificate of 127.0.0.1 and its key to one file."""
     file = tmp_path_factory.mktemp("tls") / "both.pem"
     key = file.with_name("key.pem")
     words = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=127.0.0.1 -addext subjectAltName=IP:127.0.0.1"
@@ -230,7 +230,7 @@ def certificate(tmp_path_factory):
 
 @pytest.fixture
 def tls(certificate, monkeypatch):
-    """The context of a server whose certificate clients trust."""
+    """Return the TLS context of a server that clients trust."""
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate)

@@ -1,4 +1,4 @@
-"""Atomic writes, digests and checks of folders that will be written to."""
+"""Atomic writes, digests and writability checks."""
 
 import hashlib
 import os
@@ -10,7 +10,7 @@ from hfvit.errors import HFViTError, ModelError
 from hfvit.utils.files import check_writable, file_sha256, output_file, sweep_temporary, temporary_file, write_text
 
 
-def test_temporary_file_is_synced_before_its_rename_and_its_folder_after(tmp_path, monkeypatch):
+def test_temporary_file_syncs_file_rename_folder_in_order(tmp_path, monkeypatch):
     done = []
     sync, replace = os.fsync, Path.replace
     monkeypatch.setattr(os, "fsync", lambda fd: (done.append(os.readlink(f"/proc/self/fd/{fd}")), sync(fd)))
@@ -53,7 +53,7 @@ def test_file_sha256_equals_hashlib(tmp_path):
     assert file_sha256(tmp_path / "file") == hashlib.sha256(b"abc" * 100_000).hexdigest()
 
 
-def test_check_writable_makes_the_folder_and_refuses_a_file(tmp_path):
+def test_check_writable_creates_the_folder_and_rejects_a_file(tmp_path):
     check_writable(tmp_path / "a" / "b", "output")
     assert not list((tmp_path / "a" / "b").iterdir())
     (tmp_path / "file").touch()
@@ -62,7 +62,7 @@ def test_check_writable_makes_the_folder_and_refuses_a_file(tmp_path):
             check_writable(place, "output", ModelError)
 
 
-def test_output_file_needs_a_folder_that_exists(tmp_path):
+def test_output_file_in_missing_folder_raises(tmp_path):
     assert output_file(None, "--output") is None
     assert output_file(tmp_path / "result.json", "--output") == tmp_path / "result.json"
     for place in (tmp_path, tmp_path / "missing" / "result.json"):

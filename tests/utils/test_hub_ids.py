@@ -1,4 +1,4 @@
-"""Folders and Hub ids are told apart without asking the Hub."""
+"""Distinguish folders and Hub ids without network access."""
 
 import socket
 from pathlib import Path
@@ -11,7 +11,7 @@ from hfvit.utils.hub_ids import folder_or_hub_id
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """The working directory, with outputs/flowers in it; any connection is an error."""
+    """Use a working directory with outputs/flowers; connections are errors."""
 
     def refuse(*_):
         raise AssertionError("no network")
@@ -36,11 +36,11 @@ def test_folder_or_hub_id_expands_a_folder(folder, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["outputs/flower", "./missing", "a/b/c", Path("missing"), "outputs/file"])
-def test_folder_or_hub_id_refuses_a_path_without_a_folder(folder, name):
+def test_folder_or_hub_id_of_missing_folder_raises(folder, name):
     with pytest.raises(DataError, match=r"^dataset_name: "):
         folder_or_hub_id(name, DataError, "dataset_name")
 
 
-def test_folder_or_hub_id_names_a_close_folder(folder):
+def test_folder_or_hub_id_of_typo_suggests_the_folder(folder):
     with pytest.raises(ModelError, match="Did you mean 'outputs/flowers'"):
         folder_or_hub_id("outputs/flower", ModelError)

@@ -1,4 +1,4 @@
-"""Hostile text on its way to a terminal."""
+"""Escaping of hostile text for terminals."""
 
 import io
 import json
@@ -14,7 +14,7 @@ from hfvit.errors import DataError, is_unprintable, printable, run
 from hfvit.utils.terminal import encoding_of, prepare_streams, printable_json
 
 MANY = settings(max_examples=500, deadline=None, derandomize=True, database=None)
-# With surrogates, which hypothesis leaves out by default, and more of what is rare among all characters.
+# Include surrogates, which hypothesis omits by default, and more rare characters.
 HOSTILE_TEXT = st.one_of(
     st.text(st.characters(codec=None, categories=None)),
     st.text(st.sampled_from("a\x00\x07\x1b\x7f\x85\x9b\n\r\t\u2028\u2029\u202e\u200d\u2066\ud800\udcff\U0001f600é\\")),
@@ -26,7 +26,7 @@ ENCODINGS = st.sampled_from(["utf-8", "latin-1", "ascii", "cp1252", "utf-16"])
 @MANY
 @given(HOSTILE_TEXT)
 @example("\x1b]0;owned\x07\x1b[2J")
-def test_printable_text_is_one_line_that_acts_on_nothing(text):
+def test_printable_returns_one_line_without_control_characters(text):
     shown = printable(text)
     assert not any(is_unprintable(character) for character in shown)
     assert len(shown.splitlines()) <= 1
@@ -35,7 +35,7 @@ def test_printable_text_is_one_line_that_acts_on_nothing(text):
 
 
 @pytest.mark.parametrize("text", ["red", "été", "\U0001f600", "日本 語", "\u05d0\u200c\u05d1", "C:\\new\\x1b"])
-def test_printable_leaves_words_as_they_are(text):
+def test_printable_keeps_words(text):
     assert printable(text) == text
 
 
@@ -56,13 +56,13 @@ def test_printable_shows_escapes(text, shown):
 
 
 def joined(text: str) -> str:
-    """`text` with the halves of a character that follow each other as that character, as JSON has them."""
+    """Join surrogate pairs, as JSON does."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
 
 
 @MANY
 @given(HOSTILE_TEXT, HOSTILE_TEXT, ENCODINGS)
-def test_printable_json_stands_for_the_same_value(key, value, encoding):
+def test_printable_json_has_the_same_value(key, value, encoding):
     line = printable_json(json.dumps({key: value}, ensure_ascii=False), encoding)
     [(read_key, read_value)] = json.loads(line).items()
     assert (read_key, read_value) == (joined(key), joined(value))
@@ -70,7 +70,7 @@ def test_printable_json_stands_for_the_same_value(key, value, encoding):
     assert line.encode(encoding).decode(encoding) == line
 
 
-def test_printable_json_keeps_what_the_encoding_has():
+def test_printable_json_keeps_characters_of_the_encoding():
     text = json.dumps({"é": "\U0001f600"}, ensure_ascii=False)
     assert printable_json(text) == text
     assert printable_json(text, "latin-1") == '{"é": "\\ud83d\\ude00"}'
@@ -82,7 +82,7 @@ def stream_of(encoding: str) -> io.TextIOWrapper:
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
-def test_prepared_streams_take_any_text(encoding, monkeypatch):
+def test_prepare_streams_accept_any_text(encoding, monkeypatch):
     monkeypatch.setattr(sys, "stdout", stream_of(encoding))
     monkeypatch.setattr(sys, "stderr", stream_of(encoding))
     prepare_streams()
@@ -92,7 +92,7 @@ def test_prepared_streams_take_any_text(encoding, monkeypatch):
     assert encoding_of(sys.stdout) == encoding
 
 
-def test_prepared_streams_are_open(monkeypatch):
+def test_prepare_streams_opens_closed_streams(monkeypatch):
     for name in ("stdin", "stdout", "stderr"):
         monkeypatch.setattr(sys, name, None)
     prepare_streams()
@@ -112,7 +112,7 @@ def fail(error: Exception):
 
 @MANY
 @given(HOSTILE_TEXT)
-def test_run_prints_messages_that_act_on_nothing(text):
+def test_run_prints_messages_without_control_characters(text):
     with io.StringIO() as stream, pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stderr", stream)
         assert run(lambda: fail(DataError(f"x{text}"))) == DataError.exit_code
@@ -120,6 +120,6 @@ def test_run_prints_messages_that_act_on_nothing(text):
     assert not any(is_unprintable(character) for character in shown.replace("\n", ""))
 
 
-def test_run_of_a_name_that_is_too_long_prints_one_message(capsys):
+def test_run_of_too_long_name_prints_one_error(capsys):
     assert run(lambda: os.stat("x" * 5000)) == 2
     assert capsys.readouterr().err.startswith("hfvit: error: File name too long (xxx")

@@ -1,7 +1,7 @@
-"""`optimum-cli export onnx` and `export tensorrt`, each unless another distribution brings a command of that name.
+"""Register `optimum-cli export onnx` and `export tensorrt`, unless another package registers the same name.
 
-Two commands of one name end the whole of optimum-cli with an error. optimum loads every file of this namespace anyway,
-so looking at the others' lists costs nothing.
+optimum-cli fails if two packages register a command with the same name. It imports all files of this namespace anyway,
+so reading the lists of the others costs nothing.
 """
 
 import sys
@@ -17,7 +17,7 @@ from optimum.commands import optimum_cli
 
 
 def others() -> dict[str, str]:
-    """Names of the other distributions' commands below `export`, each with its module."""
+    """Return the `export` commands of other packages: name -> module."""
     commands, found = list(optimum_cli._OPTIMUM_CLI_SUBCOMMANDS), {}
     for folder in optimum.commands.register.__path__:
         for file in Path(folder).glob("*.py"):
@@ -35,11 +35,11 @@ def others() -> dict[str, str]:
 
 taken = others()
 ours = [command for command in (OnnxExportCommand, TensorRTExportCommand) if command.COMMAND.name not in taken]
-# Read once: optimum asks again for each folder that holds this file, such as a checkout beside an installation.
+# An iterator, since optimum reads the list once per copy of this file, such as a checkout next to an installation.
 REGISTER_COMMANDS = iter([(command, ExportCommand) for command in ours])
 if "onnx" in taken and sys.argv[1:3] == ["export", "onnx"]:
     print(
-        f"hfvit: this `export onnx` is that of {taken['onnx']}; hfvit's is"
-        " `python -m hfvit.cli.export_onnx`, with its own --help",
+        f"hfvit: `optimum-cli export onnx` is registered by {taken['onnx']}; for hfvit's, run"
+        " `python -m hfvit.cli.export_onnx`",
         file=sys.stderr,
     )

@@ -1,4 +1,4 @@
-// The README's lines for transformers.js: node classify_hub.mjs HUB USER/NAME DTYPE PICTURE... -> JSON, every class of each.
+// The README's lines for transformers.js: node classify_hub.mjs HUB USER/NAME DTYPE IMAGE... -> JSON, every class of each.
 import { mkdtempSync } from "node:fs";
 import { tmpdir } from "node:os";
 import path from "node:path";
@@ -6,7 +6,7 @@ import {
   AutoModelForImageClassification, ImageClassificationPipeline, ImageProcessor, env,
 } from "@huggingface/transformers";
 
-const [hub, repository, dtype, ...pictures] = process.argv.slice(2);
+const [hub, repository, dtype, ...images] = process.argv.slice(2);
 env.remoteHost = `${hub}/`;
 env.allowLocalModels = false;
 env.cacheDir = mkdtempSync(path.join(tmpdir(), "transformers_js-")); // each run asks the Hub
@@ -17,5 +17,5 @@ const model = await AutoModelForImageClassification.from_pretrained(repository, 
 const processor = new ImageProcessor(steps);
 const classifier = new ImageClassificationPipeline({ task: "image-classification", model, processor });
 const answers = [];
-for (const picture of pictures) answers.push(await classifier(picture, { top_k: null }));
+for (const image of images) answers.push(await classifier(image, { top_k: null }));
 console.log(JSON.stringify(answers));

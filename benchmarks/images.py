@@ -1,7 +1,7 @@
-"""Generated pictures for the benchmarks: as smooth as photographs, so their files are as large and as slow to read.
+"""Generated images whose files are as large and as slow to decode as those of photographs.
 
-White noise would make a JPEG three times larger than a photograph, and its decoding the only thing measured. In a
-photograph amplitude falls with frequency: here noise on ever finer grids is added with ever less weight.
+In a photograph, the amplitude decreases with the frequency, so noise on finer grids is added with smaller weights.
+With white noise, a JPEG would be three times larger, and decoding would dominate the measurements.
 """
 
 import io
@@ -17,8 +17,8 @@ CLASSES = 10
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """A kind of picture: size in pixels, file format, and the noise grids (cells across -> weight) it is made of."""
+class ImageKind:
+    """Kind of images: size in pixels, file format, noise grids as (cells across, weight)."""
 
     name: str
     height: int
@@ -27,14 +27,20 @@ class Pictures:
     grids: tuple[tuple[int, float], ...]
 
 
-# 2.2 KB a file (CIFAR-10 as PNG: about 2.3), and 51 KB (photographs of that size and quality: 40 to 80).
-SMALL = Pictures("32x32 PNG", 32, 32, "PNG", ((3, 70.0), (8, 25.0), (16, 12.0), (32, 4.0)))
-LARGE = Pictures("500x375 JPEG", 375, 500, "JPEG", ((4, 60.0), (16, 30.0), (64, 20.0), (160, 16.0)))
+# 2.2 kB per file (CIFAR-10 as PNG: about 2.3) and 51 kB (photographs of that size and quality: 40 to 80).
+SMALL = ImageKind("32x32 PNG", 32, 32, "PNG", ((3, 70.0), (8, 25.0), (16, 12.0), (32, 4.0)))
+LARGE = ImageKind("500x375 JPEG", 375, 500, "JPEG", ((4, 60.0), (16, 30.0), (64, 20.0), (160, 16.0)))
 KINDS = {kind.name: kind for kind in (SMALL, LARGE)}
 
 
-def generate(kind: Pictures, rows: int, folder: Path) -> None:
-    """A data set as on the Hub: parquet with `image` and `label`, splits train (`rows`) and validation (a few)."""
+def generate(kind: ImageKind, rows: int, folder: Path) -> None:
+    """Write a data set of parquet files with `image` and `label`, as on the Hub.
+
+    Args:
+        kind: kind of images.
+        rows: number of training images; there are a few validation images, too.
+        folder: folder to write to.
+    """
     from datasets import ClassLabel, Dataset, Features, disable_progress_bars
     from datasets import Image as ImageFeature
 
@@ -49,8 +55,8 @@ def generate(kind: Pictures, rows: int, folder: Path) -> None:
             Dataset.from_dict({"image": images, "label": labels}, features=features).to_parquet(target)
 
 
-def encoded(kind: Pictures, seed: int) -> bytes:
-    """The file of one picture."""
+def encoded(kind: ImageKind, seed: int) -> bytes:
+    """Return the file of one image."""
     rng = np.random.default_rng(seed)
     pixels = np.full((3, kind.height, kind.width), 128.0, dtype=np.float32)
     for cells, weight in kind.grids:
@@ -65,6 +71,6 @@ def encoded(kind: Pictures, seed: int) -> bytes:
 
 @cache
 def upsampling(cells: int, size: int) -> np.ndarray:
-    """Weights `(size, cells)` of linear interpolation."""
+    """Return the weights `(size, cells)` of linear interpolation."""
     place = np.linspace(0, cells - 1, size)[:, None]
     return np.maximum(0.0, 1.0 - np.abs(place - np.arange(cells))).astype(np.float32)

@@ -1,0 +1,535 @@
+"""Inspect a data set before training: splits, classes, sizes, damaged images and duplicates."""
+
+import hashlib
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from datasets import Dataset
+from tqdm.auto import tqdm
+
+from hfvit.artifacts.json_record import OPTIONAL, Record
+from hfvit.data.decode import to_rgb, upright_size
+from hfvit.data.duplicates import groups_of, near_pairs, perceptual_hashes, reduce_image, thumbnails
+from hfvit.data.local import LocalData
+from hfvit.data.open_image import image_error_reason, open_image
+from hfvit.data.splits import FEW_VALIDATION_IMAGES, ImageSplits, load_whole_splits, open_source, split_names
+from hfvit.recipe.arguments import DataArguments
+from hfvit.recipe.starting import IMBALANCE
+from hfvit.utils.environment import cores
+from hfvit.utils.files import expand_user
+
+CHUNK = 128  # images of one task
+DRAFT = 64  # smallest side in pixels of a reduced JPEG; the hash needs 32
+TINY_SIDE = 16  # pixels
+TINY_FRACTION = 0.25  # of the median shorter side
+FEW_IN_CLASS = 10
+ROLES = ("train", "validation", "test")
+
+
+@dataclass(kw_only=True)
+class ImageName(Record):
+    """An image of the data set.
+
+    Attributes:
+        split: train, validation or test.
+        row: row in the original split that is used as `split`.
+        label: class name.
+        file: path relative to the data set, or name in the archive; None for images in tables.
+        reason: description of a problem.
+    """
+
+    split: str
+    row: int
+    label: str
+    file: str | None = None
+    reason: str | None = field(default=None, metadata=OPTIONAL)
+
+    @property
+    def name(self) -> str:
+        """File name, or split and row."""
+        return self.file or f"{self.split}[{self.row}]"
+
+
+@dataclass(kw_only=True)
+class InspectedSplit(Record):
+    """A split.
+
+    Attributes:
+        source: name of the original split.
+        images: number of images.
+        classes: number of images of each class.
+        held_out: fraction of `source` that is held out, None if `source` is used completely.
+    """
+
+    source: str
+    images: int
+    classes: dict[str, int]
+    held_out: float | None = None
+
+
+@dataclass(kw_only=True)
+class ImageSizes(Record):
+    """Sizes of the decoded images in pixels, and number of images by size, color mode and file format."""
+
+    width: list[int]
+    height: list[int]
+    sizes: dict[str, int]
+    modes: dict[str, int]
+    formats: dict[str, int]
+
+
+@dataclass(kw_only=True)
+class Duplicates(Record):
+    """Images with the same file content (`exact`) or similar pixels (`near`)."""
+
+    kind: str
+    images: list[ImageName]
+
+    @property
+    def splits(self) -> list[str]:
+        """Splits of the images."""
+        return [role for role in ROLES if any(image.split == role for image in self.images)]
+
+    @property
+    def labels(self) -> list[str]:
+        """Different class names of the images."""
+        return sorted({image.label for image in self.images})
+
+
+@dataclass(kw_only=True)
+class Suspect(Record):
+    """An image with a suspicious label, with the probabilities of the predicted class and of its label."""
+
+    image: ImageName
+    predicted: str
+    probability: float
+    label_probability: float
+
+
+@dataclass(kw_only=True)
+class Inspection(Record):
+    """Result of `hfvit inspect`.
+
+    `width` and `height` are minimum, median and maximum. `warnings` are problems to check before training.
+    """
+
+    schema_version: int = 1
+    dataset_name: str
+    layout: str
+    image_column: str
+    label_column: str
+    splits: dict[str, InspectedSplit]
+    unused_splits: list[str]
+    labels: list[str]
+    imbalance: float
+    images: ImageSizes | None
+    left_out: dict[str, list[str]]
+    unreadable: list[ImageName]
+    tiny: list[ImageName]
+    uniform: list[ImageName]
+    duplicates: list[Duplicates]
+    suspects: list[Suspect] | None = None
+    suspects_from: str | None = None
+    warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    recipe: dict[str, Any] = field(default_factory=dict)
+    command: str = ""
+
+    @property
+    def leaks(self) -> list[Duplicates]:
+        """Duplicates in more than one split."""
+        return [group for group in self.duplicates if len(group.splits) > 1]
+
+    @property
+    def conflicts(self) -> list[Duplicates]:
+        """Duplicates with different labels."""
+        return [group for group in self.duplicates if len(group.labels) > 1]
+
+
+class Opened(NamedTuple):
+    """A data set that `open_data` loaded, before images are decoded."""
+
+    data: DataArguments
+    splits: ImageSplits
+    local: LocalData | None
+
+
+def open_data(data: DataArguments, seed: int = 42) -> Opened:
+    """Load the splits as for training.
+
+    Raises:
+        DataError: the data set cannot be used for training.
+    """
+    local = open_source(data)
+    return Opened(data, load_whole_splits(data, seed, local), local)
+
+
+def inspect_data(
+    opened: Opened, suspects: tuple[list[Suspect], str] | None = None, show_progress: bool = True
+) -> Inspection:
+    """Decode all images once, and describe the data set.
+
+    Args:
+        opened: data set from `open_data`.
+        suspects: suspicious labels from `evaluation.label_errors.find_label_errors`. Default: none.
+        show_progress: show a progress bar on standard error.
+
+    Returns:
+        The description, still without a recipe.
+    """
+    splits = opened.splits
+    roles = [role for role in ROLES if role in splits.sources]
+    scans = {role: scan(splits[role], f"Reading {role}", show_progress) for role in roles}
+    names = ImageNames(opened)
+    inspection = Inspection(
+        dataset_name=str(opened.data.dataset_name),
+        layout=_layout(opened),
+        image_column=splits.image_column,
+        label_column=splits.label_column,
+        splits={role: _describe_split(splits, role) for role in roles},
+        unused_splits=_unused(opened),
+        labels=splits.labels,
+        imbalance=_imbalance(class_counts(splits, "train")),
+        images=_sizes(scans),
+        left_out=_left_out(opened.local),
+        unreadable=[names(role, row, facts.problem) for role, row, facts in _each(scans) if facts.problem],
+        tiny=_tiny(scans, names),
+        uniform=[names(role, row) for role, row, facts in _each(scans) if facts.is_uniform],
+        duplicates=_duplicates(splits, scans, names),
+        suspects=suspects[0] if suspects else None,
+        suspects_from=suspects[1] if suspects else None,
+    )
+    inspection.notes += opened.local.notes if opened.local else []
+    _add_findings(inspection)
+    return inspection
+
+
+class ImageNames:
+    """Create the `ImageName` of an image from its split and its position there."""
+
+    def __init__(self, opened: Opened):
+        self.splits = opened.splits
+        name = expand_user(opened.data.dataset_name)
+        self.root = None
+        if opened.local:
+            self.root = os.path.abspath(name if name.is_dir() else name.parent)
+
+    def __call__(self, role: str, row: int, reason: str | None = None) -> ImageName:
+        split = self.splits[role]
+        example = split[int(row)]
+        path = (example["image"] or {}).get("path")
+        if path and self.root and os.path.isabs(path):
+            path = os.path.relpath(os.path.abspath(path), self.root)
+        return ImageName(
+            split=role, row=int(example["row"]), label=self.label(example["label"]), file=path or None, reason=reason
+        )
+
+    def label(self, value: int | Sequence[int]) -> str:
+        """Return the class name, or the names of several labels, joined by +."""
+        if isinstance(value, int):
+            return self.splits.labels[value]
+        return " + ".join(self.splits.labels[index] for index in np.flatnonzero(value)) or "none"
+
+
+# Reading the images
+
+
+class ImageFacts(NamedTuple):
+    """Properties of an image; `hash` and `thumbnail` are None if it cannot be decoded."""
+
+    width: int = 0
+    height: int = 0
+    mode: str = ""
+    format: str = ""
+    bytes: int = 0
+    is_uniform: bool = False
+    hash: np.uint64 | None = None
+    thumbnail: np.ndarray | None = None
+    problem: str | None = None
+
+
+def scan(split: Dataset, title: str, show_progress: bool = True) -> list[ImageFacts]:
+    """Decode all images of a split.
+
+    Args:
+        split: column `image` (undecoded).
+        title: title of the progress bar.
+        show_progress: show a progress bar.
+
+    Returns:
+        The properties of each image.
+    """
+    starts = range(0, len(split), CHUNK)
+    images = split.select_columns(["image"])
+
+    def read(start: int) -> list[ImageFacts]:
+        return _read_chunk(images[start : start + CHUNK]["image"])
+
+    found: list[ImageFacts] = []
+    bar = tqdm(total=len(split), desc=title, unit="image", disable=None if show_progress else True, leave=False)
+    with bar, ThreadPoolExecutor(cores()) as pool:  # Pillow releases the GIL
+        for facts in pool.map(read, starts):
+            found += facts
+            bar.update(len(facts))
+    return found
+
+
+def _read_chunk(images: list[dict[str, Any] | None]) -> list[ImageFacts]:
+    facts: list[ImageFacts] = []
+    reduced: list[np.ndarray] = []
+    for encoded in images:
+        try:
+            one, pixels = _read_image(encoded)
+        except MemoryError:
+            raise
+        except Exception as error:
+            facts.append(ImageFacts(problem=image_error_reason(error) if encoded else "there is no image"))
+            continue
+        facts.append(one)
+        reduced.append(pixels)
+    if not reduced:
+        return facts
+    pixels = np.stack(reduced)
+    hashed = zip(perceptual_hashes(pixels), thumbnails(pixels), strict=True)
+    return [
+        one if one.problem else one._replace(hash=value, thumbnail=small)
+        for one, (value, small) in _with_hashes(facts, hashed)
+    ]
+
+
+def _with_hashes(facts: list[ImageFacts], hashed: Iterator) -> Iterator[tuple[ImageFacts, tuple]]:
+    for one in facts:
+        yield one, ((None, None) if one.problem else next(hashed))
+
+
+def _read_image(encoded: dict[str, Any]) -> tuple[ImageFacts, np.ndarray]:
+    content = encoded.get("bytes")
+    source = content or encoded["path"]
+    with open_image(source) as image:
+        height, width = upright_size(image)
+        mode = image.mode
+        kind = image.format
+        image.draft("RGB", (DRAFT, DRAFT))  # decodes a large JPEG at reduced size
+        was_reduced = image.size not in ((width, height), (height, width))
+        image = to_rgb(image)
+        reduced = reduce_image(image)
+        is_uniform = _is_uniform(image)
+    if is_uniform and was_reduced:
+        with open_image(source) as image:
+            is_uniform = _is_uniform(to_rgb(image))
+    size = len(content) if content else os.path.getsize(source)
+    return ImageFacts(width, height, mode, kind or "", size, is_uniform), reduced
+
+
+def _is_uniform(image) -> bool:
+    return all(low == high for low, high in image.getextrema())
+
+
+def _each(scans: dict[str, list[ImageFacts]]) -> Iterator[tuple[str, int, ImageFacts]]:
+    for role, facts in scans.items():
+        for row, one in enumerate(facts):
+            yield role, row, one
+
+
+# Describing them
+
+
+def class_counts(splits: ImageSplits, role: str) -> np.ndarray:
+    """Count the images of each class `(classes,)`; an image with several labels counts for each."""
+    labels = np.asarray(splits[role]["label"])
+    return labels.sum(0).astype(int) if labels.ndim == 2 else np.bincount(labels, minlength=len(splits.labels))
+
+
+def _describe_split(splits: ImageSplits, role: str) -> InspectedSplit:
+    facts = splits.facts["splits"][role]
+    counts = class_counts(splits, role)
+    return InspectedSplit(
+        source=facts["source"],
+        images=len(splits[role]),
+        classes=dict(zip(splits.labels, counts.tolist(), strict=True)),
+        held_out=facts.get("held_out"),
+    )
+
+
+def _layout(opened: Opened) -> str:
+    if opened.local:
+        return opened.local.layout
+    return "scikit-learn's digits" if opened.data.dataset_name == "digits" else "data set of `datasets`"
+
+
+def _unused(opened: Opened) -> list[str]:
+    splits = opened.splits
+    available = split_names(splits.whole["train"], opened.data, opened.local)
+    used = {part.split("[")[0] for name in splits.sources.values() for part in name.split("+")}
+    return [name for name in available if name not in used]
+
+
+def _left_out(local: LocalData | None) -> dict[str, list[str]]:
+    if not local:
+        return {}
+    documents = {"not used": local.left_out.documents} if local.left_out.documents else {}
+    return local.left_out.by_reason() | documents
+
+
+def _imbalance(counts: np.ndarray) -> float:
+    """Divide the images of the largest class by those of the smallest class with images."""
+    present = counts[counts > 0]
+    return round(float(present.max() / present.min()), 2) if len(present) else 1.0
+
+
+def _sizes(scans: dict[str, list[ImageFacts]]) -> ImageSizes | None:
+    readable = [facts for _, _, facts in _each(scans) if not facts.problem]
+    if not readable:
+        return None
+    width, height = ([getattr(facts, side) for facts in readable] for side in ("width", "height"))
+    sizes = Counter(f"{facts.width}x{facts.height}" for facts in readable)
+    return ImageSizes(
+        width=[min(width), int(np.median(width)), max(width)],
+        height=[min(height), int(np.median(height)), max(height)],
+        sizes=dict(sizes.most_common(5)),
+        modes=dict(Counter(facts.mode for facts in readable).most_common()),
+        formats=dict(Counter(facts.format for facts in readable).most_common()),
+    )
+
+
+def _tiny(scans: dict[str, list[ImageFacts]], names: ImageNames) -> list[ImageName]:
+    """Return the images that are much smaller than the others."""
+    sides = [min(facts.width, facts.height) for _, _, facts in _each(scans) if not facts.problem]
+    limit = TINY_FRACTION * float(np.median(sides)) if sides else 0.0
+    return [
+        names(role, row, f"{facts.width}x{facts.height} pixels")
+        for role, row, facts in _each(scans)
+        if not facts.problem and min(facts.width, facts.height) < limit
+    ]
+
+
+def _duplicates(splits: ImageSplits, scans: dict[str, list[ImageFacts]], names: ImageNames) -> list[Duplicates]:
+    """Return groups of duplicates; images of one color only if their files are equal."""
+    places = [(role, row) for role, row, facts in _each(scans) if not facts.problem]
+    facts = [scans[role][row] for role, row in places]
+    if not facts:
+        return []
+    hashes = np.array([one.hash for one in facts], np.uint64)
+    thumbs = np.stack([one.thumbnail for one in facts])
+    varied = np.flatnonzero([not one.is_uniform for one in facts])
+    near = varied[near_pairs(hashes[varied], thumbs[varied])]
+    by_size: dict[tuple, list[int]] = defaultdict(list)
+    for index, one in enumerate(facts):
+        by_size[one.hash, one.bytes].append(index)
+    candidates = [members for members in by_size.values() if len(members) > 1]
+    exact = [pair for members in candidates for pair in _same_content(splits, places, members)]
+    equal = np.array(exact, np.int64).reshape(-1, 2)
+    same_file = {int(index): number for number, group in enumerate(groups_of(equal, len(facts))) for index in group}
+    found = []
+    for group in groups_of(np.concatenate([near.reshape(-1, 2), equal]), len(facts)):
+        files = {same_file.get(int(index)) for index in group}
+        kind = "exact" if len(files) == 1 and None not in files else "near"
+        found.append(Duplicates(kind=kind, images=[names(*places[index]) for index in group]))
+    return found
+
+
+def _same_content(splits: ImageSplits, places: list[tuple[str, int]], members: list[int]) -> list[tuple[int, int]]:
+    """Return pairs of images with the same file content.
+
+    Args:
+        splits: splits of the data set.
+        places: split and row of each image.
+        members: indices of the images to compare, in order.
+    """
+    first: dict[bytes, int] = {}
+    pairs = []
+    for index in members:
+        role, row = places[index]
+        encoded = splits[role][row]["image"]
+        content = encoded.get("bytes") or Path(encoded["path"]).read_bytes()
+        before = first.setdefault(hashlib.sha256(content).digest(), index)
+        if before != index:
+            pairs.append((before, index))
+    return pairs
+
+
+# Warnings and notes
+
+
+def _add_findings(inspection: Inspection) -> None:
+    warnings = inspection.warnings
+    notes = inspection.notes
+    if inspection.unreadable:
+        warnings.append(
+            f"{_count(inspection.unreadable, 'image')} cannot be decoded, such as {inspection.unreadable[0].name}."
+            " Training stops at them. Remove them, or pass --on_bad_image skip."
+        )
+    for role in ("test", "validation"):
+        leaked = [group for group in inspection.leaks if {"train", role} <= set(group.splits)]
+        images = [image for group in leaked for image in group.images if image.split == role]
+        if images:
+            exact = sum(image.split == role for group in leaked if group.kind == "exact" for image in group.images)
+            warnings.append(
+                f"Leakage: {len(images):,} of {inspection.splits[role].images:,} {role} images have a copy in the"
+                f" training split ({exact:,} exact, {len(images) - exact:,} near), such as {images[0].name}. The"
+                f" {role} accuracy is too high."
+            )
+    if inspection.conflicts:
+        group = inspection.conflicts[0]
+        warnings.append(
+            f"{_count(inspection.conflicts, 'group')} of duplicates with different labels, such as"
+            f" {group.images[0].name} ({', '.join(group.labels)})."
+        )
+    within = [group for group in inspection.duplicates if len(group.splits) == 1]
+    if within:
+        copies = [image for group in within for image in group.images[1:]]
+        notes.append(f"{_count(copies, 'copy', 'copies')} of images within their split.")
+    if inspection.suspects:
+        first = inspection.suspects[0].image
+        warnings.append(f"{_count(inspection.suspects, 'suspicious label')}, such as that of {first.name}.")
+    if inspection.uniform:
+        warnings.append(f"{_count(inspection.uniform, 'image')} of one color, such as {inspection.uniform[0].name}.")
+    if inspection.tiny:
+        warnings.append(
+            f"{_count(inspection.tiny, 'image')} much smaller than the others, such as {inspection.tiny[0].name}"
+            f" ({inspection.tiny[0].reason})."
+        )
+    sizes = inspection.images
+    if sizes and max(sizes.width[1], sizes.height[1]) < TINY_SIDE:
+        notes.append(f"Most images have {sizes.width[1]}x{sizes.height[1]} pixels, less than models are designed for.")
+    _add_class_findings(inspection)
+    if inspection.unused_splits:
+        notes.append(f"Splits that are not used: {', '.join(inspection.unused_splits)}.")
+
+
+def _add_class_findings(inspection: Inspection) -> None:
+    warnings = inspection.warnings
+    train = inspection.splits["train"].classes
+    for role, split in inspection.splits.items():
+        missing = [label for label, count in split.classes.items() if not count]
+        if missing:
+            warnings.append(f"{role}: {len(missing)} of {len(train)} classes have no images: {_some(missing)}.")
+    few = [label for label, count in train.items() if 0 < count < FEW_IN_CLASS]
+    if few:
+        warnings.append(
+            f"train: {len(few)} of {len(train)} classes have fewer than {FEW_IN_CLASS} images: {_some(few)}."
+        )
+    if inspection.imbalance >= IMBALANCE:
+        warnings.append(
+            f"The largest class has {inspection.imbalance:g} times the images of the smallest (class_balance: sample)."
+        )
+    count = inspection.splits["validation"].images
+    if count < FEW_VALIDATION_IMAGES:
+        warnings.append(
+            f"validation: only {count} images to select the checkpoint. With fewer than {FEW_VALIDATION_IMAGES}, the"
+            " selection is mostly random."
+        )
+
+
+def _count(items: Sequence[Any], word: str, plural: str | None = None) -> str:
+    return f"1 {word}" if len(items) == 1 else f"{len(items):,} {plural or word + 's'}"
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

@@ -1,0 +1,142 @@
+"""Create the starting recipe of `hfvit train DATASET`."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from datasets import Dataset
+from transformers.utils import cached_file
+
+from hfvit.artifacts.constants import RECIPE_FILE
+from hfvit.data.decode import image_size
+from hfvit.data.folders import ARCHIVE_EXTENSIONS, TABLE_EXTENSIONS, extension
+from hfvit.data.inspect import Opened, class_counts, open_data
+from hfvit.data.splits import DIGITS
+from hfvit.errors import DataError, ModelError, RecipeError, one_line
+from hfvit.recipe.files import shipped_recipes
+from hfvit.recipe.loader import Recipe, load_recipe
+from hfvit.recipe.starting import DataSize, starting_recipe
+from hfvit.utils.files import expand_user
+from hfvit.utils.hub_ids import is_local
+
+FROM_SCRATCH = "__from_scratch"  # the option, with underscores instead of dashes
+STARTING_RECIPE = "starting_recipe.yaml"
+SAMPLED = 500  # images to estimate the image size from
+
+
+def find_and_load(argv: list[str]) -> Recipe:
+    """Load a recipe, or create the starting recipe of a data set.
+
+    Args:
+        argv: `RECIPE [--key value ...]`, or `DATASET [--from_scratch] [--key value ...]`, where `DATASET` is a local
+            folder, table or archive, or `digits`.
+    """
+    words = [word for word in argv if word.replace("-", "_") != FROM_SCRATCH]
+    from_scratch = len(words) < len(argv)
+    if words and is_data_set(words[0]):
+        return load_starting_recipe(words[0], words[1:], from_scratch)
+    if from_scratch:
+        name = words[0] if words else ""
+        raise RecipeError(f"--from_scratch: needs a data set, got the recipe '{name}'. Pass --architecture instead.")
+    return load_recipe(words)
+
+
+def is_data_set(name: str) -> bool:
+    """Whether `name` is local data instead of a recipe.
+
+    Local data are a folder without recipe.yaml, a table, an archive, or `digits`.
+    """
+    path = expand_user(name)
+    if name in shipped_recipes():
+        return False
+    if path.is_dir():
+        return not (path / RECIPE_FILE).is_file()
+    return name == DIGITS or (path.is_file() and extension(path.name) in (*TABLE_EXTENSIONS, *ARCHIVE_EXTENSIONS))
+
+
+def load_starting_recipe(dataset: str, options: list[str], from_scratch: bool = False) -> Recipe:
+    """Load the recipe that `hfvit inspect` suggests for a data set.
+
+    Args:
+        dataset: folder, table or archive.
+        options: `--key value ...`, which override the recipe.
+        from_scratch: train a small model without pretrained weights.
+
+    Returns:
+        The starting recipe with the options.
+
+    Raises:
+        DataError: the data set cannot be used for training.
+        ModelError: the pretrained weights are not available.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / STARTING_RECIPE
+        first = {"dataset_name": dataset, "architecture": "vit_tiny_patch16_224", "output_dir": folder}
+        path.write_text(yaml.safe_dump(first), encoding="utf-8")
+        given = load_recipe([str(path), *options])
+        if given.data.streaming:
+            raise RecipeError("--streaming: not available with a data set instead of a recipe. Pass a recipe.")
+        opened = open_data(given.data, given.training.seed)
+        has_gpu, has_bf16 = accelerator()
+        has_gpu &= not given.training.use_cpu
+        values = starting_recipe(
+            data_size(opened), dataset, has_gpu=has_gpu, has_bf16=has_gpu and has_bf16, from_scratch=from_scratch
+        )
+        path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+        recipe = load_recipe([str(path), *options])
+    check_weights(recipe)
+    return recipe
+
+
+def check_weights(recipe: Recipe) -> None:
+    """Raise `ModelError` if pretrained weights are neither cached nor available for download."""
+    name = recipe.model.model_name_or_path
+    if not name or is_local(name):
+        return
+    try:
+        cached_file(name, "config.json", revision=recipe.model.model_revision)
+    except OSError as error:
+        raise ModelError(
+            f"model_name_or_path: the pretrained weights {name} are not on this machine and cannot be downloaded"
+            f" ({one_line(error).partition('. ')[0]}). Connect to the network, pass a local folder as"
+            " --model_name_or_path, or pass --from_scratch to train a small model without pretrained weights."
+        ) from None
+
+
+def data_size(opened: Opened) -> DataSize:
+    """Measure class counts and image sizes for the starting recipe, without decoding pixels."""
+    splits = opened.splits
+    held_out = {role: facts.get("held_out") for role, facts in splits.facts["splits"].items()}
+    counts = sum(class_counts(splits, role) for role in splits.sources if role == "train" or held_out[role])
+    images = sum(len(splits[role]) for role in splits.sources if role == "train" or held_out[role])
+    local = opened.local
+    return DataSize(
+        images=images,
+        smallest_class=int(counts[counts > 0].min()),
+        largest_class=int(counts.max()),
+        classes=len(splits.labels),
+        side=_typical_side(splits.train),
+        validation=0 if held_out["validation"] else len(splits.validation),
+        holds_out_test=bool(local and not local.is_split),
+        is_multi_label=np.asarray(splits.train[:1]["label"]).ndim == 2,
+    )
+
+
+def _typical_side(split: Dataset) -> int:
+    rows = np.unique(np.linspace(0, len(split) - 1, min(SAMPLED, len(split))).astype(int))
+    sides = []
+    for row in rows:
+        try:
+            sides.append(min(image_size(split[int(row)]["image"], "train", int(row))))
+        except DataError:
+            continue
+    return int(np.median(sides)) if sides else 224
+
+
+def accelerator() -> tuple[bool, bool]:
+    """Return whether there is a GPU, and whether it supports bfloat16."""
+    if not torch.cuda.is_available():
+        return torch.accelerator.is_available(), False
+    return True, torch.cuda.is_bf16_supported()

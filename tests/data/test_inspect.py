@@ -1,0 +1,89 @@
+"""Inspection of data sets that were built with known faults."""
+
+import shutil
+
+import pytest
+from helpers.layouts import write_images, write_shard
+from PIL import Image
+
+from hfvit.data.inspect import Inspection, inspect_data, open_data
+from hfvit.recipe.arguments import DataArguments
+
+
+def inspected(path, **fields) -> Inspection:
+    return inspect_data(open_data(DataArguments(dataset_name=str(path), **fields)), show_progress=False)
+
+
+@pytest.fixture
+def faulty(tmp_path):
+    """Class folders with two leaked images, one image in two classes, a damaged, a uniform and a tiny image."""
+    root = write_images(tmp_path / "set", {"train/cat": 40, "train/dog": 40, "val/cat": 5, "val/dog": 5, "test/cat": 5,
+                                           "test/dog": 5})  # fmt: skip
+    shutil.copy(root / "train/cat/0.png", root / "test/cat/same.png")
+    with Image.open(root / "train/dog/1.png") as image:
+        image.resize((40, 40), Image.Resampling.BICUBIC).save(root / "test/dog/larger.png")
+    shutil.copy(root / "train/cat/2.png", root / "train/dog/also.png")
+    (root / "train/cat/3.png").write_bytes((root / "train/cat/3.png").read_bytes()[:100])
+    Image.new("L", (16, 16), 7).save(root / "train/dog/5.png")
+    with Image.open(root / "train/dog/6.png") as image:
+        image.crop((0, 0, 3, 16)).save(root / "train/dog/6.png")
+    (root / "train/cat/notes.xyz").write_text("x")
+    (root / "train/cat/.DS_Store").write_text("x")
+    return root
+
+
+def test_inspect_data_finds_what_is_wrong(faulty):
+    found = inspected(faulty)
+    assert {role: split.images for role, split in found.splits.items()} == {"train": 81, "validation": 10, "test": 12}
+    assert found.splits["train"].classes == {"cat": 40, "dog": 41}
+    assert found.layout == "class folders in split folders"
+    assert [image.file for image in found.unreadable] == ["train/cat/3.png"]
+    assert [image.file for image in found.uniform] == ["train/dog/5.png"]
+    assert [image.file for image in found.tiny] == ["train/dog/6.png"]
+    assert found.left_out == {
+        "hidden or system file": ["train/cat/.DS_Store"],
+        "unknown type": ["train/cat/notes.xyz"],
+    }
+    groups = {tuple(image.file for image in group.images): group.kind for group in found.duplicates}
+    assert groups == {
+        ("train/cat/0.png", "test/cat/same.png"): "exact",
+        ("train/dog/1.png", "test/dog/larger.png"): "near",
+        ("train/cat/2.png", "train/dog/also.png"): "exact",
+    }
+    assert len(found.leaks) == 2
+    assert [group.labels for group in found.conflicts] == [["cat", "dog"]]
+    assert found.images.width == [3, 16, 40]
+    assert found.images.modes == {"RGB": 101, "L": 1}
+    assert any(line.startswith("Leakage: 2 of 12 test images") for line in found.warnings)
+
+
+def test_inspection_round_trips_through_json(faulty):
+    found = inspected(faulty)
+    assert Inspection.from_json(found.to_json()) == found
+
+
+def test_inspect_data_without_faults_has_no_warnings(tmp_path):
+    found = inspected(write_images(tmp_path, {"cat": 400, "dog": 400}))
+    assert found.warnings == []
+    assert found.duplicates == []
+    assert {role: split.held_out for role, split in found.splits.items()} == {
+        "train": None, "validation": 0.1, "test": 0.1,
+    }  # fmt: skip
+
+
+def test_inspect_data_of_images_in_tables_names_rows(tmp_path):
+    content = (write_images(tmp_path / "images", {"a": 1}) / "a/0.png").read_bytes()
+    samples = [{"png": content, "cls": str(row % 2).encode()} for row in range(8)]
+    write_shard(tmp_path / "shards/train-0.tar", samples)
+    found = inspected(tmp_path / "shards")
+    assert found.layout == "WebDataset, 1 shard"
+    assert [group.kind for group in found.duplicates] == ["exact"]
+    assert len(found.duplicates[0].images) == 8
+    assert found.conflicts
+
+
+def test_inspect_data_counts_classes_without_images_and_imbalance(tmp_path):
+    found = inspected(write_images(tmp_path, {"train/a": 40, "train/b": 2, "val/a": 3, "val/c": 1}))
+    assert found.imbalance == 20
+    for words in (("train: 1 of 3", "c"), ("validation: 1 of 3", "b"), ("fewer than 10", "b"), ("20 times",)):
+        assert any(all(word in line for word in words) for line in found.warnings), words

@@ -1,0 +1,69 @@
+"""A data set in place of a recipe."""
+
+import json
+
+import pytest
+from helpers.layouts import archive_folder, write_images
+
+import hfvit
+from hfvit.data.starting_recipe import find_and_load, is_data_set
+from hfvit.errors import DataError, ModelError, RecipeError
+
+FEW = {"cat": 20, "dog": 20}
+
+
+def test_is_data_set_is_a_folder_table_or_archive_and_no_recipe(tmp_path):
+    write_images(tmp_path / "photos", FEW)
+    archive_folder(tmp_path / "photos", tmp_path / "photos.zip")
+    (tmp_path / "labels.csv").write_text("image,label\n")
+    (tmp_path / "mine.yaml").write_text("seed: 1\n")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/recipe.yaml").write_text("seed: 1\n")
+    expected = {"photos": True, "photos.zip": True, "labels.csv": True, "mine.yaml": False, "run": False, "no": False}
+    assert {name: is_data_set(str(tmp_path / name)) for name in expected} == expected
+    assert is_data_set("digits")
+    assert not is_data_set("quickstart")
+
+
+def test_find_and_load_of_a_folder_lets_options_win(tmp_path):
+    write_images(tmp_path, FEW)
+    recipe = find_and_load([str(tmp_path), "--from-scratch", "--num_train_epochs", "7", "--seed", "5"])
+    assert recipe.data.dataset_name == str(tmp_path)
+    assert recipe.training.num_train_epochs == 7
+    assert recipe.training.seed == 5
+    assert recipe.model.architecture
+    assert recipe.data.validation_fraction == 0.3
+    assert recipe.ignored is None
+
+
+def test_find_and_load_without_weights_and_network_says_what_to_do(tmp_path):
+    write_images(tmp_path, FEW)
+    with pytest.raises(ModelError, match=r"^model_name_or_path: .*--from_scratch"):
+        find_and_load([str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "head"),
+    [
+        (["quickstart", "--from_scratch"], RecipeError, "--from_scratch:"),
+        (["{}", "--from_scratch", "--lerning_rate", "1"], RecipeError, "--lerning_rate:"),
+        (["{}", "--from_scratch", "--label_column", "x"], DataError, "label_column:"),
+        (["{}/none", "--from_scratch"], RecipeError, "--from_scratch:"),
+    ],
+)
+def test_find_and_load_with_what_cannot_be_used_names_the_option(tmp_path, words, error, head):
+    write_images(tmp_path, FEW)
+    with pytest.raises(error) as caught:
+        find_and_load([word.format(tmp_path) for word in words])
+    assert str(caught.value).startswith(head)
+
+
+def test_train_of_a_folder_leaves_a_run_with_its_counts(tmp_path):
+    write_images(tmp_path / "photos", {**FEW, "single": 1})
+    hfvit.train(
+        tmp_path / "photos", from_scratch=True, num_train_epochs=2, output_dir=tmp_path / "out", disable_tqdm=True
+    )
+    splits = json.loads((tmp_path / "out/run.json").read_text())["data"]["splits"]
+    assert splits["train"]["rows"] + splits["validation"]["rows"] == 41
+    assert splits["validation"]["rows"] >= 12
+    assert "test" not in splits
