@@ -1,8 +1,8 @@
-"""Trials of benchmarks/soak.py beside its kills: full disks, damaged and hostile files, odd machines, size.
+"""Fault injection for benchmarks/soak.py: full disks, damaged and malicious files, unusual machines, many images.
 
-Each trial takes a model of 20,000 weights on scikit-learn's digits. Each case is one row; it is lost when a command
-ends in a traceback, hangs, runs code of a file, or ends with other weights than the undisturbed run, where it should
-end with the same.
+Each trial trains a model with 20,000 parameters on scikit-learn's digits. Each case is one row. It is lost if a
+command ends in a traceback, hangs, runs code of a file, or ends with other weights than the uninterrupted run if they
+should be equal.
 """
 
 import ctypes
@@ -59,8 +59,8 @@ HANG_SECONDS = 300
 LOST = ("lost", "traceback", "hang", "ran code")
 
 
-def facts(out: Path) -> tuple[list, dict]:
-    """The history without its times, and the weights."""
+def read_run(out: Path) -> tuple[list, dict]:
+    """Return the history of a run without times, and its weights."""
     history = json.loads((out / "run.json").read_text())["history"]
     kept = ("step", "loss", "grad_norm", "learning_rate", "eval_loss", "eval_accuracy")
     entries = [{key: entry[key] for key in kept if key in entry} for entry in history if "train_loss" not in entry]
@@ -68,20 +68,24 @@ def facts(out: Path) -> tuple[list, dict]:
 
 
 def same(out: Path, whole: Path) -> bool:
-    (history, weights), (expected, expected_weights) = facts(out), facts(whole)
+    """Return whether two runs have equal histories and weights."""
+    (history, weights), (expected, expected_weights) = read_run(out), read_run(whole)
     equal = (torch.equal(expected_weights[name], value) for name, value in weights.items())
     return history == expected and weights.keys() == expected_weights.keys() and all(equal)
 
 
 class Bench:
-    """The undisturbed micro run, and commands of hfvit in processes of their own.
+    """Train the uninterrupted run, and run hfvit's commands in child processes.
 
-    A command is a fork of this process, which has imported everything, so that it takes a second instead of ten. With
-    `fresh` it is a new process, for what is decided at the start.
+    A command is a fork of this process, which saves ten seconds of imports. With `fresh` it is a new Python process,
+    for settings that are read at the start.
+
+    Args:
+        folder: working folder.
     """
 
     def __init__(self, folder: Path):
-        Image.init()  # forty modules
+        Image.init()  # imports Pillow's plugins once
         self.folder = folder
         self.canary = folder / "canary"
         self.recipe = folder / "micro.yaml"
@@ -90,7 +94,7 @@ class Bench:
         self.rows: list[dict] = []
         code, text = self.train(self.whole, "--keep_checkpoints", "true", "--save_total_limit", "9")
         if code:
-            sys.exit(f"the undisturbed run failed:\n{text[-2000:]}")
+            sys.exit(f"the uninterrupted run failed:\n{text[-2000:]}")
 
     def command(
         self,
@@ -100,14 +104,17 @@ class Bench:
         fresh: bool = False,
         environment: dict | None = None,
     ) -> tuple[int, str]:
-        """Exit code (negative for a signal, 124 for a hang) and output of `hfvit WORDS`.
+        """Run `hfvit WORDS`.
 
         Args:
-            words: of the command.
-            main: of another command.
-            before: called in its process first.
-            fresh: start Python anew.
-            environment: variables; None deletes one.
+            words: command line.
+            main: entry point of the command.
+            before: function to call first in its process.
+            fresh: start a new Python process.
+            environment: environment variables; None deletes one.
+
+        Returns:
+            The exit code (negative for a signal, 124 for a hang) and the output.
         """
         log = self.folder / "command.log"
         pid = os.fork()
@@ -150,13 +157,13 @@ class Bench:
             os._exit(code)
 
     def train(self, out: Path, *words, **how) -> tuple[int, str]:
-        """Train the micro recipe in `out`, from its newest checkpoint on."""
+        """Train the recipe in `out`, resuming from its newest checkpoint."""
         return self.command(
             "train", self.recipe, "--output_dir", out, "--resume_from_checkpoint", "auto", *words, **how
         )
 
     def checkpoints(self, out: Path, *steps: int) -> Path:
-        """A copy of the undisturbed run that was killed after the last of `steps`; its newest checkpoint."""
+        """Copy checkpoints of the uninterrupted run to `out`; return the newest one."""
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir()
         for step in steps:
@@ -167,12 +174,12 @@ class Bench:
         """Add a row and return its outcome.
 
         Args:
-            trial: of the row.
-            case: what was done.
+            trial: name of the trial.
+            case: description of the case.
             code: exit code of the command.
-            text: its output.
-            out: with exit code 0, the run that must have the weights of the undisturbed one; None for no run.
-            refused: whether a clear error is a good end.
+            text: output of the command.
+            out: run that must equal the uninterrupted one if the exit code is 0, or None.
+            refused: whether an error message is an accepted outcome.
         """
         errors = [line for line in text.splitlines() if line.startswith("hfvit: ")]
         outcome = "lost"
@@ -199,7 +206,7 @@ class Bench:
 
 @contextmanager
 def small_disk(place: Path, kibibytes: int) -> Iterator[None]:
-    """A file system of so many KiB at `place`."""
+    """Mount a file system of limited size at `place`."""
     place.mkdir(exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kibibytes}k", "tmpfs", place], check=True)
     try:
@@ -209,11 +216,12 @@ def small_disk(place: Path, kibibytes: int) -> Iterator[None]:
 
 
 def resize_disk(place: Path, options: str) -> None:
+    """Remount a file system with other mount options."""
     subprocess.run(["mount", "-o", f"remount,{options}", place], check=True)
 
 
 def disk(bench: Bench, quick: bool) -> None:
-    """Full disks below a training, the cache of images, an export and a push."""
+    """Fill the disk of a training, the image cache, an export and a push."""
     import datasets
 
     place = bench.folder / "disk"
@@ -235,7 +243,7 @@ def disk(bench: Bench, quick: bool) -> None:
         with small_disk(place, kibibytes):
             out = bench.folder / "cached"
             shutil.rmtree(out, ignore_errors=True)
-            # The images are then decoded for each epoch, by another resize within one level of an 8-bit color.
+            # Without a cache, images are decoded in each epoch with another resize (within one level of 255).
             bench.row("disk", f"cache, {kibibytes} KiB", *bench.train(out, before=on_disk))
     _export_to_disks(bench, place, quick)
     _push_from_disks(bench, place, quick)
@@ -272,7 +280,7 @@ def _push_from_disks(bench: Bench, place: Path, quick: bool) -> None:
 
 
 def manifest(checkpoint: Path) -> None:
-    """Write the manifest of whatever lies in a checkpoint."""
+    """Write a valid manifest for the files of a checkpoint."""
     files = {
         file.name: {"bytes": file.stat().st_size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
         for file in checkpoint.iterdir()
@@ -282,16 +290,16 @@ def manifest(checkpoint: Path) -> None:
 
 
 def damage(bench: Bench, quick: bool) -> None:
-    """Damage each file of the newest checkpoint; the run goes on from the one before."""
+    """Damage each file of the newest checkpoint; the run must resume from the previous one."""
     out = bench.folder / "damaged"
-    draw = random.Random(0)
+    rng = random.Random(0)
     names = sorted(file.name for file in (bench.whole / "checkpoint-8").iterdir())
     for name in names[:2] if quick else names:
         for how in ("cut", "cut by one byte", "emptied", "deleted", "bit flipped"):
             file = bench.checkpoints(out, 4, 8) / name
             content = bytearray(file.read_bytes())
             if how == "bit flipped":
-                content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+                content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
                 file.write_bytes(content)
             elif how == "deleted":
                 file.unlink()
@@ -302,7 +310,7 @@ def damage(bench: Bench, quick: bool) -> None:
 
 
 class Payload:
-    """Pickles to a call that creates a file."""
+    """Object whose pickle creates a file when it is loaded."""
 
     def __init__(self, path: Path):
         self.path = str(path)
@@ -319,14 +327,14 @@ PICKLED = (
 
 
 def pickles(bench: Bench, quick: bool) -> None:
-    """Put pickles that run code where a checkpoint and a finished run have files, under a manifest that is right."""
+    """Replace files of checkpoints and finished runs by pickles that run code; the manifest is valid."""
     out = bench.folder / "pickled"
     content = {"plain": pickle.dumps(Payload(bench.canary))}
     torch.save(Payload(bench.canary), bench.folder / "payload.pt")
     content["torch"] = (bench.folder / "payload.pt").read_bytes()
     bench.canary.unlink(missing_ok=True)
-    picture = bench.folder / "picture.png"
-    Image.new("RGB", (20, 20)).save(picture)
+    image = bench.folder / "image.png"
+    Image.new("RGB", (20, 20)).save(image)
     for name in PICKLED[:1] if quick else PICKLED:
         for kind, data in content.items():
             checkpoint = bench.checkpoints(out, 4)
@@ -343,7 +351,7 @@ def pickles(bench: Bench, quick: bool) -> None:
         (run / name).write_bytes(content["torch"])
         if name.startswith("pytorch_model"):
             (run / "model.safetensors").unlink()
-        bench.row("pickle", f"{name} of a run, predict", *bench.command("predict", run, picture))
+        bench.row("pickle", f"{name} of a run, predict", *bench.command("predict", run, image))
 
 
 CHANGES = (
@@ -359,7 +367,7 @@ CHANGES = (
 
 
 def resume(bench: Bench, quick: bool) -> None:
-    """Resume with something changed: it works and is named, or is one clear error."""
+    """Resume with a changed option: the run must report the change, or fail with one error message."""
     out = bench.folder / "changed"
     for words in CHANGES[:2] if quick else CHANGES:
         bench.checkpoints(out, 4, 8)
@@ -370,7 +378,7 @@ def resume(bench: Bench, quick: bool) -> None:
 
 
 def machine(bench: Bench, quick: bool) -> None:
-    """Limits and odd settings of a machine."""
+    """Train with low limits and unusual settings of the machine."""
     out = bench.folder / "machine"
 
     def case(name: str, *words, **how) -> None:
@@ -411,7 +419,7 @@ def machine(bench: Bench, quick: bool) -> None:
 
 
 def _interrupt(bench: Bench, out: Path) -> None:
-    """Ctrl-C once and twice, between two checkpoints."""
+    """Interrupt with Ctrl-C, once and twice, between two checkpoints."""
     for times in (1, 2):
         shutil.rmtree(out, ignore_errors=True)
         words = [HFVIT, "train", bench.recipe, "--output_dir", out, "--eval_steps", "6"]
@@ -428,7 +436,7 @@ def _interrupt(bench: Bench, out: Path) -> None:
 
 
 def rows(bench: Bench, quick: bool) -> None:
-    """A folder of 200,000 images in 100 classes."""
+    """Train on a folder of 200,000 images in 100 classes."""
     count = 2000 if quick else 200_000
     folder = bench.folder / "many"
     rng = np.random.default_rng(0)
@@ -448,7 +456,7 @@ def rows(bench: Bench, quick: bool) -> None:
 
 
 def _print_memory() -> None:
-    """Print the largest memory of this process at its end."""
+    """Print the peak memory of this process when it ends."""
     run = os._exit
 
     def leave(code: int) -> None:
@@ -464,7 +472,7 @@ def _memory(text: str) -> list[float]:
 
 
 def memory(bench: Bench, quick: bool) -> None:
-    """Memory of the process over 5,000 steps."""
+    """Measure the growth of the process's memory over 5,000 steps."""
     from transformers import Trainer
 
     steps = (50, 100) if quick else (500, 5000)

@@ -70,6 +70,7 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
 
 
 def start(options: argparse.Namespace, out: Path) -> subprocess.Popen:
+    """Start or resume a training, with its output in a log file."""
     words = [sys.executable, str(ROOT / "hfvit" / "train.py"), options.recipe, *shlex.split(options.options)]
     words += ["--output_dir", str(out), "--resume_from_checkpoint", "auto", "--disable_tqdm", "true"]
     log = out.with_name(f"{out.name}.log").open("w")
@@ -91,13 +92,13 @@ def undisturbed(options: argparse.Namespace, out: Path) -> tuple[float, float]:
     return first, time.monotonic() - began
 
 
-def disturbed(options, out: Path, draw: random.Random, first: float, total: float, left: int) -> list[dict]:
+def disturbed(options, out: Path, rng: random.Random, first: float, total: float, left: int) -> list[dict]:
     """Train with at most `left` kills and return a row for each.
 
     Args:
         options: parsed options.
         out: output folder.
-        draw: random number generator.
+        rng: random number generator.
         first: seconds to the first checkpoint.
         total: seconds of the uninterrupted run.
         left: largest number of kills.
@@ -105,8 +106,8 @@ def disturbed(options, out: Path, draw: random.Random, first: float, total: floa
     rows = []
     while True:
         process, began = start(options, out), time.monotonic()
-        number = draw.choice((signal.SIGKILL, signal.SIGTERM))
-        wait = first * 0.9 + draw.random() * (total - first) * 2 / options.kills
+        number = rng.choice((signal.SIGKILL, signal.SIGTERM))
+        wait = first * 0.9 + rng.random() * (total - first) * 2 / options.kills
         try:
             code = process.wait(timeout=wait if len(rows) < left else None)
             break
@@ -127,13 +128,15 @@ def disturbed(options, out: Path, draw: random.Random, first: float, total: floa
 
 def kills(options: argparse.Namespace, folder: Path) -> list[dict]:
     """Kill runs of the recipe at random moments, and return a row for each kill."""
-    draw, rows, runs = random.Random(options.seed), [], 0
+    rng = random.Random(options.seed)
+    rows: list[dict] = []
+    runs = 0
     whole = folder / "undisturbed"
     first, total = undisturbed(options, whole)
     while len(rows) < options.kills:
         runs += 1
         out = folder / f"run-{runs}"
-        new = disturbed(options, out, draw, first, total, options.kills - len(rows))
+        new = disturbed(options, out, rng, first, total, options.kills - len(rows))
         survived = all(row["exit"] == 0 for row in new) and same(out, whole)
         for row in new:
             rows.append({"kill": len(rows) + 1, "run": runs, **row, "outcome": "survived" if survived else "lost"})
@@ -145,9 +148,9 @@ def kills(options: argparse.Namespace, folder: Path) -> list[dict]:
 def main(argv: list[str] | None = None) -> int:
     options = parse_options(argv)
     found = []
-    machine_facts = hardware()
-    gpus = machine_facts["gpus"]
-    where = gpus[0] if gpus else f"{machine_facts['cores']} cores of {machine_facts['processor']}, no GPU"
+    machine = hardware()
+    gpus = machine["gpus"]
+    where = gpus[0] if gpus else f"{machine['cores']} cores of {machine['processor']}, no GPU"
     with workspace() as folder:
         if "kills" in options.trials:
             found = kills(options, folder)
@@ -168,9 +171,9 @@ def main(argv: list[str] | None = None) -> int:
             found += bench.rows
     lost = sum(row["outcome"] in LOST for row in found)
     if options.json:
-        facts_of_all = {"benchmark": "soak", "quick": options.quick, "rows": found, "lost": lost}
-        facts_of_all["hardware"] = machine_facts
-        options.json.write_text(json.dumps(facts_of_all, indent=2) + "\n", encoding="utf-8")
+        results = {"benchmark": "soak", "quick": options.quick, "rows": found, "lost": lost}
+        results["hardware"] = machine
+        options.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return int(lost > 0)
 
 

@@ -3,7 +3,7 @@
 import gc
 import os
 
-# Before any HuggingFace library is imported: a test that reaches for the Hub must fail at once, not hang.
+# Set before any Hugging Face library is imported, so that requests to the Hub fail at once.
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 # Small models are slower with more threads when two test processes share the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -16,7 +16,7 @@ import torch
 from helpers.images import LABELS, colored_split
 from helpers.recipes import MICRO_RECIPE
 
-# Half a minute and more, or few tests that take seconds each: they go first, or a worker ends alone with one of them.
+# Files that run first, so that no worker is left with a long one at the end.
 LONGEST = (
     "cli/test_bad_input.py", "data/test_streamed_training.py", "demo/test_app.py", "examples/test_examples.py",
     "export/test_clients.py",
@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    gc.freeze()  # or each collection, and a Trainer starts one, looks through all that libraries hold: half a second
+    gc.freeze()  # otherwise each garbage collection of a Trainer takes half a second
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +52,7 @@ def _own_cache_and_no_sleep(tmp_path_factory, monkeypatch):
 
 @pytest.fixture(scope="session")
 def colors(tmp_path_factory) -> Path:
-    """A data set in the layout of the Hub: parquet, columns `img` and `label`, splits train (65), test (31)."""
+    """Write a Parquet data set: columns `img` and `label`, splits train (65) and test (31)."""
     folder = tmp_path_factory.mktemp("colors")
     for split, rows, seed in (("train", 65, 1), ("test", 31, 2)):
         colored_split(rows, seed).to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
@@ -61,7 +61,7 @@ def colors(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def sharded(tmp_path_factory) -> Path:
-    """A data set to stream; see helpers/shards.py."""
+    """Write the data set of helpers/shards.py for streaming."""
     from helpers.shards import ROWS, write_shards
 
     folder = tmp_path_factory.mktemp("sharded")
@@ -71,7 +71,7 @@ def sharded(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def stock(tmp_path_factory) -> Path:
-    """A stock ViT without a recipe."""
+    """Write a checkpoint of transformers' ViT, without a recipe."""
     from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
     folder = tmp_path_factory.mktemp("stock")
@@ -86,7 +86,7 @@ def stock(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def recipe(tmp_path, colors) -> Path:
-    """A recipe that trains in a second, with output_dir `out` next to it."""
+    """Write a recipe that trains in a second, with output_dir `out` beside it."""
     path = tmp_path / "micro.yaml"
     path.write_text(MICRO_RECIPE + f"dataset_name: {colors}\noutput_dir: {tmp_path / 'out'}\n")
     return path

@@ -2,9 +2,9 @@
 
 python amp.py SECONDS [TEXT ...]
 
-Contenders: `hfvit`, HFViTTrainer over a recipe; `loop`, a plain loop on one batch that stays on the GPU (the limit of
-eager PyTorch); `timm`, timm's parts with timm's loader. Rows are in order of importance and end with the seconds.
-Each TEXT selects the rows whose name contains it.
+Contenders: `hfvit`, HFViTTrainer with a recipe; `loop`, a plain loop over one batch on the GPU (the upper bound of
+eager PyTorch); `timm`, a loop of timm's parts with timm's loader. The most important rows come first, as many as fit
+into SECONDS. Each TEXT selects the rows whose names contain it.
 """
 
 import sys
@@ -19,7 +19,7 @@ from images import CLASSES
 from kit import CUDA, DATA, DEVICE, TINY, TimeBudget, attempt, exit_now, record
 from step_clock import StepClock
 
-# Dense bf16 FLOP/s of NVIDIA's datasheets; the first name that is part of the GPU's name counts.
+# Dense bf16 FLOP/s of NVIDIA's datasheets, by a part of the GPU's name; the first match applies.
 DATASHEET_FLOPS = {"H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12, "A100": 312e12}
 PRECISION_OPTIONS = {
     "bf16": {"bf16": True},
@@ -58,7 +58,7 @@ COMPILED_ROW_SECONDS = 12 if TINY else 70
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement: a contender on a case."""
+    """Measurement of a contender on a case."""
 
     name: str
     contender: str
@@ -69,18 +69,18 @@ class Row:
 
 @dataclass
 class Reference:
-    """Counts and rates that hfvit's rows measure, for the MFU of the other contenders."""
+    """FLOPs and rates from hfvit's rows, for the MFU of the other contenders."""
 
     flops_per_image: dict[tuple[str, int], float] = field(default_factory=dict)
     matmul_flops: dict[str, float] = field(default_factory=dict)
 
 
 def case(model: dict[str, Any], batch_size: int, precision: str = "bf16", **settings: Any) -> Case:
-    """The case of a model in a precision.
+    """Create the case of a model in a precision.
 
     Args:
-        model: fields of `Case` that describe the network.
-        batch_size: images a step.
+        model: fields of `Case` for the network.
+        batch_size: images per step.
         precision: `bf16`, `fp16`, `tf32` or `ieee`.
         settings: further fields of `Case`.
     """
@@ -91,7 +91,7 @@ def case(model: dict[str, Any], batch_size: int, precision: str = "bf16", **sett
 
 
 def rows() -> Iterator[Row]:
-    """All rows, the most important first."""
+    """Yield all rows, the most important first."""
     for letter, model in (("B", VIT_B), ("S", VIT_S)):
         for contender in ("hfvit", "loop", "timm"):
             yield Row(f"{letter} bf16 128", contender, case(model, BATCH))
@@ -115,20 +115,20 @@ def rows() -> Iterator[Row]:
 
 
 def with_loop(name: str, subject: Case) -> Iterator[Row]:
-    """hfvit's row and the plain loop's."""
+    """Yield the rows of hfvit and the plain loop."""
     for contender in ("hfvit", "loop"):
         yield Row(name, contender, subject)
 
 
 def compiled(name: str, model: dict[str, Any]) -> Iterator[Row]:
-    """hfvit's row and the plain loop's with `torch.compile`."""
+    """Yield the rows of hfvit and the plain loop with `torch.compile`."""
     subject = case(model, BATCH, recipe={"torch_compile": True})
     for contender in ("hfvit", "loop"):
         yield Row(name, contender, subject, compiled=True)
 
 
 def train_in_loop(row: Row, clock: StepClock) -> None:
-    """Forward, backward, clip, fused AdamW on one batch that stays on the device."""
+    """Train on one batch on the device: forward, backward, clip, fused AdamW."""
     import timm
 
     subject = row.case
@@ -158,7 +158,7 @@ def train_in_loop(row: Row, clock: StepClock) -> None:
 
 
 def measure(row: Row, reference: Reference) -> None:
-    """Record the figures of a row."""
+    """Measure and record a row."""
     subject = row.case
     torch.compiler.reset()
     clock = StepClock(subject.warm_up, subject.steps, subject.batch_size)
@@ -168,7 +168,7 @@ def measure(row: Row, reference: Reference) -> None:
             train_in_loop(row, clock)
         else:
             CONTENDERS[row.contender](subject, row.folder, clock)
-    except Exception as raised:  # e.g. NonFiniteLossError after the last step: the figures stand
+    except Exception as raised:  # e.g. NonFiniteLossError after the last step, when the measurement is complete
         if clock.done < subject.warm_up + subject.steps:
             raise
         error = f"{type(raised).__name__}: {str(raised)[:300]}"
@@ -193,12 +193,12 @@ def measure(row: Row, reference: Reference) -> None:
 
 
 def utilization(row: Row, figures: dict[str, Any], reference: Reference) -> dict[str, float | None]:
-    """Model FLOP/s, and their share of the measured matrix product and of the datasheet.
+    """Compute FLOP/s of the model, and MFU relative to a matrix product and to the datasheet.
 
     Args:
-        row: what was measured.
-        figures: of its `StepClock`; hfvit's hold the FLOPs of an image and the rate of a matrix product.
-        reference: receives hfvit's counts, and supplies them to the other contenders.
+        row: the measurement.
+        figures: results of its `StepClock`; those of hfvit include FLOPs per image and the rate of a matrix product.
+        reference: stores the values of hfvit for the other contenders.
     """
     network = (row.case.architecture, row.case.image_size)
     precision = "bf16" if row.case.precision in AUTOCAST_DTYPES else row.case.precision
@@ -221,7 +221,7 @@ def utilization(row: Row, figures: dict[str, Any], reference: Reference) -> dict
 
 
 def datasheet_flops() -> float | None:
-    """Dense bf16 FLOP/s that the GPU's datasheet states; None for a GPU that is not listed."""
+    """Return dense bf16 FLOP/s from the GPU's datasheet; None for a GPU that is not listed."""
     name = torch.cuda.get_device_name(0) if CUDA else ""
     return next((flops for part, flops in DATASHEET_FLOPS.items() if part in name), None)
 

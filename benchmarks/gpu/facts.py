@@ -1,4 +1,4 @@
-"""Record versions, GPU and its ceilings: matrix products of each precision, memory bandwidth, `hfvit doctor`."""
+"""Record versions, GPU, FLOP/s of matrix products, memory bandwidth, and `hfvit doctor`."""
 
 import platform
 import subprocess
@@ -52,7 +52,7 @@ def ceilings() -> None:
 
 
 def sustained_rate() -> float:
-    """FLOP/s of bf16 matrix products over ten times the length of a burst: whether the clock holds."""
+    """Measure sustained FLOP/s of bf16 matrix products, over ten times the length of a burst."""
     side, count = (8192, 400) if CUDA and not TINY else (512, 4)
     a, b = (torch.randn(side, side, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
     synchronize()
@@ -64,7 +64,7 @@ def sustained_rate() -> float:
 
 
 def copy_rate() -> float:
-    """Bytes a second, read and written, of a copy within device memory."""
+    """Measure bytes per second, read and written, of a copy in device memory."""
     source = torch.empty(2**30 if CUDA and not TINY else 2**20, dtype=torch.uint8, device=DEVICE)
     target = torch.empty_like(source)
     target.copy_(source)

@@ -1,9 +1,9 @@
-"""Put a wheel together from its parts and install it, once all parts are there.
+"""Join a wheel from its parts and install it, when all parts have been copied.
 
 python join_wheel.py WHOLE_JSON FOLDER
 
-WHOLE_JSON holds the wheel's `name`, the number of `parts` and the `sha256` of the whole. FOLDER holds `part-01`,
-`part-02`, ...; the wheel is installed to FOLDER/site, and FOLDER/done says so.
+WHOLE_JSON has the wheel's `name`, its number of `parts` and its `sha256`. FOLDER has `part-01`, `part-02`, ...; the
+wheel is installed to FOLDER/site, and then FOLDER/done is created.
 """
 
 import hashlib

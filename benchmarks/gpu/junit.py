@@ -11,7 +11,7 @@ from kit import record
 
 
 def summarize(file: Path) -> dict:
-    """Counts, seconds, messages of failed tests by name, and the first skipped tests with their reason."""
+    """Return counts, seconds, messages of failed tests, and reasons of the first skipped tests."""
     suite = next(ElementTree.parse(file).getroot().iter("testsuite"))
     failed = {}
     skipped = []

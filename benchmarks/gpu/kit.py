@@ -1,4 +1,4 @@
-"""Settings, results and time limits that all steps share."""
+"""Settings, results and time limits of all steps."""
 
 import gc
 import json
@@ -23,11 +23,11 @@ STARTED = time.monotonic()
 
 
 def record(step: str, **values: Any) -> None:
-    """Append a result to `results.jsonl` at once: a step that is cut off keeps what it had.
+    """Append a result to `results.jsonl` immediately, so that it is kept if the step is ended.
 
     Args:
         step: name of the step, which selects the table of the result.
-        values: figures and texts; what JSON does not know is written as text.
+        **values: numbers and texts; other types are converted to text.
     """
     row = {"step": step, "t": round(time.monotonic() - STARTED, 1), **values}
     OUT.mkdir(parents=True, exist_ok=True)
@@ -39,12 +39,12 @@ def record(step: str, **values: Any) -> None:
 
 
 def attempt(step: str, name: str, work: Callable[[], object]) -> None:
-    """Call `work` and record its exception as a result, so that the step goes on.
+    """Call `work`, and record an exception as a result, so that the step continues.
 
     Args:
         step: name of the step.
-        name: what is measured, for the result and the log.
-        work: function without arguments; it records its own results.
+        name: name of the measurement.
+        work: function that measures and records results.
     """
     started = time.monotonic()
     try:
@@ -60,7 +60,7 @@ def attempt(step: str, name: str, work: Callable[[], object]) -> None:
 
 
 def release_memory() -> None:
-    """Free what the last measurement left on the GPU and reset its peak."""
+    """Free GPU memory of the last measurement, and reset the peak."""
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
@@ -74,14 +74,14 @@ def synchronize() -> None:
 
 
 def exit_now() -> None:
-    """End the process at once: compiler workers and data loaders take seconds to shut down."""
+    """End the process without waiting for compiler and data loader workers, which takes seconds."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
 
 
 class TimeBudget:
-    """Seconds that a step has left."""
+    """Count the remaining seconds of a step."""
 
     def __init__(self, seconds: float):
         self.end = time.monotonic() + seconds

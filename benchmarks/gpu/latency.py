@@ -1,4 +1,4 @@
-"""Measure p50 and p95 latency of one classifier: eager, CUDA graph, hfvit's backends, ONNX Runtime, torch.compile.
+"""Measure the latency of a classifier in PyTorch, torch.compile, CUDA graphs and ONNX Runtime.
 
 python latency.py SECONDS
 """
@@ -29,7 +29,7 @@ Run = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Job:
-    """A measurement and the seconds that it needs."""
+    """Measurement, with the seconds that it needs."""
 
     name: str
     work: Callable[[], None]
@@ -37,7 +37,7 @@ class Job:
 
 
 class Comparison:
-    """Rows of one step; each is compared with the logits of the first row of its batch size."""
+    """Measure latency, and compare logits with those of the first row of the same batch size."""
 
     def __init__(self) -> None:
         self.references: dict[int, torch.Tensor] = {}
@@ -46,9 +46,9 @@ class Comparison:
         """Record latency and logit difference at each batch size.
 
         Args:
-            name: of the row.
-            prepare: takes pixel values `(batch, 3, height, width)`, float32 on the device; returns a function
-                without arguments that returns logits `(batch, classes)`.
+            name: name of the row.
+            prepare: function of pixel values (batch, 3, height, width), float32 on the device, that returns a
+                function without arguments that computes logits (batch, classes).
             batches: batch sizes.
         """
         for batch in batches:
@@ -76,7 +76,7 @@ def repeats(batch: int) -> int:
 
 
 def percentiles(run: Run, count: int) -> tuple[float, float]:
-    """The median and the 95th percentile of `count` calls in milliseconds, after a warm-up."""
+    """Return median and 95th percentile of `count` calls in milliseconds, after a warm-up."""
     for _ in range(5):
         run()
     synchronize()
@@ -90,7 +90,7 @@ def percentiles(run: Run, count: int) -> tuple[float, float]:
 
 
 def save_checkpoint() -> None:
-    """Write a ViT-B/16 with random weights, whose speed is that of a trained one."""
+    """Write a ViT-B/16 with random weights, which do not affect the speed."""
     torch.manual_seed(0)
     labels = [str(number) for number in range(CLASSES)]
     config = HFViTConfig.from_architecture("vit_base_patch16_224", labels, **(TINY_ARGS if TINY else {}))
@@ -112,11 +112,11 @@ def eager(
     """Measure eager PyTorch.
 
     Args:
-        comparison: records the row.
-        name: of the row.
-        dtype: of the weights and the pixel values.
+        comparison: comparison to add the row to.
+        name: name of the row.
+        dtype: type of the weights and pixel values.
         tf32: allow TF32 matrix products.
-        autocast: dtype of autocast; off when None.
+        autocast: type of autocast, or None.
     """
     model = load_model(dtype)
 
@@ -138,9 +138,9 @@ def compiled(comparison: Comparison, mode: str, batches: Sequence[int]) -> None:
     """Measure `torch.compile` in half precision.
 
     Args:
-        comparison: records the row.
-        mode: of `torch.compile`.
-        batches: batch sizes; each is compiled anew.
+        comparison: comparison to add the row to.
+        mode: mode of `torch.compile`.
+        batches: batch sizes, compiled separately.
     """
     torch.compiler.reset()
     model = torch.compile(load_model(HALF), dynamic=False, mode=mode)
@@ -159,7 +159,7 @@ def compiled(comparison: Comparison, mode: str, batches: Sequence[int]) -> None:
 
 
 def cuda_graph(comparison: Comparison) -> None:
-    """Measure eager fp16, captured in a CUDA graph."""
+    """Measure eager fp16 in a CUDA graph."""
     model = load_model(HALF)
 
     def prepare(pixels: torch.Tensor) -> Run:
@@ -183,11 +183,11 @@ def cuda_graph(comparison: Comparison) -> None:
 
 
 def hfvit_backend(comparison: Comparison, name: str, source: Path) -> None:
-    """Measure a backend of `load_classifier`, with arrays in host memory in and out.
+    """Measure a backend of `load_classifier`, with input and output in host memory.
 
     Args:
-        comparison: records the row.
-        name: of the row.
+        comparison: comparison to add the row to.
+        name: name of the row.
         source: checkpoint folder or ONNX file.
     """
     backend = load_classifier(source, device=DEVICE.type).backend
@@ -199,7 +199,7 @@ def hfvit_backend(comparison: Comparison, name: str, source: Path) -> None:
 
 
 def onnx_runtime(comparison: Comparison) -> None:
-    """Measure the exported graph in ONNX Runtime, with inputs on the GPU where it has CUDA."""
+    """Measure the exported graph in ONNX Runtime, with inputs on the GPU if it supports CUDA."""
     import onnxruntime
 
     from hfvit import export_onnx
@@ -231,7 +231,7 @@ def session_on_cpu(session, pixels: torch.Tensor) -> Run:
 
 
 def session_on_gpu(session, pixels: torch.Tensor) -> Run:
-    """A run of a session whose input and output stay on the GPU but for the copy of the logits."""
+    """Return a function that runs a session with its input on the GPU, and copies the logits to the CPU."""
     import onnxruntime
 
     graph_input = session.get_inputs()[0]
@@ -249,7 +249,7 @@ def session_on_gpu(session, pixels: torch.Tensor) -> Run:
 
 
 def tensorrt_rtx() -> None:
-    """Record the compute capabilities that TensorRT for RTX can build for, and the GPU's own."""
+    """Record the target compute capabilities of TensorRT for RTX, and that of the GPU."""
     from hfvit.trt.api import find_backend, local_gpus
 
     backend = find_backend("tensorrt_rtx")
@@ -263,7 +263,7 @@ def tensorrt_rtx() -> None:
 
 
 def jobs(comparison: Comparison) -> list[Job]:
-    """All measurements in their order; the first one is the reference of the logits."""
+    """Return all measurements; the first one computes the reference logits."""
     torch_backend = "hfvit TorchBackend fp32, arrays in and out"
     found = [
         Job("eager fp32", partial(eager, comparison, "eager fp32", torch.float32)),

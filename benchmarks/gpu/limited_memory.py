@@ -1,6 +1,6 @@
-"""Train a recipe with a share of the GPU's memory.
+"""Train a recipe with a fraction of the GPU's memory.
 
-python limited_memory.py SHARE RECIPE [--option value ...]
+python limited_memory.py FRACTION RECIPE [--option value ...]
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Write the data sets of the other steps: CIFAR-10 with the column names that the peers expect, and large JPEGs.
+"""Write the data sets of the other steps: CIFAR-10 for all contenders, and large JPEGs.
 
 python prep.py CIFAR10_FOLDER
 """
@@ -13,16 +13,16 @@ from images import LARGE, generate
 from kit import DATA, TINY, record
 
 LARGE_IMAGES = 48 if TINY else 3072
-TIMED_VALIDATION_IMAGES = 64  # a timed run evaluates little
+TIMED_VALIDATION_IMAGES = 64  # validation images; evaluation is not measured
 
 
 def rename_image_column(source: Path, target: Path, rows: int | None = None) -> None:
-    """Copy a parquet file with its column `img` renamed to `image`, the name that timm and the example script read.
+    """Copy a Parquet file with its column `img` renamed to `image`, as timm expects.
 
     Args:
         source: parquet file with the columns `img` and `label` and the features of `datasets` in its metadata.
         target: file to write.
-        rows: copy the first rows only.
+        rows: number of rows to copy; None copies all.
     """
     table = pq.read_table(source)
     metadata = json.loads(table.schema.metadata[b"huggingface"])

@@ -1,9 +1,9 @@
-"""Train recipes to a test accuracy, each in a process of its own, side by side on one GPU.
+"""Train recipes to the end in separate processes, concurrently on one GPU.
 
 python real.py SECONDS [DINOV2_FOLDER]
 
-DINOV2_FOLDER holds DINOv2-S as a timm repository does: config.json, and model.safetensors or, to travel in half the
-size, half.safetensors in float16. Without it the recipe from scratch trains alone.
+DINOV2_FOLDER has DINOv2-S in the layout of a timm repository: config.json, and model.safetensors or (for a smaller
+transfer) half.safetensors in float16. Without it, only the recipe from scratch is trained.
 """
 
 import json
@@ -23,11 +23,11 @@ TINY_OPTIONS = (
     "--max_steps", 3, "--global_batch_size", 8, "--eval_strategy", "steps", "--eval_steps", 3,
     "--logging_steps", 1,
 )  # fmt: skip
-HEAD_START = 0 if TINY else 2  # seconds in which the first run decodes the images for all
+HEAD_START = 0 if TINY else 2  # seconds until the next run starts, so that the first one decodes the images for all
 
 
 def dinov2_weights(folder: Path) -> Path:
-    """The folder, or a copy of it in float32 where it holds float16."""
+    """Return the folder, or a float32 copy of it if its weights are in float16."""
     half = folder / "half.safetensors"
     if not half.exists():
         return folder
@@ -42,7 +42,7 @@ def dinov2_weights(folder: Path) -> Path:
 
 
 def runs(dinov2: Path | None) -> dict[str, list]:
-    """Name -> arguments of each run."""
+    """Return the arguments of each run by its name."""
     epochs = 1 if TINY else int(os.environ.get("KIT_TINY_EPOCHS", 20))
     found: dict[str, list] = {}
     if dinov2:
@@ -61,7 +61,7 @@ def runs(dinov2: Path | None) -> dict[str, list]:
 
 
 def start(name: str, words: list) -> subprocess.Popen:
-    """Start the run in its own process and output folder."""
+    """Start a run in a new process."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     options = ["--output_dir", FOLDER / name, "--overwrite_output_dir", "true", "--disable_tqdm", "true"]
     command = [sys.executable, SOURCE / "hfvit" / "train.py", *words, *options]
@@ -79,9 +79,9 @@ def report(name: str, seconds: float, code: int | str) -> None:
     """Record the accuracies and the speed of a run.
 
     Args:
-        name: of the run.
-        seconds: since the step began.
-        code: exit code of its process, or what ended it.
+        name: name of the run.
+        seconds: seconds since the start of the step.
+        code: exit code, or the reason why the run was ended.
     """
     try:
         run = json.loads((FOLDER / name / "run.json").read_text())
@@ -108,7 +108,7 @@ def report(name: str, seconds: float, code: int | str) -> None:
 
 
 def median(history: list[dict[str, Any]], key: str) -> float | None:
-    """The median of a figure over the log entries that have it."""
+    """Return the median of a key over the log entries that have it."""
     values = [entry[key] for entry in history if key in entry]
     return statistics.median(values) if values else None
 
@@ -128,7 +128,7 @@ def main(seconds: float, dinov2: Path | None) -> None:
                 del running[name]
         time.sleep(0.1)
     for process in running.values():
-        process.terminate()  # the run saves a checkpoint and ends
+        process.terminate()  # the run then saves a checkpoint
     for name, process in running.items():
         try:
             process.wait(timeout=10)

@@ -2,7 +2,7 @@
 
 python survive.py SECONDS
 
-All runs train in processes of their own, side by side on one GPU.
+All runs train in separate processes, concurrently on one GPU.
 """
 
 import json
@@ -24,8 +24,8 @@ from torch import Tensor
 FOLDER = WORK / "survive"
 KIT = Path(__file__).resolve().parent
 MAX_STEPS, EVAL_STEPS = (12, 3) if TINY else (60, 10)
-MEMORY_SHARE = 0.12
-RESERVED_SECONDS = 25  # to kill what still runs and to compare
+MEMORY_FRACTION = 0.12
+RESERVED_SECONDS = 25  # to end remaining runs and compare
 QUICK = (
     "quickstart", "--max_steps", MAX_STEPS, "--eval_strategy", "steps", "--eval_steps", EVAL_STEPS,
     "--logging_steps", 1, "--ema_decay", 0.99, "--drop_path_rate", 0.2, "--mixup_alpha", 0.2,
@@ -53,15 +53,18 @@ COMPARED_KEYS = ("step", "loss", "grad_norm", "learning_rate", "eval_loss", "eva
 
 @dataclass
 class Run:
-    """A training in a process of its own.
+    """Training in a separate process.
 
-    `memory_share` limits its part of the GPU's memory. A run with `kill` is killed once it has two checkpoints, and
-    started again.
+    Args:
+        name: name of the run and its folder.
+        words: command line, beginning with the recipe.
+        memory_fraction: limit of the run's GPU memory, as a fraction of the total.
+        kill: kill the run when it has two checkpoints, and start it again.
     """
 
     name: str
     words: tuple
-    memory_share: float | None = None
+    memory_fraction: float | None = None
     kill: bool = False
     process: subprocess.Popen | None = field(default=None, repr=False)
 
@@ -75,8 +78,8 @@ class Run:
 
     def start(self) -> None:
         script = [SOURCE / "hfvit" / "train.py"]
-        if self.memory_share is not None:
-            script = [KIT / "limited_memory.py", self.memory_share]
+        if self.memory_fraction is not None:
+            script = [KIT / "limited_memory.py", self.memory_fraction]
         environment = {**os.environ, "HF_DATASETS_CACHE": str(FOLDER / "cache" / self.name)}
         if CUDA:
             environment["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
@@ -90,15 +93,15 @@ class Run:
         return sorted(path.name for path in self.folder.glob("checkpoint-*"))
 
     def tail(self) -> str:
-        """The last lines of the log."""
+        """Return the last lines of the log."""
         return "\n".join(self.log.read_text().splitlines()[-6:])
 
     def record(self) -> dict[str, Any]:
-        """The run record that a finished run leaves."""
+        """Return run.json of a finished run."""
         return json.loads((self.folder / "run.json").read_text())
 
     def history(self) -> list[dict[str, Any]]:
-        """Log entries without times and speeds."""
+        """Return the log entries without times and speeds."""
         entries = [entry for entry in self.record()["history"] if "train_loss" not in entry]
         return [{key: entry[key] for key in COMPARED_KEYS if key in entry} for entry in entries]
 
@@ -107,7 +110,7 @@ class Run:
 
 
 def memory_recipe() -> Path:
-    """Write the recipe that runs out of memory when its share is small."""
+    """Write the recipe of the out-of-memory runs."""
     recipe = {
         **(TINY_MODEL if TINY else LARGE_MODEL),
         "dataset_name": str(DATA / "small"),
@@ -128,7 +131,7 @@ def memory_recipe() -> Path:
 
 
 def runs() -> list[Run]:
-    """All runs; those after `oom` need CUDA."""
+    """Return all runs; those after `oom` need CUDA."""
     recipe = memory_recipe()
     found = [
         Run("whole", (*QUICK, *BF16)),
@@ -137,7 +140,7 @@ def runs() -> list[Run]:
         Run("det_whole", (*QUICK, *BF16, *DETERMINISTIC)),
         Run("det_killed", (*QUICK, *BF16, *DETERMINISTIC), kill=True),
         Run("fits", (recipe,)),
-        Run("oom", (recipe,), memory_share=MEMORY_SHARE),
+        Run("oom", (recipe,), memory_fraction=MEMORY_FRACTION),
     ]
     if CUDA:
         found += [
@@ -152,8 +155,8 @@ def kill_and_restart(run: Run, seconds: float) -> None:
     """Send SIGKILL, record the checkpoints that are left, and start the run again.
 
     Args:
-        run: to be killed.
-        seconds: since the step began.
+        run: run to kill.
+        seconds: seconds since the start of the step.
     """
     run.process.send_signal(signal.SIGKILL)
     run.process.wait()
@@ -162,7 +165,7 @@ def kill_and_restart(run: Run, seconds: float) -> None:
 
 
 def watch(all_runs: list[Run], seconds: float) -> None:
-    """Kill and restart what is to be killed, and record how each run ends within `seconds`."""
+    """Kill and restart runs with `kill`, and record how each run ends within `seconds`."""
     started = time.monotonic()
     budget = TimeBudget(seconds)
     waiting = {run.name for run in all_runs if run.kill}
@@ -190,9 +193,9 @@ def compare(name: str, one: Run, other: Run) -> None:
     """Record whether two runs ended with the same weights and losses.
 
     Args:
-        name: what is compared.
+        name: name of the comparison.
         one: reference run.
-        other: run that should equal it.
+        other: run that should equal the reference.
     """
     try:
         histories = one.history(), other.history()
@@ -201,7 +204,7 @@ def compare(name: str, one: Run, other: Run) -> None:
         record("survive", name=name, error=f"{type(error).__name__}: {str(error)[:200]}")
         return
     difference = max((value.float() - weights[1][key].float()).abs().max().item() for key, value in weights[0].items())
-    pairs = zip(*histories, strict=False)  # one may be shorter
+    pairs = zip(*histories, strict=False)  # the lengths may differ
     record(
         "survive",
         name=name,

@@ -1,4 +1,4 @@
-"""Measure the costs around a training step: waits for the GPU, kernels, augmentation on the device, the loader alone.
+"""Measure synchronizations, kernels, augmentation on the device, and the data loader.
 
 python syncs.py SECONDS
 """
@@ -53,7 +53,7 @@ LOADER_SECONDS = 2.5
 
 
 class SyncClock(StepClock):
-    """A clock that turns PyTorch's synchronization warnings on between two steps."""
+    """Enable PyTorch's synchronization warnings between two steps."""
 
     def step(self) -> None:
         super().step()
@@ -62,13 +62,13 @@ class SyncClock(StepClock):
 
 
 class SyncCounter:
-    """Counts synchronization warnings by the nearest lines of hfvit and the libraries it builds on."""
+    """Count synchronization warnings by the nearest lines of hfvit and its libraries."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
 
     def showwarning(self, message: Warning | str, *_, **__) -> None:
-        """Take the place of `warnings.showwarning`."""
+        """Replace `warnings.showwarning`."""
         if "synchroniz" not in str(message).lower():
             return
         frames = [f for f in traceback.extract_stack() if any(name in f.filename for name in LIBRARIES)]
@@ -77,10 +77,10 @@ class SyncCounter:
 
 
 def count_waits(name: str, recipe: dict[str, Any]) -> None:
-    """Record every wait for the GPU in six training steps, with the lines that cause it.
+    """Record all waits for the GPU in six training steps, with the lines that cause them.
 
     Args:
-        name: of the result.
+        name: name of the result.
         recipe: recipe keys of the run.
     """
     first, last = WATCHED_STEPS
@@ -94,7 +94,7 @@ def count_waits(name: str, recipe: dict[str, Any]) -> None:
         warnings.showwarning = counter.showwarning
         try:
             train_with_hfvit(subject, SMALL, SyncClock(subject.warm_up, subject.steps, subject.batch_size))
-        except Exception as raised:  # e.g. NonFiniteLossError: the waits until then count
+        except Exception as raised:  # e.g. NonFiniteLossError; waits until then are recorded
             error = f"{type(raised).__name__}: {str(raised)[:300]}"
         finally:
             if CUDA:
@@ -106,7 +106,7 @@ def count_waits(name: str, recipe: dict[str, Any]) -> None:
 
 
 class ProfilerClock(StepClock):
-    """A clock that profiles the steps between two others."""
+    """Profile the steps between two steps."""
 
     def __init__(self, warm_up: int, steps: int, batch_size: int):
         super().__init__(warm_up, steps, batch_size)
@@ -126,7 +126,7 @@ class ProfilerClock(StepClock):
             self.profiler.stop()
 
     def kernels(self) -> list[tuple[float, float, str]]:
-        """(milliseconds a step, calls a step, name) of each kernel, the longest first; operators without a GPU."""
+        """Return (milliseconds per step, calls per step, name) of kernels (on a CPU: operators), longest first."""
         steps = PROFILED_STEPS[1] - PROFILED_STEPS[0]
         found = []
         for event in self.profiler.key_averages():
@@ -138,7 +138,7 @@ class ProfilerClock(StepClock):
 
 
 def profile_step() -> None:
-    """Record what a training step of a ViT-S spends its time on."""
+    """Record the time of each kernel in a training step of a ViT-S."""
     steps = PROFILED_STEPS[1] - PROFILED_STEPS[0]
     subject = Case("", "", batch_size=BATCH, warm_up=4, steps=6, recipe={"bf16": True}, **VIT_S)
     clock = ProfilerClock(subject.warm_up, subject.steps, subject.batch_size)
@@ -160,7 +160,7 @@ def profile_step() -> None:
 
 
 def compare_augmentation() -> None:
-    """Record each policy's largest pixel difference between CPU and device, and its time on the device."""
+    """Record each policy's time on the device, and its largest pixel difference from the CPU."""
     from accelerate.utils import send_to_device
 
     from hfvit.transforms.augmentation import Augmentation
@@ -193,7 +193,7 @@ def compare_augmentation() -> None:
 
 
 def compare_preprocessing() -> None:
-    """Record whether evaluation computes the same pixels on CPU and device, by resize filter."""
+    """Record whether evaluation computes equal pixels on CPU and device, for each filter."""
     from timm.data import resolve_data_config
 
     from hfvit.transforms.preprocessing import Preprocessing
@@ -212,13 +212,13 @@ def compare_preprocessing() -> None:
 
 
 def random_images() -> torch.Tensor:
-    """uint8 noise `(images, height, width, 3)`."""
+    """Create uint8 noise (images, height, width, 3)."""
     count = 16 if TINY else 256
     return torch.from_numpy(np.random.default_rng(0).integers(0, 255, (count, 32, 32, 3), dtype=np.uint8))
 
 
 def measure_loader() -> None:
-    """Record images/s of the loader alone by workers: small images from an array, large ones decoded."""
+    """Record images/s of the loader by number of workers, with cached small and decoded large images."""
     from torch.utils.data import DataLoader
 
     from hfvit.data.dataset import collate, image_datasets
@@ -244,7 +244,7 @@ def measure_loader() -> None:
 
 
 def images_per_second(batches) -> float:
-    """The rate of an iterator over batches of `BATCH` images, after a warm-up of three."""
+    """Measure images/s of an iterator over batches of `BATCH` images, after three batches."""
     for _ in range(3):
         next(batches)
     images = 0

@@ -10,7 +10,7 @@ from typing import Any
 
 from common import table
 
-# Step -> its columns, with the format of each; "" for text.
+# Columns of each step, with their formats; "" for text.
 COLUMNS = {
     "amp": {
         "name": "", "who": "", "ips": ",.0f", "step_ms": ".1f", "waiting": ".1%", "workers": ".0f",
@@ -31,13 +31,13 @@ COLUMNS = {
     "tests": {"tests": "d", "failures": "d", "errors": "d", "skipped": "d", "seconds": ".0f"},
     "day": {"name": "", "code": "d", "seconds": "d"},
 }  # fmt: skip
-# Results of another form each, and keys that are too long to print.
+# Steps whose results have no columns, with keys that are too long to print.
 TEXTS = {"facts": ("doctor", "versions"), "survive": ("losses",)}
 TEXT_WIDTH = 330
 
 
 def print_table(step: str, rows: list[dict[str, Any]]) -> None:
-    """Print the figures of a step, and what failed or was left out.
+    """Print the results of a step, with errors and skipped measurements.
 
     Args:
         step: a key of `COLUMNS`.
@@ -59,9 +59,9 @@ def print_table(step: str, rows: list[dict[str, Any]]) -> None:
 
 def main(file: Path) -> None:
     results = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    for step, left_out in TEXTS.items():
+    for step, omitted in TEXTS.items():
         for row in results:
-            values = {key: value for key, value in row.items() if key not in ("step", "t", *left_out)}
+            values = {key: value for key, value in row.items() if key not in ("step", "t", *omitted)}
             if row["step"] == step and values:
                 print(f"{step}: {json.dumps(values)[:TEXT_WIDTH]}")
     for step in COLUMNS:

@@ -27,7 +27,6 @@ TEXT_KEYS = {
     "dataset_config_name": "configuration of the data set",
     "dataset_revision": "branch, tag or commit on the Hub",
     "image_column": "column of the images [by type or name]",
-    "label_column": "column of the labels [by type or name]",
     "train_split": "split to train on [train]",
     "validation_split": "split that selects the checkpoint [validation, or held out of train]",
     "test_split": "split to evaluate once; none: no test split [test, or held out of train]",
@@ -49,6 +48,7 @@ def add(commands) -> None:
     parser.add_argument("--run", metavar="RUN_DIR", help="trained run, to find suspicious labels")
     for key, text in TEXT_KEYS.items():
         parser.add_argument(f"--{key}", metavar="NAME", help=text)
+    parser.add_argument("--label_column", nargs="+", metavar="NAME", help="column of the labels [by type or name]")
     parser.add_argument("--class_names", nargs="+", metavar="NAME", help="names of integer labels, or a text file")
     parser.add_argument(
         "--allow_outside_paths", action="store_true", help="allow paths of images outside the folder of a table"
@@ -68,7 +68,13 @@ def inspect(options: argparse.Namespace) -> int:
     from hfvit.report.inspection import inspect as inspect_dataset
     from hfvit.utils.terminal import encoding_of, printable_json
 
-    fields = {key: getattr(options, key) for key in (*TEXT_KEYS, "class_names") if getattr(options, key) is not None}
+    fields = {
+        key: getattr(options, key)
+        for key in (*TEXT_KEYS, "label_column", "class_names")
+        if getattr(options, key) is not None
+    }
+    if len(fields.get("label_column", ())) == 1:
+        fields["label_column"] = fields["label_column"][0]
     nulls = {key: None for key, value in fields.items() if isinstance(value, str) and value.lower() in NULLS}
     fields |= nulls | ({"allow_outside_paths": True} if options.allow_outside_paths else {})
     inspection = inspect_dataset(

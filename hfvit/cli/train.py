@@ -2,11 +2,13 @@
 
 import argparse
 import dataclasses
+import os
 import textwrap
 
 from hfvit.cli.options import exit_codes
 from hfvit.recipe.files import find_recipe
 from hfvit.utils.files import expand_user
+from hfvit.utils.hub_ids import is_hub_id
 
 DESCRIPTION = """\
 Train an image classifier from a recipe. Options override the values of the recipe.
@@ -66,8 +68,8 @@ def add(commands) -> None:
     parser.add_argument(
         "recipe",
         metavar="RECIPE|DATASET",
-        help="YAML file, or a name that `hfvit recipes` lists; or a folder, table or archive of images, which is"
-        " trained on with the recipe that `hfvit inspect` prints",
+        help="YAML file, or a name that `hfvit recipes` lists; or a folder, table, archive or Hub id of images, to"
+        " train with the recipe that `hfvit inspect` prints",
     )
     parser.add_argument(
         "--from_scratch", action="store_true", help="train a small model on DATASET without pretrained weights"
@@ -122,7 +124,8 @@ def _shown(value) -> str:
 
 def train(options: argparse.Namespace) -> None:
     """Run `hfvit train RECIPE [--option value ...]`."""
-    if not expand_user(options.recipe).exists() and options.recipe != "digits":
+    is_here = os.path.exists(expand_user(options.recipe))  # False for a name that is too long
+    if not is_here and options.recipe != "digits" and not _may_be_on_hub(options.recipe):
         find_recipe(options.recipe)  # before torch is imported
     words = [options.recipe, *(["--from_scratch"] if options.from_scratch else []), *options.rest]
     if options.estimate:
@@ -135,3 +138,7 @@ def train(options: argparse.Namespace) -> None:
     from hfvit.pipeline import main as train_main
 
     train_main(words)
+
+
+def _may_be_on_hub(name: str) -> bool:
+    return is_hub_id(name) and not name.lower().endswith((".yaml", ".yml"))

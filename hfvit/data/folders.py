@@ -448,7 +448,10 @@ def no_split_error(option: str, name: str, split: str, available: Iterable[str])
         available: splits of the data set.
     """
     known = list(available)
-    advice = " Pass --test_split none to train without a test set." if option == "test_split" else ""
+    advice = {
+        "train_split": " Pass --train_split with one of them.",
+        "test_split": " Pass --test_split none to train without a test set.",
+    }.get(option, "")
     return DataError(
         f"{option}: no split '{split}' in {name} (found: {', '.join(known)}).{nearest(split, known)}{advice}"
     )

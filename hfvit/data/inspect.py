@@ -18,17 +18,19 @@ from hfvit.data.decode import to_rgb, upright_size
 from hfvit.data.duplicates import groups_of, near_pairs, perceptual_hashes, reduce_image, thumbnails
 from hfvit.data.local import LocalData
 from hfvit.data.open_image import image_error_reason, open_image
-from hfvit.data.splits import FEW_VALIDATION_IMAGES, ImageSplits, load_whole_splits, open_source, split_names
+from hfvit.data.splits import DIGITS, FEW_VALIDATION_IMAGES, ImageSplits, load_whole_splits, open_source, split_names
 from hfvit.recipe.arguments import DataArguments
 from hfvit.recipe.starting import IMBALANCE
 from hfvit.utils.environment import cores
 from hfvit.utils.files import expand_user
+from hfvit.utils.hub_ids import is_local
 
 CHUNK = 128  # images of one task
 DRAFT = 64  # smallest side in pixels of a reduced JPEG; the hash needs 32
 TINY_SIDE = 16  # pixels
 TINY_FRACTION = 0.25  # of the median shorter side
 FEW_IN_CLASS = 10
+WEAK_MODEL = 0.7  # fraction of the labels that a model predicts, below which it cannot judge them
 ROLES = ("train", "validation", "test")
 
 
@@ -113,6 +115,15 @@ class Suspect(Record):
 
 
 @dataclass(kw_only=True)
+class LabelCheck(Record):
+    """Suspicious labels, by what they were found, and the fraction of labels that are predicted."""
+
+    source: str
+    agreement: float
+    suspects: list[Suspect]
+
+
+@dataclass(kw_only=True)
 class Inspection(Record):
     """Result of `hfvit inspect`.
 
@@ -123,7 +134,7 @@ class Inspection(Record):
     dataset_name: str
     layout: str
     image_column: str
-    label_column: str
+    label_column: str | list[str]
     splits: dict[str, InspectedSplit]
     unused_splits: list[str]
     labels: list[str]
@@ -134,12 +145,16 @@ class Inspection(Record):
     tiny: list[ImageName]
     uniform: list[ImageName]
     duplicates: list[Duplicates]
-    suspects: list[Suspect] | None = None
-    suspects_from: str | None = None
+    label_check: LabelCheck | None = None
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     recipe: dict[str, Any] = field(default_factory=dict)
     command: str = ""
+
+    @property
+    def label_columns(self) -> str:
+        """The label columns, in words."""
+        return self.label_column if isinstance(self.label_column, str) else ", ".join(self.label_column)
 
     @property
     def leaks(self) -> list[Duplicates]:
@@ -170,14 +185,12 @@ def open_data(data: DataArguments, seed: int = 42) -> Opened:
     return Opened(data, load_whole_splits(data, seed, local), local)
 
 
-def inspect_data(
-    opened: Opened, suspects: tuple[list[Suspect], str] | None = None, show_progress: bool = True
-) -> Inspection:
+def inspect_data(opened: Opened, label_check: LabelCheck | None = None, show_progress: bool = True) -> Inspection:
     """Decode all images once, and describe the data set.
 
     Args:
         opened: data set from `open_data`.
-        suspects: suspicious labels from `evaluation.label_errors.find_label_errors`. Default: none.
+        label_check: suspicious labels from `evaluation.label_errors.find_label_errors`. Default: none.
         show_progress: show a progress bar on standard error.
 
     Returns:
@@ -202,8 +215,7 @@ def inspect_data(
         tiny=_tiny(scans, names),
         uniform=[names(role, row) for role, row, facts in _each(scans) if facts.is_uniform],
         duplicates=_duplicates(splits, scans, names),
-        suspects=suspects[0] if suspects else None,
-        suspects_from=suspects[1] if suspects else None,
+        label_check=label_check,
     )
     inspection.notes += opened.local.notes if opened.local else []
     _add_findings(inspection)
@@ -223,8 +235,9 @@ class ImageNames:
     def __call__(self, role: str, row: int, reason: str | None = None) -> ImageName:
         split = self.splits[role]
         example = split[int(row)]
-        path = (example["image"] or {}).get("path")
-        if path and self.root and os.path.isabs(path):
+        encoded = example["image"] or {}
+        path = encoded.get("path")
+        if path and self.root and not encoded.get("bytes"):
             path = os.path.relpath(os.path.abspath(path), self.root)
         return ImageName(
             split=role, row=int(example["row"]), label=self.label(example["label"]), file=path or None, reason=reason
@@ -296,16 +309,9 @@ def _read_chunk(images: list[dict[str, Any] | None]) -> list[ImageFacts]:
     if not reduced:
         return facts
     pixels = np.stack(reduced)
-    hashed = zip(perceptual_hashes(pixels), thumbnails(pixels), strict=True)
-    return [
-        one if one.problem else one._replace(hash=value, thumbnail=small)
-        for one, (value, small) in _with_hashes(facts, hashed)
-    ]
-
-
-def _with_hashes(facts: list[ImageFacts], hashed: Iterator) -> Iterator[tuple[ImageFacts, tuple]]:
-    for one in facts:
-        yield one, ((None, None) if one.problem else next(hashed))
+    hashes = iter(perceptual_hashes(pixels))
+    thumbs = iter(thumbnails(pixels))
+    return [one if one.problem else one._replace(hash=next(hashes), thumbnail=next(thumbs)) for one in facts]
 
 
 def _read_image(encoded: dict[str, Any]) -> tuple[ImageFacts, np.ndarray]:
@@ -360,7 +366,9 @@ def _describe_split(splits: ImageSplits, role: str) -> InspectedSplit:
 def _layout(opened: Opened) -> str:
     if opened.local:
         return opened.local.layout
-    return "scikit-learn's digits" if opened.data.dataset_name == "digits" else "data set of `datasets`"
+    if opened.data.dataset_name == DIGITS:
+        return "scikit-learn's digits"
+    return "folder that `datasets` reads" if is_local(opened.data.dataset_name) else "data set on the Hub"
 
 
 def _unused(opened: Opened) -> list[str]:
@@ -485,9 +493,15 @@ def _add_findings(inspection: Inspection) -> None:
     if within:
         copies = [image for group in within for image in group.images[1:]]
         notes.append(f"{_count(copies, 'copy', 'copies')} of images within their split.")
-    if inspection.suspects:
-        first = inspection.suspects[0].image
-        warnings.append(f"{_count(inspection.suspects, 'suspicious label')}, such as that of {first.name}.")
+    check = inspection.label_check
+    if check and check.agreement < WEAK_MODEL:
+        warnings.append(
+            f"--run: the model predicts only {check.agreement:.0%} of the labels. The suspicious labels of such a weak"
+            " model mean little."
+        )
+    elif check and check.suspects:
+        name = check.suspects[0].image.name
+        warnings.append(f"{_count(check.suspects, 'suspicious label')}, such as that of {name}.")
     if inspection.uniform:
         warnings.append(f"{_count(inspection.uniform, 'image')} of one color, such as {inspection.uniform[0].name}.")
     if inspection.tiny:

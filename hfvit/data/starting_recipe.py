@@ -19,7 +19,7 @@ from hfvit.recipe.files import shipped_recipes
 from hfvit.recipe.loader import Recipe, load_recipe
 from hfvit.recipe.starting import DataSize, starting_recipe
 from hfvit.utils.files import expand_user
-from hfvit.utils.hub_ids import is_local
+from hfvit.utils.hub_ids import is_hub_id, is_local
 
 FROM_SCRATCH = "__from_scratch"  # the option, with underscores instead of dashes
 STARTING_RECIPE = "starting_recipe.yaml"
@@ -30,8 +30,8 @@ def find_and_load(argv: list[str]) -> Recipe:
     """Load a recipe, or create the starting recipe of a data set.
 
     Args:
-        argv: `RECIPE [--key value ...]`, or `DATASET [--from_scratch] [--key value ...]`, where `DATASET` is a local
-            folder, table or archive, or `digits`.
+        argv: `RECIPE [--key value ...]`, or `DATASET [--from_scratch] [--key value ...]`, where `DATASET` is a folder,
+            table, archive or Hub id, or `digits`.
     """
     words = [word for word in argv if word.replace("-", "_") != FROM_SCRATCH]
     from_scratch = len(words) < len(argv)
@@ -44,23 +44,25 @@ def find_and_load(argv: list[str]) -> Recipe:
 
 
 def is_data_set(name: str) -> bool:
-    """Whether `name` is local data instead of a recipe.
+    """Whether `name` is a data set instead of a recipe.
 
-    Local data are a folder without recipe.yaml, a table, an archive, or `digits`.
+    Data sets are a folder without recipe.yaml, a table, an archive, a Hub id, or `digits`.
     """
     path = expand_user(name)
-    if name in shipped_recipes():
+    if name in shipped_recipes() or path.suffix.lower() in (".yaml", ".yml"):
         return False
     if path.is_dir():
         return not (path / RECIPE_FILE).is_file()
-    return name == DIGITS or (path.is_file() and extension(path.name) in (*TABLE_EXTENSIONS, *ARCHIVE_EXTENSIONS))
+    if path.is_file():
+        return extension(path.name) in (*TABLE_EXTENSIONS, *ARCHIVE_EXTENSIONS)
+    return name == DIGITS or is_hub_id(name)
 
 
 def load_starting_recipe(dataset: str, options: list[str], from_scratch: bool = False) -> Recipe:
     """Load the recipe that `hfvit inspect` suggests for a data set.
 
     Args:
-        dataset: folder, table or archive.
+        dataset: folder, table, archive or Hub id.
         options: `--key value ...`, which override the recipe.
         from_scratch: train a small model without pretrained weights.
 

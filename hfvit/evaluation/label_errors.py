@@ -3,7 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from hfvit.artifacts.artifact import find_artifact
 from hfvit.artifacts.constants import RECIPE_FILE
 from hfvit.data.decode import decode
-from hfvit.data.inspect import ImageNames, Opened, Suspect, open_data
+from hfvit.data.inspect import ImageNames, LabelCheck, Opened, Suspect, open_data
 from hfvit.errors import DataError, ModelError
 from hfvit.evaluation.split import read_recipe
 from hfvit.inference.backends import TorchBackend
@@ -54,7 +54,7 @@ def open_as_trained(run: str | Path, dataset: str | Path, **fields: Any) -> Open
 
 def find_label_errors(
     run: str | Path, opened: Opened, has_trained_on: bool = True, show_progress: bool = True
-) -> tuple[list[Suspect], str]:
+) -> LabelCheck:
     """Find suspicious labels by confident learning (https://arxiv.org/abs/1911.00068).
 
     A label is suspicious if another class is predicted, with at least the mean probability of that class over the
@@ -68,10 +68,10 @@ def find_label_errors(
         show_progress: show progress bars on standard error.
 
     Returns:
-        (images with suspicious labels, the most confident first; description of the method).
+        The images with suspicious labels, the most confident first. Images that cannot be decoded are left out.
 
     Raises:
-        DataError: the classes of the data set are not those of the model, or an image cannot be decoded.
+        DataError: the classes of the data set are not those of the model.
         ModelError: the run cannot be loaded, or has a text encoder.
     """
     quiet_libraries()
@@ -90,30 +90,33 @@ def find_label_errors(
     order = [classifier.labels.index(label) for label in splits.labels]
     names = ImageNames(opened)
     suspects: list[Suspect] = []
+    agreed: list[np.ndarray] = []
     with_probe = has_trained_on and len(splits.train) <= MAX_PROBE_IMAGES
     for role in splits.sources:
-        labels = np.asarray(splits[role]["label"])
-        logits, features = _predict(classifier, splits[role], role, show_progress)
+        rows, logits, features = _predict(classifier, splits[role], role, show_progress)
+        labels = np.asarray(splits[role]["label"])[rows]
         probabilities = softmax(logits[:, order], axis=1)
         if role == "train" and with_probe:
             probabilities = cross_validated(features, labels, len(splits.labels))
-        for row in suspicious_rows(probabilities, labels):
-            predicted = int(probabilities[row].argmax())
+        predicted = np.nan_to_num(probabilities).argmax(axis=1)
+        agreed.append((predicted == labels)[~np.isnan(probabilities).any(axis=1)])
+        for index in suspicious_rows(probabilities, labels):
             suspects.append(
                 Suspect(
-                    image=names(role, row),
-                    predicted=splits.labels[predicted],
-                    probability=float(probabilities[row, predicted]),
-                    label_probability=float(probabilities[row, labels[row]]),
+                    image=names(role, rows[index]),
+                    predicted=splits.labels[predicted[index]],
+                    probability=float(probabilities[index, predicted[index]]),
+                    label_probability=float(probabilities[index, labels[index]]),
                 )
             )
     suspects.sort(key=lambda suspect: suspect.label_probability - suspect.probability)
-    how = f"by {Path(run).name}"
+    source = f"by {Path(run).name}"
     if with_probe:
-        how += "; training images by a linear probe on its features, cross-validated"
+        source += "; training images by a linear probe on its features, cross-validated"
     elif has_trained_on:
-        how += ", which was trained on the training images and may have learned their wrong labels"
-    return suspects, how
+        source += ", which was trained on the training images and may have learned their wrong labels"
+    agreement = np.concatenate(agreed)
+    return LabelCheck(source=source, agreement=float(agreement.mean()) if len(agreement) else 0.0, suspects=suspects)
 
 
 def suspicious_rows(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -158,19 +161,27 @@ def cross_validated(features: np.ndarray, labels: np.ndarray, classes: int) -> n
     return found
 
 
-def _predict(classifier: Classifier, split: Any, role: str, show_progress: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Return the logits of a split, and the inputs of the head, or the logits again without a head."""
-    logits = []
+def _predict(
+    classifier: Classifier, split: Any, role: str, show_progress: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the rows that can be decoded, their logits, and the inputs of the head (the logits without a head)."""
+    rows: list[int] = []
+    logits = [np.empty((0, len(classifier.labels)), np.float32)]
     bar = tqdm(total=len(split), desc=f"Predicting {role}", unit="image", disable=None if show_progress else True,
                leave=False)  # fmt: skip
     with bar, _head_inputs(classifier) as features:
         for start in range(0, len(split), BATCH):
             images = split[start : start + BATCH]["image"]
-            decoded = (decode(image, role, start + index) for index, image in enumerate(images))
-            logits.append(classifier.run(classifier.prepare(decoded)))
+            decoded = []
+            for row, image in enumerate(images, start):
+                with suppress(DataError):
+                    decoded.append(decode(image, role, row))
+                    rows.append(row)
+            if decoded:
+                logits.append(classifier.run(classifier.prepare(decoded)))
             bar.update(len(images))
     found = np.concatenate(logits)
-    return found, np.concatenate(features) if features else found
+    return np.array(rows, np.int64), found, np.concatenate(features) if features else found
 
 
 @contextmanager

@@ -163,8 +163,11 @@ def recipe_text(values: dict[str, Any], size: DataSize) -> str:
     name = printable(str(values["dataset_name"]))
     lines = [f"# Starting recipe for {name}: {size.images:,} training images, {size.classes} classes.", "#"]
     lines.append("#   hfvit train RECIPE.yaml")
+    known = " ".join(SECTIONS.values()).split()
+    others = " ".join(key for key in values if key not in known)  # which images and labels are used
     for title, keys in SECTIONS.items():
-        some = {key: values[key] for key in keys.split() if key in values}
+        names = f"{keys} {others}" if title == "Data" else keys
+        some = {key: values[key] for key in names.split() if key in values}
         if some:
             lines += ["", f"# {title}", *(yaml_line(key, value) for key, value in some.items())]
     return "\n".join(lines) + "\n"

@@ -17,11 +17,12 @@ from hfvit.data.inspect import (
     Duplicates,
     ImageName,
     Inspection,
+    LabelCheck,
     Opened,
     inspect_data,
     open_data,
 )
-from hfvit.data.starting_recipe import accelerator, data_size
+from hfvit.data.starting_recipe import accelerator, data_size, is_data_set
 from hfvit.errors import DataError, printable
 from hfvit.evaluation.label_errors import find_label_errors, open_as_trained
 from hfvit.recipe.arguments import DataArguments
@@ -29,6 +30,7 @@ from hfvit.recipe.starting import recipe_text, starting_recipe, yaml_line
 from hfvit.utils.files import write_text
 from hfvit.utils.formatting import aligned
 
+DEFAULT_SEED = 42  # of a recipe
 CLASSES_IN_TEXT = 20
 CLASSES_IN_PAGE = 200
 SAMPLES = 8  # of each class in the page
@@ -45,7 +47,7 @@ def inspect(
     html: str | Path | None = None,
     recipe: str | Path | None = None,
     from_scratch: bool = False,
-    seed: int = 42,
+    seed: int = DEFAULT_SEED,
     show_progress: bool = False,
     **fields: Any,
 ) -> Inspection:
@@ -72,18 +74,19 @@ def inspect(
     size = data_size(opened)
     has_gpu, has_bf16 = accelerator()
     values = starting_recipe(size, str(dataset), has_gpu=has_gpu, has_bf16=has_bf16, from_scratch=from_scratch)
-    values |= fields
+    options = fields | ({"seed": seed} if seed != DEFAULT_SEED else {})
+    values |= options
     held_out = {key: values[key] for key in ("validation_fraction", "test_split") if key in values}
     if held_out:  # the starting recipe holds out other images than the defaults
         opened = open_data(dataclasses.replace(opened.data, **held_out), seed)
-    suspects = None
+    label_check = None
     if run:
         as_trained = open_as_trained(run, dataset, **fields)
         opened = as_trained or opened
-        suspects = find_label_errors(run, opened, as_trained is not None, show_progress)
-    inspection = inspect_data(opened, suspects, show_progress)
+        label_check = find_label_errors(run, opened, as_trained is not None, show_progress)
+    inspection = inspect_data(opened, label_check, show_progress)
     inspection.recipe = values
-    inspection.command = next_command(str(dataset), from_scratch, recipe, fields)
+    inspection.command = next_command(str(dataset), from_scratch, recipe, options)
     if recipe:
         write_text(recipe, recipe_text(inspection.recipe, size))
     if html:
@@ -104,6 +107,8 @@ def next_command(
     """
     if recipe:
         return shlex.join(["hfvit", "train", str(recipe)])
+    if not is_data_set(dataset):  # a name of the Hub without its owner, which may be that of a recipe
+        return f"hfvit inspect {shlex.quote(dataset)} --recipe my_recipe.yaml && hfvit train my_recipe.yaml"
     words = ["hfvit", "train", dataset]
     for key, value in (fields or {}).items():
         texts = value if isinstance(value, list) else [{None: "none", True: "true", False: "false"}.get(value, value)]
@@ -128,8 +133,8 @@ def describe(inspection: Inspection) -> str:
     ):  # fmt: skip
         if groups:
             parts.append("\n".join([f"{title}:", *_listed_groups(groups)]))
-    if inspection.suspects is not None:
-        parts.append(_suspects(inspection))
+    if inspection.label_check:
+        parts.append(_suspects(inspection.label_check))
     parts.append("\n".join(["Starting recipe:", *(f"  {yaml_line(*item)}" for item in inspection.recipe.items())]))
     parts.append(f"Next: {printable(inspection.command)}")
     return "\n\n".join(parts)
@@ -139,7 +144,7 @@ def _head(inspection: Inspection) -> str:
     rows = [
         ("data set", printable(inspection.dataset_name)),
         ("format", printable(inspection.layout)),
-        ("columns", printable(f"images from {inspection.image_column}, classes from {inspection.label_column}")),
+        ("columns", printable(f"images from {inspection.image_column}, classes from {inspection.label_columns}")),
     ]
     for role, split in inspection.splits.items():
         source = "" if split.source == role else f" ({printable(split.source)})"
@@ -207,10 +212,10 @@ def _with_label(image: ImageName) -> str:
     return f"{image.name} ({image.split}, {image.label})"
 
 
-def _suspects(inspection: Inspection) -> str:
-    head = f"Suspicious labels ({printable(inspection.suspects_from or '')}):"
+def _suspects(check: LabelCheck) -> str:
+    head = f"Suspicious labels ({printable(check.source)}; {check.agreement:.0%} of the labels predicted):"
     rows = [("image", "label", "predicted")]
-    for suspect in inspection.suspects[: 2 * NAMES_IN_TEXT]:
+    for suspect in check.suspects[: 2 * NAMES_IN_TEXT]:
         rows.append(
             (
                 printable(suspect.image.name),
@@ -220,7 +225,7 @@ def _suspects(inspection: Inspection) -> str:
         )
     if len(rows) == 1:
         return f"{head} none"
-    more = len(inspection.suspects) - 2 * NAMES_IN_TEXT
+    more = len(check.suspects) - 2 * NAMES_IN_TEXT
     return "\n".join([head, *(f"  {line}" for line in aligned(rows)), *([f"  ... {more:,} more"] if more > 0 else [])])
 
 
@@ -247,7 +252,7 @@ def page(inspection: Inspection, opened: Opened) -> str:
         conflicts=[_group(opened, by_row, group) for group in inspection.conflicts[:GROUPS_IN_PAGE]],
         suspects=[
             {"suspect": suspect, "image": _of_name(opened, by_row, suspect.image)}
-            for suspect in (inspection.suspects or [])[:SUSPECTS_IN_PAGE]
+            for suspect in (inspection.label_check.suspects if inspection.label_check else [])[:SUSPECTS_IN_PAGE]
         ],
         recipe="\n".join(yaml_line(*item) for item in inspection.recipe.items()),
         skipped=max(0, len(inspection.labels) - CLASSES_IN_PAGE),

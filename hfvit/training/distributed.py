@@ -9,7 +9,7 @@ from pathlib import Path
 from hfvit.errors import HFViTError, RecipeError, run
 from hfvit.utils.terminal import prepare_streams
 
-REPORT_SECONDS = 3.0  # for the first local process to print the error and end the others
+REPORT_SECONDS = 10.0  # for the first local process to print the error and exit, and the launcher to notice
 # Messages of gloo, NCCL and their store when another process has died.
 LOST = (
     "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Read timeout", "Socket Timeout",

@@ -42,7 +42,7 @@ def test_inspect_with_unreadable_images_exits_with_1(tmp_path, capsys):
 @pytest.mark.parametrize(
     "words", [["none"], ["{}", "--label_column", "x"], ["{}", "--run", "none"], ["{}", "--html", "{}/a/b.html"]]
 )
-def test_inspect_with_what_cannot_be_used_exits_with_2(tmp_path, capsys, words, monkeypatch):
+def test_inspect_with_unusable_data_exits_with_2(tmp_path, capsys, words, monkeypatch):
     root = write_images(tmp_path / "set", {"cat": 20, "dog": 20})
     monkeypatch.chdir(tmp_path)
     assert hfvit("inspect", *(word.format(root) for word in words)) == 2

@@ -156,7 +156,7 @@ def test_load_splits_with_one_file_in_two_splits_names_it(tmp_path):
     assert_names(caught.value, "train/dog/3.png", "test/cat/copy.png")
 
 
-def test_load_splits_counts_and_names_what_is_left_out(tmp_path, caplog):
+def test_load_splits_counts_and_names_omitted_files(tmp_path, caplog):
     write_images(tmp_path, {"train/cat": 40, "train/dog": 40, "val/cat": 40, "val/dog": 40})
     (tmp_path / "README.md").write_text("about")
     (tmp_path / "train/cat/.DS_Store").write_bytes(b"x")

@@ -32,7 +32,7 @@ def faulty(tmp_path):
     return root
 
 
-def test_inspect_data_finds_what_is_wrong(faulty):
+def test_inspect_data_finds_problems(faulty):
     found = inspected(faulty)
     assert {role: split.images for role, split in found.splits.items()} == {"train": 81, "validation": 10, "test": 12}
     assert found.splits["train"].classes == {"cat": 40, "dog": 41}

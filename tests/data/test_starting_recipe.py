@@ -22,7 +22,9 @@ def test_is_data_set_is_a_folder_table_or_archive_and_no_recipe(tmp_path):
     expected = {"photos": True, "photos.zip": True, "labels.csv": True, "mine.yaml": False, "run": False, "no": False}
     assert {name: is_data_set(str(tmp_path / name)) for name in expected} == expected
     assert is_data_set("digits")
+    assert is_data_set("uoft-cs/cifar10")
     assert not is_data_set("quickstart")
+    assert not is_data_set("recipes/typo.yaml")
 
 
 def test_find_and_load_of_a_folder_lets_options_win(tmp_path):
@@ -36,7 +38,7 @@ def test_find_and_load_of_a_folder_lets_options_win(tmp_path):
     assert recipe.ignored is None
 
 
-def test_find_and_load_without_weights_and_network_says_what_to_do(tmp_path):
+def test_find_and_load_without_weights_and_network_names_the_options(tmp_path):
     write_images(tmp_path, FEW)
     with pytest.raises(ModelError, match=r"^model_name_or_path: .*--from_scratch"):
         find_and_load([str(tmp_path)])
@@ -48,10 +50,10 @@ def test_find_and_load_without_weights_and_network_says_what_to_do(tmp_path):
         (["quickstart", "--from_scratch"], RecipeError, "--from_scratch:"),
         (["{}", "--from_scratch", "--lerning_rate", "1"], RecipeError, "--lerning_rate:"),
         (["{}", "--from_scratch", "--label_column", "x"], DataError, "label_column:"),
-        (["{}/none", "--from_scratch"], RecipeError, "--from_scratch:"),
+        (["{}/none.yaml", "--from_scratch"], RecipeError, "--from_scratch:"),
     ],
 )
-def test_find_and_load_with_what_cannot_be_used_names_the_option(tmp_path, words, error, head):
+def test_find_and_load_with_unusable_data_names_the_option(tmp_path, words, error, head):
     write_images(tmp_path, FEW)
     with pytest.raises(error) as caught:
         find_and_load([word.format(tmp_path) for word in words])

@@ -110,7 +110,7 @@ def test_load_splits_of_metadata_without_labels_takes_folders_and_adds_columns(t
         assert image["path"].endswith(f"{text.replace(' ', '/')}.png")
 
 
-def test_load_splits_of_tables_beside_class_folders_takes_the_folders(tmp_path):
+def test_load_splits_of_tables_beside_class_folders_uses_the_folders(tmp_path):
     write_images(tmp_path, {"train/cat": 20, "train/dog": 20})
     write_table(tmp_path / "labels.csv", [{"image": "train/cat/0.png", "label": "wolf"}])
     assert load_splits(str(tmp_path)).labels == ["cat", "dog"]

@@ -64,17 +64,22 @@ def test_find_label_errors_names_the_wrong_labels(mislabeled, tmp_path):
     opened = open_as_trained(tmp_path / "run", mislabeled)
     record = json.loads((tmp_path / "run/run.json").read_text())
     assert opened.splits.facts["splits"]["train"]["fingerprint"] == record["data"]["splits"]["train"]["fingerprint"]
-    suspects, _ = find_label_errors(tmp_path / "run", opened, show_progress=False)
+    check = find_label_errors(tmp_path / "run", opened, show_progress=False)
+    assert check.agreement > 0.9
+    suspects = check.suspects
     wrong = {f"green/{number}.png" for number in range(3)}
     found = {suspect.image.file for suspect in suspects}
     assert found <= wrong
     assert len(found) >= 2
     assert {suspect.predicted for suspect in suspects} == {"red"}
-    assert len(hfvit.inspect(mislabeled, run=tmp_path / "run").suspects) == len(suspects)
+    assert len(hfvit.inspect(mislabeled, run=tmp_path / "run").label_check.suspects) == len(suspects)
 
     copy = shutil.copytree(mislabeled, tmp_path / "copy")
     assert open_as_trained(tmp_path / "run", copy) is None
-    assert {suspect.image.file for suspect in hfvit.inspect(copy, run=tmp_path / "run").suspects} <= wrong
+    (copy / "blue/0.png").write_bytes(b"damaged")
+    found = hfvit.inspect(copy, run=tmp_path / "run")
+    assert {suspect.image.file for suspect in found.label_check.suspects} <= wrong
+    assert [image.file for image in found.unreadable] == ["blue/0.png"]
 
     other = write_images(tmp_path / "other", {"cat": 12, "dog": 12})
     with pytest.raises(DataError, match=r"^--run:"):

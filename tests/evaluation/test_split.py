@@ -23,7 +23,7 @@ def write_recipe(folder, **values) -> None:
     (folder / "recipe.yaml").write_text(yaml.safe_dump({"bf16": True, "learning_rate": 1e-3, **values}))
 
 
-def test_default_split_is_what_training_held_out(model, colors):
+def test_default_split_is_the_held_out_split(model, colors):
     write_recipe(model, dataset_name=str(colors), validation_fraction=0.2, seed=3)
     expected = load_splits(str(colors), validation_fraction=0.2, seed=3).validation
     split = evaluation_split(model)

@@ -64,10 +64,10 @@ DATA_SETS = {
     "labels out of range": (table([0, 1, 2] * 8, [0, 1, -1]), ON_DATA, ("'test'", "2", "-1", "3")),
     "one class": (table([1] * 24, [0, 1, 2]), ON_DATA, ("train_split:", "'train'")),
     "a missing label": (table([0, 1, None] * 8, [0, 1, 2]), ON_DATA, ("'train'", "2")),
-    "fewer images than a batch": (
-        table([0, 1, 2] * 2, [0, 1, 2]),
+    "one image per class": (
+        table([0, 1, 2], [0, 1, 2]),
         ON_DATA,
-        ("validation_fraction:", "'train'", "0.2", "6"),
+        ("validation_fraction:", "'train'", "3"),
     ),
     "a truncated Parquet file": (
         damaged_parquet,

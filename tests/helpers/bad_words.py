@@ -88,7 +88,7 @@ RECIPES = {
     "an invalid date": (recipe_with("hub_revision: 2024-13-45\n"), TRAIN, ("{tmp}/recipe.yaml", "month")),
     "a negative seed": (recipe_with("data_seed: -1\n"), TRAIN, ("data_seed:", "-1")),
     "a number that overflows": (recipe_with("weight_decay: 1.e+999\n"), TRAIN, ("weight_decay:", "inf")),
-    "a folder": (None, "hfvit train {colors}", ("RECIPE:", "{colors}")),
+    "a folder, without network": (None, "hfvit train {colors}", "model_name_or_path:"),
     "an unknown recipe": (None, "hfvit train quickstrat", ("'quickstrat'", "'quickstart'")),
     "an invalid value of a timm argument": (
         recipe_with("drop_rate: 0.1\nattn_drop_rate: 2\n"),

@@ -53,14 +53,22 @@ def chromium():
 
 
 class Visit:
-    """A visit of the page at `address`, with recorded requests and errors.
+    """Open a page, and record its errors and its requests to other hosts.
 
-    `elsewhere` holds the addresses on other hosts that the page asked for. `answers` maps such an address to the file
-    that stands in for it; any other request elsewhere is refused.
+    Args:
+        browser: browser of `chromium`.
+        address: URL of the page.
+        answers: maps the URL of a request to another host to a file to answer with; None blocks the request.
+        **context: arguments of Playwright's `new_context`.
+
+    Attributes:
+        elsewhere: requested URLs on other hosts.
+        errors: error messages of the page.
     """
 
     def __init__(self, browser, address: str, answers=None, **context):
-        self.elsewhere, self.errors = [], []
+        self.elsewhere = []
+        self.errors = []
         self.context = browser.new_context(**context)
         self.page = self.context.new_page()
         self.page.on("console", lambda message: message.type == "error" and self.errors.append(message.text))
@@ -80,7 +88,7 @@ class Visit:
 
     def wait(self, *states: str) -> str:
         """Wait until the page is in one of the states, and return its status text."""
-        # By selector: the page's policy forbids the evaluation of strings, which wait_for_function does.
+        # The content security policy forbids eval, which wait_for_function uses.
         self.page.wait_for_selector(",".join(f"body[data-state={state}]" for state in states), timeout=LOAD_MS)
         return self.page.inner_text("#status")
 
@@ -92,12 +100,12 @@ class Visit:
         )
         return dict(rows)
 
-    def choose(self, picture: Path) -> str:
+    def choose(self, image: Path) -> str:
         """Choose a file, and return the status text."""
-        self.page.set_input_files("#file", str(picture))
+        self.page.set_input_files("#file", str(image))
         return self.wait("answered", "refused", "failed")
 
-    def drop(self, picture: Path) -> str:
+    def drop(self, image: Path) -> str:
         """Drop a file on the page, and return the status text."""
         transfer = self.page.evaluate_handle(
             """([name, bytes]) => {
@@ -105,7 +113,7 @@ class Visit:
                 transfer.items.add(new File([new Uint8Array(bytes)], name, { type: "image/png" }));
                 return transfer;
             }""",
-            [picture.name, list(picture.read_bytes())],
+            [image.name, list(image.read_bytes())],
         )
         self.page.dispatch_event("#drop", "drop", {"dataTransfer": transfer})
         return self.wait("answered", "refused", "failed")

@@ -1,6 +1,6 @@
 """Invalid and malicious files: each function writes the files of a case of test_bad_input.py.
 
-`CANARY` stands for the path of a file that exists only if something here was run as code.
+`CANARY` is the path of a file that malicious code would create.
 """
 
 import csv

@@ -1,4 +1,4 @@
-"""A data set whose labels need both image and text, and a text encoder with tokenizer."""
+"""Image-text data set whose labels need both inputs, and a text encoder with tokenizer."""
 
 from pathlib import Path
 

@@ -1,10 +1,10 @@
 """Run trainings in forks of one process that has imported all libraries, and kill them.
 
-`Killer` starts it (`python -m helpers.killing FOLDER`); it reads a job a line and answers with the exit codes of its
-processes, whose output goes beside `log`, or `out`. A job trains the micro Trainer (`options`) or calls
-`hfvit.pipeline.main` (`argv`, with `machines` each process as if on a machine of its own, with further words), and is
-killed, or sent a signal, at its n-th operation on a file below `out`, or after a step. The audit hook sees what Python
-does to files: that is between any two files of a checkpoint, and before and after each rename and deletion.
+`Killer` starts that process (`python -m helpers.killing FOLDER`). It reads one JSON job per line and answers with the
+exit codes of the job's processes; their output goes to a file beside `log` (by default `out`). A job trains the micro
+Trainer (`options`), or calls `hfvit.pipeline.main` (`argv`; with `machines`, each process simulates a machine and gets
+these additional arguments). It is killed, or gets a signal, at its n-th file operation below `out`, or after a step.
+Python's audit hook counts file operations: opening a file, and each rename and deletion.
 """
 
 import gc
@@ -64,7 +64,7 @@ def launched_until_a_checkpoint(words: list[str], out: Path):
         yield process
     finally:
         if process.poll() is None:
-            # The launcher first, or it would see a worker die and stop the others in its own way.
+            # The launcher first: it would notice a killed worker and stop the others.
             family = [process, *process.children(recursive=True)]
             for member in family:
                 member.kill()
@@ -76,11 +76,11 @@ def serve(folder: Path) -> None:
     import helpers.micro_trainer  # noqa: F401
     from PIL import Image
 
-    import hfvit.pipeline  # noqa: F401 (what every job needs; nothing is computed before a fork)
+    import hfvit.pipeline  # noqa: F401 (imported before the forks)
 
     datasets.config.HF_DATASETS_CACHE = folder / "cache"
-    Image.init()  # forty modules, which each fork would import
-    gc.freeze()  # or each fork copies the libraries' pages when it collects
+    Image.init()  # otherwise each fork imports Pillow's plugins
+    gc.freeze()  # otherwise garbage collection copies the shared pages in each fork
     for line in sys.stdin:
         job = json.loads(line)
         world = job.get("processes", 1)
@@ -109,7 +109,8 @@ def _fork(job: dict, rank: int, world: int, port: int) -> int:
     if pid := os.fork():
         return pid
     log = os.open(f"{job.get('log', job['out'])}.{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(log, 1), os.dup2(log, 2)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
     os.setpgid(0, 0)
     if world > 1:
         places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
@@ -123,7 +124,8 @@ def _fork(job: dict, rank: int, world: int, port: int) -> int:
     except BaseException:
         traceback.print_exc()
     finally:
-        sys.stdout.flush(), sys.stderr.flush()
+        sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(code)
 
 
@@ -158,7 +160,7 @@ def _kill_at_operation(out: str, number: int) -> None:
 
 
 def _after_step(step: int, send: int = 0, group: bool = False, file_bytes: int = 0, again: bool = False):
-    """Callback that, after `step`, sends a signal to the process or its group, or limits the file size."""
+    """Return a callback that sends a signal, or limits the file size, after a step."""
     import resource
 
     from transformers import TrainerCallback
@@ -170,7 +172,7 @@ def _after_step(step: int, send: int = 0, group: bool = False, file_bytes: int =
             elif state.global_step == step:
                 for _ in range(1 + again):
                     (os.killpg if group else os.kill)(os.getpid(), send)
-                    time.sleep(0.2 * group)  # a group's signal reaches the others meanwhile
+                    time.sleep(0.2 * group)  # until the signal has reached the group
 
     return AfterStep()
 
@@ -186,7 +188,7 @@ def _train(job: dict, callbacks: list) -> None:
     trainer = make_trainer(out, callbacks, **job["options"])
     if "fits" in job:
         _limit_memory(trainer, **job["fits"])
-    trainer._measure_device = lambda: None  # a statistic, and most of the time of so short a run
+    trainer._measure_device = lambda: None  # takes most of the time of a short run
     trainer.model.timm_model.blocks[0].drop_path1 = DropPath(job.get("drop_path", 0.3))
     with trainer.args.main_process_first(local=False):
         checkpoint = claim_output_dir(out, "auto", overwrite=False, is_main=trainer.args.should_save)

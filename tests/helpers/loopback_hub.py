@@ -1,10 +1,10 @@
-"""A Hub on a free port of this machine that answers the real clients: huggingface_hub, transformers, timm, datasets.
+"""In-memory Hub on a loopback port for huggingface_hub, transformers, timm and datasets.
 
     with LoopbackHub() as hub:
         run_command("hfvit", "push", folder, "user/name", **hub.environment(home))
 
-Repositories live in memory. A commit is a mapping of paths to blobs; a branch, tag or pull request names a commit.
-Faults are asked for: within `hub.fault(...)` the next matching requests get an error, or are cut in the middle.
+A commit is a mapping of paths to blobs; a branch, tag or pull request points to a commit. Within `hub.fault(...)`, the
+next matching requests get an error, or the connection is closed in the middle.
 """
 
 import re
@@ -25,13 +25,13 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, *_):
-        """A client that goes away, or that was cut off, is no error."""
+        """Ignore connections that the client, or a fault, has closed."""
         if not isinstance(sys.exception(), OSError | ValueError):
             super().handle_error(*_)
 
 
 class LoopbackHub:
-    """Starts with the block and stops with it."""
+    """Hub server that runs within the context."""
 
     def __init__(self):
         self.repositories: dict[tuple[str, str], Repository] = {}
@@ -51,7 +51,7 @@ class LoopbackHub:
         self.server.server_close()
 
     def environment(self, home: Path, token: str | None = WRITE) -> dict[str, str]:
-        """What a client process needs to take this for the Hub; `home` is its cache."""
+        """Return environment variables for a client process with the cache `home`."""
         return {
             "HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_TOKEN": token or "", "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -59,32 +59,32 @@ class LoopbackHub:
         }  # fmt: skip
 
     def take_over(self, monkeypatch, cache: Path, token: str | None = WRITE) -> None:
-        """Make this the Hub of the running process, whose libraries read their settings when it was offline."""
+        """Patch the imported libraries of this process, which were set to offline, to use this Hub."""
         template = f"{self.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         values = {"ENDPOINT": self.url, "HUGGINGFACE_CO_URL_TEMPLATE": template, "HF_HUB_OFFLINE": False}
         values |= {"HF_HUB_DISABLE_XET": True, "HF_HUB_CACHE": str(cache), "HF_TOKEN_PATH": str(cache / "token")}
         for name, value in values.items():
             monkeypatch.setattr(constants, name, value)
         monkeypatch.setenv("HF_TOKEN", token or "")
-        monkeypatch.setattr(time, "sleep", lambda _: None)  # between the clients' attempts
+        monkeypatch.setattr(time, "sleep", lambda _: None)  # between attempts of the clients
 
     def create(self, repo_id: str, kind: str = "model", files: dict[str, bytes] | None = None, **kwargs) -> Repository:
-        """A repository made by somebody else, with one commit."""
-        made = self.repositories[kind, repo_id] = Repository(**kwargs)
+        """Create a repository with one commit."""
+        repository = self.repositories[kind, repo_id] = Repository(**kwargs)
         blobs = {path: Blob(content, path.endswith(LFS_KINDS)) for path, content in (files or {}).items()}
         self.objects |= {blob.oid: blob.content for blob in blobs.values() if blob.is_lfs}
-        made.commit({".gitattributes": Blob(b""), **blobs}, "initial commit")
-        return made
+        repository.commit({".gitattributes": Blob(b""), **blobs}, "initial commit")
+        return repository
 
     def model(self, repo_id: str) -> Repository:
         return self.repositories["model", repo_id]
 
     @contextmanager
     def fault(self, method: str, pattern: str, status: int | None, times: int = 1, **more) -> Iterator[Fault]:
-        """Answer the next `times` matching requests with `status`, or cut them where it is None; see `Fault`."""
-        wrong = Fault(method, re.compile(pattern), status, times, start=len(self.requests), **more)
-        self.faults.append(wrong)
+        """Fail the next `times` matching requests with `status`; see `Fault`."""
+        fault = Fault(method, re.compile(pattern), status, times, start=len(self.requests), **more)
+        self.faults.append(fault)
         try:
-            yield wrong
+            yield fault
         finally:
-            self.faults.remove(wrong)
+            self.faults.remove(fault)

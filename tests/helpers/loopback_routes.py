@@ -1,4 +1,4 @@
-"""What the loopback Hub answers: one method a kind of request, and the table of addresses at the end."""
+"""Request handlers of the loopback Hub, and the table of its routes."""
 
 import base64
 import hashlib
@@ -15,8 +15,8 @@ ID = r"(?P<type>models|datasets|spaces)/(?P<id>[^/]+/[^/]+)"
 
 
 class Handler(BaseHTTPRequestHandler):
-    hub = None  # the LoopbackHub; set by it
-    is_late = False  # whether the answer to this request is lost
+    hub = None  # set by LoopbackHub
+    is_late = False  # whether the connection is closed instead of answering
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_):
@@ -51,17 +51,17 @@ class Handler(BaseHTTPRequestHandler):
         path = split.path.lstrip("/")
         self.hub.requests.append((self.command, unquote(path)))
         length = int(self.headers.get("Content-Length") or 0)
-        for wrong in self.hub.faults:
-            if wrong.hits(self.command, unquote(path), self.hub.requests):
-                wrong.times -= 1
-                if wrong.late:
+        for fault in self.hub.faults:
+            if fault.hits(self.command, unquote(path), self.hub.requests):
+                fault.times -= 1
+                if fault.late:
                     self.is_late = True
                     break
-                if wrong.status is None:
+                if fault.status is None:
                     self.rfile.read(length // 2)
                     return self.cut()
                 self.rfile.read(length)
-                return self.answer(wrong.body, wrong.status, **wrong.headers)
+                return self.answer(fault.body, fault.status, **fault.headers)
         self.body = self.rfile.read(length) if length else self._chunks()
         with self.hub.lock:
             for method, pattern, action in ROUTES:
@@ -83,13 +83,13 @@ class Handler(BaseHTTPRequestHandler):
         self.rfile.readline()
         return b"".join(parts)
 
-    # Who asks, and for what
+    # Users and permissions
 
     def user(self) -> tuple[str, str] | None:
         return TOKENS.get((self.headers.get("Authorization") or "").removeprefix("Bearer "))
 
     def may_write(self, repo_id: str) -> bool:
-        """Whether the token may change `repo_id`, or propose a change to it; answers where it may not."""
+        """Return whether the token may write to `repo_id`; answer with an error if not."""
         user = self.user()
         if user is None:
             self.error(401, message="Invalid username or password.")
@@ -102,7 +102,7 @@ class Handler(BaseHTTPRequestHandler):
         return False
 
     def repository(self, kind: str, repo_id: str) -> Repository | None:
-        """The repository, if it is there for whoever asks; answers where it is not."""
+        """Return a repository that the user may read; answer with an error if there is none."""
         found = self.hub.repositories.get((kind, repo_id))
         owner = self.user() is not None and self.user()[0] == repo_id.split("/")[0]
         if found is None or (found.private and not owner):
@@ -168,7 +168,7 @@ class Handler(BaseHTTPRequestHandler):
             self.answer({"branches": branches, "tags": [], "converts": [], "pullRequests": []})
 
     def new_ref(self, type: str, id: str, name: str, revision: str = "main") -> None:
-        """A branch, or a tag at `revision`."""
+        """Create a branch, or a tag at `revision`."""
         if not self.may_write(id):
             return
         wanted = json.loads(self.body or b"{}")
@@ -249,7 +249,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def lfs_put(self, oid: str) -> None:
         if hashlib.sha256(self.body).hexdigest() != oid:
-            return self.error(400, message="not the object that was announced")
+            return self.error(400, message="the content does not have this SHA-256")
         self.hub.objects[oid] = self.body
         self.answer()
 
@@ -257,7 +257,8 @@ class Handler(BaseHTTPRequestHandler):
         if not self.may_write(id) or (place := self.at(type[:-1], id, revision)) is None:
             return
         found, parent = place
-        files, message = dict(found.commits[parent]), ""
+        files = dict(found.commits[parent])
+        message = ""
         for line in self.body.splitlines():
             item = json.loads(line)
             kind, value = item["key"], item["value"]
@@ -281,7 +282,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def _entries(files: dict[str, Blob]) -> list[dict]:
-    """A recursive tree: directories too."""
+    """List files and directories recursively."""
     entries = []
     for path, blob in files.items():
         lfs = {"lfs": {"oid": blob.oid, "size": len(blob.content), "pointerSize": 134}} if blob.is_lfs else {}

@@ -1,16 +1,18 @@
-"""What the loopback Hub keeps: files, commits and the names that point at them; and who may do what."""
+"""Storage of the loopback Hub: files, commits, references, tokens and faults."""
 
 import hashlib
 import re
 from dataclasses import dataclass, field
 
-WRITE, READ, STRANGER = "hf_write_of_user", "hf_read_of_user", "hf_write_of_another"
+WRITE = "hf_write_of_user"
+READ = "hf_read_of_user"
+STRANGER = "hf_write_of_another"
 TOKENS = {WRITE: ("user", "write"), READ: ("user", "read"), STRANGER: ("another", "write")}
 
 
 @dataclass
 class Blob:
-    """A file's content; `oid` as git (regular) or git-lfs (sha256) names it, of the content it was made with."""
+    """Content of a file, with the object id of git (SHA-1) or git-lfs (SHA-256)."""
 
     content: bytes
     is_lfs: bool = False
@@ -25,7 +27,7 @@ class Blob:
 
 @dataclass
 class Repository:
-    """Commits by oid, and the names that point at them."""
+    """Commits by object id, and the references to them."""
 
     private: bool = False
     gated: bool = False
@@ -36,12 +38,13 @@ class Repository:
     def commit(self, files: dict[str, Blob], message: str, ref: str = "main") -> str:
         text = "".join(f"{path}{blob.oid}" for path, blob in sorted(files.items())) + f"{len(self.commits)}{message}"
         oid = hashlib.sha1(text.encode()).hexdigest()
-        self.commits[oid], self.refs[ref] = files, oid
+        self.commits[oid] = files
+        self.refs[ref] = oid
         self.messages.append(message)
         return oid
 
     def files(self, revision: str = "main") -> dict[str, bytes]:
-        """Path -> content at a branch, tag, pull request or commit."""
+        """Return the content of each path at a branch, tag, pull request or commit."""
         return {path: blob.content for path, blob in self.commits[self.resolve(revision)].items()}
 
     def resolve(self, revision: str) -> str | None:
@@ -51,10 +54,10 @@ class Repository:
 
 @dataclass
 class Fault:
-    """What happens to matching requests in place of an answer.
+    """Failure of matching requests.
 
-    `status` None cuts the connection in the middle of the request; `late` after the request was carried out. With
-    `after`, only requests that follow one to a matching path are hit.
+    With `status` None, the connection is closed in the middle of the request; with `late`, after the request was
+    carried out. With `after`, only requests after one to a matching path fail.
     """
 
     method: str
@@ -65,9 +68,9 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)
     late: bool = False
     after: str | None = None
-    start: int = 0  # number of requests before it was asked for
+    start: int = 0  # number of requests before the fault was added
 
     def hits(self, method: str, path: str, requests: list[tuple[str, str]]) -> bool:
-        """Whether a request, the last of `requests`, is to fail."""
+        """Return whether the last of `requests` fails."""
         is_due = self.after is None or any(re.search(self.after, other) for _, other in requests[self.start : -1])
         return bool(self.times and is_due and self.method == method and self.pattern.search(path))

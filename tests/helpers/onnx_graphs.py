@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 SIZE = 16
 MEAN, STD = 0.5, 0.25
-BRIGHTEST = 8.0 * np.eye(3, dtype=np.float32)  # finds the class of every picture of conftest's `colored_split`
+BRIGHTEST = 8.0 * np.eye(3, dtype=np.float32)  # finds the class of every image of `colored_split`
 
 
 def write_graph(

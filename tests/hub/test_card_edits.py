@@ -91,7 +91,7 @@ def test_card_with_a_missing_mark_loses_no_text(damage):
     assert keep_user_parts(NEXT, [again]) == again
 
 
-def test_body_of_another_programs_card_is_kept_below_the_generated_text_the_generated_text():
+def test_body_of_another_programs_card_is_kept_below_the_generated_text():
     foreign = "---\nlicense: mit\ntags: [z]\n---\n\n# other\n\n## Results\n\n12 %\n"
     card = keep_user_parts(NEXT, [foreign])
     assert metadata(card) == {"library_name": "timm", "tags": ["b"], "license": "mit"}

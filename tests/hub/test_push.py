@@ -288,7 +288,7 @@ def test_commit_whose_answer_is_lost_is_found(trained, hub, online):
     assert url.endswith(repository.resolve("main"))
 
 
-def test_failed_push_says_what_is_on_the_hub(trained, hub, online):
+def test_failed_push_reports_the_state_of_the_hub(trained, hub, online):
     for name in ("there", "unknown", "request"):
         hub.create(f"user/{name}")
     lost = {"status": None, "late": True}

@@ -67,18 +67,18 @@ def test_classifier_of_onnx_file_equals_numpy(export, images):
 
 
 def test_predict_accepts_arrays_files_and_urls(export, images, tmp_path):
-    rgba = tmp_path / "a image.png"
+    rgba = tmp_path / "an image.png"
     images[1].convert("RGBA").save(rgba)
     handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
     handler.log_message = lambda *_: None
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_port}/a%20picture.png"
+    url = f"http://127.0.0.1:{server.server_port}/an%20image.png"
     try:
         given = [images[1], np.asarray(images[1]), rgba, str(rgba), url]
         logits = logits_of(export, given)
         with pytest.raises(DataError, match=r"nothing\.png: .*404"):
-            logits_of(export, [url.replace("a%20picture", "nothing")])
+            logits_of(export, [url.replace("an%20image", "nothing")])
     finally:
         server.shutdown()
         server.server_close()

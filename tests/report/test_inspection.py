@@ -70,13 +70,17 @@ def test_inspect_passes_options_on_to_the_recipe_and_the_command(tmp_path):
     write_images(tmp_path, {"a": 20, "b": 20})
     rows = [f"{name}/{number}.png,{name}" for name in "ab" for number in range(20)]
     (tmp_path / "list.csv").write_text("\n".join(["where,species", *rows]))
-    found = hfvit.inspect(tmp_path / "list.csv", image_column="where", label_column="species")
-    assert found.recipe["label_column"] == "species"
-    assert found.command.endswith("--image_column where --label_column species")
+    file = tmp_path / "mine.yaml"
+    options = {"image_column": "where", "label_column": "species", "seed": 7, "test_split": None}
+    hfvit.inspect(tmp_path / "list.csv", recipe=file, **options)
+    assert {key: yaml.safe_load(file.read_text())[key] for key in options} == options
+    assert load_recipe([str(file)]).data.label_column == "species"
+    found = hfvit.inspect(tmp_path / "list.csv", **options)
+    assert found.command.endswith("--image_column where --label_column species --test_split none --seed 7")
     assert found.splits["train"].classes.keys() == {"a", "b"}
 
 
-def test_inspect_of_what_no_training_could_use_raises(tmp_path):
+def test_inspect_of_unusable_data_raises(tmp_path):
     with pytest.raises(DataError, match=r"^dataset_name:"):
         hfvit.inspect(write_images(tmp_path, {"": 3}))
     assert os.listdir(tmp_path)
