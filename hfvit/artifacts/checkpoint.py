@@ -1,4 +1,4 @@
-"""Atomic checkpoints: staging directory, fsync, manifest, rename; validation and cleanup."""
+"""Atomic checkpoints: staging directory, fsync, manifest, rename."""
 
 import json
 import shutil

@@ -17,7 +17,7 @@ from hfvit.artifacts.export_record import ExportRecord, Parity
 from hfvit.artifacts.gate import ArtifactGate
 from hfvit.artifacts.run_record import RunRecord
 from hfvit.errors import ModelError
-from hfvit.utils.files import check_writable, expand_user, file_sha256
+from hfvit.utils.files import check_writable, expand_user, file_sha256, read_object
 from hfvit.utils.formatting import size
 
 STAGING = ".export-"  # followed by machine name, process id and a random part, which identify a killed export
@@ -33,7 +33,7 @@ def file_name(
     target: str = "onnxruntime",
     with_preprocessing: bool = False,
 ) -> str:
-    """Return the file name of an ONNX variant, as transformers.js and ORTModel expect it.
+    """Return the file name of an ONNX variant for transformers.js and ORTModel.
 
     Args:
         dtype: fp32, fp16 or bf16.
@@ -84,10 +84,7 @@ def check_same_model(folder: Path, config: dict, weights: str | None) -> None:
     """
     path = folder / CONFIG_FILE
     recorded_weights = ExportRecord.load(folder).weights_sha256
-    try:
-        differs = path.exists() and json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(config))
-    except ValueError as error:
-        raise ModelError(f"{path}: cannot be read ({error}). Delete it and export again.") from None
+    differs = path.exists() and read_object(path) != json.loads(json.dumps(config))
     if differs or recorded_weights not in (None, weights):
         difference = f"another {CONFIG_FILE}" if differs else "other weights"
         raise ModelError(
@@ -146,7 +143,7 @@ class ExportRow:
 
 
 def export_rows(folder: Path) -> list[ExportRow]:
-    """Return a row for each file of an export folder, from export.json and engine.json."""
+    """Return a row for each file in export.json and engine.json."""
     rows = [
         _row(folder, name, entry.bytes, entry.parity, entry.gate)
         for name, entry in ExportRecord.load(folder).files.items()

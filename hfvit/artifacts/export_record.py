@@ -1,4 +1,4 @@
-"""`ExportRecord` (export.json): options and measurements of each ONNX file of a folder."""
+"""`ExportRecord` (export.json): options and measurements of ONNX files."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -23,7 +23,7 @@ def reduce_image(image: Image.Image) -> np.ndarray:
 
 
 def perceptual_hashes(reduced: np.ndarray) -> np.ndarray:
-    """Compute pHash, as `imagehash.phash`: whether each of the 8x8 lowest frequencies is above their median.
+    """Compute pHash like `imagehash.phash`: the 8x8 lowest frequencies above median.
 
     Args:
         reduced: images from `reduce_image`, `(images, 32, 32, 3)`.
@@ -70,7 +70,7 @@ def near_pairs(hashes: np.ndarray, thumbs: np.ndarray) -> np.ndarray:
 
 
 def _neighbors(values: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield pairs of positions with equal values in a sorted array, by increasing distance."""
+    """Yield pairs of positions with equal values in a sorted array, nearest first."""
     first = np.arange(len(values) - 1)
     for step in range(1, MAX_RUN + 1):
         first = first[first < len(values) - step]

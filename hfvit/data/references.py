@@ -1,4 +1,4 @@
-"""Check paths in the cards and JSON files of a data set before `datasets` opens them.
+"""Check paths in cards and JSON files of a data set before `datasets` opens them.
 
 `datasets` (5.2) accepts absolute paths, `..` and URLs in `data_files` of a card, also for data sets on the Hub, and
 reads the file names of a saved data set from its JSON files.
@@ -24,7 +24,7 @@ ALLOW = "Pass --allow_outside_paths true to allow it."
 
 
 def leads_outside(path: str) -> bool:
-    """Whether a path may refer to a file outside its folder: it is absolute, a URL, or has `..`."""
+    """Return whether a path is absolute, a URL, or has `..`."""
     parts = path.replace("\\", "/").split("/")
     return os.path.isabs(path) or ".." in parts or path.startswith("~") or ":" in parts[0] or "::" in path
 
@@ -89,7 +89,7 @@ def check_cards(source: str, allow_outside: bool, revision: str | None = None) -
 
 
 def check_saved(root: Path, allow_outside: bool) -> None:
-    """Check that the JSON files of `Dataset.save_to_disk` refer to no files outside their folder.
+    """Check that JSON files of `Dataset.save_to_disk` name no files elsewhere.
 
     Args:
         root: folder of the saved data set.

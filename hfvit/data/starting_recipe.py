@@ -93,7 +93,7 @@ def load_starting_recipe(dataset: str, options: list[str], from_scratch: bool = 
 
 
 def check_weights(recipe: Recipe) -> None:
-    """Raise `ModelError` if pretrained weights are neither cached nor available for download."""
+    """Raise `ModelError` if pretrained weights are neither cached nor downloadable."""
     name = recipe.model.model_name_or_path
     if not name or is_local(name):
         return
@@ -108,7 +108,7 @@ def check_weights(recipe: Recipe) -> None:
 
 
 def data_size(opened: Opened) -> DataSize:
-    """Measure class counts and image sizes for the starting recipe, without decoding pixels."""
+    """Measure class counts and image sizes, without decoding pixels."""
     splits = opened.splits
     held_out = {role: facts.get("held_out") for role, facts in splits.facts["splits"].items()}
     counts = sum(class_counts(splits, role) for role in splits.sources if role == "train" or held_out[role])

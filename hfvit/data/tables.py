@@ -1,4 +1,4 @@
-"""Read tables of images and labels (CSV, TSV, JSON, Parquet) and convert their image columns."""
+"""Read tables of images and labels (CSV, TSV, JSON, Parquet)."""
 
 import base64
 import binascii
@@ -36,7 +36,7 @@ ENCODED_START = {"/9j/", "iVBO", "R0lG", "UklG", "Qk0", "SUkq", "TU0A"}  # base6
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """Return the cause of a `DatasetGenerationError` of `datasets`, or the error itself."""
+    """Return the cause of a `DatasetGenerationError`, or the error itself."""
     while isinstance(error, datasets.exceptions.DatasetGenerationError) and error.__cause__ is not None:
         error = error.__cause__
     return error
@@ -100,12 +100,12 @@ def _different_columns(files: list[File]) -> str | None:
 
 
 def data_files(files: list[File], split: str) -> dict[str, list[str]]:
-    """Return `data_files` for `datasets.load_dataset`, which interprets paths as patterns."""
+    """Escape paths for `data_files` of `datasets.load_dataset`, which reads patterns."""
     return {split: [glob.escape(file.path) for file in files]}
 
 
 def _read_csv(file: File) -> Dataset:
-    """Read a CSV file: columns of strings, label columns of integers, empty labels as null."""
+    """Read a CSV file of strings, integer labels, and null for empty labels."""
     try:
         text = Path(file.path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -145,7 +145,7 @@ def _column(name: str, values: list[str]) -> pa.Array:
 
 
 def is_integer(text: str) -> bool:
-    """Return whether a text is an integer as Python writes it: "7", not "007" or "7.0"."""
+    """Return whether a text is an integer as Python writes it ("7", not "007")."""
     return text.removeprefix("-").isascii() and text.removeprefix("-").isdigit() and str(int(text)) == text
 
 
@@ -280,7 +280,7 @@ def as_images(
 def _with_paths(
     dataset: Dataset, column: str, paths: list[str | None], split: str, folder: str | None, allow_outside: bool
 ) -> Dataset:
-    """Replace the paths of an image column by resolved ones; a row without path keeps its bytes.
+    """Resolve the paths of an image column; a row without path keeps its bytes.
 
     Args:
         dataset: data set with the column.

@@ -1,4 +1,4 @@
-"""Limits on requests to the Gradio app: size of uploads, allowed routes, no paths and URLs."""
+"""Limits on requests to the Gradio app: upload size, routes, no paths and URLs."""
 
 import os
 import re

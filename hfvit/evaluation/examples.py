@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from scipy.special import softmax
 
 from hfvit.artifacts.run_record import write_examples
 from hfvit.artifacts.run_sections import ExampleImage, ExampleImages
 from hfvit.data.dataset import ImageDataset
 from hfvit.data.text import TEXT_INPUTS
+from hfvit.metrics.classification import log_normalizers
 from hfvit.models.attention import attention_rollout
 
 logger = logging.getLogger(__name__)
@@ -30,9 +30,16 @@ def most_confident_mistakes(logits: np.ndarray, labels: np.ndarray, count: int =
         labels: class indices `(images,)`.
         count: largest number of indices.
     """
-    probabilities = softmax(logits.astype(np.float64), axis=1)
-    wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
-    return wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")][:count]
+    predicted, confidence = _predictions(logits)
+    wrong = np.flatnonzero(predicted != labels)
+    return wrong[np.argsort(-confidence[wrong], kind="stable")][:count]
+
+
+def _predictions(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the predicted class of each image and its probability `(images,)`."""
+    predicted = logits.argmax(axis=1)
+    highest = logits[np.arange(len(logits)), predicted].astype(np.float64)
+    return predicted, np.exp(highest - log_normalizers(logits))
 
 
 def images_of_all_classes(labels: np.ndarray, count: int = MAX_MAPS) -> np.ndarray:
@@ -76,7 +83,7 @@ class Examples:
         self.rows = rows
         self.names = names
         self.labels = labels
-        self.probabilities = softmax(logits.astype(np.float64), axis=1)
+        self.predicted, self.confidence = _predictions(logits)
         self.attention_indices = images_of_all_classes(labels)
         mistakes = most_confident_mistakes(logits, labels)
         self.record = ExampleImages(split=role, mistakes=self._describe(mistakes))
@@ -119,8 +126,8 @@ class Examples:
             ExampleImage(
                 row=int(self.rows[index]),
                 true=self.names[self.labels[index]],
-                predicted=self.names[self.probabilities[index].argmax()],
-                confidence=float(self.probabilities[index].max()),
+                predicted=self.names[self.predicted[index]],
+                confidence=float(self.confidence[index]),
             )
             for index in indices
         ]

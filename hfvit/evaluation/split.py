@@ -1,4 +1,4 @@
-"""Load labeled images for the evaluation of a model, with labels in its class order."""
+"""Load labeled images for evaluation, with labels in the model's class order."""
 
 import dataclasses
 import os

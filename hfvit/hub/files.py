@@ -147,8 +147,11 @@ def _export(root: Path, name: str) -> dict[str, Path]:
     if config.exists():
         checkpoint_config = _read_json(root / "config.json")
         export_config = _read_json(config)
-        labels = checkpoint_config.get("label_names") or list((checkpoint_config.get("id2label") or {}).values())
-        if labels and labels != list((export_config.get("id2label") or {}).values()):
+        with _name_file_in_errors(root / "config.json"):
+            labels = checkpoint_config.get("label_names") or list((checkpoint_config.get("id2label") or {}).values())
+        with _name_file_in_errors(config):
+            exported = list((export_config.get("id2label") or {}).values())
+        if labels and labels != exported:
             raise PushArgumentError(
                 f"--include {name}: the classes of {root}/{name} differ from the checkpoint's. Export it again."
             )
@@ -188,7 +191,7 @@ def _matching(root: Path, prefix: str, patterns: tuple[str, ...]) -> list[tuple[
 
 
 def _check_not_a_link(path: Path) -> None:
-    """Raise `PushArgumentError` for a symbolic link, since its target may be any file of this machine."""
+    """Raise `PushArgumentError` for a symbolic link, which may lead to any file."""
     if path.is_symlink():
         raise PushArgumentError(
             f"OUTPUT_DIR: {path} is a symbolic link to {os.readlink(path)}, which is not pushed. Replace it by a copy"
@@ -209,6 +212,6 @@ def _name_file_in_errors(path: Path):
     """Raise `PushArgumentError` with the file's name if the block cannot read it."""
     try:
         yield
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, YAMLError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, YAMLError, RecursionError) as error:
         reason = f"missing key {error}" if isinstance(error, LookupError) else one_line(error)
         raise PushArgumentError(f"{path}: not a file of a run ({reason}).") from None

@@ -17,7 +17,7 @@ DEFAULT_TEST_SPLIT = "test"
 DEFAULT_TEST_FRACTION = 0.1
 
 # Metrics with one number, for training curves and metric_for_best_model.
-SCALAR_METRICS = ("accuracy", "top5_accuracy", "macro_f1", "loss", "ece")
+SCALAR_METRICS = ("accuracy", "top5_accuracy", "macro_f1", "loss", "ece", "balanced_accuracy", "mcc")
 
 
 def _field(default: Any, help: str) -> Any:

@@ -23,6 +23,7 @@ from hfvit.recipe.arguments import (
 )
 from hfvit.recipe.files import find_recipe, read_yaml
 from hfvit.recipe.training_args import HFViTTrainingArguments
+from hfvit.utils.credentials import mask_values
 
 
 class Need(NamedTuple):
@@ -155,7 +156,7 @@ class Recipe:
 
     def to_yaml(self) -> str:
         """Return the resolved recipe, which repeats the run, without tokens."""
-        return yaml.safe_dump(self.values, sort_keys=False, allow_unicode=True)
+        return yaml.safe_dump(mask_values(self.values), sort_keys=False, allow_unicode=True)
 
     @property
     def checkpoints(self) -> dict[str, str | None]:
@@ -212,7 +213,7 @@ def _may_be_null(key: str) -> bool:
 
 
 def _value_type(action: argparse.Action, may_be_null: bool) -> Callable[[str], Any]:
-    """Combine an action's type and choices in one function; `none` and `null` are null."""
+    """Combine an action's type and choices; `none` and `null` are null."""
     convert = action.type
     choices = action.choices
 

@@ -102,7 +102,7 @@ def starting_recipe(
 
 
 def _new_model(side: int) -> dict[str, Any]:
-    """Configure a ViT with 64 patches and 0.8 million (as recipes/quickstart.yaml) or 2.7 million parameters."""
+    """Configure a ViT with 64 patches and 0.8 or 2.7 million parameters."""
     size = 32 if side < 48 else 64
     width = 128 if size == 32 else 192
     network = {"patch_size": size // 8, "embed_dim": width, "depth": 4 if size == 32 else 6, "num_heads": width // 32}

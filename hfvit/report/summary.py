@@ -7,6 +7,7 @@ import numpy as np
 
 from hfvit.artifacts.run_record import RunRecord, read_examples
 from hfvit.artifacts.run_sections import Training
+from hfvit.errors import printable
 from hfvit.report.figures import (
     THEMES,
     attention_figure,
@@ -58,7 +59,7 @@ def summary_table(record: RunRecord, output_dir: str | Path) -> str:
         *_temperature_line(record),
         f"files      {output_dir}",
     ]
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def selection(training: Training) -> str:

@@ -2,11 +2,14 @@
 
 import io
 import json
+import logging
 import os
 import sys
+import traceback
+from types import TracebackType
 from typing import TextIO
 
-from hfvit.errors import is_unprintable
+from hfvit.errors import is_unprintable, mask_credentials, printable_lines
 
 
 def prepare_streams() -> None:
@@ -23,6 +26,25 @@ def prepare_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+class PrintableFormatter(logging.Formatter):
+    """Format log records with escaped control characters and masked credentials."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable_lines(mask_credentials(super().format(record)))
+
+
+def print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print a traceback with masked credentials, as `sys.excepthook`.
+
+    Args:
+        kind: type of the exception.
+        error: the exception.
+        trace: its traceback.
+    """
+    lines = "".join(traceback.format_exception(kind, error, trace))
+    print(mask_credentials(lines), end="", file=sys.stderr)
 
 
 def encoding_of(stream: TextIO | None) -> str:
