@@ -19,16 +19,16 @@ from hfvit.artifacts.checkpoint import check_same_model, remove_checkpoints
 from hfvit.artifacts.constants import RECIPE_FILE
 from hfvit.artifacts.output_dir import check_inputs_are_kept, claim_output_dir, clear_run, is_finished, lock_folder
 from hfvit.artifacts.run_record import RunRecord
+from hfvit.artifacts.run_sections import MultiLabelMetrics, SplitMetrics, Thresholds
 from hfvit.data.factory import build_datasets, load_splits
 from hfvit.data.splits import ImageSplits, warn_about_sizes
 from hfvit.data.starting_recipe import STARTING_RECIPE, find_and_load
 from hfvit.errors import HubError, printable, printable_lines
-from hfvit.evaluation.examples import Examples
+from hfvit.evaluation.examples import Examples, answers_of
 from hfvit.finetuning.factory import build_trainer, prepare_finetuning
 from hfvit.hub.model_card import write_model_card
 from hfvit.hub.push import Destination, check_destination, push_to
-from hfvit.metrics.classification import ImageClassificationMetric
-from hfvit.metrics.temperature import calibrate
+from hfvit.metrics.task import TASKS
 from hfvit.models.factory import build_model
 from hfvit.recipe.loader import Recipe, as_options
 from hfvit.recipe.training_args import HFViTTrainingArguments
@@ -176,11 +176,13 @@ def run(
     recipe.pin(splits.facts["dataset_commit"])
     logger.info(splits.describe())
     warn_about_sizes(splits)
+    task = TASKS[splits.problem_type]
+    recipe.fit_problem(task.problem_type, task.scalar_metrics, task.default_metric)
     if not recipe.data.streaming and recipe.finetuning.finetuning != "linear_probe":
         recipe.fit(len(splits.train))
 
     set_seed(args.seed)
-    model, tokenizer = build_model(recipe.model, splits.labels, recipe.data)
+    model, tokenizer = build_model(recipe.model, splits.labels, recipe.data, task.problem_type)
     method = prepare_finetuning(recipe.finetuning, model)
     if checkpoint:
         check_same_model(checkpoint, model)
@@ -202,6 +204,8 @@ def run(
     method.finish(trainer)
 
     evaluation = evaluate_splits(trainer, datasets, splits.labels)
+    if evaluation.thresholds:
+        trainer.accelerator.unwrap_model(model).config.thresholds = evaluation.thresholds.values
     trainer.save_model(args.output_dir)
     trainer.save_state()
     record = None
@@ -254,12 +258,14 @@ class Evaluation:
     """Hold predictions and metrics of the evaluated splits by role.
 
     Args:
-        results: logits (images, classes) and labels (images,).
-        metrics: metrics of `ImageClassificationMetric`.
+        results: logits (images, classes) and labels (images,), or (images, classes) of a multi-label run.
+        metrics: metrics of each split.
+        thresholds: thresholds of a multi-label run.
     """
 
     results: dict[str, tuple[np.ndarray, np.ndarray]]
-    metrics: dict[str, dict[str, Any]]
+    metrics: dict[str, MultiLabelMetrics | SplitMetrics]
+    thresholds: Thresholds | None
 
 
 def evaluate_splits(trainer: HFViTTrainer, datasets: Mapping[str, Dataset], labels: list[str]) -> Evaluation:
@@ -270,17 +276,15 @@ def evaluate_splits(trainer: HFViTTrainer, datasets: Mapping[str, Dataset], labe
         datasets: data sets by role; `test` may be missing.
         labels: class names in the order of the logits.
     """
-    metric = ImageClassificationMetric(labels)
     trainer.compute_metrics = None  # computed below
-    evaluation = Evaluation({}, {})
+    results = {}
     for role in ("validation", "test"):
         if role in datasets:
             prediction = trainer.predict(datasets[role], metric_key_prefix=role)
-            evaluation.results[role] = prediction.predictions, prediction.label_ids
-            evaluation.metrics[role] = metric.compute(
-                predictions=prediction.predictions, references=prediction.label_ids
-            )
-    return evaluation
+            results[role] = prediction.predictions, prediction.label_ids
+    thresholds = trainer.task.fit_thresholds(results)
+    metrics = {role: trainer.task.metrics(*result, labels, thresholds) for role, result in results.items()}
+    return Evaluation(results, metrics, thresholds)
 
 
 def report_run(
@@ -308,9 +312,11 @@ def report_run(
     args = recipe.training
     plain_model = trainer.accelerator.unwrap_model(model)
     record = RunRecord.collect(recipe, splits, plain_model, trainer, output, evaluation.metrics)
-    record.temperature = calibrate(evaluation.results)
+    record.temperature = trainer.task.calibrate(evaluation.results)
+    record.thresholds = evaluation.thresholds
     role = record.role
-    examples = Examples(role, datasets[role], splits[role]["row"], *evaluation.results[role], splits.labels)
+    answers = answers_of(*evaluation.results[role], splits.labels, plain_model.config)
+    examples = Examples(role, datasets[role], splits[role]["row"], answers)
     examples.add_attention(plain_model, trainer.preprocessing, args.device, trainer.is_sharded)
     examples.write(args.output_dir)
     record.examples = examples.record

@@ -198,7 +198,10 @@ class Sweep:
                 raise
             except UnfinishedError as error:
                 raise type(error)(error.cause, "Resume with the same hfvit sweep command.") from None
-        return getattr(RunRecord.load(folder).metrics["validation"], self.metric)
+        record = RunRecord.load(folder)
+        metric = record.recipe.get("metric_for_best_model") or self.metric  # multi-label: mAP instead of accuracy
+        self.metric = metric.removeprefix("eval_")
+        return getattr(record.metrics["validation"], self.metric)
 
     def _write_recipe(self, name: str, parameters: dict[str, Any]) -> Path:
         values = {**self.values, **parameters, "test_split": None, "output_dir": str(self.folder / name)}
@@ -240,7 +243,8 @@ class _Pruning(TrainerCallback):
         self.trial = trial
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-        self.trial.report(metrics[f"eval_{self.sweep.metric}"], state.global_step)
+        metric = (args.metric_for_best_model or self.sweep.metric).removeprefix("eval_")
+        self.trial.report(metrics[f"eval_{metric}"], state.global_step)
         if self.trial.should_prune():
             raise self.sweep.optuna.TrialPruned
 

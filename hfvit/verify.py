@@ -1,4 +1,4 @@
-"""Repeat a finished run, or its evaluation, and compare the accuracy."""
+"""Repeat a finished run, or its evaluation, and compare the accuracy or mAP."""
 
 import os
 import shlex
@@ -13,7 +13,8 @@ from hfvit.data.splits import DIGITS
 from hfvit.errors import ModelError, RecipeError, printable
 from hfvit.evaluation.split import evaluation_split
 from hfvit.inference.classifier import load_classifier
-from hfvit.metrics.classification import ImageClassificationMetric
+from hfvit.metrics.task import TASKS
+from hfvit.recipe.arguments import SINGLE_LABEL
 from hfvit.recipe.files import read_yaml, shipped_recipes
 from hfvit.recipe.loader import Recipe, load_recipe
 from hfvit.utils.environment import hardware, installed_versions
@@ -36,10 +37,11 @@ WEIGHTS = "model.safetensors"
 
 @dataclass
 class SplitComparison:
-    """Hold recorded and repeated accuracy of a split, with the recorded 95 % interval."""
+    """Hold recorded and repeated accuracy or mAP of a split, with the 95 % interval."""
 
     split: str
     images: int
+    metric: str
     recorded: float
     low: float
     high: float
@@ -67,9 +69,9 @@ class Verification:
 
     @property
     def failures(self) -> list[str]:
-        """Return messages about accuracies outside the interval or below expectation."""
+        """Return messages about scores outside the interval or below expectation."""
         return [
-            f"{row.split}: accuracy {row.again:.2%} on {row.images:,} images is outside the recorded interval"
+            f"{row.split}: {row.metric} {row.again:.2%} on {row.images:,} images is outside the recorded interval"
             f" {row.low:.2%} to {row.high:.2%}."
             for row in self.rows
             if not row.is_inside
@@ -151,7 +153,7 @@ def compare_runs(folder: str | Path, again: str | Path) -> Verification:
     """Compare the run in `folder` with its repetition in `again`."""
     old = RunRecord.load(folder)
     new = RunRecord.load(again)
-    verification = _compare_accuracies(old, {role: metrics.accuracy for role, metrics in new.metrics.items()})
+    verification = _compare_scores(old, {role: metrics.score.value for role, metrics in new.metrics.items()})
     first, second = (expand_user(root) / WEIGHTS for root in (folder, again))
     if first.is_file():
         same = file_sha256(first) == file_sha256(second)
@@ -175,33 +177,35 @@ def evaluate_again(folder: str | Path, batch_size: int = 32, device: str | None 
     """
     record = RunRecord.load(folder)
     classifier = load_classifier(folder, device)
-    accuracies = {}
+    task = TASKS[record.data.problem_type or SINGLE_LABEL]
+    scores = {}
     sample = {"max_samples": record.recipe.get("max_eval_samples"), "seed": record.recipe.get("seed", 42)}
     for role, metrics in record.metrics.items():
         name = None if role == "validation" else record.data.splits[role].source
-        split = evaluation_split(folder, split=name, labels=classifier.labels, **sample)
+        split = evaluation_split(folder, split=name, **sample)
         logits = classifier.logits(split.images(), batch_size)
-        metric = ImageClassificationMetric(classifier.labels)
-        accuracies[role] = metric.compute(predictions=logits, references=split.labels)["accuracy"]
+        scores[role] = task.metrics(logits, split.labels, classifier.labels, record.thresholds).score.value
         if len(split) != metrics.images:
             raise ModelError(
                 f"The data set has changed: split '{split.source}' has {len(split):,} images, but had"
                 f" {metrics.images:,}."
             )
-    verification = _compare_accuracies(record, accuracies)
+    verification = _compare_scores(record, scores)
     now = installed_versions(name for name in record.versions if name not in ("python", "cuda"))
     verification.notes += _notes(record, {**now, "processor": hardware()["processor"]})
     _compare_with_expected(verification, record)
     return verification
 
 
-def _compare_accuracies(record: RunRecord, accuracies: dict[str, float]) -> Verification:
+def _compare_scores(record: RunRecord, scores: dict[str, float]) -> Verification:
     rows = []
     for role, metrics in record.metrics.items():
-        low, high = metrics.accuracy_interval
-        if role not in accuracies:
+        score = metrics.score
+        if role not in scores:
             raise ModelError(f"The repeated run has no {role} split, unlike the recorded one.")
-        rows.append(SplitComparison(role, metrics.images, metrics.accuracy, low, high, accuracies[role]))
+        rows.append(
+            SplitComparison(role, metrics.images, score.name, score.value, *score.interval, again=scores[role])
+        )
     return Verification(rows)
 
 

@@ -18,8 +18,10 @@ from hfvit.cli import build_parser
 from hfvit.cli import main as hfvit_command
 from hfvit.cli.export_onnx import main as export_onnx
 from hfvit.cli.export_tensorrt import add_arguments, export_tensorrt_command
+from hfvit.data.factory import load_splits
 from hfvit.data.starting_recipe import find_and_load
 from hfvit.errors import run
+from hfvit.recipe.arguments import MULTI_LABEL, DataArguments
 from hfvit.recipe.loader import load_recipe
 from hfvit.trt.api import load_backend
 
@@ -42,6 +44,7 @@ TRAINING = [
     c for c in COMMANDS if ("hfvit train " in c or "hfvit/train.py" in c) and c not in (*CHECKS, *ON_DATA_SETS)
 ]
 SWEEPS = [c for c in COMMANDS if c.startswith("hfvit sweep ")]  # test_sweep.py runs one
+SCRIPTS = [c for c in COMMANDS if c.startswith("python examples/")]
 LISTINGS = ("hfvit recipes", "hfvit doctor")
 PUSHES = [c for c in COMMANDS if c.startswith("hfvit push ")]
 
@@ -67,7 +70,9 @@ def quickstart(tmp_path_factory):
 
 def test_every_command_is_known_to_this_test():
     listings = {c for c in COMMANDS if c.startswith(LISTINGS)}
-    run_here = {*listings, *TRAINING, *SWEEPS, *EXPORTS, *SERVING, *PUSHES, *CHECKS, *DEMOS, *ON_DATA_SETS}
+    run_here = {
+        *listings, *TRAINING, *SWEEPS, *EXPORTS, *SERVING, *PUSHES, *CHECKS, *DEMOS, *SCRIPTS, *ON_DATA_SETS,
+    }  # fmt: skip
     assert run_here
     assert not [c for c in COMMANDS if c not in run_here and not c.startswith(OF_OTHERS)]
 
@@ -77,6 +82,16 @@ def test_commands_that_only_print(command):
     result = run_command(*shlex.split(command.split(">")[0]), PYTHONPATH=str(ROOT))
     assert result.returncode == 0
     assert len(result.stdout.splitlines()) > 3
+
+
+@pytest.mark.parametrize("command", SCRIPTS)
+def test_scripts_write_a_table_that_loads(command, tmp_path):
+    *words, folder = shlex.split(command)
+    result = run_command(*words, tmp_path / folder, "--train", 40, "--test", 10)
+    assert result.returncode == 0
+    splits = load_splits(DataArguments(result.stdout.strip(), problem_type=MULTI_LABEL))
+    assert len(splits.train) + len(splits.validation) == 40
+    assert len(splits.test) == 10
 
 
 @pytest.mark.parametrize("command", [c for c in TRAINING if "--help" not in c])

@@ -9,6 +9,7 @@ from typing import Any
 from hfvit.artifacts.constants import CONFIG_FILE, ENGINE_RECORD_FILE, PREPROCESSOR_FILE
 from hfvit.artifacts.engine_record import EngineRecord
 from hfvit.errors import ModelError, nearest, wrap_library_errors
+from hfvit.recipe.arguments import MULTI_LABEL
 from hfvit.utils.files import expand_user
 from hfvit.utils.hub_ids import folder_or_hub_id
 
@@ -144,11 +145,14 @@ class Head:
         labels: distinct class names, in the order of the logits.
         multi_label: whether an image can have several classes.
         config: the transformers configuration.
+        thresholds: probabilities from which on an image has a class, in the order of the logits, of a multi-label
+            model that hfvit trained.
     """
 
     labels: list[str]
     multi_label: bool
     config: Any
+    thresholds: list[float] | None = None
 
 
 def read_head(artifact: Artifact, **kwargs) -> Head:
@@ -189,7 +193,22 @@ def read_head(artifact: Artifact, **kwargs) -> Head:
             " are logits of classes, set problem_type to single_label_classification or multi_label_classification."
         )
     # A softmax over one class is always 1; transformers' image-classification pipeline uses the sigmoid, too.
-    return Head(labels, problem_type == "multi_label_classification" or len(labels) == 1, config)
+    multi_label = problem_type == MULTI_LABEL or len(labels) == 1
+    return Head(labels, multi_label, config, _thresholds(config, artifact) if multi_label else None)
+
+
+def _thresholds(config: Any, artifact: Artifact) -> list[float] | None:
+    """Return the checked thresholds of a configuration."""
+    values = getattr(config, "thresholds", None)
+    if values is None:
+        return None
+    is_number = isinstance(values, list) and all(type(value) in (int, float) and 0 <= value <= 1 for value in values)
+    if not is_number or len(values) != config.num_labels:
+        raise ModelError(
+            f"{artifact.source}: thresholds in {CONFIG_FILE} must be {config.num_labels} probabilities, one for each"
+            f" class, got {repr(values)[:60]}."
+        )
+    return [float(value) for value in values]
 
 
 def _distinct(names: list[str]) -> list[str]:

@@ -138,7 +138,7 @@ class ExportRow:
     file: str
     size: str
     difference: str
-    accuracy: str
+    score: str
     agreement: str
 
 
@@ -186,6 +186,6 @@ def _row(folder: Path, name: str, count: int, parity: Parity | None, gate: Artif
         file=f"{folder.name}/{name}",
         size=size(count),
         difference="" if difference is None else f"{difference:.2g}",
-        accuracy=f"{gate.accuracy:.2%}" if gate else "",
+        score=f"{gate.score.value:.2%}" if gate else "",
         agreement=f"{gate.agreement:.2%}" if gate else "",
     )

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from hfvit.artifacts.json_record import OPTIONAL, Record
+from hfvit.artifacts.json_record import OPTIONAL, FieldError, Record
+from hfvit.artifacts.run_sections import Score
 
 CHANGES = ("patch_size", "merge_tokens")  # changes of a checkpoint without training
 MAX_DIGITS = 9
@@ -36,8 +37,8 @@ class GateLimits(Record):
     """Limits of the accuracy gate.
 
     Attributes:
-        max_accuracy_drop: largest drop in accuracy, in percentage points.
-        min_agreement: smallest fraction of images with the class that the reference predicts.
+        max_accuracy_drop: largest drop in accuracy or micro F1, in percentage points.
+        min_agreement: smallest fraction of images with the class, or all labels, that the reference predicts.
     """
 
     max_accuracy_drop: float
@@ -51,13 +52,19 @@ class ArtifactResult(Record):
     `patch_size` and `merge_tokens` are changes of a checkpoint, None without. `change_points` (percentage points),
     `agreement` and `max_logit_difference` compare with the reference. `failure` is the reason why the artifact exceeds
     the limits.
+
+    A single-label artifact has the accuracy; a multi-label one mAP, and micro F1 at its thresholds. `agreement` is the
+    fraction of images with the same class, or with all labels the same.
     """
 
     artifact: str
     patch_size: int | None = field(default=None, metadata=OPTIONAL)
     merge_tokens: int | None = field(default=None, metadata=OPTIONAL)
-    accuracy: float
-    accuracy_interval: tuple[float, float]
+    accuracy: float | None = field(default=None, metadata=OPTIONAL)
+    accuracy_interval: tuple[float, float] | None = field(default=None, metadata=OPTIONAL)
+    micro_f1: float | None = field(default=None, metadata=OPTIONAL)
+    micro_f1_interval: tuple[float, float] | None = field(default=None, metadata=OPTIONAL)
+    map: float | None = field(default=None, metadata=OPTIONAL)
     change_points: float
     agreement: float
     max_logit_difference: float
@@ -70,6 +77,17 @@ class ArtifactResult(Record):
     device: str
     threads: int | None
     failure: str | None
+
+    def check(self) -> None:
+        if None in (self.accuracy, self.accuracy_interval) and None in (self.micro_f1, self.micro_f1_interval):
+            raise FieldError("accuracy" if self.accuracy is None else "accuracy_interval")
+
+    @property
+    def score(self) -> Score:
+        """What the artifact is held to the reference by."""
+        if self.accuracy is not None:
+            return Score("accuracy", "accuracy", self.accuracy, self.accuracy_interval)
+        return Score("micro_f1", "micro F1", self.micro_f1, self.micro_f1_interval)
 
     @property
     def title(self) -> str:
@@ -96,6 +114,11 @@ class Gate(Conditions):
 
     passed: bool
     artifacts: list[ArtifactResult]
+
+    def check(self) -> None:
+        """Raise `FieldError` if there is no artifact."""
+        if not self.artifacts:
+            raise FieldError("artifacts", "must have the reference, got []")
 
     def of(self, row: ArtifactResult, reference: ArtifactResult | None = None) -> "ArtifactGate":
         """Return the result of one artifact.

@@ -23,11 +23,13 @@ from hfvit.artifacts.run_sections import (
     Data,
     ExampleImages,
     Model,
+    MultiLabelMetrics,
     Probe,
     Seeds,
     SplitMetrics,
     Temperature,
     TextModel,
+    Thresholds,
     Training,
 )
 from hfvit.errors import ModelError
@@ -61,13 +63,14 @@ class RunRecord(FileRecord):
     data: Data
     recipe: dict[str, Any]
     seeds: Seeds | None = field(default=None, metadata=OPTIONAL)
-    metrics: dict[str, SplitMetrics]
+    metrics: dict[str, MultiLabelMetrics | SplitMetrics]
     training: Training
     events: list[dict[str, Any]] = field(default_factory=list)
     versions: dict[str, str | None]
     hardware: Hardware
     history: list[dict[str, Any]]
     temperature: Temperature | None = field(default=None, metadata=OPTIONAL)
+    thresholds: Thresholds | None = field(default=None, metadata=OPTIONAL)
     examples: ExampleImages | None = field(default=None, metadata=OPTIONAL)
     gate: Gate | None = field(default=None, metadata=OPTIONAL)
 
@@ -77,8 +80,8 @@ class RunRecord(FileRecord):
         return "test" if "test" in self.metrics else "validation"
 
     @property
-    def result(self) -> SplitMetrics:
-        """Metrics of the split `role`."""
+    def result(self) -> Any:
+        """`SplitMetrics` or `MultiLabelMetrics` of the split `role`."""
         return self.metrics[self.role]
 
     @classmethod
@@ -114,6 +117,9 @@ class RunRecord(FileRecord):
             raise FieldError("recipe.global_batch_size")
         if not self.metrics.keys() & {"validation", "test"}:
             raise FieldError("metrics.validation")
+        for place, scores in enumerate(self.training.probe.validation if self.training.probe else []):
+            if self.result.score.key not in scores:
+                raise FieldError(f"training.probe.validation[{place}].{self.result.score.key}")
         calibrated = self.temperature if self.temperature and self.temperature.value is not None else None
         for role in self.metrics:
             if role not in self.data.splits:
@@ -124,7 +130,9 @@ class RunRecord(FileRecord):
             raise FieldError(f"data.splits.{self.examples.split}")
 
     @classmethod
-    def collect(cls, recipe, splits, model, trainer, output, metrics: dict[str, dict]) -> Self:
+    def collect(
+        cls, recipe, splits, model, trainer, output, metrics: dict[str, MultiLabelMetrics | SplitMetrics]
+    ) -> Self:
         """Create the record of a training that has just ended.
 
         Args:
@@ -133,7 +141,7 @@ class RunRecord(FileRecord):
             model: the trained model.
             trainer: the `HFViTTrainer`.
             output: result of `trainer.train()`.
-            metrics: role -> result of `classification_metrics`.
+            metrics: metrics by role.
         """
         # Imported here, since commands that only read a record do not need PyTorch.
         import torch
@@ -153,7 +161,7 @@ class RunRecord(FileRecord):
             data=Data.from_json({**splits.facts, "selected_by": selected_by}),
             recipe=json.loads(json.dumps(recipe.values, default=str)),
             seeds=Seeds(seed=args.seed, data_seed=args.data_seed, full_determinism=args.full_determinism),
-            metrics={role: SplitMetrics.from_json(computed) for role, computed in metrics.items()},
+            metrics=metrics,
             training=_training(args, trainer, best, output.metrics),
             events=trainer.events,
             versions={

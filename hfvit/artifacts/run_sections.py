@@ -1,7 +1,7 @@
 """Sections of run.json: model, data, metrics, training, calibration, examples."""
 
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -60,7 +60,7 @@ class Split(Record):
 class Data(Record):
     """Data set and splits by role.
 
-    `selected_by` is the split that selected the checkpoint.
+    `selected_by` is the split that selected the checkpoint. `problem_type` is None for single-label data.
     """
 
     dataset_name: str
@@ -69,7 +69,8 @@ class Data(Record):
     dataset_revision: str | None
     dataset_commit: str | None = None
     image_column: str | None = None
-    label_column: str | None = None
+    label_column: list[str] | str | None = None
+    problem_type: str | None = field(default=None, metadata=OPTIONAL)
     text_column: str | None = field(default=None, metadata=OPTIONAL)
     labels: list[str]
     splits: dict[str, Split]
@@ -163,6 +164,15 @@ def _sparse(matrix: list) -> dict[str, Any]:
     return {"classes": classes, "true": true, "predicted": predicted, "counts": counts}
 
 
+class Score(NamedTuple):
+    """The metric that a split is judged by, with its 95 % interval; `key` is its name in logs."""
+
+    key: str
+    name: str
+    value: float
+    interval: tuple[float, float]
+
+
 @dataclass(kw_only=True)
 class SplitMetrics(Record):
     """Metrics of one split (`metrics.classification`), None if not computed."""
@@ -186,6 +196,93 @@ class SplitMetrics(Record):
         if self.confusion_matrix.classes != len(self.per_class):
             raise FieldError("confusion_matrix", f"must have the {len(self.per_class)} classes of per_class")
 
+    @property
+    def score(self) -> Score:
+        return Score("accuracy", "accuracy", self.accuracy, self.accuracy_interval)
+
+    def index_entries(self) -> list[tuple[str, str, float]]:
+        """Type, name and value of the metrics in a model card's `model-index`."""
+        return [("accuracy", "Accuracy", self.accuracy), ("f1", "Macro F1", self.macro_f1)]
+
+    def columns(self) -> dict[str, str]:
+        """The figures of a table, by their headings."""
+        return {
+            "images": f"{self.images:,}",
+            "accuracy": f"{self.accuracy:.2%}",
+            "95 % interval": "{:.2%} - {:.2%}".format(*self.accuracy_interval),
+            "top-5": f"{self.top5_accuracy:.2%}",
+            "macro F1": f"{self.macro_f1:.4f}",
+            "loss": f"{self.loss:.4f}",
+            "ECE": f"{self.ece:.4f}",
+        }
+
+
+@dataclass(kw_only=True)
+class LabelMetrics(Record):
+    """Metrics of one label of several; `average_precision` is None where no image has it.
+
+    `curve` holds points of the precision-recall curve, as recall and precision.
+    """
+
+    label: str
+    images: Count
+    average_precision: Share | None
+    threshold: float
+    precision: Share
+    recall: Share
+    f1: Share
+    curve: list[tuple[Share, Share]]
+
+
+@dataclass(kw_only=True)
+class MultiLabelMetrics(Record):
+    """Metrics of one split with several labels an image (metrics/multilabel.py).
+
+    Precision, recall, F1 and `exact_match` are of the thresholds in `per_class`.
+    """
+
+    images: Count
+    labels_per_image: float
+    map: Share
+    map_interval: tuple[Share, Share]
+    micro_f1: Share
+    micro_f1_interval: tuple[Share, Share]
+    macro_f1: Share
+    macro_f1_interval: tuple[Share, Share]
+    exact_match: Share
+    loss: float
+    per_class: list[LabelMetrics]
+    curve: list[tuple[Share, Share]]
+
+    @property
+    def score(self) -> Score:
+        return Score("map", "mAP", self.map, self.map_interval)
+
+    def index_entries(self) -> list[tuple[str, str, float]]:
+        """Type, name and value of the metrics in a model card's `model-index`."""
+        return [("map", "mAP", self.map), ("f1", "Micro F1", self.micro_f1), ("f1", "Macro F1", self.macro_f1)]
+
+    def columns(self) -> dict[str, str]:
+        """The figures of a table, by their headings."""
+        return {
+            "images": f"{self.images:,}",
+            "mAP": f"{self.map:.4f}",
+            "95 % interval": "{:.4f} - {:.4f}".format(*self.map_interval),
+            "micro F1": f"{self.micro_f1:.4f}",
+            "macro F1": f"{self.macro_f1:.4f}",
+            "exact match": f"{self.exact_match:.2%}",
+            "loss": f"{self.loss:.4f}",
+        }
+
+
+@dataclass(kw_only=True)
+class Thresholds(Record):
+    """The probability from which on an image has a class, in the order of the logits."""
+
+    values: list[Share]
+    fitted_on: str
+    images: Count
+
 
 @dataclass(kw_only=True)
 class Probe(Record):
@@ -202,8 +299,8 @@ class Probe(Record):
         if len(self.validation) != len(self.c):
             raise FieldError("validation", f"must have {len(self.c)} items, got {len(self.validation)}")
         for place, scores in enumerate(self.validation):
-            if missing := {"accuracy", "loss"} - scores.keys():
-                raise FieldError(f"validation[{place}].{min(missing)}")
+            if "loss" not in scores:
+                raise FieldError(f"validation[{place}].loss")
         if not all(value > 0 for value in (*self.c, self.best_c)):
             raise FieldError("c", f"must be numbers above 0, got {shown([*self.c, self.best_c])}")
 

@@ -24,6 +24,7 @@ examples:
 
 {exit_codes(0, 1, 2)}"""
 
+TOP_K = 5
 GRID_KINDS = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")
 
 
@@ -44,7 +45,11 @@ def add(commands) -> None:
         action="append",
         help="text that belongs to the images, for an image and text model; give one for all or one per image",
     )
-    parser.add_argument("--top_k", type=positive_int, default=5, help="classes shown per image [%(default)s]")
+    parser.add_argument(
+        "--top_k",
+        type=positive_int,
+        help="classes shown per image [5; with several labels per image those that reach their thresholds]",
+    )
     parser.add_argument(
         "--calibrated",
         action="store_true",
@@ -87,7 +92,8 @@ def predict(options: argparse.Namespace) -> int:
         merge_tokens=options.merge_tokens,
     )
     texts = texts_by_name(names, options.text, classifier)
-    bad = print_predictions(classifier, names, options.batch_size, options.top_k, options.json, grid, texts)
+    top_k = options.top_k or (TOP_K if classifier.thresholds is None else None)
+    bad = print_predictions(classifier, names, options.batch_size, top_k, options.json, grid, texts)
     if bad == len(names):
         raise DataError("IMAGE: none of the images could be classified.")
     if bad or wrong:

@@ -32,7 +32,7 @@ The values `none` and `null` mean null. All other fields of transformers' Traini
 # Options in the order of the help; fields of the recipe that are in no group are shown under RARE.
 GROUPS = {
     "data and output": "dataset_name output_dir dataset_config_name dataset_revision image_column label_column"
-    " train_split validation_split test_split validation_fraction max_train_samples max_eval_samples",
+    " problem_type train_split validation_split test_split validation_fraction max_train_samples max_eval_samples",
     "model": "model_name_or_path architecture image_size drop_path_rate drop_rate attn_drop_rate model_args"
     " model_revision",
     "length and learning rate": "num_train_epochs max_steps learning_rate global_batch_size warmup_steps"
@@ -50,6 +50,7 @@ GROUPS = {
     " activation_checkpointing use_cpu dataloader_num_workers",
     "Hub": "push_to_hub hub_model_id hub_private_repo hub_revision",
     "image and text": "text_encoder text_column text_encoder_revision fusion fusion_layers max_text_length",
+    "several labels an image": "label_separator multi_label_loss",
     "streaming": "streaming shuffle_buffer_size",
 }
 RARE = "rarely needed"

@@ -49,7 +49,7 @@ def add(commands) -> None:
     data.add_argument("--dataset_config_name", help="configuration of the data set, if it has several")
     data.add_argument("--split", help="split, or a slice such as test[:1000] [the recipe's validation split]")
     data.add_argument("--image_column", help="name of the image column [found by its type]")
-    data.add_argument("--label_column", help="name of the label column [found by its type]")
+    data.add_argument("--label_column", nargs="+", help="name of the label column, or of several [found by type]")
     data.add_argument("--text_column", help="name of the text column [the recipe's]")
     data.add_argument("--max_samples", type=positive_int, help="largest number of images, sampled with --seed [all]")
     data.add_argument("--seed", type=non_negative_int, default=42, help="seed of --max_samples [%(default)s]")

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import datasets
-from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
+from datasets import ClassLabel, Dataset, Features, IterableDataset, List, Value
 
 from hfvit.data.decode import is_hidden
 from hfvit.data.folders import HIDDEN, File, LeftOut, extension
@@ -232,13 +232,25 @@ def _sample_source(
         raise DataError(f"dataset_name: no images in the archive {shards[0].path}.")
     columns = {"image": image_column or "image", "label": label_column or "label"}
     columns |= {name: name for name in first if name not in columns}
-    label = Value("int64" if isinstance(first["label"], int) else "string")
+    label: Any = _label_type(first["label"])
+    if isinstance(first["label"], list):
+        # The first list may be empty.
+        items = (item for sample in _samples(shards[0].path, label_column) for item in _items(sample["label"]))
+        label = List(_label_type(next(items, "")))
     features = Features({new: {"image": UNDECODED, "label": label}.get(name, TEXT) for name, new in columns.items()})
     return features, {
         "shards": [shard.path for shard in shards],
         "label_column": label_column,
         "columns": tuple(columns.items()),
     }
+
+
+def _label_type(value: Any) -> Value:
+    return Value("int64" if isinstance(value, int) else "string")
+
+
+def _items(label: Any) -> list:
+    return label if isinstance(label, list) else []
 
 
 def generate_samples(

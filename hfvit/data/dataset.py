@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from datasets import Dataset
 from timm.data import create_transform
 
 from hfvit.data.decode import decode, decode_crop, image_size
+from hfvit.data.labels import is_constant, targets_of
 from hfvit.data.pixel_cache import NotCacheableError, PixelArray, cached_pixels, common_size
 from hfvit.data.text import TokenTable
 from hfvit.data.transform_reader import TransformReader
@@ -137,7 +138,7 @@ def image_datasets(
         logger.info("%s: %s images %s", role, f"{len(split):,}", how)
         splits.facts["splits"][role]["input"] = how
         training = {"augmentation": augmentation, "seed": seed, "repeats": repeats} if role == "train" else {}
-        found[role] = ImageDataset(split["label"], reader, texts=(texts or {}).get(role), **training)
+        found[role] = ImageDataset(targets_of(split), reader, texts=(texts or {}).get(role), **training)
     return found
 
 
@@ -168,8 +169,8 @@ def open_reader(split: Dataset, kept: Dataset, name: str, data_config: dict[str,
 class ImageDataset(torch.utils.data.Dataset):
     """Map-style data set of one split that loads complete batches (`__getitems__`).
 
-    A batch holds `labels` `(batch,)`, uint8 `images` or `crops` (see augment.py), for training the drawn `plan`,
-    and with `texts` their tokens.
+    A batch holds `labels`, class indices `(batch,)` or float32 targets `(batch, classes)`; uint8 `images` or `crops`
+    (see augment.py), for training the drawn `plan`, and with `texts` their tokens.
 
     The index is a row, or `(draw, row)` from `EpochSampler` in training. The augmentation of an image depends only on
     (seed, draw, row), so that it is the same for any number of processes and workers, and in a resumed run.
@@ -177,7 +178,7 @@ class ImageDataset(torch.utils.data.Dataset):
 
     def __init__(
         self,
-        labels: list[int],
+        labels: Sequence[int] | np.ndarray,
         reader: ArrayReader | DecodingReader,
         augmentation: Augmentation | None = None,
         seed: int = 0,
@@ -185,7 +186,9 @@ class ImageDataset(torch.utils.data.Dataset):
         texts: TokenTable | None = None,
     ):
         self.texts = texts
-        self.labels, self.reader = np.asarray(labels, dtype=np.int64), reader
+        labels = np.asarray(labels)
+        self.labels = labels.astype(np.int64 if labels.ndim == 1 else np.float32)
+        self.reader = reader
         self.augmentation, self.seed, self.repeats = augmentation, seed, repeats
 
     def __len__(self) -> int:
@@ -260,11 +263,15 @@ def check_pixels(pixel_values: torch.Tensor) -> None:
 
 
 def check_labels(labels: np.ndarray, names: list[str]) -> None:
-    """Raise `DataError` when all training images `(images,)` are of one class of several."""
-    if len(names) > 1 and (labels == labels[0]).all():
+    """Raise `DataError` when all training images are of one class of several, or have the same labels.
+
+    `labels` are class indices `(images,)`, or 0 and 1 `(images, classes)`.
+    """
+    if len(names) > 1 and is_constant(labels):
+        what = "have the same labels" if labels.ndim > 1 else f"are of class '{names[labels[0]]}', one of {len(names)}"
         raise DataError(
-            f"all {len(labels)} training images are of class '{names[labels[0]]}', one of {len(names)}: look at"
-            " train_split (a slice of a sorted split has its first class only) and label_column."
+            f"all {len(labels)} training images {what}: look at train_split (a slice of a sorted split has its first"
+            " class only) and label_column."
         )
 
 

@@ -11,11 +11,13 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from hfvit.data.dataset import ImageDataset, image_datasets, open_reader
-from hfvit.data.labels import encode_labels, find_label_column
+from hfvit.data.labels import SingleLabel, encode_labels, match_classes, targets_of
+from hfvit.data.multilabel import MultiLabel
 from hfvit.data.splits import (
     ImageSplits,
     check_columns,
     find_image_column,
+    find_labels,
     load_whole_splits,
     standardise,
 )
@@ -189,27 +191,43 @@ def image_dataset(
         DataError: there are no such columns, or labels are not classes of the model.
     """
     image_column = find_image_column(dataset.features)
-    label_column = find_label_column(dataset.features)
-    check_columns(dataset, name, image_column, label_column)
-    indices = _class_indices(dataset, label_column, list(labels), name)
-    split = standardise(dataset, image_column, indices)
+    kind = find_labels(dataset, image_column=image_column)
+    check_columns(dataset, name, image_column, kind)
+    encode = _class_indices if isinstance(kind, SingleLabel) else _class_matrix
+    split = standardise(dataset, image_column, encode(dataset, kind, list(labels), name))
     if transform and augmentation is not None:
         reader = TransformReader(split, name, transform)
     else:
         reader, how = open_reader(split, split, name, data_config, show_progress=False)
         logger.info("%s: %s images %s", name, f"{len(split):,}", how)
-    return ImageDataset(split["label"], reader, augmentation, seed=seed)
+    return ImageDataset(targets_of(split), reader, augmentation, seed=seed)
 
 
-def _class_indices(dataset: datasets.Dataset, column: str, labels: list[str], name: str) -> np.ndarray:
+def _class_matrix(dataset: datasets.Dataset, kind: MultiLabel, labels: list[str], name: str) -> np.ndarray:
+    """The 0/1 matrix `(rows, classes)` of the label columns, in the order of `labels`.
+
+    Args:
+        dataset: with the label columns.
+        kind: of `find_labels`.
+        labels: the model's class names, which integers and 0/1 lists follow.
+        name: of the split, for messages.
+    """
+    raw = {"train": kind.read(dataset)}
+    class_names = None if kind.has_names(dataset.features) else labels
+    names, targets = kind.encode(dataset.features, raw, {"train": name}, class_names)
+    return match_classes(targets["train"], names, labels, f"split '{name}'")
+
+
+def _class_indices(dataset: datasets.Dataset, kind: SingleLabel, labels: list[str], name: str) -> np.ndarray:
     """Class indices `(rows,)` of a label column, in the order of `labels`.
 
     Args:
         dataset: with the label column.
-        column: of type `ClassLabel`, integers (class indices) or names.
+        kind: its column is of type `ClassLabel`, integers (class indices) or names.
         labels: the model's class names.
         name: of the split, for messages.
     """
+    column = kind.name
     feature = dataset.features[column]
     values = dataset[column][:]
     if isinstance(feature, datasets.ClassLabel):

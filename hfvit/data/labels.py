@@ -1,34 +1,130 @@
 """Encode labels as class indices."""
 
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import datasets
 import numpy as np
 from datasets import ClassLabel, Dataset, IterableDataset, Value
 from sklearn.model_selection import train_test_split
 
-from hfvit.data.tables import LABEL_NAMES
 from hfvit.errors import DataError, nearest, one_line
-from hfvit.recipe.arguments import DataArguments
+from hfvit.recipe.arguments import MULTI_LABEL, SINGLE_LABEL, DataArguments
 from hfvit.utils.files import expand_user
 
+SEPARATORS = ("|", ";", ",")  # that labels of one image are looked for between
 CLASS_TYPES = ("int", "uint", "string", "large_string", "bool", "float", "double", "null")
 
 logger = logging.getLogger(__name__)
 
 
-def find_label_column(features: datasets.Features) -> str:
-    """The `ClassLabel` column, or an integer or string column with a usual name."""
-    found = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
-    if not found:
-        usual = [name for name in LABEL_NAMES if name in features]
-        found = [name for name in usual if isinstance(features[name], Value)]
-    preferred = [name for name in LABEL_NAMES if name in found]
-    if len(found) == 1 or preferred:
-        return (preferred or found)[0]
-    what = f"several label columns ({', '.join(found)})" if found else f"no label column among {', '.join(features)}"
-    raise DataError(f"label_column: the data set has {what}; name the one to use.")
+class SingleLabel:
+    """One class for each image: targets are class indices `(images,)`."""
+
+    problem_type = SINGLE_LABEL
+
+    def __init__(self, column: str):
+        self.name = column
+
+    def describe(self, classes: int) -> str:
+        """Words for the log about where the classes are from."""
+        return f"{classes} classes from column '{self.name}'"
+
+    def check(self, split: Dataset | IterableDataset, name: str) -> None:
+        """Raise `DataError` where split `name` has no such column, or it does not hold classes."""
+        check_column(split, name, "label_column", self.name)
+        label = split.features[self.name]
+        if not isinstance(label, ClassLabel) and not (
+            isinstance(label, Value) and label.dtype.startswith(CLASS_TYPES)
+        ):
+            raise DataError(f"label_column: column '{self.name}' of split '{name}' holds {label}, not classes.")
+
+    def read(self, split: Dataset) -> list:
+        """The label of each row, as it is in the data set."""
+        return split[self.name][:]
+
+    def is_unlabeled(self, values: list) -> bool:
+        """Whether no row has a label."""
+        return all(value in (None, -1) for value in values)
+
+    def encode(
+        self,
+        features: datasets.Features,
+        raw_labels: dict[str, list],
+        names: Mapping[str, str],
+        class_names: Sequence[str] | None = None,
+    ) -> tuple[list[str], dict[str, np.ndarray]]:
+        """Class names in the order of the logits, and each split's class indices; see `encode_labels`.
+
+        Args:
+            features: of the training split.
+            raw_labels: what `read` gave, by role.
+            names: each role's split, for messages.
+            class_names: of integers, or all names that strings may have.
+        """
+        labels, indices = encode_labels(features[self.name], raw_labels, names, class_names)
+        joined = joined_labels(labels)
+        if joined:
+            logger.warning(
+                "label_column: '%s' is one class; pass --problem_type %s if it is several labels of an image",
+                joined,
+                MULTI_LABEL,
+            )
+        return labels, indices
+
+    def hold_out(self, targets: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Choose rows to keep and rows to hold out, stratified by class.
+
+        Args:
+            targets: class indices `(rows,)`.
+            fraction: fraction of the rows to hold out.
+            seed: seed of the choice.
+
+        Raises:
+            ValueError: each class has one image only.
+        """
+        order = np.arange(len(targets))
+        try:
+            return tuple(train_test_split(order, test_size=fraction, stratify=targets, random_state=seed))
+        except ValueError:  # a class of one image, or fewer images to hold out than classes
+            held_out = _some_of_each_class(targets, fraction, seed)
+        kept = np.setdiff1d(order, held_out)
+        if not len(held_out) or not len(kept):
+            raise ValueError("each class has one image only")
+        logger.info(
+            "%d of %d images are held out, one or more of each class that has two", len(held_out), len(targets)
+        )
+        return kept, held_out
+
+
+def _some_of_each_class(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Rows of a fraction of each class, at least one; a class of one image keeps it.
+
+    Args:
+        labels: class indices `(rows,)`.
+        fraction: of the rows of each class.
+        seed: of the choice.
+    """
+    order = np.random.default_rng(seed).permutation(len(labels))
+    chosen = []
+    for label in np.unique(labels):
+        rows = order[labels[order] == label]
+        chosen.append(rows[: min(max(1, round(fraction * len(rows))), len(rows) - 1)])
+    return np.concatenate(chosen)
+
+
+def joined_labels(labels: Sequence[str]) -> str | None:
+    """A class name that looks like several with a separator, each of which is in other names, too; else None."""
+    for separator in SEPARATORS:
+        parts = {label: {part.strip() for part in label.split(separator)} for label in labels}
+        counts = Counter(part for some in parts.values() for part in some)
+        joined = [label for label, some in parts.items() if len(some) > 1]
+        if joined and all(counts[part] > 1 for label in joined for part in parts[label]):
+            return joined[0]
+    return None
 
 
 def check_column(split: Dataset | IterableDataset, name: str, key: str, column: str) -> None:
@@ -47,16 +143,13 @@ def check_column(split: Dataset | IterableDataset, name: str, key: str, column: 
         )
 
 
-def check_classes(split: Dataset | IterableDataset, name: str, column: str) -> None:
-    """Raise `DataError` where a column of split `name` does not hold classes."""
-    label = split.features[column]
-    if not isinstance(label, ClassLabel) and not (isinstance(label, Value) and label.dtype.startswith(CLASS_TYPES)):
-        raise DataError(f"label_column: column '{column}' of split '{name}' holds {label}, not classes.")
-
-
 def encode_labels(
-    feature, raw_labels: dict[str, list], names: dict[str, str], class_names: Sequence[str] | None = None
-) -> tuple[list[str], dict]:
+    feature: Any,
+    raw_labels: dict[str, list],
+    names: Mapping[str, str],
+    class_names: Sequence[str] | None = None,
+    rows: Mapping[str, np.ndarray] | None = None,
+) -> tuple[list[str], dict[str, np.ndarray]]:
     """Label names in class order, and each split's labels as class indices.
 
     Args:
@@ -64,23 +157,27 @@ def encode_labels(
         raw_labels: values by role; without `ClassLabel` and `class_names`, those of `train` are the classes.
         names: each role's split, for messages.
         class_names: in the order of integer labels, or all names that string labels may have.
+        rows: of the values in the data set, for messages, where it is not their place.
 
     Raises:
         DataError: a label is missing or no class; its row is named.
     """
+
+    def row_of(role: str, place: int) -> int:
+        return int(rows[role][place]) if rows else place
+
     for role, values in raw_labels.items():
         if None in values:
             missing = sum(value is None for value in values)
-            raise DataError(
-                f"Split '{names[role]}', row {values.index(None)}: the label is missing ({missing:,} such rows)."
-            )
+            row = row_of(role, values.index(None))
+            raise DataError(f"Split '{names[role]}', row {row}: the label is missing ({missing:,} such rows).")
     if isinstance(feature, ClassLabel):
         labels = list(feature.names)
         encoded = {role: np.asarray(values, dtype=np.int64) for role, values in raw_labels.items()}
         if class_names is not None:
             labels, encoded = _renamed(labels, encoded, list(class_names))
     else:
-        raw_labels = {role: _whole(values, names[role]) for role, values in raw_labels.items()}
+        raw_labels = {role: _whole(values, names[role], partial(row_of, role)) for role, values in raw_labels.items()}
         if class_names is None:
             classes = sorted(set(raw_labels["train"]))
         elif all(isinstance(value, int) for values in raw_labels.values() for value in values):
@@ -89,28 +186,33 @@ def encode_labels(
             classes = list(class_names)
         labels = [str(value) for value in (classes if class_names is None else class_names)]
         index_of = {value: index for index, value in enumerate(classes)}
-        encoded = {role: np.array([index_of.get(v, -1) for v in values]) for role, values in raw_labels.items()}
+        encoded = {
+            role: np.array([index_of.get(v, -1) for v in values], dtype=np.int64)
+            for role, values in raw_labels.items()
+        }
     for role, values in encoded.items():
         wrong = np.flatnonzero((values < 0) | (values >= len(labels)))
         if len(wrong):
-            row = int(wrong[0])
+            place = int(wrong[0])
             raise DataError(
-                f"Split '{names[role]}', row {row}: label {raw_labels[role][row]!r} is outside the {len(labels)}"
-                f" classes ({len(wrong)} such rows). Remove them or choose another split; a split without labels (-1)"
-                " can neither train nor test."
+                f"Split '{names[role]}', row {row_of(role, place)}: label {raw_labels[role][place]!r} is outside the"
+                f" {len(labels)} classes ({len(wrong)} such rows). Remove them or choose another split; a split"
+                " without labels (-1) can neither train nor test."
             )
     if len(set(labels)) != len(labels):
         raise DataError("label_column: two classes have the same name. Rename one of them.")
     return labels, encoded
 
 
-def _whole(values: list, name: str) -> list:
+def _whole(values: list, name: str, row_of: Callable[[int], int]) -> list:
     """Labels with floats as integers."""
     if not any(isinstance(value, float) for value in values):
         return values
-    for row, value in enumerate(values):
+    for place, value in enumerate(values):
         if isinstance(value, float) and not value.is_integer():
-            raise DataError(f"label_column: split '{name}', row {row}: {value:g} is not a class. Use whole numbers.")
+            raise DataError(
+                f"label_column: split '{name}', row {row_of(place)}: {value:g} is not a class. Use whole numbers."
+            )
     return [int(value) for value in values]
 
 
@@ -153,49 +255,48 @@ def read_class_names(data: DataArguments) -> list[str] | None:
     return names
 
 
-def hold_out(
-    labels: np.ndarray, fraction: float, seed: int, name: str, role: str = "validation"
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rows that stay and rows that are held out, stratified by class.
+def targets_of(split: Dataset) -> np.ndarray:
+    """Class indices `(rows,)` of a standardised split, or its 0/1 matrix `(rows, classes)`."""
+    return np.asarray(split["label"][:])
+
+
+def class_counts(targets: np.ndarray, classes: int) -> np.ndarray:
+    """Number of images of each class, `(classes,)`."""
+    return np.bincount(targets, minlength=classes) if targets.ndim == 1 else targets.sum(axis=0, dtype=np.int64)
+
+
+def is_constant(targets: np.ndarray) -> bool:
+    """Whether all images have the same labels."""
+    return bool((targets == targets[:1]).all())
+
+
+def match_classes(targets: np.ndarray, names: Sequence[str], labels: Sequence[str], where: str) -> np.ndarray:
+    """Targets in the class order of a model.
 
     Args:
-        labels: class indices `(rows,)`.
-        fraction: of the rows to hold out.
-        seed: of the choice.
-        name: of the split, for messages.
-        role: that the rows are held out for.
+        targets: class indices `(rows,)`, or a 0/1 matrix `(rows, classes)`, of a data set.
+        names: of its classes.
+        labels: of the model's classes, in the order of the logits.
+        where: the data set, for messages.
+
+    Raises:
+        DataError: a class that occurs is none of the model's.
     """
-    order = np.arange(len(labels))
-    try:
-        kept, held_out = train_test_split(order, test_size=fraction, stratify=labels, random_state=seed)
-    except ValueError:  # a class of one image, or fewer images to hold out than classes
-        held_out = _some_of_each_class(labels, fraction, seed)
-        kept = np.setdiff1d(order, held_out)
-        if not len(held_out) or not len(kept):
-            raise DataError(
-                f"{role}_fraction: no image of split '{name}' can be held out, because each class has one image only"
-                f" ({len(labels)} images). Add images, or name a {role}_split."
-            ) from None
-        logger.info(
-            "%s: %d of %d images are held out, one or more of each class that has two",
-            role,
-            len(held_out),
-            len(labels),
+    index_of = {label: index for index, label in enumerate(labels)}
+    used = np.flatnonzero(class_counts(targets, len(names)))
+    missing = [names[index] for index in used if names[index] not in index_of]
+    if missing:
+        raise DataError(
+            f"{where}: {len(missing)} of its {len(used)} classes are none of the model's {len(labels)}:"
+            f" {_some(missing)}. The model has {_some(labels)}.{nearest(missing[0], labels)}"
         )
-    return np.sort(kept), np.sort(held_out)
+    table = np.array([index_of.get(name, -1) for name in names], dtype=np.int64)
+    if targets.ndim == 1:
+        return table[targets]
+    matched = np.zeros((len(targets), len(labels)), dtype=targets.dtype)
+    matched[:, table[used]] = targets[:, used]
+    return matched
 
 
-def _some_of_each_class(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """Rows of a fraction of each class, at least one; a class of one image keeps it.
-
-    Args:
-        labels: class indices `(rows,)`.
-        fraction: of the rows of each class.
-        seed: of the choice.
-    """
-    order = np.random.default_rng(seed).permutation(len(labels))
-    chosen = []
-    for label in np.unique(labels):
-        rows = order[labels[order] == label]
-        chosen.append(rows[: min(max(1, round(fraction * len(rows))), len(rows) - 1)])
-    return np.concatenate(chosen)
+def _some(names: Sequence[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

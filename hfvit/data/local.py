@@ -34,6 +34,7 @@ from hfvit.data.folders import (
     no_split_error,
     select_images,
 )
+from hfvit.data.multilabel import flag_columns
 from hfvit.data.references import check_cards, check_saved
 from hfvit.data.tables import (
     LABEL_NAMES,
@@ -382,14 +383,15 @@ def _open_metadata(
 
     Without a label column in it, the classes are the folders, and its columns are added to the images.
     """
-    features = read_tables(metadata[:1], "metadata")[0][1].features
-    label = data.label_column or next((name for name in LABEL_NAMES if name in features), None)
-    if label in features:
+    table = read_tables(metadata[:1], "metadata")[0][1]
+    columns = data.label_columns or [name for name in LABEL_NAMES if name in table.features][:1]
+    columns = columns or _only_flags(table, data)
+    if columns and set(columns) <= set(table.features):
         return _with_images(_open_tables(data, metadata, left_out), files)
     images = select_images(files, left_out, ignored=TABLE_EXTENSIONS)
     folders = class_folders(data.dataset_name, images, left_out, _named_splits(data), empty)
     folders.notes.append(f"{metadata[0].name} has no label column; the classes are the folders.")
-    columns: dict[str, dict[str, str]] = {}
+    texts: dict[str, dict[str, str]] = {}
     for folder, table in read_tables(metadata, "metadata"):
         paths = image_column_of(table.features, data.image_column)
         if paths is None:
@@ -398,12 +400,19 @@ def _open_metadata(
             )
         for name in table.column_names:
             if name != paths:
-                known = columns.setdefault(name, {})
+                known = texts.setdefault(name, {})
                 known |= {
                     os.path.join(folder, path): str(value)
                     for path, value in zip(table[paths][:], table[name][:], strict=True)
                 }
-    return _folder_data(data, folders, left_out, columns)
+    return _folder_data(data, folders, left_out, texts)
+
+
+def _only_flags(table: Dataset, data: DataArguments) -> list[str]:
+    """The columns of 0 and 1 of a table that has no others but paths, splits and texts; see `splits.find_labels`."""
+    others = {image_column_of(table.features, data.image_column), data.text_column, split_column(table.column_names)}
+    flags = flag_columns(table, others)
+    return flags if {*flags, *others} >= set(table.column_names) else []
 
 
 # Tables
@@ -481,7 +490,7 @@ def _unsplit_table(data: DataArguments, files: list[File], left_out: LeftOut) ->
     """Open a table without splits in its name; a column may have them."""
     table = _table(data, files, "train")
     column = split_column(table.column_names)
-    by_column = split_by_column(table, column) if column and column != data.label_column else None
+    by_column = split_by_column(table, column) if column and column not in data.label_columns else None
     if by_column is None:
         split = LocalSplit(partial(_same, table), partial(_table_stream, data, files, "train"), files, len(table))
         return LocalData(data.dataset_name, {"train": split}, False, left_out, _table_layout(files))
@@ -547,10 +556,13 @@ def _open_archives(data: DataArguments, archives: list[File], left_out: LeftOut)
     else:
         groups, is_split = _by_split(data, archives, left_out)
     if is_webdataset(archives[0]):
+        if len(data.label_columns) > 1:
+            raise DataError("label_column: must be one key of the .json members of WebDataset shards. Name a list.")
+        label_column = next(iter(data.label_columns), None)
         splits = {
             split: LocalSplit(
-                partial(webdataset, shards, split, data.image_column, data.label_column),
-                partial(webdataset_stream, shards, data.image_column, data.label_column),
+                partial(webdataset, shards, split, data.image_column, label_column),
+                partial(webdataset_stream, shards, data.image_column, label_column),
                 shards,
             )
             for split, shards in groups.items()

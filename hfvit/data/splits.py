@@ -8,25 +8,26 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-from datasets import ClassLabel, Dataset, Image, IterableDataset, ReadInstruction, Value
+from datasets import ClassLabel, Dataset, Image, IterableDataset, List, ReadInstruction, Value
 from PIL import Image as PILImage
 from sklearn.model_selection import train_test_split
 
 from hfvit.data.decode import unreadable_rows
 from hfvit.data.folders import BAD_IMAGE, canonical_split, no_split_error
 from hfvit.data.labels import (
-    check_classes,
+    SingleLabel,
     check_column,
-    encode_labels,
-    find_label_column,
-    hold_out,
+    class_counts,
+    is_constant,
     read_class_names,
+    targets_of,
 )
 from hfvit.data.local import LocalData, open_local
+from hfvit.data.multilabel import MultiLabel, flag_columns, list_item
 from hfvit.data.references import check_cards
-from hfvit.data.tables import as_images, root_cause
+from hfvit.data.tables import LABEL_NAMES, SPLIT_COLUMNS, as_images, root_cause
 from hfvit.errors import DataError, nearest, one_line
-from hfvit.recipe.arguments import DEFAULT_TEST_SPLIT, DataArguments
+from hfvit.recipe.arguments import DEFAULT_TEST_SPLIT, MULTI_LABEL, SINGLE_LABEL, DataArguments
 from hfvit.utils.hub_ids import folder_or_hub_id, is_local
 
 FEW_VALIDATION_IMAGES = 30
@@ -44,6 +45,73 @@ def find_image_column(features: datasets.Features) -> str:
     raise DataError(f"image_column: the data set has {problem}. Pass the one to use.")
 
 
+def find_label_column(features: datasets.Features) -> str:
+    """The column of type `ClassLabel` or a list of it, or one of integers, strings or lists with a usual name."""
+
+    def is_class(feature) -> bool:
+        return isinstance(feature, ClassLabel) or isinstance(list_item(feature), ClassLabel)
+
+    found = [name for name, feature in features.items() if is_class(feature)]
+    if not found:
+        usual = [name for name in LABEL_NAMES if name in features]
+        found = [name for name in usual if isinstance(features[name], Value) or list_item(features[name]) is not None]
+    if not found:
+        found = [name for name, feature in features.items() if list_item(feature) is not None]
+    preferred = [name for name in LABEL_NAMES if name in found]
+    if len(found) == 1 or preferred:
+        return (preferred or found)[0]
+    what = f"several label columns ({', '.join(found)})" if found else f"no label column among {', '.join(features)}"
+    raise DataError(f"label_column: the data set has {what}; name the one to use.")
+
+
+def find_labels(
+    split: Dataset | IterableDataset, data: DataArguments | None = None, image_column: str | None = None
+) -> SingleLabel | MultiLabel:
+    """Decide which columns hold the labels, and whether an image has one of them or several.
+
+    Args:
+        split: the training split.
+        data: `label_column`, `problem_type` and `label_separator`; None to find all by type.
+        image_column: holds no labels.
+
+    Raises:
+        DataError: the columns are not clear, or do not fit `problem_type`.
+    """
+    columns = data.label_columns if data else []
+    problem_type = data.problem_type if data else None
+    separator = data.label_separator if data else None
+    if not columns:
+        try:
+            columns = [find_label_column(split.features)]
+        except DataError as error:
+            columns = _only_flags(split, (image_column, data.text_column if data else None), error)
+    several = len(columns) > 1 or list_item(split.features.get(columns[0])) is not None
+    if several and problem_type == SINGLE_LABEL:
+        raise DataError(
+            f"label_column: '{columns[0]}' holds several labels an image, which problem_type={SINGLE_LABEL} does not"
+            " allow. Leave problem_type out."
+        )
+    if several or problem_type == MULTI_LABEL or separator:
+        return MultiLabel(columns, separator)
+    return SingleLabel(columns[0])
+
+
+def _only_flags(split: Dataset | IterableDataset, others: tuple[str | None, ...], error: DataError) -> list[str]:
+    """The columns of 0 and 1 where there are no columns but these, `others` and those that name splits.
+
+    Args:
+        split: the training split.
+        others: columns that are not labels.
+        error: raised where the labels are not clear.
+    """
+    others = (*others, *(name for name in split.features if name.lower() in SPLIT_COLUMNS))
+    flags = flag_columns(split, others) if isinstance(split, Dataset) else []
+    if flags and {*flags, *others} >= set(split.features):
+        return flags
+    hint = f" Columns of 0 and 1 are {', '.join(flags)}: --label_column {' '.join(flags[:3])}." if flags else ""
+    raise DataError(f"{error}{hint}")
+
+
 def check_image_column(split: Dataset | IterableDataset, name: str, column: str) -> None:
     """Raise `DataError` if the split `name` has no image column `column`."""
     check_column(split, name, "image_column", column)
@@ -52,15 +120,19 @@ def check_image_column(split: Dataset | IterableDataset, name: str, column: str)
 
 
 def check_columns(
-    split: Dataset | IterableDataset, name: str, image_column: str, label_column: str, text_column: str | None = None
+    split: Dataset | IterableDataset,
+    name: str,
+    image_column: str,
+    labels: SingleLabel | MultiLabel,
+    text_column: str | None = None,
 ) -> None:
-    """Check that the columns exist and hold images, classes and texts.
+    """Check that the columns exist and hold images, labels and texts.
 
     Args:
         split: one split of a data set.
         name: of the split, for messages.
         image_column: must be of type `Image`.
-        label_column: must hold classes.
+        labels: of `find_labels`.
         text_column: must hold texts; None for images alone.
 
     Raises:
@@ -68,17 +140,16 @@ def check_columns(
     """
     check_image_column(split, name, image_column)
     if text_column is not None:
-        _check_text_column(split, name, text_column, label_column)
-    check_column(split, name, "label_column", label_column)
-    check_classes(split, name, label_column)
+        _check_text_column(split, name, text_column, labels)
+    labels.check(split, name)
 
 
-def _check_text_column(split: Dataset, name: str, column: str, label_column: str) -> None:
+def _check_text_column(split: Dataset, name: str, column: str, labels: SingleLabel | MultiLabel) -> None:
     check_column(split, name, "text_column", column)
     text = split.features[column]
     if not isinstance(text, Value) or text.dtype not in ("string", "large_string"):
         raise DataError(f"text_column: column '{column}' of split '{name}' holds {text}, not texts.")
-    if column == label_column:
+    if column == labels.name:
         raise DataError(f"text_column: '{column}' is the label column; a model that reads it has nothing to learn.")
 
 
@@ -91,9 +162,12 @@ def undecoded(split: Dataset, image_column: str, text_column: str | None = None)
     return table.add_column("row", np.arange(len(table)))
 
 
-def standardise(split: Dataset, image_column: str, labels: np.ndarray, text_column: str | None = None) -> Dataset:
-    """Columns `image`, `row`, `text` (see `undecoded`) and `label` (class index) only."""
-    return undecoded(split, image_column, text_column).add_column("label", labels.astype(np.int64))
+def standardise(split: Dataset, image_column: str, targets: np.ndarray, text_column: str | None = None) -> Dataset:
+    """Columns `image`, `row`, `text` (see `undecoded`) and `label` (class index, or a 0/1 list) only."""
+    table = undecoded(split, image_column, text_column)
+    if targets.ndim == 1:
+        return table.add_column("label", targets.astype(np.int64))
+    return table.add_column("label", targets.tolist(), feature=List(Value("uint8"), length=targets.shape[1]))
 
 
 DIGITS = "digits"
@@ -118,6 +192,7 @@ class ImageSplits:
     sources: dict[str, str]
     whole: dict[str, Dataset]
     facts: dict
+    kind: SingleLabel | MultiLabel
 
     @property
     def labels(self) -> list[str]:
@@ -130,8 +205,13 @@ class ImageSplits:
         return self.facts["image_column"]
 
     @property
-    def label_column(self) -> str:
+    def label_column(self) -> str | list[str]:
         return self.facts["label_column"]
+
+    @property
+    def problem_type(self) -> str:
+        """`single_label_classification` or `multi_label_classification`, as in transformers."""
+        return self.facts.get("problem_type", SINGLE_LABEL)
 
     def __getitem__(self, role: str) -> Dataset | IterableDataset:
         return {"train": self.train, "validation": self.validation, "test": self.test}[role]
@@ -143,8 +223,8 @@ class ImageSplits:
             for name, facts in self.facts["splits"].items()
         )
         return (
-            f"{self.facts['dataset_name']}: images from column '{self.image_column}', {len(self.labels)} classes from"
-            f" column '{self.label_column}'; {sizes} images"
+            f"{self.facts['dataset_name']}: images from column '{self.image_column}',"
+            f" {self.kind.describe(len(self.labels))}; {sizes} images"
         )
 
 
@@ -173,17 +253,17 @@ def load_whole_splits(data: DataArguments, seed: int = 42, local: LocalData | No
             loaded[role] = load_split(data, name, f"{role}_split", local)
     features = loaded["train"].features
     image_column = data.image_column or find_image_column(features)
-    label_column = data.label_column or find_label_column(features)
     text_column = data.text_column
+    kind = find_labels(loaded["train"], data, image_column)
     for role, split in loaded.items():
-        check_columns(split, names[role], image_column, label_column, text_column)
+        check_columns(split, names[role], image_column, kind, text_column)
     _check_overlap(names, {role: _lengths(split, local) for role, split in loaded.items()})
 
-    raw_labels = {role: split[label_column][:] for role, split in loaded.items()}
-    _drop_unlabeled(data, names, raw_labels, loaded)
-    labels, indices = encode_labels(features[label_column], raw_labels, names, read_class_names(data))
+    raw_labels = {role: kind.read(split) for role, split in loaded.items()}
+    _drop_unlabeled(data, names, raw_labels, loaded, kind)
+    labels, targets = kind.encode(features, raw_labels, names, read_class_names(data))
     commit = dataset_commit(file["filename"] for file in loaded["train"].cache_files)
-    loaded = {role: standardise(split, image_column, indices[role], text_column) for role, split in loaded.items()}
+    loaded = {role: standardise(split, image_column, targets[role], text_column) for role, split in loaded.items()}
     left_out = {role: _left_out(local, names[role]) for role in loaded}
     if local:
         local.log()
@@ -192,18 +272,19 @@ def load_whole_splits(data: DataArguments, seed: int = 42, local: LocalData | No
             loaded[role] = skip_bad_images(loaded[role], names[role], left_out[role])
     whole = dict(loaded)
     sources = {role: names[role] for role in loaded}
-    held_out = _hold_out_splits(data, seed, local, loaded, names)
+    held_out = _hold_out_splits(data, seed, local, loaded, names, kind)
     for role in held_out:
         sources[role] = data.train_split
         whole[role] = whole["train"]
-    if len(np.unique(loaded["train"]["label"])) < 2:
+    if is_constant(targets_of(loaded["train"])):
         raise DataError(f"train_split: '{data.train_split}' holds one class only; a classifier needs two or more.")
     limits = {"train": data.max_train_samples, "validation": data.max_eval_samples, "test": data.max_eval_samples}
     loaded = {role: at_most(split, limits[role], seed) for role, split in loaded.items()}
 
     roles = [role for role in ("train", "validation", "test") if role in loaded]
-    columns = {"image_column": image_column, "label_column": label_column}
+    columns = {"image_column": image_column, "label_column": kind.name}
     columns |= {"text_column": text_column} if text_column else {}
+    columns |= {"problem_type": kind.problem_type} if kind.problem_type != SINGLE_LABEL else {}
     shown = {role: (names[role], len(loaded[role]), loaded[role]._fingerprint) for role in roles}
     facts = data_facts(data, commit, columns, labels, shown)
     for role, fraction in held_out.items():
@@ -220,6 +301,7 @@ def load_whole_splits(data: DataArguments, seed: int = 42, local: LocalData | No
         sources={role: sources[role] for role in loaded},
         whole=whole,
         facts=facts,
+        kind=kind,
     )
 
 
@@ -315,12 +397,24 @@ def _check_overlap(names: Mapping[str, str], lengths: Mapping[str, Mapping[str, 
 
 
 def _drop_unlabeled(
-    data: DataArguments, names: dict[str, str], raw_labels: dict[str, list], loaded: dict[str, Dataset]
+    data: DataArguments,
+    names: dict[str, str],
+    raw_labels: dict[str, list],
+    loaded: dict[str, Dataset],
+    kind: SingleLabel | MultiLabel,
 ) -> None:
-    """Leave out a validation or test split without any labels that the recipe does not name."""
+    """Leave out a validation or test split without any labels that the recipe does not name.
+
+    Args:
+        data: the splits that the recipe names.
+        names: splits by role; changed.
+        raw_labels: their labels; changed.
+        loaded: splits by role; changed.
+        kind: of the labels.
+    """
     chosen = {"validation": data.validation_split is None, "test": data.test_split == DEFAULT_TEST_SPLIT}
     for role, is_default in chosen.items():
-        if is_default and role in loaded and all(value in (None, -1) for value in raw_labels[role]):
+        if is_default and role in loaded and kind.is_unlabeled(raw_labels[role]):
             logger.warning("%s: split '%s' has no labels and is not used", role, names[role])
             for known in (names, raw_labels, loaded):
                 del known[role]
@@ -357,7 +451,12 @@ def skip_bad_images(split: Dataset, name: str, left_out: dict[str, int]) -> Data
 
 
 def _hold_out_splits(
-    data: DataArguments, seed: int, local: LocalData | None, loaded: dict[str, Dataset], names: dict[str, str]
+    data: DataArguments,
+    seed: int,
+    local: LocalData | None,
+    loaded: dict[str, Dataset],
+    names: dict[str, str],
+    kind: SingleLabel | MultiLabel,
 ) -> dict[str, float]:
     """Hold validation and test images out of train where no split has the role; returns their fractions.
 
@@ -369,6 +468,7 @@ def _hold_out_splits(
         local: the data set, if it is local files.
         loaded: splits by role; changed.
         names: of the splits by role; changed.
+        kind: of the labels, which stratifies.
     """
     fractions: dict[str, float] = {}
     if "validation" not in loaded:
@@ -378,9 +478,15 @@ def _hold_out_splits(
     for role, fraction in fractions.items():
         train = loaded["train"]
         share = fraction if len(fractions) == 1 or role == "validation" else fraction / (1 - fractions["validation"])
-        kept, held_out = hold_out(np.asarray(train["label"]), share, seed, data.train_split, role)
-        loaded["train"] = train.select(kept)
-        loaded[role] = train.select(held_out)
+        try:
+            kept, held_out = kind.hold_out(targets_of(train), share, seed)
+        except ValueError as error:
+            raise DataError(
+                f"{role}_fraction: no image of split '{data.train_split}' can be held out, because {error}"
+                f" ({len(train)} images). Add images, or name a {role}_split."
+            ) from None
+        loaded["train"] = train.select(np.sort(kept))
+        loaded[role] = train.select(np.sort(held_out))
         names[role] = f"{data.train_split}, {fraction:g}{HELD_OUT}"
     if "test" in fractions and data.test_split is None:
         logger.info(
@@ -394,7 +500,7 @@ def _hold_out_splits(
 def warn_about_sizes(splits: ImageSplits) -> None:
     """Warn about few validation images and about classes without images."""
     labels = splits.labels
-    counts = {role: np.bincount(splits[role]["label"], minlength=len(labels)) for role in splits.sources}
+    counts = {role: class_counts(targets_of(splits[role]), len(labels)) for role in splits.sources}
     if "train" in counts:
         missing = [labels[index] for index in np.flatnonzero(counts["train"] == 0)]
         if missing:
@@ -403,10 +509,11 @@ def warn_about_sizes(splits: ImageSplits) -> None:
         if single:
             logger.warning("train: %d of %d classes have one image: %s", len(single), len(labels), _some(single))
     validation = counts["validation"]
-    if validation.sum() < FEW_VALIDATION_IMAGES:
+    images = len(splits["validation"])
+    if images < FEW_VALIDATION_IMAGES:
         logger.warning(
             "validation: %d images select the checkpoint; below %d the choice is mostly chance",
-            validation.sum(),
+            images,
             FEW_VALIDATION_IMAGES,
         )
     present = counts["train"] > 0 if "train" in counts else np.ones(len(labels), dtype=bool)
@@ -422,7 +529,7 @@ def _some(names: list[str], most: int = 8) -> str:
 def data_facts(
     data: DataArguments,
     commit: str | None,
-    columns: dict[str, str],
+    columns: dict[str, str | list[str]],
     labels: list[str],
     splits: dict[str, tuple[str, int | None, str]],
 ) -> dict:
@@ -431,7 +538,7 @@ def data_facts(
     Args:
         data: name, configuration and revision of the data set.
         commit: of a data set on the Hub, else None.
-        columns: option -> column, of the columns that were found.
+        columns: option -> column, of the columns that were found, and the type of the problem where it is not usual.
         labels: class names in the order of the logits.
         splits: role -> source, rows (None for a stream of unknown length) and fingerprint.
     """

@@ -10,7 +10,7 @@ from datasets.fingerprint import Hasher
 from datasets.utils.file_utils import is_local_path, xopen
 
 from hfvit.data.folders import no_split_error
-from hfvit.data.labels import encode_labels, find_label_column, read_class_names
+from hfvit.data.labels import SingleLabel, read_class_names
 from hfvit.data.local import LocalData, open_local
 from hfvit.data.open_image import DEFAULT_LIMITS
 from hfvit.data.references import check_cards
@@ -23,6 +23,7 @@ from hfvit.data.splits import (
     data_facts,
     dataset_commit,
     find_image_column,
+    find_labels,
     is_folder_builder,
     standardise,
     why_not_loaded,
@@ -55,9 +56,12 @@ def stream_splits(
 
     train = streams["train"]
     image_column = data.image_column or find_image_column(train.features)
-    label_column = data.label_column or find_label_column(train.features)
+    kind = find_labels(train, data, image_column)
+    if not isinstance(kind, SingleLabel):
+        raise DataError("streaming: not available with several labels an image. Set streaming to false.")
+    label_column = kind.name
     for role, stream in streams.items():
-        check_columns(stream, names[role], image_column, label_column)
+        check_columns(stream, names[role], image_column, kind)
     class_label = train.features[label_column]
     class_names = read_class_names(data)
     if not isinstance(class_label, ClassLabel) and class_names is None:
@@ -70,8 +74,8 @@ def stream_splits(
     check_length(images)
 
     loaded = {role: source.load(names[role], streams[role], f"{role}_split") for role in names if role != "train"}
-    raw_labels = {role: split[label_column][:] for role, split in loaded.items()}
-    labels, indices = encode_labels(class_label, raw_labels, names, class_names)
+    raw_labels = {role: kind.read(split) for role, split in loaded.items()}
+    labels, indices = kind.encode(train.features, raw_labels, names, class_names)
     whole = {role: standardise(split, image_column, indices[role]) for role, split in loaded.items()}
     loaded = {role: at_most(split, data.max_eval_samples, seed) for role, split in whole.items()}
     columns = {"image_column": image_column, "label_column": label_column}
@@ -86,6 +90,7 @@ def stream_splits(
         sources={role: names[role] for role in loaded},
         whole=whole,
         facts=data_facts(data, source.commit, columns, labels, shown),
+        kind=kind,
     )
 
 

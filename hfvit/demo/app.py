@@ -25,6 +25,9 @@ INSTALL = 'pip install "hfvit[demo]"'
 FONTS = ["system-ui", "sans-serif"]
 MONOSPACE_FONTS = ["ui-monospace", "monospace"]
 ATTENTION_LABEL = "Attention (bright: high)"
+CLASSES_NOTE = "The model predicts one of them for any image, even one of something else."
+LABELS_NOTE = "The model looks for these only, each by itself."
+NOTHING_FOUND = "none"
 
 
 def load_gradio():
@@ -44,6 +47,9 @@ def load_gradio():
 def build_app(gradio, classifier: Classifier, top_k: int = 5, examples: list[str] = ()):
     """Build the app, a `gradio.Blocks` with the endpoint `/classify`.
 
+    The endpoint returns the classes, of a model with thresholds those that reach them, and an attention map where
+    there is one.
+
     Args:
         gradio: the module, from `load_gradio`.
         classifier: classifier of images, without texts.
@@ -52,9 +58,15 @@ def build_app(gradio, classifier: Classifier, top_k: int = 5, examples: list[str
     """
     attention_view = AttentionView.create(classifier)
 
+    has_thresholds = classifier.thresholds is not None
+
+    def output_values(best: dict[str, float] | None, found: str | None, attention_image: Image.Image | None):
+        values = [best, *([found] if has_thresholds else []), *([attention_image] if attention_view else [])]
+        return tuple(values) if len(values) > 1 else best
+
     def classify(content: bytes | None):
         if content is None:
-            return (None, None) if attention_view else None
+            return output_values(None, None, None)
         try:
             image = read_bytes(content, "The file cannot be read as an image")
         except DataError as error:
@@ -63,16 +75,16 @@ def build_app(gradio, classifier: Classifier, top_k: int = 5, examples: list[str
             logits, attention_image = attention_view.classify(image)
         else:
             logits = classifier.logits([image])
+            attention_image = None
         if not np.isfinite(logits).all():
             raise gradio.Error("The model's logits are NaN or infinite.", print_exception=False)
-        best = classifier.best(logits, top_k)[0]
-        return (best, attention_image) if attention_view else best
+        found = ", ".join(classifier.best(logits)[0]) or NOTHING_FOUND
+        return output_values(classifier.best(logits, top_k)[0], found, attention_image)
 
     name = Path(classifier.name).name or classifier.name
     with gradio.Blocks(title=name, analytics_enabled=False) as app:
         gradio.Markdown(
-            f"# {markdown(name)}\n{len(classifier.labels)} classes. The model predicts one of them for any image, even"
-            " one of something else."
+            f"# {markdown(name)}\n{len(classifier.labels)} classes. {LABELS_NOTE if has_thresholds else CLASSES_NOTE}"
         )
         with gradio.Row():
             with gradio.Column():
@@ -82,6 +94,8 @@ def build_app(gradio, classifier: Classifier, top_k: int = 5, examples: list[str
                     gradio.Examples([[str(example)] for example in examples], image_input, cache_examples=False)
             with gradio.Column():
                 outputs = [gradio.Label(label="Classes", num_top_classes=top_k)]
+                if has_thresholds:
+                    outputs.append(gradio.Textbox(label="Classes that reach their thresholds", interactive=False))
                 if attention_view:
                     outputs.append(
                         gradio.Image(label=ATTENTION_LABEL, interactive=False, height=300, buttons=["fullscreen"])

@@ -134,6 +134,7 @@ def write_page(
         values = {
             "title": title,
             "labels": head.labels,
+            "multi_label": head.thresholds is not None,
             "examples": _write_examples(examples[:MAX_EXAMPLES], page),
             "hosts": "".join(f" {host}" for host in runtime.hosts),
             "input": "{1} x {0}".format(*_input_size(steps)),
@@ -149,6 +150,7 @@ def write_page(
                 "bytes": file.stat().st_size + runtime.bytes,
                 "labels": head.labels,
                 "multi_label": head.multi_label,
+                "thresholds": head.thresholds,
                 "steps": steps,
                 "top_k": top_k,
             },
@@ -272,9 +274,11 @@ def _metadata(
     shown = [("Model", architecture, "{1} x {0} pixels".format(*input_size))] if architecture else []
     gate = known.gate if known else None
     if gate:
-        low, high = (f"{100 * bound:.1f}" for bound in gate.accuracy_interval)
+        score = gate.score
+        low, high = (f"{100 * bound:.1f}" for bound in score.interval)
         images = f"{gate.data.images:,} images"
-        shown.append(("Accuracy", f"{100 * gate.accuracy:.1f} %", f"{low} to {high} % (95 % interval), {images}"))
+        name = score.name[0].upper() + score.name[1:]
+        shown.append((name, f"{100 * score.value:.1f} %", f"{low} to {high} % (95 % interval), {images}"))
     weights = "INT8 weights" if BROWSER_FILES[file.name] == "q8" else "float32 weights"
     shown.append(("Download", f"{file.stat().st_size / 1e6:.1f} MB", f"{weights}, without the runtime"))
     return [dict(zip(("name", "value", "note"), entry, strict=True)) for entry in shown]

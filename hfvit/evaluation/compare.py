@@ -21,6 +21,7 @@ from hfvit.evaluation.split import EvaluationSplit
 from hfvit.inference.classifier import Classifier, batched, load_classifier
 from hfvit.inference.execution_providers import Providers
 from hfvit.metrics.classification import accuracy_interval
+from hfvit.metrics.multilabel import bootstrap_intervals, decisions, multilabel_scalars, probabilities_of
 from hfvit.utils.environment import hardware
 from hfvit.utils.files import check_replaceable, wrap_write_errors
 from hfvit.utils.formatting import aligned
@@ -31,8 +32,7 @@ CALLS = 10  # per round, at most
 ROUND_SECONDS = 1.0  # per round, at most
 PREPROCESSING_MARK = "*"  # marks rows whose speed includes the preprocessing
 HEADER = (
-    "artifact", "accuracy", "95 % interval", "change", "agreement", "max |dlogit|", "MB", "p50 ms", "p95 ms",
-    "images/s", "threads",
+    "95 % interval", "change", "agreement", "max |dlogit|", "MB", "p50 ms", "p95 ms", "images/s", "threads",
 )  # fmt: skip
 
 
@@ -67,10 +67,15 @@ class Comparison:
         """Format accuracy and speed of the artifacts, data and limits."""
         data = self.gate.data
         limits = self.gate.limits
-        cells = [HEADER, *(_cells(row, is_reference=index == 0) for index, row in enumerate(self.rows))]
-        requirement = f"accuracy at most {limits.max_accuracy_drop:g} points below the reference"
+        score = self.rows[0].score
+        cells = [
+            ("artifact", score.name, *HEADER),
+            *(_cells(row, is_reference=index == 0) for index, row in enumerate(self.rows)),
+        ]
+        requirement = f"{score.name} at most {limits.max_accuracy_drop:g} points below the reference"
         if limits.min_agreement is not None:
-            requirement += f", top-1 agreement at least {limits.min_agreement:.2%}"
+            what = "top-1 agreement" if score.key == "accuracy" else "agreement on all labels"
+            requirement += f", {what} at least {limits.min_agreement:.2%}"
         lines = [
             *aligned(cells),
             "",
@@ -102,8 +107,9 @@ def compare(
         reference: artifact to compare with, as a path, Hub id or `Classifier`.
         others: artifacts to compare.
         split: labeled images.
-        max_accuracy_drop: largest drop in accuracy, in percentage points.
-        min_agreement: smallest fraction of images, 0 to 1, with the class that the reference predicts. Default: none.
+        max_accuracy_drop: largest drop in accuracy, of a multi-label model in micro F1, in percentage points.
+        min_agreement: smallest fraction of images, 0 to 1, with the class, or all labels, that the reference predicts.
+            Default: none.
         batch_size: images per batch, also for the throughput.
         device: device of the artifacts that are loaded here. Default: CUDA if available.
         threads: CPU threads of the artifacts that are loaded here. Default: PyTorch's.
@@ -118,7 +124,7 @@ def compare(
     """
     classifiers = _load_all((reference, *others), device, threads, providers)
     orders = [_class_order(classifier, split.classes) for classifier in classifiers]
-    tallies = [_Tally() for _ in classifiers]
+    tallies = [_tally(classifier, order, split) for classifier, order in zip(classifiers, orders, strict=True)]
     keys = [classifier.preprocessing for classifier in classifiers]
     # disable=None: tqdm draws on a terminal only, not in a log.
     with tqdm(total=len(split), unit="image", desc="validate", disable=None if show_progress else True) as bar:
@@ -178,6 +184,19 @@ def _load_all(artifacts, device: str | None, threads: int | None, providers: Pro
     ]
 
 
+def _tally(classifier: Classifier, order: list[int], split: EvaluationSplit) -> "_Tally | _LabelTally":
+    """What counts the answers of an artifact.
+
+    Args:
+        classifier: the artifact.
+        order: where it has the classes of the split.
+        split: whose images have one class or several labels.
+    """
+    if split.labels.ndim == 1:
+        return _Tally()
+    return _LabelTally(None if classifier.thresholds is None else classifier.thresholds[order])
+
+
 class _Tally:
     """Running counts of one artifact, so that only one batch of logits is in memory."""
 
@@ -202,6 +221,46 @@ class _Tally:
             "agreement": self.agreed / count,
             "max_logit_difference": self.difference,
             "not_finite": self.not_finite,
+        }
+
+
+class _LabelTally:
+    """Logits of one artifact on images with several labels; average precision needs them all.
+
+    Args:
+        thresholds: of the probabilities, `(classes,)`; None for 0.5.
+    """
+
+    def __init__(self, thresholds: np.ndarray | None):
+        self.thresholds = thresholds
+        self.logits: list[np.ndarray] = []
+        self.targets: list[np.ndarray] = []
+
+    def add(self, logits: np.ndarray, expected: np.ndarray, labels: np.ndarray) -> None:
+        self.logits.append(logits)
+        self.targets.append(labels)
+
+    def _all(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """All logits, probabilities and decisions `(images, classes)`."""
+        logits = np.concatenate(self.logits)
+        probabilities = probabilities_of(logits)
+        return logits, probabilities, decisions(probabilities, self.thresholds)
+
+    def result(self, reference: "_LabelTally", count: int) -> dict:
+        logits, probabilities, predicted = self._all()
+        expected, _, answers = reference._all()
+        targets = np.concatenate(self.targets).astype(np.int64)
+        scores = [multilabel_scalars(tally._all()[0], targets, tally.thresholds) for tally in (self, reference)]
+        finite = np.isfinite(logits).all(axis=1)
+        both = finite & np.isfinite(expected).all(axis=1)
+        return {
+            "micro_f1": scores[0]["micro_f1"],
+            "micro_f1_interval": tuple(bootstrap_intervals(probabilities, targets, predicted)["micro_f1_interval"]),
+            "map": scores[0]["map"],
+            "change_points": 100 * (scores[0]["micro_f1"] - scores[1]["micro_f1"]),
+            "agreement": float((finite & (predicted == answers).all(axis=1)).mean()),
+            "max_logit_difference": float(np.abs(logits[both] - expected[both]).max(initial=0.0)),
+            "not_finite": int((~finite).sum()),
         }
 
 
@@ -257,8 +316,8 @@ def _failure(row: ArtifactResult, reference: ArtifactResult, limits: GateLimits)
         reasons.append(f"its logits are NaN or infinite for {row.not_finite:,} images")
     if -row.change_points > limits.max_accuracy_drop + 1e-9:
         reasons.append(
-            f"its accuracy of {row.accuracy:.2%} is {-row.change_points:.2f} points below the reference's"
-            f" {reference.accuracy:.2%} (max_accuracy_drop is {limits.max_accuracy_drop:g})"
+            f"its {row.score.name} of {row.score.value:.2%} is {-row.change_points:.2f} points below the reference's"
+            f" {reference.score.value:.2%} (max_accuracy_drop is {limits.max_accuracy_drop:g})"
         )
     if limits.min_agreement is not None and row.agreement < limits.min_agreement - 1e-9:
         reasons.append(
@@ -269,13 +328,13 @@ def _failure(row: ArtifactResult, reference: ArtifactResult, limits: GateLimits)
 
 
 def _cells(row: ArtifactResult, is_reference: bool) -> tuple[str, ...]:
-    low, high = row.accuracy_interval
+    low, high = row.score.interval
     against = ("reference", "", "")
     if not is_reference:
         against = (f"{row.change_points:+.2f}", f"{row.agreement:.2%}", f"{row.max_logit_difference:.2g}")
     return (
         row.title + (f" {PREPROCESSING_MARK}" if row.includes_preprocessing else ""),
-        f"{row.accuracy:.2%}",
+        f"{row.score.value:.2%}",
         f"{low:.2%} - {high:.2%}",
         *against,
         f"{row.megabytes:.1f}",

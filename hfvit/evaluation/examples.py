@@ -3,16 +3,19 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from transformers import PreTrainedConfig
 
 from hfvit.artifacts.run_record import write_examples
 from hfvit.artifacts.run_sections import ExampleImage, ExampleImages
 from hfvit.data.dataset import ImageDataset
 from hfvit.data.text import TEXT_INPUTS
 from hfvit.metrics.classification import log_normalizers
+from hfvit.metrics.multilabel import DEFAULT_THRESHOLD, decisions, probabilities_of
 from hfvit.models.attention import attention_rollout
 
 logger = logging.getLogger(__name__)
@@ -20,6 +23,7 @@ logger = logging.getLogger(__name__)
 MAX_MISTAKES = 16
 MAX_MAPS = 8
 MAX_PIXELS = 224  # longer side of a saved image
+NO_LABEL = "none"
 
 
 def most_confident_mistakes(logits: np.ndarray, labels: np.ndarray, count: int = MAX_MISTAKES) -> np.ndarray:
@@ -58,6 +62,92 @@ def images_of_all_classes(labels: np.ndarray, count: int = MAX_MAPS) -> np.ndarr
     return order[np.argsort(rank, kind="stable")][:count]
 
 
+class ClassAnswers:
+    """Answers of a classifier of one class an image.
+
+    Args:
+        logits: `(images, classes)`.
+        labels: class indices `(images,)`.
+        names: of the classes.
+    """
+
+    def __init__(self, logits: np.ndarray, labels: np.ndarray, names: Sequence[str]):
+        self.labels = labels
+        self.names = names
+        self.predicted, self.confidence = _predictions(logits)
+        self.mistakes = most_confident_mistakes(logits, labels)
+        self.of_all_classes = images_of_all_classes(labels)
+
+    def describe(self, place: int) -> dict[str, Any]:
+        """Class, predicted class and its probability of an image."""
+        return {
+            "true": self.names[self.labels[place]],
+            "predicted": self.names[self.predicted[place]],
+            "confidence": float(self.confidence[place]),
+        }
+
+
+class LabelAnswers:
+    """Answers of a classifier of several labels an image.
+
+    The mistakes are the images with the probability that lies farthest beyond its threshold on the wrong side.
+
+    Args:
+        logits: `(images, classes)`.
+        targets: 0 and 1, `(images, classes)`.
+        names: of the classes.
+        thresholds: of the probabilities, `(classes,)`; None for 0.5.
+    """
+
+    def __init__(
+        self, logits: np.ndarray, targets: np.ndarray, names: Sequence[str], thresholds: Sequence[float] | None = None
+    ):
+        self.names = np.array(names)
+        self.probabilities = probabilities_of(logits)
+        self.targets = targets.astype(bool)
+        self.predicted = decisions(self.probabilities, thresholds).astype(bool)
+        limits = np.full(len(names), DEFAULT_THRESHOLD) if thresholds is None else np.asarray(thresholds)
+        self.beyond = np.where(self.predicted != self.targets, np.abs(self.probabilities - limits), -1.0)
+        worst = self.beyond.max(axis=1)
+        wrong = np.flatnonzero(worst >= 0)
+        self.mistakes = wrong[np.argsort(-worst[wrong], kind="stable")][:MAX_MISTAKES]
+        shown = np.flatnonzero(self.targets.any(axis=1))
+        shown = shown if len(shown) else np.arange(len(targets))
+        self.of_all_classes = shown[images_of_all_classes(self.targets[shown].argmax(axis=1))]
+
+    def describe(self, place: int) -> dict[str, Any]:
+        """Labels and predicted labels of an image; confidence of the worst mistake, else of the least sure label."""
+        asked = self.beyond[place].argmax() if self.beyond[place].max() >= 0 else None
+        if asked is None:
+            sure = np.where(self.predicted[place], self.probabilities[place], 1 - self.probabilities[place])
+            asked = sure.argmin()
+        share = self.probabilities[place, asked]
+        return {
+            "true": self._shown(self.targets[place]),
+            "predicted": self._shown(self.predicted[place]),
+            "confidence": float(share if self.predicted[place, asked] else 1 - share),
+        }
+
+    def _shown(self, has: np.ndarray) -> str:
+        return ", ".join(self.names[has]) or NO_LABEL
+
+
+def answers_of(
+    logits: np.ndarray, targets: np.ndarray, names: Sequence[str], config: PreTrainedConfig
+) -> ClassAnswers | LabelAnswers:
+    """The answers of a model.
+
+    Args:
+        logits: `(images, classes)`.
+        targets: class indices `(images,)`, or 0 and 1 `(images, classes)`.
+        names: of the classes.
+        config: of the model, with its thresholds.
+    """
+    if targets.ndim == 1:
+        return ClassAnswers(logits, targets, names)
+    return LabelAnswers(logits, targets, names, getattr(config, "thresholds", None))
+
+
 class Examples:
     """Example images of one split for the report.
 
@@ -65,29 +155,16 @@ class Examples:
         role: `test` or `validation`.
         dataset: the split as evaluation reads it.
         rows: row of each image in the data set's split, `(images,)`.
-        logits: logits of the evaluation, `(images, classes)`.
-        labels: class indices, `(images,)`.
-        names: class names.
+        answers: predictions of the model, from `answers_of`.
     """
 
-    def __init__(
-        self,
-        role: str,
-        dataset: ImageDataset,
-        rows: Sequence[int],
-        logits: np.ndarray,
-        labels: np.ndarray,
-        names: list[str],
-    ):
+    def __init__(self, role: str, dataset: ImageDataset, rows: Sequence[int], answers: ClassAnswers | LabelAnswers):
         self.dataset = dataset
         self.rows = rows
-        self.names = names
-        self.labels = labels
-        self.predicted, self.confidence = _predictions(logits)
-        self.attention_indices = images_of_all_classes(labels)
-        mistakes = most_confident_mistakes(logits, labels)
-        self.record = ExampleImages(split=role, mistakes=self._describe(mistakes))
-        self.arrays = {"mistakes": self._read_images(mistakes)}
+        self.answers = answers
+        self.attention_indices = answers.of_all_classes
+        self.record = ExampleImages(split=role, mistakes=self._describe(answers.mistakes))
+        self.arrays = {"mistakes": self._read_images(answers.mistakes)}
 
     def add_attention(self, model, preprocessing, device: torch.device, is_sharded: bool = False) -> None:
         """Add attention rollout maps, or record the reason why there are none.
@@ -122,15 +199,7 @@ class Examples:
         write_examples(output_dir, self.arrays)
 
     def _describe(self, indices: np.ndarray) -> list[ExampleImage]:
-        return [
-            ExampleImage(
-                row=int(self.rows[index]),
-                true=self.names[self.labels[index]],
-                predicted=self.names[self.predicted[index]],
-                confidence=float(self.confidence[index]),
-            )
-            for index in indices
-        ]
+        return [ExampleImage(row=int(self.rows[index]), **self.answers.describe(index)) for index in indices]
 
     def _read_images(self, indices: np.ndarray) -> np.ndarray:
         """Read images as evaluation does: uint8 `(images, height, width, 3)`."""

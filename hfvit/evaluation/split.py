@@ -10,24 +10,25 @@ from datasets import Dataset
 from PIL import Image
 
 import hfvit.models.image_text  # noqa: F401
-from hfvit.artifacts.artifact import class_names, find_artifact
+from hfvit.artifacts.artifact import find_artifact, read_head
 from hfvit.artifacts.constants import RECIPE_FILE
 from hfvit.artifacts.gate import EvaluationData
 from hfvit.data.decode import decode
 from hfvit.data.factory import load_splits
-from hfvit.data.labels import encode_labels, find_label_column, read_class_names
+from hfvit.data.labels import match_classes, read_class_names, targets_of
 from hfvit.data.splits import (
     HELD_OUT,
     at_most,
     check_columns,
     find_image_column,
+    find_labels,
     load_split,
     open_source,
     skip_bad_images,
     standardise,
 )
-from hfvit.errors import DataError, HFViTError, nearest, one_line
-from hfvit.recipe.arguments import DataArguments
+from hfvit.errors import DataError, HFViTError, one_line
+from hfvit.recipe.arguments import MULTI_LABEL, DataArguments
 from hfvit.recipe.files import read_yaml
 from hfvit.utils.files import expand_user
 
@@ -38,7 +39,7 @@ class EvaluationSplit:
 
     Attributes:
         dataset: rows with undecoded images, and texts for an image and text model.
-        labels: indices into `classes`, `(images,)`.
+        labels: indices into `classes`, `(images,)`, or 0 and 1 `(images, classes)` of a multi-label model.
         classes: class names of the model.
         name: description of data set, split and number of images.
         source: name of the split.
@@ -77,11 +78,10 @@ def evaluation_split(
     dataset_config_name: str | None = None,
     split: str | None = None,
     image_column: str | None = None,
-    label_column: str | None = None,
+    label_column: list[str] | str | None = None,
     text_column: str | None = None,
     max_samples: int | None = None,
     seed: int = 42,
-    labels: list[str] | None = None,
 ) -> EvaluationSplit:
     """Load a labeled split to evaluate a classifier on.
 
@@ -96,13 +96,14 @@ def evaluation_split(
         text_column: name of the text column. Default: the recipe's.
         max_samples: number of images, sampled with `seed`. Default: all.
         seed: seed of `max_samples`.
-        labels: class names of the model. Default: those of the checkpoint.
 
     Raises:
         DataError: the data cannot be loaded, or has classes that the model lacks.
     """
     artifact = find_artifact(checkpoint)
-    labels = labels or class_names(artifact)
+    head = read_head(artifact)
+    labels = head.labels
+    multi_label = head.config.problem_type == MULTI_LABEL
     if dataset_name is None:
         path = artifact.beside(RECIPE_FILE)
         if path is None:
@@ -129,17 +130,21 @@ def evaluation_split(
             image_column=image_column,
             label_column=label_column,
             text_column=text_column,
+            problem_type=MULTI_LABEL if multi_label else None,
         )
         loaded = _one_split(data, split or "validation")
     dataset, names, source, description = loaded
-    table = _match(np.asarray(dataset["label"]), names, labels, f"{data.dataset_name}, split '{source}'")
+    where = f"{data.dataset_name}, split '{source}'"
+    targets = match_classes(_targets(dataset, multi_label, where), names, labels, where)
     chosen = at_most(dataset, max_samples, seed)
+    if len(chosen) < len(dataset):
+        targets = match_classes(targets_of(chosen), names, labels, where)
     sampled = f" of {len(dataset):,} images, sampled with seed {seed}" if len(chosen) < len(dataset) else " images"
     description = f"{description}, {len(chosen):,}{sampled}"
     name = redacted_name(data.dataset_name)
     return EvaluationSplit(
         dataset=chosen,
-        labels=table[np.asarray(chosen["label"])],
+        labels=targets,
         classes=labels,
         name=f"{name}, {description}",
         source=source,
@@ -199,42 +204,27 @@ def _of_role(data: DataArguments, seed: int, role: str) -> tuple[Dataset, list[s
 def _one_split(data: DataArguments, split: str) -> tuple[Dataset, list[str], str, str]:
     loaded = load_split(data, split)
     image_column = data.image_column or find_image_column(loaded.features)
-    label_column = data.label_column or find_label_column(loaded.features)
-    check_columns(loaded, split, image_column, label_column, data.text_column)
-    # encode_labels collects the class names of a plain column from "train", here from the split itself.
-    raw = {"train": loaded[label_column][:]}
-    names, indices = encode_labels(loaded.features[label_column], raw, {"train": split}, read_class_names(data))
-    table = standardise(loaded, image_column, indices["train"], data.text_column)
+    kind = find_labels(loaded, data, image_column)
+    check_columns(loaded, split, image_column, kind, data.text_column)
+    # encode collects the class names of a plain column from "train", here from the split itself.
+    raw = {"train": kind.read(loaded)}
+    names, targets = kind.encode(loaded.features, raw, {"train": split}, read_class_names(data))
+    table = standardise(loaded, image_column, targets["train"], data.text_column)
     if data.on_bad_image == "skip":
         table = skip_bad_images(table, split, {})
     return table, names, split, f"split '{split}'"
 
 
-def _match(indices: np.ndarray, names: list[str], labels: list[str], where: str) -> np.ndarray:
-    """Map class indices of the data set to those of the model.
+def _targets(dataset: Dataset, multi_label: bool, where: str) -> np.ndarray:
+    """The targets of a split; `DataError` where these are not of the model's kind.
 
     Args:
-        indices: labels of the images.
-        names: class names of the data set.
-        labels: class names of the model.
-        where: data set and split, for messages.
-
-    Returns:
-        The model's index of each of `names`, -1 for an unused class that the model lacks.
-
-    Raises:
-        DataError: the model lacks a class that occurs in `indices`.
+        dataset: of `data.splits`.
+        multi_label: whether the model's images have several labels.
+        where: the data set, for messages.
     """
-    index_of = {label: index for index, label in enumerate(labels)}
-    used = sorted(set(indices.tolist()))
-    missing = [names[index] for index in used if names[index] not in index_of]
-    if missing:
-        raise DataError(
-            f"{where}: the model lacks {len(missing)} of the {len(used)} classes: {_join(missing)}. Its classes are"
-            f" {_join(labels)}.{nearest(missing[0], labels)}"
-        )
-    return np.array([index_of.get(name, -1) for name in names], dtype=np.int64)
-
-
-def _join(names: list[str], limit: int = 8) -> str:
-    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
+    targets = targets_of(dataset)
+    if multi_label != (targets.ndim > 1):
+        has, needs = ("several labels", "one class") if targets.ndim > 1 else ("one class", "several labels")
+        raise DataError(f"label_column: images of {where} have {has}, and the model is of {needs} an image.")
+    return targets

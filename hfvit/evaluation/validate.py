@@ -17,7 +17,7 @@ def validate(
     dataset_config_name: str | None = None,
     split: str | None = None,
     image_column: str | None = None,
-    label_column: str | None = None,
+    label_column: list[str] | str | None = None,
     text_column: str | None = None,
     max_samples: int | None = None,
     seed: int = 42,

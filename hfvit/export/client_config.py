@@ -35,6 +35,8 @@ def family_config(model) -> dict:
     config["num_labels"] = len(labels)
     if getattr(model.config, "problem_type", None):  # selects sigmoid or softmax
         config["problem_type"] = model.config.problem_type
+    if getattr(model.config, "thresholds", None):
+        config["thresholds"] = model.config.thresholds
     config["dtype"] = "float32"
     return config
 

@@ -141,9 +141,7 @@ class Export:
 
         check_recordable([self.options.model])
         try:
-            return evaluation_split(
-                self.options.model, max_samples=self.options.gate_samples, labels=self.classifier.labels
-            )
+            return evaluation_split(self.options.model, max_samples=self.options.gate_samples)
         except DataError as error:
             raise DataError(f"{error} Pass --no_gate to export without the accuracy check.") from None
 

@@ -6,8 +6,10 @@ from timm.data import resolve_data_config
 from torch import nn
 
 from hfvit.errors import ModelError
+from hfvit.metrics.task import task_of
 from hfvit.models.modeling import HFViTForImageClassification
-from hfvit.training.losses import cross_entropy, hard_distillation, soft_distillation
+from hfvit.recipe.arguments import SINGLE_LABEL
+from hfvit.training.losses import LOSSES, Losses
 
 
 class Teacher(nn.Module):
@@ -36,6 +38,9 @@ class Teacher(nn.Module):
                 f"{f' and {len(missing) - 1} more' if len(missing) > 1 else ''} (found: {', '.join(known[:5])}"
                 f"{', ...' if len(known) > 5 else ''})."
             )
+        kinds = [task_of(config).problem_type for config in (self.model.config, student.config)]
+        if kinds[0] != kinds[1]:
+            raise ModelError(f"teacher: {name} has the problem type {kinds[0]}, but the student has {kinds[1]}.")
         self.model.requires_grad_(False)
         self.image_size = self.model.config.image_size
         self.register_buffer("index", torch.tensor([known.index(label) for label in labels]))
@@ -70,11 +75,12 @@ class Objective(nn.Module):
     labels, the distillation token from the teacher (DeiT, https://arxiv.org/abs/2012.12877).
 
     Args:
-        class_weights: weights of the cross-entropy (classes,), or None.
-        teacher: the teacher, or None for cross-entropy only.
+        class_weights: weights of the labels' loss (classes,), or None.
+        teacher: the teacher, or None for the labels only.
         kind: "soft" or "hard", see `training.losses`.
         alpha: weight of the distillation loss, 0 to 1.
         temperature: temperature of soft distillation.
+        losses: losses of the labels and of distillation.
     """
 
     def __init__(
@@ -84,6 +90,7 @@ class Objective(nn.Module):
         kind: str = "soft",
         alpha: float = 0.5,
         temperature: float = 1.0,
+        losses: Losses = LOSSES[SINGLE_LABEL],
     ):
         super().__init__()
         weights = None if class_weights is None else torch.as_tensor(class_weights, dtype=torch.float32)
@@ -92,6 +99,7 @@ class Objective(nn.Module):
         self.kind = kind
         self.alpha = alpha
         self.temperature = temperature
+        self.losses = losses
 
     def forward(
         self,
@@ -104,19 +112,19 @@ class Objective(nn.Module):
 
         Args:
             logits: (batch, classes), or a pair for the class and the distillation token.
-            labels: class ids (batch,) or probabilities (batch, classes), as in `losses.cross_entropy`.
+            labels: class ids (batch,) or probabilities (batch, classes), as in `training.losses`.
             pixel_values: (batch, channels, height, width), for the teacher.
-            label_smoothing: label smoothing of the cross-entropy.
+            label_smoothing: label smoothing of the labels' loss.
         """
         class_logits, distillation_logits = logits if isinstance(logits, tuple) else (logits, logits)
-        loss = cross_entropy(class_logits, labels, label_smoothing, self.class_weights)
+        loss = self.losses.labels(class_logits, labels, label_smoothing, self.class_weights)
         if self.teacher is None:
             return loss
         teacher_logits = self.teacher(pixel_values)
         if self.kind == "hard":
-            distillation = hard_distillation(distillation_logits, teacher_logits)
+            distillation = self.losses.hard(distillation_logits, teacher_logits)
         else:
-            distillation = soft_distillation(distillation_logits, teacher_logits, self.temperature)
+            distillation = self.losses.soft(distillation_logits, teacher_logits, self.temperature)
         return (1 - self.alpha) * loss + self.alpha * distillation
 
 
@@ -127,8 +135,9 @@ def build_objective(
     distillation: str = "soft",
     alpha: float = 0.5,
     temperature: float = 1.0,
+    losses: Losses | None = None,
 ) -> Objective | None:
-    """Build the training loss, None for plain cross-entropy.
+    """Build the training loss, None for the default loss of the labels.
 
     With a teacher, distilled training of a student with a distillation token is switched on; its prediction is the
     mean of both tokens.
@@ -140,13 +149,17 @@ def build_objective(
         distillation: "soft" (the teacher's probabilities) or "hard" (its predicted class).
         alpha: weight of the distillation loss, 0 to 1.
         temperature: temperature of soft distillation.
+        losses: losses of the labels and of distillation; None for those of the model's problem type.
 
     Raises:
-        ModelError: the teacher cannot be loaded, or lacks a class.
+        ModelError: the teacher cannot be loaded, lacks a class, or has another problem type.
     """
+    if teacher is None and class_weights is None and losses is None:
+        return None
+    losses = losses or LOSSES[task_of(model.config).problem_type]
     if teacher is None:
-        return None if class_weights is None else Objective(class_weights)
+        return Objective(class_weights, losses=losses)
     if hasattr(model.timm_model, "set_distilled_training"):
         model.timm_model.set_distilled_training(True)
     loaded = Teacher(teacher, model.config.label_names, model)
-    return Objective(class_weights, loaded, distillation, alpha, temperature)
+    return Objective(class_weights, loaded, distillation, alpha, temperature, losses)

@@ -1,6 +1,7 @@
 """Build the trainer for the recipe's fine-tuning method."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,14 +11,17 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
+from hfvit.data.labels import class_counts
 from hfvit.finetuning.distillation import build_objective
 from hfvit.finetuning.linear_probe import check_no_checkpoint, prepare_linear_probe, probe_images, train_linear_probe
 from hfvit.finetuning.lora import add_lora
 from hfvit.finetuning.progressive_resizing import ProgressiveResizing
 from hfvit.finetuning.zero_shot_head import initialize_head_from_text
+from hfvit.metrics.task import task_of
 from hfvit.models.patch_size import patch_size_callbacks
-from hfvit.recipe.arguments import AugmentationArguments, FinetuningArguments
+from hfvit.recipe.arguments import MULTI_LABEL, AugmentationArguments, FinetuningArguments
 from hfvit.recipe.loader import Recipe
+from hfvit.training.losses import LOSSES, asymmetric_loss
 from hfvit.training.trainer import HFViTTrainer
 from hfvit.transforms.mixup import BatchMixing
 from hfvit.transforms.preprocessing import Preprocessing
@@ -90,6 +94,9 @@ class FineTuning:
         weights = None
         if self.arguments.class_balance == "weight":
             weights = class_weights(train_dataset.labels, len(self.labels))
+        losses = None
+        if self.arguments.multi_label_loss == "asymmetric" and task_of(self.model.config).problem_type == MULTI_LABEL:
+            losses = replace(LOSSES[MULTI_LABEL], labels=asymmetric_loss)
         return build_objective(
             self.model,
             weights,
@@ -97,6 +104,7 @@ class FineTuning:
             distillation=self.arguments.distillation,
             alpha=self.arguments.distillation_alpha,
             temperature=self.arguments.distillation_temperature,
+            losses=losses,
         )
 
     def training_images(self, trainer: HFViTTrainer) -> tuple[np.ndarray, np.ndarray]:
@@ -207,11 +215,23 @@ def build_mixing(classes: int, arguments: AugmentationArguments) -> BatchMixing:
     )
 
 
-def class_weights(labels: np.ndarray, classes: int) -> np.ndarray:
-    """Compute weights (classes,) inversely proportional to class frequency.
+MAX_POSITIVE_WEIGHT = 100.0  # limit for rare classes
 
-    Their mean over the images is 1, as in scikit-learn's "balanced"; a class without images has weight 0.
+
+def class_weights(labels: np.ndarray, classes: int) -> np.ndarray:
+    """Compute class weights (classes,) of the loss.
+
+    Single-label: inversely proportional to class frequency. Their mean over the images is 1, as in scikit-learn's
+    "balanced"; a class without images has weight 0. Multi-label: negatives over positives, at most
+    `MAX_POSITIVE_WEIGHT`, for the positives of a class; a class without images has weight 1.
+
+    Args:
+        labels: class ids (images,), or 0 and 1 (images, classes).
+        classes: number of classes.
     """
-    counts = np.bincount(labels, minlength=classes)
+    counts = class_counts(labels, classes)
     present = counts > 0
+    if labels.ndim > 1:
+        weights = (len(labels) - counts) / np.maximum(counts, 1)
+        return np.where(present, np.minimum(weights, MAX_POSITIVE_WEIGHT), 1.0)
     return np.where(present, len(labels) / (present.sum() * np.maximum(counts, 1)), 0.0)

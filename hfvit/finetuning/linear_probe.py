@@ -20,7 +20,7 @@ from transformers.trainer_utils import TrainOutput
 
 from hfvit.data.dataset import ArrayReader, ImageDataset
 from hfvit.errors import ModelError, NonFiniteLossError, RecipeError
-from hfvit.metrics.classification import trainer_metrics
+from hfvit.metrics.task import trainer_metrics
 from hfvit.recipe.arguments import FinetuningArguments
 from hfvit.training.out_of_memory import micro_batches, none_if_out_of_memory
 from hfvit.training.trainer import HFViTTrainer
@@ -83,9 +83,10 @@ def train_linear_probe(trainer: HFViTTrainer, arguments: FinetuningArguments) ->
     validation_features = extractor.features(trainer.eval_dataset)
     trainer.speed.stop()
     logger.info("Fitting the linear probe for %d values of C", len(values))
-    solutions = solve(features, training.labels, len(labels), values, arguments.class_balance)
-    metric = (trainer.args.metric_for_best_model or "accuracy").removeprefix("eval_")
-    compute_metrics = trainer_metrics(labels)
+    solver = solve if training.labels.ndim == 1 else solve_one_vs_rest
+    solutions = solver(features, training.labels, len(labels), values, arguments.class_balance)
+    metric = (trainer.args.metric_for_best_model or trainer.task.default_metric).removeprefix("eval_")
+    compute_metrics = trainer_metrics(trainer.task, labels)
     scores = [
         compute_metrics(EvalPrediction(validation_features @ weight.T + bias, trainer.eval_dataset.labels))
         for weight, bias in solutions
@@ -243,7 +244,7 @@ class AugmentedPasses(torch.utils.data.Dataset):
     def __init__(self, source: ImageDataset, passes: int):
         self.source = source
         self.passes = passes
-        self.labels = np.tile(source.labels, passes)
+        self.labels = np.concatenate([source.labels] * passes)
 
     def __len__(self) -> int:
         return len(self.source) * self.passes
@@ -322,5 +323,37 @@ def solve(
         bias = np.full(classes, ABSENT_LOGIT, dtype=np.float32)
         weight[model.classes_] = folded
         bias[model.classes_] = intercept - folded @ scaler.mean_
+        solutions.append((weight, bias))
+    return solutions
+
+
+def solve_one_vs_rest(
+    features: np.ndarray, targets: np.ndarray, classes: int, c: list[float], class_balance: str = "none"
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Fit one logistic regression per label, otherwise as `solve`.
+
+    Args:
+        features: (rows, features) float32.
+        targets: labels 0 and 1 (rows, classes).
+        classes: number of classes; a class of all rows or none gets a constant logit.
+        c: inverse strengths of the L2 penalty (scikit-learn's C), ascending.
+        class_balance: "weight" for equal weights of positives and negatives, or "none".
+
+    Returns:
+        Weight (classes, features) and bias (classes,) for each C.
+    """
+    scaler = StandardScaler()
+    standardized = scaler.fit_transform(features)
+    class_weight = "balanced" if class_balance == "weight" else None
+    solutions = []
+    for value in c:
+        weight = np.zeros((classes, features.shape[1]), dtype=np.float32)
+        bias = np.where(targets.all(axis=0), -ABSENT_LOGIT, ABSENT_LOGIT).astype(np.float32)
+        for index in np.flatnonzero(targets.any(axis=0) & ~targets.all(axis=0)):
+            model = LogisticRegression(C=value, max_iter=MAX_ITERATIONS, class_weight=class_weight)
+            model.fit(standardized, targets[:, index])
+            folded = model.coef_[0] / scaler.scale_
+            weight[index] = folded
+            bias[index] = model.intercept_[0] - folded @ scaler.mean_
         solutions.append((weight, bias))
     return solutions

@@ -25,7 +25,8 @@ from hfvit.utils.hub_ids import is_hub_id
 def eval_results_file(record: RunRecord) -> tuple[str, str] | None:
     """Build the evaluation result of a run for the Hub's leaderboards.
 
-    The result is the accuracy, in percent, on the full test split of a data set on the Hub.
+    The result is the accuracy, or mAP of a multi-label run, in percent, on the full test split of a data set on the
+    Hub.
 
     Returns:
         (path in the repository, YAML), or None for a local data set, a run without a test split, or a part of it.
@@ -35,13 +36,14 @@ def eval_results_file(record: RunRecord) -> tuple[str, str] | None:
     name = data.dataset_name
     if test is None or data.is_local or not is_hub_id(name) or record.recipe.get("max_eval_samples"):
         return None
+    score = "top-1 accuracy" if test.score.key == "accuracy" else test.score.name
     entry = EvalResultEntry(
         dataset_id=name,
         task_id=data.dataset_config_name or "default",
-        value=round(100 * test.accuracy, 2),
+        value=round(100 * test.score.value, 2),
         dataset_revision=data.commit,
         date=record.finished,
-        notes=f"top-1 accuracy in percent, split {data.splits['test'].source}, {test.images:,} images",
+        notes=f"{score} in percent, split {data.splits['test'].source}, {test.images:,} images",
     )
     text = yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False, allow_unicode=True)
     return f"{EVAL_RESULTS_FOLDER}/{name.replace('/', '--')}.yaml", text

@@ -15,6 +15,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from hfvit.artifacts.constants import CARD_FILE
 from hfvit.artifacts.export_folder import ExportRow
 from hfvit.artifacts.run_record import RunRecord
+from hfvit.artifacts.run_sections import MultiLabelMetrics
 from hfvit.errors import ModelError, one_line, printable
 from hfvit.hub.redaction import redact_record
 from hfvit.utils.files import shipped, write_text
@@ -197,6 +198,9 @@ def render_card(
         tags = ["image-classification", "image-and-text", "hfvit"]
     elif "onnx" in exports:
         tags += ["onnx", "transformers.js"]
+    multi_label = isinstance(metrics, MultiLabelMetrics)
+    if multi_label:
+        tags.insert(1, "multi-label-image-classification")
     results = [
         EvalResult(
             task_type="image-classification",
@@ -209,10 +213,7 @@ def render_card(
             metric_name=metric_title,
             metric_value=round(value, 4),
         )
-        for metric, value, metric_title in (
-            ("accuracy", metrics.accuracy, "Accuracy"),
-            ("f1", metrics.macro_f1, "Macro F1"),
-        )
+        for metric, metric_title, value in metrics.index_entries()
     ]
     card_data = ModelCardData(
         model_name=printable(name),
@@ -223,7 +224,7 @@ def render_card(
         tags=tags,
         datasets=data.dataset_name if on_hub else None,
         base_model=base,
-        metrics=["accuracy", "f1"],
+        metrics=list(dict.fromkeys(metric for metric, *_ in metrics.index_entries())),
     )
     public = redact_record(record)
     texts_are_local = model.texts is not None and model.texts.is_local
@@ -236,6 +237,8 @@ def render_card(
         role=record.role,
         metrics=record.metrics,
         result=metrics,
+        multi_label=multi_label,
+        thresholds=record.thresholds,
         temperature=record.temperature,
         # Not every viewer resolves a relative URL in `srcset`.
         plots="" if repository == PLACEHOLDER else f"https://huggingface.co/{repository}/resolve/main/",

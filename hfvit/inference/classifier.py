@@ -1,7 +1,7 @@
 """`load_classifier` and `Classifier`: images to class probabilities."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,7 @@ class Classifier:
         text_reader: tokenizer of an image-text model.
         patch_size: patch size that `load_classifier` resampled the model to.
         merge_tokens: tokens merged per block, set by `load_classifier`.
+        thresholds: minimum probability of each class of a multi-label model, or None.
     """
 
     def __init__(
@@ -98,7 +99,9 @@ class Classifier:
         text_reader: TextReader | None = None,
         patch_size: int | None = None,
         merge_tokens: int | None = None,
+        thresholds: Sequence[float] | None = None,
     ):
+        self.thresholds = None if thresholds is None else np.asarray(thresholds)
         self.text_reader = text_reader
         self.patch_size = patch_size
         self.merge_tokens = merge_tokens
@@ -184,7 +187,7 @@ class Classifier:
 
         Args:
             images: one image, or a list, generator or array (images, height, width, 3) of images.
-            top_k: number of classes to return; None is all.
+            top_k: number of classes to return; None is all, or those that reach their `thresholds`.
             **options: further arguments of `predict`.
 
         Returns:
@@ -205,7 +208,7 @@ class Classifier:
         Args:
             images: list, generator or array (images, height, width, 3) of images, or one image.
             batch_size: number of images per forward pass.
-            top_k: number of classes to return; None is all.
+            top_k: number of classes to return; None is all, or those that reach their `thresholds`.
             texts: a text for each image, for image-text models; a string for one image.
 
         Returns:
@@ -232,9 +235,12 @@ class Classifier:
         logits = logits / self.temperature
         probabilities = expit(logits) if self.multi_label else softmax(logits, axis=1)
         order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
+        shown = np.ones_like(probabilities, dtype=bool)
+        if top_k is None and self.thresholds is not None:
+            shown = probabilities >= self.thresholds
         return [
-            {self.labels[index]: float(row[index]) for index in best}
-            for row, best in zip(probabilities, order, strict=True)
+            {self.labels[index]: float(row[index]) for index in best if has[index]}
+            for row, best, has in zip(probabilities, order, shown, strict=True)
         ]
 
 
@@ -292,7 +298,16 @@ def load_classifier(
     reads_texts = isinstance(head.config, HFViTFusionConfig)
     reader = _load_text_reader(artifact, head.config, kwargs) if reads_texts else None
     return Classifier(
-        backend, processor, head.labels, str(path), head.multi_label, temperature, reader, patch_size, merge_tokens
+        backend,
+        processor,
+        head.labels,
+        str(path),
+        head.multi_label,
+        temperature,
+        reader,
+        patch_size,
+        merge_tokens,
+        head.thresholds,
     )
 
 
@@ -362,7 +377,7 @@ def predict(model: str | Path | Classifier, images: Any, top_k: int | None = Non
     Args:
         model: path or Hub id for `load_classifier`, or a `Classifier`.
         images: one image, or a list, generator or array of images; see `Classifier`.
-        top_k: number of classes to return; None is all.
+        top_k: number of classes to return; None is all, or those that reach their `thresholds`.
         **options: arguments of `load_classifier`.
 
     Returns:

@@ -39,6 +39,7 @@ class Prediction:
     def to_text(self) -> str:
         """Return the image's name and a line for each class, escaped for a terminal."""
         lines = [f"  {value:7.2%}  {printable(label)}" for label, value in self.probabilities.items()]
+        lines = lines or ["  no class reaches its threshold"]
         return "\n".join([printable(self.name), *lines])
 
 
@@ -122,7 +123,7 @@ def print_predictions(
     classifier: Classifier,
     names: list[str],
     batch_size: int = 32,
-    top_k: int = 5,
+    top_k: int | None = 5,
     as_json: bool = False,
     grid: str | Path | None = None,
     texts: dict[str, str] | None = None,
@@ -133,7 +134,7 @@ def print_predictions(
         classifier: the classifier.
         names: file names or URLs.
         batch_size: number of images per forward pass.
-        top_k: number of classes.
+        top_k: number of classes, as in `Classifier.predict`.
         as_json: print a line of JSON for each image instead of text.
         grid: image file to write with the first `MAX_GRID_IMAGES` predictions, or None.
         texts: texts by name, for image-text models.

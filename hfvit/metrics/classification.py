@@ -1,14 +1,13 @@
 """Accuracy, top-5, macro F1, ranking metrics, per-class scores, confusion matrix and ECE."""
 
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Iterator
 
 import datasets
 import evaluate
 import numpy as np
 from scipy.stats import binomtest
 from sklearn.metrics import precision_recall_fscore_support
-
-from hfvit.recipe.arguments import SCALAR_METRICS
 
 CALIBRATION_BINS = 15
 BLOCK_LOGITS = 2**17  # of a block of float64, which stays in a core's cache
@@ -25,7 +24,10 @@ class ImageClassificationMetric(evaluate.Metric):
 
     def __init__(self, labels: list[str], **kwargs):
         self.labels = labels
-        super().__init__(keep_in_memory=True, **kwargs)
+        try:
+            super().__init__(keep_in_memory=True, **kwargs)
+        except OSError:  # evaluate makes a folder in its cache, in which nothing is written then (0.4)
+            super().__init__(keep_in_memory=True, **{**kwargs, "cache_dir": tempfile.gettempdir()})
 
     def _info(self):
         return evaluate.MetricInfo(
@@ -236,26 +238,3 @@ def calibration(confidence: np.ndarray, correct: np.ndarray) -> tuple[list[dict]
     ]
     ece = sum(b["images"] * abs(b["accuracy"] - b["confidence"]) for b in bins) / len(confidence)
     return bins, float(ece)
-
-
-def with_scalar_metrics(compute_metrics: Callable | None, labels: list[str]) -> Callable:
-    """Create `compute_metrics` of a Trainer: hfvit's scalar metrics and the user's.
-
-    Args:
-        compute_metrics: function of the user, `EvalPrediction -> dict`, or None.
-        labels: class names in the order of the logits.
-    """
-    own = trainer_metrics(labels)
-    if compute_metrics is None:
-        return own
-    return lambda prediction: own(prediction) | compute_metrics(prediction)
-
-
-def trainer_metrics(labels: list[str]):
-    """Create `compute_metrics` of a Trainer: the scalar metrics, but for those that need ranks."""
-
-    def compute_metrics(prediction) -> dict[str, float]:
-        computed = classification_metrics(prediction.predictions, prediction.label_ids, labels, ranked=False)
-        return {key: computed[key] for key in SCALAR_METRICS}
-
-    return compute_metrics

@@ -7,6 +7,7 @@ import timm
 from transformers import TimmWrapperConfig
 
 from hfvit.errors import ModelError, nearest
+from hfvit.recipe.arguments import MULTI_LABEL
 
 # Keys of pretrained_cfg about the origin of timm's weights, dropped from fine-tuned models.
 _ORIGIN_KEYS = ("url", "file", "hf_hub_id", "hf_hub_filename", "source", "num_classes", "state_dict", "cache_dir")
@@ -70,6 +71,15 @@ class HFViTConfig(TimmWrapperConfig):
         self.pretrained_cfg = {**self.pretrained_cfg, "input_size": [3, image_size, image_size]}
         if is_argument:
             self.model_args = {**(self.model_args or {}), **model_args, "img_size": image_size}
+
+    def set_problem_type(self, problem_type: str) -> None:
+        """Set the problem type, and remove thresholds of an earlier training.
+
+        A single label is None, the default of transformers.
+        """
+        self.problem_type = problem_type if problem_type == MULTI_LABEL else None
+        if hasattr(self, "thresholds"):
+            del self.thresholds
 
     def set_preprocessing(self, **values: Any) -> None:
         """Override `mean`, `std`, `interpolation` or `crop_pct` of the image processor."""

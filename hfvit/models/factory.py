@@ -15,11 +15,14 @@ from hfvit.models.image_size import check_patches
 from hfvit.models.image_text import add_text_encoder
 from hfvit.models.modeling import HFViTForImageClassification
 from hfvit.models.patch_size import train_patch_sizes
-from hfvit.recipe.arguments import DataArguments, ModelArguments
+from hfvit.recipe.arguments import SINGLE_LABEL, DataArguments, ModelArguments
 
 
 def build_model(
-    arguments: ModelArguments, labels: list[str], data: DataArguments | None = None
+    arguments: ModelArguments,
+    labels: list[str],
+    data: DataArguments | None = None,
+    problem_type: str = SINGLE_LABEL,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     """Build the classifier of a recipe, with its text encoder and tokenizer if any.
 
@@ -27,6 +30,7 @@ def build_model(
         arguments: the recipe's model section.
         labels: class names in the order of the logits.
         data: overrides of the preprocessing; None keeps that of the pretrained model.
+        problem_type: single_label_classification or multi_label_classification.
 
     Returns:
         The model and its tokenizer, None for image models.
@@ -42,6 +46,7 @@ def build_model(
         tokenizer = load_tokenizer(arguments.text_encoder, vocabulary, arguments.text_encoder_revision)
     if arguments.patch_sizes:
         train_patch_sizes(model, arguments.patch_sizes)
+    model.config.set_problem_type(problem_type)
     return model, tokenizer
 
 

@@ -65,6 +65,7 @@ class HFViTForImageClassification(FrozenParts, LibraryInitialization, TimmWrappe
         labels: list[str] | None = None,
         image_size: int | None = None,
         timm_kwargs: dict[str, Any] | None = None,
+        problem_type: str | None = None,
         **kwargs,
     ) -> "HFViTForImageClassification":
         """Load a timm, transformers `timm_wrapper` or hfvit checkpoint.
@@ -76,6 +77,7 @@ class HFViTForImageClassification(FrozenParts, LibraryInitialization, TimmWrappe
             image_size: height and width in pixels; timm resamples position embeddings when it differs (the stock class
                 leaves them uninitialized, transformers 5.23).
             timm_kwargs: arguments of `timm.create_model` that override the checkpoint's `model_args`.
+            problem_type: `single_label_classification` or `multi_label_classification`. Default: the checkpoint's.
             **kwargs: arguments of `PreTrainedModel.from_pretrained`.
 
         Raises:
@@ -106,6 +108,8 @@ class HFViTForImageClassification(FrozenParts, LibraryInitialization, TimmWrappe
         keeps_head = labels == old_labels
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: index for index, label in enumerate(labels)}
+        if problem_type:
+            config.set_problem_type(problem_type)
         if timm_kwargs:
             config.model_args = {**(config.model_args or {}), **timm_kwargs}
         with_info = kwargs.pop("output_loading_info", False)

@@ -12,12 +12,18 @@ NAN_POLICIES = ("stop", "rewind")
 BAD_IMAGES = ("error", "skip")
 POLICIES = ("basic", "trivial_augment", "rand_augment", "three_augment")
 
+# Names of transformers' `problem_type`.
+SINGLE_LABEL = "single_label_classification"
+MULTI_LABEL = "multi_label_classification"
+PROBLEM_TYPES = (SINGLE_LABEL, MULTI_LABEL)
+
 # Optional: a data set without this split is not an error.
 DEFAULT_TEST_SPLIT = "test"
 DEFAULT_TEST_FRACTION = 0.1
 
 # Metrics with one number, for training curves and metric_for_best_model.
 SCALAR_METRICS = ("accuracy", "top5_accuracy", "macro_f1", "loss", "ece", "balanced_accuracy", "mcc")
+MULTI_LABEL_METRICS = ("map", "micro_f1", "macro_f1", "exact_match", "loss")  # of multi-label data
 
 
 def _field(default: Any, help: str) -> Any:
@@ -53,7 +59,23 @@ class DataArguments:
     dataset_config_name: str | None = _field(None, "Configuration of the data set, if it has several.")
     dataset_revision: str | None = _field(None, "Branch, tag or commit of the data set on the Hub.")
     image_column: str | None = _field(None, "Name of the image column. Default: found by its type.")
-    label_column: str | None = _field(None, "Name of the label column. Default: found by its type.")
+    label_column: list[str] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Name of the label column, or of several columns of 0 and 1, one per class. Default: by type.",
+            "nargs": "+",
+        },
+    )
+    problem_type: str | None = _field(
+        None,
+        f"Labels of an image: {' (one) or '.join(PROBLEM_TYPES)} (any number). Default: found by the type of the label"
+        " column.",
+    )
+    label_separator: str | None = _field(
+        None,
+        "Separator of labels in a column of strings, such as '|'. Default: with"
+        f" problem_type={MULTI_LABEL} the one of | ; , that occurs.",
+    )
     text_column: str | None = _field(
         None, "Name of the column with a text for each image. Only used with text_encoder."
     )
@@ -114,6 +136,9 @@ class DataArguments:
     def __post_init__(self):
         if not self.dataset_name:
             raise RecipeError("dataset_name: missing. Pass a Hub id, a local folder, or 'digits'.")
+        if isinstance(self.label_column, list) and len(self.label_column) == 1:
+            self.label_column = self.label_column[0]
+        self._check_problem_type()
         fraction = self.validation_fraction
         _check(0.0 < fraction < 1.0, "validation_fraction", fraction, "above 0 and below 1")
         _check_positive("max_train_samples", self.max_train_samples)
@@ -140,6 +165,31 @@ class DataArguments:
             return self.test_fraction
         return DEFAULT_TEST_FRACTION if self.test_split else 0.0
 
+    @property
+    def label_columns(self) -> list[str]:
+        """Return the names of the label columns, none if they are found by type."""
+        if isinstance(self.label_column, list):
+            return self.label_column
+        return [self.label_column] if self.label_column else []
+
+    def _check_problem_type(self) -> None:
+        """Raise `RecipeError` for label options that conflict with `problem_type`."""
+        if self.problem_type is not None:
+            _check_choice("problem_type", self.problem_type, PROBLEM_TYPES)
+        columns = self.label_columns
+        _check(len(set(columns)) == len(columns), "label_column", columns, "different columns")
+        if self.problem_type == SINGLE_LABEL:
+            for key, given in (("label_separator", self.label_separator), ("label_column", len(columns) > 1)):
+                if given:
+                    raise RecipeError(
+                        f"{key}: several labels per image are not available with problem_type={SINGLE_LABEL}. Omit one"
+                        " of them."
+                    )
+        separator = self.label_separator
+        _check(separator != "", "label_separator", separator, "the text between labels")
+        if separator and len(columns) > 1:
+            raise RecipeError(f"label_separator: requires one label column, got {len(columns)}. Omit it.")
+
     def _check_roles(self) -> None:
         """Raise `RecipeError` for a split in two roles, except for the default test split."""
         if self.validation_split and self.validation_split == self.train_split:
@@ -159,6 +209,8 @@ class DataArguments:
         """Raise `RecipeError` for splits that do not work with streaming."""
         if not self.validation_split:
             raise RecipeError("streaming: requires validation_split, as no fraction can be held out of a stream.")
+        if self.problem_type == MULTI_LABEL or self.label_separator or len(self.label_columns) > 1:
+            raise RecipeError("streaming: not available with several labels per image. Set streaming to false.")
         if self.on_bad_image == "skip":
             raise RecipeError("on_bad_image: must be error with streaming, got 'skip'.")
         for key in ("train_split", "validation_split", "test_split"):
@@ -323,7 +375,9 @@ class TrainerArguments:
         " Default: logging_steps.",
     )
     metric_for_best_model: str | None = _field(
-        "accuracy", f"Validation metric that selects the best checkpoint: {', '.join(SCALAR_METRICS)}."
+        "accuracy",
+        f"Validation metric that selects the best checkpoint: {', '.join(SCALAR_METRICS)}. With several labels an"
+        f" image: {', '.join(MULTI_LABEL_METRICS)} (map instead of accuracy).",
     )
     load_best_model_at_end: bool = _field(True, "End with the weights of the best checkpoint, not the last one.")
     logging_steps: float = _field(500, "Optimizer steps between logged losses; below 1 a fraction of the run.")
@@ -365,6 +419,7 @@ class TrainerArguments:
 
 
 METHODS = ("full", "lora", "linear_probe")
+MULTI_LABEL_LOSSES = ("bce", "asymmetric")
 BALANCES = ("none", "sample", "weight")
 DISTILLATIONS = ("soft", "hard")
 
@@ -412,6 +467,11 @@ class FinetuningArguments:
         f"For class imbalance: {', '.join(BALANCES)}. sample: sample all classes equally often; weight: weight the"
         " loss by inverse class frequency.",
     )
+    multi_label_loss: str = _field(
+        "bce",
+        f"Loss of multi-label training: {', '.join(MULTI_LABEL_LOSSES)}. bce: binary cross-entropy; asymmetric:"
+        " lower weight of easy negatives (arXiv 2009.14119).",
+    )
     teacher: str | None = _field(
         None, "Checkpoint of a model with the same classes to distill from: a folder or a Hub id."
     )
@@ -431,7 +491,13 @@ class FinetuningArguments:
     )
 
     def __post_init__(self):
-        for key, allowed in (("finetuning", METHODS), ("class_balance", BALANCES), ("distillation", DISTILLATIONS)):
+        choices = {
+            "finetuning": METHODS,
+            "class_balance": BALANCES,
+            "distillation": DISTILLATIONS,
+            "multi_label_loss": MULTI_LABEL_LOSSES,
+        }
+        for key, allowed in choices.items():
             _check_choice(key, getattr(self, key), allowed)
         for key in ("lora_rank", "lora_alpha", "distillation_temperature"):
             _check_positive(key, getattr(self, key))
@@ -482,6 +548,18 @@ class FinetuningArguments:
             raise RecipeError("teacher: not available with text_encoder. Omit one of them.")
         if self.class_balance != "none" and data.streaming:
             raise RecipeError(f"class_balance: must be none with streaming, got '{self.class_balance}'.")
+
+    def check_problem(self, problem_type: str) -> None:
+        """Raise `RecipeError` for options that multi-label data do not support."""
+        if problem_type != MULTI_LABEL:
+            return
+        if self.class_balance == "sample":
+            raise RecipeError(
+                "class_balance: must be none or weight with several labels per image, got 'sample'. Such an image has"
+                " no single class to sample it by."
+            )
+        if self.head_from_text:
+            raise RecipeError("head_from_text: not available with several labels per image. Omit it.")
 
     def _reject(self, condition: bool, key: str, remedy: str) -> None:
         if condition:

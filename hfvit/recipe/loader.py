@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_type_hints
@@ -15,6 +15,7 @@ from transformers.hf_argparser import string_to_bool
 
 from hfvit.errors import RecipeError, nearest, one_line
 from hfvit.recipe.arguments import (
+    SINGLE_LABEL,
     AugmentationArguments,
     DataArguments,
     FinetuningArguments,
@@ -52,7 +53,7 @@ NEEDS = (
     Need("probe_c probe_passes", "with finetuning=linear_probe", lambda v: v["finetuning"] == "linear_probe"),
     Need(
         "learning_rate weight_decay layer_decay num_train_epochs max_steps warmup_steps lr_scheduler_type optim"
-        " max_grad_norm label_smoothing_factor drop_rate attn_drop_rate drop_path_rate mix_off_epochs"
+        " max_grad_norm label_smoothing_factor multi_label_loss drop_rate attn_drop_rate drop_path_rate mix_off_epochs"
         " repeated_augmentation early_stopping_patience nan_policy nan_lr_factor nan_max_rewinds eval_steps save_steps"
         " save_strategy keep_checkpoints",
         "with finetuning=full or lora",
@@ -62,6 +63,11 @@ NEEDS = (
         "crop_scale crop_ratio horizontal_flip policy rand_augment_magnitude rand_augment_num_ops",
         "with probe_passes above 0",
         _augments,
+    ),
+    Need(
+        "multi_label_loss",
+        "with several labels per image",
+        lambda v: v["problem_type"] != SINGLE_LABEL,
     ),
     Need("head_templates", "with head_from_text", lambda v: v["head_from_text"]),
     Need("distillation distillation_alpha distillation_temperature", "with teacher", lambda v: v["teacher"]),
@@ -172,6 +178,20 @@ class Recipe:
         """Record the commit of the loaded data set; None for data without commits."""
         if dataset_commit:
             self.values["dataset_revision"] = dataset_commit
+
+    def fit_problem(self, problem_type: str, metrics: Sequence[str], default_metric: str) -> None:
+        """Check the recipe for a problem type, and set metric_for_best_model.
+
+        Args:
+            problem_type: problem type of the data.
+            metrics: names of the computed metrics.
+            default_metric: metric to use instead of accuracy.
+
+        Raises:
+            RecipeError: an option does not support the problem type.
+        """
+        self.finetuning.check_problem(problem_type)
+        self.values |= self.training.fit_metric(metrics, default_metric)
 
     def fit(self, images: int) -> None:
         """Reduce batch, evaluation and logging steps for a small training split.

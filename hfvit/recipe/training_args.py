@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ from transformers.training_args import OptimizerNames
 from transformers.utils import is_torch_tf32_available
 
 from hfvit.errors import RecipeError, nearest, one_line
-from hfvit.recipe.arguments import SCALAR_METRICS, RunArguments, TrainerArguments
+from hfvit.recipe.arguments import MULTI_LABEL_METRICS, SCALAR_METRICS, RunArguments, TrainerArguments
 from hfvit.utils.environment import cores_per_process
 
 logger = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
         if self.eval_strategy == "no":
             self.load_best_model_at_end = False
         if self.metric_for_best_model and self.greater_is_better is None:
-            self.greater_is_better = not self.metric_for_best_model.endswith(("loss", "ece"))
+            self.greater_is_better = is_better_when_greater(self.metric_for_best_model)
         self.chooses_workers = self.dataloader_num_workers is None
         self.dataloader_num_workers = self.dataloader_num_workers or 0
 
@@ -199,6 +199,28 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
             logger.warning("Only %d training images (%d steps per epoch). Using %s.", images, epoch, values)
         return changed
 
+    def fit_metric(self, metrics: Sequence[str], default: str) -> dict[str, str]:
+        """Replace accuracy by `default` in metric_for_best_model if it is not computed.
+
+        Args:
+            metrics: names of the computed metrics.
+            default: metric to use instead of accuracy.
+
+        Returns:
+            The changed option with its value, or nothing.
+
+        Raises:
+            RecipeError: metric_for_best_model is not computed.
+        """
+        metric = (self.metric_for_best_model or default).removeprefix("eval_")
+        if metric in metrics:
+            return {}
+        if metric != "accuracy":
+            raise RecipeError(f"metric_for_best_model: must be one of {', '.join(metrics)}, got '{metric}'.")
+        self.metric_for_best_model = default
+        self.greater_is_better = is_better_when_greater(default)
+        return {"metric_for_best_model": default}
+
     @property
     def order_seed(self) -> int:
         """Return the seed of the order of training images."""
@@ -263,8 +285,9 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
         for key in ("seed", "data_seed"):
             self._require(key, lambda value: 0 <= value < 2**32, "an integer from 0 to 4,294,967,295")
         metric = self.metric_for_best_model
-        if metric is not None and metric.removeprefix("eval_") not in SCALAR_METRICS:
-            raise RecipeError(f"metric_for_best_model: must be one of {', '.join(SCALAR_METRICS)}, got '{metric}'.")
+        known = tuple(dict.fromkeys((*SCALAR_METRICS, *MULTI_LABEL_METRICS)))
+        if metric is not None and metric.removeprefix("eval_") not in known:
+            raise RecipeError(f"metric_for_best_model: must be one of {', '.join(known)}, got '{metric}'.")
         mappings = {key: _read_mapping(key, getattr(self, key)) for key in self._VALID_DICT_FIELDS}
         with wrap_errors("accelerator_config", self.accelerator_config):
             AcceleratorConfig(**(mappings["accelerator_config"] or {}))
@@ -341,6 +364,11 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
                 num_training_steps=1000,
                 scheduler_specific_kwargs=self.lr_scheduler_kwargs,
             )
+
+
+def is_better_when_greater(metric: str) -> bool:
+    """Return whether a larger value of a metric is better."""
+    return not metric.endswith(("loss", "ece"))
 
 
 @contextmanager

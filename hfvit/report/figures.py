@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
 from scipy.stats import binomtest
 
 from hfvit.artifacts.json_record import is_number
-from hfvit.artifacts.run_sections import ExampleImage, Probe, SplitMetrics, Temperature
+from hfvit.artifacts.run_sections import ExampleImage, MultiLabelMetrics, Probe, SplitMetrics, Temperature
 from hfvit.errors import printable
 from hfvit.utils.files import temporary_file
 
@@ -119,18 +119,22 @@ def place_axes(*places: tuple[float, float, float, float], share_x: bool = False
     return figure, axes
 
 
-def learning_curves(history: list[dict], best_step: int | None, theme: Theme):
-    """Draw loss, validation accuracy and learning rate over the training steps.
+def learning_curves(
+    history: list[dict], best_step: int | None, theme: Theme, key: str = "accuracy", name: str = "accuracy"
+):
+    """Draw loss, validation metric and learning rate over the training steps.
 
     Args:
         history: `log_history` of the Trainer.
         best_step: step of the selected checkpoint, which is marked; None if none was selected.
         theme: colors.
+        key: key of the metric in the history.
+        name: name of the metric in the title.
     """
     figure, axes = place_axes(*((left, 0, 3.75, 2.8) for left in (0, 4.45, 8.9)), share_x=True)
     panels = (
         ("Loss", (("loss", "training", theme.first), ("eval_loss", "validation", theme.second))),
-        ("Validation accuracy", (("eval_accuracy", "", theme.second),)),
+        (f"Validation {name}", ((f"eval_{key}", "", theme.second),)),
         ("Learning rate", (("learning_rate", "", theme.third),)),
     )
     for axis, (title, curves) in zip(axes, panels, strict=True):
@@ -151,19 +155,26 @@ def learning_curves(history: list[dict], best_step: int | None, theme: Theme):
     return figure
 
 
-def probe_curves(probe: Probe, theme: Theme):
-    """Draw validation accuracy and loss of a linear probe over C."""
+def probe_curves(probe: Probe, theme: Theme, key: str = "accuracy", name: str = "accuracy"):
+    """Draw a validation metric and the loss of a linear probe over C.
+
+    Args:
+        probe: metrics of each C.
+        theme: colors.
+        key: key of the metric.
+        name: name of the metric in the title.
+    """
     figure, axes = place_axes(*((left, 0, 3.75, 2.8) for left in (0, 4.45)))
-    panels = ((axes[0], "accuracy", theme.second), (axes[1], "loss", theme.first))
-    for axis, key, color in panels:
+    panels = ((axes[0], key, name, theme.second), (axes[1], "loss", "loss", theme.first))
+    for axis, metric, title, color in panels:
         axis.set_xscale("log")
         axis.xaxis.set_major_formatter(FuncFormatter(lambda c, _: f"{c:g}"))  # the default uses mathtext, which is off
         axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.plot(probe.c, [scores[key] for scores in probe.validation], "o-", color=color, markersize=3.5)
+        axis.plot(probe.c, [scores[metric] for scores in probe.validation], "o-", color=color, markersize=3.5)
         axis.axvline(probe.best_c, color=theme.muted, linestyle=":", linewidth=1.2, zorder=0, label="selected")
         if len(probe.c) == 1:  # a single point does not determine the limits of a logarithmic axis
             axis.set_xlim(probe.best_c / 10, probe.best_c * 10)
-        axis.set(title=f"Validation {key}", xlabel="C (inverse L2 penalty)")
+        axis.set(title=f"Validation {title}", xlabel="C (inverse L2 penalty)")
         axis.grid()
     axes[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     axes[0].legend()
@@ -299,6 +310,54 @@ def reliability_figure(metrics: SplitMetrics, role: str, temperature: Temperatur
     return figure
 
 
+def precision_recall_figure(metrics: MultiLabelMetrics, role: str, theme: Theme):
+    """Precision against recall of each class and of all labels together, with points at the thresholds."""
+    figure, (axis,) = place_axes((0, 0, 5.2, 4.4))
+    classes = [entry for entry in metrics.per_class if entry.curve]
+    for place, entry in enumerate(classes):
+        label = "one class" if place == 0 else None
+        axis.plot(*zip(*entry.curve, strict=True), color=theme.first, linewidth=1, alpha=0.45, label=label)
+    found = [entry for entry in classes if entry.precision or entry.recall]
+    points = [entry.recall for entry in found], [entry.precision for entry in found]
+    axis.plot(*points, "o", color=theme.first, markersize=4, label="at its threshold", clip_on=False, zorder=3)
+    if metrics.curve:
+        axis.plot(*zip(*metrics.curve, strict=True), color=theme.second, linewidth=2.2, label="all labels together")
+    axis.set(title=f"Precision and recall on the {role} split", xlabel="recall", ylabel="precision")
+    axis.set(xlim=(0, 1.02), ylim=(0, 1.03))
+    for side in (axis.xaxis, axis.yaxis):
+        side.set_major_formatter(PercentFormatter(1, decimals=0))
+    axis.grid()
+    axis.legend(loc="lower left")
+    return figure
+
+
+def average_precision_figure(metrics: MultiLabelMetrics, role: str, theme: Theme):
+    """Average precision and F1 of each class, best on top, and their means as lines; classes of no image left out."""
+    classes = sorted((e for e in metrics.per_class if e.images), key=lambda e: (e.average_precision, e.label))
+    count, places = len(classes), range(len(classes))
+    height = float(np.clip(count * (0.3 if count <= 30 else 0.19), 1.5, 23))
+    figure, (axis,) = place_axes((0, 0, 5.6, height))
+    curves = (
+        ("average precision", [e.average_precision for e in classes], metrics.map, "mAP", "o", theme.first),
+        ("F1", [e.f1 for e in classes], metrics.macro_f1, "macro F1", "s", theme.second),
+    )
+    for label, values, mean, name, marker, color in curves:
+        axis.plot(values, places, marker, color=color, markersize=5, label=label, clip_on=False)
+        axis.axvline(mean, color=color, linewidth=1.3, label=f"{name} {mean:.4f}")
+    if count <= MAX_AXIS_NAMES:
+        axis.set_yticks(places, [short(e.label) for e in classes], fontsize=9.5 if count <= 30 else 8)
+    else:
+        axis.set_yticks([])
+    lowest = min(value for _, values, mean, *_ in curves for value in (*values, mean))
+    axis.set(title=f"Average precision and F1 by class on the {role} split", ylim=(-0.6, count - 0.4))
+    axis.set_xlim(max(0.0, lowest - 0.05 * (1 - lowest)), 1 + 0.02 * (1 - lowest) + 0.001)
+    axis.grid(axis="x")
+    axis.tick_params(axis="y", length=0)
+    axis.spines["left"].set_visible(False)
+    figure.legend(loc="upper center", bbox_to_anchor=(2.8, -0.32), borderaxespad=0, ncols=4)
+    return figure
+
+
 def short(name: str) -> str:
     """Shorten a class name to one line of a figure."""
     name = printable(" ".join(name.split()))
@@ -334,13 +393,14 @@ def training_figure(images: np.ndarray, targets: np.ndarray, names: list[str], t
 
     Args:
         images: uint8 `(images, height, width, 3)`.
-        targets: class indices `(images,)`, or probabilities `(images, classes)` after mixup or CutMix.
+        targets: class indices `(images,)`, or probabilities `(images, classes)` after mixup or CutMix, or of several
+            labels.
         names: class names.
         theme: colors.
     """
     if targets.ndim > 1:
         mixtures = ([(names[index], target[index]) for index in np.flatnonzero(target)] for target in targets)
-        captions = ["\n".join(f"{short(name)} {weight:.0%}" for name, weight in mixture) for mixture in mixtures]
+        captions = ["\n".join(_with_weight(name, weight) for name, weight in mixture) for mixture in mixtures]
     else:
         captions = [short(names[target]) for target in targets]
     figure, axis, places = _image_grid(captions, min(8, len(images)), images.shape[1:3], fontsize=8)
@@ -348,6 +408,10 @@ def training_figure(images: np.ndarray, targets: np.ndarray, names: list[str], t
         axis.imshow(image, extent=place, aspect="auto")
         _write_caption(axis, place, caption, fontsize=8)
     return figure
+
+
+def _with_weight(name: str, weight: float) -> str:
+    return short(name) if weight == 1 else f"{short(name)} {weight:.0%}"
 
 
 def mistakes_figure(images: np.ndarray, examples: list[ExampleImage], split: str, theme: Theme):

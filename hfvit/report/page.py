@@ -7,7 +7,7 @@ from jinja2 import StrictUndefined
 
 from hfvit.artifacts.export_folder import ExportRow
 from hfvit.artifacts.run_record import RunRecord
-from hfvit.artifacts.run_sections import ExampleImages
+from hfvit.artifacts.run_sections import ExampleImages, MultiLabelMetrics
 from hfvit.hub.redaction import redact_record
 from hfvit.report.figures import DARK, LIGHT
 from hfvit.report.summary import selection
@@ -21,13 +21,15 @@ PAGE_FILE = "report.html"
 _PLOTS = {
     "confusion_matrix": "Confusion matrix: rows are the true classes, columns the predicted ones",
     "per_class_accuracy": "Accuracy of each class with its 95 % interval",
+    "precision_recall": "Precision over recall of each class, with points at the thresholds",
+    "average_precision": "Average precision and F1 of each class",
     "reliability": "Reliability diagram: accuracy over confidence, before and after temperature scaling",
     "mistakes": "The most confident mistakes, with predicted class, confidence and true class",
     "attention": "Images and their attention rollout",
-    "learning_curves": "Loss, validation accuracy and learning rate over the training steps",
+    "learning_curves": "Loss, validation {score} and learning rate over the training steps",
     "training_images": "Training images after augmentation",
 }
-_PROBE_PLOTS = {"learning_curves": "Validation accuracy and loss of the linear probe over its inverse L2 penalty C"}
+_PROBE_PLOTS = {"learning_curves": "Validation {score} and loss of the linear probe over its inverse L2 penalty C"}
 _OPEN_ROWS = 20  # a longer table of classes is collapsed
 
 
@@ -46,6 +48,7 @@ def write_page(record: RunRecord, output_dir: str | Path, exports: dict[str, lis
     """
     folder = Path(output_dir)
     plots = _PLOTS | (_PROBE_PLOTS if record.training.probe else {})
+    score = record.result.score.name
     environment = html_environment(
         Path(__file__).parent, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -54,12 +57,13 @@ def write_page(record: RunRecord, output_dir: str | Path, exports: dict[str, lis
         name=folder.resolve().name,
         run=redact_record(record),
         result=record.result,
+        multi_label=isinstance(record.result, MultiLabelMetrics),
         title=dataset_title(record.data.dataset_name),
         selected=selection(record.training),
         time=duration(record.training.seconds),
         examples=record.examples or ExampleImages(split=record.role, mistakes=[]),
         exports=[row for rows in exports.values() for row in rows],
-        plots={name: _embed(folder, name, text) for name, text in plots.items()},
+        plots={name: _embed(folder, name, text.format(score=score)) for name, text in plots.items()},
         open_rows=_OPEN_ROWS,
     )
     path = folder / PAGE_FILE

@@ -1,21 +1,26 @@
 """Summary table and plots of a run."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from hfvit.artifacts.run_record import RunRecord, read_examples
-from hfvit.artifacts.run_sections import Training
+from hfvit.artifacts.run_sections import MultiLabelMetrics, Training
 from hfvit.errors import printable
 from hfvit.report.figures import (
     THEMES,
+    Theme,
     attention_figure,
+    average_precision_figure,
     confusion_figure,
     draw,
     learning_curves,
     mistakes_figure,
     per_class_figure,
+    precision_recall_figure,
     probe_curves,
     reliability_figure,
     training_figure,
@@ -23,23 +28,15 @@ from hfvit.report.figures import (
 from hfvit.utils.files import sweep_temporary
 from hfvit.utils.formatting import aligned, duration
 
+# Plots of the metrics; of an earlier run with other labels some are deleted.
+RESULT_PLOTS = ("confusion_matrix", "per_class_accuracy", "reliability", "precision_recall", "average_precision")
+
 
 def summary_table(record: RunRecord, output_dir: str | Path) -> str:
     """Format the summary of a run: metrics of each split, model, time and speed."""
-    header = ("split", "images", "accuracy", "95 % interval", "top-5", "macro F1", "loss", "ECE")
-    rows = [
-        (
-            split,
-            f"{m.images:,}",
-            f"{m.accuracy:.2%}",
-            "{:.2%} - {:.2%}".format(*m.accuracy_interval),
-            f"{m.top5_accuracy:.2%}",
-            f"{m.macro_f1:.4f}",
-            f"{m.loss:.4f}",
-            f"{m.ece:.4f}",
-        )
-        for split, m in record.metrics.items()
-    ]
+    tables = {split: metrics.columns() for split, metrics in record.metrics.items()}
+    header = ("split", *next(iter(tables.values())))
+    rows = [(split, *columns.values()) for split, columns in tables.items()]
     model = record.model
     training = record.training
     texts = model.texts
@@ -57,6 +54,7 @@ def summary_table(record: RunRecord, output_dir: str | Path) -> str:
         f" {training.processes} process(es), precision {training.precision}",
         f"selected   {selection(training)}{_without_test_split(record)}",
         *_temperature_line(record),
+        *_thresholds_line(record),
         f"files      {output_dir}",
     ]
     return "\n".join(map(printable, lines))
@@ -75,12 +73,13 @@ def _without_test_split(record: RunRecord) -> str:
     """Note that the results are optimistic if there is no test split."""
     if record.role == "test" or not record.data.selected_by:
         return ""
-    return "; no test split: the accuracy above is of the split used for selection, so it is optimistic"
+    name = record.result.score.name
+    return f"; no test split: the {name} above is of the split used for selection, so it is optimistic"
 
 
 def _temperature_line(record: RunRecord) -> list[str]:
     temperature = record.temperature
-    if temperature is None:
+    if temperature is None or record.thresholds:
         return []
     if temperature.value is None:
         return [f"calibrated no: {temperature.reason}"]
@@ -90,6 +89,14 @@ def _temperature_line(record: RunRecord) -> list[str]:
         f"calibrated temperature {temperature.value:.2f}, fitted on the validation split; {record.role} ECE"
         f" {before.ece:.4f} -> {after.ece:.4f}, loss {before.loss:.4f} -> {after.loss:.4f}"
     ]
+
+
+def _thresholds_line(record: RunRecord) -> list[str]:
+    thresholds = record.thresholds
+    if thresholds is None:
+        return []
+    low, high = min(thresholds.values), max(thresholds.values)
+    return [f"thresholds {low:.2f} to {high:.2f}, fitted for each class on the {thresholds.fitted_on} split"]
 
 
 def write_training_images(images: np.ndarray, targets: np.ndarray, names: list[str], output_dir: str | Path) -> None:
@@ -104,23 +111,37 @@ def write_training_images(images: np.ndarray, targets: np.ndarray, names: list[s
     draw("training_images", partial(training_figure, images, targets, names), output_dir)
 
 
+def _result_figures(record: RunRecord) -> dict[str, Callable[[Theme], Any]]:
+    """The plots of the metrics, by name."""
+    metrics = record.result
+    if isinstance(metrics, MultiLabelMetrics):
+        return {
+            "precision_recall": partial(precision_recall_figure, metrics, record.role),
+            "average_precision": partial(average_precision_figure, metrics, record.role),
+        }
+    return {
+        "confusion_matrix": partial(confusion_figure, metrics, record.role),
+        "per_class_accuracy": partial(per_class_figure, metrics, record.role),
+        "reliability": partial(reliability_figure, metrics, record.role, record.temperature),
+    }
+
+
 def write_plots(record: RunRecord, output_dir: str | Path) -> list[Path]:
     """Draw the plots of a run to `output_dir/plots` and return their paths.
 
     Plots that need images of the data set are drawn if examples.npz has them. Plots of an earlier run that this run
     does not have are deleted, as are temporary files.
     """
-    role = record.role
     metrics = record.result
     examples = record.examples
     arrays = read_examples(output_dir, examples)
     probe = record.training.probe
-    curves = partial(learning_curves, record.history, record.training.best_step)
+    score = {"key": metrics.score.key, "name": metrics.score.name}
+    curves = partial(learning_curves, record.history, record.training.best_step, **score)
     figures = {
-        "learning_curves": partial(probe_curves, probe) if probe else curves,
-        "confusion_matrix": partial(confusion_figure, metrics, role),
-        "per_class_accuracy": partial(per_class_figure, metrics, role),
-        "reliability": partial(reliability_figure, metrics, role, record.temperature),
+        "learning_curves": partial(probe_curves, probe, **score) if probe else curves,
+        **dict.fromkeys(RESULT_PLOTS),
+        **_result_figures(record),
         "mistakes": None,
         "attention": None,
     }

@@ -1,7 +1,13 @@
-"""Cross-entropy and distillation losses."""
+"""Single-label and multi-label losses, and distillation losses."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from timm.loss import AsymmetricLossMultiLabel, BinaryCrossEntropy
+
+from hfvit.recipe.arguments import MULTI_LABEL, SINGLE_LABEL
 
 
 def cross_entropy(
@@ -49,3 +55,76 @@ def hard_distillation(logits: torch.Tensor, teacher_logits: torch.Tensor) -> tor
     DeiT, https://arxiv.org/abs/2012.12877.
     """
     return F.cross_entropy(logits.float(), teacher_logits.argmax(dim=1))
+
+
+def binary_cross_entropy(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    label_smoothing: float = 0.0,
+    class_weights: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Compute the mean binary cross-entropy over images and classes in float32.
+
+    Args:
+        logits: `(batch, classes)`.
+        targets: labels from 0 to 1, `(batch, classes)`.
+        label_smoothing: fraction by which targets move towards 0.5, in [0, 1).
+        class_weights: weights of the positive targets, `(classes,)`.
+    """
+    loss = BinaryCrossEntropy(label_smoothing, pos_weight=class_weights, smooth_dense=True)
+    return loss(logits.float(), targets.float())
+
+
+def asymmetric_loss(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    label_smoothing: float = 0.0,
+    class_weights: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Compute the mean asymmetric loss.
+
+    Ridnik et al., https://arxiv.org/abs/2009.14119.
+
+    Args:
+        logits: `(batch, classes)`.
+        targets: labels from 0 to 1, `(batch, classes)`.
+        label_smoothing: fraction by which targets move towards 0.5, in [0, 1).
+        class_weights: weights of the positive targets, `(classes,)`.
+    """
+    return AsymmetricLossMultiLabel(smoothing=label_smoothing, reduction="mean", pos_weight=class_weights)(
+        logits, targets
+    )
+
+
+def soft_binary_distillation(logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Compute soft distillation of each label, as `soft_distillation` of two classes."""
+    student = logits.float() / temperature
+    teacher = torch.sigmoid(teacher_logits.float() / temperature)
+    entropy = F.binary_cross_entropy(teacher, teacher)
+    return (F.binary_cross_entropy_with_logits(student, teacher) - entropy) * temperature**2
+
+
+def hard_binary_distillation(logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
+    """Compute binary cross-entropy with the teacher's labels, at a threshold of 0.5."""
+    return F.binary_cross_entropy_with_logits(logits.float(), (teacher_logits >= 0).float())
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Hold the losses of a problem type.
+
+    Args:
+        labels: `(logits, targets, label_smoothing, class_weights) -> loss`.
+        soft: `(logits, teacher_logits, temperature) -> loss` of soft distillation.
+        hard: `(logits, teacher_logits) -> loss` of hard distillation.
+    """
+
+    labels: Callable[..., torch.Tensor]
+    soft: Callable[..., torch.Tensor]
+    hard: Callable[..., torch.Tensor]
+
+
+LOSSES = {
+    SINGLE_LABEL: Losses(cross_entropy, soft_distillation, hard_distillation),
+    MULTI_LABEL: Losses(binary_cross_entropy, soft_binary_distillation, hard_binary_distillation),
+}

@@ -1,6 +1,7 @@
 """`HFViTTrainer`: Trainer with on-device augmentation and exact resume."""
 
 import copy
+import re
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -26,18 +27,21 @@ from hfvit.data.samplers import BalancedSampler, EpochSampler
 from hfvit.data.stream import ImageStream, StreamEpochs, stream_loader
 from hfvit.data.text import TEXT_INPUTS
 from hfvit.errors import DataError, HFViTError, ModelError, RecipeError, one_line
-from hfvit.metrics.classification import with_scalar_metrics
+from hfvit.metrics.task import task_of, trainer_metrics
+from hfvit.recipe.arguments import MULTI_LABEL
 from hfvit.recipe.training_args import wrap_errors
 from hfvit.training.checkpointing import CheckpointWriter, ResumeState, is_over, keep_workers_on_signals, start_worker
 from hfvit.training.ema import EmaCallback
-from hfvit.training.losses import cross_entropy
+from hfvit.training.losses import LOSSES
 from hfvit.training.non_finite import NonFiniteLossMonitor, RewindRequest
 from hfvit.training.out_of_memory import OutOfMemoryHandler
 from hfvit.training.param_groups import build_param_groups, groups_beside
+from hfvit.training.resume import describe_changes
 from hfvit.training.throughput import SpeedMeter, matmul_rate, training_flops
 from hfvit.transforms.augmentation import Augmentation
 from hfvit.transforms.mixup import BatchMixing
 from hfvit.transforms.preprocessing import Preprocessing
+from hfvit.utils.environment import check_shared_memory
 from hfvit.utils.files import commit_file, temporary_file
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -72,7 +76,8 @@ class HFViTTrainer(Trainer):
         augmentation: augmentation of a `train_dataset` of `datasets`; random resized crop and flip by default.
         preprocessing: preprocessing of evaluation batches; that of the model's configuration by default.
         mixing: mixup, CutMix and random erasing of training batches.
-        objective: training loss `(logits, labels, pixel_values, label_smoothing) -> loss`; cross-entropy by default.
+        objective: training loss `(logits, labels, pixel_values, label_smoothing) -> loss`; cross-entropy by default,
+            binary of a multi-label model.
         balanced: sample all classes equally often.
         progressive: callback that resizes training images, see `finetuning.progressive_resizing`.
         **kwargs: arguments of `transformers.Trainer`. `compute_loss_func=(outputs, labels, num_items_in_batch) ->
@@ -129,13 +134,16 @@ class HFViTTrainer(Trainer):
             collate,
             train_dataset,
             eval_dataset,
-            compute_metrics=with_scalar_metrics(compute_metrics, labels),
+            compute_metrics=trainer_metrics(task_of(model.config), labels, compute_metrics),
             **kwargs,
         )
         if self.args.activation_checkpointing and not self.model.supports_gradient_checkpointing:
             kind = type(getattr(self.model, "timm_model", self.model)).__name__
             with_text = " with a text encoder" if hasattr(self.model, "text_model") else ""
             raise RecipeError(f"activation_checkpointing: not available for {kind}{with_text}. Set it to false.")
+        self.task = task_of(model.config)
+        self.losses = LOSSES[self.task.problem_type]
+        self.args.fit_metric(self.task.scalar_metrics, self.task.default_metric)
         # compute_loss is a plain mean, without counting labels over accumulation steps and processes.
         self.model_accepts_loss_kwargs = False
         self.is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
@@ -195,6 +203,11 @@ class HFViTTrainer(Trainer):
             raise DataError(
                 f"global_batch_size: must be at most {rows}, the number of training images, got"
                 f" {self.args.global_batch_size}."
+            )
+        if (self.train_dataset.labels.ndim > 1) != (self.task.problem_type == MULTI_LABEL):
+            raise ModelError(
+                f"problem_type: the model has {self.task.problem_type}, but the training labels have another type."
+                " Set problem_type in the model's configuration."
             )
         check_labels(self.train_dataset.labels, self.class_names)
 
@@ -387,7 +400,7 @@ class HFViTTrainer(Trainer):
         elif self.objective and model.training:
             loss = self.objective(outputs.logits, labels, inputs["pixel_values"], smoothing)
         else:
-            loss = cross_entropy(outputs.logits, labels, smoothing)
+            loss = self.losses.labels(outputs.logits, labels, smoothing)
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch=None) -> torch.Tensor:
@@ -483,6 +496,7 @@ class HFViTTrainer(Trainer):
             InterruptedRunError: the run was stopped by a signal and saved.
         """
         checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
+        check_shared_memory(self.args.dataloader_num_workers)
         self._count_trained_parameters()
         self._measure_device()
         with self.checkpoints.signals.handled():
@@ -497,12 +511,17 @@ class HFViTTrainer(Trainer):
                 except (HFViTError, MemoryError):
                     raise
                 except Exception as error:
+                    if re.match(r"DataLoader worker .*(killed|exited)", str(error)):
+                        raise self.checkpoints.lost_worker_error(error) from None
                     if self.checkpoints.is_restored or should_reduce_batch_size(error):
                         raise
+                    before = self.resume_state.origin if self.resume_state else {}
+                    changes = describe_changes(before, self.origin) if before and self.origin else []
+                    changed = f" ({'; '.join(changes)})" if changes else ""
                     raise ModelError(
                         f"resume_from_checkpoint: {checkpoint} cannot be loaded ({type(error).__name__}:"
-                        f" {one_line(error)[:300]}). It is damaged, or of a run with other options. Start a new run in"
-                        " another output_dir."
+                        f" {one_line(error)[:300]}). It is damaged, or of a run with other options{changed}. Start a"
+                        " new run in another output_dir."
                     ) from error
                 checkpoint = self.non_finite.rewind(step)
         if self.ema:

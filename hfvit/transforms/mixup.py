@@ -47,11 +47,11 @@ class BatchMixing:
 
         Args:
             pixel_values: (batch, 3, height, width).
-            labels: class ids (batch,).
+            labels: class ids (batch,), or several labels per image, 0 and 1 (batch, classes).
             seeds: seed of each image (batch,), uint64.
 
         Returns:
-            Pixel values, and class probabilities (batch, classes) with mixing or else the class ids.
+            Pixel values, and class probabilities or mixed labels (batch, classes) with mixing or else the labels.
         """
         if self.erasing:
             erase = RandomErasing(self.erasing, mode="pixel", device=pixel_values.device)
@@ -64,7 +64,13 @@ class BatchMixing:
             return pixel_values, labels
         with _preserved_rng_state(pixel_values.device):
             np.random.seed(int(seeds[0] >> np.uint64(32)))
-            return self.mixup(pixel_values, labels)
+            if labels.ndim == 1:
+                return self.mixup(pixel_values, labels)
+            # Mixing one class per image yields the weights of each mixture.
+            self.mixup.num_classes = len(labels)
+            pixel_values, weights = self.mixup(pixel_values, torch.arange(len(labels), device=labels.device))
+            own = weights.diagonal()[:, None]
+            return pixel_values, own * labels + (1 - own) * labels.flip(0)
 
 
 @contextmanager

@@ -8,8 +8,7 @@ from helpers.messages import assert_names
 from helpers.splits import load_splits
 
 from hfvit.data.decode import decode
-from hfvit.data.labels import find_label_column
-from hfvit.data.splits import find_image_column
+from hfvit.data.splits import find_image_column, find_label_column
 from hfvit.errors import DataError
 
 

@@ -1,5 +1,6 @@
 """The Gradio app of `hfvit demo`, with gradio's client and in a browser."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from helpers.recipes import ARCHITECTURE, MICRO
 
 import hfvit
 from hfvit.cli import main
-from hfvit.demo.app import AttentionView
+from hfvit.demo.app import NOTHING_FOUND, AttentionView, build_app, load_gradio
 
 client = pytest.importorskip("gradio_client")
 COMMAND = "import sys; from hfvit.cli import main; main(sys.argv[1:])"
@@ -93,6 +94,19 @@ def test_attention_image_is_the_models_crop_darkened_by_attention(checkpoint, ph
 def test_attention_view_of_an_onnx_file_is_none(tmp_path):
     write_graph(tmp_path / "model.onnx")
     assert AttentionView.create(hfvit.load_classifier(write_configs(tmp_path))) is None
+
+
+def test_app_of_several_labels_names_those_that_reach_their_thresholds(tmp_path, photo):
+    write_graph(tmp_path / "model.onnx")
+    config = json.loads((write_configs(tmp_path) / "config.json").read_text())
+    for thresholds, found in (([0.0, 0.0, 1.0], "green, red"), ([1.0, 1.0, 1.0], NOTHING_FOUND)):
+        config |= {"problem_type": "multi_label_classification", "thresholds": thresholds}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        app = build_app(load_gradio(), hfvit.load_classifier(tmp_path), top_k=2)
+        classify = next(each.fn for each in app.fns.values() if each.api_name == "classify")
+        best, told = classify(photo.read_bytes())
+        assert len(best) == 2
+        assert sorted(told.split(", ")) == sorted(found.split(", "))
 
 
 def test_demo_without_gradio_names_the_install_command(tmp_path, monkeypatch, capsys):

@@ -89,6 +89,16 @@ def test_page_has_all_files_and_overwrite_keeps_other_files(capsys, export, npm,
     assert "https://cdn.jsdelivr.net" in (page / "index.html").read_text()
 
 
+def test_page_of_several_labels_knows_their_thresholds(capsys, export, tmp_path):
+    config = json.loads((export / "config.json").read_text())
+    config |= {"problem_type": "multi_label_classification", "thresholds": [0.2, 0.5, 0.9]}
+    (export / "config.json").write_text(json.dumps(config))
+    assert demo(capsys, export, "--static", tmp_path / "page")[0] == 0
+    page = json.loads((tmp_path / "page" / "page.json").read_text())
+    assert page["multi_label"]
+    assert page["thresholds"] == [0.2, 0.5, 0.9]
+
+
 def test_space_readme_has_valid_metadata(capsys, export, tmp_path):
     from huggingface_hub import RepoCard
 
@@ -135,3 +145,26 @@ def test_demo_with_an_invalid_value_names_the_option_and_writes_nothing(
     assert "Traceback" not in err
     assert files(tmp_path) == before
     assert not (tmp_path / "page").exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "model_quantized.onnx"])
+def test_link_in_an_export_is_refused(capsys, export, npm, tmp_path, name):
+    file = export / name
+    file.rename(tmp_path / "secret")
+    file.symlink_to(tmp_path / "secret")
+    code, _, error = demo(capsys, export, "--static", tmp_path / "page", "--vendor", npm)
+    assert code == 2
+    assert option_of(error) == "static"
+    assert_names(error, file, tmp_path / "secret")
+    assert not (tmp_path / "page").exists()
+
+
+def test_link_in_the_place_of_a_page_is_refused(capsys, export, npm, tmp_path):
+    (tmp_path / "page").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "page" / "model").symlink_to(tmp_path / "elsewhere")
+    words = (export, "--static", tmp_path / "page", "--vendor", npm, "--overwrite")
+    code, _, error = demo(capsys, *words)
+    assert code == 2
+    assert option_of(error) == "static"
+    assert not list((tmp_path / "elsewhere").iterdir())

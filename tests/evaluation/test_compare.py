@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 from helpers.images import LABELS, colored_split
@@ -14,12 +15,14 @@ from helpers.messages import assert_names, option_of
 from helpers.onnx_graphs import BRIGHTEST, expected_logits, write_configs, write_graph
 from helpers.recipes import MICRO_RECIPE
 from helpers.records import artifact_result, exported_file, make_gate
+from PIL import Image
 from scipy.stats import binomtest
+from sklearn.metrics import average_precision_score, f1_score
 
 import hfvit
 from hfvit.artifacts.export_record import ExportRecord
 from hfvit.cli import main as hfvit_command
-from hfvit.errors import ModelError
+from hfvit.errors import DataError, ModelError
 from hfvit.evaluation.compare import Comparison, check_recordable, compare, record
 from hfvit.evaluation.split import evaluation_split
 from hfvit.export.onnx import export_onnx
@@ -91,6 +94,54 @@ def test_compare_equals_an_independent_count(graphs, colors):
     assert comparison.rows[0].megabytes == (graphs / "model.onnx").stat().st_size / 1e6
     assert comparison.passed
     assert len(comparison.table().splitlines()) == 8
+
+
+@pytest.fixture
+def mixed_colors(tmp_path):
+    """A table of pictures with any of the three channels bright, and lists of these."""
+    rng = np.random.default_rng(5)
+    pictures = []
+    for row in range(32):
+        pixels = rng.integers(0, 60, (16, 16, 3), dtype=np.uint8)
+        pixels[..., [index for index in range(3) if row >> index & 1]] += 160
+        pictures.append(Image.fromarray(pixels))
+    lists = [[LABELS[index] for index in range(3) if row >> index & 1] for row in range(32)]
+    table = datasets.Dataset.from_dict({"image": pictures, "labels": lists}).cast_column("image", datasets.Image())
+    table.to_parquet(tmp_path / "mixed" / "test.parquet")
+    return tmp_path / "mixed", pictures, np.array([[name in some for name in LABELS] for some in lists])
+
+
+def test_figures_of_several_labels_are_those_of_an_independent_count(graphs, mixed_colors):
+    folder, pictures, targets = mixed_colors
+    thresholds = [0.5, 0.4, 0.6]
+    config = json.loads((graphs / "config.json").read_text())
+    config |= {"problem_type": "multi_label_classification", "thresholds": thresholds}
+    (graphs / "config.json").write_text(json.dumps(config))
+    split = evaluation_split(graphs, dataset_name=str(folder), split="test")
+    assert np.array_equal(split.labels, targets)
+    files = [graphs / name for name in ("noisy.onnx", "permuted.onnx")]
+    comparison = compare(graphs, files, split, batch_size=5, min_agreement=0.9, show_progress=False)
+    probabilities = [
+        1 / (1 + np.exp(-np.stack([expected_logits(picture, weights) for picture in pictures])))
+        for weights in (BRIGHTEST, NOISY, PERMUTED)
+    ]
+    answers = [share >= thresholds for share in probabilities]
+    for row, share, answer in zip(comparison.rows, probabilities, answers, strict=True):
+        assert row.accuracy is None
+        assert row.map == pytest.approx(average_precision_score(targets, share), abs=1e-6)
+        assert row.micro_f1 == row.score.value == pytest.approx(f1_score(targets, answer, average="micro"))
+        assert row.agreement == (answer == answers[0]).all(axis=1).mean()
+        assert row.change_points == pytest.approx(100 * (row.micro_f1 - comparison.rows[0].micro_f1))
+        assert row.micro_f1_interval[0] <= row.micro_f1 <= row.micro_f1_interval[1]
+    assert comparison.rows[0].micro_f1 == 1.0
+    assert not comparison.passed
+    assert len(comparison.failures) == 2
+    assert "micro F1" in comparison.table()
+
+
+def test_split_of_another_kind_of_labels_is_refused(graphs, mixed_colors):
+    with pytest.raises(DataError, match=r"^label_column: "):
+        evaluation_split(graphs, dataset_name=str(mixed_colors[0]), split="test")
 
 
 def test_classes_in_another_order_are_matched_by_name(graphs, colors, tmp_path):

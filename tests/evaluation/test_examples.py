@@ -9,7 +9,13 @@ from helpers.models import build_model
 
 from hfvit.artifacts.run_record import read_examples
 from hfvit.errors import ModelError
-from hfvit.evaluation.examples import Examples, images_of_all_classes, most_confident_mistakes
+from hfvit.evaluation.examples import (
+    ClassAnswers,
+    Examples,
+    LabelAnswers,
+    images_of_all_classes,
+    most_confident_mistakes,
+)
 from hfvit.models.attention import attention_rollout
 
 
@@ -50,6 +56,22 @@ def test_rollout_of_other_tokens_than_patches_is_an_error():
         attention_rollout(maps, (2, 3))
 
 
+def test_answers_of_several_labels_name_all_and_the_worst_mistake_first():
+    logits = np.log([[0.9, 0.2, 0.1], [0.9, 0.8, 0.4], [0.1, 0.1, 0.1], [0.45, 0.1, 0.1]])
+    logits -= np.log1p(-np.exp(logits))
+    targets = np.array([[1, 0, 0], [0, 1, 1], [0, 0, 0], [1, 0, 0]])
+    answers = LabelAnswers(logits, targets, LABELS, [0.5, 0.5, 0.3])
+    assert answers.mistakes.tolist() == [1, 3]
+    assert answers.describe(1) == {
+        "true": "green, blue",
+        "predicted": "red, green, blue",
+        "confidence": pytest.approx(0.9),
+    }
+    assert answers.describe(3) == {"true": "red", "predicted": "none", "confidence": pytest.approx(0.55)}
+    assert answers.describe(2) == {"true": "none", "predicted": "none", "confidence": pytest.approx(0.9)}
+    assert answers.of_all_classes.tolist() == [0, 1, 3]
+
+
 @pytest.fixture(scope="module")
 def validation():
     model, _, dataset, preprocessing = parts()
@@ -59,7 +81,7 @@ def validation():
 
 def gathered(validation) -> Examples:
     _, dataset, _, logits = validation
-    return Examples("validation", dataset, 100 + np.arange(13), logits, dataset.labels, LABELS)
+    return Examples("validation", dataset, 100 + np.arange(13), ClassAnswers(logits, dataset.labels, LABELS))
 
 
 def test_examples_have_images_maps_and_predictions(validation, tmp_path):

@@ -56,6 +56,12 @@ def test_balanced_sampler_samples_classes_and_their_images_equally(repeats):
     assert not set(pairs) & set(sampler)
 
 
+def test_class_weights_of_several_labels_are_negatives_over_positives():
+    targets = np.zeros((1000, 4))
+    targets[:500, 0] = targets[:100, 1] = targets[:1, 2] = 1
+    assert class_weights(targets, 4).tolist() == [1.0, 9.0, 100.0, 1.0]
+
+
 def test_occurrences_count_repeated_values():
     assert occurrences(np.array([5, 2, 5, 5, 2, 9])).tolist() == [0, 0, 1, 2, 1, 0]
 

@@ -22,7 +22,7 @@ from transformers import AutoModelForImageClassification
 
 from hfvit.artifacts.run_record import RunRecord
 from hfvit.errors import ModelError, RecipeError
-from hfvit.finetuning.linear_probe import AugmentedPasses, body_and_classifier, solve
+from hfvit.finetuning.linear_probe import AugmentedPasses, body_and_classifier, solve, solve_one_vs_rest
 from hfvit.hub.files import files_to_push
 from hfvit.pipeline import main
 from hfvit.recipe.loader import load_recipe
@@ -227,3 +227,21 @@ def test_load_recipe_of_a_method_with_a_wrong_value_names_option_and_data(write,
 def test_probe_and_lora_without_checkpoint_raise(recipe):
     with pytest.raises(RecipeError, match=r"^architecture: .*finetuning=lora"):
         load_recipe([str(recipe), "--finetuning", "lora"])
+
+
+@pytest.mark.parametrize("balance", ["none", "weight"])
+def test_solve_one_vs_rest_is_sklearns_for_each_label(balance):
+    rng = np.random.default_rng(3)
+    features = rng.normal(size=(60, 5)).astype(np.float32) * [1, 2, 3, 4, 5] + 1
+    targets = np.column_stack([features[:, 0] > 1, features[:, 1] + features[:, 2] > 2, np.zeros(60), np.ones(60)])
+    solutions = solve_one_vs_rest(features, targets.astype(np.float32), 4, [0.01, 1.0], balance)
+    standardized = StandardScaler().fit_transform(features)
+    class_weight = "balanced" if balance == "weight" else None
+    for value, (weight, bias) in zip((0.01, 1.0), solutions, strict=True):
+        logits = features @ weight.T + bias
+        for index in range(2):
+            model = LogisticRegression(C=value, max_iter=2000, class_weight=class_weight)
+            expected = model.fit(standardized, targets[:, index]).decision_function(standardized)
+            assert logits[:, index] == pytest.approx(expected, abs=1e-3)
+        assert (logits[:, 2] < -100).all()
+        assert (logits[:, 3] > 100).all()

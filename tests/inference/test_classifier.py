@@ -151,6 +151,25 @@ def test_predict_of_multi_label_graph_uses_sigmoid(export, images):
     )
 
 
+def test_a_graph_with_thresholds_answers_with_the_classes_that_reach_them(export, images):
+    share = 1 / (1 + np.exp(-expected_logits(images[0])))
+    limits = [float(share[0]) - 1e-3, float(share[1]) + 1e-3, 1.0]
+    change_config(export, problem_type="multi_label_classification", thresholds=limits)
+    classifier = hfvit.load_classifier(export)
+    assert list(classifier.predict(images[:1])[0]) == [LABELS[0]]
+    assert len(classifier.predict(images[:1], top_k=3)[0]) == 3
+    change_config(export, problem_type="single_label_classification")
+    assert hfvit.load_classifier(export).thresholds is None
+
+
+@pytest.mark.parametrize("thresholds", [[0.5], [0.5, 0.5, 1.5], [0.5, "a", 0.5], "0.5"])
+def test_thresholds_that_are_no_probabilities_are_refused(export, thresholds):
+    change_config(export, problem_type="multi_label_classification", thresholds=thresholds)
+    with pytest.raises(ModelError) as caught:
+        hfvit.load_classifier(export)
+    assert_names(caught.value, "thresholds", export)
+
+
 def test_load_classifier_numbers_repeated_class_names(export, images):
     write_configs(export, ["crane", "heron", "crane"])
     classifier = hfvit.load_classifier(export)

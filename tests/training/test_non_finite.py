@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 from helpers.images import LABELS
+from helpers.losses import set_training_loss, training_loss
 from helpers.messages import assert_logged, assert_names
 from helpers.micro_trainer import losses, make_trainer, weights
 from transformers import TrainerCallback
 
-import hfvit.training.trainer
 from hfvit.data.dataset import check_labels, check_pixels, check_stream_labels
 from hfvit.errors import DataError, NonFiniteLossError, RecipeError
 from hfvit.training.loss_monitor import LossMonitor, find_spikes
@@ -22,7 +22,7 @@ def breaks(monkeypatch):
     """Make the training loss NaN in these calls, counted from 1."""
 
     def install(*calls):
-        original, count = hfvit.training.trainer.cross_entropy, 0
+        original, count = training_loss(), 0
 
         def broken(logits, labels, smoothing):
             nonlocal count
@@ -32,7 +32,7 @@ def breaks(monkeypatch):
             count += 1
             return loss * float("nan") if count in calls else loss
 
-        monkeypatch.setattr(hfvit.training.trainer, "cross_entropy", broken)
+        set_training_loss(monkeypatch, broken)
 
     return install
 
@@ -135,14 +135,14 @@ def test_spikes_do_not_depend_on_the_interval_of_calls():
 
 
 def test_loss_spike_is_logged_and_recorded(tmp_path, monkeypatch, caplog):
-    original, count = hfvit.training.trainer.cross_entropy, 0
+    original, count = training_loss(), 0
 
     def spiking(logits, labels, smoothing):
         nonlocal count
         count += torch.is_grad_enabled()
         return original(logits, labels, smoothing) * (20 if count == 30 and torch.is_grad_enabled() else 1)
 
-    monkeypatch.setattr(hfvit.training.trainer, "cross_entropy", spiking)
+    set_training_loss(monkeypatch, spiking)
     trainer = make_trainer(tmp_path, num_train_epochs=7, logging_steps=4)
     trainer.train()
     assert [(event["event"], event["step"]) for event in trainer.events] == [("loss_spike", 30)]

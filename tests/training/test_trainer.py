@@ -10,6 +10,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from helpers.images import LABELS
+from helpers.losses import set_training_loss, training_loss
 from helpers.messages import assert_names
 from helpers.micro_trainer import (
     CLIP,
@@ -32,7 +33,6 @@ from timm.optim import create_optimizer_v2
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, get_cosine_schedule_with_warmup
 
-import hfvit.training.trainer
 from hfvit.artifacts.checkpoint import check_same_model, newest_checkpoint
 from hfvit.artifacts.output_dir import claim_output_dir
 from hfvit.data.dataset import collate
@@ -172,8 +172,8 @@ class Breaks:
 
     def __init__(self, step, monkeypatch, gradient_only=False):
         self.step, self.gradient_only, self.calls = step, gradient_only, 0
-        self.original = hfvit.training.trainer.cross_entropy
-        monkeypatch.setattr(hfvit.training.trainer, "cross_entropy", self)
+        self.original = training_loss()
+        set_training_loss(monkeypatch, self)
 
     def __call__(self, logits, labels, smoothing):
         loss = self.original(logits, labels, smoothing)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.images import LABELS
+from helpers.losses import set_training_loss, training_loss
 from helpers.micro_trainer import losses, make_trainer, weights
 from helpers.models import build_model
 from safetensors.torch import load_file
@@ -17,7 +18,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from transformers import TrainerCallback
 
-import hfvit.training.trainer
 from hfvit.artifacts.checkpoint import newest_checkpoint
 from hfvit.recipe.training_args import HFViTTrainingArguments
 from hfvit.training.throughput import SpeedMeter, matmul_rate, training_flops
@@ -76,14 +76,14 @@ def test_resumed_run_with_mixing_equals_uninterrupted(tmp_path):
 
 def test_mix_off_epochs_stop_mixing(tmp_path, monkeypatch):
     targets = []
-    original = hfvit.training.trainer.cross_entropy
+    original = training_loss()
 
     def record(logits, labels, smoothing):
         if torch.is_grad_enabled():
             targets.append(labels)
         return original(logits, labels, smoothing)
 
-    monkeypatch.setattr(hfvit.training.trainer, "cross_entropy", record)
+    set_training_loss(monkeypatch, record)
     mixing = {"mixup_alpha": 1.0, "off_epochs": 1}
     trainer = make_trainer(tmp_path, mixing=mixing, num_train_epochs=3)
     trainer.train()

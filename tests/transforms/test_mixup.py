@@ -30,6 +30,19 @@ def test_batch_mixing_equals_timms_mixup():
     torch.testing.assert_close(targets.sum(1), torch.ones(8))
 
 
+def test_mixing_several_labels_mixes_them_as_the_pixels():
+    labels = torch.nn.functional.one_hot(LABELS, 4).float()
+    for options in ({"mixup_alpha": 0.8}, {"cutmix_alpha": 1.0}):
+        pixel_values, targets = BatchMixing(4, **options)(images(), labels, SEEDS)
+        expected, expected_targets = BatchMixing(4, **options)(images(), LABELS, SEEDS)  # of one class an image
+        assert torch.equal(pixel_values, expected)
+        torch.testing.assert_close(targets, expected_targets)
+    several = torch.rand(8, 4, generator=torch.Generator().manual_seed(2)).round()
+    _, weights = BatchMixing(8, mixup_alpha=0.8)(images(), torch.arange(8), SEEDS)
+    torch.testing.assert_close(BatchMixing(4, mixup_alpha=0.8)(images(), several, SEEDS)[1], weights @ several)
+    assert torch.equal(BatchMixing(4, random_erasing=0.5)(images(), several, SEEDS)[1], several)
+
+
 def test_cross_entropy_label_smoothing_equals_timms_mixup():
     logits = torch.randn(8, 3, generator=torch.Generator().manual_seed(1))
     _, targets = BatchMixing(3, mixup_alpha=0.8)(images(), LABELS, SEEDS)

@@ -46,13 +46,19 @@ const replies = {
     element("time").textContent = `${milliseconds < 10 ? milliseconds.toFixed(1) : Math.round(milliseconds)} ms`;
     element("given").textContent = size.join(" × ");
     answer.hidden = false;
-    say(`${best[0].label}, ${percent(best[0].probability)}`, "done");
+    say(summary(best), "done");
     document.body.dataset.state = "answered";
   },
   refused({ id, text }) {
     if (id === current) refuse(text);
   },
 };
+
+/** The most probable class, or with several labels those that reach their thresholds. */
+function summary(best) {
+  if (best[0].found === undefined) return `${best[0].label}, ${percent(best[0].probability)}`;
+  return best.filter(({ found }) => found).map(({ label }) => label).join(", ") || "None of its classes";
+}
 
 function refuse(text) {
   clear();
@@ -73,9 +79,10 @@ function percent(fraction) {
 
 function showBars(best) {
   results.replaceChildren(
-    ...best.map(({ label, probability }) => {
+    ...best.map(({ label, probability, found }) => {
       const row = document.createElement("li");
       row.dataset.probability = probability;
+      if (found !== undefined) row.dataset.found = found;
       const [name, probabilityText, bar] = ["name", "probability", "bar"].map((kind) => {
         const part = document.createElement("span");
         part.className = kind;

@@ -84,7 +84,11 @@ async function classify(blob) {
   const scores = await logits(seen);
   const milliseconds = performance.now() - begin;
   if (!scores.every(Number.isFinite)) throw new Error("The logits are NaN or infinite.");
-  const best = Array.from(probabilities(scores), (probability, index) => ({ label: page.labels[index], probability }))
+  const answers = Array.from(probabilities(scores), (probability, index) => {
+    const label = page.labels[index];
+    return page.thresholds ? { label, probability, found: probability >= page.thresholds[index] } : { label, probability };
+  });
+  const best = answers
     .sort((one, other) => other.probability - one.probability)
     .slice(0, page.top_k);
   return { best, milliseconds, seen, size: [image.width, image.height] };

@@ -1,0 +1,289 @@
+"""Several labels for each image: lists of classes, 0/1 lists and columns, strings with a separator."""
+
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from datasets import ClassLabel, Dataset, Features, IterableDataset, LargeList, List, Value
+
+from hfvit.data.labels import CLASS_TYPES, SEPARATORS, check_column, encode_labels
+from hfvit.errors import DataError
+from hfvit.recipe.arguments import MULTI_LABEL
+
+FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
+FLAG_TYPES = ("bool", "int", "uint", "float", "double", "string", "large_string")
+
+logger = logging.getLogger(__name__)
+
+
+def list_item(feature: Any) -> Any:
+    """The feature of a list's items; None for what is no list of classes, numbers or strings."""
+    if not isinstance(feature, List | LargeList):
+        return None
+    item = feature.feature
+    is_class = isinstance(item, ClassLabel) or (isinstance(item, Value) and item.dtype.startswith(CLASS_TYPES))
+    return item if is_class else None
+
+
+def as_flag(value: Any) -> bool | None:
+    """A value of a 0/1 column as a boolean; None for anything else."""
+    if isinstance(value, bool | int | float):
+        return bool(value) if value in (0, 1) else None
+    return FLAGS.get(value.strip().lower()) if isinstance(value, str) else None
+
+
+def flag_columns(dataset: Dataset, others: Collection[str | None] = ()) -> list[str]:
+    """The columns that hold nothing but 0 and 1 (or false and true); none unless there are several.
+
+    Args:
+        dataset: a training split.
+        others: columns that are not labels.
+    """
+    found = []
+    for name, feature in dataset.features.items():
+        if name in others or not isinstance(feature, Value) or not feature.dtype.startswith(FLAG_TYPES):
+            continue
+        if as_flag(dataset[name][0]) is not None and all(as_flag(value) is not None for value in dataset[name][:]):
+            found.append(name)
+    return found if len(found) > 1 else []
+
+
+class MultiLabel:
+    """Any number of classes for each image: targets are a 0/1 matrix `(images, classes)`.
+
+    Args:
+        columns: one column of lists, single classes or strings with a separator; or several columns of 0 and 1, whose
+            names are the classes.
+        separator: of strings; None finds the one of `SEPARATORS` that occurs.
+    """
+
+    problem_type = MULTI_LABEL
+
+    def __init__(self, columns: Sequence[str], separator: str | None = None):
+        self.columns = list(columns)
+        self.separator = separator
+
+    @property
+    def name(self) -> str | list[str]:
+        """The label column or columns, as a recipe names them."""
+        return self.columns[0] if len(self.columns) == 1 else self.columns
+
+    def describe(self, classes: int) -> str:
+        """Words for the log about where the classes are from."""
+        if len(self.columns) == 1:
+            return f"{classes} classes, several for an image, from column '{self.columns[0]}'"
+        shown = ", ".join(self.columns[:8]) + (", ..." if len(self.columns) > 8 else "")
+        return f"{classes} classes, several for an image, from the 0/1 columns {shown}"
+
+    def check(self, split: Dataset | IterableDataset, name: str) -> None:
+        """Raise `DataError` where a column of split `name` is missing or does not hold labels."""
+        for column in self.columns:
+            check_column(split, name, "label_column", column)
+        kinds = [split.features[column] for column in self.columns]
+        if len(kinds) == 1:
+            kind = kinds[0]
+            known = list_item(kind) is not None or isinstance(kind, ClassLabel)
+            known = known or (isinstance(kind, Value) and kind.dtype.startswith(CLASS_TYPES))
+            if not known:
+                raise DataError(
+                    f"label_column: column '{self.columns[0]}' of split '{name}' holds {kind}, not labels."
+                )
+        for column, kind in zip(self.columns, kinds, strict=True):
+            if len(kinds) > 1 and not (isinstance(kind, Value) and kind.dtype.startswith((*FLAG_TYPES, "null"))):
+                raise DataError(
+                    f"label_column: column '{column}' of split '{name}' holds {kind}; of several label columns each"
+                    " must hold 0 and 1."
+                )
+
+    def has_names(self, features: Features) -> bool:
+        """Whether the columns themselves name the classes."""
+        return len(self.columns) > 1 or isinstance(list_item(features[self.columns[0]]), ClassLabel)
+
+    def read(self, split: Dataset) -> list:
+        """The labels of each row, as they are in the data set."""
+        if len(self.columns) == 1:
+            return split[self.columns[0]][:]
+        return [list(row) for row in zip(*(split[column][:] for column in self.columns), strict=True)]
+
+    def is_unlabeled(self, values: list) -> bool:
+        """Whether no row has a label."""
+        empty = (None, -1, [], "")
+        return all(
+            value in empty or (isinstance(value, list) and all(item in (None, -1) for item in value))
+            for value in values
+        )
+
+    def encode(
+        self,
+        features: Features,
+        raw_labels: dict[str, list],
+        names: Mapping[str, str],
+        class_names: Sequence[str] | None = None,
+    ) -> tuple[list[str], dict[str, np.ndarray]]:
+        """Class names in the order of the logits, and each split's 0/1 matrix, uint8 `(images, classes)`.
+
+        Args:
+            features: of the training split.
+            raw_labels: what `read` gave, by role; without declared classes those of `train` are the classes.
+            names: each role's split, for messages.
+            class_names: of integers, or of 0/1 lists or columns in their order; or all names that strings may have.
+
+        Raises:
+            DataError: a label is missing or no class; its row is named.
+        """
+        if len(self.columns) > 1:
+            lists = {role: self._flags(rows, names[role]) for role, rows in raw_labels.items()}
+            feature = _numbered(len(self.columns), class_names, self.columns)
+            class_names = None
+        else:
+            feature, lists = self._lists(features[self.columns[0]], raw_labels, names)
+            width = _width(lists)
+            if width and not isinstance(feature, ClassLabel):
+                lists = {role: [np.flatnonzero(row).tolist() for row in rows] for role, rows in lists.items()}
+                feature = _numbered(width, class_names)
+                class_names = None
+        flat = {role: [item for row in rows for item in row] for role, rows in lists.items()}
+        owners = {role: np.repeat(np.arange(len(rows)), [len(row) for row in rows]) for role, rows in lists.items()}
+        labels, indices = encode_labels(feature, flat, names, class_names, owners)
+        targets = {}
+        for role, rows in lists.items():
+            targets[role] = np.zeros((len(rows), len(labels)), dtype=np.uint8)
+            targets[role][owners[role], indices[role]] = 1
+        return labels, targets
+
+    def hold_out(self, targets: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows that stay and rows that are held out; see `stratified_rows`."""
+        return stratified_rows(targets, fraction, seed)
+
+    def _flags(self, rows: list[list], name: str) -> list[list[int]]:
+        """Class indices of each row of 0/1 columns."""
+        found = []
+        for number, row in enumerate(rows):
+            flags = [as_flag(value) for value in row]
+            if None in flags:
+                column = self.columns[flags.index(None)]
+                value = row[flags.index(None)]
+                what = "the label is missing" if value is None else f"{value!r} is neither 0 nor 1"
+                raise DataError(f"Split '{name}', row {number}: {what} in label column '{column}'.")
+            found.append([index for index, flag in enumerate(flags) if flag])
+        return found
+
+    def _lists(
+        self, feature: Any, raw_labels: dict[str, list], names: Mapping[str, str]
+    ) -> tuple[Any, dict[str, list[list]]]:
+        """The feature of one label, and the labels of each row as a list."""
+        item = list_item(feature)
+        if item is not None:
+            for role, rows in raw_labels.items():
+                _refuse_missing(rows, names[role])
+            return item, raw_labels
+        if isinstance(feature, Value) and feature.dtype in ("string", "large_string", "null"):
+            separator = self.separator or _find_separator(raw_labels)
+            return feature, {role: _split(rows, separator) for role, rows in raw_labels.items()}
+        for role, rows in raw_labels.items():
+            _refuse_missing(rows, names[role])
+        return feature, {role: [[value] for value in rows] for role, rows in raw_labels.items()}
+
+
+def _refuse_missing(rows: list, name: str) -> None:
+    missing = [row for row, value in enumerate(rows) if value is None]
+    if missing:
+        raise DataError(f"Split '{name}', row {missing[0]}: the label is missing ({len(missing):,} such rows).")
+
+
+def _width(lists: dict[str, list[list]]) -> int | None:
+    """Length of 0/1 lists; None for lists of classes.
+
+    All have one length of two or more, and hold nothing but 0 and 1: as lists of classes, each of which is in a list
+    once, all would be the same.
+    """
+    rows = [row for some in lists.values() for row in some]
+    width = len(rows[0])
+    is_flags = width > 1 and all(
+        len(row) == width and all(isinstance(value, bool | int | float) and value in (0, 1) for value in row)
+        for row in rows
+    )
+    return width if is_flags else None
+
+
+def _numbered(count: int, class_names: Sequence[str] | None, columns: Sequence[str] | None = None) -> ClassLabel:
+    """The classes of 0/1 lists or columns."""
+    names = list(class_names or columns or map(str, range(count)))
+    if len(names) != count:
+        raise DataError(f"class_names: must have a name for each of the {count} 0/1 labels, got {len(names)}.")
+    return ClassLabel(names=names)
+
+
+def _find_separator(raw_labels: dict[str, list]) -> str | None:
+    """The separator of strings; None where there is none.
+
+    Raises:
+        DataError: several could be meant.
+    """
+    found = [
+        separator
+        for separator in SEPARATORS
+        if any(value and separator in value for values in raw_labels.values() for value in values)
+    ]
+    if len(found) > 1:
+        raise DataError(
+            f"label_separator: labels contain {' and '.join(map(repr, found))}. Set label_separator to the one between"
+            " labels."
+        )
+    if found:
+        logger.info("labels are separated by '%s'; label_separator names another", found[0])
+    return found[0] if found else None
+
+
+def _split(rows: list[str | None], separator: str | None) -> list[list[str]]:
+    """The labels of strings; an empty one has none."""
+    parts = [(row or "").split(separator) if separator else [row or ""] for row in rows]
+    empty = sum(not row for row in rows)
+    if empty:
+        logger.info("%d of %d images have an empty label, and are taken as images of no class", empty, len(rows))
+    return [[part.strip() for part in some if part.strip()] for some in parts]
+
+
+def stratified_rows(targets: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that stay and rows that are held out, each class in about the same share of both.
+
+    Iterative stratification (Sechidis et al. 2011, https://doi.org/10.1007/978-3-642-23808-6_10): the images of the
+    rarest class are shared out first. A class of two images or more has one in both parts.
+
+    Args:
+        targets: 0/1 matrix `(rows, classes)`.
+        fraction: of the rows to hold out.
+        seed: of the order in which rows are taken.
+
+    Raises:
+        ValueError: no row can be held out.
+    """
+    rows = len(targets)
+    order = np.random.default_rng(seed).permutation(rows)
+    shares = np.array([1 - fraction, fraction])
+    counts = targets.sum(axis=0, dtype=np.int64)
+    wanted = shares[:, None] * counts
+    several = counts > 1
+    wanted[1, several] = np.maximum(wanted[1, several], 1.0)
+    room = shares * rows
+    room[1] = max(1.0, round(room[1]))
+    part = np.full(rows, -1)
+    left = counts.copy()
+    while (left > 0).any():
+        rarest = int(np.where(left > 0, left, rows + 1).argmin())
+        for row in order[(targets[order, rarest] == 1) & (part[order] < 0)]:
+            stays, goes = wanted[:, rarest]
+            chosen = int(np.argmax(room)) if stays == goes else int(goes > stays)
+            part[row] = chosen
+            own = targets[row] == 1
+            wanted[chosen, own] -= 1
+            room[chosen] -= 1
+            left[own] -= 1
+    for row in order[part[order] < 0]:  # images of no class
+        part[row] = int(np.argmax(room))
+        room[part[row]] -= 1
+    kept, held_out = np.flatnonzero(part == 0), np.flatnonzero(part == 1)
+    if not len(kept) or not len(held_out):
+        raise ValueError("each class has one image only")
+    return kept, held_out

@@ -1,0 +1,211 @@
+"""mAP, F1 and per-class average precision of multi-label predictions, and a threshold for each class."""
+
+import numpy as np
+from scipy.special import expit
+from sklearn.metrics import average_precision_score, f1_score, precision_recall_curve, precision_recall_fscore_support
+
+from hfvit.recipe.arguments import MULTI_LABEL_METRICS
+
+DEFAULT_THRESHOLD = 0.5
+RESAMPLES = (100, 1000)  # of the bootstrap, fewest and most
+WORK = 2e8  # images x classes x resamples; beyond that there are fewer resamples
+CURVE_POINTS = 51
+
+
+def probabilities_of(logits: np.ndarray) -> np.ndarray:
+    """Sigmoid of logits in float64; 0 for NaN, which is no detection."""
+    return np.nan_to_num(expit(logits.astype(np.float64)), nan=0.0)
+
+
+def binary_cross_entropy(logits: np.ndarray, targets: np.ndarray) -> float:
+    """Mean binary cross-entropy over images and classes."""
+    logits = logits.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # of a model that gives NaN
+        return float((np.logaddexp(0.0, logits) - targets * logits).mean())
+
+
+def multilabel_scalars(logits: np.ndarray, targets: np.ndarray, thresholds: np.ndarray | None = None) -> dict:
+    """The metrics that are one number (`MULTI_LABEL_METRICS`).
+
+    Args:
+        logits: `(images, classes)`.
+        targets: 0 and 1, `(images, classes)`.
+        thresholds: of the probabilities, `(classes,)`; 0.5 by default.
+    """
+    probabilities = probabilities_of(logits)
+    targets = np.asarray(targets, dtype=np.int64)
+    predicted = decisions(probabilities, thresholds)
+    found = {
+        "map": _mean(average_precisions(probabilities, targets)),
+        "micro_f1": float(f1_score(targets.ravel(), predicted.ravel(), zero_division=0)),
+        "macro_f1": float(_f1(targets, predicted).mean()),
+        "exact_match": float((predicted == targets).all(axis=1).mean()),
+        "loss": binary_cross_entropy(logits, targets),
+    }
+    return {key: found[key] for key in MULTI_LABEL_METRICS}
+
+
+def multilabel_metrics(
+    logits: np.ndarray,
+    targets: np.ndarray,
+    names: list[str],
+    thresholds: np.ndarray | None = None,
+    seed: int = 0,
+) -> dict:
+    """All metrics, with bootstrap intervals; plain Python values throughout.
+
+    Args:
+        logits: `(images, classes)`.
+        targets: 0 and 1, `(images, classes)`.
+        names: of the classes.
+        thresholds: of the probabilities, `(classes,)`; 0.5 by default.
+        seed: of the bootstrap.
+    """
+    probabilities = probabilities_of(logits)
+    targets = np.asarray(targets, dtype=np.int64)
+    thresholds = np.full(len(names), DEFAULT_THRESHOLD) if thresholds is None else np.asarray(thresholds)
+    predicted = decisions(probabilities, thresholds)
+    precisions = average_precisions(probabilities, targets)
+    per_class = [
+        {
+            "label": name,
+            "images": int(targets[:, index].sum()),
+            "average_precision": None if np.isnan(precisions[index]) else float(precisions[index]),
+            "threshold": float(thresholds[index]),
+            **_class_scores(targets[:, index], predicted[:, index]),
+            "curve": curve(probabilities[:, index], targets[:, index]),
+        }
+        for index, name in enumerate(names)
+    ]
+    return {
+        "images": len(targets),
+        "labels_per_image": float(targets.sum(axis=1).mean()),
+        **multilabel_scalars(logits, targets, thresholds),
+        **bootstrap_intervals(probabilities, targets, predicted, seed),
+        "per_class": per_class,
+        "curve": curve(probabilities.ravel(), targets.ravel()),
+    }
+
+
+def decisions(probabilities: np.ndarray, thresholds: np.ndarray | None = None) -> np.ndarray:
+    """Whether each probability `(images, classes)` reaches the threshold of its class; 0.5 by default."""
+    return (probabilities >= (DEFAULT_THRESHOLD if thresholds is None else np.asarray(thresholds))).astype(np.int64)
+
+
+def average_precisions(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Average precision of each class `(classes,)`; NaN for a class of no image."""
+    return np.array(
+        [
+            average_precision_score(targets[:, index], probabilities[:, index]) if targets[:, index].any() else np.nan
+            for index in range(targets.shape[1])
+        ]
+    )
+
+
+def fit_thresholds(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """The threshold of each class `(classes,)` with the largest F1; 0.5 for a class of no image or of all.
+
+    It lies in the middle between two probabilities that were seen, and of equals the one next to 0.5 is taken.
+
+    Args:
+        probabilities: `(images, classes)`, of the validation split.
+        targets: 0 and 1, `(images, classes)`.
+    """
+    found = np.full(targets.shape[1], DEFAULT_THRESHOLD)
+    for index in range(len(found)):
+        truth = targets[:, index]
+        if not 0 < truth.sum() < len(truth):
+            continue
+        precision, recall, values = precision_recall_curve(truth, probabilities[:, index])
+        f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+        between = (values + np.append(0.0, values[:-1])) / 2
+        best = between[f1[:-1] >= f1[:-1].max() - 1e-12]
+        found[index] = best[np.argmin(np.abs(best - DEFAULT_THRESHOLD))]
+    return found
+
+
+def curve(probabilities: np.ndarray, truth: np.ndarray) -> list[list[float]]:
+    """At most `CURVE_POINTS` of a precision-recall curve, as [recall, precision] with rising recall."""
+    if not truth.any():
+        return []
+    precision, recall, _ = precision_recall_curve(truth, probabilities)
+    rising = recall[::-1]
+    places = np.unique(np.searchsorted(rising, np.linspace(0, 1, CURVE_POINTS))).clip(max=len(rising) - 1)
+    return [[round(float(rising[place]), 4), round(float(precision[::-1][place]), 4)] for place in places]
+
+
+def bootstrap_intervals(
+    probabilities: np.ndarray, targets: np.ndarray, predicted: np.ndarray, seed: int = 0
+) -> dict[str, list[float]]:
+    """95 % intervals of mAP, micro and macro F1 over images drawn with replacement (percentiles).
+
+    Args:
+        probabilities: `(images, classes)`.
+        targets: 0 and 1, `(images, classes)`.
+        predicted: 0 and 1, `(images, classes)`.
+        seed: of the draws.
+    """
+    images, classes = targets.shape
+    resamples = int(np.clip(WORK / (images * classes), *RESAMPLES))
+    rng = np.random.default_rng(seed)
+    hits = (targets * predicted).astype(np.float32)
+    present = targets.astype(np.float32)
+    claimed = predicted.astype(np.float32)
+    scores: dict[str, list[np.ndarray]] = {"map": [], "micro_f1": [], "macro_f1": []}
+    step = int(np.clip(4e6 // images, 1, resamples))
+    for start in range(0, resamples, step):
+        draws = (rng.integers(0, images, images) for _ in range(min(step, resamples - start)))
+        weights = np.stack([np.bincount(drawn, minlength=images) for drawn in draws]).astype(np.float32)
+        true, total = weights @ hits, weights @ present + weights @ claimed
+        scores["micro_f1"].append(2 * true.sum(axis=1) / np.maximum(total.sum(axis=1), 1))
+        scores["macro_f1"].append((2 * true / np.maximum(total, 1)).mean(axis=1))
+        scores["map"].append(_weighted_map(probabilities, targets, weights))
+    return {
+        f"{key}_interval": np.percentile(np.concatenate(values), (2.5, 97.5)).tolist()
+        for key, values in scores.items()
+    }
+
+
+def weighted_average_precisions(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Average precision of one class for many weightings of its images, `(weightings,)`; NaN without positives.
+
+    Args:
+        scores: `(images,)`.
+        truth: 0 and 1, `(images,)`.
+        weights: `(weightings, images)`.
+    """
+    order = np.argsort(-scores, kind="stable")
+    ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))  # equal scores are one step of the curve
+    ordered = weights[:, order]
+    seen = np.cumsum(ordered, axis=1)[:, ends]
+    true = np.cumsum(ordered * truth[order], axis=1)[:, ends]
+    steps = np.diff(true, axis=1, prepend=0)
+    positives = true[:, -1]
+    sums = (steps * true / np.maximum(seen, 1e-12)).sum(axis=1)
+    return np.where(positives > 0, sums / np.maximum(positives, 1e-12), np.nan)
+
+
+def _weighted_map(probabilities: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    sums = np.zeros(len(weights))
+    counts = np.zeros(len(weights))
+    for index in np.flatnonzero(targets.any(axis=0)):
+        found = weighted_average_precisions(probabilities[:, index], targets[:, index], weights)
+        sums += np.nan_to_num(found)
+        counts += ~np.isnan(found)
+    return sums / np.maximum(counts, 1)
+
+
+def _f1(targets: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """F1 of each class; 0 where it neither is nor is predicted."""
+    return 2 * (targets * predicted).sum(axis=0) / np.maximum(targets.sum(axis=0) + predicted.sum(axis=0), 1)
+
+
+def _class_scores(truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    precision, recall, f1, _ = precision_recall_fscore_support(truth, predicted, average="binary", zero_division=0)
+    return {"precision": float(precision), "recall": float(recall), "f1": float(f1)}
+
+
+def _mean(values: np.ndarray) -> float:
+    """Mean of what is not NaN; 0 where all is."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else 0.0
