@@ -15,7 +15,7 @@ from hfvit.errors import DataError, nearest, one_line
 from hfvit.recipe.arguments import MULTI_LABEL, SINGLE_LABEL, DataArguments
 from hfvit.utils.files import expand_user
 
-SEPARATORS = ("|", ";", ",")  # that labels of one image are looked for between
+SEPARATORS = ("|", ";", ",")  # possible separators of several labels in a string
 CLASS_TYPES = ("int", "uint", "string", "large_string", "bool", "float", "double", "null")
 
 logger = logging.getLogger(__name__)
@@ -30,20 +30,20 @@ class SingleLabel:
         self.name = column
 
     def describe(self, classes: int) -> str:
-        """Words for the log about where the classes are from."""
+        """Describe the label column for the log."""
         return f"{classes} classes from column '{self.name}'"
 
     def check(self, split: Dataset | IterableDataset, name: str) -> None:
-        """Raise `DataError` where split `name` has no such column, or it does not hold classes."""
+        """Raise `DataError` if split `name` has no such column, or it has no classes."""
         check_column(split, name, "label_column", self.name)
         label = split.features[self.name]
         if not isinstance(label, ClassLabel) and not (
             isinstance(label, Value) and label.dtype.startswith(CLASS_TYPES)
         ):
-            raise DataError(f"label_column: column '{self.name}' of split '{name}' holds {label}, not classes.")
+            raise DataError(f"label_column: column '{self.name}' of split '{name}' must have classes, got {label}.")
 
     def read(self, split: Dataset) -> list:
-        """The label of each row, as it is in the data set."""
+        """Return the label of each row, not encoded."""
         return split[self.name][:]
 
     def is_unlabeled(self, values: list) -> bool:
@@ -57,13 +57,16 @@ class SingleLabel:
         names: Mapping[str, str],
         class_names: Sequence[str] | None = None,
     ) -> tuple[list[str], dict[str, np.ndarray]]:
-        """Class names in the order of the logits, and each split's class indices; see `encode_labels`.
+        """Encode labels as class indices, see `encode_labels`.
 
         Args:
-            features: of the training split.
-            raw_labels: what `read` gave, by role.
-            names: each role's split, for messages.
-            class_names: of integers, or all names that strings may have.
+            features: features of the training split.
+            raw_labels: labels from `read` by role.
+            names: name of the split by role, for messages.
+            class_names: names of integer labels, or all possible string labels.
+
+        Returns:
+            (class names in the order of the logits, class indices by role).
         """
         labels, indices = encode_labels(features[self.name], raw_labels, names, class_names)
         joined = joined_labels(labels)
@@ -83,8 +86,11 @@ class SingleLabel:
             fraction: fraction of the rows to hold out.
             seed: seed of the choice.
 
+        Returns:
+            (rows to keep, rows to hold out).
+
         Raises:
-            ValueError: each class has one image only.
+            ValueError: each class has only one image.
         """
         order = np.arange(len(targets))
         try:
@@ -93,7 +99,7 @@ class SingleLabel:
             held_out = _some_of_each_class(targets, fraction, seed)
         kept = np.setdiff1d(order, held_out)
         if not len(held_out) or not len(kept):
-            raise ValueError("each class has one image only")
+            raise ValueError("each class has only one image")
         logger.info(
             "%d of %d images are held out, one or more of each class that has two", len(held_out), len(targets)
         )
@@ -101,12 +107,14 @@ class SingleLabel:
 
 
 def _some_of_each_class(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """Rows of a fraction of each class, at least one; a class of one image keeps it.
+    """Choose a fraction of the rows of each class.
+
+    It is at least one row, except for a class with only one.
 
     Args:
         labels: class indices `(rows,)`.
-        fraction: of the rows of each class.
-        seed: of the choice.
+        fraction: fraction of the rows of each class.
+        seed: seed of the choice.
     """
     order = np.random.default_rng(seed).permutation(len(labels))
     chosen = []
@@ -117,7 +125,10 @@ def _some_of_each_class(labels: np.ndarray, fraction: float, seed: int) -> np.nd
 
 
 def joined_labels(labels: Sequence[str]) -> str | None:
-    """A class name that looks like several with a separator, each of which is in other names, too; else None."""
+    """Return a class name that seems to be several labels, None if there is none.
+
+    It has a separator, and its parts also occur in other class names.
+    """
     for separator in SEPARATORS:
         parts = {label: {part.strip() for part in label.split(separator)} for label in labels}
         counts = Counter(part for some in parts.values() for part in some)
@@ -150,17 +161,20 @@ def encode_labels(
     class_names: Sequence[str] | None = None,
     rows: Mapping[str, np.ndarray] | None = None,
 ) -> tuple[list[str], dict[str, np.ndarray]]:
-    """Label names in class order, and each split's labels as class indices.
+    """Encode labels as class indices.
 
     Args:
-        feature: of the label column: `ClassLabel`, or a `Value` of strings, integers, booleans or whole floats.
-        raw_labels: values by role; without `ClassLabel` and `class_names`, those of `train` are the classes.
-        names: each role's split, for messages.
-        class_names: in the order of integer labels, or all names that string labels may have.
-        rows: of the values in the data set, for messages, where it is not their place.
+        feature: type of the label column: `ClassLabel`, or `Value` of strings, integers, booleans or integral floats.
+        raw_labels: labels by role. Without `ClassLabel` and `class_names`, the labels of `train` are the classes.
+        names: name of the split by role, for messages.
+        class_names: names of integer labels, or all possible string labels.
+        rows: row of each label by role, for messages. Default: the position of the label.
+
+    Returns:
+        (class names in the order of the logits, class indices by role).
 
     Raises:
-        DataError: a label is missing or no class; its row is named.
+        DataError: a label is missing, or is not a class.
     """
 
     def row_of(role: str, place: int) -> int:
@@ -196,8 +210,7 @@ def encode_labels(
             place = int(wrong[0])
             raise DataError(
                 f"Split '{names[role]}', row {row_of(role, place)}: label {raw_labels[role][place]!r} is outside the"
-                f" {len(labels)} classes ({len(wrong)} such rows). Remove them or choose another split; a split"
-                " without labels (-1) can neither train nor test."
+                f" {len(labels)} classes ({len(wrong)} such rows). Remove these rows, or choose a split with labels."
             )
     if len(set(labels)) != len(labels):
         raise DataError("label_column: two classes have the same name. Rename one of them.")
@@ -205,14 +218,12 @@ def encode_labels(
 
 
 def _whole(values: list, name: str, row_of: Callable[[int], int]) -> list:
-    """Labels with floats as integers."""
+    """Convert floats to integers."""
     if not any(isinstance(value, float) for value in values):
         return values
     for place, value in enumerate(values):
         if isinstance(value, float) and not value.is_integer():
-            raise DataError(
-                f"label_column: split '{name}', row {row_of(place)}: {value:g} is not a class. Use whole numbers."
-            )
+            raise DataError(f"label_column: split '{name}', row {row_of(place)}: must be an integer, got {value:g}.")
     return [int(value) for value in values]
 
 
@@ -256,12 +267,12 @@ def read_class_names(data: DataArguments) -> list[str] | None:
 
 
 def targets_of(split: Dataset) -> np.ndarray:
-    """Class indices `(rows,)` of a standardised split, or its 0/1 matrix `(rows, classes)`."""
+    """Return class indices `(rows,)`, or 0 and 1 `(rows, classes)`, of a split from `standardise`."""
     return np.asarray(split["label"][:])
 
 
 def class_counts(targets: np.ndarray, classes: int) -> np.ndarray:
-    """Number of images of each class, `(classes,)`."""
+    """Count the images of each class, `(classes,)`."""
     return np.bincount(targets, minlength=classes) if targets.ndim == 1 else targets.sum(axis=0, dtype=np.int64)
 
 
@@ -271,23 +282,26 @@ def is_constant(targets: np.ndarray) -> bool:
 
 
 def match_classes(targets: np.ndarray, names: Sequence[str], labels: Sequence[str], where: str) -> np.ndarray:
-    """Targets in the class order of a model.
+    """Reorder targets to the classes of a model.
 
     Args:
-        targets: class indices `(rows,)`, or a 0/1 matrix `(rows, classes)`, of a data set.
-        names: of its classes.
-        labels: of the model's classes, in the order of the logits.
-        where: the data set, for messages.
+        targets: class indices `(rows,)`, or 0 and 1 `(rows, classes)`, of a data set.
+        names: class names of the data set.
+        labels: class names of the model, in the order of the logits.
+        where: description of the data set, for messages.
+
+    Returns:
+        The targets in the order of `labels`.
 
     Raises:
-        DataError: a class that occurs is none of the model's.
+        DataError: a class of an image is not a class of the model.
     """
     index_of = {label: index for index, label in enumerate(labels)}
     used = np.flatnonzero(class_counts(targets, len(names)))
     missing = [names[index] for index in used if names[index] not in index_of]
     if missing:
         raise DataError(
-            f"{where}: {len(missing)} of its {len(used)} classes are none of the model's {len(labels)}:"
+            f"{where}: {len(missing)} of its {len(used)} classes are not among the {len(labels)} classes of the model:"
             f" {_some(missing)}. The model has {_some(labels)}.{nearest(missing[0], labels)}"
         )
     table = np.array([index_of.get(name, -1) for name in names], dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Several labels for each image: lists of classes, 0/1 lists and columns, strings with a separator."""
+"""Encode several labels per image: lists of classes, 0/1 lists and columns, strings with a separator."""
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def list_item(feature: Any) -> Any:
-    """The feature of a list's items; None for what is no list of classes, numbers or strings."""
+    """Return the type of the items of a list of classes, numbers or strings, None for other types."""
     if not isinstance(feature, List | LargeList):
         return None
     item = feature.feature
@@ -27,18 +27,21 @@ def list_item(feature: Any) -> Any:
 
 
 def as_flag(value: Any) -> bool | None:
-    """A value of a 0/1 column as a boolean; None for anything else."""
+    """Convert a value of a 0/1 column to a boolean, None for other values."""
     if isinstance(value, bool | int | float):
         return bool(value) if value in (0, 1) else None
     return FLAGS.get(value.strip().lower()) if isinstance(value, str) else None
 
 
 def flag_columns(dataset: Dataset, others: Collection[str | None] = ()) -> list[str]:
-    """The columns that hold nothing but 0 and 1 (or false and true); none unless there are several.
+    """Find the columns with only 0 and 1, or false and true.
 
     Args:
-        dataset: a training split.
+        dataset: training split.
         others: columns that are not labels.
+
+    Returns:
+        The names of two or more columns, or none.
     """
     found = []
     for name, feature in dataset.features.items():
@@ -50,12 +53,12 @@ def flag_columns(dataset: Dataset, others: Collection[str | None] = ()) -> list[
 
 
 class MultiLabel:
-    """Any number of classes for each image: targets are a 0/1 matrix `(images, classes)`.
+    """Label columns of a multi-label classification, with targets 0 and 1 `(images, classes)`.
 
     Args:
         columns: one column of lists, single classes or strings with a separator; or several columns of 0 and 1, whose
             names are the classes.
-        separator: of strings; None finds the one of `SEPARATORS` that occurs.
+        separator: separator of strings. Default: the one of `SEPARATORS` that occurs.
     """
 
     problem_type = MULTI_LABEL
@@ -66,18 +69,18 @@ class MultiLabel:
 
     @property
     def name(self) -> str | list[str]:
-        """The label column or columns, as a recipe names them."""
+        """The label column or columns, as in a recipe."""
         return self.columns[0] if len(self.columns) == 1 else self.columns
 
     def describe(self, classes: int) -> str:
-        """Words for the log about where the classes are from."""
+        """Describe the label columns for the log."""
         if len(self.columns) == 1:
             return f"{classes} classes, several for an image, from column '{self.columns[0]}'"
         shown = ", ".join(self.columns[:8]) + (", ..." if len(self.columns) > 8 else "")
         return f"{classes} classes, several for an image, from the 0/1 columns {shown}"
 
     def check(self, split: Dataset | IterableDataset, name: str) -> None:
-        """Raise `DataError` where a column of split `name` is missing or does not hold labels."""
+        """Raise `DataError` if split `name` does not have a column, or it has no labels."""
         for column in self.columns:
             check_column(split, name, "label_column", column)
         kinds = [split.features[column] for column in self.columns]
@@ -87,21 +90,21 @@ class MultiLabel:
             known = known or (isinstance(kind, Value) and kind.dtype.startswith(CLASS_TYPES))
             if not known:
                 raise DataError(
-                    f"label_column: column '{self.columns[0]}' of split '{name}' holds {kind}, not labels."
+                    f"label_column: column '{self.columns[0]}' of split '{name}' must have labels, got {kind}."
                 )
         for column, kind in zip(self.columns, kinds, strict=True):
             if len(kinds) > 1 and not (isinstance(kind, Value) and kind.dtype.startswith((*FLAG_TYPES, "null"))):
                 raise DataError(
-                    f"label_column: column '{column}' of split '{name}' holds {kind}; of several label columns each"
-                    " must hold 0 and 1."
+                    f"label_column: column '{column}' of split '{name}' must have 0 and 1, as one of several label"
+                    f" columns, got {kind}."
                 )
 
     def has_names(self, features: Features) -> bool:
-        """Whether the columns themselves name the classes."""
+        """Whether the columns have class names."""
         return len(self.columns) > 1 or isinstance(list_item(features[self.columns[0]]), ClassLabel)
 
     def read(self, split: Dataset) -> list:
-        """The labels of each row, as they are in the data set."""
+        """Return the labels of each row, not encoded."""
         if len(self.columns) == 1:
             return split[self.columns[0]][:]
         return [list(row) for row in zip(*(split[column][:] for column in self.columns), strict=True)]
@@ -121,16 +124,19 @@ class MultiLabel:
         names: Mapping[str, str],
         class_names: Sequence[str] | None = None,
     ) -> tuple[list[str], dict[str, np.ndarray]]:
-        """Class names in the order of the logits, and each split's 0/1 matrix, uint8 `(images, classes)`.
+        """Encode labels as 0 and 1.
 
         Args:
-            features: of the training split.
-            raw_labels: what `read` gave, by role; without declared classes those of `train` are the classes.
-            names: each role's split, for messages.
-            class_names: of integers, or of 0/1 lists or columns in their order; or all names that strings may have.
+            features: features of the training split.
+            raw_labels: labels from `read` by role. Without declared classes, the labels of `train` are the classes.
+            names: name of the split by role, for messages.
+            class_names: names of integers, 0/1 lists or columns, or all possible string labels.
+
+        Returns:
+            (class names in the order of the logits, uint8 targets `(images, classes)` by role).
 
         Raises:
-            DataError: a label is missing or no class; its row is named.
+            DataError: a label is missing, or is not a class.
         """
         if len(self.columns) > 1:
             lists = {role: self._flags(rows, names[role]) for role, rows in raw_labels.items()}
@@ -153,11 +159,11 @@ class MultiLabel:
         return labels, targets
 
     def hold_out(self, targets: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows that stay and rows that are held out; see `stratified_rows`."""
+        """Choose rows to keep and rows to hold out, see `stratified_rows`."""
         return stratified_rows(targets, fraction, seed)
 
     def _flags(self, rows: list[list], name: str) -> list[list[int]]:
-        """Class indices of each row of 0/1 columns."""
+        """Convert rows of 0/1 columns to class indices."""
         found = []
         for number, row in enumerate(rows):
             flags = [as_flag(value) for value in row]
@@ -172,33 +178,32 @@ class MultiLabel:
     def _lists(
         self, feature: Any, raw_labels: dict[str, list], names: Mapping[str, str]
     ) -> tuple[Any, dict[str, list[list]]]:
-        """The feature of one label, and the labels of each row as a list."""
+        """Return the type of one label, and the labels of each row as a list."""
         item = list_item(feature)
         if item is not None:
             for role, rows in raw_labels.items():
-                _refuse_missing(rows, names[role])
+                _check_not_missing(rows, names[role])
             return item, raw_labels
         if isinstance(feature, Value) and feature.dtype in ("string", "large_string", "null"):
             separator = self.separator or _find_separator(raw_labels)
             return feature, {role: _split(rows, separator) for role, rows in raw_labels.items()}
         for role, rows in raw_labels.items():
-            _refuse_missing(rows, names[role])
+            _check_not_missing(rows, names[role])
         return feature, {role: [[value] for value in rows] for role, rows in raw_labels.items()}
 
 
-def _refuse_missing(rows: list, name: str) -> None:
+def _check_not_missing(rows: list, name: str) -> None:
     missing = [row for row, value in enumerate(rows) if value is None]
     if missing:
         raise DataError(f"Split '{name}', row {missing[0]}: the label is missing ({len(missing):,} such rows).")
 
 
 def _width(lists: dict[str, list[list]]) -> int | None:
-    """Length of 0/1 lists; None for lists of classes.
+    """Return the length of 0/1 lists, None for lists of classes.
 
-    All have one length of two or more, and hold nothing but 0 and 1: as lists of classes, each of which is in a list
-    once, all would be the same.
+    0/1 lists have the same length of two or more, and only 0 and 1.
     """
-    rows = [row for some in lists.values() for row in some]
+    rows = [row for split_rows in lists.values() for row in split_rows]
     width = len(rows[0])
     is_flags = width > 1 and all(
         len(row) == width and all(isinstance(value, bool | int | float) and value in (0, 1) for value in row)
@@ -208,18 +213,18 @@ def _width(lists: dict[str, list[list]]) -> int | None:
 
 
 def _numbered(count: int, class_names: Sequence[str] | None, columns: Sequence[str] | None = None) -> ClassLabel:
-    """The classes of 0/1 lists or columns."""
+    """Return the classes of 0/1 lists or columns."""
     names = list(class_names or columns or map(str, range(count)))
     if len(names) != count:
-        raise DataError(f"class_names: must have a name for each of the {count} 0/1 labels, got {len(names)}.")
+        raise DataError(f"class_names: must have {count} names, one per 0/1 label, got {len(names)}.")
     return ClassLabel(names=names)
 
 
 def _find_separator(raw_labels: dict[str, list]) -> str | None:
-    """The separator of strings; None where there is none.
+    """Find the separator of labels in strings, None if there is none.
 
     Raises:
-        DataError: several could be meant.
+        DataError: several separators occur.
     """
     found = [
         separator
@@ -232,41 +237,44 @@ def _find_separator(raw_labels: dict[str, list]) -> str | None:
             " labels."
         )
     if found:
-        logger.info("labels are separated by '%s'; label_separator names another", found[0])
+        logger.info("label_separator: using '%s'", found[0])
     return found[0] if found else None
 
 
 def _split(rows: list[str | None], separator: str | None) -> list[list[str]]:
-    """The labels of strings; an empty one has none."""
+    """Split strings into labels; an empty string has none."""
     parts = [(row or "").split(separator) if separator else [row or ""] for row in rows]
     empty = sum(not row for row in rows)
     if empty:
-        logger.info("%d of %d images have an empty label, and are taken as images of no class", empty, len(rows))
-    return [[part.strip() for part in some if part.strip()] for some in parts]
+        logger.info("%d of %d images have an empty label, and so no class", empty, len(rows))
+    return [[part.strip() for part in row if part.strip()] for row in parts]
 
 
 def stratified_rows(targets: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows that stay and rows that are held out, each class in about the same share of both.
+    """Choose rows to hold out by iterative stratification.
 
-    Iterative stratification (Sechidis et al. 2011, https://doi.org/10.1007/978-3-642-23808-6_10): the images of the
-    rarest class are shared out first. A class of two images or more has one in both parts.
+    Each class has about the same fraction in both parts, and at least one image if it has two or more. The images of
+    the rarest class are assigned first (Sechidis et al. 2011, https://doi.org/10.1007/978-3-642-23808-6_10).
 
     Args:
-        targets: 0/1 matrix `(rows, classes)`.
-        fraction: of the rows to hold out.
-        seed: of the order in which rows are taken.
+        targets: 0 and 1, `(rows, classes)`.
+        fraction: fraction of the rows to hold out.
+        seed: seed of the order of the rows.
+
+    Returns:
+        (rows to keep, rows to hold out).
 
     Raises:
         ValueError: no row can be held out.
     """
     rows = len(targets)
     order = np.random.default_rng(seed).permutation(rows)
-    shares = np.array([1 - fraction, fraction])
+    fractions = np.array([1 - fraction, fraction])
     counts = targets.sum(axis=0, dtype=np.int64)
-    wanted = shares[:, None] * counts
+    wanted = fractions[:, None] * counts
     several = counts > 1
     wanted[1, several] = np.maximum(wanted[1, several], 1.0)
-    room = shares * rows
+    room = fractions * rows
     room[1] = max(1.0, round(room[1]))
     part = np.full(rows, -1)
     left = counts.copy()
@@ -285,5 +293,5 @@ def stratified_rows(targets: np.ndarray, fraction: float, seed: int) -> tuple[np
         room[part[row]] -= 1
     kept, held_out = np.flatnonzero(part == 0), np.flatnonzero(part == 1)
     if not len(kept) or not len(held_out):
-        raise ValueError("each class has one image only")
+        raise ValueError("each class has only one image")
     return kept, held_out

@@ -46,7 +46,10 @@ def find_image_column(features: datasets.Features) -> str:
 
 
 def find_label_column(features: datasets.Features) -> str:
-    """The column of type `ClassLabel` or a list of it, or one of integers, strings or lists with a usual name."""
+    """Return the label column.
+
+    It has the type `ClassLabel`, a list of it, or a usual name and integers, strings or lists.
+    """
 
     def is_class(feature) -> bool:
         return isinstance(feature, ClassLabel) or isinstance(list_item(feature), ClassLabel)
@@ -60,22 +63,25 @@ def find_label_column(features: datasets.Features) -> str:
     preferred = [name for name in LABEL_NAMES if name in found]
     if len(found) == 1 or preferred:
         return (preferred or found)[0]
-    what = f"several label columns ({', '.join(found)})" if found else f"no label column among {', '.join(features)}"
-    raise DataError(f"label_column: the data set has {what}; name the one to use.")
+    problem = f"several label columns ({', '.join(found)})" if found else f"no label column ({', '.join(features)})"
+    raise DataError(f"label_column: the data set has {problem}. Pass the one to use.")
 
 
 def find_labels(
     split: Dataset | IterableDataset, data: DataArguments | None = None, image_column: str | None = None
 ) -> SingleLabel | MultiLabel:
-    """Decide which columns hold the labels, and whether an image has one of them or several.
+    """Find the label columns, and whether an image can have several labels.
 
     Args:
-        split: the training split.
-        data: `label_column`, `problem_type` and `label_separator`; None to find all by type.
-        image_column: holds no labels.
+        split: training split.
+        data: `label_column`, `problem_type` and `label_separator`. Default: find them by type.
+        image_column: column to ignore.
+
+    Returns:
+        The labels of a single-label or multi-label classification.
 
     Raises:
-        DataError: the columns are not clear, or do not fit `problem_type`.
+        DataError: the columns are ambiguous, or do not match `problem_type`.
     """
     columns = data.label_columns if data else []
     problem_type = data.problem_type if data else None
@@ -88,8 +94,8 @@ def find_labels(
     several = len(columns) > 1 or list_item(split.features.get(columns[0])) is not None
     if several and problem_type == SINGLE_LABEL:
         raise DataError(
-            f"label_column: '{columns[0]}' holds several labels an image, which problem_type={SINGLE_LABEL} does not"
-            " allow. Leave problem_type out."
+            f"label_column: '{columns[0]}' has several labels per image, but problem_type is {SINGLE_LABEL}. Omit"
+            " problem_type."
         )
     if several or problem_type == MULTI_LABEL or separator:
         return MultiLabel(columns, separator)
@@ -97,12 +103,12 @@ def find_labels(
 
 
 def _only_flags(split: Dataset | IterableDataset, others: tuple[str | None, ...], error: DataError) -> list[str]:
-    """The columns of 0 and 1 where there are no columns but these, `others` and those that name splits.
+    """Return the columns of 0 and 1 if all other columns are `others` or have split names.
 
     Args:
-        split: the training split.
+        split: training split.
         others: columns that are not labels.
-        error: raised where the labels are not clear.
+        error: error to raise otherwise.
     """
     others = (*others, *(name for name in split.features if name.lower() in SPLIT_COLUMNS))
     flags = flag_columns(split, others) if isinstance(split, Dataset) else []
@@ -126,17 +132,17 @@ def check_columns(
     labels: SingleLabel | MultiLabel,
     text_column: str | None = None,
 ) -> None:
-    """Check that the columns exist and hold images, labels and texts.
+    """Check that the columns exist and have images, labels and texts.
 
     Args:
-        split: one split of a data set.
-        name: of the split, for messages.
-        image_column: must be of type `Image`.
-        labels: of `find_labels`.
-        text_column: must hold texts; None for images alone.
+        split: split to check.
+        name: name of the split, for messages.
+        image_column: column of type `Image`.
+        labels: labels from `find_labels`.
+        text_column: column of texts. Default: images only.
 
     Raises:
-        DataError: names the option of the column that cannot be used.
+        DataError: a column does not exist or has another type.
     """
     check_image_column(split, name, image_column)
     if text_column is not None:
@@ -148,9 +154,9 @@ def _check_text_column(split: Dataset, name: str, column: str, labels: SingleLab
     check_column(split, name, "text_column", column)
     text = split.features[column]
     if not isinstance(text, Value) or text.dtype not in ("string", "large_string"):
-        raise DataError(f"text_column: column '{column}' of split '{name}' holds {text}, not texts.")
+        raise DataError(f"text_column: column '{column}' of split '{name}' must have strings, got {text}.")
     if column == labels.name:
-        raise DataError(f"text_column: '{column}' is the label column; a model that reads it has nothing to learn.")
+        raise DataError(f"text_column: must not be the label column, got '{column}'.")
 
 
 def undecoded(split: Dataset, image_column: str, text_column: str | None = None) -> Dataset:
@@ -163,7 +169,14 @@ def undecoded(split: Dataset, image_column: str, text_column: str | None = None)
 
 
 def standardise(split: Dataset, image_column: str, targets: np.ndarray, text_column: str | None = None) -> Dataset:
-    """Columns `image`, `row`, `text` (see `undecoded`) and `label` (class index, or a 0/1 list) only."""
+    """Keep only the columns of `undecoded` and `label` (class index, or list of 0 and 1).
+
+    Args:
+        split: split with any columns.
+        image_column: column of images.
+        targets: class indices `(rows,)`, or 0 and 1 `(rows, classes)`.
+        text_column: column of texts. Default: none.
+    """
     table = undecoded(split, image_column, text_column)
     if targets.ndim == 1:
         return table.add_column("label", targets.astype(np.int64))
@@ -206,6 +219,7 @@ class ImageSplits:
 
     @property
     def label_column(self) -> str | list[str]:
+        """Column or columns of the labels."""
         return self.facts["label_column"]
 
     @property
@@ -277,7 +291,7 @@ def load_whole_splits(data: DataArguments, seed: int = 42, local: LocalData | No
         sources[role] = data.train_split
         whole[role] = whole["train"]
     if is_constant(targets_of(loaded["train"])):
-        raise DataError(f"train_split: '{data.train_split}' holds one class only; a classifier needs two or more.")
+        raise DataError(f"train_split: must have two or more classes, got only one in '{data.train_split}'.")
     limits = {"train": data.max_train_samples, "validation": data.max_eval_samples, "test": data.max_eval_samples}
     loaded = {role: at_most(split, limits[role], seed) for role, split in loaded.items()}
 
@@ -403,14 +417,14 @@ def _drop_unlabeled(
     loaded: dict[str, Dataset],
     kind: SingleLabel | MultiLabel,
 ) -> None:
-    """Leave out a validation or test split without any labels that the recipe does not name.
+    """Remove a validation or test split without labels, unless the recipe has its name.
 
     Args:
-        data: the splits that the recipe names.
-        names: splits by role; changed.
-        raw_labels: their labels; changed.
-        loaded: splits by role; changed.
-        kind: of the labels.
+        data: data options of the recipe.
+        names: names of the splits by role, changed in place.
+        raw_labels: labels by role, changed in place.
+        loaded: splits by role, changed in place.
+        kind: labels from `find_labels`.
     """
     chosen = {"validation": data.validation_split is None, "test": data.test_split == DEFAULT_TEST_SPLIT}
     for role, is_default in chosen.items():
@@ -458,17 +472,20 @@ def _hold_out_splits(
     names: dict[str, str],
     kind: SingleLabel | MultiLabel,
 ) -> dict[str, float]:
-    """Hold validation and test images out of train where no split has the role; returns their fractions.
+    """Hold out validation and test images if the data set has no such splits.
 
-    The rows depend on the data and the seed alone, not on whether the test images are used.
+    The choice depends only on the data and the seed, not on whether the test images are used.
 
     Args:
-        data: fractions and splits.
-        seed: of the rows.
-        local: the data set, if it is local files.
-        loaded: splits by role; changed.
-        names: of the splits by role; changed.
-        kind: of the labels, which stratifies.
+        data: data options of the recipe.
+        seed: seed of the choice.
+        local: local data set. Default: loaded by `datasets`.
+        loaded: splits by role, changed in place.
+        names: names of the splits by role, changed in place.
+        kind: labels from `find_labels`, for the stratification.
+
+    Returns:
+        The fraction of the training split by role.
     """
     fractions: dict[str, float] = {}
     if "validation" not in loaded:
@@ -477,13 +494,13 @@ def _hold_out_splits(
         fractions |= {"test": data.held_out_for_test} if data.held_out_for_test else {}
     for role, fraction in fractions.items():
         train = loaded["train"]
-        share = fraction if len(fractions) == 1 or role == "validation" else fraction / (1 - fractions["validation"])
+        remaining = 1.0 if len(fractions) == 1 or role == "validation" else 1 - fractions["validation"]
         try:
-            kept, held_out = kind.hold_out(targets_of(train), share, seed)
+            kept, held_out = kind.hold_out(targets_of(train), fraction / remaining, seed)
         except ValueError as error:
             raise DataError(
                 f"{role}_fraction: no image of split '{data.train_split}' can be held out, because {error}"
-                f" ({len(train)} images). Add images, or name a {role}_split."
+                f" ({len(train)} images). Add images, or pass a {role}_split."
             ) from None
         loaded["train"] = train.select(np.sort(kept))
         loaded[role] = train.select(np.sort(held_out))
@@ -512,7 +529,7 @@ def warn_about_sizes(splits: ImageSplits) -> None:
     images = len(splits["validation"])
     if images < FEW_VALIDATION_IMAGES:
         logger.warning(
-            "validation: %d images select the checkpoint; below %d the choice is mostly chance",
+            "validation: only %d images to select the checkpoint. With fewer than %d, the selection is mostly random.",
             images,
             FEW_VALIDATION_IMAGES,
         )
@@ -537,10 +554,10 @@ def data_facts(
 
     Args:
         data: name, configuration and revision of the data set.
-        commit: of a data set on the Hub, else None.
-        columns: option -> column, of the columns that were found, and the type of the problem where it is not usual.
+        commit: commit of a data set on the Hub, None otherwise.
+        columns: columns by option, and `problem_type` of a multi-label classification.
         labels: class names in the order of the logits.
-        splits: role -> source, rows (None for a stream of unknown length) and fingerprint.
+        splits: (source, number of rows or None if unknown, fingerprint) by role.
     """
     name = data.dataset_name
     here = name != DIGITS and is_local(name)

@@ -1,4 +1,4 @@
-"""mAP, F1 and per-class average precision of multi-label predictions, and a threshold for each class."""
+"""Compute multi-label metrics (mAP, F1, average precision by class) and fit thresholds."""
 
 import numpy as np
 from scipy.special import expit
@@ -7,30 +7,30 @@ from sklearn.metrics import average_precision_score, f1_score, precision_recall_
 from hfvit.recipe.arguments import MULTI_LABEL_METRICS
 
 DEFAULT_THRESHOLD = 0.5
-RESAMPLES = (100, 1000)  # of the bootstrap, fewest and most
-WORK = 2e8  # images x classes x resamples; beyond that there are fewer resamples
+RESAMPLES = (100, 1000)  # smallest and largest number of bootstrap resamples
+WORK = 2e8  # largest product of images, classes and resamples above 100 resamples
 CURVE_POINTS = 51
 
 
 def probabilities_of(logits: np.ndarray) -> np.ndarray:
-    """Sigmoid of logits in float64; 0 for NaN, which is no detection."""
+    """Compute the sigmoid of logits in float64, 0 for NaN."""
     return np.nan_to_num(expit(logits.astype(np.float64)), nan=0.0)
 
 
 def binary_cross_entropy(logits: np.ndarray, targets: np.ndarray) -> float:
-    """Mean binary cross-entropy over images and classes."""
+    """Compute the mean binary cross-entropy over images and classes."""
     logits = logits.astype(np.float64)
-    with np.errstate(invalid="ignore"):  # of a model that gives NaN
+    with np.errstate(invalid="ignore"):  # for NaN logits
         return float((np.logaddexp(0.0, logits) - targets * logits).mean())
 
 
 def multilabel_scalars(logits: np.ndarray, targets: np.ndarray, thresholds: np.ndarray | None = None) -> dict:
-    """The metrics that are one number (`MULTI_LABEL_METRICS`).
+    """Compute the scalar metrics (`MULTI_LABEL_METRICS`).
 
     Args:
         logits: `(images, classes)`.
         targets: 0 and 1, `(images, classes)`.
-        thresholds: of the probabilities, `(classes,)`; 0.5 by default.
+        thresholds: thresholds of the probabilities `(classes,)`. Default: 0.5.
     """
     probabilities = probabilities_of(logits)
     targets = np.asarray(targets, dtype=np.int64)
@@ -52,14 +52,14 @@ def multilabel_metrics(
     thresholds: np.ndarray | None = None,
     seed: int = 0,
 ) -> dict:
-    """All metrics, with bootstrap intervals; plain Python values throughout.
+    """Compute all metrics with bootstrap intervals, as Python values for JSON.
 
     Args:
         logits: `(images, classes)`.
         targets: 0 and 1, `(images, classes)`.
-        names: of the classes.
-        thresholds: of the probabilities, `(classes,)`; 0.5 by default.
-        seed: of the bootstrap.
+        names: class names.
+        thresholds: thresholds of the probabilities `(classes,)`. Default: 0.5.
+        seed: seed of the bootstrap.
     """
     probabilities = probabilities_of(logits)
     targets = np.asarray(targets, dtype=np.int64)
@@ -88,12 +88,12 @@ def multilabel_metrics(
 
 
 def decisions(probabilities: np.ndarray, thresholds: np.ndarray | None = None) -> np.ndarray:
-    """Whether each probability `(images, classes)` reaches the threshold of its class; 0.5 by default."""
+    """Compare probabilities `(images, classes)` with the threshold of each class, 0.5 by default."""
     return (probabilities >= (DEFAULT_THRESHOLD if thresholds is None else np.asarray(thresholds))).astype(np.int64)
 
 
 def average_precisions(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Average precision of each class `(classes,)`; NaN for a class of no image."""
+    """Compute the average precision of each class `(classes,)`, NaN for a class without images."""
     return np.array(
         [
             average_precision_score(targets[:, index], probabilities[:, index]) if targets[:, index].any() else np.nan
@@ -103,13 +103,17 @@ def average_precisions(probabilities: np.ndarray, targets: np.ndarray) -> np.nda
 
 
 def fit_thresholds(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """The threshold of each class `(classes,)` with the largest F1; 0.5 for a class of no image or of all.
+    """Fit the threshold of each class with the largest F1.
 
-    It lies in the middle between two probabilities that were seen, and of equals the one next to 0.5 is taken.
+    A threshold is the mean of two adjacent probabilities, and the one closest to 0.5 of several with the same F1. A
+    class with no image or all images gets 0.5.
 
     Args:
-        probabilities: `(images, classes)`, of the validation split.
+        probabilities: `(images, classes)` of the validation split.
         targets: 0 and 1, `(images, classes)`.
+
+    Returns:
+        Thresholds `(classes,)`.
     """
     found = np.full(targets.shape[1], DEFAULT_THRESHOLD)
     for index in range(len(found)):
@@ -125,7 +129,7 @@ def fit_thresholds(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray
 
 
 def curve(probabilities: np.ndarray, truth: np.ndarray) -> list[list[float]]:
-    """At most `CURVE_POINTS` of a precision-recall curve, as [recall, precision] with rising recall."""
+    """Return at most `CURVE_POINTS` points [recall, precision] of a curve, by increasing recall."""
     if not truth.any():
         return []
     precision, recall, _ = precision_recall_curve(truth, probabilities)
@@ -137,13 +141,13 @@ def curve(probabilities: np.ndarray, truth: np.ndarray) -> list[list[float]]:
 def bootstrap_intervals(
     probabilities: np.ndarray, targets: np.ndarray, predicted: np.ndarray, seed: int = 0
 ) -> dict[str, list[float]]:
-    """95 % intervals of mAP, micro and macro F1 over images drawn with replacement (percentiles).
+    """Compute 95 % percentile bootstrap intervals of mAP, micro F1 and macro F1.
 
     Args:
         probabilities: `(images, classes)`.
         targets: 0 and 1, `(images, classes)`.
         predicted: 0 and 1, `(images, classes)`.
-        seed: of the draws.
+        seed: seed of the bootstrap.
     """
     images, classes = targets.shape
     resamples = int(np.clip(WORK / (images * classes), *RESAMPLES))
@@ -167,15 +171,18 @@ def bootstrap_intervals(
 
 
 def weighted_average_precisions(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Average precision of one class for many weightings of its images, `(weightings,)`; NaN without positives.
+    """Compute the average precision of one class for several weights of the images.
 
     Args:
         scores: `(images,)`.
         truth: 0 and 1, `(images,)`.
-        weights: `(weightings, images)`.
+        weights: `(resamples, images)`.
+
+    Returns:
+        Average precision `(resamples,)`, NaN without positives.
     """
     order = np.argsort(-scores, kind="stable")
-    ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))  # equal scores are one step of the curve
+    ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))  # equal scores are one point of the curve
     ordered = weights[:, order]
     seen = np.cumsum(ordered, axis=1)[:, ends]
     true = np.cumsum(ordered * truth[order], axis=1)[:, ends]
@@ -196,7 +203,7 @@ def _weighted_map(probabilities: np.ndarray, targets: np.ndarray, weights: np.nd
 
 
 def _f1(targets: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """F1 of each class; 0 where it neither is nor is predicted."""
+    """Compute F1 of each class, 0 for a class without labels and predictions."""
     return 2 * (targets * predicted).sum(axis=0) / np.maximum(targets.sum(axis=0) + predicted.sum(axis=0), 1)
 
 
@@ -206,6 +213,6 @@ def _class_scores(truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
 
 
 def _mean(values: np.ndarray) -> float:
-    """Mean of what is not NaN; 0 where all is."""
+    """Compute the mean of the values that are not NaN, 0 without any."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else 0.0

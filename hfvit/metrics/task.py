@@ -1,4 +1,4 @@
-"""What differs between one class and several labels an image: metrics, calibration, thresholds."""
+"""Metrics, calibration and thresholds of single-label and multi-label classification."""
 
 from collections.abc import Callable
 
@@ -15,33 +15,33 @@ Results = dict[str, tuple[np.ndarray, np.ndarray]]  # logits and targets of each
 
 
 class SingleLabelTask:
-    """One class an image: accuracy, and a temperature for the softmax."""
+    """Single-label classification, with accuracy and a temperature for the softmax."""
 
     problem_type = SINGLE_LABEL
     scalar_metrics = SCALAR_METRICS
     default_metric = "accuracy"
 
     def scalars(self, logits: np.ndarray, targets: np.ndarray, names: list[str]) -> dict[str, float]:
-        """The metrics that are one number."""
+        """Compute the scalar metrics."""
         computed = classification_metrics(logits, targets, names, ranked=False)
         return {key: computed[key] for key in SCALAR_METRICS}
 
     def metrics(
         self, logits: np.ndarray, targets: np.ndarray, names: list[str], thresholds: Thresholds | None = None
     ) -> SplitMetrics:
-        """All metrics of a split.
+        """Compute all metrics of a split.
 
         Args:
             logits: `(images, classes)`.
             targets: class indices `(images,)`.
-            names: of the classes.
-            thresholds: not used.
+            names: class names.
+            thresholds: ignored.
         """
         computed = classification_metrics(logits, targets, names)
         return SplitMetrics.from_json(computed)
 
     def fit_thresholds(self, results: Results) -> None:
-        """None: the most probable class is the answer."""
+        """Return None, since the most probable class is predicted."""
         return None
 
     def calibrate(self, results: Results) -> Temperature:
@@ -50,40 +50,40 @@ class SingleLabelTask:
 
 
 class MultiLabelTask:
-    """Several labels an image: mAP and F1, and a threshold for each class."""
+    """Multi-label classification, with mAP, F1 and a threshold for each class."""
 
     problem_type = MULTI_LABEL
     scalar_metrics = MULTI_LABEL_METRICS
     default_metric = "map"
 
     def scalars(self, logits: np.ndarray, targets: np.ndarray, names: list[str]) -> dict[str, float]:
-        """The metrics that are one number, with thresholds of 0.5."""
+        """Compute the scalar metrics with thresholds of 0.5."""
         return multilabel_scalars(logits, targets)
 
     def metrics(
         self, logits: np.ndarray, targets: np.ndarray, names: list[str], thresholds: Thresholds | None = None
     ) -> MultiLabelMetrics:
-        """All metrics of a split.
+        """Compute all metrics of a split.
 
         Args:
             logits: `(images, classes)`.
             targets: 0 and 1, `(images, classes)`.
-            names: of the classes.
-            thresholds: 0.5 where there are none.
+            names: class names.
+            thresholds: threshold of each class. Default: 0.5.
         """
         values = None if thresholds is None else np.array(thresholds.values)
         return MultiLabelMetrics.from_json(multilabel_metrics(logits, targets, names, values))
 
     def fit_thresholds(self, results: Results) -> Thresholds:
-        """The threshold of each class with the largest F1 on the validation split."""
+        """Fit the threshold of each class, with the largest F1 on the validation split."""
         logits, targets = results["validation"]
         values = fit_thresholds(probabilities_of(logits), targets).tolist()
         return Thresholds(values=values, fitted_on="validation", images=len(targets))
 
     def calibrate(self, results: Results) -> Temperature:
-        """No temperature: the thresholds are of the probabilities as they are."""
+        """Return no temperature, since thresholds are fitted instead."""
         images = len(results["validation"][1])
-        reason = "with several labels an image a threshold is fitted for each class instead"
+        reason = "with several labels per image, a threshold is fitted for each class instead"
         return Temperature(value=None, fitted_on="validation", images=images, reason=reason, splits={})
 
 
@@ -92,17 +92,17 @@ TASKS: dict[str, Task] = {task.problem_type: task for task in (SingleLabelTask()
 
 
 def task_of(config: PreTrainedConfig) -> Task:
-    """The task of a model, by transformers' `problem_type` in its configuration; one class an image by default."""
+    """Return the task for `problem_type` of a configuration, single-label by default."""
     return TASKS.get(config.problem_type or SINGLE_LABEL, TASKS[SINGLE_LABEL])
 
 
 def trainer_metrics(task: Task, names: list[str], compute_metrics: Callable | None = None) -> Callable:
-    """The `compute_metrics` of a Trainer: hfvit's scalar metrics, and those of a user's own function.
+    """Create `compute_metrics` of a Trainer with hfvit's scalar metrics and those of the user.
 
     Args:
-        task: of the model.
-        names: of the classes, in the order of the logits.
-        compute_metrics: `EvalPrediction -> dict`; None for hfvit's metrics alone.
+        task: task of the model.
+        names: class names, in the order of the logits.
+        compute_metrics: function `EvalPrediction -> dict` of the user. Default: only hfvit's metrics.
     """
 
     def compute(prediction) -> dict[str, float]:
