@@ -111,6 +111,11 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 NAME_ERRORS = (errno.ENAMETOOLONG, errno.ELOOP)
 # Categories of control and format characters, lone surrogates, line and paragraph separators.
 UNPRINTABLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
+MASK = "***"
+SHORTEST_SECRET = 8  # characters of a secret in the environment; shorter ones would be found in ordinary words
+SECRET_VARIABLE = re.compile(r"(TOKEN|API_KEY|ACCESS_KEY|SECRET|PASSWORD)$")
+HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}\b")
+USER_OF_URL = re.compile(r"(?<=://)[^/\s@'\"<>]+(?=@)")
 JOINERS = "\u200c\u200d"  # format characters in Persian words and emoji
 
 
@@ -141,13 +146,22 @@ def printable(text: str) -> str:
     return "".join(_escaped(character) if is_unprintable(character) else character for character in text)
 
 
+def mask_credentials(text: str) -> str:
+    """`text` without Hub tokens, the user and password of URLs, and secrets of the environment (`*_TOKEN`, ...)."""
+    for name, value in os.environ.items():
+        if len(value) >= SHORTEST_SECRET and SECRET_VARIABLE.search(name):
+            text = text.replace(value, MASK)
+    return USER_OF_URL.sub(MASK, HUB_TOKEN.sub(MASK, text))
+
+
 def _escaped(character: str) -> str:
     if "\udc80" <= character <= "\udcff":  # PEP 383
         return f"\\x{ord(character) - 0xDC00:02x}"
     return character.encode("unicode_escape").decode("ascii")
 
 
-def _printable_lines(text: str) -> str:
+def printable_lines(text: str) -> str:
+    """`printable` of each line of a message."""
     return "\n".join(map(printable, text.split("\n")))
 
 
@@ -197,7 +211,7 @@ def run(command: Callable[[], int | None]) -> int:
     except HFViTError as error:
         message = _without_worker_traceback(error)
         if message:  # empty on all processes but the main one
-            print(f"hfvit: {error.kind}: {_printable_lines(message)}", file=sys.stderr)
+            print(f"hfvit: {error.kind}: {printable_lines(mask_credentials(message))}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # closed pipe (`| head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush at exit succeeds

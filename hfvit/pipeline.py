@@ -23,7 +23,7 @@ from hfvit.artifacts.run_sections import MultiLabelMetrics, SplitMetrics, Thresh
 from hfvit.data.factory import build_datasets, load_splits
 from hfvit.data.splits import ImageSplits, warn_about_sizes
 from hfvit.data.starting_recipe import STARTING_RECIPE, find_and_load
-from hfvit.errors import HubError
+from hfvit.errors import HubError, printable, printable_lines
 from hfvit.evaluation.examples import Examples, answers_of
 from hfvit.finetuning.factory import build_trainer, prepare_finetuning
 from hfvit.hub.model_card import write_model_card
@@ -38,6 +38,7 @@ from hfvit.training.resume import check_origin, describe_origin
 from hfvit.training.trainer import HFViTTrainer
 from hfvit.utils.environment import use_all_cores
 from hfvit.utils.files import sync_files, write_text
+from hfvit.utils.terminal import PrintableFormatter
 
 logger = logging.getLogger("hfvit")
 
@@ -111,7 +112,9 @@ def start(
         **options: further arguments of `HFViTTrainer`.
     """
     args = recipe.training
-    logging.basicConfig(format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter("%(message)s"))
+    logging.basicConfig(handlers=[handler])
     logger.setLevel(logging.INFO if args.process_index == 0 else logging.WARNING)
     if recipe.source.name == STARTING_RECIPE:
         logger.info(
@@ -127,7 +130,8 @@ def start(
         logger.warning(recipe.ignored)
     if is_already_finished(args):
         if args.should_save:
-            print(f"{args.output_dir}: finished run. Pass --overwrite_output_dir to start a new one.", flush=True)
+            folder = printable(args.output_dir)
+            print(f"{folder}: finished run. Pass --overwrite_output_dir to start a new one.", flush=True)
         return RunRecord.load(args.output_dir)
     if args.device.type == "cpu":
         use_all_cores(args.world_size)
@@ -334,4 +338,5 @@ def push_run(output_dir: str, destination: Destination) -> None:
     try:
         print(push_to(output_dir, destination))
     except HubError as error:
-        print(f"hfvit: the run is finished and saved; the push failed: {error}", file=sys.stderr)
+        reason = printable_lines(str(error))
+        print(f"hfvit: the run is finished and saved; the push failed: {reason}", file=sys.stderr)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from hfvit.artifacts.constants import RECIPE_FILE
 from hfvit.artifacts.run_record import RunRecord
 from hfvit.data.splits import DIGITS
-from hfvit.errors import ModelError, RecipeError
+from hfvit.errors import ModelError, RecipeError, printable
 from hfvit.evaluation.split import evaluation_split
 from hfvit.inference.classifier import load_classifier
 from hfvit.metrics.task import TASKS
@@ -91,7 +91,7 @@ class Verification:
             )
             for row in self.rows
         ]
-        return "\n".join([*aligned([HEADER, *cells]), "", *self.notes])
+        return "\n".join([*aligned([HEADER, *cells]), "", *map(printable, self.notes)])
 
 
 def check_reads(folder: str | Path, allow_outside: bool = False) -> None:

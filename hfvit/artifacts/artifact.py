@@ -13,6 +13,7 @@ from hfvit.recipe.arguments import MULTI_LABEL
 from hfvit.utils.files import expand_user
 from hfvit.utils.hub_ids import folder_or_hub_id
 
+MAX_CLASSES = 1_000_000
 ENGINE_SUFFIXES = (".engine", ".plan")
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
 
@@ -164,14 +165,23 @@ def read_head(artifact: Artifact, **kwargs) -> Head:
     Raises:
         ModelError: the configuration cannot be read, or is that of a regression model.
     """
-    from transformers import AutoConfig
+    from transformers import AutoConfig, PretrainedConfig
 
     where = "" if artifact.folder else "no such local folder, and on the Hub "
     with wrap_library_errors(ModelError, f"{artifact.source}: {where}{CONFIG_FILE} cannot be read"):
-        config = AutoConfig.from_pretrained(artifact.source, **{"trust_remote_code": False, **kwargs})
+        kwargs = {"trust_remote_code": False, **kwargs}
+        values, _ = PretrainedConfig.get_config_dict(artifact.source, **kwargs)
+        for key in ("num_labels", "num_classes"):  # the configuration makes a name for each class
+            if isinstance(values.get(key), int) and values[key] > MAX_CLASSES:
+                raise ModelError(
+                    f"{artifact.source}: {key} in {CONFIG_FILE} must be at most {MAX_CLASSES:,}, got {values[key]}."
+                )
+        config = AutoConfig.from_pretrained(artifact.source, **kwargs)
         labels = _distinct([config.id2label[index] for index in range(config.num_labels)])
         problem_type = config.problem_type
-        label_names = getattr(config, "label_names", labels)
+        label_names = getattr(config, "label_names", None) or labels
+        if not all(isinstance(name, str) for name in (*labels, *label_names)):
+            raise ModelError(f"{artifact.source}: class names in {CONFIG_FILE} must be strings.")
     if len(label_names) != len(labels):  # transformers would call them LABEL_0, LABEL_1, ...
         raise ModelError(
             f"{artifact.source}: {CONFIG_FILE} must have one label_names entry per class, got {len(label_names)} for"

@@ -17,7 +17,7 @@ from hfvit.artifacts.export_record import ExportRecord, Parity
 from hfvit.artifacts.gate import ArtifactGate
 from hfvit.artifacts.run_record import RunRecord
 from hfvit.errors import ModelError
-from hfvit.utils.files import check_writable, expand_user, file_sha256
+from hfvit.utils.files import check_writable, expand_user, file_sha256, read_object
 from hfvit.utils.formatting import size
 
 STAGING = ".export-"  # followed by machine name, process id and a random part, which identify a killed export
@@ -84,10 +84,7 @@ def check_same_model(folder: Path, config: dict, weights: str | None) -> None:
     """
     path = folder / CONFIG_FILE
     recorded_weights = ExportRecord.load(folder).weights_sha256
-    try:
-        differs = path.exists() and json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(config))
-    except ValueError as error:
-        raise ModelError(f"{path}: cannot be read ({error}). Delete it and export again.") from None
+    differs = path.exists() and read_object(path) != json.loads(json.dumps(config))
     if differs or recorded_weights not in (None, weights):
         difference = f"another {CONFIG_FILE}" if differs else "other weights"
         raise ModelError(

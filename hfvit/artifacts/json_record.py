@@ -1,15 +1,31 @@
 """Dataclasses that read, check and write JSON objects."""
 
-import json
 import types
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
 
-from hfvit.errors import ModelError
-from hfvit.utils.files import expand_user, read_object, write_text
+from hfvit.errors import ModelError, printable
+from hfvit.utils.files import expand_user, json_text, read_object, write_text
 
+
+@dataclass(frozen=True)
+class Range:
+    """Bounds of a number, both included; as `Annotated[int, Range(0)]`."""
+
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"from {self.low:g} to {self.high:g}"
+
+
+LARGEST_COUNT = 2**53  # integers above are not exact in every reader of JSON
+LARGEST = 1e100  # of a number that can still be formatted, plotted and multiplied
+ROUNDING = 1e-9
+Count = Annotated[int, Range(0, LARGEST_COUNT)]
+Share = Annotated[float, Range(0, 1)]
 KINDS = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
 OPTIONAL = {"optional": True}  # metadata of a field that is not written if it is None
 MAX_VALUE_LENGTH = 60  # characters of a value in a message
@@ -29,7 +45,8 @@ class FieldError(ValueError):
         self.problem = problem
 
     def __str__(self) -> str:
-        return f"{self.path} {self.problem}".strip() if self.problem else f"missing key {self.path}"
+        path = printable(self.path)  # with keys of the file
+        return f"{path} {self.problem}".strip() if self.problem else f"missing key {path}"
 
     def inside(self, name: str) -> "FieldError":
         """Return the error with `name` of the enclosing object or list before its path."""
@@ -133,7 +150,7 @@ class FileRecord(Record):
             ValueError: a value is NaN or infinite.
         """
         path = Path(folder) / self.FILE
-        write_text(path, json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n")
+        write_text(path, json_text(self.to_json()))
         return path
 
     def to_json(self) -> dict[str, Any]:
@@ -153,13 +170,18 @@ class FileRecord(Record):
         if version is None:
             content = cls.migrate(content)
         elif type(version) is not int or not 0 < version <= cls.SCHEMA_VERSION:
-            raise FieldError("schema_version", f"must be at most {cls.SCHEMA_VERSION}, got {_short_repr(version)}")
+            raise FieldError("schema_version", f"must be at most {cls.SCHEMA_VERSION}, got {shown(version)}")
         return super()._parse(content)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a free-form object can be plotted: a finite number of ordinary size."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST
 
 
 @cache
 def _hints(cls: type) -> dict[str, Any]:
-    return get_type_hints(cls)
+    return get_type_hints(cls, include_extras=True)
 
 
 def _value(hint: Any, value: Any) -> Any:
@@ -168,6 +190,11 @@ def _value(hint: Any, value: Any) -> Any:
     arguments = get_args(hint)
     if hint is Any:
         return value
+    if origin is Annotated:
+        found = _value(arguments[0], value)
+        if not arguments[1].low - ROUNDING <= found <= arguments[1].high + ROUNDING:
+            raise FieldError("", f"must be {KINDS[arguments[0]]} {arguments[1]}, got {shown(value)}")
+        return found
     if origin in (Union, types.UnionType):
         return _one_of(arguments, value)
     if origin is list:
@@ -176,7 +203,7 @@ def _value(hint: Any, value: Any) -> Any:
     if origin is tuple:
         _require(value, list, f"a list of {len(arguments)}")
         if len(value) != len(arguments):
-            raise FieldError("", f"must be a list of {len(arguments)}, got {_short_repr(value)}")
+            raise FieldError("", f"must be a list of {len(arguments)}, got {shown(value)}")
         return tuple(_items(arguments[0], value))
     if origin is dict:
         _require(value, dict, "an object")
@@ -185,7 +212,9 @@ def _value(hint: Any, value: Any) -> Any:
         return hint._parse(value)
     is_number = hint is float and type(value) is int
     if type(value) is not hint and not is_number:
-        raise FieldError("", f"must be {KINDS[hint]}, got {_short_repr(value)}")
+        raise FieldError("", f"must be {KINDS[hint]}, got {shown(value)}")
+    if hint in (int, float) and not -LARGEST <= value <= LARGEST:  # nor NaN
+        raise FieldError("", f"must be a number from -{LARGEST:g} to {LARGEST:g}, got {shown(value)}")
     return value
 
 
@@ -202,8 +231,11 @@ def _one_of(hints: tuple, value: Any) -> Any:
 
 
 def _items(hint: Any, values: list, names: list[str] | None = None) -> list:
-    if hint is Any or (hint in KINDS and all(type(value) is hint for value in values)):
-        return values  # shortcut for a confusion matrix, which may have millions of numbers
+    if hint is Any or (hint in (bool, str) and all(type(value) is hint for value in values)):
+        return values
+    is_integers = hint is int and values and all(type(value) is int for value in values)
+    if is_integers and -LARGEST_COUNT <= min(values) <= max(values) <= LARGEST_COUNT:
+        return values  # a confusion matrix may hold millions of numbers
     found = []
     for place, value in enumerate(values):
         try:
@@ -215,10 +247,11 @@ def _items(hint: Any, values: list, names: list[str] | None = None) -> list:
 
 def _require(value: Any, kind: type, description: str) -> None:
     if not isinstance(value, kind):
-        raise FieldError("", f"must be {description}, got {_short_repr(value)}")
+        raise FieldError("", f"must be {description}, got {shown(value)}")
 
 
-def _short_repr(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Return a wrong value as a message shows it."""
     text = repr(value)
     return text if len(text) <= MAX_VALUE_LENGTH else f"{text[: MAX_VALUE_LENGTH - 3]}..."
 

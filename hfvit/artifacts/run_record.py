@@ -6,6 +6,7 @@ import platform
 import shlex
 import sys
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -17,7 +18,7 @@ import numpy as np
 import hfvit
 from hfvit.artifacts.constants import EXAMPLES_FILE, RUN_FILE
 from hfvit.artifacts.gate import Gate, Hardware, migrate_gate
-from hfvit.artifacts.json_record import OPTIONAL, FieldError, FileRecord
+from hfvit.artifacts.json_record import OPTIONAL, FieldError, FileRecord, shown
 from hfvit.artifacts.run_sections import (
     Data,
     ExampleImages,
@@ -32,6 +33,7 @@ from hfvit.artifacts.run_sections import (
     Training,
 )
 from hfvit.errors import ModelError
+from hfvit.utils.credentials import mask_values
 from hfvit.utils.files import expand_user, temporary_file
 from hfvit.utils.hub_ids import is_local
 
@@ -107,6 +109,10 @@ class RunRecord(FileRecord):
             datetime.fromisoformat(self.finished or "2026-01-01")
         except ValueError:
             raise FieldError("finished", f"must be a date and time, got {self.finished!r}") from None
+        try:
+            shlex.split(self.command or "")
+        except ValueError as error:
+            raise FieldError("command", f"must be a command line ({error}), got {shown(self.command)}") from None
         if "global_batch_size" not in self.recipe:
             raise FieldError("recipe.global_batch_size")
         if not self.metrics.keys() & {"validation", "test"}:
@@ -144,7 +150,7 @@ class RunRecord(FileRecord):
         best = state.best_model_checkpoint if args.load_best_model_at_end else None
         selected_by = "validation" if best or "probe" in output.metrics else None
         history = [{key: _json_number(value) for key, value in entry.items()} for entry in state.log_history]
-        return cls(
+        record = cls(
             hfvit_version=hfvit.__version__,
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
             command=command_line(),
@@ -163,6 +169,7 @@ class RunRecord(FileRecord):
             hardware=Hardware.from_json(hardware()),
             history=history,
         )
+        return cls.from_json(mask_values(record.to_json()))
 
 
 def _model(arguments, model, trained_parameters: int) -> Model:
@@ -260,7 +267,7 @@ def read_examples(output_dir: str | Path, examples: ExampleImages | None) -> dic
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error):
         return {}
     lists: dict[str, Sequence] = {
         "mistakes": examples.mistakes,
@@ -270,5 +277,12 @@ def read_examples(output_dir: str | Path, examples: ExampleImages | None) -> dic
     return {
         name: array
         for name, array in arrays.items()
-        if name in lists and len(array) and len(array) == len(lists[name])
+        if name in lists and len(lists[name]) and _has_layout(array, name, len(lists[name]))
     }
+
+
+def _has_layout(array: np.ndarray, name: str, count: int) -> bool:
+    """Whether an array of examples.npz is what `write_examples` wrote of `count` images."""
+    if name == "attention_maps":
+        return array.dtype.kind == "f" and array.ndim == 3 and len(array) == count and array.size > 0
+    return array.dtype == np.uint8 and array.ndim == 4 and array.shape[::3] == (count, 3) and array.size > 0

@@ -1,9 +1,11 @@
 """Sections of run.json: model, data, metrics, training, calibration, examples."""
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
-from hfvit.artifacts.json_record import OPTIONAL, Record
+import numpy as np
+
+from hfvit.artifacts.json_record import LARGEST_COUNT, OPTIONAL, Count, FieldError, Record, Share, shown
 
 
 @dataclass(kw_only=True)
@@ -94,9 +96,9 @@ class Seeds(Record):
 class CalibrationBin(Record):
     """One bin of the reliability diagram: mean confidence, accuracy, number of images."""
 
-    confidence: float
-    accuracy: float
-    images: int
+    confidence: Share
+    accuracy: Share
+    images: Count
 
 
 @dataclass(kw_only=True)
@@ -104,10 +106,62 @@ class ClassMetrics(Record):
     """Metrics of one class; `images` is the number of images of the class."""
 
     label: str
-    precision: float
-    recall: float
-    f1: float
-    images: int
+    precision: Share
+    recall: Share
+    f1: Share
+    images: Count
+
+
+@dataclass(kw_only=True)
+class ConfusionMatrix(Record):
+    """The cells that hold images: class indices `true` and `predicted`, and the `counts`.
+
+    A dense matrix, as files of version 0.1 have it, is read, too.
+    """
+
+    classes: Count
+    true: list[int]
+    predicted: list[int]
+    counts: list[int]
+
+    @classmethod
+    def _parse(cls, content: Any) -> Self:
+        return super()._parse(_sparse(content) if isinstance(content, list) else content)
+
+    def check(self) -> None:
+        for name, limit in (("true", self.classes), ("predicted", self.classes), ("counts", LARGEST_COUNT)):
+            values = getattr(self, name)
+            if len(values) != len(self.counts):
+                raise FieldError(name, f"must have {len(self.counts)} items, got {len(values)}")
+            if values and not (min(values) >= 0 and max(values) < limit):
+                raise FieldError(name, f"must be integers from 0 to {limit - 1}")
+
+    def dense(self, most: int | None = None) -> np.ndarray:
+        """Counts `(classes, classes)`, rows are the true classes.
+
+        Args:
+            most: largest number of rows; neighboring classes are added up where there are more.
+        """
+        together = 1 if most is None else -(-self.classes // most)
+        rows = -(-self.classes // together)
+        matrix = np.zeros((rows, rows), dtype=np.int64)
+        places = [np.asarray(indices, dtype=np.int64) // together for indices in (self.true, self.predicted)]
+        np.add.at(matrix, tuple(places), np.asarray(self.counts, dtype=np.int64))
+        return matrix
+
+
+def _sparse(matrix: list) -> dict[str, Any]:
+    """The cells of a dense matrix; raises `FieldError` for what is none."""
+    classes = len(matrix)
+    for row, values in enumerate(matrix):
+        if not isinstance(values, list) or len(values) != classes:
+            raise FieldError(f"[{row}]", f"must be a list of {classes}, got {shown(values)}")
+        for column, value in enumerate(values):
+            if type(value) is not int:
+                raise FieldError(f"[{row}][{column}]", f"must be an integer, got {shown(value)}")
+    cells = [(row, column, value) for row, values in enumerate(matrix) for column, value in enumerate(values) if value]
+    true, predicted, counts = ([*column] for column in zip(*cells, strict=True)) if cells else ([], [], [])
+    return {"classes": classes, "true": true, "predicted": predicted, "counts": counts}
 
 
 class Score(NamedTuple):
@@ -121,18 +175,26 @@ class Score(NamedTuple):
 
 @dataclass(kw_only=True)
 class SplitMetrics(Record):
-    """Metrics of one split (`metrics.classification`)."""
+    """Metrics of one split (`metrics.classification`); `auc` and the like are None where they were not computed."""
 
-    accuracy: float
-    accuracy_interval: tuple[float, float]
-    top5_accuracy: float
-    macro_f1: float
+    accuracy: Share
+    accuracy_interval: tuple[Share, Share]
+    balanced_accuracy: Share | None = field(default=None, metadata=OPTIONAL)
+    top5_accuracy: Share
+    macro_f1: Share
+    mcc: float | None = field(default=None, metadata=OPTIONAL)
+    auc: Share | None = field(default=None, metadata=OPTIONAL)
+    average_precision: Share | None = field(default=None, metadata=OPTIONAL)
     loss: float
-    ece: float
-    images: int
+    ece: Share
+    images: Count
     per_class: list[ClassMetrics]
-    confusion_matrix: list[list[int]]
+    confusion_matrix: ConfusionMatrix
     calibration: list[CalibrationBin]
+
+    def check(self) -> None:
+        if self.confusion_matrix.classes != len(self.per_class):
+            raise FieldError("confusion_matrix", f"must have the {len(self.per_class)} classes of per_class")
 
     @property
     def score(self) -> Score:
@@ -232,6 +294,15 @@ class Probe(Record):
     best_c: float
     selected_by: str
     validation: list[dict[str, float]]
+
+    def check(self) -> None:
+        if len(self.validation) != len(self.c):
+            raise FieldError("validation", f"must have {len(self.c)} items, got {len(self.validation)}")
+        for place, scores in enumerate(self.validation):
+            if missing := {"accuracy", "loss"} - scores.keys():
+                raise FieldError(f"validation[{place}].{min(missing)}")
+        if not all(value > 0 for value in (*self.c, self.best_c)):
+            raise FieldError("c", f"must be numbers above 0, got {shown([*self.c, self.best_c])}")
 
 
 @dataclass(kw_only=True)

@@ -6,7 +6,7 @@ import hfvit
 from hfvit.cli import demo, inspect, listings, predict, push, report, sweep, train, validate, verify
 from hfvit.cli.options import CommandParser, accept_dashes, exit_codes
 from hfvit.errors import EXIT_CODES, nearest, printable, run
-from hfvit.utils.terminal import prepare_streams
+from hfvit.utils.terminal import prepare_streams, print_traceback
 
 COMMANDS = (train, inspect, sweep, verify, validate, predict, report, demo, push, listings)
 
@@ -31,6 +31,7 @@ def main(argv: list[str] | None = None) -> None:
         argv: arguments after `hfvit`. Default: those of the process.
     """
     prepare_streams()
+    sys.excepthook = print_traceback
     words = sys.argv[1:] if argv is None else list(argv)
     parser, commands = build_parsers()
     if not words:

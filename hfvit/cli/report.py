@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from hfvit.cli.options import exit_codes
+from hfvit.errors import printable
 
 EPILOG = f"""\
 Plots (plots/*.png, light and dark) and the model card (README.md) come from run.json and examples.npz; neither the
@@ -41,11 +42,13 @@ def report(options: argparse.Namespace) -> None:
     written = write_report(options.folder, html=options.html or options.open)
     folder = expand_user(options.folder)
     for export in written.stale:
-        print(f"hfvit: left out {export}, which is older than the run; export it again", file=sys.stderr)
+        print(
+            f"hfvit: left out {printable(str(export))}, which is older than the run; export it again", file=sys.stderr
+        )
     print(summary_table(written.record, options.folder))
-    print(f"report     {len(written.plots)} plots in {folder / 'plots'}, {written.card}")
+    print(f"report     {len(written.plots)} plots in {printable(f'{folder}/plots, {written.card}')}")
     if written.page:
-        print(f"page       {written.page}")
+        print(f"page       {printable(str(written.page))}")
     if options.open:
         import webbrowser
 

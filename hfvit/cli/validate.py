@@ -12,7 +12,7 @@ from hfvit.cli.options import (
     percentage_points,
     positive_int,
 )
-from hfvit.errors import GateError
+from hfvit.errors import GateError, printable
 from hfvit.utils.quiet import quiet_libraries
 
 EPILOG = f"""\
@@ -111,6 +111,6 @@ def validate(options: argparse.Namespace) -> None:
         write_object(output, comparison.gate.to_json())
         written.append(output)
     if written:
-        print(f"saved    {', '.join(map(str, written))}")
+        print(f"saved    {printable(', '.join(map(str, written)))}")
     if not comparison.passed:
         raise GateError("\n".join(comparison.failures))

@@ -18,6 +18,7 @@ from hfvit.demo.uploads import RequestGuard, upload_component
 from hfvit.errors import DataError, HFViTError, ModelError, one_line, printable
 from hfvit.inference.classifier import Classifier
 from hfvit.models.attention import attention_rollout, recorded_attention
+from hfvit.utils.markup import markdown
 
 INSTALL = 'pip install "hfvit[demo]"'
 # System fonts, since Gradio's default theme loads fonts from Google.
@@ -83,7 +84,7 @@ def build_app(gradio, classifier: Classifier, top_k: int = 5, examples: list[str
     name = Path(classifier.name).name or classifier.name
     with gradio.Blocks(title=name, analytics_enabled=False) as app:
         gradio.Markdown(
-            f"# {name}\n{len(classifier.labels)} classes. {LABELS_NOTE if has_thresholds else CLASSES_NOTE}"
+            f"# {markdown(name)}\n{len(classifier.labels)} classes. {LABELS_NOTE if has_thresholds else CLASSES_NOTE}"
         )
         with gradio.Row():
             with gradio.Column():

@@ -1,12 +1,11 @@
 """Static page that runs an ONNX export in the browser."""
 
-import json
 import os
 import shutil
 import tempfile
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import StrictUndefined
 
 from hfvit.artifacts.artifact import Artifact, find_artifact, read_head
 from hfvit.artifacts.constants import CONFIG_FILE, EXPORT_FILE, PREPROCESSOR_FILE
@@ -16,7 +15,8 @@ from hfvit.data.decode import read_image
 from hfvit.demo.web_runtime import WebRuntime
 from hfvit.errors import ModelError, wrap_library_errors
 from hfvit.export.processor_steps import image_steps
-from hfvit.utils.files import check_writable, expand_user, sync, sync_tree, write_object
+from hfvit.utils.files import check_writable, expand_user, read_object, sync, sync_tree, write_object
+from hfvit.utils.markup import html_environment, markdown_environment
 
 PAGE_FILE = "page.json"
 OWN_FOLDERS = ("model", "vendor", "examples")
@@ -267,8 +267,10 @@ def _metadata(
         known: its entry in export.json, if it has one.
         input_size: (height, width) in pixels.
     """
-    config = json.loads(artifact.beside(CONFIG_FILE).read_text(encoding="utf-8"))
-    architecture = config.get("timm_architecture") or next(iter(config.get("architectures") or []), None)
+    config = read_object(artifact.beside(CONFIG_FILE))
+    classes = config.get("architectures")
+    names = [config.get("timm_architecture"), *(classes if isinstance(classes, list) else ())]
+    architecture = next((name for name in names if name and isinstance(name, str)), None)
     shown = [("Model", architecture, "{1} x {0} pixels".format(*input_size))] if architecture else []
     gate = known.gate if known else None
     if gate:
@@ -284,10 +286,9 @@ def _metadata(
 
 def _render(values: dict, page: Path) -> None:
     source = Path(__file__).parent / "web"
-    templates = Environment(
-        loader=FileSystemLoader(source), autoescape=lambda name: name.endswith(".html"), undefined=StrictUndefined
-    )
-    for name, target in (("index.html", "index.html"), ("space.md", "README.md")):
+    html = html_environment(source, undefined=StrictUndefined)
+    markdown = markdown_environment(source, undefined=StrictUndefined)
+    for templates, name, target in ((html, "index.html", "index.html"), (markdown, "space.md", "README.md")):
         text = templates.get_template(name).render(values)
         (page / target).write_text(text + "\n", encoding="utf-8")
     for name in ("style.css", "page.js", "worker.js", "pixels.js", "icon.svg"):

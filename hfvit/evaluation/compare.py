@@ -16,7 +16,7 @@ from hfvit.artifacts.engine_record import EngineRecord
 from hfvit.artifacts.export_record import ExportRecord
 from hfvit.artifacts.gate import ArtifactResult, Gate, GateLimits, Hardware
 from hfvit.artifacts.run_record import RunRecord
-from hfvit.errors import ModelError
+from hfvit.errors import ModelError, printable
 from hfvit.evaluation.split import EvaluationSplit
 from hfvit.inference.classifier import Classifier, batched, load_classifier
 from hfvit.inference.execution_providers import Providers
@@ -85,7 +85,7 @@ class Comparison:
         if any(row.includes_preprocessing for row in self.rows):
             lines.append(f"         {PREPROCESSING_MARK} with preprocessing, which is part of the graph")
         lines.append(f"gate     {requirement}: {'passed' if self.passed else 'FAILED'}")
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
 
 def compare(

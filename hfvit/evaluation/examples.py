@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from scipy.special import softmax
 from transformers import PreTrainedConfig
 
 from hfvit.artifacts.run_record import write_examples
 from hfvit.artifacts.run_sections import ExampleImage, ExampleImages
 from hfvit.data.dataset import ImageDataset
 from hfvit.data.text import TEXT_INPUTS
+from hfvit.metrics.classification import log_normalizers
 from hfvit.metrics.multilabel import DEFAULT_THRESHOLD, decisions, probabilities_of
 from hfvit.models.attention import attention_rollout
 
@@ -34,9 +34,16 @@ def most_confident_mistakes(logits: np.ndarray, labels: np.ndarray, count: int =
         labels: class indices `(images,)`.
         count: largest number of indices.
     """
-    probabilities = softmax(logits.astype(np.float64), axis=1)
-    wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
-    return wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")][:count]
+    predicted, confidence = _predictions(logits)
+    wrong = np.flatnonzero(predicted != labels)
+    return wrong[np.argsort(-confidence[wrong], kind="stable")][:count]
+
+
+def _predictions(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the most probable class of each image and its probability, both `(images,)`."""
+    predicted = logits.argmax(axis=1)
+    highest = logits[np.arange(len(logits)), predicted].astype(np.float64)
+    return predicted, np.exp(highest - log_normalizers(logits))
 
 
 def images_of_all_classes(labels: np.ndarray, count: int = MAX_MAPS) -> np.ndarray:
@@ -67,7 +74,7 @@ class ClassAnswers:
     def __init__(self, logits: np.ndarray, labels: np.ndarray, names: Sequence[str]):
         self.labels = labels
         self.names = names
-        self.probabilities = softmax(logits.astype(np.float64), axis=1)
+        self.predicted, self.confidence = _predictions(logits)
         self.mistakes = most_confident_mistakes(logits, labels)
         self.of_all_classes = images_of_all_classes(labels)
 
@@ -75,8 +82,8 @@ class ClassAnswers:
         """Class, predicted class and its probability of an image."""
         return {
             "true": self.names[self.labels[place]],
-            "predicted": self.names[self.probabilities[place].argmax()],
-            "confidence": float(self.probabilities[place].max()),
+            "predicted": self.names[self.predicted[place]],
+            "confidence": float(self.confidence[place]),
         }
 
 

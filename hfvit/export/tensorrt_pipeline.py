@@ -1,7 +1,6 @@
 """`optimum-cli export tensorrt`: build and save the engine of an ONNX graph."""
 
 import argparse
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from hfvit.export.pipeline import Export
 from hfvit.trt.api import Backend, EngineOptions
 from hfvit.trt.builder import build_engine, read_graph
 from hfvit.trt.triton import CONFIG, LABELS, PLAN, triton_config, triton_labels
-from hfvit.utils.files import commit_file, wrap_write_errors, write_object, write_text
+from hfvit.utils.files import commit_file, read_object, wrap_write_errors, write_object, write_text
 from hfvit.utils.formatting import aligned
 
 ENGINE_FILE = "model.engine"
@@ -76,7 +75,7 @@ class GivenGraph:
             raise ModelError(
                 f"{artifact.file} has {info.classes} logits, but {CONFIG_FILE} names {len(self.labels)} classes."
             )
-        self.config = json.loads(artifact.beside(CONFIG_FILE).read_text(encoding="utf-8"))
+        self.config = read_object(artifact.beside(CONFIG_FILE))
         known = ExportRecord.load(artifact.file.parent)
         self.source = known.source or artifact.file.name
         self.weights = known.weights_sha256
@@ -84,7 +83,7 @@ class GivenGraph:
         processor = artifact.beside(PREPROCESSOR_FILE)
         if processor is None:
             raise ModelError(f"{artifact.file}: {PREPROCESSOR_FILE} is missing beside the file.")
-        self.processor_config = json.loads(processor.read_text(encoding="utf-8"))
+        self.processor_config = read_object(processor)
         yield artifact.file, known.files.get(artifact.file.name)
 
 

@@ -149,8 +149,11 @@ def _export(root: Path, name: str) -> dict[str, Path]:
     if config.exists():
         checkpoint_config = _read_json(root / "config.json")
         export_config = _read_json(config)
-        labels = checkpoint_config.get("label_names") or list((checkpoint_config.get("id2label") or {}).values())
-        if labels and labels != list((export_config.get("id2label") or {}).values()):
+        with _name_file_in_errors(root / "config.json"):
+            labels = checkpoint_config.get("label_names") or list((checkpoint_config.get("id2label") or {}).values())
+        with _name_file_in_errors(config):
+            exported = list((export_config.get("id2label") or {}).values())
+        if labels and labels != exported:
             raise PushArgumentError(
                 f"--include {name}: the classes of {root}/{name} differ from the checkpoint's. Export it again."
             )
@@ -211,6 +214,6 @@ def _name_file_in_errors(path: Path):
     """Raise `PushArgumentError` with the file's name if the block cannot read it."""
     try:
         yield
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, YAMLError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, YAMLError, RecursionError) as error:
         reason = f"missing key {error}" if isinstance(error, LookupError) else one_line(error)
         raise PushArgumentError(f"{path}: not a file of a run ({reason}).") from None

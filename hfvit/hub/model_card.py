@@ -3,22 +3,26 @@
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
 
 from hfvit.artifacts.constants import CARD_FILE
 from hfvit.artifacts.export_folder import ExportRow
 from hfvit.artifacts.run_record import RunRecord
 from hfvit.artifacts.run_sections import MultiLabelMetrics
+from hfvit.errors import ModelError, one_line, printable
 from hfvit.hub.redaction import redact_record
 from hfvit.utils.files import shipped, write_text
 from hfvit.utils.formatting import duration
 from hfvit.utils.hub_ids import dataset_title, is_hub_id
+from hfvit.utils.markup import markdown_environment
+from hfvit.utils.yaml_files import load_yaml
 
 PLACEHOLDER = "PATH_OR_HUB_ID"
 MAX_TABLE_CLASSES = 200  # a longer table of classes is left out
@@ -78,7 +82,9 @@ def keep_user_parts(card: str, earlier: Sequence[str]) -> str:
         metadata |= {key: value for key, value in parts.metadata.items() if key not in (*generated, *GENERATED_KEYS)}
         before = _merged(before, _sections(parts.before))
         after = _merged(after, _sections(parts.after))
-    text = card[front.end() :].replace(START, "").replace(END, "").strip()
+    text = card[front.end() :].strip()
+    for mark in (START, END):  # in a name
+        text = text.replace(mark, mark.replace("<!--", "<! --"))
     header = yaml.safe_dump(generated | metadata, sort_keys=False, allow_unicode=True)
     parts = [*before.values(), f"{START}\n{HINT}\n\n{text}\n\n{END}", *after.values()]
     return f"---\n{header}---\n\n" + "\n\n".join(parts) + "\n"
@@ -86,8 +92,8 @@ def keep_user_parts(card: str, earlier: Sequence[str]) -> str:
 
 def _metadata(text: str) -> dict[str, Any]:
     try:
-        metadata = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):  # ValueError: an invalid date
+        metadata = load_yaml(text)
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError):  # ValueError: an invalid date
         return {}
     return metadata if isinstance(metadata, dict) else {}
 
@@ -153,7 +159,10 @@ def write_model_card(
         The path of the card.
     """
     path = Path(output_dir) / CARD_FILE
-    earlier = [path.read_text(encoding="utf-8")] if path.exists() else []
+    try:
+        earlier = [path.read_text(encoding="utf-8")] if path.exists() else []
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read: {one_line(error)}. Move it away.") from None
     write_text(path, render_card(record, Path(output_dir).resolve().name, exports=exports, earlier=earlier))
     return path
 
@@ -196,10 +205,10 @@ def render_card(
         EvalResult(
             task_type="image-classification",
             dataset_type=data.dataset_name if on_hub else "image-classification",
-            dataset_name=title,
-            dataset_config=data.dataset_config_name,
-            dataset_revision=data.commit,
-            dataset_split=data.splits[record.role].source,
+            dataset_name=printable(title),
+            dataset_config=data.dataset_config_name and printable(data.dataset_config_name),
+            dataset_revision=data.commit and printable(data.commit),
+            dataset_split=printable(data.splits[record.role].source),
             metric_type=metric,
             metric_name=metric_title,
             metric_value=round(value, 4),
@@ -207,7 +216,7 @@ def render_card(
         for metric, metric_title, value in metrics.index_entries()
     ]
     card_data = ModelCardData(
-        model_name=name,
+        model_name=printable(name),
         eval_results=results,
         license=license if license and re.fullmatch(r"[a-z0-9.\-]+", license) else None,
         library_name="hfvit" if model.texts else "timm",
@@ -219,9 +228,10 @@ def render_card(
     )
     public = redact_record(record)
     texts_are_local = model.texts is not None and model.texts.is_local
-    card = ModelCard.from_template(
-        card_data,
-        template_path=str(shipped("model_card.md")),
+    template = shipped("model_card.md")
+    environment = markdown_environment(template.parent, keep_trailing_newline=True)
+    card = environment.get_template(template.name).render(
+        card_data=card_data.to_yaml(),
         name=name,
         repository=repository,
         role=record.role,
@@ -240,7 +250,7 @@ def render_card(
         data=data,
         dataset_title=title,
         dataset_commit=data.commit,
-        revision_option="" if pinned or not data.commit else f" --dataset_revision {data.commit}",
+        revision_option="" if pinned or not data.commit else f" --dataset_revision {shlex.quote(data.commit)}",
         dataset_url=f"https://huggingface.co/datasets/{data.dataset_name}" if on_hub else None,
         needs_local=data.is_local or model.is_local or texts_are_local,
         training=record.training,
@@ -252,7 +262,7 @@ def render_card(
         exports=[row for rows in exports.values() for row in rows],
         onnx=[row.name for row in exports.get("onnx", [])],
     )
-    return keep_user_parts(str(card), earlier)
+    return keep_user_parts(card, earlier)
 
 
 def _command_to_type(command: str) -> str | None:

@@ -32,7 +32,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import parse_ratelimit_headers, validate_repo_id
 
 from hfvit.artifacts.export_record import ExportRecord
-from hfvit.errors import HubError, PushArgumentError, one_line
+from hfvit.errors import HubError, PushArgumentError, one_line, printable
 from hfvit.hub.files import EXPORTS, PushedFile, exports_left_out, files_to_push
 from hfvit.utils.files import expand_user
 from hfvit.utils.formatting import aligned, size
@@ -471,4 +471,4 @@ def _explain(error: Exception, repo_id: str) -> str:
 
 
 def _print_note(text: str) -> None:
-    print(f"hfvit: {text}", file=sys.stderr)
+    print(f"hfvit: {printable(text)}", file=sys.stderr)

@@ -9,7 +9,9 @@ from typing import Any
 import yaml
 
 from hfvit.artifacts.run_record import RunRecord
+from hfvit.utils.files import json_text
 from hfvit.utils.hub_ids import is_local
+from hfvit.utils.yaml_files import load_yaml
 
 # Class names are never paths, although some look like paths (/m/01abc).
 _CLASS_NAME_KEYS = ("labels", "label", "label_names", "per_class")
@@ -37,13 +39,13 @@ def redact_paths(text: str, name: str, record: RunRecord | None) -> str:
         The redacted text; the same text, byte for byte, if it has no local path.
     """
     is_yaml = name.endswith((".yaml", ".yml"))
-    content = yaml.safe_load(text) if is_yaml else json.loads(text)
+    content = load_yaml(text) if is_yaml else json.loads(text)
     redacted = _redact(content, local_folders(record) if record else set())
     if redacted == content:
         return text
     if is_yaml:
         return yaml.safe_dump(redacted, sort_keys=False, allow_unicode=True)
-    return json.dumps(redacted, indent=2) + "\n"
+    return json_text(redacted, allow_nan=True)
 
 
 def redact_record(record: RunRecord) -> RunRecord:

@@ -102,8 +102,11 @@ class OnnxBackend:
             self.device = "cpu" if first == CPU else first.removesuffix("ExecutionProvider")
         self.bytes = sum(part.stat().st_size for part in parts)
 
-        inputs = self.session.get_inputs()
-        outputs = self.session.get_outputs()
+        with wrap_library_errors(ModelError, f"{file}: inputs and outputs cannot be read"):
+            inputs = self.session.get_inputs()
+            outputs = self.session.get_outputs()
+            if not inputs or not outputs:
+                raise ModelError(f"{file} is not an image classifier: it has no inputs or no outputs.")
         self.text_inputs = [value.name for value in inputs[1:]]
         if len(inputs[0].shape) != 4 or not set(self.text_inputs) <= {"input_ids", "attention_mask"}:
             raise ModelError(f"{file} is not an image classifier: its inputs are {_signature(inputs)}.")

@@ -117,8 +117,12 @@ class Classifier:
         if self.processor is None:
             raise ModelError(f"{self.name} has no {PREPROCESSOR_FILE}, as the graph includes the preprocessing.")
         # One image at a time limits memory to the pixel values.
-        values = [self.processor([_as_rgb(image)], return_tensors="pt")["pixel_values"].numpy() for image in images]
+        values = [self._process(_as_rgb(image)) for image in images]
         return np.concatenate(values) if values else np.empty((0, 3, 0, 0), np.float32)
+
+    def _process(self, image: Image.Image) -> np.ndarray:
+        with wrap_library_errors(ModelError, f"{self.name}: the image processor ({PREPROCESSOR_FILE}) failed"):
+            return self.processor([image], return_tensors="pt")["pixel_values"].numpy()
 
     def prepare(self, images: Iterable[Any]) -> np.ndarray | list[np.ndarray] | dict[str, np.ndarray]:
         """Prepare images for `run`.

@@ -12,7 +12,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from hfvit.data.decode import read_image
-from hfvit.errors import DataError, printable
+from hfvit.errors import DataError, mask_credentials, printable
 from hfvit.inference.classifier import Classifier, batched
 from hfvit.utils.files import temporary_file
 from hfvit.utils.terminal import encoding_of, printable_json
@@ -110,7 +110,7 @@ def _readable(
         try:
             image = read_image(name)
         except DataError as error:
-            errors[name] = str(error)
+            errors[name] = mask_credentials(str(error))
             continue
         if thumbnails is not None and len(thumbnails) < MAX_GRID_IMAGES:
             copy = image.copy()

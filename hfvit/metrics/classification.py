@@ -1,13 +1,17 @@
-"""Accuracy, top-5, macro F1, per-class scores, confusion matrix and ECE."""
+"""Accuracy, top-5, macro F1, ranking metrics, per-class scores, confusion matrix and ECE."""
+
+from collections.abc import Iterator
 
 import datasets
 import evaluate
 import numpy as np
-from scipy.special import log_softmax
 from scipy.stats import binomtest
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from sklearn.metrics import precision_recall_fscore_support
 
 CALIBRATION_BINS = 15
+BLOCK_LOGITS = 2**17  # of a block of float64, which stays in a core's cache
+RANKED_COLUMNS = 64  # classes whose scores are held as float32 at once
+MOST_RANKED = 2**30  # logits; ranking more would take longer than the evaluation itself
 
 
 class ImageClassificationMetric(evaluate.Metric):
@@ -31,43 +35,159 @@ class ImageClassificationMetric(evaluate.Metric):
             ),
         )
 
+    def compute(self, *, predictions=None, references=None, **kwargs):
+        """Compute the metrics; logits that are given whole are not copied into an Arrow table first."""
+        if predictions is None or references is None or kwargs or self.writer is not None:  # after add_batch()
+            return super().compute(predictions=predictions, references=references, **kwargs)
+        return self._compute(predictions, references)
+
     def _compute(self, predictions, references):
         return classification_metrics(np.asarray(predictions), np.asarray(references), self.labels)
 
 
-def classification_metrics(logits: np.ndarray, labels: np.ndarray, names: list[str]) -> dict:
+def classification_metrics(logits: np.ndarray, labels: np.ndarray, names: list[str], ranked: bool = True) -> dict:
     """Compute the metrics of a split, as plain Python values.
 
     Args:
-        logits: `(images, classes)`.
+        logits: float `(images, classes)`.
         labels: class indices `(images,)`.
         names: class names.
+        ranked: compute `auc` and `average_precision`, too. They are None for more than `MOST_RANKED` logits.
     """
-    log_probabilities = log_softmax(logits.astype(np.float64), axis=1)
-    predicted = log_probabilities.argmax(axis=1)
+    normalizers = log_normalizers(logits)
+    predicted = logits.argmax(axis=1)
     correct = predicted == labels
     count = len(labels)
     hits = int(correct.sum())
-    top5 = np.argsort(-log_probabilities, axis=1, kind="stable")[:, :5]
-    classes = np.arange(len(names))
+    each = np.arange(count)
     precision, recall, f1, support = precision_recall_fscore_support(
-        labels, predicted, labels=classes, zero_division=0
+        labels, predicted, labels=np.arange(len(names)), zero_division=0
     )
-    bins, ece = calibration(np.exp(log_probabilities.max(axis=1)), correct)
+    confidence = np.exp(logits[each, predicted].astype(np.float64) - normalizers)
+    bins, ece = calibration(confidence, correct)
+    is_ranked = ranked and logits.size <= MOST_RANKED
+    auc, average_precision = ranking_metrics(logits, labels, normalizers) if is_ranked else (None, None)
     return {
         "accuracy": hits / count,
         "accuracy_interval": accuracy_interval(hits, count),
-        "top5_accuracy": float((top5 == labels[:, None]).any(axis=1).mean()),
+        "balanced_accuracy": float(recall[support > 0].mean()),
+        "top5_accuracy": float((label_ranks(logits, labels) < 5).mean()),
         "macro_f1": float(f1.mean()),
-        "loss": float(-log_probabilities[np.arange(count), labels].mean()),
+        "mcc": matthews_correlation(labels, predicted, len(names)),
+        "auc": auc,
+        "average_precision": average_precision,
+        "loss": float((normalizers - logits[each, labels]).mean()),
         "ece": ece,
         "images": count,
         "per_class": [
             {"label": name, "precision": float(p), "recall": float(r), "f1": float(f), "images": int(n)}
             for name, p, r, f, n in zip(names, precision, recall, f1, support, strict=True)
         ],
-        "confusion_matrix": confusion_matrix(labels, predicted, labels=classes).tolist(),
+        "confusion_matrix": sparse_confusion(labels, predicted, len(names)),
         "calibration": bins,
+    }
+
+
+def row_blocks(logits: np.ndarray) -> Iterator[slice]:
+    """Slices of rows with about `BLOCK_LOGITS` numbers each."""
+    rows = max(1, BLOCK_LOGITS // max(1, logits.shape[1]))
+    for start in range(0, len(logits), rows):
+        yield slice(start, start + rows)
+
+
+def log_normalizers(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """The logarithm of the softmax's denominator, float64 `(images,)`, of logits divided by the temperature."""
+    normalizers = np.empty(len(logits))
+    for rows in row_blocks(logits):
+        block = logits[rows].astype(np.float64)
+        block /= temperature
+        highest = block.max(axis=1)
+        block -= highest[:, None]
+        np.exp(block, out=block)
+        normalizers[rows] = highest + np.log(block.sum(axis=1))
+    return normalizers
+
+
+def label_ranks(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The number of classes that come before each image's label; of equal logits the lower index comes first.
+
+    A label whose logit is NaN comes last.
+    """
+    ranks = np.empty(len(logits), dtype=np.int64)
+    for rows in row_blocks(logits):
+        block = logits[rows]
+        own = block[np.arange(len(block)), labels[rows], None]
+        ranks[rows] = np.count_nonzero(block > own, axis=1)
+        equal = block == own
+        for row in np.flatnonzero(np.count_nonzero(equal, axis=1) > 1):
+            ranks[rows.start + row] += np.count_nonzero(equal[row, : labels[rows.start + row]])
+        ranks[rows][np.isnan(own[:, 0])] = logits.shape[1]
+    return ranks
+
+
+def ranking_metrics(
+    logits: np.ndarray, labels: np.ndarray, normalizers: np.ndarray
+) -> tuple[float | None, float | None]:
+    """Area under the ROC curve and average precision, one class against the rest, macro averages.
+
+    Only the ranks of a class's own images matter, so that only the scores above the lowest of these are sorted. Scores
+    are the logarithms of the probabilities, in float32. Classes without images, or with all, are left out; None where
+    no class is left.
+
+    Args:
+        logits: float `(images, classes)`.
+        labels: class indices `(images,)`.
+        normalizers: of `log_normalizers`.
+    """
+    count, classes = logits.shape
+    by_class = np.argsort(labels, kind="stable")
+    starts = np.searchsorted(labels[by_class], np.arange(classes + 1))
+    areas, precisions = [], []
+    for first in range(0, classes, RANKED_COLUMNS):
+        columns = logits[:, first : first + RANKED_COLUMNS]
+        scores = np.empty(columns.shape[::-1], dtype=np.float32)
+        for rows in row_blocks(columns):
+            scores[:, rows] = (columns[rows] - normalizers[rows, None]).T
+        for index, column in enumerate(scores, first):
+            own = np.sort(column[by_class[starts[index] : starts[index + 1]]])
+            others = count - len(own)
+            if not len(own) or not others:
+                continue
+            highest = np.sort(column[column >= own[0]])
+            at_least = len(highest) - np.searchsorted(highest, own, "left")
+            above = len(highest) - np.searchsorted(highest, own, "right")
+            own_at_least = len(own) - np.searchsorted(own, own, "left")
+            own_above = len(own) - np.searchsorted(own, own, "right")
+            # Of an image of the class: the others that score higher, and half of those that score the same.
+            higher = (at_least - own_at_least + above - own_above) / 2
+            areas.append(1 - float(higher.mean()) / others)
+            precisions.append(float((own_at_least / np.maximum(at_least, 1)).mean()))
+    if not areas:
+        return None, None
+    return float(np.mean(areas)), float(np.mean(precisions))
+
+
+def matthews_correlation(labels: np.ndarray, predicted: np.ndarray, classes: int) -> float:
+    """Matthews correlation coefficient for several classes (R_K of Gorodkin, 2004); 0 where it is undefined.
+
+    From the marginal counts: scikit-learn's builds a dense confusion matrix, 4 GB for 21,841 classes.
+    """
+    true = np.bincount(labels, minlength=classes).astype(np.float64)
+    found = np.bincount(predicted, minlength=classes).astype(np.float64)
+    count = float(len(labels))
+    covariance = float((labels == predicted).sum()) * count - true @ found
+    spread = np.sqrt((count**2 - true @ true) * (count**2 - found @ found))
+    return float(covariance / spread) if spread else 0.0
+
+
+def sparse_confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> dict:
+    """The cells of the confusion matrix that hold images, as `ConfusionMatrix` of run.json has them."""
+    cells, counts = np.unique(labels.astype(np.int64) * classes + predicted, return_counts=True)
+    return {
+        "classes": classes,
+        "true": (cells // classes).tolist(),
+        "predicted": (cells % classes).tolist(),
+        "counts": counts.tolist(),
     }
 
 

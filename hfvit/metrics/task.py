@@ -6,7 +6,7 @@ import numpy as np
 from transformers import PreTrainedConfig
 
 from hfvit.artifacts.run_sections import MultiLabelMetrics, SplitMetrics, Temperature, Thresholds
-from hfvit.metrics.classification import ImageClassificationMetric
+from hfvit.metrics.classification import ImageClassificationMetric, classification_metrics
 from hfvit.metrics.multilabel import fit_thresholds, multilabel_metrics, multilabel_scalars, probabilities_of
 from hfvit.metrics.temperature import calibrate
 from hfvit.recipe.arguments import MULTI_LABEL, MULTI_LABEL_METRICS, SCALAR_METRICS, SINGLE_LABEL
@@ -23,7 +23,7 @@ class SingleLabelTask:
 
     def scalars(self, logits: np.ndarray, targets: np.ndarray, names: list[str]) -> dict[str, float]:
         """The metrics that are one number."""
-        computed = ImageClassificationMetric(names).compute(predictions=logits, references=targets)
+        computed = classification_metrics(logits, targets, names, ranked=False)
         return {key: computed[key] for key in SCALAR_METRICS}
 
     def metrics(

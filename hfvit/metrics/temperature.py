@@ -2,23 +2,24 @@
 
 import numpy as np
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
 
 from hfvit.artifacts.run_sections import CalibratedSplit, CalibrationBin, Temperature
-from hfvit.metrics.classification import calibration
+from hfvit.metrics.classification import calibration, log_normalizers
 
 MIN_TEMPERATURE = 0.05
 MAX_TEMPERATURE = 20.0
 
 
-def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray) -> float:
+def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray, temperature: float = 1.0) -> float:
     """Compute the mean negative log-likelihood.
 
     Args:
         logits: `(images, classes)`.
         labels: class indices `(images,)`.
+        temperature: divides the logits.
     """
-    return float(-log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(labels)), labels].mean())
+    own = logits[np.arange(len(labels)), labels].astype(np.float64) / temperature
+    return float((log_normalizers(logits, temperature) - own).mean())
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
@@ -38,7 +39,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
         return None
     bounds = np.log([MIN_TEMPERATURE, MAX_TEMPERATURE])
     found = minimize_scalar(
-        lambda log: negative_log_likelihood(logits / np.exp(log), labels), bounds=bounds, method="bounded",
+        lambda log: negative_log_likelihood(logits, labels, float(np.exp(log))), bounds=bounds, method="bounded",
         options={"xatol": 1e-6},
     )  # fmt: skip
     at_a_bound = np.abs(found.x - bounds).min() < 1e-3
@@ -61,11 +62,11 @@ def calibrate(results: dict[str, tuple[np.ndarray, np.ndarray]]) -> Temperature:
             found.reason = f"the best temperature is not between {MIN_TEMPERATURE:g} and {MAX_TEMPERATURE:g}"
         return found
     for role, (logits, labels) in results.items():
-        log_probabilities = log_softmax(logits.astype(np.float64) / value, axis=1)
-        correct = log_probabilities.argmax(axis=1) == labels
-        bins, ece = calibration(np.exp(log_probabilities.max(axis=1)), correct)
+        predicted = logits.argmax(axis=1)
+        highest = logits[np.arange(len(labels)), predicted].astype(np.float64) / value
+        bins, ece = calibration(np.exp(highest - log_normalizers(logits, value)), predicted == labels)
         found.splits[role] = CalibratedSplit(
-            loss=negative_log_likelihood(logits / value, labels),
+            loss=negative_log_likelihood(logits, labels, value),
             ece=ece,
             calibration=[CalibrationBin.from_json(each) for each in bins],
         )

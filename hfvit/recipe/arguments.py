@@ -22,8 +22,8 @@ DEFAULT_TEST_SPLIT = "test"
 DEFAULT_TEST_FRACTION = 0.1
 
 # Metrics with one number, for training curves and metric_for_best_model.
-SCALAR_METRICS = ("accuracy", "top5_accuracy", "macro_f1", "loss", "ece")
-MULTI_LABEL_METRICS = ("map", "micro_f1", "macro_f1", "exact_match", "loss")  # of several labels an image
+SCALAR_METRICS = ("accuracy", "top5_accuracy", "macro_f1", "loss", "ece", "balanced_accuracy", "mcc")
+MULTI_LABEL_METRICS = ("map", "micro_f1", "macro_f1", "exact_match", "loss")  # of several labels per image
 
 
 def _field(default: Any, help: str) -> Any:

@@ -10,23 +10,9 @@ import yaml
 
 from hfvit.errors import RecipeError, nearest, one_line
 from hfvit.utils.files import expand_user, shipped
+from hfvit.utils.yaml_files import load_yaml
 
 MAX_BYTES = 2**20
-
-
-class _PlainLoader(yaml.SafeLoader):
-    """Load YAML like `safe_load`, but reject repeated keys and aliases."""
-
-    def compose_node(self, parent, index):
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not supported; write out the value")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node, deep=False):
-        keys = [key.value for key, _ in getattr(node, "value", ()) if isinstance(key, yaml.ScalarNode)]
-        if repeated := next((key for index, key in enumerate(keys) if key in keys[:index]), None):
-            raise yaml.YAMLError(f"{repeated} is repeated")
-        return super().construct_mapping(node, deep)
 
 
 def read_yaml(path: Path) -> Any:
@@ -34,7 +20,7 @@ def read_yaml(path: Path) -> Any:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise RecipeError(f"must have at most {MAX_BYTES:,} bytes, got {path.stat().st_size:,}.")
-        return yaml.load(path.read_text(encoding="utf-8"), _PlainLoader)
+        return load_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"cannot be read: {error}") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # the latter two for invalid numbers and dates

@@ -24,6 +24,7 @@ from hfvit.recipe.arguments import (
 )
 from hfvit.recipe.files import find_recipe, read_yaml
 from hfvit.recipe.training_args import HFViTTrainingArguments
+from hfvit.utils.credentials import mask_values
 
 
 class Need(NamedTuple):
@@ -161,7 +162,7 @@ class Recipe:
 
     def to_yaml(self) -> str:
         """Return the resolved recipe, which repeats the run, without tokens."""
-        return yaml.safe_dump(self.values, sort_keys=False, allow_unicode=True)
+        return yaml.safe_dump(mask_values(self.values), sort_keys=False, allow_unicode=True)
 
     @property
     def checkpoints(self) -> dict[str, str | None]:

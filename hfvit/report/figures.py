@@ -12,12 +12,15 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
 from scipy.stats import binomtest
 
+from hfvit.artifacts.json_record import is_number
 from hfvit.artifacts.run_sections import ExampleImage, MultiLabelMetrics, Probe, SplitMetrics, Temperature
+from hfvit.errors import printable
 from hfvit.utils.files import temporary_file
 
 matplotlib.use("Agg")
 
 MAX_AXIS_NAMES = 120  # class names along an axis; more would not be readable
+MAX_CELLS = 1000  # along a side of the confusion matrix; the cells of more would be smaller than pixels
 MAX_NAME_LENGTH = 24  # characters of a class name
 _MATRIX_TICKS = (0, 0.01, 0.05, 0.2, 0.5, 1)
 
@@ -136,7 +139,8 @@ def learning_curves(
     )
     for axis, (title, curves) in zip(axes, panels, strict=True):
         for key, label, color in curves:
-            points = [(entry["step"], entry[key]) for entry in history if entry.get(key) is not None]
+            points = [(entry.get("step"), entry.get(key)) for entry in history]
+            points = [point for point in points if all(map(is_number, point))]
             if points:
                 marker = "o" if len(points) < 40 and key != "learning_rate" else None
                 axis.plot(*zip(*points, strict=True), color=color, label=label, marker=marker, markersize=3.5)
@@ -188,10 +192,10 @@ def confusion_figure(metrics: SplitMetrics, role: str, theme: Theme):
         role: name of the split: test or validation.
         theme: colors.
     """
-    matrix = np.asarray(metrics.confusion_matrix, dtype=float)
     names = [short(entry.label) for entry in metrics.per_class]
+    matrix = metrics.confusion_matrix.dense(most=MAX_CELLS).astype(float)
     fractions = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    count = len(names)
+    count = len(matrix)
     side = float(np.clip(count * (0.34 if count <= 30 else 0.15), 2.4, 18))
     height = min(side, 6)
     figure, (axis, scale) = place_axes((0, 0, side, side), (side + 0.12, (side - height) / 2, height / 24, height))
@@ -207,7 +211,8 @@ def confusion_figure(metrics: SplitMetrics, role: str, theme: Theme):
     for lines in (axis.hlines, axis.vlines):
         edges = np.arange(-0.5, count)
         lines(edges, edges[0], edges[-1], color=theme.grid, linewidth=0.8 if count <= 30 else 0.4)
-    axis.set(title=f"Confusion on the {role} split", xlabel="predicted", ylabel="true")
+    together = f", {-(-len(names) // MAX_CELLS)} classes to a cell" if count < len(names) else ""
+    axis.set(title=f"Confusion on the {role} split{together}", xlabel="predicted", ylabel="true")
     if count <= 20:
         digits = len(f"{matrix.max():.0f}")
         for i, j in np.argwhere(matrix > 0):
@@ -282,7 +287,7 @@ def reliability_figure(metrics: SplitMetrics, role: str, temperature: Temperatur
     top.plot([0, 1], [0, 1], color=theme.muted, linestyle="--", linewidth=1.2, label="perfect")
     for label, ece, bins, color, marker, side in curves:
         confidence = [entry.confidence for entry in bins]
-        total = sum(entry.images for entry in bins)
+        total = max(1, sum(entry.images for entry in bins))
         fractions = [entry.images / total for entry in bins]
         # The size of a point shows the number of images in its bin.
         top.plot(confidence, [entry.accuracy for entry in bins], color=color, linewidth=1.2, alpha=0.7)
@@ -355,7 +360,7 @@ def average_precision_figure(metrics: MultiLabelMetrics, role: str, theme: Theme
 
 def short(name: str) -> str:
     """Shorten a class name to one line of a figure."""
-    name = " ".join(name.split())
+    name = printable(" ".join(name.split()))
     return name if len(name) <= MAX_NAME_LENGTH else f"{name[: MAX_NAME_LENGTH - 1]}…"
 
 

@@ -3,7 +3,7 @@
 import base64
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import StrictUndefined
 
 from hfvit.artifacts.export_folder import ExportRow
 from hfvit.artifacts.run_record import RunRecord
@@ -14,6 +14,7 @@ from hfvit.report.summary import selection
 from hfvit.utils.files import write_text
 from hfvit.utils.formatting import duration
 from hfvit.utils.hub_ids import dataset_title
+from hfvit.utils.markup import html_environment
 
 PAGE_FILE = "report.html"
 # Caption and alt text of each plot.
@@ -48,10 +49,9 @@ def write_page(record: RunRecord, output_dir: str | Path, exports: dict[str, lis
     folder = Path(output_dir)
     plots = _PLOTS | (_PROBE_PLOTS if record.training.probe else {})
     score = record.result.score.name
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
+    environment = html_environment(
+        Path(__file__).parent, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     environment.filters |= {"percent": lambda fraction: f"{fraction:.2%}", "count": lambda number: f"{number:,}"}
     page = environment.get_template("page.html").render(
         name=folder.resolve().name,

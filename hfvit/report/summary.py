@@ -9,6 +9,7 @@ import numpy as np
 
 from hfvit.artifacts.run_record import RunRecord, read_examples
 from hfvit.artifacts.run_sections import MultiLabelMetrics, Training
+from hfvit.errors import printable
 from hfvit.report.figures import (
     THEMES,
     Theme,
@@ -56,7 +57,7 @@ def summary_table(record: RunRecord, output_dir: str | Path) -> str:
         *_thresholds_line(record),
         f"files      {output_dir}",
     ]
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def selection(training: Training) -> str:

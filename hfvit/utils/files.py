@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from hfvit.errors import HFViTError, ModelError, RecipeError, one_line
 
@@ -168,6 +169,35 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def json_text(content: Any, allow_nan: bool = False) -> str:
+    """JSON for a file that people read, too: items of a list, and lists of plain values, take one line each.
+
+    Raises `ValueError` for NaN and infinity, which are no JSON, unless `allow_nan`.
+    """
+    return "".join(_json_parts(content, "\n", allow_nan)) + "\n"
+
+
+def _json_parts(value: Any, line: str, allow_nan: bool) -> Iterator[str]:
+    inner = line + "  "
+    if isinstance(value, dict) and value:
+        for place, (key, item) in enumerate(value.items()):
+            yield f"{',' if place else '{'}{inner}{json.dumps(key)}: "
+            yield from _json_parts(item, inner, allow_nan)
+        yield f"{line}}}"
+    elif isinstance(value, list) and not all(map(_is_plain, value)):
+        for place, item in enumerate(value):
+            yield f"{',' if place else '['}{inner}"
+            is_row = isinstance(item, dict) and all(map(_is_plain, item.values()))
+            yield from [json.dumps(item, allow_nan=allow_nan)] if is_row else _json_parts(item, inner, allow_nan)
+        yield f"{line}]"
+    else:  # no spaces between what may be a million numbers
+        yield json.dumps(value, allow_nan=allow_nan, separators=(",", ": "))
+
+
+def _is_plain(value: Any) -> bool:
+    return not isinstance(value, dict | list)
+
+
 def read_object(path: Path) -> dict:
     """Read a JSON object.
 
@@ -178,6 +208,8 @@ def read_object(path: Path) -> dict:
         raise ModelError(f"{path} is not a regular file. Delete it.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_reject_constant)
+    except RecursionError:
+        raise ModelError(f"{path}: cannot be read as JSON (nested too deeply). Repair it or delete it.") from None
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read as JSON: {one_line(error)}. Repair or delete it.") from None
     if not isinstance(content, dict):
@@ -188,7 +220,7 @@ def read_object(path: Path) -> dict:
 def write_object(path: Path, content: dict) -> None:
     """Write a JSON object atomically; raises `ModelError` on failure."""
     with wrap_write_errors(path):
-        write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+        write_text(path, json_text(content))
 
 
 def check_replaceable(path: Path) -> None:

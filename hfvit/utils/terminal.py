@@ -2,11 +2,14 @@
 
 import io
 import json
+import logging
 import os
 import sys
+import traceback
+from types import TracebackType
 from typing import TextIO
 
-from hfvit.errors import is_unprintable
+from hfvit.errors import is_unprintable, mask_credentials, printable_lines
 
 
 def prepare_streams() -> None:
@@ -23,6 +26,19 @@ def prepare_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+class PrintableFormatter(logging.Formatter):
+    """Log records as lines that no name in them acts on (see `printable`), without tokens and passwords."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable_lines(mask_credentials(super().format(record)))
+
+
+def print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print the traceback of an unexpected error without tokens and passwords; a `sys.excepthook`."""
+    lines = "".join(traceback.format_exception(kind, error, trace))
+    print(mask_credentials(lines), end="", file=sys.stderr)
 
 
 def encoding_of(stream: TextIO | None) -> str:

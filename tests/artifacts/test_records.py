@@ -52,6 +52,15 @@ def test_version_0_1_file_keeps_every_value_in_a_round_trip(kind, name, old):
         name, *changes = row["artifact"].split(" ")
         row["artifact"] = name
         row |= {key: int(value) for key, value in (change.split("=") for change in changes)}
+    for metrics in expected.get("metrics", {}).values():
+        matrix = np.array(metrics["confusion_matrix"])
+        true, predicted = matrix.nonzero()
+        metrics["confusion_matrix"] = {
+            "classes": len(matrix),
+            "true": true.tolist(),
+            "predicted": predicted.tolist(),
+            "counts": matrix[true, predicted].tolist(),
+        }
     assert content == expected
     assert record.extra == {}
 
@@ -105,7 +114,16 @@ def test_unknown_keys_of_every_section_are_kept(old):
         (("training", "steps"), 1.5, "training.steps must be an integer"),
         (("training", "processes"), True, "training.processes must be an integer"),
         (("training", "seconds"), "long", "training.seconds must be a number"),
-        (("metrics", "test", "confusion_matrix"), [[1, "x"]], r"metrics.test.confusion_matrix\[0\]\[1\] must be"),
+        (
+            ("metrics", "test", "confusion_matrix"),
+            [[1, 2], [3, "x"]],
+            r"metrics.test.confusion_matrix\[1\]\[1\] must be",
+        ),
+        (("metrics", "test", "confusion_matrix"), [[1, 2], [3]], r"metrics.test.confusion_matrix\[1\] must be"),
+        (("metrics", "test", "confusion_matrix"), [[1]], r"metrics.test.confusion_matrix must have the"),
+        (("metrics", "test", "accuracy"), 1.5, "metrics.test.accuracy must be a number from 0 to 1"),
+        (("metrics", "test", "loss"), 1e200, "metrics.test.loss must be a number"),
+        (("metrics", "test", "images"), -1, "metrics.test.images must be an integer from 0"),
         (("metrics",), {}, "metrics.validation"),
         (("recipe",), {}, "recipe.global_batch_size"),
         (("history",), {}, "history must be a list"),
@@ -149,12 +167,30 @@ def test_missing_field_error_names_field_and_file(old, path):
         RunRecord.load(folder)
 
 
-def test_large_confusion_matrix_is_read_quickly(tmp_path):
-    record = make_record()
-    matrix = np.zeros((1000, 1000), dtype=int).tolist()
-    record.metrics["test"].confusion_matrix = matrix
+def test_run_json_of_a_thousand_classes_is_small(tmp_path):
+    record = make_record(classes=1000, images=20_000)
+    record.save(tmp_path)
+    assert (tmp_path / "run.json").stat().st_size < 1e6
+    assert RunRecord.load(tmp_path) == record
+
+
+def test_a_large_dense_matrix_of_an_older_version_is_read():
+    record = make_record(classes=1000)
     content = record.to_json()
-    assert RunRecord.from_json(content).metrics["test"].confusion_matrix == matrix
+    expected = record.metrics["test"].confusion_matrix
+    content["metrics"]["test"]["confusion_matrix"] = expected.dense().tolist()
+    assert RunRecord.from_json(content).metrics["test"].confusion_matrix == expected
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 5, 10, 11])
+def test_neighboring_classes_of_a_confusion_matrix_are_added_up(most):
+    matrix = make_record().metrics["test"].confusion_matrix
+    dense = matrix.dense()
+    found = matrix.dense(most)
+    together = -(-10 // most)
+    edges = np.arange(0, 10, together)
+    assert len(found) <= most
+    assert np.array_equal(found, np.add.reduceat(np.add.reduceat(dense, edges, axis=0), edges, axis=1))
 
 
 def test_export_record_drops_deleted_files(tmp_path):

@@ -29,6 +29,17 @@ def test_help_describes_options(name):
         assert word in result.stdout
 
 
+def test_metrics_contenders_compute_the_same(common):
+    import metrics
+
+    logits, labels = metrics.draw(300, 7, 2.0)
+    names = [str(index) for index in range(7)]
+    found, expected = (contender(logits, labels, names) for contender in (metrics.hfvit_metric, metrics.scikit_learn))
+    for key, value in expected.items():
+        assert found[key] == pytest.approx(value, abs=1e-6), key
+    assert metrics.evaluate_arrow(logits, labels, names)["accuracy"] == expected["accuracy"]
+
+
 def test_interleaved_rounds_start_with_different_contenders(common):
     order = []
     results = common.interleaved(

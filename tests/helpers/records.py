@@ -14,14 +14,14 @@ VERSION_0_1 = Path(__file__).parent / "version_0_1"  # written by hfvit 0.1 at c
 
 
 def make_record(
-    classes=10, dataset_name="uoft-cs/cifar10", base_model="timm/vit_base_patch16_224.augreg_in21k"
+    classes=10, dataset_name="uoft-cs/cifar10", base_model="timm/vit_base_patch16_224.augreg_in21k", images=2000
 ) -> RunRecord:
     rng = np.random.default_rng(0)
     names = [f"class number {index}" for index in range(classes)]
-    labels = rng.integers(0, classes, 2000)
-    logits = rng.normal(size=(2000, classes)) + 3 * np.eye(classes)[labels]
+    labels = rng.integers(0, classes, images)
+    logits = rng.normal(size=(images, classes)) + 3 * np.eye(classes)[labels]
     metrics = classification_metrics(logits, labels, names)
-    split = {"source": "test", "rows": 2000, "fingerprint": "0"}
+    split = {"source": "test", "rows": images, "fingerprint": "0"}
     content = {
         "model": {
             "architecture": "vit_base_patch16_224",

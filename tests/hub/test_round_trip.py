@@ -10,10 +10,13 @@ import yaml
 from helpers.commands import run_command
 from helpers.images import colored_image
 from helpers.loopback_hub import LoopbackHub
+from helpers.loopback_store import WRITE
 from helpers.runs import PUSHED
 from huggingface_hub import ModelCard
 
 import hfvit
+
+SECRETS = {"WANDB_API_KEY": "planted-key-of-a-tracker", "HUGGING_FACE_HUB_TOKEN": "planted-token-of-the-hub"}
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +71,9 @@ def published(hub, tmp_path_factory):
     words = ["hfvit", "train", "vit_tiny_cifar10", "--max_steps", "2", "--global_batch_size", "16"]
     words += ["--output_dir", folder / "out"]
     words += ["--push_to_hub", "true", "--hub_model_id", "user/tiny", "--hub_private_repo", "true"]
-    result = run_command(*words, "--disable_tqdm", "true", **hub.environment(folder / "home"))
+    words += ["--hub_token", WRITE, "--keep_checkpoints", "true", "--report_to", "tensorboard"]
+    words += ["--disable_tqdm", "true"]
+    result = run_command(*words, **hub.environment(folder / "home"), **SECRETS)
     assert result.returncode == 0, result.stderr
     return folder / "out", result
 
@@ -91,8 +96,29 @@ def test_shipped_recipe_trains_on_hub_data_and_pushes(published, hub):
     assert yaml.safe_load((out / "recipe.yaml").read_text())["dataset_revision"] == data["dataset_commit"]
     (entry,) = yaml.safe_load(repository.files()[".eval_results/uoft-cs--cifar10.yaml"])
     assert entry["dataset"]["revision"] == data["dataset_commit"]
-    for content in repository.files().values():
-        assert b"hf_write" not in content
+
+
+@pytest.mark.integration
+def test_no_token_is_in_any_file_of_a_run_an_export_and_a_push_or_in_their_output(published, hub):
+    out, trained = published
+    environment = hub.environment(out.parent / "home") | SECRETS
+    exported = run_command("optimum-cli", "export", "onnx", "--model", out, out / "onnx", **environment)
+    pushed = run_command("hfvit", "push", out, "user/exported", "--include", "onnx", **environment)
+    assert (exported.returncode, pushed.returncode) == (0, 0), exported.stderr + pushed.stderr
+    refused = run_command("hfvit", "push", out, f"https://user:{WRITE}@huggingface.co/user/x", **environment)
+    assert refused.returncode == 2
+    files = [path for path in out.parent.rglob("*") if path.is_file()]
+    assert {"run.json", "recipe.yaml", "trainer_state.json", "checkpoint.json", "export.json"} <= {
+        f.name for f in files
+    }
+    assert any(path.name.startswith("events.out.tfevents") for path in files)
+    contents = {str(path): path.read_bytes() for path in files}
+    for name in ("user/tiny", "user/exported"):
+        contents |= {f"{name}: {path}": content for path, content in hub.model(name).files().items()}
+    for result in (trained, exported, pushed, refused):
+        contents |= {str(result.args): f"{result.stdout}{result.stderr}".encode()}
+    secrets = [secret.encode() for secret in (WRITE, *SECRETS.values())]
+    assert [name for name, content in contents.items() if any(secret in content for secret in secrets)] == []
 
 
 @pytest.mark.integration

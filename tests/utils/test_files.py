@@ -1,13 +1,25 @@
 """Atomic writes, digests and writability checks."""
 
 import hashlib
+import json
 import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hfvit.errors import HFViTError, ModelError
-from hfvit.utils.files import check_writable, file_sha256, output_file, sweep_temporary, temporary_file, write_text
+from hfvit.utils.files import (
+    check_writable,
+    file_sha256,
+    json_text,
+    output_file,
+    read_object,
+    sweep_temporary,
+    temporary_file,
+    write_text,
+)
 
 
 def test_temporary_file_syncs_file_rename_folder_in_order(tmp_path, monkeypatch):
@@ -68,3 +80,33 @@ def test_output_file_in_missing_folder_raises(tmp_path):
     for place in (tmp_path, tmp_path / "missing" / "result.json"):
         with pytest.raises(HFViTError, match=r"^--output: "):
             output_file(place, "--output")
+
+
+PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+
+
+@given(st.recursive(PLAIN, lambda item: st.lists(item) | st.dictionaries(st.text(), item), max_leaves=30))
+def test_json_text_stands_for_the_same_value(content):
+    assert json.loads(json_text(content)) == content
+
+
+def test_json_text_has_a_row_of_plain_values_on_one_line():
+    rows = [{"label": "a", "images": 3}, {"label": "b", "images": 4}]
+    lines = json_text({"rows": rows, "counts": [1, 2, 3], "empty": [], "nested": [[1], [2]]}).splitlines()
+    assert '    {"label": "a", "images": 3},' in [line.rstrip(",") + "," for line in lines]
+    assert '  "counts": [1,2,3],' in lines
+    assert len(lines) == 12
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("place", [lambda v: {"a": v}, lambda v: [v], lambda v: [{"a": v}]])
+def test_json_text_refuses_what_json_does_not_have(value, place):
+    with pytest.raises(ValueError, match="JSON compliant"):
+        json_text(place(value))
+
+
+def test_an_object_that_is_nested_too_deeply_is_refused(tmp_path):
+    path = tmp_path / "run.json"
+    path.write_text('{"a":' * 90_000)
+    with pytest.raises(ModelError, match="nested too deeply"):
+        read_object(path)

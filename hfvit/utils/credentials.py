@@ -1,0 +1,14 @@
+"""Mask tokens and passwords in JSON values."""
+
+from typing import Any
+
+from hfvit.errors import mask_credentials
+
+
+def mask_values(value: Any) -> Any:
+    """A JSON value with `mask_credentials` of every text in it, keys excepted."""
+    if isinstance(value, dict):
+        return {key: mask_values(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [mask_values(item) for item in value]
+    return mask_credentials(value) if isinstance(value, str) else value

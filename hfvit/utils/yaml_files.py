@@ -1,0 +1,29 @@
+"""Read YAML safely."""
+
+from typing import Any
+
+import yaml
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Load YAML like `safe_load`, but reject repeated keys and aliases."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not supported; write out the value")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in getattr(node, "value", ()) if isinstance(key, yaml.ScalarNode)]
+        if repeated := next((key for index, key in enumerate(keys) if key in keys[:index]), None):
+            raise yaml.YAMLError(f"{repeated} is repeated")
+        return super().construct_mapping(node, deep)
+
+
+def load_yaml(text: str) -> Any:
+    """Load the values of a text, without aliases, whose values multiply, and repeated keys.
+
+    Raises:
+        yaml.YAMLError, ValueError, OverflowError, RecursionError: the text cannot be read.
+    """
+    return yaml.load(text, _PlainLoader)
