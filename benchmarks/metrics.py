@@ -1,7 +1,7 @@
-"""Metrics of a large evaluation: time and memory beyond the logits.
+"""Time and memory of the metrics of a large evaluation.
 
-hfvit's `ImageClassificationMetric` with all its metrics; scikit-learn's functions for the same metrics in one process;
-and `evaluate`'s own path, which encodes the logits as an Arrow table before it computes anything.
+Contenders: hfvit's `ImageClassificationMetric`, scikit-learn's functions for the same metrics, and a metric of
+`evaluate`, which encodes the logits as an Arrow table.
 """
 
 import resource
@@ -20,8 +20,8 @@ SHAPES = ((50_000, 1000), (10_000, 100))
 QUICK_SHAPES = ((2_000, 50),)
 
 
-def draw(images: int, classes: int, margin: float) -> tuple[np.ndarray, np.ndarray]:
-    """Logits float32 `(images, classes)` and labels; `margin` is what a label's logit is raised by."""
+def generate(images: int, classes: int, margin: float) -> tuple[np.ndarray, np.ndarray]:
+    """Create logits (images, classes) float32 and labels, whose logits are higher by `margin`."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, classes, images)
     logits = rng.standard_normal((images, classes), dtype=np.float32)
@@ -37,7 +37,7 @@ def hfvit_metric(logits: np.ndarray, labels: np.ndarray, names: list[str]) -> di
 
 
 def evaluate_arrow(logits: np.ndarray, labels: np.ndarray, names: list[str]) -> dict[str, float]:
-    """Accuracy alone, of the logits that `evaluate` has copied into its table."""
+    """Compute the accuracy of logits that `evaluate` copies to its table."""
     import datasets
     import evaluate
 
@@ -83,8 +83,8 @@ CONTENDERS = {"hfvit": hfvit_metric, "scikit-learn": scikit_learn, "evaluate, Ar
 
 def measure(job: dict) -> dict:
     compute = CONTENDERS[job["contender"]]
-    compute(*draw(200, 10, job["margin"]), [str(index) for index in range(10)])  # imports
-    logits, labels = draw(job["images"], job["classes"], job["margin"])
+    compute(*generate(200, 10, job["margin"]), [str(index) for index in range(10)])  # imports
+    logits, labels = generate(job["images"], job["classes"], job["margin"])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     begin = time.perf_counter()
     found = compute(logits, labels, [str(index) for index in range(job["classes"])])
@@ -112,7 +112,7 @@ def main(argv: list[str] | None = None) -> None:
             jobs = {
                 f"{name}, {images} x {classes}": {"contender": name, "margin": 4.0, **shape} for name in CONTENDERS
             }
-            # Logits that know nothing: every score of a class has to be sorted.
+            # At chance, all scores of a class must be sorted.
             jobs[f"hfvit, chance, {images} x {classes}"] = {"contender": "hfvit", "margin": 0.0, **shape}
             results = interleaved(jobs, options.rounds, lambda job: in_own_process(__file__, job, folder / "cache"))
             for name, found in results.items():

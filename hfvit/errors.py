@@ -112,10 +112,10 @@ NAME_ERRORS = (errno.ENAMETOOLONG, errno.ELOOP)
 # Categories of control and format characters, lone surrogates, line and paragraph separators.
 UNPRINTABLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
 MASK = "***"
-SHORTEST_SECRET = 8  # characters of a secret in the environment; shorter ones would be found in ordinary words
+MIN_SECRET_LENGTH = 8  # shorter values of variables occur in ordinary words
 SECRET_VARIABLE = re.compile(r"(TOKEN|API_KEY|ACCESS_KEY|SECRET|PASSWORD)$")
 HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}\b")
-USER_OF_URL = re.compile(r"(?<=://)[^/\s@'\"<>]+(?=@)")
+URL_CREDENTIALS = re.compile(r"(?<=://)[^/\s@'\"<>]+(?=@)")
 JOINERS = "\u200c\u200d"  # format characters in Persian words and emoji
 
 
@@ -147,11 +147,11 @@ def printable(text: str) -> str:
 
 
 def mask_credentials(text: str) -> str:
-    """`text` without Hub tokens, the user and password of URLs, and secrets of the environment (`*_TOKEN`, ...)."""
+    """Mask Hub tokens, credentials in URLs, and secrets of environment variables."""
     for name, value in os.environ.items():
-        if len(value) >= SHORTEST_SECRET and SECRET_VARIABLE.search(name):
+        if len(value) >= MIN_SECRET_LENGTH and SECRET_VARIABLE.search(name):
             text = text.replace(value, MASK)
-    return USER_OF_URL.sub(MASK, HUB_TOKEN.sub(MASK, text))
+    return URL_CREDENTIALS.sub(MASK, HUB_TOKEN.sub(MASK, text))
 
 
 def _escaped(character: str) -> str:
@@ -161,7 +161,7 @@ def _escaped(character: str) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """`printable` of each line of a message."""
+    """Escape each line of a message with `printable`."""
     return "\n".join(map(printable, text.split("\n")))
 
 

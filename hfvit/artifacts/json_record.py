@@ -175,7 +175,7 @@ class FileRecord(Record):
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value of a free-form object can be plotted: a finite number of ordinary size."""
+    """Whether a value is a finite number that can be plotted."""
     return isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST
 
 

@@ -114,9 +114,9 @@ class ClassMetrics(Record):
 
 @dataclass(kw_only=True)
 class ConfusionMatrix(Record):
-    """The cells that hold images: class indices `true` and `predicted`, and the `counts`.
+    """Nonzero cells of a confusion matrix: class indices `true` and `predicted`, and `counts`.
 
-    A dense matrix, as files of version 0.1 have it, is read, too.
+    The dense matrix of version 0.1 can be read, too.
     """
 
     classes: Count
@@ -137,21 +137,21 @@ class ConfusionMatrix(Record):
                 raise FieldError(name, f"must be integers from 0 to {limit - 1}")
 
     def dense(self, most: int | None = None) -> np.ndarray:
-        """Counts `(classes, classes)`, rows are the true classes.
+        """Return counts `(classes, classes)`, with the true classes as rows.
 
         Args:
-            most: largest number of rows; neighboring classes are added up where there are more.
+            most: largest number of rows. With more classes, adjacent ones are summed.
         """
-        together = 1 if most is None else -(-self.classes // most)
-        rows = -(-self.classes // together)
+        group = 1 if most is None else -(-self.classes // most)
+        rows = -(-self.classes // group)
         matrix = np.zeros((rows, rows), dtype=np.int64)
-        places = [np.asarray(indices, dtype=np.int64) // together for indices in (self.true, self.predicted)]
+        places = [np.asarray(indices, dtype=np.int64) // group for indices in (self.true, self.predicted)]
         np.add.at(matrix, tuple(places), np.asarray(self.counts, dtype=np.int64))
         return matrix
 
 
 def _sparse(matrix: list) -> dict[str, Any]:
-    """The cells of a dense matrix; raises `FieldError` for what is none."""
+    """Return the nonzero cells of a dense matrix; raise `FieldError` if it is not one."""
     classes = len(matrix)
     for row, values in enumerate(matrix):
         if not isinstance(values, list) or len(values) != classes:
@@ -175,7 +175,7 @@ class Score(NamedTuple):
 
 @dataclass(kw_only=True)
 class SplitMetrics(Record):
-    """Metrics of one split (`metrics.classification`); `auc` and the like are None where they were not computed."""
+    """Metrics of one split (`metrics.classification`), None if not computed."""
 
     accuracy: Share
     accuracy_interval: tuple[Share, Share]

@@ -40,7 +40,7 @@ def most_confident_mistakes(logits: np.ndarray, labels: np.ndarray, count: int =
 
 
 def _predictions(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the most probable class of each image and its probability, both `(images,)`."""
+    """Return the predicted class of each image and its probability `(images,)`."""
     predicted = logits.argmax(axis=1)
     highest = logits[np.arange(len(logits)), predicted].astype(np.float64)
     return predicted, np.exp(highest - log_normalizers(logits))

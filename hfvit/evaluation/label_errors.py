@@ -164,7 +164,10 @@ def cross_validated(features: np.ndarray, labels: np.ndarray, classes: int) -> n
 def _predict(
     classifier: Classifier, split: Any, role: str, show_progress: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the rows that can be decoded, their logits, and the inputs of the head (the logits without a head)."""
+    """Return the rows that can be decoded, their logits and their features.
+
+    Features are the inputs of the head, or the logits if there is no head.
+    """
     rows: list[int] = []
     logits = [np.empty((0, len(classifier.labels)), np.float32)]
     bar = tqdm(total=len(split), desc=f"Predicting {role}", unit="image", disable=None if show_progress else True,

@@ -1,1 +1,1 @@
-"""A checkpoint -> ONNX files that are checked before they get their names."""
+"""Export checkpoints to ONNX and TensorRT."""

@@ -36,7 +36,7 @@ class ImageClassificationMetric(evaluate.Metric):
         )
 
     def compute(self, *, predictions=None, references=None, **kwargs):
-        """Compute the metrics; logits that are given whole are not copied into an Arrow table first."""
+        """Compute the metrics, without a copy of logits that are passed at once."""
         if predictions is None or references is None or kwargs or self.writer is not None:  # after add_batch()
             return super().compute(predictions=predictions, references=references, **kwargs)
         return self._compute(predictions, references)
@@ -96,7 +96,7 @@ def row_blocks(logits: np.ndarray) -> Iterator[slice]:
 
 
 def log_normalizers(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-    """The logarithm of the softmax's denominator, float64 `(images,)`, of logits divided by the temperature."""
+    """Compute the log-sum-exp of `logits / temperature`, float64 `(images,)`."""
     normalizers = np.empty(len(logits))
     for rows in row_blocks(logits):
         block = logits[rows].astype(np.float64)
@@ -109,9 +109,9 @@ def log_normalizers(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
 
 
 def label_ranks(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The number of classes that come before each image's label; of equal logits the lower index comes first.
+    """Compute the rank of each image's label among the classes, 0 for the largest logit.
 
-    A label whose logit is NaN comes last.
+    Of equal logits, the lower index ranks first; a NaN ranks last.
     """
     ranks = np.empty(len(logits), dtype=np.int64)
     for rows in row_blocks(logits):
@@ -128,16 +128,18 @@ def label_ranks(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def ranking_metrics(
     logits: np.ndarray, labels: np.ndarray, normalizers: np.ndarray
 ) -> tuple[float | None, float | None]:
-    """Area under the ROC curve and average precision, one class against the rest, macro averages.
+    """Compute the macro averages of ROC AUC and average precision, one class against the rest.
 
-    Only the ranks of a class's own images matter, so that only the scores above the lowest of these are sorted. Scores
-    are the logarithms of the probabilities, in float32. Classes without images, or with all, are left out; None where
-    no class is left.
+    Scores are log-probabilities in float32. For each class, only scores above the lowest one of its own images are
+    sorted. Classes with no image or all images are left out.
 
     Args:
         logits: float `(images, classes)`.
         labels: class indices `(images,)`.
-        normalizers: of `log_normalizers`.
+        normalizers: result of `log_normalizers`.
+
+    Returns:
+        (AUC, average precision), None without classes.
     """
     count, classes = logits.shape
     by_class = np.argsort(labels, kind="stable")
@@ -158,7 +160,7 @@ def ranking_metrics(
             above = len(highest) - np.searchsorted(highest, own, "right")
             own_at_least = len(own) - np.searchsorted(own, own, "left")
             own_above = len(own) - np.searchsorted(own, own, "right")
-            # Of an image of the class: the others that score higher, and half of those that score the same.
+            # For each image of the class: number of other images with a higher score, and half of those with the same.
             higher = (at_least - own_at_least + above - own_above) / 2
             areas.append(1 - float(higher.mean()) / others)
             precisions.append(float((own_at_least / np.maximum(at_least, 1)).mean()))
@@ -168,9 +170,14 @@ def ranking_metrics(
 
 
 def matthews_correlation(labels: np.ndarray, predicted: np.ndarray, classes: int) -> float:
-    """Matthews correlation coefficient for several classes (R_K of Gorodkin, 2004); 0 where it is undefined.
+    """Compute the multi-class Matthews correlation coefficient, 0 if undefined (Gorodkin, 2004).
 
-    From the marginal counts: scikit-learn's builds a dense confusion matrix, 4 GB for 21,841 classes.
+    scikit-learn's function needs a dense confusion matrix, 4 GB for 21,841 classes.
+
+    Args:
+        labels: class indices `(images,)`.
+        predicted: predicted class indices `(images,)`.
+        classes: number of classes.
     """
     true = np.bincount(labels, minlength=classes).astype(np.float64)
     found = np.bincount(predicted, minlength=classes).astype(np.float64)
@@ -181,7 +188,13 @@ def matthews_correlation(labels: np.ndarray, predicted: np.ndarray, classes: int
 
 
 def sparse_confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> dict:
-    """The cells of the confusion matrix that hold images, as `ConfusionMatrix` of run.json has them."""
+    """Compute the nonzero cells of the confusion matrix, as in `ConfusionMatrix` of run.json.
+
+    Args:
+        labels: class indices `(images,)`.
+        predicted: predicted class indices `(images,)`.
+        classes: number of classes.
+    """
     cells, counts = np.unique(labels.astype(np.int64) * classes + predicted, return_counts=True)
     return {
         "classes": classes,

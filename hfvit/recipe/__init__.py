@@ -1,1 +1,1 @@
-"""From a YAML file and the command line to checked arguments."""
+"""Recipes: YAML files and command-line options."""

@@ -264,7 +264,7 @@ def _positions(opened: Opened, role: str) -> dict[int, int]:
 
 
 def _class_samples(inspection: Inspection, opened: Opened) -> list[dict[str, Any]]:
-    """Return each class with its counts and samples, of the training split if possible."""
+    """Return the classes with counts and samples, of the training split if possible."""
     splits = opened.splits
     found: list[dict[str, Any]] = []
     labels = {role: np.asarray(splits[role]["label"]) for role in splits.sources}

@@ -1,1 +1,1 @@
-"""The Trainer and what belongs to the training loop."""
+"""Training loop: the Trainer and its callbacks."""

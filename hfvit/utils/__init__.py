@@ -1,1 +1,1 @@
-"""Helpers without knowledge of images, models or runs."""
+"""General helpers."""

@@ -6,7 +6,7 @@ from hfvit.errors import mask_credentials
 
 
 def mask_values(value: Any) -> Any:
-    """A JSON value with `mask_credentials` of every text in it, keys excepted."""
+    """Apply `mask_credentials` to all strings of a JSON value, except keys."""
     if isinstance(value, dict):
         return {key: mask_values(item) for key, item in value.items()}
     if isinstance(value, list):

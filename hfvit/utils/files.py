@@ -170,9 +170,10 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def json_text(content: Any, allow_nan: bool = False) -> str:
-    """JSON for a file that people read, too: items of a list, and lists of plain values, take one line each.
+    """Format JSON with one line per list item, and per list of numbers and strings.
 
-    Raises `ValueError` for NaN and infinity, which are no JSON, unless `allow_nan`.
+    Raises:
+        ValueError: a number is NaN or infinite, unless `allow_nan`.
     """
     return "".join(_json_parts(content, "\n", allow_nan)) + "\n"
 
@@ -180,17 +181,17 @@ def json_text(content: Any, allow_nan: bool = False) -> str:
 def _json_parts(value: Any, line: str, allow_nan: bool) -> Iterator[str]:
     inner = line + "  "
     if isinstance(value, dict) and value:
-        for place, (key, item) in enumerate(value.items()):
-            yield f"{',' if place else '{'}{inner}{json.dumps(key)}: "
+        for index, (key, item) in enumerate(value.items()):
+            yield f"{',' if index else '{'}{inner}{json.dumps(key)}: "
             yield from _json_parts(item, inner, allow_nan)
         yield f"{line}}}"
     elif isinstance(value, list) and not all(map(_is_plain, value)):
-        for place, item in enumerate(value):
-            yield f"{',' if place else '['}{inner}"
+        for index, item in enumerate(value):
+            yield f"{',' if index else '['}{inner}"
             is_row = isinstance(item, dict) and all(map(_is_plain, item.values()))
             yield from [json.dumps(item, allow_nan=allow_nan)] if is_row else _json_parts(item, inner, allow_nan)
         yield f"{line}]"
-    else:  # no spaces between what may be a million numbers
+    else:  # compact, as there may be a million numbers
         yield json.dumps(value, allow_nan=allow_nan, separators=(",", ": "))
 
 
@@ -209,7 +210,7 @@ def read_object(path: Path) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_reject_constant)
     except RecursionError:
-        raise ModelError(f"{path}: cannot be read as JSON (nested too deeply). Repair it or delete it.") from None
+        raise ModelError(f"{path} cannot be read as JSON: nested too deeply. Repair or delete it.") from None
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read as JSON: {one_line(error)}. Repair or delete it.") from None
     if not isinstance(content, dict):

@@ -1,4 +1,4 @@
-"""Escape names for Markdown, YAML and HTML; `errors.printable` and utils/terminal.py do it for terminals."""
+"""Escape untrusted text for Markdown, YAML and HTML."""
 
 import json
 import re
@@ -13,35 +13,35 @@ from hfvit.errors import printable
 
 
 class SafeText(str):
-    """Text that a template takes as it is."""
+    """Text that templates do not escape."""
 
     def __html__(self) -> str:
         return self
 
 
-# As entities, for the Hub takes \\( and $$ as the begin of a formula. A `_` inside a word emphasizes nothing.
+# Entities, as backslash escapes would begin a formula on the Hub (\\( and $$). A `_` inside a word has no meaning.
 _ENTITIES = {"\\": "&#92;", "$": "&#36;", "&": "&amp;", "<": "&lt;", ">": "&gt;"}
 _SPECIAL = re.compile(r"[\\$&<>`*\[\]{}|~#!:@^]|(?<![^\W_])_|_(?![^\W_])")
-_BEGIN_OF_BLOCK = re.compile(r"[-+=](?=[-=\s]|$)|\d{1,9}(?=[.)](?:\s|$))")
+_BLOCK_START = re.compile(r"[-+=](?=[-=\s]|$)|\d{1,9}(?=[.)](?:\s|$))")
 _WEB_ADDRESS = re.compile(r"(?i)\b(www)\.")
 
 
 def markdown(text: str) -> str:
-    """`text` as inline text of a Markdown document, in a cell of a table, too: one line, without any markup.
+    """Escape text for one line or table cell of Markdown.
 
-    Characters that have a meaning in CommonMark, in GitHub's dialect or in the Hub's formulas are escaped.
+    Special characters of CommonMark, of GitHub's dialect and of the Hub's formulas are escaped.
     """
     shown = printable(text).strip()
     escaped = _SPECIAL.sub(lambda found: _ENTITIES.get(found[0], f"\\{found[0]}"), shown)
     escaped = _WEB_ADDRESS.sub(lambda found: f"{found[1]}&#46;", escaped)
-    begin = _BEGIN_OF_BLOCK.match(escaped)
+    begin = _BLOCK_START.match(escaped)
     if not begin:
         return escaped
     return f"{begin[0]}\\{escaped[begin.end() :]}" if begin[0].isdigit() else f"\\{escaped}"
 
 
 def markdown_code(text: str, in_table: bool = False) -> SafeText:
-    """`text` as a code span."""
+    """Format text as a code span."""
     shown = printable(text)
     longest = max(map(len, re.findall("`+", shown)), default=0)
     space = " " if shown.startswith("`") or shown.endswith("`") or not shown.strip() else ""
@@ -51,17 +51,17 @@ def markdown_code(text: str, in_table: bool = False) -> SafeText:
 
 
 def markdown_fenced(text: str) -> SafeText:
-    """`text` as part of a line in a fenced block of code."""
+    """Escape text for a fenced code block."""
     return SafeText(printable(text))
 
 
 def yaml_string(text: str) -> SafeText:
-    """`text` as a quoted string of YAML: one of JSON, but of whole characters, for YAML knows no surrogate pairs."""
+    """Format text as a quoted YAML string: JSON without surrogate pairs, which YAML lacks."""
     return SafeText(json.dumps(printable(text), ensure_ascii=False))
 
 
 def web_address(text: str) -> SafeText:
-    """`text` as the target of a link or an image, percent-encoded."""
+    """Percent-encode the target of a link or an image."""
     return SafeText(quote(text.encode("utf-8", "backslashreplace"), safe="/:.-_~?=&#%"))
 
 
@@ -75,13 +75,13 @@ def _printable_value(value: Any) -> Any:
 
 @cache
 def markdown_environment(folder: Path, **options: Any) -> Environment:
-    """Templates of Markdown, where every value is escaped by `markdown` unless a filter says what else it is.
+    """Create an environment for Markdown templates, which escapes values with `markdown`.
 
-    Filters: `code`, `fenced`, `yaml`, `address`, and `safe` for what the template itself wrote.
+    The filters `code`, `fenced`, `yaml` and `address` replace that; `safe` is for text of the template.
 
     Args:
-        folder: of the templates.
-        options: further ones of `jinja2.Environment`.
+        folder: folder of the templates.
+        **options: arguments of `jinja2.Environment`.
     """
     environment = Environment(loader=FileSystemLoader(folder), autoescape=False, finalize=_escaped_value, **options)
     filters = {"code": markdown_code, "fenced": markdown_fenced, "yaml": yaml_string, "address": web_address}
@@ -91,5 +91,5 @@ def markdown_environment(folder: Path, **options: Any) -> Environment:
 
 @cache
 def html_environment(folder: Path, **options: Any) -> Environment:
-    """Templates of HTML, where every value is escaped, and shown as one line; `options` as above."""
+    """Create an environment for HTML templates, which escapes values and line breaks."""
     return Environment(loader=FileSystemLoader(folder), autoescape=True, finalize=_printable_value, **options)

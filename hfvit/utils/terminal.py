@@ -29,14 +29,20 @@ def prepare_streams() -> None:
 
 
 class PrintableFormatter(logging.Formatter):
-    """Log records as lines that no name in them acts on (see `printable`), without tokens and passwords."""
+    """Format log records with escaped control characters and masked credentials."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable_lines(mask_credentials(super().format(record)))
 
 
 def print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print the traceback of an unexpected error without tokens and passwords; a `sys.excepthook`."""
+    """Print a traceback with masked credentials, as `sys.excepthook`.
+
+    Args:
+        kind: type of the exception.
+        error: the exception.
+        trace: its traceback.
+    """
     lines = "".join(traceback.format_exception(kind, error, trace))
     print(mask_credentials(lines), end="", file=sys.stderr)
 

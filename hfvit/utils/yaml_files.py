@@ -21,7 +21,7 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 def load_yaml(text: str) -> Any:
-    """Load the values of a text, without aliases, whose values multiply, and repeated keys.
+    """Load YAML without aliases (which may expand exponentially) and repeated keys.
 
     Raises:
         yaml.YAMLError, ValueError, OverflowError, RecursionError: the text cannot be read.
