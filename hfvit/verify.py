@@ -37,7 +37,7 @@ WEIGHTS = "model.safetensors"
 
 @dataclass
 class SplitComparison:
-    """Hold recorded and repeated accuracy or mAP of a split, with the recorded 95 % interval."""
+    """Hold recorded and repeated accuracy or mAP of a split, with the 95 % interval."""
 
     split: str
     images: int

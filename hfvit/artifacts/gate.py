@@ -115,6 +115,11 @@ class Gate(Conditions):
     passed: bool
     artifacts: list[ArtifactResult]
 
+    def check(self) -> None:
+        """Raise `FieldError` if there is no artifact."""
+        if not self.artifacts:
+            raise FieldError("artifacts", "must have the reference, got []")
+
     def of(self, row: ArtifactResult, reference: ArtifactResult | None = None) -> "ArtifactGate":
         """Return the result of one artifact.
 

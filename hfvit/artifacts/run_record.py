@@ -117,6 +117,9 @@ class RunRecord(FileRecord):
             raise FieldError("recipe.global_batch_size")
         if not self.metrics.keys() & {"validation", "test"}:
             raise FieldError("metrics.validation")
+        for place, scores in enumerate(self.training.probe.validation if self.training.probe else []):
+            if self.result.score.key not in scores:
+                raise FieldError(f"training.probe.validation[{place}].{self.result.score.key}")
         calibrated = self.temperature if self.temperature and self.temperature.value is not None else None
         for role in self.metrics:
             if role not in self.data.splits:

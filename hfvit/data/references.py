@@ -70,7 +70,7 @@ def check_cards(source: str, allow_outside: bool, revision: str | None = None) -
 
     Args:
         source: an existing folder, or the id of a data set on the Hub.
-        allow_outside: allow absolute paths, `..` and URLs.
+        allow_outside: allow absolute paths, `..` and URLs in a folder.
         revision: branch, tag or commit on the Hub.
 
     Returns:

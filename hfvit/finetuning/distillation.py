@@ -40,7 +40,7 @@ class Teacher(nn.Module):
             )
         kinds = [task_of(config).problem_type for config in (self.model.config, student.config)]
         if kinds[0] != kinds[1]:
-            raise ModelError(f"teacher: {name} is of {kinds[0]}, and the student is of {kinds[1]}.")
+            raise ModelError(f"teacher: {name} has the problem type {kinds[0]}, but the student has {kinds[1]}.")
         self.model.requires_grad_(False)
         self.image_size = self.model.config.image_size
         self.register_buffer("index", torch.tensor([known.index(label) for label in labels]))
@@ -137,7 +137,7 @@ def build_objective(
     temperature: float = 1.0,
     losses: Losses | None = None,
 ) -> Objective | None:
-    """Build the training loss, None for the usual loss of the labels alone.
+    """Build the training loss, None for the default loss of the labels.
 
     With a teacher, distilled training of a student with a distillation token is switched on; its prediction is the
     mean of both tokens.
@@ -149,7 +149,7 @@ def build_objective(
         distillation: "soft" (the teacher's probabilities) or "hard" (its predicted class).
         alpha: weight of the distillation loss, 0 to 1.
         temperature: temperature of soft distillation.
-        losses: losses of the labels and of distillation; None for the usual ones of the model's labels.
+        losses: losses of the labels and of distillation; None for those of the model's problem type.
 
     Raises:
         ModelError: the teacher cannot be loaded, lacks a class, or has another problem type.

@@ -215,11 +215,11 @@ def build_mixing(classes: int, arguments: AugmentationArguments) -> BatchMixing:
     )
 
 
-MAX_POSITIVE_WEIGHT = 100.0  # of a class that few images have
+MAX_POSITIVE_WEIGHT = 100.0  # limit for rare classes
 
 
 def class_weights(labels: np.ndarray, classes: int) -> np.ndarray:
-    """Compute weights (classes,) of the loss that even out the classes.
+    """Compute class weights (classes,) of the loss.
 
     Single-label: inversely proportional to class frequency. Their mean over the images is 1, as in scikit-learn's
     "balanced"; a class without images has weight 0. Multi-label: negatives over positives, at most

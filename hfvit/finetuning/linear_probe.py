@@ -330,14 +330,17 @@ def solve(
 def solve_one_vs_rest(
     features: np.ndarray, targets: np.ndarray, classes: int, c: list[float], class_balance: str = "none"
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Logistic regression of each label against its absence, otherwise as `solve`.
+    """Fit one logistic regression per label, otherwise as `solve`.
 
     Args:
-        features: float32 `(rows, features)`.
-        targets: 0 and 1, `(rows, classes)`.
-        classes: number of classes; one that all rows have, or none, gets a constant logit.
+        features: (rows, features) float32.
+        targets: labels 0 and 1 (rows, classes).
+        classes: number of classes; a class of all rows or none gets a constant logit.
         c: inverse strengths of the L2 penalty (scikit-learn's C), ascending.
-        class_balance: `weight` gives presence and absence of each label the same weight in the loss.
+        class_balance: "weight" for equal weights of positives and negatives, or "none".
+
+    Returns:
+        Weight (classes, features) and bias (classes,) for each C.
     """
     scaler = StandardScaler()
     standardized = scaler.fit_transform(features)

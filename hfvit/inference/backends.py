@@ -107,6 +107,8 @@ class OnnxBackend:
             outputs = self.session.get_outputs()
             if not inputs or not outputs:
                 raise ModelError(f"{file} is not an image classifier: it has no inputs or no outputs.")
+            for value in (*inputs, *outputs):  # names that are not UTF-8 raise where they are read
+                _ = value.name, value.type, value.shape
         self.text_inputs = [value.name for value in inputs[1:]]
         if len(inputs[0].shape) != 4 or not set(self.text_inputs) <= {"input_ids", "attention_mask"}:
             raise ModelError(f"{file} is not an image classifier: its inputs are {_signature(inputs)}.")

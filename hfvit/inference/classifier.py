@@ -85,7 +85,7 @@ class Classifier:
         text_reader: tokenizer of an image-text model.
         patch_size: patch size that `load_classifier` resampled the model to.
         merge_tokens: tokens merged per block, set by `load_classifier`.
-        thresholds: probabilities from which on an image has each class, of a multi-label model; None without.
+        thresholds: minimum probability of each class of a multi-label model, or None.
     """
 
     def __init__(
@@ -187,7 +187,7 @@ class Classifier:
 
         Args:
             images: one image, or a list, generator or array (images, height, width, 3) of images.
-            top_k: number of classes to return; None is all, or with `thresholds` those that reach theirs.
+            top_k: number of classes to return; None is all, or those that reach their `thresholds`.
             **options: further arguments of `predict`.
 
         Returns:
@@ -208,7 +208,7 @@ class Classifier:
         Args:
             images: list, generator or array (images, height, width, 3) of images, or one image.
             batch_size: number of images per forward pass.
-            top_k: number of classes to return; None is all, or with `thresholds` those that reach theirs.
+            top_k: number of classes to return; None is all, or those that reach their `thresholds`.
             texts: a text for each image, for image-text models; a string for one image.
 
         Returns:
@@ -377,7 +377,7 @@ def predict(model: str | Path | Classifier, images: Any, top_k: int | None = Non
     Args:
         model: path or Hub id for `load_classifier`, or a `Classifier`.
         images: one image, or a list, generator or array of images; see `Classifier`.
-        top_k: number of classes to return; None is all, or with `thresholds` those that reach theirs.
+        top_k: number of classes to return; None is all, or those that reach their `thresholds`.
         **options: arguments of `load_classifier`.
 
     Returns:

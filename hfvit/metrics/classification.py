@@ -1,5 +1,6 @@
 """Accuracy, top-5, macro F1, ranking metrics, per-class scores, confusion matrix and ECE."""
 
+import tempfile
 from collections.abc import Iterator
 
 import datasets
@@ -23,7 +24,10 @@ class ImageClassificationMetric(evaluate.Metric):
 
     def __init__(self, labels: list[str], **kwargs):
         self.labels = labels
-        super().__init__(keep_in_memory=True, **kwargs)
+        try:
+            super().__init__(keep_in_memory=True, **kwargs)
+        except OSError:  # evaluate makes a folder in its cache, in which nothing is written then (0.4)
+            super().__init__(keep_in_memory=True, **{**kwargs, "cache_dir": tempfile.gettempdir()})
 
     def _info(self):
         return evaluate.MetricInfo(

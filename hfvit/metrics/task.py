@@ -6,7 +6,7 @@ import numpy as np
 from transformers import PreTrainedConfig
 
 from hfvit.artifacts.run_sections import MultiLabelMetrics, SplitMetrics, Temperature, Thresholds
-from hfvit.metrics.classification import ImageClassificationMetric, classification_metrics
+from hfvit.metrics.classification import classification_metrics
 from hfvit.metrics.multilabel import fit_thresholds, multilabel_metrics, multilabel_scalars, probabilities_of
 from hfvit.metrics.temperature import calibrate
 from hfvit.recipe.arguments import MULTI_LABEL, MULTI_LABEL_METRICS, SCALAR_METRICS, SINGLE_LABEL
@@ -37,7 +37,7 @@ class SingleLabelTask:
             names: of the classes.
             thresholds: not used.
         """
-        computed = ImageClassificationMetric(names).compute(predictions=logits, references=targets)
+        computed = classification_metrics(logits, targets, names)
         return SplitMetrics.from_json(computed)
 
     def fit_thresholds(self, results: Results) -> None:

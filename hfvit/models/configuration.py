@@ -73,9 +73,9 @@ class HFViTConfig(TimmWrapperConfig):
             self.model_args = {**(self.model_args or {}), **model_args, "img_size": image_size}
 
     def set_problem_type(self, problem_type: str) -> None:
-        """Record whether images have one class or several labels; thresholds of an earlier training go.
+        """Set the problem type, and remove thresholds of an earlier training.
 
-        Transformers takes one class where nothing is recorded.
+        A single label is None, the default of transformers.
         """
         self.problem_type = problem_type if problem_type == MULTI_LABEL else None
         if hasattr(self, "thresholds"):

@@ -30,7 +30,7 @@ def build_model(
         arguments: the recipe's model section.
         labels: class names in the order of the logits.
         data: overrides of the preprocessing; None keeps that of the pretrained model.
-        problem_type: `problem_type` of transformers.
+        problem_type: single_label_classification or multi_label_classification.
 
     Returns:
         The model and its tokenizer, None for image models.

@@ -23,7 +23,7 @@ DEFAULT_TEST_FRACTION = 0.1
 
 # Metrics with one number, for training curves and metric_for_best_model.
 SCALAR_METRICS = ("accuracy", "top5_accuracy", "macro_f1", "loss", "ece", "balanced_accuracy", "mcc")
-MULTI_LABEL_METRICS = ("map", "micro_f1", "macro_f1", "exact_match", "loss")  # of several labels per image
+MULTI_LABEL_METRICS = ("map", "micro_f1", "macro_f1", "exact_match", "loss")  # of multi-label data
 
 
 def _field(default: Any, help: str) -> Any:
@@ -62,7 +62,7 @@ class DataArguments:
     label_column: list[str] | str | None = field(
         default=None,
         metadata={
-            "help": "Name of the label column, or of several columns of 0 and 1, one a class. Default: found by type.",
+            "help": "Name of the label column, or of several columns of 0 and 1, one per class. Default: by type.",
             "nargs": "+",
         },
     )
@@ -73,7 +73,7 @@ class DataArguments:
     )
     label_separator: str | None = _field(
         None,
-        "Text between the labels of an image in a column of strings, such as '|'. Default: with"
+        "Separator of labels in a column of strings, such as '|'. Default: with"
         f" problem_type={MULTI_LABEL} the one of | ; , that occurs.",
     )
     text_column: str | None = _field(
@@ -167,13 +167,13 @@ class DataArguments:
 
     @property
     def label_columns(self) -> list[str]:
-        """The label columns that are named; none where they are found by type."""
+        """Return the names of the label columns, none if they are found by type."""
         if isinstance(self.label_column, list):
             return self.label_column
         return [self.label_column] if self.label_column else []
 
     def _check_problem_type(self) -> None:
-        """Raise `RecipeError` for labels that cannot be read as `problem_type`."""
+        """Raise `RecipeError` for label options that conflict with `problem_type`."""
         if self.problem_type is not None:
             _check_choice("problem_type", self.problem_type, PROBLEM_TYPES)
         columns = self.label_columns
@@ -182,13 +182,13 @@ class DataArguments:
             for key, given in (("label_separator", self.label_separator), ("label_column", len(columns) > 1)):
                 if given:
                     raise RecipeError(
-                        f"{key}: several labels an image are not available with problem_type={SINGLE_LABEL}. Leave one"
-                        " of them out."
+                        f"{key}: several labels per image are not available with problem_type={SINGLE_LABEL}. Omit one"
+                        " of them."
                     )
         separator = self.label_separator
         _check(separator != "", "label_separator", separator, "the text between labels")
         if separator and len(columns) > 1:
-            raise RecipeError("label_separator: is for one column of strings, got several columns. Leave it out.")
+            raise RecipeError(f"label_separator: requires one label column, got {len(columns)}. Omit it.")
 
     def _check_roles(self) -> None:
         """Raise `RecipeError` for a split in two roles, except for the default test split."""
@@ -469,7 +469,7 @@ class FinetuningArguments:
     )
     multi_label_loss: str = _field(
         "bce",
-        f"Loss with several labels an image: {', '.join(MULTI_LABEL_LOSSES)}. bce: binary cross-entropy; asymmetric:"
+        f"Loss of multi-label training: {', '.join(MULTI_LABEL_LOSSES)}. bce: binary cross-entropy; asymmetric:"
         " lower weight of easy negatives (arXiv 2009.14119).",
     )
     teacher: str | None = _field(
@@ -550,7 +550,7 @@ class FinetuningArguments:
             raise RecipeError(f"class_balance: must be none with streaming, got '{self.class_balance}'.")
 
     def check_problem(self, problem_type: str) -> None:
-        """Raise `RecipeError` for what the labels of the data rule out."""
+        """Raise `RecipeError` for options that multi-label data do not support."""
         if problem_type != MULTI_LABEL:
             return
         if self.class_balance == "sample":
@@ -559,7 +559,7 @@ class FinetuningArguments:
                 " no single class to sample it by."
             )
         if self.head_from_text:
-            raise RecipeError("head_from_text: not available with several labels per image. Leave it out.")
+            raise RecipeError("head_from_text: not available with several labels per image. Omit it.")
 
     def _reject(self, condition: bool, key: str, remedy: str) -> None:
         if condition:

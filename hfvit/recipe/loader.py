@@ -66,7 +66,7 @@ NEEDS = (
     ),
     Need(
         "multi_label_loss",
-        "with several labels an image",
+        "with several labels per image",
         lambda v: v["problem_type"] != SINGLE_LABEL,
     ),
     Need("head_templates", "with head_from_text", lambda v: v["head_from_text"]),
@@ -180,15 +180,15 @@ class Recipe:
             self.values["dataset_revision"] = dataset_commit
 
     def fit_problem(self, problem_type: str, metrics: Sequence[str], default_metric: str) -> None:
-        """Check the recipe against the labels of its data, and choose the metric that selects the checkpoint.
+        """Check the recipe for a problem type, and set metric_for_best_model.
 
         Args:
-            problem_type: of the data.
-            metrics: that are computed of it.
-            default_metric: one of them.
+            problem_type: problem type of the data.
+            metrics: names of the computed metrics.
+            default_metric: metric to use instead of accuracy.
 
         Raises:
-            RecipeError: an option is not available with such labels.
+            RecipeError: an option does not support the problem type.
         """
         self.finetuning.check_problem(problem_type)
         self.values |= self.training.fit_metric(metrics, default_metric)

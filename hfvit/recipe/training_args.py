@@ -200,17 +200,17 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
         return changed
 
     def fit_metric(self, metrics: Sequence[str], default: str) -> dict[str, str]:
-        """Let `default` select the checkpoint in place of accuracy, where that is not one of the metrics.
+        """Replace accuracy by `default` in metric_for_best_model if it is not computed.
 
         Args:
-            metrics: that are computed.
-            default: one of them.
+            metrics: names of the computed metrics.
+            default: metric to use instead of accuracy.
 
         Returns:
-            The option that changed, with its value.
+            The changed option with its value, or nothing.
 
         Raises:
-            RecipeError: another metric is named that is not computed.
+            RecipeError: metric_for_best_model is not computed.
         """
         metric = (self.metric_for_best_model or default).removeprefix("eval_")
         if metric in metrics:
@@ -367,7 +367,7 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
 
 
 def is_better_when_greater(metric: str) -> bool:
-    """Whether the best checkpoint has the largest value of a metric."""
+    """Return whether a larger value of a metric is better."""
     return not metric.endswith(("loss", "ece"))
 
 

@@ -20,11 +20,13 @@ from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerState
+from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import rotate_checkpoints
 
 from hfvit.artifacts.checkpoint import MODEL_ONLY, checkpoint_error, commit_checkpoint
 from hfvit.artifacts.constants import STAGING, STATE_FILE
-from hfvit.errors import InterruptedRunError, ModelError, StorageError, one_line
+from hfvit.errors import InterruptedRunError, ModelError, RecipeError, StorageError, one_line
+from hfvit.utils.environment import free_shared_memory
 from hfvit.utils.files import write_text
 
 logger = logging.getLogger(__name__)
@@ -254,6 +256,8 @@ class CheckpointWriter(TrainerCallback):
 
     def _restore(self, checkpoint: str) -> None:
         trainer = self.trainer
+        self._check_steps(checkpoint)
+        self._check_optimizer(checkpoint)
         trainer.load_extra_state(checkpoint)
         trainer.restore_loss(trainer.resume_state)
         self._restore_best(Path(checkpoint))
@@ -261,6 +265,32 @@ class CheckpointWriter(TrainerCallback):
             # The checkpoint restores the counter, but the patience is the recipe's.
             if isinstance(callback, EarlyStoppingCallback) and trainer.args.early_stopping_patience:
                 callback.early_stopping_patience = trainer.args.early_stopping_patience
+            if isinstance(callback, ExportableState):  # one that is new has no state in the checkpoint
+                trainer.state.stateful_callbacks.setdefault(type(callback).__name__, callback.state())
+
+    def _check_steps(self, checkpoint: str) -> None:
+        """Raise `RecipeError` where the run is to end before the step of `checkpoint`."""
+        state = self.trainer.state
+        if state.global_step > state.max_steps:
+            key = "max_steps" if self.trainer.args.max_steps > 0 else "num_train_epochs"
+            raise RecipeError(
+                f"{key}: the run would have {state.max_steps} steps, and {checkpoint} is at step {state.global_step}."
+                " Train at least as long, or start a new run in another output_dir."
+            )
+
+    def _check_optimizer(self, checkpoint: str) -> None:
+        """Raise `ModelError` where `checkpoint` has the state of another optimizer, which torch loads all the same."""
+        optimizer = self.trainer.optimizer
+        if optimizer is None:  # sharded
+            return
+        optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper
+        missing = {key for group in optimizer.param_groups for key in set(optimizer.defaults) - set(group)}
+        if missing:
+            raise ModelError(
+                f"optim: must be that of the checkpoint, whose state has no {', '.join(sorted(missing))}, got"
+                f" '{self.trainer.args.optim}'. Resume {checkpoint} with its optimizer, or start a new run in another"
+                " output_dir."
+            )
 
     def _restore_best(self, checkpoint: Path) -> None:
         """Find and verify the best checkpoint beside `checkpoint` (it may have moved).
@@ -387,4 +417,12 @@ class CheckpointWriter(TrainerCallback):
         return StorageError(
             f"output_dir: {final} cannot be written ({reason}{free}). {kept}. Free disk space, or lower"
             " save_total_limit."
+        )
+
+    def lost_worker_error(self, error: Exception) -> StorageError:
+        """The error for a data loader worker that was killed: by a full shared memory, or for want of memory."""
+        kept = f"{self.last} is complete" if self.last else "No checkpoint was saved before"
+        return StorageError(
+            f"dataloader_num_workers: {one_line(error)[:200]} ({free_shared_memory()}). {kept}. Use fewer workers, or"
+            " enlarge the shared memory (docker run --shm-size=1g)."
         )

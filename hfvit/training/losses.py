@@ -1,4 +1,4 @@
-"""Cross-entropy and distillation losses, of one class and of several labels an image."""
+"""Single-label and multi-label losses, and distillation losses."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -63,13 +63,13 @@ def binary_cross_entropy(
     label_smoothing: float = 0.0,
     class_weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Mean binary cross-entropy over images and classes, computed in float32.
+    """Compute the mean binary cross-entropy over images and classes in float32.
 
     Args:
         logits: `(batch, classes)`.
-        targets: 0 and 1, or their mixtures, `(batch, classes)`.
-        label_smoothing: moves each target so far towards 0.5, in [0, 1).
-        class_weights: `(classes,)`, of the positive targets.
+        targets: labels from 0 to 1, `(batch, classes)`.
+        label_smoothing: fraction by which targets move towards 0.5, in [0, 1).
+        class_weights: weights of the positive targets, `(classes,)`.
     """
     loss = BinaryCrossEntropy(label_smoothing, pos_weight=class_weights, smooth_dense=True)
     return loss(logits.float(), targets.float())
@@ -81,13 +81,15 @@ def asymmetric_loss(
     label_smoothing: float = 0.0,
     class_weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Mean asymmetric loss over images and classes (Ridnik et al., https://arxiv.org/abs/2009.14119).
+    """Compute the mean asymmetric loss.
+
+    Ridnik et al., https://arxiv.org/abs/2009.14119.
 
     Args:
         logits: `(batch, classes)`.
-        targets: 0 and 1, or their mixtures, `(batch, classes)`.
-        label_smoothing: moves each target so far towards 0.5, in [0, 1).
-        class_weights: `(classes,)`, of the positive targets.
+        targets: labels from 0 to 1, `(batch, classes)`.
+        label_smoothing: fraction by which targets move towards 0.5, in [0, 1).
+        class_weights: weights of the positive targets, `(classes,)`.
     """
     return AsymmetricLossMultiLabel(smoothing=label_smoothing, reduction="mean", pos_weight=class_weights)(
         logits, targets
@@ -95,10 +97,7 @@ def asymmetric_loss(
 
 
 def soft_binary_distillation(logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Mean over images and classes of `KL(teacher || student)` of each label, softened by `temperature`.
-
-    Times the squared temperature, as `soft_distillation`.
-    """
+    """Compute soft distillation of each label, as `soft_distillation` of two classes."""
     student = logits.float() / temperature
     teacher = torch.sigmoid(teacher_logits.float() / temperature)
     entropy = F.binary_cross_entropy(teacher, teacher)
@@ -106,15 +105,15 @@ def soft_binary_distillation(logits: torch.Tensor, teacher_logits: torch.Tensor,
 
 
 def hard_binary_distillation(logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
-    """Binary cross-entropy with the labels that the teacher gives a probability of 0.5 or more."""
+    """Compute binary cross-entropy with the teacher's labels, at a threshold of 0.5."""
     return F.binary_cross_entropy_with_logits(logits.float(), (teacher_logits >= 0).float())
 
 
 @dataclass(frozen=True)
 class Losses:
-    """Losses of one kind of labels.
+    """Hold the losses of a problem type.
 
-    Attributes:
+    Args:
         labels: `(logits, targets, label_smoothing, class_weights) -> loss`.
         soft: `(logits, teacher_logits, temperature) -> loss` of soft distillation.
         hard: `(logits, teacher_logits) -> loss` of hard distillation.

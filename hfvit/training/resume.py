@@ -43,8 +43,7 @@ def check_origin(checkpoint: str, origin: dict[str, Any], allow_changed_data: bo
     before = ResumeState.load(checkpoint).origin
     if not before:
         return
-    changes = _changes(before["recipe"], origin["recipe"])
-    changes += _changes(_shown(before["splits"]), _shown(origin["splits"]))
+    changes = describe_changes(before, origin)
     if not changes:
         return
     logger.warning("Resuming with changes: %s.", "; ".join(changes))
@@ -54,6 +53,11 @@ def check_origin(checkpoint: str, origin: dict[str, Any], allow_changed_data: bo
             f" ({'; '.join(changes)}), so validation images may have been trained on. Restore the data set and the"
             " recipe, start a new run, or pass --allow_changed_data."
         )
+
+
+def describe_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Describe each key of the recipe and each split that differs between two results of `describe_origin`."""
+    return _changes(before["recipe"], now["recipe"]) + _changes(_shown(before["splits"]), _shown(now["splits"]))
 
 
 def _may_leak(before: dict[str, dict], now: dict[str, dict]) -> bool:

@@ -1,6 +1,7 @@
 """`HFViTTrainer`: Trainer with on-device augmentation and exact resume."""
 
 import copy
+import re
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -35,10 +36,12 @@ from hfvit.training.losses import LOSSES
 from hfvit.training.non_finite import NonFiniteLossMonitor, RewindRequest
 from hfvit.training.out_of_memory import OutOfMemoryHandler
 from hfvit.training.param_groups import build_param_groups, groups_beside
+from hfvit.training.resume import describe_changes
 from hfvit.training.throughput import SpeedMeter, matmul_rate, training_flops
 from hfvit.transforms.augmentation import Augmentation
 from hfvit.transforms.mixup import BatchMixing
 from hfvit.transforms.preprocessing import Preprocessing
+from hfvit.utils.environment import check_shared_memory
 from hfvit.utils.files import commit_file, temporary_file
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -203,8 +206,8 @@ class HFViTTrainer(Trainer):
             )
         if (self.train_dataset.labels.ndim > 1) != (self.task.problem_type == MULTI_LABEL):
             raise ModelError(
-                f"problem_type: the model's configuration says {self.task.problem_type}, and the training images are"
-                " labeled otherwise. Set problem_type in its configuration."
+                f"problem_type: the model has {self.task.problem_type}, but the training labels have another type."
+                " Set problem_type in the model's configuration."
             )
         check_labels(self.train_dataset.labels, self.class_names)
 
@@ -493,6 +496,7 @@ class HFViTTrainer(Trainer):
             InterruptedRunError: the run was stopped by a signal and saved.
         """
         checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
+        check_shared_memory(self.args.dataloader_num_workers)
         self._count_trained_parameters()
         self._measure_device()
         with self.checkpoints.signals.handled():
@@ -507,12 +511,17 @@ class HFViTTrainer(Trainer):
                 except (HFViTError, MemoryError):
                     raise
                 except Exception as error:
+                    if re.match(r"DataLoader worker .*(killed|exited)", str(error)):
+                        raise self.checkpoints.lost_worker_error(error) from None
                     if self.checkpoints.is_restored or should_reduce_batch_size(error):
                         raise
+                    before = self.resume_state.origin if self.resume_state else {}
+                    changes = describe_changes(before, self.origin) if before and self.origin else []
+                    changed = f" ({'; '.join(changes)})" if changes else ""
                     raise ModelError(
                         f"resume_from_checkpoint: {checkpoint} cannot be loaded ({type(error).__name__}:"
-                        f" {one_line(error)[:300]}). It is damaged, or of a run with other options. Start a new run in"
-                        " another output_dir."
+                        f" {one_line(error)[:300]}). It is damaged, or of a run with other options{changed}. Start a"
+                        " new run in another output_dir."
                     ) from error
                 checkpoint = self.non_finite.rewind(step)
         if self.ema:

@@ -66,7 +66,7 @@ class BatchMixing:
             np.random.seed(int(seeds[0] >> np.uint64(32)))
             if labels.ndim == 1:
                 return self.mixup(pixel_values, labels)
-            # As classes of their own, the images' places get the weights of a mixture as targets.
+            # Mixing one class per image yields the weights of each mixture.
             self.mixup.num_classes = len(labels)
             pixel_values, weights = self.mixup(pixel_values, torch.arange(len(labels), device=labels.device))
             own = weights.diagonal()[:, None]

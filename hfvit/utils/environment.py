@@ -2,8 +2,10 @@
 
 import ctypes
 import logging
+import multiprocessing
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
@@ -11,6 +13,8 @@ from pathlib import Path
 
 import psutil
 import torch
+
+from hfvit.errors import RecipeError
 
 logger = logging.getLogger(__name__)
 
@@ -92,3 +96,34 @@ def installed_versions(packages: Iterable[str]) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+SHARED_MEMORY = Path("/dev/shm")
+
+
+def check_shared_memory(workers: int) -> None:
+    """Check that the semaphores of so many data loader workers fit into the shared memory, 4 kB for each (Linux).
+
+    Raises:
+        RecipeError: they do not.
+    """
+    if not workers:
+        return
+    context = multiprocessing.get_context()
+    try:
+        # 3 of the queue to each worker and 4 of those from all of them (torch 2.14), and as many for evaluation.
+        held = [context.Semaphore() for _ in range(2 * (3 * workers + 4))]
+    except OSError as error:
+        raise RecipeError(
+            f"dataloader_num_workers: {workers} workers need more shared memory than there is ({error.strerror};"
+            f" {free_shared_memory()}). Enlarge it (docker run --shm-size=1g), or set dataloader_num_workers to 0."
+        ) from None
+    del held
+
+
+def free_shared_memory() -> str:
+    """The free shared memory of this machine, in words."""
+    if not SHARED_MEMORY.is_dir():
+        return "size not known"
+    usage = shutil.disk_usage(SHARED_MEMORY)
+    return f"{usage.free / 2**20:.1f} of {usage.total / 2**20:.1f} MiB free in {SHARED_MEMORY}"

@@ -6,7 +6,7 @@ from hfvit.errors import printable
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Align the cells of rows in columns, escaped for a terminal; returns one line per row."""
+    """Align cells, escaped for a terminal, in columns; returns one line per row."""
     rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -56,7 +56,7 @@ def markdown_fenced(text: str) -> SafeText:
 
 
 def yaml_string(text: str) -> SafeText:
-    """Format text as a quoted YAML string: JSON without surrogate pairs, which YAML lacks."""
+    """Format text as a quoted YAML string: JSON without surrogate pairs."""
     return SafeText(json.dumps(printable(text), ensure_ascii=False))
 
 
@@ -75,9 +75,9 @@ def _printable_value(value: Any) -> Any:
 
 @cache
 def markdown_environment(folder: Path, **options: Any) -> Environment:
-    """Create an environment for Markdown templates, which escapes values with `markdown`.
+    """Create an environment for Markdown templates that escapes all values.
 
-    The filters `code`, `fenced`, `yaml` and `address` replace that; `safe` is for text of the template.
+    Values are escaped with `markdown`, or the filters `code`, `fenced`, `yaml` and `address`; `safe` is for text of the template.
 
     Args:
         folder: folder of the templates.

@@ -168,3 +168,14 @@ def test_quick_soak_survives_all_kills(tmp_path):
     written = json.loads((tmp_path / "rows.json").read_text())
     assert [row["outcome"] for row in written["rows"]] == ["survived"] * 2
     assert_names(result.stdout, 2, 0)
+
+
+@pytest.mark.slow
+def test_quick_trials_lose_nothing(tmp_path):
+    trials = ("damage", "pickle", "resume", "machine", "memory")
+    words = ("--quick", "--trials", *trials, "--json", tmp_path / "rows.json")
+    result = run_command(sys.executable, "benchmarks/soak.py", *words)
+    assert result.returncode == 0, result.stderr
+    written = json.loads((tmp_path / "rows.json").read_text())
+    assert written["lost"] == 0
+    assert {row["trial"] for row in written["rows"]} == set(trials)

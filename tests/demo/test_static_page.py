@@ -145,3 +145,26 @@ def test_demo_with_an_invalid_value_names_the_option_and_writes_nothing(
     assert "Traceback" not in err
     assert files(tmp_path) == before
     assert not (tmp_path / "page").exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "model_quantized.onnx"])
+def test_link_in_an_export_is_refused(capsys, export, npm, tmp_path, name):
+    file = export / name
+    file.rename(tmp_path / "secret")
+    file.symlink_to(tmp_path / "secret")
+    code, _, error = demo(capsys, export, "--static", tmp_path / "page", "--vendor", npm)
+    assert code == 2
+    assert option_of(error) == "static"
+    assert_names(error, file, tmp_path / "secret")
+    assert not (tmp_path / "page").exists()
+
+
+def test_link_in_the_place_of_a_page_is_refused(capsys, export, npm, tmp_path):
+    (tmp_path / "page").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "page" / "model").symlink_to(tmp_path / "elsewhere")
+    words = (export, "--static", tmp_path / "page", "--vendor", npm, "--overwrite")
+    code, _, error = demo(capsys, *words)
+    assert code == 2
+    assert option_of(error) == "static"
+    assert not list((tmp_path / "elsewhere").iterdir())

@@ -1,5 +1,6 @@
 """Metrics against hand counts, scipy, torch and scikit-learn."""
 
+import evaluate
 import numpy as np
 import pytest
 import torch
@@ -70,3 +71,11 @@ def test_results_are_plain_json_values(logits_and_labels):
 
     logits, labels = logits_and_labels
     json.dumps(ImageClassificationMetric(NAMES).compute(predictions=logits, references=labels), allow_nan=False)
+
+
+def test_metric_needs_no_cache_folder(logits_and_labels, tmp_path, monkeypatch):
+    logits, labels = logits_and_labels
+    expected = ImageClassificationMetric(NAMES).compute(predictions=logits, references=labels)
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", tmp_path / "file")  # no folder can be made in it
+    assert ImageClassificationMetric(NAMES).compute(predictions=logits, references=labels) == expected

@@ -1,25 +1,32 @@
 """Resume: damaged checkpoints, changed data and recipes, loss sums, and files on disk."""
 
+import errno
 import hashlib
 import json
 import logging
+import multiprocessing
 import os
+import resource
 import shutil
 import stat
 import sys
 
 import datasets
 import numpy as np
+import psutil
 import pytest
 import torch
 from helpers.commands import ROOT, run_command
 from helpers.images import colored_split
+from helpers.messages import assert_names
 from helpers.micro_trainer import Stop, losses, make_trainer, weights
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from hfvit.artifacts.checkpoint import newest_checkpoint
-from hfvit.errors import DataError, HFViTError, ModelError
+from hfvit.errors import DataError, HFViTError, ModelError, RecipeError, StorageError
 from hfvit.pipeline import main
+from hfvit.utils.environment import check_shared_memory
 
 
 def interrupted(folder, **options):
@@ -156,7 +163,6 @@ def test_deeply_nested_manifest_is_a_damaged_checkpoint(tmp_path):
 @pytest.fixture
 def killed_run(tmp_path, recipe):
     """Interrupt a run of the micro recipe after its first epoch, on its own data folder."""
-    from transformers import TrainerCallback
 
     class Break(TrainerCallback):
         def on_epoch_begin(self, args, state, control, **kwargs):
@@ -190,6 +196,29 @@ def test_resume_names_every_changed_key(killed_run, caplog):
     (message,) = [r.getMessage() for r in caplog.records if r.name == "hfvit.training.resume"]
     assert "learning_rate: 0.003 -> 0.001" in message
     assert "mixup_alpha: 0.0 -> 0.2" in message
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        ("--optim sgd", "optim"),
+        ("--optim adafactor", "optim"),
+        ("--max_steps 3", "max_steps"),
+        ("--num_train_epochs 0.5", "num_train_epochs"),
+        ("--freeze backbone", "resume_from_checkpoint"),
+        ("--layer_decay 0.7", "resume_from_checkpoint"),
+    ],
+)
+def test_resume_with_what_the_checkpoint_cannot_continue_is_one_error(killed_run, words, option):
+    with pytest.raises(HFViTError, match=rf"^{option}: ") as caught:
+        main([*killed_run, *words.split()])
+    assert_names(caught.value, words.split()[0].removeprefix("--"))
+
+
+@pytest.mark.parametrize("words", ["--early_stopping_patience 3", "--optim adamw_torch", "--max_steps 9"])
+def test_resume_with_a_change_that_a_checkpoint_can_continue(killed_run, tmp_path, words):
+    main([*killed_run, *words.split()])
+    assert (tmp_path / "out" / "README.md").exists()
 
 
 def test_resume_without_changes_reports_none(killed_run, caplog):
@@ -257,3 +286,41 @@ def test_losses_are_finite_after_any_resume(tmp_path):
     assert np.isfinite(losses(trainer)).all()
     with pytest.raises(HFViTError):
         make_trainer(tmp_path).train(str(tmp_path / "checkpoint-99"))
+
+
+def test_full_disk_below_the_final_model_is_one_error(tmp_path):
+    trainer = make_trainer(tmp_path, max_steps=1)
+    trainer.train()
+    before = {path.name for path in tmp_path.iterdir()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, limits[1]))  # less than the weights
+    try:
+        with pytest.raises(StorageError, match=r"^output_dir: ") as caught:
+            trainer.save_model(str(tmp_path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert_names(caught.value, tmp_path, trainer.checkpoints.last)
+    assert {path.name for path in tmp_path.iterdir()} == before
+
+
+def test_shared_memory_that_is_too_small_for_workers_is_one_error(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    check_shared_memory(2)
+    monkeypatch.setattr(multiprocessing.get_context(), "Semaphore", full)
+    check_shared_memory(0)
+    with pytest.raises(RecipeError, match=r"^dataloader_num_workers: "):
+        make_trainer(tmp_path, dataloader_num_workers=2).train()
+
+
+def test_worker_that_is_killed_is_one_error(tmp_path):
+    class Kill(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 5:
+                for child in psutil.Process().children():
+                    child.kill()
+
+    with pytest.raises(StorageError, match=r"^dataloader_num_workers: ") as caught:
+        make_trainer(tmp_path, [Kill()], dataloader_num_workers=1, num_train_epochs=50, save_steps=5).train()
+    assert_names(caught.value, "--resume_from_checkpoint auto")
