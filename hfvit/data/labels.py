@@ -1,4 +1,4 @@
-"""Labels of images: find their column, and encode them as class indices."""
+"""Encode labels as class indices."""
 
 import logging
 from collections import Counter
@@ -128,10 +128,18 @@ def joined_labels(labels: Sequence[str]) -> str | None:
 
 
 def check_column(split: Dataset | IterableDataset, name: str, key: str, column: str) -> None:
+    """Raise `DataError` if a split does not have a column.
+
+    Args:
+        split: split to check.
+        name: name of the split, for messages.
+        key: option with the column, for messages.
+        column: name of the column.
+    """
     if column not in split.features:
         has = ", ".join(split.features)
         raise DataError(
-            f"{key}: split '{name}' has no column '{column}'; it has {has}.{nearest(column, split.features)}"
+            f"{key}: no column '{column}' in split '{name}', which has {has}.{nearest(column, split.features)}"
         )
 
 
@@ -192,7 +200,7 @@ def encode_labels(
                 " without labels (-1) can neither train nor test."
             )
     if len(set(labels)) != len(labels):
-        raise DataError("Two classes have the same name; rename one of them.")
+        raise DataError("label_column: two classes have the same name. Rename one of them.")
     return labels, encoded
 
 
@@ -211,7 +219,7 @@ def _whole(values: list, name: str, row_of: Callable[[int], int]) -> list:
 def _renamed(
     labels: list[str], encoded: dict[str, np.ndarray], class_names: list[str]
 ) -> tuple[list[str], dict[str, np.ndarray]]:
-    """`class_names` for labels that are numbers, or the same names in another order."""
+    """Use `class_names` for classes that are numbers, or reorder the same names."""
     if set(class_names) == set(labels):
         order = np.array([class_names.index(label) for label in labels])
         moved = {}
@@ -222,28 +230,28 @@ def _renamed(
     if len(class_names) == len(labels) and sorted(labels) == sorted(map(str, range(len(labels)))):
         return _renamed([class_names[int(label)] for label in labels], encoded, class_names)
     raise DataError(
-        f"class_names: has {len(class_names)} names ({', '.join(class_names[:5])}), the data set has {len(labels)}"
-        f" classes ({', '.join(labels[:5])}). Name the same classes, or leave it out."
+        f"class_names: must be the {len(labels)} classes of the data set ({', '.join(labels[:5])}), got"
+        f" {len(class_names)} names ({', '.join(class_names[:5])})."
     )
 
 
 def read_class_names(data: DataArguments) -> list[str] | None:
-    """`class_names` of the recipe, read from its file where one is named."""
+    """Return `class_names` of the recipe, or the lines of its text file."""
     if data.class_names is None:
         return None
     names = list(data.class_names)
     if len(names) == 1:
         file = expand_user(names[0])
         if not file.is_file():
-            raise DataError(f"class_names: there is no file {names[0]}. Give two names or more, or a text file.")
+            raise DataError(f"class_names: must be two or more names, or a text file, got {names[0]}.")
         try:
             lines = file.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"class_names: {names[0]} cannot be read ({one_line(error)}).") from None
+            raise DataError(f"class_names: cannot read {names[0]} ({one_line(error)}).") from None
         names = [line.strip() for line in lines if line.strip()]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise DataError(f"class_names: '{twice}' is in it twice. Each class needs a name of its own.")
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated is not None:
+        raise DataError(f"class_names: must be distinct, got '{repeated}' more than once.")
     return names
 
 

@@ -31,18 +31,18 @@ from hfvit.recipe.arguments import DEFAULT_TEST_SPLIT, MULTI_LABEL, SINGLE_LABEL
 from hfvit.utils.hub_ids import folder_or_hub_id, is_local
 
 FEW_VALIDATION_IMAGES = 30
-HELD_OUT = " held out"  # end of the source of a split that was held out of another
+HELD_OUT = " held out"  # suffix of `source` of a held-out split
 
 logger = logging.getLogger(__name__)
 
 
 def find_image_column(features: datasets.Features) -> str:
-    """The one column of type `Image`; `DataError` when there is none or more than one."""
+    """Return the only column of type `Image`; raise `DataError` for none or several."""
     found = [name for name, feature in features.items() if isinstance(feature, Image)]
     if len(found) == 1:
         return found[0]
-    what = f"several image columns ({', '.join(found)})" if found else f"no image column among {', '.join(features)}"
-    raise DataError(f"image_column: the data set has {what}; name the one to use.")
+    problem = f"several image columns ({', '.join(found)})" if found else f"no image column ({', '.join(features)})"
+    raise DataError(f"image_column: the data set has {problem}. Pass the one to use.")
 
 
 def find_label_column(features: datasets.Features) -> str:
@@ -113,9 +113,10 @@ def _only_flags(split: Dataset | IterableDataset, others: tuple[str | None, ...]
 
 
 def check_image_column(split: Dataset | IterableDataset, name: str, column: str) -> None:
+    """Raise `DataError` if the split `name` has no image column `column`."""
     check_column(split, name, "image_column", column)
     if not isinstance(split.features[column], Image):
-        raise DataError(f"image_column: column '{column}' of split '{name}' does not hold images.")
+        raise DataError(f"image_column: column '{column}' of split '{name}' must have images.")
 
 
 def check_columns(
@@ -153,7 +154,7 @@ def _check_text_column(split: Dataset, name: str, column: str, labels: SingleLab
 
 
 def undecoded(split: Dataset, image_column: str, text_column: str | None = None) -> Dataset:
-    """Columns `image` (undecoded bytes), `row` (in the data set's split) and, of a `text_column`, `text` only."""
+    """Keep only the columns `image` (undecoded), `row` (original index) and `text` (from `text_column`)."""
     names = {image_column: "image"} | ({text_column: "text"} if text_column else {})
     table = split.select_columns(list(names)).cast_column(image_column, Image(decode=False))
     changed = {old: new for old, new in names.items() if old != new}
@@ -174,10 +175,15 @@ DIGITS = "digits"
 
 @dataclass
 class ImageSplits:
-    """The three splits of one data set, in one label order.
+    """The splits of a data set, with the same class indices.
 
-    `sources` names the data set's split behind each role, and `whole` is that split before anything was held out. A
-    streamed train split (stream_source.py) is in neither: it is nowhere as a whole.
+    Attributes:
+        train: training split.
+        validation: split that selects the checkpoint.
+        test: split that is evaluated once, None without one.
+        sources: name of the original split of each role, except for a stream.
+        whole: complete original split of each role, before images are held out, except for a stream.
+        facts: description of the data set for run.json.
     """
 
     train: Dataset | IterableDataset
@@ -195,6 +201,7 @@ class ImageSplits:
 
     @property
     def image_column(self) -> str:
+        """Column of the images."""
         return self.facts["image_column"]
 
     @property
@@ -210,7 +217,7 @@ class ImageSplits:
         return {"train": self.train, "validation": self.validation, "test": self.test}[role]
 
     def describe(self) -> str:
-        """One line for the log: which columns were taken, and how many images each split has."""
+        """Return a line with the columns and the number of images of each split."""
         sizes = ", ".join(
             f"{name} {'?' if facts['rows'] is None else format(facts['rows'], ',')}"
             for name, facts in self.facts["splits"].items()
@@ -222,18 +229,21 @@ class ImageSplits:
 
 
 def load_whole_splits(data: DataArguments, seed: int = 42, local: LocalData | None = None) -> ImageSplits:
-    """Load and check the splits of a data set, the training split included.
+    """Load and check all splits of a data set completely.
 
-    The test split selects nothing. Without `validation_split` a split of that name is used, or `validation_fraction`
-    of train is held out, stratified by class. Of local images without splits, `test_fraction` is held out, too.
+    Without `validation_split`, a split with a usual name is used, or `validation_fraction` of the training split is
+    held out, stratified by class. For local images without splits, `test_fraction` is held out, too.
 
     Args:
-        data: the data set, its columns, its splits and their limits.
-        seed: of the rows that are held out, and of those that the limits choose.
-        local: the data set, if it is local files and already open.
+        data: data options of the recipe.
+        seed: seed of held-out images, and of the images that `max_*_samples` selects.
+        local: local data set, if already open.
+
+    Returns:
+        The splits.
 
     Raises:
-        DataError: for anything a training could not use.
+        DataError: the data set cannot be used for training.
     """
     local = local or open_source(data)
     loaded = {"train": load_split(data, data.train_split, "train_split", local)}
@@ -296,18 +306,24 @@ def load_whole_splits(data: DataArguments, seed: int = 42, local: LocalData | No
 
 
 def open_source(data: DataArguments) -> LocalData | None:
-    """The data set as local files; None for the digits and for what `datasets` loads itself."""
+    """Open a local data set; return None for digits and for data sets that `datasets` loads."""
     return None if data.dataset_name == DIGITS else open_local(data)
 
 
 def choose_splits(data: DataArguments, available: Sequence[str], local: LocalData | None = None) -> dict[str, str]:
-    """The split of each role: those that the recipe names, and usual ones that are there.
+    """Choose the splits for training, validation and test.
 
     Args:
-        data: names of splits, None where a validation split may be found, `DEFAULT_TEST_SPLIT` where a test split may
-            be missing.
-        available: names of the data set's splits; empty where they are not known.
-        local: the data set, if it is local files, where `val` names `validation`.
+        data: data options of the recipe. Without `validation_split`, a split with a usual name is used; the default
+            `test_split` may be missing.
+        available: names of the splits, empty if unknown.
+        local: local data set, whose `validation` can be called `val`.
+
+    Returns:
+        The name of the split by role.
+
+    Raises:
+        DataError: there are several validation splits.
     """
     resolve = local.resolve if local else str
     names = {"train": resolve(data.train_split)}
@@ -318,7 +334,7 @@ def choose_splits(data: DataArguments, available: Sequence[str], local: LocalDat
     else:
         usual = [name for name in available if canonical_split(name) == "validation" and name not in bases]
         if len(usual) > 1:
-            raise DataError(f"validation_split: there are several ({', '.join(usual)}). Name one.")
+            raise DataError(f"validation_split: there are several ({', '.join(usual)}). Pass one.")
         if usual:
             names["validation"] = usual[0]
             logger.info("validation: split '%s' of the data set; validation_fraction is not used", usual[0])
@@ -335,12 +351,12 @@ def choose_splits(data: DataArguments, available: Sequence[str], local: LocalDat
 
 
 def split_names(train: Dataset, data: DataArguments, local: LocalData | None) -> list[str]:
-    """Names of all splits of the data set.
+    """Return the names of all splits of the data set.
 
     Args:
-        train: the split that was loaded.
-        data: the data set.
-        local: the data set, if it is local files.
+        train: training split.
+        data: data options of the recipe.
+        local: local data set. Default: loaded by `datasets`.
     """
     if data.dataset_name == DIGITS:
         return list(digits())
@@ -354,11 +370,11 @@ def _lengths(split: Dataset, local: LocalData | None) -> dict[str, int]:
 
 
 def _check_overlap(names: Mapping[str, str], lengths: Mapping[str, Mapping[str, int]]) -> None:
-    """Raise `DataError` when two roles have rows of the data set in common.
+    """Raise `DataError` if two splits overlap.
 
     Args:
-        names: split or slice of each role.
-        lengths: rows of the data set's splits, by role.
+        names: split or slice by role.
+        lengths: number of rows by role and original split.
     """
     ranges: dict[str, list] = {}
     for role, name in names.items():
@@ -376,7 +392,7 @@ def _check_overlap(names: Mapping[str, str], lengths: Mapping[str, Mapping[str, 
             if common:
                 raise DataError(
                     f"{role}_split: '{names[role]}' has {common:,} images in common with {other}_split"
-                    f" '{names[other]}'. Name slices that do not overlap, such as train[:90%] and train[90%:]."
+                    f" '{names[other]}'. Pass slices that do not overlap, such as train[:90%] and train[90%:]."
                 )
 
 
@@ -405,17 +421,23 @@ def _drop_unlabeled(
 
 
 def _left_out(local: LocalData | None, name: str) -> dict[str, int]:
-    """Files left out of a split by reason."""
+    """Return the number of files that are left out of a split, by reason."""
     return local.left_out.counts(local.resolve(name).split("[")[0]) if local else {}
 
 
 def skip_bad_images(split: Dataset, name: str, left_out: dict[str, int]) -> Dataset:
-    """`split` without the images that cannot be decoded, which are logged and counted.
+    """Remove the images that cannot be decoded, and log them.
 
     Args:
         split: columns `image` (undecoded) and `row`.
-        name: of the split.
-        left_out: gets their number.
+        name: name of the split.
+        left_out: number of left out files by reason; the number of removed images is added.
+
+    Returns:
+        The split without these images.
+
+    Raises:
+        DataError: no image can be decoded.
     """
     bad = unreadable_rows(split, name)
     if not bad:
@@ -476,7 +498,7 @@ def _hold_out_splits(
 
 
 def warn_about_sizes(splits: ImageSplits) -> None:
-    """Warn of few validation images, and of classes without training or validation images."""
+    """Warn about few validation images and about classes without images."""
     labels = splits.labels
     counts = {role: class_counts(targets_of(splits[role]), len(labels)) for role in splits.sources}
     if "train" in counts:
@@ -538,16 +560,19 @@ def data_facts(
 
 
 def load_split(data: DataArguments, split: str, option: str = "split", local: LocalData | None = None) -> Dataset:
-    """Load one split of a data set, with undecoded images where they are in files.
+    """Load one split of a data set.
 
     Args:
-        data: the data set; its own names of splits are not used.
-        split: a split, a slice or a sum of them.
-        option: that names it, for messages.
-        local: the data set, if it is local files and already open.
+        data: data options of the recipe, whose splits are ignored.
+        split: split, slice, or sum of them, as in `datasets.load_dataset`.
+        option: option with the split, for messages.
+        local: local data set, if already open.
+
+    Returns:
+        The rows of the split; images in files are not decoded.
 
     Raises:
-        DataError: there is no such split, or nothing in it.
+        DataError: the split does not exist, is empty or cannot be loaded.
     """
     name = data.dataset_name
     if name == DIGITS:
@@ -561,27 +586,33 @@ def load_split(data: DataArguments, split: str, option: str = "split", local: Lo
     origin = folder_or_hub_id(name, DataError, "dataset_name")
     check_cards(origin, data.allow_outside_paths, data.dataset_revision)
     try:
-        # Parquet, JSON, CSV, imagefolder and the like: datasets 5 runs no code of a data set.
+        # datasets 5 does not run code of a data set.
         dataset = datasets.load_dataset(origin, data.dataset_config_name, split=split, revision=data.dataset_revision)
     except Exception as error:
         raise why_not_loaded(data, split, error, option) from error
     if not isinstance(dataset, Dataset):
-        raise DataError(f"{option}: split '{split}' of {name} is not one table; name a single split.")
+        raise DataError(f"{option}: must be one split, got '{split}' of {name}.")
     if len(dataset) == 0:
         raise DataError(f"{option}: split '{split}' of {name} is empty.")
     return images_of_rows(dataset, data, split)
 
 
 def images_of_rows(dataset: Dataset, data: DataArguments, split: str) -> Dataset:
-    """A split that `datasets` loaded, with an image column of bytes as images; paths in rows are refused.
+    """Convert an image column of bytes to images, and check that rows have no paths.
 
     Args:
-        dataset: of `datasets.load_dataset`.
+        dataset: result of `datasets.load_dataset`.
         data: `image_column` and `allow_outside_paths`.
-        split: for messages.
+        split: name of the split, for messages.
+
+    Returns:
+        The converted rows.
+
+    Raises:
+        DataError: a row has a path.
     """
     if is_folder_builder(dataset.builder_name):
-        return dataset  # its paths are those of files that datasets found itself
+        return dataset  # datasets found the files itself
     found = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
     column = data.image_column or (found[0] if len(found) == 1 else None)
     if column is None:
@@ -591,29 +622,29 @@ def images_of_rows(dataset: Dataset, data: DataArguments, split: str) -> Dataset
 
 
 def is_folder_builder(name: str | None) -> bool:
-    """Whether a builder of `datasets` finds files itself, so that its paths are not those of rows."""
-    return name == "imagefolder"  # and not webdataset, whose members may have the name of any file
+    """Whether a builder of `datasets` finds the image files itself, so that their paths are safe."""
+    return name == "imagefolder"  # not webdataset, whose archives may contain any path
 
 
 def dataset_commit(files: Iterable[str]) -> str | None:
-    """The commit of a data set on the Hub, which the folder of its cached files is named by; None for any other."""
+    """Return the Hub commit in the paths of cached files, None without one."""
     found = (re.search(r"[/\\]([0-9a-f]{40})(?:[/\\]|$)", file) for file in files)
     return next((match[1] for match in found if match), None)
 
 
 def why_not_loaded(data: DataArguments, split: str, error: Exception, option: str = "split") -> DataError:
-    """The error for a split that `datasets` could not load, with the cause that it wraps.
+    """Create the error for a split that `datasets` cannot load.
 
     Args:
-        data: the data set.
-        split: that was asked for.
-        error: of `datasets`.
-        option: that names the split.
+        data: data options of the recipe.
+        split: split that cannot be loaded.
+        error: exception of `datasets`.
+        option: option with the split.
     """
     name = data.dataset_name
     cause = root_cause(error)
     reason = one_line(error)
-    if "corresponds to no data" in reason:  # what datasets says of an empty slice or table
+    if "corresponds to no data" in reason:  # message of datasets for an empty slice or table
         return DataError(f"{option}: split '{split}' of {name} is empty.")
     try:
         available = datasets.get_dataset_split_names(name, data.dataset_config_name)
@@ -624,15 +655,15 @@ def why_not_loaded(data: DataArguments, split: str, error: Exception, option: st
         return no_split_error(option, name, split, available)
     folders = [path.name for path in Path().iterdir() if path.is_dir()] if "/" not in name else []
     hint = nearest(name, folders)
-    there = "" if is_local(name) else f"there is no folder {name} here, and "
+    no_folder = "" if is_local(name) else f"no local folder {name}, and "
     return DataError(
-        f"dataset_name: {there}split '{split}' of {name} cannot be loaded ({type(cause).__name__}: {one_line(cause)})."
-        f"{hint}"
+        f"dataset_name: {no_folder}split '{split}' of {name} cannot be loaded ({type(cause).__name__}:"
+        f" {one_line(cause)}).{hint}"
     )
 
 
 def digits() -> dict[str, Dataset]:
-    """scikit-learn's 1,797 real 8x8 grayscale digits as a train (80 %) and a test (20 %, stratified) split."""
+    """Load scikit-learn's 1,797 grayscale digits (8x8) as splits train (80 %) and test (20 %)."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -649,6 +680,16 @@ def digits() -> dict[str, Dataset]:
 
 
 def at_most(split: Dataset, limit: int | None, seed: int) -> Dataset:
+    """Select a random subset of a split.
+
+    Args:
+        split: split to reduce.
+        limit: largest number of rows, None for no limit.
+        seed: seed of the choice.
+
+    Returns:
+        The rows in their original order.
+    """
     if limit is None or limit >= len(split):
         return split
     rows = np.random.default_rng(seed).permutation(len(split))[:limit]

@@ -37,15 +37,18 @@ from hfvit.utils.hub_ids import folder_or_hub_id
 def stream_splits(
     data: DataArguments, seed: int = 42, check_length: Callable[[int | None], None] = lambda images: None
 ) -> ImageSplits:
-    """Open the training split as a stream of columns `image` (undecoded) and `label`, and load the other splits.
+    """Open the training split as a stream with the columns `image` and `label`, and load the other splits.
 
     Args:
-        data: the data set, its columns, its splits and their limits.
-        seed: of the rows that `max_eval_samples` chooses.
-        check_length: called with the number of training images, None where it is unknown, before any file is read.
+        data: data options of the recipe.
+        seed: seed of the images that `max_eval_samples` selects.
+        check_length: function to call with the number of training images, or None if unknown, before files are read.
+
+    Returns:
+        The splits.
 
     Raises:
-        DataError: for anything a training could not use, as far as that is known without reading the stream.
+        DataError: the data set cannot be used for training, as far as known without reading the stream.
     """
     source = _open(data)
     names = choose_splits(data, source.names(), source.local)
@@ -63,9 +66,9 @@ def stream_splits(
     class_names = read_class_names(data)
     if not isinstance(class_label, ClassLabel) and class_names is None:
         raise DataError(
-            f"label_column: column '{label_column}' of split '{data.train_split}' holds {class_label.dtype} without"
-            " the names of its classes, which a stream would have to be read through to find; give class_names,"
-            " declare it as a ClassLabel in the data set's card (dataset_info: features), or set streaming to false."
+            f"label_column: class names are unknown before the stream is read, since column '{label_column}' of split"
+            f" '{data.train_split}' is {class_label.dtype}. Pass class_names, declare a ClassLabel in the card of the"
+            " data set (dataset_info: features), or set streaming to false."
         )
     images = source.length(names["train"], data.max_train_samples)
     check_length(images)
@@ -93,7 +96,7 @@ def stream_splits(
 
 @dataclass
 class _Source:
-    """A data set that is streamed: local files, or what a builder of `datasets` reads."""
+    """A data set to stream, from local files or a builder of `datasets`."""
 
     data: DataArguments
     local: LocalData | None = None
@@ -101,16 +104,18 @@ class _Source:
 
     @property
     def fingerprint(self) -> str:
+        """Fingerprint of the training files."""
         if self.local:
             return fingerprint(self.local.splits[self.local.resolve(self.data.train_split)].files)
         return self.builder.hash
 
     @property
     def commit(self) -> str | None:
+        """Commit of a data set on the Hub."""
         return None if self.local else dataset_commit([self.builder.cache_dir])
 
     def names(self) -> list[str]:
-        """Names of the splits, as far as they are known."""
+        """Return the names of the splits."""
         return list(self.local.splits) if self.local else list(self._streams())
 
     def _streams(self) -> dict[str, IterableDataset]:
@@ -120,7 +125,15 @@ class _Source:
             raise why_not_loaded(self.data, self.data.train_split, error, "train_split") from error
 
     def stream(self, split: str, option: str) -> IterableDataset:
-        """The split as a stream with undecoded images; `DataError` when there is none, or its columns are unknown."""
+        """Stream a split with undecoded images.
+
+        Args:
+            split: name of the split.
+            option: option with the split, for messages.
+
+        Raises:
+            DataError: the split does not exist, or its columns are unknown.
+        """
         if self.local:
             if split not in self.local.splits:
                 raise no_split_error(option, self.local.name, split, self.local.splits)
@@ -132,8 +145,8 @@ class _Source:
             stream = streams[split]
         if stream.features is None:
             raise DataError(
-                f"Split '{split}': what its columns hold is not known before it is read; declare them in the data"
-                " set's card (dataset_info: features), or set streaming to false."
+                f"streaming: the columns of split '{split}' are unknown before it is read. Declare them in the card of"
+                " the data set (dataset_info: features), or set streaming to false."
             )
         if self.local or is_folder_builder(self.builder.name):
             return stream
@@ -144,9 +157,9 @@ class _Source:
         return stream_images(stream, column, split, None, self.data.allow_outside_paths)
 
     def length(self, split: str, limit: int | None) -> int | None:
-        """Images of the split as far as they are known without reading it.
+        """Return the number of images of a split, None if unknown before reading.
 
-        A limit alone is a length only if the split is known to reach it.
+        A limit without a known number does not count, since the split may be smaller.
         """
         if self.local:
             rows = self.local.splits[split].rows
@@ -154,7 +167,13 @@ class _Source:
         return _known_length(self.builder, split, limit)
 
     def load(self, split: str, stream: IterableDataset, option: str) -> Dataset:
-        """A whole split, of which `stream` is the stream."""
+        """Load a complete split.
+
+        Args:
+            split: name of the split.
+            stream: stream of the split.
+            option: option with the split, for messages.
+        """
         if self.local:
             return self.local.load(split, option)
         return _written(self.builder, self.data, stream, split, option)
@@ -163,7 +182,7 @@ class _Source:
 def _open(data: DataArguments) -> _Source:
     name = data.dataset_name
     if name == DIGITS:
-        raise RecipeError(f"streaming: '{DIGITS}' comes with scikit-learn and fits in memory; leave streaming out.")
+        raise RecipeError(f"streaming: not available with '{DIGITS}'. Omit it.")
     local = open_local(data)
     if local:
         return _Source(data, local=local)
@@ -177,7 +196,7 @@ def _open(data: DataArguments) -> _Source:
 
 
 def _known_length(builder: DatasetBuilder, split: str, limit: int | None) -> int | None:
-    """Images of the split by the data set's card. A limit alone is a length only if the split is known to reach it."""
+    """Return the number of images of a split in the card of the data set, at most `limit`."""
     info = (builder.info.splits or {}).get(split)
     if info is None or not info.num_examples:
         return None
@@ -220,14 +239,14 @@ def _to_index(example: dict[str, Any], label: str, index_of: dict) -> dict[str, 
 def _written(
     builder: DatasetBuilder, data: DataArguments, stream: IterableDataset, split: str, option: str
 ) -> Dataset:
-    """The whole split, written to the cache at the first call; `builder.hash` changes with the files behind it.
+    """Load a complete split from a stream, through the cache of `datasets`.
 
     Args:
-        builder: of the data set.
-        data: the data set.
-        stream: the split.
-        split: its name.
-        option: that names it.
+        builder: builder of the data set; its hash changes with the files.
+        data: data options of the recipe.
+        stream: stream of the split.
+        split: name of the split.
+        option: option with the split, for messages.
     """
     features = datasets.Features(stream.features)
     images = [column for column, feature in features.items() if isinstance(feature, Image)]
@@ -252,7 +271,7 @@ def _written(
 
 
 def with_bytes(encoded: dict[str, Any] | None) -> dict[str, Any] | None:
-    """An undecoded image with its bytes, where its path is on the Hub or in an archive, which Pillow cannot open."""
+    """Read the bytes of an undecoded image whose path is on the Hub or in an archive."""
     if encoded is None or encoded.get("bytes") is not None or not encoded.get("path"):
         return encoded
     if is_local_path(encoded["path"]):
