@@ -27,6 +27,8 @@ TEXT_KEYS = {
     "dataset_config_name": "configuration of the data set",
     "dataset_revision": "branch, tag or commit on the Hub",
     "image_column": "column of the images [by type or name]",
+    "problem_type": "single_label_classification or multi_label_classification [by the labels]",
+    "label_separator": "character between the labels of an image, such as '|'",
     "train_split": "split to train on [train]",
     "validation_split": "split that selects the checkpoint [validation, or held out of train]",
     "test_split": "split to evaluate once; none: no test split [test, or held out of train]",

@@ -97,7 +97,13 @@ def asymmetric_loss(
 
 
 def soft_binary_distillation(logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Compute soft distillation of each label, as `soft_distillation` of two classes."""
+    """Compute soft distillation of each label, as `soft_distillation` of two classes.
+
+    Args:
+        logits: logits of the student (batch, classes).
+        teacher_logits: logits of the teacher (batch, classes).
+        temperature: divisor of both logits.
+    """
     student = logits.float() / temperature
     teacher = torch.sigmoid(teacher_logits.float() / temperature)
     entropy = F.binary_cross_entropy(teacher, teacher)

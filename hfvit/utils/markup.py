@@ -77,7 +77,8 @@ def _printable_value(value: Any) -> Any:
 def markdown_environment(folder: Path, **options: Any) -> Environment:
     """Create an environment for Markdown templates that escapes all values.
 
-    Values are escaped with `markdown`, or the filters `code`, `fenced`, `yaml` and `address`; `safe` is for text of the template.
+    Values are escaped with `markdown`, or the filters `code`, `fenced`, `yaml` and `address`; `safe` is for text of
+    the template.
 
     Args:
         folder: folder of the templates.
