@@ -88,7 +88,7 @@ def find_labels(
     several = len(columns) > 1 or list_item(split.features.get(columns[0])) is not None
     if several and problem_type == SINGLE_LABEL:
         raise DataError(
-            f"label_column: '{columns[0]}' holds several labels an image, which problem_type={SINGLE_LABEL} does not"
+            f"label_column: '{columns[0]}' has several labels per image, which problem_type={SINGLE_LABEL} does not"
             " allow. Leave problem_type out."
         )
     if several or problem_type == MULTI_LABEL or separator:

@@ -58,7 +58,7 @@ def stream_splits(
     image_column = data.image_column or find_image_column(train.features)
     kind = find_labels(train, data, image_column)
     if not isinstance(kind, SingleLabel):
-        raise DataError("streaming: not available with several labels an image. Set streaming to false.")
+        raise DataError("streaming: not available with several labels per image. Set streaming to false.")
     label_column = kind.name
     for role, stream in streams.items():
         check_columns(stream, names[role], image_column, kind)

@@ -376,8 +376,8 @@ class TrainerArguments:
     )
     metric_for_best_model: str | None = _field(
         "accuracy",
-        f"Validation metric that selects the best checkpoint: {', '.join(SCALAR_METRICS)}. With several labels an"
-        f" image: {', '.join(MULTI_LABEL_METRICS)} (map instead of accuracy).",
+        f"Validation metric that selects the best checkpoint: {', '.join(SCALAR_METRICS)}. With several labels"
+        f" per image: {', '.join(MULTI_LABEL_METRICS)} (map instead of accuracy).",
     )
     load_best_model_at_end: bool = _field(True, "End with the weights of the best checkpoint, not the last one.")
     logging_steps: float = _field(500, "Optimizer steps between logged losses; below 1 a fraction of the run.")
