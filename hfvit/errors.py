@@ -28,7 +28,7 @@ EXIT_CODES = {
 
 
 class HFViTError(Exception):
-    """An error that a command-line user can fix.
+    """Error that a command-line user can fix.
 
     Messages: `<option>: <what is wrong>, got <value>. <what to do>.`
     """

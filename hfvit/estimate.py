@@ -207,7 +207,7 @@ def estimate(recipe: Recipe) -> str:
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     lines = [
         f"model      {config.architecture}, {config.image_size[0]} px,"
-        f" {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M weights ({trained / 1e6:.1f} M trained),"
+        f" {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters ({trained / 1e6:.1f} M trained),"
         f" {config.num_labels:,} classes assumed",
         f"step       {batch} images at once, accumulated {args.gradient_accumulation_steps} times, {args.world_size}"
         f" process(es); precision {precision}, activation checkpointing {'on' if checkpointing else 'off'}",

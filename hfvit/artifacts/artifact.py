@@ -20,7 +20,7 @@ _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
 
 @dataclass
 class Artifact:
-    """A classifier on disk or on the Hub.
+    """Classifier on disk or on the Hub.
 
     Attributes:
         source: folder or Hub id of the weights, or of the configuration of `file`.
@@ -32,22 +32,22 @@ class Artifact:
 
     @property
     def is_checkpoint(self) -> bool:
-        """Whether it is a checkpoint with PyTorch weights."""
+        """Return whether it is a checkpoint with PyTorch weights."""
         return self.file is None
 
     @property
     def is_engine(self) -> bool:
-        """Whether it is a TensorRT engine."""
+        """Return whether it is a TensorRT engine."""
         return self.file is not None and self.file.suffix in ENGINE_SUFFIXES
 
     @property
     def is_graph(self) -> bool:
-        """Whether it is an ONNX file."""
+        """Return whether it is an ONNX file."""
         return self.file is not None and not self.is_engine
 
     @property
     def folder(self) -> Path | None:
-        """Folder of the artifact, None on the Hub."""
+        """Return the folder of the artifact, None on the Hub."""
         if self.file:
             return self.file.parent
         return Path(self.source) if Path(self.source).is_dir() else None

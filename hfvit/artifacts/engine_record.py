@@ -39,7 +39,7 @@ class Profile(Record):
 
     @property
     def batches(self) -> tuple[int, int, int]:
-        """Smallest, optimal and largest batch size."""
+        """Return the smallest, optimal and largest batch size."""
         return self.min[0], self.opt[0], self.max[0]
 
 
@@ -66,7 +66,7 @@ class BuildOptions(Record):
 
 @dataclass(kw_only=True)
 class SourceGraph(Record):
-    """The ONNX file that an engine was built from, and its measurements."""
+    """ONNX file that an engine was built from, and its measurements."""
 
     name: str
     sha256: str

@@ -132,7 +132,7 @@ def file_digest(path: Path) -> dict:
 
 @dataclass
 class ExportRow:
-    """An exported file in the tables of model card and report; empty if not measured."""
+    """Exported file in the tables of model card and report; empty if not measured."""
 
     name: str
     file: str

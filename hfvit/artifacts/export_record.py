@@ -13,7 +13,7 @@ from hfvit.utils.files import wrap_write_errors
 
 @dataclass(kw_only=True)
 class TensorInfo(Record):
-    """An input or output; a dynamic axis is a name in ONNX and -1 in an engine."""
+    """Input or output; a dynamic axis is a name in ONNX and -1 in an engine."""
 
     name: str
     type: str
@@ -59,7 +59,7 @@ class CalibrationData(Record):
 
 @dataclass(kw_only=True)
 class ExportedFile(Record):
-    """One ONNX file; `quantization` is the result of `quantize_onnx`."""
+    """ONNX file; `quantization` is the result of `quantize_onnx`."""
 
     sha256: str
     bytes: int

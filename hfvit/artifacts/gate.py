@@ -12,7 +12,7 @@ MAX_DIGITS = 9
 
 @dataclass(kw_only=True)
 class Hardware(Record):
-    """The machine of a run or a validation, without its host name."""
+    """Machine of a run or a validation, without its host name."""
 
     processor: str
     cores: int
@@ -84,14 +84,14 @@ class ArtifactResult(Record):
 
     @property
     def score(self) -> Score:
-        """What the artifact is held to the reference by."""
+        """Return the score that is compared with the reference."""
         if self.accuracy is not None:
             return Score("accuracy", "accuracy", self.accuracy, self.accuracy_interval)
         return Score("micro_f1", "micro F1", self.micro_f1, self.micro_f1_interval)
 
     @property
     def title(self) -> str:
-        """The artifact with its changes, for tables and messages."""
+        """Return the artifact with its changes, for tables and messages."""
         changes = [f"{key}={getattr(self, key)}" for key in CHANGES if getattr(self, key) is not None]
         return " ".join([self.artifact, *changes])
 
@@ -110,7 +110,7 @@ class Conditions(Record):
 
 @dataclass(kw_only=True)
 class Gate(Conditions):
-    """A complete comparison, in run.json; the first artifact is the reference."""
+    """Complete comparison, in run.json; the first artifact is the reference."""
 
     passed: bool
     artifacts: list[ArtifactResult]
@@ -133,7 +133,7 @@ class Gate(Conditions):
 
 @dataclass(kw_only=True)
 class ArtifactGate(ArtifactResult, Conditions):
-    """The result of one artifact, in export.json and engine.json."""
+    """Result of one artifact, in export.json and engine.json."""
 
     passed: bool
     reference: ArtifactResult | None = field(default=None, metadata=OPTIONAL)

@@ -32,7 +32,7 @@ MAX_VALUE_LENGTH = 60  # characters of a value in a message
 
 
 class FieldError(ValueError):
-    """A field of a JSON object is missing or has a wrong type.
+    """Error for a field of a JSON object that is missing or has a wrong type.
 
     Args:
         path: path of the field, such as `data.labels[0]`.
@@ -56,7 +56,7 @@ class FieldError(ValueError):
 
 @dataclass(kw_only=True)
 class Record:
-    """A JSON object whose keys and types are those of the dataclass's fields.
+    """JSON object whose keys and types are those of the dataclass's fields.
 
     Fields without a default are required. Null is accepted only if the type includes None. Unknown keys are kept in
     `extra`, so that writing a file again loses nothing.
@@ -114,7 +114,7 @@ class Record:
 
 @dataclass(kw_only=True)
 class FileRecord(Record):
-    """A record in a file of its own, with a `schema_version`.
+    """Record in a file of its own, with a `schema_version`.
 
     Files of version 0.1 have no `schema_version`; `migrate` converts them.
     """
@@ -175,7 +175,7 @@ class FileRecord(Record):
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a finite number that can be plotted."""
+    """Return whether a value is a finite number that can be plotted."""
     return isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST
 
 

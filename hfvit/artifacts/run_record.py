@@ -76,12 +76,12 @@ class RunRecord(FileRecord):
 
     @property
     def role(self) -> str:
-        """The split of the main results: test if there is one, else validation."""
+        """Return the split of the main results, test if there is one, else validation."""
         return "test" if "test" in self.metrics else "validation"
 
     @property
     def result(self) -> Any:
-        """`SplitMetrics` or `MultiLabelMetrics` of the split `role`."""
+        """Return `SplitMetrics` or `MultiLabelMetrics` of the split `role`."""
         return self.metrics[self.role]
 
     @classmethod
@@ -285,7 +285,7 @@ def read_examples(output_dir: str | Path, examples: ExampleImages | None) -> dic
 
 
 def _has_layout(array: np.ndarray, name: str, count: int) -> bool:
-    """Whether an array of examples.npz is what `write_examples` wrote of `count` images."""
+    """Return whether an array of examples.npz has the layout of `count` images."""
     if name == "attention_maps":
         return array.dtype.kind == "f" and array.ndim == 3 and len(array) == count and array.size > 0
     return array.dtype == np.uint8 and array.ndim == 4 and array.shape[::3] == (count, 3) and array.size > 0

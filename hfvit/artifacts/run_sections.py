@@ -22,7 +22,7 @@ class TextModel(Record):
 
 @dataclass(kw_only=True)
 class Model(Record):
-    """The model.
+    """Architecture and size of the model.
 
     `is_local` is whether `base_model` was a local folder, None if that was not recorded.
     """
@@ -40,7 +40,7 @@ class Model(Record):
 
 @dataclass(kw_only=True)
 class Split(Record):
-    """One split.
+    """Source and size of one split.
 
     `source` is the split of the data set, `rows` its number of images (None for a stream of unknown length),
     `held_out` the fraction of the source that was held out for it, `left_out` the number of files by reason.
@@ -79,7 +79,7 @@ class Data(Record):
 
     @property
     def commit(self) -> str | None:
-        """The commit that was loaded, or the revision in the recipe if it is unknown."""
+        """Return the commit that was loaded, or the recipe's revision if it is unknown."""
         return self.dataset_commit or self.dataset_revision
 
 
@@ -94,7 +94,7 @@ class Seeds(Record):
 
 @dataclass(kw_only=True)
 class CalibrationBin(Record):
-    """One bin of the reliability diagram: mean confidence, accuracy, number of images."""
+    """Bin of the reliability diagram: mean confidence, accuracy, number of images."""
 
     confidence: Share
     accuracy: Share
@@ -114,9 +114,10 @@ class ClassMetrics(Record):
 
 @dataclass(kw_only=True)
 class ConfusionMatrix(Record):
-    """Nonzero cells of a confusion matrix: class indices `true` and `predicted`, and `counts`.
+    """Nonzero cells of a confusion matrix.
 
-    The dense matrix of version 0.1 can be read, too.
+    `true` and `predicted` are class indices, `counts` the numbers of images. The dense matrix of
+    version 0.1 can be read, too.
     """
 
     classes: Count
@@ -165,7 +166,7 @@ def _sparse(matrix: list) -> dict[str, Any]:
 
 
 class Score(NamedTuple):
-    """The metric that a split is judged by, with its 95 % interval; `key` is its name in logs."""
+    """Main metric of a split with its 95 % interval; `key` is its name in logs."""
 
     key: str
     name: str
@@ -201,11 +202,11 @@ class SplitMetrics(Record):
         return Score("accuracy", "accuracy", self.accuracy, self.accuracy_interval)
 
     def index_entries(self) -> list[tuple[str, str, float]]:
-        """Type, name and value of the metrics in a model card's `model-index`."""
+        """Return type, name and value of the metrics in a model card's `model-index`."""
         return [("accuracy", "Accuracy", self.accuracy), ("f1", "Macro F1", self.macro_f1)]
 
     def columns(self) -> dict[str, str]:
-        """The figures of a table, by their headings."""
+        """Return the cells of a table row by column heading."""
         return {
             "images": f"{self.images:,}",
             "accuracy": f"{self.accuracy:.2%}",
@@ -219,9 +220,10 @@ class SplitMetrics(Record):
 
 @dataclass(kw_only=True)
 class LabelMetrics(Record):
-    """Metrics of one label of several; `average_precision` is None where no image has it.
+    """Metrics of one class of a multi-label classification.
 
-    `curve` holds points of the precision-recall curve, as recall and precision.
+    `average_precision` is None if no image has the label. `curve` has points (recall, precision) of the
+    precision-recall curve.
     """
 
     label: str
@@ -236,9 +238,9 @@ class LabelMetrics(Record):
 
 @dataclass(kw_only=True)
 class MultiLabelMetrics(Record):
-    """Metrics of one split with several labels an image (metrics/multilabel.py).
+    """Multi-label metrics of one split (metrics/multilabel.py).
 
-    Precision, recall, F1 and `exact_match` are of the thresholds in `per_class`.
+    Precision, recall, F1 and `exact_match` are computed with the thresholds in `per_class`.
     """
 
     images: Count
@@ -259,11 +261,11 @@ class MultiLabelMetrics(Record):
         return Score("map", "mAP", self.map, self.map_interval)
 
     def index_entries(self) -> list[tuple[str, str, float]]:
-        """Type, name and value of the metrics in a model card's `model-index`."""
+        """Return type, name and value of the metrics in a model card's `model-index`."""
         return [("map", "mAP", self.map), ("f1", "Micro F1", self.micro_f1), ("f1", "Macro F1", self.macro_f1)]
 
     def columns(self) -> dict[str, str]:
-        """The figures of a table, by their headings."""
+        """Return the cells of a table row by column heading."""
         return {
             "images": f"{self.images:,}",
             "mAP": f"{self.map:.4f}",
@@ -277,7 +279,7 @@ class MultiLabelMetrics(Record):
 
 @dataclass(kw_only=True)
 class Thresholds(Record):
-    """The probability from which on an image has a class, in the order of the logits."""
+    """Probability thresholds of the classes, in the order of the logits."""
 
     values: list[Share]
     fitted_on: str
@@ -286,7 +288,7 @@ class Thresholds(Record):
 
 @dataclass(kw_only=True)
 class Probe(Record):
-    """A linear probe: validation metrics for each C, and the selected C."""
+    """Linear probe: validation metrics for each C, and the selected C."""
 
     features: int
     rows: int
@@ -356,7 +358,7 @@ class Temperature(Record):
 
 @dataclass(kw_only=True)
 class ExampleImage(Record):
-    """One image of examples.npz: row in the split, true and predicted class."""
+    """Image of examples.npz: row in the split, true and predicted class."""
 
     row: int
     true: str

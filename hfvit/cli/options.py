@@ -24,7 +24,7 @@ class CommandParser(argparse.ArgumentParser):
 
     @property
     def option_names(self) -> list[str]:
-        """Options as spelled in the help."""
+        """Return the options as spelled in the help."""
         return [name for action in self._actions for name in action.option_strings]
 
     def refuse(self, words: list[str]) -> NoReturn:

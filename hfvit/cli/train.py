@@ -50,7 +50,7 @@ GROUPS = {
     " activation_checkpointing use_cpu dataloader_num_workers",
     "Hub": "push_to_hub hub_model_id hub_private_repo hub_revision",
     "image and text": "text_encoder text_column text_encoder_revision fusion fusion_layers max_text_length",
-    "several labels an image": "label_separator multi_label_loss",
+    "multi-label": "label_separator multi_label_loss",
     "streaming": "streaming shuffle_buffer_size",
 }
 RARE = "rarely needed"

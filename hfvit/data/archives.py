@@ -26,7 +26,7 @@ ARCHIVE_ERRORS = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFil
 
 
 class Member(NamedTuple):
-    """A regular file in an archive."""
+    """Regular file in an archive."""
 
     name: str
     size: int
@@ -138,7 +138,7 @@ def generate_members(archives: list[str], labels: dict[str, str]) -> Iterator[di
 
 
 def _image(archive: str, member: Member) -> dict[str, Any]:
-    """An undecoded image, with a path that no file can have.
+    """Return an undecoded image, with a path that no file can have.
 
     `datasets` drops the bytes of an image whose path is that of a file, here or in the working folder, and reads the
     file instead (5.2).

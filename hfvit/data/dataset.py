@@ -37,6 +37,16 @@ class ArrayReader:
     rows: np.ndarray
 
     def for_training(self, rows: np.ndarray, seeds: np.ndarray, augmentation: Augmentation) -> dict[str, Any]:
+        """Read images, and sample their augmentation.
+
+        Args:
+            rows: rows of the split `(batch,)`.
+            seeds: seed of each image `(batch,)`.
+            augmentation: augmentation of training images.
+
+        Returns:
+            `images` `(batch, height, width, channels)` in uint8, and `plan` for the augmentation of the batch.
+        """
         images = self.pixels.read(self.rows[rows])
         return {"images": torch.from_numpy(images), "plan": augmentation.sample(seeds, *images.shape[1:3])}
 
@@ -59,6 +69,16 @@ class DecodingReader:
         self.eval_transform = create_transform(**data_config, is_training=False, use_prefetcher=True)
 
     def for_training(self, rows: np.ndarray, seeds: np.ndarray, augmentation: Augmentation) -> dict[str, Any]:
+        """Decode random crops, and sample the other augmentations.
+
+        Args:
+            rows: rows of the split `(batch,)`.
+            seeds: seed of each image `(batch,)`.
+            augmentation: augmentation of training images.
+
+        Returns:
+            The batch of `decoded_crops`.
+        """
         return decoded_crops(self._examples(rows), self.name, seeds, augmentation)
 
     def for_evaluation(self, rows: np.ndarray) -> dict[str, Any]:
@@ -169,7 +189,7 @@ def open_reader(split: Dataset, kept: Dataset, name: str, data_config: dict[str,
 class ImageDataset(torch.utils.data.Dataset):
     """Map-style data set of one split that loads complete batches (`__getitems__`).
 
-    A batch holds `labels`, class indices `(batch,)` or float32 targets `(batch, classes)`; uint8 `images` or `crops`
+    A batch has `labels`, class indices `(batch,)` or float32 targets `(batch, classes)`; uint8 `images` or `crops`
     (see augment.py), for training the drawn `plan`, and with `texts` their tokens.
 
     The index is a row, or `(draw, row)` from `EpochSampler` in training. The augmentation of an image depends only on
@@ -196,12 +216,12 @@ class ImageDataset(torch.utils.data.Dataset):
 
     @property
     def decodes(self) -> bool:
-        """Whether images are decoded when they are read, so that data workers help."""
+        """Return whether reading decodes images, which benefits from data workers."""
         return not isinstance(self.reader, ArrayReader)
 
     @property
     def images(self) -> int:
-        """Number of images, as in `ImageStream`."""
+        """Return the number of images, as `ImageStream` does."""
         return len(self)
 
     def preview(self, count: int) -> dict[str, Any]:
@@ -233,7 +253,7 @@ class ImageDataset(torch.utils.data.Dataset):
 
 
 def collate(batch: dict[str, Any]) -> dict[str, Any]:
-    """Return the batch unchanged, since `ImageDataset` and `ImageStream` load complete batches."""
+    """Return the batch unchanged, since the data sets load complete batches."""
     return batch
 
 
@@ -263,7 +283,7 @@ def check_pixels(pixel_values: torch.Tensor) -> None:
 
 
 def check_labels(labels: np.ndarray, names: list[str]) -> None:
-    """Raise `DataError` when all training images are of one class of several, or have the same labels.
+    """Raise `DataError` if all training images have the same labels.
 
     `labels` are class indices `(images,)`, or 0 and 1 `(images, classes)`.
     """

@@ -146,7 +146,7 @@ def resize_8_bit(image: Image.Image, size: tuple[int, int], interpolation: str) 
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """(height, width) of an image that is open, after its EXIF orientation."""
+    """Return (height, width) of an open image after its EXIF orientation."""
     turned = image.getexif().get(EXIF_ORIENTATION) in (5, 6, 7, 8)
     return (image.width, image.height) if turned else (image.height, image.width)
 

@@ -19,7 +19,7 @@ from hfvit.data.splits import (
     find_image_column,
     find_labels,
     load_whole_splits,
-    standardise,
+    standardize,
 )
 from hfvit.data.stream import ImageStream
 from hfvit.data.stream_splits import stream_splits
@@ -108,7 +108,7 @@ def build_datasets(
 
 
 def build_augmentation(data_config: dict, arguments: AugmentationArguments) -> Augmentation:
-    """Create the augmentation, with image size and interpolation of timm's `data_config`."""
+    """Create the augmentation, with image size and filter of timm's `data_config`."""
     return Augmentation.from_config(
         data_config,
         crop_scale=arguments.crop_scale,
@@ -172,10 +172,10 @@ def image_dataset(
     seed: int = 0,
     transform: Callable | None = None,
 ) -> ImageDataset:
-    """Create a data set for `HFViTTrainer` from a `datasets.Dataset` with images and labels.
+    """Create a data set for `HFViTTrainer` from a `datasets.Dataset`.
 
     Args:
-        dataset: data set whose columns are found by their types, or by usual names of labels.
+        dataset: data set with images and labels, whose columns are found by type or by usual names.
         labels: class names of the model, in the order of the logits. Labels are matched by name; integers are class
             indices.
         data_config: preprocessing of the model, from `timm.data.resolve_data_config`.
@@ -194,7 +194,7 @@ def image_dataset(
     kind = find_labels(dataset, image_column=image_column)
     check_columns(dataset, name, image_column, kind)
     encode = _class_indices if isinstance(kind, SingleLabel) else _class_matrix
-    split = standardise(dataset, image_column, encode(dataset, kind, list(labels), name))
+    split = standardize(dataset, image_column, encode(dataset, kind, list(labels), name))
     if transform and augmentation is not None:
         reader = TransformReader(split, name, transform)
     else:
@@ -204,13 +204,13 @@ def image_dataset(
 
 
 def _class_matrix(dataset: datasets.Dataset, kind: MultiLabel, labels: list[str], name: str) -> np.ndarray:
-    """The 0/1 matrix `(rows, classes)` of the label columns, in the order of `labels`.
+    """Return the 0/1 targets `(rows, classes)` in the order of `labels`.
 
     Args:
-        dataset: with the label columns.
-        kind: of `find_labels`.
-        labels: the model's class names, which integers and 0/1 lists follow.
-        name: of the split, for messages.
+        dataset: data set with the label columns.
+        kind: label columns, from `find_labels`.
+        labels: class names of the model; integers and 0/1 lists are in their order.
+        name: name of the split, for messages.
     """
     raw = {"train": kind.read(dataset)}
     class_names = None if kind.has_names(dataset.features) else labels
@@ -219,13 +219,13 @@ def _class_matrix(dataset: datasets.Dataset, kind: MultiLabel, labels: list[str]
 
 
 def _class_indices(dataset: datasets.Dataset, kind: SingleLabel, labels: list[str], name: str) -> np.ndarray:
-    """Class indices `(rows,)` of a label column, in the order of `labels`.
+    """Return the class indices `(rows,)` in the order of `labels`.
 
     Args:
-        dataset: with the label column.
-        kind: its column is of type `ClassLabel`, integers (class indices) or names.
-        labels: the model's class names.
-        name: of the split, for messages.
+        dataset: data set with the label column.
+        kind: label column of type `ClassLabel`, integers (class indices) or names.
+        labels: class names of the model.
+        name: name of the split, for messages.
     """
     column = kind.name
     feature = dataset.features[column]

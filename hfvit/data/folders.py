@@ -43,7 +43,7 @@ HARMLESS = (HIDDEN, LINK_LOOP)
 
 
 class File(NamedTuple):
-    """A file of a data set.
+    """File of a data set.
 
     Attributes:
         parts: parts of the path relative to the data set.
@@ -61,7 +61,7 @@ class File(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Path relative to the data set."""
+        """Return the path relative to the data set."""
         return "/".join(self.parts)
 
 
@@ -234,7 +234,7 @@ class ClassFolders:
 
     @property
     def labels(self) -> list[str]:
-        """Class names of all splits, sorted."""
+        """Return the class names of all splits, sorted."""
         return sorted({label for rows in self.splits.values() for _, label in rows})
 
     def __len__(self) -> int:

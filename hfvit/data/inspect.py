@@ -1,4 +1,4 @@
-"""Inspect a data set before training: splits, classes, sizes, damaged images and duplicates."""
+"""Inspect splits, classes, sizes, damaged images and duplicates of a data set."""
 
 import hashlib
 import os
@@ -36,7 +36,7 @@ ROLES = ("train", "validation", "test")
 
 @dataclass(kw_only=True)
 class ImageName(Record):
-    """An image of the data set.
+    """Image of the data set.
 
     Attributes:
         split: train, validation or test.
@@ -54,13 +54,13 @@ class ImageName(Record):
 
     @property
     def name(self) -> str:
-        """File name, or split and row."""
+        """Return the file name, or split and row."""
         return self.file or f"{self.split}[{self.row}]"
 
 
 @dataclass(kw_only=True)
 class InspectedSplit(Record):
-    """A split.
+    """Split of the data set.
 
     Attributes:
         source: name of the original split.
@@ -77,7 +77,7 @@ class InspectedSplit(Record):
 
 @dataclass(kw_only=True)
 class ImageSizes(Record):
-    """Sizes of the decoded images in pixels, and number of images by size, color mode and file format."""
+    """Image sizes in pixels, and number of images by size, color mode and format."""
 
     width: list[int]
     height: list[int]
@@ -95,18 +95,18 @@ class Duplicates(Record):
 
     @property
     def splits(self) -> list[str]:
-        """Splits of the images."""
+        """Return the splits of the images."""
         return [role for role in ROLES if any(image.split == role for image in self.images)]
 
     @property
     def labels(self) -> list[str]:
-        """Different class names of the images."""
+        """Return the distinct class names of the images, sorted."""
         return sorted({image.label for image in self.images})
 
 
 @dataclass(kw_only=True)
 class Suspect(Record):
-    """An image with a suspicious label, with the probabilities of the predicted class and of its label."""
+    """Image with a suspicious label: probabilities of the prediction and of the label."""
 
     image: ImageName
     predicted: str
@@ -116,7 +116,7 @@ class Suspect(Record):
 
 @dataclass(kw_only=True)
 class LabelCheck(Record):
-    """Suspicious labels, by what they were found, and the fraction of labels that are predicted."""
+    """Suspicious labels, how they were found, and the fraction of correct predictions."""
 
     source: str
     agreement: float
@@ -153,22 +153,22 @@ class Inspection(Record):
 
     @property
     def label_columns(self) -> str:
-        """The label columns, in words."""
+        """Describe the label columns."""
         return self.label_column if isinstance(self.label_column, str) else ", ".join(self.label_column)
 
     @property
     def leaks(self) -> list[Duplicates]:
-        """Duplicates in more than one split."""
+        """Return the duplicates in more than one split."""
         return [group for group in self.duplicates if len(group.splits) > 1]
 
     @property
     def conflicts(self) -> list[Duplicates]:
-        """Duplicates with different labels."""
+        """Return the duplicates with different labels."""
         return [group for group in self.duplicates if len(group.labels) > 1]
 
 
 class Opened(NamedTuple):
-    """A data set that `open_data` loaded, before images are decoded."""
+    """Data set that `open_data` loaded, before images are decoded."""
 
     data: DataArguments
     splits: ImageSplits
@@ -343,11 +343,11 @@ def _each(scans: dict[str, list[ImageFacts]]) -> Iterator[tuple[str, int, ImageF
             yield role, row, one
 
 
-# Describing them
+# Describe
 
 
 def class_counts(splits: ImageSplits, role: str) -> np.ndarray:
-    """Count the images of each class `(classes,)`; an image with several labels counts for each."""
+    """Count the images of each class `(classes,)`, once for each of their labels."""
     labels = np.asarray(splits[role]["label"])
     return labels.sum(0).astype(int) if labels.ndim == 2 else np.bincount(labels, minlength=len(splits.labels))
 
@@ -386,7 +386,7 @@ def _left_out(local: LocalData | None) -> dict[str, list[str]]:
 
 
 def _imbalance(counts: np.ndarray) -> float:
-    """Divide the images of the largest class by those of the smallest class with images."""
+    """Return the size of the largest class relative to the smallest nonempty one."""
     present = counts[counts > 0]
     return round(float(present.max() / present.min()), 2) if len(present) else 1.0
 

@@ -47,7 +47,7 @@ class SingleLabel:
         return split[self.name][:]
 
     def is_unlabeled(self, values: list) -> bool:
-        """Whether no row has a label."""
+        """Return whether no row has a label."""
         return all(value in (None, -1) for value in values)
 
     def encode(
@@ -267,7 +267,11 @@ def read_class_names(data: DataArguments) -> list[str] | None:
 
 
 def targets_of(split: Dataset) -> np.ndarray:
-    """Return class indices `(rows,)`, or 0 and 1 `(rows, classes)`, of a split from `standardise`."""
+    """Return class indices `(rows,)` or 0/1 targets `(rows, classes)` of a split.
+
+    Args:
+        split: split from `standardize`.
+    """
     return np.asarray(split["label"][:])
 
 
@@ -277,7 +281,7 @@ def class_counts(targets: np.ndarray, classes: int) -> np.ndarray:
 
 
 def is_constant(targets: np.ndarray) -> bool:
-    """Whether all images have the same labels."""
+    """Return whether all images have the same labels."""
     return bool((targets == targets[:1]).all())
 
 

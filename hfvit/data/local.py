@@ -61,7 +61,7 @@ STREAM_SHARDS = 64
 
 @dataclass
 class LocalSplit:
-    """A split that is loaded later, as a table or a stream.
+    """Split that is loaded later, as a table or a stream.
 
     Attributes:
         load: function that returns the table.
@@ -78,7 +78,7 @@ class LocalSplit:
 
 @dataclass
 class LocalData:
-    """A local data set.
+    """Local data set.
 
     Attributes:
         name: `dataset_name` of the recipe.
@@ -226,7 +226,7 @@ def _type(file: File) -> str | None:
 
 
 def _is_data(file: File) -> bool:
-    """Whether a table may list images, and is not a configuration file of `datasets` or a run."""
+    """Return whether a table may list images, unlike `config.json` or `run.json`."""
     return file.parts[-1] not in (
         "dataset_info.json", "dataset_infos.json", "config.json", "run.json", "trainer_state.json", "package.json",
         "preprocessor_config.json",
@@ -294,7 +294,7 @@ def _named_splits(data: DataArguments) -> set[str]:
 def _open_folders(
     data: DataArguments, files: list[File], tables: list[File], left_out: LeftOut, empty: Iterable[tuple]
 ) -> LocalData:
-    """Open class folders, or a table with paths of images if there are no class folders."""
+    """Open class folders, or without these a table with paths of images."""
     try:
         images = select_images(files, left_out)
         folders = class_folders(data.dataset_name, images, left_out, _named_splits(data), empty)
@@ -356,7 +356,7 @@ def _in_order(splits: dict[str, LocalSplit]) -> dict[str, LocalSplit]:
 def _folder_dataset(
     rows: Sequence[tuple[File, str]], labels: list[str], columns: dict[str, dict[str, str]] | None = None
 ) -> Dataset:
-    """Create a table with the columns `image` (path, undecoded), `label` and `columns`.
+    """Create a table with the columns `image` (undecoded), `label` and `columns`.
 
     Args:
         rows: (file, class name).
@@ -379,9 +379,9 @@ def _folder_dataset(
 def _open_metadata(
     data: DataArguments, files: list[File], metadata: list[File], left_out: LeftOut, empty: Iterable[tuple]
 ) -> LocalData:
-    """`metadata.csv`, `.jsonl` or `.parquet` beside the images, with their file names.
+    """Open `metadata.csv`, `.jsonl` or `.parquet` beside the images.
 
-    Without a label column in it, the classes are the folders, and its columns are added to the images.
+    Without a label column in it, the classes are the folders, and its other columns are added to the images.
     """
     table = read_tables(metadata[:1], "metadata")[0][1]
     columns = data.label_columns or [name for name in LABEL_NAMES if name in table.features][:1]
@@ -409,7 +409,10 @@ def _open_metadata(
 
 
 def _only_flags(table: Dataset, data: DataArguments) -> list[str]:
-    """The columns of 0 and 1 of a table that has no others but paths, splits and texts; see `splits.find_labels`."""
+    """Return the 0/1 columns if all others are paths, splits or texts.
+
+    `splits.find_labels` has the same rule.
+    """
     others = {image_column_of(table.features, data.image_column), data.text_column, split_column(table.column_names)}
     flags = flag_columns(table, others)
     return flags if {*flags, *others} >= set(table.column_names) else []
@@ -419,7 +422,7 @@ def _only_flags(table: Dataset, data: DataArguments) -> list[str]:
 
 
 def split_of_file(parts: Sequence[str]) -> str | None:
-    """Return the split that the folder or name of a table or archive means, None without one.
+    """Return the split in the path of a table or archive, None without one.
 
     `train.csv`, `test-00000-of-00001.parquet` and `val/0001.tar` mean a split, `train_labels.csv` does not.
 

@@ -1,4 +1,4 @@
-"""Encode several labels per image: lists of classes, 0/1 lists and columns, strings with a separator."""
+"""Encode multi-label targets: lists, 0/1 columns, strings with a separator."""
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def list_item(feature: Any) -> Any:
-    """Return the type of the items of a list of classes, numbers or strings, None for other types."""
+    """Return the type of the items of a list of classes, None for other types."""
     if not isinstance(feature, List | LargeList):
         return None
     item = feature.feature
@@ -53,7 +53,7 @@ def flag_columns(dataset: Dataset, others: Collection[str | None] = ()) -> list[
 
 
 class MultiLabel:
-    """Label columns of a multi-label classification, with targets 0 and 1 `(images, classes)`.
+    """Label columns of a multi-label classification, with 0/1 targets.
 
     Args:
         columns: one column of lists, single classes or strings with a separator; or several columns of 0 and 1, whose
@@ -69,7 +69,7 @@ class MultiLabel:
 
     @property
     def name(self) -> str | list[str]:
-        """The label column or columns, as in a recipe."""
+        """Return the label column or columns, as in a recipe."""
         return self.columns[0] if len(self.columns) == 1 else self.columns
 
     def describe(self, classes: int) -> str:
@@ -100,7 +100,7 @@ class MultiLabel:
                 )
 
     def has_names(self, features: Features) -> bool:
-        """Whether the columns have class names."""
+        """Return whether the columns have class names."""
         return len(self.columns) > 1 or isinstance(list_item(features[self.columns[0]]), ClassLabel)
 
     def read(self, split: Dataset) -> list:
@@ -110,7 +110,7 @@ class MultiLabel:
         return [list(row) for row in zip(*(split[column][:] for column in self.columns), strict=True)]
 
     def is_unlabeled(self, values: list) -> bool:
-        """Whether no row has a label."""
+        """Return whether no row has a label."""
         empty = (None, -1, [], "")
         return all(
             value in empty or (isinstance(value, list) and all(item in (None, -1) for item in value))
@@ -159,7 +159,16 @@ class MultiLabel:
         return labels, targets
 
     def hold_out(self, targets: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Choose rows to keep and rows to hold out, see `stratified_rows`."""
+        """Choose rows to keep and rows to hold out, stratified by class.
+
+        Args:
+            targets: 0/1 targets `(rows, classes)`.
+            fraction: fraction of the rows to hold out.
+            seed: seed of the selection.
+
+        Returns:
+            (rows to keep, rows to hold out), see `stratified_rows`.
+        """
         return stratified_rows(targets, fraction, seed)
 
     def _flags(self, rows: list[list], name: str) -> list[list[int]]:

@@ -41,7 +41,7 @@ START_OF_SCAN = b"\xff\xda"  # JPEG marker; it does not occur in image data, whe
 
 
 class ImageLimitError(ValueError):
-    """An image file exceeds one of its `ImageLimits`."""
+    """Error for an image file that exceeds one of its `ImageLimits`."""
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ class PixelArray:
 
     @property
     def array(self) -> np.ndarray:
-        """The memory-mapped array."""
+        """Return the memory-mapped array."""
         if self._array is None:
             self._array = np.load(self.path, mmap_mode="r", allow_pickle=False)
         return self._array

@@ -103,7 +103,7 @@ def find_labels(
 
 
 def _only_flags(split: Dataset | IterableDataset, others: tuple[str | None, ...], error: DataError) -> list[str]:
-    """Return the columns of 0 and 1 if all other columns are `others` or have split names.
+    """Return the 0/1 columns if all other columns are `others` or split names.
 
     Args:
         split: training split.
@@ -119,7 +119,16 @@ def _only_flags(split: Dataset | IterableDataset, others: tuple[str | None, ...]
 
 
 def check_image_column(split: Dataset | IterableDataset, name: str, column: str) -> None:
-    """Raise `DataError` if the split `name` has no image column `column`."""
+    """Check that a split has an image column.
+
+    Args:
+        split: split to check.
+        name: name of the split, for messages.
+        column: name of the column, which must be of type `Image`.
+
+    Raises:
+        DataError: the column does not exist or has another type.
+    """
     check_column(split, name, "image_column", column)
     if not isinstance(split.features[column], Image):
         raise DataError(f"image_column: column '{column}' of split '{name}' must have images.")
@@ -160,7 +169,16 @@ def _check_text_column(split: Dataset, name: str, column: str, labels: SingleLab
 
 
 def undecoded(split: Dataset, image_column: str, text_column: str | None = None) -> Dataset:
-    """Keep only the columns `image` (undecoded), `row` (original index) and `text` (from `text_column`)."""
+    """Select the columns `image` (undecoded), `row` and `text`.
+
+    Args:
+        split: split with any columns.
+        image_column: column of images.
+        text_column: column of texts. Default: none.
+
+    Returns:
+        A split whose column `row` is the index in `split`.
+    """
     names = {image_column: "image"} | ({text_column: "text"} if text_column else {})
     table = split.select_columns(list(names)).cast_column(image_column, Image(decode=False))
     changed = {old: new for old, new in names.items() if old != new}
@@ -168,14 +186,17 @@ def undecoded(split: Dataset, image_column: str, text_column: str | None = None)
     return table.add_column("row", np.arange(len(table)))
 
 
-def standardise(split: Dataset, image_column: str, targets: np.ndarray, text_column: str | None = None) -> Dataset:
-    """Keep only the columns of `undecoded` and `label` (class index, or list of 0 and 1).
+def standardize(split: Dataset, image_column: str, targets: np.ndarray, text_column: str | None = None) -> Dataset:
+    """Select the columns of `undecoded`, and add the column `label`.
 
     Args:
         split: split with any columns.
         image_column: column of images.
         targets: class indices `(rows,)`, or 0 and 1 `(rows, classes)`.
         text_column: column of texts. Default: none.
+
+    Returns:
+        A split whose column `label` is the class index, or a list of 0 and 1.
     """
     table = undecoded(split, image_column, text_column)
     if targets.ndim == 1:
@@ -209,22 +230,22 @@ class ImageSplits:
 
     @property
     def labels(self) -> list[str]:
-        """Class names in the order of the logits."""
+        """Return the class names in the order of the logits."""
         return self.facts["labels"]
 
     @property
     def image_column(self) -> str:
-        """Column of the images."""
+        """Return the column of the images."""
         return self.facts["image_column"]
 
     @property
     def label_column(self) -> str | list[str]:
-        """Column or columns of the labels."""
+        """Return the column or columns of the labels."""
         return self.facts["label_column"]
 
     @property
     def problem_type(self) -> str:
-        """`single_label_classification` or `multi_label_classification`, as in transformers."""
+        """Return the problem type, as in the configurations of transformers."""
         return self.facts.get("problem_type", SINGLE_LABEL)
 
     def __getitem__(self, role: str) -> Dataset | IterableDataset:
@@ -277,7 +298,7 @@ def load_whole_splits(data: DataArguments, seed: int = 42, local: LocalData | No
     _drop_unlabeled(data, names, raw_labels, loaded, kind)
     labels, targets = kind.encode(features, raw_labels, names, read_class_names(data))
     commit = dataset_commit(file["filename"] for file in loaded["train"].cache_files)
-    loaded = {role: standardise(split, image_column, targets[role], text_column) for role, split in loaded.items()}
+    loaded = {role: standardize(split, image_column, targets[role], text_column) for role, split in loaded.items()}
     left_out = {role: _left_out(local, names[role]) for role in loaded}
     if local:
         local.log()
@@ -320,7 +341,7 @@ def load_whole_splits(data: DataArguments, seed: int = 42, local: LocalData | No
 
 
 def open_source(data: DataArguments) -> LocalData | None:
-    """Open a local data set; return None for digits and for data sets that `datasets` loads."""
+    """Open a local data set, None for digits and for data sets that `datasets` loads."""
     return None if data.dataset_name == DIGITS else open_local(data)
 
 
@@ -417,7 +438,7 @@ def _drop_unlabeled(
     loaded: dict[str, Dataset],
     kind: SingleLabel | MultiLabel,
 ) -> None:
-    """Remove a validation or test split without labels, unless the recipe has its name.
+    """Remove a validation or test split without labels that the recipe does not name.
 
     Args:
         data: data options of the recipe.
@@ -639,7 +660,7 @@ def images_of_rows(dataset: Dataset, data: DataArguments, split: str) -> Dataset
 
 
 def is_folder_builder(name: str | None) -> bool:
-    """Whether a builder of `datasets` finds the image files itself, so that their paths are safe."""
+    """Return whether a builder of `datasets` only reads paths that it found itself."""
     return name == "imagefolder"  # not webdataset, whose archives may contain any path
 
 
@@ -680,7 +701,7 @@ def why_not_loaded(data: DataArguments, split: str, error: Exception, option: st
 
 
 def digits() -> dict[str, Dataset]:
-    """Load scikit-learn's 1,797 grayscale digits (8x8) as splits train (80 %) and test (20 %)."""
+    """Load scikit-learn's 1,797 digits (8x8) as splits train (80 %) and test (20 %)."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()

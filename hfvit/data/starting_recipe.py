@@ -44,7 +44,7 @@ def find_and_load(argv: list[str]) -> Recipe:
 
 
 def is_data_set(name: str) -> bool:
-    """Whether `name` is a data set instead of a recipe.
+    """Return whether `name` is a data set instead of a recipe.
 
     Data sets are a folder without recipe.yaml, a table, an archive, a Hub id, or `digits`.
     """

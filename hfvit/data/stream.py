@@ -124,7 +124,7 @@ class ImageStream(torch.utils.data.IterableDataset):
 
     @property
     def decodes(self) -> bool:
-        """Whether reading decodes images, which benefits from data workers."""
+        """Return whether reading decodes images, which benefits from data workers."""
         return True
 
     def preview(self, count: int) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from hfvit.data.splits import (
     find_image_column,
     find_labels,
     is_folder_builder,
-    standardise,
+    standardize,
     why_not_loaded,
 )
 from hfvit.data.tables import fingerprint, root_cause, stream_images
@@ -37,7 +37,7 @@ from hfvit.utils.hub_ids import folder_or_hub_id
 def stream_splits(
     data: DataArguments, seed: int = 42, check_length: Callable[[int | None], None] = lambda images: None
 ) -> ImageSplits:
-    """Open the training split as a stream with the columns `image` and `label`, and load the other splits.
+    """Open the training split as a stream, and load the other splits.
 
     Args:
         data: data options of the recipe.
@@ -45,7 +45,7 @@ def stream_splits(
         check_length: function to call with the number of training images, or None if unknown, before files are read.
 
     Returns:
-        The splits.
+        The splits, with the columns `image` and `label`.
 
     Raises:
         DataError: the data set cannot be used for training, as far as known without reading the stream.
@@ -76,7 +76,7 @@ def stream_splits(
     loaded = {role: source.load(names[role], streams[role], f"{role}_split") for role in names if role != "train"}
     raw_labels = {role: kind.read(split) for role, split in loaded.items()}
     labels, indices = kind.encode(train.features, raw_labels, names, class_names)
-    whole = {role: standardise(split, image_column, indices[role]) for role, split in loaded.items()}
+    whole = {role: standardize(split, image_column, indices[role]) for role, split in loaded.items()}
     loaded = {role: at_most(split, data.max_eval_samples, seed) for role, split in whole.items()}
     columns = {"image_column": image_column, "label_column": label_column}
     shown = {"train": (names["train"], images, source.fingerprint)}
@@ -96,7 +96,7 @@ def stream_splits(
 
 @dataclass
 class _Source:
-    """A data set to stream, from local files or a builder of `datasets`."""
+    """Data set to stream, from local files or a builder of `datasets`."""
 
     data: DataArguments
     local: LocalData | None = None
@@ -104,14 +104,14 @@ class _Source:
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of the training files."""
+        """Return the fingerprint of the training files."""
         if self.local:
             return fingerprint(self.local.splits[self.local.resolve(self.data.train_split)].files)
         return self.builder.hash
 
     @property
     def commit(self) -> str | None:
-        """Commit of a data set on the Hub."""
+        """Return the commit of a data set on the Hub."""
         return None if self.local else dataset_commit([self.builder.cache_dir])
 
     def names(self) -> list[str]:
@@ -196,7 +196,7 @@ def _open(data: DataArguments) -> _Source:
 
 
 def _known_length(builder: DatasetBuilder, split: str, limit: int | None) -> int | None:
-    """Return the number of images of a split in the card of the data set, at most `limit`."""
+    """Return the number of images of a split by its data set card, at most `limit`."""
     info = (builder.info.splits or {}).get(split)
     if info is None or not info.num_examples:
         return None
@@ -206,7 +206,7 @@ def _known_length(builder: DatasetBuilder, split: str, limit: int | None) -> int
 def _two_columns(
     stream: IterableDataset, image: str, label: str, limit: int | None, feature: Any, labels: list[str]
 ) -> IterableDataset:
-    """Columns `image` (undecoded) and `label` (class index) of a stream.
+    """Select the columns `image` (undecoded) and `label` (class index) of a stream.
 
     Args:
         stream: the training split.

@@ -82,7 +82,7 @@ class TextReader:
 
     @property
     def key(self) -> str:
-        """Key that is equal for readers with equal results."""
+        """Return a key that is equal for readers with equal results."""
         vocabulary = json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
         return f"{type(self.tokenizer).__name__} {hashlib.sha256(vocabulary.encode()).hexdigest()} {self.max_length}"
 

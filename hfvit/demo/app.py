@@ -61,6 +61,13 @@ def build_app(gradio, classifier: Classifier, top_k: int = 5, examples: list[str
     has_thresholds = classifier.thresholds is not None
 
     def output_values(best: dict[str, float] | None, found: str | None, attention_image: Image.Image | None):
+        """Return the values of the app's outputs, of which some models lack some.
+
+        Args:
+            best: probability of each shown class, None to clear the output.
+            found: classes that reach their thresholds, separated by commas.
+            attention_image: image with its attention map.
+        """
         values = [best, *([found] if has_thresholds else []), *([attention_image] if attention_view else [])]
         return tuple(values) if len(values) > 1 else best
 

@@ -50,17 +50,17 @@ class Comparison:
 
     @property
     def rows(self) -> list[ArtifactResult]:
-        """Results of the artifacts, the reference first."""
+        """Return the results of the artifacts, the reference first."""
         return self.gate.artifacts
 
     @property
     def failures(self) -> list[str]:
-        """Why artifacts exceed the limits, one sentence each."""
+        """Return why artifacts exceed the limits, one sentence each."""
         return [f"{row.title}: {row.failure}" for row in self.rows if row.failure]
 
     @property
     def passed(self) -> bool:
-        """Whether all artifacts are within the limits."""
+        """Return whether all artifacts are within the limits."""
         return self.gate.passed
 
     def table(self) -> str:
@@ -185,12 +185,12 @@ def _load_all(artifacts, device: str | None, threads: int | None, providers: Pro
 
 
 def _tally(classifier: Classifier, order: list[int], split: EvaluationSplit) -> "_Tally | _LabelTally":
-    """What counts the answers of an artifact.
+    """Create the counts of an artifact.
 
     Args:
-        classifier: the artifact.
-        order: where it has the classes of the split.
-        split: whose images have one class or several labels.
+        classifier: classifier of the artifact.
+        order: index in the logits of each class of the split.
+        split: split with one class or several labels per image.
     """
     if split.labels.ndim == 1:
         return _Tally()
@@ -205,6 +205,13 @@ class _Tally:
         self.difference = 0.0
 
     def add(self, logits: np.ndarray, expected: np.ndarray, labels: np.ndarray) -> None:
+        """Count the answers of a batch.
+
+        Args:
+            logits: logits of the artifact `(batch, classes)`.
+            expected: logits of the reference `(batch, classes)`.
+            labels: class indices `(batch,)`.
+        """
         finite = np.isfinite(logits).all(axis=1)
         predicted = np.where(finite, logits.argmax(axis=1), -1)  # NaN would count as the first class
         self.hits += int((predicted == labels).sum())
@@ -225,10 +232,10 @@ class _Tally:
 
 
 class _LabelTally:
-    """Logits of one artifact on images with several labels; average precision needs them all.
+    """Multi-label logits of one artifact, which average precision needs all at once.
 
     Args:
-        thresholds: of the probabilities, `(classes,)`; None for 0.5.
+        thresholds: thresholds of the probabilities `(classes,)`. Default: 0.5.
     """
 
     def __init__(self, thresholds: np.ndarray | None):
@@ -237,11 +244,18 @@ class _LabelTally:
         self.targets: list[np.ndarray] = []
 
     def add(self, logits: np.ndarray, expected: np.ndarray, labels: np.ndarray) -> None:
+        """Keep the logits of a batch.
+
+        Args:
+            logits: logits of the artifact `(batch, classes)`.
+            expected: ignored.
+            labels: 0/1 targets `(batch, classes)`.
+        """
         self.logits.append(logits)
         self.targets.append(labels)
 
     def _all(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """All logits, probabilities and decisions `(images, classes)`."""
+        """Return all logits, probabilities and decisions `(images, classes)`."""
         logits = np.concatenate(self.logits)
         probabilities = probabilities_of(logits)
         return logits, probabilities, decisions(probabilities, self.thresholds)

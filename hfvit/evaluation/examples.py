@@ -79,7 +79,7 @@ class ClassAnswers:
         self.of_all_classes = images_of_all_classes(labels)
 
     def describe(self, place: int) -> dict[str, Any]:
-        """Class, predicted class and its probability of an image."""
+        """Return the class, the predicted class and its probability of an image."""
         return {
             "true": self.names[self.labels[place]],
             "predicted": self.names[self.predicted[place]],
@@ -88,15 +88,15 @@ class ClassAnswers:
 
 
 class LabelAnswers:
-    """Answers of a classifier of several labels an image.
+    """Answers of a multi-label classifier.
 
-    The mistakes are the images with the probability that lies farthest beyond its threshold on the wrong side.
+    Mistakes are sorted by the largest distance of a wrong label's probability to its threshold.
 
     Args:
         logits: `(images, classes)`.
         targets: 0 and 1, `(images, classes)`.
-        names: of the classes.
-        thresholds: of the probabilities, `(classes,)`; None for 0.5.
+        names: class names.
+        thresholds: thresholds of the probabilities `(classes,)`. Default: 0.5.
     """
 
     def __init__(
@@ -116,7 +116,10 @@ class LabelAnswers:
         self.of_all_classes = shown[images_of_all_classes(self.targets[shown].argmax(axis=1))]
 
     def describe(self, place: int) -> dict[str, Any]:
-        """Labels and predicted labels of an image; confidence of the worst mistake, else of the least sure label."""
+        """Return labels, predicted labels and confidence of an image.
+
+        The confidence is that of the worst mistake, without a mistake that of the least certain label.
+        """
         asked = self.beyond[place].argmax() if self.beyond[place].max() >= 0 else None
         if asked is None:
             sure = np.where(self.predicted[place], self.probabilities[place], 1 - self.probabilities[place])
@@ -135,13 +138,13 @@ class LabelAnswers:
 def answers_of(
     logits: np.ndarray, targets: np.ndarray, names: Sequence[str], config: PreTrainedConfig
 ) -> ClassAnswers | LabelAnswers:
-    """The answers of a model.
+    """Create the answers of a model.
 
     Args:
         logits: `(images, classes)`.
         targets: class indices `(images,)`, or 0 and 1 `(images, classes)`.
-        names: of the classes.
-        config: of the model, with its thresholds.
+        names: class names.
+        config: configuration of the model, with its thresholds.
     """
     if targets.ndim == 1:
         return ClassAnswers(logits, targets, names)

@@ -25,7 +25,7 @@ from hfvit.data.splits import (
     load_split,
     open_source,
     skip_bad_images,
-    standardise,
+    standardize,
 )
 from hfvit.errors import DataError, HFViTError, one_line
 from hfvit.recipe.arguments import MULTI_LABEL, DataArguments
@@ -209,14 +209,14 @@ def _one_split(data: DataArguments, split: str) -> tuple[Dataset, list[str], str
     # encode collects the class names of a plain column from "train", here from the split itself.
     raw = {"train": kind.read(loaded)}
     names, targets = kind.encode(loaded.features, raw, {"train": split}, read_class_names(data))
-    table = standardise(loaded, image_column, targets["train"], data.text_column)
+    table = standardize(loaded, image_column, targets["train"], data.text_column)
     if data.on_bad_image == "skip":
         table = skip_bad_images(table, split, {})
     return table, names, split, f"split '{split}'"
 
 
 def _targets(dataset: Dataset, multi_label: bool, where: str) -> np.ndarray:
-    """The targets of a split; `DataError` where these are not of the model's kind.
+    """Return the targets of a split.
 
     Args:
         dataset: of `data.splits`.

@@ -54,7 +54,7 @@ class Teacher(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> "Teacher":
-        """Stay in eval mode."""
+        """Keep the teacher in eval mode."""
         return super().train(False)
 
     @torch.no_grad()

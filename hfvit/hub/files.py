@@ -63,7 +63,7 @@ REDACTED_FILES = (RUN_FILE, "recipe.yaml", "trainer_state.json")
 
 @dataclass
 class PushedFile:
-    """A file to push.
+    """File to push.
 
     Attributes:
         path: path in the repository.
@@ -75,7 +75,7 @@ class PushedFile:
 
     @property
     def bytes(self) -> int:
-        """Size in bytes."""
+        """Return the size in bytes."""
         return len(self.source) if isinstance(self.source, bytes) else self.source.stat().st_size
 
 

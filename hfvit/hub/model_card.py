@@ -41,7 +41,7 @@ _HASHES = re.compile(
 
 @dataclass
 class UserParts:
-    """The parts of a card that its user wrote: metadata, text before and after."""
+    """Parts of a card that its user wrote: metadata, text before and after."""
 
     metadata: dict[str, Any]
     before: str

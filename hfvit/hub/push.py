@@ -52,7 +52,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Destination:
-    """Where and how to push.
+    """Repository and options of a push.
 
     Attributes:
         repo_id: `user/name`, or `name` for the user of the token.

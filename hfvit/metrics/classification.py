@@ -1,4 +1,4 @@
-"""Accuracy, top-5, macro F1, ranking metrics, per-class scores, confusion matrix and ECE."""
+"""Single-label metrics: accuracy, F1, ranking metrics, confusion matrix, ECE."""
 
 import tempfile
 from collections.abc import Iterator
@@ -93,7 +93,7 @@ def classification_metrics(logits: np.ndarray, labels: np.ndarray, names: list[s
 
 
 def row_blocks(logits: np.ndarray) -> Iterator[slice]:
-    """Slices of rows with about `BLOCK_LOGITS` numbers each."""
+    """Yield slices of rows with about `BLOCK_LOGITS` numbers each."""
     rows = max(1, BLOCK_LOGITS // max(1, logits.shape[1]))
     for start in range(0, len(logits), rows):
         yield slice(start, start + rows)
@@ -113,7 +113,7 @@ def log_normalizers(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
 
 
 def label_ranks(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Compute the rank of each image's label among the classes, 0 for the largest logit.
+    """Compute the rank of each image's label by logit, 0 for the largest.
 
     Of equal logits, the lower index ranks first; a NaN ranks last.
     """
@@ -132,7 +132,7 @@ def label_ranks(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def ranking_metrics(
     logits: np.ndarray, labels: np.ndarray, normalizers: np.ndarray
 ) -> tuple[float | None, float | None]:
-    """Compute the macro averages of ROC AUC and average precision, one class against the rest.
+    """Compute macro ROC AUC and average precision, one class against the rest.
 
     Scores are log-probabilities in float32. For each class, only scores above the lowest one of its own images are
     sorted. Classes with no image or all images are left out.
@@ -174,7 +174,7 @@ def ranking_metrics(
 
 
 def matthews_correlation(labels: np.ndarray, predicted: np.ndarray, classes: int) -> float:
-    """Compute the multi-class Matthews correlation coefficient, 0 if undefined (Gorodkin, 2004).
+    """Compute the multi-class Matthews correlation (Gorodkin, 2004), 0 if undefined.
 
     scikit-learn's function needs a dense confusion matrix, 4 GB for 21,841 classes.
 
@@ -192,7 +192,7 @@ def matthews_correlation(labels: np.ndarray, predicted: np.ndarray, classes: int
 
 
 def sparse_confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> dict:
-    """Compute the nonzero cells of the confusion matrix, as in `ConfusionMatrix` of run.json.
+    """Compute the nonzero cells of the confusion matrix, for `ConfusionMatrix`.
 
     Args:
         labels: class indices `(images,)`.

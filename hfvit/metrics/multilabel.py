@@ -1,4 +1,4 @@
-"""Compute multi-label metrics (mAP, F1, average precision by class) and fit thresholds."""
+"""Compute multi-label metrics (mAP, F1, per-class scores) and fit thresholds."""
 
 import numpy as np
 from scipy.special import expit
@@ -88,12 +88,12 @@ def multilabel_metrics(
 
 
 def decisions(probabilities: np.ndarray, thresholds: np.ndarray | None = None) -> np.ndarray:
-    """Compare probabilities `(images, classes)` with the threshold of each class, 0.5 by default."""
+    """Compare probabilities `(images, classes)` with thresholds, 0.5 by default."""
     return (probabilities >= (DEFAULT_THRESHOLD if thresholds is None else np.asarray(thresholds))).astype(np.int64)
 
 
 def average_precisions(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Compute the average precision of each class `(classes,)`, NaN for a class without images."""
+    """Compute the average precision `(classes,)`, NaN for a class without images."""
     return np.array(
         [
             average_precision_score(targets[:, index], probabilities[:, index]) if targets[:, index].any() else np.nan
@@ -129,7 +129,7 @@ def fit_thresholds(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray
 
 
 def curve(probabilities: np.ndarray, truth: np.ndarray) -> list[list[float]]:
-    """Return at most `CURVE_POINTS` points [recall, precision] of a curve, by increasing recall."""
+    """Return at most `CURVE_POINTS` points [recall, precision], by increasing recall."""
     if not truth.any():
         return []
     precision, recall, _ = precision_recall_curve(truth, probabilities)

@@ -1,4 +1,4 @@
-"""Metrics, calibration and thresholds of single-label and multi-label classification."""
+"""Tasks: metrics, calibration and thresholds of single- or multi-label models."""
 
 from collections.abc import Callable
 
@@ -22,7 +22,13 @@ class SingleLabelTask:
     default_metric = "accuracy"
 
     def scalars(self, logits: np.ndarray, targets: np.ndarray, names: list[str]) -> dict[str, float]:
-        """Compute the scalar metrics."""
+        """Compute the scalar metrics.
+
+        Args:
+            logits: `(images, classes)`.
+            targets: class indices `(images,)`.
+            names: class names, in the order of the logits.
+        """
         computed = classification_metrics(logits, targets, names, ranked=False)
         return {key: computed[key] for key in SCALAR_METRICS}
 
@@ -57,7 +63,13 @@ class MultiLabelTask:
     default_metric = "map"
 
     def scalars(self, logits: np.ndarray, targets: np.ndarray, names: list[str]) -> dict[str, float]:
-        """Compute the scalar metrics with thresholds of 0.5."""
+        """Compute the scalar metrics with thresholds of 0.5.
+
+        Args:
+            logits: `(images, classes)`.
+            targets: 0 and 1, `(images, classes)`.
+            names: ignored.
+        """
         return multilabel_scalars(logits, targets)
 
     def metrics(
@@ -97,7 +109,7 @@ def task_of(config: PreTrainedConfig) -> Task:
 
 
 def trainer_metrics(task: Task, names: list[str], compute_metrics: Callable | None = None) -> Callable:
-    """Create `compute_metrics` of a Trainer with hfvit's scalar metrics and those of the user.
+    """Create `compute_metrics` of a Trainer from hfvit's and the user's metrics.
 
     Args:
         task: task of the model.

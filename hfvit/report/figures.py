@@ -46,7 +46,7 @@ class Theme:
 
     @property
     def settings(self) -> dict:
-        """matplotlib's rcParams."""
+        """Return matplotlib's rcParams."""
         return {
             "figure.facecolor": self.paper, "axes.facecolor": self.paper, "savefig.facecolor": self.paper,
             "text.color": self.ink, "axes.labelcolor": self.ink, "axes.titlecolor": self.ink,
@@ -60,7 +60,7 @@ class Theme:
 
     @property
     def colormap(self) -> LinearSegmentedColormap:
-        """Sequential colormap, from the background color on."""
+        """Create a sequential colormap that starts with the background color."""
         return LinearSegmentedColormap.from_list(f"hfvit{self.suffix}", self.ramp)
 
 
@@ -311,7 +311,18 @@ def reliability_figure(metrics: SplitMetrics, role: str, temperature: Temperatur
 
 
 def precision_recall_figure(metrics: MultiLabelMetrics, role: str, theme: Theme):
-    """Precision against recall of each class and of all labels together, with points at the thresholds."""
+    """Plot the precision-recall curve of each class and of all labels together.
+
+    Points are the precision and recall at the thresholds.
+
+    Args:
+        metrics: multi-label metrics of the split.
+        role: split, for the title.
+        theme: colors.
+
+    Returns:
+        The `matplotlib.figure.Figure`.
+    """
     figure, (axis,) = place_axes((0, 0, 5.2, 4.4))
     classes = [entry for entry in metrics.per_class if entry.curve]
     for place, entry in enumerate(classes):
@@ -332,7 +343,18 @@ def precision_recall_figure(metrics: MultiLabelMetrics, role: str, theme: Theme)
 
 
 def average_precision_figure(metrics: MultiLabelMetrics, role: str, theme: Theme):
-    """Average precision and F1 of each class, best on top, and their means as lines; classes of no image left out."""
+    """Plot average precision and F1 of each class, with their means as lines.
+
+    The class with the largest average precision is on top. Classes without images are left out.
+
+    Args:
+        metrics: multi-label metrics of the split.
+        role: split, for the title.
+        theme: colors.
+
+    Returns:
+        The `matplotlib.figure.Figure`.
+    """
     classes = sorted((e for e in metrics.per_class if e.images), key=lambda e: (e.average_precision, e.label))
     count, places = len(classes), range(len(classes))
     height = float(np.clip(count * (0.3 if count <= 30 else 0.19), 1.5, 23))

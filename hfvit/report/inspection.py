@@ -1,4 +1,4 @@
-"""Describe a data set as text and as an HTML page, with a starting recipe (`hfvit inspect`)."""
+"""Describe a data set as text and HTML, with a starting recipe (`hfvit inspect`)."""
 
 import base64
 import dataclasses
@@ -233,7 +233,7 @@ def _suspects(check: LabelCheck) -> str:
 
 
 def page(inspection: Inspection, opened: Opened) -> str:
-    """Render the result as an HTML page with samples of each class, for use without network.
+    """Render the result as an offline HTML page with samples of each class.
 
     Args:
         inspection: result of `inspect_data`.

@@ -279,7 +279,10 @@ class CheckpointWriter(TrainerCallback):
             )
 
     def _check_optimizer(self, checkpoint: str) -> None:
-        """Raise `ModelError` where `checkpoint` has the state of another optimizer, which torch loads all the same."""
+        """Raise `ModelError` if `checkpoint` has the state of another optimizer.
+
+        torch would load the state without an error.
+        """
         optimizer = self.trainer.optimizer
         if optimizer is None:  # sharded
             return
@@ -420,7 +423,7 @@ class CheckpointWriter(TrainerCallback):
         )
 
     def lost_worker_error(self, error: Exception) -> StorageError:
-        """The error for a data loader worker that was killed: by a full shared memory, or for want of memory."""
+        """Create the error for a data loader worker that was killed for lack of memory."""
         kept = f"{self.last} is complete" if self.last else "No checkpoint was saved before"
         return StorageError(
             f"dataloader_num_workers: {one_line(error)[:200]} ({free_shared_memory()}). {kept}. Use fewer workers, or"

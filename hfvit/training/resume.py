@@ -56,7 +56,7 @@ def check_origin(checkpoint: str, origin: dict[str, Any], allow_changed_data: bo
 
 
 def describe_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Describe each key of the recipe and each split that differs between two results of `describe_origin`."""
+    """Describe recipe keys and splits that differ between `describe_origin` results."""
     return _changes(before["recipe"], now["recipe"]) + _changes(_shown(before["splits"]), _shown(now["splits"]))
 
 

@@ -293,6 +293,13 @@ def build_progress(trt, stopped: Event, show: bool):
             self.phases = {}  # running phases, outermost first: name -> [steps, completed steps]
 
         def phase_start(self, phase_name, parent_phase, num_steps) -> None:
+            """Start a phase of the build, called by TensorRT.
+
+            Args:
+                phase_name: name of the phase.
+                parent_phase: name of the enclosing phase, None for the outermost.
+                num_steps: number of steps of the phase.
+            """
             self.phases[phase_name] = [max(num_steps, 1), 0]
             self.bar.set_description(phase_name, refresh=False)
 

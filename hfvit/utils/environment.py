@@ -102,10 +102,15 @@ SHARED_MEMORY = Path("/dev/shm")
 
 
 def check_shared_memory(workers: int) -> None:
-    """Check that the semaphores of so many data loader workers fit into the shared memory, 4 kB for each (Linux).
+    """Check that shared memory has room for the semaphores of data loader workers.
+
+    On Linux, a semaphore takes 4 kB.
+
+    Args:
+        workers: number of data loader workers.
 
     Raises:
-        RecipeError: they do not.
+        RecipeError: the semaphores do not fit.
     """
     if not workers:
         return
@@ -122,7 +127,7 @@ def check_shared_memory(workers: int) -> None:
 
 
 def free_shared_memory() -> str:
-    """The free shared memory of this machine, in words."""
+    """Describe the free shared memory of this machine."""
     if not SHARED_MEMORY.is_dir():
         return "size not known"
     usage = shutil.disk_usage(SHARED_MEMORY)
