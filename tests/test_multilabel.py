@@ -1,4 +1,4 @@
-"""Several labels an image, from a table to exports: each command on one small run."""
+"""Multi-label classification, from a table to exports: each command on one small run."""
 
 import json
 from functools import partial

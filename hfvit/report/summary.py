@@ -112,7 +112,7 @@ def write_training_images(images: np.ndarray, targets: np.ndarray, names: list[s
 
 
 def _result_figures(record: RunRecord) -> dict[str, Callable[[Theme], Any]]:
-    """Draw the plots of the metrics, by name."""
+    """Return functions that draw the plots of the metrics, by name."""
     metrics = record.result
     if isinstance(metrics, MultiLabelMetrics):
         return {

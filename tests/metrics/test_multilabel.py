@@ -1,4 +1,4 @@
-"""Metrics and thresholds of several labels an image, against scikit-learn."""
+"""Multi-label metrics and thresholds, against scikit-learn."""
 
 import numpy as np
 import pytest
