@@ -63,7 +63,7 @@ class Artifact:
 
 
 def find_artifact(path: str | Path) -> Artifact:
-    """Find the artifact that a path or Hub id means.
+    """Find the artifact of a path or Hub id.
 
     A folder with weights is a checkpoint, even if it also contains exports. In a folder with ONNX files, `model.onnx`
     is chosen, or the only file. A folder with engine.json and without ONNX files is an engine.

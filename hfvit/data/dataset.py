@@ -1,4 +1,4 @@
-"""Map-style dataset that returns whole batches, and checks of the first batch."""
+"""Map-style data sets that return batches, and checks of the first batch."""
 
 import logging
 from collections import Counter

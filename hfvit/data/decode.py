@@ -213,7 +213,7 @@ def is_url(name: str | Path) -> bool:
 
 
 def find_images(names: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Find the image files that names mean.
+    """Find the image files of files, folders and patterns.
 
     A folder means all image files in it and its subfolders, by the extensions of `open_image.formats`. A pattern with
     `*`, `?` or `[...]` means all files and folders that match (`**` for any depth).

@@ -209,11 +209,11 @@ def _two_columns(
     """Select the columns `image` (undecoded) and `label` (class index) of a stream.
 
     Args:
-        stream: the training split.
-        image: its image column.
-        label: its label column.
-        limit: number of images that are taken; None for all.
-        feature: of the label column.
+        stream: training split.
+        image: image column.
+        label: label column.
+        limit: largest number of images. None: all.
+        feature: type of the label column.
         labels: class names in the order of the logits.
     """
     stream = stream.select_columns([image, label]).cast_column(image, Image(decode=False))

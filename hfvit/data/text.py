@@ -98,7 +98,7 @@ def split_texts(splits, tokenizer, max_length: int) -> tuple[dict[str, TokenTabl
 
     Args:
         splits: `data.splits.ImageSplits` with a text column.
-        tokenizer: of the model's text encoder.
+        tokenizer: tokenizer of the model's text encoder.
         max_length: largest number of tokens; longer texts are truncated.
 
     Returns:

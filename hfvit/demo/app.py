@@ -61,7 +61,7 @@ def build_app(gradio, classifier: Classifier, top_k: int = 5, examples: list[str
     has_thresholds = classifier.thresholds is not None
 
     def output_values(best: dict[str, float] | None, found: str | None, attention_image: Image.Image | None):
-        """Return the values of the app's outputs, of which some models lack some.
+        """Return the values of the app's outputs, of which some depend on the model.
 
         Args:
             best: probability of each shown class, None to clear the output.

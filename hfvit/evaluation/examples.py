@@ -63,12 +63,12 @@ def images_of_all_classes(labels: np.ndarray, count: int = MAX_MAPS) -> np.ndarr
 
 
 class ClassAnswers:
-    """Answers of a classifier of one class an image.
+    """Answers of a single-label classifier.
 
     Args:
         logits: `(images, classes)`.
         labels: class indices `(images,)`.
-        names: of the classes.
+        names: class names.
     """
 
     def __init__(self, logits: np.ndarray, labels: np.ndarray, names: Sequence[str]):

@@ -180,7 +180,7 @@ def read_recipe(path: Path) -> tuple[DataArguments, int]:
 
 
 def _is_held_out(data: DataArguments, split: str) -> bool:
-    """Return whether `split` means the test images that training held out.
+    """Return whether `split` is the test split that training held out.
 
     It has the name of the test split, or the name of the source in run.json.
     """
@@ -191,7 +191,7 @@ def _is_held_out(data: DataArguments, split: str) -> bool:
 
 
 def _of_role(data: DataArguments, seed: int, role: str) -> tuple[Dataset, list[str], str, str]:
-    """Load the rows that a training with the recipe has as `role`."""
+    """Load the split `role` of a training with the recipe."""
     if role == "validation":
         data = dataclasses.replace(data, test_split=None, test_fraction=data.held_out_for_test)
     splits = load_splits(data, seed)
@@ -219,9 +219,12 @@ def _targets(dataset: Dataset, multi_label: bool, where: str) -> np.ndarray:
     """Return the targets of a split.
 
     Args:
-        dataset: of `data.splits`.
-        multi_label: whether the model's images have several labels.
-        where: the data set, for messages.
+        dataset: split from `standardize`.
+        multi_label: whether the model is a multi-label classifier.
+        where: description of the data set, for messages.
+
+    Raises:
+        DataError: the targets do not match the model.
     """
     targets = targets_of(dataset)
     if multi_label != (targets.ndim > 1):

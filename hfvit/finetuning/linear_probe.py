@@ -126,7 +126,7 @@ def prepare_linear_probe(model) -> None:
 
 
 def probe_dataset(train_dataset: ImageDataset, passes: int) -> "ImageDataset | AugmentedPasses":
-    """Return `passes` augmented copies of a training set (0: one, as in evaluation)."""
+    """Create a data set of `passes` augmented copies (0: one without augmentation)."""
     if passes:
         return AugmentedPasses(train_dataset, passes)
     return ImageDataset(train_dataset.labels, train_dataset.reader)

@@ -113,7 +113,7 @@ def _sections(text: str) -> dict[str, str]:
 
 
 def _merged(earlier: dict[str, str], later: dict[str, str]) -> dict[str, str]:
-    """Merge sections: the later one of a title, both texts without a heading."""
+    """Merge sections; of two with the same title, keep the later one."""
     first = earlier.get("", "")
     second = later.get("", "")
     if first in second:
@@ -266,6 +266,6 @@ def render_card(
 
 
 def _command_to_type(command: str) -> str | None:
-    """Convert the recorded command line to one that can be typed, None if unknown."""
+    """Return the recorded command line as a user would type it, None if unknown."""
     script, _, rest = command.partition(" ")
     return f"hfvit train {rest}" if script.endswith("train.py") else command if script == "hfvit" else None

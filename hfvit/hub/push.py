@@ -432,7 +432,7 @@ def listing(files: list[PushedFile]) -> str:
 
 
 def _explain(error: Exception, repo_id: str) -> str:
-    """Explain an exception of huggingface_hub, or its first cause that is one."""
+    """Explain the first error of huggingface_hub in the causes of `error`."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, (HfHubHTTPError, *_CONNECTION)):
         cause = cause.__cause__

@@ -269,7 +269,7 @@ class CheckpointWriter(TrainerCallback):
                 trainer.state.stateful_callbacks.setdefault(type(callback).__name__, callback.state())
 
     def _check_steps(self, checkpoint: str) -> None:
-        """Raise `RecipeError` where the run is to end before the step of `checkpoint`."""
+        """Raise `RecipeError` if the run would end before the step of `checkpoint`."""
         state = self.trainer.state
         if state.global_step > state.max_steps:
             key = "max_steps" if self.trainer.args.max_steps > 0 else "num_train_epochs"

@@ -44,7 +44,7 @@ def groups_beside(model: nn.Module, timm_model: nn.Module, learning_rate: float,
 
     Args:
         model: classifier, such as an image-text model.
-        timm_model: its timm network.
+        timm_model: timm network of the classifier.
         learning_rate: learning rate.
         weight_decay: weight decay of matrices; biases and norms have none.
 

@@ -12,7 +12,7 @@ class Preprocessing:
     """Resize, center crop and normalize batches, bit-exact with the image processor.
 
     Args:
-        data_config: of `timm.data.resolve_data_config`.
+        data_config: preprocessing of the model, from `timm.data.resolve_data_config`.
     """
 
     def __init__(self, data_config: dict[str, Any]):
