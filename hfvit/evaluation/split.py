@@ -229,5 +229,5 @@ def _targets(dataset: Dataset, multi_label: bool, where: str) -> np.ndarray:
     targets = targets_of(dataset)
     if multi_label != (targets.ndim > 1):
         has, needs = ("several labels", "one class") if targets.ndim > 1 else ("one class", "several labels")
-        raise DataError(f"label_column: images of {where} have {has}, and the model is of {needs} an image.")
+        raise DataError(f"label_column: images of {where} have {has}, but the model predicts {needs} per image.")
     return targets
