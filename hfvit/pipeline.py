@@ -36,6 +36,7 @@ from hfvit.report.summary import summary_table, write_plots, write_training_imag
 from hfvit.training.distributed import require_shared_folder
 from hfvit.training.resume import check_origin, describe_origin
 from hfvit.training.trainer import HFViTTrainer
+from hfvit.utils.credentials import mask_values
 from hfvit.utils.environment import use_all_cores
 from hfvit.utils.files import sync_files, write_text
 from hfvit.utils.terminal import PrintableFormatter
@@ -173,7 +174,7 @@ def run(
     checkpoint = prepare_output_dir(recipe)
     with args.main_process_first(desc="loading the data set"):
         splits = load_splits(recipe.data, args.seed, check_length=args.check_stream)
-    recipe.pin(splits.facts["dataset_commit"])
+    recipe.pin(splits.facts["dataset_commit"], splits.kind.separator)
     logger.info(splits.describe())
     warn_about_sizes(splits)
     task = TASKS[splits.problem_type]
@@ -191,7 +192,7 @@ def run(
     if not checkpoint:
         method.initialize(datasets["validation"])
     trainer = build_trainer(recipe, method, datasets, callbacks, **options)
-    trainer.origin = describe_origin(recipe.values, splits.facts["splits"])
+    trainer.origin = describe_origin(mask_values(recipe.values), splits.facts["splits"])
     if checkpoint:
         check_origin(checkpoint, trainer.origin, args.allow_changed_data)
 

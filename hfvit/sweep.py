@@ -15,7 +15,8 @@ from hfvit.errors import NonFiniteLossError, OutOfMemoryError, RecipeError, Unfi
 from hfvit.pipeline import main as train
 from hfvit.recipe.arguments import DEFAULT_TEST_FRACTION, DEFAULT_TEST_SPLIT
 from hfvit.recipe.files import read_yaml
-from hfvit.recipe.loader import load_recipe
+from hfvit.recipe.loader import default_of, load_recipe
+from hfvit.recipe.training_args import is_better_when_greater
 from hfvit.utils.files import write_text
 from hfvit.utils.formatting import aligned
 
@@ -134,7 +135,7 @@ class Sweep:
         self.study = optuna.create_study(
             study_name="sweep",
             storage=f"sqlite:///{(self.folder / STUDY_FILE).resolve()}",
-            direction="maximize" if training.greater_is_better else "minimize",
+            direction="maximize" if is_better_when_greater(self.metric) else "minimize",
             load_if_exists=True,
             pruner=optuna.pruners.MedianPruner() if prune else optuna.pruners.NopPruner(),
         )
@@ -216,7 +217,7 @@ class Sweep:
         """Raise `RecipeError` if a resumed search has another recipe or space."""
         for key, value in values.items():
             text = json.dumps(value, sort_keys=True, default=str)
-            if self.study.user_attrs.setdefault(key, text) != text:
+            if not _is_equal(self.study.user_attrs.get(key, text), text):
                 raise RecipeError(
                     f"output_dir: {self.folder} has a search of another {key}. Pass the original one, or another"
                     " output_dir."
@@ -255,3 +256,10 @@ def _name(trial) -> str:
 
 def _shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _is_equal(before: str, now: str) -> bool:
+    """Return whether two JSON mappings of recipe keys are equal, with the defaults of missing keys."""
+    old = json.loads(before)
+    new = json.loads(now)
+    return all(old.get(key, default_of(key)) == new.get(key, default_of(key)) for key in {*old, *new})

@@ -115,7 +115,7 @@ def check_reads(folder: str | Path, allow_outside: bool = False) -> None:
     reads = [
         f"{key} {text}"
         for key, value in values.items()
-        if key not in replaced
+        if key not in replaced and not _has_class_names(key, value)
         for text in _texts(value)
         if _is_outside(text) or (key in READ_KEYS and text != DIGITS and is_local(text))
     ]
@@ -123,6 +123,11 @@ def check_reads(folder: str | Path, allow_outside: bool = False) -> None:
         reads.append("any file that a row of the data set names (allow_outside_paths)")
     if reads:
         raise RecipeError(f"RUN_DIR: {path} reads {'; '.join(reads)}. Pass --allow_outside_paths to allow it.")
+
+
+def _has_class_names(key: str, value: Any) -> bool:
+    """Return whether a recipe value is class names or their separator, which may look like paths."""
+    return key == "label_separator" or (key == "class_names" and isinstance(value, list) and len(value) > 1)
 
 
 def _is_outside(text: str) -> bool:
@@ -183,13 +188,13 @@ def evaluate_again(folder: str | Path, batch_size: int = 32, device: str | None 
     for role, metrics in record.metrics.items():
         name = None if role == "validation" else record.data.splits[role].source
         split = evaluation_split(folder, split=name, **sample)
-        logits = classifier.logits(split.images(), batch_size)
-        scores[role] = task.metrics(logits, split.labels, classifier.labels, record.thresholds).score.value
         if len(split) != metrics.images:
             raise ModelError(
-                f"The data set has changed: split '{split.source}' has {len(split):,} images, but had"
-                f" {metrics.images:,}."
+                f"RUN_DIR: the data set has changed: split '{split.source}' must have {metrics.images:,} images, got"
+                f" {len(split):,}. Restore the data set."
             )
+        logits = classifier.logits(split.images(), batch_size)
+        scores[role] = task.metrics(logits, split.labels, classifier.labels, record.thresholds).score.value
     verification = _compare_scores(record, scores)
     now = installed_versions(name for name in record.versions if name not in ("python", "cuda"))
     verification.notes += _notes(record, {**now, "processor": hardware()["processor"]})

@@ -148,6 +148,15 @@ def test_recipe_of_data_on_the_hub_needs_no_consent(tmp_path, name):
     check_reads(tmp_path)
 
 
+def test_class_names_that_look_like_paths_need_no_consent(tmp_path):
+    values = {"dataset_name": "user/set", "class_names": ["/m/01abc", "~cat"], "label_separator": "/"}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
+    check_reads(tmp_path)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**values, "class_names": ["/etc/passwd"]}))
+    with pytest.raises(RecipeError, match=r"^RUN_DIR: "):
+        check_reads(tmp_path)
+
+
 def test_verify_without_consent_trains_nothing(out, capsys, tmp_path):
     with pytest.raises(SystemExit) as stop:
         hfvit_command(["verify", str(out), "--output", str(tmp_path / "again")])

@@ -8,6 +8,7 @@ from safetensors import safe_open
 
 from hfvit.artifacts.constants import MANIFEST, STAGING, STATE_FILE
 from hfvit.errors import ModelError
+from hfvit.recipe.arguments import SINGLE_LABEL
 from hfvit.utils.files import file_sha256, sync, sync_tree
 
 MODEL_ONLY = "it has no training state (save_only_model)"
@@ -125,6 +126,13 @@ def check_same_model(checkpoint: str | Path, model) -> None:
                 f"resume_from_checkpoint: {key} of {checkpoint} is {saved.get(key)}, but {current.get(key)} in the"
                 " recipe. Use the recipe of the checkpoint, or another output_dir."
             )
+    saved_type = saved.get("problem_type") or SINGLE_LABEL
+    current_type = current.get("problem_type") or SINGLE_LABEL
+    if saved_type != current_type:
+        raise ModelError(
+            f"resume_from_checkpoint: problem_type of {checkpoint} is {saved_type}, but {current_type} in the recipe."
+            " Use the recipe of the checkpoint, or another output_dir."
+        )
     weights: dict[str, tuple[int, ...]] = {}
     for file in Path(checkpoint).glob("model*.safetensors"):
         with safe_open(file, framework="np") as tensors:

@@ -235,6 +235,11 @@ class LabelMetrics(Record):
     f1: Share
     curve: list[tuple[Share, Share]]
 
+    def check(self) -> None:
+        """Raise `FieldError` for a class with images and without average precision."""
+        if self.images and self.average_precision is None:
+            raise FieldError("average_precision", "must be a number for a class with images, got None")
+
 
 @dataclass(kw_only=True)
 class MultiLabelMetrics(Record):

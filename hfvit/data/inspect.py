@@ -22,7 +22,7 @@ from hfvit.data.splits import DIGITS, FEW_VALIDATION_IMAGES, ImageSplits, load_w
 from hfvit.recipe.arguments import DataArguments
 from hfvit.recipe.starting import IMBALANCE
 from hfvit.utils.environment import cores
-from hfvit.utils.files import expand_user
+from hfvit.utils.files import expand_user, file_sha256
 from hfvit.utils.hub_ids import is_local
 
 CHUNK = 128  # images of one task
@@ -237,7 +237,7 @@ class ImageNames:
         example = split[int(row)]
         encoded = example["image"] or {}
         path = encoded.get("path")
-        if path and self.root and not encoded.get("bytes"):
+        if path and self.root and encoded.get("bytes") is None:
             path = os.path.relpath(os.path.abspath(path), self.root)
         return ImageName(
             split=role, row=int(example["row"]), label=self.label(example["label"]), file=path or None, reason=reason
@@ -316,7 +316,7 @@ def _read_chunk(images: list[dict[str, Any] | None]) -> list[ImageFacts]:
 
 def _read_image(encoded: dict[str, Any]) -> tuple[ImageFacts, np.ndarray]:
     content = encoded.get("bytes")
-    source = content or encoded["path"]
+    source = encoded["path"] if content is None else content  # a path beside bytes was not checked
     with open_image(source) as image:
         height, width = upright_size(image)
         mode = image.mode
@@ -329,7 +329,7 @@ def _read_image(encoded: dict[str, Any]) -> tuple[ImageFacts, np.ndarray]:
     if is_uniform and was_reduced:
         with open_image(source) as image:
             is_uniform = _is_uniform(to_rgb(image))
-    size = len(content) if content else os.path.getsize(source)
+    size = os.path.getsize(source) if content is None else len(content)
     return ImageFacts(width, height, mode, kind or "", size, is_uniform), reduced
 
 
@@ -450,13 +450,14 @@ def _same_content(splits: ImageSplits, places: list[tuple[str, int]], members: l
         places: split and row of each image.
         members: indices of the images to compare, in order.
     """
-    first: dict[bytes, int] = {}
+    first: dict[str, int] = {}
     pairs = []
     for index in members:
         role, row = places[index]
         encoded = splits[role][row]["image"]
-        content = encoded.get("bytes") or Path(encoded["path"]).read_bytes()
-        before = first.setdefault(hashlib.sha256(content).digest(), index)
+        content = encoded.get("bytes")
+        digest = file_sha256(Path(encoded["path"])) if content is None else hashlib.sha256(content).hexdigest()
+        before = first.setdefault(digest, index)
         if before != index:
             pairs.append((before, index))
     return pairs
@@ -481,7 +482,7 @@ def _add_findings(inspection: Inspection) -> None:
             warnings.append(
                 f"Leakage: {len(images):,} of {inspection.splits[role].images:,} {role} images have a copy in the"
                 f" training split ({exact:,} exact, {len(images) - exact:,} near), such as {images[0].name}. The"
-                f" {role} accuracy is too high."
+                f" {role} results are too good."
             )
     if inspection.conflicts:
         group = inspection.conflicts[0]
@@ -531,7 +532,7 @@ def _add_class_findings(inspection: Inspection) -> None:
         )
     if inspection.imbalance >= IMBALANCE:
         warnings.append(
-            f"The largest class has {inspection.imbalance:g} times the images of the smallest (class_balance: sample)."
+            f"The largest class has {inspection.imbalance:g} times the images of the smallest (see class_balance)."
         )
     count = inspection.splits["validation"].images
     if count < FEW_VALIDATION_IMAGES:

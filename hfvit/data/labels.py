@@ -25,6 +25,7 @@ class SingleLabel:
     """One class for each image: targets are class indices `(images,)`."""
 
     problem_type = SINGLE_LABEL
+    separator = None
 
     def __init__(self, column: str):
         self.name = column

@@ -194,8 +194,8 @@ class MultiLabel:
                 _check_not_missing(rows, names[role])
             return item, raw_labels
         if isinstance(feature, Value) and feature.dtype in ("string", "large_string", "null"):
-            separator = self.separator or _find_separator(raw_labels)
-            return feature, {role: _split(rows, separator) for role, rows in raw_labels.items()}
+            self.separator = self.separator or _find_separator(raw_labels)
+            return feature, {role: _split(rows, self.separator) for role, rows in raw_labels.items()}
         for role, rows in raw_labels.items():
             _check_not_missing(rows, names[role])
         return feature, {role: [[value] for value in rows] for role, rows in raw_labels.items()}

@@ -89,10 +89,9 @@ def build_app(gradio, classifier: Classifier, top_k: int = 5, examples: list[str
         return output_values(classifier.best(logits, top_k)[0], found, attention_image)
 
     name = Path(classifier.name).name or classifier.name
+    note = LABELS_NOTE if classifier.multi_label else CLASSES_NOTE
     with gradio.Blocks(title=name, analytics_enabled=False) as app:
-        gradio.Markdown(
-            f"# {markdown(name)}\n{len(classifier.labels)} classes. {LABELS_NOTE if has_thresholds else CLASSES_NOTE}"
-        )
+        gradio.Markdown(f"# {markdown(name)}\n{len(classifier.labels)} classes. {note}")
         with gradio.Row():
             with gradio.Column():
                 upload = upload_component(gradio)

@@ -134,7 +134,7 @@ def write_page(
         values = {
             "title": title,
             "labels": head.labels,
-            "multi_label": head.thresholds is not None,
+            "multi_label": head.multi_label,
             "examples": _write_examples(examples[:MAX_EXAMPLES], page),
             "hosts": "".join(f" {host}" for host in runtime.hosts),
             "input": "{1} x {0}".format(*_input_size(steps)),

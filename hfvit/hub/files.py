@@ -36,6 +36,9 @@ def eval_results_file(record: RunRecord) -> tuple[str, str] | None:
     name = data.dataset_name
     if test is None or data.is_local or not is_hub_id(name) or record.recipe.get("max_eval_samples"):
         return None
+    split = data.splits["test"]
+    if split.left_out or split.held_out or "[" in split.source:
+        return None
     score = "top-1 accuracy" if test.score.key == "accuracy" else test.score.name
     entry = EvalResultEntry(
         dataset_id=name,

@@ -14,7 +14,7 @@ from hfvit.utils.hub_ids import is_local
 from hfvit.utils.yaml_files import load_yaml
 
 # Class names are never paths, although some look like paths (/m/01abc).
-_CLASS_NAME_KEYS = ("labels", "label", "label_names", "per_class")
+_CLASS_NAME_KEYS = ("labels", "label", "label_names", "per_class", "true", "predicted", "label_separator")
 _PATH_KEYS = ("output_dir", "best_model_checkpoint", "logging_dir")
 # Names of a data set or model: a path or a Hub id.
 _PATH_OR_ID_KEYS = (
@@ -75,6 +75,8 @@ def _redact(value: Any, local: set[str], key: str | None = None) -> Any:
         return value
     if isinstance(value, dict):
         return {name: _redact(inner, local, name) for name, inner in value.items()}
+    if key == "class_names" and isinstance(value, list) and len(value) > 1:  # one item is a file of class names
+        return value
     if isinstance(value, list):
         return [_redact(inner, local, key) for inner in value]
     if not isinstance(value, str):

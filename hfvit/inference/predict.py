@@ -40,7 +40,7 @@ class Prediction:
         """Return the image's name and a line for each class, escaped for a terminal."""
         lines = [f"  {value:7.2%}  {printable(label)}" for label, value in self.probabilities.items()]
         lines = lines or ["  no class reaches its threshold"]
-        return "\n".join([printable(self.name), *lines])
+        return "\n".join([printable(mask_credentials(self.name)), *lines])
 
 
 def predictions(

@@ -174,10 +174,17 @@ class Recipe:
             "head_from_text": self.finetuning.head_from_text,
         }
 
-    def pin(self, dataset_commit: str | None) -> None:
-        """Record the commit of the loaded data set; None for data without commits."""
+    def pin(self, dataset_commit: str | None, label_separator: str | None = None) -> None:
+        """Record what was found in the loaded data set, so that the recipe reads it alike.
+
+        Args:
+            dataset_commit: commit of a data set on the Hub.
+            label_separator: separator of labels in strings.
+        """
         if dataset_commit:
             self.values["dataset_revision"] = dataset_commit
+        if label_separator:
+            self.values["label_separator"] = label_separator
 
     def fit_problem(self, problem_type: str, metrics: Sequence[str], default_metric: str) -> None:
         """Check the recipe for a problem type, and set metric_for_best_model.
@@ -406,6 +413,14 @@ def _as_option(key: str, value: Any) -> list[str]:
     if value is False and str in (_HINTS[key], *get_args(_HINTS[key])):
         return [f"--{key}=no"]  # YAML 1.1's reading of a bare `no`
     return [f"--{key}={value}"]
+
+
+def default_of(key: str) -> Any:
+    """Return the default of a recipe key, None for an unknown key."""
+    field = _FIELDS.get(key)
+    if field is None:
+        return None
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def _changed(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:

@@ -214,6 +214,8 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
         """
         metric = (self.metric_for_best_model or default).removeprefix("eval_")
         if metric in metrics:
+            if self.greater_is_better is None:  # metric_for_best_model: none, or no evaluation
+                self.greater_is_better = is_better_when_greater(metric)
             return {}
         if metric != "accuracy":
             raise RecipeError(f"metric_for_best_model: must be one of {', '.join(metrics)}, got '{metric}'.")

@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 from hfvit.errors import DataError
+from hfvit.recipe.loader import default_of
 from hfvit.training.checkpointing import ResumeState
 
 logger = logging.getLogger(__name__)
@@ -11,7 +12,7 @@ logger = logging.getLogger(__name__)
 # Recipe keys that do not affect the result.
 WITHOUT_EFFECT = (
     "output_dir", "keep_checkpoints", "allow_changed_data", "report_to", "run_name", "logging_steps",
-    "logging_strategy", "disable_tqdm", "dataloader_num_workers", "save_total_limit",
+    "logging_strategy", "disable_tqdm", "dataloader_num_workers", "save_total_limit", "allow_outside_paths",
 )  # fmt: skip
 
 
@@ -57,7 +58,10 @@ def check_origin(checkpoint: str, origin: dict[str, Any], allow_changed_data: bo
 
 def describe_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Describe recipe keys and splits that differ between `describe_origin` results."""
-    return _changes(before["recipe"], now["recipe"]) + _changes(_shown(before["splits"]), _shown(now["splits"]))
+    keys = {*before["recipe"], *now["recipe"]}
+    # A checkpoint of an earlier version does not have the keys that were added since.
+    old, new = ({key: part["recipe"].get(key, default_of(key)) for key in keys} for part in (before, now))
+    return _changes(old, new) + _changes(_shown(before["splits"]), _shown(now["splits"]))
 
 
 def _may_leak(before: dict[str, dict], now: dict[str, dict]) -> bool:

@@ -10,7 +10,7 @@ from types import ModuleType
 
 from tqdm import tqdm
 
-from hfvit.errors import ModelError, one_line
+from hfvit.errors import ModelError, one_line, printable_lines
 
 NAMES = ("tensorrt", "tensorrt_rtx")
 TITLES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}
@@ -266,7 +266,7 @@ def message_log(trt, verbose: bool):
             if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
                 self.errors.append(one_line(message))
             elif verbose:
-                print(f"{trt.__name__}: {severity.name.lower()}: {message}", file=sys.stderr)
+                print(f"{trt.__name__}: {severity.name.lower()}: {printable_lines(str(message))}", file=sys.stderr)
 
         def reason(self) -> str:
             """Return the first error, which usually causes the others."""

@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+from datasets import Dataset
 from helpers.layouts import write_images, write_shard
 from PIL import Image
 
@@ -55,6 +56,18 @@ def test_inspect_data_finds_problems(faulty):
     assert found.images.width == [3, 16, 40]
     assert found.images.modes == {"RGB": 101, "L": 1}
     assert any(line.startswith("Leakage: 2 of 12 test images") for line in found.warnings)
+
+
+def test_inspect_data_of_empty_bytes_beside_a_path_reads_no_file(tmp_path):
+    root = write_images(tmp_path / "outside", {"cat": 30, "dog": 30})
+    files = sorted(root.rglob("*.png"))
+    rows = [{"bytes": file.read_bytes(), "path": None} for file in files]
+    rows[0] = {"bytes": b"", "path": str(files[0])}
+    labels = [file.parent.name for file in files]
+    (tmp_path / "set").mkdir()
+    Dataset.from_dict({"image": rows, "label": labels}).to_parquet(tmp_path / "set" / "train.parquet")
+    found = inspected(tmp_path / "set", on_bad_image="skip")
+    assert found.images.modes == {"RGB": 59}
 
 
 def test_inspection_round_trips_through_json(faulty):

@@ -75,3 +75,14 @@ def test_redact_paths_checks_for_local_folders_that_run_json_lacks(tmp_path, mon
         record.recipe |= content["recipe"]
         public = json.loads(redact_paths(json.dumps(content), "run.json", record))
         assert public == {"command": f"hfvit train r.yaml --{key} cats", "recipe": {key: "cats"}}
+
+
+def test_redact_paths_keeps_class_names_of_recipe_and_examples():
+    content = {
+        "recipe": {"class_names": ["/m/01abc", "/m/02def"], "label_separator": "/"},
+        "examples": {"mistakes": [{"true": "/m/01abc, /m/02def", "predicted": "/m/02def"}]},
+    }
+    assert json.loads(redact_paths(json.dumps(content), "run.json", local_run())) == content
+    content = {"recipe": {"class_names": ["/home/me/names.txt"]}}
+    public = json.loads(redact_paths(json.dumps(content), "run.json", local_run()))
+    assert public["recipe"]["class_names"] == ["names.txt"]

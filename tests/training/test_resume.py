@@ -26,6 +26,7 @@ from transformers import TrainerCallback
 from hfvit.artifacts.checkpoint import newest_checkpoint
 from hfvit.errors import DataError, HFViTError, ModelError, RecipeError, StorageError
 from hfvit.pipeline import main
+from hfvit.training.resume import describe_changes
 from hfvit.utils.environment import check_shared_memory
 
 
@@ -324,3 +325,10 @@ def test_worker_that_is_killed_is_one_error(tmp_path):
     with pytest.raises(StorageError, match=r"^dataloader_num_workers: ") as caught:
         make_trainer(tmp_path, [Kill()], dataloader_num_workers=1, num_train_epochs=50, save_steps=5).train()
     assert_names(caught.value, "--resume_from_checkpoint auto")
+
+
+def test_describe_changes_takes_defaults_for_keys_of_later_versions():
+    before = {"recipe": {"seed": 1}, "splits": {}}
+    assert describe_changes(before, {"recipe": {"seed": 1, "on_bad_image": "error"}, "splits": {}}) == []
+    (change,) = describe_changes(before, {"recipe": {"seed": 1, "on_bad_image": "skip"}, "splits": {}})
+    assert_names(change, "on_bad_image", "error", "skip")
