@@ -32,7 +32,7 @@ def test_help_describes_options(name):
 def test_metrics_contenders_compute_the_same(common):
     import metrics
 
-    logits, labels = metrics.draw(300, 7, 2.0)
+    logits, labels = metrics.generate(300, 7, 2.0)
     names = [str(index) for index in range(7)]
     found, expected = (contender(logits, labels, names) for contender in (metrics.hfvit_metric, metrics.scikit_learn))
     for key, value in expected.items():

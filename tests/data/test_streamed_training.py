@@ -49,7 +49,7 @@ def test_training_on_a_stream(stream_recipe, tmp_path, caplog):
     assert yaml.safe_load((out / "recipe.yaml").read_text())["streaming"] is True
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_resumed_run_equals_uninterrupted_run(stream_recipe, tmp_path, workers, monkeypatch, capsys):
     words = [str(stream_recipe), "--dataloader_num_workers", str(workers), "--random_erasing", "0.5", "--eval_steps"]
     words += ["5", "--per_device_train_batch_size", "4", "--save_total_limit", "9"]

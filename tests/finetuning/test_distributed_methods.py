@@ -88,6 +88,7 @@ def assert_same_weights(several, single, start=None):
     assert apart.norm() < 1e-3 * way.norm()
 
 
+@pytest.mark.slow
 def test_lora_on_two_processes_equals_one(train, start):
     text = f"model_name_or_path: {start}\nfinetuning: lora\nlora_rank: 2\nlora_alpha: 4"
     single, several = train(text, processes=1), train(text, processes=2)
@@ -123,6 +124,7 @@ def test_linear_probe_on_two_processes_equals_one(train, start, folder):
     assert_same_weights(runs[1], runs[0], start)
 
 
+@pytest.mark.slow
 def test_distillation_on_two_processes_equals_one(train, start):
     """Use a student with a distillation token."""
     text = f"architecture: deit_tiny_distilled_patch16_224\nteacher: {start}\ndistillation_alpha: 0.7"

@@ -106,7 +106,8 @@ def test_static_page_has_the_elements_of_ordinary_names(name):
 
     def values(text):
         facts = [{"name": text, "value": text, "note": text}]
-        return {"title": text, "labels": [text], "examples": [], "hosts": "", "input": "1 x 1", "metadata": facts}
+        page = {"title": text, "labels": [text], "multi_label": False, "metadata": facts}
+        return {**page, "examples": [], "hosts": "", "input": "1 x 1"}
 
     assert Elements(html.render(values(name))).found == Elements(html.render(values("x"))).found
     front, body = space.render(values(name)).removeprefix("---\n").split("\n---\n", 1)

@@ -132,7 +132,14 @@ def test_predict_of_wrong_names_prints_one_error(word, place, model, photos, mon
 
 @pytest.mark.integration
 @pytest.mark.parametrize(
-    ("redirection", "code"), [(">&-", 1), ("2>&-", 1), (">&- 2>&-", 1), ("<&- >&- 2>&-", 1), ("> /dev/full", 7)]
+    ("redirection", "code"),
+    [
+        pytest.param(">&-", 1, marks=pytest.mark.slow),
+        pytest.param("2>&-", 1, marks=pytest.mark.slow),
+        pytest.param(">&- 2>&-", 1, marks=pytest.mark.slow),
+        ("<&- >&- 2>&-", 1),
+        ("> /dev/full", 7),
+    ],
 )
 def test_predict_with_closed_or_full_stream_exits_with_code(redirection, code, model, photos):
     script = f'hfvit predict "$0" "$1" {redirection}'

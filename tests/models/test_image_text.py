@@ -93,6 +93,7 @@ def test_train_with_texts_learns_an_interaction_of_image_and_text(fused, caption
     assert accuracy(train(tmp_path / "text", gray, *TEXTS, encoder)) < 0.65
 
 
+@pytest.mark.slow
 def test_train_with_late_fusion_resumes_exactly(captioned, tmp_path):
     data, encoder = captioned
     options = (*TEXTS, encoder, "--fusion", "concatenation", "--keep_checkpoints", "true")

@@ -92,6 +92,7 @@ class Machines:
         return self.logs[rank].read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 def test_two_machines_equal_a_single_process(micro, single, tmp_path):
     out = tmp_path / "out"

@@ -179,6 +179,7 @@ def test_two_processes_agree_on_the_micro_batch(killer, tmp_path):
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_later_out_of_memory_in_one_of_two_processes_is_one_error(killer, tmp_path):
     out = tmp_path / "out"
     fits = {"rank": 1, "images": 2, "from_step": 4}
@@ -288,6 +289,7 @@ def test_machines_without_shared_folder_fail_early(killer, line, tmp_path):
     assert not list(folders[0].glob(".*"))
 
 
+@pytest.mark.slow
 def test_run_killed_while_reporting_resumes(killer, line, tmp_path):
     """Kill between training and the last file: missing files are written, finished runs unchanged."""
     full = tmp_path / "full"

@@ -233,7 +233,7 @@ def test_split_fingerprints_are_stable_across_processes(colors, tmp_path):
         "import json, sys\n"
         "from hfvit.data.factory import load_splits\n"
         "from hfvit.recipe.arguments import DataArguments\n"
-        "splits = load_splits(DataArguments(sys.argv[1], max_train_samples=40), seed=3).record['splits']\n"
+        "splits = load_splits(DataArguments(sys.argv[1], max_train_samples=40), seed=3).facts['splits']\n"
         "print(json.dumps({role: split['fingerprint'] for role, split in splits.items()}))"
     )
     found = []
@@ -318,12 +318,12 @@ def test_shared_memory_that_is_too_small_for_workers_is_one_error(tmp_path, monk
 def test_worker_that_is_killed_is_one_error(tmp_path):
     class Kill(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
-            if state.global_step == 5:
+            if state.global_step >= 5:
                 for child in psutil.Process().children():
                     child.kill()
 
     with pytest.raises(StorageError, match=r"^dataloader_num_workers: ") as caught:
-        make_trainer(tmp_path, [Kill()], dataloader_num_workers=1, num_train_epochs=50, save_steps=5).train()
+        make_trainer(tmp_path, [Kill()], dataloader_num_workers=1, num_train_epochs=5, save_steps=5).train()
     assert_names(caught.value, "--resume_from_checkpoint auto")
 
 
