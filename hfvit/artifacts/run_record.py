@@ -126,8 +126,6 @@ class RunRecord(FileRecord):
                 raise FieldError(f"data.splits.{role}")
             if calibrated and role not in calibrated.splits:
                 raise FieldError(f"temperature.splits.{role}")
-        if isinstance(self.result, MultiLabelMetrics) and self.thresholds is None:
-            raise FieldError("thresholds")
         if self.thresholds and len(self.thresholds.values) != len(self.data.labels):
             raise FieldError(
                 "thresholds.values", f"must have {len(self.data.labels)} items, got {len(self.thresholds.values)}"
