@@ -451,8 +451,6 @@ def rows(bench: Bench, quick: bool) -> None:
     code, text = bench.train(bench.folder / "many_out", *words, before=_print_memory)
     case = f"{count:,} images: {time.monotonic() - began:.0f} s, {_memory(text)[-1]:.0f} MB at most"
     bench.row("rows", case, code, text)
-    code, text = bench.train(bench.folder / "streamed_out", *words, "--streaming", "true", before=_print_memory)
-    bench.row("rows", f"{count:,} images streamed", code, text)
 
 
 def _print_memory() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from safetensors import safe_open
 
 from hfvit.artifacts.constants import MANIFEST, STAGING, STATE_FILE
-from hfvit.errors import ModelError
+from hfvit.errors import ModelError, wrap_library_errors
 from hfvit.recipe.arguments import SINGLE_LABEL
 from hfvit.utils.files import file_sha256, sync, sync_tree
 
@@ -135,7 +135,10 @@ def check_same_model(checkpoint: str | Path, model) -> None:
         )
     weights: dict[str, tuple[int, ...]] = {}
     for file in Path(checkpoint).glob("model*.safetensors"):
-        with safe_open(file, framework="np") as tensors:
+        with (
+            wrap_library_errors(ModelError, f"resume_from_checkpoint: cannot read {file}"),
+            safe_open(file, framework="np") as tensors,
+        ):
             weights |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
     saved_lora = _lora_shapes(weights)
     model_lora = _lora_shapes({name: tuple(value.shape) for name, value in model.state_dict().items()})

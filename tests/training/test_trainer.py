@@ -279,6 +279,10 @@ def test_output_dir_is_claimed_once(tmp_path):
         ModelError, match=rf"^resume_from_checkpoint: .*\blabel_names\b.*{tmp_path}/checkpoint-5\b.*'white'"
     ):
         check_same_model(str(tmp_path / "checkpoint-5"), other)
+    (tmp_path / "checkpoint-5" / "model.safetensors").write_bytes(b"\x80\x04cos\nsystem\n.")
+    same = build_model(LABELS, architecture="vit_tiny_patch16_224", image_size=16, timm_kwargs=MICRO)
+    with pytest.raises(ModelError, match=r"^resume_from_checkpoint: .*model\.safetensors"):
+        check_same_model(str(tmp_path / "checkpoint-5"), same)
 
 
 def test_fitted_ema_decay_of_short_runs():
