@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from hfvit.artifacts.json_record import OPTIONAL, Record
 from hfvit.data.decode import to_rgb, upright_size
 from hfvit.data.duplicates import groups_of, near_pairs, perceptual_hashes, reduce_image, thumbnails
+from hfvit.data.labels import class_counts
 from hfvit.data.local import LocalData
 from hfvit.data.open_image import image_error_reason, open_image
 from hfvit.data.splits import DIGITS, FEW_VALIDATION_IMAGES, ImageSplits, load_whole_splits, open_source, split_names
@@ -23,6 +24,7 @@ from hfvit.recipe.arguments import DataArguments
 from hfvit.recipe.starting import IMBALANCE
 from hfvit.utils.environment import cores
 from hfvit.utils.files import expand_user, file_sha256
+from hfvit.utils.formatting import shortened
 from hfvit.utils.hub_ids import is_local
 
 CHUNK = 128  # images of one task
@@ -208,7 +210,7 @@ def inspect_data(opened: Opened, label_check: LabelCheck | None = None, show_pro
         splits={role: _describe_split(splits, role) for role in roles},
         unused_splits=_unused(opened),
         labels=splits.labels,
-        imbalance=_imbalance(class_counts(splits, "train")),
+        imbalance=_imbalance(split_class_counts(splits, "train")),
         images=_sizes(scans),
         left_out=_left_out(opened.local),
         unreadable=[names(role, row, facts.problem) for role, row, facts in _each(scans) if facts.problem],
@@ -346,15 +348,14 @@ def _each(scans: dict[str, list[ImageFacts]]) -> Iterator[tuple[str, int, ImageF
 # Describe
 
 
-def class_counts(splits: ImageSplits, role: str) -> np.ndarray:
+def split_class_counts(splits: ImageSplits, role: str) -> np.ndarray:
     """Count the images of each class `(classes,)`, once for each of their labels."""
-    labels = np.asarray(splits[role]["label"])
-    return labels.sum(0).astype(int) if labels.ndim == 2 else np.bincount(labels, minlength=len(splits.labels))
+    return class_counts(np.asarray(splits[role]["label"]), len(splits.labels))
 
 
 def _describe_split(splits: ImageSplits, role: str) -> InspectedSplit:
     facts = splits.facts["splits"][role]
-    counts = class_counts(splits, role)
+    counts = split_class_counts(splits, role)
     return InspectedSplit(
         source=facts["source"],
         images=len(splits[role]),
@@ -524,11 +525,11 @@ def _add_class_findings(inspection: Inspection) -> None:
     for role, split in inspection.splits.items():
         missing = [label for label, count in split.classes.items() if not count]
         if missing:
-            warnings.append(f"{role}: {len(missing)} of {len(train)} classes have no images: {_some(missing)}.")
+            warnings.append(f"{role}: {len(missing)} of {len(train)} classes have no images: {shortened(missing, 5)}.")
     few = [label for label, count in train.items() if 0 < count < FEW_IN_CLASS]
     if few:
         warnings.append(
-            f"train: {len(few)} of {len(train)} classes have fewer than {FEW_IN_CLASS} images: {_some(few)}."
+            f"train: {len(few)} of {len(train)} classes have fewer than {FEW_IN_CLASS} images: {shortened(few, 5)}."
         )
     if inspection.imbalance >= IMBALANCE:
         warnings.append(
@@ -544,7 +545,3 @@ def _add_class_findings(inspection: Inspection) -> None:
 
 def _count(items: Sequence[Any], word: str, plural: str | None = None) -> str:
     return f"1 {word}" if len(items) == 1 else f"{len(items):,} {plural or word + 's'}"
-
-
-def _some(names: Sequence[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

@@ -14,6 +14,7 @@ from sklearn.model_selection import train_test_split
 from hfvit.errors import DataError, nearest, one_line
 from hfvit.recipe.arguments import MULTI_LABEL, SINGLE_LABEL, DataArguments
 from hfvit.utils.files import expand_user
+from hfvit.utils.formatting import shortened
 
 SEPARATORS = ("|", ";", ",")  # possible separators of several labels in a string
 CLASS_TYPES = ("int", "uint", "string", "large_string", "bool", "float", "double", "null")
@@ -307,7 +308,7 @@ def match_classes(targets: np.ndarray, names: Sequence[str], labels: Sequence[st
     if missing:
         raise DataError(
             f"{where}: {len(missing)} of its {len(used)} classes are not among the {len(labels)} classes of the model:"
-            f" {_some(missing)}. The model has {_some(labels)}.{nearest(missing[0], labels)}"
+            f" {shortened(missing)}. The model has {shortened(labels)}.{nearest(missing[0], labels)}"
         )
     table = np.array([index_of.get(name, -1) for name in names], dtype=np.int64)
     if targets.ndim == 1:
@@ -315,7 +316,3 @@ def match_classes(targets: np.ndarray, names: Sequence[str], labels: Sequence[st
     matched = np.zeros((len(targets), len(labels)), dtype=targets.dtype)
     matched[:, table[used]] = targets[:, used]
     return matched
-
-
-def _some(names: Sequence[str], most: int = 8) -> str:
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

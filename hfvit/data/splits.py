@@ -28,6 +28,7 @@ from hfvit.data.references import check_cards
 from hfvit.data.tables import LABEL_NAMES, SPLIT_COLUMNS, as_images, root_cause
 from hfvit.errors import DataError, nearest, one_line
 from hfvit.recipe.arguments import DEFAULT_TEST_SPLIT, MULTI_LABEL, SINGLE_LABEL, DataArguments
+from hfvit.utils.formatting import shortened
 from hfvit.utils.hub_ids import folder_or_hub_id, is_local
 
 FEW_VALIDATION_IMAGES = 30
@@ -542,10 +543,10 @@ def warn_about_sizes(splits: ImageSplits) -> None:
     if "train" in counts:
         missing = [labels[index] for index in np.flatnonzero(counts["train"] == 0)]
         if missing:
-            logger.warning("train: %d of %d classes have no images: %s", len(missing), len(labels), _some(missing))
+            logger.warning("train: %d of %d classes have no images: %s", len(missing), len(labels), shortened(missing))
         single = [labels[index] for index in np.flatnonzero(counts["train"] == 1)]
         if single:
-            logger.warning("train: %d of %d classes have one image: %s", len(single), len(labels), _some(single))
+            logger.warning("train: %d of %d classes have one image: %s", len(single), len(labels), shortened(single))
     validation = counts["validation"]
     images = len(splits["validation"])
     if images < FEW_VALIDATION_IMAGES:
@@ -557,11 +558,9 @@ def warn_about_sizes(splits: ImageSplits) -> None:
     present = counts["train"] > 0 if "train" in counts else np.ones(len(labels), dtype=bool)
     missing = [labels[index] for index in np.flatnonzero((validation == 0) & present)]
     if missing:
-        logger.warning("validation: %d of %d classes have no images: %s", len(missing), len(labels), _some(missing))
-
-
-def _some(names: list[str], most: int = 8) -> str:
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+        logger.warning(
+            "validation: %d of %d classes have no images: %s", len(missing), len(labels), shortened(missing)
+        )
 
 
 def data_facts(

@@ -12,7 +12,7 @@ from transformers.utils import cached_file
 from hfvit.artifacts.constants import RECIPE_FILE
 from hfvit.data.decode import image_size
 from hfvit.data.folders import ARCHIVE_EXTENSIONS, TABLE_EXTENSIONS, extension
-from hfvit.data.inspect import Opened, class_counts, open_data
+from hfvit.data.inspect import Opened, open_data, split_class_counts
 from hfvit.data.splits import DIGITS
 from hfvit.errors import DataError, ModelError, RecipeError, one_line
 from hfvit.recipe.files import shipped_recipes
@@ -111,7 +111,7 @@ def data_size(opened: Opened) -> DataSize:
     """Measure class counts and image sizes, without decoding pixels."""
     splits = opened.splits
     held_out = {role: facts.get("held_out") for role, facts in splits.facts["splits"].items()}
-    counts = sum(class_counts(splits, role) for role in splits.sources if role == "train" or held_out[role])
+    counts = sum(split_class_counts(splits, role) for role in splits.sources if role == "train" or held_out[role])
     images = sum(len(splits[role]) for role in splits.sources if role == "train" or held_out[role])
     local = opened.local
     return DataSize(

@@ -28,7 +28,7 @@ from hfvit.evaluation.label_errors import find_label_errors, open_as_trained
 from hfvit.recipe.arguments import DataArguments
 from hfvit.recipe.starting import recipe_text, starting_recipe, yaml_line
 from hfvit.utils.files import write_text
-from hfvit.utils.formatting import aligned
+from hfvit.utils.formatting import aligned, shortened
 
 DEFAULT_SEED = 42  # of a recipe
 CLASSES_IN_TEXT = 20
@@ -164,16 +164,15 @@ def _head(inspection: Inspection) -> str:
     left_out = {reason: len(names) for reason, names in inspection.left_out.items()}
     if left_out:
         rows.append(("left out", _counts(left_out)))
-        rows += [("", printable(f"{reason}: {_some(names)}")) for reason, names in inspection.left_out.items()]
+        rows += [
+            ("", printable(f"{reason}: {shortened(names, NAMES_IN_TEXT)}"))
+            for reason, names in inspection.left_out.items()
+        ]
     return "\n".join(aligned(rows))
 
 
 def _counts(counts: Mapping[str, int]) -> str:
     return printable(", ".join(f"{name} {count:,}" for name, count in counts.items()))
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:NAMES_IN_TEXT]) + (", ..." if len(names) > NAMES_IN_TEXT else "")
 
 
 def _class_table(inspection: Inspection) -> str:

@@ -25,3 +25,13 @@ def size(number: int) -> str:
         if number >= factor:
             return f"{number / factor:.1f} {unit}"
     return f"{number} B"
+
+
+def shortened(names: Sequence[str], most: int = 8) -> str:
+    """Join the first names, with `...` if there are more.
+
+    Args:
+        names: names to join.
+        most: largest number of names.
+    """
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
