@@ -1,6 +1,8 @@
 """`hfvit demo`."""
 
 import argparse
+from collections import Counter
+from pathlib import Path
 
 from hfvit.cli.options import exit_codes, positive_int
 from hfvit.errors import DataError, HFViTError
@@ -21,6 +23,7 @@ examples:
 
 {exit_codes(0, 2)}"""
 
+MAX_EXAMPLES = 24
 APP_ONLY = ("device", "threads", "host", "port", "share")
 PAGE_ONLY = ("vendor", "title", "overwrite")
 
@@ -88,6 +91,7 @@ def _write(options: argparse.Namespace) -> None:
 def _serve(options: argparse.Namespace) -> None:
     from hfvit.artifacts.artifact import find_artifact
     from hfvit.demo.app import load_gradio, serve
+    from hfvit.demo.run_facts import read_facts
 
     find_artifact(options.artifact)
     examples = _examples(options)
@@ -96,6 +100,8 @@ def _serve(options: argparse.Namespace) -> None:
     from hfvit.inference.classifier import load_classifier
 
     classifier = load_classifier(options.artifact, options.device, options.threads)
+    facts = read_facts(find_artifact(options.artifact))
+    classifier.temperature = facts.temperature or 1.0
     if classifier.text_reader:
         raise HFViTError(
             f"ARTIFACT: the demo does not support image and text models, got {options.artifact}. Use `hfvit predict`."
@@ -108,6 +114,7 @@ def _serve(options: argparse.Namespace) -> None:
         share=options.share,
         top_k=options.top_k,
         examples=examples,
+        facts=facts,
     )
 
 
@@ -117,4 +124,15 @@ def _examples(options: argparse.Namespace) -> list[str]:
     names, wrong = find_images([options.examples] if options.examples else [])
     if wrong:
         raise DataError(f"--examples: {wrong[0]}.")
-    return names
+    return one_of_each_folder(names)[:MAX_EXAMPLES]
+
+
+def one_of_each_folder(names: list[str]) -> list[str]:
+    """Sort images so that the first of each folder, which may be that of a class, come first."""
+    seen: Counter[Path] = Counter()
+    ranked = []
+    for name in names:
+        folder = Path(name).parent
+        ranked.append((seen[folder], name))
+        seen[folder] += 1
+    return [name for _, name in sorted(ranked, key=lambda each: each[0])]

@@ -224,25 +224,43 @@ def inspect_data(opened: Opened, label_check: LabelCheck | None = None, show_pro
     return inspection
 
 
+def data_root(dataset_name: str) -> str:
+    """Return the absolute path of a local data set's folder, or of the folder of its file."""
+    name = expand_user(dataset_name)
+    return os.path.abspath(name if name.is_dir() else name.parent)
+
+
+def image_file(encoded: dict[str, Any] | None, root: str | None) -> str | None:
+    """Return the file of an image relative to the data set, or its name in an archive.
+
+    Args:
+        encoded: `bytes` or `path` of the image, as in an undecoded column.
+        root: folder of a local data set.
+    """
+    path = (encoded or {}).get("path")
+    if not path:
+        return None
+    if root and (encoded.get("bytes") is None or os.path.isabs(path)):
+        return os.path.relpath(os.path.abspath(path), root)
+    return os.path.basename(path) if os.path.isabs(path) else path
+
+
 class ImageNames:
     """Create the `ImageName` of an image from its split and its position there."""
 
     def __init__(self, opened: Opened):
         self.splits = opened.splits
-        name = expand_user(opened.data.dataset_name)
-        self.root = None
-        if opened.local:
-            self.root = os.path.abspath(name if name.is_dir() else name.parent)
+        self.root = data_root(opened.data.dataset_name) if opened.local else None
 
     def __call__(self, role: str, row: int, reason: str | None = None) -> ImageName:
         split = self.splits[role]
         example = split[int(row)]
-        encoded = example["image"] or {}
-        path = encoded.get("path")
-        if path and self.root and encoded.get("bytes") is None:
-            path = os.path.relpath(os.path.abspath(path), self.root)
         return ImageName(
-            split=role, row=int(example["row"]), label=self.label(example["label"]), file=path or None, reason=reason
+            split=role,
+            row=int(example["row"]),
+            label=self.label(example["label"]),
+            file=image_file(example["image"], self.root),
+            reason=reason,
         )
 
     def label(self, value: int | Sequence[int]) -> str:

@@ -126,14 +126,31 @@ def suspicious_rows(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray
         probabilities: `(images, classes)`, NaN for an image without a prediction.
         labels: class indices `(images,)`.
     """
-    predicted = np.nan_to_num(probabilities).argmax(1)
-    own = np.full(probabilities.shape[1], np.inf)
-    for label in np.unique(labels):
-        some = probabilities[labels == label, label]
-        if not np.isnan(some).all():
-            own[label] = np.nanmean(some)
-    best = np.take_along_axis(probabilities, predicted[:, None], 1)[:, 0]
-    return np.flatnonzero((predicted != labels) & (best >= own[predicted]))
+    rows = np.flatnonzero(~np.isnan(probabilities).any(axis=1))
+    known = probabilities[rows]
+    return rows[
+        confident_disagreements(
+            known.argmax(axis=1), known.max(axis=1), labels[rows], known[np.arange(len(rows)), labels[rows]]
+        )
+    ]
+
+
+def confident_disagreements(
+    predicted: np.ndarray, confidence: np.ndarray, labels: np.ndarray, label_probability: np.ndarray
+) -> np.ndarray:
+    """Return the rows that are predicted as another class at least as confidently as that class's own images.
+
+    Args:
+        predicted: predicted class of each image `(images,)`.
+        confidence: probability of the predicted class.
+        labels: class of each image.
+        label_probability: probability of that class.
+    """
+    classes = 1 + max(predicted.max(initial=0), labels.max(initial=0))
+    counts = np.bincount(labels, minlength=classes)
+    with np.errstate(invalid="ignore"):  # classes without images have no mean
+        own = np.bincount(labels, label_probability, minlength=classes) / counts
+    return np.flatnonzero((predicted != labels) & (confidence >= np.where(counts, own, np.inf)[predicted]))
 
 
 def cross_validated(features: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:

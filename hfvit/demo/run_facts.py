@@ -1,0 +1,79 @@
+"""What a demo shows of the run that trained the model."""
+
+from dataclasses import dataclass
+from datetime import date, datetime
+
+import numpy as np
+
+from hfvit.artifacts.artifact import Artifact
+from hfvit.artifacts.run_record import RunRecord
+from hfvit.artifacts.run_sections import OutOfDistribution, Score
+from hfvit.errors import ModelError
+from hfvit.inference.classifier import run_file
+from hfvit.metrics.out_of_distribution import energy
+
+UNLIKE_NOTE = "Unlike the training data: do not rely on this prediction."
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """Results of a run, None where they are unknown.
+
+    Attributes:
+        score: accuracy or mAP with its interval.
+        images: number of images that it was measured on.
+        split: their split, test or validation.
+        finished: day of the run.
+        temperature: divisor of the logits for calibrated probabilities.
+        out_of_distribution: threshold of the energy.
+    """
+
+    score: Score | None = None
+    images: int = 0
+    split: str = ""
+    finished: date | None = None
+    temperature: float | None = None
+    out_of_distribution: OutOfDistribution | None = None
+
+    @property
+    def score_text(self) -> str:
+        """Return the score in percent."""
+        return f"{self.score.value:.1%}" if self.score else ""
+
+    @property
+    def score_note(self) -> str:
+        """Return the interval of the score, its images and its date."""
+        if not self.score:
+            return ""
+        low, high = self.score.interval
+        day = f", {self.finished.isoformat()}" if self.finished else ""
+        return f"95 % interval {low:.1%} to {high:.1%}, {self.images:,} {self.split} images{day}"
+
+    def is_unlike(self, logits: np.ndarray, multi_label: bool) -> bool:
+        """Return whether an image is unlike the training data.
+
+        Args:
+            logits: of the image `(1, classes)`, not calibrated.
+            multi_label: whether images have several labels.
+        """
+        known = self.out_of_distribution
+        return known is not None and bool(energy(logits, multi_label)[0] > known.threshold)
+
+
+def read_facts(artifact: Artifact) -> RunFacts:
+    """Read the results of the run that trained an artifact, none without a readable run.json."""
+    file = run_file(artifact)
+    if file is None:
+        return RunFacts()
+    try:
+        record = RunRecord.load(file.parent)
+    except ModelError:
+        return RunFacts()
+    return RunFacts(
+        score=record.result.score,
+        images=record.result.images,
+        split=record.role,
+        finished=datetime.fromisoformat(record.finished).date() if record.finished else None,
+        temperature=record.temperature.value if record.temperature else None,
+        out_of_distribution=record.out_of_distribution,
+    )
