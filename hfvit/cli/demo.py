@@ -1,6 +1,7 @@
 """`hfvit demo`."""
 
 import argparse
+import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -38,7 +39,11 @@ def add(commands) -> None:
     )
     parser.add_argument("artifact", metavar="ARTIFACT", help="checkpoint folder, Hub id, .onnx file or export folder")
     parser.add_argument("--top_k", type=positive_int, default=5, help="classes shown per image [%(default)s]")
-    parser.add_argument("--examples", metavar="FOLDER", help="example images: a folder, pattern or file [none]")
+    parser.add_argument(
+        "--examples",
+        metavar="FOLDER",
+        help="example images: a folder, pattern or file [app on 127.0.0.1: those of the run, else none]",
+    )
     app = parser.add_argument_group("Gradio app")
     app.add_argument("--device", help="where to run: cpu, cuda, cuda:1, ... [cuda if available, else cpu]")
     app.add_argument("--threads", type=positive_int, help="CPU threads [PyTorch's default]")
@@ -91,7 +96,7 @@ def _write(options: argparse.Namespace) -> None:
 def _serve(options: argparse.Namespace) -> None:
     from hfvit.artifacts.artifact import find_artifact
     from hfvit.demo.app import load_gradio, serve
-    from hfvit.demo.run_facts import read_facts
+    from hfvit.demo.run_facts import read_facts, write_class_examples
 
     find_artifact(options.artifact)
     examples = _examples(options)
@@ -106,16 +111,19 @@ def _serve(options: argparse.Namespace) -> None:
         raise HFViTError(
             f"ARTIFACT: the demo does not support image and text models, got {options.artifact}. Use `hfvit predict`."
         )
-    serve(
-        gradio,
-        classifier,
-        host=options.host or "127.0.0.1",
-        port=options.port,
-        share=options.share,
-        top_k=options.top_k,
-        examples=examples,
-        facts=facts,
-    )
+    with tempfile.TemporaryDirectory(prefix="hfvit-examples-") as folder:
+        if not examples and not options.host and not options.share:  # images of the data set, for this machine only
+            examples = write_class_examples(find_artifact(options.artifact), Path(folder))
+        serve(
+            gradio,
+            classifier,
+            host=options.host or "127.0.0.1",
+            port=options.port,
+            share=options.share,
+            top_k=options.top_k,
+            examples=examples,
+            facts=facts,
+        )
 
 
 def _examples(options: argparse.Namespace) -> list[str]:

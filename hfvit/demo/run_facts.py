@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 from datetime import date, datetime
+from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from hfvit.artifacts.artifact import Artifact
-from hfvit.artifacts.run_record import RunRecord
+from hfvit.artifacts.run_record import RunRecord, read_examples
 from hfvit.artifacts.run_sections import OutOfDistribution, Score
 from hfvit.errors import ModelError
 from hfvit.inference.classifier import run_file
@@ -77,3 +79,32 @@ def read_facts(artifact: Artifact) -> RunFacts:
         temperature=record.temperature.value if record.temperature else None,
         out_of_distribution=record.out_of_distribution,
     )
+
+
+def write_class_examples(artifact: Artifact, folder: Path) -> list[str]:
+    """Write the run's images of each class to folders named after their class.
+
+    Args:
+        artifact: checkpoint or export.
+        folder: folder to write to.
+
+    Returns:
+        The paths of the images, none if the run has no images.
+    """
+    file = run_file(artifact)
+    try:
+        record = RunRecord.load(file.parent) if file else None
+    except ModelError:
+        record = None
+    if record is None or record.examples is None:
+        return []
+    arrays = read_examples(file.parent, record.examples)
+    written = []
+    for example, image in zip(record.examples.explanations, arrays.get("explanations", ()), strict=False):
+        name = example.true
+        if name in record.data.labels and name not in (".", "..") and Path(name).name == name and "\\" not in name:
+            path = folder / name / f"{example.row}.png"
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray(image).save(path)
+            written.append(str(path))
+    return written

@@ -7,17 +7,20 @@ import re
 import shutil
 from html.parser import HTMLParser
 
+import numpy
 import pytest
 import yaml
+from helpers.browser import Visit, chromium
 from helpers.commands import run_command
-from helpers.images import colored_image
+from helpers.images import LABELS, colored_image
 from helpers.messages import assert_names
 from helpers.recipes import MICRO_RECIPE
-from helpers.records import exported_file, parity
+from helpers.records import VERSION_0_1, exported_file, parity
 from huggingface_hub import ModelCard
 
 import hfvit
 from hfvit.artifacts.export_record import ExportRecord
+from hfvit.artifacts.run_record import RunRecord
 from hfvit.cli import main as hfvit_command
 from hfvit.errors import run
 from hfvit.pipeline import main
@@ -208,3 +211,39 @@ def test_card_has_plots_of_both_themes(trained):
         assert f'srcset="plots/{name}_dark.png"' in text
         assert f'src="plots/{name}.png"' in text
     assert yaml.safe_load((trained / "recipe.yaml").read_text()).get("dataset_revision") is None
+
+
+def test_page_links_to_the_files_of_a_folder(trained, tmp_path):
+    out = shutil.copytree(trained, tmp_path / "out")
+    place = tmp_path / "my data" / "cat"
+    place.mkdir(parents=True)
+    colored_image(0, numpy.random.default_rng(0)).save(place / "a #1.png")
+    record = RunRecord.load(out)
+    record.data.dataset_name = str(tmp_path / "my data")
+    record.data.is_local = True
+    record.examples.mistakes[0].file = "cat/a #1.png"
+    record.examples.mistakes[1].file = "cat/gone.png"
+    record.save(out)
+    page = Page(hfvit.write_report(out, html=True).page.read_text())
+    assert "../my%20data/cat/a%20%231.png" in page.addresses
+    assert not any("gone" in address for address in page.addresses)
+    assert "cat/gone.png" in page.texts
+
+
+def test_record_of_version_0_1_keeps_its_attention_maps():
+    examples = RunRecord.load(VERSION_0_1).examples
+    assert examples.explanation_method == "Attention rollout"
+    assert len(examples.explanations) > 0
+
+
+def test_page_without_a_console_error_sorts_and_filters(trained):
+    page = hfvit.write_report(trained, html=True).page
+    with chromium() as browser:
+        visit = Visit(browser, page.as_uri())
+        visit.page.click("table.sortable thead button >> nth=0")
+        rows = "rows => rows.filter(row => !row.hidden).map(row => row.cells[0].innerText)"
+        assert visit.page.eval_on_selector_all("table.sortable tbody tr", rows) == sorted(LABELS)
+        visit.page.fill("#filter", "RE")
+        assert visit.page.eval_on_selector_all("table.sortable tbody tr", rows) == ["green", "red"]
+        visit.close()
+    assert (visit.elsewhere, visit.errors) == ([], [])
