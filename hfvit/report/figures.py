@@ -1,5 +1,6 @@
 """Matplotlib figures of a report: PNG files in a light and a dark theme, SVG with the colors of a page."""
 
+import html
 import io
 import re
 import warnings
@@ -10,7 +11,6 @@ from pathlib import Path
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
-from markupsafe import Markup, escape
 from matplotlib.colors import to_rgb
 from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Rectangle
@@ -32,6 +32,7 @@ from hfvit.artifacts.run_sections import (
 from hfvit.errors import printable
 from hfvit.report.fonts import drawable, families
 from hfvit.utils.files import temporary_file
+from hfvit.utils.markup import SafeText
 from hfvit.utils.overlay import enlarged, highlight
 
 matplotlib.use("Agg")
@@ -150,7 +151,7 @@ def draw(
     return paths
 
 
-def draw_svg(figure: Callable[[Theme], plt.Figure], description: str) -> Markup:
+def draw_svg(figure: Callable[[Theme], plt.Figure], description: str) -> SafeText:
     """Draw a figure as SVG for a page that defines the variables of `css_variables`.
 
     Its text stays text, which the browser draws with the fonts that it has.
@@ -173,7 +174,7 @@ def draw_svg(figure: Callable[[Theme], plt.Figure], description: str) -> Markup:
     svg = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font: \1 system-ui, sans-serif", svg)
     for role, color in _PLACEHOLDERS.items():
         svg = svg.replace(color, f"var(--plot-{role.replace('_', '-')})")
-    return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{escape(description)}" ', 1))
+    return SafeText(svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(description)}" ', 1))
 
 
 def place_axes(*places: tuple[float, float, float, float], share_x: bool = False):

@@ -12,7 +12,6 @@ from urllib.parse import quote
 
 import numpy as np
 from jinja2 import StrictUndefined
-from markupsafe import Markup
 from PIL import Image
 
 from hfvit.artifacts.export_folder import ExportRow
@@ -26,7 +25,7 @@ from hfvit.report.summary import selection
 from hfvit.utils.files import expand_user, write_text
 from hfvit.utils.formatting import duration
 from hfvit.utils.hub_ids import dataset_title
-from hfvit.utils.markup import html_environment
+from hfvit.utils.markup import SafeText, html_environment
 from hfvit.utils.overlay import enlarged, highlight
 
 PAGE_FILE = "report.html"
@@ -119,9 +118,9 @@ def write_page(record: RunRecord, output_dir: str | Path, exports: dict[str, lis
             for name, text in texts.items()
         },
         training_images=_embed_png(folder, "training_images"),
-        light=Markup(css_variables(LIGHT)),
-        dark=Markup(css_variables(DARK)),
-        script=Markup(script),
+        light=SafeText(css_variables(LIGHT)),
+        dark=SafeText(css_variables(DARK)),
+        script=SafeText(script),
         script_sha256=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         open_rows=_OPEN_ROWS,
     )
