@@ -74,8 +74,9 @@ def _gradient_attention(model: PreTrainedModel, pixels: torch.Tensor, classes: t
     with ExitStack() as stack:
         if network is not None:
             norms = stack.enter_context(_token_norms(network.blocks if hasattr(network, "blocks") else ()))
-            attentions = stack.enter_context(recorded_attention(network))
+            recorded = stack.enter_context(recorded_attention(network))
             logits = model(pixels).logits
+            attentions = list(recorded)  # gradient checkpointing runs the blocks again
         else:
             stack.enter_context(_eager_attention(model))
             outputs = model(pixels, output_attentions=True, output_hidden_states=True)
