@@ -65,7 +65,7 @@ class RunRecord(FileRecord):
     model: Model
     data: Data
     recipe: dict[str, Any]
-    unused: list[str] = field(default_factory=list)
+    unused: list[str] | None = field(default=None, metadata=OPTIONAL)
     seeds: Seeds | None = field(default=None, metadata=OPTIONAL)
     metrics: dict[str, MultiLabelMetrics | SplitMetrics]
     training: Training

@@ -429,7 +429,7 @@ def reliability_figure(metrics: SplitMetrics, role: str, temperature: Temperatur
     curves = [("model", metrics.ece, metrics.calibration, theme.first, "o", -1)]
     after = temperature.splits.get(role) if temperature else None
     if after:
-        how = f"fitted on {temperature.fitted_on}"
+        how = f"fitted on {theme.name(temperature.fitted_on)}"
         if role == temperature.fitted_on:
             how = f"cross-fitted, {temperature.folds} folds" if temperature.folds else "fitted on the same images"
         label = f"temperature {temperature.value:.2f} ({how})"

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable
 from functools import cache
 
-from matplotlib import font_manager, rcParams
+from matplotlib import font_manager, get_data_path, rcParams
 from matplotlib.ft2font import FT2Font
 
 logger = logging.getLogger(__name__)
@@ -67,8 +67,8 @@ def _family_of(character: str) -> str | None:
         return _default_family()
     for font in font_manager.fontManager.ttflist:
         is_plain = font.style == "normal" and font.weight in (400, "normal") and "Color" not in font.name
-        # Matplotlib cannot draw the bitmaps of colored emoji; its Last Resort font has boxes only.
-        if is_plain and not font.name.startswith("Last Resort") and _covers(font.fname, character):
+        # Matplotlib cannot draw the bitmaps of colored emoji. Its own other fonts are for formulas, or of boxes.
+        if is_plain and not font.fname.startswith(get_data_path()) and _covers(font.fname, character):
             return font.name
     return None
 
