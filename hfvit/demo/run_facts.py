@@ -22,6 +22,7 @@ class RunFacts:
     """Results of a run, None where they are unknown.
 
     Attributes:
+        description: the network that was trained.
         score: accuracy or mAP with its interval.
         images: number of images that it was measured on.
         split: their split, test or validation.
@@ -30,6 +31,7 @@ class RunFacts:
         out_of_distribution: threshold of the energy.
     """
 
+    description: str | None = None
     score: Score | None = None
     images: int = 0
     split: str = ""
@@ -72,6 +74,7 @@ def read_facts(artifact: Artifact) -> RunFacts:
     except ModelError:
         return RunFacts()
     return RunFacts(
+        description=record.model.description,
         score=record.result.score,
         images=record.result.images,
         split=record.role,

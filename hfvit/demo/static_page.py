@@ -279,7 +279,7 @@ def _metadata(
     config = read_object(artifact.beside(CONFIG_FILE))
     classes = config.get("architectures")
     names = [config.get("timm_architecture"), *(classes if isinstance(classes, list) else ())]
-    architecture = next((name for name in names if name and isinstance(name, str)), None)
+    architecture = facts.description or next((name for name in names if name and isinstance(name, str)), None)
     shown = [("Model", architecture, "{1} x {0} pixels".format(*input_size))] if architecture else []
     gate = known.gate if known else None
     if gate:
