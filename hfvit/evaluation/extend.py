@@ -122,7 +122,8 @@ def fit_prototypes(
     """Compute rows of a linear head for new classes.
 
     The score of a prototype is half the difference of the squared distances to the center and to the prototype. Scale
-    and offset maximize the mean of the accuracies of old and new images.
+    and offset maximize the mean of the accuracies of old and new images; of equal ones, rows with the mean length of
+    the old rows, and the largest margin, are preferred.
 
     Args:
         weight: weight of the head (old classes, dimensions).
@@ -132,15 +133,18 @@ def fit_prototypes(
         new: features of the images of each new class (images, dimensions).
     """
     center = old_features.mean(axis=0)
+    means = np.stack([features.mean(axis=0) for features in new])
     old_logits = old_features @ weight.T + bias
-    old_scores = prototype_scores(old_features, np.stack([features.mean(axis=0) for features in new]), center)
+    old_scores = prototype_scores(old_features, means, center)
     new_scores, new_labels = leave_one_out_scores(new, center)
     rivals = (np.concatenate(new) @ weight.T + bias).max(axis=1)
     is_right = old_logits.argmax(axis=1) == old_labels
     is_found = new_scores.argmax(axis=1) == new_labels
-    unit = np.abs(old_logits).mean() / max(np.abs(old_scores).mean(), 1e-12)
-    best = (-1.0, unit, 0.0)
-    for scale in SCALES * unit:
+    prototypes = means - center
+    unit = np.linalg.norm(weight, axis=1).mean() / max(np.linalg.norm(prototypes, axis=1).mean(), 1e-12)
+    best = (-1.0, 0.0, unit, 0.0)
+    for factor in SCALES:
+        scale = factor * unit
         # An image of an old class keeps it below the first offset, a new one gets its class above the second.
         keeps = np.sort(np.where(is_right, old_logits.max(axis=1) - scale * old_scores.max(axis=1), -np.inf))
         gets = np.sort(np.where(is_found, rivals - scale * new_scores.max(axis=1), np.inf))
@@ -151,10 +155,10 @@ def fit_prototypes(
         offsets = (edges[1:] + edges[:-1]) / 2
         kept = 1 - np.searchsorted(keeps, offsets) / len(keeps)
         got = np.searchsorted(gets, offsets) / len(gets)
-        place = int((kept + got).argmax())
-        best = max(best, (float(kept[place] + got[place]), float(scale), float(offsets[place])))
-    _, scale, offset = best
-    prototypes = np.stack([features.mean(axis=0) for features in new]) - center
+        both = np.round(kept + got, 9)
+        place = int(np.where(both == both.max(), edges[1:] - edges[:-1], -1).argmax())
+        best = max(best, (float(both[place]), -abs(float(np.log(factor))), float(scale), float(offsets[place])))
+    *_, scale, offset = best
     own_bias = offset - scale * (prototypes @ center + (prototypes**2).sum(axis=1) / 2)
     return Rows(scale * prototypes, own_bias, scale, offset, center)
 
