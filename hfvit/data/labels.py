@@ -10,7 +10,6 @@ import datasets
 import numpy as np
 import pyarrow as pa
 from datasets import ClassLabel, Dataset, IterableDataset, Value
-from sklearn.model_selection import train_test_split
 
 from hfvit.errors import DataError, nearest, one_line
 from hfvit.recipe.arguments import MULTI_LABEL, SINGLE_LABEL, DataArguments
@@ -95,6 +94,8 @@ class SingleLabel:
         Raises:
             ValueError: each class has only one image.
         """
+        from sklearn.model_selection import train_test_split  # takes a second, which other data sets do not need
+
         order = np.arange(len(targets))
         try:
             return tuple(train_test_split(order, test_size=fraction, stratify=targets, random_state=seed))
