@@ -523,7 +523,7 @@ class HFViTTrainer(Trainer):
 
     def hyperparameter_search(self, *args, **kwargs):
         """Raise `RecipeError`, as each trial needs its own model and data sets."""
-        raise RecipeError("hyperparameter_search: not available in HFViTTrainer. Use hfvit.sweep, or `hfvit sweep`.")
+        raise RecipeError("hyperparameter_search: not available in HFViTTrainer. Use `hfvit sweep`.")
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:
         """Train, and load the best checkpoint or the averaged weights at the end.
