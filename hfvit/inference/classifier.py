@@ -1,5 +1,6 @@
 """`load_classifier` and `Classifier`: images to class probabilities."""
 
+import copy
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -24,6 +25,8 @@ from hfvit.trt.runtime import open_engine
 from hfvit.utils.files import read_object
 from hfvit.utils.threads import map_in_threads
 
+MAX_WORKERS = 8  # threads with a forward pass of their own; Python's lock limits more
+MIN_WORKER_BATCH = 4
 # Images per forward pass: caches limit a CPU, launches of kernels a GPU.
 CPU_BATCH = 16
 DEVICE_BATCH = 128
@@ -206,16 +209,51 @@ class Classifier:
     def logits(self, images: Iterable[Any], batch_size: int | None = None) -> np.ndarray:
         """Compute logits (images, classes) float32 of a list or generator.
 
-        Images are decoded and preprocessed in threads, up to two batches ahead of the model.
-
         Args:
             images: images, file names or URLs; pairs with texts for an image-text model.
-            batch_size: number of images per forward pass. Default: `batch_size` of the device.
+            batch_size: number of images in memory, see `run_batches`.
+        """
+        batches = [logits for _, logits in self.run_batches(images, self.prepare_image, batch_size)]
+        return np.concatenate(batches) if batches else np.empty((0, len(self.labels)), np.float32)
+
+    def run_batches(
+        self,
+        items: Iterable[Any],
+        prepare: Callable[[Any], Any],
+        batch_size: int | None = None,
+        image_of: Callable[[Any], PreparedImage | None] = lambda prepared: prepared,
+    ) -> Iterator[tuple[list, np.ndarray]]:
+        """Prepare items and compute their logits, in threads.
+
+        PyTorch on a CPU runs a part of the batch in each thread, from the file to the logits. Other backends run the
+        complete batch, while threads prepare the next two.
+
+        Args:
+            items: iterable, read lazily.
+            prepare: thread-safe function of an item, such as `prepare_image`.
+            batch_size: number of images in all forward passes at a time. Default: `batch_size` of the device.
+            image_of: returns the prepared image of a result of `prepare`, None without one.
+
+        Yields:
+            Results of `prepare`, and the logits of those with an image (images, classes) float32.
         """
         batch_size = self.batch_size if batch_size is None else batch_size
-        prepared = map_in_threads(self.prepare_image, images, 2 * batch_size)
-        batches = [self.run(self.collate(batch)) for batch in batched(prepared, batch_size)]
-        return np.concatenate(batches) if batches else np.empty((0, len(self.labels)), np.float32)
+
+        def run(results: list, classifier: Classifier = self) -> tuple[list, np.ndarray]:
+            images = [image for image in map(image_of, results) if image]
+            return results, classifier.run(classifier.collate(images))
+
+        is_parallel = isinstance(self.backend, TorchBackend) and str(self.backend.device).startswith("cpu")
+        workers = min(self.backend.threads, MAX_WORKERS) if is_parallel else 1
+        if workers == 1 or self.text_reader:  # tokenizers cannot be shared by threads
+            prepared = map_in_threads(prepare, items, 2 * batch_size)
+            yield from map(run, batched(prepared, batch_size))
+            return
+        worker = copy.copy(self)
+        worker.backend = copy.copy(self.backend)
+        worker.backend.threads = self.backend.threads // workers
+        parts = batched(items, max(min(MIN_WORKER_BATCH, batch_size), batch_size // workers))
+        yield from map_in_threads(lambda part: run(list(map(prepare, part)), worker), parts, workers, workers)
 
     def __call__(self, images: Any, top_k: int | None = None, **options: Any) -> Any:
         """Classify one or more images.

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from hfvit.errors import HFViTError, ModelError, printable
 from hfvit.inference.backends import TorchBackend
 from hfvit.inference.classifier import Classifier, batched, is_one_image, load_classifier
-from hfvit.inference.predict import read_ahead
+from hfvit.inference.predict import ImageReader
 from hfvit.utils.files import temporary_file, wrap_write_errors
 from hfvit.utils.threads import map_in_threads
 
@@ -106,7 +106,8 @@ def embed_files(
         parquet.ParquetWriter(temporary, schema) as writer,
         head_inputs(classifier) as features,
     ):
-        for batch in batched(read_ahead(classifier, names, batch_size), batch_size):
+        read = map_in_threads(ImageReader(classifier), names, 2 * batch_size)
+        for batch in batched(read, batch_size):
             readable = [item for item in batch if item.image]
             errors |= {item.name: item.error for item in batch if item.error}
             if readable:

@@ -15,11 +15,10 @@ from tqdm import tqdm
 
 from hfvit.data.decode import read_image
 from hfvit.errors import DataError, mask_credentials, printable
-from hfvit.inference.classifier import Classifier, PreparedImage, batched
+from hfvit.inference.classifier import Classifier, PreparedImage
 from hfvit.inference.prediction_file import prediction_file
 from hfvit.utils.files import temporary_file
 from hfvit.utils.terminal import encoding_of, printable_json
-from hfvit.utils.threads import map_in_threads
 
 MAX_GRID_IMAGES = 64  # more would be too small to recognize
 THUMBNAIL_SIZE = 224  # pixels
@@ -57,19 +56,20 @@ def predictions(
 ) -> Iterator[Prediction]:
     """Predict files and URLs in order; failures become predictions with an `error`.
 
-    Images are decoded and preprocessed in threads, up to two batches ahead of the model.
-
     Args:
         classifier: the classifier.
         names: file names or URLs.
-        batch_size: number of images per forward pass. Default: that of the classifier's device.
+        batch_size: number of images in memory, see `Classifier.run_batches`.
         top_k: number of classes; None is all.
         thumbnails: list to append small copies of the first `MAX_GRID_IMAGES` readable images to.
         texts: texts by name, for image-text models.
     """
-    batch_size = classifier.batch_size if batch_size is None else batch_size
-    for batch in batched(read_ahead(classifier, names, batch_size, thumbnails, texts), batch_size):
-        logits = classifier.run(classifier.collate([item.image for item in batch if item.image]))
+    reader = ImageReader(classifier, texts, thumbnails is not None)
+    for batch, logits in classifier.run_batches(names, reader, batch_size, lambda item: item.image):
+        if thumbnails is not None:
+            small = [item.thumbnail for item in batch if item.thumbnail]
+            thumbnails += small[: MAX_GRID_IMAGES - len(thumbnails)]
+            reader.thumbnails = len(thumbnails) < MAX_GRID_IMAGES
         answers = iter(zip(classifier.best(logits, top_k), np.isfinite(logits).all(axis=1), strict=True))
         for item in batch:
             if item.image is None:
@@ -89,38 +89,32 @@ class ReadImage(NamedTuple):
     error: str | None = None
 
 
-def read_ahead(
-    classifier: Classifier,
-    names: Iterable[str],
-    batch_size: int,
-    thumbnails: list[Image.Image] | None = None,
-    texts: dict[str, str] | None = None,
-) -> Iterator[ReadImage]:
-    """Decode and preprocess files and URLs in threads, and yield them in order.
+class ImageReader:
+    """Read and preprocess files and URLs; thread-safe.
 
     Args:
-        classifier: the classifier, whose preprocessing is applied.
-        names: file names or URLs.
-        batch_size: half the number of images to read ahead.
-        thumbnails: list to append small copies of the first `MAX_GRID_IMAGES` readable images to.
+        classifier: classifier whose preprocessing is applied.
         texts: texts by name, for image-text models.
+        thumbnails: whether to make thumbnails; may be switched off later.
     """
 
-    def read(name: str) -> ReadImage:
+    def __init__(self, classifier: Classifier, texts: dict[str, str] | None = None, thumbnails: bool = False):
+        self.classifier = classifier
+        self.texts = texts
+        self.thumbnails = thumbnails
+
+    def __call__(self, name: str) -> ReadImage:
+        """Read an image, or return the reason why it failed."""
         try:
             image = read_image(name)
         except DataError as error:
             return ReadImage(name, None, error=mask_credentials(str(error)))
-        small = None
-        if thumbnails is not None and len(thumbnails) < MAX_GRID_IMAGES:
-            small = image.copy()
-            small.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
-        return ReadImage(name, classifier.prepare_image(image if texts is None else (image, texts[name])), small)
-
-    for item in map_in_threads(read, names, 2 * batch_size):
-        if item.thumbnail and len(thumbnails) < MAX_GRID_IMAGES:
-            thumbnails.append(item.thumbnail)
-        yield item
+        thumbnail = None
+        if self.thumbnails:
+            thumbnail = image.copy()
+            thumbnail.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
+        with_text = image if self.texts is None else (image, self.texts[name])
+        return ReadImage(name, self.classifier.prepare_image(with_text), thumbnail)
 
 
 def texts_by_name(names: list[str], texts: list[str] | None, classifier: Classifier) -> dict[str, str] | None:

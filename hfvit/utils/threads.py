@@ -11,17 +11,20 @@ import torch
 from hfvit.utils.environment import cores
 
 
-def map_in_threads(function: Callable[[Any], Any], items: Iterable[Any], ahead: int) -> Iterator[Any]:
-    """Apply `function` to items in one thread per core, and yield the results in order.
+def map_in_threads(
+    function: Callable[[Any], Any], items: Iterable[Any], ahead: int, threads: int | None = None
+) -> Iterator[Any]:
+    """Apply `function` to items in threads, and yield the results in order.
 
     Args:
         function: thread-safe function; its first error is raised where its result is due.
         items: iterable that is read in the calling thread.
         ahead: number of results that are computed before they are asked for.
+        threads: number of threads. Default: one per core.
     """
     iterator = iter(items)
     # One thread per image is faster than several threads within torch's operations on it.
-    pool = ThreadPoolExecutor(cores(), initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(threads or cores(), initializer=torch.set_num_threads, initargs=(1,))
     try:
         pending = deque(pool.submit(function, item) for item in islice(iterator, ahead))
         while pending:
