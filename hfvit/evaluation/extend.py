@@ -121,9 +121,10 @@ def fit_prototypes(
 ) -> Rows:
     """Compute rows of a linear head for new classes.
 
-    The score of a prototype is half the difference of the squared distances to the center and to the prototype. Scale
-    and offset maximize the mean of the accuracies of old and new images; of equal ones, rows with the mean length of
-    the old rows, and the largest margin, are preferred.
+    The logit of a new class is the mean of the old logits, plus a scaled score and an offset. The score of a prototype
+    is half the difference of the squared distances to the center and to the prototype. Scale and offset maximize the
+    mean of the accuracies of old and new images; of equal ones, rows of the usual length, and the largest margin, are
+    preferred.
 
     Args:
         weight: weight of the head (old classes, dimensions).
@@ -134,14 +135,19 @@ def fit_prototypes(
     """
     center = old_features.mean(axis=0)
     means = np.stack([features.mean(axis=0) for features in new])
-    old_logits = old_features @ weight.T + bias
+    # Softmax ignores what all rows have in common, so that it has an arbitrary size.
+    common_weight = weight.mean(axis=0)
+    common_bias = bias.mean()
+    own_weight = weight - common_weight
+    own_bias = bias - common_bias
+    old_logits = old_features @ own_weight.T + own_bias
     old_scores = prototype_scores(old_features, means, center)
     new_scores, new_labels = leave_one_out_scores(new, center)
-    rivals = (np.concatenate(new) @ weight.T + bias).max(axis=1)
+    rivals = (np.concatenate(new) @ own_weight.T + own_bias).max(axis=1)
     is_right = old_logits.argmax(axis=1) == old_labels
     is_found = new_scores.argmax(axis=1) == new_labels
     prototypes = means - center
-    unit = np.linalg.norm(weight, axis=1).mean() / max(np.linalg.norm(prototypes, axis=1).mean(), 1e-12)
+    unit = np.linalg.norm(own_weight, axis=1).mean() / max(np.linalg.norm(prototypes, axis=1).mean(), 1e-12)
     best = (-1.0, 0.0, unit, 0.0)
     for factor in SCALES:
         scale = factor * unit
@@ -159,8 +165,8 @@ def fit_prototypes(
         place = int(np.where(both == both.max(), edges[1:] - edges[:-1], -1).argmax())
         best = max(best, (float(both[place]), -abs(float(np.log(factor))), float(scale), float(offsets[place])))
     *_, scale, offset = best
-    own_bias = offset - scale * (prototypes @ center + (prototypes**2).sum(axis=1) / 2)
-    return Rows(scale * prototypes, own_bias, scale, offset, center)
+    biases = offset - scale * (prototypes @ center + (prototypes**2).sum(axis=1) / 2)
+    return Rows(common_weight + scale * prototypes, common_bias + biases, scale, offset, center)
 
 
 def prototype_scores(features: np.ndarray, prototypes: np.ndarray, center: np.ndarray) -> np.ndarray:
@@ -206,7 +212,8 @@ def new_accuracy(weight: np.ndarray, bias: np.ndarray, rows: Rows, new: list[np.
     """
     scores, labels = leave_one_out_scores(new, rows.center)
     logits = np.concatenate(new) @ weight.T + bias
-    logits = np.concatenate([logits, rows.scale * scores + rows.offset], axis=1)
+    own = rows.scale * scores + rows.offset + logits.mean(axis=1, keepdims=True)
+    logits = np.concatenate([logits, own], axis=1)
     counted = np.repeat([len(features) > 1 for features in new], [len(features) for features in new])
     hits = logits.argmax(axis=1) == labels + len(weight)
     return float(hits[counted].mean()) if counted.any() else None

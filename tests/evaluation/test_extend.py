@@ -45,8 +45,9 @@ def test_leave_one_out_scores_equal_those_without_the_image():
     np.testing.assert_allclose(scores[0], prototype_scores(new[0][:1], means, center)[0], rtol=1e-3, atol=1e-3)
 
 
-def test_fit_prototypes_separates_old_and_new_classes():
-    features, labels = clusters(9, 20)
+@pytest.mark.parametrize("seed", range(4))
+def test_fit_prototypes_separates_old_and_new_classes(seed):
+    features, labels = clusters(9, 20, seed=seed)
     is_old = labels < 5
     centers = np.stack([features[labels == label].mean(axis=0) for label in range(5)])
     weight, bias = 10 * centers, -5 * (centers**2).sum(axis=1)

@@ -328,4 +328,6 @@ def test_bf16_classifier_agrees_to_two_digits(tmp_path):
     images = [colored_image(index, np.random.default_rng(index)) for index in range(3)]
     half = hfvit.load_classifier(tmp_path, device="cpu", bf16=True)
     assert half.backend.model.dtype == torch.bfloat16
-    np.testing.assert_allclose(half.logits(images), hfvit.load_classifier(tmp_path, device="cpu").logits(images), atol=0.02)
+    np.testing.assert_allclose(
+        half.logits(images), hfvit.load_classifier(tmp_path, device="cpu").logits(images), atol=0.02
+    )
