@@ -22,7 +22,7 @@ from hfvit.data.labels import targets_of
 from hfvit.errors import DataError, ModelError
 from hfvit.evaluation.split import read_recipe
 from hfvit.inference.classifier import Classifier, load_classifier
-from hfvit.inference.embed import head_inputs
+from hfvit.inference.embed import with_head_inputs
 from hfvit.utils.files import expand_user
 from hfvit.utils.quiet import quiet_libraries
 
@@ -169,9 +169,10 @@ def _predict(
     """
     rows: list[int] = []
     logits = [np.empty((0, len(classifier.labels)), np.float32)]
+    features = []
     bar = tqdm(total=len(split), desc=f"Predicting {role}", unit="image", disable=None if show_progress else True,
                leave=False)  # fmt: skip
-    with bar, head_inputs(classifier) as features:
+    with bar, with_head_inputs(classifier) as run:
         for start in range(0, len(split), BATCH):
             images = split[start : start + BATCH]["image"]
             decoded = []
@@ -180,7 +181,9 @@ def _predict(
                     decoded.append(decode(image, role, row))
                     rows.append(row)
             if decoded:
-                logits.append(classifier.run(classifier.prepare(decoded)))
+                found, inputs = run(classifier, classifier.prepare(decoded))
+                logits.append(found)
+                features.append(found if inputs is None else inputs)
             bar.update(len(images))
     found = np.concatenate(logits)
     return np.array(rows, np.int64), found, np.concatenate(features) if features else found

@@ -222,7 +222,8 @@ class Classifier:
         prepare: Callable[[Any], Any],
         batch_size: int | None = None,
         image_of: Callable[[Any], PreparedImage | None] = lambda prepared: prepared,
-    ) -> Iterator[tuple[list, np.ndarray]]:
+        compute: "Callable[[Classifier, Any], Any] | None" = None,
+    ) -> Iterator[tuple[list, Any]]:
         """Prepare items and compute their logits, in threads.
 
         PyTorch on a CPU runs a part of the batch in each thread, from the file to the logits. Other backends run the
@@ -233,15 +234,18 @@ class Classifier:
             prepare: thread-safe function of an item, such as `prepare_image`.
             batch_size: number of images in all forward passes at a time. Default: `batch_size` of the device.
             image_of: returns the prepared image of a result of `prepare`, None without one.
+            compute: thread-safe function of a classifier and the result of `collate`. Default: `run`.
 
         Yields:
-            Results of `prepare`, and the logits of those with an image (images, classes) float32.
+            Results of `prepare`, and the result of `compute` for those with an image.
         """
         batch_size = self.batch_size if batch_size is None else batch_size
 
-        def run(results: list, classifier: Classifier = self) -> tuple[list, np.ndarray]:
+        compute = compute or Classifier.run
+
+        def run(results: list, classifier: Classifier = self) -> tuple[list, Any]:
             images = [image for image in map(image_of, results) if image]
-            return results, classifier.run(classifier.collate(images))
+            return results, compute(classifier, classifier.collate(images))
 
         is_parallel = isinstance(self.backend, TorchBackend) and str(self.backend.device).startswith("cpu")
         workers = min(self.backend.threads, MAX_WORKERS) if is_parallel else 1

@@ -1,6 +1,7 @@
 """Pooled features of images: the inputs of a classifier's head."""
 
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,11 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from hfvit.errors import HFViTError, ModelError, printable
+from hfvit.errors import ModelError, printable
 from hfvit.inference.backends import TorchBackend
-from hfvit.inference.classifier import Classifier, batched, is_one_image, load_classifier
+from hfvit.inference.classifier import Classifier, is_one_image, load_classifier
 from hfvit.inference.predict import ImageReader
-from hfvit.utils.files import temporary_file, wrap_write_errors
-from hfvit.utils.threads import map_in_threads
+from hfvit.inference.prediction_file import complete_file
 
 ROWS_PER_GROUP = 4096  # of a Parquet file
 
@@ -34,7 +34,7 @@ def embed(
         model: checkpoint folder or Hub id for `load_classifier`, or a `Classifier` of a checkpoint.
         images: one image, or a list, generator or array of images; see `Classifier`.
         normalize: scale features to length 1, so that their products are cosine similarities.
-        batch_size: number of images per forward pass. Default: that of the device.
+        batch_size: number of images in memory, see `Classifier.run_batches`.
         **options: arguments of `load_classifier`.
 
     Returns:
@@ -46,15 +46,12 @@ def embed(
     classifier = model if isinstance(model, Classifier) else load_classifier(model, **options)
     check_embeds(classifier)
     is_single = is_one_image(images)
-    batch_size = classifier.batch_size if batch_size is None else batch_size
-    prepared = map_in_threads(classifier.prepare_image, [images] if is_single else images, 2 * batch_size)
-    with head_inputs(classifier) as features:
-        for batch in batched(prepared, batch_size):
-            classifier.run(classifier.collate(batch))
-    if not features:
-        return np.empty((0, find_head(classifier).weight.shape[1]), np.float32)
-    found = normalized(np.concatenate(features)) if normalize else np.concatenate(features)
-    return found[0] if is_single else found
+    images = [images] if is_single else images
+    found = [np.empty((0, find_head(classifier).weight.shape[1]), np.float32)]
+    with with_head_inputs(classifier) as run:
+        for _, (_, features) in classifier.run_batches(images, classifier.prepare_image, batch_size, compute=run):
+            found.append(normalized(features) if normalize else features)
+    return np.concatenate(found)[0] if is_single else np.concatenate(found)
 
 
 def embed_files(
@@ -71,7 +68,7 @@ def embed_files(
         names: file names or URLs.
         output: Parquet file with the columns `image` (name) and `features` (list of float32).
         normalize: scale features to length 1.
-        batch_size: number of images per forward pass. Default: that of the device.
+        batch_size: number of images in memory, see `Classifier.run_batches`.
 
     Returns:
         The error of each image that is missing in the file.
@@ -84,40 +81,38 @@ def embed_files(
     from pyarrow import parquet
 
     check_embeds(classifier)
-    batch_size = classifier.batch_size if batch_size is None else batch_size
     dimensions = find_head(classifier).weight.shape[1]
     schema = pa.schema({"image": pa.string(), "features": pa.list_(pa.float32(), dimensions)})
     errors: dict[str, str] = {}
-    bar = tqdm(total=len(names), unit="image", desc="embed", disable=None if len(names) > batch_size else True)
-    pending: list[str] = []
+    pending: list[tuple[list[str], np.ndarray]] = []
 
-    def write(writer: parquet.ParquetWriter, features: list[np.ndarray]) -> None:
-        rows = np.concatenate(features)
+    def write(writer: parquet.ParquetWriter) -> None:
+        rows = np.concatenate([features for _, features in pending])
         values = pa.array((normalized(rows) if normalize else rows).ravel())
-        columns = [pa.array(pending, pa.string()), pa.FixedSizeListArray.from_arrays(values, dimensions)]
+        images = pa.array([name for names, _ in pending for name in names], pa.string())
+        columns = [images, pa.FixedSizeListArray.from_arrays(values, dimensions)]
         writer.write_table(pa.Table.from_arrays(columns, schema=schema))
         pending.clear()
-        features.clear()
 
     with (
-        bar,
-        wrap_write_errors(f"--output: {output}", HFViTError),
-        temporary_file(output) as temporary,
+        tqdm(total=len(names), unit="image", desc="embed", disable=None) as bar,
+        complete_file(output) as temporary,
         parquet.ParquetWriter(temporary, schema) as writer,
-        head_inputs(classifier) as features,
+        with_head_inputs(classifier) as run,
     ):
-        read = map_in_threads(ImageReader(classifier), names, 2 * batch_size)
-        for batch in batched(read, batch_size):
-            readable = [item for item in batch if item.image]
+        batches = classifier.run_batches(
+            names, ImageReader(classifier), batch_size, lambda item: item.image, compute=run
+        )
+        for batch, (_, features) in batches:
             errors |= {item.name: item.error for item in batch if item.error}
+            readable = [printable(item.name) for item in batch if item.image]
             if readable:
-                classifier.run(classifier.collate([item.image for item in readable]))
-                pending += [printable(item.name) for item in readable]
-            if len(pending) >= ROWS_PER_GROUP:
-                write(writer, features)
+                pending.append((readable, features))
+            if sum(len(found) for _, found in pending) >= ROWS_PER_GROUP:
+                write(writer)
             bar.update(len(batch))
         if pending:
-            write(writer, features)
+            write(writer)
     return errors
 
 
@@ -145,22 +140,34 @@ def find_head(classifier: Classifier) -> nn.Module | None:
 
 
 @contextmanager
-def head_inputs(classifier: Classifier) -> Iterator[list[np.ndarray]]:
-    """Collect the inputs of the head while the model runs, (batch, dimensions) float32 each."""
-    features: list[np.ndarray] = []
+def with_head_inputs(
+    classifier: Classifier,
+) -> Iterator[Callable[[Classifier, Any], tuple[np.ndarray, np.ndarray | None]]]:
+    """Yield a thread-safe function that runs a classifier and returns the inputs of its head, too.
+
+    Args:
+        classifier: classifier whose model is run in the context.
+
+    Yields:
+        Function of the classifier, or a copy of it with the same model, and the result of `Classifier.collate`. It
+        returns logits and features (images, dimensions) float32, or None instead of features of an export.
+    """
     head = find_head(classifier)
-    if head is None:
-        yield features
-        return
+    found = threading.local()
 
     def collect(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        features.append(inputs[0].float().flatten(1).cpu().numpy())
+        found.features = inputs[0].float().flatten(1).cpu().numpy()
 
-    handle = head.register_forward_pre_hook(collect)
+    def run(runner: Classifier, batch: Any) -> tuple[np.ndarray, np.ndarray | None]:
+        found.features = None
+        return runner.run(batch), found.features
+
+    handle = head.register_forward_pre_hook(collect) if head is not None else None
     try:
-        yield features
+        yield run
     finally:
-        handle.remove()
+        if handle:
+            handle.remove()
 
 
 def normalized(features: np.ndarray) -> np.ndarray:

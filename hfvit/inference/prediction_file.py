@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hfvit.errors import HFViTError, mask_credentials, printable
-from hfvit.utils.files import temporary_file, wrap_write_errors
+from hfvit.errors import HFViTError, mask_credentials, one_line, printable
+from hfvit.utils.files import temporary_file
 from hfvit.utils.terminal import printable_json
 
 COLUMNS = ("image", "rank", "label", "probability", "error")
@@ -16,9 +16,23 @@ ROWS_PER_GROUP = 10_000
 
 
 @contextmanager
+def complete_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path that is renamed to `path` if there is no error.
+
+    Raises:
+        HFViTError: the disk is full or not writable.
+    """
+    try:
+        with temporary_file(path) as temporary:
+            yield temporary
+    except OSError as error:
+        raise HFViTError(f"--output: {path} cannot be written: {error.strerror or one_line(error)}.") from None
+
+
+@contextmanager
 def prediction_file(path: Path) -> Iterator["CsvFile | ParquetFile | JsonLinesFile"]:
     """Open a file of predictions by its ending; it is renamed to `path` if there is no error."""
-    with wrap_write_errors(f"--output: {path}", HFViTError), temporary_file(path) as temporary:
+    with complete_file(path) as temporary:
         writer = WRITERS[path.suffix.lower()](temporary)
         try:
             yield writer
