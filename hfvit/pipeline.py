@@ -33,7 +33,7 @@ from hfvit.metrics.task import TASKS
 from hfvit.models.factory import build_model
 from hfvit.recipe.loader import Recipe, as_options
 from hfvit.recipe.training_args import HFViTTrainingArguments
-from hfvit.report.plots import write_plots, write_training_images
+from hfvit.report.plots import remove_plots, write_plots, write_training_images
 from hfvit.report.summary import summary_table
 from hfvit.training.distributed import require_shared_folder
 from hfvit.training.resume import check_origin, describe_origin
@@ -202,7 +202,10 @@ def run(
         # Only after everything that a new run needs has been checked.
         clear_run(args.output_dir, checkpoint, recipe.source)
     if args.should_save:
-        write_training_images(*method.training_images(trainer), splits.labels, args.output_dir)
+        if args.plots:
+            write_training_images(*method.training_images(trainer), splits.labels, args.output_dir)
+        else:
+            remove_plots(args.output_dir)
     output = method.train(trainer, checkpoint)
     method.finish(trainer)
 
@@ -327,7 +330,8 @@ def report_run(
         tokenizer.save_pretrained(args.output_dir)
     write_text(Path(args.output_dir) / RECIPE_FILE, recipe.to_yaml())
     record.save(args.output_dir)
-    write_plots(record, args.output_dir)
+    if args.plots:
+        write_plots(record, args.output_dir)
     write_model_card(record, args.output_dir)
     sync_files(Path(args.output_dir))  # before the checkpoints are removed
     if not args.keep_checkpoints:

@@ -67,7 +67,7 @@ def quickstart(tmp_path_factory):
     out = tmp_path_factory.mktemp("readme") / "quickstart"
     words = shlex.split(next(command for command in TRAINING if command.endswith("recipes/quickstart.yaml")))
     blocks = '{"patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}'  # one block exports fast
-    result = run_command(*words, "--max_steps", "3", "--output_dir", out, "--model_args", blocks)
+    result = run_command(*words, "--max_steps", "3", "--output_dir", out, "--model_args", blocks, "--plots", "false")
     assert result.returncode == 0, result.stderr
     return out
 

@@ -1,7 +1,6 @@
 """`HFViTTrainer`: Trainer with on-device augmentation and exact resume."""
 
 import copy
-import re
 import shutil
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
@@ -31,14 +30,21 @@ from hfvit.metrics.task import task_of, trainer_metrics
 from hfvit.models.patch_size import patch_size_callbacks
 from hfvit.recipe.arguments import MULTI_LABEL
 from hfvit.recipe.training_args import HFViTTrainingArguments, wrap_errors
-from hfvit.training.checkpointing import CheckpointWriter, ResumeState, is_over, keep_workers_on_signals, start_worker
+from hfvit.training.checkpointing import (
+    CheckpointWriter,
+    ResumeState,
+    is_lost_worker,
+    is_over,
+    keep_workers_on_signals,
+    start_worker,
+)
 from hfvit.training.ema import EmaCallback
 from hfvit.training.losses import LOSSES
 from hfvit.training.non_finite import NonFiniteLossMonitor, RewindRequest
 from hfvit.training.out_of_memory import OutOfMemoryHandler, is_out_of_memory, out_of_memory_error
 from hfvit.training.param_groups import build_param_groups, groups_beside
 from hfvit.training.resume import describe_changes
-from hfvit.training.throughput import SpeedMeter, datasheet_rate, matmul_rate, training_flops
+from hfvit.training.throughput import SpeedMeter, datasheet_rate, peak_rate, training_flops
 from hfvit.transforms.augmentation import Augmentation
 from hfvit.transforms.mixup import BatchMixing
 from hfvit.transforms.preprocessing import Preprocessing
@@ -556,8 +562,9 @@ class HFViTTrainer(Trainer):
                 except (HFViTError, MemoryError):
                     raise
                 except Exception as error:
-                    if re.match(r"DataLoader worker .*(killed|exited)", str(error)):
-                        raise self.checkpoints.lost_worker_error(error) from None
+                    if is_lost_worker(error, self.args.dataloader_num_workers):
+                        # Without the traceback the loader is deleted; torch reports its dead worker until then.
+                        raise self.checkpoints.lost_worker_error(error.with_traceback(None)) from None
                     if is_out_of_memory(error):
                         self._raise_out_of_memory()
                     if self.checkpoints.is_restored:
@@ -615,7 +622,7 @@ class HFViTTrainer(Trainer):
         """Measure the FLOPs of the model and the peak of the device, for `mfu`."""
         # Undefined for images of several sizes.
         self.speed.flops_per_image = None if self.progressive else training_flops(self.model)
-        self.speed.peak_flops = matmul_rate(self.args.device, self._compute_dtype) * self.args.world_size
+        self.speed.peak_flops = peak_rate(self.args.device, self._compute_dtype, self.args.tf32) * self.args.world_size
         stated = datasheet_rate(self.args.device, self._compute_dtype)
         self.speed.datasheet_flops = stated and stated * self.args.world_size
 
