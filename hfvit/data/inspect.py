@@ -16,14 +16,15 @@ from tqdm.auto import tqdm
 from hfvit.artifacts.json_record import OPTIONAL, Record
 from hfvit.data.decode import to_rgb, upright_size
 from hfvit.data.duplicates import groups_of, near_pairs, perceptual_hashes, reduce_image, thumbnails
-from hfvit.data.labels import class_counts
-from hfvit.data.local import LocalData
+from hfvit.data.labels import class_counts, targets_of
+from hfvit.data.local import LocalData, data_root, image_file
 from hfvit.data.open_image import image_error_reason, open_image
 from hfvit.data.splits import DIGITS, FEW_VALIDATION_IMAGES, ImageSplits, load_whole_splits, open_source, split_names
+from hfvit.metrics.label_errors import WEAK_MODEL
 from hfvit.recipe.arguments import DataArguments
 from hfvit.recipe.starting import IMBALANCE
 from hfvit.utils.environment import cores
-from hfvit.utils.files import expand_user, file_sha256
+from hfvit.utils.files import file_sha256
 from hfvit.utils.formatting import shortened
 from hfvit.utils.hub_ids import is_local
 
@@ -32,7 +33,6 @@ DRAFT = 64  # smallest side in pixels of a reduced JPEG; the hash needs 32
 TINY_SIDE = 16  # pixels
 TINY_FRACTION = 0.25  # of the median shorter side
 FEW_IN_CLASS = 10
-WEAK_MODEL = 0.7  # fraction of the labels that a model predicts, below which it cannot judge them
 ROLES = ("train", "validation", "test")
 
 
@@ -224,27 +224,6 @@ def inspect_data(opened: Opened, label_check: LabelCheck | None = None, show_pro
     return inspection
 
 
-def data_root(dataset_name: str) -> str:
-    """Return the absolute path of a local data set's folder, or of the folder of its file."""
-    name = expand_user(dataset_name)
-    return os.path.abspath(name if name.is_dir() else name.parent)
-
-
-def image_file(encoded: dict[str, Any] | None, root: str | None) -> str | None:
-    """Return the file of an image relative to the data set, or its name in an archive.
-
-    Args:
-        encoded: `bytes` or `path` of the image, as in an undecoded column.
-        root: folder of a local data set.
-    """
-    path = (encoded or {}).get("path")
-    if not path:
-        return None
-    if root and (encoded.get("bytes") is None or os.path.isabs(path)):
-        return os.path.relpath(os.path.abspath(path), root)
-    return os.path.basename(path) if os.path.isabs(path) else path
-
-
 class ImageNames:
     """Create the `ImageName` of an image from its split and its position there."""
 
@@ -368,7 +347,7 @@ def _each(scans: dict[str, list[ImageFacts]]) -> Iterator[tuple[str, int, ImageF
 
 def split_class_counts(splits: ImageSplits, role: str) -> np.ndarray:
     """Count the images of each class `(classes,)`, once for each of their labels."""
-    return class_counts(np.asarray(splits[role]["label"]), len(splits.labels))
+    return class_counts(targets_of(splits[role]), len(splits.labels))
 
 
 def _describe_split(splits: ImageSplits, role: str) -> InspectedSplit:

@@ -14,11 +14,10 @@ from hfvit.artifacts.constants import MISTAKES_FILE
 from hfvit.artifacts.run_record import write_examples
 from hfvit.artifacts.run_sections import ExampleImage, ExampleImages
 from hfvit.data.dataset import ImageDataset
-from hfvit.data.inspect import WEAK_MODEL
 from hfvit.data.text import TEXT_INPUTS
 from hfvit.errors import one_line
-from hfvit.evaluation.label_errors import confident_disagreements
 from hfvit.metrics.classification import log_normalizers
+from hfvit.metrics.label_errors import WEAK_MODEL, confident_disagreements
 from hfvit.metrics.multilabel import DEFAULT_THRESHOLD, decisions, probabilities_of
 from hfvit.models.explain import explain
 from hfvit.utils.csv_files import write_csv

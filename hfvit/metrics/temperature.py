@@ -3,8 +3,6 @@
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from sklearn.model_selection import KFold
 
 from hfvit.artifacts.run_sections import CalibratedSplit, CalibrationBin, Temperature
 from hfvit.metrics.classification import calibration, log_normalizers
@@ -39,6 +37,8 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
         The temperature, None if there is no minimum between the bounds: every image is classified correctly, or the
         logits do not depend on the class.
     """
+    from scipy.optimize import minimize_scalar
+
     if (logits.argmax(axis=1) == labels).all():  # a lower temperature is always better
         return None
     bounds = np.log([MIN_TEMPERATURE, MAX_TEMPERATURE])
@@ -89,6 +89,8 @@ def cross_fitted(logits: np.ndarray, labels: np.ndarray, folds: int) -> Iterator
     Yields:
         Rows of a fold and their temperature, 1 where none can be fitted.
     """
+    from sklearn.model_selection import KFold
+
     for others, rows in KFold(folds, shuffle=True, random_state=0).split(labels):
         yield rows, fit_temperature(logits[others], labels[others]) or 1.0
 

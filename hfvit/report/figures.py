@@ -15,10 +15,6 @@ from matplotlib.colors import to_rgb
 from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
-from scipy.cluster.hierarchy import leaves_list, linkage
-from scipy.ndimage import gaussian_filter1d
-from scipy.spatial.distance import squareform
-from scipy.stats import binomtest
 
 from hfvit.artifacts.json_record import is_number
 from hfvit.artifacts.run_sections import (
@@ -211,6 +207,8 @@ def learning_curves(
         key: key of the metric in the history.
         name: name of the metric in the title.
     """
+    from scipy.ndimage import gaussian_filter1d
+
     figure, axes = place_axes(*((left, 0, 3.75, 2.8) for left in (0, 4.45, 8.9)), share_x=True)
     entries = [entry for entry in history if isinstance(entry, dict) and is_number(entry.get("step"))]
     unit = "epoch" if entries and all(is_number(entry.get("epoch")) for entry in entries) else "step"
@@ -361,6 +359,9 @@ def confusion_order(matrix: np.ndarray) -> np.ndarray:
     Args:
         matrix: counts `(classes, classes)`.
     """
+    from scipy.cluster.hierarchy import leaves_list, linkage
+    from scipy.spatial.distance import squareform
+
     fractions = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     similarity = (fractions + fractions.T) / 2
     distance = 1 - similarity / max(similarity[~np.eye(len(matrix), dtype=bool)].max(), 1e-12)
@@ -410,6 +411,8 @@ def per_class_figure(metrics: SplitMetrics, role: str, theme: Theme):
 
 def wilson(fraction: float, count: int) -> tuple[float, float]:
     """Return the 95 % interval of a fraction of `count` images (Wilson)."""
+    from scipy.stats import binomtest
+
     hits = min(count, max(0, round(fraction * count)))
     interval = binomtest(hits, count).proportion_ci(0.95, method="wilson")
     return float(interval.low), float(interval.high)
