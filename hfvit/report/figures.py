@@ -166,6 +166,7 @@ def draw_svg(figure: Callable[[Theme], plt.Figure], description: str) -> SafeTex
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg).replace(" xlink:href=", " href=")  # as in HTML
     svg = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", svg)  # of groups: figure_1, axes_1, ...
     svg = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font: \1 system-ui, sans-serif", svg)
     for role, color in _PLACEHOLDERS.items():

@@ -9,6 +9,8 @@ from functools import cache
 from matplotlib import font_manager, get_data_path, rcParams
 from matplotlib.ft2font import FT2Font
 
+from hfvit.errors import printable
+
 logger = logging.getLogger(__name__)
 
 WEB_FONTS = ["system-ui", "sans-serif"]
@@ -52,7 +54,8 @@ def _report_missing(characters: str) -> None:
 
 
 def _has_glyph(character: str) -> bool:
-    return not character.isprintable() or _is_invisible(character) or _family_of(character) is not None
+    is_escaped = printable(character) != character
+    return is_escaped or _is_invisible(character) or _family_of(character) is not None
 
 
 def _is_invisible(character: str) -> bool:
