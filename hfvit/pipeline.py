@@ -21,6 +21,7 @@ from hfvit.artifacts.output_dir import check_inputs_are_kept, claim_output_dir, 
 from hfvit.artifacts.run_record import RunRecord
 from hfvit.artifacts.run_sections import MultiLabelMetrics, SplitMetrics, Thresholds
 from hfvit.data.factory import build_datasets, load_splits
+from hfvit.data.labels import read_column
 from hfvit.data.splits import ImageSplits, warn_about_sizes
 from hfvit.data.starting_recipe import STARTING_RECIPE, find_and_load
 from hfvit.errors import HubError, printable, printable_lines
@@ -321,7 +322,7 @@ def report_run(
     record.thresholds = evaluation.thresholds
     role = record.role
     answers = answers_of(*evaluation.results[role], splits.labels, plain_model.config)
-    examples = Examples(role, datasets[role], splits[role]["row"], answers)
+    examples = Examples(role, datasets[role], read_column(splits[role], "row").to_numpy(), answers)
     examples.add_attention(plain_model, trainer.preprocessing, args.device, trainer.is_sharded)
     examples.write(args.output_dir)
     record.examples = examples.record
