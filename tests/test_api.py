@@ -151,7 +151,8 @@ def test_stock_trainer_trains_an_hfvit_model(tmp_path):
 
 
 OPTIONAL = (
-    "fastapi", "gradio", "mlflow", "multipart", "nncf", "openvino", "optuna", "peft", "pillow_heif", "prometheus_client",
+    "fastapi", "gradio", "mlflow", "multipart", "nncf", "openvino", "optuna", "peft", "pillow_heif",
+    "prometheus_client",
     "ray", "tensorboard", "tensorrt", "tensorrt_rtx", "trackio", "uvicorn", "wandb",
 )  # fmt: skip
 
