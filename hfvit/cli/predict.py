@@ -3,7 +3,14 @@
 import argparse
 import sys
 
-from hfvit.cli.options import add_runtime_options, add_token_options, exit_codes, parse_providers, positive_int
+from hfvit.cli.options import (
+    add_objective,
+    add_runtime_options,
+    add_token_options,
+    exit_codes,
+    parse_providers,
+    positive_int,
+)
 from hfvit.errors import DataError, HFViTError, printable
 from hfvit.utils.quiet import quiet_libraries
 
@@ -59,6 +66,7 @@ def add(commands) -> None:
     parser.add_argument("--save_grid", metavar="FILE", help="save a figure of the images with their predictions")
     add_token_options(parser)
     add_runtime_options(parser, batch_size=32)
+    add_objective(parser)
     parser.set_defaults(command=predict)
 
 
@@ -87,6 +95,7 @@ def predict(options: argparse.Namespace) -> int:
         options.device,
         options.threads,
         providers=providers,
+        objective=options.objective,
         calibrated=options.calibrated,
         patch_size=options.patch_size,
         merge_tokens=options.merge_tokens,

@@ -1,5 +1,9 @@
-"""PyTorch and ONNX Runtime backends."""
+"""PyTorch, ONNX Runtime and OpenVINO backends."""
 
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +11,15 @@ import torch
 
 from hfvit.errors import ModelError, one_line, wrap_library_errors
 from hfvit.inference.execution_providers import CPU, CUDA, Providers, start_session
+
+logger = logging.getLogger(__name__)
+
+# latency: all threads for one batch after the other; throughput: batches divided between threads where that is faster.
+OBJECTIVES = ("latency", "throughput")
+MEASUREMENTS = 2  # of each way to run a batch, after a warm-up
+MEASURED_SIZE = 224  # height and width for a graph that takes any
+# Runtime information of an OpenVINO file: precision to compute in.
+PRECISION_HINT = ("runtime_options", "INFERENCE_PRECISION_HINT")
 
 
 class TorchBackend:
@@ -63,6 +76,8 @@ class OnnxBackend:
         device: "cpu", "cuda" or "cuda:N"; None is CUDA if available, else the CPU.
         threads: CPU threads; None is PyTorch's number.
         providers: ONNX Runtime's execution providers instead of `device`.
+        objective: "throughput" to measure whether one session per thread, each with a part of the batch, is faster on
+            this CPU, and to use them if so; "latency" or None for one session with all threads.
 
     Raises:
         ModelError: the file is not an image classifier with this number of classes, or cannot run on the device.
@@ -75,6 +90,7 @@ class OnnxBackend:
         device: str | None = None,
         threads: int | None = None,
         providers: Providers | None = None,
+        objective: str | None = None,
     ):
         import onnxruntime
 
@@ -85,9 +101,7 @@ class OnnxBackend:
                 f"device: not allowed together with providers, got '{device}' for {file}. Omit it, and select a GPU"
                 f" with ('{CUDA}', {{'device_id': 1}})."
             )
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        options.log_severity_level = 3  # errors only, without warnings about optimizations
+        options = _session_options(self.threads)
         external = (file.with_name(file.name + suffix) for suffix in (".data", "_data"))
         parts = [file, *(part for part in external if part.is_file())]
         if providers is None:
@@ -123,6 +137,33 @@ class OnnxBackend:
                 " config.json of the exported checkpoint."
             )
         self._classes = classes
+        self._sessions = [self.session]
+        self._step = self.input.shape[0] if isinstance(self.input.shape[0], int) else None  # images per call
+        self._pool: ThreadPoolExecutor | None = None
+        if objective == "throughput" and self.device == "cpu" and self.threads > 1 and not self.text_inputs:
+            self._divide_where_faster(onnxruntime, providers)
+
+    def _divide_where_faster(self, onnxruntime, providers) -> None:
+        """Measure one session for a batch against one session per thread, and keep what is faster."""
+        sessions = [
+            onnxruntime.InferenceSession(self.file, _session_options(1), providers=providers)
+            for _ in range(self.threads)
+        ]
+        ways = {f"one session of {self.threads} threads": ([self.session], self._step)}
+        ways[f"{self.threads} sessions of one thread, a part of the batch each"] = (sessions, self._step)
+        if self._step is None:
+            ways[f"{self.threads} sessions of one thread, image by image"] = (sessions, 1)
+        sizes = [size if isinstance(size, int) else MEASURED_SIZE for size in self.input.shape[1:]]
+        images = 2 * self.threads * (self._step or 1)
+        batch = np.random.default_rng(0).random((images, *sizes), dtype=np.float32)
+        self._pool = ThreadPoolExecutor(self.threads, "sessions")
+        seconds = {}
+        for name, (self._sessions, self._step) in ways.items():
+            seconds[name] = _shortest(lambda: self(batch))
+        best = min(seconds, key=seconds.get)
+        self._sessions, self._step = ways[best]
+        figures = "; ".join(f"{name}: {len(batch) / value:,.1f} images/s" for name, value in seconds.items())
+        logger.info("%s: %s (%s)", self.file.name, best, figures)
 
     def __call__(self, batch: np.ndarray, texts: dict[str, np.ndarray] | None = None) -> np.ndarray:
         """Compute logits (batch, classes) float32.
@@ -141,27 +182,50 @@ class OnnxBackend:
                     " from the preprocessing. Use the preprocessor_config.json of the exported checkpoint."
                 )
         batch = np.ascontiguousarray(batch, dtype=self._dtype)
-        fixed = self.input.shape[0] if isinstance(self.input.shape[0], int) else None
-        if fixed is None:
-            logits = self._run({self.input.name: batch, **texts})
+        feed = {self.input.name: batch, **texts}
+        is_fixed = isinstance(self.input.shape[0], int)
+        if not is_fixed and (len(batch) == 1 or len(self._sessions) == 1):
+            logits = self._run(self.session, feed)
         else:
-            rows = np.minimum(np.arange(len(batch) + -len(batch) % fixed), len(batch) - 1)  # pads with the last one
-            feed = {self.input.name: batch, **texts}
-            parts = [
-                self._run({name: values[rows[start : start + fixed]] for name, values in feed.items()})
-                for start in range(0, len(rows), fixed)
-            ]
-            logits = np.concatenate(parts)[: len(batch)]
+            step = self._step or -(-len(batch) // len(self._sessions))
+            padding = -len(batch) % step if is_fixed else 0  # with the last image
+            rows = np.minimum(np.arange(len(batch) + padding), len(batch) - 1)
+            starts = range(0, len(rows), step)
+            parts = [{name: values[rows[start : start + step]] for name, values in feed.items()} for start in starts]
+            sessions = [self._sessions[index % len(self._sessions)] for index in range(len(parts))]
+            run = self._pool.map if len(self._sessions) > 1 else map
+            logits = np.concatenate(list(run(self._run, sessions, parts)))[: len(batch)]
         if logits.shape != (len(batch), self._classes):
             raise ModelError(
                 f"{self.file}: logits must have the shape {(len(batch), self._classes)}, got {logits.shape}."
             )
         return logits
 
-    def _run(self, feed: dict[str, np.ndarray]) -> np.ndarray:
+    def _run(self, session, feed: dict[str, np.ndarray]) -> np.ndarray:
         shapes = ", ".join(str(values.shape) for values in feed.values())
         with wrap_library_errors(ModelError, f"{self.file} failed on a batch of shape {shapes}"):
-            return self.session.run([self.output.name], feed)[0].astype(np.float32, copy=False)
+            return session.run([self.output.name], feed)[0].astype(np.float32, copy=False)
+
+
+def _session_options(threads: int):
+    """Return options of an ONNX Runtime session with a number of threads."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # errors only, without warnings about optimizations
+    return options
+
+
+def _shortest(call: Callable[[], object]) -> float:
+    """Return the seconds of the fastest of a few calls."""
+    call()  # warm-up
+    seconds = []
+    for _ in range(MEASUREMENTS):
+        started = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
 
 
 def _providers(device: str | None, available: list[str]) -> tuple[str, list]:
@@ -179,3 +243,119 @@ def _providers(device: str | None, available: list[str]) -> tuple[str, list]:
 
 def _signature(values) -> str:
     return ", ".join(f"{value.name} {value.type} {list(value.shape)}" for value in values)
+
+
+class OpenVINOBackend:
+    """Run an OpenVINO file on CPUs, or on GPUs and NPUs of Intel.
+
+    The input is `pixel_values` (batch, 3, height, width) float32, the output `logits`. The precision is that of the
+    file (`INFERENCE_PRECISION_HINT` of its runtime options), on CPUs float32 for a file without it, and not OpenVINO's
+    default.
+
+    Args:
+        file: .xml file, with its weights in the .bin file beside it.
+        classes: number of classes of the model's configuration.
+        device: "cpu", or a device of OpenVINO such as "gpu", "gpu.1" or "npu"; None is the CPU.
+        threads: CPU threads; None is PyTorch's number.
+        objective: "throughput" to split batches between one-thread streams; "latency" or None to use all threads for
+            one batch after the other.
+
+    Raises:
+        ModelError: OpenVINO is not installed, or the file is not an image classifier with this number of classes, or
+            cannot run on the device.
+    """
+
+    takes_pixels = False
+    text_inputs: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        file: Path,
+        classes: int,
+        device: str | None = None,
+        threads: int | None = None,
+        objective: str | None = None,
+    ):
+        openvino = load_openvino()
+        self.file = file
+        self.device = device or "cpu"
+        self.threads = threads or torch.get_num_threads()
+        weights = file.with_suffix(".bin")
+        self.bytes = sum(part.stat().st_size for part in (file, weights) if part.is_file())
+        core = openvino.Core()
+        name = self.device.upper()
+        if name.partition(".")[0] not in {each.partition(".")[0] for each in core.available_devices}:
+            found = ", ".join(core.available_devices).lower()
+            raise ModelError(f"device: not supported by this OpenVINO, got '{device}' (found: {found}).")
+        options: dict[str, str | int] = {"PERFORMANCE_HINT": (objective or "latency").upper()}
+        if name == "CPU":
+            options |= {"INFERENCE_NUM_THREADS": self.threads, PRECISION_HINT[1]: "f32"}
+            options |= {"NUM_STREAMS": self.threads} if objective == "throughput" else {}
+        with wrap_library_errors(ModelError, f"{file} cannot be loaded by OpenVINO", limit=300):
+            model = core.read_model(file)
+            if model.has_rt_info(list(PRECISION_HINT)):  # ignored by compile_model (openvino 2026.4)
+                options[PRECISION_HINT[1]] = model.get_rt_info(list(PRECISION_HINT)).astype(str)
+            self._size = _image_shape(model)
+            known = model.outputs[0].partial_shape
+            self._compiled = core.compile_model(model, name, options)
+            self._queue = openvino.AsyncInferQueue(self._compiled)
+        if self._size is None:
+            raise ModelError(f"{file} is not an image classifier: it has other inputs than pixel values.")
+        if len(known) != 2 or (known[1].is_static and known[1].get_length() != classes):
+            raise ModelError(
+                f"{file} has the output {known}, but config.json names {classes} classes. Use the config.json of the"
+                " exported checkpoint."
+            )
+        self._classes = classes
+        self._streams = len(self._queue) if objective == "throughput" else 1
+
+    def __call__(self, batch: np.ndarray, texts: dict[str, np.ndarray] | None = None) -> np.ndarray:
+        """Compute logits (batch, classes) float32.
+
+        Args:
+            batch: pixel values (batch, 3, height, width) float32.
+            texts: not supported by OpenVINO files.
+        """
+        if texts:
+            raise ModelError(f"{self.file}: texts are not supported.")
+        if any(expected not in (-1, size) for size, expected in zip(batch.shape[1:], self._size, strict=True)):
+            raise ModelError(
+                f"{self.file}: images must have the shape {self._size}, got {batch.shape[1:]} from the preprocessing."
+                " Use the preprocessor_config.json of the exported checkpoint."
+            )
+        logits = np.empty((len(batch), self._classes), np.float32)
+        step = -(-len(batch) // self._streams)
+
+        def copy(request, start: int) -> None:
+            part = request.get_output_tensor(0).data
+            logits[start : start + len(part)] = part
+
+        with wrap_library_errors(ModelError, f"{self.file} failed on a batch of shape {batch.shape}", limit=300):
+            self._queue.set_callback(copy)
+            for start in range(0, len(batch), step):
+                self._queue.start_async({0: np.ascontiguousarray(batch[start : start + step], np.float32)}, start)
+            self._queue.wait_all()
+        return logits
+
+
+def load_openvino():
+    """Import OpenVINO.
+
+    Raises:
+        ModelError: OpenVINO is not installed.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        raise ModelError(
+            f'OpenVINO cannot be imported ({one_line(error)}). Install it with: pip install "hfvit[openvino]"'
+        ) from None
+    return openvino
+
+
+def _image_shape(model) -> tuple[int, ...] | None:
+    """Return (channels, height, width) of an OpenVINO model's only input, -1 where it varies; else None."""
+    shapes = [value.partial_shape for value in model.inputs]
+    if len(shapes) != 1 or len(shapes[0]) != 4 or not model.outputs:
+        return None
+    return tuple(size.get_length() if size.is_static else -1 for size in list(shapes[0])[1:])
