@@ -31,8 +31,8 @@ FILES = [path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.p
 HEAVY = {"torch", "transformers", "timm", "datasets"}
 # What starts without them: `hfvit --help` and `optimum-cli --help`, and what reads records alone.
 LIGHT = (
-    "hfvit", "hfvit.cli", "hfvit.cli.export_onnx", "hfvit.cli.export_tensorrt", "hfvit.errors",
-    "hfvit.recipe.arguments", "hfvit.recipe.files", "hfvit.utils.files", "hfvit.artifacts.constants",
+    "hfvit", "hfvit.cli", "hfvit.cli.export_onnx", "hfvit.cli.export_openvino", "hfvit.cli.export_tensorrt",
+    "hfvit.errors", "hfvit.recipe.arguments", "hfvit.recipe.files", "hfvit.utils.files", "hfvit.artifacts.constants",
     "hfvit.training.distributed",
 )  # fmt: skip
 

@@ -9,12 +9,34 @@ import onnxruntime
 from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes import common as passes
 
+from hfvit.artifacts.artifact import OPENVINO_SUFFIX
+from hfvit.inference.backends import PRECISION_HINT
+
 MICROSOFT = "com.microsoft"
 RESHAPES = ("Reshape", "Transpose", "Slice", "Squeeze", "Unsqueeze", "Split", "Identity", "Gather", "Flatten")
 
 
-def cpu_session(model: Path | onnx.ModelProto) -> onnxruntime.InferenceSession:
-    """Create a CPU session without ONNX Runtime's warnings about shapes."""
+class OpenVINOSession:
+    """Run an OpenVINO file on the CPU through the interface of `onnxruntime.InferenceSession.run`."""
+
+    def __init__(self, path: Path):
+        import openvino
+
+        core = openvino.Core()
+        model = core.read_model(path)
+        hint = model.get_rt_info(list(PRECISION_HINT)).astype(str)  # ignored by compile_model (openvino 2026.4)
+        self.compiled = core.compile_model(model, "CPU", {PRECISION_HINT[1]: hint})
+
+    def run(self, names: list[str], feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """Return the outputs of `names` for the inputs of `feed`."""
+        outputs = self.compiled(feed)
+        return [outputs[name] for name in names]
+
+
+def cpu_session(model: Path | onnx.ModelProto) -> onnxruntime.InferenceSession | OpenVINOSession:
+    """Create a CPU session of an ONNX or OpenVINO file, without ONNX Runtime's warnings about shapes."""
+    if isinstance(model, Path) and model.suffix == OPENVINO_SUFFIX:
+        return OpenVINOSession(model)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)
