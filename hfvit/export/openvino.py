@@ -139,9 +139,10 @@ def _trace(model, shape: tuple[int, int, int], calibration: list[np.ndarray] | N
             f"{type(model).__name__} cannot be exported to OpenVINO by transformers {version('transformers')}:"
             f" {type(error).__name__}: {one_line(error)[:300]}"
         ) from error
-    if "logits" not in {name for output in program.outputs for name in output.get_names()}:
+    results = [result for result in program.get_results() if "logits" in result.input_value(0).get_names()]
+    if not results:
         raise ModelError("The model must be an image classifier with the output logits.")
-    return program
+    return load_openvino().Model(results, program.get_parameters(), "image_classifier")  # without other outputs
 
 
 class OpenVINOExport(Export):

@@ -257,8 +257,8 @@ class OpenVINOBackend:
         classes: number of classes of the model's configuration.
         device: "cpu", or a device of OpenVINO such as "gpu", "gpu.1" or "npu"; None is the CPU.
         threads: CPU threads; None is PyTorch's number.
-        objective: "throughput" to split batches between one-thread streams; "latency" or None to use all threads for
-            one batch after the other.
+        objective: "throughput" to split batches between one-thread streams, which takes the memory of a second
+            compiled model; "latency" or None to use all threads for one batch after the other.
 
     Raises:
         ModelError: OpenVINO is not installed, or the file is not an image classifier with this number of classes, or
@@ -287,18 +287,23 @@ class OpenVINOBackend:
         if name.partition(".")[0] not in {each.partition(".")[0] for each in core.available_devices}:
             found = ", ".join(core.available_devices).lower()
             raise ModelError(f"device: not supported by this OpenVINO, got '{device}' (found: {found}).")
-        options: dict[str, str | int] = {"PERFORMANCE_HINT": (objective or "latency").upper()}
+        options: dict[str, str | int] = {"PERFORMANCE_HINT": "LATENCY"}
         if name == "CPU":
             options |= {"INFERENCE_NUM_THREADS": self.threads, PRECISION_HINT[1]: "f32"}
-            options |= {"NUM_STREAMS": self.threads} if objective == "throughput" else {}
         with wrap_library_errors(ModelError, f"{file} cannot be loaded by OpenVINO", limit=300):
             model = core.read_model(file)
             if model.has_rt_info(list(PRECISION_HINT)):  # ignored by compile_model (openvino 2026.4)
                 options[PRECISION_HINT[1]] = model.get_rt_info(list(PRECISION_HINT)).astype(str)
             self._size = _image_shape(model)
-            known = model.outputs[0].partial_shape
-            self._compiled = core.compile_model(model, name, options)
-            self._queue = openvino.AsyncInferQueue(self._compiled)
+            names = [output.get_names() for output in model.outputs]
+            self._output = next((index for index, known in enumerate(names) if "logits" in known), 0)
+            known = model.outputs[self._output].partial_shape
+            self._request = core.compile_model(model, name, options).create_infer_request()
+            self._streams = None
+            if objective == "throughput":
+                options |= {"PERFORMANCE_HINT": "THROUGHPUT"}
+                options |= {"NUM_STREAMS": self.threads} if name == "CPU" else {}
+                self._streams = openvino.AsyncInferQueue(core.compile_model(model, name, options))
         if self._size is None:
             raise ModelError(f"{file} is not an image classifier: it has other inputs than pixel values.")
         if len(known) != 2 or (known[1].is_static and known[1].get_length() != classes):
@@ -307,7 +312,6 @@ class OpenVINOBackend:
                 " exported checkpoint."
             )
         self._classes = classes
-        self._streams = len(self._queue) if objective == "throughput" else 1
 
     def __call__(self, batch: np.ndarray, texts: dict[str, np.ndarray] | None = None) -> np.ndarray:
         """Compute logits (batch, classes) float32.
@@ -323,18 +327,25 @@ class OpenVINOBackend:
                 f"{self.file}: images must have the shape {self._size}, got {batch.shape[1:]} from the preprocessing."
                 " Use the preprocessor_config.json of the exported checkpoint."
             )
+        batch = np.ascontiguousarray(batch, np.float32)
+        with wrap_library_errors(ModelError, f"{self.file} failed on a batch of shape {batch.shape}", limit=300):
+            if self._streams is None or len(batch) == 1:
+                return self._request.infer({0: batch})[self._output]
+            return self._divide(batch)
+
+    def _divide(self, batch: np.ndarray) -> np.ndarray:
+        """Compute the logits of a batch with a part of it in each stream."""
         logits = np.empty((len(batch), self._classes), np.float32)
-        step = -(-len(batch) // self._streams)
 
         def copy(request, start: int) -> None:
-            part = request.get_output_tensor(0).data
+            part = request.get_output_tensor(self._output).data
             logits[start : start + len(part)] = part
 
-        with wrap_library_errors(ModelError, f"{self.file} failed on a batch of shape {batch.shape}", limit=300):
-            self._queue.set_callback(copy)
-            for start in range(0, len(batch), step):
-                self._queue.start_async({0: np.ascontiguousarray(batch[start : start + step], np.float32)}, start)
-            self._queue.wait_all()
+        self._streams.set_callback(copy)
+        step = -(-len(batch) // len(self._streams))
+        for start in range(0, len(batch), step):
+            self._streams.start_async({0: batch[start : start + step]}, start)
+        self._streams.wait_all()
         return logits
 
 

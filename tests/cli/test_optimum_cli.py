@@ -54,7 +54,7 @@ def test_export_of_another_package_has_precedence(tmp_path, name):
     (register / "register_other.py").write_text(OTHER.replace("NAME", name))
     for path in (f"{ROOT}:{tmp_path / 'other'}", f"{tmp_path / 'other'}:{ROOT}"):
         assert run_command("optimum-cli", "--help", PYTHONPATH=path).returncode == 0
-        listing = run_command("optimum-cli", "export", "--help", PYTHONPATH=path)
+        listing = run_command("optimum-cli", "export", "--help", PYTHONPATH=path, COLUMNS="200")
         assert "that of another distribution" in listing.stdout
         ours = {line.split()[0] for line in listing.stdout.splitlines() if "(hfvit)" in line}
         assert ours == {"onnx", "openvino", "tensorrt"} - {name}

@@ -56,6 +56,7 @@ def graph(tmp_path):
     write_configs(tmp_path / "openvino")
     model = openvino.convert_model(tmp_path / "source.onnx")
     openvino.save_model(model, tmp_path / "openvino" / "openvino_model.xml")
+    (tmp_path / "source.onnx").unlink()
     return tmp_path / "openvino" / "openvino_model.xml"
 
 
