@@ -1,6 +1,7 @@
 """`hfvit serve`."""
 
 import argparse
+import logging
 
 from hfvit.cli.options import (
     add_objective,
@@ -13,6 +14,7 @@ from hfvit.cli.options import (
 )
 from hfvit.errors import HFViTError
 from hfvit.utils.quiet import quiet_libraries
+from hfvit.utils.terminal import PrintableFormatter
 
 EPILOG = f"""\
 Install the server with: pip install "hfvit[serve]"
@@ -85,6 +87,14 @@ def add(commands) -> None:
     parser.set_defaults(command=serve)
 
 
+def show_log() -> None:
+    """Show the log of the server on stderr."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(handlers=[handler])
+    logging.getLogger("hfvit").setLevel(logging.INFO)
+
+
 def serve(options: argparse.Namespace) -> None:
     """Run `hfvit serve ARTIFACT`."""
     from hfvit.artifacts.artifact import find_artifact
@@ -108,6 +118,7 @@ def serve(options: argparse.Namespace) -> None:
 
     load_libraries()
     quiet_libraries()
+    show_log()
     from dataclasses import replace
 
     from hfvit.data.open_image import UPLOAD_LIMITS
