@@ -80,6 +80,12 @@ OPTIONS = {
     "--dataset_name": {"help": "data set to measure the accuracy on, with the model's classes: Hub id or folder"},
     "--split": {"default": "test", "help": "split to measure the accuracy on [test]"},
     "--calibration_split": {"default": "train", "help": "split for calibration [train]"},
+    "--only": {
+        "nargs": "+",
+        "choices": CONTENDERS,
+        "metavar": "CONTENDER",
+        "help": "measure these and eager fp32 [all]",
+    },
     "--samples": {"type": int, "help": "number of images to measure the accuracy on [2,000, quick 64]"},
 }
 
@@ -308,9 +314,10 @@ def main(argv: list[str] | None = None) -> None:
         job = {"do": "prepare", "folder": str(folder), "splits": splits, "samples": samples, "quick": options.quick}
         prepared = run(job | given)
         shared = {"folder": str(folder), "checkpoint": prepared["checkpoint"]}
-        jobs = {name: {"do": "measure", "contender": name, "repeats": repeats, **shared} for name in CONTENDERS}
+        wanted = [name for name in CONTENDERS if not options.only or name in (CONTENDERS[0], *options.only)]
+        jobs = {name: {"do": "measure", "contender": name, "repeats": repeats, **shared} for name in wanted}
         results = interleaved(jobs, options.rounds, run)
-        judged_names = CONTENDERS if options.model or not options.quick else ()
+        judged_names = wanted if options.model or not options.quick else ()
         judged = {name: run({"do": "judge", "contender": name, **shared}) for name in judged_names}
     count, _, height, width = prepared["shape"]
     what = options.model or "random weights, so no accuracy"

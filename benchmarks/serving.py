@@ -18,13 +18,13 @@ answer to the last one, on connections that stay open. The clients run on the sa
 clients than the queue has places send to hfvit: every request must be answered by 200 or 429.
 """
 
+import contextlib
 import http.client
 import os
 import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -93,25 +93,20 @@ def prepare(folder: str, model: str | None, image: str, quick: bool, **_) -> Non
     from images import KINDS, encoded
     from inference import random_checkpoint
 
-    from hfvit import export_onnx, load_classifier, quantize_onnx
+    from hfvit.cli.export_onnx import main as export_onnx
 
     work = Path(folder)
     checkpoint = model or random_checkpoint(work / "checkpoint", quick)
-    classifier = load_classifier(checkpoint, device="cpu")
-    network = classifier.backend.model
-    for name in ("config.json", "preprocessor_config.json"):
-        (work / name).write_bytes((Path(checkpoint) / name).read_bytes())
-    shape = classifier.pixel_values([np.zeros((64, 64, 3), np.uint8)]).shape[2:]
-    export_onnx(network, work / "model.onnx", image_size=shape)
-    export_onnx(network, work / "model_optimized.onnx", optimize=True, image_size=shape)
-    quantize_onnx(work / "model.onnx", work / "model_quantized.onnx", mode="int8-dynamic")
+    words = ["--optimize", "--quantize", "int8-dynamic", "--no_gate"]
+    with contextlib.suppress(SystemExit):
+        export_onnx(["--model", str(checkpoint), *words, str(work / "onnx")])
     (work / "images").mkdir()
     for number in range(FILES):
         (work / "images" / str(number)).write_bytes(encoded(KINDS[image], number))
     (work / "checkpoint.txt").write_text(str(checkpoint))
 
 
-@contextmanager
+@contextlib.contextmanager
 def server(contender: str, folder: Path, *options: str):
     """Start the server of a contender, and yield its port.
 
@@ -125,7 +120,7 @@ def server(contender: str, folder: Path, *options: str):
     if contender in PEERS:
         command = [sys.executable, "-c", PIPELINE_APP, checkpoint, contender, str(port)]
     else:
-        artifact = str(folder / GRAPHS[contender]) if contender in GRAPHS else checkpoint
+        artifact = str(folder / "onnx" / GRAPHS[contender]) if contender in GRAPHS else checkpoint
         code = "import sys; from hfvit.cli import main; main(sys.argv[1:])"
         words = ["serve", artifact, "--port", str(port), "--device", "cpu", "--timeout", "60", *options]
         command = [sys.executable, "-c", code, *words]
