@@ -1,6 +1,7 @@
 """PyTorch, ONNX Runtime and OpenVINO backends."""
 
 import logging
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -321,6 +322,7 @@ class OpenVINOBackend:
             )
         self._classes = classes
         self._compile_model = partial(core.compile_model, device_name=name)
+        self._lock = threading.Lock()  # an infer request runs one batch at a time
         self._streams = None  # queue of a compiled model with several streams
         self._step = None  # images per stream, None for an equal part of the batch
         # A fixed batch of 1 is about a tenth faster than a dynamic one (DINOv2-S at 224 px, openvino 2026.4).
@@ -379,7 +381,8 @@ class OpenVINOBackend:
                 " Use the preprocessor_config.json of the exported checkpoint."
             )
         batch = np.ascontiguousarray(batch, np.float32)
-        with wrap_library_errors(ModelError, f"{self.file} failed on a batch of shape {batch.shape}", limit=300):
+        failed = f"{self.file} failed on a batch of shape {batch.shape}"
+        with self._lock, wrap_library_errors(ModelError, failed, limit=300):
             if self._streams is not None and len(batch) > 1:
                 return self._divide(batch)
             request = self._single if len(batch) == 1 else self._batches

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -146,6 +147,9 @@ def test_backend_returns_the_logits_of_each_image(graph, objective):
     pixels = np.random.default_rng(0).standard_normal((7, 3, 16, 16), dtype=np.float32)
     backend = OpenVINOBackend(graph, 3, threads=2, objective=objective)
     np.testing.assert_allclose(backend(pixels), pixels.mean(axis=(2, 3)) @ BRIGHTEST, atol=1e-5)
+    with ThreadPoolExecutor(4) as pool:
+        for logits in pool.map(backend, [pixels, pixels[:1], pixels, pixels[:1]]):
+            np.testing.assert_allclose(logits, (pixels.mean(axis=(2, 3)) @ BRIGHTEST)[: len(logits)], atol=1e-5)
     assert backend.device == "cpu"
     assert backend.bytes == sum(path.stat().st_size for path in (graph, graph.with_suffix(".bin")))
 
