@@ -8,14 +8,15 @@ import tempfile
 from importlib.metadata import distribution, version
 from pathlib import Path
 
-from hfvit.artifacts.artifact import Artifact
+from hfvit.artifacts.artifact import ONNX_SUFFIX, OPENVINO_SUFFIX, Artifact
 from hfvit.artifacts.constants import CONFIG_FILE, PREPROCESSOR_FILE, WEIGHT_FILES
 from hfvit.errors import ModelError
 from hfvit.utils.files import check_writable, expand_user, sync_tree
 
 PACKAGE = Path(__file__).resolve().parents[1]
 SERVER_LIBRARIES = ("fastapi", "uvicorn", "python-multipart", "prometheus-client")
-HANDLER_REQUIREMENTS = {True: ("onnxruntime", "transformers"), False: ("timm", "transformers")}  # by ONNX or not
+# Beside transformers.
+RUNTIMES = {ONNX_SUFFIX: "onnxruntime", OPENVINO_SUFFIX: "openvino"}
 
 DOCKERFILE = """\
 # Build: docker build -t hfvit-serve .
@@ -43,7 +44,7 @@ def write_container(artifact: Artifact, output: str | Path) -> None:
     server; `handler.py` and `requirements.txt` make the folder a repository for Inference Endpoints; both run `model`.
 
     Args:
-        artifact: local checkpoint, or ONNX file.
+        artifact: local checkpoint, ONNX file or OpenVINO file.
         output: new or empty folder.
 
     Raises:
@@ -63,9 +64,11 @@ def write_container(artifact: Artifact, output: str | Path) -> None:
         shutil.copyfile(PACKAGE / "serve" / "handler.py", staging / "handler.py")
         python = f"{sys.version_info.major}.{sys.version_info.minor}"
         (staging / "Dockerfile").write_text(DOCKERFILE.format(python=python), encoding="utf-8")
-        lines = "\n".join(map(_pinned, [*_base_requirements(), *SERVER_LIBRARIES]))
+        runtime = RUNTIMES[artifact.file.suffix] if artifact.file else "timm"
+        libraries = dict.fromkeys([*_base_requirements(), *SERVER_LIBRARIES, runtime])  # each once
+        lines = "\n".join(map(_pinned, libraries))
         (staging / "requirements-server.txt").write_text(f"{lines}\n", encoding="utf-8")
-        lines = "\n".join(f"{name}>={_version(name)}" for name in HANDLER_REQUIREMENTS[artifact.is_graph])
+        lines = "\n".join(f"{name}>={_version(name)}" for name in (runtime, "transformers"))
         (staging / "requirements.txt").write_text(f"{lines}\n", encoding="utf-8")
         sync_tree(staging)
         folder.rmdir()
@@ -80,7 +83,8 @@ def _model_files(artifact: Artifact) -> list[Path]:
             f"ARTIFACT: --docker requires a local checkpoint or ONNX file, but {artifact.source} is {kind}."
         )
     if artifact.is_graph:
-        weights = [artifact.file, *(artifact.file.with_name(artifact.file.name + s) for s in (".data", "_data"))]
+        external = [artifact.file.with_name(artifact.file.name + suffix) for suffix in (".data", "_data")]
+        weights = [artifact.file, *external, *([artifact.file.with_suffix(".bin")] if artifact.is_openvino else [])]
     else:
         weights = [file for pattern in WEIGHT_FILES for file in sorted(artifact.folder.glob(pattern))]
     # timm's checkpoints have their preprocessing in config.json.

@@ -1,6 +1,6 @@
 """Handler of Hugging Face Inference Endpoints for an image classifier, a file without other parts of hfvit.
 
-It classifies with the ONNX file or the checkpoint in its repository or in the folder `model` of it.
+It classifies with the ONNX file, OpenVINO file or checkpoint in its repository or in the folder `model` of it.
 """
 
 import base64
@@ -31,9 +31,13 @@ class EndpointHandler:
         self.config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         # Pillow, as during training.
         self.processor = AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
-        graphs = sorted(folder.glob("*.onnx"))
         self.takes_pixels = False  # whether the graph includes the preprocessing
-        self.logits = self._onnx_logits(graphs[0]) if graphs else self._torch_logits(folder)
+        if graphs := sorted(folder.glob("*.onnx")):
+            self.logits = self._onnx_logits(graphs[0])
+        elif graphs := sorted(folder.glob("*.xml")):
+            self.logits = self._openvino_logits(graphs[0])
+        else:
+            self.logits = self._torch_logits(folder)
 
     def __call__(self, data: dict[str, Any]) -> list:
         """Classify the image or the images of a request.
@@ -64,6 +68,15 @@ class EndpointHandler:
         graph_input = session.get_inputs()[0]
         self.takes_pixels = graph_input.type == "tensor(uint8)"
         return lambda values: session.run(["logits"], {graph_input.name: values})[0]
+
+    def _openvino_logits(self, file: Path):
+        import openvino
+
+        model = openvino.Core().read_model(file)
+        hint = ["runtime_options", "INFERENCE_PRECISION_HINT"]
+        precision = model.get_rt_info(hint).astype(str) if model.has_rt_info(hint) else "f32"
+        compiled = openvino.Core().compile_model(model, "CPU", {hint[1]: precision})
+        return lambda values: compiled(values)[0]
 
     def _torch_logits(self, folder: Path):
         import torch

@@ -4,7 +4,9 @@ import base64
 import json
 import re
 import runpy
+import shutil
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -21,19 +23,26 @@ from hfvit.cli import build_parser
 from hfvit.errors import ModelError
 from hfvit.serve.container import write_container
 
+KINDS = ["onnx", "timm", *(["openvino"] if find_spec("openvino") else [])]
 INSTRUCTIONS = {"FROM", "WORKDIR", "COPY", "RUN", "USER", "ENV", "EXPOSE", "HEALTHCHECK", "CMD"}
 
 
 @pytest.fixture(scope="module")
 def containers(tmp_path_factory):
-    """Folders with a graph of several labels, and with a timm checkpoint."""
+    """Folders with a graph of several labels, its OpenVINO file, and a timm checkpoint."""
     root = tmp_path_factory.mktemp("containers")
     write_graph(write_configs(root / "onnx") / "model.onnx")
     config = json.loads((root / "onnx" / "config.json").read_text())
     config |= {"problem_type": "multi_label_classification", "thresholds": [0.0, 0.0, 1.0]}
     (root / "onnx" / "config.json").write_text(json.dumps(config))
     build_model(LABELS, architecture=ARCHITECTURE, image_size=16, timm_kwargs=MICRO).save_pretrained(root / "timm")
-    for kind in ("onnx", "timm"):
+    if find_spec("openvino"):
+        import openvino
+
+        shutil.copytree(root / "onnx", root / "openvino", ignore=shutil.ignore_patterns("*.onnx"))
+        graph = openvino.convert_model(root / "onnx" / "model.onnx")
+        openvino.save_model(graph, root / "openvino" / "openvino_model.xml", compress_to_fp16=False)
+    for kind in KINDS:
         write_container(find_artifact(root / kind), root / f"{kind}_container")
     return root
 
@@ -46,7 +55,7 @@ def file_of(image) -> bytes:
     return file.getvalue()
 
 
-@pytest.mark.parametrize("kind", ["onnx", "timm"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_handler_returns_the_classes_of_the_classifier(containers, kind):
     handler = runpy.run_path(str(containers / f"{kind}_container" / "handler.py"))["EndpointHandler"]
     handler = handler(str(containers / f"{kind}_container"))
