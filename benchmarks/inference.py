@@ -195,7 +195,8 @@ def runner(contender: str, folder: str, checkpoint: str):
     if contender in THROUGHPUT:
         from transformers import AutoConfig
 
-        from hfvit.inference.backends import OnnxBackend, OpenVINOBackend
+        from hfvit.inference.backends import OnnxBackend
+        from hfvit.inference.openvino_backend import OpenVINOBackend
 
         base = THROUGHPUT[contender]
         backend, file = (OnnxBackend, GRAPHS[base]) if base in GRAPHS else (OpenVINOBackend, OPENVINO[base][0])

@@ -86,7 +86,7 @@ def export_openvino_command(options: argparse.Namespace) -> None:
         raise ModelError(f"--model: must be a checkpoint, got the export {options.model}. Pass its checkpoint.")
     folder = claim_folder(options.output)
     quiet_export(options.verbose)
-    from hfvit.inference.backends import load_openvino
+    from hfvit.inference.openvino_backend import load_openvino
 
     load_openvino()
     from hfvit.export.openvino import OpenVINOExport, export_options

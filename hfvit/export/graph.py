@@ -10,7 +10,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes import common as passes
 
 from hfvit.artifacts.artifact import OPENVINO_SUFFIX
-from hfvit.inference.backends import PRECISION_HINT
+from hfvit.inference.openvino_backend import PRECISION_HINT
 
 MICROSOFT = "com.microsoft"
 RESHAPES = ("Reshape", "Transpose", "Slice", "Squeeze", "Unsqueeze", "Split", "Identity", "Gather", "Flatten")

@@ -18,7 +18,7 @@ from hfvit.errors import DataError, ModelError, one_line
 from hfvit.export.onnx import BATCH_AXIS, TRACED_BATCH, configured_image_size, input_channels, input_tensor
 from hfvit.export.parity import check_parity, tolerance
 from hfvit.export.pipeline import Export
-from hfvit.inference.backends import PRECISION_HINT, load_openvino
+from hfvit.inference.openvino_backend import PRECISION_HINT, load_openvino
 from hfvit.models.attention import unfused_window_attention
 from hfvit.utils.environment import installed_versions
 from hfvit.utils.files import commit_file, file_sha256

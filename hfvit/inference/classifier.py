@@ -16,8 +16,9 @@ from hfvit.artifacts.constants import PREPROCESSOR_FILE, RUN_FILE
 from hfvit.data.decode import from_array, read_image, to_rgb
 from hfvit.data.text import TEXT_INPUTS, TextReader, load_tokenizer
 from hfvit.errors import ModelError, wrap_library_errors
-from hfvit.inference.backends import OBJECTIVES, OnnxBackend, OpenVINOBackend, TorchBackend
+from hfvit.inference.backends import OBJECTIVES, OnnxBackend, TorchBackend
 from hfvit.inference.execution_providers import Providers
+from hfvit.inference.openvino_backend import OpenVINOBackend
 from hfvit.models.image_text import HFViTFusionConfig
 from hfvit.trt.runtime import open_engine
 from hfvit.utils.files import read_object

@@ -21,7 +21,7 @@ from hfvit.artifacts.export_record import ExportRecord
 from hfvit.cli.export_openvino import main
 from hfvit.errors import DataError, ModelError, run
 from hfvit.export.openvino import export_openvino
-from hfvit.inference.backends import OpenVINOBackend
+from hfvit.inference.openvino_backend import OpenVINOBackend
 from hfvit.pipeline import main as train
 
 openvino = pytest.importorskip("openvino")
