@@ -17,6 +17,7 @@ from helpers.loopback_hub import LoopbackHub
 
 from hfvit.cli import build_parser
 from hfvit.cli import main as hfvit_command
+from hfvit.cli.export_executorch import main as export_executorch
 from hfvit.cli.export_onnx import main as export_onnx
 from hfvit.cli.export_openvino import main as export_openvino
 from hfvit.cli.export_tensorrt import add_arguments, export_tensorrt_command
@@ -32,8 +33,9 @@ TEXT = "\n".join([README, *(path.read_text() for path in sorted((ROOT / "docs").
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TEXT, flags=re.DOTALL)
 BASH = [line for kind, block in BLOCKS if kind == "bash" for line in block.splitlines()]
 COMMANDS = list(dict.fromkeys(line.split("  #")[0].strip() for line in BASH))  # each once
-if find_spec("openvino") is None:
-    COMMANDS = [command for command in COMMANDS if "openvino" not in command]
+for library in ("openvino", "executorch"):
+    if find_spec(library) is None:
+        COMMANDS = [command for command in COMMANDS if library not in command]
 PYTHON = [block for kind, block in BLOCKS if kind == "python"]
 
 # These would install into the environment that runs the tests, ask for a token, or need a browser, server or Docker.
@@ -138,9 +140,10 @@ def test_the_command_for_two_processes_runs(tmp_path):
 
 def export(words: list[str]) -> int:
     """An export command in this process (test_export_command.py launches optimum-cli), without the gate."""
-    if words[2] in ("onnx", "openvino"):
+    commands = {"onnx": export_onnx, "openvino": export_openvino, "executorch": export_executorch}
+    if words[2] in commands:
         with pytest.raises(SystemExit) as stop:
-            {"onnx": export_onnx, "openvino": export_openvino}[words[2]]([*words[3:], "--no_gate"])
+            commands[words[2]]([*words[3:], "--no_gate"])
         return stop.value.code
     if isinstance(load_backend("tensorrt_rtx"), str):
         return 0  # test_tensorrt.py says why it is skipped

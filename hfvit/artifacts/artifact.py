@@ -1,4 +1,4 @@
-"""Find the checkpoint, ONNX file, OpenVINO file or TensorRT engine of a path without loading it."""
+"""Find the checkpoint, export or TensorRT engine of a path without loading it."""
 
 import os
 from collections import Counter
@@ -15,8 +15,11 @@ from hfvit.utils.hub_ids import folder_or_hub_id
 
 MAX_CLASSES = 1_000_000
 ENGINE_SUFFIXES = (".engine", ".plan")
-ONNX_SUFFIX, OPENVINO_SUFFIX = ".onnx", ".xml"
-DEFAULT_GRAPHS = {ONNX_SUFFIX: "model.onnx", OPENVINO_SUFFIX: "openvino_model.xml"}
+ONNX_SUFFIX, OPENVINO_SUFFIX, EXECUTORCH_SUFFIX = ".onnx", ".xml", ".pte"
+DEFAULT_GRAPHS = {
+    ONNX_SUFFIX: "model.onnx", OPENVINO_SUFFIX: "openvino_model.xml", EXECUTORCH_SUFFIX: "model.pte",
+}  # fmt: skip
+EXPORT_FOLDERS = ("onnx", "openvino", "executorch")
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
 
 
@@ -45,7 +48,7 @@ class Artifact:
 
     @property
     def is_graph(self) -> bool:
-        """Return whether it is an ONNX or OpenVINO file."""
+        """Return whether it is an ONNX, OpenVINO or ExecuTorch file."""
         return self.file is not None and not self.is_engine
 
     @property
@@ -57,6 +60,11 @@ class Artifact:
     def is_openvino(self) -> bool:
         """Return whether it is an OpenVINO file."""
         return self.file is not None and self.file.suffix == OPENVINO_SUFFIX
+
+    @property
+    def is_executorch(self) -> bool:
+        """Return whether it is an ExecuTorch file."""
+        return self.file is not None and self.file.suffix == EXECUTORCH_SUFFIX
 
     @property
     def folder(self) -> Path | None:
@@ -79,17 +87,17 @@ def find_artifact(path: str | Path) -> Artifact:
     """Find the artifact of a path or Hub id.
 
     A folder with weights is a checkpoint, even if it also contains exports. In a folder with ONNX files, `model.onnx`
-    is chosen, or the only file; in one with OpenVINO files, `openvino_model.xml`, or the only file. A folder with
-    engine.json and without such files is an engine.
+    is chosen, or the only file; in one with OpenVINO files, `openvino_model.xml`, or the only file; likewise
+    `model.pte`. A folder with engine.json and without such files is an engine.
 
     Args:
-        path: checkpoint folder, Hub id, ONNX file, OpenVINO file, TensorRT engine, or folder of an export.
+        path: checkpoint folder, Hub id, ONNX, OpenVINO or ExecuTorch file, TensorRT engine, or folder of an export.
 
     Raises:
         ModelError: nothing that can be loaded was found.
     """
     file = expand_user(path)
-    if file.suffix in (ONNX_SUFFIX, OPENVINO_SUFFIX, *ENGINE_SUFFIXES):
+    if file.suffix in (*DEFAULT_GRAPHS, *ENGINE_SUFFIXES):
         if not os.path.isfile(file):
             raise ModelError(f"{path}: no such file.{_other_graphs(file)}")
         return _file_artifact(file)
@@ -100,11 +108,9 @@ def find_artifact(path: str | Path) -> Artifact:
     graphs = _graphs(folder)
     if not graphs and (folder / ENGINE_RECORD_FILE).is_file():
         return _file_artifact(_engine(folder))
-    graphs = graphs or _graphs(folder / "onnx") or _graphs(folder / "openvino")
+    graphs = graphs or next(filter(None, (_graphs(folder / name) for name in EXPORT_FOLDERS)), [])
     if not graphs:
-        raise ModelError(
-            f"{path}: no classifier found, neither weights (model.safetensors) nor an ONNX or OpenVINO file."
-        )
+        raise ModelError(f"{path}: no classifier found, neither weights (model.safetensors) nor an export.")
     default = DEFAULT_GRAPHS[graphs[0].suffix]
     preferred = [graph for graph in graphs if graph.name == default]
     if not preferred and len(graphs) > 1:
@@ -145,8 +151,8 @@ def _engine(folder: Path) -> Path:
 
 
 def _graphs(folder: Path) -> list[Path]:
-    """Return the ONNX files of a folder or, without any, the OpenVINO files; without temporary ones."""
-    for pattern in (f"*{ONNX_SUFFIX}", f"openvino_model*{OPENVINO_SUFFIX}"):
+    """Return the ONNX files of a folder or, without any, those of the next format; without temporary ones."""
+    for pattern in (f"*{ONNX_SUFFIX}", f"openvino_model*{OPENVINO_SUFFIX}", f"*{EXECUTORCH_SUFFIX}"):
         if found := sorted(path for path in folder.glob(pattern) if not path.name.startswith(".")):
             return found
     return []

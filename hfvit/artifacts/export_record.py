@@ -1,4 +1,4 @@
-"""`ExportRecord` (export.json): options and measurements of ONNX and OpenVINO files."""
+"""`ExportRecord` (export.json): options and measurements of exported files."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,10 +59,10 @@ class CalibrationData(Record):
 
 @dataclass(kw_only=True)
 class ExportedFile(Record):
-    """ONNX or OpenVINO file.
+    """ONNX, OpenVINO or ExecuTorch file.
 
-    `quantization` is the result of `quantize_onnx` or of NNCF. An OpenVINO file has no `opset`; its weights are in a
-    .bin file with the digest `weights_sha256`, whose size is included in `bytes`.
+    `quantization` is the result of `quantize_onnx` or of NNCF. Only an ONNX file has an `opset`. The weights of
+    an OpenVINO file are in a .bin file with the digest `weights_sha256`, whose size is included in `bytes`.
     """
 
     sha256: str

@@ -126,7 +126,7 @@ def export_tensorrt_command(options: argparse.Namespace) -> None:
     )
 
     artifact = find_artifact(options.model)
-    if artifact.is_engine or artifact.is_openvino:
+    if not (artifact.is_checkpoint or artifact.is_onnx):
         raise ModelError(f"--model: must be a checkpoint or an ONNX file, got {artifact.file}.")
     if options.dtype == "fp8" and artifact.is_checkpoint:
         raise ModelError(

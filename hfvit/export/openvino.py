@@ -199,8 +199,9 @@ class OpenVINOExport(Export):
 
 
 def export_options(options: argparse.Namespace) -> argparse.Namespace:
-    """Return the options of `export onnx` that `Export` reads, from those of `export openvino`."""
+    """Return the options of `export onnx` that `Export` reads, from those of `export openvino` or `executorch`."""
     values = {
+        "quantize": None,
         **vars(options),
         "target": "openvino",
         "optimize": False,

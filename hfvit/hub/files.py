@@ -59,6 +59,7 @@ ROOT += (*TOKENIZER_FILES, *WEIGHT_FILES, "plots/*.png")
 PLOTS_WITH_IMAGES = tuple(f"plots/{name}*.png" for name in ("training_images", "mistakes", "attention"))
 EXPORTS = {
     "onnx": ("*.onnx", "*.onnx_data", "*.json"),
+    "executorch": ("*.pte", "*.json"),
     "openvino": ("*.xml", "*.bin", "*.json"),
     "tensorrt": ("*.engine", "*.plan", "*.json", "*.pbtxt", "*.onnx"),
 }
@@ -94,7 +95,7 @@ def files_to_push(
     Args:
         folder: output folder of a run.
         repo_id: repository to push to, `user/name`.
-        include: exports to push, of `onnx`, `openvino` and `tensorrt`.
+        include: exports to push, of `onnx`, `openvino`, `executorch` and `tensorrt`.
         hub_card: model card in the repository, empty if it has none.
 
     Raises:

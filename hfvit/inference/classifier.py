@@ -18,6 +18,7 @@ from hfvit.data.text import TEXT_INPUTS, TextReader, load_tokenizer
 from hfvit.errors import ModelError, wrap_library_errors
 from hfvit.inference.backends import OBJECTIVES, OnnxBackend, TorchBackend
 from hfvit.inference.execution_providers import Providers
+from hfvit.inference.executorch_backend import ExecuTorchBackend
 from hfvit.inference.openvino_backend import OpenVINOBackend
 from hfvit.models.image_text import HFViTFusionConfig
 from hfvit.trt.runtime import open_engine
@@ -257,10 +258,11 @@ def load_classifier(
     merge_tokens: int | None = None,
     **kwargs: Any,
 ) -> Classifier:
-    """Load a classifier from a checkpoint, an ONNX file, an OpenVINO file or a TensorRT engine.
+    """Load a classifier from a checkpoint, an ONNX, OpenVINO or ExecuTorch file, or a TensorRT engine.
 
     Args:
-        path: checkpoint folder, Hub id, `.onnx` file, OpenVINO `.xml` file, engine file, or folder of an export.
+        path: checkpoint folder, Hub id, `.onnx` file, OpenVINO `.xml` file, ExecuTorch `.pte` file, engine file, or
+            folder of an export.
         device: "cpu", "cuda", "cuda:1", ...; None is CUDA if available, else the CPU.
         threads: CPU threads; None is PyTorch's number.
         providers: ONNX Runtime's execution providers for an ONNX file instead of `device`: names or (name, options)
@@ -300,6 +302,8 @@ def load_classifier(
         backend = open_engine(artifact, len(head.labels), device, allow_code=bool(kwargs["trust_remote_code"]))
     elif artifact.is_openvino:
         backend = OpenVINOBackend(artifact.file, len(head.labels), device, threads, objective)
+    elif artifact.is_executorch:
+        backend = ExecuTorchBackend(artifact.file, len(head.labels), device)
     else:
         backend = OnnxBackend(artifact.file, len(head.labels), device, threads, providers, objective)
     processor = _load_processor(artifact, backend.takes_pixels, kwargs)

@@ -23,7 +23,7 @@ class OpenVINOBackend:
 
     Args:
         file: .xml file, with its weights in the .bin file beside it.
-        classes: number of classes of the model's configuration.
+        classes: number of classes of the model's configuration, None to accept any.
         device: "cpu", or a device of OpenVINO such as "gpu", "gpu.1" or "npu"; None is the CPU.
         threads: CPU threads; None is PyTorch's number.
         objective: "throughput" to measure whether one-thread streams, with a part of the batch or image by image, are
@@ -41,7 +41,7 @@ class OpenVINOBackend:
     def __init__(
         self,
         file: Path,
-        classes: int,
+        classes: int | None = None,
         device: str | None = None,
         threads: int | None = None,
         objective: str | None = None,
@@ -70,12 +70,12 @@ class OpenVINOBackend:
             known = self._model.outputs[self._output].partial_shape
         if self._size is None:
             raise ModelError(f"{file} is not an image classifier: it has other inputs than pixel values.")
-        if len(known) != 2 or (known[1].is_static and known[1].get_length() != classes):
+        if len(known) != 2 or known[1].is_dynamic or classes not in (None, known[1].get_length()):
             raise ModelError(
                 f"{file} has the output {known}, but config.json names {classes} classes. Use the config.json of the"
                 " exported checkpoint."
             )
-        self._classes = classes
+        self._classes = known[1].get_length()
         self._compile_model = partial(core.compile_model, device_name=name)
         self._lock = threading.Lock()  # an infer request runs one batch at a time
         self._streams = None  # queue of a compiled model with several streams

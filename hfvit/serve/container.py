@@ -77,7 +77,7 @@ def write_container(artifact: Artifact, output: str | Path) -> None:
 
 def _model_files(artifact: Artifact) -> list[Path]:
     """Return the files of an artifact that a server needs."""
-    if artifact.folder is None or artifact.is_engine:
+    if artifact.folder is None or not (artifact.is_checkpoint or artifact.file.suffix in RUNTIMES):
         kind = "a TensorRT engine" if artifact.is_engine else "not a local folder"
         raise ModelError(
             f"ARTIFACT: --docker requires a local checkpoint or ONNX file, but {artifact.source} is {kind}."

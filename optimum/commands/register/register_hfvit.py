@@ -1,4 +1,4 @@
-"""Register `optimum-cli export onnx`, `openvino` and `tensorrt`, unless another package registers the same name.
+"""Register `optimum-cli export onnx`, `openvino`, `executorch` and `tensorrt`, unless another package has the name.
 
 optimum-cli fails if two packages register a command with the same name. It imports all files of this namespace anyway,
 so reading the lists of the others costs nothing.
@@ -11,6 +11,7 @@ from pathlib import Path
 from optimum.commands.export.base import ExportCommand
 
 import optimum.commands.register
+from hfvit.cli.export_executorch import ExecuTorchExportCommand
 from hfvit.cli.export_onnx import OnnxExportCommand
 from hfvit.cli.export_openvino import OpenVINOExportCommand
 from hfvit.cli.export_tensorrt import TensorRTExportCommand
@@ -35,10 +36,10 @@ def others() -> dict[str, str]:
 
 
 taken = others()
-COMMANDS = (OnnxExportCommand, OpenVINOExportCommand, TensorRTExportCommand)
+COMMANDS = (OnnxExportCommand, OpenVINOExportCommand, ExecuTorchExportCommand, TensorRTExportCommand)
 # An iterator, since optimum reads the list once per copy of this file, such as a checkout next to an installation.
 REGISTER_COMMANDS = iter([(command, ExportCommand) for command in COMMANDS if command.COMMAND.name not in taken])
-for name in ("onnx", "openvino"):
+for name in ("onnx", "openvino", "executorch"):
     if name in taken and sys.argv[1:3] == ["export", name]:
         print(
             f"hfvit: `optimum-cli export {name}` is registered by {taken[name]}; for hfvit's, run"
