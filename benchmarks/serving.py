@@ -15,7 +15,8 @@ gets the same JPEG files over HTTP on the loopback interface, from clients that 
 answer to the last one, on connections that stay open. The clients run on the same cores as the server.
 
 `at p95` is the largest images/s of a row whose p95 is not above that of the pipeline's fastest row. At the end, more
-clients than the queue has places send to hfvit: every request must be answered by 200 or 429.
+clients than the queue has places send to hfvit, and wait as long as the answer 429 says: every request must be answered
+by 200 or 429.
 """
 
 import contextlib
@@ -189,6 +190,8 @@ def load(port: int, files: list[bytes], clients: int, seconds: float) -> dict:
             counts[status] = counts.get(status, 0) + 1
             if status == "200":
                 own.append(time.perf_counter() - started)
+            elif status == "429":
+                time.sleep(float(response.headers["Retry-After"]))
         connection.close()
         with lock:
             latencies.extend(own)

@@ -75,7 +75,8 @@ class OnnxBackend:
         threads: CPU threads; None is PyTorch's number.
         providers: ONNX Runtime's execution providers instead of `device`.
         objective: "throughput" to measure whether one session per thread, each with a part of the batch, is faster on
-            this CPU, and to use them if so; "latency" or None for one session with all threads.
+            this CPU, and to use them if so, with threads that do not spin; "latency" or None for one session with all
+            threads.
 
     Raises:
         ModelError: the file is not an image classifier with this number of classes, or cannot run on the device.
@@ -99,7 +100,7 @@ class OnnxBackend:
                 f"device: not allowed together with providers, got '{device}' for {file}. Omit it, and select a GPU"
                 f" with ('{CUDA}', {{'device_id': 1}})."
             )
-        options = _session_options(self.threads)
+        options = _session_options(self.threads, spins=objective != "throughput")
         external = (file.with_name(file.name + suffix) for suffix in (".data", "_data"))
         parts = [file, *(part for part in external if part.is_file())]
         if providers is None:
@@ -144,7 +145,7 @@ class OnnxBackend:
     def _divide_where_faster(self, onnxruntime, providers) -> None:
         """Measure one session for a batch against one session per thread, and keep what is faster."""
         sessions = [
-            onnxruntime.InferenceSession(self.file, _session_options(1), providers=providers)
+            onnxruntime.InferenceSession(self.file, _session_options(1, spins=False), providers=providers)
             for _ in range(self.threads)
         ]
         ways = {f"one session of {self.threads} threads": ([self.session], self._step)}
@@ -204,13 +205,19 @@ class OnnxBackend:
             return session.run([self.output.name], feed)[0].astype(np.float32, copy=False)
 
 
-def _session_options(threads: int):
-    """Return options of an ONNX Runtime session with a number of threads."""
+def _session_options(threads: int, spins: bool):
+    """Return options of an ONNX Runtime session.
+
+    Args:
+        threads: CPU threads.
+        spins: whether threads wait for work in a loop, which is faster but takes the core from other work.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors only, without warnings about optimizations
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spins)))
     return options
 
 
