@@ -14,9 +14,9 @@ Without --model, it is timm's ViT-S/16 at 224 px with random weights (--quick: t
 gets the same JPEG files over HTTP on the loopback interface, from clients that each send the next image after the
 answer to the last one, on connections that stay open. The clients run on the same cores as the server.
 
-The last lines compare the largest images/s of each contender whose p95 is not above that of the pipeline's fastest row.
-At the end, more clients than the queue has places send to hfvit, and wait as long as the answer 429 says: every request
-must be answered by 200 or 429.
+The last lines compare the largest images/s of each contender whose p95 is not above that of the pipeline's fastest
+row. At the end, more clients than the queue has places send to hfvit, and wait as long as the answer 429 says: every
+request must be answered by 200 or 429.
 """
 
 import contextlib
