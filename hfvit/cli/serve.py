@@ -35,7 +35,7 @@ examples:
 {exit_codes(0, 2)}"""
 
 MIB = 2**20
-SERVER_ONLY = ("device", "threads", "providers", "calibrated")
+SERVER_ONLY = ("device", "threads", "providers", "bf16", "calibrated")
 
 
 def add(commands) -> None:
@@ -59,8 +59,9 @@ def add(commands) -> None:
     parser.add_argument(
         "--calibrated", action="store_true", help="apply the temperature scaling of the run (run.json) to the scores"
     )
-    add_runtime_options(parser, batch_size=16)
+    add_runtime_options(parser)
     add_objective(parser)
+    parser.add_argument("--bf16", action="store_true", help="use the weights of a checkpoint as bfloat16")
     queue = parser.add_argument_group("batching and limits")
     queue.add_argument(
         "--max_delay_ms", type=non_negative_float, default=5.0,
@@ -145,6 +146,7 @@ def serve(options: argparse.Namespace) -> None:
             options.threads,
             providers=providers,
             objective=options.objective,
+            bf16=options.bf16,
             calibrated=options.calibrated,
         )
         run_server(classifier, bound, server_options)

@@ -14,7 +14,7 @@ import numpy as np
 import hfvit
 from hfvit.data.decode import read_bytes
 from hfvit.errors import DataError, HFViTError, ModelError, mask_credentials, one_line
-from hfvit.inference.classifier import Classifier
+from hfvit.inference.classifier import Classifier, PreparedImage
 from hfvit.serve.batching import DynamicBatcher, QueueFullError, Reservation
 from hfvit.serve.metrics import ServerMetrics
 from hfvit.serve.payload import REQUEST_BODY, RequestError, RequestLimits, read_request
@@ -54,7 +54,7 @@ class ServerOptions:
     """Options of the server.
 
     Args:
-        max_batch_size: largest number of images per forward pass.
+        max_batch_size: largest number of images per forward pass; None is 16 on a CPU and 128 on a GPU.
         max_delay: longest time that an image waits for others while the model is idle, in seconds.
         queue_size: largest number of images being read, waiting or running; further ones are rejected.
         timeout: longest time to receive a request, and to classify its images, in seconds.
@@ -62,7 +62,7 @@ class ServerOptions:
         limits: limits of a request.
     """
 
-    max_batch_size: int = 16
+    max_batch_size: int | None = None
     max_delay: float = 0.005
     queue_size: int = 128
     timeout: float = 30.0
@@ -104,7 +104,7 @@ class Predictor:
         self.top_k = options.top_k or default
         self.batcher = DynamicBatcher(
             self.run,
-            max_batch_size=options.max_batch_size,
+            max_batch_size=options.max_batch_size or classifier.batch_size,
             max_delay=options.max_delay,
             queue_size=options.queue_size,
             on_batch=metrics.observe_batch,
@@ -116,20 +116,18 @@ class Predictor:
         """End the threads that read images."""
         self._readers.shutdown(cancel_futures=True)
 
-    def prepare(self, content: bytes, name: str) -> Any:
+    def prepare(self, content: bytes, name: str) -> PreparedImage:
         """Decode and preprocess an image file.
 
         Args:
             content: content of the file.
             name: name of the image in messages.
         """
-        return self.classifier.prepare([read_bytes(content, name, self.options.limits.image)])
+        return self.classifier.prepare_image(read_bytes(content, name, self.options.limits.image))
 
-    def run(self, prepared: list[Any]) -> np.ndarray:
+    def run(self, prepared: list[PreparedImage]) -> np.ndarray:
         """Compute the logits of prepared images."""
-        if isinstance(prepared[0], np.ndarray):
-            return self.classifier.run(np.concatenate(prepared))
-        return self.classifier.run([pixels for each in prepared for pixels in each])  # graph with preprocessing
+        return self.classifier.run(self.classifier.collate(prepared))
 
     async def classify(self, files: list[bytes], places: Reservation, top_k: int | None) -> list[list[dict[str, Any]]]:
         """Classify image files.
