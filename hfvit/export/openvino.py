@@ -14,7 +14,7 @@ from torch.export import Dim
 from hfvit.artifacts.artifact import OPENVINO_SUFFIX
 from hfvit.artifacts.export_folder import PACKAGES, file_digest
 from hfvit.artifacts.export_record import ExportedFile
-from hfvit.errors import DataError, ModelError, one_line
+from hfvit.errors import DataError, ModelError, one_line, wrap_library_errors
 from hfvit.export.onnx import BATCH_AXIS, TRACED_BATCH, configured_image_size, input_channels, input_tensor
 from hfvit.export.parity import check_parity, tolerance
 from hfvit.export.pipeline import Export
@@ -80,9 +80,14 @@ def export_openvino(
     path = Path(path)
     if dtype not in DTYPES:
         raise ModelError(f"dtype: must be one of {', '.join(DTYPES)}, got {dtype!r}.")
+    if calibration is not None:
+        load_nncf()
+        if not calibration:
+            raise DataError("calibration: must have at least one batch, got none.")
     shape = (input_channels(model), *(image_size or configured_image_size(model)))
-    program = _trace(model.eval(), shape, calibration, verbose)
-    program.reshape({"pixel_values": [-1, *shape]})  # the exporter leaves height and width dynamic
+    program = _trace(model.eval(), shape, verbose)
+    if calibration is not None:
+        program = _quantize(program, calibration, verbose)
     program.set_rt_info(HINTS[dtype], list(PRECISION_HINT))
     openvino.save_model(program, path, compress_to_fp16=dtype != "fp32")
     kind = dtype if calibration is None else "int8"
@@ -111,28 +116,26 @@ def _describe(dtype: str, images: int) -> dict[str, Any]:
         "runtime": "openvino",
         "method": "static, preset for transformers with SmoothQuant",
         "remaining_operators": dtype,
+        "kept_float": ["attention products", "LayerNorm", "Softmax", "GELU"],
         "calibration_images": images,
     }
 
 
-def _trace(model, shape: tuple[int, int, int], calibration: list[np.ndarray] | None, verbose: bool):
-    """Export a model with transformers to an `openvino.Model`, quantized if there are calibration batches."""
-    from transformers.exporters import NNCFOpenVINOQuantizer, OpenVINOConfig, OpenVINOExporter
+def _trace(model: torch.nn.Module, shape: tuple[int, int, int], verbose: bool):
+    """Export a model with transformers to an `openvino.Model`.
 
-    quantizer = None
-    if calibration is not None:
-        if not calibration:
-            raise DataError("calibration: must have at least one batch, got none.")
-        samples = [{"pixel_values": torch.from_numpy(batch)} for batch in calibration]
-        try:
-            quantizer = NNCFOpenVINOQuantizer(calibration_dataset=samples)
-        except ImportError as error:
-            raise ModelError(f"INT8 needs NNCF ({one_line(error)}). Install it with: {INSTALL}") from None
+    Args:
+        model: image classifier in float32.
+        shape: (channels, height, width) of the pixel values.
+        verbose: show the exporter's output and warnings.
+    """
+    from transformers.exporters import OpenVINOConfig, OpenVINOExporter
+
     device = next(model.parameters()).device
     pixel_values = torch.zeros((TRACED_BATCH, *shape), device=device)
-    config = OpenVINOConfig(dynamic_shapes={"pixel_values": {0: Dim(BATCH_AXIS, min=1)}}, quantizer=quantizer)
+    config = OpenVINOConfig(dynamic_shapes={"pixel_values": {0: Dim(BATCH_AXIS, min=1)}})
     try:
-        with silenced(verbose), log_level("nncf", logging.ERROR), unfused_window_attention(model):
+        with silenced(verbose), unfused_window_attention(model):
             program = OpenVINOExporter().export(model, {"pixel_values": pixel_values}, config=config).program
     except Exception as error:
         raise ModelError(
@@ -142,7 +145,57 @@ def _trace(model, shape: tuple[int, int, int], calibration: list[np.ndarray] | N
     results = [result for result in program.get_results() if "logits" in result.input_value(0).get_names()]
     if not results:
         raise ModelError("The model must be an image classifier with the output logits.")
-    return load_openvino().Model(results, program.get_parameters(), "image_classifier")  # without other outputs
+    program = load_openvino().Model(results, program.get_parameters(), "image_classifier")  # without other outputs
+    program.reshape({"pixel_values": [-1, *shape]})  # the exporter leaves height and width dynamic
+    return program
+
+
+def _quantize(program, calibration: list[np.ndarray], verbose: bool):
+    """Quantize the products with weights of an `openvino.Model` to INT8.
+
+    Args:
+        program: float32 model.
+        calibration: batches (1, channels, height, width) float32.
+        verbose: show NNCF's output and warnings.
+    """
+    nncf = load_nncf()
+    with (
+        silenced(verbose),
+        log_level("nncf", logging.ERROR),
+        wrap_library_errors(ModelError, "NNCF cannot quantize the model", limit=300),
+    ):
+        return nncf.quantize(
+            program,
+            nncf.Dataset(calibration),
+            subset_size=len(calibration),
+            model_type=nncf.ModelType.TRANSFORMER,
+            # In INT8, the products of the attention lose accuracy.
+            ignored_scope=nncf.IgnoredScope(names=attention_products(program), validate=False),
+        )
+
+
+def attention_products(program) -> list[str]:
+    """Return the names of the products of two activations in an `openvino.Model`."""
+    names = []
+    for node in program.get_ops():
+        operands = [value.get_source_output().get_node().get_type_name() for value in node.inputs()]
+        is_product = node.get_type_name() == "MatMul" and "Constant" not in operands
+        if is_product or node.get_type_name() == "ScaledDotProductAttention":
+            names.append(node.get_friendly_name())
+    return names
+
+
+def load_nncf():
+    """Import NNCF.
+
+    Raises:
+        ModelError: NNCF is not installed.
+    """
+    try:
+        import nncf
+    except ImportError as error:
+        raise ModelError(f"INT8 needs NNCF ({one_line(error)}). Install it with: {INSTALL}") from None
+    return nncf
 
 
 class OpenVINOExport(Export):
