@@ -110,7 +110,7 @@ def find_artifact(path: str | Path) -> Artifact:
         return _file_artifact(_engine(folder))
     graphs = graphs or next(filter(None, (_graphs(folder / name) for name in EXPORT_FOLDERS)), [])
     if not graphs:
-        raise ModelError(f"{path}: no classifier found, neither weights (model.safetensors) nor an export.")
+        raise ModelError(f"{path}: no classifier found, neither weights (model.safetensors) nor an ONNX file.")
     default = DEFAULT_GRAPHS[graphs[0].suffix]
     preferred = [graph for graph in graphs if graph.name == default]
     if not preferred and len(graphs) > 1:

@@ -385,3 +385,9 @@ def test_accelerate_configs_load(path):
     arguments, _, _ = _validate_launch_command(arguments)  # reads the file into the arguments
     assert arguments.num_processes == values["num_processes"]
     assert arguments.mixed_precision == values["mixed_precision"]
+
+
+def test_unused_keys_are_those_whose_condition_is_not_met(write):
+    recipe = load_recipe([write("architecture: test_vit\ndataset_name: digits\noutput_dir: out\n")])
+    assert {"lora_rank", "probe_c", "fusion", "shuffle_buffer_size"} <= set(recipe.unused)
+    assert not {"learning_rate", "architecture", "crop_scale"} & set(recipe.unused)

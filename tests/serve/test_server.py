@@ -72,6 +72,7 @@ class SlowBackend:
     """Run another backend after a pause, and record the sizes of its batches."""
 
     takes_pixels = False
+    device = "cpu"
 
     def __init__(self, backend, seconds: float = 0.05):
         self.backend = backend
