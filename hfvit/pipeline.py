@@ -32,7 +32,8 @@ from hfvit.metrics.task import TASKS
 from hfvit.models.factory import build_model
 from hfvit.recipe.loader import Recipe, as_options
 from hfvit.recipe.training_args import HFViTTrainingArguments
-from hfvit.report.summary import summary_table, write_plots, write_training_images
+from hfvit.report.plots import write_plots, write_training_images
+from hfvit.report.summary import summary_table
 from hfvit.training.distributed import require_shared_folder
 from hfvit.training.resume import check_origin, describe_origin
 from hfvit.training.trainer import HFViTTrainer
