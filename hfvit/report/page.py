@@ -8,9 +8,9 @@ from jinja2 import StrictUndefined
 from hfvit.artifacts.export_folder import ExportRow
 from hfvit.artifacts.run_record import RunRecord
 from hfvit.artifacts.run_sections import ExampleImages, MultiLabelMetrics
+from hfvit.artifacts.run_summary import selection
 from hfvit.hub.redaction import redact_record
 from hfvit.report.figures import DARK, LIGHT
-from hfvit.report.summary import selection
 from hfvit.utils.files import write_text
 from hfvit.utils.formatting import duration
 from hfvit.utils.hub_ids import dataset_title

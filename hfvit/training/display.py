@@ -268,7 +268,8 @@ class LineProgress(TrainingProgress):
         self._printed = time.monotonic()
 
     def begin(self) -> None:
-        self._printed = time.monotonic()
+        resumed = f", from step {self.first_step:,}" if self.first_step else ""
+        self._print([f"Training: {self.steps:,} steps, {self.epochs:g} epochs{resumed}"])
 
     def update(self) -> None:
         if time.monotonic() - self._printed < LINE_SECONDS:
@@ -449,6 +450,8 @@ class Display:
     def __init__(self, args: HFViTTrainingArguments):
         self.is_main = args.process_index == 0
         self.is_quiet = args.quiet or not self.is_main
+        self._verbose = args.verbose
+        self._handler: MessageHandler | None = None
         self.in_notebook = is_in_notebook()
         self.json_log = JsonLog(args.json_log) if args.json_log and self.is_main else None
         self.live: LiveProgress | None = None
@@ -472,13 +475,26 @@ class Display:
             self.callbacks.append(JsonLogCallback(self.json_log))
 
     def __enter__(self) -> Self:
+        root = logging.getLogger()
+        if not root.handlers:  # otherwise the calling program has set up its logging
+            self._handler = MessageHandler(self._verbose, to_stdout=self.in_notebook)
+            root.addHandler(self._handler)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: Any) -> None:
         if self.live:
             self.live.stop()
+        if self._handler:
+            logging.getLogger().removeHandler(self._handler)
         if self.json_log:
             self.json_log.close(kind)
+
+    @property
+    def log_level(self) -> int:
+        """Return the level of hfvit's messages."""
+        if self.is_quiet:
+            return logging.WARNING
+        return logging.DEBUG if self._verbose else logging.INFO
 
     def attach(self, trainer: Trainer) -> None:
         """Replace the Trainer's own progress bars and printed logs."""
