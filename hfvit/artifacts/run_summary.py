@@ -120,7 +120,8 @@ def summary_html(record: Any, folder: Path | None) -> str:
         if file.is_file():
             title = name.replace("_", " ").capitalize()
             is_first = " open" if name == SHOWN_FIGURES[0] else ""
-            lines.append(f"<details{is_first}><summary>{title}</summary>{png_html(file.read_bytes(), title)}</details>")
+            image = png_html(file.read_bytes(), title)
+            lines.append(f"<details{is_first}><summary>{title}</summary>{image}</details>")
     return "\n".join([*lines, "</div>"])
 
 

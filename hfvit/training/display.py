@@ -261,10 +261,15 @@ def _interval(accuracy: float | None, eval_dataloader) -> tuple[float, float] | 
 
 
 class LineProgress(TrainingProgress):
-    """Print a line for each evaluation, and one every `LINE_SECONDS`."""
+    """Print a line for each evaluation, and one every `LINE_SECONDS`.
 
-    def __init__(self) -> None:
+    Args:
+        to_stdout: write to standard output instead of standard error.
+    """
+
+    def __init__(self, to_stdout: bool = False):
         super().__init__()
+        self.to_stdout = to_stdout
         self._printed = time.monotonic()
 
     def begin(self) -> None:
@@ -303,7 +308,7 @@ class LineProgress(TrainingProgress):
 
     def _print(self, cells: list[str]) -> None:
         self._printed = time.monotonic()
-        print("  ".join(cells), file=sys.stderr, flush=True)
+        print("  ".join(cells), file=sys.stdout if self.to_stdout else sys.stderr, flush=True)
 
 
 class Column(NamedTuple):
@@ -468,7 +473,7 @@ class Display:
             self.callbacks.append(self.live)
         else:
             with_bars = False
-            self.callbacks.append(LineProgress())
+            self.callbacks.append(LineProgress(to_stdout=self.in_notebook))
         args.disable_tqdm = not with_bars
         self.with_bars = with_bars
         if self.json_log:
@@ -491,7 +496,9 @@ class Display:
 
     @property
     def log_level(self) -> int:
-        """Return the level of hfvit's messages."""
+        """Return the level of hfvit's messages; only the main process prints."""
+        if not self.is_main:
+            return logging.ERROR
         if self.is_quiet:
             return logging.WARNING
         return logging.DEBUG if self._verbose else logging.INFO
@@ -536,4 +543,3 @@ class Display:
 def _is_terminal(stream: TextIO) -> bool:
     """Return whether a live display can be drawn on a stream."""
     return stream.isatty() and not Console(file=stream).is_dumb_terminal
-

@@ -144,13 +144,17 @@ class TrackioTracker(Tracker, TrackioCallback):
     def options(self) -> dict[str, Any]:
         if self.run is None:
             self.run = self.args.run_name or f"{Path(self.args.output_dir).name}-{secrets.token_hex(3)}"
-            import trackio
-
-            with redirect_stdout(io.StringIO()):
-                names = {run.name for run in trackio.Api().runs(self.args.project)}
-            if self.run in names:  # it would continue that run
+            if self.run in self._runs_of_project():  # it would continue that run
                 self.run = f"{self.run}-{secrets.token_hex(3)}"
         return {}
+
+    def _runs_of_project(self) -> set[str]:
+        import trackio
+
+        try:
+            return {run.name for run in trackio.Api().runs(self.args.project)}
+        except ValueError:  # no such project yet
+            return set()
 
     def setup(self, args, state, model, **kwargs):
         """Start the run, without the instructions that trackio prints.

@@ -27,9 +27,7 @@ LOADER = SimpleNamespace(dataset=range(IMAGES))
 
 
 def state(step: int, best: int | None = None):
-    return SimpleNamespace(
-        global_step=step, max_steps=60, epoch=step / 20, num_train_epochs=3, best_global_step=best
-    )
+    return SimpleNamespace(global_step=step, max_steps=60, epoch=step / 20, num_train_epochs=3, best_global_step=best)
 
 
 def train(progress: TrainingProgress, evaluations: int = 3) -> None:

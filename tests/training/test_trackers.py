@@ -1,6 +1,8 @@
 """Trackers: real runs of TensorBoard, Trackio, MLflow's file store and offline Weights & Biases."""
 
 import json
+import os
+import tempfile
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +15,7 @@ from hfvit.recipe.training_args import HFViTTrainingArguments
 from hfvit.training.trackers import TRACKERS, ArgumentsWithRecipe
 
 TOKEN = "hf_" + "x" * 30
+os.environ.setdefault("TRACKIO_DIR", tempfile.mkdtemp())  # read when trackio is imported
 
 
 @pytest.fixture
@@ -43,34 +46,42 @@ def resume(tmp_path) -> tuple[str, ...]:
     return ("--resume_from_checkpoint", "auto")
 
 
-def test_tensorboard_has_scalars_recipe_results_and_figures(tracked, tmp_path):
+def tensorboard_events(folder):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run = tracked("tensorboard")
-    assert tracked("tensorboard", *resume(tmp_path)) == run
-    events = EventAccumulator(str(tmp_path / "out" / "runs" / run), size_guidance={"scalars": 0})
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
+    return events
+
+
+def test_tensorboard_has_scalars_recipe_results_and_figures(tracked, tmp_path):
+    run = tracked("tensorboard", "--num_train_epochs", "1")
+    events = tensorboard_events(tmp_path / "out" / "runs" / run)
     tags = events.Tags()
     assert {"train/loss", "eval/accuracy", "test/accuracy", "validation/ece"} <= set(tags["scalars"])
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     [*_, last] = events.Scalars("test/accuracy")
     assert last.value == pytest.approx(record["metrics"]["test"]["accuracy"])
-    steps = [event.step for event in events.Scalars("train/loss")]
-    assert steps == sorted(set(steps))  # those after the checkpoint are not there twice
     assert {"training_images", "confusion_matrix"} <= set(tags["images"])
     [*_, text] = events.Tensors("recipe/text_summary")
     assert "vit_tiny_patch16_224" in text.tensor_proto.string_val[0].decode()
     assert not any(TOKEN.encode() in path.read_bytes() for path in (tmp_path / "out" / "runs").rglob("events*"))
 
 
-def test_trackio_continues_the_run_of_a_resume(tracked, tmp_path, monkeypatch):
-    trackio = pytest.importorskip("trackio")
-    import trackio.utils
+@pytest.mark.slow
+def test_tensorboard_continues_the_run_of_a_resume(tracked, tmp_path):
+    run = tracked("tensorboard")
+    assert tracked("tensorboard", *resume(tmp_path)) == run
+    steps = [event.step for event in tensorboard_events(tmp_path / "out" / "runs" / run).Scalars("train/loss")]
+    assert steps == sorted(set(steps))  # those after the checkpoint are not there twice
+
+
+@pytest.mark.slow
+def test_trackio_continues_the_run_of_a_resume(tracked, tmp_path):
+    pytest.importorskip("trackio")
     from trackio.sqlite_storage import SQLiteStorage
 
-    for module in (trackio.utils, __import__("trackio.sqlite_storage", fromlist=["x"])):
-        monkeypatch.setattr(module, "TRACKIO_DIR", tmp_path / "trackio", raising=False)
     run = tracked("trackio", "--project", "tests", "--run_name", "first")
     assert run == "first"
     assert tracked("trackio", "--project", "tests", "--run_name", "first", *resume(tmp_path)) == run
@@ -85,6 +96,7 @@ def test_trackio_continues_the_run_of_a_resume(tracked, tmp_path, monkeypatch):
     assert again.startswith("first-")
 
 
+@pytest.mark.slow
 def test_mlflow_file_store_has_parameters_results_and_figures(tracked, tmp_path):
     mlflow = pytest.importorskip("mlflow")
     run = tracked("mlflow")
@@ -102,6 +114,7 @@ def test_mlflow_file_store_has_parameters_results_and_figures(tracked, tmp_path)
     assert mlflow.active_run() is None
 
 
+@pytest.mark.slow
 def test_offline_wandb_continues_the_run_of_a_resume(tracked, tmp_path):
     pytest.importorskip("wandb")
     run = tracked("wandb")
