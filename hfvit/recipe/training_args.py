@@ -22,7 +22,7 @@ from transformers.utils import is_torch_tf32_available
 from hfvit.errors import RecipeError, nearest, one_line
 from hfvit.recipe.arguments import MULTI_LABEL_METRICS, SCALAR_METRICS, RunArguments, TrainerArguments
 from hfvit.utils.credentials import mask_values
-from hfvit.utils.environment import cores_per_process
+from hfvit.utils.environment import cores_per_process, set_tf32
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +62,8 @@ OPTIMIZERS_NOT_AVAILABLE = ("galore", "apollo", "lomo", "adalomo")
 TRACKER_EXTRAS = ("tensorboard", "trackio", "wandb", "mlflow")  # extras of hfvit with the name of a tracker
 # Options with a mapping or the path of a JSON file.
 MAPPINGS_IN_FILES = ("accelerator_config", "fsdp_config")
+# Data loader workers that are chosen for a GPU at most: they decode more images than a GPU trains on.
+MAX_WORKERS = 24
 
 
 @dataclass
@@ -85,6 +87,10 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must be false: images would be dropped."})
     # The filter hides a NaN loss and synchronizes with the device in every step.
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Must be false: it hides a NaN loss."})
+    # Starting workers takes seconds, in each epoch and each evaluation.
+    dataloader_persistent_workers: bool | None = field(
+        default=None, metadata={"help": "Keep data loader workers between epochs. Default: true."}
+    )
     restore_callback_states_from_checkpoint: bool = field(
         default=True, metadata={"help": "Resume with the early-stopping count of the checkpoint."}
     )
@@ -106,6 +112,9 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
             self.greater_is_better = is_better_when_greater(self.metric_for_best_model)
         self.chooses_workers = self.dataloader_num_workers is None
         self.dataloader_num_workers = self.dataloader_num_workers or 0
+        self.chooses_persistence = self.dataloader_persistent_workers is None
+        if self.chooses_persistence:
+            self.dataloader_persistent_workers = self.dataloader_num_workers > 0
 
         # The Trainer ignores the launcher's `use_cpu`, so that each process of a CPU launch would train separately
         # (transformers 5.23).
@@ -124,6 +133,8 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
         self.push_to_hub = False
 
         super().__post_init__()
+        if self.tf32 is not None:
+            set_tf32(self.tf32)
 
         if self.accelerator_config.dispatch_batches or self.accelerator_config.split_batches:
             raise RecipeError(
@@ -158,8 +169,8 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
     def choose_workers(self, decoding: bool) -> None:
         """Set `dataloader_num_workers` if the recipe has none.
 
-        Decoding uses the cores of this process, up to 8 on a GPU and half of them on a CPU, where training uses all
-        cores. Reading decoded images from an array needs one worker on a GPU, none on a CPU.
+        Decoding uses the cores of this process: on a GPU all but one, at most `MAX_WORKERS`; on a CPU half of them, as
+        training uses all. Reading decoded images from an array needs one worker on a GPU, none on a CPU.
 
         Args:
             decoding: whether images are decoded rather than read from an array.
@@ -169,9 +180,11 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
         on_gpu = self.device.type == "cuda"
         cores = cores_per_process(self.world_size)
         if decoding:
-            self.dataloader_num_workers = min(8, cores) if on_gpu else max(1, cores // 2)
+            self.dataloader_num_workers = max(1, min(MAX_WORKERS, cores - 1) if on_gpu else cores // 2)
         else:
             self.dataloader_num_workers = int(on_gpu)
+        if self.chooses_persistence:
+            self.dataloader_persistent_workers = self.dataloader_num_workers > 0
 
     def fit(self, images: int) -> dict[str, int]:
         """Reduce batch size and intervals of evaluation for a small training split.

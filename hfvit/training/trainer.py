@@ -4,6 +4,7 @@ import copy
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import send_to_device
-from accelerate.utils.memory import should_reduce_batch_size
 from datasets import Dataset
 from timm.data import resolve_data_config
 from torch import nn
@@ -28,16 +28,17 @@ from hfvit.data.stream import ImageStream, StreamEpochs, stream_loader
 from hfvit.data.text import TEXT_INPUTS
 from hfvit.errors import DataError, HFViTError, ModelError, RecipeError, one_line
 from hfvit.metrics.task import task_of, trainer_metrics
+from hfvit.models.patch_size import patch_size_callbacks
 from hfvit.recipe.arguments import MULTI_LABEL
-from hfvit.recipe.training_args import wrap_errors
+from hfvit.recipe.training_args import HFViTTrainingArguments, wrap_errors
 from hfvit.training.checkpointing import CheckpointWriter, ResumeState, is_over, keep_workers_on_signals, start_worker
 from hfvit.training.ema import EmaCallback
 from hfvit.training.losses import LOSSES
 from hfvit.training.non_finite import NonFiniteLossMonitor, RewindRequest
-from hfvit.training.out_of_memory import OutOfMemoryHandler
+from hfvit.training.out_of_memory import OutOfMemoryHandler, is_out_of_memory, out_of_memory_error
 from hfvit.training.param_groups import build_param_groups, groups_beside
 from hfvit.training.resume import describe_changes
-from hfvit.training.throughput import SpeedMeter, matmul_rate, training_flops
+from hfvit.training.throughput import SpeedMeter, datasheet_rate, matmul_rate, training_flops
 from hfvit.transforms.augmentation import Augmentation
 from hfvit.transforms.mixup import BatchMixing
 from hfvit.transforms.preprocessing import Preprocessing
@@ -156,6 +157,8 @@ class HFViTTrainer(Trainer):
         self.progressive = progressive
         self.objective = objective and objective.to(self.args.device)
         self.augmentation = None
+        self._loaders: list[DataLoader] = []
+        check_determinism(self.args, self.model, progressive)
         self._is_stream = isinstance(self.train_dataset, ImageStream)
         self._first_batch_checked = False
         if self.train_dataset is not None:
@@ -329,7 +332,7 @@ class HFViTTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         if not self._is_stream:
-            return keep_workers_on_signals(super().get_train_dataloader())
+            return self._kept(super().get_train_dataloader())
         args = self.args
         return stream_loader(
             self.train_dataset,
@@ -342,11 +345,32 @@ class HFViTTrainer(Trainer):
             worker_init_fn=partial(start_worker, None),
         )
 
-    def get_eval_dataloader(self, *args, **kwargs) -> DataLoader:
-        return keep_workers_on_signals(super().get_eval_dataloader(*args, **kwargs))
+    def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
+        if eval_dataset is None or eval_dataset is self.eval_dataset or isinstance(eval_dataset, str):
+            return self._kept(super().get_eval_dataloader(eval_dataset))
+        # With persistent workers the Trainer would return the loader of its own data set (transformers 5.24).
+        return self.get_test_dataloader(eval_dataset)
 
     def get_test_dataloader(self, *args, **kwargs) -> DataLoader:
-        return keep_workers_on_signals(super().get_test_dataloader(*args, **kwargs))
+        return self._kept(super().get_test_dataloader(*args, **kwargs))
+
+    def _kept(self, loader: DataLoader) -> DataLoader:
+        if self.args.dataloader_persistent_workers and all(loader is not other for other in self._loaders):
+            self._loaders.append(loader)
+        return keep_workers_on_signals(loader)
+
+    @contextmanager
+    def _workers_stopped(self):
+        """Stop persistent data loader workers at the end of the context."""
+        try:
+            yield
+        finally:
+            self.stop_workers()
+
+    def stop_workers(self) -> None:
+        """Stop persistent data loader workers; the next iteration starts them again."""
+        for loader in self._loaders:
+            getattr(loader, "base_dataloader", loader)._iterator = None  # accelerate's wrapper
 
     def _get_train_sampler(self, train_dataset=None) -> EpochSampler:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -458,10 +482,13 @@ class HFViTTrainer(Trainer):
 
     def evaluation_loop(self, *args, **kwargs):
         """Evaluate with the averaged weights if there are any."""
-        if self.ema is None:
-            return super().evaluation_loop(*args, **kwargs)
-        with self.ema.applied_to(self.model):
-            return super().evaluation_loop(*args, **kwargs)
+        averaged = self.ema.applied_to(self.model) if self.ema else nullcontext()
+        try:
+            with averaged:
+                return super().evaluation_loop(*args, **kwargs)
+        finally:
+            if not self.is_in_train:
+                self.stop_workers()
 
     def prediction_step(self, model: nn.Module, inputs, prediction_loss_only: bool, ignore_keys=None):
         """Predict a batch, in micro-batches if it does not fit into memory.
@@ -499,7 +526,7 @@ class HFViTTrainer(Trainer):
         check_shared_memory(self.args.dataloader_num_workers)
         self._count_trained_parameters()
         self._measure_device()
-        with self.checkpoints.signals.handled():
+        with self.checkpoints.signals.handled(), self._workers_stopped():
             while True:
                 self._begin(checkpoint)
                 try:
@@ -513,7 +540,9 @@ class HFViTTrainer(Trainer):
                 except Exception as error:
                     if re.match(r"DataLoader worker .*(killed|exited)", str(error)):
                         raise self.checkpoints.lost_worker_error(error) from None
-                    if self.checkpoints.is_restored or should_reduce_batch_size(error):
+                    if is_out_of_memory(error):
+                        self._raise_out_of_memory()
+                    if self.checkpoints.is_restored:
                         raise
                     before = self.resume_state.origin if self.resume_state else {}
                     changes = describe_changes(before, self.origin) if before and self.origin else []
@@ -531,6 +560,17 @@ class HFViTTrainer(Trainer):
             self.remove_callback(self.ema)
             self.ema = None
         return output
+
+    def _raise_out_of_memory(self) -> None:
+        """Raise `OutOfMemoryError` for memory that ran out where a smaller batch does not help."""
+        raise out_of_memory_error(
+            self.model,
+            self.args.device,
+            self.out_of_memory.micro.size,
+            "It ran out outside forward and backward pass, where a smaller batch does not help: in the optimizer's"
+            " state or the averaged weights. Set optim: sgd or finetuning: lora, or omit ema_decay.",
+            "the optimizer's step",
+        ) from None
 
     def _checkpoint_to_resume(self, resume: str | bool | None) -> str | None:
         if resume is not True:
@@ -558,6 +598,8 @@ class HFViTTrainer(Trainer):
         # Undefined for images of several sizes.
         self.speed.flops_per_image = None if self.progressive else training_flops(self.model)
         self.speed.peak_flops = matmul_rate(self.args.device, self._compute_dtype) * self.args.world_size
+        stated = datasheet_rate(self.args.device, self._compute_dtype)
+        self.speed.datasheet_flops = stated and stated * self.args.world_size
 
     def set_initial_training_values(self, args, dataloader):
         """Set zero epochs if the checkpoint is the end of its run.
@@ -623,6 +665,24 @@ class HFViTTrainer(Trainer):
         if self.args.should_save:
             with temporary_file(Path(self.args.output_dir) / STATE_FILE) as file:
                 self.state.save_to_json(str(file))
+
+
+def check_determinism(args: HFViTTrainingArguments, model: nn.Module, progressive: TrainerCallback | None) -> None:
+    """Raise `RecipeError` if `full_determinism` is set and a training step has no deterministic kernel.
+
+    Args:
+        args: training arguments.
+        model: the model.
+        progressive: callback that resizes training images, or None.
+    """
+    if not args.full_determinism or args.device.type != "cuda":
+        return
+    option = "progressive_image_size" if progressive else "patch_sizes" if patch_size_callbacks(model) else None
+    if option:
+        raise RecipeError(
+            f"full_determinism: not available with {option} on a GPU, as PyTorch has no deterministic kernel for the"
+            " gradient of resized position embeddings. Omit one of them."
+        )
 
 
 class SamplerEpochs(TrainerCallback):
