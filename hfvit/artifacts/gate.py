@@ -49,9 +49,9 @@ class GateLimits(Record):
 class ArtifactResult(Record):
     """Results of one artifact.
 
-    `patch_size` and `merge_tokens` are changes of a checkpoint, None without. `change_points` (percentage points),
-    `agreement` and `max_logit_difference` compare with the reference. `failure` is the reason why the artifact exceeds
-    the limits.
+    `patch_size`, `merge_tokens` and `bf16` are changes of a checkpoint, None without. `change_points` (percentage
+    points), `agreement` and `max_logit_difference` compare with the reference. `failure` is the reason why the
+    artifact exceeds the limits.
 
     A single-label artifact has the accuracy; a multi-label one mAP, and micro F1 at its thresholds. `agreement` is the
     fraction of images with the same class, or with all labels the same.
@@ -60,6 +60,7 @@ class ArtifactResult(Record):
     artifact: str
     patch_size: int | None = field(default=None, metadata=OPTIONAL)
     merge_tokens: int | None = field(default=None, metadata=OPTIONAL)
+    bf16: bool | None = field(default=None, metadata=OPTIONAL)
     accuracy: float | None = field(default=None, metadata=OPTIONAL)
     accuracy_interval: tuple[float, float] | None = field(default=None, metadata=OPTIONAL)
     micro_f1: float | None = field(default=None, metadata=OPTIONAL)
@@ -93,7 +94,7 @@ class ArtifactResult(Record):
     def title(self) -> str:
         """Return the artifact with its changes, for tables and messages."""
         changes = [f"{key}={getattr(self, key)}" for key in CHANGES if getattr(self, key) is not None]
-        return " ".join([self.artifact, *changes])
+        return " ".join([self.artifact, *changes, *(["bf16"] if self.bf16 else [])])
 
 
 @dataclass(kw_only=True)

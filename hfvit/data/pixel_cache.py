@@ -3,7 +3,7 @@
 import logging
 import math
 import shutil
-from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
 
 import datasets
@@ -14,10 +14,11 @@ from tqdm.auto import tqdm
 from hfvit.data.decode import decode, image_size
 from hfvit.utils.environment import cores
 from hfvit.utils.files import remove_abandoned, temporary_file
+from hfvit.utils.threads import map_in_threads
 
 MAX_PIXELS = 128 * 128  # per image; larger images take much more space than their files
 SAMPLE = 64  # images whose size is checked
-CHUNK = 512
+CHUNK = 64  # images that a thread reads and decodes at a time
 ANNOUNCED_IMAGES = 10_000  # more take seconds, in which a log file would have no line
 DECODING_VERSION = 1  # part of the file name; increase it when decode.to_rgb changes its results
 
@@ -131,11 +132,15 @@ def _write(split: Dataset, name: str, path: Path, shape: tuple[int, ...], show_p
         if not show_progress and len(split) >= ANNOUNCED_IMAGES:
             logger.info("Decoding %s: %s images", name, f"{len(split):,}")
         bar = tqdm(total=len(split), desc=f"Decoding {name}", unit="image", leave=False, disable=not show_progress)
-        with bar, ThreadPoolExecutor(cores()) as pool:  # Pillow releases the GIL while it decodes
-            for start in range(0, len(split), CHUNK):
-                chunk = split[start : start + CHUNK]
-                images = pool.map(lambda e, row: np.asarray(decode(e, name, row)), chunk["image"], chunk["row"])
-                for row, image in zip(chunk["row"], images, strict=True):
-                    _require_size(image.shape[:2], row, shape[1:3])
-                    file.write(image.tobytes())
-                bar.update(len(chunk["row"]))
+
+        def decoded(start: int) -> np.ndarray:
+            chunk = split[start : start + CHUNK]
+            images = [np.asarray(decode(*encoded)) for encoded in zip(chunk["image"], repeat(name), chunk["row"])]
+            for row, image in zip(chunk["row"], images, strict=True):
+                _require_size(image.shape[:2], row, shape[1:3])
+            return np.stack(images)
+
+        with bar:  # Pillow releases the GIL while it decodes
+            for images in map_in_threads(decoded, range(0, len(split), CHUNK), 2 * cores()):
+                file.write(images.data)
+                bar.update(len(images))

@@ -324,6 +324,7 @@ class RunArguments:
         False, "Resume although the data set changed, so that validation images may have been trained on."
     )
     keep_checkpoints: bool = _field(False, "Keep checkpoint-* (with optimizer state) after the run is finished.")
+    plots: bool = _field(True, "Draw figures of the run to output_dir/plots. `hfvit report` draws them later.")
     quiet: bool = _field(False, "Print warnings and errors only.")
     verbose: bool = _field(False, "Also print messages, warnings and progress bars of libraries.")
     json_log: str | None = _field(

@@ -39,6 +39,7 @@ NOT_AVAILABLE: dict[str, tuple[Any, str]] = {
     "include_for_metrics": ([], "Metrics are computed from logits and labels."),
     "train_sampling_strategy": ("random", "Images have no length. For class imbalance use class_balance."),
     "label_names": (None, "Set label_column to choose the column of the labels."),
+    "include_num_input_tokens_seen": ("no", "Images have no tokens to count; the log has the images per second."),
     "neftune_noise_alpha": (None, "It adds noise to token embeddings, which an image model does not have."),
     "use_liger_kernel": (False, "Liger has no kernels for timm models."),
     "liger_kernel_config": (None, "Liger has no kernels for timm models."),
@@ -49,6 +50,14 @@ NOT_AVAILABLE: dict[str, tuple[Any, str]] = {
         1, "It is derived from global_batch_size. Set per_device_train_batch_size to the images that fit."
     ),
 }  # fmt: skip
+
+# Fields of TrainingArguments without effect in hfvit: where they have one -> fields.
+WITHOUT_EFFECT = {
+    "with language models": ("average_tokens_across_devices", "length_column_name", "use_cache"),
+    "with optim=galore or apollo": ("optim_target_modules",),
+    "with hub_strategy=every_save": ("hub_always_push",),
+    "in the example scripts of transformers": ("do_train", "do_eval", "do_predict"),
+}
 
 CHOICES = {
     "eval_strategy": [item.value for item in IntervalStrategy],
@@ -98,6 +107,7 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
 
     def __post_init__(self):
         self.eval_steps = self.eval_steps or None
+        self.include_num_input_tokens_seen = self.include_num_input_tokens_seen or "no"  # false in older recipes
         self.check()
         self._check_available()
         self._check_values()

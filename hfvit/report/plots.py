@@ -91,3 +91,9 @@ def write_plots(record: RunRecord, output_dir: str | Path) -> list[Path]:
             for theme in THEMES:
                 (Path(output_dir) / "plots" / f"{name}{theme.suffix}.png").unlink(missing_ok=True)
     return written
+
+
+def remove_plots(output_dir: str | Path) -> None:
+    """Delete the plots of an earlier run."""
+    for plot in (Path(output_dir) / "plots").glob("*.png"):
+        plot.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 import logging
 import time
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 from torch import nn
@@ -104,6 +105,18 @@ def training_flops(model: nn.Module) -> float | None:
         logger.debug("Cannot count the FLOPs of %s: %s", model.config.architecture, error)
         return None
     return counter.get_total_flops() / 2
+
+
+@cache
+def peak_rate(device: torch.device, dtype: torch.dtype, tf32: bool | None) -> float:
+    """Return `matmul_rate`, measured once in a process.
+
+    Args:
+        device: device to measure.
+        dtype: data type of the product.
+        tf32: setting of TF32, which changes the rate of float32.
+    """
+    return matmul_rate(device, dtype)
 
 
 # Dense FLOP/s in bf16 and fp16 of NVIDIA's datasheets, by a part of the GPU's name; the first match applies.

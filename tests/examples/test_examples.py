@@ -12,7 +12,7 @@ import pytest
 from helpers.commands import ROOT
 from nbclient import NotebookClient
 
-SHORT = {'output_dir="outputs/digits"': 'output_dir="outputs/digits", max_steps=10, use_cpu=True'}
+SHORT = {'output_dir="outputs/digits"': 'output_dir="outputs/digits", max_steps=10, use_cpu=True, plots=False'}
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}
 
 
@@ -55,10 +55,9 @@ def run_notebook(name: str, folder) -> list:
     return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
 
 
+@pytest.mark.slow
 @pytest.mark.integration
-@pytest.mark.parametrize(
-    "name", ["quickstart", *(pytest.param(n, marks=pytest.mark.slow) for n in NOTEBOOKS if n != "quickstart")]
-)
+@pytest.mark.parametrize("name", NOTEBOOKS)
 def test_notebook_runs(name, tmp_path, monkeypatch):
     for variable, value in ENVIRONMENT.items():
         monkeypatch.setenv(variable, value)
