@@ -28,7 +28,17 @@ def tracked(recipe, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
 
     def run(tracker: str, *options: str) -> str:
-        words = [str(recipe), "--report_to", tracker, "--run_name", TOKEN, "--keep_checkpoints", *options]
+        words = [
+            str(recipe),
+            "--report_to",
+            tracker,
+            "--run_name",
+            TOKEN,
+            "--keep_checkpoints",
+            "--plots",
+            "true",
+            *options,
+        ]
         main(words)
         return json.loads((tmp_path / "out" / "trackers.json").read_text())[tracker]
 
