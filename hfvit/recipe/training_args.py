@@ -162,7 +162,7 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
         for tracker in sorted(set(self.report_to) - set(available)):
             if tracker in TRACKER_EXTRAS:
                 raise RecipeError(
-                    f'report_to: {tracker} is not installed. Install it with `pip install "hfvit[{tracker}]"`.'
+                    f"report_to: not installed, got '{tracker}'. Install it with `pip install \"hfvit[{tracker}]\"`."
                 )
             installed = ", ".join(available) or "none"
             raise RecipeError(f"report_to: must be an installed tracker (found: {installed}), got '{tracker}'.")
