@@ -22,6 +22,7 @@ from hfvit.artifacts.run_record import RunRecord
 from hfvit.artifacts.run_sections import MultiLabelMetrics, SplitMetrics, Thresholds
 from hfvit.data.factory import build_datasets, load_splits
 from hfvit.data.labels import read_column
+from hfvit.data.local import data_root, image_file
 from hfvit.data.splits import ImageSplits, warn_about_sizes
 from hfvit.data.starting_recipe import STARTING_RECIPE, find_and_load
 from hfvit.errors import HubError, printable, printable_lines
@@ -30,6 +31,7 @@ from hfvit.finetuning.factory import build_trainer, prepare_finetuning
 from hfvit.hub.model_card import write_model_card
 from hfvit.hub.push import Destination, check_destination, push_to
 from hfvit.metrics.task import TASKS
+from hfvit.models.describe import describe_architecture
 from hfvit.models.factory import build_model
 from hfvit.recipe.loader import Recipe, as_options
 from hfvit.recipe.training_args import HFViTTrainingArguments
@@ -190,7 +192,7 @@ def run(
     destination = resolve_destination(args)
     checkpoint = prepare_output_dir(recipe)
     with args.main_process_first(desc="loading the data set"):
-        splits = load_splits(recipe.data, args.seed, check_length=args.check_stream)
+        splits = load_splits(recipe.data, args.seed, check_length=args.fit_stream)
     recipe.pin(splits.facts["dataset_commit"], splits.kind.separator)
     logger.info(splits.describe())
     warn_about_sizes(splits)
@@ -344,12 +346,22 @@ def report_run(
     args = recipe.training
     plain_model = trainer.accelerator.unwrap_model(model)
     record = RunRecord.collect(recipe, splits, plain_model, trainer, output, evaluation.metrics)
+    record.model.description = describe_architecture(plain_model.timm_model)
     record.temperature = trainer.task.calibrate(evaluation.results)
     record.thresholds = evaluation.thresholds
+    record.out_of_distribution = trainer.task.fit_out_of_distribution(evaluation.results)
     role = record.role
     answers = answers_of(*evaluation.results[role], splits.labels, plain_model.config)
-    examples = Examples(role, datasets[role], read_column(splits[role], "row").to_numpy(), answers)
-    examples.add_attention(plain_model, trainer.preprocessing, args.device, trainer.is_sharded)
+    images = splits[role].select_columns(["image"])
+    root = data_root(recipe.data.dataset_name) if splits.facts["is_local"] else None
+    examples = Examples(
+        role,
+        datasets[role],
+        read_column(splits[role], "row").to_numpy(),
+        answers,
+        lambda place: image_file(images[place]["image"], root),
+    )
+    examples.add_explanations(plain_model, trainer.preprocessing, args.device, trainer.is_sharded)
     examples.write(args.output_dir)
     record.examples = examples.record
     if tokenizer:

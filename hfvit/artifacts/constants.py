@@ -1,6 +1,7 @@
 """File names in run and export folders."""
 
 EXAMPLES_FILE = "examples.npz"
+MISTAKES_FILE = "mistakes.csv"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 WEIGHT_FILES = (*WEIGHTS, "model-*-of-*.safetensors")
 TOKENIZER_FILES = (

@@ -45,7 +45,7 @@ def run_temperature(artifact: Artifact, **kwargs) -> float:
         ModelError: there is no run.json, or it has no valid temperature.
     """
     name = artifact.file or artifact.source
-    path = artifact.beside(RUN_FILE) if artifact.folder else _from_hub(artifact.source, kwargs)
+    path = run_file(artifact, **kwargs)
     if path is None:
         raise ModelError(
             f"calibrated: no {RUN_FILE} beside or above {name}. Copy the {RUN_FILE} of its run there, or omit"
@@ -65,11 +65,19 @@ def run_temperature(artifact: Artifact, **kwargs) -> float:
     return float(value)
 
 
-def _from_hub(repository: str, kwargs: dict) -> Path | None:
+def run_file(artifact: Artifact, **kwargs) -> Path | None:
+    """Find run.json of an artifact: in its folder, in the parent folder, or in its Hub repository.
+
+    Args:
+        artifact: checkpoint or export.
+        **kwargs: Hub arguments of `from_pretrained`.
+    """
     from transformers.utils import cached_file
 
+    if artifact.folder:
+        return artifact.beside(RUN_FILE)
     found = cached_file(
-        repository,
+        artifact.source,
         RUN_FILE,
         **{key: kwargs[key] for key in _HUB_OPTIONS if key in kwargs},
         _raise_exceptions_for_missing_entries=False,

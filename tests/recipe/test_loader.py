@@ -388,3 +388,9 @@ def test_accelerate_configs_load_without_warnings(path, monkeypatch, caplog):
     assert arguments.num_processes == values["num_processes"]
     assert arguments.mixed_precision == values["mixed_precision"]
     assert not caplog.records
+
+
+def test_unused_keys_are_those_whose_condition_is_not_met(write):
+    recipe = load_recipe([write("architecture: test_vit\ndataset_name: digits\noutput_dir: out\n")])
+    assert {"lora_rank", "probe_c", "fusion", "shuffle_buffer_size"} <= set(recipe.unused)
+    assert not {"learning_rate", "architecture", "crop_scale"} & set(recipe.unused)
