@@ -22,6 +22,7 @@ from hfvit.inference.backends import OBJECTIVES, OnnxBackend, TorchBackend
 from hfvit.inference.execution_providers import Providers
 from hfvit.inference.executorch_backend import ExecuTorchBackend
 from hfvit.inference.openvino_backend import OpenVINOBackend
+from hfvit.inference.predictions import Predictions, keep_thumbnails
 from hfvit.models.image_text import HFViTFusionConfig
 from hfvit.trt.runtime import open_engine
 from hfvit.utils.files import read_object
@@ -278,10 +279,14 @@ class Classifier:
             **options: further arguments of `predict`.
 
         Returns:
-            `{label: probability}` by decreasing probability for one image, a list of them for more.
+            `{label: probability}` by decreasing probability for one image, a list of them for more, which a notebook
+            shows with the images.
         """
-        predictions = self.predict(images, top_k=top_k, **options)
-        return predictions[0] if is_one_image(images) else predictions
+        if is_one_image(images):
+            return self.predict(images, top_k=top_k, **options)[0]
+        thumbnails: list[Image.Image] = []
+        with_copies = keep_thumbnails(images, _as_rgb, thumbnails)
+        return Predictions(self.predict(with_copies, top_k=top_k, **options), thumbnails)
 
     def predict(
         self,
