@@ -20,6 +20,7 @@ RECIPE_FILE = "recipe.yaml"
 
 MANIFEST = "checkpoint.json"
 STATE_FILE = "trainer_state.json"
+TRACKERS_FILE = "trackers.json"  # runs of the experiment trackers, written with report_to
 STAGING = ".saving"  # in the output folder, not listed by checkpoints()
 
 RUN_FILE = "run.json"

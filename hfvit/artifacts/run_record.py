@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
+from PIL import Image
 
 import hfvit
 from hfvit.artifacts.constants import EXAMPLES_FILE, RUN_FILE
@@ -33,6 +34,7 @@ from hfvit.artifacts.run_sections import (
     Thresholds,
     Training,
 )
+from hfvit.artifacts.run_summary import summary_html
 from hfvit.errors import ModelError
 from hfvit.utils.credentials import mask_values
 from hfvit.utils.files import expand_user, temporary_file
@@ -79,6 +81,9 @@ class RunRecord(FileRecord):
     examples: ExampleImages | None = field(default=None, metadata=OPTIONAL)
     gate: Gate | None = field(default=None, metadata=OPTIONAL)
 
+    def __post_init__(self) -> None:
+        self.folder: Path | None = None  # where it was loaded from or saved to
+
     @property
     def role(self) -> str:
         """Return the split of the main results, test if there is one, else validation."""
@@ -101,7 +106,37 @@ class RunRecord(FileRecord):
             raise ModelError(f"{folder}: no such folder. Pass the output_dir of a finished run.")
         if not (root / RUN_FILE).is_file():
             raise ModelError(f"{folder}: no {RUN_FILE} in this folder. Pass the output_dir of a finished run.")
-        return super().load(folder)
+        record = super().load(folder)
+        record.folder = root
+        return record
+
+    def save(self, folder: str | Path) -> Path:
+        """Write run.json atomically and return its path."""
+        path = super().save(folder)
+        self.folder = path.parent
+        return path
+
+    def plot(self, name: str, dark: bool = False) -> Image.Image:
+        """Return a figure of the run, which a notebook shows.
+
+        Args:
+            name: name of a file in `plots`, or the beginning of it: "confusion", "learning", "reliability", ...
+            dark: the version for a dark background.
+
+        Raises:
+            ModelError: there is no such figure.
+        """
+        plots = (self.folder or expand_user(self.recipe["output_dir"])) / "plots"
+        names = sorted(path.stem for path in plots.glob("*.png") if not path.stem.endswith("_dark"))
+        found = [each for each in names if each.startswith(name)]
+        if not found:
+            there = f"found: {', '.join(names)}" if names else f"no figures in {plots}; hfvit report draws them"
+            raise ModelError(f"plot: unknown, got '{name}' ({there}).")
+        with Image.open(plots / f"{found[0]}{'_dark' if dark else ''}.png") as image:
+            return image.convert("RGB")
+
+    def _repr_html_(self) -> str:
+        return summary_html(self, self.folder)
 
     @classmethod
     def migrate(cls, content: dict[str, Any]) -> dict[str, Any]:

@@ -216,11 +216,12 @@ class SplitMetrics(Record):
 
     def columns(self) -> dict[str, str]:
         """Return the cells of a table row by column heading."""
+        top5 = {"top-5": f"{self.top5_accuracy:.2%}"} if len(self.per_class) > 5 else {}
         return {
             "images": f"{self.images:,}",
             "accuracy": f"{self.accuracy:.2%}",
             "95 % interval": "{:.2%} - {:.2%}".format(*self.accuracy_interval),
-            "top-5": f"{self.top5_accuracy:.2%}",
+            **top5,
             "macro F1": f"{self.macro_f1:.4f}",
             "loss": f"{self.loss:.4f}",
             "ECE": f"{self.ece:.4f}",

@@ -449,7 +449,8 @@ def _resolved(*sections, typed: dict[str, Any], given: dict[str, Any]) -> dict[s
     # Omitted: actions that a repeated run must not repeat, such as pushing, and the expected accuracy, which other
     # options change.
     omitted = (
-        "overwrite_output_dir", "allow_changed_data", "resume_from_checkpoint", "push_to_hub", *EXPECTATION,
+        "overwrite_output_dir", "allow_changed_data", "resume_from_checkpoint", "push_to_hub", "quiet", "verbose",
+        "json_log", *EXPECTATION,
     )  # fmt: skip
     return {
         key: value

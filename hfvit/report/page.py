@@ -18,10 +18,10 @@ from hfvit.artifacts.export_folder import ExportRow
 from hfvit.artifacts.gate import Gate
 from hfvit.artifacts.run_record import RunRecord, read_examples
 from hfvit.artifacts.run_sections import ExampleImage, ExampleImages, MultiLabelMetrics, SplitMetrics
+from hfvit.artifacts.run_summary import selection
 from hfvit.hub.redaction import redact_record
 from hfvit.report.figures import DARK, LIGHT, css_variables, draw_svg, scaled, source_of
 from hfvit.report.plots import explanation_title, result_figures
-from hfvit.report.summary import selection
 from hfvit.utils.files import expand_user, write_text
 from hfvit.utils.formatting import duration
 from hfvit.utils.hub_ids import dataset_title
