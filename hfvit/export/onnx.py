@@ -91,7 +91,7 @@ def export_onnx(
         fixed_size = None if dynamic_axes else batch_size
         graph = trace_onnx(model, opset=opset, batch_size=fixed_size, image_size=shape[1:], verbose=verbose)
     else:
-        graph = traced.clone()
+        graph = onnx_ir.from_proto(onnx_ir.to_proto(traced))  # clone() shares the types, which to_half changes
     if optimize:
         fuse(graph)
     wide = {}
@@ -232,14 +232,18 @@ def input_tensor(shape: tuple[int, int, int], batch_size: int | None, with_prepr
 def _check_arguments(model, opset: int | None, dtype: str, optimize: bool, batch_size: int) -> None:
     if dtype not in DTYPES:
         raise ModelError(f"dtype: must be one of {', '.join(DTYPES)}, got {dtype!r}.")
-    if opset is not None and opset not in OPSETS:
-        raise ModelError(f"opset: must be between {OPSETS[0]} and {OPSETS[-1]}, got {opset}.")
+    _check_opset(opset)
     if optimize and dtype != "fp32":
         raise ModelError(f"optimize: only available for dtype fp32, got {dtype}. Omit optimize or dtype.")
     if batch_size < 1:
         raise ModelError(f"batch_size: must be a positive integer, got {batch_size}.")
     if (loaded := next(model.parameters()).dtype) != torch.float32:
         raise ModelError(f'The model must be in float32, got {loaded}. Load it with dtype="float32".')
+
+
+def _check_opset(opset: int | None) -> None:
+    if opset is not None and opset not in OPSETS:
+        raise ModelError(f"opset: must be between {OPSETS[0]} and {OPSETS[-1]}, got {opset}.")
 
 
 def trace_onnx(
@@ -264,6 +268,7 @@ def trace_onnx(
     """
     shape = (input_channels(model), *(image_size or configured_image_size(model)))
     model = model.eval()
+    _check_opset(opset)
     check_takes_images(model)
     device = next(model.parameters()).device
     pixel_values = torch.zeros((batch_size or TRACED_BATCH, *shape), device=device)

@@ -94,7 +94,7 @@ class PairedCounts:
             low, high = high, 2 * high
             if high > LARGEST_SAMPLE:
                 return None
-        while high - low > 0.5:
+        while high - low > 1e-3:
             middle = (low + high) / 2
             low, high = (low, middle) if decides(middle) else (middle, high)
         return math.ceil(high)

@@ -177,13 +177,13 @@ def odd_photographs() -> list[Image.Image]:
     return cut
 
 
-def test_export_of_run_sees_what_the_checkpoint_sees_in_every_client(checkpoint, tmp_path):
+def test_export_of_run_sees_what_the_checkpoint_sees_in_every_client(trained_export, checkpoint, tmp_path):
     """Compare timm's own transform and the checkpoint with each client of the export, on photographs."""
-    out = tmp_path / "onnx"
-    assert export("--model", checkpoint, "--no_gate", out) == 0
+    out = shutil.copytree(trained_export, tmp_path / "onnx")
     assert export("--model", checkpoint, "--no_gate", "--with_preprocessing", out) == 0
     images = odd_photographs()
     model = HFViTForImageClassification.from_pretrained(checkpoint).eval()
+    assert model.config.pretrained_cfg["crop_mode"] == "squash"
     transform = create_transform(**resolve_data_config(model.config.pretrained_cfg))
     with torch.inference_mode():
         wanted = model(torch.stack([transform(image) for image in images])).logits.numpy()
