@@ -149,7 +149,14 @@ def table(rows: list[dict], columns: dict[str, str]) -> str:
     return "\n".join([line(cells[0]), line(rule), *map(line, cells[1:])])
 
 
-def report(name: str, options: argparse.Namespace, rows: list[dict], columns: dict[str, str], notes: list[str]):
+def report(
+    name: str,
+    options: argparse.Namespace,
+    rows: list[dict],
+    columns: dict[str, str],
+    notes: list[str],
+    details: dict | None = None,
+):
     """Print the table and notes, and write all rows to `--json`.
 
     Args:
@@ -158,6 +165,7 @@ def report(name: str, options: argparse.Namespace, rows: list[dict], columns: di
         rows: values by column.
         columns: columns of the table -> format.
         notes: lines below the table.
+        details: further values for the JSON file.
     """
     from hfvit.utils.environment import hardware, installed_versions
 
@@ -168,6 +176,7 @@ def report(name: str, options: argparse.Namespace, rows: list[dict], columns: di
     print("".join(f"\n{note}" for note in notes))
     if options.json:
         result = {"benchmark": name, "quick": options.quick, "rounds": options.rounds, "rows": rows, "notes": notes}
+        result |= details or {}
         result |= {
             "versions": {"python": platform.python_version(), **installed_versions(PACKAGES)},
             "hardware": machine,

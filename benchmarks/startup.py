@@ -12,7 +12,9 @@ hfvit decodes the images into its array. A `later run` uses the cache of the fir
 hfvit does more in that time than its peers: it loads and checks the evaluation data, saves a plot of the first
 training batch, and measures the FLOP/s of a matrix product and the FLOPs of the model for `mfu`.
 
-Imports: a process that does only this, including the start of Python (`python -c pass` is a row).
+Imports: a process that does only this, including the start of Python (`python -c pass` is a row). The JSON file also
+has `import_milliseconds`: the time of each top-level package in `python -X importtime -c "import hfvit.pipeline"`,
+without the packages that it imports.
 """
 
 import importlib.util
@@ -21,6 +23,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -115,6 +118,19 @@ def seconds_to_run(job: dict) -> dict:
     return {"seconds": time.perf_counter() - start}
 
 
+def import_milliseconds(code: str) -> dict[str, float]:
+    """Measure the import time of each top-level package by `-X importtime`, largest first."""
+    command = [sys.executable, "-X", "importtime", "-c", code]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True).stderr.splitlines()
+    microseconds: Counter[str] = Counter()
+    for line in lines:
+        if line.startswith("import time:") and line.count("|") == 2:
+            own, _, name = line.removeprefix("import time:").split("|")
+            if own.strip().isdecimal():
+                microseconds[name.strip().partition(".")[0]] += int(own)
+    return {name: total / 1000 for name, total in microseconds.most_common() if total >= 1000}
+
+
 def rows_of(results: dict[str, list[dict]]) -> list[dict]:
     """Return one row for each measurement of each job."""
     rows = []
@@ -140,7 +156,12 @@ def main(argv: list[str] | None = None) -> None:
         results = interleaved(jobs, options.rounds, partial(first_steps, work=work))
     imports = interleaved({name: {"code": code} for name, code in codes.items()}, options.rounds, seconds_to_run)
     notes = [f"{count:,} generated {SMALL.name} images; ViT of 4 blocks at 32 px, batch {CASE['batch_size']}"]
-    report("Startup", options, rows_of(results) + rows_of(imports), COLUMNS, notes)
+    details = {
+        "import_milliseconds": import_milliseconds("import torch" if options.quick else "import hfvit.pipeline")
+    }
+    largest = ", ".join(f"{name} {value:.0f} ms" for name, value in list(details["import_milliseconds"].items())[:5])
+    notes.append(f"import time by package: {largest}")
+    report("Startup", options, rows_of(results) + rows_of(imports), COLUMNS, notes, details)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ Train
 Use
     load_classifier("out")                     checkpoint, Hub id, ONNX file or TensorRT engine -> Classifier
     predict("out", "image.jpg")                the classes of an image, or of many
+    embed("out", ["a.jpg", "b.jpg"])           pooled features, to search or cluster images
+    extend("out", "new_classes", "out2")       new classes from a few images each, without training
 
 Evaluate and export
     export_onnx(model, "model.onnx")           one ONNX file, checked against PyTorch
@@ -33,6 +35,7 @@ __version__ = version("hfvit")
 
 if TYPE_CHECKING:
     from hfvit.artifacts.run_record import RunRecord as RunRecord
+    from hfvit.evaluation.extend import extend as extend
     from hfvit.evaluation.validate import validate as validate
     from hfvit.export.onnx import export_onnx as export_onnx
     from hfvit.export.quantization import quantize_onnx as quantize_onnx
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from hfvit.inference.classifier import Classifier as Classifier
     from hfvit.inference.classifier import load_classifier as load_classifier
     from hfvit.inference.classifier import predict as predict
+    from hfvit.inference.embed import embed as embed
     from hfvit.models.configuration import HFViTConfig as HFViTConfig
     from hfvit.models.image_text import HFViTFusionConfig as HFViTFusionConfig
     from hfvit.models.image_text import HFViTFusionForImageClassification as HFViTFusionForImageClassification
@@ -70,7 +74,9 @@ _PUBLIC = {
     "ModelArguments": ("recipe.arguments", "ModelArguments"),
     "RunArguments": ("recipe.arguments", "RunArguments"),
     "RunRecord": ("artifacts.run_record", "RunRecord"),
+    "embed": ("inference.embed", "embed"),
     "export_onnx": ("export.onnx", "export_onnx"),
+    "extend": ("evaluation.extend", "extend"),
     "inspect": ("report.inspection", "inspect"),
     "load_classifier": ("inference.classifier", "load_classifier"),
     "predict": ("inference.classifier", "predict"),

@@ -21,6 +21,7 @@ from hfvit.artifacts.output_dir import check_inputs_are_kept, claim_output_dir, 
 from hfvit.artifacts.run_record import RunRecord
 from hfvit.artifacts.run_sections import MultiLabelMetrics, SplitMetrics, Thresholds
 from hfvit.data.factory import build_datasets, load_splits
+from hfvit.data.labels import read_column
 from hfvit.data.splits import ImageSplits, warn_about_sizes
 from hfvit.data.starting_recipe import STARTING_RECIPE, find_and_load
 from hfvit.errors import HubError, printable, printable_lines
@@ -32,7 +33,8 @@ from hfvit.metrics.task import TASKS
 from hfvit.models.factory import build_model
 from hfvit.recipe.loader import Recipe, as_options
 from hfvit.recipe.training_args import HFViTTrainingArguments
-from hfvit.report.summary import summary_table, write_plots, write_training_images
+from hfvit.report.plots import remove_plots, write_plots, write_training_images
+from hfvit.report.summary import summary_table
 from hfvit.training.distributed import require_shared_folder
 from hfvit.training.resume import check_origin, describe_origin
 from hfvit.training.trainer import HFViTTrainer
@@ -200,7 +202,10 @@ def run(
         # Only after everything that a new run needs has been checked.
         clear_run(args.output_dir, checkpoint, recipe.source)
     if args.should_save:
-        write_training_images(*method.training_images(trainer), splits.labels, args.output_dir)
+        if args.plots:
+            write_training_images(*method.training_images(trainer), splits.labels, args.output_dir)
+        else:
+            remove_plots(args.output_dir)
     output = method.train(trainer, checkpoint)
     method.finish(trainer)
 
@@ -317,7 +322,7 @@ def report_run(
     record.thresholds = evaluation.thresholds
     role = record.role
     answers = answers_of(*evaluation.results[role], splits.labels, plain_model.config)
-    examples = Examples(role, datasets[role], splits[role]["row"], answers)
+    examples = Examples(role, datasets[role], read_column(splits[role], "row").to_numpy(), answers)
     examples.add_attention(plain_model, trainer.preprocessing, args.device, trainer.is_sharded)
     examples.write(args.output_dir)
     record.examples = examples.record
@@ -325,7 +330,8 @@ def report_run(
         tokenizer.save_pretrained(args.output_dir)
     write_text(Path(args.output_dir) / RECIPE_FILE, recipe.to_yaml())
     record.save(args.output_dir)
-    write_plots(record, args.output_dir)
+    if args.plots:
+        write_plots(record, args.output_dir)
     write_model_card(record, args.output_dir)
     sync_files(Path(args.output_dir))  # before the checkpoints are removed
     if not args.keep_checkpoints:

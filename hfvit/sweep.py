@@ -205,7 +205,13 @@ class Sweep:
         return getattr(record.metrics["validation"], self.metric)
 
     def _write_recipe(self, name: str, parameters: dict[str, Any]) -> Path:
-        values = {**self.values, **parameters, "test_split": None, "output_dir": str(self.folder / name)}
+        values = {
+            **self.values,
+            **parameters,
+            "test_split": None,
+            "plots": False,
+            "output_dir": str(self.folder / name),
+        }
         if self.values.get("test_split", DEFAULT_TEST_SPLIT) and values.get("test_fraction") is None:
             values["test_fraction"] = DEFAULT_TEST_FRACTION  # excludes test images of the best run from training
         path = self.folder / "recipes" / f"{name}.yaml"

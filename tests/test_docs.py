@@ -48,7 +48,11 @@ SCRIPTS = [c for c in COMMANDS if c.startswith("python examples/")]
 LISTINGS = ("hfvit recipes", "hfvit doctor")
 PUSHES = [c for c in COMMANDS if c.startswith("hfvit push ")]
 
-SERVING = [c for c in COMMANDS if c.startswith(("hfvit predict ", "hfvit validate ", "hfvit report "))]
+SERVING = [
+    c
+    for c in COMMANDS
+    if c.startswith(tuple(f"hfvit {name} " for name in ("predict", "validate", "report", "embed", "extend")))
+]
 DEMOS = [c for c in COMMANDS if c.startswith("hfvit demo ")]
 
 
@@ -63,7 +67,7 @@ def quickstart(tmp_path_factory):
     out = tmp_path_factory.mktemp("readme") / "quickstart"
     words = shlex.split(next(command for command in TRAINING if command.endswith("recipes/quickstart.yaml")))
     blocks = '{"patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}'  # one block exports fast
-    result = run_command(*words, "--max_steps", "3", "--output_dir", out, "--model_args", blocks)
+    result = run_command(*words, "--max_steps", "3", "--output_dir", out, "--model_args", blocks, "--plots", "false")
     assert result.returncode == 0, result.stderr
     return out
 
@@ -184,7 +188,7 @@ def test_python_examples_run(exported, tmp_path, monkeypatch):
 @pytest.mark.integration
 def test_serving_commands_run(exported, tmp_path, monkeypatch, capsys):
     rng = np.random.default_rng(0)
-    for name in ("digit.png", "photos/a.png", "photos/more/b.png"):
+    for name in ("digit.png", "photos/a.png", "photos/more/b.png", "new_classes/x/a.png", "new_classes/x/b.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         colored_image(0, rng).save(tmp_path / name)
     (tmp_path / "outputs").symlink_to(exported.parent)

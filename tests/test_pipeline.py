@@ -42,7 +42,7 @@ def launched(module_recipe, tmp_path_factory):
     """Train with `accelerate launch`; returns output folder and printed text."""
     out = tmp_path_factory.mktemp("launched") / "out"
     # Default of accelerate launch.
-    words = ("accelerate", "launch", "hfvit/train.py", module_recipe, "--output_dir", out)
+    words = ("accelerate", "launch", "hfvit/train.py", module_recipe, "--output_dir", out, "--plots", "true")
     result = run_command(*words, OMP_NUM_THREADS="1")
     assert result.returncode == 0, result.stderr
     return out, result.stdout
@@ -161,7 +161,9 @@ def test_finished_run_is_overwritten_only_with_the_option(recipe, capsys, tmp_pa
         (out / "adapter" / name).write_text("{}")
     card = out / "README.md"
     card.write_text(card.read_text() + "\n## My notes\n\nKept.\n")
-    assert run(lambda: main([str(recipe), "--overwrite_output_dir", "--num_train_epochs", "1"])) == 0
+    assert (
+        run(lambda: main([str(recipe), "--overwrite_output_dir", "--num_train_epochs", "1", "--plots", "true"])) == 0
+    )
     assert read_record(out)["training"]["steps"] == 6
     assert {name for name in files(out) if "mistakes" not in name} == OUTPUT_FILES | {"adapter/notes.txt"}
     assert "Kept." in card.read_text()
@@ -287,7 +289,7 @@ def test_failed_report_keeps_model_and_checkpoints(recipe, tmp_path, monkeypatch
         raise OSError(28, "No space left on device", "plots/reliability.png")
 
     monkeypatch.setattr("hfvit.pipeline.write_plots", no_space)
-    message = fails(capsys, recipe, "--max_steps", "2", code=7)
+    message = fails(capsys, recipe, "--max_steps", "2", "--plots", "true", code=7)
     assert_names(message, "No space left on device", "plots/reliability.png")
     assert (tmp_path / "out" / "model.safetensors").exists()
     assert read_record(tmp_path / "out")["training"]["steps"] == 2

@@ -19,8 +19,8 @@ from images import CLASSES
 from kit import CUDA, DATA, DEVICE, TINY, TimeBudget, attempt, exit_now, record
 from step_clock import StepClock
 
-# Dense bf16 FLOP/s of NVIDIA's datasheets, by a part of the GPU's name; the first match applies.
-DATASHEET_FLOPS = {"H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12, "A100": 312e12}
+from hfvit.training.throughput import datasheet_rate
+
 PRECISION_OPTIONS = {
     "bf16": {"bf16": True},
     "fp16": {"bf16": False, "fp16": True},
@@ -211,19 +211,13 @@ def utilization(row: Row, figures: dict[str, Any], reference: Reference) -> dict
         return {}
     rate = figures["images/s"] * flops
     matmul = reference.matmul_flops.get(precision)
-    datasheet = datasheet_flops()
+    datasheet = datasheet_rate(DEVICE, torch.bfloat16)
     return {
         "gflop_image": flops / 1e9,
         "tflops": rate / 1e12,
         "mfu_measured": rate / matmul if matmul else None,
         "mfu_datasheet": rate / datasheet if datasheet else None,
     }
-
-
-def datasheet_flops() -> float | None:
-    """Return dense bf16 FLOP/s from the GPU's datasheet; None for a GPU that is not listed."""
-    name = torch.cuda.get_device_name(0) if CUDA else ""
-    return next((flops for part, flops in DATASHEET_FLOPS.items() if part in name), None)
 
 
 def main(seconds: float, selected: list[str]) -> None:

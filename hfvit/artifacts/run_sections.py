@@ -328,6 +328,7 @@ class Training(Record):
     images_per_second: float
     data_wait: float
     mfu: float | None = field(default=None, metadata=OPTIONAL)
+    mfu_datasheet: float | None = field(default=None, metadata=OPTIONAL)
     peak_memory_gib: float | None = field(default=None, metadata=OPTIONAL)
     flops_per_image: float | None = None
     peak_flops: float | None = None

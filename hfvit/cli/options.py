@@ -112,19 +112,16 @@ def _number(text: str) -> float:
         return math.nan
 
 
-def add_runtime_options(parser: argparse.ArgumentParser, batch_size: int) -> None:
-    """Add batch size, device, execution providers and threads.
-
-    Args:
-        batch_size: default of --batch_size.
-    """
-    parser.add_argument("--batch_size", type=positive_int, default=batch_size, help="images per batch [%(default)s]")
+def add_runtime_options(parser: argparse.ArgumentParser, has_providers: bool = True) -> None:
+    """Add batch size, device, threads and, for ONNX files, execution providers."""
+    parser.add_argument("--batch_size", type=positive_int, help="images per batch [16 on a CPU, 128 on a GPU]")
     parser.add_argument("--device", help="where to run: cpu, cuda, cuda:1, ... [cuda if available, else cpu]")
-    parser.add_argument(
-        "--providers", nargs="+", metavar="NAME[:KEY=VALUE,...]",
-        help="ONNX Runtime execution providers for .onnx files, instead of --device, such as TensorrtExecutionProvider"
-        " CUDAExecutionProvider",
-    )  # fmt: skip
+    if has_providers:
+        parser.add_argument(
+            "--providers", nargs="+", metavar="NAME[:KEY=VALUE,...]",
+            help="ONNX Runtime execution providers for .onnx files, instead of --device, such as"
+            " TensorrtExecutionProvider CUDAExecutionProvider",
+        )  # fmt: skip
     parser.add_argument("--threads", type=positive_int, help="CPU threads [PyTorch's default]")
 
 

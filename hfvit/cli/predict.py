@@ -8,6 +8,9 @@ from hfvit.errors import DataError, HFViTError, printable
 from hfvit.utils.quiet import quiet_libraries
 
 EPILOG = f"""\
+--output writes one row per image and class: image, rank, label, probability, error. The file appears when it is
+complete. In CSV, text that a spreadsheet would run as a formula gets a leading quote.
+
 A folder means all images in it and its subfolders. An image that cannot be read is reported on standard error and
 skipped; the exit code is then 1.
 
@@ -19,12 +22,14 @@ examples:
   hfvit predict outputs/quickstart digit.png
   hfvit predict outputs/quickstart/onnx photos/ --top_k 1 --calibrated
   hfvit predict user/my-vit "photos/**/*.jpg" https://example.org/cat.jpg --json > predictions.jsonl
+  hfvit predict outputs/quickstart photos/ --output predictions.csv
   hfvit predict outputs/quickstart photos/ --save_grid grid.png
   hfvit predict outputs/quickstart/onnx digit.png --providers TensorrtExecutionProvider CUDAExecutionProvider
 
 {exit_codes(0, 1, 2)}"""
 
 TOP_K = 5
+OUTPUT_KINDS = (".csv", ".parquet", ".jsonl")
 GRID_KINDS = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg")
 
 
@@ -56,9 +61,13 @@ def add(commands) -> None:
         help="apply the temperature scaling of the run (run.json) to the probabilities",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON line per image")
+    parser.add_argument(
+        "--output", metavar="FILE", help="write a .csv, .parquet or .jsonl file instead of printing the classes"
+    )
     parser.add_argument("--save_grid", metavar="FILE", help="save a figure of the images with their predictions")
     add_token_options(parser)
-    add_runtime_options(parser, batch_size=32)
+    add_runtime_options(parser)
+    parser.add_argument("--bf16", action="store_true", help="use the weights of a checkpoint as bfloat16")
     parser.set_defaults(command=predict)
 
 
@@ -73,6 +82,9 @@ def predict(options: argparse.Namespace) -> int:
     grid = output_file(options.save_grid, "--save_grid")
     if grid and grid.suffix.lower() not in GRID_KINDS:
         raise HFViTError(f"--save_grid: must end in one of {', '.join(GRID_KINDS)}, got '{grid}'.")
+    output = output_file(options.output, "--output")
+    if output and output.suffix.lower() not in OUTPUT_KINDS:
+        raise HFViTError(f"--output: must end in one of {', '.join(OUTPUT_KINDS)}, got '{output}'.")
     names, wrong = find_images(options.images)
     if not names:
         raise DataError("IMAGE: no image found: " + "; ".join(map(printable, wrong)) + ".")
@@ -90,10 +102,11 @@ def predict(options: argparse.Namespace) -> int:
         calibrated=options.calibrated,
         patch_size=options.patch_size,
         merge_tokens=options.merge_tokens,
+        bf16=options.bf16,
     )
     texts = texts_by_name(names, options.text, classifier)
     top_k = options.top_k or (TOP_K if classifier.thresholds is None else None)
-    bad = print_predictions(classifier, names, options.batch_size, top_k, options.json, grid, texts)
+    bad = print_predictions(classifier, names, options.batch_size, top_k, options.json, grid, texts, output)
     if bad == len(names):
         raise DataError("IMAGE: none of the images could be classified.")
     if bad or wrong:

@@ -66,7 +66,8 @@ def add(commands) -> None:
         help="smallest fraction of images, 0 to 1, that get the class that the reference predicts [none]",
     )
     add_token_options(parser.add_argument_group("variants of the reference"), several=True)
-    add_runtime_options(parser, batch_size=16)
+    parser.add_argument("--bf16", action="store_true", help="also compare the reference with bfloat16 weights")
+    add_runtime_options(parser)
     parser.add_argument("--output", metavar="FILE", help="save the result as JSON")
     parser.set_defaults(command=validate)
 
@@ -100,6 +101,7 @@ def validate(options: argparse.Namespace) -> None:
         min_agreement=options.min_agreement,
         patch_size=options.patch_size or (),
         merge_tokens=options.merge_tokens or (),
+        bf16=options.bf16,
         batch_size=options.batch_size,
         device=options.device,
         threads=options.threads,

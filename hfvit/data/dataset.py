@@ -12,7 +12,7 @@ from datasets import Dataset
 from timm.data import create_transform
 
 from hfvit.data.decode import decode, decode_crop, image_size
-from hfvit.data.labels import is_constant, targets_of
+from hfvit.data.labels import is_constant, read_column, targets_of
 from hfvit.data.pixel_cache import NotCacheableError, PixelArray, cached_pixels, common_size
 from hfvit.data.text import TokenTable
 from hfvit.data.transform_reader import TransformReader
@@ -182,7 +182,11 @@ def open_reader(split: Dataset, kept: Dataset, name: str, data_config: dict[str,
         pixels = cached_pixels(kept, name, (height, width), show_progress)
     except NotCacheableError as reason:
         return DecodingReader(split, name, data_config), f"decoded as they are read: {reason}"
-    rows = np.arange(len(split)) if kept is split else np.searchsorted(kept["row"], split["row"])
+    rows = (
+        np.arange(len(split))
+        if kept is split
+        else np.searchsorted(*(read_column(part, "row").to_numpy() for part in (kept, split)))
+    )
     return ArrayReader(pixels, rows), f"of {width}x{height} pixels, decoded once"
 
 

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from hfvit.artifacts.json_record import OPTIONAL, Record
 from hfvit.data.decode import to_rgb, upright_size
 from hfvit.data.duplicates import groups_of, near_pairs, perceptual_hashes, reduce_image, thumbnails
-from hfvit.data.labels import class_counts
+from hfvit.data.labels import class_counts, targets_of
 from hfvit.data.local import LocalData
 from hfvit.data.open_image import image_error_reason, open_image
 from hfvit.data.splits import DIGITS, FEW_VALIDATION_IMAGES, ImageSplits, load_whole_splits, open_source, split_names
@@ -350,7 +350,7 @@ def _each(scans: dict[str, list[ImageFacts]]) -> Iterator[tuple[str, int, ImageF
 
 def split_class_counts(splits: ImageSplits, role: str) -> np.ndarray:
     """Count the images of each class `(classes,)`, once for each of their labels."""
-    return class_counts(np.asarray(splits[role]["label"]), len(splits.labels))
+    return class_counts(targets_of(splits[role]), len(splits.labels))
 
 
 def _describe_split(splits: ImageSplits, role: str) -> InspectedSplit:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, IterableDataset, LargeList, List, Value
 
-from hfvit.data.labels import CLASS_TYPES, SEPARATORS, check_column, encode_labels
+from hfvit.data.labels import CLASS_TYPES, SEPARATORS, check_column, column_values, encode_labels
 from hfvit.errors import DataError
 from hfvit.recipe.arguments import MULTI_LABEL
 
@@ -107,7 +107,7 @@ class MultiLabel:
         """Return the labels of each row, not encoded."""
         if len(self.columns) == 1:
             return split[self.columns[0]][:]
-        return [list(row) for row in zip(*(split[column][:] for column in self.columns), strict=True)]
+        return [list(row) for row in zip(*(column_values(split, column) for column in self.columns), strict=True)]
 
     def is_unlabeled(self, values: list) -> bool:
         """Return whether no row has a label."""

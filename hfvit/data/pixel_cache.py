@@ -2,7 +2,7 @@
 
 import math
 import shutil
-from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
 
 import datasets
@@ -13,10 +13,11 @@ from tqdm.auto import tqdm
 from hfvit.data.decode import decode, image_size
 from hfvit.utils.environment import cores
 from hfvit.utils.files import remove_abandoned, temporary_file
+from hfvit.utils.threads import map_in_threads
 
 MAX_PIXELS = 128 * 128  # per image; larger images take much more space than their files
 SAMPLE = 64  # images whose size is checked
-CHUNK = 512
+CHUNK = 64  # images that a thread reads and decodes at a time
 DECODING_VERSION = 1  # part of the file name; increase it when decode.to_rgb changes its results
 
 
@@ -125,11 +126,15 @@ def _write(split: Dataset, name: str, path: Path, shape: tuple[int, ...], show_p
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
         bar = tqdm(total=len(split), desc=f"Decoding {name} once", unit="image", disable=not show_progress)
-        with bar, ThreadPoolExecutor(cores()) as pool:  # Pillow releases the GIL while it decodes
-            for start in range(0, len(split), CHUNK):
-                chunk = split[start : start + CHUNK]
-                images = pool.map(lambda e, row: np.asarray(decode(e, name, row)), chunk["image"], chunk["row"])
-                for row, image in zip(chunk["row"], images, strict=True):
-                    _require_size(image.shape[:2], row, shape[1:3])
-                    file.write(image.tobytes())
-                bar.update(len(chunk["row"]))
+
+        def decoded(start: int) -> np.ndarray:
+            chunk = split[start : start + CHUNK]
+            images = [np.asarray(decode(*encoded)) for encoded in zip(chunk["image"], repeat(name), chunk["row"])]
+            for row, image in zip(chunk["row"], images, strict=True):
+                _require_size(image.shape[:2], row, shape[1:3])
+            return np.stack(images)
+
+        with bar:  # Pillow releases the GIL while it decodes
+            for images in map_in_threads(decoded, range(0, len(split), CHUNK), 2 * cores()):
+                file.write(images.data)
+                bar.update(len(images))

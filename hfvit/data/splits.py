@@ -10,7 +10,6 @@ import datasets
 import numpy as np
 from datasets import ClassLabel, Dataset, Image, IterableDataset, List, ReadInstruction, Value
 from PIL import Image as PILImage
-from sklearn.model_selection import train_test_split
 
 from hfvit.data.decode import unreadable_rows
 from hfvit.data.folders import BAD_IMAGE, canonical_split, no_split_error
@@ -702,6 +701,7 @@ def why_not_loaded(data: DataArguments, split: str, error: Exception, option: st
 def digits() -> dict[str, Dataset]:
     """Load scikit-learn's 1,797 digits (8x8) as splits train (80 %) and test (20 %)."""
     from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
 
     bunch = load_digits()
     pixels = np.round(bunch.images * (255 / 16)).astype(np.uint8)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from hfvit.artifacts.gate import ArtifactResult, Gate, GateLimits, Hardware
 from hfvit.artifacts.run_record import RunRecord
 from hfvit.errors import ModelError, printable
 from hfvit.evaluation.split import EvaluationSplit
-from hfvit.inference.classifier import Classifier, batched, load_classifier
+from hfvit.inference.classifier import Classifier, PreparedImage, batched, load_classifier
 from hfvit.inference.execution_providers import Providers
 from hfvit.metrics.classification import accuracy_interval
 from hfvit.metrics.multilabel import bootstrap_intervals, decisions, multilabel_scalars, probabilities_of
@@ -28,6 +29,7 @@ from hfvit.metrics.paired import CONFIDENCE, LARGEST_SAMPLE, PairedCounts, boots
 from hfvit.utils.environment import hardware
 from hfvit.utils.files import check_replaceable, wrap_write_errors
 from hfvit.utils.formatting import aligned
+from hfvit.utils.threads import map_in_threads
 
 # Latency is measured in rounds over all artifacts, so that changes of the machine's load affect all of them.
 ROUNDS = 5
@@ -108,7 +110,7 @@ def compare(
     *,
     max_accuracy_drop: float = 0.5,
     min_agreement: float | None = None,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     device: str | None = None,
     threads: int | None = None,
     providers: Providers | None = None,
@@ -124,7 +126,7 @@ def compare(
             artifact fails if the 95 % interval of its drop lies above, and the exact test of McNemar is significant.
         min_agreement: smallest fraction of images, 0 to 1, with the class, or all labels, that the reference predicts.
             It is a limit for these images, without a test. Default: none.
-        batch_size: images per batch, also for the throughput.
+        batch_size: images per batch, also for the throughput. Default: that of the reference's device.
         device: device of the artifacts that are loaded here. Default: CUDA if available.
         threads: CPU threads of the artifacts that are loaded here. Default: PyTorch's.
         providers: ONNX Runtime execution providers of the ONNX files that are loaded here, instead of `device`.
@@ -137,19 +139,25 @@ def compare(
         ModelError: an artifact cannot be loaded or has other classes than the reference.
     """
     classifiers = _load_all((reference, *others), device, threads, providers)
+    batch_size = classifiers[0].batch_size if batch_size is None else batch_size
     orders = [_class_order(classifier, split.classes) for classifier in classifiers]
     tallies = [_tally(classifier, order, split) for classifier, order in zip(classifiers, orders, strict=True)]
     keys = [classifier.preprocessing for classifier in classifiers]
     # disable=None: tqdm draws on a terminal only, not in a log.
     with tqdm(total=len(split), unit="image", desc="validate", disable=None if show_progress else True) as bar:
+        by_key = dict(zip(keys, classifiers, strict=True))  # classifiers with equal preprocessing share it
+
+        def prepare(row: int) -> dict[str, PreparedImage]:
+            (image,) = split.images([row])
+            return {key: classifier.prepare_image(image) for key, classifier in by_key.items()}
+
+        prepared = map_in_threads(prepare, range(len(split)), 2 * batch_size)
         for rows in batched(range(len(split)), batch_size):
-            images = list(split.images(rows))
-            prepared = {}
+            images = list(islice(prepared, len(rows)))
+            inputs = {key: classifier.collate([image[key] for image in images]) for key, classifier in by_key.items()}
             expected = None
             for classifier, key, order, tally in zip(classifiers, keys, orders, tallies, strict=True):
-                if key not in prepared:
-                    prepared[key] = classifier.prepare(images)
-                logits = classifier.run(prepared[key])[:, order]
+                logits = classifier.run(inputs[key])[:, order]
                 expected = logits if expected is None else expected
                 tally.add(logits, expected, split.labels[rows])
             bar.update(len(rows))
@@ -161,6 +169,7 @@ def compare(
             artifact=classifier.name,
             patch_size=classifier.patch_size,
             merge_tokens=classifier.merge_tokens,
+            bf16=classifier.bf16 or None,
             **tally.result(tallies[0]),
             megabytes=classifier.backend.bytes / 1e6,
             **speed,

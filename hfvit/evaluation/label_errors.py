@@ -2,8 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,17 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch import nn
 from tqdm.auto import tqdm
 
 from hfvit.artifacts.artifact import find_artifact
 from hfvit.artifacts.constants import RECIPE_FILE
 from hfvit.data.decode import decode
 from hfvit.data.inspect import ImageNames, LabelCheck, Opened, Suspect, open_data
+from hfvit.data.labels import targets_of
 from hfvit.errors import DataError, ModelError
 from hfvit.evaluation.split import read_recipe
-from hfvit.inference.backends import TorchBackend
 from hfvit.inference.classifier import Classifier, load_classifier
+from hfvit.inference.embed import with_head_inputs
 from hfvit.utils.files import expand_user
 from hfvit.utils.quiet import quiet_libraries
 
@@ -94,7 +93,7 @@ def find_label_errors(
     with_probe = has_trained_on and len(splits.train) <= MAX_PROBE_IMAGES
     for role in splits.sources:
         rows, logits, features = _predict(classifier, splits[role], role, show_progress)
-        labels = np.asarray(splits[role]["label"])[rows]
+        labels = targets_of(splits[role])[rows]
         probabilities = softmax(logits[:, order], axis=1)
         if role == "train" and with_probe:
             probabilities = cross_validated(features, labels, len(splits.labels))
@@ -170,9 +169,10 @@ def _predict(
     """
     rows: list[int] = []
     logits = [np.empty((0, len(classifier.labels)), np.float32)]
+    features = []
     bar = tqdm(total=len(split), desc=f"Predicting {role}", unit="image", disable=None if show_progress else True,
                leave=False)  # fmt: skip
-    with bar, _head_inputs(classifier) as features:
+    with bar, with_head_inputs(classifier) as run:
         for start in range(0, len(split), BATCH):
             images = split[start : start + BATCH]["image"]
             decoded = []
@@ -181,27 +181,9 @@ def _predict(
                     decoded.append(decode(image, role, row))
                     rows.append(row)
             if decoded:
-                logits.append(classifier.run(classifier.prepare(decoded)))
+                found, inputs = run(classifier, classifier.prepare(decoded))
+                logits.append(found)
+                features.append(found if inputs is None else inputs)
             bar.update(len(images))
     found = np.concatenate(logits)
     return np.array(rows, np.int64), found, np.concatenate(features) if features else found
-
-
-@contextmanager
-def _head_inputs(classifier: Classifier) -> Iterator[list[np.ndarray]]:
-    """Collect the inputs of a timm model's head while the model runs."""
-    features: list[np.ndarray] = []
-    timm_model = getattr(getattr(classifier.backend, "model", None), "timm_model", None)
-    head = timm_model.get_classifier() if isinstance(classifier.backend, TorchBackend) and timm_model else None
-    if not isinstance(head, nn.Module):
-        yield features
-        return
-
-    def collect(module: nn.Module, inputs: tuple) -> None:
-        features.append(inputs[0].float().flatten(1).cpu().numpy())
-
-    handle = head.register_forward_pre_hook(collect)
-    try:
-        yield features
-    finally:
-        handle.remove()

@@ -25,7 +25,8 @@ def validate(
     min_agreement: float | None = None,
     patch_size: Sequence[int] = (),
     merge_tokens: Sequence[int] = (),
-    batch_size: int = 16,
+    bf16: bool = False,
+    batch_size: int | None = None,
     device: str | None = None,
     threads: int | None = None,
     providers: Providers | None = None,
@@ -48,7 +49,8 @@ def validate(
         min_agreement: smallest fraction of images, 0 to 1, with the class that the reference predicts. Default: none.
         patch_size: also compare the reference with these patch sizes, in pixels (FlexiViT).
         merge_tokens: also compare the reference with these numbers of tokens merged per block (ToMe).
-        batch_size: images per batch, also for the throughput.
+        bf16: also compare the reference with bfloat16 weights.
+        batch_size: images per batch, also for the throughput. Default: that of the reference's device.
         device: `cpu`, `cuda`, ... Default: CUDA if available.
         threads: CPU threads. Default: PyTorch's.
         providers: ONNX Runtime execution providers of ONNX files, instead of `device`.
@@ -76,6 +78,7 @@ def validate(
         seed=seed,
     )
     changes = [{"patch_size": value} for value in patch_size] + [{"merge_tokens": value} for value in merge_tokens]
+    changes += [{"bf16": True}] if bf16 else []
     variants = [load_classifier(reference, device, threads, **change) for change in changes]
     comparison = compare(
         reference,

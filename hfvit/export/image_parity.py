@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_sample_image
 
 from hfvit.artifacts.export_record import ImageParity
 from hfvit.errors import ModelError, wrap_library_errors
@@ -21,6 +20,8 @@ TEXT = "a photograph"  # of each image, for image-text models
 
 def photographs() -> list[Image.Image]:
     """Cut scikit-learn's two photographs to images of `SIZES`."""
+    from sklearn.datasets import load_sample_image  # slow to import
+
     landscapes = [Image.fromarray(load_sample_image(name)) for name in ("china.jpg", "flower.jpg")]
     cut = []
     for index, (height, width) in enumerate(SIZES):

@@ -11,8 +11,6 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import EvalPrediction
@@ -306,6 +304,9 @@ def solve(
     Returns:
         Weight (classes, features) and bias (classes,) for each C, with the standardization folded in.
     """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
     scaler = StandardScaler()
     standardized = scaler.fit_transform(features)
     class_weight = "balanced" if class_balance == "weight" else None
@@ -342,6 +343,9 @@ def solve_one_vs_rest(
     Returns:
         Weight (classes, features) and bias (classes,) for each C.
     """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
     scaler = StandardScaler()
     standardized = scaler.fit_transform(features)
     class_weight = "balanced" if class_balance == "weight" else None

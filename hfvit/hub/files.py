@@ -129,7 +129,9 @@ def files_to_push(
                 local_card = found["README.md"].read_text(encoding="utf-8")
         exports = {export: export_rows(root / export) for export in include}
         with _name_file_in_errors(root / RUN_FILE):
-            card = render_card(record, repo_id.split("/")[-1], repo_id, exports, earlier=(hub_card, local_card))
+            earlier = (hub_card, local_card)
+            plots = any(path.startswith("plots/") for path in found)
+            card = render_card(record, repo_id.split("/")[-1], repo_id, exports, earlier, plots)
         found["README.md"] = card.encode()
         if result := eval_results_file(record):
             found[result[0]] = result[1].encode()

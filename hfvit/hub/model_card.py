@@ -163,8 +163,15 @@ def write_model_card(
         earlier = [path.read_text(encoding="utf-8")] if path.exists() else []
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read: {one_line(error)}. Move it away.") from None
-    write_text(path, render_card(record, Path(output_dir).resolve().name, exports=exports, earlier=earlier))
+    name = Path(output_dir).resolve().name
+    card = render_card(record, name, exports=exports, earlier=earlier, with_plots=has_plots(output_dir))
+    write_text(path, card)
     return path
+
+
+def has_plots(output_dir: str | Path) -> bool:
+    """Tell whether the figures of a run were drawn."""
+    return any(Path(output_dir, "plots").glob("*.png"))
 
 
 def render_card(
@@ -173,6 +180,7 @@ def render_card(
     repository: str = PLACEHOLDER,
     exports: dict[str, list[ExportRow]] | None = None,
     earlier: Sequence[str] = (),
+    with_plots: bool = True,
 ) -> str:
     """Render model_card.md for a run.
 
@@ -182,6 +190,7 @@ def render_card(
         repository: Hub id in the card's code.
         exports: folder name of each export -> its `export_rows`.
         earlier: cards whose user text and metadata are kept; a later card has precedence.
+        with_plots: refer to the figures in `plots/`.
     """
     metrics = record.result
     data = record.data
@@ -240,6 +249,7 @@ def render_card(
         multi_label=multi_label,
         thresholds=record.thresholds,
         temperature=record.temperature,
+        with_plots=with_plots,
         # Not every viewer resolves a relative URL in `srcset`.
         plots="" if repository == PLACEHOLDER else f"https://huggingface.co/{repository}/resolve/main/",
         classes=metrics.per_class if len(metrics.per_class) <= MAX_TABLE_CLASSES else [],

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
-import httpx2
+import huggingface_hub
 from huggingface_hub import (
     CommitInfo,
     CommitOperationAdd,
@@ -30,6 +30,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.utils import parse_ratelimit_headers, validate_repo_id
+from packaging.version import Version
 
 from hfvit.artifacts.export_record import ExportRecord
 from hfvit.errors import HubError, PushArgumentError, one_line, printable
@@ -37,10 +38,16 @@ from hfvit.hub.files import EXPORTS, PushedFile, exports_left_out, files_to_push
 from hfvit.utils.files import expand_user
 from hfvit.utils.formatting import aligned, size
 
+# The HTTP client of huggingface_hub; its exceptions tell a lost connection.
+if Version(huggingface_hub.__version__).major >= 2:
+    import httpx2 as httpx
+else:
+    import httpx
+
 LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN, with a token that can write (huggingface.co/settings/tokens)."
 _CHECK_IMAGES = 4
 _TOLERANCE = 1e-4  # relative to the largest logit
-_CONNECTION = (httpx2.TransportError, OfflineModeIsEnabled, ConnectionError, TimeoutError)
+_CONNECTION = (httpx.TransportError, OfflineModeIsEnabled, ConnectionError, TimeoutError)
 # Exceptions of parsing an answer that is not the Hub's, such as the HTML of a login page.
 _NOT_THE_HUB = (ValueError, LookupError, TypeError, AttributeError)
 # HTTP status of temporary failures. huggingface_hub repeats uploads, but no commits and other requests (2.4).
@@ -327,7 +334,7 @@ def retry(call: Callable[..., Result], *args, **kwargs) -> Result:
     while True:
         try:
             return call(*args, **kwargs)
-        except (HfHubHTTPError, httpx2.TransportError) as error:
+        except (HfHubHTTPError, httpx.TransportError) as error:
             wait = _pause(error, pause)
             if wait is None or max(waited, time.monotonic() - began) + wait > RETRY_SECONDS:
                 raise
@@ -341,7 +348,7 @@ def _pause(error: Exception, pause: float) -> float | None:
     """Return the seconds until the next attempt, None for a permanent failure."""
     response = getattr(error, "response", None)
     if response is None:
-        return None if isinstance(error, httpx2.ConnectError) else pause
+        return None if isinstance(error, httpx.ConnectError) else pause
     if response.status_code not in RETRIED:
         return None
     limit = parse_ratelimit_headers(response.headers)

@@ -1,12 +1,14 @@
 """`load_classifier` and `Classifier`: images to class probabilities."""
 
+import copy
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
 from scipy.special import expit, softmax
 from transformers import AutoImageProcessor, AutoModelForImageClassification
@@ -21,7 +23,13 @@ from hfvit.inference.execution_providers import Providers
 from hfvit.models.image_text import HFViTFusionConfig
 from hfvit.trt.runtime import open_engine
 from hfvit.utils.files import read_object
+from hfvit.utils.threads import map_in_threads
 
+MAX_WORKERS = 8  # threads with a forward pass of their own; Python's lock limits more
+MIN_WORKER_BATCH = 4
+# Images per forward pass: caches limit a CPU, launches of kernels a GPU.
+CPU_BATCH = 16
+DEVICE_BATCH = 128
 _HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download", "subfolder")
 
 
@@ -69,6 +77,13 @@ def _from_hub(repository: str, kwargs: dict) -> Path | None:
     return found and Path(found)
 
 
+class PreparedImage(NamedTuple):
+    """Hold an image's pixel values (1, 3, height, width), or uint8 array, and its text."""
+
+    values: np.ndarray
+    text: str | None = None
+
+
 class Classifier:
     """Classify images with a model, its preprocessing and its class names.
 
@@ -86,6 +101,7 @@ class Classifier:
         patch_size: patch size that `load_classifier` resampled the model to.
         merge_tokens: tokens merged per block, set by `load_classifier`.
         thresholds: minimum probability of each class of a multi-label model, or None.
+        bf16: whether `load_classifier` loaded bfloat16 weights.
     """
 
     def __init__(
@@ -100,7 +116,9 @@ class Classifier:
         patch_size: int | None = None,
         merge_tokens: int | None = None,
         thresholds: Sequence[float] | None = None,
+        bf16: bool = False,
     ):
+        self.bf16 = bf16
         self.thresholds = None if thresholds is None else np.asarray(thresholds)
         self.text_reader = text_reader
         self.patch_size = patch_size
@@ -114,13 +132,13 @@ class Classifier:
 
     def pixel_values(self, images: Iterable[Any]) -> np.ndarray:
         """Preprocess images to pixel values (images, 3, height, width) float32."""
-        if self.processor is None:
-            raise ModelError(f"{self.name} has no {PREPROCESSOR_FILE}, as the graph includes the preprocessing.")
         # One image at a time limits memory to the pixel values.
         values = [self._process(_as_rgb(image)) for image in images]
         return np.concatenate(values) if values else np.empty((0, 3, 0, 0), np.float32)
 
     def _process(self, image: Image.Image) -> np.ndarray:
+        if self.processor is None:
+            raise ModelError(f"{self.name} has no {PREPROCESSOR_FILE}, as the graph includes the preprocessing.")
         with wrap_library_errors(ModelError, f"{self.name}: the image processor ({PREPROCESSOR_FILE}) failed"):
             return self.processor([image], return_tensors="pt")["pixel_values"].numpy()
 
@@ -131,25 +149,31 @@ class Classifier:
             Pixel values; uint8 arrays for a graph with preprocessing; or, for an image-text model, `pixel_values`,
             `input_ids` and `attention_mask`.
         """
-        if self.text_reader:
-            texts: list[str | None] = []
-            pixel_values = self.pixel_values(self._images_of(images, texts))
-            return {"pixel_values": pixel_values, **self.text_reader(texts)}
-        if self.backend.takes_pixels:
-            return [np.asarray(_as_rgb(image)) for image in images]
-        return self.pixel_values(images)
+        return self.collate([self.prepare_image(image) for image in images])
 
-    def _images_of(self, pairs: Iterable[Any], texts: list[str | None]) -> Iterator[Any]:
-        """Yield the images of pairs, and append their texts to `texts`."""
-        for pair in pairs:
-            if not isinstance(pair, tuple):
+    def prepare_image(self, image: Any) -> PreparedImage:
+        """Decode and preprocess an image, or a pair of image and text; thread-safe."""
+        text = None
+        if self.text_reader:
+            if not isinstance(image, tuple):
                 raise ModelError(
                     f"{self.name} requires a text for each image. Pass predict(images, texts=[...]), --text to hfvit"
                     " predict, or --text_column to hfvit validate."
                 )
-            image, text = pair
-            texts.append(text)
-            yield image
+            image, text = image
+        if self.backend.takes_pixels and not self.text_reader:
+            return PreparedImage(np.asarray(_as_rgb(image)))
+        return PreparedImage(self._process(_as_rgb(image)), text)
+
+    def collate(self, images: Sequence[PreparedImage]) -> np.ndarray | list[np.ndarray] | dict[str, np.ndarray]:
+        """Join prepared images to the input of `run`, see `prepare`."""
+        values = [image.values for image in images]
+        if self.backend.takes_pixels and not self.text_reader:
+            return values
+        pixel_values = np.concatenate(values) if values else np.empty((0, 3, 0, 0), np.float32)
+        if self.text_reader:
+            return {"pixel_values": pixel_values, **self.text_reader([image.text for image in images])}
+        return pixel_values
 
     def run(self, prepared: np.ndarray | list[np.ndarray] | dict[str, np.ndarray]) -> np.ndarray:
         """Compute logits (images, classes) float32 of the result of `prepare`."""
@@ -177,10 +201,63 @@ class Classifier:
             texts + type(self.processor).__name__ + json.dumps(self.processor.to_dict(), sort_keys=True, default=str)
         )
 
-    def logits(self, images: Iterable[Any], batch_size: int = 32) -> np.ndarray:
-        """Compute logits (images, classes) float32 of a list or generator, in batches."""
-        batches = [self.run(self.prepare(batch)) for batch in batched(images, batch_size)]
+    @property
+    def batch_size(self) -> int:
+        """Return the default number of images per forward pass on the backend's device."""
+        return CPU_BATCH if str(self.backend.device).startswith("cpu") else DEVICE_BATCH
+
+    def logits(self, images: Iterable[Any], batch_size: int | None = None) -> np.ndarray:
+        """Compute logits (images, classes) float32 of a list or generator.
+
+        Args:
+            images: images, file names or URLs; pairs with texts for an image-text model.
+            batch_size: number of images in memory, see `run_batches`.
+        """
+        batches = [logits for _, logits in self.run_batches(images, self.prepare_image, batch_size)]
         return np.concatenate(batches) if batches else np.empty((0, len(self.labels)), np.float32)
+
+    def run_batches(
+        self,
+        items: Iterable[Any],
+        prepare: Callable[[Any], Any],
+        batch_size: int | None = None,
+        image_of: Callable[[Any], PreparedImage | None] = lambda prepared: prepared,
+        compute: "Callable[[Classifier, Any], Any] | None" = None,
+    ) -> Iterator[tuple[list, Any]]:
+        """Prepare items and compute their logits, in threads.
+
+        PyTorch on a CPU runs a part of the batch in each thread, from the file to the logits. Other backends run the
+        complete batch, while threads prepare the next two.
+
+        Args:
+            items: iterable, read lazily.
+            prepare: thread-safe function of an item, such as `prepare_image`.
+            batch_size: number of images in all forward passes at a time. Default: `batch_size` of the device.
+            image_of: returns the prepared image of a result of `prepare`, None without one.
+            compute: thread-safe function of a classifier and the result of `collate`. Default: `run`.
+
+        Yields:
+            Results of `prepare`, and the result of `compute` for those with an image.
+        """
+        batch_size = self.batch_size if batch_size is None else batch_size
+
+        compute = compute or Classifier.run
+
+        def run(results: list, classifier: Classifier = self) -> tuple[list, Any]:
+            images = [image for image in map(image_of, results) if image]
+            return results, compute(classifier, classifier.collate(images))
+
+        is_parallel = isinstance(self.backend, TorchBackend) and str(self.backend.device).startswith("cpu")
+        workers = min(self.backend.threads, MAX_WORKERS) if is_parallel else 1
+        if workers == 1 or self.text_reader:  # tokenizers cannot be shared by threads
+            prepared = map_in_threads(prepare, items, 2 * batch_size)
+            yield from map(run, batched(prepared, batch_size))
+            return
+        worker = copy.copy(self)
+        worker.backend = copy.copy(self.backend)
+        worker.backend.threads = self.backend.threads // workers
+        parts = batched(items, max(min(MIN_WORKER_BATCH, batch_size), batch_size // workers))
+        yield from map_in_threads(lambda part: run(list(map(prepare, part)), worker), parts, workers, workers)
 
     def __call__(self, images: Any, top_k: int | None = None, **options: Any) -> Any:
         """Classify one or more images.
@@ -199,7 +276,7 @@ class Classifier:
     def predict(
         self,
         images: Iterable[Any],
-        batch_size: int = 32,
+        batch_size: int | None = None,
         top_k: int | None = None,
         texts: Iterable[str | None] | None = None,
     ) -> list[dict[str, float]]:
@@ -207,7 +284,7 @@ class Classifier:
 
         Args:
             images: list, generator or array (images, height, width, 3) of images, or one image.
-            batch_size: number of images per forward pass.
+            batch_size: number of images per forward pass. Default: `Classifier.batch_size`.
             top_k: number of classes to return; None is all, or those that reach their `thresholds`.
             texts: a text for each image, for image-text models; a string for one image.
 
@@ -253,6 +330,7 @@ def load_classifier(
     calibrated: bool = False,
     patch_size: int | None = None,
     merge_tokens: int | None = None,
+    bf16: bool = False,
     **kwargs: Any,
 ) -> Classifier:
     """Load a classifier from a checkpoint, an ONNX file or a TensorRT engine.
@@ -266,6 +344,8 @@ def load_classifier(
         calibrated: divide the logits by the temperature that training fitted.
         patch_size: resample a timm ViT checkpoint to this patch size in pixels, see `models.patch_size`.
         merge_tokens: merge so many tokens in each block of a timm ViT checkpoint, see `models.token_merging`.
+        bf16: load the weights of a checkpoint as bfloat16, which is faster on most GPUs and recent CPUs; probabilities
+            then have two to three digits.
         **kwargs: arguments of `from_pretrained` (revision, token, ...). Code in a checkpoint or an engine runs only
             with `trust_remote_code=True`.
 
@@ -280,6 +360,10 @@ def load_classifier(
     head = read_head(artifact, **kwargs)
     changes = {"patch_size": patch_size, "merge_tokens": merge_tokens}
     changes = {name: value for name, value in changes.items() if value is not None}
+    if bf16:
+        if not artifact.is_checkpoint:
+            raise ModelError(f"bf16: requires a checkpoint, but {artifact.file} is an export.")
+        kwargs["dtype"] = torch.bfloat16
     if changes and not artifact.is_checkpoint:
         raise ModelError(
             f"{', '.join(changes)}: requires a checkpoint, but {artifact.file} is an export. Pass it when exporting."
@@ -294,6 +378,7 @@ def load_classifier(
         backend = open_engine(artifact, len(head.labels), device, allow_code=bool(kwargs["trust_remote_code"]))
     else:
         backend = OnnxBackend(artifact.file, len(head.labels), device, threads, providers)
+    kwargs.pop("dtype", None)
     processor = load_processor(artifact, backend.takes_pixels, **kwargs)
     reads_texts = isinstance(head.config, HFViTFusionConfig)
     reader = _load_text_reader(artifact, head.config, kwargs) if reads_texts else None
@@ -308,6 +393,7 @@ def load_classifier(
         patch_size,
         merge_tokens,
         head.thresholds,
+        bf16,
     )
 
 

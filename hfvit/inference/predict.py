@@ -4,8 +4,10 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -13,7 +15,8 @@ from tqdm import tqdm
 
 from hfvit.data.decode import read_image
 from hfvit.errors import DataError, mask_credentials, printable
-from hfvit.inference.classifier import Classifier, batched
+from hfvit.inference.classifier import Classifier, PreparedImage
+from hfvit.inference.prediction_file import prediction_file
 from hfvit.utils.files import temporary_file
 from hfvit.utils.terminal import encoding_of, printable_json
 
@@ -46,7 +49,7 @@ class Prediction:
 def predictions(
     classifier: Classifier,
     names: Iterable[str],
-    batch_size: int = 32,
+    batch_size: int | None = None,
     top_k: int | None = 5,
     thumbnails: list[Image.Image] | None = None,
     texts: dict[str, str] | None = None,
@@ -56,21 +59,62 @@ def predictions(
     Args:
         classifier: the classifier.
         names: file names or URLs.
-        batch_size: number of images per forward pass.
+        batch_size: number of images in memory, see `Classifier.run_batches`.
         top_k: number of classes; None is all.
         thumbnails: list to append small copies of the first `MAX_GRID_IMAGES` readable images to.
         texts: texts by name, for image-text models.
     """
-    for batch in batched(names, batch_size):
-        errors: dict[str, str] = {}
-        logits = classifier.run(classifier.prepare(_readable(batch, errors, thumbnails, texts)))
+    reader = ImageReader(classifier, texts, thumbnails is not None)
+    for batch, logits in classifier.run_batches(names, reader, batch_size, lambda item: item.image):
+        if thumbnails is not None:
+            small = [item.thumbnail for item in batch if item.thumbnail]
+            thumbnails += small[: MAX_GRID_IMAGES - len(thumbnails)]
+            reader.thumbnails = len(thumbnails) < MAX_GRID_IMAGES
         answers = iter(zip(classifier.best(logits, top_k), np.isfinite(logits).all(axis=1), strict=True))
-        for name in batch:
-            best, is_finite = (None, True) if name in errors else next(answers)
-            if not is_finite:
-                best = None
-                errors[name] = f"{name}: the model's logits are NaN or infinite."
-            yield Prediction(name, best, errors.get(name))
+        for item in batch:
+            if item.image is None:
+                yield Prediction(item.name, None, item.error)
+                continue
+            best, is_finite = next(answers)
+            error = None if is_finite else f"{item.name}: the model's logits are NaN or infinite."
+            yield Prediction(item.name, best if is_finite else None, error)
+
+
+class ReadImage(NamedTuple):
+    """Hold the prepared image of a file or URL, or the reason why it failed."""
+
+    name: str
+    image: PreparedImage | None
+    thumbnail: Image.Image | None = None
+    error: str | None = None
+
+
+class ImageReader:
+    """Read and preprocess files and URLs; thread-safe.
+
+    Args:
+        classifier: classifier whose preprocessing is applied.
+        texts: texts by name, for image-text models.
+        thumbnails: whether to make thumbnails; may be switched off later.
+    """
+
+    def __init__(self, classifier: Classifier, texts: dict[str, str] | None = None, thumbnails: bool = False):
+        self.classifier = classifier
+        self.texts = texts
+        self.thumbnails = thumbnails
+
+    def __call__(self, name: str) -> ReadImage:
+        """Read an image, or return the reason why it failed."""
+        try:
+            image = read_image(name)
+        except DataError as error:
+            return ReadImage(name, None, error=mask_credentials(str(error)))
+        thumbnail = None
+        if self.thumbnails:
+            thumbnail = image.copy()
+            thumbnail.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
+        with_text = image if self.texts is None else (image, self.texts[name])
+        return ReadImage(name, self.classifier.prepare_image(with_text), thumbnail)
 
 
 def texts_by_name(names: list[str], texts: list[str] | None, classifier: Classifier) -> dict[str, str] | None:
@@ -99,45 +143,27 @@ def texts_by_name(names: list[str], texts: list[str] | None, classifier: Classif
     return dict(zip(names, texts if len(texts) > 1 else texts * len(names), strict=True))
 
 
-def _readable(
-    names: list[str],
-    errors: dict[str, str],
-    thumbnails: list[Image.Image] | None,
-    texts: dict[str, str] | None,
-) -> Iterator[Image.Image | tuple[Image.Image, str]]:
-    """Yield readable images with their texts; collect `errors` of the others."""
-    for name in names:
-        try:
-            image = read_image(name)
-        except DataError as error:
-            errors[name] = mask_credentials(str(error))
-            continue
-        if thumbnails is not None and len(thumbnails) < MAX_GRID_IMAGES:
-            copy = image.copy()
-            copy.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
-            thumbnails.append(copy)
-        yield image if texts is None else (image, texts[name])
-
-
 def print_predictions(
     classifier: Classifier,
     names: list[str],
-    batch_size: int = 32,
+    batch_size: int | None = None,
     top_k: int | None = 5,
     as_json: bool = False,
     grid: str | Path | None = None,
     texts: dict[str, str] | None = None,
+    output: Path | None = None,
 ) -> int:
     """Print predictions one by one; failures go to stderr.
 
     Args:
         classifier: the classifier.
         names: file names or URLs.
-        batch_size: number of images per forward pass.
+        batch_size: number of images per forward pass. Default: that of the classifier's device.
         top_k: number of classes, as in `Classifier.predict`.
         as_json: print a line of JSON for each image instead of text.
         grid: image file to write with the first `MAX_GRID_IMAGES` predictions, or None.
         texts: texts by name, for image-text models.
+        output: file to write the predictions to, instead of printing them; see `prediction_file`.
 
     Returns:
         The number of failed images.
@@ -146,19 +172,26 @@ def print_predictions(
     shown: list[Prediction] = []
     failed = 0
     # Progress bar only if the results go to a file or pipe.
-    hidden = True if sys.stdout.isatty() or len(names) <= batch_size else None
+    hidden = True if sys.stdout.isatty() and not output else None
+    if len(names) <= (batch_size or classifier.batch_size):
+        hidden = True
     results = predictions(classifier, names, batch_size, top_k, thumbnails, texts)
-    for prediction in tqdm(results, total=len(names), unit="image", desc="predict", disable=hidden):
-        if prediction.error:
-            failed += 1
-            print(f"hfvit: {printable(prediction.error)}", file=sys.stderr)
-        elif grid and len(shown) < MAX_GRID_IMAGES:
-            shown.append(prediction)
-        if as_json:
-            print(printable_json(prediction.to_json(), encoding_of(sys.stdout)))
-        elif not prediction.error:
-            print(prediction.to_text(), flush=True)
+    with prediction_file(output) if output else nullcontext() as file:
+        for prediction in tqdm(results, total=len(names), unit="image", desc="predict", disable=hidden):
+            if prediction.error:
+                failed += 1
+                print(f"hfvit: {printable(prediction.error)}", file=sys.stderr)
+            elif grid and len(shown) < MAX_GRID_IMAGES:
+                shown.append(prediction)
+            if file:
+                file.add(prediction)
+            elif as_json:
+                print(printable_json(prediction.to_json(), encoding_of(sys.stdout)))
+            elif not prediction.error:
+                print(prediction.to_text(), flush=True)
     sys.stdout.flush()
+    if output:
+        print(f"hfvit: wrote {printable(str(output))} with {len(names)} images", file=sys.stderr)
     if grid and shown:
         write_grid(thumbnails, shown, grid)
         omitted = len(names) - failed - len(shown)

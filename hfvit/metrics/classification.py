@@ -6,8 +6,6 @@ from collections.abc import Iterator
 import datasets
 import evaluate
 import numpy as np
-from scipy.stats import binomtest
-from sklearn.metrics import precision_recall_fscore_support
 
 CALIBRATION_BINS = 15
 BLOCK_LOGITS = 2**17  # of a block of float64, which stays in a core's cache
@@ -58,6 +56,8 @@ def classification_metrics(logits: np.ndarray, labels: np.ndarray, names: list[s
         names: class names.
         ranked: compute `auc` and `average_precision`, too. They are None for more than `MOST_RANKED` logits.
     """
+    from sklearn.metrics import precision_recall_fscore_support  # takes a second, which start-up does not need
+
     normalizers = log_normalizers(logits)
     predicted = logits.argmax(axis=1)
     correct = predicted == labels
@@ -210,6 +210,8 @@ def sparse_confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) ->
 
 def accuracy_interval(hits: int, count: int) -> list[float]:
     """Return the 95 % interval of the accuracy `hits / count` (Wilson)."""
+    from scipy.stats import binomtest
+
     interval = binomtest(hits, count).proportion_ci(0.95, method="wilson")
     return [float(interval.low), float(interval.high)]
 

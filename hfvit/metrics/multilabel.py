@@ -2,7 +2,6 @@
 
 import numpy as np
 from scipy.special import expit
-from sklearn.metrics import average_precision_score, f1_score, precision_recall_curve, precision_recall_fscore_support
 
 from hfvit.recipe.arguments import MULTI_LABEL_METRICS
 
@@ -32,6 +31,8 @@ def multilabel_scalars(logits: np.ndarray, targets: np.ndarray, thresholds: np.n
         targets: 0 and 1, `(images, classes)`.
         thresholds: thresholds of the probabilities `(classes,)`. Default: 0.5.
     """
+    from sklearn.metrics import f1_score
+
     probabilities = probabilities_of(logits)
     targets = np.asarray(targets, dtype=np.int64)
     predicted = decisions(probabilities, thresholds)
@@ -94,6 +95,8 @@ def decisions(probabilities: np.ndarray, thresholds: np.ndarray | None = None) -
 
 def average_precisions(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Compute the average precision `(classes,)`, NaN for a class without images."""
+    from sklearn.metrics import average_precision_score
+
     return np.array(
         [
             average_precision_score(targets[:, index], probabilities[:, index]) if targets[:, index].any() else np.nan
@@ -115,6 +118,8 @@ def fit_thresholds(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray
     Returns:
         Thresholds `(classes,)`.
     """
+    from sklearn.metrics import precision_recall_curve
+
     found = np.full(targets.shape[1], DEFAULT_THRESHOLD)
     for index in range(len(found)):
         truth = targets[:, index]
@@ -130,6 +135,8 @@ def fit_thresholds(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray
 
 def curve(probabilities: np.ndarray, truth: np.ndarray) -> list[list[float]]:
     """Return at most `CURVE_POINTS` points [recall, precision], by increasing recall."""
+    from sklearn.metrics import precision_recall_curve
+
     if not truth.any():
         return []
     precision, recall, _ = precision_recall_curve(truth, probabilities)
@@ -208,6 +215,8 @@ def _f1(targets: np.ndarray, predicted: np.ndarray) -> np.ndarray:
 
 
 def _class_scores(truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    from sklearn.metrics import precision_recall_fscore_support
+
     precision, recall, f1, _ = precision_recall_fscore_support(truth, predicted, average="binary", zero_division=0)
     return {"precision": float(precision), "recall": float(recall), "f1": float(f1)}
 

@@ -2,9 +2,9 @@
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
-from scipy.stats import binomtest, norm
 
 CONFIDENCE = 0.95
 LARGEST_SAMPLE = 10_000_000  # images; differences that need more are not worth telling apart
@@ -44,6 +44,8 @@ class PairedCounts:
 
     def p_value(self) -> float:
         """Compute the two-sided p-value of the exact test of McNemar (doi.org/10.1007/BF02295996)."""
+        from scipy.stats import binomtest  # slow to import
+
         changed = self.lost + self.gained
         return 1.0 if not changed else float(binomtest(int(self.lost), int(changed)).pvalue)
 
@@ -133,7 +135,7 @@ def bootstrap_loss(
 
 def _wilson(share: float, count: float) -> tuple[float, float]:
     """Compute the Wilson interval of a proportion; unlike `binomtest`, of any count."""
-    z2 = norm.ppf((1 + CONFIDENCE) / 2) ** 2
+    z2 = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) ** 2
     center = share + z2 / (2 * count)
     half = math.sqrt(z2 * (share * (1 - share) / count + z2 / (4 * count**2)))
     return (center - half) / (1 + z2 / count), (center + half) / (1 + z2 / count)

@@ -1,7 +1,6 @@
 """Temperature scaling (Guo et al., https://arxiv.org/abs/1706.04599)."""
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 
 from hfvit.artifacts.run_sections import CalibratedSplit, CalibrationBin, Temperature
 from hfvit.metrics.classification import calibration, log_normalizers
@@ -35,6 +34,8 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
         The temperature, None if there is no minimum between the bounds: every image is classified correctly, or the
         logits do not depend on the class.
     """
+    from scipy.optimize import minimize_scalar
+
     if (logits.argmax(axis=1) == labels).all():  # a lower temperature is always better
         return None
     bounds = np.log([MIN_TEMPERATURE, MAX_TEMPERATURE])

@@ -9,7 +9,7 @@ from timm.data import resolve_data_config
 from transformers import TimmWrapperConfig
 
 from hfvit.errors import ModelError, nearest
-from hfvit.recipe.arguments import MULTI_LABEL
+from hfvit.recipe.arguments import SINGLE_LABEL
 
 # Keys of pretrained_cfg about the origin of timm's weights, dropped from fine-tuned models.
 _ORIGIN_KEYS = ("url", "file", "hf_hub_id", "hf_hub_filename", "source", "num_classes", "state_dict", "cache_dir")
@@ -79,7 +79,7 @@ class HFViTConfig(TimmWrapperConfig):
 
         A single label is None, the default of transformers.
         """
-        self.problem_type = problem_type if problem_type == MULTI_LABEL else None
+        self.problem_type = None if problem_type == SINGLE_LABEL else problem_type
         if hasattr(self, "thresholds"):
             del self.thresholds
 

@@ -52,9 +52,15 @@ def block_count(layer_of: dict[str, int], timm_model: nn.Module) -> int:
 
 
 def classifier_parameters(timm_model: nn.Module) -> list[torch.nn.Parameter]:
-    """Return the parameters of the classifier; distilled models have two heads."""
+    """Return the parameters of the classifier; distilled models and VOLO have two heads."""
     heads = timm_model.get_classifier()
-    return [p for head in (heads if isinstance(heads, tuple) else (heads,)) for p in head.parameters()]
+    heads = list(heads) if isinstance(heads, tuple) else [heads]
+    # VOLO's auxiliary head is named in the configuration only (timm 1.0).
+    names = (getattr(timm_model, "pretrained_cfg", None) or {}).get("classifier") or ()
+    modules = dict(timm_model.named_modules())
+    named = (modules.get(name) for name in ([names] if isinstance(names, str) else names))
+    heads += [module for module in named if isinstance(module, nn.Linear)]
+    return list(dict.fromkeys(p for head in heads for p in head.parameters()))
 
 
 class FrozenParts:

@@ -1,5 +1,6 @@
 """`HFViTFusionForImageClassification`: image tower, text encoder, fusion head."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import timm
@@ -10,9 +11,10 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageClassification,
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from hfvit.errors import ModelError, one_line
+from hfvit.models.attention import recorded_attention
 from hfvit.models.configuration import HFViTConfig
 from hfvit.models.freezing import FrozenParts, freeze, parse_freeze
-from hfvit.models.modeling import HFViTForImageClassification, LibraryInitialization
+from hfvit.models.modeling import HFViTForImageClassification, LibraryInitialization, PlainCheckpoint
 from hfvit.recipe.arguments import ModelArguments
 from hfvit.utils.hub_ids import folder_or_hub_id
 
@@ -118,7 +120,7 @@ class HFViTFusionConfig(HFViTConfig):
         return output
 
 
-class HFViTFusionForImageClassification(FrozenParts, LibraryInitialization, PreTrainedModel):
+class HFViTFusionForImageClassification(FrozenParts, LibraryInitialization, PlainCheckpoint, PreTrainedModel):
     """Classify an image together with a text.
 
     The image tower is a timm model without classifier. With `cross_attention`, its tokens (or the positions of its
@@ -131,10 +133,13 @@ class HFViTFusionForImageClassification(FrozenParts, LibraryInitialization, PreT
     _supports_sdpa = True
 
     def __init__(self, config: HFViTFusionConfig):
+        requested = config._attn_implementation  # None unless given; super() sets the default
         super().__init__(config)
         self.num_labels = config.num_labels
         self.timm_model = timm.create_model(config.architecture, num_classes=0, **(config.model_args or {}))
         self.text_model = _untrained(config.text_encoder_config)
+        if requested and (requested != "sdpa" or self.text_model._supports_sdpa):
+            self.text_model.set_attn_implementation(requested)
         text_dim = self.text_model.config.hidden_size
         pooled_dim = self.timm_model.head_hidden_size
         if config.fusion == "concatenation":
@@ -159,8 +164,9 @@ class HFViTFusionForImageClassification(FrozenParts, LibraryInitialization, PreT
         input_ids: torch.LongTensor,
         attention_mask: torch.LongTensor | None = None,
         labels: torch.LongTensor | None = None,
+        output_hidden_states: bool | list[int] | None = None,
+        output_attentions: bool | None = None,
         return_dict: bool | None = None,
-        **kwargs,
     ) -> ImageClassifierOutput | tuple:
         """Compute logits (batch, classes) of images with texts.
 
@@ -169,12 +175,19 @@ class HFViTFusionForImageClassification(FrozenParts, LibraryInitialization, PreT
             input_ids: (batch, tokens).
             attention_mask: (batch, tokens), 0 for padding; None means no padding. Every text has at least one token.
             labels: class ids (batch,) to compute the loss for.
-            return_dict: return an `ImageClassifierOutput` rather than a tuple; None follows the configuration.
-            **kwargs: ignored.
+            output_hidden_states: return the image tower's feature maps, or those of these indices; None follows the
+                configuration, here and below.
+            output_attentions: return the attention weights of the image tower's blocks.
+            return_dict: return an `ImageClassifierOutput` rather than a tuple.
         """
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
         pixel_values = pixel_values.to(self.classifier.weight.device, self.classifier.weight.dtype)
         text = self.text_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        features = self.timm_model.forward_features(pixel_values)
+        with recorded_attention(self.timm_model) if output_attentions else nullcontext() as attentions:
+            features, hidden_states = self._image_features(pixel_values, output_hidden_states)
         mask = (torch.ones_like(input_ids) if attention_mask is None else attention_mask).bool()
         if self.config.fusion == "concatenation":
             pooled = self.fusion(self.timm_model.forward_head(features, pre_logits=True), text, mask)
@@ -186,9 +199,21 @@ class HFViTFusionForImageClassification(FrozenParts, LibraryInitialization, PreT
             pooled = self.timm_model.forward_head(restore(tokens), pre_logits=True)
         logits = self.classifier(pooled)
         loss = None if labels is None else self.loss_function(labels, logits, self.config)
+        output = ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=hidden_states, attentions=attentions and tuple(attentions)
+        )
         if return_dict is False or (return_dict is None and not self.config.return_dict):
-            return (logits,) if loss is None else (loss, logits)
-        return ImageClassifierOutput(loss=loss, logits=logits)
+            return output.to_tuple()
+        return output
+
+    def _image_features(self, pixel_values: Tensor, output_hidden_states: bool | list[int]) -> tuple:
+        """Return the image tower's features, and its feature maps or None."""
+        if not output_hidden_states:
+            return self.timm_model.forward_features(pixel_values), None
+        if not hasattr(self.timm_model, "forward_intermediates"):
+            raise ModelError(f"output_hidden_states: not available for {type(self.timm_model).__name__}.")
+        indices = output_hidden_states if isinstance(output_hidden_states, list | tuple) else None
+        return self.timm_model.forward_intermediates(pixel_values, indices=indices)
 
     def freeze(self, part: str | int) -> None:
         """Freeze both encoders ("backbone"), or stem and first `part` image blocks."""

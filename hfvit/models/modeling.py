@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PretrainedConfig, TimmWrapperForImageClassification
+from transformers import AutoModelForImageClassification, PretrainedConfig, TimmWrapperForImageClassification
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from hfvit.errors import ModelError
@@ -42,7 +42,43 @@ class LibraryInitialization:
         self._is_hf_initialized = True
 
 
-class HFViTForImageClassification(FrozenParts, LibraryInitialization, TimmWrapperForImageClassification):
+class PlainCheckpoint:
+    """Save checkpoints that load elsewhere, also of compiled blocks and of modules that are shared."""
+
+    def save_pretrained(self, save_directory: str | Path, state_dict: dict | None = None, **kwargs):
+        """Save the model.
+
+        Args:
+            save_directory: folder to write.
+            state_dict: weights to save instead of the model's.
+            **kwargs: arguments of `PreTrainedModel.save_pretrained`.
+        """
+        state_dict = self.state_dict() if state_dict is None else state_dict
+        weights = unshared({self.saved_name(name): value for name, value in state_dict.items()})
+        super().save_pretrained(save_directory, state_dict=weights, **kwargs)
+        for file in Path(save_directory).glob("*.safetensors"):
+            file.chmod(file_mode())  # safetensors 0.8 writes with 0600
+
+    def saved_name(self, name: str) -> str:
+        """Return the name of a weight in checkpoints, without the prefix of `torch.compile`."""
+        return name.replace("_orig_mod.", "")
+
+
+def unshared(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copy tensors that share memory with an earlier one (CoaT), which safetensors does not save."""
+    seen: set[tuple] = set()
+    output = {}
+    for name, value in weights.items():
+        key = (value.device, value.data_ptr(), value.shape)
+        shares = value.numel() > 0 and not value.is_meta and key in seen
+        output[name] = value.clone() if shares else value
+        seen.add(key)
+    return output
+
+
+class HFViTForImageClassification(
+    FrozenParts, LibraryInitialization, PlainCheckpoint, TimmWrapperForImageClassification
+):
     """timm classifier with resizable position embeddings, attention maps and freezing."""
 
     config_class = HFViTConfig
@@ -65,7 +101,6 @@ class HFViTForImageClassification(FrozenParts, LibraryInitialization, TimmWrappe
         labels: list[str] | None = None,
         image_size: int | None = None,
         timm_kwargs: dict[str, Any] | None = None,
-        problem_type: str | None = None,
         **kwargs,
     ) -> "HFViTForImageClassification":
         """Load a timm, transformers `timm_wrapper` or hfvit checkpoint.
@@ -73,12 +108,13 @@ class HFViTForImageClassification(FrozenParts, LibraryInitialization, TimmWrappe
         Args:
             pretrained_model_name_or_path: Hub id or folder; None to load `state_dict=` into the model of `config=`.
             *args: arguments of `PreTrainedModel.from_pretrained`.
-            labels: class names in the order of the logits. The head is kept if they equal the checkpoint's, else new.
+            labels: class names in the order of the logits. The head is kept if they equal the checkpoint's, else new;
+                `id2label=` of the same length renames the classes of the trained head, as in the stock class.
             image_size: height and width in pixels; timm resamples position embeddings when it differs (the stock class
                 leaves them uninitialized, transformers 5.23).
             timm_kwargs: arguments of `timm.create_model` that override the checkpoint's `model_args`.
-            problem_type: `single_label_classification` or `multi_label_classification`. Default: the checkpoint's.
-            **kwargs: arguments of `PreTrainedModel.from_pretrained`.
+            **kwargs: arguments of `PreTrainedModel.from_pretrained`, and values of the configuration
+                (`problem_type`, `output_hidden_states`, ...).
 
         Raises:
             ModelError: not a timm checkpoint, or weights other than a new head's are missing.
@@ -99,17 +135,17 @@ class HFViTForImageClassification(FrozenParts, LibraryInitialization, TimmWrappe
             old_labels = config.label_names
             if own_config is not None:
                 config = _to_hfvit_config(own_config, config.pretrained_cfg)
+        renames = labels is None
         labels = _requested_labels(labels, config.label_names, kwargs)
         if not labels:
             raise ModelError(
                 f"labels: required, as {pretrained_model_name_or_path} has no classifier. Pass the class names"
                 ' (labels=["cat", "dog", ...]).'
             )
-        keeps_head = labels == old_labels
+        keeps_head = labels == old_labels or (renames and len(labels) == len(old_labels))
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: index for index, label in enumerate(labels)}
-        if problem_type:
-            config.set_problem_type(problem_type)
+        _set_values(config, kwargs)
         if timm_kwargs:
             config.model_args = {**(config.model_args or {}), **timm_kwargs}
         with_info = kwargs.pop("output_loading_info", False)
@@ -142,22 +178,13 @@ class HFViTForImageClassification(FrozenParts, LibraryInitialization, TimmWrappe
                 f" shape ({shown}{', ...' if len(wrong) > 5 else ''}). Check architecture and model_args."
             )
 
-    def save_pretrained(self, save_directory: str | Path, state_dict: dict | None = None, **kwargs):
-        """Save with timm's weight names, which both transformers and timm load.
+    def saved_name(self, name: str) -> str:
+        """Return timm's name of a weight, which both transformers and timm load.
 
         The stock class keeps the prefix `timm_model.` unless the weights came from a timm checkpoint (transformers
         5.23), and timm cannot load it.
-
-        Args:
-            save_directory: folder to write.
-            state_dict: weights to save instead of the model's.
-            **kwargs: arguments of `PreTrainedModel.save_pretrained`.
         """
-        state_dict = self.state_dict() if state_dict is None else state_dict
-        plain = {name.removeprefix("timm_model."): value for name, value in state_dict.items()}
-        super().save_pretrained(save_directory, state_dict=plain, **kwargs)
-        for file in Path(save_directory).glob("*.safetensors"):
-            file.chmod(file_mode())  # safetensors 0.8 writes with 0600
+        return super().saved_name(name).removeprefix("timm_model.")
 
     @torch.no_grad()
     def reset_head(self) -> None:
@@ -251,3 +278,16 @@ def _requested_labels(labels: list[str] | None, old_labels: list[str], kwargs: d
     if num_labels is not None and num_labels != len(old_labels):
         return [f"LABEL_{index}" for index in range(num_labels)]
     return old_labels
+
+
+def _set_values(config: HFViTConfig, kwargs: dict[str, Any]) -> None:
+    """Move the keyword arguments that are values of the configuration to it, as the stock class does."""
+    problem_type = kwargs.pop("problem_type", None)
+    if problem_type:
+        config.set_problem_type(problem_type)
+    for key in (config.to_dict().keys() - {"dtype", "torch_dtype"}) & kwargs.keys():
+        setattr(config, key, kwargs.pop(key))
+
+
+# For `from_config`; saved checkpoints have the stock class.
+AutoModelForImageClassification.register(HFViTConfig, HFViTForImageClassification)

@@ -331,6 +331,7 @@ class RunArguments:
         False, "Resume although the data set changed, so that validation images may have been trained on."
     )
     keep_checkpoints: bool = _field(False, "Keep checkpoint-* (with optimizer state) after the run is finished.")
+    plots: bool = _field(True, "Draw figures of the run to output_dir/plots. `hfvit report` draws them later.")
     expected_accuracy: list[float] | None = field(
         default=None,
         metadata={"help": "Lowest and highest test accuracy in percent for hfvit verify; does not affect training."},

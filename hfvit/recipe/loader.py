@@ -23,7 +23,7 @@ from hfvit.recipe.arguments import (
     RunArguments,
 )
 from hfvit.recipe.files import find_recipe, read_yaml
-from hfvit.recipe.training_args import HFViTTrainingArguments
+from hfvit.recipe.training_args import WITHOUT_EFFECT, HFViTTrainingArguments
 from hfvit.utils.credentials import mask_values
 
 
@@ -92,6 +92,7 @@ NEEDS = (
     Need("nan_lr_factor nan_max_rewinds", "with nan_policy=rewind", lambda v: v["nan_policy"] == "rewind"),
     Need("eval_steps", "with eval_strategy=steps", lambda v: v["eval_strategy"] == "steps"),
     Need("save_steps", "with save_strategy=steps", lambda v: v["save_strategy"] == "steps"),
+    *(Need(" ".join(keys), need, lambda v: False) for need, keys in WITHOUT_EFFECT.items()),
     Need(  # logging_steps is the default of eval_steps
         "logging_steps",
         "with logging_strategy=steps",

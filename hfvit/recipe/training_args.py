@@ -21,7 +21,7 @@ from transformers.utils import is_torch_tf32_available
 
 from hfvit.errors import RecipeError, nearest, one_line
 from hfvit.recipe.arguments import MULTI_LABEL_METRICS, SCALAR_METRICS, RunArguments, TrainerArguments
-from hfvit.utils.environment import cores_per_process
+from hfvit.utils.environment import cores_per_process, set_tf32
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,7 @@ NOT_AVAILABLE: dict[str, tuple[Any, str]] = {
     "include_for_metrics": ([], "Metrics are computed from logits and labels."),
     "train_sampling_strategy": ("random", "Images have no length. For class imbalance use class_balance."),
     "label_names": (None, "Set label_column to choose the column of the labels."),
+    "include_num_input_tokens_seen": ("no", "Images have no tokens to count; the log has the images per second."),
     "neftune_noise_alpha": (None, "It adds noise to token embeddings, which an image model does not have."),
     "use_liger_kernel": (False, "Liger has no kernels for timm models."),
     "liger_kernel_config": (None, "Liger has no kernels for timm models."),
@@ -48,6 +49,14 @@ NOT_AVAILABLE: dict[str, tuple[Any, str]] = {
         1, "It is derived from global_batch_size. Set per_device_train_batch_size to the images that fit."
     ),
 }  # fmt: skip
+
+# Fields of TrainingArguments without effect in hfvit: where they have one -> fields.
+WITHOUT_EFFECT = {
+    "with language models": ("average_tokens_across_devices", "length_column_name", "use_cache"),
+    "with optim=galore or apollo": ("optim_target_modules",),
+    "with hub_strategy=every_save": ("hub_always_push",),
+    "in the example scripts of transformers": ("do_train", "do_eval", "do_predict"),
+}
 
 CHOICES = {
     "eval_strategy": [item.value for item in IntervalStrategy],
@@ -60,6 +69,8 @@ CHOICES = {
 OPTIMIZERS_NOT_AVAILABLE = ("galore", "apollo", "lomo", "adalomo")
 # Options with a mapping or the path of a JSON file.
 MAPPINGS_IN_FILES = ("accelerator_config", "fsdp_config")
+# Data loader workers that are chosen for a GPU at most: they decode more images than a GPU trains on.
+MAX_WORKERS = 24
 
 
 @dataclass
@@ -83,6 +94,10 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must be false: images would be dropped."})
     # The filter hides a NaN loss and synchronizes with the device in every step.
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Must be false: it hides a NaN loss."})
+    # Starting workers takes seconds, in each epoch and each evaluation.
+    dataloader_persistent_workers: bool | None = field(
+        default=None, metadata={"help": "Keep data loader workers between epochs. Default: true."}
+    )
     restore_callback_states_from_checkpoint: bool = field(
         default=True, metadata={"help": "Resume with the early-stopping count of the checkpoint."}
     )
@@ -90,6 +105,7 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
 
     def __post_init__(self):
         self.eval_steps = self.eval_steps or None
+        self.include_num_input_tokens_seen = self.include_num_input_tokens_seen or "no"  # false in older recipes
         self.check()
         self._check_available()
         self._check_values()
@@ -104,6 +120,9 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
             self.greater_is_better = is_better_when_greater(self.metric_for_best_model)
         self.chooses_workers = self.dataloader_num_workers is None
         self.dataloader_num_workers = self.dataloader_num_workers or 0
+        self.chooses_persistence = self.dataloader_persistent_workers is None
+        if self.chooses_persistence:
+            self.dataloader_persistent_workers = self.dataloader_num_workers > 0
 
         # The Trainer ignores the launcher's `use_cpu`, so that each process of a CPU launch would train separately
         # (transformers 5.23).
@@ -122,6 +141,8 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
         self.push_to_hub = False
 
         super().__post_init__()
+        if self.tf32 is not None:
+            set_tf32(self.tf32)
 
         if self.accelerator_config.dispatch_batches or self.accelerator_config.split_batches:
             raise RecipeError(
@@ -148,8 +169,8 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
     def choose_workers(self, decoding: bool) -> None:
         """Set `dataloader_num_workers` if the recipe has none.
 
-        Decoding uses the cores of this process, up to 8 on a GPU and half of them on a CPU, where training uses all
-        cores. Reading decoded images from an array needs one worker on a GPU, none on a CPU.
+        Decoding uses the cores of this process: on a GPU all but one, at most `MAX_WORKERS`; on a CPU half of them, as
+        training uses all. Reading decoded images from an array needs one worker on a GPU, none on a CPU.
 
         Args:
             decoding: whether images are decoded rather than read from an array.
@@ -159,9 +180,11 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
         on_gpu = self.device.type == "cuda"
         cores = cores_per_process(self.world_size)
         if decoding:
-            self.dataloader_num_workers = min(8, cores) if on_gpu else max(1, cores // 2)
+            self.dataloader_num_workers = max(1, min(MAX_WORKERS, cores - 1) if on_gpu else cores // 2)
         else:
             self.dataloader_num_workers = int(on_gpu)
+        if self.chooses_persistence:
+            self.dataloader_persistent_workers = self.dataloader_num_workers > 0
 
     def fit(self, images: int) -> dict[str, int]:
         """Reduce batch size and intervals of evaluation for a small training split.

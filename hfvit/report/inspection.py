@@ -22,6 +22,7 @@ from hfvit.data.inspect import (
     inspect_data,
     open_data,
 )
+from hfvit.data.labels import read_column, targets_of
 from hfvit.data.starting_recipe import accelerator, data_size, is_data_set
 from hfvit.errors import DataError, printable
 from hfvit.evaluation.label_errors import find_label_errors, open_as_trained
@@ -259,14 +260,14 @@ def page(inspection: Inspection, opened: Opened) -> str:
 
 
 def _positions(opened: Opened, role: str) -> dict[int, int]:
-    return {row: position for position, row in enumerate(opened.splits[role]["row"])}
+    return {row: position for position, row in enumerate(read_column(opened.splits[role], "row").to_numpy().tolist())}
 
 
 def _class_samples(inspection: Inspection, opened: Opened) -> list[dict[str, Any]]:
     """Return the classes with counts and samples, of the training split if possible."""
     splits = opened.splits
     found: list[dict[str, Any]] = []
-    labels = {role: np.asarray(splits[role]["label"]) for role in splits.sources}
+    labels = {role: targets_of(splits[role]) for role in splits.sources}
     for index, name in enumerate(inspection.labels[:CLASSES_IN_PAGE]):
         samples: list[str] = []
         for role, values in labels.items():

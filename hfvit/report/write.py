@@ -8,7 +8,7 @@ from hfvit.artifacts.run_record import RunRecord
 from hfvit.hub.files import EXPORTS
 from hfvit.hub.model_card import write_model_card
 from hfvit.report.page import write_page
-from hfvit.report.summary import write_plots
+from hfvit.report.plots import write_plots
 from hfvit.utils.files import expand_user
 
 

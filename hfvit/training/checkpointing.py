@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import threading
@@ -94,6 +95,18 @@ def keep_workers_on_signals(loader: DataLoader) -> DataLoader:
     if not (isinstance(function, partial) and function.func is start_worker):
         loader.worker_init_fn = partial(start_worker, function)
     return loader
+
+
+def is_lost_worker(error: Exception, workers: int) -> bool:
+    """Tell whether `error` comes from a data loader worker that was killed.
+
+    torch notices it by a signal (RuntimeError), or the connection that transfers a batch breaks before.
+    """
+    if re.match(r"DataLoader worker .*(killed|exited)", str(error)):
+        return True
+    # An exception of a worker's own keeps its type, and its message begins with "Caught".
+    is_broken = isinstance(error, (ConnectionError, EOFError)) and not str(error).startswith("Caught ")
+    return workers > 0 and is_broken
 
 
 def start_worker(then: Callable[[int], None] | None, worker: int) -> None:

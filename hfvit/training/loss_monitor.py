@@ -8,6 +8,8 @@ BASELINE = 64  # number of previous steps to compare a loss with
 MIN_BASELINE = 16  # minimum number of previous steps
 MAX_DEVIATIONS = 8.0
 MIN_INCREASE = 0.5
+# Steps in a row that a loss scaler may skip: it halves the scale each time, from 65,536 down to 3e-5.
+MAX_SKIPPED_STEPS = 31
 
 
 class LossMonitor:
@@ -15,14 +17,20 @@ class LossMonitor:
 
     Only `spikes`, and reading `bad_step`, synchronize with the device.
 
+    Args:
+        device: the training device.
+        loss_scaling: whether a loss scaler skips steps with infinite gradients, as with fp16.
+
     Attributes:
-        bad_step: tensor with the first step whose loss or gradient norm is not finite, -1 if there is none.
+        bad_step: tensor with the first step whose loss or gradient norm is not finite, -1 if there is none. With loss
+            scaling, infinite gradients count after `MAX_SKIPPED_STEPS` of them in a row.
         last_good: tensor (3,) of loss, gradient norm and learning rate of the last finite step.
         losses: ring buffer (HISTORY,) of losses, indexed by step.
     """
 
-    def __init__(self, device: torch.device):
+    def __init__(self, device: torch.device, loss_scaling: bool = False):
         self.device = device
+        self.skips_allowed = MAX_SKIPPED_STEPS if loss_scaling else 0
         self.last_good = torch.full((3,), float("nan"), device=device)
         self.reset()
 
@@ -30,6 +38,7 @@ class LossMonitor:
         """Clear the history; it continues with any step."""
         self.step_loss = torch.zeros((), device=self.device)
         self.bad_step = torch.full((), -1, dtype=torch.long, device=self.device)
+        self.skipped = torch.zeros((), dtype=torch.long, device=self.device)
         self.losses = torch.zeros(HISTORY, device=self.device)
         self.first_step = -1
         self.last_step = -1
@@ -48,7 +57,7 @@ class LossMonitor:
 
         Args:
             step: number of the step.
-            grad_norm: gradient norm before clipping; None if the optimizer skipped the step (fp16 loss scaling).
+            grad_norm: gradient norm before clipping; None if it is not known.
             learning_rate: learning rate of the step.
         """
         self.last_step = step
@@ -59,7 +68,9 @@ class LossMonitor:
             grad_norm = grad_norm.full_tensor()
         norm = torch.as_tensor(0.0 if grad_norm is None else grad_norm, device=self.bad_step.device).float()
         values = torch.stack([self.step_loss, norm.reshape(()), torch.full_like(self.step_loss, learning_rate)])
-        good = torch.isfinite(values[:2]).all() & (self.bad_step < 0)
+        finite = torch.isfinite(values)
+        self.skipped = torch.where(finite[1], 0, self.skipped + 1)
+        good = finite[0] & (self.skipped <= self.skips_allowed) & (self.bad_step < 0)
         self.last_good = torch.where(good, values, self.last_good)
         self.bad_step = torch.where(good | (self.bad_step >= 0), self.bad_step, step)
         self.losses[step % HISTORY] = self.step_loss

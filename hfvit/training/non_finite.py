@@ -37,7 +37,8 @@ class NonFiniteLossMonitor(TrainerCallback):
 
     def __init__(self, trainer):
         self.trainer = trainer
-        self.losses = LossMonitor(trainer.args.device)
+        # A fused optimizer applies the scale itself: accelerate does not know which steps it skips (accelerate 1.15).
+        self.losses = LossMonitor(trainer.args.device, loss_scaling=trainer.accelerator.scaler is not None)
         self.grad_norm: torch.Tensor | float | None = None
         self.learning_rate = 0.0
         self.rewinds_allowed = trainer.args.nan_policy == "rewind"
@@ -61,8 +62,7 @@ class NonFiniteLossMonitor(TrainerCallback):
         self.learning_rate = optimizer.param_groups[0]["lr"]  # before the scheduler's step
 
     def on_step_end(self, args, state, control, **kwargs):
-        norm = None if self.trainer.accelerator.optimizer_step_was_skipped else self.grad_norm
-        self.losses.end_step(state.global_step, norm, self.learning_rate)
+        self.losses.end_step(state.global_step, self.grad_norm, self.learning_rate)
         self._check_before(control)
 
     def on_epoch_end(self, args, state, control, **kwargs):

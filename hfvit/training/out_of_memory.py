@@ -19,6 +19,19 @@ from hfvit.utils.environment import peak_memory
 logger = logging.getLogger(__name__)
 
 GIB = 2**30
+# Texts of out-of-memory errors that `should_reduce_batch_size` does not know (accelerate 1.15).
+OUT_OF_MEMORY_TEXTS = (
+    "CUDA error: out of memory", "HIP error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA_ERROR_OUT_OF_MEMORY",
+    "CUDNN_STATUS_ALLOC_FAILED", "ALLOCATION_FAILED", "CUSOLVER_STATUS_ALLOC_FAILED",
+    "HIPBLAS_STATUS_ALLOC_FAILED", "Failed to CUDA calloc",
+)  # fmt: skip
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether memory of the device or the machine ran out, from PyTorch's allocator or CUDA's libraries."""
+    if isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY_TEXTS)
 
 
 class MicroBatchSize:
@@ -130,7 +143,7 @@ def none_if_out_of_memory(work: Callable, *args):
     try:
         return work(*args)
     except RuntimeError as error:
-        if not should_reduce_batch_size(error):
+        if not is_out_of_memory(error):
             raise
     return None
 

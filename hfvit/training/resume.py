@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 # Recipe keys that do not affect the result.
 WITHOUT_EFFECT = (
     "output_dir", "keep_checkpoints", "allow_changed_data", "report_to", "run_name", "logging_steps",
-    "logging_strategy", "disable_tqdm", "dataloader_num_workers", "save_total_limit", "allow_outside_paths",
+    "logging_strategy", "disable_tqdm", "dataloader_num_workers", "save_total_limit", "allow_outside_paths", "plots",
 )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import logging
 import time
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 from torch import nn
@@ -24,6 +25,7 @@ class SpeedMeter(TrainerCallback):
         self.device = device
         self.flops_per_image: float | None = None
         self.peak_flops: float | None = None
+        self.datasheet_flops: float | None = None
         self.start()
 
     def on_epoch_end(self, args, state, control, **kwargs):
@@ -39,7 +41,8 @@ class SpeedMeter(TrainerCallback):
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def stop(self) -> None:
-        """Set the end of `overall`; a later call extends it."""
+        """Set the end of `overall`, when the device has finished its work; a later call extends it."""
+        _wait(self.device)
         self._stopped = self._reading()
 
     @contextmanager
@@ -76,8 +79,9 @@ class SpeedMeter(TrainerCallback):
         images, seconds, waited = (new - old for new, old in zip(after, before, strict=True))
         seconds = max(seconds, 1e-9)
         figures = {"images_per_second": images / seconds, "data_wait": waited / seconds}
-        if self.flops_per_image and self.peak_flops:
-            figures["mfu"] = images / seconds * self.flops_per_image / self.peak_flops
+        for name, peak in (("mfu", self.peak_flops), ("mfu_datasheet", self.datasheet_flops)):
+            if self.flops_per_image and peak:
+                figures[name] = images / seconds * self.flops_per_image / peak
         if self.device.type == "cuda":
             figures["peak_memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
         return figures
@@ -101,6 +105,34 @@ def training_flops(model: nn.Module) -> float | None:
         logger.debug("Cannot count the FLOPs of %s: %s", model.config.architecture, error)
         return None
     return counter.get_total_flops() / 2
+
+
+@cache
+def peak_rate(device: torch.device, dtype: torch.dtype, tf32: bool | None) -> float:
+    """Return `matmul_rate`, measured once in a process.
+
+    Args:
+        device: device to measure.
+        dtype: data type of the product.
+        tf32: setting of TF32, which changes the rate of float32.
+    """
+    return matmul_rate(device, dtype)
+
+
+# Dense FLOP/s in bf16 and fp16 of NVIDIA's datasheets, by a part of the GPU's name; the first match applies.
+DATASHEET_FLOPS = {
+    "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12, "GH200": 989e12, "A100": 312e12,
+    "A40": 149.7e12, "A30": 165e12, "A10G": 70e12, "A10": 125e12, "L40S": 362e12, "L40": 181e12, "L4": 121e12,
+    "V100": 125e12, "T4": 65e12,
+}  # fmt: skip
+
+
+def datasheet_rate(device: torch.device, dtype: torch.dtype) -> float | None:
+    """Return the dense FLOPs per second that NVIDIA states for a GPU, None for other devices and for float32."""
+    if device.type != "cuda" or dtype == torch.float32:
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((rate for part, rate in DATASHEET_FLOPS.items() if part in name), None)
 
 
 @torch.no_grad()

@@ -1,9 +1,9 @@
 """`HFViTTrainer`: Trainer with on-device augmentation and exact resume."""
 
 import copy
-import re
 import shutil
 from collections.abc import Callable
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import send_to_device
-from accelerate.utils.memory import should_reduce_batch_size
 from datasets import Dataset
 from timm.data import resolve_data_config
 from torch import nn
@@ -21,23 +20,31 @@ from transformers.trainer_utils import TrainOutput
 
 from hfvit.artifacts.checkpoint import newest_checkpoint
 from hfvit.artifacts.constants import STAGING, STATE_FILE
-from hfvit.data.dataset import check_labels, check_pixels, check_stream_labels, collate
+from hfvit.data.dataset import ImageDataset, check_labels, check_pixels, check_stream_labels, collate
 from hfvit.data.factory import image_dataset
 from hfvit.data.samplers import BalancedSampler, EpochSampler
 from hfvit.data.stream import ImageStream, StreamEpochs, stream_loader
 from hfvit.data.text import TEXT_INPUTS
 from hfvit.errors import DataError, HFViTError, ModelError, RecipeError, one_line
 from hfvit.metrics.task import task_of, trainer_metrics
+from hfvit.models.patch_size import patch_size_callbacks
 from hfvit.recipe.arguments import MULTI_LABEL
-from hfvit.recipe.training_args import wrap_errors
-from hfvit.training.checkpointing import CheckpointWriter, ResumeState, is_over, keep_workers_on_signals, start_worker
+from hfvit.recipe.training_args import HFViTTrainingArguments, wrap_errors
+from hfvit.training.checkpointing import (
+    CheckpointWriter,
+    ResumeState,
+    is_lost_worker,
+    is_over,
+    keep_workers_on_signals,
+    start_worker,
+)
 from hfvit.training.ema import EmaCallback
 from hfvit.training.losses import LOSSES
 from hfvit.training.non_finite import NonFiniteLossMonitor, RewindRequest
-from hfvit.training.out_of_memory import OutOfMemoryHandler
+from hfvit.training.out_of_memory import OutOfMemoryHandler, is_out_of_memory, out_of_memory_error
 from hfvit.training.param_groups import build_param_groups, groups_beside
 from hfvit.training.resume import describe_changes
-from hfvit.training.throughput import SpeedMeter, matmul_rate, training_flops
+from hfvit.training.throughput import SpeedMeter, datasheet_rate, peak_rate, training_flops
 from hfvit.transforms.augmentation import Augmentation
 from hfvit.transforms.mixup import BatchMixing
 from hfvit.transforms.preprocessing import Preprocessing
@@ -80,8 +87,9 @@ class HFViTTrainer(Trainer):
             binary of a multi-label model.
         balanced: sample all classes equally often.
         progressive: callback that resizes training images, see `finetuning.progressive_resizing`.
-        **kwargs: arguments of `transformers.Trainer`. `compute_loss_func=(outputs, labels, num_items_in_batch) ->
-            loss` replaces the training loss and returns a mean over its batch.
+        **kwargs: arguments of `transformers.Trainer`, but not `data_collator` and `model_init`.
+            `compute_loss_func=(outputs, labels, num_items_in_batch) -> loss` replaces the training loss and returns a
+            mean over its batch.
 
     Attributes:
         events: events of the training (`out_of_memory`, `rewind`, `loss_spike`) as JSON values.
@@ -91,6 +99,7 @@ class HFViTTrainer(Trainer):
 
     Raises:
         RecipeError: the model, its weights or a stream do not support an option.
+        TypeError: a data set is of another type, or an argument is not available.
         DataError: the training set is smaller than a batch, or has one class only.
     """
 
@@ -114,20 +123,25 @@ class HFViTTrainer(Trainer):
         progressive: TrainerCallback | None = None,
         **kwargs,
     ):
+        _check_arguments(model, kwargs)
         data_config = resolve_data_config(model.config.pretrained_cfg)
         labels = [model.config.id2label[index] for index in range(model.config.num_labels)]
+        evaluation_set = partial(image_dataset, labels=labels, data_config=data_config)
         if isinstance(train_dataset, Dataset):
             augmentation = augmentation or Augmentation.from_config(data_config)
             train_dataset = image_dataset(
                 train_dataset, labels, data_config, "train", augmentation, args.seed, train_transforms
             )
         if isinstance(eval_dataset, Dataset):
-            eval_dataset = image_dataset(eval_dataset, labels, data_config, "validation")
+            eval_dataset = evaluation_set(eval_dataset, name="validation")
         elif isinstance(eval_dataset, dict):
             eval_dataset = {
-                name: image_dataset(split, labels, data_config, name) if isinstance(split, Dataset) else split
+                name: evaluation_set(split, name=name) if isinstance(split, Dataset) else split
                 for name, split in eval_dataset.items()
             }
+        _check_dataset("train_dataset", train_dataset)
+        for split in eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]:
+            _check_dataset("eval_dataset", split)
         super().__init__(
             model,
             args,
@@ -141,6 +155,7 @@ class HFViTTrainer(Trainer):
             kind = type(getattr(self.model, "timm_model", self.model)).__name__
             with_text = " with a text encoder" if hasattr(self.model, "text_model") else ""
             raise RecipeError(f"activation_checkpointing: not available for {kind}{with_text}. Set it to false.")
+        self._evaluation_set = evaluation_set
         self.task = task_of(model.config)
         self.losses = LOSSES[self.task.problem_type]
         self.args.fit_metric(self.task.scalar_metrics, self.task.default_metric)
@@ -156,6 +171,8 @@ class HFViTTrainer(Trainer):
         self.progressive = progressive
         self.objective = objective and objective.to(self.args.device)
         self.augmentation = None
+        self._loaders: list[DataLoader] = []
+        check_determinism(self.args, self.model, progressive)
         self._is_stream = isinstance(self.train_dataset, ImageStream)
         self._first_batch_checked = False
         if self.train_dataset is not None:
@@ -329,7 +346,7 @@ class HFViTTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         if not self._is_stream:
-            return keep_workers_on_signals(super().get_train_dataloader())
+            return self._kept(super().get_train_dataloader())
         args = self.args
         return stream_loader(
             self.train_dataset,
@@ -342,11 +359,36 @@ class HFViTTrainer(Trainer):
             worker_init_fn=partial(start_worker, None),
         )
 
-    def get_eval_dataloader(self, *args, **kwargs) -> DataLoader:
-        return keep_workers_on_signals(super().get_eval_dataloader(*args, **kwargs))
+    def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
+        if isinstance(eval_dataset, Dataset):
+            eval_dataset = self._evaluation_set(eval_dataset, name="validation")
+        if eval_dataset is None or eval_dataset is self.eval_dataset or isinstance(eval_dataset, str):
+            return self._kept(super().get_eval_dataloader(eval_dataset))
+        # With persistent workers the Trainer would return the loader of its own data set (transformers 5.24).
+        return self.get_test_dataloader(eval_dataset)
 
-    def get_test_dataloader(self, *args, **kwargs) -> DataLoader:
-        return keep_workers_on_signals(super().get_test_dataloader(*args, **kwargs))
+    def get_test_dataloader(self, test_dataset) -> DataLoader:
+        if isinstance(test_dataset, Dataset):
+            test_dataset = self._evaluation_set(test_dataset, name="test")
+        return self._kept(super().get_test_dataloader(test_dataset))
+
+    def _kept(self, loader: DataLoader) -> DataLoader:
+        if self.args.dataloader_persistent_workers and all(loader is not other for other in self._loaders):
+            self._loaders.append(loader)
+        return keep_workers_on_signals(loader)
+
+    @contextmanager
+    def _workers_stopped(self):
+        """Stop persistent data loader workers at the end of the context."""
+        try:
+            yield
+        finally:
+            self.stop_workers()
+
+    def stop_workers(self) -> None:
+        """Stop persistent data loader workers; the next iteration starts them again."""
+        for loader in self._loaders:
+            getattr(loader, "base_dataloader", loader)._iterator = None  # accelerate's wrapper
 
     def _get_train_sampler(self, train_dataset=None) -> EpochSampler:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -369,9 +411,11 @@ class HFViTTrainer(Trainer):
         """Create the optimizer with timm's weight decay and layer-wise learning rates."""
         if self.optimizer is None:
             model = self.model if model is None else model
-            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            optimizer_class, options = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(
+                self.args, model
+            )
             plain = self.accelerator.unwrap_model(model)
-            rates = options["lr"], self.args.weight_decay
+            rates = options.get("lr", self.args.learning_rate), options.get("weight_decay", self.args.weight_decay)
             groups = groups_beside(plain, plain.timm_model, *rates)
             groups += build_param_groups(plain.timm_model, *rates, layer_decay=self.args.layer_decay)
             with wrap_errors("optim", self.args.optim):
@@ -458,10 +502,13 @@ class HFViTTrainer(Trainer):
 
     def evaluation_loop(self, *args, **kwargs):
         """Evaluate with the averaged weights if there are any."""
-        if self.ema is None:
-            return super().evaluation_loop(*args, **kwargs)
-        with self.ema.applied_to(self.model):
-            return super().evaluation_loop(*args, **kwargs)
+        averaged = self.ema.applied_to(self.model) if self.ema else nullcontext()
+        try:
+            with averaged:
+                return super().evaluation_loop(*args, **kwargs)
+        finally:
+            if not self.is_in_train:
+                self.stop_workers()
 
     def prediction_step(self, model: nn.Module, inputs, prediction_loss_only: bool, ignore_keys=None):
         """Predict a batch, in micro-batches if it does not fit into memory.
@@ -479,6 +526,10 @@ class HFViTTrainer(Trainer):
         return self.out_of_memory.predict(predict, inputs, prediction_loss_only)
 
     # ---- Training and checkpoints ----
+
+    def hyperparameter_search(self, *args, **kwargs):
+        """Raise `RecipeError`, as each trial needs its own model and data sets."""
+        raise RecipeError("hyperparameter_search: not available in HFViTTrainer. Use `hfvit sweep`.")
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:
         """Train, and load the best checkpoint or the averaged weights at the end.
@@ -499,7 +550,7 @@ class HFViTTrainer(Trainer):
         check_shared_memory(self.args.dataloader_num_workers)
         self._count_trained_parameters()
         self._measure_device()
-        with self.checkpoints.signals.handled():
+        with self.checkpoints.signals.handled(), self._workers_stopped():
             while True:
                 self._begin(checkpoint)
                 try:
@@ -511,9 +562,12 @@ class HFViTTrainer(Trainer):
                 except (HFViTError, MemoryError):
                     raise
                 except Exception as error:
-                    if re.match(r"DataLoader worker .*(killed|exited)", str(error)):
-                        raise self.checkpoints.lost_worker_error(error) from None
-                    if self.checkpoints.is_restored or should_reduce_batch_size(error):
+                    if is_lost_worker(error, self.args.dataloader_num_workers):
+                        # Without the traceback the loader is deleted; torch reports its dead worker until then.
+                        raise self.checkpoints.lost_worker_error(error.with_traceback(None)) from None
+                    if is_out_of_memory(error):
+                        self._raise_out_of_memory()
+                    if self.checkpoints.is_restored:
                         raise
                     before = self.resume_state.origin if self.resume_state else {}
                     changes = describe_changes(before, self.origin) if before and self.origin else []
@@ -531,6 +585,17 @@ class HFViTTrainer(Trainer):
             self.remove_callback(self.ema)
             self.ema = None
         return output
+
+    def _raise_out_of_memory(self) -> None:
+        """Raise `OutOfMemoryError` for memory that ran out where a smaller batch does not help."""
+        raise out_of_memory_error(
+            self.model,
+            self.args.device,
+            self.out_of_memory.micro.size,
+            "It ran out outside forward and backward pass, where a smaller batch does not help: in the optimizer's"
+            " state or the averaged weights. Set optim: sgd or finetuning: lora, or omit ema_decay.",
+            "the optimizer's step",
+        ) from None
 
     def _checkpoint_to_resume(self, resume: str | bool | None) -> str | None:
         if resume is not True:
@@ -557,7 +622,9 @@ class HFViTTrainer(Trainer):
         """Measure the FLOPs of the model and the peak of the device, for `mfu`."""
         # Undefined for images of several sizes.
         self.speed.flops_per_image = None if self.progressive else training_flops(self.model)
-        self.speed.peak_flops = matmul_rate(self.args.device, self._compute_dtype) * self.args.world_size
+        self.speed.peak_flops = peak_rate(self.args.device, self._compute_dtype, self.args.tf32) * self.args.world_size
+        stated = datasheet_rate(self.args.device, self._compute_dtype)
+        self.speed.datasheet_flops = stated and stated * self.args.world_size
 
     def set_initial_training_values(self, args, dataloader):
         """Set zero epochs if the checkpoint is the end of its run.
@@ -623,6 +690,50 @@ class HFViTTrainer(Trainer):
         if self.args.should_save:
             with temporary_file(Path(self.args.output_dir) / STATE_FILE) as file:
                 self.state.save_to_json(str(file))
+
+
+def _check_arguments(model, kwargs: dict[str, Any]) -> None:
+    """Raise `TypeError` for arguments of `transformers.Trainer` that are not available.
+
+    Args:
+        model: model of the trainer.
+        kwargs: further arguments.
+    """
+    if kwargs.get("data_collator") is not None:
+        raise TypeError("data_collator: not available, as data sets return batches. Use train_transforms.")
+    kwargs.pop("data_collator", None)
+    if kwargs.get("model_init") is not None or not hasattr(getattr(model, "config", None), "pretrained_cfg"):
+        raise TypeError(
+            f"model: must be a model of hfvit.models, got {type(model).__name__}. Pass"
+            " HFViTForImageClassification.from_pretrained(..., labels=[...]); model_init is not available."
+        )
+
+
+def _check_dataset(key: str, dataset: Any) -> None:
+    """Raise `TypeError` unless `dataset` is None or returns batches."""
+    if not isinstance(dataset, ImageDataset | ImageStream | None):
+        raise TypeError(
+            f"{key}: must be a datasets.Dataset with an image and a label column, got {type(dataset).__name__}. Use"
+            " datasets.Dataset.from_list, or one split of a DatasetDict."
+        )
+
+
+def check_determinism(args: HFViTTrainingArguments, model: nn.Module, progressive: TrainerCallback | None) -> None:
+    """Raise `RecipeError` if `full_determinism` is set and a training step has no deterministic kernel.
+
+    Args:
+        args: training arguments.
+        model: the model.
+        progressive: callback that resizes training images, or None.
+    """
+    if not args.full_determinism or args.device.type != "cuda":
+        return
+    option = "progressive_image_size" if progressive else "patch_sizes" if patch_size_callbacks(model) else None
+    if option:
+        raise RecipeError(
+            f"full_determinism: not available with {option} on a GPU, as PyTorch has no deterministic kernel for the"
+            " gradient of resized position embeddings. Omit one of them."
+        )
 
 
 class SamplerEpochs(TrainerCallback):

@@ -53,6 +53,17 @@ def use_all_cores(processes: int) -> None:
         logger.info("Using %d threads per process instead of 1, the default of accelerate launch", threads)
 
 
+def set_tf32(enabled: bool) -> None:
+    """Set the TF32 mode of matrix products and convolutions, for all ways to read it.
+
+    After `torch.backends.fp32_precision`, which transformers sets, the older readings raise an error (torch 2.14), and
+    inductor uses one of them.
+    """
+    torch.backends.fp32_precision = "tf32" if enabled else "ieee"
+    torch.backends.cuda.matmul.allow_tf32 = enabled
+    torch.backends.cudnn.allow_tf32 = enabled
+
+
 def keep_freed_memory() -> bool:
     """Let glibc keep freed memory for the next training step.
 

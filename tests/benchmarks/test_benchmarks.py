@@ -40,6 +40,14 @@ def test_metrics_contenders_compute_the_same(common):
     assert metrics.evaluate_arrow(logits, labels, names)["accuracy"] == expected["accuracy"]
 
 
+def test_import_milliseconds_are_by_top_level_package(common):
+    import startup
+
+    found = startup.import_milliseconds("import numpy, json")
+    assert found["numpy"] >= 1
+    assert list(found.values()) == sorted(found.values(), reverse=True)
+
+
 def test_interleaved_rounds_start_with_different_contenders(common):
     order = []
     results = common.interleaved(

@@ -177,6 +177,7 @@ def test_unknown_step_fails(tmp_path):
     assert (row["step"], row["name"], row["code"]) == ("day", "unknown", 2)
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 def test_dry_run_records_facts_and_prepares_data(tmp_path):
     result = run_day(copy_kit(tmp_path), tmp_path, "facts", "prep")

@@ -59,7 +59,7 @@ def mislabeled(tmp_path):
 def test_find_label_errors_names_the_wrong_labels(mislabeled, tmp_path):
     hfvit.train(
         mislabeled, from_scratch=True, image_size=16, model_args=MICRO, num_train_epochs=8, learning_rate=3e-3,
-        global_batch_size=8, seed=3, disable_tqdm=True, output_dir=tmp_path / "run",
+        global_batch_size=8, seed=3, disable_tqdm=True, plots=False, output_dir=tmp_path / "run",
     )  # fmt: skip
     opened = open_as_trained(tmp_path / "run", mislabeled)
     record = json.loads((tmp_path / "run/run.json").read_text())

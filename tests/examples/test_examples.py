@@ -10,7 +10,7 @@ import pytest
 from helpers.commands import ROOT
 from nbclient import NotebookClient
 
-SHORT = {'output_dir="outputs/digits"': 'output_dir="outputs/digits", max_steps=10, use_cpu=True'}
+SHORT = {'output_dir="outputs/digits"': 'output_dir="outputs/digits", max_steps=10, use_cpu=True, plots=False'}
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}
 
 
@@ -29,6 +29,7 @@ def test_python_page_runs_as_a_script(tmp_path):
     assert {"digits", "dict", "mine", "stock"} <= {path.name for path in (tmp_path / "outputs").iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 def test_quickstart_notebook_runs(tmp_path, monkeypatch):
     notebook = nbformat.read(ROOT / "examples" / "quickstart.ipynb", as_version=4)

@@ -84,7 +84,7 @@ def test_train_with_head_from_text_starts_as_zero_shot(pair, colors, tmp_path):
     recipe.write_text(
         f"model_name_or_path: {folder / 'tower'}\nhead_from_text: {folder / 'clip'}\nimage_size: 16\ncrop_pct: 1.0\n"
         f"dataset_name: {colors}\noutput_dir: {tmp_path / 'out'}\nvalidation_fraction: 0.2\nglobal_batch_size: 8\n"
-        "max_steps: 1\nlearning_rate: 0.0\nfreeze: backbone\neval_strategy: 'no'\ndisable_tqdm: true\n"
+        "max_steps: 1\nlearning_rate: 0.0\nfreeze: backbone\neval_strategy: 'no'\nplots: false\ndisable_tqdm: true\n"
     )
     assert run(lambda: main([str(recipe)])) == 0
     classifier = hfvit.load_classifier(tmp_path / "out", device="cpu")

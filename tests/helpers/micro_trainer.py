@@ -40,7 +40,9 @@ def parts(rows=40, policy="basic", repeats=1):
     return model, train, ImageDataset(splits[1]["label"], readers[1]), Preprocessing(data_config)
 
 
-def make_trainer(output_dir, callbacks=None, rows=40, policy="basic", repeats=1, mixing=None, **kwargs):
+def make_trainer(
+    output_dir, callbacks=None, rows=40, policy="basic", repeats=1, mixing=None, trainer_class=HFViTTrainer, **kwargs
+):
     model, train, validation, preprocessing = parts(rows, policy, repeats)
     defaults = {
         "learning_rate": LR, "weight_decay": WEIGHT_DECAY, "layer_decay": LAYER_DECAY, "max_grad_norm": CLIP,
@@ -48,7 +50,7 @@ def make_trainer(output_dir, callbacks=None, rows=40, policy="basic", repeats=1,
         "logging_steps": 1, "seed": SEED, "use_cpu": True, "disable_tqdm": True,
     }  # fmt: skip
     args = HFViTTrainingArguments(output_dir=str(output_dir), **{**defaults, **kwargs})
-    return HFViTTrainer(
+    return trainer_class(
         model=model,
         args=args,
         train_dataset=train,

@@ -18,4 +18,5 @@ max_grad_norm: 1.0
 logging_steps: 1
 seed: 3
 disable_tqdm: true
+plots: false
 """

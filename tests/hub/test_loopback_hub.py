@@ -1,6 +1,7 @@
 """The loopback Hub of the tests works with huggingface_hub's client."""
 
-import httpx2
+from urllib.request import Request, urlopen
+
 import pytest
 from helpers.loopback_hub import LoopbackHub
 from helpers.loopback_store import READ, STRANGER, WRITE
@@ -48,8 +49,9 @@ def test_commit_can_be_read_back(hub, api, tmp_path):
     folder = snapshot_download("user/a", endpoint=hub.url, cache_dir=tmp_path / "cache")
     assert (tmp_path / "cache" / "models--user--a" / "snapshots" / oid / "model.safetensors").read_bytes() == WEIGHTS
     assert folder.endswith(oid)
-    answer = httpx2.get(f"{hub.url}/user/a/resolve/main/model.safetensors", headers={"Range": "bytes=10-13"})
-    assert (answer.status_code, answer.content) == (206, WEIGHTS[10:14])
+    request = Request(f"{hub.url}/user/a/resolve/main/model.safetensors", headers={"Range": "bytes=10-13"})
+    with urlopen(request) as answer:
+        assert (answer.status, answer.read()) == (206, WEIGHTS[10:14])
     assert [(entry.path, entry.size) for entry in client.list_repo_tree("user/a", recursive=True)] == [
         (".gitattributes", 0), ("config.json", 2), ("model.safetensors", len(WEIGHTS)),
     ]  # fmt: skip

@@ -37,7 +37,7 @@ def trained(tmp_path_factory, colors):
     folder = tmp_path_factory.mktemp("push")
     recipe = folder / "micro.yaml"
     recipe.write_text(MICRO_RECIPE + f"dataset_name: {colors}\noutput_dir: {folder / 'out'}\nmax_steps: 4\n")
-    assert run(lambda: main([str(recipe), "--keep_checkpoints"])) == 0
+    assert run(lambda: main([str(recipe), "--keep_checkpoints", "--plots", "true"])) == 0
     out = folder / "out"
     assert list(out.glob("checkpoint-*/optimizer.pt"))
     assert (out / "plots" / "training_images.png").exists()

@@ -310,3 +310,24 @@ def test_load_classifier_without_head_raises(tmp_path):
     ViTModel(ViTConfig(**STOCK), add_pooling_layer=False).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"\b2\b.*\bclassifier\.bias\b"):
         hfvit.load_classifier(tmp_path)
+
+
+def test_logits_in_several_threads_equal_those_of_one_batch(tmp_path):
+    build_model(LABELS, architecture=ARCHITECTURE, image_size=16, timm_kwargs=MICRO).save_pretrained(tmp_path)
+    images = [colored_image(index % 3, np.random.default_rng(index)) for index in range(11)]
+    one = hfvit.load_classifier(tmp_path, device="cpu", threads=1)
+    expected = one.run(one.prepare(images))
+    for threads, batch_size in ((1, 3), (3, 1), (3, 16), (9, 8)):
+        several = hfvit.load_classifier(tmp_path, device="cpu", threads=threads)
+        np.testing.assert_allclose(several.logits(images, batch_size), expected, rtol=1e-4, atol=1e-6)
+        assert several.backend.threads == threads
+
+
+def test_bf16_classifier_agrees_to_two_digits(tmp_path):
+    build_model(LABELS, architecture=ARCHITECTURE, image_size=16, timm_kwargs=MICRO).save_pretrained(tmp_path)
+    images = [colored_image(index, np.random.default_rng(index)) for index in range(3)]
+    half = hfvit.load_classifier(tmp_path, device="cpu", bf16=True)
+    assert half.backend.model.dtype == torch.bfloat16
+    np.testing.assert_allclose(
+        half.logits(images), hfvit.load_classifier(tmp_path, device="cpu").logits(images), atol=0.02
+    )

@@ -1,6 +1,8 @@
 """`hfvit predict`: input files, output formats and errors."""
 
+import csv
 import json
+import os
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -12,10 +14,12 @@ from helpers.images import LABELS, colored_image
 from helpers.messages import assert_names, option_of
 from helpers.onnx_graphs import expected_logits, write_configs, write_graph
 from PIL import Image
+from pyarrow import parquet
 from scipy.special import softmax
 
 from hfvit.cli import main
 from hfvit.data.decode import find_images
+from hfvit.utils.threads import map_in_threads
 
 
 @pytest.fixture
@@ -208,3 +212,85 @@ def test_predict_command_prints_clean_output(model, photos, tmp_path):
     assert result.returncode == 0
     assert [json.loads(line)["predictions"][0]["label"] for line in result.stdout.splitlines()] == LABELS
     assert result.stderr == ""
+
+
+def read_output(file):
+    """Return the rows of a .csv or .parquet file of predictions."""
+    if file.suffix == ".csv":
+        with file.open(encoding="utf-8", newline="") as lines:
+            return list(csv.DictReader(lines))
+    return parquet.read_table(file).to_pylist()
+
+
+@pytest.mark.parametrize("ending", [".csv", ".parquet"])
+def test_predict_output_has_a_row_per_image_and_class(capsys, model, photos, tmp_path, ending):
+    (photos / "bad.png").write_bytes(b"no image")
+    output = tmp_path / f"predictions{ending}"
+    code, out, _ = command(capsys, model, photos, "--output", output, "--top_k", 2)
+    assert (code, out) == (1, "")
+    rows = read_output(output)
+    names = ("a.png", "b.PNG", "bad.png", "more/c.png")
+    first = [row for row in rows if row["rank"] in (None, "", 1, "1")]
+    assert [row["image"] for row in first] == [str(photos / name) for name in names]
+    assert [row["image"] for row in rows if row["error"]] == [str(photos / "bad.png")]
+    for name in (names[0], names[1], names[3]):
+        found = {row["label"]: float(row["probability"]) for row in rows if row["image"] == str(photos / name)}
+        expected = expected_probabilities(photos / name)
+        assert found == pytest.approx({label: expected[label] for label in found}, abs=1e-6)
+        assert len(found) == 2
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_predict_output_jsonl_equals_the_printed_lines(capsys, model, photos, tmp_path):
+    code, _, _ = command(capsys, model, photos, "--output", tmp_path / "predictions.jsonl")
+    _, printed, _ = command(capsys, model, photos, "--json")
+    assert code == 0
+    assert (tmp_path / "predictions.jsonl").read_text() == printed
+
+
+def test_predict_output_csv_guards_formulas_and_odd_names(capsys, model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = ["=1+1.png", "@a,b.png", 'x\n"y".png', "caf\u00e9.png", os.fsdecode(b"\xff.png")]
+    for name in names:
+        colored_image(0, np.random.default_rng(0)).save(tmp_path / name, format="PNG")
+    code, _, _ = command(capsys, model, *names, "--output", "out.csv", "--top_k", 1)
+    assert code == 0
+    found = [row["image"] for row in read_output(tmp_path / "out.csv")]
+    assert found == ["'=1+1.png", "'@a,b.png", 'x\\n"y".png', "caf\u00e9.png", "\\xff.png"]
+    code, _, _ = command(capsys, model, *names, "--output", "out.parquet", "--top_k", 1)
+    found = [row["image"] for row in read_output(tmp_path / "out.parquet")]
+    assert found == ["=1+1.png", "@a,b.png", 'x\\n"y".png', "caf\u00e9.png", "\\xff.png"]
+
+
+@pytest.mark.parametrize("output", ["predictions.xlsx", "missing/predictions.csv"])
+def test_predict_with_wrong_output_names_the_option(capsys, model, photos, output, tmp_path):
+    code, _, err = command(capsys, model, photos, "--output", tmp_path / output)
+    assert code == 2
+    assert option_of(err) == "output"
+
+
+def test_predict_bf16_of_an_export_names_the_option(capsys, model, photos):
+    code, _, err = command(capsys, model, photos, "--bf16")
+    assert code == 2
+    assert option_of(err) == "bf16"
+
+
+def test_map_in_threads_keeps_order_and_reads_ahead_at_most():
+    taken = []
+
+    def items():
+        for index in range(20):
+            taken.append(index)
+            yield index
+
+    results = map_in_threads(lambda index: index**2, items(), 3)
+    assert [next(results) for _ in range(2)] == [0, 1]
+    assert len(taken) <= 5
+    assert list(results) == [index**2 for index in range(2, 20)]
+
+
+def test_map_in_threads_raises_where_the_result_is_due():
+    results = map_in_threads(lambda value: 1 // value, [1, 0, 1], 3)
+    assert next(results) == 1
+    with pytest.raises(ZeroDivisionError):
+        next(results)

@@ -40,6 +40,7 @@ eval_steps: 40
 logging_steps: 20
 seed: 3
 disable_tqdm: true
+plots: false
 """
 TEXTS = ("--text_column", "caption", "--max_text_length", "8", "--text_encoder")
 

@@ -104,6 +104,31 @@ def test_fusion_with_clip_text_model(tmp_path):
         torch.testing.assert_close(own, value)
 
 
+def test_fusion_returns_hidden_states_and_attentions(encoder):
+    model = fusion(encoder).eval()
+    batch = {"pixel_values": torch.randn(2, 3, 16, 16), **model.example_texts(2, 5)}
+    logits = model(**batch).logits
+    outputs = model(**batch, output_hidden_states=True, output_attentions=True)
+    tower = model.timm_model
+    for hidden, expected in zip(
+        outputs.hidden_states, tower.forward_intermediates(batch["pixel_values"], intermediates_only=True), strict=True
+    ):
+        assert torch.equal(hidden, expected)
+    assert len(outputs.attentions) == len(tower.blocks)
+    torch.testing.assert_close(outputs.logits, logits, rtol=1e-4, atol=1e-6)
+    assert len(model(**batch, output_hidden_states=[0], return_dict=False)[1]) == 1
+    with pytest.raises(TypeError, match="output_hidden_state'"):
+        model(**batch, output_hidden_state=True)
+
+
+def test_attn_implementation_reaches_the_text_encoder(encoder, tmp_path):
+    fusion(encoder).save_pretrained(tmp_path)
+    model = HFViTFusionForImageClassification.from_pretrained(tmp_path, attn_implementation="eager")
+    assert model.text_model.config._attn_implementation == "eager"
+    model.set_attn_implementation("sdpa")
+    assert model.text_model.config._attn_implementation == "sdpa"
+
+
 def test_init_weights_after_to_empty_equals_a_new_model(encoder):
     config = fusion(encoder).config
     torch.manual_seed(1)

@@ -14,12 +14,20 @@ from helpers.models import build_model
 from helpers.recipes import ARCHITECTURE, MICRO
 from safetensors.torch import load_file, save_file
 from timm.data import create_transform, resolve_data_config
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, pipeline
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    TimmWrapperForImageClassification,
+    pipeline,
+)
 
 import hfvit
 from hfvit.errors import ModelError
 from hfvit.models.configuration import HFViTConfig
 from hfvit.models.modeling import HFViTForImageClassification
+
+COAT = {"embed_dims": [8, 16, 16, 16], "serial_depths": [1, 1, 1, 1], "parallel_depth": 1, "num_heads": 8}
 
 
 @pytest.fixture
@@ -225,3 +233,87 @@ def test_crop_mode_center_keeps_the_transform_of_the_pretrained_model():
     before = dict(config.pretrained_cfg)
     config.set_crop_mode("center")
     assert config.pretrained_cfg == {**before, "crop_mode": "center"}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("output_hidden_states", True), ("return_dict", False), ("problem_type", "regression"),
+        ("initializer_range", 0.5), ("attn_implementation", "eager"),
+    ],
+)  # fmt: skip
+def test_from_pretrained_passes_values_to_the_configuration(saved, key, value):
+    folder, _, pixel_values, logits = saved
+    model = HFViTForImageClassification.from_pretrained(folder, **{key: value}).eval()
+    stock = TimmWrapperForImageClassification.from_pretrained(folder, **{key: value}).eval()
+    name = "_attn_implementation" if key == "attn_implementation" else key
+    assert getattr(model.config, name) == getattr(stock.config, name) == value
+    outputs, expected = model(pixel_values), stock(pixel_values)
+    assert type(outputs) is type(expected)
+    assert torch.equal(outputs[0], logits)
+    assert len(outputs) == len(expected)
+
+
+def test_from_pretrained_without_a_checkpoint_loads_the_state_dict(saved):
+    folder, _, pixel_values, logits = saved
+    model = HFViTForImageClassification.from_pretrained(folder)
+    copy = HFViTForImageClassification.from_pretrained(None, config=model.config, state_dict=model.state_dict())
+    assert torch.equal(copy.eval()(pixel_values).logits, logits)
+
+
+def test_from_pretrained_with_id2label_renames_the_trained_head(saved):
+    folder, _, pixel_values, logits = saved
+    names = {0: "x", 1: "y", 2: "z"}
+    model = HFViTForImageClassification.from_pretrained(folder, id2label=names).eval()
+    assert model.config.id2label == names
+    assert model.config.label2id == {"x": 0, "y": 1, "z": 2}
+    assert torch.equal(model(pixel_values).logits, logits)
+
+
+def test_compiled_blocks_are_saved_with_plain_names(saved, tmp_path):
+    folder, _, pixel_values, logits = saved
+    model = HFViTForImageClassification.from_pretrained(folder).eval()
+    for index, block in enumerate(model.timm_model.blocks):
+        model.timm_model.blocks[index] = torch.compile(block, backend="eager")
+    model.save_pretrained(tmp_path / "compiled")
+    copy = HFViTForImageClassification.from_pretrained(tmp_path / "compiled").eval()
+    assert torch.equal(copy(pixel_values).logits, logits)
+
+
+def test_model_with_shared_modules_round_trips(tmp_path):
+    model = build_model(LABELS, architecture="coat_tiny", image_size=32, timm_kwargs=COAT).eval()
+    model.save_pretrained(tmp_path)
+    pixel_values = torch.randn(2, 3, 32, 32)
+    copies = (HFViTForImageClassification, AutoModelForImageClassification)
+    for copy in copies:
+        assert torch.equal(copy.from_pretrained(tmp_path).eval()(pixel_values).logits, model(pixel_values).logits)
+
+
+def test_model_with_an_auxiliary_head_gets_other_classes(tmp_path):
+    model = build_model(LABELS, architecture="volo_d1_224", image_size=32)
+    model.save_pretrained(tmp_path)
+    other = HFViTForImageClassification.from_pretrained(tmp_path, labels=["a", "b", "c", "d"]).eval()
+    assert other(torch.randn(1, 3, 32, 32)).logits.shape == (1, 4)
+    assert not other.timm_model.aux_head.bias.any()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options"),
+    [
+        ("swin_tiny_patch4_window7_224", {"embed_dim": 8, "depths": [1, 2], "num_heads": [1, 2], "window_size": 4}),
+        ("eva02_tiny_patch14_224", {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8}),
+        (ARCHITECTURE, MICRO),
+    ],
+)
+def test_init_weights_after_to_empty_equals_a_new_model(architecture, options):
+    torch.manual_seed(3)
+    model = build_model(LABELS, architecture=architecture, image_size=32, timm_kwargs=options).eval()
+    with torch.device("meta"):
+        empty = HFViTForImageClassification(model.config)
+    empty.to_empty(device="cpu")
+    for tensor in (*empty.parameters(), *empty.buffers()):
+        tensor.data.zero_()
+    torch.manual_seed(3)
+    empty.init_weights()
+    pixel_values = torch.randn(1, 3, 32, 32)
+    assert torch.equal(empty.eval()(pixel_values).logits, model(pixel_values).logits)

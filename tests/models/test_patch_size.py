@@ -120,7 +120,7 @@ def run(tmp_path_factory, colors):
         "architecture: vit_tiny_patch16_224\nmodel_args: {patch_size: 8, embed_dim: 32, depth: 2, num_heads: 2}\n"
         f"image_size: 16\npatch_sizes: [4, 8, 16]\ndataset_name: {colors}\noutput_dir: {folder / 'out'}\n"
         "validation_fraction: 0.2\ncrop_pct: 1.0\nglobal_batch_size: 8\nnum_train_epochs: 10\nlearning_rate: 3.0e-3\n"
-        "logging_steps: 1\nseed: 3\ndisable_tqdm: true\nkeep_checkpoints: true\nsave_total_limit: 20\n"
+        "logging_steps: 1\nseed: 3\ndisable_tqdm: true\nplots: false\nkeep_checkpoints: true\nsave_total_limit: 20\n"
     )
     train([str(recipe)])
     return recipe, folder / "out"

@@ -12,7 +12,7 @@ from PIL import Image
 from hfvit.artifacts.run_record import RunRecord, read_examples, write_examples
 from hfvit.artifacts.run_sections import ExampleImage, ExampleImages, Probe
 from hfvit.report.figures import DARK, LIGHT, THEMES, contrast, mistakes_figure, probe_curves, readable_on, short
-from hfvit.report.summary import write_plots, write_training_images
+from hfvit.report.plots import write_plots, write_training_images
 
 # Machado, Oliveira and Fernandes 2009, severity 1.0, on linear RGB.
 BLIND = {

@@ -27,7 +27,7 @@ def trained(tmp_path_factory, colors):
     folder = tmp_path_factory.mktemp("report")
     recipe = folder / "micro.yaml"
     recipe.write_text(MICRO_RECIPE + f"dataset_name: {colors}\noutput_dir: {folder / 'out'}\nmax_steps: 3\n")
-    assert run(lambda: main([str(recipe)])) == 0
+    assert run(lambda: main([str(recipe), "--plots", "true"])) == 0
     return folder / "out"
 
 
@@ -68,6 +68,17 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         self.texts.append(data)
+
+
+def test_run_without_plots_gets_them_from_the_report(recipe, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run(lambda: main([str(recipe), "--max_steps", "1", "--plots", "true"])) == 0
+    assert run(lambda: main([str(recipe), "--max_steps", "1", "--overwrite_output_dir"])) == 0
+    assert not list((out / "plots").glob("*.png"))
+    assert "plots/" not in (out / "README.md").read_text()
+    assert report(capsys, out)[0] == 0
+    assert (out / "plots" / "reliability.png").exists()
+    assert "plots/reliability.png" in (out / "README.md").read_text()
 
 
 def test_report_writes_plots_card_and_page_from_run_json(out, capsys):

@@ -143,6 +143,7 @@ def test_early_stopped_run_is_not_trained_further(killer, uninterrupted, tmp_pat
 TWO = {"processes": 2}
 
 
+@pytest.mark.slow
 def test_two_processes_killed_at_any_file_operation_resume_exactly(killer, uninterrupted, tmp_path):
     full = uninterrupted(EVERYTHING, **TWO)
     operations = len(operations_of(full))
@@ -164,6 +165,7 @@ def test_signal_to_one_of_two_processes_stops_both_at_the_same_step(killer, unin
     assert_same_end(out, uninterrupted(EVERYTHING, **TWO))
 
 
+@pytest.mark.slow
 def test_two_processes_agree_on_the_micro_batch(killer, tmp_path):
     """The process that runs out of memory is not the one that writes."""
     job = {"options": STEPS, "drop_path": 0.0, **TWO}  # 4 images per process

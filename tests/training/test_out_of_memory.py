@@ -6,10 +6,11 @@ import pytest
 import torch
 from helpers.messages import assert_logged, assert_names
 from helpers.micro_trainer import losses, make_trainer, weights
+from transformers import TrainerCallback
 
 from hfvit.data.dataset import ImageDataset
 from hfvit.errors import OutOfMemoryError
-from hfvit.training.out_of_memory import MicroBatchSize, micro_batches
+from hfvit.training.out_of_memory import MicroBatchSize, is_out_of_memory, micro_batches
 
 MIXED = {"mixup_alpha": 0.5, "random_erasing": 0.3}
 
@@ -126,6 +127,45 @@ def test_other_errors_are_not_out_of_memory(tmp_path):
     trainer.model.timm_model.forward_features = broken
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         trainer.train()
+
+
+TEXTS = (
+    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79 GiB",
+    "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call",
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes",
+)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_texts_of_out_of_memory_errors_are_recognized(text):
+    assert is_out_of_memory(RuntimeError(text))
+    assert text.startswith(("CUDA out", "[")) or is_out_of_memory(torch.AcceleratorError(text, 2))
+    assert not is_out_of_memory(ValueError(text))
+
+
+def test_other_cuda_errors_are_not_out_of_memory():
+    assert is_out_of_memory(torch.OutOfMemoryError("any text"))
+    for text in ("CUDA error: an illegal memory access was encountered", "CUDNN_STATUS_EXECUTION_FAILED"):
+        assert not is_out_of_memory(RuntimeError(text))
+
+
+def test_out_of_memory_in_the_optimizer_is_one_message(tmp_path):
+    class Failing(TrainerCallback):
+        def on_train_begin(self, args, state, control, optimizer=None, **kwargs):
+            def step(closure=None):
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")
+
+            optimizer.optimizer.step = step
+
+    trainer = make_trainer(tmp_path, [Failing()])
+    with pytest.raises(OutOfMemoryError) as caught:
+        trainer.train()
+    assert caught.value.exit_code == 6
+    assert_names(caught.value, "optimizer", "GiB")
+    assert trainer.events == []  # a smaller batch would not help
 
 
 @pytest.mark.parametrize(

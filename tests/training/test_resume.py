@@ -24,8 +24,11 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from hfvit.artifacts.checkpoint import newest_checkpoint
+from hfvit.data.factory import load_splits
 from hfvit.errors import DataError, HFViTError, ModelError, RecipeError, StorageError
 from hfvit.pipeline import main
+from hfvit.recipe.arguments import DataArguments
+from hfvit.training.checkpointing import is_lost_worker
 from hfvit.training.resume import describe_changes
 from hfvit.utils.environment import check_shared_memory
 
@@ -236,14 +239,12 @@ def test_split_fingerprints_are_stable_across_processes(colors, tmp_path):
         "splits = load_splits(DataArguments(sys.argv[1], max_train_samples=40), seed=3).facts['splits']\n"
         "print(json.dumps({role: split['fingerprint'] for role, split in splits.items()}))"
     )
-    found = []
-    for name in ("a", "b"):
-        cache = str(tmp_path / name)
-        result = run_command(sys.executable, "-c", code, colors, HF_DATASETS_CACHE=cache, PYTHONPATH=str(ROOT))
-        assert result.returncode == 0, result.stderr
-        found.append(json.loads(result.stdout))
-    assert found[0] == found[1]
-    assert set(found[0]) == {"train", "validation", "test"}
+    cache = str(tmp_path / "cache")
+    result = run_command(sys.executable, "-c", code, colors, HF_DATASETS_CACHE=cache, PYTHONPATH=str(ROOT))
+    assert result.returncode == 0, result.stderr
+    splits = load_splits(DataArguments(str(colors), max_train_samples=40), seed=3).facts["splits"]
+    assert json.loads(result.stdout) == {role: split["fingerprint"] for role, split in splits.items()}
+    assert set(splits) == {"train", "validation", "test"}
 
 
 def test_run_files_follow_the_umask(recipe, tmp_path):
@@ -325,6 +326,22 @@ def test_worker_that_is_killed_is_one_error(tmp_path):
     with pytest.raises(StorageError, match=r"^dataloader_num_workers: ") as caught:
         make_trainer(tmp_path, [Kill()], dataloader_num_workers=1, num_train_epochs=5, save_steps=5).train()
     assert_names(caught.value, "--resume_from_checkpoint auto")
+
+
+@pytest.mark.parametrize(
+    ("error", "workers", "lost"),
+    [
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), 1, True),
+        (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), 1, True),
+        (ConnectionResetError(104, "Connection reset by peer"), 1, True),
+        (EOFError(), 1, True),
+        (ConnectionResetError(104, "Connection reset by peer"), 0, False),
+        (ConnectionError("Caught ConnectionError in DataLoader worker process 0."), 1, False),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), 1, False),
+    ],
+)
+def test_is_lost_worker_knows_both_ways_to_notice(error, workers, lost):
+    assert is_lost_worker(error, workers) is lost
 
 
 def test_describe_changes_takes_defaults_for_keys_of_later_versions():

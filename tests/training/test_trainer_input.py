@@ -1,6 +1,8 @@
 """Training input: policies, mixing, workers, resume, synchronization, throughput."""
 
+import copy
 import math
+import multiprocessing
 import shutil
 from types import SimpleNamespace
 
@@ -19,12 +21,15 @@ from torch.utils._pytree import tree_flatten
 from transformers import TrainerCallback
 
 from hfvit.artifacts.checkpoint import newest_checkpoint
+from hfvit.errors import RecipeError
+from hfvit.models.patch_size import train_patch_sizes
 from hfvit.recipe.training_args import HFViTTrainingArguments
-from hfvit.training.throughput import SpeedMeter, matmul_rate, training_flops
+from hfvit.training.throughput import SpeedMeter, datasheet_rate, matmul_rate, training_flops
+from hfvit.training.trainer import check_determinism
 from hfvit.transforms.augmentation import Augmentation
 from hfvit.transforms.functional import OPS
 from hfvit.transforms.preprocessing import Preprocessing
-from hfvit.utils.environment import cores_per_process
+from hfvit.utils.environment import cores_per_process, set_tf32
 
 MIXING = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0, "random_erasing": 0.5}
 
@@ -263,21 +268,89 @@ def test_matmul_rate_is_positive():
 
 @pytest.mark.parametrize(
     ("device", "decoding", "processes", "expected"),
-    [("cuda", True, 1, 8), ("cuda", True, 4, 4), ("cuda", False, 1, 1), ("cpu", True, 1, 8), ("cpu", False, 1, 0)],
+    [("cuda", True, 1, 15), ("cuda", True, 4, 3), ("cuda", False, 1, 1), ("cpu", True, 1, 8), ("cpu", False, 1, 0)],
 )
 def test_choose_workers_by_decoding_and_cores(monkeypatch, device, decoding, processes, expected):
     monkeypatch.setattr("hfvit.utils.environment.cores", lambda: 16)
     args = SimpleNamespace(
-        chooses_workers=True, device=torch.device(device), world_size=processes, dataloader_num_workers=None
+        chooses_workers=True,
+        chooses_persistence=True,
+        device=torch.device(device),
+        world_size=processes,
+        dataloader_num_workers=None,
     )
     HFViTTrainingArguments.choose_workers(args, decoding)
     assert args.dataloader_num_workers == expected
+    assert args.dataloader_persistent_workers == (expected > 0)
 
 
 def test_choose_workers_keeps_explicit_workers(tmp_path):
     args = HFViTTrainingArguments(output_dir=str(tmp_path), use_cpu=True, dataloader_num_workers=3)
     args.choose_workers(decoding=False)
     assert args.dataloader_num_workers == 3
+    assert args.dataloader_persistent_workers
+
+
+def test_workers_are_kept_between_epochs_and_stopped_after_training(tmp_path):
+    class Count(TrainerCallback):
+        def on_epoch_end(self, args, state, control, **kwargs):
+            pids.append({child.pid for child in multiprocessing.active_children()})
+
+    pids = []
+    trainer = make_trainer(tmp_path, [Count()], num_train_epochs=3, dataloader_num_workers=1)
+    trainer.train()
+    assert len(pids[0]) == 1
+    assert len(pids[2]) == 2  # training and evaluation
+    assert pids[0] <= pids[1] == pids[2]
+    assert not multiprocessing.active_children()
+    trainer.predict(trainer.eval_dataset)
+    assert not multiprocessing.active_children()
+
+
+def test_evaluation_of_another_data_set_with_workers(tmp_path):
+    trainer = make_trainer(tmp_path, dataloader_num_workers=1, logging_steps=5)
+    trainer.train()
+    own = trainer.evaluate()
+    other = copy.copy(trainer.eval_dataset)
+    other.labels = (other.labels + 1) % len(LABELS)
+    assert trainer.evaluate(other)["eval_loss"] != own["eval_loss"]
+    assert trainer.evaluate()["eval_loss"] == own["eval_loss"]
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_set_tf32_leaves_every_reading_valid(enabled):
+    before = torch.backends.fp32_precision
+    try:
+        set_tf32(enabled)
+        assert torch.get_float32_matmul_precision() == ("high" if enabled else "highest")
+        assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == enabled
+        assert torch.backends.cuda.matmul.fp32_precision == ("tf32" if enabled else "ieee")
+    finally:
+        set_tf32(False)
+        torch.backends.fp32_precision = before
+
+
+def test_full_determinism_needs_deterministic_kernels(tmp_path):
+    model = make_trainer(tmp_path).model
+    args = SimpleNamespace(full_determinism=True, device=torch.device("cuda"))
+    check_determinism(args, model, None)
+    for progressive, option in ((TrainerCallback(), "progressive_image_size"), (None, "patch_sizes")):
+        if option == "patch_sizes":
+            train_patch_sizes(model, [4, 8])
+        with pytest.raises(RecipeError, match=rf"^full_determinism: .*\b{option}\b"):
+            check_determinism(args, model, progressive)
+        check_determinism(SimpleNamespace(full_determinism=True, device=torch.device("cpu")), model, progressive)
+
+
+def test_mfu_relates_to_the_datasheet_too(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    assert datasheet_rate(torch.device("cuda"), torch.bfloat16) == 989e12
+    assert datasheet_rate(torch.device("cuda"), torch.float32) is None
+    assert datasheet_rate(torch.device("cpu"), torch.bfloat16) is None
+    meter = SpeedMeter(torch.device("cpu"))
+    meter.flops_per_image, meter.peak_flops, meter.datasheet_flops = 100.0, 800.0, 1000.0
+    figures = meter.overall()
+    assert figures["mfu"] == pytest.approx(1.25 * figures["mfu_datasheet"])
 
 
 def test_cores_per_process_counts_local_processes(monkeypatch):

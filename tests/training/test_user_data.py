@@ -9,16 +9,16 @@ from helpers.micro_trainer import losses, weights
 from helpers.models import build_model
 from helpers.recipes import ARCHITECTURE, MICRO
 from torchvision.transforms import v2
-from transformers import TrainerCallback, set_seed
+from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 
 from hfvit import HFViTTrainer, HFViTTrainingArguments
-from hfvit.errors import DataError
+from hfvit.errors import DataError, HFViTError, RecipeError
 
 MEAN = STD = (0.5, 0.5, 0.5)
 
 
 def trainer_for(folder, train=None, **options):
-    names = ("train_transforms", "compute_metrics", "compute_loss_func", "callbacks")
+    names = ("train_transforms", "compute_metrics", "compute_loss_func", "callbacks", "optimizer_cls_and_kwargs")
     own = {name: options.pop(name) for name in names if name in options}
     defaults = {
         "global_batch_size": 8, "num_train_epochs": 2, "learning_rate": 3e-3, "logging_steps": 1, "use_cpu": True,
@@ -145,3 +145,65 @@ def test_trainer_uses_custom_metrics_loss_and_callbacks(tmp_path):
     predicted = trainer.predict(trainer.eval_dataset).predictions.argmax(axis=1)
     assert metrics["eval_share_of_red"] == pytest.approx((predicted == 0).mean())
     assert "eval_accuracy" in metrics
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong"),
+    [
+        ("train_dataset", [{"image": None, "label": 0}]),
+        ("train_dataset", datasets.DatasetDict()),
+        ("eval_dataset", [{"image": None, "label": 0}]),
+    ],
+)
+def test_trainer_with_other_data_sets_names_the_argument(key, wrong, tmp_path):
+    args = HFViTTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    model = build_model(LABELS, architecture=ARCHITECTURE, image_size=16, timm_kwargs=MICRO)
+    with pytest.raises(TypeError, match=f"^{key}:"):
+        HFViTTrainer(model, args, **{key: wrong})
+
+
+@pytest.mark.parametrize("option", [{"data_collator": list}, {"model": None}, {"model_init": list}])
+def test_trainer_with_unavailable_arguments_raises_a_type_error(option, tmp_path):
+    args = HFViTTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    model = build_model(LABELS, architecture=ARCHITECTURE, image_size=16, timm_kwargs=MICRO)
+    key = "data_collator" if "data_collator" in option else "model"
+    with pytest.raises(TypeError, match=f"^{key}:"):
+        HFViTTrainer(**{"model": model, "args": args, **option})
+
+
+def test_trainer_evaluates_and_predicts_plain_datasets(tmp_path):
+    trainer = trainer_for(tmp_path)
+    split = colored_split(13, 2)
+    assert trainer.evaluate(split)["eval_loss"] == trainer.evaluate()["eval_loss"]
+    assert trainer.predict(split).label_ids.tolist() == list(split["label"])
+
+
+def test_trainer_uses_optimizer_class_and_options(tmp_path):
+    options = {"lr": 0.5, "momentum": 0.25, "weight_decay": 0.125}
+    optimizer = trainer_for(tmp_path, optimizer_cls_and_kwargs=(torch.optim.SGD, options)).create_optimizer()
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert {group["momentum"] for group in optimizer.param_groups} == {0.25}
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0, 0.125}
+    assert max(group["lr"] for group in optimizer.param_groups) == 0.5
+
+
+def test_hyperparameter_search_names_the_sweep(tmp_path):
+    with pytest.raises(RecipeError, match=r"^hyperparameter_search:"):
+        trainer_for(tmp_path).hyperparameter_search(n_trials=1)
+
+
+def test_run_with_own_early_stopping_resumes(tmp_path):
+    options = {"eval_strategy": "epoch", "metric_for_best_model": "loss", "num_train_epochs": 1}
+    trainer_for(tmp_path, callbacks=[EarlyStoppingCallback(2)], **options).train()
+    resumed = trainer_for(tmp_path, callbacks=[EarlyStoppingCallback(2)], **options | {"num_train_epochs": 2})
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.resumed_at_step == 5
+    assert resumed.state.global_step == 10
+
+
+def test_resume_from_a_stock_checkpoint_raises(tmp_path):
+    trainer_for(tmp_path, num_train_epochs=1, save_only_model=True).train()
+    with pytest.raises(HFViTError, match=r"^resume_from_checkpoint:"):
+        trainer_for(tmp_path).train(resume_from_checkpoint=True)
+    with pytest.raises(HFViTError, match=r"^resume_from_checkpoint:"):
+        trainer_for(tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))

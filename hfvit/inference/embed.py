@@ -1,0 +1,175 @@
+"""Pooled features of images: the inputs of a classifier's head."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from hfvit.errors import ModelError, printable
+from hfvit.inference.backends import TorchBackend
+from hfvit.inference.classifier import Classifier, is_one_image, load_classifier
+from hfvit.inference.predict import ImageReader
+from hfvit.inference.prediction_file import complete_file
+
+ROWS_PER_GROUP = 4096  # of a Parquet file
+
+
+def embed(
+    model: str | Path | Classifier,
+    images: Any,
+    *,
+    normalize: bool = False,
+    batch_size: int | None = None,
+    **options: Any,
+) -> np.ndarray:
+    """Compute the pooled features of images.
+
+    Args:
+        model: checkpoint folder or Hub id for `load_classifier`, or a `Classifier` of a checkpoint.
+        images: one image, or a list, generator or array of images; see `Classifier`.
+        normalize: scale features to length 1, so that their products are cosine similarities.
+        batch_size: number of images in memory, see `Classifier.run_batches`.
+        **options: arguments of `load_classifier`.
+
+    Returns:
+        Features (images, dimensions) float32; (dimensions,) for one image.
+
+    Raises:
+        ModelError: the model is an export, or an image-text model.
+    """
+    classifier = model if isinstance(model, Classifier) else load_classifier(model, **options)
+    check_embeds(classifier)
+    is_single = is_one_image(images)
+    images = [images] if is_single else images
+    found = [np.empty((0, find_head(classifier).weight.shape[1]), np.float32)]
+    with with_head_inputs(classifier) as run:
+        for _, (_, features) in classifier.run_batches(images, classifier.prepare_image, batch_size, compute=run):
+            found.append(normalized(features) if normalize else features)
+    return np.concatenate(found)[0] if is_single else np.concatenate(found)
+
+
+def embed_files(
+    classifier: Classifier,
+    names: Sequence[str],
+    output: Path,
+    normalize: bool = False,
+    batch_size: int | None = None,
+) -> dict[str, str]:
+    """Write the pooled features of files and URLs to a Parquet file.
+
+    Args:
+        classifier: classifier of a checkpoint.
+        names: file names or URLs.
+        output: Parquet file with the columns `image` (name) and `features` (list of float32).
+        normalize: scale features to length 1.
+        batch_size: number of images in memory, see `Classifier.run_batches`.
+
+    Returns:
+        The error of each image that is missing in the file.
+
+    Raises:
+        ModelError: the model is an export, or an image-text model.
+        HFViTError: the file cannot be written.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    check_embeds(classifier)
+    dimensions = find_head(classifier).weight.shape[1]
+    schema = pa.schema({"image": pa.string(), "features": pa.list_(pa.float32(), dimensions)})
+    errors: dict[str, str] = {}
+    pending: list[tuple[list[str], np.ndarray]] = []
+
+    def write(writer: parquet.ParquetWriter) -> None:
+        rows = np.concatenate([features for _, features in pending])
+        values = pa.array((normalized(rows) if normalize else rows).ravel())
+        images = pa.array([name for names, _ in pending for name in names], pa.string())
+        columns = [images, pa.FixedSizeListArray.from_arrays(values, dimensions)]
+        writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+        pending.clear()
+
+    with (
+        tqdm(total=len(names), unit="image", desc="embed", disable=None) as bar,
+        complete_file(output) as temporary,
+        parquet.ParquetWriter(temporary, schema) as writer,
+        with_head_inputs(classifier) as run,
+    ):
+        batches = classifier.run_batches(
+            names, ImageReader(classifier), batch_size, lambda item: item.image, compute=run
+        )
+        for batch, (_, features) in batches:
+            errors |= {item.name: item.error for item in batch if item.error}
+            readable = [printable(item.name) for item in batch if item.image]
+            if readable:
+                pending.append((readable, features))
+            if sum(len(found) for _, found in pending) >= ROWS_PER_GROUP:
+                write(writer)
+            bar.update(len(batch))
+        if pending:
+            write(writer)
+    return errors
+
+
+def check_embeds(classifier: Classifier) -> None:
+    """Raise `ModelError` if a classifier has no features of images alone."""
+    if classifier.text_reader:
+        raise ModelError(f"ARTIFACT: {classifier.name} is an image-text model. Use a model for images only.")
+    if find_head(classifier) is None:
+        raise ModelError(
+            f"ARTIFACT: requires a checkpoint with a linear head, got {classifier.name}. Exports return logits only."
+        )
+
+
+def find_head(classifier: Classifier) -> nn.Module | None:
+    """Return the last linear layer of a checkpoint's classifier, None of an export."""
+    if not isinstance(classifier.backend, TorchBackend):
+        return None
+    model = classifier.backend.model
+    if hasattr(model, "timm_model"):
+        heads = model.timm_model.get_classifier()
+        head = heads[0] if isinstance(heads, tuple) else heads
+        return head if hasattr(head, "weight") else None
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    return next((layer for layer in reversed(layers) if layer.out_features == len(classifier.labels)), None)
+
+
+@contextmanager
+def with_head_inputs(
+    classifier: Classifier,
+) -> Iterator[Callable[[Classifier, Any], tuple[np.ndarray, np.ndarray | None]]]:
+    """Yield a thread-safe function that runs a classifier and returns the inputs of its head, too.
+
+    Args:
+        classifier: classifier whose model is run in the context.
+
+    Yields:
+        Function of the classifier, or a copy of it with the same model, and the result of `Classifier.collate`. It
+        returns logits and features (images, dimensions) float32, or None instead of features of an export.
+    """
+    head = find_head(classifier)
+    found = threading.local()
+
+    def collect(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        found.features = inputs[0].float().flatten(1).cpu().numpy()
+
+    def run(runner: Classifier, batch: Any) -> tuple[np.ndarray, np.ndarray | None]:
+        found.features = None
+        return runner.run(batch), found.features
+
+    handle = head.register_forward_pre_hook(collect) if head is not None else None
+    try:
+        yield run
+    finally:
+        if handle:
+            handle.remove()
+
+
+def normalized(features: np.ndarray) -> np.ndarray:
+    """Scale features (images, dimensions) to length 1."""
+    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)

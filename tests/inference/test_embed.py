@@ -1,0 +1,82 @@
+"""`hfvit embed` and `hfvit.embed`: features against timm's."""
+
+import numpy as np
+import pytest
+import torch
+from helpers.images import LABELS, colored_image
+from helpers.messages import option_of
+from helpers.models import build_model
+from helpers.onnx_graphs import write_configs, write_graph
+from helpers.recipes import ARCHITECTURE, MICRO
+from pyarrow import parquet
+from transformers import ViTForImageClassification, ViTImageProcessor
+
+import hfvit
+from hfvit.cli import main
+from hfvit.inference.classifier import load_classifier
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    build_model(LABELS, architecture=ARCHITECTURE, image_size=16, timm_kwargs=MICRO).save_pretrained(tmp_path / "run")
+    return tmp_path / "run"
+
+
+def write_images(folder, count=3):
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    images = [colored_image(index % 3, rng, size=20) for index in range(count)]
+    for index, image in enumerate(images):
+        image.save(folder / f"{index}.png")
+    return images
+
+
+def command(*words):
+    with pytest.raises(SystemExit) as stop:
+        main(["embed", *map(str, words)])
+    return stop.value.code
+
+
+def test_embed_equals_timms_pooled_features(checkpoint, tmp_path):
+    images = write_images(tmp_path / "images", 5)
+    classifier = load_classifier(checkpoint, device="cpu")
+    network = classifier.backend.model.timm_model
+    pixels = torch.from_numpy(classifier.pixel_values(images))
+    with torch.inference_mode():
+        expected = network.forward_head(network.forward_features(pixels), pre_logits=True).numpy()
+    np.testing.assert_allclose(hfvit.embed(classifier, images, batch_size=2), expected, rtol=1e-5, atol=1e-6)
+    unit = hfvit.embed(checkpoint, images[0], normalize=True, device="cpu")
+    np.testing.assert_allclose(unit, expected[0] / np.linalg.norm(expected[0]), rtol=1e-4, atol=1e-6)
+    assert hfvit.embed(classifier, []).shape == (0, expected.shape[1])
+
+
+def test_embed_of_a_stock_model_is_the_input_of_its_classifier(stock):
+    image = colored_image(0, np.random.default_rng(0), size=16)
+    model = ViTForImageClassification.from_pretrained(stock).eval()
+    pixels = ViTImageProcessor.from_pretrained(stock)(image, return_tensors="pt")["pixel_values"]
+    with torch.inference_mode():
+        expected = model.vit(pixels).last_hidden_state[0, 0].numpy()
+    np.testing.assert_allclose(hfvit.embed(stock, image, device="cpu"), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_embed_command_writes_names_and_features(checkpoint, tmp_path, capsys):
+    images = write_images(tmp_path / "images")
+    (tmp_path / "images" / "1b.png").write_bytes(b"no image")
+    output = tmp_path / "features.parquet"
+    assert command(checkpoint, tmp_path / "images", "--output", output, "--normalize", "--device", "cpu") == 1
+    table = parquet.read_table(output)
+    assert table["image"].to_pylist() == [str(tmp_path / "images" / f"{index}.png") for index in range(3)]
+    found = np.stack(table["features"].to_numpy())
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, hfvit.embed(checkpoint, images, normalize=True, device="cpu"), atol=1e-6)
+    assert "1b.png" in capsys.readouterr().err
+
+
+def test_embed_of_an_export_names_the_argument(tmp_path, capsys):
+    write_graph(tmp_path / "onnx" / "model.onnx")
+    write_configs(tmp_path / "onnx")
+    write_images(tmp_path / "images")
+    assert command(tmp_path / "onnx", tmp_path / "images", "--output", tmp_path / "features.parquet") == 2
+    assert option_of(capsys.readouterr().err) == "ARTIFACT"
+    assert command(tmp_path / "onnx", tmp_path / "images", "--output", tmp_path / "features.csv") == 2
+    assert option_of(capsys.readouterr().err) == "output"
