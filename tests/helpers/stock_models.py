@@ -13,14 +13,14 @@ SWIN = {"image_size": SIZE, "patch_size": 4, "embed_dim": 16, "depths": [1, 1], 
 STAGES = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}
 TOWER = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
 PYRAMID = {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "image_size": SIZE}
-# model type -> values of its configuration
+# model type -> values of its configuration, except for models without fixed image size or logits
 FAMILIES = {
     "beit": VIT,
-    "bit": {"embedding_size": 32, "hidden_sizes": [32, 64], "depths": [1, 1]},
+    "bit": {"embedding_size": 32, "hidden_sizes": [128, 128], "depths": [1, 1]},
     "clip": {"vision_config": VIT, "text_config": TOWER},
     "convnext": PYRAMID,
     "convnextv2": PYRAMID,
-    "cvt": {"embed_dim": [16, 32, 32], "depth": [1, 1, 1], "num_heads": [1, 1, 2]},
+    "cvt": {"embed_dim": [16, 32, 32], "num_heads": [1, 1, 2]},
     "data2vec-vision": VIT,
     "deit": VIT,
     "dinov2": {**VIT, "mlp_ratio": 2},
@@ -40,7 +40,6 @@ FAMILIES = {
     "mobilevit": {"image_size": SIZE, "hidden_sizes": [24, 24, 24], "neck_hidden_sizes": [8, 8, 16, 16, 24, 24, 32]},
     "mobilevitv2": {"image_size": SIZE, "width_multiplier": 0.25},
     "poolformer": {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]},
-    "pp_lcnet": {},
     "pvt": {"image_size": SIZE, "hidden_sizes": [8, 16, 16, 16], "depths": [1, 1, 1, 1],
             "num_attention_heads": [1, 1, 1, 1]},
     "pvt_v2": {"image_size": SIZE, "hidden_sizes": [8, 16, 16, 16], "depths": [1, 1, 1, 1],
@@ -52,7 +51,6 @@ FAMILIES = {
     "swiftformer": {"image_size": SIZE, "embed_dims": [16, 16, 16, 16], "depths": [1, 1, 1, 1]},
     "swin": SWIN,
     "swinv2": SWIN,
-    "textnet": {"image_size": [SIZE, SIZE]},
     "vit": VIT,
     "vit_msn": VIT,
 }  # fmt: skip
@@ -60,9 +58,10 @@ FAMILIES = {
 
 def stock_model(family: str):
     """Build the model of a family, with a head that is confident."""
-    config = AutoConfig.for_model(family, **FAMILIES[family])
+    config = AutoConfig.for_model(family, **FAMILIES[family], num_labels=len(LABELS))
     config.id2label = dict(enumerate(LABELS))
     config.label2id = {label: index for index, label in enumerate(LABELS)}
+    config.architectures = []
     torch.manual_seed(0)
     model = AutoModelForImageClassification.from_config(config).eval()
     heads = [module for module in model.modules() if getattr(module, "out_features", None) == len(LABELS)]
@@ -78,6 +77,6 @@ def stock_processor(family: str):
     square = {"height": SIZE, "width": SIZE}
     keeps_ratio = "shortest_edge" in (kind.size or {})
     values = {"size": {"shortest_edge": SIZE} if keeps_ratio else square}
-    if kind.do_center_crop:
+    if getattr(kind, "do_center_crop", False):
         values["crop_size"] = square
     return kind(**values)
