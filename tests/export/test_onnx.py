@@ -178,7 +178,7 @@ def test_trace_onnx_once_for_several_files(micro, tmp_path):
             transformers.ImageGPTConfig(n_embd=16, n_layer=1, n_head=1, vocab_size=9, n_positions=16)),
          ["ImageGPTForImageClassification", "input_ids"]),
         (lambda: transformers.BitForImageClassification(
-            transformers.BitConfig(embedding_size=32, hidden_sizes=[32, 32, 32, 32], depths=[1, 1, 1, 1])),
+            transformers.BitConfig(embedding_size=32, hidden_sizes=[128] * 4, depths=[1] * 4)),
          ["BitForImageClassification", "8x8"]),
     ],
 )  # fmt: skip
