@@ -29,8 +29,8 @@ DTYPES = ("fp32", "fp16", "bf16")
 HINTS = {"fp32": "f32", "fp16": "f32", "bf16": "bf16"}
 INSTALL = 'pip install "hfvit[openvino]"'
 CHECKED_BATCHES = [1, 3]
-# DINOv2-S at 224 px, difference of the logits relative to their spread: 7.0 % on 96 images and 17 % on noise, which the
-# ranges do not cover; with INT8 attention and NNCF's alpha of 0.95 9.8 and 64 %, at about the same speed in bf16.
+# DINOv2-S at 224 px, difference of the logits relative to their spread: 7.0 % on 96 images and 17 % on noise, which
+# the ranges do not cover; with INT8 attention and NNCF's alpha of 0.95 9.8 and 64 %, at about the same speed in bf16.
 SMOOTH_QUANT_ALPHA = 0.5
 
 
