@@ -249,11 +249,12 @@ class OpenVINOExport(Export):
             yield from np.split(batch, len(batch))
 
     def save(self, staging: Path) -> None:
-        """Rename the weights into the output folder, then the other files."""
+        """Rename the files into the output folder, then their weights."""
+        super().save(staging)
         for name in self.files:
             weights = Path(name).with_suffix(".bin")
-            commit_file(staging / weights, self.folder / weights)
-        super().save(staging)
+            if not (staging / name).exists():  # it was renamed
+                commit_file(staging / weights, self.folder / weights)
 
 
 def export_options(options: argparse.Namespace) -> argparse.Namespace:
