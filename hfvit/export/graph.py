@@ -13,10 +13,17 @@ MICROSOFT = "com.microsoft"
 RESHAPES = ("Reshape", "Transpose", "Slice", "Squeeze", "Unsqueeze", "Split", "Identity", "Gather", "Flatten")
 
 
-def cpu_session(model: Path | onnx.ModelProto) -> onnxruntime.InferenceSession:
-    """Create a CPU session without ONNX Runtime's warnings about shapes."""
+def cpu_session(model: Path | onnx.ModelProto, prepack: bool = True) -> onnxruntime.InferenceSession:
+    """Create a CPU session without ONNX Runtime's warnings about shapes.
+
+    Args:
+        model: file or model.
+        prepack: copy weights to a faster layout.
+    """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    if not prepack:  # a second copy of the weights
+        options.add_session_config_entry("session.disable_prepacking", "1")
     source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)
     return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
