@@ -175,7 +175,7 @@ def run(
     destination = resolve_destination(args)
     checkpoint = prepare_output_dir(recipe)
     with args.main_process_first(desc="loading the data set"):
-        splits = load_splits(recipe.data, args.seed, check_length=args.check_stream)
+        splits = load_splits(recipe.data, args.seed, check_length=args.fit_stream)
     recipe.pin(splits.facts["dataset_commit"], splits.kind.separator)
     logger.info(splits.describe())
     warn_about_sizes(splits)

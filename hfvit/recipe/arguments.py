@@ -123,7 +123,9 @@ class DataArguments:
     )
     class_names: list[str] | None = field(
         default=None,
-        metadata={"help": "Class names in the order of integer labels, or a text file with one name per line."},
+        metadata={
+            "help": "Class names in the order of integer labels, a text file with one name per line, or their number."
+        },
     )
     on_bad_image: str = _field(
         "error",

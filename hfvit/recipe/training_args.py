@@ -251,24 +251,32 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
         """Return the seed of the order of training images."""
         return self.seed if self.data_seed is None else self.data_seed
 
-    def check_stream(self, images: int | None) -> None:
-        """Raise `RecipeError` for options that require epochs, for streaming.
+    def fit_stream(self, images: int | None) -> None:
+        """Convert epochs to optimizer steps, for streaming.
 
         Args:
             images: number of images in the stream, None if unknown.
+
+        Raises:
+            RecipeError: an option requires epochs, and the number of images is unknown.
         """
         steps = images and max(1, images // self.global_batch_size)
         if self.max_steps <= 0:
-            number = f"{math.ceil(steps * self.num_train_epochs)}" if steps else "the number of optimizer steps"
-            reason = f" ({self.num_train_epochs:g} epochs of {images:,} images)" if steps else ""
-            raise RecipeError(f"max_steps: required with streaming. Set it to {number}{reason}.")
-        epoch = f" ({steps} steps are one epoch)" if steps else ""
+            if not steps:
+                raise RecipeError(
+                    "max_steps: required for a stream of unknown length. Set it to the number of optimizer steps, or"
+                    " add num_examples of the split to the data set's card (dataset_info: splits)."
+                )
+            self.max_steps = math.ceil(steps * self.num_train_epochs)
         for key in ("eval_strategy", "save_strategy", "logging_strategy"):
             if getattr(self, key) == "epoch":
                 interval = key.replace("strategy", "steps")
-                raise RecipeError(
-                    f"{key}: must not be epoch with streaming. Set {key} to steps, and {interval}{epoch}."
-                )
+                if not steps:
+                    raise RecipeError(
+                        f"{key}: must not be epoch for a stream of unknown length. Set {key} to steps, and {interval}."
+                    )
+                setattr(self, key, type(getattr(self, key))("steps"))
+                setattr(self, interval, steps)
 
     def _check_available(self) -> None:
         """Raise `RecipeError` for settings of TrainingArguments that hfvit cannot honor."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import send_to_device
+from accelerate.utils import gather_object, send_to_device
 from datasets import Dataset
 from timm.data import resolve_data_config
 from torch import nn
@@ -209,6 +209,7 @@ class HFViTTrainer(Trainer):
 
     def _check_training_set(self) -> None:
         if self._is_stream:
+            self.args.ignore_data_skip = True  # a stream continues at its saved position
             if self.mixing and self.mixing.off_epochs and self.train_dataset.images is None:
                 raise RecipeError(
                     "mix_off_epochs: requires the length of the stream. Set it to 0, or add num_examples of the split"
@@ -402,6 +403,11 @@ class HFViTTrainer(Trainer):
     def get_batch_samples(self, *args, **kwargs):
         with self.speed.waiting():
             batches, items = super().get_batch_samples(*args, **kwargs)
+        if self._is_stream:
+            for batch in batches:
+                self.train_dataset.take_position(batch)
+            if self.resumed_from and not self.checkpoints.is_restored:  # starting the loader has used random numbers
+                self._load_rng_state(self.resumed_from)
         self.out_of_memory.begin_step(batches)
         return batches, items
 
@@ -611,6 +617,8 @@ class HFViTTrainer(Trainer):
         self.checkpoints.last = checkpoint
         self.checkpoints.is_restored = checkpoint is None
         self.resume_state = ResumeState.load(checkpoint) if checkpoint else None
+        if self._is_stream and checkpoint is None:
+            self.train_dataset.restart()
         if self.resume_state:
             self.events = self.events or self.resume_state.events  # after a rewind, `events` is newer
             self.out_of_memory.resume(self.resume_state)
@@ -648,17 +656,21 @@ class HFViTTrainer(Trainer):
             self.non_finite.check()
             self.checkpoints.write(partial(super()._save_checkpoint, model, trial))
 
-    def save_extra_state(self, checkpoint: Path) -> None:
-        """Save the averaged weights, and how a stream is split over workers."""
+    def gather_stream_states(self) -> list[dict[str, Any]]:
+        """Return the position of each process in a stream; must be called by every process."""
+        return gather_object([self.train_dataset.state()]) if self._is_stream else []
+
+    def save_extra_state(self, checkpoint: Path, stream_states: list[dict[str, Any]]) -> None:
+        """Save the averaged weights, and the positions of `gather_stream_states`."""
         if self.ema:
             self.ema.save(checkpoint)
         if self._is_stream:
-            self.train_dataset.save_sharing(checkpoint, self.args.dataloader_num_workers)
+            self.train_dataset.save_state(checkpoint, self.args.dataloader_num_workers, stream_states)
 
     def load_extra_state(self, checkpoint: str) -> None:
         """Load the state of `save_extra_state`."""
         if self._is_stream:
-            self.train_dataset.check_sharing(checkpoint, self.args.dataloader_num_workers)
+            self.train_dataset.load_state(checkpoint, self.args.dataloader_num_workers)
         if self.ema:
             self.ema.load(checkpoint)
 
