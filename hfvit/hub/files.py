@@ -56,7 +56,9 @@ def eval_results_file(record: RunRecord) -> tuple[str, str] | None:
 ROOT = ("config.json", "preprocessor_config.json", "README.md", RUN_FILE, "recipe.yaml", "trainer_state.json")
 ROOT += (*TOKENIZER_FILES, *WEIGHT_FILES, "plots/*.png")
 # Plots with images of the data set, which may be private.
-PLOTS_WITH_IMAGES = tuple(f"plots/{name}*.png" for name in ("training_images", "mistakes", "attention"))
+PLOTS_WITH_IMAGES = tuple(
+    f"plots/{name}*.png" for name in ("training_images", "mistakes", "label_errors", "explanations", "attention")
+)
 EXPORTS = {
     "onnx": ("*.onnx", "*.onnx_data", "*.json"),
     "tensorrt": ("*.engine", "*.plan", "*.json", "*.pbtxt", "*.onnx"),

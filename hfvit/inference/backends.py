@@ -7,6 +7,7 @@ import torch
 
 from hfvit.errors import ModelError, one_line, wrap_library_errors
 from hfvit.inference.execution_providers import CPU, CUDA, Providers, start_session
+from hfvit.utils.environment import set_tf32
 
 
 class TorchBackend:
@@ -29,6 +30,8 @@ class TorchBackend:
             self.model = model.to(self.device).eval()
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             raise ModelError(f"device: PyTorch cannot use '{device}': {one_line(error)}") from error
+        if self.device.startswith("cuda"):
+            set_tf32(True)  # as in training
         self.threads = threads or torch.get_num_threads()
         self.bytes = sum(value.numel() * value.element_size() for value in model.state_dict().values())
 

@@ -20,6 +20,7 @@ from hfvit.data.text import TEXT_INPUTS, TextReader, load_tokenizer
 from hfvit.errors import ModelError, wrap_library_errors
 from hfvit.inference.backends import OnnxBackend, TorchBackend
 from hfvit.inference.execution_providers import Providers
+from hfvit.inference.predictions import Predictions, keep_thumbnails
 from hfvit.models.image_text import HFViTFusionConfig
 from hfvit.trt.runtime import open_engine
 from hfvit.utils.files import read_object
@@ -44,7 +45,7 @@ def run_temperature(artifact: Artifact, **kwargs) -> float:
         ModelError: there is no run.json, or it has no valid temperature.
     """
     name = artifact.file or artifact.source
-    path = artifact.beside(RUN_FILE) if artifact.folder else _from_hub(artifact.source, kwargs)
+    path = run_file(artifact, **kwargs)
     if path is None:
         raise ModelError(
             f"calibrated: no {RUN_FILE} beside or above {name}. Copy the {RUN_FILE} of its run there, or omit"
@@ -64,11 +65,19 @@ def run_temperature(artifact: Artifact, **kwargs) -> float:
     return float(value)
 
 
-def _from_hub(repository: str, kwargs: dict) -> Path | None:
+def run_file(artifact: Artifact, **kwargs) -> Path | None:
+    """Find run.json of an artifact: in its folder, in the parent folder, or in its Hub repository.
+
+    Args:
+        artifact: checkpoint or export.
+        **kwargs: Hub arguments of `from_pretrained`.
+    """
     from transformers.utils import cached_file
 
+    if artifact.folder:
+        return artifact.beside(RUN_FILE)
     found = cached_file(
-        repository,
+        artifact.source,
         RUN_FILE,
         **{key: kwargs[key] for key in _HUB_OPTIONS if key in kwargs},
         _raise_exceptions_for_missing_entries=False,
@@ -268,10 +277,14 @@ class Classifier:
             **options: further arguments of `predict`.
 
         Returns:
-            `{label: probability}` by decreasing probability for one image, a list of them for more.
+            `{label: probability}` by decreasing probability for one image, a list of them for more, which a notebook
+            shows with the images.
         """
-        predictions = self.predict(images, top_k=top_k, **options)
-        return predictions[0] if is_one_image(images) else predictions
+        if is_one_image(images):
+            return self.predict(images, top_k=top_k, **options)[0]
+        thumbnails: list[Image.Image] = []
+        with_copies = keep_thumbnails(images, _as_rgb, thumbnails)
+        return Predictions(self.predict(with_copies, top_k=top_k, **options), thumbnails)
 
     def predict(
         self,

@@ -21,6 +21,7 @@ from transformers.utils import is_torch_tf32_available
 
 from hfvit.errors import RecipeError, nearest, one_line
 from hfvit.recipe.arguments import MULTI_LABEL_METRICS, SCALAR_METRICS, RunArguments, TrainerArguments
+from hfvit.utils.credentials import mask_values
 from hfvit.utils.environment import cores_per_process, set_tf32
 
 logger = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ CHOICES = {
 }
 # These optimizers build other parameter groups, without layer-wise learning rates.
 OPTIMIZERS_NOT_AVAILABLE = ("galore", "apollo", "lomo", "adalomo")
+TRACKER_EXTRAS = ("tensorboard", "trackio", "wandb", "mlflow")  # extras of hfvit with the name of a tracker
 # Options with a mapping or the path of a JSON file.
 MAPPINGS_IN_FILES = ("accelerator_config", "fsdp_config")
 # Data loader workers that are chosen for a GPU at most: they decode more images than a GPU trains on.
@@ -157,7 +159,11 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
         if self.mixed_precision == "fp16" and self.device.type == "cpu":
             raise RecipeError("fp16: requires a GPU. On the CPU use bf16 (--bf16 true) or full precision.")
         available = get_available_reporting_integrations()
-        for tracker in set(self.report_to) - set(available):
+        for tracker in sorted(set(self.report_to) - set(available)):
+            if tracker in TRACKER_EXTRAS:
+                raise RecipeError(
+                    f"report_to: not installed, got '{tracker}'. Install it with `pip install \"hfvit[{tracker}]\"`."
+                )
             installed = ", ".join(available) or "none"
             raise RecipeError(f"report_to: must be an installed tracker (found: {installed}), got '{tracker}'.")
         self._check_optimizer()
@@ -165,6 +171,10 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
         self.per_device_train_batch_size, self.gradient_accumulation_steps = split_batch(
             self.global_batch_size, self.world_size, self.per_device_train_batch_size
         )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields as JSON values, without credentials; trackers log them."""
+        return mask_values(super().to_dict())
 
     def choose_workers(self, decoding: bool) -> None:
         """Set `dataloader_num_workers` if the recipe has none.

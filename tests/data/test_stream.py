@@ -296,6 +296,21 @@ def test_webdataset_shards_stream_with_integer_labels(tmp_path):
     assert sorted(torch.cat([batch["labels"] for batch in batches]).tolist()) == sorted(split["label"][:20])
 
 
+def test_lance_tables_stream_with_integer_labels(tmp_path):
+    lance = pytest.importorskip("lance")
+    split = colored_split(24, 1).cast_column("img", datasets.Image(decode=False))
+    for name, rows in (("train", range(20)), ("validation", range(20, 24))):
+        images = [split[row]["img"]["bytes"] for row in rows]
+        table = pyarrow.table({"image": images, "label": [split[row]["label"] for row in rows]})
+        lance.write_dataset(table, tmp_path / f"{name}.lance", max_rows_per_file=5)
+    splits = stream_splits(str(tmp_path), class_names=["3"])
+    assert splits.train.num_shards == 4
+    assert len(splits.validation) == 4
+    stream = ImageStream(splits.train, "train", 20, 3, Augmentation(**AUGMENTATION, **WHOLE), 4, buffer_size=8)
+    labels = torch.cat([batch["labels"] for batch in itertools.islice(stream, 5)]).tolist()
+    assert sorted(labels) == sorted(split["label"][:20])
+
+
 @pytest.mark.parametrize(("label", "data"), [(None, ()), (7, (7, 3))])
 def test_wrong_label_in_the_stream_names_the_row(tmp_path, label, data):
     split = colored_split(sum(ROWS), 1).cast_column("label", datasets.Value("int64"))
