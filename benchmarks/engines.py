@@ -9,7 +9,7 @@
   engine fp32, fp16, int8  engines of `optimum-cli export tensorrt`, run by hfvit with CUDA graphs on its own stream
 
 Without --model, the weights are random, which does not affect the speed. int8 is calibrated with random pixel values,
-so its accuracy is meaningless (`hfvit validate` measures accuracy).
+so its accuracy is meaningless (`hfvit validate` measures accuracy). Without TensorRT, PyTorch is measured alone.
 
 Each measurement runs in a new process, at batch size 1, 8 and 64. Pixel values (float32) and logits stay on the GPU:
 preprocessing and transfers are not included. Each call is synchronized.
@@ -45,13 +45,13 @@ OPTIONS = {
 }
 
 
-def prepare(folder: str, model: str | None, backend: str, quick: bool, **_) -> dict:
+def prepare(folder: str, model: str | None, backend: str | None, quick: bool, **_) -> dict:
     """Save the checkpoint, pixel values and engines, and return their sizes in bytes.
 
     Args:
         folder: folder to write to.
         model: checkpoint, None for random weights.
-        backend: TensorRT backend.
+        backend: TensorRT backend. None: no engines.
         quick: use a small model.
     """
     from transformers import AutoModelForImageClassification
@@ -67,6 +67,9 @@ def prepare(folder: str, model: str | None, backend: str, quick: bool, **_) -> d
     shape = classifier.pixel_values([np.zeros((64, 64, 3), np.uint8)]).shape[1:]
     pixels = np.random.default_rng(0).standard_normal((max(BATCHES), *shape), dtype=np.float32)
     np.save(work / "pixels.npy", pixels)
+    prepared = {"checkpoint": str(checkpoint), "classes": len(classifier.labels), "shape": shape}
+    if backend is None:
+        return {**prepared, "sizes": {}, "backend": "no TensorRT"}
     network = AutoModelForImageClassification.from_pretrained(checkpoint).eval()
     for dtype in ("fp32", "fp16"):
         export_onnx(network, work / f"{dtype}.onnx", dtype=dtype)
@@ -77,8 +80,7 @@ def prepare(folder: str, model: str | None, backend: str, quick: bool, **_) -> d
         name: build_engine(work / f"{dtype}.onnx", work / f"{dtype}.engine", found, options).bytes
         for name, dtype in ENGINES.items()
     }
-    classes = len(classifier.labels)
-    return {"checkpoint": str(checkpoint), "sizes": sizes, "classes": classes, "shape": shape, "backend": found.title}
+    return {**prepared, "sizes": sizes, "backend": found.title}
 
 
 def _random_checkpoint(folder: Path, quick: bool) -> Path:
@@ -200,19 +202,21 @@ def main(argv: list[str] | None = None) -> None:
 
     if not local_gpus():
         sys.exit("engines.py: needs a CUDA GPU that PyTorch can use. See `hfvit doctor`.")
+    backend, contenders = options.backend, CONTENDERS
     try:
-        engine_backend(options.backend)
+        engine_backend(backend)
     except ModelError as error:
-        sys.exit(f"engines.py: {error}")
+        print(f"engines.py: without engines: {error}", file=sys.stderr)
+        backend, contenders = None, TORCH
     counts = (20, 10, 5) if options.quick else (300, 200, 50)
     repeats = {str(batch): count for batch, count in zip(BATCHES, counts, strict=True)}
     with workspace() as folder:
         run = partial(in_own_process, __file__, cache=folder / "cache")
         model = str(Path(options.model).resolve()) if options.model and Path(options.model).exists() else options.model
-        shared = {"folder": str(folder), "backend": options.backend}
+        shared = {"folder": str(folder), "backend": backend}
         prepared = run({"do": "prepare", "model": model, "quick": options.quick, **shared})
         shared |= {"checkpoint": prepared["checkpoint"], "classes": prepared["classes"], "repeats": repeats}
-        jobs = {name: {"do": "measure", "contender": name, **shared} for name in CONTENDERS}
+        jobs = {name: {"do": "measure", "contender": name, **shared} for name in contenders}
         results = interleaved(jobs, options.rounds, run)
     _, height, width = prepared["shape"]
     notes = [

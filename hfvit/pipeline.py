@@ -22,6 +22,7 @@ from hfvit.artifacts.run_record import RunRecord
 from hfvit.artifacts.run_sections import MultiLabelMetrics, SplitMetrics, Thresholds
 from hfvit.data.factory import build_datasets, load_splits
 from hfvit.data.labels import read_column
+from hfvit.data.local import data_root, image_file
 from hfvit.data.splits import ImageSplits, warn_about_sizes
 from hfvit.data.starting_recipe import STARTING_RECIPE, find_and_load
 from hfvit.errors import HubError, printable, printable_lines
@@ -30,18 +31,21 @@ from hfvit.finetuning.factory import build_trainer, prepare_finetuning
 from hfvit.hub.model_card import write_model_card
 from hfvit.hub.push import Destination, check_destination, push_to
 from hfvit.metrics.task import TASKS
+from hfvit.models.describe import describe_architecture
 from hfvit.models.factory import build_model
 from hfvit.recipe.loader import Recipe, as_options
 from hfvit.recipe.training_args import HFViTTrainingArguments
 from hfvit.report.plots import remove_plots, write_plots, write_training_images
-from hfvit.report.summary import summary_table
+from hfvit.report.summary import run_summary
+from hfvit.training.display import Display
 from hfvit.training.distributed import require_shared_folder
 from hfvit.training.resume import check_origin, describe_origin
+from hfvit.training.trackers import Tracking
 from hfvit.training.trainer import HFViTTrainer
 from hfvit.utils.credentials import mask_values
 from hfvit.utils.environment import use_all_cores
 from hfvit.utils.files import sync_files, write_text
-from hfvit.utils.terminal import PrintableFormatter
+from hfvit.utils.quiet import quiet_run
 
 logger = logging.getLogger("hfvit")
 
@@ -115,10 +119,26 @@ def start(
         **options: further arguments of `HFViTTrainer`.
     """
     args = recipe.training
-    handler = logging.StreamHandler()
-    handler.setFormatter(PrintableFormatter("%(message)s"))
-    logging.basicConfig(handlers=[handler])
-    logger.setLevel(logging.INFO if args.process_index == 0 else logging.WARNING)
+    if is_already_finished(args):
+        if args.should_save:
+            folder = printable(args.output_dir)
+            print(f"{folder}: finished run. Pass --overwrite_output_dir to start a new one.", flush=True)
+        return RunRecord.load(args.output_dir)
+    with Display(args) as display, quiet_run(args.verbose, display.with_bars):
+        logger.setLevel(display.log_level)
+        return _start(recipe, display, callbacks, train_transforms, **options)
+
+
+def _start(recipe: Recipe, display: Display, *arguments: Any, **options: Any) -> RunRecord | None:
+    """Describe the recipe, lock the output directory, and `run`.
+
+    Args:
+        recipe: recipe of `load_recipe`.
+        display: display of the run.
+        *arguments: further arguments of `run`.
+        **options: further arguments of `HFViTTrainer`.
+    """
+    args = recipe.training
     if recipe.source.name == STARTING_RECIPE:
         logger.info(
             "Starting recipe for %s: %s, %d px, batch %d, %g epochs, learning rate %g; see `hfvit inspect`",
@@ -131,15 +151,10 @@ def start(
         )
     if recipe.ignored and args.process_index == 0:
         logger.warning(recipe.ignored)
-    if is_already_finished(args):
-        if args.should_save:
-            folder = printable(args.output_dir)
-            print(f"{folder}: finished run. Pass --overwrite_output_dir to start a new one.", flush=True)
-        return RunRecord.load(args.output_dir)
     if args.device.type == "cpu":
         use_all_cores(args.world_size)
     with lock_folder(args.output_dir, "training") if args.should_save else nullcontext():
-        return run(recipe, callbacks, train_transforms, **options)
+        return run(recipe, display, *arguments, **options)
 
 
 def is_already_finished(args: HFViTTrainingArguments) -> bool:
@@ -156,6 +171,7 @@ def is_already_finished(args: HFViTTrainingArguments) -> bool:
 
 def run(
     recipe: Recipe,
+    display: Display,
     callbacks: Sequence[TrainerCallback] = (),
     train_transforms: Callable | None = None,
     **options: Any,
@@ -164,6 +180,7 @@ def run(
 
     Args:
         recipe: recipe of `load_recipe`.
+        display: display of the run.
         callbacks: callbacks of the trainer.
         train_transforms: replaces the augmentation.
         **options: further arguments of `HFViTTrainer`.
@@ -175,7 +192,7 @@ def run(
     destination = resolve_destination(args)
     checkpoint = prepare_output_dir(recipe)
     with args.main_process_first(desc="loading the data set"):
-        splits = load_splits(recipe.data, args.seed, check_length=args.check_stream)
+        splits = load_splits(recipe.data, args.seed, check_length=args.fit_stream)
     recipe.pin(splits.facts["dataset_commit"], splits.kind.separator)
     logger.info(splits.describe())
     warn_about_sizes(splits)
@@ -194,6 +211,7 @@ def run(
     if not checkpoint:
         method.initialize(datasets["validation"])
     trainer = build_trainer(recipe, method, datasets, callbacks, **options)
+    display.attach(trainer)
     trainer.origin = describe_origin(mask_values(recipe.values), splits.facts["splits"])
     if checkpoint:
         check_origin(checkpoint, trainer.origin, args.allow_changed_data)
@@ -206,17 +224,23 @@ def run(
             write_training_images(*method.training_images(trainer), splits.labels, args.output_dir)
         else:
             remove_plots(args.output_dir)
-    output = method.train(trainer, checkpoint)
-    method.finish(trainer)
+    tracking = Tracking(trainer, recipe.values, checkpoint)
+    with tracking.closing():
+        output = method.train(trainer, checkpoint)
+        method.finish(trainer)
 
-    evaluation = evaluate_splits(trainer, datasets, splits.labels)
-    if evaluation.thresholds:
-        trainer.accelerator.unwrap_model(model).config.thresholds = evaluation.thresholds.values
-    trainer.save_model(args.output_dir)
-    trainer.save_state()
-    record = None
-    if args.should_save:
-        record = report_run(recipe, splits, datasets, model, tokenizer, trainer, output, evaluation)
+        evaluation = evaluate_splits(trainer, datasets, splits.labels, display)
+        if evaluation.thresholds:
+            trainer.accelerator.unwrap_model(model).config.thresholds = evaluation.thresholds.values
+        trainer.save_model(args.output_dir)
+        trainer.save_state()
+        record = None
+        if args.should_save:
+            with display.phase("Drawing figures"):
+                record = report_run(recipe, splits, datasets, model, tokenizer, trainer, output, evaluation)
+            metrics = {split: values.to_json() for split, values in record.metrics.items()}
+            tracking.log_results(metrics, record.training.steps)
+            display.result(run_summary(record, args.output_dir), {"output_dir": args.output_dir, "metrics": metrics})
     if destination:
         push_run(args.output_dir, destination)
     return record
@@ -274,18 +298,22 @@ class Evaluation:
     thresholds: Thresholds | None
 
 
-def evaluate_splits(trainer: HFViTTrainer, datasets: Mapping[str, Dataset], labels: list[str]) -> Evaluation:
+def evaluate_splits(
+    trainer: HFViTTrainer, datasets: Mapping[str, Dataset], labels: list[str], display: Display
+) -> Evaluation:
     """Predict the validation and test splits once, after all selection.
 
     Args:
         trainer: trainer after training.
         datasets: data sets by role; `test` may be missing.
         labels: class names in the order of the logits.
+        display: display of the run.
     """
     trainer.compute_metrics = None  # computed below
     results = {}
-    for role in ("validation", "test"):
-        if role in datasets:
+    roles = [role for role in ("validation", "test") if role in datasets]
+    with display.phase(f"Evaluating {' and '.join(roles)}"):
+        for role in roles:
             prediction = trainer.predict(datasets[role], metric_key_prefix=role)
             results[role] = prediction.predictions, prediction.label_ids
     thresholds = trainer.task.fit_thresholds(results)
@@ -303,7 +331,7 @@ def report_run(
     output: TrainOutput,
     evaluation: Evaluation,
 ) -> RunRecord:
-    """Write record, recipe, examples, plots and model card, and print the summary.
+    """Write record, recipe, examples, plots and model card.
 
     Args:
         recipe: recipe with the data set's commit.
@@ -318,12 +346,22 @@ def report_run(
     args = recipe.training
     plain_model = trainer.accelerator.unwrap_model(model)
     record = RunRecord.collect(recipe, splits, plain_model, trainer, output, evaluation.metrics)
+    record.model.description = describe_architecture(plain_model.timm_model)
     record.temperature = trainer.task.calibrate(evaluation.results)
     record.thresholds = evaluation.thresholds
+    record.out_of_distribution = trainer.task.fit_out_of_distribution(evaluation.results)
     role = record.role
     answers = answers_of(*evaluation.results[role], splits.labels, plain_model.config)
-    examples = Examples(role, datasets[role], read_column(splits[role], "row").to_numpy(), answers)
-    examples.add_attention(plain_model, trainer.preprocessing, args.device, trainer.is_sharded)
+    images = splits[role].select_columns(["image"])
+    root = data_root(recipe.data.dataset_name) if splits.facts["is_local"] else None
+    examples = Examples(
+        role,
+        datasets[role],
+        read_column(splits[role], "row").to_numpy(),
+        answers,
+        lambda place: image_file(images[place]["image"], root),
+    )
+    examples.add_explanations(plain_model, trainer.preprocessing, args.device, trainer.is_sharded)
     examples.write(args.output_dir)
     record.examples = examples.record
     if tokenizer:
@@ -336,7 +374,6 @@ def report_run(
     sync_files(Path(args.output_dir))  # before the checkpoints are removed
     if not args.keep_checkpoints:
         remove_checkpoints(args.output_dir)
-    print("\n" + summary_table(record, args.output_dir), flush=True)
     return record
 
 

@@ -1,15 +1,17 @@
-"""Hyperparameter search over recipe keys with optuna."""
+"""Hyperparameter search over recipe keys with optuna, in one process or several."""
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 from transformers import TrainerCallback
 
 from hfvit.artifacts.constants import RUN_FILE
-from hfvit.artifacts.output_dir import lock_folder
 from hfvit.artifacts.run_record import RunRecord
 from hfvit.errors import NonFiniteLossError, OutOfMemoryError, RecipeError, UnfinishedError, one_line
 from hfvit.pipeline import main as train
@@ -21,7 +23,8 @@ from hfvit.utils.files import write_text
 from hfvit.utils.formatting import aligned
 
 BEST_FILE = "best.yaml"
-STUDY_FILE = "sweep.db"
+STUDY_FILE = "sweep.journal"
+LOCKS = ".locks"  # of the study, and of each running trial
 FAILURES = (NonFiniteLossError, OutOfMemoryError)  # end the trial, but not the search
 KINDS = "a list of choices, {range: [low, high]} or {log: [low, high]}"
 
@@ -79,7 +82,7 @@ def suggest(trial, space: dict[str, Any]) -> dict[str, Any]:
 
 
 def search(argv: list[str], space: dict[str, Any], trials: int, **options) -> str:
-    """Run a hyperparameter search with a lock on its folder.
+    """Run a hyperparameter search, beside others of the same study if there are any.
 
     Args:
         argv: `RECIPE [--key value ...]`.
@@ -90,19 +93,17 @@ def search(argv: list[str], space: dict[str, Any], trials: int, **options) -> st
     Returns:
         The summary.
 
-    Raises:
-        RecipeError: another process runs a search in the folder.
     """
-    with lock_folder(load_recipe(argv).training.output_dir, "hfvit sweep"):
-        return Sweep(argv, space, **options).run(trials)
+    return Sweep(argv, space, **options).run(trials)
 
 
 class Sweep:
     """Search hyperparameters in the `output_dir` of a recipe.
 
-    The folder has `sweep.db` (optuna's study), the recipe of each trial in `recipes/`, its run in `trial-*`, and at
-    the end `best.yaml`. Trials are compared by `metric_for_best_model` on the validation split; they have no test
-    split.
+    The folder has `sweep.journal` (optuna's study), the recipe of each trial in `recipes/`, its run in `trial-*`, and
+    at the end `best.yaml`. Trials are compared by `metric_for_best_model` on the validation split; they have no test
+    split. Several processes, also of several machines that share the folder, may work on one study: each takes the
+    next trial.
 
     Args:
         argv: `RECIPE [--key value ...]`.
@@ -127,29 +128,75 @@ class Sweep:
         self.values = recipe.values
         self.folder = Path(training.output_dir)
         self.metric = (training.metric_for_best_model or "accuracy").removeprefix("eval_")
+        self.seed = seed
+        (self.folder / LOCKS).mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.folder / LOCKS / "study", is_singleton=False)
+        with self._lock:
+            self._open(prune)
+
+    def _open(self, prune: bool) -> None:
+        """Check the space, and create or load the study."""
+        optuna = self.optuna
+        space = self.space
         for index in (0, -1):
             ends = {k: v[index] if isinstance(v, list) else next(iter(v.values()))[index] for k, v in space.items()}
             load_recipe([str(self._write_recipe("check", ends))])
         (self.folder / "recipes" / "check.yaml").unlink(missing_ok=True)
         optuna.logging.set_verbosity(optuna.logging.ERROR)  # a failed trial would print a traceback
+        journal = optuna.storages.journal.JournalFileBackend(str(self.folder / STUDY_FILE))
         self.study = optuna.create_study(
             study_name="sweep",
-            storage=f"sqlite:///{(self.folder / STUDY_FILE).resolve()}",
+            storage=optuna.storages.JournalStorage(journal),
             direction="maximize" if is_better_when_greater(self.metric) else "minimize",
             load_if_exists=True,
             pruner=optuna.pruners.MedianPruner() if prune else optuna.pruners.NopPruner(),
         )
-        # The same seed would repeat the first samples when a search is resumed.
-        self.study.sampler = optuna.samplers.TPESampler(seed=seed + len(self.study.trials))
         self._check_unchanged({"recipe": self.values, "space": space})
-        self._requeue_interrupted()
 
     def run(self, trials: int) -> str:
         """Run until `trials` trials have ended (or failed); returns the summary."""
-        while (ended := len(self.ended())) < trials:
-            print(f"\ntrial {ended + 1} of {trials}", flush=True)
-            self.study.optimize(self._trial, n_trials=1, catch=FAILURES)
+        while self._run_next(trials):
+            pass
         return self.summary()
+
+    def _run_next(self, trials: int) -> bool:
+        """Run one more trial; returns False if all of them have been started."""
+        with self._lock:
+            self._requeue_interrupted()
+            running = [trial for trial in self.study.trials if trial.state.name == "RUNNING"]
+            begun = len(self.ended()) + len(running)
+            if begun >= trials:
+                return False
+            # The samples of a trial depend on its number: not on the process, and not on earlier resumes.
+            self.study.sampler = self.optuna.samplers.TPESampler(seed=self.seed + len(self.study.trials))
+            trial = self.study.ask()
+            lock = self._trial_lock(trial)
+            lock.acquire(timeout=0)
+        print(f"\ntrial {begun + 1} of {trials}", flush=True)
+        with self._told(trial, lock):
+            self.study.tell(trial, self._trial(trial))
+        return True
+
+    def _trial_lock(self, trial) -> FileLock:
+        """Return the lock that a process holds while it runs a trial; the system releases it if the process dies."""
+        return FileLock(self.folder / LOCKS / f"trial-{trial.number}", is_singleton=False)
+
+    @contextmanager
+    def _told(self, trial, lock: FileLock) -> Iterator[None]:
+        """Tell the study how a trial ended that has no value, and release its lock."""
+        states = self.optuna.trial.TrialState
+        try:
+            yield
+        except self.optuna.TrialPruned:
+            self.study.tell(trial, state=states.PRUNED)
+        except FAILURES:
+            self.study.tell(trial, state=states.FAIL)
+        except BaseException:
+            self.study.tell(trial, state=states.FAIL)  # without "failed": it will run again
+            raise
+        finally:
+            lock.release()
+            Path(lock.lock_file).unlink(missing_ok=True)
 
     def ended(self) -> list:
         """Return the trials that ended without interruption, including failed ones."""
@@ -231,15 +278,25 @@ class Sweep:
             self.study.set_user_attr(key, text)
 
     def _requeue_interrupted(self) -> None:
-        """Queue trials that were killed again, with the same values and folder."""
+        """Queue trials whose process has died again, with the same values and folder."""
         for trial in self.study.trials:
-            if trial.state.name == "RUNNING":
+            if trial.state.name == "RUNNING" and not self._is_alive(trial):
                 self.study.tell(trial.number, state=self.optuna.trial.TrialState.FAIL)
         ended = {trial.number for trial in self.ended()}
         latest = {_name(trial): trial for trial in self.study.trials}
         for name, trial in latest.items():
             if trial.state.name == "FAIL" and trial.number not in ended and trial.params:
                 self.study.enqueue_trial(trial.params, user_attrs={"run": name})
+
+    def _is_alive(self, trial) -> bool:
+        """Return whether a process runs a trial."""
+        lock = self._trial_lock(trial)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return True
+        lock.release()
+        return False
 
 
 class _Pruning(TrainerCallback):

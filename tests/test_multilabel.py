@@ -27,7 +27,7 @@ from hfvit.verify import evaluate_again
 
 TRAIN, TEST = 240, 120
 SCORE = 0.75  # mAP on the test images that a working run exceeds; chance gives 0.5
-PLOTS = {"learning_curves", "precision_recall", "average_precision", "attention"}
+PLOTS = {"learning_curves", "precision_recall", "average_precision", "explanations"}
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,8 @@ def test_report_page_holds_the_figures_of_the_run(trained):
     record = RunRecord.load(trained)
     assert f"{record.result.map:.4f}" in page
     assert f"{record.result.per_class[0].average_precision:.4f}" in page
-    assert page.count("data:image/png") >= 2 * len(PLOTS)
+    assert page.count("<svg ") == len(PLOTS - {"explanations"})
+    assert page.count("data:image/webp") >= 2
 
 
 def test_pushed_files_hold_the_record_and_the_plots(trained):

@@ -4,6 +4,9 @@ import json
 import os
 import resource
 import signal
+import subprocess
+import sys
+import time
 
 import optuna
 import pytest
@@ -11,13 +14,12 @@ from helpers.commands import ROOT
 from helpers.messages import assert_names, option_of
 from transformers import TrainerCallback
 
-import hfvit.artifacts.output_dir
 import hfvit.sweep
 from hfvit.cli import main
 from hfvit.errors import OutOfMemoryError, RecipeError
 from hfvit.pipeline import main as train
 from hfvit.recipe.loader import load_recipe
-from hfvit.sweep import Sweep, read_space, search
+from hfvit.sweep import Sweep, read_space
 
 SPACE = "learning_rate: {log: [1e-3, 1e-2]}\nlayer_decay: [0.8, 1.0]\nglobal_batch_size: {range: [8, 9]}\n"
 
@@ -82,12 +84,8 @@ def test_sweep_after_a_signal_names_the_command(recipe, space, monkeypatch, caps
     real = hfvit.sweep.train
 
     def watched(argv, callbacks):
-        with pytest.raises(RecipeError, match=r"^output_dir: ") as caught:
-            search([str(recipe)], read_space(space), 1)
-        assert_names(caught.value, recipe.parent / "out", "hfvit sweep")
         real(argv, [AfterTwoSteps(lambda: os.kill(os.getpid(), signal.SIGTERM))])
 
-    monkeypatch.setattr(hfvit.artifacts.output_dir, "TIMEOUT", 0.1)
     monkeypatch.setattr(hfvit.sweep, "train", watched)
     with pytest.raises(SystemExit) as ended:
         main(["sweep", str(recipe), str(space), "--trials", "1"])
@@ -95,7 +93,48 @@ def test_sweep_after_a_signal_names_the_command(recipe, space, monkeypatch, caps
     captured = capsys.readouterr().err.splitlines()[-1]
     assert captured.startswith("hfvit: stopped: ")
     assert_names(captured, "SIGTERM", recipe.parent / "out" / "trial-000" / "checkpoint-2", "hfvit sweep")
-    assert not (recipe.parent / "out" / hfvit.artifacts.output_dir.LOCK_FILE).exists()
+
+
+def test_second_sweep_takes_other_trials_of_the_study(recipe, monkeypatch):
+    argv, space = [str(recipe), "--max_steps", "1"], {"learning_rate": {"log": [1e-4, 1e-2]}}
+    real, tables = hfvit.sweep.train, []
+
+    def beside(argv_of_trial, callbacks):
+        if not tables:
+            tables.append(None)  # the second sweep runs while the first one trains
+            tables.append(Sweep(argv, space).run(2))
+        real(argv_of_trial, callbacks)
+
+    monkeypatch.setattr(hfvit.sweep, "train", beside)
+    first = Sweep(argv, space)
+    table = first.run(2)
+    assert [trial.state.name for trial in first.study.trials] == ["COMPLETE"] * 2
+    assert len({trial.params["learning_rate"] for trial in first.study.trials}) == 2
+    assert "trial-000" in table
+    assert "trial-000" not in tables[1]  # it was running
+
+
+@pytest.mark.slow
+@pytest.mark.integration
+def test_two_processes_lose_and_repeat_no_trial_when_one_is_killed(recipe, space, tmp_path):
+    code = "import sys; from hfvit.cli import main; main(sys.argv[1:])"
+    words = [sys.executable, "-c", code, "sweep", recipe, space, "--trials", "6", "--num_train_epochs", "2"]
+    out = tmp_path / "out"
+    processes = [subprocess.Popen([str(word) for word in words], cwd=ROOT) for _ in range(2)]
+    try:
+        while len(list(out.glob("trial-*/run.json"))) < 2:
+            assert processes[0].poll() is None
+            time.sleep(0.1)
+        processes[0].kill()
+        assert processes[1].wait(240) == 0
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    records = [json.loads(file.read_text())["recipe"] for file in out.glob("trial-*/run.json")]
+    assert len(records) == 6
+    assert len({record["learning_rate"] for record in records}) == 6
+    assert (out / "best.yaml").exists()
 
 
 def test_sweep_on_full_disk_names_the_command(recipe, space, monkeypatch, capsys, caplog):

@@ -1,6 +1,7 @@
 """File names in run and export folders."""
 
 EXAMPLES_FILE = "examples.npz"
+MISTAKES_FILE = "mistakes.csv"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 WEIGHT_FILES = (*WEIGHTS, "model-*-of-*.safetensors")
 TOKENIZER_FILES = (
@@ -20,6 +21,7 @@ RECIPE_FILE = "recipe.yaml"
 
 MANIFEST = "checkpoint.json"
 STATE_FILE = "trainer_state.json"
+TRACKERS_FILE = "trackers.json"  # runs of the experiment trackers, written with report_to
 STAGING = ".saving"  # in the output folder, not listed by checkpoints()
 
 RUN_FILE = "run.json"

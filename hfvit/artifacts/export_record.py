@@ -1,4 +1,4 @@
-"""`ExportRecord` (export.json): options and measurements of ONNX files."""
+"""`ExportRecord` (export.json): options and measurements of exported files."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,15 +76,17 @@ class CalibrationData(Record):
 
 @dataclass(kw_only=True)
 class ExportedFile(Record):
-    """ONNX file; `quantization` is the result of `quantize_onnx`.
+    """ONNX, OpenVINO or ExecuTorch file.
 
+    `quantization` is the result of `quantize_onnx` or of NNCF. Only an ONNX file has an `opset`. The weights of
+    an OpenVINO file are in a .bin file with the digest `weights_sha256`, whose size is included in `bytes`.
     `float32_values` is the number of values of an fp16 file that stay in float32, as fp16 could not hold them.
     """
 
     sha256: str
     bytes: int
     dtype: str
-    opset: int
+    opset: int | None = field(default=None, metadata=OPTIONAL)
     versions: dict[str, str]
     input: TensorInfo
     optimized: bool
@@ -95,6 +97,7 @@ class ExportedFile(Record):
     gate: ArtifactGate | None = None
     text_inputs: list[TensorInfo] | None = field(default=None, metadata=OPTIONAL)
     float32_values: int | None = field(default=None, metadata=OPTIONAL)
+    weights_sha256: str | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(kw_only=True)

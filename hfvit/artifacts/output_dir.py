@@ -26,6 +26,7 @@ from hfvit.artifacts.constants import (
     CONFIG_FILE,
     EXAMPLES_FILE,
     MANIFEST,
+    MISTAKES_FILE,
     RECIPE_FILE,
     RUN_FILE,
     STAGING,
@@ -38,7 +39,7 @@ from hfvit.utils.files import check_writable, expand_user, sweep_temporary
 
 logger = logging.getLogger(__name__)
 # Files of a run that a new run deletes: not the card, which may have edits, and the plots, which are drawn again.
-RUN_FILES = (CONFIG_FILE, *WEIGHT_FILES, RECIPE_FILE, STATE_FILE, EXAMPLES_FILE, *TOKENIZER_FILES)
+RUN_FILES = (CONFIG_FILE, *WEIGHT_FILES, RECIPE_FILE, STATE_FILE, EXAMPLES_FILE, MISTAKES_FILE, *TOKENIZER_FILES)
 RUN_FILES += tuple(f"{ADAPTER_FOLDER}/{name}" for name in ADAPTER_FILES)
 
 
@@ -88,7 +89,7 @@ def claim_output_dir(output_dir: str, resume: str | None, overwrite: bool, is_ma
 def _remove_leftovers(folder: Path) -> None:
     """Delete temporary files of a killed run."""
     shutil.rmtree(folder / STAGING, ignore_errors=True)
-    for name in (RUN_FILE, CARD_FILE, RECIPE_FILE, EXAMPLES_FILE):
+    for name in (RUN_FILE, CARD_FILE, RECIPE_FILE, EXAMPLES_FILE, MISTAKES_FILE):
         sweep_temporary(folder / name)
 
 

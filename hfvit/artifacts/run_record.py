@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
+from PIL import Image
 
 import hfvit
 from hfvit.artifacts.constants import EXAMPLES_FILE, RUN_FILE
@@ -24,6 +25,7 @@ from hfvit.artifacts.run_sections import (
     ExampleImages,
     Model,
     MultiLabelMetrics,
+    OutOfDistribution,
     Probe,
     Seeds,
     SplitMetrics,
@@ -32,12 +34,14 @@ from hfvit.artifacts.run_sections import (
     Thresholds,
     Training,
 )
+from hfvit.artifacts.run_summary import summary_html
 from hfvit.errors import ModelError
 from hfvit.utils.credentials import mask_values
 from hfvit.utils.files import expand_user, temporary_file
 from hfvit.utils.hub_ids import is_local
 
 PACKAGES = ("torch", "torchvision", "timm", "transformers", "accelerate", "datasets", "evaluate", "scikit-learn")
+_ARRAYS_0_1 = {"attention": "explanations", "attention_maps": "explanation_maps"}
 PREPROCESSING = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 
 
@@ -49,6 +53,7 @@ class RunRecord(FileRecord):
 
     Attributes:
         recipe: all values of the recipe.
+        unused: keys of the recipe that had no effect.
         history: `log_history` of the Trainer.
         events: problems during the training (docs/reliability.md).
     """
@@ -62,6 +67,7 @@ class RunRecord(FileRecord):
     model: Model
     data: Data
     recipe: dict[str, Any]
+    unused: list[str] | None = field(default=None, metadata=OPTIONAL)
     seeds: Seeds | None = field(default=None, metadata=OPTIONAL)
     metrics: dict[str, MultiLabelMetrics | SplitMetrics]
     training: Training
@@ -71,8 +77,12 @@ class RunRecord(FileRecord):
     history: list[dict[str, Any]]
     temperature: Temperature | None = field(default=None, metadata=OPTIONAL)
     thresholds: Thresholds | None = field(default=None, metadata=OPTIONAL)
+    out_of_distribution: OutOfDistribution | None = field(default=None, metadata=OPTIONAL)
     examples: ExampleImages | None = field(default=None, metadata=OPTIONAL)
     gate: Gate | None = field(default=None, metadata=OPTIONAL)
+
+    def __post_init__(self) -> None:
+        self.folder: Path | None = None  # where it was loaded from or saved to
 
     @property
     def role(self) -> str:
@@ -96,7 +106,37 @@ class RunRecord(FileRecord):
             raise ModelError(f"{folder}: no such folder. Pass the output_dir of a finished run.")
         if not (root / RUN_FILE).is_file():
             raise ModelError(f"{folder}: no {RUN_FILE} in this folder. Pass the output_dir of a finished run.")
-        return super().load(folder)
+        record = super().load(folder)
+        record.folder = root
+        return record
+
+    def save(self, folder: str | Path) -> Path:
+        """Write run.json atomically and return its path."""
+        path = super().save(folder)
+        self.folder = path.parent
+        return path
+
+    def plot(self, name: str, dark: bool = False) -> Image.Image:
+        """Return a figure of the run, which a notebook shows.
+
+        Args:
+            name: name of a file in `plots`, or the beginning of it: "confusion", "learning", "reliability", ...
+            dark: the version for a dark background.
+
+        Raises:
+            ModelError: there is no such figure.
+        """
+        plots = (self.folder or expand_user(self.recipe["output_dir"])) / "plots"
+        names = sorted(path.stem for path in plots.glob("*.png") if not path.stem.endswith("_dark"))
+        found = [each for each in names if each.startswith(name)]
+        if not found:
+            there = f"found: {', '.join(names)}" if names else f"no figures in {plots}; hfvit report draws them"
+            raise ModelError(f"plot: unknown, got '{name}' ({there}).")
+        with Image.open(plots / f"{found[0]}{'_dark' if dark else ''}.png") as image:
+            return image.convert("RGB")
+
+    def _repr_html_(self) -> str:
+        return summary_html(self, self.folder)
 
     @classmethod
     def migrate(cls, content: dict[str, Any]) -> dict[str, Any]:
@@ -164,6 +204,7 @@ class RunRecord(FileRecord):
             model=_model(recipe.model, model, trainer.trained_parameters),
             data=Data.from_json({**splits.facts, "selected_by": selected_by}),
             recipe=json.loads(json.dumps(recipe.values, default=str)),
+            unused=recipe.unused,
             seeds=Seeds(seed=args.seed, data_seed=args.data_seed, full_determinism=args.full_determinism),
             metrics=metrics,
             training=_training(args, trainer, best, output.metrics),
@@ -194,6 +235,7 @@ def _model(arguments, model, trained_parameters: int) -> Model:
         )
     return Model(
         architecture=config.architecture,
+        model_args={key: value for key, value in (config.model_args or {}).items() if key != "img_size"} or None,
         base_model=base,
         is_local=base is not None and is_local(base),
         # timm's checkpoints have a license; a model trained from scratch has none.
@@ -265,21 +307,22 @@ def read_examples(output_dir: str | Path, examples: ExampleImages | None) -> dic
         examples: example images in run.json, to which the arrays must belong.
 
     Returns:
-        `mistakes` and `attention`, uint8 `(images, height, width, 3)`, and `attention_maps`, float32 `(images, rows,
-        columns)`. An array is missing if the file lacks it or has another number of images.
+        `mistakes`, `label_errors` and `explanations`, uint8 `(images, height, width, 3)`, and `explanation_maps`,
+        float32 `(images, rows, columns)`. An array is missing if the file lacks it or has another number of images.
     """
     path = Path(output_dir) / EXAMPLES_FILE
     if examples is None or not path.is_file():
         return {}
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+            arrays = {_ARRAYS_0_1.get(name, name): file[name] for name in file.files}
     except (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error):
         return {}
     lists: dict[str, Sequence] = {
         "mistakes": examples.mistakes,
-        "attention": examples.attention,
-        "attention_maps": examples.attention,
+        "label_errors": examples.label_errors,
+        "explanations": examples.explanations,
+        "explanation_maps": examples.explanations,
     }
     return {
         name: array
@@ -290,6 +333,6 @@ def read_examples(output_dir: str | Path, examples: ExampleImages | None) -> dic
 
 def _has_layout(array: np.ndarray, name: str, count: int) -> bool:
     """Return whether an array of examples.npz has the layout of `count` images."""
-    if name == "attention_maps":
+    if name == "explanation_maps":
         return array.dtype.kind == "f" and array.ndim == 3 and len(array) == count and array.size > 0
     return array.dtype == np.uint8 and array.ndim == 4 and array.shape[::3] == (count, 3) and array.size > 0

@@ -24,10 +24,13 @@ class TextModel(Record):
 class Model(Record):
     """Architecture and size of the model.
 
-    `is_local` is whether `base_model` was a local folder, None if that was not recorded.
+    `architecture` is the name in timm that the network was built from, with `model_args`, and `description` what was
+    built. `is_local` is whether `base_model` was a local folder, None if that was not recorded.
     """
 
     architecture: str
+    description: str | None = field(default=None, metadata=OPTIONAL)
+    model_args: dict[str, Any] | None = field(default=None, metadata=OPTIONAL)
     base_model: str | None
     is_local: bool | None = None
     base_license: str | None = None
@@ -176,7 +179,11 @@ class Score(NamedTuple):
 
 @dataclass(kw_only=True)
 class SplitMetrics(Record):
-    """Metrics of one split (`metrics.classification`), None if not computed."""
+    """Metrics of one split (`metrics.classification`), None if not computed.
+
+    With two classes, `roc_curve` has points (false positive rate, true positive rate) and `precision_recall_curve`
+    points (recall, precision) of the second class.
+    """
 
     accuracy: Share
     accuracy_interval: tuple[Share, Share]
@@ -192,6 +199,8 @@ class SplitMetrics(Record):
     per_class: list[ClassMetrics]
     confusion_matrix: ConfusionMatrix
     calibration: list[CalibrationBin]
+    roc_curve: list[tuple[Share, Share]] | None = field(default=None, metadata=OPTIONAL)
+    precision_recall_curve: list[tuple[Share, Share]] | None = field(default=None, metadata=OPTIONAL)
 
     def check(self) -> None:
         if self.confusion_matrix.classes != len(self.per_class):
@@ -207,11 +216,12 @@ class SplitMetrics(Record):
 
     def columns(self) -> dict[str, str]:
         """Return the cells of a table row by column heading."""
+        top5 = {"top-5": f"{self.top5_accuracy:.2%}"} if len(self.per_class) > 5 else {}
         return {
             "images": f"{self.images:,}",
             "accuracy": f"{self.accuracy:.2%}",
             "95 % interval": "{:.2%} - {:.2%}".format(*self.accuracy_interval),
-            "top-5": f"{self.top5_accuracy:.2%}",
+            **top5,
             "macro F1": f"{self.macro_f1:.4f}",
             "loss": f"{self.loss:.4f}",
             "ECE": f"{self.ece:.4f}",
@@ -353,33 +363,77 @@ class CalibratedSplit(Record):
 
 @dataclass(kw_only=True)
 class Temperature(Record):
-    """Fitted temperature; if `value` is None, `reason` is the reason."""
+    """Fitted temperature; if `value` is None, `reason` is the reason.
+
+    In `splits`, images of the split `fitted_on` are calibrated with the temperature of other images, by
+    cross-validation in `folds` folds. In records without `folds`, they are those that it was fitted on.
+    """
 
     value: float | None
     fitted_on: str
     images: int
     reason: str | None
     splits: dict[str, CalibratedSplit]
+    folds: Count | None = field(default=None, metadata=OPTIONAL)
+
+
+@dataclass(kw_only=True)
+class OutOfDistribution(Record):
+    """Threshold of the energy, above which an image is unlike the training data.
+
+    `kept` is the fraction of the `images` of the split `fitted_on` that do not exceed it.
+    """
+
+    score: str
+    threshold: float
+    kept: Share
+    fitted_on: str
+    images: Count
 
 
 @dataclass(kw_only=True)
 class ExampleImage(Record):
-    """Image of examples.npz: row in the split, true and predicted class."""
+    """Image of a split: row there, true and predicted class.
+
+    `file` is its path relative to the data set, None for images in tables.
+    """
 
     row: int
     true: str
     predicted: str
     confidence: float
+    file: str | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(kw_only=True)
 class ExampleImages(Record):
     """Images of examples.npz.
 
-    `attention_left_out` is the reason why there are no attention maps.
+    Attributes:
+        split: split of the images.
+        mistakes: most confident mistakes, without `label_errors`.
+        wrong: number of all mistakes, which are in mistakes.csv.
+        label_errors: images whose label is likely to be wrong.
+        explanations: images with explanation maps.
+        explanation_method: name of the method.
+        explanations_left_out: reason why there are no explanation maps.
     """
 
     split: str
     mistakes: list[ExampleImage]
-    attention: list[ExampleImage] = field(default_factory=list)
-    attention_left_out: str | None = None
+    wrong: Count | None = field(default=None, metadata=OPTIONAL)
+    label_errors: list[ExampleImage] = field(default_factory=list)
+    explanations: list[ExampleImage] = field(default_factory=list)
+    explanation_method: str | None = None
+    explanations_left_out: str | None = None
+
+    @classmethod
+    def _parse(cls, content: Any) -> Self:
+        if isinstance(content, dict) and "attention_left_out" in content and "explanations" not in content:
+            content = {  # hfvit 0.1 drew attention rollout
+                **{key: value for key, value in content.items() if not key.startswith("attention")},
+                "explanations": content.get("attention", []),
+                "explanation_method": "Attention rollout",
+                "explanations_left_out": content["attention_left_out"],
+            }
+        return super()._parse(content)

@@ -1,6 +1,9 @@
 """`hfvit demo`."""
 
 import argparse
+import tempfile
+from collections import Counter
+from pathlib import Path
 
 from hfvit.cli.options import exit_codes, positive_int
 from hfvit.errors import DataError, HFViTError
@@ -21,6 +24,7 @@ examples:
 
 {exit_codes(0, 2)}"""
 
+MAX_EXAMPLES = 24
 APP_ONLY = ("device", "threads", "host", "port", "share")
 PAGE_ONLY = ("vendor", "title", "overwrite")
 
@@ -35,7 +39,11 @@ def add(commands) -> None:
     )
     parser.add_argument("artifact", metavar="ARTIFACT", help="checkpoint folder, Hub id, .onnx file or export folder")
     parser.add_argument("--top_k", type=positive_int, default=5, help="classes shown per image [%(default)s]")
-    parser.add_argument("--examples", metavar="FOLDER", help="example images: a folder, pattern or file [none]")
+    parser.add_argument(
+        "--examples",
+        metavar="FOLDER",
+        help="example images: a folder, pattern or file [app on 127.0.0.1: those of the run, else none]",
+    )
     app = parser.add_argument_group("Gradio app")
     app.add_argument("--device", help="where to run: cpu, cuda, cuda:1, ... [cuda if available, else cpu]")
     app.add_argument("--threads", type=positive_int, help="CPU threads [PyTorch's default]")
@@ -88,6 +96,7 @@ def _write(options: argparse.Namespace) -> None:
 def _serve(options: argparse.Namespace) -> None:
     from hfvit.artifacts.artifact import find_artifact
     from hfvit.demo.app import load_gradio, serve
+    from hfvit.demo.run_facts import read_facts, write_class_examples
 
     find_artifact(options.artifact)
     examples = _examples(options)
@@ -96,19 +105,25 @@ def _serve(options: argparse.Namespace) -> None:
     from hfvit.inference.classifier import load_classifier
 
     classifier = load_classifier(options.artifact, options.device, options.threads)
+    facts = read_facts(find_artifact(options.artifact))
+    classifier.temperature = facts.temperature or 1.0
     if classifier.text_reader:
         raise HFViTError(
             f"ARTIFACT: the demo does not support image and text models, got {options.artifact}. Use `hfvit predict`."
         )
-    serve(
-        gradio,
-        classifier,
-        host=options.host or "127.0.0.1",
-        port=options.port,
-        share=options.share,
-        top_k=options.top_k,
-        examples=examples,
-    )
+    with tempfile.TemporaryDirectory(prefix="hfvit-examples-") as folder:
+        if not examples and not options.host and not options.share:  # images of the data set, for this machine only
+            examples = write_class_examples(find_artifact(options.artifact), Path(folder))
+        serve(
+            gradio,
+            classifier,
+            host=options.host or "127.0.0.1",
+            port=options.port,
+            share=options.share,
+            top_k=options.top_k,
+            examples=examples,
+            facts=facts,
+        )
 
 
 def _examples(options: argparse.Namespace) -> list[str]:
@@ -117,4 +132,15 @@ def _examples(options: argparse.Namespace) -> list[str]:
     names, wrong = find_images([options.examples] if options.examples else [])
     if wrong:
         raise DataError(f"--examples: {wrong[0]}.")
-    return names
+    return one_of_each_folder(names)[:MAX_EXAMPLES]
+
+
+def one_of_each_folder(names: list[str]) -> list[str]:
+    """Sort images so that the first of each folder, which may be that of a class, come first."""
+    seen: Counter[Path] = Counter()
+    ranked = []
+    for name in names:
+        folder = Path(name).parent
+        ranked.append((seen[folder], name))
+        seen[folder] += 1
+    return [name for _, name in sorted(ranked, key=lambda each: each[0])]

@@ -109,7 +109,7 @@ def decoded_crops(examples: list[dict], name: str, seeds: np.ndarray, augmentati
     for example, box, flip in zip(examples, boxes, flips, strict=True):
         crop = decode_crop(example["image"], name, example["row"], box, size, interpolation)
         crops.append(crop[:, ::-1] if flip else crop)
-    operations = augmentation.sample_operations(seeds, min(size))
+    operations = augmentation.sample_operations(seeds, *size)
     return {"crops": torch.from_numpy(np.stack(crops)), "plan": {"operations": operations}}
 
 
@@ -155,10 +155,12 @@ def image_datasets(
             )
         else:
             reader, how = open_reader(split, kept, source, data_config, show_progress)
-        logger.info("%s: %s images %s", role, f"{len(split):,}", how)
         splits.facts["splits"][role]["input"] = how
         training = {"augmentation": augmentation, "seed": seed, "repeats": repeats} if role == "train" else {}
         found[role] = ImageDataset(targets_of(split), reader, texts=(texts or {}).get(role), **training)
+    inputs = {role: splits.facts["splits"][role]["input"] for role in ("train", "validation", "test") if role in found}
+    for how in dict.fromkeys(inputs.values()):
+        logger.info("%s: images %s", ", ".join(role for role, of_role in inputs.items() if of_role == how), how)
     return found
 
 

@@ -153,6 +153,7 @@ def _image_stream(splits: ImageSplits, augmentation: Augmentation, recipe: Recip
         buffer_size=recipe.data.shuffle_buffer_size,
         process=args.process_index,
         processes=args.world_size,
+        divisible=recipe.data.max_train_samples is None,
     )
 
 

@@ -17,13 +17,14 @@ from hfvit.artifacts.json_record import OPTIONAL, Record
 from hfvit.data.decode import to_rgb, upright_size
 from hfvit.data.duplicates import groups_of, near_pairs, perceptual_hashes, reduce_image, thumbnails
 from hfvit.data.labels import class_counts, targets_of
-from hfvit.data.local import LocalData
+from hfvit.data.local import LocalData, data_root, image_file
 from hfvit.data.open_image import image_error_reason, open_image
 from hfvit.data.splits import DIGITS, FEW_VALIDATION_IMAGES, ImageSplits, load_whole_splits, open_source, split_names
+from hfvit.metrics.label_errors import WEAK_MODEL
 from hfvit.recipe.arguments import DataArguments
 from hfvit.recipe.starting import IMBALANCE
 from hfvit.utils.environment import cores
-from hfvit.utils.files import expand_user, file_sha256
+from hfvit.utils.files import file_sha256
 from hfvit.utils.formatting import shortened
 from hfvit.utils.hub_ids import is_local
 
@@ -32,7 +33,6 @@ DRAFT = 64  # smallest side in pixels of a reduced JPEG; the hash needs 32
 TINY_SIDE = 16  # pixels
 TINY_FRACTION = 0.25  # of the median shorter side
 FEW_IN_CLASS = 10
-WEAK_MODEL = 0.7  # fraction of the labels that a model predicts, below which it cannot judge them
 ROLES = ("train", "validation", "test")
 
 
@@ -229,20 +229,17 @@ class ImageNames:
 
     def __init__(self, opened: Opened):
         self.splits = opened.splits
-        name = expand_user(opened.data.dataset_name)
-        self.root = None
-        if opened.local:
-            self.root = os.path.abspath(name if name.is_dir() else name.parent)
+        self.root = data_root(opened.data.dataset_name) if opened.local else None
 
     def __call__(self, role: str, row: int, reason: str | None = None) -> ImageName:
         split = self.splits[role]
         example = split[int(row)]
-        encoded = example["image"] or {}
-        path = encoded.get("path")
-        if path and self.root and encoded.get("bytes") is None:
-            path = os.path.relpath(os.path.abspath(path), self.root)
         return ImageName(
-            split=role, row=int(example["row"]), label=self.label(example["label"]), file=path or None, reason=reason
+            split=role,
+            row=int(example["row"]),
+            label=self.label(example["label"]),
+            file=image_file(example["image"], self.root),
+            reason=reason,
         )
 
     def label(self, value: int | Sequence[int]) -> str:

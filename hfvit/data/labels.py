@@ -251,14 +251,18 @@ def _renamed(
 
 
 def read_class_names(data: DataArguments) -> list[str] | None:
-    """Return `class_names` of the recipe, or the lines of its text file."""
+    """Return `class_names` of the recipe, the lines of its text file, or "0", "1", ... for a number of classes."""
     if data.class_names is None:
         return None
     names = list(data.class_names)
     if len(names) == 1:
         file = expand_user(names[0])
+        if not file.is_file() and names[0].isdecimal() and int(names[0]) > 1:
+            return [str(index) for index in range(int(names[0]))]
         if not file.is_file():
-            raise DataError(f"class_names: must be two or more names, or a text file, got {names[0]}.")
+            raise DataError(
+                f"class_names: must be two or more names, a text file, or the number of classes, got {names[0]}."
+            )
         try:
             lines = file.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:

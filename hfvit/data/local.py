@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow as pa
@@ -620,3 +621,24 @@ def _archive_split(parts: Sequence[tuple[File, list[tuple[File, str]]]], labels:
 
 def _archive_stream(parts: Sequence[tuple[File, list[tuple[File, str]]]], labels: list[str]) -> IterableDataset:
     return datasets.concatenate_datasets([archive_stream(archive, rows, labels) for archive, rows in parts])
+
+
+def data_root(dataset_name: str) -> str:
+    """Return the absolute path of a local data set's folder, or of the folder of its file."""
+    name = expand_user(dataset_name)
+    return os.path.abspath(name if name.is_dir() else name.parent)
+
+
+def image_file(encoded: dict[str, Any] | None, root: str | None) -> str | None:
+    """Return the file of an image relative to the data set, or its name in an archive.
+
+    Args:
+        encoded: `bytes` or `path` of the image, as in an undecoded column.
+        root: folder of a local data set.
+    """
+    path = (encoded or {}).get("path")
+    if not path:
+        return None
+    if root and (encoded.get("bytes") is None or os.path.isabs(path)):
+        return os.path.relpath(os.path.abspath(path), root)
+    return os.path.basename(path) if os.path.isabs(path) else path

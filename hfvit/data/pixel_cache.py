@@ -1,5 +1,6 @@
 """Memory-mapped uint8 array of small images, which are decoded only once."""
 
+import logging
 import math
 import shutil
 from itertools import repeat
@@ -18,7 +19,10 @@ from hfvit.utils.threads import map_in_threads
 MAX_PIXELS = 128 * 128  # per image; larger images take much more space than their files
 SAMPLE = 64  # images whose size is checked
 CHUNK = 64  # images that a thread reads and decodes at a time
+ANNOUNCED_IMAGES = 10_000  # more take seconds, in which a log file would have no line
 DECODING_VERSION = 1  # part of the file name; increase it when decode.to_rgb changes its results
+
+logger = logging.getLogger(__name__)
 
 
 class NotCacheableError(Exception):
@@ -125,7 +129,9 @@ def _write(split: Dataset, name: str, path: Path, shape: tuple[int, ...], show_p
     with temporary_file(path) as temporary, temporary.open("wb") as file:
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
-        bar = tqdm(total=len(split), desc=f"Decoding {name} once", unit="image", disable=not show_progress)
+        if not show_progress and len(split) >= ANNOUNCED_IMAGES:
+            logger.info("Decoding %s: %s images", name, f"{len(split):,}")
+        bar = tqdm(total=len(split), desc=f"Decoding {name}", unit="image", leave=False, disable=not show_progress)
 
         def decoded(start: int) -> np.ndarray:
             chunk = split[start : start + CHUNK]

@@ -5,18 +5,20 @@ import itertools
 import json
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import fsspec.asyn
 import numpy as np
 import torch
 from accelerate.data_loader import DataLoaderShard, prepare_data_loader
 from datasets import IterableDataset
-from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader, get_worker_info
 from transformers import TrainerCallback
 
 from hfvit.data.dataset import collate, decoded_crops
+from hfvit.data.stream_order import IMBALANCE, PLACES_PER_SHARD, ShuffledReader, remaining
 from hfvit.data.stream_splits import with_bytes
 from hfvit.errors import DataError, HFViTError, RecipeError, one_line
 from hfvit.transforms.augmentation import Augmentation
@@ -25,9 +27,24 @@ from hfvit.utils.files import write_text
 
 logger = logging.getLogger(__name__)
 
-# With at least this many shards per process, shards are divided among processes even if their numbers differ by one.
-ENOUGH_SHARDS = 10
 STREAM_FILE = "stream.json"
+
+
+@dataclass
+class Sample:
+    """Image of a stream.
+
+    Args:
+        example: columns `image` (undecoded) and `label`, and `row` for messages.
+        draw: number of the image's copy over all epochs.
+        place: place in the stream, unique within an epoch.
+        position: number of the reader, and position after the sample.
+    """
+
+    example: dict[str, Any]
+    draw: int
+    place: int
+    position: list
 
 
 class ImageStream(torch.utils.data.IterableDataset):
@@ -49,6 +66,7 @@ class ImageStream(torch.utils.data.IterableDataset):
         buffer_size: shuffle buffer size, in images per process; divided among its workers.
         process: index of this process.
         processes: number of processes.
+        divisible: whether the shards may be divided; false for the first images of a stream.
     """
 
     def __init__(
@@ -65,6 +83,7 @@ class ImageStream(torch.utils.data.IterableDataset):
         buffer_size: int = 10000,
         process: int = 0,
         processes: int = 1,
+        divisible: bool = True,
     ):
         self.split = split
         self.name = name
@@ -78,49 +97,120 @@ class ImageStream(torch.utils.data.IterableDataset):
         self.buffer_size = buffer_size
         self.process = process
         self.processes = processes
-        self.skipped = 0
-        shards = split.num_shards
-        self.by_shards = shards % processes == 0 or shards >= ENOUGH_SHARDS * processes
-        self.max_workers = shards // processes if self.by_shards else shards
+        self.shards = split.num_shards if divisible else None
+        self.max_workers = max(1, split.num_shards // processes)
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin the stream anew."""
+        self.positions: dict[int, list] = {}  # of the readers of this process
+        self.batches = 0
+        self.rest: dict[int, list] = {}
 
     def _sharing(self, workers: int) -> dict[str, int]:
         """Return the settings that, besides the seeds, determine the order of the images."""
         return {
             "number of processes": self.processes,
-            "dataloader_num_workers": min(workers, self.max_workers),
-            "images that a device holds": self.batch_size,
+            "dataloader_num_workers": self.used_workers(workers),
             "shuffle_buffer_size": self.buffer_size,
+            "images that a device holds": self.batch_size,
         }
 
-    def save_sharing(self, checkpoint: str, workers: int) -> None:
-        """Save the settings that determine the order of the images in a checkpoint."""
-        write_text(Path(checkpoint) / STREAM_FILE, json.dumps(self._sharing(workers)))
+    def used_workers(self, workers: int) -> int:
+        """Return the number of data workers, limited to the shards of a process."""
+        return min(workers, self.max_workers)
 
-    def check_sharing(self, checkpoint: str, workers: int) -> None:
-        """Raise `RecipeError` if the images of a checkpoint's run were in another order."""
+    def _readers(self, workers: int) -> int:
+        """Return the number of readers of a process."""
+        return max(1, self.used_workers(workers))
+
+    def take_position(self, batch: dict[str, Any]) -> None:
+        """Remove the position of a reader from a batch that is trained on, and remember it."""
+        reader, *position = json.loads(batch.pop("position"))
+        self.positions[reader] = position
+        self.batches += 1
+
+    def state(self) -> dict[str, Any]:
+        """Return the positions of the readers of this process, as JSON values."""
+        return {"positions": self.positions, "batches": self.batches}
+
+    def save_state(self, checkpoint: str | Path, workers: int, states: list[dict[str, Any]]) -> None:
+        """Save the positions of all readers in a checkpoint.
+
+        Args:
+            checkpoint: folder of the checkpoint.
+            workers: number of data workers.
+            states: `state` of each process.
+        """
+        content = {
+            **self._sharing(workers),
+            "shards": self.shards,
+            "positions": {str(reader): place for state in states for reader, place in state["positions"].items()},
+            "batches": [state["batches"] for state in states],
+            "rest": {str(epoch): units for epoch, units in self.rest.items()},
+        }
+        write_text(Path(checkpoint) / STREAM_FILE, json.dumps(content))
+
+    def load_state(self, checkpoint: str | Path, workers: int) -> None:
+        """Continue after the images of a checkpoint, also with another number of readers.
+
+        Args:
+            checkpoint: folder of the checkpoint.
+            workers: number of data workers.
+
+        Raises:
+            RecipeError: the checkpoint has no positions, or those of another data set.
+        """
         file = Path(checkpoint) / STREAM_FILE
         if not file.exists():
             raise RecipeError(
                 f"resume_from_checkpoint: {checkpoint} is of a run without streaming. Resume with --streaming false."
             )
         before = json.loads(file.read_text(encoding="utf-8"))
-        for setting, now in self._sharing(workers).items():
-            if before.get(setting) != now:
-                raise RecipeError(
-                    f"resume_from_checkpoint: {setting} was {before.get(setting)} and is now {now}, which changes the"
-                    " order of the stream. Resume with the same value, or start a new run."
-                )
+        if "positions" not in before:
+            raise RecipeError(
+                f"resume_from_checkpoint: {checkpoint} is of an earlier version of hfvit, which did not save the"
+                " position in the stream. Start a new run."
+            )
+        if before["shards"] != self.shards:
+            raise RecipeError(
+                f"resume_from_checkpoint: the stream had {before['shards']} shards and now has {self.shards}. Restore"
+                " the data set, or start a new run."
+            )
+        self.restart()
+        now = self._sharing(workers)
+        changes = [f"{key} {before[key]} -> {value}" for key, value in now.items() if before[key] != value]
+        if changes:
+            logger.warning(
+                "Resuming the stream with %s. The order of the images changes; each is still used once per epoch.",
+                ", ".join(changes),
+            )
+        positions = {int(reader): position for reader, position in before["positions"].items()}
+        rest = {int(epoch): units for epoch, units in before["rest"].items()}
+        of_readers = [key for key in now if key != "images that a device holds"]
+        if all(before[key] == now[key] for key in of_readers):
+            self.rest = rest
+            self.batches = before["batches"][self.process]
+            own = range(self.process * self._readers(workers), (self.process + 1) * self._readers(workers))
+            self.positions = {reader: position for reader, position in positions.items() if reader in own}
+            return
+        old_workers = max(1, before["dataloader_num_workers"])
+        readers = before["number of processes"] * old_workers
+        buffer_size = max(1, before["shuffle_buffer_size"] // old_workers)
+        self.rest = remaining(
+            [
+                self._reader(number, readers, buffer_size, rest, positions.get(number, [None])[0])
+                for number in range(readers)
+            ]
+        )
 
     def describe(self) -> str:
         """Return a line for the log: shuffle buffer, shards and processes."""
         shards = f"{self.split.num_shards:,} shard{'s' if self.split.num_shards > 1 else ''}"
-        line = f"train: streamed, shuffle buffer of {self.buffer_size:,}, "
-        if self.by_shards:
-            return line + shards + (f" over {self.processes} processes" if self.processes > 1 else "")
-        return (
-            f"{line}{shards}, not enough for {self.processes} processes: each process reads all files and uses one of"
-            f" {self.processes} images"
-        )
+        over = f" over {self.processes} processes" if self.processes > 1 else ""
+        line = f"train: streamed, shuffle buffer of {self.buffer_size:,}, {shards}{over}"
+        whole = self.shards and (self.shards % self.processes == 0 or self.processes <= IMBALANCE * self.shards)
+        return line if whole or self.processes == 1 else f"{line}, some of them read by several processes"
 
     @property
     def decodes(self) -> bool:
@@ -132,70 +222,77 @@ class ImageStream(torch.utils.data.IterableDataset):
         first = copy.copy(self)
         first.batch_size = count
         first.buffer_size = 1
-        first.skipped = 0
+        first.restart()
         return next(iter(first))
-
-    def skip(self, batches: int) -> None:
-        """Yield empty batches instead of the first `batches`, as a resumed run needs."""
-        self.skipped = batches
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         info = get_worker_info()
-        worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        skipped = (self.skipped - worker + workers - 1) // workers  # batches come from the workers in turn
-        samples = self._samples(worker, workers)
-        for number in itertools.count():
-            batch = list(itertools.islice(samples, self.batch_size))
-            yield {} if number < skipped else self._collate(batch)  # skipped images are read, but not decoded
+        workers = info.num_workers if info else 1
+        if info:
+            fsspec.asyn.reset_lock()  # else remote files hang after a fork (gcsfs#379)
+        # Batches come from the workers in turn, and a resumed run continues with the next one.
+        worker = ((info.id if info else 0) + self.batches) % workers
+        samples = self.samples(worker, workers)
+        while True:
+            yield self._collate(list(itertools.islice(samples, self.batch_size)))
 
-    def _collate(self, samples: list[tuple[dict, int, int]]) -> dict[str, Any]:
-        examples, draws, places = zip(*samples, strict=True)
-        labels = [self._label(example) for example in examples]
-        examples = [example | {"image": self._fetch(example)} for example in examples]
-        seeds = sample_seeds(self.seed, np.array(draws), np.array(places))
+    def _collate(self, samples: list["Sample"]) -> dict[str, Any]:
+        labels = [self._label(sample.example) for sample in samples]
+        examples = [sample.example | {"image": self._fetch(sample.example)} for sample in samples]
+        draws, places = (np.array([getattr(sample, key) for sample in samples]) for key in ("draw", "place"))
+        seeds = sample_seeds(self.seed, draws, places)
         batch = {"labels": torch.tensor(labels), **decoded_crops(examples, self.name, seeds, self.augmentation)}
         batch["plan"]["seeds"] = seeds
+        batch["position"] = json.dumps(samples[-1].position)
         return batch
 
-    def _samples(self, worker: int, workers: int) -> Iterator[tuple[dict, int, int]]:
-        """Yield (example, draw, place) in an endless loop over epochs.
+    def samples(self, worker: int = 0, workers: int = 1) -> Iterator["Sample"]:
+        """Return the samples of a data worker, without end.
 
-        Draw and place determine the seed of the augmentation. The n-th example of a reader has the place n * readers +
-        reader, which is unique within an epoch.
+        Args:
+            worker: index of the worker.
+            workers: number of workers of this process.
         """
-        reader = self.process * workers + worker
+        number = self.process * workers + worker
         readers = self.processes * workers
-        for epoch in itertools.count():
-            place = -1
-            for place, example in enumerate(self._examples(epoch, workers)):
-                example["row"] = f"{place} of the stream in epoch {epoch} (reader {reader + 1} of {readers})"
-                for repeat in range(self.repeats):
-                    yield example, epoch * self.repeats + repeat, place * readers + reader
-            if place < 0:
-                raise DataError(
-                    f"Split '{self.name}': reader {reader + 1} of {readers} has no images. Use fewer processes or"
-                    " workers (dataloader_num_workers), or increase max_train_samples."
-                )
+        state, copies = self.positions.get(number, (None, 0))
+        reader = self._reader(number, readers, max(1, self.buffer_size // workers), self.rest, state)
+        before = state
+        for epoch, place, example in self._checked(reader):
+            shard, row = divmod(place, PLACES_PER_SHARD)
+            example["row"] = f"{row} of shard {shard} in epoch {epoch}"
+            for repeat in range(copies, self.repeats):
+                # An image whose copies are divided among batches is read again after a resume.
+                position = [before, repeat + 1] if repeat + 1 < self.repeats else [reader.state, 0]
+                yield Sample(example, epoch * self.repeats + repeat, place, [number, *position])
+            copies = 0
+            before = reader.state
+        raise DataError(
+            f"Split '{self.name}': reader {number + 1} of {readers} has no images. Use fewer processes or workers"
+            " (dataloader_num_workers), or increase max_train_samples."
+        )
 
-    def _examples(self, epoch: int, workers: int) -> Iterator[dict]:
-        # Not IterableDataset.set_epoch, whose epoch is shared by all workers, which may be in different epochs.
-        order = np.random.default_rng([self.order_seed, epoch])
-        shuffled = self.split.shuffle(generator=order, buffer_size=max(1, self.buffer_size // workers))
-        strategy = "shards" if self.by_shards else "examples"
-        examples = iter(split_dataset_by_node(shuffled, self.process, self.processes, strategy=strategy))
-        for place in itertools.count():
+    def _reader(self, number: int, readers: int, buffer_size: int, rest: dict, state: dict | None) -> ShuffledReader:
+        return ShuffledReader(self.split, self.shards, number, readers, buffer_size, self.order_seed, rest, state)
+
+    def _checked(self, reader: ShuffledReader) -> Iterator[tuple[int, int, dict]]:
+        """Convert errors of the stream to `DataError`."""
+        rows = iter(reader)
+        while True:
             try:
-                example = next(examples)
+                row = next(rows)
             except StopIteration:
                 return
             except HFViTError:
                 raise
             except Exception as error:
+                state = reader.state or {"epoch": 0, "number": 0, "returned": 0}
                 raise DataError(
-                    f"Split '{self.name}': the stream failed after {place} images of epoch {epoch}"
-                    f" ({type(error).__name__}: {one_line(error)})."
+                    f"Split '{self.name}': the stream failed after"
+                    f" {state['number'] * reader.size + state['returned']} images of epoch {state['epoch']} (reader"
+                    f" {reader.reader + 1} of {reader.readers}; {type(error).__name__}: {one_line(error)})."
                 ) from None
-            yield example
+            yield row
 
     def _fetch(self, example: dict) -> dict | None:
         try:
@@ -247,10 +344,10 @@ def stream_loader(
         non_blocking: copy to the device asynchronously.
         **options: further arguments of `DataLoader`.
     """
-    if workers > stream.max_workers:
-        logger.info("train: %d workers instead of %d, one per shard", stream.max_workers, workers)
-        workers = stream.max_workers
-    loader = DataLoader(stream, batch_size=None, collate_fn=collate, num_workers=workers, **options)
+    used = stream.used_workers(workers)
+    if used < workers:
+        logger.info("train: %d workers instead of %d, one per shard", used, workers)
+    loader = DataLoader(stream, batch_size=None, collate_fn=collate, num_workers=used, **options)
     return prepare_data_loader(
         loader,
         device,

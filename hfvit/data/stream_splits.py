@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import datasets
@@ -31,6 +32,7 @@ from hfvit.data.splits import (
 from hfvit.data.tables import fingerprint, root_cause, stream_images
 from hfvit.errors import DataError, RecipeError
 from hfvit.recipe.arguments import DataArguments
+from hfvit.utils.files import expand_user
 from hfvit.utils.hub_ids import folder_or_hub_id
 
 
@@ -183,6 +185,9 @@ def _open(data: DataArguments) -> _Source:
     name = data.dataset_name
     if name == DIGITS:
         raise RecipeError(f"streaming: not available with '{DIGITS}'. Omit it.")
+    tables = lance_tables(name)
+    if tables:
+        return _Source(data, builder=_lance_builder(data, tables))
     local = open_local(data)
     if local:
         return _Source(data, local=local)
@@ -193,6 +198,21 @@ def _open(data: DataArguments) -> _Source:
     except Exception as error:
         raise why_not_loaded(data, data.train_split, error, "train_split") from error
     return _Source(data, builder=builder)
+
+
+def lance_tables(folder: str) -> dict[str, str]:
+    """Return the files of Lance tables `SPLIT.lance` in a folder, by split."""
+    tables = sorted(expand_user(folder).glob("*.lance"))
+    return {table.stem: f"{table}/**" for table in tables if (table / "_versions").is_dir()}
+
+
+def _lance_builder(data: DataArguments, tables: dict[str, str]) -> DatasetBuilder:
+    if find_spec("lance") is None:
+        raise DataError("dataset_name: Lance tables require pylance. Install it with `pip install pylance`.")
+    try:
+        return datasets.load_dataset_builder("lance", data_files=tables)
+    except Exception as error:
+        raise why_not_loaded(data, data.train_split, error, "train_split") from error
 
 
 def _known_length(builder: DatasetBuilder, split: str, limit: int | None) -> int | None:

@@ -1,4 +1,4 @@
-"""Gradio app that shows predictions and attention maps."""
+"""Gradio app that shows predictions and what speaks for them."""
 
 import os
 import signal
@@ -14,20 +14,32 @@ from PIL import Image
 
 from hfvit.data.decode import read_bytes
 from hfvit.data.open_image import UPLOAD_LIMITS
+from hfvit.demo.run_facts import UNLIKE_NOTE, RunFacts
 from hfvit.demo.uploads import RequestGuard, upload_component
 from hfvit.errors import DataError, HFViTError, ModelError, one_line, printable
 from hfvit.inference.classifier import Classifier
-from hfvit.models.attention import attention_rollout, recorded_attention
+from hfvit.models.explain import Explanation, explain
 from hfvit.utils.markup import markdown
+from hfvit.utils.overlay import highlight
 
 INSTALL = 'pip install "hfvit[demo]"'
 # System fonts, since Gradio's default theme loads fonts from Google.
 FONTS = ["system-ui", "sans-serif"]
 MONOSPACE_FONTS = ["ui-monospace", "monospace"]
-ATTENTION_LABEL = "Attention (bright: high)"
-CLASSES_NOTE = "The model predicts one of them for any image, even one of something else."
-LABELS_NOTE = "The model looks for these only, each by itself."
+CLASSES_NOTE = "The model predicts one of its classes for any image, even one of something else."
+LABELS_NOTE = "The model looks for its classes only, each by itself."
 NOTHING_FOUND = "none"
+MAX_LISTED = 200  # classes in the list
+# One design for report, static page and app.
+COLORS = {
+    "body_background_fill": "#f6f8fa", "body_background_fill_dark": "#0d1117",
+    "body_text_color": "#1f2328", "body_text_color_dark": "#f0f6fc",
+    "body_text_color_subdued": "#59636e", "body_text_color_subdued_dark": "#9198a1",
+    "block_background_fill": "#ffffff", "block_background_fill_dark": "#151b23",
+    "block_border_color": "#d1d9e0", "block_border_color_dark": "#3d444d",
+    "border_color_primary": "#d1d9e0", "border_color_primary_dark": "#3d444d",
+    "color_accent": "#0069a6", "slider_color": "#0069a6", "slider_color_dark": "#56b4e9",
+}  # fmt: skip
 
 
 def load_gradio():
@@ -44,70 +56,110 @@ def load_gradio():
     return gradio
 
 
-def build_app(gradio, classifier: Classifier, top_k: int = 5, examples: list[str] = ()):
+def build_app(gradio, classifier: Classifier, top_k: int = 5, examples: list[str] = (), facts: RunFacts | None = None):
     """Build the app, a `gradio.Blocks` with the endpoint `/classify`.
 
-    The endpoint returns the classes, of a model with thresholds those that reach them, and an attention map where
-    there is one.
+    The endpoint returns the classes, of a model with thresholds those that reach them, a note on images that are
+    unlike the training data, and an image with what speaks for the predicted class where the model allows it.
 
     Args:
         gradio: the module, from `load_gradio`.
         classifier: classifier of images, without texts.
         top_k: number of classes shown.
         examples: paths of example images.
+        facts: results of the run that trained the model. Default: unknown.
     """
-    attention_view = AttentionView.create(classifier)
-
+    facts = facts or RunFacts()
+    view = ExplanationView.create(classifier)
     has_thresholds = classifier.thresholds is not None
+    has_note = facts.out_of_distribution is not None
 
-    def output_values(best: dict[str, float] | None, found: str | None, attention_image: Image.Image | None):
+    def output_values(
+        best: dict[str, float] | None, found: str | None, is_unlike: bool = False, image: Image.Image | None = None
+    ):
         """Return the values of the app's outputs, of which some depend on the model.
 
         Args:
             best: probability of each shown class, None to clear the output.
             found: classes that reach their thresholds, separated by commas.
-            attention_image: image with its attention map.
+            is_unlike: whether the image is unlike the training data.
+            image: image with what speaks for the predicted class.
         """
-        values = [best, *([found] if has_thresholds else []), *([attention_image] if attention_view else [])]
+        values = [best, *([found] if has_thresholds else [])]
+        if has_note:
+            values.append(gradio.Markdown(f"**{UNLIKE_NOTE}**" if is_unlike else "", visible=is_unlike))
+        values += [image] if view else []
         return tuple(values) if len(values) > 1 else best
 
     def classify(content: bytes | None):
         if content is None:
-            return output_values(None, None, None)
+            return output_values(None, None)
         try:
             image = read_bytes(content, "The file cannot be read as an image")
         except DataError as error:
             raise gradio.Error(str(error), print_exception=False) from None
-        if attention_view:
-            logits, attention_image = attention_view.classify(image)
+        explained = None
+        if view:
+            logits, explained = view.classify(image)
         else:
             logits = classifier.logits([image])
-            attention_image = None
         if not np.isfinite(logits).all():
             raise gradio.Error("The model's logits are NaN or infinite.", print_exception=False)
         found = ", ".join(classifier.best(logits)[0]) or NOTHING_FOUND
-        return output_values(classifier.best(logits, top_k)[0], found, attention_image)
+        is_unlike = facts.is_unlike(logits, classifier.multi_label)
+        return output_values(classifier.best(logits, top_k)[0], found, is_unlike, explained)
 
     name = Path(classifier.name).name or classifier.name
-    note = LABELS_NOTE if classifier.multi_label else CLASSES_NOTE
     with gradio.Blocks(title=name, analytics_enabled=False) as app:
-        gradio.Markdown(f"# {markdown(name)}\n{len(classifier.labels)} classes. {note}")
+        gradio.Markdown(_head(name, classifier, facts))
         with gradio.Row():
             with gradio.Column():
                 upload = upload_component(gradio)
-                image_input = upload(label="Image", sources=["upload", "webcam", "clipboard"], height=420)
+                image_input = upload(label="Image", sources=["upload", "webcam", "clipboard"], height=360)
                 if examples:
-                    gradio.Examples([[str(example)] for example in examples], image_input, cache_examples=False)
+                    labels = example_labels(examples, classifier.labels)
+                    gradio.Examples(
+                        [[str(example)] for example in examples], image_input, cache_examples=False,
+                        example_labels=labels, label="Examples",
+                    )  # fmt: skip
             with gradio.Column():
-                outputs = [gradio.Label(label="Classes", num_top_classes=top_k)]
+                confidence = "Calibrated confidence" if classifier.temperature != 1 else "Confidence, not calibrated"
+                outputs = [gradio.Label(label=confidence, num_top_classes=top_k)]
                 if has_thresholds:
                     outputs.append(gradio.Textbox(label="Classes that reach their thresholds", interactive=False))
-                if attention_view:
+                if has_note:
+                    outputs.append(gradio.Markdown(visible=False))
+                if view:
                     outputs.append(
-                        gradio.Image(label=ATTENTION_LABEL, interactive=False, height=300, buttons=["fullscreen"])
+                        gradio.Image(label=view.title, interactive=False, height=300, buttons=["fullscreen"])
                     )
+        with gradio.Accordion(f"All {len(classifier.labels):,} classes", open=False):
+            gradio.Markdown(_class_list(classifier.labels))
         image_input.change(classify, image_input, outputs, api_name="classify", show_progress="minimal")
     return app
+
+
+def _head(name: str, classifier: Classifier, facts: RunFacts) -> str:
+    """Return the heading of the app, as Markdown: classes, score and limits."""
+    note = LABELS_NOTE if classifier.multi_label else CLASSES_NOTE
+    lines = [f"# {markdown(name)}", f"{len(classifier.labels):,} classes. {note}"]
+    if facts.score:
+        title = facts.score.name[0].upper() + facts.score.name[1:]
+        lines.append(f"{title} **{facts.score_text}** ({facts.score_note}).")
+    return "\n\n".join(lines)
+
+
+def _class_list(labels: list[str]) -> str:
+    more = f" and {len(labels) - MAX_LISTED:,} more" if len(labels) > MAX_LISTED else ""
+    return ", ".join(map(markdown, labels[:MAX_LISTED])) + more
+
+
+def example_labels(examples: list[str], labels: list[str]) -> list[str]:
+    """Return the class of each example, by the name of its folder, else the name of its file."""
+    return [
+        Path(example).parent.name if Path(example).parent.name in labels else Path(example).stem
+        for example in examples
+    ]
 
 
 def serve(
@@ -119,6 +171,7 @@ def serve(
     share: bool = False,
     top_k: int = 5,
     examples: list[str] = (),
+    facts: RunFacts | None = None,
 ) -> None:
     """Serve the app until Ctrl-C or SIGTERM.
 
@@ -130,12 +183,13 @@ def serve(
         share: open a public tunnel through Gradio's servers.
         top_k: number of classes shown.
         examples: paths of example images.
+        facts: results of the run that trained the model. Default: unknown.
 
     Raises:
         HFViTError: the address is not available.
     """
     with _upload_folder():
-        _serve(gradio, classifier, host, port, share, top_k, examples)
+        _serve(gradio, classifier, build_app(gradio, classifier, top_k, examples, facts), host, port, share, examples)
 
 
 @contextmanager
@@ -152,10 +206,7 @@ def _upload_folder() -> Iterator[None]:
             del os.environ["GRADIO_TEMP_DIR"]
 
 
-def _serve(
-    gradio, classifier: Classifier, host: str, port: int | None, share: bool, top_k: int, examples: list[str]
-) -> None:
-    app = build_app(gradio, classifier, top_k, examples)
+def _serve(gradio, classifier: Classifier, app, host: str, port: int | None, share: bool, examples: list[str]) -> None:
     try:
         _, address, tunnel = app.launch(
             server_name=host,
@@ -168,7 +219,7 @@ def _serve(
             max_file_size=UPLOAD_LIMITS.max_bytes,
             app_kwargs={"middleware": [(RequestGuard, (), {})]},  # as FastAPI takes them: class and arguments
             allowed_paths=[str(Path(example).resolve()) for example in examples],
-            theme=gradio.themes.Default(font=FONTS, font_mono=MONOSPACE_FONTS),
+            theme=gradio.themes.Default(primary_hue="sky", font=FONTS, font_mono=MONOSPACE_FONTS).set(**COLORS),
         )
     except OSError as error:
         option = "--port" if port else "--host"
@@ -185,51 +236,51 @@ def _serve(
         app.close(verbose=False)
 
 
-DISPLAY_PIXELS = 448  # minimum shorter side of the attention image, for models with small inputs
-DARKEST = 0.2  # brightness factor where the attention is lowest
+DISPLAY_PIXELS = 448  # minimum shorter side of the explained image, for models with small inputs
 
 
-class AttentionView:
-    """Logits and attention map of an image in one forward pass.
+class ExplanationView:
+    """Logits of an image, and what speaks for its predicted class.
 
-    Only for checkpoints of timm models with plain attention blocks.
+    Only for checkpoints, of models with an explanation map.
     """
 
     def __init__(self, classifier: Classifier):
         self.classifier = classifier
-        self.network = classifier.backend.model.timm_model
-        self.grid = tuple(self.network.patch_embed.grid_size)
+        self.model = classifier.backend.model
+        size = classifier.pixel_values([Image.new("RGB", (64, 64))])
+        self.title = f"{self._explain(size).method}: orange parts speak for the class"
 
     @classmethod
-    def create(cls, classifier: Classifier) -> "AttentionView | None":
-        """Create the view, None for models without attention maps, such as exports."""
+    def create(cls, classifier: Classifier) -> "ExplanationView | None":
+        """Create the view, None for models without explanation maps, such as exports."""
         try:
-            view = cls(classifier)
-            view.classify(Image.new("RGB", (64, 64)))
+            return cls(classifier)
         except (AttributeError, ModelError):
             return None
-        return view
 
     def classify(self, image: Image.Image) -> tuple[np.ndarray, Image.Image]:
-        """Return the logits `(1, classes)` and the image with its attention rollout.
+        """Return the logits `(1, classes)` and the model's crop with its relevant parts in color."""
+        values = self.classifier.pixel_values([image])
+        found = self._explain(values)
+        crop = self._pixels(values[0])
+        scale = max(1, round(DISPLAY_PIXELS / min(crop.shape[:2])))
+        size = (crop.shape[1] * scale, crop.shape[0] * scale)
+        enlarged = np.asarray(Image.fromarray(crop).resize(size, Image.Resampling.BICUBIC))
+        return found.logits, Image.fromarray(highlight(enlarged, found.maps[0]))
 
-        The returned image is the model's crop, darker where the attention is lower.
-        """
-        values = self.classifier.prepare([image])
-        with recorded_attention(self.network) as maps:
-            logits = self.classifier.run(values)
-        with torch.inference_mode():
-            rollout = attention_rollout(tuple(maps), self.grid)[0].float().cpu().numpy()
-        return logits, self._attention_image(values[0], rollout)
+    def _explain(self, values: np.ndarray) -> Explanation:
+        backend = self.classifier.backend
+        before = torch.get_num_threads()
+        torch.set_num_threads(backend.threads)  # global to the process, so it is restored below
+        try:
+            return explain(self.model, torch.from_numpy(values).to(backend.device))
+        finally:
+            torch.set_num_threads(before)
 
-    def _attention_image(self, values: np.ndarray, rollout: np.ndarray) -> Image.Image:
-        mean, std = (np.reshape(self.classifier.processor.data_config[key], (3, 1, 1)) for key in ("mean", "std"))
-        pixels = ((values * std + mean).clip(0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0)
-        height, width = pixels.shape[:2]
-        scale = max(1, round(DISPLAY_PIXELS / min(height, width)))
-        size = (width * scale, height * scale)
-        low, high = np.percentile(rollout, [2, 98])  # a single outlier patch would leave the others black
-        weights = ((rollout - low) / max(high - low, 1e-9)).clip(0, 1).astype(np.float32)
-        brightness = np.asarray(Image.fromarray(weights).resize(size, Image.Resampling.BICUBIC)).clip(0, 1)
-        enlarged = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
-        return Image.fromarray((enlarged * (DARKEST + (1 - DARKEST) * brightness[..., None])).astype(np.uint8))
+    def _pixels(self, values: np.ndarray) -> np.ndarray:
+        """Return normalized pixel values as a uint8 image."""
+        processor = self.classifier.processor
+        config = getattr(processor, "data_config", None) or {"mean": processor.image_mean, "std": processor.image_std}
+        mean, std = (np.reshape(config[key], (3, 1, 1)) for key in ("mean", "std"))
+        return ((values * std + mean).clip(0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0)

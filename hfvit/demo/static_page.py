@@ -12,6 +12,7 @@ from hfvit.artifacts.constants import CONFIG_FILE, EXPORT_FILE, PREPROCESSOR_FIL
 from hfvit.artifacts.export_folder import file_name
 from hfvit.artifacts.export_record import ExportedFile, ExportRecord
 from hfvit.data.decode import read_image
+from hfvit.demo.run_facts import RunFacts, read_facts
 from hfvit.demo.web_runtime import WebRuntime
 from hfvit.errors import ModelError
 from hfvit.export.processor_steps import image_steps
@@ -120,6 +121,7 @@ def write_page(
             f"ARTIFACT: the demo does not support image and text models, got {export}. Use `hfvit predict`."
         )
     record = ExportRecord.load(file.parent)
+    facts = read_facts(artifact)
     title = title or Path(record.source or file.parent.resolve().parent.name).name
     with _Staging(folder) as page:
         for source, name in (
@@ -135,10 +137,11 @@ def write_page(
             "title": title,
             "labels": head.labels,
             "multi_label": head.multi_label,
-            "examples": _write_examples(examples[:MAX_EXAMPLES], page),
+            "examples": _write_examples(examples[:MAX_EXAMPLES], head.labels, page),
             "hosts": "".join(f" {host}" for host in runtime.hosts),
             "input": "{1} x {0}".format(*_input_size(steps)),
-            "metadata": _metadata(artifact, file, record.files.get(file.name), _input_size(steps)),
+            "metadata": _metadata(artifact, file, record.files.get(file.name), _input_size(steps), facts),
+            "is_calibrated": facts.temperature is not None,
         }
         _render(values, page)
         write_object(
@@ -151,6 +154,8 @@ def write_page(
                 "labels": head.labels,
                 "multi_label": head.multi_label,
                 "thresholds": head.thresholds,
+                "temperature": facts.temperature or 1.0,
+                "max_energy": facts.out_of_distribution.threshold if facts.out_of_distribution else None,
                 "steps": steps,
                 "top_k": top_k,
             },
@@ -240,23 +245,26 @@ def _input_size(steps: dict) -> tuple[int, int]:
     return tuple(steps["crop"] or ((side, side) if isinstance(side, int) else side))
 
 
-def _write_examples(names: list[str], page: Path) -> list[str]:
-    """Write small copies of the example images and return their paths in the page.
+def _write_examples(names: list[str], labels: list[str], page: Path) -> list[dict[str, str]]:
+    """Write small copies of the example images, and return their `path` in the page and their `label`.
 
-    The copies have no EXIF data, which may contain the place where a photo was taken.
+    The label is the name of the folder, if that is a class, else empty. The copies have no EXIF data, which may have
+    the place where a photo was taken.
     """
     written = []
     for number, name in enumerate(names, 1):
         image = read_image(name)
         image.thumbnail((EXAMPLE_PIXELS, EXAMPLE_PIXELS))
-        written.append(f"examples/{number}.webp")
+        path = f"examples/{number}.webp"
         (page / "examples").mkdir(exist_ok=True)
-        image.save(page / written[-1], quality=92)
+        image.save(page / path, quality=92)
+        folder = Path(name).parent.name
+        written.append({"path": path, "label": folder if folder in labels else ""})
     return written
 
 
 def _metadata(
-    artifact: Artifact, file: Path, known: ExportedFile | None, input_size: tuple[int, int]
+    artifact: Artifact, file: Path, known: ExportedFile | None, input_size: tuple[int, int], facts: RunFacts
 ) -> list[dict[str, str]]:
     """Return the known metadata of the model: entries of `name`, `value`, `note`.
 
@@ -265,19 +273,23 @@ def _metadata(
         file: ONNX file that the page runs.
         known: its entry in export.json, if it has one.
         input_size: (height, width) in pixels.
+        facts: results of the run, which are shown if the file was not validated.
     """
     config = read_object(artifact.beside(CONFIG_FILE))
     classes = config.get("architectures")
     names = [config.get("timm_architecture"), *(classes if isinstance(classes, list) else ())]
-    architecture = next((name for name in names if name and isinstance(name, str)), None)
+    architecture = facts.description or next((name for name in names if name and isinstance(name, str)), None)
     shown = [("Model", architecture, "{1} x {0} pixels".format(*input_size))] if architecture else []
     gate = known.gate if known else None
     if gate:
         score = gate.score
         low, high = (f"{100 * bound:.1f}" for bound in score.interval)
-        images = f"{gate.data.images:,} images"
+        images = f"{gate.data.images:,} images, {gate.finished[:10]}"
         name = score.name[0].upper() + score.name[1:]
         shown.append((name, f"{100 * score.value:.1f} %", f"{low} to {high} % (95 % interval), {images}"))
+    elif facts.score:
+        name = facts.score.name[0].upper() + facts.score.name[1:]
+        shown.append((name, facts.score_text, f"{facts.score_note}, before the export"))
     weights = "INT8 weights" if BROWSER_FILES[file.name] == "q8" else "float32 weights"
     shown.append(("Download", f"{file.stat().st_size / 1e6:.1f} MB", f"{weights}, without the runtime"))
     return [dict(zip(("name", "value", "note"), entry, strict=True)) for entry in shown]

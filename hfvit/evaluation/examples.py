@@ -1,7 +1,7 @@
-"""Select example images and attention maps for the report."""
+"""Select example images, mistakes and explanation maps for the report."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,17 @@ import torch
 from PIL import Image
 from transformers import PreTrainedConfig
 
+from hfvit.artifacts.constants import MISTAKES_FILE
 from hfvit.artifacts.run_record import write_examples
 from hfvit.artifacts.run_sections import ExampleImage, ExampleImages
 from hfvit.data.dataset import ImageDataset
 from hfvit.data.text import TEXT_INPUTS
+from hfvit.errors import one_line
 from hfvit.metrics.classification import log_normalizers
+from hfvit.metrics.label_errors import WEAK_MODEL, confident_disagreements
 from hfvit.metrics.multilabel import DEFAULT_THRESHOLD, decisions, probabilities_of
-from hfvit.models.attention import attention_rollout
+from hfvit.models.explain import explain
+from hfvit.utils.csv_files import write_csv
 
 logger = logging.getLogger(__name__)
 
@@ -26,24 +30,30 @@ MAX_PIXELS = 224  # longer side of a saved image
 NO_LABEL = "none"
 
 
-def most_confident_mistakes(logits: np.ndarray, labels: np.ndarray, count: int = MAX_MISTAKES) -> np.ndarray:
-    """Return the indices of wrong predictions, the most confident first.
+def _probability(logits: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Return the probability of one class of each image `(images,)`."""
+    own = logits[np.arange(len(logits)), classes].astype(np.float64)
+    return np.exp(own - log_normalizers(logits))
+
+
+def likely_label_errors(
+    predicted: np.ndarray, confidence: np.ndarray, labels: np.ndarray, label_probability: np.ndarray
+) -> np.ndarray:
+    """Return the indices of images whose label is likely to be wrong, the most likely first.
+
+    These are confident disagreements of a model with the labels of images that it was not trained on. A model that
+    predicts few labels correctly cannot judge them, and has none.
 
     Args:
-        logits: `(images, classes)`.
-        labels: class indices `(images,)`.
-        count: largest number of indices.
+        predicted: predicted class of each image `(images,)`.
+        confidence: probability of the predicted class.
+        labels: class of each image.
+        label_probability: probability of that class.
     """
-    predicted, confidence = _predictions(logits)
-    wrong = np.flatnonzero(predicted != labels)
-    return wrong[np.argsort(-confidence[wrong], kind="stable")][:count]
-
-
-def _predictions(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the predicted class of each image and its probability `(images,)`."""
-    predicted = logits.argmax(axis=1)
-    highest = logits[np.arange(len(logits)), predicted].astype(np.float64)
-    return predicted, np.exp(highest - log_normalizers(logits))
+    if not len(labels) or (predicted == labels).mean() < WEAK_MODEL:
+        return np.empty(0, np.int64)
+    found = confident_disagreements(predicted, confidence, labels, label_probability)
+    return found[np.argsort((label_probability - confidence)[found], kind="stable")]
 
 
 def images_of_all_classes(labels: np.ndarray, count: int = MAX_MAPS) -> np.ndarray:
@@ -69,13 +79,21 @@ class ClassAnswers:
         logits: `(images, classes)`.
         labels: class indices `(images,)`.
         names: class names.
+
+    Attributes:
+        wrong: indices of the mistakes, the most confident first.
+        label_errors: indices of `likely_label_errors`.
+        of_all_classes: indices of images of as many classes as possible.
     """
 
     def __init__(self, logits: np.ndarray, labels: np.ndarray, names: Sequence[str]):
         self.labels = labels
         self.names = names
-        self.predicted, self.confidence = _predictions(logits)
-        self.mistakes = most_confident_mistakes(logits, labels)
+        self.predicted = logits.argmax(axis=1)
+        self.confidence = _probability(logits, self.predicted)
+        wrong = np.flatnonzero(self.predicted != labels)
+        self.wrong = wrong[np.argsort(-self.confidence[wrong], kind="stable")]
+        self.label_errors = likely_label_errors(self.predicted, self.confidence, labels, _probability(logits, labels))
         self.of_all_classes = images_of_all_classes(labels)
 
     def describe(self, place: int) -> dict[str, Any]:
@@ -110,7 +128,8 @@ class LabelAnswers:
         self.beyond = np.where(self.predicted != self.targets, np.abs(self.probabilities - limits), -1.0)
         worst = self.beyond.max(axis=1)
         wrong = np.flatnonzero(worst >= 0)
-        self.mistakes = wrong[np.argsort(-worst[wrong], kind="stable")][:MAX_MISTAKES]
+        self.wrong = wrong[np.argsort(-worst[wrong], kind="stable")]
+        self.label_errors = np.empty(0, np.int64)
         shown = np.flatnonzero(self.targets.any(axis=1))
         shown = shown if len(shown) else np.arange(len(targets))
         self.of_all_classes = shown[images_of_all_classes(self.targets[shown].argmax(axis=1))]
@@ -159,18 +178,34 @@ class Examples:
         dataset: the split as evaluation reads it.
         rows: row of each image in the data set's split, `(images,)`.
         answers: predictions of the model, from `answers_of`.
+        file_of: function from the position of an image to its file in the data set. Default: no files.
     """
 
-    def __init__(self, role: str, dataset: ImageDataset, rows: Sequence[int], answers: ClassAnswers | LabelAnswers):
+    def __init__(
+        self,
+        role: str,
+        dataset: ImageDataset,
+        rows: Sequence[int],
+        answers: ClassAnswers | LabelAnswers,
+        file_of: Callable[[int], str | None] | None = None,
+    ):
         self.dataset = dataset
         self.rows = rows
         self.answers = answers
-        self.attention_indices = answers.of_all_classes
-        self.record = ExampleImages(split=role, mistakes=self._describe(answers.mistakes))
-        self.arrays = {"mistakes": self._read_images(answers.mistakes)}
+        self.file_of = file_of
+        self.explained = answers.of_all_classes
+        mistakes = answers.wrong[~np.isin(answers.wrong, answers.label_errors)][:MAX_MISTAKES]
+        label_errors = answers.label_errors[:MAX_MISTAKES]
+        self.record = ExampleImages(
+            split=role,
+            mistakes=self._describe(mistakes),
+            wrong=len(answers.wrong),
+            label_errors=self._describe(label_errors),
+        )
+        self.arrays = {"mistakes": self._read_images(mistakes), "label_errors": self._read_images(label_errors)}
 
-    def add_attention(self, model, preprocessing, device: torch.device, is_sharded: bool = False) -> None:
-        """Add attention rollout maps, or record the reason why there are none.
+    def add_explanations(self, model, preprocessing, device: torch.device, is_sharded: bool = False) -> None:
+        """Add explanation maps of the predicted classes, or the reason why there are none.
 
         Args:
             model: trained model, on `device`.
@@ -178,8 +213,8 @@ class Examples:
             device: device of the model.
             is_sharded: whether the weights are sharded over processes (FSDP, ZeRO-3), which is not supported.
         """
-        batch = self.dataset.__getitems__(list(self.attention_indices))
-        maps = None
+        batch = self.dataset.__getitems__(list(self.explained))
+        found = None
         reason = None
         if is_sharded:
             reason = "the weights are sharded over processes"
@@ -187,22 +222,42 @@ class Examples:
             reason = "not supported for image and text models"
         else:
             try:
-                maps = _rollout_maps(model, preprocessing, batch, device)
+                found = explain(model, preprocessing({name: value.to(device) for name, value in batch.items()}))
             except Exception as error:  # from any timm model; a failure here must not fail the run
-                reason = str(error).removeprefix("output_attentions: ").rstrip(".")
-        if maps is None:
-            logger.info("No attention maps: %s", reason)
-            self.record.attention_left_out = reason
+                reason = one_line(error).removeprefix("explanation maps: ").rstrip(".")
+        if found is None:
+            logger.info("No explanation maps: %s", reason)
+            self.record.explanations_left_out = reason
             return
-        self.record.attention = self._describe(self.attention_indices)
-        self.arrays |= {"attention": self._read_images(self.attention_indices), "attention_maps": maps}
+        self.record.explanation_method = found.method
+        self.record.explanations = self._describe(self.explained)
+        self.arrays |= {"explanations": self._read_images(self.explained), "explanation_maps": found.maps}
 
     def write(self, output_dir: str | Path) -> None:
-        """Write images and maps to `output_dir/examples.npz`."""
+        """Write images and maps to `output_dir/examples.npz`, and all mistakes to `mistakes.csv`."""
         write_examples(output_dir, self.arrays)
+        header = ("split", "row", "file", "true", "predicted", "confidence", "likely_label_error")
+        suspected = set(self.answers.label_errors.tolist())
+        found = ((index, self._describe([index])[0]) for index in self.answers.wrong.tolist())
+        write_csv(
+            Path(output_dir) / MISTAKES_FILE,
+            header,
+            (
+                (self.record.split, e.row, e.file or "", e.true, e.predicted, f"{e.confidence:.6f}",
+                 "yes" if index in suspected else "no")
+                for index, e in found
+            ),
+        )  # fmt: skip
 
-    def _describe(self, indices: np.ndarray) -> list[ExampleImage]:
-        return [ExampleImage(row=int(self.rows[index]), **self.answers.describe(index)) for index in indices]
+    def _describe(self, indices: Sequence[int]) -> list[ExampleImage]:
+        return [
+            ExampleImage(
+                row=int(self.rows[index]),
+                file=self.file_of(int(index)) if self.file_of else None,
+                **self.answers.describe(index),
+            )
+            for index in indices
+        ]
 
     def _read_images(self, indices: np.ndarray) -> np.ndarray:
         """Read images as evaluation does: uint8 `(images, height, width, 3)`."""
@@ -215,18 +270,3 @@ class Examples:
             size = [max(1, round(side * MAX_PIXELS / max(height, width))) for side in (width, height)]
             images = np.stack([np.asarray(Image.fromarray(image).resize(size)) for image in images])
         return images
-
-
-@torch.inference_mode()
-def _rollout_maps(model, preprocessing, batch: dict, device: torch.device) -> np.ndarray:
-    """Compute attention rollout: float32 `(images, rows, columns)`."""
-    grid = getattr(getattr(model.timm_model, "patch_embed", None), "grid_size", None)
-    if grid is None:
-        raise ValueError(f"{type(model.timm_model).__name__} has no patch grid")
-    pixel_values = preprocessing({name: value.to(device) for name, value in batch.items()})
-    was_training = model.training
-    try:
-        attentions = model.eval()(pixel_values, output_attentions=True).attentions
-    finally:
-        model.train(was_training)
-    return attention_rollout(attentions, tuple(grid)).float().cpu().numpy()

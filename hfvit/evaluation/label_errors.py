@@ -23,6 +23,7 @@ from hfvit.errors import DataError, ModelError
 from hfvit.evaluation.split import read_recipe
 from hfvit.inference.classifier import Classifier, load_classifier
 from hfvit.inference.embed import with_head_inputs
+from hfvit.metrics.label_errors import confident_disagreements
 from hfvit.utils.files import expand_user
 from hfvit.utils.quiet import quiet_libraries
 
@@ -125,14 +126,13 @@ def suspicious_rows(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray
         probabilities: `(images, classes)`, NaN for an image without a prediction.
         labels: class indices `(images,)`.
     """
-    predicted = np.nan_to_num(probabilities).argmax(1)
-    own = np.full(probabilities.shape[1], np.inf)
-    for label in np.unique(labels):
-        some = probabilities[labels == label, label]
-        if not np.isnan(some).all():
-            own[label] = np.nanmean(some)
-    best = np.take_along_axis(probabilities, predicted[:, None], 1)[:, 0]
-    return np.flatnonzero((predicted != labels) & (best >= own[predicted]))
+    rows = np.flatnonzero(~np.isnan(probabilities).any(axis=1))
+    known = probabilities[rows]
+    return rows[
+        confident_disagreements(
+            known.argmax(axis=1), known.max(axis=1), labels[rows], known[np.arange(len(rows)), labels[rows]]
+        )
+    ]
 
 
 def cross_validated(features: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Export a model to one ONNX file and check it against PyTorch."""
 
+import copy
 import hashlib
 import re
 import tempfile
@@ -22,6 +23,7 @@ from hfvit.errors import ModelError, one_line, wrap_library_errors
 from hfvit.export.fusion import fuse
 from hfvit.export.graph import remove_unused_nodes
 from hfvit.export.half_precision import HALF_TYPES, runnable_on_cpu, to_half, wide_values
+from hfvit.export.onnx_file import mapped_file, read_header, write_onnx
 from hfvit.export.parity import check_onnx, check_parity, check_pixels, tolerance
 from hfvit.export.preprocessing import add_preprocessing
 from hfvit.export.text_inputs import TOKEN_AXIS, check_reads_texts, compared_texts, text_inputs, traced_texts
@@ -35,7 +37,6 @@ BATCH_AXIS = "batch_size"
 RANGE_BATCH = 4  # images per batch to find the ranges of values
 TRACED_BATCH = 2  # torch.export would specialize a batch of 1
 OPSETS = (18, 19, 20, 21, 22, 23)
-PROTOBUF_LIMIT = 2**31 - 1
 
 
 def export_onnx(
@@ -91,7 +92,7 @@ def export_onnx(
         fixed_size = None if dynamic_axes else batch_size
         graph = trace_onnx(model, opset=opset, batch_size=fixed_size, image_size=shape[1:], verbose=verbose)
     else:
-        graph = onnx_ir.from_proto(onnx_ir.to_proto(traced))  # clone() shares the types, which to_half changes
+        graph = _copy(traced)
     if optimize:
         fuse(graph)
     wide = {}
@@ -100,10 +101,12 @@ def export_onnx(
     if dtype != "fp32":
         to_half(graph, dtype, wide)
     _tidy(graph)
-    batches = [1, 3, TRACED_BATCH + 3] if dynamic_axes else [batch_size]
+    batches = [1, TRACED_BATCH + 1] if dynamic_axes else [batch_size]
     with temporary_file(path) as temporary:
-        _save(graph, temporary, with_shapes=not optimize)
-        parity = check_graph(temporary, model, shape, batches, dtype, tolerance(dtype, atol), preprocessing, path.name)
+        mapped = write_onnx(graph, temporary, with_shapes=not optimize)
+        parity = check_graph(
+            temporary, model, shape, batches, dtype, tolerance(dtype, atol), preprocessing, path.name, mapped
+        )
     fixed = None if dynamic_axes else batch_size
     record = describe(path, shape, parity, dtype=dtype, optimized=optimize, batch_size=fixed)
     record.text_inputs = text_inputs(model, fixed or BATCH_AXIS)
@@ -120,6 +123,7 @@ def check_graph(
     limit: dict,
     preprocessing,
     name: str,
+    mapped: onnx.ModelProto | None = None,
 ) -> Parity:
     """Compare an ONNX file with PyTorch, then add and check the preprocessing.
 
@@ -132,10 +136,15 @@ def check_graph(
         limit: allowed differences, of `tolerance`.
         preprocessing: image processor to add, or None.
         name: file name for messages.
+        mapped: the model with its weights as external data in `path`, from `write_onnx`, to check it with less memory.
 
     Raises:
         ModelError: the file is not valid, or the results differ by more than `limit`.
     """
+    if mapped is not None and dtype != "bf16" and preprocessing is None:
+        with mapped_file(mapped, path) as core:
+            check_onnx(core)
+            return check_parity(core, model, shape, batch_sizes, limit, name)
     check_onnx(path)
     with tempfile.TemporaryDirectory() as folder:
         core = path
@@ -171,7 +180,7 @@ def describe(
         optimized: whether operators are fused for ONNX Runtime.
         batch_size: fixed batch size, None for a dynamic one.
     """
-    opsets = {entry.domain: entry.version for entry in onnx.load(path, load_external_data=False).opset_import}
+    opsets = {entry.domain: entry.version for entry in read_header(path).opset_import}
     with_preprocessing = parity.preprocessing is not None
     return ExportedFile(
         **file_digest(path),
@@ -295,6 +304,15 @@ def trace_onnx(
     return graph
 
 
+def _copy(traced: onnx_ir.Model) -> onnx_ir.Model:
+    """Copy a graph, but for its weights."""
+    graph = traced.clone()
+    values = [*graph.graph.inputs, *graph.graph.initializers.values()]
+    for value in [*values, *(value for node in graph.graph.all_nodes() for value in node.outputs)]:
+        value.type = copy.copy(value.type)  # clone() shares the types, which to_half changes
+    return graph
+
+
 def _feeds(
     model: torch.nn.Module, shape: tuple[int, int, int], images: np.ndarray | None, batch_size: int | None
 ) -> Iterator[dict[str, np.ndarray]]:
@@ -358,21 +376,3 @@ def _renamed(dim: str | None, names: dict[str, str]) -> str | None:
     ONNX Runtime treats dimensions of the same name as equal, and may share memory between such tensors.
     """
     return dim and re.sub(r"\b\w+\b", lambda word: names.get(word[0], word[0]), dim)
-
-
-def _save(graph: onnx_ir.Model, path: Path, with_shapes: bool) -> None:
-    """Write one file; ORTModel and transformers.js do not find `.onnx.data`.
-
-    `with_shapes` keeps the shapes of intermediate values, some of which are wrong after fusion (transformers 5.23).
-    """
-    size = sum(
-        value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value is not None
-    )
-    if size > PROTOBUF_LIMIT:
-        raise ModelError(
-            f"The weights take {size / 1e9:.1f} GB, but an ONNX file is limited to 2 GB. Pass dtype fp16."
-        )
-    proto = onnx_ir.to_proto(graph)
-    if not with_shapes:
-        del proto.graph.value_info[:]
-    onnx.save(proto, path)

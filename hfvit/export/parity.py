@@ -57,7 +57,7 @@ def check_parity(
     Raises:
         ModelError: the logits differ by more than `limit`.
     """
-    runtime = cpu_session(path)
+    runtime = cpu_session(path, prepack=False)
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
     logits = []

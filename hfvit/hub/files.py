@@ -56,9 +56,13 @@ def eval_results_file(record: RunRecord) -> tuple[str, str] | None:
 ROOT = ("config.json", "preprocessor_config.json", "README.md", RUN_FILE, "recipe.yaml", "trainer_state.json")
 ROOT += (*TOKENIZER_FILES, *WEIGHT_FILES, "plots/*.png")
 # Plots with images of the data set, which may be private.
-PLOTS_WITH_IMAGES = tuple(f"plots/{name}*.png" for name in ("training_images", "mistakes", "attention"))
+PLOTS_WITH_IMAGES = tuple(
+    f"plots/{name}*.png" for name in ("training_images", "mistakes", "label_errors", "explanations", "attention")
+)
 EXPORTS = {
     "onnx": ("*.onnx", "*.onnx_data", "*.json"),
+    "executorch": ("*.pte", "*.json"),
+    "openvino": ("*.xml", "*.bin", "*.json"),
     "tensorrt": ("*.engine", "*.plan", "*.json", "*.pbtxt", "*.onnx"),
 }
 REDACTED_FILES = (RUN_FILE, "recipe.yaml", "trainer_state.json")
@@ -93,7 +97,7 @@ def files_to_push(
     Args:
         folder: output folder of a run.
         repo_id: repository to push to, `user/name`.
-        include: exports to push, of `onnx` and `tensorrt`.
+        include: exports to push, of `onnx`, `openvino`, `executorch` and `tensorrt`.
         hub_card: model card in the repository, empty if it has none.
 
     Raises:

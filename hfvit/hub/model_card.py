@@ -15,7 +15,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from hfvit.artifacts.constants import CARD_FILE
 from hfvit.artifacts.export_folder import ExportRow
 from hfvit.artifacts.run_record import RunRecord
-from hfvit.artifacts.run_sections import MultiLabelMetrics
+from hfvit.artifacts.run_sections import Model, MultiLabelMetrics
 from hfvit.errors import ModelError, one_line, printable
 from hfvit.hub.redaction import redact_record
 from hfvit.utils.files import shipped, write_text
@@ -201,7 +201,7 @@ def render_card(
     title = dataset_title(data.dataset_name)
     pinned = record.recipe.get("dataset_revision") == data.commit
     exports = exports or {}
-    license = model.base_license if base else None
+    license = model.base_license
     tags = ["image-classification", "vision-transformer", "timm", "transformers", "hfvit"]
     if model.texts:  # the Hub has no widget and no pipeline for such models
         tags = ["image-classification", "image-and-text", "hfvit"]
@@ -254,6 +254,9 @@ def render_card(
         plots="" if repository == PLACEHOLDER else f"https://huggingface.co/{repository}/resolve/main/",
         classes=metrics.per_class if len(metrics.per_class) <= MAX_TABLE_CLASSES else [],
         model=public.model,
+        protocol=_protocol(model),
+        two_classes=not multi_label and metrics.roc_curve is not None,
+        out_of_distribution=record.out_of_distribution,
         base_model=base,
         base_license=license,
         from_scratch=model.base_model is None,
@@ -273,6 +276,17 @@ def render_card(
         onnx=[row.name for row in exports.get("onnx", [])],
     )
     return keep_user_parts(card, earlier)
+
+
+def _protocol(model: Model) -> str:
+    """Describe the preprocessing of an image for the evaluation."""
+    steps = model.preprocessing
+    parts = [f"{model.image_size[0]} px"]
+    if steps.get("interpolation"):
+        parts.append(f"{steps['interpolation']} resize")
+    if isinstance(steps.get("crop_pct"), int | float):
+        parts.append(f"{steps.get('crop_mode') or 'center'} crop of {steps['crop_pct']:.1%}")
+    return ", ".join(parts)
 
 
 def _command_to_type(command: str) -> str | None:

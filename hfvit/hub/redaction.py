@@ -73,6 +73,8 @@ def _redact(value: Any, local: set[str], key: str | None = None) -> Any:
     """Redact the strings of a JSON value; `local` are names of local folders."""
     if key in _CLASS_NAME_KEYS:
         return value
+    if key == "examples" and isinstance(value, dict):
+        value = {name: _without_files(inner) for name, inner in value.items()}
     if isinstance(value, dict):
         return {name: _redact(inner, local, name) for name, inner in value.items()}
     if key == "class_names" and isinstance(value, list) and len(value) > 1:  # one item is a file of class names
@@ -86,6 +88,13 @@ def _redact(value: Any, local: set[str], key: str | None = None) -> Any:
     if key in _PATH_KEYS or value in local or _is_local_path(value):
         return _last_part(value)
     return _last_part(value) if key in _PATH_OR_ID_KEYS and is_local(value) else value
+
+
+def _without_files(images: Any) -> Any:
+    """Remove the file names of example images, which may have names of persons."""
+    if not isinstance(images, list):
+        return images
+    return [{key: each[key] for key in each if key != "file"} if isinstance(each, dict) else each for each in images]
 
 
 def _redact_word(word: str, local: set[str]) -> str:

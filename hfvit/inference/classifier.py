@@ -18,8 +18,11 @@ from hfvit.artifacts.constants import PREPROCESSOR_FILE, PRETRAINED_CFG, RUN_FIL
 from hfvit.data.decode import from_array, read_image, to_rgb
 from hfvit.data.text import TEXT_INPUTS, TextReader, load_tokenizer
 from hfvit.errors import ModelError, wrap_library_errors
-from hfvit.inference.backends import OnnxBackend, TorchBackend
+from hfvit.inference.backends import OBJECTIVES, OnnxBackend, TorchBackend
 from hfvit.inference.execution_providers import Providers
+from hfvit.inference.executorch_backend import ExecuTorchBackend
+from hfvit.inference.openvino_backend import OpenVINOBackend
+from hfvit.inference.predictions import Predictions, keep_thumbnails
 from hfvit.models.image_text import HFViTFusionConfig
 from hfvit.trt.runtime import open_engine
 from hfvit.utils.files import read_object
@@ -44,7 +47,7 @@ def run_temperature(artifact: Artifact, **kwargs) -> float:
         ModelError: there is no run.json, or it has no valid temperature.
     """
     name = artifact.file or artifact.source
-    path = artifact.beside(RUN_FILE) if artifact.folder else _from_hub(artifact.source, kwargs)
+    path = run_file(artifact, **kwargs)
     if path is None:
         raise ModelError(
             f"calibrated: no {RUN_FILE} beside or above {name}. Copy the {RUN_FILE} of its run there, or omit"
@@ -64,11 +67,19 @@ def run_temperature(artifact: Artifact, **kwargs) -> float:
     return float(value)
 
 
-def _from_hub(repository: str, kwargs: dict) -> Path | None:
+def run_file(artifact: Artifact, **kwargs) -> Path | None:
+    """Find run.json of an artifact: in its folder, in the parent folder, or in its Hub repository.
+
+    Args:
+        artifact: checkpoint or export.
+        **kwargs: Hub arguments of `from_pretrained`.
+    """
     from transformers.utils import cached_file
 
+    if artifact.folder:
+        return artifact.beside(RUN_FILE)
     found = cached_file(
-        repository,
+        artifact.source,
         RUN_FILE,
         **{key: kwargs[key] for key in _HUB_OPTIONS if key in kwargs},
         _raise_exceptions_for_missing_entries=False,
@@ -268,10 +279,14 @@ class Classifier:
             **options: further arguments of `predict`.
 
         Returns:
-            `{label: probability}` by decreasing probability for one image, a list of them for more.
+            `{label: probability}` by decreasing probability for one image, a list of them for more, which a notebook
+            shows with the images.
         """
-        predictions = self.predict(images, top_k=top_k, **options)
-        return predictions[0] if is_one_image(images) else predictions
+        if is_one_image(images):
+            return self.predict(images, top_k=top_k, **options)[0]
+        thumbnails: list[Image.Image] = []
+        with_copies = keep_thumbnails(images, _as_rgb, thumbnails)
+        return Predictions(self.predict(with_copies, top_k=top_k, **options), thumbnails)
 
     def predict(
         self,
@@ -327,20 +342,24 @@ def load_classifier(
     threads: int | None = None,
     *,
     providers: Providers | None = None,
+    objective: str | None = None,
     calibrated: bool = False,
     patch_size: int | None = None,
     merge_tokens: int | None = None,
     bf16: bool = False,
     **kwargs: Any,
 ) -> Classifier:
-    """Load a classifier from a checkpoint, an ONNX file or a TensorRT engine.
+    """Load a classifier from a checkpoint, an ONNX, OpenVINO or ExecuTorch file, or a TensorRT engine.
 
     Args:
-        path: checkpoint folder, Hub id, `.onnx` file, engine file, or folder of an export.
+        path: checkpoint folder, Hub id, `.onnx` file, OpenVINO `.xml` file, ExecuTorch `.pte` file, engine file, or
+            folder of an export.
         device: "cpu", "cuda", "cuda:1", ...; None is CUDA if available, else the CPU.
         threads: CPU threads; None is PyTorch's number.
         providers: ONNX Runtime's execution providers for an ONNX file instead of `device`: names or (name, options)
             by priority. Engines that TensorRT's providers build are cached.
+        objective: "latency" or "throughput" of an ONNX or OpenVINO file on a CPU: all threads for one batch after the
+            other, or batches divided between the threads where that is faster; None is "latency".
         calibrated: divide the logits by the temperature that training fitted.
         patch_size: resample a timm ViT checkpoint to this patch size in pixels, see `models.patch_size`.
         merge_tokens: merge so many tokens in each block of a timm ViT checkpoint, see `models.token_merging`.
@@ -353,9 +372,11 @@ def load_classifier(
         ModelError: the artifact cannot be loaded, or does not support an option.
     """
     artifact = find_artifact(path)
-    if providers is not None and not artifact.is_graph:
-        kind = "a TensorRT engine" if artifact.is_engine else "a checkpoint"
+    if providers is not None and not artifact.is_onnx:
+        kind = "a checkpoint" if artifact.is_checkpoint else artifact.file.name
         raise ModelError(f"providers: require an ONNX file, but {path} is {kind}.")
+    if objective not in (None, *OBJECTIVES):
+        raise ModelError(f"objective: must be latency or throughput, got {objective!r}.")
     kwargs = {"trust_remote_code": False, **kwargs}
     head = read_head(artifact, **kwargs)
     changes = {"patch_size": patch_size, "merge_tokens": merge_tokens}
@@ -376,8 +397,12 @@ def load_classifier(
         backend = TorchBackend(model, device, threads)
     elif artifact.is_engine:
         backend = open_engine(artifact, len(head.labels), device, allow_code=bool(kwargs["trust_remote_code"]))
+    elif artifact.is_openvino:
+        backend = OpenVINOBackend(artifact.file, len(head.labels), device, threads, objective)
+    elif artifact.is_executorch:
+        backend = ExecuTorchBackend(artifact.file, len(head.labels), device)
     else:
-        backend = OnnxBackend(artifact.file, len(head.labels), device, threads, providers)
+        backend = OnnxBackend(artifact.file, len(head.labels), device, threads, providers, objective)
     kwargs.pop("dtype", None)
     processor = load_processor(artifact, backend.takes_pixels, **kwargs)
     reads_texts = isinstance(head.config, HFViTFusionConfig)

@@ -10,6 +10,7 @@ import numpy as np
 CALIBRATION_BINS = 15
 BLOCK_LOGITS = 2**17  # of a block of float64, which stays in a core's cache
 RANKED_COLUMNS = 64  # classes whose scores are held as float32 at once
+CURVE_POINTS = 200
 MOST_RANKED = 2**30  # logits; ranking more would take longer than the evaluation itself
 
 
@@ -89,7 +90,37 @@ def classification_metrics(logits: np.ndarray, labels: np.ndarray, names: list[s
         ],
         "confusion_matrix": sparse_confusion(labels, predicted, len(names)),
         "calibration": bins,
+        **(two_class_curves(logits, labels) if ranked and len(names) == 2 else {}),
     }
+
+
+def two_class_curves(logits: np.ndarray, labels: np.ndarray) -> dict[str, list]:
+    """Compute the ROC and the precision-recall curve of the second class.
+
+    Args:
+        logits: `(images, 2)`.
+        labels: class indices `(images,)`.
+
+    Returns:
+        `roc_curve` and `precision_recall_curve` of `SplitMetrics`, empty if a class has no images.
+    """
+    from sklearn.metrics import precision_recall_curve, roc_curve
+
+    if len(np.unique(labels)) < 2:
+        return {}
+    scores = logits[:, 1].astype(np.float64) - logits[:, 0]
+    false_positives, true_positives, _ = roc_curve(labels, scores)
+    precision, recall, _ = precision_recall_curve(labels, scores)
+    return {
+        "roc_curve": thinned(false_positives, true_positives),
+        "precision_recall_curve": thinned(recall[::-1], precision[::-1]),
+    }
+
+
+def thinned(x: np.ndarray, y: np.ndarray) -> list[list[float]]:
+    """Return at most `CURVE_POINTS` points of a curve, with both ends."""
+    chosen = np.unique(np.linspace(0, len(x) - 1, CURVE_POINTS).round().astype(int))
+    return np.column_stack([x, y])[chosen].tolist()
 
 
 def row_blocks(logits: np.ndarray) -> Iterator[slice]:

@@ -5,9 +5,10 @@ from collections.abc import Callable
 import numpy as np
 from transformers import PreTrainedConfig
 
-from hfvit.artifacts.run_sections import MultiLabelMetrics, SplitMetrics, Temperature, Thresholds
+from hfvit.artifacts.run_sections import MultiLabelMetrics, OutOfDistribution, SplitMetrics, Temperature, Thresholds
 from hfvit.metrics.classification import classification_metrics
 from hfvit.metrics.multilabel import fit_thresholds, multilabel_metrics, multilabel_scalars, probabilities_of
+from hfvit.metrics.out_of_distribution import fit_out_of_distribution
 from hfvit.metrics.temperature import calibrate
 from hfvit.recipe.arguments import MULTI_LABEL, MULTI_LABEL_METRICS, SCALAR_METRICS, SINGLE_LABEL
 
@@ -54,6 +55,10 @@ class SingleLabelTask:
         """Fit the temperature on the validation split."""
         return calibrate(results)
 
+    def fit_out_of_distribution(self, results: Results) -> OutOfDistribution:
+        """Fit the largest energy of usual images on the validation split."""
+        return fit_out_of_distribution(results["validation"][0])
+
 
 class MultiLabelTask:
     """Multi-label classification, with mAP, F1 and a threshold for each class."""
@@ -97,6 +102,10 @@ class MultiLabelTask:
         images = len(results["validation"][1])
         reason = "with several labels per image, a threshold is fitted for each class instead"
         return Temperature(value=None, fitted_on="validation", images=images, reason=reason, splits={})
+
+    def fit_out_of_distribution(self, results: Results) -> OutOfDistribution:
+        """Fit the largest energy of usual images on the validation split."""
+        return fit_out_of_distribution(results["validation"][0], multi_label=True)
 
 
 Task = SingleLabelTask | MultiLabelTask

@@ -1,5 +1,7 @@
 """Temperature scaling (Guo et al., https://arxiv.org/abs/1706.04599)."""
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 
 from hfvit.artifacts.run_sections import CalibratedSplit, CalibrationBin, Temperature
@@ -7,6 +9,7 @@ from hfvit.metrics.classification import calibration, log_normalizers
 
 MIN_TEMPERATURE = 0.05
 MAX_TEMPERATURE = 20.0
+FOLDS = 5
 
 
 def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray, temperature: float = 1.0) -> float:
@@ -50,6 +53,8 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
 def calibrate(results: dict[str, tuple[np.ndarray, np.ndarray]]) -> Temperature:
     """Fit the temperature on the validation split and evaluate every split with it.
 
+    The metrics of the validation split are cross-fitted, so that no image is used for the fit and for the result.
+
     Args:
         results: split -> (logits, labels), with the key `validation`.
     """
@@ -62,13 +67,42 @@ def calibrate(results: dict[str, tuple[np.ndarray, np.ndarray]]) -> Temperature:
         else:
             found.reason = f"the best temperature is not between {MIN_TEMPERATURE:g} and {MAX_TEMPERATURE:g}"
         return found
+    folds = min(FOLDS, len(labels))
+    if folds > 1:
+        found.folds = folds
     for role, (logits, labels) in results.items():
-        predicted = logits.argmax(axis=1)
-        highest = logits[np.arange(len(labels)), predicted].astype(np.float64) / value
-        bins, ece = calibration(np.exp(highest - log_normalizers(logits, value)), predicted == labels)
-        found.splits[role] = CalibratedSplit(
-            loss=negative_log_likelihood(logits, labels, value),
-            ece=ece,
-            calibration=[CalibrationBin.from_json(each) for each in bins],
-        )
+        parts = [(np.arange(len(labels)), value)]
+        if role == "validation" and folds > 1:
+            parts = list(cross_fitted(logits, labels, folds))
+        found.splits[role] = _calibrated(logits, labels, parts)
     return found
+
+
+def cross_fitted(logits: np.ndarray, labels: np.ndarray, folds: int) -> Iterator[tuple[np.ndarray, float]]:
+    """Fit the temperature of each fold on the other folds.
+
+    Args:
+        logits: `(images, classes)`.
+        labels: class indices `(images,)`.
+        folds: number of folds.
+
+    Yields:
+        Rows of a fold and their temperature, 1 where none can be fitted.
+    """
+    from sklearn.model_selection import KFold
+
+    for others, rows in KFold(folds, shuffle=True, random_state=0).split(labels):
+        yield rows, fit_temperature(logits[others], labels[others]) or 1.0
+
+
+def _calibrated(logits: np.ndarray, labels: np.ndarray, parts: Sequence[tuple[np.ndarray, float]]) -> CalibratedSplit:
+    """Compute the metrics of a split whose rows have different temperatures."""
+    predicted = logits.argmax(axis=1)
+    confidence = np.empty(len(labels))
+    loss = 0.0
+    for rows, temperature in parts:
+        highest = logits[rows, predicted[rows]].astype(np.float64) / temperature
+        confidence[rows] = np.exp(highest - log_normalizers(logits[rows], temperature))
+        loss += negative_log_likelihood(logits[rows], labels[rows], temperature) * len(rows) / len(labels)
+    bins, ece = calibration(confidence, predicted == labels)
+    return CalibratedSplit(loss=loss, ece=ece, calibration=[CalibrationBin.from_json(each) for each in bins])

@@ -1,4 +1,4 @@
-"""Record attention weights of timm models; attention rollout."""
+"""Record attention weights of timm models."""
 
 from contextlib import ExitStack, contextmanager
 
@@ -47,31 +47,3 @@ def recorded_attention(timm_model: nn.Module):
             hook = layer.attn_drop.register_forward_pre_hook(lambda _, inputs: maps.append(inputs[0]))
             stack.callback(hook.remove)
         yield maps
-
-
-def attention_rollout(attentions: tuple[torch.Tensor, ...], grid: tuple[int, int]) -> torch.Tensor:
-    """Compute attention rollout (Abnar and Zuidema, https://arxiv.org/abs/2005.00928).
-
-    Each block's mean over heads is averaged with the identity (the residual), and the blocks are multiplied. The map
-    is the row of the class token, or the mean over patches for models without one.
-
-    Args:
-        attentions: weights of each block (batch, heads, tokens, tokens); class and register tokens come first.
-        grid: (rows, columns) of patches.
-
-    Returns:
-        Maps (batch, rows, columns) that sum to 1.
-
-    Raises:
-        ModelError: the number of tokens changes between blocks (windows, merged or dropped tokens).
-    """
-    patches = grid[0] * grid[1]
-    tokens = attentions[0].shape[-1]
-    if any(layer.shape[-2:] != (tokens, tokens) for layer in attentions) or tokens < patches:
-        raise ModelError("attention rollout requires the same tokens in all blocks")
-    rollout = torch.eye(tokens, device=attentions[0].device).expand(len(attentions[0]), tokens, tokens)
-    for layer in attentions:
-        rollout = (0.5 * layer.float().mean(dim=1) + 0.5 * torch.eye(tokens, device=layer.device)) @ rollout
-    prefix = tokens - patches
-    maps = (rollout[:, 0] if prefix else rollout.mean(dim=1))[:, prefix:]
-    return (maps / maps.sum(dim=1, keepdim=True)).view(-1, *grid)

@@ -13,6 +13,8 @@ from hfvit.recipe.arguments import SINGLE_LABEL
 
 # Keys of pretrained_cfg about the origin of timm's weights, dropped from fine-tuned models.
 _ORIGIN_KEYS = ("url", "file", "hf_hub_id", "hf_hub_filename", "source", "num_classes", "state_dict", "cache_dir")
+# Keys of pretrained_cfg about timm's weights, which a model trained from scratch does not have.
+_WEIGHTS_KEYS = ("tag", "custom_load", "license", "origin_url", "paper_name", "paper_ids", "notes")
 
 
 class HFViTConfig(TimmWrapperConfig):
@@ -39,7 +41,8 @@ class HFViTConfig(TimmWrapperConfig):
                 f"architecture: no model '{architecture}' in timm {timm.__version__}.{_nearest_model(architecture)}"
             )
         cfg = timm.get_pretrained_cfg(architecture)
-        pretrained_cfg = {k: v for k, v in (cfg.to_dict() if cfg else {}).items() if k not in _ORIGIN_KEYS}
+        unwanted = (*_ORIGIN_KEYS, *_WEIGHTS_KEYS)
+        pretrained_cfg = {k: v for k, v in (cfg.to_dict() if cfg else {}).items() if k not in unwanted}
         return cls(
             architecture=architecture,
             model_args=dict(model_args),

@@ -129,7 +129,9 @@ class DataArguments:
     )
     class_names: list[str] | None = field(
         default=None,
-        metadata={"help": "Class names in the order of integer labels, or a text file with one name per line."},
+        metadata={
+            "help": "Class names in the order of integer labels, a text file with one name per line, or their number."
+        },
     )
     on_bad_image: str = _field(
         "error",
@@ -332,6 +334,11 @@ class RunArguments:
     )
     keep_checkpoints: bool = _field(False, "Keep checkpoint-* (with optimizer state) after the run is finished.")
     plots: bool = _field(True, "Draw figures of the run to output_dir/plots. `hfvit report` draws them later.")
+    quiet: bool = _field(False, "Print warnings and errors only.")
+    verbose: bool = _field(False, "Also print messages, warnings and progress bars of libraries.")
+    json_log: str | None = _field(
+        None, "File to append progress, evaluations, warnings and results to, one JSON object per line."
+    )
     expected_accuracy: list[float] | None = field(
         default=None,
         metadata={"help": "Lowest and highest test accuracy in percent for hfvit verify; does not affect training."},
@@ -349,6 +356,7 @@ class RunArguments:
             _check(0.0 < getattr(self, key) <= 1.0, key, getattr(self, key), "above 0 and at most 1")
         _check_fraction("ema_decay", self.ema_decay)
         _check_choice("nan_policy", self.nan_policy, NAN_POLICIES)
+        _check(not (self.quiet and self.verbose), "quiet", True, "false with verbose")
         expected = self.expected_accuracy
         is_range = expected is None or (len(expected) == 2 and 0.0 <= expected[0] <= expected[1] <= 100.0)
         _check(is_range, "expected_accuracy", expected, "two percentages from 0 to 100, the lower first")

@@ -110,13 +110,18 @@ def ignored_options(keys: Iterable[str], values: Mapping[str, Any]) -> str | Non
     """
     ignored: dict[str, list[str]] = {}
     for key in keys:
-        unmet = next((need.need for need in NEEDS if key in need.keys.split() and not need.met(values)), None)
+        unmet = _unmet_need(key, values)
         if unmet:
             ignored.setdefault(unmet, []).append(key)
     if not ignored:
         return None
     listed = "; ".join(f"{', '.join(names)} (only used {need})" for need, names in ignored.items())
     return f"Ignored options: {listed}."
+
+
+def _unmet_need(key: str, values: Mapping[str, Any]) -> str | None:
+    """Return the condition of an option that is not met, None if it has an effect."""
+    return next((need.need for need in NEEDS if key in need.keys.split() and not need.met(values)), None)
 
 
 SECRETS = re.compile(r"token", re.IGNORECASE)
@@ -160,6 +165,13 @@ class Recipe:
     source: Path
     values: dict[str, Any]
     ignored: str | None = None
+
+    @property
+    def unused(self) -> list[str]:
+        """Return the keys that have no effect with the values of the others."""
+        sections = (self.model, self.finetuning, self.data, self.augmentation, self.training)
+        values = {key: getattr(section, key) for section in sections for key in vars(section) if key in _FIELDS}
+        return [key for key in self.values if key in values and _unmet_need(key, values)]
 
     def to_yaml(self) -> str:
         """Return the resolved recipe, which repeats the run, without tokens."""
@@ -437,7 +449,8 @@ def _resolved(*sections, typed: dict[str, Any], given: dict[str, Any]) -> dict[s
     # Omitted: actions that a repeated run must not repeat, such as pushing, and the expected accuracy, which other
     # options change.
     omitted = (
-        "overwrite_output_dir", "allow_changed_data", "resume_from_checkpoint", "push_to_hub", *EXPECTATION,
+        "overwrite_output_dir", "allow_changed_data", "resume_from_checkpoint", "push_to_hub", "quiet", "verbose",
+        "json_log", *EXPECTATION,
     )  # fmt: skip
     return {
         key: value

@@ -21,6 +21,7 @@ from transformers.utils import is_torch_tf32_available
 
 from hfvit.errors import RecipeError, nearest, one_line
 from hfvit.recipe.arguments import MULTI_LABEL_METRICS, SCALAR_METRICS, RunArguments, TrainerArguments
+from hfvit.utils.credentials import mask_values
 from hfvit.utils.environment import cores_per_process, set_tf32
 
 logger = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ CHOICES = {
 }
 # These optimizers build other parameter groups, without layer-wise learning rates.
 OPTIMIZERS_NOT_AVAILABLE = ("galore", "apollo", "lomo", "adalomo")
+TRACKER_EXTRAS = ("tensorboard", "trackio", "wandb", "mlflow")  # extras of hfvit with the name of a tracker
 # Options with a mapping or the path of a JSON file.
 MAPPINGS_IN_FILES = ("accelerator_config", "fsdp_config")
 # Data loader workers that are chosen for a GPU at most: they decode more images than a GPU trains on.
@@ -157,7 +159,11 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
         if self.mixed_precision == "fp16" and self.device.type == "cpu":
             raise RecipeError("fp16: requires a GPU. On the CPU use bf16 (--bf16 true) or full precision.")
         available = get_available_reporting_integrations()
-        for tracker in set(self.report_to) - set(available):
+        for tracker in sorted(set(self.report_to) - set(available)):
+            if tracker in TRACKER_EXTRAS:
+                raise RecipeError(
+                    f"report_to: not installed, got '{tracker}'. Install it with `pip install \"hfvit[{tracker}]\"`."
+                )
             installed = ", ".join(available) or "none"
             raise RecipeError(f"report_to: must be an installed tracker (found: {installed}), got '{tracker}'.")
         self._check_optimizer()
@@ -165,6 +171,10 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
         self.per_device_train_batch_size, self.gradient_accumulation_steps = split_batch(
             self.global_batch_size, self.world_size, self.per_device_train_batch_size
         )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields as JSON values, without credentials; trackers log them."""
+        return mask_values(super().to_dict())
 
     def choose_workers(self, decoding: bool) -> None:
         """Set `dataloader_num_workers` if the recipe has none.
@@ -251,24 +261,32 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
         """Return the seed of the order of training images."""
         return self.seed if self.data_seed is None else self.data_seed
 
-    def check_stream(self, images: int | None) -> None:
-        """Raise `RecipeError` for options that require epochs, for streaming.
+    def fit_stream(self, images: int | None) -> None:
+        """Convert epochs to optimizer steps, for streaming.
 
         Args:
             images: number of images in the stream, None if unknown.
+
+        Raises:
+            RecipeError: an option requires epochs, and the number of images is unknown.
         """
         steps = images and max(1, images // self.global_batch_size)
         if self.max_steps <= 0:
-            number = f"{math.ceil(steps * self.num_train_epochs)}" if steps else "the number of optimizer steps"
-            reason = f" ({self.num_train_epochs:g} epochs of {images:,} images)" if steps else ""
-            raise RecipeError(f"max_steps: required with streaming. Set it to {number}{reason}.")
-        epoch = f" ({steps} steps are one epoch)" if steps else ""
+            if not steps:
+                raise RecipeError(
+                    "max_steps: required for a stream of unknown length. Set it to the number of optimizer steps, or"
+                    " add num_examples of the split to the data set's card (dataset_info: splits)."
+                )
+            self.max_steps = math.ceil(steps * self.num_train_epochs)
         for key in ("eval_strategy", "save_strategy", "logging_strategy"):
             if getattr(self, key) == "epoch":
                 interval = key.replace("strategy", "steps")
-                raise RecipeError(
-                    f"{key}: must not be epoch with streaming. Set {key} to steps, and {interval}{epoch}."
-                )
+                if not steps:
+                    raise RecipeError(
+                        f"{key}: must not be epoch for a stream of unknown length. Set {key} to steps, and {interval}."
+                    )
+                setattr(self, key, type(getattr(self, key))("steps"))
+                setattr(self, interval, steps)
 
     def _check_available(self) -> None:
         """Raise `RecipeError` for settings of TrainingArguments that hfvit cannot honor."""

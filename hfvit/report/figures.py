@@ -1,37 +1,70 @@
-"""Matplotlib figures of a report."""
+"""Matplotlib figures of a report: PNG files in a light and a dark theme, SVG with the colors of a page."""
 
-from collections.abc import Callable
+import html
+import io
+import re
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.colors import LinearSegmentedColormap, PowerNorm
+from matplotlib.colors import to_rgb
 from matplotlib.font_manager import FontProperties
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
-from scipy.stats import binomtest
 
 from hfvit.artifacts.json_record import is_number
-from hfvit.artifacts.run_sections import ExampleImage, MultiLabelMetrics, Probe, SplitMetrics, Temperature
+from hfvit.artifacts.run_sections import (
+    CalibrationBin,
+    ExampleImage,
+    MultiLabelMetrics,
+    Probe,
+    SplitMetrics,
+    Temperature,
+)
 from hfvit.errors import printable
+from hfvit.report.fonts import drawable, families
 from hfvit.utils.files import temporary_file
+from hfvit.utils.markup import SafeText
+from hfvit.utils.overlay import enlarged, highlight
 
 matplotlib.use("Agg")
 
 MAX_AXIS_NAMES = 120  # class names along an axis; more would not be readable
 MAX_CELLS = 1000  # along a side of the confusion matrix; the cells of more would be smaller than pixels
+MAX_RECTANGLES = 60  # classes whose cells are rectangles; those of more are the pixels of an image
+MAX_WRITTEN = 20  # classes whose counts are written into the cells, and which keep their order
+MAX_RECALLS = 60  # classes in the figure of the recall
 MAX_NAME_LENGTH = 24  # characters of a class name
-_MATRIX_TICKS = (0, 0.01, 0.05, 0.2, 0.5, 1)
+MIN_SMOOTHED = 20  # points of a loss curve that is smoothed
+RISE = 1.1  # of the last validation loss to the lowest, from which on it is said to rise
+_CELL_POWER = 0.4  # a linear scale would hide rare mistakes
+_CELL_FLIP = 0.64  # opacity of a cell from which on its text is of the other color
+_MATRIX_TICKS = (0.01, 0.05, 0.2, 0.5, 1)
 
 
 @dataclass(frozen=True)
 class Theme:
-    """Colors of the light or the dark version of a plot.
+    """Colors of the light or the dark version of a plot, or of a page.
 
     Contrast to the background is at least 4.5 : 1 for text and 3 : 1 for marks (WCAG 2.2). The three line colors are
     Okabe and Ito's, or lighter ones of the same hues, which color-blind readers can tell apart. The background is
     opaque, since a transparent plot would be unreadable on a page whose theme differs from that of the system.
+
+    Attributes:
+        suffix: suffix of file names.
+        paper: background.
+        ink: text.
+        muted: axes and minor text.
+        grid: grid lines.
+        first: color of the first line, then `second` and `third`.
+        cell: color of a cell of the confusion matrix with all images of its class; others are more transparent.
+        on_paper: text on light cells (dark cells in the dark theme), and `on_cell` on the others.
+        raster: as `cell`, for images of cells, whose colors a page cannot change.
+        is_web: whether a browser draws the text.
     """
 
     suffix: str
@@ -42,11 +75,14 @@ class Theme:
     first: str
     second: str
     third: str
-    ramp: tuple[str, ...]
+    cell: str
+    on_paper: str
+    on_cell: str
+    raster: str
+    is_web: bool = False
 
-    @property
-    def settings(self) -> dict:
-        """Return matplotlib's rcParams."""
+    def settings(self, names: Iterable[str] = ()) -> dict:
+        """Return matplotlib's rcParams, with fonts for class names."""
         return {
             "figure.facecolor": self.paper, "axes.facecolor": self.paper, "savefig.facecolor": self.paper,
             "text.color": self.ink, "axes.labelcolor": self.ink, "axes.titlecolor": self.ink,
@@ -55,33 +91,44 @@ class Theme:
             "grid.color": self.grid, "grid.linewidth": 0.8, "axes.axisbelow": True, "axes.titlesize": 11,
             "axes.titlepad": 10, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
             "legend.fontsize": 9, "font.size": 9.5, "lines.linewidth": 1.8, "text.parse_math": False,
-            "figure.dpi": 130,
+            "figure.dpi": 130, "svg.fonttype": "none", "svg.hashsalt": "hfvit",
+            **({} if self.is_web else {"font.family": families(names)}),
         }  # fmt: skip
 
-    @property
-    def colormap(self) -> LinearSegmentedColormap:
-        """Create a sequential colormap that starts with the background color."""
-        return LinearSegmentedColormap.from_list(f"hfvit{self.suffix}", self.ramp)
+    def name(self, label: str) -> str:
+        """Return a class name as a figure shows it."""
+        return short(label) if self.is_web else short(drawable(label))
 
 
 LIGHT = Theme(
     "", "#ffffff", "#1f2328", "#59636e", "#d8dee4", "#0072b2", "#d55e00", "#007d5a",
-    ("#ffffff", "#c6dcf0", "#6aaed6", "#2a7ab8", "#08306b"),
+    "#082a5e", "#000000", "#ffffff", "#082a5e",
 )  # fmt: skip
 DARK = Theme(
     "_dark", "#0d1117", "#f0f6fc", "#9198a1", "#30363d", "#56b4e9", "#e69f00", "#2fbf9a",
-    ("#0d1117", "#1d4f7e", "#2f86c9", "#7cc6f6", "#e8f6ff"),
+    "#72b6e2", "#ffffff", "#000000", "#72b6e2",
 )  # fmt: skip
 THEMES = (LIGHT, DARK)
+_ROLES = ("paper", "ink", "muted", "grid", "first", "second", "third", "cell", "on_paper", "on_cell")
+_PLACEHOLDERS = {role: f"#0a0b{index:02x}" for index, role in enumerate(_ROLES)}
+WEB = Theme(suffix="", raster="#2f86c9", is_web=True, **_PLACEHOLDERS)
 
 
-def draw(name: str, figure: Callable[[Theme], plt.Figure], output_dir: str | Path) -> list[Path]:
+def css_variables(theme: Theme) -> str:
+    """Return the colors of a theme as CSS variables `--plot-...`, which `draw_svg` uses."""
+    return " ".join(f"--plot-{role.replace('_', '-')}: {getattr(theme, role)};" for role in _ROLES)
+
+
+def draw(
+    name: str, figure: Callable[[Theme], plt.Figure], output_dir: str | Path, names: Iterable[str] = ()
+) -> list[Path]:
     """Draw a figure in both themes to `output_dir/plots`.
 
     Args:
         name: file name without suffix: NAME.png (light) and NAME_dark.png.
         figure: function that draws the figure in a theme.
         output_dir: output folder of the run.
+        names: class names in the figure.
 
     Returns:
         The paths of the two files.
@@ -90,7 +137,7 @@ def draw(name: str, figure: Callable[[Theme], plt.Figure], output_dir: str | Pat
     extent = None
     for theme in THEMES:
         path = Path(output_dir) / "plots" / f"{name}{theme.suffix}.png"
-        with temporary_file(path) as temporary, plt.rc_context(theme.settings):
+        with temporary_file(path) as temporary, plt.rc_context(theme.settings(names)):
             drawn = figure(theme)
             if extent is None:  # the same in both themes, which differ only in color
                 extent = drawn.get_tightbbox().padded(0.15)
@@ -98,6 +145,33 @@ def draw(name: str, figure: Callable[[Theme], plt.Figure], output_dir: str | Pat
             plt.close(drawn)
         paths.append(path)
     return paths
+
+
+def draw_svg(figure: Callable[[Theme], plt.Figure], description: str) -> SafeText:
+    """Draw a figure as SVG for a page that defines the variables of `css_variables`.
+
+    Its text stays text, which the browser draws with the fonts that it has.
+
+    Args:
+        figure: function that draws the figure in a theme.
+        description: text for screen readers.
+    """
+    buffer = io.StringIO()
+    with plt.rc_context(WEB.settings()), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph \d+")  # matplotlib only measures the text
+        drawn = figure(WEB)
+        unused = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        drawn.savefig(buffer, format="svg", bbox_inches="tight", metadata=unused)
+        plt.close(drawn)
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg).replace(" xlink:href=", " href=")  # as in HTML
+    svg = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", svg)  # of groups: figure_1, axes_1, ...
+    svg = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font: \1 system-ui, sans-serif", svg)
+    for role, color in _PLACEHOLDERS.items():
+        svg = svg.replace(color, f"var(--plot-{role.replace('_', '-')})")
+    return SafeText(svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(description)}" ', 1))
 
 
 def place_axes(*places: tuple[float, float, float, float], share_x: bool = False):
@@ -122,36 +196,71 @@ def place_axes(*places: tuple[float, float, float, float], share_x: bool = False
 def learning_curves(
     history: list[dict], best_step: int | None, theme: Theme, key: str = "accuracy", name: str = "accuracy"
 ):
-    """Draw loss, validation metric and learning rate over the training steps.
+    """Draw loss, validation metric and learning rate over the epochs.
+
+    Marks show the warm-up of the learning rate, the selected checkpoint, and the lowest validation loss if it rises
+    afterwards. Records without epochs are drawn over steps.
 
     Args:
         history: `log_history` of the Trainer.
-        best_step: step of the selected checkpoint, which is marked; None if none was selected.
+        best_step: step of the selected checkpoint; None if none was selected.
         theme: colors.
         key: key of the metric in the history.
         name: name of the metric in the title.
     """
+    from scipy.ndimage import gaussian_filter1d
+
     figure, axes = place_axes(*((left, 0, 3.75, 2.8) for left in (0, 4.45, 8.9)), share_x=True)
-    panels = (
-        ("Loss", (("loss", "training", theme.first), ("eval_loss", "validation", theme.second))),
-        (f"Validation {name}", ((f"eval_{key}", "", theme.second),)),
-        ("Learning rate", (("learning_rate", "", theme.third),)),
-    )
-    for axis, (title, curves) in zip(axes, panels, strict=True):
-        for key, label, color in curves:
-            points = [(entry.get("step"), entry.get(key)) for entry in history]
-            points = [point for point in points if all(map(is_number, point))]
-            if points:
-                marker = "o" if len(points) < 40 and key != "learning_rate" else None
-                axis.plot(*zip(*points, strict=True), color=color, label=label, marker=marker, markersize=3.5)
-        axis.set(title=title, xlabel="step")
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
+    entries = [entry for entry in history if isinstance(entry, dict) and is_number(entry.get("step"))]
+    unit = "epoch" if entries and all(is_number(entry.get("epoch")) for entry in entries) else "step"
+
+    def points(of: str) -> tuple[np.ndarray, np.ndarray]:
+        found = [(entry[unit], entry[of]) for entry in entries if is_number(entry.get(of))]
+        return tuple(np.array(found, dtype=float).reshape(-1, 2).T)
+
+    loss, score, rate = axes
+    x, values = points("loss")
+    if len(x) >= MIN_SMOOTHED:
+        loss.plot(x, values, color=theme.first, alpha=0.3, linewidth=1)
+        loss.plot(
+            x,
+            gaussian_filter1d(values, max(1.0, len(values) / 40), mode="nearest"),
+            color=theme.first,
+            label="training, smoothed",
+        )
+    elif len(x):
+        loss.plot(x, values, color=theme.first, label="training", marker="o", markersize=3.5)
+    x, values = points("eval_loss")
+    if len(x):
+        marker = "o" if len(x) < 40 else None
+        loss.plot(x, values, color=theme.second, label="validation", marker=marker, markersize=3.5)
+        lowest = int(values.argmin())
+        if values[-1] > RISE * values[lowest] > 0:
+            loss.plot(
+                x[lowest], values[lowest], "o", markersize=11, markerfacecolor="none", markeredgecolor=theme.ink,
+                markeredgewidth=1.4, linestyle="none", label="lowest, then rises",
+            )  # fmt: skip
+    x, values = points(f"eval_{key}")
+    if len(x):
+        score.plot(x, values, color=theme.second, marker="o" if len(x) < 40 else None, markersize=3.5)
+    x, values = points("learning_rate")
+    if len(x):
+        rate.plot(x, values, color=theme.third)
+        peak = int(values.argmax())
+        if peak and values[0] < values[peak]:
+            for axis in axes:
+                axis.axvspan(0, x[peak], color=theme.muted, alpha=0.16, linewidth=0, label="warm-up")
+    best = next((entry[unit] for entry in entries if best_step and entry["step"] == best_step), None)
+    for axis, title in zip(axes, ("Loss", f"Validation {name}", "Learning rate"), strict=True):
+        axis.set(title=title, xlabel=unit)
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
         axis.grid()
-        if best_step and title != "Learning rate":
-            axis.axvline(best_step, color=theme.muted, linestyle=":", linewidth=1.2, zorder=0, label="selected")
-    axes[1].yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
-    if axes[0].get_legend_handles_labels()[0]:
-        axes[0].legend()
+        if best is not None and axis is not rate:
+            axis.axvline(best, color=theme.muted, linestyle=":", linewidth=1.4, zorder=0, label="selected")
+    score.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    for axis in axes:
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend()
     return figure
 
 
@@ -184,79 +293,114 @@ def probe_curves(probe: Probe, theme: Theme, key: str = "accuracy", name: str = 
 def confusion_figure(metrics: SplitMetrics, role: str, theme: Theme):
     """Draw the confusion matrix, normalized by row (true class).
 
-    Counts are written into the cells up to 20 classes. The color scale is a power of 0.4, since a linear scale would
-    hide rare mistakes.
+    Up to 20 classes, counts are written into the cells. More classes are sorted so that classes that are confused
+    stand together. The color scale is a power of 0.4, since a linear scale would hide rare mistakes.
 
     Args:
         metrics: metrics of the split.
         role: name of the split: test or validation.
         theme: colors.
     """
-    names = [short(entry.label) for entry in metrics.per_class]
+    names = [theme.name(entry.label) for entry in metrics.per_class]
     matrix = metrics.confusion_matrix.dense(most=MAX_CELLS).astype(float)
-    fractions = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     count = len(matrix)
+    title = f"Confusion on the {role} split"
+    if count < len(names):
+        title += f", {-(-len(names) // MAX_CELLS)} classes to a cell"
+    elif count > MAX_WRITTEN:
+        order = confusion_order(matrix)
+        matrix = matrix[np.ix_(order, order)]
+        names = [names[index] for index in order]
+        title += ", sorted by similarity"
+    opacity = (matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)) ** _CELL_POWER
     side = float(np.clip(count * (0.34 if count <= 30 else 0.15), 2.4, 18))
-    height = min(side, 6)
-    figure, (axis, scale) = place_axes((0, 0, side, side), (side + 0.12, (side - height) / 2, height / 24, height))
-    norm = PowerNorm(0.4, vmin=0, vmax=1)
-    colormap = theme.colormap
-    image = axis.imshow(fractions, cmap=colormap, norm=norm)
+    figure, (axis, scale) = place_axes((0, 0, side, side), (side + 0.2, side / 2 - 0.85, 0.3, 1.7))
+    if count <= MAX_RECTANGLES:
+        for i, j in np.argwhere(matrix > 0):
+            axis.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor=theme.cell, alpha=opacity[i, j], linewidth=0))
+    else:
+        cells = np.empty((count, count, 4))
+        cells[..., :3] = to_rgb(theme.raster)
+        cells[..., 3] = opacity
+        axis.imshow(cells, interpolation="nearest")
+    axis.set(xlim=(-0.5, count - 0.5), ylim=(count - 0.5, -0.5))
     font = 9.5 if count <= 30 else 7
     ticks, tick_names = (range(count), names) if count <= MAX_AXIS_NAMES else ([], [])
     axis.set_xticks(ticks, tick_names, rotation=0 if max(map(len, names)) < 3 else 90, fontsize=font)
     axis.set_yticks(ticks, tick_names, fontsize=font)
     axis.tick_params(length=0)
     # grid lines between the classes
-    for lines in (axis.hlines, axis.vlines):
-        edges = np.arange(-0.5, count)
-        lines(edges, edges[0], edges[-1], color=theme.grid, linewidth=0.8 if count <= 30 else 0.4)
-    together = f", {-(-len(names) // MAX_CELLS)} classes to a cell" if count < len(names) else ""
-    axis.set(title=f"Confusion on the {role} split{together}", xlabel="predicted", ylabel="true")
-    if count <= 20:
+    if count <= MAX_AXIS_NAMES:
+        for lines in (axis.hlines, axis.vlines):
+            edges = np.arange(-0.5, count)
+            lines(edges, edges[0], edges[-1], color=theme.grid, linewidth=0.8 if count <= 30 else 0.4)
+    axis.set(title=title, xlabel="predicted", ylabel="true")
+    if count <= MAX_WRITTEN:
         digits = len(f"{matrix.max():.0f}")
         for i, j in np.argwhere(matrix > 0):
             axis.text(
                 j, i, f"{matrix[i, j]:.0f}", ha="center", va="center", fontsize=9.5 if digits < 4 or count <= 6 else 8,
-                color=readable_on(colormap(norm(fractions[i, j]))),
+                color=theme.on_cell if opacity[i, j] >= _CELL_FLIP else theme.on_paper,
             )  # fmt: skip
-    bar = figure.colorbar(image, cax=scale, label="fraction of the true class")
-    bar.set_ticks(_MATRIX_TICKS, labels=[f"{tick:.0%}" for tick in _MATRIX_TICKS])
-    bar.outline.set_visible(False)
+    for place, tick in enumerate(_MATRIX_TICKS):
+        scale.add_patch(Rectangle((0, place), 1, 1, facecolor=theme.cell, alpha=tick**_CELL_POWER, linewidth=0))
+    scale.set(xlim=(0, 1), ylim=(0, len(_MATRIX_TICKS)), xticks=[], ylabel="fraction of the true class")
+    scale.set_yticks(np.arange(len(_MATRIX_TICKS)) + 0.5, [f"{tick:.0%}" for tick in _MATRIX_TICKS])
+    scale.yaxis.tick_right()
+    scale.yaxis.set_label_position("right")
+    scale.tick_params(length=0)
+    for spine in scale.spines.values():
+        spine.set_visible(False)
     return figure
 
 
+def confusion_order(matrix: np.ndarray) -> np.ndarray:
+    """Return an order of the classes in which those that are confused stand together.
+
+    Args:
+        matrix: counts `(classes, classes)`.
+    """
+    from scipy.cluster.hierarchy import leaves_list, linkage
+    from scipy.spatial.distance import squareform
+
+    fractions = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    similarity = (fractions + fractions.T) / 2
+    distance = 1 - similarity / max(similarity[~np.eye(len(matrix), dtype=bool)].max(), 1e-12)
+    np.fill_diagonal(distance, 0)
+    tree = linkage(squareform(distance.clip(min=0), checks=False), "average", optimal_ordering=len(matrix) <= 200)
+    return leaves_list(tree)
+
+
 def per_class_figure(metrics: SplitMetrics, role: str, theme: Theme):
-    """Draw the accuracy of each class with its 95 % interval (Wilson), sorted.
+    """Draw the recall of each class with its 95 % interval (Wilson), the worst class first.
 
     Points instead of bars, since bars have to start at zero, where differences are too small to see. Classes without
-    images are left out.
+    images are left out, and of many classes those with the highest recall.
 
     Args:
         metrics: metrics of the split.
         role: name of the split: test or validation.
         theme: colors.
     """
-    classes = sorted((e for e in metrics.per_class if e.images), key=lambda e: (e.recall, e.label))
+    found = sorted((e for e in metrics.per_class if e.images), key=lambda e: (e.recall, e.label))
+    classes = found[:MAX_RECALLS]
     count = len(classes)
     places = range(count)
     height = float(np.clip(count * (0.3 if count <= 30 else 0.19), 1.5, 23))
     figure, (axis,) = place_axes((0, 0, 5.6, height))
     recalls = [entry.recall for entry in classes]
-    tests = [binomtest(round(entry.recall * entry.images), entry.images) for entry in classes]
-    intervals = [test.proportion_ci(0.95, method="wilson") for test in tests]
-    lows = [i.low for i in intervals]
-    highs = [i.high for i in intervals]
+    intervals = [wilson(entry.recall, entry.images) for entry in classes]
+    lows, highs = zip(*intervals, strict=True)
     axis.hlines(places, lows, highs, color=theme.first, linewidth=2.4, alpha=0.45, label="95 % interval")
-    axis.plot(recalls, places, "o", color=theme.first, markersize=5, label="accuracy of a class")
-    label = f"all classes, {metrics.accuracy:.2%}"
+    axis.plot(recalls, places, "o", color=theme.first, markersize=5, label="recall of a class")
+    label = f"accuracy, {metrics.accuracy:.2%}"
     axis.axvline(metrics.accuracy, color=theme.second, linewidth=1.5, label=label)
-    if count <= MAX_AXIS_NAMES:
-        axis.set_yticks(places, [short(e.label) for e in classes], fontsize=9.5 if count <= 30 else 8)
-    else:
-        axis.set_yticks([])
-    axis.set(title=f"Accuracy by class on the {role} split", ylim=(-0.6, count - 0.4))
-    lowest = max(0.0, min(lows))
+    axis.set_yticks(places, [theme.name(e.label) for e in classes], fontsize=9.5 if count <= 30 else 8)
+    title = f"Recall by class on the {role} split"
+    if count < len(found):
+        title += f", the {count} lowest of {len(found):,}"
+    axis.set(title=title, ylim=(count - 0.4, -0.6))
+    lowest = max(0.0, min(*lows, metrics.accuracy))
     axis.set_xlim(max(0.0, lowest - 0.03 * (1 - lowest)), 1 + 0.02 * (1 - lowest) + 0.001)
     axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     axis.grid(axis="x")
@@ -266,10 +410,19 @@ def per_class_figure(metrics: SplitMetrics, role: str, theme: Theme):
     return figure
 
 
+def wilson(fraction: float, count: int) -> tuple[float, float]:
+    """Return the 95 % interval of a fraction of `count` images (Wilson)."""
+    from scipy.stats import binomtest
+
+    hits = min(count, max(0, round(fraction * count)))
+    interval = binomtest(hits, count).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
 def reliability_figure(metrics: SplitMetrics, role: str, temperature: Temperature | None, theme: Theme):
     """Draw a reliability diagram, before and after temperature scaling.
 
-    Above: accuracy over confidence. Below: fraction of the images in each bin.
+    Above: accuracy over confidence with 95 % intervals (Wilson). Below: number of images in each bin.
 
     Args:
         metrics: metrics of the split.
@@ -280,33 +433,69 @@ def reliability_figure(metrics: SplitMetrics, role: str, temperature: Temperatur
     curves = [("model", metrics.ece, metrics.calibration, theme.first, "o", -1)]
     after = temperature.splits.get(role) if temperature else None
     if after:
-        label = f"temperature {temperature.value:.2f}"
+        how = f"fitted on {theme.name(temperature.fitted_on)}"
+        if role == temperature.fitted_on:
+            how = f"cross-fitted, {temperature.folds} folds" if temperature.folds else "fitted on the same images"
+        label = f"temperature {temperature.value:.2f} ({how})"
         curves.append((label, after.ece, after.calibration, theme.second, "s", 1))
     figure, (top, bottom) = place_axes((0, 1.4, 4.6, 3.8), (0, 0, 4.6, 1.25), share_x=True)
     top.tick_params(axis="x", labelbottom=False)
     top.plot([0, 1], [0, 1], color=theme.muted, linestyle="--", linewidth=1.2, label="perfect")
     for label, ece, bins, color, marker, side in curves:
-        confidence = [entry.confidence for entry in bins]
-        total = max(1, sum(entry.images for entry in bins))
-        fractions = [entry.images / total for entry in bins]
-        # The size of a point shows the number of images in its bin.
-        top.plot(confidence, [entry.accuracy for entry in bins], color=color, linewidth=1.2, alpha=0.7)
-        sizes = 14 + 110 * np.sqrt(fractions)
-        top.scatter(
-            confidence, [e.accuracy for e in bins], s=sizes, color=color, marker=marker, linewidths=0, zorder=3,
-            label=f"{label}, ECE {ece:.4f}", clip_on=False,
+        shift = side * 0.008 if after else 0
+        confidence = np.array([entry.confidence for entry in bins])
+        accuracy = [entry.accuracy for entry in bins]
+        top.plot(confidence, accuracy, color=color, linewidth=1.2, alpha=0.7)
+        top.vlines(confidence + shift, *_bin_intervals(bins), color=color, linewidth=1.6, alpha=0.5)
+        top.plot(
+            confidence, accuracy, marker, color=color, markersize=6, markeredgewidth=0, zorder=3, clip_on=False,
+            label=f"{label}, ECE {ece:.4f}",
         )  # fmt: skip
-        shift = side * 0.009 if after else 0
-        bottom.bar(np.array(confidence) + shift, fractions, width=0.018 if after else 0.036, color=color)
+        counts = [entry.images for entry in bins]
+        bottom.bar(confidence + shift, counts, width=0.015 if after else 0.036, color=color)
     top.set(title=f"Reliability on the {role} split", ylabel="accuracy", ylim=(0, 1.03))
-    # the same size for all points of the legend
-    for handle in top.legend(loc="upper left").legend_handles[1:]:
-        handle.set_sizes([36])
-    bottom.set(xlabel="confidence", ylabel="fraction of images", xlim=(0, 1.03))
+    bottom.set(xlabel="confidence", ylabel="images", xlim=(0, 1.03), yscale="log")
+    bottom.set_ylim(bottom=0.7)
+    bottom.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    bottom.yaxis.set_minor_formatter(NullFormatter())
     for axis in (top, bottom):
         axis.grid()
-        axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    top.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     bottom.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    figure.legend(*top.get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(2.3, -0.5), borderaxespad=0)
+    return figure
+
+
+def _bin_intervals(bins: Sequence[CalibrationBin]) -> tuple[list[float], list[float]]:
+    """Return the lower and upper ends of the intervals of the bins' accuracy."""
+    found = [wilson(entry.accuracy, entry.images) if entry.images else (0.0, 1.0) for entry in bins]
+    return [low for low, _ in found], [high for _, high in found]
+
+
+def two_class_figure(metrics: SplitMetrics, role: str, theme: Theme):
+    """Draw the ROC and the precision-recall curve of the second of two classes.
+
+    Args:
+        metrics: metrics of the split, with both curves.
+        role: name of the split: test or validation.
+        theme: colors.
+    """
+    figure, axes = place_axes((0, 0, 3.9, 3.9), (4.7, 0, 3.9, 3.9))
+    positive = metrics.per_class[1]
+    fraction = positive.images / max(1, metrics.images)
+    panels = (
+        ("ROC", metrics.roc_curve, "false positive rate", "true positive rate", ([0, 1], [0, 1])),
+        ("Precision and recall", metrics.precision_recall_curve, "recall", "precision", ([0, 1], [fraction] * 2)),
+    )
+    for axis, (title, curve, x_name, y_name, chance) in zip(axes, panels, strict=True):
+        axis.plot(*chance, color=theme.muted, linestyle="--", linewidth=1.2, label="chance")
+        x, y = zip(*curve, strict=True)
+        axis.plot(x, y, color=theme.first, label=theme.name(positive.label), clip_on=False)
+        axis.set(title=f"{title} on the {role} split", xlabel=x_name, ylabel=y_name, xlim=(0, 1.02), ylim=(0, 1.03))
+        for side in (axis.xaxis, axis.yaxis):
+            side.set_major_formatter(PercentFormatter(1, decimals=0))
+        axis.grid()
+        axis.legend(loc="lower right" if title == "ROC" else "lower left")
     return figure
 
 
@@ -367,7 +556,7 @@ def average_precision_figure(metrics: MultiLabelMetrics, role: str, theme: Theme
         axis.plot(values, places, marker, color=color, markersize=5, label=label, clip_on=False)
         axis.axvline(mean, color=color, linewidth=1.3, label=f"{name} {mean:.4f}")
     if count <= MAX_AXIS_NAMES:
-        axis.set_yticks(places, [short(e.label) for e in classes], fontsize=9.5 if count <= 30 else 8)
+        axis.set_yticks(places, [theme.name(e.label) for e in classes], fontsize=9.5 if count <= 30 else 8)
     else:
         axis.set_yticks([])
     lowest = min(value for _, values, mean, *_ in curves for value in (*values, mean))
@@ -386,25 +575,6 @@ def short(name: str) -> str:
     return name if len(name) <= MAX_NAME_LENGTH else f"{name[: MAX_NAME_LENGTH - 1]}…"
 
 
-def luminance(color) -> float:
-    """Return the relative luminance of a color, 0 to 1 (WCAG 2.2)."""
-    rgb = np.asarray(matplotlib.colors.to_rgb(color))
-    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-    return float(linear @ (0.2126, 0.7152, 0.0722))
-
-
-def contrast(one, other) -> float:
-    """Return the contrast ratio of two colors, 1 to 21 (WCAG 2.2)."""
-    high, low = sorted((luminance(one), luminance(other)), reverse=True)
-    return (high + 0.05) / (low + 0.05)
-
-
-def readable_on(color) -> str:
-    """Return black or white, whichever has more contrast to `color`."""
-    return max("#000000", "#ffffff", key=lambda ink: contrast(ink, color))
-
-
-_ATTENTION_COLORMAP = "viridis"  # perceptually uniform, readable in gray
 _IMAGE_WIDTH = 1.55  # inches
 _GAP = 0.08  # between images, inches
 _FONT = 10  # font size of captions, points
@@ -422,9 +592,9 @@ def training_figure(images: np.ndarray, targets: np.ndarray, names: list[str], t
     """
     if targets.ndim > 1:
         mixtures = ([(names[index], target[index]) for index in np.flatnonzero(target)] for target in targets)
-        captions = ["\n".join(_with_weight(name, weight) for name, weight in mixture) for mixture in mixtures]
+        captions = ["\n".join(_with_weight(theme.name(name), weight) for name, weight in each) for each in mixtures]
     else:
-        captions = [short(names[target]) for target in targets]
+        captions = [theme.name(names[target]) for target in targets]
     figure, axis, places = _image_grid(captions, min(8, len(images)), images.shape[1:3], fontsize=8)
     for place, image, caption in zip(places, images, captions, strict=True):
         axis.imshow(image, extent=place, aspect="auto")
@@ -433,58 +603,66 @@ def training_figure(images: np.ndarray, targets: np.ndarray, names: list[str], t
 
 
 def _with_weight(name: str, weight: float) -> str:
-    return short(name) if weight == 1 else f"{short(name)} {weight:.0%}"
+    return name if weight == 1 else f"{name} {weight:.0%}"
 
 
-def mistakes_figure(images: np.ndarray, examples: list[ExampleImage], split: str, theme: Theme):
-    """Draw the most confident mistakes: predicted class, confidence, true class.
+def mistakes_figure(images: np.ndarray, examples: list[ExampleImage], title: str, theme: Theme):
+    """Draw images with their predicted class, its confidence, and the label.
 
     Args:
         images: uint8 `(images, height, width, 3)`.
         examples: predictions for these images.
-        split: name of the split.
+        title: title of the figure.
         theme: colors.
     """
     columns = min(4, len(images)) if len(images) <= 8 else min(8, -(-len(images) // 2))
-    captions = [f"{short(e.predicted)} ({e.confidence:.1%})\ntrue: {short(e.true)}" for e in examples]
+    captions = [
+        f"{theme.name(e.predicted)} ({e.confidence:.1%})\nlabel: {theme.name(e.true)}\n{theme.name(source_of(e))}"
+        for e in examples
+    ]
     figure, axis, places = _image_grid(captions, columns, images.shape[1:3])
     for place, image, caption in zip(places, images, captions, strict=True):
-        predicted, true = caption.split("\n")
+        predicted, true, source = caption.split("\n")
         axis.imshow(image, extent=place, aspect="auto")
-        _write_caption(axis, place, f"{predicted}\n")
-        _write_caption(axis, place, true, color=theme.second)
-    axis.set_title(f"The most confident mistakes on the {split} split")
+        _write_caption(axis, place, f"{predicted}\n\n")
+        _write_caption(axis, place, f"{true}\n", color=theme.second)
+        _write_caption(axis, place, source, color=theme.muted)
+    axis.set_title(title)
     return figure
 
 
-def attention_figure(images: np.ndarray, maps: np.ndarray, examples: list[ExampleImage], split: str, theme: Theme):
-    """Draw images above their attention rollout (Abnar and Zuidema 2020).
+def source_of(example: ExampleImage) -> str:
+    """Return the file name of an image, or its row."""
+    return Path(example.file).name if example.file else f"row {example.row:,}"
+
+
+def explanation_figure(images: np.ndarray, maps: np.ndarray, examples: list[ExampleImage], title: str, theme: Theme):
+    """Draw images above the parts that speak for their predicted class.
 
     Args:
         images: uint8 `(images, height, width, 3)`.
-        maps: attention rollout `(images, rows, columns)`.
+        maps: relevance `(images, rows, columns)`.
         examples: predictions for these images.
-        split: name of the split.
+        title: title, with the name of the method.
         theme: colors.
     """
-    predicted = [f"{short(entry.predicted)} ({entry.confidence:.0%})" for entry in examples]
-    true = ["" if e.predicted == e.true else f"\ntrue: {short(e.true)}" for e in examples]
+    predicted = [f"{theme.name(entry.predicted)} ({entry.confidence:.0%})" for entry in examples]
+    true = ["" if e.predicted == e.true else f"\nlabel: {theme.name(e.true)}" for e in examples]
     captions = ["".join(lines) for lines in zip(predicted, true, strict=True)]
     figure, axis, places = _image_grid(captions, len(images), images.shape[1:3])
-    for place, image, rollout, caption in zip(places, images, maps, captions, strict=True):
+    for place, image, relevance, caption in zip(places, images, maps, captions, strict=True):
         left, right, bottom, top = place
         below = (left, right, bottom + (bottom - top) + _GAP, bottom + _GAP)
         axis.imshow(image, extent=place, aspect="auto")
         _write_caption(axis, place, caption)
-        gray = image @ np.array([0.299, 0.587, 0.114])
-        axis.imshow(gray, extent=below, aspect="auto", cmap="gray", vmin=0, vmax=255, clip_on=False)
-        low, high = np.percentile(rollout, [2, 98])  # a single outlier patch would leave the others dark
-        axis.imshow(
-            rollout, extent=below, aspect="auto", cmap=_ATTENTION_COLORMAP, alpha=0.65, interpolation="bicubic",
-            vmin=low, vmax=max(high, low + 1e-9), clip_on=False,
-        )  # fmt: skip
-    axis.set_title(f"Attention rollout on the {split} split (bright: high attention)")
+        axis.imshow(highlight(enlarged(image, 112), scaled(relevance)), extent=below, aspect="auto", clip_on=False)
+    axis.set_title(title)
     return figure
+
+
+def scaled(relevance: np.ndarray) -> np.ndarray:
+    """Scale a map to a maximum of 1."""
+    return relevance / max(float(relevance.max()), 1e-12)
 
 
 def _image_grid(captions: list[str], columns: int, size: tuple[int, int], fontsize: float = _FONT):

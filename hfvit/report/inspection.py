@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import StrictUndefined
 from PIL import Image
 
 from hfvit.data.decode import decode
@@ -30,6 +30,7 @@ from hfvit.recipe.arguments import DataArguments
 from hfvit.recipe.starting import recipe_text, starting_recipe, yaml_line
 from hfvit.utils.files import write_text
 from hfvit.utils.formatting import aligned, shortened
+from hfvit.utils.markup import html_environment
 
 DEFAULT_SEED = 42  # of a recipe
 CLASSES_IN_TEXT = 20
@@ -239,11 +240,10 @@ def page(inspection: Inspection, opened: Opened) -> str:
         inspection: result of `inspect_data`.
         opened: data set to take the samples from.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters |= {"count": lambda number: f"{number:,}", "shown": lambda text: printable(str(text))}
+    environment = html_environment(
+        Path(__file__).parent, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["count"] = lambda number: f"{number:,}"
     by_row = {role: _positions(opened, role) for role in opened.splits.sources}
     return environment.get_template("inspection.html").render(
         inspection=inspection,

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 
 from hfvit.artifacts.run_record import RunRecord, read_examples
@@ -12,10 +12,10 @@ from hfvit.artifacts.run_sections import MultiLabelMetrics
 from hfvit.report.figures import (
     THEMES,
     Theme,
-    attention_figure,
     average_precision_figure,
     confusion_figure,
     draw,
+    explanation_figure,
     learning_curves,
     mistakes_figure,
     per_class_figure,
@@ -23,11 +23,18 @@ from hfvit.report.figures import (
     probe_curves,
     reliability_figure,
     training_figure,
+    two_class_figure,
 )
 from hfvit.utils.files import sweep_temporary
 
-# Plots of the metrics; of an earlier run with other labels some are deleted.
-RESULT_PLOTS = ("confusion_matrix", "per_class_accuracy", "reliability", "precision_recall", "average_precision")
+Figure = Callable[[Theme], plt.Figure]
+
+# Plots that some runs do not have; those of an earlier run are deleted.
+OPTIONAL_PLOTS = (
+    "confusion_matrix", "per_class_recall", "two_classes", "reliability", "precision_recall", "average_precision",
+    "mistakes", "label_errors", "explanations",
+    "per_class_accuracy", "attention",  # names in hfvit 0.1
+)  # fmt: skip
 
 
 def write_training_images(images: np.ndarray, targets: np.ndarray, names: list[str], output_dir: str | Path) -> None:
@@ -39,22 +46,61 @@ def write_training_images(images: np.ndarray, targets: np.ndarray, names: list[s
         names: class names.
         output_dir: output folder of the run.
     """
-    draw("training_images", partial(training_figure, images, targets, names), output_dir)
+    draw("training_images", partial(training_figure, images, targets, names), output_dir, names)
 
 
-def _result_figures(record: RunRecord) -> dict[str, Callable[[Theme], Any]]:
-    """Return functions that draw the plots of the metrics, by name."""
+def result_figures(record: RunRecord) -> dict[str, Figure]:
+    """Return functions that draw the plots of training and metrics, by name."""
     metrics = record.result
+    score = {"key": metrics.score.key, "name": metrics.score.name}
+    if record.training.probe:
+        curves = partial(probe_curves, record.training.probe, **score)
+    else:
+        curves = partial(learning_curves, record.history, record.training.best_step, **score)
     if isinstance(metrics, MultiLabelMetrics):
         return {
+            "learning_curves": curves,
             "precision_recall": partial(precision_recall_figure, metrics, record.role),
             "average_precision": partial(average_precision_figure, metrics, record.role),
         }
-    return {
+    figures = {
+        "learning_curves": curves,
         "confusion_matrix": partial(confusion_figure, metrics, record.role),
-        "per_class_accuracy": partial(per_class_figure, metrics, record.role),
+        "per_class_recall": partial(per_class_figure, metrics, record.role),
         "reliability": partial(reliability_figure, metrics, record.role, record.temperature),
     }
+    if metrics.roc_curve and metrics.precision_recall_curve and len(metrics.per_class) == 2:
+        figures["two_classes"] = partial(two_class_figure, metrics, record.role)
+    return figures
+
+
+def image_figures(record: RunRecord, arrays: dict[str, np.ndarray]) -> dict[str, Figure]:
+    """Return functions that draw the plots with images of the data set, by name.
+
+    Args:
+        record: record of the run.
+        arrays: its images, from `read_examples`.
+    """
+    figures = {}
+    examples = record.examples
+    for name, title in (("mistakes", "Most confident mistakes"), ("label_errors", "Likely label errors")):
+        if name in arrays:
+            title = f"{title} on the {examples.split} split"
+            figures[name] = partial(mistakes_figure, arrays[name], getattr(examples, name), title)
+    if "explanations" in arrays and "explanation_maps" in arrays:
+        maps = arrays["explanation_maps"]
+        title = explanation_title(examples.explanation_method)
+        figures["explanations"] = partial(
+            explanation_figure, arrays["explanations"], maps, examples.explanations, title
+        )
+    return figures
+
+
+def explanation_title(method: str | None) -> str:
+    """Return the title of explanation maps, by the name of their method."""
+    if method == "Attention rollout":  # hfvit 0.1
+        return "Attention rollout (does not depend on the class)"
+    return f"{method}: parts that speak for the predicted class"
 
 
 def write_plots(record: RunRecord, output_dir: str | Path) -> list[Path]:
@@ -63,34 +109,14 @@ def write_plots(record: RunRecord, output_dir: str | Path) -> list[Path]:
     Plots that need images of the data set are drawn if examples.npz has them. Plots of an earlier run that this run
     does not have are deleted, as are temporary files.
     """
-    metrics = record.result
-    examples = record.examples
-    arrays = read_examples(output_dir, examples)
-    probe = record.training.probe
-    score = {"key": metrics.score.key, "name": metrics.score.name}
-    curves = partial(learning_curves, record.history, record.training.best_step, **score)
-    figures = {
-        "learning_curves": partial(probe_curves, probe, **score) if probe else curves,
-        **dict.fromkeys(RESULT_PLOTS),
-        **_result_figures(record),
-        "mistakes": None,
-        "attention": None,
-    }
-    if "mistakes" in arrays:
-        figures["mistakes"] = partial(mistakes_figure, arrays["mistakes"], examples.mistakes, examples.split)
-    if "attention" in arrays and "attention_maps" in arrays:
-        figures["attention"] = partial(
-            attention_figure, arrays["attention"], arrays["attention_maps"], examples.attention, examples.split
-        )
-    sweep_temporary(Path(output_dir) / "plots" / "*.png")
-    written = []
-    for name, figure in figures.items():
-        if figure:
-            written += draw(name, figure, output_dir)
-        else:
+    figures = result_figures(record) | image_figures(record, read_examples(output_dir, record.examples))
+    folder = Path(output_dir) / "plots"
+    sweep_temporary(folder / "*.png")
+    for name in OPTIONAL_PLOTS:
+        if name not in figures:
             for theme in THEMES:
-                (Path(output_dir) / "plots" / f"{name}{theme.suffix}.png").unlink(missing_ok=True)
-    return written
+                (folder / f"{name}{theme.suffix}.png").unlink(missing_ok=True)
+    return [path for name, figure in figures.items() for path in draw(name, figure, output_dir, record.data.labels)]
 
 
 def remove_plots(output_dir: str | Path) -> None:

@@ -390,8 +390,9 @@ class CheckpointWriter(TrainerCallback):
     def _save_resume_state(self, staged: Path) -> None:
         trainer = self.trainer
         losses = trainer.accelerator.gather(trainer.unlogged_loss.reshape(1)).tolist()
+        stream_states = trainer.gather_stream_states()
         if trainer.args.should_save:
-            trainer.save_extra_state(staged)
+            trainer.save_extra_state(staged, stream_states)
             memory = trainer.out_of_memory
             ResumeState(
                 logged_step=trainer.logged_step,

@@ -1,6 +1,7 @@
 """`HFViTTrainer`: Trainer with on-device augmentation and exact resume."""
 
 import copy
+import math
 import shutil
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
@@ -10,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import send_to_device
+from accelerate.utils import gather_object, send_to_device
+from accelerate.utils.memory import clear_device_cache
 from datasets import Dataset
 from timm.data import resolve_data_config
 from torch import nn
@@ -209,6 +211,7 @@ class HFViTTrainer(Trainer):
 
     def _check_training_set(self) -> None:
         if self._is_stream:
+            self.args.ignore_data_skip = True  # a stream continues at its saved position
             if self.mixing and self.mixing.off_epochs and self.train_dataset.images is None:
                 raise RecipeError(
                     "mix_off_epochs: requires the length of the stream. Set it to 0, or add num_examples of the split"
@@ -402,6 +405,11 @@ class HFViTTrainer(Trainer):
     def get_batch_samples(self, *args, **kwargs):
         with self.speed.waiting():
             batches, items = super().get_batch_samples(*args, **kwargs)
+        if self._is_stream:
+            for batch in batches:
+                self.train_dataset.take_position(batch)
+            if self.resumed_from and not self.checkpoints.is_restored:  # starting the loader has used random numbers
+                self._load_rng_state(self.resumed_from)
         self.out_of_memory.begin_step(batches)
         return batches, items
 
@@ -465,22 +473,46 @@ class HFViTTrainer(Trainer):
         return loss
 
     def _forward_backward(self, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
-        loss = super().training_step(model, batch)
+        # `Trainer.training_step` visits all modules in each step to set their mode.
+        if not (model.training and self.model.training):
+            model.train()
+        if hasattr(self.optimizer, "train"):  # schedule-free optimizers
+            self.optimizer.train()
+        inputs = self._prepare_inputs(batch)
+        with self.compute_loss_context_manager():
+            loss = self.compute_loss(model, inputs)
+        del inputs
+        every = self.args.torch_empty_cache_steps
+        if every and self.state.global_step % every == 0:
+            clear_device_cache()
+        loss = loss / self.current_gradient_accumulation_steps
+        # DeepSpeed would divide by the accumulation steps again.
+        self.accelerator.backward(loss, **({"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}))
+        loss = loss.detach()
         self.non_finite.losses.add(loss)
         return loss
 
     def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
         if self.non_finite.skips_step():
             return torch.zeros((), device=self.args.device)
-        return super()._clip_grad_norm(model)
+        return self._clipped(model, self.args.max_grad_norm)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm=None):
         if self.non_finite.skips_step():
             norm = torch.zeros((), device=self.args.device)
         else:
-            norm = super()._get_grad_norm(model, grad_norm)
+            norm = self._clipped(model, math.inf) if grad_norm is None else grad_norm
+            norm = super()._get_grad_norm(model, norm)
         self.non_finite.grad_norm = norm
         return norm
+
+    def _clipped(self, model: nn.Module, max_norm: float) -> torch.Tensor:
+        """Clip the gradients, and return their norm before."""
+        if self.is_sharded:
+            return self.accelerator.clip_grad_norm_(model.parameters(), max_norm)
+        # accelerate's method lists all parameters three times.
+        self.accelerator.unscale_gradients()
+        return nn.utils.clip_grad_norm_(self._trained, max_norm)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return int(self.speed.flops_per_image or 0) * len(inputs["labels"])
@@ -611,12 +643,15 @@ class HFViTTrainer(Trainer):
         self.checkpoints.last = checkpoint
         self.checkpoints.is_restored = checkpoint is None
         self.resume_state = ResumeState.load(checkpoint) if checkpoint else None
+        if self._is_stream and checkpoint is None:
+            self.train_dataset.restart()
         if self.resume_state:
             self.events = self.events or self.resume_state.events  # after a rewind, `events` is newer
             self.out_of_memory.resume(self.resume_state)
 
     def _count_trained_parameters(self) -> None:
-        self.trained_parameters = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        self._trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.trained_parameters = sum(parameter.numel() for parameter in self._trained)
 
     def _measure_device(self) -> None:
         """Measure the FLOPs of the model and the peak of the device, for `mfu`."""
@@ -648,17 +683,21 @@ class HFViTTrainer(Trainer):
             self.non_finite.check()
             self.checkpoints.write(partial(super()._save_checkpoint, model, trial))
 
-    def save_extra_state(self, checkpoint: Path) -> None:
-        """Save the averaged weights, and how a stream is split over workers."""
+    def gather_stream_states(self) -> list[dict[str, Any]]:
+        """Return the position of each process in a stream; must be called by every process."""
+        return gather_object([self.train_dataset.state()]) if self._is_stream else []
+
+    def save_extra_state(self, checkpoint: Path, stream_states: list[dict[str, Any]]) -> None:
+        """Save the averaged weights, and the positions of `gather_stream_states`."""
         if self.ema:
             self.ema.save(checkpoint)
         if self._is_stream:
-            self.train_dataset.save_sharing(checkpoint, self.args.dataloader_num_workers)
+            self.train_dataset.save_state(checkpoint, self.args.dataloader_num_workers, stream_states)
 
     def load_extra_state(self, checkpoint: str) -> None:
         """Load the state of `save_extra_state`."""
         if self._is_stream:
-            self.train_dataset.check_sharing(checkpoint, self.args.dataloader_num_workers)
+            self.train_dataset.load_state(checkpoint, self.args.dataloader_num_workers)
         if self.ema:
             self.ema.load(checkpoint)
 

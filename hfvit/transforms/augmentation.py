@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hfvit.transforms.auto_augment import num_uniforms, sample_stages
-from hfvit.transforms.functional import GEOMETRIC, OPS
+from hfvit.transforms.auto_augment import Stage, num_uniforms, sample_stages
+from hfvit.transforms.functional import FAMILIES, IDENTITY, OPERATIONS, Constants, parameters_of
 from hfvit.transforms.resize import resize_boxes
 from hfvit.utils.counter_rng import uniform
 
@@ -57,6 +57,7 @@ class Augmentation:
         self.std = torch.tensor(std).view(3, 1, 1) * 255.0
         self.scale = 1.0 / self.std
         self.shift = -self.mean / self.std
+        self.constants = Constants(self.mean)
 
     @classmethod
     def from_config(cls, data_config: dict[str, Any], **changes) -> "Augmentation":
@@ -73,6 +74,7 @@ class Augmentation:
         """Move the constants to `device`; moving them in each batch would synchronize."""
         for name in ("mean", "std", "scale", "shift"):
             setattr(self, name, getattr(self, name).to(device))
+        self.constants = Constants(self.mean).to(device)
         return self
 
     def sample_crops(self, seeds: np.ndarray, heights, widths) -> tuple[np.ndarray, np.ndarray]:
@@ -90,33 +92,24 @@ class Augmentation:
         boxes = random_boxes(u[:, :-1], heights, widths, self.crop_scale, self.crop_ratio)
         return boxes, u[:, -1] < self.horizontal_flip
 
-    def sample_operations(self, seeds: np.ndarray, side: int) -> list[dict[str, Any]]:
+    def sample_operations(self, seeds: np.ndarray, height: int, width: int) -> list[dict[str, Any]]:
         """Sample the operations of the policy.
 
         Args:
             seeds: seed of each image (images,), uint64.
-            side: length of the images' shorter side in pixels.
+            height: height of the images in pixels.
+            width: width of the images in pixels.
 
         Returns:
-            Stages with `index` (indices of the changed images, sorted by operation), `magnitude` (of each of them) and
-            `counts` (images per operation). Two tensors per stage keep the number of copies to the device small.
+            The passes of `plan_passes`.
         """
         u = uniform(seeds, num_uniforms(self.policy, self.num_ops), start=CROP_UNIFORMS + 1)
-        ratio = min(1.0, side / min(self.image_size))  # blur is measured in pixels of the model's input
+        # Blur is measured in pixels of the model's input.
+        ratio = min(1.0, min(height, width) / min(self.image_size))
         stages = []
         for names, magnitudes in sample_stages(self.policy, u, self.magnitude, self.num_ops):
-            magnitudes = np.where(names == "gaussian_blur", magnitudes * ratio, magnitudes).astype(np.float32)
-            order = np.argsort(names, kind="stable")
-            order = order[names[order] != "identity"]
-            found, counts = np.unique(names[order], return_counts=True)
-            stages.append(
-                {
-                    "index": torch.from_numpy(order),
-                    "magnitude": torch.from_numpy(magnitudes[order]),
-                    "counts": dict(zip(found.tolist(), counts.tolist(), strict=True)),
-                }
-            )
-        return stages
+            stages.append((names, np.where(names == "gaussian_blur", magnitudes * ratio, magnitudes)))
+        return plan_passes(stages, height, width)
 
     def sample(self, seeds: np.ndarray, height: int, width: int) -> dict[str, Any]:
         """Sample the plan of a batch: all random decisions, as tensors.
@@ -127,13 +120,13 @@ class Augmentation:
             width: width of the images in pixels.
 
         Returns:
-            `boxes` (images, 4), `flips` (images,) and the stages of `operations`.
+            `boxes` (images, 4), `flips` (images,) and the passes of `operations`.
         """
         boxes, flips = self.sample_crops(seeds, height, width)
         return {
             "boxes": torch.from_numpy(boxes.astype(np.float32)),
             "flips": torch.from_numpy(flips),
-            "operations": self.sample_operations(seeds, min(height, width)),
+            "operations": self.sample_operations(seeds, height, width),
         }
 
     def __call__(self, batch: dict[str, Any], dtype: torch.dtype = torch.float32) -> Tensor:
@@ -147,26 +140,88 @@ class Augmentation:
         resize = "images" in batch
         levels = batch["images" if resize else "crops"].permute(0, 3, 1, 2)
         levels = levels.to(torch.float32, memory_format=torch.contiguous_format)
-        for stage in plan["operations"]:
-            levels = self._apply(stage, levels)
+        for step in plan["operations"]:
+            levels = self._apply(step, levels)
         pixels = levels.mul_(self.scale).add_(self.shift).to(dtype)  # in place, as page faults of a new buffer cost
         if not resize:
             return pixels
         # Equivalent to normalization after the resize (linear, weights sum to one), with fewer pixels.
         return resize_boxes(pixels, plan["boxes"], plan["flips"], self.image_size, self.interpolation)
 
-    def _apply(self, stage: dict[str, Any], levels: Tensor) -> Tensor:
-        """Apply the operations of a stage in place, each to its images."""
-        counts = list(stage["counts"].values())
-        groups = zip(stage["counts"], stage["index"].split(counts), stage["magnitude"].split(counts), strict=True)
-        for name, index, magnitude in groups:
-            chosen = levels.index_select(0, index)
-            if name in GEOMETRIC:  # fill with the mean color
-                changed = OPS[name](chosen - self.mean, magnitude) + self.mean
-            else:
-                changed = OPS[name](chosen, magnitude)
-            levels.index_copy_(0, index, changed)
+    def _apply(self, step: dict[str, Any], levels: Tensor) -> Tensor:
+        """Reorder the images, and apply the operations of a pass to slices of them in place."""
+        levels = levels.index_select(0, step["order"])
+        start = 0
+        for family, count in step["counts"].items():
+            images = slice(start, start + count)
+            FAMILIES[family](levels[images], step["parameters"][images], self.constants)
+            start += count
         return levels
+
+
+def plan_passes(stages: list[Stage], height: int, width: int) -> list[dict[str, Any]]:
+    """Order the operations of a batch so that few kernels compute them.
+
+    In a pass, images are sorted by family of operations, so that each family is one slice. Equalization, with most
+    kernels, has passes of its own between the others, which images from two stages share.
+
+    Args:
+        stages: stages of `sample_stages`.
+        height: height of the images in pixels.
+        width: width of the images in pixels.
+
+    Returns:
+        Passes with `order` (places of the images in the order of the pass before), `counts` (changed images by family,
+        in this order) and `parameters` (of each of them). The last one restores the order of the batch.
+    """
+    last = np.full(len(stages[0][0]) if stages else 0, -1)  # pass of the previous operation of each image
+    planned = {}
+    for names, magnitudes in stages:
+        changed = names != IDENTITY
+        # Even passes for all families but one, odd passes for equalization.
+        earliest = last + 1
+        parity = (names == "equalize").astype(int)
+        numbers = np.where(changed, earliest + (earliest % 2 != parity), last)
+        for number in np.unique(numbers[changed]):
+            planned.setdefault(int(number), []).append((changed & (numbers == number), names, magnitudes))
+        last = numbers
+    passes = []
+    current = np.arange(len(last))  # image at each place
+    for number in sorted(planned):
+        chosen = np.full(len(last), IDENTITY, dtype=object)
+        magnitude = np.zeros(len(last))
+        for images, names, magnitudes in planned[number]:
+            chosen[images] = names[images]
+            magnitude[images] = magnitudes[images]
+        passes.append(_pass(chosen[current], magnitude[current], height, width))
+        current = current[passes[-1]["order"].numpy()]
+    if passes:
+        passes.append({"order": torch.from_numpy(np.argsort(current)), "counts": {}, "parameters": torch.zeros(0)})
+    return passes
+
+
+def _pass(names: np.ndarray, magnitudes: np.ndarray, height: int, width: int) -> dict[str, Any]:
+    """Sort the images of a pass by family, unchanged ones last.
+
+    Args:
+        names: operation of each image (images,).
+        magnitudes: magnitude of each image (images,).
+        height: height of the images in pixels.
+        width: width of the images in pixels.
+    """
+    order, parameters, counts = [], [], {}
+    for name, (family, _) in OPERATIONS.items():  # sorted by family
+        images = np.flatnonzero(names == name)
+        if len(images):
+            order.append(images)
+            parameters.append(parameters_of(name, magnitudes[images], height, width))
+            counts[family] = counts.get(family, 0) + len(images)
+    order.append(np.flatnonzero(names == IDENTITY))
+    return {
+        "order": torch.from_numpy(np.concatenate(order)),
+        "counts": counts,
+        "parameters": torch.from_numpy(np.concatenate(parameters)),
+    }
 
 
 def random_boxes(u: np.ndarray, heights, widths, scale: Sequence[float], ratio: Sequence[float]) -> np.ndarray:

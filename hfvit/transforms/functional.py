@@ -1,164 +1,199 @@
-"""Batched image operations with one magnitude per image."""
+"""Batched image operations with parameters of each image, in families that run together."""
 
+from collections.abc import Callable
+
+import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
 # ITU-R 601-2 luma, as in Pillow and torchvision.
 LUMA = (0.2989, 0.587, 0.114)
 MAX_BLUR = 2.0  # largest standard deviation of a blur in pixels
+NUM_PARAMETERS = 6  # of an image and operation; families use the first ones
+
+# `Augmentation` fills the pixels that an affine transform uncovers with the mean color, and holds the constants below
+# on its device.
+SMOOTHING = ((1 / 13, 1 / 13, 1 / 13), (1 / 13, 5 / 13, 1 / 13), (1 / 13, 1 / 13, 1 / 13))
 
 
-def gray(images: torch.Tensor) -> torch.Tensor:
-    """Compute the luma (batch, 1, height, width)."""
-    red, green, blue = images.split(1, dim=1)
-    return LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
+class Constants:
+    """Constants of the operations on a device.
+
+    Args:
+        fill: color of uncovered pixels, (3, 1, 1) from 0 to 255.
+    """
+
+    def __init__(self, fill: Tensor):
+        self.fill = fill
+        self.luma = torch.tensor(LUMA).view(3, 1, 1)
+        self.smoothing = torch.tensor(SMOOTHING).expand(3, 1, 3, 3).contiguous()
+        self._coordinates: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+
+    def to(self, device: torch.device) -> "Constants":
+        """Move the constants to `device`; moving them in each batch would synchronize."""
+        for name in ("fill", "luma", "smoothing"):
+            setattr(self, name, getattr(self, name).to(device))
+        self._coordinates.clear()
+        return self
+
+    def coordinates(self, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """Return x (width, 1) and y (height, 1, 1) of pixel centers, from -1 to 1 within an image."""
+        if (height, width) not in self._coordinates:
+            device = self.fill.device
+            x = torch.linspace(1 / width - 1, 1 - 1 / width, width, device=device)
+            y = torch.linspace(1 / height - 1, 1 - 1 / height, height, device=device)
+            self._coordinates = {(height, width): (x[:, None], y[:, None, None])}
+        return self._coordinates[height, width]
 
 
-def identity(images, magnitude):
-    """Return the images unchanged."""
-    return images
+# Families: `(levels, parameters, constants)` changes levels (images, 3, height, width) from 0 to 255 in place.
 
 
-def grayscale(images, magnitude):
-    """Convert to grayscale with three channels."""
-    return gray(images).expand_as(images)
+def blend(levels: Tensor, parameters: Tensor, constants: Constants) -> None:
+    """Add weighted image, grayscale image and mean gray, and clamp.
+
+    The parameters are the three weights. With a weight of the image above 1 the blend extrapolates.
+    """
+    image, gray, mean = _columns(parameters, 3)
+    luma = (levels * constants.luma).sum(dim=1, keepdim=True)
+    mean_luma = luma.mean(dim=(2, 3), keepdim=True)
+    levels.mul_(image).addcmul_(luma, gray).addcmul_(mean_luma, mean).clamp_(0.0, 255.0)
 
 
-# Blends of an image with a degenerate one: magnitude 0 is the degenerate image, 1 the image, above 1 extrapolates.
+def threshold(levels: Tensor, parameters: Tensor, constants: Constants) -> None:
+    """Scale and shift levels of at least a limit, and add to those below it.
+
+    The parameters are limit, scale, shift and addend.
+    """
+    limit, scale, shift, addend = _columns(parameters, 4)
+    above = torch.addcmul(shift, levels, scale)
+    torch.where(levels >= limit, above, levels + addend, out=levels)
 
 
-def brightness(images, magnitude):
-    """Blend with black."""
-    return _blend(images, torch.zeros_like(images), magnitude)
+def posterize(levels: Tensor, parameters: Tensor, constants: Constants) -> None:
+    """Round down to multiples of the parameter."""
+    (step,) = _columns(parameters, 1)
+    levels.div_(step).floor_().mul_(step)
 
 
-def contrast(images, magnitude):
-    """Blend with the mean gray of the image."""
-    return _blend(images, gray(images).mean(dim=(2, 3), keepdim=True), magnitude)
+def sharpness(levels: Tensor, parameters: Tensor, constants: Constants) -> None:
+    """Blend with the image smoothed by a 3x3 kernel, except for the border pixels.
+
+    The parameter is the weight of the image.
+    """
+    (image,) = _columns(parameters, 1)
+    smooth = F.conv2d(levels, constants.smoothing, groups=3).round_()
+    inner = levels[..., 1:-1, 1:-1]
+    inner.copy_(torch.lerp(smooth, inner, image).clamp_(0.0, 255.0))
 
 
-def saturation(images, magnitude):
-    """Blend with the grayscale image."""
-    return _blend(images, gray(images), magnitude)
-
-
-def sharpness(images, magnitude):
-    """Blend with the image smoothed by a 3x3 kernel, except for the border pixels."""
-    kernel = images.new_full((3, 3), 1 / 13)
-    kernel[1, 1].fill_(5 / 13)  # an assignment would synchronize with the device
-    smooth = images.clone()
-    inner = F.conv2d(images, kernel.expand(images.shape[1], 1, 3, 3), groups=images.shape[1])
-    smooth[..., 1:-1, 1:-1] = inner.round()
-    return _blend(images, smooth, magnitude)
-
-
-def _blend(images, degenerate, magnitude):
-    return torch.lerp(degenerate, images, magnitude[:, None, None, None]).clamp_(0.0, 255.0)
-
-
-# Operations on levels (0 to 255).
-
-
-def invert(images, magnitude):
-    """Invert all levels."""
-    return 255.0 - images
-
-
-def posterize(images, magnitude):
-    """Keep `magnitude` bits of 8."""
-    step = torch.exp2(8.0 - magnitude)[:, None, None, None]
-    return (images / step).floor() * step
-
-
-def solarize(images, magnitude):
-    """Invert levels of at least `magnitude`."""
-    return torch.where(images >= magnitude[:, None, None, None], 255.0 - images, images)
-
-
-def solarize_add(images, magnitude):
-    """Add `magnitude` to levels below 128."""
-    return torch.where(images < 128.0, (images + magnitude[:, None, None, None]).clamp(max=255.0), images)
-
-
-def autocontrast(images, magnitude):
+def autocontrast(levels: Tensor, parameters: Tensor, constants: Constants) -> None:
     """Stretch each channel to the full range."""
-    low, high = images.amin(dim=(2, 3), keepdim=True), images.amax(dim=(2, 3), keepdim=True)
-    return torch.where(high > low, (images - low) * (255.0 / (high - low)), images)
+    low, high = (value[..., None] for value in torch.aminmax(levels.flatten(2), dim=2, keepdim=True))
+    extent = high - low
+    varies = extent > 0
+    levels.sub_(low * varies).mul_(torch.where(varies, 255.0 / extent, 1.0))
 
 
-def equalize(images, magnitude):
+def equalize(levels: Tensor, parameters: Tensor, constants: Constants) -> None:
     """Flatten each channel's histogram."""
-    return tv.equalize(images.round().to(torch.uint8)).to(images.dtype)
+    levels.copy_(tv.equalize(levels.round().to(torch.uint8)))
 
 
-def gaussian_blur(images, magnitude):
-    """Blur with a Gaussian of standard deviation `magnitude` in pixels."""
-    reach = min(int(3 * MAX_BLUR), images.shape[-1] - 1, images.shape[-2] - 1)
-    offsets = torch.arange(-reach, reach + 1, device=images.device, dtype=images.dtype)
-    kernel = torch.exp(-0.5 * (offsets / magnitude[:, None].clamp(min=1e-3)) ** 2)
+def gaussian_blur(levels: Tensor, parameters: Tensor, constants: Constants) -> None:
+    """Blur with a Gaussian; the parameter is its standard deviation in pixels."""
+    reach = min(int(3 * MAX_BLUR), levels.shape[-1] - 1, levels.shape[-2] - 1)
+    offsets = torch.arange(-reach, reach + 1, device=levels.device, dtype=levels.dtype)
+    kernel = torch.exp(-0.5 * (offsets / parameters[:, :1].clamp(min=1e-3)) ** 2)
     kernel = kernel / kernel.sum(dim=1, keepdim=True)
-    batch, channels, height, _ = images.shape
-    padded = F.pad(images, (reach,) * 4, mode="reflect").reshape(1, batch * channels, height + 2 * reach, -1)
-    kernel = kernel.repeat_interleave(channels, dim=0)[:, None]
+    batch, channels, height, _ = levels.shape
+    padded = F.pad(levels, (reach,) * 4, mode="reflect").reshape(1, batch * channels, height + 2 * reach, -1)
+    kernel = kernel.repeat_interleave(channels, dim=0, output_size=batch * channels)[:, None]
     padded = F.conv2d(padded, kernel[:, :, None, :], groups=batch * channels)
-    return F.conv2d(padded, kernel[:, :, :, None], groups=batch * channels).view_as(images)
+    levels.copy_(F.conv2d(padded, kernel[:, :, :, None], groups=batch * channels).view_as(levels))
 
 
-# Geometric operations with bilinear sampling and black fill (`Augmentation` shifts it to the mean color).
+def affine(levels: Tensor, parameters: Tensor, constants: Constants) -> None:
+    """Sample bilinearly at transformed coordinates, and fill uncovered pixels.
+
+    The parameters are the two rows that are applied to (x, y, 1), from -1 to 1 within the image.
+    """
+    x, y = constants.coordinates(*levels.shape[-2:])
+    by_x, by_y, shift = parameters.view(-1, 1, 1, 2, 3).unbind(-1)
+    grid = torch.addcmul(torch.addcmul(shift, y, by_y), x, by_x)
+    sampled = F.grid_sample(levels - constants.fill, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    torch.add(sampled, constants.fill, out=levels)
 
 
-def shear_x(images, magnitude):
-    """Shift each row by `magnitude` times its distance from the top."""
-    zero, one = torch.zeros_like(magnitude), torch.ones_like(magnitude)
-    return _affine(images, (one, magnitude, magnitude * images.shape[-2] / 2), (zero, one, zero))
+def _columns(parameters: Tensor, count: int) -> tuple[Tensor, ...]:
+    return parameters[:, :count, None, None, None].unbind(1)
 
 
-def shear_y(images, magnitude):
-    """Shift each column by `magnitude` times its distance from the left."""
-    zero, one = torch.zeros_like(magnitude), torch.ones_like(magnitude)
-    return _affine(images, (one, zero, zero), (magnitude, one, magnitude * images.shape[-1] / 2))
-
-
-def translate_x(images, magnitude):
-    """Move to the right by a fraction `magnitude` of the width."""
-    zero, one = torch.zeros_like(magnitude), torch.ones_like(magnitude)
-    return _affine(images, (one, zero, -magnitude * images.shape[-1]), (zero, one, zero))
-
-
-def translate_y(images, magnitude):
-    """Move down by a fraction `magnitude` of the height."""
-    zero, one = torch.zeros_like(magnitude), torch.ones_like(magnitude)
-    return _affine(images, (one, zero, zero), (zero, one, -magnitude * images.shape[-2]))
-
-
-def rotate(images, magnitude):
-    """Rotate by `magnitude` degrees counterclockwise about the center."""
-    angle = torch.deg2rad(magnitude)
-    cos, sin, zero = torch.cos(angle), torch.sin(angle), torch.zeros_like(angle)
-    return _affine(images, (cos, -sin, zero), (sin, cos, zero))
-
-
-def _affine(images, x_row, y_row):
-    """Sample at the rows applied to (x, y, 1), in pixels from the center."""
-    height, width = images.shape[-2:]
-    (a, b, c), (d, e, f) = x_row, y_row
-    theta = torch.stack(
-        [
-            torch.stack([a, b * (height / width), c * (2.0 / width)], dim=1),
-            torch.stack([d * (width / height), e, f * (2.0 / height)], dim=1),
-        ],
-        dim=1,
-    )
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-
-
-OPS = {
-    op.__name__: op
-    for op in (
-        *(identity, grayscale, brightness, contrast, saturation, sharpness, invert, posterize, solarize, solarize_add),
-        *(autocontrast, equalize, gaussian_blur, shear_x, shear_y, translate_x, translate_y, rotate),
-    )
+FAMILIES: dict[str, Callable[[Tensor, Tensor, Constants], None]] = {
+    family.__name__: family
+    for family in (blend, threshold, posterize, sharpness, autocontrast, equalize, gaussian_blur, affine)
 }
-GEOMETRIC = frozenset({"shear_x", "shear_y", "translate_x", "translate_y", "rotate"})
+
+
+# Operations: magnitudes (images,) -> parameters of the family. A blend of magnitude 0 is the degenerate image, 1 the
+# image, above 1 extrapolates.
+
+
+def _rows(*columns) -> np.ndarray:
+    return np.stack(np.broadcast_arrays(*columns), axis=1)
+
+
+def _affine_rows(a, b, c, d, e, f, height: int, width: int) -> np.ndarray:
+    """Convert rows applied to pixels from the center to `affine`'s."""
+    return _rows(a, b * (height / width), c * (2.0 / width), d * (width / height), e, f * (2.0 / height))
+
+
+def _rotation(m: np.ndarray, height: int, width: int) -> np.ndarray:
+    cos, sin = np.cos(np.deg2rad(m)), np.sin(np.deg2rad(m))
+    return _affine_rows(cos, -sin, 0.0, sin, cos, 0.0, height, width)
+
+
+# Name -> family, and parameters as a function of (magnitudes, height, width).
+OPERATIONS: dict[str, tuple[str, Callable[[np.ndarray, int, int], np.ndarray]]] = {
+    "grayscale": ("blend", lambda m, h, w: _rows(0 * m, 1.0, 0.0)),
+    "brightness": ("blend", lambda m, h, w: _rows(m, 0.0, 0.0)),
+    "saturation": ("blend", lambda m, h, w: _rows(m, 1 - m, 0.0)),
+    "contrast": ("blend", lambda m, h, w: _rows(m, 0.0, 1 - m)),
+    "invert": ("threshold", lambda m, h, w: _rows(0 * m - np.inf, -1.0, 255.0, 0.0)),
+    # Invert levels of at least the magnitude.
+    "solarize": ("threshold", lambda m, h, w: _rows(m, -1.0, 255.0, 0.0)),
+    # Add the magnitude, at most 127, to levels below 128.
+    "solarize_add": ("threshold", lambda m, h, w: _rows(128.0, 1.0, 0.0, m)),
+    # Keep the magnitude's bits of 8.
+    "posterize": ("posterize", lambda m, h, w: _rows(np.exp2(8.0 - m))),
+    "sharpness": ("sharpness", lambda m, h, w: _rows(m)),
+    "autocontrast": ("autocontrast", lambda m, h, w: _rows(m)),
+    "equalize": ("equalize", lambda m, h, w: _rows(m)),
+    "gaussian_blur": ("gaussian_blur", lambda m, h, w: _rows(m)),
+    # Shift each row by the magnitude times its distance from the top, or each column from the left.
+    "shear_x": ("affine", lambda m, h, w: _affine_rows(1.0, m, m * h / 2, 0.0, 1.0, 0.0, h, w)),
+    "shear_y": ("affine", lambda m, h, w: _affine_rows(1.0, 0.0, 0.0, m, 1.0, m * w / 2, h, w)),
+    # Move to the right or down by a fraction of the side.
+    "translate_x": ("affine", lambda m, h, w: _affine_rows(1.0, 0.0, -m * w, 0.0, 1.0, 0.0, h, w)),
+    "translate_y": ("affine", lambda m, h, w: _affine_rows(1.0, 0.0, 0.0, 0.0, 1.0, -m * h, h, w)),
+    # Rotate by the magnitude in degrees, counterclockwise about the center.
+    "rotate": ("affine", _rotation),
+}
+IDENTITY = "identity"  # an operation that changes nothing
+
+
+def parameters_of(name: str, magnitudes: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return the parameters (images, NUM_PARAMETERS) float32 of an operation.
+
+    Args:
+        name: one of `OPERATIONS`.
+        magnitudes: magnitude of each image (images,).
+        height: height of the images in pixels.
+        width: width of the images in pixels.
+    """
+    found = np.zeros((len(magnitudes), NUM_PARAMETERS), dtype=np.float32)
+    values = OPERATIONS[name][1](np.asarray(magnitudes, dtype=np.float64), height, width)
+    found[:, : values.shape[1]] = values
+    return found

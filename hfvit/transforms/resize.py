@@ -21,9 +21,16 @@ def resize_boxes(
         Images (batch, channels, *size), not clamped although bicubic and Lanczos filters overshoot.
     """
     batch, channels, height, width = images.shape
-    top, left, box_height, box_width = boxes.float().unbind(1)
-    rows = filter_weights(top, box_height, height, size[0], interpolation).to(images.dtype)
-    columns = filter_weights(left, box_width, width, size[1], interpolation, flips).to(images.dtype)
+    starts, lengths = boxes.float().view(batch, 2, 2).permute(1, 2, 0)  # (axis, batch) each
+    if size[0] == size[1]:  # both axes together, as each of many small kernels costs a launch
+        mirrored = torch.cat([torch.zeros_like(flips), flips])
+        longest = max(height, width)
+        weights = filter_weights(starts.reshape(-1), lengths.reshape(-1), longest, size[0], interpolation, mirrored)
+        weights = weights.to(images.dtype)
+        rows, columns = weights[:batch, :, :height], weights[batch:, :, :width]
+    else:
+        rows = filter_weights(starts[0], lengths[0], height, size[0], interpolation).to(images.dtype)
+        columns = filter_weights(starts[1], lengths[1], width, size[1], interpolation, flips).to(images.dtype)
     resized = torch.matmul(rows[:, None], images)  # (batch, channels, size[0], width)
     resized = torch.bmm(resized.view(batch, channels * size[0], width), columns.transpose(1, 2))
     return resized.view(batch, channels, *size)
@@ -93,7 +100,7 @@ def filter_weights(
     filter_function, support = FILTERS[interpolation]
     start = start[:, None]
     length = length[:, None]
-    out = torch.arange(size_out, device=start.device, dtype=start.dtype) + 0.5
+    out = torch.arange(0.5, size_out, device=start.device, dtype=start.dtype)
     if flips is not None:
         out = torch.where(flips[:, None], size_out - out, out)
     scale = length / size_out
@@ -117,7 +124,7 @@ def _bicubic(x: torch.Tensor) -> torch.Tensor:
     """Evaluate Keys' cubic convolution (doi.org/10.1109/TASSP.1981.1163711, a = -0.5)."""
     near = (1.5 * x - 2.5) * x * x + 1.0
     far = ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
-    return torch.where(x < 1.0, near, far.where(x < 2.0, torch.zeros_like(x)))
+    return torch.where(x < 1.0, near, torch.where(x < 2.0, far, 0.0))
 
 
 def _lanczos(x: torch.Tensor) -> torch.Tensor:

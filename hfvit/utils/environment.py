@@ -50,7 +50,7 @@ def use_all_cores(processes: int) -> None:
     threads = cores_per_process(processes)
     if launched and os.environ.get("OMP_NUM_THREADS") == "1" and threads > torch.get_num_threads():
         torch.set_num_threads(threads)
-        logger.info("Using %d threads per process instead of 1, the default of accelerate launch", threads)
+        logger.debug("Using %d threads per process instead of 1, the default of accelerate launch", threads)
 
 
 def set_tf32(enabled: bool) -> None:

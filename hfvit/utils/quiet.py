@@ -35,6 +35,51 @@ def silenced(verbose: bool = False) -> Iterator[None]:
             logging.disable(before)
 
 
+@contextmanager
+def quiet_run(verbose: bool = False, with_bars: bool = False) -> Iterator[None]:
+    """Hide warnings and progress bars of the Hugging Face libraries within the context.
+
+    Errors are shown. Python's warnings are those of libraries, as hfvit logs its own.
+
+    Args:
+        verbose: hide nothing.
+        with_bars: show the progress bars of downloads.
+    """
+    if verbose:
+        yield
+        return
+    from datasets import utils as datasets_utils
+    from datasets.utils import logging as datasets_logging
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from transformers.utils import logging as transformers_logging
+
+    levels = [(library, library.get_verbosity()) for library in (transformers_logging, datasets_logging)]
+    had_hub_bars = not are_progress_bars_disabled()
+    had_model_bars = transformers_logging.is_progress_bar_enabled()
+    had_data_bars = not datasets_utils.are_progress_bars_disabled()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            for library, _ in levels:
+                library.set_verbosity_error()
+            transformers_logging.disable_progress_bar()  # those of the Hub, too
+            datasets_utils.disable_progress_bars()
+            if with_bars and had_hub_bars:
+                enable_progress_bars()
+            yield
+        finally:
+            for library, level in levels:
+                library.set_verbosity(level)
+            if had_model_bars:
+                transformers_logging.enable_progress_bar()
+            if had_data_bars:
+                datasets_utils.enable_progress_bars()
+            if had_hub_bars:
+                enable_progress_bars()
+            else:
+                disable_progress_bars()
+
+
 def quiet_libraries() -> None:
     """Disable progress bars and warnings of transformers, and messages of onnxscript."""
     from transformers.utils import logging as transformers_logging

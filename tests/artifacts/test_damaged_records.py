@@ -104,6 +104,6 @@ def test_a_record_with_all_wrong_values_that_are_taken_is_shown(name, value, tmp
     ]
     figures += [partial(probe_curves, record.training.probe)] if record.training.probe else []
     for figure in figures:
-        with plt.rc_context(LIGHT.settings):
+        with plt.rc_context(LIGHT.settings()):
             figure(LIGHT).get_tightbbox()
             plt.close("all")

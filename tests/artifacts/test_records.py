@@ -61,6 +61,10 @@ def test_version_0_1_file_keeps_every_value_in_a_round_trip(kind, name, old):
             "predicted": predicted.tolist(),
             "counts": matrix[true, predicted].tolist(),
         }
+    if examples := expected.get("examples"):
+        examples["explanations"] = examples.pop("attention")
+        examples["explanations_left_out"] = examples.pop("attention_left_out")
+        examples |= {"explanation_method": "Attention rollout", "label_errors": []}
     assert content == expected
     assert record.extra == {}
 

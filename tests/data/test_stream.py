@@ -1,8 +1,14 @@
 """Streams: division among processes and workers, order, resume, and errors."""
 
+import copy
+import io
 import itertools
+import json
 import shutil
+import tarfile
 import zipfile
+from collections import Counter
+from fractions import Fraction
 
 import datasets
 import numpy as np
@@ -10,13 +16,14 @@ import pyarrow.parquet
 import pytest
 import torch
 from helpers.images import colored_split
-from helpers.messages import assert_names
+from helpers.messages import assert_logged, assert_names
 from helpers.shards import ROWS, with_card, write_shards
 from helpers.splits import stream_splits
 from torch.utils.data import DataLoader
 
 from hfvit.data.dataset import collate
 from hfvit.data.stream import ImageStream
+from hfvit.data.stream_order import divide
 from hfvit.data.stream_splits import with_bytes
 from hfvit.errors import DataError, RecipeError
 from hfvit.transforms.augmentation import Augmentation
@@ -28,18 +35,24 @@ WHOLE = {"crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0), "horizontal_flip": 
 def stream_of(folder, limit=None, **options):
     splits = stream_splits(str(folder), max_train_samples=limit)
     options = {"augmentation": Augmentation(**AUGMENTATION, **WHOLE), "batch_size": 4, **options}
-    return ImageStream(splits.train, "train", None, len(splits.labels), buffer_size=20, **options)
+    options = {"buffer_size": 20, "divisible": limit is None, **options}
+    return ImageStream(splits.train, "train", None, len(splits.labels), **options)
 
 
 def draws(stream, count, worker=0, workers=1):
     """Return (image, parts of its seed) of the first `count` samples of one reader."""
-    taken = itertools.islice(stream._samples(worker, workers), count)
-    return [(example["image"]["bytes"], draw, place) for example, draw, place in taken]
+    taken = itertools.islice(stream.samples(worker, workers), count)
+    return [(sample.example["image"]["bytes"], sample.draw, sample.place) for sample in taken]
 
 
 def epochs_of(stream, worker=0, workers=1, epochs=1):
     """Return the images of a reader's first epochs, in order."""
-    return [[e["image"]["bytes"] for e in stream._examples(epoch, workers)] for epoch in range(epochs)]
+    found = [[] for _ in range(epochs)]
+    for sample in stream.samples(worker, workers):
+        if sample.draw >= epochs * stream.repeats:
+            break
+        found[sample.draw // stream.repeats].append(sample.example["image"]["bytes"])
+    return found
 
 
 class FirstEpoch(torch.utils.data.IterableDataset):
@@ -50,7 +63,7 @@ class FirstEpoch(torch.utils.data.IterableDataset):
 
     def __iter__(self):
         info = torch.utils.data.get_worker_info()
-        return ((info.id, e["image"]["bytes"]) for e in self.stream._examples(0, info.num_workers))
+        return ((info.id, image) for image in epochs_of(self.stream, info.id, info.num_workers)[0])
 
 
 def all_images(folder, split="train"):
@@ -66,10 +79,9 @@ def test_epoch_has_every_image_once_in_a_new_order(sharded):
     assert epochs_of(stream_of(sharded, order_seed=6))[0] != first
 
 
-@pytest.mark.parametrize(("processes", "by_shards"), [(2, True), (3, False)])
-def test_processes_share_an_epoch(sharded, processes, by_shards):
+@pytest.mark.parametrize("processes", [2, 3, 7])
+def test_processes_share_an_epoch(sharded, processes):
     streams = [stream_of(sharded, process=rank, processes=processes) for rank in range(processes)]
-    assert {stream.by_shards for stream in streams} == {by_shards}
     for epoch in (0, 1):
         shares = [epochs_of(stream, epochs=2)[epoch] for stream in streams]
         assert sorted(itertools.chain(*shares)) == all_images(sharded)
@@ -112,18 +124,108 @@ def test_batches_are_full_and_labeled_over_epochs(sharded):
         assert torch.equal(batch["labels"], brightest)
 
 
-@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
-def test_skipped_batches_do_not_change_later_batches(sharded, workers):
-    def batches(skipped):
-        stream = stream_of(sharded)
-        stream.skip(skipped)
-        return list(itertools.islice(DataLoader(stream, batch_size=None, collate_fn=collate, num_workers=workers), 25))
+def loader(stream, workers):
+    return DataLoader(stream, batch_size=None, collate_fn=collate, num_workers=workers)
 
-    whole, rest = batches(0), batches(21)
-    assert rest[:21] == [{}] * 21
-    for one, other in zip(whole[21:], rest[21:], strict=True):
+
+@pytest.mark.parametrize("repeats", [1, 3])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
+def test_resumed_stream_continues_exactly(sharded, tmp_path, workers, repeats):
+    stream = stream_of(sharded, repeats=repeats)
+    batches = list(itertools.islice(loader(stream_of(sharded, repeats=repeats), workers), 30))
+    for batch in batches[:21]:
+        stream.take_position(dict(batch))
+    stream.save_state(tmp_path, workers, [stream.state()])
+    resumed = stream_of(sharded, repeats=repeats)
+    resumed.load_state(tmp_path, workers)
+    for one, other in zip(batches[21:], loader(resumed, workers), strict=False):
         assert torch.equal(one["crops"], other["crops"])
         assert np.array_equal(one["plan"]["seeds"], other["plan"]["seeds"])
+
+
+def images_of_epoch(stream, epoch, workers=1):
+    """Return the images of an epoch that all workers of a process still have."""
+    found = []
+    for worker in range(workers):
+        for sample in stream.samples(worker, workers):
+            if sample.draw > epoch:
+                break
+            found += [sample.example["image"]["bytes"]] * (sample.draw == epoch)
+    return found
+
+
+def train_on(streams, workers, batches, folder):
+    """Take batches from each process, save, and return the images by epoch."""
+    seen = {}
+    for stream in streams:
+        readers = [stream.samples(worker, workers) for worker in range(workers)]
+        for number in range(stream.batches, stream.batches + batches):
+            samples = list(itertools.islice(readers[number % workers], stream.batch_size))
+            for sample in samples:
+                seen.setdefault(sample.draw, []).append(sample.example["image"]["bytes"])
+            stream.take_position({"position": json.dumps(samples[-1].position)})
+    streams[0].save_state(folder, workers, [stream.state() for stream in streams])
+    return seen
+
+
+def test_resume_with_other_processes_and_workers_repeats_and_loses_nothing(sharded, tmp_path, caplog):
+    """An epoch of 72 images that begins on 2 x 1 readers, goes on on 3 x 2, and ends on 1 x 1."""
+    seen = {}
+    for processes, workers, batches in ((2, 1, 3), (3, 2, 2), (1, 1, 0)):
+        streams = [stream_of(sharded, process=rank, processes=processes) for rank in range(processes)]
+        for stream in streams:
+            stream.max_workers = 2
+            if seen:
+                stream.load_state(tmp_path, workers)
+                assert_logged(caplog, "WARNING", processes)
+        for epoch, images in train_on(streams, workers, batches, tmp_path).items():
+            seen.setdefault(epoch, []).extend(images)
+    first = seen[0] + images_of_epoch(streams[0], 0)
+    assert 24 <= len(seen[0]) < 72
+    assert sorted(first) == all_images(sharded)
+    assert sorted(seen.get(1, []) + images_of_epoch(streams[0], 1)) == all_images(sharded)
+
+
+def test_resume_of_readers_in_different_epochs_loses_nothing(sharded, tmp_path):
+    streams = [stream_of(sharded, process=rank, processes=2, batch_size=1) for rank in (0, 1)]
+    seen = train_on(streams[:1], 1, 50, tmp_path)  # in its second epoch
+    for epoch, images in train_on(streams[1:], 1, 10, tmp_path).items():
+        seen.setdefault(epoch, []).extend(images)
+    streams[0].save_state(tmp_path, 1, [stream.state() for stream in streams])
+    alone = stream_of(sharded)
+    alone.load_state(tmp_path, 1)
+    for epoch in (0, 1, 2):
+        alone_again = copy.copy(alone)
+        assert sorted(seen.get(epoch, []) + images_of_epoch(alone_again, epoch)) == all_images(sharded)
+
+
+@pytest.mark.parametrize(("shards", "readers"), [(8, 4), (5, 4), (100, 64), (3, 7), (1, 5), (1000, 64)])
+def test_divide_gives_every_row_to_one_reader(shards, readers):
+    order = np.random.default_rng(0).permutation(shards)
+    units = [divide(shards, reader, readers, order) for reader in range(readers)]
+    rows = Counter()
+    for unit in itertools.chain(*units):
+        rows[unit["shard"]] += Fraction(1, unit["count"])
+    assert set(rows.values()) == {1}
+    assert len(rows) == shards
+    keys = [(unit["shard"], unit["index"]) for unit in itertools.chain(*units)]
+    assert len(set(keys)) == len(keys)
+    shares = [sum(1 / unit["count"] for unit in of_reader) for of_reader in units]
+    assert max(shares) <= 1.2 * shards / readers
+
+
+def test_checkpoint_of_other_shards_or_version_raises(sharded, tmp_path):
+    stream = stream_of(sharded)
+    with pytest.raises(RecipeError, match=r"^resume_from_checkpoint: .*--streaming false"):
+        stream.load_state(tmp_path, 0)
+    stream.save_state(tmp_path, 0, [stream.state()])
+    content = json.loads((tmp_path / "stream.json").read_text())
+    (tmp_path / "stream.json").write_text(json.dumps({**content, "shards": 5}))
+    with pytest.raises(RecipeError, match=r"^resume_from_checkpoint: .*\b5 shards\b.*\b4\b"):
+        stream.load_state(tmp_path, 0)
+    (tmp_path / "stream.json").write_text(json.dumps({"number of processes": 1}))
+    with pytest.raises(RecipeError, match=r"^resume_from_checkpoint: .*earlier version"):
+        stream.load_state(tmp_path, 0)
 
 
 def test_max_train_samples_uses_the_first_images(sharded):
@@ -163,6 +265,50 @@ def test_stream_without_class_names_raises(tmp_path, kind):
     write_shards(tmp_path, colored_split(sum(ROWS), 1).cast_column("label", datasets.Value(kind)))
     with pytest.raises(DataError, match=rf"^label_column: .*'train'.*\b{kind}\b.*\bClassLabel\b"):
         stream_splits(str(tmp_path))
+
+
+@pytest.mark.parametrize("class_names", [["3"], ["red", "green", "blue"]])
+def test_integer_labels_stream_with_class_names(tmp_path, class_names):
+    write_shards(tmp_path, colored_split(sum(ROWS), 1).cast_column("label", datasets.Value("int64")))
+    splits = stream_splits(str(tmp_path), class_names=class_names)
+    assert splits.labels == (["0", "1", "2"] if class_names == ["3"] else class_names)
+    labels = Counter(row["label"] for row in splits.train)
+    assert labels == Counter(colored_split(sum(ROWS), 1)["label"])
+
+
+def test_webdataset_shards_stream_with_integer_labels(tmp_path):
+    split = colored_split(24, 1).cast_column("img", datasets.Image(decode=False))
+    for name, rows in {"train-0": range(10), "train-1": range(10, 20), "validation-0": range(20, 24)}.items():
+        with tarfile.open(tmp_path / f"{name}.tar", "w") as archive:
+            for row in rows:
+                for extension, content in (
+                    ("png", split[row]["img"]["bytes"]),
+                    ("cls", str(split[row]["label"]).encode()),
+                ):
+                    info = tarfile.TarInfo(f"{row:04d}.{extension}")
+                    info.size = len(content)
+                    archive.addfile(info, io.BytesIO(content))
+    splits = stream_splits(str(tmp_path), class_names=["3"])
+    rows = list(splits.train)
+    assert [row["label"] for row in rows] == split["label"][:20]
+    stream = ImageStream(splits.train, "train", 20, 3, Augmentation(**AUGMENTATION, **WHOLE), 4, buffer_size=8)
+    batches = list(itertools.islice(stream, 5))
+    assert sorted(torch.cat([batch["labels"] for batch in batches]).tolist()) == sorted(split["label"][:20])
+
+
+def test_lance_tables_stream_with_integer_labels(tmp_path):
+    lance = pytest.importorskip("lance")
+    split = colored_split(24, 1).cast_column("img", datasets.Image(decode=False))
+    for name, rows in (("train", range(20)), ("validation", range(20, 24))):
+        images = [split[row]["img"]["bytes"] for row in rows]
+        table = pyarrow.table({"image": images, "label": [split[row]["label"] for row in rows]})
+        lance.write_dataset(table, tmp_path / f"{name}.lance", max_rows_per_file=5)
+    splits = stream_splits(str(tmp_path), class_names=["3"])
+    assert splits.train.num_shards == 4
+    assert len(splits.validation) == 4
+    stream = ImageStream(splits.train, "train", 20, 3, Augmentation(**AUGMENTATION, **WHOLE), 4, buffer_size=8)
+    labels = torch.cat([batch["labels"] for batch in itertools.islice(stream, 5)]).tolist()
+    assert sorted(labels) == sorted(split["label"][:20])
 
 
 @pytest.mark.parametrize(("label", "data"), [(None, ()), (7, (7, 3))])

@@ -16,7 +16,7 @@ from helpers.recipes import ARCHITECTURE, MICRO
 
 import hfvit
 from hfvit.cli import main
-from hfvit.demo.app import NOTHING_FOUND, AttentionView, build_app, load_gradio
+from hfvit.demo.app import NOTHING_FOUND, ExplanationView, build_app, load_gradio
 
 client = pytest.importorskip("gradio_client")
 COMMAND = "import sys; from hfvit.cli import main; main(sys.argv[1:])"
@@ -71,7 +71,7 @@ def test_app_returns_predictions_of_the_classifier_until_ctrl_c(app, checkpoint,
         visit.page.wait_for_selector("input[type=file]", state="attached")
         visit.page.set_input_files("input[type=file]", str(photo))
         visit.page.wait_for_selector(f"[data-testid=label-output-value]:has-text('{answer['label']}')")
-        visit.page.wait_for_selector("img[src*='.webp']")  # attention map
+        visit.page.wait_for_selector("img[src*='.webp']")  # explanation
         visit.close()
     assert (visit.elsewhere, visit.errors) == ([], [])
 
@@ -80,20 +80,21 @@ def test_app_returns_predictions_of_the_classifier_until_ctrl_c(app, checkpoint,
     assert process.stdout.read() == ""
 
 
-def test_attention_image_is_the_models_crop_darkened_by_attention(checkpoint, photo):
+def test_explained_image_is_the_models_crop_in_gray_and_orange(checkpoint, photo):
     classifier = hfvit.load_classifier(checkpoint)
     picture = colored_image(1, np.random.default_rng(0), size=40)
-    logits, seen = AttentionView.create(classifier).classify(picture)
+    logits, seen = ExplanationView.create(classifier).classify(picture)
     np.testing.assert_allclose(logits, classifier.logits([picture]), atol=1e-5)
     assert seen.size == (448, 448)
-    values = classifier.pixel_values([picture])[0]
-    crop = (values * 0.5 + 0.5) * 255  # mean and std of the architecture
-    assert crop.mean() * 0.2 < np.asarray(seen).mean() < crop.mean()
+    red, green, blue = np.asarray(seen).astype(int).transpose(2, 0, 1)
+    assert (red >= green - 1).all()
+    assert (green >= blue - 1).all()
+    assert (red - blue).max() > 100
 
 
-def test_attention_view_of_an_onnx_file_is_none(tmp_path):
+def test_explanation_view_of_an_onnx_file_is_none(tmp_path):
     write_graph(tmp_path / "model.onnx")
-    assert AttentionView.create(hfvit.load_classifier(write_configs(tmp_path))) is None
+    assert ExplanationView.create(hfvit.load_classifier(write_configs(tmp_path))) is None
 
 
 def test_app_of_several_labels_names_those_that_reach_their_thresholds(tmp_path, photo):

@@ -2,8 +2,10 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -29,18 +31,48 @@ def test_python_page_runs_as_a_script(tmp_path):
     assert {"digits", "dict", "mine", "stock"} <= {path.name for path in (tmp_path / "outputs").iterdir()}
 
 
+# Name of a notebook -> replacements that make its training short.
+NOTEBOOKS = {
+    "quickstart": {'"outputs/notebook")\nrecord': '"outputs/notebook", max_steps=10, use_cpu=True)\nrecord'},
+    "own_folder": {"COUNT = 60": "COUNT = 20", "num_train_epochs=20": "max_steps=4, use_cpu=True"},
+    "multilabel": {
+        "train=1000, test=200": "train=150, test=50",
+        "num_train_epochs=20": "max_steps=4, use_cpu=True",
+    },
+    "export": {"num_train_epochs=10": "max_steps=10, use_cpu=True"},
+}
+
+
+def run_notebook(name: str, folder) -> list:
+    """Execute a notebook with shortened training and return its code cells."""
+    notebook = nbformat.read(ROOT / "examples" / f"{name}.ipynb", as_version=4)
+    for old, new in NOTEBOOKS[name].items():
+        (cell,) = [cell for cell in notebook.cells if old in cell.source]
+        cell.source = cell.source.replace(old, new)
+    shutil.copytree(ROOT / "examples", folder / "examples")
+    (folder / "work").mkdir()
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder / "work")}}).execute()
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
 @pytest.mark.slow
 @pytest.mark.integration
-def test_quickstart_notebook_runs(tmp_path, monkeypatch):
-    notebook = nbformat.read(ROOT / "examples" / "quickstart.ipynb", as_version=4)
-    first = next(cell for cell in notebook.cells if "hfvit.train" in cell.source)
-    first.source = first.source.replace('"outputs/notebook"', '"outputs/notebook", max_steps=10, use_cpu=True')
-    for name, value in ENVIRONMENT.items():
-        monkeypatch.setenv(name, value)
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebook_runs(name, tmp_path, monkeypatch):
+    for variable, value in ENVIRONMENT.items():
+        monkeypatch.setenv(variable, value)
+    monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    cells = run_notebook(name, tmp_path)
+    outputs = [output for cell in cells for output in cell.outputs]
     assert not [output for output in outputs if output.output_type == "error"]
-    assert any("image/png" in output.get("data", {}) for output in outputs)
+    pages = [output["data"]["text/html"] for output in outputs if "text/html" in output.get("data", {})]
+    progress = [page for page in pages if "Validation Loss" in page or "Training Loss" in page]
+    summaries = [page for page in pages if "<th>split</th>" in page]
+    assert progress
+    assert summaries
+    assert "data:image/png" in summaries[0]
+    (training,) = [cell for cell in cells if "hfvit.train(" in cell.source]
+    assert not any("\r" in output.get("text", "") for output in training.outputs)
 
 
 TYPED = """

@@ -69,6 +69,21 @@ def weights(trainer):
     return {name: value.clone() for name, value in trainer.model.state_dict().items()}
 
 
+def limit(trainer, most, evaluation=False):
+    """Raise out-of-memory errors for more than `most` images, in training or evaluation."""
+    forward = trainer.model.timm_model.forward_features
+
+    def limited(pixel_values, *args, **kwargs):
+        if len(pixel_values) > most and torch.is_grad_enabled() != evaluation:
+            forward(pixel_values, *args, **kwargs)  # runs first, and advances the random generators
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")
+        return forward(pixel_values, *args, **kwargs)
+
+    trainer.model.timm_model.forward_features = limited
+    trainer.model.timm_model.blocks[0].drop_path1 = torch.nn.Dropout(0.1)
+    return trainer
+
+
 class Stop(TrainerCallback):
     """Callback that interrupts a training after step 8."""
 

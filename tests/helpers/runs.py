@@ -16,13 +16,14 @@ OUTPUT_FILES = {
     "run.json",
     "trainer_state.json",
     "examples.npz",
+    "mistakes.csv",
     *(
         f"plots/{name}{theme}.png"
         for name in (
-            "attention",
             "confusion_matrix",
+            "explanations",
             "learning_curves",
-            "per_class_accuracy",
+            "per_class_recall",
             "reliability",
             "training_images",
         )
@@ -63,7 +64,7 @@ PUSHED = {
     "README.md", "config.json", "model.safetensors", "recipe.yaml", "run.json", "trainer_state.json",
     *(
         f"plots/{name}{theme}.png"
-        for name in ("confusion_matrix", "learning_curves", "per_class_accuracy", "reliability")
+        for name in ("confusion_matrix", "learning_curves", "per_class_recall", "reliability")
         for theme in ("", "_dark")
     ),
 }  # fmt: skip

@@ -86,3 +86,10 @@ def test_redact_paths_keeps_class_names_of_recipe_and_examples():
     content = {"recipe": {"class_names": ["/home/me/names.txt"]}}
     public = json.loads(redact_paths(json.dumps(content), "run.json", local_run()))
     assert public["recipe"]["class_names"] == ["names.txt"]
+
+
+def test_file_names_of_example_images_are_removed():
+    examples = {"split": "test", "mistakes": [{"row": 1, "true": "/m/01abc", "predicted": "b", "file": "a/Jane.png"}]}
+    public = json.loads(redact_paths(json.dumps(CONTENT | {"examples": examples}), "run.json", local_run()))
+    assert public["examples"]["mistakes"] == [{"row": 1, "true": "/m/01abc", "predicted": "b"}]
+    assert "Jane" not in json.dumps(public)

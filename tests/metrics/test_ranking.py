@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 from sklearn.metrics import (
+    auc,
     average_precision_score,
     balanced_accuracy_score,
     confusion_matrix,
@@ -15,7 +16,7 @@ from sklearn.metrics import (
     top_k_accuracy_score,
 )
 
-from hfvit.artifacts.run_sections import ConfusionMatrix
+from hfvit.artifacts.run_sections import ConfusionMatrix, SplitMetrics
 from hfvit.metrics.classification import ImageClassificationMetric, classification_metrics, label_ranks
 
 
@@ -99,3 +100,14 @@ def test_a_thousand_classes_take_little_time_and_memory():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < logits.nbytes  # never a copy of all logits
+
+
+def test_two_class_curves_have_scikit_learns_areas():
+    logits, labels = draw(400, 2, 1.0)
+    computed = SplitMetrics.from_json(classification_metrics(logits, labels, ["a", "b"]))
+    score = logits[:, 1] - logits[:, 0]
+    assert auc(*zip(*computed.roc_curve, strict=True)) == pytest.approx(roc_auc_score(labels, score), abs=0.01)
+    recall, precision = zip(*computed.precision_recall_curve, strict=True)
+    assert auc(recall, precision) == pytest.approx(average_precision_score(labels, score), abs=0.01)
+    assert len(computed.roc_curve) <= 200
+    assert "roc_curve" not in classification_metrics(*draw(60, 3, 1.0), ["a", "b", "c"])

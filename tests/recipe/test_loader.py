@@ -372,7 +372,7 @@ def test_split_batch_of_indivisible_batch_suggests_sizes(arguments, option, data
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "accelerate_configs").glob("*.yaml")), ids=lambda path: path.stem)
-def test_accelerate_configs_load(path):
+def test_accelerate_configs_load_without_warnings(path, monkeypatch, caplog):
     from accelerate.commands.config.config_args import load_config_from_file
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
@@ -382,7 +382,16 @@ def test_accelerate_configs_load(path):
     assert config.num_processes == values["num_processes"]
     assert str(config.mixed_precision) == values["mixed_precision"]
     assert config.use_cpu == values.get("use_cpu", False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("psutil.cpu_count", lambda logical=True: 8)  # the launcher would choose a number of threads
     arguments = launch_command_parser().parse_args(["--config_file", str(path), "hfvit/train.py", "quickstart"])
     arguments, _, _ = _validate_launch_command(arguments)  # reads the file into the arguments
     assert arguments.num_processes == values["num_processes"]
     assert arguments.mixed_precision == values["mixed_precision"]
+    assert not caplog.records
+
+
+def test_unused_keys_are_those_whose_condition_is_not_met(write):
+    recipe = load_recipe([write("architecture: test_vit\ndataset_name: digits\noutput_dir: out\n")])
+    assert {"lora_rank", "probe_c", "fusion", "shuffle_buffer_size"} <= set(recipe.unused)
+    assert not {"learning_rate", "architecture", "crop_scale"} & set(recipe.unused)

@@ -1,21 +1,26 @@
 """`hfvit report` on the folder of a real run, without its model and data."""
 
+import base64
+import hashlib
 import json
 import re
 import shutil
 from html.parser import HTMLParser
 
+import numpy
 import pytest
 import yaml
+from helpers.browser import Visit, chromium
 from helpers.commands import run_command
-from helpers.images import colored_image
+from helpers.images import LABELS, colored_image
 from helpers.messages import assert_names
 from helpers.recipes import MICRO_RECIPE
-from helpers.records import exported_file, parity
+from helpers.records import VERSION_0_1, exported_file, parity
 from huggingface_hub import ModelCard
 
 import hfvit
 from hfvit.artifacts.export_record import ExportRecord
+from hfvit.artifacts.run_record import RunRecord
 from hfvit.cli import main as hfvit_command
 from hfvit.errors import run
 from hfvit.pipeline import main
@@ -49,7 +54,7 @@ def report(capsys, *words) -> tuple[int, str, str]:
 class Page(HTMLParser):
     """Parser that collects URLs and alt texts and checks that tags are closed in order."""
 
-    EMPTY = ("meta", "img", "source", "br", "link")
+    EMPTY = ("meta", "img", "source", "br", "link", "input")
 
     def __init__(self, text: str):
         super().__init__()
@@ -84,7 +89,7 @@ def test_run_without_plots_gets_them_from_the_report(recipe, tmp_path, capsys):
 def test_report_writes_plots_card_and_page_from_run_json(out, capsys):
     plots = {path.name: path.read_bytes() for path in (out / "plots").iterdir()}
     assert "mistakes.png" in plots
-    assert "attention_dark.png" in plots
+    assert "explanations_dark.png" in plots
     card = (out / "README.md").read_text()
     for path in (out / "plots").iterdir():
         if not path.name.startswith("training_images"):  # those are of the training's first moments
@@ -112,13 +117,16 @@ def test_page_is_self_contained(out, capsys):
     text = (out / "report.html").read_text()
     page = Page(text)
     assert not page.open
-    assert all(address.startswith(("data:image/png;base64,", "#")) for address in page.addresses)
-    assert not re.search(r"https?://|url\(|@import", text)
-    assert len(page.alts) == 7
-    assert all(len(alt) > 20 for alt in page.alts)
-    assert text.count("(prefers-color-scheme: dark)") == 7 + 1
+    allowed = ("data:image/png;base64,", "data:image/webp;base64,", "#", "mistakes.csv")
+    assert all(address.startswith(allowed) for address in page.addresses)
+    assert not re.search(r"https?://|url\((?!#)|@import", text)
+    assert text.count("<svg ") == 4
+    assert all(page.alts)
+    assert len(text) < 2_000_000
     assert "@media print" in text
-    assert "<script" not in text
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in text
     assert str(out.parent) not in text
     words = " ".join(page.texts)
     for figure in (
@@ -210,7 +218,43 @@ def test_report_of_a_missing_folder_does_not_import_torch():
 def test_card_has_plots_of_both_themes(trained):
     text = (trained / "README.md").read_text()
     assert ModelCard(text).data.pipeline_tag == "image-classification"
-    for name in ("confusion_matrix", "per_class_accuracy", "reliability", "learning_curves"):
+    for name in ("confusion_matrix", "per_class_recall", "reliability", "learning_curves"):
         assert f'srcset="plots/{name}_dark.png"' in text
         assert f'src="plots/{name}.png"' in text
     assert yaml.safe_load((trained / "recipe.yaml").read_text()).get("dataset_revision") is None
+
+
+def test_page_links_to_the_files_of_a_folder(trained, tmp_path):
+    out = shutil.copytree(trained, tmp_path / "out")
+    place = tmp_path / "my data" / "cat"
+    place.mkdir(parents=True)
+    colored_image(0, numpy.random.default_rng(0)).save(place / "a #1.png")
+    record = RunRecord.load(out)
+    record.data.dataset_name = str(tmp_path / "my data")
+    record.data.is_local = True
+    record.examples.mistakes[0].file = "cat/a #1.png"
+    record.examples.mistakes[1].file = "cat/gone.png"
+    record.save(out)
+    page = Page(hfvit.write_report(out, html=True).page.read_text())
+    assert "../my%20data/cat/a%20%231.png" in page.addresses
+    assert not any("gone" in address for address in page.addresses)
+    assert "cat/gone.png" in page.texts
+
+
+def test_record_of_version_0_1_keeps_its_attention_maps():
+    examples = RunRecord.load(VERSION_0_1).examples
+    assert examples.explanation_method == "Attention rollout"
+    assert len(examples.explanations) > 0
+
+
+def test_page_without_a_console_error_sorts_and_filters(trained):
+    page = hfvit.write_report(trained, html=True).page
+    with chromium() as browser:
+        visit = Visit(browser, page.as_uri())
+        visit.page.click("table.sortable thead button >> nth=0")
+        rows = "rows => rows.filter(row => !row.hidden).map(row => row.cells[0].innerText)"
+        assert visit.page.eval_on_selector_all("table.sortable tbody tr", rows) == sorted(LABELS)
+        visit.page.fill("#filter", "RE")
+        assert visit.page.eval_on_selector_all("table.sortable tbody tr", rows) == ["green", "red"]
+        visit.close()
+    assert (visit.elsewhere, visit.errors) == ([], [])

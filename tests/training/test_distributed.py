@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -132,6 +133,44 @@ def test_run_with_a_killed_machine_ends_with_an_error_and_resumes(micro, tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.integration
+def test_elastic_run_waits_for_a_lost_machine_and_resumes(micro, tmp_path):
+    """`torchrun` with the c10d rendezvous: the machine that is left starts again when another one has joined."""
+    out, port = tmp_path / "out", free_port(FIRST)
+    words = ["torchrun", "--nnodes=2", "--nproc-per-node=1", "--max-restarts=3", "--rdzv-backend=c10d"]
+    words += ["--rdzv-id=elastic", f"--rdzv-endpoint={FIRST}:{port}"]
+    run_words = ["-m", "hfvit.train", str(micro), "--output_dir", str(out), "--num_train_epochs", "40"]
+    run_words += ["--resume_from_checkpoint", "auto"]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
+
+    def machine(is_host=False):
+        # On one computer, both would be at the address of the rendezvous.
+        command = [*words, f"--rdzv-conf=is_host={is_host}", *run_words]
+        return psutil.Popen(command, cwd=tmp_path, env=environment)
+
+    machines = [machine(is_host=True), machine()]
+    try:
+        deadline = time.monotonic() + 120
+        while not list(out.glob("checkpoint-*")):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        for process in [*machines[1].children(recursive=True), machines[1]]:
+            process.kill()
+        machines[1].wait()
+        machines[1] = machine()
+        assert [process.wait(240) for process in machines] == [0, 0]
+    finally:
+        for one in machines:
+            for process in [*one.children(recursive=True), one] if one.is_running() else []:
+                process.kill()
+    training = read_record(out)["training"]
+    assert training["processes"] == 2
+    assert training["resumed_at_step"] > 0
+    assert training["steps"] == 40 * 6
+
+
+@pytest.mark.slow
+@pytest.mark.integration
 def test_error_in_two_processes_is_printed_once(micro, tmp_path):
     words = ("--config_file", CONFIGS / "multi_cpu.yaml", "--main_process_port", "0", "hfvit/train.py", micro)
     result = run_command("accelerate", "launch", *words, "--output_dir", tmp_path / "out", "--test_split", "tset")
@@ -143,12 +182,20 @@ def test_error_in_two_processes_is_printed_once(micro, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.integration
-def test_fsdp_equals_a_single_process(micro, single, tmp_path):
+def test_fsdp_equals_a_single_process_and_resumes(micro, single, tmp_path):
     """Use the shipped configuration with two processes on the CPU."""
     values = yaml.safe_load((CONFIGS / "fsdp.yaml").read_text())
     values |= {"use_cpu": True, "num_processes": 2, "mixed_precision": "no"}
     (tmp_path / "fsdp.yaml").write_text(yaml.safe_dump(values))
     words = ("--config_file", tmp_path / "fsdp.yaml", "--main_process_port", "0", "hfvit/train.py", micro)
-    result = run_command("accelerate", "launch", *words, "--output_dir", tmp_path / "out")
+    out = tmp_path / "out"
+    words = ("accelerate", "launch", *words, "--output_dir", out, "--keep_checkpoints", "true")
+    result = run_command(*words)
     assert result.returncode == 0, result.stderr
-    assert_same_result(tmp_path / "out", single)
+    assert_same_result(out, single)
+    (out / "run.json").unlink()  # as if the run had been killed after its first epoch
+    shutil.rmtree(out / "checkpoint-12")
+    result = run_command(*words, "--resume_from_checkpoint", "auto")
+    assert result.returncode == 0, result.stderr
+    assert read_record(out)["training"]["resumed_at_step"] == 6
+    assert_same_result(out, single)

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from helpers.messages import assert_logged, assert_names
-from helpers.micro_trainer import losses, make_trainer, weights
+from helpers.micro_trainer import limit, losses, make_trainer, weights
 from transformers import TrainerCallback
 
 from hfvit.data.dataset import ImageDataset
@@ -13,21 +13,6 @@ from hfvit.errors import OutOfMemoryError
 from hfvit.training.out_of_memory import MicroBatchSize, is_out_of_memory, micro_batches
 
 MIXED = {"mixup_alpha": 0.5, "random_erasing": 0.3}
-
-
-def limit(trainer, most, evaluation=False):
-    """Raise out-of-memory errors for more than `most` images, in training or evaluation."""
-    forward = trainer.model.timm_model.forward_features
-
-    def limited(pixel_values, *args, **kwargs):
-        if len(pixel_values) > most and torch.is_grad_enabled() != evaluation:
-            forward(pixel_values, *args, **kwargs)  # runs first, and advances the random generators
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")
-        return forward(pixel_values, *args, **kwargs)
-
-    trainer.model.timm_model.forward_features = limited
-    trainer.model.timm_model.blocks[0].drop_path1 = torch.nn.Dropout(0.1)
-    return trainer
 
 
 @pytest.mark.parametrize("device_batch", [8, 4])  # 4: two accumulated batches, both fail

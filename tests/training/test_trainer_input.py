@@ -27,7 +27,7 @@ from hfvit.recipe.training_args import HFViTTrainingArguments
 from hfvit.training.throughput import SpeedMeter, datasheet_rate, matmul_rate, training_flops
 from hfvit.training.trainer import check_determinism
 from hfvit.transforms.augmentation import Augmentation
-from hfvit.transforms.functional import OPS
+from hfvit.transforms.functional import FAMILIES
 from hfvit.transforms.preprocessing import Preprocessing
 from hfvit.utils.environment import cores_per_process, set_tf32
 
@@ -172,11 +172,11 @@ def test_training_step_on_fake_gpu_does_not_synchronize():
         mean = std = (0.5, 0.5, 0.5)
         augmentation = Augmentation((48, 48), mean, std).to("cuda")
         images = torch.zeros(4, 32, 32, 3, dtype=torch.uint8, device="cuda")
-        levels, magnitude = torch.zeros(4, 3, 32, 32, device="cuda"), torch.ones(4, device="cuda")
-        index = torch.arange(4, device="cuda")
-        stage = {"index": index, "magnitude": magnitude, "counts": {"rotate": 3, "sharpness": 1}}
+        levels, parameters = torch.zeros(4, 3, 32, 32, device="cuda"), torch.ones(4, 6, device="cuda")
+        order = torch.arange(4, device="cuda")
+        step = {"order": order, "parameters": parameters, "counts": {"affine": 3, "sharpness": 1}}
         boxes, flips = torch.ones(4, 4, device="cuda"), torch.zeros(4, dtype=torch.bool, device="cuda")
-        plan = {"boxes": boxes, "flips": flips, "operations": [stage]}
+        plan = {"boxes": boxes, "flips": flips, "operations": [step]}
         config = resolve_data_config({"input_size": (3, 48, 48), "crop_pct": 1.0})
         preprocessing = Preprocessing(config).to("cuda")
         with Crossings():
@@ -184,8 +184,8 @@ def test_training_step_on_fake_gpu_does_not_synchronize():
             augmentation({"crops": images, "plan": plan})
             preprocessing({"images": images})
             preprocessing({"crops": images})
-            for operation in OPS.values():
-                operation(levels, magnitude)
+            for family in FAMILIES.values():
+                family(levels, parameters, augmentation.constants)
     assert found == []
 
 

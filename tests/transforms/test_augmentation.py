@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from helpers.launches import Launches
+from helpers.operations import apply
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
 from torchvision.transforms import v2
@@ -10,8 +12,8 @@ from torchvision.transforms.v2 import functional as tv
 from transformers import TimmWrapperImageProcessor
 
 from hfvit.recipe.arguments import POLICIES
-from hfvit.transforms.augmentation import ATTEMPTS, Augmentation, random_boxes
-from hfvit.transforms.functional import OPS
+from hfvit.transforms.augmentation import ATTEMPTS, CROP_UNIFORMS, Augmentation, plan_passes, random_boxes
+from hfvit.transforms.auto_augment import num_uniforms, sample_stages
 from hfvit.transforms.preprocessing import Preprocessing
 from hfvit.utils.counter_rng import sample_seeds, uniform
 
@@ -56,24 +58,51 @@ def test_augmentation_basic_equals_torchvision_with_the_same_crops(interpolation
 def test_augmentation_with_policy_applies_its_operations_in_order(policy):
     augment, images = augmentation(policy=policy), random_images(40)
     plan = augment.sample(seeds(40), 32, 32)
+    stages = sample_stages(policy, uniform(seeds(40), num_uniforms(policy, 2), start=CROP_UNIFORMS + 1), 9.0, 2)
     before = images.clone()
     actual = augment({"images": images, "plan": plan})
     assert torch.equal(images, before)
     fill = torch.tensor(MEAN).view(3, 1, 1) * 255
     for row in range(40):
         levels = images[row : row + 1].permute(0, 3, 1, 2).float()
-        for stage in plan["operations"]:
-            names = [name for name, count in stage["counts"].items() for _ in range(count)]
-            for name, index, magnitude in zip(names, stage["index"], stage["magnitude"][:, None], strict=True):
-                if index == row and name in ("shear_x", "shear_y", "translate_x", "translate_y", "rotate"):
-                    levels = OPS[name](levels - fill, magnitude) + fill
-                elif index == row:
-                    levels = OPS[name](levels, magnitude)
+        for names, magnitudes in stages:
+            ratio = 32 / 48 if names[row] == "gaussian_blur" else 1.0  # in pixels of the model's input
+            levels = apply(names[row], levels, magnitudes[row : row + 1] * ratio, fill)
         box, flip = plan["boxes"][row].int().tolist(), plan["flips"][row]
         mode = tv.InterpolationMode.BICUBIC
         expected = tv.resized_crop(levels[0], *box, [48, 48], mode, antialias=True)
         expected = normalized(expected.flip(-1) if flip else expected)
         torch.testing.assert_close(actual[row], expected, atol=2e-4, rtol=1e-3)
+
+
+def test_passes_keep_the_order_of_each_images_operations():
+    names = ("equalize", "equalize", "rotate", "invert", "identity", "equalize", "identity", "invert", "contrast")
+    rng = np.random.default_rng(0)
+    stages = [(rng.permutation(names), rng.uniform(0.1, 0.9, len(names))) for _ in range(3)]
+    stages[0] = (np.array(names), stages[0][1])
+    stages[1] = (np.roll(names, 1), stages[1][1])  # equalize after equalize
+    images = random_images(len(names)).permute(0, 3, 1, 2).float()
+    expected = images.clone()
+    for row in range(len(names)):
+        for chosen, magnitudes in stages:
+            expected[row : row + 1] = apply(chosen[row], expected[row : row + 1], magnitudes[row : row + 1])
+    actual = images
+    augment = Augmentation((32, 32), (0, 0, 0), STD)
+    for step in plan_passes(stages, 32, 32):
+        actual = augment._apply(step, actual)
+    torch.testing.assert_close(actual, expected, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("policy", "most"), [("basic", 60), ("trivial_augment", 120), ("rand_augment", 150)])
+def test_augmentation_launches_few_operators(policy, most):
+    augment, images = augmentation(policy=policy), random_images(128, 64, 64)
+    counts = []
+    for epoch in range(8):
+        plan = augment.sample(sample_seeds(0, epoch, np.arange(128)), 64, 64)
+        with torch.no_grad(), Launches() as launches:
+            augment({"images": images, "plan": plan}, torch.bfloat16)
+        counts.append(launches.count)
+    assert np.median(counts) <= most
 
 
 def test_augmentation_of_an_image_depends_on_its_seed_only():
@@ -86,7 +115,7 @@ def test_augmentation_of_an_image_depends_on_its_seed_only():
 
 def test_augmentation_of_crops_only_normalizes():
     augment, crops = augmentation(), random_images(4, 48, 48)
-    actual = augment({"crops": crops, "plan": {"operations": augment.sample_operations(seeds(4), 48)}})
+    actual = augment({"crops": crops, "plan": {"operations": augment.sample_operations(seeds(4), 48, 48)}})
     torch.testing.assert_close(actual, normalized(crops.permute(0, 3, 1, 2).float()), atol=1e-5, rtol=1e-5)
 
 

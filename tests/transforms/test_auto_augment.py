@@ -9,7 +9,7 @@ from torchvision.transforms import v2
 
 from hfvit.recipe.arguments import POLICIES
 from hfvit.transforms.auto_augment import RAND, TRIVIAL, num_uniforms, sample_stages
-from hfvit.transforms.functional import OPS
+from hfvit.transforms.functional import IDENTITY, OPERATIONS
 from hfvit.utils.counter_rng import sample_seeds, uniform
 
 # hfvit's names of torchvision's and timm's operations.
@@ -41,7 +41,7 @@ def value(space, name, level):
 @pytest.mark.parametrize("policy", POLICIES)
 def test_sample_stages_names_known_operations(policy):
     for names, magnitudes in sample(policy):
-        assert set(names) <= set(OPS)
+        assert set(names) <= {IDENTITY, *OPERATIONS}
         assert np.isfinite(magnitudes).all()
 
 

@@ -5,11 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers.operations import apply
 from PIL import Image, ImageFilter
 from timm.data import auto_augment
 from torchvision.transforms.v2 import functional as tv
 
-from hfvit.transforms.functional import OPS
+from hfvit.transforms.functional import OPERATIONS
 
 SIDE = 33
 
@@ -72,9 +73,7 @@ MAGNITUDES = {
 def test_operation_equals_torchvision(name):
     magnitudes = MAGNITUDES.get(name, (0.0,) * 4)
     images = random_images(4)
-    before = images.clone()
-    changed = OPS[name](images, torch.tensor(magnitudes, dtype=torch.float32))
-    assert torch.equal(images, before)
+    changed = apply(name, images, magnitudes)
     for image, magnitude, actual in zip(images, magnitudes, changed, strict=True):
         torch.testing.assert_close(actual, REFERENCE[name](image, magnitude), atol=0.02, rtol=0)
     if name in MAGNITUDES:
@@ -84,7 +83,7 @@ def test_operation_equals_torchvision(name):
 def test_sharpness_equals_torchvision_within_rounding():
     images = random_images(4)
     magnitudes = (0.1, 0.7, 1.0, 1.9)
-    changed = OPS["sharpness"](images, torch.tensor(magnitudes))
+    changed = apply("sharpness", images, magnitudes)
     for image, magnitude, actual in zip(images, magnitudes, changed, strict=True):
         expected = tv.adjust_sharpness(image.byte(), magnitude).float()
         assert (actual - expected).abs().max() <= 1.0
@@ -92,7 +91,7 @@ def test_sharpness_equals_torchvision_within_rounding():
 
 def test_solarize_add_equals_timm():
     images = random_images(3)
-    changed = OPS["solarize_add"](images, torch.tensor([0.0, 37.0, 110.0]))
+    changed = apply("solarize_add", images, [0.0, 37.0, 110.0])
     for image, amount, actual in zip(images, (0, 37, 110), changed, strict=True):
         pillow = Image.fromarray(image.byte().permute(1, 2, 0).numpy())
         expected = np.asarray(auto_augment.solarize_add(pillow, amount))
@@ -104,7 +103,7 @@ def test_shear_x_has_pillows_direction():
     image = random_images(1)
     pillow = Image.fromarray(image[0].byte().permute(1, 2, 0).numpy())
     expected = np.asarray(auto_augment.shear_x(pillow, 0.3, resample=Image.BILINEAR)).astype(float)
-    actual = OPS["shear_x"](image, torch.tensor([0.3]))[0].permute(1, 2, 0).numpy()
+    actual = apply("shear_x", image, [0.3])[0].permute(1, 2, 0).numpy()
     assert np.abs(actual - expected)[2:-2, 2:-12].max() < 2.0
 
 
@@ -112,15 +111,15 @@ def test_gaussian_blur_is_close_to_pillow():
     image = random_images(1)
     pillow = Image.fromarray(image[0].byte().permute(1, 2, 0).numpy())
     expected = np.asarray(pillow.filter(ImageFilter.GaussianBlur(1.5))).astype(float)
-    actual = OPS["gaussian_blur"](image, torch.tensor([1.5]))[0].permute(1, 2, 0).numpy()
+    actual = apply("gaussian_blur", image, [1.5])[0].permute(1, 2, 0).numpy()
     assert np.abs(actual - expected)[6:-6, 6:-6].max() < 4.0
 
 
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("name", OPERATIONS)
 def test_operation_does_not_depend_on_the_batch(name):
     images = random_images(3)
-    magnitude = torch.tensor([MAGNITUDES.get(name, (0.5,) * 4)[1]] * 3, dtype=torch.float32)
-    together = OPS[name](images, magnitude)
+    magnitudes = [MAGNITUDES.get(name, (0.5,) * 4)[1]] * 3
+    together = apply(name, images, magnitudes)
     for index in range(3):
-        alone = OPS[name](images[index : index + 1], magnitude[:1])
+        alone = apply(name, images[index : index + 1], magnitudes[:1])
         torch.testing.assert_close(together[index : index + 1], alone)

@@ -3,13 +3,14 @@
 import random
 
 import numpy as np
+import pytest
 import torch
-from timm.data import Mixup
-from timm.data.random_erasing import RandomErasing
+from helpers.launches import Launches
+from timm.data import Mixup, random_erasing
 
 from hfvit.training.losses import cross_entropy
-from hfvit.transforms.mixup import BatchMixing
-from hfvit.utils.counter_rng import sample_seeds
+from hfvit.transforms.mixup import ERASING_UNIFORMS, FIRST_UNIFORM, BatchMixing, random_rectangles
+from hfvit.utils.counter_rng import sample_seeds, uniform
 
 SEEDS = sample_seeds(0, 0, np.arange(8))
 LABELS = torch.arange(8) % 3
@@ -61,20 +62,60 @@ def test_batch_mixing_alternates_mixup_and_cutmix():
     assert 3 < boxes < 17
 
 
-def test_batch_mixing_erases_like_timm_by_image_seed():
+def test_batch_mixing_erases_by_image_seed():
     mixing = BatchMixing(3, random_erasing=0.7)
     erased, labels = mixing(images(), LABELS, SEEDS)
     assert torch.equal(labels, LABELS)
-    changed = (erased != images()).flatten(1).any(1)
-    assert 2 <= changed.sum() <= 7
+    changed = erased != images()
+    assert 2 <= changed.flatten(1).any(1).sum() <= 7
     halves = [mixing(images()[rows], LABELS[rows], SEEDS[rows])[0] for rows in (slice(0, 4), slice(4, 8))]
     assert torch.equal(torch.cat(halves), erased)
-    row = int(changed.nonzero()[0])
-    expected = images()[row]
-    random.seed(int(SEEDS[row]))
-    torch.manual_seed(int(SEEDS[row]) >> 1)
-    RandomErasing(0.7, mode="pixel", device="cpu")(expected)
-    assert torch.equal(erased[row], expected)
+    u = uniform(SEEDS, ERASING_UNIFORMS, start=FIRST_UNIFORM)
+    for mask, (top, left, bottom, right) in zip(changed, random_rectangles(u[:, :-1], 0.7, 16, 16), strict=True):
+        expected = torch.zeros(3, 16, 16, dtype=torch.bool)
+        expected[:, top:bottom, left:right] = True
+        assert torch.equal(mask, expected)
+
+
+def test_erased_pixels_are_normal_noise():
+    seeds = sample_seeds(1, 0, np.arange(64))
+    zeros = torch.full((64, 3, 64, 64), 9.0)
+    erased, _ = BatchMixing(3, random_erasing=1.0)(zeros, torch.zeros(64, dtype=torch.long), seeds)
+    noise = erased[erased != 9.0]
+    assert abs(float(noise.mean())) < 0.02
+    assert float(noise.std()) == pytest.approx(1.0, abs=0.02)
+
+
+def test_random_rectangles_equal_timms(monkeypatch):
+    """Compare with timm's sampling from the same uniform random numbers."""
+    u = uniform(sample_seeds(0, 0, np.arange(200)), ERASING_UNIFORMS - 1)
+    found = random_rectangles(u, 0.6, 40, 24)
+    assert 80 < found.any(axis=1).sum() < 160
+    for row, (top, left, bottom, right) in zip(u, found, strict=True):
+        # timm's order: erase or not, area and ratio of each attempt, then top and left.
+        shapes = iter([value for attempt in range(10) for value in (row[1 + attempt], row[11 + attempt])])
+        places = iter(row[-2:])
+        monkeypatch.setattr(random_erasing.random, "random", lambda row=row: row[0])
+        monkeypatch.setattr(
+            random_erasing.random, "uniform", lambda low, high, shapes=shapes: low + (high - low) * next(shapes)
+        )
+        monkeypatch.setattr(
+            random_erasing.random, "randint", lambda low, high, places=places: int((high + 1) * next(places))
+        )
+        image = torch.full((3, 40, 24), 9.0)
+        random_erasing.RandomErasing(0.6, mode="pixel", device="cpu")(image)
+        expected = torch.zeros(3, 40, 24, dtype=torch.bool)
+        expected[:, top:bottom, left:right] = True
+        assert torch.equal(image != 9.0, expected)
+
+
+def test_erasing_launches_few_operators():
+    pixel_values, seeds = torch.zeros(128, 3, 32, 32), sample_seeds(0, 0, np.arange(128))
+    mixing = BatchMixing(3, random_erasing=0.5)
+    mixing(pixel_values, torch.zeros(128), seeds)
+    with Launches() as launches:
+        mixing(pixel_values, torch.zeros(128), seeds)
+    assert launches.count <= 20
 
 
 def test_batch_mixing_preserves_global_generators():

@@ -2,6 +2,7 @@
 
 const element = (id) => document.getElementById(id);
 const [file, drop, preview, status, results] = ["file", "drop", "preview", "status", "results"].map(element);
+const [explainButton, explained] = ["explain", "explained"].map(element);
 const [gauge, fill, answer, camera, video, shoot] = ["gauge", "fill", "answer", "camera", "video", "shoot"].map(element);
 
 element("needs-server").remove(); // modules do not run from file://, where the notice stays
@@ -39,15 +40,27 @@ const replies = {
     say(`The model could not be loaded: ${text}`, "error");
     document.body.dataset.state = "failed";
   },
-  answer({ id, best, milliseconds, seen, size }) {
+  answer({ id, best, isUnlike, milliseconds, seen, size }) {
     if (id !== current) return;
     showBars(best);
+    element("unlike").hidden = !isUnlike;
+    element("confidence").hidden = false;
+    [explainButton.disabled, explained.textContent] = [false, ""];
     showSeen(seen);
     element("time").textContent = `${milliseconds < 10 ? milliseconds.toFixed(1) : Math.round(milliseconds)} ms`;
     element("given").textContent = size.join(" × ");
     answer.hidden = false;
     say(summary(best), "done");
     document.body.dataset.state = "answered";
+  },
+  explaining({ id, part }) {
+    if (id === current) explained.textContent = `Hiding parts of the image: ${Math.round(100 * part)} %`;
+  },
+  explained({ id, seen, label }) {
+    if (id !== current) return;
+    showSeen(seen);
+    explained.textContent = `Orange: hiding this part makes “${label}” less probable (occlusion).`;
+    document.body.dataset.state = "explained";
   },
   refused({ id, text }) {
     if (id === current) refuse(text);
@@ -69,7 +82,7 @@ function refuse(text) {
 
 function clear() {
   results.replaceChildren();
-  answer.hidden = true;
+  answer.hidden = element("unlike").hidden = element("confidence").hidden = true;
 }
 
 function percent(fraction) {
@@ -150,6 +163,11 @@ addEventListener("drop", (event) => {
 for (const example of document.querySelectorAll("#examples button")) {
   example.addEventListener("click", async () => showAndClassify(await (await fetch(example.firstElementChild.src)).blob()));
 }
+
+explainButton.addEventListener("click", () => {
+  explainButton.disabled = true;
+  worker.postMessage({ kind: "explain", id: current });
+});
 
 if (navigator.mediaDevices?.getUserMedia) camera.hidden = false;
 camera.addEventListener("click", async () => {

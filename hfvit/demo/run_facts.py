@@ -1,0 +1,113 @@
+"""What a demo shows of the run that trained the model."""
+
+from dataclasses import dataclass
+from datetime import date, datetime
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from hfvit.artifacts.artifact import Artifact
+from hfvit.artifacts.run_record import RunRecord, read_examples
+from hfvit.artifacts.run_sections import OutOfDistribution, Score
+from hfvit.errors import ModelError
+from hfvit.inference.classifier import run_file
+from hfvit.metrics.out_of_distribution import energy
+
+UNLIKE_NOTE = "Unlike the training data: do not rely on this prediction."
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """Results of a run, None where they are unknown.
+
+    Attributes:
+        description: the network that was trained.
+        score: accuracy or mAP with its interval.
+        images: number of images that it was measured on.
+        split: their split, test or validation.
+        finished: day of the run.
+        temperature: divisor of the logits for calibrated probabilities.
+        out_of_distribution: threshold of the energy.
+    """
+
+    description: str | None = None
+    score: Score | None = None
+    images: int = 0
+    split: str = ""
+    finished: date | None = None
+    temperature: float | None = None
+    out_of_distribution: OutOfDistribution | None = None
+
+    @property
+    def score_text(self) -> str:
+        """Return the score in percent."""
+        return f"{self.score.value:.1%}" if self.score else ""
+
+    @property
+    def score_note(self) -> str:
+        """Return the interval of the score, its images and its date."""
+        if not self.score:
+            return ""
+        low, high = self.score.interval
+        day = f", {self.finished.isoformat()}" if self.finished else ""
+        return f"95 % interval {low:.1%} to {high:.1%}, {self.images:,} {self.split} images{day}"
+
+    def is_unlike(self, logits: np.ndarray, multi_label: bool) -> bool:
+        """Return whether an image is unlike the training data.
+
+        Args:
+            logits: of the image `(1, classes)`, not calibrated.
+            multi_label: whether images have several labels.
+        """
+        known = self.out_of_distribution
+        return known is not None and bool(energy(logits, multi_label)[0] > known.threshold)
+
+
+def read_facts(artifact: Artifact) -> RunFacts:
+    """Read the results of the run that trained an artifact, none without a readable run.json."""
+    file = run_file(artifact)
+    if file is None:
+        return RunFacts()
+    try:
+        record = RunRecord.load(file.parent)
+    except ModelError:
+        return RunFacts()
+    return RunFacts(
+        description=record.model.description,
+        score=record.result.score,
+        images=record.result.images,
+        split=record.role,
+        finished=datetime.fromisoformat(record.finished).date() if record.finished else None,
+        temperature=record.temperature.value if record.temperature else None,
+        out_of_distribution=record.out_of_distribution,
+    )
+
+
+def write_class_examples(artifact: Artifact, folder: Path) -> list[str]:
+    """Write the run's images of each class to folders named after their class.
+
+    Args:
+        artifact: checkpoint or export.
+        folder: folder to write to.
+
+    Returns:
+        The paths of the images, none if the run has no images.
+    """
+    file = run_file(artifact)
+    try:
+        record = RunRecord.load(file.parent) if file else None
+    except ModelError:
+        record = None
+    if record is None or record.examples is None:
+        return []
+    arrays = read_examples(file.parent, record.examples)
+    written = []
+    for example, image in zip(record.examples.explanations, arrays.get("explanations", ()), strict=False):
+        name = example.true
+        if name in record.data.labels and name not in (".", "..") and Path(name).name == name and "\\" not in name:
+            path = folder / name / f"{example.row}.png"
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray(image).save(path)
+            written.append(str(path))
+    return written

@@ -1,0 +1,96 @@
+"""Log of a run as JSON lines."""
+
+import json
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from hfvit.errors import RecipeError, mask_credentials
+from hfvit.utils.credentials import mask_values
+from hfvit.utils.files import expand_user
+
+
+class JsonLog:
+    """Append events to a file, one JSON object per line: `time` (seconds since 1970), `event` and values.
+
+    Args:
+        path: file; its folder is created.
+
+    Raises:
+        RecipeError: the file is not writable.
+    """
+
+    def __init__(self, path: str | Path):
+        file = expand_user(path)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self._file = file.open("a", encoding="utf-8", buffering=1)
+        except OSError as error:
+            raise RecipeError(
+                f"json_log: cannot be written ({error.strerror or error}), got '{path}'. Choose another file."
+            ) from None
+        self._handler = _MessageHandler(self)
+        logging.getLogger("hfvit").addHandler(self._handler)
+
+    def write(self, event: str, **values: Any) -> None:
+        """Append an event; numbers that are not finite become null, credentials are masked."""
+        content = {"time": round(time.time(), 3), "event": event, **_finite(mask_values(values))}
+        self._file.write(json.dumps(content, allow_nan=False, default=str) + "\n")
+
+    def close(self, kind: type[BaseException] | None = None) -> None:
+        """Append the end of the run and close the file.
+
+        Args:
+            kind: type of the exception that ended the run, None for a finished run.
+        """
+        self.write("end", error=kind and kind.__name__)
+        logging.getLogger("hfvit").removeHandler(self._handler)
+        self._file.close()
+
+
+class _MessageHandler(logging.Handler):
+    """Append the warnings and messages of hfvit to a `JsonLog`."""
+
+    def __init__(self, log: JsonLog):
+        super().__init__()
+        self.log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.log.write("message", level=record.levelname.lower(), text=mask_credentials(record.getMessage()))
+
+
+class JsonLogCallback(TrainerCallback):
+    """Write what the Trainer logs to a `JsonLog`.
+
+    Args:
+        log: log of the run.
+    """
+
+    def __init__(self, log: JsonLog):
+        self.log = log
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.log.write("train_begin", step=state.global_step, steps=state.max_steps, epochs=state.num_train_epochs)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        event = "evaluation" if any(key.startswith("eval_") for key in logs) else "log"
+        self.log.write(event, step=state.global_step, **logs)
+
+    def on_save(self, args, state, control, **kwargs):
+        self.log.write("checkpoint", step=state.global_step, best_step=state.best_global_step)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.log.write("train_end", step=state.global_step)
+
+
+def _finite(value: Any) -> Any:
+    """Replace numbers that JSON lacks by None."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
