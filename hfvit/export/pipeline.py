@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from hfvit.artifacts.constants import CONFIG_FILE, PREPROCESSOR_FILE, RECIPE_FILE
+from hfvit.artifacts.constants import CONFIG_FILE, PREPROCESSOR_FILE, PRETRAINED_CFG, RECIPE_FILE
 from hfvit.artifacts.export_folder import check_same_model, file_name, staging_folder
 from hfvit.artifacts.export_record import ExportedFile, ExportRecord, Parity
 from hfvit.artifacts.gate import ArtifactResult
@@ -360,12 +360,26 @@ class Export:
                 notes += [f"{name}: {row.warning}"] * bool(row.warning)
             images = "" if parity.images is None else f"{parity.images.max_abs_difference:.2g}"
             rows.append((name, f"{described.bytes / 1e6:.1f}", f"{parity.max_abs_difference:.2g}", images, *gate))
-            notes += [f"{name}: {note}" for note in _notes(parity)]
+            notes += [f"{name}: {note}" for note in self.stock_notes(parity)]
             if described.float32_values:
                 notes.append(f"{name}: {described.float32_values} values stay in float32, as fp16 may not hold them")
         legend = "difference: largest one of a logit from the checkpoint's, on random pixel values and on photographs"
         saved = f"saved in {self.folder}" if self.kept else "nothing was saved"
         return "\n".join([*aligned(rows), "", legend, *notes, saved])
+
+    def stock_notes(self, parity: Parity) -> list[str]:
+        """Return how stock image processors differ from the checkpoint's preprocessing."""
+        images = parity.images
+        worst = None if images is None else images.stock_max_abs_difference
+        if worst is None:
+            return []
+        differs = images.atol is not None and worst > images.atol
+        if not differs and PRETRAINED_CFG not in self.processor_config:
+            return []
+        return [
+            "stock image processors start the crop of some images one pixel off the checkpoint's (docs/export.md); on"
+            f" photographs, a logit differs by {worst:.2g}"
+        ]
 
     def batches(self, calibration) -> Iterator[np.ndarray]:
         """Yield calibration batches (batch, 3, height, width) of float32 pixel values."""
@@ -373,16 +387,3 @@ class Export:
         for images in batched(calibration.images(), size):
             if len(images) >= self.calibration_batch:
                 yield self.processor(images, return_tensors="pt")["pixel_values"].numpy()
-
-
-def _notes(parity: Parity) -> list[str]:
-    """Return how stock image processors differ from the checkpoint's preprocessing."""
-    images = parity.images
-    if images is None or images.stock_max_abs_difference is None:
-        return []
-    if images.atol is not None and images.stock_max_abs_difference <= images.atol:
-        return []
-    return [
-        f"with the stock image processor, a logit differs by {images.stock_max_abs_difference:.2g} on photographs, as"
-        " the checkpoint's crop is not that of transformers (docs/export.md)"
-    ]
