@@ -373,13 +373,13 @@ class Export:
         worst = None if images is None else images.stock_max_abs_difference
         if worst is None:
             return []
-        differs = images.atol is not None and worst > images.atol
-        if not differs and PRETRAINED_CFG not in self.processor_config:
+        if PRETRAINED_CFG in self.processor_config:
+            reason = "start the crop of some images one pixel off the checkpoint's (docs/export.md)"
+        elif images.atol is not None and worst > images.atol:
+            reason = "round resized pixels otherwise"
+        else:
             return []
-        return [
-            "stock image processors start the crop of some images one pixel off the checkpoint's (docs/export.md); on"
-            f" photographs, a logit differs by {worst:.2g}"
-        ]
+        return [f"stock image processors {reason}; on photographs, a logit differs by {worst:.2g}"]
 
     def batches(self, calibration) -> Iterator[np.ndarray]:
         """Yield calibration batches (batch, 3, height, width) of float32 pixel values."""
