@@ -1,4 +1,4 @@
-"""Latency, throughput and accuracy of one classifier in PyTorch, ONNX Runtime and INT8.
+"""Latency, throughput and accuracy of one classifier in PyTorch, ONNX Runtime, OpenVINO and INT8.
 
   python benchmarks/inference.py --model outputs/dinov2_small --dataset_name cifar10   # about twenty minutes
   python benchmarks/inference.py --quick                                               # a minute, to test the script
@@ -9,6 +9,11 @@
   ONNX Runtime, hfvit fused               the same, with operators fused by hfvit/export/fusion.py
   int8 dynamic, int8 static               onnxruntime's quantizer on the exported graph; static as QDQ
   hfvit int8-dynamic, hfvit int8          hfvit/export/quantization.py
+  torchao int8                            int8 weights and dynamic int8 activations, compiled (where it is installed)
+  OpenVINO fp32, OpenVINO bf16            `convert_model` of the exported graph (where OpenVINO is installed)
+  OpenVINO int8                           the same, with NNCF's preset for transformers
+  hfvit OpenVINO int8, ... int8 and bf16  hfvit/export/openvino.py, the remaining operators in fp32 or bf16
+  ..., throughput                         `--objective throughput`: batches divided between the cores
 
 Without --model, it is timm's ViT-S/16 at 224 px with random weights (--quick: two blocks at 64 px), whose accuracy is
 not measured. With --model and --dataset_name, the accuracy of contenders in another precision than float32 is measured
@@ -21,6 +26,7 @@ import os
 import sys
 import time
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -38,8 +44,23 @@ GRAPHS = {
     "hfvit int8-dynamic": "model_int8_dynamic.onnx",
     "hfvit int8": "model_quantized.onnx",
 }
-CONTENDERS = (*TORCH, *GRAPHS)
-FLOAT32 = ("torch.compile", "ONNX Runtime", "ONNX Runtime, hfvit fused")
+# File and precision hint, None for OpenVINO's default: bf16 on CPUs that support it.
+OPENVINO = {
+    "OpenVINO fp32": ("openvino.xml", "f32"),
+    "OpenVINO bf16": ("openvino.xml", "bf16"),
+    "OpenVINO int8": ("openvino_nncf.xml", None),
+    "hfvit OpenVINO int8": ("openvino_model_int8.xml", "f32"),
+    "hfvit OpenVINO int8 and bf16": ("openvino_model_int8_bf16.xml", "bf16"),
+}
+# Contender -> the one that it runs for throughput.
+THROUGHPUT = {f"{name}, throughput": name for name in ("hfvit int8", "hfvit OpenVINO int8 and bf16")}
+TORCHAO = "torchao int8"
+CONTENDERS = (
+    *TORCH, *GRAPHS, *((TORCHAO,) if find_spec("torchao") else ()),
+    *(OPENVINO if find_spec("openvino") and find_spec("nncf") else ()),
+)  # fmt: skip
+CONTENDERS += tuple(name for name, base in THROUGHPUT.items() if base in CONTENDERS)
+FLOAT32 = ("torch.compile", "ONNX Runtime", "ONNX Runtime, hfvit fused", "OpenVINO fp32")
 COLUMNS = {
     "contender": "",
     "batch": ".0f",
@@ -59,6 +80,12 @@ OPTIONS = {
     "--dataset_name": {"help": "data set to measure the accuracy on, with the model's classes: Hub id or folder"},
     "--split": {"default": "test", "help": "split to measure the accuracy on [test]"},
     "--calibration_split": {"default": "train", "help": "split for calibration [train]"},
+    "--only": {
+        "nargs": "+",
+        "choices": CONTENDERS,
+        "metavar": "CONTENDER",
+        "help": "measure these and eager fp32 [all]",
+    },
     "--samples": {"type": int, "help": "number of images to measure the accuracy on [2,000, quick 64]"},
 }
 
@@ -79,7 +106,7 @@ def prepare(
     from hfvit import load_classifier
 
     work = Path(folder)
-    checkpoint = model or _random_checkpoint(work / "checkpoint", quick)
+    checkpoint = model or random_checkpoint(work / "checkpoint", quick)
     classifier = load_classifier(checkpoint, device="cpu")
     if dataset_name:
         from hfvit.evaluation.split import evaluation_split
@@ -98,10 +125,15 @@ def prepare(
     np.save(work / "pixels.npy", pixels)
     _export(checkpoint, work, [calibration[start : start + 4] for start in range(0, len(calibration), 4)])
     sizes = {name: (work / file).stat().st_size for name, file in GRAPHS.items()}
+    if "OpenVINO fp32" in CONTENDERS:
+        _export_openvino(checkpoint, work, calibration)
+        files = {name: (work / file).with_suffix(".bin") for name, (file, _) in OPENVINO.items()}
+        sizes |= {name: file.stat().st_size for name, file in files.items()}
+    sizes |= {name: sizes[base] for name, base in THROUGHPUT.items() if base in sizes}
     return {"checkpoint": str(checkpoint), "sizes": sizes, "shape": list(pixels.shape)}
 
 
-def _random_checkpoint(folder: Path, quick: bool) -> Path:
+def random_checkpoint(folder: Path, quick: bool) -> Path:
     from hfvit.models.factory import build_image_model
     from hfvit.recipe.arguments import ModelArguments
 
@@ -140,9 +172,44 @@ def _export(checkpoint: str | Path, work: Path, calibration: list[np.ndarray]) -
     quantize_onnx(source, work / GRAPHS["hfvit int8"], calibration=calibration)
 
 
+def _export_openvino(checkpoint: str | Path, work: Path, calibration: np.ndarray) -> None:
+    import nncf
+    import openvino
+    from transformers import AutoModelForImageClassification
+
+    from hfvit.export.openvino import export_openvino
+
+    samples = list(calibration[:, None])
+    model = AutoModelForImageClassification.from_pretrained(checkpoint).eval()
+    for name, dtype in (("openvino_model_int8.xml", "fp32"), ("openvino_model_int8_bf16.xml", "bf16")):
+        export_openvino(model, work / name, calibration=samples, dtype=dtype)
+    graph = openvino.convert_model(work / GRAPHS["ONNX Runtime"])
+    openvino.save_model(graph, work / "openvino.xml", compress_to_fp16=False)
+    quantized = nncf.quantize(graph, nncf.Dataset(samples), model_type=nncf.ModelType.TRANSFORMER)
+    openvino.save_model(quantized, work / "openvino_nncf.xml", compress_to_fp16=False)
+
+
 def runner(contender: str, folder: str, checkpoint: str):
     """Return a function from pixel values to logits (float32 arrays), on all cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if contender in THROUGHPUT:
+        from transformers import AutoConfig
+
+        from hfvit.inference.backends import OnnxBackend
+        from hfvit.inference.openvino_backend import OpenVINOBackend
+
+        base = THROUGHPUT[contender]
+        backend, file = (OnnxBackend, GRAPHS[base]) if base in GRAPHS else (OpenVINOBackend, OPENVINO[base][0])
+        classes = AutoConfig.from_pretrained(checkpoint).num_labels
+        return backend(Path(folder) / file, classes, "cpu", cores, objective="throughput")
+    if contender in OPENVINO:
+        import openvino
+
+        file, hint = OPENVINO[contender]
+        options = {"INFERENCE_NUM_THREADS": cores, "PERFORMANCE_HINT": "LATENCY"}
+        options |= {"INFERENCE_PRECISION_HINT": hint} if hint else {}
+        compiled = openvino.Core().compile_model(Path(folder) / file, "CPU", options)
+        return lambda pixels: compiled({"pixel_values": pixels})["logits"]
     if contender in GRAPHS:
         import onnxruntime
 
@@ -156,7 +223,11 @@ def runner(contender: str, folder: str, checkpoint: str):
 
     torch.set_num_threads(cores)
     model = AutoModelForImageClassification.from_pretrained(checkpoint, dtype=torch.float32).eval()
-    compiled = torch.compile(model) if contender == "torch.compile" else model
+    if contender == TORCHAO:
+        from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+        quantize_(model, Int8DynamicActivationInt8WeightConfig())
+    compiled = torch.compile(model) if contender in ("torch.compile", TORCHAO) else model
     half = torch.autocast("cpu", torch.bfloat16, enabled=contender == "eager bf16")
 
     def run(pixels: np.ndarray) -> np.ndarray:
@@ -244,9 +315,10 @@ def main(argv: list[str] | None = None) -> None:
         job = {"do": "prepare", "folder": str(folder), "splits": splits, "samples": samples, "quick": options.quick}
         prepared = run(job | given)
         shared = {"folder": str(folder), "checkpoint": prepared["checkpoint"]}
-        jobs = {name: {"do": "measure", "contender": name, "repeats": repeats, **shared} for name in CONTENDERS}
+        wanted = [name for name in CONTENDERS if not options.only or name in (CONTENDERS[0], *options.only)]
+        jobs = {name: {"do": "measure", "contender": name, "repeats": repeats, **shared} for name in wanted}
         results = interleaved(jobs, options.rounds, run)
-        judged_names = CONTENDERS if options.model or not options.quick else ()
+        judged_names = wanted if options.model or not options.quick else ()
         judged = {name: run({"do": "judge", "contender": name, **shared}) for name in judged_names}
     count, _, height, width = prepared["shape"]
     what = options.model or "random weights, so no accuracy"

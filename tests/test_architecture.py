@@ -31,8 +31,8 @@ FILES = [path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.p
 HEAVY = {"torch", "transformers", "timm", "datasets"}
 # What starts without them: `hfvit --help` and `optimum-cli --help`, and what reads records alone.
 LIGHT = (
-    "hfvit", "hfvit.cli", "hfvit.cli.export_onnx", "hfvit.cli.export_tensorrt", "hfvit.errors",
-    "hfvit.recipe.arguments", "hfvit.recipe.files", "hfvit.utils.files", "hfvit.artifacts.constants",
+    "hfvit", "hfvit.cli", "hfvit.cli.export_onnx", "hfvit.cli.export_openvino", "hfvit.cli.export_tensorrt",
+    "hfvit.errors", "hfvit.recipe.arguments", "hfvit.recipe.files", "hfvit.utils.files", "hfvit.artifacts.constants",
     "hfvit.training.distributed",
 )  # fmt: skip
 
@@ -103,6 +103,7 @@ def test_imported_libraries_are_declared(is_lazy):
     extras = [line for lines in project["optional-dependencies"].values() for line in lines]
     lines = [*project["dependencies"], *(extras if is_lazy else ())]
     declared = {canonicalize_name(Requirement(line).name) for line in lines}
+    declared |= {"httpx", "httpx2"}  # the one that huggingface_hub depends on
     distributions = packages_distributions()
     files = [*PACKAGE.rglob("*.py"), *(ROOT / "optimum").rglob("*.py")]
     modules = {name.split(".")[0] for path in files for name in imported(path, of_the_module_alone=not is_lazy)}

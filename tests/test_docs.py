@@ -4,6 +4,7 @@ import argparse
 import json
 import re
 import shlex
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ from helpers.loopback_hub import LoopbackHub
 
 from hfvit.cli import build_parser
 from hfvit.cli import main as hfvit_command
+from hfvit.cli.export_executorch import main as export_executorch
 from hfvit.cli.export_onnx import main as export_onnx
+from hfvit.cli.export_openvino import main as export_openvino
 from hfvit.cli.export_tensorrt import add_arguments, export_tensorrt_command
 from hfvit.data.factory import load_splits
 from hfvit.data.starting_recipe import find_and_load
@@ -30,10 +33,13 @@ TEXT = "\n".join([README, *(path.read_text() for path in sorted((ROOT / "docs").
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", TEXT, flags=re.DOTALL)
 BASH = [line for kind, block in BLOCKS if kind == "bash" for line in block.splitlines()]
 COMMANDS = list(dict.fromkeys(line.split("  #")[0].strip() for line in BASH))  # each once
+for library in ("openvino", "executorch"):
+    if find_spec(library) is None:
+        COMMANDS = [command for command in COMMANDS if library not in command]
 PYTHON = [block for kind, block in BLOCKS if kind == "python"]
 
-# These would install into the environment that runs the tests, ask for a token, or wait for a browser.
-OF_OTHERS = ("pip install ", "npm install ", "hf ", "python -m http.server ", "tensorboard ")
+# These would install into the environment that runs the tests, ask for a token, or need a browser, server or Docker.
+OF_OTHERS = ("curl ", "docker ", "pip install ", "npm install ", "hf ", "python -m http.server ", "tensorboard ")
 EXPORTS = [c for c in COMMANDS if c.startswith("optimum-cli")]
 CHECKS = [c for c in COMMANDS if c.startswith("hfvit verify ") or "--estimate" in c]
 DATA_SETS = ("path/to/folder", "photos", "photos/labels.csv", "shards")  # in place of a recipe
@@ -54,6 +60,7 @@ SERVING = [
     if c.startswith(tuple(f"hfvit {name} " for name in ("predict", "validate", "report", "embed", "extend")))
 ]
 DEMOS = [c for c in COMMANDS if c.startswith("hfvit demo ")]
+SERVERS = [c for c in COMMANDS if c.startswith("hfvit serve ")]  # serve/ runs them
 
 
 def recipe_and_options(command: str) -> list[str]:
@@ -75,7 +82,7 @@ def quickstart(tmp_path_factory):
 def test_every_command_is_known_to_this_test():
     listings = {c for c in COMMANDS if c.startswith(LISTINGS)}
     run_here = {
-        *listings, *TRAINING, *SWEEPS, *EXPORTS, *SERVING, *PUSHES, *CHECKS, *DEMOS, *SCRIPTS, *ON_DATA_SETS,
+        *listings, *TRAINING, *SWEEPS, *EXPORTS, *SERVING, *PUSHES, *CHECKS, *DEMOS, *SERVERS, *SCRIPTS, *ON_DATA_SETS,
     }  # fmt: skip
     assert run_here
     assert not [c for c in COMMANDS if c not in run_here and not c.startswith(OF_OTHERS)]
@@ -137,9 +144,10 @@ def test_the_command_for_two_processes_runs(tmp_path):
 
 def export(words: list[str]) -> int:
     """An export command in this process (test_export_command.py launches optimum-cli), without the gate."""
-    if words[2] == "onnx":
+    commands = {"onnx": export_onnx, "openvino": export_openvino, "executorch": export_executorch}
+    if words[2] in commands:
         with pytest.raises(SystemExit) as stop:
-            export_onnx([*words[3:], "--no_gate"])
+            commands[words[2]]([*words[3:], "--no_gate"])
         return stop.value.code
     if isinstance(load_backend("tensorrt_rtx"), str):
         return 0  # test_tensorrt.py says why it is skipped
@@ -235,6 +243,11 @@ def test_demo_commands_run_or_parse(exported, tmp_path, monkeypatch, capsys):
                 hfvit_command(words)
             assert stop.value.code == 0, (command, capsys.readouterr().err)
     assert (tmp_path / "page" / "index.html").exists()
+
+
+@pytest.mark.parametrize("command", SERVERS)
+def test_serve_commands_parse(command):
+    assert build_parser().parse_args(shlex.split(command)[1:]).artifact
 
 
 @pytest.mark.integration

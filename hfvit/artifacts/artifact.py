@@ -1,4 +1,4 @@
-"""Find the checkpoint, ONNX file or TensorRT engine of a path without loading it."""
+"""Find the checkpoint, export or TensorRT engine of a path without loading it."""
 
 import os
 from collections import Counter
@@ -15,6 +15,11 @@ from hfvit.utils.hub_ids import folder_or_hub_id
 
 MAX_CLASSES = 1_000_000
 ENGINE_SUFFIXES = (".engine", ".plan")
+ONNX_SUFFIX, OPENVINO_SUFFIX, EXECUTORCH_SUFFIX = ".onnx", ".xml", ".pte"
+DEFAULT_GRAPHS = {
+    ONNX_SUFFIX: "model.onnx", OPENVINO_SUFFIX: "openvino_model.xml", EXECUTORCH_SUFFIX: "model.pte",
+}  # fmt: skip
+EXPORT_FOLDERS = ("onnx", "openvino", "executorch")
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
 
 
@@ -24,7 +29,8 @@ class Artifact:
 
     Attributes:
         source: folder or Hub id of the weights, or of the configuration of `file`.
-        file: ONNX file or TensorRT engine, None for a checkpoint.
+        file: ONNX file, OpenVINO file (.xml, its weights are in the .bin file beside it) or TensorRT engine, None for
+            a checkpoint.
     """
 
     source: str
@@ -42,8 +48,23 @@ class Artifact:
 
     @property
     def is_graph(self) -> bool:
-        """Return whether it is an ONNX file."""
+        """Return whether it is an ONNX, OpenVINO or ExecuTorch file."""
         return self.file is not None and not self.is_engine
+
+    @property
+    def is_onnx(self) -> bool:
+        """Return whether it is an ONNX file."""
+        return self.file is not None and self.file.suffix == ONNX_SUFFIX
+
+    @property
+    def is_openvino(self) -> bool:
+        """Return whether it is an OpenVINO file."""
+        return self.file is not None and self.file.suffix == OPENVINO_SUFFIX
+
+    @property
+    def is_executorch(self) -> bool:
+        """Return whether it is an ExecuTorch file."""
+        return self.file is not None and self.file.suffix == EXECUTORCH_SUFFIX
 
     @property
     def folder(self) -> Path | None:
@@ -66,16 +87,17 @@ def find_artifact(path: str | Path) -> Artifact:
     """Find the artifact of a path or Hub id.
 
     A folder with weights is a checkpoint, even if it also contains exports. In a folder with ONNX files, `model.onnx`
-    is chosen, or the only file. A folder with engine.json and without ONNX files is an engine.
+    is chosen, or the only file; in one with OpenVINO files, `openvino_model.xml`, or the only file; likewise
+    `model.pte`. A folder with engine.json and without such files is an engine.
 
     Args:
-        path: checkpoint folder, Hub id, ONNX file, TensorRT engine, or folder of an export.
+        path: checkpoint folder, Hub id, ONNX, OpenVINO or ExecuTorch file, TensorRT engine, or folder of an export.
 
     Raises:
         ModelError: nothing that can be loaded was found.
     """
     file = expand_user(path)
-    if file.suffix in (".onnx", *ENGINE_SUFFIXES):
+    if file.suffix in (*DEFAULT_GRAPHS, *ENGINE_SUFFIXES):
         if not os.path.isfile(file):
             raise ModelError(f"{path}: no such file.{_other_graphs(file)}")
         return _file_artifact(file)
@@ -86,18 +108,19 @@ def find_artifact(path: str | Path) -> Artifact:
     graphs = _graphs(folder)
     if not graphs and (folder / ENGINE_RECORD_FILE).is_file():
         return _file_artifact(_engine(folder))
-    graphs = graphs or _graphs(folder / "onnx")
+    graphs = graphs or next(filter(None, (_graphs(folder / name) for name in EXPORT_FOLDERS)), [])
     if not graphs:
         raise ModelError(f"{path}: no classifier found, neither weights (model.safetensors) nor an ONNX file.")
-    preferred = [graph for graph in graphs if graph.name == "model.onnx"]
+    default = DEFAULT_GRAPHS[graphs[0].suffix]
+    preferred = [graph for graph in graphs if graph.name == default]
     if not preferred and len(graphs) > 1:
         names = ", ".join(str(graph.relative_to(folder)) for graph in graphs)
-        raise ModelError(f"{path}: several ONNX files, and none is model.onnx. Pass one of {names}.")
+        raise ModelError(f"{path}: several files, and none is {default}. Pass one of {names}.")
     return _file_artifact((preferred or graphs)[0])
 
 
 def _file_artifact(file: Path) -> Artifact:
-    """Create the artifact of an ONNX file or engine.
+    """Create the artifact of an ONNX file, OpenVINO file or engine.
 
     Its configuration is next to it or, in the layout of transformers.js, in the parent folder.
     """
@@ -128,8 +151,11 @@ def _engine(folder: Path) -> Path:
 
 
 def _graphs(folder: Path) -> list[Path]:
-    """Return the ONNX files of a folder, without temporary ones."""
-    return sorted(path for path in folder.glob("*.onnx") if not path.name.startswith("."))
+    """Return the ONNX files of a folder or, without any, those of the next format; without temporary ones."""
+    for pattern in (f"*{ONNX_SUFFIX}", f"openvino_model*{OPENVINO_SUFFIX}", f"*{EXECUTORCH_SUFFIX}"):
+        if found := sorted(path for path in folder.glob(pattern) if not path.name.startswith(".")):
+            return found
+    return []
 
 
 def _other_graphs(file: Path) -> str:

@@ -22,7 +22,18 @@ from hfvit.utils.formatting import size
 
 STAGING = ".export-"  # followed by machine name, process id and a random part, which identify a killed export
 STALE_SECONDS = 24 * 3600  # age at which a staging folder of another machine or container is deleted
-PACKAGES = ("hfvit", "torch", "transformers", "timm", "onnx", "onnxscript", "onnxruntime")
+PACKAGES = (
+    "hfvit",
+    "torch",
+    "transformers",
+    "timm",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "openvino",
+    "nncf",
+    "executorch",
+)
 
 
 def file_name(
@@ -63,7 +74,12 @@ def claim_folder(output: str | Path) -> Path:
     folder = expand_user(output)
     check_writable(folder, "output", ModelError)
     has_engine = (folder / ENGINE_RECORD_FILE).exists()
-    model_files = (*(() if has_engine else (folder / CONFIG_FILE,)), *folder.glob("[!.]*.onnx"))
+    model_files = (
+        *(() if has_engine else (folder / CONFIG_FILE,)),
+        *folder.glob("[!.]*.onnx"),
+        *folder.glob("openvino_model*.xml"),
+        *folder.glob("*.pte"),
+    )
     foreign = [path.name for path in model_files if path.exists()]
     if foreign and not (folder / EXPORT_FILE).exists():
         raise ModelError(

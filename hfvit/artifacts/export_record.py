@@ -1,4 +1,4 @@
-"""`ExportRecord` (export.json): options and measurements of ONNX files."""
+"""`ExportRecord` (export.json): options and measurements of exported files."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,12 +59,16 @@ class CalibrationData(Record):
 
 @dataclass(kw_only=True)
 class ExportedFile(Record):
-    """ONNX file; `quantization` is the result of `quantize_onnx`."""
+    """ONNX, OpenVINO or ExecuTorch file.
+
+    `quantization` is the result of `quantize_onnx` or of NNCF. Only an ONNX file has an `opset`. The weights of
+    an OpenVINO file are in a .bin file with the digest `weights_sha256`, whose size is included in `bytes`.
+    """
 
     sha256: str
     bytes: int
     dtype: str
-    opset: int
+    opset: int | None = field(default=None, metadata=OPTIONAL)
     versions: dict[str, str]
     input: TensorInfo
     optimized: bool
@@ -74,6 +78,7 @@ class ExportedFile(Record):
     parity: Parity | None = None
     gate: ArtifactGate | None = None
     text_inputs: list[TensorInfo] | None = field(default=None, metadata=OPTIONAL)
+    weights_sha256: str | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(kw_only=True)

@@ -3,12 +3,28 @@
 import sys
 
 import hfvit
-from hfvit.cli import demo, embed, extend, inspect, listings, predict, push, report, sweep, train, validate, verify
+from hfvit.cli import (
+    demo,
+    embed,
+    extend,
+    inspect,
+    listings,
+    predict,
+    push,
+    report,
+    serve,
+    sweep,
+    train,
+    validate,
+    verify,
+)
 from hfvit.cli.options import CommandParser, accept_dashes, exit_codes
 from hfvit.errors import EXIT_CODES, nearest, printable, run
 from hfvit.utils.terminal import prepare_streams, print_traceback
 
-COMMANDS = (train, inspect, sweep, verify, validate, predict, embed, extend, report, demo, push, listings)
+COMMANDS = (
+    train, inspect, sweep, verify, validate, predict, embed, extend, report, demo, serve, push, listings,
+)  # fmt: skip
 
 DESCRIPTION = """\
 Fine-tune Vision Transformers for image classification: from one recipe to a deployable checkpoint.

@@ -126,8 +126,8 @@ def export_tensorrt_command(options: argparse.Namespace) -> None:
     )
 
     artifact = find_artifact(options.model)
-    if artifact.is_engine:
-        raise ModelError(f"--model: must not be an engine, got {artifact.file}. Pass its checkpoint or ONNX file.")
+    if not (artifact.is_checkpoint or artifact.is_onnx):
+        raise ModelError(f"--model: must be a checkpoint or an ONNX file, got {artifact.file}.")
     if options.dtype == "fp8" and artifact.is_checkpoint:
         raise ModelError(
             "--dtype fp8: not available for a checkpoint, since hfvit quantizes to INT8 only. Use --dtype int8 or"

@@ -125,6 +125,16 @@ def add_runtime_options(parser: argparse.ArgumentParser, has_providers: bool = T
     parser.add_argument("--threads", type=positive_int, help="CPU threads [PyTorch's default]")
 
 
+def add_objective(parser: argparse.ArgumentParser) -> None:
+    """Add --objective."""
+    parser.add_argument(
+        "--objective", choices=("latency", "throughput"), default="latency",
+        help="of ONNX and OpenVINO files on a CPU: latency gives all threads to one batch after the other; throughput"
+        " divides batches between the threads, for ONNX where a measurement at the start finds that faster"
+        " [%(default)s]",
+    )  # fmt: skip
+
+
 def parse_providers(options: argparse.Namespace) -> list[tuple[str, dict[str, str]]] | None:
     """Parse --providers, None without it."""
     from hfvit.inference.execution_providers import parse_provider

@@ -3,7 +3,14 @@
 import argparse
 import sys
 
-from hfvit.cli.options import add_runtime_options, add_token_options, exit_codes, parse_providers, positive_int
+from hfvit.cli.options import (
+    add_objective,
+    add_runtime_options,
+    add_token_options,
+    exit_codes,
+    parse_providers,
+    positive_int,
+)
 from hfvit.errors import DataError, HFViTError, printable
 from hfvit.utils.quiet import quiet_libraries
 
@@ -67,6 +74,7 @@ def add(commands) -> None:
     parser.add_argument("--save_grid", metavar="FILE", help="save a figure of the images with their predictions")
     add_token_options(parser)
     add_runtime_options(parser)
+    add_objective(parser)
     parser.add_argument("--bf16", action="store_true", help="use the weights of a checkpoint as bfloat16")
     parser.set_defaults(command=predict)
 
@@ -99,6 +107,7 @@ def predict(options: argparse.Namespace) -> int:
         options.device,
         options.threads,
         providers=providers,
+        objective=options.objective,
         calibrated=options.calibrated,
         patch_size=options.patch_size,
         merge_tokens=options.merge_tokens,

@@ -37,8 +37,9 @@ def add(commands) -> None:
         "--create_pr", action="store_true", help="open a pull request instead of committing to a branch"
     )
     parser.add_argument(
-        "--include", nargs="+", choices=("onnx", "tensorrt"), default=[], help="exports to push [none]"
-    )
+        "--include", nargs="+", choices=("onnx", "openvino", "executorch", "tensorrt"), default=[],
+        help="exports to push [none]",
+    )  # fmt: skip
     parser.add_argument("--message", help="commit message [Push with hfvit]")
     parser.add_argument("--dry_run", action="store_true", help="list the files and their sizes without pushing")
     parser.set_defaults(command=push)

@@ -183,7 +183,7 @@ def compare(
 
 def _load_all(artifacts, device: str | None, threads: int | None, providers: Providers | None) -> list[Classifier]:
     """Load artifacts: ONNX files with `providers` if given, others on `device`."""
-    is_graph = [not isinstance(item, Classifier) and find_artifact(item).is_graph for item in artifacts]
+    is_graph = [not isinstance(item, Classifier) and find_artifact(item).is_onnx for item in artifacts]
     if providers is not None and not any(is_graph):
         raise ModelError("providers: only available for ONNX files, but none of the artifacts is one.")
     places = [{"providers": providers} if graph and providers else {"device": device} for graph in is_graph]
@@ -435,7 +435,7 @@ def _run_folder(reference: Artifact) -> Path | None:
 
 
 def _export_folder(artifact: Artifact) -> Path | None:
-    """Return the folder of an ONNX file that is listed in its export.json."""
+    """Return the folder of an ONNX or OpenVINO file that is listed in its export.json."""
     is_known = artifact.is_graph and artifact.file.name in ExportRecord.load(artifact.folder).files
     return artifact.folder if is_known else None
 

@@ -1,5 +1,6 @@
 """Helpers to read and rewrite an `onnx_ir` graph."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,31 @@ import onnxruntime
 from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes import common as passes
 
+from hfvit.artifacts.artifact import EXECUTORCH_SUFFIX, OPENVINO_SUFFIX
+from hfvit.inference.executorch_backend import ExecuTorchBackend
+from hfvit.inference.openvino_backend import OpenVINOBackend
+
 MICROSOFT = "com.microsoft"
 RESHAPES = ("Reshape", "Transpose", "Slice", "Squeeze", "Unsqueeze", "Split", "Identity", "Gather", "Flatten")
 
 
-def cpu_session(model: Path | onnx.ModelProto) -> onnxruntime.InferenceSession:
-    """Create a CPU session without ONNX Runtime's warnings about shapes."""
+class BackendSession:
+    """Run a file of another format through the interface of `onnxruntime.InferenceSession.run`."""
+
+    def __init__(self, backend: Callable[[np.ndarray], np.ndarray]):
+        self.backend = backend
+
+    def run(self, names: list[str], feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """Return the logits for the pixel values of `feed`."""
+        return [self.backend(feed["pixel_values"])]
+
+
+def cpu_session(model: Path | onnx.ModelProto) -> onnxruntime.InferenceSession | BackendSession:
+    """Create a CPU session of an exported file, without ONNX Runtime's warnings about shapes."""
+    if isinstance(model, Path) and model.suffix == OPENVINO_SUFFIX:
+        return BackendSession(OpenVINOBackend(model))
+    if isinstance(model, Path) and model.suffix == EXECUTORCH_SUFFIX:
+        return BackendSession(ExecuTorchBackend(model))
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)

@@ -61,6 +61,8 @@ PLOTS_WITH_IMAGES = tuple(
 )
 EXPORTS = {
     "onnx": ("*.onnx", "*.onnx_data", "*.json"),
+    "executorch": ("*.pte", "*.json"),
+    "openvino": ("*.xml", "*.bin", "*.json"),
     "tensorrt": ("*.engine", "*.plan", "*.json", "*.pbtxt", "*.onnx"),
 }
 REDACTED_FILES = (RUN_FILE, "recipe.yaml", "trainer_state.json")
@@ -95,7 +97,7 @@ def files_to_push(
     Args:
         folder: output folder of a run.
         repo_id: repository to push to, `user/name`.
-        include: exports to push, of `onnx` and `tensorrt`.
+        include: exports to push, of `onnx`, `openvino`, `executorch` and `tensorrt`.
         hub_card: model card in the repository, empty if it has none.
 
     Raises:

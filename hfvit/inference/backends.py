@@ -1,5 +1,9 @@
 """PyTorch and ONNX Runtime backends."""
 
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +12,13 @@ import torch
 from hfvit.errors import ModelError, one_line, wrap_library_errors
 from hfvit.inference.execution_providers import CPU, CUDA, Providers, start_session
 from hfvit.utils.environment import set_tf32
+
+logger = logging.getLogger(__name__)
+
+# latency: all threads for one batch after the other; throughput: batches divided between threads where that is faster.
+OBJECTIVES = ("latency", "throughput")
+MEASUREMENTS = 2  # of each way to run a batch, after a warm-up
+MEASURED_SIZE = 224  # height and width for a graph that takes any
 
 
 class TorchBackend:
@@ -66,6 +77,9 @@ class OnnxBackend:
         device: "cpu", "cuda" or "cuda:N"; None is CUDA if available, else the CPU.
         threads: CPU threads; None is PyTorch's number.
         providers: ONNX Runtime's execution providers instead of `device`.
+        objective: "throughput" to measure whether one session per thread, each with a part of the batch, is faster on
+            this CPU, and to use them if so, with threads that do not spin; "latency" or None for one session with all
+            threads.
 
     Raises:
         ModelError: the file is not an image classifier with this number of classes, or cannot run on the device.
@@ -78,6 +92,7 @@ class OnnxBackend:
         device: str | None = None,
         threads: int | None = None,
         providers: Providers | None = None,
+        objective: str | None = None,
     ):
         import onnxruntime
 
@@ -88,9 +103,7 @@ class OnnxBackend:
                 f"device: not allowed together with providers, got '{device}' for {file}. Omit it, and select a GPU"
                 f" with ('{CUDA}', {{'device_id': 1}})."
             )
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        options.log_severity_level = 3  # errors only, without warnings about optimizations
+        options = _session_options(self.threads, spins=objective != "throughput")
         external = (file.with_name(file.name + suffix) for suffix in (".data", "_data"))
         parts = [file, *(part for part in external if part.is_file())]
         if providers is None:
@@ -126,6 +139,32 @@ class OnnxBackend:
                 " config.json of the exported checkpoint."
             )
         self._classes = classes
+        self._sessions = [self.session]
+        self._step = self.input.shape[0] if isinstance(self.input.shape[0], int) else None  # images per call
+        self._pool: ThreadPoolExecutor | None = None
+        if objective == "throughput" and self.device == "cpu" and self.threads > 1 and not self.text_inputs:
+            self._divide_where_faster(onnxruntime, providers)
+
+    def _divide_where_faster(self, onnxruntime, providers) -> None:
+        """Measure one session for a batch against one session per thread, and keep what is faster."""
+        sessions = [
+            onnxruntime.InferenceSession(self.file, _session_options(1, spins=False), providers=providers)
+            for _ in range(self.threads)
+        ]
+        ways = {f"one session of {self.threads} threads": ([self.session], self._step)}
+        ways[f"{self.threads} sessions of one thread, a part of the batch each"] = (sessions, self._step)
+        if self._step is None:
+            ways[f"{self.threads} sessions of one thread, image by image"] = (sessions, 1)
+        sizes = [size if isinstance(size, int) else MEASURED_SIZE for size in self.input.shape[1:]]
+        images = 2 * self.threads * (self._step or 1)
+        batch = np.random.default_rng(0).random((images, *sizes), dtype=np.float32)
+        self._pool = ThreadPoolExecutor(self.threads, "sessions")
+
+        def run(way: str) -> None:
+            self._sessions, self._step = ways[way]
+            self(batch)
+
+        self._sessions, self._step = ways[fastest(self.file, run, list(ways), images)]
 
     def __call__(self, batch: np.ndarray, texts: dict[str, np.ndarray] | None = None) -> np.ndarray:
         """Compute logits (batch, classes) float32.
@@ -144,27 +183,69 @@ class OnnxBackend:
                     " from the preprocessing. Use the preprocessor_config.json of the exported checkpoint."
                 )
         batch = np.ascontiguousarray(batch, dtype=self._dtype)
-        fixed = self.input.shape[0] if isinstance(self.input.shape[0], int) else None
-        if fixed is None:
-            logits = self._run({self.input.name: batch, **texts})
+        feed = {self.input.name: batch, **texts}
+        is_fixed = isinstance(self.input.shape[0], int)
+        if not is_fixed and (len(batch) == 1 or len(self._sessions) == 1):
+            logits = self._run(self.session, feed)
         else:
-            rows = np.minimum(np.arange(len(batch) + -len(batch) % fixed), len(batch) - 1)  # pads with the last one
-            feed = {self.input.name: batch, **texts}
-            parts = [
-                self._run({name: values[rows[start : start + fixed]] for name, values in feed.items()})
-                for start in range(0, len(rows), fixed)
-            ]
-            logits = np.concatenate(parts)[: len(batch)]
+            step = self._step or -(-len(batch) // len(self._sessions))
+            padding = -len(batch) % step if is_fixed else 0  # with the last image
+            rows = np.minimum(np.arange(len(batch) + padding), len(batch) - 1)
+            starts = range(0, len(rows), step)
+            parts = [{name: values[rows[start : start + step]] for name, values in feed.items()} for start in starts]
+            sessions = [self._sessions[index % len(self._sessions)] for index in range(len(parts))]
+            run = self._pool.map if len(self._sessions) > 1 else map
+            logits = np.concatenate(list(run(self._run, sessions, parts)))[: len(batch)]
         if logits.shape != (len(batch), self._classes):
             raise ModelError(
                 f"{self.file}: logits must have the shape {(len(batch), self._classes)}, got {logits.shape}."
             )
         return logits
 
-    def _run(self, feed: dict[str, np.ndarray]) -> np.ndarray:
+    def _run(self, session, feed: dict[str, np.ndarray]) -> np.ndarray:
         shapes = ", ".join(str(values.shape) for values in feed.values())
         with wrap_library_errors(ModelError, f"{self.file} failed on a batch of shape {shapes}"):
-            return self.session.run([self.output.name], feed)[0].astype(np.float32, copy=False)
+            return session.run([self.output.name], feed)[0].astype(np.float32, copy=False)
+
+
+def _session_options(threads: int, spins: bool):
+    """Return options of an ONNX Runtime session.
+
+    Args:
+        threads: CPU threads.
+        spins: whether threads wait for work in a loop, which is faster but takes the core from other work.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # errors only, without warnings about optimizations
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spins)))
+    return options
+
+
+def fastest(file: Path, run: Callable[[str], None], ways: list[str], images: int) -> str:
+    """Measure ways to run a batch, log the figures, and return the fastest one.
+
+    Args:
+        file: the model's file, for the log.
+        run: runs the batch in a way.
+        ways: descriptions of the ways.
+        images: number of images in the batch.
+    """
+    seconds = {}
+    for way in ways:
+        run(way)  # warm-up
+        measured = []
+        for _ in range(MEASUREMENTS):
+            started = time.perf_counter()
+            run(way)
+            measured.append(time.perf_counter() - started)
+        seconds[way] = min(measured)
+    best = min(seconds, key=seconds.get)
+    figures = "; ".join(f"{way}: {images / value:,.1f} images/s" for way, value in seconds.items())
+    logger.info("%s: %s (%s)", file.name, best, figures)
+    return best
 
 
 def _providers(device: str | None, available: list[str]) -> tuple[str, list]:

@@ -18,8 +18,10 @@ from hfvit.artifacts.constants import PREPROCESSOR_FILE, RUN_FILE
 from hfvit.data.decode import from_array, read_image, to_rgb
 from hfvit.data.text import TEXT_INPUTS, TextReader, load_tokenizer
 from hfvit.errors import ModelError, wrap_library_errors
-from hfvit.inference.backends import OnnxBackend, TorchBackend
+from hfvit.inference.backends import OBJECTIVES, OnnxBackend, TorchBackend
 from hfvit.inference.execution_providers import Providers
+from hfvit.inference.executorch_backend import ExecuTorchBackend
+from hfvit.inference.openvino_backend import OpenVINOBackend
 from hfvit.inference.predictions import Predictions, keep_thumbnails
 from hfvit.models.image_text import HFViTFusionConfig
 from hfvit.trt.runtime import open_engine
@@ -341,20 +343,24 @@ def load_classifier(
     threads: int | None = None,
     *,
     providers: Providers | None = None,
+    objective: str | None = None,
     calibrated: bool = False,
     patch_size: int | None = None,
     merge_tokens: int | None = None,
     bf16: bool = False,
     **kwargs: Any,
 ) -> Classifier:
-    """Load a classifier from a checkpoint, an ONNX file or a TensorRT engine.
+    """Load a classifier from a checkpoint, an ONNX, OpenVINO or ExecuTorch file, or a TensorRT engine.
 
     Args:
-        path: checkpoint folder, Hub id, `.onnx` file, engine file, or folder of an export.
+        path: checkpoint folder, Hub id, `.onnx` file, OpenVINO `.xml` file, ExecuTorch `.pte` file, engine file, or
+            folder of an export.
         device: "cpu", "cuda", "cuda:1", ...; None is CUDA if available, else the CPU.
         threads: CPU threads; None is PyTorch's number.
         providers: ONNX Runtime's execution providers for an ONNX file instead of `device`: names or (name, options)
             by priority. Engines that TensorRT's providers build are cached.
+        objective: "latency" or "throughput" of an ONNX or OpenVINO file on a CPU: all threads for one batch after the
+            other, or batches divided between the threads where that is faster; None is "latency".
         calibrated: divide the logits by the temperature that training fitted.
         patch_size: resample a timm ViT checkpoint to this patch size in pixels, see `models.patch_size`.
         merge_tokens: merge so many tokens in each block of a timm ViT checkpoint, see `models.token_merging`.
@@ -367,9 +373,11 @@ def load_classifier(
         ModelError: the artifact cannot be loaded, or does not support an option.
     """
     artifact = find_artifact(path)
-    if providers is not None and not artifact.is_graph:
-        kind = "a TensorRT engine" if artifact.is_engine else "a checkpoint"
+    if providers is not None and not artifact.is_onnx:
+        kind = "a checkpoint" if artifact.is_checkpoint else artifact.file.name
         raise ModelError(f"providers: require an ONNX file, but {path} is {kind}.")
+    if objective not in (None, *OBJECTIVES):
+        raise ModelError(f"objective: must be latency or throughput, got {objective!r}.")
     kwargs = {"trust_remote_code": False, **kwargs}
     head = read_head(artifact, **kwargs)
     changes = {"patch_size": patch_size, "merge_tokens": merge_tokens}
@@ -390,8 +398,12 @@ def load_classifier(
         backend = TorchBackend(model, device, threads)
     elif artifact.is_engine:
         backend = open_engine(artifact, len(head.labels), device, allow_code=bool(kwargs["trust_remote_code"]))
+    elif artifact.is_openvino:
+        backend = OpenVINOBackend(artifact.file, len(head.labels), device, threads, objective)
+    elif artifact.is_executorch:
+        backend = ExecuTorchBackend(artifact.file, len(head.labels), device)
     else:
-        backend = OnnxBackend(artifact.file, len(head.labels), device, threads, providers)
+        backend = OnnxBackend(artifact.file, len(head.labels), device, threads, providers, objective)
     kwargs.pop("dtype", None)
     processor = _load_processor(artifact, backend.takes_pixels, kwargs)
     reads_texts = isinstance(head.config, HFViTFusionConfig)

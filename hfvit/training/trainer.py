@@ -1,6 +1,7 @@
 """`HFViTTrainer`: Trainer with on-device augmentation and exact resume."""
 
 import copy
+import math
 import shutil
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import gather_object, send_to_device
+from accelerate.utils.memory import clear_device_cache
 from datasets import Dataset
 from timm.data import resolve_data_config
 from torch import nn
@@ -471,22 +473,46 @@ class HFViTTrainer(Trainer):
         return loss
 
     def _forward_backward(self, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
-        loss = super().training_step(model, batch)
+        # `Trainer.training_step` visits all modules in each step to set their mode.
+        if not (model.training and self.model.training):
+            model.train()
+        if hasattr(self.optimizer, "train"):  # schedule-free optimizers
+            self.optimizer.train()
+        inputs = self._prepare_inputs(batch)
+        with self.compute_loss_context_manager():
+            loss = self.compute_loss(model, inputs)
+        del inputs
+        every = self.args.torch_empty_cache_steps
+        if every and self.state.global_step % every == 0:
+            clear_device_cache()
+        loss = loss / self.current_gradient_accumulation_steps
+        # DeepSpeed would divide by the accumulation steps again.
+        self.accelerator.backward(loss, **({"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}))
+        loss = loss.detach()
         self.non_finite.losses.add(loss)
         return loss
 
     def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
         if self.non_finite.skips_step():
             return torch.zeros((), device=self.args.device)
-        return super()._clip_grad_norm(model)
+        return self._clipped(model, self.args.max_grad_norm)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm=None):
         if self.non_finite.skips_step():
             norm = torch.zeros((), device=self.args.device)
         else:
-            norm = super()._get_grad_norm(model, grad_norm)
+            norm = self._clipped(model, math.inf) if grad_norm is None else grad_norm
+            norm = super()._get_grad_norm(model, norm)
         self.non_finite.grad_norm = norm
         return norm
+
+    def _clipped(self, model: nn.Module, max_norm: float) -> torch.Tensor:
+        """Clip the gradients, and return their norm before."""
+        if self.is_sharded:
+            return self.accelerator.clip_grad_norm_(model.parameters(), max_norm)
+        # accelerate's method lists all parameters three times.
+        self.accelerator.unscale_gradients()
+        return nn.utils.clip_grad_norm_(self._trained, max_norm)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return int(self.speed.flops_per_image or 0) * len(inputs["labels"])
@@ -624,7 +650,8 @@ class HFViTTrainer(Trainer):
             self.out_of_memory.resume(self.resume_state)
 
     def _count_trained_parameters(self) -> None:
-        self.trained_parameters = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        self._trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.trained_parameters = sum(parameter.numel() for parameter in self._trained)
 
     def _measure_device(self) -> None:
         """Measure the FLOPs of the model and the peak of the device, for `mfu`."""

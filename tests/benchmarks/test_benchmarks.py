@@ -21,7 +21,7 @@ def common(monkeypatch):
     return common
 
 
-@pytest.mark.parametrize("name", [*CONTENDERS, "engines"])
+@pytest.mark.parametrize("name", [*CONTENDERS, "engines", "serving"])
 def test_help_describes_options(name):
     result = run_command(sys.executable, f"benchmarks/{name}.py", "--help")
     assert result.returncode == 0, result.stderr

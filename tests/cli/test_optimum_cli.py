@@ -21,15 +21,18 @@ assert not heavy, heavy
 """
 
 
+EXPORTS = ("onnx", "openvino", "executorch", "tensorrt")
+
+
 @pytest.mark.parametrize(
-    "words", [["--help"], ["export", "--help"], ["export", "onnx", "--help"], ["export", "tensorrt", "--help"]]
+    "words", [["--help"], ["export", "--help"], *(["export", name, "--help"] for name in EXPORTS)]
 )
 def test_help_imports_nothing_heavy(words):
-    result = run_command(sys.executable, "-c", PROBE, *words, PYTHONPATH=str(ROOT))
+    result = run_command(sys.executable, "-c", PROBE, *words, "--help", PYTHONPATH=str(ROOT))
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
-    if len(words) == 3:
-        assert {"--model", "--opset", "--atol"} <= set(re.findall(r"--\w+", result.stdout))
+    if len(words) == 2:
+        assert {"--model", "--dtype", "--atol"} <= set(re.findall(r"--\w+", result.stdout))
 
 
 OTHER = """\
@@ -37,7 +40,7 @@ from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 from optimum.commands.export.base import ExportCommand
 
 class Other(BaseOptimumCLICommand):
-    COMMAND = CommandInfo(name="onnx", help="that of another distribution")
+    COMMAND = CommandInfo(name="NAME", help="that of another distribution")
 
     def run(self):
         print("the other one ran")
@@ -46,22 +49,24 @@ REGISTER_COMMANDS = [(Other, ExportCommand)]
 """
 
 
-def test_export_onnx_of_another_package_has_precedence(tmp_path):
+@pytest.mark.parametrize("name", ["onnx", "openvino"])
+def test_export_of_another_package_has_precedence(tmp_path, name):
     register = tmp_path / "other" / "optimum" / "commands" / "register"
     register.mkdir(parents=True)
-    (register / "register_other.py").write_text(OTHER)
+    (register / "register_other.py").write_text(OTHER.replace("NAME", name))
     for path in (f"{ROOT}:{tmp_path / 'other'}", f"{tmp_path / 'other'}:{ROOT}"):
         assert run_command("optimum-cli", "--help", PYTHONPATH=path).returncode == 0
-        listing = run_command("optimum-cli", "export", "--help", PYTHONPATH=path)
+        listing = run_command("optimum-cli", "export", "--help", PYTHONPATH=path, COLUMNS="200")
         assert "that of another distribution" in listing.stdout
-        assert [line.split()[0] for line in listing.stdout.splitlines() if "(hfvit)" in line] == ["tensorrt"]
+        ours = {line.split()[0] for line in listing.stdout.splitlines() if "(hfvit)" in line}
+        assert ours == set(EXPORTS) - {name}
         assert listing.stderr == ""
-        result = run_command("optimum-cli", "export", "onnx", PYTHONPATH=path)
+        result = run_command("optimum-cli", "export", name, PYTHONPATH=path)
         assert result.stdout == "the other one ran\n"
         assert "register_other" in result.stderr
-        assert "hfvit.cli.export_onnx" in result.stderr
-    result = run_command(sys.executable, "-m", "hfvit.cli.export_onnx", "--help", PYTHONPATH=str(ROOT))
-    assert "--with_preprocessing" in result.stdout
+        assert f"hfvit.cli.export_{name}" in result.stderr
+    result = run_command(sys.executable, "-m", f"hfvit.cli.export_{name}", "--help", PYTHONPATH=str(ROOT))
+    assert "--quantize" in result.stdout
 
 
 def test_a_checkout_beside_an_installation_registers_once(tmp_path):

@@ -2,12 +2,14 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 
 import pytest
 import yaml
 from helpers.commands import ROOT
+from helpers.loopback_hub import LoopbackHub
 
 EXAMPLES = ROOT / "examples"
 
@@ -54,6 +56,19 @@ def test_job_without_repository_exits_before_training(tmp_path):
     result = run_script(sys.executable, EXAMPLES / "hf_job.py", "quickstart", CWD=str(tmp_path))
     assert result.returncode == 1
     assert result.stderr.startswith("hub_model_id: ")
+
+
+def test_job_pushes_its_run(tmp_path, recipe, monkeypatch):
+    words = ["hf_job.py", str(recipe), "--hub_model_id", "user/job", "--num_train_epochs", "1"]
+    with LoopbackHub() as hub:
+        hub.take_over(monkeypatch, tmp_path)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", words)
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(EXAMPLES / "hf_job.py"), run_name="__main__")
+        assert not ended.value.code
+        assert {"model.safetensors", "README.md"} <= set(hub.model("user/job").files())
+    assert (tmp_path / "outputs" / "job" / "run.json").exists()
 
 
 @pytest.mark.slow

@@ -153,6 +153,11 @@ def test_static_page_agrees_with_pytorch(browser, exported, npm_folder, images, 
         answers.append(visit.bars())
         visit.press_example()
         assert visit.bars() == pytest.approx(answers[1], abs=0.1)  # a copy in WebP
+        pixels = "document.querySelector('#seen').toDataURL()"
+        before = visit.page.evaluate(pixels)
+        visit.page.click("#explain")
+        visit.wait("explained")
+        assert visit.page.evaluate(pixels) != before
         visit.close()
     # Unlike Node's, the page's resize equals Pillow's.
     agree(answers, quantized, (1e-2, 1e-2))

@@ -104,6 +104,25 @@ def test_classifier_of_fixed_batch_graph_accepts_any_number_of_images(tmp_path, 
         np.testing.assert_allclose(classifier.logits(images, batch_size), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("batch", ["batch_size", 2])
+def test_objective_of_throughput_returns_the_logits_of_each_image(tmp_path, images, batch, caplog):
+    write_graph(tmp_path / "model.onnx", batch=batch)
+    expected = np.stack([expected_logits(image) for image in images])
+    with caplog.at_level("INFO", "hfvit"):
+        classifier = hfvit.load_classifier(write_configs(tmp_path), threads=3, objective="throughput", device="cpu")
+    assert_names(caplog.text, "model.onnx", "3 sessions")
+    backend = classifier.backend
+    ways = [(backend._sessions, backend._step)]
+    if batch == "batch_size":  # whatever was the fastest here
+        sessions = backend._sessions if len(backend._sessions) > 1 else [backend.session] * 3
+        ways = [([backend.session], None), (sessions, None), (sessions, 1)]
+    for backend._sessions, backend._step in ways:
+        for batch_size in (1, 2, 5, 7):
+            np.testing.assert_allclose(classifier.logits(images, batch_size), expected, atol=1e-5)
+    with pytest.raises(ModelError, match=r"^objective:"):
+        hfvit.load_classifier(tmp_path, objective="speed")
+
+
 def test_load_classifier_of_folder_finds_checkpoint_or_export(checkpoint, export, images, tmp_path):
     """A folder with weights is a checkpoint, else model.onnx is loaded, also from `onnx/`."""
     both = tmp_path / "both"

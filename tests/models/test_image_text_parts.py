@@ -113,7 +113,7 @@ def test_fusion_returns_hidden_states_and_attentions(encoder):
     for hidden, expected in zip(
         outputs.hidden_states, tower.forward_intermediates(batch["pixel_values"], intermediates_only=True), strict=True
     ):
-        assert torch.equal(hidden, expected)
+        torch.testing.assert_close(hidden, expected, rtol=1e-4, atol=1e-6)  # attention is not fused
     assert len(outputs.attentions) == len(tower.blocks)
     torch.testing.assert_close(outputs.logits, logits, rtol=1e-4, atol=1e-6)
     assert len(model(**batch, output_hidden_states=[0], return_dict=False)[1]) == 1

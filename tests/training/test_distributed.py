@@ -137,15 +137,18 @@ def test_elastic_run_waits_for_a_lost_machine_and_resumes(micro, tmp_path):
     """`torchrun` with the c10d rendezvous: the machine that is left starts again when another one has joined."""
     out, port = tmp_path / "out", free_port(FIRST)
     words = ["torchrun", "--nnodes=2", "--nproc-per-node=1", "--max-restarts=3", "--rdzv-backend=c10d"]
-    words += ["--rdzv-id=elastic", f"--rdzv-endpoint={FIRST}:{port}", "-m", "hfvit.train", str(micro)]
-    words += ["--output_dir", str(out), "--num_train_epochs", "40", "--resume_from_checkpoint", "auto"]
+    words += ["--rdzv-id=elastic", f"--rdzv-endpoint={FIRST}:{port}"]
+    run_words = ["-m", "hfvit.train", str(micro), "--output_dir", str(out), "--num_train_epochs", "40"]
+    run_words += ["--resume_from_checkpoint", "auto"]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
 
-    def machine():
-        return psutil.Popen(words, cwd=tmp_path, env=environment)
+    def machine(is_host=False):
+        # On one computer, both would be at the address of the rendezvous.
+        command = [*words, f"--rdzv-conf=is_host={is_host}", *run_words]
+        return psutil.Popen(command, cwd=tmp_path, env=environment)
 
-    machines = [machine(), machine()]
+    machines = [machine(is_host=True), machine()]
     try:
         deadline = time.monotonic() + 120
         while not list(out.glob("checkpoint-*")):

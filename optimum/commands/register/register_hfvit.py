@@ -1,4 +1,4 @@
-"""Register `optimum-cli export onnx` and `export tensorrt`, unless another package registers the same name.
+"""Register `optimum-cli export onnx`, `openvino`, `executorch` and `tensorrt`, unless another package has the name.
 
 optimum-cli fails if two packages register a command with the same name. It imports all files of this namespace anyway,
 so reading the lists of the others costs nothing.
@@ -11,7 +11,9 @@ from pathlib import Path
 from optimum.commands.export.base import ExportCommand
 
 import optimum.commands.register
+from hfvit.cli.export_executorch import ExecuTorchExportCommand
 from hfvit.cli.export_onnx import OnnxExportCommand
+from hfvit.cli.export_openvino import OpenVINOExportCommand
 from hfvit.cli.export_tensorrt import TensorRTExportCommand
 from optimum.commands import optimum_cli
 
@@ -34,12 +36,13 @@ def others() -> dict[str, str]:
 
 
 taken = others()
-ours = [command for command in (OnnxExportCommand, TensorRTExportCommand) if command.COMMAND.name not in taken]
+COMMANDS = (OnnxExportCommand, OpenVINOExportCommand, ExecuTorchExportCommand, TensorRTExportCommand)
 # An iterator, since optimum reads the list once per copy of this file, such as a checkout next to an installation.
-REGISTER_COMMANDS = iter([(command, ExportCommand) for command in ours])
-if "onnx" in taken and sys.argv[1:3] == ["export", "onnx"]:
-    print(
-        f"hfvit: `optimum-cli export onnx` is registered by {taken['onnx']}; for hfvit's, run"
-        " `python -m hfvit.cli.export_onnx`",
-        file=sys.stderr,
-    )
+REGISTER_COMMANDS = iter([(command, ExportCommand) for command in COMMANDS if command.COMMAND.name not in taken])
+for name in ("onnx", "openvino", "executorch"):
+    if name in taken and sys.argv[1:3] == ["export", name]:
+        print(
+            f"hfvit: `optimum-cli export {name}` is registered by {taken[name]}; for hfvit's, run"
+            f" `python -m hfvit.cli.export_{name}`",
+            file=sys.stderr,
+        )

@@ -1,0 +1,99 @@
+"""Arguments of `optimum-cli export executorch`."""
+
+import argparse
+import sys
+
+from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
+
+from hfvit.cli.export_onnx import add_gate, add_model, add_tolerance, quiet_export
+from hfvit.cli.options import accept_dashes, add_token_options, exit_codes, positive_int
+from hfvit.errors import run
+from hfvit.utils.terminal import prepare_streams
+
+DESCRIPTION = """\
+Export an image classifier to ExecuTorch (XNNPACK, fp32) for phones and other devices, and check the file before it is
+written to OUTPUT: model.pte, config.json, preprocessor_config.json, export.json.
+"""
+
+EPILOG = f"""\
+Install ExecuTorch with: pip install "hfvit[executorch]"
+
+Checks before the file is written: the logits of ExecuTorch's runtime against PyTorch (--atol); and, if the checkpoint
+has a recipe.yaml, the accuracy on its validation images (accuracy gate).
+
+example:
+  optimum-cli export executorch --model outputs/quickstart outputs/quickstart/executorch
+
+{exit_codes(0, 2, 4)}"""
+
+
+class ExecuTorchExportCommand(BaseOptimumCLICommand):
+    """Run `optimum-cli export executorch --model MODEL OUTPUT`."""
+
+    COMMAND = CommandInfo(name="executorch", help="Export an image classifier to a checked ExecuTorch file (hfvit).")
+
+    @staticmethod
+    def parse_args(parser: argparse.ArgumentParser) -> None:
+        """Add the arguments of the command."""
+        add_arguments(parser)
+
+    def run(self) -> None:
+        """Run the command and exit with its code."""
+        prepare_streams()
+        sys.exit(run(lambda: export_executorch_command(self.args)))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `optimum-cli export executorch`."""
+    parser.description = DESCRIPTION
+    parser.epilog = EPILOG
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("output", metavar="OUTPUT", help="folder to write to")
+    add_model(parser, "checkpoint folder or Hub id of an image classifier")
+    graph = parser.add_argument_group("program")
+    graph.add_argument("--dtype", choices=("fp32",), default="fp32", help="precision [%(default)s]")
+    graph.add_argument(
+        "--max_batch_size",
+        type=positive_int,
+        default=16,
+        help="largest batch size, for which the program reserves memory [%(default)s]",
+    )
+    add_tolerance(graph)
+    add_token_options(graph)
+    add_gate(parser)
+    accept_dashes(parser)
+
+
+def export_executorch_command(options: argparse.Namespace) -> None:
+    """Check the options, import torch, and export."""
+    from hfvit.artifacts.artifact import find_artifact
+    from hfvit.artifacts.export_folder import claim_folder
+    from hfvit.errors import ModelError
+
+    if not find_artifact(options.model).is_checkpoint:
+        raise ModelError(f"--model: must be a checkpoint, got the export {options.model}. Pass its checkpoint.")
+    folder = claim_folder(options.output)
+    quiet_export(options.verbose)
+    from hfvit.inference.executorch_backend import load_executorch
+
+    load_executorch()
+    from hfvit.export.executorch import ExecuTorchExport
+    from hfvit.export.openvino import export_options
+
+    ExecuTorchExport(export_options(options), folder).run()
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run `python -m hfvit.cli.export_executorch`.
+
+    It equals `optimum-cli export executorch`, for environments where another package registers that name.
+    """
+    prepare_streams()
+    parser = argparse.ArgumentParser(prog="python -m hfvit.cli.export_executorch")
+    add_arguments(parser)
+    options = parser.parse_args(argv)
+    sys.exit(run(lambda: export_executorch_command(options)))
+
+
+if __name__ == "__main__":
+    main()

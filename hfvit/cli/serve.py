@@ -1,0 +1,152 @@
+"""`hfvit serve`."""
+
+import argparse
+import logging
+
+from hfvit.cli.options import (
+    add_objective,
+    add_runtime_options,
+    exit_codes,
+    non_negative_float,
+    non_negative_int,
+    parse_providers,
+    positive_int,
+)
+from hfvit.errors import HFViTError
+from hfvit.utils.quiet import quiet_libraries
+from hfvit.utils.terminal import PrintableFormatter
+
+EPILOG = f"""\
+Install the server with: pip install "hfvit[serve]"
+It listens on 127.0.0.1 only, unless --host is given. SIGTERM or Ctrl-C stops it after the requests in progress.
+
+  POST /predict   classify images: raw bytes, a multipart form, or JSON with base64
+  GET /health     whether the server can classify
+  GET /metrics    Prometheus metrics
+  GET /docs       OpenAPI page
+
+examples:
+  hfvit serve outputs/quickstart
+  hfvit serve outputs/quickstart/onnx --port 8080 --batch_size 32
+  curl -H "Content-Type: image/png" --data-binary @digit.png http://127.0.0.1:8000/predict
+  curl -F images=@a.png -F images=@b.png "http://127.0.0.1:8000/predict?top_k=1"
+  hfvit serve outputs/quickstart/onnx --docker container
+
+{exit_codes(0, 2)}"""
+
+MIB = 2**20
+SERVER_ONLY = ("device", "threads", "providers", "bf16", "calibrated")
+
+
+def add(commands) -> None:
+    """Add the parser of `hfvit serve`."""
+    parser = commands.add_parser(
+        "serve",
+        help="serve a classifier over HTTP",
+        description="Serve a classifier over HTTP with dynamic batching, or write the files of a container.",
+        epilog=EPILOG,
+    )
+    parser.add_argument(
+        "artifact", metavar="ARTIFACT", help="checkpoint folder, Hub id, .onnx file, TensorRT engine or export folder"
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all [%(default)s]")
+    parser.add_argument("--port", type=non_negative_int, default=8000, help="port, 0 for a free one [%(default)s]")
+    parser.add_argument(
+        "--top_k",
+        type=positive_int,
+        help="classes per image [5; with several labels per image those that reach their thresholds]",
+    )
+    parser.add_argument(
+        "--calibrated", action="store_true", help="apply the temperature scaling of the run (run.json) to the scores"
+    )
+    add_runtime_options(parser)
+    add_objective(parser)
+    parser.add_argument("--bf16", action="store_true", help="use the weights of a checkpoint as bfloat16")
+    queue = parser.add_argument_group("batching and limits")
+    queue.add_argument(
+        "--max_delay_ms", type=non_negative_float, default=5.0,
+        help="longest time that an image waits for others that are being read while the model is idle, in milliseconds"
+        " [%(default)s]",
+    )  # fmt: skip
+    queue.add_argument(
+        "--queue_size", type=positive_int, default=128,
+        help="images being read, waiting or running; further requests get 429 [%(default)s]",
+    )  # fmt: skip
+    queue.add_argument(
+        "--timeout", type=non_negative_float, default=30.0,
+        help="time to receive a request, and to classify its images, in seconds [%(default)s]",
+    )  # fmt: skip
+    queue.add_argument("--max_image_mib", type=positive_int, default=20, help="size of an image file [%(default)s]")
+    queue.add_argument(
+        "--max_pixels", type=positive_int, default=32_000_000, help="width times height of an image [%(default)s]"
+    )
+    queue.add_argument("--max_images", type=positive_int, default=32, help="images per request [%(default)s]")
+    parser.add_argument(
+        "--docker", metavar="DIR",
+        help="write Dockerfile, model, and handler.py of Inference Endpoints into this folder, and start no server",
+    )  # fmt: skip
+    parser.set_defaults(command=serve)
+
+
+def show_log() -> None:
+    """Show the log of the server on stderr."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(handlers=[handler])
+    logging.getLogger("hfvit").setLevel(logging.INFO)
+
+
+def serve(options: argparse.Namespace) -> None:
+    """Run `hfvit serve ARTIFACT`."""
+    from hfvit.artifacts.artifact import find_artifact
+
+    artifact = find_artifact(options.artifact)
+    if options.docker is not None:
+        from hfvit.serve.container import write_container
+
+        for name in SERVER_ONLY:
+            if getattr(options, name):
+                raise HFViTError(f"--{name}: not available with --docker. Add it to CMD in the Dockerfile.")
+        write_container(artifact, options.docker)
+        print(f"Wrote {options.docker}. Build the image: docker build -t hfvit-serve {options.docker}")
+        return
+    if options.timeout == 0:
+        raise HFViTError("--timeout: must be positive, got 0.")
+    if options.max_images > options.queue_size:
+        raise HFViTError(f"--max_images: must be at most --queue_size, got {options.max_images}.")
+    providers = parse_providers(options)
+    from hfvit.serve.app import load_libraries
+
+    load_libraries()
+    quiet_libraries()
+    show_log()
+    from dataclasses import replace
+
+    from hfvit.data.open_image import UPLOAD_LIMITS
+    from hfvit.inference.classifier import load_classifier
+    from hfvit.serve.app import ServerOptions
+    from hfvit.serve.payload import RequestLimits
+    from hfvit.serve.server import listening_socket
+    from hfvit.serve.server import serve as run_server
+
+    max_bytes = options.max_image_mib * MIB
+    image = replace(UPLOAD_LIMITS, max_bytes=max_bytes, max_pixels=options.max_pixels)
+    server_options = ServerOptions(
+        max_batch_size=options.batch_size,
+        max_delay=options.max_delay_ms / 1000,
+        queue_size=options.queue_size,
+        timeout=options.timeout,
+        top_k=options.top_k,
+        limits=RequestLimits(max_bytes, options.max_images, image),
+    )
+    with listening_socket(options.host, options.port) as bound:
+        classifier = load_classifier(
+            options.artifact,
+            options.device,
+            options.threads,
+            providers=providers,
+            objective=options.objective,
+            bf16=options.bf16,
+            calibrated=options.calibrated,
+        )
+        run_server(classifier, bound, server_options)

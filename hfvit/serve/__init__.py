@@ -1,0 +1,1 @@
+"""HTTP server with dynamic batching, and files for containers."""

@@ -1,0 +1,253 @@
+"""The HTTP interface: /predict, /health, /metrics and the OpenAPI page."""
+
+import asyncio
+import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+
+import hfvit
+from hfvit.data.decode import read_bytes
+from hfvit.errors import DataError, HFViTError, ModelError, mask_credentials, one_line
+from hfvit.inference.classifier import Classifier, PreparedImage
+from hfvit.serve.batching import DynamicBatcher, QueueFullError, Reservation
+from hfvit.serve.metrics import ServerMetrics
+from hfvit.serve.payload import REQUEST_BODY, RequestError, RequestLimits, read_request
+from hfvit.utils.environment import cores
+
+logger = logging.getLogger(__name__)
+
+INSTALL = 'pip install "hfvit[serve]"'
+TOP_K = 5
+DESCRIPTION = """\
+`POST /predict` classifies one image (raw bytes, or `inputs` as a base64 string) or several (a multipart form, or
+`inputs` as a list of base64 strings). The answer for an image is a list of `{"label", "score"}` by decreasing score,
+as from Hugging Face's Inference API; for several images it is a list of such lists.
+"""
+CLASSES = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "required": ["label", "score"],
+        "properties": {"label": {"type": "string"}, "score": {"type": "number"}},
+    },
+}
+ANSWER = {"application/json": {"schema": {"anyOf": [CLASSES, {"type": "array", "items": CLASSES}]}}}
+ERRORS = {
+    408: "the body did not arrive in time",
+    413: "the body is too large, or has too many images",
+    415: "unsupported content type",
+    422: "a malformed request, or an image that cannot be read or exceeds a limit",
+    429: "the queue is full; retry after `Retry-After` seconds",
+    500: "the model failed",
+    504: "the images were not classified in time",
+}
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """Options of the server.
+
+    Args:
+        max_batch_size: largest number of images per forward pass; None is 16 on a CPU and 128 on a GPU.
+        max_delay: longest time that an image waits for others while the model is idle, in seconds.
+        queue_size: largest number of images being read, waiting or running; further ones are rejected.
+        timeout: longest time to receive a request, and to classify its images, in seconds.
+        top_k: classes per image; None is 5, or those that reach their thresholds.
+        limits: limits of a request.
+    """
+
+    max_batch_size: int | None = None
+    max_delay: float = 0.005
+    queue_size: int = 128
+    timeout: float = 30.0
+    top_k: int | None = None
+    limits: RequestLimits = field(default_factory=RequestLimits)
+
+
+def load_libraries():
+    """Import the libraries of the extra `serve`, and return the module `prometheus_client`.
+
+    Raises:
+        HFViTError: one of them is not installed.
+    """
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client
+        import python_multipart  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise HFViTError(f"The server needs {error.name} ({one_line(error)}). Install it with: {INSTALL}") from None
+    return prometheus_client
+
+
+class Predictor:
+    """Classify image files in batches.
+
+    Files are decoded and preprocessed in one thread per core, while the model runs in a further thread.
+
+    Args:
+        classifier: classifier of images, without texts.
+        options: options of the server.
+        metrics: metrics to update.
+    """
+
+    def __init__(self, classifier: Classifier, options: ServerOptions, metrics: ServerMetrics):
+        self.classifier = classifier
+        self.options = options
+        default = TOP_K if classifier.thresholds is None else None
+        self.top_k = options.top_k or default
+        self.batcher = DynamicBatcher(
+            self.run,
+            max_batch_size=options.max_batch_size or classifier.batch_size,
+            max_delay=options.max_delay,
+            queue_size=options.queue_size,
+            on_batch=metrics.observe_batch,
+        )
+        metrics.follow_queue(self.batcher)
+        self._readers = ThreadPoolExecutor(cores(), "images")
+
+    def close(self) -> None:
+        """End the threads that read images."""
+        self._readers.shutdown(cancel_futures=True)
+
+    def prepare(self, content: bytes, name: str) -> PreparedImage:
+        """Decode and preprocess an image file.
+
+        Args:
+            content: content of the file.
+            name: name of the image in messages.
+        """
+        return self.classifier.prepare_image(read_bytes(content, name, self.options.limits.image))
+
+    def run(self, prepared: list[PreparedImage]) -> np.ndarray:
+        """Compute the logits of prepared images."""
+        return self.classifier.run(self.classifier.collate(prepared))
+
+    async def classify(self, files: list[bytes], places: Reservation, top_k: int | None) -> list[list[dict[str, Any]]]:
+        """Classify image files.
+
+        Args:
+            files: content of each file.
+            places: places in the queue, one for each file.
+            top_k: number of classes, None for the server's default.
+
+        Returns:
+            `{"label", "score"}` by decreasing score, for each image.
+
+        Raises:
+            DataError: a file cannot be read as an image, or exceeds a limit.
+            ModelError: the model failed, or its logits are not finite.
+        """
+        loop = asyncio.get_running_loop()
+        names = [f"image {number}" if len(files) > 1 else "image" for number in range(1, len(files) + 1)]
+        readings = [
+            loop.run_in_executor(self._readers, self.prepare, file, name)
+            for file, name in zip(files, names, strict=True)
+        ]
+        try:
+            prepared = await asyncio.gather(*readings)
+        finally:
+            for reading in readings:
+                reading.cancel()  # after an error, those that have not begun
+        logits = np.stack(await asyncio.gather(*map(places.submit, prepared)))
+        if not np.isfinite(logits).all():
+            raise ModelError("the model's logits are NaN or infinite.")
+        best = self.classifier.best(logits, top_k or self.top_k)
+        return [[{"label": label, "score": score} for label, score in classes.items()] for classes in best]
+
+
+def build_app(classifier: Classifier, options: ServerOptions | None = None):
+    """Build the FastAPI application.
+
+    Args:
+        classifier: classifier of images, without texts.
+        options: options of the server.
+
+    Raises:
+        HFViTError: a library is not installed, or the model needs texts.
+    """
+    prometheus = load_libraries()
+    from fastapi import FastAPI, Query, Request, Response
+    from fastapi.responses import JSONResponse, PlainTextResponse
+
+    if classifier.text_reader:
+        raise HFViTError(f"ARTIFACT: image and text models cannot be served, got {classifier.name}.")
+    options = options or ServerOptions()
+    metrics = ServerMetrics(prometheus)
+    predictor = Predictor(classifier, options, metrics)
+    name = Path(classifier.name).name or classifier.name  # without local folders
+
+    @asynccontextmanager
+    async def lifespan(_):
+        async with predictor.batcher:
+            yield
+        predictor.close()
+
+    app = FastAPI(title=name, description=DESCRIPTION, version=hfvit.__version__, lifespan=lifespan)
+    app.state.predictor = predictor
+
+    async def answer(request: Request, top_k: int | None) -> list:
+        with predictor.batcher.reservation() as places:
+            places.add(1)  # before the body is read, which bounds the memory of all bodies
+            try:
+                async with asyncio.timeout(options.timeout):
+                    asked = await read_request(request, options.limits)
+            except TimeoutError:
+                raise RequestError(408, "the body did not arrive in time.", {"Connection": "close"}) from None
+            places.add(len(asked.files) - 1)
+            try:
+                async with asyncio.timeout(options.timeout):
+                    classes = await predictor.classify(asked.files, places, top_k or asked.top_k)
+            except TimeoutError:
+                raise RequestError(504, "the images were not classified in time.") from None
+            return classes[0] if asked.is_one else classes
+
+    @app.post(
+        "/predict",
+        summary="Classify images",
+        responses={200: {"content": ANSWER}} | {status: {"description": text} for status, text in ERRORS.items()},
+        openapi_extra={"requestBody": REQUEST_BODY},
+    )
+    async def predict(
+        request: Request,
+        top_k: Annotated[int | None, Query(ge=1, description="classes per image [the server's --top_k]")] = None,
+    ):
+        started = time.perf_counter()
+        headers = None
+        try:
+            status, content = 200, await answer(request, top_k)
+        except Exception as error:
+            status, detail, headers = describe(error)
+            content = {"detail": detail}
+        metrics.observe_request(status, time.perf_counter() - started)
+        return JSONResponse(content, status, headers)
+
+    @app.get("/health", summary="Whether the server can classify")
+    def health():
+        is_running = predictor.batcher.is_running
+        return JSONResponse({"status": "ok" if is_running else "failed", "model": name}, 200 if is_running else 503)
+
+    @app.get("/metrics", summary="Metrics in Prometheus' text format", response_class=PlainTextResponse)
+    def prometheus_metrics():
+        text, media_type = metrics.text()
+        return Response(text, media_type=media_type)
+
+    return app
+
+
+def describe(error: Exception) -> tuple[int, str, dict[str, str] | None]:
+    """Return HTTP status, message and headers for an exception; the message of a server error stays in the log."""
+    if isinstance(error, RequestError):
+        return error.status, error.detail, error.headers
+    if isinstance(error, DataError):
+        return 422, mask_credentials(str(error)), None
+    if isinstance(error, QueueFullError):
+        return 429, ERRORS[429], {"Retry-After": str(error.retry_after)}
+    logger.error("%s: %s", type(error).__name__, mask_credentials(one_line(error)))
+    return 500, ERRORS[500], None

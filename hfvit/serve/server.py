@@ -1,0 +1,84 @@
+"""Run the HTTP server until SIGTERM or Ctrl-C."""
+
+import contextlib
+import signal
+import socket
+import sys
+
+from PIL import Image
+
+from hfvit.errors import HFViTError, one_line, printable
+from hfvit.inference.classifier import Classifier
+from hfvit.serve.app import ServerOptions, build_app
+
+KEEP_ALIVE_SECONDS = 20
+
+
+def listening_socket(host: str, port: int) -> socket.socket:
+    """Bind a socket, so that an address in use is reported before the model is loaded.
+
+    Args:
+        host: IPv4 or IPv6 address, or host name.
+        port: TCP port, 0 for a free one.
+
+    Raises:
+        HFViTError: the address is not available.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, kind, protocol)
+        try:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(address)
+        except BaseException:
+            bound.close()
+            raise
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise HFViTError(f"--host, --port: cannot listen on {host}:{port} ({one_line(error)}).") from None
+    return bound
+
+
+def uvicorn_server(classifier: Classifier, options: ServerOptions):
+    """Create the `uvicorn.Server` of a classifier.
+
+    Args:
+        classifier: classifier of images, without texts.
+        options: options of the server.
+    """
+    app = build_app(classifier, options)
+    import uvicorn
+
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        # Requests that are being answered at SIGTERM; those that still arrive are not accepted.
+        timeout_graceful_shutdown=int(options.timeout) + 1,
+    )
+    return uvicorn.Server(config)
+
+
+def serve(classifier: Classifier, bound: socket.socket, options: ServerOptions) -> None:
+    """Serve a classifier until SIGTERM or Ctrl-C, then answer the requests in progress.
+
+    Args:
+        classifier: classifier of images, without texts.
+        bound: socket of `listening_socket`.
+        options: options of the server.
+    """
+    server = uvicorn_server(classifier, options)
+    classifier.logits([Image.new("RGB", (64, 64))])  # warm-up
+    host, port = bound.getsockname()[:2]
+    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    print(f"{printable(classifier.name)}: {address}/predict (API: {address}/docs; Ctrl-C stops it)", flush=True)
+    # uvicorn raises the signal again after the shutdown, which would end the process by it.
+    previous = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            server.run(sockets=[bound])
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    if not server.started:
+        sys.exit(1)

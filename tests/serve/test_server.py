@@ -1,0 +1,292 @@
+"""`hfvit serve`: a real server on a free loopback port."""
+
+import base64
+import io
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from helpers.commands import ROOT
+from helpers.images import LABELS, colored_image
+from helpers.onnx_graphs import expected_logits, write_configs, write_graph
+from PIL import Image
+from scipy.special import expit, softmax
+
+import hfvit
+from hfvit.errors import HFViTError
+
+httpx = pytest.importorskip("httpx")
+pytest.importorskip("prometheus_client")
+pytest.importorskip("uvicorn")
+
+from hfvit.serve.app import ServerOptions  # noqa: E402
+from hfvit.serve.payload import RequestLimits  # noqa: E402
+from hfvit.serve.server import listening_socket, uvicorn_server  # noqa: E402
+
+SECRET = "hf_" + "a" * 30
+
+
+@contextmanager
+def running(classifier, **options):
+    """Run the server in a thread, and yield an HTTP client and the batches as lists of sizes."""
+    with listening_socket("127.0.0.1", 0) as bound:
+        server = uvicorn_server(classifier, ServerOptions(**options))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+        thread.start()
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{bound.getsockname()[1]}", timeout=30) as client:
+                yield client
+        finally:
+            server.should_exit = True
+            thread.join(20)
+    assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = write_configs(tmp_path_factory.mktemp("served") / "secret_folder")
+    write_graph(path / "model.onnx")
+    return path
+
+
+@pytest.fixture(scope="module")
+def classifier(folder):
+    return hfvit.load_classifier(folder, threads=1)
+
+
+@pytest.fixture(scope="module")
+def server(classifier):
+    with running(classifier) as client:
+        yield client
+
+
+class SlowBackend:
+    """Run another backend after a pause, and record the sizes of its batches."""
+
+    takes_pixels = False
+    device = "cpu"
+
+    def __init__(self, backend, seconds: float = 0.05):
+        self.backend = backend
+        self.seconds = seconds
+        self.sizes = []
+        self.release = threading.Event()
+
+    def __call__(self, batch, texts=None):
+        self.sizes.append(len(batch))
+        time.sleep(self.seconds)
+        return self.backend(batch)
+
+
+def slowed(classifier, seconds: float = 0.05):
+    copy = hfvit.Classifier(classifier.backend, classifier.processor, classifier.labels, classifier.name)
+    copy.backend = SlowBackend(classifier.backend, seconds)
+    return copy
+
+
+def photo(seed: int) -> Image.Image:
+    return colored_image(seed % 3, np.random.default_rng(seed))
+
+
+def png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def expected(image: Image.Image, top_k: int = 3) -> list[dict]:
+    probabilities = softmax(expected_logits(image))
+    order = np.argsort(-probabilities)[:top_k]
+    return [{"label": LABELS[index], "score": pytest.approx(probabilities[index], abs=1e-5)} for index in order]
+
+
+def test_each_kind_of_body_gets_the_probabilities_of_its_images(server):
+    one, two = photo(1), photo(2)
+    raw = server.post("/predict", content=png(one), headers={"Content-Type": "image/png"})
+    assert raw.json() == expected(one)
+    assert server.post("/predict", content=png(one)).json() == expected(one)
+    form = server.post("/predict?top_k=1", files=[("images", png(one)), ("images", png(two))])
+    assert form.json() == [expected(one, 1), expected(two, 1)]
+    encoded = [base64.b64encode(png(image)).decode() for image in (one, two)]
+    assert server.post("/predict", json={"inputs": encoded[0]}).json() == expected(one)
+    several = server.post("/predict", json={"inputs": encoded, "parameters": {"top_k": 2}})
+    assert several.json() == [expected(one, 2), expected(two, 2)]
+
+
+def test_client_of_the_inference_api_is_answered(server, monkeypatch):
+    from huggingface_hub import InferenceClient, constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    client = InferenceClient(model=f"{server.base_url}/predict")
+    wanted = expected(photo(4))
+    for options in ({}, {"top_k": 2}):
+        found = client.image_classification(png(photo(4)), **options)
+        assert [{"label": each.label, "score": each.score} for each in found] == wanted[: options.get("top_k", 3)]
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        ({"content": b""}, 422),
+        ({"content": b"no image"}, 422),
+        ({"content": b"%!PS-Adobe-3.0"}, 422),
+        ({"content": png(photo(1))[:60]}, 422),
+        ({"content": b"x", "headers": {"Content-Type": "text/plain"}}, 415),
+        ({"content": b"{", "headers": {"Content-Type": "application/json"}}, 422),
+        ({"content": b"[" * 200_000, "headers": {"Content-Type": "application/json"}}, 422),
+        ({"json": {"inputs": "http://127.0.0.1/a.png"}}, 422),
+        ({"json": {"inputs": "/etc/passwd"}}, 422),
+        ({"json": {"inputs": []}}, 422),
+        ({"json": {"inputs": "aaaa", "parameters": {"top_k": True}}}, 422),
+        ({"json": {"inputs": "aaaa", "parameters": {"top_k": 0}}}, 422),
+        ({"json": {"inputs": "aaaa", "other": 1}}, 422),
+        ({"json": {"inputs": ["aaaa"] * 33}}, 413),
+        ({"files": [("images", b"x")] * 33}, 413),
+        ({"data": {"images": "x"}, "files": [("a", b"x")]}, 422),
+        ({"content": b"x", "headers": {"Content-Type": "multipart/form-data"}}, 422),
+        ({"content": png(photo(1)), "params": {"top_k": 0}}, 422),
+        ({"content": png(photo(1)), "params": {"top_k": "x"}}, 422),
+    ],
+)
+def test_malformed_request_is_refused(server, folder, request_, status):
+    response = server.post("/predict", **request_)
+    assert response.status_code == status
+    assert response.json()["detail"]
+    assert folder.parent.name not in response.text
+
+
+def test_image_above_a_limit_is_refused(classifier):
+    limits = RequestLimits(max_bytes=3000, image=replace(RequestLimits().image, max_bytes=3000, max_pixels=400))
+    with running(classifier, limits=limits) as client:
+        assert client.post("/predict", content=png(photo(1))).status_code == 200
+        assert client.post("/predict", content=png(Image.new("RGB", (21, 20)))).status_code == 422
+        assert client.post("/predict", content=b"x" * 3001).status_code == 422
+        assert client.post("/predict", content=b"x" * (limits.max_body + 1)).status_code == 413
+
+        def chunked():
+            yield from [b"x" * 60_000] * 3
+
+        assert client.post("/predict", content=chunked()).status_code == 413
+
+
+def test_concurrent_requests_share_batches_and_keep_their_images(classifier):
+    slow = slowed(classifier)
+    with running(slow, max_batch_size=8) as client, ThreadPoolExecutor(24) as pool:
+        seeds = range(48)
+        answers = list(pool.map(lambda seed: client.post("/predict", content=png(photo(seed))).json(), seeds))
+        text = client.get("/metrics").text
+    assert answers == [expected(photo(seed)) for seed in seeds]
+    sizes = slow.backend.sizes
+    assert sum(sizes) == 48
+    assert max(sizes) <= 8
+    assert len(sizes) <= 16  # 48 / 8 = 6, and what arrives early or late
+    assert "hfvit_images_total 48.0" in text
+    assert 'hfvit_requests_total{status="200"} 48.0' in text
+    assert f"hfvit_batch_images_count {len(sizes)}.0" in text
+
+
+def test_overload_answers_every_request_with_200_or_429(classifier):
+    slow = slowed(classifier)
+    with running(slow, max_batch_size=2, queue_size=4) as client, ThreadPoolExecutor(32) as pool:
+        answers = list(pool.map(lambda seed: (seed, client.post("/predict", content=png(photo(seed)))), range(96)))
+        assert client.post("/predict", content=png(photo(1))).status_code == 200  # all places are free again
+    by_status = {status: [each for each in answers if each[1].status_code == status] for status in (200, 429)}
+    assert len(by_status[200]) + len(by_status[429]) == 96
+    assert len(by_status[200]) >= 4
+    assert by_status[429]
+    for seed, response in by_status[200]:
+        assert response.json() == expected(photo(seed))
+    assert all(int(response.headers["Retry-After"]) >= 1 for _, response in by_status[429])
+    assert sum(slow.backend.sizes) == len(by_status[200]) + 1
+
+
+def test_slow_model_answers_504_and_later_requests_again(classifier):
+    slow = slowed(classifier, seconds=0.4)
+    with running(slow, timeout=0.2) as client:
+        assert client.post("/predict", content=png(photo(1))).status_code == 504
+        slow.backend.seconds = 0
+        time.sleep(0.4)
+        assert client.post("/predict", content=png(photo(1))).json() == expected(photo(1))
+
+
+def test_failing_model_answers_500_without_its_message(classifier, folder, caplog):
+    broken = slowed(classifier)
+
+    def fail(batch):
+        raise RuntimeError(f"{folder} {SECRET}")
+
+    broken.backend.backend = fail
+    with running(broken) as client:
+        response = client.post("/predict", content=png(photo(1)))
+        assert response.status_code == 500
+        assert str(folder) not in response.text
+        assert SECRET not in response.text + caplog.text
+        broken.backend.backend = lambda batch: np.full((len(batch), 3), np.nan, np.float32)
+        assert client.post("/predict", content=png(photo(1))).status_code == 500
+        assert client.get("/health").json() == {"status": "ok", "model": folder.name}
+
+
+def test_openapi_document_describes_the_routes(server):
+    document = server.get("/openapi.json").json()
+    assert set(document["paths"]) == {"/predict", "/health", "/metrics"}
+    assert set(document["paths"]["/predict"]["post"]["requestBody"]["content"]) >= {"image/*", "application/json"}
+    assert server.get("/docs").status_code == 200
+
+
+def test_graph_with_preprocessing_batches_images_of_several_sizes(tmp_path):
+    write_graph(write_configs(tmp_path, processor=False) / "model.onnx", pixels=True)
+    images = [colored_image(seed % 3, np.random.default_rng(seed), size=16 + seed % 2) for seed in range(6)]
+    with running(hfvit.load_classifier(tmp_path), max_delay=0.2) as client:
+        answers = client.post("/predict", files=[("images", png(image)) for image in images]).json()
+    assert answers == [expected(image) for image in images]
+
+
+def test_several_labels_are_those_that_reach_their_thresholds(tmp_path):
+    write_graph(tmp_path / "model.onnx")
+    config = json.loads((write_configs(tmp_path) / "config.json").read_text())
+    config |= {"problem_type": "multi_label_classification", "thresholds": [0.0, 0.0, 1.0]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    scores = dict(zip(LABELS, expit(expected_logits(photo(1))), strict=True))
+    with running(hfvit.load_classifier(tmp_path)) as client:
+        found = client.post("/predict", content=png(photo(1))).json()
+        assert {each["label"]: each["score"] for each in found} == {
+            label: pytest.approx(scores[label], abs=1e-5) for label in ("green", "red")
+        }
+        assert len(client.post("/predict?top_k=3", content=png(photo(1))).json()) == 3
+
+
+def test_address_in_use_raises_hfvit_error():
+    with listening_socket("127.0.0.1", 0) as bound:
+        bound.listen()
+        with pytest.raises(HFViTError, match=r"^--host, --port:"):
+            listening_socket("127.0.0.1", bound.getsockname()[1])
+
+
+@pytest.mark.integration
+def test_sigterm_answers_the_request_in_progress_and_exits_with_0(folder):
+    code = "import sys; from hfvit.cli import main; main(sys.argv[1:])"
+    words = ["serve", folder, "--port", 0, "--threads", 1, "--timeout", 5]
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, words)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as process:
+        address = process.stdout.readline().split()[1]
+        assert address.endswith("/predict")
+
+        def body():
+            content = png(photo(1))
+            yield content[:100]
+            time.sleep(0.2)
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.3)
+            yield content[100:]
+
+        assert httpx.post(address, content=body(), timeout=20).json() == expected(photo(1))
+        assert process.wait(20) == 0
