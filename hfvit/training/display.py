@@ -1,7 +1,9 @@
 """Progress of a run: live in a terminal, lines in a log file, a table in a notebook."""
 
 import logging
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,6 +68,14 @@ class MessageHandler(logging.StreamHandler):
         super().__init__(sys.stderr)
         self.setFormatter(PrintableFormatter("%(message)s"))
         self.addFilter(MessageFilter(verbose))
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format a message; on a terminal, lines end between words."""
+        text = super().format(record)
+        if not self.stream.isatty():
+            return text
+        width = shutil.get_terminal_size().columns
+        return textwrap.fill(text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
     @property
     def stream(self) -> TextIO:
