@@ -74,8 +74,10 @@ class MessageHandler(logging.StreamHandler):
         text = super().format(record)
         if not self.stream.isatty():
             return text
-        width = shutil.get_terminal_size().columns
-        return textwrap.fill(text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+        wrapper = textwrap.TextWrapper(
+            shutil.get_terminal_size().columns, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        )
+        return "\n".join(map(wrapper.fill, text.split("\n")))
 
     @property
     def stream(self) -> TextIO:
