@@ -29,14 +29,21 @@ class BackendSession:
         return [self.backend(feed["pixel_values"])]
 
 
-def cpu_session(model: Path | onnx.ModelProto) -> onnxruntime.InferenceSession | BackendSession:
-    """Create a CPU session of an exported file, without ONNX Runtime's warnings about shapes."""
+def cpu_session(model: Path | onnx.ModelProto, prepack: bool = True) -> onnxruntime.InferenceSession | BackendSession:
+    """Create a CPU session of an exported file, without ONNX Runtime's warnings about shapes.
+
+    Args:
+        model: file or model.
+        prepack: let ONNX Runtime copy weights to a faster layout.
+    """
     if isinstance(model, Path) and model.suffix == OPENVINO_SUFFIX:
         return BackendSession(OpenVINOBackend(model))
     if isinstance(model, Path) and model.suffix == EXECUTORCH_SUFFIX:
         return BackendSession(ExecuTorchBackend(model))
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    if not prepack:  # a second copy of the weights
+        options.add_session_config_entry("session.disable_prepacking", "1")
     source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)
     return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 

@@ -1,0 +1,81 @@
+"""ONNX files that are written one weight at a time."""
+
+import numpy as np
+import onnx
+import onnx_ir
+import onnxruntime
+import pytest
+
+from hfvit.errors import ModelError
+from hfvit.export import onnx_file
+from hfvit.export.onnx_file import mapped_file, read_header, varint, write_onnx
+
+RNG = np.random.default_rng(0)
+WEIGHTS = {
+    "large": RNG.normal(size=(64, 48)).astype(np.float32),
+    "half": RNG.normal(size=(48, 32)).astype(np.float16),
+    "small": np.array([32, -1], dtype=np.int64),
+}
+
+
+@pytest.fixture
+def model() -> onnx.ModelProto:
+    """Create a graph with large and small weights of several types."""
+    helper = onnx.helper
+    nodes = [
+        helper.make_node("MatMul", ["x", "large"], ["y"]),
+        helper.make_node("Cast", ["y"], ["z"], to=onnx.TensorProto.FLOAT16),
+        helper.make_node("MatMul", ["z", "half"], ["w"]),
+        helper.make_node("Reshape", ["w", "small"], ["logits"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["batch", 64])],
+        [helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT16, [32, "rest"])],
+        [onnx.numpy_helper.from_array(value, name) for name, value in WEIGHTS.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def run(path):
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return session.run(None, {"x": np.ones((4, 64), np.float32)})[0]
+
+
+def test_write_onnx_equals_the_protobuf_library(model, tmp_path):
+    onnx.save(model, tmp_path / "expected.onnx")
+    path = tmp_path / "model.onnx"
+    mapped = write_onnx(onnx_ir.from_proto(model), path, with_shapes=True)
+    written = onnx.load(path, load_external_data=False)
+    onnx.checker.check_model(written, full_check=True)
+    assert [node.op_type for node in written.graph.node] == [node.op_type for node in model.graph.node]
+    found = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in written.graph.initializer}
+    assert found.keys() == WEIGHTS.keys()
+    for name, value in WEIGHTS.items():
+        np.testing.assert_array_equal(found[name], value)
+        assert found[name].dtype == value.dtype
+    np.testing.assert_array_equal(run(path), run(tmp_path / "expected.onnx"))
+    with mapped_file(mapped, path) as beside:
+        assert beside.stat().st_size < path.stat().st_size - WEIGHTS["large"].nbytes
+        np.testing.assert_array_equal(run(beside), run(path))
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["expected.onnx", "model.onnx"]
+
+
+def test_read_header_equals_the_model_without_its_graph(model, tmp_path):
+    model.metadata_props.add(key="author", value="x" * 300)
+    model.domain = "domain"
+    onnx.save(model, tmp_path / "model.onnx")
+    model.ClearField("graph")
+    assert read_header(tmp_path / "model.onnx") == model
+
+
+def test_write_onnx_beyond_the_limit_raises(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_file, "PROTOBUF_LIMIT", 1000)
+    with pytest.raises(ModelError, match="fp16"):
+        write_onnx(onnx_ir.from_proto(model), tmp_path / "model.onnx", with_shapes=True)
+
+
+@pytest.mark.parametrize(("value", "encoded"), [(0, b"\x00"), (127, b"\x7f"), (300, b"\xac\x02")])
+def test_varint_equals_the_examples_of_protobuf(value, encoded):
+    assert varint(value) == encoded
