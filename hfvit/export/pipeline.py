@@ -148,7 +148,7 @@ class Export:
             dataset_name=options.calibration_dataset,
             split=options.calibration_split,
             max_samples=options.calibration_samples,
-            alternative=f", or pass {'--dtype fp16' if options.target == 'tensorrt' else '--quantize int8-dynamic'}",
+            alternative=f", or pass {'--quantize int8-dynamic' if options.target == 'onnxruntime' else '--dtype fp16'}",
         )
         if len(images) < self.calibration_batch:
             raise DataError(
