@@ -26,6 +26,7 @@ from hfvit.inference.predictions import Predictions, keep_thumbnails
 from hfvit.models.image_text import HFViTFusionConfig
 from hfvit.trt.runtime import open_engine
 from hfvit.utils.files import read_object
+from hfvit.utils.quiet import hidden_loading_bars
 from hfvit.utils.threads import map_in_threads
 
 MAX_WORKERS = 8  # threads with a forward pass of their own; Python's lock limits more
@@ -443,7 +444,8 @@ def change_model(model, patch_size: int | None = None, merge_tokens: int | None 
 
 
 def _load_model(artifact: Artifact, kwargs: dict[str, Any]):
-    with wrap_library_errors(ModelError, f"{artifact.source} cannot be loaded as an image classifier"):
+    problem = f"{artifact.source} cannot be loaded as an image classifier"
+    with wrap_library_errors(ModelError, problem), hidden_loading_bars():
         model, info = AutoModelForImageClassification.from_pretrained(
             artifact.source, output_loading_info=True, **kwargs
         )
