@@ -276,11 +276,14 @@ class Export:
             self.log("not compared on photographs, as the image processor returns images of several sizes")
             return
         wanted = checkpoint_logits(self.classifier)
+        # Rounding decides which of equally similar tokens are merged, such as those of a blue sky.
+        has_limit = not vars(self.options).get("merge_tokens")
         for name, described in self.files.items():
             # ONNX Runtime does not compute in bf16 on CPUs; ExecuTorch programs are no artifacts.
             if described.dtype != "bf16" and Path(name).suffix in COMPARABLE:
+                dtype = described.dtype if has_limit else None
                 described.parity.images = check_images(
-                    self.classifier, wanted, staging / name, described.dtype, self.options.atol, name
+                    self.classifier, wanted, staging / name, dtype, self.options.atol, name
                 )
 
     @property
