@@ -46,6 +46,7 @@ from hfvit.utils.credentials import mask_values
 from hfvit.utils.environment import use_all_cores
 from hfvit.utils.files import sync_files, write_text
 from hfvit.utils.quiet import quiet_run
+from hfvit.utils.terminal import terminal_width
 
 logger = logging.getLogger("hfvit")
 
@@ -236,11 +237,12 @@ def run(
         trainer.save_state()
         record = None
         if args.should_save:
-            with display.phase("Drawing figures"):
+            with display.phase("Drawing figures" if args.plots else "Writing the report"):
                 record = report_run(recipe, splits, datasets, model, tokenizer, trainer, output, evaluation)
             metrics = {split: values.to_json() for split, values in record.metrics.items()}
             tracking.log_results(metrics, record.training.steps)
-            display.result(run_summary(record, args.output_dir), {"output_dir": args.output_dir, "metrics": metrics})
+            summary = run_summary(record, args.output_dir, terminal_width())
+            display.result(summary, {"output_dir": args.output_dir, "metrics": metrics})
     if destination:
         push_run(args.output_dir, destination)
     return record

@@ -151,6 +151,8 @@ def repeat_command(folder: str | Path, output_dir: str | Path) -> list[str]:
         output_dir: output folder of the new run.
     """
     replaced = [word for key, value in REPLACED_KEYS.items() for word in (f"--{key}", value)]
+    if "crop_mode" not in RunRecord.load(folder).recipe:  # runs before hfvit 0.2
+        replaced += ["--crop_mode", "center"]
     return [str(expand_user(folder) / RECIPE_FILE), "--output_dir", str(output_dir), *replaced]
 
 

@@ -42,12 +42,10 @@ def pytest_collection_finish():
 
 
 @pytest.fixture(autouse=True)
-def _own_cache_and_no_sleep(tmp_path_factory, monkeypatch):
+def _own_cache(tmp_path_factory, monkeypatch):
     cache = tmp_path_factory.getbasetemp() / "hf_datasets_cache"
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(cache))
-    # datasets 5.2 sleeps five seconds at the end of each pass through several Parquet files of a stream.
-    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
 
 
 @pytest.fixture(scope="session")

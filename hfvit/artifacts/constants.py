@@ -16,6 +16,7 @@ CONFIG_FILE = "config.json"
 ENGINE_RECORD_FILE = "engine.json"
 EXPORT_FILE = "export.json"
 PREPROCESSOR_FILE = "preprocessor_config.json"
+PRETRAINED_CFG = "pretrained_cfg"  # key of PREPROCESSOR_FILE with timm's preprocessing, which stock classes ignore
 RECIPE_FILE = "recipe.yaml"
 
 MANIFEST = "checkpoint.json"

@@ -33,6 +33,22 @@ class PreprocessingParity(Record):
 
 
 @dataclass(kw_only=True)
+class ImageParity(Record):
+    """Difference of an ONNX file's logits from the checkpoint's on photographs, preprocessing included.
+
+    `spread` is the largest minus the smallest logit of the checkpoint, `same_class` the fraction of photographs with
+    its class, `stock_max_abs_difference` the difference with the stock image processor of the folder.
+    """
+
+    sizes: list[tuple[int, int]]
+    max_abs_difference: float
+    spread: float
+    same_class: float
+    atol: float | None
+    stock_max_abs_difference: float | None = None
+
+
+@dataclass(kw_only=True)
 class Parity(Record):
     """Difference of an ONNX file's logits from PyTorch's in float32.
 
@@ -45,6 +61,7 @@ class Parity(Record):
     relative_error: float
     atol: float | None
     preprocessing: PreprocessingParity | None = field(default=None, metadata=OPTIONAL)
+    images: ImageParity | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(kw_only=True)
@@ -63,6 +80,7 @@ class ExportedFile(Record):
 
     `quantization` is the result of `quantize_onnx` or of NNCF. Only an ONNX file has an `opset`. The weights of
     an OpenVINO file are in a .bin file with the digest `weights_sha256`, whose size is included in `bytes`.
+    `float32_values` is the number of values of an fp16 file that stay in float32, as fp16 could not hold them.
     """
 
     sha256: str
@@ -78,6 +96,7 @@ class ExportedFile(Record):
     parity: Parity | None = None
     gate: ArtifactGate | None = None
     text_inputs: list[TensorInfo] | None = field(default=None, metadata=OPTIONAL)
+    float32_values: int | None = field(default=None, metadata=OPTIONAL)
     weights_sha256: str | None = field(default=None, metadata=OPTIONAL)
 
 

@@ -37,7 +37,8 @@ class GateLimits(Record):
     """Limits of the accuracy gate.
 
     Attributes:
-        max_accuracy_drop: largest drop in accuracy or micro F1, in percentage points.
+        max_accuracy_drop: largest drop in accuracy or micro F1, in percentage points; an artifact is refused if its
+            drop is larger beyond chance.
         min_agreement: smallest fraction of images with the class, or all labels, that the reference predicts.
     """
 
@@ -50,8 +51,11 @@ class ArtifactResult(Record):
     """Results of one artifact.
 
     `patch_size`, `merge_tokens` and `bf16` are changes of a checkpoint, None without. `change_points` (percentage
-    points), `agreement` and `max_logit_difference` compare with the reference. `failure` is the reason why the
-    artifact exceeds the limits.
+    points), `agreement` and `max_logit_difference` compare with the reference. `lost` and `gained` are the images that
+    only the reference and only the artifact classify correctly, `change_interval` the 95 % interval of `change_points`
+    and `p_value` that of no change (`metrics.paired`). `failure` is the reason why the artifact exceeds the limits,
+    `warning` why the images are too few to tell, and `images_needed` how many would be enough. Older records have
+    `failure` only.
 
     A single-label artifact has the accuracy; a multi-label one mAP, and micro F1 at its thresholds. `agreement` is the
     fraction of images with the same class, or with all labels the same.
@@ -67,6 +71,12 @@ class ArtifactResult(Record):
     micro_f1_interval: tuple[float, float] | None = field(default=None, metadata=OPTIONAL)
     map: float | None = field(default=None, metadata=OPTIONAL)
     change_points: float
+    change_interval: tuple[float, float] | None = field(default=None, metadata=OPTIONAL)
+    lost: int | None = field(default=None, metadata=OPTIONAL)
+    gained: int | None = field(default=None, metadata=OPTIONAL)
+    p_value: float | None = field(default=None, metadata=OPTIONAL)
+    images_needed: int | None = field(default=None, metadata=OPTIONAL)
+    warning: str | None = field(default=None, metadata=OPTIONAL)
     agreement: float
     max_logit_difference: float
     not_finite: int
@@ -95,6 +105,21 @@ class ArtifactResult(Record):
         """Return the artifact with its changes, for tables and messages."""
         changes = [f"{key}={getattr(self, key)}" for key in CHANGES if getattr(self, key) is not None]
         return " ".join([self.artifact, *changes, *(["bf16"] if self.bf16 else [])])
+
+    @property
+    def change(self) -> str:
+        """Return the change in percentage points with its interval, for tables."""
+        if self.change_interval is None:
+            return f"{self.change_points:+.2f}"
+        low, high = self.change_interval
+        return f"{self.change_points:+.2f} ({low:+.2f} to {high:+.2f})"
+
+    @property
+    def verdict(self) -> str:
+        """Return whether the artifact is within the limits, for tables."""
+        if self.failure:
+            return "REFUSED"
+        return "passed, too few images" if self.warning else "passed"
 
 
 @dataclass(kw_only=True)

@@ -162,7 +162,7 @@ def add_gate(parser: argparse.ArgumentParser) -> None:
         "--max_accuracy_drop",
         type=percentage_points,
         default=0.5,
-        help="largest drop in accuracy, in percentage points [%(default)s]",
+        help="largest drop in accuracy beyond chance, in percentage points [%(default)s]",
     )
     gate.add_argument(
         "--min_agreement",

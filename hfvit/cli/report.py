@@ -38,6 +38,7 @@ def report(options: argparse.Namespace) -> None:
     from hfvit.report.summary import summary_table
     from hfvit.report.write import write_report
     from hfvit.utils.files import expand_user
+    from hfvit.utils.terminal import terminal_width
 
     written = write_report(options.folder, html=options.html or options.open)
     folder = expand_user(options.folder)
@@ -45,7 +46,7 @@ def report(options: argparse.Namespace) -> None:
         print(
             f"hfvit: left out {printable(str(export))}, which is older than the run; export it again", file=sys.stderr
         )
-    print(summary_table(written.record, options.folder))
+    print(summary_table(written.record, options.folder, terminal_width()))
     print(f"report     {len(written.plots)} plots in {printable(f'{folder}/plots, {written.card}')}")
     if written.page:
         print(f"page       {printable(str(written.page))}")

@@ -58,7 +58,7 @@ def add(commands) -> None:
         "--max_accuracy_drop",
         type=percentage_points,
         default=0.5,
-        help="largest drop in accuracy, in percentage points [%(default)s]",
+        help="largest drop in accuracy beyond chance, in percentage points [%(default)s]",
     )
     limits.add_argument(
         "--min_agreement",

@@ -14,7 +14,7 @@ from hfvit.artifacts.export_record import ExportedFile, ExportRecord
 from hfvit.data.decode import read_image
 from hfvit.demo.run_facts import RunFacts, read_facts
 from hfvit.demo.web_runtime import WebRuntime
-from hfvit.errors import ModelError, wrap_library_errors
+from hfvit.errors import ModelError
 from hfvit.export.processor_steps import image_steps
 from hfvit.utils.files import check_writable, expand_user, read_object, sync, sync_tree, write_object
 from hfvit.utils.markup import html_environment, markdown_environment
@@ -219,14 +219,12 @@ def _copy(source: Path, target: Path) -> None:
 
 def _preprocessing_steps(artifact: Artifact) -> dict:
     """Read the preprocessing for page.json from the artifact's image processor."""
-    from transformers import AutoImageProcessor
+    from hfvit.inference.classifier import load_processor  # imports torch
 
     file = artifact.beside(PREPROCESSOR_FILE)
     if file is None:
         raise ModelError(f"{artifact.file}: no {PREPROCESSOR_FILE} next to it. Export the checkpoint again.")
-    with wrap_library_errors(ModelError, f"{file}: cannot be read"):
-        processor = AutoImageProcessor.from_pretrained(file.parent, trust_remote_code=False)
-    steps = image_steps(processor)
+    steps = image_steps(load_processor(artifact, trust_remote_code=False))
     if steps.resize is None:
         raise ModelError(f"{file}: must resize images, since those of a page have any size. Set do_resize and size.")
     scale = 1.0 if steps.scale is None else steps.scale
@@ -234,6 +232,7 @@ def _preprocessing_steps(artifact: Artifact) -> dict:
         "resize": steps.resize,
         "resample": int(steps.resample),
         "crop": steps.crop,
+        "rounds_crop_down": steps.rounds_crop_down,
         "scale": scale,
         "mean": steps.mean,
         "std": steps.std,

@@ -1,9 +1,11 @@
 """Compare checkpoints and exports on one split and record the result."""
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from hfvit.inference.classifier import Classifier, PreparedImage, batched, load_
 from hfvit.inference.execution_providers import Providers
 from hfvit.metrics.classification import accuracy_interval
 from hfvit.metrics.multilabel import bootstrap_intervals, decisions, multilabel_scalars, probabilities_of
+from hfvit.metrics.paired import CONFIDENCE, LARGEST_SAMPLE, PairedCounts, bootstrap_loss
 from hfvit.utils.environment import hardware
 from hfvit.utils.files import check_replaceable, wrap_write_errors
 from hfvit.utils.formatting import aligned
@@ -34,8 +37,12 @@ CALLS = 10  # per round, at most
 ROUND_SECONDS = 1.0  # per round, at most
 PREPROCESSING_MARK = "*"  # marks rows whose speed includes the preprocessing
 HEADER = (
-    "95 % interval", "change", "agreement", "max |dlogit|", "MB", "p50 ms", "p95 ms", "images/s", "threads",
+    "95 % interval", "change (95 % interval)", "p", "agreement", "max |dlogit|", "MB", "p50 ms", "p95 ms", "images/s",
+    "threads", "gate",
 )  # fmt: skip
+SIGNIFICANCE = 1 - CONFIDENCE
+SIGNIFICANT_FLIPS = 6  # fewer in one direction are not significant in McNemar's exact test
+SAME_LOGITS = 1e-3  # largest difference, relative to max(1, largest logit), that cannot change the accuracy
 
 
 @dataclass
@@ -61,6 +68,11 @@ class Comparison:
         return [f"{row.title}: {row.failure}" for row in self.rows if row.failure]
 
     @property
+    def warnings(self) -> list[str]:
+        """Return for which artifacts the images are too few to tell, one sentence each."""
+        return [f"{row.title}: {row.warning}" for row in self.rows if row.warning]
+
+    @property
     def passed(self) -> bool:
         """Return whether all artifacts are within the limits."""
         return self.gate.passed
@@ -74,7 +86,7 @@ class Comparison:
             ("artifact", score.name, *HEADER),
             *(_cells(row, is_reference=index == 0) for index, row in enumerate(self.rows)),
         ]
-        requirement = f"{score.name} at most {limits.max_accuracy_drop:g} points below the reference"
+        requirement = f"{score.name} at most {limits.max_accuracy_drop:g} points below the reference, beyond chance"
         if limits.min_agreement is not None:
             what = "top-1 agreement" if score.key == "accuracy" else "agreement on all labels"
             requirement += f", {what} at least {limits.min_agreement:.2%}"
@@ -87,6 +99,7 @@ class Comparison:
         if any(row.includes_preprocessing for row in self.rows):
             lines.append(f"         {PREPROCESSING_MARK} with preprocessing, which is part of the graph")
         lines.append(f"gate     {requirement}: {'passed' if self.passed else 'FAILED'}")
+        lines += [f"warning  {warning}" for warning in self.warnings]
         return "\n".join(map(printable, lines))
 
 
@@ -109,9 +122,10 @@ def compare(
         reference: artifact to compare with, as a path, Hub id or `Classifier`.
         others: artifacts to compare.
         split: labeled images.
-        max_accuracy_drop: largest drop in accuracy, of a multi-label model in micro F1, in percentage points.
+        max_accuracy_drop: largest drop in accuracy, of a multi-label model in micro F1, in percentage points. An
+            artifact fails if the 95 % interval of its drop lies above, and the exact test of McNemar is significant.
         min_agreement: smallest fraction of images, 0 to 1, with the class, or all labels, that the reference predicts.
-            Default: none.
+            It is a limit for these images, without a test. Default: none.
         batch_size: images per batch, also for the throughput. Default: that of the reference's device.
         device: device of the artifacts that are loaded here. Default: CUDA if available.
         threads: CPU threads of the artifacts that are loaded here. Default: PyTorch's.
@@ -156,7 +170,7 @@ def compare(
             patch_size=classifier.patch_size,
             merge_tokens=classifier.merge_tokens,
             bf16=classifier.bf16 or None,
-            **tally.result(tallies[0], len(split)),
+            **tally.result(tallies[0]),
             megabytes=classifier.backend.bytes / 1e6,
             **speed,
             includes_preprocessing=classifier.backend.takes_pixels,
@@ -166,8 +180,12 @@ def compare(
         )
         for classifier, tally, speed in zip(classifiers, tallies, speeds, strict=True)
     ]
-    for row in rows:
+    for row, tally in zip(rows[1:], tallies[1:], strict=True):
+        for key, value in tally.paired(tallies[0], limits.max_accuracy_drop / 100).items():
+            setattr(row, key, value)
         row.failure = _failure(row, rows[0], limits)
+        row.warning = None if row.failure else _warning(row, limits, len(split))
+    rows[0].failure = _failure(rows[0], rows[0], limits)
     gate = Gate(
         hfvit_version=hfvit.__version__,
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -210,8 +228,9 @@ class _Tally:
     """Running counts of one artifact, so that only one batch of logits is in memory."""
 
     def __init__(self):
-        self.hits = self.agreed = self.not_finite = 0
-        self.difference = 0.0
+        self.agreed = self.not_finite = 0
+        self.difference = self.largest = 0.0
+        self._correct: list[np.ndarray] = []
 
     def add(self, logits: np.ndarray, expected: np.ndarray, labels: np.ndarray) -> None:
         """Count the answers of a batch.
@@ -223,21 +242,50 @@ class _Tally:
         """
         finite = np.isfinite(logits).all(axis=1)
         predicted = np.where(finite, logits.argmax(axis=1), -1)  # NaN would count as the first class
-        self.hits += int((predicted == labels).sum())
+        self._correct.append(predicted == labels)
         self.agreed += int((predicted == expected.argmax(axis=1)).sum())
         self.not_finite += int((~finite).sum())
         both = finite & np.isfinite(expected).all(axis=1)
         self.difference = max(self.difference, float(np.abs(logits[both] - expected[both]).max(initial=0.0)))
+        self.largest = max(self.largest, float(np.abs(expected[both]).max(initial=0.0)))
 
-    def result(self, reference: "_Tally", count: int) -> dict:
+    @cached_property
+    def correct(self) -> np.ndarray:
+        """Return whether each image is classified correctly (images,)."""
+        return np.concatenate(self._correct)
+
+    def result(self, reference: "_Tally") -> dict:
+        """Return the accuracy and the differences from the reference."""
+        count = len(self.correct)
+        hits = int(self.correct.sum())
         return {
-            "accuracy": self.hits / count,
-            "accuracy_interval": tuple(accuracy_interval(self.hits, count)),
-            "change_points": 100 * (self.hits - reference.hits) / count,
+            "accuracy": hits / count,
+            "accuracy_interval": tuple(accuracy_interval(hits, count)),
+            "change_points": 100 * (hits - int(reference.correct.sum())) / count,
             "agreement": self.agreed / count,
             "max_logit_difference": self.difference,
             "not_finite": self.not_finite,
         }
+
+    def paired(self, reference: "_Tally", allowed: float) -> dict:
+        """Return test, interval and sample size of the loss of accuracy.
+
+        Args:
+            reference: counts of the reference.
+            allowed: largest allowed loss, 0 to 1.
+        """
+        counts = PairedCounts.of(reference.correct, self.correct)
+        found = {
+            "lost": int(counts.lost),
+            "gained": int(counts.gained),
+            "change_interval": _change(counts.loss_interval()),
+            "p_value": counts.p_value(),
+        }
+        same = self.agreed == len(self.correct) and self.difference <= SAME_LOGITS * max(1.0, self.largest)
+        if not same:
+            needed = counts.images_needed(allowed)
+            found["images_needed"] = LARGEST_SAMPLE if needed is None else needed
+        return found
 
 
 class _LabelTally:
@@ -249,8 +297,8 @@ class _LabelTally:
 
     def __init__(self, thresholds: np.ndarray | None):
         self.thresholds = thresholds
-        self.logits: list[np.ndarray] = []
-        self.targets: list[np.ndarray] = []
+        self._logits: list[np.ndarray] = []
+        self._targets: list[np.ndarray] = []
 
     def add(self, logits: np.ndarray, expected: np.ndarray, labels: np.ndarray) -> None:
         """Keep the logits of a batch.
@@ -260,31 +308,70 @@ class _LabelTally:
             expected: ignored.
             labels: 0/1 targets `(batch, classes)`.
         """
-        self.logits.append(logits)
-        self.targets.append(labels)
+        self._logits.append(logits)
+        self._targets.append(labels)
 
-    def _all(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return all logits, probabilities and decisions `(images, classes)`."""
-        logits = np.concatenate(self.logits)
-        probabilities = probabilities_of(logits)
-        return logits, probabilities, decisions(probabilities, self.thresholds)
+    @cached_property
+    def logits(self) -> np.ndarray:
+        return np.concatenate(self._logits)
 
-    def result(self, reference: "_LabelTally", count: int) -> dict:
-        logits, probabilities, predicted = self._all()
-        expected, _, answers = reference._all()
-        targets = np.concatenate(self.targets).astype(np.int64)
-        scores = [multilabel_scalars(tally._all()[0], targets, tally.thresholds) for tally in (self, reference)]
-        finite = np.isfinite(logits).all(axis=1)
-        both = finite & np.isfinite(expected).all(axis=1)
+    @cached_property
+    def targets(self) -> np.ndarray:
+        return np.concatenate(self._targets).astype(np.int64)
+
+    @cached_property
+    def probabilities(self) -> np.ndarray:
+        return probabilities_of(self.logits)
+
+    @cached_property
+    def predicted(self) -> np.ndarray:
+        return decisions(self.probabilities, self.thresholds)
+
+    @cached_property
+    def scores(self) -> dict[str, float]:
+        return multilabel_scalars(self.logits, self.targets, self.thresholds)
+
+    def result(self, reference: "_LabelTally") -> dict:
+        """Return micro F1, mAP and the differences from the reference."""
+        interval = bootstrap_intervals(self.probabilities, self.targets, self.predicted)["micro_f1_interval"]
+        finite = np.isfinite(self.logits).all(axis=1)
         return {
-            "micro_f1": scores[0]["micro_f1"],
-            "micro_f1_interval": tuple(bootstrap_intervals(probabilities, targets, predicted)["micro_f1_interval"]),
-            "map": scores[0]["map"],
-            "change_points": 100 * (scores[0]["micro_f1"] - scores[1]["micro_f1"]),
-            "agreement": float((finite & (predicted == answers).all(axis=1)).mean()),
-            "max_logit_difference": float(np.abs(logits[both] - expected[both]).max(initial=0.0)),
+            "micro_f1": self.scores["micro_f1"],
+            "micro_f1_interval": tuple(interval),
+            "map": self.scores["map"],
+            "change_points": 100 * (self.scores["micro_f1"] - reference.scores["micro_f1"]),
+            "agreement": float((finite & (self.predicted == reference.predicted).all(axis=1)).mean()),
+            "max_logit_difference": self._difference(reference),
             "not_finite": int((~finite).sum()),
         }
+
+    def paired(self, reference: "_LabelTally", allowed: float) -> dict:
+        """Return test, interval and sample size of the loss of micro F1, by a paired bootstrap.
+
+        Args:
+            reference: logits of the reference.
+            allowed: largest allowed loss, 0 to 1.
+        """
+        (low, high), p_value = bootstrap_loss(reference.predicted, self.predicted, self.targets)
+        found = {"change_interval": _change((low, high)), "p_value": p_value}
+        largest = float(np.abs(reference.logits).max(initial=0.0))
+        same = (self.predicted == reference.predicted).all()
+        if not (same and self._difference(reference) <= SAME_LOGITS * max(1.0, largest)):
+            decided = low > allowed or high <= allowed
+            distance = abs(allowed - (reference.scores["micro_f1"] - self.scores["micro_f1"]))
+            # The width of the interval is proportional to the root of the number of images.
+            factor = 1.0 if decided else ((high - low) / 2 / max(distance, 1e-9)) ** 2
+            found["images_needed"] = min(LARGEST_SAMPLE, math.ceil(len(self.targets) * max(1.0, factor)))
+        return found
+
+    def _difference(self, reference: "_LabelTally") -> float:
+        both = np.isfinite(self.logits).all(axis=1) & np.isfinite(reference.logits).all(axis=1)
+        return float(np.abs(self.logits[both] - reference.logits[both]).max(initial=0.0))
+
+
+def _change(loss: tuple[float, float]) -> tuple[float, float]:
+    """Convert the interval of a loss, 0 to 1, to that of the change in percentage points."""
+    return -100 * loss[1], -100 * loss[0]
 
 
 def measure_speed(classifiers: Sequence[Classifier], images: list) -> list[dict]:
@@ -337,10 +424,12 @@ def _failure(row: ArtifactResult, reference: ArtifactResult, limits: GateLimits)
     reasons = []
     if row.not_finite:
         reasons.append(f"its logits are NaN or infinite for {row.not_finite:,} images")
-    if -row.change_points > limits.max_accuracy_drop + 1e-9:
+    if row.change_interval is not None and _is_beyond_chance(row, limits.max_accuracy_drop):
+        low, high = row.change_interval
         reasons.append(
             f"its {row.score.name} of {row.score.value:.2%} is {-row.change_points:.2f} points below the reference's"
-            f" {reference.score.value:.2%} (max_accuracy_drop is {limits.max_accuracy_drop:g})"
+            f" {reference.score.value:.2%} (95 % interval {-high:.2f} to {-low:.2f}; max_accuracy_drop is"
+            f" {limits.max_accuracy_drop:g})"
         )
     if limits.min_agreement is not None and row.agreement < limits.min_agreement - 1e-9:
         reasons.append(
@@ -350,11 +439,33 @@ def _failure(row: ArtifactResult, reference: ArtifactResult, limits: GateLimits)
     return f"{', and '.join(reasons)}." if reasons else None
 
 
+def _is_beyond_chance(row: ArtifactResult, allowed: float) -> bool:
+    """Return whether the drop is larger than `allowed` percentage points beyond chance."""
+    # McNemar's test is of no drop at all, which says nothing about a demanded rise (a negative `allowed`).
+    return -row.change_interval[1] > allowed + 1e-9 and (allowed < 0 or row.p_value < SIGNIFICANCE)
+
+
+def _warning(row: ArtifactResult, limits: GateLimits, images: int) -> str | None:
+    """Return why the images are too few to tell whether the drop is allowed."""
+    needed = row.images_needed
+    if needed is None or (needed <= images and (row.lost is None or -row.change_points <= limits.max_accuracy_drop)):
+        return None
+    low, high = row.change_interval
+    if needed <= images:  # decided by the interval, but not significant
+        needed = math.ceil(images * SIGNIFICANT_FLIPS / max(1, row.lost - row.gained))
+    many = f"more than {LARGEST_SAMPLE:,}" if needed >= LARGEST_SAMPLE else f"about {needed:,}"
+    return (
+        f"{images:,} images are too few to tell a change of {row.change_points:+.2f} points (95 % interval {low:+.2f}"
+        f" to {high:+.2f}) from the allowed {-limits.max_accuracy_drop:g}; {many} would be enough."
+    )
+
+
 def _cells(row: ArtifactResult, is_reference: bool) -> tuple[str, ...]:
     low, high = row.score.interval
-    against = ("reference", "", "")
+    against = ("reference", "", "", "")
     if not is_reference:
-        against = (f"{row.change_points:+.2f}", f"{row.agreement:.2%}", f"{row.max_logit_difference:.2g}")
+        p_value = f"{row.p_value:.2g}"
+        against = (row.change, p_value, f"{row.agreement:.2%}", f"{row.max_logit_difference:.2g}")
     return (
         row.title + (f" {PREPROCESSING_MARK}" if row.includes_preprocessing else ""),
         f"{row.score.value:.2%}",
@@ -365,6 +476,7 @@ def _cells(row: ArtifactResult, is_reference: bool) -> tuple[str, ...]:
         f"{row.latency_ms_p95:.1f}",
         f"{row.images_per_second:,.0f}",
         str(row.threads) if row.device == "cpu" else row.device,
+        "" if is_reference and not row.failure else row.verdict,
     )
 
 

@@ -4,7 +4,11 @@ import json
 
 from transformers import AutoConfig
 
-from hfvit.export.processor_steps import image_steps
+from hfvit.artifacts.constants import CONFIG_FILE, PRETRAINED_CFG
+from hfvit.artifacts.run_record import PREPROCESSING
+from hfvit.errors import ModelError
+from hfvit.export.processor_steps import crops_alike, image_steps, processor_name
+from hfvit.export.text_inputs import reads_texts
 
 # Prefix of timm's model name -> model_type of transformers; the first match applies, "vit" otherwise.
 FAMILIES = {
@@ -19,17 +23,42 @@ FAMILIES = {
     "resnet": "resnet",
     "swin": "swin",
 }
+# Image classifiers of transformers.js 4.3.2 (src/models/registry.js). Others are written as "vit", which has the
+# same input and output.
+JS_FAMILIES = {
+    "beit", "convnext", "convnextv2", "deit", "dinov2", "dinov2_with_registers", "efficientnet", "fastvit", "hiera",
+    "ijepa", "mobilenet_v1", "mobilenet_v2", "mobilenet_v3", "mobilenet_v4", "mobilevit", "mobilevitv2", "pvt",
+    "resnet", "segformer", "swin", "vit", "vit_msn",
+}  # fmt: skip
+# Image processors of transformers.js 4.3.2 with the steps of transformers' class.
+JS_PROCESSORS = {
+    "BitImageProcessor", "CLIPImageProcessor", "ConvNextImageProcessor", "DeiTImageProcessor",
+    "DINOv3ViTImageProcessor", "EfficientNetImageProcessor", "MobileNetV1ImageProcessor", "MobileNetV2ImageProcessor",
+    "MobileViTImageProcessor", "PvtImageProcessor", "SegformerImageProcessor", "SiglipImageProcessor",
+    "ViTImageProcessor",
+}  # fmt: skip
 # Keys with local paths or training state.
 PRIVATE = ("_name_or_path", "name_or_path", "use_cache")
 
 
 def family_config(model) -> dict:
-    """Return the config.json that transformers.js and ORTModel read beside ONNX files."""
+    """Return the config.json that transformers.js and ORTModel read beside ONNX files.
+
+    Raises:
+        ModelError: the configuration does not name each class once.
+    """
     config = json.loads(model.config.to_json_string())
     if config["model_type"] == "timm_wrapper":
         config = _timm_config(model)
+    elif config["model_type"] not in JS_FAMILIES and not reads_texts(model):
+        config = _as_vit(config)
     config = {key: value for key, value in config.items() if key not in PRIVATE}
-    labels = {index: model.config.id2label[index] for index in range(model.config.num_labels)}
+    labels = {index: model.config.id2label.get(index) for index in range(model.config.num_labels)}
+    if None in labels.values():
+        raise ModelError(
+            f"The configuration has {len(labels)} classes (num_labels), but id2label names"
+            f" {sorted(model.config.id2label)}. Correct {CONFIG_FILE} of the checkpoint."
+        )
     config["id2label"] = {str(index): label for index, label in labels.items()}
     config["label2id"] = {label: index for index, label in labels.items()}
     config["num_labels"] = len(labels)
@@ -39,6 +68,18 @@ def family_config(model) -> dict:
         config["thresholds"] = model.config.thresholds
     config["dtype"] = "float32"
     return config
+
+
+def _as_vit(config: dict) -> dict:
+    """Return the configuration of a ViT with the input size and channels of another model."""
+    size = next((config[key] for key in ("image_size", "input_size") if config.get(key)), None)
+    kept = {"image_size": size[-1] if isinstance(size, list) else size, "num_channels": config.get("num_channels")}
+    return {
+        "architectures": ["ViTForImageClassification"],
+        "model_type": "vit",
+        "source_model_type": config["model_type"],
+        **{key: value for key, value in kept.items() if isinstance(value, int)},
+    }
 
 
 def _timm_config(model) -> dict:
@@ -96,28 +137,46 @@ def _pyramid_values(network) -> dict:
 def stock_processor_config(processor) -> dict:
     """Return an equivalent preprocessor_config.json for transformers(.js).
 
-    timm's processor becomes a BitImageProcessor if it crops, else a ViTImageProcessor. Resampled values may differ by
-    two levels of 255, and the start of a crop with an odd margin by one pixel, as rounding differs from torchvision.
+    A processor of timm, or of a class that transformers.js does not have, becomes a BitImageProcessor if it crops,
+    else a ViTImageProcessor. These start a crop with an odd margin one pixel earlier than timm's, if at all; where
+    there can be one, `pretrained_cfg` is kept for `load_classifier` and the demo, which follow timm.
     """
-    if type(processor).__name__ != "TimmWrapperImageProcessor":
-        config = json.loads(processor.to_json_string())
-        config["image_processor_type"] = type(processor).__name__.removesuffix("Fast").removesuffix("Pil")
-        return config
-    steps = image_steps(processor)
+    name = processor_name(processor)
+    own = name != "TimmWrapperImageProcessor"
+    if own and name in JS_PROCESSORS:
+        return _own_config(processor)
+    try:
+        steps = image_steps(processor)
+    except ModelError:
+        if not own:
+            raise
+        return _own_config(processor)  # no client but transformers has it
     config = {
         "image_processor_type": "BitImageProcessor" if steps.crop else "ViTImageProcessor",
         "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"shortest_edge": steps.resize} if isinstance(steps.resize, int) else _size(steps.resize),
+        "do_resize": steps.resize is not None,
         "resample": int(steps.resample),
         "do_center_crop": steps.crop is not None,
-        "do_rescale": True,
-        "rescale_factor": steps.scale,
-        "do_normalize": True,
-        "image_mean": list(steps.mean),
-        "image_std": list(steps.std),
+        "do_rescale": steps.scale is not None,
+        "do_normalize": steps.mean is not None,
     }
-    return config | ({"crop_size": _size(steps.crop)} if steps.crop else {})
+    if steps.resize:
+        config["size"] = {"shortest_edge": steps.resize} if isinstance(steps.resize, int) else _size(steps.resize)
+    if steps.crop:
+        config["crop_size"] = _size(steps.crop)
+    if steps.scale is not None:
+        config["rescale_factor"] = steps.scale
+    if steps.mean is not None:
+        config |= {"image_mean": list(steps.mean), "image_std": list(steps.std)}
+    if not own and not crops_alike(steps):
+        config[PRETRAINED_CFG] = {key: processor.data_config[key] for key in PREPROCESSING}
+    return config
+
+
+def _own_config(processor) -> dict:
+    config = json.loads(processor.to_json_string())
+    config["image_processor_type"] = processor_name(processor)
+    return config
 
 
 def _size(size: tuple[int, int]) -> dict[str, int]:

@@ -1,12 +1,18 @@
 """Convert an ONNX graph to fp16 or bf16."""
 
+from collections.abc import Collection, Iterable
+
 import numpy as np
 import onnx
 import onnx_ir
 from onnx_ir import DataType
 
+from hfvit.export.graph import cpu_session
+
 HALF_TYPES = {"fp16": DataType.FLOAT16, "bf16": DataType.BFLOAT16}
 LARGEST = {DataType.FLOAT16: 65504.0, DataType.BFLOAT16: 3.3e38}
+
+HEADROOM = 4  # of the largest values on the measured images, for other images
 
 COMPUTE = {"MatMul", "Gemm", "Conv"}
 FOLLOW = {
@@ -16,16 +22,48 @@ FOLLOW = {
 }  # fmt: skip
 
 
-def to_half(model: onnx_ir.Model, dtype: str) -> None:
-    """Convert a graph to "fp16" or "bf16" in place, with float32 inputs and outputs."""
+def wide_values(model: onnx_ir.Model, feeds: Iterable[dict[str, np.ndarray]]) -> dict[str, float]:
+    """Return the computed values of a float32 graph that fp16 may not be able to hold, with their largest magnitude.
+
+    ONNX Runtime computes fp16 graphs in float32 on CPUs, so that comparing logits there does not show an overflow.
+
+    Args:
+        model: graph in float32.
+        feeds: inputs by name, of one or more batches.
+    """
+    proto = onnx_ir.to_proto(model)
+    names = [value.name for node in model.graph for value in node.outputs if value.dtype == DataType.FLOAT]
+    del proto.graph.output[:]
+    for name in names:
+        proto.graph.node.append(onnx.helper.make_node("Abs", [name], [f"{name}/abs"]))
+        proto.graph.node.append(onnx.helper.make_node("ReduceMax", [f"{name}/abs"], [f"{name}/max"], keepdims=0))
+        proto.graph.output.append(onnx.ValueInfoProto(name=f"{name}/max"))
+    session = cpu_session(proto)
+    largest = np.zeros(len(names))
+    for feed in feeds:
+        largest = np.fmax(largest, [float(value) for value in session.run(None, feed)])
+    limit = LARGEST[DataType.FLOAT16] / HEADROOM
+    return {name: float(value) for name, value in zip(names, largest, strict=True) if value > limit}
+
+
+def to_half(model: onnx_ir.Model, dtype: str, wide: Collection[str] = ()) -> None:
+    """Convert a graph in place, with float32 inputs and outputs.
+
+    Args:
+        model: graph in float32.
+        dtype: "fp16" or "bf16".
+        wide: names of values that stay in float32, with the operators that read or compute them.
+    """
     half = HALF_TYPES[dtype]
     opset = model.graph.opset_imports[""]
     caster = _Caster(model.graph)
     for node in list(model.graph):
         if node.op_type == "Cast":
             continue
+        touches_wide = any(value is not None and value.name in wide for value in (*node.inputs, *node.outputs))
         floats = [(i, v) for i, v in enumerate(node.inputs) if v is not None and v.dtype in (DataType.FLOAT, half)]
-        target = half if _computes_in_half(node, [value for _, value in floats], half, opset) else DataType.FLOAT
+        fits = not touches_wide and _computes_in_half(node, [value for _, value in floats], half, opset)
+        target = half if fits else DataType.FLOAT
         for index, value in floats:
             if value.dtype != target:
                 node.replace_input_with(index, caster.cast(value, target, before=node))

@@ -1,11 +1,14 @@
 """Export a model to one ONNX file and check it against PyTorch."""
 
+import copy
 import hashlib
 import re
 import tempfile
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir
 import torch
@@ -16,14 +19,14 @@ from transformers.exporters.exporter_onnx import OnnxConfig
 import hfvit
 from hfvit.artifacts.export_folder import PACKAGES, file_digest
 from hfvit.artifacts.export_record import ExportedFile, Parity, TensorInfo
-from hfvit.errors import ModelError, one_line
+from hfvit.errors import ModelError, one_line, wrap_library_errors
 from hfvit.export.fusion import fuse
 from hfvit.export.graph import remove_unused_nodes
-from hfvit.export.half_precision import HALF_TYPES, runnable_on_cpu, to_half
+from hfvit.export.half_precision import HALF_TYPES, runnable_on_cpu, to_half, wide_values
 from hfvit.export.onnx_file import mapped_file, read_header, write_onnx
 from hfvit.export.parity import check_onnx, check_parity, check_pixels, tolerance
 from hfvit.export.preprocessing import add_preprocessing
-from hfvit.export.text_inputs import TOKEN_AXIS, check_reads_texts, text_inputs, traced_texts
+from hfvit.export.text_inputs import TOKEN_AXIS, check_reads_texts, compared_texts, text_inputs, traced_texts
 from hfvit.models.attention import unfused_window_attention
 from hfvit.utils.environment import installed_versions
 from hfvit.utils.files import temporary_file
@@ -31,6 +34,7 @@ from hfvit.utils.quiet import silenced
 
 DTYPES = ("fp32", *HALF_TYPES)
 BATCH_AXIS = "batch_size"
+RANGE_BATCH = 4  # images per batch to find the ranges of values
 TRACED_BATCH = 2  # torch.export would specialize a batch of 1
 OPSETS = (18, 19, 20, 21, 22, 23)
 
@@ -48,6 +52,8 @@ def export_onnx(
     preprocessing=None,
     image_size: tuple[int, int] | None = None,
     verbose: bool = False,
+    traced: onnx_ir.Model | None = None,
+    images: np.ndarray | None = None,
 ) -> ExportedFile:
     """Export an image classifier to one ONNX file and compare it with PyTorch.
 
@@ -67,6 +73,9 @@ def export_onnx(
             3) uint8 of any height and width.
         image_size: (height, width) in pixels; None reads it from the model's configuration.
         verbose: show the exporter's output and warnings.
+        traced: result of `trace_onnx` with the same arguments, which stays unchanged; None traces the model.
+        images: pixel values (images, channels, height, width) of real images, to find the values that fp16 cannot hold
+            and that stay in float32; None is random ones.
 
     Returns:
         The record of the file for export.json.
@@ -79,12 +88,18 @@ def export_onnx(
     path = Path(path)
     shape = (input_channels(model), *(image_size or configured_image_size(model)))
     model = model.eval()
-    graph = _trace(model, shape, opset, batch_size if not dynamic_axes else None, verbose)
-    _keep_logits(graph)
+    if traced is None:
+        fixed_size = None if dynamic_axes else batch_size
+        graph = trace_onnx(model, opset=opset, batch_size=fixed_size, image_size=shape[1:], verbose=verbose)
+    else:
+        graph = _copy(traced)
     if optimize:
         fuse(graph)
+    wide = {}
+    if dtype == "fp16":
+        wide = wide_values(graph, _feeds(model, shape, images, None if dynamic_axes else batch_size))
     if dtype != "fp32":
-        to_half(graph, dtype)
+        to_half(graph, dtype, wide)
     _tidy(graph)
     batches = [1, TRACED_BATCH + 1] if dynamic_axes else [batch_size]
     with temporary_file(path) as temporary:
@@ -95,6 +110,7 @@ def export_onnx(
     fixed = None if dynamic_axes else batch_size
     record = describe(path, shape, parity, dtype=dtype, optimized=optimize, batch_size=fixed)
     record.text_inputs = text_inputs(model, fixed or BATCH_AXIS)
+    record.float32_values = len(wide) or None
     return record
 
 
@@ -178,6 +194,13 @@ def describe(
     )
 
 
+def check_takes_images(model: torch.nn.Module) -> None:
+    """Raise `ModelError` for a model that takes no pixel values, such as ImageGPT."""
+    name = getattr(model, "main_input_name", "pixel_values")
+    if name != "pixel_values":
+        raise ModelError(f"{type(model).__name__} takes {name} instead of images, and cannot be exported.")
+
+
 def input_channels(model: torch.nn.Module) -> int:
     """Return the number of image channels of a model's configuration."""
     own = (getattr(model.config, "pretrained_cfg", None) or {}).get("input_size")
@@ -218,8 +241,7 @@ def input_tensor(shape: tuple[int, int, int], batch_size: int | None, with_prepr
 def _check_arguments(model, opset: int | None, dtype: str, optimize: bool, batch_size: int) -> None:
     if dtype not in DTYPES:
         raise ModelError(f"dtype: must be one of {', '.join(DTYPES)}, got {dtype!r}.")
-    if opset is not None and opset not in OPSETS:
-        raise ModelError(f"opset: must be between {OPSETS[0]} and {OPSETS[-1]}, got {opset}.")
+    _check_opset(opset)
     if optimize and dtype != "fp32":
         raise ModelError(f"optimize: only available for dtype fp32, got {dtype}. Omit optimize or dtype.")
     if batch_size < 1:
@@ -228,13 +250,43 @@ def _check_arguments(model, opset: int | None, dtype: str, optimize: bool, batch
         raise ModelError(f'The model must be in float32, got {loaded}. Load it with dtype="float32".')
 
 
-def _trace(model, shape, opset: int | None, batch_size: int | None, verbose: bool) -> onnx_ir.Model:
-    """Export the graph with transformers; `batch_size` None is a dynamic batch axis."""
+def _check_opset(opset: int | None) -> None:
+    if opset is not None and opset not in OPSETS:
+        raise ModelError(f"opset: must be between {OPSETS[0]} and {OPSETS[-1]}, got {opset}.")
+
+
+def trace_onnx(
+    model: torch.nn.Module,
+    *,
+    opset: int | None = None,
+    batch_size: int | None = None,
+    image_size: tuple[int, int] | None = None,
+    verbose: bool = False,
+) -> onnx_ir.Model:
+    """Trace a model with transformers' exporter to a graph whose only output is the logits.
+
+    Args:
+        model: image classifier in float32.
+        opset: 18 to 23; None is the exporter's default.
+        batch_size: fixed batch size; None lets it vary.
+        image_size: (height, width) in pixels; None reads it from the model's configuration.
+        verbose: show the exporter's output and warnings.
+
+    Raises:
+        ModelError: the model cannot be exported.
+    """
+    shape = (input_channels(model), *(image_size or configured_image_size(model)))
+    model = model.eval()
+    _check_opset(opset)
+    check_takes_images(model)
     device = next(model.parameters()).device
     pixel_values = torch.zeros((batch_size or TRACED_BATCH, *shape), device=device)
     batch_axis = None if batch_size else Dim(BATCH_AXIS, min=1)
     texts, text_axes = traced_texts(model, len(pixel_values), batch_axis)
     axes = {} if batch_axis is None else {"pixel_values": {0: batch_axis}}
+    size = f"{shape[1]}x{shape[2]} pixels"
+    with wrap_library_errors(ModelError, f"{type(model).__name__} fails on images of {size}"), torch.inference_mode():
+        model(pixel_values, **texts)
     config = OnnxConfig(opset_version=opset, dynamic_shapes=(axes | text_axes) or None)
     try:
         with silenced(verbose), unfused_window_attention(model):
@@ -248,7 +300,40 @@ def _trace(model, shape, opset: int | None, batch_size: int | None, verbose: boo
         raise ModelError(
             f"opset: the exporter wrote {graph.opset_imports['']} instead of {opset}. Omit opset to use that."
         )
+    _keep_logits(graph)
     return graph
+
+
+def _copy(traced: onnx_ir.Model) -> onnx_ir.Model:
+    """Copy a graph, but for its weights."""
+    graph = traced.clone()
+    values = [*graph.graph.inputs, *graph.graph.initializers.values()]
+    for value in [*values, *(value for node in graph.graph.all_nodes() for value in node.outputs)]:
+        value.type = copy.copy(value.type)  # clone() shares the types, which to_half changes
+    return graph
+
+
+def _feeds(
+    model: torch.nn.Module, shape: tuple[int, int, int], images: np.ndarray | None, batch_size: int | None
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yield inputs of the graph.
+
+    Args:
+        model: the exported model.
+        shape: (channels, height, width) of the pixel values.
+        images: pixel values; None is random ones.
+        batch_size: fixed batch size, None for a dynamic one.
+    """
+    generator = torch.Generator().manual_seed(0)
+    if images is None:
+        images = torch.randn((RANGE_BATCH, *shape), generator=generator).numpy()
+    size = batch_size or RANGE_BATCH
+    for start in range(0, len(images), size):
+        batch = images[start : start + size]
+        if batch_size:
+            batch = np.resize(batch, (batch_size, *shape))  # repeats images
+        texts = compared_texts(model, len(batch), generator)
+        yield {"pixel_values": batch, **{name: values.numpy() for name, values in texts.items()}}
 
 
 def _keep_logits(graph: onnx_ir.Model) -> None:

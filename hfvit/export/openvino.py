@@ -29,6 +29,9 @@ DTYPES = ("fp32", "fp16", "bf16")
 HINTS = {"fp32": "f32", "fp16": "f32", "bf16": "bf16"}
 INSTALL = 'pip install "hfvit[openvino]"'
 CHECKED_BATCHES = [1, 3]
+# DINOv2-S at 224 px, difference of the logits relative to their spread: 7.0 % on 96 images and 17 % on noise, which
+# the ranges do not cover; with INT8 attention and NNCF's alpha of 0.95 9.8 and 64 %, at about the same speed in bf16.
+SMOOTH_QUANT_ALPHA = 0.5
 
 
 def openvino_file(dtype: str = "fp32", quantize: str | None = None) -> str:
@@ -169,8 +172,10 @@ def _quantize(program, calibration: list[np.ndarray], verbose: bool):
             nncf.Dataset(calibration),
             subset_size=len(calibration),
             model_type=nncf.ModelType.TRANSFORMER,
-            # In INT8, the products of the attention lose accuracy.
             ignored_scope=nncf.IgnoredScope(names=attention_products(program), validate=False),
+            advanced_parameters=nncf.AdvancedQuantizationParameters(
+                smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=SMOOTH_QUANT_ALPHA)
+            ),
         )
 
 
@@ -244,11 +249,12 @@ class OpenVINOExport(Export):
             yield from np.split(batch, len(batch))
 
     def save(self, staging: Path) -> None:
-        """Rename the weights into the output folder, then the other files."""
+        """Rename the files into the output folder, then their weights."""
+        super().save(staging)
         for name in self.files:
             weights = Path(name).with_suffix(".bin")
-            commit_file(staging / weights, self.folder / weights)
-        super().save(staging)
+            if not (staging / name).exists():  # it was renamed
+                commit_file(staging / weights, self.folder / weights)
 
 
 def export_options(options: argparse.Namespace) -> argparse.Namespace:

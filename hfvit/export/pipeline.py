@@ -4,27 +4,40 @@ import argparse
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from hfvit.artifacts.constants import CONFIG_FILE, PREPROCESSOR_FILE, RECIPE_FILE
+from hfvit.artifacts.constants import CONFIG_FILE, PREPROCESSOR_FILE, PRETRAINED_CFG, RECIPE_FILE
 from hfvit.artifacts.export_folder import check_same_model, file_name, staging_folder
-from hfvit.artifacts.export_record import ExportedFile, ExportRecord
+from hfvit.artifacts.export_record import ExportedFile, ExportRecord, Parity
+from hfvit.artifacts.gate import ArtifactResult
 from hfvit.errors import DataError, GateError, ModelError
 from hfvit.export.client_config import family_config, stock_processor_config
-from hfvit.export.onnx import check_graph, describe, export_onnx, input_channels, weights_sha256
+from hfvit.export.image_parity import check_images, checkpoint_logits, photographs, resizes_alike
+from hfvit.export.onnx import (
+    check_graph,
+    check_takes_images,
+    describe,
+    export_onnx,
+    input_channels,
+    trace_onnx,
+    weights_sha256,
+)
 from hfvit.export.parity import tolerance
 from hfvit.export.preprocessing import check_steps
 from hfvit.export.processor_steps import image_steps
 from hfvit.export.text_inputs import check_reads_texts
 from hfvit.inference.classifier import batched, load_classifier
+from hfvit.utils.environment import set_tf32
 from hfvit.utils.files import commit_file, expand_user, write_object
 from hfvit.utils.formatting import aligned
 
 CALIBRATION_BATCH = 16
+COMPARABLE = (".onnx", ".xml")  # files that `load_classifier` takes
 
 
 class Export:
@@ -42,17 +55,25 @@ class Export:
         self.folder = folder
         self.started = time.monotonic()
         self.files: dict[str, ExportedFile] = {}
-        self.validated: list[str] = []
+        self.results: dict[str, ArtifactResult] = {}  # of the accuracy gate, by file
         self.comparison = None
+        self.traced = None
         self.tokenizer_files: list[str] = []
         recipe = expand_user(options.model) / RECIPE_FILE
         self.recipe = recipe if recipe.is_file() else None
 
     def run(self) -> None:
-        """Export all files; on an error the output folder is unchanged."""
+        """Export all files; on an error the output folder is unchanged.
+
+        Raises:
+            GateError: the accuracy gate refused files; the others were saved.
+        """
         with self.graphs() as staging:
-            self.save(staging)
+            if self.kept:
+                self.save(staging)
         print(self.table())
+        if self.refused:
+            raise GateError(self.refusal)
 
     @contextmanager
     def graphs(self) -> Iterator[Path]:
@@ -70,6 +91,8 @@ class Export:
             self.float_files(staging)
             if options.quantize:
                 self.quantized_file(staging, calibration)
+            self.traced = None
+            self.check_images(staging)
             if gate is not None:
                 self.validate(staging, gate)
             yield staging
@@ -91,6 +114,7 @@ class Export:
         self.weights = weights_sha256(self.classifier.backend.model.float())
         if any(changes.values()):
             self.classifier = load(**changes)
+        set_tf32(False)  # `load_classifier` sets it on CUDA, but logits are compared in full float32
         self.model = self.classifier.backend.model.float()
         self.processor = self.classifier.processor
         self.config = family_config(self.model)
@@ -102,7 +126,14 @@ class Export:
         check_same_model(self.folder, self.config, self.weights)
         if options.with_preprocessing:
             check_steps(image_steps(self.processor))
-        self.shape = tuple(self.processor([Image.new("RGB", (64, 64))], return_tensors="pt")["pixel_values"].shape[1:])
+        check_takes_images(self.model)
+        shape = self.processor([Image.new("RGB", (64, 64))], return_tensors="pt")["pixel_values"].shape
+        if len(shape) != 4:
+            raise ModelError(
+                f"{type(self.processor).__name__} returns patches {tuple(shape)} instead of images (batch, channels,"
+                " height, width). Such models (NaFlex) cannot be exported."
+            )
+        self.shape = tuple(shape[1:])
         if self.shape[0] != (channels := input_channels(self.model)):
             raise ModelError(
                 f"The model takes images of {channels} channel(s), but its image processor returns {self.shape[0]}."
@@ -114,12 +145,13 @@ class Export:
         from hfvit.export.calibration_data import calibration_images
 
         options = self.options
+        alternative = "--quantize int8-dynamic" if options.target == "onnxruntime" else "--dtype fp16"
         images = calibration_images(
             options.model,
             dataset_name=options.calibration_dataset,
             split=options.calibration_split,
             max_samples=options.calibration_samples,
-            alternative=f", or pass {'--dtype fp16' if options.target == 'tensorrt' else '--quantize int8-dynamic'}",
+            alternative=f", or pass {alternative}",
         )
         if len(images) < self.calibration_batch:
             raise DataError(
@@ -164,6 +196,14 @@ class Export:
         """
         options = self.options
         inside = options.with_preprocessing if with_preprocessing is None else with_preprocessing
+        if self.traced is None:
+            self.traced = trace_onnx(
+                self.model,
+                opset=options.opset,
+                batch_size=options.batch_size if options.no_dynamic_axes else None,
+                image_size=self.shape[1:],
+                verbose=options.verbose,
+            )
         return export_onnx(
             self.model,
             path,
@@ -174,8 +214,14 @@ class Export:
             preprocessing=self.processor if inside else None,
             image_size=self.shape[1:],
             verbose=options.verbose,
+            traced=self.traced,
+            images=self.range_images() if variant.get("dtype") == "fp16" else None,
             **variant,
         )
+
+    def range_images(self) -> np.ndarray | None:
+        """Return pixel values of photographs for the ranges of fp16, None if they have several sizes."""
+        return self.classifier.pixel_values(photographs()) if resizes_alike(self.classifier) else None
 
     def quantized_file(self, staging: Path, calibration) -> None:
         """Quantize the float file to INT8, exporting it first if necessary."""
@@ -225,35 +271,62 @@ class Export:
         described.calibration = calibration.record if calibration is not None else None
         self.files[name] = described
 
-    def validate(self, staging: Path, split) -> None:
-        """Compare every file with the checkpoint on a labeled split.
+    def check_images(self, staging: Path) -> None:
+        """Compare every file with the checkpoint on photographs, preprocessing included."""
+        if not resizes_alike(self.classifier):
+            self.log("not compared on photographs, as the image processor returns images of several sizes")
+            return
+        wanted = checkpoint_logits(self.classifier)
+        # Rounding decides which of equally similar tokens are merged, such as those of a blue sky.
+        has_limit = not vars(self.options).get("merge_tokens")
+        for name, described in self.files.items():
+            # ONNX Runtime does not compute in bf16 on CPUs; ExecuTorch programs are no artifacts.
+            if described.dtype != "bf16" and Path(name).suffix in COMPARABLE:
+                dtype = described.dtype if has_limit else None
+                described.parity.images = check_images(
+                    self.classifier, wanted, staging / name, dtype, self.options.atol, name
+                )
 
-        Raises:
-            GateError: the accuracy or agreement of a file is below the limit.
-        """
+    @property
+    def refused(self) -> list[str]:
+        """Return the files that the accuracy gate refused."""
+        return [name for name, row in self.results.items() if row.failure]
+
+    @property
+    def kept(self) -> dict[str, ExportedFile]:
+        """Return the files to save, with their records."""
+        return {name: described for name, described in self.files.items() if name not in self.refused}
+
+    @property
+    def refusal(self) -> str:
+        """Return why files were refused, for an error message."""
+        reasons = "\n".join(f"{name}: {self.results[name].failure}" for name in self.refused)
+        written = f"Written without {', '.join(self.refused)}." if self.kept else "Nothing was written."
+        return (
+            f"{reasons}\n{written} Pass --max_accuracy_drop or --min_agreement to allow more, or --no_gate to skip the"
+            " check."
+        )
+
+    def validate(self, staging: Path, split) -> None:
+        """Compare every file with the checkpoint on a labeled split."""
         from hfvit.evaluation.compare import compare
 
         options = self.options
-        self.validated = [name for name in self.files if not name.startswith("model_bf16")]
-        if len(self.validated) < len(self.files):
+        names = [name for name in self.files if not name.startswith("model_bf16")]
+        if len(names) < len(self.files):
             self.log("bf16 is not validated, as ONNX Runtime does not support it on CPUs")
-        if not self.validated:
+        if not names:
             return
-        self.log(f"validating {', '.join(self.validated)} on {split.name}")
+        self.log(f"validating {', '.join(names)} on {split.name}")
         self.comparison = compare(
             self.classifier,
-            [staging / name for name in self.validated],
+            [staging / name for name in names],
             split,
             max_accuracy_drop=options.max_accuracy_drop,
             min_agreement=options.min_agreement,
             show_progress=options.verbose,
         )
-        rows = dict(zip(self.validated, self.comparison.rows[1:], strict=True))
-        if failures := [f"{name}: {row.failure}" for name, row in rows.items() if row.failure]:
-            raise GateError(
-                "\n".join(failures) + "\nNothing was written. Pass --max_accuracy_drop or --min_agreement to allow"
-                " more, or --no_gate to skip the check."
-            )
+        self.results = dict(zip(names, self.comparison.rows[1:], strict=True))
 
     @property
     def source(self) -> str:
@@ -263,30 +336,56 @@ class Export:
 
     def save(self, staging: Path) -> None:
         """Rename the files into the output folder, then update export.json and run.json."""
-        for name in (CONFIG_FILE, PREPROCESSOR_FILE, *self.tokenizer_files, *self.files):
+        for name in (CONFIG_FILE, PREPROCESSOR_FILE, *self.tokenizer_files, *self.kept):
             commit_file(staging / name, self.folder / name)
         export = ExportRecord.load(self.folder)
         export.source = self.source
         export.weights_sha256 = self.weights
-        for name, described in self.files.items():
+        for name, described in self.kept.items():
             export.enter(self.folder, name, described)
-        if self.comparison is not None:
-            from hfvit.evaluation.compare import record
+        saved = {name: row for name, row in self.results.items() if not row.failure}
+        if saved:
+            from hfvit.evaluation.compare import Comparison, record
 
-            record(self.comparison, [self.options.model, *(self.folder / name for name in self.validated)])
+            rows = [self.comparison.rows[0], *saved.values()]
+            comparison = Comparison(replace(self.comparison.gate, artifacts=rows, passed=True))
+            record(comparison, [self.options.model, *(self.folder / name for name in saved)])
 
     def table(self) -> str:
-        """Return the summary with a row for each file."""
-        gate = dict(zip(self.validated, self.comparison.rows[1:], strict=True)) if self.comparison else {}
-        rows = [("file", "MB", "max difference", "allowed", "gate")]
+        """Return the summary with a row for each file, and what to know about it."""
+        rows = [
+            ("file", "MB", "difference", "on photographs", "score", "change (95 % interval)", "agreement", "result")
+        ]
+        notes = []
         for name, described in self.files.items():
             parity = described.parity
-            row = gate.get(name)
-            verdict = f"{row.change_points:+.2f} points, {row.agreement:.2%} agree" if row else "not run"
-            allowed = "-" if parity.atol is None else f"{parity.atol:.2g}"
-            rows.append((name, f"{described.bytes / 1e6:.1f}", f"{parity.max_abs_difference:.2g}", allowed, verdict))
-        note = "max difference: largest difference of a logit from PyTorch's in float32, on random pixel values"
-        return "\n".join([*aligned(rows), "", note, f"saved in {self.folder}"])
+            row = self.results.get(name)
+            gate = ("", "", "", "no gate")
+            if row:
+                gate = (f"{row.score.value:.2%}", row.change, f"{row.agreement:.2%}", row.verdict)
+                notes += [f"{name}: {row.warning}"] * bool(row.warning)
+            images = "" if parity.images is None else f"{parity.images.max_abs_difference:.2g}"
+            rows.append((name, f"{described.bytes / 1e6:.1f}", f"{parity.max_abs_difference:.2g}", images, *gate))
+            notes += [f"{name}: {note}" for note in self.stock_notes(parity)]
+            if described.float32_values:
+                notes.append(f"{name}: {described.float32_values} values stay in float32, as fp16 may not hold them")
+        legend = "difference: largest one of a logit from the checkpoint's, on random pixel values and on photographs"
+        saved = f"saved in {self.folder}" if self.kept else "nothing was saved"
+        return "\n".join([*aligned(rows), "", legend, *notes, saved])
+
+    def stock_notes(self, parity: Parity) -> list[str]:
+        """Return how stock image processors differ from the checkpoint's preprocessing."""
+        images = parity.images
+        worst = None if images is None else images.stock_max_abs_difference
+        if worst is None:
+            return []
+        if PRETRAINED_CFG in self.processor_config:
+            reason = "start the crop of some images one pixel off the checkpoint's (docs/export.md)"
+        elif images.atol is not None and worst > images.atol:
+            reason = "round resized pixels otherwise"
+        else:
+            return []
+        return [f"stock image processors {reason}; on photographs, a logit differs by {worst:.2g}"]
 
     def batches(self, calibration) -> Iterator[np.ndarray]:
         """Yield calibration batches (batch, 3, height, width) of float32 pixel values."""

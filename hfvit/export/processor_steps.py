@@ -6,11 +6,13 @@ from PIL.Image import Resampling
 
 from hfvit.errors import ModelError
 
-# Image processors with the steps of their base class, in its order; ConvNext's differ by size.
+# Image processors with the steps of their base class, in its order; those of some differ by size.
 PLAIN_PROCESSORS = {
-    "BeitImageProcessor", "BitImageProcessor", "CLIPImageProcessor", "ConvNextImageProcessor", "DeiTImageProcessor",
+    "BeitImageProcessor", "BitImageProcessor", "CLIPImageProcessor", "ConvNextImageProcessor",
+    "DINOv3ViTImageProcessor", "DeiTImageProcessor", "LevitImageProcessor", "PoolFormerImageProcessor",
     "PvtImageProcessor", "SiglipImageProcessor", "ViTImageProcessor",
 }  # fmt: skip
+LEVIT_RATIO = 256 / 224  # of the resized shorter side to `size`
 CONVNEXT_WARPS_FROM = 384  # pixels; ConvNextImageProcessor does not crop from this size on
 
 
@@ -43,7 +45,7 @@ def image_steps(processor) -> ImageSteps:
     Raises:
         ModelError: the processor has other steps.
     """
-    name = type(processor).__name__.removesuffix("Fast").removesuffix("Pil")
+    name = processor_name(processor)
     if name == "TimmWrapperImageProcessor":
         steps = _timm_steps(processor)
     elif name in PLAIN_PROCESSORS:
@@ -59,6 +61,20 @@ def image_steps(processor) -> ImageSteps:
             f"The image processor must not crop more than {shorter} pixels, got {steps.crop}. Padding is unsupported."
         )
     return replace(steps, crop=None) if steps.crop == steps.resize else steps
+
+
+def processor_name(processor) -> str:
+    """Return the class of an image processor without the suffix of its backend."""
+    return type(processor).__name__.removesuffix("Fast").removesuffix("Pil")
+
+
+def crops_alike(steps: ImageSteps) -> bool:
+    """Return whether timm and transformers start the crop at the same pixel for images of any size."""
+    if steps.crop is None:
+        return True
+    if not isinstance(steps.resize, tuple):
+        return False  # the margin of the longer side may be odd
+    return not any((side - crop) % 2 for side, crop in zip(steps.resize, steps.crop, strict=True))
 
 
 def _timm_steps(processor) -> ImageSteps:
@@ -97,6 +113,10 @@ def _stock_steps(processor, name: str) -> ImageSteps:
             resize, crop = int(resize / processor.crop_pct), (resize, resize)
         else:
             resize = (resize, resize)
+    elif name == "LevitImageProcessor" and isinstance(resize, int):
+        resize = int(LEVIT_RATIO * resize)
+    elif name == "PoolFormerImageProcessor" and processor.crop_pct is not None:
+        resize = int((resize if isinstance(resize, int) else resize[0]) / processor.crop_pct)
     if processor.do_resize and (not resize or None in (resize if isinstance(resize, tuple) else (resize,))):
         raise ModelError(f"{name}: size must have shortest_edge, or height and width, got {dict(size)}.")
     return ImageSteps(

@@ -13,7 +13,7 @@ from hfvit.artifacts.constants import CONFIG_FILE, ENGINE_RECORD_FILE, PREPROCES
 from hfvit.artifacts.engine_record import BuildOptions, EngineRecord, SourceGraph
 from hfvit.artifacts.export_folder import check_same_model, claim_folder, file_digest, staging_folder
 from hfvit.artifacts.export_record import ExportedFile, ExportRecord, TensorInfo
-from hfvit.errors import ModelError
+from hfvit.errors import GateError, ModelError
 from hfvit.export.pipeline import Export
 from hfvit.trt.api import Backend, EngineOptions
 from hfvit.trt.builder import build_engine, read_graph
@@ -38,6 +38,8 @@ class CheckpointGraph(Export):
         """Yield the temporary ONNX file and its record."""
         with self.graphs() as staging:
             ((name, described),) = self.files.items()
+            if self.refused:
+                raise GateError(self.refusal)
             if self.comparison:
                 row = replace(self.comparison.rows[1], artifact=name)
                 described.gate = self.comparison.gate.of(row)

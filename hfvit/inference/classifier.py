@@ -14,7 +14,7 @@ from scipy.special import expit, softmax
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from hfvit.artifacts.artifact import Artifact, find_artifact, read_head
-from hfvit.artifacts.constants import PREPROCESSOR_FILE, RUN_FILE
+from hfvit.artifacts.constants import PREPROCESSOR_FILE, PRETRAINED_CFG, RUN_FILE
 from hfvit.data.decode import from_array, read_image, to_rgb
 from hfvit.data.text import TEXT_INPUTS, TextReader, load_tokenizer
 from hfvit.errors import ModelError, wrap_library_errors
@@ -26,6 +26,7 @@ from hfvit.inference.predictions import Predictions, keep_thumbnails
 from hfvit.models.image_text import HFViTFusionConfig
 from hfvit.trt.runtime import open_engine
 from hfvit.utils.files import read_object
+from hfvit.utils.quiet import hidden_loading_bars
 from hfvit.utils.threads import map_in_threads
 
 MAX_WORKERS = 8  # threads with a forward pass of their own; Python's lock limits more
@@ -404,7 +405,7 @@ def load_classifier(
     else:
         backend = OnnxBackend(artifact.file, len(head.labels), device, threads, providers, objective)
     kwargs.pop("dtype", None)
-    processor = _load_processor(artifact, backend.takes_pixels, kwargs)
+    processor = load_processor(artifact, backend.takes_pixels, **kwargs)
     reads_texts = isinstance(head.config, HFViTFusionConfig)
     reader = _load_text_reader(artifact, head.config, kwargs) if reads_texts else None
     return Classifier(
@@ -443,7 +444,8 @@ def change_model(model, patch_size: int | None = None, merge_tokens: int | None 
 
 
 def _load_model(artifact: Artifact, kwargs: dict[str, Any]):
-    with wrap_library_errors(ModelError, f"{artifact.source} cannot be loaded as an image classifier"):
+    problem = f"{artifact.source} cannot be loaded as an image classifier"
+    with wrap_library_errors(ModelError, problem), hidden_loading_bars():
         model, info = AutoModelForImageClassification.from_pretrained(
             artifact.source, output_loading_info=True, **kwargs
         )
@@ -456,15 +458,30 @@ def _load_model(artifact: Artifact, kwargs: dict[str, Any]):
     return model
 
 
-def _load_processor(artifact: Artifact, is_optional: bool, kwargs: dict[str, Any]):
+def load_processor(artifact: Artifact, is_optional: bool = False, **kwargs: Any):
+    """Load the image processor of an artifact with Pillow's arithmetic.
+
+    Args:
+        artifact: checkpoint or export.
+        is_optional: return None if none was saved.
+        **kwargs: arguments of `from_pretrained`.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
     saved = artifact.beside(PREPROCESSOR_FILE)
     if saved is None and is_optional:
         return None
     source = artifact.source if artifact.is_checkpoint or saved is None else str(saved.parent)
     name = artifact.file or artifact.source
     with wrap_library_errors(ModelError, f"{name}: cannot load the image processor {source}/{PREPROCESSOR_FILE}"):
-        # Pillow, as in timm's transforms and the evaluation during training: torchvision's pixels differ by up to two
-        # levels of 255, which changes about 1 % of predictions.
+        config = read_object(saved) if saved is not None and not artifact.is_checkpoint else {}
+        if PRETRAINED_CFG in config:  # its crop may start one pixel later than that of the stock processor
+            from transformers import TimmWrapperImageProcessor  # imports timm, which other exports do not need
+
+            return TimmWrapperImageProcessor(config[PRETRAINED_CFG])
+        # Pillow, as in timm's transforms and the evaluation during training: torchvision's pixels differ by one level
+        # of 255 here and there.
         return AutoImageProcessor.from_pretrained(source, backend="pil", **kwargs)
 
 

@@ -58,7 +58,7 @@ def _card(image: Image.Image, classes: dict[str, float]) -> str:
     buffer = io.BytesIO()
     image.save(buffer, format="png")
     best = list(classes.items())[:SHOWN_CLASSES]
-    lines = [f"{escape(printable(label))} {probability:.1%}" for label, probability in best] or ["no class"]
+    lines = [f"{escape(printable(label))} &middot; {probability:.1%}" for label, probability in best] or ["no class"]
     first, *others = lines
     text = "<br>".join([f"<b>{first}</b>", *others])
     picture = png_html(buffer.getvalue(), best[0][0] if best else "no class", f"height: {SIDE}px")

@@ -1,9 +1,11 @@
 """`HFViTConfig`: TimmWrapperConfig with labels and preprocessing."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import timm
+from timm.data import resolve_data_config
 from transformers import TimmWrapperConfig
 
 from hfvit.errors import ModelError, nearest
@@ -89,6 +91,18 @@ class HFViTConfig(TimmWrapperConfig):
         overrides = {key: value for key, value in values.items() if value is not None}
         self.pretrained_cfg = {**self.pretrained_cfg, **overrides}
 
+    def set_crop_mode(self, crop_mode: str) -> None:
+        """Set timm's `crop_mode` of the evaluation, "squash" or "center".
+
+        torchvision starts a crop with an odd margin at the even pixel, transformers and transformers.js round down.
+        "squash" resizes to an exact size; `crop_pct` changes to the nearest value whose margin is even, so that all
+        start at the same pixel.
+        """
+        values: dict[str, Any] = {"crop_mode": crop_mode}
+        if crop_mode == "squash":
+            values["crop_pct"] = _even_crop_pct(self.image_size, resolve_data_config(self.pretrained_cfg)["crop_pct"])
+        self.pretrained_cfg = {**self.pretrained_cfg, **values}
+
     def to_dict(self) -> dict[str, Any]:
         output = super().to_dict()
         output["label_names"] = self.label_names
@@ -124,6 +138,21 @@ def load_config(name: str | Path, **hub_kwargs) -> HFViTConfig:
         config.pretrained_cfg = {}
     config.pretrained_cfg = {k: v for k, v in config.pretrained_cfg.items() if k not in _ORIGIN_KEYS}
     return config
+
+
+def _even_crop_pct(image_size: tuple[int, int], crop_pct: float) -> float:
+    """Return the nearest `crop_pct` for which the margin of each side is even."""
+
+    def margins(candidate: float) -> list[int]:
+        return [math.floor(side / candidate) - side for side in image_size]  # as timm.data.transforms_factory
+
+    if not any(margin % 2 for margin in margins(crop_pct)):
+        return crop_pct
+    side = image_size[0]
+    # A quarter of a pixel more, so that rounding does not lower the size.
+    candidates = [1.0, *(round(side / (side + margin + 0.25), 4) for margin in range(2, side + 2, 2))]
+    even = [candidate for candidate in candidates if not any(margin % 2 for margin in margins(candidate))]
+    return min(even, key=lambda candidate: abs(candidate - crop_pct))
 
 
 def _nearest_model(name: str) -> str:

@@ -83,6 +83,7 @@ def build_image_model(
         model.config.set_preprocessing(
             mean=data.image_mean, std=data.image_std, interpolation=data.interpolation, crop_pct=data.crop_pct
         )
+        model.config.set_crop_mode(data.crop_mode)
     if arguments.freeze:
         model.freeze(parse_freeze(arguments.freeze))
     return model

@@ -7,6 +7,7 @@ from typing import Any
 
 from hfvit.errors import RecipeError
 
+CROP_MODES = ("squash", "center")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 NAN_POLICIES = ("stop", "rewind")
 BAD_IMAGES = ("error", "skip")
@@ -104,8 +105,13 @@ class DataArguments:
     )
     crop_pct: float | None = _field(
         None,
-        "Fraction of the resized image that evaluation's center crop keeps, above 0 and at most 1. Default: the"
+        "Fraction of each resized side that evaluation's center crop keeps, above 0 and at most 1. Default: the"
         " pretrained model's.",
+    )
+    crop_mode: str = _field(
+        "squash",
+        f"Resize of the evaluation: {', '.join(CROP_MODES)}. squash: to an exact size, which every client of an export"
+        " computes alike; center: the shorter side, which keeps the aspect ratio and cuts off the rest.",
     )
     interpolation: str | None = _field(
         None, f"Resize filter: {', '.join(INTERPOLATIONS)}. Default: the pretrained model's."
@@ -153,6 +159,7 @@ class DataArguments:
             self._check_streaming()
         crop_pct = self.crop_pct
         _check(crop_pct is None or 0.0 < crop_pct <= 1.0, "crop_pct", crop_pct, "above 0 and at most 1")
+        _check_choice("crop_mode", self.crop_mode, CROP_MODES)
         if self.interpolation is not None:
             _check_choice("interpolation", self.interpolation, INTERPOLATIONS)
         for key in ("image_mean", "image_std"):

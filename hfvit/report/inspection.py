@@ -254,7 +254,7 @@ def page(inspection: Inspection, opened: Opened) -> str:
             {"suspect": suspect, "image": _of_name(opened, by_row, suspect.image)}
             for suspect in (inspection.label_check.suspects if inspection.label_check else [])[:SUSPECTS_IN_PAGE]
         ],
-        recipe="\n".join(yaml_line(*item) for item in inspection.recipe.items()),
+        recipe=[yaml_line(*item) for item in inspection.recipe.items()],
         skipped=max(0, len(inspection.labels) - CLASSES_IN_PAGE),
     )
 

@@ -1,7 +1,9 @@
 """Progress of a run: live in a terminal, lines in a log file, a table in a notebook."""
 
 import logging
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,6 +69,16 @@ class MessageHandler(logging.StreamHandler):
         self.setFormatter(PrintableFormatter("%(message)s"))
         self.addFilter(MessageFilter(verbose))
 
+    def format(self, record: logging.LogRecord) -> str:
+        """Format a message; on a terminal, lines end between words."""
+        text = super().format(record)
+        if not self.stream.isatty():
+            return text
+        wrapper = textwrap.TextWrapper(
+            shutil.get_terminal_size().columns, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        )
+        return "\n".join(map(wrapper.fill, text.split("\n")))
+
     @property
     def stream(self) -> TextIO:
         return getattr(sys, self._name_of_stream)
@@ -112,7 +124,7 @@ class Evaluation:
     @property
     def range(self) -> str:
         """Return the formatted interval."""
-        return "" if self.interval is None else "{:.1%} - {:.1%}".format(*self.interval)
+        return "" if self.interval is None else "{:.1f} - {:.1f}%".format(*(100 * end for end in self.interval))
 
     @property
     def note(self) -> str:
@@ -196,6 +208,12 @@ class TrainingProgress(TrainerCallback):
         self._show_pending(state)
         self.end()
 
+    def flush(self) -> None:
+        """Show an evaluation after which the training was interrupted."""
+        if self.pending:
+            shown, self.pending = self.pending, None
+            self.show(shown)
+
     def _read(self, state) -> None:
         self.step = state.global_step
         self.epoch = state.epoch or 0.0
@@ -203,8 +221,7 @@ class TrainingProgress(TrainerCallback):
     def _show_pending(self, state) -> None:
         if self.pending:
             self.pending.is_best = state.best_global_step == self.pending.step
-            shown, self.pending = self.pending, None
-            self.show(shown)
+            self.flush()
 
     # ---- What subclasses show ----
 
@@ -320,15 +337,15 @@ class Column(NamedTuple):
 
 
 COLUMNS = (
-    Column("epoch", 6),
-    Column("step", 7, 76),
+    Column("epoch", 5),
+    Column("step", 7, 80),
     Column("train loss", 10),
     Column("val. loss", 9),
     Column("", 8),  # the metric
-    Column("95 % interval", 15),
-    Column("", 11, 68),  # best, saved
+    Column("95 % interval", 13),
+    Column("", 4),  # best; with enough space also whether it was saved
 )
-BEST_MARK = "*"  # on a terminal too narrow for the last column
+WIDTH_OF_NOTE = 70
 
 
 class LiveProgress(TrainingProgress):
@@ -381,16 +398,16 @@ class LiveProgress(TrainingProgress):
             headings = [column.heading for column in COLUMNS]
             headings[4] = evaluation.metric
             self._print_row(headings, style="bold")
-        mark = BEST_MARK if evaluation.is_best and self.console.width < COLUMNS[-1].from_width else ""
+        short_note = "best" if evaluation.is_best else ""
         self._print_row(
             [
                 f"{evaluation.epoch:.4g}",
                 f"{evaluation.step:,}",
                 _number(evaluation.train_loss),
                 _number(evaluation.loss),
-                f"{evaluation.score}{mark}",
+                evaluation.score,
                 evaluation.range,
-                evaluation.note,
+                evaluation.note if self.console.width >= WIDTH_OF_NOTE else short_note,
             ],
             style="green" if evaluation.is_best else "",
         )
@@ -487,6 +504,9 @@ class Display:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: Any) -> None:
+        for callback in self.callbacks:
+            if isinstance(callback, TrainingProgress):
+                callback.flush()
         if self.live:
             self.live.stop()
         if self._handler:

@@ -80,6 +80,25 @@ def quiet_run(verbose: bool = False, with_bars: bool = False) -> Iterator[None]:
                 disable_progress_bars()
 
 
+@contextmanager
+def hidden_loading_bars() -> Iterator[None]:
+    """Hide the "Loading weights" bars of transformers within the context, but not those of downloads."""
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils import logging as transformers_logging
+
+    if not transformers_logging.is_progress_bar_enabled():
+        yield
+        return
+    had_hub_bars = not are_progress_bars_disabled()
+    transformers_logging.disable_progress_bar()  # those of the Hub, too
+    if had_hub_bars:
+        enable_progress_bars()
+    try:
+        yield
+    finally:
+        transformers_logging.enable_progress_bar()
+
+
 def quiet_libraries() -> None:
     """Disable progress bars and warnings of transformers, and messages of onnxscript."""
     from transformers.utils import logging as transformers_logging

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import os
+import shutil
 import sys
 import traceback
 from types import TracebackType
@@ -45,6 +46,11 @@ def print_traceback(kind: type[BaseException], error: BaseException, trace: Trac
     """
     lines = "".join(traceback.format_exception(kind, error, trace))
     print(mask_credentials(lines), end="", file=sys.stderr)
+
+
+def terminal_width() -> int | None:
+    """Return the columns of the terminal that standard output writes to, None for a file or pipe."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def encoding_of(stream: TextIO | None) -> str:

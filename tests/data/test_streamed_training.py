@@ -157,7 +157,6 @@ def test_corrupt_image_in_the_stream_names_the_row(stream_recipe, tmp_path, caps
 @pytest.mark.integration
 @pytest.mark.slow
 def test_two_processes_train_and_resume_on_one_stream(stream_recipe, tmp_path):
-    """Slow, since datasets sleeps 5 seconds for every shuffled pass over several shards."""
     options = ["--max_steps", "16", "--eval_steps", "4", "--dataloader_num_workers", "1"]
     config = ROOT / "accelerate_configs" / "multi_cpu.yaml"
 

@@ -85,6 +85,12 @@ def test_compare_equals_an_independent_count(graphs, colors):
         assert row.accuracy_interval == pytest.approx([interval.low, interval.high])
         assert row.change_points == pytest.approx(100 * (hits - (reference.argmax(axis=1) == labels).sum()) / 31)
         assert row.agreement == (predicted == reference.argmax(axis=1)).mean()
+        right = predicted == labels
+        lost, gained = int((~right).sum()), 0  # the reference is always right
+        assert (row.lost, row.gained) == ((None, None) if row is comparison.rows[0] else (lost, gained))
+        if row is not comparison.rows[0]:
+            assert row.p_value == pytest.approx(binomtest(lost, lost).pvalue)
+            assert row.change_interval[0] <= row.change_points <= row.change_interval[1]
         assert row.max_logit_difference == pytest.approx(np.abs(logits - reference).max(), abs=1e-4)
         assert row.threads == 1
         assert 0 < row.latency_ms_p50 <= row.latency_ms_p95
@@ -94,6 +100,34 @@ def test_compare_equals_an_independent_count(graphs, colors):
     assert comparison.rows[0].megabytes == (graphs / "model.onnx").stat().st_size / 1e6
     assert comparison.passed
     assert len(comparison.table().splitlines()) == 8
+
+
+@pytest.mark.parametrize(("flips", "refused"), [(0, False), (3, False), (9, True)])
+def test_loss_within_chance_is_a_warning_with_the_number_of_images(flips, refused, tmp_path, colors):
+    """Flip images of one artifact only: three of 31 may be chance, nine are not (McNemar, p = 0.25 and 0.004)."""
+    write_configs(tmp_path)
+    split = evaluation_split(write_graph(tmp_path / "model.onnx").parent, dataset_name=str(colors), split="test")
+    reference = hfvit.load_classifier(tmp_path)
+    flipping = hfvit.load_classifier(tmp_path)
+    seen = iter(range(31))
+
+    def run(prepared, own=flipping.run):
+        logits = own(prepared)
+        return np.stack([np.roll(row, 1) if next(seen, 31) < flips else row + 0.1 for row in logits])
+
+    flipping.run = run
+    comparison = compare(reference, [flipping], split, batch_size=31, show_progress=False)
+    row = comparison.rows[1]
+    assert (row.lost, row.gained) == (flips, 0)
+    assert comparison.passed is not refused
+    assert row.verdict.startswith("REFUSED" if refused else "passed, too few")
+    if refused:
+        assert len(comparison.failures) == 1
+        return
+    assert comparison.failures == []
+    assert row.images_needed > 31
+    assert_names(comparison.warnings[0], 31, f"{row.change_points:+.2f}", f"{row.images_needed:,}")
+    assert comparison.warnings[0] in comparison.table()
 
 
 @pytest.fixture
@@ -136,6 +170,9 @@ def test_figures_of_several_labels_are_those_of_an_independent_count(graphs, mix
     assert comparison.rows[0].micro_f1 == 1.0
     assert not comparison.passed
     assert len(comparison.failures) == 2
+    for row in comparison.rows[1:]:
+        assert row.change_interval[0] <= row.change_points <= row.change_interval[1] < 0
+        assert row.p_value < 0.05
     assert "micro F1" in comparison.table()
 
 

@@ -3,8 +3,10 @@
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import yaml
@@ -20,11 +22,18 @@ def run_script(*words, **environment):
     return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=280, cwd=environment["CWD"])
 
 
-@pytest.mark.parametrize(("code", "requeues"), [(0, False), (75, True), (2, False)])
-def test_slurm_script_launches_torchrun_and_requeues_a_stopped_run(tmp_path, code, requeues):
-    """Run the script with commands that print how they were called."""
-    commands = {"scontrol": 'echo scontrol "$@" >> calls; echo node1', "srun": f'echo srun "$@" >> calls; exit {code}'}
-    for name, body in commands.items():
+SRUN = """\
+echo srun "$@" >> calls
+trap 'echo saved >> calls; exit 75' TERM
+[ -n "$SRUN_CODE" ] && exit "$SRUN_CODE"
+while true; do sleep 0.05; done
+"""
+
+
+@pytest.mark.parametrize("code", [0, 2, None])
+def test_slurm_script_launches_torchrun_and_requeues_a_stopped_run(tmp_path, code):
+    """Run the script with commands that print how they were called; without a code, SLURM stops the job."""
+    for name, body in {"scontrol": 'echo scontrol "$@" >> calls; echo node1', "srun": SRUN}.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / name).chmod(0o755)
     job = {
@@ -33,16 +42,24 @@ def test_slurm_script_launches_torchrun_and_requeues_a_stopped_run(tmp_path, cod
         "SLURM_JOB_ID": "7",
         "SLURM_GPUS_ON_NODE": "4",
     }
-    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
-    words = ("bash", EXAMPLES / "slurm" / "train.sbatch", "vit_base", "--output_dir", "/shared/my out")
-    result = run_script(*words, PATH=path, CWD=str(tmp_path), **job)
-    assert result.returncode == code, result.stderr
-    calls = (tmp_path / "calls").read_text().splitlines()
-    assert calls[0] == "scontrol show hostnames node[1-2]"
-    assert calls[1].startswith("srun --kill-on-bad-exit=0 torchrun --nnodes=2 --nproc-per-node=4 ")
-    assert "--rdzv-id=7 --rdzv-backend=c10d --rdzv-endpoint=node1:29500 -m hfvit.train vit_base" in calls[1]
-    assert calls[1].endswith("--output_dir /shared/my out --resume_from_checkpoint auto")
-    assert calls[2:] == (["scontrol requeue 7"] if requeues else [])
+    job |= {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "SRUN_CODE": "" if code is None else str(code)}
+    words = ["bash", EXAMPLES / "slurm" / "train.sbatch", "vit_base", "--output_dir", "/shared/my out"]
+    script = subprocess.Popen([str(word) for word in words], cwd=tmp_path, env={**os.environ, **job})
+    calls = tmp_path / "calls"
+    if code is None:
+        deadline = time.monotonic() + 20
+        while not calls.exists() or "srun" not in calls.read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        time.sleep(0.2)  # to set the trap
+        script.send_signal(signal.SIGTERM)
+    assert script.wait(20) == (75 if code is None else code)
+    lines = calls.read_text().splitlines()
+    assert lines[0] == "scontrol show hostnames node[1-2]"
+    assert lines[1].startswith("srun --kill-on-bad-exit=0 torchrun --nnodes=2 --nproc-per-node=4 ")
+    assert "--rdzv-id=7 --rdzv-backend=c10d --rdzv-endpoint=node1:29500 -m hfvit.train vit_base" in lines[1]
+    assert lines[1].endswith("--output_dir /shared/my out --resume_from_checkpoint auto")
+    assert lines[2:] == (["saved", "scontrol requeue 7"] if code is None else [])
 
 
 def test_skypilot_file_parses():

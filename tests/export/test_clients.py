@@ -16,7 +16,9 @@ from helpers.images import LABELS
 from helpers.loopback_hub import LoopbackHub
 from helpers.models import build_model
 from helpers.recipes import ARCHITECTURE, MICRO
+from helpers.stock_models import FAMILIES, SIZE, stock_model, stock_processor
 from PIL import Image
+from sklearn.datasets import load_sample_image
 from transformers import set_seed
 
 import hfvit
@@ -85,6 +87,7 @@ def npm_folder(tmp_path_factory):
         pytest.skip(f"npm cannot install transformers.js: {installed.stderr.strip().splitlines()[-1]}")
     for script in CLIENTS.glob("*.mjs"):
         shutil.copy(script, folder)
+    shutil.copy(Path(hfvit.__file__).parent / "demo" / "web" / "pixels.js", folder / "pixels.mjs")
     yield folder
     shutil.rmtree(folder)  # half a gigabyte
 
@@ -112,6 +115,12 @@ def test_transformers_js_with_q8_loads_the_quantized_file(classify, exported, im
     """`q8`, the default in browsers, is `model_quantized.onnx`."""
     quantized = expected(exported / "onnx" / "model_quantized.onnx", images)
     agree(classify(exported / "onnx", "q8", images=images), quantized, (1e-2, 0.05))
+
+
+def test_transformers_js_with_pillows_resize_equals_the_checkpoint(classify, exported, images):
+    """Use the documentation's lines, with the static page's arithmetic."""
+    answers = classify(exported / "onnx", "fp32", images=images, script="classify_pillow.mjs")
+    agree(answers, expected(exported, images), (1e-4, 1e-4))
 
 
 def test_transformers_js_loads_a_pushed_export(classify, exported, images, monkeypatch, tmp_path):
@@ -207,12 +216,60 @@ def test_static_page_resize_equals_pillow(browser, exported, tmp_path):
         visit.close()
 
 
+def test_static_page_crop_starts_where_the_processors_does(browser, exported, tmp_path):
+    """timm rounds an odd margin to the even pixel, transformers down."""
+    write_page(exported / "onnx", "--static", tmp_path / "page")
+    pixels = np.random.default_rng(0).integers(0, 256, (27, 24, 3), dtype=np.uint8)
+    with served(tmp_path / "page") as address:
+        visit = Visit(browser, address)
+        for down, start in ((False, 2), (True, 1)):
+            steps = {"resize": [27, 24], "crop": [24, 24], "resample": 3, "rounds_crop_down": down}
+            got = visit.page.evaluate(
+                """async ([data, steps]) => {
+                    const { resizeAndCrop } = await import("./pixels.js");
+                    return Array.from(resizeAndCrop({ data, width: 24, height: 27 }, steps).data);
+                }""",
+                [np.asarray(Image.fromarray(pixels).convert("RGBA")).ravel().tolist(), steps],
+            )
+            np.testing.assert_array_equal(
+                np.array(got).reshape(24, 24, 4)[..., :3], pixels[start : start + 24], err_msg=str(down)
+            )
+        visit.close()
+
+
 def test_static_page_opened_as_file_asks_for_a_server(browser, exported, tmp_path):
     write_page(exported / "onnx", "--static", tmp_path / "page")
     visit = Visit(browser, (tmp_path / "page" / "index.html").as_uri())
     visit.page.wait_for_timeout(1600)
     assert "http.server" in visit.page.inner_text("#needs-server:visible")
     visit.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_transformers_js_opens_every_family(npm_folder, tmp_path):
+    """Export each family of transformers; the client finds the class of PyTorch."""
+    image = tmp_path / "image.png"
+    flower = Image.fromarray(load_sample_image("flower.jpg"))
+    flower.crop((100, 50, 420, 370)).resize((SIZE, SIZE)).save(image)
+    wanted = {}
+    for family in FAMILIES:
+        folder = tmp_path / family
+        stock_model(family).save_pretrained(folder)
+        stock_processor(family).save_pretrained(folder)
+        with pytest.raises(SystemExit) as stop:
+            export(["--model", str(folder), str(folder / "onnx")])
+        assert stop.value.code == 0, family
+        wanted[str(folder / "onnx")] = hfvit.load_classifier(folder, device="cpu").predict([image])[0]
+    command = ["node", npm_folder / "classify_many.mjs", image, *wanted]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    answers = json.loads(done.stdout)
+    found = {
+        Path(folder).parent.name: rows if isinstance(rows, str) else max(rows, key=lambda row: row["score"])["label"]
+        for folder, rows in answers.items()
+    }
+    assert found == {Path(folder).parent.name: max(row, key=row.get) for folder, row in wanted.items()}
 
 
 @pytest.mark.slow

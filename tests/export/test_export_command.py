@@ -8,19 +8,26 @@ import shutil
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 from helpers.commands import ROOT, run_command
 from helpers.images import LABELS, colored_image
 from helpers.messages import assert_names, option_of
+from helpers.onnx_graphs import BRIGHTEST, write_graph
 from helpers.recipes import MICRO_RECIPE
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoImageProcessor, ViTConfig, ViTImageProcessor, ViTModel
+from sklearn.datasets import load_sample_image
+from timm.data import create_transform, resolve_data_config
+from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTConfig, ViTImageProcessor, ViTModel
 
 import hfvit
+from hfvit.artifacts.export_folder import claim_folder
 from hfvit.cli.export_onnx import add_arguments, export_onnx_command, main
 from hfvit.errors import run
 from hfvit.evaluation.split import evaluation_split
 from hfvit.export.calibration_data import calibration_images
+from hfvit.export.pipeline import Export
+from hfvit.models.modeling import HFViTForImageClassification
 from hfvit.pipeline import main as train
 
 FOLDER = {"config.json", "preprocessor_config.json", "export.json"}
@@ -131,6 +138,106 @@ def test_export_that_fails_the_gate_leaves_the_folder_unchanged(checkpoint, trai
     assert_names(message, "model_quantized.onnx", -101, "--no_gate")
     assert names(out) == {"model.onnx", *FOLDER}
     assert (out / "export.json").read_text() == before
+
+
+class DamagedInt8(Export):
+    """Export whose INT8 file predicts a wrong class for every image."""
+
+    def check_images(self, staging):
+        super().check_images(staging)
+        write_graph(staging / "model_quantized.onnx", np.roll(BRIGHTEST, 1, axis=1))
+
+
+def test_export_keeps_the_files_that_pass_the_gate(checkpoint, tmp_path, capsys):
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    out = tmp_path / "onnx"
+    options = parser.parse_args(["--model", str(checkpoint), "--quantize", "int8-dynamic", str(out)])
+    assert run(lambda: DamagedInt8(options, claim_folder(out)).run()) == 4
+    printed = capsys.readouterr()
+    assert_names(printed.err, "model_quantized.onnx", "100.00 points", 0.5, "--no_gate")
+    rows = {line.split()[0]: line for line in printed.out.splitlines() if ".onnx " in line and "[" not in line}
+    assert rows["model.onnx"].rstrip().endswith("passed")
+    assert rows["model_quantized.onnx"].rstrip().endswith("REFUSED")
+    assert names(out) == {"model.onnx", *FOLDER}
+    assert set(read_record(out)["files"]) == {"model.onnx"}
+    gate = json.loads((checkpoint / "run.json").read_text())["gate"]
+    assert gate["passed"]
+    assert [row["artifact"] for row in gate["artifacts"]] == ["checkpoint", "onnx/model.onnx"]
+
+
+def odd_photographs() -> list[Image.Image]:
+    """Cut photographs of both orientations, with odd and even sizes of 90 to 500 pixels."""
+    rng = np.random.default_rng(0)
+    photographs = [Image.fromarray(load_sample_image(name)) for name in ("china.jpg", "flower.jpg")]
+    cut = []
+    for index in range(8):
+        width, height = (int(size) for size in rng.integers(90, 428, 2))
+        cut.append(photographs[index % 2].crop((20, 0, 20 + width, height)))
+    return cut
+
+
+def test_export_of_run_sees_what_the_checkpoint_sees_in_every_client(trained_export, checkpoint, tmp_path):
+    """Compare timm's own transform and the checkpoint with each client of the export, on photographs."""
+    out = shutil.copytree(trained_export, tmp_path / "onnx")
+    assert export("--model", checkpoint, "--no_gate", "--with_preprocessing", out) == 0
+    images = odd_photographs()
+    model = HFViTForImageClassification.from_pretrained(checkpoint).eval()
+    assert model.config.pretrained_cfg["crop_mode"] == "squash"
+    transform = create_transform(**resolve_data_config(model.config.pretrained_cfg))
+    with torch.inference_mode():
+        wanted = model(torch.stack([transform(image) for image in images])).logits.numpy()
+    allowed = 1e-3 * np.ptp(wanted)
+    session = onnxruntime.InferenceSession(out / "model.onnx")
+    raw = onnxruntime.InferenceSession(out / "model_with_preprocessing.onnx")
+    stock = AutoImageProcessor.from_pretrained(out)
+    of_checkpoint = AutoImageProcessor.from_pretrained(checkpoint)(images, return_tensors="pt")
+    auto = AutoModelForImageClassification.from_pretrained(checkpoint).eval()
+    found = {
+        "load_classifier": hfvit.load_classifier(out / "model.onnx").logits(images),
+        "with preprocessing": np.concatenate(
+            [raw.run(None, {"pixels": np.asarray(image)[None]})[0] for image in images]
+        ),
+        "stock processor": session.run(None, dict(stock(images, return_tensors="np")))[0],
+        "stock checkpoint": auto(**of_checkpoint).logits.detach().numpy(),
+    }
+    for client, logits in found.items():
+        assert np.abs(logits - wanted).max() < allowed, client
+        assert (logits.argmax(1) == wanted.argmax(1)).all(), client
+    parity = read_record(out)["files"]["model.onnx"]["parity"]["images"]
+    assert parity["same_class"] == 1.0
+    assert parity["stock_max_abs_difference"] < 1e-3 * parity["spread"]
+
+
+def test_export_of_center_crop_names_what_stock_processors_see(checkpoint, tmp_path, capsys):
+    """A checkpoint of an earlier version keeps timm's crop, which `load_classifier` follows."""
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["pretrained_cfg"] |= {"crop_mode": "center", "crop_pct": 0.7}
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    out = tmp_path / "onnx"
+    assert export("--model", checkpoint, "--no_gate", out) == 0
+    parity = read_record(out)["files"]["model.onnx"]["parity"]["images"]
+    assert parity["max_abs_difference"] <= parity["atol"] < parity["stock_max_abs_difference"]
+    assert_names(capsys.readouterr().out, f"{parity['stock_max_abs_difference']:.2g}")
+    images = odd_photographs()
+    np.testing.assert_allclose(
+        hfvit.load_classifier(out).logits(images), hfvit.load_classifier(checkpoint).logits(images), atol=1e-4
+    )
+
+
+def test_export_with_another_preprocessing_than_the_checkpoints_is_refused(checkpoint, tmp_path, capsys):
+    class OtherSize(Export):
+        def check_images(self, staging):
+            path = staging / "preprocessor_config.json"
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"image_mean": [0.3, 0.3, 0.3]}))
+            super().check_images(staging)
+
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    options = parser.parse_args(["--model", str(checkpoint), "--no_gate", str(tmp_path / "onnx")])
+    assert run(lambda: OtherSize(options, claim_folder(tmp_path / "onnx")).run()) == 2
+    assert_names(capsys.readouterr().err, "model.onnx", "--atol")
+    assert not names(tmp_path / "onnx")
 
 
 def test_export_of_stock_checkpoint_with_fixed_batch_has_no_gate(stock, tmp_path, capsys):

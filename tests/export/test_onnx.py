@@ -27,7 +27,7 @@ from hfvit.artifacts.export_folder import (
 from hfvit.artifacts.export_record import ExportRecord
 from hfvit.errors import ModelError
 from hfvit.export.client_config import family_config
-from hfvit.export.onnx import export_onnx
+from hfvit.export.onnx import export_onnx, trace_onnx
 from hfvit.export.parity import DEFAULT_ATOL
 
 VIT = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
@@ -132,6 +132,7 @@ def test_export_onnx_in_half_precision_keeps_norms_and_softmax_in_float32(dtype,
         ("logits", TensorProto.FLOAT),
     ]
     assert 1e-7 < record.parity.max_abs_difference < DEFAULT_ATOL[dtype]
+    assert record.float32_values is None
     if dtype == "fp16":
         (logits,) = session(path).run(None, {"pixel_values": batch(2)})
         np.testing.assert_allclose(logits, expected(model, batch(2)), atol=2e-3)
@@ -141,6 +142,59 @@ def test_export_onnx_in_half_precision_keeps_norms_and_softmax_in_float32(dtype,
         assert record.parity.max_abs_difference < 5 * np.abs(autocast - expected(model, batch(2))).max()
         with pytest.raises(Exception, match="NOT_IMPLEMENTED"):  # the reason for runnable_on_cpu
             session(path)
+
+
+def test_export_onnx_in_fp16_keeps_values_beyond_its_range_in_float32(tmp_path):
+    """Scale a hidden layer beyond 65504, which ONNX Runtime's float32 arithmetic on CPUs would hide."""
+    model = stock_model("vit")
+    layer = next(module for module in model.modules() if getattr(module, "out_features", 0) == 64)
+    following = next(module for module in model.modules() if getattr(module, "in_features", 0) == 64)
+    with torch.no_grad():
+        layer.weight.mul_(1e7)
+        following.weight.div_(1e7)
+    record = export_onnx(model, tmp_path / "half.onnx", dtype="fp16", images=batch(5))
+    assert record.float32_values > 0
+    graph, type_of = onnx.load(tmp_path / "half.onnx").graph, types(tmp_path / "half.onnx")
+    products = [type_of[node.input[0]] for node in graph.node if node.op_type in ("MatMul", "Gemm")]
+    assert {TensorProto.FLOAT, TensorProto.FLOAT16} == set(products)
+    assert products.count(TensorProto.FLOAT) == 2  # of the layer and the following one
+    (logits,) = session(tmp_path / "half.onnx").run(None, {"pixel_values": batch(2)})
+    np.testing.assert_allclose(logits, expected(model, batch(2)), atol=2e-3)
+
+
+def test_trace_onnx_once_for_several_files(micro, tmp_path):
+    traced = trace_onnx(micro)
+    for dtype in ("fp16", "fp32"):
+        export_onnx(micro, tmp_path / f"{dtype}.onnx", dtype=dtype, traced=traced)
+    export_onnx(micro, tmp_path / "fused.onnx", optimize=True, traced=traced)
+    export_onnx(micro, tmp_path / "again.onnx")
+    assert (tmp_path / "fp32.onnx").read_bytes() == (tmp_path / "again.onnx").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("model", "data"),
+    [
+        (lambda: transformers.ImageGPTForImageClassification(
+            transformers.ImageGPTConfig(n_embd=16, n_layer=1, n_head=1, vocab_size=9, n_positions=16)),
+         ["ImageGPTForImageClassification", "input_ids"]),
+        (lambda: transformers.BitForImageClassification(
+            transformers.BitConfig(embedding_size=32, hidden_sizes=[128] * 4, depths=[1] * 4)),
+         ["BitForImageClassification", "8x8"]),
+    ],
+)  # fmt: skip
+def test_export_onnx_of_model_that_cannot_compute_the_images_raises_one_error(model, data, tmp_path):
+    with pytest.raises(ModelError) as caught:
+        export_onnx(model().eval(), tmp_path / "model.onnx", image_size=(8, 8))
+    assert_names(caught.value, *data)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_family_config_with_unnamed_classes_raises():
+    model = stock_model("vit")
+    model.config.id2label = {0: "red", 1: "green", 5: "blue"}
+    with pytest.raises(ModelError, match=r"id2label"):
+        family_config(model)
 
 
 @pytest.mark.parametrize("family", ["timm", "vit"])

@@ -13,6 +13,7 @@ from helpers.messages import assert_names
 from helpers.models import build_model
 from helpers.recipes import ARCHITECTURE, MICRO
 from safetensors.torch import load_file, save_file
+from timm.data import create_transform, resolve_data_config
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -23,6 +24,7 @@ from transformers import (
 
 import hfvit
 from hfvit.errors import ModelError
+from hfvit.models.configuration import HFViTConfig
 from hfvit.models.modeling import HFViTForImageClassification
 
 COAT = {"embed_dims": [8, 16, 16, 16], "serial_depths": [1, 1, 1, 1], "parallel_depth": 1, "num_heads": 8}
@@ -212,6 +214,25 @@ def test_from_pretrained_with_missing_weights_raises(saved):
     save_file(weights, file, metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"\b2\b.*\(blocks\.1\.mlp\.fc1\.weight, pos_embed\).*\bmodel_args\b"):
         HFViTForImageClassification.from_pretrained(saved[0], labels=["new", "classes"])
+
+
+@pytest.mark.parametrize(
+    ("size", "crop_pct", "resized"),
+    [(224, 0.9, 248), (224, 0.875, 256), (224, 0.95, 236), (98, 1.0, 98), (32, 0.9, 36), (518, 0.98, 528)],
+)
+def test_squash_keeps_the_crop_fraction_with_an_even_margin(size, crop_pct, resized):
+    config = HFViTConfig.from_architecture("vit_tiny_patch16_224", ["a", "b"])
+    config.pretrained_cfg |= {"input_size": [3, size, size], "crop_pct": crop_pct}
+    config.set_crop_mode("squash")
+    resize, crop, *_ = create_transform(**resolve_data_config(config.pretrained_cfg)).transforms
+    assert (tuple(resize.size), tuple(crop.size)) == ((resized, resized), (size, size))
+
+
+def test_crop_mode_center_keeps_the_transform_of_the_pretrained_model():
+    config = HFViTConfig.from_architecture("vit_tiny_patch16_224", ["a", "b"])
+    before = dict(config.pretrained_cfg)
+    config.set_crop_mode("center")
+    assert config.pretrained_cfg == {**before, "crop_mode": "center"}
 
 
 @pytest.mark.parametrize(

@@ -250,6 +250,7 @@ def test_resolved_recipe_has_no_tokens(write):
         ("freeze: head\n", "freeze", ["'head'"]),
         ("validation_fraction: 1.0\n", "validation_fraction", [1.0]),
         ("crop_scale: [1.0, 0.5]\n", "crop_scale", ["[1.0, 0.5]"]),
+        ("crop_mode: border\n", "crop_mode", ["'border'", "squash, center"]),
         ("interpolation: cubic\n", "interpolation", ["'cubic'", "nearest, bilinear, bicubic, lanczos"]),
         ("image_mean: [0.5]\n", "image_mean", ["[0.5]"]),
         ("policy: autoaugment\n", "policy", ["'autoaugment'", "basic, trivial_augment"]),

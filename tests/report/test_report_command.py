@@ -247,6 +247,7 @@ def test_record_of_version_0_1_keeps_its_attention_maps():
     assert len(examples.explanations) > 0
 
 
+@pytest.mark.slow
 def test_page_without_a_console_error_sorts_and_filters(trained):
     page = hfvit.write_report(trained, html=True).page
     with chromium() as browser:

@@ -25,6 +25,21 @@ def test_summary_table_has_metrics_and_settings():
     assert table.splitlines()[0].split()[:3] == ["split", "images", "accuracy"]
 
 
+def test_summary_fits_a_narrow_terminal():
+    record = make_record()
+    wide, narrow = summary_table(record, "outputs/x"), summary_table(record, "outputs/x", width=60)
+    assert max(map(len, narrow.splitlines())) <= 60 < max(map(len, wide.splitlines()))
+    assert [line.split()[0] for line in narrow.splitlines()[:3]] == ["split", "images", "accuracy"]
+    assert sorted(narrow.split()) == sorted(wide.split())
+
+
+def test_top5_is_shown_above_five_classes():
+    metrics = make_record().metrics["test"]
+    assert ("top-5" in metrics.columns()) == (len(metrics.per_class) > 5)
+    few = replace(metrics, per_class=metrics.per_class[:3])
+    assert "top-5" not in few.columns()
+
+
 def test_card_has_valid_metadata_and_metrics(tmp_path):
     record = make_record()
     (tmp_path / "my-vit").mkdir()

@@ -88,9 +88,15 @@ function resize(image, width, height, resample) {
   return { data, width, height };
 }
 
-function crop(image, [height, width]) {
-  const top = Math.floor((image.height - height) / 2);
-  const left = Math.floor((image.width - width) / 2);
+/** Start of a centered crop: an odd margin is rounded down (transformers), or to the even pixel (torchvision, timm). */
+function cropStart(margin, roundsDown) {
+  const start = Math.floor(margin / 2);
+  return margin % 2 && start % 2 && !roundsDown ? start + 1 : start;
+}
+
+function crop(image, [height, width], roundsDown) {
+  const top = cropStart(image.height - height, roundsDown);
+  const left = cropStart(image.width - width, roundsDown);
   const data = new Uint8ClampedArray(width * height * 4);
   for (let row = 0; row < height; row++) {
     const start = ((top + row) * image.width + left) * 4;
@@ -103,7 +109,7 @@ function crop(image, [height, width]) {
  * Resize and crop an image to the size of the model's input.
  *
  * `image` has `data` (RGBA), `width` and `height`. `steps` are those of page.json: `resize` is the shorter side or
- * [height, width]; `crop` is [height, width] or null.
+ * [height, width]; `crop` is [height, width] or null; `rounds_crop_down` is how an odd margin is rounded.
  */
 export function resizeAndCrop(image, steps) {
   let [height, width] = [].concat(steps.resize, steps.resize);
@@ -113,7 +119,7 @@ export function resizeAndCrop(image, steps) {
     height = Math.trunc((steps.resize * image.height) / shorter);
   }
   const resized = resize(image, width, height, steps.resample);
-  return steps.crop ? crop(resized, steps.crop) : resized;
+  return steps.crop ? crop(resized, steps.crop, steps.rounds_crop_down ?? true) : resized;
 }
 
 /** Rescale and normalize RGBA to a Float32Array (3, height, width). */
@@ -127,4 +133,35 @@ export function pixelValues({ data, width, height }, { scale, mean, std }) {
     }
   }
   return values;
+}
+
+/** Read the steps from a preprocessor_config.json. */
+export function stepsOf(config) {
+  const { size, crop_size: cropSize } = config;
+  return {
+    resize: size.shortest_edge ?? [size.height, size.width],
+    resample: config.resample,
+    crop: config.do_center_crop ? [cropSize.height, cropSize.width] : null,
+    rounds_crop_down: !config.pretrained_cfg, // timm's does not
+    scale: config.rescale_factor,
+    mean: config.image_mean,
+    std: config.image_std,
+  };
+}
+
+/**
+ * Return a processor for an image classification pipeline of transformers.js.
+ *
+ * `config` is its preprocessor_config.json, `Tensor` the class of transformers.js:
+ * `classifier.processor = pillowProcessor(classifier.processor.image_processor.config, Tensor)`.
+ */
+export function pillowProcessor(config, Tensor) {
+  const steps = stepsOf(config);
+  return async (images) => {
+    const seen = [].concat(images).map((image) => resizeAndCrop(image.clone().rgba(), steps));
+    const [{ width, height }] = seen;
+    const data = new Float32Array(seen.length * 3 * width * height);
+    seen.forEach((image, index) => data.set(pixelValues(image, steps), index * 3 * width * height));
+    return { pixel_values: new Tensor("float32", data, [seen.length, 3, height, width]) };
+  };
 }

@@ -1,0 +1,105 @@
+"""Compare an export with its checkpoint on photographs of odd sizes."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from hfvit.artifacts.export_record import ImageParity
+from hfvit.errors import ModelError, wrap_library_errors
+from hfvit.inference.classifier import Classifier, load_classifier
+
+# (height, width) in pixels, of both orientations.
+SIZES = ((91, 331), (405, 233), (97, 131), (217, 426), (333, 499), (499, 271), (129, 90), (375, 251))
+# Allowed difference of a logit, relative to the spread of the checkpoint's logits (the largest minus the smallest).
+LIMITS = {"fp32": 1e-3, "fp16": 2e-2}
+# Rounding errors in float32, relative to max(1, largest logit).
+ROUNDING = 1e-4
+TEXT = "a photograph"  # of each image, for image-text models
+
+
+def photographs() -> list[Image.Image]:
+    """Cut scikit-learn's two photographs to images of `SIZES`."""
+    from sklearn.datasets import load_sample_image  # slow to import
+
+    landscapes = [Image.fromarray(load_sample_image(name)) for name in ("china.jpg", "flower.jpg")]
+    cut = []
+    for index, (height, width) in enumerate(SIZES):
+        photograph = landscapes[index % 2]
+        if height > width:
+            photograph = photograph.transpose(Image.Transpose.ROTATE_90)
+        left = (photograph.width - width) // 3
+        top = (photograph.height - height) // 3
+        cut.append(photograph.crop((left, top, left + width, top + height)))
+    return cut
+
+
+def check_images(
+    classifier: Classifier, wanted: np.ndarray, path: Path, dtype: str | None, atol: float | None, name: str
+) -> ImageParity:
+    """Compare the logits of an ONNX file, preprocessing included, with the checkpoint's.
+
+    Args:
+        classifier: the checkpoint.
+        wanted: its logits of `photographs` (images, classes).
+        path: ONNX file with the other files of its folder beside it.
+        dtype: precision of the file; only fp32 and fp16 have a limit, not None.
+        atol: largest difference of a logit. Default: that of `LIMITS`.
+        name: file name for messages.
+
+    Raises:
+        ModelError: the logits differ by more than the limit.
+    """
+    export = load_classifier(path, device="cpu")
+    logits = export.logits(_inputs(classifier))
+    worst = _difference(logits, wanted)
+    spread = float(np.ptp(wanted))
+    limit = atol
+    if atol is None and dtype in LIMITS:
+        limit = max(LIMITS[dtype] * spread, ROUNDING * max(1.0, float(np.abs(wanted).max())))
+    if limit is not None and not worst <= limit:  # `not <=` also rejects NaN
+        raise ModelError(
+            f"{name}: on photographs, a logit differs from the checkpoint's by {worst:.2g} (allowed: {limit:.2g}; the"
+            f" logits spread over {spread:.3g}). No file was written. Pass --atol to allow more, or another --dtype."
+        )
+    result = ImageParity(
+        sizes=list(SIZES),
+        max_abs_difference=worst,
+        spread=spread,
+        same_class=float((logits.argmax(axis=1) == wanted.argmax(axis=1)).mean()),
+        atol=limit,
+    )
+    if dtype == "fp32" and export.processor is not None and not export.backend.takes_pixels:
+        result.stock_max_abs_difference = _difference(_stock_logits(export, path), wanted)
+    return result
+
+
+def resizes_alike(classifier: Classifier) -> bool:
+    """Return whether the image processor resizes all images to one size, as a traced graph needs."""
+    return len({classifier.pixel_values([image]).shape for image in photographs()}) == 1
+
+
+def checkpoint_logits(classifier: Classifier) -> np.ndarray:
+    """Return the checkpoint's logits of `photographs` (images, classes)."""
+    return classifier.logits(_inputs(classifier))
+
+
+def _inputs(classifier: Classifier) -> list:
+    return [(image, TEXT) if classifier.text_reader else image for image in photographs()]
+
+
+def _difference(logits: np.ndarray, wanted: np.ndarray) -> float:
+    return float(np.abs(logits - wanted).max())
+
+
+def _stock_logits(export: Classifier, path: Path) -> np.ndarray:
+    """Return the logits with the stock image processor of the folder, in its default backend."""
+    from transformers import AutoImageProcessor
+
+    with wrap_library_errors(ModelError, f"{path.name}: the stock image processor failed"):
+        processor = AutoImageProcessor.from_pretrained(path.parent, trust_remote_code=False)
+        pixels = [processor(image, return_tensors="np")["pixel_values"] for image in photographs()]
+    pixel_values = np.concatenate(pixels)
+    if export.text_reader:
+        return export.run({"pixel_values": pixel_values, **export.text_reader([TEXT] * len(pixels))})
+    return export.run(pixel_values)
