@@ -12,7 +12,7 @@ from helpers.images import colored_split
 from helpers.killing import launched_until_a_checkpoint
 from helpers.messages import assert_logged, assert_names, option_of
 from helpers.recipes import MICRO_RECIPE
-from helpers.runs import OUTPUT_FILES, assert_same_run, fails, files, read_record
+from helpers.runs import OUTPUT_FILES, assert_same_run, fails, lasting_files, read_record
 from helpers.shards import ROWS, with_card, write_shards
 from transformers import TrainerCallback
 
@@ -44,11 +44,12 @@ def stream_recipe(tmp_path_factory, sharded):
 def test_training_on_a_stream(stream_recipe, tmp_path, caplog):
     out = tmp_path / "out"
     words = [str(stream_recipe), "--output_dir", str(out), "--mixup_alpha", "0.2", "--policy", "trivial_augment"]
+    words += ["--plots", "true"]
     with caplog.at_level(logging.INFO, "hfvit"):
         assert run(lambda: main([*words, "--max_steps", "45", "--dataloader_num_workers", "9"])) == 0
     assert_logged(caplog, "INFO", "train", 20, 4)
     assert_logged(caplog, "INFO", "train", 4, 9, logger="hfvit.data")
-    assert files(out) == OUTPUT_FILES
+    assert lasting_files(out) == OUTPUT_FILES
     recorded = read_record(out)
     assert recorded["metrics"]["test"]["images"] == 31
     assert recorded["metrics"]["validation"]["images"] == 13
