@@ -281,9 +281,13 @@ class Tracking(TrainerCallback):
         args = trainer.args
         self.file = Path(args.output_dir) / TRACKERS_FILE
         self.trackers: dict[str, Any] = {}
+        self.trainer = trainer
+        self.has_begun = False
         if not args.should_save:
             return
-        runs = self._read() if checkpoint else {}
+        if not checkpoint:
+            self.file.unlink(missing_ok=True)  # of an earlier run
+        runs = self._read()
         step = int(Path(checkpoint).name.removeprefix("checkpoint-")) if checkpoint else 0
         masked = mask_values(dict(values))
         for name in args.report_to:
@@ -305,6 +309,7 @@ class Tracking(TrainerCallback):
         return runs if is_valid else {}
 
     def on_train_begin(self, args, state, control, **kwargs):
+        self.has_begun = True
         runs = {name: tracker.run for name, tracker in self.trackers.items()}
         write_text(self.file, json.dumps(runs, indent=2) + "\n")
 
@@ -329,6 +334,10 @@ class Tracking(TrainerCallback):
             metrics: metrics of each split.
             step: last step of the training.
         """
+        if self.trackers and not self.has_begun:  # a linear probe is fitted without the Trainer's loop
+            arguments = self.trainer.args, self.trainer.state, self.trainer.control
+            for callback in (*self.trackers.values(), self):
+                callback.on_train_begin(*arguments, model=self.trainer.model)
         scalars = {
             f"{split}/{name}": float(value)
             for split, values in metrics.items()
