@@ -281,7 +281,6 @@ class Tracking(TrainerCallback):
         args = trainer.args
         self.file = Path(args.output_dir) / TRACKERS_FILE
         self.trackers: dict[str, Any] = {}
-        self.trainer = trainer
         self.has_begun = False
         if not args.should_save:
             return
@@ -334,10 +333,8 @@ class Tracking(TrainerCallback):
             metrics: metrics of each split.
             step: last step of the training.
         """
-        if self.trackers and not self.has_begun:  # a linear probe is fitted without the Trainer's loop
-            arguments = self.trainer.args, self.trainer.state, self.trainer.control
-            for callback in (*self.trackers.values(), self):
-                callback.on_train_begin(*arguments, model=self.trainer.model)
+        if not self.has_begun:  # a linear probe, which is fitted without the Trainer's loop, starts no runs
+            return
         scalars = {
             f"{split}/{name}": float(value)
             for split, values in metrics.items()

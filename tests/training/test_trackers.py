@@ -79,13 +79,6 @@ def test_tensorboard_has_scalars_recipe_results_and_figures(tracked, tmp_path):
     assert not any(TOKEN.encode() in path.read_bytes() for path in (tmp_path / "out" / "runs").rglob("events*"))
 
 
-def test_tensorboard_of_a_linear_probe_has_recipe_and_results(tracked, tmp_path):
-    run = tracked("tensorboard", "--finetuning", "linear_probe", "--plots", "false")
-    tags = tensorboard_events(tmp_path / "out" / "runs" / run).Tags()
-    assert {"test/accuracy", "validation/accuracy"} <= set(tags["scalars"])
-    assert "recipe/text_summary" in tags["tensors"]
-
-
 @pytest.mark.slow
 def test_tensorboard_continues_the_run_of_a_resume(tracked, tmp_path):
     run = tracked("tensorboard")
