@@ -16,7 +16,7 @@ from helpers.layouts import write_images
 from helpers.messages import assert_names, option_of
 from helpers.recipes import MICRO_RECIPE
 from helpers.records import make_record
-from helpers.runs import OUTPUT_FILES, fails, files, read_record, step_losses
+from helpers.runs import OUTPUT_FILES, fails, files, lasting_files, read_record, step_losses
 from safetensors.torch import load_file
 from transformers import pipeline
 
@@ -165,7 +165,7 @@ def test_finished_run_is_overwritten_only_with_the_option(recipe, capsys, tmp_pa
         run(lambda: main([str(recipe), "--overwrite_output_dir", "--num_train_epochs", "1", "--plots", "true"])) == 0
     )
     assert read_record(out)["training"]["steps"] == 6
-    assert {name for name in files(out) if "mistakes" not in name} == OUTPUT_FILES | {"adapter/notes.txt"}
+    assert lasting_files(out) == OUTPUT_FILES | {"adapter/notes.txt"}
     assert "Kept." in card.read_text()
     assert "overwrite_output_dir" not in yaml.safe_load((out / "recipe.yaml").read_text())
 

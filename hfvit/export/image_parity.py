@@ -35,7 +35,7 @@ def photographs() -> list[Image.Image]:
 
 
 def check_images(
-    classifier: Classifier, wanted: np.ndarray, path: Path, dtype: str, atol: float | None, name: str
+    classifier: Classifier, wanted: np.ndarray, path: Path, dtype: str | None, atol: float | None, name: str
 ) -> ImageParity:
     """Compare the logits of an ONNX file, preprocessing included, with the checkpoint's.
 
@@ -43,7 +43,7 @@ def check_images(
         classifier: the checkpoint.
         wanted: its logits of `photographs` (images, classes).
         path: ONNX file with the other files of its folder beside it.
-        dtype: precision of the file; only fp32 and fp16 have a limit.
+        dtype: precision of the file; only fp32 and fp16 have a limit, not None.
         atol: largest difference of a logit. Default: that of `LIMITS`.
         name: file name for messages.
 

@@ -32,6 +32,7 @@ from hfvit.export.preprocessing import check_steps
 from hfvit.export.processor_steps import image_steps
 from hfvit.export.text_inputs import check_reads_texts
 from hfvit.inference.classifier import batched, load_classifier
+from hfvit.utils.environment import set_tf32
 from hfvit.utils.files import commit_file, expand_user, write_object
 from hfvit.utils.formatting import aligned
 
@@ -113,6 +114,7 @@ class Export:
         self.weights = weights_sha256(self.classifier.backend.model.float())
         if any(changes.values()):
             self.classifier = load(**changes)
+        set_tf32(False)  # `load_classifier` sets it on CUDA, but logits are compared in full float32
         self.model = self.classifier.backend.model.float()
         self.processor = self.classifier.processor
         self.config = family_config(self.model)
@@ -143,12 +145,13 @@ class Export:
         from hfvit.export.calibration_data import calibration_images
 
         options = self.options
+        alternative = "--quantize int8-dynamic" if options.target == "onnxruntime" else "--dtype fp16"
         images = calibration_images(
             options.model,
             dataset_name=options.calibration_dataset,
             split=options.calibration_split,
             max_samples=options.calibration_samples,
-            alternative=f", or pass {'--dtype fp16' if options.target == 'tensorrt' else '--quantize int8-dynamic'}",
+            alternative=f", or pass {alternative}",
         )
         if len(images) < self.calibration_batch:
             raise DataError(
@@ -274,11 +277,14 @@ class Export:
             self.log("not compared on photographs, as the image processor returns images of several sizes")
             return
         wanted = checkpoint_logits(self.classifier)
+        # Rounding decides which of equally similar tokens are merged, such as those of a blue sky.
+        has_limit = not vars(self.options).get("merge_tokens")
         for name, described in self.files.items():
             # ONNX Runtime does not compute in bf16 on CPUs; ExecuTorch programs are no artifacts.
             if described.dtype != "bf16" and Path(name).suffix in COMPARABLE:
+                dtype = described.dtype if has_limit else None
                 described.parity.images = check_images(
-                    self.classifier, wanted, staging / name, described.dtype, self.options.atol, name
+                    self.classifier, wanted, staging / name, dtype, self.options.atol, name
                 )
 
     @property

@@ -14,7 +14,7 @@ from helpers.messages import assert_logged, assert_names, option_of
 from helpers.micro_trainer import make_trainer
 from helpers.models import build_model
 from helpers.recipes import ARCHITECTURE, MICRO, MICRO_RECIPE
-from helpers.runs import OUTPUT_FILES, files
+from helpers.runs import OUTPUT_FILES, lasting_files
 from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
@@ -29,11 +29,6 @@ from hfvit.recipe.loader import load_recipe
 from hfvit.report.page import write_page
 
 PIXELS = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-
-
-def lasting(folder):
-    """Return the files of a run without the plots of mistakes, which not every run has."""
-    return {name for name in files(folder) if "mistakes" not in name}
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +56,8 @@ def write(tmp_path_factory, colors, start):
 
 def test_lora_run_writes_a_stock_checkpoint_and_the_adapter(write, start):
     path, out = write("finetuning: lora\nlora_rank: 2\nema_decay: 0.9\n")
-    main([str(path)])
-    assert lasting(out) == OUTPUT_FILES | {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"}
+    main([str(path), "--plots", "true"])
+    assert lasting_files(out) == OUTPUT_FILES | {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"}
     record = json.loads((out / "run.json").read_text())
     assert record["model"]["trained_parameters"] == 2 * 2 * (32 + 96 + 32 + 32) + 33 * 3
     base = load_file(start / "model.safetensors")
@@ -83,8 +78,8 @@ def test_lora_run_writes_a_stock_checkpoint_and_the_adapter(write, start):
 
 def test_linear_probe_run_equals_scikit_learn_and_caches_features(write, start, caplog):
     path, out = write("finetuning: linear_probe\nprobe_c: [0.1, 0.01]\nvalidation_split: test\n")
-    main([str(path)])
-    assert lasting(out) == OUTPUT_FILES
+    main([str(path), "--plots", "true"])
+    assert lasting_files(out) == OUTPUT_FILES
     record = json.loads((out / "run.json").read_text())
     assert record["data"]["selected_by"] == "validation"
     assert record["model"]["trained_parameters"] == 33 * 3

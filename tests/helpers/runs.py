@@ -36,6 +36,11 @@ def files(folder):
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
+def lasting_files(folder):
+    """Return the files of a run without the plots of mistakes, which not every run has."""
+    return {name for name in files(folder) if not name.startswith(("plots/mistakes", "plots/label_errors"))}
+
+
 def read_record(folder):
     return json.loads((folder / "run.json").read_text())
 

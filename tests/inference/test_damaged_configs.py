@@ -128,5 +128,5 @@ def test_damaged_examples_are_left_out(size, tmp_path):
     np.savez_compressed(file, mistakes=np.zeros((1, 8, 8, 3), np.uint8), attention=np.zeros((4, 4)), other=np.zeros(1))
     content = file.read_bytes()
     file.write_bytes(content[:size] if size >= 0 else content[:200] + bytes(50) + content[250:])
-    found = read_examples(tmp_path, ExampleImages(split="test", mistakes=[row], attention=[row]))
+    found = read_examples(tmp_path, ExampleImages(split="test", mistakes=[row], explanations=[row]))
     assert set(found) <= {"mistakes"}
