@@ -30,7 +30,7 @@ def generate(images: int, classes: int, margin: float) -> tuple[np.ndarray, np.n
 
 
 def hfvit_metric(logits: np.ndarray, labels: np.ndarray, names: list[str]) -> dict[str, float]:
-    from hfvit.metrics.classification import ImageClassificationMetric
+    from hfvit.metrics.evaluate_metric import ImageClassificationMetric
 
     metric = ImageClassificationMetric(names)
     return metric.compute(predictions=logits, references=labels)

@@ -145,12 +145,13 @@ class Export:
         from hfvit.export.calibration_data import calibration_images
 
         options = self.options
+        alternative = "--quantize int8-dynamic" if options.target == "onnxruntime" else "--dtype fp16"
         images = calibration_images(
             options.model,
             dataset_name=options.calibration_dataset,
             split=options.calibration_split,
             max_samples=options.calibration_samples,
-            alternative=f", or pass {'--dtype fp16' if options.target == 'tensorrt' else '--quantize int8-dynamic'}",
+            alternative=f", or pass {alternative}",
         )
         if len(images) < self.calibration_batch:
             raise DataError(

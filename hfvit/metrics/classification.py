@@ -1,10 +1,7 @@
 """Single-label metrics: accuracy, F1, ranking metrics, confusion matrix, ECE."""
 
-import tempfile
 from collections.abc import Iterator
 
-import datasets
-import evaluate
 import numpy as np
 
 CALIBRATION_BINS = 15
@@ -12,40 +9,6 @@ BLOCK_LOGITS = 2**17  # of a block of float64, which stays in a core's cache
 RANKED_COLUMNS = 64  # classes whose scores are held as float32 at once
 CURVE_POINTS = 200
 MOST_RANKED = 2**30  # logits; ranking more would take longer than the evaluation itself
-
-
-class ImageClassificationMetric(evaluate.Metric):
-    """Classification metrics as an `evaluate.Metric`.
-
-    `compute(predictions=logits, references=labels)` takes logits `(images, classes)` and class indices `(images,)`.
-    Unlike `evaluate.load("accuracy")`, it needs no script from the Hub.
-    """
-
-    def __init__(self, labels: list[str], **kwargs):
-        self.labels = labels
-        try:
-            super().__init__(keep_in_memory=True, **kwargs)
-        except OSError:  # evaluate makes a folder in its cache, in which nothing is written then (0.4)
-            super().__init__(keep_in_memory=True, **{**kwargs, "cache_dir": tempfile.gettempdir()})
-
-    def _info(self):
-        return evaluate.MetricInfo(
-            description="Accuracy with its 95 % interval, top-5, macro F1, per-class scores, confusion, calibration.",
-            citation="",
-            inputs_description="predictions: logits (images, classes); references: class indices (images,).",
-            features=datasets.Features(
-                {"predictions": datasets.Sequence(datasets.Value("float32")), "references": datasets.Value("int64")}
-            ),
-        )
-
-    def compute(self, *, predictions=None, references=None, **kwargs):
-        """Compute the metrics, without a copy of logits that are passed at once."""
-        if predictions is None or references is None or kwargs or self.writer is not None:  # after add_batch()
-            return super().compute(predictions=predictions, references=references, **kwargs)
-        return self._compute(predictions, references)
-
-    def _compute(self, predictions, references):
-        return classification_metrics(np.asarray(predictions), np.asarray(references), self.labels)
 
 
 def classification_metrics(logits: np.ndarray, labels: np.ndarray, names: list[str], ranked: bool = True) -> dict:

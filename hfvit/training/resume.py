@@ -15,6 +15,9 @@ WITHOUT_EFFECT = (
     "logging_strategy", "disable_tqdm", "dataloader_num_workers", "save_total_limit", "allow_outside_paths", "plots",
 )  # fmt: skip
 
+# A checkpoint of an earlier version does not have the keys that were added since: it had the default, or these values.
+VALUES_BEFORE = {"crop_mode": "center"}
+
 
 def describe_origin(recipe: dict[str, Any], splits: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Describe recipe and data of a run, to save in its checkpoints.
@@ -59,8 +62,10 @@ def check_origin(checkpoint: str, origin: dict[str, Any], allow_changed_data: bo
 def describe_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Describe recipe keys and splits that differ between `describe_origin` results."""
     keys = {*before["recipe"], *now["recipe"]}
-    # A checkpoint of an earlier version does not have the keys that were added since.
-    old, new = ({key: part["recipe"].get(key, default_of(key)) for key in keys} for part in (before, now))
+    old, new = (
+        {key: part["recipe"].get(key, VALUES_BEFORE.get(key, default_of(key))) for key in keys}
+        for part in (before, now)
+    )
     return _changes(old, new) + _changes(_shown(before["splits"]), _shown(now["splits"]))
 
 

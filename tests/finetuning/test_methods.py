@@ -56,7 +56,7 @@ def write(tmp_path_factory, colors, start):
 
 def test_lora_run_writes_a_stock_checkpoint_and_the_adapter(write, start):
     path, out = write("finetuning: lora\nlora_rank: 2\nema_decay: 0.9\n")
-    main([str(path)])
+    main([str(path), "--plots", "true"])
     assert lasting_files(out) == OUTPUT_FILES | {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"}
     record = json.loads((out / "run.json").read_text())
     assert record["model"]["trained_parameters"] == 2 * 2 * (32 + 96 + 32 + 32) + 33 * 3
@@ -78,7 +78,7 @@ def test_lora_run_writes_a_stock_checkpoint_and_the_adapter(write, start):
 
 def test_linear_probe_run_equals_scikit_learn_and_caches_features(write, start, caplog):
     path, out = write("finetuning: linear_probe\nprobe_c: [0.1, 0.01]\nvalidation_split: test\n")
-    main([str(path)])
+    main([str(path), "--plots", "true"])
     assert lasting_files(out) == OUTPUT_FILES
     record = json.loads((out / "run.json").read_text())
     assert record["data"]["selected_by"] == "validation"

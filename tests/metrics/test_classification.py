@@ -6,7 +6,8 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, f1_score, log_loss, top_k_accuracy_score
 
-from hfvit.metrics.classification import ImageClassificationMetric, calibration
+from hfvit.metrics.classification import calibration
+from hfvit.metrics.evaluate_metric import ImageClassificationMetric
 
 NAMES = [f"class {index}" for index in range(7)]
 

@@ -17,7 +17,8 @@ from sklearn.metrics import (
 )
 
 from hfvit.artifacts.run_sections import ConfusionMatrix, SplitMetrics
-from hfvit.metrics.classification import ImageClassificationMetric, classification_metrics, label_ranks
+from hfvit.metrics.classification import classification_metrics, label_ranks
+from hfvit.metrics.evaluate_metric import ImageClassificationMetric
 
 
 def draw(images: int, classes: int, margin: float, seed: int = 0, ties: bool = False):

@@ -349,3 +349,5 @@ def test_describe_changes_takes_defaults_for_keys_of_later_versions():
     assert describe_changes(before, {"recipe": {"seed": 1, "on_bad_image": "error"}, "splits": {}}) == []
     (change,) = describe_changes(before, {"recipe": {"seed": 1, "on_bad_image": "skip"}, "splits": {}})
     assert_names(change, "on_bad_image", "error", "skip")
+    (change,) = describe_changes(before, {"recipe": {"seed": 1, "crop_mode": "squash"}, "splits": {}})
+    assert_names(change, "crop_mode", "center", "squash")
