@@ -286,7 +286,8 @@ def trace_onnx(
     axes = {} if batch_axis is None else {"pixel_values": {0: batch_axis}}
     size = f"{shape[1]}x{shape[2]} pixels"
     with wrap_library_errors(ModelError, f"{type(model).__name__} fails on images of {size}"), torch.inference_mode():
-        model(pixel_values, **texts)
+        for count in {batch_size or 1, len(pixel_values)}:  # BiT fails on one small image, not on two
+            model(pixel_values[:count], **{name: values[:count] for name, values in texts.items()})
     config = OnnxConfig(opset_version=opset, dynamic_shapes=(axes | text_axes) or None)
     try:
         with silenced(verbose), unfused_window_attention(model):

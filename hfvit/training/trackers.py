@@ -281,9 +281,12 @@ class Tracking(TrainerCallback):
         args = trainer.args
         self.file = Path(args.output_dir) / TRACKERS_FILE
         self.trackers: dict[str, Any] = {}
+        self.has_begun = False
         if not args.should_save:
             return
-        runs = self._read() if checkpoint else {}
+        if not checkpoint:
+            self.file.unlink(missing_ok=True)  # of an earlier run
+        runs = self._read()
         step = int(Path(checkpoint).name.removeprefix("checkpoint-")) if checkpoint else 0
         masked = mask_values(dict(values))
         for name in args.report_to:
@@ -305,6 +308,7 @@ class Tracking(TrainerCallback):
         return runs if is_valid else {}
 
     def on_train_begin(self, args, state, control, **kwargs):
+        self.has_begun = True
         runs = {name: tracker.run for name, tracker in self.trackers.items()}
         write_text(self.file, json.dumps(runs, indent=2) + "\n")
 
@@ -329,6 +333,8 @@ class Tracking(TrainerCallback):
             metrics: metrics of each split.
             step: last step of the training.
         """
+        if not self.has_begun:  # a linear probe, which is fitted without the Trainer's loop, starts no runs
+            return
         scalars = {
             f"{split}/{name}": float(value)
             for split, values in metrics.items()

@@ -227,7 +227,8 @@ def test_static_page_crop_starts_where_the_processors_does(browser, exported, tm
             got = visit.page.evaluate(
                 """async ([data, steps]) => {
                     const { resizeAndCrop } = await import("./pixels.js");
-                    return Array.from(resizeAndCrop({ data, width: 24, height: 27 }, steps).data);
+                    const image = { data: new Uint8ClampedArray(data), width: 24, height: 27 };
+                    return Array.from(resizeAndCrop(image, steps).data);
                 }""",
                 [np.asarray(Image.fromarray(pixels).convert("RGBA")).ravel().tolist(), steps],
             )

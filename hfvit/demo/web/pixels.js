@@ -135,17 +135,22 @@ export function pixelValues({ data, width, height }, { scale, mean, std }) {
   return values;
 }
 
-/** Read the steps from a preprocessor_config.json. */
+const PLAIN_PROCESSORS = ["BitImageProcessor", "DeiTImageProcessor", "ViTImageProcessor"];
+
+/** Read the steps from a preprocessor_config.json, whose class must not have steps of its own. */
 export function stepsOf(config) {
   const { size, crop_size: cropSize } = config;
+  if (!PLAIN_PROCESSORS.includes(config.image_processor_type) || config.do_resize === false) {
+    throw new Error(`image_processor_type must be one of ${PLAIN_PROCESSORS.join(", ")}, with a resize.`);
+  }
   return {
     resize: size.shortest_edge ?? [size.height, size.width],
     resample: config.resample,
     crop: config.do_center_crop ? [cropSize.height, cropSize.width] : null,
     rounds_crop_down: !config.pretrained_cfg, // timm's does not
-    scale: config.rescale_factor,
-    mean: config.image_mean,
-    std: config.image_std,
+    scale: config.do_rescale === false ? 1 : config.rescale_factor,
+    mean: config.do_normalize === false ? null : config.image_mean,
+    std: config.do_normalize === false ? null : config.image_std,
   };
 }
 
