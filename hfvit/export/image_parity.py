@@ -98,7 +98,7 @@ def _stock_logits(export: Classifier, path: Path) -> np.ndarray:
 
     with wrap_library_errors(ModelError, f"{path.name}: the stock image processor failed"):
         processor = AutoImageProcessor.from_pretrained(path.parent, trust_remote_code=False)
-        pixels = [processor(image, return_tensors="np")["pixel_values"] for image in photographs()]
+        pixels = [processor(image, return_tensors="pt")["pixel_values"].numpy() for image in photographs()]
     pixel_values = np.concatenate(pixels)
     if export.text_reader:
         return export.run({"pixel_values": pixel_values, **export.text_reader([TEXT] * len(pixels))})

@@ -231,7 +231,8 @@ class FeatureExtractor:
         values.append(self.trainer.args.mixed_precision)
         digest.update(json.dumps(values, sort_keys=True, default=str).encode() + images_key(source.reader))
         if source is not dataset:
-            augmentation = {key: str(value) for key, value in vars(source.augmentation).items()}
+            # `constants` is an object, made from the mean.
+            augmentation = {key: str(value) for key, value in vars(source.augmentation).items() if key != "constants"}
             digest.update(json.dumps([source.seed, augmentation], sort_keys=True).encode())
         return digest.hexdigest()[:40]
 

@@ -10,7 +10,7 @@ from helpers.commands import ROOT, run_command
 from helpers.messages import assert_names
 
 import hfvit
-from hfvit.cli import build_parser, build_parsers
+from hfvit.cli import build_parser, build_parsers, main
 from hfvit.cli.train import DESCRIPTION, GROUPS
 from hfvit.errors import EXIT_CODES, HFViTError
 from hfvit.recipe.arguments import RunArguments, TrainerArguments
@@ -111,12 +111,15 @@ def test_recipes_are_listed_and_printed():
         (["predict", "./no.onnx", "a.png"], ["./no.onnx"]),
     ],
 )
-def test_unknown_name_is_a_one_line_error(words, data):
-    result = run_command("hfvit", *words)
-    assert result.returncode == 2
-    assert result.stderr.startswith("hfvit: error: ")
-    assert len(result.stderr.splitlines()) == 1
-    assert_names(result.stderr, *data)
+def test_unknown_name_is_a_one_line_error(words, data, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert error.startswith("hfvit: error: ")
+    assert len(error.splitlines()) == 1
+    assert_names(error, *data)
 
 
 @pytest.mark.parametrize("words", [["doctor", "me"], ["recipes", "--color"], ["validate"], ["trian"], ["--color"]])

@@ -73,7 +73,10 @@ def launched_until_a_checkpoint(words: list[str], out: Path):
 
 def serve(folder: Path) -> None:
     import datasets
+    import evaluate  # noqa: F401 (imported where it is used, and so are the next two)
     import helpers.micro_trainer  # noqa: F401
+    import scipy.stats  # noqa: F401
+    import sklearn.metrics  # noqa: F401
     from PIL import Image
 
     import hfvit.pipeline  # noqa: F401 (imported before the forks)

@@ -168,6 +168,6 @@ def test_validate_passes_providers_to_onnx_files_only(stock, export, colors, cap
     assert command("validate", stock, export, *words) == 0
     rows = capsys.readouterr().out.splitlines()
     assert rows[1].startswith(str(stock))
-    assert rows[2].split()[-1] == ("cpu" if HERE == [CPU] else HERE[0].removesuffix("ExecutionProvider"))
+    assert ("cpu" if HERE == [CPU] else HERE[0].removesuffix("ExecutionProvider")) in rows[2].split()
     assert command("validate", stock, *words) == 2
     assert option_of(capsys.readouterr().err) == "providers"

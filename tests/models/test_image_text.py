@@ -139,7 +139,7 @@ def test_train_with_texts_writes_record_card_and_tokenizer(fused, captioned, cap
     assert record["data"]["text_column"] == "caption"
     assert record["data"]["splits"]["train"]["empty_texts"] == 0
     assert record["training"]["flops_per_image"] > 0
-    assert record["examples"]["attention_left_out"]
+    assert record["examples"]["explanations_left_out"]
     card = (out / "README.md").read_text()
     assert "load_classifier(" in card
     assert "pipeline(" not in card
@@ -244,7 +244,7 @@ def test_report_and_verify_of_image_text_run(fused, capsys):
             hfvit_command(words)
         assert not stop.value.code, capsys.readouterr().err
     assert capsys.readouterr().out.count("+0.00 ") == 2
-    assert fused[1]["examples"]["attention_left_out"] in (fused[0] / "report.html").read_text()
+    assert fused[1]["examples"]["explanations_left_out"] in (fused[0] / "report.html").read_text()
 
 
 def test_demo_of_image_text_model_raises(exported, tmp_path, capsys):
