@@ -97,6 +97,17 @@ def keep_workers_on_signals(loader: DataLoader) -> DataLoader:
     return loader
 
 
+def draw_base_seed(loader: DataLoader) -> None:
+    """Advance torch's generator before an iteration that reuses persistent workers.
+
+    A new iterator draws the base seed of its workers, a reused one does not: without this draw, dropout would depend
+    on the number of workers, and on whether the run was resumed.
+    """
+    loader = getattr(loader, "base_dataloader", loader)  # accelerate's wrapper
+    if getattr(loader, "_iterator", None) is not None:
+        torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
+
+
 def is_lost_worker(error: Exception, workers: int) -> bool:
     """Tell whether `error` comes from a data loader worker that was killed.
 

@@ -35,6 +35,7 @@ from hfvit.recipe.training_args import HFViTTrainingArguments, wrap_errors
 from hfvit.training.checkpointing import (
     CheckpointWriter,
     ResumeState,
+    draw_base_seed,
     is_lost_worker,
     is_over,
     keep_workers_on_signals,
@@ -532,12 +533,13 @@ class HFViTTrainer(Trainer):
         with self.speed.paused():
             return super().evaluate(*args, **kwargs)
 
-    def evaluation_loop(self, *args, **kwargs):
+    def evaluation_loop(self, dataloader, *args, **kwargs):
         """Evaluate with the averaged weights if there are any."""
+        draw_base_seed(dataloader)
         averaged = self.ema.applied_to(self.model) if self.ema else nullcontext()
         try:
             with averaged:
-                return super().evaluation_loop(*args, **kwargs)
+                return super().evaluation_loop(dataloader, *args, **kwargs)
         finally:
             if not self.is_in_train:
                 self.stop_workers()
@@ -776,7 +778,7 @@ def check_determinism(args: HFViTTrainingArguments, model: nn.Module, progressiv
 
 
 class SamplerEpochs(TrainerCallback):
-    """Set the epoch of the training sampler.
+    """Set the epoch of the training sampler, before its iteration.
 
     The Trainer passes it through two layers of samplers, but a run resumed on several processes has three
     (transformers 5.24).
@@ -789,6 +791,7 @@ class SamplerEpochs(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         self.epoch = state.global_step // self.trainer.steps_per_epoch
 
-    def on_epoch_begin(self, args, state, control, **kwargs):
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        draw_base_seed(train_dataloader)
         self.trainer.sampler.set_epoch(self.epoch)
         self.epoch += 1
