@@ -1,5 +1,6 @@
 """Gradio app that shows predictions and what speaks for them."""
 
+import logging
 import os
 import signal
 import tempfile
@@ -233,7 +234,11 @@ def _serve(gradio, classifier: Classifier, app, host: str, port: int | None, sha
         with suppress(KeyboardInterrupt):
             stopped.wait()
     finally:
-        app.close(verbose=False)
+        app.close(verbose=False)  # waits at most five seconds
+        if app.server.thread.is_alive():  # for the event streams of open pages
+            logging.getLogger("uvicorn.error").disabled = True  # it would log what is canceled
+            app.server.force_exit = True
+            app.server.thread.join(5)
 
 
 DISPLAY_PIXELS = 448  # minimum shorter side of the explained image, for models with small inputs

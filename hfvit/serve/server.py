@@ -70,6 +70,7 @@ def serve(classifier: Classifier, bound: socket.socket, options: ServerOptions) 
     """
     server = uvicorn_server(classifier, options)
     classifier.logits([Image.new("RGB", (64, 64))])  # warm-up
+    bound.listen()  # so that a request that is sent once the address is printed waits for uvicorn
     host, port = bound.getsockname()[:2]
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     print(f"{printable(classifier.name)}: {address}/predict (API: {address}/docs; Ctrl-C stops it)", flush=True)
