@@ -39,6 +39,7 @@ def running(classifier, **options):
     """Run the server in a thread, and yield an HTTP client and the batches as lists of sizes."""
     with listening_socket("127.0.0.1", 0) as bound:
         server = uvicorn_server(classifier, ServerOptions(**options))
+        bound.listen()  # requests wait for the thread
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
         thread.start()
         try:
