@@ -176,12 +176,10 @@ def add_gate(parser: argparse.ArgumentParser) -> None:
 
 def export_onnx_command(options: argparse.Namespace) -> None:
     """Check the options, import torch, and export."""
-    from hfvit.artifacts.artifact import find_artifact
     from hfvit.artifacts.export_folder import claim_folder
     from hfvit.errors import ModelError
 
-    if not find_artifact(options.model).is_checkpoint:
-        raise ModelError(f"--model: must be a checkpoint, got the export {options.model}. Pass its checkpoint.")
+    require_checkpoint(options.model)
     if options.quantize == "int8-dynamic" and options.target == "tensorrt":
         raise ModelError("--target tensorrt: not available with --quantize int8-dynamic. Use --quantize int8.")
     folder = claim_folder(options.output)
@@ -189,6 +187,15 @@ def export_onnx_command(options: argparse.Namespace) -> None:
     from hfvit.export.pipeline import Export
 
     Export(options, folder).run()
+
+
+def require_checkpoint(model: str) -> None:
+    """Raise `ModelError` if the value of `--model` is an export."""
+    from hfvit.artifacts.artifact import find_artifact
+    from hfvit.errors import ModelError
+
+    if not find_artifact(model).is_checkpoint:
+        raise ModelError(f"--model: must be a checkpoint, got the export {model}. Pass its checkpoint.")
 
 
 def quiet_export(verbose: bool) -> None:

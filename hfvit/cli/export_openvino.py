@@ -5,7 +5,7 @@ import sys
 
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 
-from hfvit.cli.export_onnx import add_calibration, add_gate, add_model, add_tolerance, quiet_export
+from hfvit.cli.export_onnx import add_calibration, add_gate, add_model, add_tolerance, quiet_export, require_checkpoint
 from hfvit.cli.options import accept_dashes, add_token_options, exit_codes
 from hfvit.errors import run
 from hfvit.utils.terminal import prepare_streams
@@ -78,12 +78,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def export_openvino_command(options: argparse.Namespace) -> None:
     """Check the options, import torch, and export."""
-    from hfvit.artifacts.artifact import find_artifact
     from hfvit.artifacts.export_folder import claim_folder
-    from hfvit.errors import ModelError
 
-    if not find_artifact(options.model).is_checkpoint:
-        raise ModelError(f"--model: must be a checkpoint, got the export {options.model}. Pass its checkpoint.")
+    require_checkpoint(options.model)
     folder = claim_folder(options.output)
     quiet_export(options.verbose)
     from hfvit.inference.openvino_backend import load_openvino

@@ -102,7 +102,7 @@ class ImageStream(torch.utils.data.IterableDataset):
         self.restart()
 
     def restart(self) -> None:
-        """Begin the stream anew."""
+        """Restart the stream from its beginning."""
         self.positions: dict[int, list] = {}  # of the readers of this process
         self.batches = 0
         self.rest: dict[int, list] = {}
