@@ -23,6 +23,7 @@ from transformers.trainer_utils import TrainOutput
 from hfvit.artifacts.checkpoint import newest_checkpoint
 from hfvit.artifacts.constants import STAGING, STATE_FILE
 from hfvit.data.dataset import ImageDataset, check_labels, check_pixels, check_stream_labels, collate
+from hfvit.data.evaluation_stream import EvaluationStream
 from hfvit.data.factory import image_dataset
 from hfvit.data.samplers import BalancedSampler, EpochSampler
 from hfvit.data.stream import ImageStream, StreamEpochs, stream_loader
@@ -47,6 +48,7 @@ from hfvit.training.non_finite import NonFiniteLossMonitor, RewindRequest
 from hfvit.training.out_of_memory import OutOfMemoryHandler, is_out_of_memory, out_of_memory_error
 from hfvit.training.param_groups import build_param_groups, groups_beside
 from hfvit.training.resume import describe_changes
+from hfvit.training.stream_evaluation import evaluate_stream
 from hfvit.training.throughput import SpeedMeter, datasheet_rate, peak_rate, training_flops
 from hfvit.transforms.augmentation import Augmentation
 from hfvit.transforms.mixup import BatchMixing
@@ -142,9 +144,10 @@ class HFViTTrainer(Trainer):
                 name: evaluation_set(split, name=name) if isinstance(split, Dataset) else split
                 for name, split in eval_dataset.items()
             }
-        _check_dataset("train_dataset", train_dataset)
-        for split in eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]:
-            _check_dataset("eval_dataset", split)
+        _check_dataset("train_dataset", train_dataset, ImageStream)
+        evaluated = list(eval_dataset.values()) if isinstance(eval_dataset, dict) else [eval_dataset]
+        for split in evaluated:
+            _check_dataset("eval_dataset", split, EvaluationStream)
         super().__init__(
             model,
             args,
@@ -165,6 +168,10 @@ class HFViTTrainer(Trainer):
         # compute_loss is a plain mean, without counting labels over accumulation steps and processes.
         self.model_accepts_loss_kwargs = False
         self.is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if self.is_sharded and any(isinstance(split, EvaluationStream) for split in evaluated):
+            raise RecipeError(
+                "stream_evaluation: not available with sharded weights (FSDP, DeepSpeed). Set it to false."
+            )
         self._count_trained_parameters()
         if preprocessing is None:
             preprocessing = Preprocessing(data_config)
@@ -175,6 +182,7 @@ class HFViTTrainer(Trainer):
         self.objective = objective and objective.to(self.args.device)
         self.augmentation = None
         self._loaders: list[DataLoader] = []
+        self._stream_loaders: dict[int, DataLoader] = {}
         check_determinism(self.args, self.model, progressive)
         self._is_stream = isinstance(self.train_dataset, ImageStream)
         self._first_batch_checked = False
@@ -351,9 +359,12 @@ class HFViTTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader:
         if not self._is_stream:
             return self._kept(super().get_train_dataloader())
+        return self._stream_loader(self.train_dataset)
+
+    def _stream_loader(self, stream: ImageStream | EvaluationStream, **options) -> DataLoader:
         args = self.args
         return stream_loader(
-            self.train_dataset,
+            stream,
             args.dataloader_num_workers,
             args.device,
             non_blocking=self.accelerator.non_blocking,
@@ -361,11 +372,23 @@ class HFViTTrainer(Trainer):
             prefetch_factor=args.dataloader_prefetch_factor,
             multiprocessing_context=args.dataloader_multiprocessing_context,
             worker_init_fn=partial(start_worker, None),
+            **options,
         )
+
+    def _evaluation_stream_loader(self, stream: EvaluationStream) -> DataLoader:
+        if id(stream) not in self._stream_loaders:
+            persistent = self.args.dataloader_persistent_workers and self.args.dataloader_num_workers > 0
+            self._stream_loaders[id(stream)] = self._kept(self._stream_loader(stream, persistent_workers=persistent))
+        return self._stream_loaders[id(stream)]
 
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
         if isinstance(eval_dataset, Dataset):
             eval_dataset = self._evaluation_set(eval_dataset, name="validation")
+        chosen = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(chosen, str):
+            chosen = self.eval_dataset[chosen]
+        if isinstance(chosen, EvaluationStream):
+            return self._evaluation_stream_loader(chosen)
         if eval_dataset is None or eval_dataset is self.eval_dataset or isinstance(eval_dataset, str):
             return self._kept(super().get_eval_dataloader(eval_dataset))
         # With persistent workers the Trainer would return the loader of its own data set (transformers 5.24).
@@ -374,6 +397,8 @@ class HFViTTrainer(Trainer):
     def get_test_dataloader(self, test_dataset) -> DataLoader:
         if isinstance(test_dataset, Dataset):
             test_dataset = self._evaluation_set(test_dataset, name="test")
+        if isinstance(test_dataset, EvaluationStream):
+            return self._evaluation_stream_loader(test_dataset)
         return self._kept(super().get_test_dataloader(test_dataset))
 
     def _kept(self, loader: DataLoader) -> DataLoader:
@@ -533,13 +558,27 @@ class HFViTTrainer(Trainer):
         with self.speed.paused():
             return super().evaluate(*args, **kwargs)
 
-    def evaluation_loop(self, dataloader, *args, **kwargs):
-        """Evaluate with the averaged weights if there are any."""
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ):
+        """Evaluate with the averaged weights if there are any.
+
+        Args:
+            dataloader: data loader of the evaluation split.
+            description: title for the log.
+            prediction_loss_only: return no predictions; not used for a stream.
+            ignore_keys: outputs of the model to ignore.
+            metric_key_prefix: prefix of the metrics.
+        """
         draw_base_seed(dataloader)
         averaged = self.ema.applied_to(self.model) if self.ema else nullcontext()
         try:
             with averaged:
-                return super().evaluation_loop(dataloader, *args, **kwargs)
+                if isinstance(getattr(dataloader, "dataset", None), EvaluationStream):
+                    return evaluate_stream(self, dataloader, ignore_keys, metric_key_prefix)
+                return super().evaluation_loop(
+                    dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+                )
         finally:
             if not self.is_in_train:
                 self.stop_workers()
@@ -750,9 +789,15 @@ def _check_arguments(model, kwargs: dict[str, Any]) -> None:
         )
 
 
-def _check_dataset(key: str, dataset: Any) -> None:
-    """Raise `TypeError` unless `dataset` is None or returns batches."""
-    if not isinstance(dataset, ImageDataset | ImageStream | None):
+def _check_dataset(key: str, dataset: Any, stream: type) -> None:
+    """Raise `TypeError` unless `dataset` is None or returns batches.
+
+    Args:
+        key: argument with the data set, for messages.
+        dataset: data set.
+        stream: type of a streamed data set.
+    """
+    if not isinstance(dataset, ImageDataset | stream | None):
         raise TypeError(
             f"{key}: must be a datasets.Dataset with an image and a label column, got {type(dataset).__name__}. Use"
             " datasets.Dataset.from_list, or one split of a DatasetDict."
