@@ -1,9 +1,11 @@
 """`HFViTTrainer`: Trainer with on-device augmentation and exact resume."""
 
 import copy
+import importlib.util
 import math
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -213,7 +215,9 @@ class HFViTTrainer(Trainer):
         if self.args.early_stopping_patience:
             early_stopping = EarlyStoppingCallback(self.args.early_stopping_patience)
         # `non_finite` must check a step before `checkpoints` saves it.
-        parts = (self.ema, self.progressive, epochs, early_stopping, self.speed, self.non_finite, self.checkpoints)
+        zero_grad = None if self.is_sharded else FastZeroGrad(self)
+        parts = (zero_grad, self.ema, self.progressive, epochs, early_stopping, self.speed, self.non_finite)
+        parts = (*parts, self.checkpoints)
         for part in parts:
             if part is not None:
                 self.add_callback(part)
@@ -538,7 +542,7 @@ class HFViTTrainer(Trainer):
             return self.accelerator.clip_grad_norm_(model.parameters(), max_norm)
         # accelerate's method lists all parameters three times.
         self.accelerator.unscale_gradients()
-        return nn.utils.clip_grad_norm_(self._trained, max_norm)
+        return nn.utils.clip_grad_norm_(self.trained, max_norm)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return int(self.speed.flops_per_image or 0) * len(inputs["labels"])
@@ -621,6 +625,7 @@ class HFViTTrainer(Trainer):
         """
         checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
         check_shared_memory(self.args.dataloader_num_workers)
+        _remember_missing_lomo()
         self._count_trained_parameters()
         self._measure_device()
         with self.checkpoints.signals.handled(), self._workers_stopped():
@@ -691,8 +696,8 @@ class HFViTTrainer(Trainer):
             self.out_of_memory.resume(self.resume_state)
 
     def _count_trained_parameters(self) -> None:
-        self._trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.trained_parameters = sum(parameter.numel() for parameter in self._trained)
+        self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.trained_parameters = sum(parameter.numel() for parameter in self.trained)
 
     def _measure_device(self) -> None:
         """Measure the FLOPs of the model and the peak of the device, for `mfu`."""
@@ -789,6 +794,12 @@ def _check_arguments(model, kwargs: dict[str, Any]) -> None:
         )
 
 
+def _remember_missing_lomo() -> None:
+    """Mark `lomo_optim` as missing: accelerate searches the disk for it twice in each step (accelerate 1.15)."""
+    if importlib.util.find_spec("lomo_optim") is None:
+        sys.modules["lomo_optim"] = None
+
+
 def _check_dataset(key: str, dataset: Any, stream: type) -> None:
     """Raise `TypeError` unless `dataset` is None or returns batches.
 
@@ -820,6 +831,29 @@ def check_determinism(args: HFViTTrainingArguments, model: nn.Module, progressiv
             f"full_determinism: not available with {option} on a GPU, as PyTorch has no deterministic kernel for the"
             " gradient of resized position embeddings. Omit one of them."
         )
+
+
+class FastZeroGrad(TrainerCallback):
+    """Clear the gradients of the trained parameters without visiting all modules.
+
+    The Trainer calls `zero_grad` of the wrapped model (DDP, torch.compile) in each step (transformers 5.24).
+    """
+
+    def __init__(self, trainer: HFViTTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        # Not by assignment, which a compiled model passes on to the module within it.
+        vars(self.trainer.model_wrapped)["zero_grad"] = partial(clear_gradients, self.trainer.trained)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        vars(self.trainer.model_wrapped).pop("zero_grad", None)
+
+
+def clear_gradients(parameters: Iterable[nn.Parameter], set_to_none: bool = True) -> None:
+    """Set gradients to None; `set_to_none` is that of `Module.zero_grad`, and always True here."""
+    for parameter in parameters:
+        parameter.grad = None
 
 
 class SamplerEpochs(TrainerCallback):
