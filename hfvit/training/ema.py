@@ -6,12 +6,37 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from hfvit.errors import RecipeError
 
 EMA_FILE = "ema.safetensors"
+
+
+class ListedEma(ModelEmaV3):
+    """`ModelEmaV3` that lists the tensors of both models once.
+
+    timm lists them in each step (1.0.31), which takes the host longer than to average them. Tensors are listed again
+    after `forget`; until then they must only change in place.
+    """
+
+    _pairs: list[tuple[Tensor, Tensor]] | None = None
+
+    def forget(self) -> None:
+        """List the tensors again at the next update."""
+        self._pairs = None
+
+    def apply_update_(self, model: nn.Module, decay: float) -> None:
+        """Average the floating-point tensors of a model, and copy the others."""
+        if self._pairs is None:
+            states = self.module.state_dict(), model.state_dict()
+            self._pairs = list(zip(*(state.values() for state in states), strict=True))
+        averaged = [pair for pair in self._pairs if pair[0].is_floating_point()]
+        self._foreach_lerp_(*map(list, zip(*averaged, strict=True)), weight=1.0 - decay)
+        for average, value in self._pairs:
+            if not average.is_floating_point():
+                average.copy_(value)
 
 
 class EmaCallback(TrainerCallback):
@@ -24,9 +49,10 @@ class EmaCallback(TrainerCallback):
 
     def __init__(self, model: nn.Module, decay: float):
         self.decay = decay
-        self.average = ModelEmaV3(model, decay=decay, use_warmup=True)
+        self.average = ListedEma(model, decay=decay, use_warmup=True)
 
     def on_train_begin(self, args, state, control, **kwargs):
+        self.average.forget()
         self.average.decay = fitted_ema_decay(self.decay, state.max_steps)
 
     def on_optimizer_step(self, args, state, control, model=None, **kwargs):
