@@ -1,25 +1,46 @@
 """Run commands as a user would."""
 
+import functools
 import os
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+from helpers.forks import ForkServer
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run_command(*words: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
-    """Run a command in `cwd`, with this interpreter's scripts first on PATH."""
+def command_environment(**changes: str) -> dict[str, str]:
+    """Return the environment of a command, with this interpreter's scripts first on PATH."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return subprocess.run(
-        [str(word) for word in words],
-        cwd=cwd,
-        env={**os.environ, "PATH": path, **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    return {**os.environ, "PATH": path, **changes}
+
+
+@functools.cache
+def fork_server() -> ForkServer:
+    """Return the server of this session, whose environment is that of the first call, in tests/conftest.py."""
+    return ForkServer(command_environment())
+
+
+def run_command(
+    *words: str, cwd: Path = ROOT, new_process: bool = False, **environment: str
+) -> subprocess.CompletedProcess:
+    """Run a command, by default in a fork of a process that has imported the libraries (see helpers/forks.py).
+
+    Args:
+        words: the command. Not one of Python, it always runs in a new process.
+        cwd: folder to run in.
+        new_process: start a new interpreter, for tests of imports, of what libraries print when they are imported, and
+            of what may differ between processes, such as hashes.
+        environment: variables to add. One that libraries read when they are imported leads to a new process.
+    """
+    words = [str(word) for word in words]
+    variables = command_environment(**environment)
+    if not new_process and fork_server().serves(words, variables):
+        return fork_server().run(words, cwd, variables, timeout=300)
+    return subprocess.run(words, cwd=cwd, env=variables, capture_output=True, text=True, timeout=300)
 
 
 def free_port(address: str = "127.0.0.1") -> int:

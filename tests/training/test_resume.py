@@ -240,7 +240,8 @@ def test_split_fingerprints_are_stable_across_processes(colors, tmp_path):
         "print(json.dumps({role: split['fingerprint'] for role, split in splits.items()}))"
     )
     cache = str(tmp_path / "cache")
-    result = run_command(sys.executable, "-c", code, colors, HF_DATASETS_CACHE=cache, PYTHONPATH=str(ROOT))
+    environment = {"HF_DATASETS_CACHE": cache, "PYTHONPATH": str(ROOT)}
+    result = run_command(sys.executable, "-c", code, colors, new_process=True, **environment)
     assert result.returncode == 0, result.stderr
     splits = load_splits(DataArguments(str(colors), max_train_samples=40), seed=3).facts["splits"]
     assert json.loads(result.stdout) == {role: split["fingerprint"] for role, split in splits.items()}
