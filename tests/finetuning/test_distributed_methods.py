@@ -26,15 +26,8 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def killer(folder):
-    killer = Killer(folder)
-    yield killer
-    killer.close()
-
-
-@pytest.fixture(scope="module")
-def start(killer, folder):
-    """Save a checkpoint to start from and to distill, while the other process imports."""
+def start(folder):
+    """Save a checkpoint to start from and to distill."""
     torch.manual_seed(5)
     model = build_model(LABELS, architecture=ARCHITECTURE, image_size=16, timm_kwargs=MICRO)
     torch.nn.init.normal_(model.timm_model.head.weight)  # a new head is nearly zero
@@ -43,7 +36,7 @@ def start(killer, folder):
 
 
 @pytest.fixture
-def train(killer, folder, colors):
+def train(folder, colors):
     """Train the micro recipe with other lines instead of its architecture; returns the output folder."""
 
     def train(text, processes):
@@ -52,7 +45,7 @@ def train(killer, folder, colors):
         lines = [line for line in MICRO_RECIPE.splitlines() if not line.startswith("architecture")]
         own = [f"dataset_name: {colors}", f"output_dir: {out}", "use_cpu: true"]
         (folder / "recipe.yaml").write_text("\n".join([*lines, *own, text]) + "\n")
-        codes = killer.run(out, argv=[str(folder / "recipe.yaml")], processes=processes)
+        codes = Killer().run(out, argv=[str(folder / "recipe.yaml")], processes=processes)
         assert set(codes) == {0}, out.with_name(f"{out.name}.0.log").read_text()
         return out
 

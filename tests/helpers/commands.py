@@ -5,9 +5,12 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
-from helpers.forks import ForkServer
+from helpers.forks import Fork, ForkServer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -41,6 +44,34 @@ def run_command(
     if not new_process and fork_server().serves(words, variables):
         return fork_server().run(words, cwd, variables, timeout=300)
     return subprocess.run(words, cwd=cwd, env=variables, capture_output=True, text=True, timeout=300)
+
+
+@contextmanager
+def running_command(
+    *words: str, cwd: Path = ROOT, log: Path | None = None, **environment: str
+) -> Iterator[tuple[Fork, TextIO]]:
+    """Run a command of Python in a fork within the context; yield its process and its output.
+
+    Args:
+        words: the command.
+        cwd: folder to run in.
+        log: file for its messages, which are part of the output by default.
+        environment: variables to add, of helpers/forks.py's `READ_LATE`.
+    """
+    words = [str(word) for word in words]
+    variables = command_environment(**environment)
+    assert fork_server().serves(words, variables)
+    reader, writer = os.pipe()
+    with open(reader) as output:
+        with open(log or os.devnull, "w") as messages:
+            stderr = messages.fileno() if log else writer
+            process = fork_server().start(words, cwd, variables, writer, stderr)
+        os.close(writer)
+        try:
+            yield process, output
+        finally:
+            process.kill()
+            process.wait()
 
 
 def free_port(address: str = "127.0.0.1") -> int:

@@ -75,7 +75,7 @@ class Fork:
 
 
 class ForkServer:
-    """Process that has imported the libraries with `environment`: started with the first command, ends with this one."""
+    """Process that has imported the libraries with `environment`. It starts with the first command, ends with us."""
 
     def __init__(self, environment: dict[str, str]):
         self.environment = dict(environment)
