@@ -8,6 +8,7 @@ rounding; weights are therefore held to a thousandth of how far the run has move
 import json
 import shutil
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -99,10 +100,10 @@ def test_lora_on_two_processes_equals_one(train, start):
     assert torch.equal(merged["head.weight"], adapter["base_model.model.head.weight"])
 
 
-def test_linear_probe_on_two_processes_equals_one(train, start, folder):
+def test_linear_probe_on_two_processes_equals_one(train, start):
     """Compare the cached features too, which have the same names."""
     text = f"model_name_or_path: {start}\nfinetuning: linear_probe\nprobe_passes: 2"
-    cache, kept, runs = folder / "cache" / "hfvit_features", [], []
+    cache, kept, runs = datasets.config.HF_DATASETS_CACHE / "hfvit_features", [], []
     for processes in (1, 2):
         shutil.rmtree(cache, ignore_errors=True)
         runs.append(train(text, processes))

@@ -15,16 +15,16 @@ from helpers.forks import Fork, ForkServer
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def command_environment(**changes: str) -> dict[str, str]:
-    """Return the environment of a command, with this interpreter's scripts first on PATH."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "PATH": path, **changes}
-
-
 @functools.cache
 def fork_server() -> ForkServer:
-    """Return the server of this session, whose environment is that of the first call, in tests/conftest.py."""
-    return ForkServer(command_environment())
+    """Return the server of this session, first called by tests/conftest.py before hfvit sets any variable."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return ForkServer({**os.environ, "PATH": path})
+
+
+def command_environment(**changes: str) -> dict[str, str]:
+    """Return the environment of the session's start, with this interpreter's scripts first on PATH."""
+    return {**fork_server().environment, **changes}
 
 
 def run_command(
