@@ -12,6 +12,7 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 NAN_POLICIES = ("stop", "rewind")
 BAD_IMAGES = ("error", "skip")
 POLICIES = ("basic", "trivial_augment", "rand_augment", "three_augment")
+TTA = ("flip",)  # test-time augmentations
 
 # Names of transformers' `problem_type`.
 SINGLE_LABEL = "single_label_classification"
@@ -96,9 +97,18 @@ class DataArguments:
     max_train_samples: int | None = _field(
         None, "Maximum number of training images, sampled with seed (of a stream the first ones). Default: all."
     )
-    max_eval_samples: int | None = _field(None, "Maximum number of images of each evaluation split. Default: all.")
+    max_eval_samples: int | None = _field(
+        None,
+        "Maximum number of images of each evaluation split, sampled with seed (of a stream the first ones of each"
+        " shard). Default: all.",
+    )
     streaming: bool = _field(
-        False, "Read the training split while training, for data larger than the disk. Needs validation_split."
+        False, "Read the splits while training, for data larger than the disk. Needs validation_split."
+    )
+    stream_evaluation: bool = _field(
+        True,
+        "Read the evaluation splits in each evaluation; false: load them once, into the cache of datasets. Only used"
+        " with streaming=true.",
     )
     shuffle_buffer_size: int = _field(
         10000, "Shuffle buffer size, in images per process. Only used with streaming=true."
@@ -317,6 +327,11 @@ class RunArguments:
     early_stopping_patience: int | None = _field(
         None, "Stop after this many evaluations without a better metric_for_best_model. Default: off."
     )
+    eval_tta: str | None = _field(
+        None,
+        f"Test-time augmentation of all evaluations: {', '.join(TTA)}. flip: mean of the logits of an image and its"
+        " mirror image, in twice the time. Default: none.",
+    )
     nan_policy: str = _field(
         "stop",
         "On a NaN or infinite loss or gradient: stop (end the run) or rewind (continue from the last checkpoint).",
@@ -356,6 +371,8 @@ class RunArguments:
             _check(0.0 < getattr(self, key) <= 1.0, key, getattr(self, key), "above 0 and at most 1")
         _check_fraction("ema_decay", self.ema_decay)
         _check_choice("nan_policy", self.nan_policy, NAN_POLICIES)
+        if self.eval_tta is not None:
+            _check_choice("eval_tta", self.eval_tta, TTA)
         _check(not (self.quiet and self.verbose), "quiet", True, "false with verbose")
         expected = self.expected_accuracy
         is_range = expected is None or (len(expected) == 2 and 0.0 <= expected[0] <= expected[1] <= 100.0)
