@@ -52,7 +52,7 @@ GROUPS = {
     "Hub": "push_to_hub hub_model_id hub_private_repo hub_revision",
     "image and text": "text_encoder text_column text_encoder_revision fusion fusion_layers max_text_length",
     "multi-label": "label_separator multi_label_loss",
-    "streaming": "streaming shuffle_buffer_size",
+    "streaming": "streaming shuffle_buffer_size stream_evaluation",
 }
 RARE = "rarely needed"
 WIDTH = 110

@@ -99,9 +99,18 @@ class DataArguments:
     max_train_samples: int | None = _field(
         None, "Maximum number of training images, sampled with seed (of a stream the first ones). Default: all."
     )
-    max_eval_samples: int | None = _field(None, "Maximum number of images of each evaluation split. Default: all.")
+    max_eval_samples: int | None = _field(
+        None,
+        "Maximum number of images of each evaluation split, sampled with seed (of a stream the first ones of each"
+        " shard). Default: all.",
+    )
     streaming: bool = _field(
-        False, "Read the training split while training, for data larger than the disk. Needs validation_split."
+        False, "Read the splits while training, for data larger than the disk. Needs validation_split."
+    )
+    stream_evaluation: bool = _field(
+        True,
+        "Read the evaluation splits in each evaluation; false: load them once, into the cache of datasets. Only used"
+        " with streaming=true.",
     )
     shuffle_buffer_size: int = _field(
         10000, "Shuffle buffer size, in images per process. Only used with streaming=true."

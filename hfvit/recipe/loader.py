@@ -78,7 +78,7 @@ NEEDS = (
     Need("fusion_layers", "with fusion=cross_attention", lambda v: v["fusion"] == "cross_attention"),
     Need("model_revision", "with model_name_or_path", lambda v: v["model_name_or_path"]),
     Need("validation_fraction", "without validation_split", lambda v: not v["validation_split"]),
-    Need("shuffle_buffer_size", "with streaming=true", lambda v: v["streaming"]),
+    Need("shuffle_buffer_size stream_evaluation", "with streaming=true", lambda v: v["streaming"]),
     Need(
         "rand_augment_magnitude rand_augment_num_ops",
         "with policy=rand_augment",

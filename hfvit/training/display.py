@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import ProgressCallback, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import has_length
 from transformers.utils import is_in_notebook
 
 from hfvit.metrics.classification import accuracy_interval
@@ -177,7 +178,7 @@ class TrainingProgress(TrainerCallback):
 
     def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
         self.batch += 1
-        self.batches = len(eval_dataloader) if hasattr(eval_dataloader, "__len__") else None
+        self.batches = len(eval_dataloader) if has_length(eval_dataloader) else None
         self.update()
 
     def on_evaluate(self, args, state, control, metrics=None, eval_dataloader=None, **kwargs):
@@ -267,10 +268,7 @@ class TrainingProgress(TrainerCallback):
 
 def _interval(accuracy: float | None, eval_dataloader) -> tuple[float, float] | None:
     """Return the 95 % interval of an accuracy on a data set of known length."""
-    try:
-        images = len(eval_dataloader.dataset)
-    except (AttributeError, TypeError):
-        return None
+    images = getattr(getattr(eval_dataloader, "dataset", None), "images", None)
     if accuracy is None or not images:
         return None
     low, high = accuracy_interval(round(accuracy * images), images)

@@ -1,9 +1,11 @@
 """`HFViTTrainer`: Trainer with on-device augmentation and exact resume."""
 
 import copy
+import importlib.util
 import math
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -24,6 +26,7 @@ from hfvit.artifacts.checkpoint import newest_checkpoint
 from hfvit.artifacts.constants import STAGING, STATE_FILE
 from hfvit.artifacts.run_sections import Soup
 from hfvit.data.dataset import ImageDataset, check_labels, check_pixels, check_stream_labels, collate
+from hfvit.data.evaluation_stream import EvaluationStream
 from hfvit.data.factory import image_dataset
 from hfvit.data.samplers import BalancedSampler, EpochSampler
 from hfvit.data.stream import ImageStream, StreamEpochs, stream_loader
@@ -49,6 +52,7 @@ from hfvit.training.out_of_memory import OutOfMemoryHandler, is_out_of_memory, o
 from hfvit.training.param_groups import build_param_groups, groups_beside
 from hfvit.training.resume import describe_changes
 from hfvit.training.soup import average_checkpoints
+from hfvit.training.stream_evaluation import evaluate_stream
 from hfvit.training.throughput import SpeedMeter, datasheet_rate, peak_rate, training_flops
 from hfvit.transforms.augmentation import Augmentation
 from hfvit.transforms.mixup import BatchMixing
@@ -146,9 +150,10 @@ class HFViTTrainer(Trainer):
                 name: evaluation_set(split, name=name) if isinstance(split, Dataset) else split
                 for name, split in eval_dataset.items()
             }
-        _check_dataset("train_dataset", train_dataset)
-        for split in eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]:
-            _check_dataset("eval_dataset", split)
+        _check_dataset("train_dataset", train_dataset, ImageStream)
+        evaluated = list(eval_dataset.values()) if isinstance(eval_dataset, dict) else [eval_dataset]
+        for split in evaluated:
+            _check_dataset("eval_dataset", split, EvaluationStream)
         super().__init__(
             model,
             args,
@@ -169,6 +174,10 @@ class HFViTTrainer(Trainer):
         # compute_loss is a plain mean, without counting labels over accumulation steps and processes.
         self.model_accepts_loss_kwargs = False
         self.is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if self.is_sharded and any(isinstance(split, EvaluationStream) for split in evaluated):
+            raise RecipeError(
+                "stream_evaluation: not available with sharded weights (FSDP, DeepSpeed). Set it to false."
+            )
         self._count_trained_parameters()
         if preprocessing is None:
             preprocessing = Preprocessing(data_config)
@@ -179,6 +188,7 @@ class HFViTTrainer(Trainer):
         self.objective = objective and objective.to(self.args.device)
         self.augmentation = None
         self._loaders: list[DataLoader] = []
+        self._stream_loaders: dict[int, DataLoader] = {}
         check_determinism(self.args, self.model, progressive)
         self._is_stream = isinstance(self.train_dataset, ImageStream)
         self._first_batch_checked = False
@@ -203,7 +213,7 @@ class HFViTTrainer(Trainer):
         for key in ("ema_decay", "swa_start", "soup"):
             if self.is_sharded and getattr(self.args, key) is not None:
                 raise RecipeError(f"{key}: not available with sharded weights (FSDP, DeepSpeed). Set it to null.")
-        if self.args.soup and not isinstance(self.eval_dataset, ImageDataset | ImageStream):
+        if self.args.soup and (self.eval_dataset is None or isinstance(self.eval_dataset, dict)):
             raise RecipeError("soup: requires one eval_dataset, which selects the weights. Pass it, or omit soup.")
         self.weight_average: WeightAverage | None = None
         if self.args.ema_decay:
@@ -215,10 +225,9 @@ class HFViTTrainer(Trainer):
         if self.args.early_stopping_patience:
             early_stopping = EarlyStoppingCallback(self.args.early_stopping_patience)
         # `non_finite` must check a step before `checkpoints` saves it.
-        parts = (
-            self.weight_average, self.progressive, epochs, early_stopping, self.speed, self.non_finite,
-            self.checkpoints,
-        )  # fmt: skip
+        zero_grad = None if self.is_sharded else FastZeroGrad(self)
+        parts = (zero_grad, self.weight_average, self.progressive, epochs, early_stopping, self.speed, self.non_finite)
+        parts = (*parts, self.checkpoints)
         for part in parts:
             if part is not None:
                 self.add_callback(part)
@@ -364,9 +373,12 @@ class HFViTTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader:
         if not self._is_stream:
             return self._kept(super().get_train_dataloader())
+        return self._stream_loader(self.train_dataset)
+
+    def _stream_loader(self, stream: ImageStream | EvaluationStream, **options) -> DataLoader:
         args = self.args
         return stream_loader(
-            self.train_dataset,
+            stream,
             args.dataloader_num_workers,
             args.device,
             non_blocking=self.accelerator.non_blocking,
@@ -374,11 +386,23 @@ class HFViTTrainer(Trainer):
             prefetch_factor=args.dataloader_prefetch_factor,
             multiprocessing_context=args.dataloader_multiprocessing_context,
             worker_init_fn=partial(start_worker, None),
+            **options,
         )
+
+    def _evaluation_stream_loader(self, stream: EvaluationStream) -> DataLoader:
+        if id(stream) not in self._stream_loaders:
+            persistent = self.args.dataloader_persistent_workers and self.args.dataloader_num_workers > 0
+            self._stream_loaders[id(stream)] = self._kept(self._stream_loader(stream, persistent_workers=persistent))
+        return self._stream_loaders[id(stream)]
 
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
         if isinstance(eval_dataset, Dataset):
             eval_dataset = self._evaluation_set(eval_dataset, name="validation")
+        chosen = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(chosen, str):
+            chosen = self.eval_dataset[chosen]
+        if isinstance(chosen, EvaluationStream):
+            return self._evaluation_stream_loader(chosen)
         if eval_dataset is None or eval_dataset is self.eval_dataset or isinstance(eval_dataset, str):
             return self._kept(super().get_eval_dataloader(eval_dataset))
         # With persistent workers the Trainer would return the loader of its own data set (transformers 5.24).
@@ -387,6 +411,8 @@ class HFViTTrainer(Trainer):
     def get_test_dataloader(self, test_dataset) -> DataLoader:
         if isinstance(test_dataset, Dataset):
             test_dataset = self._evaluation_set(test_dataset, name="test")
+        if isinstance(test_dataset, EvaluationStream):
+            return self._evaluation_stream_loader(test_dataset)
         return self._kept(super().get_test_dataloader(test_dataset))
 
     def _kept(self, loader: DataLoader) -> DataLoader:
@@ -529,7 +555,7 @@ class HFViTTrainer(Trainer):
             return self.accelerator.clip_grad_norm_(model.parameters(), max_norm)
         # accelerate's method lists all parameters three times.
         self.accelerator.unscale_gradients()
-        return nn.utils.clip_grad_norm_(self._trained, max_norm)
+        return nn.utils.clip_grad_norm_(self.trained, max_norm)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return int(self.speed.flops_per_image or 0) * len(inputs["labels"])
@@ -549,13 +575,27 @@ class HFViTTrainer(Trainer):
         with self.speed.paused():
             return super().evaluate(*args, **kwargs)
 
-    def evaluation_loop(self, dataloader, *args, **kwargs):
-        """Evaluate with the averaged weights if there are any."""
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ):
+        """Evaluate with the averaged weights if there are any.
+
+        Args:
+            dataloader: data loader of the evaluation split.
+            description: title for the log.
+            prediction_loss_only: return no predictions; not used for a stream.
+            ignore_keys: outputs of the model to ignore.
+            metric_key_prefix: prefix of the metrics.
+        """
         draw_base_seed(dataloader)
         averaged = self.weight_average.applied_to(self.model) if self.weight_average else nullcontext()
         try:
             with averaged:
-                return super().evaluation_loop(dataloader, *args, **kwargs)
+                if isinstance(getattr(dataloader, "dataset", None), EvaluationStream):
+                    return evaluate_stream(self, dataloader, ignore_keys, metric_key_prefix)
+                return super().evaluation_loop(
+                    dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+                )
         finally:
             if not self.is_in_train:
                 self.stop_workers()
@@ -598,6 +638,7 @@ class HFViTTrainer(Trainer):
         """
         checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
         check_shared_memory(self.args.dataloader_num_workers)
+        _remember_missing_lomo()
         self._count_trained_parameters()
         self._measure_device()
         with self.checkpoints.signals.handled(), self._workers_stopped():
@@ -647,8 +688,7 @@ class HFViTTrainer(Trainer):
             self.args.device,
             self.out_of_memory.micro.size,
             "It ran out outside forward and backward pass, where a smaller batch does not help: in the optimizer's"
-            " state or the averaged weights. Set optim: sgd or finetuning: lora, or omit ema_decay and"
-            " swa_start.",
+            " state or the averaged weights. Set optim: sgd or finetuning: lora, or omit ema_decay and swa_start.",
             "the optimizer's step",
         ) from None
 
@@ -673,8 +713,8 @@ class HFViTTrainer(Trainer):
             self.out_of_memory.resume(self.resume_state)
 
     def _count_trained_parameters(self) -> None:
-        self._trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.trained_parameters = sum(parameter.numel() for parameter in self._trained)
+        self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.trained_parameters = sum(parameter.numel() for parameter in self.trained)
 
     def _measure_device(self) -> None:
         """Measure the FLOPs of the model and the peak of the device, for `mfu`."""
@@ -771,9 +811,21 @@ def _check_arguments(model, kwargs: dict[str, Any]) -> None:
         )
 
 
-def _check_dataset(key: str, dataset: Any) -> None:
-    """Raise `TypeError` unless `dataset` is None or returns batches."""
-    if not isinstance(dataset, ImageDataset | ImageStream | None):
+def _remember_missing_lomo() -> None:
+    """Mark `lomo_optim` as missing: accelerate searches the disk for it twice in each step (accelerate 1.15)."""
+    if importlib.util.find_spec("lomo_optim") is None:
+        sys.modules["lomo_optim"] = None
+
+
+def _check_dataset(key: str, dataset: Any, stream: type) -> None:
+    """Raise `TypeError` unless `dataset` is None or returns batches.
+
+    Args:
+        key: argument with the data set, for messages.
+        dataset: data set.
+        stream: type of a streamed data set.
+    """
+    if not isinstance(dataset, ImageDataset | stream | None):
         raise TypeError(
             f"{key}: must be a datasets.Dataset with an image and a label column, got {type(dataset).__name__}. Use"
             " datasets.Dataset.from_list, or one split of a DatasetDict."
@@ -796,6 +848,29 @@ def check_determinism(args: HFViTTrainingArguments, model: nn.Module, progressiv
             f"full_determinism: not available with {option} on a GPU, as PyTorch has no deterministic kernel for the"
             " gradient of resized position embeddings. Omit one of them."
         )
+
+
+class FastZeroGrad(TrainerCallback):
+    """Clear the gradients of the trained parameters without visiting all modules.
+
+    The Trainer calls `zero_grad` of the wrapped model (DDP, torch.compile) in each step (transformers 5.24).
+    """
+
+    def __init__(self, trainer: HFViTTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        # Not by assignment, which a compiled model passes on to the module within it.
+        vars(self.trainer.model_wrapped)["zero_grad"] = partial(clear_gradients, self.trainer.trained)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        vars(self.trainer.model_wrapped).pop("zero_grad", None)
+
+
+def clear_gradients(parameters: Iterable[nn.Parameter], set_to_none: bool = True) -> None:
+    """Set gradients to None; `set_to_none` is that of `Module.zero_grad`, and always True here."""
+    for parameter in parameters:
+        parameter.grad = None
 
 
 class SamplerEpochs(TrainerCallback):
