@@ -168,7 +168,7 @@ def step_memory(
         weights=weights,
         gradients=_bytes(gradients),
         optimizer=_bytes(value for value in states if isinstance(value, torch.Tensor)),
-        average=weights if args is not None and args.ema_decay else 0,
+        average=weights if args is not None and (args.ema_decay or args.swa_start is not None) else 0,
         activations=activations,
         peak=live.peak,
     )

@@ -13,6 +13,8 @@ NAN_POLICIES = ("stop", "rewind")
 BAD_IMAGES = ("error", "skip")
 POLICIES = ("basic", "trivial_augment", "rand_augment", "three_augment")
 TTA = ("flip",)  # test-time augmentations
+GREEDY = "greedy"
+SOUPS = (GREEDY, "uniform")
 
 # Names of transformers' `problem_type`.
 SINGLE_LABEL = "single_label_classification"
@@ -324,6 +326,16 @@ class RunArguments:
         "Decay of the exponential moving average (EMA) of the weights, which is evaluated and saved; reduced in short"
         " runs. At least 0 and below 1. Default: no EMA.",
     )
+    swa_start: float | None = _field(
+        None,
+        "Stochastic weight averaging (SWA): fraction of the run, at least 0 and below 1, after which the weights of"
+        " all steps are averaged with equal weight; the average is evaluated and saved. Default: no SWA.",
+    )
+    soup: str | None = _field(
+        None,
+        f"Average the weights of the kept checkpoints at the end: {', '.join(SOUPS)}. greedy: those that do not make"
+        " the validation score worse; uniform: all. Used if it is at least as good. Default: no soup.",
+    )
     early_stopping_patience: int | None = _field(
         None, "Stop after this many evaluations without a better metric_for_best_model. Default: off."
     )
@@ -371,6 +383,9 @@ class RunArguments:
             _check(0.0 < getattr(self, key) <= 1.0, key, getattr(self, key), "above 0 and at most 1")
         _check_fraction("ema_decay", self.ema_decay)
         _check_choice("nan_policy", self.nan_policy, NAN_POLICIES)
+        _check_fraction("swa_start", self.swa_start)
+        if self.soup is not None:
+            _check_choice("soup", self.soup, SOUPS)
         if self.eval_tta is not None:
             _check_choice("eval_tta", self.eval_tta, TTA)
         _check(not (self.quiet and self.verbose), "quiet", True, "false with verbose")
@@ -558,6 +573,8 @@ class FinetuningArguments:
             self._reject(bool(model.freeze), "freeze", "The method freezes the backbone itself. Omit freeze")
             self._reject(bool(model.text_encoder), "text_encoder", "Use finetuning=full")
             self._reject(bool(model.patch_sizes), "patch_sizes", "Use finetuning=full")
+            # The mean of low-rank factors is not the factors of the mean.
+            self._reject(training.soup is not None, "soup", "It averages all weights of checkpoints. Omit soup")
             is_untrained = not model.model_name_or_path
             self._reject(is_untrained, "architecture", "Set model_name_or_path to a pretrained model instead")
         if self.finetuning == "linear_probe":
@@ -567,6 +584,7 @@ class FinetuningArguments:
             self._reject(bool(self.teacher), "teacher", "Omit teacher")
             self._reject(self.class_balance == "sample", "class_balance", "Use weight")
             self._reject(training.ema_decay is not None, "ema_decay", "There are no optimizer steps. Omit ema_decay")
+            self._reject(training.swa_start is not None, "swa_start", "There are no optimizer steps. Omit swa_start")
             self._reject(bool(self.head_from_text), "head_from_text", "The probe fits the head. Omit head_from_text")
         if self.head_from_text and (model.text_encoder or not model.model_name_or_path):
             raise RecipeError(

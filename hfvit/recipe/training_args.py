@@ -373,8 +373,16 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
             self._check_saves_the_best()
         if self.nan_policy == "rewind" and self.save_only_model:
             raise RecipeError("nan_policy: rewind requires complete checkpoints. Omit save_only_model.")
-        if self.ema_decay and self.save_only_model:
-            raise RecipeError("save_only_model: not available with ema_decay, as checkpoints have both weights.")
+        for key in ("ema_decay", "swa_start"):
+            if getattr(self, key) is not None and self.save_only_model:
+                raise RecipeError(f"save_only_model: not available with {key}, as checkpoints have both weights.")
+        if self.ema_decay is not None and self.swa_start is not None:
+            raise RecipeError("ema_decay, swa_start: must not both be set. Omit one of them.")
+        if self.soup and (self.save_strategy == "no" or self.save_total_limit == 1):
+            raise RecipeError(
+                "soup: requires several checkpoints. Set save_strategy to epoch or steps, and save_total_limit to the"
+                " number of checkpoints to average."
+            )
 
     def _check_saves_the_best(self) -> None:
         """Raise `RecipeError` if the checkpoint of the best evaluation might not be saved."""

@@ -1,4 +1,4 @@
-"""Exponential moving average (EMA) of the weights."""
+"""Averages of the weights over training steps: exponential (EMA) and stochastic weight averaging (SWA)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +11,8 @@ from transformers import TrainerCallback
 
 from hfvit.errors import RecipeError
 
-EMA_FILE = "ema.safetensors"
 
-
-class ListedEma(ModelEmaV3):
+class ListedAverage(ModelEmaV3):
     """`ModelEmaV3` that lists the tensors of both models once.
 
     timm lists them in each step (1.0.31), which takes the host longer than to average them. Tensors are listed again
@@ -39,21 +37,25 @@ class ListedEma(ModelEmaV3):
                 average.copy_(value)
 
 
-class EmaCallback(TrainerCallback):
-    """Average the weights after each optimizer step with timm's `ModelEmaV3`.
+class WeightAverage(TrainerCallback):
+    """Average the weights after each optimizer step; base class of EMA and SWA.
 
     Args:
-        model: the model, not wrapped.
-        decay: decay in [0, 1), reduced for short runs by `fitted_ema_decay`.
+        average: timm's average, updated with the number of the step.
+
+    Attributes:
+        option: key of the recipe.
+        file: name of the averaged weights in a checkpoint.
     """
 
-    def __init__(self, model: nn.Module, decay: float):
-        self.decay = decay
-        self.average = ListedEma(model, decay=decay, use_warmup=True)
+    option = ""
+    file = ""
+
+    def __init__(self, average: ListedAverage):
+        self.average = average
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.average.forget()
-        self.average.decay = fitted_ema_decay(self.decay, state.max_steps)
 
     def on_optimizer_step(self, args, state, control, model=None, **kwargs):
         self.average.update(model, step=state.global_step + 1)
@@ -74,17 +76,60 @@ class EmaCallback(TrainerCallback):
 
     def save(self, checkpoint: str | Path) -> None:
         """Write the averaged weights to a checkpoint."""
-        save_file(self.average.module.state_dict(), Path(checkpoint) / EMA_FILE)
+        save_file(self.average.module.state_dict(), Path(checkpoint) / self.file)
 
     def load(self, checkpoint: str | Path) -> None:
         """Load the averaged weights; raises `RecipeError` if the checkpoint has none."""
-        file = Path(checkpoint) / EMA_FILE
+        file = Path(checkpoint) / self.file
         if not file.exists():
             raise RecipeError(
-                f"ema_decay: {checkpoint} was saved without averaged weights. Resume without ema_decay, or start a"
-                " new run in another output_dir."
+                f"{self.option}: {checkpoint} was saved without averaged weights. Resume without {self.option}, or"
+                " start a new run in another output_dir."
             )
         self.average.module.load_state_dict(load_file(file))
+
+
+class EmaCallback(WeightAverage):
+    """Exponential moving average, by timm's `ModelEmaV3` with warmup.
+
+    Args:
+        model: the model, not wrapped.
+        decay: decay in [0, 1), reduced for short runs by `fitted_ema_decay`.
+    """
+
+    option = "ema_decay"
+    file = "ema.safetensors"
+
+    def __init__(self, model: nn.Module, decay: float):
+        super().__init__(ListedAverage(model, decay=decay, use_warmup=True))
+        self.decay = decay
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
+        self.average.decay = fitted_ema_decay(self.decay, state.max_steps)
+
+
+class SwaCallback(WeightAverage):
+    """Stochastic weight averaging (https://arxiv.org/abs/1803.05407): equal weights of all steps after a start.
+
+    Before the start, the average is the model.
+
+    Args:
+        model: the model, not wrapped.
+        start: fraction of the steps before the first averaged one, in [0, 1).
+    """
+
+    option = "swa_start"
+    file = "swa.safetensors"
+
+    def __init__(self, model: nn.Module, start: float):
+        # The decay is 0 up to the first averaged step, then n / (n + 1) after n averaged steps.
+        super().__init__(ListedAverage(model, decay=1.0, use_warmup=True, warmup_gamma=1.0, warmup_power=1.0))
+        self.start = start
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
+        self.average.update_after_step = int(self.start * state.max_steps)
 
 
 def fitted_ema_decay(decay: float, steps: int) -> float:

@@ -24,6 +24,7 @@ from transformers.trainer_utils import TrainOutput
 
 from hfvit.artifacts.checkpoint import newest_checkpoint
 from hfvit.artifacts.constants import STAGING, STATE_FILE
+from hfvit.artifacts.run_sections import Soup
 from hfvit.data.dataset import ImageDataset, check_labels, check_pixels, check_stream_labels, collate
 from hfvit.data.evaluation_stream import EvaluationStream
 from hfvit.data.factory import image_dataset
@@ -44,12 +45,13 @@ from hfvit.training.checkpointing import (
     keep_workers_on_signals,
     start_worker,
 )
-from hfvit.training.ema import EmaCallback
+from hfvit.training.ema import EmaCallback, SwaCallback, WeightAverage
 from hfvit.training.losses import LOSSES
 from hfvit.training.non_finite import NonFiniteLossMonitor, RewindRequest
 from hfvit.training.out_of_memory import OutOfMemoryHandler, is_out_of_memory, out_of_memory_error
 from hfvit.training.param_groups import build_param_groups, groups_beside
 from hfvit.training.resume import describe_changes
+from hfvit.training.soup import average_checkpoints
 from hfvit.training.stream_evaluation import evaluate_stream
 from hfvit.training.throughput import SpeedMeter, datasheet_rate, peak_rate, training_flops
 from hfvit.transforms.augmentation import Augmentation
@@ -77,7 +79,8 @@ class HFViTTrainer(Trainer):
     """Train an image classifier with augmentation and preprocessing on the device.
 
     Checkpoints are atomic and resume exactly, batches that do not fit into memory are split, and `nan_policy` handles
-    non-finite losses. With `ema_decay`, evaluation and the final model use averaged weights; checkpoints have both.
+    non-finite losses. With `ema_decay` or `swa_start`, evaluation and the final model use averaged weights;
+    checkpoints have both. With `soup`, the final model may be the mean of several checkpoints.
 
     Args:
         model: a model of `hfvit.models`.
@@ -102,6 +105,7 @@ class HFViTTrainer(Trainer):
         events: events of the training (`out_of_memory`, `rewind`, `loss_spike`) as JSON values.
         speed: throughput of the training steps.
         trained_parameters: number of trainable parameters.
+        soup: members and scores of the soup after `train`, None without.
         origin: recipe and data of the run as JSON values, saved in checkpoints to detect changes on resume.
 
     Raises:
@@ -194,6 +198,7 @@ class HFViTTrainer(Trainer):
             self.augmentation = copy.copy(self.train_dataset.augmentation).to(self.args.device)
         self.events: list[dict[str, Any]] = []
         self.origin: dict[str, Any] = {}
+        self.soup: Soup | None = None
         self.resumed_from: str | None = None
         self.resume_state: ResumeState | None = None
         self._add_parts()
@@ -205,18 +210,23 @@ class HFViTTrainer(Trainer):
         self.out_of_memory.micro.even = bool(self.mixing and self.mixing.mixup)
         self.checkpoints = CheckpointWriter(self)
         self.non_finite = NonFiniteLossMonitor(self)
-        self.ema: EmaCallback | None = None
+        for key in ("ema_decay", "swa_start", "soup"):
+            if self.is_sharded and getattr(self.args, key) is not None:
+                raise RecipeError(f"{key}: not available with sharded weights (FSDP, DeepSpeed). Set it to null.")
+        if self.args.soup and (self.eval_dataset is None or isinstance(self.eval_dataset, dict)):
+            raise RecipeError("soup: requires one eval_dataset, which selects the weights. Pass it, or omit soup.")
+        self.weight_average: WeightAverage | None = None
         if self.args.ema_decay:
-            if self.is_sharded:
-                raise RecipeError("ema_decay: not available with sharded weights (FSDP, DeepSpeed). Set it to null.")
-            self.ema = EmaCallback(self.model, self.args.ema_decay)
+            self.weight_average = EmaCallback(self.model, self.args.ema_decay)
+        elif self.args.swa_start is not None:
+            self.weight_average = SwaCallback(self.model, self.args.swa_start)
         epochs = StreamEpochs(self.train_dataset.images) if self._is_stream else SamplerEpochs(self)
         early_stopping = None
         if self.args.early_stopping_patience:
             early_stopping = EarlyStoppingCallback(self.args.early_stopping_patience)
         # `non_finite` must check a step before `checkpoints` saves it.
         zero_grad = None if self.is_sharded else FastZeroGrad(self)
-        parts = (zero_grad, self.ema, self.progressive, epochs, early_stopping, self.speed, self.non_finite)
+        parts = (zero_grad, self.weight_average, self.progressive, epochs, early_stopping, self.speed, self.non_finite)
         parts = (*parts, self.checkpoints)
         for part in parts:
             if part is not None:
@@ -578,7 +588,7 @@ class HFViTTrainer(Trainer):
             metric_key_prefix: prefix of the metrics.
         """
         draw_base_seed(dataloader)
-        averaged = self.ema.applied_to(self.model) if self.ema else nullcontext()
+        averaged = self.weight_average.applied_to(self.model) if self.weight_average else nullcontext()
         try:
             with averaged:
                 if isinstance(getattr(dataloader, "dataset", None), EvaluationStream):
@@ -659,12 +669,16 @@ class HFViTTrainer(Trainer):
                         " new run in another output_dir."
                     ) from error
                 checkpoint = self.non_finite.rewind(step)
-        if self.ema:
+        averaged_file = None
+        if self.weight_average:
             if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
-                self.ema.load(self.state.best_model_checkpoint)
-            self.ema.copy_to(self.model)
-            self.remove_callback(self.ema)
-            self.ema = None
+                self.weight_average.load(self.state.best_model_checkpoint)
+            self.weight_average.copy_to(self.model)
+            averaged_file = self.weight_average.file
+            self.remove_callback(self.weight_average)
+            self.weight_average = None
+        if self.args.soup:
+            self.soup = average_checkpoints(self, self.args.soup, averaged_file)
         return output
 
     def _raise_out_of_memory(self) -> None:
@@ -674,7 +688,7 @@ class HFViTTrainer(Trainer):
             self.args.device,
             self.out_of_memory.micro.size,
             "It ran out outside forward and backward pass, where a smaller batch does not help: in the optimizer's"
-            " state or the averaged weights. Set optim: sgd or finetuning: lora, or omit ema_decay.",
+            " state or the averaged weights. Set optim: sgd or finetuning: lora, or omit ema_decay and swa_start.",
             "the optimizer's step",
         ) from None
 
@@ -738,8 +752,8 @@ class HFViTTrainer(Trainer):
 
     def save_extra_state(self, checkpoint: Path, stream_states: list[dict[str, Any]]) -> None:
         """Save the averaged weights, and the positions of `gather_stream_states`."""
-        if self.ema:
-            self.ema.save(checkpoint)
+        if self.weight_average:
+            self.weight_average.save(checkpoint)
         if self._is_stream:
             self.train_dataset.save_state(checkpoint, self.args.dataloader_num_workers, stream_states)
 
@@ -747,8 +761,8 @@ class HFViTTrainer(Trainer):
         """Load the state of `save_extra_state`."""
         if self._is_stream:
             self.train_dataset.load_state(checkpoint, self.args.dataloader_num_workers)
-        if self.ema:
-            self.ema.load(checkpoint)
+        if self.weight_average:
+            self.weight_average.load(checkpoint)
 
     def save_model(self, output_dir: str | None = None, *args, **kwargs) -> None:
         """Save the model to a staging directory, then sync and rename each file."""
