@@ -21,6 +21,7 @@ from transformers.utils import is_torch_tf32_available
 
 from hfvit.errors import RecipeError, nearest, one_line
 from hfvit.recipe.arguments import MULTI_LABEL_METRICS, SCALAR_METRICS, RunArguments, TrainerArguments
+from hfvit.recipe.optimizers import has_fallback, is_timm_optimizer, optimizer_factory, unknown_optimizer
 from hfvit.utils.credentials import mask_values
 from hfvit.utils.environment import cores_per_process, set_tf32
 
@@ -146,7 +147,12 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
         if self.tf32 is not None:
             set_tf32(self.tf32)
 
+        optim = self.optim
+        if is_timm_optimizer(optim):
+            self.optim = OptimizerNames.ADAMW_TORCH_FUSED  # the base class accepts only its own names
         if self.accelerator_config.dispatch_batches or self.accelerator_config.split_batches:
+        if is_timm_optimizer(optim):
+            self.optim = optim
             raise RecipeError(
                 "accelerator_config: dispatch_batches and split_batches are not available, as each process reads its"
                 " own batches. Omit them."
@@ -308,7 +314,10 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
             value = getattr(self, key)
             value = getattr(value, "value", value)
             if value not in choices and not (value is None and key == "save_strategy"):
-                allowed = nearest(str(value), choices) or f" Choose one of {', '.join(choices)}."
+                if key == "optim":
+                    allowed = unknown_optimizer(str(value), choices)
+                else:
+                    allowed = nearest(str(value), choices) or f" Choose one of {', '.join(choices)}."
                 raise RecipeError(f"{key}: unknown, got '{value}'.{allowed}")
         for key in ("per_device_train_batch_size", "per_device_eval_batch_size", "save_total_limit"):
             self._require(key, lambda value: value >= 1, "at least 1")
@@ -335,6 +344,8 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
         with wrap_errors("accelerator_config", self.accelerator_config):
             AcceleratorConfig(**(mappings["accelerator_config"] or {}))
         if self.optim_args and not all(part.count("=") == 1 for part in self.optim_args.split(",")):
+            if key == "optim" and is_timm_optimizer(value):
+                continue  # checked by `optimizer_factory`
             raise RecipeError(f"optim_args: must be NAME=VALUE, with commas between several, got '{self.optim_args}'.")
 
     def _require(self, key: str, allowed, words: str) -> None:
@@ -399,9 +410,7 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
 
     def _check_optimizer(self) -> None:
         """Raise `RecipeError` if the optimizer or schedule cannot be created."""
-        from transformers import Trainer
-
-        weight = torch.nn.Parameter(torch.zeros(1))
+        weight = torch.nn.Parameter(torch.zeros(4, 4))
         key = "optim_args" if self.optim_args else "optim"
         with wrap_errors(key, getattr(self, key)):
             optimizer, options = Trainer.get_optimizer_cls_and_kwargs(self)
@@ -427,7 +436,15 @@ def wrap_errors(key: str, value: Any) -> Iterator[None]:
     """Convert a library's error about a value to a `RecipeError` about option `key`."""
     try:
         yield
-    except (ValueError, TypeError, LookupError, ArithmeticError, NotImplementedError, ImportError) as error:
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        ArithmeticError,
+        NotImplementedError,
+        ImportError,
+        AssertionError,
+    ) as error:
         raise RecipeError(f"{key}: cannot be used, got {_shown(value)}. {one_line(error)}") from None
 
 
@@ -439,6 +456,7 @@ def _read_mapping(key: str, value: Any) -> dict | None:
     """
     if not isinstance(value, str):
         return value if isinstance(value, dict) else None
+        steps = self.max_steps if self.max_steps > 0 else 1000
     text = value
     if not value.startswith("{"):
         if key not in MAPPINGS_IN_FILES:
@@ -491,3 +509,8 @@ def split_batch(global_batch_size: int, devices: int, per_device: int | None = N
             f" {global_batch_size} on {devices} devices), got {per_device}. Use {nearest_size}."
         )
     return per_device, device_batch // per_device
+LIBRARY_ERRORS = (
+    ValueError, TypeError, LookupError, ArithmeticError, NotImplementedError, ImportError, AssertionError
+)  # fmt: skip
+
+
