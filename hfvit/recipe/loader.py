@@ -23,7 +23,8 @@ from hfvit.recipe.arguments import (
     RunArguments,
 )
 from hfvit.recipe.files import find_recipe, read_yaml
-from hfvit.recipe.training_args import WITHOUT_EFFECT, HFViTTrainingArguments
+from hfvit.recipe.optimizers import is_timm_optimizer
+from hfvit.recipe.training_args import WITHOUT_EFFECT, WITHOUT_OPTIONS, WITHOUT_WARMUP, HFViTTrainingArguments
 from hfvit.utils.credentials import mask_values
 
 
@@ -91,6 +92,21 @@ NEEDS = (
     ),
     Need("nan_lr_factor nan_max_rewinds", "with nan_policy=rewind", lambda v: v["nan_policy"] == "rewind"),
     Need("eval_steps", "with eval_strategy=steps", lambda v: v["eval_strategy"] == "steps"),
+    Need(
+        "warmup_steps",
+        "with a schedule that has a warmup, such as constant_with_warmup",
+        lambda v: v["lr_scheduler_type"] not in WITHOUT_WARMUP,
+    ),
+    Need(
+        "lr_scheduler_kwargs",
+        "with a schedule that has options",
+        lambda v: v["lr_scheduler_type"] not in WITHOUT_OPTIONS,
+    ),
+    Need(
+        "adam_beta1 adam_beta2 adam_epsilon",
+        "without optim: timm/NAME, which has optim_args",
+        lambda v: not is_timm_optimizer(v["optim"]),
+    ),
     Need("save_steps", "with save_strategy=steps", lambda v: v["save_strategy"] == "steps"),
     *(Need(" ".join(keys), need, lambda v: False) for need, keys in WITHOUT_EFFECT.items()),
     Need(  # logging_steps is the default of eval_steps

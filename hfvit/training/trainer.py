@@ -482,10 +482,25 @@ class HFViTTrainer(Trainer):
                 self.optimizer = create(groups, **options)
         return self.optimizer
 
-    def create_scheduler(self, *args, **kwargs) -> torch.optim.lr_scheduler.LRScheduler:
-        """Create the learning rate schedule; raises `RecipeError` on failure."""
-        with wrap_errors("lr_scheduler_type", self.args.lr_scheduler_type):
-            return super().create_scheduler(*args, **kwargs)
+    def create_scheduler(self, num_training_steps: int, *args, **kwargs) -> torch.optim.lr_scheduler.LRScheduler:
+        """Create the learning rate schedule.
+
+        Args:
+            num_training_steps: optimizer steps of the run.
+            *args: arguments of `transformers.Trainer.create_scheduler`.
+            **kwargs: arguments of `transformers.Trainer.create_scheduler`.
+
+        Raises:
+            RecipeError: the schedule cannot be created, or its stages are longer than the run.
+        """
+        self.args.check_stages(num_training_steps)
+        given = self.args.lr_scheduler_kwargs
+        self.args.lr_scheduler_kwargs = self.args.scheduler_options(num_training_steps)
+        try:
+            with wrap_errors("lr_scheduler_type", self.args.lr_scheduler_type):
+                return super().create_scheduler(num_training_steps, *args, **kwargs)
+        finally:
+            self.args.lr_scheduler_kwargs = given
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Compute the loss outside the model, which treats soft labels as multi-label.
