@@ -11,6 +11,7 @@ CROP_MODES = ("squash", "center")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 NAN_POLICIES = ("stop", "rewind")
 BAD_IMAGES = ("error", "skip")
+PADDING_MODES = ("constant", "reflect")  # as in torchvision
 POLICIES = ("basic", "trivial_augment", "rand_augment", "three_augment")
 TTA = ("flip",)  # test-time augmentations
 GREEDY = "greedy"
@@ -246,17 +247,29 @@ class DataArguments:
                 raise RecipeError(f"{key}: must differ from the streamed training split, got '{self.train_split}'.")
 
 
+DEFAULT_CROP_SCALE = (0.8, 1.0)
+DEFAULT_CROP_RATIO = (0.75, 4 / 3)
+
+
 @dataclass
 class AugmentationArguments:
     """Random changes of training images."""
 
     crop_scale: list[float] = field(
-        default_factory=lambda: [0.8, 1.0],
+        default_factory=lambda: list(DEFAULT_CROP_SCALE),
         metadata={"help": "Smallest and largest fraction of the image's area that a random crop covers."},
     )
     crop_ratio: list[float] = field(
-        default_factory=lambda: [0.75, 4 / 3],
+        default_factory=lambda: list(DEFAULT_CROP_RATIO),
         metadata={"help": "Smallest and largest aspect ratio (width / height) of a random crop."},
+    )
+    crop_padding: int = _field(
+        0,
+        "Padded random crop instead of crop_scale and crop_ratio: pad the image on each side with so many pixels, and"
+        " crop it to the image size. 4 is common for images of 32 pixels. 0: off.",
+    )
+    crop_padding_mode: str = _field(
+        "constant", f"Padding: {' (black) or '.join(PADDING_MODES)}. Only used with crop_padding."
     )
     horizontal_flip: float = _field(0.5, "Probability of a horizontal flip, 0 to 1.")
     policy: str = _field(
@@ -284,6 +297,15 @@ class AugmentationArguments:
             ascends = len(value) == 2 and 0 < value[0] <= value[1]
             _check(ascends, key, value, "two positive numbers, the smaller one first")
         _check(self.crop_scale[1] <= 1.0, "crop_scale", self.crop_scale, "two fractions of the area, at most 1")
+        _check(self.crop_padding >= 0, "crop_padding", self.crop_padding, "at least 0")
+        _check_choice("crop_padding_mode", self.crop_padding_mode, PADDING_MODES)
+        for key, default in (("crop_scale", DEFAULT_CROP_SCALE), ("crop_ratio", DEFAULT_CROP_RATIO)):
+            value = getattr(self, key)
+            if self.crop_padding and tuple(value) != default:
+                raise RecipeError(
+                    f"crop_padding: replaces the random resized crop, but {key} is set, got {value}. Omit {key} (on"
+                    f" the command line: --{key} {default[0]} {default[1]}), or set crop_padding to 0."
+                )
         _check_choice("policy", self.policy, POLICIES)
         magnitude = self.rand_augment_magnitude
         _check(0.0 <= magnitude <= 10.0, "rand_augment_magnitude", magnitude, "between 0 and 10")

@@ -61,7 +61,8 @@ NEEDS = (
         lambda v: v["finetuning"] != "linear_probe",
     ),
     Need(
-        "crop_scale crop_ratio horizontal_flip policy rand_augment_magnitude rand_augment_num_ops",
+        "crop_scale crop_ratio crop_padding crop_padding_mode horizontal_flip policy rand_augment_magnitude"
+        " rand_augment_num_ops",
         "with probe_passes above 0",
         _augments,
     ),
@@ -85,13 +86,12 @@ NEEDS = (
         "with policy=rand_augment",
         lambda v: v["policy"] == "rand_augment",
     ),
+    Need("crop_padding_mode", "with crop_padding", lambda v: v["crop_padding"]),
     Need(
         "mix_off_epochs",
         "with mixup_alpha, cutmix_alpha or random_erasing",
         lambda v: v["mixup_alpha"] or v["cutmix_alpha"] or v["random_erasing"],
     ),
-    Need("nan_lr_factor nan_max_rewinds", "with nan_policy=rewind", lambda v: v["nan_policy"] == "rewind"),
-    Need("eval_steps", "with eval_strategy=steps", lambda v: v["eval_strategy"] == "steps"),
     Need(
         "warmup_steps",
         "with a schedule that has a warmup, such as constant_with_warmup",
@@ -107,6 +107,8 @@ NEEDS = (
         "without optim: timm/NAME, which has optim_args",
         lambda v: not is_timm_optimizer(v["optim"]),
     ),
+    Need("nan_lr_factor nan_max_rewinds", "with nan_policy=rewind", lambda v: v["nan_policy"] == "rewind"),
+    Need("eval_steps", "with eval_strategy=steps", lambda v: v["eval_strategy"] == "steps"),
     Need("save_steps", "with save_strategy=steps", lambda v: v["save_strategy"] == "steps"),
     *(Need(" ".join(keys), need, lambda v: False) for need, keys in WITHOUT_EFFECT.items()),
     Need(  # logging_steps is the default of eval_steps
