@@ -639,6 +639,7 @@ class FinetuningArguments:
             raise RecipeError(f"{key}: not available with finetuning={self.finetuning}. {remedy}.")
 
 
+DROP_RATES = ("drop_rate", "attn_drop_rate", "drop_path_rate", "patch_drop_rate")
 FUSIONS = ("cross_attention", "concatenation")
 
 
@@ -704,6 +705,9 @@ class ModelArguments(TextArguments):
     drop_path_rate: float | None = _field(
         None, "Stochastic depth of the last block, at least 0 and below 1; linearly less for earlier blocks."
     )
+    patch_drop_rate: float | None = _field(
+        None, "Fraction of the patches that a training step leaves out, at least 0 and below 1; off in evaluation."
+    )
     freeze: str | None = _field(
         None, "Part to freeze: 'backbone' (all but the head), or N (stem and first N blocks). Default: nothing."
     )
@@ -731,7 +735,7 @@ class ModelArguments(TextArguments):
         sizes = self.patch_sizes
         several = sizes is None or len(set(sizes)) > 1
         _check(several, "patch_sizes", sizes, "two or more sizes in pixels, such as [8, 16, 32]")
-        for key in ("drop_rate", "attn_drop_rate", "drop_path_rate"):
+        for key in DROP_RATES:
             _check_fraction(key, getattr(self, key))
         if self.freeze in ("none", "no", ""):
             self.freeze = None
@@ -741,6 +745,5 @@ class ModelArguments(TextArguments):
     @property
     def timm_kwargs(self) -> dict[str, Any]:
         """Return the arguments of timm.create_model: `model_args` and drop rates."""
-        names = ("drop_rate", "attn_drop_rate", "drop_path_rate")
-        rates = {key: getattr(self, key) for key in names if getattr(self, key) is not None}
+        rates = {key: getattr(self, key) for key in DROP_RATES if getattr(self, key) is not None}
         return {**(self.model_args or {}), **rates}
