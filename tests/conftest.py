@@ -1,5 +1,6 @@
 """Shared fixtures, offline and on the CPU, with generated images."""
 
+import functools
 import gc
 import os
 
@@ -16,6 +17,7 @@ import torch
 from helpers.commands import fork_server
 from helpers.images import LABELS, colored_split
 from helpers.recipes import MICRO_RECIPE
+from torch.onnx._internal._lazy_import import onnxscript_apis
 
 # Files that run first, so that no worker is left with a long one at the end.
 LONGEST = (
@@ -56,6 +58,14 @@ def _forks(_own_cache):
     server = fork_server()
     yield
     server.close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_torchlib():
+    """Parse the sources of torchlib's 500 operators once, not with each export (onnxscript 0.7)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnxscript_apis, "get_torchlib_ops", functools.cache(onnxscript_apis.get_torchlib_ops))
+        yield
 
 
 @pytest.fixture(scope="session")
