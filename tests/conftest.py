@@ -22,11 +22,11 @@ from torch.onnx._internal._lazy_import import onnxscript_apis
 # Files that run first, so that no worker is left with a long one at the end.
 LONGEST = (
     "cli/test_bad_input.py", "data/test_streamed_training.py", "demo/test_app.py", "examples/test_examples.py",
-    "export/test_clients.py",
-    "export/test_export_command.py", "export/test_onnx.py", "export/test_quantization.py",
+    "export/test_clients.py", "export/test_export_command.py", "export/test_onnx.py", "export/test_quantization.py",
     "export/test_tensorrt_command.py", "finetuning/test_distributed_methods.py", "hub/test_push.py",
-    "hub/test_round_trip.py", "models/test_backbones.py", "models/test_image_text.py", "test_docs.py",
-    "test_pipeline.py", "training/test_distributed.py", "training/test_kill_and_resume.py",
+    "hub/test_round_trip.py", "inference/test_predict_terminal.py", "models/test_backbones.py",
+    "models/test_image_text.py", "test_api.py", "test_docs.py", "test_multilabel.py", "test_pipeline.py",
+    "training/test_distributed.py", "training/test_kill_and_resume.py", "trt/test_builder.py",
 )  # fmt: skip
 TESTS = Path(__file__).parent
 
