@@ -31,6 +31,10 @@ LONGEST = (
 TESTS = Path(__file__).parent
 
 
+def pytest_sessionstart():
+    gc.disable()  # while the tests are imported, which leaves no garbage
+
+
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.relative_to(TESTS).as_posix() not in LONGEST)
     for item in items:
@@ -40,8 +44,9 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
-def pytest_collection_finish():
+def pytest_runtestloop():
     gc.freeze()  # otherwise each garbage collection of a Trainer takes half a second
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -229,8 +229,10 @@ def main() -> None:
     connection = socket.socket(fileno=int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends pytest, and with it this process
     del sys.path[0]  # tests/
+    gc.disable()  # imports leave no garbage
     preload()
     gc.freeze()  # otherwise garbage collection copies the shared pages in each fork
+    gc.enable()
     if words := serve(connection):
         try:
             execute(words)
