@@ -19,7 +19,9 @@ ROOT = Path(__file__).resolve().parents[2]
 def fork_server() -> ForkServer:
     """Return the server of this session, first called by tests/conftest.py before hfvit sets any variable."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return ForkServer({**os.environ, "PATH": path})
+    environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
+    environment["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # imports would initialize CUDA, and a fork could not use it
+    return ForkServer(environment)
 
 
 def command_environment(**changes: str) -> dict[str, str]:
