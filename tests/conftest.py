@@ -31,8 +31,8 @@ LONGEST = (
 TESTS = Path(__file__).parent
 
 
-def pytest_sessionstart():
-    gc.disable()  # while the tests are imported, which leaves no garbage
+def pytest_collectstart():
+    gc.disable()  # until all tests are imported, which leaves no garbage
 
 
 def pytest_collection_modifyitems(items):
@@ -44,7 +44,7 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
-def pytest_runtestloop():
+def pytest_collection_finish():
     gc.freeze()  # otherwise each garbage collection of a Trainer takes half a second
     gc.enable()
 
