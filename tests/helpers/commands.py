@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,6 +47,16 @@ def run_command(
     if not new_process and fork_server().serves(words, variables):
         return fork_server().run(words, cwd, variables, timeout=300)
     return subprocess.run(words, cwd=cwd, env=variables, capture_output=True, text=True, timeout=300)
+
+
+def run_into(stdout: int, *words: str) -> tuple[int, str]:
+    """Run a command of Python in a fork, with its output in a file descriptor; return exit code and messages."""
+    words = [str(word) for word in words]
+    with tempfile.TemporaryFile("w+") as messages:
+        process = fork_server().start(words, ROOT, command_environment(), stdout, messages.fileno(), finalize=True)
+        code = process.wait(60)
+        messages.seek(0)
+        return code, messages.read()
 
 
 @contextmanager

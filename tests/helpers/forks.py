@@ -105,7 +105,15 @@ class ForkServer:
             changed.discard("PYTHONPATH")
         return not changed and script_of(words) is not None
 
-    def start(self, words: list[str], cwd: Path, environment: dict[str, str], stdout: int, stderr: int) -> Fork:
+    def start(
+        self,
+        words: list[str],
+        cwd: Path,
+        environment: dict[str, str],
+        stdout: int,
+        stderr: int,
+        finalize: bool = False,
+    ) -> Fork:
         """Start a command.
 
         Args:
@@ -114,8 +122,9 @@ class ForkServer:
             environment: all environment variables of the command.
             stdout: file descriptor for its output.
             stderr: file descriptor for its messages.
+            finalize: end as the interpreter does, which also frees each object. It takes half a second.
         """
-        request = {"words": words, "cwd": str(cwd), "environment": environment}
+        request = {"words": words, "cwd": str(cwd), "environment": environment, "finalize": finalize}
         return Fork(self, words, self.ask(request, stdout, stderr))
 
     def run(
@@ -165,8 +174,8 @@ def preload() -> None:
     assert running <= {"jemalloc_bg_thd\n"}, running  # pyarrow's, which starts again in a fork
 
 
-def serve(connection: socket.socket) -> list[str] | None:
-    """Fork for each request; return the command in a fork, None at the end of the connection."""
+def serve(connection: socket.socket) -> dict | None:
+    """Fork for each request; return the request in a fork, None at the end of the connection."""
     while True:
         message, descriptors, *_ = socket.recv_fds(connection, 1 << 20, 2)
         if not message:
@@ -180,7 +189,7 @@ def serve(connection: socket.socket) -> list[str] | None:
             if not answer:
                 connection.close()
                 _become(request, descriptors)
-                return request["words"]
+                return request
             for descriptor in descriptors:
                 os.close(descriptor)
         connection.send(json.dumps(answer).encode())
@@ -233,15 +242,17 @@ def main() -> None:
     preload()
     gc.freeze()  # otherwise garbage collection copies the shared pages in each fork
     gc.enable()
-    if words := serve(connection):
+    if request := serve(connection):
         try:
-            execute(words)
+            execute(request["words"])
             code = 0
         except SystemExit as stop:
             if not isinstance(stop.code, int | None):
                 raise
             code = stop.code or 0
-        # What the interpreter does at its end, but for freeing each object, which takes half a second.
+        if request["finalize"]:
+            sys.exit(code)
+        # What the interpreter does at its end, but for freeing each object.
         threading._shutdown()
         atexit._run_exitfuncs()
         sys.stdout.flush()
