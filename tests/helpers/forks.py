@@ -202,8 +202,10 @@ def _become(request: dict, descriptors: list[int]) -> None:
     for number, descriptor in enumerate(descriptors, start=1):
         os.dup2(descriptor, number)
         os.close(descriptor)
-    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 (open until the process ends)
-    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
+    # The streams of the start would seek, which pipes cannot.
+    encoding, errors = sys.stdout.encoding, sys.stdout.errors
+    sys.stdout = open(1, "w", encoding=encoding, errors=errors, closefd=False)  # noqa: SIM115 (open until the end)
+    sys.stderr = open(2, "w", 1, encoding, "backslashreplace", closefd=False)  # noqa: SIM115
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(request["cwd"])
     os.environ.clear()
@@ -231,7 +233,7 @@ def execute(words: list[str]) -> None:
     else:
         sys.argv = arguments if script == "python" else [script, *arguments]
         sys.path.insert(0, str(Path(sys.argv[0]).resolve().parent))
-        runpy.run_path(sys.argv[0], run_name="__main__")
+        runpy.run_path(os.path.abspath(sys.argv[0]), run_name="__main__")
 
 
 def main() -> None:

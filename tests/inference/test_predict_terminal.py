@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from helpers.commands import run_command, run_into
+from helpers.commands import run_command
 from helpers.hostile_text import HOSTILE
 from helpers.images import colored_image
 from helpers.onnx_graphs import write_configs, write_graph
@@ -138,7 +138,7 @@ def test_predict_of_wrong_names_prints_one_error(word, place, model, photos, mon
         pytest.param("2>&-", 1, marks=pytest.mark.slow),
         pytest.param(">&- 2>&-", 1, marks=pytest.mark.slow),
         ("<&- >&- 2>&-", 1),
-        pytest.param("> /dev/full", 7, marks=pytest.mark.slow),  # the next test has the same file
+        ("> /dev/full", 7),
     ],
 )
 def test_predict_with_closed_or_full_stream_exits_with_code(redirection, code, model, photos):
@@ -147,15 +147,6 @@ def test_predict_with_closed_or_full_stream_exits_with_code(redirection, code, m
     assert "Traceback" not in result.stderr
     assert "Exception" not in result.stderr
     assert result.returncode == code
-
-
-@pytest.mark.integration
-def test_predict_into_a_full_device_exits_with_code(model, photos):
-    with open("/dev/full", "w") as full:
-        code, messages = run_into(full.fileno(), "hfvit", "predict", model, photos)
-    assert "Traceback" not in messages
-    assert "Exception" not in messages
-    assert code == 7
 
 
 @pytest.mark.integration
