@@ -2,7 +2,7 @@
 
 `Killer` starts that process (`python -m helpers.killing FOLDER`). It reads one JSON job per line and answers with the
 exit codes of the job's processes; their output goes to a file beside `log` (by default `out`). A job trains the micro
-Trainer (`options`), or calls `hfvit.pipeline.main` (`argv`; with `machines`, each process simulates a machine and gets
+Trainer (`options`), or calls `hfvit.multirun.main` (`argv`; with `machines`, each process simulates a machine and gets
 these additional arguments). It is killed, or gets a signal, at its n-th file operation below `out`, or after a step.
 Python's audit hook counts file operations: opening a file, and each rename and deletion.
 """
@@ -79,7 +79,7 @@ def serve(folder: Path) -> None:
     import sklearn.metrics  # noqa: F401
     from PIL import Image
 
-    import hfvit.pipeline  # noqa: F401 (imported before the forks)
+    import hfvit.multirun  # noqa: F401 (imported before the forks)
 
     datasets.config.HF_DATASETS_CACHE = folder / "cache"
     Image.init()  # otherwise each fork imports Pillow's plugins
@@ -133,7 +133,7 @@ def _fork(job: dict, rank: int, world: int, port: int) -> int:
 
 
 def _work(job: dict, rank: int) -> int:
-    from hfvit import pipeline
+    from hfvit import multirun
     from hfvit.training.distributed import run_one_of_many
 
     if job.get("rank", rank) == rank and "operation" in job:
@@ -141,7 +141,7 @@ def _work(job: dict, rank: int) -> int:
     callbacks = [_after_step(**job["after"])] if job.get("rank", rank) == rank and "after" in job else []
     if "argv" in job:
         own = job["machines"][rank] if "machines" in job else []
-        return run_one_of_many(lambda: pipeline.main([*job["argv"], *own], callbacks))
+        return run_one_of_many(lambda: multirun.main([*job["argv"], *own], callbacks))
     return run_one_of_many(lambda: _train(job, callbacks))
 
 
