@@ -111,6 +111,8 @@ def _start(recipe: Recipe, display: Display, *arguments: Any, **options: Any) ->
         )
     if recipe.ignored and args.process_index == 0:
         logger.warning(recipe.ignored)
+    if args.eval_tta and not recipe.augmentation.horizontal_flip and args.process_index == 0:
+        logger.warning("eval_tta: flip evaluates mirror images, which horizontal_flip=0 does not train on")
     if args.device.type == "cpu":
         use_all_cores(args.world_size)
     with lock_folder(args.output_dir, "training") if args.should_save else nullcontext():

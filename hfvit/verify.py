@@ -183,7 +183,7 @@ def evaluate_again(folder: str | Path, batch_size: int = 32, device: str | None 
         ModelError: the data set has changed.
     """
     record = RunRecord.load(folder)
-    classifier = load_classifier(folder, device)
+    classifier = load_classifier(folder, device, tta=record.eval_tta)
     task = TASKS[record.data.problem_type or SINGLE_LABEL]
     scores = {}
     sample = {"max_samples": record.recipe.get("max_eval_samples"), "seed": record.recipe.get("seed", 42)}

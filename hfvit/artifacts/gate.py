@@ -50,12 +50,12 @@ class GateLimits(Record):
 class ArtifactResult(Record):
     """Results of one artifact.
 
-    `patch_size`, `merge_tokens` and `bf16` are changes of a checkpoint, None without. `change_points` (percentage
-    points), `agreement` and `max_logit_difference` compare with the reference. `lost` and `gained` are the images that
-    only the reference and only the artifact classify correctly, `change_interval` the 95 % interval of `change_points`
-    and `p_value` that of no change (`metrics.paired`). `failure` is the reason why the artifact exceeds the limits,
-    `warning` why the images are too few to tell, and `images_needed` how many would be enough. Older records have
-    `failure` only.
+    `patch_size`, `merge_tokens` and `bf16` are changes of a checkpoint, None without, and `tta` the test-time
+    augmentation of any artifact. `change_points` (percentage points), `agreement` and `max_logit_difference` compare
+    with the reference. `lost` and `gained` are the images that only the reference and only the artifact classify
+    correctly, `change_interval` the 95 % interval of `change_points` and `p_value` that of no change
+    (`metrics.paired`). `failure` is the reason why the artifact exceeds the limits, `warning` why the images are too
+    few to tell, and `images_needed` how many would be enough. Older records have `failure` only.
 
     A single-label artifact has the accuracy; a multi-label one mAP, and micro F1 at its thresholds. `agreement` is the
     fraction of images with the same class, or with all labels the same.
@@ -65,6 +65,7 @@ class ArtifactResult(Record):
     patch_size: int | None = field(default=None, metadata=OPTIONAL)
     merge_tokens: int | None = field(default=None, metadata=OPTIONAL)
     bf16: bool | None = field(default=None, metadata=OPTIONAL)
+    tta: str | None = field(default=None, metadata=OPTIONAL)
     accuracy: float | None = field(default=None, metadata=OPTIONAL)
     accuracy_interval: tuple[float, float] | None = field(default=None, metadata=OPTIONAL)
     micro_f1: float | None = field(default=None, metadata=OPTIONAL)
@@ -104,7 +105,9 @@ class ArtifactResult(Record):
     def title(self) -> str:
         """Return the artifact with its changes, for tables and messages."""
         changes = [f"{key}={getattr(self, key)}" for key in CHANGES if getattr(self, key) is not None]
-        return " ".join([self.artifact, *changes, *(["bf16"] if self.bf16 else [])])
+        changes += ["bf16"] if self.bf16 else []
+        changes += [f"tta={self.tta}"] if self.tta else []
+        return " ".join([self.artifact, *changes])
 
     @property
     def change(self) -> str:

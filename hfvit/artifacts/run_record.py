@@ -36,6 +36,7 @@ from hfvit.artifacts.run_sections import (
 )
 from hfvit.artifacts.run_summary import summary_html
 from hfvit.errors import ModelError
+from hfvit.recipe.arguments import TTA
 from hfvit.utils.credentials import mask_values
 from hfvit.utils.files import expand_user, temporary_file
 from hfvit.utils.hub_ids import is_local
@@ -93,6 +94,11 @@ class RunRecord(FileRecord):
     def result(self) -> Any:
         """Return `SplitMetrics` or `MultiLabelMetrics` of the split `role`."""
         return self.metrics[self.role]
+
+    @property
+    def eval_tta(self) -> str | None:
+        """Return the test-time augmentation of the metrics, "flip" or None."""
+        return next((name for name in TTA if name == self.recipe.get("eval_tta")), None)
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:

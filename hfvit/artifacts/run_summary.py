@@ -50,6 +50,8 @@ def summary_facts(record: Any, output_dir: str | Path) -> dict[str, str]:
         f" {PRECISIONS.get(training.precision, training.precision)}, {processes}"
     )
     facts["selected"] = f"{selection(training)}{_without_test_split(record)}"
+    if record.eval_tta:
+        facts["evaluated"] = f"with {record.eval_tta} test-time augmentation"
     if record.thresholds:
         thresholds = record.thresholds
         facts["thresholds"] = (

@@ -104,8 +104,8 @@ def _serve(options: argparse.Namespace) -> None:
     quiet_libraries()
     from hfvit.inference.classifier import load_classifier
 
-    classifier = load_classifier(options.artifact, options.device, options.threads)
     facts = read_facts(find_artifact(options.artifact))
+    classifier = load_classifier(options.artifact, options.device, options.threads, tta=facts.tta)
     classifier.temperature = facts.temperature or 1.0
     if classifier.text_reader:
         raise HFViTError(

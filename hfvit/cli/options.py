@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from typing import NoReturn
 
 from hfvit.errors import EXIT_CODES, nearest, printable
+from hfvit.recipe.arguments import TTA
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -133,6 +134,11 @@ def add_objective(parser: argparse.ArgumentParser) -> None:
         " divides batches between the threads, for ONNX where a measurement at the start finds that faster"
         " [%(default)s]",
     )  # fmt: skip
+
+
+def add_tta(parser, help: str) -> None:
+    """Add --tta, described by `help`."""
+    parser.add_argument("--tta", choices=TTA, help=f"test-time augmentation: {help} [none]")
 
 
 def parse_providers(options: argparse.Namespace) -> list[tuple[str, dict[str, str]]] | None:

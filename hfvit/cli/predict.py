@@ -7,6 +7,7 @@ from hfvit.cli.options import (
     add_objective,
     add_runtime_options,
     add_token_options,
+    add_tta,
     exit_codes,
     parse_providers,
     positive_int,
@@ -76,6 +77,7 @@ def add(commands) -> None:
     add_runtime_options(parser)
     add_objective(parser)
     parser.add_argument("--bf16", action="store_true", help="use the weights of a checkpoint as bfloat16")
+    add_tta(parser, "flip averages the logits of each image and its mirror image")
     parser.set_defaults(command=predict)
 
 
@@ -112,6 +114,7 @@ def predict(options: argparse.Namespace) -> int:
         patch_size=options.patch_size,
         merge_tokens=options.merge_tokens,
         bf16=options.bf16,
+        tta=options.tta,
     )
     texts = texts_by_name(names, options.text, classifier)
     top_k = options.top_k or (TOP_K if classifier.thresholds is None else None)

@@ -6,6 +6,7 @@ import logging
 from hfvit.cli.options import (
     add_objective,
     add_runtime_options,
+    add_tta,
     exit_codes,
     non_negative_float,
     non_negative_int,
@@ -35,7 +36,7 @@ examples:
 {exit_codes(0, 2)}"""
 
 MIB = 2**20
-SERVER_ONLY = ("device", "threads", "providers", "bf16", "calibrated")
+SERVER_ONLY = ("device", "threads", "providers", "bf16", "calibrated", "tta")
 
 
 def add(commands) -> None:
@@ -62,6 +63,7 @@ def add(commands) -> None:
     add_runtime_options(parser)
     add_objective(parser)
     parser.add_argument("--bf16", action="store_true", help="use the weights of a checkpoint as bfloat16")
+    add_tta(parser, "flip averages the logits of each image and its mirror image")
     queue = parser.add_argument_group("batching and limits")
     queue.add_argument(
         "--max_delay_ms", type=non_negative_float, default=5.0,
@@ -148,5 +150,6 @@ def serve(options: argparse.Namespace) -> None:
             objective=options.objective,
             bf16=options.bf16,
             calibrated=options.calibrated,
+            tta=options.tta,
         )
         run_server(classifier, bound, server_options)

@@ -5,6 +5,7 @@ import argparse
 from hfvit.cli.options import (
     add_runtime_options,
     add_token_options,
+    add_tta,
     exit_codes,
     fraction,
     non_negative_int,
@@ -67,6 +68,7 @@ def add(commands) -> None:
     )
     add_token_options(parser.add_argument_group("variants of the reference"), several=True)
     parser.add_argument("--bf16", action="store_true", help="also compare the reference with bfloat16 weights")
+    add_tta(parser, "flip also evaluates each artifact with the mean of the logits of an image and its mirror image")
     add_runtime_options(parser)
     parser.add_argument("--output", metavar="FILE", help="save the result as JSON")
     parser.set_defaults(command=validate)
@@ -102,6 +104,7 @@ def validate(options: argparse.Namespace) -> None:
         patch_size=options.patch_size or (),
         merge_tokens=options.merge_tokens or (),
         bf16=options.bf16,
+        tta=options.tta,
         batch_size=options.batch_size,
         device=options.device,
         threads=options.threads,

@@ -28,6 +28,7 @@ class RunFacts:
         split: their split, test or validation.
         finished: day of the run.
         temperature: divisor of the logits for calibrated probabilities.
+        tta: test-time augmentation of the logits that score, temperature and threshold are of.
         out_of_distribution: threshold of the energy.
     """
 
@@ -37,6 +38,7 @@ class RunFacts:
     split: str = ""
     finished: date | None = None
     temperature: float | None = None
+    tta: str | None = None
     out_of_distribution: OutOfDistribution | None = None
 
     @property
@@ -51,7 +53,8 @@ class RunFacts:
             return ""
         low, high = self.score.interval
         day = f", {self.finished.isoformat()}" if self.finished else ""
-        return f"95 % interval {low:.1%} to {high:.1%}, {self.images:,} {self.split} images{day}"
+        views = f", with {self.tta} test-time augmentation" if self.tta else ""
+        return f"95 % interval {low:.1%} to {high:.1%}, {self.images:,} {self.split} images{views}{day}"
 
     def is_unlike(self, logits: np.ndarray, multi_label: bool) -> bool:
         """Return whether an image is unlike the training data.
@@ -80,6 +83,7 @@ def read_facts(artifact: Artifact) -> RunFacts:
         split=record.role,
         finished=datetime.fromisoformat(record.finished).date() if record.finished else None,
         temperature=record.temperature.value if record.temperature else None,
+        tta=record.eval_tta,
         out_of_distribution=record.out_of_distribution,
     )
 

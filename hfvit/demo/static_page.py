@@ -122,6 +122,7 @@ def write_page(
         )
     record = ExportRecord.load(file.parent)
     facts = read_facts(artifact)
+    temperature = None if facts.tta else facts.temperature  # the page classifies one view of an image
     title = title or Path(record.source or file.parent.resolve().parent.name).name
     with _Staging(folder) as page:
         for source, name in (
@@ -141,7 +142,7 @@ def write_page(
             "hosts": "".join(f" {host}" for host in runtime.hosts),
             "input": "{1} x {0}".format(*_input_size(steps)),
             "metadata": _metadata(artifact, file, record.files.get(file.name), _input_size(steps), facts),
-            "is_calibrated": facts.temperature is not None,
+            "is_calibrated": temperature is not None,
         }
         _render(values, page)
         write_object(
@@ -154,7 +155,7 @@ def write_page(
                 "labels": head.labels,
                 "multi_label": head.multi_label,
                 "thresholds": head.thresholds,
-                "temperature": facts.temperature or 1.0,
+                "temperature": temperature or 1.0,
                 "max_energy": facts.out_of_distribution.threshold if facts.out_of_distribution else None,
                 "steps": steps,
                 "top_k": top_k,

@@ -114,6 +114,7 @@ def compare(
     device: str | None = None,
     threads: int | None = None,
     providers: Providers | None = None,
+    tta: str | None = None,
     show_progress: bool = True,
 ) -> Comparison:
     """Evaluate artifacts on `split` and compare them with the reference.
@@ -130,6 +131,7 @@ def compare(
         device: device of the artifacts that are loaded here. Default: CUDA if available.
         threads: CPU threads of the artifacts that are loaded here. Default: PyTorch's.
         providers: ONNX Runtime execution providers of the ONNX files that are loaded here, instead of `device`.
+        tta: also evaluate each artifact with this test-time augmentation, see `Classifier`.
         show_progress: show a progress bar on a terminal.
 
     Returns:
@@ -139,6 +141,8 @@ def compare(
         ModelError: an artifact cannot be loaded or has other classes than the reference.
     """
     classifiers = _load_all((reference, *others), device, threads, providers)
+    if tta is not None:
+        classifiers += [classifier.with_tta(tta) for classifier in classifiers]
     batch_size = classifiers[0].batch_size if batch_size is None else batch_size
     orders = [_class_order(classifier, split.classes) for classifier in classifiers]
     tallies = [_tally(classifier, order, split) for classifier, order in zip(classifiers, orders, strict=True)]
@@ -170,6 +174,7 @@ def compare(
             patch_size=classifier.patch_size,
             merge_tokens=classifier.merge_tokens,
             bf16=classifier.bf16 or None,
+            tta=classifier.tta,
             **tally.result(tallies[0]),
             megabytes=classifier.backend.bytes / 1e6,
             **speed,
@@ -522,6 +527,8 @@ def record(comparison: Comparison, paths: Sequence[str | Path]) -> list[Path]:
         with wrap_write_errors(folder / RUN_FILE):
             written.append(run.save(folder))
     for artifact, row in zip(artifacts, rows, strict=True):
+        if row.tta is not None:  # an export does not mirror its input by itself
+            continue
         if (folder := _engine_folder(artifact)) is not None:
             engine = EngineRecord.load(folder)
             engine.gate = gate.of(row, rows[0])

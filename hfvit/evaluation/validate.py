@@ -5,7 +5,7 @@ from pathlib import Path
 
 from hfvit.evaluation.compare import Comparison, check_recordable, compare, record
 from hfvit.evaluation.split import evaluation_split
-from hfvit.inference.classifier import load_classifier
+from hfvit.inference.classifier import check_tta, load_classifier
 from hfvit.inference.execution_providers import Providers
 
 
@@ -26,6 +26,7 @@ def validate(
     patch_size: Sequence[int] = (),
     merge_tokens: Sequence[int] = (),
     bf16: bool = False,
+    tta: str | None = None,
     batch_size: int | None = None,
     device: str | None = None,
     threads: int | None = None,
@@ -50,6 +51,7 @@ def validate(
         patch_size: also compare the reference with these patch sizes, in pixels (FlexiViT).
         merge_tokens: also compare the reference with these numbers of tokens merged per block (ToMe).
         bf16: also compare the reference with bfloat16 weights.
+        tta: "flip" to evaluate each artifact also with the mean of the logits of an image and its mirror image.
         batch_size: images per batch, also for the throughput. Default: that of the reference's device.
         device: `cpu`, `cuda`, ... Default: CUDA if available.
         threads: CPU threads. Default: PyTorch's.
@@ -64,6 +66,7 @@ def validate(
         ModelError: an artifact cannot be loaded.
         DataError: the data set cannot be used.
     """
+    check_tta(tta)
     paths = [reference, *others]
     check_recordable(paths)
     labeled = evaluation_split(
@@ -90,7 +93,9 @@ def validate(
         device=device,
         threads=threads,
         providers=providers,
+        tta=tta,
         show_progress=show_progress,
     )
-    comparison.saved = record(comparison, [*paths, *[reference] * len(variants)])
+    measured = [*paths, *[reference] * len(variants)]
+    comparison.saved = record(comparison, measured if tta is None else measured * 2)
     return comparison

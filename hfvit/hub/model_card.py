@@ -255,6 +255,7 @@ def render_card(
         classes=metrics.per_class if len(metrics.per_class) <= MAX_TABLE_CLASSES else [],
         model=public.model,
         protocol=_protocol(model),
+        eval_tta=record.eval_tta,
         two_classes=not multi_label and metrics.roc_curve is not None,
         out_of_distribution=record.out_of_distribution,
         base_model=base,

@@ -24,6 +24,7 @@ from hfvit.inference.executorch_backend import ExecuTorchBackend
 from hfvit.inference.openvino_backend import OpenVINOBackend
 from hfvit.inference.predictions import Predictions, keep_thumbnails
 from hfvit.models.image_text import HFViTFusionConfig
+from hfvit.recipe.arguments import TTA
 from hfvit.trt.runtime import open_engine
 from hfvit.utils.files import read_object
 from hfvit.utils.quiet import hidden_loading_bars
@@ -37,15 +38,16 @@ DEVICE_BATCH = 128
 _HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download", "subfolder")
 
 
-def run_temperature(artifact: Artifact, **kwargs) -> float:
+def run_temperature(artifact: Artifact, tta: str | None = None, **kwargs) -> float:
     """Read the temperature of a run from the run.json of an artifact.
 
     Args:
         artifact: checkpoint or export; run.json is in its folder, in the parent folder, or in its Hub repository.
+        tta: test-time augmentation of the logits; the temperature must be of such logits.
         **kwargs: Hub arguments of `from_pretrained`.
 
     Raises:
-        ModelError: there is no run.json, or it has no valid temperature.
+        ModelError: there is no run.json, or it has no valid temperature, or of other logits.
     """
     name = artifact.file or artifact.source
     path = run_file(artifact, **kwargs)
@@ -54,7 +56,8 @@ def run_temperature(artifact: Artifact, **kwargs) -> float:
             f"calibrated: no {RUN_FILE} beside or above {name}. Copy the {RUN_FILE} of its run there, or omit"
             " calibration."
         )
-    temperature = read_object(path).get("temperature")
+    content = read_object(path)
+    temperature = content.get("temperature")
     if not isinstance(temperature, dict):
         raise ModelError(
             f"calibrated: {path} has no temperature, as it was written by an older hfvit. Train again, or omit"
@@ -65,6 +68,13 @@ def run_temperature(artifact: Artifact, **kwargs) -> float:
         raise ModelError(f"calibrated: {name} has no temperature: {temperature.get('reason')}. Omit calibration.")
     if not isinstance(value, (int, float)) or not value > 0:
         raise ModelError(f"calibrated: the temperature in {path} must be a positive number, got {value!r}.")
+    recipe = content.get("recipe")
+    fitted = recipe.get("eval_tta") if isinstance(recipe, dict) else None
+    if fitted != tta:
+        raise ModelError(
+            f"calibrated: the temperature in {path} was fitted with tta={fitted or 'none'}, got tta={tta or 'none'}."
+            " Use the same, or omit calibration."
+        )
     return float(value)
 
 
@@ -114,6 +124,7 @@ class Classifier:
         merge_tokens: tokens merged per block, set by `load_classifier`.
         thresholds: minimum probability of each class of a multi-label model, or None.
         bf16: whether `load_classifier` loaded bfloat16 weights.
+        tta: test-time augmentation; "flip" for the mean of the logits of an image and its mirror image.
     """
 
     def __init__(
@@ -129,7 +140,10 @@ class Classifier:
         merge_tokens: int | None = None,
         thresholds: Sequence[float] | None = None,
         bf16: bool = False,
+        tta: str | None = None,
     ):
+        check_tta(tta)
+        self.tta = tta
         self.bf16 = bf16
         self.thresholds = None if thresholds is None else np.asarray(thresholds)
         self.text_reader = text_reader
@@ -187,8 +201,19 @@ class Classifier:
             return {"pixel_values": pixel_values, **self.text_reader([image.text for image in images])}
         return pixel_values
 
+    def with_tta(self, tta: str | None) -> "Classifier":
+        """Return a classifier with the same backend and this test-time augmentation."""
+        check_tta(tta)
+        other = copy.copy(self)
+        other.tta = tta
+        return other
+
     def run(self, prepared: np.ndarray | list[np.ndarray] | dict[str, np.ndarray]) -> np.ndarray:
         """Compute logits (images, classes) float32 of the result of `prepare`."""
+        logits = self._run(prepared)
+        return logits if self.tta is None else (logits + self._run(_mirrored(prepared))) / 2
+
+    def _run(self, prepared: np.ndarray | list[np.ndarray] | dict[str, np.ndarray]) -> np.ndarray:
         if isinstance(prepared, dict):
             pixel_values = prepared["pixel_values"]
             texts = {key: prepared[key] for key in TEXT_INPUTS}
@@ -348,6 +373,7 @@ def load_classifier(
     patch_size: int | None = None,
     merge_tokens: int | None = None,
     bf16: bool = False,
+    tta: str | None = None,
     **kwargs: Any,
 ) -> Classifier:
     """Load a classifier from a checkpoint, an ONNX, OpenVINO or ExecuTorch file, or a TensorRT engine.
@@ -366,12 +392,15 @@ def load_classifier(
         merge_tokens: merge so many tokens in each block of a timm ViT checkpoint, see `models.token_merging`.
         bf16: load the weights of a checkpoint as bfloat16, which is faster on most GPUs and recent CPUs; probabilities
             then have two to three digits.
+        tta: test-time augmentation; "flip" for the mean of the logits of an image and its mirror image, in twice the
+            time.
         **kwargs: arguments of `from_pretrained` (revision, token, ...). Code in a checkpoint or an engine runs only
             with `trust_remote_code=True`.
 
     Raises:
         ModelError: the artifact cannot be loaded, or does not support an option.
     """
+    check_tta(tta)
     artifact = find_artifact(path)
     if providers is not None and not artifact.is_onnx:
         kind = "a checkpoint" if artifact.is_checkpoint else artifact.file.name
@@ -390,7 +419,7 @@ def load_classifier(
         raise ModelError(
             f"{', '.join(changes)}: requires a checkpoint, but {artifact.file} is an export. Pass it when exporting."
         )
-    temperature = run_temperature(artifact, **kwargs) if calibrated else 1.0
+    temperature = run_temperature(artifact, tta, **kwargs) if calibrated else 1.0
     if artifact.is_checkpoint:
         model = _load_model(artifact, kwargs)
         if changes:
@@ -420,7 +449,14 @@ def load_classifier(
         merge_tokens,
         head.thresholds,
         bf16,
+        tta,
     )
+
+
+def check_tta(tta: Any) -> None:
+    """Raise `ModelError` for an unknown test-time augmentation."""
+    if tta not in (None, *TTA):
+        raise ModelError(f"tta: must be {' or '.join(TTA)}, got {tta!r}.")
 
 
 def change_model(model, patch_size: int | None = None, merge_tokens: int | None = None) -> None:
@@ -522,6 +558,17 @@ def batched(items: Iterable[Any], size: int) -> Iterator[list]:
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch
+
+
+def _mirrored(
+    prepared: np.ndarray | list[np.ndarray] | dict[str, np.ndarray],
+) -> np.ndarray | list[np.ndarray] | dict[str, np.ndarray]:
+    """Mirror the images of a result of `Classifier.prepare` horizontally."""
+    if isinstance(prepared, dict):
+        return prepared | {"pixel_values": _mirrored(prepared["pixel_values"])}
+    if isinstance(prepared, list):  # (height, width, 3)
+        return [pixels[:, ::-1] for pixels in prepared]
+    return np.ascontiguousarray(prepared[..., ::-1])  # torch does not take negative strides
 
 
 def _as_rgb(image: Any) -> Image.Image:

@@ -117,7 +117,9 @@ def embed_files(
 
 
 def check_embeds(classifier: Classifier) -> None:
-    """Raise `ModelError` if a classifier has no features of images alone."""
+    """Raise `ModelError` if a classifier has no features of single images."""
+    if classifier.tta is not None:
+        raise ModelError(f"tta: not available for features, got {classifier.tta!r}. Omit it.")
     if classifier.text_reader:
         raise ModelError(f"ARTIFACT: {classifier.name} is an image-text model. Use a model for images only.")
     if find_head(classifier) is None:

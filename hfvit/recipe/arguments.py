@@ -12,6 +12,7 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 NAN_POLICIES = ("stop", "rewind")
 BAD_IMAGES = ("error", "skip")
 POLICIES = ("basic", "trivial_augment", "rand_augment", "three_augment")
+TTA = ("flip",)  # test-time augmentations
 
 # Names of transformers' `problem_type`.
 SINGLE_LABEL = "single_label_classification"
@@ -338,6 +339,11 @@ class RunArguments:
     early_stopping_patience: int | None = _field(
         None, "Stop after this many evaluations without a better metric_for_best_model. Default: off."
     )
+    eval_tta: str | None = _field(
+        None,
+        f"Test-time augmentation of all evaluations: {', '.join(TTA)}. flip: mean of the logits of an image and its"
+        " mirror image, in twice the time. Default: none.",
+    )
     nan_policy: str = _field(
         "stop",
         "On a NaN or infinite loss or gradient: stop (end the run) or rewind (continue from the last checkpoint).",
@@ -393,6 +399,8 @@ class RunArguments:
             _check(0.0 < getattr(self, key) <= 1.0, key, getattr(self, key), "above 0 and at most 1")
         _check_fraction("ema_decay", self.ema_decay)
         _check_choice("nan_policy", self.nan_policy, NAN_POLICIES)
+        if self.eval_tta is not None:
+            _check_choice("eval_tta", self.eval_tta, TTA)
         _check(not (self.quiet and self.verbose), "quiet", True, "false with verbose")
         seeds = self.seeds
         if seeds and len(seeds) == 1:

@@ -173,6 +173,8 @@ def _split_table(record: RunRecord) -> Table:
         caption = (
             "Intervals are of 95 %, by a bootstrap over the images. F1 and exact match are of the thresholds below."
         )
+    if record.eval_tta:
+        caption += f" Evaluated with {record.eval_tta} test-time augmentation."
     return Table(
         "Metrics of each split",
         ["split", *next(iter(cells.values()))],

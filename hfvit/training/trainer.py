@@ -447,6 +447,9 @@ class HFViTTrainer(Trainer):
         """
         labels = inputs.pop("labels")
         outputs = model(**inputs)
+        if self.args.eval_tta and not model.training:
+            mirrored = model(**inputs | {"pixel_values": inputs["pixel_values"].flip(-1)})
+            outputs.logits = (outputs.logits + mirrored.logits) / 2
         smoothing = self.args.label_smoothing_factor if model.training else 0.0
         if self.compute_loss_func:
             loss = self.compute_loss_func(outputs, labels, num_items_in_batch=num_items_in_batch)
