@@ -220,6 +220,8 @@ class MultiRun:
         resume = None if self.args.overwrite_output_dir else "auto"
         # Files of a run that was killed before its first checkpoint are overwritten, too.
         own = {"output_dir": str(self.folder / name), "resume_from_checkpoint": resume, "overwrite_output_dir": True}
+        if self.args.run_name:  # trackers would continue the run of this name
+            own["run_name"] = f"{self.args.run_name}-{name}"
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / self.recipe.source.name
             path.write_text(yaml.safe_dump(self.values, sort_keys=False, allow_unicode=True), encoding="utf-8")

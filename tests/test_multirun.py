@@ -134,10 +134,11 @@ def test_runs_of_another_recipe_are_not_mixed(micro, trained, tmp_path):
     words = [str(micro), "--output_dir", str(out), "--max_steps", "1"]
     with pytest.raises(RecipeError, match=r"^output_dir: .*\bmax_steps\b"):
         main([*words, "--seeds", "2"])
-    main([*words, "--seeds", "4", "5", "--overwrite_output_dir"])
+    main([*words, "--seeds", "4", "5", "--overwrite_output_dir", "--run_name", "name"])
     record = MultiRunRecord.load(out)
     assert record.planned == ["seed_4", "seed_5"]
-    assert read_record(out / "seed_5")["training"]["steps"] == 1
+    last = read_record(out / "seed_5")
+    assert (last["training"]["steps"], last["recipe"]["run_name"]) == (1, "name-seed_5")
 
 
 @pytest.fixture(scope="module")

@@ -79,8 +79,9 @@ def add(commands) -> None:
     parser.add_argument(
         "--from_scratch", action="store_true", help="train a small model on DATASET without pretrained weights"
     )
-    parser.add_argument("--estimate", action="store_true", help="print memory and disk needs without training")
-    parser.add_argument(
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--estimate", action="store_true", help="print memory and disk needs without training")
+    instead.add_argument(
         "--find_lr", action="store_true",
         help="train 100 steps with a growing learning rate, draw the losses and suggest a rate; no run is trained",
     )  # fmt: skip
