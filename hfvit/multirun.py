@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 import yaml
@@ -41,6 +41,20 @@ def main(argv: list[str] | None = None, callbacks: Sequence[TrainerCallback] = (
         callbacks: callbacks of the trainer.
     """
     start(find_and_load(sys.argv[1:] if argv is None else argv), callbacks)
+
+
+@overload
+def train(
+    recipe: str | Path | Mapping[str, Any], *, seeds: int | Sequence[int], **options: Any
+) -> MultiRunRecord | None: ...
+
+
+@overload
+def train(recipe: str | Path | Mapping[str, Any], *, folds: int, **options: Any) -> MultiRunRecord | None: ...
+
+
+@overload
+def train(recipe: str | Path | Mapping[str, Any], **options: Any) -> RunRecord | None: ...
 
 
 def train(
