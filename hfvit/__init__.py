@@ -14,6 +14,7 @@ Use
     predict("out", "image.jpg")                the classes of an image, or of many
     embed("out", ["a.jpg", "b.jpg"])           pooled features, to search or cluster images
     extend("out", "new_classes", "out2")       new classes from a few images each, without training
+    soup(["out", "out2"], "out3")              the mean of the weights of several runs
 
 Evaluate and export
     export_onnx(model, "model.onnx")           one ONNX file, checked against PyTorch
@@ -37,6 +38,7 @@ __version__ = version("hfvit")
 if TYPE_CHECKING:
     from hfvit.artifacts.run_record import RunRecord as RunRecord
     from hfvit.evaluation.extend import extend as extend
+    from hfvit.evaluation.soup import soup as soup
     from hfvit.evaluation.validate import validate as validate
     from hfvit.export.onnx import export_onnx as export_onnx
     from hfvit.export.quantization import quantize_onnx as quantize_onnx
@@ -85,6 +87,7 @@ _PUBLIC = {
     "predict": ("inference.classifier", "predict"),
     "push": ("hub.push", "push"),
     "quantize_onnx": ("export.quantization", "quantize_onnx"),
+    "soup": ("evaluation.soup", "soup"),
     "train": ("multirun", "train"),
     "validate": ("evaluation.validate", "validate"),
     "write_report": ("report.write", "write_report"),

@@ -18,13 +18,14 @@ from hfvit.artifacts.constants import RECIPE_FILE
 from hfvit.artifacts.output_dir import check_inputs_are_kept, claim_output_dir, clear_run, is_finished, lock_folder
 from hfvit.artifacts.run_record import RunRecord
 from hfvit.artifacts.run_sections import MultiLabelMetrics, SplitMetrics, Thresholds
+from hfvit.data.evaluation_stream import EvaluationStream
 from hfvit.data.factory import build_datasets, load_splits
 from hfvit.data.labels import read_column
 from hfvit.data.local import data_root, image_file
 from hfvit.data.splits import ImageSplits, warn_about_sizes
 from hfvit.data.starting_recipe import STARTING_RECIPE, find_and_load
 from hfvit.errors import HubError, printable, printable_lines
-from hfvit.evaluation.examples import Examples, answers_of
+from hfvit.evaluation.examples import ClassAnswers, Examples, LabelAnswers, answers_of
 from hfvit.evaluation.predictions import write_predictions
 from hfvit.finetuning.factory import build_trainer, prepare_finetuning
 from hfvit.hub.model_card import write_model_card
@@ -46,6 +47,8 @@ from hfvit.utils.environment import use_all_cores
 from hfvit.utils.files import sync_files, write_text
 from hfvit.utils.quiet import quiet_run
 from hfvit.utils.terminal import terminal_width
+
+STREAMED_EXAMPLES = 512  # first images of a streamed split, among which the report shows mistakes
 
 logger = logging.getLogger("hfvit")
 
@@ -315,6 +318,8 @@ def report_run(
     """
     args = recipe.training
     plain_model = trainer.accelerator.unwrap_model(model)
+    for role, (_, targets) in evaluation.results.items():
+        splits.facts["splits"][role]["rows"] = len(targets)  # of a stream unknown before
     record = RunRecord.collect(recipe, splits, plain_model, trainer, output, evaluation.metrics)
     record.model.description = describe_architecture(plain_model.timm_model)
     record.temperature = trainer.task.calibrate(evaluation.results)
@@ -322,19 +327,12 @@ def report_run(
     record.out_of_distribution = trainer.task.fit_out_of_distribution(evaluation.results)
     role = record.role
     answers = answers_of(*evaluation.results[role], splits.labels, plain_model.config)
-    images = splits[role].select_columns(["image"])
-    root = data_root(recipe.data.dataset_name) if splits.facts["is_local"] else None
-    examples = Examples(
-        role,
-        datasets[role],
-        read_column(splits[role], "row").to_numpy(),
-        answers,
-        lambda place: image_file(images[place]["image"], root),
-    )
+    examples = select_examples(splits, role, datasets[role], answers)
     examples.add_explanations(plain_model, trainer.preprocessing, args.device, trainer.is_sharded)
     examples.write(args.output_dir)
     record.examples = examples.record
     if args.save_predictions:
+        root = data_root(recipe.data.dataset_name) if splits.facts["is_local"] else None
         write_predictions(args.output_dir, splits, evaluation.results, root)
     if tokenizer:
         tokenizer.save_pretrained(args.output_dir)
@@ -347,6 +345,25 @@ def report_run(
     if not args.keep_checkpoints:
         remove_checkpoints(args.output_dir)
     return record
+
+
+def select_examples(
+    splits: ImageSplits, role: str, dataset: Dataset, answers: ClassAnswers | LabelAnswers
+) -> Examples:
+    """Select the example images of a split, of a stream among its first images.
+
+    Args:
+        splits: splits of `load_splits`.
+        role: role of the split.
+        dataset: data set of `build_datasets`.
+        answers: predictions of the model.
+    """
+    if isinstance(dataset, EvaluationStream):
+        return Examples(role, dataset.first(STREAMED_EXAMPLES), range(dataset.images), answers)
+    images = splits[role].select_columns(["image"])
+    root = data_root(splits.facts["dataset_name"]) if splits.facts["is_local"] else None
+    rows = read_column(splits[role], "row").to_numpy()
+    return Examples(role, dataset, rows, answers, lambda place: image_file(images[place]["image"], root))
 
 
 def push_run(output_dir: str, destination: Destination) -> None:

@@ -17,7 +17,7 @@ test_on() { # NAME PYTHON RESOLUTION [pytest arguments]
     local name=$1 python=$2 resolution=$3
     shift 3
     if [ ! -x "$root/$name/bin/python" ]; then
-        "$root/uv/bin/uv" venv --quiet --python "$python" "$root/$name"
+        "$root/uv/bin/uv" venv --quiet --seed --python "$python" "$root/$name"
         "$root/uv/bin/uv" pip install --quiet --python "$root/$name" --resolution "$resolution" -e ".[dev]"
     fi
     "$root/$name/bin/python" --version

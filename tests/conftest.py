@@ -13,6 +13,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
+from helpers.commands import fork_server
 from helpers.images import LABELS, colored_split
 from helpers.recipes import MICRO_RECIPE
 
@@ -41,11 +42,20 @@ def pytest_collection_finish():
     gc.freeze()  # otherwise each garbage collection of a Trainer takes half a second
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory, monkeypatch):
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
     cache = tmp_path_factory.getbasetemp() / "hf_datasets_cache"
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(cache))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+        patch.setenv("HF_DATASETS_CACHE", str(cache))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _forks(_own_cache):
+    server = fork_server()
+    yield
+    server.close()
 
 
 @pytest.fixture(scope="session")

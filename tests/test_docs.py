@@ -49,6 +49,7 @@ ON_DATA_SETS = [
 TRAINING = [
     c for c in COMMANDS if ("hfvit train " in c or "hfvit/train.py" in c) and c not in (*CHECKS, *ON_DATA_SETS)
 ]
+SOUPS = [c for c in COMMANDS if c.startswith("hfvit soup ")]  # evaluation/test_soup.py runs one
 SWEEPS = [c for c in COMMANDS if c.startswith("hfvit sweep ")]  # test_sweep.py runs one
 SCRIPTS = [c for c in COMMANDS if c.startswith("python examples/")]
 LISTINGS = ("hfvit recipes", "hfvit doctor")
@@ -83,7 +84,8 @@ def quickstart(tmp_path_factory):
 def test_every_command_is_known_to_this_test():
     listings = {c for c in COMMANDS if c.startswith(LISTINGS)}
     run_here = {
-        *listings, *TRAINING, *SWEEPS, *EXPORTS, *SERVING, *PUSHES, *CHECKS, *DEMOS, *SERVERS, *SCRIPTS, *ON_DATA_SETS,
+        *listings, *TRAINING, *SOUPS, *SWEEPS, *EXPORTS, *SERVING, *PUSHES, *CHECKS, *DEMOS, *SERVERS, *SCRIPTS,
+        *ON_DATA_SETS,
     }  # fmt: skip
     assert run_here
     assert not [c for c in COMMANDS if c not in run_here and not c.startswith(OF_OTHERS)]

@@ -201,6 +201,7 @@ def test_run_of_a_fold_is_evaluated_again_on_its_fold(folds):
         (["--folds", "3", "--seeds", "2"], "seeds, folds"),
         (["--folds", "3", "--validation_split", "test"], "validation_split"),
         (["--folds", "3", "--streaming", "true"], "streaming"),
+        (["--streaming", "true", "--validation_split", "test", "--save_predictions", "true"], "save_predictions"),
         (["--folds", "3", "--push_to_hub", "--hub_model_id", "a/b"], "push_to_hub"),
     ],
 )

@@ -182,20 +182,28 @@ def cuda_graph(comparison: Comparison) -> None:
     comparison.measure("eager fp16 in a CUDA graph", prepare)
 
 
-def hfvit_backend(comparison: Comparison, name: str, source: Path) -> None:
-    """Measure a backend of `load_classifier`, with input and output in host memory.
+def hfvit_backend(comparison: Comparison, name: str, source: Path, in_host_memory: bool = True) -> None:
+    """Measure a backend of `load_classifier`.
 
     Args:
         comparison: comparison to add the row to.
         name: name of the row.
         source: checkpoint folder or ONNX file.
+        in_host_memory: pass and return arrays in host memory, else tensors on the device of an ONNX file's session.
     """
-    backend = load_classifier(source, device=DEVICE.type).backend
+    device = DEVICE.type if source.is_dir() or "CUDAExecutionProvider" in available_providers() else "cpu"
+    backend = load_classifier(source, device=device).backend
 
     def prepare(pixels: torch.Tensor) -> Run:
-        return partial(backend, pixels.cpu().numpy())
+        return partial(backend, pixels.cpu().numpy() if in_host_memory else pixels.to(backend.memory))
 
     comparison.measure(name, prepare)
+
+
+def available_providers() -> list[str]:
+    import onnxruntime
+
+    return onnxruntime.get_available_providers()
 
 
 def onnx_runtime(comparison: Comparison) -> None:
@@ -206,7 +214,7 @@ def onnx_runtime(comparison: Comparison) -> None:
 
     if CUDA and hasattr(onnxruntime, "preload_dlls"):
         onnxruntime.preload_dlls()
-    has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    has_cuda = "CUDAExecutionProvider" in available_providers()
     model = AutoModelForImageClassification.from_pretrained(CHECKPOINT).eval()
     for dtype in ("fp32", "fp16") if has_cuda else ("fp32",):
         file = CHECKPOINT / f"{dtype}.onnx"
@@ -221,8 +229,11 @@ def onnx_runtime(comparison: Comparison) -> None:
             session = onnxruntime.InferenceSession(file, providers=providers)
             provider = session.get_providers()[0].removesuffix("ExecutionProvider")
             comparison.measure(f"ONNX Runtime {provider} {dtype} tf32={tf32}", partial(session_on_gpu, session))
-    if has_cuda:
-        hfvit_backend(comparison, "hfvit OnnxBackend fp32, arrays in and out", CHECKPOINT / "fp32.onnx")
+    provider = "CUDA" if has_cuda else "CPU"
+    for kind, in_host_memory in (("arrays in and out", True), ("tensors on the device", False)):
+        hfvit_backend(
+            comparison, f"hfvit OnnxBackend {provider} fp32, {kind}", CHECKPOINT / "fp32.onnx", in_host_memory
+        )
 
 
 def session_on_cpu(session, pixels: torch.Tensor) -> Run:

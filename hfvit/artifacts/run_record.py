@@ -201,7 +201,8 @@ class RunRecord(FileRecord):
         args = recipe.training
         state = trainer.state
         best = state.best_model_checkpoint if args.load_best_model_at_end else None
-        selected_by = "validation" if best or "probe" in output.metrics else None
+        is_soup = trainer.soup is not None and trainer.soup.is_used
+        selected_by = "validation" if best or is_soup or "probe" in output.metrics else None
         history = [{key: _json_number(value) for key, value in entry.items()} for entry in state.log_history]
         record = cls(
             hfvit_version=hfvit.__version__,
@@ -276,6 +277,7 @@ def _training(args, trainer, best: str | None, metrics: dict[str, Any]) -> Train
         gradient_accumulation_steps=args.gradient_accumulation_steps * micro.count,
         per_device_eval_batch_size=trainer.out_of_memory.eval_batch_size,
         probe=Probe.from_json(probe) if probe else None,
+        soup=trainer.soup,
     )
 
 

@@ -323,6 +323,41 @@ class Probe(Record):
 
 
 @dataclass(kw_only=True)
+class SoupMember(Record):
+    """Model that was a candidate for a soup: its name, and its score on the validation split."""
+
+    name: str
+    score: float
+    is_used: bool
+
+
+@dataclass(kw_only=True)
+class Soup(Record):
+    """Mean of the weights of several models (`models.soup`).
+
+    Attributes:
+        kind: "greedy" or "uniform".
+        metric: name of the scores.
+        members: the models that were tried.
+        score: score of the mean.
+        before: score of the weights that the mean was to replace, None without such weights.
+        is_used: whether it replaced them.
+    """
+
+    kind: str
+    metric: str
+    members: list[SoupMember]
+    score: float
+    before: float | None = field(default=None, metadata=OPTIONAL)
+    is_used: bool = True
+
+    @property
+    def used(self) -> list[str]:
+        """Return the names of the models in the mean."""
+        return [member.name for member in self.members if member.is_used]
+
+
+@dataclass(kw_only=True)
 class Training(Record):
     """Length, speed and selection of the training.
 
@@ -350,6 +385,7 @@ class Training(Record):
     gradient_accumulation_steps: int | None = None
     per_device_eval_batch_size: int | None = None
     probe: Probe | None = field(default=None, metadata=OPTIONAL)
+    soup: Soup | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(kw_only=True)

@@ -65,7 +65,10 @@ def summary_facts(record: Any, output_dir: str | Path) -> dict[str, str]:
 
 
 def selection(training: Training) -> str:
-    """Describe which checkpoint or penalty was selected, and by which metric."""
+    """Describe which checkpoint, soup or penalty was selected, and by which metric."""
+    if training.soup and training.soup.is_used:
+        steps = ", ".join(name.removeprefix("checkpoint-") for name in training.soup.used)
+        return f"{training.soup.kind} soup of steps {steps} by validation {training.soup.metric}"
     if training.best_step:
         return f"step {training.best_step} by validation {training.best_metric_name}"
     if probe := training.probe:

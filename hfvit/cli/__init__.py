@@ -13,6 +13,7 @@ from hfvit.cli import (
     push,
     report,
     serve,
+    soup,
     sweep,
     train,
     validate,
@@ -23,7 +24,7 @@ from hfvit.errors import EXIT_CODES, nearest, printable, run
 from hfvit.utils.terminal import prepare_streams, print_traceback
 
 COMMANDS = (
-    train, inspect, sweep, verify, validate, predict, embed, extend, report, demo, serve, push, listings,
+    train, inspect, sweep, verify, validate, predict, embed, extend, soup, report, demo, serve, push, listings,
 )  # fmt: skip
 
 DESCRIPTION = """\

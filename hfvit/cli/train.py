@@ -36,13 +36,13 @@ The values `none` and `null` mean null. All other fields of transformers' Traini
 GROUPS = {
     "data and output": "dataset_name output_dir dataset_config_name dataset_revision image_column label_column"
     " problem_type train_split validation_split test_split validation_fraction max_train_samples max_eval_samples",
-    "model": "model_name_or_path architecture image_size drop_path_rate drop_rate attn_drop_rate model_args"
-    " model_revision",
+    "model": "model_name_or_path architecture image_size drop_path_rate drop_rate attn_drop_rate patch_drop_rate"
+    " model_args model_revision",
     "length and learning rate": "num_train_epochs max_steps learning_rate global_batch_size warmup_steps"
-    " lr_scheduler_type weight_decay label_smoothing_factor max_grad_norm layer_decay ema_decay optim seed"
-    " seeds folds fold",
-    "augmentation": "policy rand_augment_magnitude rand_augment_num_ops crop_scale crop_ratio horizontal_flip"
-    " mixup_alpha cutmix_alpha random_erasing mix_off_epochs repeated_augmentation",
+    " lr_scheduler_type weight_decay label_smoothing_factor max_grad_norm layer_decay ema_decay swa_start soup optim"
+    " seed seeds folds fold",
+    "augmentation": "policy rand_augment_magnitude rand_augment_num_ops crop_scale crop_ratio crop_padding"
+    " crop_padding_mode horizontal_flip mixup_alpha cutmix_alpha random_erasing mix_off_epochs repeated_augmentation",
     "fine-tuning": "finetuning freeze lora_rank lora_alpha lora_dropout lora_targets probe_c probe_passes"
     " head_from_text head_templates class_balance teacher distillation distillation_alpha distillation_temperature"
     " progressive_image_size",
@@ -55,7 +55,7 @@ GROUPS = {
     "Hub": "push_to_hub hub_model_id hub_private_repo hub_revision",
     "image and text": "text_encoder text_column text_encoder_revision fusion fusion_layers max_text_length",
     "multi-label": "label_separator multi_label_loss",
-    "streaming": "streaming shuffle_buffer_size",
+    "streaming": "streaming shuffle_buffer_size stream_evaluation",
 }
 RARE = "rarely needed"
 WIDTH = 110

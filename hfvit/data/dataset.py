@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
+from PIL import Image as PILImage
 from timm.data import create_transform
 
 from hfvit.data.decode import decode, decode_crop, image_size
@@ -65,8 +66,7 @@ class DecodingReader:
 
     def __init__(self, split: Dataset, name: str, data_config: dict[str, Any]):
         self.split, self.name = split, name
-        # timm's evaluation transform without the normalization; equal to the saved image processor, bit for bit.
-        self.eval_transform = create_transform(**data_config, is_training=False, use_prefetcher=True)
+        self.eval_transform = evaluation_transform(data_config)
 
     def for_training(self, rows: np.ndarray, seeds: np.ndarray, augmentation: Augmentation) -> dict[str, Any]:
         """Decode random crops, and sample the other augmentations.
@@ -82,12 +82,34 @@ class DecodingReader:
         return decoded_crops(self._examples(rows), self.name, seeds, augmentation)
 
     def for_evaluation(self, rows: np.ndarray) -> dict[str, Any]:
-        images = (decode(example["image"], self.name, example["row"]) for example in self._examples(rows))
-        return {"crops": torch.stack([self.eval_transform(image) for image in images]).permute(0, 2, 3, 1)}
+        return evaluation_crops(self._examples(rows), self.name, self.eval_transform)
 
     def _examples(self, rows: np.ndarray) -> list[dict]:
         columns = self.split[rows.tolist()]  # twice as fast as single rows
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def evaluation_transform(data_config: dict[str, Any]) -> Callable[[PILImage.Image], torch.Tensor]:
+    """Create timm's evaluation transform without the normalization.
+
+    It is equal to the saved image processor, bit for bit. `data_config` is from `timm.data.resolve_data_config`.
+    """
+    return create_transform(**data_config, is_training=False, use_prefetcher=True)
+
+
+def evaluation_crops(examples: list[dict], name: str, transform: Callable) -> dict[str, torch.Tensor]:
+    """Decode evaluation images, and resize and crop them.
+
+    Args:
+        examples: rows with `image` (undecoded) and `row`.
+        name: name of the split, for error messages.
+        transform: transform of `evaluation_transform`.
+
+    Returns:
+        `crops` `(batch, height, width, channels)` in uint8.
+    """
+    images = (decode(example["image"], name, example["row"]) for example in examples)
+    return {"crops": torch.stack([transform(image) for image in images]).permute(0, 2, 3, 1)}
 
 
 def decoded_crops(examples: list[dict], name: str, seeds: np.ndarray, augmentation: Augmentation) -> dict[str, Any]:
@@ -109,8 +131,7 @@ def decoded_crops(examples: list[dict], name: str, seeds: np.ndarray, augmentati
     for example, box, flip in zip(examples, boxes, flips, strict=True):
         crop = decode_crop(example["image"], name, example["row"], box, size, interpolation)
         crops.append(crop[:, ::-1] if flip else crop)
-    operations = augmentation.sample_operations(seeds, *size)
-    return {"crops": torch.from_numpy(np.stack(crops)), "plan": {"operations": operations}}
+    return {"crops": torch.from_numpy(np.stack(crops)), "plan": augmentation.sample_changes(seeds, *size)}
 
 
 def image_datasets(

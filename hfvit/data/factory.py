@@ -6,11 +6,13 @@ from typing import Any
 
 import datasets
 import numpy as np
+from datasets import IterableDataset
 from timm.data import resolve_data_config
 from torch.utils.data import Dataset
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from hfvit.data.dataset import ImageDataset, image_datasets, open_reader
+from hfvit.data.evaluation_stream import EvaluationStream
 from hfvit.data.labels import SingleLabel, encode_labels, match_classes, targets_of
 from hfvit.data.multilabel import MultiLabel
 from hfvit.data.splits import (
@@ -41,7 +43,7 @@ def load_splits(
     """Load and check the splits of a data set.
 
     Args:
-        data: data options of the recipe; with `streaming`, the training split is opened as a stream.
+        data: data options of the recipe; with `streaming`, the splits are opened as streams.
         seed: seed of held-out images, and of the images that `max_*_samples` selects.
         check_length: function to call with the number of images of a stream, or None if unknown, before files are
             read.
@@ -103,12 +105,22 @@ def build_datasets(
     if recipe.data.streaming:
         datasets["train"] = _image_stream(splits, augmentation, recipe)
         logger.info(datasets["train"].describe())
+        for role in ("validation", "test"):
+            if isinstance(splits[role], IterableDataset):
+                datasets[role] = _evaluation_stream(splits, role, data_config, recipe)
     _choose_workers(datasets, args)
     return datasets
 
 
 def build_augmentation(data_config: dict, arguments: AugmentationArguments) -> Augmentation:
-    """Create the augmentation, with image size and filter of timm's `data_config`."""
+    """Create the augmentation, with image size and filter of timm's `data_config`.
+
+    Raises:
+        RecipeError: `crop_padding` is not below the image size.
+    """
+    side = min(data_config["input_size"][-2:])
+    if arguments.crop_padding >= side:
+        raise RecipeError(f"crop_padding: must be below the image size {side}, got {arguments.crop_padding}.")
     return Augmentation.from_config(
         data_config,
         crop_scale=arguments.crop_scale,
@@ -117,6 +129,8 @@ def build_augmentation(data_config: dict, arguments: AugmentationArguments) -> A
         policy=arguments.policy,
         rand_augment_magnitude=arguments.rand_augment_magnitude,
         rand_augment_num_ops=arguments.rand_augment_num_ops,
+        crop_padding=arguments.crop_padding,
+        crop_padding_mode=arguments.crop_padding_mode,
     )
 
 
@@ -154,6 +168,32 @@ def _image_stream(splits: ImageSplits, augmentation: Augmentation, recipe: Recip
         process=args.process_index,
         processes=args.world_size,
         divisible=recipe.data.max_train_samples is None,
+    )
+
+
+def _evaluation_stream(
+    splits: ImageSplits, role: str, data_config: dict[str, Any], recipe: Recipe
+) -> EvaluationStream:
+    """Create the stream of evaluation batches of this process.
+
+    Args:
+        splits: splits from `load_splits`, with a streamed `role`.
+        role: validation or test.
+        data_config: preprocessing of the model, from `timm.data.resolve_data_config`.
+        recipe: recipe of the run.
+    """
+    args = recipe.training
+    facts = splits.facts["splits"][role]
+    return EvaluationStream(
+        splits[role],
+        name=facts["source"],
+        images=facts["rows"],
+        labels=splits.labels,
+        data_config=data_config,
+        batch_size=args.per_device_eval_batch_size,
+        process=args.process_index,
+        processes=args.world_size,
+        limit=recipe.data.max_eval_samples,
     )
 
 

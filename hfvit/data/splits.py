@@ -222,8 +222,8 @@ class ImageSplits:
     """
 
     train: Dataset | IterableDataset
-    validation: Dataset
-    test: Dataset | None
+    validation: Dataset | IterableDataset
+    test: Dataset | IterableDataset | None
     sources: dict[str, str]
     whole: dict[str, Dataset]
     facts: dict
@@ -586,6 +586,8 @@ def warn_about_sizes(splits: ImageSplits) -> None:
         single = [labels[index] for index in np.flatnonzero(counts["train"] == 1)]
         if single:
             logger.warning("train: %d of %d classes have one image: %s", len(single), len(labels), shortened(single))
+    if "validation" not in counts:
+        return
     validation = counts["validation"]
     images = len(splits["validation"])
     if images < FEW_VALIDATION_IMAGES:

@@ -237,8 +237,8 @@ class ImageStream(torch.utils.data.IterableDataset):
             yield self._collate(list(itertools.islice(samples, self.batch_size)))
 
     def _collate(self, samples: list["Sample"]) -> dict[str, Any]:
-        labels = [self._label(sample.example) for sample in samples]
-        examples = [sample.example | {"image": self._fetch(sample.example)} for sample in samples]
+        labels = [class_index(sample.example, self.name, self.classes) for sample in samples]
+        examples = [fetched(sample.example, self.name) for sample in samples]
         draws, places = (np.array([getattr(sample, key) for sample in samples]) for key in ("draw", "place"))
         seeds = sample_seeds(self.seed, draws, places)
         batch = {"labels": torch.tensor(labels), **decoded_crops(examples, self.name, seeds, self.augmentation)}
@@ -294,25 +294,43 @@ class ImageStream(torch.utils.data.IterableDataset):
                 ) from None
             yield row
 
-    def _fetch(self, example: dict) -> dict | None:
-        try:
-            return with_bytes(example["image"])
-        except Exception as error:
-            raise DataError(
-                f"Split '{self.name}', row {example['row']}: cannot read {example['image'].get('path')}"
-                f" ({type(error).__name__}: {one_line(error)})."
-            ) from None
 
-    def _label(self, example: dict) -> int:
-        label = example["label"]
-        if label is not None and 0 <= label < self.classes:
-            return label
-        path = (example["image"] or {}).get("path")
-        problem = "the label is missing" if label is None else f"label {label} is outside the {self.classes} classes"
+def fetched(example: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return a row of a stream with the bytes of its image.
+
+    Args:
+        example: columns `image` (undecoded) and `row`.
+        name: name of the split, for messages.
+
+    Raises:
+        DataError: the image cannot be read.
+    """
+    try:
+        return example | {"image": with_bytes(example["image"])}
+    except Exception as error:
         raise DataError(
-            f"Split '{self.name}', row {example['row']}{f' ({path})' if path else ''}: {problem}. Remove such rows, or"
-            " choose another split or label_column."
-        )
+            f"Split '{name}', row {example['row']}: cannot read {example['image'].get('path')}"
+            f" ({type(error).__name__}: {one_line(error)})."
+        ) from None
+
+
+def class_index(example: dict[str, Any], name: str, classes: int) -> int:
+    """Return the label of a row of a stream; raise `DataError` unless it is one of `classes` indices.
+
+    Args:
+        example: columns `image`, `label` and `row`.
+        name: name of the split, for messages.
+        classes: number of classes.
+    """
+    label = example["label"]
+    if label is not None and 0 <= label < classes:
+        return label
+    path = (example["image"] or {}).get("path")
+    problem = "the label is missing" if label is None else f"label {label} is outside the {classes} classes"
+    raise DataError(
+        f"Split '{name}', row {example['row']}{f' ({path})' if path else ''}: {problem}. Remove such rows, or"
+        " choose another split or label_column."
+    )
 
 
 class StreamEpochs(TrainerCallback):
@@ -330,7 +348,7 @@ class StreamEpochs(TrainerCallback):
 
 
 def stream_loader(
-    stream: ImageStream, workers: int, device: torch.device, non_blocking: bool = False, **options
+    stream, workers: int, device: torch.device, non_blocking: bool = False, **options
 ) -> DataLoader | DataLoaderShard:
     """Create the data loader of a stream on this process.
 
@@ -338,14 +356,14 @@ def stream_loader(
     read it on the main process only (`dispatch_batches=False`).
 
     Args:
-        stream: the stream.
+        stream: `ImageStream` or `EvaluationStream`.
         workers: number of data workers, limited to the number of shards.
         device: device to move batches to.
         non_blocking: copy to the device asynchronously.
         **options: further arguments of `DataLoader`.
     """
     used = stream.used_workers(workers)
-    if used < workers:
+    if used < workers and isinstance(stream, ImageStream):
         logger.info("train: %d workers instead of %d, one per shard", used, workers)
     loader = DataLoader(stream, batch_size=None, collate_fn=collate, num_workers=used, **options)
     return prepare_data_loader(

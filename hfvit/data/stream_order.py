@@ -169,6 +169,28 @@ class _BlockReader:
         return [self.number, self.row, None]
 
 
+def in_order(split: IterableDataset, reader: int = 0, readers: int = 1, limit: int | None = None) -> Iterator[Row]:
+    """Return the rows of a reader once, in the order of the shards.
+
+    Args:
+        split: the stream.
+        reader: index of the reader.
+        readers: number of readers, which together return each row once.
+        limit: number of rows of all readers, the first ones of each shard. Fewer if a shard has less than its share.
+            Default: all.
+    """
+    shards = split.num_shards
+    for number, unit in enumerate(divide(shards, reader, readers, np.arange(shards))):
+        shard = unit["shard"]
+        end = math.inf if limit is None else limit * (shard + 1) // shards - limit * shard // shards
+        rows = _ShardReader(split, number, unit, 0, None)
+        while rows.row < end:
+            row = next(rows, None)
+            if row is None or row[0] % PLACES_PER_SHARD >= end:
+                break
+            yield row
+
+
 def shuffled(rows: list, seed: list[int]) -> list:
     """Return `rows` in a random order that depends on `seed` only."""
     return [rows[place] for place in np.random.default_rng(seed).permutation(len(rows))]

@@ -1,5 +1,6 @@
-"""Open a training split as a stream; load evaluation splits completely."""
+"""Open the splits of a data set as streams."""
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -31,15 +32,20 @@ from hfvit.data.splits import (
 )
 from hfvit.data.tables import fingerprint, root_cause, stream_images
 from hfvit.errors import DataError, RecipeError
-from hfvit.recipe.arguments import DataArguments
+from hfvit.recipe.arguments import DEFAULT_TEST_SPLIT, DataArguments
 from hfvit.utils.files import expand_user
+from hfvit.utils.formatting import shortened
 from hfvit.utils.hub_ids import folder_or_hub_id
+
+FIRST_ROWS = 16  # of a test split, to find out whether it has labels
+
+logger = logging.getLogger(__name__)
 
 
 def stream_splits(
     data: DataArguments, seed: int = 42, check_length: Callable[[int | None], None] = lambda images: None
 ) -> ImageSplits:
-    """Open the training split as a stream, and load the other splits.
+    """Open the training split as a stream, and the other splits as `stream_evaluation` says.
 
     Args:
         data: data options of the recipe.
@@ -75,25 +81,78 @@ def stream_splits(
     images = source.length(names["train"], data.max_train_samples)
     check_length(images)
 
-    loaded = {role: source.load(names[role], streams[role], f"{role}_split") for role in names if role != "train"}
-    raw_labels = {role: kind.read(split) for role, split in loaded.items()}
-    labels, indices = kind.encode(train.features, raw_labels, names, class_names)
-    whole = {role: standardize(split, image_column, indices[role]) for role, split in loaded.items()}
-    loaded = {role: at_most(split, data.max_eval_samples, seed) for role, split in whole.items()}
+    shown = {"train": (names["train"], images, source.fingerprint(names["train"]))}
+    whole: dict[str, Dataset] = {}
+    if data.stream_evaluation:
+        _drop_unlabeled(data, names, streams, kind)
+        labels, _ = kind.encode(train.features, {}, names, class_names)
+        found = {role: streams[role] for role in names if role != "train"}
+        for role, split in found.items():
+            _check_classes(split, names[role], label_column, class_label)
+            found[role] = _two_columns(split, image_column, label_column, None, split.features[label_column], labels)
+            rows = source.length(names[role], data.max_eval_samples)
+            shown[role] = (names[role], rows, source.fingerprint(names[role]))
+    else:
+        loaded = {role: source.load(names[role], streams[role], f"{role}_split") for role in names if role != "train"}
+        raw_labels = {role: kind.read(split) for role, split in loaded.items()}
+        labels, indices = kind.encode(train.features, raw_labels, names, class_names)
+        whole = {role: standardize(split, image_column, indices[role]) for role, split in loaded.items()}
+        found = {role: at_most(split, data.max_eval_samples, seed) for role, split in whole.items()}
+        shown |= {role: (names[role], len(split), split._fingerprint) for role, split in found.items()}
     columns = {"image_column": image_column, "label_column": label_column}
-    shown = {"train": (names["train"], images, source.fingerprint)}
-    shown |= {role: (names[role], len(split), split._fingerprint) for role, split in loaded.items()}
     if source.local:
         source.local.log()
     return ImageSplits(
         train=_two_columns(train, image_column, label_column, data.max_train_samples, class_label, labels),
-        validation=loaded["validation"],
-        test=loaded.get("test"),
-        sources={role: names[role] for role in loaded},
+        validation=found["validation"],
+        test=found.get("test"),
+        sources={role: names[role] for role in whole},
         whole=whole,
         facts=data_facts(data, source.commit, columns, labels, shown),
         kind=kind,
     )
+
+
+def _drop_unlabeled(
+    data: DataArguments, names: dict[str, str], streams: dict[str, IterableDataset], kind: SingleLabel
+) -> None:
+    """Remove a test split that the recipe does not name and whose first rows have no labels.
+
+    Args:
+        data: data options of the recipe.
+        names: names of the splits by role, changed in place.
+        streams: splits by role.
+        kind: label column.
+    """
+    if "test" not in names or data.test_split != DEFAULT_TEST_SPLIT:
+        return
+    try:
+        first = [row[kind.name] for row in streams["test"].select_columns([kind.name]).take(FIRST_ROWS)]
+    except Exception as error:
+        raise why_not_loaded(data, names["test"], error, "test_split") from error
+    if not first:
+        raise DataError(f"test_split: split '{names['test']}' is empty.")
+    if kind.is_unlabeled(first):
+        logger.warning("test: split '%s' has no labels and is not used", names.pop("test"))
+
+
+def _check_classes(split: IterableDataset, name: str, column: str, train: Any) -> None:
+    """Raise `DataError` if an evaluation split has classes that the training split does not have.
+
+    Args:
+        split: evaluation split.
+        name: name of the split, for messages.
+        column: label column.
+        train: type of the column in the training split.
+    """
+    label = split.features[column]
+    both = isinstance(label, ClassLabel) and isinstance(train, ClassLabel)
+    unknown = [class_name for class_name in label.names if class_name not in train.names] if both else []
+    if unknown or isinstance(label, ClassLabel) != isinstance(train, ClassLabel):
+        raise DataError(
+            f"label_column: the classes of split '{name}' differ from those of the training split"
+            f" ({shortened(unknown) or f'{label.dtype} instead of {train.dtype}'})."
+        )
 
 
 @dataclass
@@ -104,11 +163,10 @@ class _Source:
     local: LocalData | None = None
     builder: DatasetBuilder | None = None
 
-    @property
-    def fingerprint(self) -> str:
-        """Return the fingerprint of the training files."""
+    def fingerprint(self, split: str) -> str:
+        """Return the fingerprint of the files of a split, or of all files of a data set on the Hub."""
         if self.local:
-            return fingerprint(self.local.splits[self.local.resolve(self.data.train_split)].files)
+            return fingerprint(self.local.splits[split].files)
         return self.builder.hash
 
     @property
@@ -229,7 +287,7 @@ def _two_columns(
     """Select the columns `image` (undecoded) and `label` (class index) of a stream.
 
     Args:
-        stream: training split.
+        stream: the split.
         image: image column.
         label: label column.
         limit: largest number of images. None: all.

@@ -175,7 +175,7 @@ class Examples:
 
     Args:
         role: `test` or `validation`.
-        dataset: the split as evaluation reads it.
+        dataset: the split as evaluation reads it, or its first images, to choose the examples from.
         rows: row of each image in the data set's split, `(images,)`.
         answers: predictions of the model, from `answers_of`.
         file_of: function from the position of an image to its file in the data set. Default: no files.
@@ -193,9 +193,13 @@ class Examples:
         self.rows = rows
         self.answers = answers
         self.file_of = file_of
+        readable = len(dataset)
         self.explained = answers.of_all_classes
-        mistakes = answers.wrong[~np.isin(answers.wrong, answers.label_errors)][:MAX_MISTAKES]
-        label_errors = answers.label_errors[:MAX_MISTAKES]
+        if readable < len(rows):
+            self.explained = images_of_all_classes(answers.labels[:readable])
+        mistakes = answers.wrong[~np.isin(answers.wrong, answers.label_errors)]
+        mistakes = mistakes[mistakes < readable][:MAX_MISTAKES]
+        label_errors = answers.label_errors[answers.label_errors < readable][:MAX_MISTAKES]
         self.record = ExampleImages(
             split=role,
             mistakes=self._describe(mistakes),

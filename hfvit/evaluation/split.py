@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from PIL import Image
 
 import hfvit.models.image_text  # noqa: F401
@@ -14,6 +14,7 @@ from hfvit.artifacts.artifact import find_artifact, read_head
 from hfvit.artifacts.constants import RECIPE_FILE
 from hfvit.artifacts.gate import EvaluationData
 from hfvit.data.decode import decode
+from hfvit.data.evaluation_stream import store_stream
 from hfvit.data.factory import load_splits
 from hfvit.data.labels import match_classes, read_class_names, targets_of
 from hfvit.data.splits import (
@@ -195,10 +196,14 @@ def _of_role(data: DataArguments, seed: int, role: str) -> tuple[Dataset, list[s
     if role == "validation":
         data = dataclasses.replace(data, test_split=None, test_fraction=data.held_out_for_test)
     splits = load_splits(data, seed)
-    if role not in splits.sources:
+    if splits[role] is None:
         raise DataError(f"split: the run has no {role} split. Pass another split.")
-    source = splits.sources[role]
-    return splits[role], splits.labels, source, f"split '{splits.facts['splits'][role]['source']}'"
+    facts = splits.facts["splits"][role]
+    source = splits.sources.get(role, facts["source"])
+    loaded = splits[role]
+    if isinstance(loaded, IterableDataset):
+        loaded = store_stream(loaded, source, facts["fingerprint"], data.max_eval_samples)
+    return loaded, splits.labels, source, f"split '{facts['source']}'"
 
 
 def _one_split(data: DataArguments, split: str) -> tuple[Dataset, list[str], str, str]:

@@ -80,7 +80,7 @@ def calibration_images(
         split = data.train_split
         splits = load_splits(replace(data, test_split=None, test_fraction=data.held_out_for_test), recipe_seed)
         train = splits.train
-        has_held_out = splits.sources["validation"] == split
+        has_held_out = splits.sources.get("validation") == split
         description = f"split '{split}'" + (" without the rows held out" if has_held_out else "")
         examples = list(train.take(max_samples)) if data.streaming else at_most(train, max_samples, seed)
     else:

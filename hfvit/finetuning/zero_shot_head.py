@@ -7,6 +7,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel
 
 from hfvit.data.dataset import ImageDataset
+from hfvit.data.evaluation_stream import EvaluationStream
 from hfvit.data.text import load_tokenizer
 from hfvit.errors import ModelError, wrap_library_errors
 from hfvit.utils.hub_ids import folder_or_hub_id
@@ -17,7 +18,13 @@ IMAGES = 64  # for the mean feature norm
 
 @torch.inference_mode()
 def initialize_head_from_text(
-    model, labels: Sequence[str], images: ImageDataset, preprocessing, *, source: str, templates: Sequence[str]
+    model,
+    labels: Sequence[str],
+    images: ImageDataset | EvaluationStream,
+    preprocessing,
+    *,
+    source: str,
+    templates: Sequence[str],
 ) -> None:
     """Initialize the head as CLIP's zero-shot classifier.
 
@@ -45,6 +52,8 @@ def initialize_head_from_text(
             f" {head.in_features}. Set model_name_or_path to its image tower, such as"
             " timm/vit_base_patch16_clip_quickgelu_224.openai for openai/clip-vit-base-patch16."
         )
+    if isinstance(images, EvaluationStream):
+        images = images.first(IMAGES)
     names = name_embeddings(pair, kind, labels, source=source, templates=templates)
     pixel_values = preprocessing(images.__getitems__(list(range(min(IMAGES, len(images))))))
     was_training = model.training

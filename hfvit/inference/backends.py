@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from hfvit.errors import ModelError, one_line, wrap_library_errors
-from hfvit.inference.execution_providers import CPU, CUDA, Providers, start_session
+from hfvit.inference.execution_providers import CPU, CUDA, RTX, TENSORRT, Providers, start_session
 from hfvit.utils.environment import set_tf32
 
 logger = logging.getLogger(__name__)
@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 OBJECTIVES = ("latency", "throughput")
 MEASUREMENTS = 2  # of each way to run a batch, after a warm-up
 MEASURED_SIZE = 224  # height and width for a graph that takes any
+TYPES = {"tensor(float16)": torch.float16, "tensor(uint8)": torch.uint8, "tensor(int64)": torch.int64}
 
 
 class TorchBackend:
@@ -81,6 +82,9 @@ class OnnxBackend:
             this CPU, and to use them if so, with threads that do not spin; "latency" or None for one session with all
             threads.
 
+    Attributes:
+        memory: PyTorch device of the session's memory; tensors there are inputs without a copy (`IOBinding`).
+
     Raises:
         ModelError: the file is not an image classifier with this number of classes, or cannot run on the device.
     """
@@ -139,6 +143,7 @@ class OnnxBackend:
                 " config.json of the exported checkpoint."
             )
         self._classes = classes
+        self.memory = memory_device(self.session)
         self._sessions = [self.session]
         self._step = self.input.shape[0] if isinstance(self.input.shape[0], int) else None  # images per call
         self._pool: ThreadPoolExecutor | None = None
@@ -166,11 +171,13 @@ class OnnxBackend:
 
         self._sessions, self._step = ways[fastest(self.file, run, list(ways), images)]
 
-    def __call__(self, batch: np.ndarray, texts: dict[str, np.ndarray] | None = None) -> np.ndarray:
-        """Compute logits (batch, classes) float32.
+    def __call__(
+        self, batch: np.ndarray | torch.Tensor, texts: dict[str, np.ndarray | torch.Tensor] | None = None
+    ) -> np.ndarray | torch.Tensor:
+        """Compute logits (batch, classes) float32, of tensors on `memory` as a tensor there.
 
         Args:
-            batch: pixel values or uint8 images, as the graph's input.
+            batch: pixel values or uint8 images, as the graph's input. A tensor is not copied through host memory.
             texts: text inputs of an image-text model by name, (batch, tokens) int64.
         """
         texts = texts or {}
@@ -182,6 +189,8 @@ class OnnxBackend:
                     f"{self.file}: images must have the shape {tuple(self.input.shape[1:])}, got {batch.shape[1:]}"
                     " from the preprocessing. Use the preprocessor_config.json of the exported checkpoint."
                 )
+        if isinstance(batch, torch.Tensor):
+            return self._run_bound({self.input.name: batch, **texts})
         batch = np.ascontiguousarray(batch, dtype=self._dtype)
         feed = {self.input.name: batch, **texts}
         is_fixed = isinstance(self.input.shape[0], int)
@@ -206,6 +215,53 @@ class OnnxBackend:
         shapes = ", ".join(str(values.shape) for values in feed.values())
         with wrap_library_errors(ModelError, f"{self.file} failed on a batch of shape {shapes}"):
             return session.run([self.output.name], feed)[0].astype(np.float32, copy=False)
+
+    def _run_bound(self, feed: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Run the session on tensors in the memory of its device, through `IOBinding`."""
+        images = len(feed[self.input.name])
+        step = self.input.shape[0] if isinstance(self.input.shape[0], int) else images
+        logits = [torch.empty(0, self._classes, device=self.memory)]
+        for start in range(0, images, step or 1):
+            # A graph of fixed batch size gets the last image again.
+            rows = torch.arange(start, start + step).clamp(max=images - 1)
+            part = feed if step == images else {key: value[rows.to(value.device)] for key, value in feed.items()}
+            logits.append(self._bound(part, step))
+        return torch.cat(logits)[:images]
+
+    def _bound(self, feed: dict[str, torch.Tensor], images: int) -> torch.Tensor:
+        """Run one call; `feed` has `images` rows."""
+        types = {value.name: TYPES.get(value.type, torch.float32) for value in self.session.get_inputs()}
+        tensors = {name: value.to(types[name]).contiguous() for name, value in feed.items()}
+        for name, value in tensors.items():
+            if value.device != self.memory:
+                raise ModelError(f"{name}: must be on {self.memory}, got a tensor on {value.device}.")
+        logits = torch.empty(
+            (images, self._classes), dtype=TYPES.get(self.output.type, torch.float32), device=self.memory
+        )
+        binding = self.session.io_binding()
+        place = (self.memory.type, self.memory.index or 0)
+        for bind, values in ((binding.bind_input, tensors), (binding.bind_output, {self.output.name: logits})):
+            for name, value in values.items():
+                bind(name, *place, numpy_type(value.dtype), tuple(value.shape), value.data_ptr())
+        if self.memory.type == "cuda":
+            torch.cuda.current_stream(self.memory).synchronize()  # ONNX Runtime has a stream of its own
+        with wrap_library_errors(ModelError, f"{self.file} failed on a batch of {images} images"):
+            self.session.run_with_iobinding(binding)
+        return logits.float()
+
+
+def memory_device(session) -> torch.device:
+    """Return the device in whose memory a session of ONNX Runtime takes inputs without a copy."""
+    options = session.get_provider_options()
+    provider = next((name for name in session.get_providers() if name in (CUDA, TENSORRT, RTX)), None)
+    if provider is None:
+        return torch.device("cpu")
+    return torch.device("cuda", int(options.get(provider, {}).get("device_id", 0)))
+
+
+def numpy_type(dtype: torch.dtype) -> type:
+    """Return the NumPy type of a PyTorch type."""
+    return torch.empty(0, dtype=dtype).numpy().dtype.type
 
 
 def _session_options(threads: int, spins: bool):

@@ -11,8 +11,11 @@ CROP_MODES = ("squash", "center")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 NAN_POLICIES = ("stop", "rewind")
 BAD_IMAGES = ("error", "skip")
+PADDING_MODES = ("constant", "reflect")  # as in torchvision
 POLICIES = ("basic", "trivial_augment", "rand_augment", "three_augment")
 TTA = ("flip",)  # test-time augmentations
+GREEDY = "greedy"
+SOUPS = (GREEDY, "uniform")
 
 # Names of transformers' `problem_type`.
 SINGLE_LABEL = "single_label_classification"
@@ -103,9 +106,18 @@ class DataArguments:
     max_train_samples: int | None = _field(
         None, "Maximum number of training images, sampled with seed (of a stream the first ones). Default: all."
     )
-    max_eval_samples: int | None = _field(None, "Maximum number of images of each evaluation split. Default: all.")
+    max_eval_samples: int | None = _field(
+        None,
+        "Maximum number of images of each evaluation split, sampled with seed (of a stream the first ones of each"
+        " shard). Default: all.",
+    )
     streaming: bool = _field(
-        False, "Read the training split while training, for data larger than the disk. Needs validation_split."
+        False, "Read the splits while training, for data larger than the disk. Needs validation_split."
+    )
+    stream_evaluation: bool = _field(
+        True,
+        "Read the evaluation splits in each evaluation; false: load them once, into the cache of datasets. Only used"
+        " with streaming=true.",
     )
     shuffle_buffer_size: int = _field(
         10000, "Shuffle buffer size, in images per process. Only used with streaming=true."
@@ -256,17 +268,29 @@ class DataArguments:
                 raise RecipeError(f"{key}: must differ from the streamed training split, got '{self.train_split}'.")
 
 
+DEFAULT_CROP_SCALE = (0.8, 1.0)
+DEFAULT_CROP_RATIO = (0.75, 4 / 3)
+
+
 @dataclass
 class AugmentationArguments:
     """Random changes of training images."""
 
     crop_scale: list[float] = field(
-        default_factory=lambda: [0.8, 1.0],
+        default_factory=lambda: list(DEFAULT_CROP_SCALE),
         metadata={"help": "Smallest and largest fraction of the image's area that a random crop covers."},
     )
     crop_ratio: list[float] = field(
-        default_factory=lambda: [0.75, 4 / 3],
+        default_factory=lambda: list(DEFAULT_CROP_RATIO),
         metadata={"help": "Smallest and largest aspect ratio (width / height) of a random crop."},
+    )
+    crop_padding: int = _field(
+        0,
+        "Padded random crop instead of crop_scale and crop_ratio: pad the image on each side with so many pixels, and"
+        " crop it to the image size. 4 is common for images of 32 pixels. 0: off.",
+    )
+    crop_padding_mode: str = _field(
+        "constant", f"Padding: {' (black) or '.join(PADDING_MODES)}. Only used with crop_padding."
     )
     horizontal_flip: float = _field(0.5, "Probability of a horizontal flip, 0 to 1.")
     policy: str = _field(
@@ -294,6 +318,15 @@ class AugmentationArguments:
             ascends = len(value) == 2 and 0 < value[0] <= value[1]
             _check(ascends, key, value, "two positive numbers, the smaller one first")
         _check(self.crop_scale[1] <= 1.0, "crop_scale", self.crop_scale, "two fractions of the area, at most 1")
+        _check(self.crop_padding >= 0, "crop_padding", self.crop_padding, "at least 0")
+        _check_choice("crop_padding_mode", self.crop_padding_mode, PADDING_MODES)
+        for key, default in (("crop_scale", DEFAULT_CROP_SCALE), ("crop_ratio", DEFAULT_CROP_RATIO)):
+            value = getattr(self, key)
+            if self.crop_padding and tuple(value) != default:
+                raise RecipeError(
+                    f"crop_padding: replaces the random resized crop, but {key} is set, got {value}. Omit {key} (on"
+                    f" the command line: --{key} {default[0]} {default[1]}), or set crop_padding to 0."
+                )
         _check_choice("policy", self.policy, POLICIES)
         magnitude = self.rand_augment_magnitude
         _check(0.0 <= magnitude <= 10.0, "rand_augment_magnitude", magnitude, "between 0 and 10")
@@ -335,6 +368,16 @@ class RunArguments:
         None,
         "Decay of the exponential moving average (EMA) of the weights, which is evaluated and saved; reduced in short"
         " runs. At least 0 and below 1. Default: no EMA.",
+    )
+    swa_start: float | None = _field(
+        None,
+        "Stochastic weight averaging (SWA): fraction of the run, at least 0 and below 1, after which the weights of"
+        " all steps are averaged with equal weight; the average is evaluated and saved. Default: no SWA.",
+    )
+    soup: str | None = _field(
+        None,
+        f"Average the weights of the kept checkpoints at the end: {', '.join(SOUPS)}. greedy: those that do not make"
+        " the validation score worse; uniform: all. Used if it is at least as good. Default: no soup.",
     )
     early_stopping_patience: int | None = _field(
         None, "Stop after this many evaluations without a better metric_for_best_model. Default: off."
@@ -399,6 +442,9 @@ class RunArguments:
             _check(0.0 < getattr(self, key) <= 1.0, key, getattr(self, key), "above 0 and at most 1")
         _check_fraction("ema_decay", self.ema_decay)
         _check_choice("nan_policy", self.nan_policy, NAN_POLICIES)
+        _check_fraction("swa_start", self.swa_start)
+        if self.soup is not None:
+            _check_choice("soup", self.soup, SOUPS)
         if self.eval_tta is not None:
             _check_choice("eval_tta", self.eval_tta, TTA)
         _check(not (self.quiet and self.verbose), "quiet", True, "false with verbose")
@@ -592,6 +638,8 @@ class FinetuningArguments:
             self._reject(bool(model.freeze), "freeze", "The method freezes the backbone itself. Omit freeze")
             self._reject(bool(model.text_encoder), "text_encoder", "Use finetuning=full")
             self._reject(bool(model.patch_sizes), "patch_sizes", "Use finetuning=full")
+            # The mean of low-rank factors is not the factors of the mean.
+            self._reject(training.soup is not None, "soup", "It averages all weights of checkpoints. Omit soup")
             is_untrained = not model.model_name_or_path
             self._reject(is_untrained, "architecture", "Set model_name_or_path to a pretrained model instead")
         if self.finetuning == "linear_probe":
@@ -601,6 +649,7 @@ class FinetuningArguments:
             self._reject(bool(self.teacher), "teacher", "Omit teacher")
             self._reject(self.class_balance == "sample", "class_balance", "Use weight")
             self._reject(training.ema_decay is not None, "ema_decay", "There are no optimizer steps. Omit ema_decay")
+            self._reject(training.swa_start is not None, "swa_start", "There are no optimizer steps. Omit swa_start")
             self._reject(bool(self.head_from_text), "head_from_text", "The probe fits the head. Omit head_from_text")
         if self.head_from_text and (model.text_encoder or not model.model_name_or_path):
             raise RecipeError(
@@ -633,6 +682,7 @@ class FinetuningArguments:
             raise RecipeError(f"{key}: not available with finetuning={self.finetuning}. {remedy}.")
 
 
+DROP_RATES = ("drop_rate", "attn_drop_rate", "drop_path_rate", "patch_drop_rate")
 FUSIONS = ("cross_attention", "concatenation")
 
 
@@ -698,6 +748,9 @@ class ModelArguments(TextArguments):
     drop_path_rate: float | None = _field(
         None, "Stochastic depth of the last block, at least 0 and below 1; linearly less for earlier blocks."
     )
+    patch_drop_rate: float | None = _field(
+        None, "Fraction of the patches that a training step leaves out, at least 0 and below 1; off in evaluation."
+    )
     freeze: str | None = _field(
         None, "Part to freeze: 'backbone' (all but the head), or N (stem and first N blocks). Default: nothing."
     )
@@ -725,7 +778,7 @@ class ModelArguments(TextArguments):
         sizes = self.patch_sizes
         several = sizes is None or len(set(sizes)) > 1
         _check(several, "patch_sizes", sizes, "two or more sizes in pixels, such as [8, 16, 32]")
-        for key in ("drop_rate", "attn_drop_rate", "drop_path_rate"):
+        for key in DROP_RATES:
             _check_fraction(key, getattr(self, key))
         if self.freeze in ("none", "no", ""):
             self.freeze = None
@@ -735,6 +788,5 @@ class ModelArguments(TextArguments):
     @property
     def timm_kwargs(self) -> dict[str, Any]:
         """Return the arguments of timm.create_model: `model_args` and drop rates."""
-        names = ("drop_rate", "attn_drop_rate", "drop_path_rate")
-        rates = {key: getattr(self, key) for key in names if getattr(self, key) is not None}
+        rates = {key: getattr(self, key) for key in DROP_RATES if getattr(self, key) is not None}
         return {**(self.model_args or {}), **rates}

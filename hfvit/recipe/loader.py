@@ -25,7 +25,8 @@ from hfvit.recipe.arguments import (
     RunArguments,
 )
 from hfvit.recipe.files import find_recipe, read_yaml
-from hfvit.recipe.training_args import WITHOUT_EFFECT, HFViTTrainingArguments
+from hfvit.recipe.optimizers import is_timm_optimizer
+from hfvit.recipe.training_args import WITHOUT_EFFECT, WITHOUT_OPTIONS, WITHOUT_WARMUP, HFViTTrainingArguments
 from hfvit.utils.credentials import mask_values
 
 
@@ -55,14 +56,15 @@ NEEDS = (
     Need("probe_c probe_passes", "with finetuning=linear_probe", lambda v: v["finetuning"] == "linear_probe"),
     Need(
         "learning_rate weight_decay layer_decay num_train_epochs max_steps warmup_steps lr_scheduler_type optim"
-        " max_grad_norm label_smoothing_factor multi_label_loss drop_rate attn_drop_rate drop_path_rate mix_off_epochs"
-        " repeated_augmentation early_stopping_patience nan_policy nan_lr_factor nan_max_rewinds eval_steps save_steps"
-        " save_strategy keep_checkpoints",
+        " max_grad_norm label_smoothing_factor multi_label_loss drop_rate attn_drop_rate drop_path_rate"
+        " patch_drop_rate mix_off_epochs repeated_augmentation early_stopping_patience nan_policy nan_lr_factor"
+        " nan_max_rewinds eval_steps save_steps save_strategy keep_checkpoints",
         "with finetuning=full or lora",
         lambda v: v["finetuning"] != "linear_probe",
     ),
     Need(
-        "crop_scale crop_ratio horizontal_flip policy rand_augment_magnitude rand_augment_num_ops",
+        "crop_scale crop_ratio crop_padding crop_padding_mode horizontal_flip policy rand_augment_magnitude"
+        " rand_augment_num_ops",
         "with probe_passes above 0",
         _augments,
     ),
@@ -85,16 +87,32 @@ NEEDS = (
         lambda v: not (v["validation_split"] or v["folds"]),
     ),
     Need("fold", "with folds", lambda v: v["folds"]),
-    Need("shuffle_buffer_size", "with streaming=true", lambda v: v["streaming"]),
+    Need("shuffle_buffer_size stream_evaluation", "with streaming=true", lambda v: v["streaming"]),
     Need(
         "rand_augment_magnitude rand_augment_num_ops",
         "with policy=rand_augment",
         lambda v: v["policy"] == "rand_augment",
     ),
+    Need("crop_padding_mode", "with crop_padding", lambda v: v["crop_padding"]),
     Need(
         "mix_off_epochs",
         "with mixup_alpha, cutmix_alpha or random_erasing",
         lambda v: v["mixup_alpha"] or v["cutmix_alpha"] or v["random_erasing"],
+    ),
+    Need(
+        "warmup_steps",
+        "with a schedule that has a warmup, such as constant_with_warmup",
+        lambda v: v["lr_scheduler_type"] not in WITHOUT_WARMUP,
+    ),
+    Need(
+        "lr_scheduler_kwargs",
+        "with a schedule that has options",
+        lambda v: v["lr_scheduler_type"] not in WITHOUT_OPTIONS,
+    ),
+    Need(
+        "adam_beta1 adam_beta2 adam_epsilon",
+        "without optim: timm/NAME, which has optim_args",
+        lambda v: not is_timm_optimizer(v["optim"]),
     ),
     Need("nan_lr_factor nan_max_rewinds", "with nan_policy=rewind", lambda v: v["nan_policy"] == "rewind"),
     Need("eval_steps", "with eval_strategy=steps", lambda v: v["eval_strategy"] == "steps"),
@@ -375,6 +393,8 @@ def _build_sections(parser: HfArgumentParser, namespace: argparse.Namespace) -> 
     augmentation.check_against(training)
     finetuning.check_against(model, data, augmentation, training)
     model.check_texts(data, augmentation)
+    if training.save_predictions and data.streaming:
+        raise RecipeError("save_predictions: not available with streaming. Set it to false.")
     _check_repetition(data, training)
     return sections
 

@@ -1,5 +1,7 @@
 """Detect non-finite losses and loss spikes without synchronizing the device."""
 
+import math
+
 import numpy as np
 import torch
 
@@ -15,42 +17,62 @@ MAX_SKIPPED_STEPS = 31
 class LossMonitor:
     """Record loss, gradient norm and learning rate of each step on the device.
 
-    Only `spikes`, and reading `bad_step`, synchronize with the device.
+    A step takes two kernels. The values are judged on the host: when `bad_step` or `last_good` is read, which
+    synchronizes with the device, and before they are overwritten, every `HISTORY` steps.
 
     Args:
         device: the training device.
         loss_scaling: whether a loss scaler skips steps with infinite gradients, as with fp16.
 
     Attributes:
-        bad_step: tensor with the first step whose loss or gradient norm is not finite, -1 if there is none. With loss
-            scaling, infinite gradients count after `MAX_SKIPPED_STEPS` of them in a row.
-        last_good: tensor (3,) of loss, gradient norm and learning rate of the last finite step.
-        losses: ring buffer (HISTORY,) of losses, indexed by step.
+        records: ring buffer (HISTORY, 2) of losses and gradient norms, indexed by step.
     """
 
     def __init__(self, device: torch.device, loss_scaling: bool = False):
         self.device = device
         self.skips_allowed = MAX_SKIPPED_STEPS if loss_scaling else 0
-        self.last_good = torch.full((3,), float("nan"), device=device)
+        self._last_good = (math.nan, math.nan, math.nan)
         self.reset()
 
     def reset(self) -> None:
         """Clear the history; it continues with any step."""
-        self.step_loss = torch.zeros((), device=self.device)
-        self.bad_step = torch.full((), -1, dtype=torch.long, device=self.device)
-        self.skipped = torch.zeros((), dtype=torch.long, device=self.device)
-        self.losses = torch.zeros(HISTORY, device=self.device)
+        self.step_loss: torch.Tensor | None = None
+        self.records = torch.zeros(HISTORY, 2, device=self.device)
+        self.learning_rates = np.zeros(HISTORY)
         self.first_step = -1
         self.last_step = -1
         self.checked_step = -1
+        self._judged_step = -1
+        self._skipped = 0
+        self._bad_step = -1
+
+    @property
+    def losses(self) -> torch.Tensor:
+        """Return the ring buffer of losses (HISTORY,), indexed by step."""
+        return self.records[:, 0]
+
+    @property
+    def bad_step(self) -> int:
+        """Return the first step whose loss or gradient norm is not finite, -1 if there is none.
+
+        With loss scaling, infinite gradients count after `MAX_SKIPPED_STEPS` of them in a row.
+        """
+        self._judge()
+        return self._bad_step
+
+    @property
+    def last_good(self) -> tuple[float, float, float]:
+        """Return loss, gradient norm and learning rate of the last step before `bad_step`."""
+        self._judge()
+        return self._last_good
 
     def add(self, loss: torch.Tensor) -> None:
         """Add the loss of a micro-batch to that of the step."""
-        self.step_loss = self.step_loss + loss.float()
+        self.step_loss = loss.float() if self.step_loss is None else self.step_loss + loss.float()
 
     def discard_step(self) -> None:
         """Drop the losses of a step that is recomputed."""
-        self.step_loss = torch.zeros_like(self.step_loss)
+        self.step_loss = None
 
     def end_step(self, step: int, grad_norm: torch.Tensor | float | None, learning_rate: float) -> None:
         """Record a finished optimizer step.
@@ -60,21 +82,33 @@ class LossMonitor:
             grad_norm: gradient norm before clipping; None if it is not known.
             learning_rate: learning rate of the step.
         """
-        self.last_step = step
         if self.first_step < 0:
             self.first_step = step
-            self.checked_step = step - 1
+            self.checked_step = self._judged_step = step - 1
+        if step - self._judged_step > HISTORY:
+            self._judge()
+        self.last_step = step
         if hasattr(grad_norm, "full_tensor"):  # a DTensor of FSDP 2, gathered by all processes
             grad_norm = grad_norm.full_tensor()
-        norm = torch.as_tensor(0.0 if grad_norm is None else grad_norm, device=self.bad_step.device).float()
-        values = torch.stack([self.step_loss, norm.reshape(()), torch.full_like(self.step_loss, learning_rate)])
-        finite = torch.isfinite(values)
-        self.skipped = torch.where(finite[1], 0, self.skipped + 1)
-        good = finite[0] & (self.skipped <= self.skips_allowed) & (self.bad_step < 0)
-        self.last_good = torch.where(good, values, self.last_good)
-        self.bad_step = torch.where(good | (self.bad_step >= 0), self.bad_step, step)
-        self.losses[step % HISTORY] = self.step_loss
-        self.discard_step()
+        loss = torch.zeros((), device=self.device) if self.step_loss is None else self.step_loss
+        norm = torch.as_tensor(0.0 if grad_norm is None else grad_norm, device=self.device).float()
+        torch.stack([loss, norm.reshape(())], out=self.records[step % HISTORY])
+        self.learning_rates[step % HISTORY] = learning_rate
+        self.step_loss = None
+
+    def _judge(self) -> None:
+        """Find the first bad step among those since the last call."""
+        steps = np.arange(self._judged_step + 1, self.last_step + 1)
+        self._judged_step = self.last_step
+        if not len(steps) or self._bad_step >= 0:
+            return
+        values = self.records.cpu().numpy()[steps % HISTORY]
+        for step, (loss, norm), rate in zip(steps, values, self.learning_rates[steps % HISTORY], strict=True):
+            self._skipped = 0 if np.isfinite(norm) else self._skipped + 1
+            if not np.isfinite(loss) or self._skipped > self.skips_allowed:
+                self._bad_step = int(step)
+                return
+            self._last_good = (float(loss), float(norm), float(rate))
 
     def spikes(self, losses: torch.Tensor) -> list[dict[str, float]]:
         """Return loss spikes since the last call, see `find_spikes`.

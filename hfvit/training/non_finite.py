@@ -4,6 +4,7 @@ import json
 import logging
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import TrainerCallback
 
@@ -84,7 +85,7 @@ class NonFiniteLossMonitor(TrainerCallback):
             NonFiniteLossError: a value is not finite, with `nan_policy: stop` or after `nan_max_rewinds`.
         """
         trainer = self.trainer
-        bad_steps = trainer.accelerator.gather(self.losses.bad_step.reshape(1))
+        bad_steps = trainer.accelerator.gather(torch.tensor([self.losses.bad_step], device=trainer.args.device))
         if not (bad_steps >= 0).any():
             self._report_spikes()
             return
@@ -92,7 +93,7 @@ class NonFiniteLossMonitor(TrainerCallback):
         count = len(rewinds(trainer.events))
         if self.rewinds_allowed and trainer.last_checkpoint and count < trainer.args.nan_max_rewinds:
             raise RewindRequest(step)
-        loss, norm, learning_rate = self.losses.last_good.tolist()
+        loss, norm, learning_rate = self.losses.last_good
         saved = f"The last good checkpoint is {trainer.last_checkpoint}."
         if not trainer.last_checkpoint:
             saved = "No checkpoint was saved."
@@ -136,7 +137,8 @@ class NonFiniteLossMonitor(TrainerCallback):
 
     def skipped_loss(self) -> torch.Tensor:
         """Return the last finite loss, logged for a skipped step."""
-        loss = torch.nan_to_num(self.losses.last_good[0]) / self.trainer.current_gradient_accumulation_steps
+        last = np.nan_to_num(self.losses.last_good[0]) / self.trainer.current_gradient_accumulation_steps
+        loss = torch.full((), last, device=self.trainer.args.device)
         self.losses.add(loss)
         return loss
 

@@ -1,9 +1,11 @@
 """`HFViTTrainer`: Trainer with on-device augmentation and exact resume."""
 
 import copy
+import importlib.util
 import math
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -22,7 +24,9 @@ from transformers.trainer_utils import TrainOutput
 
 from hfvit.artifacts.checkpoint import newest_checkpoint
 from hfvit.artifacts.constants import STAGING, STATE_FILE
+from hfvit.artifacts.run_sections import Soup
 from hfvit.data.dataset import ImageDataset, check_labels, check_pixels, check_stream_labels, collate
+from hfvit.data.evaluation_stream import EvaluationStream
 from hfvit.data.factory import image_dataset
 from hfvit.data.samplers import BalancedSampler, EpochSampler
 from hfvit.data.stream import ImageStream, StreamEpochs, stream_loader
@@ -31,6 +35,7 @@ from hfvit.errors import DataError, HFViTError, ModelError, RecipeError, one_lin
 from hfvit.metrics.task import task_of, trainer_metrics
 from hfvit.models.patch_size import patch_size_callbacks
 from hfvit.recipe.arguments import MULTI_LABEL
+from hfvit.recipe.optimizers import has_fallback, is_timm_optimizer, optimizer_factory
 from hfvit.recipe.training_args import HFViTTrainingArguments, wrap_errors
 from hfvit.training.checkpointing import (
     CheckpointWriter,
@@ -41,12 +46,14 @@ from hfvit.training.checkpointing import (
     keep_workers_on_signals,
     start_worker,
 )
-from hfvit.training.ema import EmaCallback
+from hfvit.training.ema import EmaCallback, SwaCallback, WeightAverage
 from hfvit.training.losses import LOSSES
 from hfvit.training.non_finite import NonFiniteLossMonitor, RewindRequest
 from hfvit.training.out_of_memory import OutOfMemoryHandler, is_out_of_memory, out_of_memory_error
 from hfvit.training.param_groups import build_param_groups, groups_beside
 from hfvit.training.resume import describe_changes
+from hfvit.training.soup import average_checkpoints
+from hfvit.training.stream_evaluation import evaluate_stream
 from hfvit.training.throughput import SpeedMeter, datasheet_rate, peak_rate, training_flops
 from hfvit.transforms.augmentation import Augmentation
 from hfvit.transforms.mixup import BatchMixing
@@ -73,7 +80,8 @@ class HFViTTrainer(Trainer):
     """Train an image classifier with augmentation and preprocessing on the device.
 
     Checkpoints are atomic and resume exactly, batches that do not fit into memory are split, and `nan_policy` handles
-    non-finite losses. With `ema_decay`, evaluation and the final model use averaged weights; checkpoints have both.
+    non-finite losses. With `ema_decay` or `swa_start`, evaluation and the final model use averaged weights;
+    checkpoints have both. With `soup`, the final model may be the mean of several checkpoints.
 
     Args:
         model: a model of `hfvit.models`.
@@ -98,6 +106,7 @@ class HFViTTrainer(Trainer):
         events: events of the training (`out_of_memory`, `rewind`, `loss_spike`) as JSON values.
         speed: throughput of the training steps.
         trained_parameters: number of trainable parameters.
+        soup: members and scores of the soup after `train`, None without.
         origin: recipe and data of the run as JSON values, saved in checkpoints to detect changes on resume.
 
     Raises:
@@ -142,9 +151,10 @@ class HFViTTrainer(Trainer):
                 name: evaluation_set(split, name=name) if isinstance(split, Dataset) else split
                 for name, split in eval_dataset.items()
             }
-        _check_dataset("train_dataset", train_dataset)
-        for split in eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]:
-            _check_dataset("eval_dataset", split)
+        _check_dataset("train_dataset", train_dataset, ImageStream)
+        evaluated = list(eval_dataset.values()) if isinstance(eval_dataset, dict) else [eval_dataset]
+        for split in evaluated:
+            _check_dataset("eval_dataset", split, EvaluationStream)
         super().__init__(
             model,
             args,
@@ -165,6 +175,15 @@ class HFViTTrainer(Trainer):
         # compute_loss is a plain mean, without counting labels over accumulation steps and processes.
         self.model_accepts_loss_kwargs = False
         self.is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if self.is_sharded and is_timm_optimizer(self.args.optim) and not self.accelerator.is_fsdp2:
+            raise RecipeError(
+                f"optim: not available with DeepSpeed and FSDP 1, which flatten the weights, got '{self.args.optim}'."
+                " Use adamw_torch, or accelerate_configs/fsdp.yaml (FSDP 2)."
+            )
+        if self.is_sharded and any(isinstance(split, EvaluationStream) for split in evaluated):
+            raise RecipeError(
+                "stream_evaluation: not available with sharded weights (FSDP, DeepSpeed). Set it to false."
+            )
         self._count_trained_parameters()
         if preprocessing is None:
             preprocessing = Preprocessing(data_config)
@@ -175,6 +194,7 @@ class HFViTTrainer(Trainer):
         self.objective = objective and objective.to(self.args.device)
         self.augmentation = None
         self._loaders: list[DataLoader] = []
+        self._stream_loaders: dict[int, DataLoader] = {}
         check_determinism(self.args, self.model, progressive)
         self._is_stream = isinstance(self.train_dataset, ImageStream)
         self._first_batch_checked = False
@@ -184,6 +204,7 @@ class HFViTTrainer(Trainer):
             self.augmentation = copy.copy(self.train_dataset.augmentation).to(self.args.device)
         self.events: list[dict[str, Any]] = []
         self.origin: dict[str, Any] = {}
+        self.soup: Soup | None = None
         self.resumed_from: str | None = None
         self.resume_state: ResumeState | None = None
         self._add_parts()
@@ -195,17 +216,24 @@ class HFViTTrainer(Trainer):
         self.out_of_memory.micro.even = bool(self.mixing and self.mixing.mixup)
         self.checkpoints = CheckpointWriter(self)
         self.non_finite = NonFiniteLossMonitor(self)
-        self.ema: EmaCallback | None = None
+        for key in ("ema_decay", "swa_start", "soup"):
+            if self.is_sharded and getattr(self.args, key) is not None:
+                raise RecipeError(f"{key}: not available with sharded weights (FSDP, DeepSpeed). Set it to null.")
+        if self.args.soup and (self.eval_dataset is None or isinstance(self.eval_dataset, dict)):
+            raise RecipeError("soup: requires one eval_dataset, which selects the weights. Pass it, or omit soup.")
+        self.weight_average: WeightAverage | None = None
         if self.args.ema_decay:
-            if self.is_sharded:
-                raise RecipeError("ema_decay: not available with sharded weights (FSDP, DeepSpeed). Set it to null.")
-            self.ema = EmaCallback(self.model, self.args.ema_decay)
+            self.weight_average = EmaCallback(self.model, self.args.ema_decay)
+        elif self.args.swa_start is not None:
+            self.weight_average = SwaCallback(self.model, self.args.swa_start)
         epochs = StreamEpochs(self.train_dataset.images) if self._is_stream else SamplerEpochs(self)
         early_stopping = None
         if self.args.early_stopping_patience:
             early_stopping = EarlyStoppingCallback(self.args.early_stopping_patience)
         # `non_finite` must check a step before `checkpoints` saves it.
-        parts = (self.ema, self.progressive, epochs, early_stopping, self.speed, self.non_finite, self.checkpoints)
+        zero_grad = None if self.is_sharded else FastZeroGrad(self)
+        parts = (zero_grad, self.weight_average, self.progressive, epochs, early_stopping, self.speed, self.non_finite)
+        parts = (*parts, self.checkpoints)
         for part in parts:
             if part is not None:
                 self.add_callback(part)
@@ -351,9 +379,12 @@ class HFViTTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader:
         if not self._is_stream:
             return self._kept(super().get_train_dataloader())
+        return self._stream_loader(self.train_dataset)
+
+    def _stream_loader(self, stream: ImageStream | EvaluationStream, **options) -> DataLoader:
         args = self.args
         return stream_loader(
-            self.train_dataset,
+            stream,
             args.dataloader_num_workers,
             args.device,
             non_blocking=self.accelerator.non_blocking,
@@ -361,11 +392,23 @@ class HFViTTrainer(Trainer):
             prefetch_factor=args.dataloader_prefetch_factor,
             multiprocessing_context=args.dataloader_multiprocessing_context,
             worker_init_fn=partial(start_worker, None),
+            **options,
         )
+
+    def _evaluation_stream_loader(self, stream: EvaluationStream) -> DataLoader:
+        if id(stream) not in self._stream_loaders:
+            persistent = self.args.dataloader_persistent_workers and self.args.dataloader_num_workers > 0
+            self._stream_loaders[id(stream)] = self._kept(self._stream_loader(stream, persistent_workers=persistent))
+        return self._stream_loaders[id(stream)]
 
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
         if isinstance(eval_dataset, Dataset):
             eval_dataset = self._evaluation_set(eval_dataset, name="validation")
+        chosen = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(chosen, str):
+            chosen = self.eval_dataset[chosen]
+        if isinstance(chosen, EvaluationStream):
+            return self._evaluation_stream_loader(chosen)
         if eval_dataset is None or eval_dataset is self.eval_dataset or isinstance(eval_dataset, str):
             return self._kept(super().get_eval_dataloader(eval_dataset))
         # With persistent workers the Trainer would return the loader of its own data set (transformers 5.24).
@@ -374,6 +417,8 @@ class HFViTTrainer(Trainer):
     def get_test_dataloader(self, test_dataset) -> DataLoader:
         if isinstance(test_dataset, Dataset):
             test_dataset = self._evaluation_set(test_dataset, name="test")
+        if isinstance(test_dataset, EvaluationStream):
+            return self._evaluation_stream_loader(test_dataset)
         return self._kept(super().get_test_dataloader(test_dataset))
 
     def _kept(self, loader: DataLoader) -> DataLoader:
@@ -416,25 +461,46 @@ class HFViTTrainer(Trainer):
 
     # ---- Optimization ----
 
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(args, model: nn.Module | None = None) -> tuple[Any, dict[str, Any]]:
+        """Return the optimizer's class, or timm's factory, and its options."""
+        return optimizer_factory(args, model)
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Create the optimizer with timm's weight decay and layer-wise learning rates."""
         if self.optimizer is None:
             model = self.model if model is None else model
-            optimizer_class, options = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(
-                self.args, model
-            )
+            create, options = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, model)
             plain = self.accelerator.unwrap_model(model)
             rates = options.get("lr", self.args.learning_rate), options.get("weight_decay", self.args.weight_decay)
-            groups = groups_beside(plain, plain.timm_model, *rates)
-            groups += build_param_groups(plain.timm_model, *rates, layer_decay=self.args.layer_decay)
+            fallback = has_fallback(self.args.optim) and not self.optimizer_cls_and_kwargs
+            groups = groups_beside(plain, plain.timm_model, *rates, with_fallback=fallback)
+            groups += build_param_groups(
+                plain.timm_model, *rates, layer_decay=self.args.layer_decay, with_fallback=fallback
+            )
             with wrap_errors("optim", self.args.optim):
-                self.optimizer = optimizer_class(groups, **options)
+                self.optimizer = create(groups, **options)
         return self.optimizer
 
-    def create_scheduler(self, *args, **kwargs) -> torch.optim.lr_scheduler.LRScheduler:
-        """Create the learning rate schedule; raises `RecipeError` on failure."""
-        with wrap_errors("lr_scheduler_type", self.args.lr_scheduler_type):
-            return super().create_scheduler(*args, **kwargs)
+    def create_scheduler(self, num_training_steps: int, *args, **kwargs) -> torch.optim.lr_scheduler.LRScheduler:
+        """Create the learning rate schedule.
+
+        Args:
+            num_training_steps: optimizer steps of the run.
+            *args: arguments of `transformers.Trainer.create_scheduler`.
+            **kwargs: arguments of `transformers.Trainer.create_scheduler`.
+
+        Raises:
+            RecipeError: the schedule cannot be created, or its stages are longer than the run.
+        """
+        self.args.check_stages(num_training_steps)
+        given = self.args.lr_scheduler_kwargs
+        self.args.lr_scheduler_kwargs = self.args.scheduler_options(num_training_steps)
+        try:
+            with wrap_errors("lr_scheduler_type", self.args.lr_scheduler_type):
+                return super().create_scheduler(num_training_steps, *args, **kwargs)
+        finally:
+            self.args.lr_scheduler_kwargs = given
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Compute the loss outside the model, which treats soft labels as multi-label.
@@ -516,7 +582,7 @@ class HFViTTrainer(Trainer):
             return self.accelerator.clip_grad_norm_(model.parameters(), max_norm)
         # accelerate's method lists all parameters three times.
         self.accelerator.unscale_gradients()
-        return nn.utils.clip_grad_norm_(self._trained, max_norm)
+        return nn.utils.clip_grad_norm_(self.trained, max_norm)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return int(self.speed.flops_per_image or 0) * len(inputs["labels"])
@@ -536,13 +602,27 @@ class HFViTTrainer(Trainer):
         with self.speed.paused():
             return super().evaluate(*args, **kwargs)
 
-    def evaluation_loop(self, dataloader, *args, **kwargs):
-        """Evaluate with the averaged weights if there are any."""
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ):
+        """Evaluate with the averaged weights if there are any.
+
+        Args:
+            dataloader: data loader of the evaluation split.
+            description: title for the log.
+            prediction_loss_only: return no predictions; not used for a stream.
+            ignore_keys: outputs of the model to ignore.
+            metric_key_prefix: prefix of the metrics.
+        """
         draw_base_seed(dataloader)
-        averaged = self.ema.applied_to(self.model) if self.ema else nullcontext()
+        averaged = self.weight_average.applied_to(self.model) if self.weight_average else nullcontext()
         try:
             with averaged:
-                return super().evaluation_loop(dataloader, *args, **kwargs)
+                if isinstance(getattr(dataloader, "dataset", None), EvaluationStream):
+                    return evaluate_stream(self, dataloader, ignore_keys, metric_key_prefix)
+                return super().evaluation_loop(
+                    dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+                )
         finally:
             if not self.is_in_train:
                 self.stop_workers()
@@ -585,6 +665,7 @@ class HFViTTrainer(Trainer):
         """
         checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
         check_shared_memory(self.args.dataloader_num_workers)
+        _remember_missing_lomo()
         self._count_trained_parameters()
         self._measure_device()
         with self.checkpoints.signals.handled(), self._workers_stopped():
@@ -615,12 +696,16 @@ class HFViTTrainer(Trainer):
                         " new run in another output_dir."
                     ) from error
                 checkpoint = self.non_finite.rewind(step)
-        if self.ema:
+        averaged_file = None
+        if self.weight_average:
             if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
-                self.ema.load(self.state.best_model_checkpoint)
-            self.ema.copy_to(self.model)
-            self.remove_callback(self.ema)
-            self.ema = None
+                self.weight_average.load(self.state.best_model_checkpoint)
+            self.weight_average.copy_to(self.model)
+            averaged_file = self.weight_average.file
+            self.remove_callback(self.weight_average)
+            self.weight_average = None
+        if self.args.soup:
+            self.soup = average_checkpoints(self, self.args.soup, averaged_file)
         return output
 
     def _raise_out_of_memory(self) -> None:
@@ -630,7 +715,7 @@ class HFViTTrainer(Trainer):
             self.args.device,
             self.out_of_memory.micro.size,
             "It ran out outside forward and backward pass, where a smaller batch does not help: in the optimizer's"
-            " state or the averaged weights. Set optim: sgd or finetuning: lora, or omit ema_decay.",
+            " state or the averaged weights. Set optim: sgd or finetuning: lora, or omit ema_decay and swa_start.",
             "the optimizer's step",
         ) from None
 
@@ -655,8 +740,8 @@ class HFViTTrainer(Trainer):
             self.out_of_memory.resume(self.resume_state)
 
     def _count_trained_parameters(self) -> None:
-        self._trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.trained_parameters = sum(parameter.numel() for parameter in self._trained)
+        self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.trained_parameters = sum(parameter.numel() for parameter in self.trained)
 
     def _measure_device(self) -> None:
         """Measure the FLOPs of the model and the peak of the device, for `mfu`."""
@@ -694,8 +779,8 @@ class HFViTTrainer(Trainer):
 
     def save_extra_state(self, checkpoint: Path, stream_states: list[dict[str, Any]]) -> None:
         """Save the averaged weights, and the positions of `gather_stream_states`."""
-        if self.ema:
-            self.ema.save(checkpoint)
+        if self.weight_average:
+            self.weight_average.save(checkpoint)
         if self._is_stream:
             self.train_dataset.save_state(checkpoint, self.args.dataloader_num_workers, stream_states)
 
@@ -703,8 +788,8 @@ class HFViTTrainer(Trainer):
         """Load the state of `save_extra_state`."""
         if self._is_stream:
             self.train_dataset.load_state(checkpoint, self.args.dataloader_num_workers)
-        if self.ema:
-            self.ema.load(checkpoint)
+        if self.weight_average:
+            self.weight_average.load(checkpoint)
 
     def save_model(self, output_dir: str | None = None, *args, **kwargs) -> None:
         """Save the model to a staging directory, then sync and rename each file."""
@@ -753,9 +838,21 @@ def _check_arguments(model, kwargs: dict[str, Any]) -> None:
         )
 
 
-def _check_dataset(key: str, dataset: Any) -> None:
-    """Raise `TypeError` unless `dataset` is None or returns batches."""
-    if not isinstance(dataset, ImageDataset | ImageStream | None):
+def _remember_missing_lomo() -> None:
+    """Mark `lomo_optim` as missing: accelerate searches the disk for it twice in each step (accelerate 1.15)."""
+    if importlib.util.find_spec("lomo_optim") is None:
+        sys.modules["lomo_optim"] = None
+
+
+def _check_dataset(key: str, dataset: Any, stream: type) -> None:
+    """Raise `TypeError` unless `dataset` is None or returns batches.
+
+    Args:
+        key: argument with the data set, for messages.
+        dataset: data set.
+        stream: type of a streamed data set.
+    """
+    if not isinstance(dataset, ImageDataset | stream | None):
         raise TypeError(
             f"{key}: must be a datasets.Dataset with an image and a label column, got {type(dataset).__name__}. Use"
             " datasets.Dataset.from_list, or one split of a DatasetDict."
@@ -778,6 +875,29 @@ def check_determinism(args: HFViTTrainingArguments, model: nn.Module, progressiv
             f"full_determinism: not available with {option} on a GPU, as PyTorch has no deterministic kernel for the"
             " gradient of resized position embeddings. Omit one of them."
         )
+
+
+class FastZeroGrad(TrainerCallback):
+    """Clear the gradients of the trained parameters without visiting all modules.
+
+    The Trainer calls `zero_grad` of the wrapped model (DDP, torch.compile) in each step (transformers 5.24).
+    """
+
+    def __init__(self, trainer: HFViTTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        # Not by assignment, which a compiled model passes on to the module within it.
+        vars(self.trainer.model_wrapped)["zero_grad"] = partial(clear_gradients, self.trainer.trained)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        vars(self.trainer.model_wrapped).pop("zero_grad", None)
+
+
+def clear_gradients(parameters: Iterable[nn.Parameter], set_to_none: bool = True) -> None:
+    """Set gradients to None; `set_to_none` is that of `Module.zero_grad`, and always True here."""
+    for parameter in parameters:
+        parameter.grad = None
 
 
 class SamplerEpochs(TrainerCallback):

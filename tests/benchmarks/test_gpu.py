@@ -6,6 +6,7 @@ import importlib
 import json
 import shutil
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -72,20 +73,17 @@ def copy_kit(root: Path) -> Path:
 
 def run_day(kit: Path, work: Path, *steps: str, **environment: str):
     """Run `day.sh` from its copy as a dry run."""
-    return run_command(
-        "bash",
-        kit / "day.sh",
-        *steps,
-        KIT_TINY="1",
-        KIT_PYTHON=sys.executable,
-        KIT_SITE=str(work / "site"),
-        KIT_SOURCE=str(ROOT),
-        KIT_DATA=str(work / "data"),
-        KIT_WORK=str(work / "work"),
-        OUT=str(work / "out"),
-        CUDA_VISIBLE_DEVICES="",
-        **environment,
-    )
+    settings = {
+        "KIT_TINY": "1",
+        "KIT_PYTHON": sys.executable,
+        "KIT_SITE": str(work / "site"),
+        "KIT_SOURCE": str(ROOT),
+        "KIT_DATA": str(work / "data"),
+        "KIT_WORK": str(work / "work"),
+        "OUT": str(work / "out"),
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    return run_command("bash", kit / "day.sh", *steps, **settings | environment)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
@@ -138,13 +136,20 @@ def test_junit_summary_counts_failures_and_skips(load, tmp_path):
     }  # fmt: skip
 
 
-def test_join_wheel_waits_for_all_parts_and_installs(load, tmp_path):
-    wheel = tmp_path / "tiny-1.0-py3-none-any.whl"
+def write_wheel(folder: Path) -> Path:
+    """Write a wheel with the module `tiny`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    wheel = folder / "tiny-1.0-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("tiny.py", "VALUE = 1\n")
         archive.writestr("tiny-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n")
         archive.writestr("tiny-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         archive.writestr("tiny-1.0.dist-info/RECORD", "")
+    return wheel
+
+
+def test_join_wheel_waits_for_all_parts_and_installs(load, tmp_path):
+    wheel = write_wheel(tmp_path)
     content = wheel.read_bytes()
     description = tmp_path / "whole.json"
     checksum = hashlib.sha256(content).hexdigest()
@@ -208,10 +213,29 @@ def test_dry_run_records_facts_and_prepares_data(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.integration
+def test_dry_run_sets_up_a_carried_source_and_wheel_and_runs_tests(tmp_path):
+    kit = copy_kit(tmp_path)
+    write_wheel(kit.parent / "whl")
+    with tarfile.open(kit.parent / "hfvit.tar.gz", "w:gz") as archive:
+        for name in ("hfvit", "benchmarks", "pyproject.toml", "tests/conftest.py", "tests/helpers", "tests/utils"):
+            archive.add(ROOT / name, name, filter=lambda info: None if "__pycache__" in info.name else info)
+    source = tmp_path / "source"
+    settings = {"KIT_SOURCE": str(source), "KIT_TESTS": "tests/utils/test_counter_rng.py", "KIT_JOBS": "0"}
+    result = run_day(kit, tmp_path, "setup", "tests", **settings)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert (tmp_path / "site" / "tiny.py").read_text() == "VALUE = 1\n"
+    assert (source / "hfvit" / "train.py").exists()
+    (found,) = [row for row in results_of(tmp_path / "out") if row["step"] == "tests"]
+    assert found["tests"] > 0
+    assert found["failures"] == found["errors"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.integration
 @pytest.mark.parametrize("step", ["amp", "survive", "real", "latency", "syncs"])
 def test_dry_run_of_step_records_no_error(step, tmp_path):
     kit = copy_kit(tmp_path)
-    result = run_day(kit, tmp_path, "prep", step, SECONDS_STEP=f"{step}:240", AMP_ROWS="S")
+    result = run_day(kit, tmp_path, "prep", step, SECONDS_STEP=f"{step}:240", AMP_ROWS="S recipe")
     assert result.returncode == 0, result.stdout + result.stderr
     rows = results_of(tmp_path / "out")
     assert not [row for row in rows if row.get("error")]

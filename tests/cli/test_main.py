@@ -47,13 +47,14 @@ def test_help_never_imports_torch(words):
         "heavy = {'torch', 'transformers', 'timm', 'datasets', 'matplotlib'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
-    result = run_command(sys.executable, "-c", probe, *words)
+    result = run_command(sys.executable, "-c", probe, *words, new_process=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout
 
 
 def test_importing_hfvit_is_lazy():
-    result = run_command(sys.executable, "-c", "import hfvit, sys; assert 'torch' not in sys.modules")
+    code = "import hfvit, sys; assert 'torch' not in sys.modules"
+    result = run_command(sys.executable, "-c", code, new_process=True)
     assert result.returncode == 0, result.stderr
 
 

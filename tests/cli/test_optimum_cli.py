@@ -26,7 +26,7 @@ EXPORTS = ("onnx", "openvino", "executorch", "tensorrt")
 
 @pytest.mark.parametrize("words", [[], ["export"], *(["export", name] for name in EXPORTS)])
 def test_help_imports_nothing_heavy(words):
-    result = run_command(sys.executable, "-c", PROBE, *words, "--help", PYTHONPATH=str(ROOT))
+    result = run_command(sys.executable, "-c", PROBE, *words, "--help", new_process=True, PYTHONPATH=str(ROOT))
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     if len(words) == 2:

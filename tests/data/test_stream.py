@@ -234,20 +234,21 @@ def test_max_train_samples_uses_the_first_images(sharded):
     assert len(set(itertools.chain(*shares))) == sum(map(len, shares)) == 10
 
 
-def test_evaluation_splits_are_cached_and_the_training_split_is_not(tmp_path, monkeypatch):
+def test_evaluation_splits_without_stream_evaluation_are_cached(tmp_path, monkeypatch):
     folder, cache = tmp_path / "set", tmp_path / "cache"
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
     write_shards(folder, colored_split(sum(ROWS), 1))
-    splits = stream_splits(str(folder), max_eval_samples=5)
+    splits = stream_splits(str(folder), max_eval_samples=5, stream_evaluation=False)
     assert (len(splits.validation), len(splits.whole["validation"]), len(splits.whole["test"])) == (5, 13, 31)
     assert splits.facts["splits"]["train"]["rows"] is None
     assert_names(splits.describe(), folder, "train ?", "validation 5", "test 5")
     rows = sum(len(datasets.Dataset.from_file(str(file))) for file in cache.rglob("*.arrow"))
     assert rows == 13 + 31
-    again = stream_splits(str(folder), max_eval_samples=5)
+    again = stream_splits(str(folder), max_eval_samples=5, stream_evaluation=False)
     assert again.validation._fingerprint == splits.validation._fingerprint
     colored_split(14, 5).to_parquet(folder / "data" / "validation-00000-of-00001.parquet")
-    assert len(stream_splits(str(folder)).validation) == 14  # files that changed are read again
+    changed = stream_splits(str(folder), stream_evaluation=False)
+    assert len(changed.validation) == 14  # files that changed are read again
 
 
 def test_with_bytes_reads_an_image_in_an_archive(tmp_path):
@@ -305,7 +306,7 @@ def test_lance_tables_stream_with_integer_labels(tmp_path):
         lance.write_dataset(table, tmp_path / f"{name}.lance", max_rows_per_file=5)
     splits = stream_splits(str(tmp_path), class_names=["3"])
     assert splits.train.num_shards == 4
-    assert len(splits.validation) == 4
+    assert len(list(splits.validation)) == 4
     stream = ImageStream(splits.train, "train", 20, 3, Augmentation(**AUGMENTATION, **WHOLE), 4, buffer_size=8)
     labels = torch.cat([batch["labels"] for batch in itertools.islice(stream, 5)]).tolist()
     assert sorted(labels) == sorted(split["label"][:20])

@@ -14,8 +14,10 @@ from helpers.messages import assert_logged, assert_names, option_of
 from helpers.recipes import MICRO_RECIPE
 from helpers.runs import OUTPUT_FILES, assert_same_run, fails, lasting_files, read_record
 from helpers.shards import ROWS, with_card, write_shards
+from sklearn.metrics import accuracy_score
 from transformers import TrainerCallback
 
+import hfvit
 from hfvit.artifacts.checkpoint import newest_checkpoint
 from hfvit.errors import run
 from hfvit.pipeline import main
@@ -54,6 +56,8 @@ def test_training_on_a_stream(stream_recipe, tmp_path, caplog):
     assert recorded["metrics"]["test"]["images"] == 31
     assert recorded["metrics"]["validation"]["images"] == 13
     assert recorded["metrics"]["test"]["accuracy"] > 0.8
+    assert_metrics_of_saved_model(out, recorded)
+    assert max(example["row"] for example in recorded["examples"]["explanations"]) < 31
     assert recorded["training"]["steps"] == 45
     assert recorded["training"]["epochs"] is None
     assert recorded["data"]["splits"]["train"]["rows"] is None
@@ -115,6 +119,7 @@ def test_unsupported_options_raise_before_anything_is_read(stream_recipe, capsys
         raise AssertionError("a split was read")
 
     monkeypatch.setattr("hfvit.data.stream_splits._written", reads)
+    monkeypatch.setattr("hfvit.data.stream_splits._drop_unlabeled", reads)
     words = [stream_recipe, "--output_dir", tmp_path / "out"]
     assert option_of(fails(capsys, *words, "--max_steps", "-1")) == "max_steps"
     assert option_of(fails(capsys, *words, "--eval_strategy", "epoch")) == "eval_strategy"
@@ -155,6 +160,14 @@ def test_corrupt_image_in_the_stream_names_the_row(stream_recipe, tmp_path, caps
 # Processes
 
 
+def assert_metrics_of_saved_model(out, recorded):
+    """Compare the recorded test metrics with predictions of the saved model for all images."""
+    split = colored_split(31, 2)
+    predicted = hfvit.load_classifier(out).logits(list(split["img"])).argmax(axis=1)
+    assert recorded["data"]["splits"]["test"]["rows"] == recorded["metrics"]["test"]["images"] == 31
+    assert recorded["metrics"]["test"]["accuracy"] == pytest.approx(accuracy_score(split["label"], predicted))
+
+
 @pytest.mark.integration
 @pytest.mark.slow
 def test_two_processes_train_and_resume_on_one_stream(stream_recipe, tmp_path):
@@ -175,6 +188,7 @@ def test_two_processes_train_and_resume_on_one_stream(stream_recipe, tmp_path):
     assert recorded["training"]["steps"] == 16
     assert recorded["metrics"]["test"]["images"] == 31
     assert recorded["metrics"]["test"]["accuracy"] > 0.8
+    assert_metrics_of_saved_model(unbroken, recorded)
     with launched_until_a_checkpoint(words(broken), broken):
         pass
     resumed = run_command(*words(broken), "--resume_from_checkpoint", "auto")

@@ -94,3 +94,15 @@ def test_invalid_arguments_raise_data_errors(model, colors):
     with pytest.raises(DataError) as caught:
         evaluation_split(model)
     assert_names(caught.value, model / "recipe.yaml", "line 1, column 16")
+
+
+@pytest.mark.parametrize("limit", [None, 5])
+def test_recipe_with_streaming_evaluates_the_images_of_the_run(model, sharded, limit):
+    values = {"dataset_name": str(sharded), "validation_split": "validation", "streaming": True}
+    write_recipe(model, **values, max_eval_samples=limit)
+    split = evaluation_split(model)
+    expected = colored_split(13, 3)
+    assert split.labels.tolist() == expected["label"][:limit]
+    assert split.source == "validation"
+    for image, original in zip(split.images(), expected["img"], strict=False):
+        assert np.array_equal(np.asarray(image), np.asarray(original))

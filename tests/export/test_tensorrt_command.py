@@ -249,9 +249,8 @@ def test_export_with_output_after_compute_capability_explains_the_order(capsys):
 
 @pytest.mark.integration
 def test_optimum_cli_runs_export_tensorrt(given, tmp_path):
-    result = run_command(
-        "optimum-cli", "export", "tensorrt", "--model", given, tmp_path / "engine", PYTHONPATH=str(ROOT)
-    )
+    words = ["optimum-cli", "export", "tensorrt", "--model", given, tmp_path / "engine"]
+    result = run_command(*words, new_process=True, PYTHONPATH=str(ROOT))
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     assert names(tmp_path / "engine") == FOLDER

@@ -8,6 +8,7 @@ rounding; weights are therefore held to a thousandth of how far the run has move
 import json
 import shutil
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -26,15 +27,8 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def killer(folder):
-    killer = Killer(folder)
-    yield killer
-    killer.close()
-
-
-@pytest.fixture(scope="module")
-def start(killer, folder):
-    """Save a checkpoint to start from and to distill, while the other process imports."""
+def start(folder):
+    """Save a checkpoint to start from and to distill."""
     torch.manual_seed(5)
     model = build_model(LABELS, architecture=ARCHITECTURE, image_size=16, timm_kwargs=MICRO)
     torch.nn.init.normal_(model.timm_model.head.weight)  # a new head is nearly zero
@@ -43,7 +37,7 @@ def start(killer, folder):
 
 
 @pytest.fixture
-def train(killer, folder, colors):
+def train(folder, colors):
     """Train the micro recipe with other lines instead of its architecture; returns the output folder."""
 
     def train(text, processes):
@@ -52,7 +46,7 @@ def train(killer, folder, colors):
         lines = [line for line in MICRO_RECIPE.splitlines() if not line.startswith("architecture")]
         own = [f"dataset_name: {colors}", f"output_dir: {out}", "use_cpu: true"]
         (folder / "recipe.yaml").write_text("\n".join([*lines, *own, text]) + "\n")
-        codes = killer.run(out, argv=[str(folder / "recipe.yaml")], processes=processes)
+        codes = Killer().run(out, argv=[str(folder / "recipe.yaml")], processes=processes)
         assert set(codes) == {0}, out.with_name(f"{out.name}.0.log").read_text()
         return out
 
@@ -106,10 +100,10 @@ def test_lora_on_two_processes_equals_one(train, start):
     assert torch.equal(merged["head.weight"], adapter["base_model.model.head.weight"])
 
 
-def test_linear_probe_on_two_processes_equals_one(train, start, folder):
+def test_linear_probe_on_two_processes_equals_one(train, start):
     """Compare the cached features too, which have the same names."""
     text = f"model_name_or_path: {start}\nfinetuning: linear_probe\nprobe_passes: 2"
-    cache, kept, runs = folder / "cache" / "hfvit_features", [], []
+    cache, kept, runs = datasets.config.HF_DATASETS_CACHE / "hfvit_features", [], []
     for processes in (1, 2):
         shutil.rmtree(cache, ignore_errors=True)
         runs.append(train(text, processes))

@@ -1,60 +1,65 @@
-"""Run trainings in forks of one process that has imported all libraries, and kill them.
+"""Kill trainings, and send them signals.
 
-`Killer` starts that process (`python -m helpers.killing FOLDER`). It reads one JSON job per line and answers with the
-exit codes of the job's processes; their output goes to a file beside `log` (by default `out`). A job trains the micro
-Trainer (`options`), or calls `hfvit.multirun.main` (`argv`; with `machines`, each process simulates a machine and gets
-these additional arguments). It is killed, or gets a signal, at its n-th file operation below `out`, or after a step.
-Python's audit hook counts file operations: opening a file, and each rename and deletion.
+`Killer` runs jobs (`python -m helpers.killing JOB RANK`) in forks of a process that has imported all libraries; their
+output goes to files beside `log` (by default `out`). A job trains the micro Trainer (`options`), or calls
+`hfvit.pipeline.main` (`argv`; with `machines`, each process simulates a machine and gets these additional arguments).
+It is killed, or gets a signal, at its n-th file operation below `out`, or after a step. Python's audit hook counts
+file operations: opening a file, and each rename and deletion.
 """
 
-import gc
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-import traceback
 from contextlib import contextmanager
 from pathlib import Path
+
+from helpers.commands import ROOT, command_environment, fork_server, free_port
 
 OPERATIONS = ("open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "shutil.rmtree")
 
 
 class Killer:
-    """Process that forks; `run` executes a job and returns the exit codes, negative for a signal."""
-
-    def __init__(self, folder: Path):
-        words = [sys.executable, "-m", "helpers.killing", str(folder)]
-        self.process = subprocess.Popen(
-            words,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
-        )
+    """Run jobs and return their exit codes, negative for a signal."""
 
     def run(self, out: Path, **job) -> list[int]:
-        self.process.stdin.write(json.dumps({"out": str(out), **job}) + "\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
+        """Run the processes of a job; if one fails, kill the others as a launcher does, unless they are `alone`."""
+        job = {"out": str(out), **job}
+        world = job.get("processes", 1)
+        port = free_port()
+        forks = [self._start(job, rank, world, port) for rank in range(world)]
+        while None in [fork.poll() for fork in forks]:
+            if any(fork.returncode for fork in forks) and not job.get("alone"):
+                for fork in forks:
+                    fork.kill()
+            time.sleep(0.005)
+        return [fork.returncode for fork in forks]
 
-    def close(self) -> None:
-        self.process.stdin.close()
-        self.process.wait(30)
+    def _start(self, job: dict, rank: int, world: int, port: int):
+        environment = command_environment()
+        if world > 1:
+            places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+            if "machines" in job:
+                places |= {"LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
+            places |= {"ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            environment |= {key: str(value) for key, value in places.items()}
+        words = ["python", "-m", "helpers.killing", json.dumps(job), str(rank)]
+        with open(f"{job.get('log', job['out'])}.{rank}.log", "w") as log:
+            return fork_server().start(words, ROOT / "tests", environment, log.fileno(), log.fileno())
 
 
 @contextmanager
 def launched_until_a_checkpoint(words: list[str], out: Path):
     """Launch a training, wait for its first checkpoint, and kill all its processes at the end."""
     import psutil
-    from helpers.commands import ROOT
 
     from hfvit.artifacts.checkpoint import newest_checkpoint
 
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    process = psutil.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = psutil.Popen(
+        words, cwd=ROOT, env=command_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
     try:
         deadline = time.monotonic() + 200
         while not newest_checkpoint(out):
@@ -71,69 +76,8 @@ def launched_until_a_checkpoint(words: list[str], out: Path):
             psutil.wait_procs(family, timeout=60)
 
 
-def serve(folder: Path) -> None:
-    import datasets
-    import evaluate  # noqa: F401 (imported where it is used, and so are the next two)
-    import helpers.micro_trainer  # noqa: F401
-    import scipy.stats  # noqa: F401
-    import sklearn.metrics  # noqa: F401
-    from PIL import Image
-
-    import hfvit.multirun  # noqa: F401 (imported before the forks)
-
-    datasets.config.HF_DATASETS_CACHE = folder / "cache"
-    Image.init()  # otherwise each fork imports Pillow's plugins
-    gc.freeze()  # otherwise garbage collection copies the shared pages in each fork
-    for line in sys.stdin:
-        job = json.loads(line)
-        world = job.get("processes", 1)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        children = [_fork(job, rank, world, port) for rank in range(world)]
-        print(json.dumps(_wait(children, alone=job.get("alone", False))), flush=True)
-
-
-def _wait(children: list[int], alone: bool) -> list[int]:
-    """Return exit codes; if one process fails, kill the others as a launcher does, unless `alone`."""
-    codes = {}
-    while len(codes) < len(children):
-        pid, status = os.wait()
-        if pid not in children:
-            continue
-        codes[pid] = os.waitstatus_to_exitcode(status)
-        if codes[pid] and not alone:
-            for other in set(children) - set(codes):
-                os.kill(other, signal.SIGKILL)
-    return [codes[pid] for pid in children]
-
-
-def _fork(job: dict, rank: int, world: int, port: int) -> int:
-    if pid := os.fork():
-        return pid
-    log = os.open(f"{job.get('log', job['out'])}.{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    os.setpgid(0, 0)
-    if world > 1:
-        places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
-        if "machines" in job:
-            places |= {"LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
-        os.environ |= {**{key: str(value) for key, value in places.items()}, "ACCELERATE_USE_CPU": "true"}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    code = 1
-    try:
-        code = _work(job, rank)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
 def _work(job: dict, rank: int) -> int:
-    from hfvit import multirun
+    from hfvit import pipeline
     from hfvit.training.distributed import run_one_of_many
 
     if job.get("rank", rank) == rank and "operation" in job:
@@ -141,7 +85,7 @@ def _work(job: dict, rank: int) -> int:
     callbacks = [_after_step(**job["after"])] if job.get("rank", rank) == rank and "after" in job else []
     if "argv" in job:
         own = job["machines"][rank] if "machines" in job else []
-        return run_one_of_many(lambda: multirun.main([*job["argv"], *own], callbacks))
+        return run_one_of_many(lambda: pipeline.main([*job["argv"], *own], callbacks))
     return run_one_of_many(lambda: _train(job, callbacks))
 
 
@@ -223,4 +167,5 @@ def _limit_memory(trainer, rank: int, images: int, from_step: int = 0) -> None:
 
 
 if __name__ == "__main__":
-    serve(Path(sys.argv[1]))
+    os.setpgid(0, 0)
+    sys.exit(_work(json.loads(sys.argv[1]), int(sys.argv[2])))

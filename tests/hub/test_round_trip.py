@@ -7,7 +7,8 @@ import datasets
 import numpy as np
 import pytest
 import yaml
-from helpers.commands import run_command
+from helpers.commands import ROOT, command_environment, run_command
+from helpers.forks import ForkServer
 from helpers.images import colored_image
 from helpers.loopback_hub import LoopbackHub
 from helpers.loopback_store import WRITE
@@ -23,6 +24,20 @@ SECRETS = {"WANDB_API_KEY": "planted-key-of-a-tracker", "HUGGING_FACE_HUB_TOKEN"
 def hub():
     with LoopbackHub() as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def run_online(hub, home):
+    """Run commands as a user of this Hub, whose secrets are in the environment."""
+    environment = command_environment(**hub.environment(home), **SECRETS)
+    server = ForkServer(environment)
+    yield lambda *words: server.run([str(word) for word in words], ROOT, environment, timeout=300)
+    server.close()
 
 
 STOCK = """
@@ -56,7 +71,7 @@ def cifar(rows: int, seed: int) -> datasets.Dataset:
 
 
 @pytest.fixture(scope="module")
-def published(hub, tmp_path_factory):
+def published(hub, run_online, tmp_path_factory):
     """Two steps of the shipped CIFAR-10 recipe, with data from the Hub and pushed to the Hub."""
     folder = tmp_path_factory.mktemp("published")
     files = {}
@@ -74,7 +89,7 @@ def published(hub, tmp_path_factory):
     words += ["--push_to_hub", "true", "--hub_model_id", "user/tiny", "--hub_private_repo", "true"]
     words += ["--hub_token", WRITE, "--keep_checkpoints", "true", "--report_to", "tensorboard"]
     words += ["--disable_tqdm", "true"]
-    result = run_command(*words, **hub.environment(folder / "home"), **SECRETS)
+    result = run_online(*words)
     assert result.returncode == 0, result.stderr
     return folder / "out", result
 
@@ -100,15 +115,14 @@ def test_shipped_recipe_trains_on_hub_data_and_pushes(published, hub):
 
 
 @pytest.mark.integration
-def test_no_token_is_in_any_file_of_a_run_an_export_and_a_push_or_in_their_output(published, hub):
+def test_no_token_is_in_any_file_of_a_run_an_export_and_a_push_or_in_their_output(published, hub, home, run_online):
     out, trained = published
-    environment = hub.environment(out.parent / "home") | SECRETS
-    exported = run_command("optimum-cli", "export", "onnx", "--model", out, out / "onnx", **environment)
-    pushed = run_command("hfvit", "push", out, "user/exported", "--include", "onnx", **environment)
+    exported = run_online("optimum-cli", "export", "onnx", "--model", out, out / "onnx")
+    pushed = run_online("hfvit", "push", out, "user/exported", "--include", "onnx")
     assert (exported.returncode, pushed.returncode) == (0, 0), exported.stderr + pushed.stderr
-    refused = run_command("hfvit", "push", out, f"https://user:{WRITE}@huggingface.co/user/x", **environment)
+    refused = run_online("hfvit", "push", out, f"https://user:{WRITE}@huggingface.co/user/x")
     assert refused.returncode == 2
-    files = [path for path in out.parent.rglob("*") if path.is_file()]
+    files = [path for folder in (out.parent, home) for path in folder.rglob("*") if path.is_file()]
     assert {"run.json", "recipe.yaml", "trainer_state.json", "checkpoint.json", "export.json"} <= {
         f.name for f in files
     }
@@ -125,9 +139,8 @@ def test_no_token_is_in_any_file_of_a_run_an_export_and_a_push_or_in_their_outpu
 @pytest.mark.integration
 def test_stock_libraries_load_the_pushed_model_with_equal_predictions(published, hub, tmp_path):
     colored_image(1, np.random.default_rng(5), 50).resize((60, 50)).save(tmp_path / "picture.png")
-    result = run_command(
-        sys.executable, "-c", STOCK, "user/tiny", tmp_path / "picture.png", **hub.environment(tmp_path / "home")
-    )
+    words = [sys.executable, "-c", STOCK, "user/tiny", tmp_path / "picture.png"]
+    result = run_command(*words, new_process=True, **hub.environment(tmp_path / "home"))
     assert result.returncode == 0, result.stderr
     stock = json.loads(result.stdout.splitlines()[-1])
     classifier = hfvit.load_classifier(published[0])

@@ -208,7 +208,8 @@ def test_predict_into_closed_pipe_succeeds(model, photos):
 @pytest.mark.integration
 def test_predict_command_prints_clean_output(model, photos, tmp_path):
     """Run the console command: no messages of libraries."""
-    result = run_command("hfvit", "predict", model, f"{photos}/*.png", photos, "--json", "--top_k", 1)
+    words = ["hfvit", "predict", model, f"{photos}/*.png", photos, "--json", "--top_k", 1]
+    result = run_command(*words, new_process=True)
     assert result.returncode == 0
     assert [json.loads(line)["predictions"][0]["label"] for line in result.stdout.splitlines()] == LABELS
     assert result.stderr == ""

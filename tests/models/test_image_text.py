@@ -171,7 +171,7 @@ def test_save_pretrained_of_fusion_model_round_trips(fused, tmp_path):
 
 def test_auto_config_without_hfvit_names_the_model_type(fused):
     code = f"from transformers import AutoConfig; AutoConfig.from_pretrained({str(fused[0])!r})"
-    result = run_command("python", "-c", code)
+    result = run_command("python", "-c", code, new_process=True)
     assert result.returncode == 1
     assert "hfvit_fusion" in result.stderr
 

@@ -69,7 +69,7 @@ def test_checkpoint_loads_in_transformers_without_hfvit(saved, tmp_path):
         "assert model.config.id2label == {0: 'red', 1: 'green', 2: 'blue'}, model.config.id2label\n"
         "assert type(model).__name__ == 'TimmWrapperForImageClassification'\n"
     )
-    result = run_command(sys.executable, "-c", script, folder, tmp_path)
+    result = run_command(sys.executable, "-c", script, folder, tmp_path, new_process=True)
     assert result.returncode == 0, result.stderr
 
 

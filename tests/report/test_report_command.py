@@ -209,7 +209,7 @@ def test_calibrated_predictions_use_the_temperature_of_the_run(trained, tmp_path
 
 
 def test_report_of_a_missing_folder_does_not_import_torch():
-    result = run_command("hfvit", "report", "no/such/folder")
+    result = run_command("hfvit", "report", "no/such/folder", new_process=True)
     assert result.returncode == 2
     assert_names(result.stderr, "no/such/folder")
     assert "Traceback" not in result.stderr

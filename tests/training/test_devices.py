@@ -3,12 +3,15 @@
 import math
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from helpers.images import colored_split
 from helpers.micro_trainer import assert_resumes_exactly, limit, losses, make_trainer, weights
+from helpers.onnx_graphs import write_configs, write_graph
 from timm.data import resolve_data_config
 
+from hfvit.errors import ModelError
 from hfvit.inference.classifier import load_classifier
 from hfvit.recipe.arguments import POLICIES
 from hfvit.transforms.augmentation import Augmentation
@@ -147,3 +150,22 @@ def test_classifier_equals_the_trainer(device, tmp_path):
     names = [trainer.model.config.id2label[index] for index in range(probabilities.shape[1])]
     for found, row in zip(classifier(images), probabilities, strict=True):
         assert [found[name] for name in names] == pytest.approx(row.tolist(), abs=1e-3)
+
+
+@pytest.mark.parametrize("batch", ["batch_size", 4])
+@pytest.mark.parametrize("pixels", [False, True])
+def test_onnx_backend_computes_logits_of_tensors_in_its_memory(device, tmp_path, batch, pixels):
+    if device == "cuda" and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("needs onnxruntime-gpu")
+    write_graph(tmp_path / "model.onnx", batch=batch, pixels=pixels)
+    backend = load_classifier(write_configs(tmp_path), device=device).backend
+    shape = (6, 16, 16, 3) if pixels else (6, 3, 16, 16)
+    values = torch.from_numpy(np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8))
+    values = (values if pixels else values / 255).to(device)
+    for images in (6, 4, 1, 0):
+        found = backend(values[:images])
+        assert found.device.type == device
+        expected = backend(values[: max(images, 1)].cpu().numpy())[:images]
+        np.testing.assert_allclose(found.cpu().numpy(), expected, atol=1e-5)
+    with pytest.raises(ModelError, match=r"^pixels?_?\w*: .*\bmeta\b"):
+        backend(values.to("meta"))

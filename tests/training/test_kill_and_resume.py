@@ -27,10 +27,8 @@ EVERYTHING = {
 
 
 @pytest.fixture(scope="module")
-def killer(tmp_path_factory):
-    killer = Killer(tmp_path_factory.mktemp("killer"))
-    yield killer
-    killer.close()
+def killer():
+    return Killer()
 
 
 @pytest.fixture(scope="module")

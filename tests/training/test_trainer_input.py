@@ -200,12 +200,17 @@ def test_augmentation_parameters_are_not_rounded_by_deepspeed(tmp_path, monkeypa
     assert torch.equal(trainer._prepare_inputs(batch)["pixel_values"], expected)
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the processor")
-def test_torch_compile_run_saves_plain_names(tmp_path):
+NEEDS_COMPILER = pytest.mark.skipif(
+    shutil.which("g++") is None, reason="inductor needs a C++ compiler on the processor"
+)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=[pytest.mark.slow, NEEDS_COMPILER])])
+def test_torch_compile_run_saves_plain_names(tmp_path, backend):
     options = {"num_train_epochs": 1, "ema_decay": 0.9}
     plain = make_trainer(tmp_path / "plain", **options)
     plain.train()
-    compiled = make_trainer(tmp_path / "compiled", torch_compile=True, **options)
+    compiled = make_trainer(tmp_path / "compiled", torch_compile=True, torch_compile_backend=backend, **options)
     compiled.train()
     assert losses(compiled) == pytest.approx(losses(plain), rel=1e-3)
     saved = load_file(tmp_path / "compiled" / "checkpoint-5" / "model.safetensors")

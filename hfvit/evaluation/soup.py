@@ -1,0 +1,164 @@
+"""Average the weights of several finished runs."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import hfvit
+from hfvit.artifacts.artifact import find_artifact
+from hfvit.artifacts.constants import PREPROCESSOR_FILE, RECIPE_FILE, STAGING
+from hfvit.artifacts.run_record import RunRecord
+from hfvit.artifacts.soup_record import SoupRecord
+from hfvit.errors import DataError, ModelError
+from hfvit.evaluation.split import evaluation_split
+from hfvit.inference.classifier import load_classifier
+from hfvit.metrics.task import task_of
+from hfvit.models.configuration import HFViTConfig, load_config
+from hfvit.models.modeling import HFViTForImageClassification
+from hfvit.models.soup import Weights, cook_soup
+from hfvit.recipe.arguments import GREEDY, SOUPS
+from hfvit.utils.files import check_writable, commit_file, expand_user, wrap_write_errors
+
+# Values of a configuration that all members of a soup must share.
+SHARED = ("architecture", "model_args", "label_names", "problem_type", "pretrained_cfg")
+
+
+def soup(
+    runs: Sequence[str | Path],
+    output_dir: str | Path,
+    *,
+    kind: str = GREEDY,
+    dataset_name: str | None = None,
+    split: str | None = None,
+    max_samples: int | None = None,
+    batch_size: int | None = None,
+    device: str | None = None,
+) -> SoupRecord:
+    """Average the weights of several runs (https://arxiv.org/abs/2203.05482), and save the checkpoint.
+
+    Args:
+        runs: two or more output folders or Hub ids, of one architecture with the same classes.
+        output_dir: folder for the checkpoint, which must be empty or new.
+        kind: "greedy" to add one run after the other, the best first, as long as the accuracy or mAP does not drop;
+            "uniform" for the mean of all.
+        dataset_name: labeled images. Default: the data set of the first run's recipe.
+        split: split of the data set, on which no run was trained. Default: the validation images of the recipe, which
+            must be those of all runs.
+        max_samples: number of images, sampled. Default: all.
+        batch_size: number of images per forward pass. Default: that of the device.
+        device: `cpu`, `cuda`, ... Default: CUDA if available.
+
+    Returns:
+        Scores of the runs and of the mean, also saved as soup.json.
+
+    Raises:
+        ModelError: a run cannot be loaded, or has another architecture, classes or preprocessing than the first.
+        DataError: the runs have different validation images, or the images cannot be used.
+    """
+    if kind not in SOUPS:
+        raise ModelError(f"kind: must be one of {', '.join(SOUPS)}, got {kind!r}.")
+    names = [str(run) for run in runs]
+    if len(set(names)) < 2:
+        raise ModelError(f"RUN: must be two or more different runs, got {len(set(names))}.")
+    config = check_same_networks(names)
+    target = expand_user(output_dir)
+    check_writable(target, "--output_dir")
+    if any(path.name != STAGING for path in target.iterdir()):
+        raise DataError(f"--output_dir: must be empty, got {output_dir}.")
+    if dataset_name is None and split is None:
+        check_same_validation_images(names)
+    labeled = evaluation_split(names[0], dataset_name=dataset_name, split=split, max_samples=max_samples)
+    task = task_of(config)
+    classifier = load_classifier(names[0], device)
+    logits = {}
+
+    def read(name: str) -> Weights:
+        return HFViTForImageClassification.from_pretrained(name).state_dict()
+
+    def score(weights: Weights) -> float:
+        classifier.backend.model.load_state_dict(weights)
+        logits["last"] = classifier.logits(labeled.images(), batch_size)
+        return task.scalars(logits["last"], labeled.labels, labeled.classes)[task.default_metric]
+
+    result, weights = cook_soup(kind, names, read, score, metric=task.default_metric)
+    thresholds = None
+    if labeled.labels.ndim > 1:
+        score(weights)
+        thresholds = task.fit_thresholds({"validation": (logits["last"], labeled.labels)}).values
+    save_soup(names[0], weights, thresholds, target)
+    for member in result.members:
+        member.name = Path(member.name).name if find_artifact(member.name).folder else member.name
+    record = SoupRecord(hfvit_version=hfvit.__version__, soup=result, data=labeled.record)
+    record.save(target)
+    return record
+
+
+def check_same_networks(names: Sequence[str]) -> HFViTConfig:
+    """Return the configuration of the first run; raise `ModelError` if another one differs.
+
+    Args:
+        names: checkpoint folders or Hub ids.
+    """
+    configs = []
+    for name in names:
+        if not find_artifact(name).is_checkpoint:
+            raise ModelError(f"RUN: must be a checkpoint, got {name}.")
+        configs.append(load_config(name))
+    first, *others = configs
+    for name, config in zip(names[1:], others, strict=True):
+        for key in SHARED:
+            if getattr(first, key, None) != getattr(config, key, None):
+                raise ModelError(f"RUN: {key} of {name} differs from that of {names[0]}. Pass runs that share it.")
+    return first
+
+
+def check_same_validation_images(names: Sequence[str]) -> None:
+    """Raise `DataError` unless all runs have the same validation images.
+
+    Otherwise some runs would be judged by images that they were trained on.
+
+    Args:
+        names: checkpoint folders.
+    """
+    found = {}
+    remedy = "Pass --dataset_name or --split with images that no run was trained on"
+    for name in names:
+        folder = find_artifact(name).folder
+        if folder is None:
+            raise DataError(f"--dataset_name: required, as the validation images of {name} on the Hub are not known.")
+        record = RunRecord.load(folder)
+        images = record.data.splits.get("validation")
+        found[name] = images and images.fingerprint
+    first, *others = found.items()
+    for name, fingerprint in others:
+        if fingerprint is None or fingerprint != first[1]:
+            raise DataError(
+                f"RUN: {name} has other validation images than {first[0]}. {remedy}, or train them with the same seed"
+                " or validation_split."
+            )
+
+
+def save_soup(run: str, weights: Weights, thresholds: Sequence[float] | None, target: Path) -> None:
+    """Save the checkpoint, with preprocessing and recipe of the first run.
+
+    Args:
+        run: checkpoint folder or Hub id of the first run.
+        weights: averaged weights.
+        thresholds: thresholds of a multi-label model, or None.
+        target: output folder.
+    """
+    model = HFViTForImageClassification.from_pretrained(run)
+    model.load_state_dict(weights)
+    if thresholds is not None:
+        model.config.thresholds = list(thresholds)
+    staging = target / STAGING
+    with wrap_write_errors(f"--output_dir: {target}"):
+        try:
+            model.save_pretrained(staging)
+            for name in (PREPROCESSOR_FILE, RECIPE_FILE):
+                if file := find_artifact(run).beside(name):
+                    shutil.copyfile(file, staging / name)
+            for file in sorted(staging.iterdir()):
+                commit_file(file, target / file.name)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)

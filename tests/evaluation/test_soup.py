@@ -1,0 +1,99 @@
+"""`hfvit soup`: means of runs, against plain means and stock transformers."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from helpers.images import LABELS, colored_split
+from helpers.recipes import MICRO_RECIPE
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+import hfvit
+from hfvit.cli import main as hfvit_command
+from hfvit.errors import HFViTError
+from hfvit.pipeline import main as train
+
+TEST = colored_split(31, 2)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, colors):
+    """Train three short runs that differ in the learning rate, and one with another seed."""
+    folder = tmp_path_factory.mktemp("runs")
+    recipe = folder / "micro.yaml"
+    recipe.write_text(MICRO_RECIPE + f"dataset_name: {colors}\nuse_cpu: true\nmax_steps: 3\n")
+    for name, words in {"a": "2e-3", "b": "4e-3", "c": "1e-2", "seed": "2e-3 --seed 4"}.items():
+        train([str(recipe), "--output_dir", str(folder / name), "--learning_rate", *words.split()])
+    return folder
+
+
+def accuracy(folder, state=None) -> float:
+    """Compute the accuracy on the test split with stock transformers."""
+    model = AutoModelForImageClassification.from_pretrained(folder).eval()
+    if state:
+        model.load_state_dict({f"timm_model.{name}": value for name, value in state.items()})
+    images = [image.convert("RGB") for image in TEST["img"]]
+    inputs = AutoImageProcessor.from_pretrained(folder, backend="pil")(images, return_tensors="pt")
+    with torch.no_grad():
+        predicted = model(**inputs).logits.argmax(1).numpy()
+    return (predicted == np.array(TEST["label"])).mean()
+
+
+def mean(states) -> dict[str, torch.Tensor]:
+    return {name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]}
+
+
+@pytest.mark.parametrize("kind", ["uniform", "greedy"])
+def test_soup_of_runs_equals_plain_means(runs, tmp_path, kind):
+    names = ["a", "b", "c"]
+    states = {name: load_file(runs / name / "model.safetensors") for name in names}
+    scores = {name: accuracy(runs / name) for name in names}
+    used = names
+    if kind == "greedy":
+        first, *rest = sorted(names, key=scores.get, reverse=True)
+        used = [first]
+        for name in rest:
+            candidate = mean([states[each] for each in [*used, name]])
+            if accuracy(runs / "a", candidate) >= accuracy(runs / "a", mean([states[each] for each in used])):
+                used.append(name)
+    record = hfvit.soup([runs / name for name in names], tmp_path / "soup", kind=kind, split="test", device="cpu")
+    assert {member.name: member.score for member in record.soup.members} == scores
+    assert sorted(record.soup.used) == sorted(used)
+    saved = load_file(tmp_path / "soup" / "model.safetensors")
+    for name, value in mean([states[each] for each in used]).items():
+        torch.testing.assert_close(saved[name], value, atol=1e-6, rtol=1e-5)
+    assert record.soup.score == accuracy(tmp_path / "soup")
+    assert hfvit.validate(tmp_path / "soup", split="test", device="cpu", show_progress=False).rows[0].accuracy == (
+        record.soup.score
+    )
+
+
+def test_soup_command_prints_and_saves_the_scores(runs, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        hfvit_command(["soup", str(runs / "a"), str(runs / "b"), "--output_dir", str(tmp_path / "out")])
+    assert not stop.value.code
+    saved = json.loads((tmp_path / "out" / "soup.json").read_text())
+    printed = capsys.readouterr().out
+    assert f"{saved['soup']['score']:.2%}" in printed
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "config.json", "model.safetensors", "recipe.yaml", "soup.json",
+    }  # fmt: skip
+    assert list(hfvit.predict(tmp_path / "out", TEST["img"][0], device="cpu")) != LABELS[:0]
+
+
+def test_runs_that_cannot_be_averaged_are_one_error(runs, tmp_path, colors):
+    wrong = {
+        r"^RUN: .*two or more": ([runs / "a", runs / "a"], tmp_path / "out", {}),
+        r"^RUN: .*other validation images": ([runs / "a", runs / "seed"], tmp_path / "out", {}),
+        r"^kind: .*'mean'": ([runs / "a", runs / "b"], tmp_path / "out", {"kind": "mean"}),
+        r"^--output_dir: ": ([runs / "a", runs / "b"], runs / "a", {}),
+        r"^RUN: label_names of ": ([runs / "a", tmp_path / "other"], tmp_path / "out", {}),
+    }
+    model = hfvit.HFViTForImageClassification.from_pretrained(runs / "a", labels=["red", "blue"])
+    model.save_pretrained(tmp_path / "other")
+    for message, (members, output_dir, options) in wrong.items():
+        with pytest.raises(HFViTError, match=message):
+            hfvit.soup(members, output_dir, device="cpu", **options)
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())

@@ -1,0 +1,122 @@
+"""SWA and soups of checkpoints, against torch's AveragedModel and plain means."""
+
+import json
+
+import pytest
+import torch
+from helpers.micro_trainer import assert_resumes_exactly, make_trainer, weights
+from safetensors.torch import load_file
+from torch.optim.swa_utils import AveragedModel
+from transformers import TrainerCallback
+
+from hfvit.artifacts.run_record import RunRecord
+from hfvit.errors import RecipeError
+from hfvit.pipeline import main
+from hfvit.recipe.loader import load_recipe
+
+SOUP = {"save_total_limit": None, "num_train_epochs": 4, "metric_for_best_model": "loss", "greater_is_better": False}
+
+
+def test_swa_equals_torchs_averaged_model(tmp_path):
+    class Average(TrainerCallback):
+        def on_train_begin(self, args, state, control, model=None, **kwargs):
+            self.model = AveragedModel(model)
+
+        def on_optimizer_step(self, args, state, control, model=None, **kwargs):
+            if state.global_step + 1 > 5:  # half of the 10 steps
+                self.model.update_parameters(model)
+
+    expected = Average()
+    trainer = make_trainer(tmp_path, [expected], swa_start=0.5, load_best_model_at_end=False)
+    trainer.train()
+    assert expected.model.n_averaged == 5
+    for name, value in weights(trainer).items():
+        torch.testing.assert_close(value, expected.model.module.state_dict()[name], atol=1e-6, rtol=1e-5)
+
+
+def test_resumed_run_with_swa_equals_uninterrupted(tmp_path):
+    assert_resumes_exactly(lambda folder, callbacks=None: make_trainer(folder, callbacks, swa_start=0.3), tmp_path)
+    with pytest.raises(RecipeError, match=r"^ema_decay: "):
+        make_trainer(tmp_path / "killed", ema_decay=0.9).train(str(tmp_path / "killed" / "checkpoint-5"))
+
+
+def states(folder, file) -> list[dict[str, torch.Tensor]]:
+    """Read the weights of all checkpoints by the model's names."""
+    found = [load_file(folder / f"checkpoint-{step}" / file) for step in (5, 10, 15, 20)]
+    return [
+        {f"timm_model.{name.removeprefix('timm_model.')}": value for name, value in each.items()} for each in found
+    ]
+
+
+def mean(members) -> dict[str, torch.Tensor]:
+    return {name: torch.stack([state[name] for state in members]).mean(0) for name in members[0]}
+
+
+@pytest.mark.parametrize("ema", [None, 0.6])
+@pytest.mark.parametrize("kind", ["greedy", "uniform"])
+def test_soup_equals_plain_means(tmp_path, kind, ema):
+    trainer = make_trainer(tmp_path, soup=kind, ema_decay=ema, learning_rate=0.01, **SOUP)
+    trainer.train()
+    plain = make_trainer(tmp_path / "plain", **SOUP)
+
+    def loss(state) -> float:
+        plain.model.load_state_dict(state)
+        return plain.evaluate()["eval_loss"]
+
+    members = states(tmp_path, "ema.safetensors" if ema else "model.safetensors")
+    scores = [loss(state) for state in members]
+    used = list(range(4))
+    if kind == "greedy":
+        first, *rest = sorted(range(4), key=scores.__getitem__)
+        used = [first]
+        for index in rest:
+            if loss(mean([members[i] for i in [*used, index]])) <= loss(mean([members[i] for i in used])):
+                used.append(index)
+    expected = mean([members[index] for index in used])
+    soup = trainer.soup
+    assert [member.score for member in soup.members] == pytest.approx(scores, rel=1e-5)
+    assert soup.used == [f"checkpoint-{5 * index + 5}" for index in sorted(used)]
+    assert soup.score == pytest.approx(loss(expected), rel=1e-4)
+    assert soup.before == pytest.approx(min(scores), rel=1e-5)  # load_best_model_at_end
+    assert soup.is_used == (soup.score <= soup.before)
+    final = expected if soup.is_used else members[scores.index(min(scores))]
+    for name, value in weights(trainer).items():
+        torch.testing.assert_close(value, final[name], atol=1e-6, rtol=1e-5)
+
+
+def test_resumed_run_with_soup_equals_uninterrupted(tmp_path):
+    def prepared(folder, callbacks=None):
+        return make_trainer(folder, callbacks, soup="uniform", load_best_model_at_end=False, save_total_limit=None)
+
+    assert_resumes_exactly(prepared, tmp_path)
+
+
+def test_run_records_its_soup(recipe, tmp_path):
+    main([str(recipe), "--soup", "uniform", "--save_total_limit", "none", "--metric_for_best_model", "loss"])
+    record = RunRecord.load(tmp_path / "out")
+    soup = record.training.soup
+    assert [member.name for member in soup.members] == ["checkpoint-6", "checkpoint-12"]
+    score = soup.score if soup.is_used else soup.before
+    assert record.metrics["validation"].loss == pytest.approx(score, abs=1e-6)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert ("uniform soup" in card) == soup.is_used
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["recipe"]["soup"] == "uniform"
+    assert not list((tmp_path / "out").glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        ("--swa_start 1", "--swa_start"),
+        ("--swa_start 0.5 --ema_decay 0.9", "--ema_decay, --swa_start"),
+        ("--swa_start 0.5 --save_only_model true", "--save_only_model"),
+        ("--soup mean", "--soup"),
+        ("--soup greedy --save_total_limit 1", "--soup"),
+        ("--soup greedy --save_strategy no --load_best_model_at_end false", "--soup"),
+        ("--soup greedy --finetuning lora --model_name_or_path timm/x", "--soup"),
+        ("--swa_start 0.5 --finetuning linear_probe --model_name_or_path timm/x", "--swa_start"),
+    ],
+)
+def test_options_that_exclude_each_other_are_one_error(recipe, words, option):
+    with pytest.raises(RecipeError, match=rf"^{option}: "):
+        load_recipe([str(recipe), *words.split()])
