@@ -15,6 +15,7 @@ from hfvit.cli import main as hfvit_command
 from hfvit.errors import RecipeError
 from hfvit.lr_finder import find_lr
 
+SCHEDULE = ("--lr_scheduler_type", "cosine_with_restarts", "--lr_scheduler_kwargs", '{"num_cycles": 2}')
 WRITTEN = {"lr_finder/lr_finder.json", "lr_finder/lr_finder.png"}
 
 
@@ -25,7 +26,7 @@ def test_find_lr_writes_curve_and_plot_and_keeps_the_run(recipe, tmp_path, capsy
         (out / name).write_text("of a run")
     before = {name: (out / name).read_bytes() for name in files(out)}
     with pytest.raises(SystemExit) as ended:
-        hfvit_command(["train", str(recipe), "--find_lr", "--layer_decay", "0.8", "--ema_decay", "0.9"])
+        hfvit_command(["train", str(recipe), "--find_lr", "--layer_decay", "0.8", "--soup", "greedy", *SCHEDULE])
     assert not ended.value.code
     assert files(out) == {*before, *WRITTEN}
     assert all((out / name).read_bytes() == content for name, content in before.items())
