@@ -31,8 +31,9 @@ LOW, HIGH, STEPS = 1e-7, 10.0, 100  # as in fastai
 OVERRIDDEN = {
     "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False, "logging_strategy": "steps",
     "logging_steps": 1, "early_stopping_patience": None, "ema_decay": None, "swa_start": None, "soup": None,
-    "nan_policy": "stop", "lr_scheduler_type": "constant", "lr_scheduler_kwargs": None, "warmup_steps": 0, "mix_off_epochs": 0, "progressive_image_size": None,
-    "report_to": "none", "push_to_hub": False, "resume_from_checkpoint": None, "seeds": None,
+    "nan_policy": "stop", "lr_scheduler_type": "constant", "lr_scheduler_kwargs": None, "warmup_steps": 0,
+    "mix_off_epochs": 0, "progressive_image_size": None, "report_to": "none", "push_to_hub": False,
+    "resume_from_checkpoint": None, "seeds": None, "folds": None,
 }  # fmt: skip
 
 
