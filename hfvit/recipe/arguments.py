@@ -95,8 +95,14 @@ class DataArguments:
     validation_fraction: float = _field(
         0.1,
         "Fraction of the training split to hold out for validation, above 0 and below 1; stratified. Only used without"
-        " validation_split.",
+        " validation_split and folds.",
     )
+    folds: int | None = _field(
+        None,
+        "Cross-validation: train once for each fold of the training split, in output_dir/fold_N, and validate on that"
+        " fold; stratified, and without test split.",
+    )
+    fold: int | None = _field(None, "Train with this fold only, 0 to folds - 1. Only used with folds.")
     max_train_samples: int | None = _field(
         None, "Maximum number of training images, sampled with seed (of a stream the first ones). Default: all."
     )
@@ -168,6 +174,7 @@ class DataArguments:
         _check_fraction("test_fraction", self.test_fraction)
         _check(self.on_bad_image in BAD_IMAGES, "on_bad_image", self.on_bad_image, f"one of {', '.join(BAD_IMAGES)}")
         self._check_roles()
+        self._check_folds()
         if self.streaming:
             self._check_streaming()
         crop_pct = self.crop_pct
@@ -226,6 +233,20 @@ class DataArguments:
                 raise RecipeError(
                     f"test_split: must differ from the {role} split, got '{name}'. Pass none to omit it."
                 )
+
+    def _check_folds(self) -> None:
+        """Raise `RecipeError` for options that cross-validation does not support."""
+        if self.folds is None:
+            return
+        _check(self.folds >= 2, "folds", self.folds, "at least 2")
+        _check(self.fold is None or 0 <= self.fold < self.folds, "fold", self.fold, f"from 0 to {self.folds - 1}")
+        if self.validation_split:
+            raise RecipeError(
+                f"validation_split: not available with folds, got '{self.validation_split}'. Omit it, and pass"
+                f" --train_split {self.train_split}+{self.validation_split} to use its images, too."
+            )
+        if self.streaming:
+            raise RecipeError("streaming: not available with folds. Set streaming to false.")
 
     def _check_streaming(self) -> None:
         """Raise `RecipeError` for splits that do not work with streaming."""
@@ -375,6 +396,13 @@ class RunArguments:
         "Factor of the learning rate after each rewind, above 0 and at most 1. Only used with nan_policy=rewind.",
     )
     nan_max_rewinds: int = _field(3, "Rewinds before the run stops. Only used with nan_policy=rewind.")
+    seeds: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "Train once for each seed, in output_dir/seed_N, and report mean and standard deviation: seeds"
+            " such as 0 1 2, or their number (3 for 0 1 2), instead of seed."
+        },
+    )
     overwrite_output_dir: bool = _field(
         False, "Delete the run in output_dir and start a new one; other files are kept."
     )
@@ -382,6 +410,9 @@ class RunArguments:
         False, "Resume although the data set changed, so that validation images may have been trained on."
     )
     keep_checkpoints: bool = _field(False, "Keep checkpoint-* (with optimizer state) after the run is finished.")
+    save_predictions: bool = _field(
+        False, "Write the probabilities of all validation and test images to predictions.parquet."
+    )
     plots: bool = _field(True, "Draw figures of the run to output_dir/plots. `hfvit report` draws them later.")
     quiet: bool = _field(False, "Print warnings and errors only.")
     verbose: bool = _field(False, "Also print messages, warnings and progress bars of libraries.")
@@ -397,6 +428,12 @@ class RunArguments:
         "Whether expected_accuracy was measured; if false, hfvit verify does not fail below it.",
     )
 
+    @property
+    def seed_list(self) -> list[int]:
+        """Return the seeds to train with, none for a single run."""
+        seeds = self.seeds or []
+        return list(range(seeds[0])) if len(seeds) == 1 else seeds
+
     def check(self) -> None:
         """Raise `RecipeError` for a value out of range."""
         for key in ("global_batch_size", "early_stopping_patience", "nan_max_rewinds"):
@@ -411,6 +448,12 @@ class RunArguments:
         if self.eval_tta is not None:
             _check_choice("eval_tta", self.eval_tta, TTA)
         _check(not (self.quiet and self.verbose), "quiet", True, "false with verbose")
+        seeds = self.seeds
+        if seeds and len(seeds) == 1:
+            _check(seeds[0] >= 2, "seeds", seeds[0], "at least 2, or several seeds")
+        elif seeds is not None:
+            allowed = "different integers from 0 to 4,294,967,295, or their number"
+            _check(len(set(seeds)) == len(seeds) > 0 and all(0 <= n < 2**32 for n in seeds), "seeds", seeds, allowed)
         expected = self.expected_accuracy
         is_range = expected is None or (len(expected) == 2 and 0.0 <= expected[0] <= expected[1] <= 100.0)
         _check(is_range, "expected_accuracy", expected, "two percentages from 0 to 100, the lower first")

@@ -15,6 +15,8 @@ from transformers.hf_argparser import string_to_bool
 
 from hfvit.errors import RecipeError, nearest, one_line
 from hfvit.recipe.arguments import (
+    DEFAULT_TEST_FRACTION,
+    DEFAULT_TEST_SPLIT,
     SINGLE_LABEL,
     AugmentationArguments,
     DataArguments,
@@ -79,7 +81,12 @@ NEEDS = (
     ),
     Need("fusion_layers", "with fusion=cross_attention", lambda v: v["fusion"] == "cross_attention"),
     Need("model_revision", "with model_name_or_path", lambda v: v["model_name_or_path"]),
-    Need("validation_fraction", "without validation_split", lambda v: not v["validation_split"]),
+    Need(
+        "validation_fraction",
+        "without validation_split and folds",
+        lambda v: not (v["validation_split"] or v["folds"]),
+    ),
+    Need("fold", "with folds", lambda v: v["folds"]),
     Need("shuffle_buffer_size stream_evaluation", "with streaming=true", lambda v: v["streaming"]),
     Need(
         "rand_augment_magnitude rand_augment_num_ops",
@@ -194,6 +201,18 @@ class Recipe:
     def to_yaml(self) -> str:
         """Return the resolved recipe, which repeats the run, without tokens."""
         return yaml.safe_dump(mask_values(self.values), sort_keys=False, allow_unicode=True)
+
+    @property
+    def repeated_by(self) -> str | None:
+        """Return the key by which the recipe describes several runs, None for one run."""
+        if self.training.seeds:
+            return "seeds"
+        return "folds" if self.data.folds and self.data.fold is None else None
+
+    def check_is_one_run(self) -> None:
+        """Raise `RecipeError` if the recipe describes several runs."""
+        if self.repeated_by:
+            raise RecipeError(f"{self.repeated_by}: only available in `hfvit train`. Omit it for a single run.")
 
     @property
     def checkpoints(self) -> dict[str, str | None]:
@@ -374,7 +393,26 @@ def _build_sections(parser: HfArgumentParser, namespace: argparse.Namespace) -> 
     augmentation.check_against(training)
     finetuning.check_against(model, data, augmentation, training)
     model.check_texts(data, augmentation)
+    if training.save_predictions and data.streaming:
+        raise RecipeError("save_predictions: not available with streaming. Set it to false.")
+    _check_repetition(data, training)
     return sections
+
+
+def _check_repetition(data: DataArguments, training: HFViTTrainingArguments) -> None:
+    """Raise `RecipeError` for options that several runs of a recipe do not support."""
+    if training.seeds and data.folds:
+        raise RecipeError("seeds, folds: must not both be set. Omit one of them.")
+    key = "seeds" if training.seeds else "folds"
+    if not training.seeds and (data.folds is None or data.fold is not None):
+        return
+    if training.push_at_end:
+        raise RecipeError(f"push_to_hub: not available with {key}. Push one of the runs with `hfvit push`.")
+    if training.resume_from_checkpoint not in (None, "auto"):
+        raise RecipeError(
+            f"resume_from_checkpoint: must be auto with {key}, which resumes all runs, got"
+            f" '{training.resume_from_checkpoint}'."
+        )
 
 
 def _fails_with(parser: HfArgumentParser, namespace: argparse.Namespace, message: str) -> bool:
@@ -446,6 +484,14 @@ def _as_option(key: str, value: Any) -> list[str]:
     return [f"--{key}={value}"]
 
 
+def without_test_split(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values of a recipe without test split, whose images stay excluded from training."""
+    changed = {**values, "test_split": None}
+    if values.get("test_split", DEFAULT_TEST_SPLIT) and values.get("test_fraction") is None:
+        changed["test_fraction"] = DEFAULT_TEST_FRACTION
+    return changed
+
+
 def default_of(key: str) -> Any:
     """Return the default of a recipe key, None for an unknown key."""
     field = _FIELDS.get(key)
@@ -468,7 +514,7 @@ def _resolved(*sections, typed: dict[str, Any], given: dict[str, Any]) -> dict[s
     # options change.
     omitted = (
         "overwrite_output_dir", "allow_changed_data", "resume_from_checkpoint", "push_to_hub", "quiet", "verbose",
-        "json_log", *EXPECTATION,
+        "json_log", "seeds", *EXPECTATION,
     )  # fmt: skip
     return {
         key: value
