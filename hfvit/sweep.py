@@ -20,6 +20,7 @@ from hfvit.recipe.loader import default_of, load_recipe, without_test_split
 from hfvit.recipe.training_args import is_better_when_greater
 from hfvit.utils.files import write_text
 from hfvit.utils.formatting import aligned
+from hfvit.utils.optional import import_optional
 
 BEST_FILE = "best.yaml"
 STUDY_FILE = "sweep.journal"
@@ -116,11 +117,7 @@ class Sweep:
     """
 
     def __init__(self, argv: list[str], space: dict[str, Any], seed: int = 0, prune: bool = False):
-        try:
-            import optuna
-        except ImportError:
-            raise RecipeError("hfvit sweep requires optuna. Install it with `pip install hfvit[sweep]`.") from None
-        self.optuna = optuna
+        self.optuna = import_optional("optuna", "sweep", "hfvit sweep", RecipeError)
         self.space = space
         recipe = load_recipe(argv)
         recipe.check_is_one_run()
