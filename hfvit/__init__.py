@@ -3,6 +3,7 @@
 Train
     inspect("photos", html="photos.html")      check a data set first; returns an Inspection
     train("quickstart", output_dir="out")      a recipe, as `hfvit train` does; returns a RunRecord
+    find_lr("quickstart")                      learning rate range test; returns a LearningRateCurve
     HFViTTrainer(model=..., args=...,          your own datasets.Dataset, transforms, loss and metrics
         train_dataset=..., eval_dataset=...)
     HFViTTrainingArguments                     its arguments
@@ -46,11 +47,12 @@ if TYPE_CHECKING:
     from hfvit.inference.classifier import load_classifier as load_classifier
     from hfvit.inference.classifier import predict as predict
     from hfvit.inference.embed import embed as embed
+    from hfvit.lr_finder import find_lr as find_lr
     from hfvit.models.configuration import HFViTConfig as HFViTConfig
     from hfvit.models.image_text import HFViTFusionConfig as HFViTFusionConfig
     from hfvit.models.image_text import HFViTFusionForImageClassification as HFViTFusionForImageClassification
     from hfvit.models.modeling import HFViTForImageClassification as HFViTForImageClassification
-    from hfvit.pipeline import train as train
+    from hfvit.multirun import train as train
     from hfvit.recipe.arguments import AugmentationArguments as AugmentationArguments
     from hfvit.recipe.arguments import DataArguments as DataArguments
     from hfvit.recipe.arguments import FinetuningArguments as FinetuningArguments
@@ -79,13 +81,14 @@ _PUBLIC = {
     "embed": ("inference.embed", "embed"),
     "export_onnx": ("export.onnx", "export_onnx"),
     "extend": ("evaluation.extend", "extend"),
+    "find_lr": ("lr_finder", "find_lr"),
     "inspect": ("report.inspection", "inspect"),
     "load_classifier": ("inference.classifier", "load_classifier"),
     "predict": ("inference.classifier", "predict"),
     "push": ("hub.push", "push"),
     "quantize_onnx": ("export.quantization", "quantize_onnx"),
     "soup": ("evaluation.soup", "soup"),
-    "train": ("pipeline", "train"),
+    "train": ("multirun", "train"),
     "validate": ("evaluation.validate", "validate"),
     "write_report": ("report.write", "write_report"),
 }

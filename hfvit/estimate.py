@@ -5,16 +5,16 @@ import resource
 import shutil
 import sys
 import weakref
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
-from transformers import Trainer
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from hfvit.data.splits import DIGITS
 from hfvit.errors import ModelError, RecipeError
@@ -24,6 +24,7 @@ from hfvit.models.factory import build_image_model
 from hfvit.models.modeling import HFViTForImageClassification
 from hfvit.recipe.arguments import ModelArguments
 from hfvit.recipe.loader import Recipe
+from hfvit.recipe.optimizers import has_fallback, optimizer_factory
 from hfvit.training.losses import cross_entropy
 from hfvit.training.param_groups import build_param_groups
 from hfvit.utils.files import expand_user
@@ -148,7 +149,8 @@ def step_memory(
     if checkpointing:
         model.activation_checkpointing_enable()
     dtype = PRECISIONS.get(precision)
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    # Fake tensors cannot be compiled (timm's kron compiles its steps).
+    with torch.compiler.set_stance("force_eager"), FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu")
         live = LiveBytes()
         live.ignore([*model.parameters(), *model.buffers()])
@@ -161,8 +163,8 @@ def step_memory(
             loss.backward()
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         optimizer = _optimizer(model, args)
-        optimizer.step()
-        states = [value for state in optimizer.state.values() for value in state.values()]
+        _create_state(optimizer)
+        states = tree_leaves(list(optimizer.state.values()))  # kron has lists of tensors
     weights = _bytes([*model.parameters(), *model.buffers()])
     return StepMemory(
         weights=weights,
@@ -175,12 +177,31 @@ def step_memory(
 
 
 def _optimizer(model, args) -> torch.optim.Optimizer:
-    cls = torch.optim.AdamW
-    kwargs = {}
+    create = torch.optim.AdamW
+    options = {}
+    fallback = False
     if args is not None:
-        cls, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, model)
-    groups = build_param_groups(model.timm_model, kwargs.pop("lr", 1e-3), 0.0)
-    return cls(groups, **{**kwargs, "fused": False} if "fused" in kwargs else kwargs)
+        create, options = optimizer_factory(args, model)
+        fallback = has_fallback(args.optim)
+    groups = build_param_groups(model.timm_model, options.get("lr", 1e-3), 0.0, with_fallback=fallback)
+    return create(groups, **{**options, "fused": False} if "fused" in options else options)
+
+
+def _create_state(optimizer: torch.optim.Optimizer) -> None:
+    """Create the state of all weights, with fake tensors."""
+    try:
+        optimizer.step()
+        return
+    except DataDependentOutputException:  # fake tensors have no values
+        pass
+    # Every optimizer creates the state of a weight before it uses values.
+    gradients = {p: p.grad for group in optimizer.param_groups for p in group["params"]}
+    optimizer.zero_grad()
+    for weight, gradient in gradients.items():
+        weight.grad = gradient
+        with suppress(DataDependentOutputException):
+            optimizer.step()
+        weight.grad = None
 
 
 def _bytes(tensors) -> int:

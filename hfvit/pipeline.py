@@ -2,7 +2,6 @@
 
 import logging
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.trainer_utils import TrainOutput
@@ -28,13 +26,14 @@ from hfvit.data.splits import ImageSplits, warn_about_sizes
 from hfvit.data.starting_recipe import STARTING_RECIPE, find_and_load
 from hfvit.errors import HubError, printable, printable_lines
 from hfvit.evaluation.examples import ClassAnswers, Examples, LabelAnswers, answers_of
+from hfvit.evaluation.predictions import write_predictions
 from hfvit.finetuning.factory import build_trainer, prepare_finetuning
 from hfvit.hub.model_card import write_model_card
 from hfvit.hub.push import Destination, check_destination, push_to
 from hfvit.metrics.task import TASKS
 from hfvit.models.describe import describe_architecture
 from hfvit.models.factory import build_model
-from hfvit.recipe.loader import Recipe, as_options
+from hfvit.recipe.loader import Recipe
 from hfvit.recipe.training_args import HFViTTrainingArguments
 from hfvit.report.plots import remove_plots, write_plots, write_training_images
 from hfvit.report.summary import run_summary
@@ -55,57 +54,13 @@ logger = logging.getLogger("hfvit")
 
 
 def main(argv: list[str] | None = None, callbacks: Sequence[TrainerCallback] = ()) -> None:
-    """Run a recipe with command-line options.
+    """Run a recipe once, with command-line options.
 
     Args:
         argv: `RECIPE [--key value ...]`, or a local data set in place of the recipe; `sys.argv` by default.
         callbacks: callbacks of the trainer.
     """
     start(find_and_load(sys.argv[1:] if argv is None else argv), callbacks)
-
-
-def train(
-    recipe: str | Path | Mapping[str, Any],
-    *,
-    callbacks: Sequence[TrainerCallback] = (),
-    train_transforms: Callable | None = None,
-    compute_metrics: Callable | None = None,
-    compute_loss_func: Callable | None = None,
-    from_scratch: bool = False,
-    **fields: Any,
-) -> RunRecord | None:
-    """Train, evaluate, save and report a run, as `hfvit train` does.
-
-    Args:
-        recipe: name of a shipped recipe, YAML file, a dict with the keys of a recipe, or a local data set.
-        callbacks: callbacks of the trainer.
-        train_transforms: replaces the augmentation, see `data.transform_reader.TransformReader`.
-        compute_metrics: `EvalPrediction -> dict` of metrics in addition to hfvit's.
-        compute_loss_func: `(outputs, labels, num_items_in_batch) -> loss`, a mean over its batch.
-        from_scratch: train a small model without pretrained weights, for a data set in place of a recipe.
-        **fields: keys of the recipe to override: `output_dir="out"`, `learning_rate=1e-3`, ...
-
-    Returns:
-        The run's record, also saved as `run.json`; None on all processes but the first.
-
-    Raises:
-        RecipeError: the recipe is invalid; nothing was trained.
-        DataError: the data is unusable; nothing was trained.
-        ModelError: the model is unusable; nothing was trained.
-        NonFiniteLossError: the loss is NaN or infinite.
-        OutOfMemoryError: a single image does not fit into memory.
-        StorageError: a checkpoint cannot be written.
-        InterruptedRunError: the run was stopped by a signal and saved.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        if isinstance(recipe, Mapping):
-            path = Path(folder) / "recipe.yaml"
-            path.write_text(yaml.safe_dump(dict(recipe), sort_keys=False), encoding="utf-8")
-            recipe = path
-        scratch = ["--from_scratch"] if from_scratch else []
-        loaded = find_and_load([str(recipe), *scratch, *as_options(fields)])
-    functions = {"compute_metrics": compute_metrics, "compute_loss_func": compute_loss_func}
-    return start(loaded, callbacks, train_transforms, **{key: value for key, value in functions.items() if value})
 
 
 def start(
@@ -121,7 +76,11 @@ def start(
         callbacks: callbacks of the trainer.
         train_transforms: replaces the augmentation.
         **options: further arguments of `HFViTTrainer`.
+
+    Raises:
+        RecipeError: the recipe describes several runs, see `hfvit.multirun`.
     """
+    recipe.check_is_one_run()
     args = recipe.training
     if is_already_finished(args):
         if args.should_save:
@@ -197,18 +156,10 @@ def run(
     args = recipe.training
     destination = resolve_destination(args)
     checkpoint = prepare_output_dir(recipe)
-    with args.main_process_first(desc="loading the data set"):
-        splits = load_splits(recipe.data, args.seed, check_length=args.fit_stream)
-    recipe.pin(splits.facts["dataset_commit"], splits.kind.separator)
-    logger.info(splits.describe())
-    warn_about_sizes(splits)
-    task = TASKS[splits.problem_type]
-    recipe.fit_problem(task.problem_type, task.scalar_metrics, task.default_metric)
-    if not recipe.data.streaming and recipe.finetuning.finetuning != "linear_probe":
-        recipe.fit(len(splits.train))
+    splits = load_data(recipe)
 
     set_seed(args.seed)
-    model, tokenizer = build_model(recipe.model, splits.labels, recipe.data, task.problem_type)
+    model, tokenizer = build_model(recipe.model, splits.labels, recipe.data, splits.problem_type)
     method = prepare_finetuning(recipe.finetuning, model)
     if checkpoint:
         check_same_model(checkpoint, model)
@@ -251,6 +202,21 @@ def run(
     if destination:
         push_run(args.output_dir, destination)
     return record
+
+
+def load_data(recipe: Recipe) -> ImageSplits:
+    """Load the splits of a recipe, and fit the recipe to them."""
+    args = recipe.training
+    with args.main_process_first(desc="loading the data set"):
+        splits = load_splits(recipe.data, args.seed, check_length=args.fit_stream)
+    recipe.pin(splits.facts["dataset_commit"], splits.kind.separator)
+    logger.info(splits.describe())
+    warn_about_sizes(splits)
+    task = TASKS[splits.problem_type]
+    recipe.fit_problem(task.problem_type, task.scalar_metrics, task.default_metric)
+    if not recipe.data.streaming and recipe.finetuning.finetuning != "linear_probe":
+        recipe.fit(len(splits.train))
+    return splits
 
 
 def resolve_destination(args: HFViTTrainingArguments) -> Destination | None:
@@ -365,6 +331,9 @@ def report_run(
     examples.add_explanations(plain_model, trainer.preprocessing, args.device, trainer.is_sharded)
     examples.write(args.output_dir)
     record.examples = examples.record
+    if args.save_predictions:
+        root = data_root(recipe.data.dataset_name) if splits.facts["is_local"] else None
+        write_predictions(args.output_dir, splits, evaluation.results, root)
     if tokenizer:
         tokenizer.save_pretrained(args.output_dir)
     write_text(Path(args.output_dir) / RECIPE_FILE, recipe.to_yaml())

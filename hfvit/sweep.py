@@ -15,12 +15,12 @@ from hfvit.artifacts.constants import RUN_FILE
 from hfvit.artifacts.run_record import RunRecord
 from hfvit.errors import NonFiniteLossError, OutOfMemoryError, RecipeError, UnfinishedError, one_line
 from hfvit.pipeline import main as train
-from hfvit.recipe.arguments import DEFAULT_TEST_FRACTION, DEFAULT_TEST_SPLIT
 from hfvit.recipe.files import read_yaml
-from hfvit.recipe.loader import default_of, load_recipe
+from hfvit.recipe.loader import default_of, load_recipe, without_test_split
 from hfvit.recipe.training_args import is_better_when_greater
 from hfvit.utils.files import write_text
 from hfvit.utils.formatting import aligned
+from hfvit.utils.optional import import_optional
 
 BEST_FILE = "best.yaml"
 STUDY_FILE = "sweep.journal"
@@ -117,13 +117,10 @@ class Sweep:
     """
 
     def __init__(self, argv: list[str], space: dict[str, Any], seed: int = 0, prune: bool = False):
-        try:
-            import optuna
-        except ImportError:
-            raise RecipeError("hfvit sweep requires optuna. Install it with `pip install hfvit[sweep]`.") from None
-        self.optuna = optuna
+        self.optuna = import_optional("optuna", "sweep", "hfvit sweep", RecipeError)
         self.space = space
         recipe = load_recipe(argv)
+        recipe.check_is_one_run()
         training = recipe.training
         self.values = recipe.values
         self.folder = Path(training.output_dir)
@@ -252,15 +249,8 @@ class Sweep:
         return getattr(record.metrics["validation"], self.metric)
 
     def _write_recipe(self, name: str, parameters: dict[str, Any]) -> Path:
-        values = {
-            **self.values,
-            **parameters,
-            "test_split": None,
-            "plots": False,
-            "output_dir": str(self.folder / name),
-        }
-        if self.values.get("test_split", DEFAULT_TEST_SPLIT) and values.get("test_fraction") is None:
-            values["test_fraction"] = DEFAULT_TEST_FRACTION  # excludes test images of the best run from training
+        values = {**without_test_split(self.values), **parameters}
+        values |= {"plots": False, "output_dir": str(self.folder / name)}
         path = self.folder / "recipes" / f"{name}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))

@@ -1,8 +1,8 @@
-"""Script for `accelerate launch hfvit/train.py RECIPE`; see `hfvit.pipeline`."""
+"""Script for `accelerate launch hfvit/train.py RECIPE`; see `hfvit.multirun`."""
 
 import sys
 
-from hfvit.pipeline import main
+from hfvit.multirun import main
 from hfvit.training.distributed import run_one_of_many
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 import os
 import shlex
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -167,7 +168,6 @@ def compare_runs(folder: str | Path, again: str | Path) -> Verification:
         verification.notes.append(f"weights    {'bit-identical' if same else 'different'}")
     now = {**new.versions, **_machine(new)}
     verification.notes += _notes(old, now)
-    _compare_with_expected(verification, old)
     return verification
 
 
@@ -200,7 +200,6 @@ def evaluate_again(folder: str | Path, batch_size: int = 32, device: str | None 
     verification = _compare_scores(record, scores)
     now = installed_versions(name for name in record.versions if name not in ("python", "cuda"))
     verification.notes += _notes(record, {**now, "processor": hardware()["processor"]})
-    _compare_with_expected(verification, record)
     return verification
 
 
@@ -230,20 +229,42 @@ def _notes(record: RunRecord, now: dict) -> list[str]:
     return notes or ["changed    nothing (same versions, same kind of machine)"]
 
 
-def _compare_with_expected(verification: Verification, record: RunRecord) -> None:
-    """Note the expected accuracy of a shipped recipe; below a measured one is failure."""
-    expected = expected_accuracy(record)
-    again = {row.split: 100 * row.again for row in verification.rows}
-    if not expected or "test" not in again:
+def compare_with_expected(verification: Verification, records: Sequence[RunRecord]) -> None:
+    """Note the expected accuracy of a shipped recipe; below a measured one is failure.
+
+    Args:
+        verification: comparison of a run, or of several that `join` has joined; changed in place.
+        records: records of the runs. The mean of several runs is compared, which may have any seeds.
+    """
+    expected = [expected_accuracy(record, any_seed=len(records) > 1) for record in records]
+    again = [100 * row.again for row in verification.rows if row.split.rpartition(" ")[2] == "test"]
+    if len(set(expected)) != 1 or not expected[0] or len(again) != len(records):
         return
-    reached = again["test"]
-    source = f"recipes/{expected.file}"
-    interval = f"{expected.low:g} to {expected.high:g} %"
-    verdict = "BELOW" if reached < expected.low else "above" if reached > expected.high else "inside"
-    estimate = "" if expected.is_measured else " (not measured)"
-    verification.notes.append(f"expected   {interval} in {source}{estimate}; {reached:.2f} % is {verdict}")
-    if verdict == "BELOW" and expected.is_measured:
-        verification.missed.append(f"test: accuracy {reached:.2f} % is below the {interval} expected in {source}.")
+    found = expected[0]
+    reached = statistics.fmean(again)
+    name = f"{reached:.2f} %" if len(again) == 1 else f"the mean {reached:.2f} % of {len(again)} runs"
+    source = f"recipes/{found.file}"
+    interval = f"{found.low:g} to {found.high:g} %"
+    verdict = "BELOW" if reached < found.low else "above" if reached > found.high else "inside"
+    estimate = "" if found.is_measured else " (an estimate, not measured)"
+    verification.notes.append(f"expected   {interval} in {source}{estimate}; {name} is {verdict}")
+    if verdict == "BELOW" and found.is_measured:
+        verification.missed.append(f"test: accuracy: {name} is below the {interval} expected in {source}.")
+
+
+def join(verifications: Mapping[str, Verification]) -> Verification:
+    """Join the comparisons of several runs, by name, with the mean and standard deviation of each split."""
+    rows = [replace(row, split=f"{name} {row.split}") for name, found in verifications.items() for row in found.rows]
+    notes = []
+    for split in dict.fromkeys(row.split for found in verifications.values() for row in found.rows):
+        own = [row for found in verifications.values() for row in found.rows if row.split == split]
+        recorded, again = ([getattr(row, key) for row in own] for key in ("recorded", "again"))
+        std = f", std {statistics.stdev(again):.2%}" if len(again) > 1 else ""
+        mean = statistics.fmean(again)
+        notes.append(f"mean       {split}: {mean:.2%}{std}; recorded {statistics.fmean(recorded):.2%}")
+    for name, found in verifications.items():
+        notes += [f"{name}: {note}" for note in found.notes]
+    return Verification(rows, notes)
 
 
 class Expected(NamedTuple):
@@ -255,10 +276,14 @@ class Expected(NamedTuple):
     file: str
 
 
-def expected_accuracy(record: RunRecord) -> Expected | None:
+def expected_accuracy(record: RunRecord, any_seed: bool = False) -> Expected | None:
     """Return the expected accuracy of a run with an unmodified shipped recipe.
 
     Candidates are found by name in the recorded command, and compared by value.
+
+    Args:
+        record: record of the run.
+        any_seed: accept another seed than that of the recipe.
     """
     shipped = shipped_recipes()
     try:
@@ -272,12 +297,12 @@ def expected_accuracy(record: RunRecord) -> Expected | None:
         except RecipeError:  # not supported on this machine
             continue
         training = recipe.training
-        if training.expected_accuracy and _is_run_of(recipe, record):
+        if training.expected_accuracy and _is_run_of(recipe, record, any_seed):
             return Expected(*training.expected_accuracy, training.expected_accuracy_measured, path.name)
     return None
 
 
-def _is_run_of(recipe: Recipe, record: RunRecord) -> bool:
-    """Return whether a run has the values of a recipe, except folder and data commit."""
-    ignored = {"output_dir", "dataset_revision"}
+def _is_run_of(recipe: Recipe, record: RunRecord, any_seed: bool) -> bool:
+    """Return whether a run has the values of a recipe, except folder, data commit and, with `any_seed`, seed."""
+    ignored = {"output_dir", "dataset_revision", *(["seed"] if any_seed else [])}
     return all(recipe.values.get(key) == value for key, value in record.recipe.items() if key not in ignored)

@@ -1,5 +1,6 @@
 """Shared fixtures, offline and on the CPU, with generated images."""
 
+import functools
 import gc
 import os
 
@@ -16,17 +17,22 @@ import torch
 from helpers.commands import fork_server
 from helpers.images import LABELS, colored_split
 from helpers.recipes import MICRO_RECIPE
+from torch.onnx._internal._lazy_import import onnxscript_apis
 
 # Files that run first, so that no worker is left with a long one at the end.
 LONGEST = (
     "cli/test_bad_input.py", "data/test_streamed_training.py", "demo/test_app.py", "examples/test_examples.py",
-    "export/test_clients.py",
-    "export/test_export_command.py", "export/test_onnx.py", "export/test_quantization.py",
+    "export/test_clients.py", "export/test_export_command.py", "export/test_onnx.py", "export/test_quantization.py",
     "export/test_tensorrt_command.py", "finetuning/test_distributed_methods.py", "hub/test_push.py",
-    "hub/test_round_trip.py", "models/test_backbones.py", "models/test_image_text.py", "test_docs.py",
-    "test_pipeline.py", "training/test_distributed.py", "training/test_kill_and_resume.py",
+    "hub/test_round_trip.py", "inference/test_predict_terminal.py", "models/test_backbones.py",
+    "models/test_image_text.py", "test_api.py", "test_docs.py", "test_multilabel.py", "test_pipeline.py",
+    "training/test_distributed.py", "training/test_kill_and_resume.py", "trt/test_builder.py",
 )  # fmt: skip
 TESTS = Path(__file__).parent
+
+
+def pytest_collectstart():
+    gc.disable()  # until all tests are imported, which leaves no garbage
 
 
 def pytest_collection_modifyitems(items):
@@ -40,6 +46,7 @@ def pytest_collection_modifyitems(items):
 
 def pytest_collection_finish():
     gc.freeze()  # otherwise each garbage collection of a Trainer takes half a second
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -56,6 +63,14 @@ def _forks(_own_cache):
     server = fork_server()
     yield
     server.close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_torchlib():
+    """Parse the sources of torchlib's 500 operators once, not with each export (onnxscript 0.7)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnxscript_apis, "get_torchlib_ops", functools.cache(onnxscript_apis.get_torchlib_ops))
+        yield
 
 
 @pytest.fixture(scope="session")

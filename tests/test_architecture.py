@@ -16,7 +16,7 @@ BASE = ("errors", "utils")
 CORE = (*BASE, "recipe", "artifacts", "metrics", "transforms", "data", "models")
 SERVED = (*CORE, "trt", "inference", "evaluation", "export")
 TOP = (*SERVED, "training", "finetuning", "hub", "report", "demo", "serve")
-OPERATIONS = ("pipeline", "sweep", "verify", "estimate", "doctor")
+OPERATIONS = ("pipeline", "multirun", "lr_finder", "sweep", "verify", "estimate", "doctor")
 # Package or module of hfvit/ -> those that it may import. The two wings, training and inference, stay apart.
 ALLOWED = {
     "utils": ("errors",), "errors": (), "recipe": BASE, "artifacts": (*BASE, "recipe"), "metrics": CORE[:4],
@@ -24,7 +24,9 @@ ALLOWED = {
     "training": CORE, "finetuning": (*CORE, "training"),
     "trt": CORE, "inference": (*CORE, "trt"), "evaluation": (*CORE, "trt", "inference"), "export": SERVED[:-1],
     "hub": SERVED, "report": (*SERVED, "hub"), "demo": SERVED, "serve": SERVED,
-    "image_text": CORE, "pipeline": TOP, "sweep": (*TOP, "pipeline"), "verify": TOP, "estimate": TOP, "doctor": TOP,
+    "image_text": CORE, "pipeline": TOP, "multirun": (*TOP, "pipeline"),
+    "lr_finder": (*TOP, "pipeline"),
+    "sweep": (*TOP, "pipeline"), "verify": TOP, "estimate": TOP, "doctor": TOP,
     "cli": (*TOP, *OPERATIONS), "train": (*TOP, *OPERATIONS, "cli"),
 }  # fmt: skip
 FILES = [path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py"]

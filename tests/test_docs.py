@@ -66,7 +66,8 @@ SERVERS = [c for c in COMMANDS if c.startswith("hfvit serve ")]  # serve/ runs t
 
 def recipe_and_options(command: str) -> list[str]:
     words = shlex.split(command)
-    return words[words.index("hfvit/train.py" if "hfvit/train.py" in words else "train") + 1 :]
+    options = words[words.index("hfvit/train.py" if "hfvit/train.py" in words else "train") + 1 :]
+    return [word for word in options if word != "--find_lr"]
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,10 @@ from helpers.recipes import ARCHITECTURE, MICRO
 from hfvit.cli import main as hfvit_command
 from hfvit.estimate import LiveBytes, skeleton, step_memory
 from hfvit.recipe.loader import load_recipe
+from hfvit.recipe.optimizers import has_fallback, optimizer_factory
+from hfvit.recipe.training_args import HFViTTrainingArguments
 from hfvit.training.losses import cross_entropy
+from hfvit.training.param_groups import build_param_groups
 from hfvit.utils.formatting import size
 
 
@@ -52,6 +55,20 @@ def test_step_memory_equals_a_real_step():
         loss = cross_entropy(real(torch.zeros(16, 3, 32, 32)).logits, torch.zeros(16, dtype=torch.long), 0.0)
         loss.backward()
     assert memory.peak == pytest.approx(live.peak, rel=0.02)
+
+
+@pytest.mark.parametrize("optim", ["timm/muon", "timm/adamp", "timm/adafactorbv"])
+def test_optimizer_memory_equals_a_real_step(optim):
+    args = HFViTTrainingArguments(output_dir="unused", use_cpu=True, optim=optim)
+    model = micro("cpu").train()
+    create, options = optimizer_factory(args)
+    groups = build_param_groups(model.timm_model, 1e-3, 0.0, with_fallback=has_fallback(optim))
+    optimizer = create(groups, **options)
+    model(torch.zeros(2, 3, 32, 32)).logits.sum().backward()
+    optimizer.step()
+    values = (value for state in optimizer.state.values() for value in state.values())
+    expected = sum(value.numel() * value.element_size() for value in values if isinstance(value, torch.Tensor))
+    assert step_memory(micro("meta"), 2, args=args).optimizer == expected
 
 
 def test_step_memory_decreases_with_memory_options():

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from importlib import metadata
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -18,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from hfvit.artifacts.run_record import RunRecord
 from hfvit.cli import main as hfvit_command
 from hfvit.errors import RecipeError
+from hfvit.multirun import main as train_seeds
 from hfvit.pipeline import main as train
 from hfvit.recipe.loader import load_recipe
 from hfvit.verify import check_reads, expected_accuracy
@@ -186,6 +188,53 @@ def test_verify_neither_pushes_nor_resumes_nor_leaves_its_folder(trained, monkey
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory, colors):
+    """Train with two seeds."""
+    folder = tmp_path_factory.mktemp("seeds")
+    more = f"dataset_name: {colors}\noutput_dir: {folder / 'out'}\nuse_cpu: true\nseeds: 2\n"
+    (folder / "micro.yaml").write_text(MICRO_RECIPE + more)
+    train_seeds([str(folder / "micro.yaml")])
+    return folder / "out"
+
+
+def test_verify_of_several_seeds_holds_their_mean_to_the_expected_accuracy(seeds, tmp_path, capsys):
+    out = shutil.copytree(seeds, tmp_path / "out")
+    for seed in range(2):
+        change(
+            out / f"seed_{seed}",
+            lambda record, seed=seed: record.update(of_shipped("quickstart", "--seed", str(seed))),
+        )
+    code, printed, _ = verify(capsys, out, "--eval_only", "--device", "cpu")
+    again = [RunRecord.load(out / f"seed_{seed}").metrics["test"].accuracy for seed in range(2)]
+    assert code == (0 if np.mean(again) >= 0.95 else 4)
+    rows = [line.split()[:2] for line in printed.splitlines() if line.startswith("seed_")]
+    assert ["seed_0", "test"] in rows
+    assert ["seed_1", "validation"] in rows
+    assert_names(printed, f"{np.mean(again):.2%}", f"{np.std(again, ddof=1):.2%}", "recipes/quickstart.yaml")
+
+    for seed in range(2):  # within its own interval, and below the expected accuracy
+        low = {"accuracy": 0.9, "accuracy_interval": [0.0, 1.0]}
+        change(out / f"seed_{seed}", lambda record, low=low: record["metrics"]["test"].update(low))
+    state = load_file(out / "seed_1" / "model.safetensors")
+    state["head.weight"] = state["head.weight"].roll(1, 0)
+    save_file(state, out / "seed_1" / "model.safetensors", {"format": "pt"})
+    change(out / "seed_1", lambda record: record["metrics"]["validation"].update(low))
+    code, _, error = verify(capsys, out, "--eval_only", "--device", "cpu")
+    assert code == 4
+    assert_names(error, 95, 99, 2, "recipes/quickstart.yaml")
+
+
+def test_verify_of_runs_outside_the_folder_is_an_error(seeds, tmp_path, capsys):
+    out = shutil.copytree(seeds, tmp_path / "out")
+    record = json.loads((out / "multirun.json").read_text())
+    record["runs"][0]["folder"] = "../../victim"
+    (out / "multirun.json").write_text(json.dumps(record))
+    code, _, error = verify(capsys, out, "--eval_only")
+    assert code == 2
+    assert_names(error, "runs[0].folder")
+
+
 def of_shipped(name: str, *options: str) -> dict:
     """Return the recipe in run.json of a shipped recipe's run."""
     return {"command": f"train.py recipes/{name}.yaml", "recipe": load_recipe([name, *options]).values}
@@ -200,6 +249,9 @@ def test_expected_accuracy_of_shipped_recipe():
     assert expected_accuracy(run_of_shipped("quickstart", "--output_dir", "x", "--overwrite_output_dir")) == quickstart
     assert expected_accuracy(run_of_shipped("quickstart", command="hfvit train quickstart")) == quickstart
     assert expected_accuracy(run_of_shipped("swin_tiny")) == (96.5, 98.5, False, "swin_tiny.yaml")
+    other_seed = run_of_shipped("quickstart", "--seed", "7")
+    assert expected_accuracy(other_seed) is None
+    assert expected_accuracy(other_seed, any_seed=True) == quickstart
     for word in ("--max_steps", "--max_train_samples"):  # a user's own recipe with the same name
         assert expected_accuracy(run_of_shipped("quickstart", word, "3")) is None
     assert expected_accuracy(run_of_shipped("quickstart", command="hfvit train my.yaml")) is None

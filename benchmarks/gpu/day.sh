@@ -89,7 +89,7 @@ run_tests() {
   cd "$KIT_SOURCE" || return
   # shellcheck disable=SC2086  # KIT_TESTS may hold several words
   timeout "$1" "$python" -m pytest -q -p no:cacheprovider -n "${KIT_JOBS:-12}" --timeout 90 \
-    --junitxml "$OUT/tests.xml" ${KIT_TESTS:-tests}
+    --basetemp "$KIT_WORK/pytest" --junitxml "$OUT/tests.xml" ${KIT_TESTS:-tests}
   code=$?
   [ -f "$OUT/tests.xml" ] && "$python" "$here/junit.py" "$OUT/tests.xml"
   return $code

@@ -21,7 +21,7 @@ def train_worker(config: dict) -> None:
     # As `accelerate launch` does on CPUs: otherwise each process would train alone.
     if not config["use_gpu"]:
         os.environ["ACCELERATE_USE_CPU"] = "true"
-    from hfvit.pipeline import main
+    from hfvit.multirun import main
 
     main(config["argv"])
 

@@ -2,6 +2,7 @@
 
 EXAMPLES_FILE = "examples.npz"
 MISTAKES_FILE = "mistakes.csv"
+PREDICTIONS_FILE = "predictions.parquet"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 WEIGHT_FILES = (*WEIGHTS, "model-*-of-*.safetensors")
 TOKENIZER_FILES = (
@@ -25,4 +26,7 @@ TRACKERS_FILE = "trackers.json"  # runs of the experiment trackers, written with
 STAGING = ".saving"  # in the output folder, not listed by checkpoints()
 
 RUN_FILE = "run.json"
+MULTIRUN_FILE = "multirun.json"  # in the folder of several runs
+OUT_OF_FOLD_FILE = "out_of_fold.parquet"  # and of folds
+LABEL_ERRORS_FILE = "label_errors.csv"
 CARD_FILE = "README.md"

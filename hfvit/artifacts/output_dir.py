@@ -27,6 +27,7 @@ from hfvit.artifacts.constants import (
     EXAMPLES_FILE,
     MANIFEST,
     MISTAKES_FILE,
+    PREDICTIONS_FILE,
     RECIPE_FILE,
     RUN_FILE,
     STAGING,
@@ -39,7 +40,8 @@ from hfvit.utils.files import check_writable, expand_user, sweep_temporary
 
 logger = logging.getLogger(__name__)
 # Files of a run that a new run deletes: not the card, which may have edits, and the plots, which are drawn again.
-RUN_FILES = (CONFIG_FILE, *WEIGHT_FILES, RECIPE_FILE, STATE_FILE, EXAMPLES_FILE, MISTAKES_FILE, *TOKENIZER_FILES)
+RUN_FILES = (CONFIG_FILE, *WEIGHT_FILES, RECIPE_FILE, STATE_FILE, EXAMPLES_FILE, MISTAKES_FILE, PREDICTIONS_FILE)
+RUN_FILES += TOKENIZER_FILES
 RUN_FILES += tuple(f"{ADAPTER_FOLDER}/{name}" for name in ADAPTER_FILES)
 
 
@@ -89,7 +91,7 @@ def claim_output_dir(output_dir: str, resume: str | None, overwrite: bool, is_ma
 def _remove_leftovers(folder: Path) -> None:
     """Delete temporary files of a killed run."""
     shutil.rmtree(folder / STAGING, ignore_errors=True)
-    for name in (RUN_FILE, CARD_FILE, RECIPE_FILE, EXAMPLES_FILE, MISTAKES_FILE):
+    for name in (RUN_FILE, CARD_FILE, RECIPE_FILE, EXAMPLES_FILE, MISTAKES_FILE, PREDICTIONS_FILE):
         sweep_temporary(folder / name)
 
 
@@ -177,7 +179,7 @@ def clear_run(output_dir: str | Path, resumed: str | None = None, recipe: Path |
     folder = Path(output_dir)
     if (folder / RUN_FILE).exists() or checkpoints(folder):
         for path in [path for name in RUN_FILES for path in folder.glob(name)]:
-            if recipe is None or not path.samefile(recipe):
+            if recipe is None or not recipe.exists() or not path.samefile(recipe):
                 path.unlink()
         with suppress(OSError):  # missing, or with files of the user
             (folder / ADAPTER_FOLDER).rmdir()

@@ -1,14 +1,19 @@
 """Arguments of `optimum-cli export executorch`."""
 
 import argparse
-import sys
 
-from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
+from optimum.commands.base import CommandInfo
 
-from hfvit.cli.export_onnx import add_gate, add_model, add_tolerance, quiet_export, require_checkpoint
+from hfvit.cli.export_command import (
+    HFViTExportCommand,
+    add_gate,
+    add_model,
+    add_positional,
+    add_tolerance,
+    quiet_export,
+    require_checkpoint,
+)
 from hfvit.cli.options import accept_dashes, add_token_options, exit_codes, positive_int
-from hfvit.errors import run
-from hfvit.utils.terminal import prepare_streams
 
 DESCRIPTION = """\
 Export an image classifier to ExecuTorch (XNNPACK, fp32) for phones and other devices, and check the file before it is
@@ -27,28 +32,9 @@ example:
 {exit_codes(0, 2, 4)}"""
 
 
-class ExecuTorchExportCommand(BaseOptimumCLICommand):
-    """Run `optimum-cli export executorch --model MODEL OUTPUT`."""
-
-    COMMAND = CommandInfo(name="executorch", help="Export an image classifier to a checked ExecuTorch file (hfvit).")
-
-    @staticmethod
-    def parse_args(parser: argparse.ArgumentParser) -> None:
-        """Add the arguments of the command."""
-        add_arguments(parser)
-
-    def run(self) -> None:
-        """Run the command and exit with its code."""
-        prepare_streams()
-        sys.exit(run(lambda: export_executorch_command(self.args)))
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `optimum-cli export executorch`."""
-    parser.description = DESCRIPTION
-    parser.epilog = EPILOG
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("output", metavar="OUTPUT", help="folder to write to")
+    add_positional(parser, DESCRIPTION, EPILOG)
     add_model(parser, "checkpoint folder or Hub id of an image classifier")
     graph = parser.add_argument_group("program")
     graph.add_argument("--dtype", choices=("fp32",), default="fp32", help="precision [%(default)s]")
@@ -80,17 +66,15 @@ def export_executorch_command(options: argparse.Namespace) -> None:
     ExecuTorchExport(export_options(options), folder).run()
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run `python -m hfvit.cli.export_executorch`.
+class ExecuTorchExportCommand(HFViTExportCommand):
+    """Run `optimum-cli export executorch --model MODEL OUTPUT`."""
 
-    It equals `optimum-cli export executorch`, for environments where another package registers that name.
-    """
-    prepare_streams()
-    parser = argparse.ArgumentParser(prog="python -m hfvit.cli.export_executorch")
-    add_arguments(parser)
-    options = parser.parse_args(argv)
-    sys.exit(run(lambda: export_executorch_command(options)))
+    COMMAND = CommandInfo(name="executorch", help="Export an image classifier to a checked ExecuTorch file (hfvit).")
+    add_arguments = staticmethod(add_arguments)
+    export = staticmethod(export_executorch_command)
 
+
+main = ExecuTorchExportCommand.main
 
 if __name__ == "__main__":
     main()

@@ -1,14 +1,20 @@
 """Arguments of `optimum-cli export openvino`."""
 
 import argparse
-import sys
 
-from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
+from optimum.commands.base import CommandInfo
 
-from hfvit.cli.export_onnx import add_calibration, add_gate, add_model, add_tolerance, quiet_export, require_checkpoint
+from hfvit.cli.export_command import (
+    HFViTExportCommand,
+    add_calibration,
+    add_gate,
+    add_model,
+    add_positional,
+    add_tolerance,
+    quiet_export,
+    require_checkpoint,
+)
 from hfvit.cli.options import accept_dashes, add_token_options, exit_codes
-from hfvit.errors import run
-from hfvit.utils.terminal import prepare_streams
 
 DESCRIPTION = """\
 Export an image classifier to OpenVINO, and check the files before they are written to OUTPUT.
@@ -34,28 +40,9 @@ examples:
 {exit_codes(0, 2, 4)}"""
 
 
-class OpenVINOExportCommand(BaseOptimumCLICommand):
-    """Run `optimum-cli export openvino --model MODEL OUTPUT`."""
-
-    COMMAND = CommandInfo(name="openvino", help="Export an image classifier to checked OpenVINO files (hfvit).")
-
-    @staticmethod
-    def parse_args(parser: argparse.ArgumentParser) -> None:
-        """Add the arguments of the command."""
-        add_arguments(parser)
-
-    def run(self) -> None:
-        """Run the command and exit with its code."""
-        prepare_streams()
-        sys.exit(run(lambda: export_openvino_command(self.args)))
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `optimum-cli export openvino`."""
-    parser.description = DESCRIPTION
-    parser.epilog = EPILOG
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("output", metavar="OUTPUT", help="folder to write to")
+    add_positional(parser, DESCRIPTION, EPILOG)
     add_model(parser, "checkpoint folder or Hub id of an image classifier")
     graph = parser.add_argument_group("graph")
     graph.add_argument(
@@ -91,17 +78,15 @@ def export_openvino_command(options: argparse.Namespace) -> None:
     OpenVINOExport(export_options(options), folder).run()
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run `python -m hfvit.cli.export_openvino`.
+class OpenVINOExportCommand(HFViTExportCommand):
+    """Run `optimum-cli export openvino --model MODEL OUTPUT`."""
 
-    It equals `optimum-cli export openvino`, for environments where another package registers that name.
-    """
-    prepare_streams()
-    parser = argparse.ArgumentParser(prog="python -m hfvit.cli.export_openvino")
-    add_arguments(parser)
-    options = parser.parse_args(argv)
-    sys.exit(run(lambda: export_openvino_command(options)))
+    COMMAND = CommandInfo(name="openvino", help="Export an image classifier to checked OpenVINO files (hfvit).")
+    add_arguments = staticmethod(add_arguments)
+    export = staticmethod(export_openvino_command)
 
+
+main = OpenVINOExportCommand.main
 
 if __name__ == "__main__":
     main()

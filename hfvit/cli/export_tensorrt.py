@@ -2,15 +2,20 @@
 
 import argparse
 import re
-import sys
 
-from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
+from optimum.commands.base import CommandInfo
 
-from hfvit.cli.export_onnx import add_calibration, add_gate, add_model, add_tolerance, quiet_export
+from hfvit.cli.export_command import (
+    HFViTExportCommand,
+    add_calibration,
+    add_gate,
+    add_model,
+    add_positional,
+    add_tolerance,
+    quiet_export,
+)
 from hfvit.cli.options import accept_dashes, exit_codes, positive_int
-from hfvit.errors import run
 from hfvit.utils.files import expand_user
-from hfvit.utils.terminal import prepare_streams
 
 DESCRIPTION = """\
 Build a TensorRT engine of an image classifier.
@@ -38,28 +43,9 @@ examples:
 UNITS = {"": 1, "b": 1, "kb": 1000, "mb": 1000**2, "gb": 1000**3, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
-class TensorRTExportCommand(BaseOptimumCLICommand):
-    """Run `optimum-cli export tensorrt --model MODEL OUTPUT`."""
-
-    COMMAND = CommandInfo(name="tensorrt", help="Build a TensorRT engine of an image classifier (hfvit).")
-
-    @staticmethod
-    def parse_args(parser: argparse.ArgumentParser) -> None:
-        """Add the arguments of the command."""
-        add_arguments(parser)
-
-    def run(self) -> None:
-        """Run the command and exit with its code."""
-        prepare_streams()
-        sys.exit(run(lambda: export_tensorrt_command(self.args)))
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `optimum-cli export tensorrt`."""
-    parser.description = DESCRIPTION
-    parser.epilog = EPILOG
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("output", metavar="OUTPUT", help="folder to write to")
+    add_positional(parser, DESCRIPTION, EPILOG)
     add_model(parser, "checkpoint folder or Hub id of an image classifier, or an .onnx file")
 
     engine = parser.add_argument_group("engine")
@@ -177,3 +163,11 @@ def size_in_bytes(text: str) -> int:
     if size < 1:
         raise argparse.ArgumentTypeError(f"must be a size such as 512MiB, 1GiB or 2GB, got '{text}'")
     return size
+
+
+class TensorRTExportCommand(HFViTExportCommand):
+    """Run `optimum-cli export tensorrt --model MODEL OUTPUT`."""
+
+    COMMAND = CommandInfo(name="tensorrt", help="Build a TensorRT engine of an image classifier (hfvit).")
+    add_arguments = staticmethod(add_arguments)
+    export = staticmethod(export_tensorrt_command)

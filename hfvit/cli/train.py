@@ -19,7 +19,10 @@ examples:
   hfvit train vit_base --dataset_name path/to/folder --output_dir outputs/mine
   hfvit train my_recipe.yaml --learning_rate 3e-4 --num_train_epochs 10 --bf16 true
   hfvit train my_recipe.yaml --resume_from_checkpoint auto
+  hfvit train quickstart --seeds 5
+  hfvit train quickstart --folds 5
   hfvit train vit_base --estimate
+  hfvit train quickstart --find_lr
   accelerate launch --config_file accelerate_configs/multi_gpu.yaml hfvit/train.py vit_base
 """
 
@@ -33,18 +36,18 @@ The values `none` and `null` mean null. All other fields of transformers' Traini
 GROUPS = {
     "data and output": "dataset_name output_dir dataset_config_name dataset_revision image_column label_column"
     " problem_type train_split validation_split test_split validation_fraction max_train_samples max_eval_samples",
-    "model": "model_name_or_path architecture image_size drop_path_rate drop_rate attn_drop_rate model_args"
-    " model_revision",
+    "model": "model_name_or_path architecture image_size drop_path_rate drop_rate attn_drop_rate patch_drop_rate"
+    " model_args model_revision",
     "length and learning rate": "num_train_epochs max_steps learning_rate global_batch_size warmup_steps"
     " lr_scheduler_type weight_decay label_smoothing_factor max_grad_norm layer_decay ema_decay swa_start soup optim"
-    " seed",
-    "augmentation": "policy rand_augment_magnitude rand_augment_num_ops crop_scale crop_ratio horizontal_flip"
-    " mixup_alpha cutmix_alpha random_erasing mix_off_epochs repeated_augmentation",
+    " seed seeds folds fold",
+    "augmentation": "policy rand_augment_magnitude rand_augment_num_ops crop_scale crop_ratio crop_padding"
+    " crop_padding_mode horizontal_flip mixup_alpha cutmix_alpha random_erasing mix_off_epochs repeated_augmentation",
     "fine-tuning": "finetuning freeze lora_rank lora_alpha lora_dropout lora_targets probe_c probe_passes"
     " head_from_text head_templates class_balance teacher distillation distillation_alpha distillation_temperature"
     " progressive_image_size",
     "evaluation and logging": "eval_strategy eval_steps eval_tta metric_for_best_model load_best_model_at_end"
-    " early_stopping_patience logging_steps report_to plots quiet verbose json_log",
+    " early_stopping_patience logging_steps report_to save_predictions plots quiet verbose json_log",
     "checkpoints": "resume_from_checkpoint overwrite_output_dir save_strategy save_steps save_total_limit"
     " keep_checkpoints",
     "hardware and precision": "bf16 fp16 per_device_train_batch_size per_device_eval_batch_size torch_compile"
@@ -64,7 +67,7 @@ def add(commands) -> None:
     parser = commands.add_parser(
         "train",
         help="train an image classifier from a recipe",
-        usage="hfvit train RECIPE|DATASET [--estimate] [--from_scratch] [--option value ...]",
+        usage="hfvit train RECIPE|DATASET [--estimate | --find_lr] [--from_scratch] [--option value ...]",
         description=DESCRIPTION,
     )
     parser.add_argument(
@@ -76,7 +79,12 @@ def add(commands) -> None:
     parser.add_argument(
         "--from_scratch", action="store_true", help="train a small model on DATASET without pretrained weights"
     )
-    parser.add_argument("--estimate", action="store_true", help="print memory and disk needs without training")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--estimate", action="store_true", help="print memory and disk needs without training")
+    instead.add_argument(
+        "--find_lr", action="store_true",
+        help="train 100 steps with a growing learning rate, draw the losses and suggest a rate; no run is trained",
+    )  # fmt: skip
     # Options of the recipe are described, not declared: `recipe.loader` parses them, and importing it takes seconds.
     parser.epilog = f"{describe_options()}\n\n{EPILOG}"
     parser.set_defaults(command=train, accepts_recipe_options=True)
@@ -137,7 +145,12 @@ def train(options: argparse.Namespace) -> None:
         recipe = find_and_load(words)
         print(estimate(recipe), *([f"\n{recipe.ignored}"] if recipe.ignored else []), sep="\n")
         return
-    from hfvit.pipeline import main as train_main
+    if options.find_lr:
+        from hfvit.lr_finder import main as find_lr
+
+        find_lr(words)
+        return
+    from hfvit.multirun import main as train_main
 
     train_main(words)
 

@@ -12,7 +12,8 @@ from hfvit.utils.quiet import quiet_libraries
 EPILOG = f"""\
 Trains recipe.yaml of the run again, in one process on this machine. The accuracy on each split must be within the 95 %
 interval in run.json. For a shipped recipe without further options, it must also be within expected_accuracy, unless
-that range is an estimate. RUN_DIR is not changed; nothing is pushed or sent to a tracker. --allow_outside_paths is
+that range is an estimate. RUN_DIR may also have several runs (--seeds, --folds): each is repeated, and their mean must
+be within expected_accuracy. RUN_DIR is not changed; nothing is pushed or sent to a tracker. --allow_outside_paths is
 needed where recipe.yaml names files of this machine or URLs: the run may be somebody else's.
 
 examples:
@@ -50,22 +51,43 @@ def verify(options: argparse.Namespace) -> None:
     folder = folder_or_hub_id(Path(options.folder), ModelError)
     quiet_libraries()
     from hfvit.artifacts.constants import RECIPE_FILE
+    from hfvit.artifacts.multirun_record import MultiRunRecord
     from hfvit.artifacts.run_record import RunRecord
-    from hfvit.verify import check_reads, compare_runs, evaluate_again, repeat_command
+    from hfvit.verify import check_reads, compare_with_expected, join
 
-    RunRecord.load(folder)
-    if not (Path(folder) / RECIPE_FILE).is_file():
-        raise ModelError(f"RUN_DIR: no {RECIPE_FILE} to repeat the run from, got {folder}.")
-    check_reads(folder, options.allow_outside_paths)
+    folders = {"": Path(folder)}
+    if (Path(folder) / MultiRunRecord.FILE).is_file():
+        folders = {run.folder: Path(folder) / run.folder for run in MultiRunRecord.load(folder).runs}
+        if not folders:
+            raise ModelError(f"RUN_DIR: no finished run in {folder}. Run its hfvit train command again.")
+    records = [RunRecord.load(each) for each in folders.values()]
+    for each in folders.values():
+        if not (each / RECIPE_FILE).is_file():
+            raise ModelError(f"RUN_DIR: no {RECIPE_FILE} to repeat the run from, got {each}.")
+        check_reads(each, options.allow_outside_paths)
+    found = {name: _verify_run(name, each, options) for name, each in folders.items()}
+    compared = found[""] if "" in found else join(found)
+    compare_with_expected(compared, records)
+    print(f"\n{compared.table()}")
+    if compared.failures:
+        raise GateError("\n".join(compared.failures))
+
+
+def _verify_run(name: str, folder: Path, options: argparse.Namespace):
+    """Repeat a run, or only its evaluation, and compare it with its record.
+
+    Args:
+        name: name of the run among several, empty for a single one.
+        folder: its folder.
+        options: options of the command.
+    """
+    from hfvit.verify import compare_runs, evaluate_again, repeat_command
+
     if options.eval_only:
-        found = evaluate_again(folder, options.batch_size, options.device)
-    else:
-        from hfvit.pipeline import main as train
+        return evaluate_again(folder, options.batch_size, options.device)
+    from hfvit.pipeline import main as train
 
-        with tempfile.TemporaryDirectory(prefix="hfvit-verify-") as temporary:
-            again = options.output or str(Path(temporary) / "run")
-            train(repeat_command(folder, again))
-            found = compare_runs(folder, again)
-    print(f"\n{found.table()}")
-    if found.failures:
-        raise GateError("\n".join(found.failures))
+    with tempfile.TemporaryDirectory(prefix="hfvit-verify-") as temporary:
+        again = str(Path(options.output or f"{temporary}/run") / name)
+        train(repeat_command(folder, again))
+        return compare_runs(folder, again)

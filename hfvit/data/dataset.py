@@ -131,8 +131,7 @@ def decoded_crops(examples: list[dict], name: str, seeds: np.ndarray, augmentati
     for example, box, flip in zip(examples, boxes, flips, strict=True):
         crop = decode_crop(example["image"], name, example["row"], box, size, interpolation)
         crops.append(crop[:, ::-1] if flip else crop)
-    operations = augmentation.sample_operations(seeds, *size)
-    return {"crops": torch.from_numpy(np.stack(crops)), "plan": {"operations": operations}}
+    return {"crops": torch.from_numpy(np.stack(crops)), "plan": augmentation.sample_changes(seeds, *size)}
 
 
 def image_datasets(

@@ -113,7 +113,14 @@ def build_datasets(
 
 
 def build_augmentation(data_config: dict, arguments: AugmentationArguments) -> Augmentation:
-    """Create the augmentation, with image size and filter of timm's `data_config`."""
+    """Create the augmentation, with image size and filter of timm's `data_config`.
+
+    Raises:
+        RecipeError: `crop_padding` is not below the image size.
+    """
+    side = min(data_config["input_size"][-2:])
+    if arguments.crop_padding >= side:
+        raise RecipeError(f"crop_padding: must be below the image size {side}, got {arguments.crop_padding}.")
     return Augmentation.from_config(
         data_config,
         crop_scale=arguments.crop_scale,
@@ -122,6 +129,8 @@ def build_augmentation(data_config: dict, arguments: AugmentationArguments) -> A
         policy=arguments.policy,
         rand_augment_magnitude=arguments.rand_augment_magnitude,
         rand_augment_num_ops=arguments.rand_augment_num_ops,
+        crop_padding=arguments.crop_padding,
+        crop_padding_mode=arguments.crop_padding_mode,
     )
 
 

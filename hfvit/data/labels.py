@@ -1,6 +1,7 @@
 """Encode labels as class indices."""
 
 import logging
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -108,6 +109,31 @@ class SingleLabel:
             "%d of %d images are held out, one or more of each class that has two", len(held_out), len(targets)
         )
         return kept, held_out
+
+    def folds(self, targets: np.ndarray, count: int, seed: int) -> list[np.ndarray]:
+        """Divide rows into folds, stratified by class.
+
+        Args:
+            targets: class indices `(rows,)`.
+            count: number of folds.
+            seed: seed of the order.
+
+        Returns:
+            The rows of each fold.
+
+        Raises:
+            ValueError: no class has as many images as there are folds.
+        """
+        from sklearn.model_selection import StratifiedKFold
+
+        counts = np.bincount(targets)
+        rare = int(((counts > 0) & (counts < count)).sum())
+        if rare:
+            logger.warning("folds: %d classes have fewer than %d images, and are not in each fold", rare, count)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # the same
+            folds = StratifiedKFold(count, shuffle=True, random_state=seed).split(targets, targets)
+            return [held_out for _, held_out in folds]
 
 
 def _some_of_each_class(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:

@@ -171,6 +171,28 @@ class MultiLabel:
         """
         return stratified_rows(targets, fraction, seed)
 
+    def folds(self, targets: np.ndarray, count: int, seed: int) -> list[np.ndarray]:
+        """Divide rows into folds by iterative stratification, one fold after the other.
+
+        Args:
+            targets: 0/1 targets `(rows, classes)`.
+            count: number of folds.
+            seed: seed of the selection.
+
+        Returns:
+            The rows of each fold, see `stratified_rows`.
+
+        Raises:
+            ValueError: there are too few images.
+        """
+        rest = np.arange(len(targets))
+        folds = []
+        for left in range(count, 1, -1):
+            kept, held_out = stratified_rows(targets[rest], 1 / left, seed + len(folds))
+            folds.append(rest[held_out])
+            rest = rest[kept]
+        return [*folds, rest]
+
     def _flags(self, rows: list[list], name: str) -> list[list[int]]:
         """Convert rows of 0/1 columns to class indices."""
         found = []

@@ -19,6 +19,7 @@ from hfvit.data.labels import (
     class_counts,
     is_constant,
     read_class_names,
+    read_column,
     targets_of,
 )
 from hfvit.data.local import LocalData, open_local
@@ -370,7 +371,9 @@ def choose_splits(data: DataArguments, available: Sequence[str], local: LocalDat
         usual = [name for name in available if canonical_split(name) == "validation" and name not in bases]
         if len(usual) > 1:
             raise DataError(f"validation_split: there are several ({', '.join(usual)}). Pass one.")
-        if usual:
+        if usual and data.folds:
+            logger.info("validation: split '%s' of the data set is not used with folds", usual[0])
+        elif usual:
             names["validation"] = usual[0]
             logger.info("validation: split '%s' of the data set; validation_fraction is not used", usual[0])
     if data.test_split == DEFAULT_TEST_SPLIT:
@@ -513,6 +516,9 @@ def _hold_out_splits(
         fractions["validation"] = data.validation_fraction
     if local and not local.is_split and "test" not in loaded and "[" not in data.train_split:
         fractions |= {"test": data.held_out_for_test} if data.held_out_for_test else {}
+    whole = loaded["train"]
+    if data.fold is not None and "test" not in fractions:
+        del fractions["validation"]
     for role, fraction in fractions.items():
         train = loaded["train"]
         remaining = 1.0 if len(fractions) == 1 or role == "validation" else 1 - fractions["validation"]
@@ -526,6 +532,12 @@ def _hold_out_splits(
         loaded["train"] = train.select(np.sort(kept))
         loaded[role] = train.select(np.sort(held_out))
         names[role] = f"{data.train_split}, {fraction:g}{HELD_OUT}"
+    if data.fold is not None:
+        # The test images are those of a run without folds.
+        rest = _without(whole, loaded["test"]) if "test" in fractions else whole
+        loaded["train"], loaded["validation"] = _hold_out_fold(data, seed, rest, kind)
+        names["validation"] = f"{data.train_split}, fold {data.fold} of {data.folds}{HELD_OUT}"
+        fractions["validation"] = 1 / data.folds
     if "test" in fractions and data.test_split is None:
         logger.info(
             "test_fraction: %d images are held out and not evaluated, because there is no test_split",
@@ -533,6 +545,34 @@ def _hold_out_splits(
         )
         del names["test"], fractions["test"]
     return fractions
+
+
+def _without(split: Dataset, other: Dataset) -> Dataset:
+    """Return the rows of `split` that are not in `other`, a selection of it."""
+    rows, others = (read_column(part, "row").to_numpy() for part in (split, other))
+    return split.select(np.flatnonzero(~np.isin(rows, others)))
+
+
+def _hold_out_fold(
+    data: DataArguments, seed: int, split: Dataset, kind: SingleLabel | MultiLabel
+) -> tuple[Dataset, Dataset]:
+    """Return the images outside and inside the fold of a recipe.
+
+    Args:
+        data: data options of the recipe, with `folds` and `fold`.
+        seed: seed of the folds.
+        split: images of all folds.
+        kind: labels from `find_labels`, for the stratification.
+    """
+    try:
+        held_out = kind.folds(targets_of(split), data.folds, seed)[data.fold]
+    except ValueError as error:
+        raise DataError(
+            f"folds: split '{data.train_split}' cannot be divided into {data.folds} folds ({one_line(error)}). Use"
+            " fewer folds."
+        ) from None
+    kept = np.setdiff1d(np.arange(len(split)), held_out)
+    return split.select(kept), split.select(np.sort(held_out))
 
 
 def warn_about_sizes(splits: ImageSplits) -> None:

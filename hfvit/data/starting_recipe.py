@@ -1,7 +1,9 @@
 """Create the starting recipe of `hfvit train DATASET`."""
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ from hfvit.data.inspect import Opened, open_data, split_class_counts
 from hfvit.data.splits import DIGITS
 from hfvit.errors import DataError, ModelError, RecipeError, one_line
 from hfvit.recipe.files import shipped_recipes
-from hfvit.recipe.loader import Recipe, load_recipe
+from hfvit.recipe.loader import Recipe, as_options, load_recipe
 from hfvit.recipe.starting import DataSize, starting_recipe
 from hfvit.utils.files import expand_user
 from hfvit.utils.hub_ids import is_hub_id, is_local
@@ -41,6 +43,25 @@ def find_and_load(argv: list[str]) -> Recipe:
         name = words[0] if words else ""
         raise RecipeError(f"--from_scratch: needs a data set, got the recipe '{name}'. Pass --architecture instead.")
     return load_recipe(words)
+
+
+def load_given(
+    recipe: str | Path | Mapping[str, Any], fields: Mapping[str, Any], from_scratch: bool = False
+) -> Recipe:
+    """Load a recipe that is given in Python.
+
+    Args:
+        recipe: name of a shipped recipe, YAML file, a dict with the keys of a recipe, or a data set.
+        fields: keys of the recipe to override.
+        from_scratch: train a small model without pretrained weights, for a data set in place of a recipe.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        if isinstance(recipe, Mapping):
+            path = Path(folder) / "recipe.yaml"
+            path.write_text(yaml.safe_dump(dict(recipe), sort_keys=False), encoding="utf-8")
+            recipe = path
+        scratch = ["--from_scratch"] if from_scratch else []
+        return find_and_load([str(recipe), *scratch, *as_options(fields)])
 
 
 def is_data_set(name: str) -> bool:

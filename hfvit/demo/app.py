@@ -21,9 +21,9 @@ from hfvit.errors import DataError, HFViTError, ModelError, one_line, printable
 from hfvit.inference.classifier import Classifier
 from hfvit.models.explain import Explanation, explain
 from hfvit.utils.markup import markdown
+from hfvit.utils.optional import import_optional
 from hfvit.utils.overlay import highlight
 
-INSTALL = 'pip install "hfvit[demo]"'
 # System fonts, since Gradio's default theme loads fonts from Google.
 FONTS = ["system-ui", "sans-serif"]
 MONOSPACE_FONTS = ["ui-monospace", "monospace"]
@@ -50,11 +50,7 @@ def load_gradio():
         HFViTError: gradio is not installed.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read on import
-    try:
-        import gradio
-    except ImportError as error:
-        raise HFViTError(f"The demo needs gradio ({one_line(error)}). Install it with: {INSTALL}") from None
-    return gradio
+    return import_optional("gradio", "demo", "The demo")
 
 
 def build_app(gradio, classifier: Classifier, top_k: int = 5, examples: list[str] = (), facts: RunFacts | None = None):

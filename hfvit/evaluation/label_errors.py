@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from sklearn.preprocessing import StandardScaler
 from tqdm.auto import tqdm
 
 from hfvit.artifacts.artifact import find_artifact
-from hfvit.artifacts.constants import RECIPE_FILE
+from hfvit.artifacts.constants import OUT_OF_FOLD_FILE, RECIPE_FILE
 from hfvit.data.decode import decode
-from hfvit.data.inspect import ImageNames, LabelCheck, Opened, Suspect, open_data
-from hfvit.data.labels import targets_of
+from hfvit.data.inspect import ImageName, ImageNames, LabelCheck, Opened, Suspect, open_data
+from hfvit.data.labels import read_column, targets_of
 from hfvit.errors import DataError, ModelError
+from hfvit.evaluation.predictions import read_out_of_fold
 from hfvit.evaluation.split import read_recipe
 from hfvit.inference.classifier import Classifier, load_classifier
 from hfvit.inference.embed import with_head_inputs
@@ -43,7 +45,7 @@ def open_as_trained(run: str | Path, dataset: str | Path, **fields: Any) -> Open
     Returns:
         The data set, None if the run was trained on another one.
     """
-    recipe = find_artifact(run).beside(RECIPE_FILE)
+    recipe = expand_user(run) / "fold_0" / RECIPE_FILE if has_folds(run) else find_artifact(run).beside(RECIPE_FILE)
     if recipe is None:
         return None
     data, seed = read_recipe(recipe)
@@ -75,15 +77,14 @@ def find_label_errors(
         ModelError: the run cannot be loaded, or has a text encoder.
     """
     quiet_libraries()
-    classifier = load_classifier(run)
     splits = opened.splits
-    if set(classifier.labels) != set(splits.labels):
-        other = sorted(set(splits.labels) ^ set(classifier.labels))
-        raise DataError(
-            f"--run: must have the classes of {opened.data.dataset_name}, got {run} ({', '.join(other[:5])} differ)."
-            " Pass a run that was trained on these classes."
-        )
-    if np.asarray(splits.train[:1]["label"]).ndim == 2 or classifier.multi_label:
+    if np.asarray(splits.train[:1]["label"]).ndim == 2:
+        raise DataError("--run: not available with several labels per image. Omit it.")
+    if has_folds(run):
+        return _find_out_of_fold(expand_user(run), opened, has_trained_on)
+    classifier = load_classifier(run)
+    _check_classes(run, opened, classifier.labels)
+    if classifier.multi_label:
         raise DataError("--run: not available with several labels per image. Omit it.")
     if classifier.text_reader:
         raise ModelError(f"--run: {run} needs texts. Pass a run that classifies images only.")
@@ -101,14 +102,7 @@ def find_label_errors(
         predicted = np.nan_to_num(probabilities).argmax(axis=1)
         agreed.append((predicted == labels)[~np.isnan(probabilities).any(axis=1)])
         for index in suspicious_rows(probabilities, labels):
-            suspects.append(
-                Suspect(
-                    image=names(role, rows[index]),
-                    predicted=splits.labels[predicted[index]],
-                    probability=float(probabilities[index, predicted[index]]),
-                    label_probability=float(probabilities[index, labels[index]]),
-                )
-            )
+            suspects.append(_suspect(names(role, rows[index]), splits.labels, probabilities[index], labels[index]))
     suspects.sort(key=lambda suspect: suspect.label_probability - suspect.probability)
     source = f"by {Path(run).name}"
     if with_probe:
@@ -117,6 +111,84 @@ def find_label_errors(
         source += ", which was trained on the training images and may have learned their wrong labels"
     agreement = np.concatenate(agreed)
     return LabelCheck(source=source, agreement=float(agreement.mean()) if len(agreement) else 0.0, suspects=suspects)
+
+
+def has_folds(run: str | Path) -> bool:
+    """Return whether `run` is a folder with the runs of cross-validation."""
+    return (expand_user(run) / OUT_OF_FOLD_FILE).is_file()
+
+
+def _check_classes(run: str | Path, opened: Opened, labels: Sequence[str]) -> None:
+    """Raise `DataError` if a run has other classes than a data set.
+
+    Args:
+        run: output folder of the run, for messages.
+        opened: data set.
+        labels: class names of the run.
+    """
+    other = sorted(set(opened.splits.labels) ^ set(labels))
+    if other:
+        raise DataError(
+            f"--run: must have the classes of {opened.data.dataset_name}, got {run} ({', '.join(other[:5])} differ)."
+            " Pass a run that was trained on these classes."
+        )
+
+
+def _suspect(image: ImageName, classes: Sequence[str], probabilities: np.ndarray, label: int) -> Suspect:
+    """Describe an image with a suspicious label.
+
+    Args:
+        image: the image.
+        classes: class names.
+        probabilities: probability of each class `(classes,)`.
+        label: class of the image.
+    """
+    predicted = int(probabilities.argmax())
+    return Suspect(
+        image=image,
+        predicted=classes[predicted],
+        probability=float(probabilities[predicted]),
+        label_probability=float(probabilities[label]),
+    )
+
+
+def _find_out_of_fold(folder: Path, opened: Opened, has_trained_on: bool) -> LabelCheck:
+    """Find suspicious labels by the out-of-fold predictions of cross-validation.
+
+    Args:
+        folder: folder of the runs.
+        opened: data set, with the splits of the first fold.
+        has_trained_on: whether the folds are of this data set.
+    """
+    if not has_trained_on:
+        raise DataError(f"--run: {folder} has folds of another data set. Pass a single run.")
+    found = read_out_of_fold(folder)
+    splits = opened.splits
+    _check_classes(folder, opened, found.classes)
+    order = [found.classes.index(label) for label in splits.labels]
+    place_of = {row: place for place, row in enumerate(found.rows.tolist())}
+    names = ImageNames(opened)
+    images = [
+        (role, index, place_of[row], label)
+        for role in ("train", "validation")
+        for index, (row, label) in enumerate(
+            zip(read_column(splits[role], "row").to_pylist(), targets_of(splits[role]), strict=True)
+        )
+        if row in place_of
+    ]
+    labels = np.array([label for *_, label in images], np.int64)
+    places = np.array([place for _, _, place, _ in images], np.int64)
+    if not len(labels) or (np.array(order)[labels] != found.labels[places]).any():
+        raise DataError(f"--run: the data set has changed since {folder} was trained. Train the folds again.")
+    probabilities = found.probabilities[places][:, order]
+    suspects = [
+        _suspect(names(*images[index][:2]), splits.labels, probabilities[index], labels[index])
+        for index in suspicious_rows(probabilities, labels)
+    ]
+    suspects.sort(key=lambda suspect: suspect.label_probability - suspect.probability)
+    source = f"by {folder.name}, each image by the fold that was not trained on it"
+    agreement = float((probabilities.argmax(axis=1) == labels).mean())
+    return LabelCheck(source=source, agreement=agreement, suspects=suspects)
 
 
 def suspicious_rows(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -22,12 +22,12 @@ from hfvit.inference.openvino_backend import PRECISION_HINT, load_openvino
 from hfvit.models.attention import unfused_window_attention
 from hfvit.utils.environment import installed_versions
 from hfvit.utils.files import commit_file, file_sha256
+from hfvit.utils.optional import import_optional
 from hfvit.utils.quiet import log_level, silenced
 
 DTYPES = ("fp32", "fp16", "bf16")
 # Precision of the computation; fp16 is that of the stored weights only, since CPUs do not compute in it.
 HINTS = {"fp32": "f32", "fp16": "f32", "bf16": "bf16"}
-INSTALL = 'pip install "hfvit[openvino]"'
 CHECKED_BATCHES = [1, 3]
 # DINOv2-S at 224 px, difference of the logits relative to their spread: 7.0 % on 96 images and 17 % on noise, which
 # the ranges do not cover; with INT8 attention and NNCF's alpha of 0.95 9.8 and 64 %, at about the same speed in bf16.
@@ -196,11 +196,7 @@ def load_nncf():
     Raises:
         ModelError: NNCF is not installed.
     """
-    try:
-        import nncf
-    except ImportError as error:
-        raise ModelError(f"INT8 needs NNCF ({one_line(error)}). Install it with: {INSTALL}") from None
-    return nncf
+    return import_optional("nncf", "openvino", "INT8", ModelError)
 
 
 class OpenVINOExport(Export):

@@ -14,6 +14,7 @@ from hfvit.models.factory import meta_copy
 from hfvit.models.freezing import classifier_parameters
 from hfvit.training.distributed import are_weights_sharded
 from hfvit.utils.files import temporary_file, write_text
+from hfvit.utils.optional import import_optional
 
 PEFT_PREFIX = "base_model.model."  # of every name in an adapter file
 # timm's names of attention projections. An output projection counts only beside an input projection, as a patch
@@ -80,23 +81,20 @@ def add_lora(model, rank: int, alpha: float, dropout: float = 0.0, targets: list
         ModelError: no layer has a name of `targets`, or the network does not call such a layer.
         RecipeError: peft is not installed, or weights are sharded.
     """
-    try:
-        from peft import LoraConfig, LoraModel
-    except ImportError:
-        raise RecipeError("finetuning: lora requires peft. Install it with `pip install hfvit[lora]`.") from None
+    peft = import_optional("peft", "lora", "finetuning: lora", RecipeError)
     if are_weights_sharded():
         raise RecipeError("finetuning: lora requires unsharded weights. Launch without FSDP or DeepSpeed.")
     timm_model = model.timm_model
     layers = target_layers(timm_model, targets)
     head = classifier_parameters(timm_model)
-    config = LoraConfig(
+    config = peft.LoraConfig(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
         # A pattern matches full names; a list would match suffixes, and so the patch embedding.
         target_modules="|".join(re.escape(name) for name in layers),
     )
-    tuner = LoraModel(timm_model, config, "default")
+    tuner = peft.LoraModel(timm_model, config, "default")
     for parameter in head:
         parameter.requires_grad = True
     _set_separate_bias(timm_model, True)

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hfvit.errors import ModelError, one_line, wrap_library_errors
+from hfvit.errors import ModelError, wrap_library_errors
+from hfvit.utils.optional import import_optional
 
 
 class ExecuTorchBackend:
@@ -78,10 +79,4 @@ def load_executorch():
     Raises:
         ModelError: ExecuTorch is not installed.
     """
-    try:
-        from executorch import runtime
-    except ImportError as error:
-        raise ModelError(
-            f'ExecuTorch cannot be imported ({one_line(error)}). Install it with: pip install "hfvit[executorch]"'
-        ) from None
-    return runtime
+    return import_optional("executorch.runtime", "executorch", "A .pte file", ModelError)

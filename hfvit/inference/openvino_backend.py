@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hfvit.errors import ModelError, one_line, wrap_library_errors
+from hfvit.errors import ModelError, wrap_library_errors
 from hfvit.inference.backends import MEASURED_SIZE, fastest
+from hfvit.utils.optional import import_optional
 
 # Runtime information of an OpenVINO file: precision to compute in.
 PRECISION_HINT = ("runtime_options", "INFERENCE_PRECISION_HINT")
@@ -165,13 +166,7 @@ def load_openvino():
     Raises:
         ModelError: OpenVINO is not installed.
     """
-    try:
-        import openvino
-    except ImportError as error:
-        raise ModelError(
-            f'OpenVINO cannot be imported ({one_line(error)}). Install it with: pip install "hfvit[openvino]"'
-        ) from None
-    return openvino
+    return import_optional("openvino", "openvino", "An OpenVINO file", ModelError)
 
 
 def _image_shape(model) -> tuple[int, ...] | None:

@@ -133,6 +133,9 @@ def load_config(name: str | Path, **hub_kwargs) -> HFViTConfig:
             f"model_name_or_path: must be a timm checkpoint, but {name} has the model type '{kind}'. Use the timm"
             " repository of the same weights (timm/...)."
         )
+    if isinstance(raw.get("model_args"), dict):
+        # timm's own checkpoints have it a second time (timm 1.0.30).
+        raw["model_args"] = {key: value for key, value in raw["model_args"].items() if key != "num_classes"}
     config = HFViTConfig.from_dict(raw)
     if not hasattr(config, "pretrained_cfg"):
         config.pretrained_cfg = {}

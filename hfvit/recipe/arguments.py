@@ -11,6 +11,7 @@ CROP_MODES = ("squash", "center")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 NAN_POLICIES = ("stop", "rewind")
 BAD_IMAGES = ("error", "skip")
+PADDING_MODES = ("constant", "reflect")  # as in torchvision
 POLICIES = ("basic", "trivial_augment", "rand_augment", "three_augment")
 TTA = ("flip",)  # test-time augmentations
 GREEDY = "greedy"
@@ -94,8 +95,14 @@ class DataArguments:
     validation_fraction: float = _field(
         0.1,
         "Fraction of the training split to hold out for validation, above 0 and below 1; stratified. Only used without"
-        " validation_split.",
+        " validation_split and folds.",
     )
+    folds: int | None = _field(
+        None,
+        "Cross-validation: train once for each fold of the training split, in output_dir/fold_N, and validate on that"
+        " fold; stratified, and without test split.",
+    )
+    fold: int | None = _field(None, "Train with this fold only, 0 to folds - 1. Only used with folds.")
     max_train_samples: int | None = _field(
         None, "Maximum number of training images, sampled with seed (of a stream the first ones). Default: all."
     )
@@ -167,6 +174,7 @@ class DataArguments:
         _check_fraction("test_fraction", self.test_fraction)
         _check(self.on_bad_image in BAD_IMAGES, "on_bad_image", self.on_bad_image, f"one of {', '.join(BAD_IMAGES)}")
         self._check_roles()
+        self._check_folds()
         if self.streaming:
             self._check_streaming()
         crop_pct = self.crop_pct
@@ -226,6 +234,20 @@ class DataArguments:
                     f"test_split: must differ from the {role} split, got '{name}'. Pass none to omit it."
                 )
 
+    def _check_folds(self) -> None:
+        """Raise `RecipeError` for options that cross-validation does not support."""
+        if self.folds is None:
+            return
+        _check(self.folds >= 2, "folds", self.folds, "at least 2")
+        _check(self.fold is None or 0 <= self.fold < self.folds, "fold", self.fold, f"from 0 to {self.folds - 1}")
+        if self.validation_split:
+            raise RecipeError(
+                f"validation_split: not available with folds, got '{self.validation_split}'. Omit it, and pass"
+                f" --train_split {self.train_split}+{self.validation_split} to use its images, too."
+            )
+        if self.streaming:
+            raise RecipeError("streaming: not available with folds. Set streaming to false.")
+
     def _check_streaming(self) -> None:
         """Raise `RecipeError` for splits that do not work with streaming."""
         if not self.validation_split:
@@ -246,17 +268,29 @@ class DataArguments:
                 raise RecipeError(f"{key}: must differ from the streamed training split, got '{self.train_split}'.")
 
 
+DEFAULT_CROP_SCALE = (0.8, 1.0)
+DEFAULT_CROP_RATIO = (0.75, 4 / 3)
+
+
 @dataclass
 class AugmentationArguments:
     """Random changes of training images."""
 
     crop_scale: list[float] = field(
-        default_factory=lambda: [0.8, 1.0],
+        default_factory=lambda: list(DEFAULT_CROP_SCALE),
         metadata={"help": "Smallest and largest fraction of the image's area that a random crop covers."},
     )
     crop_ratio: list[float] = field(
-        default_factory=lambda: [0.75, 4 / 3],
+        default_factory=lambda: list(DEFAULT_CROP_RATIO),
         metadata={"help": "Smallest and largest aspect ratio (width / height) of a random crop."},
+    )
+    crop_padding: int = _field(
+        0,
+        "Padded random crop instead of crop_scale and crop_ratio: pad the image on each side with so many pixels, and"
+        " crop it to the image size. 4 is common for images of 32 pixels. 0: off.",
+    )
+    crop_padding_mode: str = _field(
+        "constant", f"Padding: {' (black) or '.join(PADDING_MODES)}. Only used with crop_padding."
     )
     horizontal_flip: float = _field(0.5, "Probability of a horizontal flip, 0 to 1.")
     policy: str = _field(
@@ -284,6 +318,15 @@ class AugmentationArguments:
             ascends = len(value) == 2 and 0 < value[0] <= value[1]
             _check(ascends, key, value, "two positive numbers, the smaller one first")
         _check(self.crop_scale[1] <= 1.0, "crop_scale", self.crop_scale, "two fractions of the area, at most 1")
+        _check(self.crop_padding >= 0, "crop_padding", self.crop_padding, "at least 0")
+        _check_choice("crop_padding_mode", self.crop_padding_mode, PADDING_MODES)
+        for key, default in (("crop_scale", DEFAULT_CROP_SCALE), ("crop_ratio", DEFAULT_CROP_RATIO)):
+            value = getattr(self, key)
+            if self.crop_padding and tuple(value) != default:
+                raise RecipeError(
+                    f"crop_padding: replaces the random resized crop, but {key} is set, got {value}. Omit {key} (on"
+                    f" the command line: --{key} {default[0]} {default[1]}), or set crop_padding to 0."
+                )
         _check_choice("policy", self.policy, POLICIES)
         magnitude = self.rand_augment_magnitude
         _check(0.0 <= magnitude <= 10.0, "rand_augment_magnitude", magnitude, "between 0 and 10")
@@ -353,6 +396,13 @@ class RunArguments:
         "Factor of the learning rate after each rewind, above 0 and at most 1. Only used with nan_policy=rewind.",
     )
     nan_max_rewinds: int = _field(3, "Rewinds before the run stops. Only used with nan_policy=rewind.")
+    seeds: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "Train once for each seed, in output_dir/seed_N, and report mean and standard deviation: seeds"
+            " such as 0 1 2, or their number (3 for 0 1 2), instead of seed."
+        },
+    )
     overwrite_output_dir: bool = _field(
         False, "Delete the run in output_dir and start a new one; other files are kept."
     )
@@ -360,6 +410,9 @@ class RunArguments:
         False, "Resume although the data set changed, so that validation images may have been trained on."
     )
     keep_checkpoints: bool = _field(False, "Keep checkpoint-* (with optimizer state) after the run is finished.")
+    save_predictions: bool = _field(
+        False, "Write the probabilities of all validation and test images to predictions.parquet."
+    )
     plots: bool = _field(True, "Draw figures of the run to output_dir/plots. `hfvit report` draws them later.")
     quiet: bool = _field(False, "Print warnings and errors only.")
     verbose: bool = _field(False, "Also print messages, warnings and progress bars of libraries.")
@@ -375,6 +428,12 @@ class RunArguments:
         "Whether expected_accuracy was measured; if false, hfvit verify does not fail below it.",
     )
 
+    @property
+    def seed_list(self) -> list[int]:
+        """Return the seeds to train with, none for a single run."""
+        seeds = self.seeds or []
+        return list(range(seeds[0])) if len(seeds) == 1 else seeds
+
     def check(self) -> None:
         """Raise `RecipeError` for a value out of range."""
         for key in ("global_batch_size", "early_stopping_patience", "nan_max_rewinds"):
@@ -389,6 +448,12 @@ class RunArguments:
         if self.eval_tta is not None:
             _check_choice("eval_tta", self.eval_tta, TTA)
         _check(not (self.quiet and self.verbose), "quiet", True, "false with verbose")
+        seeds = self.seeds
+        if seeds and len(seeds) == 1:
+            _check(seeds[0] >= 2, "seeds", seeds[0], "at least 2, or several seeds")
+        elif seeds is not None:
+            allowed = "different integers from 0 to 4,294,967,295, or their number"
+            _check(len(set(seeds)) == len(seeds) > 0 and all(0 <= n < 2**32 for n in seeds), "seeds", seeds, allowed)
         expected = self.expected_accuracy
         is_range = expected is None or (len(expected) == 2 and 0.0 <= expected[0] <= expected[1] <= 100.0)
         _check(is_range, "expected_accuracy", expected, "two percentages from 0 to 100, the lower first")
@@ -620,6 +685,7 @@ class FinetuningArguments:
             raise RecipeError(f"{key}: not available with finetuning={self.finetuning}. {remedy}.")
 
 
+DROP_RATES = ("drop_rate", "attn_drop_rate", "drop_path_rate", "patch_drop_rate")
 FUSIONS = ("cross_attention", "concatenation")
 
 
@@ -685,6 +751,9 @@ class ModelArguments(TextArguments):
     drop_path_rate: float | None = _field(
         None, "Stochastic depth of the last block, at least 0 and below 1; linearly less for earlier blocks."
     )
+    patch_drop_rate: float | None = _field(
+        None, "Fraction of the patches that a training step leaves out, at least 0 and below 1; off in evaluation."
+    )
     freeze: str | None = _field(
         None, "Part to freeze: 'backbone' (all but the head), or N (stem and first N blocks). Default: nothing."
     )
@@ -712,7 +781,7 @@ class ModelArguments(TextArguments):
         sizes = self.patch_sizes
         several = sizes is None or len(set(sizes)) > 1
         _check(several, "patch_sizes", sizes, "two or more sizes in pixels, such as [8, 16, 32]")
-        for key in ("drop_rate", "attn_drop_rate", "drop_path_rate"):
+        for key in DROP_RATES:
             _check_fraction(key, getattr(self, key))
         if self.freeze in ("none", "no", ""):
             self.freeze = None
@@ -722,6 +791,5 @@ class ModelArguments(TextArguments):
     @property
     def timm_kwargs(self) -> dict[str, Any]:
         """Return the arguments of timm.create_model: `model_args` and drop rates."""
-        names = ("drop_rate", "attn_drop_rate", "drop_path_rate")
-        rates = {key: getattr(self, key) for key in names if getattr(self, key) is not None}
+        rates = {key: getattr(self, key) for key in DROP_RATES if getattr(self, key) is not None}
         return {**(self.model_args or {}), **rates}

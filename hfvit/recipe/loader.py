@@ -15,6 +15,8 @@ from transformers.hf_argparser import string_to_bool
 
 from hfvit.errors import RecipeError, nearest, one_line
 from hfvit.recipe.arguments import (
+    DEFAULT_TEST_FRACTION,
+    DEFAULT_TEST_SPLIT,
     SINGLE_LABEL,
     AugmentationArguments,
     DataArguments,
@@ -23,7 +25,8 @@ from hfvit.recipe.arguments import (
     RunArguments,
 )
 from hfvit.recipe.files import find_recipe, read_yaml
-from hfvit.recipe.training_args import WITHOUT_EFFECT, HFViTTrainingArguments
+from hfvit.recipe.optimizers import is_timm_optimizer
+from hfvit.recipe.training_args import WITHOUT_EFFECT, WITHOUT_OPTIONS, WITHOUT_WARMUP, HFViTTrainingArguments
 from hfvit.utils.credentials import mask_values
 
 
@@ -53,14 +56,15 @@ NEEDS = (
     Need("probe_c probe_passes", "with finetuning=linear_probe", lambda v: v["finetuning"] == "linear_probe"),
     Need(
         "learning_rate weight_decay layer_decay num_train_epochs max_steps warmup_steps lr_scheduler_type optim"
-        " max_grad_norm label_smoothing_factor multi_label_loss drop_rate attn_drop_rate drop_path_rate mix_off_epochs"
-        " repeated_augmentation early_stopping_patience nan_policy nan_lr_factor nan_max_rewinds eval_steps save_steps"
-        " save_strategy keep_checkpoints",
+        " max_grad_norm label_smoothing_factor multi_label_loss drop_rate attn_drop_rate drop_path_rate"
+        " patch_drop_rate mix_off_epochs repeated_augmentation early_stopping_patience nan_policy nan_lr_factor"
+        " nan_max_rewinds eval_steps save_steps save_strategy keep_checkpoints",
         "with finetuning=full or lora",
         lambda v: v["finetuning"] != "linear_probe",
     ),
     Need(
-        "crop_scale crop_ratio horizontal_flip policy rand_augment_magnitude rand_augment_num_ops",
+        "crop_scale crop_ratio crop_padding crop_padding_mode horizontal_flip policy rand_augment_magnitude"
+        " rand_augment_num_ops",
         "with probe_passes above 0",
         _augments,
     ),
@@ -77,17 +81,38 @@ NEEDS = (
     ),
     Need("fusion_layers", "with fusion=cross_attention", lambda v: v["fusion"] == "cross_attention"),
     Need("model_revision", "with model_name_or_path", lambda v: v["model_name_or_path"]),
-    Need("validation_fraction", "without validation_split", lambda v: not v["validation_split"]),
+    Need(
+        "validation_fraction",
+        "without validation_split and folds",
+        lambda v: not (v["validation_split"] or v["folds"]),
+    ),
+    Need("fold", "with folds", lambda v: v["folds"]),
     Need("shuffle_buffer_size stream_evaluation", "with streaming=true", lambda v: v["streaming"]),
     Need(
         "rand_augment_magnitude rand_augment_num_ops",
         "with policy=rand_augment",
         lambda v: v["policy"] == "rand_augment",
     ),
+    Need("crop_padding_mode", "with crop_padding", lambda v: v["crop_padding"]),
     Need(
         "mix_off_epochs",
         "with mixup_alpha, cutmix_alpha or random_erasing",
         lambda v: v["mixup_alpha"] or v["cutmix_alpha"] or v["random_erasing"],
+    ),
+    Need(
+        "warmup_steps",
+        "with a schedule that has a warmup, such as constant_with_warmup",
+        lambda v: v["lr_scheduler_type"] not in WITHOUT_WARMUP,
+    ),
+    Need(
+        "lr_scheduler_kwargs",
+        "with a schedule that has options",
+        lambda v: v["lr_scheduler_type"] not in WITHOUT_OPTIONS,
+    ),
+    Need(
+        "adam_beta1 adam_beta2 adam_epsilon",
+        "without optim: timm/NAME, which has optim_args",
+        lambda v: not is_timm_optimizer(v["optim"]),
     ),
     Need("nan_lr_factor nan_max_rewinds", "with nan_policy=rewind", lambda v: v["nan_policy"] == "rewind"),
     Need("eval_steps", "with eval_strategy=steps", lambda v: v["eval_strategy"] == "steps"),
@@ -176,6 +201,18 @@ class Recipe:
     def to_yaml(self) -> str:
         """Return the resolved recipe, which repeats the run, without tokens."""
         return yaml.safe_dump(mask_values(self.values), sort_keys=False, allow_unicode=True)
+
+    @property
+    def repeated_by(self) -> str | None:
+        """Return the key by which the recipe describes several runs, None for one run."""
+        if self.training.seeds:
+            return "seeds"
+        return "folds" if self.data.folds and self.data.fold is None else None
+
+    def check_is_one_run(self) -> None:
+        """Raise `RecipeError` if the recipe describes several runs."""
+        if self.repeated_by:
+            raise RecipeError(f"{self.repeated_by}: only available in `hfvit train`. Omit it for a single run.")
 
     @property
     def checkpoints(self) -> dict[str, str | None]:
@@ -356,7 +393,26 @@ def _build_sections(parser: HfArgumentParser, namespace: argparse.Namespace) -> 
     augmentation.check_against(training)
     finetuning.check_against(model, data, augmentation, training)
     model.check_texts(data, augmentation)
+    if training.save_predictions and data.streaming:
+        raise RecipeError("save_predictions: not available with streaming. Set it to false.")
+    _check_repetition(data, training)
     return sections
+
+
+def _check_repetition(data: DataArguments, training: HFViTTrainingArguments) -> None:
+    """Raise `RecipeError` for options that several runs of a recipe do not support."""
+    if training.seeds and data.folds:
+        raise RecipeError("seeds, folds: must not both be set. Omit one of them.")
+    key = "seeds" if training.seeds else "folds"
+    if not training.seeds and (data.folds is None or data.fold is not None):
+        return
+    if training.push_at_end:
+        raise RecipeError(f"push_to_hub: not available with {key}. Push one of the runs with `hfvit push`.")
+    if training.resume_from_checkpoint not in (None, "auto"):
+        raise RecipeError(
+            f"resume_from_checkpoint: must be auto with {key}, which resumes all runs, got"
+            f" '{training.resume_from_checkpoint}'."
+        )
 
 
 def _fails_with(parser: HfArgumentParser, namespace: argparse.Namespace, message: str) -> bool:
@@ -428,6 +484,14 @@ def _as_option(key: str, value: Any) -> list[str]:
     return [f"--{key}={value}"]
 
 
+def without_test_split(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values of a recipe without test split, whose images stay excluded from training."""
+    changed = {**values, "test_split": None}
+    if values.get("test_split", DEFAULT_TEST_SPLIT) and values.get("test_fraction") is None:
+        changed["test_fraction"] = DEFAULT_TEST_FRACTION
+    return changed
+
+
 def default_of(key: str) -> Any:
     """Return the default of a recipe key, None for an unknown key."""
     field = _FIELDS.get(key)
@@ -450,7 +514,7 @@ def _resolved(*sections, typed: dict[str, Any], given: dict[str, Any]) -> dict[s
     # options change.
     omitted = (
         "overwrite_output_dir", "allow_changed_data", "resume_from_checkpoint", "push_to_hub", "quiet", "verbose",
-        "json_log", *EXPECTATION,
+        "json_log", "seeds", *EXPECTATION,
     )  # fmt: skip
     return {
         key: value

@@ -21,6 +21,7 @@ from transformers.utils import is_torch_tf32_available
 
 from hfvit.errors import RecipeError, nearest, one_line
 from hfvit.recipe.arguments import MULTI_LABEL_METRICS, SCALAR_METRICS, RunArguments, TrainerArguments
+from hfvit.recipe.optimizers import has_fallback, is_timm_optimizer, optimizer_factory, unknown_optimizer
 from hfvit.utils.credentials import mask_values
 from hfvit.utils.environment import cores_per_process, set_tf32
 
@@ -68,6 +69,10 @@ CHOICES = {
 }
 # These optimizers build other parameter groups, without layer-wise learning rates.
 OPTIMIZERS_NOT_AVAILABLE = ("galore", "apollo", "lomo", "adalomo")
+# Schedules that ignore warmup_steps, those that ignore lr_scheduler_kwargs, and those that follow the evaluations.
+WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
+WITHOUT_OPTIONS = ("constant", "constant_with_warmup")
+BY_EVALUATION = ("reduce_lr_on_plateau", "greedy")
 TRACKER_EXTRAS = ("tensorboard", "trackio", "wandb", "mlflow")  # extras of hfvit with the name of a tracker
 # Options with a mapping or the path of a JSON file.
 MAPPINGS_IN_FILES = ("accelerator_config", "fsdp_config")
@@ -142,7 +147,12 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
         self.push_at_end = self.push_to_hub
         self.push_to_hub = False
 
+        optim = self.optim
+        if is_timm_optimizer(optim):
+            self.optim = OptimizerNames.ADAMW_TORCH_FUSED  # the base class accepts only its own names
         super().__post_init__()
+        if is_timm_optimizer(optim):
+            self.optim = optim
         if self.tf32 is not None:
             set_tf32(self.tf32)
 
@@ -256,6 +266,30 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
         self.greater_is_better = is_better_when_greater(default)
         return {"metric_for_best_model": default}
 
+    def scheduler_options(self, steps: int) -> dict[str, Any]:
+        """Return the options of the schedule for a run of `steps` optimizer steps.
+
+        They are `lr_scheduler_kwargs`, but a `num_decay_steps` below 1 is a fraction of the run, as `warmup_steps`.
+        A schedule that follows the evaluations expects the greater metric to be better if it is.
+
+        Raises:
+            RecipeError: `num_decay_steps` is not a number of steps or a fraction.
+        """
+        # YAML reads 1e-5 as text.
+        options = {key: _as_number(value) for key, value in (self.lr_scheduler_kwargs or {}).items()}
+        if self.lr_scheduler_type in BY_EVALUATION:
+            options.setdefault("mode", "max" if self.greater_is_better else "min")
+        if "num_decay_steps" in options:
+            decay = options["num_decay_steps"]
+            if not isinstance(decay, int | float) or not (0 < decay < 1 or (decay >= 1 and decay % 1 == 0)):
+                raise RecipeError(
+                    "lr_scheduler_kwargs: num_decay_steps must be a positive integer, or a fraction of the run below"
+                    f" 1, got {decay!r}."
+                )
+            # Rounded down, as warmup is rounded up.
+            options["num_decay_steps"] = int(decay) if decay >= 1 else max(1, int(decay * steps + 1e-6))
+        return options
+
     @property
     def order_seed(self) -> int:
         """Return the seed of the order of training images."""
@@ -307,8 +341,13 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
         for key, choices in CHOICES.items():
             value = getattr(self, key)
             value = getattr(value, "value", value)
+            if key == "optim" and is_timm_optimizer(value):
+                continue  # checked by `optimizer_factory`
             if value not in choices and not (value is None and key == "save_strategy"):
-                allowed = nearest(str(value), choices) or f" Choose one of {', '.join(choices)}."
+                if key == "optim":
+                    allowed = unknown_optimizer(str(value), choices)
+                else:
+                    allowed = nearest(str(value), choices) or f" Choose one of {', '.join(choices)}."
                 raise RecipeError(f"{key}: unknown, got '{value}'.{allowed}")
         for key in ("per_device_train_batch_size", "per_device_eval_batch_size", "save_total_limit"):
             self._require(key, lambda value: value >= 1, "at least 1")
@@ -355,7 +394,7 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
                 raise RecipeError(
                     "early_stopping_patience: requires evaluations. Set eval_strategy to epoch or steps."
                 )
-            if self.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):
+            if self.lr_scheduler_type in BY_EVALUATION:
                 raise RecipeError(
                     f"lr_scheduler_type: {self.lr_scheduler_type} requires evaluations. Set eval_strategy to epoch or"
                     " steps."
@@ -399,21 +438,63 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
 
     def _check_optimizer(self) -> None:
         """Raise `RecipeError` if the optimizer or schedule cannot be created."""
-        from transformers import Trainer
-
-        weight = torch.nn.Parameter(torch.zeros(1))
+        weight = torch.nn.Parameter(torch.zeros(4, 4))
         key = "optim_args" if self.optim_args else "optim"
         with wrap_errors(key, getattr(self, key)):
-            optimizer, options = Trainer.get_optimizer_cls_and_kwargs(self)
-            optimizer([weight], **options)
+            create, options = optimizer_factory(self)
+            optimizer = create([weight], **options)
+            if has_fallback(self.optim):  # Muon checks its arguments in a step
+                weight.grad = torch.zeros_like(weight)
+                optimizer.step()
+        self._check_schedule()
         key = "lr_scheduler_kwargs" if self.lr_scheduler_kwargs else "lr_scheduler_type"
+        steps = self.max_steps if self.max_steps > 0 else 1000
         with wrap_errors(key, getattr(self, key)):
             get_scheduler(
                 self.lr_scheduler_type,
                 torch.optim.SGD([weight], lr=self.learning_rate),
-                num_warmup_steps=self.get_warmup_steps(1000),
-                num_training_steps=1000,
-                scheduler_specific_kwargs=self.lr_scheduler_kwargs,
+                num_warmup_steps=self.get_warmup_steps(steps),
+                num_training_steps=steps,
+                scheduler_specific_kwargs=self.scheduler_options(steps),
+            )
+
+    def _check_schedule(self) -> None:
+        """Raise `RecipeError` for options of the schedule that transformers would accept in vain."""
+        options = self.scheduler_options(1000)
+        if self.lr_scheduler_type == "warmup_stable_decay":
+            if "num_decay_steps" not in options:
+                raise RecipeError(
+                    "lr_scheduler_type: warmup_stable_decay requires num_decay_steps. Set lr_scheduler_kwargs to"
+                    " {num_decay_steps: 0.2}, a fraction of the run."
+                )
+            if "num_stable_steps" in options:
+                raise RecipeError(
+                    "lr_scheduler_kwargs: num_stable_steps is what warmup_steps and num_decay_steps leave of the run,"
+                    f" got {options['num_stable_steps']}. Omit it."
+                )
+            stages = (self.warmup_steps, _as_number(self.lr_scheduler_kwargs["num_decay_steps"]))
+            if self.max_steps > 0:
+                self.check_stages(self.max_steps)
+            elif max(stages) < 1:  # otherwise the number of steps is not known yet
+                self.check_stages(1000)
+        lowest = options.get("min_lr", 1e-3 if self.lr_scheduler_type == "greedy" else 0.0)
+        if isinstance(lowest, int | float) and lowest >= self.learning_rate > 0:
+            default = "" if "min_lr" in options else " (the schedule's default)"
+            raise RecipeError(
+                f"lr_scheduler_kwargs: min_lr must be below learning_rate ({self.learning_rate:g}), got"
+                f" {lowest:g}{default}."
+            )
+
+    def check_stages(self, steps: int) -> None:
+        """Raise `RecipeError` if warmup and decay are longer than a run of `steps` optimizer steps."""
+        if self.lr_scheduler_type != "warmup_stable_decay":
+            return
+        decay = self.scheduler_options(steps)["num_decay_steps"]
+        left = steps - self.get_warmup_steps(steps)
+        if decay > left:
+            raise RecipeError(
+                f"lr_scheduler_kwargs: num_decay_steps must be at most {left}, the {steps} steps of the run without"
+                f" warmup, got {decay}."
             )
 
 
@@ -422,12 +503,25 @@ def is_better_when_greater(metric: str) -> bool:
     return not metric.endswith(("loss", "ece"))
 
 
+LIBRARY_ERRORS = (
+    ValueError, TypeError, LookupError, ArithmeticError, NotImplementedError, ImportError, AssertionError
+)  # fmt: skip
+
+
 @contextmanager
 def wrap_errors(key: str, value: Any) -> Iterator[None]:
     """Convert a library's error about a value to a `RecipeError` about option `key`."""
     try:
         yield
-    except (ValueError, TypeError, LookupError, ArithmeticError, NotImplementedError, ImportError) as error:
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        ArithmeticError,
+        NotImplementedError,
+        ImportError,
+        AssertionError,
+    ) as error:
         raise RecipeError(f"{key}: cannot be used, got {_shown(value)}. {one_line(error)}") from None
 
 
@@ -453,6 +547,14 @@ def _read_mapping(key: str, value: Any) -> dict | None:
     if not isinstance(found, dict):
         raise RecipeError(f"{key}: must be a mapping, got '{value}'.")
     return found
+
+
+def _as_number(value: Any) -> Any:
+    """Convert the text of a number to a float."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _shown(value: Any) -> str:

@@ -17,6 +17,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
 
 from hfvit.artifacts.json_record import is_number
+from hfvit.artifacts.lr_finder_record import LearningRateCurve
 from hfvit.artifacts.run_sections import (
     CalibrationBin,
     ExampleImage,
@@ -147,6 +148,14 @@ def draw(
     return paths
 
 
+def draw_file(path: Path, figure: Callable[[Theme], plt.Figure]) -> None:
+    """Draw a figure in the light theme to a PNG file."""
+    with temporary_file(path) as temporary, plt.rc_context(LIGHT.settings()):
+        drawn = figure(LIGHT)
+        drawn.savefig(temporary, bbox_inches="tight", format="png")
+        plt.close(drawn)
+
+
 def draw_svg(figure: Callable[[Theme], plt.Figure], description: str) -> SafeText:
     """Draw a figure as SVG for a page that defines the variables of `css_variables`.
 
@@ -261,6 +270,37 @@ def learning_curves(
     for axis in axes:
         if axis.get_legend_handles_labels()[0]:
             axis.legend()
+    return figure
+
+
+def learning_rate_figure(curve: LearningRateCurve, theme: Theme):
+    """Draw the loss of a learning rate range test, with the suggestions.
+
+    Args:
+        curve: result of the test.
+        theme: colors.
+
+    Returns:
+        The `matplotlib.figure.Figure`.
+    """
+    figure, (axis,) = place_axes((0, 0, 6.4, 3.6))
+    axis.plot(curve.learning_rates, curve.losses, color=theme.first, alpha=0.3, linewidth=1, label="loss")
+    axis.plot(curve.learning_rates, curve.smoothed, color=theme.first, label="smoothed")
+    marks = (
+        ("steepest", curve.steepest, theme.second, "-"),
+        ("minimum / 10", curve.minimum_tenth, theme.third, "--"),
+        ("recipe", curve.recipe, theme.muted, ":"),
+    )
+    for name, rate, color, style in marks:
+        axis.axvline(rate, color=color, linestyle=style, linewidth=1.4, label=f"{name} {rate:.1e}")
+    low, high = min(curve.losses), curve.smoothed[0]
+    axis.set(
+        title="Learning rate range test", xlabel="learning rate", ylabel="training loss", xscale="log",
+        ylim=(low - 0.1 * abs(high - low), high + 0.5 * abs(high - low)),
+    )  # fmt: skip
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}"))
+    axis.grid()
+    axis.legend(loc="lower left")
     return figure
 
 

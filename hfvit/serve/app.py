@@ -19,10 +19,10 @@ from hfvit.serve.batching import DynamicBatcher, QueueFullError, Reservation
 from hfvit.serve.metrics import ServerMetrics
 from hfvit.serve.payload import REQUEST_BODY, RequestError, RequestLimits, read_request
 from hfvit.utils.environment import cores
+from hfvit.utils.optional import import_optional
 
 logger = logging.getLogger(__name__)
 
-INSTALL = 'pip install "hfvit[serve]"'
 TOP_K = 5
 DESCRIPTION = """\
 `POST /predict` classifies one image (raw bytes, or `inputs` as a base64 string) or several (a multipart form, or
@@ -76,14 +76,9 @@ def load_libraries():
     Raises:
         HFViTError: one of them is not installed.
     """
-    try:
-        import fastapi  # noqa: F401
-        import prometheus_client
-        import python_multipart  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as error:
-        raise HFViTError(f"The server needs {error.name} ({one_line(error)}). Install it with: {INSTALL}") from None
-    return prometheus_client
+    for name in ("fastapi", "python_multipart", "uvicorn"):
+        import_optional(name, "serve", "The server")
+    return import_optional("prometheus_client", "serve", "The server")
 
 
 class Predictor:

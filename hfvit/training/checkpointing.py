@@ -311,7 +311,9 @@ class CheckpointWriter(TrainerCallback):
         if optimizer is None:  # sharded
             return
         optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper
-        missing = {key for group in optimizer.param_groups for key in set(optimizer.defaults) - set(group)}
+        # torch adds `differentiable` to the defaults of every optimizer that loads a state (2.13).
+        expected = set(optimizer.defaults) - {"differentiable"}
+        missing = {key for group in optimizer.param_groups for key in expected - set(group)}
         if missing:
             raise ModelError(
                 f"optim: must be that of the checkpoint, whose state has no {', '.join(sorted(missing))}, got"

@@ -149,7 +149,7 @@ class TrainingProgress(TrainerCallback):
         self.step = 0
         self.steps = 0
         self.epoch = 0.0
-        self.epochs = 0.0
+        self.epochs: float | None = None  # None for a stream of unknown length
         self.logs: dict[str, float] = {}
         self.batch = 0
         self.batches: int | None = None
@@ -161,7 +161,7 @@ class TrainingProgress(TrainerCallback):
         self.started = time.monotonic()
         self.first_step = state.global_step
         self.steps = state.max_steps
-        self.epochs = state.num_train_epochs
+        self.epochs = None if state.num_train_epochs >= sys.maxsize else state.num_train_epochs
         self._read(state)
         self.begin()
 
@@ -268,7 +268,8 @@ class TrainingProgress(TrainerCallback):
 
 def _interval(accuracy: float | None, eval_dataloader) -> tuple[float, float] | None:
     """Return the 95 % interval of an accuracy on a data set of known length."""
-    images = getattr(getattr(eval_dataloader, "dataset", None), "images", None)
+    dataset = getattr(eval_dataloader, "dataset", None)
+    images = len(dataset) if has_length(dataset) else getattr(dataset, "images", None)  # a stream counts its images
     if accuracy is None or not images:
         return None
     low, high = accuracy_interval(round(accuracy * images), images)
@@ -289,7 +290,8 @@ class LineProgress(TrainingProgress):
 
     def begin(self) -> None:
         resumed = f", from step {self.first_step:,}" if self.first_step else ""
-        self._print([f"Training: {self.steps:,} steps, {self.epochs:g} epochs{resumed}"])
+        epochs = "" if self.epochs is None else f", {self.epochs:g} epochs"
+        self._print([f"Training: {self.steps:,} steps{epochs}{resumed}"])
 
     def update(self) -> None:
         if time.monotonic() - self._printed < LINE_SECONDS:
@@ -314,7 +316,8 @@ class LineProgress(TrainingProgress):
     @property
     def _place(self) -> str:
         width = len(str(self.steps))
-        return f"step {self.step:>{width}}/{self.steps}  epoch {self.epoch:.4g}"
+        epoch = "" if self.epochs is None else f"  epoch {self.epoch:.4g}"
+        return f"step {self.step:>{width}}/{self.steps}{epoch}"
 
     @property
     def _left(self) -> list[str]:
@@ -448,7 +451,8 @@ class LiveProgress(TrainingProgress):
         values = self.values
         if self.batch:
             values = [f"evaluating batch {self.batch}/{self.batches or '?'}", *values[:1], *values[-1:]]
-        line = Text(f"epoch {self.epoch:.2f}/{self.epochs:g}  " + "  ".join(values), "dim", no_wrap=True)
+        epoch = [] if self.epochs is None else [f"epoch {self.epoch:.2f}/{self.epochs:g}"]
+        line = Text("  ".join([*epoch, *values]), "dim", no_wrap=True)
         line.truncate(self.console.width, overflow="ellipsis")
         return Group(grid, line)
 

@@ -6,10 +6,35 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from hfvit.errors import RecipeError
+
+
+class ListedAverage(ModelEmaV3):
+    """`ModelEmaV3` that lists the tensors of both models once.
+
+    timm lists them in each step (1.0.31), which takes the host longer than to average them. Tensors are listed again
+    after `forget`; until then they must only change in place.
+    """
+
+    _pairs: list[tuple[Tensor, Tensor]] | None = None
+
+    def forget(self) -> None:
+        """List the tensors again at the next update."""
+        self._pairs = None
+
+    def apply_update_(self, model: nn.Module, decay: float) -> None:
+        """Average the floating-point tensors of a model, and copy the others."""
+        if self._pairs is None:
+            states = self.module.state_dict(), model.state_dict()
+            self._pairs = list(zip(*(state.values() for state in states), strict=True))
+        averaged = [pair for pair in self._pairs if pair[0].is_floating_point()]
+        self._foreach_lerp_(*map(list, zip(*averaged, strict=True)), weight=1.0 - decay)
+        for average, value in self._pairs:
+            if not average.is_floating_point():
+                average.copy_(value)
 
 
 class WeightAverage(TrainerCallback):
@@ -26,8 +51,11 @@ class WeightAverage(TrainerCallback):
     option = ""
     file = ""
 
-    def __init__(self, average: ModelEmaV3):
+    def __init__(self, average: ListedAverage):
         self.average = average
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.average.forget()
 
     def on_optimizer_step(self, args, state, control, model=None, **kwargs):
         self.average.update(model, step=state.global_step + 1)
@@ -73,10 +101,11 @@ class EmaCallback(WeightAverage):
     file = "ema.safetensors"
 
     def __init__(self, model: nn.Module, decay: float):
-        super().__init__(ModelEmaV3(model, decay=decay, use_warmup=True))
+        super().__init__(ListedAverage(model, decay=decay, use_warmup=True))
         self.decay = decay
 
     def on_train_begin(self, args, state, control, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
         self.average.decay = fitted_ema_decay(self.decay, state.max_steps)
 
 
@@ -95,10 +124,11 @@ class SwaCallback(WeightAverage):
 
     def __init__(self, model: nn.Module, start: float):
         # The decay is 0 up to the first averaged step, then n / (n + 1) after n averaged steps.
-        super().__init__(ModelEmaV3(model, decay=1.0, use_warmup=True, warmup_gamma=1.0, warmup_power=1.0))
+        super().__init__(ListedAverage(model, decay=1.0, use_warmup=True, warmup_gamma=1.0, warmup_power=1.0))
         self.start = start
 
     def on_train_begin(self, args, state, control, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
         self.average.update_after_step = int(self.start * state.max_steps)
 
 

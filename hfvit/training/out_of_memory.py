@@ -86,7 +86,7 @@ def _slice(batch: dict[str, Any], rows: slice, augmentation: Augmentation | None
         elif "images" in part:
             part["plan"] = augmentation.sample(seeds, *part["images"].shape[1:3])
         else:
-            part["plan"] = {"operations": augmentation.sample_operations(seeds, *augmentation.image_size)}
+            part["plan"] = augmentation.sample_changes(seeds, *augmentation.image_size)
         part["plan"]["seeds"] = seeds
     return part
 

@@ -13,6 +13,7 @@ logger = logging.getLogger(__name__)
 WITHOUT_EFFECT = (
     "output_dir", "keep_checkpoints", "allow_changed_data", "report_to", "run_name", "logging_steps",
     "logging_strategy", "disable_tqdm", "dataloader_num_workers", "save_total_limit", "allow_outside_paths", "plots",
+    "save_predictions",
 )  # fmt: skip
 
 # A checkpoint of an earlier version does not have the keys that were added since: it had the default, or these values.

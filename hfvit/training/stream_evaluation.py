@@ -64,7 +64,7 @@ def _predict(trainer, model, loader: DataLoader, ignore_keys: list[str] | None) 
     for step, batch in enumerate(loader, start=1):
         places.append(batch.pop("places"))
         loss, logits, labels = trainer.prediction_step(model, batch, False, ignore_keys=ignore_keys)
-        for key, value in (("logits", logits.float()), ("labels", labels), ("loss", loss.double() * len(labels))):
+        for key, value in (("logits", logits.float()), ("labels", labels), ("loss", loss.float() * len(labels))):
             found[key].append(value)
         if args.eval_accumulation_steps and step % args.eval_accumulation_steps == 0:
             found = {key: [value.cpu() for value in values] for key, values in found.items()}
@@ -72,5 +72,5 @@ def _predict(trainer, model, loader: DataLoader, ignore_keys: list[str] | None) 
     if not places:
         return {"places": np.empty(0, np.int64)}
     arrays = {key: torch.cat([value.cpu() for value in found[key]]).numpy() for key in ("logits", "labels")}
-    loss = torch.stack([value.cpu() for value in found["loss"]]).sum().item()
+    loss = torch.stack([value.cpu() for value in found["loss"]]).double().sum().item()
     return {"places": np.concatenate(places), "loss": loss, **arrays}

@@ -139,7 +139,8 @@ def datasheet_rate(device: torch.device, dtype: torch.dtype) -> float | None:
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Measure the FLOPs per second of a large matrix product, the peak for MFU."""
     side, repetitions = (1024, 1) if device.type == "cpu" else (8192, 10)
-    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    generator = torch.Generator(device).manual_seed(0)  # the global one is that of dropout
+    a, b = (torch.randn(side, side, device=device, generator=generator).to(dtype) for _ in range(2))
     best = float("inf")
     for _ in range(5):
         _wait(device)

@@ -35,6 +35,7 @@ from hfvit.errors import DataError, HFViTError, ModelError, RecipeError, one_lin
 from hfvit.metrics.task import task_of, trainer_metrics
 from hfvit.models.patch_size import patch_size_callbacks
 from hfvit.recipe.arguments import MULTI_LABEL
+from hfvit.recipe.optimizers import has_fallback, is_timm_optimizer, optimizer_factory
 from hfvit.recipe.training_args import HFViTTrainingArguments, wrap_errors
 from hfvit.training.checkpointing import (
     CheckpointWriter,
@@ -174,6 +175,11 @@ class HFViTTrainer(Trainer):
         # compute_loss is a plain mean, without counting labels over accumulation steps and processes.
         self.model_accepts_loss_kwargs = False
         self.is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if self.is_sharded and is_timm_optimizer(self.args.optim) and not self.accelerator.is_fsdp2:
+            raise RecipeError(
+                f"optim: not available with DeepSpeed and FSDP 1, which flatten the weights, got '{self.args.optim}'."
+                " Use adamw_torch, or accelerate_configs/fsdp.yaml (FSDP 2)."
+            )
         if self.is_sharded and any(isinstance(split, EvaluationStream) for split in evaluated):
             raise RecipeError(
                 "stream_evaluation: not available with sharded weights (FSDP, DeepSpeed). Set it to false."
@@ -455,25 +461,46 @@ class HFViTTrainer(Trainer):
 
     # ---- Optimization ----
 
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(args, model: nn.Module | None = None) -> tuple[Any, dict[str, Any]]:
+        """Return the optimizer's class, or timm's factory, and its options."""
+        return optimizer_factory(args, model)
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Create the optimizer with timm's weight decay and layer-wise learning rates."""
         if self.optimizer is None:
             model = self.model if model is None else model
-            optimizer_class, options = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(
-                self.args, model
-            )
+            create, options = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, model)
             plain = self.accelerator.unwrap_model(model)
             rates = options.get("lr", self.args.learning_rate), options.get("weight_decay", self.args.weight_decay)
-            groups = groups_beside(plain, plain.timm_model, *rates)
-            groups += build_param_groups(plain.timm_model, *rates, layer_decay=self.args.layer_decay)
+            fallback = has_fallback(self.args.optim) and not self.optimizer_cls_and_kwargs
+            groups = groups_beside(plain, plain.timm_model, *rates, with_fallback=fallback)
+            groups += build_param_groups(
+                plain.timm_model, *rates, layer_decay=self.args.layer_decay, with_fallback=fallback
+            )
             with wrap_errors("optim", self.args.optim):
-                self.optimizer = optimizer_class(groups, **options)
+                self.optimizer = create(groups, **options)
         return self.optimizer
 
-    def create_scheduler(self, *args, **kwargs) -> torch.optim.lr_scheduler.LRScheduler:
-        """Create the learning rate schedule; raises `RecipeError` on failure."""
-        with wrap_errors("lr_scheduler_type", self.args.lr_scheduler_type):
-            return super().create_scheduler(*args, **kwargs)
+    def create_scheduler(self, num_training_steps: int, *args, **kwargs) -> torch.optim.lr_scheduler.LRScheduler:
+        """Create the learning rate schedule.
+
+        Args:
+            num_training_steps: optimizer steps of the run.
+            *args: arguments of `transformers.Trainer.create_scheduler`.
+            **kwargs: arguments of `transformers.Trainer.create_scheduler`.
+
+        Raises:
+            RecipeError: the schedule cannot be created, or its stages are longer than the run.
+        """
+        self.args.check_stages(num_training_steps)
+        given = self.args.lr_scheduler_kwargs
+        self.args.lr_scheduler_kwargs = self.args.scheduler_options(num_training_steps)
+        try:
+            with wrap_errors("lr_scheduler_type", self.args.lr_scheduler_type):
+                return super().create_scheduler(num_training_steps, *args, **kwargs)
+        finally:
+            self.args.lr_scheduler_kwargs = given
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Compute the loss outside the model, which treats soft labels as multi-label.

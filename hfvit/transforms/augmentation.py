@@ -1,4 +1,4 @@
-"""Batched augmentation: random resized crop, flip, policy and normalization."""
+"""Batched augmentation: random crop, flip, policy and normalization."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hfvit.transforms.auto_augment import Stage, num_uniforms, sample_stages
 from hfvit.transforms.functional import FAMILIES, IDENTITY, OPERATIONS, Constants, parameters_of
-from hfvit.transforms.resize import resize_boxes
+from hfvit.transforms.resize import crop_padded, resize_boxes
 from hfvit.utils.counter_rng import uniform
 
 ATTEMPTS = 10  # to sample a crop within its image, as in torchvision
@@ -17,7 +17,7 @@ CROP_UNIFORMS = 2 * ATTEMPTS + 2  # random numbers per image
 
 
 class Augmentation:
-    """Augment batches: random resized crop, horizontal flip, policy, normalization.
+    """Augment batches: random resized crop or padded crop, horizontal flip, policy, normalization.
 
     Args:
         image_size: (height, width) in pixels of the pixel values.
@@ -30,6 +30,9 @@ class Augmentation:
         policy: one of `recipe.arguments.POLICIES`, applied before the resize.
         rand_augment_magnitude: magnitude of the policy `rand_augment`, 0 to 10.
         rand_augment_num_ops: number of operations of the policy `rand_augment`.
+        crop_padding: resize complete images, pad them with so many pixels on each side, and crop them to `image_size`,
+            instead of the random resized crop; 0 is off.
+        crop_padding_mode: one of `recipe.arguments.PADDING_MODES`.
     """
 
     def __init__(
@@ -44,6 +47,8 @@ class Augmentation:
         policy: str = "basic",
         rand_augment_magnitude: float = 9.0,
         rand_augment_num_ops: int = 2,
+        crop_padding: int = 0,
+        crop_padding_mode: str = "constant",
     ):
         self.image_size = tuple(image_size)
         self.interpolation = interpolation
@@ -53,6 +58,8 @@ class Augmentation:
         self.policy = policy
         self.magnitude = rand_augment_magnitude
         self.num_ops = rand_augment_num_ops
+        self.crop_padding = crop_padding
+        self.crop_padding_mode = crop_padding_mode
         self.mean = torch.tensor(mean).view(3, 1, 1) * 255.0
         self.std = torch.tensor(std).view(3, 1, 1) * 255.0
         self.scale = 1.0 / self.std
@@ -86,11 +93,32 @@ class Augmentation:
             widths: widths of the images in pixels (images,), or one for all.
 
         Returns:
-            Boxes (images, 4) of top, left, height, width in integer pixels, and flips (images,) bool.
+            Boxes (images, 4) of top, left, height, width in integer pixels (complete images with `crop_padding`), and
+            flips (images,) bool.
         """
         u = uniform(seeds, CROP_UNIFORMS + 1)
-        boxes = random_boxes(u[:, :-1], heights, widths, self.crop_scale, self.crop_ratio)
+        if self.crop_padding:
+            boxes = np.stack(np.broadcast_arrays(np.zeros(len(u)), 0, heights, widths), axis=1)
+        else:
+            boxes = random_boxes(u[:, :-1], heights, widths, self.crop_scale, self.crop_ratio)
         return boxes, u[:, -1] < self.horizontal_flip
+
+    def sample_changes(self, seeds: np.ndarray, height: int, width: int) -> dict[str, Any]:
+        """Sample the part of a plan that is applied to crops.
+
+        Args:
+            seeds: seed of each image (images,), uint64.
+            height: height of the images in pixels.
+            width: width of the images in pixels.
+
+        Returns:
+            The passes of `operations`, and with `crop_padding` the `offsets` (images, 2) of top and left.
+        """
+        changes = {"operations": self.sample_operations(seeds, height, width)}
+        if self.crop_padding:
+            offsets = np.floor(uniform(seeds, 2) * (2 * self.crop_padding + 1))
+            changes["offsets"] = torch.from_numpy(offsets.astype(np.int64))
+        return changes
 
     def sample_operations(self, seeds: np.ndarray, height: int, width: int) -> list[dict[str, Any]]:
         """Sample the operations of the policy.
@@ -120,13 +148,13 @@ class Augmentation:
             width: width of the images in pixels.
 
         Returns:
-            `boxes` (images, 4), `flips` (images,) and the passes of `operations`.
+            `boxes` (images, 4), `flips` (images,) and those of `sample_changes`.
         """
         boxes, flips = self.sample_crops(seeds, height, width)
         return {
             "boxes": torch.from_numpy(boxes.astype(np.float32)),
             "flips": torch.from_numpy(flips),
-            "operations": self.sample_operations(seeds, height, width),
+            **self.sample_changes(seeds, height, width),
         }
 
     def __call__(self, batch: dict[str, Any], dtype: torch.dtype = torch.float32) -> Tensor:
@@ -143,10 +171,17 @@ class Augmentation:
         for step in plan["operations"]:
             levels = self._apply(step, levels)
         pixels = levels.mul_(self.scale).add_(self.shift).to(dtype)  # in place, as page faults of a new buffer cost
-        if not resize:
-            return pixels
-        # Equivalent to normalization after the resize (linear, weights sum to one), with fewer pixels.
-        return resize_boxes(pixels, plan["boxes"], plan["flips"], self.image_size, self.interpolation)
+        flips = plan["flips"] if resize else None  # crops are flipped
+        if resize and not (self.crop_padding and pixels.shape[2:] == self.image_size):
+            # Equivalent to normalization after the resize (linear, weights sum to one), with fewer pixels.
+            pixels = resize_boxes(pixels, plan["boxes"], flips, self.image_size, self.interpolation)
+            flips = None
+        if self.crop_padding:
+            black = self.shift
+            pixels = crop_padded(
+                pixels, plan["offsets"], self.crop_padding, self.crop_padding_mode, fill=black, flips=flips
+            )
+        return pixels
 
     def _apply(self, step: dict[str, Any], levels: Tensor) -> Tensor:
         """Reorder the images, and apply the operations of a pass to slices of them in place."""

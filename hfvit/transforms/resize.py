@@ -1,4 +1,4 @@
-"""Batched antialiased crop and resize as two matrix products."""
+"""Batched antialiased crop and resize as two matrix products, and crops of padded images."""
 
 import math
 
@@ -34,6 +34,50 @@ def resize_boxes(
     resized = torch.matmul(rows[:, None], images)  # (batch, channels, size[0], width)
     resized = torch.bmm(resized.view(batch, channels * size[0], width), columns.transpose(1, 2))
     return resized.view(batch, channels, *size)
+
+
+def crop_padded(
+    images: torch.Tensor,
+    offsets: torch.Tensor,
+    padding: int,
+    mode: str,
+    fill: torch.Tensor,
+    flips: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Pad each image on all sides, crop it to its size before, and flip it, without interpolation.
+
+    Equals torchvision's `RandomCrop(size, padding=padding, padding_mode=mode)` with the same offsets.
+
+    Args:
+        images: (batch, channels, height, width).
+        offsets: (batch, 2) of top and left in the padded image, integers from 0 to `2 * padding`.
+        padding: number of pixels on each side; below height and width for `mode="reflect"`.
+        mode: one of `recipe.arguments.PADDING_MODES`.
+        fill: value of the padding for `mode="constant"`, of a shape that broadcasts to (channels, 1, 1).
+        flips: (batch,) bool, horizontal flips after the crop, or None.
+
+    Returns:
+        Images of the same shape.
+    """
+    batch, channels, height, width = images.shape
+    rows = torch.arange(height, device=images.device) + (offsets[:, :1] - padding)  # of the image, (batch, height)
+    columns = torch.arange(width, device=images.device) + (offsets[:, 1:] - padding)
+    if flips is not None:
+        columns = torch.where(flips[:, None], columns.flip(1), columns)
+    inside = None
+    if mode == "reflect":
+        rows = (height - 1) - ((height - 1) - rows.abs()).abs()
+        columns = (width - 1) - ((width - 1) - columns.abs()).abs()
+    else:
+        row_inside = (rows >= 0) & (rows < height)
+        column_inside = (columns >= 0) & (columns < width)
+        inside = row_inside[:, None, :, None] & column_inside[:, None, None, :]
+        rows = rows.clamp(0, height - 1)
+        columns = columns.clamp(0, width - 1)
+    image = torch.arange(batch, device=images.device)[:, None, None, None]
+    channel = torch.arange(channels, device=images.device)[:, None, None]
+    shifted = images[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
+    return shifted if inside is None else torch.where(inside, shifted, fill.to(images.dtype))
 
 
 def resize_as_pillow(

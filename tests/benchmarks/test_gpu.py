@@ -192,6 +192,7 @@ def test_dry_run_records_facts_and_prepares_data(tmp_path):
     assert {row["name"]: row["code"] for row in rows if row["step"] == "day"} == {"facts": 0, "prep": 0}
     facts = {key: value for row in rows if row["step"] == "facts" for key, value in row.items()}
     assert facts["versions"]["torch"]
+    assert facts["unmet_requirements"] == []
     assert min(facts["tflops"].values()) > 0
     sizes = {
         file.relative_to(tmp_path / "data").as_posix(): (table.num_rows, table.column_names)
@@ -235,7 +236,7 @@ def test_dry_run_sets_up_a_carried_source_and_wheel_and_runs_tests(tmp_path):
 @pytest.mark.parametrize("step", ["amp", "survive", "real", "latency", "syncs"])
 def test_dry_run_of_step_records_no_error(step, tmp_path):
     kit = copy_kit(tmp_path)
-    result = run_day(kit, tmp_path, "prep", step, SECONDS_STEP=f"{step}:240", AMP_ROWS="S")
+    result = run_day(kit, tmp_path, "prep", step, SECONDS_STEP=f"{step}:240", AMP_ROWS="S recipe")
     assert result.returncode == 0, result.stdout + result.stderr
     rows = results_of(tmp_path / "out")
     assert not [row for row in rows if row.get("error")]

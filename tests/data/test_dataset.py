@@ -25,6 +25,7 @@ from hfvit.data.decode import decode
 from hfvit.data.pixel_cache import NotCacheableError, cached_pixels, common_size
 from hfvit.data.samplers import EpochSampler
 from hfvit.errors import DataError
+from hfvit.training.out_of_memory import micro_batches
 from hfvit.transforms.augmentation import Augmentation
 from hfvit.transforms.preprocessing import Preprocessing
 from hfvit.utils.counter_rng import sample_seeds
@@ -196,6 +197,21 @@ def test_crops_of_images_of_different_sizes_equal_torchvision():
         flipped += int(flips[0])
     assert 0 < flipped < 6
     assert augmentation(batch).shape == (6, 3, 24, 24)
+
+
+def test_padded_crops_of_images_of_different_sizes_are_resized_first():
+    split = varied()
+    augmentation = Augmentation.from_config(CONFIG, crop_padding=3, horizontal_flip=0.0)
+    dataset = ImageDataset(split["label"], DecodingReader(split, "train", CONFIG), augmentation, seed=4)
+    batch = dataset.__getitems__([(2, row) for row in range(6)])
+    pixels = augmentation(batch)
+    parts = micro_batches(batch, 4, augmentation)
+    assert torch.equal(torch.cat([augmentation(part) for part in parts]), pixels)
+    for row, (top, left) in enumerate(batch["plan"]["offsets"].tolist()):
+        image = tv.pil_to_tensor(decode(split[row]["image"], "train", row))
+        resized = tv.resize(image, [24, 24], tv.InterpolationMode.BICUBIC)
+        expected = tv.crop(tv.pad(resized, [3] * 4), top, left, 24, 24).float()
+        assert torch.equal(pixels[row], expected.mul_(augmentation.scale).add_(augmentation.shift))
 
 
 def test_evaluation_of_images_of_different_sizes_equals_the_image_processor():

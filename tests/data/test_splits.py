@@ -4,6 +4,7 @@ import datasets
 import numpy as np
 import pytest
 from helpers.images import LABELS, colored_image, colored_split
+from helpers.layouts import write_images
 from helpers.messages import assert_names
 from helpers.splits import load_splits
 
@@ -179,3 +180,43 @@ def test_load_splits_with_invalid_labels_names_split_and_row(tmp_path, label_typ
 def test_column_without_labels_is_named(colors):
     with pytest.raises(DataError, match=r"^label_column: .*'img'.*'train'.*\bImage\b"):
         load_splits(str(colors), label_column="img")
+
+
+def test_folds_cover_the_training_split_once_and_keep_the_test_images(tmp_path):
+    folder = write_images(tmp_path / "photos", dict.fromkeys(LABELS, 20))
+    plain = load_splits(str(folder))
+    parts = [load_splits(str(folder), folds=3, fold=fold) for fold in range(3)]
+    rows = [np.array(split["row"]) for split in (plain.test, *(part.validation for part in parts))]
+    assert np.sort(np.concatenate(rows)).tolist() == list(range(60))
+    for part in parts:
+        assert list(part.test["row"]) == list(plain.test["row"])
+        assert not set(part.train["row"]) & set(part.validation["row"])
+        assert len(part.train) + len(part.validation) + len(part.test) == 60
+        counts = np.bincount(part.validation["label"])
+        assert counts.max() - counts.min() <= 1
+
+
+def test_folds_leave_a_validation_split_unused(tmp_path):
+    name = save(tmp_path, train=colored_split(30, 0), validation=colored_split(9, 1), test=colored_split(12, 2))
+    splits = load_splits(name, folds=3, fold=0)
+    assert (len(splits.train), len(splits.validation), len(splits.test)) == (20, 10, 12)
+    merged = load_splits(name, folds=3, fold=0, train_split="train+validation")
+    assert (len(merged.train), len(merged.validation)) == (26, 13)
+
+
+def test_folds_of_multi_label_data_are_stratified_and_disjoint(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = [[bool(rng.random() < share) for share in (0.5, 0.3, 0.1)] for _ in range(90)]
+    values = {"image": [colored_image(0, rng) for _ in labels]}
+    values |= {name: [int(row[index]) for row in labels] for index, name in enumerate(LABELS)}
+    name = save(tmp_path, train=datasets.Dataset.from_dict(values).cast_column("image", datasets.Image()))
+    parts = [load_splits(name, label_column=LABELS, folds=3, fold=fold).validation for fold in range(3)]
+    assert sorted(row for part in parts for row in part["row"]) == list(range(90))
+    counts = np.array([np.array(part["label"][:]).sum(axis=0) for part in parts])
+    assert (counts.max(axis=0) - counts.min(axis=0)).max() <= 2
+
+
+def test_folds_of_too_few_images_are_an_error(tmp_path):
+    name = save(tmp_path, train=make_split([0, 0, 1, 1, 2, 2]))
+    with pytest.raises(DataError, match=r"^folds: "):
+        load_splits(name, folds=3, fold=0)

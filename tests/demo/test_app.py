@@ -2,13 +2,12 @@
 
 import json
 import signal
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 from helpers.browser import Visit, chromium
-from helpers.commands import ROOT, free_port
+from helpers.commands import free_port, running_command
 from helpers.images import LABELS, colored_image
 from helpers.models import build_model
 from helpers.onnx_graphs import write_configs, write_graph
@@ -19,7 +18,6 @@ from hfvit.cli import main
 from hfvit.demo.app import NOTHING_FOUND, ExplanationView, build_app, load_gradio
 
 client = pytest.importorskip("gradio_client")
-COMMAND = "import sys; from hfvit.cli import main; main(sys.argv[1:])"
 
 
 @pytest.fixture(scope="module")
@@ -40,18 +38,13 @@ def app(checkpoint, photo):
     """The running command, its first line, and its address."""
     port = free_port()
     words = ["demo", checkpoint, "--port", port, "--threads", 1, "--top_k", 2, "--examples", photo]
-    with subprocess.Popen(
-        [sys.executable, "-c", COMMAND, *map(str, words)],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    ) as process:  # fmt: skip
-        line = process.stdout.readline()
-        yield process, line, f"http://127.0.0.1:{port}/"
-        process.kill()
+    with running_command("hfvit", *words) as (process, output):
+        yield process, output, output.readline(), f"http://127.0.0.1:{port}/"
 
 
 @pytest.mark.integration
 def test_app_returns_predictions_of_the_classifier_until_ctrl_c(app, checkpoint, photo, tmp_path):
-    process, line, address = app
+    process, output, line, address = app
     assert line.startswith(f"{checkpoint}: {address} ")
     asked = client.Client(address, verbose=False)
     answer, seen = asked.predict(client.handle_file(photo), api_name="/classify")
@@ -77,7 +70,7 @@ def test_app_returns_predictions_of_the_classifier_until_ctrl_c(app, checkpoint,
 
     process.send_signal(signal.SIGINT)
     assert process.wait(20) == 0
-    assert process.stdout.read() == ""
+    assert output.read() == ""
 
 
 def test_explained_image_is_the_models_crop_in_gray_and_orange(checkpoint, photo):

@@ -6,8 +6,6 @@ import io
 import json
 import os
 import struct
-import subprocess
-import sys
 import time
 import zlib
 from urllib.parse import quote
@@ -15,7 +13,7 @@ from urllib.parse import quote
 import numpy as np
 import psutil
 import pytest
-from helpers.commands import ROOT, free_port
+from helpers.commands import ROOT, free_port, running_command
 from helpers.images import LABELS, colored_image
 from helpers.models import build_model
 from helpers.raw_server import raw_server, response
@@ -27,7 +25,6 @@ from hfvit.data.open_image import UPLOAD_LIMITS
 from hfvit.demo.uploads import MAX_JSON_BYTES, is_allowed_route, read_upload, rejection_status, upload_component
 
 pytest.importorskip("gradio")
-COMMAND = "import sys; from hfvit.cli import main; main(sys.argv[1:])"
 META = {"meta": {"_type": "gradio.FileData"}}
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\nshowpage\n%%EOF\n"
 
@@ -117,16 +114,9 @@ def app(place):
     port = free_port()
     words = ["demo", place / "model", "--port", port, "--threads", 1, "--examples", place / "example.png"]
     path = f"{place / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "TMPDIR": str(place)}
-    environment.pop("GRADIO_TEMP_DIR", None)
-    with (
-        open(place / "log", "w") as log,
-        subprocess.Popen(
-            [sys.executable, "-c", COMMAND, *map(str, words)],
-            cwd=place / "private", env=environment, stdout=subprocess.PIPE, stderr=log, text=True,
-        ) as process,
-    ):  # fmt: skip
-        assert process.stdout.readline()
+    options = {"cwd": place / "private", "log": place / "log", "PATH": path, "TMPDIR": str(place)}
+    with running_command("hfvit", *words, **options) as (process, output):
+        assert output.readline()
         yield process, Visitor(port)
         process.terminate()
         assert process.wait(30) == 0

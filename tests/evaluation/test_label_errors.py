@@ -87,3 +87,21 @@ def test_find_label_errors_names_the_wrong_labels(mislabeled, tmp_path):
     other = write_images(tmp_path / "other", {"cat": 12, "dog": 12})
     with pytest.raises(DataError, match=r"^--run:"):
         find_label_errors(tmp_path / "run", open_data(DataArguments(dataset_name=str(other))))
+
+
+def test_find_label_errors_by_folds_uses_predictions_of_images_that_were_left_out(mislabeled, tmp_path):
+    hfvit.train(
+        mislabeled, from_scratch=True, image_size=16, model_args=MICRO, num_train_epochs=8, learning_rate=3e-3,
+        global_batch_size=8, seed=3, disable_tqdm=True, plots=False, folds=2, output_dir=tmp_path / "folds",
+    )  # fmt: skip
+    check = hfvit.inspect(mislabeled, run=tmp_path / "folds").label_check
+    found = [suspect.image.file for suspect in check.suspects]
+    assert len(found) >= 1
+    assert set(found) <= {f"green/{number}.png" for number in range(3)}
+    assert {suspect.predicted for suspect in check.suspects} == {"red"}
+    written = [line.split(",")[1] for line in (tmp_path / "folds" / "label_errors.csv").read_text().splitlines()]
+    assert written[1:] == found
+    for changed in ("blue/0.png", "green/9.png"):
+        (mislabeled / changed).unlink()
+    with pytest.raises(DataError, match=r"^--run:"):
+        hfvit.inspect(mislabeled, run=tmp_path / "folds")

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,9 @@ ROOT = Path(__file__).resolve().parents[2]
 def fork_server() -> ForkServer:
     """Return the server of this session, first called by tests/conftest.py before hfvit sets any variable."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return ForkServer({**os.environ, "PATH": path})
+    environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
+    environment["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # imports would initialize CUDA, and a fork could not use it
+    return ForkServer(environment)
 
 
 def command_environment(**changes: str) -> dict[str, str]:
@@ -44,6 +47,16 @@ def run_command(
     if not new_process and fork_server().serves(words, variables):
         return fork_server().run(words, cwd, variables, timeout=300)
     return subprocess.run(words, cwd=cwd, env=variables, capture_output=True, text=True, timeout=300)
+
+
+def run_into(stdout: int, *words: str) -> tuple[int, str]:
+    """Run a command of Python in a fork, with its output in a file descriptor; return exit code and messages."""
+    words = [str(word) for word in words]
+    with tempfile.TemporaryFile("w+") as messages:
+        process = fork_server().start(words, ROOT, command_environment(), stdout, messages.fileno(), finalize=True)
+        code = process.wait(60)
+        messages.seek(0)
+        return code, messages.read()
 
 
 @contextmanager

@@ -105,7 +105,15 @@ class ForkServer:
             changed.discard("PYTHONPATH")
         return not changed and script_of(words) is not None
 
-    def start(self, words: list[str], cwd: Path, environment: dict[str, str], stdout: int, stderr: int) -> Fork:
+    def start(
+        self,
+        words: list[str],
+        cwd: Path,
+        environment: dict[str, str],
+        stdout: int,
+        stderr: int,
+        finalize: bool = False,
+    ) -> Fork:
         """Start a command.
 
         Args:
@@ -114,8 +122,9 @@ class ForkServer:
             environment: all environment variables of the command.
             stdout: file descriptor for its output.
             stderr: file descriptor for its messages.
+            finalize: end as the interpreter does, which also frees each object. It takes half a second.
         """
-        request = {"words": words, "cwd": str(cwd), "environment": environment}
+        request = {"words": words, "cwd": str(cwd), "environment": environment, "finalize": finalize}
         return Fork(self, words, self.ask(request, stdout, stderr))
 
     def run(
@@ -165,8 +174,8 @@ def preload() -> None:
     assert running <= {"jemalloc_bg_thd\n"}, running  # pyarrow's, which starts again in a fork
 
 
-def serve(connection: socket.socket) -> list[str] | None:
-    """Fork for each request; return the command in a fork, None at the end of the connection."""
+def serve(connection: socket.socket) -> dict | None:
+    """Fork for each request; return the request in a fork, None at the end of the connection."""
     while True:
         message, descriptors, *_ = socket.recv_fds(connection, 1 << 20, 2)
         if not message:
@@ -180,7 +189,7 @@ def serve(connection: socket.socket) -> list[str] | None:
             if not answer:
                 connection.close()
                 _become(request, descriptors)
-                return request["words"]
+                return request
             for descriptor in descriptors:
                 os.close(descriptor)
         connection.send(json.dumps(answer).encode())
@@ -193,8 +202,10 @@ def _become(request: dict, descriptors: list[int]) -> None:
     for number, descriptor in enumerate(descriptors, start=1):
         os.dup2(descriptor, number)
         os.close(descriptor)
-    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 (open until the process ends)
-    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
+    # The streams of the start would seek, which pipes cannot.
+    encoding, errors = sys.stdout.encoding, sys.stdout.errors
+    sys.stdout = open(1, "w", encoding=encoding, errors=errors, closefd=False)  # noqa: SIM115 (open until the end)
+    sys.stderr = open(2, "w", 1, encoding, "backslashreplace", closefd=False)  # noqa: SIM115
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(request["cwd"])
     os.environ.clear()
@@ -222,24 +233,28 @@ def execute(words: list[str]) -> None:
     else:
         sys.argv = arguments if script == "python" else [script, *arguments]
         sys.path.insert(0, str(Path(sys.argv[0]).resolve().parent))
-        runpy.run_path(sys.argv[0], run_name="__main__")
+        runpy.run_path(os.path.abspath(sys.argv[0]), run_name="__main__")
 
 
 def main() -> None:
     connection = socket.socket(fileno=int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends pytest, and with it this process
     del sys.path[0]  # tests/
+    gc.disable()  # imports leave no garbage
     preload()
     gc.freeze()  # otherwise garbage collection copies the shared pages in each fork
-    if words := serve(connection):
+    gc.enable()
+    if request := serve(connection):
         try:
-            execute(words)
+            execute(request["words"])
             code = 0
         except SystemExit as stop:
             if not isinstance(stop.code, int | None):
                 raise
             code = stop.code or 0
-        # What the interpreter does at its end, but for freeing each object, which takes half a second.
+        if request["finalize"]:
+            sys.exit(code)
+        # What the interpreter does at its end, but for freeing each object.
         threading._shutdown()
         atexit._run_exitfuncs()
         sys.stdout.flush()

@@ -1,7 +1,6 @@
 """A reproducible Trainer with a micro model and generated images."""
 
 import numpy as np
-import pytest
 import torch
 from datasets import Image
 from helpers.images import LABELS, colored_split
@@ -94,6 +93,8 @@ class Stop(TrainerCallback):
 
 def assert_resumes_exactly(prepared, tmp_path):
     """Assert that an interrupted and resumed run equals an uninterrupted one."""
+    import pytest  # here, as processes that are killed import this module, too
+
     unbroken = prepared(tmp_path / "unbroken")
     unbroken.train()
     with pytest.raises(KeyboardInterrupt):

@@ -9,6 +9,7 @@ from helpers.images import LABELS
 from helpers.messages import assert_names, option_of
 from helpers.models import build_model
 from helpers.recipes import ARCHITECTURE, MICRO
+from timm.models import save_for_hf
 from transformers import AutoModelForImageClassification, TimmWrapperForImageClassification
 
 from hfvit.errors import ModelError
@@ -174,3 +175,14 @@ def test_build_model_of_other_model_type_names_it(tmp_path):
     with pytest.raises(ModelError, match=r"^model_name_or_path: .*'vit'") as caught:
         build_model(LABELS, model_name_or_path=str(tmp_path))
     assert_names(caught.value, tmp_path)
+
+
+def test_from_pretrained_loads_what_timm_saves(tmp_path):
+    network = timm.create_model(ARCHITECTURE, num_classes=7, img_size=16, **MICRO).eval()
+    save_for_hf(network, tmp_path, model_args={"num_classes": 7, "img_size": 16, **MICRO}, safe_serialization=True)
+    model = HFViTForImageClassification.from_pretrained(tmp_path, labels=LABELS).eval()
+    assert model.timm_model.head.weight.shape[0] == len(LABELS)
+    assert "num_classes" not in model.config.model_args
+    images = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(model.timm_model.forward_features(images), network.forward_features(images))

@@ -4,8 +4,6 @@ import base64
 import io
 import json
 import signal
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers.commands import ROOT
+from helpers.commands import running_command
 from helpers.images import LABELS, colored_image
 from helpers.onnx_graphs import expected_logits, write_configs, write_graph
 from PIL import Image
@@ -272,13 +270,10 @@ def test_address_in_use_raises_hfvit_error():
 
 
 @pytest.mark.integration
-def test_sigterm_answers_the_request_in_progress_and_exits_with_0(folder):
-    code = "import sys; from hfvit.cli import main; main(sys.argv[1:])"
-    words = ["serve", folder, "--port", 0, "--threads", 1, "--timeout", 5]
-    with subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, words)], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    ) as process:
-        address = process.stdout.readline().split()[1]
+def test_sigterm_answers_the_request_in_progress_and_exits_with_0(folder, tmp_path):
+    words = ["hfvit", "serve", folder, "--port", 0, "--threads", 1, "--timeout", 5]
+    with running_command(*words, log=tmp_path / "log") as (process, output):
+        address = output.readline().split()[1]
         assert address.endswith("/predict")
 
         def body():

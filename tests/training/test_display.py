@@ -71,6 +71,20 @@ def test_log_has_one_line_for_each_evaluation(capsys):
     assert "best" not in lines[3]
 
 
+def test_log_of_a_stream_of_unknown_length_has_no_epochs(capsys):
+    progress = LineProgress()
+    unknown = SimpleNamespace(**vars(state(20, 20)) | {"epoch": None, "num_train_epochs": sys.maxsize})
+    progress.on_train_begin(None, unknown, None)
+    progress.on_step_end(None, unknown, None)
+    loader = SimpleNamespace(dataset=SimpleNamespace(images=IMAGES))
+    progress.on_evaluate(None, unknown, None, metrics=dict(METRICS), eval_dataloader=loader)
+    progress.on_train_end(None, unknown, None)
+    first, second = capsys.readouterr().err.splitlines()
+    assert "epoch" not in first + second
+    low, _ = binomtest(108, IMAGES).proportion_ci(0.95, method="wilson")
+    assert f"{100 * low:.1f}" in second
+
+
 def test_log_has_a_line_when_nothing_was_printed_for_long(capsys, monkeypatch):
     progress = LineProgress()
     progress.on_train_begin(None, state(0), None)

@@ -1,5 +1,7 @@
 """Parameter groups against timm's own optimizer factory."""
 
+from fnmatch import fnmatch
+
 import pytest
 import timm
 import torch
@@ -90,3 +92,26 @@ def test_build_param_groups_with_frozen_blocks(vit):
 def test_freeze_of_too_many_blocks_raises(vit):
     with pytest.raises(ModelError, match=r"^freeze: .*\b3\b.*\b4\b"):
         freeze(vit, 4)
+
+
+@pytest.mark.parametrize("layer_decay", [1.0, 0.75])
+@pytest.mark.parametrize(
+    ("name", "kwargs", "first_and_last"),
+    [
+        ("vit_tiny_patch16_224", MICRO, ["patch_embed.*", "cls_token", "pos_embed", "head.*"]),
+        (
+            "swin_tiny_patch4_window7_224",
+            {"embed_dim": 24, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2)},
+            ["patch_embed.*", "*relative_position_bias_table", "head.*"],
+        ),
+        ("convnext_atto", {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)}, ["stem.*", "head.fc.*"]),
+    ],
+)
+def test_fallback_groups_have_first_and_last_layer(name, kwargs, first_and_last, layer_decay):
+    model = timm.create_model(name, **kwargs)
+    groups = build_param_groups(model, 1e-3, 0.05, layer_decay, with_fallback=True)
+    names = {id(parameter): key for key, parameter in model.named_parameters()}
+    marked = {names[id(p)] for group in groups if group.get("use_fallback") for p in group["params"]}
+    expected = {key for key in names.values() if any(fnmatch(key, pattern) for pattern in first_and_last)}
+    assert marked == expected
+    assert by_parameter(model, groups) == by_parameter(model, build_param_groups(model, 1e-3, 0.05, layer_decay))

@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 from transformers import TimmWrapperImageProcessor
 
-from hfvit.recipe.arguments import POLICIES
+from hfvit.recipe.arguments import PADDING_MODES, POLICIES
 from hfvit.transforms.augmentation import ATTEMPTS, CROP_UNIFORMS, Augmentation, plan_passes, random_boxes
 from hfvit.transforms.auto_augment import num_uniforms, sample_stages
 from hfvit.transforms.preprocessing import Preprocessing
@@ -54,6 +54,40 @@ def test_augmentation_basic_equals_torchvision_with_the_same_crops(interpolation
         torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
 
 
+def padded_crop(image, offset, padding, mode):
+    """Crop as torchvision's `RandomCrop(padding=...)`, which draws the offset."""
+    height, width = image.shape[-2:]
+    return tv.crop(tv.pad(image, [padding] * 4, fill=0, padding_mode=mode), *offset, height, width)
+
+
+@pytest.mark.parametrize("mode", PADDING_MODES)
+def test_padded_crop_has_the_pixels_of_torchvision(mode):
+    augment, images = augmentation(crop_padding=5, crop_padding_mode=mode), random_images(12, 48, 48)
+    plan = augment.sample(seeds(12), 48, 48)
+    actual = augment({"images": images, "plan": plan})
+    assert actual.is_contiguous()
+    for image, offset, flip, got in zip(images, plan["offsets"].tolist(), plan["flips"], actual, strict=True):
+        expected = padded_crop(image.permute(2, 0, 1), offset, 5, mode)
+        expected = (expected.flip(-1) if flip else expected).float()
+        assert torch.equal(got, expected.mul_(augment.scale).add_(augment.shift))
+
+
+def test_padded_crop_of_smaller_images_resizes_them_first():
+    augment, images = augmentation(crop_padding=6), random_images(12)
+    plan = augment.sample(seeds(12), 32, 32)
+    unpadded = augmentation(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
+    resized = unpadded({"images": images, "plan": plan})
+    actual = augment({"images": images, "plan": plan})
+    for image, offset, got in zip(resized, plan["offsets"].tolist(), actual, strict=True):
+        expected = padded_crop(image - augment.shift, offset, 6, "constant") + augment.shift  # black is 0 in between
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+
+
+def test_padded_crop_has_every_offset():
+    offsets = augmentation(crop_padding=2).sample(seeds(1000), 48, 48)["offsets"]
+    assert {tuple(offset) for offset in offsets.tolist()} == {(top, left) for top in range(5) for left in range(5)}
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_augmentation_with_policy_applies_its_operations_in_order(policy):
     augment, images = augmentation(policy=policy), random_images(40)
@@ -93,9 +127,18 @@ def test_passes_keep_the_order_of_each_images_operations():
     torch.testing.assert_close(actual, expected, atol=1e-3, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("policy", "most"), [("basic", 60), ("trivial_augment", 120), ("rand_augment", 150)])
-def test_augmentation_launches_few_operators(policy, most):
-    augment, images = augmentation(policy=policy), random_images(128, 64, 64)
+@pytest.mark.parametrize(
+    ("most", "changes"),
+    [
+        (60, {}),
+        (120, {"policy": "trivial_augment"}),
+        (150, {"policy": "rand_augment"}),
+        (40, {"crop_padding": 4, "image_size": (64, 64)}),
+    ],
+)
+def test_augmentation_launches_few_operators(most, changes):
+    augment = Augmentation(**{"image_size": (48, 48), "mean": MEAN, "std": STD, **changes})
+    images = random_images(128, 64, 64)
     counts = []
     for epoch in range(8):
         plan = augment.sample(sample_seeds(0, epoch, np.arange(128)), 64, 64)

@@ -1,0 +1,141 @@
+"""Optimizers by name: those of transformers, and timm's as `timm/NAME`."""
+
+import importlib.util
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from hfvit.errors import RecipeError, nearest
+
+PREFIX = "timm/"
+LOOKAHEAD = "lookahead_"  # prefix of timm's factory, before the name of any optimizer
+SET_ELSEWHERE = {"lr": "learning_rate", "weight_decay": "weight_decay"}  # argument of an optimizer -> recipe key
+WORDS = {"true": True, "false": False, "none": None}
+
+
+def is_timm_optimizer(optim: str) -> bool:
+    """Return whether `optim` names an optimizer of timm."""
+    return str(optim).startswith(PREFIX)
+
+
+def optimizer_factory(args, model=None) -> tuple[Callable[..., torch.optim.Optimizer], dict[str, Any]]:
+    """Return a function `(parameter groups, **options) -> optimizer`, and its options.
+
+    Args:
+        args: `HFViTTrainingArguments` with the optimizer.
+        model: the model, for optimizers of transformers that need it.
+
+    Raises:
+        RecipeError: timm has no such optimizer, it cannot train here, or it has no argument of `optim_args`.
+    """
+    if not is_timm_optimizer(args.optim):
+        from transformers import Trainer
+
+        return Trainer.get_optimizer_cls_and_kwargs(args, model)
+    from timm.optim import create_optimizer_v2
+
+    name = args.optim.removeprefix(PREFIX)
+    _check_name(name)
+    options = _timm_options(name, args.optim_args)
+    return partial(create_optimizer_v2, opt=name), {"lr": args.learning_rate, **options}
+
+
+def has_fallback(optim: str) -> bool:
+    """Return whether an optimizer has a fallback for weights that are not matrices of hidden layers (Muon)."""
+    if not is_timm_optimizer(optim):
+        return False
+    from timm.optim import Muon, get_optimizer_class
+
+    name = optim.removeprefix(PREFIX).removeprefix(LOOKAHEAD)
+    return get_optimizer_class(name, bind_defaults=False) is Muon
+
+
+def unknown_optimizer(name: str, known: list[str]) -> str:
+    """Return what to do about an unknown `optim`.
+
+    Args:
+        name: the unknown name.
+        known: names of transformers' optimizers.
+    """
+    from timm.optim import list_optimizers
+
+    own = [f"{PREFIX}{other}" for other in list_optimizers()]
+    if f"{PREFIX}{name}" in own:
+        return f" Did you mean '{PREFIX}{name}'?"
+    return nearest(name, known) or nearest(name, own) or f" Choose one of {', '.join(known)}, or timm/NAME."
+
+
+def _check_name(name: str) -> None:
+    """Raise `RecipeError` for a name that timm does not have, or that cannot train here."""
+    from timm.optim import get_optimizer_info, list_optimizers
+
+    base = name.removeprefix(LOOKAHEAD)
+    known = list_optimizers()
+    if base not in known:
+        hint = nearest(f"{PREFIX}{name}", [f"{PREFIX}{other}" for other in known])
+        hint = hint or f" timm has {', '.join(known)}."
+        raise RecipeError(f"optim: unknown, got '{PREFIX}{name}'.{hint}")
+    info = get_optimizer_info(base)
+    if info.second_order:
+        raise RecipeError(
+            f"optim: not available in hfvit, got '{PREFIX}{name}'. It requires second derivatives of the loss; use"
+            " adamw_torch_fused."
+        )
+    if isinstance(info.opt_class, str):  # of apex or bitsandbytes
+        package = info.opt_class.partition(".")[0]
+        if importlib.util.find_spec(package) is None or not torch.cuda.is_available():
+            raise RecipeError(
+                f"optim: requires an NVIDIA GPU and the package {package}, got '{PREFIX}{name}'. Use"
+                " adamw_torch_fused."
+            )
+
+
+def _timm_options(name: str, optim_args: str | None) -> dict[str, Any]:
+    """Convert `optim_args` to arguments of timm's factory.
+
+    `beta1`, `beta2` and `beta3`, as in transformers, replace values of timm's `betas`.
+
+    Args:
+        name: optimizer of timm.
+        optim_args: NAME=VALUE, with commas between several, or None.
+
+    Raises:
+        RecipeError: the optimizer has no such argument.
+    """
+    if not optim_args:
+        return {}
+    from timm.optim import get_optimizer_class, get_optimizer_info
+
+    info = get_optimizer_info(name.removeprefix(LOOKAHEAD))
+    signature = inspect.signature(get_optimizer_class(info.name, bind_defaults=False)).parameters
+    betas = [f"beta{number}" for number in range(1, info.num_betas + 1)] if info.has_betas else []
+    allowed = [key for key in signature if key not in ("params", "betas", "adamw_lr", *SET_ELSEWHERE)] + betas
+    options = {}
+    for part in optim_args.replace(" ", "").split(","):
+        key, _, text = part.partition("=")
+        if key in SET_ELSEWHERE:
+            raise RecipeError(f"optim_args: must not have {key}, got '{part}'. Set {SET_ELSEWHERE[key]}.")
+        if key not in allowed:
+            hint = nearest(key, allowed) or f" Choose from {', '.join(allowed)}."
+            raise RecipeError(f"optim_args: '{key}' is no argument of timm's {name}, got '{part}'.{hint}")
+        options[key] = _value(text)
+    given = {key: options.pop(key) for key in betas if key in options}
+    if given:
+        default = (info.defaults or {}).get("betas") or signature["betas"].default or (0.9, 0.999)
+        options["betas"] = tuple(given.get(key, value) for key, value in zip(betas, default, strict=False))
+    return options
+
+
+def _value(text: str) -> Any:
+    """Convert the text of an argument to a bool, None, int or float, if it is one."""
+    if text.lower() in WORDS:
+        return WORDS[text.lower()]
+    for convert in (int, float):
+        try:
+            return convert(text)
+        except ValueError:
+            continue
+    return text
