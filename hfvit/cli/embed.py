@@ -6,7 +6,6 @@ import sys
 from hfvit.cli.options import add_runtime_options, exit_codes
 from hfvit.errors import DataError, HFViTError, printable
 from hfvit.utils.quiet import quiet_libraries
-from hfvit.utils.startup import fast_imports
 
 EPILOG = f"""\
 The features are the inputs of the head: the pooled output of the network. The Parquet file has the columns image (the
@@ -39,10 +38,9 @@ def add(commands) -> None:
 
 def embed(options: argparse.Namespace) -> int:
     """Run `hfvit embed ARTIFACT IMAGE ... --output FILE`."""
-    with fast_imports():
-        from hfvit.artifacts.artifact import find_artifact
-        from hfvit.data.decode import find_images
-        from hfvit.utils.files import output_file
+    from hfvit.artifacts.artifact import find_artifact
+    from hfvit.data.decode import find_images
+    from hfvit.utils.files import output_file
 
     find_artifact(options.artifact)
     output = output_file(options.output, "--output")
@@ -51,10 +49,9 @@ def embed(options: argparse.Namespace) -> int:
     names, wrong = find_images(options.images)
     if not names:
         raise DataError("IMAGE: no image found: " + "; ".join(map(printable, wrong)) + ".")
-    with fast_imports():
-        quiet_libraries()
-        from hfvit.inference.classifier import load_classifier
-        from hfvit.inference.embed import embed_files
+    quiet_libraries()
+    from hfvit.inference.classifier import load_classifier
+    from hfvit.inference.embed import embed_files
 
     classifier = load_classifier(options.artifact, options.device, options.threads, bf16=options.bf16)
     errors = embed_files(classifier, names, output, options.normalize, options.batch_size)

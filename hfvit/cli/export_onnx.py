@@ -15,7 +15,6 @@ from hfvit.cli.export_command import (
     require_checkpoint,
 )
 from hfvit.cli.options import accept_dashes, add_token_options, exit_codes, positive_int
-from hfvit.utils.startup import fast_imports
 
 DESCRIPTION = """\
 Export an image classifier to ONNX, and check the files before they are written to OUTPUT.
@@ -104,9 +103,8 @@ def export_onnx_command(options: argparse.Namespace) -> None:
     if options.quantize == "int8-dynamic" and options.target == "tensorrt":
         raise ModelError("--target tensorrt: not available with --quantize int8-dynamic. Use --quantize int8.")
     folder = claim_folder(options.output)
-    with fast_imports():
-        quiet_export(options.verbose)
-        from hfvit.export.pipeline import Export
+    quiet_export(options.verbose)
+    from hfvit.export.pipeline import Export
 
     Export(options, folder).run()
 

@@ -16,7 +16,6 @@ from hfvit.cli.export_command import (
 )
 from hfvit.cli.options import accept_dashes, exit_codes, positive_int
 from hfvit.utils.files import expand_user
-from hfvit.utils.startup import fast_imports
 
 DESCRIPTION = """\
 Build a TensorRT engine of an image classifier.
@@ -141,9 +140,8 @@ def export_tensorrt_command(options: argparse.Namespace) -> None:
                 " the Triton container and on its GPU."
             )
         options.output = expand_user(options.output) / options.triton
-    with fast_imports():
-        quiet_export(options.verbose)
-        from hfvit.export.tensorrt_pipeline import EngineExport, graph_options
+    quiet_export(options.verbose)
+    from hfvit.export.tensorrt_pipeline import EngineExport, graph_options
 
     EngineExport(graph_options(options), backend, engine_options).run()
 

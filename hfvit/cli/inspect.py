@@ -5,7 +5,6 @@ import json
 import sys
 
 from hfvit.cli.options import exit_codes, non_negative_int
-from hfvit.utils.startup import fast_imports
 
 EPILOG = f"""\
 All images are decoded once. The report has splits, classes with their counts, sizes and color modes, files that are
@@ -66,11 +65,10 @@ def inspect(options: argparse.Namespace) -> int:
 
     html = output_file(options.html, "--html")
     recipe = output_file(options.recipe, "--recipe")
-    with fast_imports():
-        from hfvit.recipe.loader import NULLS
-        from hfvit.report.inspection import describe
-        from hfvit.report.inspection import inspect as inspect_dataset
-        from hfvit.utils.terminal import encoding_of, printable_json
+    from hfvit.recipe.loader import NULLS
+    from hfvit.report.inspection import describe
+    from hfvit.report.inspection import inspect as inspect_dataset
+    from hfvit.utils.terminal import encoding_of, printable_json
 
     fields = {
         key: getattr(options, key)

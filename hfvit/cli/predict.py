@@ -14,7 +14,6 @@ from hfvit.cli.options import (
 )
 from hfvit.errors import DataError, HFViTError, printable
 from hfvit.utils.quiet import quiet_libraries
-from hfvit.utils.startup import fast_imports
 
 EPILOG = f"""\
 --output writes one row per image and class: image, rank, label, probability, error. The file appears when it is
@@ -84,10 +83,9 @@ def add(commands) -> None:
 
 def predict(options: argparse.Namespace) -> int:
     """Run `hfvit predict ARTIFACT IMAGE ...`."""
-    with fast_imports():
-        from hfvit.artifacts.artifact import find_artifact
-        from hfvit.data.decode import find_images
-        from hfvit.utils.files import output_file
+    from hfvit.artifacts.artifact import find_artifact
+    from hfvit.data.decode import find_images
+    from hfvit.utils.files import output_file
 
     find_artifact(options.artifact)
     providers = parse_providers(options)
@@ -102,10 +100,9 @@ def predict(options: argparse.Namespace) -> int:
         raise DataError("IMAGE: no image found: " + "; ".join(map(printable, wrong)) + ".")
     for problem in wrong:
         print(f"hfvit: {printable(problem)}.", file=sys.stderr)
-    with fast_imports():
-        quiet_libraries()
-        from hfvit.inference.classifier import load_classifier
-        from hfvit.inference.predict import print_predictions, texts_by_name
+    quiet_libraries()
+    from hfvit.inference.classifier import load_classifier
+    from hfvit.inference.predict import print_predictions, texts_by_name
 
     classifier = load_classifier(
         options.artifact,

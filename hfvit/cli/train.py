@@ -9,7 +9,6 @@ from hfvit.cli.options import exit_codes
 from hfvit.recipe.files import find_recipe
 from hfvit.utils.files import expand_user
 from hfvit.utils.hub_ids import is_hub_id
-from hfvit.utils.startup import fast_imports
 
 DESCRIPTION = """\
 Train an image classifier from a recipe. Options override the values of the recipe.
@@ -140,21 +139,18 @@ def train(options: argparse.Namespace) -> None:
         find_recipe(options.recipe)  # before torch is imported
     words = [options.recipe, *(["--from_scratch"] if options.from_scratch else []), *options.rest]
     if options.estimate:
-        with fast_imports():
-            from hfvit.data.starting_recipe import find_and_load
-            from hfvit.estimate import estimate
+        from hfvit.data.starting_recipe import find_and_load
+        from hfvit.estimate import estimate
 
         recipe = find_and_load(words)
         print(estimate(recipe), *([f"\n{recipe.ignored}"] if recipe.ignored else []), sep="\n")
         return
     if options.find_lr:
-        with fast_imports():
-            from hfvit.lr_finder import main as find_lr
+        from hfvit.lr_finder import main as find_lr
 
         find_lr(words)
         return
-    with fast_imports():
-        from hfvit.multirun import main as train_main
+    from hfvit.multirun import main as train_main
 
     train_main(words)
 

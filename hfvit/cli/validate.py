@@ -15,7 +15,6 @@ from hfvit.cli.options import (
 )
 from hfvit.errors import GateError, printable
 from hfvit.utils.quiet import quiet_libraries
-from hfvit.utils.startup import fast_imports
 
 EPILOG = f"""\
 Without --dataset_name and --split, the images are the validation split of the reference's recipe.yaml. Classes are
@@ -85,10 +84,9 @@ def validate(options: argparse.Namespace) -> None:
         find_artifact(path)  # before torch is imported, so that a wrong path is reported at once
     providers = parse_providers(options)
     output = output_file(options.output, "--output")
-    with fast_imports():
-        quiet_libraries()
-        from hfvit.evaluation.validate import validate as compare
-        from hfvit.utils.files import write_object
+    quiet_libraries()
+    from hfvit.evaluation.validate import validate as compare
+    from hfvit.utils.files import write_object
 
     comparison = compare(
         options.reference,
