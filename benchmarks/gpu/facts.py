@@ -3,9 +3,13 @@
 import platform
 import subprocess
 import time
+import tomllib
 
 import torch
-from kit import CUDA, DEVICE, TINY, attempt, record, synchronize
+from kit import CUDA, DEVICE, SOURCE, TINY, attempt, record, synchronize
+from packaging.requirements import Requirement
+
+from hfvit.utils.environment import installed_versions
 
 PACKAGES = (
     "torch", "torchvision", "timm", "transformers", "accelerate", "huggingface_hub", "datasets", "evaluate", "optimum",
@@ -19,9 +23,12 @@ COPIES = 20
 
 def versions() -> None:
     """Record the Python and package versions, and the GPU with its driver."""
-    from hfvit.utils.environment import installed_versions
-
-    record("facts", python=platform.python_version(), versions=installed_versions(PACKAGES))
+    record(
+        "facts",
+        python=platform.python_version(),
+        versions=installed_versions(PACKAGES),
+        unmet_requirements=unmet_requirements(),
+    )
     if not CUDA:
         return
     command = ["nvidia-smi", f"--query-gpu={SMI_FIELDS}", "--format=csv,noheader"]
@@ -34,6 +41,17 @@ def versions() -> None:
         cuda=torch.version.cuda,
         cudnn=torch.backends.cudnn.version(),
     )
+
+
+def unmet_requirements() -> list[str]:
+    """Return the requirements of hfvit that are not installed, or in another version."""
+    project = tomllib.loads((SOURCE / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    unmet = []
+    for requirement in map(Requirement, project["dependencies"]):
+        found = installed_versions([requirement.name]).get(requirement.name)
+        if found is None or not requirement.specifier.contains(found, prereleases=True):
+            unmet.append(f"{requirement} (found: {found})")
+    return unmet
 
 
 def ceilings() -> None:

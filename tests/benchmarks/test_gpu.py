@@ -192,6 +192,7 @@ def test_dry_run_records_facts_and_prepares_data(tmp_path):
     assert {row["name"]: row["code"] for row in rows if row["step"] == "day"} == {"facts": 0, "prep": 0}
     facts = {key: value for row in rows if row["step"] == "facts" for key, value in row.items()}
     assert facts["versions"]["torch"]
+    assert facts["unmet_requirements"] == []
     assert min(facts["tflops"].values()) > 0
     sizes = {
         file.relative_to(tmp_path / "data").as_posix(): (table.num_rows, table.column_names)
