@@ -468,13 +468,15 @@ class TrainerArguments:
     max_steps: int = _field(-1, "Number of optimizer steps, instead of num_train_epochs. -1: off.")
     learning_rate: float = _field(5e-5, "Peak learning rate, reached after warmup.")
     lr_scheduler_type: str = _field(
-        "cosine", "Learning rate schedule: cosine, linear, constant, constant_with_warmup, polynomial, ..."
+        "cosine", "Learning rate schedule: cosine, linear, constant_with_warmup, warmup_stable_decay, polynomial, ..."
     )
     warmup_steps: float = _field(0.05, "Warmup, in optimizer steps; below 1 a fraction of the run.")
     weight_decay: float = _field(0.0, "Weight decay of weight matrices; biases and norms have none.")
     label_smoothing_factor: float = _field(0.0, "Label smoothing, at least 0 and below 1.")
     max_grad_norm: float = _field(1.0, "Clip gradients to this norm. 0: off.")
-    optim: str = _field("adamw_torch_fused", "Optimizer: adamw_torch_fused, sgd, adafactor, ...")
+    optim: str = _field(
+        "adamw_torch_fused", "Optimizer: adamw_torch_fused, sgd, adafactor, ...; timm/NAME for one of timm."
+    )
     seed: int = _field(42, "Seed of initialization, order, augmentation and held-out images, 0 to 4,294,967,295.")
     per_device_train_batch_size: int | None = _field(
         None,
