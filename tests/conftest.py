@@ -11,13 +11,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path
 
-import datasets
 import pytest
-import torch
 from helpers.commands import fork_server
-from helpers.images import LABELS, colored_split
 from helpers.recipes import MICRO_RECIPE
-from torch.onnx._internal._lazy_import import onnxscript_apis
+
+# Libraries are imported where they are used, as the process that only distributes the tests needs none of them.
 
 # Files that run first, so that no worker is left with a long one at the end.
 LONGEST = (
@@ -36,6 +34,8 @@ def pytest_collectstart():
 
 
 def pytest_collection_modifyitems(items):
+    import torch
+
     items.sort(key=lambda item: item.path.relative_to(TESTS).as_posix() not in LONGEST)
     for item in items:
         if item.get_closest_marker("slow") and not os.environ.get("RUN_SLOW"):
@@ -51,6 +51,8 @@ def pytest_collection_finish():
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory):
+    import datasets
+
     cache = tmp_path_factory.getbasetemp() / "hf_datasets_cache"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
@@ -68,6 +70,8 @@ def _forks(_own_cache):
 @pytest.fixture(scope="session", autouse=True)
 def _one_torchlib():
     """Parse the sources of torchlib's 500 operators once, not with each export (onnxscript 0.7)."""
+    from torch.onnx._internal._lazy_import import onnxscript_apis
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(onnxscript_apis, "get_torchlib_ops", functools.cache(onnxscript_apis.get_torchlib_ops))
         yield
@@ -76,6 +80,8 @@ def _one_torchlib():
 @pytest.fixture(scope="session")
 def colors(tmp_path_factory) -> Path:
     """Write a Parquet data set: columns `img` and `label`, splits train (65) and test (31)."""
+    from helpers.images import colored_split
+
     folder = tmp_path_factory.mktemp("colors")
     for split, rows, seed in (("train", 65, 1), ("test", 31, 2)):
         colored_split(rows, seed).to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
@@ -85,6 +91,7 @@ def colors(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def sharded(tmp_path_factory) -> Path:
     """Write the data set of helpers/shards.py for streaming."""
+    from helpers.images import colored_split
     from helpers.shards import ROWS, write_shards
 
     folder = tmp_path_factory.mktemp("sharded")
@@ -95,6 +102,7 @@ def sharded(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def stock(tmp_path_factory) -> Path:
     """Write a checkpoint of transformers' ViT, without a recipe."""
+    from helpers.images import LABELS
     from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
     folder = tmp_path_factory.mktemp("stock")

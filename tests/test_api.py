@@ -159,7 +159,8 @@ OPTIONAL = (
 
 def test_modules_import_without_optional_packages_and_keep_public_functions():
     code = (
-        "import importlib, pkgutil, sys\n"
+        "import gc, importlib, pkgutil, sys\n"
+        "gc.disable()\n"
         f"sys.modules.update(dict.fromkeys({OPTIONAL}))  # an import of them fails\n"
         "import hfvit\n"
         "for module in pkgutil.walk_packages(hfvit.__path__, 'hfvit.'):\n"

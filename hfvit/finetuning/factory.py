@@ -117,6 +117,8 @@ class FineTuning:
 
     def finish(self, trainer: HFViTTrainer) -> None:
         """Convert the trained model for evaluation and saving."""
+        if self.arguments.teacher:
+            trainer.trained_parameters -= self.model.remove_feature_projection()
 
 
 class LoraFineTuning(FineTuning):
@@ -136,6 +138,7 @@ class LoraFineTuning(FineTuning):
 
     def finish(self, trainer: HFViTTrainer) -> None:
         """Save the adapters, then merge them."""
+        super().finish(trainer)
         if trainer.args.should_save:
             self.lora.save(trainer.args.output_dir)
         self.lora.merge()

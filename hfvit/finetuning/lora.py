@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 import torch
-from accelerate.utils import parse_flag_from_env
 from safetensors.torch import save_file
 from torch import nn
 
@@ -13,6 +12,7 @@ from hfvit.artifacts.constants import ADAPTER_FILES, ADAPTER_FOLDER
 from hfvit.errors import ModelError, RecipeError, nearest
 from hfvit.models.factory import meta_copy
 from hfvit.models.freezing import classifier_parameters
+from hfvit.training.distributed import are_weights_sharded
 from hfvit.utils.files import temporary_file, write_text
 from hfvit.utils.optional import import_optional
 
@@ -82,7 +82,7 @@ def add_lora(model, rank: int, alpha: float, dropout: float = 0.0, targets: list
         RecipeError: peft is not installed, or weights are sharded.
     """
     peft = import_optional("peft", "lora", "finetuning: lora", RecipeError)
-    if parse_flag_from_env("ACCELERATE_USE_FSDP") or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+    if are_weights_sharded():
         raise RecipeError("finetuning: lora requires unsharded weights. Launch without FSDP or DeepSpeed.")
     timm_model = model.timm_model
     layers = target_layers(timm_model, targets)

@@ -18,6 +18,8 @@ from hfvit.utils.files import file_mode
 from hfvit.utils.hub_ids import folder_or_hub_id
 from hfvit.utils.quiet import log_level
 
+FEATURE_PROJECTION = "feature_projection"  # of the timm network during feature distillation
+
 
 class LibraryInitialization:
     """Keep the initialization of timm and torch rather than transformers' normal.
@@ -229,6 +231,39 @@ class HFViTForImageClassification(
         freeze(self.timm_model, part)
         self.eval_frozen_modules()
 
+    def add_feature_projection(self, size: int) -> None:
+        """Add a linear projection of the pooled features, for feature distillation.
+
+        While it is there, `logits` are a pair of logits and projected features (batch, size) in training mode. It is
+        saved in checkpoints.
+        """
+        mode = self.training
+        self.eval()
+        with torch.no_grad():
+            features = self.pooled_features(torch.zeros(1, 3, *self.config.image_size, device=self.device))
+        self.train(mode)
+        projection = nn.Linear(features.shape[1], size, device=self.device)
+        setattr(self.timm_model, FEATURE_PROJECTION, projection)  # a name of the network, as all names in checkpoints
+
+    def remove_feature_projection(self) -> int:
+        """Remove the projection of `add_feature_projection`, if there is one, and return its number of parameters."""
+        projection = getattr(self.timm_model, FEATURE_PROJECTION, None)
+        if projection is None:
+            return 0
+        delattr(self.timm_model, FEATURE_PROJECTION)
+        return sum(parameter.numel() for parameter in projection.parameters())
+
+    def pooled_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Compute the inputs of the head (batch, dimensions)."""
+        maps = self.timm_model.forward_features(pixel_values)
+        return self.timm_model.forward_head(maps, pre_logits=True).flatten(1)
+
+    def _forward_with_features(self, pixel_values: torch.Tensor) -> ImageClassifierOutput:
+        maps = self.timm_model.forward_features(pixel_values.to(self.device, self.dtype))
+        features = self.timm_model.forward_head(maps, pre_logits=True).flatten(1)
+        projection = getattr(self.timm_model, FEATURE_PROJECTION)
+        return ImageClassifierOutput(logits=(self.timm_model.forward_head(maps), projection(features)))
+
     def forward(
         self,
         pixel_values: torch.Tensor,
@@ -247,6 +282,8 @@ class HFViTForImageClassification(
             return_dict: return an `ImageClassifierOutput` rather than a tuple; None follows the configuration.
             **kwargs: further arguments of `TimmWrapperForImageClassification.forward`.
         """
+        if self.training and hasattr(self.timm_model, FEATURE_PROJECTION):
+            return self._forward_with_features(pixel_values)
         wanted = self.config.output_attentions if output_attentions is None else output_attentions
         arguments = {"labels": labels, "output_attentions": False, "return_dict": return_dict, **kwargs}
         if not wanted:

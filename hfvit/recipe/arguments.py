@@ -536,7 +536,8 @@ class TrainerArguments:
 METHODS = ("full", "lora", "linear_probe")
 MULTI_LABEL_LOSSES = ("bce", "asymmetric")
 BALANCES = ("none", "sample", "weight")
-DISTILLATIONS = ("soft", "hard")
+FEATURE = "feature"
+DISTILLATIONS = ("soft", "hard", FEATURE)
 
 
 @dataclass
@@ -588,12 +589,14 @@ class FinetuningArguments:
         " lower weight of easy negatives (arXiv 2009.14119).",
     )
     teacher: str | None = _field(
-        None, "Checkpoint of a model with the same classes to distill from: a folder or a Hub id."
+        None,
+        "Checkpoint of a timm model to distill from: a folder or a Hub id; with the same classes, unless"
+        " distillation=feature.",
     )
     distillation: str = _field(
         "soft",
         f"Target of distillation: {', '.join(DISTILLATIONS)}. soft: the teacher's probabilities; hard: its predicted"
-        " class. Only used with teacher.",
+        " class; feature: its pooled features, by a linear projection of the student's. Only used with teacher.",
     )
     distillation_alpha: float = _field(0.5, "Weight of the distillation loss, 0 to 1; cross-entropy has 1 - alpha.")
     distillation_temperature: float = _field(2.0, "Temperature of both logits with distillation=soft.")

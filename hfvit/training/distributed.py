@@ -1,4 +1,4 @@
-"""Error reporting and shared-folder check for several processes."""
+"""Error reporting, shared-folder check and sharding for several processes."""
 
 import os
 import secrets
@@ -21,6 +21,13 @@ class ProcessLostError(HFViTError):
     """Raised when another process of the run died or cannot be reached."""
 
     exit_code = 8
+
+
+def are_weights_sharded() -> bool:
+    """Return whether the launcher shards the weights, by FSDP or DeepSpeed."""
+    from accelerate.utils import parse_flag_from_env  # imports torch
+
+    return parse_flag_from_env("ACCELERATE_USE_FSDP") or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")
 
 
 def require_shared_folder(folder: str | Path) -> None:

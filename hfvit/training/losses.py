@@ -57,6 +57,16 @@ def hard_distillation(logits: torch.Tensor, teacher_logits: torch.Tensor) -> tor
     return F.cross_entropy(logits.float(), teacher_logits.argmax(dim=1))
 
 
+def feature_distillation(features: torch.Tensor, teacher_features: torch.Tensor) -> torch.Tensor:
+    """Compute the mean squared error of features, as timm's `FeatureDistillationTask`.
+
+    Args:
+        features: projected features of the student (batch, dimensions).
+        teacher_features: pooled features of the teacher (batch, dimensions).
+    """
+    return F.mse_loss(features.float(), teacher_features.float())
+
+
 def binary_cross_entropy(
     logits: torch.Tensor,
     targets: torch.Tensor,

@@ -24,7 +24,7 @@ from hfvit.export.fusion import fuse
 from hfvit.export.onnx import export_onnx
 from hfvit.export.quantization import attention_products, load_float_graph, quantize_onnx
 
-SIZE, DEPTH = 32, 2
+SIZE, DEPTH = 32, 3
 SHAPE = {"patch_size": 8, "embed_dim": 64, "depth": DEPTH, "num_heads": 2, "init_values": 0.5}
 KINDS = [("int8", "onnxruntime"), ("int8-dynamic", "onnxruntime"), ("int8", "tensorrt")]
 

@@ -232,8 +232,11 @@ def execute(words: list[str]) -> None:
         runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
     else:
         sys.argv = arguments if script == "python" else [script, *arguments]
-        sys.path.insert(0, str(Path(sys.argv[0]).resolve().parent))
-        runpy.run_path(os.path.abspath(sys.argv[0]), run_name="__main__")
+        file = Path(sys.argv[0]).absolute()
+        sys.path.insert(0, str(file.resolve().parent))
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        sys.modules["__main__"].__file__ = str(file)
+        exec(compile(file.read_bytes(), file, "exec"), vars(sys.modules["__main__"]))
 
 
 def main() -> None:

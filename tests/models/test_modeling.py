@@ -58,7 +58,7 @@ def test_checkpoint_loads_in_transformers_without_hfvit(saved, tmp_path):
     np.save(tmp_path / "logits.npy", logits.numpy())
     np.save(tmp_path / "pixels.npy", pixel_values.numpy())
     script = (
-        "import sys; sys.modules['hfvit'] = None\n"
+        "import gc, sys; sys.modules['hfvit'] = None; gc.disable()\n"
         "import numpy as np, torch\nfrom PIL import Image\n"
         "from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification\n"
         "folder, work = sys.argv[1:]\n"
