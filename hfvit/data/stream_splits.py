@@ -148,7 +148,8 @@ def _check_classes(split: IterableDataset, name: str, column: str, train: Any) -
     label = split.features[column]
     both = isinstance(label, ClassLabel) and isinstance(train, ClassLabel)
     unknown = [class_name for class_name in label.names if class_name not in train.names] if both else []
-    if unknown or isinstance(label, ClassLabel) != isinstance(train, ClassLabel):
+    are_indices = [kind.dtype.startswith(("int", "uint")) for kind in (label, train)]  # ClassLabel too
+    if unknown or are_indices[0] != are_indices[1]:
         raise DataError(
             f"label_column: the classes of split '{name}' differ from those of the training split"
             f" ({shortened(unknown) or f'{label.dtype} instead of {train.dtype}'})."

@@ -104,8 +104,9 @@ def test_unused_image_columns_are_not_decoded(ghostscript, tmp_path):
     folder = postscript_rows(tmp_path / "data", add_views)
     for load in (load_splits, stream_splits):
         splits = load(folder, image_column="img", validation_split="validation")
-        assert len(splits.validation) == len(list(splits.train)) == 12
-        decode(splits.validation[0]["image"], "validation", 0)
+        rows = list(splits.validation)
+        assert len(rows) == len(list(splits.train)) == 12
+        decode(rows[0]["image"], "validation", 0)
     assert not ghostscript.exists()
 
 

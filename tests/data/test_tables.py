@@ -359,7 +359,7 @@ def test_stream_splits_of_undecoded_images_yields_them(tmp_path, content):
     rows = list(splits.train)
     assert [row["image"]["bytes"] for row in rows] == [image_bytes(n) for n in range(20)]
     assert [row["label"] for row in rows] == [1, 0] * 10
-    assert splits.validation["label"] == [1, 0] * 3
+    assert [row["label"] for row in splits.validation] == [1, 0] * 3
 
 
 def test_stream_splits_with_paths_outside_the_folder_raises(tmp_path):
@@ -379,4 +379,4 @@ def test_stream_splits_of_class_folders_knows_their_number(tmp_path):
     splits = stream_splits(str(tmp_path), validation_split="val")
     assert splits.facts["splits"]["train"]["rows"] == 12
     assert np.bincount([row["label"] for row in splits.train]).tolist() == [6, 6]
-    assert (len(splits.validation), len(splits.test)) == (12, 12)
+    assert (len(list(splits.validation)), len(list(splits.test))) == (12, 12)
