@@ -233,7 +233,7 @@ def test_shipped_recipe_trains_at_32_px(name, family, tmp_path, colors):
     build(family).save_pretrained(tmp_path / "micro")
     main([name, "--model_name_or_path", str(tmp_path / "micro"), "--dataset_name", str(colors), "--image_size", "32",
           "--output_dir", str(tmp_path / "out"), "--global_batch_size", "8", "--num_train_epochs", "8",
-          "--learning_rate", "1e-2", "--drop_path_rate", "0", "--validation_fraction", "0.2", "--layer_decay", "0.9",
+          "--learning_rate", "2e-3", "--drop_path_rate", "0", "--validation_fraction", "0.2", "--layer_decay", "0.9",
           "--disable_tqdm", "true", "--plots", "false"])  # fmt: skip
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert record["metrics"]["test"]["accuracy"] > 0.6  # chance is 1/3
