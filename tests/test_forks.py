@@ -18,7 +18,8 @@ from helpers.commands import ROOT, command_environment, fork_server, run_command
         ["-c", "import sys; sys.exit('text')"],
         ["-c", "1/0"],
         ["-c", "raise KeyboardInterrupt"],
-        ["-c", "import os, signal; os.kill(os.getpid(), signal.SIGINT)"],
+        # A shell ignores SIGINT in its background jobs, and new processes inherit that.
+        ["-c", "from signal import *; signal(SIGINT, default_int_handler); raise_signal(SIGINT)"],
         ["-c", "import os, signal; os.kill(os.getpid(), signal.SIGTERM)"],
         ["-m", "json.tool", "no such file"],
         ["script.py", "a"],

@@ -245,7 +245,7 @@ def run_of_shipped(name: str, *options: str, **values) -> RunRecord:
 
 
 def test_expected_accuracy_of_shipped_recipe():
-    quickstart = (95.0, 99.0, True, "quickstart.yaml")
+    quickstart = (96.0, 99.7, True, "quickstart.yaml")
     assert expected_accuracy(run_of_shipped("quickstart", "--output_dir", "x", "--overwrite_output_dir")) == quickstart
     assert expected_accuracy(run_of_shipped("quickstart", command="hfvit train quickstart")) == quickstart
     assert expected_accuracy(run_of_shipped("swin_tiny")) == (96.5, 98.5, False, "swin_tiny.yaml")
