@@ -15,7 +15,7 @@ from hfvit.artifacts.constants import LABEL_ERRORS_FILE, OUT_OF_FOLD_FILE, PREDI
 from hfvit.data.labels import read_column
 from hfvit.data.local import image_file
 from hfvit.data.splits import ImageSplits
-from hfvit.errors import ModelError, wrap_library_errors
+from hfvit.errors import DataError, ModelError, wrap_library_errors
 from hfvit.evaluation.examples import likely_label_errors
 from hfvit.metrics.multilabel import probabilities_of
 from hfvit.utils.csv_files import write_csv
@@ -137,6 +137,9 @@ def join_folds(folder: Path, names: Iterable[str]) -> str:
 
     Returns:
         A description of what was written.
+
+    Raises:
+        DataError: an image is in several folds.
     """
     tables = []
     for fold, name in enumerate(names):
@@ -144,6 +147,11 @@ def join_folds(folder: Path, names: Iterable[str]) -> str:
         own = table.filter(pc.equal(table["split"], "validation")).drop_columns(["split"])
         tables.append(own.add_column(0, "fold", pa.array([fold] * len(own), pa.int32())))
     joined = pa.concat_tables(tables).sort_by("row")
+    if pc.count_distinct(joined["row"]).as_py() < len(joined):
+        raise DataError(
+            f"folds: some images are in several folds of {folder}: the data set changed between the runs. Pass"
+            " --overwrite_output_dir to start all runs again."
+        )
     _write(folder / OUT_OF_FOLD_FILE, joined)
     text = f"predictions  {len(joined):,} images in {folder / OUT_OF_FOLD_FILE}"
     if not pa.types.is_string(joined.schema.field("label").type):
