@@ -94,7 +94,7 @@ def test_steps_that_a_loss_scaler_skips_are_not_recorded(tmp_path):
     trainer = make_trainer(
         tmp_path, max_steps=STEPS, eval_strategy="no", save_strategy="no", max_grad_norm=0, optim="adamw_torch"
     )
-    trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=2.0**-50)
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=2.0**-100)
     test = LearningRateRangeTest(trainer, LOW, HIGH)
     test.run()
     assert len(test.losses) == STEPS - 1  # the first step overflows
