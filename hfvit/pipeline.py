@@ -370,7 +370,9 @@ def select_examples(
         answers: predictions of the model.
     """
     if isinstance(dataset, EvaluationStream):
-        return Examples(role, dataset.first(STREAMED_EXAMPLES), range(dataset.images), answers)
+        # The rows before a shard are only known if all images of the split are evaluated.
+        rows = range(dataset.images) if dataset.limit is None else None
+        return Examples(role, dataset.first(STREAMED_EXAMPLES), rows, answers)
     images = splits[role].select_columns(["image"])
     root = data_root(splits.facts["dataset_name"]) if splits.facts["is_local"] else None
     rows = read_column(splits[role], "row").to_numpy()

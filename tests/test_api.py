@@ -46,8 +46,8 @@ def test_train_returns_the_saved_record(trained):
 
 def test_train_of_a_shipped_recipe_takes_fields_as_python_values(tmp_path):
     record = hfvit.train(
-        "quickstart", output_dir=tmp_path, max_steps=2, learning_rate=5e-4, crop_scale=(0.5, 1.0), eval_strategy="no",
-        use_cpu=True, disable_tqdm=True,
+        "quickstart", output_dir=tmp_path, max_steps=2, learning_rate=5e-4, crop_padding=0, crop_scale=(0.5, 1.0),
+        eval_strategy="no", use_cpu=True, disable_tqdm=True,
     )  # fmt: skip
     assert record.training.steps == 2
     assert record.recipe["learning_rate"] == 5e-4

@@ -65,7 +65,16 @@ def write_predictions(
 
 
 def _files(splits: ImageSplits, role: str, root: str | None) -> list[str | None]:
-    """Return the file of each image, without decoding the images."""
+    """Return the file of each image, without decoding the images.
+
+    Args:
+        splits: splits of the run.
+        role: role of the split.
+        root: folder of a local data set.
+
+    Returns:
+        Names as in `image_file`, None if unknown.
+    """
     files = []
     for batch in splits[role].select_columns(["image"]).with_format("arrow").iter(BATCH):
         images = batch["image"]
