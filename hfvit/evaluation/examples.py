@@ -195,7 +195,7 @@ class Examples:
         self.file_of = file_of
         readable = len(dataset)
         self.explained = answers.of_all_classes
-        if readable < len(answers.labels):
+        if readable < len(answers.predicted):
             self.explained = images_of_all_classes(answers.labels[:readable])
         mistakes = answers.wrong[~np.isin(answers.wrong, answers.label_errors)]
         mistakes = mistakes[mistakes < readable][:MAX_MISTAKES]
