@@ -12,6 +12,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.optim import Lookahead
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -164,7 +165,7 @@ def step_memory(
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         optimizer = _optimizer(model, args)
         _create_state(optimizer)
-        states = tree_leaves(list(optimizer.state.values()))  # kron has lists of tensors
+        states = tree_leaves(optimizer.state_dict()["state"])  # kron has lists of tensors
     weights = _bytes([*model.parameters(), *model.buffers()])
     return StepMemory(
         weights=weights,
@@ -189,19 +190,21 @@ def _optimizer(model, args) -> torch.optim.Optimizer:
 
 def _create_state(optimizer: torch.optim.Optimizer) -> None:
     """Create the state of all weights, with fake tensors."""
+    gradients = {p: p.grad for group in optimizer.param_groups for p in group["params"]}
     try:
         optimizer.step()
-        return
     except DataDependentOutputException:  # fake tensors have no values
-        pass
-    # Every optimizer creates the state of a weight before it uses values.
-    gradients = {p: p.grad for group in optimizer.param_groups for p in group["params"]}
-    optimizer.zero_grad()
-    for weight, gradient in gradients.items():
-        weight.grad = gradient
-        with suppress(DataDependentOutputException):
-            optimizer.step()
-        weight.grad = None
+        # Every optimizer creates the state of a weight before it uses values.
+        optimizer.zero_grad()
+        for weight, gradient in gradients.items():
+            weight.grad = gradient
+            with suppress(DataDependentOutputException):
+                optimizer.step()
+            weight.grad = None
+    if isinstance(optimizer, Lookahead):
+        for weight, gradient in gradients.items():
+            weight.grad = gradient
+        optimizer.sync_lookahead()  # creates the slow weights, as a later step does
 
 
 def _bytes(tensors) -> int:

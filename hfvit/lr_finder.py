@@ -9,7 +9,7 @@ from typing import Any
 from transformers import set_seed
 
 import hfvit
-from hfvit.artifacts.lr_finder_record import LearningRateCurve, smoothed_losses, suggest
+from hfvit.artifacts.lr_finder_record import MIN_STEPS, LearningRateCurve, smoothed_losses, suggest
 from hfvit.artifacts.output_dir import lock_folder
 from hfvit.artifacts.run_record import command_line
 from hfvit.data.factory import build_datasets
@@ -26,7 +26,10 @@ from hfvit.utils.environment import use_all_cores
 from hfvit.utils.quiet import quiet_run
 
 FOLDER = "lr_finder"  # in the output_dir of the recipe
-LOW, HIGH, STEPS = 1e-7, 10.0, 100  # as in fastai
+# as in fastai
+LOW = 1e-7
+HIGH = 10.0
+STEPS = 100
 # Everything but the steps themselves is off: neither evaluation nor files.
 OVERRIDDEN = {
     "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False, "logging_strategy": "steps",
@@ -67,7 +70,7 @@ def find_lr(
         recipe: as in `hfvit.train`.
         low: learning rate of the first step.
         high: learning rate of the last step.
-        steps: number of steps, fewer if the loss diverges.
+        steps: number of steps, at least 20; fewer if the loss diverges.
         from_scratch: as in `hfvit.train`.
         **fields: keys of the recipe to override.
 
@@ -75,11 +78,13 @@ def find_lr(
         Losses and suggestions.
 
     Raises:
-        RecipeError: the recipe has no learning rate, such as that of a linear probe.
+        RecipeError: the recipe has no learning rate, such as that of a linear probe, or there are several processes.
         ModelError: the loss diverges at once, or never falls.
     """
     if not 0 < low < high:
         raise ValueError(f"low, high: must be positive and ascending, got {low:g} and {high:g}.")
+    if steps < MIN_STEPS:
+        raise ValueError(f"steps: must be at least {MIN_STEPS}, got {steps}.")
     return _find(load_given(recipe, {**fields, **OVERRIDDEN, "max_steps": steps}, from_scratch), low, high)
 
 
@@ -95,6 +100,11 @@ def _find(recipe: Recipe, low: float, high: float) -> LearningRateCurve:
     if recipe.finetuning.finetuning == "linear_probe":
         raise RecipeError(
             "--find_lr: not available with finetuning=linear_probe, which has no learning rate. Omit it."
+        )
+    if args.world_size > 1:
+        raise RecipeError(
+            f"--find_lr: needs one process, got {args.world_size}. Run it without a launcher; the global batch is the"
+            " same."
         )
     if not args.learning_rate:
         raise RecipeError("learning_rate: must be above 0 with --find_lr, got 0.")

@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import json
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -18,19 +19,24 @@ from accelerate.utils.memory import clear_device_cache
 from transformers import TrainerCallback
 
 import hfvit
+from hfvit.artifacts.checkpoint import remove_checkpoints
+from hfvit.artifacts.constants import LABEL_ERRORS_FILE, OUT_OF_FOLD_FILE, PREDICTIONS_FILE
 from hfvit.artifacts.multirun_record import MultiRunRecord
 from hfvit.artifacts.output_dir import is_finished, lock_folder
 from hfvit.artifacts.run_record import RunRecord, command_line
 from hfvit.data.starting_recipe import find_and_load, load_given
 from hfvit.errors import RecipeError, UnfinishedError, printable_lines
 from hfvit.evaluation.predictions import join_folds
+from hfvit.pipeline import fit_recipe
 from hfvit.pipeline import start as start_run
+from hfvit.recipe.arguments import SINGLE_LABEL
 from hfvit.recipe.loader import Recipe, as_options, load_recipe, without_test_split
 from hfvit.training.resume import describe_changes, describe_origin
 from hfvit.utils.credentials import mask_values
 
 # Options that a resolved recipe does not have, and that each run gets from the command line.
 PASSED_ON = ("quiet", "verbose", "json_log", "allow_changed_data")
+COMMIT = r"[0-9a-f]{40}"
 
 
 def main(argv: list[str] | None = None, callbacks: Sequence[TrainerCallback] = ()) -> None:
@@ -134,7 +140,7 @@ class MultiRun:
             self.values = {**without_test_split(recipe.values), "save_predictions": True}
             self.differences = {f"fold_{fold}": {"fold": fold} for fold in range(recipe.data.folds)}
         else:
-            self.values = recipe.values
+            self.values = dict(recipe.values)
             self.differences = {f"seed_{seed}": {"seed": seed} for seed in self.args.seed_list}
         self.record = MultiRunRecord(
             hfvit_version=hfvit.__version__,
@@ -158,11 +164,15 @@ class MultiRun:
             RecipeError: the folder has runs of another recipe.
         """
         with lock_folder(self.folder, "training") if self.args.should_save else nullcontext():
-            if self.args.should_save:
-                self._check_unchanged()
-                self.record.save(self.folder)
+            finished = self._prepare() if self.args.should_save else {}
+            # Decided by one process, since others may see the files of a shared folder later.
+            [names] = broadcast_object_list([sorted(finished)])
+            self._pin(self.values)
             for number, (name, values) in enumerate(self.differences.items(), 1):
-                run = self._run_or_load(name, values, number, *arguments, **options)
+                if self.args.should_save and not self.args.quiet:
+                    state = ", finished before" if name in names else ""
+                    print(f"\n{name} ({number} of {len(self.differences)}){state}", flush=True)
+                run = finished.get(name) if name in names else self._run(name, values, *arguments, **options)
                 if self.args.should_save:
                     self.record.add(name, values, run)
                     self.record.save(self.folder)
@@ -176,9 +186,67 @@ class MultiRun:
             print("\n" + "\n".join(map(printable_lines, lines)), flush=True)
         return self.record
 
+    def _prepare(self) -> dict[str, RunRecord]:
+        """Check the folder, and return the records of finished runs."""
+        if self.args.overwrite_output_dir:
+            if (self.folder / MultiRunRecord.FILE).exists():
+                for file in (OUT_OF_FOLD_FILE, LABEL_ERRORS_FILE):
+                    (self.folder / file).unlink(missing_ok=True)
+            finished = {}
+        else:
+            self._check_unchanged()
+            folders = {name: self.folder / name for name in self.differences}
+            finished = {name: RunRecord.load(folder) for name, folder in folders.items() if is_finished(folder)}
+        commits = [record.data.dataset_commit for record in finished.values()]
+        if any(commits) and not re.fullmatch(COMMIT, self.values.get("dataset_revision") or ""):
+            self.values["dataset_revision"] = next(filter(None, commits))
+        for name, record in finished.items():
+            self._check_finished(name, record)
+        if not self.args.keep_checkpoints:
+            for name in finished:
+                remove_checkpoints(self.folder / name)  # which a kill may have left
+        self.record.save(self.folder)
+        return finished
+
+    def _pin(self, values: Mapping[str, Any]) -> None:
+        """Let further runs of all processes read the commit of the data set in `values` of the first process."""
+        [revision] = broadcast_object_list([values.get("dataset_revision")])
+        if revision:
+            self.values["dataset_revision"] = revision
+
+    def _check_finished(self, name: str, record: RunRecord) -> None:
+        """Raise `RecipeError` if a finished run is not the one that would be trained here.
+
+        Args:
+            name: name of its folder.
+            record: its record.
+        """
+        folder = self.folder / name
+        if self.record.repeated_by == "folds" and not (folder / PREDICTIONS_FILE).is_file():
+            fraction = self.values.get("test_fraction")
+            alike = "--save_predictions true --test_split none"
+            alike += "" if fraction is None else f" --test_fraction {fraction:g}"
+            raise RecipeError(
+                f"output_dir: {folder} has no {PREDICTIONS_FILE}. Delete this folder, or train the fold with {alike}."
+            )
+        recipe = self._load_recipe(name, self.differences[name])
+        if "label_separator" not in recipe.values:
+            recipe.pin(None, record.recipe.get("label_separator"))
+        images = None if recipe.data.streaming else record.data.splits["train"].rows
+        fit_recipe(recipe, record.data.problem_type or SINGLE_LABEL, images)
+        now = json.loads(json.dumps(mask_values(recipe.values), default=str))
+        if changes := describe_changes(describe_origin(record.recipe, {}), describe_origin(now, {})):
+            raise self._other_recipe(folder, changes)
+
+    def _other_recipe(self, folder: Path, changes: Sequence[str]) -> RecipeError:
+        return RecipeError(
+            f"output_dir: {folder} has runs of another recipe ({'; '.join(changes)}). Pass --overwrite_output_dir to"
+            " start them again, or choose another output_dir."
+        )
+
     def _check_unchanged(self) -> None:
         """Raise `RecipeError` if the folder has runs of another recipe."""
-        if self.args.overwrite_output_dir or not (self.folder / MultiRunRecord.FILE).exists():
+        if not (self.folder / MultiRunRecord.FILE).exists():
             return
         before = MultiRunRecord.load(self.folder)
         old, new = (describe_origin(values, {}) for values in (before.recipe, self.record.recipe))
@@ -189,39 +257,27 @@ class MultiRun:
         if before.repeated_by != self.record.repeated_by:
             changes.append(f"{before.repeated_by} -> {self.record.repeated_by}")
         if changes:
-            raise RecipeError(
-                f"output_dir: {self.folder} has runs of another recipe ({'; '.join(changes)}). Pass"
-                " --overwrite_output_dir to start them again, or choose another output_dir."
-            )
+            raise self._other_recipe(self.folder, changes)
 
-    def _run_or_load(
-        self, name: str, values: Mapping[str, Any], number: int, *arguments: Any, **options: Any
-    ) -> RunRecord | None:
-        """Train a run, or load its record if it is finished.
+    def _run(self, name: str, values: Mapping[str, Any], *arguments: Any, **options: Any) -> RunRecord | None:
+        """Train a run, and pin the commit of its data set for the runs after it.
 
         Args:
             name: name of its folder.
             values: values in its recipe that differ from other runs.
-            number: its number, from 1.
             *arguments: further arguments of `pipeline.start`.
             **options: further arguments of `HFViTTrainer`.
         """
-        folder = self.folder / name
-        # Decided by one process, since others may see the files of a shared folder later.
-        finished = [is_finished(folder) and not self.args.overwrite_output_dir]
-        broadcast_object_list(finished)
-        if self.args.should_save and not self.args.quiet:
-            state = ", finished before" if finished[0] else ""
-            print(f"\n{name} ({number} of {len(self.differences)}){state}", flush=True)
-        if finished[0]:
-            return RunRecord.load(folder) if self.args.should_save else None
+        recipe = self._load_recipe(name, values)
         try:
-            return start_run(self._load_recipe(name, values), *arguments, **options)
+            record = start_run(recipe, *arguments, **options)
         except UnfinishedError as error:
             without = ", without --overwrite_output_dir" if self.args.overwrite_output_dir else ""
             raise type(error)(error.cause, f"Resume with the same hfvit train command{without}.") from None
         finally:
             self._forget()
+        self._pin(recipe.values)
+        return record
 
     def _load_recipe(self, name: str, values: Mapping[str, Any]) -> Recipe:
         """Load the recipe of a run, which resumes from its own checkpoints.
@@ -240,7 +296,7 @@ class MultiRun:
             path = Path(folder) / self.recipe.source.name
             path.write_text(yaml.safe_dump(self.values, sort_keys=False, allow_unicode=True), encoding="utf-8")
             recipe = load_recipe([str(path), *as_options({**values, **own, **passed_on})])
-        # Each key of a resolved recipe seems to be set; the file is deleted.
+        # A resolved recipe sets every key, so its own list of ignored options is useless; its file is deleted.
         return dataclasses.replace(recipe, ignored=self.recipe.ignored, source=self.recipe.source)
 
     def _forget(self) -> None:

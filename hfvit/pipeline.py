@@ -212,11 +212,22 @@ def load_data(recipe: Recipe) -> ImageSplits:
     recipe.pin(splits.facts["dataset_commit"], splits.kind.separator)
     logger.info(splits.describe())
     warn_about_sizes(splits)
-    task = TASKS[splits.problem_type]
-    recipe.fit_problem(task.problem_type, task.scalar_metrics, task.default_metric)
-    if not recipe.data.streaming and recipe.finetuning.finetuning != "linear_probe":
-        recipe.fit(len(splits.train))
+    fit_recipe(recipe, splits.problem_type, None if recipe.data.streaming else len(splits.train))
     return splits
+
+
+def fit_recipe(recipe: Recipe, problem_type: str, images: int | None) -> None:
+    """Fit a recipe to its data.
+
+    Args:
+        recipe: recipe, changed in place.
+        problem_type: problem type of the data.
+        images: number of training images, None of a stream.
+    """
+    task = TASKS[problem_type]
+    recipe.fit_problem(task.problem_type, task.scalar_metrics, task.default_metric)
+    if images is not None and recipe.finetuning.finetuning != "linear_probe":
+        recipe.fit(images)
 
 
 def resolve_destination(args: HFViTTrainingArguments) -> Destination | None:
@@ -359,7 +370,9 @@ def select_examples(
         answers: predictions of the model.
     """
     if isinstance(dataset, EvaluationStream):
-        return Examples(role, dataset.first(STREAMED_EXAMPLES), range(dataset.images), answers)
+        # The rows before a shard are only known if all images of the split are evaluated.
+        rows = range(dataset.images) if dataset.limit is None else None
+        return Examples(role, dataset.first(STREAMED_EXAMPLES), rows, answers)
     images = splits[role].select_columns(["image"])
     root = data_root(splits.facts["dataset_name"]) if splits.facts["is_local"] else None
     rows = read_column(splits[role], "row").to_numpy()

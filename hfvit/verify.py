@@ -253,7 +253,14 @@ def compare_with_expected(verification: Verification, records: Sequence[RunRecor
 
 
 def join(verifications: Mapping[str, Verification]) -> Verification:
-    """Join the comparisons of several runs, by name, with the mean and standard deviation of each split."""
+    """Join the comparisons of several runs.
+
+    Args:
+        verifications: comparisons by name of the run.
+
+    Returns:
+        All rows; the notes have the mean and standard deviation of each split.
+    """
     rows = [replace(row, split=f"{name} {row.split}") for name, found in verifications.items() for row in found.rows]
     notes = []
     for split in dict.fromkeys(row.split for found in verifications.values() for row in found.rows):
@@ -303,6 +310,12 @@ def expected_accuracy(record: RunRecord, any_seed: bool = False) -> Expected | N
 
 
 def _is_run_of(recipe: Recipe, record: RunRecord, any_seed: bool) -> bool:
-    """Return whether a run has the values of a recipe, except folder, data commit and, with `any_seed`, seed."""
+    """Return whether a run has the values of a recipe.
+
+    Args:
+        recipe: recipe; its folder and the commit of its data may differ.
+        record: record of the run.
+        any_seed: accept another seed.
+    """
     ignored = {"output_dir", "dataset_revision", *(["seed"] if any_seed else [])}
     return all(recipe.values.get(key) == value for key, value in record.recipe.items() if key not in ignored)

@@ -14,6 +14,7 @@ from hfvit.artifacts.lr_finder_record import LearningRateCurve
 from hfvit.cli import main as hfvit_command
 from hfvit.errors import RecipeError
 from hfvit.lr_finder import find_lr
+from hfvit.recipe.training_args import HFViTTrainingArguments
 
 SCHEDULE = ("--lr_scheduler_type", "cosine_with_restarts", "--lr_scheduler_kwargs", '{"num_cycles": 2}')
 WRITTEN = {"lr_finder/lr_finder.json", "lr_finder/lr_finder.png"}
@@ -60,3 +61,15 @@ def test_find_lr_of_a_linear_probe_is_refused_before_loading(recipe, tmp_path):
 def test_find_lr_with_a_wrong_range_raises(recipe):
     with pytest.raises(ValueError, match="low, high"):
         find_lr(recipe, low=1.0, high=0.1)
+
+
+def test_find_lr_with_few_steps_raises(recipe):
+    with pytest.raises(ValueError, match=r"^steps: "):
+        find_lr(recipe, steps=19)
+
+
+def test_find_lr_with_several_processes_is_refused(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(HFViTTrainingArguments, "world_size", 2)
+    with pytest.raises(RecipeError, match=r"^--find_lr: .*\b2\b"):
+        find_lr(recipe)
+    assert not (tmp_path / "out").exists()

@@ -11,6 +11,7 @@ from helpers.commands import ROOT, run_command
 from helpers.images import LABELS
 from helpers.messages import assert_names, option_of
 from helpers.recipes import MICRO_RECIPE
+from helpers.records import make_record
 from helpers.runs import read_record
 from pyarrow import parquet
 from sklearn.model_selection import StratifiedKFold
@@ -102,6 +103,80 @@ def test_rerun_of_finished_runs_only_summarizes(micro, trained, monkeypatch, cap
     assert std[-1] == f"{spread.std:.2%}"
 
 
+@pytest.fixture
+def copied(trained, tmp_path, monkeypatch):
+    """Copy the runs with seeds 0 and 1, without multirun.json, where no run may be trained."""
+    monkeypatch.setattr(hfvit.multirun, "start_run", Nothing())
+    out = shutil.copytree(trained, tmp_path / "out")
+    (out / "multirun.json").unlink()
+    return out
+
+
+def set_commit(folder, commit):
+    record = read_record(folder)
+    record["data"]["dataset_commit"] = record["recipe"]["dataset_revision"] = commit
+    (folder / "run.json").write_text(json.dumps(record))
+
+
+def test_finished_run_of_another_recipe_is_an_error(micro, copied):
+    words = [str(micro), "--output_dir", str(copied), "--seeds", "2"]
+    with pytest.raises(RecipeError, match=r"^output_dir: .*seed_0\b.*\bweight_decay\b"):
+        main([*words, "--weight_decay", "0.3"])
+    (copied / "seed_0" / "checkpoint-6").mkdir()  # of a run that was killed at its end
+    main(words)
+    assert not (copied / "seed_0" / "checkpoint-6").exists()
+
+
+def test_finished_run_with_a_fitted_batch_is_unchanged(micro, copied):
+    for name in ("seed_0", "seed_1"):
+        record = read_record(copied / name)
+        record["recipe"]["global_batch_size"] = 32  # for 52 training images
+        (copied / name / "run.json").write_text(json.dumps(record))
+    words = [str(micro), "--output_dir", str(copied), "--seeds", "2", "--global_batch_size"]
+    assert len(hfvit.multirun.start(load_recipe([*words, "128"])).runs) == 2
+    (copied / "multirun.json").unlink()
+    with pytest.raises(RecipeError, match=r"^output_dir: .*\bglobal_batch_size\b"):
+        main([*words, "16"])
+
+
+def test_runs_of_different_commits_are_an_error(micro, copied):
+    for name, digit in (("seed_0", "a"), ("seed_1", "b")):
+        set_commit(copied / name, 40 * digit)
+    with pytest.raises(RecipeError, match=r"^output_dir: .*seed_1\b.*\bdataset_revision\b"):
+        main([str(micro), "--output_dir", str(copied), "--seeds", "2"])
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_all_runs_read_the_commit_of_the_first_one(micro, copied, monkeypatch, finished):
+    read = []
+
+    def record_revision(recipe, *arguments, **options):
+        read.append(recipe.data.dataset_revision)
+        recipe.pin(recipe.data.dataset_revision or 40 * "b")
+        return make_record()
+
+    monkeypatch.setattr(hfvit.multirun, "start_run", record_revision)
+    shutil.rmtree(copied / "seed_0")
+    if finished:
+        set_commit(copied / "seed_1", 40 * "a")
+    else:
+        shutil.rmtree(copied / "seed_1")
+    main([str(micro), "--output_dir", str(copied), "--seeds", "3"])
+    assert read == ([40 * "a"] * 2 if finished else [None, 40 * "b", 40 * "b"])
+
+
+def test_summary_has_the_runs_with_a_metric():
+    record = MultiRunRecord(
+        hfvit_version="0", command="", repeated_by="folds", planned=["fold_0", "fold_1"], recipe={}
+    )
+    run = make_record()
+    record.add("fold_0", {"fold": 0}, run)
+    run.metrics = {"validation": run.metrics["validation"]}
+    record.add("fold_1", {"fold": 1}, run)
+    assert {role: scores["accuracy"].runs for role, scores in record.metrics.items()} == {"validation": 2, "test": 1}
+    assert record.table().splitlines()[2].split()[-1] == "-"
+
+
 def test_interrupted_runs_are_resumed_and_finished_ones_kept(micro, trained, tmp_path):
     class StopInSecondRun(TrainerCallback):
         runs = 0
@@ -182,6 +257,24 @@ def test_out_of_fold_predictions_have_each_image_once(folds):
     assert all(labels[int(row)] == label != predicted for row, _, label, predicted, *_ in suspects[1:])
 
 
+def test_fold_without_predictions_is_an_error(micro, folds, tmp_path, monkeypatch):
+    monkeypatch.setattr(hfvit.multirun, "start_run", Nothing())
+    out = shutil.copytree(folds, tmp_path / "out")
+    (out / "fold_1" / "predictions.parquet").unlink()
+    with pytest.raises(RecipeError, match=r"^output_dir: .*fold_1\b.*\bpredictions\.parquet\b"):
+        main([str(micro), "--folds", "2", "--num_train_epochs", "4", "--output_dir", str(out)])
+
+
+def test_overwriting_deletes_the_results_of_all_folds_first(micro, folds, tmp_path, monkeypatch):
+    monkeypatch.setattr(hfvit.multirun, "start_run", Nothing())
+    out = shutil.copytree(folds, tmp_path / "out")
+    (out / "label_errors.csv").touch()
+    with pytest.raises(AssertionError):
+        main([str(micro), "--folds", "2", "--output_dir", str(out), "--overwrite_output_dir"])
+    assert not (out / "out_of_fold.parquet").exists()
+    assert not (out / "label_errors.csv").exists()
+
+
 def test_single_fold_equals_its_run_among_all_folds(micro, folds, tmp_path):
     words = [str(micro), "--folds", "2", "--fold", "1", "--num_train_epochs", "4", "--test_split", "none"]
     main([*words, "--save_predictions", "true", "--test_fraction", "0.1", "--output_dir", str(tmp_path / "alone")])
@@ -202,6 +295,7 @@ def test_run_of_a_fold_is_evaluated_again_on_its_fold(folds):
         (["--folds", "3", "--validation_split", "test"], "validation_split"),
         (["--folds", "3", "--streaming", "true"], "streaming"),
         (["--streaming", "true", "--validation_split", "test", "--save_predictions", "true"], "save_predictions"),
+        (["--folds", "3", "--test_split", "test"], "test_split"),
         (["--folds", "3", "--push_to_hub", "--hub_model_id", "a/b"], "push_to_hub"),
     ],
 )
@@ -217,6 +311,7 @@ def test_folds_that_cannot_be_run_are_an_error(micro, words, option):
         (["--seeds", "1"], "seeds"),
         (["--seeds", "3", "3"], "seeds"),
         (["--seeds", "0", "-1"], "seeds"),
+        (["--seeds", "2", "--seed", "7"], "seed"),
         (["--seeds", "2", "--push_to_hub", "--hub_model_id", "a/b"], "push_to_hub"),
         (["--seeds", "2", "--resume_from_checkpoint", "out/checkpoint-1"], "resume_from_checkpoint"),
     ],

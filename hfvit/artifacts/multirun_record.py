@@ -17,7 +17,13 @@ SCALARS = dict.fromkeys((*SCALAR_METRICS, *MULTI_LABEL_METRICS))
 
 @dataclass(kw_only=True)
 class MemberRun(Record):
-    """Finished run: its folder in that of the record, what differs in its recipe, scalar metrics by split."""
+    """Describe a finished run.
+
+    Attributes:
+        folder: name of its folder in that of the record.
+        values: keys of its recipe in which the runs differ.
+        metrics: scalar metrics by split.
+    """
 
     folder: str
     values: dict[str, Any]
@@ -89,17 +95,19 @@ class MultiRunRecord(FileRecord):
         self.runs = [other for other in self.runs if other.folder != folder]
         self.runs.append(MemberRun(folder=folder, values=values, metrics=metrics))
         self.score = run.result.score.key
-        self.metrics = {
-            role: {key: Spread.of(member.metrics[role][key] for member in self.runs) for key in scores}
-            for role, scores in metrics.items()
-        }
+        self.metrics = {}
+        for role in dict.fromkeys(role for member in self.runs for role in member.metrics):
+            found = [member.metrics[role] for member in self.runs if role in member.metrics]
+            keys = dict.fromkeys(key for scores in found for key in scores)
+            self.metrics[role] = {key: Spread.of(scores[key] for scores in found if key in scores) for key in keys}
 
     def table(self) -> str:
         """Return a table with the score of each finished run, their mean and standard deviation."""
         roles = [role for role in ("validation", "test") if role in self.metrics]
         rows = [("run", *(f"{role} {self.score}" for role in roles))]
         for member in self.runs:
-            rows.append((member.folder, *(self._shown(member.metrics[role][self.score]) for role in roles)))
+            scores = [member.metrics.get(role, {}).get(self.score) for role in roles]
+            rows.append((member.folder, *map(self._shown, scores)))
         spreads = [self.metrics[role][self.score] for role in roles]
         rows.append(("mean", *(self._shown(spread.mean) for spread in spreads)))
         rows.append(("std", *(self._shown(spread.std) for spread in spreads)))

@@ -431,10 +431,11 @@ class OutOfDistribution(Record):
 class ExampleImage(Record):
     """Image of a split: row there, true and predicted class.
 
-    `file` is its path relative to the data set, None for images in tables.
+    `row` is None if unknown, of a stream with `max_eval_samples`. `file` is the path of the image relative to the data
+    set, None for images in tables.
     """
 
-    row: int
+    row: int | None
     true: str
     predicted: str
     confidence: float

@@ -37,7 +37,9 @@ class HFViTExportCommand(BaseOptimumCLICommand):
 
     @classmethod
     def main(cls, argv: list[str] | None = None) -> None:
-        """Run the command without optimum-cli, for environments where another package registers its name.
+        """Run the command without optimum-cli.
+
+        For environments where another package registers its name.
 
         Args:
             argv: arguments. Default: those of the process.
@@ -67,6 +69,7 @@ def add_model(parser: argparse.ArgumentParser, model_help: str) -> None:
     """Add --model and the options for loading it.
 
     Args:
+        parser: parser of the command.
         model_help: help text of --model.
     """
     parser.add_argument("-m", "--model", required=True, help=model_help)

@@ -12,9 +12,10 @@ from hfvit.utils.quiet import quiet_libraries
 EPILOG = f"""\
 Trains recipe.yaml of the run again, in one process on this machine. The accuracy on each split must be within the 95 %
 interval in run.json. For a shipped recipe without further options, it must also be within expected_accuracy, unless
-that range is an estimate. RUN_DIR may also have several runs (--seeds, --folds): each is repeated, and their mean must
-be within expected_accuracy. RUN_DIR is not changed; nothing is pushed or sent to a tracker. --allow_outside_paths is
-needed where recipe.yaml names files of this machine or URLs: the run may be somebody else's.
+that range is an estimate. RUN_DIR may also have several runs (--seeds, --folds): each is repeated, and the mean over
+several seeds must be within expected_accuracy; folds have no test split. RUN_DIR is not changed; nothing is pushed or
+sent to a tracker. --allow_outside_paths is needed where recipe.yaml names files of this machine or URLs: the run may
+be somebody else's.
 
 examples:
   hfvit verify outputs/quickstart

@@ -15,6 +15,7 @@ from torch.utils.data import get_worker_info
 from hfvit.data.dataset import DecodingReader, ImageDataset, evaluation_crops, evaluation_transform
 from hfvit.data.stream import class_index, fetched
 from hfvit.data.stream_order import PLACES_PER_SHARD, in_order
+from hfvit.data.tables import root_cause
 from hfvit.errors import DataError, HFViTError, one_line
 from hfvit.utils.formatting import shortened
 
@@ -31,7 +32,7 @@ class EvaluationStream(torch.utils.data.IterableDataset):
     Args:
         split: stream with the columns `image` (undecoded) and `label` (class index), from `stream_splits`.
         name: name of the split, for messages.
-        images: number of images, None if unknown.
+        images: number of images, None if unknown; of a limited stream, the largest possible number.
         labels: class names.
         data_config: preprocessing of the model, from `timm.data.resolve_data_config`.
         batch_size: images per batch.
@@ -85,7 +86,15 @@ class EvaluationStream(torch.utils.data.IterableDataset):
             }
 
     def _rows(self, reader: int = 0, readers: int = 1) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Return place and example of each row of a reader; convert errors of the stream to `DataError`."""
+        """Return place and example of each row of a reader.
+
+        Args:
+            reader: index of the reader.
+            readers: number of readers of all processes.
+
+        Raises:
+            DataError: the stream cannot be read.
+        """
         rows = in_order(self.split, reader, readers, self.limit)
         count = 0
         while True:
@@ -115,7 +124,9 @@ class EvaluationStream(torch.utils.data.IterableDataset):
         )
 
     def count(self, labels: np.ndarray) -> None:
-        """Set the number of images after the first evaluation, and warn about missing images and classes.
+        """Set the number of images, and warn about missing images and classes.
+
+        Calls after the first one have no effect.
 
         Args:
             labels: class indices of all images `(images,)`.
@@ -128,7 +139,8 @@ class EvaluationStream(torch.utils.data.IterableDataset):
         self._is_counted = True
         if not len(labels):
             raise DataError(f"Split '{self.name}' is empty.")
-        if self.images is not None and len(labels) != self.images:
+        # With a limit, there are fewer images if a shard has less than its share.
+        if self.limit is None and self.images is not None and len(labels) != self.images:
             logger.warning(
                 "Split '%s': evaluated %s images, but the data set's description has %s.",
                 self.name,
@@ -147,24 +159,40 @@ class EvaluationStream(torch.utils.data.IterableDataset):
             )
 
 
-def store_stream(split: IterableDataset, name: str, fingerprint: str, limit: int | None) -> Dataset:
+# Facts of a data set that its stored rows depend on.
+STORED_FACTS = ("dataset_name", "dataset_config_name", "dataset_commit", "image_column", "label_column", "labels")
+
+
+def store_stream(split: IterableDataset, role: str, facts: dict[str, Any], limit: int | None) -> Dataset:
     """Store the rows that `EvaluationStream` evaluates in the cache of `datasets`.
 
     Args:
         split: stream with the columns `image` (undecoded) and `label` (class index), from `stream_splits`.
-        name: name of the split.
-        fingerprint: fingerprint of its files.
+        role: validation or test.
+        facts: description of the data set, `ImageSplits.facts`.
         limit: maximum number of images, the first ones of each shard. Default: all.
 
     Returns:
         A split with the columns `image`, `row` and `label`.
+
+    Raises:
+        DataError: a label is wrong, or the stream cannot be read.
     """
+    name = facts["splits"][role]["source"]
+    classes = len(facts["labels"])
 
     def rows() -> Iterator[dict[str, Any]]:
         for row, (place, example) in enumerate(in_order(split, limit=limit)):
             shard, shown = divmod(place, PLACES_PER_SHARD)
-            yield fetched(example | {"row": f"{shown} of shard {shard}"}, name) | {"row": row}
+            example |= {"row": f"{shown} of shard {shard}"}
+            yield fetched(example, name) | {"row": row, "label": class_index(example, name, classes)}
 
     features = Features({"image": Image(decode=False), "row": Value("int64"), "label": Value("int64")})
-    key = Hasher.hash([fingerprint, name, limit])
-    return Dataset.from_generator(rows, features=features, split=name, fingerprint=key)
+    key = Hasher.hash([[facts[fact] for fact in STORED_FACTS], facts["splits"][role]["fingerprint"], name, limit])
+    try:
+        return Dataset.from_generator(rows, features=features, split=name, fingerprint=key)
+    except Exception as error:
+        cause = root_cause(error)
+        if isinstance(cause, HFViTError):
+            raise cause from None
+        raise DataError(f"Split '{name}': the stream failed ({type(cause).__name__}: {one_line(cause)}).") from None

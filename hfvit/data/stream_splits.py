@@ -137,7 +137,7 @@ def _drop_unlabeled(
 
 
 def _check_classes(split: IterableDataset, name: str, column: str, train: Any) -> None:
-    """Raise `DataError` if an evaluation split has classes that the training split does not have.
+    """Raise `DataError` if an evaluation split has other classes than training.
 
     Args:
         split: evaluation split.
@@ -165,7 +165,10 @@ class _Source:
     builder: DatasetBuilder | None = None
 
     def fingerprint(self, split: str) -> str:
-        """Return the fingerprint of the files of a split, or of all files of a data set on the Hub."""
+        """Return the fingerprint of the files of a split.
+
+        For a data set on the Hub, it is that of all its files.
+        """
         if self.local:
             return fingerprint(self.local.splits[split].files)
         return self.builder.hash

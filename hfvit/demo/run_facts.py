@@ -107,10 +107,11 @@ def write_class_examples(artifact: Artifact, folder: Path) -> list[str]:
         return []
     arrays = read_examples(file.parent, record.examples)
     written = []
-    for example, image in zip(record.examples.explanations, arrays.get("explanations", ()), strict=False):
+    examples = zip(record.examples.explanations, arrays.get("explanations", ()), strict=False)
+    for number, (example, image) in enumerate(examples):
         name = example.true
         if name in record.data.labels and name not in (".", "..") and Path(name).name == name and "\\" not in name:
-            path = folder / name / f"{example.row}.png"
+            path = folder / name / f"{number}.png"
             path.parent.mkdir(exist_ok=True)
             Image.fromarray(image).save(path)
             written.append(str(path))

@@ -176,7 +176,7 @@ class Examples:
     Args:
         role: `test` or `validation`.
         dataset: the split as evaluation reads it, or its first images, to choose the examples from.
-        rows: row of each image in the data set's split, `(images,)`.
+        rows: row of each image in the data set's split, `(images,)`. None if unknown.
         answers: predictions of the model, from `answers_of`.
         file_of: function from the position of an image to its file in the data set. Default: no files.
     """
@@ -185,7 +185,7 @@ class Examples:
         self,
         role: str,
         dataset: ImageDataset,
-        rows: Sequence[int],
+        rows: Sequence[int] | None,
         answers: ClassAnswers | LabelAnswers,
         file_of: Callable[[int], str | None] | None = None,
     ):
@@ -195,7 +195,7 @@ class Examples:
         self.file_of = file_of
         readable = len(dataset)
         self.explained = answers.of_all_classes
-        if readable < len(rows):
+        if readable < len(answers.predicted):
             self.explained = images_of_all_classes(answers.labels[:readable])
         mistakes = answers.wrong[~np.isin(answers.wrong, answers.label_errors)]
         mistakes = mistakes[mistakes < readable][:MAX_MISTAKES]
@@ -247,8 +247,8 @@ class Examples:
             Path(output_dir) / MISTAKES_FILE,
             header,
             (
-                (self.record.split, e.row, e.file or "", e.true, e.predicted, f"{e.confidence:.6f}",
-                 "yes" if index in suspected else "no")
+                (self.record.split, "" if e.row is None else e.row, e.file or "", e.true, e.predicted,
+                 f"{e.confidence:.6f}", "yes" if index in suspected else "no")
                 for index, e in found
             ),
         )  # fmt: skip
@@ -256,7 +256,7 @@ class Examples:
     def _describe(self, indices: Sequence[int]) -> list[ExampleImage]:
         return [
             ExampleImage(
-                row=int(self.rows[index]),
+                row=None if self.rows is None else int(self.rows[index]),
                 file=self.file_of(int(index)) if self.file_of else None,
                 **self.answers.describe(index),
             )

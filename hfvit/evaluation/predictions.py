@@ -15,7 +15,7 @@ from hfvit.artifacts.constants import LABEL_ERRORS_FILE, OUT_OF_FOLD_FILE, PREDI
 from hfvit.data.labels import read_column
 from hfvit.data.local import image_file
 from hfvit.data.splits import ImageSplits
-from hfvit.errors import ModelError, wrap_library_errors
+from hfvit.errors import DataError, ModelError, wrap_library_errors
 from hfvit.evaluation.examples import likely_label_errors
 from hfvit.metrics.multilabel import probabilities_of
 from hfvit.utils.csv_files import write_csv
@@ -65,7 +65,16 @@ def write_predictions(
 
 
 def _files(splits: ImageSplits, role: str, root: str | None) -> list[str | None]:
-    """Return the file of each image, without decoding the images."""
+    """Return the file of each image, without decoding the images.
+
+    Args:
+        splits: splits of the run.
+        role: role of the split.
+        root: folder of a local data set.
+
+    Returns:
+        Names as in `image_file`, None if unknown.
+    """
     files = []
     for batch in splits[role].select_columns(["image"]).with_format("arrow").iter(BATCH):
         images = batch["image"]
@@ -137,6 +146,9 @@ def join_folds(folder: Path, names: Iterable[str]) -> str:
 
     Returns:
         A description of what was written.
+
+    Raises:
+        DataError: an image is in several folds.
     """
     tables = []
     for fold, name in enumerate(names):
@@ -144,6 +156,11 @@ def join_folds(folder: Path, names: Iterable[str]) -> str:
         own = table.filter(pc.equal(table["split"], "validation")).drop_columns(["split"])
         tables.append(own.add_column(0, "fold", pa.array([fold] * len(own), pa.int32())))
     joined = pa.concat_tables(tables).sort_by("row")
+    if pc.count_distinct(joined["row"]).as_py() < len(joined):
+        raise DataError(
+            f"folds: some images are in several folds of {folder}: the data set changed between the runs. Pass"
+            " --overwrite_output_dir to start all runs again."
+        )
     _write(folder / OUT_OF_FOLD_FILE, joined)
     text = f"predictions  {len(joined):,} images in {folder / OUT_OF_FOLD_FILE}"
     if not pa.types.is_string(joined.schema.field("label").type):

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import hfvit
 from hfvit.artifacts.artifact import find_artifact
@@ -16,11 +17,13 @@ from hfvit.metrics.task import task_of
 from hfvit.models.configuration import HFViTConfig, load_config
 from hfvit.models.modeling import HFViTForImageClassification
 from hfvit.models.soup import Weights, cook_soup
-from hfvit.recipe.arguments import GREEDY, SOUPS
+from hfvit.recipe.arguments import DROP_RATES, GREEDY, SOUPS
 from hfvit.utils.files import check_writable, commit_file, expand_user, wrap_write_errors
 
 # Values of a configuration that all members of a soup must share.
 SHARED = ("architecture", "model_args", "label_names", "problem_type", "pretrained_cfg")
+# Of `model_args`, those that only training uses.
+DROPOUT = (*DROP_RATES, "proj_drop_rate", "pos_drop_rate")
 
 
 def soup(
@@ -34,7 +37,9 @@ def soup(
     batch_size: int | None = None,
     device: str | None = None,
 ) -> SoupRecord:
-    """Average the weights of several runs (https://arxiv.org/abs/2203.05482), and save the checkpoint.
+    """Average the weights of several runs, and save the checkpoint.
+
+    See https://arxiv.org/abs/2203.05482.
 
     Args:
         runs: two or more output folders or Hub ids, of one architecture with the same classes.
@@ -59,7 +64,7 @@ def soup(
         raise ModelError(f"kind: must be one of {', '.join(SOUPS)}, got {kind!r}.")
     names = [str(run) for run in runs]
     if len(set(names)) < 2:
-        raise ModelError(f"RUN: must be two or more different runs, got {len(set(names))}.")
+        raise ModelError(f"RUN: must be two or more different runs, got {len(set(names))}. Pass more runs.")
     config = check_same_networks(names)
     target = expand_user(output_dir)
     check_writable(target, "--output_dir")
@@ -107,9 +112,17 @@ def check_same_networks(names: Sequence[str]) -> HFViTConfig:
     first, *others = configs
     for name, config in zip(names[1:], others, strict=True):
         for key in SHARED:
-            if getattr(first, key, None) != getattr(config, key, None):
+            if _shared(first, key) != _shared(config, key):
                 raise ModelError(f"RUN: {key} of {name} differs from that of {names[0]}. Pass runs that share it.")
     return first
+
+
+def _shared(config: HFViTConfig, key: str) -> Any:
+    """Return a value that all members must share, without rates of dropout."""
+    value = getattr(config, key, None)
+    if key == "model_args":
+        return {name: own for name, own in (value or {}).items() if name not in DROPOUT}
+    return value
 
 
 def check_same_validation_images(names: Sequence[str]) -> None:
@@ -128,10 +141,13 @@ def check_same_validation_images(names: Sequence[str]) -> None:
             raise DataError(f"--dataset_name: required, as the validation images of {name} on the Hub are not known.")
         record = RunRecord.load(folder)
         images = record.data.splits.get("validation")
-        found[name] = images and images.fingerprint
+        found[name] = None
+        if images and images.fingerprint:
+            # The fingerprint of a streamed data set is that of all its configurations and splits.
+            found[name] = (record.data.dataset_config_name, images.source, images.rows, images.fingerprint)
     first, *others = found.items()
-    for name, fingerprint in others:
-        if fingerprint is None or fingerprint != first[1]:
+    for name, description in others:
+        if description is None or description != first[1]:
             raise DataError(
                 f"RUN: {name} has other validation images than {first[0]}. {remedy}, or train them with the same seed"
                 " or validation_split."

@@ -192,7 +192,19 @@ def _is_held_out(data: DataArguments, split: str) -> bool:
 
 
 def _of_role(data: DataArguments, seed: int, role: str) -> tuple[Dataset, list[str], str, str]:
-    """Load the split `role` of a training with the recipe."""
+    """Load a split as a training with the recipe does.
+
+    Args:
+        data: data options of the recipe.
+        seed: seed of the recipe.
+        role: validation or test.
+
+    Returns:
+        (rows, class names, name of the split, description).
+
+    Raises:
+        DataError: the split cannot be loaded, or there is none.
+    """
     if role == "validation":
         data = dataclasses.replace(data, test_split=None, test_fraction=data.held_out_for_test)
     splits = load_splits(data, seed)
@@ -202,7 +214,7 @@ def _of_role(data: DataArguments, seed: int, role: str) -> tuple[Dataset, list[s
     source = splits.sources.get(role, facts["source"])
     loaded = splits[role]
     if isinstance(loaded, IterableDataset):
-        loaded = store_stream(loaded, source, facts["fingerprint"], data.max_eval_samples)
+        loaded = store_stream(loaded, role, splits.facts, data.max_eval_samples)
     return loaded, splits.labels, source, f"split '{facts['source']}'"
 
 

@@ -251,7 +251,7 @@ class OnnxBackend:
 
 
 def memory_device(session) -> torch.device:
-    """Return the device in whose memory a session of ONNX Runtime takes inputs without a copy."""
+    """Return the device whose memory an ONNX Runtime session reads without a copy."""
     options = session.get_provider_options()
     provider = next((name for name in session.get_providers() if name in (CUDA, TENSORRT, RTX)), None)
     if provider is None:

@@ -246,7 +246,7 @@ class HFViTForImageClassification(
         setattr(self.timm_model, FEATURE_PROJECTION, projection)  # a name of the network, as all names in checkpoints
 
     def remove_feature_projection(self) -> int:
-        """Remove the projection of `add_feature_projection`, if there is one, and return its number of parameters."""
+        """Remove the projection for features, and return its number of parameters."""
         projection = getattr(self.timm_model, FEATURE_PROJECTION, None)
         if projection is None:
             return 0

@@ -1,4 +1,4 @@
-"""Model soups: the mean of the weights of several models (https://arxiv.org/abs/2203.05482)."""
+"""Model soups, means of the weights of several models (arXiv:2203.05482)."""
 
 from collections.abc import Callable, Sequence
 

@@ -385,7 +385,7 @@ class RunArguments:
     eval_tta: str | None = _field(
         None,
         f"Test-time augmentation of all evaluations: {', '.join(TTA)}. flip: mean of the logits of an image and its"
-        " mirror image, in twice the time. Default: none.",
+        " mirror image, in twice the time; probe_c is chosen without it. Default: none.",
     )
     nan_policy: str = _field(
         "stop",

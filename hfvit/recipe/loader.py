@@ -351,6 +351,7 @@ def load_recipe(argv: list[str]) -> Recipe:
     except RecipeError as error:
         raise _located(error, source, options, in_file=_fails_with(parser, from_file, str(error))) from None
 
+    _check_replaced(options, *sections)
     given = {**file_values, **_changed(vars(from_file), vars(namespace))}
     # A resolved recipe has every key, so only values of the file other than the defaults count as set.
     intended = [key for key in file_values if vars(from_file)[key] != parser.get_default(key)]
@@ -412,6 +413,22 @@ def _check_repetition(data: DataArguments, training: HFViTTrainingArguments) -> 
         raise RecipeError(
             f"resume_from_checkpoint: must be auto with {key}, which resumes all runs, got"
             f" '{training.resume_from_checkpoint}'."
+        )
+
+
+def _check_replaced(options: list[str], *sections) -> None:
+    """Raise `RecipeError` for an option that several runs replace; a file may have it for a single run.
+
+    Args:
+        options: keys of the options that were passed.
+        *sections: sections of the recipe.
+    """
+    _, _, data, _, training = sections
+    if training.seeds and "seed" in options:
+        raise RecipeError(f"--seed: not available with seeds, got {training.seed}. Omit one of them.")
+    if data.folds and data.fold is None and "test_split" in options and data.test_split:
+        raise RecipeError(
+            f"--test_split: not available with folds, which have no test split, got '{data.test_split}'. Omit it."
         )
 
 

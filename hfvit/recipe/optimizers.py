@@ -44,7 +44,10 @@ def optimizer_factory(args, model=None) -> tuple[Callable[..., torch.optim.Optim
 
 
 def has_fallback(optim: str) -> bool:
-    """Return whether an optimizer has a fallback for weights that are not matrices of hidden layers (Muon)."""
+    """Return whether an optimizer has a fallback for some weights.
+
+    Muon has one for weights that are not matrices of hidden layers.
+    """
     if not is_timm_optimizer(optim):
         return False
     from timm.optim import Muon, get_optimizer_class
@@ -120,7 +123,7 @@ def _timm_options(name: str, optim_args: str | None) -> dict[str, Any]:
             raise RecipeError(f"optim_args: must not have {key}, got '{part}'. Set {SET_ELSEWHERE[key]}.")
         if key not in allowed:
             hint = nearest(key, allowed) or f" Choose from {', '.join(allowed)}."
-            raise RecipeError(f"optim_args: '{key}' is no argument of timm's {name}, got '{part}'.{hint}")
+            raise RecipeError(f"optim_args: unknown argument of timm's {name}, got '{part}'.{hint}")
         options[key] = _value(text)
     given = {key: options.pop(key) for key in betas if key in options}
     if given:

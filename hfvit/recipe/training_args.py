@@ -486,7 +486,7 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
             )
 
     def check_stages(self, steps: int) -> None:
-        """Raise `RecipeError` if warmup and decay are longer than a run of `steps` optimizer steps."""
+        """Raise `RecipeError` if warmup and decay are longer than `steps` steps."""
         if self.lr_scheduler_type != "warmup_stable_decay":
             return
         decay = self.scheduler_options(steps)["num_decay_steps"]
@@ -513,15 +513,7 @@ def wrap_errors(key: str, value: Any) -> Iterator[None]:
     """Convert a library's error about a value to a `RecipeError` about option `key`."""
     try:
         yield
-    except (
-        ValueError,
-        TypeError,
-        LookupError,
-        ArithmeticError,
-        NotImplementedError,
-        ImportError,
-        AssertionError,
-    ) as error:
+    except LIBRARY_ERRORS as error:
         raise RecipeError(f"{key}: cannot be used, got {_shown(value)}. {one_line(error)}") from None
 
 

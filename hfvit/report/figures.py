@@ -672,8 +672,10 @@ def mistakes_figure(images: np.ndarray, examples: list[ExampleImage], title: str
 
 
 def source_of(example: ExampleImage) -> str:
-    """Return the file name of an image, or its row."""
-    return Path(example.file).name if example.file else f"row {example.row:,}"
+    """Return the file name of an image, or its row; empty if both are unknown."""
+    if example.file:
+        return Path(example.file).name
+    return "" if example.row is None else f"row {example.row:,}"
 
 
 def explanation_figure(images: np.ndarray, maps: np.ndarray, examples: list[ExampleImage], title: str, theme: Theme):

@@ -1,4 +1,4 @@
-"""Averages of the weights over training steps: exponential (EMA) and stochastic weight averaging (SWA)."""
+"""Averages of the weights over training steps: EMA and SWA."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -110,9 +110,9 @@ class EmaCallback(WeightAverage):
 
 
 class SwaCallback(WeightAverage):
-    """Stochastic weight averaging (https://arxiv.org/abs/1803.05407): equal weights of all steps after a start.
+    """Stochastic weight averaging: mean of the weights after each step from a start.
 
-    Before the start, the average is the model.
+    See https://arxiv.org/abs/1803.05407. Before the start, the average is the model.
 
     Args:
         model: the model, not wrapped.

@@ -24,7 +24,8 @@ class LearningRateRangeTest(TrainerCallback):
         high: learning rate of the last step.
 
     Attributes:
-        learning_rates: learning rates of the steps so far.
+        learning_rate: learning rate of the current step.
+        learning_rates: learning rates of the steps so far, without those that the loss scaler of fp16 skips.
         losses: their losses, means over the global batch, before the update.
         diverged: whether the loss diverged.
 
@@ -39,6 +40,7 @@ class LearningRateRangeTest(TrainerCallback):
         self.low = low
         self.high = high
         self.steps = trainer.args.max_steps
+        self.learning_rate = 0.0
         self.learning_rates: list[float] = []
         self.losses: list[float] = []
         self.diverged = False
@@ -56,15 +58,18 @@ class LearningRateRangeTest(TrainerCallback):
         """Return the learning rate of a step, counted from 0."""
         return self.low * (self.high / self.low) ** (step / max(self.steps - 1, 1))
 
+    def on_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
+        self.learning_rate = optimizer.param_groups[0]["lr"]  # before the scheduler's step
+
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "loss" not in logs:
             return
         loss = logs["loss"]
-        if math.isfinite(loss):
-            self.learning_rates.append(self.rate_at(state.global_step - 1))
+        if not math.isfinite(loss):
+            self.diverged = True
+        elif not self.trainer.accelerator.optimizer_step_was_skipped:  # then the next step has the same rate
+            self.learning_rates.append(self.learning_rate)
             self.losses.append(loss)
             smoothed = smoothed_losses(self.losses)
             self.diverged = bool(smoothed[-1] > DIVERGED * smoothed.min())
-        else:
-            self.diverged = True
         control.should_training_stop |= self.diverged

@@ -14,9 +14,10 @@ logger = logging.getLogger(__name__)
 
 
 def average_checkpoints(trainer, kind: str, averaged_file: str | None) -> Soup | None:
-    """Average the kept checkpoints, and keep the mean if it is at least as good as the model on the validation split.
+    """Average the kept checkpoints.
 
-    Must be called by every process, with the final weights in the model.
+    The mean is used if it is at least as good as the model on the validation split. Must be called by every process,
+    with the final weights in the model.
 
     Args:
         trainer: the `HFViTTrainer` after training.

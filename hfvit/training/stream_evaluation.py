@@ -10,7 +10,7 @@ from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, denumpify
 
 
 def evaluate_stream(trainer, loader: DataLoader, ignore_keys: list[str] | None, prefix: str) -> EvalLoopOutput:
-    """Predict each image of an `EvaluationStream` once, and compute exact metrics on every process.
+    """Predict each image of a stream once, and compute exact metrics.
 
     `Trainer.evaluation_loop` gathers every batch, which needs equal numbers of equal batches on all processes. Here
     each process predicts its share, and the shares are gathered once and put in the order of the split.
@@ -22,7 +22,7 @@ def evaluate_stream(trainer, loader: DataLoader, ignore_keys: list[str] | None, 
         prefix: prefix of the metrics.
 
     Returns:
-        Logits and labels in the order of the split, and metrics.
+        Logits and labels in the order of the split, and metrics, on every process.
     """
     model = trainer.model
     if not trainer.accelerator._models:  # not trained before; as in `Trainer.evaluation_loop` (transformers 5.24)

@@ -5,7 +5,7 @@ import importlib.util
 import math
 import shutil
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -616,8 +616,10 @@ class HFViTTrainer(Trainer):
         """
         draw_base_seed(dataloader)
         averaged = self.weight_average.applied_to(self.model) if self.weight_average else nullcontext()
+        is_whole = not (self.is_in_train or self.is_sharded)
+        converted = _full_evaluation(self.model, self.args) if is_whole else nullcontext()
         try:
-            with averaged:
+            with averaged, converted:
                 if isinstance(getattr(dataloader, "dataset", None), EvaluationStream):
                     return evaluate_stream(self, dataloader, ignore_keys, metric_key_prefix)
                 return super().evaluation_loop(
@@ -838,8 +840,32 @@ def _check_arguments(model, kwargs: dict[str, Any]) -> None:
         )
 
 
+@contextmanager
+def _full_evaluation(model: nn.Module, args: HFViTTrainingArguments) -> Iterator[None]:
+    """Convert the weights for `fp16_full_eval` or `bf16_full_eval`, and restore them.
+
+    `Trainer.evaluation_loop` does not restore them, and the run would save the converted ones (transformers 5.24).
+    """
+    if not (args.fp16_full_eval or args.bf16_full_eval):
+        yield
+        return
+    parameters = [(parameter, parameter.data) for parameter in model.parameters()]
+    buffers = [(module, *named) for module in model.modules() for named in module.named_buffers(recurse=False)]
+    model.to(dtype=torch.float16 if args.fp16_full_eval else torch.bfloat16, device=args.device)
+    try:
+        yield
+    finally:
+        for parameter, data in parameters:
+            parameter.data = data.to(args.device)
+        for module, name, buffer in buffers:
+            setattr(module, name, buffer.to(args.device))
+
+
 def _remember_missing_lomo() -> None:
-    """Mark `lomo_optim` as missing: accelerate searches the disk for it twice in each step (accelerate 1.15)."""
+    """Mark `lomo_optim` as missing.
+
+    Otherwise accelerate searches the disk for it twice in each step (accelerate 1.15).
+    """
     if importlib.util.find_spec("lomo_optim") is None:
         sys.modules["lomo_optim"] = None
 

@@ -17,7 +17,7 @@ CROP_UNIFORMS = 2 * ATTEMPTS + 2  # random numbers per image
 
 
 class Augmentation:
-    """Augment batches: random resized crop or padded crop, horizontal flip, policy, normalization.
+    """Augment batches: random crop, horizontal flip, policy, normalization.
 
     Args:
         image_size: (height, width) in pixels of the pixel values.

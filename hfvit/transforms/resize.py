@@ -44,7 +44,7 @@ def crop_padded(
     fill: torch.Tensor,
     flips: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Pad each image on all sides, crop it to its size before, and flip it, without interpolation.
+    """Pad each image, crop it to its original size, and flip it.
 
     Equals torchvision's `RandomCrop(size, padding=padding, padding_mode=mode)` with the same offsets.
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers.images import LABELS, colored_split
 from helpers.messages import assert_logged, assert_names
-from helpers.micro_trainer import make_trainer
+from helpers.micro_trainer import make_trainer, weights
 from helpers.shards import ROWS, with_card, write_shards
 from helpers.splits import stream_splits
 from timm.data import resolve_data_config
@@ -85,9 +85,9 @@ def test_max_eval_samples_uses_the_first_images_of_each_shard(shards):
     shares = [batches_of(stream_of(splits, limit=10, process=rank, processes=3)) for rank in range(3)]
     shared = np.concatenate([batch["places"] for batch in itertools.chain(*shares)])
     assert np.array_equal(np.sort(shared), places)
-    stored = store_stream(splits["validation"], "validation", "0", 10)
+    stored = store_stream(splits["validation"], "validation", splits.facts, 10)
     assert stored["row"][:] == list(range(10))
-    assert len(store_stream(splits["validation"], "validation", "0", None)) == sum(ROWS)
+    assert len(store_stream(splits["validation"], "validation", splits.facts, None)) == sum(ROWS)
 
 
 def test_first_images_equal_those_of_the_batches(shards):
@@ -108,6 +108,36 @@ def test_integer_labels_are_evaluated_with_class_names(tmp_path, class_names):
     assert labels.tolist() == colored_split(31, 2)["label"]
 
 
+def test_stored_labels_are_those_of_the_label_column_and_the_class_order(tmp_path):
+    write_shards(tmp_path, colored_split(sum(ROWS), 1))
+    for file in (tmp_path / "data").iterdir():
+        split = datasets.Dataset.from_parquet(str(file))
+        split.add_column("coarse", [label // 2 for label in split["label"]]).to_parquet(file)
+    own = np.array(colored_split(31, 2)["label"])
+    expected = [
+        ({"label_column": "label"}, own),
+        ({"label_column": "coarse", "class_names": ["2"]}, own // 2),
+        ({"label_column": "label", "class_names": LABELS[::-1]}, 2 - own),
+    ]
+    for options, labels in expected:
+        splits = stream_splits(str(tmp_path), **options)
+        assert store_stream(splits.test, "test", splits.facts, None)["label"][:] == labels.tolist()
+
+
+def test_full_evaluation_in_bfloat16_equals_that_of_the_loaded_split(shards, tmp_path):
+    folder, split = shards
+    trainer = make_trainer(tmp_path / "out", bf16_full_eval=True)
+    before = weights(trainer)
+    used = set()
+    trainer.model.register_forward_pre_hook(lambda model, inputs: used.update(p.dtype for p in model.parameters()))
+    config = resolve_data_config(trainer.model.config.pretrained_cfg)
+    streamed = trainer.predict(stream_of(stream_splits(str(folder)), data_config=config, batch_size=8))
+    assert used == {torch.bfloat16}
+    loaded = trainer.predict(split.rename_column("img", "image"))
+    np.testing.assert_allclose(streamed.predictions, loaded.predictions, atol=1e-2)
+    torch.testing.assert_close(weights(trainer), before, rtol=0, atol=0)
+
+
 def test_number_of_images_is_that_of_the_card_or_counted(tmp_path, sharded, caplog):
     assert stream_splits(str(sharded)).facts["splits"]["test"]["rows"] is None
     write_shards(tmp_path, colored_split(sum(ROWS), 1))
@@ -119,6 +149,9 @@ def test_number_of_images_is_that_of_the_card_or_counted(tmp_path, sharded, capl
     assert stream.images == 31
     assert_logged(caplog, "WARNING", "test", 31, 32)
     assert_logged(caplog, "WARNING", "test", 2, 3, LABELS[1], LABELS[2])
+    caplog.clear()
+    stream_of(splits, "test", images=30, limit=30).count(np.arange(20) % 3)  # a shard has less than its share
+    assert not caplog.records
 
 
 # Mistakes
@@ -142,13 +175,18 @@ def test_wrong_label_in_an_evaluation_split_names_the_row(tmp_path, label):
     with pytest.raises(DataError, match=r"'test'.*\b11\b.*\b0\b") as caught:
         batches_of(stream_of(splits, "test"))
     assert_names(caught.value, label, 3)
+    with pytest.raises(DataError, match=r"'test'.*\b11\b.*\b0\b"):
+        store_stream(splits.test, "test", splits.facts, None)
 
 
 def test_unreadable_file_of_an_evaluation_split_raises_data_error(tmp_path):
     write_shards(tmp_path, colored_split(sum(ROWS), 1))
-    stream = stream_of(stream_splits(str(tmp_path)))
+    splits = stream_splits(str(tmp_path))
+    stream = stream_of(splits)
     (tmp_path / "data" / "validation-00000-of-00001.parquet").unlink()
     with pytest.raises(DataError, match=r"'validation'.*\bFileNotFoundError\b"):
         batches_of(stream)
+    with pytest.raises(DataError, match=r"'validation'.*\bFileNotFoundError\b"):
+        store_stream(splits.validation, "validation", splits.facts, None)
     with pytest.raises(DataError, match=r"'validation'"):
         stream.count(np.empty(0, np.int64))

@@ -10,6 +10,7 @@ from helpers.micro_trainer import parts
 from helpers.models import build_model
 
 from hfvit.artifacts.run_record import read_examples
+from hfvit.artifacts.run_sections import ExampleImages
 from hfvit.evaluation.examples import (
     ClassAnswers,
     Examples,
@@ -17,6 +18,7 @@ from hfvit.evaluation.examples import (
     images_of_all_classes,
 )
 from hfvit.models.explain import GRADIENT_ATTENTION
+from hfvit.report.figures import source_of
 
 
 def test_mistakes_are_sorted_by_confidence():
@@ -99,6 +101,16 @@ def test_examples_have_images_maps_and_predictions(validation, tmp_path):
     confidences = [float(row["confidence"]) for row in rows]
     assert confidences == sorted(confidences, reverse=True)
     assert (rows[0]["true"], rows[0]["file"]) == (examples.record.mistakes[0].true, examples.record.mistakes[0].file)
+
+
+def test_unknown_rows_are_left_out(validation, tmp_path):
+    _, dataset, _, logits = validation
+    examples = Examples("validation", dataset, None, ClassAnswers(logits, dataset.labels, LABELS))
+    examples.write(tmp_path)
+    assert {entry.row for entry in ExampleImages.from_json(examples.record.to_json()).mistakes} == {None}
+    assert {source_of(entry) for entry in examples.record.mistakes} == {""}
+    with (tmp_path / "mistakes.csv").open(encoding="utf-8", newline="") as file:
+        assert {row["row"] for row in csv.DictReader(file)} == {""}
 
 
 def test_sharded_weights_have_no_explanation_maps(validation):

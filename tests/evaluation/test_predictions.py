@@ -10,7 +10,7 @@ from helpers.splits import load_splits
 from pyarrow import parquet
 from scipy.special import expit, softmax
 
-from hfvit.errors import ModelError
+from hfvit.errors import DataError, ModelError
 from hfvit.evaluation.predictions import join_folds, read_out_of_fold, write_predictions
 
 
@@ -51,6 +51,8 @@ def test_out_of_fold_predictions_of_several_labels(tmp_path):
         frame = parquet.read_table(tmp_path / f"fold_{fold}" / "predictions.parquet").to_pandas()
         assert np.stack(frame["probabilities"]) == pytest.approx(expit(logits), abs=1e-6)
     join_folds(tmp_path, ["fold_0", "fold_1"])
+    with pytest.raises(DataError, match=r"^folds: "):
+        join_folds(tmp_path, ["fold_0", "fold_0"])
     joined = parquet.read_table(tmp_path / "out_of_fold.parquet")
     assert joined["row"].to_pylist() == list(range(24))
     classes = json.loads(joined.schema.metadata[b"classes"])

@@ -13,7 +13,9 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import hfvit
 from hfvit.cli import main as hfvit_command
-from hfvit.errors import HFViTError
+from hfvit.errors import DataError, HFViTError
+from hfvit.evaluation.soup import check_same_networks, check_same_validation_images
+from hfvit.models.configuration import load_config
 from hfvit.pipeline import main as train
 
 TEST = colored_split(31, 2)
@@ -36,6 +38,14 @@ def runs(tmp_path_factory, colors):
     record = json.loads((shutil.copytree(folder / "a", folder / "seed") / "run.json").read_text())
     record["data"]["splits"]["validation"]["fingerprint"] = "other"
     (folder / "seed" / "run.json").write_text(json.dumps(record))
+    return folder
+
+
+def changed_record(runs, folder, change):
+    """Copy run `a`, and change the description of its data."""
+    record = json.loads((shutil.copytree(runs / "a", folder) / "run.json").read_text())
+    change(record["data"])
+    (folder / "run.json").write_text(json.dumps(record))
     return folder
 
 
@@ -91,6 +101,34 @@ def test_soup_command_prints_and_saves_the_scores(runs, tmp_path, capsys):
         "config.json", "model.safetensors", "recipe.yaml", "soup.json",
     }  # fmt: skip
     assert set(hfvit.predict(tmp_path / "out", TEST["img"][0], device="cpu")) == set(LABELS)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data.update(dataset_config_name="other"),
+        lambda data: data["splits"]["validation"].update(source="other"),
+        lambda data: data["splits"]["validation"].update(rows=1),
+    ],
+)
+def test_other_validation_images_with_the_same_fingerprint_raise(runs, tmp_path, change):
+    other = changed_record(runs, tmp_path / "other", change)
+    with pytest.raises(DataError, match=r"^RUN: "):
+        check_same_validation_images([str(runs / "a"), str(other)])
+    check_same_validation_images([str(runs / "a"), str(runs / "b")])
+
+
+def test_runs_may_differ_in_their_drop_rates(runs, tmp_path):
+    other = shutil.copytree(runs / "a", tmp_path / "other")
+    config = load_config(runs / "a")
+    for name, value, allowed in (("drop_path_rate", 0.1, True), ("patch_drop_rate", 0.2, True), ("depth", 7, False)):
+        config.model_args = {**config.model_args, name: value}
+        config.save_pretrained(other)
+        if allowed:
+            assert check_same_networks([str(runs / "a"), str(other)]).model_args == load_config(runs / "a").model_args
+        else:
+            with pytest.raises(HFViTError, match=r"^RUN: model_args "):
+                check_same_networks([str(runs / "a"), str(other)])
 
 
 def test_runs_that_cannot_be_averaged_are_one_error(runs, tmp_path, colors):

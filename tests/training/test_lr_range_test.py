@@ -90,6 +90,17 @@ def test_test_in_bf16_is_close_to_fp32(tmp_path):
     assert rounded.losses == pytest.approx(exact.losses, rel=0.05)
 
 
+def test_steps_that_a_loss_scaler_skips_are_not_recorded(tmp_path):
+    trainer = make_trainer(
+        tmp_path, max_steps=STEPS, eval_strategy="no", save_strategy="no", max_grad_norm=0, optim="adamw_torch"
+    )
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=2.0**-100)
+    test = LearningRateRangeTest(trainer, LOW, HIGH)
+    test.run()
+    assert len(test.losses) == STEPS - 1  # the first step overflows
+    assert test.learning_rates == pytest.approx(np.geomspace(LOW, HIGH, STEPS)[:-1])
+
+
 def test_smoothing_equals_pandas():
     losses = np.random.default_rng(0).normal(2.0, 0.3, 50).tolist()
     expected = pandas.Series(losses).ewm(alpha=0.1, adjust=True).mean()
