@@ -1,5 +1,6 @@
 """Commands in forks (helpers/forks.py) against the same commands in new processes."""
 
+import re
 import subprocess
 import sys
 
@@ -31,7 +32,9 @@ def test_command_in_a_fork_equals_a_new_process(words, tmp_path):
         run_command(sys.executable, *words, cwd=tmp_path, new_process=new, COLUMNS="50") for new in (False, True)
     )
     assert (forked.args, forked.returncode, forked.stdout) == (new.args, new.returncode, new.stdout)
-    assert forked.stderr.splitlines()[-1:] == new.stderr.splitlines()[-1:]
+    # On Python 3.13, nanobind (of onnx) may report its own objects at the end of a fork.
+    said = [line for line in forked.stderr.splitlines() if not re.search(r"nanobind|^ - |refleaks", line)]
+    assert said[-1:] == new.stderr.splitlines()[-1:]
 
 
 def test_command_in_a_fork_that_takes_too_long_is_killed():
