@@ -110,8 +110,7 @@ class EvaluationStream(torch.utils.data.IterableDataset):
                     f" {type(error).__name__}: {one_line(error)})."
                 ) from None
             count += 1
-            shard, row = divmod(place, PLACES_PER_SHARD)
-            yield place, example | {"row": f"{row} of shard {shard}"}
+            yield place, _located(example, place)
 
     def first(self, count: int) -> ImageDataset:
         """Read the first images into memory, undecoded, to access them by index."""
@@ -159,6 +158,12 @@ class EvaluationStream(torch.utils.data.IterableDataset):
             )
 
 
+def _located(example: dict[str, Any], place: int) -> dict[str, Any]:
+    """Add shard and row to an example, for messages."""
+    shard, row = divmod(place, PLACES_PER_SHARD)
+    return example | {"row": f"{row} of shard {shard}"}
+
+
 # Facts of a data set that its stored rows depend on.
 STORED_FACTS = ("dataset_name", "dataset_config_name", "dataset_commit", "image_column", "label_column", "labels")
 
@@ -183,8 +188,7 @@ def store_stream(split: IterableDataset, role: str, facts: dict[str, Any], limit
 
     def rows() -> Iterator[dict[str, Any]]:
         for row, (place, example) in enumerate(in_order(split, limit=limit)):
-            shard, shown = divmod(place, PLACES_PER_SHARD)
-            example |= {"row": f"{shown} of shard {shard}"}
+            example = _located(example, place)
             yield fetched(example, name) | {"row": row, "label": class_index(example, name, classes)}
 
     features = Features({"image": Image(decode=False), "row": Value("int64"), "label": Value("int64")})
