@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from hfvit.errors import ModelError, wrap_library_errors
-from hfvit.inference.backends import MEASURED_SIZE, fastest
+from hfvit.inference.backends import MEASURED_SIZE, check_image_shape, fastest
 from hfvit.utils.optional import import_optional
 
 # Runtime information of an OpenVINO file: precision to compute in.
@@ -131,11 +131,7 @@ class OpenVINOBackend:
         """
         if texts:
             raise ModelError(f"{self.file}: texts are not supported.")
-        if any(expected not in (-1, size) for size, expected in zip(batch.shape[1:], self._size, strict=True)):
-            raise ModelError(
-                f"{self.file}: images must have the shape {self._size}, got {batch.shape[1:]} from the preprocessing."
-                " Use the preprocessor_config.json of the exported checkpoint."
-            )
+        check_image_shape(self.file, batch.shape[1:], self._size)
         batch = np.ascontiguousarray(batch, np.float32)
         failed = f"{self.file} failed on a batch of shape {batch.shape}"
         with self._lock, wrap_library_errors(ModelError, failed, limit=300):
