@@ -329,7 +329,7 @@ class Evaluation:
 
 
 def evaluate_splits(prepared: PreparedRun, display: Display) -> Evaluation:
-    """Predict the validation and test splits of a trained model once, after all selection."""
+    """Predict the validation and test splits once, after all selection."""
     trainer, datasets = prepared.trainer, prepared.datasets
     trainer.compute_metrics = None  # computed below
     results = {}

@@ -22,7 +22,7 @@ def claim_empty_folder(output_dir: str | Path) -> Path:
 
 
 def save_checkpoint(model: PreTrainedModel, folder: Path, source: str | Path, copied: Sequence[str]) -> None:
-    """Save a model to a staging directory with files of its source, then rename each file.
+    """Save a model and files of its source atomically, in a staging directory.
 
     Args:
         model: model to save.

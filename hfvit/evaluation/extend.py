@@ -178,7 +178,9 @@ def prototype_scores(features: np.ndarray, prototypes: np.ndarray, center: np.nd
 
 
 def leave_one_out_scores(new: list[np.ndarray], center: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return scores and classes of new images; no image is part of a prototype in its own scores.
+    """Return scores and classes of new images, leave-one-out.
+
+    No image is part of a prototype in its own scores.
 
     The only image of a class is its prototype, as there is no other.
 
@@ -198,7 +200,7 @@ def leave_one_out_scores(new: list[np.ndarray], center: np.ndarray) -> tuple[np.
 
 
 def new_accuracy(weight: np.ndarray, bias: np.ndarray, rows: Rows, new: list[np.ndarray]) -> float | None:
-    """Return the leave-one-out accuracy of new images, None if no class has two images.
+    """Return the leave-one-out accuracy, None if no class has two images.
 
     Args:
         weight: weight of the head (old classes, dimensions).
@@ -259,7 +261,10 @@ def _read_features(classifier: Classifier, name: str, files: list[str], batch_si
 
 
 def _linear_head(classifier: Classifier) -> nn.Linear:
-    """Return the head of a timm model; raise `ModelError` for another kind of classifier."""
+    """Return the linear head of a timm model.
+
+    Raises `ModelError` for another kind of classifier.
+    """
     check_embeds(classifier)
     network = getattr(classifier.backend.model, "timm_model", None)
     head = find_head(classifier)

@@ -95,7 +95,9 @@ def soup(
 
 
 def check_same_networks(names: Sequence[str]) -> HFViTConfig:
-    """Return the configuration of the first run; raise `ModelError` if another one differs.
+    """Return the configuration that all runs share.
+
+    Raises `ModelError` if one differs.
 
     Args:
         names: checkpoint folders or Hub ids.

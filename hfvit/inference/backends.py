@@ -151,7 +151,7 @@ class OnnxBackend:
             self._divide_where_faster(onnxruntime, providers)
 
     def _divide_where_faster(self, onnxruntime, providers) -> None:
-        """Measure one session for a batch against one session per thread, and keep what is faster."""
+        """Measure one session against one per thread, and keep what is faster."""
         sessions = [
             onnxruntime.InferenceSession(self.file, _session_options(1, spins=False), providers=providers)
             for _ in range(self.threads)
@@ -174,7 +174,9 @@ class OnnxBackend:
     def __call__(
         self, batch: np.ndarray | torch.Tensor, texts: dict[str, np.ndarray | torch.Tensor] | None = None
     ) -> np.ndarray | torch.Tensor:
-        """Compute logits (batch, classes) float32, of tensors on `memory` as a tensor there.
+        """Compute logits (batch, classes) float32.
+
+        Those of tensors on `memory` are a tensor there.
 
         Args:
             batch: pixel values or uint8 images, as the graph's input. A tensor is not copied through host memory.
@@ -276,7 +278,7 @@ def _session_options(threads: int, spins: bool):
 
 
 def check_image_shape(file: Path, shape: Sequence[int], expected: Sequence[int | str]) -> None:
-    """Raise `ModelError` unless preprocessed images have the shape of an exported file.
+    """Raise `ModelError` unless images have the shape that a file takes.
 
     Args:
         file: the exported file.

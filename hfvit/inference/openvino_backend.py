@@ -105,7 +105,7 @@ class OpenVINOBackend:
         return self._compile(-1).create_infer_request()
 
     def _divide_where_faster(self, openvino) -> None:
-        """Measure one batch with all threads against one stream per thread, and keep what is faster."""
+        """Measure one stream against one per thread, and keep what is faster."""
         dynamic, single = (openvino.AsyncInferQueue(self._compile(size, self.threads)) for size in (-1, 1))
         ways = {
             f"one stream of {self.threads} threads": (None, None),
@@ -166,7 +166,10 @@ def load_openvino():
 
 
 def _image_shape(model) -> tuple[int, ...] | None:
-    """Return (channels, height, width) of an OpenVINO model's only input, -1 where it varies; else None."""
+    """Return (channels, height, width) of an OpenVINO model's only input.
+
+    -1 where a size varies; None if there are other inputs.
+    """
     shapes = [value.partial_shape for value in model.inputs]
     if len(shapes) != 1 or len(shapes[0]) != 4 or not model.outputs:
         return None

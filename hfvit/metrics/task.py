@@ -55,7 +55,7 @@ class Task(ABC):
 
     @abstractmethod
     def fit_thresholds(self, results: Results) -> Thresholds | None:
-        """Fit the threshold of each class on the validation split, None for a single label."""
+        """Fit each class's threshold on the validation split, if there are several labels."""
 
     @abstractmethod
     def calibrate(self, results: Results) -> Temperature:

@@ -35,7 +35,7 @@ def shipped_recipes() -> dict[str, Path]:
 
 
 def is_recipe_name(name: str) -> bool:
-    """Return whether `name` is that of a YAML file or of a shipped recipe, whether it exists or not."""
+    """Return whether `name` is that of a YAML file or of a shipped recipe."""
     return name.lower().endswith((".yaml", ".yml")) or name in shipped_recipes()
 
 

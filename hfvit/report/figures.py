@@ -1,4 +1,4 @@
-"""Matplotlib figures of a report: PNG files in a light and a dark theme, SVG with the colors of a page."""
+"""Matplotlib figures of a report: PNG in two themes, SVG in a page's colors."""
 
 import html
 import io
@@ -116,7 +116,7 @@ WEB = Theme(suffix="", raster="#2f86c9", is_web=True, **_PLACEHOLDERS)
 
 
 def css_variables(theme: Theme) -> str:
-    """Return the colors of a theme as CSS variables `--plot-...`, which `draw_svg` uses."""
+    """Return the colors of a theme as CSS variables `--plot-...` of `draw_svg`."""
     return " ".join(f"--plot-{role.replace('_', '-')}: {getattr(theme, role)};" for role in _ROLES)
 
 
@@ -412,7 +412,7 @@ def confusion_order(matrix: np.ndarray) -> np.ndarray:
 
 
 def per_class_figure(metrics: SplitMetrics, role: str, theme: Theme):
-    """Draw the recall of each class with its 95 % interval (Wilson), the worst class first.
+    """Draw the recall of each class with its 95 % interval, worst class first.
 
     Points instead of bars, since bars have to start at zero, where differences are too small to see. Classes without
     images are left out, and of many classes those with the highest recall.
@@ -462,7 +462,7 @@ def _class_axes(names: list[str]):
 
 
 def _limit_scores(axis, lowest: float, margin: float) -> None:
-    """Limit the x axis to scores from `lowest` to 1, with a margin as a fraction of their range."""
+    """Limit the x axis to scores from `lowest` to 1, with a margin for `lowest`."""
     axis.set_xlim(max(0.0, lowest - margin * (1 - lowest)), 1 + 0.02 * (1 - lowest) + 0.001)
 
 
