@@ -212,7 +212,10 @@ class HFViTTrainer(Trainer):
         self._add_parts()
 
     def _use_channels_last(self) -> None:
-        """Convert the convolutions of model and teacher; their outputs, and thus all later layers, follow."""
+        """Convert the convolutions of model and teacher.
+
+        Their outputs, and thus all later layers, follow.
+        """
         if self.is_sharded:
             raise RecipeError("channels_last: not available with sharded weights (FSDP, DeepSpeed). Set it to false.")
         for module in (self.model, self.objective):
