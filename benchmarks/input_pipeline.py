@@ -1,4 +1,6 @@
-"""Throughput and CPU time of input pipelines: hfvit, timm, transformers' example script, torchvision v2 and DALI.
+"""Throughput and CPU time of the input pipelines of hfvit and its peers.
+
+The peers are timm, transformers' example script, torchvision's v2 transforms and DALI.
 
   python benchmarks/input_pipeline.py                     # minutes, on an idle machine
   python benchmarks/input_pipeline.py --quick             # under a minute, only to test the script

@@ -81,7 +81,7 @@ def keep_freed_memory() -> bool:
 
 
 def return_freed_memory() -> None:
-    """Return memory to the system that was freed, but is kept by Arrow and, on Linux, by glibc.
+    """Return freed memory that Arrow and glibc keep to the system.
 
     Converting and decoding a data set leave tens of MiB, which a training would keep to its end.
     """
