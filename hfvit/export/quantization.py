@@ -149,7 +149,7 @@ def quantize_qdq(
 
 
 def rest_in_half(model: onnx.ModelProto, batches: "Batches") -> tuple[onnx.ModelProto, int]:
-    """Convert what a Q/DQ graph computes in float to fp16, except for LayerNorm and Softmax.
+    """Convert the rest of a Q/DQ graph to fp16, except for LayerNorm and Softmax.
 
     A strongly typed engine computes the products of attention in the type of the graph.
 
