@@ -52,10 +52,10 @@ def wide_values(model: onnx_ir.Model, feeds: Iterable[dict[str, np.ndarray]]) ->
 
 
 def to_half(model: onnx_ir.Model, dtype: str, wide: Collection[str] = ()) -> None:
-    """Convert a graph, with or without Q/DQ pairs, in place, with float32 inputs and outputs.
+    """Convert a graph in place, with float32 inputs and outputs.
 
     Args:
-        model: graph in float32.
+        model: graph in float32, with or without Q/DQ pairs.
         dtype: "fp16" or "bf16".
         wide: names of values that stay in float32, with the operators that read or compute them.
     """
