@@ -130,7 +130,7 @@ class HFViTTrainer(Trainer):
     ):
         _check_arguments(model, kwargs)
         data_config = resolve_data_config(model.config.pretrained_cfg)
-        labels = [model.config.id2label[index] for index in range(model.config.num_labels)]
+        labels = model.config.label_names
         evaluation_set = partial(image_dataset, labels=labels, data_config=data_config)
         if isinstance(train_dataset, Dataset):
             augmentation = augmentation or Augmentation.from_config(data_config)
@@ -256,8 +256,7 @@ class HFViTTrainer(Trainer):
     @property
     def class_names(self) -> list[str]:
         """Return class names in the order of the logits."""
-        config = self.accelerator.unwrap_model(self.model).config
-        return [config.id2label[index] for index in range(config.num_labels)]
+        return self.accelerator.unwrap_model(self.model).config.label_names
 
     # ---- State that the trainer's parts share ----
 
