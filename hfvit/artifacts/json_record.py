@@ -65,12 +65,8 @@ class Record:
     extra: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def from_json(cls, content: Any, source: str | Path | None = None) -> Self:
+    def from_json(cls, content: Any) -> Self:
         """Check a JSON object and build the record.
-
-        Args:
-            content: result of `json.loads`.
-            source: file name for messages. Default: the class name.
 
         Raises:
             ModelError: a field is missing or has a wrong type.
@@ -78,7 +74,7 @@ class Record:
         try:
             return cls._parse(content)
         except FieldError as error:
-            raise ModelError(f"{source or cls.__name__}: cannot be read: {error}.") from None
+            raise ModelError(f"{cls.__name__}: cannot be read: {error}.") from None
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object: fields in their order, then `extra`."""
