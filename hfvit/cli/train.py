@@ -51,7 +51,7 @@ GROUPS = {
     "checkpoints": "resume_from_checkpoint overwrite_output_dir save_strategy save_steps save_total_limit"
     " keep_checkpoints",
     "hardware and precision": "bf16 fp16 per_device_train_batch_size per_device_eval_batch_size torch_compile"
-    " activation_checkpointing use_cpu dataloader_num_workers",
+    " channels_last activation_checkpointing use_cpu dataloader_num_workers",
     "Hub": "push_to_hub hub_model_id hub_private_repo hub_revision",
     "image and text": "text_encoder text_column text_encoder_revision fusion fusion_layers max_text_length",
     "multi-label": "label_separator multi_label_loss",

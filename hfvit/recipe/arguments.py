@@ -370,6 +370,11 @@ class RunArguments:
         f"Average the weights of the kept checkpoints at the end: {', '.join(SOUPS)}. greedy: those that do not make"
         " the validation score worse; uniform: all. Used if it is at least as good. Default: no soup.",
     )
+    channels_last: bool = _field(
+        False,
+        "Train and evaluate in the memory format channels_last (NHWC), which makes convolutions faster, on CPUs and"
+        " with bf16 or fp16 on GPUs.",
+    )
     early_stopping_patience: int | None = _field(
         None, "Stop after this many evaluations without a better metric_for_best_model. Default: off."
     )

@@ -76,7 +76,8 @@ class WeightAverage(TrainerCallback):
 
     def save(self, checkpoint: str | Path) -> None:
         """Write the averaged weights to a checkpoint."""
-        save_file(self.average.module.state_dict(), Path(checkpoint) / self.file)
+        weights = {name: value.contiguous() for name, value in self.average.module.state_dict().items()}
+        save_file(weights, Path(checkpoint) / self.file)
 
     def load(self, checkpoint: str | Path) -> None:
         """Load the averaged weights; raises `RecipeError` if the checkpoint has none."""

@@ -185,6 +185,8 @@ class HFViTTrainer(Trainer):
         self.balanced = balanced
         self.progressive = progressive
         self.objective = objective and objective.to(self.args.device)
+        if self.args.channels_last:
+            self._use_channels_last()
         self.augmentation = None
         self._loaders: list[DataLoader] = []
         self._stream_loaders: dict[int, DataLoader] = {}
@@ -201,6 +203,17 @@ class HFViTTrainer(Trainer):
         self.resumed_from: str | None = None
         self.resume_state: ResumeState | None = None
         self._add_parts()
+
+    def _use_channels_last(self) -> None:
+        """Convert the convolutions of model and teacher.
+
+        Their outputs, and thus all later layers, follow.
+        """
+        if self.is_sharded:
+            raise RecipeError("channels_last: not available with sharded weights (FSDP, DeepSpeed). Set it to false.")
+        for module in (self.model, self.objective):
+            if module is not None:
+                module.to(memory_format=torch.channels_last)
 
     def _add_parts(self) -> None:
         """Create the trainer's callbacks and add them in the order in which they must run."""

@@ -21,10 +21,11 @@ from hfvit.transforms.preprocessing import Preprocessing
 SEED, LR, WEIGHT_DECAY, LAYER_DECAY, SMOOTHING, CLIP = 11, 3e-3, 0.05, 0.8, 0.1, 1.0
 
 
-def parts(rows=40, policy="basic", repeats=1):
+def parts(rows=40, policy="basic", repeats=1, network=(ARCHITECTURE, MICRO)):
     """Create a Trainer with the same micro model and data sets in each call."""
+    architecture, timm_kwargs = network
     set_seed(SEED)
-    model = build_model(LABELS, architecture=ARCHITECTURE, image_size=16, timm_kwargs=MICRO)
+    model = build_model(LABELS, architecture=architecture, image_size=16, timm_kwargs=timm_kwargs)
     data_config = resolve_data_config(model.config.pretrained_cfg)
     splits = [
         colored_split(n, seed)
@@ -40,9 +41,17 @@ def parts(rows=40, policy="basic", repeats=1):
 
 
 def make_trainer(
-    output_dir, callbacks=None, rows=40, policy="basic", repeats=1, mixing=None, trainer_class=HFViTTrainer, **kwargs
+    output_dir,
+    callbacks=None,
+    rows=40,
+    policy="basic",
+    repeats=1,
+    mixing=None,
+    trainer_class=HFViTTrainer,
+    network=(ARCHITECTURE, MICRO),
+    **kwargs,
 ):
-    model, train, validation, preprocessing = parts(rows, policy, repeats)
+    model, train, validation, preprocessing = parts(rows, policy, repeats, network)
     defaults = {
         "learning_rate": LR, "weight_decay": WEIGHT_DECAY, "layer_decay": LAYER_DECAY, "max_grad_norm": CLIP,
         "label_smoothing_factor": SMOOTHING, "global_batch_size": 8, "num_train_epochs": 2, "warmup_steps": 2,

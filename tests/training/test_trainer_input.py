@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers.images import LABELS
 from helpers.losses import set_training_loss, training_loss
-from helpers.micro_trainer import losses, make_trainer, weights
+from helpers.micro_trainer import assert_resumes_exactly, losses, make_trainer, weights
 from helpers.models import build_model
 from safetensors.torch import load_file
 from timm.data import resolve_data_config
@@ -31,6 +31,7 @@ from hfvit.transforms.functional import FAMILIES
 from hfvit.transforms.preprocessing import Preprocessing
 from hfvit.utils.environment import cores_per_process, set_tf32
 
+RESNET = {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 24], "stem_width": 8}
 MIXING = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0, "random_erasing": 0.5}
 
 
@@ -223,6 +224,27 @@ def test_activation_checkpointing_does_not_change_the_result(tmp_path):
     saving = make_trainer(tmp_path / "saving", num_train_epochs=1, activation_checkpointing=True)
     saving.train()
     assert losses(saving) == pytest.approx(losses(plain), rel=1e-4)
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch_fused", "timm/nadamuon"])
+def test_channels_last_trains_and_resumes_as_the_default_format(tmp_path, optim):
+    options = {"network": ("resnet10t", RESNET), "optim": optim, "ema_decay": 0.6}
+
+    def prepared(folder, callbacks=None):
+        return make_trainer(folder, callbacks, channels_last=True, **options)
+
+    plain = make_trainer(tmp_path / "plain", **options)
+    plain.train()
+    assert_resumes_exactly(prepared, tmp_path)
+    resumed = prepared(tmp_path / "again")
+    resumed.train()
+    assert losses(resumed) == pytest.approx(losses(plain), rel=1e-3)
+    convolution = resumed.model.timm_model.layer1[0].conv1.weight
+    assert convolution.is_contiguous(memory_format=torch.channels_last)
+    assert not convolution.is_contiguous()
+    resumed.save_model(str(tmp_path / "saved"))
+    saved = load_file(tmp_path / "saved" / "model.safetensors")
+    assert all(torch.equal(saved[name.removeprefix("timm_model.")], value) for name, value in weights(resumed).items())
 
 
 def test_log_has_throughput(tmp_path):
