@@ -51,7 +51,7 @@ from hfvit.training.workers import draw_base_seed, is_lost_worker, keep_workers_
 from hfvit.transforms.augmentation import Augmentation
 from hfvit.transforms.mixup import BatchMixing
 from hfvit.transforms.preprocessing import Preprocessing
-from hfvit.utils.environment import check_shared_memory
+from hfvit.utils.environment import check_shared_memory, return_freed_memory
 from hfvit.utils.files import commit_file, temporary_file
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -675,6 +675,7 @@ class HFViTTrainer(Trainer):
         _remember_missing_lomo()
         self._count_trained_parameters()
         self._measure_device()
+        return_freed_memory()
         with self.checkpoints.signals.handled(), self._workers_stopped():
             while True:
                 self._begin(checkpoint)
