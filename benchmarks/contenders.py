@@ -2,9 +2,11 @@
 
 import dataclasses
 import tempfile
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from images import CLASSES
 from peers import MEAN, SCALE, STD, stack, timm_dataset, timm_loader, transformed_dataset
@@ -18,7 +20,9 @@ class Case:
     """Settings of a training, equal for all contenders.
 
     `peer_workers` is the number of data loader workers of the peers; by default, as many as hfvit uses to decode
-    images. `recipe` has recipe keys for hfvit only, which override those of the case.
+    images. `recipe` has recipe keys for hfvit only, which override those of the case. `keep_freed_memory` is the
+    setting of glibc for all contenders; by default, hfvit keeps freed memory if it has no data loader workers, and the
+    peers never do.
     """
 
     name: str
@@ -29,6 +33,8 @@ class Case:
     batch_size: int = 16
     precision: str = "bf16"
     checkpointing: bool = False
+    compiled: bool = False
+    keep_freed_memory: bool | None = None
     contenders: tuple[str, ...] = ("hfvit", "timm", "Trainer")
     peer_workers: int | None = None
     recipe: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -55,7 +61,9 @@ def train_with_hfvit(case: Case, folder: str, clock: StepClock) -> None:
         set_seed(args.seed)
         model, tokenizer = build_model(recipe.model, splits.labels, recipe.data)
         method = prepare_finetuning(recipe.finetuning, model)
-        datasets = build_datasets(splits, model.config, recipe, tokenizer)
+        as_it_is = patch("hfvit.data.factory.keep_freed_memory")
+        with as_it_is if case.keep_freed_memory is False else nullcontext():
+            datasets = build_datasets(splits, model.config, recipe, tokenizer)
         trainer = build_trainer(recipe, method, datasets, [trainer_callback(clock)])
         clock.workers, clock.meter = args.dataloader_num_workers, trainer.speed
         method.train(trainer)
@@ -82,6 +90,7 @@ def recipe_values(case: Case, folder: str, output_dir: str) -> dict[str, Any]:
         "max_steps": case.warm_up + case.steps,
         "bf16": case.precision == "bf16",
         "activation_checkpointing": case.checkpointing,
+        "torch_compile": case.compiled,
         "eval_strategy": "no",
         "save_strategy": "no",
         "logging_strategy": "no",
@@ -97,6 +106,8 @@ def train_with_timm(case: Case, folder: str, clock: StepClock) -> None:
     import torch
     from timm.optim import create_optimizer_v2
 
+    from hfvit.utils.environment import keep_freed_memory
+
     device = clock.device
     torch.backends.cuda.matmul.allow_tf32 = True  # as in timm's train.py
     torch.backends.cudnn.benchmark = True
@@ -104,8 +115,12 @@ def train_with_timm(case: Case, folder: str, clock: StepClock) -> None:
     model = timm.create_model(case.architecture, num_classes=CLASSES, img_size=case.image_size, **case.model_args)
     model.to(device).train()
     optimizer = create_optimizer_v2(model, opt="adamw", lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    if case.compiled:
+        model.compile()
     dataset = timm_dataset(folder)
     loader = timm_loader(dataset, case.image_size, case.batch_size, clock.workers, device.type)
+    if case.keep_freed_memory:
+        keep_freed_memory()
     clock.begin()
     batches = iter(loader)
     for _ in range(case.warm_up + case.steps):
@@ -124,6 +139,8 @@ def train_with_trainer(case: Case, folder: str, clock: StepClock) -> None:
     """Train as transformers' run_image_classification.py does, with a timm model from scratch."""
     from transformers import AutoModelForImageClassification, TimmWrapperConfig, Trainer, TrainingArguments
 
+    from hfvit.utils.environment import keep_freed_memory
+
     clock.workers = peer_workers(case, clock.device)
     config = TimmWrapperConfig(
         architecture=case.architecture,
@@ -137,6 +154,8 @@ def train_with_trainer(case: Case, folder: str, clock: StepClock) -> None:
             with clock.meter.waiting():
                 return super().get_batch_samples(*args, **kwargs)
 
+    if case.keep_freed_memory:
+        keep_freed_memory()
     with tempfile.TemporaryDirectory() as output_dir:
         args = TrainingArguments(
             output_dir,
@@ -146,6 +165,7 @@ def train_with_trainer(case: Case, folder: str, clock: StepClock) -> None:
             weight_decay=WEIGHT_DECAY,
             max_grad_norm=MAX_GRAD_NORM,
             bf16=case.precision == "bf16",
+            torch_compile=case.compiled,
             use_cpu=clock.device.type == "cpu",
             dataloader_num_workers=clock.workers,
             dataloader_pin_memory=clock.device.type == "cuda",

@@ -1,4 +1,6 @@
-"""Throughput and CPU time of the input pipelines of hfvit, timm and transformers' example script.
+"""Throughput and CPU time of the input pipelines of hfvit and its peers.
+
+The peers are timm, transformers' example script, torchvision's v2 transforms and DALI.
 
   python benchmarks/input_pipeline.py                     # minutes, on an idle machine
   python benchmarks/input_pipeline.py --quick             # under a minute, only to test the script
@@ -12,12 +14,15 @@ Two measurements of each, in the same process, after warm-up batches:
 
   end to end   images per second until a float tensor (batch, 3, 224, 224) is ready, all on the CPU
   host         CPU seconds (all processes, user and system) per 1,000 images until the transfer to a GPU: hfvit's uint8
-               batch and crop parameters, timm's uint8 batch, the example script's float batch; and the bytes of that
-               batch
+               batch and crop parameters, the example script's float batch, the others' uint8 batch; and the bytes of
+               that batch
 
 hfvit resizes small images on the device, which `host` does not include but `end to end` does. hfvit's bf16 rows are
-the input of a bf16 training; timm and the example script produce float32 for any precision. The machine must be idle,
-since threads that wait for a busy core spin and count as CPU time.
+the input of a bf16 training; its peers produce float32 for any precision. The machine must be idle, since threads that
+wait for a busy core spin and count as CPU time.
+
+DALI runs on the CPU, with as many threads as the others have workers, if `nvidia-dali-cuda120` or
+`nvidia-dali-cuda130` is installed; neither needs a GPU.
 """
 
 import os
@@ -30,7 +35,19 @@ from pathlib import Path
 import psutil
 from common import answer, in_own_process, interleaved, medians, parse_options, report, spread, workspace
 from images import KINDS, LARGE, SMALL, generate
-from peers import MEAN, SCALE, STD, stack, timm_dataset, timm_loader, transformed_dataset
+from peers import (
+    MEAN,
+    SCALE,
+    STD,
+    dali_loader,
+    has_dali,
+    normalized,
+    stack,
+    timm_dataset,
+    timm_loader,
+    transformed_dataset,
+    v2_dataset,
+)
 
 IMAGE_SIZE = 224
 DATA_CONFIG = {
@@ -58,6 +75,7 @@ class HFViT:
     """hfvit's data set, sampler and augmentation, in the loader that the Trainer builds."""
 
     precisions = ("fp32", "bf16")
+    workers = WORKERS
 
     def __init__(self, folder: str):
         import datasets
@@ -104,6 +122,7 @@ class Timm:
     """timm's data set and loader, which normalizes on the device."""
 
     precisions = ("fp32",)
+    workers = WORKERS
     decode_once = None
 
     def __init__(self, folder: str):
@@ -120,6 +139,7 @@ class ExampleScript:
     """Input of transformers' run_image_classification.py: torchvision transforms, stacked."""
 
     precisions = ("fp32",)
+    workers = WORKERS
     decode_once = None
 
     def __init__(self, folder: str):
@@ -136,7 +156,54 @@ class ExampleScript:
         return (batch["pixel_values"] for batch in self.host_loader(batch_size, workers))
 
 
-CONTENDERS = {"hfvit": HFViT, "timm": Timm, "example script": ExampleScript}
+class TorchvisionV2:
+    """torchvision's v2 transforms, to a uint8 batch that is normalized on the device."""
+
+    precisions = ("fp32",)
+    workers = WORKERS
+    decode_once = None
+
+    def __init__(self, folder: str, source: str):
+        self.dataset = v2_dataset(folder, IMAGE_SIZE, source)
+
+    def host_loader(self, batch_size: int, workers: int):
+        from torch.utils.data import DataLoader
+
+        return DataLoader(
+            self.dataset, batch_size, shuffle=True, num_workers=workers, drop_last=True, collate_fn=stack
+        )
+
+    def float_batches(self, batch_size: int, workers: int, precision: str):
+        return (normalized(batch["pixel_values"]) for batch in self.host_loader(batch_size, workers))
+
+
+class Dali:
+    """NVIDIA DALI on the CPU, which normalizes a batch where it is asked to."""
+
+    precisions = ("fp32",)
+    workers = WORKERS[:1]  # it decodes in threads, at least one
+    decode_once = None
+
+    def __init__(self, folder: str):
+        self.folder = folder
+
+    def host_loader(self, batch_size: int, workers: int):
+        return dali_loader(self.folder, IMAGE_SIZE, batch_size, workers, normalize=False)
+
+    def float_batches(self, batch_size: int, workers: int, precision: str):
+        batches = dali_loader(self.folder, IMAGE_SIZE, batch_size, workers, normalize=True)
+        return (batch["pixel_values"] for batch in batches)
+
+
+CONTENDERS = {
+    "hfvit": HFViT,
+    "timm": Timm,
+    "example script": ExampleScript,
+    "v2 PIL": partial(TorchvisionV2, source="PIL"),
+    "v2 decode_jpeg": partial(TorchvisionV2, source="decode_jpeg"),
+    "v2 with_format": partial(TorchvisionV2, source="torch"),
+    "DALI": Dali,
+}
 
 
 def measure(
@@ -162,7 +229,7 @@ def measure(
     cells = {}
     for kind, folder in folders.items():
         subject = CONTENDERS[contender](folder)
-        for workers in WORKERS:
+        for workers in subject.workers:
             # A new loader for each measurement, so that none starts with prefetched batches.
             loader = subject.host_loader(batch_size, workers)
             images, _, cpu = timed(loader, warm_up, seconds, batch_size)
@@ -261,6 +328,7 @@ def main(argv: list[str] | None = None) -> None:
             f"{contender}, {' and '.join(group)}": {"contender": contender, "folders": group, **shape}
             for group in groups
             for contender in CONTENDERS
+            if contender != "DALI" or has_dali()
         }
         results = interleaved(jobs, options.rounds, partial(in_own_process, __file__, cache=work / "cache"))
 
@@ -276,6 +344,7 @@ def main(argv: list[str] | None = None) -> None:
     rows.sort(key=lambda row: list(counts).index(row["images"]))
     notes = [f"batch {shape['batch_size']}, {IMAGE_SIZE} px"]
     notes += [f"{kind}: {count:,} generated images" for kind, count in counts.items()]
+    notes += [] if has_dali() else ["DALI: not run, since nvidia-dali-cuda120 or nvidia-dali-cuda130 is not installed"]
     report("Input pipeline", options, rows, COLUMNS, notes + [ratio_note(kind, rows) for kind in counts])
 
 

@@ -3,10 +3,26 @@
 import resource
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 MIB = 2**20
+
+
+class WaitMeter:
+    """Counts the seconds spent waiting for data, as hfvit's `SpeedMeter` does."""
+
+    def __init__(self):
+        self.waited = 0.0
+
+    @contextmanager
+    def waiting(self):
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.waited += time.perf_counter() - start
 
 
 class StepClock:
@@ -18,15 +34,14 @@ class StepClock:
     def __init__(self, warm_up: int, steps: int, batch_size: int):
         import torch
 
-        from hfvit.training.throughput import SpeedMeter
-        from hfvit.utils.environment import cores
+        from hfvit.utils.environment import cores  # nothing that imports transformers, which would count for timm
 
         torch.set_num_threads(cores())
         self.warm_up, self.steps, self.batch_size = warm_up, steps, batch_size
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if self.device.type == "cuda":
             torch.cuda.init()  # memory statistics cannot be reset before
-        self.meter = SpeedMeter(self.device)
+        self.meter = WaitMeter()
         self.done, self.workers = 0, 0
         self.flops_per_image = self.peak_flops = None
         self.seconds = self.waited = self.memory_before = self.memory_peak = 0.0

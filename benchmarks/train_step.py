@@ -1,7 +1,7 @@
 """Throughput and memory of training with hfvit, a plain loop of timm's parts, and transformers' Trainer.
 
-  python benchmarks/train_step.py                     # about twenty minutes on two idle cores
-  python benchmarks/train_step.py --quick             # a minute, only to test the script
+  python benchmarks/train_step.py                     # about forty minutes on two idle cores
+  python benchmarks/train_step.py --quick             # minutes, only to test the script
   python benchmarks/train_step.py --only fp32         # cases whose name contains this
   python benchmarks/train_step.py --json rows.json
 
@@ -14,7 +14,8 @@ gradient clipping, on all cores (or one GPU) of the machine:
 
 Each measurement runs in a new process. Steps are measured after warm-up steps, without logging, evaluation and saving.
 hfvit chooses its number of workers; the peers get as many as hfvit uses to decode images. On a GPU, the rows are
-ViT-B/16 at 224 px. `mfu` is relative to the FLOP/s of a large matrix product.
+ViT-B/16 at 224 px. On a CPU, hfvit lets glibc keep freed memory, and its peers do not: two cases have the same setting
+for all. Another one has torch.compile. `mfu` is relative to the FLOP/s of a large matrix product.
 """
 
 import dataclasses
@@ -50,20 +51,29 @@ def cases(quick: bool, cuda: bool) -> list[Case]:
         return [
             Case("ViT-B/16 from 32x32 PNG, bf16", SMALL.name, **base),
             Case("ViT-B/16 from 500x375 JPEG, bf16", LARGE.name, **base),
+            Case("ViT-B/16 from 32x32 PNG, bf16, compiled", SMALL.name, compiled=True, **base),
             Case("ViT-B/16 from 32x32 PNG, fp32", SMALL.name, precision="fp32", contenders=own, **base),
             Case("ViT-B/16, bf16, checkpointing", SMALL.name, checkpointing=True, contenders=own, **base),
         ]
+    bf16 = "ViT-Ti/4 at 32 px, bf16"
     small = {"model_args": {"patch_size": 4}, "image_size": 32, "batch_size": 128}
     if quick:
         few = {**small, "batch_size": 16, "warm_up": 1, "steps": 3}
+        shallow = {**few, "model_args": {"patch_size": 4, "depth": 2}}
         return [
-            Case("ViT-Ti/4 at 32 px, bf16", SMALL.name, **few),
-            Case("ViT-Ti/4 at 32 px, bf16, checkpointing", SMALL.name, checkpointing=True, contenders=own, **few),
+            Case(bf16, SMALL.name, **few),
+            Case(f"{bf16}, freed memory kept", SMALL.name, keep_freed_memory=True, contenders=("timm",), **few),
+            Case(f"{bf16}, glibc's defaults", SMALL.name, keep_freed_memory=False, contenders=own, **few),
+            Case(f"{bf16}, 2 blocks, compiled", SMALL.name, compiled=True, contenders=("hfvit", "timm"), **shallow),
+            Case(f"{bf16}, checkpointing", SMALL.name, checkpointing=True, contenders=own, **few),
         ]
     return [
         Case("ViT-Ti/4 at 32 px, fp32", SMALL.name, precision="fp32", **small),
-        Case("ViT-Ti/4 at 32 px, bf16", SMALL.name, **small),
-        Case("ViT-Ti/4 at 32 px, bf16, checkpointing", SMALL.name, checkpointing=True, contenders=own, **small),
+        Case(bf16, SMALL.name, **small),
+        Case(f"{bf16}, freed memory kept", SMALL.name, keep_freed_memory=True, **small),
+        Case(f"{bf16}, glibc's defaults", SMALL.name, keep_freed_memory=False, **small),
+        Case(f"{bf16}, compiled", SMALL.name, compiled=True, **small),
+        Case(f"{bf16}, checkpointing", SMALL.name, checkpointing=True, contenders=own, **small),
         Case("ViT-Ti/16 at 224 px from 32x32 PNG, bf16", SMALL.name),
         Case("ViT-Ti/16 at 224 px from 500x375 JPEG, bf16", LARGE.name),
     ]

@@ -6,18 +6,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import set_seed
-
 import hfvit
 from hfvit.artifacts.lr_finder_record import MIN_STEPS, LearningRateCurve, smoothed_losses, suggest
 from hfvit.artifacts.output_dir import lock_folder
 from hfvit.artifacts.run_record import command_line
-from hfvit.data.factory import build_datasets
 from hfvit.data.starting_recipe import find_and_load, load_given
 from hfvit.errors import InterruptedRunError, RecipeError, printable
-from hfvit.finetuning.factory import build_trainer, prepare_finetuning
-from hfvit.models.factory import build_model
-from hfvit.pipeline import load_data
+from hfvit.pipeline import prepare_run
 from hfvit.recipe.loader import Recipe, as_options
 from hfvit.report.figures import draw_file, learning_rate_figure
 from hfvit.training.display import Display
@@ -131,7 +126,7 @@ def _find(recipe: Recipe, low: float, high: float) -> LearningRateCurve:
 
 
 def _range_test(recipe: Recipe, display: Display, low: float, high: float) -> LearningRateRangeTest:
-    """Build the trainer as `pipeline.run` does, and run the range test.
+    """Build the trainer of a recipe, and run the range test.
 
     Args:
         recipe: recipe with `OVERRIDDEN`.
@@ -142,13 +137,7 @@ def _range_test(recipe: Recipe, display: Display, low: float, high: float) -> Le
     args = recipe.training
     if args.device.type == "cpu":
         use_all_cores(args.world_size)
-    splits = load_data(recipe)
-    set_seed(args.seed)
-    model, tokenizer = build_model(recipe.model, splits.labels, recipe.data, splits.problem_type)
-    method = prepare_finetuning(recipe.finetuning, model)
-    datasets = build_datasets(splits, model.config, recipe, tokenizer)
-    method.initialize(datasets["validation"])
-    trainer = build_trainer(recipe, method, datasets)
+    trainer = prepare_run(recipe).trainer
     display.attach(trainer)
     test = LearningRateRangeTest(trainer, low, high)
     try:

@@ -209,7 +209,7 @@ class MultiRun:
         return finished
 
     def _pin(self, values: Mapping[str, Any]) -> None:
-        """Let further runs of all processes read the commit of the data set in `values` of the first process."""
+        """Pin the data set's commit of the first process for the further runs."""
         [revision] = broadcast_object_list([values.get("dataset_revision")])
         if revision:
             self.values["dataset_revision"] = revision
@@ -300,7 +300,7 @@ class MultiRun:
         return dataclasses.replace(recipe, ignored=self.recipe.ignored, source=self.recipe.source)
 
     def _forget(self) -> None:
-        """Free the memory of a run, and what compiled code of its model is kept for the next one."""
+        """Free the memory and the compiled code of a run."""
         gc.collect()
         clear_device_cache()
         if self.args.torch_compile:

@@ -27,7 +27,7 @@ from hfvit.data.starting_recipe import STARTING_RECIPE, find_and_load
 from hfvit.errors import HubError, printable, printable_lines
 from hfvit.evaluation.examples import ClassAnswers, Examples, LabelAnswers, answers_of
 from hfvit.evaluation.predictions import write_predictions
-from hfvit.finetuning.factory import build_trainer, prepare_finetuning
+from hfvit.finetuning.factory import FineTuning, build_trainer, prepare_finetuning
 from hfvit.hub.model_card import write_model_card
 from hfvit.hub.push import Destination, check_destination, push_to
 from hfvit.metrics.task import TASKS
@@ -156,18 +156,8 @@ def run(
     args = recipe.training
     destination = resolve_destination(args)
     checkpoint = prepare_output_dir(recipe)
-    splits = load_data(recipe)
-
-    set_seed(args.seed)
-    model, tokenizer = build_model(recipe.model, splits.labels, recipe.data, splits.problem_type)
-    method = prepare_finetuning(recipe.finetuning, model)
-    if checkpoint:
-        check_same_model(checkpoint, model)
-        logger.info("Resuming from %s", checkpoint)
-    datasets = build_datasets(splits, model.config, recipe, tokenizer, train_transforms)
-    if not checkpoint:
-        method.initialize(datasets["validation"])
-    trainer = build_trainer(recipe, method, datasets, callbacks, **options)
+    prepared = prepare_run(recipe, checkpoint, callbacks, train_transforms, **options)
+    splits, method, trainer = prepared.splits, prepared.method, prepared.trainer
     display.attach(trainer)
     trainer.origin = describe_origin(mask_values(recipe.values), splits.facts["splits"])
     if checkpoint:
@@ -186,15 +176,15 @@ def run(
         output = method.train(trainer, checkpoint)
         method.finish(trainer)
 
-        evaluation = evaluate_splits(trainer, datasets, splits.labels, display)
+        evaluation = evaluate_splits(prepared, display)
         if evaluation.thresholds:
-            trainer.accelerator.unwrap_model(model).config.thresholds = evaluation.thresholds.values
+            prepared.plain_model.config.thresholds = evaluation.thresholds.values
         trainer.save_model(args.output_dir)
         trainer.save_state()
         record = None
         if args.should_save:
             with display.phase("Drawing figures" if args.plots else "Writing the report"):
-                record = report_run(recipe, splits, datasets, model, tokenizer, trainer, output, evaluation)
+                record = report_run(prepared, output, evaluation)
             metrics = {split: values.to_json() for split, values in record.metrics.items()}
             tracking.log_results(metrics, record.training.steps)
             summary = run_summary(record, args.output_dir, terminal_width())
@@ -202,6 +192,62 @@ def run(
     if destination:
         push_run(args.output_dir, destination)
     return record
+
+
+@dataclass
+class PreparedRun:
+    """Hold the trainer of a run, and what it was built from.
+
+    Args:
+        recipe: recipe, fitted to its data.
+        splits: splits of `load_splits`.
+        method: fine-tuning method, with the model.
+        tokenizer: tokenizer of an image-text model, or None.
+        datasets: data sets of `build_datasets` by role; `test` may be missing.
+        trainer: trainer of the method.
+    """
+
+    recipe: Recipe
+    splits: ImageSplits
+    method: FineTuning
+    tokenizer: PreTrainedTokenizerBase | None
+    datasets: Mapping[str, Dataset]
+    trainer: HFViTTrainer
+
+    @property
+    def plain_model(self) -> PreTrainedModel:
+        """Return the model without the wrappers of training."""
+        return self.trainer.accelerator.unwrap_model(self.method.model)
+
+
+def prepare_run(
+    recipe: Recipe,
+    checkpoint: str | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    train_transforms: Callable | None = None,
+    **options: Any,
+) -> PreparedRun:
+    """Load the data of a recipe, and build model, data sets and trainer.
+
+    Args:
+        recipe: recipe of `load_recipe`, which is fitted to its data.
+        checkpoint: checkpoint that the training will resume from, or None.
+        callbacks: callbacks of the trainer.
+        train_transforms: replaces the augmentation.
+        **options: further arguments of `HFViTTrainer`.
+    """
+    splits = load_data(recipe)
+    set_seed(recipe.training.seed)
+    model, tokenizer = build_model(recipe.model, splits.labels, recipe.data, splits.problem_type)
+    method = prepare_finetuning(recipe.finetuning, model)
+    if checkpoint:
+        check_same_model(checkpoint, model)
+        logger.info("Resuming from %s", checkpoint)
+    datasets = build_datasets(splits, model.config, recipe, tokenizer, train_transforms)
+    if not checkpoint:
+        method.initialize(datasets["validation"])
+    trainer = build_trainer(recipe, method, datasets, callbacks, **options)
+    return PreparedRun(recipe, splits, method, tokenizer, datasets, trainer)
 
 
 def load_data(recipe: Recipe) -> ImageSplits:
@@ -282,17 +328,9 @@ class Evaluation:
     thresholds: Thresholds | None
 
 
-def evaluate_splits(
-    trainer: HFViTTrainer, datasets: Mapping[str, Dataset], labels: list[str], display: Display
-) -> Evaluation:
-    """Predict the validation and test splits once, after all selection.
-
-    Args:
-        trainer: trainer after training.
-        datasets: data sets by role; `test` may be missing.
-        labels: class names in the order of the logits.
-        display: display of the run.
-    """
+def evaluate_splits(prepared: PreparedRun, display: Display) -> Evaluation:
+    """Predict the validation and test splits once, after all selection."""
+    trainer, datasets = prepared.trainer, prepared.datasets
     trainer.compute_metrics = None  # computed below
     results = {}
     roles = [role for role in ("validation", "test") if role in datasets]
@@ -301,34 +339,22 @@ def evaluate_splits(
             prediction = trainer.predict(datasets[role], metric_key_prefix=role)
             results[role] = prediction.predictions, prediction.label_ids
     thresholds = trainer.task.fit_thresholds(results)
+    labels = prepared.splits.labels
     metrics = {role: trainer.task.metrics(*result, labels, thresholds) for role, result in results.items()}
     return Evaluation(results, metrics, thresholds)
 
 
-def report_run(
-    recipe: Recipe,
-    splits: ImageSplits,
-    datasets: Mapping[str, Dataset],
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase | None,
-    trainer: HFViTTrainer,
-    output: TrainOutput,
-    evaluation: Evaluation,
-) -> RunRecord:
+def report_run(prepared: PreparedRun, output: TrainOutput, evaluation: Evaluation) -> RunRecord:
     """Write record, recipe, examples, plots and model card.
 
     Args:
-        recipe: recipe with the data set's commit.
-        splits: splits of `load_splits`.
-        datasets: data sets of `build_datasets`.
-        model: trained model, wrapped or not.
-        tokenizer: tokenizer of an image-text model, or None.
-        trainer: trainer after training.
+        prepared: parts of the run, after training.
         output: output of the training.
         evaluation: result of `evaluate_splits`.
     """
+    recipe, splits, trainer = prepared.recipe, prepared.splits, prepared.trainer
     args = recipe.training
-    plain_model = trainer.accelerator.unwrap_model(model)
+    plain_model = prepared.plain_model
     for role, (_, targets) in evaluation.results.items():
         splits.facts["splits"][role]["rows"] = len(targets)  # of a stream unknown before
     record = RunRecord.collect(recipe, splits, plain_model, trainer, output, evaluation.metrics)
@@ -338,15 +364,15 @@ def report_run(
     record.out_of_distribution = trainer.task.fit_out_of_distribution(evaluation.results)
     role = record.role
     answers = answers_of(*evaluation.results[role], splits.labels, plain_model.config)
-    examples = select_examples(splits, role, datasets[role], answers)
+    examples = select_examples(splits, role, prepared.datasets[role], answers)
     examples.add_explanations(plain_model, trainer.preprocessing, args.device, trainer.is_sharded)
     examples.write(args.output_dir)
     record.examples = examples.record
     if args.save_predictions:
         root = data_root(recipe.data.dataset_name) if splits.facts["is_local"] else None
         write_predictions(args.output_dir, splits, evaluation.results, root)
-    if tokenizer:
-        tokenizer.save_pretrained(args.output_dir)
+    if prepared.tokenizer:
+        prepared.tokenizer.save_pretrained(args.output_dir)
     write_text(Path(args.output_dir) / RECIPE_FILE, recipe.to_yaml())
     record.save(args.output_dir)
     if args.plots:

@@ -175,7 +175,10 @@ class Sweep:
         return True
 
     def _trial_lock(self, trial) -> FileLock:
-        """Return the lock that a process holds while it runs a trial; the system releases it if the process dies."""
+        """Return the lock that a process holds while it runs a trial.
+
+        The system releases it if the process dies.
+        """
         return FileLock(self.folder / LOCKS / f"trial-{trial.number}", is_singleton=False)
 
     @contextmanager
@@ -312,7 +315,7 @@ def _shown(value: Any) -> str:
 
 
 def _is_equal(before: str, now: str) -> bool:
-    """Return whether two JSON mappings of recipe keys are equal, with the defaults of missing keys."""
+    """Return whether two mappings of recipe keys are equal, with defaults."""
     old = json.loads(before)
     new = json.loads(now)
     return all(old.get(key, default_of(key)) == new.get(key, default_of(key)) for key in {*old, *new})

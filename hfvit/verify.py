@@ -127,7 +127,10 @@ def check_reads(folder: str | Path, allow_outside: bool = False) -> None:
 
 
 def _has_class_names(key: str, value: Any) -> bool:
-    """Return whether a recipe value is class names or their separator, which may look like paths."""
+    """Return whether a recipe value is class names or their separator.
+
+    These may look like paths.
+    """
     return key == "label_separator" or (key == "class_names" and isinstance(value, list) and len(value) > 1)
 
 

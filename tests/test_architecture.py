@@ -89,6 +89,16 @@ def test_file_imports_no_private_name_of_another(path):
     assert [name for name in private if not name.endswith("__")] == []
 
 
+def test_first_lines_of_docstrings_are_short():
+    """At most 80 characters, and a blank line before further ones."""
+    for path in [*PACKAGE.rglob("*.py"), *(ROOT / "optimum").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                first, *others = (ast.get_docstring(node) or "").splitlines() or [""]
+                assert len(first) <= 80, (path, first)
+                assert not others or not others[0], (path, first)
+
+
 def test_only_hfvit_and_cli_have_code_in_init():
     for path in PACKAGE.rglob("__init__.py"):
         if path.parent not in (PACKAGE, PACKAGE / "cli"):

@@ -37,6 +37,7 @@ limit_of() {
     amp) echo 230 ;;
     survive) echo 100 ;;
     real) echo 150 ;;
+    records) echo 10800 ;;
     latency) echo 110 ;;
     syncs) echo 75 ;;
     tests) echo 110 ;;
@@ -84,6 +85,14 @@ train_recipes() {
   timeout $(($1 + 25)) "$python" "$here/real.py" "$1" "${folder[@]}"
 }
 
+# records.py ends its runs itself, with a checkpoint.
+train_for_records() {
+  local dinov2=${KIT_DINO:-$root/.gpu2/dinov2s}
+  [ -d "$dinov2" ] && export KIT_DINO=$dinov2
+  # shellcheck disable=SC2086  # KIT_RECORDS may hold several words
+  "$python" "$here/records.py" "$1" ${KIT_RECORDS:-}
+}
+
 run_tests() {
   local code
   cd "$KIT_SOURCE" || return
@@ -112,12 +121,13 @@ run_step() {
     amp) timeout "$seconds" "$python" "$here/amp.py" $((seconds - 6)) ${AMP_ROWS:-} ;;
     survive) timeout $((seconds + 10)) "$python" "$here/survive.py" "$seconds" ;;
     real) train_recipes "$seconds" ;;
+    records) train_for_records "$seconds" ;;
     latency) timeout "$seconds" "$python" "$here/latency.py" "$seconds" ;;
     syncs) timeout "$seconds" "$python" "$here/syncs.py" "$seconds" ;;
     tests) run_tests "$seconds" ;;
     ort) join_onnx_runtime "$seconds" ;;
     *)
-      echo "no step '$1' (steps: setup facts prep amp survive real latency syncs tests ort)"
+      echo "no step '$1' (steps: setup facts prep amp survive real records latency syncs tests ort)"
       return 2
       ;;
   esac

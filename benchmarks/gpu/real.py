@@ -60,18 +60,23 @@ def runs(dinov2: Path | None) -> dict[str, list]:
     return found
 
 
-def start(name: str, words: list) -> subprocess.Popen:
-    """Start a run in a new process."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    options = ["--output_dir", FOLDER / name, "--overwrite_output_dir", "true", "--disable_tqdm", "true"]
+def start(folder: Path, words: list) -> subprocess.Popen:
+    """Start a run in a new process.
+
+    Args:
+        folder: output folder; the log is written beside it.
+        words: recipe and options.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    options = ["--output_dir", folder, "--disable_tqdm", "true"]
     command = [sys.executable, SOURCE / "hfvit" / "train.py", *words, *options]
-    with (FOLDER / f"{name}.log").open("w") as log:
+    with folder.with_name(f"{folder.name}.log").open("w") as log:
         return subprocess.Popen(
             [str(word) for word in command],
             stdout=log,
             stderr=log,
             cwd=SOURCE,
-            env={**os.environ, "HF_DATASETS_CACHE": str(FOLDER / "cache")},
+            env={**os.environ, "HF_DATASETS_CACHE": str(folder.parent / "cache")},
         )
 
 
@@ -119,7 +124,7 @@ def main(seconds: float, dinov2: Path | None) -> None:
     weights = dinov2_weights(dinov2) if dinov2 else None
     running = {}
     for name, words in runs(weights).items():
-        running[name] = start(name, words)
+        running[name] = start(FOLDER / name, [*words, "--overwrite_output_dir", "true"])
         time.sleep(HEAD_START)
     while running and budget.left() > 0:
         for name, process in list(running.items()):

@@ -21,6 +21,10 @@ COLUMNS = {
         "name": "", "code": "", "seconds": ".0f", "test": ".4f", "validation": ".4f", "ips_median": ",.0f",
         "data_wait": ".1%", "mfu": ".1%",
     },
+    "records": {
+        "name": "", "code": "", "steps": ",d", "images": ",d", "seconds": ",.0f", "ips_median": ",.0f",
+        "peak_gib": ".1f", "mfu": ".1%", "validation": ".4f", "test": ".4f", "aim": ".3f",
+    },
     "pixels": {
         "name": "", "ms": ".2f", "host_ms": ".2f", "max difference ieee": ".1e", "max difference tf32": ".1e",
         "equal": "", "difference": ".1e",

@@ -151,7 +151,10 @@ def _engine(folder: Path) -> Path:
 
 
 def _graphs(folder: Path) -> list[Path]:
-    """Return the ONNX files of a folder or, without any, those of the next format; without temporary ones."""
+    """Return a folder's ONNX files or, without any, those of the next format.
+
+    Temporary files are left out.
+    """
     for pattern in (f"*{ONNX_SUFFIX}", f"openvino_model*{OPENVINO_SUFFIX}", f"*{EXECUTORCH_SUFFIX}"):
         if found := sorted(path for path in folder.glob(pattern) if not path.name.startswith(".")):
             return found

@@ -34,7 +34,7 @@ class PreprocessingParity(Record):
 
 @dataclass(kw_only=True)
 class ImageParity(Record):
-    """Difference of an ONNX file's logits from the checkpoint's on photographs, preprocessing included.
+    """Difference from the checkpoint's logits on photographs, with preprocessing.
 
     `spread` is the largest minus the smallest logit of the checkpoint, `same_class` the fraction of photographs with
     its class, `stock_max_abs_difference` the difference with the stock image processor of the folder.

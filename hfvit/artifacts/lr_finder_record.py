@@ -17,7 +17,7 @@ Rate = Annotated[float, Range(0, LARGEST)]
 
 @dataclass(kw_only=True)
 class LearningRateCurve(FileRecord):
-    """lr_finder.json: loss of each step of a learning rate range test, and suggestions.
+    """lr_finder.json: losses of a learning rate range test, and suggestions.
 
     Attributes:
         learning_rates: learning rate of each step: that of the last layer with `layer_decay`.

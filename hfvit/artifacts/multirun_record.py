@@ -1,4 +1,4 @@
-"""`MultiRunRecord` (multirun.json): runs of one recipe with several seeds or folds."""
+"""`MultiRunRecord` (multirun.json): runs of a recipe with several seeds or folds."""
 
 import re
 import statistics
@@ -32,7 +32,10 @@ class MemberRun(Record):
 
 @dataclass(kw_only=True)
 class Spread(Record):
-    """Mean, sample standard deviation (None of one run) and range of a metric over runs."""
+    """Mean, sample standard deviation and range of a metric over runs.
+
+    The standard deviation of a single run is None.
+    """
 
     mean: float
     std: float | None
@@ -102,7 +105,7 @@ class MultiRunRecord(FileRecord):
             self.metrics[role] = {key: Spread.of(scores[key] for scores in found if key in scores) for key in keys}
 
     def table(self) -> str:
-        """Return a table with the score of each finished run, their mean and standard deviation."""
+        """Return a table with the score of each finished run, mean and deviation."""
         roles = [role for role in ("validation", "test") if role in self.metrics]
         rows = [("run", *(f"{role} {self.score}" for role in roles))]
         for member in self.runs:

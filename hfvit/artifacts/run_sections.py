@@ -324,7 +324,7 @@ class Probe(Record):
 
 @dataclass(kw_only=True)
 class SoupMember(Record):
-    """Model that was a candidate for a soup: its name, and its score on the validation split."""
+    """Candidate for a soup: name, and score on the validation split."""
 
     name: str
     score: float

@@ -136,7 +136,10 @@ def _examples(options: argparse.Namespace) -> list[str]:
 
 
 def one_of_each_folder(names: list[str]) -> list[str]:
-    """Sort images so that the first of each folder, which may be that of a class, come first."""
+    """Sort images so that the first of each folder come first.
+
+    A folder may be that of a class.
+    """
     seen: Counter[Path] = Counter()
     ranked = []
     for name in names:

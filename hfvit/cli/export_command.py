@@ -15,7 +15,7 @@ from hfvit.utils.terminal import prepare_streams
 
 
 class HFViTExportCommand(BaseOptimumCLICommand):
-    """Command `optimum-cli export ...`, which is also `python -m hfvit.cli.export_...`.
+    """Command `optimum-cli export ...`, also `python -m hfvit.cli.export_...`.
 
     Attributes:
         add_arguments: adds the command's arguments to a parser.

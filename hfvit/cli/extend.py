@@ -2,7 +2,7 @@
 
 import argparse
 
-from hfvit.cli.options import exit_codes, positive_int
+from hfvit.cli.options import add_batch_and_device, exit_codes, positive_int
 from hfvit.errors import printable
 from hfvit.utils.quiet import quiet_libraries
 
@@ -35,8 +35,7 @@ def add(commands) -> None:
     parser.add_argument(
         "--max_samples", type=positive_int, default=5000, help="largest number of them, sampled [%(default)s]"
     )
-    parser.add_argument("--batch_size", type=positive_int, help="images per batch [16 on a CPU, 128 on a GPU]")
-    parser.add_argument("--device", help="where to run: cpu, cuda, cuda:1, ... [cuda if available, else cpu]")
+    add_batch_and_device(parser)
     parser.set_defaults(command=extend)
 
 

@@ -8,6 +8,8 @@ from typing import NoReturn
 from hfvit.errors import EXIT_CODES, nearest, printable
 from hfvit.recipe.arguments import TTA
 
+ARTIFACT_KINDS = "checkpoint folder, Hub id, .onnx file, TensorRT engine or export folder"
+
 
 class CommandParser(argparse.ArgumentParser):
     """Argument parser that reports an error in one line and exits with code 2."""
@@ -113,10 +115,15 @@ def _number(text: str) -> float:
         return math.nan
 
 
-def add_runtime_options(parser: argparse.ArgumentParser, has_providers: bool = True) -> None:
-    """Add batch size, device, threads and, for ONNX files, execution providers."""
+def add_batch_and_device(parser: argparse.ArgumentParser) -> None:
+    """Add --batch_size and --device."""
     parser.add_argument("--batch_size", type=positive_int, help="images per batch [16 on a CPU, 128 on a GPU]")
     parser.add_argument("--device", help="where to run: cpu, cuda, cuda:1, ... [cuda if available, else cpu]")
+
+
+def add_runtime_options(parser: argparse.ArgumentParser, has_providers: bool = True) -> None:
+    """Add batch size, device, threads and, for ONNX files, execution providers."""
+    add_batch_and_device(parser)
     if has_providers:
         parser.add_argument(
             "--providers", nargs="+", metavar="NAME[:KEY=VALUE,...]",
@@ -126,14 +133,31 @@ def add_runtime_options(parser: argparse.ArgumentParser, has_providers: bool = T
     parser.add_argument("--threads", type=positive_int, help="CPU threads [PyTorch's default]")
 
 
-def add_objective(parser: argparse.ArgumentParser) -> None:
-    """Add --objective."""
+def add_classifier_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose how a classifier runs."""
+    add_runtime_options(parser)
     parser.add_argument(
         "--objective", choices=("latency", "throughput"), default="latency",
         help="of ONNX and OpenVINO files on a CPU: latency gives all threads to one batch after the other; throughput"
         " divides batches between the threads, for ONNX where a measurement at the start finds that faster"
         " [%(default)s]",
     )  # fmt: skip
+    parser.add_argument("--bf16", action="store_true", help="use the weights of a checkpoint as bfloat16")
+    add_tta(parser, "flip averages the logits of each image and its mirror image")
+
+
+def add_score_options(parser: argparse.ArgumentParser) -> None:
+    """Add --top_k and --calibrated."""
+    parser.add_argument(
+        "--top_k",
+        type=positive_int,
+        help="classes per image [5; with several labels per image those that reach their thresholds]",
+    )
+    parser.add_argument(
+        "--calibrated",
+        action="store_true",
+        help="apply the temperature scaling of the run (run.json) to the probabilities",
+    )
 
 
 def add_tta(parser, help: str) -> None:

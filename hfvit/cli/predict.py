@@ -4,13 +4,12 @@ import argparse
 import sys
 
 from hfvit.cli.options import (
-    add_objective,
-    add_runtime_options,
+    ARTIFACT_KINDS,
+    add_classifier_options,
+    add_score_options,
     add_token_options,
-    add_tta,
     exit_codes,
     parse_providers,
-    positive_int,
 )
 from hfvit.errors import DataError, HFViTError, printable
 from hfvit.utils.quiet import quiet_libraries
@@ -49,35 +48,21 @@ def add(commands) -> None:
         description="Print the most probable classes of each image.",
         epilog=EPILOG,
     )
-    parser.add_argument(
-        "artifact", metavar="ARTIFACT", help="checkpoint folder, Hub id, .onnx file, TensorRT engine or export folder"
-    )
+    parser.add_argument("artifact", metavar="ARTIFACT", help=ARTIFACT_KINDS)
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="file, folder, pattern or URL")
     parser.add_argument(
         "--text",
         action="append",
         help="text that belongs to the images, for an image and text model; give one for all or one per image",
     )
-    parser.add_argument(
-        "--top_k",
-        type=positive_int,
-        help="classes shown per image [5; with several labels per image those that reach their thresholds]",
-    )
-    parser.add_argument(
-        "--calibrated",
-        action="store_true",
-        help="apply the temperature scaling of the run (run.json) to the probabilities",
-    )
+    add_score_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON line per image")
     parser.add_argument(
         "--output", metavar="FILE", help="write a .csv, .parquet or .jsonl file instead of printing the classes"
     )
     parser.add_argument("--save_grid", metavar="FILE", help="save a figure of the images with their predictions")
     add_token_options(parser)
-    add_runtime_options(parser)
-    add_objective(parser)
-    parser.add_argument("--bf16", action="store_true", help="use the weights of a checkpoint as bfloat16")
-    add_tta(parser, "flip averages the logits of each image and its mirror image")
+    add_classifier_options(parser)
     parser.set_defaults(command=predict)
 
 

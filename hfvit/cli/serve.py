@@ -4,9 +4,9 @@ import argparse
 import logging
 
 from hfvit.cli.options import (
-    add_objective,
-    add_runtime_options,
-    add_tta,
+    ARTIFACT_KINDS,
+    add_classifier_options,
+    add_score_options,
     exit_codes,
     non_negative_float,
     non_negative_int,
@@ -47,23 +47,11 @@ def add(commands) -> None:
         description="Serve a classifier over HTTP with dynamic batching, or write the files of a container.",
         epilog=EPILOG,
     )
-    parser.add_argument(
-        "artifact", metavar="ARTIFACT", help="checkpoint folder, Hub id, .onnx file, TensorRT engine or export folder"
-    )
+    parser.add_argument("artifact", metavar="ARTIFACT", help=ARTIFACT_KINDS)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all [%(default)s]")
     parser.add_argument("--port", type=non_negative_int, default=8000, help="port, 0 for a free one [%(default)s]")
-    parser.add_argument(
-        "--top_k",
-        type=positive_int,
-        help="classes per image [5; with several labels per image those that reach their thresholds]",
-    )
-    parser.add_argument(
-        "--calibrated", action="store_true", help="apply the temperature scaling of the run (run.json) to the scores"
-    )
-    add_runtime_options(parser)
-    add_objective(parser)
-    parser.add_argument("--bf16", action="store_true", help="use the weights of a checkpoint as bfloat16")
-    add_tta(parser, "flip averages the logits of each image and its mirror image")
+    add_score_options(parser)
+    add_classifier_options(parser)
     queue = parser.add_argument_group("batching and limits")
     queue.add_argument(
         "--max_delay_ms", type=non_negative_float, default=5.0,

@@ -2,7 +2,7 @@
 
 import argparse
 
-from hfvit.cli.options import exit_codes, positive_int
+from hfvit.cli.options import add_batch_and_device, exit_codes, positive_int
 from hfvit.errors import printable
 from hfvit.recipe.arguments import GREEDY, SOUPS
 from hfvit.utils.quiet import quiet_libraries
@@ -40,8 +40,7 @@ def add(commands) -> None:
     parser.add_argument("--dataset_name", help="labeled images: Hub id, folder or 'digits' [the recipe's]")
     parser.add_argument("--split", help="their split, on which no run was trained [the recipe's validation split]")
     parser.add_argument("--max_samples", type=positive_int, help="largest number of images, sampled [all]")
-    parser.add_argument("--batch_size", type=positive_int, help="images per batch [16 on a CPU, 128 on a GPU]")
-    parser.add_argument("--device", help="where to run: cpu, cuda, cuda:1, ... [cuda if available, else cpu]")
+    add_batch_and_device(parser)
     parser.set_defaults(command=soup)
 
 

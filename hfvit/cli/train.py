@@ -6,7 +6,7 @@ import os
 import textwrap
 
 from hfvit.cli.options import exit_codes
-from hfvit.recipe.files import find_recipe
+from hfvit.recipe.files import find_recipe, is_recipe_name
 from hfvit.utils.files import expand_user
 from hfvit.utils.hub_ids import is_hub_id
 
@@ -134,10 +134,11 @@ def _shown(value) -> str:
 
 def train(options: argparse.Namespace) -> None:
     """Run `hfvit train RECIPE [--option value ...]`."""
-    is_here = os.path.exists(expand_user(options.recipe))  # False for a name that is too long
-    if not is_here and options.recipe != "digits" and not _may_be_on_hub(options.recipe):
-        find_recipe(options.recipe)  # before torch is imported
-    words = [options.recipe, *(["--from_scratch"] if options.from_scratch else []), *options.rest]
+    name = options.recipe
+    exists = os.path.exists(expand_user(name))  # False for a name that is too long
+    if is_recipe_name(name) or not (exists or name == "digits" or is_hub_id(name)):
+        find_recipe(name)  # before torch is imported
+    words = [name, *(["--from_scratch"] if options.from_scratch else []), *options.rest]
     if options.estimate:
         from hfvit.data.starting_recipe import find_and_load
         from hfvit.estimate import estimate
@@ -153,7 +154,3 @@ def train(options: argparse.Namespace) -> None:
     from hfvit.multirun import main as train_main
 
     train_main(words)
-
-
-def _may_be_on_hub(name: str) -> bool:
-    return is_hub_id(name) and not name.lower().endswith((".yaml", ".yml"))

@@ -3,6 +3,7 @@
 import argparse
 
 from hfvit.cli.options import (
+    ARTIFACT_KINDS,
     add_runtime_options,
     add_token_options,
     add_tta,
@@ -42,8 +43,7 @@ def add(commands) -> None:
         description="Compare checkpoints, ONNX files and engines with a reference on the same images.",
         epilog=EPILOG,
     )
-    artifact_kinds = "checkpoint folder, Hub id, .onnx file, TensorRT engine or export folder"
-    parser.add_argument("reference", metavar="REFERENCE", help=artifact_kinds)
+    parser.add_argument("reference", metavar="REFERENCE", help=ARTIFACT_KINDS)
     parser.add_argument("others", metavar="OTHER", nargs="*", help="artifacts to compare with the reference")
     data = parser.add_argument_group("data")
     data.add_argument("--dataset_name", help="Hub id, folder or 'digits' [the recipe's]")

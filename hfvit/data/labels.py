@@ -277,7 +277,10 @@ def _renamed(
 
 
 def read_class_names(data: DataArguments) -> list[str] | None:
-    """Return `class_names` of the recipe, the lines of its text file, or "0", "1", ... for a number of classes."""
+    """Return the class names that the recipe declares.
+
+    These are `class_names`, the lines of its text file, or "0", "1", ... for a number of classes.
+    """
     if data.class_names is None:
         return None
     names = list(data.class_names)

@@ -624,7 +624,7 @@ def _archive_stream(parts: Sequence[tuple[File, list[tuple[File, str]]]], labels
 
 
 def data_root(dataset_name: str) -> str:
-    """Return the absolute path of a local data set's folder, or of the folder of its file."""
+    """Return the absolute path of a local data set's folder or of its file's folder."""
     name = expand_user(dataset_name)
     return os.path.abspath(name if name.is_dir() else name.parent)
 

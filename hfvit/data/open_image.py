@@ -98,7 +98,8 @@ def formats() -> tuple[str, ...]:
 def extensions() -> set[str]:
     """Return the file name extensions of `formats`, in lower case with a dot."""
     known = formats()
-    return {extension for extension, name in Image.registered_extensions().items() if name in known}
+    # `Image.registered_extensions` would import the plugins of all other formats.
+    return {extension for extension, name in Image.EXTENSION.items() if name in known}
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from hfvit.data.folders import ARCHIVE_EXTENSIONS, TABLE_EXTENSIONS, extension
 from hfvit.data.inspect import Opened, open_data, split_class_counts
 from hfvit.data.splits import DIGITS
 from hfvit.errors import DataError, ModelError, RecipeError, one_line
-from hfvit.recipe.files import shipped_recipes
+from hfvit.recipe.files import is_recipe_name
 from hfvit.recipe.loader import Recipe, as_options, load_recipe
 from hfvit.recipe.starting import DataSize, starting_recipe
 from hfvit.utils.files import expand_user
@@ -69,9 +69,9 @@ def is_data_set(name: str) -> bool:
 
     Data sets are a folder without recipe.yaml, a table, an archive, a Hub id, or `digits`.
     """
-    path = expand_user(name)
-    if name in shipped_recipes() or path.suffix.lower() in (".yaml", ".yml"):
+    if is_recipe_name(name):
         return False
+    path = expand_user(name)
     if path.is_dir():
         return not (path / RECIPE_FILE).is_file()
     if path.is_file():

@@ -125,7 +125,7 @@ class ImageStream(torch.utils.data.IterableDataset):
         return max(1, self.used_workers(workers))
 
     def take_position(self, batch: dict[str, Any]) -> None:
-        """Remove the position of a reader from a batch that is trained on, and remember it."""
+        """Move the position of a reader out of a batch, and remember it."""
         reader, *position = json.loads(batch.pop("position"))
         self.positions[reader] = position
         self.batches += 1
@@ -315,7 +315,9 @@ def fetched(example: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def class_index(example: dict[str, Any], name: str, classes: int) -> int:
-    """Return the label of a row of a stream; raise `DataError` unless it is one of `classes` indices.
+    """Return the label of a row of a stream.
+
+    Raises `DataError` unless it is one of `classes` indices.
 
     Args:
         example: columns `image`, `label` and `row`.

@@ -1,4 +1,4 @@
-"""Order of a stream: each image of an epoch once, shuffled in blocks, with a small state to resume from.
+"""Order of a stream: shuffled in blocks, with a small state to resume from.
 
 Shards are divided among readers (workers of all processes). A reader reads a few shards in turn, and shuffles blocks
 of half its buffer: while it returns the images of one block, it reads the next. Its state is the position of the two
@@ -197,7 +197,9 @@ def shuffled(rows: list, seed: list[int]) -> list:
 
 
 class ShuffledReader:
-    """Iterator over (epoch, place, example) of a reader; it ends only if there are no images for it.
+    """Iterator over (epoch, place, example) of a reader.
+
+    It ends only if there are no images for it.
 
     Args:
         split: the stream.
@@ -296,7 +298,7 @@ class ShuffledReader:
 
 
 def remaining(readers: list[ShuffledReader]) -> dict[int, list[Unit]]:
-    """Return what all readers of a run have not returned of the epochs that they have begun, by epoch."""
+    """Return what all readers have not returned of their epochs, by epoch."""
     epochs = [reader.state["epoch"] if reader.state else min(reader.rest, default=0) for reader in readers]
     last = max(epochs + [max(reader.rest, default=0) for reader in readers])
     return {

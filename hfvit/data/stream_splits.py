@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 def stream_splits(
     data: DataArguments, seed: int = 42, check_length: Callable[[int | None], None] = lambda images: None
 ) -> ImageSplits:
-    """Open the training split as a stream, and the other splits as `stream_evaluation` says.
+    """Open the training split as a stream, the others by `stream_evaluation`.
 
     Args:
         data: data options of the recipe.
@@ -116,7 +116,7 @@ def stream_splits(
 def _drop_unlabeled(
     data: DataArguments, names: dict[str, str], streams: dict[str, IterableDataset], kind: SingleLabel
 ) -> None:
-    """Remove a test split that the recipe does not name and whose first rows have no labels.
+    """Remove a test split that is not named and whose first rows have no labels.
 
     Args:
         data: data options of the recipe.

@@ -152,7 +152,7 @@ def _class_list(labels: list[str]) -> str:
 
 
 def example_labels(examples: list[str], labels: list[str]) -> list[str]:
-    """Return the class of each example, by the name of its folder, else the name of its file."""
+    """Return the class of each example by its folder, else its file's name."""
     return [
         Path(example).parent.name if Path(example).parent.name in labels else Path(example).stem
         for example in examples
@@ -261,7 +261,7 @@ class ExplanationView:
             return None
 
     def classify(self, image: Image.Image) -> tuple[np.ndarray, Image.Image]:
-        """Return the logits `(1, classes)` and the model's crop with its relevant parts in color."""
+        """Return logits `(1, classes)`, and the crop with relevant parts in color."""
         values = self.classifier.pixel_values([image])
         found = self._explain(values)
         crop = self._pixels(values[0])

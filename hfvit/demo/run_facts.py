@@ -68,7 +68,7 @@ class RunFacts:
 
 
 def read_facts(artifact: Artifact) -> RunFacts:
-    """Read the results of the run that trained an artifact, none without a readable run.json."""
+    """Read the results of an artifact's run, none without a readable run.json."""
     file = run_file(artifact)
     if file is None:
         return RunFacts()

@@ -247,7 +247,9 @@ def _input_size(steps: dict) -> tuple[int, int]:
 
 
 def _write_examples(names: list[str], labels: list[str], page: Path) -> list[dict[str, str]]:
-    """Write small copies of the example images, and return their `path` in the page and their `label`.
+    """Write small copies of the example images.
+
+    Returns their `path` in the page and their `label`.
 
     The label is the name of the folder, if that is a class, else empty. The copies have no EXIF data, which may have
     the place where a photo was taken.

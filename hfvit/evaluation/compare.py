@@ -351,11 +351,14 @@ class _LabelTally:
         }
 
     def paired(self, reference: "_LabelTally", allowed: float) -> dict:
-        """Return test, interval and sample size of the loss of micro F1, by a paired bootstrap.
+        """Test the loss of micro F1 by a paired bootstrap.
 
         Args:
             reference: logits of the reference.
             allowed: largest allowed loss, 0 to 1.
+
+        Returns:
+            Interval, p-value and required sample size, by the names of the record.
         """
         (low, high), p_value = bootstrap_loss(reference.predicted, self.predicted, self.targets)
         found = {"change_interval": _change((low, high)), "p_value": p_value}
@@ -375,7 +378,7 @@ class _LabelTally:
 
 
 def _change(loss: tuple[float, float]) -> tuple[float, float]:
-    """Convert the interval of a loss, 0 to 1, to that of the change in percentage points."""
+    """Convert the interval of a loss, 0 to 1, to a change in percentage points."""
     return -100 * loss[1], -100 * loss[0]
 
 
@@ -445,7 +448,7 @@ def _failure(row: ArtifactResult, reference: ArtifactResult, limits: GateLimits)
 
 
 def _is_beyond_chance(row: ArtifactResult, allowed: float) -> bool:
-    """Return whether the drop is larger than `allowed` percentage points beyond chance."""
+    """Return whether the drop exceeds `allowed` percentage points beyond chance."""
     # McNemar's test is of no drop at all, which says nothing about a demanded rise (a negative `allowed`).
     return -row.change_interval[1] > allowed + 1e-9 and (allowed < 0 or row.p_value < SIGNIFICANCE)
 

@@ -39,7 +39,7 @@ def _probability(logits: np.ndarray, classes: np.ndarray) -> np.ndarray:
 def likely_label_errors(
     predicted: np.ndarray, confidence: np.ndarray, labels: np.ndarray, label_probability: np.ndarray
 ) -> np.ndarray:
-    """Return the indices of images whose label is likely to be wrong, the most likely first.
+    """Return the indices of likely label errors, the most likely first.
 
     These are confident disagreements of a model with the labels of images that it was not trained on. A model that
     predicts few labels correctly cannot judge them, and has none.
@@ -238,7 +238,7 @@ class Examples:
         self.arrays |= {"explanations": self._read_images(self.explained), "explanation_maps": found.maps}
 
     def write(self, output_dir: str | Path) -> None:
-        """Write images and maps to `output_dir/examples.npz`, and all mistakes to `mistakes.csv`."""
+        """Write images and maps to `examples.npz`, all mistakes to `mistakes.csv`."""
         write_examples(output_dir, self.arrays)
         header = ("split", "row", "file", "true", "predicted", "confidence", "likely_label_error")
         suspected = set(self.answers.label_errors.tolist())

@@ -1,7 +1,6 @@
 """Add classes to a trained classifier from a few images each, without training."""
 
 import logging
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,17 +9,17 @@ import torch
 from torch import nn
 
 import hfvit
-from hfvit.artifacts.artifact import find_artifact
-from hfvit.artifacts.constants import PREPROCESSOR_FILE, STAGING
+from hfvit.artifacts.constants import PREPROCESSOR_FILE
 from hfvit.artifacts.extension_record import ExtensionRecord
 from hfvit.data.decode import find_images, is_hidden, read_image
 from hfvit.errors import DataError, ModelError, printable
+from hfvit.evaluation.derived_checkpoint import claim_empty_folder, save_checkpoint
 from hfvit.evaluation.split import evaluation_split
 from hfvit.inference.classifier import Classifier, load_classifier
 from hfvit.inference.embed import check_embeds, embed, find_head
 from hfvit.models.freezing import classifier_parameters
 from hfvit.models.modeling import HFViTForImageClassification
-from hfvit.utils.files import check_writable, commit_file, expand_user, wrap_write_errors
+from hfvit.utils.files import expand_user
 
 logger = logging.getLogger(__name__)
 
@@ -64,10 +63,7 @@ def extend(
         ModelError: the model is no timm checkpoint with one linear head, or has several labels per image.
         DataError: there are no images of a new class, or a class is not new.
     """
-    target = expand_user(output_dir)
-    check_writable(target, "--output_dir")
-    if any(path.name != STAGING for path in target.iterdir()):
-        raise DataError(f"--output_dir: must be empty, got {output_dir}.")
+    target = claim_empty_folder(output_dir)
     images = _images_by_class(folder)
     classifier = load_classifier(run, device)
     head = _linear_head(classifier)
@@ -182,7 +178,9 @@ def prototype_scores(features: np.ndarray, prototypes: np.ndarray, center: np.nd
 
 
 def leave_one_out_scores(new: list[np.ndarray], center: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return scores and classes of new images; no image is part of a prototype in its own scores.
+    """Return scores and classes of new images, leave-one-out.
+
+    No image is part of a prototype in its own scores.
 
     The only image of a class is its prototype, as there is no other.
 
@@ -202,7 +200,7 @@ def leave_one_out_scores(new: list[np.ndarray], center: np.ndarray) -> tuple[np.
 
 
 def new_accuracy(weight: np.ndarray, bias: np.ndarray, rows: Rows, new: list[np.ndarray]) -> float | None:
-    """Return the leave-one-out accuracy of new images, None if no class has two images.
+    """Return the leave-one-out accuracy, None if no class has two images.
 
     Args:
         weight: weight of the head (old classes, dimensions).
@@ -263,7 +261,10 @@ def _read_features(classifier: Classifier, name: str, files: list[str], batch_si
 
 
 def _linear_head(classifier: Classifier) -> nn.Linear:
-    """Return the head of a timm model; raise `ModelError` for another kind of classifier."""
+    """Return the linear head of a timm model.
+
+    Raises `ModelError` for another kind of classifier.
+    """
     check_embeds(classifier)
     network = getattr(classifier.backend.model, "timm_model", None)
     head = find_head(classifier)
@@ -294,16 +295,7 @@ def _save(run: str | Path, names: list[str], rows: Rows, target: Path) -> None:
             strict=True,
         ):
             parameter.copy_(torch.cat([before, torch.from_numpy(added).to(before.dtype)]))
-    staging = target / STAGING
-    with wrap_write_errors(f"--output_dir: {target}"):
-        try:
-            model.save_pretrained(staging)
-            if preprocessor := find_artifact(run).beside(PREPROCESSOR_FILE):
-                shutil.copyfile(preprocessor, staging / PREPROCESSOR_FILE)
-            for file in sorted(staging.iterdir()):
-                commit_file(file, target / file.name)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+    save_checkpoint(model, target, run, (PREPROCESSOR_FILE,))
 
 
 def _listed(names: list[str]) -> str:

@@ -135,7 +135,7 @@ def read_out_of_fold(folder: Path) -> OutOfFold:
 
 
 def join_folds(folder: Path, names: Iterable[str]) -> str:
-    """Write the predictions of all folds to one file, and likely label errors among them.
+    """Write the predictions and likely label errors of all folds to one file each.
 
     Each image was predicted by the run that was not trained on it. `out_of_fold.parquet` has the columns of
     `predictions.parquet`, and `fold` instead of `split`. `label_errors.csv` is only written with one class per image.

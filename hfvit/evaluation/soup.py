@@ -1,16 +1,16 @@
 """Average the weights of several finished runs."""
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import hfvit
 from hfvit.artifacts.artifact import find_artifact
-from hfvit.artifacts.constants import PREPROCESSOR_FILE, RECIPE_FILE, STAGING
+from hfvit.artifacts.constants import PREPROCESSOR_FILE, RECIPE_FILE
 from hfvit.artifacts.run_record import RunRecord
 from hfvit.artifacts.soup_record import SoupRecord
 from hfvit.errors import DataError, ModelError
+from hfvit.evaluation.derived_checkpoint import claim_empty_folder, save_checkpoint
 from hfvit.evaluation.split import evaluation_split
 from hfvit.inference.classifier import load_classifier
 from hfvit.metrics.task import task_of
@@ -18,7 +18,6 @@ from hfvit.models.configuration import HFViTConfig, load_config
 from hfvit.models.modeling import HFViTForImageClassification
 from hfvit.models.soup import Weights, cook_soup
 from hfvit.recipe.arguments import DROP_RATES, GREEDY, SOUPS
-from hfvit.utils.files import check_writable, commit_file, expand_user, wrap_write_errors
 
 # Values of a configuration that all members of a soup must share.
 SHARED = ("architecture", "model_args", "label_names", "problem_type", "pretrained_cfg")
@@ -66,10 +65,7 @@ def soup(
     if len(set(names)) < 2:
         raise ModelError(f"RUN: must be two or more different runs, got {len(set(names))}. Pass more runs.")
     config = check_same_networks(names)
-    target = expand_user(output_dir)
-    check_writable(target, "--output_dir")
-    if any(path.name != STAGING for path in target.iterdir()):
-        raise DataError(f"--output_dir: must be empty, got {output_dir}.")
+    target = claim_empty_folder(output_dir)
     if dataset_name is None and split is None:
         check_same_validation_images(names)
     labeled = evaluation_split(names[0], dataset_name=dataset_name, split=split, max_samples=max_samples)
@@ -99,7 +95,9 @@ def soup(
 
 
 def check_same_networks(names: Sequence[str]) -> HFViTConfig:
-    """Return the configuration of the first run; raise `ModelError` if another one differs.
+    """Return the configuration that all runs share.
+
+    Raises `ModelError` if one differs.
 
     Args:
         names: checkpoint folders or Hub ids.
@@ -167,14 +165,4 @@ def save_soup(run: str, weights: Weights, thresholds: Sequence[float] | None, ta
     model.load_state_dict(weights)
     if thresholds is not None:
         model.config.thresholds = list(thresholds)
-    staging = target / STAGING
-    with wrap_write_errors(f"--output_dir: {target}"):
-        try:
-            model.save_pretrained(staging)
-            for name in (PREPROCESSOR_FILE, RECIPE_FILE):
-                if file := find_artifact(run).beside(name):
-                    shutil.copyfile(file, staging / name)
-            for file in sorted(staging.iterdir()):
-                commit_file(file, target / file.name)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+    save_checkpoint(model, target, run, (PREPROCESSOR_FILE, RECIPE_FILE))

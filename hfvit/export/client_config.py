@@ -71,7 +71,7 @@ def family_config(model) -> dict:
 
 
 def _as_vit(config: dict) -> dict:
-    """Return the configuration of a ViT with the input size and channels of another model."""
+    """Return a ViT's configuration with the input size of another model."""
     size = next((config[key] for key in ("image_size", "input_size") if config.get(key)), None)
     kept = {"image_size": size[-1] if isinstance(size, list) else size, "num_channels": config.get("num_channels")}
     return {

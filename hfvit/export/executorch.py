@@ -31,7 +31,7 @@ def export_executorch(
     image_size: tuple[int, int] | None = None,
     verbose: bool = False,
 ) -> ExportedFile:
-    """Export an image classifier to an ExecuTorch program for XNNPACK and compare it with PyTorch.
+    """Export an image classifier to ExecuTorch, and compare it with PyTorch.
 
     Its method `forward` maps `pixel_values` (batch_size, channels, height, width) to logits (batch_size, classes),
     both float32.

@@ -19,7 +19,7 @@ RESHAPES = ("Reshape", "Transpose", "Slice", "Squeeze", "Unsqueeze", "Split", "I
 
 
 class BackendSession:
-    """Run a file of another format through the interface of `onnxruntime.InferenceSession.run`."""
+    """Adapter of other formats to `onnxruntime.InferenceSession.run`."""
 
     def __init__(self, backend: Callable[[np.ndarray], np.ndarray]):
         self.backend = backend
@@ -30,7 +30,7 @@ class BackendSession:
 
 
 def cpu_session(model: Path | onnx.ModelProto, prepack: bool = True) -> onnxruntime.InferenceSession | BackendSession:
-    """Create a CPU session of an exported file, without ONNX Runtime's warnings about shapes.
+    """Create a CPU session of an exported file, without warnings about shapes.
 
     Args:
         model: file or model.

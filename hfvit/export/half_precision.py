@@ -23,13 +23,16 @@ FOLLOW = {
 
 
 def wide_values(model: onnx_ir.Model, feeds: Iterable[dict[str, np.ndarray]]) -> dict[str, float]:
-    """Return the computed values of a float32 graph that fp16 may not be able to hold, with their largest magnitude.
+    """Return computed values that may exceed the range of fp16.
 
     ONNX Runtime computes fp16 graphs in float32 on CPUs, so that comparing logits there does not show an overflow.
 
     Args:
         model: graph in float32.
         feeds: inputs by name, of one or more batches.
+
+    Returns:
+        Largest magnitude by name of the value.
     """
     proto = onnx_ir.to_proto(model)
     names = [value.name for node in model.graph for value in node.outputs if value.dtype == DataType.FLOAT]

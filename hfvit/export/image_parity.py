@@ -37,7 +37,7 @@ def photographs() -> list[Image.Image]:
 def check_images(
     classifier: Classifier, wanted: np.ndarray, path: Path, dtype: str | None, atol: float | None, name: str
 ) -> ImageParity:
-    """Compare the logits of an ONNX file, preprocessing included, with the checkpoint's.
+    """Compare logits with the checkpoint's, preprocessing included.
 
     Args:
         classifier: the checkpoint.
@@ -75,7 +75,10 @@ def check_images(
 
 
 def resizes_alike(classifier: Classifier) -> bool:
-    """Return whether the image processor resizes all images to one size, as a traced graph needs."""
+    """Return whether the image processor resizes all images to one size.
+
+    A traced graph needs one size.
+    """
     return len({classifier.pixel_values([image]).shape for image in photographs()}) == 1
 
 
@@ -93,7 +96,7 @@ def _difference(logits: np.ndarray, wanted: np.ndarray) -> float:
 
 
 def _stock_logits(export: Classifier, path: Path) -> np.ndarray:
-    """Return the logits with the stock image processor of the folder, in its default backend."""
+    """Compute logits with the stock image processor, in its default backend."""
     from transformers import AutoImageProcessor
 
     with wrap_library_errors(ModelError, f"{path.name}: the stock image processor failed"):

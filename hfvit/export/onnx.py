@@ -263,7 +263,7 @@ def trace_onnx(
     image_size: tuple[int, int] | None = None,
     verbose: bool = False,
 ) -> onnx_ir.Model:
-    """Trace a model with transformers' exporter to a graph whose only output is the logits.
+    """Trace a model with transformers' exporter; the only output is the logits.
 
     Args:
         model: image classifier in float32.

@@ -130,7 +130,7 @@ def varint(value: int) -> bytes:
 
 
 def _without_weights(model: onnx.ModelProto, names: dict) -> tuple[bytes, bytes]:
-    """Serialize a model without its graph, and the graph without the initializers `names`."""
+    """Serialize a model without graph, and the graph without some initializers."""
     inner = onnx.GraphProto()
     inner.CopyFrom(model.graph)
     del inner.initializer[:]

@@ -35,7 +35,9 @@ SMOOTH_QUANT_ALPHA = 0.5
 
 
 def openvino_file(dtype: str = "fp32", quantize: str | None = None) -> str:
-    """Return the file name of an OpenVINO variant; `openvino_model.xml` is the default of optimum-intel.
+    """Return the file name of an OpenVINO variant.
+
+    The default of optimum-intel is `openvino_model.xml`.
 
     Args:
         dtype: fp32, fp16 or bf16.
@@ -215,7 +217,7 @@ class OpenVINOExport(Export):
         self.files[name] = self.export_file(staging / name)
 
     def quantized_file(self, staging: Path, calibration) -> None:
-        """Quantize to INT8, with the remaining operators in the precision of the float file."""
+        """Quantize to INT8; other operators stay in the float file's precision."""
         name = openvino_file(quantize="int8")
         self.log(f"quantizing {name} with {len(calibration)} calibration images")
         self.files[name] = self.export_file(staging / name, list(self.batches(calibration)))
@@ -240,7 +242,7 @@ class OpenVINOExport(Export):
         )
 
     def batches(self, calibration) -> Iterator[np.ndarray]:
-        """Yield the pixel values (1, 3, height, width) of each calibration image, as NNCF's statistics expect."""
+        """Yield pixel values (1, 3, height, width) of calibration images for NNCF."""
         for batch in super().batches(calibration):
             yield from np.split(batch, len(batch))
 
@@ -254,7 +256,7 @@ class OpenVINOExport(Export):
 
 
 def export_options(options: argparse.Namespace) -> argparse.Namespace:
-    """Return the options of `export onnx` that `Export` reads, from those of `export openvino` or `executorch`."""
+    """Convert the options of other export commands to those that `Export` reads."""
     values = {
         "quantize": None,
         **vars(options),

@@ -220,7 +220,10 @@ class Export:
         )
 
     def range_images(self) -> np.ndarray | None:
-        """Return pixel values of photographs for the ranges of fp16, None if they have several sizes."""
+        """Return pixel values of photographs to check the range of fp16.
+
+        None if they have several sizes.
+        """
         return self.classifier.pixel_values(photographs()) if resizes_alike(self.classifier) else None
 
     def quantized_file(self, staging: Path, calibration) -> None:

@@ -1,4 +1,7 @@
-"""Image preprocessing as ONNX nodes, with Pillow's arithmetic (src/libImaging/Resample.c)."""
+"""Image preprocessing as ONNX nodes, with Pillow's arithmetic.
+
+The arithmetic is that of src/libImaging/Resample.c.
+"""
 
 from pathlib import Path
 
@@ -117,7 +120,10 @@ def _weights(build: "_Builder", size: str, axis: int, steps: ImageSteps) -> str:
 
 
 def _filter(build: "_Builder", distance: str, resample: Resampling) -> str:
-    """Compute Pillow's bilinear, bicubic (Keys, 1981, with a = -0.5) or Lanczos filter."""
+    """Compute Pillow's bilinear, bicubic or Lanczos filter.
+
+    Bicubic is that of Keys (1981) with a = -0.5.
+    """
     if resample == Resampling.LANCZOS:
         inside = build.node("Cast", build.node("Less", distance, build.double(3.0)), to=TensorProto.DOUBLE)
         distance = build.node("Max", distance, build.double(1e-12))  # sinc(1e-12) is 1

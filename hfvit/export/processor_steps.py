@@ -69,7 +69,7 @@ def processor_name(processor) -> str:
 
 
 def crops_alike(steps: ImageSteps) -> bool:
-    """Return whether timm and transformers start the crop at the same pixel for images of any size."""
+    """Return whether timm and transformers crop images of any size alike."""
     if steps.crop is None:
         return True
     if not isinstance(steps.resize, tuple):

@@ -1,4 +1,4 @@
-"""Training loss with class weights and knowledge distillation of logits or features."""
+"""Training loss with class weights and distillation of logits or features."""
 
 from typing import Any, Self
 
@@ -57,7 +57,9 @@ class FrozenTeacher(nn.Module):
 
 
 class FeatureTeacher(FrozenTeacher):
-    """Compute a teacher's pooled features; its classes do not matter, and it needs no head.
+    """Compute a teacher's pooled features.
+
+    Its classes do not matter, and it needs no head.
 
     Args:
         name: folder or Hub id of a timm checkpoint.

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -151,7 +151,7 @@ class OnnxBackend:
             self._divide_where_faster(onnxruntime, providers)
 
     def _divide_where_faster(self, onnxruntime, providers) -> None:
-        """Measure one session for a batch against one session per thread, and keep what is faster."""
+        """Measure one session against one per thread, and keep what is faster."""
         sessions = [
             onnxruntime.InferenceSession(self.file, _session_options(1, spins=False), providers=providers)
             for _ in range(self.threads)
@@ -174,7 +174,9 @@ class OnnxBackend:
     def __call__(
         self, batch: np.ndarray | torch.Tensor, texts: dict[str, np.ndarray | torch.Tensor] | None = None
     ) -> np.ndarray | torch.Tensor:
-        """Compute logits (batch, classes) float32, of tensors on `memory` as a tensor there.
+        """Compute logits (batch, classes) float32.
+
+        Those of tensors on `memory` are a tensor there.
 
         Args:
             batch: pixel values or uint8 images, as the graph's input. A tensor is not copied through host memory.
@@ -183,12 +185,7 @@ class OnnxBackend:
         texts = texts or {}
         if set(texts) != set(self.text_inputs):
             raise ModelError(f"{self.file}: the text inputs must be {self.text_inputs}, got {sorted(texts)}.")
-        for size, expected in zip(batch.shape[1:], self.input.shape[1:], strict=True):
-            if isinstance(expected, int) and size != expected:
-                raise ModelError(
-                    f"{self.file}: images must have the shape {tuple(self.input.shape[1:])}, got {batch.shape[1:]}"
-                    " from the preprocessing. Use the preprocessor_config.json of the exported checkpoint."
-                )
+        check_image_shape(self.file, batch.shape[1:], self.input.shape[1:])
         if isinstance(batch, torch.Tensor):
             return self._run_bound({self.input.name: batch, **texts})
         batch = np.ascontiguousarray(batch, dtype=self._dtype)
@@ -278,6 +275,22 @@ def _session_options(threads: int, spins: bool):
     options.log_severity_level = 3  # errors only, without warnings about optimizations
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spins)))
     return options
+
+
+def check_image_shape(file: Path, shape: Sequence[int], expected: Sequence[int | str]) -> None:
+    """Raise `ModelError` unless images have the shape that a file takes.
+
+    Args:
+        file: the exported file.
+        shape: shape of an image.
+        expected: shape that the file takes; -1 or a name where it takes any size.
+    """
+    sizes = zip(shape, expected, strict=True)
+    if any(isinstance(wanted, int) and wanted not in (-1, size) for size, wanted in sizes):
+        raise ModelError(
+            f"{file}: images must have the shape {tuple(expected)}, got {tuple(shape)} from the preprocessing. Use the"
+            " preprocessor_config.json of the exported checkpoint."
+        )
 
 
 def fastest(file: Path, run: Callable[[str], None], ways: list[str], images: int) -> str:

@@ -79,7 +79,9 @@ def run_temperature(artifact: Artifact, tta: str | None = None, **kwargs) -> flo
 
 
 def run_file(artifact: Artifact, **kwargs) -> Path | None:
-    """Find run.json of an artifact: in its folder, in the parent folder, or in its Hub repository.
+    """Find run.json of an artifact.
+
+    It is in the artifact's folder, in the parent folder, or in its Hub repository.
 
     Args:
         artifact: checkpoint or export.
@@ -100,7 +102,7 @@ def run_file(artifact: Artifact, **kwargs) -> Path | None:
 
 
 class PreparedImage(NamedTuple):
-    """Hold an image's pixel values (1, 3, height, width), or uint8 array, and its text."""
+    """Hold an image's pixel values or uint8 array, and its text."""
 
     values: np.ndarray
     text: str | None = None
@@ -376,7 +378,7 @@ def load_classifier(
     tta: str | None = None,
     **kwargs: Any,
 ) -> Classifier:
-    """Load a classifier from a checkpoint, an ONNX, OpenVINO or ExecuTorch file, or a TensorRT engine.
+    """Load a classifier from a checkpoint, an exported file or an engine.
 
     Args:
         path: checkpoint folder, Hub id, `.onnx` file, OpenVINO `.xml` file, ExecuTorch `.pte` file, engine file, or

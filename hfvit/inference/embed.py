@@ -145,7 +145,7 @@ def find_head(classifier: Classifier) -> nn.Module | None:
 def with_head_inputs(
     classifier: Classifier,
 ) -> Iterator[Callable[[Classifier, Any], tuple[np.ndarray, np.ndarray | None]]]:
-    """Yield a thread-safe function that runs a classifier and returns the inputs of its head, too.
+    """Yield a thread-safe function that also returns the inputs of the head.
 
     Args:
         classifier: classifier whose model is run in the context.

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from hfvit.errors import ModelError, wrap_library_errors
+from hfvit.inference.backends import check_image_shape
 from hfvit.utils.optional import import_optional
 
 
@@ -61,11 +62,7 @@ class ExecuTorchBackend:
         """
         if texts:
             raise ModelError(f"{self.file}: texts are not supported.")
-        if list(batch.shape[1:]) != self._size:
-            raise ModelError(
-                f"{self.file}: images must have the shape {tuple(self._size)}, got {batch.shape[1:]} from the"
-                " preprocessing. Use the preprocessor_config.json of the exported checkpoint."
-            )
+        check_image_shape(self.file, batch.shape[1:], self._size)
         pixel_values = torch.from_numpy(np.ascontiguousarray(batch, np.float32))
         failed = f"{self.file} failed on a batch of shape {batch.shape}"
         with self._lock, wrap_library_errors(ModelError, failed, limit=300):

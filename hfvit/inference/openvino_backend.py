@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from hfvit.errors import ModelError, wrap_library_errors
-from hfvit.inference.backends import MEASURED_SIZE, fastest
+from hfvit.inference.backends import MEASURED_SIZE, check_image_shape, fastest
 from hfvit.utils.optional import import_optional
 
 # Runtime information of an OpenVINO file: precision to compute in.
@@ -105,7 +105,7 @@ class OpenVINOBackend:
         return self._compile(-1).create_infer_request()
 
     def _divide_where_faster(self, openvino) -> None:
-        """Measure one batch with all threads against one stream per thread, and keep what is faster."""
+        """Measure one stream against one per thread, and keep what is faster."""
         dynamic, single = (openvino.AsyncInferQueue(self._compile(size, self.threads)) for size in (-1, 1))
         ways = {
             f"one stream of {self.threads} threads": (None, None),
@@ -131,11 +131,7 @@ class OpenVINOBackend:
         """
         if texts:
             raise ModelError(f"{self.file}: texts are not supported.")
-        if any(expected not in (-1, size) for size, expected in zip(batch.shape[1:], self._size, strict=True)):
-            raise ModelError(
-                f"{self.file}: images must have the shape {self._size}, got {batch.shape[1:]} from the preprocessing."
-                " Use the preprocessor_config.json of the exported checkpoint."
-            )
+        check_image_shape(self.file, batch.shape[1:], self._size)
         batch = np.ascontiguousarray(batch, np.float32)
         failed = f"{self.file} failed on a batch of shape {batch.shape}"
         with self._lock, wrap_library_errors(ModelError, failed, limit=300):
@@ -170,7 +166,10 @@ def load_openvino():
 
 
 def _image_shape(model) -> tuple[int, ...] | None:
-    """Return (channels, height, width) of an OpenVINO model's only input, -1 where it varies; else None."""
+    """Return (channels, height, width) of an OpenVINO model's only input.
+
+    -1 where a size varies; None if there are other inputs.
+    """
     shapes = [value.partial_shape for value in model.inputs]
     if len(shapes) != 1 or len(shapes[0]) != 4 or not model.outputs:
         return None

@@ -31,7 +31,10 @@ def complete_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def prediction_file(path: Path) -> Iterator["CsvFile | ParquetFile | JsonLinesFile"]:
-    """Open a file of predictions by its ending; it is renamed to `path` if there is no error."""
+    """Open a file of predictions by its ending.
+
+    It is renamed to `path` if there is no error.
+    """
     with complete_file(path) as temporary:
         writer = WRITERS[path.suffix.lower()](temporary)
         try:
@@ -41,7 +44,10 @@ def prediction_file(path: Path) -> Iterator["CsvFile | ParquetFile | JsonLinesFi
 
 
 def rows_of(prediction) -> list[dict[str, Any]]:
-    """Return a row for each class of a prediction, or one with its error or without class."""
+    """Return a row per class of a prediction, or one with its error.
+
+    A prediction without classes has one row, too.
+    """
     name = printable(mask_credentials(prediction.name))
     empty = dict.fromkeys(COLUMNS) | {"image": name}
     if prediction.error:
@@ -52,7 +58,10 @@ def rows_of(prediction) -> list[dict[str, Any]]:
 
 
 class CsvFile:
-    """CSV file with `COLUMNS`, in UTF-8; text that a spreadsheet would run as a formula gets a leading quote."""
+    """CSV file with `COLUMNS`, in UTF-8.
+
+    Text that a spreadsheet would run as a formula gets a leading quote.
+    """
 
     def __init__(self, path: Path):
         self.file = path.open("w", encoding="utf-8", newline="")

@@ -1,4 +1,7 @@
-"""Confident disagreements of a model with labels (https://arxiv.org/abs/1911.00068)."""
+"""Confident learning: disagreements of a model with labels.
+
+https://arxiv.org/abs/1911.00068
+"""
 
 import numpy as np
 
@@ -8,7 +11,9 @@ WEAK_MODEL = 0.7  # fraction of the labels that a model predicts, below which it
 def confident_disagreements(
     predicted: np.ndarray, confidence: np.ndarray, labels: np.ndarray, label_probability: np.ndarray
 ) -> np.ndarray:
-    """Return the rows that are predicted as another class at least as confidently as that class's own images.
+    """Return the rows that are confidently predicted as another class.
+
+    That is at least as confidently as that class's own images are on average.
 
     Args:
         predicted: predicted class of each image `(images,)`.

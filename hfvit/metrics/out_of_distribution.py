@@ -9,7 +9,7 @@ KEPT = 0.95  # fraction of the validation images below the threshold
 
 
 def energy(logits: np.ndarray, multi_label: bool = False) -> np.ndarray:
-    """Compute the energy of each image `(images,)`, higher for images unlike the training data.
+    """Compute the energy `(images,)`, higher for images unlike the training data.
 
     It is minus the log-sum-exp of the logits (Liu et al. 2020, https://arxiv.org/abs/2010.03759); with several labels
     per image, minus the sum of the softplus of the logits (Wang et al. 2021, https://arxiv.org/abs/2109.14162).

@@ -43,7 +43,10 @@ class PairedCounts:
         return PairedCounts(self.both * factor, self.lost * factor, self.gained * factor, self.neither * factor)
 
     def p_value(self) -> float:
-        """Compute the two-sided p-value of the exact test of McNemar (doi.org/10.1007/BF02295996)."""
+        """Compute the two-sided p-value of the exact test of McNemar.
+
+        https://doi.org/10.1007/BF02295996
+        """
         from scipy.stats import binomtest  # slow to import
 
         changed = self.lost + self.gained
@@ -77,7 +80,9 @@ class PairedCounts:
         return corrected / math.sqrt(margins)
 
     def images_needed(self, allowed: float) -> int | None:
-        """Return the smallest number of images that would decide about a loss, with the same proportions.
+        """Return the smallest number of images that would decide about a loss.
+
+        The proportions are taken to be the same.
 
         Args:
             allowed: largest allowed loss, 0 to 1; decided is an interval of the loss that does not contain it.

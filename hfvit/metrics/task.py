@@ -1,6 +1,8 @@
 """Tasks: metrics, calibration and thresholds of single- or multi-label models."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import ClassVar
 
 import numpy as np
 from transformers import PreTrainedConfig
@@ -15,100 +17,104 @@ from hfvit.recipe.arguments import MULTI_LABEL, MULTI_LABEL_METRICS, SCALAR_METR
 Results = dict[str, tuple[np.ndarray, np.ndarray]]  # logits and targets of each split
 
 
-class SingleLabelTask:
+class Task(ABC):
+    """Metrics, calibration and thresholds of a problem type.
+
+    Attributes:
+        problem_type: value of the configuration's `problem_type`.
+        scalar_metrics: names of the metrics that the Trainer logs.
+        default_metric: metric that selects the best checkpoint.
+    """
+
+    problem_type: ClassVar[str]
+    scalar_metrics: ClassVar[tuple[str, ...]]
+    default_metric: ClassVar[str]
+
+    @abstractmethod
+    def scalars(self, logits: np.ndarray, targets: np.ndarray, names: list[str]) -> dict[str, float]:
+        """Compute the scalar metrics, with thresholds of 0.5 for several labels.
+
+        Args:
+            logits: `(images, classes)`.
+            targets: class indices `(images,)`, or 0 and 1 `(images, classes)`.
+            names: class names, in the order of the logits.
+        """
+
+    @abstractmethod
+    def metrics(
+        self, logits: np.ndarray, targets: np.ndarray, names: list[str], thresholds: Thresholds | None = None
+    ) -> SplitMetrics | MultiLabelMetrics:
+        """Compute all metrics of a split.
+
+        Args:
+            logits: `(images, classes)`.
+            targets: class indices `(images,)`, or 0 and 1 `(images, classes)`.
+            names: class names, in the order of the logits.
+            thresholds: threshold of each class for several labels. Default: 0.5.
+        """
+
+    @abstractmethod
+    def fit_thresholds(self, results: Results) -> Thresholds | None:
+        """Fit each class's threshold on the validation split, if there are several labels."""
+
+    @abstractmethod
+    def calibrate(self, results: Results) -> Temperature:
+        """Fit the temperature of the softmax on the validation split."""
+
+    def fit_out_of_distribution(self, results: Results) -> OutOfDistribution:
+        """Fit the largest energy of usual images on the validation split."""
+        return fit_out_of_distribution(results["validation"][0], multi_label=self.problem_type == MULTI_LABEL)
+
+
+class SingleLabelTask(Task):
     """Single-label classification, with accuracy and a temperature for the softmax."""
 
     problem_type = SINGLE_LABEL
     scalar_metrics = SCALAR_METRICS
     default_metric = "accuracy"
 
-    def scalars(self, logits: np.ndarray, targets: np.ndarray, names: list[str]) -> dict[str, float]:
-        """Compute the scalar metrics.
-
-        Args:
-            logits: `(images, classes)`.
-            targets: class indices `(images,)`.
-            names: class names, in the order of the logits.
-        """
+    def scalars(self, logits, targets, names):
         computed = classification_metrics(logits, targets, names, ranked=False)
         return {key: computed[key] for key in SCALAR_METRICS}
 
-    def metrics(
-        self, logits: np.ndarray, targets: np.ndarray, names: list[str], thresholds: Thresholds | None = None
-    ) -> SplitMetrics:
-        """Compute all metrics of a split.
+    def metrics(self, logits, targets, names, thresholds=None):
+        return SplitMetrics.from_json(classification_metrics(logits, targets, names))
 
-        Args:
-            logits: `(images, classes)`.
-            targets: class indices `(images,)`.
-            names: class names.
-            thresholds: ignored.
-        """
-        computed = classification_metrics(logits, targets, names)
-        return SplitMetrics.from_json(computed)
-
-    def fit_thresholds(self, results: Results) -> None:
+    def fit_thresholds(self, results):
         """Return None, since the most probable class is predicted."""
         return None
 
-    def calibrate(self, results: Results) -> Temperature:
-        """Fit the temperature on the validation split."""
+    def calibrate(self, results):
         return calibrate(results)
 
-    def fit_out_of_distribution(self, results: Results) -> OutOfDistribution:
-        """Fit the largest energy of usual images on the validation split."""
-        return fit_out_of_distribution(results["validation"][0])
 
-
-class MultiLabelTask:
+class MultiLabelTask(Task):
     """Multi-label classification, with mAP, F1 and a threshold for each class."""
 
     problem_type = MULTI_LABEL
     scalar_metrics = MULTI_LABEL_METRICS
     default_metric = "map"
 
-    def scalars(self, logits: np.ndarray, targets: np.ndarray, names: list[str]) -> dict[str, float]:
-        """Compute the scalar metrics with thresholds of 0.5.
-
-        Args:
-            logits: `(images, classes)`.
-            targets: 0 and 1, `(images, classes)`.
-            names: ignored.
-        """
+    def scalars(self, logits, targets, names):
         return multilabel_scalars(logits, targets)
 
-    def metrics(
-        self, logits: np.ndarray, targets: np.ndarray, names: list[str], thresholds: Thresholds | None = None
-    ) -> MultiLabelMetrics:
-        """Compute all metrics of a split.
-
-        Args:
-            logits: `(images, classes)`.
-            targets: 0 and 1, `(images, classes)`.
-            names: class names.
-            thresholds: threshold of each class. Default: 0.5.
-        """
+    def metrics(self, logits, targets, names, thresholds=None):
         values = None if thresholds is None else np.array(thresholds.values)
         return MultiLabelMetrics.from_json(multilabel_metrics(logits, targets, names, values))
 
-    def fit_thresholds(self, results: Results) -> Thresholds:
-        """Fit the threshold of each class, with the largest F1 on the validation split."""
+    def fit_thresholds(self, results):
+        """Fit the thresholds with the largest F1 of each class."""
         logits, targets = results["validation"]
         values = fit_thresholds(probabilities_of(logits), targets).tolist()
         return Thresholds(values=values, fitted_on="validation", images=len(targets))
 
-    def calibrate(self, results: Results) -> Temperature:
+    def calibrate(self, results):
         """Return no temperature, since thresholds are fitted instead."""
         images = len(results["validation"][1])
         reason = "with several labels per image, a threshold is fitted for each class instead"
         return Temperature(value=None, fitted_on="validation", images=images, reason=reason, splits={})
 
-    def fit_out_of_distribution(self, results: Results) -> OutOfDistribution:
-        """Fit the largest energy of usual images on the validation split."""
-        return fit_out_of_distribution(results["validation"][0], multi_label=True)
 
-
-Task = SingleLabelTask | MultiLabelTask
 TASKS: dict[str, Task] = {task.problem_type: task for task in (SingleLabelTask(), MultiLabelTask())}
 
 

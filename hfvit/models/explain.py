@@ -69,7 +69,10 @@ def explain(model: PreTrainedModel, pixel_values: torch.Tensor, classes: torch.T
 
 
 def _gradient_attention(model: PreTrainedModel, pixels: torch.Tensor, classes: torch.Tensor | None) -> Explanation:
-    """Propagate relevance through the attention blocks (Chefer et al. 2021, equations 5 and 6)."""
+    """Propagate relevance through the attention blocks.
+
+    Chefer et al. (2021), equations 5 and 6.
+    """
     network = getattr(model, "timm_model", None)
     with ExitStack() as stack:
         if network is not None:
@@ -234,7 +237,10 @@ def _feature_maps(network: nn.Module, batch: int) -> Iterator[list]:
 
 
 def _stages(network: nn.Module, depth: int = 0) -> Iterator[tuple[nn.Module, int]]:
-    """Yield the parts of a network in which a stage may end, with their index in a list of blocks, else -1."""
+    """Yield the parts of a network in which a stage may end.
+
+    With each, its index in a list of blocks, else -1.
+    """
     for child in network.children():
         if isinstance(child, nn.ModuleList | nn.Sequential):
             yield from ((part, index) for index, part in enumerate(child))

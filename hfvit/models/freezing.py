@@ -52,7 +52,10 @@ def block_count(layer_of: dict[str, int], timm_model: nn.Module) -> int:
 
 
 def classifier_parameters(timm_model: nn.Module) -> list[torch.nn.Parameter]:
-    """Return the parameters of the classifier; distilled models and VOLO have two heads."""
+    """Return the parameters of the classifier.
+
+    Distilled models and VOLO have two heads.
+    """
     heads = timm_model.get_classifier()
     heads = list(heads) if isinstance(heads, tuple) else [heads]
     # VOLO's auxiliary head is named in the configuration only (timm 1.0).

@@ -45,7 +45,7 @@ class LibraryInitialization:
 
 
 class PlainCheckpoint:
-    """Save checkpoints that load elsewhere, also of compiled blocks and of modules that are shared."""
+    """Save checkpoints of compiled blocks and shared modules that load elsewhere."""
 
     def save_pretrained(self, save_directory: str | Path, state_dict: dict | None = None, **kwargs):
         """Save the model.
@@ -62,12 +62,15 @@ class PlainCheckpoint:
             file.chmod(file_mode())  # safetensors 0.8 writes with 0600
 
     def saved_name(self, name: str) -> str:
-        """Return the name of a weight in checkpoints, without the prefix of `torch.compile`."""
+        """Return a weight's name without the prefix of `torch.compile`."""
         return name.replace("_orig_mod.", "")
 
 
 def unshared(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Copy tensors that share memory with an earlier one (CoaT), which safetensors does not save."""
+    """Copy tensors that share memory with an earlier one, for safetensors.
+
+    Such as those of CoaT.
+    """
     seen: set[tuple] = set()
     output = {}
     for name, value in weights.items():
@@ -318,7 +321,7 @@ def _requested_labels(labels: list[str] | None, old_labels: list[str], kwargs: d
 
 
 def _set_values(config: HFViTConfig, kwargs: dict[str, Any]) -> None:
-    """Move the keyword arguments that are values of the configuration to it, as the stock class does."""
+    """Move keyword arguments to the configuration, as the stock class does."""
     problem_type = kwargs.pop("problem_type", None)
     if problem_type:
         config.set_problem_type(problem_type)

@@ -34,6 +34,11 @@ def shipped_recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted(shipped("recipes").glob("*.yaml"))}
 
 
+def is_recipe_name(name: str) -> bool:
+    """Return whether `name` is that of a YAML file or of a shipped recipe."""
+    return name.lower().endswith((".yaml", ".yml")) or name in shipped_recipes()
+
+
 def find_recipe(name: str) -> Path:
     """Return the path of a recipe file or shipped recipe."""
     recipes = shipped_recipes()

@@ -417,7 +417,9 @@ def _check_repetition(data: DataArguments, training: HFViTTrainingArguments) -> 
 
 
 def _check_replaced(options: list[str], *sections) -> None:
-    """Raise `RecipeError` for an option that several runs replace; a file may have it for a single run.
+    """Raise `RecipeError` for an option that several runs replace.
+
+    A file may have it for a single run.
 
     Args:
         options: keys of the options that were passed.
@@ -502,7 +504,10 @@ def _as_option(key: str, value: Any) -> list[str]:
 
 
 def without_test_split(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values of a recipe without test split, whose images stay excluded from training."""
+    """Return values of a recipe without test split.
+
+    Its images stay excluded from training.
+    """
     changed = {**values, "test_split": None}
     if values.get("test_split", DEFAULT_TEST_SPLIT) and values.get("test_fraction") is None:
         changed["test_fraction"] = DEFAULT_TEST_FRACTION

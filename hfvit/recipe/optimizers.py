@@ -72,7 +72,7 @@ def unknown_optimizer(name: str, known: list[str]) -> str:
 
 
 def _check_name(name: str) -> None:
-    """Raise `RecipeError` for a name that timm does not have, or that cannot train here."""
+    """Raise `RecipeError` for an optimizer that is unknown or cannot train here."""
     from timm.optim import get_optimizer_info, list_optimizers
 
     base = name.removeprefix(LOOKAHEAD)

@@ -459,7 +459,7 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
             )
 
     def _check_schedule(self) -> None:
-        """Raise `RecipeError` for options of the schedule that transformers would accept in vain."""
+        """Raise `RecipeError` for schedule options that transformers would ignore."""
         options = self.scheduler_options(1000)
         if self.lr_scheduler_type == "warmup_stable_decay":
             if "num_decay_steps" not in options:

@@ -1,4 +1,4 @@
-"""Matplotlib figures of a report: PNG files in a light and a dark theme, SVG with the colors of a page."""
+"""Matplotlib figures of a report: PNG in two themes, SVG in a page's colors."""
 
 import html
 import io
@@ -116,7 +116,7 @@ WEB = Theme(suffix="", raster="#2f86c9", is_web=True, **_PLACEHOLDERS)
 
 
 def css_variables(theme: Theme) -> str:
-    """Return the colors of a theme as CSS variables `--plot-...`, which `draw_svg` uses."""
+    """Return the colors of a theme as CSS variables `--plot-...` of `draw_svg`."""
     return " ".join(f"--plot-{role.replace('_', '-')}: {getattr(theme, role)};" for role in _ROLES)
 
 
@@ -412,7 +412,7 @@ def confusion_order(matrix: np.ndarray) -> np.ndarray:
 
 
 def per_class_figure(metrics: SplitMetrics, role: str, theme: Theme):
-    """Draw the recall of each class with its 95 % interval (Wilson), the worst class first.
+    """Draw the recall of each class with its 95 % interval, worst class first.
 
     Points instead of bars, since bars have to start at zero, where differences are too small to see. Classes without
     images are left out, and of many classes those with the highest recall.
@@ -426,8 +426,7 @@ def per_class_figure(metrics: SplitMetrics, role: str, theme: Theme):
     classes = found[:MAX_RECALLS]
     count = len(classes)
     places = range(count)
-    height = float(np.clip(count * (0.3 if count <= 30 else 0.19), 1.5, 23))
-    figure, (axis,) = place_axes((0, 0, 5.6, height))
+    figure, axis = _class_axes([theme.name(entry.label) for entry in classes])
     recalls = [entry.recall for entry in classes]
     intervals = [wilson(entry.recall, entry.images) for entry in classes]
     lows, highs = zip(*intervals, strict=True)
@@ -435,19 +434,36 @@ def per_class_figure(metrics: SplitMetrics, role: str, theme: Theme):
     axis.plot(recalls, places, "o", color=theme.first, markersize=5, label="recall of a class")
     label = f"accuracy, {metrics.accuracy:.2%}"
     axis.axvline(metrics.accuracy, color=theme.second, linewidth=1.5, label=label)
-    axis.set_yticks(places, [theme.name(e.label) for e in classes], fontsize=9.5 if count <= 30 else 8)
     title = f"Recall by class on the {role} split"
     if count < len(found):
         title += f", the {count} lowest of {len(found):,}"
     axis.set(title=title, ylim=(count - 0.4, -0.6))
-    lowest = max(0.0, min(*lows, metrics.accuracy))
-    axis.set_xlim(max(0.0, lowest - 0.03 * (1 - lowest)), 1 + 0.02 * (1 - lowest) + 0.001)
+    _limit_scores(axis, max(0.0, min(*lows, metrics.accuracy)), margin=0.03)
     axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    figure.legend(loc="upper center", bbox_to_anchor=(2.8, -0.32), borderaxespad=0, ncols=3)
+    return figure
+
+
+def _class_axes(names: list[str]):
+    """Create a figure with a row for each class.
+
+    Returns:
+        (figure, axes).
+    """
+    count = len(names)
+    height = float(np.clip(count * (0.3 if count <= 30 else 0.19), 1.5, 23))
+    figure, (axis,) = place_axes((0, 0, 5.6, height))
+    ticks, tick_names = (range(count), names) if count <= MAX_AXIS_NAMES else ([], [])
+    axis.set_yticks(ticks, tick_names, fontsize=9.5 if count <= 30 else 8)
     axis.grid(axis="x")
     axis.tick_params(axis="y", length=0)
     axis.spines["left"].set_visible(False)
-    figure.legend(loc="upper center", bbox_to_anchor=(2.8, -0.32), borderaxespad=0, ncols=3)
-    return figure
+    return figure, axis
+
+
+def _limit_scores(axis, lowest: float, margin: float) -> None:
+    """Limit the x axis to scores from `lowest` to 1, with a margin for `lowest`."""
+    axis.set_xlim(max(0.0, lowest - margin * (1 - lowest)), 1 + 0.02 * (1 - lowest) + 0.001)
 
 
 def wilson(fraction: float, count: int) -> tuple[float, float]:
@@ -531,10 +547,8 @@ def two_class_figure(metrics: SplitMetrics, role: str, theme: Theme):
         axis.plot(*chance, color=theme.muted, linestyle="--", linewidth=1.2, label="chance")
         x, y = zip(*curve, strict=True)
         axis.plot(x, y, color=theme.first, label=theme.name(positive.label), clip_on=False)
-        axis.set(title=f"{title} on the {role} split", xlabel=x_name, ylabel=y_name, xlim=(0, 1.02), ylim=(0, 1.03))
-        for side in (axis.xaxis, axis.yaxis):
-            side.set_major_formatter(PercentFormatter(1, decimals=0))
-        axis.grid()
+        axis.set(title=f"{title} on the {role} split", xlabel=x_name, ylabel=y_name)
+        _limit_rates(axis)
         axis.legend(loc="lower right" if title == "ROC" else "lower left")
     return figure
 
@@ -563,12 +577,17 @@ def precision_recall_figure(metrics: MultiLabelMetrics, role: str, theme: Theme)
     if metrics.curve:
         axis.plot(*zip(*metrics.curve, strict=True), color=theme.second, linewidth=2.2, label="all labels together")
     axis.set(title=f"Precision and recall on the {role} split", xlabel="recall", ylabel="precision")
+    _limit_rates(axis)
+    axis.legend(loc="lower left")
+    return figure
+
+
+def _limit_rates(axis) -> None:
+    """Format both axes as rates from 0 to 100 %."""
     axis.set(xlim=(0, 1.02), ylim=(0, 1.03))
     for side in (axis.xaxis, axis.yaxis):
         side.set_major_formatter(PercentFormatter(1, decimals=0))
     axis.grid()
-    axis.legend(loc="lower left")
-    return figure
 
 
 def average_precision_figure(metrics: MultiLabelMetrics, role: str, theme: Theme):
@@ -586,8 +605,7 @@ def average_precision_figure(metrics: MultiLabelMetrics, role: str, theme: Theme
     """
     classes = sorted((e for e in metrics.per_class if e.images), key=lambda e: (e.average_precision, e.label))
     count, places = len(classes), range(len(classes))
-    height = float(np.clip(count * (0.3 if count <= 30 else 0.19), 1.5, 23))
-    figure, (axis,) = place_axes((0, 0, 5.6, height))
+    figure, axis = _class_axes([theme.name(entry.label) for entry in classes])
     curves = (
         ("average precision", [e.average_precision for e in classes], metrics.map, "mAP", "o", theme.first),
         ("F1", [e.f1 for e in classes], metrics.macro_f1, "macro F1", "s", theme.second),
@@ -595,16 +613,9 @@ def average_precision_figure(metrics: MultiLabelMetrics, role: str, theme: Theme
     for label, values, mean, name, marker, color in curves:
         axis.plot(values, places, marker, color=color, markersize=5, label=label, clip_on=False)
         axis.axvline(mean, color=color, linewidth=1.3, label=f"{name} {mean:.4f}")
-    if count <= MAX_AXIS_NAMES:
-        axis.set_yticks(places, [theme.name(e.label) for e in classes], fontsize=9.5 if count <= 30 else 8)
-    else:
-        axis.set_yticks([])
     lowest = min(value for _, values, mean, *_ in curves for value in (*values, mean))
     axis.set(title=f"Average precision and F1 by class on the {role} split", ylim=(-0.6, count - 0.4))
-    axis.set_xlim(max(0.0, lowest - 0.05 * (1 - lowest)), 1 + 0.02 * (1 - lowest) + 0.001)
-    axis.grid(axis="x")
-    axis.tick_params(axis="y", length=0)
-    axis.spines["left"].set_visible(False)
+    _limit_scores(axis, lowest, margin=0.05)
     figure.legend(loc="upper center", bbox_to_anchor=(2.8, -0.32), borderaxespad=0, ncols=4)
     return figure
 

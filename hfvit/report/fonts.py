@@ -17,7 +17,7 @@ WEB_FONTS = ["system-ui", "sans-serif"]
 
 
 def families(texts: Iterable[str]) -> list[str]:
-    """Return font families that have the characters of some texts, the default one first.
+    """Return font families for the characters of some texts, default first.
 
     Matplotlib takes each character from the first family that has it.
     """
@@ -25,7 +25,10 @@ def families(texts: Iterable[str]) -> list[str]:
 
 
 def drawable(text: str) -> str:
-    """Replace characters that no installed font has: an emoji by its name, another one by its code point."""
+    """Replace characters that no installed font has.
+
+    An emoji is replaced by its name, another character by its code point.
+    """
     return "".join(character if _has_glyph(character) else _spelled(character) for character in text)
 
 
@@ -59,13 +62,16 @@ def _has_glyph(character: str) -> bool:
 
 
 def _is_invisible(character: str) -> bool:
-    """Return whether a character joins or varies others, such as U+FE0F and U+200D of emoji."""
+    """Return whether a character joins or varies others.
+
+    Such as U+FE0F and U+200D of emoji.
+    """
     return unicodedata.category(character) == "Cf" or "\ufe00" <= character <= "\ufe0f"
 
 
 @cache
 def _family_of(character: str) -> str | None:
-    """Return the first family that has a character: the default one, or another installed one."""
+    """Return the first font family that has a character, the default one first."""
     if _covers(font_manager.findfont(_default_family()), character):
         return _default_family()
     for font in font_manager.fontManager.ttflist:

@@ -237,7 +237,7 @@ def _gate_table(gate: Gate) -> Table:
 
 
 def _galleries(record: RunRecord, folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """Return the images of mistakes, likely label errors and explanations, each with its captions."""
+    """Return mistakes, likely label errors and explanations with captions."""
     examples = record.examples
     if examples is None:
         return {"mistakes": [], "label_errors": [], "explanations": []}
@@ -278,7 +278,9 @@ def data_folder(record: RunRecord) -> Path | None:
 
 
 def file_link(example: ExampleImage, root: Path | None, folder: Path) -> str | None:
-    """Return a relative link from a page in `folder` to the file of an image, None if there is no such file.
+    """Return a relative link from a page in `folder` to the file of an image.
+
+    None if there is no such file.
 
     Args:
         example: image with its file.

@@ -71,7 +71,7 @@ class ServerOptions:
 
 
 def load_libraries():
-    """Import the libraries of the extra `serve`, and return the module `prometheus_client`.
+    """Import the libraries of the extra `serve`; return `prometheus_client`.
 
     Raises:
         HFViTError: one of them is not installed.
@@ -237,7 +237,10 @@ def build_app(classifier: Classifier, options: ServerOptions | None = None):
 
 
 def describe(error: Exception) -> tuple[int, str, dict[str, str] | None]:
-    """Return HTTP status, message and headers for an exception; the message of a server error stays in the log."""
+    """Return HTTP status, message and headers for an exception.
+
+    The message of a server error stays in the log.
+    """
     if isinstance(error, RequestError):
         return error.status, error.detail, error.headers
     if isinstance(error, DataError):

@@ -138,7 +138,7 @@ class DynamicBatcher:
 
 
 class Reservation:
-    """Places of one request in the queue of a batcher, see `DynamicBatcher.reservation`."""
+    """Places of a request in the queue, see `DynamicBatcher.reservation`."""
 
     def __init__(self, batcher: DynamicBatcher):
         self._batcher = batcher

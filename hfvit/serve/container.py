@@ -1,4 +1,4 @@
-"""`hfvit serve --docker`: the build context of an image, and a repository for Inference Endpoints."""
+"""`hfvit serve --docker`: build context, and files for Inference Endpoints."""
 
 import os
 import re

@@ -1,4 +1,6 @@
-"""Handler of Hugging Face Inference Endpoints for an image classifier, a file without other parts of hfvit.
+"""Handler of Hugging Face Inference Endpoints for an image classifier.
+
+This file imports no other part of hfvit.
 
 It classifies with the ONNX file, OpenVINO file or checkpoint in its repository or in the folder `model` of it.
 """

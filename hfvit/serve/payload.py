@@ -174,7 +174,9 @@ async def _parse_form(headers, body: bytes, limits: RequestLimits) -> PredictReq
 
 
 def parse_json(body: bytes) -> PredictRequest:
-    """Parse `{"inputs": base64 or a list of it, "parameters": {"top_k": 3}}`, as of Hugging Face's Inference API.
+    """Parse a JSON request of Hugging Face's Inference API.
+
+    `{"inputs": base64 or a list of it, "parameters": {"top_k": 3}}`
 
     Raises:
         RequestError: the body has another structure.

@@ -61,7 +61,7 @@ def uvicorn_server(classifier: Classifier, options: ServerOptions):
 
 
 def serve(classifier: Classifier, bound: socket.socket, options: ServerOptions) -> None:
-    """Serve a classifier until SIGTERM or Ctrl-C, then answer the requests in progress.
+    """Serve until SIGTERM or Ctrl-C, then answer the requests in progress.
 
     Args:
         classifier: classifier of images, without texts.

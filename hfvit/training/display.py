@@ -1,4 +1,4 @@
-"""Progress of a run: live in a terminal, lines in a log file, a table in a notebook."""
+"""Progress of a run, live in a terminal, in a log file or in a notebook."""
 
 import logging
 import shutil
@@ -57,7 +57,9 @@ class MessageFilter(logging.Filter):
 
 
 class MessageHandler(logging.StreamHandler):
-    """Write log messages to the standard error stream of the moment, which a live display replaces.
+    """Write log messages to the current `sys.stderr`.
+
+    A live display replaces that stream.
 
     Args:
         verbose: show messages of libraries, too.
@@ -240,7 +242,10 @@ class TrainingProgress(TrainerCallback):
 
     @property
     def seconds_left(self) -> float | None:
-        """Estimate the seconds to the end of the training, with evaluations; None before the first step."""
+        """Estimate the seconds to the end of training and its evaluations.
+
+        None before the first step.
+        """
         done = self.step - self.first_step
         if not done:
             return None
@@ -330,7 +335,7 @@ class LineProgress(TrainingProgress):
 
 
 class Column(NamedTuple):
-    """Column of the table of evaluations: heading, width, minimum width of the terminal."""
+    """Column of evaluations: heading, width, minimum width of the terminal."""
 
     heading: str
     width: int
@@ -350,7 +355,7 @@ WIDTH_OF_NOTE = 70
 
 
 class LiveProgress(TrainingProgress):
-    """Show a progress bar with a line of values, and print a table row for each evaluation.
+    """Show a progress bar with values, and a table row for each evaluation.
 
     Args:
         console: console of the terminal.
@@ -465,7 +470,7 @@ def _clock(seconds: float) -> str:
 
 
 class Display:
-    """Show phases, progress and messages of a run, in the way that suits where it runs.
+    """Show phases, progress and messages in a terminal, log file or notebook.
 
     Args:
         args: training arguments; `disable_tqdm` is set where no progress bars can be drawn.

@@ -15,7 +15,9 @@ from hfvit.utils.files import expand_user
 
 
 class JsonLog:
-    """Append events to a file, one JSON object per line: `time` (seconds since 1970), `event` and values.
+    """Append events to a file, one JSON object per line.
+
+    Keys are `time` (seconds since 1970), `event` and the values.
 
     Args:
         path: file; its folder is created.
@@ -37,7 +39,7 @@ class JsonLog:
         logging.getLogger("hfvit").addHandler(self._handler)
 
     def write(self, event: str, **values: Any) -> None:
-        """Append an event; numbers that are not finite become null, credentials are masked."""
+        """Append an event, with null for NaN and infinity, and masked credentials."""
         content = {"time": round(time.time(), 3), "event": event, **_finite(mask_values(values))}
         self._file.write(json.dumps(content, allow_nan=False, default=str) + "\n")
 

@@ -6,16 +6,14 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from timm.loss import AsymmetricLossMultiLabel, BinaryCrossEntropy
+from torch import Tensor
 
 from hfvit.recipe.arguments import MULTI_LABEL, SINGLE_LABEL
 
 
 def cross_entropy(
-    logits: torch.Tensor,
-    targets: torch.Tensor,
-    label_smoothing: float = 0.0,
-    class_weights: torch.Tensor | None = None,
-) -> torch.Tensor:
+    logits: Tensor, targets: Tensor, label_smoothing: float = 0.0, class_weights: Tensor | None = None
+) -> Tensor:
     """Compute the mean cross-entropy in float32 for any precision of the logits.
 
     Args:
@@ -35,7 +33,7 @@ def cross_entropy(
     return losses.mean()
 
 
-def soft_distillation(logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float) -> torch.Tensor:
+def soft_distillation(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     """Compute soft distillation (Hinton et al., https://arxiv.org/abs/1503.02531).
 
     The loss is KL(teacher || student) times the squared temperature, which preserves the scale of the gradient.
@@ -49,7 +47,7 @@ def soft_distillation(logits: torch.Tensor, teacher_logits: torch.Tensor, temper
     return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
 
 
-def hard_distillation(logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
+def hard_distillation(logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """Compute cross-entropy with the teacher's predicted class as the label.
 
     DeiT, https://arxiv.org/abs/2012.12877.
@@ -57,7 +55,7 @@ def hard_distillation(logits: torch.Tensor, teacher_logits: torch.Tensor) -> tor
     return F.cross_entropy(logits.float(), teacher_logits.argmax(dim=1))
 
 
-def feature_distillation(features: torch.Tensor, teacher_features: torch.Tensor) -> torch.Tensor:
+def feature_distillation(features: Tensor, teacher_features: Tensor) -> Tensor:
     """Compute the mean squared error of features, as timm's `FeatureDistillationTask`.
 
     Args:
@@ -68,11 +66,8 @@ def feature_distillation(features: torch.Tensor, teacher_features: torch.Tensor)
 
 
 def binary_cross_entropy(
-    logits: torch.Tensor,
-    targets: torch.Tensor,
-    label_smoothing: float = 0.0,
-    class_weights: torch.Tensor | None = None,
-) -> torch.Tensor:
+    logits: Tensor, targets: Tensor, label_smoothing: float = 0.0, class_weights: Tensor | None = None
+) -> Tensor:
     """Compute the mean binary cross-entropy over images and classes in float32.
 
     Args:
@@ -86,14 +81,11 @@ def binary_cross_entropy(
 
 
 def asymmetric_loss(
-    logits: torch.Tensor,
-    targets: torch.Tensor,
-    label_smoothing: float = 0.0,
-    class_weights: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Compute the mean asymmetric loss.
+    logits: Tensor, targets: Tensor, label_smoothing: float = 0.0, class_weights: Tensor | None = None
+) -> Tensor:
+    """Compute the mean asymmetric loss (Ridnik et al., 2021).
 
-    Ridnik et al., https://arxiv.org/abs/2009.14119.
+    See https://arxiv.org/abs/2009.14119.
 
     Args:
         logits: `(batch, classes)`.
@@ -106,7 +98,7 @@ def asymmetric_loss(
     )
 
 
-def soft_binary_distillation(logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float) -> torch.Tensor:
+def soft_binary_distillation(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
     """Compute soft distillation of each label, as `soft_distillation` of two classes.
 
     Args:
@@ -120,7 +112,7 @@ def soft_binary_distillation(logits: torch.Tensor, teacher_logits: torch.Tensor,
     return (F.binary_cross_entropy_with_logits(student, teacher) - entropy) * temperature**2
 
 
-def hard_binary_distillation(logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
+def hard_binary_distillation(logits: Tensor, teacher_logits: Tensor) -> Tensor:
     """Compute binary cross-entropy with the teacher's labels, at a threshold of 0.5."""
     return F.binary_cross_entropy_with_logits(logits.float(), (teacher_logits >= 0).float())
 
@@ -135,9 +127,9 @@ class Losses:
         hard: `(logits, teacher_logits) -> loss` of hard distillation.
     """
 
-    labels: Callable[..., torch.Tensor]
-    soft: Callable[..., torch.Tensor]
-    hard: Callable[..., torch.Tensor]
+    labels: Callable[..., Tensor]
+    soft: Callable[..., Tensor]
+    hard: Callable[..., Tensor]
 
 
 LOSSES = {

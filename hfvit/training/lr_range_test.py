@@ -1,4 +1,4 @@
-"""Learning rate range test: train with a growing learning rate until the loss diverges."""
+"""Learning rate range test: raise the rate until the loss diverges."""
 
 import math
 

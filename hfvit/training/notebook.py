@@ -6,7 +6,10 @@ SHOWN = ("eval_loss", "eval_accuracy", "eval_map")
 
 
 class NotebookProgress(NotebookProgressCallback):
-    """Show the progress bar and table of transformers, with loss, accuracy and the metric that selects."""
+    """Show transformers' progress bar and table with the metrics of the run.
+
+    These are loss, accuracy and the metric that selects.
+    """
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         selects = f"eval_{(args.metric_for_best_model or 'loss').removeprefix('eval_')}"

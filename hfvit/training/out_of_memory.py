@@ -28,7 +28,10 @@ OUT_OF_MEMORY_TEXTS = (
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Return whether memory of the device or the machine ran out, from PyTorch's allocator or CUDA's libraries."""
+    """Return whether an exception means that memory ran out.
+
+    It may come from PyTorch's allocators or from CUDA's libraries.
+    """
     if isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY_TEXTS)

@@ -1,4 +1,7 @@
-"""Evaluation loop for streamed splits, whose images are divided unequally among processes."""
+"""Evaluation loop for streamed splits, which are divided unequally.
+
+Processes may have different numbers of images.
+"""
 
 from typing import Any
 

@@ -41,7 +41,10 @@ class SpeedMeter(TrainerCallback):
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def stop(self) -> None:
-        """Set the end of `overall`, when the device has finished its work; a later call extends it."""
+        """Set the end of `overall` when the device has finished its work.
+
+        A later call extends it.
+        """
         _wait(self.device)
         self._stopped = self._reading()
 
@@ -128,7 +131,10 @@ DATASHEET_FLOPS = {
 
 
 def datasheet_rate(device: torch.device, dtype: torch.dtype) -> float | None:
-    """Return the dense FLOPs per second that NVIDIA states for a GPU, None for other devices and for float32."""
+    """Return the dense FLOPs per second that NVIDIA states for a GPU.
+
+    None for other devices and for float32.
+    """
     if device.type != "cuda" or dtype == torch.float32:
         return None
     name = torch.cuda.get_device_name(device)

@@ -1,4 +1,7 @@
-"""Experiment trackers: the Trainer's integrations, with the recipe, the results and figures, and one run on resume."""
+"""Experiment trackers: the Trainer's integrations with recipe and results.
+
+Figures are logged, too, and a resumed run continues its tracker's run.
+"""
 
 import io
 import json
@@ -34,7 +37,9 @@ FIGURES = ("training_images", "learning_curves", "confusion_matrix", "precision_
 
 
 class ArgumentsWithRecipe:
-    """Training arguments whose `to_dict` returns the recipe, which an integration logs as the configuration.
+    """Training arguments whose `to_dict` returns the recipe.
+
+    An integration logs it as the configuration.
 
     Args:
         args: training arguments.
@@ -60,7 +65,7 @@ class ArgumentsWithRecipe:
 
 
 class Tracker:
-    """Integration of the Trainer that keeps its run open for the results; mixed into its callback.
+    """Mixin for an integration's callback, which keeps its run open for results.
 
     Args:
         args: training arguments.
@@ -108,7 +113,10 @@ class Tracker:
 
 
 class TensorBoardTracker(Tracker, TensorBoardCallback):
-    """TensorBoard; event files are in `output_dir/runs/TIME`, or in TENSORBOARD_LOGGING_DIR."""
+    """TensorBoard.
+
+    Event files are in `output_dir/runs/TIME`, or in TENSORBOARD_LOGGING_DIR.
+    """
 
     integration = TensorBoardCallback
 
@@ -227,7 +235,10 @@ class WandbTracker(Tracker, WandbCallback):
 
 
 class MLflowTracker(Tracker, MLflowCallback):
-    """MLflow; MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME choose store and experiment."""
+    """MLflow.
+
+    MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME choose store and experiment.
+    """
 
     integration = MLflowCallback
 
@@ -269,7 +280,9 @@ TRACKERS: dict[str, type[Tracker]] = {
 
 
 class Tracking(TrainerCallback):
-    """Trackers of a run. Their identifiers are in `trackers.json`, so that a resumed run continues them.
+    """Trackers of a run.
+
+    Their identifiers are in `trackers.json`, so that a resumed run continues them.
 
     Args:
         trainer: trainer whose integrations are replaced by those of `TRACKERS`.

@@ -58,7 +58,7 @@ from hfvit.training.throughput import SpeedMeter, datasheet_rate, peak_rate, tra
 from hfvit.transforms.augmentation import Augmentation
 from hfvit.transforms.mixup import BatchMixing
 from hfvit.transforms.preprocessing import Preprocessing
-from hfvit.utils.environment import check_shared_memory
+from hfvit.utils.environment import check_shared_memory, return_freed_memory
 from hfvit.utils.files import commit_file, temporary_file
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -212,7 +212,10 @@ class HFViTTrainer(Trainer):
         self._add_parts()
 
     def _use_channels_last(self) -> None:
-        """Convert the convolutions of model and teacher; their outputs, and thus all later layers, follow."""
+        """Convert the convolutions of model and teacher.
+
+        Their outputs, and thus all later layers, follow.
+        """
         if self.is_sharded:
             raise RecipeError("channels_last: not available with sharded weights (FSDP, DeepSpeed). Set it to false.")
         for module in (self.model, self.objective):
@@ -680,6 +683,7 @@ class HFViTTrainer(Trainer):
         _remember_missing_lomo()
         self._count_trained_parameters()
         self._measure_device()
+        return_freed_memory()
         with self.checkpoints.signals.handled(), self._workers_stopped():
             while True:
                 self._begin(checkpoint)
@@ -721,7 +725,7 @@ class HFViTTrainer(Trainer):
         return output
 
     def _raise_out_of_memory(self) -> None:
-        """Raise `OutOfMemoryError` for memory that ran out where a smaller batch does not help."""
+        """Raise `OutOfMemoryError` where a smaller batch does not help."""
         raise out_of_memory_error(
             self.model,
             self.args.device,
@@ -786,7 +790,10 @@ class HFViTTrainer(Trainer):
             self.checkpoints.write(partial(super()._save_checkpoint, model, trial))
 
     def gather_stream_states(self) -> list[dict[str, Any]]:
-        """Return the position of each process in a stream; must be called by every process."""
+        """Return the position of each process in a stream.
+
+        Must be called by every process.
+        """
         return gather_object([self.train_dataset.state()]) if self._is_stream else []
 
     def save_extra_state(self, checkpoint: Path, stream_states: list[dict[str, Any]]) -> None:
@@ -834,7 +841,7 @@ class HFViTTrainer(Trainer):
 
 
 def _check_arguments(model, kwargs: dict[str, Any]) -> None:
-    """Raise `TypeError` for arguments of `transformers.Trainer` that are not available.
+    """Raise `TypeError` for arguments of the stock Trainer that are not available.
 
     Args:
         model: model of the trainer.
@@ -896,7 +903,7 @@ def _check_dataset(key: str, dataset: Any, stream: type) -> None:
 
 
 def check_determinism(args: HFViTTrainingArguments, model: nn.Module, progressive: TrainerCallback | None) -> None:
-    """Raise `RecipeError` if `full_determinism` is set and a training step has no deterministic kernel.
+    """Raise `RecipeError` if `full_determinism` lacks a deterministic kernel.
 
     Args:
         args: training arguments.
@@ -931,7 +938,10 @@ class FastZeroGrad(TrainerCallback):
 
 
 def clear_gradients(parameters: Iterable[nn.Parameter], set_to_none: bool = True) -> None:
-    """Set gradients to None; `set_to_none` is that of `Module.zero_grad`, and always True here."""
+    """Set gradients to None.
+
+    `set_to_none` is that of `Module.zero_grad`, and always True here.
+    """
     for parameter in parameters:
         parameter.grad = None
 

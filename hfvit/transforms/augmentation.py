@@ -184,7 +184,7 @@ class Augmentation:
         return pixels
 
     def _apply(self, step: dict[str, Any], levels: Tensor) -> Tensor:
-        """Reorder the images, and apply the operations of a pass to slices of them in place."""
+        """Reorder the images, and apply the operations of a pass to slices in place."""
         levels = levels.index_select(0, step["order"])
         start = 0
         for family, count in step["counts"].items():

@@ -1,4 +1,7 @@
-"""Batched image operations with parameters of each image, in families that run together."""
+"""Batched image operations with parameters of each image.
+
+Operations of a family run together.
+"""
 
 from collections.abc import Callable
 
@@ -39,7 +42,7 @@ class Constants:
         return self
 
     def coordinates(self, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """Return x (width, 1) and y (height, 1, 1) of pixel centers, from -1 to 1 within an image."""
+        """Return x (width, 1) and y (height, 1, 1) of pixel centers, from -1 to 1."""
         if (height, width) not in self._coordinates:
             device = self.fill.device
             x = torch.linspace(1 / width - 1, 1 - 1 / width, width, device=device)

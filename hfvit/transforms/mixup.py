@@ -77,7 +77,7 @@ class BatchMixing:
             return pixel_values, own * labels + (1 - own) * labels.flip(0)
 
     def _erase(self, pixel_values: Tensor, seeds: np.ndarray) -> None:
-        """Replace a rectangle of some images by noise, in place and for all images at once."""
+        """Replace a rectangle of some images by noise, in place."""
         channels, height, width = pixel_values.shape[1:]
         device = pixel_values.device
         u = uniform(seeds, ERASING_UNIFORMS, start=FIRST_UNIFORM)

@@ -1,4 +1,7 @@
-"""Batched antialiased crop and resize as two matrix products, and crops of padded images."""
+"""Batched antialiased crop and resize, and crops of padded images.
+
+Both passes of a resize are matrix products.
+"""
 
 import math
 

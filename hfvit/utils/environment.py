@@ -80,6 +80,18 @@ def keep_freed_memory() -> bool:
     return bool(libc.mallopt(mmap_max, 0) and libc.mallopt(trim_threshold, 2**31 - 1))
 
 
+def return_freed_memory() -> None:
+    """Return freed memory that Arrow and glibc keep to the system.
+
+    Converting and decoding a data set leave tens of MiB, which a training would keep to its end.
+    """
+    import pyarrow  # already imported by `datasets`
+
+    pyarrow.default_memory_pool().release_unused()
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def hardware() -> dict:
     """Describe CPU, cores, threads and GPUs of this machine, without its host name."""
     return {

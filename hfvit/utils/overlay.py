@@ -26,6 +26,6 @@ def highlight(image: np.ndarray, relevance: np.ndarray) -> np.ndarray:
 
 
 def enlarged(image: np.ndarray, side: int) -> np.ndarray:
-    """Repeat the pixels of a small image, so that its longer side has about `side` pixels."""
+    """Repeat the pixels of a small image to a longer side of about `side` pixels."""
     factor = max(1, side // max(image.shape[:2]))
     return image.repeat(factor, axis=0).repeat(factor, axis=1)

@@ -37,7 +37,7 @@ def silenced(verbose: bool = False) -> Iterator[None]:
 
 @contextmanager
 def quiet_run(verbose: bool = False, with_bars: bool = False) -> Iterator[None]:
-    """Hide warnings and progress bars of the Hugging Face libraries within the context.
+    """Hide warnings and progress bars of Hugging Face libraries in the context.
 
     Errors are shown. Python's warnings are those of libraries, as hfvit logs its own.
 
@@ -82,7 +82,10 @@ def quiet_run(verbose: bool = False, with_bars: bool = False) -> Iterator[None]:
 
 @contextmanager
 def hidden_loading_bars() -> Iterator[None]:
-    """Hide the "Loading weights" bars of transformers within the context, but not those of downloads."""
+    """Hide the "Loading weights" bars of transformers in the context.
+
+    Those of downloads are shown.
+    """
     from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils import logging as transformers_logging
 

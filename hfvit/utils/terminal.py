@@ -49,7 +49,7 @@ def print_traceback(kind: type[BaseException], error: BaseException, trace: Trac
 
 
 def terminal_width() -> int | None:
-    """Return the columns of the terminal that standard output writes to, None for a file or pipe."""
+    """Return the columns of standard output's terminal, None for a file or pipe."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 

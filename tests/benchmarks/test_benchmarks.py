@@ -9,6 +9,8 @@ from helpers.commands import ROOT, run_command
 from helpers.messages import assert_names
 
 CONTENDERS = dict.fromkeys(("input_pipeline", "train_step", "startup"), ("hfvit", "timm"))
+CONTENDERS["input_pipeline"] += ("v2 PIL", "v2 decode_jpeg", "v2 with_format")
+CONTENDERS["train_step"] += ("freed memory kept", "glibc's defaults", "compiled")
 CONTENDERS["predict"] = ("pipeline", "hfvit", "hfvit bf16")
 CONTENDERS["attention_scaling"] = ("Swin-T, windows", "ViT-S/16, full", "ViT-S/8, full")
 CONTENDERS["inference"] = ("eager fp32", "torch.compile", "ONNX Runtime", "int8 static", "hfvit int8")

@@ -121,6 +121,49 @@ def test_utilization_of_loop_uses_counts_of_hfvit(load):
     assert found["mfu_measured"] == pytest.approx(0.06)
 
 
+def test_records_words_select_runs_and_limits(load, tmp_path):
+    records = load("records")
+    known = records.attempts(tmp_path, None)
+    assert records.chosen(known, []) == known
+    found = records.chosen(known, ["vit_base:60", "dinov2_small_224"])
+    assert {name: attempt.seconds for name, attempt in found.items()} == {"vit_base": 60.0, "dinov2_small_224": 900}
+    assert (known["vit_base"].aim, records.attempts(None, tmp_path)["vit_base"].aim) == (None, 0.986)
+    with pytest.raises(SystemExit, match=r"\bvit_huge\b"):
+        records.chosen(known, ["vit_huge"])
+
+
+def test_records_recipes_parse(load, tmp_path):
+    from hfvit.recipe.loader import load_recipe
+
+    records = load("records")
+    for vit_b in (None, tmp_path):
+        for attempt in records.attempts(tmp_path, vit_b).values():
+            recipe = load_recipe([str(word) for word in (*attempt.words, *records.DATA_OPTIONS)])
+            assert recipe.training.bf16
+            assert recipe.model.image_size in (32, 224)
+
+
+def test_records_of_an_unfinished_run_are_those_of_its_checkpoint(load, tmp_path):
+    records = load("records")
+    assert records.results(tmp_path, 256)["images"] == 0
+    checkpoint = tmp_path / "checkpoint-30"
+    checkpoint.mkdir()
+    history = [
+        {"step": 10, "loss": 2.0, "images_per_second": 100.0, "peak_memory_gib": 3.5},
+        {"step": 20, "loss": 1.0, "images_per_second": 200.0, "peak_memory_gib": 4.5},
+        {"step": 20, "eval_accuracy": 0.75},
+    ]
+    state = {"global_step": 30, "max_steps": 90, "log_history": history}
+    files = {"trainer_state.json": json.dumps(state), "rng_state.pth": ""}
+    for name, content in files.items():
+        (checkpoint / name).write_text(content)
+    manifest = {"files": {name: {"bytes": len(content)} for name, content in files.items()}}
+    (checkpoint / "checkpoint.json").write_text(json.dumps(manifest))
+    found = records.results(tmp_path, 256)
+    assert (found["finished"], found["steps"], found["of_steps"], found["images"]) == (False, 30, 90, 7680)
+    assert (found["ips_median"], found["peak_gib"], found["validation"], found["test"]) == (150.0, 4.5, 0.75, None)
+
+
 def test_junit_summary_counts_failures_and_skips(load, tmp_path):
     xml = tmp_path / "tests.xml"
     xml.write_text(
@@ -233,7 +276,7 @@ def test_dry_run_sets_up_a_carried_source_and_wheel_and_runs_tests(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.integration
-@pytest.mark.parametrize("step", ["amp", "survive", "real", "latency", "syncs"])
+@pytest.mark.parametrize("step", ["amp", "survive", "real", "records", "latency", "syncs"])
 def test_dry_run_of_step_records_no_error(step, tmp_path):
     kit = copy_kit(tmp_path)
     result = run_day(kit, tmp_path, "prep", step, SECONDS_STEP=f"{step}:240", AMP_ROWS="S recipe")

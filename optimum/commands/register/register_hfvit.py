@@ -1,4 +1,6 @@
-"""Register `optimum-cli export onnx`, `openvino`, `executorch` and `tensorrt`, unless another package has the name.
+"""Register the export commands of hfvit in optimum-cli.
+
+These are `export onnx`, `openvino`, `executorch` and `tensorrt`, unless another package has the name.
 
 optimum-cli fails if two packages register a command with the same name. It imports all files of this namespace anyway,
 so reading the lists of the others costs nothing.

@@ -1,0 +1,198 @@
+"""Train recipes for accuracy, one after another, each within a time limit; a later call resumes what was cut off.
+
+python records.py SECONDS [NAME[:SECONDS] ...]
+
+SECONDS is the limit of all runs together, and NAME:SECONDS another limit for one of them. The runs are in
+`$KIT_WORK/records`: copied to another machine, they resume there. `KIT_DINO` and `KIT_VIT_B` are folders with
+pretrained weights in the layout of a timm repository; without them, DINOv2-S is skipped, and ViT-B starts from random
+weights.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kit import OUT, TINY, WORK, TimeBudget, record
+from real import DATA_OPTIONS, TINY_OPTIONS, dinov2_weights, median, start
+
+from hfvit.artifacts.checkpoint import newest_checkpoint
+from hfvit.recipe.loader import load_recipe
+
+FOLDER = WORK / "records"
+SECONDS_TO_SAVE = 60  # after SIGTERM, for a checkpoint of a gigabyte
+LOG_LINES = 12
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """Recipe to train.
+
+    Args:
+        words: recipe and options of the command line.
+        seconds: time limit.
+        aim: test accuracy to reach; None from random weights, for which the recipe was not made.
+    """
+
+    words: tuple[str | int | float | Path, ...]
+    seconds: float
+    aim: float | None = None
+
+
+def attempts(dinov2: Path | None, vit_b: Path | None) -> dict[str, Attempt]:
+    """Return the attempts by name, the shortest first.
+
+    Args:
+        dinov2: folder of DINOv2-S, None to leave it out.
+        vit_b: folder of ViT-B/16, None to start from random weights.
+    """
+    tiny = (*TINY_OPTIONS, "--per_device_train_batch_size", 8, "--max_eval_samples", 16) if TINY else ()
+    base = ("--model_name_or_path", vit_b) if vit_b else ("--architecture", "vit_base_patch16_224")
+    if TINY:
+        base = ("--architecture", "vit_tiny_patch16_224", "--image_size", 32)
+    found = {}
+    if dinov2:
+        options = (
+            "--image_size", 224, "--global_batch_size", 128, "--num_train_epochs", 4, "--eval_strategy", "epoch",
+            "--drop_path_rate", 0.1,
+        )  # fmt: skip
+        options = (*tiny, "--image_size", 28) if TINY else options
+        words = ("dinov2_small", "--model_name_or_path", dinov2, *options)
+        found["dinov2_small_224"] = Attempt(words, 900, 0.975)
+    found["vit_base"] = Attempt(("vit_base", *base, *tiny), 1800, 0.986 if vit_b else None)
+    found["seed_article"] = Attempt(("seed_article", *base, *tiny), 2400, 0.91 if vit_b else None)
+    found["vit_tiny_cifar10"] = Attempt(("vit_tiny_cifar10", *tiny), 5400, 0.96)
+    return found
+
+
+def chosen(known: dict[str, Attempt], words: list[str]) -> dict[str, Attempt]:
+    """Select attempts by `NAME` or `NAME:SECONDS`; without words, all of them.
+
+    Args:
+        known: attempts by name.
+        words: names, with other time limits.
+    """
+    if not words:
+        return known
+    found = {}
+    for word in words:
+        name, _, seconds = word.partition(":")
+        if name not in known:
+            sys.exit(f"records: no recipe '{name}' (found: {', '.join(known)})")
+        attempt = known[name]
+        found[name] = Attempt(attempt.words, float(seconds or attempt.seconds), attempt.aim)
+    return found
+
+
+def train(name: str, attempt: Attempt, seconds: float) -> int | str:
+    """Train or resume an attempt, and end it with a checkpoint after `seconds`.
+
+    Args:
+        name: name of the attempt.
+        attempt: the attempt.
+        seconds: time limit.
+
+    Returns:
+        The exit code, or "cut off".
+    """
+    process = start(FOLDER / name, [*attempt.words, *DATA_OPTIONS, "--resume_from_checkpoint", "auto"])
+    try:
+        return process.wait(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # the run then saves a checkpoint
+    try:
+        process.wait(timeout=SECONDS_TO_SAVE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    return "cut off"
+
+
+def results(folder: Path, global_batch_size: int) -> dict[str, Any]:
+    """Return progress, speed, memory and accuracy of a run, from `run.json` or its last checkpoint.
+
+    Args:
+        folder: output folder.
+        global_batch_size: images per step.
+    """
+    run: dict[str, Any] = {}
+    state: dict[str, Any] = {}
+    if (folder / "run.json").exists():
+        run = json.loads((folder / "run.json").read_text())
+        state = {"global_step": run["training"]["steps"], "log_history": run["history"]}
+        state["max_steps"] = state["global_step"]
+    elif checkpoint := newest_checkpoint(folder):
+        state = json.loads((checkpoint / "trainer_state.json").read_text())
+    history = state.get("log_history", [])
+    test = run.get("metrics", {}).get("test", {})
+    evaluations = [(entry["step"], round(entry["eval_accuracy"], 4)) for entry in history if "eval_accuracy" in entry]
+    return {
+        "finished": bool(run),
+        "steps": state.get("global_step", 0),
+        "of_steps": state.get("max_steps"),
+        "images": state.get("global_step", 0) * global_batch_size,
+        "ips_median": median(history, "images_per_second"),
+        "data_wait": median(history, "data_wait"),
+        "mfu": median(history, "mfu"),
+        "peak_gib": max((entry["peak_memory_gib"] for entry in history if "peak_memory_gib" in entry), default=None),
+        "validation": max((accuracy for _, accuracy in evaluations), default=None),
+        "test": test.get("accuracy"),
+        "test_interval": test.get("accuracy_interval"),
+        "evals": evaluations[-8:],
+    }
+
+
+def measure(name: str, attempt: Attempt, seconds: float) -> None:
+    """Train an attempt, and record its results with the seconds of all calls.
+
+    Args:
+        name: name of the attempt.
+        attempt: the attempt.
+        seconds: time limit of this call.
+    """
+    file = FOLDER / f"{name}.json"
+    before = json.loads(file.read_text()) if file.exists() else {"seconds": 0.0, "calls": 0}
+    recipe = load_recipe([str(word) for word in (*attempt.words, *DATA_OPTIONS)])
+    started = time.monotonic()
+    code = 0 if before.get("finished") else train(name, attempt, seconds)
+    values = {
+        "name": name,
+        "code": code,
+        "from_scratch": recipe.model.model_name_or_path is None,
+        "seconds": before["seconds"] + time.monotonic() - started,
+        "calls": before["calls"] + 1,
+        **results(FOLDER / name, recipe.training.global_batch_size),
+        "aim": attempt.aim,
+    }
+    if attempt.aim and values["test"] is not None:
+        values["reached"] = values["test"] >= attempt.aim
+    if code not in (0, "cut off"):
+        values["error"] = f"exit code {code}"
+        values["tail"] = (FOLDER / f"{name}.log").read_text().splitlines()[-LOG_LINES:]
+    file.write_text(json.dumps(values, indent=2) + "\n")
+    OUT.mkdir(parents=True, exist_ok=True)
+    shutil.copy(file, OUT / f"record_{name}.json")
+    record("records", **values)
+
+
+def main(seconds: float, words: list[str]) -> None:
+    budget = TimeBudget(seconds)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    dinov2, vit_b = (Path(folder) if (folder := os.environ.get(key)) else None for key in ("KIT_DINO", "KIT_VIT_B"))
+    if dinov2 is None:
+        record("records", name="dinov2_small_224", skipped="KIT_DINO is not set")
+    for name, attempt in chosen(attempts(dinov2 and dinov2_weights(dinov2), vit_b), words).items():
+        left = min(attempt.seconds, budget.left() - SECONDS_TO_SAVE)
+        if left <= 0:
+            record("records", name=name, skipped="no time was left")
+            continue
+        measure(name, attempt, left)
+
+
+if __name__ == "__main__":
+    main(float(sys.argv[1]), sys.argv[2:])
