@@ -153,7 +153,8 @@ def test_linear_probe_run_with_augmented_passes(write):
 def test_benchmark_has_a_row_for_each_method(tmp_path):
     rows = tmp_path / "rows.json"
     chosen = ("linear_probe", "soup", "half", "half_features", "imbalanced_sample")
-    result = run_command(sys.executable, "benchmarks/finetuning.py", "--quick", "--json", rows, "--only", *chosen)
+    words = ("benchmarks/finetuning.py", "--quick", "--json", rows, "--only", *chosen)
+    result = run_command(sys.executable, *words, timeout=500)
     assert result.returncode == 0, result.stderr
     found = {row["method"]: row for row in json.loads(rows.read_text())["rows"]}
     assert found.keys() == {*chosen, "full"}  # the teacher
