@@ -49,12 +49,12 @@ def file_name(
     Args:
         dtype: fp32, fp16 or bf16.
         optimize: operators fused for ONNX Runtime.
-        quantize: int8, int8-dynamic or None.
-        target: runtime of the INT8 graph: onnxruntime or tensorrt.
+        quantize: int8, int8-dynamic, fp8 (for tensorrt) or None.
+        target: runtime of the quantized graph: onnxruntime or tensorrt.
         with_preprocessing: preprocessing is part of the graph.
     """
     if quantize:
-        stem = "model_int8_tensorrt" if target == "tensorrt" else "model_quantized"
+        stem = f"model_{quantize}_tensorrt" if target == "tensorrt" else "model_quantized"
     elif optimize:
         stem = "model_optimized"
     else:

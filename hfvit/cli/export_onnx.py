@@ -23,7 +23,7 @@ OUTPUT has the layout that transformers.js and ORTModelForImageClassification ex
   model.onnx                    --dtype fp32 (also model_fp16.onnx, model_bf16.onnx)
   model_optimized.onnx          --optimize, for ONNX Runtime only
   model_quantized.onnx          --quantize int8 or int8-dynamic; the later export replaces the earlier one
-  model_int8_tensorrt.onnx      --quantize int8 --target tensorrt
+  model_int8_tensorrt.onnx      --quantize int8 --target tensorrt (also model_fp8_tensorrt.onnx)
   ..._with_preprocessing.onnx   --with_preprocessing
   config.json, preprocessor_config.json, export.json
 One call can write several files, and further calls add files to the folder.
@@ -79,17 +79,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_tolerance(graph)
     add_token_options(graph)
 
-    int8 = parser.add_argument_group("INT8")
-    int8.add_argument(
-        "--quantize", choices=("int8", "int8-dynamic"),
+    quantization = parser.add_argument_group("quantization")
+    quantization.add_argument(
+        "--quantize", choices=("int8", "int8-dynamic", "fp8"),
         help="also write model_quantized.onnx: int8 (static quantization: activation ranges from calibration images)"
-        " or int8-dynamic (dynamic quantization: ranges of each batch)",
+        " or int8-dynamic (dynamic quantization: ranges of each batch); fp8 (static) needs --target tensorrt",
     )  # fmt: skip
-    int8.add_argument(
+    quantization.add_argument(
         "--target", choices=("onnxruntime", "tensorrt"), default="onnxruntime",
-        help="runtime of the INT8 graph; TensorRT needs symmetric activations [%(default)s]",
+        help="runtime of the quantized graph; TensorRT needs symmetric activations [%(default)s]",
     )  # fmt: skip
-    add_calibration(int8)
+    add_calibration(quantization)
     add_gate(parser)
     accept_dashes(parser)
 
@@ -102,6 +102,8 @@ def export_onnx_command(options: argparse.Namespace) -> None:
     require_checkpoint(options.model)
     if options.quantize == "int8-dynamic" and options.target == "tensorrt":
         raise ModelError("--target tensorrt: not available with --quantize int8-dynamic. Use --quantize int8.")
+    if options.quantize == "fp8" and options.target != "tensorrt":
+        raise ModelError(f"--quantize fp8: requires --target tensorrt, got {options.target}. Use --quantize int8.")
     folder = claim_folder(options.output)
     quiet_export(options.verbose)
     from hfvit.export.pipeline import Export

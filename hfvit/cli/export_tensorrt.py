@@ -93,7 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     graph = parser.add_argument_group("ONNX graph of a checkpoint")
     graph.add_argument("--opset", type=int, help="ONNX opset, 18 to 23 [the exporter's default]")
     add_tolerance(graph)
-    add_calibration(parser.add_argument_group("calibration of --dtype int8"))
+    add_calibration(parser.add_argument_group("calibration of --dtype int8 and fp8"))
     add_gate(parser)
     accept_dashes(parser)
 
@@ -114,11 +114,6 @@ def export_tensorrt_command(options: argparse.Namespace) -> None:
     artifact = find_artifact(options.model)
     if not (artifact.is_checkpoint or artifact.is_onnx):
         raise ModelError(f"--model: must be a checkpoint or an ONNX file, got {artifact.file}.")
-    if options.dtype == "fp8" and artifact.is_checkpoint:
-        raise ModelError(
-            "--dtype fp8: not available for a checkpoint, since hfvit quantizes to INT8 only. Use --dtype int8 or"
-            " fp16, or pass an ONNX file with FP8 Q/DQ nodes from another quantizer, such as NVIDIA's Model Optimizer."
-        )
     names = ("min_batch", "opt_batch", "max_batch", "workspace", "timing_cache", "optimization_level")
     names += ("hardware_compatibility", "version_compatible")
     engine_options = EngineOptions(

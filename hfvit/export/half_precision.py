@@ -11,10 +11,12 @@ from hfvit.export.graph import cpu_session
 
 HALF_TYPES = {"fp16": DataType.FLOAT16, "bf16": DataType.BFLOAT16}
 LARGEST = {DataType.FLOAT16: 65504.0, DataType.BFLOAT16: 3.3e38}
+SMALLEST = {DataType.FLOAT16: 2.0**-14, DataType.BFLOAT16: 2.0**-126}  # with all bits of the mantissa
 
 HEADROOM = 4  # of the largest values on the measured images, for other images
 
 COMPUTE = {"MatMul", "Gemm", "Conv"}
+QUANTIZERS = {"QuantizeLinear", "DequantizeLinear"}
 FOLLOW = {
     "Abs", "Add", "Clip", "Concat", "Div", "Erf", "Expand", "Flatten", "Gather", "Gelu", "HardSigmoid", "HardSwish",
     "Identity", "LeakyRelu", "MaxPool", "Mul", "Neg", "Pad", "Relu", "Reshape", "Sigmoid", "Slice", "Split", "Squeeze",
@@ -53,7 +55,7 @@ def to_half(model: onnx_ir.Model, dtype: str, wide: Collection[str] = ()) -> Non
     """Convert a graph in place, with float32 inputs and outputs.
 
     Args:
-        model: graph in float32.
+        model: graph in float32, with or without Q/DQ pairs.
         dtype: "fp16" or "bf16".
         wide: names of values that stay in float32, with the operators that read or compute them.
     """
@@ -115,6 +117,10 @@ def _computes_in_half(node: onnx_ir.Node, values: list[onnx_ir.Value], half: Dat
         return False
     if node.op_type in COMPUTE:
         return True
+    if node.op_type in QUANTIZERS:
+        scale = node.inputs[1].const_value.numpy()
+        is_exact = scale.ndim == 1 or float(scale) >= SMALLEST[half]  # a vector is of weights; tiny ones do not matter
+        return is_exact and (node.op_type == "DequantizeLinear" or node.inputs[0].dtype == half)
     computed = [value for value in values if value.const_value is None]
     constants = [value.const_value.numpy() for value in values if value.const_value is not None]
     fits = all(np.abs(constant, dtype=np.float32).max(initial=0) <= LARGEST[half] for constant in constants)

@@ -21,8 +21,8 @@ DEFAULT_ATOL = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1}
 # Pillow 13 resizes some images down before across, and torchvision rounds the weights otherwise. A wrong filter, size
 # or crop differs by dozens.
 MAX_LEVELS = 2.0
-# Default limit for INT8: norm of the difference over the norm of the logits' deviations from their mean. A correct
-# graph has a few percent, noise 1.4.
+# Default limit for INT8 and FP8: norm of the difference over the norm of the logits' deviations from their mean. A
+# correct graph has a few percent, noise 1.4.
 MAX_RELATIVE_ERROR = 0.5
 IMAGE_SIZES = ((97, 131), (40, 33), (301, 223))
 
@@ -31,7 +31,9 @@ def tolerance(dtype: str, atol: float | None) -> dict:
     """Return the limits for `check_parity`, from `atol` or the default of `dtype`."""
     if atol is not None:
         return {"atol": atol, "scaled": False}
-    return {"relative": MAX_RELATIVE_ERROR} if dtype == "int8" else {"atol": DEFAULT_ATOL[dtype], "scaled": True}
+    if dtype in DEFAULT_ATOL:
+        return {"atol": DEFAULT_ATOL[dtype], "scaled": True}
+    return {"relative": MAX_RELATIVE_ERROR}
 
 
 def check_onnx(path: Path) -> None:

@@ -37,6 +37,7 @@ from hfvit.utils.files import commit_file, expand_user, write_object
 from hfvit.utils.formatting import aligned
 
 CALIBRATION_BATCH = 16
+CALIBRATED = ("int8", "fp8")  # modes of quantization with calibration images
 COMPARABLE = (".onnx", ".xml")  # files that `load_classifier` takes
 
 
@@ -81,7 +82,7 @@ class Export:
         options = self.options
         self.log(f"loading {options.model}")
         self.load()
-        calibration = self.calibration_images() if options.quantize == "int8" else None
+        calibration = self.calibration_images() if options.quantize in CALIBRATED else None
         gate = self.gate_split()
         with staging_folder(self.folder) as staging:
             write_object(staging / CONFIG_FILE, self.config)
@@ -227,7 +228,7 @@ class Export:
         return self.classifier.pixel_values(photographs()) if resizes_alike(self.classifier) else None
 
     def quantized_file(self, staging: Path, calibration) -> None:
-        """Quantize the float file to INT8, exporting it first if necessary."""
+        """Quantize the float file, exporting it first if necessary."""
         from hfvit.export.quantization import quantize_onnx
 
         options = self.options
@@ -251,15 +252,16 @@ class Export:
             )
             ratio = path.stat().st_size / source.stat().st_size
         if ratio > 0.9:
-            self.log(f"{name} has {ratio:.0%} of the float file's size, as convolutions stay in float on ONNX Runtime")
+            self.log(f"{name} has {ratio:.0%} of the float file's size, as convolutions stay in float")
+        dtype = "fp8" if options.quantize == "fp8" else "int8"
         batch_sizes = [options.batch_size] if options.no_dynamic_axes else [1, 3]
         parity = check_graph(
             path,
             self.model,
             self.shape,
             batch_sizes,
-            "int8",
-            tolerance("int8", options.atol),
+            dtype,
+            tolerance(dtype, options.atol),
             self.processor if options.with_preprocessing else None,
             name,
         )
@@ -267,7 +269,7 @@ class Export:
             path,
             self.shape,
             parity,
-            dtype="int8",
+            dtype=dtype,
             batch_size=options.batch_size if options.no_dynamic_axes else None,
         )
         described.quantization = quantization

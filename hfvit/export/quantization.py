@@ -1,4 +1,4 @@
-"""`quantize_onnx`: INT8 for ONNX Runtime or TensorRT."""
+"""`quantize_onnx`: INT8 for ONNX Runtime or TensorRT, FP8 for TensorRT."""
 
 import logging
 import tempfile
@@ -8,18 +8,22 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir
 import onnxruntime
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from hfvit.errors import DataError, ModelError, nearest, wrap_library_errors
+from hfvit.export.fp8 import to_fp8
+from hfvit.export.half_precision import to_half, wide_values
 from hfvit.export.int8_kernels import int8_graph
 from hfvit.utils.files import temporary_file
 from hfvit.utils.quiet import log_level
 
-MODES = ("int8", "int8-dynamic")
+MODES = ("int8", "int8-dynamic", "fp8")
 RUNTIMES = ("onnxruntime", "tensorrt")
 LINEAR = ("MatMul", "Gemm")
+HALF_OPSET = 19  # the first one with Q/DQ of fp16 and of FP8
 
 
 def quantize_onnx(
@@ -30,14 +34,16 @@ def quantize_onnx(
     runtime: str = "onnxruntime",
     calibration: Iterable[np.ndarray] | None = None,
 ) -> dict[str, Any]:
-    """Quantize a float32 ONNX file to INT8.
+    """Quantize a float32 ONNX file to INT8 or FP8.
 
     Args:
         source: float32 ONNX file.
         target: ONNX file to write.
-        mode: "int8" for static ranges of activations from `calibration`, "int8-dynamic" for the range of each batch.
+        mode: "int8" or "fp8" (E4M3) for static ranges of activations from `calibration`, "int8-dynamic" for the range
+            of each batch.
         runtime: "onnxruntime" for unsigned activations and signed weights (U8S8), "tensorrt" for symmetric ones (S8S8)
-            and float biases, as its parser requires.
+            and float biases, as its parser requires, with all else but LayerNorm and Softmax in fp16. "fp8" needs
+            "tensorrt", "int8-dynamic" "onnxruntime".
         calibration: batches (batch, 3, height, width) float32; about 32 images suffice.
 
     Returns:
@@ -50,17 +56,26 @@ def quantize_onnx(
     _check_choice("mode", mode, MODES)
     _check_choice("runtime", runtime, RUNTIMES)
     if runtime == "tensorrt" and mode == "int8-dynamic":
-        raise ModelError("mode: must be int8 for TensorRT, got 'int8-dynamic'. Pass calibration images.")
+        raise ModelError("mode: must be int8 or fp8 for TensorRT, got 'int8-dynamic'. Pass calibration images.")
+    if runtime == "onnxruntime" and mode == "fp8":
+        raise ModelError("runtime: must be tensorrt for mode fp8, got 'onnxruntime', which has no FP8 arithmetic.")
     source = Path(source)
     target = Path(target)
     model = load_float_graph(source)
-    if mode == "int8" and calibration is None:
-        raise DataError("calibration: required for mode int8, got None. Pass batches, or mode int8-dynamic.")
-    batches = Batches(model, calibration) if mode == "int8" else None
+    opset = next(entry.version for entry in model.opset_import if not entry.domain)
+    if mode == "fp8" and opset < HALF_OPSET:
+        raise ModelError(f"{source}: must have opset {HALF_OPSET} or above for mode fp8, got {opset}.")
+    is_static = mode != "int8-dynamic"
+    if is_static and calibration is None:
+        raise DataError(f"calibration: required for mode {mode}, got None. Pass batches, or mode int8-dynamic.")
+    batches = Batches(model, calibration) if is_static else None
     # ONNX Runtime logs its steps through the root logger.
     with log_level(None, logging.ERROR), tempfile.TemporaryDirectory(prefix="hfvit_int8_") as folder:
         if runtime == "tensorrt":
-            quantized, details = quantize_qdq(source, Path(folder), batches, symmetric=True)
+            quantized, details = quantize_qdq(source, Path(folder), batches, symmetric=True, fp8=mode == "fp8")
+            if opset >= HALF_OPSET:
+                quantized, wide = rest_in_half(quantized, batches)
+                details |= {"float_type": "fp16, LayerNorm and Softmax fp32", "float32_values": wide}
         else:
             quantized, details = int8_graph(model, batches)
     save_in_one_file(quantized, target)
@@ -71,13 +86,19 @@ def quantize_onnx(
         "mode": mode,
         "runtime": runtime,
         **details,
-        "weights": "int8 symmetric, one scale per output channel",
-        "kept_float": ["attention products", "LayerNorm", "Softmax", "GELU", *(["Conv"] * (runtime == "onnxruntime"))],
+        "weights": f"{mode.removesuffix('-dynamic')} symmetric, one scale per output channel",
+        "kept_float": [
+            "attention products",
+            "LayerNorm",
+            "Softmax",
+            "GELU",
+            *(["Conv"] * (runtime == "onnxruntime" or mode == "fp8")),
+        ],
     }
 
 
 def quantize_qdq(
-    source: Path, folder: Path, batches: "Batches", *, symmetric: bool
+    source: Path, folder: Path, batches: "Batches", *, symmetric: bool, fp8: bool = False
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
     """Insert Q/DQ pairs around every matrix product with weights.
 
@@ -87,6 +108,8 @@ def quantize_qdq(
         batches: calibration batches.
         symmetric: symmetric activations and quantized convolutions, for TensorRT; ONNX Runtime would run convolutions
             with float output in float.
+        fp8: FP8 instead of INT8, for symmetric activations; convolutions stay in float, as 3 bits of mantissa are few
+            for pixel values.
 
     Returns:
         The graph with standard ONNX operators, and a description for export.json.
@@ -95,7 +118,7 @@ def quantize_qdq(
     quantized = folder / "quantized.onnx"
     quant_pre_process(str(source), str(prepared))
     excluded = attention_products(onnx.load(prepared))
-    types = [*LINEAR, "Conv"] if symmetric else list(LINEAR)
+    types = [*LINEAR, "Conv"] if symmetric and not fp8 else list(LINEAR)
     quantize_static(
         prepared,
         quantized,
@@ -114,15 +137,33 @@ def quantize_qdq(
             "OpTypesToExcludeOutputQuantization": types,
         },
     )
-    model = onnx.load(quantized)
+    model = to_fp8(quantized, prepared) if fp8 else onnx.load(quantized)
     constant = constants(model)
     products = sum(has_weight(node, constant) for node in model.graph.node)
     return model, {
         "method": "static, QuantizeLinear and DequantizeLinear",
-        "activations": "int8 symmetric" if symmetric else "uint8",
+        "activations": f"{'fp8' if fp8 else 'int8'} symmetric" if symmetric else "uint8",
         "integer_products": products,
         "float_products": len(excluded),
     }
+
+
+def rest_in_half(model: onnx.ModelProto, batches: "Batches") -> tuple[onnx.ModelProto, int]:
+    """Convert the rest of a Q/DQ graph to fp16, except for LayerNorm and Softmax.
+
+    A strongly typed engine computes the products of attention in the type of the graph.
+
+    Args:
+        model: graph of `quantize_qdq`.
+        batches: calibration batches, whose first one tells the ranges of values.
+
+    Returns:
+        The graph, and the number of values that stay in float32 because fp16 may not hold them.
+    """
+    graph = onnx_ir.from_proto(onnx.shape_inference.infer_shapes(model, strict_mode=True))
+    wide = wide_values(graph, [{batches.input.name: batches.sample}])
+    to_half(graph, "fp16", wide)
+    return onnx_ir.to_proto(graph), len(wide)
 
 
 def load_float_graph(path: Path) -> onnx.ModelProto:
@@ -181,6 +222,7 @@ class Batches(CalibrationDataReader):
         self.batches = iter(batches)
         self.images = 0
         self.first = self._next()
+        self.sample = self.first
         if self.first is None:
             raise DataError("calibration: must have at least one batch, got none.")
 

@@ -14,7 +14,7 @@ from hfvit.artifacts.engine_record import BuildOptions, EngineRecord, SourceGrap
 from hfvit.artifacts.export_folder import check_same_model, claim_folder, file_digest, staging_folder
 from hfvit.artifacts.export_record import ExportedFile, ExportRecord, TensorInfo
 from hfvit.errors import GateError, ModelError
-from hfvit.export.pipeline import Export
+from hfvit.export.pipeline import CALIBRATED, Export
 from hfvit.trt.api import Backend, EngineOptions
 from hfvit.trt.builder import build_engine, read_graph
 from hfvit.trt.triton import CONFIG, LABELS, PLAN, triton_config, triton_labels
@@ -135,7 +135,7 @@ class EngineExport:
     def add_calibration(self, built: BuildOptions) -> None:
         """Record calibration images that replace the recipe's."""
         options = self.options
-        if options.quantize != "int8" or options.calibration_dataset is None:
+        if options.quantize not in CALIBRATED or options.calibration_dataset is None:
             return
         from hfvit.evaluation.split import redacted_name
 
@@ -187,11 +187,11 @@ class EngineExport:
 
 def graph_options(options: argparse.Namespace) -> argparse.Namespace:
     """Return the options of `export onnx` for the graph of an engine."""
-    is_int8 = options.dtype == "int8"
+    is_quantized = options.dtype in CALIBRATED
     values = {
         **vars(options),
-        "dtype": "fp32" if is_int8 else options.dtype,
-        "quantize": "int8" if is_int8 else None,
+        "dtype": "fp32" if is_quantized else options.dtype,
+        "quantize": options.dtype if is_quantized else None,
         "target": "tensorrt",
         "optimize": False,
         "with_preprocessing": False,

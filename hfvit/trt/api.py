@@ -20,10 +20,9 @@ INSTALL = {
 }
 # Default targets of TensorRT for RTX (its guide, "CPU-Only AOT").
 RTX_DEFAULT = ("8.0", "8.6", "8.9", "12.0")
-# Lowest compute capability by precision. TensorRT for RTX 1.7 compiles no float32 matrix product for 7.5, and it
-# computes INT8 weights in float32.
+# Lowest compute capability by precision. TensorRT for RTX 1.7 compiles no float32 matrix product for 7.5.
 LOWEST = {"bf16": (8, 0), "fp8": (8, 9)}
-LOWEST_RTX = {**LOWEST, "fp32": (8, 0), "int8": (8, 0)}
+LOWEST_RTX = {**LOWEST, "fp32": (8, 0)}
 HARDWARE_LEVELS = ("none", "ampere_plus", "same_compute_capability")
 
 

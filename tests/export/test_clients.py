@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from helpers.browser import Visit, chromium, served
@@ -17,14 +18,17 @@ from helpers.loopback_hub import LoopbackHub
 from helpers.models import build_model
 from helpers.recipes import ARCHITECTURE, MICRO
 from helpers.stock_models import FAMILIES, SIZE, stock_model, stock_processor
+from helpers.timm_models import FAMILIES as TIMM_FAMILIES
+from helpers.timm_models import save_resized
 from PIL import Image
 from sklearn.datasets import load_sample_image
-from transformers import set_seed
+from transformers import AutoImageProcessor, AutoModelForImageClassification, set_seed
 
 import hfvit
 from hfvit.cli import main as hfvit_command
 from hfvit.cli.export_onnx import main as export
 from hfvit.demo.web_runtime import TESTED, TESTED_RUNTIME
+from hfvit.export.image_parity import photographs
 from hfvit.hub.push import Destination, push_to
 
 CLIENTS = Path(__file__).parent / "clients"
@@ -249,15 +253,18 @@ def test_static_page_opened_as_file_asks_for_a_server(browser, exported, tmp_pat
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_transformers_js_opens_every_family(npm_folder, tmp_path):
-    """Export each family of transformers; the client finds the class of PyTorch."""
+    """Export each family of transformers and timm; the client finds the class of PyTorch."""
     image = tmp_path / "image.png"
     flower = Image.fromarray(load_sample_image("flower.jpg"))
     flower.crop((100, 50, 420, 370)).resize((SIZE, SIZE)).save(image)
     wanted = {}
-    for family in FAMILIES:
+    for family in (*FAMILIES, *(f"timm_{name}" for name in TIMM_FAMILIES)):
         folder = tmp_path / family
-        stock_model(family).save_pretrained(folder)
-        stock_processor(family).save_pretrained(folder)
+        if family in FAMILIES:
+            stock_model(family).save_pretrained(folder)
+            stock_processor(family).save_pretrained(folder)
+        else:
+            save_resized(family.removeprefix("timm_"), folder, SIZE)
         with pytest.raises(SystemExit) as stop:
             export(["--model", str(folder), str(folder / "onnx")])
         assert stop.value.code == 0, family
@@ -271,6 +278,27 @@ def test_transformers_js_opens_every_family(npm_folder, tmp_path):
         for folder, rows in answers.items()
     }
     assert found == {Path(folder).parent.name: max(row, key=row.get) for folder, row in wanted.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", TIMM_FAMILIES)
+def test_onnxruntime_and_stock_processor_agree_on_timm_family_at_another_size(family, tmp_path):
+    """Compare with stock transformers on photographs of odd sizes, in fp32 and fp16."""
+    save_resized(family, tmp_path, SIZE)
+    model = AutoModelForImageClassification.from_pretrained(tmp_path).eval()
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    with torch.inference_mode():
+        expected = [model(**processor(image, return_tensors="pt")).logits[0].numpy() for image in photographs()]
+    limits = {"fp32": ("model.onnx", 2e-3), "fp16": ("model_fp16.onnx", 2e-2)}
+    for dtype, (name, limit) in limits.items():
+        with pytest.raises(SystemExit) as stop:
+            export(["--model", str(tmp_path), "--dtype", dtype, str(tmp_path / "onnx")])
+        assert stop.value.code == 0
+        processor = AutoImageProcessor.from_pretrained(tmp_path / "onnx")
+        session = onnxruntime.InferenceSession(tmp_path / "onnx" / name)
+        inputs = [{"pixel_values": processor(image, return_tensors="np")["pixel_values"]} for image in photographs()]
+        found = [session.run(["logits"], feed)[0][0] for feed in inputs]
+        np.testing.assert_allclose(found, expected, atol=limit * np.ptp(expected), rtol=0)
 
 
 @pytest.mark.slow

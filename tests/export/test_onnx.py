@@ -314,6 +314,7 @@ def test_file_name_of_variants():
     assert file_name(optimize=True) == "model_optimized.onnx"
     assert file_name(quantize="int8-dynamic") == "model_quantized.onnx"
     assert file_name(quantize="int8", target="tensorrt") == "model_int8_tensorrt.onnx"
+    assert file_name(quantize="fp8", target="tensorrt") == "model_fp8_tensorrt.onnx"
     assert file_name(quantize="int8", with_preprocessing=True) == "model_quantized_with_preprocessing.onnx"
 
 

@@ -1,4 +1,4 @@
-"""Fused and INT8 graphs in ONNX Runtime: operators, difference from float, errors."""
+"""Fused, INT8 and FP8 graphs in ONNX Runtime: operators, difference from float, errors."""
 
 import numpy as np
 import onnx
@@ -10,6 +10,7 @@ from helpers.images import LABELS
 from helpers.messages import assert_names
 from helpers.models import build_model
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 from transformers import (
     Dinov2Config,
     Dinov2ForImageClassification,
@@ -233,6 +234,38 @@ def test_quantize_onnx_for_tensorrt_has_scales_per_channel_and_float_biases(int8
     assert convolutions[0].input[1] in {output for node in kernels for output in node.output}
 
 
+def test_quantize_onnx_to_fp8_scales_to_the_largest_magnitudes(graphs, int8, tmp_path):
+    """Compare weights with the INT8 graph's, and logits with the float graph's and ONNX's reference."""
+    path = tmp_path / "fp8.onnx"
+    details = quantize_onnx(graphs["timm"], path, mode="fp8", runtime="tensorrt", calibration=batches())
+    assert (details["mode"], details["activations"]) == ("fp8", "fp8 symmetric")
+    onnx.checker.check_model(path, full_check=True)
+
+    def pairs(file):
+        model = onnx.load(file)
+        values = {w.name: numpy_helper.to_array(w).astype(np.float32) for w in model.graph.initializer}
+        nodes = [node for node in model.graph.node if node.op_type == "DequantizeLinear" and node.input[0] in values]
+        products = [n.input[1] for n in model.graph.node if n.op_type in ("MatMul", "Gemm")]
+        kernels = {n.output[0]: [values[name] for name in n.input] for n in nodes if n.output[0] in products}
+        return [kernels[name] for name in products if name in kernels]
+
+    found, reference = pairs(path), pairs(int8("timm", "int8", "tensorrt")[0])
+    assert len(found) == len(reference) == details["integer_products"] == 13
+    for (kernel, scale, zero), (integer, step, _) in zip(found, reference, strict=True):
+        assert not zero.any()
+        axis = kernel.shape.index(len(scale)) if kernel.shape[0] != kernel.shape[1] else 1
+        assert (np.abs(kernel).max(axis=1 - axis) == 448).all()
+        np.testing.assert_allclose(448 * scale, 127 * step, rtol=2e-3)  # rounded to fp16
+        expected = integer * np.expand_dims(step, 1 - axis)
+        np.testing.assert_allclose(kernel * np.expand_dims(scale, 1 - axis), expected, rtol=0.08, atol=step.max())
+    stored = [w.data_type for w in onnx.load(path).graph.initializer if len(w.dims) == 2]
+    assert stored.count(TensorProto.FLOAT8E4M3FN) == 13
+    expected, logits = run(graphs["timm"], images(64)), run(path, images(64))
+    assert np.corrcoef(logits.ravel(), expected.ravel())[0, 1] > 0.99
+    (evaluated,) = ReferenceEvaluator(str(path)).run(["logits"], {"pixel_values": images(64)[:2]})
+    assert np.linalg.norm(evaluated - logits[:2]) < 0.1 * np.linalg.norm(logits[:2])
+
+
 def test_quantize_onnx_keeps_names_and_axes(int8):
     for kind in KINDS:
         path, details = int8("timm", *kind)
@@ -309,7 +342,8 @@ def test_quantize_onnx_with_bad_calibration_names_it(graphs, tmp_path, arguments
 @pytest.mark.parametrize(
     ("arguments", "option", "data"),
     [
-        ({"mode": "int4"}, "mode", ["'int4'", "int8, int8-dynamic"]),
+        ({"mode": "int4"}, "mode", ["'int4'", "int8, int8-dynamic, fp8"]),
+        ({"mode": "fp8"}, "runtime", ["tensorrt", "'onnxruntime'"]),
         ({"runtime": "onnxruntimes"}, "runtime", ["'onnxruntimes'", "'onnxruntime'"]),
         ({"mode": "int8-dynamic", "runtime": "tensorrt"}, "mode", ["TensorRT"]),
     ],

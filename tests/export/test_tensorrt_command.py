@@ -88,21 +88,22 @@ def test_export_of_checkpoint_writes_a_complete_engine_folder(stock, tmp_path, c
         export_tensorrt_command(parsed("--model", out, tmp_path / "again"))
 
 
-def test_export_int8_uses_the_recipe_for_calibration_and_gate(colors, tmp_path, capsys):
+def test_export_quantized_uses_the_recipe_for_calibration_and_gate(colors, tmp_path, capsys):
     recipe = tmp_path / "micro.yaml"
     checkpoint = tmp_path / "out"
     recipe.write_text(MICRO_RECIPE + f"dataset_name: {colors}\noutput_dir: {checkpoint}\n")
     assert run(lambda: train([str(recipe), "--num_train_epochs", "6"])) == 0
     capsys.readouterr()
     out = checkpoint / "tensorrt"
-    assert export("--model", checkpoint, out, "--dtype", "int8", "--max_accuracy_drop", 20) == 0
+    assert export("--model", checkpoint, out, "--dtype", "fp8", "--max_accuracy_drop", 20) == 0
     captured = capsys.readouterr().out
-    assert_names(captured, "model_int8_tensorrt.onnx")
+    assert_names(captured, "model_fp8_tensorrt.onnx")
     assert names(out) == FOLDER
     known = read_record(out)
-    assert known["dtype"] == "int8"
+    assert (known["dtype"], known["compute_capabilities"]) == ("fp8", ["8.9", "12.0"])
     assert known["network"]["layers"]["QUANTIZE"] > 0
     assert known["onnx"]["quantization"]["runtime"] == "tensorrt"
+    assert known["onnx"]["quantization"]["weights"].startswith("fp8")
     assert known["onnx"]["calibration"]["split"].startswith("split 'train'")
     assert known["onnx"]["gate"]["passed"]
     assert str(tmp_path) not in (out / "engine.json").read_text()
@@ -187,7 +188,8 @@ instance_group [
     ("words", "option", "data"),
     [
         (["--model", "{tmp}/nowhere", "{tmp}/out"], None, ["{tmp}/nowhere"]),
-        (["--model", "{stock}", "{tmp}/out", "--dtype", "fp8"], "dtype", ["fp8", "int8", "fp16"]),
+        (["--model", "{stock}", "{tmp}/out", "--dtype", "fp8", "--compute_capability", "8.6"], "dtype",
+         ["fp8", "8.9", "8.6", "int8"]),
         (["--model", "{stock}", "{tmp}/out", "--dtype", "bf16", "--compute_capability", "7.5"], "dtype",
          ["bf16", "8.0", "7.5"]),
         (["--model", "{stock}", "{tmp}/out", "--compute_capability", "9.0"], "compute_capability", ["9.0", "8.6"]),

@@ -240,7 +240,11 @@ COMMAND_LINES = {
         "tensorrt --model {run} {tmp}/trt --workspace lots",
         ("workspace:", "'lots'"),
     ),
-    "build in FP8": (None, "tensorrt --model {run} {tmp}/trt --dtype fp8", ("dtype:", "fp8", "INT8")),
+    "build in FP8 for an older GPU": (
+        None,
+        "tensorrt --model {run} {tmp}/trt --dtype fp8 --compute_capability 8.6",
+        ("dtype fp8:", "8.9", "8.6"),
+    ),
     "build with batch sizes out of order": (
         None,
         "tensorrt --model {run} {tmp}/trt --min_batch 9 --max_batch 4",

@@ -8,8 +8,7 @@ import onnxruntime
 import pytest
 import timm
 import torch
-from helpers.images import LABELS
-from helpers.models import build_model
+from helpers.timm_models import FAMILIES, FIXED_SIZE, build
 from transformers import AutoModelForImageClassification
 
 from hfvit.errors import ModelError
@@ -21,39 +20,10 @@ from hfvit.pipeline import main
 from hfvit.training.losses import cross_entropy
 from hfvit.training.param_groups import build_param_groups
 
-SLOW_EXPORTS = ("swinv2", "mobilevitv2", "efficientformerv2", "maxvit", "hiera", "fastvit", "siglip", "eva02")
-# Swin for 32 px with the arguments of recipes/swin_tiny.yaml; not in FAMILIES.
-SWIN = {"patch_size": 2, "embed_dim": 16, "depths": (2, 1), "num_heads": (2, 2), "window_size": 4}
-VIT = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
-# family -> timm model, image size in pixels, arguments for a small network
-FAMILIES = {
-    "vit": ("vit_tiny_patch16_224", 32, VIT),
-    "deit3": ("deit3_small_patch16_224", 32, VIT),
-    "beitv2": ("beitv2_base_patch16_224", 32, VIT),
-    "eva02": ("eva02_tiny_patch14_224", 32, VIT),
-    "dinov2": ("vit_small_patch14_reg4_dinov2", 32, VIT),
-    "dinov3": ("vit_small_patch16_dinov3", 32, VIT),
-    "siglip": ("vit_base_patch16_siglip_224", 32, VIT),
-    "flexivit": ("flexivit_small", 32, VIT),
-    "swinv2": ("swinv2_tiny_window8_256", 32, SWIN),
-    "hiera": ("hiera_tiny_224", 32, {"embed_dim": 16, "stages": (1, 1, 1, 1), "patch_stride": (2, 2),
-              "patch_kernel": (3, 3), "patch_padding": (1, 1)}),
-    "maxvit": ("maxvit_pico_rw_256", 32,
-               {"embed_dim": (8, 16), "depths": (1, 1), "block_type": ("M", "M"), "stem_width": (8, 8),
-                "transformer_dim_head": 8, "transformer_partition_ratio": 16}),
-    "convnextv2": ("convnextv2_atto", 64, {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16)}),
-    "mobilevitv2": ("mobilevitv2_050", 64, {}),
-    "fastvit": ("fastvit_t8", 64, {"layers": (1, 1, 1, 1), "embed_dims": (8, 8, 16, 16)}),
-    "efficientformerv2": ("efficientformerv2_s0", 64,
-                          {"depths": (1, 1, 2, 2), "embed_dims": (8, 8, 16, 16), "num_vit": 1,
-                           "mlp_ratios": (2, 2, 2, 2)}),
-}  # fmt: skip
-
-
-def build(family, **kwargs):
-    architecture, size, args = {**FAMILIES, "swin": ("swin_tiny_patch4_window7_224", 32, SWIN)}[family]
-    torch.manual_seed(0)
-    return build_model(LABELS, architecture=architecture, image_size=size, timm_kwargs=args, **kwargs)
+SLOW_EXPORTS = (
+    "swinv2", "mobilevitv2", "efficientformerv2", "maxvit", "hiera", "fastvit", "siglip", "eva02", "deit_distilled",
+    "naflex",
+)  # fmt: skip
 
 
 def tensors(model):
@@ -156,7 +126,7 @@ def test_output_attentions_of_plain_attention_blocks(trained):
 def test_from_pretrained_with_image_size_or_error(trained, tmp_path):
     family, model, folder, _ = trained
     size = 2 * model.config.image_size[0]
-    if family in ("hiera", "efficientformerv2"):
+    if family in FIXED_SIZE:
         with pytest.raises(ModelError, match=rf"^image_size: .*\b{size // 2}\b"):
             HFViTForImageClassification.from_pretrained(folder, image_size=size)
         return

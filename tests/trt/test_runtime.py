@@ -15,7 +15,7 @@ from hfvit.cli import main
 from hfvit.errors import ModelError
 from hfvit.export.onnx import export_onnx
 from hfvit.export.quantization import quantize_onnx
-from hfvit.trt.api import EngineOptions, find_backend, load_backend, local_gpus
+from hfvit.trt.api import LOWEST, EngineOptions, find_backend, load_backend, local_gpus
 from hfvit.trt.builder import build_engine
 from hfvit.trt.runtime import TensorRTBackend
 
@@ -91,6 +91,19 @@ def test_engine_logits_equal_pytorchs_at_any_batch_size(dtype, engines, backend,
             assert logits.dtype == np.float32
             np.testing.assert_allclose(logits, expected[:count], atol=TOLERANCE[dtype])
     assert engine(pixels[:0]).shape == (0, len(LABELS))
+
+
+def test_fp8_engine_logits_are_close_to_pytorchs(checkpoint, backend, pixels, expected, tmp_path):
+    capability = local_gpus()[0][1]
+    if tuple(map(int, capability.split("."))) < LOWEST["fp8"]:
+        pytest.skip(f"compute capability {capability} has no FP8")
+    export_onnx(ViTForImageClassification.from_pretrained(checkpoint).eval(), tmp_path / "fp32.onnx")
+    quantize_onnx(tmp_path / "fp32.onnx", tmp_path / "fp8.onnx", mode="fp8", runtime="tensorrt", calibration=[pixels])
+    own = (capability,) if backend.builds_without_gpu else ()
+    options = EngineOptions(1, 4, LARGEST, compute_capability=own)
+    build_engine(tmp_path / "fp8.onnx", tmp_path / "fp8.engine", backend, options, show_progress=False)
+    engine = TensorRTBackend(backend, tmp_path / "fp8.engine", len(LABELS))
+    np.testing.assert_allclose(engine(pixels), expected, atol=TOLERANCE["int8"])
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
