@@ -37,7 +37,7 @@ def command_environment(**changes: str) -> dict[str, str]:
 
 
 def run_command(
-    *words: str, cwd: Path = ROOT, new_process: bool = False, **environment: str
+    *words: str, cwd: Path = ROOT, new_process: bool = False, timeout: float = 300, **environment: str
 ) -> subprocess.CompletedProcess:
     """Run a command, by default in a fork of a process with imported libraries.
 
@@ -48,13 +48,14 @@ def run_command(
         cwd: folder to run in.
         new_process: start a new interpreter, for tests of imports, of what libraries print when they are imported, and
             of what may differ between processes, such as hashes.
+        timeout: limit in seconds.
         environment: variables to add. One that libraries read when they are imported leads to a new process.
     """
     words = [str(word) for word in words]
     variables = command_environment(**environment)
     if not new_process and fork_server().serves(words, variables):
-        return fork_server().run(words, cwd, variables, timeout=300)
-    return subprocess.run(words, cwd=cwd, env=variables, capture_output=True, text=True, timeout=300)
+        return fork_server().run(words, cwd, variables, timeout)
+    return subprocess.run(words, cwd=cwd, env=variables, capture_output=True, text=True, timeout=timeout)
 
 
 def run_into(stdout: int, *words: str) -> tuple[int, str]:
