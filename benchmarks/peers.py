@@ -1,8 +1,8 @@
-"""Input pipelines of the peers: timm, transformers' example script, torchvision's v2 transforms and DALI.
+"""Input pipelines of the peers: timm, transformers, torchvision and DALI.
 
-The first two are set up as in the scripts of their authors, the others as in their documentation: uint8 tensors until
-the batch is on the device. Augmentation: random crop of 80 to 100 % of the area, bicubic resize and flip (hfvit's
-policy `basic`).
+timm's loader and the pipeline of transformers' example script are set up as in the scripts of their authors, the
+others as in their documentation: uint8 tensors until the batch is on the device. Augmentation: random crop of 80 to
+100 % of the area, bicubic resize and flip (hfvit's policy `basic`).
 """
 
 MEAN = STD = (0.5, 0.5, 0.5)

@@ -1,11 +1,11 @@
-"""Train recipes for accuracy, one after another, each within a time limit; a later call resumes what was cut off.
+"""Train recipes for accuracy, one after another, each within a time limit.
 
 python records.py SECONDS [NAME[:SECONDS] ...]
 
-SECONDS is the limit of all runs together, and NAME:SECONDS another limit for one of them. The runs are in
-`$KIT_WORK/records`: copied to another machine, they resume there. `KIT_DINO` and `KIT_VIT_B` are folders with
-pretrained weights in the layout of a timm repository; without them, DINOv2-S is skipped, and ViT-B starts from random
-weights.
+SECONDS is the limit of all runs together, and NAME:SECONDS another limit for one of them. A later call resumes what
+was cut off, from `$KIT_WORK/records`, which can be copied to another machine. `KIT_DINO` and `KIT_VIT_B` are folders
+with pretrained weights in the layout of a timm repository; without them, DINOv2-S is skipped, and ViT-B starts from
+random weights.
 """
 
 import json
