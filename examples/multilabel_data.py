@@ -1,4 +1,4 @@
-"""Write images with several labels each, of which the right answer is known, and a table of them.
+"""Write images with several known labels each, and a table of them.
 
     python examples/multilabel_data.py shapes shapes/     # colored shapes: the labels are those that are drawn
     python examples/multilabel_data.py digits pairs/      # two of scikit-learn's digits on one image
@@ -19,7 +19,10 @@ SIDE = 32
 
 
 def shapes(count: int, rng: np.random.Generator):
-    """Images with any of `SHAPES` on noise, each with probability 0.5, at a random place in a random size."""
+    """Images with any of `SHAPES` on noise, each with probability 0.5.
+
+    Places and sizes are random.
+    """
     for _ in range(count):
         image = Image.fromarray(rng.integers(0, 90, (SIDE, SIDE, 3), dtype=np.uint8))
         draw = ImageDraw.Draw(image)

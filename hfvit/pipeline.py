@@ -89,18 +89,15 @@ def start(
         return RunRecord.load(args.output_dir)
     with Display(args) as display, quiet_run(args.verbose, display.with_bars):
         logger.setLevel(display.log_level)
-        return _start(recipe, display, callbacks, train_transforms, **options)
+        log_recipe(recipe)
+        if args.device.type == "cpu":
+            use_all_cores(args.world_size)
+        with lock_folder(args.output_dir, "training") if args.should_save else nullcontext():
+            return run(recipe, display, callbacks, train_transforms, **options)
 
 
-def _start(recipe: Recipe, display: Display, *arguments: Any, **options: Any) -> RunRecord | None:
-    """Describe the recipe, lock the output directory, and `run`.
-
-    Args:
-        recipe: recipe of `load_recipe`.
-        display: display of the run.
-        *arguments: further arguments of `run`.
-        **options: further arguments of `HFViTTrainer`.
-    """
+def log_recipe(recipe: Recipe) -> None:
+    """Log a starting recipe, and warnings about the options of any recipe."""
     args = recipe.training
     if recipe.source.name == STARTING_RECIPE:
         logger.info(
@@ -116,10 +113,6 @@ def _start(recipe: Recipe, display: Display, *arguments: Any, **options: Any) ->
         logger.warning(recipe.ignored)
     if args.eval_tta and not recipe.augmentation.horizontal_flip and args.process_index == 0:
         logger.warning("eval_tta: flip evaluates mirror images, which horizontal_flip=0 does not train on")
-    if args.device.type == "cpu":
-        use_all_cores(args.world_size)
-    with lock_folder(args.output_dir, "training") if args.should_save else nullcontext():
-        return run(recipe, display, *arguments, **options)
 
 
 def is_already_finished(args: HFViTTrainingArguments) -> bool:

@@ -69,7 +69,10 @@ def _forks(_own_cache):
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_torchlib():
-    """Parse the sources of torchlib's 500 operators once, not with each export (onnxscript 0.7)."""
+    """Parse the sources of torchlib's 500 operators once (onnxscript 0.7).
+
+    Otherwise each export parses them.
+    """
     from torch.onnx._internal._lazy_import import onnxscript_apis
 
     with pytest.MonkeyPatch.context() as patch:
@@ -79,7 +82,10 @@ def _one_torchlib():
 
 @pytest.fixture(scope="session")
 def colors(tmp_path_factory) -> Path:
-    """Write a Parquet data set: columns `img` and `label`, splits train (65) and test (31)."""
+    """Write a Parquet data set with the splits train (65) and test (31).
+
+    Its columns are `img` and `label`.
+    """
     from helpers.images import colored_split
 
     folder = tmp_path_factory.mktemp("colors")

@@ -111,8 +111,8 @@ def test_resolved_recipe_repeats_the_run(launched, tmp_path):
 def test_two_processes_equal_a_single_process(launched, module_recipe, tmp_path):
     out = tmp_path / "out"
     config = ROOT / "accelerate_configs" / "multi_cpu.yaml"
-    words = ("--config_file", config, "--main_process_port", "0", "hfvit/train.py", module_recipe, "--output_dir", out)
-    result = run_command("accelerate", "launch", *words)
+    words = ("--config_file", config, "--main_process_port", "0", "hfvit/train.py", module_recipe)
+    result = run_command("accelerate", "launch", *words, "--output_dir", out, "--plots", "true")
     assert result.returncode == 0, result.stderr
     assert files(out) == OUTPUT_FILES
     one, two = read_record(launched[0]), read_record(out)

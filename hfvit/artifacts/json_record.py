@@ -65,12 +65,8 @@ class Record:
     extra: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def from_json(cls, content: Any, source: str | Path | None = None) -> Self:
+    def from_json(cls, content: Any) -> Self:
         """Check a JSON object and build the record.
-
-        Args:
-            content: result of `json.loads`.
-            source: file name for messages. Default: the class name.
 
         Raises:
             ModelError: a field is missing or has a wrong type.
@@ -78,7 +74,7 @@ class Record:
         try:
             return cls._parse(content)
         except FieldError as error:
-            raise ModelError(f"{source or cls.__name__}: cannot be read: {error}.") from None
+            raise ModelError(f"{cls.__name__}: cannot be read: {error}.") from None
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object: fields in their order, then `extra`."""
@@ -221,13 +217,22 @@ def _value(hint: Any, value: Any) -> Any:
 def _one_of(hints: tuple, value: Any) -> Any:
     if value is None and type(None) in hints:
         return None
-    choices = [hint for hint in hints if hint is not type(None)]
-    for hint in choices[:-1]:
+    *others, last = (hint for hint in hints if hint is not type(None))
+    for hint in others:
         try:
             return _value(hint, value)
         except FieldError:
-            continue
-    return _value(choices[-1], value)
+            if _has_keys_of(hint, value):
+                raise
+    return _value(last, value)
+
+
+def _has_keys_of(hint: Any, value: Any) -> bool:
+    """Return whether a value is an object with all required keys of a record."""
+    if not (isinstance(hint, type) and issubclass(hint, Record) and isinstance(value, dict)):
+        return False
+    required = (each.name for each in fields(hint) if each.default is MISSING and each.default_factory is MISSING)
+    return all(name in value for name in required)
 
 
 def _items(hint: Any, values: list, names: list[str] | None = None) -> list:

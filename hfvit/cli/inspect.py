@@ -1,4 +1,4 @@
-"""`hfvit inspect`"""
+"""`hfvit inspect`."""
 
 import argparse
 import json
@@ -36,6 +36,7 @@ TEXT_KEYS = {
 
 
 def add(commands) -> None:
+    """Add the parser of `hfvit inspect`."""
     parser = commands.add_parser(
         "inspect",
         help="check a data set before training",

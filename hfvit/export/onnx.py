@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import onnx_ir
 import torch
+from onnxscript.optimizer import fold_constants
 from torch.export import Dim
 from transformers.exporters import OnnxExporter
 from transformers.exporters.exporter_onnx import OnnxConfig
@@ -302,6 +303,9 @@ def trace_onnx(
             f"opset: the exporter wrote {graph.opset_imports['']} instead of {opset}. Omit opset to use that."
         )
     _keep_logits(graph)
+    # The position embeddings of NaFlex: TensorRT has no antialiased Resize.
+    if any(node.op_type == "Resize" and node.inputs[0].const_value is not None for node in graph.graph):
+        fold_constants(graph, should_fold=lambda node: node.op_type == "Resize", onnx_shape_inference=False)
     return graph
 
 

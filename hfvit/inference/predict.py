@@ -22,6 +22,7 @@ from hfvit.utils.terminal import encoding_of, printable_json
 
 MAX_GRID_IMAGES = 64  # more would be too small to recognize
 THUMBNAIL_SIZE = 224  # pixels
+MAX_TITLE_LENGTH = 28  # characters of a name in a grid
 
 
 @dataclass
@@ -232,6 +233,6 @@ def write_grid(images: list[Image.Image], results: list[Prediction], path: str |
     plt.close(figure)
 
 
-def _short(text: str, limit: int = 28) -> str:
+def _short(text: str) -> str:
     text = printable(text)
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+    return text if len(text) <= MAX_TITLE_LENGTH else f"{text[: MAX_TITLE_LENGTH - 1]}…"

@@ -51,7 +51,6 @@ def multilabel_metrics(
     targets: np.ndarray,
     names: list[str],
     thresholds: np.ndarray | None = None,
-    seed: int = 0,
 ) -> dict:
     """Compute all metrics with bootstrap intervals, as Python values for JSON.
 
@@ -60,7 +59,6 @@ def multilabel_metrics(
         targets: 0 and 1, `(images, classes)`.
         names: class names.
         thresholds: thresholds of the probabilities `(classes,)`. Default: 0.5.
-        seed: seed of the bootstrap.
     """
     probabilities = probabilities_of(logits)
     targets = np.asarray(targets, dtype=np.int64)
@@ -82,7 +80,7 @@ def multilabel_metrics(
         "images": len(targets),
         "labels_per_image": float(targets.sum(axis=1).mean()),
         **multilabel_scalars(logits, targets, thresholds),
-        **bootstrap_intervals(probabilities, targets, predicted, seed),
+        **bootstrap_intervals(probabilities, targets, predicted),
         "per_class": per_class,
         "curve": curve(probabilities.ravel(), targets.ravel()),
     }

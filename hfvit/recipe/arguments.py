@@ -31,8 +31,8 @@ SCALAR_METRICS = ("accuracy", "top5_accuracy", "macro_f1", "loss", "ece", "balan
 MULTI_LABEL_METRICS = ("map", "micro_f1", "macro_f1", "exact_match", "loss")  # of multi-label data
 
 
-def _field(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
+def _field(default: Any, help: str, **metadata: Any) -> Any:
+    return field(default=default, metadata={"help": help, **metadata})
 
 
 def _check(condition: bool, key: str, value: Any, allowed: str) -> None:
@@ -64,12 +64,8 @@ class DataArguments:
     dataset_config_name: str | None = _field(None, "Configuration of the data set, if it has several.")
     dataset_revision: str | None = _field(None, "Branch, tag or commit of the data set on the Hub.")
     image_column: str | None = _field(None, "Name of the image column. Default: found by its type.")
-    label_column: list[str] | str | None = field(
-        default=None,
-        metadata={
-            "help": "Name of the label column, or of several columns of 0 and 1, one per class. Default: by type.",
-            "nargs": "+",
-        },
+    label_column: list[str] | str | None = _field(
+        None, "Name of the label column, or of several columns of 0 and 1, one per class. Default: by type.", nargs="+"
     )
     problem_type: str | None = _field(
         None,
@@ -135,22 +131,17 @@ class DataArguments:
     interpolation: str | None = _field(
         None, f"Resize filter: {', '.join(INTERPOLATIONS)}. Default: the pretrained model's."
     )
-    image_mean: list[float] | None = field(
-        default=None,
-        metadata={"help": "Mean of the red, green and blue channel, 0 to 1. Default: the pretrained model's."},
+    image_mean: list[float] | None = _field(
+        None, "Mean of the red, green and blue channel, 0 to 1. Default: the pretrained model's."
     )
-    image_std: list[float] | None = field(
-        default=None,
-        metadata={"help": "Standard deviation of the three channels. Default: the pretrained model's."},
+    image_std: list[float] | None = _field(
+        None, "Standard deviation of the three channels. Default: the pretrained model's."
     )
     test_fraction: float | None = _field(
         None, "Fraction of local images without splits to hold out as test split; 0.1, or 0 without test_split."
     )
-    class_names: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Class names in the order of integer labels, a text file with one name per line, or their number."
-        },
+    class_names: list[str] | None = _field(
+        None, "Class names in the order of integer labels, a text file with one name per line, or their number."
     )
     on_bad_image: str = _field(
         "error",
@@ -401,12 +392,10 @@ class RunArguments:
         "Factor of the learning rate after each rewind, above 0 and at most 1. Only used with nan_policy=rewind.",
     )
     nan_max_rewinds: int = _field(3, "Rewinds before the run stops. Only used with nan_policy=rewind.")
-    seeds: list[int] | None = field(
-        default=None,
-        metadata={
-            "help": "Train once for each seed, in output_dir/seed_N, and report mean and standard deviation: seeds"
-            " such as 0 1 2, or their number (3 for 0 1 2), instead of seed."
-        },
+    seeds: list[int] | None = _field(
+        None,
+        "Train once for each seed, in output_dir/seed_N, and report mean and standard deviation: seeds"
+        " such as 0 1 2, or their number (3 for 0 1 2), instead of seed.",
     )
     overwrite_output_dir: bool = _field(
         False, "Delete the run in output_dir and start a new one; other files are kept."
@@ -424,9 +413,8 @@ class RunArguments:
     json_log: str | None = _field(
         None, "File to append progress, evaluations, warnings and results to, one JSON object per line."
     )
-    expected_accuracy: list[float] | None = field(
-        default=None,
-        metadata={"help": "Lowest and highest test accuracy in percent for hfvit verify; does not affect training."},
+    expected_accuracy: list[float] | None = _field(
+        None, "Lowest and highest test accuracy in percent for hfvit verify; does not affect training."
     )
     expected_accuracy_measured: bool = _field(
         True,
@@ -515,13 +503,11 @@ class TrainerArguments:
     bf16: bool = _field(False, "Train in bfloat16 mixed precision. Needs a GPU from Ampere on, or a CPU.")
     fp16: bool = _field(False, "Train in float16 mixed precision. Needs a GPU; prefer bf16 where it is supported.")
     torch_compile: bool = _field(False, "Compile the model with torch.compile.")
-    activation_checkpointing: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Recompute activations in the backward pass: less memory, slower steps. Default: off.",
-            "nargs": "?",
-            "const": True,
-        },
+    activation_checkpointing: bool | None = _field(
+        None,
+        "Recompute activations in the backward pass: less memory, slower steps. Default: off.",
+        nargs="?",
+        const=True,
     )
     use_cpu: bool = _field(False, "Train on the CPU even if there is a GPU.")
     dataloader_num_workers: int | None = _field(
@@ -557,12 +543,10 @@ class FinetuningArguments:
     lora_rank: int = _field(8, "Rank of the LoRA matrices. Only used with finetuning=lora.")
     lora_alpha: float | None = _field(None, "LoRA scales its update by alpha / rank. Default: twice the rank.")
     lora_dropout: float = _field(0.0, "Dropout before the LoRA matrices, at least 0 and below 1.")
-    lora_targets: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Layers with LoRA, by the last part of their names, such as qkv proj fc1 fc2. Default: all"
-            " attention projections."
-        },
+    lora_targets: list[str] | None = _field(
+        None,
+        "Layers with LoRA, by the last part of their names, such as qkv proj fc1 fc2. Default: all"
+        " attention projections.",
     )
     probe_c: list[float] = field(
         default_factory=lambda: [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0],
@@ -605,12 +589,10 @@ class FinetuningArguments:
     )
     distillation_alpha: float = _field(0.5, "Weight of the distillation loss, 0 to 1; cross-entropy has 1 - alpha.")
     distillation_temperature: float = _field(2.0, "Temperature of both logits with distillation=soft.")
-    progressive_image_size: list[int] | None = field(
-        default=None,
-        metadata={
-            "help": "Progressive resizing: ascending image sizes in pixels to train with before image_size, such as 96"
-            " 160, each for an equal part of the steps."
-        },
+    progressive_image_size: list[int] | None = _field(
+        None,
+        "Progressive resizing: ascending image sizes in pixels to train with before image_size, such as 96"
+        " 160, each for an equal part of the steps.",
     )
 
     def __post_init__(self):
@@ -745,11 +727,8 @@ class ModelArguments(TextArguments):
     image_size: int | None = _field(
         None, "Height and width of the model's input, in pixels. Default: the pretrained model's."
     )
-    patch_sizes: list[int] | None = field(
-        default=None,
-        metadata={
-            "help": "FlexiViT: patch sizes in pixels, sampled in each optimizer step; the saved model keeps its own."
-        },
+    patch_sizes: list[int] | None = _field(
+        None, "FlexiViT: patch sizes in pixels, sampled in each optimizer step; the saved model keeps its own."
     )
     drop_rate: float | None = _field(
         None, "Dropout before the classifier, at least 0 and below 1 (proj_drop_rate in model_args: in the blocks)."

@@ -1,41 +1,33 @@
-"""Exact resume, atomic checkpoint saves and clean stops on SIGTERM and SIGINT."""
+"""Atomic checkpoint saves, restored runs, and clean stops on SIGTERM and SIGINT."""
 
-import json
 import logging
 import os
-import re
 import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
-from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback, TrainerCallback, TrainerState
+from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import rotate_checkpoints
 
 from hfvit.artifacts.checkpoint import MODEL_ONLY, checkpoint_error, commit_checkpoint
 from hfvit.artifacts.constants import STAGING, STATE_FILE
 from hfvit.errors import InterruptedRunError, ModelError, RecipeError, StorageError, one_line
+from hfvit.training.resume import ResumeState
 from hfvit.utils.environment import free_shared_memory
-from hfvit.utils.files import write_text
 
 logger = logging.getLogger(__name__)
 
 # torchrun forwards signals that a terminal or scheduler also sends to every process, so each arrives twice.
 SAME_SIGNAL_SECONDS = 5.0
-# Seconds that a data loader worker survives SIGTERM, to finish the step and save.
-WORKER_SECONDS = 30
 # Steps between comparisons of signals on GPUs, as gathering synchronizes with the device.
 STEPS_BETWEEN_CHECKS = 10
 
@@ -84,139 +76,6 @@ class StopSignals:
             return None
         received = torch.tensor([self.received or 0], device=self.accelerator.device)
         return int(self.accelerator.gather(received).max()) or None
-
-
-def keep_workers_on_signals(loader: DataLoader) -> DataLoader:
-    """Keep data loader workers alive after a signal, until training has saved.
-
-    By default a worker ends at the first SIGTERM, and with it the training.
-    """
-    function = loader.worker_init_fn
-    if not (isinstance(function, partial) and function.func is start_worker):
-        loader.worker_init_fn = partial(start_worker, function)
-    return loader
-
-
-def draw_base_seed(loader: DataLoader) -> None:
-    """Advance torch's generator before an iteration that reuses persistent workers.
-
-    A new iterator draws the base seed of its workers, a reused one does not: without this draw, dropout would depend
-    on the number of workers, and on whether the run was resumed.
-    """
-    loader = getattr(loader, "base_dataloader", loader)  # accelerate's wrapper
-    if getattr(loader, "_iterator", None) is not None:
-        torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
-
-
-def is_lost_worker(error: Exception, workers: int) -> bool:
-    """Tell whether `error` comes from a data loader worker that was killed.
-
-    torch notices it by a signal (RuntimeError), or the connection that transfers a batch breaks before.
-    """
-    if re.match(r"DataLoader worker .*(killed|exited)", str(error)):
-        return True
-    # An exception of a worker's own keeps its type, and its message begins with "Caught".
-    is_broken = isinstance(error, (ConnectionError, EOFError)) and not str(error).startswith("Caught ")
-    return workers > 0 and is_broken
-
-
-def start_worker(then: Callable[[int], None] | None, worker: int) -> None:
-    """Call `then` in a new worker, ignore SIGINT, delay SIGTERM by `WORKER_SECONDS`."""
-    if then:
-        then(worker)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _end_later)
-
-
-def _end_later(number: int, frame) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.alarm(WORKER_SECONDS)
-
-
-RESUME_FILE = "progress.json"
-
-
-@dataclass
-class ResumeState:
-    """Hold the state for an exact resume beside the Trainer's files (`progress.json`).
-
-    Args:
-        logged_step: last step with a logged loss.
-        unlogged_loss: sum of the losses since `logged_step` for each process.
-        device_batch: number of images in a device's batch.
-        micro_batch: number of images per forward pass, less than `device_batch` after an out-of-memory error.
-        eval_batch: number of images per forward pass in evaluation.
-        events: see `HFViTTrainer.events`.
-        logged_loss: sum of the losses of all steps up to `logged_step`; 0 in checkpoints of version 0.1.
-        origin: see `HFViTTrainer.origin`; empty in checkpoints of version 0.1.
-    """
-
-    logged_step: int
-    unlogged_loss: list[float]
-    device_batch: int
-    micro_batch: int
-    eval_batch: int
-    events: list[dict[str, Any]] = field(default_factory=list)
-    logged_loss: float = 0.0
-    origin: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def load(cls, checkpoint: str | Path) -> "ResumeState":
-        """Read `progress.json`; raises `ModelError` if it is missing or invalid."""
-        file = Path(checkpoint) / RESUME_FILE
-        try:
-            state = cls(**json.loads(file.read_text(encoding="utf-8")))
-            numbers = (state.logged_step, state.device_batch, state.micro_batch, state.eval_batch, state.logged_loss)
-            is_valid = all(isinstance(value, int | float) for value in (*numbers, *state.unlogged_loss))
-            is_valid = is_valid and bool(state.unlogged_loss) and min(numbers[1:4]) > 0
-            is_valid = is_valid and all(isinstance(event["event"], str) for event in state.events)
-        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-            raise ModelError(
-                f"resume_from_checkpoint: {file} cannot be read ({type(error).__name__}: {one_line(error)[:200]})."
-                " Resume from another checkpoint."
-            ) from None
-        if not is_valid:
-            raise ModelError(f"resume_from_checkpoint: {file} has wrong values. Resume from another checkpoint.")
-        return state
-
-    def save(self, checkpoint: str | Path) -> None:
-        """Write `progress.json`."""
-        write_text(Path(checkpoint) / RESUME_FILE, json.dumps(asdict(self), indent=2) + "\n")
-
-    def loss_of(self, process: int, processes: int) -> float:
-        """Return a process's unlogged loss, the mean if the number of processes changed."""
-        if len(self.unlogged_loss) == processes:
-            return self.unlogged_loss[process]
-        return sum(self.unlogged_loss) / len(self.unlogged_loss)
-
-
-def rewinds(events: list[dict]) -> list[dict]:
-    """Return the `rewind` events, whose `step` is skipped afterwards."""
-    return [event for event in events if event["event"] == "rewind"]
-
-
-def learning_rate_factor(events: list[dict]) -> float:
-    """Return the factor of the learning rate after all rewinds."""
-    return rewinds(events)[-1]["learning_rate_factor"] if rewinds(events) else 1.0
-
-
-def is_over(checkpoint: str | Path, max_steps: int, patience: int | None) -> bool:
-    """Return whether a run ended at a checkpoint, by its last step or early stopping.
-
-    Args:
-        checkpoint: folder with `trainer_state.json`.
-        max_steps: optimizer steps of the run.
-        patience: `early_stopping_patience`, None without early stopping.
-    """
-    state = TrainerState.load_from_json(str(Path(checkpoint) / STATE_FILE))
-    if state.global_step >= max_steps:
-        return True
-    stored = state.stateful_callbacks.get(EarlyStoppingCallback.__name__, [])
-    for callback in stored if isinstance(stored, list) else [stored]:
-        limit = patience or callback["args"]["early_stopping_patience"]
-        if callback["attributes"]["early_stopping_patience_counter"] >= limit:
-            return True
-    return False
 
 
 # torch.save raises RuntimeError with these names for a full disk.

@@ -163,7 +163,9 @@ class TrainingProgress(TrainerCallback):
         self.started = time.monotonic()
         self.first_step = state.global_step
         self.steps = state.max_steps
-        self.epochs = None if state.num_train_epochs >= sys.maxsize else state.num_train_epochs
+        # The state rounds a fraction of an epoch up.
+        epochs = state.num_train_epochs if args.max_steps > 0 else args.num_train_epochs
+        self.epochs = None if epochs >= sys.maxsize else epochs
         self._read(state)
         self.begin()
 

@@ -10,8 +10,8 @@ from transformers import TrainerCallback
 
 from hfvit.artifacts.constants import STATE_FILE
 from hfvit.errors import NonFiniteLossError, RecipeError
-from hfvit.training.checkpointing import learning_rate_factor, rewinds
 from hfvit.training.loss_monitor import LossMonitor
+from hfvit.training.resume import learning_rate_factor, rewinds
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from hfvit.errors import OutOfMemoryError
 from hfvit.models.patch_size import smallest_patch_size
-from hfvit.training.checkpointing import ResumeState
+from hfvit.training.resume import ResumeState
 from hfvit.transforms.augmentation import Augmentation
 from hfvit.utils.environment import peak_memory
 

@@ -1,14 +1,21 @@
-"""Compare recipe and data of a resumed run with those of its start."""
+"""State of a resumed run, and changes of recipe and data since its start."""
 
+import json
 import logging
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
-from hfvit.errors import DataError
+from transformers import EarlyStoppingCallback, TrainerState
+
+from hfvit.artifacts.constants import STATE_FILE
+from hfvit.errors import DataError, ModelError, one_line
 from hfvit.recipe.loader import default_of
-from hfvit.training.checkpointing import ResumeState
+from hfvit.utils.files import write_text
 
 logger = logging.getLogger(__name__)
 
+RESUME_FILE = "progress.json"
 # Recipe keys that do not affect the result.
 WITHOUT_EFFECT = (
     "output_dir", "keep_checkpoints", "allow_changed_data", "report_to", "run_name", "logging_steps",
@@ -18,6 +25,89 @@ WITHOUT_EFFECT = (
 
 # A checkpoint of an earlier version does not have the keys that were added since: it had the default, or these values.
 VALUES_BEFORE = {"crop_mode": "center"}
+
+
+@dataclass
+class ResumeState:
+    """Hold the state for an exact resume beside the Trainer's files (`progress.json`).
+
+    Args:
+        logged_step: last step with a logged loss.
+        unlogged_loss: sum of the losses since `logged_step` for each process.
+        device_batch: number of images in a device's batch.
+        micro_batch: number of images per forward pass, less than `device_batch` after an out-of-memory error.
+        eval_batch: number of images per forward pass in evaluation.
+        events: see `HFViTTrainer.events`.
+        logged_loss: sum of the losses of all steps up to `logged_step`; 0 in checkpoints of version 0.1.
+        origin: see `HFViTTrainer.origin`; empty in checkpoints of version 0.1.
+    """
+
+    logged_step: int
+    unlogged_loss: list[float]
+    device_batch: int
+    micro_batch: int
+    eval_batch: int
+    events: list[dict[str, Any]] = field(default_factory=list)
+    logged_loss: float = 0.0
+    origin: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, checkpoint: str | Path) -> "ResumeState":
+        """Read `progress.json`; raises `ModelError` if it is missing or invalid."""
+        file = Path(checkpoint) / RESUME_FILE
+        try:
+            state = cls(**json.loads(file.read_text(encoding="utf-8")))
+            numbers = (state.logged_step, state.device_batch, state.micro_batch, state.eval_batch, state.logged_loss)
+            is_valid = all(isinstance(value, int | float) for value in (*numbers, *state.unlogged_loss))
+            is_valid = is_valid and bool(state.unlogged_loss) and min(numbers[1:4]) > 0
+            is_valid = is_valid and all(isinstance(event["event"], str) for event in state.events)
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+            raise ModelError(
+                f"resume_from_checkpoint: {file} cannot be read ({type(error).__name__}: {one_line(error)[:200]})."
+                " Resume from another checkpoint."
+            ) from None
+        if not is_valid:
+            raise ModelError(f"resume_from_checkpoint: {file} has wrong values. Resume from another checkpoint.")
+        return state
+
+    def save(self, checkpoint: str | Path) -> None:
+        """Write `progress.json`."""
+        write_text(Path(checkpoint) / RESUME_FILE, json.dumps(asdict(self), indent=2) + "\n")
+
+    def loss_of(self, process: int, processes: int) -> float:
+        """Return a process's unlogged loss, the mean if the number of processes changed."""
+        if len(self.unlogged_loss) == processes:
+            return self.unlogged_loss[process]
+        return sum(self.unlogged_loss) / len(self.unlogged_loss)
+
+
+def rewinds(events: list[dict]) -> list[dict]:
+    """Return the `rewind` events, whose `step` is skipped afterwards."""
+    return [event for event in events if event["event"] == "rewind"]
+
+
+def learning_rate_factor(events: list[dict]) -> float:
+    """Return the factor of the learning rate after all rewinds."""
+    return rewinds(events)[-1]["learning_rate_factor"] if rewinds(events) else 1.0
+
+
+def is_over(checkpoint: str | Path, max_steps: int, patience: int | None) -> bool:
+    """Return whether a run ended at a checkpoint, by its last step or early stopping.
+
+    Args:
+        checkpoint: folder with `trainer_state.json`.
+        max_steps: optimizer steps of the run.
+        patience: `early_stopping_patience`, None without early stopping.
+    """
+    state = TrainerState.load_from_json(str(Path(checkpoint) / STATE_FILE))
+    if state.global_step >= max_steps:
+        return True
+    stored = state.stateful_callbacks.get(EarlyStoppingCallback.__name__, [])
+    for callback in stored if isinstance(stored, list) else [stored]:
+        limit = patience or callback["args"]["early_stopping_patience"]
+        if callback["attributes"]["early_stopping_patience_counter"] >= limit:
+            return True
+    return False
 
 
 def describe_origin(recipe: dict[str, Any], splits: dict[str, dict[str, Any]]) -> dict[str, Any]:

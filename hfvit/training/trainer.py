@@ -37,24 +37,17 @@ from hfvit.models.patch_size import patch_size_callbacks
 from hfvit.recipe.arguments import MULTI_LABEL
 from hfvit.recipe.optimizers import has_fallback, is_timm_optimizer, optimizer_factory
 from hfvit.recipe.training_args import HFViTTrainingArguments, wrap_errors
-from hfvit.training.checkpointing import (
-    CheckpointWriter,
-    ResumeState,
-    draw_base_seed,
-    is_lost_worker,
-    is_over,
-    keep_workers_on_signals,
-    start_worker,
-)
+from hfvit.training.checkpointing import CheckpointWriter
 from hfvit.training.ema import EmaCallback, SwaCallback, WeightAverage
 from hfvit.training.losses import LOSSES
 from hfvit.training.non_finite import NonFiniteLossMonitor, RewindRequest
 from hfvit.training.out_of_memory import OutOfMemoryHandler, is_out_of_memory, out_of_memory_error
 from hfvit.training.param_groups import build_param_groups, groups_beside
-from hfvit.training.resume import describe_changes
+from hfvit.training.resume import ResumeState, describe_changes, is_over
 from hfvit.training.soup import average_checkpoints
 from hfvit.training.stream_evaluation import evaluate_stream
 from hfvit.training.throughput import SpeedMeter, datasheet_rate, peak_rate, training_flops
+from hfvit.training.workers import draw_base_seed, is_lost_worker, keep_workers_on_signals, start_worker
 from hfvit.transforms.augmentation import Augmentation
 from hfvit.transforms.mixup import BatchMixing
 from hfvit.transforms.preprocessing import Preprocessing
@@ -137,7 +130,7 @@ class HFViTTrainer(Trainer):
     ):
         _check_arguments(model, kwargs)
         data_config = resolve_data_config(model.config.pretrained_cfg)
-        labels = [model.config.id2label[index] for index in range(model.config.num_labels)]
+        labels = model.config.label_names
         evaluation_set = partial(image_dataset, labels=labels, data_config=data_config)
         if isinstance(train_dataset, Dataset):
             augmentation = augmentation or Augmentation.from_config(data_config)
@@ -245,8 +238,8 @@ class HFViTTrainer(Trainer):
             early_stopping = EarlyStoppingCallback(self.args.early_stopping_patience)
         # `non_finite` must check a step before `checkpoints` saves it.
         zero_grad = None if self.is_sharded else FastZeroGrad(self)
-        parts = (zero_grad, self.weight_average, self.progressive, epochs, early_stopping, self.speed, self.non_finite)
-        parts = (*parts, self.checkpoints)
+        parts = [zero_grad, self.weight_average, self.progressive, epochs, early_stopping]
+        parts += [self.speed, self.non_finite, self.checkpoints]
         for part in parts:
             if part is not None:
                 self.add_callback(part)
@@ -276,8 +269,7 @@ class HFViTTrainer(Trainer):
     @property
     def class_names(self) -> list[str]:
         """Return class names in the order of the logits."""
-        config = self.accelerator.unwrap_model(self.model).config
-        return [config.id2label[index] for index in range(config.num_labels)]
+        return self.accelerator.unwrap_model(self.model).config.label_names
 
     # ---- State that the trainer's parts share ----
 
@@ -703,26 +695,33 @@ class HFViTTrainer(Trainer):
                         self._raise_out_of_memory()
                     if self.checkpoints.is_restored:
                         raise
-                    before = self.resume_state.origin if self.resume_state else {}
-                    changes = describe_changes(before, self.origin) if before and self.origin else []
-                    changed = f" ({'; '.join(changes)})" if changes else ""
-                    raise ModelError(
-                        f"resume_from_checkpoint: {checkpoint} cannot be loaded ({type(error).__name__}:"
-                        f" {one_line(error)[:300]}). It is damaged, or of a run with other options{changed}. Start a"
-                        " new run in another output_dir."
-                    ) from error
+                    raise self._not_loaded_error(checkpoint, error) from error
                 checkpoint = self.non_finite.rewind(step)
-        averaged_file = None
-        if self.weight_average:
-            if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
-                self.weight_average.load(self.state.best_model_checkpoint)
-            self.weight_average.copy_to(self.model)
-            averaged_file = self.weight_average.file
-            self.remove_callback(self.weight_average)
-            self.weight_average = None
+        averaged_file = self.weight_average and self.weight_average.file
+        self._use_average()
         if self.args.soup:
             self.soup = average_checkpoints(self, self.args.soup, averaged_file)
         return output
+
+    def _not_loaded_error(self, checkpoint: str, error: Exception) -> ModelError:
+        """Create the error for a checkpoint that cannot be resumed from."""
+        before = self.resume_state.origin if self.resume_state else {}
+        changes = describe_changes(before, self.origin) if before and self.origin else []
+        changed = f" ({'; '.join(changes)})" if changes else ""
+        return ModelError(
+            f"resume_from_checkpoint: {checkpoint} cannot be loaded ({type(error).__name__}: {one_line(error)[:300]})."
+            f" It is damaged, or of a run with other options{changed}. Start a new run in another output_dir."
+        )
+
+    def _use_average(self) -> None:
+        """Copy the averaged weights, or those of the best checkpoint, to the model."""
+        if not self.weight_average:
+            return
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
+            self.weight_average.load(self.state.best_model_checkpoint)
+        self.weight_average.copy_to(self.model)
+        self.remove_callback(self.weight_average)
+        self.weight_average = None
 
     def _raise_out_of_memory(self) -> None:
         """Raise `OutOfMemoryError` where a smaller batch does not help."""

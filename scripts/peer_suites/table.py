@@ -1,4 +1,7 @@
-"""Print the results of scripts/peer_suites.sh as a table: `table.py VERSION WORK/FAMILY ...`."""
+"""Print the results of scripts/peer_suites.sh as a table.
+
+Usage: `table.py VERSION WORK/FAMILY ...`.
+"""
 
 import sys
 from collections import Counter

@@ -12,6 +12,7 @@ from hfvit.artifacts.export_record import ExportRecord
 from hfvit.artifacts.gate import migrate_gate
 from hfvit.artifacts.run_record import RunRecord
 from hfvit.errors import ModelError
+from hfvit.metrics.multilabel import multilabel_metrics
 
 KINDS = [(RunRecord, "run.json"), (RunRecord, "run_probe.json"), (RunRecord, "run_text.json")]
 KINDS += [(ExportRecord, "export.json"), (EngineRecord, "engine.json")]
@@ -169,6 +170,16 @@ def test_missing_field_error_names_field_and_file(old, path):
     (folder / "run.json").write_text(json.dumps(content))
     with pytest.raises(ModelError, match=rf"run\.json: .*{'.'.join(path)} \("):
         RunRecord.load(folder)
+
+
+def test_wrong_value_of_multi_label_metrics_is_named():
+    targets = np.eye(3, dtype=np.uint8)
+    content = make_record().to_json()
+    content["metrics"]["test"] = multilabel_metrics(targets - 0.5, targets, ["a", "b", "c"])
+    assert RunRecord.from_json(content).metrics["test"].map == 1.0
+    content["metrics"]["test"]["per_class"][1]["f1"] = 2
+    with pytest.raises(ModelError, match=r"metrics\.test\.per_class\[1\]\.f1 must be"):
+        RunRecord.from_json(content)
 
 
 def test_run_json_of_a_thousand_classes_is_small(tmp_path):

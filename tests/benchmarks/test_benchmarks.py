@@ -150,9 +150,11 @@ def test_attention_scaling_fits_the_exponent_in_pixels(common, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", CONTENDERS)
 def test_a_quick_run_measures_hfvit_and_its_peers(name, tmp_path):
-    result = run_command(sys.executable, f"benchmarks/{name}.py", "--quick", "--json", tmp_path / "rows.json")
+    words = (f"benchmarks/{name}.py", "--quick", "--json", tmp_path / "rows.json")
+    result = run_command(sys.executable, *words, timeout=1000)
     assert result.returncode == 0, result.stderr
     written = json.loads((tmp_path / "rows.json").read_text())
     assert written["quick"] is True

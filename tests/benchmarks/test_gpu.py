@@ -83,7 +83,7 @@ def run_day(kit: Path, work: Path, *steps: str, **environment: str):
         "OUT": str(work / "out"),
         "CUDA_VISIBLE_DEVICES": "",
     }
-    return run_command("bash", kit / "day.sh", *steps, **settings | environment)
+    return run_command("bash", kit / "day.sh", *steps, timeout=1000, **settings | environment)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
@@ -275,11 +275,12 @@ def test_dry_run_sets_up_a_carried_source_and_wheel_and_runs_tests(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.integration
 @pytest.mark.parametrize("step", ["amp", "survive", "real", "records", "latency", "syncs"])
 def test_dry_run_of_step_records_no_error(step, tmp_path):
     kit = copy_kit(tmp_path)
-    result = run_day(kit, tmp_path, "prep", step, SECONDS_STEP=f"{step}:240", AMP_ROWS="S recipe")
+    result = run_day(kit, tmp_path, "prep", step, SECONDS_STEP=f"{step}:900", AMP_ROWS="S recipe")
     assert result.returncode == 0, result.stdout + result.stderr
     rows = results_of(tmp_path / "out")
     assert not [row for row in rows if row.get("error")]

@@ -171,6 +171,17 @@ def test_trace_onnx_once_for_several_files(micro, tmp_path):
     assert (tmp_path / "fp32.onnx").read_bytes() == (tmp_path / "again.onnx").read_bytes()
 
 
+def test_export_onnx_of_naflex_has_constant_position_embeddings(tmp_path):
+    """TensorRT cannot resample them: it has no antialiased Resize."""
+    kwargs = {"patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
+    model = timm_model("naflexvit_base_patch16_gap", image_size=48, **kwargs)
+    torch.nn.init.normal_(model.timm_model.embeds.pos_embed)
+    model.set_image_size(16)
+    record = export_onnx(model, tmp_path / "model.onnx")
+    assert record.parity.max_abs_difference < 1e-5
+    assert "Resize" not in {node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node}
+
+
 @pytest.mark.parametrize(
     ("model", "data"),
     [

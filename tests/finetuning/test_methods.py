@@ -152,13 +152,17 @@ def test_linear_probe_run_with_augmented_passes(write):
 @pytest.mark.slow
 def test_benchmark_has_a_row_for_each_method(tmp_path):
     rows = tmp_path / "rows.json"
-    words = ("benchmarks/finetuning.py", "--quick", "--only", "linear_probe", "--json", rows)
-    result = run_command(sys.executable, *words)
+    chosen = ("linear_probe", "soup", "half", "half_features", "imbalanced_sample")
+    words = ("benchmarks/finetuning.py", "--quick", "--json", rows, "--only", *chosen)
+    result = run_command(sys.executable, *words, timeout=500)
     assert result.returncode == 0, result.stderr
-    assert "| linear_probe |" in result.stdout
-    [row] = json.loads(rows.read_text())["rows"]
-    assert row["trained weights"] == 49 * 10
-    assert row["peak MiB"] > 100
+    found = {row["method"]: row for row in json.loads(rows.read_text())["rows"]}
+    assert found.keys() == {*chosen, "full"}  # the teacher
+    assert all(f"| {name} " in result.stdout for name in found)
+    assert all(0 < row["test accuracy"] < 1 and row["peak MiB"] > 100 for row in found.values())
+    assert found["linear_probe"]["trained parameters"] == 49 * 10
+    assert found["half"]["trained parameters"] == found["half_features"]["trained parameters"]
+    assert found["half"]["trained parameters"] < found["full"]["trained parameters"]
 
 
 def test_linear_probe_out_of_memory_reduces_the_batch(write, monkeypatch, tmp_path, caplog):

@@ -1,4 +1,4 @@
-"""Cases of test_bad_input.py: setup, command, what the message names, exit code if not 2.
+"""Cases of test_bad_input.py: setup, command, message, exit code if not 2.
 
 A name that ends in a colon is the option at the head of the message; other names are values, files or columns.
 """

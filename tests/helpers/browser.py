@@ -1,4 +1,4 @@
-"""Chromium with a loopback server; requests to other hosts are blocked and recorded."""
+"""Chromium with a loopback server; other requests are blocked and recorded."""
 
 import shutil
 import threading

@@ -23,7 +23,7 @@ def with_value(content: Any, path: tuple, value: Any) -> Any:
 
 
 def damaged(content: Any, values: list) -> Iterator[tuple[tuple, Any, str]]:
-    """(place, value, JSON) with each place of the content replaced by each of `values`."""
+    """Yield (place, value, JSON) with each place replaced by each of `values`."""
     for path in places(content):
         for value in values:
             yield path, value, json.dumps(with_value(content, path, value))

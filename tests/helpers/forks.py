@@ -75,7 +75,10 @@ class Fork:
 
 
 class ForkServer:
-    """Process that has imported the libraries with `environment`. It starts with the first command, ends with us."""
+    """Process that has imported the libraries with `environment`.
+
+    It starts with the first command and ends with this process.
+    """
 
     def __init__(self, environment: dict[str, str]):
         self.environment = dict(environment)
@@ -99,7 +102,7 @@ class ForkServer:
             self._process.wait(60)
 
     def serves(self, words: list[str], environment: dict[str, str]) -> bool:
-        """Return whether the command is one of Python, and its environment is that of the imports."""
+        """Return whether a command is one of Python in the imports' environment."""
         changed = {key for key, _ in environment.items() ^ self.environment.items()} - READ_LATE
         if environment.get("PYTHONPATH") == str(ROOT):
             changed.discard("PYTHONPATH")
@@ -175,7 +178,10 @@ def preload() -> None:
 
 
 def serve(connection: socket.socket) -> dict | None:
-    """Fork for each request; return the request in a fork, None at the end of the connection."""
+    """Fork for each request, and return the request in a fork.
+
+    None at the end of the connection.
+    """
     while True:
         message, descriptors, *_ = socket.recv_fds(connection, 1 << 20, 2)
         if not message:

@@ -1,4 +1,4 @@
-"""Invalid and malicious files: each function writes the files of a case of test_bad_input.py.
+"""Invalid and malicious files, a function for each case of test_bad_input.py.
 
 `CANARY` is the path of a file that malicious code would create.
 """

@@ -1,4 +1,4 @@
-"""Image-text data set whose labels need both inputs, and a text encoder with tokenizer."""
+"""Image-text data set whose labels need both inputs, and a text encoder."""
 
 from pathlib import Path
 

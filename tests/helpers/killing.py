@@ -25,7 +25,10 @@ class Killer:
     """Run jobs and return their exit codes, negative for a signal."""
 
     def run(self, out: Path, **job) -> list[int]:
-        """Run the processes of a job; if one fails, kill the others as a launcher does, unless they are `alone`."""
+        """Run the processes of a job.
+
+        If one fails, the others are killed as by a launcher, unless they are `alone`.
+        """
         job = {"out": str(out), **job}
         world = job.get("processes", 1)
         port = free_port()
@@ -52,7 +55,7 @@ class Killer:
 
 @contextmanager
 def launched_until_a_checkpoint(words: list[str], out: Path):
-    """Launch a training, wait for its first checkpoint, and kill all its processes at the end."""
+    """Launch a training, wait for its first checkpoint, and kill it at the end."""
     import psutil
 
     from hfvit.artifacts.checkpoint import newest_checkpoint
@@ -90,7 +93,10 @@ def _work(job: dict, rank: int) -> int:
 
 
 def _kill_at_operation(out: str, number: int) -> None:
-    """Send SIGKILL at file operation `number`, counted from 1; if it is 0, log all operations to a file."""
+    """Send SIGKILL at file operation `number`, counted from 1.
+
+    If it is 0, log all operations to a file.
+    """
     done = 0
 
     def hook(event: str, args: tuple) -> None:
@@ -151,7 +157,7 @@ def _train(job: dict, callbacks: list) -> None:
 
 
 def _limit_memory(trainer, rank: int, images: int, from_step: int = 0) -> None:
-    """Simulate an out-of-memory error in training with more than this number of images."""
+    """Simulate an out-of-memory error in training with more images than this."""
     import torch
 
     forward = trainer.model.timm_model.forward_features

@@ -1,4 +1,4 @@
-"""Folders, tables and archives of generated images, for the layouts of docs/data.md."""
+"""Folders, tables and archives of images, for the layouts of docs/data.md."""
 
 import io
 import tarfile
@@ -17,7 +17,10 @@ def image_bytes(seed: int = 0, kind: str = "PNG", size: int = 16, **options) -> 
 
 
 def write_images(root: Path, counts: dict[str, int], extension: str = "png", start: int = 0) -> Path:
-    """Write `counts[folder]` different images to each folder below `root`, and return `root`."""
+    """Write `counts[folder]` different images to each folder below `root`.
+
+    Returns `root`.
+    """
     seed = start
     for folder, count in counts.items():
         place = root / folder

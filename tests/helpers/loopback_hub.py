@@ -1,4 +1,4 @@
-"""In-memory Hub on a loopback port for huggingface_hub, transformers, timm and datasets.
+"""In-memory Hub on a loopback port for the Hugging Face libraries and timm.
 
     with LoopbackHub() as hub:
         run_command("hfvit", "push", folder, "user/name", **hub.environment(home))
@@ -59,7 +59,10 @@ class LoopbackHub:
         }  # fmt: skip
 
     def take_over(self, monkeypatch, cache: Path, token: str | None = WRITE) -> None:
-        """Patch the imported libraries of this process, which were set to offline, to use this Hub."""
+        """Patch the imported libraries of this process to use this Hub.
+
+        They were set to offline.
+        """
         template = f"{self.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         values = {"ENDPOINT": self.url, "HUGGINGFACE_CO_URL_TEMPLATE": template, "HF_HUB_OFFLINE": False}
         values |= {"HF_HUB_DISABLE_XET": True, "HF_HUB_CACHE": str(cache), "HF_TOKEN_PATH": str(cache / "token")}

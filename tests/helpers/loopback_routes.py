@@ -102,7 +102,7 @@ class Handler(BaseHTTPRequestHandler):
         return False
 
     def repository(self, kind: str, repo_id: str) -> Repository | None:
-        """Return a repository that the user may read; answer with an error if there is none."""
+        """Return a repository that the user may read, or answer with an error."""
         found = self.hub.repositories.get((kind, repo_id))
         owner = self.user() is not None and self.user()[0] == repo_id.split("/")[0]
         if found is None or (found.private and not owner):

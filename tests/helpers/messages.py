@@ -18,7 +18,10 @@ def option_of(message: object) -> str | None:
 
 
 def assert_names(message: object, *data: object) -> None:
-    """Assert that a message contains each of `data` as a complete word: 1 is not in 12, 0.1 or run-1."""
+    """Assert that a message contains each of `data` as a complete word.
+
+    1 is not in 12, 0.1 or run-1.
+    """
     text = str(message)
     missing = [item for item in data if not re.search(_word(item), text)]
     assert not missing, f"{missing} not in: {text}"

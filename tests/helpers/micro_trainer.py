@@ -78,7 +78,7 @@ def weights(trainer):
 
 
 def limit(trainer, most, evaluation=False):
-    """Raise out-of-memory errors for more than `most` images, in training or evaluation."""
+    """Raise out-of-memory errors for more than `most` images."""
     forward = trainer.model.timm_model.forward_features
 
     def limited(pixel_values, *args, **kwargs):

@@ -16,7 +16,10 @@ BRIGHTEST = 8.0 * np.eye(3, dtype=np.float32)  # finds the class of every image 
 def write_graph(
     path: Path, weights: np.ndarray = BRIGHTEST, batch: int | str = "batch_size", pixels: bool = False, size=SIZE
 ) -> Path:
-    """Write an ONNX file with `weights` `(3, classes)`; with `pixels`, it normalizes uint8 images."""
+    """Write an ONNX file with `weights` `(3, classes)`.
+
+    With `pixels`, it normalizes uint8 images.
+    """
     nodes, pooled, spatial = [], "pixel_values", [2, 3]
     constants = {"weights": weights.astype(np.float32)}
     if pixels:

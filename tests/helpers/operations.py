@@ -7,7 +7,10 @@ from hfvit.transforms.functional import FAMILIES, IDENTITY, OPERATIONS, Constant
 
 
 def apply(name, images, magnitudes, fill=None):
-    """Return changed copies of images (batch, 3, height, width), 0 to 255; uncovered pixels are `fill` or black."""
+    """Return changed copies of images (batch, 3, height, width), 0 to 255.
+
+    Uncovered pixels are `fill` or black.
+    """
     changed = images.clone()
     if name != IDENTITY:
         parameters = parameters_of(name, np.asarray(magnitudes), *images.shape[-2:])

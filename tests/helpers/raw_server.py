@@ -10,7 +10,9 @@ Answer = Callable[[socket.socket, str], None]
 
 
 class RawServer:
-    """Server that calls `answer(connection, path)` in a thread per request, and records paths in `requests`.
+    """Server that calls `answer(connection, path)` in a thread per request.
+
+    Paths are recorded in `requests`.
 
     With the TLS certificate of `context` it is a server of https.
     """

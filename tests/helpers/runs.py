@@ -37,7 +37,7 @@ def files(folder):
 
 
 def lasting_files(folder):
-    """Return the files of a run without the plots of mistakes, which not every run has."""
+    """Return the files of a run without plots of mistakes, which some runs lack."""
     return {name for name in files(folder) if not name.startswith(("plots/mistakes", "plots/label_errors"))}
 
 

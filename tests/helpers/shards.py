@@ -1,4 +1,4 @@
-"""A data set to stream: 72 training images in 4 shards, 13 validation and 31 test images."""
+"""Data set to stream: 72 training images in 4 shards, 13 and 31 others."""
 
 import numpy as np
 import yaml

@@ -1,4 +1,7 @@
-"""Tiny random image classifiers of all families of transformers, with their image processors."""
+"""Tiny random image classifiers of all families of transformers.
+
+Each has its image processor.
+"""
 
 import torch
 import transformers

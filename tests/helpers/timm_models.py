@@ -46,7 +46,7 @@ def build(family, image_size=None, **kwargs):
 
 
 def save_resized(family, folder, image_size):
-    """Save a checkpoint with a confident head for images of another size than the network was built for."""
+    """Save a checkpoint with a confident head for images of another size."""
     model = build(family, image_size if family in FIXED_SIZE else None)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -17,7 +17,7 @@ from hfvit.artifacts.run_sections import ExampleImage, ExampleImages
 from hfvit.errors import HFViTError
 from hfvit.hub.files import files_to_push
 from hfvit.inference.classifier import load_classifier
-from hfvit.training.checkpointing import ResumeState
+from hfvit.training.resume import ResumeState
 
 VALUES = [None, [], {}, "x", float("nan"), 10**30, -1, -1.5, 0, True, [1], {"a": 1}]
 IMAGE = Image.fromarray(np.zeros((20, 24, 3), np.uint8))

@@ -50,6 +50,7 @@ def random_weights(name: str, folder) -> list:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_shipped_recipe_estimates_trains_a_step_and_exports(name, ten_classes, tmp_path, capsys):
     if load_recipe([name]).finetuning.finetuning == "lora":

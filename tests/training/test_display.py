@@ -23,6 +23,7 @@ from hfvit.utils.quiet import quiet_run
 
 IMAGES = 144
 METRICS = {"eval_loss": 0.5, "eval_accuracy": 0.75}
+ARGS = SimpleNamespace(max_steps=-1, num_train_epochs=2.5)
 LOADER = SimpleNamespace(dataset=range(IMAGES))
 
 
@@ -32,7 +33,7 @@ def state(step: int, best: int | None = None):
 
 def train(progress: TrainingProgress, evaluations: int = 3) -> None:
     """Call the events of a training of three epochs, whose second evaluation is the best."""
-    progress.on_train_begin(None, state(0), None)
+    progress.on_train_begin(ARGS, state(0), None)
     for number in range(1, evaluations + 1):
         step = 20 * number
         best = min(step, 40)
@@ -65,6 +66,7 @@ def test_live_display_fits_the_terminal_and_marks_the_best(width, monkeypatch):
 def test_log_has_one_line_for_each_evaluation(capsys):
     train(LineProgress())
     lines = capsys.readouterr().err.splitlines()
+    assert re.search(r"\b60\b.*\b2\.5\b", lines[0])
     assert [line.split("  ")[0] for line in lines[1:]] == ["step 20/60", "step 40/60", "step 60/60"]
     assert not any("\r" in line for line in lines)
     assert "best" in lines[2]
@@ -74,7 +76,7 @@ def test_log_has_one_line_for_each_evaluation(capsys):
 def test_log_of_a_stream_of_unknown_length_has_no_epochs(capsys):
     progress = LineProgress()
     unknown = SimpleNamespace(**vars(state(20, 20)) | {"epoch": None, "num_train_epochs": sys.maxsize})
-    progress.on_train_begin(None, unknown, None)
+    progress.on_train_begin(SimpleNamespace(max_steps=60), unknown, None)
     progress.on_step_end(None, unknown, None)
     loader = SimpleNamespace(dataset=SimpleNamespace(images=IMAGES))
     progress.on_evaluate(None, unknown, None, metrics=dict(METRICS), eval_dataloader=loader)
@@ -87,7 +89,7 @@ def test_log_of_a_stream_of_unknown_length_has_no_epochs(capsys):
 
 def test_log_has_a_line_when_nothing_was_printed_for_long(capsys, monkeypatch):
     progress = LineProgress()
-    progress.on_train_begin(None, state(0), None)
+    progress.on_train_begin(ARGS, state(0), None)
     progress.on_log(None, state(1), None, logs={"loss": 2.5, "learning_rate": 1e-3})
     progress.on_step_end(None, state(1), None)
     monkeypatch.setattr(display, "LINE_SECONDS", 0.0)
@@ -100,7 +102,7 @@ def test_log_has_a_line_when_nothing_was_printed_for_long(capsys, monkeypatch):
 def test_time_left_counts_from_the_step_of_a_resume(monkeypatch):
     progress = TrainingProgress()
     monkeypatch.setattr(display.time, "monotonic", lambda: 100.0)
-    progress.on_train_begin(None, state(20), None)
+    progress.on_train_begin(ARGS, state(20), None)
     assert progress.seconds_left is None
     monkeypatch.setattr(display.time, "monotonic", lambda: 110.0)
     progress.on_step_end(None, state(40), None)

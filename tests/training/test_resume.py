@@ -28,8 +28,8 @@ from hfvit.data.factory import load_splits
 from hfvit.errors import DataError, HFViTError, ModelError, RecipeError, StorageError
 from hfvit.pipeline import main
 from hfvit.recipe.arguments import DataArguments
-from hfvit.training.checkpointing import is_lost_worker
 from hfvit.training.resume import describe_changes
+from hfvit.training.workers import is_lost_worker
 from hfvit.utils.environment import check_shared_memory
 
 
