@@ -24,16 +24,20 @@ Changes of full by one option:
   half_distilled     the same with the logits of the finished run of full (same seed) as teacher
   half_features      the same with the features of that run
 
-On a cut of the training images in which the most frequent class has ten times as many images as the rarest one:
+As full, on cuts of the training images. The frequencies of the classes fall exponentially to a tenth, in another order
+for each seed; their validation images are held out of the cut, the test images are the same:
 
-  imbalanced         as full
-  imbalanced_sample  with class_balance: sample
-  imbalanced_weight  with class_balance: weight
+  balanced_cut       as many images in all, equally many of each class
+  imbalanced         the imbalanced cut
+  imbalanced_sample  the same with class_balance: sample
+  imbalanced_weight  the same with class_balance: weight
 
 Each run is a complete `hfvit train` in a new process. Minutes include training and its evaluations (or feature
-extraction and fit), not the test split. Peak memory is the peak resident memory of the process.
+extraction and fit), not the test split. Peak memory is the peak resident memory of the process. With --runs, finished
+runs are read from that file, so that an interrupted table can be continued.
 """
 
+import argparse
 import json
 import resource
 import statistics
@@ -90,10 +94,12 @@ METHODS: dict[str, dict[str, Any]] = {
     "patch_drop": {**FULL, "patch_drop_rate": 0.25},
     "half": SHORT,
     **{name: {**SHORT, "distillation": kind} for name, kind in DISTILLED.items()},
+    "balanced_cut": FULL,
     "imbalanced": FULL,
     "imbalanced_sample": {**FULL, "class_balance": "sample"},
     "imbalanced_weight": {**FULL, "class_balance": "weight"},
 }
+QUICK_DATA = {"dataset_name": "digits", "train_split": "train", "test_split": "test"}
 OPTIONS: dict[str, dict] = {
     "--model_name_or_path": {"help": "a pretrained ViT of 12 blocks: a folder or a Hub id"},
     "--dataset_name": {"default": "uoft-cs/cifar10", "help": "[%(default)s]"},
@@ -103,6 +109,7 @@ OPTIONS: dict[str, dict] = {
     "--epochs": {"type": int, "default": 3, "help": "[%(default)s]"},
     "--progressive_image_size": {"type": int, "nargs": "+", "default": [42, 56], "help": "in pixels [%(default)s]"},
     "--seeds": {"type": int, "default": 3, "help": "runs of each row, with the seeds 0, 1, ... [%(default)s]"},
+    "--runs": {"type": Path, "metavar": "FILE", "help": "JSON lines: read finished runs, and append new ones"},
     "--only": {"nargs": "+", "choices": list(METHODS), "help": "these rows only; distilled ones train full as well"},
 }
 
@@ -115,15 +122,17 @@ def quick_start(folder: Path) -> dict[str, Any]:
     micro = {"patch_size": 8, "embed_dim": 48, "depth": BLOCKS, "num_heads": 2}
     arguments = ModelArguments(architecture="vit_tiny_patch16_224", image_size=16, model_args=micro)
     build_image_model(arguments, ["any", "thing"]).save_pretrained(folder)
-    return {"model_name_or_path": str(folder), "image_size": 16, "dataset_name": "digits", "train_split": "train",
-            "test_split": "test", "max_train_samples": 300, "num_train_epochs": 1}  # fmt: skip
+    return {**QUICK_DATA, "model_name_or_path": str(folder), "image_size": 16, "max_train_samples": 300,
+            "num_train_epochs": 1}  # fmt: skip
 
 
-def imbalanced_cut(recipe: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Write the test split, and a training split whose classes have exponentially fewer images, down to a tenth.
+def write_cut(recipe: dict[str, Any], seed: int, is_balanced: bool, folder: Path) -> dict[str, Any]:
+    """Write the test split and a cut of the training split.
 
     Args:
         recipe: recipe keys with `dataset_name`, `train_split` and `test_split`.
+        seed: seed of the order of the classes by frequency.
+        is_balanced: keep equally many images of each class.
         folder: new folder for the splits.
 
     Returns:
@@ -141,8 +150,11 @@ def imbalanced_cut(recipe: dict[str, Any], folder: Path) -> dict[str, Any]:
         else:
             splits[name] = datasets.load_dataset(recipe["dataset_name"], split=recipe[f"{name}_split"])
     labels = np.asarray(splits["train"]["label"][:])
-    counts = np.bincount(labels)
-    kept = np.round(counts.min() * 0.1 ** np.linspace(0, 1, len(counts))).astype(int)
+    present = np.bincount(labels)
+    kept = np.round(present.min() * 0.1 ** np.linspace(0, 1, len(present))).astype(int)
+    kept = np.random.default_rng(seed).permutation(kept)
+    if is_balanced:
+        kept = np.full(len(kept), round(kept.mean()))
     rows = np.concatenate([np.flatnonzero(labels == label)[:count] for label, count in enumerate(kept)])
     splits["train"] = splits["train"].select(np.sort(rows))
     datasets.DatasetDict(splits).save_to_disk(folder)
@@ -154,7 +166,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         job: `method`, `seed`, `folder` of the run, recipe keys `recipe` (None: the quick ones), `sizes` of progressive
-            resizing and folder of the `teacher`.
+            resizing, folder of the `teacher`, and recipe keys `cut` of a part of the images.
     """
     from hfvit.pipeline import main as train
 
@@ -168,8 +180,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         values["progressive_image_size"] = job["sizes"]
     if method in DISTILLED:
         values["teacher"] = job["teacher"]
-    if method.startswith("imbalanced"):
-        values |= imbalanced_cut(values, folder / "data")
+    values |= job["cut"]
     recipe = folder / "recipe.yaml"
     recipe.write_text(json.dumps(values))  # JSON is YAML
     train([str(recipe)])
@@ -201,6 +212,47 @@ def summarized(method: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def read_runs(path: Path | None) -> dict[tuple[str, int], dict[str, Any]]:
+    """Return finished runs by method and seed, none without a file."""
+    if path is None or not path.exists():
+        return {}
+    runs = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return {(run["method"], run["seed"]): run for run in runs}
+
+
+def run_once(
+    method: str, seed: int, recipe: dict[str, Any] | None, folder: Path, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Train in a new process, and append the results to `--runs`.
+
+    Args:
+        method: name of the row.
+        seed: seed of the run.
+        recipe: recipe keys; None for the quick ones.
+        folder: folder of all runs of the seed.
+        options: options of the script.
+    """
+    print(f"seed {seed}: {method}", file=sys.stderr, flush=True)
+    (folder / method).mkdir()
+    data = recipe or QUICK_DATA
+    is_balanced = method == "balanced_cut"
+    is_cut = is_balanced or method.startswith("imbalanced")
+    job = {
+        "method": method,
+        "seed": seed,
+        "recipe": recipe,
+        "sizes": [8] if options.quick else options.progressive_image_size,
+        "folder": str(folder / method),
+        "teacher": str(folder / TEACHER / "out"),
+        "cut": write_cut(data, seed, is_balanced, folder / method / "data") if is_cut else {},
+    }
+    run = {"method": method, "seed": seed, **in_own_process(__file__, job, folder / "cache")}
+    if options.runs:
+        with options.runs.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(run) + "\n")
+    return run
+
+
 def main(argv: list[str] | None = None) -> None:
     options = parse_options(__doc__, argv, rounds=1, own_options=OPTIONS)
     if options.worker:
@@ -214,22 +266,17 @@ def main(argv: list[str] | None = None) -> None:
         recipe = {**{key: getattr(options, key) for key in keys}, "num_train_epochs": options.epochs}
     chosen = options.only or list(METHODS)
     names = [name for name in METHODS if name in chosen or (name == TEACHER and DISTILLED.keys() & set(chosen))]
-    results: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    for seed in range(1 if options.quick else options.seeds):
+    results = read_runs(options.runs)
+    seeds = range(1 if options.quick else options.seeds)
+    for seed in seeds:
+        needed = {name for name in names if (name, seed) not in results}
+        if needed & DISTILLED.keys():
+            needed.add(TEACHER)  # for its folder
         with workspace() as folder:
             for name in names:
-                print(f"seed {seed}: {name}", file=sys.stderr, flush=True)
-                job = {
-                    "method": name,
-                    "seed": seed,
-                    "recipe": recipe,
-                    "sizes": [8] if options.quick else options.progressive_image_size,
-                    "folder": str(folder / name),
-                    "teacher": str(folder / TEACHER / "out"),
-                }
-                (folder / name).mkdir()
-                results[name].append(in_own_process(__file__, job, folder / "cache"))
-    rows = [summarized(name, runs) for name, runs in results.items()]
+                if name in needed:
+                    results[name, seed] = run_once(name, seed, recipe, folder, options)
+    rows = [summarized(name, [results[name, seed] for seed in seeds]) for name in names]
     notes = (
         [] if options.quick else [f"{options.train_split} of {options.dataset_name}, tested on {options.test_split}"]
     )

@@ -24,7 +24,7 @@ from transformers.utils import is_in_notebook
 
 from hfvit.metrics.classification import accuracy_interval
 from hfvit.recipe.training_args import HFViTTrainingArguments
-from hfvit.training.json_log import JsonLog, JsonLogCallback
+from hfvit.training.json_log import JsonLog, JsonLogCallback, epochs_of
 from hfvit.utils.formatting import duration
 from hfvit.utils.terminal import PrintableFormatter
 
@@ -163,9 +163,7 @@ class TrainingProgress(TrainerCallback):
         self.started = time.monotonic()
         self.first_step = state.global_step
         self.steps = state.max_steps
-        # The state rounds a fraction of an epoch up.
-        epochs = state.num_train_epochs if args.max_steps > 0 else args.num_train_epochs
-        self.epochs = None if epochs >= sys.maxsize else epochs
+        self.epochs = epochs_of(args, state)
         self._read(state)
         self.begin()
 

@@ -3,11 +3,12 @@
 import json
 import logging
 import math
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from hfvit.errors import RecipeError, mask_credentials
 from hfvit.utils.credentials import mask_values
@@ -65,6 +66,12 @@ class _MessageHandler(logging.Handler):
         self.log.write("message", level=record.levelname.lower(), text=mask_credentials(record.getMessage()))
 
 
+def epochs_of(args: TrainingArguments, state: TrainerState) -> float | None:
+    """Return the epochs of a run, which the state rounds up; None for a stream of unknown length."""
+    epochs = state.num_train_epochs if args.max_steps > 0 else args.num_train_epochs
+    return None if epochs >= sys.maxsize else epochs
+
+
 class JsonLogCallback(TrainerCallback):
     """Write what the Trainer logs to a `JsonLog`.
 
@@ -76,7 +83,7 @@ class JsonLogCallback(TrainerCallback):
         self.log = log
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.log.write("train_begin", step=state.global_step, steps=state.max_steps, epochs=state.num_train_epochs)
+        self.log.write("train_begin", step=state.global_step, steps=state.max_steps, epochs=epochs_of(args, state))
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         event = "evaluation" if any(key.startswith("eval_") for key in logs) else "log"

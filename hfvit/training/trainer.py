@@ -40,6 +40,7 @@ from hfvit.recipe.training_args import HFViTTrainingArguments, wrap_errors
 from hfvit.training.checkpointing import CheckpointWriter
 from hfvit.training.ema import EmaCallback, SwaCallback, WeightAverage
 from hfvit.training.losses import LOSSES
+from hfvit.training.memory_format import StateLayout, use_channels_last
 from hfvit.training.non_finite import NonFiniteLossMonitor, RewindRequest
 from hfvit.training.out_of_memory import OutOfMemoryHandler, is_out_of_memory, out_of_memory_error
 from hfvit.training.param_groups import build_param_groups, groups_beside
@@ -185,8 +186,11 @@ class HFViTTrainer(Trainer):
         self.balanced = balanced
         self.progressive = progressive
         self.objective = objective and objective.to(self.args.device)
+        if self.args.channels_last and self.is_sharded:
+            raise RecipeError("channels_last: not available with sharded weights (FSDP, DeepSpeed). Set it to false.")
         if self.args.channels_last:
-            self._use_channels_last()
+            for module in filter(None, (self.model, self.objective)):
+                use_channels_last(module)
         self.augmentation = None
         self._loaders: list[DataLoader] = []
         self._stream_loaders: dict[int, DataLoader] = {}
@@ -203,17 +207,6 @@ class HFViTTrainer(Trainer):
         self.resumed_from: str | None = None
         self.resume_state: ResumeState | None = None
         self._add_parts()
-
-    def _use_channels_last(self) -> None:
-        """Convert the convolutions of model and teacher.
-
-        Their outputs, and thus all later layers, follow.
-        """
-        if self.is_sharded:
-            raise RecipeError("channels_last: not available with sharded weights (FSDP, DeepSpeed). Set it to false.")
-        for module in (self.model, self.objective):
-            if module is not None:
-                module.to(memory_format=torch.channels_last)
 
     def _add_parts(self) -> None:
         """Create the trainer's callbacks and add them in the order in which they must run."""
@@ -237,8 +230,8 @@ class HFViTTrainer(Trainer):
         if self.args.early_stopping_patience:
             early_stopping = EarlyStoppingCallback(self.args.early_stopping_patience)
         # `non_finite` must check a step before `checkpoints` saves it.
-        zero_grad = None if self.is_sharded else FastZeroGrad(self)
-        parts = [zero_grad, self.weight_average, self.progressive, epochs, early_stopping]
+        parts = [] if self.is_sharded else [FastZeroGrad(self), StateLayout()]
+        parts += [self.weight_average, self.progressive, epochs, early_stopping]
         parts += [self.speed, self.non_finite, self.checkpoints]
         for part in parts:
             if part is not None:

@@ -153,7 +153,16 @@ def test_linear_probe_run_with_augmented_passes(write):
 def test_benchmark_has_a_row_for_each_method(tmp_path):
     rows = tmp_path / "rows.json"
     chosen = ("linear_probe", "soup", "half", "half_features", "imbalanced_sample")
-    words = ("benchmarks/finetuning.py", "--quick", "--json", rows, "--only", *chosen)
+    words = (
+        "benchmarks/finetuning.py",
+        "--quick",
+        "--json",
+        rows,
+        "--runs",
+        tmp_path / "runs.jsonl",
+        "--only",
+        *chosen,
+    )
     result = run_command(sys.executable, *words, timeout=500)
     assert result.returncode == 0, result.stderr
     found = {row["method"]: row for row in json.loads(rows.read_text())["rows"]}
@@ -163,6 +172,9 @@ def test_benchmark_has_a_row_for_each_method(tmp_path):
     assert found["linear_probe"]["trained parameters"] == 49 * 10
     assert found["half"]["trained parameters"] == found["half_features"]["trained parameters"]
     assert found["half"]["trained parameters"] < found["full"]["trained parameters"]
+    again = run_command(sys.executable, *words)  # reads the runs
+    assert again.stdout == result.stdout
+    assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == 6
 
 
 def test_linear_probe_out_of_memory_reduces_the_batch(write, monkeypatch, tmp_path, caplog):

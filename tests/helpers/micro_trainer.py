@@ -47,6 +47,7 @@ def make_trainer(
     policy="basic",
     repeats=1,
     mixing=None,
+    objective=None,
     trainer_class=HFViTTrainer,
     network=(ARCHITECTURE, MICRO),
     **kwargs,
@@ -65,6 +66,7 @@ def make_trainer(
         eval_dataset=validation,
         callbacks=callbacks,
         preprocessing=preprocessing,
+        objective=objective,
         mixing=BatchMixing(len(LABELS), **mixing) if mixing else None,
     )
 

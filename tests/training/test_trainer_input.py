@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers.images import LABELS
 from helpers.losses import set_training_loss, training_loss
-from helpers.micro_trainer import assert_resumes_exactly, losses, make_trainer, weights
+from helpers.micro_trainer import assert_resumes_exactly, losses, make_trainer, parts, weights
 from helpers.models import build_model
 from safetensors.torch import load_file
 from timm.data import resolve_data_config
@@ -22,6 +22,7 @@ from transformers import TrainerCallback
 
 from hfvit.artifacts.checkpoint import newest_checkpoint
 from hfvit.errors import RecipeError
+from hfvit.finetuning.distillation import build_objective
 from hfvit.models.patch_size import train_patch_sizes
 from hfvit.recipe.training_args import HFViTTrainingArguments
 from hfvit.training.throughput import SpeedMeter, datasheet_rate, matmul_rate, training_flops
@@ -226,9 +227,11 @@ def test_activation_checkpointing_does_not_change_the_result(tmp_path):
     assert losses(saving) == pytest.approx(losses(plain), rel=1e-4)
 
 
-@pytest.mark.parametrize("optim", ["adamw_torch_fused", "timm/nadamuon"])
-def test_channels_last_trains_and_resumes_as_the_default_format(tmp_path, optim):
-    options = {"network": ("resnet10t", RESNET), "optim": optim, "ema_decay": 0.6}
+@pytest.mark.parametrize(
+    "options", [{"ema_decay": 0.6}, {"swa_start": 0.3, "optim": "timm/nadamuon"}], ids=["EMA", "SWA, nadamuon"]
+)
+def test_channels_last_trains_and_resumes_as_the_default_format(tmp_path, options):
+    options["network"] = ("resnet10t", RESNET)
 
     def prepared(folder, callbacks=None):
         return make_trainer(folder, callbacks, channels_last=True, **options)
@@ -237,14 +240,33 @@ def test_channels_last_trains_and_resumes_as_the_default_format(tmp_path, optim)
     plain.train()
     assert_resumes_exactly(prepared, tmp_path)
     resumed = prepared(tmp_path / "again")
-    resumed.train()
+    resumed.train(str(tmp_path / "plain" / "checkpoint-5"))  # of the other format
     assert losses(resumed) == pytest.approx(losses(plain), rel=1e-3)
     convolution = resumed.model.timm_model.layer1[0].conv1.weight
     assert convolution.is_contiguous(memory_format=torch.channels_last)
     assert not convolution.is_contiguous()
+    moments = [value for value in resumed.optimizer.state[convolution].values() if value.shape == convolution.shape]
+    assert moments
+    assert all(value.stride() == convolution.stride() for value in moments)
     resumed.save_model(str(tmp_path / "saved"))
     saved = load_file(tmp_path / "saved" / "model.safetensors")
     assert all(torch.equal(saved[name.removeprefix("timm_model.")], value) for name, value in weights(resumed).items())
+
+
+def test_channels_last_converts_the_teacher(tmp_path):
+    teacher = build_model(LABELS, architecture="resnet10t", image_size=16, timm_kwargs=RESNET)
+    teacher.save_pretrained(tmp_path / "teacher")
+
+    def prepared(folder, **options):
+        objective = build_objective(parts()[0], teacher=str(tmp_path / "teacher"))
+        return make_trainer(tmp_path / folder, num_train_epochs=1, objective=objective, **options)
+
+    plain, trainer = prepared("plain"), prepared("channels_last", channels_last=True)
+    for each in (plain, trainer):
+        each.train()
+    assert losses(trainer) == pytest.approx(losses(plain), rel=1e-3)
+    weight = trainer.objective.teacher.model.timm_model.layer1[0].conv1.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_log_has_throughput(tmp_path):
