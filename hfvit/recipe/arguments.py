@@ -372,8 +372,7 @@ class RunArguments:
     )
     channels_last: bool = _field(
         False,
-        "Train and evaluate in the memory format channels_last (NHWC), which makes convolutions faster, on CPUs and"
-        " with bf16 or fp16 on GPUs.",
+        "Train and evaluate convolutions in the memory format channels_last (NHWC), which is faster on most devices.",
     )
     early_stopping_patience: int | None = _field(
         None, "Stop after this many evaluations without a better metric_for_best_model. Default: off."
