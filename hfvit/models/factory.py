@@ -11,7 +11,7 @@ from hfvit.data.text import load_tokenizer
 from hfvit.errors import ModelError, wrap_library_errors
 from hfvit.models.configuration import HFViTConfig
 from hfvit.models.freezing import parse_freeze
-from hfvit.models.image_size import check_patches
+from hfvit.models.image_size import check_computes, check_patches
 from hfvit.models.image_text import add_text_encoder
 from hfvit.models.modeling import HFViTForImageClassification
 from hfvit.models.patch_size import train_patch_sizes
@@ -113,6 +113,10 @@ def _new_model(
         model = HFViTForImageClassification(own_config)  # the network accepts any image size
         model.set_image_size(image_size)
     check_patches(model.timm_model, image_size)
+    network = model.timm_model
+    is_checked = not hasattr(network, "set_input_size") and own_config.pretrained_cfg.get("fixed_input_size")
+    if is_checked and not next(network.parameters()).is_meta:
+        check_computes(network, image_size)
     return model
 
 

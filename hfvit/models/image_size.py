@@ -3,11 +3,12 @@
 import json
 from typing import Any
 
+import torch
 from timm.layers import Format, PatchEmbed
 from timm.models import get_model_args
 from torch import nn
 
-from hfvit.errors import ModelError
+from hfvit.errors import ModelError, one_line
 
 
 def resize_input(timm_model: nn.Module, image_size: int) -> dict[str, Any]:
@@ -37,6 +38,25 @@ def check_patches(timm_model: nn.Module, image_size: int) -> None:
             f"image_size: must be a multiple of the patch size {patch}, got {image_size}. Use {down or patch} or"
             f" {down + patch}."
         )
+
+
+@torch.no_grad()
+def check_computes(timm_model: nn.Module, image_size: int) -> None:
+    """Raise `ModelError` when a new model fails on an image of this size.
+
+    timm's EfficientFormer accepts `img_size`, but its attention biases are those of 224 px.
+    """
+    training = timm_model.training
+    parameter = next(timm_model.parameters())
+    try:
+        timm_model.eval()(torch.zeros(1, 3, image_size, image_size, device=parameter.device, dtype=parameter.dtype))
+    except RuntimeError as error:
+        raise ModelError(
+            f"image_size: {type(timm_model).__name__} cannot compute images of {image_size} px:"
+            f" {one_line(error)[:200]}. Omit image_size."
+        ) from None
+    finally:
+        timm_model.train(training)
 
 
 def can_be_dynamic(network: nn.Module) -> bool:

@@ -140,6 +140,7 @@ def test_from_pretrained_loads_layer_scale(tmp_path):
     [
         ({"architecture": "vit_tinny_patch16_224"}, "architecture", ["'vit_tiny_patch16_224'"]),
         ({"architecture": ARCHITECTURE, "image_size": 50}, "image_size", [50, 16, 48, 64]),
+        ({"architecture": "efficientformer_l1", "image_size": 96}, "image_size", ["EfficientFormer", 96]),
         ({"architecture": ARCHITECTURE, "timm_kwargs": {"heads": 2}}, "model_args", [ARCHITECTURE, "{'heads': 2}"]),
         ({"architecture": ARCHITECTURE, "timm_kwargs": {"embed_dim": 32}}, None, [ARCHITECTURE, "{'embed_dim': 32}"]),
         ({"architecture": ARCHITECTURE, "timm_kwargs": MICRO, "freeze": 9}, "freeze", [9]),
