@@ -107,7 +107,10 @@ def export_onnx_command(options: argparse.Namespace) -> None:
     folder = claim_folder(options.output)
     quiet_export(options.verbose)
     from hfvit.export.pipeline import Export
+    from hfvit.export.quantization import check_opset
 
+    if options.quantize and options.target == "tensorrt":
+        check_opset(options.opset)
     Export(options, folder).run()
 
 

@@ -136,8 +136,11 @@ def export_tensorrt_command(options: argparse.Namespace) -> None:
             )
         options.output = expand_user(options.output) / options.triton
     quiet_export(options.verbose)
+    from hfvit.export.quantization import check_opset
     from hfvit.export.tensorrt_pipeline import EngineExport, graph_options
 
+    if options.dtype in ("int8", "fp8"):
+        check_opset(options.opset)
     EngineExport(graph_options(options), backend, engine_options).run()
 
 

@@ -252,7 +252,7 @@ class Export:
             )
             ratio = path.stat().st_size / source.stat().st_size
         if ratio > 0.9:
-            self.log(f"{name} has {ratio:.0%} of the float file's size, as convolutions stay in float")
+            self.log(f"{name} has {ratio:.0%} of the float file's size, as few of its weights are quantized")
         dtype = "fp8" if options.quantize == "fp8" else "int8"
         batch_sizes = [options.batch_size] if options.no_dynamic_axes else [1, 3]
         parity = check_graph(

@@ -63,8 +63,8 @@ def quantize_onnx(
     target = Path(target)
     model = load_float_graph(source)
     opset = next(entry.version for entry in model.opset_import if not entry.domain)
-    if mode == "fp8" and opset < HALF_OPSET:
-        raise ModelError(f"{source}: must have opset {HALF_OPSET} or above for mode fp8, got {opset}.")
+    if runtime == "tensorrt":
+        check_opset(opset)
     is_static = mode != "int8-dynamic"
     if is_static and calibration is None:
         raise DataError(f"calibration: required for mode {mode}, got None. Pass batches, or mode int8-dynamic.")
@@ -73,9 +73,8 @@ def quantize_onnx(
     with log_level(None, logging.ERROR), tempfile.TemporaryDirectory(prefix="hfvit_int8_") as folder:
         if runtime == "tensorrt":
             quantized, details = quantize_qdq(source, Path(folder), batches, symmetric=True, fp8=mode == "fp8")
-            if opset >= HALF_OPSET:
-                quantized, wide = rest_in_half(quantized, batches)
-                details |= {"float_type": "fp16, LayerNorm and Softmax fp32", "float32_values": wide}
+            quantized, wide = rest_in_half(quantized, batches)
+            details |= {"float_type": "fp16, LayerNorm and Softmax fp32", "float32_values": wide}
         else:
             quantized, details = int8_graph(model, batches)
     save_in_one_file(quantized, target)
@@ -95,6 +94,21 @@ def quantize_onnx(
             *(["Conv"] * (runtime == "onnxruntime" or mode == "fp8")),
         ],
     }
+
+
+def check_opset(opset: int | None) -> None:
+    """Check that a quantized graph for TensorRT can have an opset.
+
+    Args:
+        opset: ONNX opset, None for the exporter's default.
+
+    Raises:
+        ModelError: the opset is too low.
+    """
+    if opset is not None and opset < HALF_OPSET:
+        raise ModelError(
+            f"--opset: must be {HALF_OPSET} or above for a quantized graph for TensorRT, got {opset}. Omit --opset."
+        )
 
 
 def quantize_qdq(

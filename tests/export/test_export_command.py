@@ -339,6 +339,8 @@ def not_a_classifier(tmp_path):
          "target", ["tensorrt", "int8-dynamic"]),
         (["--model", "{stock}", "--task", "text-generation", "{tmp}/out"], "task", ["'text-generation'"]),
         (["--model", "{stock}", "--opset", "11", "{tmp}/out"], "opset", ["11", "18", "23"]),
+        (["--model", "{stock}", "--quantize", "int8", "--target", "tensorrt", "--opset", "18", "{tmp}/out"],
+         "opset", ["18", "19"]),
         (["--model", "{stock}", "--atol", "1e-12", "{tmp}/out"], None, ["model.onnx", "1e-12", "--atol"]),
         (["--model", "{headless}", "{tmp}/out"], None, ["{headless}", "2"]),
         (["--model", "{stock}", "{foreign}"], "output", ["{foreign}", "theirs.onnx"]),
