@@ -13,6 +13,7 @@ export KIT_WORK=${KIT_WORK:-/tmp/kit_work}
 export OUT=${OUT:-/tmp/kit_out}
 python=${KIT_PYTHON:-python3}
 site=${KIT_SITE:-/tmp/site}
+dinov2=${KIT_DINO:-$root/.gpu2/dinov2s}
 ort=$KIT_WORK/ort
 mkdir -p "$OUT" "$KIT_WORK"
 
@@ -79,7 +80,6 @@ prepare() {
 
 # DINOv2-S is optional: without it the recipe from scratch trains alone.
 train_recipes() {
-  local dinov2=${KIT_DINO:-$root/.gpu2/dinov2s}
   local folder=()
   [ -d "$dinov2" ] && folder=("$dinov2")
   timeout $(($1 + 25)) "$python" "$here/real.py" "$1" "${folder[@]}"
@@ -87,7 +87,6 @@ train_recipes() {
 
 # records.py ends its runs itself, with a checkpoint.
 train_for_records() {
-  local dinov2=${KIT_DINO:-$root/.gpu2/dinov2s}
   [ -d "$dinov2" ] && export KIT_DINO=$dinov2
   # shellcheck disable=SC2086  # KIT_RECORDS may hold several words
   "$python" "$here/records.py" "$1" ${KIT_RECORDS:-}

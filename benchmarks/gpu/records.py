@@ -5,28 +5,33 @@ python records.py SECONDS [NAME[:SECONDS] ...]
 SECONDS is the limit of all runs together, and NAME:SECONDS another limit for one of them. A later call resumes what
 was cut off, from `$KIT_WORK/records`, which can be copied to another machine. `KIT_DINO` and `KIT_VIT_B` are folders
 with pretrained weights in the layout of a timm repository; without them, DINOv2-S is skipped, and ViT-B starts from
-random weights.
+random weights. The exit code is 1 if a run failed; the others are trained nevertheless.
 """
 
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from kit import OUT, TINY, WORK, TimeBudget, record
-from real import DATA_OPTIONS, TINY_OPTIONS, dinov2_weights, median, start
+from real import DATA_OPTIONS, DINOV2_224, DINOV2_TINY, TINY_OPTIONS, dinov2_weights, median, start
 
 from hfvit.artifacts.checkpoint import newest_checkpoint
+from hfvit.errors import HFViTError, InterruptedRunError
 from hfvit.recipe.loader import load_recipe
 
 FOLDER = WORK / "records"
 SECONDS_TO_SAVE = 60  # after SIGTERM, for a checkpoint of a gigabyte
 LOG_LINES = 12
+STOPPED_IN_TRAINING = "cut off"
+STOPPED_OUTSIDE = "cut off outside training"  # in start-up or in the last evaluation, where there is nothing to save
+STOPPED = {InterruptedRunError.exit_code: STOPPED_IN_TRAINING, -signal.SIGTERM: STOPPED_OUTSIDE}  # by exit code
 
 
 @dataclass(frozen=True)
@@ -37,37 +42,35 @@ class Attempt:
         words: recipe and options of the command line.
         seconds: time limit.
         aim: test accuracy to reach; None from random weights, for which the recipe was not made.
+        skipped: reason why it cannot be trained.
     """
 
     words: tuple[str | int | float | Path, ...]
     seconds: float
     aim: float | None = None
+    skipped: str | None = None
 
 
 def attempts(dinov2: Path | None, vit_b: Path | None) -> dict[str, Attempt]:
     """Return the attempts by name, the shortest first.
 
     Args:
-        dinov2: folder of DINOv2-S, None to leave it out.
+        dinov2: folder of DINOv2-S, None to skip it.
         vit_b: folder of ViT-B/16, None to start from random weights.
     """
     tiny = (*TINY_OPTIONS, "--per_device_train_batch_size", 8, "--max_eval_samples", 16) if TINY else ()
     base = ("--model_name_or_path", vit_b) if vit_b else ("--architecture", "vit_base_patch16_224")
     if TINY:
         base = ("--architecture", "vit_tiny_patch16_224", "--image_size", 32)
-    found = {}
-    if dinov2:
-        options = (
-            "--image_size", 224, "--global_batch_size", 128, "--num_train_epochs", 4, "--eval_strategy", "epoch",
-            "--drop_path_rate", 0.1,
-        )  # fmt: skip
-        options = (*tiny, "--image_size", 28) if TINY else options
-        words = ("dinov2_small", "--model_name_or_path", dinov2, *options)
-        found["dinov2_small_224"] = Attempt(words, 900, 0.975)
-    found["vit_base"] = Attempt(("vit_base", *base, *tiny), 1800, 0.986 if vit_b else None)
-    found["seed_article"] = Attempt(("seed_article", *base, *tiny), 2400, 0.91 if vit_b else None)
-    found["vit_tiny_cifar10"] = Attempt(("vit_tiny_cifar10", *tiny), 5400, 0.96)
-    return found
+    options = (*tiny, *DINOV2_TINY) if TINY else DINOV2_224
+    words = ("dinov2_small", "--model_name_or_path", dinov2, *options) if dinov2 else ()
+    skipped = None if dinov2 else "KIT_DINO is not set"
+    return {
+        "dinov2_small_224": Attempt(words, 900, 0.975, skipped),
+        "vit_base": Attempt(("vit_base", *base, *tiny), 1800, 0.986 if vit_b else None),
+        "seed_article": Attempt(("seed_article", *base, *tiny), 2400, 0.91 if vit_b else None),
+        "vit_tiny_cifar10": Attempt(("vit_tiny_cifar10", *tiny), 5400, 0.96),
+    }
 
 
 def chosen(known: dict[str, Attempt], words: list[str]) -> dict[str, Attempt]:
@@ -84,8 +87,7 @@ def chosen(known: dict[str, Attempt], words: list[str]) -> dict[str, Attempt]:
         name, _, seconds = word.partition(":")
         if name not in known:
             sys.exit(f"records: no recipe '{name}' (found: {', '.join(known)})")
-        attempt = known[name]
-        found[name] = Attempt(attempt.words, float(seconds or attempt.seconds), attempt.aim)
+        found[name] = replace(known[name], seconds=float(seconds or known[name].seconds))
     return found
 
 
@@ -98,7 +100,7 @@ def train(name: str, attempt: Attempt, seconds: float) -> int | str:
         seconds: time limit.
 
     Returns:
-        The exit code, or "cut off".
+        The exit code; after the time limit a value of `STOPPED`, or "killed" if the run did not end then.
     """
     process = start(FOLDER / name, [*attempt.words, *DATA_OPTIONS, "--resume_from_checkpoint", "auto"])
     try:
@@ -106,11 +108,12 @@ def train(name: str, attempt: Attempt, seconds: float) -> int | str:
     except subprocess.TimeoutExpired:
         process.terminate()  # the run then saves a checkpoint
     try:
-        process.wait(timeout=SECONDS_TO_SAVE)
+        code = process.wait(timeout=SECONDS_TO_SAVE)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    return "cut off"
+        return "killed"
+    return STOPPED.get(code, code)
 
 
 def results(folder: Path, global_batch_size: int) -> dict[str, Any]:
@@ -147,51 +150,67 @@ def results(folder: Path, global_batch_size: int) -> dict[str, Any]:
     }
 
 
-def measure(name: str, attempt: Attempt, seconds: float) -> None:
+def measure(name: str, attempt: Attempt, seconds: float) -> bool:
     """Train an attempt, and record its results with the seconds of all calls.
 
     Args:
         name: name of the attempt.
         attempt: the attempt.
         seconds: time limit of this call.
+
+    Returns:
+        Whether it ended without an error.
     """
     file = FOLDER / f"{name}.json"
+    try:
+        recipe = load_recipe([str(word) for word in (*attempt.words, *DATA_OPTIONS)])
+    except HFViTError as error:
+        record("records", name=name, error=f"{type(error).__name__}: {error}")
+        return False
+    global_batch_size = recipe.training.global_batch_size
     before = json.loads(file.read_text()) if file.exists() else {"seconds": 0.0, "calls": 0}
-    recipe = load_recipe([str(word) for word in (*attempt.words, *DATA_OPTIONS)])
+    steps_before = results(FOLDER / name, global_batch_size)["steps"]
     started = time.monotonic()
     code = 0 if before.get("finished") else train(name, attempt, seconds)
+    took = 0.0 if before.get("finished") else time.monotonic() - started
+    found = results(FOLDER / name, global_batch_size)
     values = {
         "name": name,
         "code": code,
         "from_scratch": recipe.model.model_name_or_path is None,
-        "seconds": before["seconds"] + time.monotonic() - started,
-        "calls": before["calls"] + 1,
-        **results(FOLDER / name, recipe.training.global_batch_size),
+        "seconds": before["seconds"] + took,
+        "calls": before["calls"] + (found["steps"] > steps_before),
+        "steps_before": steps_before,
+        **found,
         "aim": attempt.aim,
     }
     if attempt.aim and values["test"] is not None:
         values["reached"] = values["test"] >= attempt.aim
-    if code not in (0, "cut off"):
-        values["error"] = f"exit code {code}"
+    failed = code not in (0, STOPPED_IN_TRAINING, STOPPED_OUTSIDE)
+    if failed:
+        values["error"] = f"killed {SECONDS_TO_SAVE} s after SIGTERM" if code == "killed" else f"exit code {code}"
         values["tail"] = (FOLDER / f"{name}.log").read_text().splitlines()[-LOG_LINES:]
     file.write_text(json.dumps(values, indent=2) + "\n")
     OUT.mkdir(parents=True, exist_ok=True)
     shutil.copy(file, OUT / f"record_{name}.json")
     record("records", **values)
+    return not failed
 
 
 def main(seconds: float, words: list[str]) -> None:
     budget = TimeBudget(seconds)
     FOLDER.mkdir(parents=True, exist_ok=True)
     dinov2, vit_b = (Path(folder) if (folder := os.environ.get(key)) else None for key in ("KIT_DINO", "KIT_VIT_B"))
-    if dinov2 is None:
-        record("records", name="dinov2_small_224", skipped="KIT_DINO is not set")
+    failed = []
     for name, attempt in chosen(attempts(dinov2 and dinov2_weights(dinov2), vit_b), words).items():
         left = min(attempt.seconds, budget.left() - SECONDS_TO_SAVE)
-        if left <= 0:
-            record("records", name=name, skipped="no time was left")
-            continue
-        measure(name, attempt, left)
+        skipped = attempt.skipped or ("no time was left" if left <= 0 else None)
+        if skipped:
+            record("records", name=name, skipped=skipped)
+        elif not measure(name, attempt, left):
+            failed.append(name)
+    if failed:
+        sys.exit(f"records: failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

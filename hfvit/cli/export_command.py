@@ -39,7 +39,7 @@ class HFViTExportCommand(BaseOptimumCLICommand):
     def main(cls, argv: list[str] | None = None) -> None:
         """Run the command without optimum-cli.
 
-        For environments where another package registers its name.
+        This serves environments in which another package registers the name of the command.
 
         Args:
             argv: arguments. Default: those of the process.

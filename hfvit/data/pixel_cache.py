@@ -68,7 +68,7 @@ def common_size(split: Dataset, name: str) -> tuple[int, int]:
     rows = np.unique(np.linspace(0, len(split) - 1, SAMPLE).astype(int))
     first = split[0]
     height, width = image_size(first["image"], name, first["row"])
-    if height * width > MAX_PIXELS:  # before the others are read, which are large files
+    if height * width > MAX_PIXELS:  # checked first: more large files would be read in vain
         raise NotCacheableError(f"images of {width}x{height} pixels are not small")
     for row in rows:
         example = split[int(row)]

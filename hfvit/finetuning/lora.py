@@ -47,8 +47,8 @@ class Lora:
     def save(self, output_dir: str | Path) -> Path:
         """Write `output_dir/adapter/` for `PeftModel.from_pretrained(timm_model, ...)`.
 
-        To be called before `merge`. The head is included in `modules_to_save`, which peft does not do for a tuner
-        without a `PeftModel`.
+        It has to be called before `merge`. The head is included in `modules_to_save`, which peft does not do for a
+        tuner without a `PeftModel`.
         """
         from peft import get_peft_model_state_dict
 

@@ -1,7 +1,4 @@
-"""Confident learning: disagreements of a model with labels.
-
-https://arxiv.org/abs/1911.00068
-"""
+"""Find wrong labels by confident learning (https://arxiv.org/abs/1911.00068)."""
 
 import numpy as np
 
@@ -13,7 +10,7 @@ def confident_disagreements(
 ) -> np.ndarray:
     """Return the rows that are confidently predicted as another class.
 
-    That is at least as confidently as that class's own images are on average.
+    A prediction is confident if its probability is at least the mean over the images that are labeled as its class.
 
     Args:
         predicted: predicted class of each image `(images,)`.

@@ -45,7 +45,7 @@ class PairedCounts:
     def p_value(self) -> float:
         """Compute the two-sided p-value of the exact test of McNemar.
 
-        https://doi.org/10.1007/BF02295996
+        The test is described in https://doi.org/10.1007/BF02295996.
         """
         from scipy.stats import binomtest  # slow to import
 

@@ -239,7 +239,7 @@ def _feature_maps(network: nn.Module, batch: int) -> Iterator[list]:
 def _stages(network: nn.Module, depth: int = 0) -> Iterator[tuple[nn.Module, int]]:
     """Yield the parts of a network in which a stage may end.
 
-    With each, its index in a list of blocks, else -1.
+    Each part comes with its index in a list of blocks, or -1 outside of one.
     """
     for child in network.children():
         if isinstance(child, nn.ModuleList | nn.Sequential):

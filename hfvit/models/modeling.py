@@ -69,7 +69,7 @@ class PlainCheckpoint:
 def unshared(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Copy tensors that share memory with an earlier one, for safetensors.
 
-    Such as those of CoaT.
+    Modules of CoaT share their weights, for example.
     """
     seen: set[tuple] = set()
     output = {}

@@ -64,7 +64,7 @@ def _has_glyph(character: str) -> bool:
 def _is_invisible(character: str) -> bool:
     """Return whether a character joins or varies others.
 
-    Such as U+FE0F and U+200D of emoji.
+    U+FE0F and U+200D do so in emoji.
     """
     return unicodedata.category(character) == "Cf" or "\ufe00" <= character <= "\ufe0f"
 

@@ -280,7 +280,7 @@ def data_folder(record: RunRecord) -> Path | None:
 def file_link(example: ExampleImage, root: Path | None, folder: Path) -> str | None:
     """Return a relative link from a page in `folder` to the file of an image.
 
-    None if there is no such file.
+    Returns None if there is no such file.
 
     Args:
         example: image with its file.

@@ -244,7 +244,7 @@ class TrainingProgress(TrainerCallback):
     def seconds_left(self) -> float | None:
         """Estimate the seconds to the end of training and its evaluations.
 
-        None before the first step.
+        Returns None before the first step.
         """
         done = self.step - self.first_step
         if not done:

@@ -33,7 +33,7 @@ def are_weights_sharded() -> bool:
 def require_shared_folder(folder: str | Path) -> None:
     """Raise `RecipeError` unless all machines share a folder.
 
-    Must be called by all processes.
+    It must be called by all processes.
 
     Every process writes to a checkpoint, and every machine loads the best one.
     """

@@ -55,7 +55,7 @@ class LossMonitor:
     def bad_step(self) -> int:
         """Return the first step with a loss or gradient norm that is not finite.
 
-        -1 if there is none.
+        Returns -1 if there is none.
 
         With loss scaling, infinite gradients count after `MAX_SKIPPED_STEPS` of them in a row.
         """

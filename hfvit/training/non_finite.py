@@ -78,7 +78,7 @@ class NonFiniteLossMonitor(TrainerCallback):
     def check(self) -> None:
         """Check losses and gradient norms since the last call, and report loss spikes.
 
-        Must be called by every process.
+        It must be called by every process.
 
         Raises:
             RewindRequest: a value is not finite, and the run has to return to its last checkpoint.

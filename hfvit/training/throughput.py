@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 class SpeedMeter(TrainerCallback):
     """Count images and seconds of training, without evaluation and saving.
 
-    To be read after a synchronization with the device, as when the Trainer logs a loss.
+    Its values are to be read after a synchronization with the device, such as when the Trainer logs a loss.
     """
 
     def __init__(self, device: torch.device):
@@ -133,7 +133,7 @@ DATASHEET_FLOPS = {
 def datasheet_rate(device: torch.device, dtype: torch.dtype) -> float | None:
     """Return the dense FLOPs per second that NVIDIA states for a GPU.
 
-    None for other devices and for float32.
+    Returns None for other devices and for float32.
     """
     if device.type != "cuda" or dtype == torch.float32:
         return None

@@ -113,7 +113,7 @@ class Tracker:
 
 
 class TensorBoardTracker(Tracker, TensorBoardCallback):
-    """TensorBoard.
+    """Log to TensorBoard.
 
     Event files are in `output_dir/runs/TIME`, or in TENSORBOARD_LOGGING_DIR.
     """
@@ -144,7 +144,7 @@ class TensorBoardTracker(Tracker, TensorBoardCallback):
 
 
 class TrackioTracker(Tracker, TrackioCallback):
-    """Trackio; the identifier of a run is its name."""
+    """Log to Trackio; the identifier of a run is its name."""
 
     integration = TrackioCallback
     _end: Callable[[], None] | None = None
@@ -198,7 +198,7 @@ class TrackioTracker(Tracker, TrackioCallback):
 
 
 class WandbTracker(Tracker, WandbCallback):
-    """Weights & Biases."""
+    """Log to Weights & Biases."""
 
     integration = WandbCallback
 
@@ -235,7 +235,7 @@ class WandbTracker(Tracker, WandbCallback):
 
 
 class MLflowTracker(Tracker, MLflowCallback):
-    """MLflow.
+    """Log to MLflow.
 
     MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME choose store and experiment.
     """
@@ -280,7 +280,7 @@ TRACKERS: dict[str, type[Tracker]] = {
 
 
 class Tracking(TrainerCallback):
-    """Trackers of a run.
+    """Hold the trackers of a run.
 
     Their identifiers are in `trackers.json`, so that a resumed run continues them.
 

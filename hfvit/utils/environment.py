@@ -70,7 +70,7 @@ def keep_freed_memory() -> bool:
     Returns False on systems without glibc.
 
     glibc returns freed blocks above 32 MiB to the system, and page faults then take 10 to 25 % of a step on a CPU.
-    Not for processes with data workers: their batches fragment the heap, which would grow.
+    Processes with data workers should not call it: their batches fragment the heap, which would grow.
     """
     trim_threshold = -1  # M_TRIM_THRESHOLD of malloc.h
     mmap_max = -4  # M_MMAP_MAX
@@ -81,9 +81,9 @@ def keep_freed_memory() -> bool:
 
 
 def return_freed_memory() -> None:
-    """Return freed memory that Arrow and glibc keep to the system.
+    """Return unused memory of Arrow and glibc to the system.
 
-    Converting and decoding a data set leave tens of MiB, which a training would keep to its end.
+    Converting and decoding a data set frees tens of MiB that both would keep until training ends.
     """
     import pyarrow  # already imported by `datasets`
 

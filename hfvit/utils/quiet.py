@@ -39,7 +39,7 @@ def silenced(verbose: bool = False) -> Iterator[None]:
 def quiet_run(verbose: bool = False, with_bars: bool = False) -> Iterator[None]:
     """Hide warnings and progress bars of Hugging Face libraries in the context.
 
-    Errors are shown. Python's warnings are those of libraries, as hfvit logs its own.
+    Errors are shown. All warnings of Python are hidden, since they come from libraries: hfvit logs its own.
 
     Args:
         verbose: hide nothing.
@@ -84,7 +84,7 @@ def quiet_run(verbose: bool = False, with_bars: bool = False) -> Iterator[None]:
 def hidden_loading_bars() -> Iterator[None]:
     """Hide the "Loading weights" bars of transformers in the context.
 
-    Those of downloads are shown.
+    The bars of downloads are shown.
     """
     from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils import logging as transformers_logging

@@ -14,8 +14,14 @@ import datasets
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import timm
 from helpers.commands import ROOT, run_command
 from PIL import Image
+from safetensors.torch import save_file
+
+from hfvit.data.local import open_local
+from hfvit.recipe.arguments import DataArguments
+from hfvit.recipe.loader import load_recipe
 
 GPU = ROOT / "benchmarks" / "gpu"
 SCRIPTS = sorted(GPU.glob("*.py"))
@@ -24,8 +30,11 @@ CLASSES = 10
 
 @pytest.fixture
 def load(monkeypatch, tmp_path):
-    """Import a script by name, with its results in `tmp_path / "out"`."""
+    """Import a script by name, with its results in `tmp_path / "out"` and its runs in `tmp_path / "work"`."""
     monkeypatch.setenv("OUT", str(tmp_path / "out"))
+    monkeypatch.setenv("KIT_WORK", str(tmp_path / "work"))
+    for key in ("KIT_DINO", "KIT_VIT_B"):
+        monkeypatch.delenv(key, raising=False)
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     monkeypatch.syspath_prepend(str(GPU))
 
@@ -61,6 +70,17 @@ def write_cifar10(folder: Path, rows: dict[str, int]) -> None:
         labels = [row % CLASSES for row in range(count)]
         table = datasets.Dataset.from_dict({"img": images, "label": labels}, features=features)
         table.to_parquet(folder / "plain_text" / f"{split}-00000-of-00001.parquet")
+
+
+def write_dinov2(folder: Path) -> Path:
+    """Write a DINOv2-S with random weights in the layout of a timm repository."""
+    model = timm.create_model("vit_small_patch14_dinov2", num_classes=0)
+    folder.mkdir()
+    pretrained = {key: value for key, value in model.pretrained_cfg.items() if key not in ("url", "hf_hub_id")}
+    config = {"architecture": "vit_small_patch14_dinov2", "num_classes": 0, "pretrained_cfg": pretrained}
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(model.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
 
 
 def copy_kit(root: Path) -> Path:
@@ -132,33 +152,126 @@ def test_records_words_select_runs_and_limits(load, tmp_path):
         records.chosen(known, ["vit_huge"])
 
 
-def test_records_recipes_parse(load, tmp_path):
-    from hfvit.recipe.loader import load_recipe
-
+@pytest.mark.parametrize("tiny", ["0", "1"])
+def test_recipes_of_real_and_records_parse(tiny, load, tmp_path, monkeypatch):
+    monkeypatch.setenv("KIT_TINY", tiny)
     records = load("records")
+    real = importlib.import_module("real")
+    runs = list(real.runs(tmp_path).values())
     for vit_b in (None, tmp_path):
-        for attempt in records.attempts(tmp_path, vit_b).values():
-            recipe = load_recipe([str(word) for word in (*attempt.words, *records.DATA_OPTIONS)])
-            assert recipe.training.bf16
-            assert recipe.model.image_size in (32, 224)
+        attempts = records.attempts(tmp_path, vit_b).values()
+        runs += [(*attempt.words, *records.DATA_OPTIONS) for attempt in attempts]
+    for words in runs:
+        recipe = load_recipe([str(word) for word in words])
+        sizes = recipe.finetuning.progressive_image_size or []
+        assert recipe.training.bf16
+        assert max(sizes, default=0) < recipe.model.image_size, words
 
 
-def test_records_of_an_unfinished_run_are_those_of_its_checkpoint(load, tmp_path):
+def test_dinov2_at_224_px_is_trained_and_evaluated_at_that_size_only(load, tmp_path):
     records = load("records")
-    assert records.results(tmp_path, 256)["images"] == 0
-    checkpoint = tmp_path / "checkpoint-30"
-    checkpoint.mkdir()
-    history = [
-        {"step": 10, "loss": 2.0, "images_per_second": 100.0, "peak_memory_gib": 3.5},
-        {"step": 20, "loss": 1.0, "images_per_second": 200.0, "peak_memory_gib": 4.5},
-        {"step": 20, "eval_accuracy": 0.75},
-    ]
-    state = {"global_step": 30, "max_steps": 90, "log_history": history}
+    words = records.attempts(tmp_path, None)["dinov2_small_224"].words
+    recipe = load_recipe([str(word) for word in words])
+    assert (recipe.model.image_size, recipe.finetuning.progressive_image_size) == (224, None)
+    assert (recipe.training.num_train_epochs, recipe.training.global_batch_size) == (4, 128)
+    assert (recipe.training.eval_tta, recipe.training.eval_strategy.value) == (None, "epoch")
+
+
+def test_records_known_run_without_weights_is_skipped_if_chosen(load, tmp_path):
+    records = load("records")
+    records.main(0.0, ["dinov2_small_224", "vit_base:600"])
+    rows = results_of(tmp_path / "out")
+    assert [row["name"] for row in rows] == ["dinov2_small_224", "vit_base"]
+    assert "KIT_DINO" in rows[0]["skipped"]
+    records.main(0.0, ["vit_base"])
+    assert [row["name"] for row in results_of(tmp_path / "out")[2:]] == ["vit_base"]
+
+
+def test_records_failed_run_does_not_stop_the_next_and_exits_with_1(load, tmp_path, monkeypatch):
+    records = load("records")
+    unusable = {name: records.Attempt(("no_such_recipe",), 60) for name in ("first", "second")}
+    monkeypatch.setattr(records, "attempts", lambda *_: unusable)
+    with pytest.raises(SystemExit) as stop:
+        records.main(1000.0, [])
+    assert stop.value.code not in (0, None)
+    rows = results_of(tmp_path / "out")
+    assert [(row["name"], row["error"].partition(":")[0]) for row in rows] == [
+        ("first", "RecipeError"), ("second", "RecipeError"),
+    ]  # fmt: skip
+
+
+def write_checkpoint(folder: Path, step: int, history: list[dict] | None = None) -> None:
+    """Write the files of a checkpoint that `records.results` reads."""
+    checkpoint = folder / f"checkpoint-{step}"
+    checkpoint.mkdir(parents=True)
+    state = {"global_step": step, "max_steps": 90, "log_history": history or []}
     files = {"trainer_state.json": json.dumps(state), "rng_state.pth": ""}
     for name, content in files.items():
         (checkpoint / name).write_text(content)
     manifest = {"files": {name: {"bytes": len(content)} for name, content in files.items()}}
     (checkpoint / "checkpoint.json").write_text(json.dumps(manifest))
+
+
+def test_records_count_calls_that_trained(load, monkeypatch):
+    records = load("records")
+    records.FOLDER.mkdir(parents=True)
+    attempt = records.attempts(None, None)["vit_tiny_cifar10"]
+    steps = iter([10, None, 30])
+
+    def train(name, attempt, seconds):
+        step = next(steps)
+        if step is None:
+            return records.STOPPED_OUTSIDE
+        write_checkpoint(records.FOLDER / name, step)
+        return records.STOPPED_IN_TRAINING
+
+    monkeypatch.setattr(records, "train", train)
+    found = []
+    for _ in range(3):
+        assert records.measure("vit", attempt, 60.0)
+        values = json.loads((records.FOLDER / "vit.json").read_text())
+        found.append((values["code"], values["calls"], values["steps_before"], values["steps"]))
+    assert found == [
+        ("cut off", 1, 0, 10), ("cut off outside training", 1, 10, 10), ("cut off", 2, 10, 30),
+    ]  # fmt: skip
+
+
+def test_records_finished_run_is_not_trained_again(load):
+    records = load("records")
+    folder = records.FOLDER / "vit"
+    folder.mkdir(parents=True)
+    run = {"training": {"steps": 90}, "history": [], "metrics": {"test": {"accuracy": 0.97}}}
+    (folder / "run.json").write_text(json.dumps(run))
+    before = {"seconds": 100.0, "calls": 2, "finished": True}
+    (records.FOLDER / "vit.json").write_text(json.dumps(before))
+    assert records.measure("vit", records.attempts(None, None)["vit_tiny_cifar10"], 60.0)
+    values = json.loads((records.FOLDER / "vit.json").read_text())
+    assert (values["seconds"], values["calls"], values["reached"]) == (100.0, 2, True)
+
+
+def test_prepared_files_have_a_fingerprint_of_their_contents(load, tmp_path):
+    prep = load("prep")
+    write_cifar10(tmp_path / "one", {"train": 20})
+    write_cifar10(tmp_path / "other", {"train": 21})
+    target = tmp_path / "prepared" / "data" / "train-00000-of-00001.parquet"
+    fingerprints = []
+    for source in ("one", "one", "other"):
+        prep.rename_image_column(next((tmp_path / source).rglob("*.parquet")), target)
+        prep.set_times(tmp_path / "prepared")
+        split = open_local(DataArguments(dataset_name=str(tmp_path / "prepared"))).load("train")
+        fingerprints.append(split._fingerprint)
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
+
+
+def test_records_of_an_unfinished_run_are_those_of_its_checkpoint(load, tmp_path):
+    records = load("records")
+    assert records.results(tmp_path, 256)["images"] == 0
+    history = [
+        {"step": 10, "loss": 2.0, "images_per_second": 100.0, "peak_memory_gib": 3.5},
+        {"step": 20, "loss": 1.0, "images_per_second": 200.0, "peak_memory_gib": 4.5},
+        {"step": 20, "eval_accuracy": 0.75},
+    ]
+    write_checkpoint(tmp_path, 30, history)
     found = records.results(tmp_path, 256)
     assert (found["finished"], found["steps"], found["of_steps"], found["images"]) == (False, 30, 90, 7680)
     assert (found["ips_median"], found["peak_gib"], found["validation"], found["test"]) == (150.0, 4.5, 0.75, None)
@@ -280,8 +393,11 @@ def test_dry_run_sets_up_a_carried_source_and_wheel_and_runs_tests(tmp_path):
 @pytest.mark.parametrize("step", ["amp", "survive", "real", "records", "latency", "syncs"])
 def test_dry_run_of_step_records_no_error(step, tmp_path):
     kit = copy_kit(tmp_path)
-    result = run_day(kit, tmp_path, "prep", step, SECONDS_STEP=f"{step}:900", AMP_ROWS="S recipe")
+    environment = {"KIT_DINO": str(write_dinov2(tmp_path / "dinov2s"))} if step in ("real", "records") else {}
+    result = run_day(kit, tmp_path, "prep", step, SECONDS_STEP=f"{step}:900", AMP_ROWS="S recipe", **environment)
     assert result.returncode == 0, result.stdout + result.stderr
     rows = results_of(tmp_path / "out")
     assert not [row for row in rows if row.get("error")]
-    assert len([row for row in rows if row["step"] == step]) >= 1
+    names = [row.get("name") for row in rows if row["step"] == step]
+    assert names
+    assert not environment or any("dinov2" in name for name in names)
