@@ -243,7 +243,7 @@ COMMAND_LINES = {
     "build in FP8 for an older GPU": (
         None,
         "tensorrt --model {run} {tmp}/trt --dtype fp8 --compute_capability 8.6",
-        ("dtype fp8:", "8.9", "8.6"),
+        ("dtype:", "fp8", "8.9", "8.6"),
     ),
     "build with batch sizes out of order": (
         None,
