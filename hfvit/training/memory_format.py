@@ -1,4 +1,4 @@
-"""Convolutions in the memory format channels_last (NHWC), as timm's `--channels-last`."""
+"""Convolutions in the memory format channels_last (NHWC), as in timm."""
 
 import torch
 from torch import nn

@@ -16,6 +16,7 @@ SHORT = {'output_dir="outputs/digits"': 'output_dir="outputs/digits", max_steps=
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}
 
 
+@pytest.mark.slow
 @pytest.mark.integration
 def test_python_page_runs_as_a_script(tmp_path):
     page = (ROOT / "docs" / "python.md").read_text()

@@ -137,7 +137,7 @@ def test_predict_of_wrong_names_prints_one_error(word, place, model, photos, mon
         pytest.param(">&-", 1, marks=pytest.mark.slow),
         pytest.param("2>&-", 1, marks=pytest.mark.slow),
         pytest.param(">&- 2>&-", 1, marks=pytest.mark.slow),
-        ("<&- >&- 2>&-", 1),
+        pytest.param("<&- >&- 2>&-", 1, marks=pytest.mark.slow),
         ("> /dev/full", 7),
     ],
 )
@@ -150,7 +150,7 @@ def test_predict_with_closed_or_full_stream_exits_with_code(redirection, code, m
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+@pytest.mark.parametrize("locale", ["C", pytest.param("C.UTF-8", marks=pytest.mark.slow)])
 def test_predict_of_non_utf_8_names_in_other_locales(locale, model, photos):
     script = 'hfvit predict "$0" "$1"/*.png'
     result = run_command("bash", "-c", script, model, photos, LC_ALL=locale, LANG=locale)

@@ -96,7 +96,7 @@ def test_load_classifier_with_merge_tokens_keeps_the_weights(tmp_path):
     assert not np.allclose(classifier.logits([image]), plain)
 
 
-@pytest.mark.parametrize("pool", ["token", "map"])
+@pytest.mark.parametrize("pool", ["token", pytest.param("map", marks=pytest.mark.slow)])
 def test_export_onnx_with_token_merging_agrees(pool, tmp_path):
     architecture = {"token": ARCHITECTURE, "map": "vit_base_patch16_siglip_224"}[pool]
     model = saved(tmp_path / "model", architecture, depth=2)

@@ -142,10 +142,10 @@ def test_open_starts_a_browser_with_the_page(out, capsys, monkeypatch):
     monkeypatch.setattr("webbrowser.open", lambda address: address == (out / "report.html").resolve().as_uri())
     assert report(capsys, out, "--open")[2] == ""
     monkeypatch.setattr("webbrowser.open", lambda address: False)
-    code, _, err = report(capsys, out, "--open")
+    code, printed, err = report(capsys, out, "--open")
     assert code == 0
     assert err.startswith("hfvit: ")
-    assert_names(report(capsys, out, "--open")[1], out / "report.html")
+    assert_names(printed, out / "report.html")
 
 
 def test_exports_older_than_the_run_are_left_out(out, capsys):

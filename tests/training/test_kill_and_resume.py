@@ -154,6 +154,7 @@ def test_two_processes_killed_at_any_file_operation_resume_exactly(killer, unint
         assert_same_end(out, full)
 
 
+@pytest.mark.slow
 def test_signal_to_one_of_two_processes_stops_both_at_the_same_step(killer, uninterrupted, tmp_path):
     out = tmp_path / "out"
     after = {"step": 4, "send": signal.SIGTERM}
