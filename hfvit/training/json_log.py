@@ -67,7 +67,10 @@ class _MessageHandler(logging.Handler):
 
 
 def epochs_of(args: TrainingArguments, state: TrainerState) -> float | None:
-    """Return the epochs of a run, which the state rounds up; None for a stream of unknown length."""
+    """Return the epochs of a run, None for a stream of unknown length.
+
+    The Trainer's state rounds a fraction of an epoch up.
+    """
     epochs = state.num_train_epochs if args.max_steps > 0 else args.num_train_epochs
     return None if epochs >= sys.maxsize else epochs
 
