@@ -46,12 +46,14 @@ def build(family, image_size=None, **kwargs):
 
 
 def save_resized(family, folder, image_size):
-    """Save a checkpoint with a confident head for images of another size."""
+    """Save a checkpoint for images of another size, with LayerScale and a head whose outputs differ between images."""
     model = build(family, image_size if family in FIXED_SIZE else None)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "pos_embed" in name:
                 parameter.normal_(std=0.5)
+            if name.rpartition(".")[2].startswith("gamma"):
+                parameter.fill_(0.5)
         for parameter in classifier_parameters(model.timm_model):
             if parameter.ndim > 1:
                 parameter.normal_()
