@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 from transformers.image_utils import load_image
 
-from hfvit.data.decode import decode, decode_crop, image_size, to_rgb
+from hfvit.data.decode import decode, decode_crop, image_size, jpeg_pixels, resize_8_bit, to_rgb
 from hfvit.errors import DataError
 
 
@@ -141,6 +141,67 @@ def test_large_jpeg_is_decoded_at_a_smaller_scale(orientation, monkeypatch):
     expected = whole.crop((80, 100, 720, 740)).resize((64, 64), 3)
     difference = np.abs(crop.astype(int) - np.asarray(expected).astype(int))
     assert difference.mean() < 2.0
+
+
+JPEG_OPTIONS = {
+    "4:4:4": {"subsampling": "4:4:4", "quality": 95},
+    "4:2:2": {"subsampling": "4:2:2"},
+    "4:2:0": {"subsampling": "4:2:0", "quality": 30},
+    "progressive": {"progressive": True},
+    "RGB": {"keep_rgb": True},
+    "restart markers": {"restart_marker_rows": 1},
+}
+
+
+def pixels_of(content: bytes) -> np.ndarray | None:
+    """Decode a file with `jpeg_pixels` to (height, width, 3)."""
+    with Image.open(io.BytesIO(content)) as image:
+        pixels = jpeg_pixels(image)
+    return None if pixels is None else pixels.permute(1, 2, 0).numpy()
+
+
+@pytest.mark.parametrize("options", JPEG_OPTIONS.values(), ids=JPEG_OPTIONS)
+def test_jpeg_pixels_equal_pillows(options, tmp_path):
+    image = smooth_image(163, 281)
+    noise = np.random.default_rng(0).normal(0, 12, (163, 281, 3))
+    image = Image.fromarray((np.asarray(image) + noise).clip(0, 255).astype(np.uint8))
+    picture = encoded(image, "JPEG", **options)
+    expected = decode(picture, "train", 0)
+    assert np.array_equal(pixels_of(picture["bytes"]), np.asarray(expected))
+    (tmp_path / "image.jpg").write_bytes(picture["bytes"])
+    for source in (picture, {"bytes": None, "path": str(tmp_path / "image.jpg")}):
+        crop = decode_crop(source, "train", 0, (13, 27, 120, 190), (96, 112), "bicubic")
+        assert np.array_equal(crop, resize_8_bit(expected.crop((27, 13, 217, 133)), (96, 112), "bicubic"))
+
+
+def test_jpeg_pixels_of_what_torchvision_decodes_differently_are_none():
+    image = smooth_image(80, 120)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    jpegs = [encoded(image.convert(mode), "JPEG")["bytes"] for mode in ("L", "CMYK")]
+    others = [encoded(image, "JPEG", exif=exif)["bytes"], encoded(image)["bytes"]]
+    truncated = [encoded(image, "JPEG", progressive=kind)["bytes"][:-200] for kind in (False, True)]
+    assert [pixels_of(content) for content in (*jpegs, *others, *truncated)] == [None] * 6
+    for content in truncated:
+        with pytest.raises(DataError):
+            decode_crop({"bytes": content, "path": None}, "train", 0, (0, 0, 80, 120), (80, 120), "bicubic")
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_jpeg_pixels_of_a_damaged_file_are_pillows_or_none(progressive):
+    content = encoded(smooth_image(80, 120), "JPEG", progressive=progressive)["bytes"]
+    start = content.index(b"\xff\xda")
+    rng = np.random.default_rng(0)
+    for position in rng.integers(start + 14, len(content) - 2, 40):
+        damaged = bytearray(content)
+        damaged[position] ^= int(rng.integers(1, 256))
+        found = pixels_of(bytes(damaged))
+        try:
+            expected = np.asarray(decode({"bytes": bytes(damaged), "path": None}, "train", 0))
+        except DataError:
+            assert found is None
+            continue
+        assert found is None or np.array_equal(found, expected)
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "AVIF", "PNG"])
