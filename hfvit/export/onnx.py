@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import onnx_ir
 import torch
+from onnx_ir.passes import common as passes
 from onnxscript.optimizer import fold_constants
 from torch.export import Dim
 from transformers.exporters import OnnxExporter
@@ -306,6 +307,7 @@ def trace_onnx(
     # The position embeddings of NaFlex: TensorRT has no antialiased Resize.
     if any(node.op_type == "Resize" and node.inputs[0].const_value is not None for node in graph.graph):
         fold_constants(graph, should_fold=lambda node: node.op_type == "Resize", onnx_shape_inference=False)
+    passes.ShapeInferencePass()(graph)  # types of operators that the exporter rewrote, which to_half reads
     return graph
 
 

@@ -16,6 +16,7 @@ from helpers.messages import assert_names
 from helpers.models import build_model
 from helpers.recipes import ARCHITECTURE, MICRO
 from helpers.records import exported_file
+from helpers.timm_models import build
 from onnx import TensorProto
 from transformers import AutoConfig
 
@@ -142,6 +143,12 @@ def test_export_onnx_in_half_precision_keeps_norms_and_softmax_in_float32(dtype,
         assert record.parity.max_abs_difference < 5 * np.abs(autocast - expected(model, batch(2))).max()
         with pytest.raises(Exception, match="NOT_IMPLEMENTED"):  # the reason for runnable_on_cpu
             session(path)
+
+
+def test_export_onnx_in_half_precision_of_operators_that_the_exporter_rewrote(tmp_path):
+    """The exporter leaves the inputs of Swin V2's Gather nodes without a type."""
+    export_onnx(build("swinv2").eval(), tmp_path / "half.onnx", dtype="bf16")
+    onnx.checker.check_model(tmp_path / "half.onnx", full_check=True)
 
 
 def test_export_onnx_in_fp16_keeps_values_beyond_its_range_in_float32(tmp_path):

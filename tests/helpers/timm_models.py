@@ -46,17 +46,23 @@ def build(family, image_size=None, **kwargs):
 
 
 def save_resized(family, folder, image_size):
-    """Save a checkpoint for images of another size, with LayerScale and a head whose outputs differ between images."""
+    """Save a checkpoint for images of another size, which answers differently to different images."""
     model = build(family, image_size if family in FIXED_SIZE else None)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "pos_embed" in name:
                 parameter.normal_(std=0.5)
-            if name.rpartition(".")[2].startswith("gamma"):
+            if name.rpartition(".")[2].startswith("gamma"):  # LayerScale
                 parameter.fill_(0.5)
         for parameter in classifier_parameters(model.timm_model):
             if parameter.ndim > 1:
                 parameter.normal_()
+        for module in model.modules():
+            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                module.momentum = None  # statistics of the next batches
+        size = model.config.image_size
+        model.train()(torch.randn(8, 3, *((size, size) if isinstance(size, int) else size)))
+        model.eval()
     model.config.set_preprocessing(crop_pct=1.0)
     model.config.set_crop_mode("squash")
     model.save_pretrained(folder)
