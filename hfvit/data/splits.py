@@ -1,5 +1,6 @@
 """Load train, validation and test splits and check their columns and labels."""
 
+import functools
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -740,6 +741,7 @@ def why_not_loaded(data: DataArguments, split: str, error: Exception, option: st
     )
 
 
+@functools.cache
 def digits() -> dict[str, Dataset]:
     """Load scikit-learn's 1,797 digits (8x8) as splits train (80 %) and test (20 %)."""
     from sklearn.datasets import load_digits
