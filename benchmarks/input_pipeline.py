@@ -231,14 +231,12 @@ def measure(
         subject = CONTENDERS[contender](folder)
         for workers in subject.workers:
             # A new loader for each measurement, so that none starts with prefetched batches.
-            loader = subject.host_loader(batch_size, workers)
-            images, _, cpu = timed(loader, warm_up, seconds, batch_size)
+            images, _, cpu = timed(subject.host_loader(batch_size, workers), warm_up, seconds, batch_size)
             host = {
                 "host CPU s/1000": cpu / images * 1000,
-                "bytes/image": tensor_bytes(next(iter(loader))) / batch_size,
+                "bytes/image": tensor_bytes(next(iter(subject.host_loader(batch_size, workers)))) / batch_size,
                 "decode once s/1000": subject.decode_once,
             }
-            del loader
             for precision in subject.precisions:
                 images, elapsed, _ = timed(subject.float_batches(batch_size, workers, precision), warm_up, seconds)
                 cells[f"{kind}, {workers}, {precision}"] = {"images/s": images / elapsed, **host}
