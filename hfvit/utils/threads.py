@@ -23,6 +23,7 @@ def map_in_threads(
         threads: number of threads. Default: one per core.
     """
     iterator = iter(items)
+    own_threads = torch.get_num_threads()
     # One thread per image is faster than several threads within torch's operations on it.
     pool = ThreadPoolExecutor(threads or cores(), initializer=torch.set_num_threads, initargs=(1,))
     try:
@@ -32,4 +33,4 @@ def map_in_threads(
             pending.extend(pool.submit(function, item) for item in islice(iterator, 1))
     finally:
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(torch.get_num_threads())  # of this thread, which later threads inherit
+        torch.set_num_threads(own_threads)  # without this, the first operation would set 1
