@@ -9,7 +9,7 @@ optimizer step, without data loader workers. hfvit runs `hfvit/train.py` with a 
 are those of train_step.py. A `first run` has an empty cache: all contenders convert the parquet files to Arrow, and
 hfvit decodes the images into its array. A `later run` uses the cache of the first one.
 
-hfvit does more in that time than its peers: it loads and checks the evaluation data, saves a plot of the first
+hfvit does more in that time than its peers: it loads and checks the evaluation data, augments the images of the first
 training batch, and measures the FLOP/s of a matrix product and the FLOPs of the model for `mfu`.
 
 Imports: a process that does only this, including the start of Python (`python -c pass` is a row). The JSON file also

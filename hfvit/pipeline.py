@@ -15,7 +15,14 @@ from transformers.trainer_utils import TrainOutput
 
 from hfvit.artifacts.checkpoint import check_same_model, remove_checkpoints
 from hfvit.artifacts.constants import RECIPE_FILE
-from hfvit.artifacts.output_dir import check_inputs_are_kept, claim_output_dir, clear_run, is_finished, lock_folder
+from hfvit.artifacts.output_dir import (
+    check_inputs_are_kept,
+    claim_output_dir,
+    clear_run,
+    is_finished,
+    lock_folder,
+    remove_plots,
+)
 from hfvit.artifacts.run_record import RunRecord
 from hfvit.artifacts.run_sections import MultiLabelMetrics, SplitMetrics, Thresholds
 from hfvit.data.evaluation_stream import EvaluationStream
@@ -35,7 +42,6 @@ from hfvit.models.describe import describe_architecture
 from hfvit.models.factory import build_model
 from hfvit.recipe.loader import Recipe
 from hfvit.recipe.training_args import HFViTTrainingArguments
-from hfvit.report.plots import remove_plots, write_plots, write_training_images
 from hfvit.report.summary import run_summary
 from hfvit.training.display import Display
 from hfvit.training.distributed import require_shared_folder
@@ -159,15 +165,17 @@ def run(
     if args.overwrite_output_dir and args.should_save:
         # Only after everything that a new run needs has been checked.
         clear_run(args.output_dir, checkpoint, recipe.source)
-    if args.should_save:
-        if args.plots:
-            write_training_images(*method.training_images(trainer), splits.labels, args.output_dir)
-        else:
-            remove_plots(args.output_dir)
+    figure = TrainingImages(prepared) if args.plots and args.should_save else None
+    if figure:
+        trainer.add_callback(figure)
+    elif args.should_save:
+        remove_plots(args.output_dir)
     tracking = Tracking(trainer, recipe.values, checkpoint)
     with tracking.closing():
         output = method.train(trainer, checkpoint)
         method.finish(trainer)
+        if figure:
+            figure.draw()  # a linear probe has no steps
 
         evaluation = evaluate_splits(prepared, display)
         if evaluation.thresholds:
@@ -211,6 +219,36 @@ class PreparedRun:
     def plain_model(self) -> PreTrainedModel:
         """Return the model without the wrappers of training."""
         return self.trainer.accelerator.unwrap_model(self.method.model)
+
+
+class TrainingImages(TrainerCallback):
+    """Draw training images once, after the first step.
+
+    Importing matplotlib would delay that step.
+
+    Args:
+        prepared: the run, whose method selects the images.
+    """
+
+    def __init__(self, prepared: PreparedRun):
+        self.images, self.targets = prepared.method.training_images(prepared.trainer)
+        self.labels = prepared.splits.labels
+        self.output_dir = prepared.recipe.training.output_dir
+        self.speed = prepared.trainer.speed
+        self.is_drawn = False
+
+    def draw(self) -> None:
+        """Draw the images, unless they have been drawn."""
+        from hfvit.report.plots import write_training_images
+
+        if not self.is_drawn:
+            write_training_images(self.images, self.targets, self.labels, self.output_dir)
+        self.is_drawn = True
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if not self.is_drawn:
+            with self.speed.paused():
+                self.draw()
 
 
 def prepare_run(
@@ -369,6 +407,8 @@ def report_run(prepared: PreparedRun, output: TrainOutput, evaluation: Evaluatio
     write_text(Path(args.output_dir) / RECIPE_FILE, recipe.to_yaml())
     record.save(args.output_dir)
     if args.plots:
+        from hfvit.report.plots import write_plots
+
         write_plots(record, args.output_dir)
     write_model_card(record, args.output_dir)
     sync_files(Path(args.output_dir))  # before the checkpoints are removed

@@ -2,6 +2,8 @@
 
 import os
 import re
+import subprocess
+import sys
 from importlib import metadata
 
 import datasets
@@ -18,7 +20,7 @@ from helpers.recipes import MICRO_RECIPE
 from helpers.records import make_record
 from helpers.runs import OUTPUT_FILES, fails, files, lasting_files, read_record, step_losses
 from safetensors.torch import load_file
-from transformers import pipeline
+from transformers import TrainerCallback, pipeline
 
 from hfvit.artifacts.constants import ADAPTER_FILES
 from hfvit.artifacts.run_record import RunRecord
@@ -282,13 +284,33 @@ def test_report_to_tensorboard_writes_events(recipe, tmp_path):
     assert list((tmp_path / "out").rglob("events.out.tfevents.*"))
 
 
+def test_training_images_are_drawn_once_after_the_first_step(recipe, tmp_path):
+    image = tmp_path / "out" / "plots" / "training_images.png"
+    times = []
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            times.append(image.stat().st_mtime_ns if image.exists() else None)
+
+    main([str(recipe), "--max_steps", "3", "--plots", "true"], callbacks=[Watch()])
+    first, second, third = times
+    assert first is None
+    assert second == third == image.stat().st_mtime_ns
+
+
+def test_training_starts_without_importing_the_plots_and_scikit_learn():
+    code = "import sys, hfvit.pipeline; print(*{'matplotlib', 'sklearn'} & set(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert loaded.split() == []
+
+
 def test_failed_report_keeps_model_and_checkpoints(recipe, tmp_path, monkeypatch, capsys):
     """Fill the disk at the end."""
 
     def no_space(*_):
         raise OSError(28, "No space left on device", "plots/reliability.png")
 
-    monkeypatch.setattr("hfvit.pipeline.write_plots", no_space)
+    monkeypatch.setattr("hfvit.report.plots.write_plots", no_space)
     message = fails(capsys, recipe, "--max_steps", "2", "--plots", "true", code=7)
     assert_names(message, "No space left on device", "plots/reliability.png")
     assert (tmp_path / "out" / "model.safetensors").exists()

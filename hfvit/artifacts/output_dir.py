@@ -191,6 +191,12 @@ def clear_run(output_dir: str | Path, resumed: str | None = None, recipe: Path |
         remove_checkpoints(folder)
 
 
+def remove_plots(output_dir: str | Path) -> None:
+    """Delete the plots of an earlier run."""
+    for plot in (Path(output_dir) / "plots").glob("*.png"):
+        plot.unlink(missing_ok=True)
+
+
 LOCK_FILE = ".hfvit.lock"
 TIMEOUT = 5.0  # seconds, in which the processes of a killed run end
 

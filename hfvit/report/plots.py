@@ -117,9 +117,3 @@ def write_plots(record: RunRecord, output_dir: str | Path) -> list[Path]:
             for theme in THEMES:
                 (folder / f"{name}{theme.suffix}.png").unlink(missing_ok=True)
     return [path for name, figure in figures.items() for path in draw(name, figure, output_dir, record.data.labels)]
-
-
-def remove_plots(output_dir: str | Path) -> None:
-    """Delete the plots of an earlier run."""
-    for plot in (Path(output_dir) / "plots").glob("*.png"):
-        plot.unlink(missing_ok=True)
