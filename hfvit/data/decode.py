@@ -175,7 +175,7 @@ def resize_8_bit(image: Image.Image, size: tuple[int, int], interpolation: str) 
 
 
 def _interpolate(pixels: torch.Tensor, size: tuple[int, int], interpolation: str) -> np.ndarray:
-    """Resize uint8 `(3, height, width)` to `(height, width, 3)` with one of `TORCH_FILTERS`."""
+    """Resize uint8 (3, height, width) to (height, width, 3) by a torch filter."""
     resized = torch.nn.functional.interpolate(pixels[None], size, mode=interpolation, antialias=True)
     return resized[0].permute(1, 2, 0).numpy()
 
