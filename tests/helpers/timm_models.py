@@ -46,7 +46,7 @@ def build(family, image_size=None, **kwargs):
 
 
 def save_resized(family, folder, image_size):
-    """Save a checkpoint for images of another size, which answers differently to different images."""
+    """Save a checkpoint for another image size, whose logits differ between images."""
     model = build(family, image_size if family in FIXED_SIZE else None)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
