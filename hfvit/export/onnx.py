@@ -307,7 +307,9 @@ def trace_onnx(
     # The position embeddings of NaFlex: TensorRT has no antialiased Resize.
     if any(node.op_type == "Resize" and node.inputs[0].const_value is not None for node in graph.graph):
         fold_constants(graph, should_fold=lambda node: node.op_type == "Resize", onnx_shape_inference=False)
-    passes.ShapeInferencePass()(graph)  # types of operators that the exporter rewrote, which to_half reads
+    if any(value.dtype is None for node in graph.graph for value in node.outputs):
+        # Operators that the exporter rewrote, such as in Swin V2: to_half reads the types.
+        passes.ShapeInferencePass()(graph)
     return graph
 
 
