@@ -120,6 +120,7 @@ def test_training_on_postscript_raises_data_error(is_streamed, ghostscript, tmp_
     (tmp_path / "recipe.yaml").write_text(MICRO_RECIPE.replace("validation_fraction: 0.2\n", ""))
     more = {"validation_split": "validation", "max_steps": 2, "eval_strategy": "no", "save_strategy": "no"}
     more |= {"use_cpu": True, "dataset_name": folder, "output_dir": tmp_path / "out", "streaming": is_streamed}
+    more |= {"dataloader_num_workers": 0}
     words = [word for key, value in more.items() for word in (f"--{key}", str(value))]
     with pytest.raises(SystemExit) as stop:
         main(["train", str(tmp_path / "recipe.yaml"), *words])

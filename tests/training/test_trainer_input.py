@@ -228,7 +228,11 @@ def test_activation_checkpointing_does_not_change_the_result(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{"ema_decay": 0.6}, {"swa_start": 0.3, "optim": "timm/nadamuon"}], ids=["EMA", "SWA, nadamuon"]
+    "options",
+    [
+        pytest.param({"ema_decay": 0.6}, marks=pytest.mark.slow, id="EMA"),
+        pytest.param({"swa_start": 0.3, "optim": "timm/nadamuon"}, id="SWA, nadamuon"),
+    ],
 )
 def test_channels_last_trains_and_resumes_as_the_default_format(tmp_path, options):
     options["network"] = ("resnet10t", RESNET)
