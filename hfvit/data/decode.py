@@ -141,9 +141,10 @@ def jpeg_pixels(image: Image.Image) -> torch.Tensor | None:
 
     Returns:
         uint8 `(3, height, width)`; None for what only Pillow decodes: other formats, color spaces and orientations,
-        and damaged files.
+        damaged files, and progressive JPEGs, which older torchvision decodes differently if they are damaged.
     """
-    if image.format != "JPEG" or image.mode != "RGB" or image.getexif().get(EXIF_ORIENTATION, 1) != 1:
+    is_plain = image.format == "JPEG" and image.mode == "RGB" and "progressive" not in image.info
+    if not is_plain or image.getexif().get(EXIF_ORIENTATION, 1) != 1:
         return None
     try:
         # Deprecated since torchvision 0.29, in favor of TorchCodec.
