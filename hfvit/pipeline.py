@@ -239,16 +239,15 @@ class TrainingImages(TrainerCallback):
 
     def draw(self) -> None:
         """Draw the images, unless they have been drawn."""
-        from hfvit.report.plots import write_training_images
-
         if not self.is_drawn:
+            from hfvit.report.plots import write_training_images
+
             write_training_images(self.images, self.targets, self.labels, self.output_dir)
-        self.is_drawn = True
+            self.is_drawn = True
 
     def on_step_end(self, args, state, control, **kwargs):
-        if not self.is_drawn:
-            with self.speed.paused():
-                self.draw()
+        with self.speed.paused():
+            self.draw()
 
 
 def prepare_run(
