@@ -56,7 +56,7 @@ def unmet_requirements() -> list[str]:
 
 def ceilings() -> None:
     """Record TFLOP/s of a large matrix product, burst and sustained, and TB/s of a copy in device memory."""
-    from hfvit.training.throughput import matmul_rate
+    from hfvit.utils.matmul import matmul_rate
 
     dtypes = {"bf16": torch.bfloat16, "fp32": torch.float32}
     if CUDA:

@@ -27,6 +27,7 @@ from hfvit.models.image_text import HFViTFusionConfig
 from hfvit.recipe.arguments import TTA
 from hfvit.trt.runtime import open_engine
 from hfvit.utils.files import read_object
+from hfvit.utils.matmul import warn_if_slow
 from hfvit.utils.quiet import hidden_loading_bars
 from hfvit.utils.threads import map_in_threads
 
@@ -392,8 +393,8 @@ def load_classifier(
         calibrated: divide the logits by the temperature that training fitted.
         patch_size: resample a timm ViT checkpoint to this patch size in pixels, see `models.patch_size`.
         merge_tokens: merge so many tokens in each block of a timm ViT checkpoint, see `models.token_merging`.
-        bf16: load the weights of a checkpoint as bfloat16, which is faster on most GPUs and recent CPUs; probabilities
-            then have two to three digits.
+        bf16: load the weights of a checkpoint as bfloat16, which is faster on most GPUs and recent CPUs (a warning
+            says where it is slower); probabilities then have two to three digits.
         tta: test-time augmentation; "flip" for the mean of the logits of an image and its mirror image, in twice the
             time.
         **kwargs: arguments of `from_pretrained` (revision, token, ...). Code in a checkpoint or an engine runs only
@@ -427,6 +428,8 @@ def load_classifier(
         if changes:
             change_model(model, **changes)
         backend = TorchBackend(model, device, threads)
+        if bf16:
+            warn_if_slow("bf16", torch.device(backend.device), torch.bfloat16)
     elif artifact.is_engine:
         backend = open_engine(artifact, len(head.labels), device, allow_code=bool(kwargs["trust_remote_code"]))
     elif artifact.is_openvino:

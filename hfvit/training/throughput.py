@@ -3,7 +3,6 @@
 import logging
 import time
 from contextlib import contextmanager
-from functools import cache
 
 import torch
 from torch import nn
@@ -11,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainerCallback
 
 from hfvit.models.factory import meta_copy
+from hfvit.utils.matmul import wait
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class SpeedMeter(TrainerCallback):
 
         A later call extends it.
         """
-        _wait(self.device)
+        wait(self.device)
         self._stopped = self._reading()
 
     @contextmanager
@@ -110,18 +110,6 @@ def training_flops(model: nn.Module) -> float | None:
     return counter.get_total_flops() / 2
 
 
-@cache
-def peak_rate(device: torch.device, dtype: torch.dtype, tf32: bool | None) -> float:
-    """Return `matmul_rate`, measured once in a process.
-
-    Args:
-        device: device to measure.
-        dtype: data type of the product.
-        tf32: setting of TF32, which changes the rate of float32.
-    """
-    return matmul_rate(device, dtype)
-
-
 # Dense FLOP/s in bf16 and fp16 of NVIDIA's datasheets, by a part of the GPU's name; the first match applies.
 DATASHEET_FLOPS = {
     "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12, "GH200": 989e12, "A100": 312e12,
@@ -139,25 +127,3 @@ def datasheet_rate(device: torch.device, dtype: torch.dtype) -> float | None:
         return None
     name = torch.cuda.get_device_name(device)
     return next((rate for part, rate in DATASHEET_FLOPS.items() if part in name), None)
-
-
-@torch.no_grad()
-def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Measure the FLOPs per second of a large matrix product, the peak for MFU."""
-    side, repetitions = (1024, 1) if device.type == "cpu" else (8192, 10)
-    generator = torch.Generator(device).manual_seed(0)  # the global one is that of dropout
-    a, b = (torch.randn(side, side, device=device, generator=generator).to(dtype) for _ in range(2))
-    best = float("inf")
-    for _ in range(5):
-        _wait(device)
-        start = time.perf_counter()
-        for _ in range(repetitions):
-            torch.matmul(a, b)
-        _wait(device)
-        best = min(best, time.perf_counter() - start)
-    return repetitions * 2 * side**3 / best
-
-
-def _wait(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)

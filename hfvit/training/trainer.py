@@ -47,13 +47,14 @@ from hfvit.training.param_groups import build_param_groups, groups_beside
 from hfvit.training.resume import ResumeState, describe_changes, is_over
 from hfvit.training.soup import average_checkpoints
 from hfvit.training.stream_evaluation import evaluate_stream
-from hfvit.training.throughput import SpeedMeter, datasheet_rate, peak_rate, training_flops
+from hfvit.training.throughput import SpeedMeter, datasheet_rate, training_flops
 from hfvit.training.workers import draw_base_seed, is_lost_worker, keep_workers_on_signals, start_worker
 from hfvit.transforms.augmentation import Augmentation
 from hfvit.transforms.mixup import BatchMixing
 from hfvit.transforms.preprocessing import Preprocessing
 from hfvit.utils.environment import check_shared_memory, return_freed_memory
 from hfvit.utils.files import commit_file, temporary_file
+from hfvit.utils.matmul import peak_rate, warn_if_slow
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -755,7 +756,10 @@ class HFViTTrainer(Trainer):
         """Measure the FLOPs of the model and the peak of the device, for `mfu`."""
         # Undefined for images of several sizes.
         self.speed.flops_per_image = None if self.progressive else training_flops(self.model)
-        self.speed.peak_flops = peak_rate(self.args.device, self._compute_dtype, self.args.tf32) * self.args.world_size
+        rate = peak_rate(self.args.device, self._compute_dtype, self.args.tf32)
+        self.speed.peak_flops = rate * self.args.world_size
+        if self.is_world_process_zero():
+            warn_if_slow(self.args.mixed_precision, self.args.device, self._compute_dtype, self.args.tf32)
         stated = datasheet_rate(self.args.device, self._compute_dtype)
         self.speed.datasheet_flops = stated and stated * self.args.world_size
 

@@ -1,0 +1,39 @@
+"""`matmul_rate`, and the warning about slow precisions."""
+
+import logging
+import math
+
+import pytest
+import torch
+
+from hfvit.utils import matmul
+from hfvit.utils.matmul import matmul_rate, warn_if_slow
+
+CPU = torch.device("cpu")
+
+
+def test_matmul_rate_is_positive():
+    rate = matmul_rate(CPU, torch.float32)
+    assert math.isfinite(rate)
+    assert rate > 1e8
+
+
+def test_measurement_of_a_slow_precision_ends_early(monkeypatch):
+    products = []
+    monkeypatch.setattr(matmul, "LONGEST", 0.0)
+    monkeypatch.setattr(torch, "matmul", lambda a, b: products.append(a @ b))
+    matmul_rate(CPU, torch.float32)
+    assert len(products) == 1
+
+
+@pytest.mark.parametrize(("half", "warnings"), [(1e9, 1), (60e9, 0), (200e9, 0)])
+def test_warning_names_a_precision_that_is_slower_than_float32(monkeypatch, caplog, half, warnings):
+    rates = {torch.float32: 100e9, torch.bfloat16: half}
+    monkeypatch.setattr(matmul, "peak_rate", lambda device, dtype, tf32: rates[dtype])
+    with caplog.at_level(logging.WARNING):
+        warn_if_slow("bf16", CPU, torch.bfloat16)
+        warn_if_slow("bf16", CPU, torch.float32)
+    assert len(caplog.records) == warnings
+    for record in caplog.records:
+        assert record.getMessage().startswith("bf16: ")
+        assert "100 times" in record.getMessage()
