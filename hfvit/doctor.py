@@ -54,7 +54,7 @@ def precisions() -> list[tuple[str, str]]:
     found = ["fp32"]
     if flags & BF16_FLAGS:
         found.append("bf16 (PyTorch)")
-    found.append(f"int8 (ONNX Runtime){'' if flags & INT8_FLAGS else ', smaller but hardly faster: no VNNI'}")
+    found.append(f"int8 (ONNX Runtime){'' if flags & INT8_FLAGS else ', gains less without VNNI'}")
     rows = [("processor", ", ".join(found))]
     return rows + [(name, ", ".join(gpu_precisions(capability))) for name, capability in local_gpus()]
 

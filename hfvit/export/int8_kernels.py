@@ -112,8 +112,15 @@ def quantize_products(model: ir.Model, ranges: Ranges | None) -> int:
 
 
 def quantize_kernel(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Quantize weights (in, out) to symmetric int8, one scale per output channel."""
-    scales = np.maximum(np.abs(kernel).max(axis=0), np.float32(1e-12)) / np.float32(127)
+    """Quantize weights (in, out) to symmetric int8, one scale per output channel.
+
+    CPUs without VNNI add the products of two adjacent inputs in 16 bits, which saturate: 255 * (127 + 127) is above
+    2^15 - 1. The scales are such that the weights of two adjacent inputs add up to at most 128 in either direction, so
+    that all CPUs compute the same. `reduce_range` of ONNX Runtime avoids this with 7 bits for all weights.
+    """
+    pairs = np.pad(kernel, ((0, len(kernel) % 2), (0, 0))).reshape(-1, 2, kernel.shape[1])
+    largest = np.maximum(np.maximum(pairs, 0).sum(axis=1), np.maximum(-pairs, 0).sum(axis=1)).max(axis=0)
+    scales = np.maximum(largest, np.float32(1e-12)) / np.float32(127)  # rounding adds at most 1 to the sum of a pair
     return np.round(kernel / scales).astype(np.int8), scales
 
 

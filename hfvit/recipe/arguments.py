@@ -499,7 +499,7 @@ class TrainerArguments:
     resume_from_checkpoint: str | None = _field(
         None, "Checkpoint to resume from: 'auto' for the newest complete one in output_dir, or a folder."
     )
-    bf16: bool = _field(False, "Train in bfloat16 mixed precision, on a GPU from Ampere on or a CPU with AVX-512 or AMX.")
+    bf16: bool = _field(False, "Train in bfloat16 mixed precision: GPUs from Ampere on, CPUs with AVX-512 or AMX.")
     fp16: bool = _field(False, "Train in float16 mixed precision. Needs a GPU; prefer bf16 where it is supported.")
     torch_compile: bool = _field(False, "Compile the model with torch.compile.")
     activation_checkpointing: bool | None = _field(

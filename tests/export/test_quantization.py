@@ -22,6 +22,8 @@ from transformers import (
 
 from hfvit.errors import DataError, HFViTError, ModelError
 from hfvit.export.fusion import fuse
+from hfvit.export.graph import cpu_session
+from hfvit.export.int8_kernels import quantize_kernel
 from hfvit.export.onnx import export_onnx
 from hfvit.export.quantization import attention_products, load_float_graph, quantize_onnx
 
@@ -202,6 +204,36 @@ def test_fuse_of_timm_vit_has_one_attention_per_block(int8):
     assert "Mul" not in found  # LayerScale is folded into the weights
     mean = operators(int8("timm_mean")[0])
     assert mean.count("QAttention") == DEPTH
+
+
+@pytest.mark.parametrize("mode", ["int8", "int8-dynamic"])
+def test_quantize_onnx_weights_of_adjacent_inputs_cannot_saturate(int8, mode):
+    """CPUs without VNNI add two products of uint8 and int8 in 16 bits."""
+    stored = [numpy_helper.to_array(w) for w in onnx.load(int8("timm", mode)[0]).graph.initializer]
+    kernels = [array for array in stored if array.dtype == np.int8 and array.ndim == 2]
+    assert kernels
+    for kernel in kernels:
+        pairs = kernel.astype(int).reshape(-1, 2, kernel.shape[1])
+        sums = np.stack([np.maximum(sign * pairs, 0).sum(axis=1).max(axis=0) for sign in (1, -1)])
+        assert sums.max() <= 128
+        assert sums.max(axis=0).min() >= 126  # the range is used
+
+
+@pytest.mark.parametrize("rows", [1, 2, 9])
+@pytest.mark.parametrize("inputs", [3, 6, 33, 700])
+def test_integer_product_of_largest_values_is_exact(rows, inputs):
+    rng = np.random.default_rng(inputs)
+    integer, _ = quantize_kernel(rng.uniform(0.5, 1, (inputs, 20)).astype(np.float32))
+    graph = helper.make_graph(
+        [helper.make_node("MatMulInteger", ["x", "kernel"], ["y"])],
+        "product",
+        [helper.make_tensor_value_info("x", TensorProto.UINT8, [None, inputs])],
+        [helper.make_tensor_value_info("y", TensorProto.INT32, [None, 20])],
+        [numpy_helper.from_array(integer, "kernel")],
+    )
+    session = cpu_session(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10))
+    x = np.full((rows, inputs), 255, np.uint8)
+    np.testing.assert_array_equal(session.run(None, {"x": x})[0], x.astype(np.int32) @ integer.astype(np.int32))
 
 
 def test_quantize_onnx_zero_points_follow_the_runtime(int8):
