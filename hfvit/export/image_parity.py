@@ -1,5 +1,6 @@
 """Compare an export with its checkpoint on photographs of odd sizes."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ from PIL import Image
 
 from hfvit.artifacts.export_record import ImageParity
 from hfvit.errors import ModelError, wrap_library_errors
+from hfvit.export.onnx_file import mapped_file
 from hfvit.inference.classifier import Classifier, load_classifier
 
 # (height, width) in pixels, of both orientations.
@@ -50,7 +52,8 @@ def check_images(
     Raises:
         ModelError: the logits differ by more than the limit.
     """
-    export = load_classifier(path, device="cpu")
+    with mapped_file(path) if path.suffix == ".onnx" else nullcontext(path) as file:
+        export = load_classifier(file, device="cpu", prepack=path.suffix != ".onnx")
     logits = export.logits(_inputs(classifier))
     worst = _difference(logits, wanted)
     spread = float(np.ptp(wanted))

@@ -9,7 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnx_ir
 import torch
 from onnx_ir.passes import common as passes
@@ -105,10 +104,8 @@ def export_onnx(
     _tidy(graph)
     batches = [1, TRACED_BATCH + 1] if dynamic_axes else [batch_size]
     with temporary_file(path) as temporary:
-        mapped = write_onnx(graph, temporary, with_shapes=not optimize)
-        parity = check_graph(
-            temporary, model, shape, batches, dtype, tolerance(dtype, atol), preprocessing, path.name, mapped
-        )
+        write_onnx(graph, temporary, with_shapes=not optimize)
+        parity = check_graph(temporary, model, shape, batches, dtype, tolerance(dtype, atol), preprocessing, path.name)
     fixed = None if dynamic_axes else batch_size
     record = describe(path, shape, parity, dtype=dtype, optimized=optimize, batch_size=fixed)
     record.text_inputs = text_inputs(model, fixed or BATCH_AXIS)
@@ -125,7 +122,6 @@ def check_graph(
     limit: dict,
     preprocessing,
     name: str,
-    mapped: onnx.ModelProto | None = None,
 ) -> Parity:
     """Compare an ONNX file with PyTorch, then add and check the preprocessing.
 
@@ -138,13 +134,12 @@ def check_graph(
         limit: allowed differences, of `tolerance`.
         preprocessing: image processor to add, or None.
         name: file name for messages.
-        mapped: the model with its weights as external data in `path`, from `write_onnx`, to check it with less memory.
 
     Raises:
         ModelError: the file is not valid, or the results differ by more than `limit`.
     """
-    if mapped is not None and dtype != "bf16" and preprocessing is None:
-        with mapped_file(mapped, path) as core:
+    if dtype != "bf16" and preprocessing is None:
+        with mapped_file(path) as core:
             check_onnx(core)
             return check_parity(core, model, shape, batch_sizes, limit, name)
     check_onnx(path)

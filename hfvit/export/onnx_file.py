@@ -1,10 +1,9 @@
-"""Write an `onnx_ir` graph to one ONNX file, one weight at a time."""
+"""Write an `onnx_ir` graph to one ONNX file, one weight at a time, and map such a file instead of reading it."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import onnx
 import onnx_ir
@@ -17,7 +16,7 @@ STREAMED_BYTES = 1024  # smaller initializers are part of the graph, as shape in
 GRAPH, INITIALIZER, RAW_DATA = (bytes([number << 3 | 2]) for number in (7, 5, 9))
 
 
-def write_onnx(graph: onnx_ir.Model, path: Path, with_shapes: bool) -> onnx.ModelProto:
+def write_onnx(graph: onnx_ir.Model, path: Path, with_shapes: bool) -> None:
     """Write one file; ORTModel and transformers.js do not find `.onnx.data`.
 
     The weights are removed from `graph` as they are written, so that at most one of them is in memory twice.
@@ -26,9 +25,6 @@ def write_onnx(graph: onnx_ir.Model, path: Path, with_shapes: bool) -> onnx.Mode
         graph: graph to write, without weights afterwards.
         path: file to write.
         with_shapes: keep the shapes of intermediate values, some of which are wrong after fusion (transformers 5.23).
-
-    Returns:
-        The model with the weights as external data inside the file: runtimes map them instead of copying them.
 
     Raises:
         ModelError: the file would exceed 2 GB.
@@ -63,22 +59,24 @@ def write_onnx(graph: onnx_ir.Model, path: Path, with_shapes: bool) -> onnx.Mode
         file.write(outer + GRAPH + varint(graph_bytes) + inner)
         for tensor, prefix, header in zip(streamed, prefixes, headers, strict=True):
             file.write(prefix + header)
-            _set_external(tensor, path.name, file.tell(), tensors[tensor.name].nbytes)
             tensors.pop(tensor.name).tofile(file)
-    return model
 
 
 @contextmanager
-def mapped_file(model: onnx.ModelProto, path: Path) -> Iterator[Path]:
-    """Save the result of `write_onnx` beside its file within the context.
+def mapped_file(path: Path) -> Iterator[Path]:
+    """Write the graph of an ONNX file beside it within the context, with the weights as external data in that file.
+
+    Runtimes map them instead of copying them.
 
     Args:
-        model: model whose weights are external data in `path`.
-        path: file with the weights.
+        path: ONNX file with its weights inside.
+
+    Raises:
+        EOFError: the file is truncated.
     """
     beside = path.with_name(f"{path.stem}.graph.onnx")
     try:
-        beside.write_bytes(model.SerializeToString())
+        beside.write_bytes(_mapped(path).SerializeToString())
         yield beside
     finally:
         beside.unlink(missing_ok=True)
@@ -90,22 +88,87 @@ def read_header(path: Path) -> onnx.ModelProto:
     Raises:
         EOFError: the file is truncated.
     """
-    header = bytearray()
     with path.open("rb") as file:
-        end = path.stat().st_size
-        while file.tell() < end:
-            start = file.tell()
-            tag = _read_varint(file)
-            length = _read_varint(file) if tag & 7 == 2 else 0  # the others are varints, whose value was not read
-            if tag & 7 == 0:
-                _read_varint(file)
-            if tag == GRAPH[0]:
-                file.seek(length, os.SEEK_CUR)
+        fields = _fields(file, path.stat().st_size)
+        return onnx.ModelProto.FromString(b"".join(_read(file, field) for field in fields if field.tag != GRAPH))
+
+
+class _Field(NamedTuple):
+    """A field of a serialized message, with positions in the file."""
+
+    tag: bytes
+    start: int
+    content: int
+    stop: int
+
+
+def _fields(file: BinaryIO, stop: int) -> Iterator[_Field]:
+    """Yield the fields of a message that ends at `stop`, from the position of the file on."""
+    position = file.tell()
+    while position < stop:
+        start = file.seek(position)
+        tag = _read_varint(file)
+        kind = tag & 7
+        if kind == 2:
+            length = _read_varint(file)
+        elif kind == 0:
+            _read_varint(file)
+            length = 0
+        else:
+            length = {1: 8, 5: 4}[kind]
+        position = file.tell() + length
+        yield _Field(varint(tag), start, position - length, position)
+
+
+def _read(file: BinaryIO, field: _Field) -> bytes:
+    file.seek(field.start)
+    return file.read(field.stop - field.start)
+
+
+def _mapped(path: Path) -> onnx.ModelProto:
+    """Read an ONNX file with its larger weights as external data."""
+    model = bytearray()
+    rest = bytearray()  # of the graph
+    tensors = []
+    with path.open("rb") as file:
+        for field in _fields(file, path.stat().st_size):
+            if field.tag != GRAPH:
+                model += _read(file, field)
                 continue
-            stop = file.tell() + length
-            file.seek(start)
-            header += file.read(stop - start)
-    return onnx.ModelProto.FromString(bytes(header))
+            file.seek(field.content)
+            for part in _fields(file, field.stop):
+                if part.tag == INITIALIZER and part.stop - part.content >= STREAMED_BYTES:
+                    tensors.append(_mapped_tensor(file, part, path.name))
+                else:
+                    rest += _read(file, part)
+    mapped = onnx.ModelProto.FromString(bytes(model))
+    mapped.graph.MergeFromString(bytes(rest))
+    mapped.graph.initializer.extend(tensors)
+    return mapped
+
+
+def _mapped_tensor(file: BinaryIO, initializer: _Field, location: str) -> onnx.TensorProto:
+    """Read a weight with its data, if they are raw, as external data of the file.
+
+    Args:
+        file: ONNX file.
+        initializer: the weight.
+        location: name of the file.
+    """
+    header = bytearray()
+    data = None
+    file.seek(initializer.content)
+    for field in _fields(file, initializer.stop):
+        if field.tag == RAW_DATA:
+            data = field
+        else:
+            header += _read(file, field)
+    tensor = onnx.TensorProto.FromString(bytes(header))
+    if data is not None:
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        for key, value in (("location", location), ("offset", data.content), ("length", data.stop - data.content)):
+            tensor.external_data.add(key=key, value=str(value))
+    return tensor
 
 
 def _read_varint(file: BinaryIO) -> int:
@@ -139,18 +202,3 @@ def _without_weights(model: onnx.ModelProto, names: dict) -> tuple[bytes, bytes]
     outer.CopyFrom(model)
     outer.ClearField("graph")
     return outer.SerializeToString(), inner.SerializeToString()
-
-
-def _set_external(tensor: onnx.TensorProto, location: str, offset: int, length: int) -> None:
-    """Declare the data of a tensor as a part of a file.
-
-    Args:
-        tensor: tensor to change.
-        location: file name, in the folder of the model.
-        offset: start of the data, in bytes.
-        length: length of the data, in bytes.
-    """
-    tensor.data_location = onnx.TensorProto.EXTERNAL
-    del tensor.external_data[:]
-    for key, value in (("location", location), ("offset", str(offset)), ("length", str(length))):
-        tensor.external_data.add(key=key, value=value)

@@ -81,6 +81,7 @@ class OnnxBackend:
         objective: "throughput" to measure whether one session per thread, each with a part of the batch, is faster on
             this CPU, and to use them if so, with threads that do not spin; "latency" or None for one session with all
             threads.
+        prepack: let ONNX Runtime copy the weights to a faster layout on a CPU; without, it takes less memory.
 
     Attributes:
         memory: PyTorch device of the session's memory; tensors there are inputs without a copy (`IOBinding`).
@@ -97,6 +98,7 @@ class OnnxBackend:
         threads: int | None = None,
         providers: Providers | None = None,
         objective: str | None = None,
+        prepack: bool = True,
     ):
         import onnxruntime
 
@@ -107,7 +109,8 @@ class OnnxBackend:
                 f"device: not allowed together with providers, got '{device}' for {file}. Omit it, and select a GPU"
                 f" with ('{CUDA}', {{'device_id': 1}})."
             )
-        options = _session_options(self.threads, spins=objective != "throughput")
+        self._prepack = prepack
+        options = _session_options(self.threads, objective != "throughput", prepack)
         external = (file.with_name(file.name + suffix) for suffix in (".data", "_data"))
         parts = [file, *(part for part in external if part.is_file())]
         if providers is None:
@@ -153,7 +156,7 @@ class OnnxBackend:
     def _divide_where_faster(self, onnxruntime, providers) -> None:
         """Measure one session against one per thread, and keep what is faster."""
         sessions = [
-            onnxruntime.InferenceSession(self.file, _session_options(1, spins=False), providers=providers)
+            onnxruntime.InferenceSession(self.file, _session_options(1, False, self._prepack), providers=providers)
             for _ in range(self.threads)
         ]
         ways = {f"one session of {self.threads} threads": ([self.session], self._step)}
@@ -261,12 +264,13 @@ def numpy_type(dtype: torch.dtype) -> type:
     return torch.empty(0, dtype=dtype).numpy().dtype.type
 
 
-def _session_options(threads: int, spins: bool):
+def _session_options(threads: int, spins: bool, prepack: bool):
     """Return options of an ONNX Runtime session.
 
     Args:
         threads: CPU threads.
         spins: whether threads wait for work in a loop, which is faster but takes the core from other work.
+        prepack: copy weights to a faster layout.
     """
     import onnxruntime
 
@@ -274,6 +278,7 @@ def _session_options(threads: int, spins: bool):
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors only, without warnings about optimizations
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spins)))
+    options.add_session_config_entry("session.disable_prepacking", str(int(not prepack)))
     return options
 
 

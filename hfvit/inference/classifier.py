@@ -377,6 +377,7 @@ def load_classifier(
     merge_tokens: int | None = None,
     bf16: bool = False,
     tta: str | None = None,
+    prepack: bool = True,
     **kwargs: Any,
 ) -> Classifier:
     """Load a classifier from a checkpoint, an exported file or an engine.
@@ -397,6 +398,7 @@ def load_classifier(
             says where it is slower); probabilities then have two to three digits.
         tta: test-time augmentation; "flip" for the mean of the logits of an image and its mirror image, in twice the
             time.
+        prepack: let ONNX Runtime copy the weights of an ONNX file to a faster layout; False takes less memory.
         **kwargs: arguments of `from_pretrained` (revision, token, ...). Code in a checkpoint or an engine runs only
             with `trust_remote_code=True`.
 
@@ -437,7 +439,7 @@ def load_classifier(
     elif artifact.is_executorch:
         backend = ExecuTorchBackend(artifact.file, len(head.labels), device)
     else:
-        backend = OnnxBackend(artifact.file, len(head.labels), device, threads, providers, objective)
+        backend = OnnxBackend(artifact.file, len(head.labels), device, threads, providers, objective, prepack)
     kwargs.pop("dtype", None)
     processor = load_processor(artifact, backend.takes_pixels, **kwargs)
     reads_texts = isinstance(head.config, HFViTFusionConfig)

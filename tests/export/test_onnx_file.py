@@ -46,7 +46,7 @@ def run(path):
 def test_write_onnx_equals_the_protobuf_library(model, tmp_path):
     onnx.save(model, tmp_path / "expected.onnx")
     path = tmp_path / "model.onnx"
-    mapped = write_onnx(onnx_ir.from_proto(model), path, with_shapes=True)
+    write_onnx(onnx_ir.from_proto(model), path, with_shapes=True)
     written = onnx.load(path, load_external_data=False)
     onnx.checker.check_model(written, full_check=True)
     assert [node.op_type for node in written.graph.node] == [node.op_type for node in model.graph.node]
@@ -56,10 +56,39 @@ def test_write_onnx_equals_the_protobuf_library(model, tmp_path):
         np.testing.assert_array_equal(found[name], value)
         assert found[name].dtype == value.dtype
     np.testing.assert_array_equal(run(path), run(tmp_path / "expected.onnx"))
-    with mapped_file(mapped, path) as beside:
-        assert beside.stat().st_size < path.stat().st_size - WEIGHTS["large"].nbytes
-        np.testing.assert_array_equal(run(beside), run(path))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["expected.onnx", "model.onnx"]
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_mapped_file_has_the_graph_without_its_large_weights(model, tmp_path, raw):
+    if not raw:  # as values of the message, which cannot be mapped
+        large = onnx.helper.make_tensor("large", onnx.TensorProto.FLOAT, [64, 48], WEIGHTS["large"].ravel())
+        model.graph.initializer[0].CopyFrom(large)
+    model.metadata_props.add(key="author", value="x")
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path)
+    with mapped_file(path) as beside:
+        inside = beside.stat().st_size
+        mapped = onnx.load(beside)  # reads the external data
+        np.testing.assert_array_equal(run(beside), run(path))
+    external = WEIGHTS["half"].nbytes + raw * WEIGHTS["large"].nbytes
+    assert inside < path.stat().st_size - external + 200  # names and offsets
+    assert mapped.metadata_props == model.metadata_props
+    assert mapped.graph.node == model.graph.node
+    found = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in mapped.graph.initializer}
+    assert found.keys() == WEIGHTS.keys()
+    for name, value in WEIGHTS.items():
+        np.testing.assert_array_equal(found[name], value)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_mapped_file_of_a_truncated_file_raises(model, tmp_path):
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path)
+    path.write_bytes(path.read_bytes()[:1])
+    with pytest.raises(EOFError), mapped_file(path):
+        pass
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_read_header_equals_the_model_without_its_graph(model, tmp_path):
