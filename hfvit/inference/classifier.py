@@ -407,9 +407,10 @@ def load_classifier(
     """
     check_tta(tta)
     artifact = find_artifact(path)
-    if providers is not None and not artifact.is_onnx:
-        kind = "a checkpoint" if artifact.is_checkpoint else artifact.file.name
-        raise ModelError(f"providers: require an ONNX file, but {path} is {kind}.")
+    for option, is_set in (("providers", providers is not None), ("prepack", not prepack)):
+        if is_set and not artifact.is_onnx:
+            kind = "a checkpoint" if artifact.is_checkpoint else artifact.file.name
+            raise ModelError(f"{option}: only for an ONNX file, but {path} is {kind}.")
     if objective not in (None, *OBJECTIVES):
         raise ModelError(f"objective: must be latency or throughput, got {objective!r}.")
     kwargs = {"trust_remote_code": False, **kwargs}

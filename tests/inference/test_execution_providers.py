@@ -53,6 +53,11 @@ def test_load_classifier_with_providers_runs_on_them(export, images, providers):
     assert classifier.backend.device == ("cpu" if names == [CPU] else names[0].removesuffix("ExecutionProvider"))
 
 
+def test_load_classifier_without_prepacking_returns_the_same_logits(export, images):
+    expected = hfvit.load_classifier(export, threads=1).logits(images)
+    np.testing.assert_allclose(hfvit.load_classifier(export, prepack=False).logits(images), expected, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("providers", "data"),
     [
@@ -85,10 +90,12 @@ def test_providers_not_installed_name_the_package(name, install):
     ]
 
 
-def test_providers_of_checkpoint_or_with_device_raise(stock, export):
+def test_options_of_onnx_files_with_checkpoint_or_device_raise(stock, export):
     with pytest.raises(ModelError, match=r"^providers: ") as raised:
         hfvit.load_classifier(stock, providers=[CPU])
     assert_names(raised.value, stock)
+    with pytest.raises(ModelError, match=r"^prepack: "):
+        hfvit.load_classifier(stock, prepack=False)
     with pytest.raises(ModelError, match=r"^device: .*\('CUDAExecutionProvider'"):
         hfvit.load_classifier(export, "cpu", providers=[CPU])
 
