@@ -1,4 +1,4 @@
-"""Write an `onnx_ir` graph to one ONNX file, one weight at a time, and map such a file instead of reading it."""
+"""Write an ONNX file one weight at a time, and map it instead of reading it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,9 +64,9 @@ def write_onnx(graph: onnx_ir.Model, path: Path, with_shapes: bool) -> None:
 
 @contextmanager
 def mapped_file(path: Path) -> Iterator[Path]:
-    """Write the graph of an ONNX file beside it within the context, with the weights as external data in that file.
+    """Write the graph of an ONNX file beside it within the context.
 
-    Runtimes map them instead of copying them.
+    The weights are external data inside the file itself: runtimes map them instead of copying them.
 
     Args:
         path: ONNX file with its weights inside.
@@ -103,7 +103,7 @@ class _Field(NamedTuple):
 
 
 def _fields(file: BinaryIO, stop: int) -> Iterator[_Field]:
-    """Yield the fields of a message that ends at `stop`, from the position of the file on."""
+    """Yield the fields of a message, from the position of the file to `stop`."""
     position = file.tell()
     while position < stop:
         start = file.seek(position)
