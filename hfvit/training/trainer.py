@@ -759,7 +759,7 @@ class HFViTTrainer(Trainer):
         rate = peak_rate(self.args.device, self._compute_dtype, self.args.tf32)
         self.speed.peak_flops = rate * self.args.world_size
         if self.is_world_process_zero():
-            warn_if_slow(self.args.mixed_precision, self.args.device, self._compute_dtype, self.args.tf32)
+            warn_if_slow(self.args.mixed_precision, self.args.device, self._compute_dtype)
         stated = datasheet_rate(self.args.device, self._compute_dtype)
         self.speed.datasheet_flops = stated and stated * self.args.world_size
 

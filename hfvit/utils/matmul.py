@@ -9,6 +9,7 @@ import torch
 logger = logging.getLogger(__name__)
 
 REPETITIONS = 5
+SMALL = 1024  # rows and columns
 LONGEST = 1.0  # seconds of a measurement, for precisions that a device emulates
 
 
@@ -25,9 +26,16 @@ def peak_rate(device: torch.device, dtype: torch.dtype, tf32: bool | None) -> fl
 
 
 @torch.no_grad()
-def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Measure the FLOPs per second of a large matrix product, the peak for MFU."""
-    side, products = (1024, 1) if device.type == "cpu" else (8192, 10)
+def matmul_rate(device: torch.device, dtype: torch.dtype, side: int | None = None) -> float:
+    """Measure the FLOPs per second of a large matrix product, the peak for MFU.
+
+    Args:
+        device: device to measure.
+        dtype: data type of the product.
+        side: rows and columns of the matrices; None is 1,024 on a CPU, and 8,192 on a GPU.
+    """
+    products = 1 if device.type == "cpu" else 10
+    side = side or (SMALL if device.type == "cpu" else 8192)
     generator = torch.Generator(device).manual_seed(0)  # the global one is that of dropout
     a, b = (torch.randn(side, side, device=device, generator=generator).to(dtype) for _ in range(2))
     best, spent = float("inf"), 0.0
@@ -44,7 +52,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     return products * 2 * side**3 / best
 
 
-def warn_if_slow(option: str, device: torch.device, dtype: torch.dtype, tf32: bool | None = None) -> None:
+def warn_if_slow(option: str, device: torch.device, dtype: torch.dtype) -> None:
     """Warn if matrix products are less than half as fast as in float32.
 
     PyTorch emulates bfloat16 on CPUs without AVX-512 or AMX, and on GPUs before Ampere.
@@ -53,16 +61,26 @@ def warn_if_slow(option: str, device: torch.device, dtype: torch.dtype, tf32: bo
         option: option that sets the precision.
         device: device of the computation.
         dtype: data type of the products.
-        tf32: setting of TF32.
     """
-    if dtype == torch.float32:
-        return
-    slower = peak_rate(device, torch.float32, tf32) / peak_rate(device, dtype, tf32)
+    slower = 1.0 if dtype == torch.float32 else times_slower(device, dtype)
     if slower > 2:
         logger.warning(
             "%s: matrix products on this %s are %.0f times slower than in float32. Omit %s, or set it to false.",
             option, "CPU" if device.type == "cpu" else "GPU", slower, option,
         )  # fmt: skip
+
+
+@cache
+def times_slower(device: torch.device, dtype: torch.dtype) -> float:
+    """Return how many times slower matrix products are than in float32.
+
+    The matrices are small on GPUs, too, as a model may have taken their memory.
+
+    Args:
+        device: device to measure.
+        dtype: data type of the products.
+    """
+    return matmul_rate(device, torch.float32, SMALL) / matmul_rate(device, dtype, SMALL)
 
 
 def wait(device: torch.device) -> None:
