@@ -4,7 +4,7 @@
   python benchmarks/finetuning.py --quick               # a micro network on scikit-learn's digits, to test the script
   python benchmarks/finetuning.py --only lora full ...  # some rows only
 
-Images, image size, augmentation, batch size, epochs and precision (bf16) are the same for all rows. Learning rates
+Images, image size, augmentation, batch size, epochs and precision are the same for all rows. Learning rates
 differ and were not tuned; only the probe's C is selected on the validation split. Each row is the mean of several
 seeds, which set the held-out images, the order, the augmentation and the initialization of the head.
 
@@ -108,6 +108,7 @@ OPTIONS: dict[str, dict] = {
     "--image_size": {"type": int, "default": 70, "help": "in pixels [%(default)s]"},
     "--epochs": {"type": int, "default": 3, "help": "[%(default)s]"},
     "--progressive_image_size": {"type": int, "nargs": "+", "default": [42, 56], "help": "in pixels [%(default)s]"},
+    "--mixed_precision": {"choices": ("bf16", "no"), "default": "bf16", "help": "no: float32 [%(default)s]"},
     "--seeds": {"type": int, "default": 3, "help": "runs of each row, with the seeds 0, 1, ... [%(default)s]"},
     "--runs": {"type": Path, "metavar": "FILE", "help": "JSON lines: read finished runs, and append new ones"},
     "--only": {"nargs": "+", "choices": list(METHODS), "help": "these rows only; distilled ones train full as well"},
@@ -123,7 +124,7 @@ def quick_start(folder: Path) -> dict[str, Any]:
     arguments = ModelArguments(architecture="vit_tiny_patch16_224", image_size=16, model_args=micro)
     build_image_model(arguments, ["any", "thing"]).save_pretrained(folder)
     return {**QUICK_DATA, "model_name_or_path": str(folder), "image_size": 16, "max_train_samples": 300,
-            "num_train_epochs": 1}  # fmt: skip
+            "num_train_epochs": 1, "bf16": True}  # fmt: skip
 
 
 def write_cut(recipe: dict[str, Any], seed: int, is_balanced: bool, folder: Path) -> dict[str, Any]:
@@ -173,7 +174,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     method, folder = job["method"], Path(job["folder"])
     values = job["recipe"] or quick_start(folder / "start")
     values |= {"validation_fraction": 0.1, "crop_pct": 1.0, "crop_scale": [0.8, 1.0], "global_batch_size": 32}
-    values |= {"warmup_steps": 0.05, "weight_decay": 0.05, "max_grad_norm": 1.0, "seed": job["seed"], "bf16": True}
+    values |= {"warmup_steps": 0.05, "weight_decay": 0.05, "max_grad_norm": 1.0, "seed": job["seed"]}
     values |= {"output_dir": str(folder / "out"), "disable_tqdm": True, "logging_steps": 20, "plots": False}
     values |= METHODS[method]
     if method == "progressive":
@@ -263,7 +264,8 @@ def main(argv: list[str] | None = None) -> None:
         if not options.model_name_or_path:
             sys.exit("--model_name_or_path: required without --quick.")
         keys = ("model_name_or_path", "image_size", "dataset_name", "train_split", "test_split")
-        recipe = {**{key: getattr(options, key) for key in keys}, "num_train_epochs": options.epochs}
+        recipe = {key: getattr(options, key) for key in keys}
+        recipe |= {"num_train_epochs": options.epochs, "bf16": options.mixed_precision == "bf16"}
     chosen = options.only or list(METHODS)
     names = [name for name in METHODS if name in chosen or (name == TEACHER and DISTILLED.keys() & set(chosen))]
     results = read_runs(options.runs)

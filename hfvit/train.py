@@ -2,8 +2,11 @@
 
 import sys
 
-from hfvit.multirun import main
 from hfvit.training.distributed import run_one_of_many
+from hfvit.utils.collector import importing
+
+with importing():
+    from hfvit.multirun import main
 
 if __name__ == "__main__":
     sys.exit(run_one_of_many(main))

@@ -5,6 +5,7 @@ import sys
 
 from hfvit.cli.options import add_runtime_options, exit_codes
 from hfvit.errors import DataError, HFViTError, printable
+from hfvit.utils.collector import importing
 from hfvit.utils.quiet import quiet_libraries
 
 EPILOG = f"""\
@@ -49,9 +50,10 @@ def embed(options: argparse.Namespace) -> int:
     names, wrong = find_images(options.images)
     if not names:
         raise DataError("IMAGE: no image found: " + "; ".join(map(printable, wrong)) + ".")
-    quiet_libraries()
-    from hfvit.inference.classifier import load_classifier
-    from hfvit.inference.embed import embed_files
+    with importing():
+        quiet_libraries()
+        from hfvit.inference.classifier import load_classifier
+        from hfvit.inference.embed import embed_files
 
     classifier = load_classifier(options.artifact, options.device, options.threads, bf16=options.bf16)
     errors = embed_files(classifier, names, output, options.normalize, options.batch_size)

@@ -12,6 +12,7 @@ from hfvit.cli.options import (
     parse_providers,
 )
 from hfvit.errors import DataError, HFViTError, printable
+from hfvit.utils.collector import importing
 from hfvit.utils.quiet import quiet_libraries
 
 EPILOG = f"""\
@@ -85,9 +86,10 @@ def predict(options: argparse.Namespace) -> int:
         raise DataError("IMAGE: no image found: " + "; ".join(map(printable, wrong)) + ".")
     for problem in wrong:
         print(f"hfvit: {printable(problem)}.", file=sys.stderr)
-    quiet_libraries()
-    from hfvit.inference.classifier import load_classifier
-    from hfvit.inference.predict import print_predictions, texts_by_name
+    with importing():
+        quiet_libraries()
+        from hfvit.inference.classifier import load_classifier
+        from hfvit.inference.predict import print_predictions, texts_by_name
 
     classifier = load_classifier(
         options.artifact,

@@ -14,6 +14,7 @@ from hfvit.cli.options import (
     positive_int,
 )
 from hfvit.errors import HFViTError
+from hfvit.utils.collector import importing
 from hfvit.utils.quiet import quiet_libraries
 from hfvit.utils.terminal import PrintableFormatter
 
@@ -105,10 +106,11 @@ def serve(options: argparse.Namespace) -> None:
     if options.max_images > options.queue_size:
         raise HFViTError(f"--max_images: must be at most --queue_size, got {options.max_images}.")
     providers = parse_providers(options)
-    from hfvit.serve.app import load_libraries
+    with importing():
+        from hfvit.serve.app import load_libraries
 
-    load_libraries()
-    quiet_libraries()
+        load_libraries()
+        quiet_libraries()
     show_log()
     from dataclasses import replace
 

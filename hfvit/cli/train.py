@@ -7,6 +7,7 @@ import textwrap
 
 from hfvit.cli.options import exit_codes
 from hfvit.recipe.files import find_recipe, is_recipe_name
+from hfvit.utils.collector import importing
 from hfvit.utils.files import expand_user
 from hfvit.utils.hub_ids import is_hub_id
 
@@ -151,6 +152,7 @@ def train(options: argparse.Namespace) -> None:
 
         find_lr(words)
         return
-    from hfvit.multirun import main as train_main
+    with importing():
+        from hfvit.multirun import main as train_main
 
     train_main(words)

@@ -15,6 +15,7 @@ from hfvit.cli.options import (
     positive_int,
 )
 from hfvit.errors import GateError, printable
+from hfvit.utils.collector import importing
 from hfvit.utils.quiet import quiet_libraries
 
 EPILOG = f"""\
@@ -84,9 +85,10 @@ def validate(options: argparse.Namespace) -> None:
         find_artifact(path)  # before torch is imported, so that a wrong path is reported at once
     providers = parse_providers(options)
     output = output_file(options.output, "--output")
-    quiet_libraries()
-    from hfvit.evaluation.validate import validate as compare
-    from hfvit.utils.files import write_object
+    with importing():
+        quiet_libraries()
+        from hfvit.evaluation.validate import validate as compare
+        from hfvit.utils.files import write_object
 
     comparison = compare(
         options.reference,

@@ -11,6 +11,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes import common as passes
 
 from hfvit.artifacts.artifact import EXECUTORCH_SUFFIX, OPENVINO_SUFFIX
+from hfvit.inference.backends import session_options
 from hfvit.inference.executorch_backend import ExecuTorchBackend
 from hfvit.inference.openvino_backend import OpenVINOBackend
 
@@ -34,17 +35,14 @@ def cpu_session(model: Path | onnx.ModelProto, prepack: bool = True) -> onnxrunt
 
     Args:
         model: file or model.
-        prepack: let ONNX Runtime copy weights to a faster layout.
+        prepack: copy weights to a faster layout.
     """
     if isinstance(model, Path) and model.suffix == OPENVINO_SUFFIX:
         return BackendSession(OpenVINOBackend(model))
     if isinstance(model, Path) and model.suffix == EXECUTORCH_SUFFIX:
         return BackendSession(ExecuTorchBackend(model))
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    if not prepack:  # a second copy of the weights
-        options.add_session_config_entry("session.disable_prepacking", "1")
     source = model.SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)
+    options = session_options(prepack=prepack)
     return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 

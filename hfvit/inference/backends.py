@@ -110,7 +110,7 @@ class OnnxBackend:
                 f" with ('{CUDA}', {{'device_id': 1}})."
             )
         self._prepack = prepack
-        options = _session_options(self.threads, objective != "throughput", prepack)
+        options = session_options(self.threads, objective != "throughput", prepack)
         external = (file.with_name(file.name + suffix) for suffix in (".data", "_data"))
         parts = [file, *(part for part in external if part.is_file())]
         if providers is None:
@@ -156,7 +156,7 @@ class OnnxBackend:
     def _divide_where_faster(self, onnxruntime, providers) -> None:
         """Measure one session against one per thread, and keep what is faster."""
         sessions = [
-            onnxruntime.InferenceSession(self.file, _session_options(1, False, self._prepack), providers=providers)
+            onnxruntime.InferenceSession(self.file, session_options(1, False, self._prepack), providers=providers)
             for _ in range(self.threads)
         ]
         ways = {f"one session of {self.threads} threads": ([self.session], self._step)}
@@ -264,11 +264,11 @@ def numpy_type(dtype: torch.dtype) -> type:
     return torch.empty(0, dtype=dtype).numpy().dtype.type
 
 
-def _session_options(threads: int, spins: bool, prepack: bool):
+def session_options(threads: int = 0, spins: bool = True, prepack: bool = True):
     """Return options of an ONNX Runtime session.
 
     Args:
-        threads: CPU threads.
+        threads: CPU threads; 0 is one for each physical core.
         spins: whether threads wait for work in a loop, which is faster but takes the core from other work.
         prepack: copy weights to a faster layout.
     """
