@@ -31,6 +31,8 @@ from hfvit.utils.files import expand_user
 logger = logging.getLogger(__name__)
 
 EXIF_ORIENTATION = 0x0112
+TIFF_WIDTH, TIFF_HEIGHT = 256, 257  # tags of TIFF
+PNG_METADATA = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")  # what Pillow reads an orientation from
 REDUCING_GAP = 2.0  # a JPEG is decoded at this many times the final size at least, as in Pillow's `reducing_gap`
 TORCH_FILTERS = ("bilinear", "bicubic")  # filters with a vectorized 8-bit implementation in torch
 
@@ -44,15 +46,28 @@ def to_rgb(image: Image.Image) -> Image.Image:
     image.load()
     if image.getexif().get(EXIF_ORIENTATION, 1) != 1:  # avoids the copy that exif_transpose makes of every image
         image = ImageOps.exif_transpose(image)
-    if image.mode == "F" or image.mode.startswith("I"):
-        values = np.asarray(image, dtype=np.float64)
-        low, high = 0.0, 65535.0
-        if image.mode == "F":
-            low, high = values.min(), values.max()
-        elif image.mode == "I" and values.max() <= 255:
-            high = 255.0
-        image = Image.fromarray(((values - low) * (255.0 / max(high - low, 1e-9))).clip(0, 255).astype(np.uint8))
+    if image.mode == "F":
+        image = _scaled(np.asarray(image))
+    elif image.mode.startswith("I"):
+        high = 255 if image.mode == "I" and image.getextrema()[1] <= 255 else 65535
+        image = image.convert("I")
+        image = image.point([min(value, high) * 255 // high for value in range(65536)], "L")
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _scaled(values: np.ndarray) -> Image.Image:
+    """Scale a floating-point image from its range to 8 bits.
+
+    NaN and negative infinity, which mark missing values in maps, become the minimum, infinity the maximum.
+    """
+    finite = np.isfinite(values)
+    low = float(values.min(where=finite, initial=np.inf))
+    high = float(values.max(where=finite, initial=-np.inf))
+    scale = 255 / max(high - low, 1e-9)
+    pixels = np.empty(values.shape, np.uint8)
+    for line, scaled in zip(values, pixels, strict=True):  # by line, as float64 takes eight times the memory
+        scaled[:] = (np.nan_to_num(line.astype(np.float64), nan=low, posinf=high, neginf=low) - low) * scale
+    return Image.fromarray(pixels)
 
 
 def decode(encoded: dict[str, Any] | None, split: str, row: int) -> Image.Image:
@@ -182,9 +197,23 @@ def _interpolate(pixels: torch.Tensor, size: tuple[int, int], interpolation: str
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Return (height, width) of an open image after its EXIF orientation."""
-    turned = image.getexif().get(EXIF_ORIENTATION) in (5, 6, 7, 8)
-    return (image.width, image.height) if turned else (image.height, image.width)
+    """Return (height, width) after its EXIF orientation, of an image whose pixels are not loaded."""
+    width, height = image.size
+    if image.format == "TIFF":  # Pillow may have swapped the sides of `size`
+        width, height = image.tag_v2[TIFF_WIDTH], image.tag_v2[TIFF_HEIGHT]
+    turned = _may_be_turned(image) and image.getexif().get(EXIF_ORIENTATION) in (5, 6, 7, 8)
+    return (width, height) if turned else (height, width)
+
+
+def _may_be_turned(image: Image.Image) -> bool:
+    """Return False for a PNG file without metadata, where `getexif` would decode the pixels."""
+    if image.format != "PNG":
+        return True
+    position = image.fp.tell()
+    image.fp.seek(0)
+    content = image.fp.read()
+    image.fp.seek(position)
+    return any(marker in content for marker in PNG_METADATA)
 
 
 @contextmanager

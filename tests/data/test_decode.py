@@ -87,6 +87,11 @@ def test_to_rgb_scales_deep_grays_by_mode():
     assert np.asarray(to_rgb(dark)).max() <= 1
     unit = Image.fromarray(np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16))
     assert np.abs(np.asarray(to_rgb(unit))[..., 0].ravel().astype(int) - np.arange(256)).max() <= 1
+    with_gaps = Image.fromarray(np.array([[np.nan, 1, 2, 3, -np.inf, np.inf]], np.float32))
+    assert np.asarray(to_rgb(with_gaps))[0, :, 0].tolist() == [0, 0, 127, 255, 0, 255]
+    assert np.asarray(to_rgb(Image.fromarray(np.full((4, 4), np.nan, np.float32)))).max() == 0
+    negative = Image.fromarray(np.array([[-5, 0, 65535, 70000]], np.int32))
+    assert np.asarray(to_rgb(negative))[0, :, 0].tolist() == [0, 0, 255, 255]
     flat = Image.fromarray(np.full((4, 4), 0.5, np.float32))
     assert np.unique(np.asarray(to_rgb(flat))).size == 1
 
@@ -99,13 +104,32 @@ def test_exif_orientation_is_applied():
     assert image_size(picture, "train", 0) == (80, 40)
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 10))
-def test_image_size_equals_the_decoded_size(orientation):
+def test_image_size_equals_the_decoded_size(kind, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    picture = encoded(smooth_image(40, 80), "JPEG", exif=exif)
+    picture = encoded(smooth_image(40, 80), kind, exif=exif)
     width, height = decode(picture, "train", 0).size
     assert image_size(picture, "train", 0) == (height, width)
+    whole = decode_crop(picture, "train", 0, (0, 0, height, width), (height, width), "lanczos")
+    assert np.abs(whole.astype(int) - np.asarray(decode(picture, "train", 0))).max() <= 1
+
+
+def test_image_size_of_a_png_with_its_orientation_behind_the_pixels():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = encoded(smooth_image(40, 80), "PNG", exif=exif)["bytes"]
+    start = content.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(content[start : start + 4], "big")
+    moved = {"bytes": content[:start] + content[end:-12] + content[start:end] + content[-12:], "path": None}
+    assert decode(moved, "train", 0).size == (40, 80)
+    assert image_size(moved, "train", 0) == (80, 40)
+
+
+def test_image_size_of_a_png_does_not_decode_its_pixels():
+    content = encoded(smooth_image(40, 80), "PNG")["bytes"]
+    assert image_size({"bytes": content[:-40], "path": None}, "train", 0) == (40, 80)
 
 
 @pytest.mark.parametrize("size", [(64, 48), (300, 320), (160, 40)])
