@@ -1,15 +1,13 @@
 """Estimate the memory and disk that a recipe needs, without allocating the model."""
 
-import os
-import resource
 import shutil
-import sys
 import weakref
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import timm
 import torch
 from timm.optim import Lookahead
@@ -28,6 +26,7 @@ from hfvit.recipe.loader import Recipe
 from hfvit.recipe.optimizers import has_fallback, optimizer_factory
 from hfvit.training.losses import cross_entropy
 from hfvit.training.param_groups import build_param_groups
+from hfvit.utils.environment import peak_memory
 from hfvit.utils.files import expand_user
 from hfvit.utils.formatting import aligned, size
 from hfvit.utils.hub_ids import folder_or_hub_id
@@ -274,9 +273,8 @@ def _available_memory(device: torch.device) -> tuple[int, str, int]:
     """Return the memory for a process, a description, and the memory of libraries."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0], f"free on {torch.cuda.get_device_name(device)}", 0
-    unit = 1 if sys.platform == "darwin" else 1024
-    process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") + process, "of memory", process
+    process = peak_memory()
+    return psutil.virtual_memory().available + process, "of memory", process
 
 
 def _disk(own: StepMemory, args) -> list[str]:

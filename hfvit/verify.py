@@ -28,9 +28,10 @@ READ_KEYS = (
     "dataset_name", "class_names", "model_name_or_path", "text_encoder", "teacher", "head_from_text",
     "accelerator_config", "fsdp_config", "deepspeed",
 )  # fmt: skip
-# Overridden in a repetition, which only writes to its folder: no push, no trackers.
+# Overridden in a repetition, which only writes to its folder: no push, no trackers, no log file.
 REPLACED_KEYS = {
     "push_to_hub": "false", "report_to": "none", "resume_from_checkpoint": "none", "overwrite_output_dir": "false",
+    "json_log": "none",
 }  # fmt: skip
 HEADER = ("split", "images", "recorded", "95 % interval", "again", "change", "verdict")
 WEIGHTS = "model.safetensors"

@@ -177,6 +177,7 @@ def test_verify_neither_pushes_nor_resumes_nor_leaves_its_folder(trained, monkey
     values = yaml.safe_load((out / "recipe.yaml").read_text()) | {
         "push_to_hub": True, "hub_model_id": "user/stolen", "report_to": "tensorboard", "output_dir": str(victim),
         "overwrite_output_dir": True, "resume_from_checkpoint": str(victim), "max_steps": 2,
+        "json_log": "log.jsonl",
     }  # fmt: skip
     (out / "recipe.yaml").write_text(yaml.safe_dump(values))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}

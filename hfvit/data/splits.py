@@ -27,7 +27,7 @@ from hfvit.data.local import LocalData, open_local
 from hfvit.data.multilabel import MultiLabel, flag_columns, list_item
 from hfvit.data.references import check_cards
 from hfvit.data.tables import LABEL_NAMES, SPLIT_COLUMNS, as_images, root_cause
-from hfvit.errors import DataError, nearest, one_line
+from hfvit.errors import DataError, RecipeError, nearest, one_line
 from hfvit.recipe.arguments import DEFAULT_TEST_SPLIT, MULTI_LABEL, SINGLE_LABEL, DataArguments
 from hfvit.utils.formatting import shortened
 from hfvit.utils.hub_ids import folder_or_hub_id, is_local
@@ -517,6 +517,15 @@ def _hold_out_splits(
         fractions["validation"] = data.validation_fraction
     if local and not local.is_split and "test" not in loaded and "[" not in data.train_split:
         fractions |= {"test": data.held_out_for_test} if data.held_out_for_test else {}
+    elif data.test_fraction and data.test_split:
+        logger.warning(
+            "test_fraction: ignored, as it applies to local images without splits and a whole train_split only"
+        )
+    if sum(fractions.values()) >= 1:
+        raise RecipeError(
+            "test_fraction: validation_fraction and test_fraction must be below 1 together, got"
+            f" {fractions['validation']:g} and {fractions['test']:g}. Decrease one of them."
+        )
     whole = loaded["train"]
     if data.fold is not None and "test" not in fractions:
         del fractions["validation"]

@@ -315,7 +315,7 @@ def fetched(example: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def class_index(example: dict[str, Any], name: str, classes: int) -> int:
-    """Return the label of a row of a stream.
+    """Return the label of a row of a stream as an integer; Booleans and whole numbers are class indices, too.
 
     Raises `DataError` unless it is one of `classes` indices.
 
@@ -325,10 +325,10 @@ def class_index(example: dict[str, Any], name: str, classes: int) -> int:
         classes: number of classes.
     """
     label = example["label"]
-    if label is not None and 0 <= label < classes:
-        return label
+    if label is not None and 0 <= label < classes and label == int(label):
+        return int(label)
     path = (example["image"] or {}).get("path")
-    problem = "the label is missing" if label is None else f"label {label} is outside the {classes} classes"
+    problem = "the label is missing" if label is None else f"label {label} is none of the {classes} classes"
     raise DataError(
         f"Split '{name}', row {example['row']}{f' ({path})' if path else ''}: {problem}. Remove such rows, or"
         " choose another split or label_column."

@@ -6,6 +6,7 @@ blocks in the shards (`IterableDataset.state_dict`), so that resuming reads two 
 number of readers, what the old ones have not returned is divided among the new ones.
 """
 
+import copy
 import math
 from collections.abc import Iterator
 from itertools import islice
@@ -112,7 +113,9 @@ class _ShardReader:
         self.unit = unit
         self.row = row
         shard = unit["shard"]
-        self.dataset = split if shard is None else split.shard(num_shards=split.num_shards, index=shard)
+        # A copy, as `split` itself has one position for all readers.
+        whole = shard is None
+        self.dataset = copy.deepcopy(split) if whole else split.shard(num_shards=split.num_shards, index=shard)
         self.first_place = (shard or 0) * PLACES_PER_SHARD
         self.initial = state
         self.rows = None

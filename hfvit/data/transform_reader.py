@@ -65,15 +65,18 @@ class TransformReader:
         if isinstance(result, Image.Image):
             result = np.array(result.convert("RGB"))
         if isinstance(result, np.ndarray):
-            result = torch.from_numpy(result).permute(2, 0, 1)
-        if result.dtype == torch.uint8:
-            result = (result.float() - augmentation.mean.view(3, 1, 1)) / augmentation.std.view(3, 1, 1)
-        if result.shape != (3, *augmentation.image_size):
+            result = torch.from_numpy(result)
+            result = result.permute(2, 0, 1) if result.ndim == 3 else result
+        shape = tuple(result.shape) if isinstance(result, torch.Tensor) else None
+        if shape != (3, *augmentation.image_size):
             height, width = augmentation.image_size
             raise DataError(
-                f"train_transforms: must return images of {height}x{width} pixels with 3 channels, got a tensor of"
-                f" shape {tuple(result.shape)}. End the transform with a resize or crop to the model's image size."
+                f"train_transforms: must return an image, array or tensor of {height}x{width} pixels with 3 channels,"
+                f" got {f'shape {shape}' if shape else type(result).__name__}. End the transform with a resize or crop"
+                " to the model's image size."
             )
+        if result.dtype == torch.uint8:
+            return (result.float() - augmentation.mean.view(3, 1, 1)) / augmentation.std.view(3, 1, 1)
         return result.float()
 
 

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 from helpers.images import LABELS, colored_image, colored_split
 from helpers.layouts import write_images
-from helpers.messages import assert_names
+from helpers.messages import assert_logged, assert_names
 from helpers.splits import load_splits
 
 from hfvit.data.decode import decode
 from hfvit.data.splits import find_image_column, find_label_column
-from hfvit.errors import DataError
+from hfvit.errors import DataError, RecipeError
 
 
 def save(folder, **splits):
@@ -84,6 +84,18 @@ def test_digits_are_complete():
     assert len(splits.train) + len(splits.validation) + len(splits.test) == 1797
     assert splits.labels == list("0123456789")
     assert np.bincount(splits.test["label"]).min() >= 34
+
+
+def test_fractions_that_leave_nothing_for_training_raise(tmp_path):
+    folder = write_images(tmp_path / "photos", dict.fromkeys(LABELS, 4))
+    with pytest.raises(RecipeError) as caught:
+        load_splits(str(folder), validation_fraction=0.5, test_fraction=0.5)
+    assert_names(caught.value, "test_fraction", 0.5)
+
+
+def test_test_fraction_without_effect_is_reported(colors, caplog):
+    load_splits(str(colors), test_fraction=0.2)
+    assert_logged(caplog, "WARNING", "test_fraction")
 
 
 def test_string_and_integer_labels_become_classes(tmp_path):

@@ -22,7 +22,7 @@ from helpers.splits import stream_splits
 from torch.utils.data import DataLoader
 
 from hfvit.data.dataset import collate
-from hfvit.data.stream import ImageStream
+from hfvit.data.stream import ImageStream, class_index
 from hfvit.data.stream_order import divide
 from hfvit.data.stream_splits import with_bytes
 from hfvit.errors import DataError, RecipeError
@@ -168,22 +168,29 @@ def train_on(streams, workers, batches, folder):
     return seen
 
 
-def test_resume_with_other_processes_and_workers_repeats_and_loses_nothing(sharded, tmp_path, caplog):
-    """An epoch of 72 images that begins on 2 x 1 readers, goes on on 3 x 2, and ends on 1 x 1."""
+@pytest.mark.parametrize("limit", [None, 60])
+@pytest.mark.parametrize("readers", [((2, 1, 3), (3, 2, 2), (1, 1, 0)), ((2, 1, 3), (1, 1, 4), (1, 1, 0))])
+def test_resume_with_other_processes_and_workers_repeats_and_loses_nothing(sharded, tmp_path, caplog, readers, limit):
+    """An epoch of 72 images whose (processes, workers, batches) change."""
+    expected = sorted(images_of_epoch(stream_of(sharded, limit), 0))
+    assert len(expected) == (limit or 72)
     seen = {}
-    for processes, workers, batches in ((2, 1, 3), (3, 2, 2), (1, 1, 0)):
-        streams = [stream_of(sharded, process=rank, processes=processes) for rank in range(processes)]
+    before = 0
+    for processes, workers, batches in readers:
+        streams = [stream_of(sharded, limit, process=rank, processes=processes) for rank in range(processes)]
         for stream in streams:
             stream.max_workers = 2
             if seen:
                 stream.load_state(tmp_path, workers)
-                assert_logged(caplog, "WARNING", processes)
+                if processes != before:
+                    assert_logged(caplog, "WARNING", processes)
+        before = processes
         for epoch, images in train_on(streams, workers, batches, tmp_path).items():
             seen.setdefault(epoch, []).extend(images)
     first = seen[0] + images_of_epoch(streams[0], 0)
-    assert 24 <= len(seen[0]) < 72
-    assert sorted(first) == all_images(sharded)
-    assert sorted(seen.get(1, []) + images_of_epoch(streams[0], 1)) == all_images(sharded)
+    assert 24 <= len(seen[0]) < len(expected)
+    assert sorted(first) == expected
+    assert sorted(seen.get(1, []) + images_of_epoch(streams[0], 1)) == expected
 
 
 def test_resume_of_readers_in_different_epochs_loses_nothing(sharded, tmp_path):
@@ -310,6 +317,27 @@ def test_lance_tables_stream_with_integer_labels(tmp_path):
     stream = ImageStream(splits.train, "train", 20, 3, Augmentation(**AUGMENTATION, **WHOLE), 4, buffer_size=8)
     labels = torch.cat([batch["labels"] for batch in itertools.islice(stream, 5)]).tolist()
     assert sorted(labels) == sorted(split["label"][:20])
+
+
+@pytest.mark.parametrize("kind", ["bool", "float32"])
+def test_booleans_and_whole_numbers_stream_as_classes(tmp_path, kind):
+    for name, rows in (("train", 12), ("validation", 4)):
+        split = colored_split(rows, 1).remove_columns("label")
+        split = split.add_column("label", [row % 2 for row in range(rows)]).cast_column("label", datasets.Value(kind))
+        split.to_parquet(tmp_path / "data" / f"{name}-00000-of-00001.parquet")
+    stream = ImageStream(
+        stream_splits(str(tmp_path), class_names=["no", "yes"]).train, "train", 12, 2,
+        Augmentation(**AUGMENTATION, **WHOLE), 4, buffer_size=8,
+    )  # fmt: skip
+    labels = torch.cat([batch["labels"] for batch in itertools.islice(stream, 3)])
+    assert labels.dtype == torch.int64
+    assert sorted(labels.tolist()) == [0] * 6 + [1] * 6
+
+
+def test_class_index_of_a_fraction_raises():
+    with pytest.raises(DataError) as caught:
+        class_index({"label": 0.5, "image": None, "row": 3}, "train", 2)
+    assert_names(caught.value, "'train'", 3, 0.5)
 
 
 @pytest.mark.parametrize(("label", "data"), [(None, ()), (7, (7, 3))])

@@ -115,7 +115,9 @@ def test_random_train_transforms_are_reproducible(tmp_path):
 
 
 def test_train_transforms_of_wrong_size_or_failing_name_the_option(tmp_path):
-    for transform in (v2.Resize(20), lambda image: image.no_such_method()):
+    gray = v2.Compose([v2.Grayscale(), np.asarray])
+    as_dict = lambda image: {"pixel_values": np.asarray(image)}  # noqa: E731  what an image processor returns
+    for transform in (v2.Resize(20), lambda image: image.no_such_method(), gray, as_dict, lambda image: None):
         trainer = trainer_for(tmp_path, train_transforms=transform)
         with pytest.raises(DataError, match=r"^train_transforms:"):
             trainer.train()
