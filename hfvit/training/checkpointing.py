@@ -21,7 +21,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from hfvit.artifacts.checkpoint import MODEL_ONLY, checkpoint_error, commit_checkpoint
 from hfvit.artifacts.constants import STAGING, STATE_FILE
 from hfvit.errors import InterruptedRunError, ModelError, RecipeError, StorageError, one_line
-from hfvit.training.resume import ResumeState
+from hfvit.training.resume import IN_OPTIMIZER, ResumeState, changes_in_optimizer, scale_learning_rate
 from hfvit.utils.environment import free_shared_memory
 
 logger = logging.getLogger(__name__)
@@ -144,12 +144,30 @@ class CheckpointWriter(TrainerCallback):
         trainer.load_extra_state(checkpoint)
         trainer.restore_loss(trainer.resume_state)
         self._restore_best(Path(checkpoint))
+        self._apply_changes()
         for callback in trainer.callback_handler.callbacks:
             # The checkpoint restores the counter, but the patience is the recipe's.
             if isinstance(callback, EarlyStoppingCallback) and trainer.args.early_stopping_patience:
                 callback.early_stopping_patience = trainer.args.early_stopping_patience
             if isinstance(callback, ExportableState):  # one that is new has no state in the checkpoint
                 trainer.state.stateful_callbacks.setdefault(type(callback).__name__, callback.state())
+
+    def _apply_changes(self) -> None:
+        """Set values of the recipe that the optimizer's state has overwritten with those of the checkpoint."""
+        trainer = self.trainer
+        changes = changes_in_optimizer(trainer.resume_state.origin, trainer.origin)
+        if not changes:
+            return
+        if trainer.is_sharded:
+            raise RecipeError(
+                f"{next(iter(changes))}: cannot change in a resumed run with sharded weights (FSDP, DeepSpeed). Resume"
+                " with that of the checkpoint, or start a new run in another output_dir."
+            )
+        names = {IN_OPTIMIZER[key] for key in changes} - {"lr"}
+        for group, own in zip(trainer.optimizer.param_groups, trainer.own_groups, strict=True):
+            group |= {name: own[name] for name in names if name in own}
+        before, now = changes.get("learning_rate", (1.0, 1.0))
+        scale_learning_rate(trainer.optimizer, trainer.lr_scheduler, now / before if before else 1.0)
 
     def _check_steps(self, checkpoint: str) -> None:
         """Raise `RecipeError` if the run would end before the step of `checkpoint`."""
@@ -174,10 +192,11 @@ class CheckpointWriter(TrainerCallback):
         expected = set(optimizer.defaults) - {"differentiable"}
         missing = {key for group in optimizer.param_groups for key in expected - set(group)}
         if missing:
+            optim = self.trainer.args.optim
             raise ModelError(
                 f"optim: must be that of the checkpoint, whose state has no {', '.join(sorted(missing))}, got"
-                f" '{self.trainer.args.optim}'. Resume {checkpoint} with its optimizer, or start a new run in another"
-                " output_dir."
+                f" '{getattr(optim, 'value', optim)}'. Resume {checkpoint} with its optimizer, or start a new run in"
+                " another output_dir."
             )
 
     def _restore_best(self, checkpoint: Path) -> None:

@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from hfvit.artifacts.constants import STATE_FILE
 from hfvit.errors import NonFiniteLossError, RecipeError
 from hfvit.training.loss_monitor import LossMonitor
-from hfvit.training.resume import learning_rate_factor, rewinds
+from hfvit.training.resume import learning_rate_factor, rewinds, scale_learning_rate
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,8 @@ class NonFiniteLossMonitor(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         if self.trainer.resume_state:
             before = learning_rate_factor(self.trainer.resume_state.events)
-            self._scale_learning_rate(learning_rate_factor(self.trainer.events) / before)
+            factor = learning_rate_factor(self.trainer.events) / before
+            scale_learning_rate(self.trainer.optimizer, self.trainer.lr_scheduler, factor)
         if self.rewinds_allowed and state.global_step == 0:  # a rewind needs a checkpoint from the start
             self.trainer.save_checkpoint()
 
@@ -141,13 +142,3 @@ class NonFiniteLossMonitor(TrainerCallback):
         loss = torch.full((), last, device=self.trainer.args.device)
         self.losses.add(loss)
         return loss
-
-    def _scale_learning_rate(self, factor: float) -> None:
-        if factor == 1.0:
-            return
-        for group in self.trainer.optimizer.param_groups:
-            group |= {key: group[key] * factor for key in ("lr", "initial_lr") if key in group}
-        scheduler = self.trainer.lr_scheduler
-        for name in ("base_lrs", "_last_lr"):  # attributes of torch's schedulers, except those that read the groups
-            if hasattr(scheduler, name):
-                setattr(scheduler, name, [rate * factor for rate in getattr(scheduler, name)])

@@ -6,10 +6,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch.optim import Optimizer
 from transformers import EarlyStoppingCallback, TrainerState
 
 from hfvit.artifacts.constants import STATE_FILE
-from hfvit.errors import DataError, ModelError, one_line
+from hfvit.errors import DataError, ModelError, RecipeError, one_line
 from hfvit.recipe.loader import default_of
 from hfvit.utils.files import write_text
 
@@ -22,6 +23,13 @@ WITHOUT_EFFECT = (
     "logging_strategy", "disable_tqdm", "dataloader_num_workers", "save_total_limit", "allow_outside_paths", "plots",
     "save_predictions",
 )  # fmt: skip
+
+# Recipe keys of the optimizer whose values are in its state, too, and their names there.
+IN_OPTIMIZER = {
+    "learning_rate": "lr", "weight_decay": "weight_decay", "adam_beta1": "betas", "adam_beta2": "betas",
+    "adam_epsilon": "eps",
+}  # fmt: skip
+SAME_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused")  # share their state
 
 # A checkpoint of an earlier version does not have the keys that were added since: it had the default, or these values.
 VALUES_BEFORE = {"crop_mode": "center"}
@@ -91,6 +99,17 @@ def learning_rate_factor(events: list[dict]) -> float:
     return rewinds(events)[-1]["learning_rate_factor"] if rewinds(events) else 1.0
 
 
+def scale_learning_rate(optimizer: Optimizer, scheduler: Any, factor: float) -> None:
+    """Multiply the learning rates of an optimizer and its schedule."""
+    if factor == 1.0:
+        return
+    for group in optimizer.param_groups:
+        group |= {key: group[key] * factor for key in ("lr", "initial_lr") if key in group}
+    for name in ("base_lrs", "_last_lr"):  # attributes of torch's schedulers, except those that read the groups
+        if hasattr(scheduler, name):
+            setattr(scheduler, name, [rate * factor for rate in getattr(scheduler, name)])
+
+
 def is_over(checkpoint: str | Path, max_steps: int, patience: int | None) -> bool:
     """Return whether a run ended at a checkpoint, by its last step or early stopping.
 
@@ -134,6 +153,7 @@ def check_origin(checkpoint: str, origin: dict[str, Any], allow_changed_data: bo
 
     Raises:
         DataError: validation images are held out of the training split, which changed.
+        RecipeError: the optimizer changed.
     """
     before = ResumeState.load(checkpoint).origin
     if not before:
@@ -141,6 +161,13 @@ def check_origin(checkpoint: str, origin: dict[str, Any], allow_changed_data: bo
     changes = describe_changes(before, origin)
     if not changes:
         return
+    old, new = _recipes(before, origin)
+    for key in ("optim", "optim_args"):
+        if old[key] != new[key] and not {old[key], new[key]} <= {*SAME_OPTIMIZERS}:
+            raise RecipeError(
+                f"{key}: must be that of the checkpoint ({old[key]}), whose state the optimizer continues, got"
+                f" {new[key]}. Resume {checkpoint} with it, or start a new run in another output_dir."
+            )
     logger.warning("Resuming with changes: %s.", "; ".join(changes))
     if _may_leak(before["splits"], origin["splits"]) and not allow_changed_data:
         raise DataError(
@@ -152,12 +179,25 @@ def check_origin(checkpoint: str, origin: dict[str, Any], allow_changed_data: bo
 
 def describe_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Describe recipe keys and splits that differ between `describe_origin` results."""
-    keys = {*before["recipe"], *now["recipe"]}
+    return _changes(*_recipes(before, now)) + _changes(_shown(before["splits"]), _shown(now["splits"]))
+
+
+def changes_in_optimizer(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return old and new value of each key of `IN_OPTIMIZER` that differs between `describe_origin` results."""
+    if not before or not now:
+        return {}
+    old, new = _recipes(before, now)
+    return {key: (old[key], new[key]) for key in IN_OPTIMIZER if old[key] != new[key]}
+
+
+def _recipes(before: dict[str, Any], now: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return both recipes with the same keys."""
+    keys = {*before["recipe"], *now["recipe"], *IN_OPTIMIZER, "optim", "optim_args"}
     old, new = (
         {key: part["recipe"].get(key, VALUES_BEFORE.get(key, default_of(key))) for key in keys}
         for part in (before, now)
     )
-    return _changes(old, new) + _changes(_shown(before["splits"]), _shown(now["splits"]))
+    return old, new
 
 
 def _may_leak(before: dict[str, dict], now: dict[str, dict]) -> bool:

@@ -479,6 +479,7 @@ class HFViTTrainer(Trainer):
             )
             with wrap_errors("optim", self.args.optim):
                 self.optimizer = create(groups, **options)
+            self.own_groups = [{**group, "params": None} for group in self.optimizer.param_groups]
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, *args, **kwargs) -> torch.optim.lr_scheduler.LRScheduler:

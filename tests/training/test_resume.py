@@ -202,11 +202,28 @@ def test_resume_names_every_changed_key(killed_run, caplog):
     assert "mixup_alpha: 0.0 -> 0.2" in message
 
 
+def test_changed_hyperparameters_of_the_optimizer_apply_after_a_resume(killed_run, tmp_path):
+    class Read(TrainerCallback):
+        def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
+            read.append([(group["lr"], group["betas"], group["eps"]) for group in optimizer.param_groups])
+
+    shutil.copytree(tmp_path / "out", tmp_path / "same")
+    groups = {}
+    for out, words in (("same", ""), ("out", "--learning_rate 0.001 --adam_beta1 0.5 --adam_epsilon 1e-6")):
+        read = groups[out] = []
+        main([*killed_run, "--output_dir", str(tmp_path / out), "--logging_steps", "1", *words.split()], [Read()])
+    for same, changed in zip(groups["same"], groups["out"], strict=True):
+        assert [rate for rate, _, _ in changed] == pytest.approx([rate / 3 for rate, _, _ in same])
+        assert {values[1:] for values in changed} == {((0.5, 0.999), 1e-6)}
+
+
 @pytest.mark.parametrize(
     ("words", "option"),
     [
         ("--optim sgd", "optim"),
         ("--optim adafactor", "optim"),
+        ("--optim timm/adam", "optim"),
+        ("--optim_args amsgrad=True", "optim_args"),
         ("--max_steps 3", "max_steps"),
         ("--num_train_epochs 0.5", "num_train_epochs"),
         ("--freeze backbone", "resume_from_checkpoint"),
