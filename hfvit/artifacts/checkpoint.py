@@ -76,8 +76,11 @@ def newest_checkpoint(output_dir: str | Path) -> Path | None:
 
 
 def step_of(checkpoint: Path) -> int:
-    """Return the optimizer step in the name of a checkpoint."""
-    return int(checkpoint.name.removeprefix("checkpoint-"))
+    """Return the optimizer step of a checkpoint, from its name or, if it was renamed, its state."""
+    number = checkpoint.name.removeprefix("checkpoint-")
+    if number.isdecimal():
+        return int(number)
+    return json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))["global_step"]
 
 
 def is_of_run(checkpoint: str | Path | None, output_dir: str | Path) -> bool:
@@ -126,6 +129,12 @@ def check_same_model(checkpoint: str | Path, model) -> None:
                 f"resume_from_checkpoint: {key} of {checkpoint} is {saved.get(key)}, but {current.get(key)} in the"
                 " recipe. Use the recipe of the checkpoint, or another output_dir."
             )
+    saved_size, current_size = ((each.get("pretrained_cfg") or {}).get("input_size") for each in (saved, current))
+    if saved_size != current_size and saved_size and current_size:
+        raise ModelError(
+            f"resume_from_checkpoint: image_size of {checkpoint} is {saved_size[-2:]}, but {current_size[-2:]} in the"
+            " recipe. Use the recipe of the checkpoint, or another output_dir."
+        )
     saved_type = saved.get("problem_type") or SINGLE_LABEL
     current_type = current.get("problem_type") or SINGLE_LABEL
     if saved_type != current_type:

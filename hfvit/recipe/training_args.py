@@ -368,7 +368,9 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
             self._require(key, lambda value: 0 <= value < 2**32, "an integer from 0 to 4,294,967,295")
         metric = self.metric_for_best_model
         known = tuple(dict.fromkeys((*SCALAR_METRICS, *MULTI_LABEL_METRICS)))
-        if metric is not None and metric.removeprefix("eval_") not in known:
+        # `SPLIT_METRIC` of an `eval_dataset` with several splits, which only the trainer knows.
+        suffixes = tuple(f"_{name}" for name in known)
+        if metric is not None and metric not in known and not metric.endswith(suffixes):
             raise RecipeError(f"metric_for_best_model: must be one of {', '.join(known)}, got '{metric}'.")
         mappings = {key: _read_mapping(key, getattr(self, key)) for key in self._VALID_DICT_FIELDS}
         with wrap_errors("accelerator_config", self.accelerator_config):
@@ -387,6 +389,11 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
             raise RecipeError("push_to_hub: requires hub_model_id. Set it to user/name.")
         if self.push_to_hub and self.hub_strategy != "end":
             raise RecipeError(f"hub_strategy: must be end, got '{self.hub_strategy}'. hfvit pushes the finished run.")
+        averaged = next((key for key in ("ema_decay", "swa_start") if getattr(self, key) is not None), None)
+        if averaged and _shown(self.optim).strip("'").startswith(
+            "schedule_free"
+        ):  # it swaps weights in evaluations, too
+            raise RecipeError(f"{averaged}: not available with schedule-free optimizers. Set it to null.")
         if self.fp16 and self.bf16:
             raise RecipeError("fp16, bf16: must not both be true. Omit one of them.")
         if self.eval_strategy == "no":

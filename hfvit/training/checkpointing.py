@@ -280,7 +280,9 @@ class CheckpointWriter(TrainerCallback):
 
     def _save_resume_state(self, staged: Path) -> None:
         trainer = self.trainer
-        losses = trainer.accelerator.gather(trainer.unlogged_loss.reshape(1)).tolist()
+        last_loss = torch.tensor([trainer.non_finite.losses.last_good[0]], device=trainer.args.device)
+        own = torch.cat([trainer.unlogged_loss.reshape(1), last_loss.to(trainer.unlogged_loss)])
+        losses, last_losses = trainer.accelerator.gather(own).reshape(-1, 2).T.tolist()
         stream_states = trainer.gather_stream_states()
         if trainer.args.should_save:
             trainer.save_extra_state(staged, stream_states)
@@ -294,6 +296,7 @@ class CheckpointWriter(TrainerCallback):
                 events=trainer.events,
                 logged_loss=trainer.logged_loss,
                 origin=trainer.origin,
+                last_loss=last_losses,
             ).save(staged)
 
     def _set_best_checkpoint(self, final: Path) -> None:

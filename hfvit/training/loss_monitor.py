@@ -68,6 +68,11 @@ class LossMonitor:
         self._judge()
         return self._last_good
 
+    def restore(self, loss: float) -> None:
+        """Set the last good loss of a resumed run."""
+        if math.isnan(self._last_good[0]):
+            self._last_good = (loss, *self._last_good[1:])
+
     def add(self, loss: torch.Tensor) -> None:
         """Add the loss of a micro-batch to that of the step."""
         self.step_loss = loss.float() if self.step_loss is None else self.step_loss + loss.float()

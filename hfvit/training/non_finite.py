@@ -50,6 +50,7 @@ class NonFiniteLossMonitor(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         if self.trainer.resume_state:
+            self.losses.restore(self.trainer.resume_state.last_loss_of(args.process_index, args.world_size))
             before = learning_rate_factor(self.trainer.resume_state.events)
             factor = learning_rate_factor(self.trainer.events) / before
             scale_learning_rate(self.trainer.optimizer, self.trainer.lr_scheduler, factor)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ class ResumeState:
         events: see `HFViTTrainer.events`.
         logged_loss: sum of the losses of all steps up to `logged_step`; 0 in checkpoints of version 0.1.
         origin: see `HFViTTrainer.origin`; empty in checkpoints of version 0.1.
+        last_loss: last finite loss of each process; empty in checkpoints of version 0.1.
     """
 
     logged_step: int
@@ -58,6 +60,7 @@ class ResumeState:
     events: list[dict[str, Any]] = field(default_factory=list)
     logged_loss: float = 0.0
     origin: dict[str, Any] = field(default_factory=dict)
+    last_loss: list[float] = field(default_factory=list)
 
     @classmethod
     def load(cls, checkpoint: str | Path) -> "ResumeState":
@@ -66,7 +69,8 @@ class ResumeState:
         try:
             state = cls(**json.loads(file.read_text(encoding="utf-8")))
             numbers = (state.logged_step, state.device_batch, state.micro_batch, state.eval_batch, state.logged_loss)
-            is_valid = all(isinstance(value, int | float) for value in (*numbers, *state.unlogged_loss))
+            values = (*numbers, *state.unlogged_loss, *state.last_loss)
+            is_valid = all(isinstance(value, int | float) for value in values)
             is_valid = is_valid and bool(state.unlogged_loss) and min(numbers[1:4]) > 0
             is_valid = is_valid and all(isinstance(event["event"], str) for event in state.events)
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
@@ -84,9 +88,15 @@ class ResumeState:
 
     def loss_of(self, process: int, processes: int) -> float:
         """Return a process's unlogged loss, the mean if the number of processes changed."""
-        if len(self.unlogged_loss) == processes:
-            return self.unlogged_loss[process]
-        return sum(self.unlogged_loss) / len(self.unlogged_loss)
+        return _of_process(self.unlogged_loss, process, processes)
+
+    def last_loss_of(self, process: int, processes: int) -> float:
+        """Return a process's last finite loss, the mean if the number of processes changed."""
+        return _of_process(self.last_loss, process, processes) if self.last_loss else math.nan
+
+
+def _of_process(values: list[float], process: int, processes: int) -> float:
+    return values[process] if len(values) == processes else sum(values) / len(values)
 
 
 def rewinds(events: list[dict]) -> list[dict]:

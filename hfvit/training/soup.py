@@ -74,7 +74,7 @@ def average_checkpoints(trainer, kind: str, averaged_file: str | None) -> Soup |
 
 
 def complete_checkpoints(output_dir: str, last_step: int) -> list[str]:
-    """Return the names of the checkpoints of a run that are complete, oldest first.
+    """Return the names of the checkpoints of a run that are complete and trained, oldest first.
 
     Args:
         output_dir: folder of the run.
@@ -83,5 +83,5 @@ def complete_checkpoints(output_dir: str, last_step: int) -> list[str]:
     return [
         folder.name
         for folder in checkpoints(output_dir)
-        if step_of(folder) <= last_step and checkpoint_error(folder, read=True) in (None, MODEL_ONLY)
+        if 0 < step_of(folder) <= last_step and checkpoint_error(folder, read=True) in (None, MODEL_ONLY)
     ]

@@ -26,6 +26,7 @@ from transformers.integrations import (
     WandbCallback,
 )
 
+from hfvit.artifacts.checkpoint import step_of
 from hfvit.artifacts.constants import TRACKERS_FILE
 from hfvit.errors import one_line
 from hfvit.utils.credentials import mask_values
@@ -300,7 +301,7 @@ class Tracking(TrainerCallback):
         if not checkpoint:
             self.file.unlink(missing_ok=True)  # of an earlier run
         runs = self._read()
-        step = int(Path(checkpoint).name.removeprefix("checkpoint-")) if checkpoint else 0
+        step = step_of(Path(checkpoint)) if checkpoint else 0
         masked = mask_values(dict(values))
         for name in args.report_to:
             if name in TRACKERS:

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
-from hfvit.artifacts.checkpoint import newest_checkpoint
+from hfvit.artifacts.checkpoint import newest_checkpoint, step_of
 from hfvit.artifacts.constants import STAGING, STATE_FILE
 from hfvit.artifacts.run_sections import Soup
 from hfvit.data.dataset import ImageDataset, check_labels, check_pixels, check_stream_labels, collate
@@ -166,7 +166,7 @@ class HFViTTrainer(Trainer):
         self._evaluation_set = evaluation_set
         self.task = task_of(model.config)
         self.losses = LOSSES[self.task.problem_type]
-        self.args.fit_metric(self.task.scalar_metrics, self.task.default_metric)
+        self._fit_metric()
         # compute_loss is a plain mean, without counting labels over accumulation steps and processes.
         self.model_accepts_loss_kwargs = False
         self.is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
@@ -187,6 +187,7 @@ class HFViTTrainer(Trainer):
         self.balanced = balanced
         self.progressive = progressive
         self.objective = objective and objective.to(self.args.device)
+        self._check_loss()
         if self.args.channels_last and self.is_sharded:
             raise RecipeError("channels_last: not available with sharded weights (FSDP, DeepSpeed). Set it to false.")
         if self.args.channels_last:
@@ -208,6 +209,30 @@ class HFViTTrainer(Trainer):
         self.resumed_from: str | None = None
         self.resume_state: ResumeState | None = None
         self._add_parts()
+
+    def _fit_metric(self) -> None:
+        """Check metric_for_best_model.
+
+        With several evaluation splits, their names precede those of the metrics, and the first one is the default.
+        """
+        metrics, default = self.task.scalar_metrics, self.task.default_metric
+        if isinstance(self.eval_dataset, dict):
+            first = next(iter(self.eval_dataset))
+            if self.args.metric_for_best_model in metrics:
+                self.args.metric_for_best_model = f"{first}_{self.args.metric_for_best_model}"
+            metrics = [f"{name}_{metric}" for name in self.eval_dataset for metric in metrics]
+            default = f"{first}_{default}"
+        self.args.fit_metric(metrics, default)
+
+    def _check_loss(self) -> None:
+        """Raise `RecipeError` for options that `compute_loss_func` would replace."""
+        options = {
+            "label_smoothing_factor": self.args.label_smoothing_factor,
+            "objective (teacher, class_balance or multi_label_loss)": self.objective,
+        }
+        for option, value in options.items():
+            if self.compute_loss_func and value:
+                raise RecipeError(f"compute_loss_func: not available with {option}, which it would replace. Omit one.")
 
     def _add_parts(self) -> None:
         """Create the trainer's callbacks and add them in the order in which they must run."""
@@ -666,6 +691,7 @@ class HFViTTrainer(Trainer):
             InterruptedRunError: the run was stopped by a signal and saved.
         """
         checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
+        evaluates_first = self.args.eval_on_start
         check_shared_memory(self.args.dataloader_num_workers)
         _remember_missing_lomo()
         self._count_trained_parameters()
@@ -674,6 +700,7 @@ class HFViTTrainer(Trainer):
         with self.checkpoints.signals.handled(), self._workers_stopped():
             while True:
                 self._begin(checkpoint)
+                self.args.eval_on_start = evaluates_first and not (checkpoint and step_of(Path(checkpoint)))
                 try:
                     output = super().train(checkpoint, *args, **kwargs)
                     self.non_finite.check()
@@ -691,6 +718,8 @@ class HFViTTrainer(Trainer):
                     if self.checkpoints.is_restored:
                         raise
                     raise self._not_loaded_error(checkpoint, error) from error
+                finally:
+                    self.args.eval_on_start = evaluates_first
                 checkpoint = self.non_finite.rewind(step)
         averaged_file = self.weight_average and self.weight_average.file
         self._use_average()

@@ -9,7 +9,7 @@ import torch
 from helpers.images import LABELS
 from helpers.losses import set_training_loss, training_loss
 from helpers.messages import assert_logged, assert_names
-from helpers.micro_trainer import losses, make_trainer, weights
+from helpers.micro_trainer import Stop, losses, make_trainer, weights
 from transformers import TrainerCallback
 
 from hfvit.data.dataset import check_labels, check_pixels, check_stream_labels
@@ -74,6 +74,18 @@ def test_skipped_step_changes_no_weight(tmp_path, breaks):
     trainer.train()
     assert torch.equal(seen[8], seen[7])
     assert not torch.equal(seen[9], seen[8])
+
+
+def test_skipped_step_after_a_resume_logs_the_last_loss_of_the_checkpoint(tmp_path, breaks):
+    breaks()
+    plain = make_trainer(tmp_path / "plain", num_train_epochs=3)
+    plain.train()
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(tmp_path / "out", [Stop()], **REWIND).train()
+    breaks(1)  # step 6
+    resumed = make_trainer(tmp_path / "out", **REWIND)
+    resumed.train(str(tmp_path / "out" / "checkpoint-5"))
+    assert losses(resumed)[5] == losses(plain)[4]
 
 
 def test_rewind_without_checkpoint_starts_from_the_beginning(tmp_path, breaks):

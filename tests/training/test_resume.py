@@ -56,6 +56,18 @@ def test_checkpoint_of_version_0_1_resumes(tmp_path):
     assert all(torch.equal(value, final[name]) for name, value in weights(resumed).items())
 
 
+def test_evaluation_before_the_first_step_is_not_repeated_by_a_resume(tmp_path):
+    options = {"eval_on_start": True, "metric_for_best_model": "loss"}
+    uninterrupted = make_trainer(tmp_path / "uninterrupted", **options)
+    uninterrupted.train()
+    checkpoint = interrupted(tmp_path / "killed", **options)
+    resumed = make_trainer(tmp_path / "killed", **options)
+    resumed.train(str(checkpoint))
+    steps = [[log["step"] for log in run.state.log_history if "eval_loss" in log] for run in (uninterrupted, resumed)]
+    assert steps[0] == steps[1] == [0, 5, 10]
+    assert losses(resumed) == losses(uninterrupted)
+
+
 def rewrite_manifest(checkpoint):
     """Update the manifest for the current files."""
     listed = {
@@ -200,6 +212,16 @@ def test_resume_names_every_changed_key(killed_run, caplog):
     (message,) = [r.getMessage() for r in caplog.records if r.name == "hfvit.training.resume"]
     assert "learning_rate: 0.003 -> 0.001" in message
     assert "mixup_alpha: 0.0 -> 0.2" in message
+
+
+def test_run_resumes_from_a_renamed_checkpoint(killed_run, tmp_path):
+    moved = shutil.copytree(newest_checkpoint(tmp_path / "out"), tmp_path / "moved" / "best")
+    main([*killed_run[:-1], str(moved), "--output_dir", str(tmp_path / "new")])
+    main(killed_run)
+    files = [tmp_path / folder / "trainer_state.json" for folder in ("new", "out")]
+    states = [json.loads(file.read_text()) for file in files]
+    logs = [[log["loss"] for log in state["log_history"] if "loss" in log] for state in states]
+    assert logs[0] == logs[1]
 
 
 def test_changed_hyperparameters_of_the_optimizer_apply_after_a_resume(killed_run, tmp_path):

@@ -279,6 +279,10 @@ def test_output_dir_is_claimed_once(tmp_path):
         ModelError, match=rf"^resume_from_checkpoint: .*\blabel_names\b.*{tmp_path}/checkpoint-5\b.*'white'"
     ):
         check_same_model(str(tmp_path / "checkpoint-5"), other)
+    larger = build_model(LABELS, architecture="vit_tiny_patch16_224", image_size=16, timm_kwargs=MICRO)
+    larger.config.pretrained_cfg = {**larger.config.pretrained_cfg, "input_size": [3, 32, 32]}
+    with pytest.raises(ModelError, match=r"^resume_from_checkpoint: image_size "):
+        check_same_model(str(tmp_path / "checkpoint-5"), larger)
     (tmp_path / "checkpoint-5" / "model.safetensors").write_bytes(b"\x80\x04cos\nsystem\n.")
     same = build_model(LABELS, architecture="vit_tiny_patch16_224", image_size=16, timm_kwargs=MICRO)
     with pytest.raises(ModelError, match=r"^resume_from_checkpoint: .*model\.safetensors"):

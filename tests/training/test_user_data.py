@@ -18,8 +18,9 @@ MEAN = STD = (0.5, 0.5, 0.5)
 
 
 def trainer_for(folder, train=None, **options):
-    names = ("train_transforms", "compute_metrics", "compute_loss_func", "callbacks", "optimizer_cls_and_kwargs")
-    own = {name: options.pop(name) for name in names if name in options}
+    names = ("train_transforms", "compute_metrics", "compute_loss_func", "callbacks", "optimizer_cls_and_kwargs",
+             "objective", "eval_dataset")  # fmt: skip
+    own = {"eval_dataset": colored_split(13, 2)} | {name: options.pop(name) for name in names if name in options}
     defaults = {
         "global_batch_size": 8, "num_train_epochs": 2, "learning_rate": 3e-3, "logging_steps": 1, "use_cpu": True,
         "disable_tqdm": True, "seed": 5,
@@ -30,7 +31,6 @@ def trainer_for(folder, train=None, **options):
         model=build_model(LABELS, architecture=ARCHITECTURE, image_size=16, timm_kwargs=MICRO),
         args=args,
         train_dataset=colored_split(40, 1) if train is None else train,
-        eval_dataset=colored_split(13, 2),
         **own,
     )
 
@@ -178,6 +178,28 @@ def test_trainer_evaluates_and_predicts_plain_datasets(tmp_path):
     split = colored_split(13, 2)
     assert trainer.evaluate(split)["eval_loss"] == trainer.evaluate()["eval_loss"]
     assert trainer.predict(split).label_ids.tolist() == list(split["label"])
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "b_accuracy"])
+def test_trainer_with_several_evaluation_sets_selects_by_one(tmp_path, metric):
+    trainer = trainer_for(tmp_path, eval_dataset={"a": colored_split(13, 2), "b": colored_split(9, 3)},
+                          metric_for_best_model=metric, eval_strategy="epoch")  # fmt: skip
+    trainer.train()
+    name = "eval_b_accuracy" if metric == "b_accuracy" else "eval_a_accuracy"
+    assert trainer.state.best_metric == max(log[name] for log in trainer.state.log_history if name in log)
+
+
+def test_metric_of_no_evaluation_set_raises(tmp_path):
+    with pytest.raises(RecipeError, match=r"^metric_for_best_model: "):
+        trainer_for(tmp_path, eval_dataset={"a": colored_split(13, 2)}, metric_for_best_model="b_accuracy")
+    with pytest.raises(RecipeError, match=r"^metric_for_best_model: "):
+        trainer_for(tmp_path, metric_for_best_model="b_accuracy")
+
+
+@pytest.mark.parametrize("option", [{"label_smoothing_factor": 0.1}, {"objective": torch.nn.Identity()}])
+def test_loss_that_would_replace_an_option_raises(tmp_path, option):
+    with pytest.raises(RecipeError, match=r"^compute_loss_func: "):
+        trainer_for(tmp_path, compute_loss_func=lambda *args, **kwargs: None, **option)
 
 
 def test_trainer_uses_optimizer_class_and_options(tmp_path):

@@ -91,6 +91,20 @@ def test_resumed_run_with_soup_equals_uninterrupted(tmp_path):
     assert_resumes_exactly(prepared, tmp_path)
 
 
+def test_soup_has_no_untrained_checkpoint(tmp_path):
+    options = {"nan_policy": "rewind", "load_best_model_at_end": False, "save_total_limit": None}
+    trainer = make_trainer(tmp_path, soup="uniform", **options)
+    trainer.train()
+    assert (tmp_path / "checkpoint-0").is_dir()
+    assert [member.name for member in trainer.soup.members] == ["checkpoint-5", "checkpoint-10"]
+
+
+@pytest.mark.parametrize("option", [{"ema_decay": 0.9}, {"swa_start": 0.5}])
+def test_averages_with_a_schedule_free_optimizer_raise(tmp_path, option):
+    with pytest.raises(RecipeError, match=f"^{next(iter(option))}: "):
+        make_trainer(tmp_path, optim="schedule_free_adamw", **option)
+
+
 def test_run_records_its_soup(recipe, tmp_path):
     main([str(recipe), "--soup", "uniform", "--save_total_limit", "none", "--metric_for_best_model", "loss"])
     record = RunRecord.load(tmp_path / "out")
