@@ -13,7 +13,7 @@ from hfvit.recipe.training_args import NOT_AVAILABLE, WITHOUT_EFFECT, HFViTTrain
 HONORED = {
     "per_device_train_batch_size": 4, "num_train_epochs": 2.0, "max_steps": 7, "learning_rate": 0.1,
     "lr_scheduler_type": "constant", "lr_scheduler_kwargs": {}, "warmup_steps": 3, "optim": "sgd",
-    "optim_args": "momentum=0.9", "weight_decay": 0.1, "adam_beta1": 0.5, "adam_beta2": 0.5, "adam_epsilon": 0.1,
+    "weight_decay": 0.1, "adam_beta1": 0.5, "adam_beta2": 0.5, "adam_epsilon": 0.1,
     "max_grad_norm": 2.0, "label_smoothing_factor": 0.1, "bf16": True, "bf16_full_eval": True, "fp16_full_eval": True,
     "activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": False},
     "torch_compile": True, "torch_compile_backend": "eager", "torch_compile_mode": "default",
@@ -36,7 +36,7 @@ HONORED_ELSEWHERE = {
     "output_dir", "fp16", "tf32", "gradient_checkpointing", "gradient_checkpointing_kwargs", "report_to",
     "push_to_hub", "hub_strategy", "accelerator_config", "dataloader_pin_memory", "dataloader_persistent_workers",
     "dataloader_prefetch_factor", "dataloader_multiprocessing_context", "ddp_backend", "fsdp", "fsdp_config",
-    "local_rank",
+    "local_rank", "optim_args",
 }  # fmt: skip
 REFUSED = {
     "remove_unused_columns": True, "logging_nan_inf_filter": True, "dataloader_drop_last": True,
