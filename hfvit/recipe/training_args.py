@@ -125,6 +125,7 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
             self.load_best_model_at_end = False
         if self.metric_for_best_model and self.greater_is_better is None:
             self.greater_is_better = is_better_when_greater(self.metric_for_best_model)
+        self.steps_per_epoch: int | None = None  # until `fit` or `fit_stream`
         self.chooses_workers = self.dataloader_num_workers is None
         self.dataloader_num_workers = self.dataloader_num_workers or 0
         self.chooses_persistence = self.dataloader_persistent_workers is None
@@ -230,6 +231,7 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
             )
             self.gradient_accumulation_steps = per_device // self.per_device_train_batch_size
         epoch = max(1, images // self.global_batch_size)
+        self.steps_per_epoch = epoch
         steps = math.ceil(epoch * self.num_train_epochs)
         if self.max_steps <= 0:
             for event in ("eval", "save", "logging"):
@@ -291,6 +293,13 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
         return options
 
     @property
+    def epochs(self) -> float | None:
+        """Return the length of the run in epochs, None if it is not known yet."""
+        if self.max_steps <= 0:
+            return self.num_train_epochs
+        return self.max_steps / self.steps_per_epoch if self.steps_per_epoch else None
+
+    @property
     def order_seed(self) -> int:
         """Return the seed of the order of training images."""
         return self.seed if self.data_seed is None else self.data_seed
@@ -305,6 +314,7 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
             RecipeError: an option requires epochs, and the number of images is unknown.
         """
         steps = images and max(1, images // self.global_batch_size)
+        self.steps_per_epoch = steps
         if self.max_steps <= 0:
             if not steps:
                 raise RecipeError(

@@ -375,6 +375,14 @@ def test_split_batch_of_indivisible_batch_suggests_sizes(arguments, option, data
     assert_names(caught.value, *data)
 
 
+def test_fit_of_mix_off_epochs_longer_than_max_steps_raises(write):
+    path = write(MINIMAL + "mixup_alpha: 0.2\nmix_off_epochs: 2\nglobal_batch_size: 8\n")
+    load_recipe([path, "--max_steps", "21"]).fit(87)
+    with pytest.raises(RecipeError, match=r"^mix_off_epochs: ") as caught:
+        load_recipe([path, "--max_steps", "20"]).fit(87)
+    assert_names(caught.value, 2)
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "accelerate_configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_accelerate_configs_load_without_warnings(path, monkeypatch, caplog):
     from accelerate.commands.config.config_args import load_config_from_file

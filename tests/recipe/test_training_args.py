@@ -79,3 +79,13 @@ def test_unused_fields_are_reported():
 def test_false_counts_no_tokens(tmp_path):
     args = HFViTTrainingArguments(output_dir=str(tmp_path), use_cpu=True, include_num_input_tokens_seen=False)
     assert args.include_num_input_tokens_seen == "no"
+
+
+def test_epochs_of_a_run(tmp_path):
+    options = {"output_dir": str(tmp_path), "use_cpu": True, "global_batch_size": 8}
+    assert HFViTTrainingArguments(num_train_epochs=2.5, **options).epochs == 2.5
+    for fit in (HFViTTrainingArguments.fit, HFViTTrainingArguments.fit_stream):
+        args = HFViTTrainingArguments(max_steps=15, eval_strategy="steps", **options)
+        assert args.epochs is None
+        fit(args, 47)
+        assert args.epochs == 3.0
