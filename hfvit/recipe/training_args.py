@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import GradientAccumulationPlugin, parse_flag_from_env
 from transformers import TrainingArguments, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_pt_utils import AcceleratorConfig
@@ -157,6 +157,17 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
         if self.tf32 is not None:
             set_tf32(self.tf32)
 
+        accumulation = self.accelerator_config.gradient_accumulation_kwargs
+        if accumulation is not None:
+            with wrap_errors("accelerator_config", accumulation):
+                GradientAccumulationPlugin(**{"num_steps": 1, **accumulation})
+            if "num_steps" in accumulation:
+                raise RecipeError(
+                    "accelerator_config: gradient_accumulation_kwargs must not have num_steps, got"
+                    f" {accumulation['num_steps']}. Set global_batch_size and per_device_train_batch_size."
+                )
+            # The Trainer adds num_steps to it.
+            self.accelerator_config.gradient_accumulation_kwargs = dict(accumulation)
         if self.accelerator_config.dispatch_batches or self.accelerator_config.split_batches:
             raise RecipeError(
                 "accelerator_config: dispatch_batches and split_batches are not available, as each process reads its"

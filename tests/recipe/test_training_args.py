@@ -76,6 +76,24 @@ def test_unused_fields_are_reported():
     assert all(name in message for name in UNUSED)
 
 
+@pytest.mark.parametrize("kwargs", [{"num_steps": 2}, {"num_step": 2}, 2])
+@pytest.mark.parametrize("per_device", [None, 4])
+def test_accumulation_of_accelerate_is_an_error(tmp_path, kwargs, per_device):
+    config = {"gradient_accumulation_kwargs": kwargs}
+    options = {"global_batch_size": 8, "per_device_train_batch_size": per_device, "accelerator_config": config}
+    with pytest.raises(RecipeError, match=r"^accelerator_config: "):
+        HFViTTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **options)
+
+
+def test_other_accumulation_options_are_kept(tmp_path):
+    given = {"sync_each_batch": True}
+    config = {"gradient_accumulation_kwargs": given}
+    args = HFViTTrainingArguments(output_dir=str(tmp_path), use_cpu=True, accelerator_config=config)
+    kept = args.accelerator_config.gradient_accumulation_kwargs
+    assert kept == given
+    assert kept is not given  # the Trainer changes it
+
+
 def test_false_counts_no_tokens(tmp_path):
     args = HFViTTrainingArguments(output_dir=str(tmp_path), use_cpu=True, include_num_input_tokens_seen=False)
     assert args.include_num_input_tokens_seen == "no"
