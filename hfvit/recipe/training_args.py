@@ -451,10 +451,11 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
                 f"save_strategy: must be eval_strategy ({self.eval_strategy}) or best with load_best_model_at_end, got"
                 f" '{self.save_strategy}'. Omit save_strategy."
             )
-        if self.save_strategy == self.eval_strategy == "steps" and self.save_steps != self.eval_steps:
+        eval_steps = self.eval_steps or self.logging_steps
+        if self.save_strategy == self.eval_strategy == "steps" and self.save_steps != eval_steps:
             raise RecipeError(
-                f"save_steps: must be eval_steps ({self.eval_steps or self.logging_steps:g}) with"
-                f" load_best_model_at_end, got {self.save_steps:g}. Omit save_strategy and save_steps."
+                f"save_steps: must be eval_steps ({eval_steps:g}) with load_best_model_at_end, got"
+                f" {self.save_steps:g}. Omit save_strategy and save_steps."
             )
 
     def _check_optimizer(self) -> None:

@@ -184,6 +184,11 @@ def test_save_strategy_defaults_to_eval_strategy(write):
     assert (never.save_strategy, never.load_best_model_at_end) == ("epoch", False)
 
 
+def test_save_steps_may_equal_the_default_of_eval_steps(write):
+    training = load_recipe([write(MINIMAL + "eval_strategy: steps\nsave_strategy: steps\n")]).training
+    assert training.save_steps == training.eval_steps == training.logging_steps == 500
+
+
 def test_greater_is_better_is_false_for_ece(write):
     assert load_recipe([write(MINIMAL + "metric_for_best_model: ece\n")]).training.greater_is_better is False
     assert load_recipe([write(MINIMAL + "metric_for_best_model: macro_f1\n")]).training.greater_is_better is True
@@ -280,6 +285,7 @@ def test_resolved_recipe_has_no_tokens(write):
         ("metric_for_best_model: top1\n", "metric_for_best_model", ["'top1'", "accuracy, top5_accuracy, macro_f1"]),
         ("ema_decay: 0.9\nsave_only_model: true\n", "save_only_model", ["ema_decay"]),
         ("eval_strategy: steps\neval_steps: 10\nsave_strategy: steps\nsave_steps: 20\n", "save_steps", [20, 10]),
+        ("eval_strategy: steps\nsave_strategy: steps\nlogging_steps: 50\n", "save_steps", [50, 500]),
         ("model_args: {img_size: 32}\n", "model_args", ["image_size", "img_size"]),
         ("learning_rate: -1\n", "learning_rate", [-1.0]),
         ("learning_rate: .nan\n", "learning_rate", ["nan"]),
