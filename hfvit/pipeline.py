@@ -304,6 +304,8 @@ def fit_recipe(recipe: Recipe, problem_type: str, images: int | None) -> None:
     recipe.fit_problem(task.problem_type, task.scalar_metrics, task.default_metric)
     if images is not None and recipe.finetuning.finetuning != "linear_probe":
         recipe.fit(images)
+    elif images is None:
+        recipe.augmentation.check_against(recipe.training)
 
 
 def resolve_destination(args: HFViTTrainingArguments) -> Destination | None:

@@ -26,6 +26,13 @@ BEST_FILE = "best.yaml"
 STUDY_FILE = "sweep.journal"
 LOCKS = ".locks"  # of the study, and of each running trial
 FAILURES = (NonFiniteLossError, OutOfMemoryError)  # end the trial, but not the search
+# Keys that trials must have in common: the search sets them, or trials would be compared by different metrics, or on
+# different images or classes.
+NOT_SEARCHABLE = (
+    "output_dir", "test_split", "metric_for_best_model", "greater_is_better", "dataset_name", "dataset_config_name",
+    "dataset_revision", "label_column", "problem_type", "label_separator", "class_names", "validation_split",
+    "validation_fraction", "test_fraction", "max_eval_samples", "folds", "fold", "seeds",
+)  # fmt: skip
 KINDS = "a list of choices, {range: [low, high]} or {log: [low, high]}"
 
 
@@ -48,8 +55,8 @@ def read_space(path: str | Path) -> dict[str, Any]:
 
 
 def _checked(path: str | Path, key: str, values: Any) -> Any:
-    if key in ("output_dir", "test_split"):
-        raise RecipeError(f"{path}: {key}: cannot be searched over.")
+    if key in NOT_SEARCHABLE:
+        raise RecipeError(f"{path}: {key}: must be the same in all trials, got {values}. Set it in the recipe.")
     if isinstance(values, list) and values and all(isinstance(v, str | int | float) or v is None for v in values):
         return values
     kind, bounds = next(iter(values.items())) if isinstance(values, dict) and len(values) == 1 else (None, None)
@@ -123,6 +130,7 @@ class Sweep:
         recipe.check_is_one_run()
         training = recipe.training
         self.values = recipe.values
+        self.data = recipe.data
         self.folder = Path(training.output_dir)
         self.metric = (training.metric_for_best_model or "accuracy").removeprefix("eval_")
         self.seed = seed
@@ -135,6 +143,7 @@ class Sweep:
         """Check the space, and create or load the study."""
         optuna = self.optuna
         space = self.space
+        self._check_same_images()
         for index in (0, -1):
             ends = {k: v[index] if isinstance(v, list) else next(iter(v.values()))[index] for k, v in space.items()}
             load_recipe([str(self._write_recipe("check", ends))])
@@ -149,6 +158,17 @@ class Sweep:
             pruner=optuna.pruners.MedianPruner() if prune else optuna.pruners.NopPruner(),
         )
         self._check_unchanged({"recipe": self.values, "space": space})
+
+    def _check_same_images(self) -> None:
+        """Raise `RecipeError` if the space would change the validation images."""
+        holds_out = not self.data.validation_split
+        changes = {"train_split": holds_out, "seed": holds_out or self.data.max_eval_samples is not None}
+        for key in self.space:
+            if changes.get(key):
+                raise RecipeError(
+                    f"{key}: must be the same in all trials, as it selects the validation images, got"
+                    f" {self.space[key]}. Set it in the recipe, or set validation_split and omit max_eval_samples."
+                )
 
     def run(self, trials: int) -> str:
         """Run until `trials` trials have ended (or failed); returns the summary."""

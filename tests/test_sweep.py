@@ -200,6 +200,11 @@ def test_sweep_counts_a_trial_out_of_memory(recipe, monkeypatch):
         ("learning_rate: {log: [0, 1]}", "learning_rate", ["log", "[0, 1]"]),
         ("learning_rate: {range: [fast, faster]}", "learning_rate", ["['fast', 'faster']"]),
         ("test_split: [test]", "test_split", []),
+        ("metric_for_best_model: [accuracy, loss]", "metric_for_best_model", ["['accuracy', 'loss']"]),
+        ("greater_is_better: [true, false]", "greater_is_better", []),
+        ("validation_fraction: {range: [0.1, 0.3]}", "validation_fraction", [0.1, 0.3]),
+        ("dataset_name: [a, b]", "dataset_name", ["['a', 'b']"]),
+        ("folds: [2, 3]", "folds", [2, 3]),
     ],
 )
 def test_read_space_of_invalid_space_names_file_and_key(tmp_path, text, option, data):
@@ -209,6 +214,23 @@ def test_read_space_of_invalid_space_names_file_and_key(tmp_path, text, option, 
         read_space(path)
     assert option_of(caught.value) == option
     assert_names(caught.value, path, *data)
+
+
+@pytest.mark.parametrize(
+    ("space", "options"),
+    [
+        ({"seed": [1, 2]}, []),
+        ({"seed": [1, 2]}, ["--validation_split", "test", "--max_eval_samples", "5"]),
+        ({"train_split": ["train", "train[:20]"]}, []),
+    ],
+)
+def test_sweep_over_the_validation_images_raises(recipe, space, options):
+    with pytest.raises(RecipeError, match=rf"^{next(iter(space))}: "):
+        Sweep([str(recipe), *options], space)
+
+
+def test_sweep_with_a_validation_split_searches_seed_and_train_split(recipe):
+    Sweep([str(recipe), "--validation_split", "test"], {"seed": [1, 2], "train_split": ["train", "train[:20]"]})
 
 
 def test_sweep_with_value_that_the_recipe_rejects_raises(recipe):

@@ -1,7 +1,9 @@
 """Create the starting recipe of `hfvit train DATASET`."""
 
+import os
 import tempfile
 from collections.abc import Mapping
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +60,32 @@ def load_given(
     with tempfile.TemporaryDirectory() as folder:
         if isinstance(recipe, Mapping):
             path = Path(folder) / "recipe.yaml"
-            path.write_text(yaml.safe_dump(dict(recipe), sort_keys=False), encoding="utf-8")
+            values = {str(key): _as_yaml_value(key, value) for key, value in recipe.items()}
+            path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
             recipe = path
         scratch = ["--from_scratch"] if from_scratch else []
         return find_and_load([str(recipe), *scratch, *as_options(fields)])
+
+
+def _as_yaml_value(key: str, value: Any) -> Any:
+    """Convert paths, enums, NumPy's values and tuples to values of YAML.
+
+    Raises:
+        RecipeError: YAML has no such value.
+    """
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    elif isinstance(value, Enum):
+        value = value.value
+    elif isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if value is None or type(value) in (str, bool, int, float):
+        return value
+    if isinstance(value, list | tuple):
+        return [_as_yaml_value(key, item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(name): _as_yaml_value(key, item) for name, item in value.items()}
+    raise RecipeError(f"{key}: must be text, a number, true, false or null, or a list or dict of them, got {value!r}.")
 
 
 def is_data_set(name: str) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import EvalPrediction
@@ -167,15 +168,13 @@ class FeatureExtractor:
         """Return the features (rows, features) float32, from the cache if possible."""
         folder = Path(datasets.config.HF_DATASETS_CACHE) / "hfvit_features"
         path = folder / f"{self._key(dataset)}.npy"
-        try:
-            cached = np.load(path, allow_pickle=False)
-            if cached.shape == (len(dataset), self.classifier.in_features):
-                logger.info("Loaded features of %s images from %s", f"{len(cached):,}", folder)
-                return cached
-        except (OSError, ValueError, EOFError):  # missing or damaged
-            pass
+        cached = self._load(path, len(dataset))
+        # All processes take part in the extraction, and each machine may have its own cache.
+        if all(gather_object([cached is not None])):
+            logger.info("Loaded features of %s images from %s", f"{len(cached):,}", folder)
+            return cached
         features = self._extract(dataset)
-        if self.trainer.args.should_save:
+        if self.trainer.args.local_process_index == 0:
             try:
                 remove_abandoned(folder, ".*.npy")
                 with temporary_file(path) as temporary:
@@ -183,6 +182,14 @@ class FeatureExtractor:
             except OSError as error:
                 logger.warning("Cannot cache the features in %s: %s", folder, error.strerror or error)
         return features
+
+    def _load(self, path: Path, rows: int) -> np.ndarray | None:
+        """Load cached features, None if they are missing or damaged."""
+        try:
+            cached = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            return None
+        return cached if cached.shape == (rows, self.classifier.in_features) else None
 
     @torch.no_grad()
     def _extract(self, dataset) -> np.ndarray:

@@ -298,7 +298,9 @@ class AugmentationArguments:
         0.0, "CutMix: paste a box of one image into another, its area from Beta(alpha, alpha). 0: off."
     )
     random_erasing: float = _field(0.0, "Probability of random erasing (a box is replaced by noise), 0 to 1.")
-    mix_off_epochs: float = _field(0, "Number of final epochs without mixup, CutMix and random erasing.")
+    mix_off_epochs: float = _field(
+        0, "Number of final epochs without mixup, CutMix and random erasing, fewer than those of the run."
+    )
     repeated_augmentation: int = _field(
         1, "Repeated augmentation: augmented copies of each image in a batch; an epoch has fewer different images."
     )
@@ -336,10 +338,12 @@ class AugmentationArguments:
                 f"mixup_alpha, cutmix_alpha: require an even number of images per device, got {batch_size}. Change"
                 " global_batch_size or per_device_train_batch_size."
             )
-        if training.max_steps <= 0 and 0 < training.num_train_epochs <= self.mix_off_epochs:
+        epochs = training.epochs
+        if epochs and epochs <= self.mix_off_epochs:
+            key = "max_steps" if training.max_steps > 0 else "num_train_epochs"
             raise RecipeError(
-                f"mix_off_epochs: must be below num_train_epochs ({training.num_train_epochs:g}), got"
-                f" {self.mix_off_epochs:g}."
+                f"mix_off_epochs: must be below the {epochs:g} epochs of the run ({key}), got"
+                f" {self.mix_off_epochs:g}. Set it to 0 to keep mixup, CutMix and random erasing on."
             )
 
 

@@ -25,7 +25,7 @@ from hfvit.recipe.arguments import (
     RunArguments,
 )
 from hfvit.recipe.files import find_recipe, read_yaml
-from hfvit.recipe.optimizers import is_timm_optimizer
+from hfvit.recipe.optimizers import has_adam_options
 from hfvit.recipe.training_args import WITHOUT_EFFECT, WITHOUT_OPTIONS, WITHOUT_WARMUP, HFViTTrainingArguments
 from hfvit.utils.credentials import mask_values
 
@@ -111,8 +111,8 @@ NEEDS = (
     ),
     Need(
         "adam_beta1 adam_beta2 adam_epsilon",
-        "without optim: timm/NAME, which has optim_args",
-        lambda v: not is_timm_optimizer(v["optim"]),
+        "with an optim of the Adam family of transformers",
+        lambda v: has_adam_options(v["optim"]),
     ),
     Need("nan_lr_factor nan_max_rewinds", "with nan_policy=rewind", lambda v: v["nan_policy"] == "rewind"),
     Need("eval_steps", "with eval_strategy=steps", lambda v: v["eval_strategy"] == "steps"),

@@ -2,7 +2,7 @@
 
 import importlib.util
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,12 +13,40 @@ from hfvit.errors import RecipeError, nearest
 PREFIX = "timm/"
 LOOKAHEAD = "lookahead_"  # prefix of timm's factory, before the name of any optimizer
 SET_ELSEWHERE = {"lr": "learning_rate", "weight_decay": "weight_decay"}  # argument of an optimizer -> recipe key
+ADAM_OPTIONS = {"beta1": "adam_beta1", "beta2": "adam_beta2", "eps": "adam_epsilon"}
+# Optimizers of transformers that ignore `ADAM_OPTIONS`, by the start of their names.
+WITHOUT_ADAM_OPTIONS = ("sgd", "adafactor", "adagrad", "rmsprop", "grokadamw", "schedule_free_sgd")
+# Arguments that optimizers of transformers read from `optim_args`; others read none (transformers 5.24).
+TRANSFORMERS_ARGUMENTS = {
+    "sgd": ("momentum", "dampening", "nesterov"),
+    "adagrad": ("lr_decay", "eps"),
+    "rmsprop": ("momentum", "alpha", "eps", "centered"),
+    "grokadamw": ("alpha_init", "lamb", "gamma", "grokking_signal_decay_rate", "gradient_clipping"),
+    "stable_adamw": ("max_lr", "kahan_sum", "decouple_lr"),
+    "adamw_anyprecision": (
+        "use_kahan_summation", "momentum_dtype", "variance_dtype", "compensation_buffer_dtype"
+    ),
+    **dict.fromkeys(("adamw_torch_4bit", "adamw_torch_8bit"), ("block_size", "bf16_stochastic_round")),
+    **dict.fromkeys(
+        ("ademamix", "ademamix_8bit", "paged_ademamix_32bit", "paged_ademamix_8bit"),
+        ("beta1", "beta2", "beta3", "alpha", "eps", "t_alpha", "t_beta3"),
+    ),
+    **dict.fromkeys(
+        ("schedule_free_adamw", "schedule_free_radam", "schedule_free_sgd"), ("weight_lr_power", "r")
+    ),
+}  # fmt: skip
+PASSED_ON = ("rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit")  # all of `optim_args` go to bitsandbytes
 WORDS = {"true": True, "false": False, "none": None}
 
 
 def is_timm_optimizer(optim: str) -> bool:
     """Return whether `optim` names an optimizer of timm."""
     return str(optim).startswith(PREFIX)
+
+
+def has_adam_options(optim: str) -> bool:
+    """Return whether an optimizer uses `adam_beta1`, `adam_beta2` and `adam_epsilon`."""
+    return not _name(optim).startswith((PREFIX, *WITHOUT_ADAM_OPTIONS))
 
 
 def optimizer_factory(args, model=None) -> tuple[Callable[..., torch.optim.Optimizer], dict[str, Any]]:
@@ -34,6 +62,9 @@ def optimizer_factory(args, model=None) -> tuple[Callable[..., torch.optim.Optim
     if not is_timm_optimizer(args.optim):
         from transformers import Trainer
 
+        name = _name(args.optim)
+        if name not in PASSED_ON:
+            _split(name, args.optim_args, TRANSFORMERS_ARGUMENTS.get(name, ()))
         return Trainer.get_optimizer_cls_and_kwargs(args, model)
     from timm.optim import create_optimizer_v2
 
@@ -69,6 +100,11 @@ def unknown_optimizer(name: str, known: list[str]) -> str:
     if f"{PREFIX}{name}" in own:
         return f" Did you mean '{PREFIX}{name}'?"
     return nearest(name, known) or nearest(name, own) or f" Choose one of {', '.join(known)}, or timm/NAME."
+
+
+def _name(optim: str) -> str:
+    """Return the name of an optimizer, which may be an `OptimizerNames`."""
+    return getattr(optim, "value", optim)
 
 
 def _check_name(name: str) -> None:
@@ -116,19 +152,36 @@ def _timm_options(name: str, optim_args: str | None) -> dict[str, Any]:
     signature = inspect.signature(get_optimizer_class(info.name, bind_defaults=False)).parameters
     betas = [f"beta{number}" for number in range(1, info.num_betas + 1)] if info.has_betas else []
     allowed = [key for key in signature if key not in ("params", "betas", "adamw_lr", *SET_ELSEWHERE)] + betas
-    options = {}
-    for part in optim_args.replace(" ", "").split(","):
-        key, _, text = part.partition("=")
-        if key in SET_ELSEWHERE:
-            raise RecipeError(f"optim_args: must not have {key}, got '{part}'. Set {SET_ELSEWHERE[key]}.")
-        if key not in allowed:
-            hint = nearest(key, allowed) or f" Choose from {', '.join(allowed)}."
-            raise RecipeError(f"optim_args: unknown argument of timm's {name}, got '{part}'.{hint}")
-        options[key] = _value(text)
+    options = {key: _value(text) for key, text in _split(f"{PREFIX}{name}", optim_args, allowed).items()}
     given = {key: options.pop(key) for key in betas if key in options}
     if given:
         default = (info.defaults or {}).get("betas") or signature["betas"].default or (0.9, 0.999)
         options["betas"] = tuple(given.get(key, value) for key, value in zip(betas, default, strict=False))
+    return options
+
+
+def _split(optim: str, optim_args: str | None, allowed: Sequence[str]) -> dict[str, str]:
+    """Split `optim_args` into names and values.
+
+    Args:
+        optim: name of the optimizer.
+        optim_args: NAME=VALUE, with commas between several, or None.
+        allowed: arguments that the optimizer has.
+
+    Raises:
+        RecipeError: the optimizer has no such argument, or another key of a recipe sets it.
+    """
+    elsewhere = {**SET_ELSEWHERE, **(ADAM_OPTIONS if has_adam_options(optim) else {})}
+    options = {}
+    for part in optim_args.replace(" ", "").split(",") if optim_args else ():
+        key, _, text = part.partition("=")
+        if key not in allowed:
+            if key in elsewhere:
+                raise RecipeError(f"optim_args: must not have {key}, got '{part}'. Set {elsewhere[key]}.")
+            choices = f" Choose from {', '.join(allowed)}." if allowed else " Omit it."
+            hint = nearest(key, allowed) or choices
+            raise RecipeError(f"optim_args: unknown argument of {optim}, got '{part}'.{hint}")
+        options[key] = text
     return options
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import GradientAccumulationPlugin, parse_flag_from_env
 from transformers import TrainingArguments, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_pt_utils import AcceleratorConfig
@@ -125,6 +125,7 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
             self.load_best_model_at_end = False
         if self.metric_for_best_model and self.greater_is_better is None:
             self.greater_is_better = is_better_when_greater(self.metric_for_best_model)
+        self.steps_per_epoch: int | None = None  # until `fit` or `fit_stream`
         self.chooses_workers = self.dataloader_num_workers is None
         self.dataloader_num_workers = self.dataloader_num_workers or 0
         self.chooses_persistence = self.dataloader_persistent_workers is None
@@ -156,6 +157,17 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
         if self.tf32 is not None:
             set_tf32(self.tf32)
 
+        accumulation = self.accelerator_config.gradient_accumulation_kwargs
+        if accumulation is not None:
+            with wrap_errors("accelerator_config", accumulation):
+                GradientAccumulationPlugin(**{"num_steps": 1, **accumulation})
+            if "num_steps" in accumulation:
+                raise RecipeError(
+                    "accelerator_config: gradient_accumulation_kwargs must not have num_steps, got"
+                    f" {accumulation['num_steps']}. Set global_batch_size and per_device_train_batch_size."
+                )
+            # The Trainer adds num_steps to it.
+            self.accelerator_config.gradient_accumulation_kwargs = dict(accumulation)
         if self.accelerator_config.dispatch_batches or self.accelerator_config.split_batches:
             raise RecipeError(
                 "accelerator_config: dispatch_batches and split_batches are not available, as each process reads its"
@@ -230,6 +242,7 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
             )
             self.gradient_accumulation_steps = per_device // self.per_device_train_batch_size
         epoch = max(1, images // self.global_batch_size)
+        self.steps_per_epoch = epoch
         steps = math.ceil(epoch * self.num_train_epochs)
         if self.max_steps <= 0:
             for event in ("eval", "save", "logging"):
@@ -291,6 +304,13 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
         return options
 
     @property
+    def epochs(self) -> float | None:
+        """Return the length of the run in epochs, None if it is not known yet."""
+        if self.max_steps <= 0:
+            return self.num_train_epochs
+        return self.max_steps / self.steps_per_epoch if self.steps_per_epoch else None
+
+    @property
     def order_seed(self) -> int:
         """Return the seed of the order of training images."""
         return self.seed if self.data_seed is None else self.data_seed
@@ -305,6 +325,7 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
             RecipeError: an option requires epochs, and the number of images is unknown.
         """
         steps = images and max(1, images // self.global_batch_size)
+        self.steps_per_epoch = steps
         if self.max_steps <= 0:
             if not steps:
                 raise RecipeError(
@@ -437,10 +458,11 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
                 f"save_strategy: must be eval_strategy ({self.eval_strategy}) or best with load_best_model_at_end, got"
                 f" '{self.save_strategy}'. Omit save_strategy."
             )
-        if self.save_strategy == self.eval_strategy == "steps" and self.save_steps != self.eval_steps:
+        eval_steps = self.eval_steps or self.logging_steps
+        if self.save_strategy == self.eval_strategy == "steps" and self.save_steps != eval_steps:
             raise RecipeError(
-                f"save_steps: must be eval_steps ({self.eval_steps or self.logging_steps:g}) with"
-                f" load_best_model_at_end, got {self.save_steps:g}. Omit save_strategy and save_steps."
+                f"save_steps: must be eval_steps ({eval_steps:g}) with load_best_model_at_end, got"
+                f" {self.save_steps:g}. Omit save_strategy and save_steps."
             )
 
     def _check_optimizer(self) -> None:

@@ -1,12 +1,15 @@
 """A data set in place of a recipe."""
 
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers.layouts import archive_folder, write_images
+from transformers.trainer_utils import SchedulerType
 
 import hfvit
-from hfvit.data.starting_recipe import find_and_load, is_data_set
+from hfvit.data.starting_recipe import find_and_load, is_data_set, load_given
 from hfvit.errors import DataError, ModelError, RecipeError
 
 FEW = {"cat": 20, "dog": 20}
@@ -58,6 +61,29 @@ def test_find_and_load_with_unusable_data_names_the_option(tmp_path, words, erro
     with pytest.raises(error) as caught:
         find_and_load([word.format(tmp_path) for word in words])
     assert str(caught.value).startswith(head)
+
+
+def test_load_given_of_a_dict_converts_paths_enums_and_numpy_values(tmp_path):
+    values = {
+        "architecture": np.str_("vit_tiny_patch16_224"), "model_args": {"depth": np.int64(2)},
+        "dataset_name": tmp_path, "output_dir": tmp_path / "out", "learning_rate": np.float32(0.25),
+        "num_train_epochs": np.int64(3), "plots": np.False_, "crop_scale": np.array([0.5, 1.0]), "crop_ratio": (1, 2),
+        "lr_scheduler_type": SchedulerType.LINEAR, "validation_split": None, "use_cpu": True,
+    }  # fmt: skip
+    recipe = load_given(values, {"seed": np.int64(5)})
+    assert recipe.data.dataset_name == str(tmp_path)
+    assert Path(recipe.training.output_dir) == tmp_path / "out"
+    assert (recipe.training.learning_rate, recipe.training.num_train_epochs) == (0.25, 3)
+    assert (recipe.training.seed, recipe.training.plots) == (5, False)
+    assert (recipe.augmentation.crop_scale, recipe.augmentation.crop_ratio) == ([0.5, 1.0], [1.0, 2.0])
+    assert recipe.training.lr_scheduler_type == "linear"
+    assert recipe.model.model_args == {"depth": 2}
+
+
+@pytest.mark.parametrize("value", [object(), {1, 2}, [object()], {"a": b"b"}, 1j])
+def test_load_given_of_a_dict_with_another_value_names_the_key(value):
+    with pytest.raises(RecipeError, match=r"^model_args: "):
+        load_given({"model_args": value}, {})
 
 
 def test_train_of_a_folder_leaves_a_run_with_its_counts(tmp_path):

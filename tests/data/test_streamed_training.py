@@ -19,8 +19,9 @@ from transformers import TrainerCallback
 
 import hfvit
 from hfvit.artifacts.checkpoint import newest_checkpoint
-from hfvit.errors import run
-from hfvit.pipeline import main
+from hfvit.errors import RecipeError, run
+from hfvit.pipeline import load_data, main
+from hfvit.recipe.loader import load_recipe
 
 
 class StopAfter(TrainerCallback):
@@ -109,6 +110,16 @@ def test_stream_of_known_length_has_epochs(sharded, stream_recipe, tmp_path):
     assert recorded["training"]["steps"] == 18
     assert recorded["data"]["splits"]["train"]["rows"] == 72
     assert [entry["epoch"] for entry in recorded["history"] if "eval_accuracy" in entry] == [1.0, 2.0]
+
+
+def test_mix_off_epochs_longer_than_max_steps_raise(stream_recipe, sharded, tmp_path):
+    shutil.copytree(sharded, tmp_path / "set")
+    with_card(tmp_path / "set", sum(ROWS))
+    words = [str(stream_recipe), "--dataset_name", str(tmp_path / "set"), "--output_dir", str(tmp_path / "out")]
+    load_data(load_recipe([*words, "--mix_off_epochs", "1.5"]))
+    with pytest.raises(RecipeError, match=r"^mix_off_epochs: ") as caught:
+        load_data(load_recipe([*words, "--mix_off_epochs", "2"]))
+    assert_names(caught.value, 2)
 
 
 # Mistakes

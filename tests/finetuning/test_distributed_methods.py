@@ -40,13 +40,13 @@ def start(folder):
 def train(folder, colors):
     """Train the micro recipe with other lines instead of its architecture; returns the output folder."""
 
-    def train(text, processes):
+    def train(text, processes, **job):
         out = folder / f"out{processes}"
         shutil.rmtree(out, ignore_errors=True)
         lines = [line for line in MICRO_RECIPE.splitlines() if not line.startswith("architecture")]
         own = [f"dataset_name: {colors}", f"output_dir: {out}", "use_cpu: true"]
         (folder / "recipe.yaml").write_text("\n".join([*lines, *own, text]) + "\n")
-        codes = Killer().run(out, argv=[str(folder / "recipe.yaml")], processes=processes)
+        codes = Killer().run(out, argv=[str(folder / "recipe.yaml")], processes=processes, **job)
         assert set(codes) == {0}, out.with_name(f"{out.name}.0.log").read_text()
         return out
 
@@ -116,6 +116,21 @@ def test_linear_probe_on_two_processes_equals_one(train, start):
     probes = [read_record(out)["training"]["probe"] for out in runs]
     assert probes[0]["best_c"] == probes[1]["best_c"]
     assert_same_weights(runs[1], runs[0], start)
+
+
+def test_linear_probe_with_a_cache_per_machine_extracts_on_all_or_none(train, start, tmp_path):
+    text = f"model_name_or_path: {start}\nfinetuning: linear_probe\nddp_timeout: 60"
+    job = {"machines": [[], []], "caches": [str(tmp_path / name) for name in "ab"]}
+    first, second = (tmp_path / name / "hfvit_features" for name in "ab")
+    train(text, 2, **job)
+    kept = {path.name: np.load(path) for path in second.iterdir()}
+    assert {path.name for path in first.iterdir()} == kept.keys()
+    assert len(kept) == 2
+    next(second.iterdir()).unlink()
+    train(text, 2, **job)
+    assert {path.name for path in second.iterdir()} == kept.keys()
+    for name, features in kept.items():
+        np.testing.assert_allclose(np.load(second / name), features, rtol=ROUNDING, atol=ROUNDING)
 
 
 @pytest.mark.slow

@@ -2,7 +2,8 @@
 
 `Killer` runs jobs (`python -m helpers.killing JOB RANK`) in forks of a process that has imported all libraries; their
 output goes to files beside `log` (by default `out`). A job trains the micro Trainer (`options`), or calls
-`hfvit.pipeline.main` (`argv`; with `machines`, each process simulates a machine and gets these additional arguments).
+`hfvit.pipeline.main` (`argv`; with `machines`, each process simulates a machine and gets these additional arguments,
+and with `caches` its own cache of datasets).
 It is killed, or gets a signal, at its n-th file operation below `out`, or after a step. Python's audit hook counts
 file operations: opening a file, and each rename and deletion.
 """
@@ -86,6 +87,10 @@ def _work(job: dict, rank: int) -> int:
     if job.get("rank", rank) == rank and "operation" in job:
         _kill_at_operation(job["out"], job["operation"])
     callbacks = [_after_step(**job["after"])] if job.get("rank", rank) == rank and "after" in job else []
+    if "caches" in job:
+        import datasets
+
+        datasets.config.HF_DATASETS_CACHE = Path(job["caches"][rank])
     if "argv" in job:
         own = job["machines"][rank] if "machines" in job else []
         return run_one_of_many(lambda: pipeline.main([*job["argv"], *own], callbacks))

@@ -184,6 +184,11 @@ def test_save_strategy_defaults_to_eval_strategy(write):
     assert (never.save_strategy, never.load_best_model_at_end) == ("epoch", False)
 
 
+def test_save_steps_may_equal_the_default_of_eval_steps(write):
+    training = load_recipe([write(MINIMAL + "eval_strategy: steps\nsave_strategy: steps\n")]).training
+    assert training.save_steps == training.eval_steps == training.logging_steps == 500
+
+
 def test_greater_is_better_is_false_for_ece(write):
     assert load_recipe([write(MINIMAL + "metric_for_best_model: ece\n")]).training.greater_is_better is False
     assert load_recipe([write(MINIMAL + "metric_for_best_model: macro_f1\n")]).training.greater_is_better is True
@@ -267,6 +272,8 @@ def test_resolved_recipe_has_no_tokens(write):
         ("mix_off_epochs: 3\nnum_train_epochs: 3\n", "mix_off_epochs", [3]),
         ("dataloader_prefetch_factor: 4\n", "dataloader_prefetch_factor", ["dataloader_num_workers"]),
         ('accelerator_config: {"dispatch_batches": true}\n', "accelerator_config", ["dispatch_batches"]),
+        ('accelerator_config: {"gradient_accumulation_kwargs": {"num_steps": 2}}\n',
+         "accelerator_config", ["num_steps", 2]),
         ("layer_decay: 0\n", "layer_decay", [0.0]),
         ("model_name_or_path: a/b\n", "model_name_or_path, architecture", []),
         ("lr_scheduler_type: cosinus\n", "lr_scheduler_type", ["'cosinus'", "'cosine'"]),
@@ -278,6 +285,7 @@ def test_resolved_recipe_has_no_tokens(write):
         ("metric_for_best_model: top1\n", "metric_for_best_model", ["'top1'", "accuracy, top5_accuracy, macro_f1"]),
         ("ema_decay: 0.9\nsave_only_model: true\n", "save_only_model", ["ema_decay"]),
         ("eval_strategy: steps\neval_steps: 10\nsave_strategy: steps\nsave_steps: 20\n", "save_steps", [20, 10]),
+        ("eval_strategy: steps\nsave_strategy: steps\nlogging_steps: 50\n", "save_steps", [50, 500]),
         ("model_args: {img_size: 32}\n", "model_args", ["image_size", "img_size"]),
         ("learning_rate: -1\n", "learning_rate", [-1.0]),
         ("learning_rate: .nan\n", "learning_rate", ["nan"]),
@@ -373,6 +381,14 @@ def test_split_batch_of_indivisible_batch_suggests_sizes(arguments, option, data
     with pytest.raises(RecipeError, match=f"^{option}:") as caught:
         split_batch(*arguments)
     assert_names(caught.value, *data)
+
+
+def test_fit_of_mix_off_epochs_longer_than_max_steps_raises(write):
+    path = write(MINIMAL + "mixup_alpha: 0.2\nmix_off_epochs: 2\nglobal_batch_size: 8\n")
+    load_recipe([path, "--max_steps", "21"]).fit(87)
+    with pytest.raises(RecipeError, match=r"^mix_off_epochs: ") as caught:
+        load_recipe([path, "--max_steps", "20"]).fit(87)
+    assert_names(caught.value, 2)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "accelerate_configs").glob("*.yaml")), ids=lambda path: path.stem)

@@ -1,6 +1,8 @@
 """Optimizers of timm by name: every name of the installed timm, their arguments, and errors."""
 
 import copy
+import inspect
+import re
 
 import pytest
 import timm
@@ -8,11 +10,19 @@ import torch
 from helpers.messages import option_of
 from helpers.recipes import ARCHITECTURE, MICRO
 from timm.optim import Muon, list_optimizers
+from transformers import trainer_optimizer
+from transformers.training_args import OptimizerNames
 
 from hfvit.errors import RecipeError
 from hfvit.recipe.loader import ignored_options
-from hfvit.recipe.optimizers import has_fallback, optimizer_factory
-from hfvit.recipe.training_args import HFViTTrainingArguments
+from hfvit.recipe.optimizers import (
+    PASSED_ON,
+    TRANSFORMERS_ARGUMENTS,
+    has_adam_options,
+    has_fallback,
+    optimizer_factory,
+)
+from hfvit.recipe.training_args import OPTIMIZERS_NOT_AVAILABLE, HFViTTrainingArguments
 from hfvit.training.param_groups import build_param_groups
 
 
@@ -75,6 +85,13 @@ def test_kron_trains(vit):
         ("timm/lion", "eps=1e-8", "optim_args"),  # timm's factory would drop it
         ("timm/lion", "beta3=0.9", "optim_args"),
         ("timm/adamw", "beta1=2", "optim_args"),
+        ("adamw_torch_fused", "beta1=0.1", "optim_args"),  # transformers would ignore these
+        ("adamw_torch", "nonsense=3,amsgrad=True", "optim_args"),
+        ("adafactor", "scale_parameter=True", "optim_args"),
+        ("sgd", "momentum=0.9,momentun=0.9", "optim_args"),
+        ("sgd", "weight_decay=0.1", "optim_args"),  # the parameter groups have their own
+        ("sgd", "=1", "optim_args"),
+        ("adagrad", "beta1=0.9", "optim_args"),
     ],
 )
 def test_unusable_optimizer_raises(optim, optim_args, option):
@@ -100,6 +117,33 @@ def test_optim_args_are_converted():
     assert {key: group[key] for key in expected} == expected
 
 
+def test_optim_args_of_transformers_are_passed_on():
+    _, options = optimizer_factory(arguments("sgd", "momentum=0.5, nesterov=true", learning_rate=0.25))
+    assert options == {"lr": 0.25, "momentum": 0.5, "nesterov": True}
+    assert optimizer_factory(arguments("adagrad", "eps=0.5"))[1]["eps"] == 0.5
+    assert optimizer_factory(arguments("rmsprop", "centered=true"))[1]["centered"] is True
+
+
+def available_handlers():
+    """Return transformers' functions that create an optimizer, by its name."""
+    handlers = trainer_optimizer._OPTIMIZER_HANDLERS
+    return {key.value: code for key, code in handlers.items() if not key.value.startswith(OPTIMIZERS_NOT_AVAILABLE)}
+
+
+@pytest.mark.parametrize("name", sorted(available_handlers().keys() - set(PASSED_ON)))
+def test_arguments_are_those_that_transformers_reads(name):
+    source = inspect.getsource(available_handlers()[name])
+    read = set(re.findall(r'optim_args\.(?:get|pop)\(\s*"(\w+)"', source))
+    read |= set(re.findall(r'"(\w+)" in ctx\.optim_args', source))
+    for names in re.findall(r"for key in (\(.*?\)):", source):
+        read |= set(re.findall(r"\w+", names.replace('"', " ")))
+    if "bitsandbytes" in source and "ademamix" not in name:
+        read = set()
+    assert set(TRANSFORMERS_ARGUMENTS.get(name, ())) == read - {"weight_decay"}
+    if "bitsandbytes" not in source and "schedulefree" not in source:
+        assert has_adam_options(name) == ("ctx.adam_kwargs" in source)
+
+
 @pytest.mark.parametrize("name", list_optimizers("*muon"))
 def test_muon_has_a_fallback(name):
     create, options = optimizer_factory(arguments(f"timm/{name}"))
@@ -109,7 +153,10 @@ def test_muon_has_a_fallback(name):
     assert not has_fallback("adamw_torch")
 
 
-def test_adam_options_are_ignored_with_timm():
+def test_adam_options_are_ignored_with_other_optimizers():
     keys = ("adam_beta1", "adam_beta2", "adam_epsilon")
     assert all(key in ignored_options(keys, {"finetuning": "full", "optim": "timm/lion"}) for key in keys)
-    assert ignored_options(keys, {"finetuning": "full", "optim": "adamw_torch"}) is None
+    for optim in ("sgd", "adafactor", OptimizerNames.RMSPROP_BNB):
+        assert all(key in ignored_options(keys, {"finetuning": "full", "optim": optim}) for key in keys)
+    for optim in ("adamw_torch", OptimizerNames.LION_8BIT, OptimizerNames.SCHEDULE_FREE_ADAMW):
+        assert ignored_options(keys, {"finetuning": "full", "optim": optim}) is None

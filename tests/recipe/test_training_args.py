@@ -13,7 +13,7 @@ from hfvit.recipe.training_args import NOT_AVAILABLE, WITHOUT_EFFECT, HFViTTrain
 HONORED = {
     "per_device_train_batch_size": 4, "num_train_epochs": 2.0, "max_steps": 7, "learning_rate": 0.1,
     "lr_scheduler_type": "constant", "lr_scheduler_kwargs": {}, "warmup_steps": 3, "optim": "sgd",
-    "optim_args": "momentum=0.9", "weight_decay": 0.1, "adam_beta1": 0.5, "adam_beta2": 0.5, "adam_epsilon": 0.1,
+    "weight_decay": 0.1, "adam_beta1": 0.5, "adam_beta2": 0.5, "adam_epsilon": 0.1,
     "max_grad_norm": 2.0, "label_smoothing_factor": 0.1, "bf16": True, "bf16_full_eval": True, "fp16_full_eval": True,
     "activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": False},
     "torch_compile": True, "torch_compile_backend": "eager", "torch_compile_mode": "default",
@@ -36,7 +36,7 @@ HONORED_ELSEWHERE = {
     "output_dir", "fp16", "tf32", "gradient_checkpointing", "gradient_checkpointing_kwargs", "report_to",
     "push_to_hub", "hub_strategy", "accelerator_config", "dataloader_pin_memory", "dataloader_persistent_workers",
     "dataloader_prefetch_factor", "dataloader_multiprocessing_context", "ddp_backend", "fsdp", "fsdp_config",
-    "local_rank",
+    "local_rank", "optim_args",
 }  # fmt: skip
 REFUSED = {
     "remove_unused_columns": True, "logging_nan_inf_filter": True, "dataloader_drop_last": True,
@@ -76,6 +76,34 @@ def test_unused_fields_are_reported():
     assert all(name in message for name in UNUSED)
 
 
+@pytest.mark.parametrize("kwargs", [{"num_steps": 2}, {"num_step": 2}, 2])
+@pytest.mark.parametrize("per_device", [None, 4])
+def test_accumulation_of_accelerate_is_an_error(tmp_path, kwargs, per_device):
+    config = {"gradient_accumulation_kwargs": kwargs}
+    options = {"global_batch_size": 8, "per_device_train_batch_size": per_device, "accelerator_config": config}
+    with pytest.raises(RecipeError, match=r"^accelerator_config: "):
+        HFViTTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **options)
+
+
+def test_other_accumulation_options_are_kept(tmp_path):
+    given = {"sync_each_batch": True}
+    config = {"gradient_accumulation_kwargs": given}
+    args = HFViTTrainingArguments(output_dir=str(tmp_path), use_cpu=True, accelerator_config=config)
+    kept = args.accelerator_config.gradient_accumulation_kwargs
+    assert kept == given
+    assert kept is not given  # the Trainer changes it
+
+
 def test_false_counts_no_tokens(tmp_path):
     args = HFViTTrainingArguments(output_dir=str(tmp_path), use_cpu=True, include_num_input_tokens_seen=False)
     assert args.include_num_input_tokens_seen == "no"
+
+
+def test_epochs_of_a_run(tmp_path):
+    options = {"output_dir": str(tmp_path), "use_cpu": True, "global_batch_size": 8}
+    assert HFViTTrainingArguments(num_train_epochs=2.5, **options).epochs == 2.5
+    for fit in (HFViTTrainingArguments.fit, HFViTTrainingArguments.fit_stream):
+        args = HFViTTrainingArguments(max_steps=15, eval_strategy="steps", **options)
+        assert args.epochs is None
+        fit(args, 47)
+        assert args.epochs == 3.0
