@@ -320,7 +320,7 @@ def _text(shard: str, member: Member) -> str:
 def _json_label(shard: str, member: Member, label_column: str | None) -> Any:
     try:
         values = json.loads(member.content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"dataset_name: {shard}: {member.name} is not JSON ({one_line(error)}).") from None
     if not isinstance(values, dict):
         return values

@@ -115,3 +115,11 @@ def test_load_splits_of_webdataset_with_a_sample_without_label_names_it(tmp_path
     with pytest.raises(DataError, match=r"^dataset_name:") as caught:
         load_splits(str(tmp_path))
     assert_names(caught.value, "00005", "label")
+
+
+@pytest.mark.parametrize("content", [b"{", b"[" * 200_000], ids=["syntax", "depth"])
+def test_load_splits_of_webdataset_with_bad_json_names_the_member(tmp_path, content):
+    samples = [{"png": image_bytes(n), "json": b'{"label": 1}'} for n in range(3)]
+    write_shard(tmp_path / "train-0.tar", [*samples, {"png": image_bytes(), "json": content}])
+    with pytest.raises(DataError, match=r"^dataset_name: .*00003\.json"):
+        load_splits(str(tmp_path), class_names=["a", "b"])
