@@ -250,11 +250,13 @@ def as_images(
         allow_outside: allow paths outside the folder.
 
     Raises:
-        DataError: a path is outside the folder, or is not a file.
+        DataError: a path is outside the folder, or is not a file; a row of a table in a folder has no image.
     """
     kind = image_kind(dataset.features.get(column))
     if kind is None:
         return dataset
+    if folder is not None:
+        _check_no_nulls(dataset, column, split)
     if kind == "string":
         values = dataset[column][:]
         if any(map(is_base64, values[:5])):
@@ -275,6 +277,24 @@ def as_images(
     if not any(path is not None for path in paths):
         return undecoded
     return _with_paths(undecoded, column, paths, split, folder, allow_outside)
+
+
+def _check_no_nulls(dataset: Dataset, column: str, split: str) -> None:
+    """Raise `DataError` if rows have neither the bytes nor the path of an image."""
+    chunks = dataset.with_format("arrow")[:].column(column).chunks
+    rows = np.flatnonzero(np.concatenate([_is_null(chunk) for chunk in chunks])) if chunks else ()
+    if len(rows):
+        raise DataError(
+            f"Split '{split}', row {rows[0]}: {column} is missing ({len(rows):,} such rows). Remove these rows."
+        )
+
+
+def _is_null(images: pa.Array) -> np.ndarray:
+    nulls = np.asarray(images.is_null())
+    if not pa.types.is_struct(images.type):
+        return nulls
+    parts = [images.field(index).is_null() for index in range(images.type.num_fields)]  # `bytes`, `path` or both
+    return nulls | np.logical_and.reduce(parts)
 
 
 def _with_paths(

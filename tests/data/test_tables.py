@@ -204,6 +204,27 @@ def test_load_splits_with_missing_labels_names_their_row(tmp_path, kind):
         load_splits(str(write_table(tmp_path / f"t.{kind}", rows)))
 
 
+IMAGE_TYPES = {
+    "path": pa.string(),
+    "bytes": pa.binary(),
+    "struct": pa.struct({"bytes": pa.binary(), "path": pa.string()}),
+}
+
+
+@pytest.mark.parametrize("kind", IMAGE_TYPES)
+@pytest.mark.parametrize("on_bad_image", ["error", "skip"])
+def test_load_splits_with_missing_images_names_their_row(tmp_path, kind, on_bad_image):
+    (tmp_path / "x.png").write_bytes(image_bytes())
+    image = {"path": "x.png", "bytes": image_bytes(), "struct": {"bytes": image_bytes(), "path": None}}[kind]
+    images = [image] * 20
+    images[3] = None
+    images[5] = {"bytes": None, "path": None} if kind == "struct" else None
+    table = pa.table({"image": pa.array(images, IMAGE_TYPES[kind]), "label": [n % 2 for n in range(20)]})
+    pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
+    with pytest.raises(DataError, match=r"'train', row 3: image is missing \(2 such"):
+        load_splits(str(tmp_path / "t.parquet"), on_bad_image=on_bad_image)
+
+
 @pytest.mark.parametrize("as_file", [False, True])
 def test_load_splits_with_class_names_names_integer_labels(tmp_path, as_file):
     names = ["zebra", "ant", "cow"]
