@@ -516,7 +516,7 @@ def _same(dataset: Dataset) -> Dataset:
 def _table(data: DataArguments, files: list[File], split: str) -> Dataset:
     """Load the rows of table files, with undecoded images."""
     parts = []
-    for folder, table in read_tables(files, split):
+    for folder, table in read_tables(files, split, data.label_columns):
         column = image_column_of(table.features, data.image_column)
         if column is None:
             raise DataError(

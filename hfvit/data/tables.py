@@ -7,7 +7,7 @@ import glob
 import io
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -42,12 +42,13 @@ def root_cause(error: BaseException) -> BaseException:
     return error
 
 
-def read_tables(files: list[File], split: str) -> list[tuple[str, Dataset]]:
+def read_tables(files: list[File], split: str, label_columns: Collection[str] = ()) -> list[tuple[str, Dataset]]:
     """Read table files.
 
     Args:
         files: one or more files of the same type.
         split: name of the split, for the progress bar.
+        label_columns: label columns of CSV files besides those named `LABEL_NAMES`.
 
     Returns:
         (folder, rows of its files) for each folder.
@@ -58,13 +59,13 @@ def read_tables(files: list[File], split: str) -> list[tuple[str, Dataset]]:
     groups: dict[str, list[File]] = {}
     for file in files:
         groups.setdefault(os.path.dirname(file.path), []).append(file)
-    return [(folder, _read(group, split)) for folder, group in groups.items()]
+    return [(folder, _read(group, split, {*LABEL_NAMES, *label_columns})) for folder, group in groups.items()]
 
 
-def _read(files: list[File], split: str) -> Dataset:
+def _read(files: list[File], split: str, label_columns: Collection[str]) -> Dataset:
     kind = READERS.get(extension(files[0].path))
     if kind is None:
-        return datasets.concatenate_datasets([_read_csv(file) for file in files])
+        return datasets.concatenate_datasets([_read_csv(file, label_columns) for file in files])
     try:
         return datasets.load_dataset(kind, data_files=data_files(files, split), split=split)
     except HFViTError:
@@ -104,8 +105,8 @@ def data_files(files: list[File], split: str) -> dict[str, list[str]]:
     return {split: [glob.escape(file.path) for file in files]}
 
 
-def _read_csv(file: File) -> Dataset:
-    """Read a CSV file of strings, integer labels, and null for empty labels."""
+def _read_csv(file: File, label_columns: Collection[str]) -> Dataset:
+    """Read a CSV file: integers in label columns with only integers, else strings."""
     try:
         text = Path(file.path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -131,22 +132,29 @@ def _read_csv(file: File) -> Dataset:
                 f" ({', '.join(names)})."
             )
     columns = {name: [row[index] for row in rows] for index, name in enumerate(names)}
-    table = pa.table({name: _column(name, values) for name, values in columns.items()})
+    table = pa.table(
+        {
+            name: _labels(values) if name in label_columns else pa.array(values, pa.string())
+            for name, values in columns.items()
+        }
+    )
     return Dataset(table, fingerprint=fingerprint([file]))
 
 
-def _column(name: str, values: list[str]) -> pa.Array:
-    if name not in LABEL_NAMES:
-        return pa.array(values, pa.string())
-    values = [value.strip() or None for value in values]
-    if all(value is None or is_integer(value) for value in values):
-        return pa.array([None if value is None else int(value) for value in values], pa.int64())
+def _labels(values: list[str]) -> pa.Array:
+    """Convert labels to integers, with null for empty cells, or to strings without spaces around them."""
+    values = [value.strip() for value in values]
+    if all(not value or is_integer(value) for value in values):
+        return pa.array([int(value) if value else None for value in values], pa.int64())
     return pa.array(values, pa.string())
 
 
 def is_integer(text: str) -> bool:
-    """Return whether a text is an integer as Python writes it ("7", not "007")."""
-    return text.removeprefix("-").isascii() and text.removeprefix("-").isdigit() and str(int(text)) == text
+    """Return whether a text is a 64-bit integer as Python writes it ("7", not "007")."""
+    digits = text.removeprefix("-")
+    if not digits.isascii() or not digits.isdigit() or len(digits) > 19:
+        return False
+    return str(int(text)) == text and -(2**63) <= int(text) < 2**63
 
 
 def fingerprint(files: Iterable[File], *more: Any) -> str:

@@ -204,6 +204,55 @@ def test_load_splits_with_missing_labels_names_their_row(tmp_path, kind):
         load_splits(str(write_table(tmp_path / f"t.{kind}", rows)))
 
 
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("column", ["label", "species"])
+def test_load_splits_with_empty_labels_names_their_row(tmp_path, column, kind):
+    rows = [{"image": row["image"], column: row["label"]} for row in path_rows(tmp_path, COUNTS)]
+    rows[7][column] = ""
+    rows[9][column] = " "
+    with pytest.raises(DataError, match=r"'train', row 7: the label is missing \(2 such"):
+        load_splits(str(write_table(tmp_path / f"t.{kind}", rows)), label_column=column)
+
+
+@pytest.mark.parametrize("column", ["label", "species"])
+def test_load_splits_of_csv_ignores_spaces_around_labels(tmp_path, column):
+    rows = [
+        {"image": row["image"], column: f" {row['label']} "[n % 2 :]}
+        for n, row in enumerate(path_rows(tmp_path, COUNTS))
+    ]
+    assert load_splits(str(write_table(tmp_path / "t.csv", rows)), label_column=column).labels == ["cat", "dog"]
+
+
+@pytest.mark.parametrize("column", ["label", "digit"])
+@pytest.mark.parametrize("class_names", [None, [f"class {n}" for n in range(12)]])
+def test_load_splits_of_csv_with_integers_sorts_them_as_numbers(tmp_path, column, class_names):
+    write_images(tmp_path / "images", {"x": 36})
+    rows = [{"image": f"images/x/{n}.png", column: n % 12} for n in range(36)]
+    table = write_table(tmp_path / "t.csv", rows)
+    splits = load_splits(str(table), label_column=column, class_names=class_names, test_split=None)
+    assert splits.labels == (class_names or [str(n) for n in range(12)])
+    for image, label in zip(splits.train["image"], splits.train["label"], strict=True):
+        assert int(Path(image["path"]).stem) % 12 == label
+
+
+@pytest.mark.parametrize("labels", [(10**20, 10**20 + 1), (2**63, 1), ("1" * 5000, "2")])
+def test_load_splits_of_csv_with_huge_integers_keeps_them_as_text(tmp_path, labels):
+    write_images(tmp_path / "images", {"x": 20})
+    rows = [{"image": f"images/x/{n}.png", "label": labels[n % 2]} for n in range(20)]
+    assert load_splits(str(write_table(tmp_path / "t.csv", rows))).labels == sorted(map(str, labels))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_load_splits_of_labels_in_two_unicode_forms_has_one_class(tmp_path, kind):
+    rows = path_rows(tmp_path, COUNTS)
+    for number, row in enumerate(rows):
+        row["label"] = {"cat": "bar", "dog": ("caf\u00e9", "cafe\u0301")[number % 2]}[row["label"]]
+    table = str(write_table(tmp_path / f"t.{kind}", rows))
+    (tmp_path / "names.txt").write_text("cafe\u0301\nbar\n")
+    assert load_splits(table).labels == ["bar", "caf\u00e9"]
+    assert load_splits(table, class_names=[str(tmp_path / "names.txt")]).labels == ["caf\u00e9", "bar"]
+
+
 IMAGE_TYPES = {
     "path": pa.string(),
     "bytes": pa.binary(),
