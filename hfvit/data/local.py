@@ -546,7 +546,7 @@ def _table_stream(data: DataArguments, files: list[File], split: str) -> Iterabl
     column = image_column_of(stream.features, data.image_column)
     if column is None:
         return stream
-    folders = {os.path.dirname(file.path) for file in files}
+    folders = {os.path.dirname(file.path) or "." for file in files}
     folder = folders.pop() if len(folders) == 1 else None
     return stream_images(stream, column, split, folder, data.allow_outside_paths)
 

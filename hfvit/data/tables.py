@@ -58,7 +58,7 @@ def read_tables(files: list[File], split: str, label_columns: Collection[str] = 
     """
     groups: dict[str, list[File]] = {}
     for file in files:
-        groups.setdefault(os.path.dirname(file.path), []).append(file)
+        groups.setdefault(os.path.dirname(file.path) or ".", []).append(file)
     return [(folder, _read(group, split, {*LABEL_NAMES, *label_columns})) for folder, group in groups.items()]
 
 

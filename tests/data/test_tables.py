@@ -67,6 +67,15 @@ def test_load_splits_of_one_table_holds_out_validation_and_test(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_load_splits_of_a_table_in_the_working_folder(tmp_path, monkeypatch, kind):
+    table = write_table(tmp_path / f"labels.{kind}", path_rows(tmp_path, COUNTS))
+    monkeypatch.chdir(tmp_path)
+    splits = load_splits(table.name)
+    assert sum(len(splits[role]) for role in splits.facts["splits"]) == 60
+    decode(splits.train[0]["image"], "train", 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("column", ["split", "data set"])
 def test_load_splits_of_table_with_split_column(tmp_path, kind, column):
     rows = path_rows(tmp_path, {"cat": 6, "dog": 9})
