@@ -14,7 +14,7 @@ import datasets
 from datasets import ClassLabel, Dataset, Features, IterableDataset, List, Value
 
 from hfvit.data.decode import is_hidden
-from hfvit.data.folders import HIDDEN, File, LeftOut, extension
+from hfvit.data.folders import HIDDEN, NOT_UTF8, File, LeftOut, check_utf8, extension, is_utf8
 from hfvit.data.open_image import DEFAULT_LIMITS, extensions
 from hfvit.data.tables import LABEL_NAMES, UNDECODED, fingerprint, is_integer, root_cause
 from hfvit.errors import DataError, HFViTError, one_line
@@ -77,7 +77,7 @@ def list_archive(archive: File, left_out: LeftOut) -> list[File]:
 
     Args:
         archive: archive found by `folders.find_files`.
-        left_out: collects hidden, empty and misplaced members.
+        left_out: collects hidden, empty and misplaced members, and those whose name is not UTF-8.
     """
     found = []
     for member in read_members(archive.path, set()):
@@ -90,7 +90,10 @@ def list_archive(archive: File, left_out: LeftOut) -> list[File]:
             left_out.add("path outside the archive", member.name)
         elif not member.size:
             left_out.add("empty file", "/".join(parts))
+        elif not is_utf8(parts[-1]):
+            left_out.add(NOT_UTF8, "/".join(parts))
         else:
+            check_utf8(member.name, f"a folder in {archive.path}")
             found.append(File(parts, member.name, member.size, archive.changed))
     return sorted(found, key=lambda file: file.name)
 
@@ -275,6 +278,7 @@ def _samples(shard: str, label_column: str | None) -> Iterator[dict[str, Any]]:
     for member in read_members(shard):
         if is_hidden(member.name.rpartition("/")[2]):
             continue
+        check_utf8(member.name, f"a member of {shard}")
         key, kind = _sample_key(member.name)
         if key != current:
             if sample:

@@ -29,6 +29,7 @@ from hfvit.data.folders import (
     LeftOut,
     canonical_split,
     check_shared_files,
+    check_utf8,
     class_folders,
     extension,
     find_files,
@@ -235,6 +236,7 @@ def _is_data(file: File) -> bool:
 
 
 def _open_file(file: Path, data: DataArguments) -> LocalData | None:
+    check_utf8(str(file), "a file")
     status = file.stat()
     found = File((file.name,), str(file), status.st_size, status.st_mtime_ns)
     kind = _type(found)

@@ -1,6 +1,8 @@
 """Zip and tar archives of class folders, and WebDataset shards."""
 
+import io
 import json
+import tarfile
 
 import pytest
 from helpers.layouts import archive_folder, class_counts, image_bytes, paths, write_images, write_shard
@@ -122,4 +124,24 @@ def test_load_splits_of_webdataset_with_bad_json_names_the_member(tmp_path, cont
     samples = [{"png": image_bytes(n), "json": b'{"label": 1}'} for n in range(3)]
     write_shard(tmp_path / "train-0.tar", [*samples, {"png": image_bytes(), "json": content}])
     with pytest.raises(DataError, match=r"^dataset_name: .*00003\.json"):
+        load_splits(str(tmp_path), class_names=["a", "b"])
+
+
+@pytest.mark.parametrize("name", ["a/caf\udce9.png", "caf\udce9/1.png"])
+def test_load_splits_of_a_tar_with_a_name_that_is_not_utf8_names_it(tmp_path, name):
+    write_images(tmp_path / "photos", {"a": 5, "b": 5})
+    (tmp_path / "photos" / name).parent.mkdir(exist_ok=True)
+    (tmp_path / "photos" / name).write_bytes(image_bytes())
+    archive = archive_folder(tmp_path / "photos", tmp_path / "photos.tar")
+    with pytest.raises(DataError, match=r"^dataset_name: .*caf\\xe9"):
+        load_splits(str(archive))
+
+
+def test_load_splits_of_a_shard_with_a_name_that_is_not_utf8_names_it(tmp_path):
+    with tarfile.open(tmp_path / "train-0.tar", "w") as shard:
+        for name, content in (("1.png", image_bytes()), ("1.cls", b"0"), ("caf\udce9.png", image_bytes())):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            shard.addfile(info, io.BytesIO(content))
+    with pytest.raises(DataError, match=r"^dataset_name: .*caf\\xe9"):
         load_splits(str(tmp_path), class_names=["a", "b"])
