@@ -7,7 +7,7 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import datasets
@@ -112,6 +112,7 @@ def archive_dataset(archive: File, rows: Sequence[tuple[File, str]], labels: Seq
     features = Features({"image": UNDECODED, "label": ClassLabel(names=list(labels))})
     return _generated(
         generate_members,
+        [archive],
         {"archives": [archive.path], "labels": {file.path: label for file, label in rows}},
         features,
         split,
@@ -149,10 +150,27 @@ def _image(archive: str, member: Member) -> dict[str, Any]:
     return {"bytes": member.content, "path": f"{archive}/{member.name}"}
 
 
-def _generated(generator, arguments: dict, features: Features, split: str, known: str) -> Dataset:
+def _generated(
+    generator: Callable, archives: Sequence[File], arguments: dict, features: Features, split: str, known: str
+) -> Dataset:
+    """Copy the images of archives to the cache of `datasets`, or open the copy.
+
+    Args:
+        generator: function that yields the rows.
+        archives: files that it reads.
+        arguments: arguments of `generator`.
+        features: columns of the rows.
+        split: name of the split.
+        known: fingerprint of the rows. The cache also depends on the folder of the archives, which can be moved.
+    """
+    places = [os.path.abspath(archive.path) for archive in archives]
     try:
-        return Dataset.from_generator(
-            generator, features=features, gen_kwargs=arguments, split=datasets.NamedSplit(split), fingerprint=known
+        dataset = Dataset.from_generator(
+            generator,
+            features=features,
+            gen_kwargs=arguments,
+            split=datasets.NamedSplit(split),
+            fingerprint=datasets.fingerprint.Hasher.hash([known, places]),
         )
     except Exception as error:
         cause = root_cause(error)
@@ -161,6 +179,8 @@ def _generated(generator, arguments: dict, features: Features, split: str, known
         raise DataError(
             f"dataset_name: split '{split}' cannot be read ({type(cause).__name__}: {one_line(cause)})."
         ) from error
+    dataset._fingerprint = known
+    return dataset
 
 
 # WebDataset: members with the same name up to the first dot are a sample
@@ -208,7 +228,7 @@ def webdataset(
     """
     features, arguments = _sample_source(shards, image_column, label_column)
     return _generated(
-        generate_samples, arguments, features, split, fingerprint(shards, split, image_column, label_column)
+        generate_samples, shards, arguments, features, split, fingerprint(shards, split, image_column, label_column)
     )
 
 

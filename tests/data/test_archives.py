@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 
 import pytest
@@ -145,3 +146,28 @@ def test_load_splits_of_a_shard_with_a_name_that_is_not_utf8_names_it(tmp_path):
             shard.addfile(info, io.BytesIO(content))
     with pytest.raises(DataError, match=r"^dataset_name: .*caf\\xe9"):
         load_splits(str(tmp_path), class_names=["a", "b"])
+
+
+@pytest.mark.parametrize("layout", ["classes", "shards"])
+def test_load_splits_of_archives_in_two_folders_with_the_same_relative_name(tmp_path, monkeypatch, layout):
+    fingerprints = set()
+    for project in (1, 2):
+        folder = tmp_path / str(project)
+        images = [image_bytes(n * project, "BMP") for n in range(20)]
+        if layout == "shards":
+            write_shard(
+                folder / "data/train.tar", [{"bmp": data, "cls": b"%d" % (n % 2)} for n, data in enumerate(images)]
+            )
+        else:
+            for number, data in enumerate(images):
+                (folder / "photos" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+                (folder / "photos" / "ab"[number % 2] / f"{number}.bmp").write_bytes(data)
+            archive_folder(folder / "photos", folder / "data/train.zip")
+        for file in (folder / "data").iterdir():
+            os.utime(file, (10**9, 10**9))
+        monkeypatch.chdir(folder)
+        splits = load_splits("data", class_names=["a", "b"] if layout == "shards" else None)
+        found = {image["bytes"] for role in splits.facts["splits"] for image in splits[role]["image"]}
+        assert found == set(images)
+        fingerprints.add(splits.train._fingerprint)
+    assert len(fingerprints) == 1  # as of a project that was moved
