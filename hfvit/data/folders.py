@@ -4,7 +4,7 @@ import os
 import stat
 import unicodedata
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -367,7 +367,7 @@ def _split_folders(images: list[File], depth: int, named: Collection[str]) -> di
     for file in images:
         if len(file.parts) > depth + 2:
             top = file.parts[depth]
-            split = top if top in named and not canonical_split(top) else canonical_split(top)
+            split = _split_of_folder(top, named)
             if split:
                 found[top] = split
     direct = {file.parts[depth] for file in images if len(file.parts) == depth + 2}
@@ -381,6 +381,29 @@ def _split_folders(images: list[File], depth: int, named: Collection[str]) -> di
                 f"dataset_name: the folders {' and '.join(same)} are both the {split} split. Merge or rename one."
             )
     return splits
+
+
+def splits_of_paths(paths: Sequence[Sequence[str]], named: Collection[str] = ()) -> list[str] | None:
+    """Return the split of each path by its top folder, such as `test/1.jpg`.
+
+    Top folders that contain only one other folder are skipped.
+
+    Args:
+        paths: parts of paths, relative to their table.
+        named: split names in the recipe, in addition to the usual ones.
+
+    Returns:
+        The splits, None if a top folder is not a split, or all are the same split.
+    """
+    depth = 0
+    while len({parts[depth] for parts in paths}) == 1 and all(len(parts) > depth + 2 for parts in paths):
+        depth += 1
+    splits = [_split_of_folder(parts[depth], named) if len(parts) > depth + 1 else None for parts in paths]
+    return splits if all(splits) and len(set(splits)) > 1 else None
+
+
+def _split_of_folder(name: str, named: Collection[str]) -> str | None:
+    return canonical_split(name) or (name if name in named else None)
 
 
 def _check_class_folders_in_splits(name: str, images: list[File], depth: int) -> None:

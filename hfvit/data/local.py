@@ -47,7 +47,8 @@ from hfvit.data.tables import (
     image_column_of,
     read_tables,
     split_by_column,
-    split_column,
+    split_by_folder,
+    split_columns,
     stream_images,
     unreadable,
 )
@@ -267,6 +268,8 @@ def _open_saved(root: Path, data: DataArguments, left_out: LeftOut) -> LocalData
 
     splits = {name: _in_memory(partial(images, name), len(tables[name])) for name in tables}
     is_split = isinstance(loaded, datasets.DatasetDict)
+    if not is_split:
+        _warn_unused(data, loaded.column_names, "is not used, since the data set was saved without splits")
     return LocalData(data.dataset_name, splits, is_split, left_out, "folder of Dataset.save_to_disk")
 
 
@@ -416,7 +419,7 @@ def _only_flags(table: Dataset, data: DataArguments) -> list[str]:
 
     `splits.find_labels` has the same rule.
     """
-    others = {image_column_of(table.features, data.image_column), data.text_column, split_column(table.column_names)}
+    others = {image_column_of(table.features, data.image_column), data.text_column, *split_columns(table.column_names)}
     flags = flag_columns(table, others)
     return flags if {*flags, *others} >= set(table.column_names) else []
 
@@ -485,7 +488,9 @@ def _open_tables(data: DataArguments, tables: list[File], left_out: LeftOut, by_
             )
     if is_split:
         splits = {
-            split: LocalSplit(partial(_table, data, files, split), partial(_table_stream, data, files, split), files)
+            split: LocalSplit(
+                partial(_split_table, data, files, split), partial(_table_stream, data, files, split), files
+            )
             for split, files in groups.items()
         }
         return LocalData(data.dataset_name, _in_order(splits), True, left_out, _table_layout(tables, "by file"))
@@ -495,14 +500,55 @@ def _open_tables(data: DataArguments, tables: list[File], left_out: LeftOut, by_
 def _unsplit_table(data: DataArguments, files: list[File], left_out: LeftOut) -> LocalData:
     """Open a table without splits in its name; a column may have them."""
     table = _table(data, files, "train")
-    column = split_column(table.column_names)
-    by_column = split_by_column(table, column) if column and column not in data.label_columns else None
-    if by_column is None:
+    by_rows = _split_by_rows(data, table, files)
+    if by_rows is None:
         split = LocalSplit(partial(_same, table), partial(_table_stream, data, files, "train"), files, len(table))
         return LocalData(data.dataset_name, {"train": split}, False, left_out, _table_layout(files))
-    splits = {name: _in_memory(partial(_same, some), len(some), files) for name, some in by_column.items()}
-    layout = _table_layout(files, f"by column {column}")
-    return LocalData(data.dataset_name, _in_order(splits), True, left_out, layout)
+    found, by = by_rows
+    splits = {name: _in_memory(partial(_same, some), len(some), files) for name, some in found.items()}
+    return LocalData(data.dataset_name, _in_order(splits), True, left_out, _table_layout(files, by))
+
+
+def _split_by_rows(data: DataArguments, table: Dataset, files: list[File]) -> tuple[dict[str, Dataset], str] | None:
+    """Split a table by a column, or else by the top folders of its paths.
+
+    Args:
+        data: data options of the recipe.
+        table: rows of the files.
+        files: files of the table.
+
+    Returns:
+        (splits by name, what they are split by), None if the rows have no splits.
+    """
+    for column in _split_columns(data, table.column_names):
+        found = split_by_column(table, column)
+        if found:
+            others = [name for name in table.column_names if name != column]
+            _warn_unused(data, others, f"is not used, since column '{column}' has the splits")
+            return found, f"by column {column}"
+    _warn_unused(data, table.column_names, "is not used, since its values are not train, validation or test")
+    image_column = image_column_of(table.features, data.image_column)
+    root = os.path.commonpath([os.path.dirname(file.path) for file in files])
+    found = split_by_folder(table, image_column, root, _named_splits(data)) if image_column else None
+    return (found, "by the folders of its images") if found else None
+
+
+def _split_columns(data: DataArguments, columns: Iterable[str]) -> list[str]:
+    """Return the columns that may have the split of each row."""
+    others = {*data.label_columns, data.image_column, data.text_column}
+    return [column for column in split_columns(columns) if column not in others]
+
+
+def _warn_unused(data: DataArguments, columns: Iterable[str], reason: str) -> None:
+    """Warn about columns with the usual name of a split column.
+
+    Args:
+        data: data options of the recipe.
+        columns: columns of a table.
+        reason: why they are not used.
+    """
+    for column in _split_columns(data, columns):
+        logger.warning("dataset_name: column '%s' of %s %s", column, data.dataset_name, reason)
 
 
 def _table_layout(files: Sequence[File], split: str | None = None) -> str:
@@ -530,6 +576,16 @@ def _table(data: DataArguments, files: list[File], split: str) -> Dataset:
         return datasets.concatenate_datasets(parts) if len(parts) > 1 else parts[0]
     except ValueError as error:
         raise DataError(unreadable(files, error)) from error
+
+
+def _split_table(data: DataArguments, files: list[File], split: str) -> Dataset:
+    """Load the table files of a split, and warn about a column with other splits."""
+    table = _table(data, files, split)
+    for column in _split_columns(data, table.column_names):
+        names = {canonical_split(value) if isinstance(value, str) else None for value in table[column][:]}
+        if names != {split}:
+            _warn_unused(data, [column], "is not used, since the files have the splits")
+    return table
 
 
 def _table_stream(data: DataArguments, files: list[File], split: str) -> IterableDataset:

@@ -19,7 +19,7 @@ import pyarrow.compute
 import pyarrow.parquet
 from datasets import Dataset, Features, Image, IterableDataset, Value
 
-from hfvit.data.folders import File, canonical_split, extension
+from hfvit.data.folders import File, canonical_split, extension, splits_of_paths
 from hfvit.data.references import ALLOW, leads_outside
 from hfvit.errors import DataError, HFViTError, one_line
 from hfvit.utils.files import expand_user
@@ -179,27 +179,59 @@ def split_by_column(dataset: Dataset, column: str) -> dict[str, Dataset] | None:
         The splits by name, None if the values are not names of splits.
 
     Raises:
-        DataError: the column is called `split` and has other values.
+        DataError: the column is called `split`, in any case, and has other values.
     """
     values = dataset[column][:]
     names = {value: canonical_split(value) if isinstance(value, str) else None for value in set(values)}
     if not all(names.values()):
-        if column == "split":
+        if column.lower() == "split":
             unknown = sorted(str(value) for value, name in names.items() if not name)
             raise DataError(
-                "dataset_name: the values of column 'split' must be train, validation or test, got"
+                f"dataset_name: the values of column '{column}' must be train, validation or test, got"
                 f" {', '.join(unknown[:5])}."
             )
         return None
+    return _split_rows(dataset, [names[value] for value in values])
+
+
+def split_by_folder(
+    dataset: Dataset, column: str, root: str, named: Collection[str] = ()
+) -> dict[str, Dataset] | None:
+    """Split a data set by the top folders of its image files, such as `test/1.jpg`.
+
+    Args:
+        dataset: data set from `as_images`.
+        column: name of the image column.
+        root: folder that paths are relative to.
+        named: split names in the recipe, in addition to the usual ones.
+
+    Returns:
+        The splits by name, None if the images are not in the folders of two or more splits.
+    """
+    if dataset.features.get(column) != UNDECODED:
+        return None
+    prefix = "" if root in ("", ".") else os.path.join(os.path.normpath(root), "")
+    paths: list[list[str]] = []
+    for chunk in dataset.with_format("arrow")[:].column(column).chunks:
+        if chunk.field("bytes").null_count < len(chunk):
+            return None
+        paths += [
+            os.path.normpath(path).removeprefix(prefix).split(os.sep) for path in chunk.field("path").to_pylist()
+        ]
+    splits = splits_of_paths(paths, named)
+    return _split_rows(dataset, splits) if splits else None
+
+
+def _split_rows(dataset: Dataset, splits: Iterable[str]) -> dict[str, Dataset]:
     rows: dict[str, list[int]] = {}
-    for row, value in enumerate(values):
-        rows.setdefault(names[value], []).append(row)
-    return {name: dataset.select(indices) for name, indices in rows.items()}
+    for row, split in enumerate(splits):
+        rows.setdefault(split, []).append(row)
+    return {split: dataset.select(indices) for split, indices in rows.items()}
 
 
-def split_column(columns: Iterable[str]) -> str | None:
-    """Return the column with the usual name of a split column, None without one."""
-    return next((name for name in columns if name.lower() in SPLIT_COLUMNS), None)
+def split_columns(columns: Iterable[str]) -> list[str]:
+    """Return the columns with the usual name of a split column, in any case."""
+    return [name for name in columns if name.lower() in SPLIT_COLUMNS]
 
 
 # Image columns

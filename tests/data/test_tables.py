@@ -119,6 +119,64 @@ def test_load_splits_of_metadata_without_labels_takes_folders_and_adds_columns(t
         assert image["path"].endswith(f"{text.replace(' ', '/')}.png")
 
 
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("name", ["metadata", "labels"])
+@pytest.mark.parametrize("folder", ["", "images/"])
+def test_load_splits_of_one_table_with_split_folders_uses_them(tmp_path, monkeypatch, name, folder, kind):
+    rows = []
+    for start, (split, count) in enumerate((("train", 8), ("val", 3), ("test", 4))):
+        rows += path_rows(tmp_path / "set", {"cat": count, "dog": count}, folder + split, 100 * start)
+    rows = [{"file_name": row["image"], "label": row["label"]} for row in rows]
+    table = write_table(tmp_path / f"set/{name}.{kind}", rows)
+    monkeypatch.chdir(tmp_path / "set")
+    for given in (tmp_path / "set", table, ".", table.name):
+        splits = load_splits(str(given))
+        for role, part, count in (("train", "train", 16), ("validation", "val", 6), ("test", "test", 8)):
+            assert [Path(path).parent.name for path in paths(splits, role)] == [part] * count
+
+
+def test_load_splits_of_one_table_uses_split_folders_named_in_the_recipe(tmp_path):
+    rows = [*path_rows(tmp_path, COUNTS, "train"), *path_rows(tmp_path, {"cat": 3, "dog": 3}, "night", 100)]
+    splits = load_splits(str(write_table(tmp_path / "labels.csv", rows)), test_split="night")
+    assert len(splits.test) == 6
+    assert len(splits.train) + len(splits.validation) == 60
+
+
+@pytest.mark.parametrize("folders", [("train", "train"), ("train", "other"), ("test", "images/test")])
+def test_load_splits_of_one_table_without_split_folders_holds_out(tmp_path, folders):
+    rows = [*path_rows(tmp_path, {"cat": 10}, folders[0]), *path_rows(tmp_path, {"dog": 10}, folders[1], 100)]
+    splits = load_splits(str(write_table(tmp_path / "labels.csv", rows)))
+    assert {role: sum(counts.values()) for role, counts in class_counts(splits).items()} == {
+        "train": 16, "validation": 2, "test": 2,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("column", ["split", "Split", "SPLIT"])
+def test_load_splits_with_unknown_values_in_the_split_column_names_it(tmp_path, column):
+    rows = [{**row, column: ("train", "holdout")[n % 2]} for n, row in enumerate(path_rows(tmp_path, COUNTS))]
+    with pytest.raises(DataError, match=r"^dataset_name: ") as caught:
+        load_splits(str(write_table(tmp_path / "labels.csv", rows)))
+    assert_names(caught.value, f"'{column}'", "holdout")
+
+
+@pytest.mark.parametrize("column", ["partition", "Subset", "set"])
+@pytest.mark.parametrize("other", [{}, {"split": "train"}, {"Split": "train"}])
+def test_load_splits_with_an_unused_split_column_warns(tmp_path, caplog, column, other):
+    rows = [{**row, column: n % 3, **other} for n, row in enumerate(path_rows(tmp_path, COUNTS))]
+    load_splits(str(write_table(tmp_path / "labels.csv", rows)))
+    assert [r.levelname for r in caplog.records if f"'{column}'" in r.getMessage()] == ["WARNING"]
+
+
+@pytest.mark.parametrize(("values", "warns"), [(("train", "test"), True), (("train", "train"), False)])
+def test_load_splits_of_a_table_for_each_split_warns_of_another_split_column(tmp_path, caplog, values, warns):
+    for start, split in enumerate(("train", "val")):
+        rows = path_rows(tmp_path, {"cat": 10, "dog": 10}, split, 100 * start)
+        rows = [{**row, "split": split if split == "val" else values[n % 2]} for n, row in enumerate(rows)]
+        write_table(tmp_path / f"{split}.csv", rows)
+    load_splits(str(tmp_path))
+    assert any("'split'" in r.getMessage() and r.levelname == "WARNING" for r in caplog.records) == warns
+
+
 def test_load_splits_of_tables_beside_class_folders_uses_the_folders(tmp_path):
     write_images(tmp_path, {"train/cat": 20, "train/dog": 20})
     write_table(tmp_path / "labels.csv", [{"image": "train/cat/0.png", "label": "wolf"}])
