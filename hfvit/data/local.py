@@ -342,7 +342,10 @@ def _with_images(local: LocalData, files: list[File]) -> LocalData:
 
 
 def _folder_data(
-    data: DataArguments, folders: ClassFolders, left_out: LeftOut, columns: dict[str, dict[str, str]] | None = None
+    data: DataArguments,
+    folders: ClassFolders,
+    left_out: LeftOut,
+    columns: dict[str, dict[str, str | None]] | None = None,
 ) -> LocalData:
     check_shared_files(data.dataset_name, folders.splits)
     labels = folders.labels
@@ -360,25 +363,28 @@ def _in_order(splits: dict[str, LocalSplit]) -> dict[str, LocalSplit]:
 
 
 def _folder_dataset(
-    rows: Sequence[tuple[File, str]], labels: list[str], columns: dict[str, dict[str, str]] | None = None
+    rows: Sequence[tuple[File, str]], labels: list[str], columns: dict[str, dict[str, str | None]] | None = None
 ) -> Dataset:
     """Create a table with the columns `image` (undecoded), `label` and `columns`.
 
     Args:
         rows: (file, class name).
         labels: all class names, in the order of the logits.
-        columns: additional texts: column -> path -> text.
+        columns: additional texts: column -> normalized path -> text.
     """
     index_of = {label: index for index, label in enumerate(labels)}
     features = Features({"image": UNDECODED, "label": ClassLabel(names=labels)})
     paths = pa.array([file.path for file, _ in rows], pa.string())
     images = pa.StructArray.from_arrays([pa.nulls(len(rows), pa.binary()), paths], ["bytes", "path"])
     arrays = {"image": images, "label": pa.array([index_of[label] for _, label in rows], pa.int64())}
-    for name, texts in (columns or {}).items():
+    texts = {
+        name: [column.get(os.path.normpath(file.path)) for file, _ in rows] for name, column in (columns or {}).items()
+    }
+    for name, values in texts.items():
         features[name] = Value("string")
-        arrays[name] = pa.array([texts.get(file.path) for file, _ in rows], pa.string())
+        arrays[name] = pa.array(values, pa.string())
     table = pa.table(arrays).cast(features.arrow_schema)
-    known = fingerprint([file for file, _ in rows], [label for _, label in rows], labels, sorted(columns or {}))
+    known = fingerprint([file for file, _ in rows], [label for _, label in rows], labels, sorted(texts.items()))
     return Dataset(table, datasets.DatasetInfo(features=features), fingerprint=known)
 
 
@@ -397,21 +403,48 @@ def _open_metadata(
     images = select_images(files, left_out, ignored=TABLE_EXTENSIONS)
     folders = class_folders(data.dataset_name, images, left_out, _named_splits(data), empty)
     folders.notes.append(f"{metadata[0].name} has no label column; the classes are the folders.")
-    texts: dict[str, dict[str, str]] = {}
-    for folder, table in read_tables(metadata, "metadata"):
-        paths = image_column_of(table.features, data.image_column)
-        if paths is None:
+    _warn_unused(data, table.column_names, "is not used, since the folders are the classes")
+    texts = _metadata_texts(data, metadata)
+    known = {os.path.normpath(file.path) for rows in folders.splits.values() for file, _ in rows}
+    unknown = sorted({path for column in texts.values() for path in column} - known)
+    if unknown:
+        folders.notes.append(f"{len(unknown):,} rows of {METADATA} match no image, such as {unknown[0]}.")
+    return _folder_data(data, folders, left_out, texts)
+
+
+def _metadata_texts(data: DataArguments, metadata: list[File]) -> dict[str, dict[str, str | None]]:
+    """Read the columns besides the paths of `metadata` files.
+
+    Args:
+        data: data options of the recipe.
+        metadata: files of the same type.
+
+    Returns:
+        The texts by column and normalized path.
+
+    Raises:
+        DataError: there is no column of paths, or a path is missing.
+    """
+    texts: dict[str, dict[str, str | None]] = {}
+    for folder, table in read_tables(metadata, METADATA):
+        column = image_column_of(table.features, data.image_column)
+        if column is None:
             raise DataError(
                 f"image_column: {metadata[0].name} has no column file_name (found: {', '.join(table.features)})."
             )
+        paths = []
+        for row, path in enumerate(table[column][:]):
+            if not isinstance(path, str) or not path:
+                raise DataError(
+                    f"image_column: row {row} of {METADATA} in {folder}: '{column}' must be a path, got {path!r}."
+                    " Correct or remove the row."
+                )
+            paths.append(os.path.normpath(os.path.join(folder, path)))
         for name in table.column_names:
-            if name != paths:
-                known = texts.setdefault(name, {})
-                known |= {
-                    os.path.join(folder, path): str(value)
-                    for path, value in zip(table[paths][:], table[name][:], strict=True)
-                }
-    return _folder_data(data, folders, left_out, texts)
+            if name != column:
+                values = [None if value is None else str(value) for value in table[name][:]]
+                texts.setdefault(name, {}).update(zip(paths, values, strict=True))
+    return texts
 
 
 def _only_flags(table: Dataset, data: DataArguments) -> list[str]:

@@ -119,6 +119,55 @@ def test_load_splits_of_metadata_without_labels_takes_folders_and_adds_columns(t
         assert image["path"].endswith(f"{text.replace(' ', '/')}.png")
 
 
+def write_captions(root, captions, kind="jsonl"):
+    """Class folders `cat` and `dog`, and a table of (path, caption)."""
+    if not root.exists():
+        write_images(root, {"cat": 10, "dog": 10})
+    write_table(root / f"metadata.{kind}", [{"file_name": path, "caption": text} for path, text in captions])
+    return str(root)
+
+
+CAPTIONS = [(f"{label}/{n}.png", f"{label} {n}") for label in ("cat", "dog") for n in range(10)]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_load_splits_of_metadata_with_missing_texts_keeps_them_missing(tmp_path, kind):
+    captions = [(path, text if "cat" in path else None) for path, text in CAPTIONS]
+    splits = load_splits(write_captions(tmp_path / "a", captions, kind), text_column="caption")
+    for image, text in zip(splits.train["image"], splits.train["text"], strict=True):
+        assert (text is None) == ("dog" in image["path"])
+
+
+@pytest.mark.parametrize("prefix", ["./", "cat/../", ".//"])
+def test_load_splits_of_metadata_normalizes_paths(tmp_path, prefix):
+    root = write_captions(tmp_path / "a", [(prefix + path, text) for path, text in CAPTIONS])
+    splits = load_splits(root, text_column="caption")
+    for image, text in zip(splits.train["image"], splits.train["text"], strict=True):
+        assert image["path"].endswith(f"{text.replace(' ', '/')}.png")
+
+
+def test_load_splits_of_metadata_counts_rows_without_image(tmp_path, caplog):
+    captions = [*CAPTIONS, ("cat/99.png", "x"), ("dog/99.png", "x")]
+    with caplog.at_level("INFO", logger="hfvit"):
+        load_splits(write_captions(tmp_path / "a", captions), text_column="caption")
+    assert any("2 rows" in message and "cat/99.png" in message for message in caplog.messages)
+
+
+@pytest.mark.parametrize("path", [None, ""])
+def test_load_splits_of_metadata_without_a_path_names_the_row(tmp_path, path):
+    with pytest.raises(DataError, match=r"^image_column: row 20 "):
+        load_splits(write_captions(tmp_path / "a", [*CAPTIONS, (path, "x")]), text_column="caption")
+
+
+def test_load_splits_of_metadata_with_other_texts_has_another_fingerprint(tmp_path):
+    def fingerprint(captions):
+        return load_splits(write_captions(tmp_path / "a", captions), text_column="caption").train._fingerprint
+
+    before = fingerprint(CAPTIONS)
+    assert fingerprint(CAPTIONS) == before
+    assert fingerprint([(path, text.upper()) for path, text in CAPTIONS]) != before
+
+
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 @pytest.mark.parametrize("name", ["metadata", "labels"])
 @pytest.mark.parametrize("folder", ["", "images/"])
@@ -175,6 +224,13 @@ def test_load_splits_of_a_table_for_each_split_warns_of_another_split_column(tmp
         write_table(tmp_path / f"{split}.csv", rows)
     load_splits(str(tmp_path))
     assert any("'split'" in r.getMessage() and r.levelname == "WARNING" for r in caplog.records) == warns
+
+
+def test_load_splits_of_metadata_without_labels_warns_of_a_split_column(tmp_path, caplog):
+    write_images(tmp_path, {"cat": 10, "dog": 10})
+    write_table(tmp_path / "metadata.csv", [{"file_name": path, "split": "test"} for path, _ in CAPTIONS])
+    load_splits(str(tmp_path))
+    assert any("'split'" in r.getMessage() and r.levelname == "WARNING" for r in caplog.records)
 
 
 def test_load_splits_of_tables_beside_class_folders_uses_the_folders(tmp_path):
