@@ -151,7 +151,7 @@ def canonical_split(name: str) -> str | None:
 
 
 def is_utf8(name: str) -> bool:
-    """Return whether the name of a file is UTF-8; other bytes are lone surrogates in Python."""
+    """Return whether a name is UTF-8; other bytes of names are lone surrogates."""
     try:
         name.encode()
     except UnicodeEncodeError:

@@ -186,7 +186,7 @@ def check_column(split: Dataset | IterableDataset, name: str, key: str, column: 
 
 
 def normalized(name: str) -> str:
-    """Return a class name in Unicode NFC, since file systems and editors differ in its form."""
+    """Return a class name in Unicode NFC; file systems and editors differ in it."""
     return unicodedata.normalize("NFC", name)
 
 

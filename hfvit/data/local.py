@@ -612,7 +612,13 @@ def _table(data: DataArguments, files: list[File], split: str) -> Dataset:
 
 
 def _split_table(data: DataArguments, files: list[File], split: str) -> Dataset:
-    """Load the table files of a split, and warn about a column with other splits."""
+    """Load the table files of a split, and warn about a column with other splits.
+
+    Args:
+        data: data options of the recipe.
+        files: files of the split.
+        split: name of the split.
+    """
     table = _table(data, files, split)
     for column in _split_columns(data, table.column_names):
         names = {canonical_split(value) if isinstance(value, str) else None for value in table[column][:]}

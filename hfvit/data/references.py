@@ -61,7 +61,7 @@ def read_cards(source: str, revision: str | None = None) -> dict[str, dict[str, 
 
 
 def _metadata(path: Path) -> dict[str, Any]:
-    """Parse the metadata of a card, from the same part of its text as `DatasetCard.load`."""
+    """Parse the metadata of a card, as `DatasetCard.load` does."""
     if path.suffix == ".md":
         with path.open(encoding="utf-8-sig", newline="") as file:
             match = REGEX_YAML_BLOCK.search(file.read())

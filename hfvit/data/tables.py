@@ -142,7 +142,10 @@ def _read_csv(file: File, label_columns: Collection[str]) -> Dataset:
 
 
 def _labels(values: list[str]) -> pa.Array:
-    """Convert labels to integers, with null for empty cells, or to strings without spaces around them."""
+    """Convert the cells of a label column to integers or strings.
+
+    Spaces around labels are removed. An empty cell is null among integers, and an empty string among strings.
+    """
     values = [value.strip() for value in values]
     if all(not value or is_integer(value) for value in values):
         return pa.array([int(value) if value else None for value in values], pa.int64())
@@ -320,7 +323,16 @@ def as_images(
 
 
 def _check_no_nulls(dataset: Dataset, column: str, split: str) -> None:
-    """Raise `DataError` if rows have neither the bytes nor the path of an image."""
+    """Check that all rows have the bytes or the path of an image.
+
+    Args:
+        dataset: data set with the column.
+        column: name of the image column.
+        split: name of the split, for messages.
+
+    Raises:
+        DataError: a row has no image.
+    """
     chunks = dataset.with_format("arrow")[:].column(column).chunks
     rows = np.flatnonzero(np.concatenate([_is_null(chunk) for chunk in chunks])) if chunks else ()
     if len(rows):
