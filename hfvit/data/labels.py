@@ -241,6 +241,9 @@ def encode_labels(
             labels, encoded = _renamed(labels, encoded, class_names)
     else:
         raw_labels = {role: _whole(values, names[role], partial(row_of, role)) for role, values in raw_labels.items()}
+        if any(isinstance(value, str) for values in raw_labels.values() for value in values):
+            # A CSV file of one split can have only integers, while that of another has other names, too.
+            raw_labels = {role: list(map(str, values)) for role, values in raw_labels.items()}
         if class_names is None:
             classes = sorted(set(raw_labels["train"]))
         elif all(isinstance(value, int) for values in raw_labels.values() for value in values):

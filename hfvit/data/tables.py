@@ -64,9 +64,9 @@ def read_tables(files: list[File], split: str, label_columns: Collection[str] = 
 
 def _read(files: list[File], split: str, label_columns: Collection[str]) -> Dataset:
     kind = READERS.get(extension(files[0].path))
-    if kind is None:
-        return datasets.concatenate_datasets([_read_csv(file, label_columns) for file in files])
     try:
+        if kind is None:
+            return _concatenated([_read_csv(file, label_columns) for file in files], label_columns)
         return datasets.load_dataset(kind, data_files=data_files(files, split), split=split)
     except HFViTError:
         raise
@@ -74,6 +74,17 @@ def _read(files: list[File], split: str, label_columns: Collection[str]) -> Data
         if "corresponds to no data" in str(error):  # message of datasets for an empty table
             raise DataError(f"dataset_name: split '{split}' ({files[0].path}) is empty.") from None
         raise DataError(unreadable(files, error)) from error
+
+
+def _concatenated(tables: list[Dataset], label_columns: Collection[str]) -> Dataset:
+    """Concatenate CSV files; labels are strings unless all files have integers."""
+    for name in label_columns:
+        types = {table.features[name].dtype for table in tables if name in table.features}
+        if len(types) > 1:
+            tables = [
+                table.cast_column(name, Value("string")) if name in table.features else table for table in tables
+            ]
+    return datasets.concatenate_datasets(tables)
 
 
 def unreadable(files: list[File], error: BaseException) -> str:

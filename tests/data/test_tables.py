@@ -358,6 +358,22 @@ def test_load_splits_of_csv_with_integers_sorts_them_as_numbers(tmp_path, column
         assert int(Path(image["path"]).stem) % 12 == label
 
 
+@pytest.mark.parametrize("column", ["label", "species"])
+@pytest.mark.parametrize("names", [("train", "test"), ("test", "train"), ("data-0", "data-1")])
+def test_load_splits_of_csv_with_integers_in_one_of_two_files_reads_names(tmp_path, column, names):
+    write_images(tmp_path / "images", {"x": 80})
+    for name, start, labels in zip(names, (0, 40), (("1", "2", "a"), ("1", "2")), strict=True):
+        rows = [{"image": f"images/x/{start + n}.png", column: labels[n % len(labels)]} for n in range(40)]
+        write_table(tmp_path / f"{name}.csv", rows)
+    if names[0] == "test":
+        with pytest.raises(DataError, match=r"label 'a' is outside"):
+            load_splits(str(tmp_path), label_column=column)
+        return
+    splits = load_splits(str(tmp_path), label_column=column)
+    assert splits.labels == ["1", "2", "a"]
+    assert sum(counts["1"] for counts in class_counts(splits).values()) == 14 + 20
+
+
 @pytest.mark.parametrize("labels", [(10**20, 10**20 + 1), (2**63, 1), ("1" * 5000, "2")])
 def test_load_splits_of_csv_with_huge_integers_keeps_them_as_text(tmp_path, labels):
     write_images(tmp_path / "images", {"x": 20})
