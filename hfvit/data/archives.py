@@ -7,14 +7,14 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import datasets
 from datasets import ClassLabel, Dataset, Features, IterableDataset, List, Value
 
 from hfvit.data.decode import is_hidden
-from hfvit.data.folders import HIDDEN, File, LeftOut, extension
+from hfvit.data.folders import HIDDEN, NOT_UTF8, File, LeftOut, check_utf8, extension, is_utf8
 from hfvit.data.open_image import DEFAULT_LIMITS, extensions
 from hfvit.data.tables import LABEL_NAMES, UNDECODED, fingerprint, is_integer, root_cause
 from hfvit.errors import DataError, HFViTError, one_line
@@ -77,7 +77,7 @@ def list_archive(archive: File, left_out: LeftOut) -> list[File]:
 
     Args:
         archive: archive found by `folders.find_files`.
-        left_out: collects hidden, empty and misplaced members.
+        left_out: collects hidden, empty and misplaced members, and those whose name is not UTF-8.
     """
     found = []
     for member in read_members(archive.path, set()):
@@ -90,7 +90,10 @@ def list_archive(archive: File, left_out: LeftOut) -> list[File]:
             left_out.add("path outside the archive", member.name)
         elif not member.size:
             left_out.add("empty file", "/".join(parts))
+        elif not is_utf8(parts[-1]):
+            left_out.add(NOT_UTF8, "/".join(parts))
         else:
+            check_utf8(member.name, f"a folder in {archive.path}")
             found.append(File(parts, member.name, member.size, archive.changed))
     return sorted(found, key=lambda file: file.name)
 
@@ -109,6 +112,7 @@ def archive_dataset(archive: File, rows: Sequence[tuple[File, str]], labels: Seq
     features = Features({"image": UNDECODED, "label": ClassLabel(names=list(labels))})
     return _generated(
         generate_members,
+        [archive],
         {"archives": [archive.path], "labels": {file.path: label for file, label in rows}},
         features,
         split,
@@ -146,10 +150,27 @@ def _image(archive: str, member: Member) -> dict[str, Any]:
     return {"bytes": member.content, "path": f"{archive}/{member.name}"}
 
 
-def _generated(generator, arguments: dict, features: Features, split: str, known: str) -> Dataset:
+def _generated(
+    generator: Callable, archives: Sequence[File], arguments: dict, features: Features, split: str, known: str
+) -> Dataset:
+    """Copy the images of archives to the cache of `datasets`, or open the copy.
+
+    Args:
+        generator: function that yields the rows.
+        archives: files that it reads.
+        arguments: arguments of `generator`.
+        features: columns of the rows.
+        split: name of the split.
+        known: fingerprint of the rows. The cache also depends on the folder of the archives, which can be moved.
+    """
+    places = [os.path.abspath(archive.path) for archive in archives]
     try:
-        return Dataset.from_generator(
-            generator, features=features, gen_kwargs=arguments, split=datasets.NamedSplit(split), fingerprint=known
+        dataset = Dataset.from_generator(
+            generator,
+            features=features,
+            gen_kwargs=arguments,
+            split=datasets.NamedSplit(split),
+            fingerprint=datasets.fingerprint.Hasher.hash([known, places]),
         )
     except Exception as error:
         cause = root_cause(error)
@@ -158,6 +179,8 @@ def _generated(generator, arguments: dict, features: Features, split: str, known
         raise DataError(
             f"dataset_name: split '{split}' cannot be read ({type(cause).__name__}: {one_line(cause)})."
         ) from error
+    dataset._fingerprint = known
+    return dataset
 
 
 # WebDataset: members with the same name up to the first dot are a sample
@@ -205,7 +228,7 @@ def webdataset(
     """
     features, arguments = _sample_source(shards, image_column, label_column)
     return _generated(
-        generate_samples, arguments, features, split, fingerprint(shards, split, image_column, label_column)
+        generate_samples, shards, arguments, features, split, fingerprint(shards, split, image_column, label_column)
     )
 
 
@@ -275,6 +298,7 @@ def _samples(shard: str, label_column: str | None) -> Iterator[dict[str, Any]]:
     for member in read_members(shard):
         if is_hidden(member.name.rpartition("/")[2]):
             continue
+        check_utf8(member.name, f"a member of {shard}")
         key, kind = _sample_key(member.name)
         if key != current:
             if sample:
@@ -320,7 +344,7 @@ def _text(shard: str, member: Member) -> str:
 def _json_label(shard: str, member: Member, label_column: str | None) -> Any:
     try:
         values = json.loads(member.content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"dataset_name: {shard}: {member.name} is not JSON ({one_line(error)}).") from None
     if not isinstance(values, dict):
         return values

@@ -13,6 +13,7 @@ from datasets.fingerprint import Hasher
 from torch.utils.data import get_worker_info
 
 from hfvit.data.dataset import DecodingReader, ImageDataset, evaluation_crops, evaluation_transform
+from hfvit.data.local import data_root
 from hfvit.data.stream import class_index, fetched
 from hfvit.data.stream_order import PLACES_PER_SHARD, in_order
 from hfvit.data.tables import root_cause
@@ -192,7 +193,9 @@ def store_stream(split: IterableDataset, role: str, facts: dict[str, Any], limit
             yield fetched(example, name) | {"row": row, "label": class_index(example, name, classes)}
 
     features = Features({"image": Image(decode=False), "row": Value("int64"), "label": Value("int64")})
-    key = Hasher.hash([[facts[fact] for fact in STORED_FACTS], facts["splits"][role]["fingerprint"], name, limit])
+    place = data_root(facts["dataset_name"]) if facts["is_local"] else None
+    known = [facts[fact] for fact in STORED_FACTS]
+    key = Hasher.hash([known, place, facts["splits"][role]["fingerprint"], name, limit])
     try:
         return Dataset.from_generator(rows, features=features, split=name, fingerprint=key)
     except Exception as error:

@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from hfvit.data.dataset import ImageDataset, image_datasets, open_reader
 from hfvit.data.evaluation_stream import EvaluationStream
-from hfvit.data.labels import SingleLabel, encode_labels, match_classes, targets_of
+from hfvit.data.labels import SingleLabel, encode_labels, match_classes, normalized, targets_of
 from hfvit.data.multilabel import MultiLabel
 from hfvit.data.splits import (
     ImageSplits,
@@ -277,11 +277,12 @@ def _class_indices(dataset: datasets.Dataset, kind: SingleLabel, labels: list[st
     elif feature.dtype.startswith(("int", "uint")):
         feature = datasets.ClassLabel(names=labels)
         return encode_labels(feature, {"train": values}, {"train": name})[1]["train"]
-    index_of = {label: index for index, label in enumerate(labels)}
+    index_of = {normalized(label): index for index, label in enumerate(labels)}
+    indices = [index_of.get(normalized(str(value))) for value in values]
     for row, value in enumerate(values):
-        if str(value) not in index_of:
+        if indices[row] is None:
             raise DataError(
                 f"Split '{name}', row {row}: label {value!r} of column '{column}' is not a class of the model"
                 f" ({', '.join(labels[:5])}{', ...' if len(labels) > 5 else ''})."
             )
-    return np.array([index_of[str(value)] for value in values], dtype=np.int64)
+    return np.array(indices, dtype=np.int64)

@@ -4,14 +4,14 @@ import os
 import stat
 import unicodedata
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from hfvit.data.decode import is_hidden
 from hfvit.data.open_image import extensions
-from hfvit.errors import DataError, nearest
+from hfvit.errors import DataError, nearest, printable
 
 SPLIT_NAMES = {
     "train": "train",
@@ -38,6 +38,7 @@ LINK_LOOP = "link to a folder above it"
 OUTSIDE = "outside the class folders"
 NO_SPLIT = "not in a split folder"
 BAD_IMAGE = "damaged image"
+NOT_UTF8 = "name is not UTF-8"
 # Reasons that do not count against `MAX_LEFT_OUT`: no image is lost.
 HARMLESS = (HIDDEN, LINK_LOOP)
 
@@ -80,7 +81,7 @@ class LeftOut:
             name: path relative to the data set.
             split: split that it is in.
         """
-        self.files[reason, split].append(name)
+        self.files[reason, split].append(printable(name))
 
     def counts(self, split: str | None = None) -> dict[str, int]:
         """Return the number of files by reason, of one split or without a split."""
@@ -119,7 +120,9 @@ class LeftOut:
             return
         parts = "; ".join(f"{len(names):,} {reason} ({_join(names)})" for reason, names in lost.items())
         advice = "Remove, convert or move them"
-        if NEEDS_HEIF in lost:
+        if NOT_UTF8 in lost:
+            advice = "Rename them, for example with convmv"
+        elif NEEDS_HEIF in lost:
             advice = "Run `pip install 'hfvit[heif]'`"
         elif NO_SPLIT in lost:
             advice = "Rename these folders to train, validation or test, or pass one as --validation_split"
@@ -147,18 +150,38 @@ def canonical_split(name: str) -> str | None:
     return SPLIT_NAMES.get(name.lower())
 
 
+def is_utf8(name: str) -> bool:
+    """Return whether a name is UTF-8; other bytes of names are lone surrogates."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def check_utf8(path: str, what: str) -> None:
+    """Raise `DataError` if a path is not UTF-8, which Arrow requires.
+
+    Args:
+        path: path to check.
+        what: description of the file or folder.
+    """
+    if not is_utf8(path):
+        raise DataError(f"dataset_name: the name of {what} must be UTF-8, got {printable(path)}. Rename it.")
+
+
 def find_files(root: str | Path, left_out: LeftOut) -> tuple[list[File], list[tuple[str, ...]]]:
     """Find all files below a folder; links are followed.
 
     Args:
         root: folder to search.
-        left_out: collects hidden, empty and unreadable files.
+        left_out: collects hidden, empty and unreadable files, and those whose name is not UTF-8.
 
     Returns:
         (files sorted by path, folders without files).
 
     Raises:
-        DataError: a folder cannot be read, or a file is a pipe or a device.
+        DataError: a folder cannot be read or its name is not UTF-8, or a file is a pipe or a device.
     """
     files: list[File] = []
     empty: list[tuple[str, ...]] = []
@@ -175,6 +198,7 @@ def _scan(
     empty: list[tuple[str, ...]],
     left_out: LeftOut,
 ) -> None:
+    check_utf8(folder, "a folder")
     try:
         status = os.stat(folder)
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
@@ -211,6 +235,9 @@ def _regular(entry: os.DirEntry, parts: tuple[str, ...], left_out: LeftOut) -> F
         raise DataError(f"dataset_name: {entry.path} is a pipe, socket or device, not a file. Remove it.")
     if not status.st_size:
         left_out.add(EMPTY, name)
+        return None
+    if not is_utf8(name):
+        left_out.add(NOT_UTF8, name)
         return None
     if not os.access(entry.path, os.R_OK):
         left_out.add(UNREADABLE, name)
@@ -340,7 +367,7 @@ def _split_folders(images: list[File], depth: int, named: Collection[str]) -> di
     for file in images:
         if len(file.parts) > depth + 2:
             top = file.parts[depth]
-            split = top if top in named and not canonical_split(top) else canonical_split(top)
+            split = _split_of_folder(top, named)
             if split:
                 found[top] = split
     direct = {file.parts[depth] for file in images if len(file.parts) == depth + 2}
@@ -354,6 +381,29 @@ def _split_folders(images: list[File], depth: int, named: Collection[str]) -> di
                 f"dataset_name: the folders {' and '.join(same)} are both the {split} split. Merge or rename one."
             )
     return splits
+
+
+def splits_of_paths(paths: Sequence[Sequence[str]], named: Collection[str] = ()) -> list[str] | None:
+    """Return the split of each path by its top folder, such as `test/1.jpg`.
+
+    Top folders that contain only one other folder are skipped.
+
+    Args:
+        paths: parts of paths, relative to their table.
+        named: split names in the recipe, in addition to the usual ones.
+
+    Returns:
+        The splits, None if a top folder is not a split, or all are the same split.
+    """
+    depth = 0
+    while len({parts[depth] for parts in paths}) == 1 and all(len(parts) > depth + 2 for parts in paths):
+        depth += 1
+    splits = [_split_of_folder(parts[depth], named) if len(parts) > depth + 1 else None for parts in paths]
+    return splits if all(splits) and len(set(splits)) > 1 else None
+
+
+def _split_of_folder(name: str, named: Collection[str]) -> str | None:
+    return canonical_split(name) or (name if name in named else None)
 
 
 def _check_class_folders_in_splits(name: str, images: list[File], depth: int) -> None:

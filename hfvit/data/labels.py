@@ -1,6 +1,7 @@
 """Encode labels as class indices."""
 
 import logging
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -51,7 +52,7 @@ class SingleLabel:
 
     def is_unlabeled(self, values: list) -> bool:
         """Return whether no row has a label."""
-        return all(value in (None, -1) for value in values)
+        return all(value in (None, -1, "") for value in values)
 
     def encode(
         self,
@@ -184,6 +185,18 @@ def check_column(split: Dataset | IterableDataset, name: str, key: str, column: 
         )
 
 
+def normalized(name: str) -> str:
+    """Return a class name in Unicode NFC; file systems and editors differ in it."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _class_name(value: Any) -> Any:
+    """Return a label, None for an empty string."""
+    if not isinstance(value, str):
+        return value
+    return normalized(value) if value.strip() else None
+
+
 def encode_labels(
     feature: Any,
     raw_labels: dict[str, list],
@@ -192,6 +205,8 @@ def encode_labels(
     rows: Mapping[str, np.ndarray] | None = None,
 ) -> tuple[list[str], dict[str, np.ndarray]]:
     """Encode labels as class indices.
+
+    Class names are compared in Unicode NFC.
 
     Args:
         feature: type of the label column: `ClassLabel`, or `Value` of strings, integers, booleans or integral floats.
@@ -204,30 +219,37 @@ def encode_labels(
         (class names in the order of the logits, class indices by role).
 
     Raises:
-        DataError: a label is missing, or is not a class.
+        DataError: a label is missing (null or an empty string), or is not a class.
     """
 
     def row_of(role: str, place: int) -> int:
         return int(rows[role][place]) if rows else place
 
+    if class_names is not None:
+        class_names = list(map(normalized, class_names))
+    if not isinstance(feature, ClassLabel):
+        raw_labels = {role: list(map(_class_name, values)) for role, values in raw_labels.items()}
     for role, values in raw_labels.items():
         if None in values:
             missing = sum(value is None for value in values)
             row = row_of(role, values.index(None))
             raise DataError(f"Split '{names[role]}', row {row}: the label is missing ({missing:,} such rows).")
     if isinstance(feature, ClassLabel):
-        labels = list(feature.names)
+        labels = list(map(normalized, feature.names))
         encoded = {role: np.asarray(values, dtype=np.int64) for role, values in raw_labels.items()}
         if class_names is not None:
-            labels, encoded = _renamed(labels, encoded, list(class_names))
+            labels, encoded = _renamed(labels, encoded, class_names)
     else:
         raw_labels = {role: _whole(values, names[role], partial(row_of, role)) for role, values in raw_labels.items()}
+        if any(isinstance(value, str) for values in raw_labels.values() for value in values):
+            # A CSV file of one split can have only integers, while that of another has other names, too.
+            raw_labels = {role: list(map(str, values)) for role, values in raw_labels.items()}
         if class_names is None:
             classes = sorted(set(raw_labels["train"]))
         elif all(isinstance(value, int) for values in raw_labels.values() for value in values):
             classes = list(range(len(class_names)))
         else:
-            classes = list(class_names)
+            classes = class_names
         labels = [str(value) for value in (classes if class_names is None else class_names)]
         index_of = {value: index for index, value in enumerate(classes)}
         encoded = {
@@ -279,7 +301,7 @@ def _renamed(
 def read_class_names(data: DataArguments) -> list[str] | None:
     """Return the class names that the recipe declares.
 
-    These are `class_names`, the lines of its text file, or "0", "1", ... for a number of classes.
+    These are `class_names`, the lines of its text file, or "0", "1", ... for a number of classes, in Unicode NFC.
     """
     if data.class_names is None:
         return None
@@ -297,6 +319,7 @@ def read_class_names(data: DataArguments) -> list[str] | None:
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"class_names: cannot read {names[0]} ({one_line(error)}).") from None
         names = [line.strip() for line in lines if line.strip()]
+    names = list(map(normalized, names))
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:
         raise DataError(f"class_names: must be distinct, got '{repeated}' more than once.")
@@ -344,6 +367,8 @@ def is_constant(targets: np.ndarray) -> bool:
 def match_classes(targets: np.ndarray, names: Sequence[str], labels: Sequence[str], where: str) -> np.ndarray:
     """Reorder targets to the classes of a model.
 
+    Names that differ only in their Unicode form are the same class.
+
     Args:
         targets: class indices `(rows,)`, or 0 and 1 `(rows, classes)`, of a data set.
         names: class names of the data set.
@@ -356,15 +381,16 @@ def match_classes(targets: np.ndarray, names: Sequence[str], labels: Sequence[st
     Raises:
         DataError: a class of an image is not a class of the model.
     """
-    index_of = {label: index for index, label in enumerate(labels)}
+    index_of = {normalized(label): index for index, label in enumerate(labels)}
+    places = [index_of.get(normalized(name), -1) for name in names]
     used = np.flatnonzero(class_counts(targets, len(names)))
-    missing = [names[index] for index in used if names[index] not in index_of]
+    missing = [names[index] for index in used if places[index] < 0]
     if missing:
         raise DataError(
             f"{where}: {len(missing)} of its {len(used)} classes are not among the {len(labels)} classes of the model:"
             f" {shortened(missing)}. The model has {shortened(labels)}.{nearest(missing[0], labels)}"
         )
-    table = np.array([index_of.get(name, -1) for name in names], dtype=np.int64)
+    table = np.array(places, dtype=np.int64)
     if targets.ndim == 1:
         return table[targets]
     matched = np.zeros((len(targets), len(labels)), dtype=targets.dtype)

@@ -29,6 +29,7 @@ from hfvit.data.folders import (
     LeftOut,
     canonical_split,
     check_shared_files,
+    check_utf8,
     class_folders,
     extension,
     find_files,
@@ -46,7 +47,8 @@ from hfvit.data.tables import (
     image_column_of,
     read_tables,
     split_by_column,
-    split_column,
+    split_by_folder,
+    split_columns,
     stream_images,
     unreadable,
 )
@@ -235,6 +237,7 @@ def _is_data(file: File) -> bool:
 
 
 def _open_file(file: Path, data: DataArguments) -> LocalData | None:
+    check_utf8(str(file), "a file")
     status = file.stat()
     found = File((file.name,), str(file), status.st_size, status.st_mtime_ns)
     kind = _type(found)
@@ -265,6 +268,8 @@ def _open_saved(root: Path, data: DataArguments, left_out: LeftOut) -> LocalData
 
     splits = {name: _in_memory(partial(images, name), len(tables[name])) for name in tables}
     is_split = isinstance(loaded, datasets.DatasetDict)
+    if not is_split:
+        _warn_unused(data, loaded.column_names, "is not used, since the data set was saved without splits")
     return LocalData(data.dataset_name, splits, is_split, left_out, "folder of Dataset.save_to_disk")
 
 
@@ -337,7 +342,10 @@ def _with_images(local: LocalData, files: list[File]) -> LocalData:
 
 
 def _folder_data(
-    data: DataArguments, folders: ClassFolders, left_out: LeftOut, columns: dict[str, dict[str, str]] | None = None
+    data: DataArguments,
+    folders: ClassFolders,
+    left_out: LeftOut,
+    columns: dict[str, dict[str, str | None]] | None = None,
 ) -> LocalData:
     check_shared_files(data.dataset_name, folders.splits)
     labels = folders.labels
@@ -355,25 +363,28 @@ def _in_order(splits: dict[str, LocalSplit]) -> dict[str, LocalSplit]:
 
 
 def _folder_dataset(
-    rows: Sequence[tuple[File, str]], labels: list[str], columns: dict[str, dict[str, str]] | None = None
+    rows: Sequence[tuple[File, str]], labels: list[str], columns: dict[str, dict[str, str | None]] | None = None
 ) -> Dataset:
     """Create a table with the columns `image` (undecoded), `label` and `columns`.
 
     Args:
         rows: (file, class name).
         labels: all class names, in the order of the logits.
-        columns: additional texts: column -> path -> text.
+        columns: additional texts: column -> normalized path -> text.
     """
     index_of = {label: index for index, label in enumerate(labels)}
     features = Features({"image": UNDECODED, "label": ClassLabel(names=labels)})
     paths = pa.array([file.path for file, _ in rows], pa.string())
     images = pa.StructArray.from_arrays([pa.nulls(len(rows), pa.binary()), paths], ["bytes", "path"])
     arrays = {"image": images, "label": pa.array([index_of[label] for _, label in rows], pa.int64())}
-    for name, texts in (columns or {}).items():
+    texts = {
+        name: [column.get(os.path.normpath(file.path)) for file, _ in rows] for name, column in (columns or {}).items()
+    }
+    for name, values in texts.items():
         features[name] = Value("string")
-        arrays[name] = pa.array([texts.get(file.path) for file, _ in rows], pa.string())
+        arrays[name] = pa.array(values, pa.string())
     table = pa.table(arrays).cast(features.arrow_schema)
-    known = fingerprint([file for file, _ in rows], [label for _, label in rows], labels, sorted(columns or {}))
+    known = fingerprint([file for file, _ in rows], [label for _, label in rows], labels, sorted(texts.items()))
     return Dataset(table, datasets.DatasetInfo(features=features), fingerprint=known)
 
 
@@ -392,21 +403,48 @@ def _open_metadata(
     images = select_images(files, left_out, ignored=TABLE_EXTENSIONS)
     folders = class_folders(data.dataset_name, images, left_out, _named_splits(data), empty)
     folders.notes.append(f"{metadata[0].name} has no label column; the classes are the folders.")
-    texts: dict[str, dict[str, str]] = {}
-    for folder, table in read_tables(metadata, "metadata"):
-        paths = image_column_of(table.features, data.image_column)
-        if paths is None:
+    _warn_unused(data, table.column_names, "is not used, since the folders are the classes")
+    texts = _metadata_texts(data, metadata)
+    known = {os.path.normpath(file.path) for rows in folders.splits.values() for file, _ in rows}
+    unknown = sorted({path for column in texts.values() for path in column} - known)
+    if unknown:
+        folders.notes.append(f"{len(unknown):,} rows of {METADATA} match no image, such as {unknown[0]}.")
+    return _folder_data(data, folders, left_out, texts)
+
+
+def _metadata_texts(data: DataArguments, metadata: list[File]) -> dict[str, dict[str, str | None]]:
+    """Read the columns besides the paths of `metadata` files.
+
+    Args:
+        data: data options of the recipe.
+        metadata: files of the same type.
+
+    Returns:
+        The texts by column and normalized path.
+
+    Raises:
+        DataError: there is no column of paths, or a path is missing.
+    """
+    texts: dict[str, dict[str, str | None]] = {}
+    for folder, table in read_tables(metadata, METADATA):
+        column = image_column_of(table.features, data.image_column)
+        if column is None:
             raise DataError(
                 f"image_column: {metadata[0].name} has no column file_name (found: {', '.join(table.features)})."
             )
+        paths = []
+        for row, path in enumerate(table[column][:]):
+            if not isinstance(path, str) or not path:
+                raise DataError(
+                    f"image_column: row {row} of {METADATA} in {folder}: '{column}' must be a path, got {path!r}."
+                    " Correct or remove the row."
+                )
+            paths.append(os.path.normpath(os.path.join(folder, path)))
         for name in table.column_names:
-            if name != paths:
-                known = texts.setdefault(name, {})
-                known |= {
-                    os.path.join(folder, path): str(value)
-                    for path, value in zip(table[paths][:], table[name][:], strict=True)
-                }
-    return _folder_data(data, folders, left_out, texts)
+            if name != column:
+                values = [None if value is None else str(value) for value in table[name][:]]
+                texts.setdefault(name, {}).update(zip(paths, values, strict=True))
+    return texts
 
 
 def _only_flags(table: Dataset, data: DataArguments) -> list[str]:
@@ -414,7 +452,7 @@ def _only_flags(table: Dataset, data: DataArguments) -> list[str]:
 
     `splits.find_labels` has the same rule.
     """
-    others = {image_column_of(table.features, data.image_column), data.text_column, split_column(table.column_names)}
+    others = {image_column_of(table.features, data.image_column), data.text_column, *split_columns(table.column_names)}
     flags = flag_columns(table, others)
     return flags if {*flags, *others} >= set(table.column_names) else []
 
@@ -483,7 +521,9 @@ def _open_tables(data: DataArguments, tables: list[File], left_out: LeftOut, by_
             )
     if is_split:
         splits = {
-            split: LocalSplit(partial(_table, data, files, split), partial(_table_stream, data, files, split), files)
+            split: LocalSplit(
+                partial(_split_table, data, files, split), partial(_table_stream, data, files, split), files
+            )
             for split, files in groups.items()
         }
         return LocalData(data.dataset_name, _in_order(splits), True, left_out, _table_layout(tables, "by file"))
@@ -493,14 +533,55 @@ def _open_tables(data: DataArguments, tables: list[File], left_out: LeftOut, by_
 def _unsplit_table(data: DataArguments, files: list[File], left_out: LeftOut) -> LocalData:
     """Open a table without splits in its name; a column may have them."""
     table = _table(data, files, "train")
-    column = split_column(table.column_names)
-    by_column = split_by_column(table, column) if column and column not in data.label_columns else None
-    if by_column is None:
+    by_rows = _split_by_rows(data, table, files)
+    if by_rows is None:
         split = LocalSplit(partial(_same, table), partial(_table_stream, data, files, "train"), files, len(table))
         return LocalData(data.dataset_name, {"train": split}, False, left_out, _table_layout(files))
-    splits = {name: _in_memory(partial(_same, some), len(some), files) for name, some in by_column.items()}
-    layout = _table_layout(files, f"by column {column}")
-    return LocalData(data.dataset_name, _in_order(splits), True, left_out, layout)
+    found, by = by_rows
+    splits = {name: _in_memory(partial(_same, some), len(some), files) for name, some in found.items()}
+    return LocalData(data.dataset_name, _in_order(splits), True, left_out, _table_layout(files, by))
+
+
+def _split_by_rows(data: DataArguments, table: Dataset, files: list[File]) -> tuple[dict[str, Dataset], str] | None:
+    """Split a table by a column, or else by the top folders of its paths.
+
+    Args:
+        data: data options of the recipe.
+        table: rows of the files.
+        files: files of the table.
+
+    Returns:
+        (splits by name, what they are split by), None if the rows have no splits.
+    """
+    for column in _split_columns(data, table.column_names):
+        found = split_by_column(table, column)
+        if found:
+            others = [name for name in table.column_names if name != column]
+            _warn_unused(data, others, f"is not used, since column '{column}' has the splits")
+            return found, f"by column {column}"
+    _warn_unused(data, table.column_names, "is not used, since its values are not train, validation or test")
+    image_column = image_column_of(table.features, data.image_column)
+    root = os.path.commonpath([os.path.dirname(file.path) for file in files])
+    found = split_by_folder(table, image_column, root, _named_splits(data)) if image_column else None
+    return (found, "by the folders of its images") if found else None
+
+
+def _split_columns(data: DataArguments, columns: Iterable[str]) -> list[str]:
+    """Return the columns that may have the split of each row."""
+    others = {*data.label_columns, data.image_column, data.text_column}
+    return [column for column in split_columns(columns) if column not in others]
+
+
+def _warn_unused(data: DataArguments, columns: Iterable[str], reason: str) -> None:
+    """Warn about columns with the usual name of a split column.
+
+    Args:
+        data: data options of the recipe.
+        columns: columns of a table.
+        reason: why they are not used.
+    """
+    for column in _split_columns(data, columns):
+        logger.warning("dataset_name: column '%s' of %s %s", column, data.dataset_name, reason)
 
 
 def _table_layout(files: Sequence[File], split: str | None = None) -> str:
@@ -516,7 +597,7 @@ def _same(dataset: Dataset) -> Dataset:
 def _table(data: DataArguments, files: list[File], split: str) -> Dataset:
     """Load the rows of table files, with undecoded images."""
     parts = []
-    for folder, table in read_tables(files, split):
+    for folder, table in read_tables(files, split, data.label_columns):
         column = image_column_of(table.features, data.image_column)
         if column is None:
             raise DataError(
@@ -528,6 +609,22 @@ def _table(data: DataArguments, files: list[File], split: str) -> Dataset:
         return datasets.concatenate_datasets(parts) if len(parts) > 1 else parts[0]
     except ValueError as error:
         raise DataError(unreadable(files, error)) from error
+
+
+def _split_table(data: DataArguments, files: list[File], split: str) -> Dataset:
+    """Load the table files of a split, and warn about a column with other splits.
+
+    Args:
+        data: data options of the recipe.
+        files: files of the split.
+        split: name of the split.
+    """
+    table = _table(data, files, split)
+    for column in _split_columns(data, table.column_names):
+        names = {canonical_split(value) if isinstance(value, str) else None for value in table[column][:]}
+        if names != {split}:
+            _warn_unused(data, [column], "is not used, since the files have the splits")
+    return table
 
 
 def _table_stream(data: DataArguments, files: list[File], split: str) -> IterableDataset:
@@ -546,7 +643,7 @@ def _table_stream(data: DataArguments, files: list[File], split: str) -> Iterabl
     column = image_column_of(stream.features, data.image_column)
     if column is None:
         return stream
-    folders = {os.path.dirname(file.path) for file in files}
+    folders = {os.path.dirname(file.path) or "." for file in files}
     folder = folders.pop() if len(folders) == 1 else None
     return stream_images(stream, column, split, folder, data.allow_outside_paths)
 

@@ -210,16 +210,14 @@ class MultiLabel:
         self, feature: Any, raw_labels: dict[str, list], names: Mapping[str, str]
     ) -> tuple[Any, dict[str, list[list]]]:
         """Return the type of one label, and the labels of each row as a list."""
+        for role, rows in raw_labels.items():
+            _check_not_missing(rows, names[role])
         item = list_item(feature)
         if item is not None:
-            for role, rows in raw_labels.items():
-                _check_not_missing(rows, names[role])
             return item, raw_labels
         if isinstance(feature, Value) and feature.dtype in ("string", "large_string", "null"):
             self.separator = self.separator or _find_separator(raw_labels)
             return feature, {role: _split(rows, self.separator) for role, rows in raw_labels.items()}
-        for role, rows in raw_labels.items():
-            _check_not_missing(rows, names[role])
         return feature, {role: [[value] for value in rows] for role, rows in raw_labels.items()}
 
 
@@ -260,7 +258,7 @@ def _find_separator(raw_labels: dict[str, list]) -> str | None:
     found = [
         separator
         for separator in SEPARATORS
-        if any(value and separator in value for values in raw_labels.values() for value in values)
+        if any(separator in value for values in raw_labels.values() for value in values)
     ]
     if len(found) > 1:
         raise DataError(
@@ -272,9 +270,9 @@ def _find_separator(raw_labels: dict[str, list]) -> str | None:
     return found[0] if found else None
 
 
-def _split(rows: list[str | None], separator: str | None) -> list[list[str]]:
+def _split(rows: list[str], separator: str | None) -> list[list[str]]:
     """Split strings into labels; an empty string has none."""
-    parts = [(row or "").split(separator) if separator else [row or ""] for row in rows]
+    parts = [row.split(separator) if separator else [row] for row in rows]
     empty = sum(not row for row in rows)
     if empty:
         logger.info("%d of %d images have an empty label, and so no class", empty, len(rows))

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import shutil
 from itertools import repeat
 from pathlib import Path
@@ -55,6 +56,20 @@ class PixelArray:
         return np.take(self.array, rows, axis=0)
 
 
+def cache_key(split: Dataset) -> str:
+    """Identify the images of a split by its fingerprint and where they are.
+
+    The fingerprint of local files has the paths as given, so that a run can be resumed from a moved folder.
+
+    Args:
+        split: data set with the column `image` (undecoded).
+    """
+    image = split[0]["image"] or {}
+    path = os.path.abspath(image["path"]) if image.get("path") and image["bytes"] is None else None
+    places = [file["filename"] for file in split.cache_files]
+    return f"{split._fingerprint}-{datasets.fingerprint.Hasher.hash([path, places])}"
+
+
 def common_size(split: Dataset, name: str) -> tuple[int, int]:
     """Return the (height, width) of the images, from a sample of them.
 
@@ -86,7 +101,7 @@ def _require_size(size: tuple[int, int], row: int, expected: tuple[int, int]) ->
 def cached_pixels(split: Dataset, name: str, size: tuple[int, int], show_progress: bool = True) -> PixelArray:
     """Decode the images of a split into one array, or open the cached array.
 
-    The file is named after the fingerprint of the split.
+    The file is named after the `cache_key` of the split.
 
     Args:
         split: data set with the columns `image` (undecoded) and `row`.
@@ -99,7 +114,7 @@ def cached_pixels(split: Dataset, name: str, size: tuple[int, int], show_progres
         DataError: an image cannot be read.
     """
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "hfvit_pixels"
-    path = folder / f"{split._fingerprint}-v{DECODING_VERSION}.npy"
+    path = folder / f"{cache_key(split)}-v{DECODING_VERSION}.npy"
     shape = (len(split), *size, 3)
     if _is_array(path, shape):
         return PixelArray(path)

@@ -14,12 +14,14 @@ import datasets
 import yaml
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 from hfvit.errors import DataError, one_line
 
 CARDS = (datasets.config.REPOCARD_FILENAME, datasets.config.REPOYAML_FILENAME)
 STATE_FILES = (datasets.config.DATASETDICT_JSON_FILENAME, datasets.config.DATASET_STATE_JSON_FILENAME)
 MAX_VALUES = 100_000
+READ_ERRORS = (OSError, yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 ALLOW = "Pass --allow_outside_paths true to allow it."
 
 
@@ -37,7 +39,10 @@ def read_cards(source: str, revision: str | None = None) -> dict[str, dict[str, 
         revision: branch, tag or commit on the Hub.
 
     Returns:
-        The metadata by the path of its card, without cards that have none or cannot be read.
+        The metadata by the path of its card, without cards that have none.
+
+    Raises:
+        DataError: a card cannot be read, or its metadata is not a mapping.
     """
     found = {}
     for name in CARDS:
@@ -45,14 +50,32 @@ def read_cards(source: str, revision: str | None = None) -> dict[str, dict[str, 
         if path is None:
             continue
         try:
-            text = path.read_text(encoding="utf-8")
-            head = text.split("---") if name.endswith(".md") else ["", text, ""]
-            values = yaml.safe_load(head[1]) if len(head) > 2 and not head[0].strip() else None
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, RecursionError):
-            continue
-        if isinstance(values, dict):
+            values = _metadata(path)
+        except READ_ERRORS as error:
+            raise DataError(
+                f"dataset_name: {_shown(source, str(path))} cannot be read ({one_line(error)}). Correct or delete it."
+            ) from None
+        if values:
             found[str(path)] = values
     return found
+
+
+def _metadata(path: Path) -> dict[str, Any]:
+    """Parse the metadata of a card, as `DatasetCard.load` does."""
+    if path.suffix == ".md":
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            match = REGEX_YAML_BLOCK.search(file.read())
+        text = match[2] if match else ""
+    else:
+        text = path.read_text(encoding="utf-8")
+    values = yaml.safe_load(text)
+    if values is not None and not isinstance(values, dict):
+        raise ValueError(f"metadata must be a mapping, got {type(values).__name__}")
+    return values or {}
+
+
+def _shown(source: str, path: str) -> str:
+    return path if os.path.isdir(source) else f"{os.path.basename(path)} of {source}"
 
 
 def _card(source: str, name: str, revision: str | None) -> Path | None:
@@ -77,14 +100,15 @@ def check_cards(source: str, allow_outside: bool, revision: str | None = None) -
         Whether a card has `configs` or `dataset_info`, the files or features of the data set.
 
     Raises:
-        DataError: a card refers to files outside the data set.
+        DataError: a card cannot be read, or refers to files outside the data set.
     """
     cards = read_cards(source, revision)
     for path, values in cards.items():
         outside = [text for text in _strings(values.get("configs"), path) if leads_outside(text)]
         if outside and not allow_outside:
-            where = path if os.path.isdir(source) else f"{os.path.basename(path)} of {source}"
-            raise DataError(f"dataset_name: {where} refers to files outside ({', '.join(outside[:3])}). {ALLOW}")
+            raise DataError(
+                f"dataset_name: {_shown(source, path)} refers to files outside ({', '.join(outside[:3])}). {ALLOW}"
+            )
     return any(values.get("configs") or values.get("dataset_info") for values in cards.values())
 
 
@@ -107,7 +131,7 @@ def check_saved(root: Path, allow_outside: bool) -> None:
             values = json.loads(path.read_text(encoding="utf-8"))
             names = values.get("splits") or [file["filename"] for file in values.get("_data_files") or []]
             outside = [name for name in names if leads_outside(name)]
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        except READ_ERRORS as error:
             raise DataError(
                 f"dataset_name: {path} cannot be read ({type(error).__name__}: {one_line(error)})."
             ) from None
@@ -129,6 +153,6 @@ def _strings(value: Any, path: str) -> Iterator[str]:
             yield value
         elif isinstance(value, dict):
             stack += value.values()
-        elif isinstance(value, list):
+        elif isinstance(value, list | tuple | set):
             stack += value
     raise DataError(f"dataset_name: {path} has more than {MAX_VALUES:,} values in its configs. Correct or delete it.")

@@ -7,7 +7,7 @@ import glob
 import io
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import pyarrow.compute
 import pyarrow.parquet
 from datasets import Dataset, Features, Image, IterableDataset, Value
 
-from hfvit.data.folders import File, canonical_split, extension
+from hfvit.data.folders import File, canonical_split, extension, splits_of_paths
 from hfvit.data.references import ALLOW, leads_outside
 from hfvit.errors import DataError, HFViTError, one_line
 from hfvit.utils.files import expand_user
@@ -42,12 +42,13 @@ def root_cause(error: BaseException) -> BaseException:
     return error
 
 
-def read_tables(files: list[File], split: str) -> list[tuple[str, Dataset]]:
+def read_tables(files: list[File], split: str, label_columns: Collection[str] = ()) -> list[tuple[str, Dataset]]:
     """Read table files.
 
     Args:
         files: one or more files of the same type.
         split: name of the split, for the progress bar.
+        label_columns: label columns of CSV files besides those named `LABEL_NAMES`.
 
     Returns:
         (folder, rows of its files) for each folder.
@@ -57,15 +58,15 @@ def read_tables(files: list[File], split: str) -> list[tuple[str, Dataset]]:
     """
     groups: dict[str, list[File]] = {}
     for file in files:
-        groups.setdefault(os.path.dirname(file.path), []).append(file)
-    return [(folder, _read(group, split)) for folder, group in groups.items()]
+        groups.setdefault(os.path.dirname(file.path) or ".", []).append(file)
+    return [(folder, _read(group, split, {*LABEL_NAMES, *label_columns})) for folder, group in groups.items()]
 
 
-def _read(files: list[File], split: str) -> Dataset:
+def _read(files: list[File], split: str, label_columns: Collection[str]) -> Dataset:
     kind = READERS.get(extension(files[0].path))
-    if kind is None:
-        return datasets.concatenate_datasets([_read_csv(file) for file in files])
     try:
+        if kind is None:
+            return _concatenated([_read_csv(file, label_columns) for file in files], label_columns)
         return datasets.load_dataset(kind, data_files=data_files(files, split), split=split)
     except HFViTError:
         raise
@@ -73,6 +74,17 @@ def _read(files: list[File], split: str) -> Dataset:
         if "corresponds to no data" in str(error):  # message of datasets for an empty table
             raise DataError(f"dataset_name: split '{split}' ({files[0].path}) is empty.") from None
         raise DataError(unreadable(files, error)) from error
+
+
+def _concatenated(tables: list[Dataset], label_columns: Collection[str]) -> Dataset:
+    """Concatenate CSV files; labels are strings unless all files have integers."""
+    for name in label_columns:
+        types = {table.features[name].dtype for table in tables if name in table.features}
+        if len(types) > 1:
+            tables = [
+                table.cast_column(name, Value("string")) if name in table.features else table for table in tables
+            ]
+    return datasets.concatenate_datasets(tables)
 
 
 def unreadable(files: list[File], error: BaseException) -> str:
@@ -104,8 +116,8 @@ def data_files(files: list[File], split: str) -> dict[str, list[str]]:
     return {split: [glob.escape(file.path) for file in files]}
 
 
-def _read_csv(file: File) -> Dataset:
-    """Read a CSV file of strings, integer labels, and null for empty labels."""
+def _read_csv(file: File, label_columns: Collection[str]) -> Dataset:
+    """Read a CSV file: integers in label columns with only integers, else strings."""
     try:
         text = Path(file.path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -131,22 +143,32 @@ def _read_csv(file: File) -> Dataset:
                 f" ({', '.join(names)})."
             )
     columns = {name: [row[index] for row in rows] for index, name in enumerate(names)}
-    table = pa.table({name: _column(name, values) for name, values in columns.items()})
+    table = pa.table(
+        {
+            name: _labels(values) if name in label_columns else pa.array(values, pa.string())
+            for name, values in columns.items()
+        }
+    )
     return Dataset(table, fingerprint=fingerprint([file]))
 
 
-def _column(name: str, values: list[str]) -> pa.Array:
-    if name not in LABEL_NAMES:
-        return pa.array(values, pa.string())
-    values = [value.strip() or None for value in values]
-    if all(value is None or is_integer(value) for value in values):
-        return pa.array([None if value is None else int(value) for value in values], pa.int64())
+def _labels(values: list[str]) -> pa.Array:
+    """Convert the cells of a label column to integers or strings.
+
+    Spaces around labels are removed. An empty cell is null among integers, and an empty string among strings.
+    """
+    values = [value.strip() for value in values]
+    if all(not value or is_integer(value) for value in values):
+        return pa.array([int(value) if value else None for value in values], pa.int64())
     return pa.array(values, pa.string())
 
 
 def is_integer(text: str) -> bool:
-    """Return whether a text is an integer as Python writes it ("7", not "007")."""
-    return text.removeprefix("-").isascii() and text.removeprefix("-").isdigit() and str(int(text)) == text
+    """Return whether a text is a 64-bit integer as Python writes it ("7", not "007")."""
+    digits = text.removeprefix("-")
+    if not digits.isascii() or not digits.isdigit() or len(digits) > 19:
+        return False
+    return str(int(text)) == text and -(2**63) <= int(text) < 2**63
 
 
 def fingerprint(files: Iterable[File], *more: Any) -> str:
@@ -171,27 +193,59 @@ def split_by_column(dataset: Dataset, column: str) -> dict[str, Dataset] | None:
         The splits by name, None if the values are not names of splits.
 
     Raises:
-        DataError: the column is called `split` and has other values.
+        DataError: the column is called `split`, in any case, and has other values.
     """
     values = dataset[column][:]
     names = {value: canonical_split(value) if isinstance(value, str) else None for value in set(values)}
     if not all(names.values()):
-        if column == "split":
+        if column.lower() == "split":
             unknown = sorted(str(value) for value, name in names.items() if not name)
             raise DataError(
-                "dataset_name: the values of column 'split' must be train, validation or test, got"
+                f"dataset_name: the values of column '{column}' must be train, validation or test, got"
                 f" {', '.join(unknown[:5])}."
             )
         return None
+    return _split_rows(dataset, [names[value] for value in values])
+
+
+def split_by_folder(
+    dataset: Dataset, column: str, root: str, named: Collection[str] = ()
+) -> dict[str, Dataset] | None:
+    """Split a data set by the top folders of its image files, such as `test/1.jpg`.
+
+    Args:
+        dataset: data set from `as_images`.
+        column: name of the image column.
+        root: folder that paths are relative to.
+        named: split names in the recipe, in addition to the usual ones.
+
+    Returns:
+        The splits by name, None if the images are not in the folders of two or more splits.
+    """
+    if dataset.features.get(column) != UNDECODED:
+        return None
+    prefix = "" if root in ("", ".") else os.path.join(os.path.normpath(root), "")
+    paths: list[list[str]] = []
+    for chunk in dataset.with_format("arrow")[:].column(column).chunks:
+        if chunk.field("bytes").null_count < len(chunk):
+            return None
+        paths += [
+            os.path.normpath(path).removeprefix(prefix).split(os.sep) for path in chunk.field("path").to_pylist()
+        ]
+    splits = splits_of_paths(paths, named)
+    return _split_rows(dataset, splits) if splits else None
+
+
+def _split_rows(dataset: Dataset, splits: Iterable[str]) -> dict[str, Dataset]:
     rows: dict[str, list[int]] = {}
-    for row, value in enumerate(values):
-        rows.setdefault(names[value], []).append(row)
-    return {name: dataset.select(indices) for name, indices in rows.items()}
+    for row, split in enumerate(splits):
+        rows.setdefault(split, []).append(row)
+    return {split: dataset.select(indices) for split, indices in rows.items()}
 
 
-def split_column(columns: Iterable[str]) -> str | None:
-    """Return the column with the usual name of a split column, None without one."""
-    return next((name for name in columns if name.lower() in SPLIT_COLUMNS), None)
+def split_columns(columns: Iterable[str]) -> list[str]:
+    """Return the columns with the usual name of a split column, in any case."""
+    return [name for name in columns if name.lower() in SPLIT_COLUMNS]
 
 
 # Image columns
@@ -250,11 +304,13 @@ def as_images(
         allow_outside: allow paths outside the folder.
 
     Raises:
-        DataError: a path is outside the folder, or is not a file.
+        DataError: a path is outside the folder, or is not a file; a row of a table in a folder has no image.
     """
     kind = image_kind(dataset.features.get(column))
     if kind is None:
         return dataset
+    if folder is not None:
+        _check_no_nulls(dataset, column, split)
     if kind == "string":
         values = dataset[column][:]
         if any(map(is_base64, values[:5])):
@@ -275,6 +331,33 @@ def as_images(
     if not any(path is not None for path in paths):
         return undecoded
     return _with_paths(undecoded, column, paths, split, folder, allow_outside)
+
+
+def _check_no_nulls(dataset: Dataset, column: str, split: str) -> None:
+    """Check that all rows have the bytes or the path of an image.
+
+    Args:
+        dataset: data set with the column.
+        column: name of the image column.
+        split: name of the split, for messages.
+
+    Raises:
+        DataError: a row has no image.
+    """
+    chunks = dataset.with_format("arrow")[:].column(column).chunks
+    rows = np.flatnonzero(np.concatenate([_is_null(chunk) for chunk in chunks])) if chunks else ()
+    if len(rows):
+        raise DataError(
+            f"Split '{split}', row {rows[0]}: {column} is missing ({len(rows):,} such rows). Remove these rows."
+        )
+
+
+def _is_null(images: pa.Array) -> np.ndarray:
+    nulls = np.asarray(images.is_null())
+    if not pa.types.is_struct(images.type):
+        return nulls
+    parts = [images.field(index).is_null() for index in range(images.type.num_fields)]  # `bytes`, `path` or both
+    return nulls | np.logical_and.reduce(parts)
 
 
 def _with_paths(

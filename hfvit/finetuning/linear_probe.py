@@ -18,6 +18,7 @@ from transformers import EvalPrediction
 from transformers.trainer_utils import TrainOutput
 
 from hfvit.data.dataset import ArrayReader, ImageDataset
+from hfvit.data.pixel_cache import cache_key
 from hfvit.errors import ModelError, NonFiniteLossError, RecipeError
 from hfvit.metrics.task import trainer_metrics
 from hfvit.recipe.arguments import FinetuningArguments
@@ -261,10 +262,10 @@ class AugmentedPasses(torch.utils.data.Dataset):
 
 
 def images_key(reader) -> bytes:
-    """Identify the images of a reader by the fingerprint of its dataset."""
+    """Identify the images of a reader by the `cache_key` of its dataset."""
     if isinstance(reader, ArrayReader):
         return reader.pixels.path.name.encode() + np.ascontiguousarray(reader.rows).tobytes()
-    return reader.split._fingerprint.encode()
+    return cache_key(reader.split).encode()
 
 
 @torch.no_grad()

@@ -1,6 +1,9 @@
 """Zip and tar archives of class folders, and WebDataset shards."""
 
+import io
 import json
+import os
+import tarfile
 
 import pytest
 from helpers.layouts import archive_folder, class_counts, image_bytes, paths, write_images, write_shard
@@ -115,3 +118,56 @@ def test_load_splits_of_webdataset_with_a_sample_without_label_names_it(tmp_path
     with pytest.raises(DataError, match=r"^dataset_name:") as caught:
         load_splits(str(tmp_path))
     assert_names(caught.value, "00005", "label")
+
+
+@pytest.mark.parametrize("content", [b"{", b"[" * 200_000], ids=["syntax", "depth"])
+def test_load_splits_of_webdataset_with_bad_json_names_the_member(tmp_path, content):
+    samples = [{"png": image_bytes(n), "json": b'{"label": 1}'} for n in range(3)]
+    write_shard(tmp_path / "train-0.tar", [*samples, {"png": image_bytes(), "json": content}])
+    with pytest.raises(DataError, match=r"^dataset_name: .*00003\.json"):
+        load_splits(str(tmp_path), class_names=["a", "b"])
+
+
+@pytest.mark.parametrize("name", ["a/caf\udce9.png", "caf\udce9/1.png"])
+def test_load_splits_of_a_tar_with_a_name_that_is_not_utf8_names_it(tmp_path, name):
+    write_images(tmp_path / "photos", {"a": 5, "b": 5})
+    (tmp_path / "photos" / name).parent.mkdir(exist_ok=True)
+    (tmp_path / "photos" / name).write_bytes(image_bytes())
+    archive = archive_folder(tmp_path / "photos", tmp_path / "photos.tar")
+    with pytest.raises(DataError, match=r"^dataset_name: .*caf\\xe9"):
+        load_splits(str(archive))
+
+
+def test_load_splits_of_a_shard_with_a_name_that_is_not_utf8_names_it(tmp_path):
+    with tarfile.open(tmp_path / "train-0.tar", "w") as shard:
+        for name, content in (("1.png", image_bytes()), ("1.cls", b"0"), ("caf\udce9.png", image_bytes())):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            shard.addfile(info, io.BytesIO(content))
+    with pytest.raises(DataError, match=r"^dataset_name: .*caf\\xe9"):
+        load_splits(str(tmp_path), class_names=["a", "b"])
+
+
+@pytest.mark.parametrize("layout", ["classes", "shards"])
+def test_load_splits_of_archives_in_two_folders_with_the_same_relative_name(tmp_path, monkeypatch, layout):
+    fingerprints = set()
+    for project in (1, 2):
+        folder = tmp_path / str(project)
+        images = [image_bytes(n * project, "BMP") for n in range(20)]
+        if layout == "shards":
+            write_shard(
+                folder / "data/train.tar", [{"bmp": data, "cls": b"%d" % (n % 2)} for n, data in enumerate(images)]
+            )
+        else:
+            for number, data in enumerate(images):
+                (folder / "photos" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+                (folder / "photos" / "ab"[number % 2] / f"{number}.bmp").write_bytes(data)
+            archive_folder(folder / "photos", folder / "data/train.zip")
+        for file in (folder / "data").iterdir():
+            os.utime(file, (10**9, 10**9))
+        monkeypatch.chdir(folder)
+        splits = load_splits("data", class_names=["a", "b"] if layout == "shards" else None)
+        found = {image["bytes"] for role in splits.facts["splits"] for image in splits[role]["image"]}
+        assert found == set(images)
+        fingerprints.add(splits.train._fingerprint)
+    assert len(fingerprints) == 1  # as of a project that was moved

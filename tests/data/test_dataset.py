@@ -1,6 +1,7 @@
 """Batches of a split, cached or decoded on the fly, and samplers."""
 
 import errno
+import itertools
 import os
 import pickle
 import resource
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.images import LABELS, colored_image, colored_split
+from helpers.layouts import image_bytes
 from helpers.messages import assert_logged, assert_names
 from helpers.splits import load_splits
 from PIL import Image
@@ -88,6 +90,22 @@ def test_cached_array_is_reused_and_complete(splits, monkeypatch):
     monkeypatch.setattr(hfvit.data.pixel_cache, "decode", None)  # nothing is decoded a second time
     again = load_splits(splits.facts["dataset_name"], validation_fraction=0.2, seed=9)  # another draw, the same file
     assert readers_of(again)["train"].pixels.path == first.path
+
+
+def test_pixels_of_two_folders_with_the_same_relative_name_are_their_own(tmp_path, monkeypatch):
+    fingerprints = set()
+    for project in (1, 2):
+        for label, number in itertools.product("ab", range(10)):
+            file = tmp_path / f"{project}/data/{label}/{number}.bmp"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(image_bytes(number * project, "BMP"))
+            os.utime(file, (10**9, 10**9))
+        monkeypatch.chdir(tmp_path / str(project))
+        split = load_splits("data").train
+        images = [np.asarray(Image.open(image["path"])) for image in split["image"]]
+        assert np.array_equal(array_of(split).array, images)
+        fingerprints.add(split._fingerprint)
+    assert len(fingerprints) == 1  # as of a project that was moved
 
 
 def test_killed_writer_leaves_no_cache_file(monkeypatch):

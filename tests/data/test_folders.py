@@ -12,6 +12,7 @@ from helpers.messages import assert_names
 from helpers.splits import load_splits
 
 from hfvit.data.decode import find_images
+from hfvit.data.folders import NOT_UTF8
 from hfvit.data.splits import warn_about_sizes
 from hfvit.errors import DataError, RecipeError
 
@@ -206,6 +207,35 @@ def test_load_splits_normalizes_unicode_class_names(tmp_path):
     write_images(tmp_path, {"train/caf\u00e9": 5, "train/bar": 5, "test/cafe\u0301": 3, "test/bar": 3})
     splits = load_splits(str(tmp_path), validation_fraction=0.2)
     assert class_counts(splits)["test"] == {"bar": 3, "caf\u00e9": 3}
+
+
+LATIN_1 = os.fsdecode(b"caf\xe9")  # as unpacked from an old zip file
+
+
+def test_load_splits_leaves_out_files_whose_name_is_not_utf8(tmp_path):
+    write_images(tmp_path, {"a": 20, "b": 20})
+    (tmp_path / "a/3.png").rename(tmp_path / f"a/{LATIN_1}.png")
+    splits = load_splits(str(tmp_path))
+    assert splits.facts["left_out"] == {NOT_UTF8: 1}
+    assert sum(len(splits[role]) for role in splits.facts["splits"]) == 39
+    for number in range(4, 8):
+        (tmp_path / f"a/{number}.png").rename(tmp_path / f"a/{LATIN_1}-{number}.png")
+    with pytest.raises(DataError, match=r"^dataset_name: .*a/caf\\xe9"):
+        load_splits(str(tmp_path))
+
+
+@pytest.mark.parametrize("parent", [".", "train", LATIN_1])
+def test_load_splits_with_a_folder_whose_name_is_not_utf8_names_it(tmp_path, parent):
+    write_images(tmp_path, {f"{parent}/{LATIN_1}": 10, f"{parent}/b": 10})
+    for name in (tmp_path, tmp_path / parent):
+        with pytest.raises(DataError, match=r"^dataset_name: .*caf\\xe9"):
+            load_splits(str(name))
+
+
+def test_load_splits_of_a_table_whose_name_is_not_utf8_names_it(tmp_path):
+    (tmp_path / f"{LATIN_1}.csv").write_text("image,label\na.png,1\n")
+    with pytest.raises(DataError, match=r"^dataset_name: .*caf\\xe9"):
+        load_splits(str(tmp_path / f"{LATIN_1}.csv"))
 
 
 def test_load_splits_of_a_copy_with_another_file_has_another_fingerprint(tmp_path):

@@ -135,6 +135,13 @@ def test_load_splits_of_strings_splits_them_when_asked(tmp_path, separator):
         assert all_targets(splits) == expected(LISTS)
 
 
+@pytest.mark.parametrize("column", ["labels", "tags"])
+def test_load_splits_of_empty_cells_gives_no_class(tmp_path, column):
+    table = write_table(tmp_path / "tags.csv", {column: ["", "a", "a|b"] * 20})
+    splits = load_splits(table, label_column=column, problem_type="multi_label_classification")
+    assert [sum(targets) for targets in all_targets(splits).values()].count(0) == 20
+
+
 def test_load_splits_of_strings_with_two_separators_asks_for_one(tmp_path):
     texts = ["a|b, c", "b, c", "a|d"] * 20
     table = write_table(tmp_path / "labels.csv", {"labels": texts})
@@ -189,6 +196,8 @@ def test_load_splits_of_webdataset_shards_reads_lists(tmp_path):
     [
         ({"labels": [["a"], None, *[["b"]] * 58]}, {}, 1),
         ({"labels": [["a"], ["b", None], *[["b"]] * 58]}, {}, 1),
+        ({"labels": [["a"], ["b", ""], *[["b"]] * 58]}, {}, 1),
+        ({"labels": ["a|b", None, *["b"] * 58]}, {"problem_type": "multi_label_classification"}, 1),
         ({"labels": [[0], [1, 7], *[[1]] * 58]}, {"class_names": ["a", "b"]}, 1),
         ({"labels": [[0.0], [0.0], [1.5], *[[1.0]] * 57]}, {}, 2),
         ({"a": [0, 1, 1, 2, *[0] * 56], "b": [0, 1] * 30}, {"label_column": ["a", "b"]}, 3),

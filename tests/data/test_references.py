@@ -13,6 +13,7 @@ from helpers.layouts import image_bytes, write_images, write_shard
 from helpers.loopback_hub import LoopbackHub
 from helpers.messages import assert_names
 from helpers.splits import load_splits, stream_splits
+from huggingface_hub import DatasetCard
 
 from hfvit.data.decode import decode
 from hfvit.data.open_image import DEFAULT_LIMITS
@@ -86,6 +87,54 @@ def test_card_on_the_hub_is_checked(tmp_path, monkeypatch):
         assert not check_cards("user/nowhere", False)
         with pytest.raises(DataError, match=r"README.md of user/bad .*/home/user/private"):
             check_cards("user/bad", False)
+
+
+PRIVATE = "configs: [{config_name: default, data_files: ../private/**}]"
+CARD_TEXTS = {
+    "comment": f"---\n# --- files ---\n{PRIVATE}\n---\n",
+    "value": f"---\npretty_name: a --- b\n{PRIVATE}\n---\n",
+    "long rule": f"---\n#-\n#----\n{PRIVATE}\n---\ntext",
+    "CRLF": f"---\r\n# ---\r\n{PRIVATE}\r\n---\r\n",
+    "CR": f"---\r# ---\r{PRIVATE}\r---\r\n",
+    "byte order mark": f"\ufeff---\n# ---\n{PRIVATE}\n---\n",
+    "no final line break": f"---\n{PRIVATE}\n---",
+    "spaces": f"\n  ---\n{PRIVATE}\n---  \n",
+    "two blocks": f"---\n{PRIVATE}\n---\n---\nlicense: mit\n---\n",
+}
+
+
+@pytest.mark.parametrize("text", CARD_TEXTS.values(), ids=CARD_TEXTS)
+def test_check_cards_reads_the_metadata_that_datasets_reads(tmp_path, text):
+    (tmp_path / "README.md").write_text(text, newline="")
+    assert DatasetCard.load(tmp_path / "README.md").data.configs
+    with pytest.raises(DataError, match=r"^dataset_name: ") as caught:
+        check_cards(str(tmp_path), False)
+    assert_names(caught.value, "../private")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "text\n", f"text\n---\n{PRIVATE}\n---\n", f"---\nlicense: mit\n---\n---\n{PRIVATE}\n---\n"]
+)
+def test_check_cards_ignores_text_after_the_metadata(tmp_path, text):
+    (tmp_path / "README.md").write_text(text)
+    assert not check_cards(str(tmp_path), False)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("README.md", "---\na: [\n---\n"),
+        ("README.md", "---\n- a\n---\n"),
+        ("README.md", "---\na: !!bool x\n---\n"),
+        ("README.md", b"---\na: \xff\n---\n"),
+        (".huggingface.yaml", f"[[configs, {PRIVATE.partition(': ')[2]}]]"),
+    ],
+)
+def test_check_cards_with_a_card_that_cannot_be_parsed_raises(tmp_path, name, text):
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(DataError, match=r"^dataset_name: ") as caught:
+        check_cards(str(tmp_path), True)
+    assert_names(caught.value, name)
 
 
 def test_card_whose_aliases_multiply_is_refused_at_once(tmp_path):

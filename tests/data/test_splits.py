@@ -3,12 +3,14 @@
 import datasets
 import numpy as np
 import pytest
+from datasets import ClassLabel, Value
 from helpers.images import LABELS, colored_image, colored_split
 from helpers.layouts import write_images
 from helpers.messages import assert_logged, assert_names
 from helpers.splits import load_splits
 
 from hfvit.data.decode import decode
+from hfvit.data.labels import encode_labels, match_classes
 from hfvit.data.splits import find_image_column, find_label_column
 from hfvit.errors import DataError, RecipeError
 
@@ -232,3 +234,18 @@ def test_folds_of_too_few_images_are_an_error(tmp_path):
     name = save(tmp_path, train=make_split([0, 0, 1, 1, 2, 2]))
     with pytest.raises(DataError, match=r"^folds: "):
         load_splits(name, folds=3, fold=0)
+
+
+@pytest.mark.parametrize("feature", [Value("string"), ClassLabel(names=["bar", "cafe\u0301"])])
+def test_encode_labels_returns_names_in_nfc(feature):
+    raw = {"train": [0, 1] if isinstance(feature, ClassLabel) else ["bar", "cafe\u0301"]}
+    for class_names in (None, ["bar", "cafe\u0301"], ["bar", "caf\u00e9"]):
+        labels, indices = encode_labels(feature, raw, {"train": "train"}, class_names)
+        assert labels == ["bar", "caf\u00e9"]
+        assert indices["train"].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("forms", [("caf\u00e9", "cafe\u0301"), ("cafe\u0301", "caf\u00e9")])
+def test_match_classes_ignores_the_unicode_form(forms):
+    known, label = forms
+    assert match_classes(np.array([0, 1]), ["bar", label], [known, "bar"], "test").tolist() == [1, 0]

@@ -67,6 +67,15 @@ def test_load_splits_of_one_table_holds_out_validation_and_test(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_load_splits_of_a_table_in_the_working_folder(tmp_path, monkeypatch, kind):
+    table = write_table(tmp_path / f"labels.{kind}", path_rows(tmp_path, COUNTS))
+    monkeypatch.chdir(tmp_path)
+    splits = load_splits(table.name)
+    assert sum(len(splits[role]) for role in splits.facts["splits"]) == 60
+    decode(splits.train[0]["image"], "train", 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("column", ["split", "data set"])
 def test_load_splits_of_table_with_split_column(tmp_path, kind, column):
     rows = path_rows(tmp_path, {"cat": 6, "dog": 9})
@@ -108,6 +117,120 @@ def test_load_splits_of_metadata_without_labels_takes_folders_and_adds_columns(t
     assert splits.labels == ["cat", "dog"]
     for image, text in zip(splits.train["image"], splits.train["text"], strict=True):
         assert image["path"].endswith(f"{text.replace(' ', '/')}.png")
+
+
+def write_captions(root, captions, kind="jsonl"):
+    """Class folders `cat` and `dog`, and a table of (path, caption)."""
+    if not root.exists():
+        write_images(root, {"cat": 10, "dog": 10})
+    write_table(root / f"metadata.{kind}", [{"file_name": path, "caption": text} for path, text in captions])
+    return str(root)
+
+
+CAPTIONS = [(f"{label}/{n}.png", f"{label} {n}") for label in ("cat", "dog") for n in range(10)]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_load_splits_of_metadata_with_missing_texts_keeps_them_missing(tmp_path, kind):
+    captions = [(path, text if "cat" in path else None) for path, text in CAPTIONS]
+    splits = load_splits(write_captions(tmp_path / "a", captions, kind), text_column="caption")
+    for image, text in zip(splits.train["image"], splits.train["text"], strict=True):
+        assert (text is None) == ("dog" in image["path"])
+
+
+@pytest.mark.parametrize("prefix", ["./", "cat/../", ".//"])
+def test_load_splits_of_metadata_normalizes_paths(tmp_path, prefix):
+    root = write_captions(tmp_path / "a", [(prefix + path, text) for path, text in CAPTIONS])
+    splits = load_splits(root, text_column="caption")
+    for image, text in zip(splits.train["image"], splits.train["text"], strict=True):
+        assert image["path"].endswith(f"{text.replace(' ', '/')}.png")
+
+
+def test_load_splits_of_metadata_counts_rows_without_image(tmp_path, caplog):
+    captions = [*CAPTIONS, ("cat/99.png", "x"), ("dog/99.png", "x")]
+    with caplog.at_level("INFO", logger="hfvit"):
+        load_splits(write_captions(tmp_path / "a", captions), text_column="caption")
+    assert any("2 rows" in message and "cat/99.png" in message for message in caplog.messages)
+
+
+@pytest.mark.parametrize("path", [None, ""])
+def test_load_splits_of_metadata_without_a_path_names_the_row(tmp_path, path):
+    with pytest.raises(DataError, match=r"^image_column: row 20 "):
+        load_splits(write_captions(tmp_path / "a", [*CAPTIONS, (path, "x")]), text_column="caption")
+
+
+def test_load_splits_of_metadata_with_other_texts_has_another_fingerprint(tmp_path):
+    def fingerprint(captions):
+        return load_splits(write_captions(tmp_path / "a", captions), text_column="caption").train._fingerprint
+
+    before = fingerprint(CAPTIONS)
+    assert fingerprint(CAPTIONS) == before
+    assert fingerprint([(path, text.upper()) for path, text in CAPTIONS]) != before
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("name", ["metadata", "labels"])
+@pytest.mark.parametrize("folder", ["", "images/"])
+def test_load_splits_of_one_table_with_split_folders_uses_them(tmp_path, monkeypatch, name, folder, kind):
+    rows = []
+    for start, (split, count) in enumerate((("train", 8), ("val", 3), ("test", 4))):
+        rows += path_rows(tmp_path / "set", {"cat": count, "dog": count}, folder + split, 100 * start)
+    rows = [{"file_name": row["image"], "label": row["label"]} for row in rows]
+    table = write_table(tmp_path / f"set/{name}.{kind}", rows)
+    monkeypatch.chdir(tmp_path / "set")
+    for given in (tmp_path / "set", table, ".", table.name):
+        splits = load_splits(str(given))
+        for role, part, count in (("train", "train", 16), ("validation", "val", 6), ("test", "test", 8)):
+            assert [Path(path).parent.name for path in paths(splits, role)] == [part] * count
+
+
+def test_load_splits_of_one_table_uses_split_folders_named_in_the_recipe(tmp_path):
+    rows = [*path_rows(tmp_path, COUNTS, "train"), *path_rows(tmp_path, {"cat": 3, "dog": 3}, "night", 100)]
+    splits = load_splits(str(write_table(tmp_path / "labels.csv", rows)), test_split="night")
+    assert len(splits.test) == 6
+    assert len(splits.train) + len(splits.validation) == 60
+
+
+@pytest.mark.parametrize("folders", [("train", "train"), ("train", "other"), ("test", "images/test")])
+def test_load_splits_of_one_table_without_split_folders_holds_out(tmp_path, folders):
+    rows = [*path_rows(tmp_path, {"cat": 10}, folders[0]), *path_rows(tmp_path, {"dog": 10}, folders[1], 100)]
+    splits = load_splits(str(write_table(tmp_path / "labels.csv", rows)))
+    assert {role: sum(counts.values()) for role, counts in class_counts(splits).items()} == {
+        "train": 16, "validation": 2, "test": 2,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("column", ["split", "Split", "SPLIT"])
+def test_load_splits_with_unknown_values_in_the_split_column_names_it(tmp_path, column):
+    rows = [{**row, column: ("train", "holdout")[n % 2]} for n, row in enumerate(path_rows(tmp_path, COUNTS))]
+    with pytest.raises(DataError, match=r"^dataset_name: ") as caught:
+        load_splits(str(write_table(tmp_path / "labels.csv", rows)))
+    assert_names(caught.value, f"'{column}'", "holdout")
+
+
+@pytest.mark.parametrize("column", ["partition", "Subset", "set"])
+@pytest.mark.parametrize("other", [{}, {"split": "train"}, {"Split": "train"}])
+def test_load_splits_with_an_unused_split_column_warns(tmp_path, caplog, column, other):
+    rows = [{**row, column: n % 3, **other} for n, row in enumerate(path_rows(tmp_path, COUNTS))]
+    load_splits(str(write_table(tmp_path / "labels.csv", rows)))
+    assert [r.levelname for r in caplog.records if f"'{column}'" in r.getMessage()] == ["WARNING"]
+
+
+@pytest.mark.parametrize(("values", "warns"), [(("train", "test"), True), (("train", "train"), False)])
+def test_load_splits_of_a_table_for_each_split_warns_of_another_split_column(tmp_path, caplog, values, warns):
+    for start, split in enumerate(("train", "val")):
+        rows = path_rows(tmp_path, {"cat": 10, "dog": 10}, split, 100 * start)
+        rows = [{**row, "split": split if split == "val" else values[n % 2]} for n, row in enumerate(rows)]
+        write_table(tmp_path / f"{split}.csv", rows)
+    load_splits(str(tmp_path))
+    assert any("'split'" in r.getMessage() and r.levelname == "WARNING" for r in caplog.records) == warns
+
+
+def test_load_splits_of_metadata_without_labels_warns_of_a_split_column(tmp_path, caplog):
+    write_images(tmp_path, {"cat": 10, "dog": 10})
+    write_table(tmp_path / "metadata.csv", [{"file_name": path, "split": "test"} for path, _ in CAPTIONS])
+    load_splits(str(tmp_path))
+    assert any("'split'" in r.getMessage() and r.levelname == "WARNING" for r in caplog.records)
 
 
 def test_load_splits_of_tables_beside_class_folders_uses_the_folders(tmp_path):
@@ -202,6 +325,92 @@ def test_load_splits_with_missing_labels_names_their_row(tmp_path, kind):
     rows[7]["label"] = None
     with pytest.raises(DataError, match=r"'train', row 7: the label is missing \(1 such"):
         load_splits(str(write_table(tmp_path / f"t.{kind}", rows)))
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("column", ["label", "species"])
+def test_load_splits_with_empty_labels_names_their_row(tmp_path, column, kind):
+    rows = [{"image": row["image"], column: row["label"]} for row in path_rows(tmp_path, COUNTS)]
+    rows[7][column] = ""
+    rows[9][column] = " "
+    with pytest.raises(DataError, match=r"'train', row 7: the label is missing \(2 such"):
+        load_splits(str(write_table(tmp_path / f"t.{kind}", rows)), label_column=column)
+
+
+@pytest.mark.parametrize("column", ["label", "species"])
+def test_load_splits_of_csv_ignores_spaces_around_labels(tmp_path, column):
+    rows = [
+        {"image": row["image"], column: f" {row['label']} "[n % 2 :]}
+        for n, row in enumerate(path_rows(tmp_path, COUNTS))
+    ]
+    assert load_splits(str(write_table(tmp_path / "t.csv", rows)), label_column=column).labels == ["cat", "dog"]
+
+
+@pytest.mark.parametrize("column", ["label", "digit"])
+@pytest.mark.parametrize("class_names", [None, [f"class {n}" for n in range(12)]])
+def test_load_splits_of_csv_with_integers_sorts_them_as_numbers(tmp_path, column, class_names):
+    write_images(tmp_path / "images", {"x": 36})
+    rows = [{"image": f"images/x/{n}.png", column: n % 12} for n in range(36)]
+    table = write_table(tmp_path / "t.csv", rows)
+    splits = load_splits(str(table), label_column=column, class_names=class_names, test_split=None)
+    assert splits.labels == (class_names or [str(n) for n in range(12)])
+    for image, label in zip(splits.train["image"], splits.train["label"], strict=True):
+        assert int(Path(image["path"]).stem) % 12 == label
+
+
+@pytest.mark.parametrize("column", ["label", "species"])
+@pytest.mark.parametrize("names", [("train", "test"), ("test", "train"), ("data-0", "data-1")])
+def test_load_splits_of_csv_with_integers_in_one_of_two_files_reads_names(tmp_path, column, names):
+    write_images(tmp_path / "images", {"x": 80})
+    for name, start, labels in zip(names, (0, 40), (("1", "2", "a"), ("1", "2")), strict=True):
+        rows = [{"image": f"images/x/{start + n}.png", column: labels[n % len(labels)]} for n in range(40)]
+        write_table(tmp_path / f"{name}.csv", rows)
+    if names[0] == "test":
+        with pytest.raises(DataError, match=r"label 'a' is outside"):
+            load_splits(str(tmp_path), label_column=column)
+        return
+    splits = load_splits(str(tmp_path), label_column=column)
+    assert splits.labels == ["1", "2", "a"]
+    assert sum(counts["1"] for counts in class_counts(splits).values()) == 14 + 20
+
+
+@pytest.mark.parametrize("labels", [(10**20, 10**20 + 1), (2**63, 1), ("1" * 5000, "2")])
+def test_load_splits_of_csv_with_huge_integers_keeps_them_as_text(tmp_path, labels):
+    write_images(tmp_path / "images", {"x": 20})
+    rows = [{"image": f"images/x/{n}.png", "label": labels[n % 2]} for n in range(20)]
+    assert load_splits(str(write_table(tmp_path / "t.csv", rows))).labels == sorted(map(str, labels))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_load_splits_of_labels_in_two_unicode_forms_has_one_class(tmp_path, kind):
+    rows = path_rows(tmp_path, COUNTS)
+    for number, row in enumerate(rows):
+        row["label"] = {"cat": "bar", "dog": ("caf\u00e9", "cafe\u0301")[number % 2]}[row["label"]]
+    table = str(write_table(tmp_path / f"t.{kind}", rows))
+    (tmp_path / "names.txt").write_text("cafe\u0301\nbar\n")
+    assert load_splits(table).labels == ["bar", "caf\u00e9"]
+    assert load_splits(table, class_names=[str(tmp_path / "names.txt")]).labels == ["caf\u00e9", "bar"]
+
+
+IMAGE_TYPES = {
+    "path": pa.string(),
+    "bytes": pa.binary(),
+    "struct": pa.struct({"bytes": pa.binary(), "path": pa.string()}),
+}
+
+
+@pytest.mark.parametrize("kind", IMAGE_TYPES)
+@pytest.mark.parametrize("on_bad_image", ["error", "skip"])
+def test_load_splits_with_missing_images_names_their_row(tmp_path, kind, on_bad_image):
+    (tmp_path / "x.png").write_bytes(image_bytes())
+    image = {"path": "x.png", "bytes": image_bytes(), "struct": {"bytes": image_bytes(), "path": None}}[kind]
+    images = [image] * 20
+    images[3] = None
+    images[5] = {"bytes": None, "path": None} if kind == "struct" else None
+    table = pa.table({"image": pa.array(images, IMAGE_TYPES[kind]), "label": [n % 2 for n in range(20)]})
+    pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
+    with pytest.raises(DataError, match=r"'train', row 3: image is missing \(2 such"):
+        load_splits(str(tmp_path / "t.parquet"), on_bad_image=on_bad_image)
 
 
 @pytest.mark.parametrize("as_file", [False, True])
