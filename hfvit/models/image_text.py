@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedModel
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from hfvit.errors import ModelError, one_line
@@ -15,7 +15,7 @@ from hfvit.models.attention import recorded_attention
 from hfvit.models.configuration import HFViTConfig
 from hfvit.models.freezing import FrozenParts, freeze, parse_freeze
 from hfvit.models.modeling import HFViTForImageClassification, LibraryInitialization, PlainCheckpoint
-from hfvit.recipe.arguments import ModelArguments
+from hfvit.recipe.arguments import ModelArguments, check_network
 from hfvit.utils.hub_ids import folder_or_hub_id
 
 HEAD_DIM = 64  # minimum channels of an attention head
@@ -133,10 +133,13 @@ class HFViTFusionForImageClassification(FrozenParts, LibraryInitialization, Plai
     _supports_sdpa = True
 
     def __init__(self, config: HFViTFusionConfig):
+        check_network(config.architecture, config.model_args, ModelError)
         requested = config._attn_implementation  # None unless given; super() sets the default
         super().__init__(config)
         self.num_labels = config.num_labels
-        self.timm_model = timm.create_model(config.architecture, num_classes=0, **(config.model_args or {}))
+        self.timm_model = timm.create_model(
+            config.architecture, pretrained=False, num_classes=0, **(config.model_args or {})
+        )
         self.text_model = _untrained(config.text_encoder_config)
         if requested and (requested != "sdpa" or self.text_model._supports_sdpa):
             self.text_model.set_attn_implementation(requested)
@@ -299,11 +302,19 @@ def _pretrained(source: str, revision: str | None) -> PreTrainedModel:
 
 
 def _untrained(values: dict[str, Any]) -> PreTrainedModel:
-    """Build the text encoder of a configuration, without code from the checkpoint."""
+    """Build the text encoder of a configuration, without code from the checkpoint.
+
+    Raises:
+        ModelError: it cannot be built, or is not a text encoder. Image models could load weights from elsewhere
+            (`timm_wrapper`, `use_pretrained_backbone`).
+    """
     try:
         config = AutoConfig.for_model(**values)
+        model_class = MODEL_MAPPING[type(config)]
+        if getattr(model_class, "main_input_name", "input_ids") != "input_ids" or config.sub_configs:
+            raise ModelError(f"text_encoder_config: must be that of a text encoder, got {config.model_type}.")
         return _without_pooler(AutoModel.from_config(config, trust_remote_code=False))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise ModelError(f"The text encoder of the configuration cannot be built: {one_line(error)}") from error
 
 
