@@ -264,6 +264,18 @@ def test_batches_of_a_graph_with_preprocessing_have_limited_pixels(tmp_path):
     assert slow.backend.sizes == [3, 1, 3, 2]  # 3 x 16 x 16 pixels and 28 x 28 pixels are below the limit
 
 
+def test_decoded_images_of_a_graph_with_preprocessing_have_limited_pixels(tmp_path):
+    write_graph(write_configs(tmp_path, processor=False) / "model.onnx", pixels=True)
+    image = replace(RequestLimits().image, max_pixels=256)  # 16 images of 16 x 16 pixels
+    files = [("images", png(photo(seed))) for seed in range(17)]
+    wanted = [expected(photo(seed)) for seed in range(16)]
+    with running(hfvit.load_classifier(tmp_path), limits=RequestLimits(image=image)) as client:
+        assert client.post("/predict", files=files).status_code == 413
+        with ThreadPoolExecutor(3) as pool:  # the second and the third request wait for the first
+            answers = list(pool.map(lambda _: client.post("/predict", files=files[:16]).json(), range(3)))
+    assert answers == [wanted] * 3
+
+
 def test_several_labels_are_those_that_reach_their_thresholds(tmp_path):
     write_graph(tmp_path / "model.onnx")
     config = json.loads((write_configs(tmp_path) / "config.json").read_text())
