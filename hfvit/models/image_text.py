@@ -7,7 +7,14 @@ import timm
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import MODEL_MAPPING, AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedModel
+from transformers import (
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from hfvit.errors import ModelError, one_line
@@ -284,38 +291,44 @@ def _pretrained(source: str, revision: str | None) -> PreTrainedModel:
     try:
         config = AutoConfig.from_pretrained(source, **hub)
         config = getattr(config, "text_config", config)  # CLIP and SigLIP
+        _check_text_config(config, f"text_encoder: {source} ")
         model, info = AutoModel.from_pretrained(
             source, config=config, dtype=torch.float32, output_loading_info=True, **hub
         )
-    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, ImportError, RuntimeError, KeyError) as error:
         raise ModelError(f"text_encoder: {source} cannot be loaded: {one_line(error)}") from error
     model = _without_pooler(model)
     missing = sorted(key for key in info["missing_keys"] if key in model.state_dict())
     if missing:
         raise ModelError(f"text_encoder: {source} lacks {len(missing)} weights of the encoder ({missing[0]}, ...).")
-    if model.config.is_encoder_decoder or not hasattr(model.config, "vocab_size"):
-        raise ModelError(
-            f"text_encoder: must be a text encoder such as BERT, RoBERTa, DistilBERT or CLIP's text model, but"
-            f" {source} has the model type '{model.config.model_type}'."
-        )
     return model
 
 
 def _untrained(values: dict[str, Any]) -> PreTrainedModel:
-    """Build the text encoder of a configuration, without code from the checkpoint.
-
-    Raises:
-        ModelError: it cannot be built, or is not a text encoder. Image models could load weights from elsewhere
-            (`timm_wrapper`, `use_pretrained_backbone`).
-    """
+    """Build the text encoder of a configuration, without code from the checkpoint."""
     try:
         config = AutoConfig.for_model(**values)
-        model_class = MODEL_MAPPING[type(config)]
-        if getattr(model_class, "main_input_name", "input_ids") != "input_ids" or config.sub_configs:
-            raise ModelError(f"text_encoder_config: must be that of a text encoder, got {config.model_type}.")
+        _check_text_config(config, "text_encoder_config: ")
         return _without_pooler(AutoModel.from_config(config, trust_remote_code=False))
     except (ValueError, TypeError, KeyError) as error:
         raise ModelError(f"The text encoder of the configuration cannot be built: {one_line(error)}") from error
+
+
+def _check_text_config(config: PretrainedConfig, start: str) -> None:
+    """Raise `ModelError` unless a configuration is that of a text encoder.
+
+    Building other models may load weights from elsewhere (`timm_wrapper`, `use_pretrained_backbone`).
+
+    Args:
+        config: configuration of a model that was not built yet.
+        start: beginning of the message.
+    """
+    reads_texts = getattr(MODEL_MAPPING[type(config)], "main_input_name", "input_ids") == "input_ids"
+    if not reads_texts or config.sub_configs or config.is_encoder_decoder or not hasattr(config, "vocab_size"):
+        raise ModelError(
+            f"{start}must be a text encoder such as BERT, RoBERTa, DistilBERT or CLIP's text model, got the model type"
+            f" '{config.model_type}'."
+        )
 
 
 def _without_pooler(model: PreTrainedModel) -> PreTrainedModel:

@@ -15,7 +15,7 @@ from transformers import AutoModelForImageClassification
 import hfvit
 from hfvit.errors import ModelError, RecipeError
 from hfvit.export.onnx import export_onnx
-from hfvit.models.image_text import HFViTFusionForImageClassification
+from hfvit.models.image_text import HFViTFusionForImageClassification, add_text_encoder
 from hfvit.models.modeling import HFViTForImageClassification
 from hfvit.recipe.arguments import ModelArguments
 
@@ -142,3 +142,16 @@ def test_fusion_whose_configuration_loads_weights_is_refused(tmp_path, address):
         text = {"model_type": "timm_wrapper", "architecture": ARCHITECTURE, "model_args": arguments}
         with pytest.raises(ModelError, match=r"^text_encoder_config: "):
             HFViTFusionForImageClassification(write_fusion(tmp_path / "fusion", {}, text))
+
+
+def test_text_encoder_that_loads_weights_from_elsewhere_is_refused(tmp_path, address):
+    for arguments in refused_arguments(tmp_path, address):
+        config = {"model_type": "timm_wrapper", "architecture": ARCHITECTURE, "model_args": arguments}
+        (tmp_path / "encoder").mkdir(exist_ok=True)
+        (tmp_path / "encoder" / "config.json").write_text(
+            json.dumps({**config, "num_classes": 3, "label_names": LABELS})
+        )
+        recipe = ModelArguments(architecture=ARCHITECTURE, text_encoder=str(tmp_path / "encoder"))
+        image = build_model(LABELS, architecture=ARCHITECTURE, image_size=16, timm_kwargs=MICRO)
+        with pytest.raises(ModelError, match=r"^text_encoder: .*must be a text encoder"):
+            add_text_encoder(image, recipe)
