@@ -77,10 +77,8 @@ def check_network(
         raise error(f"{start}architecture: must be a model name in timm, got {architecture!r}.")
     wrong = [key for key in WEIGHT_ARGS if isinstance(model_args, dict) and key in model_args]
     if wrong:
-        raise error(
-            f"{start}model_args: must not load weights, got {wrong[0]}={model_args[wrong[0]]!r}. Remove it, and set"
-            " model_name_or_path to fine-tune a pretrained model."
-        )
+        remedy = "Remove it." if source else "Set model_name_or_path to fine-tune a pretrained model."
+        raise error(f"{start}model_args: must not load weights, got {wrong[0]}={model_args[wrong[0]]!r}. {remedy}")
 
 
 @dataclass
