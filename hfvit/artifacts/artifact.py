@@ -9,7 +9,7 @@ from typing import Any
 from hfvit.artifacts.constants import CONFIG_FILE, ENGINE_RECORD_FILE, PREPROCESSOR_FILE
 from hfvit.artifacts.engine_record import EngineRecord
 from hfvit.errors import ModelError, nearest, wrap_library_errors
-from hfvit.recipe.arguments import MULTI_LABEL
+from hfvit.recipe.arguments import MULTI_LABEL, check_network
 from hfvit.utils.files import expand_user
 from hfvit.utils.hub_ids import folder_or_hub_id
 
@@ -192,7 +192,7 @@ def read_head(artifact: Artifact, **kwargs) -> Head:
         **kwargs: arguments of `AutoConfig.from_pretrained`.
 
     Raises:
-        ModelError: the configuration cannot be read, or is that of a regression model.
+        ModelError: the configuration cannot be read, is that of a regression model, or would load other weights.
     """
     from transformers import AutoConfig, PretrainedConfig
 
@@ -211,6 +211,9 @@ def read_head(artifact: Artifact, **kwargs) -> Head:
         label_names = getattr(config, "label_names", None) or labels
         if not all(isinstance(name, str) for name in (*labels, *label_names)):
             raise ModelError(f"{artifact.source}: class names in {CONFIG_FILE} must be strings.")
+    check_network(
+        getattr(config, "architecture", None), getattr(config, "model_args", None), ModelError, artifact.source
+    )
     if len(label_names) != len(labels):  # transformers would call them LABEL_0, LABEL_1, ...
         raise ModelError(
             f"{artifact.source}: {CONFIG_FILE} must have one label_names entry per class, got {len(label_names)} for"

@@ -25,6 +25,7 @@ examples:
 {exit_codes(0, 2)}"""
 
 MAX_EXAMPLES = 24
+MAX_PORT = 65535
 APP_ONLY = ("device", "threads", "host", "port", "share")
 PAGE_ONLY = ("vendor", "title", "overwrite")
 
@@ -67,6 +68,8 @@ def demo(options: argparse.Namespace) -> None:
     for name in unavailable:
         if getattr(options, name):
             raise HFViTError(f"--{name}: {problem}.")
+    if options.port and options.port > MAX_PORT:
+        raise HFViTError(f"--port: must be at most {MAX_PORT}, got {options.port}.")
     if options.static:
         _write(options)
     else:
@@ -95,11 +98,14 @@ def _write(options: argparse.Namespace) -> None:
 
 def _serve(options: argparse.Namespace) -> None:
     from hfvit.artifacts.artifact import find_artifact
+    from hfvit.data.decode import is_url
     from hfvit.demo.app import load_gradio, serve
     from hfvit.demo.run_facts import read_facts, write_class_examples
 
     find_artifact(options.artifact)
     examples = _examples(options)
+    if options.examples and is_url(options.examples):
+        raise DataError(f"--examples: the app takes local files only, got {options.examples}. Download it first.")
     gradio = load_gradio()
     quiet_libraries()
     from hfvit.inference.classifier import load_classifier

@@ -37,7 +37,12 @@ examples:
 {exit_codes(0, 2)}"""
 
 MIB = 2**20
-SERVER_ONLY = ("device", "threads", "providers", "bf16", "calibrated", "tta")
+HOST, PORT = "127.0.0.1", 8000
+# Options that --docker writes to CMD.
+CONTAINER_OPTIONS = (
+    "top_k", "calibrated", "batch_size", "threads", "objective", "bf16", "tta", "max_delay_ms", "queue_size",
+    "timeout", "max_image_mib", "max_pixels", "max_images",
+)  # fmt: skip
 
 
 def add(commands) -> None:
@@ -49,8 +54,8 @@ def add(commands) -> None:
         epilog=EPILOG,
     )
     parser.add_argument("artifact", metavar="ARTIFACT", help=ARTIFACT_KINDS)
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all [%(default)s]")
-    parser.add_argument("--port", type=non_negative_int, default=8000, help="port, 0 for a free one [%(default)s]")
+    parser.add_argument("--host", default=HOST, help="address to listen on; 0.0.0.0 for all [%(default)s]")
+    parser.add_argument("--port", type=non_negative_int, default=PORT, help="port, 0 for a free one [%(default)s]")
     add_score_options(parser)
     add_classifier_options(parser)
     queue = parser.add_argument_group("batching and limits")
@@ -87,24 +92,48 @@ def show_log() -> None:
     logging.getLogger("hfvit").setLevel(logging.INFO)
 
 
+def write_docker(options: argparse.Namespace) -> None:
+    """Write the files of `--docker DIR`, with the options of the server in CMD."""
+    from hfvit.artifacts.artifact import find_artifact
+
+    artifact = find_artifact(options.artifact)
+    for name, default in (("host", HOST), ("port", PORT), ("device", None), ("providers", None)):
+        if getattr(options, name) != default:
+            raise HFViTError(
+                f"--{name}: not available with --docker, got {getattr(options, name)}. The server of the container"
+                " runs on the CPU and listens on port 8000, which `docker run -p` maps to an address."
+            )
+    if options.bf16 and not artifact.is_checkpoint:
+        raise HFViTError(f"--bf16: requires a checkpoint, but {artifact.file} is an export.")
+    from hfvit.serve.container import write_container
+
+    if options.calibrated:
+        from hfvit.inference.classifier import run_temperature  # imports torch
+
+        run_temperature(artifact, options.tta)
+    words = []
+    for name in CONTAINER_OPTIONS:
+        value = getattr(options, name)
+        if value is True:
+            words.append(f"--{name}")
+        elif value is not None and value is not False:
+            words += [f"--{name}", str(value)]
+    write_container(artifact, options.docker, words)
+    print(f"Wrote {options.docker}. Build the image: docker build -t hfvit-serve {options.docker}")
+
+
 def serve(options: argparse.Namespace) -> None:
     """Run `hfvit serve ARTIFACT`."""
     from hfvit.artifacts.artifact import find_artifact
 
-    artifact = find_artifact(options.artifact)
-    if options.docker is not None:
-        from hfvit.serve.container import write_container
-
-        for name in SERVER_ONLY:
-            if getattr(options, name):
-                raise HFViTError(f"--{name}: not available with --docker. Add it to CMD in the Dockerfile.")
-        write_container(artifact, options.docker)
-        print(f"Wrote {options.docker}. Build the image: docker build -t hfvit-serve {options.docker}")
-        return
+    find_artifact(options.artifact)
     if options.timeout == 0:
         raise HFViTError("--timeout: must be positive, got 0.")
     if options.max_images > options.queue_size:
         raise HFViTError(f"--max_images: must be at most --queue_size, got {options.max_images}.")
+    if options.docker is not None:
+        write_docker(options)
+        return
     providers = parse_providers(options)
     with importing():
         from hfvit.serve.app import load_libraries

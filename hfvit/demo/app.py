@@ -68,6 +68,7 @@ def build_app(gradio, classifier: Classifier, top_k: int = 5, examples: list[str
     """
     facts = facts or RunFacts()
     view = ExplanationView.create(classifier)
+    lock = threading.Lock()  # Gradio's queue runs one call at a time, but its route `run` has no queue
     has_thresholds = classifier.thresholds is not None
     has_note = facts.out_of_distribution is not None
 
@@ -96,10 +97,10 @@ def build_app(gradio, classifier: Classifier, top_k: int = 5, examples: list[str
         except DataError as error:
             raise gradio.Error(str(error), print_exception=False) from None
         explained = None
-        if view:
-            logits, explained = view.classify(image)
-        else:
+        with lock:
             logits = classifier.logits([image])
+            if view and np.isfinite(logits).all():
+                explained = view.explain(image, int(logits[0].argmax()))
         if not np.isfinite(logits).all():
             raise gradio.Error("The model's logits are NaN or infinite.", print_exception=False)
         found = ", ".join(classifier.best(logits)[0]) or NOTHING_FOUND
@@ -218,7 +219,7 @@ def _serve(gradio, classifier: Classifier, app, host: str, port: int | None, sha
             allowed_paths=[str(Path(example).resolve()) for example in examples],
             theme=gradio.themes.Default(primary_hue="sky", font=FONTS, font_mono=MONOSPACE_FONTS).set(**COLORS),
         )
-    except OSError as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         option = "--port" if port else "--host"
         where = f"{host}:{port}" if port else host
         raise HFViTError(f"{option}: cannot listen on {where} ({one_line(error)}).") from None
@@ -241,16 +242,21 @@ DISPLAY_PIXELS = 448  # minimum shorter side of the explained image, for models 
 
 
 class ExplanationView:
-    """Logits of an image, and what speaks for its predicted class.
+    """What speaks for a class, in color on the model's crop of an image.
 
-    Only for checkpoints, of models with an explanation map.
+    Only for checkpoints, of models with an explanation map. It changes the model while it runs, during which no other
+    thread may use the model.
     """
 
     def __init__(self, classifier: Classifier):
         self.classifier = classifier
         self.model = classifier.backend.model
-        size = classifier.pixel_values([Image.new("RGB", (64, 64))])
-        self.title = f"{self._explain(size).method}: orange parts speak for the class"
+        # All steps after resizing and cropping are linear: solid colors show what they do to a pixel.
+        solid = [Image.new("RGB", (64, 64), color) for color in ("black", "red", "lime", "blue")]
+        values = classifier.pixel_values(solid)
+        self.black, *colors = values[:, :, values.shape[2] // 2, values.shape[3] // 2].astype(np.float64)
+        self.to_rgb = np.linalg.pinv(np.transpose(colors - self.black))
+        self.title = f"{self._explain(values[:1]).method}: orange parts speak for the class"
 
     @classmethod
     def create(cls, classifier: Classifier) -> "ExplanationView | None":
@@ -260,28 +266,31 @@ class ExplanationView:
         except (AttributeError, ModelError):
             return None
 
-    def classify(self, image: Image.Image) -> tuple[np.ndarray, Image.Image]:
-        """Return logits `(1, classes)`, and the crop with relevant parts in color."""
+    def explain(self, image: Image.Image, label: int) -> Image.Image:
+        """Return the crop of an image with the parts that speak for a class in color.
+
+        Args:
+            image: image to explain.
+            label: index of the class.
+        """
         values = self.classifier.pixel_values([image])
-        found = self._explain(values)
-        crop = self._pixels(values[0])
+        found = self._explain(values, torch.tensor([label]))
+        crop = self.pixels(values[0])
         scale = max(1, round(DISPLAY_PIXELS / min(crop.shape[:2])))
         size = (crop.shape[1] * scale, crop.shape[0] * scale)
         enlarged = np.asarray(Image.fromarray(crop).resize(size, Image.Resampling.BICUBIC))
-        return found.logits, Image.fromarray(highlight(enlarged, found.maps[0]))
+        return Image.fromarray(highlight(enlarged, found.maps[0]))
 
-    def _explain(self, values: np.ndarray) -> Explanation:
+    def _explain(self, values: np.ndarray, labels: torch.Tensor | None = None) -> Explanation:
         backend = self.classifier.backend
         before = torch.get_num_threads()
         torch.set_num_threads(backend.threads)  # global to the process, so it is restored below
         try:
-            return explain(self.model, torch.from_numpy(values).to(backend.device))
+            return explain(self.model, torch.from_numpy(values).to(backend.device), labels)
         finally:
             torch.set_num_threads(before)
 
-    def _pixels(self, values: np.ndarray) -> np.ndarray:
-        """Return normalized pixel values as a uint8 image."""
-        processor = self.classifier.processor
-        config = getattr(processor, "data_config", None) or {"mean": processor.image_mean, "std": processor.image_std}
-        mean, std = (np.reshape(config[key], (3, 1, 1)) for key in ("mean", "std"))
-        return ((values * std + mean).clip(0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0)
+    def pixels(self, values: np.ndarray) -> np.ndarray:
+        """Return the pixel values of an image as uint8 (height, width, 3)."""
+        rgb = (values.transpose(1, 2, 0) - self.black) @ self.to_rgb.T
+        return (rgb.clip(0, 1) * 255).round().astype(np.uint8)

@@ -112,7 +112,10 @@ def write_class_examples(artifact: Artifact, folder: Path) -> list[str]:
         name = example.true
         if name in record.data.labels and name not in (".", "..") and Path(name).name == name and "\\" not in name:
             path = folder / name / f"{number}.png"
-            path.parent.mkdir(exist_ok=True)
+            try:
+                path.parent.mkdir(exist_ok=True)
+            except (OSError, ValueError):  # the class has no name of a folder, such as one of more than 255 bytes
+                continue
             Image.fromarray(image).save(path)
             written.append(str(path))
     return written

@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 from jinja2 import StrictUndefined
@@ -16,11 +17,21 @@ from hfvit.demo.run_facts import RunFacts, read_facts
 from hfvit.demo.web_runtime import WebRuntime
 from hfvit.errors import ModelError
 from hfvit.export.processor_steps import image_steps
-from hfvit.utils.files import check_writable, expand_user, read_object, sync, sync_tree, write_object
+from hfvit.utils.files import (
+    check_writable,
+    expand_user,
+    read_object,
+    sync,
+    sync_tree,
+    wrap_write_errors,
+    write_object,
+)
 from hfvit.utils.markup import html_environment, markdown_environment
 
 PAGE_FILE = "page.json"
 OWN_FOLDERS = ("model", "vendor", "examples")
+COPIED_FILES = ("style.css", "page.js", "worker.js", "pixels.js", "icon.svg")
+OWN_FILES = ("index.html", "README.md", PAGE_FILE, *COPIED_FILES)
 # ONNX files that a browser can run, preferred ones first -> dtype in transformers.js.
 BROWSER_FILES = {file_name(quantize="int8"): "q8", file_name(): "fp32"}
 MAX_EXAMPLES = 12
@@ -54,6 +65,8 @@ def browser_file(export: str | Path) -> Path:
 def check_page_folder(output: str | Path, overwrite: bool) -> Path:
     """Return the folder for a page after checking that it may be written.
 
+    Its path has no symbolic links.
+
     Args:
         output: folder of the page.
         overwrite: accept a folder with files.
@@ -61,7 +74,7 @@ def check_page_folder(output: str | Path, overwrite: bool) -> Path:
     Raises:
         ModelError: the folder is not writable, is an export, or has files that would be replaced.
     """
-    folder = expand_user(output)
+    folder = Path(os.path.realpath(expand_user(output)))
     if (folder / EXPORT_FILE).exists() or any(folder.glob("*.onnx")):
         raise ModelError(f"--static: must not be an export folder, got {output}. Choose another folder.")
     check_writable(folder if folder.exists() else folder.parent, "--static", ModelError)
@@ -73,6 +86,11 @@ def check_page_folder(output: str | Path, overwrite: bool) -> Path:
     links = [name for name in OWN_FOLDERS if (folder / name).is_symlink()]
     if links:
         raise ModelError(f"--static: {folder / links[0]} is a symbolic link. Choose another folder.")
+    wrong = [name for name in OWN_FOLDERS if name in names and not (folder / name).is_dir()]
+    wrong += [name for name in OWN_FILES if name in names and not (folder / name).is_file()]
+    if wrong:
+        kind = "a folder" if wrong[0] in OWN_FOLDERS else "a file"
+        raise ModelError(f"--static: {folder / wrong[0]} must be {kind}. Choose another folder.")
     foreign = [name for name in OWN_FOLDERS if name in names and PAGE_FILE not in names]
     if foreign:
         raise ModelError(f"--static: {output} has a {foreign[0]}/ that no page has written. Choose another folder.")
@@ -122,7 +140,9 @@ def write_page(
         )
     record = ExportRecord.load(file.parent)
     facts = read_facts(artifact)
-    temperature = None if facts.tta else facts.temperature  # the page classifies one view of an image
+    # The page classifies one view of an image.
+    temperature = None if facts.tta else facts.temperature
+    out_of_distribution = None if facts.tta else facts.out_of_distribution
     title = title or Path(record.source or file.parent.resolve().parent.name).name
     with _Staging(folder) as page:
         for source, name in (
@@ -156,7 +176,7 @@ def write_page(
                 "multi_label": head.multi_label,
                 "thresholds": head.thresholds,
                 "temperature": temperature or 1.0,
-                "max_energy": facts.out_of_distribution.threshold if facts.out_of_distribution else None,
+                "max_energy": out_of_distribution.threshold if out_of_distribution else None,
                 "steps": steps,
                 "top_k": top_k,
             },
@@ -165,40 +185,45 @@ def write_page(
 
 
 class _Staging:
-    """Temporary folder that replaces `folder` unless the block raises."""
+    """Temporary folder that replaces the page in `folder` unless the block raises."""
 
     def __init__(self, folder: Path):
         self.folder = folder
 
     def __enter__(self) -> Path:
-        self.page = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}-", dir=self.folder.parent))
+        place = self.folder if self.folder.exists() else self.folder.parent
+        with wrap_write_errors(f"--static: {place}"):
+            self.root = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}-", dir=place))
+            self.page = self.root / "page"
+            self.page.mkdir()
         return self.page
 
     def __exit__(self, kind, *_) -> None:
         try:
             if kind is None:
-                self._move()
+                with wrap_write_errors(f"--static: {self.folder}"):
+                    self._move()
         finally:
-            shutil.rmtree(self.page, ignore_errors=True)
+            shutil.rmtree(self.root, ignore_errors=True)
 
     def _move(self) -> None:
+        """Move the page to its folder; an error restores the earlier page."""
         sync_tree(self.page)
-        self.page.chmod(0o777 & ~_umask())  # mkdtemp sets 0o700
-        if not self.folder.exists() or not any(self.folder.iterdir()):
+        if not self.folder.exists():
             self.page.replace(self.folder)
             sync(self.folder.parent)
             return
-        for name in OWN_FOLDERS:
-            shutil.rmtree(self.folder / name, ignore_errors=True)
-        for part in self.page.iterdir():
-            part.replace(self.folder / part.name)
+        earlier = self.root / "earlier"
+        earlier.mkdir()
+        with ExitStack() as undo:
+            for name in sorted({*OWN_FOLDERS, *os.listdir(self.page)}):
+                new, place, old = (folder / name for folder in (self.page, self.folder, earlier))
+                for source, target in ((place, old), (new, place)):
+                    if source.exists():
+                        source.rename(target)
+                        undo.callback(target.rename, source)
+            undo.pop_all()
         sync(self.folder)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _refuse_link(path: Path) -> None:
@@ -305,5 +330,5 @@ def _render(values: dict, page: Path) -> None:
     for templates, name, target in ((html, "index.html", "index.html"), (markdown, "space.md", "README.md")):
         text = templates.get_template(name).render(values)
         (page / target).write_text(text + "\n", encoding="utf-8")
-    for name in ("style.css", "page.js", "worker.js", "pixels.js", "icon.svg"):
+    for name in COPIED_FILES:
         _copy(source / name, page / name)

@@ -43,6 +43,8 @@ def explain(model: PreTrainedModel, pixel_values: torch.Tensor, classes: torch.T
     https://arxiv.org/abs/2103.15679), others Grad-CAM (Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391).
     Patch tokens that a model uses as registers are left out.
 
+    Hooks and the attention of the model are changed meanwhile: no other thread may use it.
+
     Args:
         model: image classifier of hfvit or transformers; its mode and gradients do not change.
         pixel_values: `(images, channels, height, width)` on the device of the model.

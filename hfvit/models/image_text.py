@@ -7,7 +7,14 @@ import timm
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedModel
+from transformers import (
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from hfvit.errors import ModelError, one_line
@@ -15,7 +22,7 @@ from hfvit.models.attention import recorded_attention
 from hfvit.models.configuration import HFViTConfig
 from hfvit.models.freezing import FrozenParts, freeze, parse_freeze
 from hfvit.models.modeling import HFViTForImageClassification, LibraryInitialization, PlainCheckpoint
-from hfvit.recipe.arguments import ModelArguments
+from hfvit.recipe.arguments import ModelArguments, check_network
 from hfvit.utils.hub_ids import folder_or_hub_id
 
 HEAD_DIM = 64  # minimum channels of an attention head
@@ -133,10 +140,13 @@ class HFViTFusionForImageClassification(FrozenParts, LibraryInitialization, Plai
     _supports_sdpa = True
 
     def __init__(self, config: HFViTFusionConfig):
+        check_network(config.architecture, config.model_args, ModelError)
         requested = config._attn_implementation  # None unless given; super() sets the default
         super().__init__(config)
         self.num_labels = config.num_labels
-        self.timm_model = timm.create_model(config.architecture, num_classes=0, **(config.model_args or {}))
+        self.timm_model = timm.create_model(
+            config.architecture, pretrained=False, num_classes=0, **(config.model_args or {})
+        )
         self.text_model = _untrained(config.text_encoder_config)
         if requested and (requested != "sdpa" or self.text_model._supports_sdpa):
             self.text_model.set_attn_implementation(requested)
@@ -281,20 +291,16 @@ def _pretrained(source: str, revision: str | None) -> PreTrainedModel:
     try:
         config = AutoConfig.from_pretrained(source, **hub)
         config = getattr(config, "text_config", config)  # CLIP and SigLIP
+        _check_text_config(config, f"text_encoder: {source} ")
         model, info = AutoModel.from_pretrained(
             source, config=config, dtype=torch.float32, output_loading_info=True, **hub
         )
-    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, ImportError, RuntimeError, KeyError) as error:
         raise ModelError(f"text_encoder: {source} cannot be loaded: {one_line(error)}") from error
     model = _without_pooler(model)
     missing = sorted(key for key in info["missing_keys"] if key in model.state_dict())
     if missing:
         raise ModelError(f"text_encoder: {source} lacks {len(missing)} weights of the encoder ({missing[0]}, ...).")
-    if model.config.is_encoder_decoder or not hasattr(model.config, "vocab_size"):
-        raise ModelError(
-            f"text_encoder: must be a text encoder such as BERT, RoBERTa, DistilBERT or CLIP's text model, but"
-            f" {source} has the model type '{model.config.model_type}'."
-        )
     return model
 
 
@@ -302,9 +308,27 @@ def _untrained(values: dict[str, Any]) -> PreTrainedModel:
     """Build the text encoder of a configuration, without code from the checkpoint."""
     try:
         config = AutoConfig.for_model(**values)
+        _check_text_config(config, "text_encoder_config: ")
         return _without_pooler(AutoModel.from_config(config, trust_remote_code=False))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise ModelError(f"The text encoder of the configuration cannot be built: {one_line(error)}") from error
+
+
+def _check_text_config(config: PretrainedConfig, start: str) -> None:
+    """Raise `ModelError` unless a configuration is that of a text encoder.
+
+    Building other models may load weights from elsewhere (`timm_wrapper`, `use_pretrained_backbone`).
+
+    Args:
+        config: configuration of a model that was not built yet.
+        start: beginning of the message.
+    """
+    reads_texts = getattr(MODEL_MAPPING[type(config)], "main_input_name", "input_ids") == "input_ids"
+    if not reads_texts or config.sub_configs or config.is_encoder_decoder or not hasattr(config, "vocab_size"):
+        raise ModelError(
+            f"{start}must be a text encoder such as BERT, RoBERTa, DistilBERT or CLIP's text model, got the model type"
+            f" '{config.model_type}'."
+        )
 
 
 def _without_pooler(model: PreTrainedModel) -> PreTrainedModel:

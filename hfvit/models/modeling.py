@@ -14,6 +14,7 @@ from hfvit.models.attention import recorded_attention
 from hfvit.models.configuration import HFViTConfig, load_config
 from hfvit.models.freezing import FrozenParts, classifier_parameters, freeze
 from hfvit.models.image_size import check_patches, resize_input
+from hfvit.recipe.arguments import check_network
 from hfvit.utils.files import file_mode
 from hfvit.utils.hub_ids import folder_or_hub_id
 from hfvit.utils.quiet import log_level
@@ -89,6 +90,7 @@ class HFViTForImageClassification(
     config_class = HFViTConfig
 
     def __init__(self, config: HFViTConfig):
+        check_network(config.architecture, config.model_args, ModelError)
         try:
             super().__init__(config)
         except TypeError as error:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from hfvit.errors import RecipeError
+from hfvit.errors import HFViTError, RecipeError
 
 CROP_MODES = ("squash", "center")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
@@ -25,6 +25,12 @@ PROBLEM_TYPES = (SINGLE_LABEL, MULTI_LABEL)
 # Optional: a data set without this split is not an error.
 DEFAULT_TEST_SPLIT = "test"
 DEFAULT_TEST_FRACTION = 0.1
+
+# Arguments of timm.create_model with which it loads weights from a URL, a repository or a file.
+WEIGHT_ARGS = (
+    "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "pretrained_filter_fn",
+    "pretrained_model_args", "checkpoint_path", "cache_dir",
+)  # fmt: skip
 
 # Metrics with one number, for training curves and metric_for_best_model.
 SCALAR_METRICS = ("accuracy", "top5_accuracy", "macro_f1", "loss", "ece", "balanced_accuracy", "mcc")
@@ -50,6 +56,29 @@ def _check_positive(key: str, value: int | float | None) -> None:
 
 def _check_choice(key: str, value: Any, choices: Iterable[str]) -> None:
     _check(value in choices, key, value, f"one of {', '.join(choices)}")
+
+
+def check_network(
+    architecture: Any, model_args: Any, error: type[HFViTError] = RecipeError, source: str | None = None
+) -> None:
+    """Refuse values with which `timm.create_model` would load other weights.
+
+    Args:
+        architecture: model name in timm, not one that names a repository or folder (`hf-hub:...`, `local-dir:...`).
+        model_args: further arguments of `timm.create_model`, a mapping or None.
+        error: exception type to raise.
+        source: checkpoint that has the values, for the message.
+
+    Raises:
+        HFViTError: one of the values is not allowed.
+    """
+    start = f"{source}: " if source else ""
+    if isinstance(architecture, str) and ":" in architecture:
+        raise error(f"{start}architecture: must be a model name in timm, got {architecture!r}.")
+    wrong = [key for key in WEIGHT_ARGS if isinstance(model_args, dict) and key in model_args]
+    if wrong:
+        remedy = "Remove it." if source else "Set model_name_or_path to fine-tune a pretrained model."
+        raise error(f"{start}model_args: must not load weights, got {wrong[0]}={model_args[wrong[0]]!r}. {remedy}")
 
 
 @dataclass
@@ -766,6 +795,7 @@ class ModelArguments(TextArguments):
         )
         if "img_size" in (self.model_args or {}):
             raise RecipeError("model_args: must not have img_size. Set image_size, which preprocessing also uses.")
+        check_network(self.architecture, self.model_args)
         _check_positive("image_size", self.image_size)
         sizes = self.patch_sizes
         several = sizes is None or len(set(sizes)) > 1

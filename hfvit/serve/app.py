@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+import math
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -13,9 +15,10 @@ import numpy as np
 
 import hfvit
 from hfvit.data.decode import read_bytes
+from hfvit.data.open_image import UPLOAD_LIMITS, open_image
 from hfvit.errors import DataError, HFViTError, ModelError, mask_credentials, one_line
 from hfvit.inference.classifier import Classifier, PreparedImage
-from hfvit.serve.batching import DynamicBatcher, QueueFullError, Reservation
+from hfvit.serve.batching import Budget, DynamicBatcher, QueueFullError, Reservation
 from hfvit.serve.metrics import ServerMetrics
 from hfvit.serve.payload import REQUEST_BODY, RequestError, RequestLimits, read_request
 from hfvit.utils.environment import cores
@@ -24,6 +27,7 @@ from hfvit.utils.optional import import_optional
 logger = logging.getLogger(__name__)
 
 TOP_K = 5
+DECODED_IMAGES = 16  # of `max_pixels`, in memory for a graph with preprocessing
 DESCRIPTION = """\
 `POST /predict` classifies one image (raw bytes, or `inputs` as a base64 string) or several (a multipart form, or
 `inputs` as a list of base64 strings). The answer for an image is a list of `{"label", "score"}` by decreasing score,
@@ -40,7 +44,7 @@ CLASSES = {
 ANSWER = {"application/json": {"schema": {"anyOf": [CLASSES, {"type": "array", "items": CLASSES}]}}}
 ERRORS = {
     408: "the body did not arrive in time",
-    413: "the body is too large, or has too many images",
+    413: "the body is too large, or has too many images or pixels",
     415: "unsupported content type",
     422: "a malformed request, or an image that cannot be read or exceeds a limit",
     429: "the queue is full; retry after `Retry-After` seconds",
@@ -105,6 +109,8 @@ class Predictor:
             on_batch=metrics.observe_batch,
         )
         metrics.follow_queue(self.batcher)
+        self.max_pixels = options.limits.image.max_pixels or UPLOAD_LIMITS.max_pixels
+        self.decoded = Budget(DECODED_IMAGES * self.max_pixels)
         self._readers = ThreadPoolExecutor(cores(), "images")
 
     def close(self) -> None:
@@ -122,7 +128,35 @@ class Predictor:
 
     def run(self, prepared: list[PreparedImage]) -> np.ndarray:
         """Compute the logits of prepared images."""
-        return self.classifier.run(self.classifier.collate(prepared))
+        parts = self._by_pixels(prepared) if self.classifier.backend.takes_pixels else [prepared]
+        return np.concatenate([self.classifier.run(self.classifier.collate(part)) for part in parts])
+
+    def _by_pixels(self, prepared: list[PreparedImage]) -> Iterator[list[PreparedImage]]:
+        """Divide images of any size into parts of at most `max_pixels`, or one image.
+
+        A graph with preprocessing takes about 35 bytes of memory for each pixel of a batch.
+        """
+        part: list[PreparedImage] = []
+        pixels = 0
+        for image in prepared:
+            own = math.prod(image.values.shape[:2])
+            if part and pixels + own > self.max_pixels:
+                yield part
+                part = []
+                pixels = 0
+            part.append(image)
+            pixels += own
+        yield part
+
+    def pixels(self, content: bytes) -> int:
+        """Return the number of pixels of an image file, 0 if it cannot be read."""
+        try:
+            with open_image(content, self.options.limits.image) as image:
+                return image.width * image.height
+        except MemoryError:
+            raise
+        except Exception:  # `prepare` raises it again
+            return 0
 
     async def classify(self, files: list[bytes], places: Reservation, top_k: int | None) -> list[list[dict[str, Any]]]:
         """Classify image files.
@@ -137,20 +171,27 @@ class Predictor:
 
         Raises:
             DataError: a file cannot be read as an image, or exceeds a limit.
+            RequestError: the images have too many pixels together.
             ModelError: the model failed, or its logits are not finite.
         """
         loop = asyncio.get_running_loop()
+        pixels = 0
+        if self.classifier.backend.takes_pixels:  # its decoded images wait in memory as they are
+            pixels = sum(await asyncio.gather(*(loop.run_in_executor(self._readers, self.pixels, f) for f in files)))
+        if pixels > self.decoded.limit:
+            raise RequestError(413, f"the images must have at most {self.decoded.limit:,} pixels, got {pixels:,}.")
         names = [f"image {number}" if len(files) > 1 else "image" for number in range(1, len(files) + 1)]
-        readings = [
-            loop.run_in_executor(self._readers, self.prepare, file, name)
-            for file, name in zip(files, names, strict=True)
-        ]
-        try:
-            prepared = await asyncio.gather(*readings)
-        finally:
-            for reading in readings:
-                reading.cancel()  # after an error, those that have not begun
-        logits = np.stack(await asyncio.gather(*map(places.submit, prepared)))
+        async with self.decoded.take(pixels):
+            readings = [
+                loop.run_in_executor(self._readers, self.prepare, file, name)
+                for file, name in zip(files, names, strict=True)
+            ]
+            try:
+                prepared = await asyncio.gather(*readings)
+            finally:
+                for reading in readings:
+                    reading.cancel()  # after an error, those that have not begun
+            logits = np.stack(await asyncio.gather(*map(places.submit, prepared)))
         if not np.isfinite(logits).all():
             raise ModelError("the model's logits are NaN or infinite.")
         best = self.classifier.best(logits, top_k or self.top_k)

@@ -3,9 +3,9 @@
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -164,3 +164,29 @@ class Reservation:
         self.submitted += 1
         self._batcher.queue.put_nowait(_Item(value, answer))
         return answer
+
+
+class Budget:
+    """Limit of a sum over concurrent tasks, such as the pixels of decoded images.
+
+    Args:
+        limit: largest sum.
+    """
+
+    def __init__(self, limit: int):
+        self.limit = limit
+        self.free = limit
+        self._released = asyncio.Condition()
+
+    @asynccontextmanager
+    async def take(self, amount: int) -> AsyncIterator[None]:
+        """Wait until `amount`, at most the limit, is free; take it within the context."""
+        async with self._released:
+            await self._released.wait_for(lambda: amount <= self.free)
+            self.free -= amount
+        try:
+            yield
+        finally:
+            self.free += amount
+            async with self._released:
+                self._released.notify_all()

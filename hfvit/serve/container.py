@@ -1,17 +1,19 @@
 """`hfvit serve --docker`: build context, and files for Inference Endpoints."""
 
+import json
 import os
 import re
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from importlib.metadata import distribution, version
 from pathlib import Path
 
-from hfvit.artifacts.artifact import ONNX_SUFFIX, OPENVINO_SUFFIX, Artifact
-from hfvit.artifacts.constants import CONFIG_FILE, PREPROCESSOR_FILE, WEIGHT_FILES
+from hfvit.artifacts.artifact import ONNX_SUFFIX, OPENVINO_SUFFIX, Artifact, read_head
+from hfvit.artifacts.constants import CONFIG_FILE, PREPROCESSOR_FILE, PRETRAINED_CFG, RUN_FILE, WEIGHT_FILES
 from hfvit.errors import ModelError
-from hfvit.utils.files import check_writable, expand_user, sync_tree
+from hfvit.utils.files import check_writable, expand_user, read_object, sync, sync_tree, wrap_write_errors
 
 PACKAGE = Path(__file__).resolve().parents[1]
 SERVER_LIBRARIES = ("fastapi", "uvicorn", "python-multipart", "prometheus-client")
@@ -33,11 +35,12 @@ ENV PYTHONPATH=/app/packages HF_HUB_OFFLINE=1 HOME=/tmp
 EXPOSE 8000
 HEALTHCHECK --start-period=60s \\
   CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/health', timeout=5)"]
-CMD ["python", "-c", "from hfvit.cli import main; main()", "serve", "/app/model", "--host", "0.0.0.0"]
+CMD {command}
 """
+COMMAND = ("python", "-c", "from hfvit.cli import main; main()", "serve", "/app/model", "--host", "0.0.0.0")
 
 
-def write_container(artifact: Artifact, output: str | Path) -> None:
+def write_container(artifact: Artifact, output: str | Path, words: Sequence[str] = ()) -> None:
     """Write the files of a container and of an Inference Endpoint.
 
     `Dockerfile`, `requirements-server.txt` with the versions of this environment and `packages` with hfvit are the
@@ -46,42 +49,56 @@ def write_container(artifact: Artifact, output: str | Path) -> None:
     Args:
         artifact: local checkpoint, ONNX file or OpenVINO file.
         output: new or empty folder.
+        words: options of the server, such as `["--top_k", "3"]`. The handler does not have them.
 
     Raises:
-        ModelError: the artifact is not local, an engine or incomplete, or the folder is not empty.
+        ModelError: the artifact is not local, incomplete, an engine or an image-text model, or the folder is not
+            empty.
     """
     files = _model_files(artifact)
-    folder = expand_user(output)
+    folder = Path(os.path.realpath(expand_user(output)))
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ModelError(f"--docker: must be a new or an empty folder, got {output}.")
     check_writable(folder, "--docker", ModelError)
-    with tempfile.TemporaryDirectory(prefix=".serve-", dir=folder.resolve().parent) as name:
-        staging = Path(name) / "files"
-        (staging / "model").mkdir(parents=True)
+    with wrap_write_errors(f"--docker: {output}"), tempfile.TemporaryDirectory(prefix=".serve-", dir=folder) as name:
+        staging = Path(name)
+        (staging / "model").mkdir()
         for file in files:
             shutil.copyfile(file, staging / "model" / file.name)
         _copy_package(staging / "packages")
         shutil.copyfile(PACKAGE / "serve" / "handler.py", staging / "handler.py")
-        python = f"{sys.version_info.major}.{sys.version_info.minor}"
-        (staging / "Dockerfile").write_text(DOCKERFILE.format(python=python), encoding="utf-8")
         runtime = RUNTIMES[artifact.file.suffix] if artifact.file else "timm"
         libraries = dict.fromkeys([*_base_requirements(), *SERVER_LIBRARIES, runtime])  # each once
         lines = "\n".join(map(_pinned, libraries))
         (staging / "requirements-server.txt").write_text(f"{lines}\n", encoding="utf-8")
-        lines = "\n".join(f"{name}>={_version(name)}" for name in (runtime, "transformers"))
+        libraries = dict.fromkeys([runtime, "transformers", *(["timm"] if _has_timm_processor(artifact) else [])])
+        lines = "\n".join(f"{name}>={_version(name)}" for name in libraries)
         (staging / "requirements.txt").write_text(f"{lines}\n", encoding="utf-8")
+        python = f"{sys.version_info.major}.{sys.version_info.minor}"
+        dockerfile = DOCKERFILE.format(python=python, command=json.dumps([*COMMAND, *words]))
+        (staging / "Dockerfile").write_text(dockerfile, encoding="utf-8")
         sync_tree(staging)
-        folder.rmdir()
-        os.replace(staging, folder)
+        for path in sorted(staging.iterdir(), reverse=True):  # the Dockerfile last
+            path.replace(folder / path.name)
+        sync(folder)
+
+
+def _has_timm_processor(artifact: Artifact) -> bool:
+    """Return whether the handler needs timm for the preprocessing of a graph."""
+    return artifact.is_graph and PRETRAINED_CFG in read_object(artifact.beside(PREPROCESSOR_FILE))
 
 
 def _model_files(artifact: Artifact) -> list[Path]:
     """Return the files of an artifact that a server needs."""
     if artifact.folder is None or not (artifact.is_checkpoint or artifact.file.suffix in RUNTIMES):
-        kind = "a TensorRT engine" if artifact.is_engine else "not a local folder"
         raise ModelError(
-            f"ARTIFACT: --docker requires a local checkpoint or ONNX file, but {artifact.source} is {kind}."
+            "ARTIFACT: --docker requires a local checkpoint, ONNX file or OpenVINO file, got"
+            f" {artifact.file or artifact.source}."
         )
+    from hfvit.models.image_text import HFViTFusionConfig  # imports torch
+
+    if isinstance(read_head(artifact).config, HFViTFusionConfig):
+        raise ModelError(f"ARTIFACT: image and text models cannot be served, got {artifact.source}.")
     if artifact.is_graph:
         external = [artifact.file.with_name(artifact.file.name + suffix) for suffix in (".data", "_data")]
         weights = [artifact.file, *external, *([artifact.file.with_suffix(".bin")] if artifact.is_openvino else [])]
@@ -93,7 +110,8 @@ def _model_files(artifact: Artifact) -> list[Path]:
         raise ModelError(
             f"ARTIFACT: {artifact.source} must have weights, {CONFIG_FILE} and {PREPROCESSOR_FILE} with --docker."
         )
-    found = [file for file in (*weights, *configs) if file is not None and file.is_file()]
+    run = artifact.beside(RUN_FILE)  # has the temperature of --calibrated
+    found = [file for file in (*weights, *configs, run) if file is not None and file.is_file()]
     if links := [file for file in found if file.is_symlink()]:
         raise ModelError(f"ARTIFACT: {links[0]} is a link. Copy the file that it names.")
     return found

@@ -8,6 +8,7 @@ It classifies with the ONNX file, OpenVINO file or checkpoint in its repository 
 import base64
 import io
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ import numpy as np
 from PIL import Image, ImageOps
 from transformers import AutoImageProcessor
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow would start programs for some others
+# Pillow would start programs for some others.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM")
+INPUT_TYPES = {"tensor(float16)": np.float16, "tensor(uint8)": np.uint8}  # of ONNX files, beside float32
 TOP_K = 5
 
 
@@ -31,8 +34,6 @@ class EndpointHandler:
         if not (folder / "config.json").is_file():
             folder /= "model"
         self.config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        # Pillow, as during training.
-        self.processor = AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
         self.takes_pixels = False  # whether the graph includes the preprocessing
         if graphs := sorted(folder.glob("*.onnx")):
             self.logits = self._onnx_logits(graphs[0])
@@ -40,6 +41,7 @@ class EndpointHandler:
             self.logits = self._openvino_logits(graphs[0])
         else:
             self.logits = self._torch_logits(folder)
+        self.processor = _image_processor(folder, is_checkpoint=not graphs)
 
     def __call__(self, data: dict[str, Any]) -> list:
         """Classify the image or the images of a request.
@@ -68,17 +70,31 @@ class EndpointHandler:
 
         session = onnxruntime.InferenceSession(file)
         graph_input = session.get_inputs()[0]
+        outputs = [output.name for output in session.get_outputs()]
+        output = "logits" if "logits" in outputs else outputs[0]
         self.takes_pixels = graph_input.type == "tensor(uint8)"
-        return lambda values: session.run(["logits"], {graph_input.name: values})[0]
+        dtype = INPUT_TYPES.get(graph_input.type, np.float32)
+        images = graph_input.shape[0] if isinstance(graph_input.shape[0], int) else 1
+
+        def logits(values: np.ndarray) -> np.ndarray:
+            batch = np.repeat(values.astype(dtype), images, axis=0)  # a fixed batch size gets copies of the image
+            return session.run([output], {graph_input.name: batch})[0].astype(np.float32)
+
+        return logits
 
     def _openvino_logits(self, file: Path):
         import openvino
 
         model = openvino.Core().read_model(file)
+        shape = model.inputs[0].partial_shape
+        shape[0] = 1
+        model.reshape({0: shape})
+        names = [output.get_names() for output in model.outputs]
+        output = next((index for index, known in enumerate(names) if "logits" in known), 0)
         hint = ["runtime_options", "INFERENCE_PRECISION_HINT"]
         precision = model.get_rt_info(hint).astype(str) if model.has_rt_info(hint) else "f32"
         compiled = openvino.Core().compile_model(model, "CPU", {hint[1]: precision})
-        return lambda values: compiled(values)[0]
+        return lambda values: compiled(values)[output]
 
     def _torch_logits(self, folder: Path):
         import torch
@@ -94,8 +110,9 @@ class EndpointHandler:
         return logits
 
     def _best(self, logits: np.ndarray, top_k: int | None) -> list[dict[str, Any]]:
-        names = self.config.get("id2label") or dict(enumerate(self.config["label_names"]))
-        names = {int(index): name for index, name in names.items()}
+        if not np.isfinite(logits).all():
+            raise ValueError("the model's logits are NaN or infinite")
+        names = self._class_names(len(logits))
         is_multi_label = self.config.get("problem_type") == "multi_label_classification" or len(names) == 1
         if is_multi_label:
             scores = 1.0 / (1.0 + np.exp(-logits))
@@ -107,12 +124,40 @@ class EndpointHandler:
         order = np.argsort(-scores, kind="stable")[:limit]
         if top_k is None and thresholds is not None:
             order = [index for index in order if scores[index] >= thresholds[index]]
-        return [{"label": names[int(index)], "score": float(scores[index])} for index in order]
+        return [{"label": names[index], "score": float(scores[index])} for index in order]
+
+    def _class_names(self, classes: int) -> list[str]:
+        """Return the class names, with the index where several classes have the same."""
+        names = self.config.get("id2label") or dict(enumerate(self.config.get("label_names") or ()))
+        names = {int(index): name for index, name in names.items()}
+        names = [names.get(index, f"LABEL_{index}") for index in range(classes)]
+        counts = Counter(names)
+        return [f"{name} ({index})" if counts[name] > 1 else name for index, name in enumerate(names)]
+
+
+def _image_processor(folder: Path, is_checkpoint: bool):
+    """Load the image processor with Pillow's arithmetic, as during training."""
+    file = folder / "preprocessor_config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() and not is_checkpoint else {}
+    if "pretrained_cfg" in config:  # its crop may start one pixel later than that of the stock processor
+        from transformers import TimmWrapperImageProcessor
+
+        return TimmWrapperImageProcessor(config["pretrained_cfg"])
+    return AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
 
 
 def _rgb(image: Any) -> Image.Image:
+    """Read an image as RGB; gray images of more than 8 bits are scaled, not clipped."""
     if isinstance(image, str):
         image = base64.b64decode(image, validate=True)
     if isinstance(image, bytes):
-        image = Image.open(io.BytesIO(image), formats=FORMATS)
-    return ImageOps.exif_transpose(image).convert("RGB")
+        Image.init()
+        image = Image.open(io.BytesIO(image), formats=[name for name in FORMATS if name in Image.OPEN])
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F" or image.mode.startswith("I"):
+        values = np.asarray(image, dtype=np.float64)
+        low, high = (values.min(), values.max()) if image.mode == "F" else (0.0, 65535.0)
+        if image.mode == "I" and values.max() <= 255:
+            high = 255.0
+        image = Image.fromarray(((values - low) * (255.0 / max(high - low, 1e-9))).clip(0, 255).astype(np.uint8))
+    return image.convert("RGB")

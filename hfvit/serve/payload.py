@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hfvit.data.open_image import UPLOAD_LIMITS, ImageLimits
+from hfvit.errors import one_line
 
 JSON, MULTIPART = "application/json", "multipart/form-data"
 BINARY = "application/octet-stream"
@@ -166,6 +167,8 @@ async def _parse_form(headers, body: bytes, limits: RequestLimits) -> PredictReq
     except MultiPartException as error:
         too_many = error.message.startswith("Too many files")
         raise RequestError(413 if too_many else 422, f"the form cannot be read: {error.message}") from None
+    except UnicodeError as error:  # of a charset such as `undefined`
+        raise RequestError(422, f"the form cannot be read: {one_line(error)}") from None
     files = [await value.read() for _, value in form.multi_items() if isinstance(value, UploadFile)]
     await form.close()
     if not files:

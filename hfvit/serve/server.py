@@ -1,6 +1,6 @@
 """Run the HTTP server until SIGTERM or Ctrl-C."""
 
-import contextlib
+import math
 import signal
 import socket
 import sys
@@ -54,8 +54,8 @@ def uvicorn_server(classifier: Classifier, options: ServerOptions):
         access_log=False,
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        # Requests that are being answered at SIGTERM; those that still arrive are not accepted.
-        timeout_graceful_shutdown=int(options.timeout) + 1,
+        # A request in progress at SIGTERM has `timeout` to arrive and `timeout` to be classified.
+        timeout_graceful_shutdown=math.ceil(2 * options.timeout) + 1,
     )
     return uvicorn.Server(config)
 
@@ -73,12 +73,17 @@ def serve(classifier: Classifier, bound: socket.socket, options: ServerOptions) 
     bound.listen()  # so that a request that is sent once the address is printed waits for uvicorn
     host, port = bound.getsockname()[:2]
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    print(f"{printable(classifier.name)}: {address}/predict (API: {address}/docs; Ctrl-C stops it)", flush=True)
-    # uvicorn raises the signal again after the shutdown, which would end the process by it.
-    previous = signal.signal(signal.SIGTERM, lambda *_: None)
+
+    def stop(*_) -> None:
+        server.should_exit = True
+
+    # uvicorn has a handler of its own while it runs, and raises the signal again after the shutdown.
+    previous = signal.signal(signal.SIGTERM, stop)
     try:
-        with contextlib.suppress(KeyboardInterrupt):
-            server.run(sockets=[bound])
+        print(f"{printable(classifier.name)}: {address}/predict (API: {address}/docs; Ctrl-C stops it)", flush=True)
+        server.run(sockets=[bound])
+    except KeyboardInterrupt:
+        return
     finally:
         signal.signal(signal.SIGTERM, previous)
     if not server.started:

@@ -1,8 +1,11 @@
 """The Gradio app of `hfvit demo`, with gradio's client and in a browser."""
 
+import io
 import json
+import shutil
 import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from helpers.images import LABELS, colored_image
 from helpers.models import build_model
 from helpers.onnx_graphs import write_configs, write_graph
 from helpers.recipes import ARCHITECTURE, MICRO
+from PIL import Image
 
 import hfvit
 from hfvit.cli import main
@@ -73,16 +77,71 @@ def test_app_returns_predictions_of_the_classifier_until_ctrl_c(app, checkpoint,
     assert output.read() == ""
 
 
-def test_explained_image_is_the_models_crop_in_gray_and_orange(checkpoint, photo):
-    classifier = hfvit.load_classifier(checkpoint)
-    picture = colored_image(1, np.random.default_rng(0), size=40)
-    logits, seen = ExplanationView.create(classifier).classify(picture)
-    np.testing.assert_allclose(logits, classifier.logits([picture]), atol=1e-5)
+def classify_of(classifier, **options):
+    """Return the function behind the app's endpoint `/classify`."""
+    app = build_app(load_gradio(), classifier, **options)
+    return next(each.fn for each in app.fns.values() if each.api_name == "classify")
+
+
+def test_explained_image_is_the_models_crop_in_gray_and_orange(checkpoint):
+    view = ExplanationView.create(hfvit.load_classifier(checkpoint))
+    seen = view.explain(colored_image(1, np.random.default_rng(0), size=40), 1)
     assert seen.size == (448, 448)
     red, green, blue = np.asarray(seen).astype(int).transpose(2, 0, 1)
     assert (red >= green - 1).all()
     assert (green >= blue - 1).all()
     assert (red - blue).max() > 100
+
+
+def test_app_with_test_time_augmentation_shows_its_probabilities(checkpoint, photo):
+    classifier = hfvit.load_classifier(checkpoint, tta="flip")
+    best, explained = classify_of(classifier, top_k=3)(photo.read_bytes())
+    (wanted,) = classifier.predict([photo])
+    (single,) = classifier.with_tta(None).predict([photo])
+    assert best == pytest.approx(wanted, abs=1e-6)
+    assert best != pytest.approx(single, abs=1e-6)
+    assert explained.size == (448, 448)
+
+
+def test_concurrent_requests_get_their_own_explanations(checkpoint):
+    classifier = hfvit.load_classifier(checkpoint, threads=1)
+    classify = classify_of(classifier)
+    files = []
+    for label in range(3):
+        file = io.BytesIO()
+        colored_image(label, np.random.default_rng(label), size=40).save(file, "PNG")
+        files.append(file.getvalue())
+    wanted = [classify(file) for file in files]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            answers = list(pool.map(classify, files * 12))
+    finally:
+        sys.setswitchinterval(before)
+    for (best, seen), (wanted_best, wanted_seen) in zip(answers, wanted * 12, strict=True):
+        assert best == wanted_best
+        np.testing.assert_array_equal(seen, wanted_seen)
+    assert all(block.attn.fused_attn for block in classifier.backend.model.timm_model.blocks)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        {"image_processor_type": "ViTImageProcessor", "image_mean": [0.2, 0.5, 0.7], "image_std": [0.1, 0.2, 0.3]},
+        {"image_processor_type": "ViTImageProcessor", "do_normalize": False},
+        {"image_processor_type": "ViTImageProcessor", "do_normalize": False, "do_rescale": False},
+        {"image_processor_type": "MobileViTImageProcessor", "do_center_crop": False},  # BGR, not normalized
+    ],
+)
+def test_explained_crop_has_the_colors_of_the_image(stock, tmp_path, steps):
+    shutil.copytree(stock, tmp_path / "checkpoint")
+    config = {"size": {"height": 16, "width": 16}, **steps}
+    (tmp_path / "checkpoint" / "preprocessor_config.json").write_text(json.dumps(config))
+    classifier = hfvit.load_classifier(tmp_path / "checkpoint")
+    image = Image.new("RGB", (30, 30), (250, 20, 120))
+    pixels = ExplanationView.create(classifier).pixels(classifier.pixel_values([image])[0])
+    np.testing.assert_array_equal(pixels, np.broadcast_to((250, 20, 120), (16, 16, 3)))
 
 
 def test_explanation_view_of_an_onnx_file_is_none(tmp_path):
@@ -96,9 +155,7 @@ def test_app_of_several_labels_names_those_that_reach_their_thresholds(tmp_path,
     for thresholds, found in (([0.0, 0.0, 1.0], "green, red"), ([1.0, 1.0, 1.0], NOTHING_FOUND)):
         config |= {"problem_type": "multi_label_classification", "thresholds": thresholds}
         (tmp_path / "config.json").write_text(json.dumps(config))
-        app = build_app(load_gradio(), hfvit.load_classifier(tmp_path), top_k=2)
-        classify = next(each.fn for each in app.fns.values() if each.api_name == "classify")
-        best, told = classify(photo.read_bytes())
+        best, told = classify_of(hfvit.load_classifier(tmp_path), top_k=2)(photo.read_bytes())
         assert len(best) == 2
         assert sorted(told.split(", ")) == sorted(found.split(", "))
 

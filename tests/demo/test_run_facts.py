@@ -48,12 +48,12 @@ def test_facts_without_a_readable_run_are_unknown(checkpoint):
 
 def test_class_examples_are_in_folders_of_their_class(checkpoint, tmp_path):
     record = make_record(3)
-    labels = [*record.data.labels[:2], "../outside"]
+    labels = [*record.data.labels[:2], "../outside", "a" * 300, "null\0"]
     record.data.labels = labels
     shown = [ExampleImage(row=row, true=name, predicted=name, confidence=1.0) for row, name in enumerate(labels)]
     record.examples = ExampleImages(split="test", mistakes=[], explanations=shown)
     record.save(checkpoint)
-    write_examples(checkpoint, {"explanations": np.zeros((3, 8, 8, 3), np.uint8)})
+    write_examples(checkpoint, {"explanations": np.zeros((5, 8, 8, 3), np.uint8)})
     (tmp_path / "shown").mkdir()
     written = write_class_examples(find_artifact(checkpoint), tmp_path / "shown")
     assert [Path(name).parent.name for name in written] == labels[:2]

@@ -1,13 +1,16 @@
 """Files and errors of `hfvit demo --static`; export/test_clients.py runs the page in a browser."""
 
 import json
+from pathlib import Path
 
 import pytest
 from helpers.images import LABELS
 from helpers.messages import assert_names, option_of
 from helpers.onnx_graphs import write_configs, write_graph
+from helpers.records import make_record
 from PIL import Image
 
+from hfvit.artifacts.run_sections import CalibratedSplit, OutOfDistribution, Temperature
 from hfvit.cli import main
 from hfvit.demo.web_runtime import TESTED, TESTED_RUNTIME
 
@@ -124,6 +127,9 @@ def test_space_readme_has_valid_metadata(capsys, export, tmp_path):
         (["{tmp}/onnx", "--static", "{tmp}/page", "--examples", "{tmp}/none"], "examples", ["{tmp}/none"]),
         (["{tmp}/onnx", "--static", "{tmp}/page", "--port", "80"], "port", ["--static"]),
         (["{tmp}/onnx", "--vendor", "{tmp}/js"], "vendor", ["--static"]),
+        (["{tmp}/onnx", "--static", "{tmp}/folders", "--overwrite"], "static", ["{tmp}/folders/index.html"]),
+        (["{tmp}/onnx", "--port", "99999"], "port", ["99999"]),
+        (["{tmp}/onnx", "--examples", "http://127.0.0.1:1/a.png"], "examples", ["http://127.0.0.1:1/a.png"]),
         (["{tmp}/bare", "--static", "{tmp}/page"], None, ["{tmp}/bare", "preprocessor_config.json"]),
     ],
 )  # fmt: skip
@@ -131,6 +137,7 @@ def test_demo_with_an_invalid_value_names_the_option_and_writes_nothing(
     capsys, export, npm, tmp_path, words, option, data
 ):
     (tmp_path / "foreign" / "model").mkdir(parents=True)
+    (tmp_path / "folders" / "index.html").mkdir(parents=True)
     package = {"name": "@huggingface/transformers", "version": "3.0.0"}
     for name, content in (("old", package), ("alone", package | {"version": TESTED})):
         (tmp_path / name).mkdir()
@@ -168,3 +175,55 @@ def test_link_in_the_place_of_a_page_is_refused(capsys, export, npm, tmp_path):
     assert code == 2
     assert option_of(error) == "static"
     assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_page_is_written_to_the_folder_of_a_link_and_to_the_current_folder(capsys, export, tmp_path, monkeypatch):
+    for name in ("target", "current"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    (tmp_path / "dangling").symlink_to(tmp_path / "new")
+    assert demo(capsys, export, "--static", tmp_path / "link")[0] == 0
+    assert demo(capsys, export, "--static", tmp_path / "dangling")[0] == 0
+    monkeypatch.chdir(tmp_path / "current")
+    assert demo(capsys, export, "--static", ".")[0] == 0
+    pages = [files(tmp_path / name) for name in ("target", "new", "current")]
+    assert pages == [OWN | MODEL | {"model/onnx/model_quantized.onnx"}] * 3
+    assert (tmp_path / "link").is_symlink()
+    assert files(Path.cwd()) == pages[0]
+
+
+@pytest.mark.parametrize("failing", range(1, 9))
+def test_error_while_a_page_is_replaced_restores_it(capsys, export, tmp_path, monkeypatch, failing):
+    page = tmp_path / "page"
+    assert demo(capsys, export / "model.onnx", "--static", page, "--title", "earlier")[0] == 0
+    (page / "CNAME").write_text("kept")
+    before = {name: (page / name).read_bytes() for name in files(page)}
+    rename = Path.rename
+    calls = []
+
+    def fail(self, target):
+        calls.append(self)
+        if len(calls) == failing:
+            raise PermissionError(13, "Permission denied")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    code, _, error = demo(capsys, export, "--static", page, "--overwrite")
+    assert (code, option_of(error)) == (2, "static")
+    assert {name: (page / name).read_bytes() for name in files(page)} == before
+    assert not list(page.glob(".*"))
+
+
+@pytest.mark.parametrize("tta", [None, "flip"])
+def test_page_shows_temperature_and_threshold_of_single_views_only(capsys, export, tmp_path, tta):
+    record = make_record(3)
+    record.recipe["eval_tta"] = tta
+    record.out_of_distribution = OutOfDistribution(
+        score="energy", threshold=-2.0, kept=0.95, fitted_on="validation", images=100
+    )
+    splits = {name: CalibratedSplit(loss=0.1, ece=0.01, calibration=[]) for name in ("validation", "test")}
+    record.temperature = Temperature(value=2.0, fitted_on="validation", images=100, reason=None, splits=splits)
+    record.save(export)
+    assert demo(capsys, export, "--static", tmp_path / "page")[0] == 0
+    page = json.loads((tmp_path / "page" / "page.json").read_text())
+    assert (page["temperature"], page["max_energy"]) == ((1.0, None) if tta else (2.0, -2.0))

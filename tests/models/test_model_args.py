@@ -1,4 +1,6 @@
-"""Variants of a ViT by model_args: patch dropout, registers, LayerScale, QK norm, rotary positions."""
+"""Variants of a ViT by model_args, and arguments that are refused."""
+
+import json
 
 import numpy as np
 import onnxruntime
@@ -6,10 +8,16 @@ import pytest
 import torch
 from helpers.images import LABELS
 from helpers.models import build_model
+from helpers.raw_server import raw_server, response
+from helpers.recipes import ARCHITECTURE, MICRO
 from transformers import AutoModelForImageClassification
 
-from hfvit.errors import ModelError
+import hfvit
+from hfvit.errors import ModelError, RecipeError
 from hfvit.export.onnx import export_onnx
+from hfvit.models.image_text import HFViTFusionForImageClassification, add_text_encoder
+from hfvit.models.modeling import HFViTForImageClassification
+from hfvit.recipe.arguments import ModelArguments
 
 VIT = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
 KINDS = {
@@ -68,3 +76,82 @@ def test_export_onnx_of_a_variant_agrees(kind, tmp_path, pixel_values):
 def test_patch_dropout_of_a_network_without_it_raises():
     with pytest.raises(ModelError, match="patch_drop_rate"):
         build_model(LABELS, architecture="swin_tiny_patch4_window7_224", image_size=224, patch_drop_rate=0.5)
+
+
+@pytest.fixture
+def address():
+    """URL of weights on a server that records requests."""
+    with raw_server(lambda connection, path: connection.sendall(response(status="404 Not Found"))) as server:
+        yield f"{server.url}/weights.pth"
+        assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    "key", ["pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"]
+)
+def test_recipe_with_model_args_that_load_weights_raises(key):
+    with pytest.raises(RecipeError, match=rf"^model_args: .*{key}="):
+        ModelArguments(architecture=ARCHITECTURE, model_args={**MICRO, key: "weights.pth"})
+
+
+def refused_arguments(tmp_path, address) -> list[dict]:
+    (tmp_path / "weights.pth").write_bytes(b"x")
+    source = {"url": address, "architecture": ARCHITECTURE, "num_classes": 3, "input_size": [3, 16, 16]}
+    return [{"checkpoint_path": str(tmp_path / "weights.pth")}, {"pretrained": True, "pretrained_cfg": source}]
+
+
+@pytest.mark.parametrize("load", [hfvit.load_classifier, HFViTForImageClassification.from_pretrained])
+def test_checkpoint_whose_configuration_loads_weights_is_refused(tmp_path, address, load):
+    folder = tmp_path / "checkpoint"
+    build_model(LABELS, architecture=ARCHITECTURE, image_size=16, timm_kwargs=MICRO).save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    for arguments in refused_arguments(tmp_path, address):
+        changed = {**config, "model_args": {**config["model_args"], **arguments}}
+        (folder / "config.json").write_text(json.dumps(changed))
+        with pytest.raises(ModelError, match=r"\bmodel_args: "):
+            load(folder)
+    (folder / "config.json").write_text(json.dumps({**config, "architecture": f"local-dir:{folder}"}))
+    with pytest.raises(ModelError, match=r"\barchitecture: "):
+        load(folder)
+
+
+TEXT = {
+    "model_type": "bert", "vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "intermediate_size": 16,
+}  # fmt: skip
+
+
+def write_fusion(folder, model_args: dict, text: dict):
+    values = {"model_type": "hfvit_fusion", "architectures": ["HFViTFusionForImageClassification"]}
+    values |= {
+        "architecture": ARCHITECTURE,
+        "model_args": {**MICRO, "img_size": 16, **model_args},
+        "label_names": LABELS,
+    }
+    values |= {"num_classes": 3, "pretrained_cfg": {}, "fusion": "concatenation", "text_encoder_config": text}
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(values))
+    return HFViTFusionForImageClassification.config_class.from_pretrained(folder)
+
+
+def test_fusion_whose_configuration_loads_weights_is_refused(tmp_path, address):
+    assert HFViTFusionForImageClassification(write_fusion(tmp_path / "plain", {}, TEXT)).num_labels == 3
+    for arguments in refused_arguments(tmp_path, address):
+        with pytest.raises(ModelError, match=r"^model_args: "):
+            HFViTFusionForImageClassification(write_fusion(tmp_path / "fusion", arguments, TEXT))
+        text = {"model_type": "timm_wrapper", "architecture": ARCHITECTURE, "model_args": arguments}
+        with pytest.raises(ModelError, match=r"^text_encoder_config: "):
+            HFViTFusionForImageClassification(write_fusion(tmp_path / "fusion", {}, text))
+
+
+def test_text_encoder_that_loads_weights_from_elsewhere_is_refused(tmp_path, address):
+    for arguments in refused_arguments(tmp_path, address):
+        config = {"model_type": "timm_wrapper", "architecture": ARCHITECTURE, "model_args": arguments}
+        (tmp_path / "encoder").mkdir(exist_ok=True)
+        (tmp_path / "encoder" / "config.json").write_text(
+            json.dumps({**config, "num_classes": 3, "label_names": LABELS})
+        )
+        recipe = ModelArguments(architecture=ARCHITECTURE, text_encoder=str(tmp_path / "encoder"))
+        image = build_model(LABELS, architecture=ARCHITECTURE, image_size=16, timm_kwargs=MICRO)
+        with pytest.raises(ModelError, match=r"^text_encoder: .*must be a text encoder"):
+            add_text_encoder(image, recipe)

@@ -12,14 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.images import LABELS, colored_image
+from helpers.messages import option_of
 from helpers.models import build_model
 from helpers.onnx_graphs import write_configs, write_graph
 from helpers.recipes import ARCHITECTURE, MICRO
 from packaging.requirements import Requirement
+from PIL import Image
 
 import hfvit
 from hfvit.artifacts.artifact import Artifact, find_artifact
-from hfvit.cli import build_parser
+from hfvit.cli import build_parser, main
 from hfvit.errors import ModelError
 from hfvit.serve.container import write_container
 
@@ -70,6 +72,124 @@ def test_handler_returns_the_classes_of_the_classifier(containers, kind):
         inputs = [images[0], file_of(images[1]), base64.b64encode(file_of(images[2])).decode()]
         assert handler({"inputs": inputs, **parameters}) == wanted
         assert handler({"inputs": images[0], **parameters}) == wanted[0]
+
+
+def write_artifact(folder: Path, kind: str) -> Path:
+    """Write an ONNX file whose server has to do more than to run the graph on pixel values."""
+    write_configs(folder, labels=["crane", "bird", "crane"] if kind == "two classes of one name" else LABELS)
+    write_graph(
+        folder / "model.onnx",
+        np.diag([2.0, 4.0, 6.0]),  # so that the level of a gray image matters
+        batch=4 if kind == "fixed batch" else "batch_size",
+        pixels=kind == "graph with preprocessing",
+    )
+    if kind == "crop of timm":
+        steps = json.loads((folder / "preprocessor_config.json").read_text())
+        timm = {"input_size": [3, 16, 16], "crop_pct": 0.94, "crop_mode": "center", "interpolation": "bilinear"}
+        steps["pretrained_cfg"] = {**timm, "mean": [0.5] * 3, "std": [0.25] * 3}
+        (folder / "preprocessor_config.json").write_text(json.dumps(steps))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "kind", ["plain", "fixed batch", "graph with preprocessing", "crop of timm", "two classes of one name"]
+)
+def test_handler_and_server_agree_on_images_of_any_mode(tmp_path, kind):
+    folder = write_artifact(tmp_path / "export", kind)
+    write_container(find_artifact(folder), tmp_path / "container")
+    handler = runpy.run_path(str(tmp_path / "container" / "handler.py"))["EndpointHandler"](tmp_path / "container")
+    classifier = hfvit.load_classifier(tmp_path / "container" / "model", device="cpu")
+    rng = np.random.default_rng(0)
+    images = [
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)),
+        Image.fromarray(rng.integers(0, 256, (33, 20, 3), dtype=np.uint8)),
+        Image.fromarray(rng.integers(0, 40_000, (16, 20), dtype=np.uint16)),
+        Image.fromarray(rng.integers(0, 256, (20, 16, 4), dtype=np.uint8)),
+    ]
+    wanted = [
+        [{"label": label, "score": pytest.approx(score, abs=1e-6)} for label, score in each.items()]
+        for each in classifier.predict(images)
+    ]
+    assert handler({"inputs": [file_of(image) for image in images]}) == wanted
+
+
+def test_requirements_of_the_handler_have_timm_for_its_preprocessing(tmp_path):
+    for kind, libraries in (
+        ("plain", {"onnxruntime", "transformers"}),
+        ("crop of timm", {"onnxruntime", "transformers", "timm"}),
+    ):
+        write_container(find_artifact(write_artifact(tmp_path / kind, kind)), tmp_path / f"{kind} container")
+        lines = (tmp_path / f"{kind} container" / "requirements.txt").read_text().splitlines()
+        assert {Requirement(line).name for line in lines} == libraries
+
+
+def serve(capsys, *words) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as stop:
+        main(["serve", *(str(word) for word in words)])
+    return stop.value.code, capsys.readouterr().err
+
+
+def parsed_command(folder: Path):
+    """Return the options of the command that starts the container."""
+    return build_parser().parse_args(json.loads((folder / "Dockerfile").read_text().rpartition("CMD ")[2])[3:])
+
+
+def test_options_of_the_server_are_in_the_command_of_the_container(containers, tmp_path, capsys):
+    given = {
+        "top_k": 3, "batch_size": 4, "threads": 2, "objective": "throughput", "tta": "flip", "max_delay_ms": 0.0,
+        "queue_size": 64, "timeout": 5.5, "max_image_mib": 3, "max_pixels": 1000, "max_images": 7,
+    }  # fmt: skip
+    words = [word for name, value in given.items() for word in (f"--{name}", value)]
+    assert serve(capsys, containers / "onnx", "--docker", tmp_path / "out", *words) == (0, "")
+    options = vars(parsed_command(tmp_path / "out"))
+    assert {name: options[name] for name in given} == given
+
+
+def test_calibrated_container_has_the_temperature(containers, tmp_path, capsys):
+    folder = shutil.copytree(containers / "onnx", tmp_path / "onnx")
+    words = [folder, "--docker", tmp_path / "out", "--calibrated"]
+    code, error = serve(capsys, *words)
+    assert (code, option_of(error)) == (2, "calibrated")
+    assert not (tmp_path / "out").exists()
+    (folder / "run.json").write_text(json.dumps({"temperature": {"value": 2.0}, "recipe": {}}))
+    assert serve(capsys, *words) == (0, "")
+    assert parsed_command(tmp_path / "out").calibrated
+    assert hfvit.load_classifier(tmp_path / "out" / "model", calibrated=True).temperature == 2.0
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("host", "0.0.0.0"), ("port", 9000), ("device", "cpu"), ("providers", "CPUExecutionProvider"), ("bf16", None),
+        ("timeout", 0), ("max_images", 129),
+    ],
+)  # fmt: skip
+def test_option_that_a_container_does_not_have_is_refused(containers, tmp_path, capsys, option, value):
+    words = [f"--{option}", *([] if value is None else [value])]
+    code, error = serve(capsys, containers / "onnx", "--docker", tmp_path / "out", *words)
+    assert (code, option_of(error)) == (2, option)
+    assert not (tmp_path / "out").exists()
+
+
+def test_container_is_written_to_the_current_folder_and_to_the_folder_of_a_link(containers, tmp_path, monkeypatch):
+    for name in ("current", "target"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    monkeypatch.chdir(tmp_path / "current")
+    for output in (".", tmp_path / "link"):
+        write_container(find_artifact(containers / "onnx"), output)
+    wanted = {path.name for path in (containers / "onnx_container").iterdir()}
+    for folder in (Path.cwd(), tmp_path / "target"):
+        assert {path.name for path in folder.iterdir()} == wanted
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_image_text_model_is_refused(tmp_path):
+    folder = write_artifact(tmp_path / "export", "plain")
+    config = {"model_type": "hfvit_fusion", "architecture": ARCHITECTURE, "label_names": LABELS, "num_classes": 3}
+    (folder / "config.json").write_text(json.dumps({**config, "text_encoder_config": {"model_type": "bert"}}))
+    with pytest.raises(ModelError, match=r"^ARTIFACT:"):
+        write_container(find_artifact(folder), tmp_path / "out")
 
 
 def test_dockerfile_starts_the_server_with_the_files_of_the_folder(containers):

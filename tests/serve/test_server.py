@@ -29,6 +29,8 @@ from hfvit.serve.app import ServerOptions  # noqa: E402
 from hfvit.serve.payload import RequestLimits  # noqa: E402
 from hfvit.serve.server import listening_socket, uvicorn_server  # noqa: E402
 
+FORM = b'--x\r\nContent-Disposition: form-data; name="\xff"; filename="a"\r\n\r\nx\r\n--x--\r\n'
+FORM_TYPE = "multipart/form-data; boundary=x"
 SECRET = "hf_" + "a" * 30
 
 
@@ -151,6 +153,8 @@ def test_client_of_the_inference_api_is_answered(server, monkeypatch):
         ({"files": [("images", b"x")] * 33}, 413),
         ({"data": {"images": "x"}, "files": [("a", b"x")]}, 422),
         ({"content": b"x", "headers": {"Content-Type": "multipart/form-data"}}, 422),
+        ({"content": FORM, "headers": {"Content-Type": f"{FORM_TYPE}; charset=undefined"}}, 422),
+        ({"content": FORM, "headers": {"Content-Type": f"{FORM_TYPE}; charset=idna"}}, 422),
         ({"content": png(photo(1)), "params": {"top_k": 0}}, 422),
         ({"content": png(photo(1)), "params": {"top_k": "x"}}, 422),
     ],
@@ -248,6 +252,30 @@ def test_graph_with_preprocessing_batches_images_of_several_sizes(tmp_path):
     assert answers == [expected(image) for image in images]
 
 
+def test_batches_of_a_graph_with_preprocessing_have_limited_pixels(tmp_path):
+    write_graph(write_configs(tmp_path, processor=False) / "model.onnx", pixels=True)
+    slow = slowed(hfvit.load_classifier(tmp_path), seconds=0)
+    slow.backend.takes_pixels = True
+    image = replace(RequestLimits().image, max_pixels=800)
+    images = [colored_image(seed % 3, np.random.default_rng(seed), size=16 + 12 * (seed == 3)) for seed in range(9)]
+    with running(slow, limits=RequestLimits(image=image), max_delay=0.2) as client:
+        answers = client.post("/predict", files=[("images", png(image)) for image in images]).json()
+    assert answers == [expected(image) for image in images]
+    assert slow.backend.sizes == [3, 1, 3, 2]  # 3 x 16 x 16 pixels and 28 x 28 pixels are below the limit
+
+
+def test_decoded_images_of_a_graph_with_preprocessing_have_limited_pixels(tmp_path):
+    write_graph(write_configs(tmp_path, processor=False) / "model.onnx", pixels=True)
+    image = replace(RequestLimits().image, max_pixels=256)  # 16 images of 16 x 16 pixels
+    files = [("images", png(photo(seed))) for seed in range(17)]
+    wanted = [expected(photo(seed)) for seed in range(16)]
+    with running(hfvit.load_classifier(tmp_path), limits=RequestLimits(image=image)) as client:
+        assert client.post("/predict", files=files).status_code == 413
+        with ThreadPoolExecutor(3) as pool:  # the second and the third request wait for the first
+            answers = list(pool.map(lambda _: client.post("/predict", files=files[:16]).json(), range(3)))
+    assert answers == [wanted] * 3
+
+
 def test_several_labels_are_those_that_reach_their_thresholds(tmp_path):
     write_graph(tmp_path / "model.onnx")
     config = json.loads((write_configs(tmp_path) / "config.json").read_text())
@@ -267,6 +295,29 @@ def test_address_in_use_raises_hfvit_error():
         bound.listen()
         with pytest.raises(HFViTError, match=r"^--host, --port:"):
             listening_socket("127.0.0.1", bound.getsockname()[1])
+
+
+def test_shutdown_waits_for_a_request_that_arrives_and_runs_slowly(classifier):
+    def body():
+        content = png(photo(1))
+        yield content[:100]
+        time.sleep(1.2)
+        yield content[100:]
+
+    with ThreadPoolExecutor(1) as pool:
+        with running(slowed(classifier, seconds=1.2), timeout=1.9) as client:
+            answer = pool.submit(httpx.post, f"{client.base_url}/predict", content=body(), timeout=20)
+            time.sleep(0.5)
+        assert answer.result().json() == expected(photo(1))
+
+
+@pytest.mark.integration
+def test_sigterm_after_the_address_line_exits_with_0(folder, tmp_path):
+    words = ["hfvit", "serve", folder, "--port", 0, "--threads", 1]
+    with running_command(*words, log=tmp_path / "log") as (process, output):
+        assert output.readline()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
 
 
 @pytest.mark.integration
