@@ -53,8 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def export_executorch_command(options: argparse.Namespace) -> None:
     """Check the options, import torch, and export."""
     from hfvit.artifacts.export_folder import claim_folder
+    from hfvit.export.options import check_gate
 
     require_checkpoint(options.model)
+    check_gate(options)
     folder = claim_folder(options.output)
     quiet_export(options.verbose)
     from hfvit.inference.executorch_backend import load_executorch

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.images import LABELS, colored_image
-from helpers.messages import assert_names
+from helpers.messages import assert_names, option_of
 from helpers.models import build_model
 from helpers.onnx_graphs import BRIGHTEST, expected_logits, write_configs, write_graph
 from helpers.recipes import MICRO_RECIPE
@@ -137,6 +137,12 @@ def test_export_with_empty_calibration_raises_data_error(tmp_path):
 def test_export_of_an_export_exits_with_2(graph, capsys):
     assert export("--model", graph, graph.parent / "other") == 2
     assert_names(capsys.readouterr().err, "--model", str(graph))
+
+
+@pytest.mark.parametrize("option", ["calibration_samples", "min_agreement"])
+def test_option_without_effect_exits_with_2(option, tmp_path, stock, capsys):
+    assert export("--model", stock, f"--{option}", 1, tmp_path / "out") == 2
+    assert option_of(capsys.readouterr().err) == option
 
 
 def test_export_without_openvino_names_the_install_command(tmp_path, stock, monkeypatch, capsys):
