@@ -341,7 +341,7 @@ class Classifier:
         if top_k is None and self.thresholds is not None:
             shown = probabilities >= self.thresholds
         return [
-            {self.labels[index]: float(row[index]) for index in best if has[index]}
+            {_encodable(self.labels[index]): float(row[index]) for index in best if has[index]}
             for row, best, has in zip(probabilities, order, shown, strict=True)
         ]
 
@@ -558,6 +558,11 @@ def _mirrored(
     if isinstance(prepared, list):  # (height, width, 3)
         return [pixels[:, ::-1] for pixels in prepared]
     return np.ascontiguousarray(prepared[..., ::-1])  # torch does not take negative strides
+
+
+def _encodable(label: str) -> str:
+    """Escape lone surrogates, which UTF-8 and so most files and protocols cannot hold."""
+    return label.encode("utf-8", "backslashreplace").decode()
 
 
 def _as_rgb(image: Any) -> Image.Image:
