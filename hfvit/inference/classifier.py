@@ -253,15 +253,14 @@ class Classifier:
         Args:
             items: iterable, read lazily.
             prepare: thread-safe function of an item, such as `prepare_image`.
-            batch_size: number of images in all forward passes at a time. Default: `batch_size` of the device.
+            batch_size: number of images in all forward passes at a time. Default: `batch_size` of the device, and at
+                least `MIN_WORKER_BATCH` for each thread with a forward pass of its own.
             image_of: returns the prepared image of a result of `prepare`, None without one.
             compute: thread-safe function of a classifier and the result of `collate`. Default: `run`.
 
         Yields:
             Results of `prepare`, and the result of `compute` for those with an image.
         """
-        batch_size = self.batch_size if batch_size is None else batch_size
-
         compute = compute or Classifier.run
 
         def run(results: list, classifier: Classifier = self) -> tuple[list, Any]:
@@ -269,15 +268,19 @@ class Classifier:
             return results, compute(classifier, classifier.collate(images))
 
         is_parallel = isinstance(self.backend, TorchBackend) and str(self.backend.device).startswith("cpu")
+        is_parallel = is_parallel and not self.text_reader  # tokenizers cannot be shared by threads
         workers = min(self.backend.threads, MAX_WORKERS) if is_parallel else 1
-        if workers == 1 or self.text_reader:  # tokenizers cannot be shared by threads
+        if batch_size is None:
+            batch_size = max(self.batch_size, workers * MIN_WORKER_BATCH)
+        workers = max(1, min(workers, batch_size // MIN_WORKER_BATCH))
+        if workers == 1:
             prepared = map_in_threads(prepare, items, 2 * batch_size)
             yield from map(run, batched(prepared, batch_size))
             return
         worker = copy.copy(self)
         worker.backend = copy.copy(self.backend)
         worker.backend.threads = self.backend.threads // workers
-        parts = batched(items, max(min(MIN_WORKER_BATCH, batch_size), batch_size // workers))
+        parts = batched(items, batch_size // workers)
         yield from map_in_threads(lambda part: run(list(map(prepare, part)), worker), parts, workers, workers)
 
     def __call__(self, images: Any, top_k: int | None = None, **options: Any) -> Any:
