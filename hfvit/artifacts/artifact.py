@@ -68,6 +68,11 @@ class Artifact:
         return self.file is not None and self.file.suffix == EXECUTORCH_SUFFIX
 
     @property
+    def takes_threads(self) -> bool:
+        """Return whether its number of CPU threads can be set."""
+        return not (self.is_engine or self.is_executorch)
+
+    @property
     def folder(self) -> Path | None:
         """Return the folder of the artifact, None on the Hub."""
         if self.file:

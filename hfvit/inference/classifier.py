@@ -370,7 +370,7 @@ def load_classifier(
         path: checkpoint folder, Hub id, `.onnx` file, OpenVINO `.xml` file, ExecuTorch `.pte` file, engine file, or
             folder of an export.
         device: "cpu", "cuda", "cuda:1", ...; None is CUDA if available, else the CPU.
-        threads: CPU threads; None is PyTorch's number.
+        threads: CPU threads of a checkpoint, ONNX or OpenVINO file; None is PyTorch's number.
         providers: ONNX Runtime's execution providers for an ONNX file instead of `device`: names or (name, options)
             by priority. Engines that TensorRT's providers build are cached.
         objective: "latency" or "throughput" of an ONNX or OpenVINO file on a CPU: all threads for one batch after the
@@ -391,10 +391,15 @@ def load_classifier(
     """
     check_tta(tta)
     artifact = find_artifact(path)
-    for option, is_set in (("providers", providers is not None), ("prepack", not prepack)):
-        if is_set and not artifact.is_onnx:
+    for option, is_set, has_effect, kinds in (
+        ("providers", providers is not None, artifact.is_onnx, "an ONNX file"),
+        ("prepack", not prepack, artifact.is_onnx, "an ONNX file"),
+        ("objective", objective == "throughput", artifact.is_onnx or artifact.is_openvino, "an ONNX or OpenVINO file"),
+        ("threads", threads is not None, artifact.takes_threads, "a checkpoint, ONNX or OpenVINO file"),
+    ):
+        if is_set and not has_effect:
             kind = "a checkpoint" if artifact.is_checkpoint else artifact.file.name
-            raise ModelError(f"{option}: only for an ONNX file, but {path} is {kind}.")
+            raise ModelError(f"{option}: only for {kinds}, but {path} is {kind}. Omit it.")
     if objective not in (None, *OBJECTIVES):
         raise ModelError(f"objective: must be latency or throughput, got {objective!r}.")
     kwargs = {"trust_remote_code": False, **kwargs}

@@ -147,6 +147,22 @@ def test_images_in_all_forward_passes_are_at_most_the_batch_size(checkpoint, ima
     assert max(counts) <= most
 
 
+def test_option_without_effect_on_the_artifact_raises(checkpoint, tmp_path):
+    write_configs(tmp_path)
+    for name in ("model.engine", "model.pte"):
+        (tmp_path / name).write_bytes(b"")
+    for path, option in (
+        (checkpoint, {"objective": "throughput"}),
+        (tmp_path / "model.pte", {"objective": "throughput"}),
+        (tmp_path / "model.engine", {"objective": "throughput"}),
+        (tmp_path / "model.pte", {"threads": 2}),
+        (tmp_path / "model.engine", {"threads": 2}),
+    ):
+        with pytest.raises(ModelError, match=rf"^{next(iter(option))}:"):
+            hfvit.load_classifier(path, **option)
+    assert hfvit.load_classifier(checkpoint, objective="latency").labels == LABELS
+
+
 def test_load_classifier_of_folder_finds_checkpoint_or_export(checkpoint, export, images, tmp_path):
     """A folder with weights is a checkpoint, else model.onnx is loaded, also from `onnx/`."""
     both = tmp_path / "both"
