@@ -23,8 +23,8 @@ written to OUTPUT: model.pte, config.json, preprocessor_config.json, export.json
 EPILOG = f"""\
 Install ExecuTorch with: pip install "hfvit[executorch]"
 
-Checks before the file is written: the logits of ExecuTorch's runtime against PyTorch (--atol); and, if the checkpoint
-has a recipe.yaml, the accuracy on its validation images (accuracy gate).
+Checks before the file is written: the logits of ExecuTorch's runtime against PyTorch (--atol), also on photographs;
+and, if the checkpoint has a recipe.yaml, the accuracy on its validation images (accuracy gate).
 
 example:
   optimum-cli export executorch --model outputs/quickstart outputs/quickstart/executorch

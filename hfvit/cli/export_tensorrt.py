@@ -63,7 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     engine.add_argument(
         "--backend", choices=("auto", "tensorrt", "tensorrt_rtx"), default="auto",
-        help="auto: tensorrt if it and a GPU are available, else tensorrt_rtx [%(default)s]",
+        help="auto: tensorrt if it and a GPU are available, else tensorrt_rtx; with --compute_capability, tensorrt_rtx"
+        " if it is available [%(default)s]",
     )  # fmt: skip
     engine.add_argument(
         "--workspace", type=size_in_bytes, metavar="SIZE",

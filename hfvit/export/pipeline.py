@@ -46,7 +46,6 @@ from hfvit.utils.files import commit_file, expand_user, write_object
 from hfvit.utils.formatting import aligned
 
 CALIBRATION_BATCH = 16
-COMPARABLE = (".onnx", ".xml")  # files that `load_classifier` takes
 
 
 class Export:
@@ -292,8 +291,7 @@ class Export:
         # Rounding decides which of equally similar tokens are merged, such as those of a blue sky.
         has_limit = not vars(self.options).get("merge_tokens")
         for name, described in self.files.items():
-            # ONNX Runtime does not compute in bf16 on CPUs; ExecuTorch programs are no artifacts.
-            if described.dtype != "bf16" and Path(name).suffix in COMPARABLE:
+            if described.dtype != "bf16":  # ONNX Runtime does not compute in bf16 on CPUs
                 dtype = described.dtype if has_limit else None
                 described.parity.images = check_images(
                     self.classifier, wanted, staging / name, dtype, self.options.atol, name

@@ -70,3 +70,13 @@ def test_find_backend_without_packages_names_what_to_install(monkeypatch):
         find_backend()
     with pytest.raises(ModelError, match=r"^--backend: .*\bauto, .*'trt'"):
         find_backend("trt")
+
+
+@pytest.mark.parametrize(
+    ("gpus", "needs_no_gpu", "name"),
+    [(GPU, False, "tensorrt"), (GPU, True, "tensorrt_rtx"), ([], False, "tensorrt_rtx")],
+)
+def test_find_backend_auto_depends_on_gpu_and_target(monkeypatch, gpus, needs_no_gpu, name):
+    monkeypatch.setattr("hfvit.trt.api.load_backend", lambda name: Backend(name, None, "1", "13"))
+    monkeypatch.setattr("hfvit.trt.api.local_gpus", lambda: gpus)
+    assert find_backend("auto", needs_no_gpu).name == name
