@@ -53,7 +53,7 @@ class Network(Record):
 
 @dataclass(kw_only=True)
 class BuildOptions(Record):
-    """Options of a build; calibration options only if they differ from the recipe."""
+    """Options of a build; calibration options only if they were given."""
 
     workspace: int | None = None
     optimization_level: int | None = None

@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from hfvit.cli.options import add_runtime_options, exit_codes
-from hfvit.errors import DataError, HFViTError, printable
+from hfvit.errors import DataError, HFViTError, mask_credentials, printable
 from hfvit.utils.collector import importing
 from hfvit.utils.quiet import quiet_libraries
 
@@ -58,6 +58,6 @@ def embed(options: argparse.Namespace) -> int:
     classifier = load_classifier(options.artifact, options.device, options.threads, bf16=options.bf16)
     errors = embed_files(classifier, names, output, options.normalize, options.batch_size)
     for problem in [*errors.values(), *(f"{problem}." for problem in wrong)]:
-        print(f"hfvit: {printable(problem)}", file=sys.stderr)
+        print(f"hfvit: {printable(mask_credentials(problem))}", file=sys.stderr)
     print(f"Wrote {printable(str(output))} with {len(names) - len(errors)} images")
     return 1 if errors or wrong else 0

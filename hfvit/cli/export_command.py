@@ -10,6 +10,7 @@ from optimum.commands.base import BaseOptimumCLICommand
 
 from hfvit.cli.options import fraction, non_negative_float, percentage_points, positive_int
 from hfvit.errors import run
+from hfvit.export.options import CALIBRATION_SAMPLES, GATE_SAMPLES, MAX_ACCURACY_DROP
 from hfvit.utils.quiet import quiet_libraries
 from hfvit.utils.terminal import prepare_streams
 
@@ -101,7 +102,7 @@ def add_calibration(group) -> None:
     group.add_argument("--calibration_dataset", help="calibration images: Hub id or folder [the recipe's data set]")
     group.add_argument("--calibration_split", help="split to calibrate on [the recipe's training split, else train]")
     group.add_argument(
-        "--calibration_samples", type=positive_int, default=128, help="number of calibration images [%(default)s]"
+        "--calibration_samples", type=positive_int, help=f"number of calibration images [{CALIBRATION_SAMPLES}]"
     )
 
 
@@ -112,17 +113,14 @@ def add_gate(parser: argparse.ArgumentParser) -> None:
     gate.add_argument(
         "--max_accuracy_drop",
         type=percentage_points,
-        default=0.5,
-        help="largest drop in accuracy beyond chance, in percentage points [%(default)s]",
+        help=f"largest drop in accuracy beyond chance, in percentage points [{MAX_ACCURACY_DROP}]",
     )
     gate.add_argument(
         "--min_agreement",
         type=fraction,
         help="smallest fraction of images, 0 to 1, for which the export predicts the checkpoint's class [none]",
     )
-    gate.add_argument(
-        "--gate_samples", type=positive_int, default=5000, help="largest number of images compared [%(default)s]"
-    )
+    gate.add_argument("--gate_samples", type=positive_int, help=f"largest number of images compared [{GATE_SAMPLES}]")
 
 
 def require_checkpoint(model: str) -> None:

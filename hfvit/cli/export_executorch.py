@@ -23,8 +23,8 @@ written to OUTPUT: model.pte, config.json, preprocessor_config.json, export.json
 EPILOG = f"""\
 Install ExecuTorch with: pip install "hfvit[executorch]"
 
-Checks before the file is written: the logits of ExecuTorch's runtime against PyTorch (--atol); and, if the checkpoint
-has a recipe.yaml, the accuracy on its validation images (accuracy gate).
+Checks before the file is written: the logits of ExecuTorch's runtime against PyTorch (--atol), also on photographs;
+and, if the checkpoint has a recipe.yaml, the accuracy on its validation images (accuracy gate).
 
 example:
   optimum-cli export executorch --model outputs/quickstart outputs/quickstart/executorch
@@ -53,8 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def export_executorch_command(options: argparse.Namespace) -> None:
     """Check the options, import torch, and export."""
     from hfvit.artifacts.export_folder import claim_folder
+    from hfvit.export.options import check_gate
 
     require_checkpoint(options.model)
+    check_gate(options)
     folder = claim_folder(options.output)
     quiet_export(options.verbose)
     from hfvit.inference.executorch_backend import load_executorch

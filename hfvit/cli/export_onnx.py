@@ -68,8 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     graph.add_argument(
         "--batch_size",
         type=positive_int,
-        default=1,
-        help="batch size with --no_dynamic_axes, in images [%(default)s]",
+        help="batch size with --no_dynamic_axes, in images [1]",
     )
     graph.add_argument(
         "--no_dynamic_axes",
@@ -86,8 +85,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " or int8-dynamic (dynamic quantization: ranges of each batch); fp8 (static) needs --target tensorrt",
     )  # fmt: skip
     quantization.add_argument(
-        "--target", choices=("onnxruntime", "tensorrt"), default="onnxruntime",
-        help="runtime of the quantized graph; TensorRT needs symmetric activations [%(default)s]",
+        "--target", choices=("onnxruntime", "tensorrt"),
+        help="runtime of the quantized graph; TensorRT needs symmetric activations [onnxruntime]",
     )  # fmt: skip
     add_calibration(quantization)
     add_gate(parser)
@@ -98,12 +97,20 @@ def export_onnx_command(options: argparse.Namespace) -> None:
     """Check the options, import torch, and export."""
     from hfvit.artifacts.export_folder import claim_folder
     from hfvit.errors import ModelError
+    from hfvit.export.options import CALIBRATED, CALIBRATION, check_gate, refuse_unused
 
     require_checkpoint(options.model)
+    if not options.quantize:
+        refuse_unused(options, ["target"], "only used with --quantize")
+    if options.quantize not in CALIBRATED:
+        refuse_unused(options, CALIBRATION, "only used with --quantize int8 or fp8")
+    if not options.no_dynamic_axes:
+        refuse_unused(options, ["batch_size"], "only used with --no_dynamic_axes")
+    check_gate(options, options.dtype == "bf16" and not (options.quantize or options.optimize))
     if options.quantize == "int8-dynamic" and options.target == "tensorrt":
         raise ModelError("--target tensorrt: not available with --quantize int8-dynamic. Use --quantize int8.")
     if options.quantize == "fp8" and options.target != "tensorrt":
-        raise ModelError(f"--quantize fp8: requires --target tensorrt, got {options.target}. Use --quantize int8.")
+        raise ModelError("--quantize fp8: requires --target tensorrt, got onnxruntime. Use --quantize int8.")
     folder = claim_folder(options.output)
     quiet_export(options.verbose)
     from hfvit.export.pipeline import Export

@@ -66,8 +66,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def export_openvino_command(options: argparse.Namespace) -> None:
     """Check the options, import torch, and export."""
     from hfvit.artifacts.export_folder import claim_folder
+    from hfvit.export.options import CALIBRATED, CALIBRATION, check_gate, refuse_unused
 
     require_checkpoint(options.model)
+    if options.quantize not in CALIBRATED:
+        refuse_unused(options, CALIBRATION, "only used with --quantize int8")
+    check_gate(options)
     folder = claim_folder(options.output)
     quiet_export(options.verbose)
     from hfvit.inference.openvino_backend import load_openvino

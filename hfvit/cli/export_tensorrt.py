@@ -63,7 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     engine.add_argument(
         "--backend", choices=("auto", "tensorrt", "tensorrt_rtx"), default="auto",
-        help="auto: tensorrt if it and a GPU are available, else tensorrt_rtx [%(default)s]",
+        help="auto: tensorrt if it and a GPU are available, else tensorrt_rtx; with --compute_capability, tensorrt_rtx"
+        " if it is available [%(default)s]",
     )  # fmt: skip
     engine.add_argument(
         "--workspace", type=size_in_bytes, metavar="SIZE",
@@ -102,6 +103,7 @@ def export_tensorrt_command(options: argparse.Namespace) -> None:
     """Check the options, then build the engine."""
     from hfvit.artifacts.artifact import find_artifact
     from hfvit.errors import ModelError
+    from hfvit.export.options import CALIBRATED, CALIBRATION, GATE, check_gate, refuse_unused
     from hfvit.trt.api import (
         EngineOptions,
         check_options,
@@ -114,6 +116,11 @@ def export_tensorrt_command(options: argparse.Namespace) -> None:
     artifact = find_artifact(options.model)
     if not (artifact.is_checkpoint or artifact.is_onnx):
         raise ModelError(f"--model: must be a checkpoint or an ONNX file, got {artifact.file}.")
+    if artifact.is_onnx:
+        refuse_unused(options, ["opset", "atol", *CALIBRATION, *GATE], "only used for a checkpoint, not an ONNX file")
+    if options.dtype not in CALIBRATED:
+        refuse_unused(options, CALIBRATION, "only used with --dtype int8 or fp8")
+    check_gate(options, options.dtype == "bf16")
     names = ("min_batch", "opt_batch", "max_batch", "workspace", "timing_cache", "optimization_level")
     names += ("hardware_compatibility", "version_compatible")
     engine_options = EngineOptions(
@@ -139,7 +146,7 @@ def export_tensorrt_command(options: argparse.Namespace) -> None:
     from hfvit.export.quantization import check_opset
     from hfvit.export.tensorrt_pipeline import EngineExport, graph_options
 
-    if options.dtype in ("int8", "fp8"):
+    if options.dtype in CALIBRATED:
         check_opset(options.opset)
     EngineExport(graph_options(options), backend, engine_options).run()
 

@@ -11,7 +11,7 @@ from hfvit.cli.options import (
     exit_codes,
     parse_providers,
 )
-from hfvit.errors import DataError, HFViTError, printable
+from hfvit.errors import DataError, HFViTError, mask_credentials, printable
 from hfvit.utils.collector import importing
 from hfvit.utils.quiet import quiet_libraries
 
@@ -85,7 +85,7 @@ def predict(options: argparse.Namespace) -> int:
     if not names:
         raise DataError("IMAGE: no image found: " + "; ".join(map(printable, wrong)) + ".")
     for problem in wrong:
-        print(f"hfvit: {printable(problem)}.", file=sys.stderr)
+        print(f"hfvit: {printable(mask_credentials(problem))}.", file=sys.stderr)
     with importing():
         quiet_libraries()
         from hfvit.inference.classifier import load_classifier

@@ -205,15 +205,25 @@ def compare(
 
 
 def _load_all(artifacts, device: str | None, threads: int | None, providers: Providers | None) -> list[Classifier]:
-    """Load artifacts: ONNX files with `providers` if given, others on `device`."""
-    is_graph = [not isinstance(item, Classifier) and find_artifact(item).is_onnx for item in artifacts]
-    if providers is not None and not any(is_graph):
+    """Load artifacts.
+
+    Args:
+        artifacts: paths, Hub ids, or classifiers that are returned as they are.
+        device: device of artifacts without `providers`.
+        threads: CPU threads of those that take them.
+        providers: execution providers of ONNX files.
+    """
+    found = {item: find_artifact(item) for item in artifacts if not isinstance(item, Classifier)}
+    if providers is not None and not any(artifact.is_onnx for artifact in found.values()):
         raise ModelError("providers: only available for ONNX files, but none of the artifacts is one.")
-    places = [{"providers": providers} if graph and providers else {"device": device} for graph in is_graph]
-    return [
-        item if isinstance(item, Classifier) else load_classifier(item, threads=threads, **place)
-        for item, place in zip(artifacts, places, strict=True)
-    ]
+    if threads is not None and found and not any(artifact.takes_threads for artifact in found.values()):
+        raise ModelError("threads: only available for checkpoints, ONNX and OpenVINO files, but there is none.")
+
+    def load(item: str | Path) -> Classifier:
+        place = {"providers": providers} if found[item].is_onnx and providers else {"device": device}
+        return load_classifier(item, threads=threads if found[item].takes_threads else None, **place)
+
+    return [item if isinstance(item, Classifier) else load(item) for item in artifacts]
 
 
 def _tally(classifier: Classifier, order: list[int], split: EvaluationSplit) -> "_Tally | _LabelTally":

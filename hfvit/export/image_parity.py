@@ -44,7 +44,7 @@ def check_images(
     Args:
         classifier: the checkpoint.
         wanted: its logits of `photographs` (images, classes).
-        path: ONNX file with the other files of its folder beside it.
+        path: exported file with the other files of its folder beside it.
         dtype: precision of the file; only fp32 and fp16 have a limit, not None.
         atol: largest difference of a logit. Default: that of `LIMITS`.
         name: file name for messages.

@@ -249,12 +249,12 @@ class OpenVINOExport(Export):
             yield from np.split(batch, len(batch))
 
     def save(self, staging: Path) -> None:
-        """Rename the files into the output folder, then their weights."""
-        super().save(staging)
-        for name in self.files:
+        """Rename the weights into the output folder, then the files that read them."""
+        for name in self.kept:
             weights = Path(name).with_suffix(".bin")
-            if not (staging / name).exists():  # it was renamed
-                commit_file(staging / weights, self.folder / weights)
+            (self.folder / name).unlink(missing_ok=True)  # otherwise, it would read the new weights
+            commit_file(staging / weights, self.folder / weights)
+        super().save(staging)
 
 
 def export_options(options: argparse.Namespace) -> argparse.Namespace:

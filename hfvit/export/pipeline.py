@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from hfvit.artifacts.artifact import find_artifact, find_beside
 from hfvit.artifacts.constants import CONFIG_FILE, PREPROCESSOR_FILE, PRETRAINED_CFG, RECIPE_FILE
 from hfvit.artifacts.export_folder import check_same_model, file_name, staging_folder
 from hfvit.artifacts.export_record import ExportedFile, ExportRecord, Parity
@@ -27,6 +28,14 @@ from hfvit.export.onnx import (
     trace_onnx,
     weights_sha256,
 )
+from hfvit.export.options import (
+    CALIBRATED,
+    CALIBRATION_SAMPLES,
+    GATE,
+    GATE_SAMPLES,
+    MAX_ACCURACY_DROP,
+    refuse_unused,
+)
 from hfvit.export.parity import tolerance
 from hfvit.export.preprocessing import check_steps
 from hfvit.export.processor_steps import image_steps
@@ -37,8 +46,6 @@ from hfvit.utils.files import commit_file, expand_user, write_object
 from hfvit.utils.formatting import aligned
 
 CALIBRATION_BATCH = 16
-CALIBRATED = ("int8", "fp8")  # modes of quantization with calibration images
-COMPARABLE = (".onnx", ".xml")  # files that `load_classifier` takes
 
 
 class Export:
@@ -60,8 +67,10 @@ class Export:
         self.comparison = None
         self.traced = None
         self.tokenizer_files: list[str] = []
-        recipe = expand_user(options.model) / RECIPE_FILE
-        self.recipe = recipe if recipe.is_file() else None
+        self.target = options.target or "onnxruntime"
+        self.fixed_batch = (options.batch_size or 1) if options.no_dynamic_axes else None
+        hub = {"revision": options.revision, "cache_dir": options.cache_dir}
+        self.hub = {key: value for key, value in hub.items() if value}
 
     def run(self) -> None:
         """Export all files; on an error the output folder is unchanged.
@@ -105,11 +114,9 @@ class Export:
     def load(self) -> None:
         """Load the model in float32 and its processor, and check the output folder."""
         options = self.options
-        hub = {"revision": options.revision, "cache_dir": options.cache_dir}
-        hub = {key: value for key, value in hub.items() if value}
         # `export tensorrt` has no such options: it takes the ONNX file of a changed model.
         changes = {key: vars(options).get(key) for key in ("patch_size", "merge_tokens")}
-        load = partial(load_classifier, options.model, device=options.device, **hub)
+        load = partial(load_classifier, options.model, device=options.device, **self.hub)
         self.classifier = load()
         # Digest of the unchanged checkpoint, by which `hfvit push` finds its exports.
         self.weights = weights_sha256(self.classifier.backend.model.float())
@@ -146,35 +153,42 @@ class Export:
         from hfvit.export.calibration_data import calibration_images
 
         options = self.options
-        alternative = "--quantize int8-dynamic" if options.target == "onnxruntime" else "--dtype fp16"
+        alternative = "--quantize int8-dynamic" if self.target == "onnxruntime" else "--dtype fp16"
         images = calibration_images(
             options.model,
             dataset_name=options.calibration_dataset,
             split=options.calibration_split,
-            max_samples=options.calibration_samples,
+            max_samples=options.calibration_samples or CALIBRATION_SAMPLES,
             alternative=f", or pass {alternative}",
+            **self.hub,
         )
         if len(images) < self.calibration_batch:
             raise DataError(
-                f"--calibration_samples: must be at least the fixed batch size {options.batch_size}, got {len(images)}"
+                f"--calibration_samples: must be at least the fixed batch size {self.fixed_batch}, got {len(images)}"
                 " images."
             )
         return images
 
     @property
     def calibration_batch(self) -> int:
-        return self.options.batch_size if self.options.no_dynamic_axes else 1
+        return self.fixed_batch or 1
 
     def gate_split(self):
         """Return the recipe's validation split, None without recipe or gate."""
-        if self.options.no_gate or self.recipe is None:
+        options = self.options
+        if options.no_gate:
+            return None
+        if find_beside(find_artifact(options.model), RECIPE_FILE, **self.hub) is None:
+            refuse_unused(
+                options, GATE, f"needs the validation images of a {RECIPE_FILE}, which {options.model} lacks"
+            )
             return None
         from hfvit.evaluation.compare import check_recordable
         from hfvit.evaluation.split import evaluation_split
 
-        check_recordable([self.options.model])
+        check_recordable([options.model])
         try:
-            return evaluation_split(self.options.model, max_samples=self.options.gate_samples)
+            return evaluation_split(options.model, max_samples=options.gate_samples or GATE_SAMPLES, **self.hub)
         except DataError as error:
             raise DataError(f"{error} Pass --no_gate to export without the accuracy check.") from None
 
@@ -201,7 +215,7 @@ class Export:
             self.traced = trace_onnx(
                 self.model,
                 opset=options.opset,
-                batch_size=options.batch_size if options.no_dynamic_axes else None,
+                batch_size=self.fixed_batch,
                 image_size=self.shape[1:],
                 verbose=options.verbose,
             )
@@ -209,7 +223,7 @@ class Export:
             self.model,
             path,
             opset=options.opset,
-            batch_size=options.batch_size,
+            batch_size=self.fixed_batch or 1,
             dynamic_axes=not options.no_dynamic_axes,
             atol=options.atol,
             preprocessing=self.processor if inside else None,
@@ -232,9 +246,7 @@ class Export:
         from hfvit.export.quantization import quantize_onnx
 
         options = self.options
-        name = file_name(
-            quantize=options.quantize, target=options.target, with_preprocessing=options.with_preprocessing
-        )
+        name = file_name(quantize=options.quantize, target=self.target, with_preprocessing=options.with_preprocessing)
         path = staging / name
         with staging_folder(staging) as work:
             source = staging / file_name()
@@ -247,14 +259,14 @@ class Export:
                 source,
                 path,
                 mode=options.quantize,
-                runtime=options.target,
+                runtime=self.target,
                 calibration=self.batches(calibration) if calibration is not None else None,
             )
             ratio = path.stat().st_size / source.stat().st_size
         if ratio > 0.9:
             self.log(f"{name} has {ratio:.0%} of the float file's size, as few of its weights are quantized")
         dtype = "fp8" if options.quantize == "fp8" else "int8"
-        batch_sizes = [options.batch_size] if options.no_dynamic_axes else [1, 3]
+        batch_sizes = [self.fixed_batch] if self.fixed_batch else [1, 3]
         parity = check_graph(
             path,
             self.model,
@@ -265,13 +277,7 @@ class Export:
             self.processor if options.with_preprocessing else None,
             name,
         )
-        described = describe(
-            path,
-            self.shape,
-            parity,
-            dtype=dtype,
-            batch_size=options.batch_size if options.no_dynamic_axes else None,
-        )
+        described = describe(path, self.shape, parity, dtype=dtype, batch_size=self.fixed_batch)
         described.quantization = quantization
         described.calibration = calibration.record if calibration is not None else None
         self.files[name] = described
@@ -285,8 +291,7 @@ class Export:
         # Rounding decides which of equally similar tokens are merged, such as those of a blue sky.
         has_limit = not vars(self.options).get("merge_tokens")
         for name, described in self.files.items():
-            # ONNX Runtime does not compute in bf16 on CPUs; ExecuTorch programs are no artifacts.
-            if described.dtype != "bf16" and Path(name).suffix in COMPARABLE:
+            if described.dtype != "bf16":  # ONNX Runtime does not compute in bf16 on CPUs
                 dtype = described.dtype if has_limit else None
                 described.parity.images = check_images(
                     self.classifier, wanted, staging / name, dtype, self.options.atol, name
@@ -327,7 +332,7 @@ class Export:
             self.classifier,
             [staging / name for name in names],
             split,
-            max_accuracy_drop=options.max_accuracy_drop,
+            max_accuracy_drop=MAX_ACCURACY_DROP if options.max_accuracy_drop is None else options.max_accuracy_drop,
             min_agreement=options.min_agreement,
             show_progress=options.verbose,
         )
@@ -394,7 +399,7 @@ class Export:
 
     def batches(self, calibration) -> Iterator[np.ndarray]:
         """Yield calibration batches (batch, 3, height, width) of float32 pixel values."""
-        size = self.calibration_batch if self.options.no_dynamic_axes else CALIBRATION_BATCH
+        size = self.fixed_batch or CALIBRATION_BATCH
         for images in batched(calibration.images(), size):
             if len(images) >= self.calibration_batch:
                 yield self.processor(images, return_tensors="pt")["pixel_values"].numpy()

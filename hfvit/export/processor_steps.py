@@ -55,10 +55,10 @@ def image_steps(processor) -> ImageSteps:
             f"The image processor must be that of a timm checkpoint or one of {', '.join(sorted(PLAIN_PROCESSORS))},"
             f" got {name}."
         )
-    shorter = steps.resize if isinstance(steps.resize, int) else min(steps.resize or (0,))
-    if steps.crop and steps.resize and max(steps.crop) > shorter:
+    resized = (steps.resize, steps.resize) if isinstance(steps.resize, int) else steps.resize
+    if steps.crop and resized and any(crop > side for crop, side in zip(steps.crop, resized, strict=True)):
         raise ModelError(
-            f"The image processor must not crop more than {shorter} pixels, got {steps.crop}. Padding is unsupported."
+            f"The image processor must not crop more than {resized} pixels, got {steps.crop}. Padding is unsupported."
         )
     return replace(steps, crop=None) if steps.crop == steps.resize else steps
 

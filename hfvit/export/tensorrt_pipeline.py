@@ -14,7 +14,8 @@ from hfvit.artifacts.engine_record import BuildOptions, EngineRecord, SourceGrap
 from hfvit.artifacts.export_folder import check_same_model, claim_folder, file_digest, staging_folder
 from hfvit.artifacts.export_record import ExportedFile, ExportRecord, TensorInfo
 from hfvit.errors import GateError, ModelError
-from hfvit.export.pipeline import CALIBRATED, Export
+from hfvit.export.options import CALIBRATED, CALIBRATION
+from hfvit.export.pipeline import Export
 from hfvit.trt.api import Backend, EngineOptions
 from hfvit.trt.builder import build_engine, read_graph
 from hfvit.trt.triton import CONFIG, LABELS, PLAN, triton_config, triton_labels
@@ -133,15 +134,15 @@ class EngineExport:
         print(self.table(record))
 
     def add_calibration(self, built: BuildOptions) -> None:
-        """Record calibration images that replace the recipe's."""
+        """Record the given options that replace the recipe's calibration images."""
         options = self.options
-        if options.quantize not in CALIBRATED or options.calibration_dataset is None:
+        if options.quantize not in CALIBRATED or not isinstance(self.graph, CheckpointGraph):
             return
         from hfvit.evaluation.split import redacted_name
 
-        built.calibration_dataset = redacted_name(options.calibration_dataset)
-        built.calibration_split = options.calibration_split
-        built.calibration_samples = options.calibration_samples
+        for name in CALIBRATION:
+            setattr(built, name, getattr(options, name))
+        built.calibration_dataset = built.calibration_dataset and redacted_name(built.calibration_dataset)
 
     @staticmethod
     def source_graph(file: Path, described: ExportedFile | None) -> SourceGraph:

@@ -63,7 +63,7 @@ EXPORTS = {
     "onnx": ("*.onnx", "*.onnx_data", "*.json"),
     "executorch": ("*.pte", "*.json"),
     "openvino": ("*.xml", "*.bin", "*.json"),
-    "tensorrt": ("*.engine", "*.plan", "*.json", "*.pbtxt", "*.onnx"),
+    "tensorrt": ("*.engine", "*.plan", "*.json", "*.pbtxt", "labels.txt", "*.onnx"),
 }
 REDACTED_FILES = (RUN_FILE, "recipe.yaml", "trainer_state.json")
 
@@ -149,14 +149,13 @@ def exports_left_out(folder: str | Path, include: tuple[str, ...]) -> list[str]:
 
 def _export(root: Path, name: str) -> dict[str, Path]:
     found = dict(_matching(root, f"{name}/", EXPORTS[name]))
-    if all(path.endswith((".json", ".pbtxt")) for path in found):
+    if all(path.endswith((".json", ".pbtxt", ".txt")) for path in found):
         raise PushArgumentError(
             f"--include {name}: no export in {root}/{name}. Write one with `optimum-cli export {name} --model {root}"
             f" {root}/{name}`."
         )
-    config = root / name / "config.json"
-    if config.exists():
-        checkpoint_config = _read_json(root / "config.json")
+    checkpoint_config = _read_json(root / "config.json")
+    for config in (file for file in found.values() if file.name == "config.json"):
         export_config = _read_json(config)
         with _name_file_in_errors(root / "config.json"):
             labels = checkpoint_config.get("label_names") or list((checkpoint_config.get("id2label") or {}).values())
@@ -164,7 +163,7 @@ def _export(root: Path, name: str) -> dict[str, Path]:
             exported = list((export_config.get("id2label") or {}).values())
         if labels and labels != exported:
             raise PushArgumentError(
-                f"--include {name}: the classes of {root}/{name} differ from the checkpoint's. Export it again."
+                f"--include {name}: the classes of {config.parent} differ from the checkpoint's. Export it again."
             )
     return found
 

@@ -32,6 +32,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import parse_ratelimit_headers, validate_repo_id
 from packaging.version import Version
 
+from hfvit.artifacts.engine_record import EngineRecord
 from hfvit.artifacts.export_record import ExportRecord
 from hfvit.errors import HubError, PushArgumentError, one_line, printable
 from hfvit.hub.files import EXPORTS, PushedFile, exports_left_out, files_to_push
@@ -95,7 +96,7 @@ def push(
         private: make a new repository private. Default: the setting of its owner.
         revision: branch to push to, created if missing. Default: `main`.
         create_pr: open a pull request instead of pushing to a branch.
-        include: exports to push, of `onnx` and `tensorrt`.
+        include: exports to push, of `onnx`, `openvino`, `executorch` and `tensorrt`.
         message: commit message. Default: "Push with hfvit".
         token: token of the Hub. Default: the one that `hf auth login` saved.
 
@@ -118,7 +119,7 @@ def push_to(
     Args:
         folder: `output_dir` of a run.
         destination: repository, branch and token.
-        include: exports to push, of `onnx` and `tensorrt`.
+        include: exports to push, of `onnx`, `openvino`, `executorch` and `tensorrt`.
         message: commit message. Default: "Push with hfvit".
 
     Returns:
@@ -214,16 +215,22 @@ def check_destination(destination: Destination) -> Destination:
 
 def _check_weights(folder: str | Path, export: str) -> None:
     """Raise `PushArgumentError` if an export has other weights than the checkpoint."""
-    recorded = ExportRecord.load(expand_user(folder) / export).weights_sha256
-    if recorded is None:
+    recorded = {}  # folder of the export, which may be a Triton model -> digest of its weights
+    for kind in (ExportRecord, EngineRecord):
+        for file in (expand_user(folder) / export).rglob(kind.FILE):
+            if digest := kind.load(file.parent).weights_sha256:
+                recorded[file.parent] = digest
+    if not recorded:
         return
     from hfvit.export.onnx import weights_sha256
     from hfvit.inference.classifier import load_classifier
 
-    if weights_sha256(load_classifier(folder, device="cpu").backend.model.float()) != recorded:
-        raise PushArgumentError(
-            f"--include {export}: the weights of {folder}/{export} differ from the checkpoint's. Export it again."
-        )
+    weights = weights_sha256(load_classifier(folder, device="cpu").backend.model.float())
+    for place, digest in recorded.items():
+        if digest != weights:
+            raise PushArgumentError(
+                f"--include {export}: the weights of {place} differ from the checkpoint's. Export it again."
+            )
 
 
 def _check_new(api: HfApi, repo_id: str, create_pr: bool) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from scipy.special import expit, softmax
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from hfvit.artifacts.artifact import Artifact, find_artifact, read_head
+from hfvit.artifacts.artifact import Artifact, find_artifact, find_beside, read_head
 from hfvit.artifacts.constants import PREPROCESSOR_FILE, PRETRAINED_CFG, RUN_FILE
 from hfvit.data.decode import from_array, read_image, to_rgb
 from hfvit.data.text import TEXT_INPUTS, TextReader, load_tokenizer
@@ -36,7 +36,6 @@ MIN_WORKER_BATCH = 4
 # Images per forward pass: caches limit a CPU, launches of kernels a GPU.
 CPU_BATCH = 16
 DEVICE_BATCH = 128
-_HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download", "subfolder")
 
 
 def run_temperature(artifact: Artifact, tta: str | None = None, **kwargs) -> float:
@@ -80,26 +79,8 @@ def run_temperature(artifact: Artifact, tta: str | None = None, **kwargs) -> flo
 
 
 def run_file(artifact: Artifact, **kwargs) -> Path | None:
-    """Find run.json of an artifact.
-
-    It is in the artifact's folder, in the parent folder, or in its Hub repository.
-
-    Args:
-        artifact: checkpoint or export.
-        **kwargs: Hub arguments of `from_pretrained`.
-    """
-    from transformers.utils import cached_file
-
-    if artifact.folder:
-        return artifact.beside(RUN_FILE)
-    found = cached_file(
-        artifact.source,
-        RUN_FILE,
-        **{key: kwargs[key] for key in _HUB_OPTIONS if key in kwargs},
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    return found and Path(found)
+    """Find run.json of an artifact, see `find_beside`."""
+    return find_beside(artifact, RUN_FILE, **kwargs)
 
 
 class PreparedImage(NamedTuple):
@@ -272,15 +253,14 @@ class Classifier:
         Args:
             items: iterable, read lazily.
             prepare: thread-safe function of an item, such as `prepare_image`.
-            batch_size: number of images in all forward passes at a time. Default: `batch_size` of the device.
+            batch_size: number of images in all forward passes at a time. Default: `batch_size` of the device, and at
+                least `MIN_WORKER_BATCH` for each thread with a forward pass of its own.
             image_of: returns the prepared image of a result of `prepare`, None without one.
             compute: thread-safe function of a classifier and the result of `collate`. Default: `run`.
 
         Yields:
             Results of `prepare`, and the result of `compute` for those with an image.
         """
-        batch_size = self.batch_size if batch_size is None else batch_size
-
         compute = compute or Classifier.run
 
         def run(results: list, classifier: Classifier = self) -> tuple[list, Any]:
@@ -288,15 +268,19 @@ class Classifier:
             return results, compute(classifier, classifier.collate(images))
 
         is_parallel = isinstance(self.backend, TorchBackend) and str(self.backend.device).startswith("cpu")
+        is_parallel = is_parallel and not self.text_reader  # tokenizers cannot be shared by threads
         workers = min(self.backend.threads, MAX_WORKERS) if is_parallel else 1
-        if workers == 1 or self.text_reader:  # tokenizers cannot be shared by threads
+        if batch_size is None:
+            batch_size = max(self.batch_size, workers * MIN_WORKER_BATCH)
+        workers = max(1, min(workers, batch_size // MIN_WORKER_BATCH))
+        if workers == 1:
             prepared = map_in_threads(prepare, items, 2 * batch_size)
             yield from map(run, batched(prepared, batch_size))
             return
         worker = copy.copy(self)
         worker.backend = copy.copy(self.backend)
         worker.backend.threads = self.backend.threads // workers
-        parts = batched(items, max(min(MIN_WORKER_BATCH, batch_size), batch_size // workers))
+        parts = batched(items, batch_size // workers)
         yield from map_in_threads(lambda part: run(list(map(prepare, part)), worker), parts, workers, workers)
 
     def __call__(self, images: Any, top_k: int | None = None, **options: Any) -> Any:
@@ -360,7 +344,7 @@ class Classifier:
         if top_k is None and self.thresholds is not None:
             shown = probabilities >= self.thresholds
         return [
-            {self.labels[index]: float(row[index]) for index in best if has[index]}
+            {_encodable(self.labels[index]): float(row[index]) for index in best if has[index]}
             for row, best, has in zip(probabilities, order, shown, strict=True)
         ]
 
@@ -386,7 +370,7 @@ def load_classifier(
         path: checkpoint folder, Hub id, `.onnx` file, OpenVINO `.xml` file, ExecuTorch `.pte` file, engine file, or
             folder of an export.
         device: "cpu", "cuda", "cuda:1", ...; None is CUDA if available, else the CPU.
-        threads: CPU threads; None is PyTorch's number.
+        threads: CPU threads of a checkpoint, ONNX or OpenVINO file; None is PyTorch's number.
         providers: ONNX Runtime's execution providers for an ONNX file instead of `device`: names or (name, options)
             by priority. Engines that TensorRT's providers build are cached.
         objective: "latency" or "throughput" of an ONNX or OpenVINO file on a CPU: all threads for one batch after the
@@ -407,10 +391,15 @@ def load_classifier(
     """
     check_tta(tta)
     artifact = find_artifact(path)
-    for option, is_set in (("providers", providers is not None), ("prepack", not prepack)):
-        if is_set and not artifact.is_onnx:
+    for option, is_set, has_effect, kinds in (
+        ("providers", providers is not None, artifact.is_onnx, "an ONNX file"),
+        ("prepack", not prepack, artifact.is_onnx, "an ONNX file"),
+        ("objective", objective == "throughput", artifact.is_onnx or artifact.is_openvino, "an ONNX or OpenVINO file"),
+        ("threads", threads is not None, artifact.takes_threads, "a checkpoint, ONNX or OpenVINO file"),
+    ):
+        if is_set and not has_effect:
             kind = "a checkpoint" if artifact.is_checkpoint else artifact.file.name
-            raise ModelError(f"{option}: only for an ONNX file, but {path} is {kind}.")
+            raise ModelError(f"{option}: only for {kinds}, but {path} is {kind}. Omit it.")
     if objective not in (None, *OBJECTIVES):
         raise ModelError(f"objective: must be latency or throughput, got {objective!r}.")
     kwargs = {"trust_remote_code": False, **kwargs}
@@ -577,6 +566,11 @@ def _mirrored(
     if isinstance(prepared, list):  # (height, width, 3)
         return [pixels[:, ::-1] for pixels in prepared]
     return np.ascontiguousarray(prepared[..., ::-1])  # torch does not take negative strides
+
+
+def _encodable(label: str) -> str:
+    """Escape lone surrogates, which UTF-8 and so most files and protocols cannot hold."""
+    return label.encode("utf-8", "backslashreplace").decode()
 
 
 def _as_rgb(image: Any) -> Image.Image:

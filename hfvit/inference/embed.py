@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from hfvit.errors import ModelError, printable
+from hfvit.errors import ModelError, mask_credentials, printable
 from hfvit.inference.backends import TorchBackend
 from hfvit.inference.classifier import Classifier, is_one_image, load_classifier
 from hfvit.inference.predict import ImageReader
@@ -104,8 +104,8 @@ def embed_files(
             names, ImageReader(classifier), batch_size, lambda item: item.image, compute=run
         )
         for batch, (_, features) in batches:
-            errors |= {item.name: item.error for item in batch if item.error}
-            readable = [printable(item.name) for item in batch if item.image]
+            errors |= {item.name: mask_credentials(item.error) for item in batch if item.error}
+            readable = [printable(mask_credentials(item.name)) for item in batch if item.image]
             if readable:
                 pending.append((readable, features))
             if sum(len(found) for _, found in pending) >= ROWS_PER_GROUP:

@@ -27,11 +27,19 @@ MAX_TITLE_LENGTH = 28  # characters of a name in a grid
 
 @dataclass
 class Prediction:
-    """Hold the most probable classes of an image, or the reason why it failed."""
+    """Hold the most probable classes of an image, or the reason why it failed.
+
+    Credentials in `name` and `error` are masked.
+    """
 
     name: str
     probabilities: dict[str, float] | None
     error: str | None = None
+    thumbnail: Image.Image | None = None
+
+    def __post_init__(self) -> None:
+        self.name = mask_credentials(self.name)
+        self.error = self.error and mask_credentials(self.error)
 
     def to_json(self) -> str:
         """Return a JSON line with `image`, and `predictions` (sorted) or `error`."""
@@ -44,7 +52,7 @@ class Prediction:
         """Return the image's name and a line for each class, escaped for a terminal."""
         lines = [f"  {value:7.2%}  {printable(label)}" for label, value in self.probabilities.items()]
         lines = lines or ["  no class reaches its threshold"]
-        return "\n".join([printable(mask_credentials(self.name)), *lines])
+        return "\n".join([printable(self.name), *lines])
 
 
 def predictions(
@@ -52,7 +60,7 @@ def predictions(
     names: Iterable[str],
     batch_size: int | None = None,
     top_k: int | None = 5,
-    thumbnails: list[Image.Image] | None = None,
+    thumbnails: int = 0,
     texts: dict[str, str] | None = None,
 ) -> Iterator[Prediction]:
     """Predict files and URLs in order; failures become predictions with an `error`.
@@ -62,23 +70,23 @@ def predictions(
         names: file names or URLs.
         batch_size: number of images in memory, see `Classifier.run_batches`.
         top_k: number of classes; None is all.
-        thumbnails: list to append small copies of the first `MAX_GRID_IMAGES` readable images to.
+        thumbnails: number of predictions that need a thumbnail of their image; later ones may have one, too.
         texts: texts by name, for image-text models.
     """
-    reader = ImageReader(classifier, texts, thumbnails is not None)
+    reader = ImageReader(classifier, texts, thumbnails > 0)
     for batch, logits in classifier.run_batches(names, reader, batch_size, lambda item: item.image):
-        if thumbnails is not None:
-            small = [item.thumbnail for item in batch if item.thumbnail]
-            thumbnails += small[: MAX_GRID_IMAGES - len(thumbnails)]
-            reader.thumbnails = len(thumbnails) < MAX_GRID_IMAGES
         answers = iter(zip(classifier.best(logits, top_k), np.isfinite(logits).all(axis=1), strict=True))
         for item in batch:
             if item.image is None:
                 yield Prediction(item.name, None, item.error)
                 continue
             best, is_finite = next(answers)
-            error = None if is_finite else f"{item.name}: the model's logits are NaN or infinite."
-            yield Prediction(item.name, best if is_finite else None, error)
+            if not is_finite:
+                yield Prediction(item.name, None, f"{item.name}: the model's logits are NaN or infinite.")
+                continue
+            thumbnails -= 1
+            yield Prediction(item.name, best, thumbnail=item.thumbnail)
+        reader.thumbnails = thumbnails > 0
 
 
 class ReadImage(NamedTuple):
@@ -109,7 +117,7 @@ class ImageReader:
         try:
             image = read_image(name)
         except DataError as error:
-            return ReadImage(name, None, error=mask_credentials(str(error)))
+            return ReadImage(name, None, error=str(error))
         thumbnail = None
         if self.thumbnails:
             thumbnail = image.copy()
@@ -169,14 +177,13 @@ def print_predictions(
     Returns:
         The number of failed images.
     """
-    thumbnails = [] if grid else None
     shown: list[Prediction] = []
     failed = 0
     # Progress bar only if the results go to a file or pipe.
     hidden = True if sys.stdout.isatty() and not output else None
     if len(names) <= (batch_size or classifier.batch_size):
         hidden = True
-    results = predictions(classifier, names, batch_size, top_k, thumbnails, texts)
+    results = predictions(classifier, names, batch_size, top_k, MAX_GRID_IMAGES if grid else 0, texts)
     with prediction_file(output) if output else nullcontext() as file:
         for prediction in tqdm(results, total=len(names), unit="image", desc="predict", disable=hidden):
             if prediction.error:
@@ -194,19 +201,18 @@ def print_predictions(
     if output:
         print(f"hfvit: wrote {printable(str(output))} with {len(names)} images", file=sys.stderr)
     if grid and shown:
-        write_grid(thumbnails, shown, grid)
+        write_grid(shown, grid)
         omitted = len(names) - failed - len(shown)
         more = f" ({omitted} more omitted)" if omitted else ""
         print(f"hfvit: wrote {printable(str(grid))} with {len(shown)} images{more}", file=sys.stderr)
     return failed
 
 
-def write_grid(images: list[Image.Image], results: list[Prediction], path: str | Path) -> None:
+def write_grid(results: list[Prediction], path: str | Path) -> None:
     """Draw images with their names and most probable classes.
 
     Args:
-        images: thumbnails.
-        results: their predictions.
+        results: predictions with thumbnails.
         path: image file to write.
     """
     import matplotlib
@@ -214,16 +220,16 @@ def write_grid(images: list[Image.Image], results: list[Prediction], path: str |
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    columns = math.ceil(math.sqrt(len(images)))
-    rows = math.ceil(len(images) / columns)
+    columns = math.ceil(math.sqrt(len(results)))
+    rows = math.ceil(len(results) / columns)
     lines = max(min(3, len(prediction.probabilities)) for prediction in results)
     figure, axes = plt.subplots(
         rows, columns, figsize=(2.4 * columns, (2.1 + 0.2 * lines) * rows), squeeze=False, layout="constrained"
     )
     for axis in axes.flat:
         axis.set_axis_off()
-    for axis, image, prediction in zip(axes.flat, images, results, strict=False):
-        axis.imshow(image, interpolation="nearest")
+    for axis, prediction in zip(axes.flat, results, strict=False):
+        axis.imshow(prediction.thumbnail, interpolation="nearest")
         best = list(prediction.probabilities.items())[:lines]
         axis.set_title(_short(Path(prediction.name).name), fontsize=7, color="#777777", parse_math=False)
         text = "\n".join(f"{_short(label)} {value:.1%}" for label, value in best)

@@ -6,12 +6,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hfvit.errors import HFViTError, mask_credentials, one_line, printable
+from hfvit.errors import HFViTError, one_line, printable
+from hfvit.utils.csv_files import cell
 from hfvit.utils.files import temporary_file
 from hfvit.utils.terminal import printable_json
 
 COLUMNS = ("image", "rank", "label", "probability", "error")
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # https://owasp.org/www-community/attacks/CSV_Injection
 ROWS_PER_GROUP = 10_000
 
 
@@ -48,7 +48,7 @@ def rows_of(prediction) -> list[dict[str, Any]]:
 
     A prediction without classes has one row, too.
     """
-    name = printable(mask_credentials(prediction.name))
+    name = printable(prediction.name)
     empty = dict.fromkeys(COLUMNS) | {"image": name}
     if prediction.error:
         return [empty | {"error": printable(prediction.error)}]
@@ -58,10 +58,7 @@ def rows_of(prediction) -> list[dict[str, Any]]:
 
 
 class CsvFile:
-    """CSV file with `COLUMNS`, in UTF-8.
-
-    Text that a spreadsheet would run as a formula gets a leading quote.
-    """
+    """CSV file with `COLUMNS`, in UTF-8; see `csv_files.cell`."""
 
     def __init__(self, path: Path):
         self.file = path.open("w", encoding="utf-8", newline="")
@@ -71,7 +68,7 @@ class CsvFile:
     def add(self, prediction) -> None:
         """Write a prediction."""
         for row in rows_of(prediction):
-            self.writer.writerow({key: without_formula(value) for key, value in row.items()})
+            self.writer.writerow({key: cell(value) for key, value in row.items()})
 
     def close(self) -> None:
         self.file.close()
@@ -123,8 +120,3 @@ class JsonLinesFile:
 
 
 WRITERS = {".csv": CsvFile, ".parquet": ParquetFile, ".jsonl": JsonLinesFile}
-
-
-def without_formula(value: Any) -> Any:
-    """Return a cell of a CSV file that spreadsheets show as text."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA_STARTS) else value

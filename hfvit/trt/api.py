@@ -11,6 +11,7 @@ from types import ModuleType
 from tqdm import tqdm
 
 from hfvit.errors import ModelError, one_line, printable_lines
+from hfvit.utils.files import output_file
 
 NAMES = ("tensorrt", "tensorrt_rtx")
 TITLES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT for RTX"}
@@ -135,6 +136,7 @@ def check_options(backend: Backend, options: EngineOptions, gpus: list[tuple[str
 
     Raises:
         ModelError: the message names the option and an alternative.
+        HFViTError: the timing cache cannot be written.
     """
     if not 1 <= options.min_batch <= options.opt_batch <= options.max_batch:
         raise ModelError(
@@ -169,6 +171,7 @@ def _check_full(backend: Backend, options: EngineOptions, gpus: list[tuple[str, 
             f" {', '.join(options.compute_capability)}. Omit it (with --hardware_compatibility ampere_plus for GPUs of"
             " newer generations), or pass --backend tensorrt_rtx."
         )
+    output_file(options.timing_cache, "--timing_cache")
 
 
 def _check_rtx(backend: Backend, options: EngineOptions) -> None:

@@ -1,5 +1,6 @@
 """Build a strongly typed TensorRT engine from an ONNX file."""
 
+import logging
 import signal
 import threading
 import time
@@ -25,7 +26,9 @@ from hfvit.trt.api import (
     message_log,
     target_capabilities,
 )
-from hfvit.utils.files import temporary_file
+from hfvit.utils.files import expand_user, temporary_file
+
+logger = logging.getLogger(__name__)
 
 FLOATS = {TensorProto.FLOAT: "fp32", TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
 FP8 = {TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E4M3FNUZ, TensorProto.FLOAT8E5M2, TensorProto.FLOAT8E5M2FNUZ}
@@ -196,8 +199,7 @@ def build_engine(
     with temporary_file(target) as temporary:
         temporary.write_bytes(engine)
     if options.timing_cache is not None:
-        with temporary_file(Path(options.timing_cache)) as temporary:
-            temporary.write_bytes(config.get_timing_cache().serialize())
+        save_timings(expand_user(options.timing_cache), config.get_timing_cache().serialize())
     return BuiltEngine(
         **file_digest(target),
         backend=BackendVersion(name=backend.name, version=backend.version, cuda=backend.cuda),
@@ -266,7 +268,7 @@ def configure(backend: Backend, builder, network, config, graph: GraphInfo, opti
         The shapes of the profile.
 
     Raises:
-        ModelError: the timing cache is of another GPU or version.
+        ModelError: the timing cache cannot be read, or is of another GPU or version.
     """
     trt = backend.module
     shapes = [(batch, *graph.image) for batch in (options.min_batch, options.opt_batch, options.max_batch)]
@@ -284,8 +286,9 @@ def configure(backend: Backend, builder, network, config, graph: GraphInfo, opti
     if options.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     if options.timing_cache is not None:
-        cache = Path(options.timing_cache)
-        held = config.create_timing_cache(cache.read_bytes() if cache.is_file() else b"")
+        cache = expand_user(options.timing_cache)
+        with wrap_library_errors(ModelError, f"--timing_cache: {cache} cannot be read"):
+            held = config.create_timing_cache(cache.read_bytes() if cache.is_file() else b"")
         if not config.set_timing_cache(held, False):
             raise ModelError(
                 f"--timing_cache: {cache} was written for another GPU or version than {backend.title}. Delete it."
@@ -297,6 +300,15 @@ def configure(backend: Backend, builder, network, config, graph: GraphInfo, opti
             config.set_compute_capability(backend.targets[capability], index)
     low, best, high = shapes
     return Profile(min=low, opt=best, max=high)
+
+
+def save_timings(path: Path, timings: bytes) -> None:
+    """Write a timing cache; a failure is a warning, as the engine is complete."""
+    try:
+        with temporary_file(path) as temporary:
+            temporary.write_bytes(timings)
+    except OSError as error:
+        logger.warning("--timing_cache: %s was not written: %s.", path, error.strerror or one_line(error))
 
 
 def network_info(network) -> Network:

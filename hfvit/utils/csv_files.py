@@ -23,10 +23,11 @@ def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[A
     with temporary_file(Path(path)) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
-        writer.writerows([_cell(value) for value in row] for row in rows)
+        writer.writerows([cell(value) for value in row] for row in rows)
 
 
-def _cell(value: Any) -> Any:
+def cell(value: Any) -> Any:
+    """Return a cell that spreadsheets show as text, without control characters."""
     if not isinstance(value, str):
         return value
     return printable(f"'{value}" if value.lstrip(" ").startswith(FORMULA_STARTS) else value)

@@ -352,3 +352,21 @@ def test_validate_with_an_invalid_value_names_the_option(out, capsys, words, opt
     assert_names(printed.err, *(item.format(out=out) for item in data))
     assert "Traceback" not in printed.err
     assert "gate" not in json.loads((out / "run.json").read_text())
+
+
+def test_compare_gives_threads_to_the_artifacts_that_take_them(tmp_path, monkeypatch):
+    files = [write_graph(write_configs(tmp_path) / "model.onnx"), tmp_path / "model.pte"]
+    files[1].write_bytes(b"")
+    found = {}
+
+    def load(path, device=None, threads=None):
+        found[path.name] = threads
+        if path == files[-1]:
+            raise ModelError("stop")
+
+    monkeypatch.setattr("hfvit.evaluation.compare.load_classifier", load)
+    with pytest.raises(ModelError, match=r"^stop$"):
+        compare(files[0], files[1:], None, threads=2)
+    assert found == {"model.onnx": 2, "model.pte": None}
+    with pytest.raises(ModelError, match=r"^threads:"):
+        compare(files[1], [], None, threads=2)

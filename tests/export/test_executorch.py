@@ -41,6 +41,8 @@ def test_export_writes_a_checked_file_with_its_record(checkpoint):
     entry = ExportRecord.load(folder).files["model.pte"]
     assert entry.bytes == (folder / "model.pte").stat().st_size
     assert entry.parity.max_abs_difference < 1e-4
+    assert entry.parity.images.max_abs_difference <= entry.parity.images.atol
+    assert entry.parity.images.same_class == 1.0
     assert "opset" not in json.loads((folder / "export.json").read_text())["files"]["model.pte"]
 
 
@@ -68,6 +70,6 @@ def test_unusable_file_raises_model_error(checkpoint):
 
 
 def test_export_without_executorch_names_the_install_command(tmp_path, stock, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "executorch", None)
+    monkeypatch.setitem(sys.modules, "executorch.runtime", None)
     assert export("--model", stock, tmp_path / "out") == 2
     assert 'pip install "hfvit[executorch]"' in capsys.readouterr().err

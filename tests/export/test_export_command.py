@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers.commands import ROOT, run_command
 from helpers.images import LABELS, colored_image
+from helpers.loopback_hub import LoopbackHub
 from helpers.messages import assert_names, option_of
 from helpers.onnx_graphs import BRIGHTEST, write_graph
 from helpers.recipes import MICRO_RECIPE
@@ -137,6 +138,19 @@ def test_export_that_fails_the_gate_leaves_the_folder_unchanged(checkpoint, trai
     assert_names(message, "model_quantized.onnx", -101, "--no_gate")
     assert names(out) == {"model.onnx", *FOLDER}
     assert (out / "export.json").read_text() == before
+
+
+def test_export_of_hub_id_uses_the_recipe_of_its_repository(checkpoint, monkeypatch, tmp_path):
+    with LoopbackHub() as hub:
+        hub.take_over(monkeypatch, tmp_path / "cache")
+        names = ("config.json", "preprocessor_config.json", "model.safetensors", "recipe.yaml")
+        files = {name: (checkpoint / name).read_bytes() for name in names if (checkpoint / name).exists()}
+        hub.create("user/gated", files=files)
+        words = ["--model", "user/gated", "--cache_dir", tmp_path / "cache", "--quantize", "int8"]
+        assert export(*words, "--calibration_samples", 8, "--gate_samples", 5, tmp_path / "onnx") == 0
+    known = read_record(tmp_path / "onnx")["files"]
+    assert {entry["gate"]["data"]["images"] for entry in known.values()} == {5}
+    assert known["model_quantized.onnx"]["calibration"]["images"] == 8
 
 
 class DamagedInt8(Export):
@@ -346,6 +360,18 @@ def not_a_classifier(tmp_path):
         (["--model", "{stock}", "{foreign}"], "output", ["{foreign}", "theirs.onnx"]),
         (["--model", "{checkpoint}", "--calibration_dataset", "{tmp}/no_set", "--quantize", "int8", "{tmp}/out"],
          "dataset_name", ["{tmp}/no_set"]),
+        (["--model", "{stock}", "--min_agreement", "0.99", "{tmp}/out"], "min_agreement",
+         ["0.99", "recipe.yaml", "{stock}"]),
+        (["--model", "{stock}", "--max_accuracy_drop", "0", "{tmp}/out"], "max_accuracy_drop", ["0.0"]),
+        (["--model", "{checkpoint}", "--no_gate", "--gate_samples", "9", "{tmp}/out"], "gate_samples",
+         ["9", "--no_gate"]),
+        (["--model", "{checkpoint}", "--dtype", "bf16", "--min_agreement", "1", "{tmp}/out"], "min_agreement",
+         ["1.0", "--dtype bf16"]),
+        (["--model", "{stock}", "--target", "onnxruntime", "{tmp}/out"], "target", ["onnxruntime", "--quantize"]),
+        (["--model", "{stock}", "--batch_size", "1", "{tmp}/out"], "batch_size", ["1", "--no_dynamic_axes"]),
+        (["--model", "{stock}", "--calibration_dataset", "digits", "{tmp}/out"], "calibration_dataset", ["digits"]),
+        (["--model", "{stock}", "--quantize", "int8-dynamic", "--calibration_samples", "128", "{tmp}/out"],
+         "calibration_samples", ["128", "--quantize int8"]),
     ],
 )  # fmt: skip
 def test_export_with_a_wrong_value_names_option_and_data(

@@ -1,5 +1,6 @@
 """`optimum-cli export openvino` and the OpenVINO backend, against PyTorch."""
 
+import errno
 import json
 import shutil
 import sys
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.images import LABELS, colored_image
-from helpers.messages import assert_names
+from helpers.messages import assert_names, option_of
 from helpers.models import build_model
 from helpers.onnx_graphs import BRIGHTEST, expected_logits, write_configs, write_graph
 from helpers.recipes import MICRO_RECIPE
@@ -19,7 +20,9 @@ import hfvit
 from hfvit.artifacts.artifact import find_artifact
 from hfvit.artifacts.export_record import ExportRecord
 from hfvit.cli.export_openvino import main
-from hfvit.errors import DataError, ModelError, run
+from hfvit.errors import DataError, ModelError, StorageError, run
+from hfvit.export import openvino as openvino_export
+from hfvit.export import pipeline
 from hfvit.export.openvino import export_openvino
 from hfvit.inference.openvino_backend import OpenVINOBackend
 from hfvit.pipeline import main as train
@@ -76,6 +79,23 @@ def test_export_of_run_validates_and_records_each_file(exported):
         assert entry.gate.data.images == 13
     assert record.files["openvino_model_int8.xml"].calibration.images == 52
     assert json.loads((exported / "run.json").read_text())["gate"]["passed"]
+
+
+def test_export_that_fails_between_two_files_leaves_no_file_of_other_weights(exported, tmp_path, monkeypatch):
+    out = shutil.copytree(exported / "openvino", tmp_path / "openvino")
+    commit_file = openvino_export.commit_file
+
+    def fail_on_xml(finished, path):
+        if path.suffix == ".xml":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        commit_file(finished, path)
+
+    for module in (openvino_export, pipeline):
+        monkeypatch.setattr(module, "commit_file", fail_on_xml)
+    assert export("--model", exported, "--no_gate", out) == StorageError.exit_code
+    assert {path.name for path in out.iterdir()} == {
+        "openvino_model.bin", "openvino_model_int8.xml", "openvino_model_int8.bin", *FOLDER,
+    }  # fmt: skip
 
 
 def test_classifier_of_the_folder_returns_the_logits_of_the_checkpoint(exported):
@@ -137,6 +157,12 @@ def test_export_with_empty_calibration_raises_data_error(tmp_path):
 def test_export_of_an_export_exits_with_2(graph, capsys):
     assert export("--model", graph, graph.parent / "other") == 2
     assert_names(capsys.readouterr().err, "--model", str(graph))
+
+
+@pytest.mark.parametrize("option", ["calibration_samples", "min_agreement"])
+def test_option_without_effect_exits_with_2(option, tmp_path, stock, capsys):
+    assert export("--model", stock, f"--{option}", 1, tmp_path / "out") == 2
+    assert option_of(capsys.readouterr().err) == option
 
 
 def test_export_without_openvino_names_the_install_command(tmp_path, stock, monkeypatch, capsys):

@@ -47,6 +47,8 @@ PROCESSORS = {
     "timm-0.95-bilinear": timm_processor(crop_pct=0.95, interpolation="bilinear"),
     "timm-squash": timm_processor(crop_mode="squash"),
     "timm-squash-crop": timm_processor(crop_mode="squash", crop_pct=48 / 54),
+    "timm-rectangle": timm_processor(input_size=[3, 32, 48], crop_mode="squash"),
+    "timm-rectangle-crop": timm_processor(input_size=[3, 48, 32], crop_mode="squash", crop_pct=48 / 52),
     "timm-lanczos": timm_processor(interpolation="lanczos"),
     "vit": transformers.ViTImageProcessor(size=square(48)),
     "deit": transformers.DeiTImageProcessor(size=square(55), crop_size=square(48)),
@@ -164,10 +166,11 @@ def test_stock_processor_config_of_timm_equals_its_processor(name, tmp_path):
         pixels = images(height, width)
         ours, timms = processed(stock, pixels), processed(processor, pixels)
         assert ours.shape == timms.shape
+        *_, rows, columns = timms.shape
         # timm's crop may start one pixel later: then compare the overlap.
         shifts = [(0, 0), (1, 0), (0, 1), (1, 1)]
         off = [
-            levels(processor, ours[..., down:, right:] - timms[..., : 48 - down, : 48 - right]).max()
+            levels(processor, ours[..., down:, right:] - timms[..., : rows - down, : columns - right]).max()
             for down, right in shifts
         ]
         best = int(np.argmin(off))

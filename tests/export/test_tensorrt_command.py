@@ -12,6 +12,7 @@ from helpers.onnx_graphs import write_configs, write_graph
 from helpers.recipes import MICRO_RECIPE
 from transformers import AutoImageProcessor
 
+from hfvit.artifacts.engine_record import BuildOptions
 from hfvit.cli.export_onnx import export_onnx_command
 from hfvit.cli.export_tensorrt import add_arguments, export_tensorrt_command, size_in_bytes
 from hfvit.errors import ModelError, run
@@ -127,6 +128,23 @@ def test_export_of_onnx_file_replaces_an_older_engine(given, tmp_path, capsys):
     assert names(out) == FOLDER
 
 
+def test_engine_of_onnx_file_records_no_calibration(given, tmp_path):
+    words = ["--dtype", "int8", "--calibration_dataset", "digits", "--calibration_samples", 9]
+    export = EngineExport(graph_options(parsed("--model", given, tmp_path / "engine", *words)), RTX, EngineOptions())
+    built = BuildOptions(hardware_compatibility="none", version_compatible=False)
+    export.add_calibration(built)
+    assert built == BuildOptions(hardware_compatibility="none", version_compatible=False)
+
+
+def test_engine_of_checkpoint_records_given_calibration_options(stock, tmp_path):
+    words = ["--dtype", "int8", "--calibration_dataset", tmp_path, "--calibration_split", "test"]
+    export = EngineExport(graph_options(parsed("--model", stock, tmp_path / "engine", *words)), RTX, EngineOptions())
+    built = BuildOptions(hardware_compatibility="none", version_compatible=False)
+    export.add_calibration(built)
+    assert (built.calibration_dataset, built.calibration_split) == (tmp_path.name, "test")
+    assert built.calibration_samples is None
+
+
 def test_export_with_failed_build_keeps_the_old_engine(given, tmp_path, capsys):
     out = tmp_path / "engine"
     assert export("--model", given, out) == 0
@@ -200,6 +218,14 @@ instance_group [
         (["--model", "{stock}", "{stock}"], "output", ["{stock}", "config.json"]),
         (["--model", "{given}", "{tmp}/out", "--dtype", "fp16"], "dtype", ["fp16", "{given}", "fp32"]),
         (["--model", "{stock}", "{tmp}/out", "--timing_cache", "{tmp}/cache"], "timing_cache", []),
+        (["--model", "{stock}", "{tmp}/out", "--min_agreement", "0.9"], "min_agreement", ["0.9", "{stock}"]),
+        (["--model", "{stock}", "{tmp}/out", "--calibration_split", "test"], "calibration_split",
+         ["test", "--dtype int8"]),
+        (["--model", "{given}", "{tmp}/out", "--gate_samples", "9"], "gate_samples", ["9"]),
+        (["--model", "{given}", "{tmp}/out", "--opset", "20"], "opset", ["20"]),
+        (["--model", "{given}", "{tmp}/out", "--atol", "0"], "atol", ["0.0"]),
+        (["--model", "{given}", "{tmp}/out", "--dtype", "int8", "--calibration_samples", "9"], "calibration_samples",
+         ["9"]),
     ],
 )  # fmt: skip
 def test_export_tensorrt_with_a_wrong_value_names_option_and_data(words, option, data, stock, given, tmp_path, capsys):

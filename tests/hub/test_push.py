@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from helpers.commands import run_command
+from helpers.engines import engine_of
 from helpers.images import LABELS
 from helpers.loopback_hub import LoopbackHub
 from helpers.loopback_store import READ, STRANGER, Blob
@@ -23,6 +24,7 @@ from hfvit.errors import HubError, run
 from hfvit.hub.files import files_to_push
 from hfvit.hub.push import Destination, push_to
 from hfvit.pipeline import main
+from hfvit.trt.triton import triton_config
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +137,38 @@ def test_export_is_pushed_to_the_folder_that_transformers_js_loads(out, hub, onl
     message = refusal(out, Destination("user/exported"), include=["onnx"])
     assert option_of(message) == "include"
     assert_names(message, out / "onnx")
+
+
+@pytest.mark.parametrize("place", ["tensorrt", "tensorrt/my_vit"])
+def test_engine_of_other_weights_is_not_pushed(out, hub, online, tmp_path, place):
+    record = engine_of(tmp_path, weights_sha256="f" * 64).record
+    (out / place).mkdir(parents=True)
+    (out / place / record.file).write_bytes(b"engine")
+    record.save(out / place)
+    message = refusal(out, Destination("user/engine"), include=["tensorrt"])
+    assert option_of(message) == "include"
+    assert_names(message, out / place)
+    assert ("model", "user/engine") not in hub.repositories
+
+
+def test_triton_repository_is_pushed_with_its_class_names(out, tmp_path):
+    folder = out / "tensorrt" / "my_vit"
+    record = engine_of(tmp_path, file="1/model.plan").record
+    (folder / "1").mkdir(parents=True)
+    contents = {"1/model.plan": "plan", "config.pbtxt": triton_config("my_vit", record), "labels.txt": "red\n"}
+    for name, text in contents.items():
+        (folder / name).write_text(text)
+    pushed = {file.path for file in files_to_push(out, "user/x", ("tensorrt",))}
+    assert {path for path in pushed if path.startswith("tensorrt/")} == {
+        f"tensorrt/my_vit/{name}" for name in contents
+    }
+    (folder / "config.json").write_text(json.dumps({"id2label": {"0": "other"}}))
+    with pytest.raises(HubError, match=r"^--include tensorrt:"):
+        files_to_push(out, "user/x", ("tensorrt",))
+    for name in ("1/model.plan", "config.json"):
+        (folder / name).unlink()
+    with pytest.raises(HubError, match=r"^--include tensorrt:"):  # no engine
+        files_to_push(out, "user/x", ("tensorrt",))
 
 
 def test_push_to_branch_or_pull_request_does_not_change_main(trained, hub, online):

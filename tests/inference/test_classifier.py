@@ -3,6 +3,7 @@
 import json
 import shutil
 import threading
+import time
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
@@ -121,6 +122,45 @@ def test_objective_of_throughput_returns_the_logits_of_each_image(tmp_path, imag
             np.testing.assert_allclose(classifier.logits(images, batch_size), expected, atol=1e-5)
     with pytest.raises(ModelError, match=r"^objective:"):
         hfvit.load_classifier(tmp_path, objective="speed")
+
+
+@pytest.mark.parametrize(("batch_size", "most"), [(1, 1), (4, 4), (8, 8), (9, 9), (None, 32)])
+def test_images_in_all_forward_passes_are_at_most_the_batch_size(checkpoint, images, batch_size, most):
+    classifier = hfvit.load_classifier(checkpoint, device="cpu", threads=8)
+    expected = classifier.logits(images)
+    lock = threading.Lock()
+    running = []
+    counts = []
+
+    def compute(worker, batch):
+        with lock:
+            running.append(len(batch))
+            counts.append(sum(running))
+        time.sleep(0.02)
+        logits = worker.run(batch)
+        with lock:
+            running.remove(len(batch))
+        return logits
+
+    batches = classifier.run_batches(images * 10, classifier.prepare_image, batch_size, compute=compute)
+    np.testing.assert_allclose(np.concatenate([logits for _, logits in batches])[:7], expected, atol=1e-5)
+    assert max(counts) <= most
+
+
+def test_option_without_effect_on_the_artifact_raises(checkpoint, tmp_path):
+    write_configs(tmp_path)
+    for name in ("model.engine", "model.pte"):
+        (tmp_path / name).write_bytes(b"")
+    for path, option in (
+        (checkpoint, {"objective": "throughput"}),
+        (tmp_path / "model.pte", {"objective": "throughput"}),
+        (tmp_path / "model.engine", {"objective": "throughput"}),
+        (tmp_path / "model.pte", {"threads": 2}),
+        (tmp_path / "model.engine", {"threads": 2}),
+    ):
+        with pytest.raises(ModelError, match=rf"^{next(iter(option))}:"):
+            hfvit.load_classifier(path, **option)
+    assert hfvit.load_classifier(checkpoint, objective="latency").labels == LABELS
 
 
 def test_load_classifier_of_folder_finds_checkpoint_or_export(checkpoint, export, images, tmp_path):

@@ -80,3 +80,12 @@ def test_embed_of_an_export_names_the_argument(tmp_path, capsys):
     assert option_of(capsys.readouterr().err) == "ARTIFACT"
     assert command(tmp_path / "onnx", tmp_path / "images", "--output", tmp_path / "features.csv") == 2
     assert option_of(capsys.readouterr().err) == "output"
+
+
+def test_embed_masks_credentials_in_the_file(checkpoint, tmp_path, monkeypatch):
+    (image,) = write_images(tmp_path / "images", 1)
+    monkeypatch.setattr("hfvit.inference.predict.read_image", lambda name: image)
+    url = "https://user:secret@example.org/0.png"
+    assert command(checkpoint, url, "--output", tmp_path / "features.parquet") == 0
+    names = parquet.read_table(tmp_path / "features.parquet")["image"].to_pylist()
+    assert names == ["https://***@example.org/0.png"]

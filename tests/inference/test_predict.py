@@ -19,6 +19,10 @@ from scipy.special import softmax
 
 from hfvit.cli import main
 from hfvit.data.decode import find_images
+from hfvit.inference.backends import OnnxBackend
+from hfvit.inference.classifier import load_classifier
+from hfvit.inference.predict import predictions
+from hfvit.utils.csv_files import write_csv
 from hfvit.utils.threads import map_in_threads
 
 
@@ -178,6 +182,45 @@ def test_predict_grid_shows_the_images(capsys, model, photos, tmp_path):
         assert (pixels[..., channel] > others + 40).sum() > 1000
 
 
+def test_thumbnails_belong_to_their_predictions_after_nan_logits(model, photos, monkeypatch):
+    compute = OnnxBackend.__call__
+
+    def nan_for_red(backend, batch, texts=None):
+        logits = compute(backend, batch, texts)
+        logits[logits.argmax(axis=1) == 0] = np.nan
+        return logits
+
+    monkeypatch.setattr(OnnxBackend, "__call__", nan_for_red)
+    names, _ = find_images([str(photos)])
+    red, *others = predictions(load_classifier(model, device="cpu"), names, thumbnails=2)
+    assert red.error
+    assert len(others) == 2
+    for prediction in others:
+        brightest = np.asarray(prediction.thumbnail).mean(axis=(0, 1)).argmax()
+        assert LABELS[brightest] == next(iter(prediction.probabilities))
+
+
+def test_credentials_in_urls_are_masked_in_every_output(capsys, model, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(SimpleHTTPRequestHandler, "log_message", lambda *_: None)
+    token = "hf_" + "x" * 34
+    handler = partial(SimpleHTTPRequestHandler, directory=str(photos))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    urls = [f"http://127.0.0.1:{server.server_port}/{name}?token={token}" for name in ("a.png", "none.png")]
+    texts = []
+    try:
+        for words in (["--json"], ["--output", tmp_path / "o.jsonl"], ["--output", tmp_path / "o.csv"], []):
+            code, out, err = command(capsys, model, *urls, *words)
+            assert code == 1
+            texts += [out, err]
+    finally:
+        server.shutdown()
+        server.server_close()
+    texts += [(tmp_path / name).read_text() for name in ("o.jsonl", "o.csv")]
+    assert all(token not in text for text in texts)
+    assert [json.loads(line)["image"] for line in texts[0].splitlines()] == [url.replace(token, "***") for url in urls]
+
+
 @pytest.mark.parametrize(
     ("words", "option", "data"),
     [
@@ -262,6 +305,19 @@ def test_predict_output_csv_guards_formulas_and_odd_names(capsys, model, tmp_pat
     code, _, _ = command(capsys, model, *names, "--output", "out.parquet", "--top_k", 1)
     found = [row["image"] for row in read_output(tmp_path / "out.parquet")]
     assert found == ["=1+1.png", "@a,b.png", 'x\\n"y".png', "caf\u00e9.png", "\\xff.png"]
+
+
+@pytest.mark.parametrize("label", ["=1+1", " =1+1", "\n=1+1", "\uff1d1+1", "\x1b[31mred", "a\x00b", "\ud800"])
+def test_predict_output_csv_of_hostile_labels_equals_write_csv(capsys, model, photos, tmp_path, label):
+    config = json.loads((model / "config.json").read_text())
+    config["id2label"]["0"] = label
+    (model / "config.json").write_text(json.dumps(config))
+    code, _, _ = command(capsys, model, photos / "a.png", "--output", tmp_path / "out.csv", "--top_k", 1)
+    assert code == 0
+    write_csv(tmp_path / "expected.csv", ["label"], [[label]])
+    with (tmp_path / "expected.csv").open(encoding="utf-8", newline="") as lines:
+        expected = list(csv.DictReader(lines))
+    assert [row["label"] for row in read_output(tmp_path / "out.csv")] == [row["label"] for row in expected]
 
 
 @pytest.mark.parametrize("output", ["predictions.xlsx", "missing/predictions.csv"])

@@ -3,7 +3,7 @@
 import pytest
 from helpers.messages import assert_names, option_of
 
-from hfvit.errors import ModelError
+from hfvit.errors import HFViTError, ModelError
 from hfvit.trt.api import Backend, EngineOptions, check_options, check_precision, find_backend, load_backend
 
 RTX = load_backend("tensorrt_rtx")
@@ -46,8 +46,19 @@ def test_check_precision_of_unsupported_gpu_raises(dtype, capabilities, data):
     check_precision(FULL, "int8", ("7.5",))
 
 
-def test_check_options_of_full_tensorrt_accepts_its_options():
-    options = {"timing_cache": "cache", "version_compatible": True, "hardware_compatibility": "ampere_plus"}
+@pytest.mark.parametrize("place", [".", "missing/cache"])
+def test_check_options_with_unwritable_timing_cache_names_the_option(place, tmp_path):
+    with pytest.raises(HFViTError, match=r"^--timing_cache:"):
+        check_options(FULL, EngineOptions(timing_cache=str(tmp_path / place)), GPU)
+    assert not list(tmp_path.iterdir())
+
+
+def test_check_options_of_full_tensorrt_accepts_its_options(tmp_path):
+    options = {
+        "timing_cache": str(tmp_path / "cache"),
+        "version_compatible": True,
+        "hardware_compatibility": "ampere_plus",
+    }
     check_options(FULL, EngineOptions(compute_capability=("8.6",), **options), GPU)
 
 
@@ -59,3 +70,13 @@ def test_find_backend_without_packages_names_what_to_install(monkeypatch):
         find_backend()
     with pytest.raises(ModelError, match=r"^--backend: .*\bauto, .*'trt'"):
         find_backend("trt")
+
+
+@pytest.mark.parametrize(
+    ("gpus", "needs_no_gpu", "name"),
+    [(GPU, False, "tensorrt"), (GPU, True, "tensorrt_rtx"), ([], False, "tensorrt_rtx")],
+)
+def test_find_backend_auto_depends_on_gpu_and_target(monkeypatch, gpus, needs_no_gpu, name):
+    monkeypatch.setattr("hfvit.trt.api.load_backend", lambda name: Backend(name, None, "1", "13"))
+    monkeypatch.setattr("hfvit.trt.api.local_gpus", lambda: gpus)
+    assert find_backend("auto", needs_no_gpu).name == name

@@ -9,6 +9,7 @@ import onnx
 import pytest
 import torch
 from helpers.images import LABELS
+from helpers.messages import assert_logged
 from helpers.models import build_model
 from helpers.onnx_graphs import write_graph
 from onnx import TensorProto, helper
@@ -17,7 +18,7 @@ from hfvit.errors import ModelError
 from hfvit.export.onnx import export_onnx
 from hfvit.export.quantization import quantize_onnx
 from hfvit.trt.api import Backend, EngineOptions, build_progress, load_backend, message_log
-from hfvit.trt.builder import build_engine, check_types, network_info, parse, read_graph
+from hfvit.trt.builder import build_engine, check_types, network_info, parse, read_graph, save_timings
 
 RTX = load_backend("tensorrt_rtx")
 needs_rtx = pytest.mark.skipif(isinstance(RTX, str), reason=f"tensorrt_rtx cannot be imported: {RTX}")
@@ -116,6 +117,15 @@ def test_check_types_of_other_precision_raises(graphs):
     for dtype in ("fp16", "bf16", "int8"):
         with pytest.raises(ModelError, match=rf"^{graphs['fp32'].name} .*\b{dtype}\b"):
             check_types(info, dtype, graphs["fp32"])
+
+
+def test_failed_write_of_the_timing_cache_is_a_warning(tmp_path, caplog):
+    (tmp_path / "cache").mkdir()
+    save_timings(tmp_path / "cache", b"timings")
+    assert_logged(caplog, "WARNING", tmp_path / "cache")
+    save_timings(tmp_path / "other", b"timings")
+    assert (tmp_path / "other").read_bytes() == b"timings"
+    assert {path.name for path in tmp_path.iterdir()} == {"cache", "other"}
 
 
 @needs_rtx

@@ -1,0 +1,40 @@
+"""Options of the export commands that have an effect only with others."""
+
+import argparse
+from collections.abc import Iterable
+
+from hfvit.errors import ModelError
+
+CALIBRATED = ("int8", "fp8")  # modes of quantization with calibration images
+CALIBRATION = ("calibration_dataset", "calibration_split", "calibration_samples")
+GATE = ("max_accuracy_drop", "min_agreement", "gate_samples")
+# Defaults of options whose parsed default is None, so that a given value can be told from it.
+CALIBRATION_SAMPLES = 128
+MAX_ACCURACY_DROP = 0.5
+GATE_SAMPLES = 5000
+
+
+def refuse_unused(options: argparse.Namespace, names: Iterable[str], reason: str) -> None:
+    """Raise `ModelError` for a given option that would have no effect.
+
+    Args:
+        options: parsed options; None is one that was not given.
+        names: names of the options to check.
+        reason: why they would have no effect, such as "only used with --quantize".
+    """
+    for name in names:
+        if (value := getattr(options, name)) is not None:
+            raise ModelError(f"--{name}: {reason}, got {value}. Omit it.")
+
+
+def check_gate(options: argparse.Namespace, files_in_bf16: bool = False) -> None:
+    """Raise `ModelError` for a limit of the accuracy gate that no file is held to.
+
+    Args:
+        options: parsed options.
+        files_in_bf16: whether all files are ONNX files in bf16.
+    """
+    if options.no_gate:
+        refuse_unused(options, GATE, "not used with --no_gate")
+    if files_in_bf16:
+        refuse_unused(options, GATE, "not used with --dtype bf16, which ONNX Runtime cannot compute in on CPUs")
