@@ -2,7 +2,7 @@
 
   python benchmarks/soak.py                        # 15 kills, some minutes
   python benchmarks/soak.py --quick                # 2 kills, only to test the script
-  python benchmarks/soak.py --kills 50 --recipe vit_tiny_cifar10 --options "--max_steps 400 --mix_off_epochs 0"
+  python benchmarks/soak.py --kills 50 --seed 7 --recipe vit_tiny_cifar10 --options "--max_steps 400"
   python benchmarks/soak.py --trials disk damage pickle resume machine rows memory
   unshare -rm python benchmarks/soak.py --trials disk    # to mount small file systems without being root
 

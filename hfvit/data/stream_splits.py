@@ -12,7 +12,7 @@ from datasets.fingerprint import Hasher
 from datasets.utils.file_utils import is_local_path, xopen
 
 from hfvit.data.folders import no_split_error
-from hfvit.data.labels import SingleLabel, read_class_names
+from hfvit.data.labels import SingleLabel, normalized, read_class_names
 from hfvit.data.local import LocalData, open_local
 from hfvit.data.open_image import DEFAULT_LIMITS
 from hfvit.data.references import check_cards
@@ -315,7 +315,8 @@ def _two_columns(
 
 
 def _to_index(example: dict[str, Any], label: str, index_of: dict) -> dict[str, Any]:
-    return {**example, label: index_of.get(example[label], -1)}
+    value = example[label]
+    return {**example, label: index_of.get(normalized(value) if isinstance(value, str) else value, -1)}
 
 
 def _written(

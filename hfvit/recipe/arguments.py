@@ -1,11 +1,14 @@
 """Recipe arguments for data, augmentation, model, fine-tuning and run (no torch)."""
 
 import json
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from hfvit.errors import HFViTError, RecipeError
+
+logger = logging.getLogger(__name__)
 
 CROP_MODES = ("squash", "center")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
@@ -368,12 +371,18 @@ class AugmentationArguments:
                 " global_batch_size or per_device_train_batch_size."
             )
         epochs = training.epochs
-        if epochs and epochs <= self.mix_off_epochs:
-            key = "max_steps" if training.max_steps > 0 else "num_train_epochs"
-            raise RecipeError(
-                f"mix_off_epochs: must be below the {epochs:g} epochs of the run ({key}), got"
-                f" {self.mix_off_epochs:g}. Set it to 0 to keep mixup, CutMix and random erasing on."
+        if not epochs or epochs > self.mix_off_epochs:
+            return
+        advice = "Set it to 0 to keep mixup, CutMix and random erasing on."
+        if training.max_steps > 0:  # a trial run
+            logger.warning(
+                "mix_off_epochs: %g, but max_steps are only %.3g epochs. %s", self.mix_off_epochs, epochs, advice
             )
+            return
+        raise RecipeError(
+            f"mix_off_epochs: must be below the {epochs:g} epochs of the run (num_train_epochs), got"
+            f" {self.mix_off_epochs:g}. {advice}"
+        )
 
 
 @dataclass

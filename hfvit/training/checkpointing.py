@@ -153,7 +153,7 @@ class CheckpointWriter(TrainerCallback):
                 trainer.state.stateful_callbacks.setdefault(type(callback).__name__, callback.state())
 
     def _apply_changes(self) -> None:
-        """Set values of the recipe that the optimizer's state has overwritten with those of the checkpoint."""
+        """Set values of the recipe that the optimizer's state has overwritten."""
         trainer = self.trainer
         changes = changes_in_optimizer(trainer.resume_state.origin, trainer.origin)
         if not changes:

@@ -85,7 +85,6 @@ def published(hub, run_online, tmp_path_factory):
     files["README.md"] = f"{card}  default: true\n---\n".encode()
     hub.create("uoft-cs/cifar10", "dataset", files)
     words = ["hfvit", "train", "vit_tiny_cifar10", "--max_steps", "2", "--global_batch_size", "16"]
-    words += ["--mix_off_epochs", "0"]
     words += ["--model_args", '{"patch_size": 4, "depth": 2}']  # two blocks export fast
     words += ["--output_dir", folder / "out"]
     words += ["--push_to_hub", "true", "--hub_model_id", "user/tiny", "--hub_private_repo", "true"]
