@@ -20,7 +20,6 @@ DEFAULT_GRAPHS = {
     ONNX_SUFFIX: "model.onnx", OPENVINO_SUFFIX: "openvino_model.xml", EXECUTORCH_SUFFIX: "model.pte",
 }  # fmt: skip
 EXPORT_FOLDERS = ("onnx", "openvino", "executorch")
-HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download", "subfolder")
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
 
 
@@ -123,29 +122,6 @@ def find_artifact(path: str | Path) -> Artifact:
         names = ", ".join(str(graph.relative_to(folder)) for graph in graphs)
         raise ModelError(f"{path}: several files, and none is {default}. Pass one of {names}.")
     return _file_artifact((preferred or graphs)[0])
-
-
-def find_beside(artifact: Artifact, name: str, **kwargs) -> Path | None:
-    """Find a file of an artifact's folder or parent folder, or of its Hub repository.
-
-    Args:
-        artifact: checkpoint or export.
-        name: name of the file, such as recipe.yaml.
-        **kwargs: Hub arguments of `from_pretrained`; others are ignored.
-    """
-    if artifact.folder:
-        return artifact.beside(name)
-    from transformers.utils import cached_file
-
-    found = cached_file(
-        artifact.source,
-        name,
-        **{key: kwargs[key] for key in HUB_OPTIONS if key in kwargs},
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    return found and Path(found)
 
 
 def _file_artifact(file: Path) -> Artifact:

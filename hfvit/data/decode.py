@@ -61,6 +61,8 @@ def _scaled(values: np.ndarray) -> Image.Image:
     NaN and negative infinity, which mark missing values in maps, become the minimum, infinity the maximum.
     """
     finite = np.isfinite(values)
+    if not finite.any():
+        return Image.new("L", values.shape[::-1])
     low = float(values.min(where=finite, initial=np.inf))
     high = float(values.max(where=finite, initial=-np.inf))
     scale = 255 / max(high - low, 1e-9)

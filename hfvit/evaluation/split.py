@@ -10,7 +10,7 @@ from datasets import Dataset, IterableDataset
 from PIL import Image
 
 import hfvit.models.image_text  # noqa: F401
-from hfvit.artifacts.artifact import find_artifact, find_beside, read_head
+from hfvit.artifacts.artifact import find_artifact, read_head
 from hfvit.artifacts.constants import RECIPE_FILE
 from hfvit.artifacts.gate import EvaluationData
 from hfvit.data.decode import decode
@@ -83,7 +83,6 @@ def evaluation_split(
     text_column: str | None = None,
     max_samples: int | None = None,
     seed: int = 42,
-    **kwargs,
 ) -> EvaluationSplit:
     """Load a labeled split to evaluate a classifier on.
 
@@ -98,17 +97,16 @@ def evaluation_split(
         text_column: name of the text column. Default: the recipe's.
         max_samples: number of images, sampled with `seed`. Default: all.
         seed: seed of `max_samples`.
-        **kwargs: Hub arguments of `from_pretrained`.
 
     Raises:
         DataError: the data cannot be loaded, or has classes that the model lacks.
     """
     artifact = find_artifact(checkpoint)
-    head = read_head(artifact, **kwargs)
+    head = read_head(artifact)
     labels = head.labels
     multi_label = head.config.problem_type == MULTI_LABEL
     if dataset_name is None:
-        path = find_beside(artifact, RECIPE_FILE, **kwargs)
+        path = artifact.beside(RECIPE_FILE)  # not of a Hub repository, which would choose what is read here
         if path is None:
             raise DataError(f"dataset_name: required, since {checkpoint} has no {RECIPE_FILE} with a data set.")
         data, recipe_seed = read_recipe(path)

@@ -7,7 +7,7 @@ from pathlib import Path
 from datasets import Dataset, Features
 from PIL import Image
 
-from hfvit.artifacts.artifact import find_artifact, find_beside
+from hfvit.artifacts.artifact import find_artifact
 from hfvit.artifacts.constants import RECIPE_FILE
 from hfvit.artifacts.export_record import CalibrationData
 from hfvit.data.decode import decode
@@ -52,24 +52,22 @@ def calibration_images(
     max_samples: int = 128,
     seed: int = 42,
     alternative: str = "",
-    **kwargs,
 ) -> CalibrationImages:
     """Sample calibration images from a data set or a recipe's training data.
 
     Args:
-        checkpoint: folder or Hub id with the recipe.
+        checkpoint: folder with the recipe.
         dataset_name: data set to read instead of the recipe's.
         split: split to read; the recipe's training rows without held-out rows when neither is given, else "train".
         max_samples: number of images; the first ones of a streamed data set.
         seed: seed of the sample.
         alternative: other option for the error message, such as ", or pass --dtype fp16".
-        **kwargs: Hub arguments of `from_pretrained`.
 
     Raises:
         DataError: there is no data set, split or image column.
     """
     if dataset_name is None:
-        path = find_beside(find_artifact(checkpoint), RECIPE_FILE, **kwargs)
+        path = find_artifact(checkpoint).beside(RECIPE_FILE)
         if path is None:
             raise DataError(
                 f"--calibration_dataset: required for static INT8, as {checkpoint} has no {RECIPE_FILE}. Pass"

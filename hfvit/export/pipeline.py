@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from hfvit.artifacts.artifact import find_artifact, find_beside
+from hfvit.artifacts.artifact import find_artifact
 from hfvit.artifacts.constants import CONFIG_FILE, PREPROCESSOR_FILE, PRETRAINED_CFG, RECIPE_FILE
 from hfvit.artifacts.export_folder import check_same_model, file_name, staging_folder
 from hfvit.artifacts.export_record import ExportedFile, ExportRecord, Parity
@@ -69,8 +69,6 @@ class Export:
         self.tokenizer_files: list[str] = []
         self.target = options.target or "onnxruntime"
         self.fixed_batch = (options.batch_size or 1) if options.no_dynamic_axes else None
-        hub = {"revision": options.revision, "cache_dir": options.cache_dir}
-        self.hub = {key: value for key, value in hub.items() if value}
 
     def run(self) -> None:
         """Export all files; on an error the output folder is unchanged.
@@ -114,9 +112,11 @@ class Export:
     def load(self) -> None:
         """Load the model in float32 and its processor, and check the output folder."""
         options = self.options
+        hub = {"revision": options.revision, "cache_dir": options.cache_dir}
+        hub = {key: value for key, value in hub.items() if value}
         # `export tensorrt` has no such options: it takes the ONNX file of a changed model.
         changes = {key: vars(options).get(key) for key in ("patch_size", "merge_tokens")}
-        load = partial(load_classifier, options.model, device=options.device, **self.hub)
+        load = partial(load_classifier, options.model, device=options.device, **hub)
         self.classifier = load()
         # Digest of the unchanged checkpoint, by which `hfvit push` finds its exports.
         self.weights = weights_sha256(self.classifier.backend.model.float())
@@ -160,7 +160,6 @@ class Export:
             split=options.calibration_split,
             max_samples=options.calibration_samples or CALIBRATION_SAMPLES,
             alternative=f", or pass {alternative}",
-            **self.hub,
         )
         if len(images) < self.calibration_batch:
             raise DataError(
@@ -178,7 +177,7 @@ class Export:
         options = self.options
         if options.no_gate:
             return None
-        if find_beside(find_artifact(options.model), RECIPE_FILE, **self.hub) is None:
+        if find_artifact(options.model).beside(RECIPE_FILE) is None:
             refuse_unused(
                 options, GATE, f"needs the validation images of a {RECIPE_FILE}, which {options.model} lacks"
             )
@@ -188,7 +187,7 @@ class Export:
 
         check_recordable([options.model])
         try:
-            return evaluation_split(options.model, max_samples=options.gate_samples or GATE_SAMPLES, **self.hub)
+            return evaluation_split(options.model, max_samples=options.gate_samples or GATE_SAMPLES)
         except DataError as error:
             raise DataError(f"{error} Pass --no_gate to export without the accuracy check.") from None
 

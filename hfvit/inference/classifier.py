@@ -13,7 +13,7 @@ from PIL import Image
 from scipy.special import expit, softmax
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from hfvit.artifacts.artifact import Artifact, find_artifact, find_beside, read_head
+from hfvit.artifacts.artifact import Artifact, find_artifact, read_head
 from hfvit.artifacts.constants import PREPROCESSOR_FILE, PRETRAINED_CFG, RUN_FILE
 from hfvit.data.decode import from_array, read_image, to_rgb
 from hfvit.data.text import TEXT_INPUTS, TextReader, load_tokenizer
@@ -36,6 +36,7 @@ MIN_WORKER_BATCH = 4
 # Images per forward pass: caches limit a CPU, launches of kernels a GPU.
 CPU_BATCH = 16
 DEVICE_BATCH = 128
+_HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download", "subfolder")
 
 
 def run_temperature(artifact: Artifact, tta: str | None = None, **kwargs) -> float:
@@ -79,8 +80,27 @@ def run_temperature(artifact: Artifact, tta: str | None = None, **kwargs) -> flo
 
 
 def run_file(artifact: Artifact, **kwargs) -> Path | None:
-    """Find run.json of an artifact, see `find_beside`."""
-    return find_beside(artifact, RUN_FILE, **kwargs)
+    """Find run.json of an artifact.
+
+    It is in the artifact's folder, in the parent folder, or in its Hub repository.
+
+    Args:
+        artifact: checkpoint or export.
+        **kwargs: Hub arguments of `from_pretrained`.
+    """
+    from transformers.utils import cached_file
+
+    if artifact.folder:
+        return artifact.beside(RUN_FILE)
+    found = cached_file(
+        artifact.source,
+        RUN_FILE,
+        **{key: kwargs[key] for key in _HUB_OPTIONS if key in kwargs},
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return found and Path(found)
 
 
 class PreparedImage(NamedTuple):

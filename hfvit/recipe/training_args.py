@@ -411,9 +411,8 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
         if self.push_to_hub and self.hub_strategy != "end":
             raise RecipeError(f"hub_strategy: must be end, got '{self.hub_strategy}'. hfvit pushes the finished run.")
         averaged = next((key for key in ("ema_decay", "swa_start") if getattr(self, key) is not None), None)
-        if averaged and _shown(self.optim).strip("'").startswith(
-            "schedule_free"
-        ):  # it swaps weights in evaluations, too
+        is_schedule_free = _shown(self.optim).strip("'").startswith("schedule_free")
+        if averaged and is_schedule_free:  # both swap the weights in evaluations
             raise RecipeError(f"{averaged}: not available with schedule-free optimizers. Set it to null.")
         if self.fp16 and self.bf16:
             raise RecipeError("fp16, bf16: must not both be true. Omit one of them.")

@@ -156,8 +156,12 @@ def _rgb(image: Any) -> Image.Image:
     image = ImageOps.exif_transpose(image)
     if image.mode == "F" or image.mode.startswith("I"):
         values = np.asarray(image, dtype=np.float64)
-        low, high = (values.min(), values.max()) if image.mode == "F" else (0.0, 65535.0)
-        if image.mode == "I" and values.max() <= 255:
+        low, high = 0.0, 65535.0
+        if image.mode == "F":
+            finite = values[np.isfinite(values)]
+            low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
+            values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
+        elif image.mode == "I" and values.max() <= 255:
             high = 255.0
         image = Image.fromarray(((values - low) * (255.0 / max(high - low, 1e-9))).clip(0, 255).astype(np.uint8))
     return image.convert("RGB")

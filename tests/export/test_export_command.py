@@ -140,17 +140,17 @@ def test_export_that_fails_the_gate_leaves_the_folder_unchanged(checkpoint, trai
     assert (out / "export.json").read_text() == before
 
 
-def test_export_of_hub_id_uses_the_recipe_of_its_repository(checkpoint, monkeypatch, tmp_path):
+def test_export_of_hub_id_reads_no_data_that_its_recipe_names(checkpoint, monkeypatch, tmp_path):
     with LoopbackHub() as hub:
         hub.take_over(monkeypatch, tmp_path / "cache")
         names = ("config.json", "preprocessor_config.json", "model.safetensors", "recipe.yaml")
         files = {name: (checkpoint / name).read_bytes() for name in names if (checkpoint / name).exists()}
-        hub.create("user/gated", files=files)
-        words = ["--model", "user/gated", "--cache_dir", tmp_path / "cache", "--quantize", "int8"]
-        assert export(*words, "--calibration_samples", 8, "--gate_samples", 5, tmp_path / "onnx") == 0
-    known = read_record(tmp_path / "onnx")["files"]
-    assert {entry["gate"]["data"]["images"] for entry in known.values()} == {5}
-    assert known["model_quantized.onnx"]["calibration"]["images"] == 8
+        hub.create("user/vit", files=files)
+        words = ["--model", "user/vit", "--cache_dir", tmp_path / "cache"]
+        assert export(*words, "--min_agreement", 0.9, tmp_path / "onnx") == 2
+        assert export(*words, tmp_path / "onnx") == 0
+    (entry,) = read_record(tmp_path / "onnx")["files"].values()
+    assert entry["gate"] is None
 
 
 class DamagedInt8(Export):
