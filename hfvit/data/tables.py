@@ -7,7 +7,7 @@ import glob
 import io
 import os
 import stat
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -224,23 +224,23 @@ def split_by_folder(
     """
     if dataset.features.get(column) != UNDECODED:
         return None
+    chunks = dataset.with_format("arrow")[:].column(column).chunks
+    if any(chunk.field("bytes").null_count < len(chunk) for chunk in chunks):
+        return None
+    paths = pa.chunked_array([chunk.field("path") for chunk in chunks], pa.string())
+    folders = pa.compute.replace_substring_regex(paths, r"[^/\\]*$", "").combine_chunks().dictionary_encode()
     prefix = "" if root in ("", ".") else os.path.join(os.path.normpath(root), "")
-    paths: list[list[str]] = []
-    for chunk in dataset.with_format("arrow")[:].column(column).chunks:
-        if chunk.field("bytes").null_count < len(chunk):
-            return None
-        paths += [
-            os.path.normpath(path).removeprefix(prefix).split(os.sep) for path in chunk.field("path").to_pylist()
-        ]
-    splits = splits_of_paths(paths, named)
-    return _split_rows(dataset, splits) if splits else None
+    parts = [
+        os.path.normpath(f"{name}x").removeprefix(prefix).split(os.sep) for name in folders.dictionary.to_pylist()
+    ]
+    splits = splits_of_paths(parts, named)
+    return _split_rows(dataset, np.array(splits)[folders.indices.to_numpy()]) if splits else None
 
 
-def _split_rows(dataset: Dataset, splits: Iterable[str]) -> dict[str, Dataset]:
-    rows: dict[str, list[int]] = {}
-    for row, split in enumerate(splits):
-        rows.setdefault(split, []).append(row)
-    return {split: dataset.select(indices) for split, indices in rows.items()}
+def _split_rows(dataset: Dataset, splits: Sequence[str]) -> dict[str, Dataset]:
+    splits = np.asarray(splits)
+    names = dict.fromkeys(splits.tolist())  # in the order of the rows
+    return {name: dataset.select(np.flatnonzero(splits == name)) for name in names}
 
 
 def split_columns(columns: Iterable[str]) -> list[str]:
