@@ -65,7 +65,7 @@ class TransformReader:
         if isinstance(result, Image.Image):
             result = np.array(result.convert("RGB"))
         if isinstance(result, np.ndarray):
-            result = torch.from_numpy(result)
+            result = torch.from_numpy(np.require(result, requirements="W"))
             result = result.permute(2, 0, 1) if result.ndim == 3 else result
         shape = tuple(result.shape) if isinstance(result, torch.Tensor) else None
         if shape != (3, *augmentation.image_size):

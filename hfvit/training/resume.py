@@ -91,7 +91,7 @@ class ResumeState:
         return _of_process(self.unlogged_loss, process, processes)
 
     def last_loss_of(self, process: int, processes: int) -> float:
-        """Return a process's last finite loss, the mean if the number of processes changed."""
+        """Return a process's last finite loss, the mean if their number changed."""
         return _of_process(self.last_loss, process, processes) if self.last_loss else math.nan
 
 
@@ -193,7 +193,12 @@ def describe_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def changes_in_optimizer(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return old and new value of each key of `IN_OPTIMIZER` that differs between `describe_origin` results."""
+    """Return old and new value of each key of `IN_OPTIMIZER` that changed.
+
+    Args:
+        before: result of `describe_origin`, empty if unknown.
+        now: the same of the resumed run.
+    """
     if not before or not now:
         return {}
     old, new = _recipes(before, now)

@@ -28,7 +28,7 @@ from hfvit.data.factory import load_splits
 from hfvit.errors import DataError, HFViTError, ModelError, RecipeError, StorageError
 from hfvit.pipeline import main
 from hfvit.recipe.arguments import DataArguments
-from hfvit.training.resume import describe_changes
+from hfvit.training.resume import ResumeState, check_origin, describe_changes, describe_origin
 from hfvit.training.workers import is_lost_worker
 from hfvit.utils.environment import check_shared_memory
 
@@ -206,6 +206,14 @@ def test_resume_with_changed_split_raises(killed_run, tmp_path, change):
     assert (tmp_path / "out" / "README.md").exists()
 
 
+def test_resume_with_other_optim_args_raises(tmp_path):
+    origin = describe_origin({"optim": "timm/lion"}, {})
+    ResumeState(1, [0.0], 1, 1, 1, origin=origin).save(tmp_path)
+    check_origin(str(tmp_path), origin)
+    with pytest.raises(RecipeError, match=r"^optim_args: "):
+        check_origin(str(tmp_path), describe_origin({"optim": "timm/lion", "optim_args": "caution=True"}, {}))
+
+
 def test_resume_names_every_changed_key(killed_run, caplog):
     with caplog.at_level(logging.WARNING):
         main([*killed_run, "--learning_rate", "0.001", "--mixup_alpha", "0.2"])
@@ -245,7 +253,7 @@ def test_changed_hyperparameters_of_the_optimizer_apply_after_a_resume(killed_ru
         ("--optim sgd", "optim"),
         ("--optim adafactor", "optim"),
         ("--optim timm/adam", "optim"),
-        ("--optim_args amsgrad=True", "optim_args"),
+        ("--optim timm/adamw", "optim"),
         ("--max_steps 3", "max_steps"),
         ("--num_train_epochs 0.5", "num_train_epochs"),
         ("--freeze backbone", "resume_from_checkpoint"),
