@@ -74,7 +74,7 @@ def average_checkpoints(trainer, kind: str, averaged_file: str | None) -> Soup |
 
 
 def complete_checkpoints(output_dir: str, last_step: int) -> list[str]:
-    """Return the names of the checkpoints of a run that are complete and trained, oldest first.
+    """Return the names of the complete checkpoints after step 0, oldest first.
 
     Args:
         output_dir: folder of the run.
