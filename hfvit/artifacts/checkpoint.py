@@ -76,7 +76,7 @@ def newest_checkpoint(output_dir: str | Path) -> Path | None:
 
 
 def step_of(checkpoint: Path) -> int:
-    """Return the optimizer step of a checkpoint, from its name or, if it was renamed, its state."""
+    """Return the optimizer step of a checkpoint, which may have been renamed."""
     number = checkpoint.name.removeprefix("checkpoint-")
     if number.isdecimal():
         return int(number)

@@ -199,7 +199,10 @@ def _interpolate(pixels: torch.Tensor, size: tuple[int, int], interpolation: str
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Return (height, width) after its EXIF orientation, of an image whose pixels are not loaded."""
+    """Return the upright (height, width) of an open image.
+
+    Its pixels must not be loaded.
+    """
     width, height = image.size
     if image.format == "TIFF":  # Pillow may have swapped the sides of `size`
         width, height = image.tag_v2[TIFF_WIDTH], image.tag_v2[TIFF_HEIGHT]
@@ -208,7 +211,10 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def _may_be_turned(image: Image.Image) -> bool:
-    """Return False for a PNG file without metadata, where `getexif` would decode the pixels."""
+    """Return whether an open image may have an EXIF orientation.
+
+    For a PNG file without metadata, `getexif` would decode the pixels.
+    """
     if image.format != "PNG":
         return True
     position = image.fp.tell()

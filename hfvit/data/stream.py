@@ -315,7 +315,7 @@ def fetched(example: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def class_index(example: dict[str, Any], name: str, classes: int) -> int:
-    """Return the label of a row of a stream as an integer; Booleans and whole numbers are class indices, too.
+    """Return the label of a row of a stream, which may be a Boolean or a whole number.
 
     Raises `DataError` unless it is one of `classes` indices.
 
