@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = _scaled(np.asarray(image))
     elif image.mode.startswith("I"):
         high = 255 if image.mode == "I" and image.getextrema()[1] <= 255 else 65535
-        image = image.convert("I")
-        image = image.point([min(value, high) * 255 // high for value in range(65536)], "L")
+        image = image.convert("I").point(_gray_levels(high), "L")
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+@cache
+def _gray_levels(high: int) -> list[int]:
+    """Return the 8-bit level of each 16-bit one; levels from `high` on are white."""
+    return [min(value, high) * 255 // high for value in range(65536)]
 
 
 def _scaled(values: np.ndarray) -> Image.Image:

@@ -114,8 +114,7 @@ class _ShardReader:
         self.row = row
         shard = unit["shard"]
         # A copy, as `split` itself has one position for all readers.
-        whole = shard is None
-        self.dataset = copy.deepcopy(split) if whole else split.shard(num_shards=split.num_shards, index=shard)
+        self.dataset = copy.deepcopy(split) if shard is None else split.shard(split.num_shards, shard)
         self.first_place = (shard or 0) * PLACES_PER_SHARD
         self.initial = state
         self.rows = None

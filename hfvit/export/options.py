@@ -28,7 +28,7 @@ def refuse_unused(options: argparse.Namespace, names: Iterable[str], reason: str
 
 
 def check_gate(options: argparse.Namespace, files_in_bf16: bool = False) -> None:
-    """Raise `ModelError` for a limit of the accuracy gate that no file is held to.
+    """Raise `ModelError` for a limit of the accuracy gate that applies to no file.
 
     Args:
         options: parsed options.
