@@ -19,6 +19,7 @@ Changes of full by one option:
   nadamuon, wsd      another optimizer; another schedule
   ema, swa, soup     averages of weights; swa with a constant learning rate
   tta                mean of each image and its mirror image in all evaluations
+  fixres             trained at the last --progressive_image_size, evaluated at the image size
   patch_drop         a quarter of the patches left out in training
   half               the first half of the blocks, all their weights
   half_distilled     the same with the logits of the finished run of full (same seed) as teacher
@@ -70,6 +71,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "partial": {"freeze": BLOCKS - HALF, **FULL},
     TEACHER: FULL,
     "progressive": FULL,
+    "fixres": FULL,
     "nadamuon": {**FULL, "optim": "timm/nadamuon"},
     "wsd": {
         **FULL,
@@ -179,6 +181,8 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     values |= METHODS[method]
     if method == "progressive":
         values["progressive_image_size"] = job["sizes"]
+    if method == "fixres":
+        values["train_image_size"] = job["sizes"][-1]
     if method in DISTILLED:
         values["teacher"] = job["teacher"]
     values |= job["cut"]

@@ -104,13 +104,17 @@ class StepMemory:
 
 
 def skeleton(recipe: Recipe) -> HFViTForImageClassification:
-    """Build the recipe's model on the meta device."""
+    """Build the recipe's model on the meta device, with the largest image size of training."""
     classes = 10 if recipe.data.dataset_name == DIGITS else CLASSES
-    finetuning = replace(recipe.finetuning, progressive_image_size=None)  # the last size needs the most memory
+    arguments, finetuning = untrained(recipe.model), recipe.finetuning
     with torch.device("meta"):
-        model = build_image_model(untrained(recipe.model), [str(index) for index in range(classes)])
+        model = build_image_model(arguments, [str(index) for index in range(classes)])
         prepare_finetuning(finetuning, model)
-    return model
+    size = finetuning.train_image_size
+    if size is None:
+        return model
+    finetuning = replace(finetuning, progressive_image_size=None, train_image_size=None)
+    return skeleton(replace(recipe, model=replace(arguments, image_size=size), finetuning=finetuning))
 
 
 def untrained(arguments: ModelArguments) -> ModelArguments:
@@ -229,7 +233,8 @@ def estimate(recipe: Recipe) -> str:
     config = model.config
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     lines = [
-        f"model      {config.architecture}, {config.image_size[0]} px,"
+        f"model      {config.architecture}, {config.image_size[0]} px"
+        f"{' in training' if recipe.finetuning.train_image_size else ''},"
         f" {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters ({trained / 1e6:.1f} M trained),"
         f" {config.num_labels:,} classes assumed",
         f"step       {batch} images at once, accumulated {args.gradient_accumulation_steps} times, {args.world_size}"

@@ -46,7 +46,7 @@ GROUPS = {
     " crop_padding_mode horizontal_flip mixup_alpha cutmix_alpha random_erasing mix_off_epochs repeated_augmentation",
     "fine-tuning": "finetuning freeze lora_rank lora_alpha lora_dropout lora_targets probe_c probe_passes"
     " head_from_text head_templates class_balance teacher distillation distillation_alpha distillation_temperature"
-    " progressive_image_size",
+    " progressive_image_size train_image_size",
     "evaluation and logging": "eval_strategy eval_steps eval_tta metric_for_best_model load_best_model_at_end"
     " early_stopping_patience logging_steps report_to save_predictions plots quiet verbose json_log",
     "checkpoints": "resume_from_checkpoint overwrite_output_dir save_strategy save_steps save_total_limit"

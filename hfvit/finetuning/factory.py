@@ -59,8 +59,9 @@ class FineTuning:
             ModelError: the method does not support the model.
             RecipeError: the method does not support the launcher or an option.
         """
-        if self.arguments.progressive_image_size:
-            self.progressive = ProgressiveResizing(self.model, self.arguments.progressive_image_size)
+        sizes, last = self.arguments.progressive_image_size, self.arguments.train_image_size
+        if sizes or last:
+            self.progressive = ProgressiveResizing(self.model, sizes or [], last)
 
     def initialize(self, images: Dataset) -> None:
         """Initialize weights from class names and some `images`; skipped when resuming."""

@@ -13,6 +13,7 @@ from hfvit.models.factory import meta_copy
 from hfvit.models.image_size import can_be_dynamic, set_dynamic
 
 KEY = "progressive_image_size"
+TRAIN_KEY = "train_image_size"
 
 logger = logging.getLogger(__name__)
 
@@ -20,42 +21,45 @@ logger = logging.getLogger(__name__)
 class ProgressiveResizing(TrainerCallback):
     """Resize training images to ascending sizes, for equal parts of the training.
 
-    The last part has the model's image size.
-
     Args:
         model: a `TimmWrapperForImageClassification`.
-        sizes: image sizes in pixels, ascending.
+        sizes: image sizes in pixels of all parts but the last one, ascending; may be empty.
+        last: image size in pixels of the last part; None for the model's image size. Objects look larger in random
+            crops than in evaluation, so a smaller size suits training better (FixRes, https://arxiv.org/abs/1906.06423).
 
     Raises:
         RecipeError: a size is not below the model's image size, or not divisible by the patch size.
         ModelError: the network does not support other image sizes.
     """
 
-    def __init__(self, model: nn.Module, sizes: list[int]):
+    def __init__(self, model: nn.Module, sizes: list[int], last: int | None = None):
         self.network = model.timm_model
-        self.sizes = sizes
         self.own = min(model.config.image_size)
-        if sizes[-1] >= self.own:
-            raise RecipeError(f"{KEY}: must be below the model's image size {self.own}, got {sizes[-1]}.")
+        self.parts = [*sizes, last]
+        self.key = KEY if sizes else TRAIN_KEY
+        smaller = dict.fromkeys(sizes, KEY) | ({last: TRAIN_KEY} if last else {})
+        for size, key in smaller.items():
+            if size >= self.own:
+                raise RecipeError(f"{key}: must be below the model's image size {self.own}, got {size}.")
         # `model_args: {dynamic_img_size: true}` has already switched it on.
         self._switches = can_be_dynamic(self.network) and not self.network.dynamic_img_size
         if can_be_dynamic(self.network):
             patch = max(self.network.patch_embed.patch_size)
-            for size in sizes:
+            for size, key in smaller.items():
                 if size % patch:
-                    raise RecipeError(f"{KEY}: must be divisible by the patch size {patch}, got {size}.")
-        self._check_family(meta_copy(model).train())
+                    raise RecipeError(f"{key}: must be divisible by the patch size {patch}, got {size}.")
+        self._check_family(meta_copy(model).train(), smaller)
 
-    def _check_family(self, meta_model: nn.Module) -> None:
+    def _check_family(self, meta_model: nn.Module, sizes: dict[int, str]) -> None:
         """Run a copy of the model on the meta device at each size."""
         self._set_dynamic(True, meta_model.timm_model)
-        for size in self.sizes:
+        for size, key in sizes.items():
             try:
                 with torch.device("meta"), torch.no_grad():
                     meta_model(torch.zeros(2, 3, size, size))  # some norms need more than one image
             except Exception as error:  # timm's models raise various types
                 raise ModelError(
-                    f"{KEY}: {type(self.network).__name__} does not support images of {size} px ({one_line(error)})."
+                    f"{key}: {type(self.network).__name__} does not support images of {size} px ({one_line(error)})."
                     " Use timm's ViT, DeiT, DINOv2, EVA, Swin or ConvNeXt."
                 ) from None
 
@@ -68,27 +72,35 @@ class ProgressiveResizing(TrainerCallback):
 
         It depends on the step only, so that resumed runs and all processes agree.
         """
-        return [*self.sizes, None][bisect_right(self._ends(max_steps), step)]
+        return self.parts[bisect_right(self._ends(max_steps), step)]
 
     def _ends(self, max_steps: int) -> list[int]:
-        """Return the end step of each size, rounded down to end at the full size."""
-        parts = len(self.sizes) + 1
+        """Return the end step of each part but the last one, rounded down for a step of the last size."""
+        parts = len(self.parts)
         return [part * max_steps // parts for part in range(1, parts)]
 
     def __call__(self, pixel_values: torch.Tensor, state: TrainerState) -> torch.Tensor:
         """Resize pixel values (batch, 3, height, width) for the current step of a run."""
-        size = self.size(state.global_step, state.max_steps) if state.max_steps > 0 else None
-        if size is None:
-            return pixel_values
-        # Resizing in half precision differs between devices.
-        resized = F.interpolate(pixel_values.float(), (size, size), mode="bilinear", antialias=True)
-        return resized.to(pixel_values.dtype)
+        return resize(pixel_values, self.size(state.global_step, state.max_steps) if state.max_steps > 0 else None)
+
+    def largest(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Resize pixel values (batch, 3, height, width) to the size that needs the most memory."""
+        return resize(pixel_values, self.parts[-1])
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._set_dynamic(True)
-        ends = zip(self.sizes, self._ends(state.max_steps), strict=True)
-        steps = ", ".join(f"{size} px until step {end}" for size, end in ends)
-        logger.info("Progressive resizing: %s, then %d px", steps, self.own)
+        ends = zip(self.parts, self._ends(state.max_steps), strict=False)
+        steps = "".join(f"{size} px until step {end}, then " for size, end in ends)
+        logger.info("Training images: %s%d px; evaluation: %d px", steps, self.parts[-1] or self.own, self.own)
 
     def on_train_end(self, args, state, control, **kwargs):
         self._set_dynamic(False)
+
+
+def resize(pixel_values: torch.Tensor, size: int | None) -> torch.Tensor:
+    """Resize pixel values (batch, 3, height, width) to a square of `size` pixels, unless it is None."""
+    if size is None:
+        return pixel_values
+    # Resizing in half precision differs between devices.
+    resized = F.interpolate(pixel_values.float(), (size, size), mode="bilinear", antialias=True)
+    return resized.to(pixel_values.dtype)

@@ -635,6 +635,11 @@ class FinetuningArguments:
         "Progressive resizing: ascending image sizes in pixels to train with before image_size, such as 96"
         " 160, each for an equal part of the steps.",
     )
+    train_image_size: int | None = _field(
+        None,
+        "Image size in pixels of training, or of its last part, if smaller than image_size, which evaluation and the"
+        " saved model use (FixRes).",
+    )
 
     def __post_init__(self):
         choices = {
@@ -656,6 +661,10 @@ class FinetuningArguments:
         sizes = self.progressive_image_size
         ascend = sizes is None or (bool(sizes) and sizes == sorted(set(sizes)) and sizes[0] > 0)
         _check(ascend, "progressive_image_size", sizes, "ascending sizes in pixels, such as [96, 160]")
+        _check_positive("train_image_size", self.train_image_size)
+        if sizes and self.train_image_size:
+            above = self.train_image_size > sizes[-1]
+            _check(above, "train_image_size", self.train_image_size, f"above {sizes[-1]}, the last progressive size")
         _check(self.probe_passes >= 0, "probe_passes", self.probe_passes, "at least 0")
 
     def check_against(self, model, data, augmentation, training) -> None:
@@ -688,11 +697,11 @@ class FinetuningArguments:
             raise RecipeError(
                 "head_from_text: requires model_name_or_path, the image tower of that checkpoint, and no text_encoder."
             )
-        if self.progressive_image_size:
-            others = {"text_encoder": model.text_encoder, "patch_sizes": model.patch_sizes}
-            others["finetuning=linear_probe"] = self.finetuning == "linear_probe"
-            for other in (key for key, is_set in others.items() if is_set):
-                raise RecipeError(f"progressive_image_size: not available with {other}. Omit one of them.")
+        others = {"text_encoder": model.text_encoder, "patch_sizes": model.patch_sizes}
+        others["finetuning=linear_probe"] = self.finetuning == "linear_probe"
+        for key in ("progressive_image_size", "train_image_size"):
+            for other in (other for other, is_set in others.items() if is_set and getattr(self, key)):
+                raise RecipeError(f"{key}: not available with {other}. Omit one of them.")
         if self.teacher and model.text_encoder:
             raise RecipeError("teacher: not available with text_encoder. Omit one of them.")
         if self.class_balance != "none" and data.streaming:

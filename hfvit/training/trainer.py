@@ -361,8 +361,10 @@ class HFViTTrainer(Trainer):
                 self._check_first_batch(pixel_values, labels)
             if self.mixing and not self._mixing_is_over():
                 pixel_values, labels = self.mixing(pixel_values, labels, plan["seeds"])
-            if self.progressive and self.out_of_memory.is_fitted:  # the memory trial uses the largest size
+            if self.progressive and self.out_of_memory.is_fitted:
                 pixel_values = self.progressive(pixel_values, self.state)
+            elif self.progressive:
+                pixel_values = self.progressive.largest(pixel_values)
         return {"pixel_values": pixel_values, "labels": labels, **texts}
 
     def _check_first_batch(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> None:
@@ -938,7 +940,7 @@ def check_determinism(args: HFViTTrainingArguments, model: nn.Module, progressiv
     """
     if not args.full_determinism or args.device.type != "cuda":
         return
-    option = "progressive_image_size" if progressive else "patch_sizes" if patch_size_callbacks(model) else None
+    option = progressive.key if progressive else "patch_sizes" if patch_size_callbacks(model) else None
     if option:
         raise RecipeError(
             f"full_determinism: not available with {option} on a GPU, as PyTorch has no deterministic kernel for the"

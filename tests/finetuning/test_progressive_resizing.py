@@ -15,8 +15,10 @@ from torch.nn import functional as F
 from transformers import AutoModelForImageClassification, TrainerCallback, TrainerState
 
 from hfvit.errors import ModelError, RecipeError
+from hfvit.estimate import skeleton, step_memory
 from hfvit.finetuning.progressive_resizing import ProgressiveResizing
 from hfvit.pipeline import main as train
+from hfvit.recipe.loader import load_recipe
 
 STEPS, SIZES = 18, [8, 16]  # 6 steps per epoch, so that two checkpoints are within a part
 SWIN = {
@@ -93,6 +95,37 @@ def test_resumed_run_with_progressive_resizing_equals_uninterrupted(run, tmp_pat
     full, resumed = (load_file(folder / "model.safetensors") for folder in (out, tmp_path))
     assert full.keys() == resumed.keys()
     assert all(torch.equal(full[name], resumed[name]) for name in full)
+
+
+def test_training_at_a_smaller_size_than_evaluation(run, tmp_path):
+    recipe, _, _ = run
+    sizes = Sizes()
+    options = ["--train_image_size", "24", "--max_steps", "9", "--output_dir", str(tmp_path)]
+    train([str(recipe), *options], [sizes])
+    assert sizes.trained == {step: {(size, size)} for step in range(9) for size in [[8, 16, 24][step // 3]]}
+    assert sizes.evaluated == {(32, 32)}
+    stock = AutoModelForImageClassification.from_pretrained(tmp_path)
+    assert stock(torch.randn(1, 3, 32, 32)).logits.shape == (1, 3)
+    alone = Sizes()
+    train([str(recipe), *options, "--progressive_image_size", "none", "--overwrite_output_dir"], [alone])
+    assert alone.trained == {step: {(24, 24)} for step in range(9)}
+
+
+def test_estimate_is_for_the_largest_size_of_training(recipe):
+    """Compare with the memory of a recipe whose image size is that of training."""
+    text = recipe.read_text()
+    recipe.write_text(text.replace("image_size: 16", "image_size: 24"))
+    expected = step_memory(skeleton(load_recipe([str(recipe)])), 4)
+    recipe.write_text(text.replace("image_size: 16", "image_size: 32"))
+    words = [str(recipe), "--progressive_image_size", "8", "16"]
+    assert step_memory(skeleton(load_recipe([*words, "--train_image_size", "24"])), 4) == expected
+    assert step_memory(skeleton(load_recipe(words)), 4).activations > expected.activations
+
+
+def test_memory_trial_uses_the_largest_size_of_training():
+    pixel_values = torch.randn(2, 3, 32, 32)
+    assert ProgressiveResizing(micro(), SIZES).largest(pixel_values) is pixel_values
+    assert ProgressiveResizing(micro(), SIZES, 24).largest(pixel_values).shape == (2, 3, 24, 24)
 
 
 def test_checkpoint_of_progressive_run_is_stock_at_the_full_size(run):
@@ -176,6 +209,11 @@ def test_progressive_resizing_of_fixed_size_network_raises(architecture, args):
         ("progressive_image_size: [12]", [12, 8]),
         ("progressive_image_size: [8, 32]", [32]),
         ("progressive_image_size: [8]\npatch_sizes: [4, 8]", ["patch_sizes"]),
+        ("train_image_size: 12", [12, 8]),
+        ("train_image_size: 32", [32]),
+        ("train_image_size: -8", [-8]),
+        ("progressive_image_size: [8, 24]\ntrain_image_size: 16", [16, 24]),
+        ("train_image_size: 8\npatch_sizes: [4, 8]", ["patch_sizes"]),
     ],
 )
 def test_train_with_unsupported_sizes_names_option_and_data(recipe, lines, data):
@@ -183,7 +221,7 @@ def test_train_with_unsupported_sizes_names_option_and_data(recipe, lines, data)
     recipe.write_text(f"{text}{lines}\n")
     with pytest.raises(RecipeError) as caught:
         train([str(recipe)])
-    assert option_of(caught.value) == "progressive_image_size"
+    assert option_of(caught.value) == ("train" if "train_" in lines else "progressive") + "_image_size"
     assert_names(caught.value, *data)
     assert not list(Path(recipe.parent / "out").glob("**/*.safetensors"))
 

@@ -22,6 +22,7 @@ from transformers import TrainerCallback
 from hfvit.artifacts.checkpoint import newest_checkpoint
 from hfvit.errors import RecipeError
 from hfvit.finetuning.distillation import build_objective
+from hfvit.finetuning.progressive_resizing import ProgressiveResizing
 from hfvit.models.patch_size import train_patch_sizes
 from hfvit.recipe.training_args import HFViTTrainingArguments
 from hfvit.training.throughput import SpeedMeter, datasheet_rate, training_flops
@@ -381,7 +382,9 @@ def test_full_determinism_needs_deterministic_kernels(tmp_path):
     model = make_trainer(tmp_path).model
     args = SimpleNamespace(full_determinism=True, device=torch.device("cuda"))
     check_determinism(args, model, None)
-    for progressive, option in ((TrainerCallback(), "progressive_image_size"), (None, "patch_sizes")):
+    progressive, smaller = ProgressiveResizing(model, [8]), ProgressiveResizing(model, [], 8)
+    conflicts = ((progressive, "progressive_image_size"), (smaller, "train_image_size"), (None, "patch_sizes"))
+    for progressive, option in conflicts:
         if option == "patch_sizes":
             train_patch_sizes(model, [4, 8])
         with pytest.raises(RecipeError, match=rf"^full_determinism: .*\b{option}\b"):
