@@ -41,6 +41,7 @@ from hfvit.training.checkpointing import CheckpointWriter
 from hfvit.training.ema import EmaCallback, SwaCallback, WeightAverage
 from hfvit.training.losses import LOSSES
 from hfvit.training.memory_format import StateLayout, use_channels_last
+from hfvit.training.newton_schulz import avoid_slow_bfloat16
 from hfvit.training.non_finite import NonFiniteLossMonitor, RewindRequest
 from hfvit.training.out_of_memory import OutOfMemoryHandler, is_out_of_memory, out_of_memory_error
 from hfvit.training.param_groups import build_param_groups, groups_beside
@@ -506,6 +507,8 @@ class HFViTTrainer(Trainer):
             )
             with wrap_errors("optim", self.args.optim):
                 self.optimizer = create(groups, **options)
+            if fallback:
+                avoid_slow_bfloat16(self.optimizer, self.args.device)
             self.own_groups = [{**group, "params": None} for group in self.optimizer.param_groups]
         return self.optimizer
 

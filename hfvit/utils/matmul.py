@@ -10,6 +10,7 @@ logger = logging.getLogger(__name__)
 
 REPETITIONS = 5
 SMALL = 1024  # rows and columns
+TINY = 512  # the same on CPUs, to compare precisions, of which one may be emulated
 LONGEST = 1.0  # seconds of a measurement, for precisions that a device emulates
 
 
@@ -62,12 +63,17 @@ def warn_if_slow(option: str, device: torch.device, dtype: torch.dtype) -> None:
         device: device of the computation.
         dtype: data type of the products.
     """
-    slower = 1.0 if dtype == torch.float32 else times_slower(device, dtype)
-    if slower > 2:
+    if is_slow(device, dtype):
+        slower = times_slower(device, dtype)
         logger.warning(
             "%s: matrix products on this %s are %.0f times slower than in float32. Omit %s, or set it to false.",
             option, "CPU" if device.type == "cpu" else "GPU", slower, option,
         )  # fmt: skip
+
+
+def is_slow(device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether matrix products are less than half as fast as in float32."""
+    return dtype != torch.float32 and times_slower(device, dtype) > 2
 
 
 @cache
@@ -80,7 +86,8 @@ def times_slower(device: torch.device, dtype: torch.dtype) -> float:
         device: device to measure.
         dtype: data type of the products.
     """
-    return matmul_rate(device, torch.float32, SMALL) / matmul_rate(device, dtype, SMALL)
+    side = TINY if device.type == "cpu" else SMALL
+    return matmul_rate(device, torch.float32, side) / matmul_rate(device, dtype, side)
 
 
 def wait(device: torch.device) -> None:

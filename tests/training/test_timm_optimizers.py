@@ -1,19 +1,33 @@
 """Training with timm's optimizers against timm's own factory, and resume with optimizers and schedules."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 from helpers.micro_trainer import LAYER_DECAY, LR, WEIGHT_DECAY, assert_resumes_exactly, make_trainer
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, muon
 from transformers import get_cosine_schedule_with_warmup
+
+from hfvit.utils import matmul
 
 # Muon's fallback is for the first and the last layer, positions and tokens.
 FALLBACK = {"fallback_list": ("head.*", "patch_embed.*"), "fallback_no_weight_decay": True}
 
 
+@pytest.fixture
+def emulated_bfloat16(monkeypatch):
+    """Set whether bfloat16 counts as emulated by the CPU."""
+
+    def set_emulated(is_emulated):
+        monkeypatch.setattr(matmul, "times_slower", lambda device, dtype: 30.0 if is_emulated else 0.5)
+
+    return set_emulated
+
+
 @pytest.mark.parametrize("name", ["nadamuon", "muon", "lion", "adopt", "mars", "laprop", "nadamw", "adafactorbv"])
-def test_trainer_takes_the_steps_of_timms_factory(tmp_path, name):
+def test_trainer_takes_the_steps_of_timms_factory(tmp_path, name, emulated_bfloat16):
+    emulated_bfloat16(False)
     trainer = make_trainer(tmp_path, optim=f"timm/{name}")
     ours = trainer.model.timm_model
     theirs = copy.deepcopy(ours)
@@ -32,6 +46,27 @@ def test_trainer_takes_the_steps_of_timms_factory(tmp_path, name):
             part.step()
     for (key, one), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0, msg=key)
+
+
+@pytest.mark.parametrize("name", ["muon", "adamuon", "lookahead_muon"])
+def test_muon_avoids_emulated_bfloat16(tmp_path, name, emulated_bfloat16, monkeypatch):
+    iterate = muon.zeropower_via_newtonschulz
+    gradient, weights = torch.randn(32, 32), {}
+    for is_emulated, dtype in ((True, torch.float32), (False, torch.bfloat16)):
+        emulated_bfloat16(is_emulated)
+        trainer = make_trainer(tmp_path, optim=f"timm/{name}", layer_decay=1.0)
+        ours = trainer.model.timm_model.blocks[0].attn.proj.weight
+        theirs = ours.detach().clone().requires_grad_()
+        ours.grad, theirs.grad = gradient.clone(), gradient.clone()
+        reference = create_optimizer_v2([theirs], name, lr=LR, weight_decay=WEIGHT_DECAY)
+        trainer.create_optimizer().step()
+        with monkeypatch.context() as patch:
+            patch.setattr(muon, "zeropower_via_newtonschulz", partial(iterate, dtype=dtype))
+            reference.step()
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+        assert muon.zeropower_via_newtonschulz is iterate
+        weights[dtype] = ours
+    assert not torch.equal(*weights.values())
 
 
 @pytest.mark.parametrize("optim", ["timm/muon", "timm/nadamuon", "timm/lookahead_adafactorbv", "adafactor"])
