@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hfvit.cli.options import exit_codes, positive_int
 from hfvit.errors import DataError, HFViTError
+from hfvit.utils.collector import importing
 from hfvit.utils.quiet import quiet_libraries
 
 EPILOG = f"""\
@@ -107,8 +108,9 @@ def _serve(options: argparse.Namespace) -> None:
     if options.examples and is_url(options.examples):
         raise DataError(f"--examples: the app takes local files only, got {options.examples}. Download it first.")
     gradio = load_gradio()
-    quiet_libraries()
-    from hfvit.inference.classifier import load_classifier
+    with importing():
+        quiet_libraries()
+        from hfvit.inference.classifier import load_classifier
 
     facts = read_facts(find_artifact(options.artifact))
     classifier = load_classifier(options.artifact, options.device, options.threads, tta=facts.tta)

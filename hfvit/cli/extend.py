@@ -4,6 +4,7 @@ import argparse
 
 from hfvit.cli.options import add_batch_and_device, exit_codes, positive_int
 from hfvit.errors import printable
+from hfvit.utils.collector import importing
 from hfvit.utils.quiet import quiet_libraries
 
 EPILOG = f"""\
@@ -44,8 +45,9 @@ def extend(options: argparse.Namespace) -> None:
     from hfvit.artifacts.artifact import find_artifact
 
     find_artifact(options.run)
-    quiet_libraries()
-    from hfvit.evaluation.extend import extend as add_classes
+    with importing():
+        quiet_libraries()
+        from hfvit.evaluation.extend import extend as add_classes
 
     record = add_classes(
         options.run,

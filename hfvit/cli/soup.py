@@ -5,6 +5,7 @@ import argparse
 from hfvit.cli.options import add_batch_and_device, exit_codes, positive_int
 from hfvit.errors import printable
 from hfvit.recipe.arguments import GREEDY, SOUPS
+from hfvit.utils.collector import importing
 from hfvit.utils.quiet import quiet_libraries
 
 EPILOG = f"""\
@@ -50,9 +51,10 @@ def soup(options: argparse.Namespace) -> None:
 
     for run in options.runs:
         find_artifact(run)
-    quiet_libraries()
-    from hfvit.evaluation.soup import soup as average
-    from hfvit.utils.formatting import aligned
+    with importing():
+        quiet_libraries()
+        from hfvit.evaluation.soup import soup as average
+        from hfvit.utils.formatting import aligned
 
     record = average(
         options.runs,

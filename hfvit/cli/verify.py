@@ -6,6 +6,7 @@ from pathlib import Path
 
 from hfvit.cli.options import exit_codes, positive_int
 from hfvit.errors import GateError, ModelError
+from hfvit.utils.collector import importing
 from hfvit.utils.hub_ids import folder_or_hub_id
 from hfvit.utils.quiet import quiet_libraries
 
@@ -86,7 +87,8 @@ def _verify_run(name: str, folder: Path, options: argparse.Namespace):
 
     if options.eval_only:
         return evaluate_again(folder, options.batch_size, options.device)
-    from hfvit.pipeline import main as train
+    with importing():
+        from hfvit.pipeline import main as train
 
     with tempfile.TemporaryDirectory(prefix="hfvit-verify-") as temporary:
         again = str(Path(options.output or f"{temporary}/run") / name)
