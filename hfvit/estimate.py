@@ -104,7 +104,7 @@ class StepMemory:
 
 
 def skeleton(recipe: Recipe) -> HFViTForImageClassification:
-    """Build the recipe's model on the meta device, with the largest image size of training."""
+    """Build the recipe's model on the meta device, at the image size of training."""
     classes = 10 if recipe.data.dataset_name == DIGITS else CLASSES
     arguments, finetuning = untrained(recipe.model), recipe.finetuning
     with torch.device("meta"):

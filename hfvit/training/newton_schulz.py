@@ -11,8 +11,8 @@ from hfvit.utils.matmul import is_slow
 def avoid_slow_bfloat16(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
     """Compute timm's Muon in float32 if bfloat16 is slow on a device.
 
-    timm computes the iterations in bfloat16 (1.0.31), which PyTorch emulates on CPUs without AVX-512. For the matrices of
-    a ViT-S, that takes 28 times as long on an AMD EPYC (Zen 3).
+    timm computes the iterations in bfloat16 (1.0.31), which PyTorch emulates on CPUs without AVX-512. That takes 28
+    times as long for the matrices of a ViT-S (AMD EPYC, Zen 3).
 
     Args:
         optimizer: `timm.optim.Muon`, or `Lookahead` around it.
