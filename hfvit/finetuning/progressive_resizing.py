@@ -98,7 +98,12 @@ class ProgressiveResizing(TrainerCallback):
 
 
 def resize(pixel_values: torch.Tensor, size: int | None) -> torch.Tensor:
-    """Resize pixel values (batch, 3, height, width) to a square of `size` pixels, unless it is None."""
+    """Resize pixel values (batch, 3, height, width).
+
+    Args:
+        pixel_values: images of any size.
+        size: height and width in pixels; None returns the images unchanged.
+    """
     if size is None:
         return pixel_values
     # Resizing in half precision differs between devices.
