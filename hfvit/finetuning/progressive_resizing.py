@@ -75,7 +75,7 @@ class ProgressiveResizing(TrainerCallback):
         return self.parts[bisect_right(self._ends(max_steps), step)]
 
     def _ends(self, max_steps: int) -> list[int]:
-        """Return the end step of each part but the last one, rounded down for a step of the last size."""
+        """Return the end step of each part but the last one, which gets the rest."""
         parts = len(self.parts)
         return [part * max_steps // parts for part in range(1, parts)]
 
@@ -84,7 +84,7 @@ class ProgressiveResizing(TrainerCallback):
         return resize(pixel_values, self.size(state.global_step, state.max_steps) if state.max_steps > 0 else None)
 
     def largest(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Resize pixel values (batch, 3, height, width) to the size that needs the most memory."""
+        """Resize pixel values to the size that needs the most memory."""
         return resize(pixel_values, self.parts[-1])
 
     def on_train_begin(self, args, state, control, **kwargs):
