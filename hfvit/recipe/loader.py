@@ -58,7 +58,8 @@ NEEDS = (
         "learning_rate weight_decay layer_decay num_train_epochs max_steps warmup_steps lr_scheduler_type optim"
         " max_grad_norm label_smoothing_factor multi_label_loss drop_rate attn_drop_rate drop_path_rate"
         " patch_drop_rate mix_off_epochs repeated_augmentation early_stopping_patience nan_policy nan_lr_factor"
-        " nan_max_rewinds eval_steps save_steps save_strategy keep_checkpoints",
+        " nan_max_rewinds eval_steps save_steps save_strategy keep_checkpoints lr_scheduler_kwargs optim_args"
+        " adam_beta1 adam_beta2 adam_epsilon",
         "with finetuning=full or lora",
         lambda v: v["finetuning"] != "linear_probe",
     ),

@@ -160,3 +160,17 @@ def test_adam_options_are_ignored_with_other_optimizers():
         assert all(key in ignored_options(keys, {"finetuning": "full", "optim": optim}) for key in keys)
     for optim in ("adamw_torch", OptimizerNames.LION_8BIT, OptimizerNames.SCHEDULE_FREE_ADAMW):
         assert ignored_options(keys, {"finetuning": "full", "optim": optim}) is None
+
+
+def test_optimizer_and_schedule_are_ignored_by_a_linear_probe():
+    keys = (
+        "optim",
+        "optim_args",
+        "adam_beta1",
+        "adam_beta2",
+        "adam_epsilon",
+        "lr_scheduler_type",
+        "lr_scheduler_kwargs",
+    )
+    ignored = ignored_options(keys, {"finetuning": "linear_probe", "optim": "adamw_torch"})
+    assert all(key in ignored for key in keys)
