@@ -36,6 +36,7 @@ class PreprocessingParity(Record):
 class ImageParity(Record):
     """Difference from the checkpoint's logits on photographs, with preprocessing.
 
+    `sizes` are those of all photographs. Logits are compared of those whose pixel values differ, and of two others.
     `spread` is the largest minus the smallest logit of the checkpoint, `same_class` the fraction of photographs with
     its class, `stock_max_abs_difference` the difference with the stock image processor of the folder.
     """

@@ -29,6 +29,7 @@ from hfvit.export.parity import check_onnx, check_parity, check_pixels, toleranc
 from hfvit.export.preprocessing import add_preprocessing
 from hfvit.export.text_inputs import TOKEN_AXIS, check_reads_texts, compared_texts, text_inputs, traced_texts
 from hfvit.models.attention import unfused_window_attention
+from hfvit.models.factory import meta_copy
 from hfvit.utils.environment import installed_versions
 from hfvit.utils.files import temporary_file
 from hfvit.utils.quiet import silenced
@@ -282,9 +283,9 @@ def trace_onnx(
     texts, text_axes = traced_texts(model, len(pixel_values), batch_axis)
     axes = {} if batch_axis is None else {"pixel_values": {0: batch_axis}}
     size = f"{shape[1]}x{shape[2]} pixels"
-    with wrap_library_errors(ModelError, f"{type(model).__name__} fails on images of {size}"), torch.inference_mode():
+    with wrap_library_errors(ModelError, f"{type(model).__name__} fails on images of {size}"):
         for count in {batch_size or 1, len(pixel_values)}:  # BiT fails on one small image, not on two
-            model(pixel_values[:count], **{name: values[:count] for name, values in texts.items()})
+            _check_runs(model, {"pixel_values": pixel_values[:count]} | {key: texts[key][:count] for key in texts})
     config = OnnxConfig(opset_version=opset, dynamic_shapes=(axes | text_axes) or None)
     try:
         with silenced(verbose), unfused_window_attention(model):
@@ -306,6 +307,16 @@ def trace_onnx(
         # Operators that the exporter rewrote, such as in Swin V2: to_half reads the types.
         passes.ShapeInferencePass()(graph)
     return graph
+
+
+@torch.no_grad()
+def _check_runs(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> None:
+    """Run a model on the meta device, or, if it fails there, on its own."""
+    try:
+        with torch.device("meta"):
+            meta_copy(model)(**{name: values.to("meta") for name, values in inputs.items()})
+    except Exception:  # of the model, or as the values of a tensor decide what it computes
+        model(**inputs)
 
 
 def _copy(traced: onnx_ir.Model) -> onnx_ir.Model:

@@ -18,7 +18,7 @@ from hfvit.artifacts.export_record import ExportedFile, ExportRecord, Parity
 from hfvit.artifacts.gate import ArtifactResult
 from hfvit.errors import DataError, GateError, ModelError
 from hfvit.export.client_config import family_config, stock_processor_config
-from hfvit.export.image_parity import check_images, checkpoint_logits, photographs, resizes_alike
+from hfvit.export.image_parity import PhotographLogits, check_images, photographs, resizes_alike
 from hfvit.export.onnx import (
     check_graph,
     check_takes_images,
@@ -286,15 +286,13 @@ class Export:
         if not resizes_alike(self.classifier):
             self.log("not compared on photographs, as the image processor returns images of several sizes")
             return
-        wanted = checkpoint_logits(self.classifier)
+        checkpoint = PhotographLogits(self.classifier)
         # Rounding decides which of equally similar tokens are merged, such as those of a blue sky.
         has_limit = not vars(self.options).get("merge_tokens")
         for name, described in self.files.items():
             if described.dtype != "bf16":  # ONNX Runtime does not compute in bf16 on CPUs
                 dtype = described.dtype if has_limit else None
-                described.parity.images = check_images(
-                    self.classifier, wanted, staging / name, dtype, self.options.atol, name
-                )
+                described.parity.images = check_images(checkpoint, staging / name, dtype, self.options.atol, name)
 
     @property
     def refused(self) -> list[str]:

@@ -27,6 +27,7 @@ from hfvit.cli.export_onnx import add_arguments, export_onnx_command, main
 from hfvit.errors import run
 from hfvit.evaluation.split import evaluation_split
 from hfvit.export.calibration_data import calibration_images
+from hfvit.export.image_parity import PhotographLogits, photographs, rows_to_compare
 from hfvit.export.pipeline import Export
 from hfvit.models.modeling import HFViTForImageClassification
 from hfvit.pipeline import main as train
@@ -220,6 +221,20 @@ def test_export_of_run_sees_what_the_checkpoint_sees_in_every_client(trained_exp
     parity = read_record(out)["files"]["model.onnx"]["parity"]["images"]
     assert parity["same_class"] == 1.0
     assert parity["stock_max_abs_difference"] < 1e-3 * parity["spread"]
+
+
+def test_logits_are_compared_of_photographs_with_other_pixel_values(checkpoint, monkeypatch):
+    classifier = hfvit.load_classifier(checkpoint)
+    reference = PhotographLogits(classifier)
+    pixel_values = reference.pixel_values.copy()
+    assert rows_to_compare(pixel_values, reference.pixel_values) == [0, 1]  # two are always compared
+    pixel_values[[1, 4]] += 1e-3
+    rows = rows_to_compare(pixel_values, reference.pixel_values)
+    assert rows == [0, 1, 2, 4]
+    expected = classifier.logits([photographs()[row] for row in rows])
+    np.testing.assert_allclose(reference(rows), expected, atol=1e-5)
+    monkeypatch.delattr(classifier, "backend")
+    np.testing.assert_allclose(reference([4, 0]), expected[[3, 0]], atol=1e-5)  # computed once
 
 
 def test_export_of_center_crop_names_what_stock_processors_see(checkpoint, tmp_path, capsys):
