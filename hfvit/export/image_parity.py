@@ -38,7 +38,9 @@ def photographs() -> list[Image.Image]:
 
 
 class PhotographLogits:
-    """A checkpoint's pixel values of `photographs`, and its logits, each computed once when needed.
+    """Pixel values and logits of `photographs` by a checkpoint.
+
+    Logits are computed when they are needed first.
 
     Args:
         classifier: the checkpoint.
