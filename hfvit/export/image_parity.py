@@ -127,9 +127,9 @@ def _difference(logits: np.ndarray, wanted: np.ndarray) -> float:
 
 
 def _stock_difference(export: Classifier, checkpoint: PhotographLogits, path: Path) -> float:
-    """Return the largest difference of a logit with the stock image processor, in its default backend.
+    """Return the largest difference of a logit with the stock image processor.
 
-    It is that of the `FEW` photographs whose pixel values differ most.
+    It has its default backend. The photographs are the `FEW` ones whose pixel values differ most.
     """
     from transformers import AutoImageProcessor
 
