@@ -48,8 +48,9 @@ class PhotographLogits:
 
     def __init__(self, classifier: Classifier):
         self.classifier = classifier
-        self.inputs = [(image, TEXT) if classifier.text_reader else image for image in photographs()]
-        self.pixel_values = classifier.pixel_values(photographs())
+        self.images = photographs()
+        self.inputs = [(image, TEXT) if classifier.text_reader else image for image in self.images]
+        self.pixel_values = classifier.pixel_values(self.images)
         self._logits: dict[int, np.ndarray] = {}
 
     def __call__(self, rows: list[int]) -> np.ndarray:
@@ -82,7 +83,7 @@ def check_images(
         export = load_classifier(file, device="cpu", prepack=path.suffix != ".onnx")
     rows = list(range(len(SIZES)))
     if not export.backend.takes_pixels:
-        rows = rows_to_compare(export.pixel_values(photographs()), checkpoint.pixel_values)
+        rows = rows_to_compare(export.pixel_values(checkpoint.images), checkpoint.pixel_values)
     wanted = checkpoint(rows)
     logits = export.logits([checkpoint.inputs[row] for row in rows])
     worst = _difference(logits, wanted)
@@ -117,9 +118,10 @@ def resizes_alike(classifier: Classifier) -> bool:
 
 def rows_to_compare(pixel_values: np.ndarray, wanted: np.ndarray) -> list[int]:
     """Return the indices of images that differ, and of `FEW` that do not."""
-    different = [not np.array_equal(*pair) for pair in zip(pixel_values, wanted, strict=True)]
-    equal = [row for row, is_different in enumerate(different) if not is_different][:FEW]
-    return [row for row, is_different in enumerate(different) if is_different or row in equal]
+    different, equal = [], []
+    for row, pair in enumerate(zip(pixel_values, wanted, strict=True)):
+        (equal if np.array_equal(*pair) else different).append(row)
+    return sorted([*different, *equal[:FEW]])
 
 
 def _difference(logits: np.ndarray, wanted: np.ndarray) -> float:
@@ -135,7 +137,7 @@ def _stock_difference(export: Classifier, checkpoint: PhotographLogits, path: Pa
 
     with wrap_library_errors(ModelError, f"{path.name}: the stock image processor failed"):
         processor = AutoImageProcessor.from_pretrained(path.parent, trust_remote_code=False)
-        pixels = [processor(image, return_tensors="pt")["pixel_values"].numpy() for image in photographs()]
+        pixels = [processor(image, return_tensors="pt")["pixel_values"].numpy() for image in checkpoint.images]
     pixel_values = np.concatenate(pixels)
     rows = list(range(len(pixels)))
     if pixel_values.shape == checkpoint.pixel_values.shape:

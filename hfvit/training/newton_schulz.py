@@ -7,6 +7,8 @@ from timm.optim import muon
 
 from hfvit.utils.matmul import is_slow
 
+IN_BFLOAT16 = muon.zeropower_via_newtonschulz  # here, as a step that raises leaves the other one in timm
+
 
 def avoid_slow_bfloat16(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
     """Compute timm's Muon in float32 if bfloat16 is slow on a device.
@@ -20,8 +22,7 @@ def avoid_slow_bfloat16(optimizer: torch.optim.Optimizer, device: torch.device) 
     """
     if not is_slow(device, torch.bfloat16):
         return
-    in_bfloat16 = muon.zeropower_via_newtonschulz
-    in_float32 = partial(in_bfloat16, dtype=torch.float32)
+    in_float32 = partial(IN_BFLOAT16, dtype=torch.float32)
     optimizer = vars(optimizer).get("_base_optimizer", optimizer)  # PyTorch calls no hooks of Lookahead
-    optimizer.register_step_pre_hook(lambda *_: setattr(muon, in_bfloat16.__name__, in_float32))
-    optimizer.register_step_post_hook(lambda *_: setattr(muon, in_bfloat16.__name__, in_bfloat16))
+    optimizer.register_step_pre_hook(lambda *_: setattr(muon, IN_BFLOAT16.__name__, in_float32))
+    optimizer.register_step_post_hook(lambda *_: setattr(muon, IN_BFLOAT16.__name__, IN_BFLOAT16))
