@@ -29,6 +29,12 @@ from hfvit.recipe.optimizers import has_adam_options
 from hfvit.recipe.training_args import WITHOUT_EFFECT, WITHOUT_OPTIONS, WITHOUT_WARMUP, HFViTTrainingArguments
 from hfvit.utils.credentials import mask_values
 
+from hfvit.utils.files import expand_user
+from hfvit.utils.hub_ids import is_local
+
+
+def _is_local_data(dataset_name: str) -> bool:
+    return dataset_name == "digits" or is_local(dataset_name)
 
 class Need(NamedTuple):
     """Condition on which options have an effect.
@@ -90,6 +96,13 @@ NEEDS = (
     Need("fold", "with folds", lambda v: v["folds"]),
     Need("shuffle_buffer_size stream_evaluation", "with streaming=true", lambda v: v["streaming"]),
     Need(
+    Need("test_fraction", "with streaming=false", lambda v: not v["streaming"]),
+    Need("dataset_revision", "with a data set on the Hub", lambda v: not _is_local_data(v["dataset_name"])),
+    Need(
+        "dataset_config_name",
+        "with a data set on the Hub or a folder",
+        lambda v: not _is_local_data(v["dataset_name"]) or os.path.isdir(expand_user(v["dataset_name"])),
+    ),
         "rand_augment_magnitude rand_augment_num_ops",
         "with policy=rand_augment",
         lambda v: v["policy"] == "rand_augment",

@@ -243,6 +243,9 @@ def test_resolved_recipe_has_no_tokens(write):
     assert "hf_secret" not in recipe.to_yaml()
     assert "token" not in recipe.to_yaml()
 
+        ("dataset_revision: v1\ndataset_config_name: plain\n", [], {"dataset_revision", "dataset_config_name"}),
+        ("streaming: true\nvalidation_split: val\ntest_fraction: 0.2\n", [], {"test_fraction", "streaming"}),
+        ("dataset_revision: v1\n", ["--dataset_name", "user/photos"], None),
 
 @pytest.mark.parametrize(
     ("text", "option", "data"),
