@@ -167,7 +167,7 @@ class DataArguments:
         None, "Mean of the red, green and blue channel, 0 to 1. Default: the pretrained model's."
     )
     image_std: list[float] | None = _field(
-        None, "Standard deviation of the three channels. Default: the pretrained model's."
+        None, "Standard deviation of the three channels, above 0 and at most 1. Default: the pretrained model's."
     )
     test_fraction: float | None = _field(
         None, "Fraction of local images without splits to hold out as test split; 0.1, or 0 without test_split."
@@ -208,7 +208,11 @@ class DataArguments:
         for key in ("image_mean", "image_std"):
             value = getattr(self, key)
             _check(value is None or len(value) == 3, key, value, "three numbers, one per channel")
-        _check(self.image_std is None or min(self.image_std) > 0, "image_std", self.image_std, "numbers above 0")
+        mean = self.image_mean
+        std = self.image_std
+        # A common mistake is the scale from 0 to 255.
+        _check(mean is None or all(0 <= number <= 1 for number in mean), "image_mean", mean, "numbers from 0 to 1")
+        _check(std is None or all(0 < number <= 1 for number in std), "image_std", std, "above 0 and at most 1")
 
     @property
     def held_out_for_test(self) -> float:
@@ -340,7 +344,7 @@ class AugmentationArguments:
     def __post_init__(self):
         for key in ("crop_scale", "crop_ratio"):
             value = getattr(self, key)
-            ascends = len(value) == 2 and 0 < value[0] <= value[1]
+            ascends = len(value) == 2 and 0 < value[0] <= value[1] < float("inf")
             _check(ascends, key, value, "two positive numbers, the smaller one first")
         _check(self.crop_scale[1] <= 1.0, "crop_scale", self.crop_scale, "two fractions of the area, at most 1")
         _check(self.crop_padding >= 0, "crop_padding", self.crop_padding, "at least 0")
@@ -655,7 +659,8 @@ class FinetuningArguments:
         _check_fraction("lora_dropout", self.lora_dropout)
         alpha = self.distillation_alpha
         _check(0.0 <= alpha <= 1.0, "distillation_alpha", alpha, "between 0 and 1")
-        _check(bool(self.probe_c) and min(self.probe_c) > 0, "probe_c", self.probe_c, "one or more positive numbers")
+        positive = bool(self.probe_c) and all(0 < number < float("inf") for number in self.probe_c)
+        _check(positive, "probe_c", self.probe_c, "one or more positive, finite numbers")
         valid = bool(self.head_templates) and all(text.count("{}") == 1 for text in self.head_templates)
         _check(valid, "head_templates", self.head_templates, "prompts, each with one {}")
         sizes = self.progressive_image_size

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,13 +29,13 @@ from hfvit.recipe.files import find_recipe, read_yaml
 from hfvit.recipe.optimizers import has_adam_options
 from hfvit.recipe.training_args import WITHOUT_EFFECT, WITHOUT_OPTIONS, WITHOUT_WARMUP, HFViTTrainingArguments
 from hfvit.utils.credentials import mask_values
-
 from hfvit.utils.files import expand_user
 from hfvit.utils.hub_ids import is_local
 
 
 def _is_local_data(dataset_name: str) -> bool:
     return dataset_name == "digits" or is_local(dataset_name)
+
 
 class Need(NamedTuple):
     """Condition on which options have an effect.
@@ -95,7 +96,6 @@ NEEDS = (
     ),
     Need("fold", "with folds", lambda v: v["folds"]),
     Need("shuffle_buffer_size stream_evaluation", "with streaming=true", lambda v: v["streaming"]),
-    Need(
     Need("test_fraction", "with streaming=false", lambda v: not v["streaming"]),
     Need("dataset_revision", "with a data set on the Hub", lambda v: not _is_local_data(v["dataset_name"])),
     Need(
@@ -103,6 +103,7 @@ NEEDS = (
         "with a data set on the Hub or a folder",
         lambda v: not _is_local_data(v["dataset_name"]) or os.path.isdir(expand_user(v["dataset_name"])),
     ),
+    Need(
         "rand_augment_magnitude rand_augment_num_ops",
         "with policy=rand_augment",
         lambda v: v["policy"] == "rand_augment",
@@ -164,6 +165,7 @@ def _unmet_need(key: str, values: Mapping[str, Any]) -> str | None:
 
 
 SECRETS = re.compile(r"token", re.IGNORECASE)
+NEGATIVE_NUMBER = re.compile(r"-\d*\.?\d+")  # other words with a dash are options to argparse
 _SECTIONS = (ModelArguments, FinetuningArguments, DataArguments, AugmentationArguments, HFViTTrainingArguments)
 _FIELDS = {field.name: field for section in _SECTIONS for field in dataclasses.fields(section)}
 _HINTS = {name: hint for section in _SECTIONS for name, hint in get_type_hints(section).items()}
@@ -346,8 +348,8 @@ def load_recipe(argv: list[str]) -> Recipe:
     # The parser reads values of the file like options: it converts what YAML 1.1 misreads (1e-4 as a string, `no` as
     # False), checks each once, and later words (the command line) win.
     parser.set_defaults(**{key: None for key, value in file_values.items() if value is None})
-    typed = [word for key, value in file_values.items() if value is not None for word in _as_option(key, value)]
     try:
+        typed = [word for key, value in file_values.items() if value is not None for word in _as_option(key, value)]
         from_file = _parse(parser, typed)
     except RecipeError as error:
         raise RecipeError(f"{source}: {error}") from None
@@ -506,6 +508,8 @@ def as_options(fields: Mapping[str, Any]) -> list[str]:
 
 def _as_option(key: str, value: Any) -> list[str]:
     if isinstance(value, list):
+        for item in value:
+            _check_item(key, item)
         return [f"--{key}", *map(str, value)]
     if isinstance(value, dict):
         try:
@@ -515,6 +519,20 @@ def _as_option(key: str, value: Any) -> list[str]:
     if value is False and str in (_HINTS[key], *get_args(_HINTS[key])):
         return [f"--{key}=no"]  # YAML 1.1's reading of a bare `no`
     return [f"--{key}={value}"]
+
+
+def _check_item(key: str, item: Any) -> None:
+    """Raise `RecipeError` for a list item that is not one word of a command line."""
+    if isinstance(item, bool):
+        raise RecipeError(
+            f"{key}: must have text or numbers, got {item}. Put it in quotes, as YAML reads yes, no, on and off as"
+            " true and false."
+        )
+    if isinstance(item, dict | list):
+        raise RecipeError(f"{key}: must have text or numbers, got {item}. Put text with special characters in quotes.")
+    if isinstance(item, str) and item.startswith("-") and not NEGATIVE_NUMBER.fullmatch(item):
+        advice = " Write the names to a text file, and pass it." if key == "class_names" else ""
+        raise RecipeError(f"{key}: must not start with '-', got '{item}'.{advice}")
 
 
 def without_test_split(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -158,6 +158,35 @@ def test_load_recipe_of_none_as_a_choice_is_the_choice(write):
     assert recipe.training.report_to == []
 
 
+@pytest.mark.parametrize("items", ["[no, yes]", "[cat, {a: b}]", "[cat, [dog]]", "[-cat, dog]", "[cat, --seed=5]"])
+def test_load_recipe_with_list_items_that_would_change_names_the_option(write, items):
+    path = write(f"{MINIMAL}class_names: {items}\n")
+    with pytest.raises(RecipeError, match=rf"^{re.escape(path)}: class_names: "):
+        load_recipe([path])
+
+
+def test_load_recipe_keeps_quoted_and_negative_list_items(write):
+    assert load_recipe([write(f"{MINIMAL}class_names: ['no', 'yes', -1]\n")]).data.class_names == ["no", "yes", "-1"]
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("image_mean", "[123.7, 116.3, 103.5]"),
+        ("image_mean", "[0.5, .nan, 0.5]"),
+        ("image_std", "[58.4, 57.1, 57.4]"),
+        ("image_std", "[0.5, .nan, 0.5]"),
+        ("crop_ratio", "[0.75, .inf]"),
+        ("probe_c", "[1, .nan]"),
+        ("probe_c", "[1, .inf]"),
+    ],
+)
+def test_load_recipe_with_a_number_out_of_range_in_a_list_names_the_option(write, key, values):
+    path = write(f"{MINIMAL}{key}: {values}\n")
+    with pytest.raises(RecipeError, match=rf"^{re.escape(path)}: {key}: "):
+        load_recipe([path])
+
+
 def test_load_recipe_error_names_option_or_file(write):
     wrong = write(MINIMAL + "learning_rate: -1\n")
     with pytest.raises(RecipeError, match=rf"^{re.escape(wrong)}: learning_rate: .*-1\.0"):
@@ -214,6 +243,9 @@ def test_resolved_recipe_round_trips(write, tmp_path):
         ("eval_steps: 50\n", [], {"eval_steps", "eval_strategy"}),
         ("mix_off_epochs: 1\nmixup_alpha: 0.2\n", ["--mixup_alpha", "0"],
          {"mix_off_epochs", "mixup_alpha", "cutmix_alpha", "random_erasing"}),
+        ("dataset_revision: v1\ndataset_config_name: plain\n", [], {"dataset_revision", "dataset_config_name"}),
+        ("streaming: true\nvalidation_split: val\ntest_fraction: 0.2\n", [], {"test_fraction", "streaming"}),
+        ("dataset_revision: v1\n", ["--dataset_name", "user/photos"], None),
         ("finetuning: lora\nlora_rank: 4\nprobe_passes: 0\n", [], None),
         ("policy: rand_augment\nrand_augment_num_ops: 3\neval_strategy: steps\neval_steps: 50\n", [], None),
     ],
@@ -243,9 +275,6 @@ def test_resolved_recipe_has_no_tokens(write):
     assert "hf_secret" not in recipe.to_yaml()
     assert "token" not in recipe.to_yaml()
 
-        ("dataset_revision: v1\ndataset_config_name: plain\n", [], {"dataset_revision", "dataset_config_name"}),
-        ("streaming: true\nvalidation_split: val\ntest_fraction: 0.2\n", [], {"test_fraction", "streaming"}),
-        ("dataset_revision: v1\n", ["--dataset_name", "user/photos"], None),
 
 @pytest.mark.parametrize(
     ("text", "option", "data"),
