@@ -1,5 +1,6 @@
 """Estimate the memory and disk that a recipe needs, without allocating the model."""
 
+import os
 import shutil
 import weakref
 from contextlib import suppress
@@ -286,7 +287,7 @@ def _disk(own: StepMemory, args) -> list[str]:
     checkpoint = own.weights + own.optimizer + own.average
     kept = "all are kept" if args.save_total_limit is None else f"at most {args.save_total_limit + 1} at once"
     folder = expand_user(args.output_dir).absolute()
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    existing = next(path for path in (folder, *folder.parents) if os.path.exists(path))
     free = size(shutil.disk_usage(existing).free)
     return [f"disk       {size(checkpoint)} per checkpoint, {kept}; {free} free in {existing}"]
 

@@ -308,9 +308,10 @@ def read_class_names(data: DataArguments) -> list[str] | None:
     names = list(data.class_names)
     if len(names) == 1:
         file = expand_user(names[0])
-        if not file.is_file() and names[0].isdecimal() and int(names[0]) > 1:
+        is_file = os.path.isfile(file)  # False where `Path.is_file` raises: a name too long, no permission
+        if not is_file and names[0].isdecimal() and int(names[0]) > 1:
             return [str(index) for index in range(int(names[0]))]
-        if not file.is_file():
+        if not is_file:
             raise DataError(
                 f"class_names: must be two or more names, a text file, or the number of classes, got {names[0]}."
             )

@@ -184,9 +184,9 @@ def open_local(data: DataArguments) -> LocalData | None:
         DataError: the layout of the files is unknown.
     """
     root = expand_user(data.dataset_name)
-    if root.is_file():
+    if os.path.isfile(root):  # False where `Path.is_file` raises: a name too long, no permission
         return _open_file(root, data)
-    if not root.is_dir() or data.dataset_config_name:
+    if not os.path.isdir(root) or data.dataset_config_name:
         return None
     left_out = LeftOut()
     if any((root / name).is_file() for name in ("dataset_dict.json", "state.json")):
@@ -723,7 +723,7 @@ def _archive_stream(parts: Sequence[tuple[File, list[tuple[File, str]]]], labels
 def data_root(dataset_name: str) -> str:
     """Return the absolute path of a local data set's folder or of its file's folder."""
     name = expand_user(dataset_name)
-    return os.path.abspath(name if name.is_dir() else name.parent)
+    return os.path.abspath(name if os.path.isdir(name) else name.parent)
 
 
 def image_file(encoded: dict[str, Any] | None, root: str | None) -> str | None:

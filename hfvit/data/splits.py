@@ -741,7 +741,7 @@ def why_not_loaded(data: DataArguments, split: str, error: Exception, option: st
     plain = split.split("[")[0]
     if available and plain not in available:
         return no_split_error(option, name, split, available)
-    folders = [path.name for path in Path().iterdir() if path.is_dir()] if "/" not in name else []
+    folders = [path.name for path in Path().iterdir() if os.path.isdir(path)] if "/" not in name else []
     hint = nearest(name, folders)
     no_folder = "" if is_local(name) else f"no local folder {name}, and "
     return DataError(

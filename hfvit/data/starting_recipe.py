@@ -96,9 +96,9 @@ def is_data_set(name: str) -> bool:
     if is_recipe_name(name):
         return False
     path = expand_user(name)
-    if path.is_dir():
+    if os.path.isdir(path):  # False where `Path.is_dir` raises: a name too long, no permission
         return not (path / RECIPE_FILE).is_file()
-    if path.is_file():
+    if os.path.isfile(path):
         return extension(path.name) in (*TABLE_EXTENSIONS, *ARCHIVE_EXTENSIONS)
     return name == DIGITS or is_hub_id(name)
 

@@ -557,7 +557,7 @@ def _read_mapping(key: str, value: Any) -> dict | None:
     if not value.startswith("{"):
         if key not in MAPPINGS_IN_FILES:
             raise RecipeError(f"{key}: must be a mapping, on the command line as JSON, got '{value}'.")
-        if not Path(value).is_file():
+        if not os.path.isfile(value):
             raise RecipeError(f"{key}: must be a mapping (as JSON) or a JSON file, got '{value}'.")
         text = Path(value).read_text(encoding="utf-8", errors="replace")
     try:
