@@ -91,7 +91,7 @@ class SingleLabel:
             seed: seed of the choice.
 
         Returns:
-            (rows to keep, rows to hold out).
+            (rows to keep, rows to hold out), each with at least one image of a class that has two.
 
         Raises:
             ValueError: each class has only one image.
@@ -100,7 +100,10 @@ class SingleLabel:
 
         order = np.arange(len(targets))
         try:
-            return tuple(train_test_split(order, test_size=fraction, stratify=targets, random_state=seed))
+            drawn = train_test_split(order, test_size=fraction, stratify=targets, random_state=seed)
+            kept, held_out = _with_all_classes(targets, *drawn)
+            if len(held_out) == len(drawn[1]):
+                return kept, held_out
         except ValueError:  # a class of one image, or fewer images to hold out than classes
             held_out = _some_of_each_class(targets, fraction, seed)
         kept = np.setdiff1d(order, held_out)
@@ -138,6 +141,31 @@ class SingleLabel:
 
 
 def _some_of_each_class(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+def _with_all_classes(targets: np.ndarray, kept: np.ndarray, held_out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Move one image of each class that is in one part only to the other part.
+
+    Args:
+        targets: class indices `(rows,)`, with two or more rows of each class.
+        kept: rows to keep, in random order.
+        held_out: rows to hold out, in random order.
+
+    Returns:
+        (rows to keep, rows to hold out).
+    """
+    from_kept = _first_of_missing(targets, kept, held_out)
+    from_held_out = _first_of_missing(targets, held_out, kept)
+    return (
+        np.concatenate([kept[~np.isin(kept, from_kept)], from_held_out]),
+        np.concatenate([held_out[~np.isin(held_out, from_held_out)], from_kept]),
+    )
+
+
+def _first_of_missing(targets: np.ndarray, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return the first of `rows` of each class that `others` do not have."""
+    classes, first = np.unique(targets[rows], return_index=True)
+    return rows[first[~np.isin(classes, targets[others])]]
+
+
     """Choose a fraction of the rows of each class.
 
     It is at least one row, except for a class with only one.
