@@ -1,6 +1,7 @@
 """Encode labels as class indices."""
 
 import logging
+import os
 import unicodedata
 import warnings
 from collections import Counter
@@ -106,9 +107,9 @@ class SingleLabel:
                 return kept, held_out
         except ValueError:  # a class of one image, or fewer images to hold out than classes
             held_out = _some_of_each_class(targets, fraction, seed)
-        kept = np.setdiff1d(order, held_out)
-        if not len(held_out) or not len(kept):
-            raise ValueError("each class has only one image")
+            kept = np.setdiff1d(order, held_out)
+            if not len(held_out) or not len(kept):
+                raise ValueError("each class has only one image") from None
         logger.info(
             "%d of %d images are held out, one or more of each class that has two", len(held_out), len(targets)
         )
@@ -140,7 +141,6 @@ class SingleLabel:
             return [held_out for _, held_out in folds]
 
 
-def _some_of_each_class(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
 def _with_all_classes(targets: np.ndarray, kept: np.ndarray, held_out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Move one image of each class that is in one part only to the other part.
 
@@ -166,6 +166,7 @@ def _first_of_missing(targets: np.ndarray, rows: np.ndarray, others: np.ndarray)
     return rows[first[~np.isin(classes, targets[others])]]
 
 
+def _some_of_each_class(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     """Choose a fraction of the rows of each class.
 
     It is at least one row, except for a class with only one.
@@ -176,11 +177,18 @@ def _first_of_missing(targets: np.ndarray, rows: np.ndarray, others: np.ndarray)
         seed: seed of the choice.
     """
     order = np.random.default_rng(seed).permutation(len(labels))
-    chosen = []
-    for label in np.unique(labels):
-        rows = order[labels[order] == label]
-        chosen.append(rows[: min(max(1, round(fraction * len(rows))), len(rows) - 1)])
-    return np.concatenate(chosen)
+    groups = rows_by_class(labels[order])
+    return np.concatenate([order[rows[: min(max(1, round(fraction * len(rows))), len(rows) - 1)]] for rows in groups])
+
+
+def rows_by_class(targets: np.ndarray) -> list[np.ndarray]:
+    """Return the rows of each class that has images, in ascending order.
+
+    Args:
+        targets: class indices `(rows,)`.
+    """
+    order = np.argsort(targets, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(targets[order])) + 1)
 
 
 def joined_labels(labels: Sequence[str]) -> str | None:
@@ -312,7 +320,8 @@ def _renamed(
 ) -> tuple[list[str], dict[str, np.ndarray]]:
     """Use `class_names` for classes that are numbers, or reorder the same names."""
     if set(class_names) == set(labels):
-        order = np.array([class_names.index(label) for label in labels])
+        index_of = {name: index for index, name in enumerate(class_names)}
+        order = np.array([index_of[label] for label in labels])
         moved = {}
         for role, values in encoded.items():
             known = (values >= 0) & (values < len(labels))
@@ -349,7 +358,7 @@ def read_class_names(data: DataArguments) -> list[str] | None:
             raise DataError(f"class_names: cannot read {names[0]} ({one_line(error)}).") from None
         names = [line.strip() for line in lines if line.strip()]
     names = list(map(normalized, names))
-    repeated = next((name for name in names if names.count(name) > 1), None)
+    repeated = next((name for name, count in Counter(names).items() if count > 1), None)
     if repeated is not None:
         raise DataError(f"class_names: must be distinct, got '{repeated}' more than once.")
     return names

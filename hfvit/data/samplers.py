@@ -3,6 +3,8 @@
 import numpy as np
 import torch
 
+from hfvit.data.labels import rows_by_class
+
 
 class EpochSampler(torch.utils.data.Sampler):
     """Sampler of shuffled `(draw, row)` pairs.
@@ -56,7 +58,7 @@ class BalancedSampler(EpochSampler):
 
     def __init__(self, labels: np.ndarray, global_batch_size: int, seed: int, repeats: int = 1):
         super().__init__(len(labels), global_batch_size, seed, repeats)
-        self.by_class = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+        self.by_class = rows_by_class(labels)
 
     def __iter__(self):
         rng = np.random.default_rng([self.seed, self.epoch])

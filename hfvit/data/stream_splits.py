@@ -147,7 +147,8 @@ def _check_classes(split: IterableDataset, name: str, column: str, train: Any) -
     """
     label = split.features[column]
     both = isinstance(label, ClassLabel) and isinstance(train, ClassLabel)
-    unknown = [class_name for class_name in label.names if class_name not in train.names] if both else []
+    known = set(train.names) if both else set()
+    unknown = [class_name for class_name in label.names if class_name not in known] if both else []
     are_indices = [kind.dtype.startswith(("int", "uint")) for kind in (label, train)]  # ClassLabel too
     if unknown or are_indices[0] != are_indices[1]:
         raise DataError(
@@ -304,7 +305,8 @@ def _two_columns(
         features = datasets.Features({**stream.features, label: Value("int64")})
         stream = stream.map(_to_index, fn_kwargs={"label": label, "index_of": index_of}, features=features)
     elif isinstance(feature, ClassLabel) and list(feature.names) != labels:
-        order = [labels.index(name) if name in labels else index for index, name in enumerate(feature.names)]
+        index_of = {name: index for index, name in enumerate(labels)}
+        order = [index_of.get(name, index) for index, name in enumerate(feature.names)]
         features = datasets.Features({**stream.features, label: Value("int64")})
         stream = stream.map(_to_index, fn_kwargs={"label": label, "index_of": dict(enumerate(order))},
                             features=features)  # fmt: skip

@@ -1,5 +1,7 @@
 """Splits: columns, labels, held-out images, and errors."""
 
+import time
+
 import datasets
 import numpy as np
 import pytest
@@ -10,9 +12,12 @@ from helpers.messages import assert_logged, assert_names
 from helpers.splits import load_splits
 
 from hfvit.data.decode import decode
-from hfvit.data.labels import encode_labels, match_classes
+from hfvit.data.labels import SingleLabel, encode_labels, match_classes, read_class_names
+from hfvit.data.samplers import BalancedSampler
 from hfvit.data.splits import find_image_column, find_label_column
+from hfvit.data.starting_recipe import is_data_set
 from hfvit.errors import DataError, RecipeError
+from hfvit.recipe.arguments import DataArguments
 
 
 def save(folder, **splits):
@@ -86,6 +91,42 @@ def test_digits_are_complete():
     assert len(splits.train) + len(splits.validation) + len(splits.test) == 1797
     assert splits.labels == list("0123456789")
     assert np.bincount(splits.test["label"]).min() >= 34
+
+
+def test_class_names_of_many_classes_take_little_time(tmp_path):
+    names = [f"class {number}" for number in range(60_000)]
+    file = tmp_path / "names.txt"
+    file.write_text("\n".join(names))
+    start = time.process_time()
+    found = read_class_names(DataArguments(dataset_name="digits", class_names=[str(file)]))
+    targets = np.array([0, 59_999])
+    labels, encoded = encode_labels(ClassLabel(names=names[::-1]), {"train": targets}, {"train": "train"}, found)
+    assert time.process_time() - start < 5
+    assert labels == found == names
+    assert encoded["train"].tolist() == [59_999, 0]
+
+
+def test_rows_of_many_classes_are_held_out_and_balanced_in_little_time():
+    targets = np.r_[np.random.default_rng(0).integers(0, 10_000, 300_000), 10_000]
+    start = time.process_time()
+    kept, held_out = SingleLabel("label").hold_out(targets, 0.2, seed=0)  # the last class has one image
+    by_class = BalancedSampler(targets, global_batch_size=8, seed=0).by_class
+    assert time.process_time() - start < 5
+    assert np.array_equal(np.sort([*kept, *held_out]), np.arange(len(targets)))
+    counts = np.bincount(targets)
+    assert np.array_equal(np.bincount(targets[held_out], minlength=len(counts)),
+                          [min(max(1, round(0.2 * count)), count - 1) for count in counts])  # fmt: skip
+    assert all((targets[rows] == label).all() for label, rows in enumerate(by_class))
+    assert list(map(len, by_class)) == counts.tolist()
+
+
+@pytest.mark.parametrize(
+    ("option", "arguments"), [("dataset_name", {}), ("class_names", {"class_names": ["a" * 300]})]
+)
+def test_names_too_long_for_a_file_name_the_option(option, arguments):
+    with pytest.raises(DataError, match=rf"^{option}: "):
+        load_splits("digits" if arguments else "a" * 300, **arguments)
+    assert not is_data_set("a" * 300)
 
 
 def test_fractions_that_leave_nothing_for_training_raise(tmp_path):
