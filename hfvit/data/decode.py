@@ -4,7 +4,7 @@ import glob
 import logging
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
@@ -294,7 +294,8 @@ def is_url(name: str | Path) -> bool:
 def find_images(names: Iterable[str]) -> tuple[list[str], list[str]]:
     """Find the image files of files, folders and patterns.
 
-    A folder means all image files in it and its subfolders, by the extensions of `open_image.formats`. A pattern with
+    A folder means all image files in it and its subfolders, by the extensions of `open_image.formats`; links are
+    followed. A pattern with
     `*`, `?` or `[...]` means all files and folders that match (`**` for any depth).
 
     Args:
@@ -315,7 +316,7 @@ def find_images(names: Iterable[str]) -> tuple[list[str], list[str]]:
             wrong += [] if inside else [f"{name}: no image in this folder"]
         else:
             matches = sorted(glob.glob(str(path), recursive=True)) if glob.has_magic(name) else []
-            files = [file for match in matches for file in (_in_folder(match) if Path(match).is_dir() else [match])]
+            files = [file for match in matches for file in (_in_folder(match) if os.path.isdir(match) else [match])]
             found += files
             problem = "no image matches this pattern" if glob.has_magic(name) else "no such file or folder"
             wrong += [] if files else [f"{name}: {problem}"]
@@ -324,11 +325,36 @@ def find_images(names: Iterable[str]) -> tuple[list[str], list[str]]:
 
 def _in_folder(folder: str | Path) -> list[str]:
     readable = extensions()
-    found = [path for path in Path(folder).rglob("*") if path.suffix.lower() in readable and path.is_file()]
+    found = [path for path in _files_below(Path(folder)) if path.suffix.lower() in readable and os.path.isfile(path)]
     visible = [path for path in found if not any(map(is_hidden, path.relative_to(folder).parts))]
     if len(visible) < len(found):
         logger.warning("%s: skipped %d hidden files", folder, len(found) - len(visible))
     return sorted(map(str, visible))
+
+
+def _files_below(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
+    """Yield the files in a folder and its subfolders.
+
+    Links are followed, unless they lead to a folder above.
+
+    Args:
+        folder: folder to search.
+        above: real paths of the folders above.
+    """
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        logger.warning("%s: skipped, as the folder cannot be read (%s)", folder, error.strerror)
+        return
+    for name in names:
+        path = folder / name
+        if os.path.isdir(path):
+            yield from _files_below(path, (*above, real))
+        else:
+            yield path
 
 
 def read_image(

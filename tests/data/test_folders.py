@@ -12,7 +12,7 @@ from helpers.messages import assert_names
 from helpers.splits import load_splits
 
 from hfvit.data.decode import find_images
-from hfvit.data.folders import NOT_UTF8
+from hfvit.data.folders import BROKEN_LINK, NOT_UTF8
 from hfvit.data.splits import warn_about_sizes
 from hfvit.errors import DataError, RecipeError
 
@@ -291,6 +291,15 @@ def test_load_splits_with_slices_that_overlap_counts_the_images(tmp_path, argume
 def test_load_splits_with_test_as_validation_split_has_no_test_split(tmp_path, caplog):
     write_images(tmp_path, split_counts("test", CLASSES, CLASSES))
     splits = load_splits(str(tmp_path), validation_split="test")
+def test_find_images_in_folder_follows_links_and_ends_at_loops(tmp_path):
+    write_images(tmp_path / "nas", {"cats": 2})
+    root = tmp_path / "set"
+    root.mkdir()
+    (root / "cats").symlink_to(tmp_path / "nas/cats")
+    (tmp_path / "nas/cats/back").symlink_to(root)
+    assert find_images([str(root)]) == ([str(root / "cats/0.png"), str(root / "cats/1.png")], [])
+
+
     assert splits.test is None
     assert any("test: none" in message for message in caplog.messages)
 
