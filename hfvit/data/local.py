@@ -49,6 +49,7 @@ from hfvit.data.tables import (
     split_by_column,
     split_by_folder,
     split_columns,
+    split_of_value,
     stream_images,
     unreadable,
 )
@@ -621,7 +622,7 @@ def _split_table(data: DataArguments, files: list[File], split: str) -> Dataset:
     """
     table = _table(data, files, split)
     for column in _split_columns(data, table.column_names):
-        names = {canonical_split(value) if isinstance(value, str) else None for value in table[column][:]}
+        names = {split_of_value(value) for value in set(table[column][:])}
         if names != {split}:
             _warn_unused(data, [column], "is not used, since the files have the splits")
     return table

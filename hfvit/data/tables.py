@@ -196,7 +196,7 @@ def split_by_column(dataset: Dataset, column: str) -> dict[str, Dataset] | None:
         DataError: the column is called `split`, in any case, and has other values.
     """
     values = dataset[column][:]
-    names = {value: canonical_split(value) if isinstance(value, str) else None for value in set(values)}
+    names = {value: split_of_value(value) for value in set(values)}
     if not all(names.values()):
         if column.lower() == "split":
             unknown = sorted(str(value) for value, name in names.items() if not name)
@@ -206,6 +206,11 @@ def split_by_column(dataset: Dataset, column: str) -> dict[str, Dataset] | None:
             )
         return None
     return _split_rows(dataset, [names[value] for value in values])
+
+
+def split_of_value(value: Any) -> str | None:
+    """Return the split that a value of a split column names, None for other values."""
+    return canonical_split(value.strip()) if isinstance(value, str) else None
 
 
 def split_by_folder(
