@@ -53,7 +53,7 @@ from hfvit.data.tables import (
     stream_images,
     unreadable,
 )
-from hfvit.errors import DataError, one_line
+from hfvit.errors import DataError, nearest, one_line
 from hfvit.recipe.arguments import DataArguments
 from hfvit.utils.files import expand_user
 
@@ -436,6 +436,11 @@ def _metadata_texts(data: DataArguments, metadata: list[File]) -> dict[str, dict
         paths = []
         for row, path in enumerate(table[column][:]):
             if not isinstance(path, str) or not path:
+        if column not in table.features:
+            raise DataError(
+                f"image_column: must be a column of {metadata[0].name} (found: {', '.join(table.features)}), got"
+                f" '{column}'.{nearest(column, table.features)}"
+            )
                 raise DataError(
                     f"image_column: row {row} of {METADATA} in {folder}: '{column}' must be a path, got {path!r}."
                     " Correct or remove the row."
