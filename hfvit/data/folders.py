@@ -51,7 +51,7 @@ class File(NamedTuple):
         path: path of the file.
         size: size in bytes.
         changed: modification time in nanoseconds.
-        key: device and inode, equal for links to the same file.
+        key: device and inode, equal for links to the same file; None if unknown.
     """
 
     parts: tuple[str, ...]
@@ -214,7 +214,7 @@ def _scan(
         name = "/".join(inside)
         if is_hidden(entry.name):
             left_out.add(HIDDEN, name)
-        elif entry.is_dir():
+        elif _is_folder(entry):
             _scan(entry.path, inside, (*above, key), files, empty, left_out)
         else:
             file = _regular(entry, inside, left_out)
@@ -222,6 +222,14 @@ def _scan(
                 files.append(file)
     if len(files) == found:
         empty.append(parts)
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    """Return whether an entry is a folder or a link to one, False for broken links."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or into a folder without permission
+        return False
 
 
 def _regular(entry: os.DirEntry, parts: tuple[str, ...], left_out: LeftOut) -> File | None:
@@ -242,7 +250,8 @@ def _regular(entry: os.DirEntry, parts: tuple[str, ...], left_out: LeftOut) -> F
     if not os.access(entry.path, os.R_OK):
         left_out.add(UNREADABLE, name)
         return None
-    return File(parts, entry.path, status.st_size, status.st_mtime_ns, (status.st_dev, status.st_ino))
+    key = (status.st_dev, status.st_ino) if status.st_ino else None  # 0 for all files on Windows
+    return File(parts, entry.path, status.st_size, status.st_mtime_ns, key)
 
 
 @dataclass
@@ -469,8 +478,20 @@ def _classes(
     return [(file, unicodedata.normalize("NFC", classes[folders][-1])) for file, folders in rows]
 
 
-def check_shared_files(name: str, splits: dict[str, list[tuple[File, str]]]) -> None:
-    """Raise `DataError` if a file is in two splits through links."""
+def check_shared_files(name: str, splits: dict[str, list[tuple[File, str]]]) -> dict[str, str]:
+    """Find links to the same file, and check that they are in one split.
+
+    Args:
+        name: name of the data set, for messages.
+        splits: split -> (file, class name) of each image.
+
+    Returns:
+        The path of the first link by the path of each further link.
+
+    Raises:
+        DataError: a file is in two splits through links.
+    """
+    links: dict[str, str] = {}
     owner: dict[tuple[int, int], tuple[str, File]] = {}
     shared: list[tuple[File, File]] = []
     for split, rows in splits.items():
@@ -480,12 +501,15 @@ def check_shared_files(name: str, splits: dict[str, list[tuple[File, str]]]) -> 
             before = owner.setdefault(file.key, (split, file))
             if before[0] != split:
                 shared.append((before[1], file))
+            elif before[1] is not file:
+                links[file.path] = before[1].path
     if shared:
         first, second = shared[0]
         raise DataError(
             f"dataset_name: {len(shared):,} files of {name} are in two splits through links, such as {first.name} and"
             f" {second.name}. Link each file in one split only."
         )
+    return links
 
 
 def no_split_error(option: str, name: str, split: str, available: Iterable[str]) -> DataError:

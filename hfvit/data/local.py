@@ -92,6 +92,7 @@ class LocalData:
         layout: short description of the files.
         notes: remarks for the log.
         images: paths of all image files in the folder of a table.
+        links: path of the first link to a file by the path of each further link.
     """
 
     name: str
@@ -101,6 +102,7 @@ class LocalData:
     layout: str
     notes: list[str] = field(default_factory=list)
     images: frozenset[str] = frozenset()
+    links: dict[str, str] = field(default_factory=dict)
     _loaded: dict[str, Dataset] = field(default_factory=dict)
 
     def resolve(self, split: str) -> str:
@@ -348,14 +350,15 @@ def _folder_data(
     left_out: LeftOut,
     columns: dict[str, dict[str, str | None]] | None = None,
 ) -> LocalData:
-    check_shared_files(data.dataset_name, folders.splits)
+    links = check_shared_files(data.dataset_name, folders.splits)
     labels = folders.labels
     splits = {}
     for split, rows in folders.splits.items():
         load = partial(_folder_dataset, rows, labels, columns)
         splits[split] = _in_memory(load, len(rows), [file for file, _ in rows])
     layout = "class folders in split folders" if folders.is_split else "class folders"
-    return LocalData(data.dataset_name, _in_order(splits), folders.is_split, left_out, layout, folders.notes)
+    found = _in_order(splits)
+    return LocalData(data.dataset_name, found, folders.is_split, left_out, layout, folders.notes, links=links)
 
 
 def _in_order(splits: dict[str, LocalSplit]) -> dict[str, LocalSplit]:
@@ -433,14 +436,14 @@ def _metadata_texts(data: DataArguments, metadata: list[File]) -> dict[str, dict
             raise DataError(
                 f"image_column: {metadata[0].name} has no column file_name (found: {', '.join(table.features)})."
             )
-        paths = []
-        for row, path in enumerate(table[column][:]):
-            if not isinstance(path, str) or not path:
         if column not in table.features:
             raise DataError(
                 f"image_column: must be a column of {metadata[0].name} (found: {', '.join(table.features)}), got"
                 f" '{column}'.{nearest(column, table.features)}"
             )
+        paths = []
+        for row, path in enumerate(table[column][:]):
+            if not isinstance(path, str) or not path:
                 raise DataError(
                     f"image_column: row {row} of {METADATA} in {folder}: '{column}' must be a path, got {path!r}."
                     " Correct or remove the row."

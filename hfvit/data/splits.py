@@ -2,10 +2,12 @@
 
 import functools
 import logging
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -27,7 +29,7 @@ from hfvit.data.local import LocalData, open_local
 from hfvit.data.multilabel import MultiLabel, flag_columns, list_item
 from hfvit.data.references import check_cards
 from hfvit.data.tables import LABEL_NAMES, SPLIT_COLUMNS, as_images, root_cause
-from hfvit.errors import DataError, RecipeError, nearest, one_line
+from hfvit.errors import DataError, RecipeError, nearest, one_line, printable
 from hfvit.recipe.arguments import DEFAULT_TEST_SPLIT, MULTI_LABEL, SINGLE_LABEL, DataArguments
 from hfvit.utils.formatting import shortened
 from hfvit.utils.hub_ids import folder_or_hub_id, is_local
@@ -307,9 +309,11 @@ def load_whole_splits(data: DataArguments, seed: int = 42, local: LocalData | No
     if data.on_bad_image == "skip":
         for role in loaded:
             loaded[role] = skip_bad_images(loaded[role], names[role], left_out[role])
+    files = _number_files(loaded, local)
+    _warn_about_shared_files(loaded, files)
     whole = dict(loaded)
     sources = {role: names[role] for role in loaded}
-    held_out = _hold_out_splits(data, seed, local, loaded, names, kind)
+    held_out = _hold_out_splits(data, seed, local, loaded, names, kind, files["train"])
     for role in held_out:
         sources[role] = data.train_split
         whole[role] = whole["train"]
@@ -496,10 +500,12 @@ def _hold_out_splits(
     loaded: dict[str, Dataset],
     names: dict[str, str],
     kind: SingleLabel | MultiLabel,
+    files: np.ndarray,
 ) -> dict[str, float]:
     """Hold out validation and test images if the data set has no such splits.
 
-    The choice depends only on the data and the seed, not on whether the test images are used.
+    The choice depends only on the data and the seed, not on whether the test images are used. Rows of the same file
+    stay together.
 
     Args:
         data: data options of the recipe.
@@ -508,6 +514,7 @@ def _hold_out_splits(
         loaded: splits by role, changed in place.
         names: names of the splits by role, changed in place.
         kind: labels from `find_labels`, for the stratification.
+        files: number of the file of each training row.
 
     Returns:
         The fraction of the training split by role.
@@ -527,25 +534,33 @@ def _hold_out_splits(
             f" {fractions['validation']:g} and {fractions['test']:g}. Decrease one of them."
         )
     whole = loaded["train"]
+    all_files = files
     if data.fold is not None and "test" not in fractions:
         del fractions["validation"]
     for role, fraction in fractions.items():
         train = loaded["train"]
+        first, file = _first_rows(files)
         remaining = 1.0 if len(fractions) == 1 or role == "validation" else 1 - fractions["validation"]
         try:
-            kept, held_out = kind.hold_out(targets_of(train), fraction / remaining, seed)
+            _, held_out = kind.hold_out(targets_of(train)[first], fraction / remaining, seed)
         except ValueError as error:
             raise DataError(
                 f"{role}_fraction: no image of split '{data.train_split}' can be held out, because {error}"
                 f" ({len(train)} images). Add images, or pass a {role}_split."
             ) from None
-        loaded["train"] = train.select(np.sort(kept))
-        loaded[role] = train.select(np.sort(held_out))
+        is_held_out = np.isin(file, held_out)
+        loaded["train"] = train.select(np.flatnonzero(~is_held_out))
+        files = files[~is_held_out]
+        loaded[role] = train.select(np.flatnonzero(is_held_out))
         names[role] = f"{data.train_split}, {fraction:g}{HELD_OUT}"
     if data.fold is not None:
         # The test images are those of a run without folds.
-        rest = _without(whole, loaded["test"]) if "test" in fractions else whole
-        loaded["train"], loaded["validation"] = _hold_out_fold(data, seed, rest, kind)
+        rest = np.ones(len(whole), bool)
+        if "test" in fractions:
+            rest = ~_is_in(whole, loaded["test"])
+        loaded["train"], loaded["validation"] = _hold_out_fold(
+            data, seed, whole.select(np.flatnonzero(rest)), kind, all_files[rest]
+        )
         names["validation"] = f"{data.train_split}, fold {data.fold} of {data.folds}{HELD_OUT}"
         fractions["validation"] = 1 / data.folds
     if "test" in fractions and data.test_split is None:
@@ -557,14 +572,14 @@ def _hold_out_splits(
     return fractions
 
 
-def _without(split: Dataset, other: Dataset) -> Dataset:
-    """Return the rows of `split` that are not in `other`, a selection of it."""
+def _is_in(split: Dataset, other: Dataset) -> np.ndarray:
+    """Return whether each row of `split` is in `other`, a selection of it, `(rows,)`."""
     rows, others = (read_column(part, "row").to_numpy() for part in (split, other))
-    return split.select(np.flatnonzero(~np.isin(rows, others)))
+    return np.isin(rows, others)
 
 
 def _hold_out_fold(
-    data: DataArguments, seed: int, split: Dataset, kind: SingleLabel | MultiLabel
+    data: DataArguments, seed: int, split: Dataset, kind: SingleLabel | MultiLabel, files: np.ndarray
 ) -> tuple[Dataset, Dataset]:
     """Return the images outside and inside the fold of a recipe.
 
@@ -573,16 +588,82 @@ def _hold_out_fold(
         seed: seed of the folds.
         split: images of all folds.
         kind: labels from `find_labels`, for the stratification.
+        files: number of the file of each row.
     """
+    first, file = _first_rows(files)
     try:
-        held_out = kind.folds(targets_of(split), data.folds, seed)[data.fold]
+        held_out = kind.folds(targets_of(split)[first], data.folds, seed)[data.fold]
     except ValueError as error:
         raise DataError(
             f"folds: split '{data.train_split}' cannot be divided into {data.folds} folds ({one_line(error)}). Use"
             " fewer folds."
         ) from None
-    kept = np.setdiff1d(np.arange(len(split)), held_out)
-    return split.select(kept), split.select(np.sort(held_out))
+    is_held_out = np.isin(file, held_out)
+    return split.select(np.flatnonzero(~is_held_out)), split.select(np.flatnonzero(is_held_out))
+
+
+def _first_rows(files: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first row of each file, and the index of each row's file."""
+    _, first, index = np.unique(files, return_index=True, return_inverse=True)
+    return first, index
+
+
+def _number_files(splits: Mapping[str, Dataset], local: LocalData | None) -> dict[str, np.ndarray]:
+    """Number the image files of splits, in the order of their first rows.
+
+    Args:
+        splits: splits from `standardize` by role.
+        local: local data set, with its links.
+
+    Returns:
+        The number of each row's file `(rows,)` by role. Images that are not in files have negative numbers.
+    """
+    links = local.links if local else {}
+    known: dict[Any, int] = {}
+    found: dict[str, np.ndarray] = {}
+    for role, split in splits.items():
+        if (split[0]["image"] or {}).get("bytes") is not None:
+            end = -sum(map(len, found.values()))
+            found[role] = np.arange(end - len(split), end)
+            continue
+        images = read_column(split, "image")
+        paths = [path for chunk in images.chunks for path in chunk.field("path").to_pylist()]
+        keys = [(role, row) if path is None else os.path.normpath(links.get(path, path))
+                for row, path in enumerate(paths)]  # fmt: skip
+        found[role] = np.array([known.setdefault(key, len(known)) for key in keys])
+    return found
+
+
+def _warn_about_shared_files(splits: Mapping[str, Dataset], files: Mapping[str, np.ndarray]) -> None:
+    """Warn about image files in several rows of a split, or in `train` and an evaluation split.
+
+    Args:
+        splits: splits from `standardize` by role.
+        files: number of each row's file by role, from `_number_files`.
+    """
+    for role, split in splits.items():
+        repeated = np.setdiff1d(np.arange(len(split)), _first_rows(files[role])[0])
+        if len(repeated):
+            logger.warning(
+                "%s: %d of %d rows have the image file of an earlier row, such as %s",
+                role,
+                len(repeated),
+                len(split),
+                _file_name(split, repeated[0]),
+            )
+        shared = np.flatnonzero(np.isin(files[role], files["train"])) if role != "train" else ()
+        if len(shared):
+            logger.warning(
+                "%s: %d of %d rows have an image file of the training split, such as %s. Its results are too good.",
+                role,
+                len(shared),
+                len(split),
+                _file_name(split, shared[0]),
+            )
+
+
+def _file_name(split: Dataset, row: int) -> str:
+    return printable(split[int(row)]["image"]["path"])
 
 
 def warn_about_sizes(splits: ImageSplits) -> None:

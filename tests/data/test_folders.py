@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers.images import LABELS
 from helpers.layouts import class_counts, image_bytes, paths, write_images
-from helpers.messages import assert_names
+from helpers.messages import assert_logged, assert_names
 from helpers.splits import load_splits
 
 from hfvit.data.decode import find_images
@@ -157,6 +157,47 @@ def test_load_splits_with_one_file_in_two_splits_names_it(tmp_path):
     assert_names(caught.value, "train/dog/3.png", "test/cat/copy.png")
 
 
+def test_load_splits_with_links_to_one_file_holds_them_out_together(tmp_path, caplog):
+    write_images(tmp_path, {"cat": 20, "dog": 20})
+    for number in range(20):
+        os.link(tmp_path / f"cat/{number}.png", tmp_path / f"cat/again-{number}.png")
+    splits = load_splits(str(tmp_path), validation_fraction=0.2, test_fraction=0.2)
+    files = {role: {os.stat(path).st_ino for path in paths(splits, role)} for role in splits.sources}
+    assert {role: len(splits[role]) for role in files} == {"train": 36, "validation": 12, "test": 12}
+    assert len(set.union(*files.values())) == sum(map(len, files.values())) == 40
+    assert_logged(caplog, "WARNING", "train", 20, 60, tmp_path / "cat/again-0.png")
+
+
+def test_load_splits_where_all_files_have_inode_0_reads_them(tmp_path, monkeypatch):
+    class Entry:
+        def __init__(self, entry):
+            self.entry = entry
+
+        def __getattr__(self, name):
+            return getattr(self.entry, name)
+
+        def stat(self):
+            status = self.entry.stat()
+            return os.stat_result((status.st_mode, 0, 0, 0, 0, 0, status.st_size, 0, status.st_mtime, 0))
+
+    class Windows:
+        def __getattr__(self, name):
+            return getattr(os, name)
+
+        def scandir(self, folder):
+            return map(Entry, os.scandir(folder))
+
+    monkeypatch.setattr("hfvit.data.folders.os", Windows())
+    write_images(tmp_path, {"train/cat": 5, "train/dog": 5, "val/cat": 2, "val/dog": 2})
+    assert class_counts(load_splits(str(tmp_path)))["train"] == {"cat": 5, "dog": 5}
+
+
+def test_load_splits_with_a_link_to_itself_leaves_it_out(tmp_path):
+    write_images(tmp_path, {"cat": 20, "dog": 20})
+    (tmp_path / "cat/loop").symlink_to("loop")
+    assert load_splits(str(tmp_path)).facts["left_out"] == {BROKEN_LINK: 1}
+
+
 def test_load_splits_counts_and_names_omitted_files(tmp_path, caplog):
     write_images(tmp_path, {"train/cat": 40, "train/dog": 40, "val/cat": 40, "val/dog": 40})
     (tmp_path / "README.md").write_text("about")
@@ -250,6 +291,15 @@ def test_load_splits_of_a_copy_with_another_file_has_another_fingerprint(tmp_pat
     assert fingerprint() != before
 
 
+def test_find_images_in_folder_follows_links_and_ends_at_loops(tmp_path):
+    write_images(tmp_path / "nas", {"cats": 2})
+    root = tmp_path / "set"
+    root.mkdir()
+    (root / "cats").symlink_to(tmp_path / "nas/cats")
+    (tmp_path / "nas/cats/back").symlink_to(root)
+    assert find_images([str(root)]) == ([str(root / "cats/0.png"), str(root / "cats/1.png")], [])
+
+
 def test_find_images_in_folder_leaves_out_hidden_files(tmp_path):
     write_images(tmp_path, {"a": 3, "__MACOSX/a": 1, ".cache": 1})
     (tmp_path / "a/._0.png").write_bytes(b"x")
@@ -291,15 +341,6 @@ def test_load_splits_with_slices_that_overlap_counts_the_images(tmp_path, argume
 def test_load_splits_with_test_as_validation_split_has_no_test_split(tmp_path, caplog):
     write_images(tmp_path, split_counts("test", CLASSES, CLASSES))
     splits = load_splits(str(tmp_path), validation_split="test")
-def test_find_images_in_folder_follows_links_and_ends_at_loops(tmp_path):
-    write_images(tmp_path / "nas", {"cats": 2})
-    root = tmp_path / "set"
-    root.mkdir()
-    (root / "cats").symlink_to(tmp_path / "nas/cats")
-    (tmp_path / "nas/cats/back").symlink_to(root)
-    assert find_images([str(root)]) == ([str(root / "cats/0.png"), str(root / "cats/1.png")], [])
-
-
     assert splits.test is None
     assert any("test: none" in message for message in caplog.messages)
 
@@ -328,6 +369,14 @@ def test_load_splits_of_few_images_holds_some_of_each_class_out(tmp_path, count)
     assert counts["validation"] == {**dict.fromkeys("abcde", 1), "single": 0}
     assert counts["train"] == {**dict.fromkeys("abcde", count - 1), "single": 1}
     assert class_counts(load_splits(str(tmp_path), test_split=None)) == counts
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.7])
+def test_load_splits_holds_out_and_keeps_an_image_of_each_class(tmp_path, fraction):
+    write_images(tmp_path, {**dict.fromkeys("abcde", 2), "large": 80})
+    counts = class_counts(load_splits(str(tmp_path), validation_fraction=fraction, test_split=None))
+    assert {counts[role][label] for role in counts for label in "abcde"} == {1}
+    assert abs(counts["validation"]["large"] - 80 * fraction) <= 2
 
 
 # ---- Images that cannot be decoded ----

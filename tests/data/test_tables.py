@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 from helpers.layouts import class_counts, image_bytes, paths, write_images
-from helpers.messages import assert_names
+from helpers.messages import assert_logged, assert_names
 from helpers.splits import load_splits, stream_splits
 
 from hfvit.data.decode import decode
@@ -119,6 +119,13 @@ def test_load_splits_of_metadata_without_labels_takes_folders_and_adds_columns(t
         assert image["path"].endswith(f"{text.replace(' ', '/')}.png")
 
 
+def test_load_splits_of_metadata_without_the_image_column_names_the_option(tmp_path):
+    write_captions(tmp_path / "set", CAPTIONS)
+    with pytest.raises(DataError, match=r"^image_column: ") as caught:
+        load_splits(str(tmp_path / "set"), image_column="filename")
+    assert_names(caught.value, "'filename'", "file_name")
+
+
 def write_captions(root, captions, kind="jsonl"):
     """Class folders `cat` and `dog`, and a table of (path, caption)."""
     if not root.exists():
@@ -198,6 +205,33 @@ def test_load_splits_of_one_table_without_split_folders_holds_out(tmp_path, fold
     assert {role: sum(counts.values()) for role, counts in class_counts(splits).items()} == {
         "train": 16, "validation": 2, "test": 2,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("column", ["split", "subset"])
+def test_load_splits_of_csv_ignores_spaces_around_splits(tmp_path, column):
+    rows = [{**row, column: (" train", "test ")[n % 2]} for n, row in enumerate(path_rows(tmp_path, COUNTS))]
+    splits = load_splits(str(write_table(tmp_path / "labels.csv", rows)))
+    assert splits.sources == {"train": "train", "validation": "train", "test": "test"}
+    assert len(splits.test) == 30
+
+
+@pytest.mark.parametrize("fold", [None, 1])
+def test_load_splits_of_table_holds_out_all_rows_of_a_file(tmp_path, caplog, fold):
+    rows = path_rows(tmp_path, COUNTS)
+    again = [{**row, "image": f"./{row['image']}"} for row in rows]
+    table = write_table(tmp_path / "labels.csv", [*rows, *again])
+    splits = load_splits(str(table), folds=fold and 4, fold=fold)
+    files = {role: [os.path.normpath(path) for path in paths(splits, role)] for role in splits.sources}
+    assert sum(len(set(found)) for found in files.values()) == 60
+    assert all(found.count(file) == 2 for found in files.values() for file in found)
+    assert_logged(caplog, "WARNING", "train", 60, 120)
+
+
+def test_load_splits_of_table_with_a_file_in_two_splits_warns(tmp_path, caplog):
+    rows = [{**row, "split": ("train", "test")[n % 2]} for n, row in enumerate(path_rows(tmp_path, COUNTS))]
+    table = write_table(tmp_path / "labels.csv", [*rows, {**rows[0], "split": "test"}])
+    load_splits(str(table))
+    assert_logged(caplog, "WARNING", "test", 1, 31, tmp_path / rows[0]["image"])
 
 
 @pytest.mark.parametrize("column", ["split", "Split", "SPLIT"])
