@@ -627,11 +627,17 @@ def _number_files(splits: Mapping[str, Dataset], local: LocalData | None) -> dic
             found[role] = np.arange(end - len(split), end)
             continue
         images = read_column(split, "image")
-        paths = [path for chunk in images.chunks for path in chunk.field("path").to_pylist()]
-        keys = [(role, row) if path is None else os.path.normpath(links.get(path, path))
-                for row, path in enumerate(paths)]  # fmt: skip
+        paths = (path for chunk in images.chunks for path in chunk.field("path").to_pylist())
+        keys = (
+            (role, row) if path is None else _normalized_path(links.get(path, path)) for row, path in enumerate(paths)
+        )
         found[role] = np.array([known.setdefault(key, len(known)) for key in keys])
     return found
+
+
+def _normalized_path(path: str) -> str:
+    """Normalize a path, fast for one that is normalized."""
+    return os.path.normpath(path) if "./" in path or "//" in path else path
 
 
 def _warn_about_shared_files(splits: Mapping[str, Dataset], files: Mapping[str, np.ndarray]) -> None:
