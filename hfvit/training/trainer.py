@@ -509,6 +509,8 @@ class HFViTTrainer(Trainer):
                 self.optimizer = create(groups, **options)
             if fallback:
                 avoid_slow_bfloat16(self.optimizer, self.args.device)
+            for group in self.optimizer.param_groups:
+                group.setdefault("initial_lr", group["lr"])  # as most schedules do
             self.own_groups = [{**group, "params": None} for group in self.optimizer.param_groups]
         return self.optimizer
 
