@@ -18,7 +18,7 @@ from hfvit.pipeline import main as train
 from hfvit.recipe.files import read_yaml
 from hfvit.recipe.loader import default_of, load_recipe, without_test_split
 from hfvit.recipe.training_args import is_better_when_greater
-from hfvit.utils.files import write_text
+from hfvit.utils.files import check_writable, write_text
 from hfvit.utils.formatting import aligned
 from hfvit.utils.optional import import_optional
 
@@ -74,6 +74,11 @@ def _checked(path: str | Path, key: str, values: Any) -> Any:
     return {kind: [low, high]}
 
 
+def _bounds(values: list | dict[str, list]) -> list:
+    """Return the choices of a search space, or its lower and upper bound."""
+    return values if isinstance(values, list) else next(iter(values.values()))
+
+
 def suggest(trial, space: dict[str, Any]) -> dict[str, Any]:
     """Sample a value for every key of `space`; bounds of integers give integers."""
     chosen = {}
@@ -99,7 +104,6 @@ def search(argv: list[str], space: dict[str, Any], trials: int, **options) -> st
 
     Returns:
         The summary.
-
     """
     return Sweep(argv, space, **options).run(trials)
 
@@ -134,7 +138,8 @@ class Sweep:
         self.folder = Path(training.output_dir)
         self.metric = (training.metric_for_best_model or "accuracy").removeprefix("eval_")
         self.seed = seed
-        (self.folder / LOCKS).mkdir(parents=True, exist_ok=True)
+        check_writable(self.folder, "output_dir")
+        (self.folder / LOCKS).mkdir(exist_ok=True)
         self._lock = FileLock(self.folder / LOCKS / "study", is_singleton=False)
         with self._lock:
             self._open(prune)
@@ -144,19 +149,27 @@ class Sweep:
         optuna = self.optuna
         space = self.space
         self._check_same_images()
-        for index in (0, -1):
-            ends = {k: v[index] if isinstance(v, list) else next(iter(v.values()))[index] for k, v in space.items()}
-            load_recipe([str(self._write_recipe("check", ends))])
+        for number in range(max(len(_bounds(values)) for values in space.values())):
+            tried = {key: _bounds(values)[number % len(_bounds(values))] for key, values in space.items()}
+            load_recipe([str(self._write_recipe("check", tried))])
         (self.folder / "recipes" / "check.yaml").unlink(missing_ok=True)
         optuna.logging.set_verbosity(optuna.logging.ERROR)  # a failed trial would print a traceback
-        journal = optuna.storages.journal.JournalFileBackend(str(self.folder / STUDY_FILE))
-        self.study = optuna.create_study(
-            study_name="sweep",
-            storage=optuna.storages.JournalStorage(journal),
-            direction="maximize" if is_better_when_greater(self.metric) else "minimize",
-            load_if_exists=True,
-            pruner=optuna.pruners.MedianPruner() if prune else optuna.pruners.NopPruner(),
-        )
+        path = self.folder / STUDY_FILE
+        try:
+            self.study = optuna.create_study(
+                study_name="sweep",
+                storage=optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path))),
+                direction="maximize" if is_better_when_greater(self.metric) else "minimize",
+                load_if_exists=True,
+                pruner=optuna.pruners.MedianPruner() if prune else optuna.pruners.NopPruner(),
+            )
+        except OSError:
+            raise
+        except Exception as error:  # optuna raises various types for a damaged file
+            raise RecipeError(
+                f"output_dir: {path} is no study of optuna ({one_line(error)[:200]}). Delete it, or choose another"
+                " output_dir."
+            ) from None
         self._check_unchanged({"recipe": self.values, "space": space})
 
     def _check_same_images(self) -> None:

@@ -238,6 +238,19 @@ def test_sweep_with_value_that_the_recipe_rejects_raises(recipe):
         Sweep([str(recipe)], {"learning_rat": [1e-3]})
     with pytest.raises(RecipeError, match=r"\blayer_decay: .*\b2\.0\b"):
         Sweep([str(recipe)], {"layer_decay": {"range": [0.5, 2.0]}})
+    with pytest.raises(RecipeError, match=r"\boptim: .*'nonsense'"):
+        Sweep([str(recipe)], {"optim": ["sgd", "nonsense", "adamw_torch"], "layer_decay": {"range": [0.5, 1.0]}})
+
+
+def test_sweep_in_an_unusable_folder_raises(recipe, tmp_path):
+    space = {"learning_rate": [0.1, 0.2]}
+    (tmp_path / "file").write_text("")
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "sweep.journal").write_text("no study\n{}\n")
+    for name in ("file", "damaged"):
+        with pytest.raises(RecipeError, match=r"^output_dir: ") as caught:
+            Sweep([str(recipe), "--output_dir", str(tmp_path / name)], space)
+        assert_names(caught.value, tmp_path / name)
 
 
 def test_sweep_space_of_the_docs_loads(tmp_path):

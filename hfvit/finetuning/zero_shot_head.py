@@ -14,6 +14,7 @@ from hfvit.utils.hub_ids import folder_or_hub_id
 
 MODEL_TYPES = ("clip", "siglip")
 IMAGES = 64  # for the mean feature norm
+TEXTS = 256  # class names in one forward pass
 
 
 @torch.inference_mode()
@@ -87,9 +88,10 @@ def name_embeddings(pair, kind: str, labels: Sequence[str], *, source: str, temp
     for template in templates:
         texts = [template.replace("{}", label.replace("_", " ")) for label in labels]
         tokens = tokenizer(texts, padding=padding, truncation=True, max_length=limit, return_tensors="pt")
-        inputs = ("input_ids",) if kind == "siglip" else ("input_ids", "attention_mask")
-        embeddings = pair.get_text_features(**{name: tokens[name] for name in inputs}).pooler_output
-        total = total + nn.functional.normalize(embeddings, dim=1)
+        names = ("input_ids",) if kind == "siglip" else ("input_ids", "attention_mask")
+        parts = zip(*(tokens[name].split(TEXTS) for name in names), strict=True)
+        embeddings = [pair.get_text_features(**dict(zip(names, part, strict=True))).pooler_output for part in parts]
+        total = total + nn.functional.normalize(torch.cat(embeddings), dim=1)
     return nn.functional.normalize(total, dim=1)
 
 

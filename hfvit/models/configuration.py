@@ -8,7 +8,7 @@ import timm
 from timm.data import resolve_data_config
 from transformers import TimmWrapperConfig
 
-from hfvit.errors import ModelError, nearest
+from hfvit.errors import ModelError, nearest, wrap_library_errors
 from hfvit.recipe.arguments import SINGLE_LABEL
 
 # Keys of pretrained_cfg about the origin of timm's weights, dropped from fine-tuned models.
@@ -136,10 +136,15 @@ def load_config(name: str | Path, **hub_kwargs) -> HFViTConfig:
     if isinstance(raw.get("model_args"), dict):
         # timm's own checkpoints have it a second time (timm 1.0.30).
         raw["model_args"] = {key: value for key, value in raw["model_args"].items() if key != "num_classes"}
-    config = HFViTConfig.from_dict(raw)
-    if not hasattr(config, "pretrained_cfg"):
-        config.pretrained_cfg = {}
-    config.pretrained_cfg = {k: v for k, v in config.pretrained_cfg.items() if k not in _ORIGIN_KEYS}
+    # transformers raises various types for wrong values.
+    with wrap_library_errors(ModelError, f"model_name_or_path: config.json of {name} cannot be read", limit=300):
+        config = HFViTConfig.from_dict(raw)
+    pretrained_cfg = getattr(config, "pretrained_cfg", None) or {}
+    if not isinstance(pretrained_cfg, dict):
+        raise ModelError(
+            f"model_name_or_path: config.json of {name} must have an object as pretrained_cfg, got {pretrained_cfg!r}."
+        )
+    config.pretrained_cfg = {k: v for k, v in pretrained_cfg.items() if k not in _ORIGIN_KEYS}
     return config
 
 

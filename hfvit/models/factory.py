@@ -79,6 +79,8 @@ def build_image_model(
             )
         else:
             model = _new_model(origin, labels, arguments.image_size, timm_kwargs)
+    if arguments.model_args:
+        check_classifies(model)
     if data:
         model.config.set_preprocessing(
             mean=data.image_mean, std=data.image_std, interpolation=data.interpolation, crop_pct=data.crop_pct
@@ -118,6 +120,24 @@ def _new_model(
     if is_checked and not next(network.parameters()).is_meta:
         check_computes(network, image_size)
     return model
+
+
+@torch.no_grad()
+def check_classifies(model: HFViTForImageClassification) -> None:
+    """Raise `ModelError` unless a model computes logits (images, classes) of RGB images.
+
+    `model_args` such as in_chans, features_only and global_pool may change that.
+    """
+    training = model.training
+    image = torch.zeros(1, 3, *model.config.image_size, device=model.device, dtype=model.dtype)
+    with wrap_library_errors(ModelError, f"model_args: no images can be classified with {model.config.model_args}"):
+        shape = getattr(model.eval()(image).logits, "shape", None)
+    model.train(training)
+    if shape != (1, model.config.num_labels):
+        raise ModelError(
+            f"model_args: must leave the network a classifier of {model.config.num_labels} classes, got"
+            f" {model.config.model_args}. Remove those that change its output, such as global_pool."
+        )
 
 
 def meta_copy(model: nn.Module) -> nn.Module:

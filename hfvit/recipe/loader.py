@@ -129,6 +129,7 @@ NEEDS = (
         "with an optim of the Adam family of transformers",
         lambda v: has_adam_options(v["optim"]),
     ),
+    Need("adam_epsilon", "with an optim that has an epsilon, unlike Lion", lambda v: "lion" not in v["optim"]),
     Need("nan_lr_factor nan_max_rewinds", "with nan_policy=rewind", lambda v: v["nan_policy"] == "rewind"),
     Need("eval_steps", "with eval_strategy=steps", lambda v: v["eval_strategy"] == "steps"),
     Need("save_steps", "with save_strategy=steps", lambda v: v["save_strategy"] == "steps"),

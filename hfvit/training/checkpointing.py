@@ -21,7 +21,13 @@ from transformers.trainer_utils import rotate_checkpoints
 from hfvit.artifacts.checkpoint import MODEL_ONLY, checkpoint_error, commit_checkpoint
 from hfvit.artifacts.constants import STAGING, STATE_FILE
 from hfvit.errors import InterruptedRunError, ModelError, RecipeError, StorageError, one_line
-from hfvit.training.resume import IN_OPTIMIZER, ResumeState, changes_in_optimizer, scale_learning_rate
+from hfvit.training.resume import (
+    IN_OPTIMIZER,
+    ResumeState,
+    changes_in_optimizer,
+    learning_rate_factor,
+    scale_learning_rates,
+)
 from hfvit.utils.environment import free_shared_memory
 
 logger = logging.getLogger(__name__)
@@ -163,11 +169,15 @@ class CheckpointWriter(TrainerCallback):
                 f"{next(iter(changes))}: cannot change in a resumed run with sharded weights (FSDP, DeepSpeed). Resume"
                 " with that of the checkpoint, or start a new run in another output_dir."
             )
-        names = {IN_OPTIMIZER[key] for key in changes} - {"lr"}
-        for group, own in zip(trainer.optimizer.param_groups, trainer.own_groups, strict=True):
-            group |= {name: own[name] for name in names if name in own}
-        before, now = changes.get("learning_rate", (1.0, 1.0))
-        scale_learning_rate(trainer.optimizer, trainer.lr_scheduler, now / before if before else 1.0)
+        names = {IN_OPTIMIZER[key] for key in changes}
+        groups = list(zip(trainer.optimizer.param_groups, trainer.own_groups, strict=True))
+        for group, own in groups:
+            group |= {name: own[name] for name in names - {"lr"} if name in own}
+        if "lr" in names:
+            after_rewinds = learning_rate_factor(trainer.events)
+            rates = [(group["initial_lr"], own["lr"] * after_rewinds) for group, own in groups]
+            factors = [now / before if before else 1.0 for before, now in rates]
+            scale_learning_rates(trainer.optimizer, trainer.lr_scheduler, factors)
 
     def _check_steps(self, checkpoint: str) -> None:
         """Raise `RecipeError` if the run would end before the step of `checkpoint`."""

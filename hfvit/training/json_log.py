@@ -5,6 +5,7 @@ import logging
 import math
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,14 @@ from hfvit.errors import RecipeError, mask_credentials
 from hfvit.utils.credentials import mask_values
 from hfvit.utils.files import expand_user
 
+logger = logging.getLogger(__name__)
+
 
 class JsonLog:
     """Append events to a file, one JSON object per line.
 
-    Keys are `time` (seconds since 1970), `event` and the values.
+    Keys are `time` (seconds since 1970), `event` and the values. After a failed write, as on a full disk, a warning is
+    logged and nothing more is written.
 
     Args:
         path: file; its folder is created.
@@ -41,8 +45,15 @@ class JsonLog:
 
     def write(self, event: str, **values: Any) -> None:
         """Append an event, with null for NaN and infinity, and masked credentials."""
+        if self._file.closed:
+            return
         content = {"time": round(time.time(), 3), "event": event, **_finite(mask_values(values))}
-        self._file.write(json.dumps(content, allow_nan=False, default=str) + "\n")
+        try:
+            self._file.write(json.dumps(content, allow_nan=False, default=str) + "\n")
+        except OSError as error:
+            self._close_file()
+            reason = error.strerror or error
+            logger.warning("json_log: cannot be written (%s). The run continues without it.", reason)
 
     def close(self, kind: type[BaseException] | None = None) -> None:
         """Append the end of the run and close the file.
@@ -51,8 +62,12 @@ class JsonLog:
             kind: type of the exception that ended the run, None for a finished run.
         """
         self.write("end", error=kind and kind.__name__)
+        self._close_file()
+
+    def _close_file(self) -> None:
         logging.getLogger("hfvit").removeHandler(self._handler)
-        self._file.close()
+        with suppress(OSError):  # lines that could not be written
+            self._file.close()
 
 
 class _MessageHandler(logging.Handler):

@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from hfvit.artifacts.constants import STATE_FILE
 from hfvit.errors import NonFiniteLossError, RecipeError
 from hfvit.training.loss_monitor import LossMonitor
-from hfvit.training.resume import learning_rate_factor, rewinds, scale_learning_rate
+from hfvit.training.resume import learning_rate_factor, rewinds, scale_learning_rates
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,9 @@ class NonFiniteLossMonitor(TrainerCallback):
             self.losses.restore(self.trainer.resume_state.last_loss_of(args.process_index, args.world_size))
             before = learning_rate_factor(self.trainer.resume_state.events)
             factor = learning_rate_factor(self.trainer.events) / before
-            scale_learning_rate(self.trainer.optimizer, self.trainer.lr_scheduler, factor)
+            if factor != 1.0:
+                optimizer = self.trainer.optimizer
+                scale_learning_rates(optimizer, self.trainer.lr_scheduler, [factor] * len(optimizer.param_groups))
         if self.rewinds_allowed and state.global_step == 0:  # a rewind needs a checkpoint from the start
             self.trainer.save_checkpoint()
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,17 @@ WITHOUT_EFFECT = (
 
 # Recipe keys of the optimizer whose values are in its state, too, and their names there.
 IN_OPTIMIZER = {
-    "learning_rate": "lr", "weight_decay": "weight_decay", "adam_beta1": "betas", "adam_beta2": "betas",
-    "adam_epsilon": "eps",
+    "learning_rate": "lr", "layer_decay": "lr", "weight_decay": "weight_decay", "adam_beta1": "betas",
+    "adam_beta2": "betas", "adam_epsilon": "eps",
 }  # fmt: skip
 SAME_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused")  # share their state
+# Recipe keys of objects that continue their state.
+CONTINUED = {
+    "optim": "optimizer", "optim_args": "optimizer", "lr_scheduler_type": "schedule",
+    "lr_scheduler_kwargs": "schedule",
+}  # fmt: skip
+# Schedules that follow evaluations, whose options are in their state.
+WITH_STATE = ("reduce_lr_on_plateau", "greedy")
 
 # A checkpoint of an earlier version does not have the keys that were added since: it had the default, or these values.
 VALUES_BEFORE = {"crop_mode": "center"}
@@ -109,15 +117,20 @@ def learning_rate_factor(events: list[dict]) -> float:
     return rewinds(events)[-1]["learning_rate_factor"] if rewinds(events) else 1.0
 
 
-def scale_learning_rate(optimizer: Optimizer, scheduler: Any, factor: float) -> None:
-    """Multiply the learning rates of an optimizer and its schedule."""
-    if factor == 1.0:
-        return
-    for group in optimizer.param_groups:
+def scale_learning_rates(optimizer: Optimizer, scheduler: Any, factors: Sequence[float]) -> None:
+    """Multiply the learning rates of an optimizer and its schedule.
+
+    Args:
+        optimizer: optimizer.
+        scheduler: schedule of its learning rates.
+        factors: factor of each parameter group.
+    """
+    for group, factor in zip(optimizer.param_groups, factors, strict=True):
         group |= {key: group[key] * factor for key in ("lr", "initial_lr") if key in group}
     for name in ("base_lrs", "_last_lr"):  # attributes of torch's schedulers, except those that read the groups
         if hasattr(scheduler, name):
-            setattr(scheduler, name, [rate * factor for rate in getattr(scheduler, name)])
+            scaled = [rate * factor for rate, factor in zip(getattr(scheduler, name), factors, strict=True)]
+            setattr(scheduler, name, scaled)
 
 
 def is_over(checkpoint: str | Path, max_steps: int, patience: int | None) -> bool:
@@ -163,7 +176,7 @@ def check_origin(checkpoint: str, origin: dict[str, Any], allow_changed_data: bo
 
     Raises:
         DataError: validation images are held out of the training split, which changed.
-        RecipeError: the optimizer changed.
+        RecipeError: the optimizer changed, or a schedule that has a state.
     """
     before = ResumeState.load(checkpoint).origin
     if not before:
@@ -172,10 +185,12 @@ def check_origin(checkpoint: str, origin: dict[str, Any], allow_changed_data: bo
     if not changes:
         return
     old, new = _recipes(before, origin)
-    for key in ("optim", "optim_args"):
-        if old[key] != new[key] and not {old[key], new[key]} <= {*SAME_OPTIMIZERS}:
+    has_state = bool({old["lr_scheduler_type"], new["lr_scheduler_type"]} & {*WITH_STATE})
+    for key, owner in CONTINUED.items():
+        may_change = {old[key], new[key]} <= {*SAME_OPTIMIZERS} if owner == "optimizer" else not has_state
+        if old[key] != new[key] and not may_change:
             raise RecipeError(
-                f"{key}: must be that of the checkpoint ({old[key]}), whose state the optimizer continues, got"
+                f"{key}: must be that of the checkpoint ({old[key]}), whose state the {owner} continues, got"
                 f" {new[key]}. Resume {checkpoint} with it, or start a new run in another output_dir."
             )
     logger.warning("Resuming with changes: %s.", "; ".join(changes))
@@ -207,7 +222,7 @@ def changes_in_optimizer(before: dict[str, Any], now: dict[str, Any]) -> dict[st
 
 def _recipes(before: dict[str, Any], now: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return both recipes with the same keys."""
-    keys = {*before["recipe"], *now["recipe"], *IN_OPTIMIZER, "optim", "optim_args"}
+    keys = {*before["recipe"], *now["recipe"], *IN_OPTIMIZER, *CONTINUED}
     old, new = (
         {key: part["recipe"].get(key, VALUES_BEFORE.get(key, default_of(key))) for key in keys}
         for part in (before, now)

@@ -28,7 +28,7 @@ from transformers.integrations import (
 
 from hfvit.artifacts.checkpoint import step_of
 from hfvit.artifacts.constants import TRACKERS_FILE
-from hfvit.errors import one_line
+from hfvit.errors import RecipeError, one_line, wrap_library_errors
 from hfvit.utils.credentials import mask_values
 from hfvit.utils.files import write_text
 
@@ -289,6 +289,9 @@ class Tracking(TrainerCallback):
         trainer: trainer whose integrations are replaced by those of `TRACKERS`.
         values: values of the recipe.
         checkpoint: checkpoint that the run resumes from, or None.
+
+    Raises:
+        RecipeError: a tracker cannot be started.
     """
 
     def __init__(self, trainer: Trainer, values: Mapping[str, Any], checkpoint: str | None):
@@ -307,7 +310,9 @@ class Tracking(TrainerCallback):
             if name in TRACKERS:
                 kind = TRACKERS[name]
                 trainer.remove_callback(kind.integration)
-                tracker = kind(args, masked, runs.get(name), step)
+                # Such as a folder that is not writable; trackers raise various types.
+                with wrap_library_errors(RecipeError, f"report_to: {name} cannot be started"):
+                    tracker = kind(args, masked, runs.get(name), step)
                 self.trackers[name] = tracker
                 trainer.add_callback(tracker)
         if self.trackers:

@@ -247,11 +247,7 @@ class HFViTTrainer(Trainer):
                 raise RecipeError(f"{key}: not available with sharded weights (FSDP, DeepSpeed). Set it to null.")
         if self.args.soup and (self.eval_dataset is None or isinstance(self.eval_dataset, dict)):
             raise RecipeError("soup: requires one eval_dataset, which selects the weights. Pass it, or omit soup.")
-        self.weight_average: WeightAverage | None = None
-        if self.args.ema_decay:
-            self.weight_average = EmaCallback(self.model, self.args.ema_decay)
-        elif self.args.swa_start is not None:
-            self.weight_average = SwaCallback(self.model, self.args.swa_start)
+        self.weight_average = self._new_average()
         epochs = StreamEpochs(self.train_dataset.images) if self._is_stream else SamplerEpochs(self)
         early_stopping = None
         if self.args.early_stopping_patience:
@@ -263,6 +259,14 @@ class HFViTTrainer(Trainer):
         for part in parts:
             if part is not None:
                 self.add_callback(part)
+
+    def _new_average(self) -> WeightAverage | None:
+        """Create the average of the weights, None without EMA and SWA."""
+        if self.args.ema_decay:
+            return EmaCallback(self.model, self.args.ema_decay)
+        if self.args.swa_start is not None:
+            return SwaCallback(self.model, self.args.swa_start)
+        return None
 
     def _check_training_set(self) -> None:
         if self._is_stream:
@@ -509,6 +513,8 @@ class HFViTTrainer(Trainer):
                 self.optimizer = create(groups, **options)
             if fallback:
                 avoid_slow_bfloat16(self.optimizer, self.args.device)
+            for group in self.optimizer.param_groups:
+                group.setdefault("initial_lr", group["lr"])  # as most schedules do
             self.own_groups = [{**group, "params": None} for group in self.optimizer.param_groups]
         return self.optimizer
 
@@ -528,9 +534,12 @@ class HFViTTrainer(Trainer):
         self.args.lr_scheduler_kwargs = self.args.scheduler_options(num_training_steps)
         try:
             with wrap_errors("lr_scheduler_type", self.args.lr_scheduler_type):
-                return super().create_scheduler(num_training_steps, *args, **kwargs)
+                scheduler = super().create_scheduler(num_training_steps, *args, **kwargs)
         finally:
             self.args.lr_scheduler_kwargs = given
+        with wrap_errors("lr_scheduler_kwargs", given):
+            check_factors(scheduler, num_training_steps)
+        return scheduler
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Compute the loss outside the model, which treats soft labels as multi-label.
@@ -696,6 +705,9 @@ class HFViTTrainer(Trainer):
             InterruptedRunError: the run was stopped by a signal and saved.
         """
         checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
+        if self.weight_average is None and (average := self._new_average()):  # a second training
+            self.weight_average = average
+            self.add_callback(average)
         evaluates_first = self.args.eval_on_start
         check_shared_memory(self.args.dataloader_num_workers)
         _remember_missing_lomo()
@@ -949,6 +961,20 @@ def check_determinism(args: HFViTTrainingArguments, model: nn.Module, progressiv
             f"full_determinism: not available with {option} on a GPU, as PyTorch has no deterministic kernel for the"
             " gradient of resized position embeddings. Omit one of them."
         )
+
+
+def check_factors(scheduler: torch.optim.lr_scheduler.LRScheduler, steps: int) -> None:
+    """Raise an error if a schedule fails later, or its rates are not finite.
+
+    Args:
+        scheduler: schedule; one that follows evaluations is not checked.
+        steps: optimizer steps of the run.
+    """
+    for function in getattr(scheduler, "lr_lambdas", ()):
+        for step in (0, steps // 2, max(steps - 1, 0)):
+            factor = function(step)
+            if not math.isfinite(factor):
+                raise ValueError(f"The learning rate of step {step} would be {factor} times that of the recipe.")
 
 
 class FastZeroGrad(TrainerCallback):

@@ -115,6 +115,20 @@ def test_name_embeddings_equal_siglips(tmp_path):
     assert torch.allclose(found, expected, atol=1e-6)
 
 
+def test_many_class_names_are_embedded_in_several_passes(pair, monkeypatch):
+    def limited(input_ids, attention_mask):
+        assert len(input_ids) <= 256
+        return forward(input_ids=input_ids, attention_mask=attention_mask)
+
+    clip, _, folder = pair
+    forward = clip.get_text_features
+    source = {"source": str(folder / "clip"), "templates": ["a photo of {}", "{}"]}
+    few = name_embeddings(clip, "clip", LABELS, **source)
+    monkeypatch.setattr(clip, "get_text_features", limited)
+    many = name_embeddings(clip, "clip", LABELS * 100, **source)
+    assert torch.allclose(many, few.repeat(100, 1), atol=1e-6)
+
+
 @pytest.mark.parametrize("what", ["another tower", "no pair", "no linear head"])
 def test_head_from_text_of_unsuitable_model_raises(what, pair, stock):
     shape = {"patch_size": 8, "embed_dim": 48, "depth": 1, "num_heads": 2}

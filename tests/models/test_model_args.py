@@ -78,6 +78,29 @@ def test_patch_dropout_of_a_network_without_it_raises():
         build_model(LABELS, architecture="swin_tiny_patch4_window7_224", image_size=224, patch_drop_rate=0.5)
 
 
+@pytest.mark.parametrize(
+    "model_args", [{"in_chans": 1}, {"features_only": True, "depth": 3}, {"global_pool": "", "class_token": True}]
+)
+def test_model_args_that_leave_no_classifier_raise(model_args):
+    with pytest.raises(ModelError, match=r"^model_args: "):
+        build_model(LABELS, architecture=ARCHITECTURE, image_size=16, timm_kwargs={**MICRO, **model_args})
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"pretrained_cfg": None}, {"pretrained_cfg": [1]}, {"architecture": 5}, {"architecture": None},
+        {"model_args": "abc"}, {"label_names": 5}, {"num_classes": "x"}, {"initializer_range": "x"},
+    ],
+)  # fmt: skip
+def test_wrong_value_in_a_configuration_is_one_error(tmp_path, values):
+    build_model(LABELS, architecture=ARCHITECTURE, image_size=16, timm_kwargs=MICRO).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, **values}))
+    with pytest.raises(ModelError, match=r"^model_name_or_path: .*config\.json"):
+        HFViTForImageClassification.from_pretrained(tmp_path)
+
+
 @pytest.fixture
 def address():
     """URL of weights on a server that records requests."""

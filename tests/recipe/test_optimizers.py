@@ -158,7 +158,9 @@ def test_adam_options_are_ignored_with_other_optimizers():
     assert all(key in ignored_options(keys, {"finetuning": "full", "optim": "timm/lion"}) for key in keys)
     for optim in ("sgd", "adafactor", OptimizerNames.RMSPROP_BNB):
         assert all(key in ignored_options(keys, {"finetuning": "full", "optim": optim}) for key in keys)
-    for optim in ("adamw_torch", OptimizerNames.LION_8BIT, OptimizerNames.SCHEDULE_FREE_ADAMW):
+    assert "adam_epsilon" in ignored_options(keys, {"finetuning": "full", "optim": OptimizerNames.PAGED_LION})
+    assert ignored_options(keys[:2], {"finetuning": "full", "optim": "lion_8bit"}) is None
+    for optim in ("adamw_torch", OptimizerNames.ADAMW_BNB, OptimizerNames.SCHEDULE_FREE_ADAMW):
         assert ignored_options(keys, {"finetuning": "full", "optim": optim}) is None
 
 

@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -177,6 +178,13 @@ def test_quiet_run_prints_nothing_and_logs_its_error(recipe, capsys, tmp_path):
 def test_json_log_that_cannot_be_written_is_an_error(recipe, capsys, tmp_path):
     (tmp_path / "file").write_text("")
     assert option_of(fails(capsys, recipe, "--json_log", tmp_path / "file" / "log.jsonl")) == "json_log"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_json_log_on_a_full_disk_does_not_end_the_run(recipe, caplog, tmp_path):
+    main([str(recipe), "--max_steps", "2", "--json_log", "/dev/full"])
+    assert [record.getMessage() for record in caplog.records if record.name == "hfvit.training.json_log"]
+    assert (tmp_path / "out" / "run.json").is_file()
 
 
 def test_quiet_and_verbose_exclude_each_other(recipe, capsys):

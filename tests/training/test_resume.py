@@ -32,6 +32,8 @@ from hfvit.training.resume import ResumeState, check_origin, describe_changes, d
 from hfvit.training.workers import is_lost_worker
 from hfvit.utils.environment import check_shared_memory
 
+SPLITS = {role: {"source": role, "rows": 1, "fingerprint": "0"} for role in ("train", "validation")}
+
 
 def interrupted(folder, **options):
     """Interrupt a run after step 8; returns it and checkpoint-5."""
@@ -212,6 +214,57 @@ def test_resume_with_other_optim_args_raises(tmp_path):
     check_origin(str(tmp_path), origin)
     with pytest.raises(RecipeError, match=r"^optim_args: "):
         check_origin(str(tmp_path), describe_origin({"optim": "timm/lion", "optim_args": "caution=True"}, {}))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "option"),
+    [
+        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, {"lr_scheduler_type": "cosine"}, "lr_scheduler_type"),
+        ({"lr_scheduler_type": "linear"}, {"lr_scheduler_type": "greedy"}, "lr_scheduler_type"),
+        (
+            {"lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": {"factor": 0.5}},
+            {"lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": {"factor": 0.1}},
+            "lr_scheduler_kwargs",
+        ),
+    ],
+)
+def test_resume_with_another_schedule_that_follows_evaluations_raises(tmp_path, old, new, option):
+    ResumeState(1, [0.0], 1, 1, 1, origin=describe_origin(old, SPLITS)).save(tmp_path)
+    check_origin(str(tmp_path), describe_origin(old, SPLITS))
+    with pytest.raises(RecipeError, match=rf"^{option}: "):
+        check_origin(str(tmp_path), describe_origin(new, SPLITS))
+
+
+def test_resume_with_another_schedule_of_steps_continues(tmp_path):
+    old, new = (describe_origin({"lr_scheduler_type": name}, SPLITS) for name in ("cosine", "linear"))
+    ResumeState(1, [0.0], 1, 1, 1, origin=old).save(tmp_path)
+    check_origin(str(tmp_path), new)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "reduce_lr_on_plateau"])
+def test_changed_layer_decay_applies_after_a_resume(tmp_path, schedule):
+    class Read(TrainerCallback):
+        def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
+            read.append([group["lr"] for group in optimizer.param_groups])
+
+    rates = {}
+    for name, changes in (("same", {}), ("changed", {"layer_decay": 0.5, "learning_rate": 1e-3})):
+        read = rates[name] = []
+        values = {"layer_decay": 0.75, "learning_rate": 3e-3, "lr_scheduler_type": schedule}
+        for callback in (Stop(), Read()):
+            trainer = make_trainer(tmp_path / name, [callback], **values)
+            trainer.origin = describe_origin(values, SPLITS)
+            if isinstance(callback, Stop):
+                with pytest.raises(KeyboardInterrupt):
+                    trainer.train()
+                values |= changes
+            else:
+                trainer.train(str(tmp_path / name / "checkpoint-5"))
+    assert len(rates["same"]) == len(rates["changed"]) == 5
+    for same, changed in zip(rates["same"], rates["changed"], strict=True):
+        # head, 2 blocks and stem, with and without weight decay
+        factors = [(0.5 / 0.75) ** layer / 3 for layer in (0, 0, 1, 1, 2, 2, 3, 3)]
+        assert changed == pytest.approx([rate * factor for rate, factor in zip(same, factors, strict=True)])
 
 
 def test_resume_names_every_changed_key(killed_run, caplog):

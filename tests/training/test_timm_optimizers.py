@@ -9,6 +9,7 @@ from helpers.micro_trainer import LAYER_DECAY, LR, WEIGHT_DECAY, assert_resumes_
 from timm.optim import create_optimizer_v2, muon
 from transformers import get_cosine_schedule_with_warmup
 
+from hfvit.errors import RecipeError
 from hfvit.utils import matmul
 
 # Muon's fallback is for the first and the last layer, positions and tokens.
@@ -100,3 +101,12 @@ def test_trainer_creates_the_schedule_with_steps(tmp_path):
     assert rates[:8] == [0.0, LR / 2, *[LR] * 6]  # two steps of warmup, three of decay, of ten
     assert LR > rates[8] > rates[9] > 0
     assert trainer.args.lr_scheduler_kwargs == {"num_decay_steps": 0.3}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), [("polynomial", {"power": "x"}), ("cosine", {"num_cycles": float("inf")})]
+)
+def test_schedule_that_would_fail_in_the_middle_of_the_run_raises(tmp_path, kind, options):
+    trainer = make_trainer(tmp_path, lr_scheduler_type=kind, lr_scheduler_kwargs=options)
+    with pytest.raises(RecipeError, match=r"^lr_scheduler_kwargs: "):
+        trainer.train()

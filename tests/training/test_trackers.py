@@ -140,6 +140,13 @@ def test_missing_tracker_names_its_extra(recipe, capsys, tracker, monkeypatch):
     assert f"hfvit[{tracker}]" in message
 
 
+def test_tracker_that_cannot_be_started_is_one_error(recipe, capsys, tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "file" / "runs"))
+    assert option_of(fails(capsys, recipe, "--report_to", "tensorboard")) == "report_to"
+
+
 def test_arguments_of_a_tracker_have_no_token(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     args = HFViTTrainingArguments(output_dir=str(tmp_path), hub_token=TOKEN, run_name=f"run {TOKEN}", use_cpu=True)
