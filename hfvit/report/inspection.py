@@ -78,6 +78,9 @@ def inspect(
     values = starting_recipe(size, str(dataset), has_gpu=has_gpu, has_bf16=has_bf16, from_scratch=from_scratch)
     options = fields | ({"seed": seed} if seed != DEFAULT_SEED else {})
     values |= options
+    text = recipe_text(values, size)
+    if recipe:
+        _check_not_edited(Path(recipe), text)
     held_out = {key: values[key] for key in ("validation_fraction", "test_split") if key in values}
     if held_out:  # the starting recipe holds out other images than the defaults
         opened = open_data(dataclasses.replace(opened.data, **held_out), seed)
@@ -90,10 +93,20 @@ def inspect(
     inspection.recipe = values
     inspection.command = next_command(str(dataset), from_scratch, recipe, options)
     if recipe:
-        write_text(recipe, recipe_text(inspection.recipe, size))
+        write_text(recipe, text)
     if html:
         write_text(html, page(inspection, opened))
     return inspection
+
+
+def _check_not_edited(recipe: Path, text: str) -> None:
+    """Raise `DataError` if a file that differs from the starting recipe would be replaced."""
+    try:
+        is_edited = recipe.exists() and recipe.read_text(encoding="utf-8") != text
+    except ValueError:  # not UTF-8
+        is_edited = True
+    if is_edited:
+        raise DataError(f"--recipe: {recipe} exists with other content. Choose another file, or delete it.")
 
 
 def next_command(

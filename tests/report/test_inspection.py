@@ -67,6 +67,18 @@ def test_inspect_writes_a_recipe_that_loads(tmp_path):
     assert "test" not in found.splits
 
 
+def test_inspect_replaces_its_own_recipe_but_no_edited_one(tmp_path):
+    root = write_images(tmp_path / "set", {"cat": 20, "dog": 20})
+    file = tmp_path / "mine.yaml"
+    for _ in range(2):
+        hfvit.inspect(root, recipe=file, from_scratch=True)
+    edited = file.read_text() + "seed: 7\n"
+    file.write_text(edited)
+    with pytest.raises(DataError, match=r"^--recipe:"):
+        hfvit.inspect(root, recipe=file, from_scratch=True)
+    assert file.read_text() == edited
+
+
 def test_inspect_passes_options_on_to_the_recipe_and_the_command(tmp_path):
     write_images(tmp_path, {"a": 20, "b": 20})
     rows = [f"{name}/{number}.png,{name}" for name in "ab" for number in range(20)]
