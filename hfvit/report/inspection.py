@@ -100,7 +100,7 @@ def inspect(
 
 
 def _check_not_edited(recipe: Path, text: str) -> None:
-    """Raise `DataError` if a file that differs from the starting recipe would be replaced."""
+    """Raise `DataError` if `recipe` exists with other content than `text`."""
     try:
         is_edited = recipe.exists() and recipe.read_text(encoding="utf-8") != text
     except ValueError:  # not UTF-8

@@ -201,7 +201,7 @@ COMMAND_LINES = {
         "hfvit verify {run} --eval_only --output {tmp}/again",
         ("output:", "{tmp}/again", "--eval_only"),
     ),
-    "verify in batches with training": (None, "hfvit verify {run} --batch_size 8", ("batch_size:", 8)),
+    "verify in batches with training": (None, "hfvit verify {run} --batch_size 8", ("batch_size:", "8")),
     "verify on a device with training": (None, "hfvit verify {run} --device cpu", ("device:", "cpu", "--eval_only")),
     "predict as JSON into a file": (
         None,
