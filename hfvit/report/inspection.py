@@ -26,6 +26,7 @@ from hfvit.data.labels import read_column, targets_of
 from hfvit.data.starting_recipe import accelerator, data_size, is_data_set
 from hfvit.errors import DataError, printable
 from hfvit.evaluation.label_errors import find_label_errors, open_as_trained
+from hfvit.metrics.label_errors import WEAK_MODEL
 from hfvit.recipe.arguments import DataArguments
 from hfvit.recipe.starting import recipe_text, starting_recipe, yaml_line
 from hfvit.utils.files import write_text
@@ -227,7 +228,8 @@ def _with_label(image: ImageName) -> str:
 
 
 def _suspects(check: LabelCheck) -> str:
-    head = f"Suspicious labels ({printable(check.source)}; {check.agreement:.0%} of the labels predicted):"
+    weak = f"; below {WEAK_MODEL:.0%}, a model cannot judge them" if check.agreement < WEAK_MODEL else ""
+    head = f"Suspicious labels ({printable(check.source)}; {check.agreement:.0%} of the labels predicted{weak}):"
     rows = [("image", "label", "predicted")]
     for suspect in check.suspects[: 2 * NAMES_IN_TEXT]:
         rows.append(
@@ -269,6 +271,7 @@ def page(inspection: Inspection, opened: Opened) -> str:
         ],
         recipe=[yaml_line(*item) for item in inspection.recipe.items()],
         skipped=max(0, len(inspection.labels) - CLASSES_IN_PAGE),
+        enough=WEAK_MODEL,
     )
 
 
