@@ -16,10 +16,11 @@ from hfvit.cli import main
 
 if __name__ == "__main__":
     argv = sys.argv[1:]
-    if "--hub_model_id" not in argv:
+    given = {word.partition("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
+    if "__hub_model_id" not in given:
         sys.exit(
             "hub_model_id: missing. Pass --hub_model_id user/name, since the disk of a job is deleted at its end."
         )
-    if "--output_dir" not in argv:
+    if "__output_dir" not in given:
         argv += ["--output_dir", "outputs/job"]
     main(["train", *argv, "--push_to_hub", "true"])

@@ -107,8 +107,8 @@ class InterruptedRunError(UnfinishedError):
 
 # Disk full, quota or file size exceeded, mounted read-only.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-# Invalid file name.
-NAME_ERRORS = (errno.ENAMETOOLONG, errno.ELOOP)
+# Invalid file name, or one that this user may not read or write.
+FILE_ERRORS = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM)
 # Categories of control and format characters, lone surrogates, line and paragraph separators.
 UNPRINTABLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
 MASK = "***"
@@ -218,7 +218,7 @@ def run(command: Callable[[], int | None]) -> int:
         return 141
     except OSError as error:
         where = f" ({printable(str(error.filename))})" if error.filename else ""
-        if error.errno in NAME_ERRORS:
+        if error.errno in FILE_ERRORS:
             print(f"hfvit: error: {error.strerror}{where}.", file=sys.stderr)
             return HFViTError.exit_code
         if error.errno not in DISK_ERRORS:

@@ -1,8 +1,11 @@
 """Conversion of library exceptions, and messages of commands."""
 
+import errno
+import os
 from pickle import UnpicklingError
 
 import pytest
+from helpers.messages import assert_names
 from torch.utils.data import DataLoader, Dataset
 
 from hfvit.errors import DataError, HFViTError, ModelError, run, wrap_library_errors
@@ -67,3 +70,19 @@ def test_run_prints_the_full_message_of_a_worker(workers, capsys):
 def test_run_prints_nothing_for_an_empty_message(capsys):
     assert run(lambda: raise_in_block(DataError())) == DataError.exit_code
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.ENAMETOOLONG])
+def test_run_names_a_file_that_cannot_be_used_in_one_line(number, capsys):
+    def command():
+        raise OSError(number, os.strerror(number), "some/plots")
+
+    assert run(command) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert_names(error, "some/plots")
+
+
+def test_run_raises_other_operating_system_errors():
+    with pytest.raises(FileNotFoundError):
+        run(lambda: os.stat("no/such/file"))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hfvit.artifacts.constants import CONFIG_FILE, ENGINE_RECORD_FILE, PREPROCESSOR_FILE
+from hfvit.artifacts.constants import CONFIG_FILE, ENGINE_RECORD_FILE, MULTIRUN_FILE, PREPROCESSOR_FILE, RUN_FILE
 from hfvit.artifacts.engine_record import EngineRecord
 from hfvit.errors import ModelError, nearest, wrap_library_errors
 from hfvit.recipe.arguments import MULTI_LABEL, check_network
@@ -81,10 +81,13 @@ class Artifact:
     def beside(self, name: str) -> Path | None:
         """Find the file `name` in the artifact's folder or in its parent folder.
 
-        The parent folder is that of the checkpoint, if the artifact is an export in a subfolder.
+        The parent folder is that of the checkpoint, if the artifact is an export in a subfolder. Of a checkpoint in
+        the folder of a run, it has the recipe, but the results are those of other weights.
         """
         folder = self.folder and self.folder.resolve()
         candidates = (folder / name, folder.parent / name) if folder else ()
+        if self.is_checkpoint and name == RUN_FILE:
+            candidates = candidates[:1]
         return next((path for path in candidates if path.is_file()), None)
 
 
@@ -115,7 +118,9 @@ def find_artifact(path: str | Path) -> Artifact:
         return _file_artifact(_engine(folder))
     graphs = graphs or next(filter(None, (_graphs(folder / name) for name in EXPORT_FOLDERS)), [])
     if not graphs:
-        raise ModelError(f"{path}: no classifier found, neither weights (model.safetensors) nor an ONNX file.")
+        several = (folder / MULTIRUN_FILE).is_file()
+        advice = f" It has several runs: pass {path}/seed_N or {path}/fold_N." if several else ""
+        raise ModelError(f"{path}: no classifier found, neither weights (model.safetensors) nor an ONNX file.{advice}")
     default = DEFAULT_GRAPHS[graphs[0].suffix]
     preferred = [graph for graph in graphs if graph.name == default]
     if not preferred and len(graphs) > 1:

@@ -159,16 +159,28 @@ class ExportRow:
 
 
 def export_rows(folder: Path) -> list[ExportRow]:
-    """Return a row for each file in export.json and engine.json."""
+    """Return a row for each file in export.json and engine.json that exists.
+
+    The engines may also be those of a Triton model repository, in subfolders.
+    """
     rows = [
         _row(folder, name, entry.bytes, entry.parity, entry.gate)
         for name, entry in ExportRecord.load(folder).files.items()
+        if os.path.isfile(folder / name)  # False where `Path.is_file` raises: a name too long
     ]
-    if (folder / ENGINE_RECORD_FILE).is_file():
-        engine = EngineRecord.load(folder)
-        # Parity was measured on the ONNX file, not on the engine.
-        rows.append(_row(folder, engine.file, engine.bytes, None, engine.gate))
+    for file in _engine_records(folder):
+        engine = EngineRecord.load(file.parent)
+        if os.path.isfile(file.parent / engine.file):
+            inside = "" if file.parent == folder else f"{file.parent.name}/"
+            # Parity was measured on the ONNX file, not on the engine.
+            rows.append(_row(folder, f"{inside}{engine.file}", engine.bytes, None, engine.gate))
     return rows
+
+
+def _engine_records(folder: Path) -> list[Path]:
+    """Return engine.json of a folder and of its subfolders."""
+    found = [folder / ENGINE_RECORD_FILE, *sorted(folder.glob(f"[!.]*/{ENGINE_RECORD_FILE}"))]
+    return [file for file in found if file.is_file()]
 
 
 def find_exports(output_dir: str | Path, record: RunRecord) -> tuple[dict[str, list[ExportRow]], list[str]]:
@@ -185,7 +197,8 @@ def find_exports(output_dir: str | Path, record: RunRecord) -> tuple[dict[str, l
     found = {}
     stale = []
     for folder in sorted(path for path in Path(output_dir).iterdir() if path.is_dir()):
-        files = [folder / name for name in (EXPORT_FILE, ENGINE_RECORD_FILE) if (folder / name).is_file()]
+        exported = folder / EXPORT_FILE
+        files = [*([exported] if exported.is_file() else []), *_engine_records(folder)]
         if files and max(file.stat().st_mtime for file in files) < since:
             stale.append(folder.name)
         elif files:

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 import hfvit
-from hfvit.artifacts.constants import EXAMPLES_FILE, RUN_FILE
+from hfvit.artifacts.constants import EXAMPLES_FILE, MULTIRUN_FILE, RUN_FILE
 from hfvit.artifacts.gate import Gate, Hardware, migrate_gate
 from hfvit.artifacts.json_record import OPTIONAL, FieldError, FileRecord, shown
 from hfvit.artifacts.run_sections import (
@@ -111,7 +111,10 @@ class RunRecord(FileRecord):
         if not root.is_dir():
             raise ModelError(f"{folder}: no such folder. Pass the output_dir of a finished run.")
         if not (root / RUN_FILE).is_file():
-            raise ModelError(f"{folder}: no {RUN_FILE} in this folder. Pass the output_dir of a finished run.")
+            advice = "Pass the output_dir of a finished run."
+            if (root / MULTIRUN_FILE).is_file():
+                advice = f"It has several runs: pass the folder of one of them, {folder}/seed_N or {folder}/fold_N."
+            raise ModelError(f"{folder}: no {RUN_FILE} in this folder. {advice}")
         record = super().load(folder)
         record.folder = root
         return record

@@ -36,7 +36,7 @@ Fine-tune Vision Transformers for image classification: from one recipe to a dep
 """
 
 EPILOG = f"""\
-ONNX and TensorRT exports are commands of optimum-cli: `optimum-cli export onnx --help`.
+Exports to ONNX, OpenVINO, ExecuTorch and TensorRT are commands of optimum-cli: `optimum-cli export onnx --help`.
 
 {exit_codes(*EXIT_CODES)}"""
 

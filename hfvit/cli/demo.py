@@ -44,7 +44,8 @@ def add(commands) -> None:
     parser.add_argument(
         "--examples",
         metavar="FOLDER",
-        help="example images: a folder, pattern or file [app on 127.0.0.1: those of the run, else none]",
+        help=f"example images: a folder, pattern or file, of which the app shows {MAX_EXAMPLES} and a page 12, first"
+        " one of each folder [app on 127.0.0.1: those of the run, else none]",
     )
     app = parser.add_argument_group("Gradio app")
     app.add_argument("--device", help="where to run: cpu, cuda, cuda:1, ... [cuda if available, else cpu]")

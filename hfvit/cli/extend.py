@@ -5,6 +5,7 @@ import argparse
 from hfvit.cli.options import add_batch_and_device, exit_codes, positive_int
 from hfvit.errors import printable
 from hfvit.utils.collector import importing
+from hfvit.utils.formatting import shortened
 from hfvit.utils.quiet import quiet_libraries
 
 EPILOG = f"""\
@@ -62,5 +63,5 @@ def extend(options: argparse.Namespace) -> None:
     old = f"{record.old_accuracy:.2%} ({record.old_accuracy_before:.2%} without new classes)"
     new = "not measured" if record.new_accuracy is None else f"{record.new_accuracy:.2%} (leave-one-out)"
     print(f"old classes  accuracy {old}, {record.old_images:,} images")
-    print(f"new classes  accuracy {new}, {sum(record.images):,} images of {len(record.new_classes)} classes")
+    print(f"new classes  accuracy {new}, {sum(record.images):,} images of {printable(shortened(record.new_classes))}")
     print(f"saved        {printable(options.output_dir)}")

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 from hfvit.cli.options import exit_codes, positive_int
-from hfvit.errors import GateError, ModelError
+from hfvit.errors import GateError, HFViTError, ModelError
 from hfvit.utils.collector import importing
 from hfvit.utils.hub_ids import folder_or_hub_id
 from hfvit.utils.quiet import quiet_libraries
@@ -26,6 +26,8 @@ examples:
 
 {exit_codes(0, 2, 3, 4, 6, 7, 75)}"""
 
+EVAL_BATCH_SIZE = 32
+
 
 def add(commands) -> None:
     """Add the parser of `hfvit verify`."""
@@ -42,7 +44,7 @@ def add(commands) -> None:
         "--allow_outside_paths", action="store_true", help="read files of this machine and URLs that recipe.yaml names"
     )
     parser.add_argument(
-        "--batch_size", type=positive_int, default=32, help="images per batch with --eval_only [%(default)s]"
+        "--batch_size", type=positive_int, help=f"images per batch with --eval_only [{EVAL_BATCH_SIZE}]"
     )
     parser.add_argument("--device", help="where to run --eval_only: cpu, cuda, ... [cuda if available, else cpu]")
     parser.set_defaults(command=verify)
@@ -50,6 +52,7 @@ def add(commands) -> None:
 
 def verify(options: argparse.Namespace) -> None:
     """Run `hfvit verify RUN_DIR`."""
+    check_options(options)
     folder = folder_or_hub_id(Path(options.folder), ModelError)
     quiet_libraries()
     from hfvit.artifacts.constants import RECIPE_FILE
@@ -75,6 +78,15 @@ def verify(options: argparse.Namespace) -> None:
         raise GateError("\n".join(compared.failures))
 
 
+def check_options(options: argparse.Namespace) -> None:
+    """Raise `HFViTError` for an option without effect."""
+    unavailable = ("output",) if options.eval_only else ("batch_size", "device")
+    problem = "not available with --eval_only, which trains no run" if options.eval_only else "requires --eval_only"
+    for name in unavailable:
+        if (value := getattr(options, name)) is not None:
+            raise HFViTError(f"--{name}: {problem}, got {value}. Omit --{name}.")
+
+
 def _verify_run(name: str, folder: Path, options: argparse.Namespace):
     """Repeat a run, or only its evaluation, and compare it with its record.
 
@@ -86,7 +98,7 @@ def _verify_run(name: str, folder: Path, options: argparse.Namespace):
     from hfvit.verify import compare_runs, evaluate_again, repeat_command
 
     if options.eval_only:
-        return evaluate_again(folder, options.batch_size, options.device)
+        return evaluate_again(folder, options.batch_size or EVAL_BATCH_SIZE, options.device)
     with importing():
         from hfvit.pipeline import main as train
 

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from hfvit.data.decode import read_bytes
+from hfvit.data.labels import normalized
 from hfvit.data.open_image import UPLOAD_LIMITS
 from hfvit.demo.run_facts import UNLIKE_NOTE, RunFacts
 from hfvit.demo.uploads import RequestGuard, upload_component
@@ -68,7 +69,8 @@ def build_app(gradio, classifier: Classifier, top_k: int = 5, examples: list[str
     """
     facts = facts or RunFacts()
     view = ExplanationView.create(classifier)
-    lock = threading.Lock()  # Gradio's queue runs one call at a time, but its route `run` has no queue
+    # Gradio's queue runs one call at a time, but its route `run` has no queue.
+    lock = view.lock if view else threading.Lock()
     has_thresholds = classifier.thresholds is not None
     has_note = facts.out_of_distribution is not None
 
@@ -96,13 +98,11 @@ def build_app(gradio, classifier: Classifier, top_k: int = 5, examples: list[str
             image = read_bytes(content, "The file cannot be read as an image")
         except DataError as error:
             raise gradio.Error(str(error), print_exception=False) from None
-        explained = None
         with lock:
             logits = classifier.logits([image])
-            if view and np.isfinite(logits).all():
-                explained = view.explain(image, int(logits[0].argmax()))
         if not np.isfinite(logits).all():
             raise gradio.Error("The model's logits are NaN or infinite.", print_exception=False)
+        explained = view.explain(image, int(logits[0].argmax())) if view else None
         found = ", ".join(classifier.best(logits)[0]) or NOTHING_FOUND
         is_unlike = facts.is_unlike(logits, classifier.multi_label)
         return output_values(classifier.best(logits, top_k)[0], found, is_unlike, explained)
@@ -154,9 +154,9 @@ def _class_list(labels: list[str]) -> str:
 
 def example_labels(examples: list[str], labels: list[str]) -> list[str]:
     """Return the class of each example by its folder, else its file's name."""
+    folders = [normalized(Path(example).parent.name) for example in examples]
     return [
-        Path(example).parent.name if Path(example).parent.name in labels else Path(example).stem
-        for example in examples
+        folder if folder in labels else Path(example).stem for folder, example in zip(folders, examples, strict=True)
     ]
 
 
@@ -244,11 +244,14 @@ DISPLAY_PIXELS = 448  # minimum shorter side of the explained image, for models 
 class ExplanationView:
     """What speaks for a class, in color on the model's crop of an image.
 
-    Only for checkpoints, of models with an explanation map. It changes the model while it runs, during which no other
-    thread may use the model.
+    Only for checkpoints, of models with an explanation map. It changes the model while it runs.
+
+    Attributes:
+        lock: held during `explain`; other threads that use the model must hold it, too.
     """
 
     def __init__(self, classifier: Classifier):
+        self.lock = threading.Lock()
         self.classifier = classifier
         self.model = classifier.backend.model
         # All steps after resizing and cropping are linear: solid colors show what they do to a pixel.
@@ -274,7 +277,8 @@ class ExplanationView:
             label: index of the class.
         """
         values = self.classifier.pixel_values([image])
-        found = self._explain(values, torch.tensor([label]))
+        with self.lock:
+            found = self._explain(values, torch.tensor([label]))
         crop = self.pixels(values[0])
         scale = max(1, round(DISPLAY_PIXELS / min(crop.shape[:2])))
         size = (crop.shape[1] * scale, crop.shape[0] * scale)

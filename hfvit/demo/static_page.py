@@ -13,6 +13,7 @@ from hfvit.artifacts.constants import CONFIG_FILE, EXPORT_FILE, PREPROCESSOR_FIL
 from hfvit.artifacts.export_folder import file_name
 from hfvit.artifacts.export_record import ExportedFile, ExportRecord
 from hfvit.data.decode import read_image
+from hfvit.data.labels import normalized
 from hfvit.demo.run_facts import RunFacts, read_facts
 from hfvit.demo.web_runtime import WebRuntime
 from hfvit.errors import ModelError
@@ -286,7 +287,7 @@ def _write_examples(names: list[str], labels: list[str], page: Path) -> list[dic
         path = f"examples/{number}.webp"
         (page / "examples").mkdir(exist_ok=True)
         image.save(page / path, quality=92)
-        folder = Path(name).parent.name
+        folder = normalized(Path(name).parent.name)
         written.append({"path": path, "label": folder if folder in labels else ""})
     return written
 

@@ -98,7 +98,8 @@ class Comparison:
         ]
         if any(row.includes_preprocessing for row in self.rows):
             lines.append(f"         {PREPROCESSING_MARK} with preprocessing, which is part of the graph")
-        lines.append(f"gate     {requirement}: {'passed' if self.passed else 'FAILED'}")
+        if len(self.rows) > 1 or not self.passed:
+            lines.append(f"gate     {requirement}: {'passed' if self.passed else 'FAILED'}")
         lines += [f"warning  {warning}" for warning in self.warnings]
         return "\n".join(map(printable, lines))
 

@@ -12,6 +12,7 @@ import hfvit
 from hfvit.artifacts.constants import PREPROCESSOR_FILE
 from hfvit.artifacts.extension_record import ExtensionRecord
 from hfvit.data.decode import find_images, is_hidden, read_image
+from hfvit.data.labels import normalized
 from hfvit.errors import DataError, ModelError, printable
 from hfvit.evaluation.derived_checkpoint import claim_empty_folder, save_checkpoint
 from hfvit.evaluation.split import evaluation_split
@@ -67,7 +68,7 @@ def extend(
     images = _images_by_class(folder)
     classifier = load_classifier(run, device)
     head = _linear_head(classifier)
-    known = sorted(set(images) & set(classifier.labels))
+    known = sorted(set(images) & set(map(normalized, classifier.labels)))
     if known:
         raise DataError(f"FOLDER: {_listed(known)} of {folder} are already classes of {run}. Rename or remove them.")
     old = evaluation_split(run, dataset_name=dataset_name, split=split, max_samples=max_samples)
@@ -226,8 +227,10 @@ def _images_by_class(folder: str | Path) -> dict[str, list[str]]:
     root = expand_user(folder)
     if not root.is_dir():
         raise DataError(f"FOLDER: no such folder, got {folder}. Pass a folder with a subfolder for each new class.")
-    names = sorted(path.name for path in root.iterdir() if path.is_dir() and not is_hidden(path.name))
-    images = {name: find_images([str(root / name)])[0] for name in names}
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and not is_hidden(path.name))
+    images: dict[str, list[str]] = {}
+    for path in folders:  # two folders may be two Unicode forms of one name
+        images[normalized(path.name)] = images.get(normalized(path.name), []) + find_images([str(path)])[0]
     empty = [name for name, files in images.items() if not files]
     if not images or empty:
         problem = f"no image in {_listed(empty)}" if empty else "no subfolder with images"

@@ -61,7 +61,7 @@ def soup(
     """
     if kind not in SOUPS:
         raise ModelError(f"kind: must be one of {', '.join(SOUPS)}, got {kind!r}.")
-    names = [str(run) for run in runs]
+    names = [str(Path(run)) for run in runs]  # `a/` is `a`
     if len(set(names)) < 2:
         raise ModelError(f"RUN: must be two or more different runs, got {len(set(names))}. Pass more runs.")
     config = check_same_networks(names)
@@ -106,7 +106,10 @@ def check_same_networks(names: Sequence[str]) -> HFViTConfig:
     for name in names:
         if not find_artifact(name).is_checkpoint:
             raise ModelError(f"RUN: must be a checkpoint, got {name}.")
-        configs.append(load_config(name))
+        try:
+            configs.append(load_config(name))
+        except ModelError as error:
+            raise ModelError(f"RUN: {str(error).removeprefix('model_name_or_path: ')}") from None
     first, *others = configs
     for name, config in zip(names[1:], others, strict=True):
         for key in SHARED:

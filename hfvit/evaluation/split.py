@@ -133,7 +133,12 @@ def evaluation_split(
             text_column=text_column,
             problem_type=MULTI_LABEL if multi_label else None,
         )
-        loaded = _one_split(data, split or "validation")
+        try:
+            loaded = _one_split(data, split or "validation")
+        except DataError as error:
+            if split is not None or not str(error).startswith("split:"):
+                raise
+            raise DataError(f"{error} Pass split with the name of one that has labels.") from None
     dataset, names, source, description = loaded
     where = f"{data.dataset_name}, split '{source}'"
     targets = match_classes(_targets(dataset, multi_label, where), names, labels, where)

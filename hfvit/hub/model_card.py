@@ -283,10 +283,12 @@ def _protocol(model: Model) -> str:
     """Describe the preprocessing of an image for the evaluation."""
     steps = model.preprocessing
     parts = [f"{model.image_size[0]} px"]
+    is_squashed = steps.get("crop_mode") == "squash"
     if steps.get("interpolation"):
-        parts.append(f"{steps['interpolation']} resize")
-    if isinstance(steps.get("crop_pct"), int | float):
-        parts.append(f"{steps.get('crop_mode') or 'center'} crop of {steps['crop_pct']:.1%}")
+        parts.append(f"{steps['interpolation']} resize{' to the exact size' if is_squashed else ''}")
+    if isinstance(steps.get("crop_pct"), int | float) and not (is_squashed and steps["crop_pct"] == 1):
+        mode = "center" if is_squashed else steps.get("crop_mode") or "center"
+        parts.append(f"{mode} crop of {100 * steps['crop_pct']:.4g} %")
     return ", ".join(parts)
 
 

@@ -32,6 +32,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import parse_ratelimit_headers, validate_repo_id
 from packaging.version import Version
 
+from hfvit.artifacts.constants import CARD_FILE, RUN_FILE
 from hfvit.artifacts.engine_record import EngineRecord
 from hfvit.artifacts.export_record import ExportRecord
 from hfvit.errors import HubError, PushArgumentError, one_line, printable
@@ -254,6 +255,8 @@ def _send(folder: str | Path, destination: Destination, include: tuple[str, ...]
         before = retry(api.model_info, repo_id, revision=destination.revision).sha
         hub_files = retry(api.list_repo_files, repo_id, revision=destination.revision)
     files = files_to_push(folder, repo_id, include, _download_card(destination, hub_files))
+    if not any(file.path == CARD_FILE for file in files):
+        _print_note(f"no model card is pushed, since {folder} has no {RUN_FILE} and no {CARD_FILE}")
     print(f"pushing {len(files)} files, {size(sum(file.bytes for file in files))}, to {repo_id}", flush=True)
     try:
         commit = _commit(api, destination, files, include, message)

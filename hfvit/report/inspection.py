@@ -26,6 +26,7 @@ from hfvit.data.labels import read_column, targets_of
 from hfvit.data.starting_recipe import accelerator, data_size, is_data_set
 from hfvit.errors import DataError, printable
 from hfvit.evaluation.label_errors import find_label_errors, open_as_trained
+from hfvit.metrics.label_errors import WEAK_MODEL
 from hfvit.recipe.arguments import DataArguments
 from hfvit.recipe.starting import recipe_text, starting_recipe, yaml_line
 from hfvit.utils.files import write_text
@@ -78,6 +79,9 @@ def inspect(
     values = starting_recipe(size, str(dataset), has_gpu=has_gpu, has_bf16=has_bf16, from_scratch=from_scratch)
     options = fields | ({"seed": seed} if seed != DEFAULT_SEED else {})
     values |= options
+    text = recipe_text(values, size)
+    if recipe:
+        _check_not_edited(Path(recipe), text)
     held_out = {key: values[key] for key in ("validation_fraction", "test_split") if key in values}
     if held_out:  # the starting recipe holds out other images than the defaults
         opened = open_data(dataclasses.replace(opened.data, **held_out), seed)
@@ -90,10 +94,20 @@ def inspect(
     inspection.recipe = values
     inspection.command = next_command(str(dataset), from_scratch, recipe, options)
     if recipe:
-        write_text(recipe, recipe_text(inspection.recipe, size))
+        write_text(recipe, text)
     if html:
         write_text(html, page(inspection, opened))
     return inspection
+
+
+def _check_not_edited(recipe: Path, text: str) -> None:
+    """Raise `DataError` if `recipe` exists with other content than `text`."""
+    try:
+        is_edited = recipe.exists() and recipe.read_text(encoding="utf-8") != text
+    except ValueError:  # not UTF-8
+        is_edited = True
+    if is_edited:
+        raise DataError(f"--recipe: {recipe} exists with other content. Choose another file, or delete it.")
 
 
 def next_command(
@@ -214,7 +228,8 @@ def _with_label(image: ImageName) -> str:
 
 
 def _suspects(check: LabelCheck) -> str:
-    head = f"Suspicious labels ({printable(check.source)}; {check.agreement:.0%} of the labels predicted):"
+    weak = f"; below {WEAK_MODEL:.0%}, a model cannot judge them" if check.agreement < WEAK_MODEL else ""
+    head = f"Suspicious labels ({printable(check.source)}; {check.agreement:.0%} of the labels predicted{weak}):"
     rows = [("image", "label", "predicted")]
     for suspect in check.suspects[: 2 * NAMES_IN_TEXT]:
         rows.append(
@@ -256,6 +271,7 @@ def page(inspection: Inspection, opened: Opened) -> str:
         ],
         recipe=[yaml_line(*item) for item in inspection.recipe.items()],
         skipped=max(0, len(inspection.labels) - CLASSES_IN_PAGE),
+        enough=WEAK_MODEL,
     )
 
 

@@ -5,6 +5,7 @@ import json
 import shutil
 import signal
 import sys
+import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -19,7 +20,7 @@ from PIL import Image
 
 import hfvit
 from hfvit.cli import main
-from hfvit.demo.app import NOTHING_FOUND, ExplanationView, build_app, load_gradio
+from hfvit.demo.app import NOTHING_FOUND, ExplanationView, build_app, example_labels, load_gradio
 
 client = pytest.importorskip("gradio_client")
 
@@ -91,6 +92,21 @@ def test_explained_image_is_the_models_crop_in_gray_and_orange(checkpoint):
     assert (red >= green - 1).all()
     assert (green >= blue - 1).all()
     assert (red - blue).max() > 100
+
+
+def test_explanation_waits_while_another_thread_uses_the_model(checkpoint):
+    view = ExplanationView.create(hfvit.load_classifier(checkpoint))
+    with ThreadPoolExecutor(1) as pool:
+        with view.lock:
+            explained = pool.submit(view.explain, colored_image(1, np.random.default_rng(0), size=40), 1)
+            with pytest.raises(TimeoutError):
+                explained.result(timeout=1)
+        assert explained.result().size == (448, 448)
+
+
+def test_examples_are_named_after_their_class_in_any_unicode_form():
+    folder = unicodedata.normalize("NFD", "café")
+    assert example_labels([f"/photos/{folder}/a.png", "/photos/b.png"], ["café"]) == ["café", "b"]
 
 
 def test_app_with_test_time_augmentation_shows_its_probabilities(checkpoint, photo):

@@ -1,6 +1,8 @@
 """`hfvit extend`: new classes from a few images, as a loadable checkpoint."""
 
 import json
+import shutil
+import unicodedata
 
 import numpy as np
 import pytest
@@ -13,7 +15,10 @@ from sklearn.neighbors import NearestCentroid
 from transformers import AutoModelForImageClassification
 
 import hfvit
+from hfvit.artifacts.artifact import find_artifact
 from hfvit.cli import main
+from hfvit.demo.run_facts import read_facts
+from hfvit.errors import DataError, ModelError
 from hfvit.evaluation.extend import fit_prototypes, leave_one_out_scores, prototype_scores
 from hfvit.pipeline import main as train
 
@@ -104,6 +109,30 @@ def test_extended_checkpoint_has_old_logits_and_new_classes(run, tmp_path, capsy
     assert next(iter(after(Image.new("RGB", (20, 20), "black")))) == "black"
     assert next(iter(after(Image.new("RGB", (20, 20), "white")))) == "white"
     assert [path.name for path in target.iterdir() if path.name.startswith(".")] == []
+
+
+def test_extend_joins_folders_whose_names_are_one_class_in_unicode(run, tmp_path):
+    composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    new = write_classes(tmp_path / "new", (composed, decomposed))
+    first = hfvit.extend(run, new, tmp_path / "first", device="cpu")
+    assert (first.new_classes, first.images) == ([composed], [8])
+    shutil.rmtree(new / composed)
+    with pytest.raises(DataError, match=r"^FOLDER:"):  # already a class
+        hfvit.extend(tmp_path / "first", new, tmp_path / "second", dataset_name=str(new), split="train")
+
+
+def test_checkpoint_in_the_folder_of_a_run_has_its_recipe_but_not_its_temperature(run, tmp_path, capsys):
+    out = shutil.copytree(run, tmp_path / "out")
+    content = json.loads((out / "run.json").read_text())
+    content["temperature"] = {**content["temperature"], "value": 3.5}
+    (out / "run.json").write_text(json.dumps(content))
+    extended = out / "extended"
+    hfvit.extend(out, write_classes(tmp_path / "new"), extended, device="cpu")
+    artifact = find_artifact(extended)
+    assert artifact.beside("recipe.yaml") == (out / "recipe.yaml").resolve()
+    assert read_facts(artifact).score is None
+    with pytest.raises(ModelError, match=r"^calibrated:"):
+        hfvit.load_classifier(extended, calibrated=True)
 
 
 def test_extend_with_wrong_arguments_names_them(run, tmp_path, capsys):

@@ -131,13 +131,14 @@ def test_runs_may_differ_in_their_drop_rates(runs, tmp_path):
                 check_same_networks([str(runs / "a"), str(other)])
 
 
-def test_runs_that_cannot_be_averaged_are_one_error(runs, tmp_path, colors):
+def test_runs_that_cannot_be_averaged_are_one_error(runs, tmp_path, stock):
     wrong = {
-        r"^RUN: .*two or more": ([runs / "a", runs / "a"], tmp_path / "out", {}),
+        r"^RUN: .*two or more": ([runs / "a", f"{runs}/a/"], tmp_path / "out", {}),
         r"^RUN: .*other validation images": ([runs / "a", runs / "seed"], tmp_path / "out", {}),
         r"^kind: .*'mean'": ([runs / "a", runs / "b"], tmp_path / "out", {"kind": "mean"}),
         r"^--output_dir: ": ([runs / "a", runs / "b"], runs / "a", {}),
         r"^RUN: label_names of ": ([runs / "a", tmp_path / "other"], tmp_path / "out", {}),
+        r"^RUN: .*'vit'": ([runs / "a", stock], tmp_path / "out", {}),
     }
     model = hfvit.HFViTForImageClassification.from_pretrained(runs / "a", labels=["red", "blue"])
     model.save_pretrained(tmp_path / "other")

@@ -13,6 +13,8 @@ import yaml
 from helpers.commands import ROOT
 from helpers.loopback_hub import LoopbackHub
 
+import hfvit.cli
+
 EXAMPLES = ROOT / "examples"
 
 
@@ -73,6 +75,15 @@ def test_job_without_repository_exits_before_training(tmp_path):
     result = run_script(sys.executable, EXAMPLES / "hf_job.py", "quickstart", CWD=str(tmp_path))
     assert result.returncode == 1
     assert result.stderr.startswith("hub_model_id: ")
+
+
+@pytest.mark.parametrize("spelling", ["--output_dir out", "--output_dir=out", "--output-dir=out"])
+def test_job_keeps_an_output_dir_in_any_spelling(monkeypatch, spelling):
+    started = []
+    monkeypatch.setattr(hfvit.cli, "main", started.append)
+    monkeypatch.setattr(sys, "argv", ["hf_job.py", "quickstart", "--hub-model-id=user/job", *spelling.split()])
+    runpy.run_path(str(EXAMPLES / "hf_job.py"), run_name="__main__")
+    assert started == [["train", "quickstart", "--hub-model-id=user/job", *spelling.split(), "--push_to_hub", "true"]]
 
 
 def test_job_pushes_its_run(tmp_path, recipe, monkeypatch):

@@ -196,6 +196,29 @@ COMMAND_LINES = {
     ),
     "verify a folder without a run": (None, "hfvit verify {colors}", ("{colors}", "run.json")),
     "verify a missing folder": (None, "hfvit verify {tmp}/no --eval_only", "{tmp}/no"),
+    "verify into a folder without training": (
+        None,
+        "hfvit verify {run} --eval_only --output {tmp}/again",
+        ("output:", "{tmp}/again", "--eval_only"),
+    ),
+    "verify in batches with training": (None, "hfvit verify {run} --batch_size 8", ("batch_size:", "8")),
+    "verify on a device with training": (None, "hfvit verify {run} --device cpu", ("device:", "cpu", "--eval_only")),
+    "predict as JSON into a file": (
+        None,
+        "hfvit predict {run} {image} --json --output {tmp}/a.csv",
+        ("json:", "--output"),
+    ),
+    "inspect over a recipe": (
+        text_file("mine.yaml", "seed: 1\n"),
+        "hfvit inspect {colors} --from_scratch --recipe {tmp}/mine.yaml",
+        ("recipe:", "{tmp}/mine.yaml"),
+    ),
+    "report of several runs": (text_file("multirun.json", "{}"), "hfvit report {tmp}", ("{tmp}", "{tmp}/seed_N")),
+    "predict with several runs": (
+        text_file("multirun.json", "{}"),
+        "hfvit predict {tmp} {image}",
+        ("{tmp}", "{tmp}/seed_N"),
+    ),
     "push to a URL": (
         None,
         "hfvit push {run} https://huggingface.co/user/x",

@@ -19,6 +19,8 @@ from helpers.runs import PUSHED
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
+from hfvit.artifacts.export_folder import find_exports
+from hfvit.artifacts.run_record import RunRecord
 from hfvit.cli.export_onnx import main as export
 from hfvit.errors import HubError, run
 from hfvit.hub.files import files_to_push
@@ -119,6 +121,7 @@ def test_export_is_pushed_to_the_folder_that_transformers_js_loads(out, hub, onl
     assert {name for name in hub.model("user/exported").files() if name.endswith(".onnx")} == {
         "onnx/model_optimized.onnx"
     }
+    assert "onnx/model.onnx" not in hub.model("user/exported").files()["README.md"].decode()
     capsys.readouterr()
     push_to(out, Destination("user/exported"))
     assert "--include onnx" in capsys.readouterr().err
@@ -158,10 +161,14 @@ def test_triton_repository_is_pushed_with_its_class_names(out, tmp_path):
     contents = {"1/model.plan": "plan", "config.pbtxt": triton_config("my_vit", record), "labels.txt": "red\n"}
     for name, text in contents.items():
         (folder / name).write_text(text)
-    pushed = {file.path for file in files_to_push(out, "user/x", ("tensorrt",))}
+    record.save(folder)
+    pushed = {file.path: file for file in files_to_push(out, "user/x", ("tensorrt",))}
     assert {path for path in pushed if path.startswith("tensorrt/")} == {
-        f"tensorrt/my_vit/{name}" for name in contents
+        f"tensorrt/my_vit/{name}" for name in (*contents, "engine.json")
     }
+    assert "| `tensorrt/my_vit/1/model.plan` |" in pushed["README.md"].source.decode()
+    assert [row.name for row in find_exports(out, RunRecord.load(out))[0]["tensorrt"]] == ["my_vit/1/model.plan"]
+    (folder / "engine.json").unlink()
     (folder / "config.json").write_text(json.dumps({"id2label": {"0": "other"}}))
     with pytest.raises(HubError, match=r"^--include tensorrt:"):
         files_to_push(out, "user/x", ("tensorrt",))
@@ -169,6 +176,16 @@ def test_triton_repository_is_pushed_with_its_class_names(out, tmp_path):
         (folder / name).unlink()
     with pytest.raises(HubError, match=r"^--include tensorrt:"):  # no engine
         files_to_push(out, "user/x", ("tensorrt",))
+
+
+def test_push_of_a_checkpoint_without_a_run_says_that_it_has_no_card(out, hub, online, tmp_path, capsys):
+    folder = tmp_path / "extended"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copyfile(out / name, folder / name)
+    push_to(folder, Destination("user/extended"))
+    assert set(hub.model("user/extended").files()) == {".gitattributes", "config.json", "model.safetensors"}
+    assert_names(capsys.readouterr().err, folder, "README.md", "run.json")
 
 
 def test_push_to_branch_or_pull_request_does_not_change_main(trained, hub, online):

@@ -8,9 +8,12 @@ import yaml
 from helpers.layouts import write_images
 
 import hfvit
+from hfvit.data.inspect import LabelCheck, open_data
 from hfvit.errors import DataError, is_unprintable
+from hfvit.metrics.label_errors import WEAK_MODEL
+from hfvit.recipe.arguments import DataArguments
 from hfvit.recipe.loader import load_recipe
-from hfvit.report.inspection import describe
+from hfvit.report.inspection import describe, page
 
 HOSTILE = ["<script>alert(1)<", "\x1b[2Jcat", "\u202egnp", "a&amp;b\"'>", "b\n99% fake"]
 
@@ -65,6 +68,28 @@ def test_inspect_writes_a_recipe_that_loads(tmp_path):
     # The splits are those that the recipe makes.
     assert found.splits["validation"].images == 30
     assert "test" not in found.splits
+
+
+@pytest.mark.parametrize(("agreement", "is_noted"), [(0.4, True), (0.9, False)])
+def test_suspicious_labels_of_a_weak_model_are_noted(tmp_path, agreement, is_noted):
+    root = write_images(tmp_path / "set", {"cat": 20, "dog": 20})
+    found = hfvit.inspect(root)
+    found.label_check = LabelCheck(source="by run", agreement=agreement, suspects=[])
+    shown = page(found, open_data(DataArguments(dataset_name=str(root)), 42))
+    assert (f"{WEAK_MODEL:.0%}" in describe(found)) == is_noted
+    assert (f"{100 * WEAK_MODEL:.0f} %" in shown) == is_noted
+
+
+def test_inspect_replaces_its_own_recipe_but_no_edited_one(tmp_path):
+    root = write_images(tmp_path / "set", {"cat": 20, "dog": 20})
+    file = tmp_path / "mine.yaml"
+    for _ in range(2):
+        hfvit.inspect(root, recipe=file, from_scratch=True)
+    edited = file.read_text() + "seed: 7\n"
+    file.write_text(edited)
+    with pytest.raises(DataError, match=r"^--recipe:"):
+        hfvit.inspect(root, recipe=file, from_scratch=True)
+    assert file.read_text() == edited
 
 
 def test_inspect_passes_options_on_to_the_recipe_and_the_command(tmp_path):

@@ -118,10 +118,14 @@ def test_card_lists_exports_and_their_usage(tmp_path):
     row = artifact_result("onnx/model.onnx", accuracy=0.948)
     whole = exported_file(bytes=86_283_204, parity=parity(2.9e-06), gate=make_gate(row).of(row))
     (tmp_path / "onnx").mkdir()
-    ExportRecord(files={"model.onnx": whole, "model_fp16.onnx": exported_file()}).save(tmp_path / "onnx")
+    files = {"model.onnx": whole, "model_fp16.onnx": exported_file(), "deleted.onnx": exported_file()}
+    ExportRecord(files=files).save(tmp_path / "onnx")
+    for name in ("model.onnx", "model_fp16.onnx"):
+        (tmp_path / "onnx" / name).touch()
     text = render_card(make_record(), "x", "user/x", {"onnx": export_rows(tmp_path / "onnx")})
     assert "| `onnx/model.onnx` | 86.3 MB | 2.9e-06 | 94.80% | 100.00% |" in text
     assert "| `onnx/model_fp16.onnx` | 1 B |  |  |  |" in text
+    assert "deleted.onnx" not in text
     assert 'dtype: "fp32"' in text
     assert 'hf_hub_download("user/x", "onnx/model.onnx")' in text
     assert "onnxruntime" not in render_card(make_record(), "x", "user/x")
