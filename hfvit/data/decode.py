@@ -295,8 +295,7 @@ def find_images(names: Iterable[str]) -> tuple[list[str], list[str]]:
     """Find the image files of files, folders and patterns.
 
     A folder means all image files in it and its subfolders, by the extensions of `open_image.formats`; links are
-    followed. A pattern with
-    `*`, `?` or `[...]` means all files and folders that match (`**` for any depth).
+    followed. A pattern with `*`, `?` or `[...]` means all files and folders that match (`**` for any depth).
 
     Args:
         names: files, folders, patterns and URLs.
