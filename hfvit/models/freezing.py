@@ -32,7 +32,7 @@ def freeze(timm_model: nn.Module, part: str | int) -> None:
 
 def parse_freeze(option: str | int) -> str | int:
     """Convert the option `freeze` to "backbone" or a number of blocks."""
-    return int(option) if str(option).isdigit() else option
+    return int(option) if str(option).isdecimal() else option
 
 
 def layer_ids(timm_model: nn.Module) -> dict[str, int]:

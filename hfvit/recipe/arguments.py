@@ -264,6 +264,10 @@ class DataArguments:
     def _check_folds(self) -> None:
         """Raise `RecipeError` for options that cross-validation does not support."""
         if self.folds is None:
+            if self.fold is not None:
+                raise RecipeError(
+                    f"fold: requires folds, got {self.fold}. Set folds to the number of folds, or omit it."
+                )
             return
         _check(self.folds >= 2, "folds", self.folds, "at least 2")
         _check(self.fold is None or 0 <= self.fold < self.folds, "fold", self.fold, f"from 0 to {self.folds - 1}")
@@ -816,6 +820,8 @@ class ModelArguments(TextArguments):
             self.model_args,
             "a mapping such as {depth: 8}",
         )
+        if "num_classes" in (self.model_args or {}):
+            raise RecipeError("model_args: must not have num_classes. The classes are those of the data set.")
         if "img_size" in (self.model_args or {}):
             raise RecipeError("model_args: must not have img_size. Set image_size, which preprocessing also uses.")
         check_network(self.architecture, self.model_args)
@@ -827,7 +833,7 @@ class ModelArguments(TextArguments):
             _check_fraction(key, getattr(self, key))
         if self.freeze in ("none", "no", ""):
             self.freeze = None
-        valid = self.freeze in (None, "backbone") or (str(self.freeze).isdigit() and int(self.freeze) > 0)
+        valid = self.freeze in (None, "backbone") or (str(self.freeze).isdecimal() and int(self.freeze) > 0)
         _check(valid, "freeze", self.freeze, "'backbone', a number of blocks, or none")
 
     @property

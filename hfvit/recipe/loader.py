@@ -94,7 +94,6 @@ NEEDS = (
         "without validation_split and folds",
         lambda v: not (v["validation_split"] or v["folds"]),
     ),
-    Need("fold", "with folds", lambda v: v["folds"]),
     Need("shuffle_buffer_size stream_evaluation", "with streaming=true", lambda v: v["streaming"]),
     Need("test_fraction", "with streaming=false", lambda v: not v["streaming"]),
     Need("dataset_revision", "with a data set on the Hub", lambda v: not _is_local_data(v["dataset_name"])),

@@ -376,8 +376,10 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
             self._require(key, lambda value: value >= 1, "at least 1")
         for key in ("ddp_bucket_cap_mb", "ddp_timeout"):
             self._require(key, lambda value: value >= 1, "at least 1")
-        for key in ("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "num_train_epochs"):
+        for key in ("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps"):
             self._require(key, lambda value: 0 <= value < math.inf, "a finite number, at least 0")
+        self._require("num_train_epochs", lambda value: 0 < value < math.inf, "a finite number above 0")
+        self._require("max_steps", lambda value: value > 0 or value == -1, "at least 1, or -1 for num_train_epochs")
         for key in ("adam_epsilon", "eval_delay", "dataloader_num_workers"):
             self._require(key, lambda value: 0 <= value < math.inf, "a finite number, at least 0")
         for key in ("adam_beta1", "adam_beta2", "label_smoothing_factor"):
