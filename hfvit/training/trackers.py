@@ -124,7 +124,8 @@ class TensorBoardTracker(Tracker, TensorBoardCallback):
     def options(self) -> dict[str, Any]:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.run = self.run or datetime.now(UTC).strftime("%Y-%m-%d_%H-%M-%S")
+        # A name without folders, whatever the run's trackers.json says.
+        self.run = os.path.basename(self.run or "") or datetime.now(UTC).strftime("%Y-%m-%d_%H-%M-%S")
         folder = os.environ.get("TENSORBOARD_LOGGING_DIR") or os.path.join(self.args.output_dir, "runs", self.run)
         # Entries after the checkpoint, which a killed run may have written, are hidden.
         return {"tb_writer": SummaryWriter(folder, purge_step=self.step + 1 if self.step else None)}

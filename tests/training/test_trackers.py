@@ -87,6 +87,15 @@ def test_tensorboard_continues_the_run_of_a_resume(tracked, tmp_path):
     assert steps == sorted(set(steps))  # those after the checkpoint are not there twice
 
 
+def test_tensorboard_writes_only_inside_the_run_folder(tmp_path):
+    pytest.importorskip("tensorboard")
+    args = HFViTTrainingArguments(output_dir=str(tmp_path / "out"))
+    tracker = TRACKERS["tensorboard"](args, {}, "../../elsewhere", step=0)
+    tracker.tb_writer.add_scalar("loss", 1.0, 1)
+    tracker.tb_writer.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 @pytest.mark.slow
 def test_trackio_continues_the_run_of_a_resume(tracked, tmp_path):
     pytest.importorskip("trackio")
