@@ -10,8 +10,8 @@ from hfvit.utils.quiet import quiet_libraries
 
 EPILOG = f"""\
 The features are the inputs of the head: the pooled output of the network. The Parquet file has the columns image (the
-name) and features (a list of float32). An image that cannot be read is reported on standard error and left out; the
-exit code is then 1.
+name) and features (a list of float32). An image that cannot be read, or whose features are not finite, is reported on
+standard error and left out; the exit code is then 1.
 
 examples:
   hfvit embed outputs/quickstart photos/ --output features.parquet
@@ -60,4 +60,6 @@ def embed(options: argparse.Namespace) -> int:
     for problem in [*errors.values(), *(f"{problem}." for problem in wrong)]:
         print(f"hfvit: {printable(mask_credentials(problem))}", file=sys.stderr)
     print(f"Wrote {printable(str(output))} with {len(names) - len(errors)} images")
+    if len(errors) == len(names):
+        raise DataError("IMAGE: no features could be computed of any image.")
     return 1 if errors or wrong else 0

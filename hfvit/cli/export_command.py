@@ -4,15 +4,18 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from optimum.commands.base import BaseOptimumCLICommand
 
 from hfvit.cli.options import fraction, non_negative_float, percentage_points, positive_int
-from hfvit.errors import run
-from hfvit.export.options import CALIBRATION_SAMPLES, GATE_SAMPLES, MAX_ACCURACY_DROP
+from hfvit.errors import ModelError, run
+from hfvit.export.options import CALIBRATION_SAMPLES, GATE_SAMPLES, MAX_ACCURACY_DROP, refuse_unused
 from hfvit.utils.quiet import quiet_libraries
 from hfvit.utils.terminal import prepare_streams
+
+if TYPE_CHECKING:
+    from hfvit.artifacts.artifact import Artifact
 
 
 class HFViTExportCommand(BaseOptimumCLICommand):
@@ -123,13 +126,24 @@ def add_gate(parser: argparse.ArgumentParser) -> None:
     gate.add_argument("--gate_samples", type=positive_int, help=f"largest number of images compared [{GATE_SAMPLES}]")
 
 
-def require_checkpoint(model: str) -> None:
-    """Raise `ModelError` if the value of `--model` is an export."""
-    from hfvit.artifacts.artifact import find_artifact
-    from hfvit.errors import ModelError
+def find_model(options: argparse.Namespace) -> "Artifact":
+    """Return the artifact of `--model`.
 
-    if not find_artifact(model).is_checkpoint:
-        raise ModelError(f"--model: must be a checkpoint, got the export {model}. Pass its checkpoint.")
+    Raises:
+        ModelError: nothing was found, or `--revision` is given for a local path.
+    """
+    from hfvit.artifacts.artifact import find_artifact  # imports NumPy
+
+    artifact = find_artifact(options.model)
+    if artifact.folder is not None:
+        refuse_unused(options, ["revision"], f"only used with a Hub id, but {options.model} is local")
+    return artifact
+
+
+def require_checkpoint(options: argparse.Namespace) -> None:
+    """Raise `ModelError` if the value of `--model` is an export; see `find_model`."""
+    if not find_model(options).is_checkpoint:
+        raise ModelError(f"--model: must be a checkpoint, got the export {options.model}. Pass its checkpoint.")
 
 
 def quiet_export(verbose: bool) -> None:

@@ -55,7 +55,7 @@ def export_executorch_command(options: argparse.Namespace) -> None:
     from hfvit.artifacts.export_folder import claim_folder
     from hfvit.export.options import check_gate
 
-    require_checkpoint(options.model)
+    require_checkpoint(options)
     check_gate(options)
     folder = claim_folder(options.output)
     quiet_export(options.verbose)

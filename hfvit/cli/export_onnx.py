@@ -99,7 +99,7 @@ def export_onnx_command(options: argparse.Namespace) -> None:
     from hfvit.errors import ModelError
     from hfvit.export.options import CALIBRATED, CALIBRATION, check_gate, refuse_unused
 
-    require_checkpoint(options.model)
+    require_checkpoint(options)
     if not options.quantize:
         refuse_unused(options, ["target"], "only used with --quantize")
     if options.quantize not in CALIBRATED:

@@ -68,7 +68,7 @@ def export_openvino_command(options: argparse.Namespace) -> None:
     from hfvit.artifacts.export_folder import claim_folder
     from hfvit.export.options import CALIBRATED, CALIBRATION, check_gate, refuse_unused
 
-    require_checkpoint(options.model)
+    require_checkpoint(options)
     if options.quantize not in CALIBRATED:
         refuse_unused(options, CALIBRATION, "only used with --quantize int8")
     check_gate(options)

@@ -12,6 +12,7 @@ from hfvit.cli.export_command import (
     add_model,
     add_positional,
     add_tolerance,
+    find_model,
     quiet_export,
 )
 from hfvit.cli.options import accept_dashes, exit_codes, positive_int
@@ -101,7 +102,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def export_tensorrt_command(options: argparse.Namespace) -> None:
     """Check the options, then build the engine."""
-    from hfvit.artifacts.artifact import find_artifact
     from hfvit.errors import ModelError
     from hfvit.export.options import CALIBRATED, CALIBRATION, GATE, check_gate, refuse_unused
     from hfvit.trt.api import (
@@ -113,7 +113,7 @@ def export_tensorrt_command(options: argparse.Namespace) -> None:
         target_capabilities,
     )
 
-    artifact = find_artifact(options.model)
+    artifact = find_model(options)
     if not (artifact.is_checkpoint or artifact.is_onnx):
         raise ModelError(f"--model: must be a checkpoint or an ONNX file, got {artifact.file}.")
     if artifact.is_onnx:

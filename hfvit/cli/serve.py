@@ -103,13 +103,11 @@ def write_docker(options: argparse.Namespace) -> None:
                 f"--{name}: not available with --docker, got {getattr(options, name)}. The server of the container"
                 " runs on the CPU and listens on port 8000, which `docker run -p` maps to an address."
             )
-    if options.bf16 and not artifact.is_checkpoint:
-        raise HFViTError(f"--bf16: requires a checkpoint, but {artifact.file} is an export.")
+    from hfvit.inference.classifier import check_options, run_temperature  # imports torch
     from hfvit.serve.container import write_container
 
+    check_options(artifact, objective=options.objective, threads=options.threads, bf16=options.bf16)
     if options.calibrated:
-        from hfvit.inference.classifier import run_temperature  # imports torch
-
         run_temperature(artifact, options.tta)
     words = []
     for name in CONTAINER_OPTIONS:

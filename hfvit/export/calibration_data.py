@@ -86,7 +86,13 @@ def calibration_images(
     else:
         split = split or "train"
         description = f"split '{split}'"
-        loaded = _unlabeled_images(data.dataset_name) or load_split(data, split)
+        loaded = _unlabeled_images(data.dataset_name)
+        if loaded is not None and split != "train":
+            raise DataError(
+                f"--calibration_split: no split '{split}' in {data.dataset_name}, a folder of images without"
+                " subfolders. Omit it."
+            )
+        loaded = loaded or load_split(data, split)
         column = data.image_column or find_image_column(loaded.features)
         check_image_column(loaded, split, column)
         examples = at_most(undecoded(loaded, column), max_samples, seed)

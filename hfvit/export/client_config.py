@@ -1,6 +1,7 @@
 """config.json and preprocessor_config.json for transformers.js and ORTModel."""
 
 import json
+from collections.abc import Iterable
 
 from transformers import AutoConfig
 
@@ -121,7 +122,8 @@ def _transformer_values(network) -> dict:
 
 
 def _pyramid_values(network) -> dict:
-    stages = list(getattr(network, "layers", None) or network.stages)
+    found = (getattr(network, name, None) for name in ("layers", "stages"))
+    stages = next((list(value) for value in found if isinstance(value, Iterable)), [])  # a method in HRNet
     blocks = [list(stage.blocks) for stage in stages if hasattr(stage, "blocks")]
     values = {"depths": [len(stage) for stage in blocks], "num_stages": len(blocks)}
     first = [stage[0] for stage in blocks if stage]

@@ -10,7 +10,14 @@ from hfvit.artifacts.artifact import EXECUTORCH_SUFFIX
 from hfvit.artifacts.export_folder import PACKAGES, file_digest
 from hfvit.artifacts.export_record import ExportedFile
 from hfvit.errors import ModelError, one_line
-from hfvit.export.onnx import BATCH_AXIS, TRACED_BATCH, configured_image_size, input_channels, input_tensor
+from hfvit.export.onnx import (
+    BATCH_AXIS,
+    TRACED_BATCH,
+    configured_image_size,
+    in_eval_mode,
+    input_channels,
+    input_tensor,
+)
 from hfvit.export.parity import check_parity, tolerance
 from hfvit.export.pipeline import Export
 from hfvit.inference.executorch_backend import load_executorch
@@ -22,6 +29,7 @@ FILE = f"model{EXECUTORCH_SUFFIX}"
 CHECKED_BATCHES = [1, 3]
 
 
+@in_eval_mode
 def export_executorch(
     model: torch.nn.Module,
     path: str | Path,
@@ -61,7 +69,7 @@ def export_executorch(
     config = ExecutorchConfig(backend="xnnpack", dynamic_shapes={"pixel_values": {0: batch}})
     try:
         with silenced(verbose), unfused_window_attention(model):
-            exported = ExecutorchExporter().export(model.eval(), {"pixel_values": pixel_values}, config=config)
+            exported = ExecutorchExporter().export(model, {"pixel_values": pixel_values}, config=config)
             ExecutorchExporter.save_program(exported.program, path)
     except Exception as error:
         raise ModelError(

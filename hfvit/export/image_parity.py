@@ -44,20 +44,26 @@ class PhotographLogits:
 
     Args:
         classifier: the checkpoint.
+
+    Attributes:
+        images: the photographs.
+        pixel_values: (images, channels, height, width) float32; None if the image processor returns several sizes,
+            while a traced graph needs one.
     """
 
     def __init__(self, classifier: Classifier):
         self.classifier = classifier
         self.images = photographs()
-        self.inputs = [(image, TEXT) if classifier.text_reader else image for image in self.images]
-        self.pixel_values = classifier.pixel_values(self.images)
+        pixel_values = [classifier.pixel_values([image]) for image in self.images]
+        has_one_size = len({values.shape for values in pixel_values}) == 1
+        self.pixel_values = np.concatenate(pixel_values) if has_one_size else None
         self._logits: dict[int, np.ndarray] = {}
 
     def __call__(self, rows: list[int]) -> np.ndarray:
         """Return logits (rows, classes) of the photographs with these indices."""
         missing = [row for row in rows if row not in self._logits]
         if missing:
-            computed = self.classifier.logits([self.inputs[row] for row in missing])
+            computed = _run(self.classifier, self.pixel_values[missing])
             self._logits.update(zip(missing, computed, strict=True))
         return np.stack([self._logits[row] for row in rows])
 
@@ -70,7 +76,7 @@ def check_images(
     All photographs are preprocessed. The logits are compared of those whose pixel values differ, and of `FEW` others.
 
     Args:
-        checkpoint: pixel values and logits of the checkpoint.
+        checkpoint: pixel values, of one size, and logits of the checkpoint.
         path: exported file with the other files of its folder beside it.
         dtype: precision of the file; only fp32 and fp16 have a limit, not None.
         atol: largest difference of a logit. Default: that of `LIMITS`.
@@ -81,11 +87,14 @@ def check_images(
     """
     with mapped_file(path) if path.suffix == ".onnx" else nullcontext(path) as file:
         export = load_classifier(file, device="cpu", prepack=path.suffix != ".onnx")
-    rows = list(range(len(SIZES)))
-    if not export.backend.takes_pixels:
-        rows = rows_to_compare(export.pixel_values(checkpoint.images), checkpoint.pixel_values)
+    if export.backend.takes_pixels:
+        rows = list(range(len(SIZES)))
+        logits = export.logits(checkpoint.images)
+    else:
+        pixel_values = export.pixel_values(checkpoint.images)
+        rows = rows_to_compare(pixel_values, checkpoint.pixel_values)
+        logits = _run(export, pixel_values[rows])
     wanted = checkpoint(rows)
-    logits = export.logits([checkpoint.inputs[row] for row in rows])
     worst = _difference(logits, wanted)
     spread = float(np.ptp(wanted))
     limit = atol
@@ -108,20 +117,19 @@ def check_images(
     return result
 
 
-def resizes_alike(classifier: Classifier) -> bool:
-    """Return whether the image processor resizes all images to one size.
-
-    A traced graph needs one size.
-    """
-    return len({classifier.pixel_values([image]).shape for image in photographs()}) == 1
-
-
 def rows_to_compare(pixel_values: np.ndarray, wanted: np.ndarray) -> list[int]:
     """Return the indices of images that differ, and of `FEW` that do not."""
     different, equal = [], []
     for row, pair in enumerate(zip(pixel_values, wanted, strict=True)):
         (equal if np.array_equal(*pair) else different).append(row)
     return sorted([*different, *equal[:FEW]])
+
+
+def _run(classifier: Classifier, pixel_values: np.ndarray) -> np.ndarray:
+    """Return logits of pixel values, with `TEXT` for an image-text model."""
+    if classifier.text_reader:
+        return classifier.run({"pixel_values": pixel_values, **classifier.text_reader([TEXT] * len(pixel_values))})
+    return classifier.run(pixel_values)
 
 
 def _difference(logits: np.ndarray, wanted: np.ndarray) -> float:
@@ -143,7 +151,4 @@ def _stock_difference(export: Classifier, checkpoint: PhotographLogits, path: Pa
     if pixel_values.shape == checkpoint.pixel_values.shape:
         differences = np.abs(pixel_values - checkpoint.pixel_values).mean(axis=(1, 2, 3))
         rows = sorted(np.argsort(-differences, kind="stable")[:FEW].tolist())
-    prepared = pixel_values[rows]
-    if export.text_reader:
-        prepared = {"pixel_values": prepared, **export.text_reader([TEXT] * len(rows))}
-    return _difference(export.run(prepared), checkpoint(rows))
+    return _difference(_run(export, pixel_values[rows]), checkpoint(rows))

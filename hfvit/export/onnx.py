@@ -4,9 +4,11 @@ import copy
 import hashlib
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import wraps
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir
@@ -41,6 +43,27 @@ TRACED_BATCH = 2  # torch.export would specialize a batch of 1
 OPSETS = (18, 19, 20, 21, 22, 23)
 
 
+def in_eval_mode(function: Callable) -> Callable:
+    """Wrap a function of a model, which is in eval mode while it runs.
+
+    Args:
+        function: function whose first argument is the model. The mode of each module is restored afterwards.
+    """
+
+    @wraps(function)
+    def run(model: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        modes = {module: module.training for module in model.modules()}
+        model.eval()
+        try:
+            return function(model, *args, **kwargs)
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+
+    return run
+
+
+@in_eval_mode
 def export_onnx(
     model: torch.nn.Module,
     path: str | Path,
@@ -89,7 +112,6 @@ def export_onnx(
     check_reads_texts(model, optimize=optimize, with_preprocessing=preprocessing is not None)
     path = Path(path)
     shape = (input_channels(model), *(image_size or configured_image_size(model)))
-    model = model.eval()
     if traced is None:
         fixed_size = None if dynamic_axes else batch_size
         graph = trace_onnx(model, opset=opset, batch_size=fixed_size, image_size=shape[1:], verbose=verbose)
@@ -253,6 +275,7 @@ def _check_opset(opset: int | None) -> None:
         raise ModelError(f"opset: must be between {OPSETS[0]} and {OPSETS[-1]}, got {opset}.")
 
 
+@in_eval_mode
 def trace_onnx(
     model: torch.nn.Module,
     *,
@@ -274,7 +297,6 @@ def trace_onnx(
         ModelError: the model cannot be exported.
     """
     shape = (input_channels(model), *(image_size or configured_image_size(model)))
-    model = model.eval()
     _check_opset(opset)
     check_takes_images(model)
     device = next(model.parameters()).device

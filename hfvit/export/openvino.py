@@ -15,7 +15,14 @@ from hfvit.artifacts.artifact import OPENVINO_SUFFIX
 from hfvit.artifacts.export_folder import PACKAGES, file_digest
 from hfvit.artifacts.export_record import ExportedFile
 from hfvit.errors import DataError, ModelError, one_line, wrap_library_errors
-from hfvit.export.onnx import BATCH_AXIS, TRACED_BATCH, configured_image_size, input_channels, input_tensor
+from hfvit.export.onnx import (
+    BATCH_AXIS,
+    TRACED_BATCH,
+    configured_image_size,
+    in_eval_mode,
+    input_channels,
+    input_tensor,
+)
 from hfvit.export.parity import check_parity, tolerance
 from hfvit.export.pipeline import Export
 from hfvit.inference.openvino_backend import PRECISION_HINT, load_openvino
@@ -47,6 +54,7 @@ def openvino_file(dtype: str = "fp32", quantize: str | None = None) -> str:
     return f"openvino_model{f'_{kind}' if kind else ''}{OPENVINO_SUFFIX}"
 
 
+@in_eval_mode
 def export_openvino(
     model: torch.nn.Module,
     path: str | Path,
@@ -90,7 +98,7 @@ def export_openvino(
         if not calibration:
             raise DataError("calibration: must have at least one batch, got none.")
     shape = (input_channels(model), *(image_size or configured_image_size(model)))
-    program = _trace(model.eval(), shape, verbose)
+    program = _trace(model, shape, verbose)
     if calibration is not None:
         program = _quantize(program, calibration, verbose)
     program.set_rt_info(HINTS[dtype], list(PRECISION_HINT))

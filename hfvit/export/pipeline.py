@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from hfvit.artifacts.export_record import ExportedFile, ExportRecord, Parity
 from hfvit.artifacts.gate import ArtifactResult
 from hfvit.errors import DataError, GateError, ModelError
 from hfvit.export.client_config import family_config, stock_processor_config
-from hfvit.export.image_parity import PhotographLogits, check_images, photographs, resizes_alike
+from hfvit.export.image_parity import PhotographLogits, check_images
 from hfvit.export.onnx import (
     check_graph,
     check_takes_images,
@@ -229,16 +229,14 @@ class Export:
             image_size=self.shape[1:],
             verbose=options.verbose,
             traced=self.traced,
-            images=self.range_images() if variant.get("dtype") == "fp16" else None,
+            images=self.photographs.pixel_values if variant.get("dtype") == "fp16" else None,
             **variant,
         )
 
-    def range_images(self) -> np.ndarray | None:
-        """Return pixel values of photographs to check the range of fp16.
-
-        None if they have several sizes.
-        """
-        return self.classifier.pixel_values(photographs()) if resizes_alike(self.classifier) else None
+    @cached_property
+    def photographs(self) -> PhotographLogits:
+        """Return the photographs by the checkpoint, preprocessed once for all files."""
+        return PhotographLogits(self.classifier)
 
     def quantized_file(self, staging: Path, calibration) -> None:
         """Quantize the float file, exporting it first if necessary."""
@@ -283,16 +281,17 @@ class Export:
 
     def check_images(self, staging: Path) -> None:
         """Compare every file with the checkpoint on photographs, preprocessing included."""
-        if not resizes_alike(self.classifier):
+        if self.photographs.pixel_values is None:
             self.log("not compared on photographs, as the image processor returns images of several sizes")
             return
-        checkpoint = PhotographLogits(self.classifier)
         # Rounding decides which of equally similar tokens are merged, such as those of a blue sky.
         has_limit = not vars(self.options).get("merge_tokens")
         for name, described in self.files.items():
             if described.dtype != "bf16":  # ONNX Runtime does not compute in bf16 on CPUs
                 dtype = described.dtype if has_limit else None
-                described.parity.images = check_images(checkpoint, staging / name, dtype, self.options.atol, name)
+                described.parity.images = check_images(
+                    self.photographs, staging / name, dtype, self.options.atol, name
+                )
 
     @property
     def refused(self) -> list[str]:

@@ -80,7 +80,7 @@ class OnnxBackend:
         providers: ONNX Runtime's execution providers instead of `device`.
         objective: "throughput" to measure whether one session per thread, each with a part of the batch, is faster on
             this CPU, and to use them if so, with threads that do not spin; "latency" or None for one session with all
-            threads.
+            threads, as on other devices and for texts.
         prepack: let ONNX Runtime copy the weights to a faster layout on a CPU; without, it takes less memory.
 
     Attributes:
@@ -150,8 +150,13 @@ class OnnxBackend:
         self._sessions = [self.session]
         self._step = self.input.shape[0] if isinstance(self.input.shape[0], int) else None  # images per call
         self._pool: ThreadPoolExecutor | None = None
-        if objective == "throughput" and self.device == "cpu" and self.threads > 1 and not self.text_inputs:
-            self._divide_where_faster(onnxruntime, providers)
+        if objective == "throughput":
+            if self.device != "cpu":
+                raise ModelError(f"objective: throughput is for CPUs, but {file} runs on {self.device}. Omit it.")
+            if self.text_inputs:
+                raise ModelError(f"objective: throughput is for image models, but {file} takes texts, too. Omit it.")
+            if self.threads > 1:
+                self._divide_where_faster(onnxruntime, providers)
 
     def _divide_where_faster(self, onnxruntime, providers) -> None:
         """Measure one session against one per thread, and keep what is faster."""

@@ -17,7 +17,7 @@ from hfvit.artifacts.artifact import Artifact, find_artifact, read_head
 from hfvit.artifacts.constants import PREPROCESSOR_FILE, PRETRAINED_CFG, RUN_FILE
 from hfvit.data.decode import from_array, read_image, to_rgb
 from hfvit.data.text import TEXT_INPUTS, TextReader, load_tokenizer
-from hfvit.errors import ModelError, wrap_library_errors
+from hfvit.errors import DataError, ModelError, wrap_library_errors
 from hfvit.inference.backends import OBJECTIVES, OnnxBackend, TorchBackend
 from hfvit.inference.execution_providers import Providers
 from hfvit.inference.executorch_backend import ExecuTorchBackend
@@ -176,8 +176,8 @@ class Classifier:
         """Prepare images for `run`.
 
         Returns:
-            Pixel values; uint8 arrays for a graph with preprocessing; or, for an image-text model, `pixel_values`,
-            `input_ids` and `attention_mask`.
+            Pixel values, a list of arrays if their sizes differ; uint8 arrays for a graph with preprocessing; or, for
+            an image-text model, `pixel_values`, `input_ids` and `attention_mask`.
         """
         return self.collate([self.prepare_image(image) for image in images])
 
@@ -200,6 +200,8 @@ class Classifier:
         values = [image.values for image in images]
         if self.backend.takes_pixels and not self.text_reader:
             return values
+        if not self.text_reader and len({each.shape for each in values}) > 1:
+            return [each[0] for each in values]  # of an image processor that does not crop
         pixel_values = np.concatenate(values) if values else np.empty((0, 3, 0, 0), np.float32)
         if self.text_reader:
             return {"pixel_values": pixel_values, **self.text_reader([image.text for image in images])}
@@ -215,7 +217,10 @@ class Classifier:
     def run(self, prepared: np.ndarray | list[np.ndarray] | dict[str, np.ndarray]) -> np.ndarray:
         """Compute logits (images, classes) float32 of the result of `prepare`."""
         logits = self._run(prepared)
-        return logits if self.tta is None else (logits + self._run(_mirrored(prepared))) / 2
+        if self.tta is None:
+            return logits
+        width_axis = -2 if self.backend.takes_pixels and not self.text_reader else -1
+        return (logits + self._run(_mirrored(prepared, width_axis))) / 2
 
     def _run(self, prepared: np.ndarray | list[np.ndarray] | dict[str, np.ndarray]) -> np.ndarray:
         if isinstance(prepared, dict):
@@ -357,6 +362,8 @@ class Classifier:
 
     def best(self, logits: np.ndarray, top_k: int | None = None) -> list[dict[str, float]]:
         """Convert logits (images, classes) to the result of `predict`."""
+        if top_k is not None and (not isinstance(top_k, int | np.integer) or top_k < 1):
+            raise ModelError(f"top_k: must be a positive integer or None, got {top_k!r}.")
         logits = logits / self.temperature
         probabilities = expit(logits) if self.multi_label else softmax(logits, axis=1)
         order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
@@ -411,24 +418,12 @@ def load_classifier(
     """
     check_tta(tta)
     artifact = find_artifact(path)
-    for option, is_set, has_effect, kinds in (
-        ("providers", providers is not None, artifact.is_onnx, "an ONNX file"),
-        ("prepack", not prepack, artifact.is_onnx, "an ONNX file"),
-        ("objective", objective == "throughput", artifact.is_onnx or artifact.is_openvino, "an ONNX or OpenVINO file"),
-        ("threads", threads is not None, artifact.takes_threads, "a checkpoint, ONNX or OpenVINO file"),
-    ):
-        if is_set and not has_effect:
-            kind = "a checkpoint" if artifact.is_checkpoint else artifact.file.name
-            raise ModelError(f"{option}: only for {kinds}, but {path} is {kind}. Omit it.")
-    if objective not in (None, *OBJECTIVES):
-        raise ModelError(f"objective: must be latency or throughput, got {objective!r}.")
+    check_options(artifact, providers=providers, objective=objective, threads=threads, bf16=bf16, prepack=prepack)
     kwargs = {"trust_remote_code": False, **kwargs}
     head = read_head(artifact, **kwargs)
     changes = {"patch_size": patch_size, "merge_tokens": merge_tokens}
     changes = {name: value for name, value in changes.items() if value is not None}
     if bf16:
-        if not artifact.is_checkpoint:
-            raise ModelError(f"bf16: requires a checkpoint, but {artifact.file} is an export.")
         kwargs["dtype"] = torch.bfloat16
     if changes and not artifact.is_checkpoint:
         raise ModelError(
@@ -468,6 +463,45 @@ def load_classifier(
         bf16,
         tta,
     )
+
+
+def check_options(
+    artifact: Artifact,
+    *,
+    providers: Providers | None = None,
+    objective: str | None = None,
+    threads: int | None = None,
+    bf16: bool = False,
+    prepack: bool = True,
+) -> None:
+    """Check options of `load_classifier` without loading the artifact.
+
+    Args:
+        artifact: the artifact to load.
+        providers: ONNX Runtime's execution providers.
+        objective: "latency", "throughput" or None.
+        threads: CPU threads.
+        bf16: whether to load bfloat16 weights.
+        prepack: whether ONNX Runtime may copy the weights.
+
+    Raises:
+        ModelError: an option has a wrong value, or no effect on the artifact.
+    """
+    for option, is_set, has_effect, kinds in (
+        ("providers", providers is not None, artifact.is_onnx, "an ONNX file"),
+        ("prepack", not prepack, artifact.is_onnx, "an ONNX file"),
+        ("objective", objective == "throughput", artifact.is_onnx or artifact.is_openvino, "an ONNX or OpenVINO file"),
+        ("threads", threads is not None, artifact.takes_threads, "a checkpoint, ONNX or OpenVINO file"),
+    ):
+        if is_set and not has_effect:
+            kind = "a checkpoint" if artifact.is_checkpoint else artifact.file.name
+            raise ModelError(f"{option}: only for {kinds}, but {artifact.file or artifact.source} is {kind}. Omit it.")
+    if bf16 and not artifact.is_checkpoint:
+        raise ModelError(f"bf16: requires a checkpoint, but {artifact.file} is an export.")
+    if objective not in (None, *OBJECTIVES):
+        raise ModelError(f"objective: must be latency or throughput, got {objective!r}.")
+    if threads is not None and (not isinstance(threads, int) or threads < 1):
+        raise ModelError(f"threads: must be a positive integer or None, got {threads!r}.")
 
 
 def check_tta(tta: Any) -> None:
@@ -578,14 +612,19 @@ def batched(items: Iterable[Any], size: int) -> Iterator[list]:
 
 
 def _mirrored(
-    prepared: np.ndarray | list[np.ndarray] | dict[str, np.ndarray],
+    prepared: np.ndarray | list[np.ndarray] | dict[str, np.ndarray], width_axis: int
 ) -> np.ndarray | list[np.ndarray] | dict[str, np.ndarray]:
-    """Mirror the images of a result of `Classifier.prepare` horizontally."""
+    """Mirror the images of a result of `Classifier.prepare` horizontally.
+
+    Args:
+        prepared: images of one size, a list of images, or inputs with the key `pixel_values`.
+        width_axis: axis of the width.
+    """
     if isinstance(prepared, dict):
-        return prepared | {"pixel_values": _mirrored(prepared["pixel_values"])}
-    if isinstance(prepared, list):  # (height, width, 3)
-        return [pixels[:, ::-1] for pixels in prepared]
-    return np.ascontiguousarray(prepared[..., ::-1])  # torch does not take negative strides
+        return prepared | {"pixel_values": _mirrored(prepared["pixel_values"], width_axis)}
+    if isinstance(prepared, list):
+        return [np.flip(pixels, width_axis) for pixels in prepared]
+    return np.ascontiguousarray(np.flip(prepared, width_axis))  # torch does not take negative strides
 
 
 def _encodable(label: str) -> str:
@@ -598,4 +637,11 @@ def _as_rgb(image: Any) -> Image.Image:
         image = image[0]
     if isinstance(image, np.ndarray):
         return from_array(image)
-    return to_rgb(image) if isinstance(image, Image.Image) else read_image(image)
+    if isinstance(image, Image.Image):
+        return to_rgb(image)
+    if not isinstance(image, str | Path):
+        raise DataError(
+            f"images: must be PIL images, uint8 arrays, file names or URLs, got {type(image).__name__}. Open the bytes"
+            " of a file with PIL.Image.open(io.BytesIO(content))."
+        )
+    return read_image(image)

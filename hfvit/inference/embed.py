@@ -105,9 +105,14 @@ def embed_files(
         )
         for batch, (_, features) in batches:
             errors |= {item.name: mask_credentials(item.error) for item in batch if item.error}
-            readable = [printable(mask_credentials(item.name)) for item in batch if item.image]
+            readable = [item.name for item in batch if item.image]
             if readable:
-                pending.append((readable, features))
+                is_finite = np.isfinite(features).all(axis=1)
+                for name, keep in zip(readable, is_finite, strict=True):
+                    if not keep:
+                        errors[name] = mask_credentials(f"{name}: the features are NaN or infinite.")
+                kept = [name for name, keep in zip(readable, is_finite, strict=True) if keep]
+                pending.append(([printable(mask_credentials(name)) for name in kept], features[is_finite]))
             if sum(len(found) for _, found in pending) >= ROWS_PER_GROUP:
                 write(writer)
             bar.update(len(batch))
@@ -161,6 +166,9 @@ def with_head_inputs(
         found.features = inputs[0].float().flatten(1).cpu().numpy()
 
     def run(runner: Classifier, batch: Any) -> tuple[np.ndarray, np.ndarray | None]:
+        if isinstance(batch, list) and head is not None:  # images of several sizes, each in its own forward pass
+            logits, features = zip(*(run(runner, image[None]) for image in batch), strict=True)
+            return np.concatenate(logits), np.concatenate(features)
         found.features = None
         return runner.run(batch), found.features
 

@@ -49,7 +49,7 @@ class OpenVINOBackend:
     ):
         openvino = load_openvino()
         self.file = file
-        self.device = device or "cpu"
+        self.device = (device or "cpu").lower()
         self.threads = threads or torch.get_num_threads()
         weights = file.with_suffix(".bin")
         self.bytes = sum(part.stat().st_size for part in (file, weights) if part.is_file())
@@ -58,6 +58,8 @@ class OpenVINOBackend:
         if name.partition(".")[0] not in {each.partition(".")[0] for each in core.available_devices}:
             found = ", ".join(core.available_devices).lower()
             raise ModelError(f"device: not supported by this OpenVINO, got '{device}' (found: {found}).")
+        if objective == "throughput" and name != "CPU":
+            raise ModelError(f"objective: throughput is for CPUs, but {file} runs on {self.device}. Omit it.")
         self._options: dict[str, str | int] = {}
         if name == "CPU":
             self._options = {"INFERENCE_NUM_THREADS": self.threads, PRECISION_HINT[1]: "f32"}
@@ -84,7 +86,7 @@ class OpenVINOBackend:
         # A fixed batch of 1 is about a tenth faster than a dynamic one (DINOv2-S at 224 px, openvino 2026.4).
         with wrap_library_errors(ModelError, f"{file} cannot be compiled by OpenVINO", limit=300):
             self._single = self._compile(1).create_infer_request()
-            if objective == "throughput" and name == "CPU" and self.threads > 1:
+            if objective == "throughput" and self.threads > 1:
                 self._divide_where_faster(openvino)
 
     def _compile(self, batch_size: int, streams: int | None = None):

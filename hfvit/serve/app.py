@@ -16,7 +16,7 @@ import numpy as np
 import hfvit
 from hfvit.data.decode import read_bytes
 from hfvit.data.open_image import UPLOAD_LIMITS, open_image
-from hfvit.errors import DataError, HFViTError, ModelError, mask_credentials, one_line
+from hfvit.errors import DataError, HFViTError, ModelError, mask_credentials, one_line, printable
 from hfvit.inference.classifier import Classifier, PreparedImage
 from hfvit.serve.batching import Budget, DynamicBatcher, QueueFullError, Reservation
 from hfvit.serve.metrics import ServerMetrics
@@ -217,7 +217,7 @@ def build_app(classifier: Classifier, options: ServerOptions | None = None):
     options = options or ServerOptions()
     metrics = ServerMetrics(prometheus)
     predictor = Predictor(classifier, options, metrics)
-    name = Path(classifier.name).name or classifier.name  # without local folders
+    name = printable(Path(classifier.name).name or classifier.name)  # without local folders
 
     @asynccontextmanager
     async def lifespan(_):

@@ -34,8 +34,12 @@ def listening_socket(host: str, port: int) -> socket.socket:
             bound.close()
             raise
     except (OSError, OverflowError, UnicodeError) as error:
-        raise HFViTError(f"--host, --port: cannot listen on {host}:{port} ({one_line(error)}).") from None
+        raise _not_available(host, port, error) from None
     return bound
+
+
+def _not_available(host: str, port: int, error: Exception) -> HFViTError:
+    return HFViTError(f"--host, --port: cannot listen on {host}:{port} ({one_line(error)}).")
 
 
 def uvicorn_server(classifier: Classifier, options: ServerOptions):
@@ -70,8 +74,11 @@ def serve(classifier: Classifier, bound: socket.socket, options: ServerOptions) 
     """
     server = uvicorn_server(classifier, options)
     classifier.logits([Image.new("RGB", (64, 64))])  # warm-up
-    bound.listen()  # so that a request that is sent once the address is printed waits for uvicorn
     host, port = bound.getsockname()[:2]
+    try:
+        bound.listen()  # so that a request that is sent once the address is printed waits for uvicorn
+    except OSError as error:  # two servers can bind an address on which none listens yet
+        raise _not_available(host, port, error) from None
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     def stop(*_) -> None:

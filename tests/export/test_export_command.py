@@ -4,6 +4,7 @@ import argparse
 import json
 import re
 import shutil
+from collections import Counter
 
 import numpy as np
 import onnxruntime
@@ -237,6 +238,36 @@ def test_logits_are_compared_of_photographs_with_other_pixel_values(checkpoint, 
     np.testing.assert_allclose(reference([4, 0]), expected[[3, 0]], atol=1e-5)  # computed once
 
 
+def test_photographs_are_preprocessed_once_by_the_checkpoint_and_once_by_each_export(checkpoint, tmp_path):
+    counts = Counter()
+
+    class Counted(Export):
+        def load(self):
+            super().load()
+            counted(self.classifier)
+
+    def counted(classifier):
+        process = classifier._process
+
+        def count(image):
+            counts[classifier.name] += 1
+            return process(image)
+
+        classifier._process = count
+        return classifier
+
+    def load(path, **options):
+        return counted(hfvit.load_classifier(path, **options))
+
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    words = ["--model", str(checkpoint), "--no_gate", "--dtype", "fp16", str(tmp_path / "onnx")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hfvit.export.image_parity.load_classifier", load)
+        Counted(parser.parse_args(words), claim_folder(tmp_path / "onnx")).run()
+    assert sorted(counts.values()) == [8, 8]
+
+
 def test_export_of_center_crop_names_what_stock_processors_see(checkpoint, tmp_path, capsys):
     """A checkpoint of an earlier version keeps timm's crop, which `load_classifier` follows."""
     config = json.loads((checkpoint / "config.json").read_text())
@@ -298,6 +329,10 @@ def test_export_static_int8_with_fixed_batch_and_unlabeled_images(stock, tmp_pat
     error = capsys.readouterr().err
     assert option_of(error) == "calibration_samples"
     assert_names(error, 8, 7)
+    assert export(*words, "--calibration_split", "validation") == 2
+    error = capsys.readouterr().err
+    assert option_of(error) == "calibration_split"
+    assert_names(error, "'validation'", "images")
 
 
 def test_calibration_images_exclude_held_out_rows(checkpoint):
@@ -385,6 +420,7 @@ def not_a_classifier(tmp_path):
         (["--model", "{stock}", "--target", "onnxruntime", "{tmp}/out"], "target", ["onnxruntime", "--quantize"]),
         (["--model", "{stock}", "--batch_size", "1", "{tmp}/out"], "batch_size", ["1", "--no_dynamic_axes"]),
         (["--model", "{stock}", "--calibration_dataset", "digits", "{tmp}/out"], "calibration_dataset", ["digits"]),
+        (["--model", "{stock}", "--revision", "v1", "{tmp}/out"], "revision", ["v1", "{stock}"]),
         (["--model", "{stock}", "--quantize", "int8-dynamic", "--calibration_samples", "128", "{tmp}/out"],
          "calibration_samples", ["128", "--quantize int8"]),
     ],

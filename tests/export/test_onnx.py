@@ -3,11 +3,14 @@
 import errno
 import json
 import os
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import timm
 import torch
 import transformers
 from helpers.commands import ROOT
@@ -18,7 +21,7 @@ from helpers.recipes import ARCHITECTURE, MICRO
 from helpers.records import exported_file
 from helpers.timm_models import build
 from onnx import TensorProto
-from transformers import AutoConfig
+from transformers import AutoConfig, TimmWrapperConfig
 
 from hfvit.artifacts.export_folder import (
     check_same_model,
@@ -29,7 +32,7 @@ from hfvit.artifacts.export_record import ExportRecord
 from hfvit.errors import ModelError
 from hfvit.export.client_config import family_config
 from hfvit.export.onnx import export_onnx, trace_onnx
-from hfvit.export.parity import DEFAULT_ATOL
+from hfvit.export.parity import DEFAULT_ATOL, check_parity, tolerance
 
 VIT = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
 STOCK = {
@@ -310,6 +313,14 @@ def test_family_config_of_timm_model_has_a_known_model_type(architecture, timm_k
     assert config["num_labels"] == 3
 
 
+def test_family_config_of_network_with_a_method_of_the_name_stages():
+    with torch.device("meta"):
+        network = timm.create_model("hrnet_w18_small", num_classes=2)
+    config = TimmWrapperConfig(architecture="hrnet_w18_small", num_labels=2, pretrained_cfg=network.pretrained_cfg)
+    config.id2label = {0: "a", 1: "b"}
+    assert family_config(SimpleNamespace(config=config, timm_model=network))["num_labels"] == 2
+
+
 def test_family_config_keeps_problem_type():
     model = timm_model()
     model.config.problem_type = "multi_label_classification"
@@ -365,3 +376,27 @@ def test_claim_folder_of_unsuitable_folder_names_it(tmp_path):
     (tmp_path / "export.json").write_text("[]")
     with pytest.raises(ModelError, match=rf"^{tmp_path}/export\.json\b"):
         ExportRecord.load(tmp_path)
+
+
+def test_export_onnx_keeps_the_mode_of_each_module(tmp_path):
+    model = timm_model().train()
+    model.timm_model.norm.eval()
+    modes = [module.training for module in model.modules()]
+    export_onnx(model, tmp_path / "model.onnx")
+    assert [module.training for module in model.modules()] == modes
+    assert not all(modes)
+    assert any(modes)
+
+
+def test_int8_limit_of_a_single_class_is_relative_to_its_logits(tmp_path):
+    torch.manual_seed(0)
+    model = build_model(["yes"], architecture=ARCHITECTURE, image_size=16, timm_kwargs=MICRO).eval()
+    export_onnx(model, tmp_path / "model.onnx")
+    bias = model.timm_model.head.bias
+    for change, is_refused in ((0.05, False), (5.0, True)):
+        with torch.no_grad():
+            bias += change
+        with pytest.raises(ModelError) if is_refused else nullcontext():
+            limit = tolerance("int8", None)
+            found = check_parity(tmp_path / "model.onnx", model, (3, 16, 16), [1, 3], limit, "model.onnx")
+            assert found.relative_error == pytest.approx(0.05, rel=0.2)

@@ -8,6 +8,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from helpers.images import LABELS, colored_image
@@ -15,11 +16,21 @@ from helpers.messages import assert_names
 from helpers.models import build_model
 from helpers.onnx_graphs import BRIGHTEST, expected_logits, write_configs, write_graph
 from helpers.recipes import ARCHITECTURE, MICRO
+from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
-from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor, ViTModel, pipeline
+from transformers import (
+    ResNetConfig,
+    ResNetForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+    ViTModel,
+    pipeline,
+)
 
 import hfvit
 from hfvit.errors import DataError, HFViTError, ModelError, one_line
+from hfvit.inference.backends import OnnxBackend
 
 STOCK = {
     "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "image_size": 16,
@@ -124,6 +135,26 @@ def test_objective_of_throughput_returns_the_logits_of_each_image(tmp_path, imag
         hfvit.load_classifier(tmp_path, objective="speed")
 
 
+def test_objective_of_throughput_on_another_device_or_with_texts_raises(tmp_path, monkeypatch):
+    write_graph(tmp_path / "model.onnx")
+    monkeypatch.setattr("hfvit.inference.backends._providers", lambda *_: ("cuda:1", ["CPUExecutionProvider"]))
+    monkeypatch.setattr("onnxruntime.InferenceSession.get_providers", lambda _: ["CUDAExecutionProvider"])
+    with pytest.raises(ModelError, match=r"^objective: .*cuda:1"):
+        OnnxBackend(tmp_path / "model.onnx", 3, objective="throughput")
+    monkeypatch.undo()
+    inputs = [helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, ["batch_size", 3, 4, 4])]
+    inputs.append(helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch_size", "tokens"]))
+    output = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch_size", 3])
+    nodes = [helper.make_node("ReduceMean", ["pixel_values"], ["means"], keepdims=0, noop_with_empty_axes=0)]
+    nodes.append(helper.make_node("Expand", ["means", "shape"], ["logits"]))
+    shape = numpy_helper.from_array(np.array([1, 3]), "shape")
+    graph = helper.make_graph(nodes, "texts", inputs, [output], [shape])
+    opsets = [helper.make_opsetid("", 18)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "texts.onnx")
+    with pytest.raises(ModelError, match=r"^objective:"):
+        OnnxBackend(tmp_path / "texts.onnx", 3, "cpu", objective="throughput")
+
+
 @pytest.mark.parametrize(("batch_size", "most"), [(1, 1), (4, 4), (8, 8), (9, 9), (None, 32)])
 def test_images_in_all_forward_passes_are_at_most_the_batch_size(checkpoint, images, batch_size, most):
     classifier = hfvit.load_classifier(checkpoint, device="cpu", threads=8)
@@ -157,6 +188,8 @@ def test_option_without_effect_on_the_artifact_raises(checkpoint, tmp_path):
         (tmp_path / "model.engine", {"objective": "throughput"}),
         (tmp_path / "model.pte", {"threads": 2}),
         (tmp_path / "model.engine", {"threads": 2}),
+        (checkpoint, {"threads": 0}),
+        (checkpoint, {"threads": "2"}),
     ):
         with pytest.raises(ModelError, match=rf"^{next(iter(option))}:"):
             hfvit.load_classifier(path, **option)
@@ -250,6 +283,34 @@ def test_predict_accepts_gray_arrays_and_rejects_others(export, images):
         assert_names(caught.value, array.shape, array.dtype)
     with pytest.raises(DataError, match=r"\(0, 16, 3\)"):
         classifier.predict([color[:0]])
+
+
+@pytest.mark.parametrize("tta", [None, "flip"])
+def test_images_of_several_sizes_are_classified_together(tmp_path, tta):
+    """The image processor resizes the shorter side, and does not crop."""
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=3)
+    torch.manual_seed(0)
+    ResNetForImageClassification(config).save_pretrained(tmp_path)
+    ViTImageProcessor(size={"shortest_edge": 24}).save_pretrained(tmp_path)
+    rng = np.random.default_rng(0)
+    images = [Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)) for size in ((30, 40), (40, 30), (30, 40))]
+    classifier = hfvit.load_classifier(tmp_path, device="cpu", tta=tta)
+    wanted = np.concatenate([classifier.logits([image]) for image in images])
+    np.testing.assert_allclose(classifier.logits(images), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("image", [b"\x89PNG", None, 3, torch.zeros(3, 16, 16)])
+def test_image_of_another_type_raises_data_error(export, image):
+    classifier = hfvit.load_classifier(export)
+    for method in (classifier.predict, classifier.logits, classifier):
+        with pytest.raises(DataError, match=r"^images:"):
+            method([image])
+
+
+@pytest.mark.parametrize("top_k", [0, -1, 1.5])
+def test_top_k_below_one_raises(export, images, top_k):
+    with pytest.raises(ModelError, match=r"^top_k:"):
+        hfvit.load_classifier(export).predict(images, top_k=top_k)
 
 
 def test_batch_size_below_one_raises(export, images):

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 from helpers.images import LABELS, colored_image
-from helpers.messages import option_of
+from helpers.messages import assert_names, option_of
 from helpers.models import build_model
 from helpers.onnx_graphs import write_configs, write_graph
 from helpers.recipes import ARCHITECTURE, MICRO
 from pyarrow import parquet
-from transformers import ViTForImageClassification, ViTImageProcessor
+from transformers import ResNetConfig, ResNetForImageClassification, ViTForImageClassification, ViTImageProcessor
 
 import hfvit
 from hfvit.cli import main
@@ -59,6 +59,18 @@ def test_embed_of_a_stock_model_is_the_input_of_its_classifier(stock):
     np.testing.assert_allclose(hfvit.embed(stock, image, device="cpu"), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_embed_of_images_of_several_sizes_equals_that_of_each(tmp_path):
+    """The image processor resizes the shorter side, and does not crop."""
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=3)
+    ResNetForImageClassification(config).save_pretrained(tmp_path)
+    ViTImageProcessor(size={"shortest_edge": 24}).save_pretrained(tmp_path)
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (*size, 3), np.uint8) for size in ((30, 40), (40, 30), (30, 40))]
+    classifier = load_classifier(tmp_path, device="cpu")
+    wanted = np.stack([hfvit.embed(classifier, image) for image in images])
+    np.testing.assert_allclose(hfvit.embed(classifier, images), wanted, atol=1e-5)
+
+
 def test_embed_command_writes_names_and_features(checkpoint, tmp_path, capsys):
     images = write_images(tmp_path / "images")
     (tmp_path / "images" / "1b.png").write_bytes(b"no image")
@@ -89,3 +101,19 @@ def test_embed_masks_credentials_in_the_file(checkpoint, tmp_path, monkeypatch):
     assert command(checkpoint, url, "--output", tmp_path / "features.parquet") == 0
     names = parquet.read_table(tmp_path / "features.parquet")["image"].to_pylist()
     assert names == ["https://***@example.org/0.png"]
+
+
+def test_features_that_are_not_finite_are_left_out_of_the_file(checkpoint, tmp_path, capsys):
+    images = write_images(tmp_path / "images", 2)
+    model = load_classifier(checkpoint, device="cpu").backend.model
+    weight = model.timm_model.patch_embed.proj.weight
+    with torch.no_grad():
+        weight[:] = torch.inf
+    model.save_pretrained(checkpoint)
+    assert not np.isfinite(hfvit.embed(checkpoint, images, device="cpu")).any()
+    output = tmp_path / "features.parquet"
+    assert command(checkpoint, tmp_path / "images", "--output", output, "--device", "cpu") == 2
+    error = capsys.readouterr().err
+    assert_names(error, "0.png", "1.png")
+    assert option_of(error.splitlines()[-1]) == "IMAGE"
+    assert parquet.read_table(output).num_rows == 0

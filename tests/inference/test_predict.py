@@ -230,6 +230,7 @@ def test_credentials_in_urls_are_masked_in_every_output(capsys, model, photos, t
         (["{model}", "{photos}", "--save_grid", "{tmp}/no/grid.png"], "save_grid", ["{tmp}/no"]),
         (["{model}", "{photos}", "--device", "npu"], "device", ["'npu'"]),
         (["{model}", "{photos}", "--top_k", "0"], "top_k", ["0"]),
+        (["{model}", "{photos}", "--json", "--output", "{tmp}/a.csv"], "json", ["{tmp}/a.csv", "--output"]),
     ],
 )
 def test_predict_with_a_wrong_value_names_option_and_data(capsys, model, photos, tmp_path, words, option, data):

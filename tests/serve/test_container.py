@@ -171,6 +171,12 @@ def test_option_that_a_container_does_not_have_is_refused(containers, tmp_path, 
     assert not (tmp_path / "out").exists()
 
 
+def test_option_without_effect_on_the_artifact_of_a_container_is_refused(containers, tmp_path, capsys):
+    code, error = serve(capsys, containers / "timm", "--docker", tmp_path / "out", "--objective", "throughput")
+    assert (code, option_of(error)) == (2, "objective")
+    assert not (tmp_path / "out").exists()
+
+
 def test_container_is_written_to_the_current_folder_and_to_the_folder_of_a_link(containers, tmp_path, monkeypatch):
     for name in ("current", "target"):
         (tmp_path / name).mkdir()

@@ -1,6 +1,7 @@
 """`hfvit serve`: a real server on a free loopback port."""
 
 import base64
+import copy
 import io
 import json
 import signal
@@ -27,7 +28,7 @@ pytest.importorskip("uvicorn")
 
 from hfvit.serve.app import ServerOptions  # noqa: E402
 from hfvit.serve.payload import RequestLimits  # noqa: E402
-from hfvit.serve.server import listening_socket, uvicorn_server  # noqa: E402
+from hfvit.serve.server import listening_socket, serve, uvicorn_server  # noqa: E402
 
 FORM = b'--x\r\nContent-Disposition: form-data; name="\xff"; filename="a"\r\n\r\nx\r\n--x--\r\n'
 FORM_TYPE = "multipart/form-data; boundary=x"
@@ -244,6 +245,14 @@ def test_openapi_document_describes_the_routes(server):
     assert server.get("/docs").status_code == 200
 
 
+def test_folder_that_is_not_utf_8_is_named(classifier):
+    other = copy.copy(classifier)
+    other.name = "/runs/caf\udce9"
+    with running(other) as client:
+        names = (client.get("/health").json()["model"], client.get("/openapi.json").json()["info"]["title"])
+        assert names == ("caf\\xe9",) * 2
+
+
 def test_graph_with_preprocessing_batches_images_of_several_sizes(tmp_path):
     write_graph(write_configs(tmp_path, processor=False) / "model.onnx", pixels=True)
     images = [colored_image(seed % 3, np.random.default_rng(seed), size=16 + seed % 2) for seed in range(6)]
@@ -295,6 +304,14 @@ def test_address_in_use_raises_hfvit_error():
         bound.listen()
         with pytest.raises(HFViTError, match=r"^--host, --port:"):
             listening_socket("127.0.0.1", bound.getsockname()[1])
+
+
+def test_address_that_another_server_took_during_loading_raises_hfvit_error(classifier):
+    first = listening_socket("127.0.0.1", 0)
+    with first, listening_socket("127.0.0.1", first.getsockname()[1]) as second:
+        first.listen()
+        with pytest.raises(HFViTError, match=r"^--host, --port:"):
+            serve(classifier, second, ServerOptions())
 
 
 def test_shutdown_waits_for_a_request_that_arrives_and_runs_slowly(classifier):
