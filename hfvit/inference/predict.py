@@ -220,23 +220,30 @@ def write_grid(results: list[Prediction], path: str | Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    from hfvit.utils.fonts import drawable, families  # imports matplotlib
+
     columns = math.ceil(math.sqrt(len(results)))
     rows = math.ceil(len(results) / columns)
     lines = max(min(3, len(prediction.probabilities)) for prediction in results)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(2.4 * columns, (2.1 + 0.2 * lines) * rows), squeeze=False, layout="constrained"
-    )
-    for axis in axes.flat:
-        axis.set_axis_off()
-    for axis, prediction in zip(axes.flat, results, strict=False):
-        axis.imshow(prediction.thumbnail, interpolation="nearest")
+    titles = []
+    texts = []
+    for prediction in results:
         best = list(prediction.probabilities.items())[:lines]
-        axis.set_title(_short(Path(prediction.name).name), fontsize=7, color="#777777", parse_math=False)
-        text = "\n".join(f"{_short(label)} {value:.1%}" for label, value in best)
-        axis.text(0.5, -0.03, text, transform=axis.transAxes, ha="center", va="top", fontsize=8, parse_math=False)
-    with temporary_file(path) as temporary:
-        figure.savefig(temporary, dpi=110)
-    plt.close(figure)
+        titles.append(drawable(_short(Path(prediction.name).name)))
+        texts.append("\n".join(f"{drawable(_short(label))} {value:.1%}" for label, value in best))
+    with plt.rc_context({"font.family": families("\n".join([*titles, *texts]).splitlines())}):
+        figure, axes = plt.subplots(
+            rows, columns, figsize=(2.4 * columns, (2.1 + 0.2 * lines) * rows), squeeze=False, layout="constrained"
+        )
+        for axis in axes.flat:
+            axis.set_axis_off()
+        for axis, prediction, title, text in zip(axes.flat, results, titles, texts, strict=False):
+            axis.imshow(prediction.thumbnail, interpolation="nearest")
+            axis.set_title(title, fontsize=7, color="#777777", parse_math=False)
+            axis.text(0.5, -0.03, text, transform=axis.transAxes, ha="center", va="top", fontsize=8, parse_math=False)
+        with temporary_file(path) as temporary:
+            figure.savefig(temporary, dpi=110)
+        plt.close(figure)
 
 
 def _short(text: str) -> str:

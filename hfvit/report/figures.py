@@ -27,8 +27,8 @@ from hfvit.artifacts.run_sections import (
     Temperature,
 )
 from hfvit.errors import printable
-from hfvit.report.fonts import drawable, families
 from hfvit.utils.files import temporary_file
+from hfvit.utils.fonts import drawable, families
 from hfvit.utils.markup import SafeText
 from hfvit.utils.overlay import enlarged, highlight
 

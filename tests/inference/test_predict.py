@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import threading
+import warnings
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
@@ -21,7 +22,7 @@ from hfvit.cli import main
 from hfvit.data.decode import find_images
 from hfvit.inference.backends import OnnxBackend
 from hfvit.inference.classifier import load_classifier
-from hfvit.inference.predict import predictions
+from hfvit.inference.predict import Prediction, predictions, write_grid
 from hfvit.utils.csv_files import write_csv
 from hfvit.utils.threads import map_in_threads
 
@@ -180,6 +181,15 @@ def test_predict_grid_shows_the_images(capsys, model, photos, tmp_path):
     for channel in range(3):  # each image is visible: pixels dominated by its channel
         others = np.delete(pixels, channel, axis=2).max(axis=2)
         assert (pixels[..., channel] > others + 40).sum() > 1000
+
+
+def test_predict_grid_draws_or_spells_characters_that_the_default_font_lacks(tmp_path):
+    label = "猫 𒀀"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of matplotlib, for boxes instead of characters
+        write_grid([Prediction("犬.png", {label: 1.0}, thumbnail=Image.new("RGB", (16, 16)))], tmp_path / "grid.png")
+    with Image.open(tmp_path / "grid.png") as loaded:
+        assert min(loaded.size) > 100
 
 
 def test_thumbnails_belong_to_their_predictions_after_nan_logits(model, photos, monkeypatch):

@@ -31,8 +31,8 @@ from hfvit.report.figures import (
     reliability_figure,
     short,
 )
-from hfvit.report.fonts import drawable, families
 from hfvit.report.plots import write_plots, write_training_images
+from hfvit.utils.fonts import drawable, families
 
 # Machado, Oliveira and Fernandes 2009, severity 1.0, on linear RGB.
 BLIND = {
@@ -214,7 +214,7 @@ def test_names_without_a_font_are_spelled_out_without_warnings(tmp_path):
 
 
 def test_emoji_without_a_font_is_named(monkeypatch):
-    monkeypatch.setattr("hfvit.report.fonts._family_of", lambda character: None if ord(character) > 0x3000 else "x")
+    monkeypatch.setattr("hfvit.utils.fonts._family_of", lambda character: None if ord(character) > 0x3000 else "x")
     assert drawable("🐟 fish") == ":fish: fish"
     assert drawable("犬") == "U+72AC"
 

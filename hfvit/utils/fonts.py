@@ -13,8 +13,6 @@ from hfvit.errors import printable
 
 logger = logging.getLogger(__name__)
 
-WEB_FONTS = ["system-ui", "sans-serif"]
-
 
 def families(texts: Iterable[str]) -> list[str]:
     """Return font families for the characters of some texts, default first.
@@ -50,8 +48,8 @@ def _fallbacks(characters: frozenset[str]) -> tuple[str, ...]:
 def _report_missing(characters: str) -> None:
     shown = " ".join(characters[:8]) + (" ..." if len(characters) > 8 else "")
     logger.warning(
-        "Figures: no installed font has %s, which are spelled out in the plots. report.html shows them; for the plots,"
-        " install a font such as Noto Sans CJK.",
+        "Figures: no installed font has %s, which are spelled out. report.html shows them; for other figures, install"
+        " a font such as Noto Sans CJK.",
         shown,
     )
 
