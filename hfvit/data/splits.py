@@ -641,7 +641,7 @@ def _normalized_path(path: str) -> str:
 
 
 def _warn_about_shared_files(splits: Mapping[str, Dataset], files: Mapping[str, np.ndarray]) -> None:
-    """Warn about image files in several rows of a split, or in `train` and an evaluation split.
+    """Warn about image files in several rows of a split, or in `train` and another.
 
     Args:
         splits: splits from `standardize` by role.

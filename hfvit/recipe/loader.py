@@ -522,7 +522,7 @@ def _as_option(key: str, value: Any) -> list[str]:
 
 
 def _check_item(key: str, item: Any) -> None:
-    """Raise `RecipeError` for a list item that is not one word of a command line."""
+    """Raise `RecipeError` for a list item that options cannot have."""
     if isinstance(item, bool):
         raise RecipeError(
             f"{key}: must have text or numbers, got {item}. Put it in quotes, as YAML reads yes, no, on and off as"
