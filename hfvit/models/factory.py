@@ -124,7 +124,7 @@ def _new_model(
 
 @torch.no_grad()
 def check_classifies(model: HFViTForImageClassification) -> None:
-    """Raise `ModelError` unless a model computes logits (images, classes) of RGB images.
+    """Raise `ModelError` unless a model computes logits of RGB images.
 
     `model_args` such as in_chans, features_only and global_pool may change that.
     """
