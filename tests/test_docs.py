@@ -199,10 +199,13 @@ def test_python_examples_run(exported, tmp_path, monkeypatch):
 @pytest.mark.integration
 def test_serving_commands_run(exported, tmp_path, monkeypatch, capsys):
     rng = np.random.default_rng(0)
-    for name in ("digit.png", "photos/a.png", "photos/more/b.png", "new_classes/x/a.png", "new_classes/x/b.png"):
+    names = ("digit.png", "new.jpg", "photos/a.png", "photos/more/b.png", "new_classes/x/a.png", "new_classes/x/b.png")
+    for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         colored_image(0, rng).save(tmp_path / name)
-    (tmp_path / "outputs").symlink_to(exported.parent)
+    (tmp_path / "outputs").mkdir()
+    for folder in (*exported.parent.iterdir(), tmp_path / "outputs" / "photos"):
+        (tmp_path / "outputs" / folder.name).symlink_to(exported if folder.name == "photos" else folder)
     monkeypatch.chdir(tmp_path)
     facts = json.loads((exported / "run.json").read_text())
     split = {"loss": 1.0, "ece": 0.1, "calibration": facts["metrics"]["test"]["calibration"]}
