@@ -82,7 +82,7 @@ def predict(options: argparse.Namespace) -> int:
     if output and output.suffix.lower() not in OUTPUT_KINDS:
         raise HFViTError(f"--output: must end in one of {', '.join(OUTPUT_KINDS)}, got '{output}'.")
     if output and options.json:
-        raise HFViTError("--json: not available with --output. Omit it; a .jsonl file has the same lines.")
+        raise HFViTError(f"--json: not used with --output, got '{output}'. Omit it; a .jsonl file has the same lines.")
     names, wrong = find_images(options.images)
     if not names:
         raise DataError("IMAGE: no image found: " + "; ".join(map(printable, wrong)) + ".")
