@@ -265,9 +265,7 @@ class DataArguments:
         """Raise `RecipeError` for options that cross-validation does not support."""
         if self.folds is None:
             if self.fold is not None:
-                raise RecipeError(
-                    f"fold: requires folds, got {self.fold}. Set folds to the number of folds, or omit it."
-                )
+                raise RecipeError(f"fold: requires folds, got {self.fold}. Set folds, too, or omit fold.")
             return
         _check(self.folds >= 2, "folds", self.folds, "at least 2")
         _check(self.fold is None or 0 <= self.fold < self.folds, "fold", self.fold, f"from 0 to {self.folds - 1}")
