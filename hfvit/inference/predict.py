@@ -225,21 +225,22 @@ def write_grid(results: list[Prediction], path: str | Path) -> None:
     columns = math.ceil(math.sqrt(len(results)))
     rows = math.ceil(len(results) / columns)
     lines = max(min(3, len(prediction.probabilities)) for prediction in results)
-    titles = []
-    texts = []
-    for prediction in results:
-        best = list(prediction.probabilities.items())[:lines]
-        titles.append(drawable(_short(Path(prediction.name).name)))
-        texts.append("\n".join(f"{drawable(_short(label))} {value:.1%}" for label, value in best))
-    with plt.rc_context({"font.family": families("\n".join([*titles, *texts]).splitlines())}):
+    titles = [_short(Path(prediction.name).name) for prediction in results]
+    best = [
+        [(_short(label), value) for label, value in list(prediction.probabilities.items())[:lines]]
+        for prediction in results
+    ]
+    names = [*titles, *(label for classes in best for label, _ in classes)]
+    with plt.rc_context({"font.family": families(names)}):
         figure, axes = plt.subplots(
             rows, columns, figsize=(2.4 * columns, (2.1 + 0.2 * lines) * rows), squeeze=False, layout="constrained"
         )
         for axis in axes.flat:
             axis.set_axis_off()
-        for axis, prediction, title, text in zip(axes.flat, results, titles, texts, strict=False):
+        for axis, prediction, title, classes in zip(axes.flat, results, titles, best, strict=False):
             axis.imshow(prediction.thumbnail, interpolation="nearest")
-            axis.set_title(title, fontsize=7, color="#777777", parse_math=False)
+            axis.set_title(drawable(title), fontsize=7, color="#777777", parse_math=False)
+            text = "\n".join(f"{drawable(label)} {value:.1%}" for label, value in classes)
             axis.text(0.5, -0.03, text, transform=axis.transAxes, ha="center", va="top", fontsize=8, parse_math=False)
         with temporary_file(path) as temporary:
             figure.savefig(temporary, dpi=110)
