@@ -33,6 +33,7 @@ from hfvit.export.text_inputs import TOKEN_AXIS, check_reads_texts, compared_tex
 from hfvit.models.attention import unfused_window_attention
 from hfvit.models.factory import meta_copy
 from hfvit.utils.environment import installed_versions
+from hfvit.utils.eval_mode import eval_mode
 from hfvit.utils.files import temporary_file
 from hfvit.utils.quiet import silenced
 
@@ -52,13 +53,8 @@ def in_eval_mode(function: Callable) -> Callable:
 
     @wraps(function)
     def run(model: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-        modes = {module: module.training for module in model.modules()}
-        model.eval()
-        try:
+        with eval_mode(model):
             return function(model, *args, **kwargs)
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
 
     return run
 

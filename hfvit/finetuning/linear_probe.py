@@ -24,6 +24,7 @@ from hfvit.metrics.task import trainer_metrics
 from hfvit.recipe.arguments import FinetuningArguments
 from hfvit.training.out_of_memory import micro_batches, none_if_out_of_memory
 from hfvit.training.trainer import HFViTTrainer
+from hfvit.utils.eval_mode import eval_mode
 from hfvit.utils.files import remove_abandoned, temporary_file
 
 logger = logging.getLogger(__name__)
@@ -282,14 +283,12 @@ def body_and_classifier(model) -> tuple[Callable[[torch.Tensor], torch.Tensor], 
         return timm_model.forward_head(timm_model.forward_features(pixel_values), pre_logits=True)
 
     if isinstance(classifier, nn.Linear) and classifier.bias is not None:
-        was_training = model.training
-        model.eval()
         image = torch.randn(1, 3, *model.config.image_size, device=model.device)
-        features = body(image)
-        is_linear = features.shape == (1, classifier.in_features)
-        if not image.is_meta:  # `hfvit train --estimate` has no values to compare
-            is_linear = is_linear and torch.allclose(classifier(features), model(image).logits, atol=1e-4, rtol=1e-4)
-        model.train(was_training)
+        with eval_mode(model):
+            features = body(image)
+            is_linear = features.shape == (1, classifier.in_features)
+            if is_linear and not image.is_meta:  # `hfvit train --estimate` has no values to compare
+                is_linear = torch.allclose(classifier(features), model(image).logits, atol=1e-4, rtol=1e-4)
         if is_linear:
             return body, classifier
     raise ModelError(

@@ -10,6 +10,7 @@ from hfvit.data.dataset import ImageDataset
 from hfvit.data.evaluation_stream import EvaluationStream
 from hfvit.data.text import load_tokenizer
 from hfvit.errors import ModelError, wrap_library_errors
+from hfvit.utils.eval_mode import eval_mode
 from hfvit.utils.hub_ids import folder_or_hub_id
 
 MODEL_TYPES = ("clip", "siglip")
@@ -57,10 +58,9 @@ def initialize_head_from_text(
         images = images.first(IMAGES)
     names = name_embeddings(pair, kind, labels, source=source, templates=templates)
     pixel_values = preprocessing(images.__getitems__(list(range(min(IMAGES, len(images))))))
-    was_training = model.training
-    tower = model.eval().timm_model
-    features = tower.forward_head(tower.forward_features(pixel_values), pre_logits=True).cpu()
-    model.train(was_training)
+    tower = model.timm_model
+    with eval_mode(model):
+        features = tower.forward_head(tower.forward_features(pixel_values), pre_logits=True).cpu()
     norm = (features @ projection.T).norm(dim=1).mean()
     head.weight.copy_(pair.logit_scale.exp() / norm * names @ projection)
     if head.bias is not None:

@@ -16,6 +16,7 @@ from hfvit.models.image_text import add_text_encoder
 from hfvit.models.modeling import HFViTForImageClassification
 from hfvit.models.patch_size import train_patch_sizes
 from hfvit.recipe.arguments import SINGLE_LABEL, DataArguments, ModelArguments
+from hfvit.utils.eval_mode import eval_mode
 
 
 def build_model(
@@ -128,11 +129,10 @@ def check_classifies(model: HFViTForImageClassification) -> None:
 
     `model_args` such as in_chans, features_only and global_pool may change that.
     """
-    training = model.training
     image = torch.zeros(1, 3, *model.config.image_size, device=model.device, dtype=model.dtype)
-    with wrap_library_errors(ModelError, f"model_args: no images can be classified with {model.config.model_args}"):
-        shape = getattr(model.eval()(image).logits, "shape", None)
-    model.train(training)
+    problem = f"model_args: no images can be classified with {model.config.model_args}"
+    with wrap_library_errors(ModelError, problem), eval_mode(model):
+        shape = getattr(model(image).logits, "shape", None)
     if shape != (1, model.config.num_labels):
         raise ModelError(
             f"model_args: must leave the network a classifier of {model.config.num_labels} classes, got"

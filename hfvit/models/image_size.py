@@ -9,6 +9,7 @@ from timm.models import get_model_args
 from torch import nn
 
 from hfvit.errors import ModelError, one_line
+from hfvit.utils.eval_mode import eval_mode
 
 
 def resize_input(timm_model: nn.Module, image_size: int) -> dict[str, Any]:
@@ -46,17 +47,15 @@ def check_computes(timm_model: nn.Module, image_size: int) -> None:
 
     timm's EfficientFormer accepts `img_size`, but its attention biases are those of 224 px.
     """
-    training = timm_model.training
     parameter = next(timm_model.parameters())
     try:
-        timm_model.eval()(torch.zeros(1, 3, image_size, image_size, device=parameter.device, dtype=parameter.dtype))
+        with eval_mode(timm_model):
+            timm_model(torch.zeros(1, 3, image_size, image_size, device=parameter.device, dtype=parameter.dtype))
     except RuntimeError as error:
         raise ModelError(
             f"image_size: {type(timm_model).__name__} cannot compute images of {image_size} px:"
             f" {one_line(error)[:200]}. Omit image_size."
         ) from None
-    finally:
-        timm_model.train(training)
 
 
 def can_be_dynamic(network: nn.Module) -> bool:
