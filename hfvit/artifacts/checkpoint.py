@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 
@@ -122,26 +123,13 @@ def check_same_model(checkpoint: str | Path, model) -> None:
         saved = dict(json.loads((Path(checkpoint) / "config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise ModelError(f"resume_from_checkpoint: cannot read {checkpoint}/config.json ({error}).") from None
-    current = model.config.to_dict()
-    for key in ("architecture", "model_args", "label_names", "fusion", "fusion_layers", "text_encoder_config"):
-        if saved.get(key) != json.loads(json.dumps(current.get(key))):
+    before, now = (_compared(values) for values in (saved, json.loads(json.dumps(model.config.to_dict()))))
+    for key, value in now.items():
+        if before[key] != value and not (key == "image_size" and None in (before[key], value)):
             raise ModelError(
-                f"resume_from_checkpoint: {key} of {checkpoint} is {saved.get(key)}, but {current.get(key)} in the"
-                " recipe. Use the recipe of the checkpoint, or another output_dir."
+                f"resume_from_checkpoint: {key} of {checkpoint} is {before[key]}, but {value} in the recipe. Use the"
+                " recipe of the checkpoint, or another output_dir."
             )
-    saved_size, current_size = ((each.get("pretrained_cfg") or {}).get("input_size") for each in (saved, current))
-    if saved_size != current_size and saved_size and current_size:
-        raise ModelError(
-            f"resume_from_checkpoint: image_size of {checkpoint} is {saved_size[-2:]}, but {current_size[-2:]} in the"
-            " recipe. Use the recipe of the checkpoint, or another output_dir."
-        )
-    saved_type = saved.get("problem_type") or SINGLE_LABEL
-    current_type = current.get("problem_type") or SINGLE_LABEL
-    if saved_type != current_type:
-        raise ModelError(
-            f"resume_from_checkpoint: problem_type of {checkpoint} is {saved_type}, but {current_type} in the recipe."
-            " Use the recipe of the checkpoint, or another output_dir."
-        )
     weights: dict[str, tuple[int, ...]] = {}
     for file in Path(checkpoint).glob("model*.safetensors"):
         with (
@@ -161,6 +149,17 @@ def check_same_model(checkpoint: str | Path, model) -> None:
         raise ModelError(
             f"resume_from_checkpoint: {problem}. Use the recipe of the checkpoint, or another output_dir."
         )
+
+
+def _compared(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of a config.json that a resumed training must share."""
+    keys = ("architecture", "model_args", "label_names", "fusion", "fusion_layers", "text_encoder_config")
+    input_size = (config.get("pretrained_cfg") or {}).get("input_size")
+    return {
+        **{key: config.get(key) for key in keys},
+        "image_size": input_size and input_size[-2:],
+        "problem_type": config.get("problem_type") or SINGLE_LABEL,
+    }
 
 
 def _lora_shapes(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:

@@ -1,11 +1,9 @@
 """extension.json: accuracies of a checkpoint with added classes."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 from hfvit.artifacts.json_record import Count, Record, Share
-from hfvit.utils.files import write_object
 
 
 @dataclass(kw_only=True)
@@ -31,8 +29,3 @@ class ExtensionRecord(Record):
     old_accuracy_before: Share
     old_accuracy: Share
     new_accuracy: Share | None
-
-    def save(self, folder: Path) -> Path:
-        """Write extension.json to a folder."""
-        write_object(folder / self.FILE, self.to_json())
-        return folder / self.FILE

@@ -1,13 +1,11 @@
 """soup.json: members and scores of a soup of runs."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 from hfvit.artifacts.gate import EvaluationData
 from hfvit.artifacts.json_record import Record
 from hfvit.artifacts.run_sections import Soup
-from hfvit.utils.files import write_object
 
 
 @dataclass(kw_only=True)
@@ -25,8 +23,3 @@ class SoupRecord(Record):
     hfvit_version: str
     soup: Soup
     data: EvaluationData
-
-    def save(self, folder: Path) -> Path:
-        """Write soup.json to a folder."""
-        write_object(folder / self.FILE, self.to_json())
-        return folder / self.FILE

@@ -20,7 +20,8 @@ from hfvit.inference.classifier import Classifier, load_classifier
 from hfvit.inference.embed import check_embeds, embed, find_head
 from hfvit.models.freezing import classifier_parameters
 from hfvit.models.modeling import HFViTForImageClassification
-from hfvit.utils.files import expand_user
+from hfvit.utils.files import expand_user, write_object
+from hfvit.utils.formatting import shortened
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ def extend(
         old_accuracy=float((extended.argmax(axis=1) == labels).mean()),
         new_accuracy=new_accuracy(weight, bias, rows, list(new.values())),
     )
-    record.save(target)
+    write_object(target / record.FILE, record.to_json())
     return record
 
 
@@ -181,9 +182,7 @@ def prototype_scores(features: np.ndarray, prototypes: np.ndarray, center: np.nd
 def leave_one_out_scores(new: list[np.ndarray], center: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return scores and classes of new images, leave-one-out.
 
-    No image is part of a prototype in its own scores.
-
-    The only image of a class is its prototype, as there is no other.
+    The prototype of an image's own class is the mean of the other images of the class, if there are others.
 
     Args:
         new: features of the images of each class (images, dimensions).
@@ -302,5 +301,4 @@ def _save(run: str | Path, names: list[str], rows: Rows, target: Path) -> None:
 
 
 def _listed(names: list[str]) -> str:
-    shown = ", ".join(map(printable, names[:MAX_CLASSES_SHOWN]))
-    return f"{shown}, ..." if len(names) > MAX_CLASSES_SHOWN else shown
+    return printable(shortened(names, MAX_CLASSES_SHOWN))

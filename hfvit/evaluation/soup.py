@@ -18,6 +18,7 @@ from hfvit.models.configuration import HFViTConfig, load_config
 from hfvit.models.modeling import HFViTForImageClassification
 from hfvit.models.soup import Weights, cook_soup
 from hfvit.recipe.arguments import DROP_RATES, GREEDY, SOUPS
+from hfvit.utils.files import write_object
 
 # Values of a configuration that all members of a soup must share.
 SHARED = ("architecture", "model_args", "label_names", "problem_type", "pretrained_cfg")
@@ -90,7 +91,7 @@ def soup(
     for member in result.members:
         member.name = Path(member.name).name if find_artifact(member.name).folder else member.name
     record = SoupRecord(hfvit_version=hfvit.__version__, soup=result, data=labeled.record)
-    record.save(target)
+    write_object(target / record.FILE, record.to_json())
     return record
 
 
