@@ -14,6 +14,7 @@ from hfvit.artifacts.constants import MISTAKES_FILE
 from hfvit.artifacts.run_record import write_examples
 from hfvit.artifacts.run_sections import ExampleImage, ExampleImages
 from hfvit.data.dataset import ImageDataset
+from hfvit.data.samplers import occurrences
 from hfvit.data.text import TEXT_INPUTS
 from hfvit.errors import one_line
 from hfvit.metrics.classification import log_normalizers
@@ -63,9 +64,8 @@ def images_of_all_classes(labels: np.ndarray, count: int = MAX_MAPS) -> np.ndarr
     second images, and so on.
     """
     order = np.argsort(labels, kind="stable")
-    classes, starts = np.unique(labels[order], return_index=True)
-    # 0 for the first image of its class, 1 for the second, ...
-    rank = np.arange(len(labels)) - np.repeat(starts, np.diff([*starts, len(labels)]))
+    classes = np.unique(labels)
+    rank = occurrences(labels[order])  # 0 for the first image of its class, 1 for the second, ...
     if len(classes) > count:
         chosen = classes[np.linspace(0, len(classes) - 1, count).astype(int)]
         return order[(rank == 0) & np.isin(labels[order], chosen)]
