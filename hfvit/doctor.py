@@ -2,13 +2,12 @@
 
 import platform
 import re
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
 from hfvit.trt.api import INSTALL, NAMES, TITLES, Backend, load_backend, local_gpus
-from hfvit.utils.environment import cores, hardware
+from hfvit.utils.environment import cores, hardware, installed_versions
 from hfvit.utils.formatting import aligned
 
 LIBRARIES = ("hfvit", "torch", "transformers", "timm", "optimum", "onnx")
@@ -34,7 +33,7 @@ def machine() -> list[tuple[str, str]]:
         *(("GPU", gpu) for gpu in gpus or ["none that PyTorch can use"]),
         ("driver", driver_version(DRIVER_FILE) or "no NVIDIA driver"),
         ("system", f"{info['system']}, Python {platform.python_version()}"),
-        ("libraries", ", ".join(f"{name} {found}" for name in LIBRARIES if (found := _version(name)))),
+        ("libraries", ", ".join(map(" ".join, installed_versions(LIBRARIES).items()))),
     ]
 
 
@@ -90,21 +89,11 @@ def _onnx_runtime() -> str:
 def _tensorrt(name: str) -> str:
     backend = load_backend(name)
     if not isinstance(backend, Backend):
-        return f"not installed: {INSTALL[name]}" if _is_missing(name, backend) else f"cannot be imported: {backend}"
+        is_missing = f"No module named '{name}'" in backend
+        return f"not installed: {INSTALL[name]}" if is_missing else f"cannot be imported: {backend}"
     cuda = f", CUDA {backend.cuda}" if backend.cuda else ""
     if backend.builds_without_gpu:
         builds = f"builds without a GPU, for {', '.join(backend.targets)}"
     else:
         builds = "builds on this GPU" if local_gpus() else "requires a GPU to build"
     return f"{backend.version}{cuda} ({builds})"
-
-
-def _is_missing(name: str, reason: str) -> bool:
-    return f"No module named '{name}'" in reason
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
