@@ -195,7 +195,7 @@ class DataArguments:
         _check_positive("max_eval_samples", self.max_eval_samples)
         _check_positive("shuffle_buffer_size", self.shuffle_buffer_size)
         _check_fraction("test_fraction", self.test_fraction)
-        _check(self.on_bad_image in BAD_IMAGES, "on_bad_image", self.on_bad_image, f"one of {', '.join(BAD_IMAGES)}")
+        _check_choice("on_bad_image", self.on_bad_image, BAD_IMAGES)
         self._check_roles()
         self._check_folds()
         if self.streaming:

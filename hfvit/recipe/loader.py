@@ -51,10 +51,6 @@ class Need(NamedTuple):
     met: Callable[[Mapping[str, Any]], Any]
 
 
-def _augments(values: Mapping[str, Any]) -> bool:
-    return values["finetuning"] != "linear_probe" or values["probe_passes"] > 0
-
-
 # Only the first unmet need of a key is reported.
 NEEDS = (
     Need(
@@ -74,7 +70,7 @@ NEEDS = (
         "crop_scale crop_ratio crop_padding crop_padding_mode horizontal_flip policy rand_augment_magnitude"
         " rand_augment_num_ops",
         "with probe_passes above 0",
-        _augments,
+        lambda v: v["finetuning"] != "linear_probe" or v["probe_passes"] > 0,
     ),
     Need(
         "multi_label_loss",
@@ -211,7 +207,7 @@ class Recipe:
     def unused(self) -> list[str]:
         """Return the keys that have no effect with the values of the others."""
         sections = (self.model, self.finetuning, self.data, self.augmentation, self.training)
-        values = {key: getattr(section, key) for section in sections for key in vars(section) if key in _FIELDS}
+        values = _values(sections)
         return [key for key in self.values if key in values and _unmet_need(key, values)]
 
     def to_yaml(self) -> str:
@@ -272,8 +268,7 @@ class Recipe:
         Args:
             images: number of training images.
         """
-        for key, value in self.training.fit(images).items():
-            self.values[key] = value
+        self.values |= self.training.fit(images)
         self.augmentation.check_against(self.training)
 
 
@@ -368,12 +363,16 @@ def load_recipe(argv: list[str]) -> Recipe:
         raise _located(error, source, options, in_file=_fails_with(parser, from_file, str(error))) from None
 
     _check_replaced(options, *sections)
-    given = {**file_values, **_changed(vars(from_file), vars(namespace))}
+    given = file_values | {key: value for key, value in vars(namespace).items() if vars(from_file).get(key) != value}
     # A resolved recipe has every key, so only values of the file other than the defaults count as set.
     intended = [key for key in file_values if vars(from_file)[key] != parser.get_default(key)]
-    values = {key: getattr(section, key) for section in sections for key in vars(section) if key in _FIELDS}
-    ignored = ignored_options(dict.fromkeys([*intended, *options]), values)
+    ignored = ignored_options(dict.fromkeys([*intended, *options]), _values(sections))
     return Recipe(*sections, source, _resolved(*sections, typed=vars(namespace), given=given), ignored)
+
+
+def _values(sections: Iterable[Any]) -> dict[str, Any]:
+    """Return the values of all keys of a recipe."""
+    return {key: value for section in sections for key, value in vars(section).items() if key in _FIELDS}
 
 
 def _parse(parser: HfArgumentParser, words: list[str]) -> argparse.Namespace:
@@ -552,10 +551,6 @@ def default_of(key: str) -> Any:
     if field is None:
         return None
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-
-
-def _changed(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in after.items() if before.get(key) != value}
 
 
 def _resolved(*sections, typed: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
