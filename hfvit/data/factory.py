@@ -33,6 +33,7 @@ from hfvit.recipe.loader import Recipe
 from hfvit.recipe.training_args import HFViTTrainingArguments
 from hfvit.transforms.augmentation import Augmentation
 from hfvit.utils.environment import keep_freed_memory
+from hfvit.utils.formatting import shortened
 
 logger = logging.getLogger(__name__)
 
@@ -283,6 +284,6 @@ def _class_indices(dataset: datasets.Dataset, kind: SingleLabel, labels: list[st
         if indices[row] is None:
             raise DataError(
                 f"Split '{name}', row {row}: label {value!r} of column '{column}' is not a class of the model"
-                f" ({', '.join(labels[:5])}{', ...' if len(labels) > 5 else ''})."
+                f" ({shortened(labels, 5)})."
             )
     return np.array(indices, dtype=np.int64)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from hfvit.data.decode import is_hidden
 from hfvit.data.open_image import extensions
 from hfvit.errors import DataError, nearest, printable
+from hfvit.utils.formatting import shortened
 
 SPLIT_NAMES = {
     "train": "train",
@@ -102,7 +103,7 @@ class LeftOut:
         total = sum(map(len, by_reason.values()))
         if not total:
             return None
-        parts = [f"{len(names):,} {reason} ({_join(names)})" for reason, names in by_reason.items()]
+        parts = [f"{len(names):,} {reason} ({shortened(sorted(names), 3)})" for reason, names in by_reason.items()]
         return f"Left out {total:,} file{'s' if total > 1 else ''}: {', '.join(parts)}."
 
     def check(self, name: str, used: int) -> None:
@@ -118,7 +119,7 @@ class LeftOut:
         count = sum(map(len, lost.values()))
         if not count or count <= MAX_LEFT_OUT * (count + used):
             return
-        parts = "; ".join(f"{len(names):,} {reason} ({_join(names)})" for reason, names in lost.items())
+        parts = "; ".join(f"{len(names):,} {reason} ({shortened(sorted(names), 3)})" for reason, names in lost.items())
         advice = "Remove, convert or move them"
         if NOT_UTF8 in lost:
             advice = "Rename them, for example with convmv"
@@ -132,10 +133,6 @@ class LeftOut:
             f"dataset_name: {count:,} of {count + used:,} files in {name} cannot be used, but at most"
             f" {MAX_LEFT_OUT:.0%} may be left out: {parts}. {advice}."
         )
-
-
-def _join(names: list[str], limit: int = 3) -> str:
-    return ", ".join(sorted(names)[:limit]) + (", ..." if len(names) > limit else "")
 
 
 def extension(name: str) -> str:
@@ -351,7 +348,7 @@ def class_folders(
     depths = {len(parts) for parts in classes}
     unfilled = sorted("/".join(parts) for parts in empty if len(parts) in depths and parts not in classes)
     if unfilled:
-        folders.notes.append(f"Folders without images: {_join(unfilled, 8)}.")
+        folders.notes.append(f"Folders without images: {shortened(unfilled)}.")
     left_out.check(name, len(folders))
     return folders
 

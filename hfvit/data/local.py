@@ -56,6 +56,7 @@ from hfvit.data.tables import (
 from hfvit.errors import DataError, nearest, one_line
 from hfvit.recipe.arguments import DataArguments
 from hfvit.utils.files import expand_user
+from hfvit.utils.formatting import shortened
 
 logger = logging.getLogger(__name__)
 
@@ -208,8 +209,7 @@ def open_local(data: DataArguments) -> LocalData | None:
     if not images and not tables and not by_type["archives"]:
         if by_type["arrow"] or by_type["scripts"]:
             return None
-        names = [file.name for file in files[:3]]
-        there = f"found: {', '.join(names)}{', ...' if len(files) > 3 else ''}" if names else "the folder is empty"
+        there = f"found: {shortened([file.name for file in files], 3)}" if files else "the folder is empty"
         raise DataError(
             f"dataset_name: no images, tables or archives in {data.dataset_name} ({left_out.describe() or there})."
         )

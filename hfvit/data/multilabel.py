@@ -10,6 +10,7 @@ from datasets import ClassLabel, Dataset, Features, IterableDataset, LargeList, 
 from hfvit.data.labels import CLASS_TYPES, SEPARATORS, check_column, column_values, encode_labels
 from hfvit.errors import DataError
 from hfvit.recipe.arguments import MULTI_LABEL
+from hfvit.utils.formatting import shortened
 
 FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
 FLAG_TYPES = ("bool", "int", "uint", "float", "double", "string", "large_string")
@@ -76,8 +77,7 @@ class MultiLabel:
         """Describe the label columns for the log."""
         if len(self.columns) == 1:
             return f"{classes} classes, several for an image, from column '{self.columns[0]}'"
-        shown = ", ".join(self.columns[:8]) + (", ..." if len(self.columns) > 8 else "")
-        return f"{classes} classes, several for an image, from the 0/1 columns {shown}"
+        return f"{classes} classes, several for an image, from the 0/1 columns {shortened(self.columns)}"
 
     def check(self, split: Dataset | IterableDataset, name: str) -> None:
         """Raise `DataError` if split `name` does not have a column, or it has no labels."""

@@ -23,6 +23,7 @@ from hfvit.data.folders import File, canonical_split, extension, splits_of_paths
 from hfvit.data.references import ALLOW, leads_outside
 from hfvit.errors import DataError, HFViTError, one_line
 from hfvit.utils.files import expand_user
+from hfvit.utils.formatting import shortened
 
 IMAGE_NAMES = (
     "image", "img", "images", "file_name", "filename", "filepath", "filepaths", "file", "path", "image_path",
@@ -89,11 +90,11 @@ def _concatenated(tables: list[Dataset], label_columns: Collection[str]) -> Data
 
 def unreadable(files: list[File], error: BaseException) -> str:
     """Return the message for table files that cannot be read."""
-    names = ", ".join(file.path for file in files[:3]) + (", ..." if len(files) > 3 else "")
-    cause = root_cause(error)
     different = _different_columns(files)
     if different:
         return f"dataset_name: {different}."
+    names = shortened([file.path for file in files], 3)
+    cause = root_cause(error)
     return f"dataset_name: cannot read {names} ({type(cause).__name__}: {one_line(cause)})."
 
 

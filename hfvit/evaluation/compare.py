@@ -28,7 +28,7 @@ from hfvit.metrics.multilabel import bootstrap_intervals, decisions, multilabel_
 from hfvit.metrics.paired import CONFIDENCE, LARGEST_SAMPLE, PairedCounts, bootstrap_loss
 from hfvit.utils.environment import hardware
 from hfvit.utils.files import check_replaceable, wrap_write_errors
-from hfvit.utils.formatting import aligned
+from hfvit.utils.formatting import aligned, shortened
 from hfvit.utils.threads import map_in_threads
 
 # Latency is measured in rounds over all artifacts, so that changes of the machine's load affect all of them.
@@ -433,8 +433,7 @@ def _class_order(classifier: Classifier, classes: list[str]) -> list[int]:
     if sorted(classifier.labels) != sorted(classes):
         odd = sorted(set(classifier.labels) ^ set(classes))
         raise ModelError(
-            f"{classifier.name}: its classes differ from the reference's (only in one of them: {', '.join(odd[:6])}"
-            f"{', ...' if len(odd) > 6 else ''})."
+            f"{classifier.name}: its classes differ from the reference's (only in one of them: {shortened(odd, 6)})."
         )
     return [classifier.labels.index(name) for name in classes]
 

@@ -13,6 +13,7 @@ from hfvit.models.modeling import HFViTForImageClassification
 from hfvit.recipe.arguments import FEATURE, SINGLE_LABEL
 from hfvit.training.distributed import are_weights_sharded
 from hfvit.training.losses import LOSSES, Losses, feature_distillation
+from hfvit.utils.formatting import shortened
 
 
 class FrozenTeacher(nn.Module):
@@ -97,8 +98,7 @@ class Teacher(FrozenTeacher):
         if missing:
             raise ModelError(
                 f"teacher: must have all classes of the student, but {name} lacks '{missing[0]}'"
-                f"{f' and {len(missing) - 1} more' if len(missing) > 1 else ''} (found: {', '.join(known[:5])}"
-                f"{', ...' if len(known) > 5 else ''})."
+                f"{f' and {len(missing) - 1} more' if len(missing) > 1 else ''} (found: {shortened(known, 5)})."
             )
         kinds = [task_of(config).problem_type for config in (self.model.config, student.config)]
         if kinds[0] != kinds[1]:

@@ -17,6 +17,7 @@ from hfvit.models.image_size import check_patches, resize_input
 from hfvit.recipe.arguments import check_network
 from hfvit.utils.files import file_mode
 from hfvit.utils.hub_ids import folder_or_hub_id
+from hfvit.utils.formatting import shortened
 from hfvit.utils.quiet import log_level
 
 FEATURE_PROJECTION = "feature_projection"  # of the timm network during feature distillation
@@ -179,10 +180,10 @@ class HFViTForImageClassification(
         untrained = set(info["missing_keys"]) | {key for key, *_ in info["mismatched_keys"]}
         wrong = sorted(untrained if keeps_head else untrained - in_head)
         if wrong:
-            shown = ", ".join(key.removeprefix("timm_model.") for key in wrong[:5])
+            shown = shortened([key.removeprefix("timm_model.") for key in wrong], 5)
             raise ModelError(
                 f"{name} does not match {self.config.architecture}: {len(wrong)} weights are missing or have another"
-                f" shape ({shown}{', ...' if len(wrong) > 5 else ''}). Check architecture and model_args."
+                f" shape ({shown}). Check architecture and model_args."
             )
 
     def saved_name(self, name: str) -> str:
