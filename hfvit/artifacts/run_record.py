@@ -1,7 +1,6 @@
 """`RunRecord` (run.json): results, settings and environment of a run."""
 
 import json
-import math
 import platform
 import shlex
 import sys
@@ -38,7 +37,7 @@ from hfvit.artifacts.run_summary import summary_html
 from hfvit.errors import ModelError
 from hfvit.recipe.arguments import TTA
 from hfvit.utils.credentials import mask_values
-from hfvit.utils.files import expand_user, temporary_file
+from hfvit.utils.files import expand_user, finite, temporary_file
 from hfvit.utils.hub_ids import is_local
 
 PACKAGES = ("torch", "torchvision", "timm", "transformers", "accelerate", "datasets", "evaluate", "scikit-learn")
@@ -206,7 +205,6 @@ class RunRecord(FileRecord):
         best = state.best_model_checkpoint if args.load_best_model_at_end else None
         is_soup = trainer.soup is not None and trainer.soup.is_used
         selected_by = "validation" if best or is_soup or "probe" in output.metrics else None
-        history = [{key: _json_number(value) for key, value in entry.items()} for entry in state.log_history]
         record = cls(
             hfvit_version=hfvit.__version__,
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -225,7 +223,7 @@ class RunRecord(FileRecord):
                 **installed_versions(PACKAGES),
             },
             hardware=Hardware.from_json(hardware()),
-            history=history,
+            history=finite(state.log_history),  # infinite gradient norms are normal with the loss scaling of fp16
         )
         return cls.from_json(mask_values(record.to_json()))
 
@@ -282,14 +280,6 @@ def _training(args, trainer, best: str | None, metrics: dict[str, Any]) -> Train
         probe=Probe.from_json(probe) if probe else None,
         soup=trainer.soup,
     )
-
-
-def _json_number(value):
-    """Replace NaN and infinity by None, since JSON has neither.
-
-    Infinite gradient norms are normal with the loss scaling of fp16.
-    """
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def command_line() -> str:

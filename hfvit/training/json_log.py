@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import sys
 import time
 from contextlib import suppress
@@ -13,7 +12,7 @@ from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from hfvit.errors import RecipeError, mask_credentials
 from hfvit.utils.credentials import mask_values
-from hfvit.utils.files import expand_user
+from hfvit.utils.files import expand_user, finite
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +46,7 @@ class JsonLog:
         """Append an event, with null for NaN and infinity, and masked credentials."""
         if self._file.closed:
             return
-        content = {"time": round(time.time(), 3), "event": event, **_finite(mask_values(values))}
+        content = {"time": round(time.time(), 3), "event": event, **finite(mask_values(values))}
         try:
             self._file.write(json.dumps(content, allow_nan=False, default=str) + "\n")
         except OSError as error:
@@ -112,12 +111,3 @@ class JsonLogCallback(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         self.log.write("train_end", step=state.global_step)
-
-
-def _finite(value: Any) -> Any:
-    """Replace numbers that JSON lacks by None."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import secrets
 import tempfile
@@ -193,6 +194,15 @@ def _json_parts(value: Any, line: str, allow_nan: bool) -> Iterator[str]:
         yield f"{line}]"
     else:  # compact, as there may be a million numbers
         yield json.dumps(value, allow_nan=allow_nan, separators=(",", ": "))
+
+
+def finite(value: Any) -> Any:
+    """Replace NaN and infinity in a JSON value, since JSON has neither, by None."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _is_plain(value: Any) -> bool:
