@@ -66,7 +66,7 @@ class BatchMixing:
             self._erase(pixel_values, seeds)
         if self.mixup is None:
             return pixel_values, labels
-        with _preserved_rng_state(pixel_values.device):
+        with _preserved_rng_state():
             np.random.seed(int(seeds[0] >> np.uint64(32)))
             if labels.ndim == 1:
                 return self.mixup(pixel_values, labels)
@@ -123,16 +123,10 @@ def random_rectangles(u: np.ndarray, probability: float, height: int, width: int
 
 
 @contextmanager
-def _preserved_rng_state(device: torch.device):
-    """Restore the generators of numpy and of `device` at the end."""
-    generator = torch.default_generator
-    if device.type == "cuda":
-        generator = torch.cuda.default_generators[
-            torch.cuda.current_device() if device.index is None else device.index
-        ]
-    states = np.random.get_state(), generator.get_state()
+def _preserved_rng_state():
+    """Restore the generator of numpy, the only one that timm's Mixup uses, at the end."""
+    state = np.random.get_state()
     try:
         yield
     finally:
-        np.random.set_state(states[0])
-        generator.set_state(states[1])
+        np.random.set_state(state)
