@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from hfvit.errors import ModelError
 from hfvit.models.attention import recorded_attention
+from hfvit.utils.eval_mode import eval_mode
 
 GRADIENT_ATTENTION = "Gradient-weighted attention"
 GRAD_CAM = "Grad-CAM"
@@ -53,18 +54,12 @@ def explain(model: PreTrainedModel, pixel_values: torch.Tensor, classes: torch.T
     Raises:
         ModelError: the model has neither attention weights nor a feature map.
     """
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            pixels = pixel_values.detach().clone().to(model.dtype).requires_grad_()
-            try:
-                return _gradient_attention(model, pixels, classes)
-            except ModelError:
-                return _grad_cam(model, pixels, classes)
-    finally:
-        for module in training:
-            module.training = True
+    with eval_mode(model), torch.inference_mode(False), torch.enable_grad():
+        pixels = pixel_values.detach().clone().to(model.dtype).requires_grad_()
+        try:
+            return _gradient_attention(model, pixels, classes)
+        except ModelError:
+            return _grad_cam(model, pixels, classes)
 
 
 # Gradient-weighted attention

@@ -15,9 +15,10 @@ from hfvit.models.configuration import HFViTConfig, load_config
 from hfvit.models.freezing import FrozenParts, classifier_parameters, freeze
 from hfvit.models.image_size import check_patches, resize_input
 from hfvit.recipe.arguments import check_network
+from hfvit.utils.eval_mode import eval_mode
 from hfvit.utils.files import file_mode
-from hfvit.utils.hub_ids import folder_or_hub_id
 from hfvit.utils.formatting import shortened
+from hfvit.utils.hub_ids import folder_or_hub_id
 from hfvit.utils.quiet import log_level
 
 FEATURE_PROJECTION = "feature_projection"  # of the timm network during feature distillation
@@ -243,11 +244,8 @@ class HFViTForImageClassification(
         While it is there, `logits` are a pair of logits and projected features (batch, size) in training mode. It is
         saved in checkpoints.
         """
-        mode = self.training
-        self.eval()
-        with torch.no_grad():
+        with torch.no_grad(), eval_mode(self):
             features = self.pooled_features(torch.zeros(1, 3, *self.config.image_size, device=self.device))
-        self.train(mode)
         projection = nn.Linear(features.shape[1], size, device=self.device)
         setattr(self.timm_model, FEATURE_PROJECTION, projection)  # a name of the network, as all names in checkpoints
 
