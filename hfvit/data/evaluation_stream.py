@@ -96,22 +96,18 @@ class EvaluationStream(torch.utils.data.IterableDataset):
         Raises:
             DataError: the stream cannot be read.
         """
-        rows = in_order(self.split, reader, readers, self.limit)
         count = 0
-        while True:
-            try:
-                place, example = next(rows)
-            except StopIteration:
-                return
-            except HFViTError:
-                raise
-            except Exception as error:
-                raise DataError(
-                    f"Split '{self.name}': the stream failed after {count} images (reader {reader + 1} of {readers};"
-                    f" {type(error).__name__}: {one_line(error)})."
-                ) from None
-            count += 1
-            yield place, _located(example, place)
+        try:
+            for place, example in in_order(self.split, reader, readers, self.limit):
+                count += 1
+                yield place, _located(example, place)
+        except HFViTError:
+            raise
+        except Exception as error:
+            raise DataError(
+                f"Split '{self.name}': the stream failed after {count} images (reader {reader + 1} of {readers};"
+                f" {type(error).__name__}: {one_line(error)})."
+            ) from None
 
     def first(self, count: int) -> ImageDataset:
         """Read the first images into memory, undecoded, to access them by index."""

@@ -69,6 +69,8 @@ class ImageStream(torch.utils.data.IterableDataset):
         divisible: whether the shards may be divided; false for the first images of a stream.
     """
 
+    decodes = True  # reading decodes images, which benefits from data workers
+
     def __init__(
         self,
         split: IterableDataset,
@@ -212,11 +214,6 @@ class ImageStream(torch.utils.data.IterableDataset):
         whole = self.shards and (self.shards % self.processes == 0 or self.processes <= IMBALANCE * self.shards)
         return line if whole or self.processes == 1 else f"{line}, some of them read by several processes"
 
-    @property
-    def decodes(self) -> bool:
-        """Return whether reading decodes images, which benefits from data workers."""
-        return True
-
     def preview(self, count: int) -> dict[str, Any]:
         """Return a training batch of the first `count` images, without a shuffle buffer."""
         first = copy.copy(self)
@@ -236,7 +233,7 @@ class ImageStream(torch.utils.data.IterableDataset):
         while True:
             yield self._collate(list(itertools.islice(samples, self.batch_size)))
 
-    def _collate(self, samples: list["Sample"]) -> dict[str, Any]:
+    def _collate(self, samples: list[Sample]) -> dict[str, Any]:
         labels = [class_index(sample.example, self.name, self.classes) for sample in samples]
         examples = [fetched(sample.example, self.name) for sample in samples]
         draws, places = (np.array([getattr(sample, key) for sample in samples]) for key in ("draw", "place"))
@@ -246,7 +243,7 @@ class ImageStream(torch.utils.data.IterableDataset):
         batch["position"] = json.dumps(samples[-1].position)
         return batch
 
-    def samples(self, worker: int = 0, workers: int = 1) -> Iterator["Sample"]:
+    def samples(self, worker: int = 0, workers: int = 1) -> Iterator[Sample]:
         """Return the samples of a data worker, without end.
 
         Args:
@@ -277,22 +274,17 @@ class ImageStream(torch.utils.data.IterableDataset):
 
     def _checked(self, reader: ShuffledReader) -> Iterator[tuple[int, int, dict]]:
         """Convert errors of the stream to `DataError`."""
-        rows = iter(reader)
-        while True:
-            try:
-                row = next(rows)
-            except StopIteration:
-                return
-            except HFViTError:
-                raise
-            except Exception as error:
-                state = reader.state or {"epoch": 0, "number": 0, "returned": 0}
-                raise DataError(
-                    f"Split '{self.name}': the stream failed after"
-                    f" {state['number'] * reader.size + state['returned']} images of epoch {state['epoch']} (reader"
-                    f" {reader.reader + 1} of {reader.readers}; {type(error).__name__}: {one_line(error)})."
-                ) from None
-            yield row
+        try:
+            yield from reader
+        except HFViTError:
+            raise
+        except Exception as error:
+            state = reader.state or {"epoch": 0, "number": 0, "returned": 0}
+            raise DataError(
+                f"Split '{self.name}': the stream failed after {state['number'] * reader.size + state['returned']}"
+                f" images of epoch {state['epoch']} (reader {reader.reader + 1} of {reader.readers};"
+                f" {type(error).__name__}: {one_line(error)})."
+            ) from None
 
 
 def fetched(example: dict[str, Any], name: str) -> dict[str, Any]:
