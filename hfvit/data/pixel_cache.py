@@ -39,17 +39,10 @@ class PixelArray:
 
     def __init__(self, path: Path):
         self.path = path
-        self._array: np.ndarray | None = np.load(path, mmap_mode="r", allow_pickle=False)
+        self.array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
 
-    def __getstate__(self) -> dict:
-        return {"path": self.path, "_array": None}
-
-    @property
-    def array(self) -> np.ndarray:
-        """Return the memory-mapped array."""
-        if self._array is None:
-            self._array = np.load(self.path, mmap_mode="r", allow_pickle=False)
-        return self._array
+    def __reduce__(self) -> tuple:
+        return PixelArray, (self.path,)
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """Return a copy of the images at `rows`."""
