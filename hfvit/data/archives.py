@@ -258,7 +258,8 @@ def _sample_source(
     label: Any = _label_type(first["label"])
     if isinstance(first["label"], list):
         # The first list may be empty.
-        items = (item for sample in _samples(shards[0].path, label_column) for item in _items(sample["label"]))
+        labels = (sample["label"] for sample in _samples(shards[0].path, label_column))
+        items = (item for label in labels if isinstance(label, list) for item in label)
         label = List(_label_type(next(items, "")))
     features = Features({new: {"image": UNDECODED, "label": label}.get(name, TEXT) for name, new in columns.items()})
     return features, {
@@ -270,10 +271,6 @@ def _sample_source(
 
 def _label_type(value: Any) -> Value:
     return Value("int64" if isinstance(value, int) else "string")
-
-
-def _items(label: Any) -> list:
-    return label if isinstance(label, list) else []
 
 
 def generate_samples(
@@ -328,9 +325,9 @@ def _samples(shard: str, label_column: str | None) -> Iterator[dict[str, Any]]:
 
 
 def _checked(shard: str, key: str, sample: dict[str, Any]) -> dict[str, Any]:
-    for field, expected in (("image", "an image"), ("label", "a label (.cls or .json)")):
+    for field, missing in (("image", "image"), ("label", "label (.cls or .json)")):
         if field not in sample:
-            raise DataError(f"dataset_name: {shard}: sample {key.lstrip('/')} has no {expected.split(' ', 1)[1]}.")
+            raise DataError(f"dataset_name: {shard}: sample {key.lstrip('/')} has no {missing}.")
     return sample
 
 

@@ -480,8 +480,12 @@ def split_of_file(parts: Sequence[str]) -> str | None:
     for folder in parts[:-1]:
         if canonical_split(folder):
             return canonical_split(folder)
-    stem = parts[-1].split(".")[0]
-    return canonical_split(re.sub(r"([-_]?\d+(-of-\d+)?)$", "", stem))
+    return canonical_split(_without_number(parts[-1]))
+
+
+def _without_number(name: str) -> str:
+    """Return a file name without extension and shard number, such as `train`."""
+    return re.sub(r"([-_]?\d+(-of-\d+)?)$", "", name.split(".")[0])
 
 
 def _by_split(data: DataArguments, files: list[File], left_out: LeftOut) -> tuple[dict[str, list[File]], bool]:
@@ -493,8 +497,8 @@ def _by_split(data: DataArguments, files: list[File], left_out: LeftOut) -> tupl
     named = _named_splits(data)
     groups: dict[str | None, list[File]] = {}
     for file in files:
-        stem = re.sub(r"([-_]?\d+(-of-\d+)?)$", "", file.parts[-1].split(".")[0])
-        split = split_of_file(file.parts) or next((name for name in (stem, *file.parts[:-1]) if name in named), None)
+        names = (_without_number(file.parts[-1]), *file.parts[:-1])
+        split = split_of_file(file.parts) or next((name for name in names if name in named), None)
         groups.setdefault(split, []).append(file)
     rest = groups.pop(None, [])
     if groups:
@@ -516,9 +520,8 @@ def _open_tables(data: DataArguments, tables: list[File], left_out: LeftOut, by_
     elif is_metadata:
         groups: dict[str, list[File]] = {}
         for file in tables:
-            split = next((canonical_split(part) for part in file.parts[:-1] if canonical_split(part)), "train")
-            groups.setdefault(split, []).append(file)
-        is_split = any(canonical_split(part) for file in tables for part in file.parts[:-1])
+            groups.setdefault(split_of_file(file.parts) or "train", []).append(file)
+        is_split = any(split_of_file(file.parts) for file in tables)
     else:
         groups, is_split = _by_split(data, tables, left_out)
     for split, files in groups.items():

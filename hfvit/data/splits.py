@@ -28,7 +28,7 @@ from hfvit.data.labels import (
 from hfvit.data.local import LocalData, open_local
 from hfvit.data.multilabel import MultiLabel, flag_columns, list_item
 from hfvit.data.references import check_cards
-from hfvit.data.tables import LABEL_NAMES, SPLIT_COLUMNS, as_images, root_cause
+from hfvit.data.tables import LABEL_NAMES, as_images, root_cause, split_columns
 from hfvit.errors import DataError, RecipeError, nearest, one_line, printable
 from hfvit.recipe.arguments import DEFAULT_TEST_SPLIT, MULTI_LABEL, SINGLE_LABEL, DataArguments
 from hfvit.utils.formatting import shortened
@@ -114,7 +114,7 @@ def _only_flags(split: Dataset | IterableDataset, others: tuple[str | None, ...]
         others: columns that are not labels.
         error: error to raise otherwise.
     """
-    others = (*others, *(name for name in split.features if name.lower() in SPLIT_COLUMNS))
+    others = (*others, *split_columns(split.features))
     flags = flag_columns(split, others) if isinstance(split, Dataset) else []
     if flags and {*flags, *others} >= set(split.features):
         return flags

@@ -33,7 +33,7 @@ LABEL_NAMES = ("label", "labels", "fine_label", "target", "class")
 SPLIT_COLUMNS = ("split", "subset", "partition", "set", "data set")
 READERS = {".json": "json", ".jsonl": "json", ".ndjson": "json", ".parquet": "parquet"}
 UNDECODED = Image(decode=False)
-ENCODED_START = {"/9j/", "iVBO", "R0lG", "UklG", "Qk0", "SUkq", "TU0A"}  # base64 of the first bytes of image formats
+ENCODED_START = ("/9j/", "iVBO", "R0lG", "UklG", "Qk0", "SUkq", "TU0A")  # base64 of the first bytes of image formats
 
 
 def root_cause(error: BaseException) -> BaseException:
@@ -269,14 +269,14 @@ def image_column_of(features: Features, named: str | None = None) -> str | None:
     """
     if named:
         return named
-    for kinds in (("image",), ("bytes",), ("string",)):
-        found = [name for name, feature in features.items() if image_kind(feature) in kinds]
+    for kind in ("image", "bytes", "string"):
+        found = [name for name, feature in features.items() if image_kind(feature) == kind]
         usual = [name for name in IMAGE_NAMES if name in found]
-        if kinds != ("string",) and len(found) == 1:
+        if kind != "string" and len(found) == 1:
             return found[0]
         if usual:
             return usual[0]
-        if found and kinds != ("string",):
+        if found:
             return None
     return None
 
@@ -486,7 +486,7 @@ def is_base64(value: Any) -> bool:
         return False
     if value.startswith("data:"):
         return True
-    return len(value) > 64 and value.startswith(tuple(ENCODED_START))
+    return len(value) > 64 and value.startswith(ENCODED_START)
 
 
 def decode_base64(batch: dict[str, list], rows: list[int], column: str, split: str) -> dict[str, list]:
