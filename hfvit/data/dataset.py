@@ -217,7 +217,7 @@ class ImageDataset(torch.utils.data.Dataset):
     """Map-style data set of one split that loads complete batches (`__getitems__`).
 
     A batch has `labels`, class indices `(batch,)` or float32 targets `(batch, classes)`; uint8 `images` or `crops`
-    (see augment.py), for training the drawn `plan`, and with `texts` their tokens.
+    (see `Augmentation`), for training the drawn `plan`, and with `texts` their tokens.
 
     The index is a row, or `(draw, row)` from `EpochSampler` in training. The augmentation of an image depends only on
     (seed, draw, row), so that it is the same for any number of processes and workers, and in a resumed run.

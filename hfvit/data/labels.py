@@ -136,7 +136,7 @@ class SingleLabel:
         if rare:
             logger.warning("folds: %d classes have fewer than %d images, and are not in each fold", rare, count)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # the same
+            warnings.simplefilter("ignore", UserWarning)  # scikit-learn warns of the same
             folds = StratifiedKFold(count, shuffle=True, random_state=seed).split(targets, targets)
             return [held_out for _, held_out in folds]
 
