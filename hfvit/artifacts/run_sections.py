@@ -303,7 +303,16 @@ class Thresholds(Record):
 
 @dataclass(kw_only=True)
 class Probe(Record):
-    """Linear probe: validation metrics for each C, and the selected C."""
+    """Linear probe: the selected C, an inverse regularization strength.
+
+    Attributes:
+        features: number of features of an image.
+        rows: number of training rows, augmented copies included.
+        c: strengths that were tried, ascending.
+        best_c: the selected one.
+        selected_by: validation metric of the selection.
+        validation: metrics of each C on the validation split.
+    """
 
     features: int
     rows: int

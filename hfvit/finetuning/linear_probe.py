@@ -5,7 +5,6 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import datasets
@@ -17,6 +16,7 @@ from tqdm.auto import tqdm
 from transformers import EvalPrediction
 from transformers.trainer_utils import TrainOutput
 
+from hfvit.artifacts.run_sections import Probe
 from hfvit.data.dataset import ArrayReader, ImageDataset
 from hfvit.data.pixel_cache import cache_key
 from hfvit.errors import ModelError, NonFiniteLossError, RecipeError
@@ -34,27 +34,6 @@ CACHE_FORMAT = 1  # part of a cache file's name; increase it when features are c
 ABSENT_LOGIT = -1e3  # logit of a class without training images
 
 
-@dataclass
-class LinearProbeResult:
-    """Record the selection of the regularization strength.
-
-    Args:
-        features: number of features of an image.
-        rows: number of training rows, augmented copies included.
-        c: inverse regularization strengths that were tried, ascending.
-        best_c: the selected one.
-        selected_by: validation metric of the selection.
-        validation: metrics of each C on the validation split.
-    """
-
-    features: int
-    rows: int
-    c: list[float]
-    best_c: float
-    selected_by: str
-    validation: list[dict]
-
-
 def train_linear_probe(trainer: HFViTTrainer, arguments: FinetuningArguments) -> TrainOutput:
     """Fit the classifier by logistic regression on features that are extracted once.
 
@@ -66,7 +45,7 @@ def train_linear_probe(trainer: HFViTTrainer, arguments: FinetuningArguments) ->
         arguments: `probe_c`, `probe_passes` and `class_balance` are used.
 
     Returns:
-        `TrainOutput` without steps; its metrics are `train_runtime` and `probe`, a `LinearProbeResult` as a dict.
+        `TrainOutput` without steps; its metrics are `train_runtime` and `probe`, a `Probe` as a dict.
 
     Raises:
         RecipeError: weights are sharded (FSDP, DeepSpeed).
@@ -100,7 +79,7 @@ def train_linear_probe(trainer: HFViTTrainer, arguments: FinetuningArguments) ->
         extractor.classifier.bias.copy_(torch.from_numpy(bias))
     if best == len(values) - 1 and len(values) > 1:
         logger.warning("probe_c: the largest value, %g, was the best. Add larger ones.", values[best])
-    result = LinearProbeResult(
+    probe = Probe(
         features=features.shape[1],
         rows=features.shape[0],
         c=values,
@@ -108,7 +87,7 @@ def train_linear_probe(trainer: HFViTTrainer, arguments: FinetuningArguments) ->
         selected_by=metric,
         validation=scores,
     )
-    return TrainOutput(0, float("nan"), {"train_runtime": time.perf_counter() - start, "probe": asdict(result)})
+    return TrainOutput(0, float("nan"), {"train_runtime": time.perf_counter() - start, "probe": probe.to_json()})
 
 
 def check_no_checkpoint(checkpoint: str | None) -> None:
