@@ -93,21 +93,6 @@ def suggest(trial, space: dict[str, Any]) -> dict[str, Any]:
     return chosen
 
 
-def search(argv: list[str], space: dict[str, Any], trials: int, **options) -> str:
-    """Run a hyperparameter search, beside others of the same study if there are any.
-
-    Args:
-        argv: `RECIPE [--key value ...]`.
-        space: search space of `read_space`.
-        trials: number of trials.
-        **options: further arguments of `Sweep`.
-
-    Returns:
-        The summary.
-    """
-    return Sweep(argv, space, **options).run(trials)
-
-
 class Sweep:
     """Search hyperparameters in the `output_dir` of a recipe.
 

@@ -45,8 +45,8 @@ def add(commands) -> None:
 def sweep(options: argparse.Namespace) -> None:
     """Run `hfvit sweep RECIPE SPACE [--key value ...]`."""
     find_recipe(options.recipe)
-    from hfvit.sweep import read_space, search
+    from hfvit.sweep import Sweep, read_space
 
-    argv = [options.recipe, *options.rest]
     space = read_space(options.space)
-    print("\n" + search(argv, space, options.trials, seed=options.sweep_seed, prune=options.prune))
+    study = Sweep([options.recipe, *options.rest], space, options.sweep_seed, options.prune)
+    print("\n" + study.run(options.trials))
