@@ -27,6 +27,7 @@ from hfvit.artifacts.run_sections import (
     Temperature,
 )
 from hfvit.errors import printable
+from hfvit.metrics.classification import accuracy_interval
 from hfvit.utils.files import temporary_file
 from hfvit.utils.fonts import drawable, families
 from hfvit.utils.markup import SafeText
@@ -204,7 +205,7 @@ def place_axes(*places: tuple[float, float, float, float], share_x: bool = False
 
 def learning_curves(
     history: list[dict], best_step: int | None, theme: Theme, key: str = "accuracy", name: str = "accuracy"
-):
+) -> plt.Figure:
     """Draw loss, validation metric and learning rate over the epochs.
 
     Marks show the warm-up of the learning rate, the selected checkpoint, and the lowest validation loss if it rises
@@ -273,15 +274,12 @@ def learning_curves(
     return figure
 
 
-def learning_rate_figure(curve: LearningRateCurve, theme: Theme):
+def learning_rate_figure(curve: LearningRateCurve, theme: Theme) -> plt.Figure:
     """Draw the loss of a learning rate range test, with the suggestions.
 
     Args:
         curve: result of the test.
         theme: colors.
-
-    Returns:
-        The `matplotlib.figure.Figure`.
     """
     figure, (axis,) = place_axes((0, 0, 6.4, 3.6))
     axis.plot(curve.learning_rates, curve.losses, color=theme.first, alpha=0.3, linewidth=1, label="loss")
@@ -304,7 +302,7 @@ def learning_rate_figure(curve: LearningRateCurve, theme: Theme):
     return figure
 
 
-def probe_curves(probe: Probe, theme: Theme, key: str = "accuracy", name: str = "accuracy"):
+def probe_curves(probe: Probe, theme: Theme, key: str = "accuracy", name: str = "accuracy") -> plt.Figure:
     """Draw a validation metric and the loss of a linear probe over C.
 
     Args:
@@ -330,7 +328,7 @@ def probe_curves(probe: Probe, theme: Theme, key: str = "accuracy", name: str = 
     return figure
 
 
-def confusion_figure(metrics: SplitMetrics, role: str, theme: Theme):
+def confusion_figure(metrics: SplitMetrics, role: str, theme: Theme) -> plt.Figure:
     """Draw the confusion matrix, normalized by row (true class).
 
     Up to 20 classes, counts are written into the cells. More classes are sorted so that classes that are confused
@@ -411,7 +409,7 @@ def confusion_order(matrix: np.ndarray) -> np.ndarray:
     return leaves_list(tree)
 
 
-def per_class_figure(metrics: SplitMetrics, role: str, theme: Theme):
+def per_class_figure(metrics: SplitMetrics, role: str, theme: Theme) -> plt.Figure:
     """Draw the recall of each class with its 95 % interval, worst class first.
 
     Points instead of bars, since bars have to start at zero, where differences are too small to see. Classes without
@@ -428,7 +426,7 @@ def per_class_figure(metrics: SplitMetrics, role: str, theme: Theme):
     places = range(count)
     figure, axis = _class_axes([theme.name(entry.label) for entry in classes])
     recalls = [entry.recall for entry in classes]
-    intervals = [wilson(entry.recall, entry.images) for entry in classes]
+    intervals = [accuracy_interval(round(entry.recall * entry.images), entry.images) for entry in classes]
     lows, highs = zip(*intervals, strict=True)
     axis.hlines(places, lows, highs, color=theme.first, linewidth=2.4, alpha=0.45, label="95 % interval")
     axis.plot(recalls, places, "o", color=theme.first, markersize=5, label="recall of a class")
@@ -466,16 +464,7 @@ def _limit_scores(axis, lowest: float, margin: float) -> None:
     axis.set_xlim(max(0.0, lowest - margin * (1 - lowest)), 1 + 0.02 * (1 - lowest) + 0.001)
 
 
-def wilson(fraction: float, count: int) -> tuple[float, float]:
-    """Return the 95 % interval of a fraction of `count` images (Wilson)."""
-    from scipy.stats import binomtest
-
-    hits = min(count, max(0, round(fraction * count)))
-    interval = binomtest(hits, count).proportion_ci(0.95, method="wilson")
-    return float(interval.low), float(interval.high)
-
-
-def reliability_figure(metrics: SplitMetrics, role: str, temperature: Temperature | None, theme: Theme):
+def reliability_figure(metrics: SplitMetrics, role: str, temperature: Temperature | None, theme: Theme) -> plt.Figure:
     """Draw a reliability diagram, before and after temperature scaling.
 
     Above: accuracy over confidence with 95 % intervals (Wilson). Below: number of images in each bin.
@@ -524,11 +513,14 @@ def reliability_figure(metrics: SplitMetrics, role: str, temperature: Temperatur
 
 def _bin_intervals(bins: Sequence[CalibrationBin]) -> tuple[list[float], list[float]]:
     """Return the lower and upper ends of the intervals of the bins' accuracy."""
-    found = [wilson(entry.accuracy, entry.images) if entry.images else (0.0, 1.0) for entry in bins]
+    found = [
+        accuracy_interval(round(entry.accuracy * entry.images), entry.images) if entry.images else (0.0, 1.0)
+        for entry in bins
+    ]
     return [low for low, _ in found], [high for _, high in found]
 
 
-def two_class_figure(metrics: SplitMetrics, role: str, theme: Theme):
+def two_class_figure(metrics: SplitMetrics, role: str, theme: Theme) -> plt.Figure:
     """Draw the ROC and the precision-recall curve of the second of two classes.
 
     Args:
@@ -553,7 +545,7 @@ def two_class_figure(metrics: SplitMetrics, role: str, theme: Theme):
     return figure
 
 
-def precision_recall_figure(metrics: MultiLabelMetrics, role: str, theme: Theme):
+def precision_recall_figure(metrics: MultiLabelMetrics, role: str, theme: Theme) -> plt.Figure:
     """Plot the precision-recall curve of each class and of all labels together.
 
     Points are the precision and recall at the thresholds.
@@ -562,9 +554,6 @@ def precision_recall_figure(metrics: MultiLabelMetrics, role: str, theme: Theme)
         metrics: multi-label metrics of the split.
         role: split, for the title.
         theme: colors.
-
-    Returns:
-        The `matplotlib.figure.Figure`.
     """
     figure, (axis,) = place_axes((0, 0, 5.2, 4.4))
     classes = [entry for entry in metrics.per_class if entry.curve]
@@ -590,7 +579,7 @@ def _limit_rates(axis) -> None:
     axis.grid()
 
 
-def average_precision_figure(metrics: MultiLabelMetrics, role: str, theme: Theme):
+def average_precision_figure(metrics: MultiLabelMetrics, role: str, theme: Theme) -> plt.Figure:
     """Plot average precision and F1 of each class, with their means as lines.
 
     The class with the largest average precision is on top. Classes without images are left out.
@@ -599,9 +588,6 @@ def average_precision_figure(metrics: MultiLabelMetrics, role: str, theme: Theme
         metrics: multi-label metrics of the split.
         role: split, for the title.
         theme: colors.
-
-    Returns:
-        The `matplotlib.figure.Figure`.
     """
     classes = sorted((e for e in metrics.per_class if e.images), key=lambda e: (e.average_precision, e.label))
     count, places = len(classes), range(len(classes))
@@ -631,7 +617,7 @@ _GAP = 0.08  # between images, inches
 _FONT = 10  # font size of captions, points
 
 
-def training_figure(images: np.ndarray, targets: np.ndarray, names: list[str], theme: Theme):
+def training_figure(images: np.ndarray, targets: np.ndarray, names: list[str], theme: Theme) -> plt.Figure:
     """Draw augmented training images with their classes.
 
     Args:
@@ -657,7 +643,7 @@ def _with_weight(name: str, weight: float) -> str:
     return name if weight == 1 else f"{name} {weight:.0%}"
 
 
-def mistakes_figure(images: np.ndarray, examples: list[ExampleImage], title: str, theme: Theme):
+def mistakes_figure(images: np.ndarray, examples: list[ExampleImage], title: str, theme: Theme) -> plt.Figure:
     """Draw images with their predicted class, its confidence, and the label.
 
     Args:
@@ -689,7 +675,9 @@ def source_of(example: ExampleImage) -> str:
     return "" if example.row is None else f"row {example.row:,}"
 
 
-def explanation_figure(images: np.ndarray, maps: np.ndarray, examples: list[ExampleImage], title: str, theme: Theme):
+def explanation_figure(
+    images: np.ndarray, maps: np.ndarray, examples: list[ExampleImage], title: str, theme: Theme
+) -> plt.Figure:
     """Draw images above the parts that speak for their predicted class.
 
     Args:
