@@ -454,14 +454,14 @@ def load_classifier(
         processor,
         head.labels,
         str(path),
-        head.multi_label,
-        temperature,
-        reader,
-        patch_size,
-        merge_tokens,
-        head.thresholds,
-        bf16,
-        tta,
+        multi_label=head.multi_label,
+        temperature=temperature,
+        text_reader=reader,
+        patch_size=patch_size,
+        merge_tokens=merge_tokens,
+        thresholds=head.thresholds,
+        bf16=bf16,
+        tta=tta,
     )
 
 
