@@ -1,6 +1,5 @@
 """`optimum-cli export executorch`: export, validate and save."""
 
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -9,11 +8,12 @@ from torch.export import Dim
 from hfvit.artifacts.artifact import EXECUTORCH_SUFFIX
 from hfvit.artifacts.export_folder import PACKAGES, file_digest
 from hfvit.artifacts.export_record import ExportedFile
-from hfvit.errors import ModelError, one_line
+from hfvit.errors import ModelError
 from hfvit.export.onnx import (
     BATCH_AXIS,
     TRACED_BATCH,
     configured_image_size,
+    exporting,
     in_eval_mode,
     input_channels,
     input_tensor,
@@ -21,9 +21,7 @@ from hfvit.export.onnx import (
 from hfvit.export.parity import check_parity, tolerance
 from hfvit.export.pipeline import Export
 from hfvit.inference.executorch_backend import load_executorch
-from hfvit.models.attention import unfused_window_attention
 from hfvit.utils.environment import installed_versions
-from hfvit.utils.quiet import silenced
 
 FILE = f"model{EXECUTORCH_SUFFIX}"
 CHECKED_BATCHES = [1, 3]
@@ -67,15 +65,9 @@ def export_executorch(
     pixel_values = torch.zeros((TRACED_BATCH, *shape), device=device)
     batch = Dim(BATCH_AXIS, min=1, max=max(TRACED_BATCH, max_batch_size))
     config = ExecutorchConfig(backend="xnnpack", dynamic_shapes={"pixel_values": {0: batch}})
-    try:
-        with silenced(verbose), unfused_window_attention(model):
-            exported = ExecutorchExporter().export(model, {"pixel_values": pixel_values}, config=config)
-            ExecutorchExporter.save_program(exported.program, path)
-    except Exception as error:
-        raise ModelError(
-            f"{type(model).__name__} cannot be exported to ExecuTorch by transformers {version('transformers')}:"
-            f" {type(error).__name__}: {one_line(error)[:300]}"
-        ) from error
+    with exporting(model, "ExecuTorch", verbose):
+        exported = ExecutorchExporter().export(model, {"pixel_values": pixel_values}, config=config)
+        ExecutorchExporter.save_program(exported.program, path)
     parity = check_parity(path, model, shape, CHECKED_BATCHES, tolerance("fp32", atol), path.name)
     return ExportedFile(
         **file_digest(path),

@@ -5,6 +5,7 @@ import hashlib
 import re
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from importlib.metadata import version
 from pathlib import Path
@@ -42,6 +43,28 @@ BATCH_AXIS = "batch_size"
 RANGE_BATCH = 4  # images per batch to find the ranges of values
 TRACED_BATCH = 2  # torch.export would specialize a batch of 1
 OPSETS = (18, 19, 20, 21, 22, 23)
+
+
+@contextmanager
+def exporting(model: torch.nn.Module, target: str, verbose: bool) -> Iterator[None]:
+    """Run an exporter of transformers within the context.
+
+    Args:
+        model: model to export.
+        target: name of the format, for messages.
+        verbose: show the exporter's output and warnings.
+
+    Raises:
+        ModelError: the exporter fails.
+    """
+    try:
+        with silenced(verbose), unfused_window_attention(model):
+            yield
+    except Exception as error:
+        raise ModelError(
+            f"{type(model).__name__} cannot be exported to {target} by transformers {version('transformers')}:"
+            f" {type(error).__name__}: {one_line(error)[:300]}"
+        ) from error
 
 
 def in_eval_mode(function: Callable) -> Callable:
@@ -305,14 +328,8 @@ def trace_onnx(
         for count in {batch_size or 1, len(pixel_values)}:  # BiT fails on one small image, not on two
             _check_runs(model, {"pixel_values": pixel_values[:count]} | {key: texts[key][:count] for key in texts})
     config = OnnxConfig(opset_version=opset, dynamic_shapes=(axes | text_axes) or None)
-    try:
-        with silenced(verbose), unfused_window_attention(model):
-            graph = OnnxExporter().export(model, {"pixel_values": pixel_values, **texts}, config=config).program
-    except Exception as error:
-        raise ModelError(
-            f"{type(model).__name__} cannot be exported to ONNX by transformers {version('transformers')}:"
-            f" {type(error).__name__}: {one_line(error)[:300]}"
-        ) from error
+    with exporting(model, "ONNX", verbose):
+        graph = OnnxExporter().export(model, {"pixel_values": pixel_values, **texts}, config=config).program
     if opset is not None and graph.opset_imports[""] != opset:
         raise ModelError(
             f"opset: the exporter wrote {graph.opset_imports['']} instead of {opset}. Omit opset to use that."

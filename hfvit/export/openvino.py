@@ -14,11 +14,12 @@ from torch.export import Dim
 from hfvit.artifacts.artifact import OPENVINO_SUFFIX
 from hfvit.artifacts.export_folder import PACKAGES, file_digest
 from hfvit.artifacts.export_record import ExportedFile
-from hfvit.errors import DataError, ModelError, one_line, wrap_library_errors
+from hfvit.errors import DataError, ModelError, wrap_library_errors
 from hfvit.export.onnx import (
     BATCH_AXIS,
     TRACED_BATCH,
     configured_image_size,
+    exporting,
     in_eval_mode,
     input_channels,
     input_tensor,
@@ -26,7 +27,6 @@ from hfvit.export.onnx import (
 from hfvit.export.parity import check_parity, tolerance
 from hfvit.export.pipeline import Export
 from hfvit.inference.openvino_backend import PRECISION_HINT, load_openvino
-from hfvit.models.attention import unfused_window_attention
 from hfvit.utils.environment import installed_versions
 from hfvit.utils.files import commit_file, file_sha256
 from hfvit.utils.optional import import_optional
@@ -147,14 +147,8 @@ def _trace(model: torch.nn.Module, shape: tuple[int, int, int], verbose: bool):
     device = next(model.parameters()).device
     pixel_values = torch.zeros((TRACED_BATCH, *shape), device=device)
     config = OpenVINOConfig(dynamic_shapes={"pixel_values": {0: Dim(BATCH_AXIS, min=1)}})
-    try:
-        with silenced(verbose), unfused_window_attention(model):
-            program = OpenVINOExporter().export(model, {"pixel_values": pixel_values}, config=config).program
-    except Exception as error:
-        raise ModelError(
-            f"{type(model).__name__} cannot be exported to OpenVINO by transformers {version('transformers')}:"
-            f" {type(error).__name__}: {one_line(error)[:300]}"
-        ) from error
+    with exporting(model, "OpenVINO", verbose):
+        program = OpenVINOExporter().export(model, {"pixel_values": pixel_values}, config=config).program
     results = [result for result in program.get_results() if "logits" in result.input_value(0).get_names()]
     if not results:
         raise ModelError("The model must be an image classifier with the output logits.")
