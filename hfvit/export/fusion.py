@@ -244,7 +244,7 @@ class _SingleToken:
             return Linear.from_node(node) is not None
         if node.op_type not in ("Add", "Mul"):
             return False
-        return all(_is_vector(v) if constant(v) is not None else _has_tokens(v) for v in node.inputs)
+        return all(constant(v).ndim <= 1 if constant(v) is not None else _has_tokens(v) for v in node.inputs)
 
     def _slice(self, value: ir.Value) -> ir.Value:
         bounds = {"start": self.index, "stop": self.index + 1, "axis": 1}
@@ -267,10 +267,6 @@ class _SingleToken:
         node.graph.insert_before(node, split)
         heads = node.attributes.get_int("num_heads")
         return add_node(node, "MultiHeadAttention", [query, *split.outputs], domain=MICROSOFT, num_heads=heads)
-
-
-def _is_vector(value: ir.Value) -> bool:
-    return constant(value).ndim <= 1
 
 
 def _has_tokens(value: ir.Value) -> bool:

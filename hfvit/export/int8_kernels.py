@@ -154,7 +154,8 @@ class _Activations:
     def quantized(self, x: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
         """Return `x` as uint8, its scale and its zero point."""
         if x.name not in self.known:
-            node = self._dynamic(x) if self.ranges is None else self._static(x)
+            dynamic = self.ranges is None
+            node = ir.node("DynamicQuantizeLinear", [x], num_outputs=3) if dynamic else self._static(x)
             x.producer().graph.insert_after(x.producer(), node)
             outputs = [*node.outputs, *node.inputs[1:]]
             for value, dtype in zip(outputs, (ir.DataType.UINT8, ir.DataType.FLOAT, ir.DataType.UINT8), strict=True):
@@ -170,6 +171,3 @@ class _Activations:
         scale_value = weight(self.model, f"{x.name}.scale", np.array(scale, np.float32))
         zero_point = weight(self.model, f"{x.name}.zero_point", np.array(round(-low / scale), np.uint8))
         return ir.node("QuantizeLinear", [x, scale_value, zero_point])
-
-    def _dynamic(self, x: ir.Value) -> ir.Node:
-        return ir.node("DynamicQuantizeLinear", [x], num_outputs=3)

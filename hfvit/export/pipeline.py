@@ -235,7 +235,7 @@ class Export:
 
     @cached_property
     def photographs(self) -> PhotographLogits:
-        """Return the photographs by the checkpoint, preprocessed once for all files."""
+        """Return pixel values and logits of the photographs, computed once for all files."""
         return PhotographLogits(self.classifier)
 
     def quantized_file(self, staging: Path, calibration) -> None:

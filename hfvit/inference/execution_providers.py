@@ -115,7 +115,8 @@ def start_session(file: Path, parts: Sequence[Path], options, providers: Provide
     """
     import onnxruntime
 
-    available = [*onnxruntime.get_available_providers(), *([RTX] if _has_plugin() else [])]
+    plugins = [RTX] if importlib.util.find_spec(RTX_PLUGIN) else []
+    available = [*onnxruntime.get_available_providers(), *plugins]
     chosen = checked_providers(providers, available, onnxruntime.get_all_providers())
     names = [name for name, _ in chosen]
     if {TENSORRT, RTX} & set(names):
@@ -136,10 +137,6 @@ def start_session(file: Path, parts: Sequence[Path], options, providers: Provide
             f" {', '.join(session.get_providers())}. See its messages above."
         )
     return session
-
-
-def _has_plugin() -> bool:
-    return importlib.util.find_spec(RTX_PLUGIN) is not None
 
 
 def register_plugin(onnxruntime) -> None:

@@ -37,9 +37,8 @@ class HFViTConfig(TimmWrapperConfig):
             ModelError: timm has no such model.
         """
         if not timm.is_model(architecture):
-            raise ModelError(
-                f"architecture: no model '{architecture}' in timm {timm.__version__}.{_nearest_model(architecture)}"
-            )
+            hint = nearest(architecture.split(".")[0], timm.list_models())
+            raise ModelError(f"architecture: no model '{architecture}' in timm {timm.__version__}.{hint}")
         cfg = timm.get_pretrained_cfg(architecture)
         unwanted = (*_ORIGIN_KEYS, *_WEIGHTS_KEYS)
         pretrained_cfg = {k: v for k, v in (cfg.to_dict() if cfg else {}).items() if k not in unwanted}
@@ -161,7 +160,3 @@ def _even_crop_pct(image_size: tuple[int, int], crop_pct: float) -> float:
     candidates = [1.0, *(round(side / (side + margin + 0.25), 4) for margin in range(2, side + 2, 2))]
     even = [candidate for candidate in candidates if not any(margin % 2 for margin in margins(candidate))]
     return min(even, key=lambda candidate: abs(candidate - crop_pct))
-
-
-def _nearest_model(name: str) -> str:
-    return nearest(name.split(".")[0], timm.list_models())

@@ -69,7 +69,7 @@ def write_container(artifact: Artifact, output: str | Path, words: Sequence[str]
         shutil.copyfile(PACKAGE / "serve" / "handler.py", staging / "handler.py")
         runtime = RUNTIMES[artifact.file.suffix] if artifact.file else "timm"
         libraries = dict.fromkeys([*_base_requirements(), *SERVER_LIBRARIES, runtime])  # each once
-        lines = "\n".join(map(_pinned, libraries))
+        lines = "\n".join(f"{name}=={_version(name)}" for name in libraries)
         (staging / "requirements-server.txt").write_text(f"{lines}\n", encoding="utf-8")
         libraries = dict.fromkeys([runtime, "transformers", *(["timm"] if _has_timm_processor(artifact) else [])])
         lines = "\n".join(f"{name}>={_version(name)}" for name in libraries)
@@ -129,10 +129,6 @@ def _base_requirements() -> list[str]:
     """Return the names of the libraries of the base installation."""
     lines = distribution("hfvit").requires or []
     return [re.match(r"[\w.-]+", line)[0] for line in lines if "extra ==" not in line]
-
-
-def _pinned(name: str) -> str:
-    return f"{name}=={_version(name)}"
 
 
 def _version(name: str) -> str:
