@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from helpers.commands import fork_server
-from helpers.recipes import MICRO_RECIPE
+from helpers.recipes import write_micro_recipe
 
 # Libraries are imported where they are used, as the process that only distributes the tests needs none of them.
 
@@ -124,6 +124,4 @@ def stock(tmp_path_factory) -> Path:
 @pytest.fixture
 def recipe(tmp_path, colors) -> Path:
     """Write a recipe that trains in a second, with output_dir `out` beside it."""
-    path = tmp_path / "micro.yaml"
-    path.write_text(MICRO_RECIPE + f"dataset_name: {colors}\noutput_dir: {tmp_path / 'out'}\n")
-    return path
+    return write_micro_recipe(tmp_path, colors)

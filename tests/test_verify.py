@@ -13,7 +13,7 @@ import yaml
 from helpers.commands import ROOT
 from helpers.loopback_hub import LoopbackHub
 from helpers.messages import assert_names
-from helpers.recipes import MICRO_RECIPE
+from helpers.recipes import write_micro_recipe
 from helpers.records import make_record
 from safetensors.torch import load_file, save_file
 
@@ -32,10 +32,9 @@ RANDOM = "drop_path_rate: 0.2\nmixup_alpha: 0.4\ncutmix_alpha: 1.0\nrandom_erasi
 def trained(tmp_path_factory, colors):
     """Train with all random options and full_determinism."""
     folder = tmp_path_factory.mktemp("verify")
-    more = f"{RANDOM}dataset_name: {colors}\noutput_dir: {folder / 'out'}\nuse_cpu: true\nfull_determinism: true\n"
-    (folder / "micro.yaml").write_text(MICRO_RECIPE + more)
+    recipe = write_micro_recipe(folder, colors, f"{RANDOM}use_cpu: true\nfull_determinism: true\n")
     try:
-        train([str(folder / "micro.yaml")])
+        train([str(recipe)])
         yield folder / "out"
     finally:
         torch.use_deterministic_algorithms(False)
@@ -195,9 +194,7 @@ def test_verify_neither_pushes_nor_resumes_nor_leaves_its_folder(trained, monkey
 def seeds(tmp_path_factory, colors):
     """Train with two seeds."""
     folder = tmp_path_factory.mktemp("seeds")
-    more = f"dataset_name: {colors}\noutput_dir: {folder / 'out'}\nuse_cpu: true\nseeds: 2\n"
-    (folder / "micro.yaml").write_text(MICRO_RECIPE + more)
-    train_seeds([str(folder / "micro.yaml")])
+    train_seeds([str(write_micro_recipe(folder, colors, "use_cpu: true\nseeds: 2\n"))])
     return folder / "out"
 
 

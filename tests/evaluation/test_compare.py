@@ -13,7 +13,7 @@ import pytest
 from helpers.images import LABELS, colored_split
 from helpers.messages import assert_names, option_of
 from helpers.onnx_graphs import BRIGHTEST, expected_logits, write_configs, write_graph
-from helpers.recipes import MICRO_RECIPE
+from helpers.recipes import write_micro_recipe
 from helpers.records import artifact_result, exported_file, make_gate
 from PIL import Image
 from scipy.stats import binomtest
@@ -37,9 +37,7 @@ TEST_ROWS = colored_split(31, 2)
 def trained(tmp_path_factory, colors):
     """A run of the micro recipe with an export in a subfolder."""
     folder = tmp_path_factory.mktemp("run")
-    recipe = folder / "micro.yaml"
-    recipe.write_text(MICRO_RECIPE + f"dataset_name: {colors}\noutput_dir: {folder / 'out'}\nuse_cpu: true\n")
-    train([str(recipe)])
+    train([str(write_micro_recipe(folder, colors, "use_cpu: true"))])
     export = write_configs(folder / "out" / "onnx")
     write_graph(export / "model.onnx")
     write_graph(export / "model_quantized.onnx", PERMUTED)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers.images import colored_image
 from helpers.messages import option_of
-from helpers.recipes import MICRO_RECIPE
+from helpers.recipes import write_micro_recipe
 from PIL import Image
 from sklearn.neighbors import NearestCentroid
 from transformers import AutoModelForImageClassification
@@ -65,9 +65,7 @@ def test_fit_prototypes_separates_old_and_new_classes(seed):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, colors):
     folder = tmp_path_factory.mktemp("extend")
-    recipe = folder / "micro.yaml"
-    recipe.write_text(MICRO_RECIPE + f"dataset_name: {colors}\noutput_dir: {folder / 'out'}\n")
-    train([str(recipe), "--num_train_epochs", "4"])
+    train([str(write_micro_recipe(folder, colors)), "--num_train_epochs", "4"])
     return folder / "out"
 
 

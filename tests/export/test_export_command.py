@@ -15,7 +15,7 @@ from helpers.images import LABELS, colored_image
 from helpers.loopback_hub import LoopbackHub
 from helpers.messages import assert_names, option_of
 from helpers.onnx_graphs import BRIGHTEST, write_graph
-from helpers.recipes import MICRO_RECIPE
+from helpers.recipes import write_micro_recipe
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_sample_image
@@ -40,8 +40,7 @@ FOLDER = {"config.json", "preprocessor_config.json", "export.json"}
 def trained(tmp_path_factory, colors):
     """Train a checkpoint that classifies colors, with its recipe."""
     folder = tmp_path_factory.mktemp("trained")
-    recipe = folder / "micro.yaml"
-    recipe.write_text(MICRO_RECIPE + f"dataset_name: {colors}\noutput_dir: {folder / 'out'}\n")
+    recipe = write_micro_recipe(folder, colors)
     assert run(lambda: train([str(recipe), "--num_train_epochs", "6"])) == 0
     return folder / "out"
 

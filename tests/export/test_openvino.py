@@ -13,7 +13,7 @@ from helpers.images import LABELS, colored_image
 from helpers.messages import assert_names, option_of
 from helpers.models import build_model
 from helpers.onnx_graphs import BRIGHTEST, expected_logits, write_configs, write_graph
-from helpers.recipes import MICRO_RECIPE
+from helpers.recipes import write_micro_recipe
 from transformers import SwinConfig, SwinForImageClassification
 
 import hfvit
@@ -46,8 +46,7 @@ def images(count: int):
 def exported(tmp_path_factory, colors):
     """Train a checkpoint that classifies colors, and export it with the gate."""
     folder = tmp_path_factory.mktemp("trained")
-    recipe = folder / "micro.yaml"
-    recipe.write_text(MICRO_RECIPE + f"dataset_name: {colors}\noutput_dir: {folder / 'out'}\n")
+    recipe = write_micro_recipe(folder, colors)
     assert run(lambda: train([str(recipe), "--num_train_epochs", "6"])) == 0
     assert export("--model", folder / "out", "--quantize", "int8", folder / "out" / "openvino") == 0
     return folder / "out"

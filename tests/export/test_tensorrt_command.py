@@ -9,7 +9,7 @@ from helpers.commands import ROOT, run_command
 from helpers.images import LABELS
 from helpers.messages import assert_names, option_of
 from helpers.onnx_graphs import write_configs, write_graph
-from helpers.recipes import MICRO_RECIPE
+from helpers.recipes import write_micro_recipe
 from transformers import AutoImageProcessor
 
 from hfvit.artifacts.engine_record import BuildOptions
@@ -90,9 +90,7 @@ def test_export_of_checkpoint_writes_a_complete_engine_folder(stock, tmp_path, c
 
 
 def test_export_quantized_uses_the_recipe_for_calibration_and_gate(colors, tmp_path, capsys):
-    recipe = tmp_path / "micro.yaml"
-    checkpoint = tmp_path / "out"
-    recipe.write_text(MICRO_RECIPE + f"dataset_name: {colors}\noutput_dir: {checkpoint}\n")
+    recipe, checkpoint = write_micro_recipe(tmp_path, colors), tmp_path / "out"
     assert run(lambda: train([str(recipe), "--num_train_epochs", "6"])) == 0
     capsys.readouterr()
     out = checkpoint / "tensorrt"

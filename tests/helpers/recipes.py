@@ -1,5 +1,7 @@
 """A micro recipe and its model arguments."""
 
+from pathlib import Path
+
 MICRO = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
 ARCHITECTURE = "vit_tiny_patch16_224"
 
@@ -20,3 +22,16 @@ seed: 3
 disable_tqdm: true
 plots: false
 """
+
+
+def write_micro_recipe(folder: Path, data: Path, more: str = "") -> Path:
+    """Write a recipe that trains in a second, with output_dir `out` beside it.
+
+    Args:
+        folder: folder for the recipe.
+        data: data set.
+        more: further lines.
+    """
+    path = folder / "micro.yaml"
+    path.write_text(f"{MICRO_RECIPE}dataset_name: {data}\noutput_dir: {folder / 'out'}\n{more}")
+    return path

@@ -14,7 +14,7 @@ from helpers.loopback_hub import LoopbackHub
 from helpers.loopback_store import READ, STRANGER, Blob
 from helpers.messages import assert_names, option_of
 from helpers.models import build_model
-from helpers.recipes import ARCHITECTURE, MICRO, MICRO_RECIPE
+from helpers.recipes import ARCHITECTURE, MICRO, write_micro_recipe
 from helpers.runs import PUSHED
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
@@ -39,8 +39,7 @@ def hub():
 def trained(tmp_path_factory, colors):
     """A micro run on a local folder, with an export and with files that must not be pushed."""
     folder = tmp_path_factory.mktemp("push")
-    recipe = folder / "micro.yaml"
-    recipe.write_text(MICRO_RECIPE + f"dataset_name: {colors}\noutput_dir: {folder / 'out'}\nmax_steps: 4\n")
+    recipe = write_micro_recipe(folder, colors, "max_steps: 4")
     assert run(lambda: main([str(recipe), "--keep_checkpoints", "--plots", "true"])) == 0
     out = folder / "out"
     assert list(out.glob("checkpoint-*/optimizer.pt"))

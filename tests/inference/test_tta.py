@@ -9,7 +9,7 @@ import torch
 from helpers.images import LABELS, colored_split
 from helpers.models import build_model
 from helpers.onnx_graphs import MEAN, STD, write_configs, write_graph
-from helpers.recipes import ARCHITECTURE, MICRO, MICRO_RECIPE
+from helpers.recipes import ARCHITECTURE, MICRO, write_micro_recipe
 from helpers.records import exported_file
 from onnx import TensorProto, helper, numpy_helper
 from PIL import ImageOps
@@ -32,10 +32,8 @@ IMAGES = colored_split(31, 2)
 def run(tmp_path_factory, colors):
     """A run of the micro recipe with eval_tta=flip, and an ONNX file."""
     folder = tmp_path_factory.mktemp("tta")
-    (folder / "micro.yaml").write_text(
-        MICRO_RECIPE + f"dataset_name: {colors}\noutput_dir: {folder / 'out'}\nuse_cpu: true\neval_tta: flip\n"
-    )
-    train([str(folder / "micro.yaml"), "--max_steps", "2"])  # so that there are mistakes to calibrate on
+    recipe = write_micro_recipe(folder, colors, "use_cpu: true\neval_tta: flip\n")
+    train([str(recipe), "--max_steps", "2"])  # so that there are mistakes to calibrate on
     export = write_configs(folder / "out" / "onnx")
     write_graph(export / "model.onnx")
     ExportRecord(source="out", files={}).enter(export, "model.onnx", exported_file())

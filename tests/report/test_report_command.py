@@ -14,7 +14,7 @@ from helpers.browser import Visit, chromium
 from helpers.commands import run_command
 from helpers.images import LABELS, colored_image
 from helpers.messages import assert_names
-from helpers.recipes import MICRO_RECIPE
+from helpers.recipes import write_micro_recipe
 from helpers.records import VERSION_0_1, exported_file, parity
 from huggingface_hub import ModelCard
 
@@ -30,8 +30,7 @@ from hfvit.pipeline import main
 def trained(tmp_path_factory, colors):
     """A short run, which makes mistakes."""
     folder = tmp_path_factory.mktemp("report")
-    recipe = folder / "micro.yaml"
-    recipe.write_text(MICRO_RECIPE + f"dataset_name: {colors}\noutput_dir: {folder / 'out'}\nmax_steps: 3\n")
+    recipe = write_micro_recipe(folder, colors, "max_steps: 3")
     assert run(lambda: main([str(recipe), "--plots", "true"])) == 0
     return folder / "out"
 

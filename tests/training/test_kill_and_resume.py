@@ -12,7 +12,6 @@ import torch
 from helpers.commands import ROOT, run_command
 from helpers.killing import Killer, launched_until_a_checkpoint
 from helpers.messages import assert_names, last_error, option_of
-from helpers.recipes import MICRO_RECIPE
 from helpers.runs import assert_same_run
 from safetensors.torch import load_file
 
@@ -265,10 +264,8 @@ def test_really_full_or_read_only_disk_is_one_error(killer, uninterrupted, small
 
 
 @pytest.fixture
-def line(tmp_path, colors):
-    path = tmp_path / "micro.yaml"
-    path.write_text(MICRO_RECIPE + f"dataset_name: {colors}\noutput_dir: {tmp_path / 'out'}\n")
-    return [str(path), "--resume_from_checkpoint", "auto", "--drop_path_rate", "0.3"]
+def line(recipe):
+    return [str(recipe), "--resume_from_checkpoint", "auto", "--drop_path_rate", "0.3"]
 
 
 def step_losses(record):
