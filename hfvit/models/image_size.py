@@ -12,6 +12,14 @@ from hfvit.errors import ModelError, one_line
 from hfvit.utils.eval_mode import eval_mode
 
 
+def check_image_size(image_size: Any) -> None:
+    """Raise `TypeError` or `ValueError` unless an image size is a positive integer."""
+    if isinstance(image_size, bool) or not isinstance(image_size, int):
+        raise TypeError(f"image_size: must be an integer, both height and width in pixels, got {image_size!r}.")
+    if image_size < 1:
+        raise ValueError(f"image_size: must be a positive integer, got {image_size}.")
+
+
 def resize_input(timm_model: nn.Module, image_size: int) -> dict[str, Any]:
     """Change the image size of a timm model.
 

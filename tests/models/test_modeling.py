@@ -270,6 +270,38 @@ def test_from_pretrained_with_id2label_renames_the_trained_head(saved):
     assert torch.equal(model(pixel_values).logits, logits)
 
 
+def test_from_pretrained_with_label2id_renames_the_trained_head(saved):
+    folder, _, pixel_values, logits = saved
+    model = HFViTForImageClassification.from_pretrained(folder, num_labels=3, label2id={"z": 2, "x": 0, "y": 1}).eval()
+    assert model.config.id2label == {0: "x", 1: "y", 2: "z"}
+    assert torch.equal(model(pixel_values).logits, logits)
+
+
+@pytest.mark.parametrize(
+    ("option", "kwargs"),
+    [
+        ("id2label", {"id2label": {0: "x", 2: "y"}}), ("label2id", {"label2id": {"x": 1, "y": 2}}),
+        ("num_labels", {"num_labels": 5, "id2label": {0: "x", 1: "y", 2: "z"}}),
+        ("num_labels", {"num_labels": 5, "labels": ["x", "y"]}),
+        ("id2label", {"labels": ["x", "y"], "id2label": {0: "y", 1: "x"}}), ("image_size", {"image_size": 0}),
+        ("image_size", {"image_size": -64}),
+    ],
+)  # fmt: skip
+def test_from_pretrained_with_contradicting_values_raises(saved, option, kwargs):
+    with pytest.raises(ValueError, match=rf"^{option}: "):
+        HFViTForImageClassification.from_pretrained(saved[0], **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("labels", "abc"), ("labels", 3), ("labels", [0, 1]), ("image_size", (64, 48)), ("image_size", "64"),
+     ("image_size", 64.0)],
+)  # fmt: skip
+def test_from_pretrained_with_a_wrong_type_raises(saved, option, value):
+    with pytest.raises(TypeError, match=rf"^{option}: "):
+        HFViTForImageClassification.from_pretrained(saved[0], **{option: value})
+
+
 def test_compiled_blocks_are_saved_with_plain_names(saved, tmp_path):
     folder, _, pixel_values, logits = saved
     model = HFViTForImageClassification.from_pretrained(folder).eval()
