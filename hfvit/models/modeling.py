@@ -365,7 +365,7 @@ def _requested_labels(labels: list[str] | None, old_labels: list[str], kwargs: d
 
 
 def _in_order(option: str, name_of: dict[int, str]) -> list[str]:
-    """Return class names by index; raise `ValueError` unless the indices are 0, 1, ..."""
+    """Return class names by index, or raise `ValueError` if an index is missing."""
     if sorted(name_of) != list(range(len(name_of))):
         raise ValueError(
             f"{option}: indices must be 0 to {len(name_of) - 1}, got {', '.join(map(str, sorted(name_of)[:20]))}."

@@ -302,6 +302,30 @@ def test_from_pretrained_with_a_wrong_type_raises(saved, option, value):
         HFViTForImageClassification.from_pretrained(saved[0], **{option: value})
 
 
+def test_output_attentions_of_attention_between_channels_raises():
+    options = {"embed_dim": 32, "depth": 2, "num_heads": 2}
+    model = build_model(LABELS, architecture="xcit_nano_12_p16_224", image_size=32, timm_kwargs=options)
+    with pytest.raises(ModelError, match=r"^output_attentions: .*\bXcit\b"):
+        model(torch.zeros(1, 3, 32, 32), output_attentions=True)
+
+
+@pytest.mark.parametrize("part", ["head", "2", None, 1.5])
+def test_freeze_of_another_value_raises(saved, part):
+    model = HFViTForImageClassification.from_pretrained(saved[0])
+    with pytest.raises(ModelError, match=r"^freeze: "):
+        model.freeze(part)
+
+
+def test_overlapping_patches_take_any_image_size(tmp_path):
+    options = {"embed_dims": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1]}
+    model = build_model(LABELS, architecture="pvt_v2_b0", image_size=64, timm_kwargs=options).eval()
+    model.save_pretrained(tmp_path)
+    larger = HFViTForImageClassification.from_pretrained(tmp_path, image_size=96).eval()
+    pixel_values = torch.randn(1, 3, 96, 96)
+    assert larger.config.image_size == (96, 96)
+    assert torch.equal(larger(pixel_values).logits, model(pixel_values).logits)
+
+
 def test_compiled_blocks_are_saved_with_plain_names(saved, tmp_path):
     folder, _, pixel_values, logits = saved
     model = HFViTForImageClassification.from_pretrained(folder).eval()
