@@ -163,6 +163,8 @@ class HFViTForImageClassification(
                 ' (labels=["cat", "dog", ...]).'
             )
         keeps_head = labels == old_labels or (renames and len(labels) == len(old_labels))
+        if not keeps_head:
+            config.remove_thresholds()
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: index for index, label in enumerate(labels)}
         _set_values(config, kwargs)
@@ -325,7 +327,7 @@ def _to_hfvit_config(config: PretrainedConfig, pretrained_cfg: dict[str, Any]) -
 
 
 def _requested_labels(labels: list[str] | None, old_labels: list[str], kwargs: dict[str, Any]) -> list[str]:
-    """Return `labels`, else those of `id2label`, `label2id` or `num_labels`, else the old ones.
+    """Return the class names that `from_pretrained` is asked for, else the old ones.
 
     Args:
         labels: class names, or None.

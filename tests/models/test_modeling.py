@@ -309,6 +309,21 @@ def test_output_attentions_of_attention_between_channels_raises():
         model(torch.zeros(1, 3, 32, 32), output_attentions=True)
 
 
+def test_new_head_has_no_thresholds_of_the_old_one(saved, tmp_path):
+    model = HFViTForImageClassification.from_pretrained(saved[0], problem_type="multi_label_classification")
+    model.config.thresholds = [0.2, 0.9, 0.4]
+    model.save_pretrained(tmp_path / "labels")
+
+    def thresholds(**kwargs):
+        config = HFViTForImageClassification.from_pretrained(tmp_path / "labels", **kwargs).config
+        assert config.problem_type == "multi_label_classification"
+        return getattr(config, "thresholds", None)
+
+    assert thresholds() == thresholds(id2label={0: "x", 1: "y", 2: "z"}) == [0.2, 0.9, 0.4]
+    assert thresholds(labels=["x", "y", "z"]) is None
+    assert thresholds(num_labels=5) is None
+
+
 @pytest.mark.parametrize("part", ["head", "2", None, 1.5])
 def test_freeze_of_another_value_raises(saved, part):
     model = HFViTForImageClassification.from_pretrained(saved[0])
