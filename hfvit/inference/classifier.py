@@ -378,7 +378,7 @@ class Classifier:
 
 def load_classifier(
     path: str | Path,
-    device: str | None = None,
+    device: str | torch.device | None = None,
     threads: int | None = None,
     *,
     providers: Providers | None = None,
@@ -396,7 +396,7 @@ def load_classifier(
     Args:
         path: checkpoint folder, Hub id, `.onnx` file, OpenVINO `.xml` file, ExecuTorch `.pte` file, engine file, or
             folder of an export.
-        device: "cpu", "cuda", "cuda:1", ...; None is CUDA if available, else the CPU.
+        device: "cpu", "cuda", "cuda:1", ..., or a `torch.device`; None is CUDA if available, else the CPU.
         threads: CPU threads of a checkpoint, ONNX or OpenVINO file; None is PyTorch's number.
         providers: ONNX Runtime's execution providers for an ONNX file instead of `device`: names or (name, options)
             by priority. Engines that TensorRT's providers build are cached.
@@ -417,6 +417,10 @@ def load_classifier(
         ModelError: the artifact cannot be loaded, or does not support an option.
     """
     check_tta(tta)
+    if isinstance(device, torch.device):
+        device = str(device)
+    if device is not None and not isinstance(device, str):
+        raise ModelError(f"device: must be a name such as cpu, cuda or cuda:1, got {device!r}.")
     artifact = find_artifact(path)
     check_options(artifact, providers=providers, objective=objective, threads=threads, bf16=bf16, prepack=prepack)
     kwargs = {"trust_remote_code": False, **kwargs}
@@ -597,9 +601,24 @@ def predict(model: str | Path | Classifier, images: Any, top_k: int | None = Non
 
     Returns:
         `{label: probability}` by decreasing probability for one image, a list of them for more.
+
+    Raises:
+        TypeError: options are given together with a `Classifier`.
     """
-    classifier = model if isinstance(model, Classifier) else load_classifier(model, **options)
-    return classifier(images, top_k=top_k)
+    return as_classifier(model, options)(images, top_k=top_k)
+
+
+def as_classifier(model: str | Path | Classifier, options: dict[str, Any]) -> Classifier:
+    """Return a `Classifier`, or load one with `options`.
+
+    Raises:
+        TypeError: options are given together with a `Classifier`.
+    """
+    if not isinstance(model, Classifier):
+        return load_classifier(model, **options)
+    if options:
+        raise TypeError(f"{', '.join(options)}: not for a Classifier, which is loaded. Pass them to load_classifier.")
+    return model
 
 
 def batched(items: Iterable[Any], size: int) -> Iterator[list]:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from hfvit.errors import ModelError, mask_credentials, printable
 from hfvit.inference.backends import TorchBackend
-from hfvit.inference.classifier import Classifier, is_one_image, load_classifier
+from hfvit.inference.classifier import Classifier, as_classifier, is_one_image
 from hfvit.inference.predict import ImageReader
 from hfvit.inference.prediction_file import complete_file
 
@@ -42,8 +42,9 @@ def embed(
 
     Raises:
         ModelError: the model is an export, or an image-text model.
+        TypeError: options are given together with a `Classifier`.
     """
-    classifier = model if isinstance(model, Classifier) else load_classifier(model, **options)
+    classifier = as_classifier(model, options)
     check_embeds(classifier)
     is_single = is_one_image(images)
     images = [images] if is_single else images

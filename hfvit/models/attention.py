@@ -3,6 +3,7 @@
 from contextlib import ExitStack, contextmanager
 
 import torch
+from timm.models.xcit import XCA
 from torch import nn
 
 from hfvit.errors import ModelError
@@ -35,6 +36,7 @@ def recorded_attention(timm_model: nn.Module):
     """
     layers = [block.attn for block in getattr(timm_model, "blocks", ()) if hasattr(block, "attn")]
     layers = [layer for layer in layers if hasattr(layer, "fused_attn") and hasattr(layer, "attn_drop")]
+    layers = [layer for layer in layers if not isinstance(layer, XCA)]  # attention between channels
     if not layers:
         raise ModelError(
             "output_attentions: requires plain attention blocks (ViT, DeiT, BEiT, EVA, DINOv2), got"

@@ -82,6 +82,10 @@ class HFViTConfig(TimmWrapperConfig):
         A single label is None, the default of transformers.
         """
         self.problem_type = None if problem_type == SINGLE_LABEL else problem_type
+        self.remove_thresholds()
+
+    def remove_thresholds(self) -> None:
+        """Remove the thresholds that were fitted to an earlier head."""
         if hasattr(self, "thresholds"):
             del self.thresholds
 

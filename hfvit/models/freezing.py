@@ -15,8 +15,10 @@ def freeze(timm_model: nn.Module, part: str | int) -> None:
         part: "backbone" (all but the classifier), or the number of blocks to freeze together with the stem.
 
     Raises:
-        ModelError: the network does not have so many blocks, or does not name them.
+        ModelError: the network does not have so many blocks, or does not name them, or `part` is another value.
     """
+    if part != "backbone" and not isinstance(part, int):
+        raise ModelError(f"freeze: must be backbone or a number of blocks, got {part!r}.")
     if part == "backbone":
         classifier = {id(p) for p in classifier_parameters(timm_model)}
         frozen = [name for name, p in timm_model.named_parameters() if id(p) not in classifier]

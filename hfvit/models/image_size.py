@@ -12,6 +12,14 @@ from hfvit.errors import ModelError, one_line
 from hfvit.utils.eval_mode import eval_mode
 
 
+def check_image_size(image_size: Any) -> None:
+    """Raise `TypeError` or `ValueError` unless an image size is a positive integer."""
+    if isinstance(image_size, bool) or not isinstance(image_size, int):
+        raise TypeError(f"image_size: must be an integer, both height and width in pixels, got {image_size!r}.")
+    if image_size < 1:
+        raise ValueError(f"image_size: must be a positive integer, got {image_size}.")
+
+
 def resize_input(timm_model: nn.Module, image_size: int) -> dict[str, Any]:
     """Change the image size of a timm model.
 
@@ -31,9 +39,12 @@ def resize_input(timm_model: nn.Module, image_size: int) -> dict[str, Any]:
 
 def check_patches(timm_model: nn.Module, image_size: int) -> None:
     """Raise `ModelError` when the model's patches do not tile an image of this size."""
-    patch = getattr(getattr(timm_model, "patch_embed", None), "patch_size", None)
+    embed = getattr(timm_model, "patch_embed", None)
+    patch = getattr(embed, "patch_size", None)
     patch = patch[0] if isinstance(patch, tuple) else patch
-    if patch and image_size % patch:
+    padding = getattr(getattr(embed, "proj", None), "padding", 0)
+    is_padded = padding not in (0, (0, 0))  # PVT v2: overlapping patches of an image of any size
+    if patch and not is_padded and image_size % patch:
         down = image_size - image_size % patch
         raise ModelError(
             f"image_size: must be a multiple of the patch size {patch}, got {image_size}. Use {down or patch} or"

@@ -1,6 +1,7 @@
 """`HFViTForImageClassification`: a timm classifier as a `PreTrainedModel`."""
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hfvit.errors import ModelError
 from hfvit.models.attention import recorded_attention
 from hfvit.models.configuration import HFViTConfig, load_config
 from hfvit.models.freezing import FrozenParts, classifier_parameters, freeze
-from hfvit.models.image_size import check_patches, resize_input
+from hfvit.models.image_size import check_image_size, check_patches, resize_input
 from hfvit.recipe.arguments import check_network
 from hfvit.utils.eval_mode import eval_mode
 from hfvit.utils.files import file_mode
@@ -99,6 +100,13 @@ class HFViTForImageClassification(
             raise ModelError(
                 f"model_args: not supported by {config.architecture}, got {config.model_args}: {error}."
             ) from None
+        if not hasattr(self.timm_model, "get_classifier"):
+            if (config.model_args or {}).get("features_only"):
+                raise ModelError("model_args: must not have features_only, which leaves no classifier. Remove it.")
+            raise ModelError(
+                f"architecture: must be a classifier, but {config.architecture} of timm is an encoder without a head."
+                " Use another model."
+            )
         # Block classes for FSDP; the inherited value names a class that the model does not have.
         self._no_split_modules = sorted({type(block).__name__ for block in getattr(self.timm_model, "blocks", ())})
 
@@ -118,7 +126,8 @@ class HFViTForImageClassification(
             pretrained_model_name_or_path: Hub id or folder; None to load `state_dict=` into the model of `config=`.
             *args: arguments of `PreTrainedModel.from_pretrained`.
             labels: class names in the order of the logits. The head is kept if they equal the checkpoint's, else new;
-                `id2label=` of the same length renames the classes of the trained head, as in the stock class.
+                `id2label=` or `label2id=` of the same length renames the classes of the trained head, as in the stock
+                class.
             image_size: height and width in pixels; timm resamples position embeddings when it differs (the stock class
                 leaves them uninitialized, transformers 5.23).
             timm_kwargs: arguments of `timm.create_model` that override the checkpoint's `model_args`.
@@ -127,8 +136,12 @@ class HFViTForImageClassification(
 
         Raises:
             ModelError: not a timm checkpoint, or weights other than a new head's are missing.
-            ValueError: neither a checkpoint nor `config` and `state_dict` are given.
+            TypeError: `labels` or `image_size` have a wrong type.
+            ValueError: neither a checkpoint nor `config` and `state_dict` are given, or the class names contradict
+                each other.
         """
+        if image_size is not None:
+            check_image_size(image_size)
         own_config = kwargs.pop("config", None)
         if pretrained_model_name_or_path is None:
             if own_config is None or kwargs.get("state_dict") is None:
@@ -152,6 +165,8 @@ class HFViTForImageClassification(
                 ' (labels=["cat", "dog", ...]).'
             )
         keeps_head = labels == old_labels or (renames and len(labels) == len(old_labels))
+        if not keeps_head:
+            config.remove_thresholds()
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: index for index, label in enumerate(labels)}
         _set_values(config, kwargs)
@@ -171,7 +186,7 @@ class HFViTForImageClassification(
         model._check_loaded(info, pretrained_model_name_or_path or "state_dict", keeps_head)
         if not keeps_head:
             model.reset_head()
-        if image_size:
+        if image_size is not None:
             model.set_image_size(image_size)
         return (model, info) if with_info else model
 
@@ -209,7 +224,10 @@ class HFViTForImageClassification(
 
         Raises:
             ModelError: the architecture does not support the size.
+            TypeError: not an integer.
+            ValueError: not positive.
         """
+        check_image_size(image_size)
         if (image_size, image_size) == self.config.image_size:
             return
         check_patches(self.timm_model, image_size)
@@ -308,17 +326,52 @@ def _to_hfvit_config(config: PretrainedConfig, pretrained_cfg: dict[str, Any]) -
 
 
 def _requested_labels(labels: list[str] | None, old_labels: list[str], kwargs: dict[str, Any]) -> list[str]:
-    """Return `labels`, else those of `id2label` or `num_labels`, else the old ones."""
-    id2label = kwargs.pop("id2label", None)
-    num_labels = kwargs.pop("num_labels", None)
-    kwargs.pop("label2id", None)
+    """Return the class names that `from_pretrained` is asked for, else the old ones.
+
+    Args:
+        labels: class names, or None.
+        old_labels: class names of the checkpoint.
+        kwargs: arguments of `from_pretrained`, without `id2label`, `label2id` and `num_labels` afterwards.
+
+    Raises:
+        TypeError: `labels` is not a list of strings.
+        ValueError: ids other than 0, 1, ..., or arguments that contradict each other.
+    """
+    requests: dict[str, list[str]] = {}
     if labels is not None:
-        return list(labels)
+        if isinstance(labels, str) or not isinstance(labels, Iterable):
+            raise TypeError(f"labels: must be a list of class names, got {labels!r}.")
+        requests["labels"] = list(labels)
+        wrong = [label for label in requests["labels"] if not isinstance(label, str)]
+        if wrong:
+            raise TypeError(f"labels: must be strings, got {wrong[0]!r}.")
+    id2label = kwargs.pop("id2label", None)
+    label2id = kwargs.pop("label2id", None)
+    num_labels = kwargs.pop("num_labels", None)
     if id2label is not None:
-        return [name for _, name in sorted((int(index), name) for index, name in id2label.items())]
-    if num_labels is not None and num_labels != len(old_labels):
-        return [f"LABEL_{index}" for index in range(num_labels)]
-    return old_labels
+        requests["id2label"] = _in_order("id2label", {int(index): name for index, name in id2label.items()})
+    elif label2id is not None:  # classes with the same name are one in label2id
+        requests["label2id"] = _in_order("label2id", {int(index): name for name, index in label2id.items()})
+    if not requests:
+        if num_labels is not None and num_labels != len(old_labels):
+            return [f"LABEL_{index}" for index in range(num_labels)]
+        return old_labels
+    (option, names), *others = requests.items()
+    for other, other_names in others:
+        if other_names != names:
+            raise ValueError(f"{other}: must have the class names of {option}, got {other_names}. Pass one of them.")
+    if num_labels is not None and num_labels != len(names):
+        raise ValueError(f"num_labels: must be {len(names)}, the classes of {option}, got {num_labels}. Omit it.")
+    return names
+
+
+def _in_order(option: str, name_of: dict[int, str]) -> list[str]:
+    """Return class names by index, or raise `ValueError` if an index is missing."""
+    if sorted(name_of) != list(range(len(name_of))):
+        raise ValueError(
+            f"{option}: indices must be 0 to {len(name_of) - 1}, got {', '.join(map(str, sorted(name_of)[:20]))}."
+        )
+    return [name_of[index] for index in range(len(name_of))]
 
 
 def _set_values(config: HFViTConfig, kwargs: dict[str, Any]) -> None:

@@ -132,6 +132,8 @@ class HFViTTrainer(Trainer):
         **kwargs,
     ):
         _check_arguments(model, kwargs)
+        functions = {"compute_metrics": compute_metrics, "train_transforms": train_transforms}
+        _check_functions(functions | {"compute_loss_func": kwargs.get("compute_loss_func")})
         data_config = resolve_data_config(model.config.pretrained_cfg)
         labels = model.config.label_names
         evaluation_set = partial(image_dataset, labels=labels, data_config=data_config)
@@ -898,6 +900,13 @@ def _check_arguments(model, kwargs: dict[str, Any]) -> None:
             f"model: must be a model of hfvit.models, got {type(model).__name__}. Pass"
             " HFViTForImageClassification.from_pretrained(..., labels=[...]); model_init is not available."
         )
+
+
+def _check_functions(functions: dict[str, Any]) -> None:
+    """Raise `TypeError` for an argument that is neither a function nor None."""
+    for option, function in functions.items():
+        if function is not None and not callable(function):
+            raise TypeError(f"{option}: must be a function, got {function!r}.")
 
 
 @contextmanager

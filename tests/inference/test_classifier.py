@@ -313,6 +313,20 @@ def test_top_k_below_one_raises(export, images, top_k):
         hfvit.load_classifier(export).predict(images, top_k=top_k)
 
 
+@pytest.mark.parametrize("function", [hfvit.predict, hfvit.embed])
+def test_options_with_a_loaded_classifier_raise(function, checkpoint, images):
+    classifier = hfvit.load_classifier(checkpoint, device="cpu")
+    with pytest.raises(TypeError, match=r"^tta: "):
+        function(classifier, images[0], tta="flip")
+
+
+def test_load_classifier_takes_a_torch_device_but_no_number(checkpoint, images):
+    classifier = hfvit.load_classifier(checkpoint, device=torch.device("cpu"))
+    np.testing.assert_allclose(classifier.logits(images), logits_of(checkpoint, images), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ModelError, match=r"^device: .* 0"):
+        hfvit.load_classifier(checkpoint, device=0)
+
+
 def test_batch_size_below_one_raises(export, images):
     for size in (0, -1):
         with pytest.raises(ModelError, match=rf"^batch_size: .*{size}\b"):

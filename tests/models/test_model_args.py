@@ -86,6 +86,12 @@ def test_model_args_that_leave_no_classifier_raise(model_args):
         build_model(LABELS, architecture=ARCHITECTURE, image_size=16, timm_kwargs={**MICRO, **model_args})
 
 
+@pytest.mark.parametrize("size", [{}, {"embed_dim": 64, "depth": 1, "num_heads": 1}])
+def test_architecture_without_a_head_raises(size):
+    with torch.device("meta"), pytest.raises(ModelError, match=r"^architecture: .*\bqwen3_vit_306m_enc\b"):
+        build_model(LABELS, architecture="qwen3_vit_306m_enc", timm_kwargs=size)
+
+
 @pytest.mark.parametrize(
     "values",
     [

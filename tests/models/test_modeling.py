@@ -270,6 +270,77 @@ def test_from_pretrained_with_id2label_renames_the_trained_head(saved):
     assert torch.equal(model(pixel_values).logits, logits)
 
 
+def test_from_pretrained_with_label2id_renames_the_trained_head(saved):
+    folder, _, pixel_values, logits = saved
+    model = HFViTForImageClassification.from_pretrained(folder, num_labels=3, label2id={"z": 2, "x": 0, "y": 1}).eval()
+    assert model.config.id2label == {0: "x", 1: "y", 2: "z"}
+    assert torch.equal(model(pixel_values).logits, logits)
+
+
+@pytest.mark.parametrize(
+    ("option", "kwargs"),
+    [
+        ("id2label", {"id2label": {0: "x", 2: "y"}}), ("label2id", {"label2id": {"x": 1, "y": 2}}),
+        ("num_labels", {"num_labels": 5, "id2label": {0: "x", 1: "y", 2: "z"}}),
+        ("num_labels", {"num_labels": 5, "labels": ["x", "y"]}),
+        ("id2label", {"labels": ["x", "y"], "id2label": {0: "y", 1: "x"}}), ("image_size", {"image_size": 0}),
+        ("image_size", {"image_size": -64}),
+    ],
+)  # fmt: skip
+def test_from_pretrained_with_contradicting_values_raises(saved, option, kwargs):
+    with pytest.raises(ValueError, match=rf"^{option}: "):
+        HFViTForImageClassification.from_pretrained(saved[0], **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("labels", "abc"), ("labels", 3), ("labels", [0, 1]), ("image_size", (64, 48)), ("image_size", "64"),
+     ("image_size", 64.0)],
+)  # fmt: skip
+def test_from_pretrained_with_a_wrong_type_raises(saved, option, value):
+    with pytest.raises(TypeError, match=rf"^{option}: "):
+        HFViTForImageClassification.from_pretrained(saved[0], **{option: value})
+
+
+def test_output_attentions_of_attention_between_channels_raises():
+    options = {"embed_dim": 32, "depth": 2, "num_heads": 2}
+    model = build_model(LABELS, architecture="xcit_nano_12_p16_224", image_size=32, timm_kwargs=options)
+    with pytest.raises(ModelError, match=r"^output_attentions: .*\bXcit\b"):
+        model(torch.zeros(1, 3, 32, 32), output_attentions=True)
+
+
+def test_new_head_has_no_thresholds_of_the_old_one(saved, tmp_path):
+    model = HFViTForImageClassification.from_pretrained(saved[0], problem_type="multi_label_classification")
+    model.config.thresholds = [0.2, 0.9, 0.4]
+    model.save_pretrained(tmp_path / "labels")
+
+    def thresholds(**kwargs):
+        config = HFViTForImageClassification.from_pretrained(tmp_path / "labels", **kwargs).config
+        assert config.problem_type == "multi_label_classification"
+        return getattr(config, "thresholds", None)
+
+    assert thresholds() == thresholds(id2label={0: "x", 1: "y", 2: "z"}) == [0.2, 0.9, 0.4]
+    assert thresholds(labels=["x", "y", "z"]) is None
+    assert thresholds(num_labels=5) is None
+
+
+@pytest.mark.parametrize("part", ["head", "2", None, 1.5])
+def test_freeze_of_another_value_raises(saved, part):
+    model = HFViTForImageClassification.from_pretrained(saved[0])
+    with pytest.raises(ModelError, match=r"^freeze: "):
+        model.freeze(part)
+
+
+def test_overlapping_patches_take_any_image_size(tmp_path):
+    options = {"embed_dims": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1]}
+    model = build_model(LABELS, architecture="pvt_v2_b0", image_size=64, timm_kwargs=options).eval()
+    model.save_pretrained(tmp_path)
+    larger = HFViTForImageClassification.from_pretrained(tmp_path, image_size=96).eval()
+    pixel_values = torch.randn(1, 3, 96, 96)
+    assert larger.config.image_size == (96, 96)
+    assert torch.equal(larger(pixel_values).logits, model(pixel_values).logits)
+
+
 def test_compiled_blocks_are_saved_with_plain_names(saved, tmp_path):
     folder, _, pixel_values, logits = saved
     model = HFViTForImageClassification.from_pretrained(folder).eval()

@@ -173,6 +173,14 @@ def test_trainer_with_unavailable_arguments_raises_a_type_error(option, tmp_path
         HFViTTrainer(**{"model": model, "args": args, **option})
 
 
+@pytest.mark.parametrize("option", ["compute_metrics", "train_transforms", "compute_loss_func"])
+def test_trainer_with_an_argument_that_is_no_function_raises(option, tmp_path):
+    args = HFViTTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    model = build_model(LABELS, architecture=ARCHITECTURE, image_size=16, timm_kwargs=MICRO)
+    with pytest.raises(TypeError, match=f"^{option}:"):
+        HFViTTrainer(model, args, **{option: "accuracy"})
+
+
 def test_trainer_evaluates_and_predicts_plain_datasets(tmp_path):
     trainer = trainer_for(tmp_path)
     split = colored_split(13, 2)
