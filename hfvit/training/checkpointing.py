@@ -116,6 +116,8 @@ class CheckpointWriter(TrainerCallback):
         self._postponed_save = False
         state.num_train_epochs = self.trainer.num_train_epochs
         if self.trainer.resumed_from:
+            # The Trainer keeps the intervals of the checkpoint (transformers 5.24).
+            state.compute_steps(args, state.max_steps)
             self._restore(self.trainer.resumed_from)
 
     def on_step_begin(self, args, state, control, **kwargs):
