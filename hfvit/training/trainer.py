@@ -17,6 +17,7 @@ from accelerate.utils import gather_object, send_to_device
 from accelerate.utils.memory import clear_device_cache
 from datasets import Dataset
 from timm.data import resolve_data_config
+from timm.utils import distribute_bn
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
@@ -658,15 +659,25 @@ class HFViTTrainer(Trainer):
         is_whole = not (self.is_in_train or self.is_sharded)
         converted = _full_evaluation(self.model, self.args) if is_whole else nullcontext()
         try:
-            with averaged, converted:
-                if isinstance(getattr(dataloader, "dataset", None), EvaluationStream):
-                    return evaluate_stream(self, dataloader, ignore_keys, metric_key_prefix)
-                return super().evaluation_loop(
-                    dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-                )
+            with averaged:
+                self._share_batch_norm()
+                with converted:
+                    if isinstance(getattr(dataloader, "dataset", None), EvaluationStream):
+                        return evaluate_stream(self, dataloader, ignore_keys, metric_key_prefix)
+                    return super().evaluation_loop(
+                        dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+                    )
         finally:
             if not self.is_in_train:
                 self.stop_workers()
+
+    def _share_batch_norm(self) -> None:
+        """Copy the batch norm statistics of the main process, which saves them, to all processes.
+
+        DistributedDataParallel copies them before a training step, in which each process changes its own.
+        """
+        if self.args.world_size > 1:
+            distribute_bn(self.model, self.args.world_size)
 
     def prediction_step(self, model: nn.Module, inputs, prediction_loss_only: bool, ignore_keys=None):
         """Predict a batch, in micro-batches if it does not fit into memory.
