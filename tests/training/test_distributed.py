@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 import yaml
 from helpers.commands import ROOT, free_port, run_command
 from helpers.killing import Killer
@@ -217,3 +218,11 @@ def test_evaluation_with_batch_norm_is_that_of_the_saved_model(tmp_path, ema_dec
     trainer.weight_average = None
     trainer.model.load_state_dict(load_file(out.with_suffix(".safetensors")))
     assert history[-1]["eval_loss"] == pytest.approx(trainer.evaluate()["eval_loss"], rel=1e-5)
+
+
+def test_processes_draw_different_random_numbers(tmp_path):
+    out = tmp_path / "out"
+    assert Killer().run(out, options={"num_train_epochs": 1}, processes=2) == [0, 0]
+    files = [out / "checkpoint-5" / f"rng_state_{rank}.pth" for rank in range(2)]
+    first, second = (torch.load(file, weights_only=False)["cpu"] for file in files)
+    assert not torch.equal(first, second)
