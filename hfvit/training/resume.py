@@ -176,7 +176,7 @@ def check_origin(checkpoint: str, origin: dict[str, Any], allow_changed_data: bo
 
     Raises:
         DataError: validation images are held out of the training split, which changed.
-        RecipeError: the optimizer changed, or a schedule that has a state.
+        RecipeError: the global batch size or the optimizer changed, or a schedule that has a state.
     """
     before = ResumeState.load(checkpoint).origin
     if not before:
@@ -185,6 +185,12 @@ def check_origin(checkpoint: str, origin: dict[str, Any], allow_changed_data: bo
     if not changes:
         return
     old, new = _recipes(before, origin)
+    batch, new_batch = (values["global_batch_size"] for values in (old, new))
+    if batch != new_batch:
+        raise RecipeError(
+            f"global_batch_size: must be that of the checkpoint ({batch}), since epochs are counted in steps, got"
+            f" {new_batch}. Resume {checkpoint} with it, or start a new run in another output_dir."
+        )
     has_state = bool({old["lr_scheduler_type"], new["lr_scheduler_type"]} & {*WITH_STATE})
     for key, owner in CONTINUED.items():
         may_change = {old[key], new[key]} <= {*SAME_OPTIMIZERS} if owner == "optimizer" else not has_state
@@ -222,7 +228,7 @@ def changes_in_optimizer(before: dict[str, Any], now: dict[str, Any]) -> dict[st
 
 def _recipes(before: dict[str, Any], now: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return both recipes with the same keys."""
-    keys = {*before["recipe"], *now["recipe"], *IN_OPTIMIZER, *CONTINUED}
+    keys = {*before["recipe"], *now["recipe"], *IN_OPTIMIZER, *CONTINUED, "global_batch_size"}
     old, new = (
         {key: part["recipe"].get(key, VALUES_BEFORE.get(key, default_of(key))) for key in keys}
         for part in (before, now)

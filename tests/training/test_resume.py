@@ -317,6 +317,7 @@ def test_changed_hyperparameters_of_the_optimizer_apply_after_a_resume(killed_ru
         ("--optim timm/adam", "optim"),
         ("--optim timm/adamw", "optim"),
         ("--max_steps 3", "max_steps"),
+        ("--global_batch_size 4", "global_batch_size"),
         ("--num_train_epochs 0.5", "num_train_epochs"),
         ("--freeze backbone", "resume_from_checkpoint"),
         ("--layer_decay 0.7", "resume_from_checkpoint"),
