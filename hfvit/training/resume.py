@@ -58,6 +58,7 @@ class ResumeState:
         logged_loss: sum of the losses of all steps up to `logged_step`; 0 in checkpoints of version 0.1.
         origin: see `HFViTTrainer.origin`; empty in checkpoints of version 0.1.
         last_loss: last finite loss of each process; empty in checkpoints of version 0.1.
+        only_by_signal: whether a signal alone caused the save.
     """
 
     logged_step: int
@@ -69,6 +70,7 @@ class ResumeState:
     logged_loss: float = 0.0
     origin: dict[str, Any] = field(default_factory=dict)
     last_loss: list[float] = field(default_factory=list)
+    only_by_signal: bool = False
 
     @classmethod
     def load(cls, checkpoint: str | Path) -> "ResumeState":
