@@ -158,7 +158,10 @@ def _check_unused(folder: Path) -> None:
 
 
 def _files_of_runs(folder: Path) -> list[str]:
-    """List files that a run would replace or delete, without a card that it was told to overwrite."""
+    """List the files that a run would replace or delete.
+
+    A card that it was told to overwrite before is left out.
+    """
     names = {path.name for name in (CARD_FILE, RUN_FILE, *RUN_FILES) for path in folder.glob(name)}
     if (folder / OVERWRITING).exists():
         names.discard(CARD_FILE)

@@ -282,7 +282,9 @@ class CheckpointWriter(TrainerCallback):
         self.last = str(final)
 
     def _remove_extra_checkpoint(self, final: Path) -> None:
-        """Remove the checkpoint that only a signal caused, so that a soup has the members of a run without it.
+        """Remove the checkpoint that only a signal caused, if the run makes a soup.
+
+        The soup then has the members of a run that was not stopped.
 
         Args:
             final: the checkpoint that was written.

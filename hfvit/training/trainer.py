@@ -673,7 +673,7 @@ class HFViTTrainer(Trainer):
                 self.stop_workers()
 
     def _share_batch_norm(self) -> None:
-        """Copy the batch norm statistics of the main process, which saves them, to all processes.
+        """Copy the main process's batch norm statistics, which it saves, to all.
 
         DistributedDataParallel copies them before a training step, in which each process changes its own.
         """
