@@ -21,6 +21,7 @@ from hfvit.artifacts.output_dir import (
     clear_run,
     is_finished,
     lock_folder,
+    mark_finished,
     remove_plots,
 )
 from hfvit.artifacts.run_record import RunRecord
@@ -412,6 +413,7 @@ def report_run(prepared: PreparedRun, output: TrainOutput, evaluation: Evaluatio
 
         write_plots(record, args.output_dir)
     write_model_card(record, args.output_dir)
+    mark_finished(args.output_dir)
     sync_files(Path(args.output_dir))  # before the checkpoints are removed
     if not args.keep_checkpoints:
         remove_checkpoints(args.output_dir)

@@ -24,6 +24,7 @@ MANIFEST = "checkpoint.json"
 STATE_FILE = "trainer_state.json"
 TRACKERS_FILE = "trackers.json"  # runs of the experiment trackers, written with report_to
 STAGING = ".saving"  # in the output folder, not listed by checkpoints()
+OVERWRITING = ".overwriting"  # in the output folder while its model card is that of an overwritten run
 
 RUN_FILE = "run.json"
 MULTIRUN_FILE = "multirun.json"  # in the folder of several runs

@@ -27,6 +27,7 @@ from hfvit.artifacts.constants import (
     EXAMPLES_FILE,
     MANIFEST,
     MISTAKES_FILE,
+    OVERWRITING,
     PREDICTIONS_FILE,
     RECIPE_FILE,
     RUN_FILE,
@@ -123,7 +124,13 @@ def _newest_verified(folder: Path) -> Path | None:
 
 def is_finished(output_dir: str | Path) -> bool:
     """Return whether the run has written its last file, the model card."""
-    return all((Path(output_dir) / name).exists() for name in (RUN_FILE, CARD_FILE))
+    folder = Path(output_dir)
+    return all((folder / name).exists() for name in (RUN_FILE, CARD_FILE)) and not (folder / OVERWRITING).exists()
+
+
+def mark_finished(output_dir: str | Path) -> None:
+    """Record that the model card is that of the run, after it was written."""
+    (Path(output_dir) / OVERWRITING).unlink(missing_ok=True)
 
 
 def _later(checkpoint: Path, folder: Path) -> list[Path]:
@@ -140,7 +147,7 @@ def _check_unused(folder: Path) -> None:
     elif unfinished:
         content = f"an unfinished run ({unfinished.name})"
         advice = "Resume it with --resume_from_checkpoint auto, delete it"
-    elif names := sorted({path.name for name in (CARD_FILE, RUN_FILE, *RUN_FILES) for path in folder.glob(name)}):
+    elif names := _files_of_runs(folder):
         content = f"files that the run would replace or delete ({', '.join(names[:3])}{', …' if names[3:] else ''})"
         advice = "Delete them"
     else:
@@ -148,6 +155,17 @@ def _check_unused(folder: Path) -> None:
     raise RecipeError(
         f"output_dir: {folder} has {content}. {advice} with --overwrite_output_dir, or choose another output_dir."
     )
+
+
+def _files_of_runs(folder: Path) -> list[str]:
+    """List the files that a run would replace or delete.
+
+    A card that it was told to overwrite before is left out.
+    """
+    names = {path.name for name in (CARD_FILE, RUN_FILE, *RUN_FILES) for path in folder.glob(name)}
+    if (folder / OVERWRITING).exists():
+        names.discard(CARD_FILE)
+    return sorted(names)
 
 
 def check_inputs_are_kept(output_dir: str, reads: dict[str, str | None]) -> None:
@@ -169,7 +187,8 @@ def check_inputs_are_kept(output_dir: str, reads: dict[str, str | None]) -> None
 def clear_run(output_dir: str | Path, resumed: str | None = None, recipe: Path | None = None) -> None:
     """Delete the files and checkpoints of a run, and no other files of the folder.
 
-    Nothing is deleted in a folder without run.json and checkpoints.
+    Nothing is deleted in a folder without run.json and checkpoints. Call `mark_finished` when the new run has written
+    its model card.
 
     Args:
         output_dir: output folder of the run.
@@ -177,6 +196,8 @@ def clear_run(output_dir: str | Path, resumed: str | None = None, recipe: Path |
         recipe: recipe file of the new run, which is kept even if it is in the folder.
     """
     folder = Path(output_dir)
+    if (folder / CARD_FILE).exists():
+        (folder / OVERWRITING).touch()
     if (folder / RUN_FILE).exists() or checkpoints(folder):
         for path in [path for name in RUN_FILES for path in folder.glob(name)]:
             if recipe is None or not recipe.exists() or not path.samefile(recipe):

@@ -173,6 +173,11 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
                 "accelerator_config: dispatch_batches and split_batches are not available, as each process reads its"
                 " own batches. Omit them."
             )
+        if not self.accelerator_config.even_batches:
+            raise RecipeError(
+                "accelerator_config: even_batches must be true, as evaluation gathers the batches of all processes."
+                " Omit it."
+            )
         if self.n_gpu > 1:
             # The Trainer would use DataParallel, which the model does not support.
             logger.warning("Using one of %d GPUs. Use `accelerate launch` for all of them.", self.n_gpu)

@@ -18,7 +18,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import rotate_checkpoints
 
-from hfvit.artifacts.checkpoint import MODEL_ONLY, checkpoint_error, commit_checkpoint
+from hfvit.artifacts.checkpoint import MODEL_ONLY, checkpoint_error, commit_checkpoint, is_of_run, remove_checkpoint
 from hfvit.artifacts.constants import STAGING, STATE_FILE
 from hfvit.errors import InterruptedRunError, ModelError, RecipeError, StorageError, one_line
 from hfvit.training.resume import (
@@ -109,6 +109,7 @@ class CheckpointWriter(TrainerCallback):
         self.is_restored = True
         self._stopping: int | None = None
         self._postponed_save = False
+        self._only_by_signal = False
 
     # Callbacks
 
@@ -116,6 +117,8 @@ class CheckpointWriter(TrainerCallback):
         self._postponed_save = False
         state.num_train_epochs = self.trainer.num_train_epochs
         if self.trainer.resumed_from:
+            # The Trainer keeps the intervals of the checkpoint (transformers 5.24).
+            state.compute_steps(args, state.max_steps)
             self._restore(self.trainer.resumed_from)
 
     def on_step_begin(self, args, state, control, **kwargs):
@@ -127,12 +130,18 @@ class CheckpointWriter(TrainerCallback):
         if ends_training or state.global_step % self.trainer.steps_per_epoch == 0:
             self._postponed_save = control.should_save
             control.should_save = False
-        elif self._stopping is not None:
-            control.should_save = True
+        else:
+            self._save_if_stopping(control)
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        control.should_save |= self._postponed_save or self._stopping is not None
+        control.should_save |= self._postponed_save
+        self._save_if_stopping(control)
         self._postponed_save = False
+
+    def _save_if_stopping(self, control) -> None:
+        if self._stopping is not None:
+            self._only_by_signal = not control.should_save
+            control.should_save = True
 
     def on_save(self, args, state, control, **kwargs):
         if self._stopping is None:
@@ -267,9 +276,26 @@ class CheckpointWriter(TrainerCallback):
                 trainer.state.save_to_json(str(staged / STATE_FILE))  # with the final path of the best checkpoint
                 commit_checkpoint(staged, final)
         if args.should_save:
+            self._remove_extra_checkpoint(final)
             rotate_checkpoints(str(final.parent), args.save_total_limit, trainer.state.best_model_checkpoint)
         trainer.accelerator.wait_for_everyone()
         self.last = str(final)
+
+    def _remove_extra_checkpoint(self, final: Path) -> None:
+        """Remove the checkpoint that only a signal caused, if the run makes a soup.
+
+        The soup then has the members of a run that was not stopped.
+
+        Args:
+            final: the checkpoint that was written.
+        """
+        trainer = self.trainer
+        if not (trainer.args.soup and trainer.resume_state and trainer.resume_state.only_by_signal):
+            return
+        extra = Path(trainer.resumed_from)
+        kept = {final.name, Path(trainer.state.best_model_checkpoint or "").name}
+        if extra.is_dir() and is_of_run(extra, final.parent) and extra.name not in kept:
+            remove_checkpoint(extra)
 
     @contextmanager
     def _staged(self, final: Path) -> Iterator[None]:
@@ -307,6 +333,7 @@ class CheckpointWriter(TrainerCallback):
                 logged_loss=trainer.logged_loss,
                 origin=trainer.origin,
                 last_loss=last_losses,
+                only_by_signal=self._only_by_signal,
             ).save(staged)
 
     def _set_best_checkpoint(self, final: Path) -> None:

@@ -58,6 +58,7 @@ class ResumeState:
         logged_loss: sum of the losses of all steps up to `logged_step`; 0 in checkpoints of version 0.1.
         origin: see `HFViTTrainer.origin`; empty in checkpoints of version 0.1.
         last_loss: last finite loss of each process; empty in checkpoints of version 0.1.
+        only_by_signal: whether a signal alone caused the save.
     """
 
     logged_step: int
@@ -69,6 +70,7 @@ class ResumeState:
     logged_loss: float = 0.0
     origin: dict[str, Any] = field(default_factory=dict)
     last_loss: list[float] = field(default_factory=list)
+    only_by_signal: bool = False
 
     @classmethod
     def load(cls, checkpoint: str | Path) -> "ResumeState":
@@ -176,7 +178,7 @@ def check_origin(checkpoint: str, origin: dict[str, Any], allow_changed_data: bo
 
     Raises:
         DataError: validation images are held out of the training split, which changed.
-        RecipeError: the optimizer changed, or a schedule that has a state.
+        RecipeError: the global batch size or the optimizer changed, or a schedule that has a state.
     """
     before = ResumeState.load(checkpoint).origin
     if not before:
@@ -185,6 +187,12 @@ def check_origin(checkpoint: str, origin: dict[str, Any], allow_changed_data: bo
     if not changes:
         return
     old, new = _recipes(before, origin)
+    batch, new_batch = (values["global_batch_size"] for values in (old, new))
+    if batch != new_batch:
+        raise RecipeError(
+            f"global_batch_size: must be that of the checkpoint ({batch}), since epochs are counted in steps, got"
+            f" {new_batch}. Resume {checkpoint} with it, or start a new run in another output_dir."
+        )
     has_state = bool({old["lr_scheduler_type"], new["lr_scheduler_type"]} & {*WITH_STATE})
     for key, owner in CONTINUED.items():
         may_change = {old[key], new[key]} <= {*SAME_OPTIMIZERS} if owner == "optimizer" else not has_state
@@ -222,7 +230,7 @@ def changes_in_optimizer(before: dict[str, Any], now: dict[str, Any]) -> dict[st
 
 def _recipes(before: dict[str, Any], now: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return both recipes with the same keys."""
-    keys = {*before["recipe"], *now["recipe"], *IN_OPTIMIZER, *CONTINUED}
+    keys = {*before["recipe"], *now["recipe"], *IN_OPTIMIZER, *CONTINUED, "global_batch_size"}
     old, new = (
         {key: part["recipe"].get(key, VALUES_BEFORE.get(key, default_of(key))) for key in keys}
         for part in (before, now)

@@ -17,9 +17,10 @@ from accelerate.utils import gather_object, send_to_device
 from accelerate.utils.memory import clear_device_cache
 from datasets import Dataset
 from timm.data import resolve_data_config
+from timm.utils import distribute_bn
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, set_seed
 from transformers.trainer_utils import TrainOutput
 
 from hfvit.artifacts.checkpoint import newest_checkpoint, step_of
@@ -53,6 +54,7 @@ from hfvit.training.workers import draw_base_seed, is_lost_worker, keep_workers_
 from hfvit.transforms.augmentation import Augmentation
 from hfvit.transforms.mixup import BatchMixing
 from hfvit.transforms.preprocessing import Preprocessing
+from hfvit.utils.counter_rng import sample_seeds
 from hfvit.utils.environment import check_shared_memory, return_freed_memory
 from hfvit.utils.files import commit_file, temporary_file
 from hfvit.utils.matmul import peak_rate, warn_if_slow
@@ -660,15 +662,25 @@ class HFViTTrainer(Trainer):
         is_whole = not (self.is_in_train or self.is_sharded)
         converted = _full_evaluation(self.model, self.args) if is_whole else nullcontext()
         try:
-            with averaged, converted:
-                if isinstance(getattr(dataloader, "dataset", None), EvaluationStream):
-                    return evaluate_stream(self, dataloader, ignore_keys, metric_key_prefix)
-                return super().evaluation_loop(
-                    dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-                )
+            with averaged:
+                self._share_batch_norm()
+                with converted:
+                    if isinstance(getattr(dataloader, "dataset", None), EvaluationStream):
+                        return evaluate_stream(self, dataloader, ignore_keys, metric_key_prefix)
+                    return super().evaluation_loop(
+                        dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+                    )
         finally:
             if not self.is_in_train:
                 self.stop_workers()
+
+    def _share_batch_norm(self) -> None:
+        """Copy the main process's batch norm statistics, which it saves, to all.
+
+        DistributedDataParallel copies them before a training step, in which each process changes its own.
+        """
+        if self.args.world_size > 1:
+            distribute_bn(self.model, self.args.world_size)
 
     def prediction_step(self, model: nn.Module, inputs, prediction_loss_only: bool, ignore_keys=None):
         """Predict a batch, in micro-batches if it does not fit into memory.
@@ -791,11 +803,24 @@ class HFViTTrainer(Trainer):
         self.checkpoints.last = checkpoint
         self.checkpoints.is_restored = checkpoint is None
         self.resume_state = ResumeState.load(checkpoint) if checkpoint else None
+        self._seed_process(step_of(Path(checkpoint)) if checkpoint else 0)
         if self._is_stream and checkpoint is None:
             self.train_dataset.restart()
         if self.resume_state:
             self.events = self.events or self.resume_state.events  # after a rewind, `events` is newer
             self.out_of_memory.resume(self.resume_state)
+
+    def _seed_process(self, step: int) -> None:
+        """Seed dropout and stochastic depth differently in each process, as in timm.
+
+        A resumed run then reads the generators of its processes, unless their number has changed.
+
+        Args:
+            step: step that the training begins after.
+        """
+        if step or self.args.process_index:
+            [seed] = sample_seeds(self.args.seed, step, np.array([self.args.process_index]))
+            set_seed(int(seed % 2**32))
 
     def _count_trained_parameters(self) -> None:
         self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]

@@ -7,7 +7,7 @@ from helpers.messages import assert_logged, assert_names
 from helpers.micro_trainer import make_checkpoint
 
 from hfvit.artifacts.checkpoint import checkpoint_error, newest_checkpoint, remove_checkpoints
-from hfvit.artifacts.output_dir import check_inputs_are_kept, claim_output_dir, clear_run
+from hfvit.artifacts.output_dir import check_inputs_are_kept, claim_output_dir, clear_run, is_finished, mark_finished
 from hfvit.errors import RecipeError
 
 
@@ -69,7 +69,27 @@ def test_clear_run_deletes_nothing_in_a_folder_without_a_run(tmp_path):
     assert all(file.exists() for file in files)
     make_checkpoint(tmp_path)
     clear_run(tmp_path)
+    mark_finished(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["README.md"]  # a user may have edited the card
+
+
+def test_run_that_overwrites_another_is_finished_by_its_own_card(tmp_path):
+    for name in ("run.json", "README.md"):
+        (tmp_path / name).touch()
+    assert is_finished(tmp_path)
+    clear_run(tmp_path)
+    (tmp_path / "run.json").touch()  # of the new run, which is killed before its card
+    assert not is_finished(tmp_path)
+    mark_finished(tmp_path)
+    assert is_finished(tmp_path)
+
+
+def test_card_of_an_overwritten_run_does_not_stop_a_new_start(tmp_path):
+    (tmp_path / "README.md").touch()
+    with pytest.raises(RecipeError, match=r"^output_dir: "):
+        claim_output_dir(str(tmp_path), "auto", overwrite=False)
+    clear_run(tmp_path)  # and killed before its first checkpoint
+    assert claim_output_dir(str(tmp_path), "auto", overwrite=False) is None
 
 
 def test_overwrite_keeps_checkpoints_that_the_run_reads(tmp_path):

@@ -147,7 +147,8 @@ def _train(job: dict, callbacks: list) -> None:
     if "fits" in job:
         _limit_memory(trainer, **job["fits"])
     trainer._measure_device = lambda: None  # takes most of the time of a short run
-    trainer.model.timm_model.blocks[0].drop_path1 = DropPath(job.get("drop_path", 0.3))
+    if "network" not in job["options"]:
+        trainer.model.timm_model.blocks[0].drop_path1 = DropPath(job.get("drop_path", 0.3))
     with trainer.args.main_process_first(local=False):
         checkpoint = claim_output_dir(out, "auto", overwrite=False, is_main=trainer.args.should_save)
     trainer.train(checkpoint)

@@ -304,6 +304,7 @@ def test_resolved_recipe_has_no_tokens(write):
         ("mix_off_epochs: 3\nnum_train_epochs: 3\n", "mix_off_epochs", [3]),
         ("dataloader_prefetch_factor: 4\n", "dataloader_prefetch_factor", ["dataloader_num_workers"]),
         ('accelerator_config: {"dispatch_batches": true}\n', "accelerator_config", ["dispatch_batches"]),
+        ('accelerator_config: {"even_batches": false}\n', "accelerator_config", ["even_batches"]),
         ('accelerator_config: {"gradient_accumulation_kwargs": {"num_steps": 2}}\n',
          "accelerator_config", ["num_steps", 2]),
         ("layer_decay: 0\n", "layer_decay", [0.0]),

@@ -11,10 +11,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 import yaml
 from helpers.commands import ROOT, free_port, run_command
+from helpers.killing import Killer
 from helpers.messages import assert_names, last_error
+from helpers.micro_trainer import make_trainer
 from helpers.recipes import MICRO_RECIPE
+from safetensors.torch import load_file
 
 from hfvit.artifacts.checkpoint import newest_checkpoint
 from hfvit.errors import run
@@ -201,3 +205,24 @@ def test_fsdp_equals_a_single_process_and_resumes(micro, single, tmp_path):
     assert result.returncode == 0, result.stderr
     assert read_record(out)["training"]["resumed_at_step"] == 6
     assert_same_result(out, single)
+
+
+@pytest.mark.parametrize("ema_decay", [None, 0.5])
+def test_evaluation_with_batch_norm_is_that_of_the_saved_model(tmp_path, ema_decay):
+    options = {"network": ["test_resnet", {}], "num_train_epochs": 4, "ema_decay": ema_decay}
+    options |= {"per_device_eval_batch_size": 2, "load_best_model_at_end": False}
+    out = tmp_path / "out"
+    assert Killer().run(out, options=options, processes=2) == [0, 0]
+    history = json.loads(out.with_suffix(".json").read_text())["history"]
+    trainer = make_trainer(tmp_path / "alone", **options)
+    trainer.weight_average = None
+    trainer.model.load_state_dict(load_file(out.with_suffix(".safetensors")))
+    assert history[-1]["eval_loss"] == pytest.approx(trainer.evaluate()["eval_loss"], rel=1e-5)
+
+
+def test_processes_draw_different_random_numbers(tmp_path):
+    out = tmp_path / "out"
+    assert Killer().run(out, options={"num_train_epochs": 1}, processes=2) == [0, 0]
+    files = [out / "checkpoint-5" / f"rng_state_{rank}.pth" for rank in range(2)]
+    first, second = (torch.load(file, weights_only=False)["cpu"] for file in files)
+    assert not torch.equal(first, second)

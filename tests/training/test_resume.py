@@ -267,6 +267,15 @@ def test_changed_layer_decay_applies_after_a_resume(tmp_path, schedule):
         assert changed == pytest.approx([rate * factor for rate, factor in zip(same, factors, strict=True)])
 
 
+@pytest.mark.parametrize("before", [{"eval_strategy": "steps", "eval_steps": 5}, {"eval_strategy": "epoch"}])
+def test_changed_intervals_apply_after_a_resume(tmp_path, before):
+    checkpoint = interrupted(tmp_path, logging_steps=5, **before)
+    resumed = make_trainer(tmp_path, logging_steps=2, eval_strategy="steps", eval_steps=3)
+    resumed.train(str(checkpoint))
+    steps = {key: [log["step"] for log in resumed.state.log_history if key in log] for key in ("loss", "eval_loss")}
+    assert steps == {"loss": [5, 6, 8, 10], "eval_loss": [5, 6, 9, 10]}
+
+
 def test_resume_names_every_changed_key(killed_run, caplog):
     with caplog.at_level(logging.WARNING):
         main([*killed_run, "--learning_rate", "0.001", "--mixup_alpha", "0.2"])
@@ -308,6 +317,7 @@ def test_changed_hyperparameters_of_the_optimizer_apply_after_a_resume(killed_ru
         ("--optim timm/adam", "optim"),
         ("--optim timm/adamw", "optim"),
         ("--max_steps 3", "max_steps"),
+        ("--global_batch_size 4", "global_batch_size"),
         ("--num_train_epochs 0.5", "num_train_epochs"),
         ("--freeze backbone", "resume_from_checkpoint"),
         ("--layer_decay 0.7", "resume_from_checkpoint"),

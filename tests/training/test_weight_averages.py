@@ -1,6 +1,8 @@
 """SWA and soups of checkpoints, against torch's AveragedModel and plain means."""
 
 import json
+import os
+import signal
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 from transformers import TrainerCallback
 
 from hfvit.artifacts.run_record import RunRecord
-from hfvit.errors import RecipeError
+from hfvit.errors import InterruptedRunError, RecipeError
 from hfvit.pipeline import main
 from hfvit.recipe.loader import load_recipe
 
@@ -91,6 +93,23 @@ def test_resumed_run_with_soup_equals_uninterrupted(tmp_path):
         return make_trainer(folder, callbacks, soup="uniform", load_best_model_at_end=False, save_total_limit=None)
 
     assert_resumes_exactly(prepared, tmp_path)
+
+
+def test_soup_of_a_run_stopped_by_a_signal_has_the_members_of_one_that_was_not(tmp_path):
+    class Terminate(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 7:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    options = {**SOUP, "soup": "uniform", "num_train_epochs": 3, "save_total_limit": 3}
+    whole = make_trainer(tmp_path / "whole", **options)
+    whole.train()
+    with pytest.raises(InterruptedRunError):
+        make_trainer(tmp_path / "stopped", [Terminate()], **options).train()
+    resumed = make_trainer(tmp_path / "stopped", **options)
+    resumed.train(str(tmp_path / "stopped" / "checkpoint-7"))
+    assert [member.name for member in whole.soup.members] == ["checkpoint-5", "checkpoint-10", "checkpoint-15"]
+    assert resumed.soup == whole.soup
 
 
 def test_soup_has_no_untrained_checkpoint(tmp_path):
