@@ -294,7 +294,8 @@ def _json_number(value):
 
 def command_line() -> str:
     """Return the command line, without the folder of the program and without tokens."""
-    words = [Path(sys.argv[0]).name]
+    program = Path(sys.argv[0]).name
+    words = ["hfvit" if program == "__main__.py" else program]  # python -m hfvit
     hide = False
     for word in sys.argv[1:]:
         option, _, value = word.partition("=")
