@@ -8,7 +8,7 @@ from hfvit.cli.options import exit_codes, positive_int
 from hfvit.errors import GateError, HFViTError, ModelError
 from hfvit.utils.collector import importing
 from hfvit.utils.hub_ids import folder_or_hub_id
-from hfvit.utils.quiet import quiet_libraries
+from hfvit.utils.quiet import hide_data_bars, quiet_libraries
 
 EPILOG = f"""\
 Trains recipe.yaml of the run again, in one process on this machine. The accuracy on each split must be within the 95 %
@@ -55,6 +55,7 @@ def verify(options: argparse.Namespace) -> None:
     check_options(options)
     folder = folder_or_hub_id(Path(options.folder), ModelError)
     quiet_libraries()
+    hide_data_bars()
     from hfvit.artifacts.constants import RECIPE_FILE
     from hfvit.artifacts.multirun_record import MultiRunRecord
     from hfvit.artifacts.run_record import RunRecord

@@ -455,7 +455,9 @@ class PathResolver:
         if self.folder is None and not (self.allow_outside and os.path.isabs(path)):
             raise ValueError("is a path, but the data set has no local folder.")
         if leads_outside(path) and not self.allow_outside:
-            raise ValueError(f"is outside the table's folder {self.folder}. {ALLOW}")
+            raise ValueError(
+                f"must be relative to the table's folder {self.folder}, without '..', '~' and ':'. {ALLOW}"
+            )
         full = os.path.join(self.folder or "", expand_user(path))
         try:
             status = os.stat(full)
