@@ -9,7 +9,7 @@ from typing import Any
 
 from hfvit.artifacts.run_sections import MultiLabelMetrics, SplitMetrics, Training
 from hfvit.errors import printable
-from hfvit.utils.formatting import duration
+from hfvit.utils.formatting import counted, duration
 
 PRECISIONS = {"no": "fp32"}  # Accelerate's word -> the usual one
 SHOWN_FIGURES = ("learning_curves", "confusion_matrix", "precision_recall", "mistakes")
@@ -42,10 +42,10 @@ def summary_facts(record: Any, output_dir: str | Path) -> dict[str, str]:
     if model.texts:
         facts["texts"] = f"{model.texts.model_type}, fusion {model.texts.fusion}"
     resumed = f", resumed at step {training.resumed_at_step:,}" if training.resumed_at_step else ""
-    epochs = "" if training.epochs is None else f", {training.epochs:.4g} epochs"
-    processes = "1 process" if training.processes == 1 else f"{training.processes} processes"
+    epochs = "" if training.epochs is None else f", {counted(training.epochs, 'epoch')}"
+    processes = counted(training.processes, "process", "processes")
     facts["training"] = (
-        f"{training.steps:,} steps{epochs}{resumed} in {duration(training.seconds)};"
+        f"{counted(training.steps, 'step')}{epochs}{resumed} in {duration(training.seconds)};"
         f" {training.images_per_second:,.0f} images/s, {training.data_wait:.1%} of the time waiting for data;"
         f" {PRECISIONS.get(training.precision, training.precision)}, {processes}"
     )
