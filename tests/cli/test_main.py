@@ -191,6 +191,11 @@ def test_module_runs_as_the_command():
     assert (result.returncode, result.stdout) == (0, f"hfvit {hfvit.__version__}\n")
 
 
-def test_command_line_of_the_module_is_that_of_the_command(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["/site-packages/hfvit/__main__.py", "train", "quickstart"])
-    assert command_line() == "hfvit train quickstart"
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [(["/site-packages/hfvit/__main__.py", "train", "x y"], "hfvit train 'x y'"), ([""], "")],
+    ids=["module", "interactive"],
+)
+def test_command_line_of_module_and_interpreter(monkeypatch, words, expected):
+    monkeypatch.setattr(sys, "argv", words)
+    assert command_line() == expected
