@@ -8,7 +8,7 @@ import torch
 
 from hfvit.trt.api import INSTALL, NAMES, TITLES, Backend, load_backend, local_gpus
 from hfvit.utils.environment import cores, hardware, installed_versions
-from hfvit.utils.formatting import aligned
+from hfvit.utils.formatting import aligned, counted
 
 LIBRARIES = ("hfvit", "torch", "transformers", "timm", "optimum", "onnx")
 # Flags of /proc/cpuinfo with which a precision is faster than float32.
@@ -29,7 +29,7 @@ def machine() -> list[tuple[str, str]]:
     info = hardware()
     gpus = [f"{name}, compute capability {capability}" for name, capability in local_gpus()]
     return [
-        ("processor", f"{info['processor']}, {cores()} cores"),
+        ("processor", f"{info['processor']}, {counted(cores(), 'core')}"),
         *(("GPU", gpu) for gpu in gpus or ["none that PyTorch can use"]),
         ("driver", driver_version(DRIVER_FILE) or "no NVIDIA driver"),
         ("system", f"{info['system']}, Python {platform.python_version()}"),

@@ -13,7 +13,7 @@ from pickle import UnpicklingError
 # Exit code of a command -> its meaning.
 EXIT_CODES = {
     0: "done",
-    1: "`hfvit predict`, `hfvit inspect`: some images could not be read",
+    1: "`hfvit predict`, `hfvit embed`, `hfvit inspect`: some images could not be read",
     2: "error in the command line, recipe, data or model, found before long work",
     3: "NaN or infinite loss or gradient",
     4: "`hfvit validate`, `hfvit verify` or an export: accuracy below the limit",

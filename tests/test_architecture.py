@@ -27,7 +27,7 @@ ALLOWED = {
     "image_text": CORE, "pipeline": TOP, "multirun": (*TOP, "pipeline"),
     "lr_finder": (*TOP, "pipeline"),
     "sweep": (*TOP, "pipeline"), "verify": TOP, "estimate": TOP, "doctor": TOP,
-    "cli": (*TOP, *OPERATIONS), "train": (*TOP, *OPERATIONS, "cli"),
+    "cli": (*TOP, *OPERATIONS), "__main__": (*TOP, *OPERATIONS, "cli"), "train": (*TOP, *OPERATIONS, "cli"),
 }  # fmt: skip
 FILES = [path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py"]
 HEAVY = {"torch", "transformers", "timm", "datasets"}

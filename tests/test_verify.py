@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from hfvit.artifacts.run_record import RunRecord
 from hfvit.cli import main as hfvit_command
-from hfvit.errors import RecipeError
+from hfvit.errors import InterruptedRunError, RecipeError
 from hfvit.multirun import main as train_seeds
 from hfvit.pipeline import main as train
 from hfvit.recipe.loader import load_recipe
@@ -260,3 +260,15 @@ def test_expected_accuracy_of_shipped_recipe():
     for word in ("--max_steps", "--max_train_samples"):  # a user's own recipe with the same name
         assert expected_accuracy(run_of_shipped("quickstart", word, "3")) is None
     assert expected_accuracy(run_of_shipped("quickstart", command="hfvit train my.yaml")) is None
+
+
+@pytest.mark.parametrize("has_output", [True, False])
+def test_verify_that_is_interrupted_advises_no_resume(out, capsys, tmp_path, monkeypatch, has_output):
+    def stopped(argv):
+        raise InterruptedRunError("Received SIGTERM.")
+
+    monkeypatch.setattr("hfvit.pipeline.main", stopped)
+    code, _, message = verify(capsys, out, *(["--output", tmp_path / "again"] if has_output else []))
+    assert code == InterruptedRunError.exit_code
+    assert_names(message, "SIGTERM")
+    assert "--resume_from_checkpoint" not in message

@@ -33,7 +33,7 @@ from hfvit.artifacts.run_sections import (
     Thresholds,
     Training,
 )
-from hfvit.artifacts.run_summary import summary_html
+from hfvit.artifacts.run_summary import shown_path, summary_html, summary_table
 from hfvit.errors import ModelError
 from hfvit.recipe.arguments import TTA
 from hfvit.utils.credentials import mask_values
@@ -142,6 +142,14 @@ class RunRecord(FileRecord):
             raise ModelError(f"plot: unknown, got '{name}' ({there}).")
         with Image.open(plots / f"{found[0]}{'_dark' if dark else ''}.png") as image:
             return image.convert("RGB")
+
+    def __repr__(self) -> str:
+        score = self.result.score
+        folder = shown_path(self.folder or self.recipe.get("output_dir") or "")
+        return f"RunRecord({folder}: {self.model.architecture}, {self.role} {score.name} {score.value:.2%})"
+
+    def __str__(self) -> str:
+        return summary_table(self, self.folder or self.recipe.get("output_dir") or "")
 
     def _repr_html_(self) -> str:
         return summary_html(self, self.folder)
@@ -284,7 +292,10 @@ def _training(args, trainer, best: str | None, metrics: dict[str, Any]) -> Train
 
 def command_line() -> str:
     """Return the command line, without the folder of the program and without tokens."""
-    words = [Path(sys.argv[0]).name]
+    program = Path(sys.argv[0]).name
+    words = ["hfvit" if program == "__main__.py" else program]  # python -m hfvit
+    if not words[0]:  # an interactive interpreter
+        return ""
     hide = False
     for word in sys.argv[1:]:
         option, _, value = word.partition("=")

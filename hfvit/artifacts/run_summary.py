@@ -1,7 +1,8 @@
-"""Summary of a run: scores of each split and facts, as rows or as HTML."""
+"""Summary of a run: scores of each split and facts, as rows, text or HTML."""
 
 import base64
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import Any
 
 from hfvit.artifacts.run_sections import MultiLabelMetrics, SplitMetrics, Training
 from hfvit.errors import printable
-from hfvit.utils.formatting import duration
+from hfvit.utils.formatting import aligned, counted, duration
 
+INDENT = 11  # of the facts, after their names
 PRECISIONS = {"no": "fp32"}  # Accelerate's word -> the usual one
 SHOWN_FIGURES = ("learning_curves", "confusion_matrix", "precision_recall", "mistakes")
 
@@ -42,10 +44,10 @@ def summary_facts(record: Any, output_dir: str | Path) -> dict[str, str]:
     if model.texts:
         facts["texts"] = f"{model.texts.model_type}, fusion {model.texts.fusion}"
     resumed = f", resumed at step {training.resumed_at_step:,}" if training.resumed_at_step else ""
-    epochs = "" if training.epochs is None else f", {training.epochs:.4g} epochs"
-    processes = "1 process" if training.processes == 1 else f"{training.processes} processes"
+    epochs = "" if training.epochs is None else f", {counted(training.epochs, 'epoch')}"
+    processes = counted(training.processes, "process", "processes")
     facts["training"] = (
-        f"{training.steps:,} steps{epochs}{resumed} in {duration(training.seconds)};"
+        f"{counted(training.steps, 'step')}{epochs}{resumed} in {duration(training.seconds)};"
         f" {training.images_per_second:,.0f} images/s, {training.data_wait:.1%} of the time waiting for data;"
         f" {PRECISIONS.get(training.precision, training.precision)}, {processes}"
     )
@@ -62,6 +64,11 @@ def summary_facts(record: Any, output_dir: str | Path) -> dict[str, str]:
         facts["calibrated"] = _calibration(record)
     facts["files"] = shown_path(output_dir)
     return facts
+
+
+def _entry(name: str, text: str, width: int | None) -> list[str]:
+    lines = [text] if width is None else textwrap.wrap(text, max(width - INDENT, 20)) or [""]
+    return [f"{(name if index == 0 else '').ljust(INDENT)}{line}" for index, line in enumerate(lines)]
 
 
 def selection(training: Training) -> str:
@@ -101,6 +108,22 @@ def shown_path(path: str | Path) -> str:
     absolute = os.path.abspath(path)
     inside = absolute.startswith(os.getcwd() + os.sep)
     return os.path.relpath(absolute) if inside else str(path)
+
+
+def summary_table(record: Any, output_dir: str | Path, width: int | None = None) -> str:
+    """Format the scores of each split, and model, time and speed of the training.
+
+    Args:
+        record: record of the run.
+        output_dir: output folder of the run.
+        width: columns of the terminal. With few, splits are columns instead of rows. Default: no limit.
+    """
+    rows = score_rows(record.metrics)
+    table = aligned(rows)
+    if width and max(map(len, table)) > width:
+        table = aligned([*zip(*rows, strict=True)])
+    facts = {name: printable(text) for name, text in summary_facts(record, output_dir).items()}
+    return "\n".join([*table, "", *(line for entry in facts.items() for line in _entry(*entry, width))])
 
 
 def summary_html(record: Any, folder: Path | None) -> str:

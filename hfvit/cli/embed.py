@@ -6,6 +6,7 @@ import sys
 from hfvit.cli.options import add_runtime_options, exit_codes
 from hfvit.errors import DataError, HFViTError, mask_credentials, printable
 from hfvit.utils.collector import importing
+from hfvit.utils.formatting import counted
 from hfvit.utils.quiet import quiet_libraries
 
 EPILOG = f"""\
@@ -59,7 +60,7 @@ def embed(options: argparse.Namespace) -> int:
     errors = embed_files(classifier, names, output, options.normalize, options.batch_size)
     for problem in [*errors.values(), *(f"{problem}." for problem in wrong)]:
         print(f"hfvit: {printable(mask_credentials(problem))}", file=sys.stderr)
-    print(f"Wrote {printable(str(output))} with {len(names) - len(errors)} images")
+    print(f"Wrote {printable(str(output))} with {counted(len(names) - len(errors), 'image')}")
     if len(errors) == len(names):
         raise DataError("IMAGE: no features could be computed of any image.")
     return 1 if errors or wrong else 0

@@ -6,7 +6,7 @@ from hfvit.cli.options import add_batch_and_device, exit_codes, positive_int
 from hfvit.errors import printable
 from hfvit.utils.collector import importing
 from hfvit.utils.formatting import shortened
-from hfvit.utils.quiet import quiet_libraries
+from hfvit.utils.quiet import hide_data_bars, quiet_libraries
 
 EPILOG = f"""\
 FOLDER has a subfolder of images for each new class; five to twenty images each are usual. Nothing is trained: the row
@@ -48,6 +48,7 @@ def extend(options: argparse.Namespace) -> None:
     find_artifact(options.run)
     with importing():
         quiet_libraries()
+        hide_data_bars()
         from hfvit.evaluation.extend import extend as add_classes
 
     record = add_classes(

@@ -5,6 +5,7 @@ import json
 import sys
 
 from hfvit.cli.options import exit_codes, non_negative_int
+from hfvit.utils.quiet import hide_data_bars
 
 EPILOG = f"""\
 All images are decoded once. The report has splits, classes with their counts, sizes and color modes, files that are
@@ -66,6 +67,7 @@ def inspect(options: argparse.Namespace) -> int:
 
     html = output_file(options.html, "--html")
     recipe = output_file(options.recipe, "--recipe")
+    hide_data_bars()
     from hfvit.recipe.loader import NULLS
     from hfvit.report.inspection import describe
     from hfvit.report.inspection import inspect as inspect_dataset

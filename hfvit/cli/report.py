@@ -35,7 +35,7 @@ def add(commands) -> None:
 
 def report(options: argparse.Namespace) -> None:
     """Run `hfvit report OUTPUT_DIR`."""
-    from hfvit.report.summary import summary_table
+    from hfvit.artifacts.run_summary import summary_table
     from hfvit.report.write import write_report
     from hfvit.utils.files import expand_user
     from hfvit.utils.terminal import terminal_width

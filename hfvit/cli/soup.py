@@ -6,7 +6,7 @@ from hfvit.cli.options import add_batch_and_device, exit_codes, positive_int
 from hfvit.errors import printable
 from hfvit.recipe.arguments import GREEDY, SOUPS
 from hfvit.utils.collector import importing
-from hfvit.utils.quiet import quiet_libraries
+from hfvit.utils.quiet import hide_data_bars, quiet_libraries
 
 EPILOG = f"""\
 The runs must have one architecture, the same classes in the same order and the same preprocessing, and were usually
@@ -53,6 +53,7 @@ def soup(options: argparse.Namespace) -> None:
         find_artifact(run)
     with importing():
         quiet_libraries()
+        hide_data_bars()
         from hfvit.evaluation.soup import soup as average
         from hfvit.utils.formatting import aligned
 

@@ -16,7 +16,7 @@ from hfvit.cli.options import (
 )
 from hfvit.errors import GateError, printable
 from hfvit.utils.collector import importing
-from hfvit.utils.quiet import quiet_libraries
+from hfvit.utils.quiet import hide_data_bars, quiet_libraries
 
 EPILOG = f"""\
 Without --dataset_name and --split, the images are the validation split of the reference's recipe.yaml. Classes are
@@ -87,6 +87,7 @@ def validate(options: argparse.Namespace) -> None:
     output = output_file(options.output, "--output")
     with importing():
         quiet_libraries()
+        hide_data_bars()
         from hfvit.evaluation.validate import validate as compare
         from hfvit.utils.files import write_object
 

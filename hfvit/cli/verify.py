@@ -5,10 +5,10 @@ import tempfile
 from pathlib import Path
 
 from hfvit.cli.options import exit_codes, positive_int
-from hfvit.errors import GateError, HFViTError, ModelError
+from hfvit.errors import GateError, HFViTError, ModelError, UnfinishedError
 from hfvit.utils.collector import importing
 from hfvit.utils.hub_ids import folder_or_hub_id
-from hfvit.utils.quiet import quiet_libraries
+from hfvit.utils.quiet import hide_data_bars, quiet_libraries
 
 EPILOG = f"""\
 Trains recipe.yaml of the run again, in one process on this machine. The accuracy on each split must be within the 95 %
@@ -55,6 +55,7 @@ def verify(options: argparse.Namespace) -> None:
     check_options(options)
     folder = folder_or_hub_id(Path(options.folder), ModelError)
     quiet_libraries()
+    hide_data_bars()
     from hfvit.artifacts.constants import RECIPE_FILE
     from hfvit.artifacts.multirun_record import MultiRunRecord
     from hfvit.artifacts.run_record import RunRecord
@@ -104,5 +105,9 @@ def _verify_run(name: str, folder: Path, options: argparse.Namespace):
 
     with tempfile.TemporaryDirectory(prefix="hfvit-verify-") as temporary:
         again = str(Path(options.output or f"{temporary}/run") / name)
-        train(repeat_command(folder, again))
+        try:
+            train(repeat_command(folder, again))
+        except UnfinishedError as error:
+            deleted = "" if options.output else " The temporary folder is deleted."
+            raise type(error)(error.cause, f"hfvit verify does not resume.{deleted}") from None
         return compare_runs(folder, again)

@@ -201,7 +201,7 @@ def open_reader(split: Dataset, kept: Dataset, name: str, data_config: dict[str,
     try:
         height, width = common_size(kept, name)
         if Preprocessing(data_config).geometry(height, width) is None:
-            raise NotCacheableError(f"evaluation of {width}x{height} pixels needs Pillow itself")
+            raise NotCacheableError(f"the evaluation resizes {width}x{height} pixels with Pillow")
         pixels = cached_pixels(kept, name, (height, width), show_progress)
     except NotCacheableError as reason:
         return DecodingReader(split, name, data_config), f"decoded as they are read: {reason}"

@@ -25,7 +25,7 @@ from hfvit.recipe.arguments import DataArguments
 from hfvit.recipe.starting import IMBALANCE
 from hfvit.utils.environment import cores
 from hfvit.utils.files import file_sha256
-from hfvit.utils.formatting import shortened
+from hfvit.utils.formatting import counted, shortened
 from hfvit.utils.hub_ids import is_local
 
 CHUNK = 128  # images of one task
@@ -469,8 +469,8 @@ def _add_findings(inspection: Inspection) -> None:
     notes = inspection.notes
     if inspection.unreadable:
         warnings.append(
-            f"{_count(inspection.unreadable, 'image')} cannot be decoded, such as {inspection.unreadable[0].name}."
-            " Training stops at them. Remove them, or pass --on_bad_image skip."
+            f"{counted(len(inspection.unreadable), 'image')} cannot be decoded, such as"
+            f" {inspection.unreadable[0].name}. Training stops at them. Remove them, or pass --on_bad_image skip."
         )
     for role in ("test", "validation"):
         leaked = [group for group in inspection.leaks if {"train", role} <= set(group.splits)]
@@ -485,13 +485,13 @@ def _add_findings(inspection: Inspection) -> None:
     if inspection.conflicts:
         group = inspection.conflicts[0]
         warnings.append(
-            f"{_count(inspection.conflicts, 'group')} of duplicates with different labels, such as"
+            f"{counted(len(inspection.conflicts), 'group')} of duplicates with different labels, such as"
             f" {group.images[0].name} ({', '.join(group.labels)})."
         )
     within = [group for group in inspection.duplicates if len(group.splits) == 1]
     if within:
         copies = [image for group in within for image in group.images[1:]]
-        notes.append(f"{_count(copies, 'copy', 'copies')} of images within their split.")
+        notes.append(f"{counted(len(copies), 'copy', 'copies')} of images within their split.")
     check = inspection.label_check
     if check and check.agreement < WEAK_MODEL:
         warnings.append(
@@ -500,12 +500,13 @@ def _add_findings(inspection: Inspection) -> None:
         )
     elif check and check.suspects:
         name = check.suspects[0].image.name
-        warnings.append(f"{_count(check.suspects, 'suspicious label')}, such as that of {name}.")
+        warnings.append(f"{counted(len(check.suspects), 'suspicious label')}, such as that of {name}.")
     if inspection.uniform:
-        warnings.append(f"{_count(inspection.uniform, 'image')} of one color, such as {inspection.uniform[0].name}.")
+        name = inspection.uniform[0].name
+        warnings.append(f"{counted(len(inspection.uniform), 'image')} of one color, such as {name}.")
     if inspection.tiny:
         warnings.append(
-            f"{_count(inspection.tiny, 'image')} much smaller than the others, such as {inspection.tiny[0].name}"
+            f"{counted(len(inspection.tiny), 'image')} much smaller than the others, such as {inspection.tiny[0].name}"
             f" ({inspection.tiny[0].reason})."
         )
     sizes = inspection.images
@@ -538,7 +539,3 @@ def _add_class_findings(inspection: Inspection) -> None:
             f"validation: only {count} images to select the checkpoint. With fewer than {FEW_VALIDATION_IMAGES}, the"
             " selection is mostly random."
         )
-
-
-def _count(items: Sequence[Any], word: str, plural: str | None = None) -> str:
-    return f"1 {word}" if len(items) == 1 else f"{len(items):,} {plural or word + 's'}"

@@ -22,7 +22,7 @@ CARDS = (datasets.config.REPOCARD_FILENAME, datasets.config.REPOYAML_FILENAME)
 STATE_FILES = (datasets.config.DATASETDICT_JSON_FILENAME, datasets.config.DATASET_STATE_JSON_FILENAME)
 MAX_VALUES = 100_000
 READ_ERRORS = (OSError, yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
-ALLOW = "Pass --allow_outside_paths true to allow it."
+ALLOW = "Pass --allow_outside_paths to allow it."
 
 
 def leads_outside(path: str) -> bool:

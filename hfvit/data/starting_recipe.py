@@ -59,12 +59,15 @@ def load_given(
     """
     with tempfile.TemporaryDirectory() as folder:
         if isinstance(recipe, Mapping):
-            path = Path(folder) / "recipe.yaml"
+            path = Path(folder) / RECIPE_FILE
             values = {str(key): _as_yaml_value(key, value) for key, value in recipe.items()}
             path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
             recipe = path
         scratch = ["--from_scratch"] if from_scratch else []
-        return find_and_load([str(recipe), *scratch, *as_options(fields)])
+        try:
+            return find_and_load([str(recipe), *scratch, *as_options(fields)])
+        except RecipeError as error:  # a dict has no file
+            raise RecipeError(str(error).removeprefix(f"{folder}{os.sep}{RECIPE_FILE}: ")) from None
 
 
 def _as_yaml_value(key: str, value: Any) -> Any:

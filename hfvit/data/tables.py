@@ -23,7 +23,7 @@ from hfvit.data.folders import File, canonical_split, extension, splits_of_paths
 from hfvit.data.references import ALLOW, leads_outside
 from hfvit.errors import DataError, HFViTError, one_line
 from hfvit.utils.files import expand_user
-from hfvit.utils.formatting import shortened
+from hfvit.utils.formatting import counted, shortened
 
 IMAGE_NAMES = (
     "image", "img", "images", "file_name", "filename", "filepath", "filepaths", "file", "path", "image_path",
@@ -354,7 +354,8 @@ def _check_no_nulls(dataset: Dataset, column: str, split: str) -> None:
     rows = np.flatnonzero(np.concatenate([_is_null(chunk) for chunk in chunks])) if chunks else ()
     if len(rows):
         raise DataError(
-            f"Split '{split}', row {rows[0]}: {column} is missing ({len(rows):,} such rows). Remove these rows."
+            f"Split '{split}', row {rows[0]}: {column} is missing ({counted(len(rows), 'such row')}). Remove these"
+            " rows."
         )
 
 
@@ -399,8 +400,8 @@ def _with_paths(
         below = _folder_of(path, folder)
         hint = f"; use {below}/{path}" if below else ""
         raise DataError(
-            f"Split '{split}', row {row}: no file {path!r} in {folder} ({len(missing):,} such rows). Paths in column"
-            f" '{column}' must be relative to the file of the table{hint}."
+            f"Split '{split}', row {row}: no file {path!r} in {folder} ({counted(len(missing), 'such row')}). Paths in"
+            f" column '{column}' must be relative to the file of the table{hint}."
         )
     table = dataset.with_format("arrow")[:]
     chunks = []
@@ -456,7 +457,9 @@ class PathResolver:
         if self.folder is None and not (self.allow_outside and os.path.isabs(path)):
             raise ValueError("is a path, but the data set has no local folder.")
         if leads_outside(path) and not self.allow_outside:
-            raise ValueError(f"is outside the table's folder {self.folder}. {ALLOW}")
+            raise ValueError(
+                f"must be relative to the table's folder {self.folder}, without '..', '~' and ':'. {ALLOW}"
+            )
         full = os.path.join(self.folder or "", expand_user(path))
         try:
             status = os.stat(full)

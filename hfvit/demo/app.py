@@ -6,7 +6,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -224,13 +224,14 @@ def _serve(gradio, classifier: Classifier, app, host: str, port: int | None, sha
         where = f"{host}:{port}" if port else host
         raise HFViTError(f"{option}: cannot listen on {where} ({one_line(error)}).") from None
     stopped = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    previous = {number: signal.signal(number, lambda *_: stopped.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         for line in filter(None, (address, tunnel)):
             print(f"{printable(classifier.name)}: {line} (Ctrl-C stops it)", flush=True)
-        with suppress(KeyboardInterrupt):
-            stopped.wait()
+        stopped.wait()
     finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
         app.close(verbose=False)  # waits at most five seconds
         if app.server.thread.is_alive():  # for the event streams of open pages
             logging.getLogger("uvicorn.error").disabled = True  # it would log what is canceled

@@ -62,6 +62,7 @@ def soup(
     """
     if kind not in SOUPS:
         raise ModelError(f"kind: must be one of {', '.join(SOUPS)}, got {kind!r}.")
+    runs = [runs] if isinstance(runs, str | Path) else runs
     names = [str(Path(run)) for run in runs]  # `a/` is `a`
     if len(set(names)) < 2:
         raise ModelError(f"RUN: must be two or more different runs, got {len(set(names))}. Pass more runs.")

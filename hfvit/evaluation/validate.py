@@ -11,7 +11,7 @@ from hfvit.inference.execution_providers import Providers
 
 def validate(
     reference: str | Path,
-    others: Sequence[str | Path] = (),
+    others: str | Path | Sequence[str | Path] = (),
     *,
     dataset_name: str | None = None,
     dataset_config_name: str | None = None,
@@ -37,7 +37,7 @@ def validate(
 
     Args:
         reference: checkpoint folder, Hub id, ONNX file, TensorRT engine or export folder.
-        others: artifacts of the same kinds to compare with the reference.
+        others: one or more artifacts of the same kinds to compare with the reference.
         dataset_name: Hub id, folder or `digits`. Default: the data set of the reference's recipe.
         dataset_config_name: configuration of the data set.
         split: split of the data set. Default: the validation images of the recipe.
@@ -67,6 +67,7 @@ def validate(
         DataError: the data set cannot be used.
     """
     check_tta(tta)
+    others = [others] if isinstance(others, str | Path) else list(others)
     paths = [reference, *others]
     check_recordable(paths)
     labeled = evaluation_split(

@@ -76,6 +76,11 @@ def in_eval_mode(function: Callable) -> Callable:
 
     @wraps(function)
     def run(model: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(model, torch.nn.Module):
+            raise TypeError(
+                f"model: must be a torch.nn.Module, got {type(model).__name__}. Load a checkpoint with"
+                " HFViTForImageClassification.from_pretrained."
+            )
         with eval_mode(model):
             return function(model, *args, **kwargs)
 

@@ -12,7 +12,15 @@ from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 from huggingface_hub.constants import EVAL_RESULTS_FOLDER
 from yaml import YAMLError
 
-from hfvit.artifacts.constants import ADAPTER_FILES, ADAPTER_FOLDER, RUN_FILE, TOKENIZER_FILES, WEIGHT_FILES, WEIGHTS
+from hfvit.artifacts.constants import (
+    ADAPTER_FILES,
+    ADAPTER_FOLDER,
+    MULTIRUN_FILE,
+    RUN_FILE,
+    TOKENIZER_FILES,
+    WEIGHT_FILES,
+    WEIGHTS,
+)
 from hfvit.artifacts.export_folder import export_rows
 from hfvit.artifacts.run_record import RunRecord
 from hfvit.errors import PushArgumentError, one_line
@@ -108,9 +116,11 @@ def files_to_push(
     if not root.is_dir():
         raise PushArgumentError(f"OUTPUT_DIR: no folder {folder}.")
     if not (root / "config.json").is_file() or not any((root / name).is_file() for name in WEIGHTS):
+        several = (root / MULTIRUN_FILE).is_file()
+        advice = f" It has several runs: pass {folder}/seed_N or {folder}/fold_N." if several else ""
         raise PushArgumentError(
             "OUTPUT_DIR: must be the output_dir of a finished run, with config.json and model.safetensors, got"
-            f" {folder}."
+            f" {folder}.{advice}"
         )
     record = RunRecord.load(root) if (root / RUN_FILE).exists() else None
     found: dict[str, Path | bytes] = {

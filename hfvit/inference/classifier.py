@@ -659,8 +659,10 @@ def _as_rgb(image: Any) -> Image.Image:
     if isinstance(image, Image.Image):
         return to_rgb(image)
     if not isinstance(image, str | Path):
+        advice = (
+            " Open the bytes of a file with PIL.Image.open(io.BytesIO(content))." if isinstance(image, bytes) else ""
+        )
         raise DataError(
-            f"images: must be PIL images, uint8 arrays, file names or URLs, got {type(image).__name__}. Open the bytes"
-            " of a file with PIL.Image.open(io.BytesIO(content))."
+            f"images: must be PIL images, uint8 arrays, file names or URLs, got {type(image).__name__}.{advice}"
         )
     return read_image(image)

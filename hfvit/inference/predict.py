@@ -18,6 +18,7 @@ from hfvit.errors import DataError, mask_credentials, printable
 from hfvit.inference.classifier import Classifier, PreparedImage
 from hfvit.inference.prediction_file import prediction_file
 from hfvit.utils.files import temporary_file
+from hfvit.utils.formatting import counted
 from hfvit.utils.terminal import encoding_of, printable_json
 
 MAX_GRID_IMAGES = 64  # more would be too small to recognize
@@ -199,7 +200,7 @@ def print_predictions(
                 print(prediction.to_text(), flush=True)
     sys.stdout.flush()
     if output:
-        print(f"hfvit: wrote {printable(str(output))} with {len(names)} images", file=sys.stderr)
+        print(f"hfvit: wrote {printable(str(output))} with {counted(len(names), 'image')}", file=sys.stderr)
     if grid and shown:
         write_grid(shown, grid)
         omitted = len(names) - failed - len(shown)

@@ -1,6 +1,7 @@
 """`HFViTForImageClassification`: a timm classifier as a `PreTrainedModel`."""
 
 import logging
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from hfvit.models.attention import recorded_attention
 from hfvit.models.configuration import HFViTConfig, load_config
 from hfvit.models.freezing import FrozenParts, classifier_parameters, freeze
 from hfvit.models.image_size import check_image_size, check_patches, resize_input
-from hfvit.recipe.arguments import check_network
+from hfvit.recipe.arguments import DROP_RATES, check_network
 from hfvit.utils.eval_mode import eval_mode
 from hfvit.utils.files import file_mode
 from hfvit.utils.formatting import shortened
@@ -97,6 +98,12 @@ class HFViTForImageClassification(
         try:
             super().__init__(config)
         except TypeError as error:
+            unexpected = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+            if unexpected and unexpected[1] in DROP_RATES:
+                name = unexpected[1]
+                raise ModelError(
+                    f"{name}: not supported by {config.architecture}, got {config.model_args[name]}. Omit it."
+                ) from None
             raise ModelError(
                 f"model_args: not supported by {config.architecture}, got {config.model_args}: {error}."
             ) from None

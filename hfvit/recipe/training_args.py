@@ -500,7 +500,7 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
             if "num_decay_steps" not in options:
                 raise RecipeError(
                     "lr_scheduler_type: warmup_stable_decay requires num_decay_steps. Set lr_scheduler_kwargs to"
-                    " {num_decay_steps: 0.2}, a fraction of the run."
+                    " '{\"num_decay_steps\": 0.2}', a fraction of the run."
                 )
             if "num_stable_steps" in options:
                 raise RecipeError(

@@ -84,14 +84,14 @@ def serve(classifier: Classifier, bound: socket.socket, options: ServerOptions) 
     def stop(*_) -> None:
         server.should_exit = True
 
-    # uvicorn has a handler of its own while it runs, and raises the signal again after the shutdown.
-    previous = signal.signal(signal.SIGTERM, stop)
+    # uvicorn has handlers of its own while it runs, and raises the signal again after the shutdown. Python drops a
+    # KeyboardInterrupt that is raised in a finalizer.
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         print(f"{printable(classifier.name)}: {address}/predict (API: {address}/docs; Ctrl-C stops it)", flush=True)
         server.run(sockets=[bound])
-    except KeyboardInterrupt:
-        return
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
     if not server.started:
         sys.exit(1)

@@ -25,7 +25,7 @@ from transformers.utils import is_in_notebook
 from hfvit.metrics.classification import accuracy_interval
 from hfvit.recipe.training_args import HFViTTrainingArguments
 from hfvit.training.json_log import JsonLog, JsonLogCallback, epochs_of
-from hfvit.utils.formatting import duration
+from hfvit.utils.formatting import counted, duration
 from hfvit.utils.terminal import PrintableFormatter
 
 LINE_SECONDS = 30.0  # between two lines of a log file
@@ -295,8 +295,8 @@ class LineProgress(TrainingProgress):
 
     def begin(self) -> None:
         resumed = f", from step {self.first_step:,}" if self.first_step else ""
-        epochs = "" if self.epochs is None else f", {self.epochs:g} epochs"
-        self._print([f"Training: {self.steps:,} steps{epochs}{resumed}"])
+        epochs = "" if self.epochs is None else f", {counted(self.epochs, 'epoch')}"
+        self._print([f"Training: {counted(self.steps, 'step')}{epochs}{resumed}"])
 
     def update(self) -> None:
         if time.monotonic() - self._printed < LINE_SECONDS:

@@ -85,8 +85,12 @@ def epochs_of(args: TrainingArguments, state: TrainerState) -> float | None:
 
     The Trainer's state rounds a fraction of an epoch up.
     """
-    epochs = state.num_train_epochs if args.max_steps > 0 else args.num_train_epochs
-    return None if epochs >= sys.maxsize else epochs
+    if args.max_steps <= 0:
+        return args.num_train_epochs
+    if state.num_train_epochs >= sys.maxsize:
+        return None
+    steps_per_epoch = getattr(args, "steps_per_epoch", None)
+    return args.max_steps / steps_per_epoch if steps_per_epoch else state.num_train_epochs
 
 
 class JsonLogCallback(TrainerCallback):

@@ -27,6 +27,18 @@ def size(number: int) -> str:
     return f"{number} B"
 
 
+def counted(number: float, word: str, plural: str | None = None) -> str:
+    """Format a number of things: `1 image`, `2,000 images`, `1.5 epochs`.
+
+    Args:
+        number: their number; a fraction is rounded to four digits.
+        word: name of one thing.
+        plural: name of several. Default: `word` with an s.
+    """
+    text = f"{number:,}" if isinstance(number, int) else f"{number:.4g}"
+    return f"{text} {word if number == 1 else plural or word + 's'}"
+
+
 def shortened(names: Sequence[str], most: int = 8) -> str:
     """Join the first names, with `...` if there are more.
 

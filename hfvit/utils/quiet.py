@@ -102,6 +102,13 @@ def hidden_loading_bars() -> Iterator[None]:
         transformers_logging.enable_progress_bar()
 
 
+def hide_data_bars() -> None:
+    """Disable the progress bars of `datasets`; those of downloads are shown."""
+    from datasets.utils import disable_progress_bars
+
+    disable_progress_bars()
+
+
 def quiet_libraries() -> None:
     """Disable progress bars and warnings of transformers, and messages of onnxscript."""
     from transformers.utils import logging as transformers_logging

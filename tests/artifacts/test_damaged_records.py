@@ -12,6 +12,7 @@ from hfvit.artifacts.engine_record import EngineRecord
 from hfvit.artifacts.export_folder import export_rows
 from hfvit.artifacts.export_record import ExportRecord
 from hfvit.artifacts.run_record import RunRecord
+from hfvit.artifacts.run_summary import summary_table
 from hfvit.errors import ModelError
 from hfvit.hub.files import eval_results_file
 from hfvit.hub.model_card import render_card
@@ -25,7 +26,6 @@ from hfvit.report.figures import (
     reliability_figure,
 )
 from hfvit.report.page import write_page
-from hfvit.report.summary import summary_table
 from hfvit.utils.files import json_text
 
 KINDS = {"run.json": RunRecord, "run_probe.json": RunRecord, "run_text.json": RunRecord}

@@ -216,3 +216,14 @@ def test_export_record_drops_deleted_files(tmp_path):
     (tmp_path / "c.onnx").write_text("")
     ExportRecord.load(tmp_path).enter(tmp_path, "c.onnx", exported_file())
     assert set(ExportRecord.load(tmp_path).files) == {"b.onnx", "c.onnx"}
+
+
+def test_record_is_printed_as_a_summary(tmp_path):
+    record = make_record()
+    record.save(tmp_path)
+    score = f"{record.result.score.value:.2%}"
+    assert score in str(record)
+    assert str(tmp_path) in str(record)
+    assert score in repr(record)
+    assert "\n" not in repr(record)
+    assert len(str(record)) < 2000

@@ -47,3 +47,11 @@ def test_inspect_with_unusable_data_exits_with_2(tmp_path, capsys, words, monkey
     monkeypatch.chdir(tmp_path)
     assert hfvit("inspect", *(word.format(root) for word in words)) == 2
     assert capsys.readouterr().out == ""
+
+
+def test_inspect_of_a_table_shows_no_bars_of_datasets(tmp_path, capsys):
+    root = write_images(tmp_path / "set", {"images": 40})
+    rows = [f"images/{n}.png,{'cat' if n % 2 else 'dog'},{'test' if n > 30 else 'train'}" for n in range(40)]
+    (root / "labels.csv").write_text("\n".join(["image,label,split", *rows]))
+    assert hfvit("inspect", root / "labels.csv") == 0
+    assert capsys.readouterr().err == ""

@@ -10,6 +10,7 @@ from helpers.commands import ROOT, run_command
 from helpers.messages import assert_names
 
 import hfvit
+from hfvit.artifacts.run_record import command_line
 from hfvit.cli import build_parser, build_parsers, main
 from hfvit.cli.train import DESCRIPTION, GROUPS
 from hfvit.errors import EXIT_CODES, HFViTError
@@ -183,3 +184,18 @@ def test_help_of_train_lists_common_options_first():
     order += ["finetuning", "eval_strategy", "resume_from_checkpoint", "bf16", "push_to_hub", "nan_policy"]
     assert sorted(order, key=options.index) == order
     assert all(name in _FIELDS for names in GROUPS.values() for name in names.split())
+
+
+def test_module_runs_as_the_command():
+    result = run_command(sys.executable, "-m", "hfvit", "--version", new_process=True)
+    assert (result.returncode, result.stdout) == (0, f"hfvit {hfvit.__version__}\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [(["/site-packages/hfvit/__main__.py", "train", "x y"], "hfvit train 'x y'"), ([""], "")],
+    ids=["module", "interactive"],
+)
+def test_command_line_of_module_and_interpreter(monkeypatch, words, expected):
+    monkeypatch.setattr(sys, "argv", words)
+    assert command_line() == expected

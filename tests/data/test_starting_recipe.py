@@ -95,3 +95,11 @@ def test_train_of_a_folder_leaves_a_run_with_its_counts(tmp_path):
     assert splits["train"]["rows"] + splits["validation"]["rows"] == 41
     assert splits["validation"]["rows"] >= 12
     assert "test" not in splits
+
+
+@pytest.mark.parametrize(
+    ("values", "option"), [({"dataset_name": "digits"}, "model_name_or_path"), ({"batch_size": 8}, "batch_size")]
+)
+def test_load_given_of_a_wrong_dict_names_the_key_and_no_file(tmp_path, values, option):
+    with pytest.raises(RecipeError, match=rf"^{option}\b"):
+        load_given(values, {"output_dir": str(tmp_path / "out")})

@@ -368,3 +368,11 @@ def test_compare_gives_threads_to_the_artifacts_that_take_them(tmp_path, monkeyp
     assert found == {"model.onnx": 2, "model.pte": None}
     with pytest.raises(ModelError, match=r"^threads:"):
         compare(files[1], [], None, threads=2)
+
+
+def test_validate_takes_one_other_artifact(tmp_path):
+    folder = write_configs(tmp_path / "reference")
+    write_graph(folder / "model.onnx")
+    with pytest.raises(ModelError) as caught:
+        hfvit.validate(folder, str(tmp_path / "other.onnx"))
+    assert_names(caught.value, tmp_path / "other.onnx")

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 from helpers.images import LABELS, colored_split
+from helpers.messages import assert_names
 from helpers.recipes import MICRO_RECIPE
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import hfvit
 from hfvit.cli import main as hfvit_command
-from hfvit.errors import DataError, HFViTError
+from hfvit.errors import DataError, HFViTError, ModelError
 from hfvit.evaluation.soup import check_same_networks, check_same_validation_images
 from hfvit.models.configuration import load_config
 from hfvit.pipeline import main as train
@@ -146,3 +147,9 @@ def test_runs_that_cannot_be_averaged_are_one_error(runs, tmp_path, stock):
         with pytest.raises(HFViTError, match=message):
             hfvit.soup(members, output_dir, device="cpu", **options)
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_soup_of_one_path_is_of_one_run():
+    with pytest.raises(ModelError, match=r"^RUN:") as caught:
+        hfvit.soup("outputs/a", "outputs/b")
+    assert_names(caught.value, 1)

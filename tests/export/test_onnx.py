@@ -400,3 +400,8 @@ def test_int8_limit_of_a_single_class_is_relative_to_its_logits(tmp_path):
             limit = tolerance("int8", None)
             found = check_parity(tmp_path / "model.onnx", model, (3, 16, 16), [1, 3], limit, "model.onnx")
             assert found.relative_error == pytest.approx(0.05, rel=0.2)
+
+
+def test_export_onnx_of_a_path_raises_type_error(tmp_path):
+    with pytest.raises(TypeError, match=r"^model:"):
+        export_onnx("outputs/quickstart", tmp_path / "model.onnx")

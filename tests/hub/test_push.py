@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from hfvit.artifacts.export_folder import find_exports
 from hfvit.artifacts.run_record import RunRecord
 from hfvit.cli.export_onnx import main as export
-from hfvit.errors import HubError, run
+from hfvit.errors import HubError, PushArgumentError, run
 from hfvit.hub.files import files_to_push
 from hfvit.hub.push import Destination, push_to
 from hfvit.pipeline import main
@@ -454,3 +454,10 @@ def test_dry_run_lists_files_and_sizes_and_sends_nothing(trained):
 def test_checkpoint_without_run_json_is_pushed_unchanged(tmp_path, hub, online):
     build_model(LABELS, architecture=ARCHITECTURE, image_size=16, timm_kwargs=MICRO).save_pretrained(tmp_path / "m")
     assert [file.path for file in files_to_push(tmp_path / "m", "user/m")] == ["config.json", "model.safetensors"]
+
+
+def test_files_to_push_of_several_runs_names_their_folders(tmp_path):
+    (tmp_path / "multirun.json").write_text("{}")
+    with pytest.raises(PushArgumentError, match=r"^OUTPUT_DIR:") as caught:
+        files_to_push(tmp_path, "user/name")
+    assert_names(caught.value, f"{tmp_path}/seed_N", f"{tmp_path}/fold_N")

@@ -74,7 +74,7 @@ def test_export_onnx_of_a_variant_agrees(kind, tmp_path, pixel_values):
 
 
 def test_patch_dropout_of_a_network_without_it_raises():
-    with pytest.raises(ModelError, match="patch_drop_rate"):
+    with pytest.raises(ModelError, match=r"^patch_drop_rate:"):
         build_model(LABELS, architecture="swin_tiny_patch4_window7_224", image_size=224, patch_drop_rate=0.5)
 
 

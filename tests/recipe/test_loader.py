@@ -14,7 +14,7 @@ from helpers.messages import assert_logged, assert_names, option_of
 from hfvit.errors import RecipeError
 from hfvit.recipe.arguments import TrainerArguments
 from hfvit.recipe.files import read_head, shipped_recipes
-from hfvit.recipe.loader import NEEDS, build_parser, load_recipe
+from hfvit.recipe.loader import _FIELDS, NEEDS, OTHER_NAMES, build_parser, load_recipe
 from hfvit.recipe.training_args import split_batch
 
 MINIMAL = "architecture: vit_tiny_patch16_224\ndataset_name: digits\noutput_dir: out\nuse_cpu: true\n"
@@ -453,3 +453,21 @@ def test_unused_keys_are_those_whose_condition_is_not_met(write):
     recipe = load_recipe([write("architecture: test_vit\ndataset_name: digits\noutput_dir: out\n")])
     assert {"lora_rank", "probe_c", "fusion", "shuffle_buffer_size"} <= set(recipe.unused)
     assert not {"learning_rate", "architecture", "crop_scale"} & set(recipe.unused)
+
+
+@pytest.mark.parametrize(
+    ("name", "key"), [("lr", "learning_rate"), ("batch-size", "global_batch_size"), ("epochs", "num_train_epochs")]
+)
+def test_load_recipe_with_a_name_of_timm_suggests_the_key(write, name, key):
+    with pytest.raises(RecipeError, match=rf"^--{name}:") as caught:
+        load_recipe([write(MINIMAL), f"--{name}", "1"])
+    assert_names(caught.value, f"--{key}")
+    name = name.replace("-", "_")
+    with pytest.raises(RecipeError, match=rf"{name}:") as caught:
+        load_recipe([write(f"{MINIMAL}{name}: 1\n")])
+    assert_names(caught.value, key)
+
+
+def test_names_of_other_libraries_are_no_keys_but_name_one():
+    assert not set(_FIELDS) & set(OTHER_NAMES)
+    assert set(OTHER_NAMES.values()) <= set(_FIELDS)

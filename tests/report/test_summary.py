@@ -12,9 +12,9 @@ from hfvit.artifacts.export_folder import export_rows
 from hfvit.artifacts.export_record import ExportRecord
 from hfvit.artifacts.run_record import command_line
 from hfvit.artifacts.run_sections import CalibratedSplit, Temperature
+from hfvit.artifacts.run_summary import summary_table
 from hfvit.hub.files import eval_results_file
 from hfvit.hub.model_card import render_card, write_model_card
-from hfvit.report.summary import summary_table
 from hfvit.utils.formatting import duration
 from hfvit.utils.hub_ids import dataset_title, is_hub_id
 

@@ -10,6 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -354,3 +355,18 @@ def test_sigterm_answers_the_request_in_progress_and_exits_with_0(folder, tmp_pa
 
         assert httpx.post(address, content=body(), timeout=20).json() == expected(photo(1))
         assert process.wait(20) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_before_the_server_runs_stops_it(classifier, monkeypatch, number):
+    def run(sockets) -> None:
+        signal.raise_signal(number)
+        assert fake.should_exit
+
+    fake = SimpleNamespace(run=run, started=True, should_exit=False)
+    monkeypatch.setattr("hfvit.serve.server.uvicorn_server", lambda *_: fake)
+    before = signal.getsignal(number)
+    with listening_socket("127.0.0.1", 0) as bound:
+        serve(classifier, bound, ServerOptions())
+    assert fake.should_exit
+    assert signal.getsignal(number) is before

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import math
 import os
 import pty
 import re
@@ -20,6 +21,7 @@ from scipy.stats import binomtest
 from hfvit.pipeline import main
 from hfvit.training import display
 from hfvit.training.display import LineProgress, LiveProgress, MessageFilter, TrainingProgress, _is_terminal
+from hfvit.training.json_log import epochs_of
 from hfvit.utils.quiet import quiet_run
 
 IMAGES = 144
@@ -189,3 +191,9 @@ def test_json_log_on_a_full_disk_does_not_end_the_run(recipe, caplog, tmp_path):
 
 def test_quiet_and_verbose_exclude_each_other(recipe, capsys):
     assert option_of(fails(capsys, recipe, "--quiet", "--verbose")) == "quiet"
+
+
+@pytest.mark.parametrize(("steps", "epochs"), [(20, 1), (30, 1.5)])
+def test_epochs_of_a_run_with_max_steps_are_not_rounded_up(steps, epochs):
+    args = SimpleNamespace(max_steps=steps, num_train_epochs=9, steps_per_epoch=20)
+    assert epochs_of(args, SimpleNamespace(num_train_epochs=math.ceil(epochs))) == epochs
