@@ -4,6 +4,7 @@ import math
 import signal
 import socket
 import sys
+from functools import partial
 
 from PIL import Image
 
@@ -52,8 +53,11 @@ def uvicorn_server(classifier: Classifier, options: ServerOptions):
     app = build_app(classifier, options)
     import uvicorn
 
+    from hfvit.serve.protocol import LimitedProtocol
+
     config = uvicorn.Config(
         app,
+        http=partial(LimitedProtocol, head_seconds=options.timeout),
         log_level="warning",
         access_log=False,
         server_header=False,
