@@ -4,13 +4,13 @@ import math
 import signal
 import socket
 import sys
-from functools import partial
 
 from PIL import Image
 
 from hfvit.errors import HFViTError, one_line, printable
 from hfvit.inference.classifier import Classifier
 from hfvit.serve.app import ServerOptions, build_app
+from hfvit.serve.protocol import limited_protocol
 
 KEEP_ALIVE_SECONDS = 20
 
@@ -53,11 +53,9 @@ def uvicorn_server(classifier: Classifier, options: ServerOptions):
     app = build_app(classifier, options)
     import uvicorn
 
-    from hfvit.serve.protocol import LimitedProtocol
-
     config = uvicorn.Config(
         app,
-        http=partial(LimitedProtocol, head_seconds=options.timeout),
+        http=limited_protocol(options.timeout),
         log_level="warning",
         access_log=False,
         server_header=False,
