@@ -32,12 +32,13 @@ def excessive_metadata(file: BinaryIO) -> str | None:
         return _check_directory(file, 0)
     if head.startswith(b"GIF8"):
         return _check_gif(file)
-    is_known = head.startswith(b"\x89PNG") or head[8:12] == b"WEBP" or head[4:8] == b"ftyp"
-    if not is_known:
+    is_png = head.startswith(b"\x89PNG")
+    is_heif = head[4:8] == b"ftyp"  # or AVIF
+    if not is_png and not is_heif and head[8:12] != b"WEBP":
         return None
     file.seek(0)
     content = file.read()
-    if head[4:8] != b"ftyp" and b"eXIf" not in content and b"EXIF" not in content:
+    if not is_heif and (b"eXIf" if is_png else b"EXIF") not in content:
         return None
     for header in TIFF_HEADERS:
         start = content.find(header)
