@@ -113,9 +113,16 @@ FILE_ERRORS = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM)
 UNPRINTABLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
 MASK = "***"
 MIN_SECRET_LENGTH = 8  # shorter values of variables occur in ordinary words
-SECRET_VARIABLE = re.compile(r"(TOKEN|API_KEY|ACCESS_KEY|SECRET|PASSWORD)$")
-HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}\b")
-URL_CREDENTIALS = re.compile(r"(?<=://)[^/\s@'\"<>]+(?=@)")
+SECRET_VARIABLE = re.compile(
+    r"(TOKEN|(API|ACCESS|SECRET|STORAGE|ACCOUNT|PRIVATE)_KEY|SECRET|PASSWORD|PASSWD|PASSPHRASE)$"
+)
+HUB_TOKEN = re.compile(r"\bhf_(?:[A-Za-z0-9]{20,}\b|(?:oauth|jwt)_eyJ[\w.-]+)")
+URL_CREDENTIALS = re.compile(r"(?<=://)[^/?#\s\"<>]+(?=@)")
+# Values of a query that give access, such as those of presigned URLs of S3, Google and Azure.
+URL_SECRETS = re.compile(
+    r"(?i)(?<=[?&])((?:x-(?:amz|goog)-(?:signature|credential|security-token)|sig|signature|(?:access_|auth_)?token"
+    r"|api_?key|password|secret)=)[^&#\s\"'<>]*[^&#\s\"'<>.,:;)]"
+)
 JOINERS = "\u200c\u200d"  # format characters in Persian words and emoji
 
 
@@ -151,6 +158,7 @@ def mask_credentials(text: str) -> str:
     for name, value in os.environ.items():
         if len(value) >= MIN_SECRET_LENGTH and SECRET_VARIABLE.search(name):
             text = text.replace(value, MASK)
+    text = URL_SECRETS.sub(rf"\1{MASK}", text)
     return URL_CREDENTIALS.sub(MASK, HUB_TOKEN.sub(MASK, text))
 
 

@@ -25,6 +25,33 @@ ARCHIVE_ERRORS = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFil
                   lzma.LZMAError, NotImplementedError)  # fmt: skip
 
 
+# Headers that Python reads into memory, whatever their size: long names, and further fields of the next member.
+EXTENDED_HEADERS = (
+    tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK
+)  # fmt: skip
+MAX_HEADER_BYTES = 2**20
+# Compression of zip members that is undone at most up to the size of the member.
+ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+
+
+class _Header(tarfile.TarInfo):
+    """Header of a tar member.
+
+    Extended headers have at most `MAX_HEADER_BYTES`, and a damaged header is an error, while `tarfile` takes it for
+    the end of the archive (Python 3.14).
+    """
+
+    @classmethod
+    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> "_Header":
+        try:
+            header = super().frombuf(buf, encoding, errors)
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:
+            raise tarfile.ReadError(one_line(error)) from None
+        if header.type in EXTENDED_HEADERS and header.size > MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header has {header.size:,} bytes, more than the limit of {MAX_HEADER_BYTES:,}")
+        return header
+
+
 class Member(NamedTuple):
     """Regular file in an archive."""
 
@@ -54,11 +81,9 @@ def read_members(archive: str, wanted: set[str] | None = None) -> Iterator[Membe
                     if info.is_dir() or kind not in (0, stat.S_IFREG):
                         continue
                     read = wanted is None or info.filename in wanted
-                    if read:
-                        DEFAULT_LIMITS.check_bytes(info.file_size)
-                    yield Member(info.filename, info.file_size, file.read(info) if read else None)
+                    yield Member(info.filename, info.file_size, _read_zipped(file, info) if read else None)
         else:
-            with tarfile.open(archive, "r|*") as file:
+            with tarfile.open(archive, "r|*", tarinfo=_Header) as file:
                 for info in file:
                     if not info.isreg():
                         continue
@@ -70,6 +95,19 @@ def read_members(archive: str, wanted: set[str] | None = None) -> Iterator[Membe
         raise DataError(
             f"dataset_name: the archive {archive} cannot be read ({type(error).__name__}: {one_line(error)})."
         ) from error
+
+
+def _read_zipped(file: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    """Read a member of a zip file, and no more than its announced size.
+
+    `ZipFile.read` decompresses up to 2 GiB of any member (Python 3.14).
+    """
+    DEFAULT_LIMITS.check_bytes(info.file_size)
+    if info.compress_type not in ZIP_METHODS:
+        method = zipfile.compressor_names.get(info.compress_type, info.compress_type)
+        raise NotImplementedError(f"{info.filename} is compressed with {method}; pack it with deflate")
+    with file.open(info) as member:
+        return member.read(info.file_size)
 
 
 def list_archive(archive: File, left_out: LeftOut) -> list[File]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm.auto import tqdm
 
 from hfvit.data.open_image import (
@@ -23,6 +23,7 @@ from hfvit.data.open_image import (
     extensions,
     image_error_reason,
     open_image,
+    orientation,
 )
 from hfvit.errors import DataError
 from hfvit.utils.download import DEFAULT_URL_LIMITS, UrlLimits, read_url
@@ -31,7 +32,12 @@ from hfvit.utils.files import expand_user
 
 logger = logging.getLogger(__name__)
 
-EXIF_ORIENTATION = 0x0112
+# `ImageOps.exif_transpose` would read and write all metadata.
+TRANSPOSED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
 TIFF_WIDTH, TIFF_HEIGHT = 256, 257  # tags of TIFF
 PNG_METADATA = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")  # what Pillow reads an orientation from
 REDUCING_GAP = 2.0  # a JPEG is decoded at this many times the final size at least, as in Pillow's `reducing_gap`
@@ -45,8 +51,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     16-bit and 32-bit integers (if they exceed 8 bits) by 65535, floating-point images by their own range.
     """
     image.load()
-    if image.getexif().get(EXIF_ORIENTATION, 1) != 1:  # avoids the copy that exif_transpose makes of every image
-        image = ImageOps.exif_transpose(image)
+    turn = TRANSPOSED.get(orientation(image))
+    if turn is not None:
+        image = image.transpose(turn)
     if image.mode == "F":
         image = _scaled(np.asarray(image))
     elif image.mode.startswith("I"):
@@ -167,7 +174,7 @@ def jpeg_pixels(image: Image.Image) -> torch.Tensor | None:
         damaged files, and progressive JPEGs, which older torchvision decodes differently if they are damaged.
     """
     is_plain = image.format == "JPEG" and image.mode == "RGB" and "progressive" not in image.info
-    if not is_plain or image.getexif().get(EXIF_ORIENTATION, 1) != 1:
+    if not is_plain or orientation(image) != 1:
         return None
     try:
         # Deprecated since torchvision 0.29, in favor of TorchCodec.
@@ -212,7 +219,7 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     width, height = image.size
     if image.format == "TIFF":  # Pillow may have swapped the sides of `size`
         width, height = image.tag_v2[TIFF_WIDTH], image.tag_v2[TIFF_HEIGHT]
-    turned = _may_be_turned(image) and image.getexif().get(EXIF_ORIENTATION) in (5, 6, 7, 8)
+    turned = _may_be_turned(image) and orientation(image) in (5, 6, 7, 8)
     return (width, height) if turned else (height, width)
 
 

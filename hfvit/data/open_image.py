@@ -28,6 +28,7 @@ from PIL import (  # noqa: F401  (each registers its format)
     WebPImagePlugin,
 )
 
+from hfvit.data.image_metadata import MAX_PROFILE, excessive_metadata
 from hfvit.errors import one_line
 
 with suppress(ImportError):
@@ -37,6 +38,7 @@ with suppress(ImportError):
 
 # These formats start no other program and open no other file. MPO is opened as JPEG.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "HEIF", "JPEG2000", "PPM")
+EXIF_ORIENTATION = 0x0112
 START_OF_SCAN = b"\xff\xda"  # JPEG marker; it does not occur in image data, where 0xFF is followed by 0
 
 
@@ -117,6 +119,8 @@ def open_image(source: bytes | str | Path, limits: ImageLimits = DEFAULT_LIMITS)
     """
     with io.BytesIO(source) if isinstance(source, bytes) else _open_regular(source) as file:
         limits.check_bytes(file.seek(0, os.SEEK_END))
+        if problem := excessive_metadata(file):
+            raise ImageLimitError(problem)
         file.seek(0)
         try:
             image = Image.open(file, formats=formats())
@@ -127,6 +131,19 @@ def open_image(source: bytes | str | Path, limits: ImageLimits = DEFAULT_LIMITS)
             if limits.max_scans is not None and image.format in ("JPEG", "MPO"):
                 _check_scans(file, limits.max_scans)
             yield image
+
+
+def orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation of an open image, 1 without one.
+
+    Raises:
+        ImageLimitError: it is in a profile of text, and this is too long.
+    """
+    if image.format == "PNG" and "exif" not in image.info:
+        image.load()  # its metadata may follow the pixels
+        if len(image.info.get("Raw profile type exif") or "") > MAX_PROFILE:
+            raise ImageLimitError(f"its EXIF profile has more than {MAX_PROFILE:,} characters")
+    return image.getexif().get(EXIF_ORIENTATION, 1)
 
 
 def image_error_reason(error: Exception) -> str:

@@ -113,23 +113,27 @@ def check_cards(source: str, allow_outside: bool, revision: str | None = None) -
 
 
 def check_saved(root: Path, allow_outside: bool) -> None:
-    """Check that JSON files of `Dataset.save_to_disk` name no files elsewhere.
+    """Check that a folder of `Dataset.save_to_disk` refers to no files elsewhere.
 
     Args:
         root: folder of the saved data set.
-        allow_outside: allow absolute paths, `..` and URLs.
+        allow_outside: allow absolute paths, `..` and URLs in its JSON files, and links to files outside.
 
     Raises:
-        DataError: a name refers to a file outside the folder, or a JSON file has another format.
+        DataError: a name or link refers to a file outside the folder, or a JSON file has another format.
     """
+    inside = os.path.realpath(root)
     for path in root.rglob("*"):
         if not path.is_file() and not path.is_dir():
             raise DataError(f"dataset_name: {path} is a pipe, socket, device or broken link, not a file. Remove it.")
+        if path.is_symlink() and not allow_outside and not Path(os.path.realpath(path)).is_relative_to(inside):
+            raise DataError(f"dataset_name: {path} is a link to {os.path.realpath(path)}, outside {root}. {ALLOW}")
         if path.name not in STATE_FILES:
             continue
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            names = values.get("splits") or [file["filename"] for file in values.get("_data_files") or []]
+            files = [file["filename"] for file in values.get("_data_files") or []]
+            names = [*(values.get("splits") or []), *files]  # a hostile file has both
             outside = [name for name in names if leads_outside(name)]
         except READ_ERRORS as error:
             raise DataError(

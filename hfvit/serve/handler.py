@@ -20,6 +20,12 @@ from transformers import AutoImageProcessor
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM")
 INPUT_TYPES = {"tensor(float16)": np.float16, "tensor(uint8)": np.uint8}  # of ONNX files, beside float32
 TOP_K = 5
+# Limits of an image, as of the server.
+MAX_BYTES = 20 * 2**20
+MAX_PIXELS = 32_000_000
+MAX_ASPECT_RATIO = 50
+MAX_SCANS = 64  # of a progressive JPEG, each of which takes a pass over all pixels
+START_OF_SCAN = b"\xff\xda"
 
 
 class EndpointHandler:
@@ -151,8 +157,17 @@ def _rgb(image: Any) -> Image.Image:
     if isinstance(image, str):
         image = base64.b64decode(image, validate=True)
     if isinstance(image, bytes):
+        if len(image) > MAX_BYTES:
+            raise ValueError(f"an image must have at most {MAX_BYTES:,} bytes, got {len(image):,}")
+        scans = image.count(START_OF_SCAN)
         Image.init()
         image = Image.open(io.BytesIO(image), formats=[name for name in FORMATS if name in Image.OPEN])
+        if image.format in ("JPEG", "MPO") and scans > MAX_SCANS:
+            raise ValueError(f"a JPEG file must have at most {MAX_SCANS} scans, got {scans:,}")
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"an image must have at most {MAX_PIXELS:,} pixels, got {image.width} x {image.height}")
+    if max(image.size) > MAX_ASPECT_RATIO * max(1, min(image.size)):
+        raise ValueError(f"the aspect ratio must be at most {MAX_ASPECT_RATIO}, got {image.width} x {image.height}")
     image = ImageOps.exif_transpose(image)
     if image.mode == "F" or image.mode.startswith("I"):
         values = np.asarray(image, dtype=np.float64)

@@ -13,6 +13,7 @@ from hfvit.errors import one_line
 
 JSON, MULTIPART = "application/json", "multipart/form-data"
 BINARY = "application/octet-stream"
+MAX_COMMAS = 16  # in a JSON body, beside those between the images
 FRAMING_BYTES = 64 * 1024  # allowance for the framing of a form or of JSON
 
 # The request body in the OpenAPI document, since the route reads it itself.
@@ -121,7 +122,7 @@ async def read_request(request, limits: RequestLimits) -> PredictRequest:
         raise RequestError(415, f"content-type: must be image/*, {BINARY}, {MULTIPART} or {JSON}.")
     body = await _read_body(request, limits.max_body)
     if media_type == JSON:
-        found = await asyncio.to_thread(parse_json, body)
+        found = await asyncio.to_thread(parse_json, body, limits.max_images)
     elif media_type == MULTIPART:
         found = await _parse_form(request.headers, body, limits)
     else:
@@ -176,14 +177,22 @@ async def _parse_form(headers, body: bytes, limits: RequestLimits) -> PredictReq
     return PredictRequest(files, is_one=False)
 
 
-def parse_json(body: bytes) -> PredictRequest:
+def parse_json(body: bytes, max_images: int) -> PredictRequest:
     """Parse a JSON request of Hugging Face's Inference API.
 
     `{"inputs": base64 or a list of it, "parameters": {"top_k": 3}}`
 
+    Args:
+        body: body of the request.
+        max_images: largest number of images.
+
     Raises:
-        RequestError: the body has another structure.
+        RequestError: the body has another structure, or too many values.
     """
+    # Millions of small values would take seconds, in which no other thread runs, and many times their size in memory.
+    # base64 has no commas; a data URL, which is refused below, has one.
+    if body.count(b",") > 2 * max_images + MAX_COMMAS:
+        raise RequestError(413, f"inputs: must have at most {max_images} images.")
     try:
         content = json.loads(body)
     except (ValueError, RecursionError):

@@ -10,6 +10,7 @@ from PIL import Image
 from hfvit.errors import HFViTError, one_line, printable
 from hfvit.inference.classifier import Classifier
 from hfvit.serve.app import ServerOptions, build_app
+from hfvit.serve.protocol import limited_protocol
 
 KEEP_ALIVE_SECONDS = 20
 
@@ -54,6 +55,7 @@ def uvicorn_server(classifier: Classifier, options: ServerOptions):
 
     config = uvicorn.Config(
         app,
+        http=limited_protocol(options.timeout),
         log_level="warning",
         access_log=False,
         server_header=False,

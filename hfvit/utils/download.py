@@ -27,6 +27,9 @@ SCHEMES = ("http", "https")
 REDIRECTS = (301, 302, 303, 307, 308)
 CHUNK = 64 * 1024
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# All public IPv6 addresses; the rest has forms that embed IPv4 addresses, and networks that Python calls global.
+GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
+AZURE_HOST = ipaddress.ip_address("168.63.129.16")  # the host of a virtual machine, under a public address
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,9 @@ def is_public_address(address: str) -> bool:
             return False
     if embedded is not None:
         return is_public_address(str(embedded))
-    return ip.is_global and not ip.is_multicast
+    if ip.version == 6 and ip not in GLOBAL_UNICAST:
+        return False
+    return ip.is_global and not ip.is_multicast and ip != AZURE_HOST
 
 
 class _LimitError(ValueError):

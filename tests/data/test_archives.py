@@ -3,7 +3,10 @@
 import io
 import json
 import os
+import struct
 import tarfile
+import tracemalloc
+import zipfile
 
 import pytest
 from helpers.layouts import archive_folder, class_counts, image_bytes, paths, write_images, write_shard
@@ -62,6 +65,65 @@ def test_load_splits_of_a_damaged_archive_names_it(tmp_path, extension):
     archive.write_bytes(archive.read_bytes()[:700])
     with pytest.raises(DataError, match=r"^dataset_name: .*set\."):
         load_splits(str(archive))
+
+
+def test_load_splits_of_a_zip_member_that_is_larger_than_announced_takes_little_memory(tmp_path):
+    path = tmp_path / "set.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("a/1.png", "a/2.png", "b/1.png", "b/2.png"):
+            archive.writestr(name, bytes(30 * 2**20))
+    content = bytearray(path.read_bytes())
+    entry = content.index(b"PK\1\2")
+    while entry >= 0:
+        content[entry + 24 : entry + 28] = struct.pack("<I", 100)  # size of the member
+        entry = content.find(b"PK\1\2", entry + 4)
+    path.write_bytes(content)
+    tracemalloc.start()
+    with pytest.raises(DataError, match=r"^dataset_name: .*set\.zip"):
+        load_splits(str(path))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20 * 2**20
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_load_splits_of_a_zip_whose_members_have_no_limit_names_one(tmp_path, method):
+    with zipfile.ZipFile(tmp_path / "set.zip", "w", method) as archive:
+        for name in ("a/1.png", "a/2.png", "b/1.png", "b/2.png"):
+            archive.writestr(name, image_bytes())
+    with pytest.raises(DataError, match=r"^dataset_name: .*set\.zip.*a/1\.png"):
+        load_splits(str(tmp_path / "set.zip"))
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_load_splits_of_a_tar_with_a_large_header_refuses_it_unread(tmp_path, kind):
+    header = tarfile.TarInfo("x")
+    header.type = kind
+    header.size = 2**30
+    (tmp_path / "set.tar").write_bytes(header.tobuf(tarfile.USTAR_FORMAT))
+    with pytest.raises(DataError, match=r"^dataset_name: .*set\.tar.*1,073,741,824"):
+        load_splits(str(tmp_path / "set.tar"))
+
+
+@pytest.mark.parametrize("damage", ["header", "end"])
+def test_load_splits_of_a_tar_with_a_damaged_header_is_an_error(tmp_path, damage):
+    """`tarfile` would leave out the rest of the archive."""
+    names = [f"{label}/{number}.png" for label in "ab" for number in range(4)]
+    starts = []
+    with tarfile.open(tmp_path / "set.tar", "w") as archive:
+        for name in names:
+            info = tarfile.TarInfo(name)
+            info.size = len(image_bytes())
+            starts.append(archive.offset)
+            archive.addfile(info, io.BytesIO(image_bytes()))
+    content = bytearray((tmp_path / "set.tar").read_bytes())
+    if damage == "header":
+        content[starts[6]] ^= 1
+    else:
+        del content[starts[6] + 100 :]
+    (tmp_path / "set.tar").write_bytes(content)
+    with pytest.raises(DataError, match=r"^dataset_name: .*set\.tar"):
+        load_splits(str(tmp_path / "set.tar"))
 
 
 LABELS = {

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import tarfile
 
 import datasets
@@ -158,6 +159,25 @@ def test_saved_dataset_whose_files_are_outside_is_refused(tmp_path, splits):
         state.write_text(json.dumps(values))
         with pytest.raises(DataError, match=r"^dataset_name: .*state.json"):
             load_splits(str(tmp_path / "set"), test_split=None)
+    values["splits"] = ["train"]  # only dataset_dict.json has it
+    state.write_text(json.dumps(values))
+    with pytest.raises(DataError, match=r"^dataset_name: .*state.json"):
+        load_splits(str(tmp_path / "set"), test_split=None)
+    splits = load_splits(str(tmp_path / "set"), test_split=None, allow_outside_paths=True)
+    assert len(splits.train) + len(splits.validation) == 20
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_saved_dataset_with_a_link_to_files_outside_is_refused(tmp_path, is_folder):
+    saved = datasets.DatasetDict({"train": datasets.Dataset.from_list(rows_of())})
+    saved.save_to_disk(tmp_path / "set")
+    linked = tmp_path / "set/train"
+    linked = linked if is_folder else next(linked.glob("*.arrow"))
+    shutil.move(linked, tmp_path / "private")
+    linked.symlink_to(tmp_path / "private")
+    with pytest.raises(DataError, match=r"^dataset_name: ") as caught:
+        load_splits(str(tmp_path / "set"), test_split=None)
+    assert_names(caught.value, str(linked), "allow_outside_paths")
     splits = load_splits(str(tmp_path / "set"), test_split=None, allow_outside_paths=True)
     assert len(splits.train) + len(splits.validation) == 20
 

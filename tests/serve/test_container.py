@@ -22,6 +22,7 @@ from PIL import Image
 import hfvit
 from hfvit.artifacts.artifact import Artifact, find_artifact
 from hfvit.cli import build_parser, main
+from hfvit.data.open_image import UPLOAD_LIMITS
 from hfvit.errors import ModelError
 from hfvit.serve.container import write_container
 
@@ -49,11 +50,11 @@ def containers(tmp_path_factory):
     return root
 
 
-def file_of(image) -> bytes:
+def file_of(image, kind: str = "PNG") -> bytes:
     import io
 
     file = io.BytesIO()
-    image.save(file, "PNG")
+    image.save(file, kind)
     return file.getvalue()
 
 
@@ -111,6 +112,22 @@ def test_handler_and_server_agree_on_images_of_any_mode(tmp_path, kind):
         for each in classifier.predict(images)
     ]
     assert handler({"inputs": [file_of(image) for image in images]}) == wanted
+
+
+def test_handler_refuses_images_above_the_limits_of_the_server(containers):
+    handler = runpy.run_path(str(containers / "onnx_container" / "handler.py"))["EndpointHandler"]
+    handler = handler(str(containers / "onnx_container"))
+    scans = file_of(Image.new("RGB", (8, 8)), "JPEG").replace(b"\xff\xd9", b"\xff\xda" * 65 + b"\xff\xd9")
+    for image in (
+        file_of(Image.new("1", (51, 1))),
+        file_of(Image.new("1", (6000, 6000))),
+        Image.new("L", (1, 51)),
+        file_of(Image.new("RGB", (8, 8))) + bytes(UPLOAD_LIMITS.max_bytes),
+        scans,
+    ):
+        with pytest.raises(ValueError, match=r"\d"):
+            handler({"inputs": image})
+    assert handler({"inputs": file_of(Image.new("RGB", (50, 1)))})
 
 
 def test_requirements_of_the_handler_have_timm_for_its_preprocessing(tmp_path):

@@ -5,10 +5,11 @@ import copy
 import io
 import json
 import signal
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -152,6 +153,8 @@ def test_client_of_the_inference_api_is_answered(server, monkeypatch):
         ({"json": {"inputs": "aaaa", "parameters": {"top_k": 0}}}, 422),
         ({"json": {"inputs": "aaaa", "other": 1}}, 422),
         ({"json": {"inputs": ["aaaa"] * 33}}, 413),
+        ({"json": {"inputs": [[]] * 1000}}, 413),
+        ({"json": {"inputs": "aaaa", "parameters": dict.fromkeys(map(str, range(1000)))}}, 413),
         ({"files": [("images", b"x")] * 33}, 413),
         ({"data": {"images": "x"}, "files": [("a", b"x")]}, 422),
         ({"content": b"x", "headers": {"Content-Type": "multipart/form-data"}}, 422),
@@ -180,6 +183,45 @@ def test_image_above_a_limit_is_refused(classifier):
             yield from [b"x" * 60_000] * 3
 
         assert client.post("/predict", content=chunked()).status_code == 413
+
+
+def answer_of(client, *parts: bytes) -> bytes:
+    """Send parts of a request, 0.4 s apart, and return what the server sends until it closes the connection."""
+    with socket.create_connection((client.base_url.host, client.base_url.port), timeout=10) as connection:
+        for number, part in enumerate(parts):
+            time.sleep(0.4 if number else 0)
+            with suppress(ConnectionError):
+                connection.sendall(part)
+        received = b""
+        with suppress(ConnectionError):
+            while part := connection.recv(65536):
+                received += part
+        return received
+
+
+HEALTH = b"GET /health HTTP/1.1\r\nHost: a\r\n"
+
+
+@pytest.mark.parametrize(
+    ("parts", "answers"),
+    [
+        ([], 0),
+        ([HEALTH], 0),
+        ([HEALTH, b"A: 1\r\n", b"B: 2\r\n", b"C: 3\r\n", b"\r\n"], 0),
+        ([HEALTH, b"\r\n"], 1),
+        ([HEALTH + b"\r\n", HEALTH], 1),
+        ([HEALTH + b"\r\n", HEALTH, b"\r\n" + HEALTH], 2),
+    ],
+)
+def test_connection_is_closed_when_a_request_head_takes_too_long(classifier, monkeypatch, parts, answers):
+    monkeypatch.setattr("hfvit.serve.server.KEEP_ALIVE_SECONDS", 1)
+    with running(classifier, timeout=1.0) as client:
+        assert answer_of(client, *parts).count(b"HTTP/1.1 200") == answers
+
+
+def test_request_head_of_many_bytes_is_refused(server):
+    received = answer_of(server, HEALTH + b"".join(b"A%d: %s\r\n" % (n, b"x" * 1000) for n in range(200)) + b"\r\n")
+    assert b"HTTP/1.1 200" not in received
 
 
 def test_concurrent_requests_share_batches_and_keep_their_images(classifier):

@@ -21,10 +21,18 @@ HUB_TOKEN = "hf_" + "a1B2" * 8
         ("ssh://git@host and http://a@b", "ssh://***@host and http://***@b"),
         ("a@b.c, https://host/@x, hf_transfer", "a@b.c, https://host/@x, hf_transfer"),
         ("key planted-secret in words", "key *** in words"),
+        ("key other-planted in words", "key *** in words"),
+        ("http://user:p@ss@host/a and http://user:pa'ss@host/a", "http://***@host/a and http://***@host/a"),
+        ("http://host/a?b=c@d", "http://host/a?b=c@d"),
+        ("token hf_oauth_eyJhbGciOi.eyJz-dWI_.x, hf_oauth_flow", "token ***, hf_oauth_flow"),
+        ("https://a/b?X-Amz-Date=1&X-Amz-Signature=0af: no", "https://a/b?X-Amz-Date=1&X-Amz-Signature=***: no"),
+        ("('https://a/b?sv=1&sig=x%2Fy%3D#z')", "('https://a/b?sv=1&sig=***#z')"),
+        ("https://a/b?access_token=x&tokens=2&design=3", "https://a/b?access_token=***&tokens=2&design=3"),
     ],
 )
 def test_mask_credentials(text, masked, monkeypatch):
     monkeypatch.setenv("SOME_API_KEY", "planted-secret")
+    monkeypatch.setenv("SOME_SECRET_KEY", "other-planted")
     monkeypatch.setenv("OTHER_TOKEN", "words")  # too short to be one
     assert mask_credentials(text) == masked
     assert mask_values({"a": [text, 1, None], "b": {"c": text}}) == {"a": [masked, 1, None], "b": {"c": masked}}
