@@ -3,23 +3,27 @@
 import asyncio
 from collections.abc import Callable
 
+MAX_HEAD_BYTES = 64 * 1024
+
 
 def limited_protocol(head_seconds: float) -> Callable[..., asyncio.Protocol]:
     """Return uvicorn's protocol with limits on the request line and headers.
 
-    uvicorn 0.54 waits for them without a limit. h11 refuses a head of more than 64 KiB; httptools takes any.
+    uvicorn 0.54 waits for them without a limit, and its parser `httptools` takes any number of bytes.
 
     Args:
         head_seconds: longest time to the end of the head, from the connection or from the first byte after a response.
     """
-    from uvicorn.protocols.http.h11_impl import H11Protocol
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-    class LimitedProtocol(H11Protocol):
-        """Close a connection whose request head does not arrive in time."""
+    class LimitedProtocol(HttpToolsProtocol):
+        """Close a connection whose request head is too long or does not arrive in time."""
 
-        def __init__(self, **options):
-            super().__init__(**options)
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
             self._timer: asyncio.TimerHandle | None = None
+            self._head_bytes = 0
+            self._in_body = False  # perhaps of a request that was refused before its end
 
         @property
         def _awaits_head(self) -> bool:
@@ -31,7 +35,20 @@ def limited_protocol(head_seconds: float) -> Callable[..., asyncio.Protocol]:
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
-            self._set_timer()
+            in_head = self._awaits_head and not self._in_body
+            self._head_bytes = self._head_bytes + len(data) if in_head else 0
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._close()
+            else:
+                self._set_timer()
+
+        def on_headers_complete(self) -> None:
+            self._in_body = True
+            super().on_headers_complete()
+
+        def on_message_complete(self) -> None:
+            self._in_body = False
+            super().on_message_complete()
 
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
@@ -49,7 +66,7 @@ def limited_protocol(head_seconds: float) -> Callable[..., asyncio.Protocol]:
                 self._timer = None
 
         def _close(self) -> None:
-            self._timer = None
+            self._cancel_timer()
             if self._awaits_head and not self.transport.is_closing():
                 self.transport.close()
 

@@ -220,8 +220,17 @@ def test_connection_is_closed_when_a_request_head_takes_too_long(classifier, mon
 
 
 def test_request_head_of_many_bytes_is_refused(server):
-    received = answer_of(server, HEALTH + b"".join(b"A%d: %s\r\n" % (n, b"x" * 1000) for n in range(200)) + b"\r\n")
-    assert b"HTTP/1.1 200" not in received
+    many = b"".join(b"A%d: %s\r\n" % (n, b"x" * 1000) for n in range(100))
+    for parts in ((HEALTH, many, b"\r\n"), (HEALTH + b"A: ", b"x" * 100_000, b"\r\n\r\n")):
+        assert answer_of(server, *parts) == b""
+
+
+def test_body_that_follows_a_refusal_is_read(server):
+    """The client would otherwise find a broken connection instead of the answer."""
+    head = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: text/plain\r\nContent-Length: 500000\r\n\r\n"
+    received = answer_of(server, head, b"x" * 200_000, b"x" * 300_000, HEALTH + b"Connection: close\r\n\r\n")
+    assert b" 415 " in received
+    assert b" 200 " in received
 
 
 def test_concurrent_requests_share_batches_and_keep_their_images(classifier):
