@@ -52,6 +52,7 @@ from hfvit.data.tables import (
     split_of_value,
     stream_images,
     unreadable,
+    usual_columns,
 )
 from hfvit.errors import DataError, nearest, one_line
 from hfvit.recipe.arguments import DataArguments
@@ -400,7 +401,7 @@ def _open_metadata(
     Without a label column in it, the classes are the folders, and its other columns are added to the images.
     """
     table = read_tables(metadata[:1], "metadata")[0][1]
-    columns = data.label_columns or [name for name in LABEL_NAMES if name in table.features][:1]
+    columns = data.label_columns or usual_columns(table.features, LABEL_NAMES)[:1]
     columns = columns or _only_flags(table, data)
     if columns and set(columns) <= set(table.features):
         return _with_images(_open_tables(data, metadata, left_out), files)

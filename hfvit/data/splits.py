@@ -28,7 +28,7 @@ from hfvit.data.labels import (
 from hfvit.data.local import LocalData, open_local
 from hfvit.data.multilabel import MultiLabel, flag_columns, list_item
 from hfvit.data.references import check_cards
-from hfvit.data.tables import LABEL_NAMES, as_images, root_cause, split_columns
+from hfvit.data.tables import LABEL_NAMES, as_images, root_cause, split_columns, usual_columns
 from hfvit.errors import DataError, RecipeError, nearest, one_line, printable
 from hfvit.recipe.arguments import DEFAULT_TEST_SPLIT, MULTI_LABEL, SINGLE_LABEL, DataArguments
 from hfvit.utils.formatting import shortened
@@ -60,11 +60,11 @@ def find_label_column(features: datasets.Features) -> str:
 
     found = [name for name, feature in features.items() if is_class(feature)]
     if not found:
-        usual = [name for name in LABEL_NAMES if name in features]
+        usual = usual_columns(features, LABEL_NAMES)
         found = [name for name in usual if isinstance(features[name], Value) or list_item(features[name]) is not None]
     if not found:
         found = [name for name, feature in features.items() if list_item(feature) is not None]
-    preferred = [name for name in LABEL_NAMES if name in found]
+    preferred = usual_columns(found, LABEL_NAMES)
     if len(found) == 1 or preferred:
         return (preferred or found)[0]
     problem = f"several label columns ({', '.join(found)})" if found else f"no label column ({', '.join(features)})"

@@ -49,7 +49,7 @@ def read_tables(files: list[File], split: str, label_columns: Collection[str] = 
     Args:
         files: one or more files of the same type.
         split: name of the split, for the progress bar.
-        label_columns: label columns of CSV files besides those named `LABEL_NAMES`.
+        label_columns: label columns of CSV files besides those with a usual name.
 
     Returns:
         (folder, rows of its files) for each folder.
@@ -60,7 +60,7 @@ def read_tables(files: list[File], split: str, label_columns: Collection[str] = 
     groups: dict[str, list[File]] = {}
     for file in files:
         groups.setdefault(os.path.dirname(file.path) or ".", []).append(file)
-    return [(folder, _read(group, split, {*LABEL_NAMES, *label_columns})) for folder, group in groups.items()]
+    return [(folder, _read(group, split, label_columns)) for folder, group in groups.items()]
 
 
 def _read(files: list[File], split: str, label_columns: Collection[str]) -> Dataset:
@@ -79,7 +79,7 @@ def _read(files: list[File], split: str, label_columns: Collection[str]) -> Data
 
 def _concatenated(tables: list[Dataset], label_columns: Collection[str]) -> Dataset:
     """Concatenate CSV files; labels are strings unless all files have integers."""
-    for name in label_columns:
+    for name in _label_names({name for table in tables for name in table.features}, label_columns):
         types = {table.features[name].dtype for table in tables if name in table.features}
         if len(types) > 1:
             tables = [
@@ -144,13 +144,19 @@ def _read_csv(file: File, label_columns: Collection[str]) -> Dataset:
                 f" ({', '.join(names)})."
             )
     columns = {name: [row[index] for row in rows] for index, name in enumerate(names)}
+    with_labels = _label_names(names, label_columns)
     table = pa.table(
         {
-            name: _labels(values) if name in label_columns else pa.array(values, pa.string())
+            name: _labels(values) if name in with_labels else pa.array(values, pa.string())
             for name, values in columns.items()
         }
     )
     return Dataset(table, fingerprint=fingerprint([file]))
+
+
+def _label_names(columns: Iterable[str], label_columns: Collection[str]) -> set[str]:
+    columns = set(columns)
+    return {*usual_columns(columns, LABEL_NAMES), *columns.intersection(label_columns)}
 
 
 def _labels(values: list[str]) -> pa.Array:
@@ -250,8 +256,20 @@ def _split_rows(dataset: Dataset, splits: Sequence[str]) -> dict[str, Dataset]:
 
 
 def split_columns(columns: Iterable[str]) -> list[str]:
-    """Return the columns with the usual name of a split column, in any case."""
+    """Return the columns with the usual name of a split column, in upper or lower case."""
     return [name for name in columns if name.lower() in SPLIT_COLUMNS]
+
+
+def usual_columns(columns: Iterable[str], names: Sequence[str]) -> list[str]:
+    """Return the columns with one of the names, in upper or lower case.
+
+    Args:
+        columns: names of columns.
+        names: names in lower case, in the order of the result. Of columns that differ in case only, the one in lower
+            case is the first.
+    """
+    found = [name for name in columns if name.lower() in names]
+    return sorted(found, key=lambda name: (names.index(name.lower()), name != name.lower(), name))
 
 
 # Image columns
@@ -271,7 +289,7 @@ def image_column_of(features: Features, named: str | None = None) -> str | None:
         return named
     for kind in ("image", "bytes", "string"):
         found = [name for name, feature in features.items() if image_kind(feature) == kind]
-        usual = [name for name in IMAGE_NAMES if name in found]
+        usual = usual_columns(found, IMAGE_NAMES)
         if kind != "string" and len(found) == 1:
             return found[0]
         if usual:

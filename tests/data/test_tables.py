@@ -67,6 +67,25 @@ def test_load_splits_of_one_table_holds_out_validation_and_test(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_load_splits_finds_columns_in_upper_or_lower_case(tmp_path, kind):
+    """Integers of a CSV file are classes in the order of the numbers, as in a column `label`."""
+    rows = [
+        {"FilePath": row["image"], "Class": "other", "Label": number % 12}
+        for number, row in enumerate(path_rows(tmp_path, {"x": 72}))
+    ]
+    assert load_splits(str(write_table(tmp_path / f"t.{kind}", rows))).labels == [str(n) for n in range(12)]
+    both = [{"Label": "other", **row} for row in path_rows(tmp_path, COUNTS)]
+    assert load_splits(str(write_table(tmp_path / f"t.{kind}", both))).labels == ["cat", "dog"]
+
+
+def test_load_splits_of_metadata_finds_a_label_column_in_upper_case(tmp_path):
+    write_images(tmp_path, {"": 40})
+    rows = [{"file_name": f"{number}.png", "Label": "ab"[number % 2]} for number in range(40)]
+    write_table(tmp_path / "metadata.csv", rows)
+    assert load_splits(str(tmp_path)).labels == ["a", "b"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_load_splits_of_a_table_in_the_working_folder(tmp_path, monkeypatch, kind):
     table = write_table(tmp_path / f"labels.{kind}", path_rows(tmp_path, COUNTS))
     monkeypatch.chdir(tmp_path)
