@@ -256,7 +256,7 @@ def _split_rows(dataset: Dataset, splits: Sequence[str]) -> dict[str, Dataset]:
 
 
 def split_columns(columns: Iterable[str]) -> list[str]:
-    """Return the columns with the usual name of a split column, in upper or lower case."""
+    """Return the columns with a usual name of a split column, in any case."""
     return [name for name in columns if name.lower() in SPLIT_COLUMNS]
 
 

@@ -44,7 +44,8 @@ def write_container(artifact: Artifact, output: str | Path, words: Sequence[str]
     """Write the files of a container and of an Inference Endpoint.
 
     `Dockerfile`, `requirements-server.txt` with the versions of this environment and `packages` with hfvit are the
-    server; `handler.py` and `requirements.txt` make the folder a repository for Inference Endpoints; both run `model`.
+    server; `handler.py`, `image_metadata.py` and `requirements.txt` make the folder a repository for Inference
+    Endpoints; both run `model`.
 
     Args:
         artifact: local checkpoint, ONNX file or OpenVINO file.
@@ -66,7 +67,8 @@ def write_container(artifact: Artifact, output: str | Path, words: Sequence[str]
         for file in files:
             shutil.copyfile(file, staging / "model" / file.name)
         _copy_package(staging / "packages")
-        shutil.copyfile(PACKAGE / "serve" / "handler.py", staging / "handler.py")
+        for file in (PACKAGE / "serve" / "handler.py", PACKAGE / "data" / "image_metadata.py"):
+            shutil.copyfile(file, staging / file.name)
         runtime = RUNTIMES[artifact.file.suffix] if artifact.file else "timm"
         libraries = dict.fromkeys([*_base_requirements(), *SERVER_LIBRARIES, runtime])  # each once
         lines = "\n".join(f"{name}=={_version(name)}" for name in libraries)

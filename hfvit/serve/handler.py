@@ -1,15 +1,18 @@
 """Handler of Hugging Face Inference Endpoints for an image classifier.
 
-This file imports no other part of hfvit.
+This file needs no other part of hfvit than `image_metadata.py`, beside it.
 
 It classifies with the ONNX file, OpenVINO file or checkpoint in its repository or in the folder `model` of it.
 """
 
 import base64
+import importlib.util
 import io
 import json
 from collections import Counter
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -152,6 +155,14 @@ def _image_processor(folder: Path, is_checkpoint: bool):
     return AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
 
 
+@cache
+def _image_metadata() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("image_metadata", Path(__file__).with_name("image_metadata.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def _rgb(image: Any) -> Image.Image:
     """Read an image as RGB; gray images of more than 8 bits are scaled, not clipped."""
     if isinstance(image, str):
@@ -159,6 +170,8 @@ def _rgb(image: Any) -> Image.Image:
     if isinstance(image, bytes):
         if len(image) > MAX_BYTES:
             raise ValueError(f"an image must have at most {MAX_BYTES:,} bytes, got {len(image):,}")
+        if problem := _image_metadata().excessive_metadata(io.BytesIO(image)):
+            raise ValueError(f"an image cannot be read: {problem}")
         scans = image.count(START_OF_SCAN)
         Image.init()
         image = Image.open(io.BytesIO(image), formats=[name for name in FORMATS if name in Image.OPEN])
@@ -168,6 +181,10 @@ def _rgb(image: Any) -> Image.Image:
         raise ValueError(f"an image must have at most {MAX_PIXELS:,} pixels, got {image.width} x {image.height}")
     if max(image.size) > MAX_ASPECT_RATIO * max(1, min(image.size)):
         raise ValueError(f"the aspect ratio must be at most {MAX_ASPECT_RATIO}, got {image.width} x {image.height}")
+    image.load()  # the metadata of a PNG may follow the pixels
+    profile = image.info.get("Raw profile type exif") or ""
+    if len(profile) > _image_metadata().MAX_PROFILE:
+        raise ValueError(f"an image cannot be read: its EXIF profile has {len(profile):,} characters")
     image = ImageOps.exif_transpose(image)
     if image.mode == "F" or image.mode.startswith("I"):
         values = np.asarray(image, dtype=np.float64)

@@ -1,10 +1,12 @@
 """`hfvit serve --docker`: handler, Dockerfile, and the folder that they are in."""
 
 import base64
+import io
 import json
 import re
 import runpy
 import shutil
+import struct
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +19,7 @@ from helpers.models import build_model
 from helpers.onnx_graphs import write_configs, write_graph
 from helpers.recipes import ARCHITECTURE, MICRO
 from packaging.requirements import Requirement
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 import hfvit
 from hfvit.artifacts.artifact import Artifact, find_artifact
@@ -50,11 +52,9 @@ def containers(tmp_path_factory):
     return root
 
 
-def file_of(image, kind: str = "PNG") -> bytes:
-    import io
-
+def file_of(image, kind: str = "PNG", **options) -> bytes:
     file = io.BytesIO()
-    image.save(file, kind)
+    image.save(file, kind, **options)
     return file.getvalue()
 
 
@@ -117,6 +117,10 @@ def test_handler_and_server_agree_on_images_of_any_mode(tmp_path, kind):
 def test_handler_refuses_images_above_the_limits_of_the_server(containers):
     handler = runpy.run_path(str(containers / "onnx_container" / "handler.py"))["EndpointHandler"]
     handler = handler(str(containers / "onnx_container"))
+    values = b"".join(struct.pack(">HHLL", 1000 + number, 7, 20_000, 8) for number in range(200))
+    overlapping = b"MM\0*" + struct.pack(">LH", 8, 200) + values + bytes(20_000)  # all the same bytes
+    profile = PngImagePlugin.PngInfo()
+    profile.add_text("Raw profile type exif", f"\nexif\n{200_000:8}\n{bytes(200_000).hex()}\n", zip=True)
     scans = file_of(Image.new("RGB", (8, 8)), "JPEG").replace(b"\xff\xd9", b"\xff\xda" * 65 + b"\xff\xd9")
     for image in (
         file_of(Image.new("1", (51, 1))),
@@ -124,6 +128,8 @@ def test_handler_refuses_images_above_the_limits_of_the_server(containers):
         Image.new("L", (1, 51)),
         file_of(Image.new("RGB", (8, 8))) + bytes(UPLOAD_LIMITS.max_bytes),
         scans,
+        file_of(Image.new("RGB", (8, 8)), "JPEG", exif=b"Exif\0\0" + overlapping),
+        file_of(Image.new("RGB", (8, 8)), pnginfo=profile),
     ):
         with pytest.raises(ValueError, match=r"\d"):
             handler({"inputs": image})
@@ -244,7 +250,8 @@ def test_folder_has_no_other_files_of_the_artifact(containers):
     for kind, weights in (("onnx", "model.onnx"), ("timm", "model.safetensors")):
         folder = containers / f"{kind}_container"
         assert {path.name for path in folder.iterdir()} == {
-            "Dockerfile", "handler.py", "model", "packages", "requirements.txt", "requirements-server.txt",
+            "Dockerfile", "handler.py", "image_metadata.py", "model", "packages", "requirements.txt",
+            "requirements-server.txt",
         }  # fmt: skip
         assert {path.name for path in (folder / "model").iterdir()} == {
             weights, "config.json", *(["preprocessor_config.json"] * (kind == "onnx")),
