@@ -38,6 +38,7 @@ TRANSPOSED = {
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
+ORIENTED = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")  # keys of `info` with an orientation
 TIFF_WIDTH, TIFF_HEIGHT = 256, 257  # tags of TIFF
 PNG_METADATA = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")  # what Pillow reads an orientation from
 REDUCING_GAP = 2.0  # a JPEG is decoded at this many times the final size at least, as in Pillow's `reducing_gap`
@@ -54,6 +55,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     turn = TRANSPOSED.get(orientation(image))
     if turn is not None:
         image = image.transpose(turn)
+        for key in ORIENTED:  # or the result would be turned again
+            image.info.pop(key, None)
     if image.mode == "F":
         image = _scaled(np.asarray(image))
     elif image.mode.startswith("I"):

@@ -1,7 +1,9 @@
 """Find metadata of an image file that Pillow would copy to many times its size."""
 
 import io
+import itertools
 import os
+import re
 import struct
 from typing import BinaryIO
 
@@ -9,8 +11,10 @@ from typing import BinaryIO
 UNITS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
 TIFF_HEADERS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 SPARE_BYTES = 2**20
+EXIF_HEADER = re.compile(rb"II\*\0|MM\0\*")  # Pillow reads no BigTIFF there
 EXIF = b"Exif\0\0"
 MAX_EXIF_SEGMENTS = 64  # of a JPEG, of 64 KiB each; Pillow copies the earlier ones for each further one
+MAX_EXIF_HEADERS = 16  # in other files, each before up to 65,535 values; photographs have one or two
 MAX_COMMENT_BLOCKS = 4096  # of a GIF, of 255 bytes each; likewise
 MAX_PROFILE = 256 * 1024  # characters of a hexadecimal EXIF profile in a PNG
 
@@ -40,13 +44,11 @@ def excessive_metadata(file: BinaryIO) -> str | None:
     content = file.read()
     if not is_heif and (b"eXIf" if is_png else b"EXIF") not in content:
         return None
-    for header in TIFF_HEADERS:
-        start = content.find(header)
-        while start >= 0:
-            if problem := _check_directory(io.BytesIO(content), start):
-                return problem
-            start = content.find(header, start + 1)
-    return None
+    starts = [match.start() for match in itertools.islice(EXIF_HEADER.finditer(content), MAX_EXIF_HEADERS + 1)]
+    if len(starts) > MAX_EXIF_HEADERS:
+        return f"it has more than {MAX_EXIF_HEADERS} headers of EXIF"
+    problems = (_check_directory(io.BytesIO(content), start) for start in starts)
+    return next(filter(None, problems), None)
 
 
 def _check_directory(file: BinaryIO, start: int) -> str | None:

@@ -112,6 +112,12 @@ def check_cards(source: str, allow_outside: bool, revision: str | None = None) -
     return any(values.get("configs") or values.get("dataset_info") for values in cards.values())
 
 
+def _blobs(root: Path) -> list[str]:
+    """Return the folder that the files of a snapshot in the Hub's cache are links to."""
+    real = Path(os.path.realpath(root))
+    return [str(above.parent / "blobs") for above in real.parents if above.name == "snapshots"][:1]
+
+
 def check_saved(root: Path, allow_outside: bool) -> None:
     """Check that a folder of `Dataset.save_to_disk` refers to no files elsewhere.
 
@@ -122,12 +128,14 @@ def check_saved(root: Path, allow_outside: bool) -> None:
     Raises:
         DataError: a name or link refers to a file outside the folder, or a JSON file has another format.
     """
-    inside = os.path.realpath(root)
+    folders = [os.path.realpath(root), *_blobs(root)]
     for path in root.rglob("*"):
         if not path.is_file() and not path.is_dir():
             raise DataError(f"dataset_name: {path} is a pipe, socket, device or broken link, not a file. Remove it.")
-        if path.is_symlink() and not allow_outside and not Path(os.path.realpath(path)).is_relative_to(inside):
-            raise DataError(f"dataset_name: {path} is a link to {os.path.realpath(path)}, outside {root}. {ALLOW}")
+        if path.is_symlink() and not allow_outside:
+            real = Path(os.path.realpath(path))
+            if not any(real.is_relative_to(folder) for folder in folders):
+                raise DataError(f"dataset_name: {path} is a link to {real}, outside {root}. {ALLOW}")
         if path.name not in STATE_FILES:
             continue
         try:

@@ -1,5 +1,7 @@
 """Freeze the backbone or the first blocks, and keep frozen modules in eval mode."""
 
+from numbers import Integral
+
 import torch
 from timm.models import group_parameters
 from torch import nn
@@ -17,7 +19,7 @@ def freeze(timm_model: nn.Module, part: str | int) -> None:
     Raises:
         ModelError: the network does not have so many blocks, or does not name them, or `part` is another value.
     """
-    if part != "backbone" and not isinstance(part, int):
+    if part != "backbone" and not isinstance(part, Integral):
         raise ModelError(f"freeze: must be backbone or a number of blocks, got {part!r}.")
     if part == "backbone":
         classifier = {id(p) for p in classifier_parameters(timm_model)}

@@ -1,6 +1,7 @@
 """Change the input size of a timm model; switch its dynamic image size."""
 
 import json
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from hfvit.utils.eval_mode import eval_mode
 
 def check_image_size(image_size: Any) -> None:
     """Raise `TypeError` or `ValueError` unless an image size is a positive integer."""
-    if isinstance(image_size, bool) or not isinstance(image_size, int):
+    if isinstance(image_size, bool) or not isinstance(image_size, Integral):
         raise TypeError(f"image_size: must be an integer, both height and width in pixels, got {image_size!r}.")
     if image_size < 1:
         raise ValueError(f"image_size: must be a positive integer, got {image_size}.")

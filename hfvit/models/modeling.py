@@ -235,6 +235,7 @@ class HFViTForImageClassification(
             ValueError: not positive.
         """
         check_image_size(image_size)
+        image_size = int(image_size)  # numpy's are not JSON
         if (image_size, image_size) == self.config.image_size:
             return
         check_patches(self.timm_model, image_size)

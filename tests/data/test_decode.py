@@ -116,6 +116,15 @@ def test_image_size_equals_the_decoded_size(kind, orientation):
     assert np.abs(whole.astype(int) - np.asarray(decode(picture, "train", 0))).max() <= 1
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", [3, 5, 6])
+def test_to_rgb_of_its_own_result_changes_nothing(kind, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    once = decode(encoded(smooth_image(40, 80), kind, exif=exif), "train", 0)
+    np.testing.assert_array_equal(np.asarray(to_rgb(once)), np.asarray(once))
+
+
 def test_image_size_of_a_png_with_its_orientation_behind_the_pixels():
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -61,6 +61,10 @@ def big_tiff(values: int) -> bytes:
     return b"II+\0" + struct.pack("<HHQQ", 8, 0, 16, values) + packed + bytes(1_000_000)
 
 
+def heif(*headers: bytes) -> bytes:
+    return bytes(4) + b"ftypheic" + bytes(8) + b"".join(headers)
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -104,3 +108,14 @@ def test_file_with_large_metadata_is_read(content):
 def test_excessive_metadata_of_a_truncated_file_is_none(content):
     for size in (*range(0, 60), 200, 1000):
         assert excessive_metadata(io.BytesIO(content[:size])) is None
+
+
+def test_excessive_metadata_of_heif_reads_each_directory():
+    assert excessive_metadata(io.BytesIO(heif(directory(1), directory(1)))) is None
+    assert excessive_metadata(io.BytesIO(heif(directory(1), directory(1000))))
+
+
+def test_excessive_metadata_of_heif_limits_its_directories():
+    """All headers can lead to the same large directory, which would be read for each."""
+    assert excessive_metadata(io.BytesIO(heif(*[b"MM\0*"] * 16))) is None
+    assert excessive_metadata(io.BytesIO(heif(*[b"MM\0*"] * 17)))

@@ -182,6 +182,19 @@ def test_saved_dataset_with_a_link_to_files_outside_is_refused(tmp_path, is_fold
     assert len(splits.train) + len(splits.validation) == 20
 
 
+def test_saved_dataset_in_the_cache_of_the_hub_is_read(tmp_path):
+    """Files of a snapshot are links to those in `blobs` beside `snapshots`."""
+    snapshot = tmp_path / "datasets--user--set/snapshots/0123abcd"
+    blobs = tmp_path / "datasets--user--set/blobs"
+    blobs.mkdir(parents=True)
+    datasets.DatasetDict({"train": datasets.Dataset.from_list(rows_of())}).save_to_disk(snapshot)
+    for number, file in enumerate(sorted(path for path in snapshot.rglob("*") if path.is_file())):
+        shutil.move(file, blobs / str(number))
+        file.symlink_to(os.path.relpath(blobs / str(number), file.parent))
+    splits = load_splits(str(snapshot), test_split=None)
+    assert len(splits.train) + len(splits.validation) == 20
+
+
 # ---- Empty bytes beside a path ----
 
 

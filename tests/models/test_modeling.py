@@ -331,6 +331,13 @@ def test_freeze_of_another_value_raises(saved, part):
         model.freeze(part)
 
 
+def test_integers_of_numpy_are_integers(saved, tmp_path):
+    model = HFViTForImageClassification.from_pretrained(saved[0], image_size=np.int64(64))
+    model.freeze(np.int64(1))
+    model.save_pretrained(tmp_path)
+    assert HFViTForImageClassification.from_pretrained(tmp_path).config.image_size == (64, 64)
+
+
 def test_overlapping_patches_take_any_image_size(tmp_path):
     options = {"embed_dims": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1]}
     model = build_model(LABELS, architecture="pvt_v2_b0", image_size=64, timm_kwargs=options).eval()
