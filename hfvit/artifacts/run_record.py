@@ -292,10 +292,10 @@ def _training(args, trainer, best: str | None, metrics: dict[str, Any]) -> Train
 
 def command_line() -> str:
     """Return the command line, without the folder of the program and without tokens."""
-    program = Path(sys.argv[0]).name
-    words = ["hfvit" if program == "__main__.py" else program]  # python -m hfvit
-    if not words[0]:  # an interactive interpreter
+    program = Path(sys.argv[0])
+    if not program.name:  # an interactive interpreter
         return ""
+    words = [program.parent.name if program.name == "__main__.py" else program.name]  # python -m hfvit
     hide = False
     for word in sys.argv[1:]:
         option, _, value = word.partition("=")

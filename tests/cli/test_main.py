@@ -193,8 +193,12 @@ def test_module_runs_as_the_command():
 
 @pytest.mark.parametrize(
     ("words", "expected"),
-    [(["/site-packages/hfvit/__main__.py", "train", "x y"], "hfvit train 'x y'"), ([""], "")],
-    ids=["module", "interactive"],
+    [
+        (["/site-packages/hfvit/__main__.py", "train", "x y"], "hfvit train 'x y'"),
+        (["/home/user/my_tool/__main__.py"], "my_tool"),
+        ([""], ""),
+    ],
+    ids=["module", "other module", "interactive"],
 )
 def test_command_line_of_module_and_interpreter(monkeypatch, words, expected):
     monkeypatch.setattr(sys, "argv", words)
