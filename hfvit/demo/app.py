@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 import torch
@@ -223,12 +224,14 @@ def _serve(gradio, classifier: Classifier, app, host: str, port: int | None, sha
         option = "--port" if port else "--host"
         where = f"{host}:{port}" if port else host
         raise HFViTError(f"{option}: cannot listen on {where} ({one_line(error)}).") from None
-    stopped = threading.Event()
-    previous = {number: signal.signal(number, lambda *_: stopped.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    stopped = SimpleQueue()  # reentrant, unlike an Event, which a second signal could lock for ever
+    previous = {
+        number: signal.signal(number, lambda *_: stopped.put(None)) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         for line in filter(None, (address, tunnel)):
             print(f"{printable(classifier.name)}: {line} (Ctrl-C stops it)", flush=True)
-        stopped.wait()
+        stopped.get()
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
