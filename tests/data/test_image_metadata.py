@@ -1,4 +1,4 @@
-"""Small files whose metadata Pillow would copy to gigabytes, or for hours."""
+"""Small files whose metadata Pillow would copy to gigabytes or for minutes."""
 
 import io
 import struct
