@@ -8,9 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 
 from hfvit.errors import RecipeError, mask_credentials
+from hfvit.recipe.training_args import HFViTTrainingArguments
 from hfvit.utils.credentials import mask_values
 from hfvit.utils.files import expand_user, finite
 
@@ -80,17 +81,14 @@ class _MessageHandler(logging.Handler):
         self.log.write("message", level=record.levelname.lower(), text=mask_credentials(record.getMessage()))
 
 
-def epochs_of(args: TrainingArguments, state: TrainerState) -> float | None:
+def epochs_of(args: HFViTTrainingArguments, state: TrainerState) -> float | None:
     """Return the epochs of a run, None for a stream of unknown length.
 
-    The Trainer's state rounds a fraction of an epoch up.
+    The Trainer's state, which rounds a fraction of an epoch up, is used if the arguments do not have them.
     """
-    if args.max_steps <= 0:
-        return args.num_train_epochs
-    if state.num_train_epochs >= sys.maxsize:
+    if args.max_steps > 0 and state.num_train_epochs >= sys.maxsize:
         return None
-    steps_per_epoch = getattr(args, "steps_per_epoch", None)
-    return args.max_steps / steps_per_epoch if steps_per_epoch else state.num_train_epochs
+    return state.num_train_epochs if args.epochs is None else args.epochs
 
 
 class JsonLogCallback(TrainerCallback):

@@ -19,6 +19,7 @@ from rich.console import Console
 from scipy.stats import binomtest
 
 from hfvit.pipeline import main
+from hfvit.recipe.training_args import HFViTTrainingArguments
 from hfvit.training import display
 from hfvit.training.display import LineProgress, LiveProgress, MessageFilter, TrainingProgress, _is_terminal
 from hfvit.training.json_log import epochs_of
@@ -26,7 +27,7 @@ from hfvit.utils.quiet import quiet_run
 
 IMAGES = 144
 METRICS = {"eval_loss": 0.5, "eval_accuracy": 0.75}
-ARGS = SimpleNamespace(max_steps=-1, num_train_epochs=2.5)
+ARGS = SimpleNamespace(max_steps=-1, epochs=2.5)
 LOADER = SimpleNamespace(dataset=range(IMAGES))
 
 
@@ -194,6 +195,7 @@ def test_quiet_and_verbose_exclude_each_other(recipe, capsys):
 
 
 @pytest.mark.parametrize(("steps", "epochs"), [(20, 1), (30, 1.5)])
-def test_epochs_of_a_run_with_max_steps_are_not_rounded_up(steps, epochs):
-    args = SimpleNamespace(max_steps=steps, num_train_epochs=9, steps_per_epoch=20)
+def test_epochs_of_a_run_with_max_steps_are_not_rounded_up(steps, epochs, tmp_path):
+    args = HFViTTrainingArguments(str(tmp_path), max_steps=steps, num_train_epochs=9, use_cpu=True)
+    args.steps_per_epoch = 20
     assert epochs_of(args, SimpleNamespace(num_train_epochs=math.ceil(epochs))) == epochs
