@@ -519,24 +519,9 @@ def _hold_out_splits(
     Returns:
         The fraction of the training split by role.
     """
-    fractions: dict[str, float] = {}
-    if "validation" not in loaded:
-        fractions["validation"] = data.validation_fraction
-    if local and not local.is_split and "test" not in loaded and "[" not in data.train_split:
-        fractions |= {"test": data.held_out_for_test} if data.held_out_for_test else {}
-    elif data.test_fraction and data.test_split:
-        logger.warning(
-            "test_fraction: ignored, as it applies to local images without splits and a whole train_split only"
-        )
-    if sum(fractions.values()) >= 1:
-        raise RecipeError(
-            "test_fraction: validation_fraction and test_fraction must be below 1 together, got"
-            f" {fractions['validation']:g} and {fractions['test']:g}. Decrease one of them."
-        )
+    fractions = _held_out_fractions(data, local, loaded)
     whole = loaded["train"]
     all_files = files
-    if data.fold is not None and "test" not in fractions:
-        del fractions["validation"]
     for role, fraction in fractions.items():
         train = loaded["train"]
         first, file = _first_rows(files)
@@ -569,6 +554,38 @@ def _hold_out_splits(
             len(loaded.pop("test")),
         )
         del names["test"], fractions["test"]
+    return fractions
+
+
+def _held_out_fractions(
+    data: DataArguments, local: LocalData | None, loaded: Mapping[str, Dataset]
+) -> dict[str, float]:
+    """Return the fraction of the training split to hold out for each role.
+
+    The validation images of a fold are not included.
+
+    Args:
+        data: data options of the recipe.
+        local: local data set. Default: loaded by `datasets`.
+        loaded: splits by role.
+    """
+    fractions: dict[str, float] = {}
+    if "validation" not in loaded:
+        fractions["validation"] = data.validation_fraction
+    if local and not local.is_split and "test" not in loaded and "[" not in data.train_split:
+        if data.held_out_for_test:
+            fractions["test"] = data.held_out_for_test
+    elif data.test_fraction and data.test_split:
+        logger.warning(
+            "test_fraction: ignored, as it applies to local images without splits and a whole train_split only"
+        )
+    if sum(fractions.values()) >= 1:
+        raise RecipeError(
+            "test_fraction: validation_fraction and test_fraction must be below 1 together, got"
+            f" {fractions['validation']:g} and {fractions['test']:g}. Decrease one of them."
+        )
+    if data.fold is not None and "test" not in fractions:
+        del fractions["validation"]
     return fractions
 
 
