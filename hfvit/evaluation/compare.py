@@ -145,27 +145,7 @@ def compare(
     if tta is not None:
         classifiers += [classifier.with_tta(tta) for classifier in classifiers]
     batch_size = classifiers[0].batch_size if batch_size is None else batch_size
-    orders = [_class_order(classifier, split.classes) for classifier in classifiers]
-    tallies = [_tally(classifier, order, split) for classifier, order in zip(classifiers, orders, strict=True)]
-    keys = [classifier.preprocessing for classifier in classifiers]
-    # disable=None: tqdm draws on a terminal only, not in a log.
-    with tqdm(total=len(split), unit="image", desc="validate", disable=None if show_progress else True) as bar:
-        by_key = dict(zip(keys, classifiers, strict=True))  # classifiers with equal preprocessing share it
-
-        def prepare(row: int) -> dict[str, PreparedImage]:
-            (image,) = split.images([row])
-            return {key: classifier.prepare_image(image) for key, classifier in by_key.items()}
-
-        prepared = map_in_threads(prepare, range(len(split)), 2 * batch_size)
-        for rows in batched(range(len(split)), batch_size):
-            images = list(islice(prepared, len(rows)))
-            inputs = {key: classifier.collate([image[key] for image in images]) for key, classifier in by_key.items()}
-            expected = None
-            for classifier, key, order, tally in zip(classifiers, keys, orders, tallies, strict=True):
-                logits = classifier.run(inputs[key])[:, order]
-                expected = logits if expected is None else expected
-                tally.add(logits, expected, split.labels[rows])
-            bar.update(len(rows))
+    tallies = _tally_all(classifiers, split, batch_size, show_progress)
     first = list(split.images(range(min(batch_size, len(split)))))
     speeds = measure_speed(classifiers, [first[index % len(first)] for index in range(batch_size)])
     limits = GateLimits(max_accuracy_drop=max_accuracy_drop, min_agreement=min_agreement)
@@ -203,6 +183,41 @@ def compare(
         artifacts=rows,
     )
     return Comparison(gate)
+
+
+def _tally_all(
+    classifiers: Sequence[Classifier], split: EvaluationSplit, batch_size: int, show_progress: bool
+) -> "list[_Tally | _LabelTally]":
+    """Count the answers of all artifacts in one pass over the images.
+
+    Args:
+        classifiers: classifiers of the artifacts, the reference first.
+        split: labeled images.
+        batch_size: images per batch.
+        show_progress: show a progress bar on a terminal.
+    """
+    orders = [_class_order(classifier, split.classes) for classifier in classifiers]
+    tallies = [_tally(classifier, order, split) for classifier, order in zip(classifiers, orders, strict=True)]
+    keys = [classifier.preprocessing for classifier in classifiers]
+    by_key = dict(zip(keys, classifiers, strict=True))  # classifiers with equal preprocessing share it
+
+    def prepare(row: int) -> dict[str, PreparedImage]:
+        (image,) = split.images([row])
+        return {key: classifier.prepare_image(image) for key, classifier in by_key.items()}
+
+    # disable=None: tqdm draws on a terminal only, not in a log.
+    with tqdm(total=len(split), unit="image", desc="validate", disable=None if show_progress else True) as bar:
+        prepared = map_in_threads(prepare, range(len(split)), 2 * batch_size)
+        for rows in batched(range(len(split)), batch_size):
+            images = list(islice(prepared, len(rows)))
+            inputs = {key: classifier.collate([image[key] for image in images]) for key, classifier in by_key.items()}
+            expected = None
+            for classifier, key, order, tally in zip(classifiers, keys, orders, tallies, strict=True):
+                logits = classifier.run(inputs[key])[:, order]
+                expected = logits if expected is None else expected
+                tally.add(logits, expected, split.labels[rows])
+            bar.update(len(rows))
+    return tallies
 
 
 def _load_all(artifacts, device: str | None, threads: int | None, providers: Providers | None) -> list[Classifier]:
@@ -409,15 +424,7 @@ def measure_speed(classifiers: Sequence[Classifier], images: list) -> list[dict]
     for _ in range(ROUNDS):
         for classifier, seconds_by_size in zip(classifiers, seconds, strict=True):
             for size, times in seconds_by_size.items():
-                prepared = classifier.prepare(images[:size])
-                classifier.run(prepared)  # warm-up
-                end = time.perf_counter() + ROUND_SECONDS
-                for _ in range(CALLS):
-                    start = time.perf_counter()
-                    classifier.run(prepared)
-                    times.append(time.perf_counter() - start)
-                    if time.perf_counter() > end:
-                        break
+                times += _time_calls(classifier, images[:size])
     return [
         {
             "latency_ms_p50": 1000 * float(np.percentile(seconds_by_size[1], 50)),
@@ -426,6 +433,21 @@ def measure_speed(classifiers: Sequence[Classifier], images: list) -> list[dict]
         }
         for seconds_by_size in seconds
     ]
+
+
+def _time_calls(classifier: Classifier, images: list) -> list[float]:
+    """Return the seconds of each call in a round of measurements."""
+    prepared = classifier.prepare(images)
+    classifier.run(prepared)  # warm-up
+    times: list[float] = []
+    end = time.perf_counter() + ROUND_SECONDS
+    for _ in range(CALLS):
+        start = time.perf_counter()
+        classifier.run(prepared)
+        times.append(time.perf_counter() - start)
+        if time.perf_counter() > end:
+            break
+    return times
 
 
 def _class_order(classifier: Classifier, classes: list[str]) -> list[int]:

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -109,11 +110,10 @@ def embed_files(
             readable = [item.name for item in batch if item.image]
             if readable:
                 is_finite = np.isfinite(features).all(axis=1)
-                for name, keep in zip(readable, is_finite, strict=True):
-                    if not keep:
-                        errors[name] = mask_credentials(f"{name}: the features are NaN or infinite.")
-                kept = [name for name, keep in zip(readable, is_finite, strict=True) if keep]
-                pending.append(([printable(mask_credentials(name)) for name in kept], features[is_finite]))
+                for name in compress(readable, ~is_finite):
+                    errors[name] = mask_credentials(f"{name}: the features are NaN or infinite.")
+                kept = [printable(mask_credentials(name)) for name in compress(readable, is_finite)]
+                pending.append((kept, features[is_finite]))
             if sum(len(found) for _, found in pending) >= ROWS_PER_GROUP:
                 write(writer)
             bar.update(len(batch))
