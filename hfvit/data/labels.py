@@ -51,6 +51,10 @@ class SingleLabel:
         """Return the label of each row, not encoded."""
         return column_values(split, self.name)
 
+    def type_of(self, features: datasets.Features) -> Any:
+        """Return the type of a label."""
+        return features[self.name]
+
     def is_unlabeled(self, values: list) -> bool:
         """Return whether no row has a label."""
         return all(value in (None, -1, "") for value in values)
@@ -303,6 +307,46 @@ def encode_labels(
     if len(set(labels)) != len(labels):
         raise DataError("label_column: two classes have the same name. Rename one of them.")
     return labels, encoded
+
+
+def as_in_training(values: list, own: Any, train: Any, name: str) -> list:
+    """Convert labels of a split to the type of those of the training split.
+
+    Splits that were written one by one can have the classes in another order, or names in place of indices.
+
+    Args:
+        values: label of each row, or list of labels.
+        own: type of a label in the split.
+        train: type of a label in the training split.
+        name: name of the split, for messages.
+
+    Raises:
+        DataError: a class of the split is none of the training split.
+    """
+    kinds = [isinstance(feature, ClassLabel) or getattr(feature, "dtype", None) for feature in (own, train)]
+    if own == train or True not in kinds or not all(kind in (True, "string", "large_string") for kind in kinds):
+        return values
+    known = {normalized(label): index for index, label in enumerate(train.names)} if kinds[1] is True else {}
+    unknown = set()
+
+    def convert(value: Any) -> Any:
+        if value in (None, -1, ""):
+            return value
+        if kinds[0] is True:
+            value = own.names[value] if 0 <= value < len(own.names) else str(value)
+        if kinds[1] is not True:
+            return value
+        if normalized(value) not in known:
+            unknown.add(value)
+        return known.get(normalized(value), -1)
+
+    converted = [list(map(convert, value)) if isinstance(value, list) else convert(value) for value in values]
+    if unknown:
+        raise DataError(
+            f"label_column: the classes of split '{name}' differ from those of the training split"
+            f" ({shortened(sorted(unknown))})."
+        )
+    return converted
 
 
 def _whole(values: list, name: str, row_of: Callable[[int], int]) -> list:

@@ -109,6 +109,12 @@ class MultiLabel:
             return split[self.columns[0]][:]
         return [list(row) for row in zip(*(column_values(split, column) for column in self.columns), strict=True)]
 
+    def type_of(self, features: Features) -> Any:
+        """Return the type of a label, None for 0/1 columns."""
+        if len(self.columns) > 1:
+            return None
+        return list_item(features[self.columns[0]]) or features[self.columns[0]]
+
     def is_unlabeled(self, values: list) -> bool:
         """Return whether no row has a label."""
         empty = (None, -1, [], "")

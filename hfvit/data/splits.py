@@ -18,6 +18,7 @@ from hfvit.data.decode import unreadable_rows
 from hfvit.data.folders import BAD_IMAGE, canonical_split, no_split_error
 from hfvit.data.labels import (
     SingleLabel,
+    as_in_training,
     check_column,
     class_counts,
     is_constant,
@@ -300,6 +301,7 @@ def load_whole_splits(data: DataArguments, seed: int = 42, local: LocalData | No
 
     raw_labels = {role: kind.read(split) for role, split in loaded.items()}
     _drop_unlabeled(data, names, raw_labels, loaded, kind)
+    raw_labels = labels_as_in_training(kind, raw_labels, loaded, names)
     labels, targets = kind.encode(features, raw_labels, names, read_class_names(data))
     commit = dataset_commit(file["filename"] for file in loaded["train"].cache_files)
     loaded = {role: standardize(split, image_column, targets[role], text_column) for role, split in loaded.items()}
@@ -461,6 +463,27 @@ def _drop_unlabeled(
             logger.warning("%s: split '%s' has no labels and is not used", role, names[role])
             for known in (names, raw_labels, loaded):
                 del known[role]
+
+
+def labels_as_in_training(
+    kind: SingleLabel | MultiLabel,
+    raw_labels: Mapping[str, list],
+    loaded: Mapping[str, Dataset | IterableDataset],
+    names: Mapping[str, str],
+) -> dict[str, list]:
+    """Convert the labels of all splits to the type of those of `train`, see `as_in_training`.
+
+    Args:
+        kind: labels from `find_labels`.
+        raw_labels: labels by role.
+        loaded: splits by role.
+        names: names of the splits by role, for messages.
+    """
+    train = kind.type_of(loaded["train"].features)
+    return {
+        role: as_in_training(values, kind.type_of(loaded[role].features), train, names[role])
+        for role, values in raw_labels.items()
+    }
 
 
 def _left_out(local: LocalData | None, name: str) -> dict[str, int]:
