@@ -1,6 +1,7 @@
 """Read images from zip and tar archives: class folders, and WebDataset shards."""
 
 import json
+import logging
 import lzma
 import os
 import stat
@@ -24,6 +25,7 @@ TEXT = Value("string")
 ARCHIVE_ERRORS = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, tarfile.TarError, zlib.error,
                   lzma.LZMAError, NotImplementedError)  # fmt: skip
 
+logger = logging.getLogger(__name__)
 
 # Headers that Python reads into memory, whatever their size: long names, and further fields of the next member.
 EXTENDED_HEADERS = (
@@ -50,6 +52,14 @@ class _Header(tarfile.TarInfo):
         if header.type in EXTENDED_HEADERS and header.size > MAX_HEADER_BYTES:
             raise tarfile.ReadError(f"a header has {header.size:,} bytes, more than the limit of {MAX_HEADER_BYTES:,}")
         return header
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> "_Header":
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EmptyHeaderError:  # the file ends where a header could follow
+            archive.has_end = False
+            raise
 
 
 class Member(NamedTuple):
@@ -91,6 +101,8 @@ def read_members(archive: str, wanted: set[str] | None = None) -> Iterator[Membe
                     if read:
                         DEFAULT_LIMITS.check_bytes(info.size)
                     yield Member(info.name, info.size, file.extractfile(info).read() if read else None)
+                if not getattr(file, "has_end", True):
+                    logger.warning("%s has no end mark. It may be incomplete, from an interrupted copy", archive)
     except ARCHIVE_ERRORS as error:
         raise DataError(
             f"dataset_name: the archive {archive} cannot be read ({type(error).__name__}: {one_line(error)})."

@@ -126,6 +126,21 @@ def test_load_splits_of_a_tar_with_a_damaged_header_is_an_error(tmp_path, damage
         load_splits(str(tmp_path / "set.tar"))
 
 
+def test_load_splits_of_a_tar_that_ends_between_members_is_reported(tmp_path, caplog):
+    """`tarfile` and GNU tar take it for complete."""
+    with tarfile.open(tmp_path / "set.tar", "w") as archive:
+        for name in (f"{label}/{number}.png" for label in "ab" for number in range(9)):
+            info = tarfile.TarInfo(name)
+            info.size = len(image_bytes())
+            archive.addfile(info, io.BytesIO(image_bytes()))
+            end = archive.offset
+    load_splits(str(tmp_path / "set.tar"))
+    assert not [record for record in caplog.records if record.name == "hfvit.data.archives"]
+    os.truncate(tmp_path / "set.tar", end)
+    load_splits(str(tmp_path / "set.tar"))
+    assert any("set.tar" in record.getMessage() for record in caplog.records if record.name == "hfvit.data.archives")
+
+
 LABELS = {
     "cls": lambda n: {"cls": str(n % 3).encode()},
     "names": lambda n: {"cls": ("cow", "ant", "bee")[n % 3].encode()},
