@@ -32,6 +32,7 @@ EXTENDED_HEADERS = (
     tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK
 )  # fmt: skip
 MAX_HEADER_BYTES = 2**20
+PADDING = 2**16  # bytes after the end mark of a tar that are searched for other data; tools write up to 10,240 zeros
 # Compression of zip members that is undone at most up to the size of the member.
 ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
@@ -103,6 +104,8 @@ def read_members(archive: str, wanted: set[str] | None = None) -> Iterator[Membe
                     yield Member(info.name, info.size, file.extractfile(info).read() if read else None)
                 if not getattr(file, "has_end", True):
                     logger.warning("%s has no end mark. It may be incomplete, from an interrupted copy", archive)
+                elif file.fileobj.read(PADDING).strip(b"\0"):
+                    logger.warning("%s has data after its end mark, which is not read, as in joined archives", archive)
     except ARCHIVE_ERRORS as error:
         raise DataError(
             f"dataset_name: the archive {archive} cannot be read ({type(error).__name__}: {one_line(error)})."

@@ -1,5 +1,6 @@
 """Zip and tar archives of class folders, and WebDataset shards."""
 
+import gzip
 import io
 import json
 import os
@@ -126,7 +127,9 @@ def test_load_splits_of_a_tar_with_a_damaged_header_is_an_error(tmp_path, damage
         load_splits(str(tmp_path / "set.tar"))
 
 
-def test_load_splits_of_a_tar_that_ends_between_members_is_reported(tmp_path, caplog):
+@pytest.mark.parametrize("extension", ["tar", "tar.gz"])
+@pytest.mark.parametrize("damage", ["cut", "joined"])
+def test_load_splits_of_a_tar_that_is_cut_between_members_or_joined_is_reported(tmp_path, caplog, extension, damage):
     """`tarfile` and GNU tar take it for complete."""
     with tarfile.open(tmp_path / "set.tar", "w") as archive:
         for name in (f"{label}/{number}.png" for label in "ab" for number in range(9)):
@@ -136,9 +139,12 @@ def test_load_splits_of_a_tar_that_ends_between_members_is_reported(tmp_path, ca
             end = archive.offset
     load_splits(str(tmp_path / "set.tar"))
     assert not [record for record in caplog.records if record.name == "hfvit.data.archives"]
-    os.truncate(tmp_path / "set.tar", end)
-    load_splits(str(tmp_path / "set.tar"))
-    assert any("set.tar" in record.getMessage() for record in caplog.records if record.name == "hfvit.data.archives")
+    content = (tmp_path / "set.tar").read_bytes()
+    content = content[:end] if damage == "cut" else content * 2
+    file = tmp_path / f"damaged.{extension}"
+    file.write_bytes(gzip.compress(content) if extension == "tar.gz" else content)
+    load_splits(str(file))
+    assert any(file.name in record.getMessage() for record in caplog.records if record.name == "hfvit.data.archives")
 
 
 LABELS = {
