@@ -12,6 +12,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, IterableDataset, Value
 
 from hfvit.errors import DataError, nearest, one_line
@@ -206,6 +207,20 @@ def joined_labels(labels: Sequence[str]) -> str | None:
         joined = [label for label, some in parts.items() if len(some) > 1]
         if joined and all(counts[part] > 1 for label in joined for part in parts[label]):
             return joined[0]
+    return None
+
+
+def similar_names(labels: Sequence[str]) -> tuple[str, str] | None:
+    """Return two class names that differ in case or spaces only, None without any.
+
+    Single letters in both cases are different classes, as in data sets of handwriting.
+    """
+    seen: dict[str, str] = {}
+    for label in labels:
+        key = "".join(label.casefold().split())
+        other = seen.setdefault(key, label)
+        if other != label and len(key) > 1:
+            return other, label
     return None
 
 
@@ -431,6 +446,8 @@ def read_column(split: Dataset, name: str) -> pa.ChunkedArray:
 def column_values(split: Dataset, name: str) -> list:
     """Return the values of a column as Python objects."""
     column = read_column(split, name)
+    if pa.types.is_floating(column.type):  # pandas writes a missing label as NaN
+        column = pc.if_else(pc.is_nan(column), None, column)
     if pa.types.is_integer(column.type) and not column.null_count:
         return column.to_numpy().tolist()
     return column.to_pylist()

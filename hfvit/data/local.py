@@ -439,11 +439,11 @@ def _metadata_texts(data: DataArguments, metadata: list[File]) -> dict[str, dict
         column = image_column_of(table.features, data.image_column)
         if column is None:
             raise DataError(
-                f"image_column: {metadata[0].name} has no column file_name (found: {', '.join(table.features)})."
+                f"image_column: {metadata[0].name} has no column file_name (found: {shortened([*table.features])})."
             )
         if column not in table.features:
             raise DataError(
-                f"image_column: must be a column of {metadata[0].name} (found: {', '.join(table.features)}), got"
+                f"image_column: must be a column of {metadata[0].name} (found: {shortened([*table.features])}), got"
                 f" '{column}'.{nearest(column, table.features)}"
             )
         paths = []
@@ -619,7 +619,7 @@ def _table(data: DataArguments, files: list[File], split: str) -> Dataset:
         if column is None:
             raise DataError(
                 f"image_column: cannot find the column of images or paths in {files[0].path}, which has"
-                f" {', '.join(table.features)}. Pass --image_column."
+                f" {shortened([*table.features])}. Pass --image_column."
             )
         parts.append(as_images(table, column, split, folder, data.allow_outside_paths))
     try:

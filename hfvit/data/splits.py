@@ -24,6 +24,7 @@ from hfvit.data.labels import (
     is_constant,
     read_class_names,
     read_column,
+    similar_names,
     targets_of,
 )
 from hfvit.data.local import LocalData, open_local
@@ -46,7 +47,7 @@ def find_image_column(features: datasets.Features) -> str:
     found = [name for name, feature in features.items() if isinstance(feature, Image)]
     if len(found) == 1:
         return found[0]
-    problem = f"several image columns ({', '.join(found)})" if found else f"no image column ({', '.join(features)})"
+    problem = f"several image columns ({', '.join(found)})" if found else f"no image column ({shortened([*features])})"
     raise DataError(f"image_column: the data set has {problem}. Pass the one to use.")
 
 
@@ -68,7 +69,9 @@ def find_label_column(features: datasets.Features) -> str:
     preferred = usual_columns(found, LABEL_NAMES)
     if len(found) == 1 or preferred:
         return (preferred or found)[0]
-    problem = f"several label columns ({', '.join(found)})" if found else f"no label column ({', '.join(features)})"
+    typed = [f"{name}: {features[name]}" for name in usual_columns(features, LABEL_NAMES)]
+    others = shortened(typed or [*features])
+    problem = f"several label columns ({', '.join(found)})" if found else f"no label column ({others})"
     raise DataError(f"label_column: the data set has {problem}. Pass the one to use.")
 
 
@@ -696,8 +699,10 @@ def _file_name(split: Dataset, row: int) -> str:
 
 
 def warn_about_sizes(splits: ImageSplits) -> None:
-    """Warn about few validation images and about classes without images."""
+    """Warn about few validation images, classes without images, and similar names."""
     labels = splits.labels
+    if similar := similar_names(labels):
+        logger.warning("train: the classes %r and %r differ in case or spaces only", *similar)
     counts = {role: class_counts(targets_of(splits[role]), len(labels)) for role in splits.sources}
     if "train" in counts:
         missing = [labels[index] for index in np.flatnonzero(counts["train"] == 0)]

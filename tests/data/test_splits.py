@@ -93,6 +93,16 @@ def test_load_splits_of_lists_with_other_class_indices_matches_names(tmp_path):
     assert load_splits(name).test["label"][:] == [[0, 0, 1], [1, 0, 1], [0, 0, 0]]
 
 
+def test_load_splits_of_nan_labels_counts_them_as_missing(tmp_path):
+    labels = [0.0, 1.0, np.nan, 2.0, np.nan]
+    name = save(tmp_path, train=make_split(labels, {"label": Value("float64")}))
+    with pytest.raises(DataError, match=r"row 2\b.*\b2 such rows"):
+        load_splits(name)
+    unlabeled = make_split([np.nan] * 3, {"label": Value("float64")})
+    name = save(tmp_path, train=make_split([0.0, 1.0] * 9, {"label": Value("float64")}), test=unlabeled)
+    assert load_splits(name).test is None
+
+
 def test_load_splits_of_a_split_with_unknown_classes_names_it(tmp_path):
     cats = make_split([0, 1, 0], {"label": ClassLabel(names=["cat", "fish"])})
     name = save(tmp_path, train=make_split([0, 1, 2] * 5), test=cats)
