@@ -15,7 +15,7 @@ EXIT_CODES = {
     0: "done",
     1: "`hfvit predict`, `hfvit embed`, `hfvit inspect`: some images could not be read",
     2: "error in the command line, recipe, data or model, found before long work",
-    3: "NaN or infinite loss or gradient",
+    3: "NaN or infinite loss, gradient or logits",
     4: "`hfvit validate`, `hfvit verify` or an export: accuracy below the limit",
     5: "the Hub could not be reached, or refused",
     6: "out of memory with one image, or with several processes after the first step",
@@ -50,7 +50,7 @@ class ModelError(HFViTError):
 
 
 class NonFiniteLossError(HFViTError):
-    """NaN or infinite loss during training."""
+    """NaN or infinite loss or logits."""
 
     exit_code = 3
 

@@ -92,7 +92,7 @@ def train(
         RecipeError: the recipe is invalid; nothing was trained.
         DataError: the data is unusable; nothing was trained.
         ModelError: the model is unusable; nothing was trained.
-        NonFiniteLossError: the loss is NaN or infinite.
+        NonFiniteLossError: the loss, or a logit of the final evaluation, is NaN or infinite.
         OutOfMemoryError: a single image does not fit into memory.
         StorageError: a checkpoint cannot be written.
         InterruptedRunError: the run was stopped by a signal and saved.

@@ -32,7 +32,7 @@ from hfvit.data.labels import read_column
 from hfvit.data.local import data_root, image_file
 from hfvit.data.splits import ImageSplits, warn_about_sizes
 from hfvit.data.starting_recipe import STARTING_RECIPE, find_and_load
-from hfvit.errors import HubError, printable, printable_lines
+from hfvit.errors import HubError, NonFiniteLossError, printable, printable_lines
 from hfvit.evaluation.examples import ClassAnswers, Examples, LabelAnswers, answers_of
 from hfvit.evaluation.predictions import write_predictions
 from hfvit.finetuning.factory import FineTuning, build_trainer, prepare_finetuning
@@ -362,7 +362,11 @@ class Evaluation:
 
 
 def evaluate_splits(prepared: PreparedRun, display: Display) -> Evaluation:
-    """Predict the validation and test splits once, after all selection."""
+    """Predict the validation and test splits once, after all selection.
+
+    Raises:
+        NonFiniteLossError: logits are NaN or infinite.
+    """
     trainer, datasets = prepared.trainer, prepared.datasets
     trainer.compute_metrics = None  # computed below
     results = {}
@@ -373,7 +377,13 @@ def evaluate_splits(prepared: PreparedRun, display: Display) -> Evaluation:
             results[role] = prediction.predictions, prediction.label_ids
     thresholds = trainer.task.fit_thresholds(results)
     labels = prepared.splits.labels
-    metrics = {role: trainer.task.metrics(*result, labels, thresholds) for role, result in results.items()}
+    metrics = {}
+    for role, result in results.items():
+        try:
+            metrics[role] = trainer.task.metrics(*result, labels, thresholds)
+        except NonFiniteLossError as error:
+            saved = f" The last checkpoint is {trainer.last_checkpoint}." if trainer.last_checkpoint else ""
+            raise NonFiniteLossError(f"{role}: {error}{saved}") from None
     return Evaluation(results, metrics, thresholds)
 
 

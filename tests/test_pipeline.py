@@ -318,6 +318,19 @@ def test_failed_report_keeps_model_and_checkpoints(recipe, tmp_path, monkeypatch
     assert list((tmp_path / "out").glob("checkpoint-*"))
 
 
+def test_evaluation_with_nan_logits_is_one_error(recipe, tmp_path, capsys):
+    class Damage(TrainerCallback):
+        def on_train_end(self, args, state, control, model=None, **kwargs):
+            with torch.no_grad():
+                model.timm_model.get_classifier().bias[0] = torch.nan
+
+    assert run(lambda: main([str(recipe), "--max_steps", "2"], [Damage()])) == 3
+    error = capsys.readouterr().err
+    assert "hfvit: error: validation: " in error
+    assert "Traceback" not in error
+    assert list((tmp_path / "out").glob("checkpoint-*"))
+
+
 def test_run_json_is_written_atomically(tmp_path):
     record = make_record()
     record.save(tmp_path)

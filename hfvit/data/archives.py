@@ -1,6 +1,7 @@
 """Read images from zip and tar archives: class folders, and WebDataset shards."""
 
 import json
+import logging
 import lzma
 import os
 import stat
@@ -25,12 +26,14 @@ TEXT = Value("string")
 ARCHIVE_ERRORS = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, tarfile.TarError, zlib.error,
                   lzma.LZMAError, NotImplementedError)  # fmt: skip
 
+logger = logging.getLogger(__name__)
 
 # Headers that Python reads into memory, whatever their size: long names, and further fields of the next member.
 EXTENDED_HEADERS = (
     tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK
 )  # fmt: skip
 MAX_HEADER_BYTES = 2**20
+PADDING = 2**16  # bytes after the end mark of a tar that are searched for other data; tools write up to 10,240 zeros
 # Compression of zip members that is undone at most up to the size of the member.
 ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
@@ -51,6 +54,14 @@ class _Header(tarfile.TarInfo):
         if header.type in EXTENDED_HEADERS and header.size > MAX_HEADER_BYTES:
             raise tarfile.ReadError(f"a header has {header.size:,} bytes, more than the limit of {MAX_HEADER_BYTES:,}")
         return header
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> "_Header":
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EmptyHeaderError:  # the file ends where a header could follow
+            archive.has_end = False
+            raise
 
 
 class Member(NamedTuple):
@@ -101,6 +112,10 @@ def _tar_members(archive: str, wanted: set[str] | None) -> Iterator[Member]:
                 DEFAULT_LIMITS.check_bytes(info.size)
                 content = file.extractfile(info).read()
             yield Member(info.name, info.size, content)
+        if not getattr(file, "has_end", True):
+            logger.warning("%s has no end mark. It may be incomplete, from an interrupted copy", archive)
+        elif file.fileobj.read(PADDING).strip(b"\0"):
+            logger.warning("%s has data after its end mark, which is not read, as in joined archives", archive)
 
 
 def _read_zipped(file: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:

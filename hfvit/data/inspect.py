@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from hfvit.artifacts.json_record import OPTIONAL, Record
 from hfvit.data.decode import to_rgb, upright_size
 from hfvit.data.duplicates import groups_of, near_pairs, perceptual_hashes, reduce_image, thumbnails
-from hfvit.data.labels import class_counts, targets_of
+from hfvit.data.labels import class_counts, similar_names, targets_of
 from hfvit.data.local import LocalData, data_root, image_file
 from hfvit.data.open_image import image_error_reason, open_image
 from hfvit.data.splits import DIGITS, FEW_VALIDATION_IMAGES, ImageSplits, load_whole_splits, open_source, split_names
@@ -533,6 +533,8 @@ def _add_size_findings(inspection: Inspection) -> None:
 def _add_class_findings(inspection: Inspection) -> None:
     warnings = inspection.warnings
     train = inspection.splits["train"].classes
+    if similar := similar_names(inspection.labels):
+        warnings.append("The classes {!r} and {!r} differ in case or spaces only.".format(*similar))
     for role, split in inspection.splits.items():
         missing = [label for label, count in split.classes.items() if not count]
         if missing:

@@ -12,6 +12,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, IterableDataset, Value
 
 from hfvit.errors import DataError, nearest, one_line
@@ -50,6 +51,10 @@ class SingleLabel:
     def read(self, split: Dataset) -> list:
         """Return the label of each row, not encoded."""
         return column_values(split, self.name)
+
+    def type_of(self, features: datasets.Features) -> Any:
+        """Return the type of a label."""
+        return features[self.name]
 
     def is_unlabeled(self, values: list) -> bool:
         """Return whether no row has a label."""
@@ -205,6 +210,20 @@ def joined_labels(labels: Sequence[str]) -> str | None:
     return None
 
 
+def similar_names(labels: Sequence[str]) -> tuple[str, str] | None:
+    """Return two class names that differ in case or spaces only, None without any.
+
+    Single letters in both cases are different classes, as in data sets of handwriting.
+    """
+    seen: dict[str, str] = {}
+    for label in labels:
+        key = "".join(label.casefold().split())
+        other = seen.setdefault(key, label)
+        if other != label and len(key) > 1:
+            return other, label
+    return None
+
+
 def check_column(split: Dataset | IterableDataset, name: str, key: str, column: str) -> None:
     """Raise `DataError` if a split does not have a column.
 
@@ -313,6 +332,46 @@ def _encode_plain(
     return class_names, encoded
 
 
+def as_in_training(values: list, own: Any, train: Any, name: str) -> list:
+    """Convert labels of a split to the type of those of the training split.
+
+    Splits that were written one by one can have the classes in another order, or names in place of indices.
+
+    Args:
+        values: label of each row, or list of labels.
+        own: type of a label in the split.
+        train: type of a label in the training split.
+        name: name of the split, for messages.
+
+    Raises:
+        DataError: a class of the split is none of the training split.
+    """
+    kinds = [isinstance(feature, ClassLabel) or getattr(feature, "dtype", None) for feature in (own, train)]
+    if own == train or True not in kinds or not all(kind in (True, "string", "large_string") for kind in kinds):
+        return values
+    known = {normalized(label): index for index, label in enumerate(train.names)} if kinds[1] is True else {}
+    unknown = set()
+
+    def convert(value: Any) -> Any:
+        if value in (None, -1, ""):
+            return value
+        if kinds[0] is True:
+            value = own.names[value] if 0 <= value < len(own.names) else str(value)
+        if kinds[1] is not True:
+            return value
+        if normalized(value) not in known:
+            unknown.add(value)
+        return known.get(normalized(value), -1)
+
+    converted = [list(map(convert, value)) if isinstance(value, list) else convert(value) for value in values]
+    if unknown:
+        raise DataError(
+            f"label_column: the classes of split '{name}' differ from those of the training split"
+            f" ({shortened(sorted(unknown))})."
+        )
+    return converted
+
+
 def _whole(values: list, name: str, row_of: Callable[[int], int]) -> list:
     """Convert floats to integers."""
     if not any(isinstance(value, float) for value in values):
@@ -395,6 +454,8 @@ def read_column(split: Dataset, name: str) -> pa.ChunkedArray:
 def column_values(split: Dataset, name: str) -> list:
     """Return the values of a column as Python objects."""
     column = read_column(split, name)
+    if pa.types.is_floating(column.type):  # pandas writes a missing label as NaN
+        column = pc.if_else(pc.is_nan(column), None, column)
     if pa.types.is_integer(column.type) and not column.null_count:
         return column.to_numpy().tolist()
     return column.to_pylist()

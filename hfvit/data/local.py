@@ -43,6 +43,7 @@ from hfvit.data.tables import (
     LABEL_NAMES,
     UNDECODED,
     as_images,
+    check_class_names,
     data_files,
     fingerprint,
     image_column_of,
@@ -55,7 +56,7 @@ from hfvit.data.tables import (
     unreadable,
     usual_columns,
 )
-from hfvit.errors import DataError, nearest, one_line
+from hfvit.errors import DataError, HFViTError, nearest, one_line
 from hfvit.recipe.arguments import DataArguments
 from hfvit.utils.files import expand_user
 from hfvit.utils.formatting import shortened
@@ -148,7 +149,10 @@ class LocalData:
             except ValueError as error:
                 raise DataError(f"{option}: '{split}' is not a split ({one_line(error)}).") from None
             slices = [self._loaded[i.splitname].select(range(i.from_, i.to)) for i in instructions]
-            dataset = datasets.concatenate_datasets(slices)
+            try:
+                dataset = datasets.concatenate_datasets(slices)
+            except ValueError as error:
+                raise DataError(f"{option}: the splits of '{split}' differ ({one_line(error)}).") from None
         if len(dataset) == 0:
             raise DataError(f"{option}: split '{split}' of {self.name} is empty.")
         return dataset
@@ -434,11 +438,11 @@ def _metadata_texts(data: DataArguments, metadata: list[File]) -> dict[str, dict
         column = image_column_of(table.features, data.image_column)
         if column is None:
             raise DataError(
-                f"image_column: {metadata[0].name} has no column file_name (found: {', '.join(table.features)})."
+                f"image_column: {metadata[0].name} has no column file_name (found: {shortened([*table.features])})."
             )
         if column not in table.features:
             raise DataError(
-                f"image_column: must be a column of {metadata[0].name} (found: {', '.join(table.features)}), got"
+                f"image_column: must be a column of {metadata[0].name} (found: {shortened([*table.features])}), got"
                 f" '{column}'.{nearest(column, table.features)}"
             )
         paths = []
@@ -614,7 +618,7 @@ def _table(data: DataArguments, files: list[File], split: str) -> Dataset:
         if column is None:
             raise DataError(
                 f"image_column: cannot find the column of images or paths in {files[0].path}, which has"
-                f" {', '.join(table.features)}. Pass --image_column."
+                f" {shortened([*table.features])}. Pass --image_column."
             )
         parts.append(as_images(table, column, split, folder, data.allow_outside_paths))
     try:
@@ -646,8 +650,11 @@ def _table_stream(data: DataArguments, files: list[File], split: str) -> Iterabl
         table = _table(data, files, split)
         return table.to_iterable_dataset(min(STREAM_SHARDS, len(table)))
     try:
+        check_class_names(files, data.label_columns)
         builder = datasets.load_dataset_builder(kind, data_files=data_files(files, split))
         stream = builder.as_streaming_dataset(split=split)
+    except HFViTError:
+        raise
     except Exception as error:
         raise DataError(unreadable(files, error)) from error
     if stream.features is None:

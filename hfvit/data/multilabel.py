@@ -92,6 +92,11 @@ class MultiLabel:
                 raise DataError(
                     f"label_column: column '{self.columns[0]}' of split '{name}' must have labels, got {kind}."
                 )
+            if self.separator and not isinstance(kind, Value):
+                raise DataError(
+                    f"label_separator: column '{self.columns[0]}' of split '{name}' must have strings, got {kind}."
+                    " Omit it."
+                )
         for column, kind in zip(self.columns, kinds, strict=True):
             if len(kinds) > 1 and not (isinstance(kind, Value) and kind.dtype.startswith((*FLAG_TYPES, "null"))):
                 raise DataError(
@@ -108,6 +113,12 @@ class MultiLabel:
         if len(self.columns) == 1:
             return split[self.columns[0]][:]
         return [list(row) for row in zip(*(column_values(split, column) for column in self.columns), strict=True)]
+
+    def type_of(self, features: Features) -> Any:
+        """Return the type of a label, None for 0/1 columns."""
+        if len(self.columns) > 1:
+            return None
+        return list_item(features[self.columns[0]]) or features[self.columns[0]]
 
     def is_unlabeled(self, values: list) -> bool:
         """Return whether no row has a label."""
@@ -215,9 +226,11 @@ class MultiLabel:
         item = list_item(feature)
         if item is not None:
             return item, raw_labels
-        if isinstance(feature, Value) and feature.dtype in ("string", "large_string", "null"):
-            self.separator = self.separator or _find_separator(raw_labels)
-            return feature, {role: _split(rows, self.separator) for role, rows in raw_labels.items()}
+        if any(isinstance(value, str) for rows in raw_labels.values() for value in rows):
+            # A CSV file has integers if all its images have one label, and that is a number.
+            texts = {role: list(map(str, rows)) for role, rows in raw_labels.items()}
+            self.separator = self.separator or _find_separator(texts)
+            return Value("string"), {role: _split(rows, self.separator) for role, rows in texts.items()}
         return feature, {role: [[value] for value in rows] for role, rows in raw_labels.items()}
 
 

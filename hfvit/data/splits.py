@@ -18,11 +18,13 @@ from hfvit.data.decode import unreadable_rows
 from hfvit.data.folders import BAD_IMAGE, canonical_split, no_split_error
 from hfvit.data.labels import (
     SingleLabel,
+    as_in_training,
     check_column,
     class_counts,
     is_constant,
     read_class_names,
     read_column,
+    similar_names,
     targets_of,
 )
 from hfvit.data.local import LocalData, open_local
@@ -45,7 +47,7 @@ def find_image_column(features: datasets.Features) -> str:
     found = [name for name, feature in features.items() if isinstance(feature, Image)]
     if len(found) == 1:
         return found[0]
-    problem = f"several image columns ({', '.join(found)})" if found else f"no image column ({', '.join(features)})"
+    problem = f"several image columns ({', '.join(found)})" if found else f"no image column ({shortened([*features])})"
     raise DataError(f"image_column: the data set has {problem}. Pass the one to use.")
 
 
@@ -67,7 +69,9 @@ def find_label_column(features: datasets.Features) -> str:
     preferred = usual_columns(found, LABEL_NAMES)
     if len(found) == 1 or preferred:
         return (preferred or found)[0]
-    problem = f"several label columns ({', '.join(found)})" if found else f"no label column ({', '.join(features)})"
+    typed = [f"{name}: {features[name]}" for name in usual_columns(features, LABEL_NAMES)]
+    others = shortened(typed or [*features])
+    problem = f"several label columns ({', '.join(found)})" if found else f"no label column ({others})"
     raise DataError(f"label_column: the data set has {problem}. Pass the one to use.")
 
 
@@ -300,6 +304,7 @@ def load_whole_splits(data: DataArguments, seed: int = 42, local: LocalData | No
 
     raw_labels = {role: kind.read(split) for role, split in loaded.items()}
     _drop_unlabeled(data, names, raw_labels, loaded, kind)
+    raw_labels = labels_as_in_training(kind, raw_labels, loaded, names)
     labels, targets = kind.encode(features, raw_labels, names, read_class_names(data))
     commit = dataset_commit(file["filename"] for file in loaded["train"].cache_files)
     loaded = {role: standardize(split, image_column, targets[role], text_column) for role, split in loaded.items()}
@@ -458,6 +463,27 @@ def _drop_unlabeled(
             logger.warning("%s: split '%s' has no labels and is not used", role, names[role])
             for known in (names, raw_labels, loaded):
                 del known[role]
+
+
+def labels_as_in_training(
+    kind: SingleLabel | MultiLabel,
+    raw_labels: Mapping[str, list],
+    loaded: Mapping[str, Dataset | IterableDataset],
+    names: Mapping[str, str],
+) -> dict[str, list]:
+    """Convert the labels of all splits to the type of those of `train`, see `as_in_training`.
+
+    Args:
+        kind: labels from `find_labels`.
+        raw_labels: labels by role.
+        loaded: splits by role.
+        names: names of the splits by role, for messages.
+    """
+    train = kind.type_of(loaded["train"].features)
+    return {
+        role: as_in_training(values, kind.type_of(loaded[role].features), train, names[role])
+        for role, values in raw_labels.items()
+    }
 
 
 def _left_out(local: LocalData | None, name: str) -> dict[str, int]:
@@ -687,8 +713,10 @@ def _file_name(split: Dataset, row: int) -> str:
 
 
 def warn_about_sizes(splits: ImageSplits) -> None:
-    """Warn about few validation images and about classes without images."""
+    """Warn about few validation images, classes without images, and similar names."""
     labels = splits.labels
+    if similar := similar_names(labels):
+        logger.warning("train: the classes %r and %r differ in case or spaces only", *similar)
     counts = {role: class_counts(targets_of(splits[role]), len(labels)) for role in splits.sources}
     if "train" in counts:
         missing = [labels[index] for index in np.flatnonzero(counts["train"] == 0)]

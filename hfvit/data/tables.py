@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet
-from datasets import Dataset, Features, Image, IterableDataset, Value
+from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Value
 
 from hfvit.data.folders import File, canonical_split, extension, splits_of_paths
 from hfvit.data.references import ALLOW, leads_outside
@@ -68,6 +68,7 @@ def _read(files: list[File], split: str, label_columns: Collection[str]) -> Data
     try:
         if kind is None:
             return _concatenated([_read_csv(file, label_columns) for file in files], label_columns)
+        check_class_names(files, label_columns)
         return datasets.load_dataset(kind, data_files=data_files(files, split), split=split)
     except HFViTError:
         raise
@@ -110,6 +111,34 @@ def _different_columns(files: list[File]) -> str | None:
         if set(columns) != set(first):
             return f"{file.path} has the columns {', '.join(columns)}, and {files[0].path} has {', '.join(first)}"
     return None
+
+
+def check_class_names(files: list[File], label_columns: Collection[str] = ()) -> None:
+    """Check that Parquet files have the same class names.
+
+    `datasets` reads the class indices of all files as those of the first one (5.2).
+
+    Args:
+        files: files of one split.
+        label_columns: columns to check. Default: all.
+
+    Raises:
+        DataError: a file has other class names than the first one.
+    """
+    first: dict[str, Any] | None = None
+    for file in files if extension(files[0].path) == ".parquet" else ():
+        features = Features.from_arrow_schema(pyarrow.parquet.read_schema(file.path))
+        classes = {
+            name: feature
+            for name, feature in features.items()
+            if isinstance(getattr(feature, "feature", feature), ClassLabel) and name in (label_columns or features)
+        }
+        first = classes if first is None else first
+        if classes != first:
+            raise DataError(
+                f"dataset_name: {file.path} has other class names than {files[0].path}. Write the files of a split"
+                " from one data set."
+            )
 
 
 def data_files(files: list[File], split: str) -> dict[str, list[str]]:

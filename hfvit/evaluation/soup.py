@@ -13,7 +13,7 @@ from hfvit.errors import DataError, ModelError
 from hfvit.evaluation.derived_checkpoint import claim_empty_folder, save_checkpoint
 from hfvit.evaluation.split import evaluation_split
 from hfvit.inference.classifier import load_classifier
-from hfvit.metrics.task import task_of
+from hfvit.metrics.task import check_finite, task_of
 from hfvit.models.configuration import HFViTConfig, load_config
 from hfvit.models.modeling import HFViTForImageClassification
 from hfvit.models.soup import Weights, cook_soup
@@ -59,6 +59,7 @@ def soup(
     Raises:
         ModelError: a run cannot be loaded, or has another architecture, classes or preprocessing than the first.
         DataError: the runs have different validation images, or the images cannot be used.
+        NonFiniteLossError: logits of a run or of the mean are NaN or infinite.
     """
     if kind not in SOUPS:
         raise ModelError(f"kind: must be one of {', '.join(SOUPS)}, got {kind!r}.")
@@ -81,6 +82,7 @@ def soup(
     def score(weights: Weights) -> float:
         classifier.backend.model.load_state_dict(weights)
         logits["last"] = classifier.logits(labeled.images(), batch_size)
+        check_finite(logits["last"])
         return task.scalars(logits["last"], labeled.labels, labeled.classes)[task.default_metric]
 
     result, weights = cook_soup(kind, names, read, score, metric=task.default_metric)

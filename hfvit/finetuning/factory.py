@@ -219,15 +219,15 @@ def build_mixing(classes: int, arguments: AugmentationArguments) -> BatchMixing:
     )
 
 
-MAX_POSITIVE_WEIGHT = 100.0  # limit for rare classes
+MAX_POSITIVE_WEIGHT = 100.0  # limit for rare classes, and its inverse for classes of almost all images
 
 
 def class_weights(labels: np.ndarray, classes: int) -> np.ndarray:
     """Compute class weights (classes,) of the loss.
 
     Single-label: inversely proportional to class frequency. Their mean over the images is 1, as in scikit-learn's
-    "balanced"; a class without images has weight 0. Multi-label: negatives over positives, at most
-    `MAX_POSITIVE_WEIGHT`, for the positives of a class; a class without images has weight 1.
+    "balanced"; a class without images has weight 0. Multi-label: negatives over positives, limited by
+    `MAX_POSITIVE_WEIGHT` and its inverse, for the positives of a class; a class without images has weight 1.
 
     Args:
         labels: class ids (images,), or 0 and 1 (images, classes).
@@ -237,5 +237,5 @@ def class_weights(labels: np.ndarray, classes: int) -> np.ndarray:
     present = counts > 0
     if labels.ndim > 1:
         weights = (len(labels) - counts) / np.maximum(counts, 1)
-        return np.where(present, np.minimum(weights, MAX_POSITIVE_WEIGHT), 1.0)
+        return np.where(present, weights.clip(1 / MAX_POSITIVE_WEIGHT, MAX_POSITIVE_WEIGHT), 1.0)
     return np.where(present, len(labels) / (present.sum() * np.maximum(counts, 1)), 0.0)

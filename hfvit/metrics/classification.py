@@ -31,6 +31,7 @@ def classification_metrics(logits: np.ndarray, labels: np.ndarray, names: list[s
     precision, recall, f1, support = precision_recall_fscore_support(
         labels, predicted, labels=np.arange(len(names)), zero_division=0
     )
+    known = support + np.bincount(predicted, minlength=len(names)) > 0  # as in scikit-learn's macro average
     confidence = np.exp(logits[each, predicted].astype(np.float64) - normalizers)
     bins, ece = calibration(confidence, correct)
     is_ranked = ranked and logits.size <= MOST_RANKED
@@ -40,7 +41,7 @@ def classification_metrics(logits: np.ndarray, labels: np.ndarray, names: list[s
         "accuracy_interval": accuracy_interval(hits, count),
         "balanced_accuracy": float(recall[support > 0].mean()),
         "top5_accuracy": float((label_ranks(logits, labels) < 5).mean()),
-        "macro_f1": float(f1.mean()),
+        "macro_f1": float(f1[known].mean()),
         "mcc": matthews_correlation(labels, predicted, len(names)),
         "auc": auc,
         "average_precision": average_precision,

@@ -39,7 +39,7 @@ def multilabel_scalars(logits: np.ndarray, targets: np.ndarray, thresholds: np.n
     found = {
         "map": _mean(average_precisions(probabilities, targets)),
         "micro_f1": float(f1_score(targets.ravel(), predicted.ravel(), zero_division=0)),
-        "macro_f1": float(_f1(targets, predicted).mean()),
+        "macro_f1": float(_macro_f1((targets * predicted).sum(axis=0), (targets + predicted).sum(axis=0))),
         "exact_match": float((predicted == targets).all(axis=1).mean()),
         "loss": binary_cross_entropy(logits, targets),
     }
@@ -167,7 +167,7 @@ def bootstrap_intervals(
         weights = np.stack([np.bincount(drawn, minlength=images) for drawn in draws]).astype(np.float32)
         true, total = weights @ hits, weights @ present + weights @ claimed
         scores["micro_f1"].append(2 * true.sum(axis=1) / np.maximum(total.sum(axis=1), 1))
-        scores["macro_f1"].append((2 * true / np.maximum(total, 1)).mean(axis=1))
+        scores["macro_f1"].append(_macro_f1(true, total))
         scores["map"].append(_weighted_map(probabilities, targets, weights))
     return {
         f"{key}_interval": np.percentile(np.concatenate(values), (2.5, 97.5)).tolist()
@@ -207,9 +207,14 @@ def _weighted_map(probabilities: np.ndarray, targets: np.ndarray, weights: np.nd
     return sums / np.maximum(counts, 1)
 
 
-def _f1(targets: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """Compute F1 of each class, 0 for a class without labels and predictions."""
-    return 2 * (targets * predicted).sum(axis=0) / np.maximum(targets.sum(axis=0) + predicted.sum(axis=0), 1)
+def _macro_f1(true: np.ndarray, total: np.ndarray) -> np.ndarray:
+    """Compute the mean F1 of the classes with labels or predictions, 0 without any.
+
+    Args:
+        true: numbers of correct predictions `(..., classes)`.
+        total: numbers of labels and predictions `(..., classes)`.
+    """
+    return (2 * true / np.maximum(total, 1)).sum(axis=-1) / np.maximum((total > 0).sum(axis=-1), 1)
 
 
 def _class_scores(truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """Tasks: metrics, calibration and thresholds of single- or multi-label models."""
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import ClassVar
@@ -8,11 +9,14 @@ import numpy as np
 from transformers import PreTrainedConfig
 
 from hfvit.artifacts.run_sections import MultiLabelMetrics, OutOfDistribution, SplitMetrics, Temperature, Thresholds
+from hfvit.errors import NonFiniteLossError
 from hfvit.metrics.classification import classification_metrics
 from hfvit.metrics.multilabel import fit_thresholds, multilabel_metrics, multilabel_scalars, probabilities_of
 from hfvit.metrics.out_of_distribution import fit_out_of_distribution
 from hfvit.metrics.temperature import calibrate
 from hfvit.recipe.arguments import MULTI_LABEL, MULTI_LABEL_METRICS, SCALAR_METRICS, SINGLE_LABEL
+
+logger = logging.getLogger(__name__)
 
 Results = dict[str, tuple[np.ndarray, np.ndarray]]  # logits and targets of each split
 
@@ -51,6 +55,9 @@ class Task(ABC):
             targets: class indices `(images,)`, or 0 and 1 `(images, classes)`.
             names: class names, in the order of the logits.
             thresholds: threshold of each class for several labels. Default: 0.5.
+
+        Raises:
+            NonFiniteLossError: logits are NaN or infinite.
         """
 
     @abstractmethod
@@ -78,6 +85,7 @@ class SingleLabelTask(Task):
         return {key: computed[key] for key in SCALAR_METRICS}
 
     def metrics(self, logits, targets, names, thresholds=None):
+        check_finite(logits)
         return SplitMetrics.from_json(classification_metrics(logits, targets, names))
 
     def fit_thresholds(self, results):
@@ -99,6 +107,7 @@ class MultiLabelTask(Task):
         return multilabel_scalars(logits, targets)
 
     def metrics(self, logits, targets, names, thresholds=None):
+        check_finite(logits)
         values = None if thresholds is None else np.array(thresholds.values)
         return MultiLabelMetrics.from_json(multilabel_metrics(logits, targets, names, values))
 
@@ -123,6 +132,20 @@ def task_of(config: PreTrainedConfig) -> Task:
     return TASKS.get(config.problem_type or SINGLE_LABEL, TASKS[SINGLE_LABEL])
 
 
+def not_finite(logits: np.ndarray) -> int:
+    """Count the images with a logit that is NaN or infinite."""
+    return int(np.count_nonzero(~np.isfinite(logits).all(axis=1)))
+
+
+def check_finite(logits: np.ndarray) -> None:
+    """Raise `NonFiniteLossError` if logits are NaN or infinite."""
+    if count := not_finite(logits):
+        raise NonFiniteLossError(
+            f"the logits of {count:,} of {len(logits):,} images are NaN or infinite. Evaluate in bf16 or full"
+            " precision instead of fp16 (fp16, fp16_full_eval), or check the weights and images."
+        )
+
+
 def trainer_metrics(task: Task, names: list[str], compute_metrics: Callable | None = None) -> Callable:
     """Create `compute_metrics` of a Trainer from hfvit's and the user's metrics.
 
@@ -133,6 +156,8 @@ def trainer_metrics(task: Task, names: list[str], compute_metrics: Callable | No
     """
 
     def compute(prediction) -> dict[str, float]:
+        if count := not_finite(prediction.predictions):
+            logger.warning("The logits of %d images of an evaluation are NaN or infinite", count)
         own = task.scalars(prediction.predictions, prediction.label_ids, names)
         return own | (compute_metrics(prediction) if compute_metrics else {})
 

@@ -8,9 +8,11 @@ import timm
 from timm.data import resolve_data_config
 from transformers import TimmWrapperConfig
 
+from hfvit.artifacts.constants import ADAPTER_FILES
 from hfvit.errors import ModelError, nearest, wrap_library_errors
 from hfvit.recipe.arguments import SINGLE_LABEL
 
+ADAPTER_WEIGHTS = (ADAPTER_FILES[1], "adapter_model.bin")  # that peft reads
 # Keys of pretrained_cfg about the origin of timm's weights, dropped from fine-tuned models.
 _ORIGIN_KEYS = ("url", "file", "hf_hub_id", "hf_hub_filename", "source", "num_classes", "state_dict", "cache_dir")
 # Keys of pretrained_cfg about timm's weights, which a model trained from scratch does not have.
@@ -122,8 +124,15 @@ def load_config(name: str | Path, **hub_kwargs) -> HFViTConfig:
         **hub_kwargs: arguments of `get_config_dict` (`revision`, `token`, ...).
 
     Raises:
-        ModelError: the configuration cannot be read, or is not of a timm model.
+        ModelError: the configuration cannot be read, or is not of a timm model; an adapter in the folder has no
+            weights.
     """
+    folder = Path(name) / (hub_kwargs.get("subfolder") or "")
+    if (folder / ADAPTER_FILES[0]).is_file() and not any((folder / file).is_file() for file in ADAPTER_WEIGHTS):
+        raise ModelError(
+            f"model_name_or_path: {name} has {ADAPTER_FILES[0]}, but no weights of an adapter ({ADAPTER_WEIGHTS[0]})."
+            " Remove this file, or add the weights."
+        )
     try:
         raw, _ = HFViTConfig.get_config_dict(name, **hub_kwargs)
     except (OSError, ValueError) as error:

@@ -37,6 +37,8 @@ TRANSFORMERS_ARGUMENTS = {
 }  # fmt: skip
 PASSED_ON = ("rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit")  # all of `optim_args` go to bitsandbytes
 WORDS = {"true": True, "false": False, "none": None}
+FLAGS = ("nesterov", "centered")  # of transformers, which takes any other word for false (5.24)
+FLAG_WORDS = ("true", "false", "1", "0", "yes", "no")
 
 
 def is_timm_optimizer(optim: str) -> bool:
@@ -64,7 +66,10 @@ def optimizer_factory(args, model=None) -> tuple[Callable[..., torch.optim.Optim
 
         name = _name(args.optim)
         if name not in PASSED_ON:
-            _split(name, args.optim_args, TRANSFORMERS_ARGUMENTS.get(name, ()))
+            given = _split(name, args.optim_args, TRANSFORMERS_ARGUMENTS.get(name, ()))
+            for key in set(FLAGS) & set(given):
+                if given[key].lower() not in FLAG_WORDS:
+                    raise RecipeError(f"optim_args: {key} must be true or false, got '{given[key]}'.")
         return Trainer.get_optimizer_cls_and_kwargs(args, model)
     from timm.optim import create_optimizer_v2
 
@@ -153,6 +158,9 @@ def _timm_options(name: str, optim_args: str | None) -> dict[str, Any]:
     betas = [f"beta{number}" for number in range(1, info.num_betas + 1)] if info.has_betas else []
     allowed = [key for key in signature if key not in ("params", "betas", "adamw_lr", *SET_ELSEWHERE)] + betas
     options = {key: _value(text) for key, text in _split(f"{PREFIX}{name}", optim_args, allowed).items()}
+    for key, value in options.items():
+        default = (info.defaults or {}).get(key, signature[key].default if key in signature else 0.0)  # betas
+        _check_value(key, value, default)
     given = {key: options.pop(key) for key in betas if key in options}
     if given:
         default = (info.defaults or {}).get("betas") or signature["betas"].default or (0.9, 0.999)
@@ -183,6 +191,21 @@ def _split(optim: str, optim_args: str | None, allowed: Sequence[str]) -> dict[s
             raise RecipeError(f"optim_args: unknown argument of {optim}, got '{part}'.{hint}")
         options[key] = text
     return options
+
+
+def _check_value(key: str, value: Any, default: Any) -> None:
+    """Raise `RecipeError` for a value of another type than the default's.
+
+    Args:
+        key: argument of `optim_args`.
+        value: its value, from `_value`.
+        default: default of the optimizer.
+    """
+    if isinstance(default, bool):
+        if not isinstance(value, bool) and value not in (0, 1):
+            raise RecipeError(f"optim_args: {key} must be true or false, got '{value}'.")
+    elif isinstance(default, int | float) and isinstance(value, bool | str):
+        raise RecipeError(f"optim_args: {key} must be a number, got '{value}'.")
 
 
 def _value(text: str) -> Any:

@@ -136,6 +136,7 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
         super().__post_init__()
         if is_timm_optimizer(optim):
             self.optim = optim
+        self._log_a_loss()
         if self.tf32 is not None:
             set_tf32(self.tf32)
 
@@ -293,6 +294,7 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
                     " add num_examples of the split to the data set's card (dataset_info: splits)."
                 )
             self.max_steps = math.ceil(steps * self.num_train_epochs)
+            self._log_a_loss()
         for key in ("eval_strategy", "save_strategy", "logging_strategy"):
             if getattr(self, key) == "epoch":
                 interval = key.replace("strategy", "steps")
@@ -302,6 +304,11 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
                     )
                 setattr(self, key, type(getattr(self, key))("steps"))
                 setattr(self, interval, steps)
+
+    def _log_a_loss(self) -> None:
+        """Reduce logging_steps beyond max_steps, with which no loss would be logged."""
+        if self.logging_strategy == "steps" and 0 < self.max_steps < self.logging_steps:
+            self.logging_steps = self.max_steps
 
     def _check_available(self) -> None:
         """Raise `RecipeError` for settings of TrainingArguments that hfvit cannot honor."""

@@ -14,9 +14,12 @@ class _PlainLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node, deep=False):
-        keys = [key.value for key, _ in getattr(node, "value", ()) if isinstance(key, yaml.ScalarNode)]
-        if repeated := next((key for index, key in enumerate(keys) if key in keys[:index]), None):
-            raise yaml.YAMLError(f"{repeated} is repeated")
+        seen: set[str] = set()
+        for key, _ in getattr(node, "value", ()):
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.YAMLError(f"{key.value} is repeated")
+                seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 

@@ -1,5 +1,6 @@
 """Zip and tar archives of class folders, and WebDataset shards."""
 
+import gzip
 import io
 import json
 import os
@@ -124,6 +125,26 @@ def test_load_splits_of_a_tar_with_a_damaged_header_is_an_error(tmp_path, damage
     (tmp_path / "set.tar").write_bytes(content)
     with pytest.raises(DataError, match=r"^dataset_name: .*set\.tar"):
         load_splits(str(tmp_path / "set.tar"))
+
+
+@pytest.mark.parametrize("extension", ["tar", "tar.gz"])
+@pytest.mark.parametrize("damage", ["cut", "joined"])
+def test_load_splits_of_a_tar_that_is_cut_between_members_or_joined_is_reported(tmp_path, caplog, extension, damage):
+    """`tarfile` and GNU tar take it for complete."""
+    with tarfile.open(tmp_path / "set.tar", "w") as archive:
+        for name in (f"{label}/{number}.png" for label in "ab" for number in range(9)):
+            info = tarfile.TarInfo(name)
+            info.size = len(image_bytes())
+            archive.addfile(info, io.BytesIO(image_bytes()))
+            end = archive.offset
+    load_splits(str(tmp_path / "set.tar"))
+    assert not [record for record in caplog.records if record.name == "hfvit.data.archives"]
+    content = (tmp_path / "set.tar").read_bytes()
+    content = content[:end] if damage == "cut" else content * 2
+    file = tmp_path / f"damaged.{extension}"
+    file.write_bytes(gzip.compress(content) if extension == "tar.gz" else content)
+    load_splits(str(file))
+    assert any(file.name in record.getMessage() for record in caplog.records if record.name == "hfvit.data.archives")
 
 
 LABELS = {

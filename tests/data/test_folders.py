@@ -355,6 +355,15 @@ def test_load_splits_warns_of_small_classes_and_few_validation_images(tmp_path, 
         assert any(all(word in message for word in words) for message in caplog.messages), words
 
 
+def test_load_splits_warns_of_names_that_differ_in_case_or_spaces(tmp_path, caplog):
+    splits = load_splits(str(write_images(tmp_path / "a", dict.fromkeys(("a", "A", "blue jay", "owl"), 4))))
+    warn_about_sizes(splits)
+    assert not [message for message in caplog.messages if "spaces" in message]
+    splits = load_splits(str(write_images(tmp_path / "b", dict.fromkeys(("Blue Jay", "blue jay", "owl"), 4))))
+    warn_about_sizes(splits)
+    assert any("'Blue Jay'" in message and "'blue jay'" in message for message in caplog.messages)
+
+
 def test_load_splits_with_one_image_per_class_names_the_option(tmp_path):
     write_images(tmp_path, dict.fromkeys("abcdef", 1))
     with pytest.raises(DataError, match=r"^validation_fraction:"):

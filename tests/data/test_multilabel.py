@@ -135,6 +135,24 @@ def test_load_splits_of_strings_splits_them_when_asked(tmp_path, separator):
         assert all_targets(splits) == expected(LISTS)
 
 
+@pytest.mark.parametrize("files", [("train", "test"), ("test", "train")])
+def test_load_splits_of_strings_in_one_file_and_numbers_in_another_gives_their_targets(tmp_path, files):
+    several, single = files
+    write_table(tmp_path / f"{several}.csv", {"labels": ["1|2", "2", "3"] * 20})
+    write_table(tmp_path / f"{single}.csv", {"labels": ["2", "1", "3"] * 20})
+    splits = load_splits(str(tmp_path), label_separator="|")
+    assert splits.labels == ["1", "2", "3"]
+    targets = {several: [[1, 1, 0], [0, 1, 0], [0, 0, 1]], single: [[0, 1, 0], [1, 0, 0], [0, 0, 1]]}
+    assert targets_of(splits.whole["train"]).tolist() == targets["train"] * 20
+    assert targets_of(splits.test).tolist() == targets["test"] * 20
+
+
+def test_load_splits_of_lists_with_a_separator_names_the_option(tmp_path):
+    table = write_table(tmp_path / "labels.jsonl", {"labels": LISTS})
+    with pytest.raises(DataError, match=r"^label_separator: "):
+        load_splits(table, label_separator="|")
+
+
 @pytest.mark.parametrize("column", ["labels", "tags"])
 def test_load_splits_of_empty_cells_gives_no_class(tmp_path, column):
     table = write_table(tmp_path / "tags.csv", {column: ["", "a", "a|b"] * 20})

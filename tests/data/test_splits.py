@@ -9,7 +9,7 @@ from datasets import ClassLabel, Value
 from helpers.images import LABELS, colored_image, colored_split
 from helpers.layouts import write_images
 from helpers.messages import assert_logged, assert_names
-from helpers.splits import load_splits
+from helpers.splits import load_splits, stream_splits
 
 from hfvit.data.decode import decode
 from hfvit.data.labels import SingleLabel, encode_labels, match_classes, read_class_names
@@ -60,6 +60,71 @@ def test_validation_split_is_used_unchanged(tmp_path):
     name = save(tmp_path, train=colored_split(30, 0), validation=colored_split(9, 1), test=colored_split(12, 2))
     splits = load_splits(name, validation_split="validation")
     assert (len(splits.train), len(splits.validation)) == (30, 9)
+
+
+ANIMALS = {
+    "in another order": (ClassLabel(names=["dog", "cat"]), [1, 0, 0]),
+    "as names": (Value("string"), ["cat", "dog", "dog"]),
+    "of fewer classes": (ClassLabel(names=["cat", "dog"]), [0, 1, 1]),
+}
+
+
+@pytest.mark.parametrize("train", [ClassLabel(names=["bird", "cat", "dog"]), Value("string")])
+@pytest.mark.parametrize("other", ANIMALS)
+def test_load_splits_of_splits_with_other_class_indices_matches_names(tmp_path, train, other):
+    kind, labels = ANIMALS[other]
+    animals = ["bird", "cat", "dog"] * 5
+    values = animals if train.dtype == "string" else [train.str2int(name) for name in animals]
+    test = make_split(labels, {"label": kind})
+    name = save(tmp_path, train=make_split(values, {"label": train}), validation=test, test=test)
+    splits = load_splits(name)
+    assert splits.labels == ["bird", "cat", "dog"]
+    assert splits.test["label"][:] == splits.validation["label"][:] == [1, 2, 2]
+    if train.dtype != "string":
+        assert stream_splits(name, stream_evaluation=False).test["label"][:] == [1, 2, 2]
+
+
+def test_load_splits_of_lists_with_other_class_indices_matches_names(tmp_path):
+    def split(names, labels):
+        return make_split(labels, {"label": datasets.List(ClassLabel(names=names))})
+
+    train = split(["bird", "cat", "dog"], [[0, 1], [2], [1, 2], [0], [1], []])
+    name = save(tmp_path, train=train, validation=train, test=split(["dog", "bird"], [[0], [1, 0], []]))
+    assert load_splits(name).test["label"][:] == [[0, 0, 1], [1, 0, 1], [0, 0, 0]]
+
+
+def test_load_splits_of_nan_labels_counts_them_as_missing(tmp_path):
+    labels = [0.0, 1.0, np.nan, 2.0, np.nan]
+    name = save(tmp_path, train=make_split(labels, {"label": Value("float64")}))
+    with pytest.raises(DataError, match=r"row 2\b.*\b2 such rows"):
+        load_splits(name)
+    unlabeled = make_split([np.nan] * 3, {"label": Value("float64")})
+    name = save(tmp_path, train=make_split([0.0, 1.0] * 9, {"label": Value("float64")}), test=unlabeled)
+    assert load_splits(name).test is None
+
+
+def test_load_splits_of_a_split_with_unknown_classes_names_it(tmp_path):
+    cats = make_split([0, 1, 0], {"label": ClassLabel(names=["cat", "fish"])})
+    name = save(tmp_path, train=make_split([0, 1, 2] * 5), test=cats)
+    with pytest.raises(DataError, match=r"^label_column: .*'test'.*cat, fish"):
+        load_splits(name)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_load_splits_of_shards_with_other_class_indices_names_the_file(tmp_path, streaming):
+    for number, names in enumerate((["cat", "dog"], ["dog", "cat"])):
+        part = make_split([0, 1] * 5, {"label": ClassLabel(names=names)})
+        part.to_parquet(tmp_path / f"train-{number}.parquet")
+        part.to_parquet(tmp_path / f"validation-{number}.parquet")
+    load = stream_splits if streaming else load_splits
+    with pytest.raises(DataError, match=r"^dataset_name: .*train-1\.parquet"):
+        load(str(tmp_path))
+
+
+def test_load_splits_of_a_sum_of_splits_with_other_classes_names_the_option(tmp_path):
+    name = save(tmp_path, train=make_split([0, 1]), validation=make_split([0], {"label": ClassLabel(names=["cat"])}))
+    with pytest.raises(DataError, match=r"^train_split: .*train\+validation"):
+        load_splits(name, train_split="train+validation")
 
 
 def test_split_slices_and_limits(colors):

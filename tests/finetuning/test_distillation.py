@@ -57,9 +57,10 @@ def test_balanced_sampler_samples_classes_and_their_images_equally(repeats):
 
 
 def test_class_weights_of_several_labels_are_negatives_over_positives():
-    targets = np.zeros((1000, 4))
+    targets = np.zeros((1000, 5))
     targets[:500, 0] = targets[:100, 1] = targets[:1, 2] = 1
-    assert class_weights(targets, 4).tolist() == [1.0, 9.0, 100.0, 1.0]
+    targets[:, 4] = 1  # a weight of 0 would leave the class untrained
+    assert class_weights(targets, 5).tolist() == [1.0, 9.0, 100.0, 1.0, 0.01]
 
 
 def test_occurrences_count_repeated_values():

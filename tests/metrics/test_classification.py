@@ -28,9 +28,7 @@ def test_metrics_equal_scikit_learn_and_torch(logits_and_labels):
     predicted = logits.argmax(axis=1)
     assert result["accuracy"] == pytest.approx(accuracy_score(labels, predicted))
     assert result["top5_accuracy"] == pytest.approx(top_k_accuracy_score(labels, logits, k=5, labels=range(7)))
-    assert result["macro_f1"] == pytest.approx(
-        f1_score(labels, predicted, average="macro", labels=range(7), zero_division=0)
-    )
+    assert result["macro_f1"] == pytest.approx(f1_score(labels, predicted, average="macro", zero_division=0))
     assert result["loss"] == pytest.approx(log_loss(labels, probabilities, labels=range(7)), rel=1e-6)
     assert result["loss"] == pytest.approx(
         torch.nn.functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels)).item(), rel=1e-5
@@ -38,6 +36,14 @@ def test_metrics_equal_scikit_learn_and_torch(logits_and_labels):
     assert sum(result["confusion_matrix"]["counts"]) == 200
     assert [entry["label"] for entry in result["per_class"]] == NAMES
     assert result["per_class"][6]["images"] == 0
+
+
+def test_macro_f1_leaves_out_classes_without_images_and_predictions():
+    logits = np.eye(4)[[0, 1, 1]]
+    for labels in ([0, 1, 1], [0, 1, 2]):
+        found = ImageClassificationMetric(list("abcd")).compute(predictions=logits, references=np.array(labels))
+        assert found["macro_f1"] == pytest.approx(f1_score(labels, [0, 1, 1], average="macro", zero_division=0))
+        assert found["macro_f1"] == pytest.approx(1.0 if labels[2] == 1 else 5 / 9)
 
 
 def test_accuracy_interval_equals_the_wilson_formula(logits_and_labels):

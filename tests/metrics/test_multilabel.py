@@ -35,11 +35,21 @@ def test_multilabel_scalars_are_those_of_sklearn(answers):
     expected = {
         "map": sklearn_metrics.average_precision_score(targets[:, :3], probabilities[:, :3], average="macro"),
         "micro_f1": sklearn_metrics.f1_score(targets, predicted, average="micro", zero_division=0),
-        "macro_f1": sklearn_metrics.f1_score(targets, predicted, average="macro", zero_division=0),
+        "macro_f1": sklearn_metrics.f1_score(targets, predicted, average="macro", zero_division=np.nan),
         "exact_match": sklearn_metrics.accuracy_score(targets, predicted),
         "loss": sklearn_metrics.log_loss(targets.ravel(), probabilities.ravel()),
     }
     assert found == pytest.approx(expected)
+
+
+def test_macro_f1_leaves_out_classes_without_labels_and_predictions():
+    targets = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 0]])
+    predicted = np.array([[1, 0, 0], [1, 0, 0], [0, 0, 0]])
+    found = multilabel_metrics(np.where(predicted, 5.0, -5.0), targets, NAMES[:3])
+    assert found["macro_f1"] == 0.5
+    assert found["macro_f1"] == sklearn_metrics.f1_score(targets, predicted, average="macro", zero_division=np.nan)
+    assert found["macro_f1_interval"][1] == 1.0
+    assert multilabel_scalars(np.full((3, 3), -5.0), np.zeros((3, 3)))["macro_f1"] == 0.0
 
 
 def test_multilabel_metrics_of_each_class_are_those_of_sklearn(answers):

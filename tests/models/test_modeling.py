@@ -197,6 +197,12 @@ def test_from_pretrained_without_weights_names_the_folder(saved):
     assert_names(caught.value, saved[0], "model.safetensors")
 
 
+def test_from_pretrained_of_an_adapter_without_weights_names_it(saved):
+    (saved[0] / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "x/y"}')
+    with pytest.raises(ModelError, match=r"^model_name_or_path: .*adapter_config\.json"):
+        HFViTForImageClassification.from_pretrained(saved[0])
+
+
 def test_from_pretrained_without_head_requires_labels(saved):
     config = json.loads((saved[0] / "config.json").read_text())
     (saved[0] / "config.json").write_text(json.dumps({**config, "num_classes": 0, "label_names": []}))

@@ -91,6 +91,11 @@ def test_kron_trains(vit):
         ("sgd", "momentum=0.9,momentun=0.9", "optim_args"),
         ("sgd", "weight_decay=0.1", "optim_args"),  # the parameter groups have their own
         ("sgd", "=1", "optim_args"),
+        ("sgd", "momentum=0.9,nesterov=maybe", "optim_args"),  # transformers would take it for false
+        ("rmsprop", "centered=2", "optim_args"),
+        ("timm/sgd", "momentum=0.9,nesterov=maybe", "optim_args"),
+        ("timm/adamw", "amsgrad=2", "optim_args"),
+        ("timm/muon", "momentum=true", "optim_args"),
         ("adagrad", "beta1=0.9", "optim_args"),
     ],
 )

@@ -99,6 +99,14 @@ def test_false_counts_no_tokens(tmp_path):
     assert args.include_num_input_tokens_seen == "no"
 
 
+@pytest.mark.parametrize(("options", "expected"), [({"max_steps": 5}, 5), ({"max_steps": 600}, 500), ({}, 500)])
+def test_logging_steps_beyond_max_steps_log_the_last_step(tmp_path, options, expected):
+    assert HFViTTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **options).logging_steps == expected
+    stream = HFViTTrainingArguments(output_dir=str(tmp_path), use_cpu=True, global_batch_size=8, num_train_epochs=2)
+    stream.fit_stream(47)
+    assert stream.logging_steps == 10
+
+
 def test_epochs_of_a_run(tmp_path):
     options = {"output_dir": str(tmp_path), "use_cpu": True, "global_batch_size": 8}
     assert HFViTTrainingArguments(num_train_epochs=2.5, **options).epochs == 2.5
