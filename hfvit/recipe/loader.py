@@ -68,8 +68,8 @@ NEEDS = (
         lambda v: v["finetuning"] != "linear_probe",
     ),
     Need(
-        "crop_scale crop_ratio crop_padding crop_padding_mode horizontal_flip policy rand_augment_magnitude"
-        " rand_augment_num_ops",
+        "crop_scale crop_ratio crop_padding crop_padding_mode horizontal_flip vertical_flip policy"
+        " rand_augment_magnitude rand_augment_num_ops color_jitter",
         "with probe_passes above 0",
         lambda v: v["finetuning"] != "linear_probe" or v["probe_passes"] > 0,
     ),

@@ -41,6 +41,8 @@ _NAMES_OF = {
     "crop_scale": "scale",
     "crop_ratio": "ratio",
     "horizontal_flip": "hflip fliplr random_flip",
+    "vertical_flip": "vflip flipud",
+    "color_jitter": "hsv_h hsv_s hsv_v color_jitter_prob",
     "policy": "aa auto_augment grayscale_prob gaussian_blur_prob degrees shear translate random_rotate",
     "repeated_augmentation": "aug_repeats",
     "mixup_alpha": "mixup",
