@@ -119,7 +119,7 @@ class Comparison:
         return "\n".join(map(printable, lines))
 
     def class_table(self) -> str:
-        """Format precision, recall and F1 of the reference for each class, or return an empty string."""
+        """Format precision, recall and F1 of each class, an empty string without."""
         if self.metrics is None:
             return ""
         is_multi_label = isinstance(self.metrics, MultiLabelMetrics)
@@ -244,7 +244,7 @@ def compare(
 def _metrics(
     kept: list[np.ndarray], split: EvaluationSplit, thresholds: np.ndarray | None
 ) -> SplitMetrics | MultiLabelMetrics | None:
-    """Compute all metrics of an artifact, or return None without logits or with some that are not finite.
+    """Compute all metrics of an artifact, None without finite logits.
 
     Args:
         kept: logits of its batches `(batch, classes)`.

@@ -115,7 +115,7 @@ class HFViTConfig(TimmWrapperConfig):
 
 
 def check_model_name(arguments: ModelArguments) -> None:
-    """Raise `ModelError` for the name of a model that cannot exist, without reading it or asking the Hub."""
+    """Raise `ModelError` for a name that no model can have, without network."""
     if arguments.architecture:
         check_architecture(arguments.architecture)
     else:
@@ -130,7 +130,7 @@ def check_architecture(name: str) -> None:
 
 
 def check_checkpoint_name(name: str | Path) -> None:
-    """Raise `ModelError` for a model name of timm without the owner of a Hub repository."""
+    """Raise `ModelError` for a model name of timm that is no Hub id."""
     if "/" not in str(name) and not os.path.isdir(name) and timm.is_model(str(name)):
         raise ModelError(
             f"model_name_or_path: must be a folder or Hub id, but {name} is a model name of timm."

@@ -1,4 +1,4 @@
-"""Names of options in timm, transformers, Ultralytics and Lightning, for the hint of an unknown option."""
+"""Names of options in other libraries, for the hint of an unknown option."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -96,7 +96,7 @@ _UNUSABLE = {*NOT_AVAILABLE, *(key for keys in WITHOUT_EFFECT.values() for key i
 
 
 def key_hint(name: str, keys: Iterable[str], prefix: str = "") -> str:
-    """Return " Did you mean 'x'?" or where an unknown key is set, or an empty string.
+    """Return " Did you mean 'x'?" for an unknown key, or where it is set.
 
     Args:
         name: the unknown key.

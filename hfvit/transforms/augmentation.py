@@ -1,4 +1,4 @@
-"""Batched augmentation: random crop, flips, policy, color jitter and normalization."""
+"""Batched augmentation: crop, flips, policy, color jitter and normalization."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -92,7 +92,7 @@ def sample_stages(policy: str, u: np.ndarray, magnitude: float, num_ops: int) ->
 
 
 def color_jitter_stages(u: np.ndarray, strength: float) -> list[Stage]:
-    """Sample brightness, contrast and saturation in random order, as torchvision's `ColorJitter`.
+    """Sample torchvision's `ColorJitter` of brightness, contrast and saturation.
 
     Args:
         u: uniform random numbers (images, JITTER_UNIFORMS).
