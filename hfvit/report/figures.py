@@ -122,14 +122,14 @@ def css_variables(theme: Theme) -> str:
 
 
 def draw(
-    name: str, figure: Callable[[Theme], plt.Figure], output_dir: str | Path, names: Iterable[str] = ()
+    name: str, figure: Callable[[Theme], plt.Figure], folder: str | Path, names: Iterable[str] = ()
 ) -> list[Path]:
-    """Draw a figure in both themes to `output_dir/plots`.
+    """Draw a figure in both themes to a folder.
 
     Args:
         name: file name without suffix: NAME.png (light) and NAME_dark.png.
         figure: function that draws the figure in a theme.
-        output_dir: output folder of the run.
+        folder: folder of the files.
         names: class names in the figure.
 
     Returns:
@@ -138,7 +138,7 @@ def draw(
     paths = []
     extent = None
     for theme in THEMES:
-        path = Path(output_dir) / "plots" / f"{name}{theme.suffix}.png"
+        path = Path(folder) / f"{name}{theme.suffix}.png"
         with temporary_file(path) as temporary, plt.rc_context(theme.settings(names)):
             drawn = figure(theme)
             if extent is None:  # the same in both themes, which differ only in color
