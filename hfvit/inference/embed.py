@@ -137,13 +137,13 @@ def check_embeds(classifier: Classifier) -> None:
 
 
 def find_network(classifier: Classifier) -> nn.Module | None:
-    """Return the timm network of a checkpoint, None of another checkpoint or an export."""
+    """Return the timm network of a checkpoint, None without one."""
     is_checkpoint = isinstance(classifier.backend, TorchBackend)
     return getattr(classifier.backend.model, "timm_model", None) if is_checkpoint else None
 
 
 def find_head(classifier: Classifier) -> nn.Module | None:
-    """Return the linear layer from pooled features to logits, None if there is no single one."""
+    """Return the layer from features to logits, None if there is no single one."""
     if not isinstance(classifier.backend, TorchBackend):
         return None
     if (network := find_network(classifier)) is not None:
