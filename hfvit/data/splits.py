@@ -471,7 +471,7 @@ def labels_as_in_training(
     loaded: Mapping[str, Dataset | IterableDataset],
     names: Mapping[str, str],
 ) -> dict[str, list]:
-    """Convert the labels of all splits to the type of those of `train`, see `as_in_training`.
+    """Convert the labels of all splits to the type of the labels of `train`.
 
     Args:
         kind: labels from `find_labels`.
