@@ -123,6 +123,7 @@ URL_SECRETS = re.compile(
     r"(?i)(?<=[?&])((?:x-(?:amz|goog)-(?:signature|credential|security-token)|sig|signature|(?:access_|auth_)?token"
     r"|api_?key|password|secret)=)[^&#\s\"'<>]*[^&#\s\"'<>.,:;)]"
 )
+MIN_SIMILARITY = 0.7  # of names of options; below, the closest one is rarely the one that was meant
 JOINERS = "\u200c\u200d"  # format characters in Persian words and emoji
 
 

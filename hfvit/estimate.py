@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from hfvit.data.splits import DIGITS
 from hfvit.errors import ModelError, RecipeError
 from hfvit.finetuning.factory import prepare_finetuning
-from hfvit.models.configuration import load_config
+from hfvit.models.configuration import check_checkpoint_name, load_config
 from hfvit.models.factory import build_image_model
 from hfvit.models.modeling import HFViTForImageClassification
 from hfvit.recipe.arguments import ModelArguments
@@ -123,6 +123,7 @@ def untrained(arguments: ModelArguments) -> ModelArguments:
     if arguments.architecture:
         return arguments
     source = folder_or_hub_id(arguments.model_name_or_path, ModelError, "model_name_or_path")
+    check_checkpoint_name(source)
     architecture = source.rpartition("/")[2].split(".")[0]
     own: dict[str, Any] = {}
     size = arguments.image_size

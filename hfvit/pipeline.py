@@ -39,6 +39,7 @@ from hfvit.finetuning.factory import FineTuning, build_trainer, prepare_finetuni
 from hfvit.hub.model_card import write_model_card
 from hfvit.hub.push import Destination, check_destination, push_to
 from hfvit.metrics.task import TASKS
+from hfvit.models.configuration import check_model_name
 from hfvit.models.describe import describe_architecture
 from hfvit.models.factory import build_model
 from hfvit.recipe.loader import Recipe
@@ -267,6 +268,7 @@ def prepare_run(
         train_transforms: replaces the augmentation.
         **options: further arguments of `HFViTTrainer`.
     """
+    check_model_name(recipe.model)  # before the data set is read, which may take minutes
     splits = load_data(recipe)
     set_seed(recipe.training.seed)
     model, tokenizer = build_model(recipe.model, splits.labels, recipe.data, splits.problem_type)

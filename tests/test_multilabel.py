@@ -163,6 +163,16 @@ def test_evaluation_split_has_the_targets_of_the_recipe(trained, table):
     assert np.array_equal(other.labels, split.labels)
 
 
+def test_validate_has_the_metrics_of_the_run(trained):
+    comparison = hfvit.validate(trained, split="test", device="cpu", show_progress=False)
+    recorded = RunRecord.load(trained).metrics["test"]
+    assert comparison.metrics.map == pytest.approx(recorded.map, abs=1e-3)
+    assert comparison.metrics.micro_f1 == comparison.rows[0].micro_f1
+    found = {each.label: (each.images, each.threshold) for each in comparison.metrics.per_class}
+    assert found == {each.label: (each.images, each.threshold) for each in recorded.per_class}
+    assert len(comparison.class_table().splitlines()) == 1 + len(recorded.per_class)
+
+
 def test_exports_pass_the_gate_and_keep_thresholds(trained, table):
     folder = trained / "onnx"
     words = ["--model", trained, "--quantize", "int8", "--calibration_samples", 32, "--max_accuracy_drop", 5, folder]

@@ -144,6 +144,15 @@ def test_invalid_options_fail_before_training(recipe, capsys, tmp_path):
     assert not (tmp_path / "out" / "run.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [(["--architecture", "vit_tinny"], "architecture"), (["--model_name_or_path", "resnet18"], "model_name_or_path")],
+)
+def test_unknown_model_is_reported_before_the_data_are_read(recipe, capsys, tmp_path, words, option):
+    message = fails(capsys, recipe, *words, "--dataset_name", tmp_path / "no_data")
+    assert option_of(message) == option
+
+
 def test_finished_run_is_overwritten_only_with_the_option(recipe, capsys, tmp_path):
     out = tmp_path / "out"
     assert run(lambda: main([str(recipe)])) == 0

@@ -76,7 +76,8 @@ def claim_output_dir(output_dir: str, resume: str | None, overwrite: bool, is_ma
     else:
         checkpoint = Path(resume) if resume else None
         if checkpoint and (reason := checkpoint_error(checkpoint, read=is_main)):
-            raise RecipeError(f"resume_from_checkpoint: not a valid checkpoint, got {resume}: {reason}.")
+            advice = " Pass auto for the newest one." if str(resume).lower() == "true" else ""
+            raise RecipeError(f"resume_from_checkpoint: not a valid checkpoint, got {resume}: {reason}.{advice}")
     if not overwrite:
         if is_finished(folder) or not is_of_run(checkpoint, folder):
             _check_unused(folder)

@@ -1,6 +1,7 @@
 """The `hfvit` command, with one module per subcommand and lazy imports."""
 
 import sys
+from collections.abc import Iterable
 
 import hfvit
 from hfvit.cli import (
@@ -35,8 +36,19 @@ Fine-tune Vision Transformers for image classification: from one recipe to a dep
   hfvit COMMAND --help            options and examples of a command
 """
 
+EXPORTS = (
+    "Exports to ONNX, OpenVINO, ExecuTorch and TensorRT are commands of optimum-cli: `optimum-cli export --help`."
+)
+EXPORT_COMMANDS = ("export", "optimize", "quantize")
+# Names of commands in Ultralytics, getitune and Lightning, and common ones.
+OTHER_COMMANDS = {
+    "fit": "train", "finetune": "train", "resume": "train", "val": "validate", "test": "validate", "eval": "validate",
+    "evaluate": "validate", "benchmark": "validate", "infer": "predict", "tune": "sweep", "checks": "doctor",
+    "models": "recipes", "list": "recipes", "find": "recipes", "cfg": "recipes", "info": "recipes",
+}  # fmt: skip
+
 EPILOG = f"""\
-Exports to ONNX, OpenVINO, ExecuTorch and TensorRT are commands of optimum-cli: `optimum-cli export onnx --help`.
+{EXPORTS}
 
 {exit_codes(*EXIT_CODES)}"""
 
@@ -58,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     if words[0] not in commands and words[0] not in parser.option_names:
         if words[0].startswith("-"):
             parser.refuse(words)
-        hint = nearest(words[0], commands) or f" Commands: {', '.join(commands)}"
+        hint = _command_hint(words[0], commands)
         parser.error(f"COMMAND: unknown, got '{printable(words[0])}'.{hint}")
     options, rest = parser.parse_known_args(words)
     command = commands[words[0]]
@@ -68,6 +80,15 @@ def main(argv: list[str] | None = None) -> None:
         command.refuse(rest)
     options.rest = rest
     sys.exit(run(lambda: options.command(options)))
+
+
+def _command_hint(name: str, commands: Iterable[str]) -> str:
+    """Return the command that an unknown one stands for, or all commands."""
+    if name in EXPORT_COMMANDS:
+        return f" {EXPORTS}"
+    if name in OTHER_COMMANDS:
+        return f" Did you mean '{OTHER_COMMANDS[name]}'?"
+    return nearest(name, commands) or f" Commands: {', '.join(commands)}"
 
 
 def build_parser() -> CommandParser:

@@ -43,7 +43,8 @@ GROUPS = {
     " lr_scheduler_type weight_decay label_smoothing_factor max_grad_norm layer_decay ema_decay swa_start soup optim"
     " seed seeds folds fold",
     "augmentation": "policy rand_augment_magnitude rand_augment_num_ops crop_scale crop_ratio crop_padding"
-    " crop_padding_mode horizontal_flip mixup_alpha cutmix_alpha random_erasing mix_off_epochs repeated_augmentation",
+    " crop_padding_mode horizontal_flip vertical_flip color_jitter mixup_alpha cutmix_alpha random_erasing"
+    " mix_off_epochs repeated_augmentation",
     "fine-tuning": "finetuning freeze lora_rank lora_alpha lora_dropout lora_targets probe_c probe_passes"
     " head_from_text head_templates class_balance teacher distillation distillation_alpha distillation_temperature"
     " progressive_image_size train_image_size",

@@ -14,7 +14,7 @@ from hfvit.cli.options import (
     percentage_points,
     positive_int,
 )
-from hfvit.errors import GateError, printable
+from hfvit.errors import GateError, HFViTError, printable
 from hfvit.utils.collector import importing
 from hfvit.utils.quiet import hide_data_bars, quiet_libraries
 
@@ -23,11 +23,14 @@ Without --dataset_name and --split, the images are the validation split of the r
 matched by name. Latency and images/s cover the model only, not reading and preprocessing, except for a graph that
 includes the preprocessing (marked *).
 
+Below the table are the other metrics of REFERENCE; --per_class, --plots and --output have those of each class.
+
 The result is printed and saved: in run.json of the reference, in export.json or engine.json next to an exported file,
 and in the file of --output.
 
 examples:
   hfvit validate outputs/quickstart
+  hfvit validate outputs/quickstart --dataset_name path/to/folder --split test --per_class --plots plots
   hfvit validate outputs/quickstart outputs/quickstart/onnx outputs/quickstart/onnx/model_quantized.onnx
   hfvit validate outputs/quickstart onnx/ --split test --min_agreement 0.99 --output gate.json
   hfvit validate outputs/my_vit --merge_tokens 8 16 --max_accuracy_drop 2
@@ -71,20 +74,24 @@ def add(commands) -> None:
     parser.add_argument("--bf16", action="store_true", help="also compare the reference with bfloat16 weights")
     add_tta(parser, "flip also evaluates each artifact with the mean of the logits of an image and its mirror image")
     add_runtime_options(parser)
-    parser.add_argument("--output", metavar="FILE", help="save the result as JSON")
+    parser.add_argument("--per_class", action="store_true", help="print precision, recall and F1 of each class")
+    parser.add_argument("--plots", metavar="DIR", help="draw confusion matrix, recall by class and calibration to DIR")
+    parser.add_argument("--output", metavar="FILE", help="save the result and all metrics of REFERENCE as JSON")
     parser.set_defaults(command=validate)
 
 
 def validate(options: argparse.Namespace) -> None:
     """Run `hfvit validate REFERENCE [OTHER ...]`."""
     from hfvit.artifacts.artifact import find_artifact
-    from hfvit.utils.files import output_file
+    from hfvit.utils.files import check_writable, expand_user, output_file
 
     paths = [options.reference, *options.others]
     for path in paths:
         find_artifact(path)  # before torch is imported, so that a wrong path is reported at once
     providers = parse_providers(options)
     output = output_file(options.output, "--output")
+    if plots := options.plots and expand_user(options.plots):
+        check_writable(plots, "--plots", HFViTError)
     with importing():
         quiet_libraries()
         hide_data_bars()
@@ -114,10 +121,18 @@ def validate(options: argparse.Namespace) -> None:
         providers=providers,
     )
     print(comparison.table())
+    if options.per_class:
+        print(f"\n{comparison.class_table()}\n")
     written = [*comparison.saved]
     if output:
-        write_object(output, comparison.gate.to_json())
+        metrics = comparison.metrics and comparison.metrics.to_json()
+        write_object(output, {**comparison.gate.to_json(), "metrics": metrics})
         written.append(output)
+    if plots and comparison.metrics is not None:
+        from hfvit.report.plots import write_metric_plots
+
+        write_metric_plots(comparison.metrics, options.split or "validation", plots)
+        written.append(plots)
     if written:
         print(f"saved    {printable(', '.join(map(str, written)))}")
     if not comparison.passed:

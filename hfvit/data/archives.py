@@ -9,6 +9,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import datasets
@@ -85,31 +86,36 @@ def read_members(archive: str, wanted: set[str] | None = None) -> Iterator[Membe
         DataError: the archive cannot be read.
     """
     try:
-        if extension(archive) == ".zip":
-            with zipfile.ZipFile(archive) as file:
-                for info in file.infolist():
-                    kind = stat.S_IFMT(info.external_attr >> 16)
-                    if info.is_dir() or kind not in (0, stat.S_IFREG):
-                        continue
-                    read = wanted is None or info.filename in wanted
-                    yield Member(info.filename, info.file_size, _read_zipped(file, info) if read else None)
-        else:
-            with tarfile.open(archive, "r|*", tarinfo=_Header) as file:
-                for info in file:
-                    if not info.isreg():
-                        continue
-                    read = wanted is None or info.name in wanted
-                    if read:
-                        DEFAULT_LIMITS.check_bytes(info.size)
-                    yield Member(info.name, info.size, file.extractfile(info).read() if read else None)
-                if not getattr(file, "has_end", True):
-                    logger.warning("%s has no end mark. It may be incomplete, from an interrupted copy", archive)
-                elif file.fileobj.read(PADDING).strip(b"\0"):
-                    logger.warning("%s has data after its end mark, which is not read, as in joined archives", archive)
+        yield from (_zip_members if extension(archive) == ".zip" else _tar_members)(archive, wanted)
     except ARCHIVE_ERRORS as error:
         raise DataError(
             f"dataset_name: the archive {archive} cannot be read ({type(error).__name__}: {one_line(error)})."
         ) from error
+
+
+def _zip_members(archive: str, wanted: set[str] | None) -> Iterator[Member]:
+    with zipfile.ZipFile(archive) as file:
+        for info in file.infolist():
+            kind = stat.S_IFMT(info.external_attr >> 16)
+            if not info.is_dir() and kind in (0, stat.S_IFREG):
+                is_read = wanted is None or info.filename in wanted
+                yield Member(info.filename, info.file_size, _read_zipped(file, info) if is_read else None)
+
+
+def _tar_members(archive: str, wanted: set[str] | None) -> Iterator[Member]:
+    with tarfile.open(archive, "r|*", tarinfo=_Header) as file:
+        for info in file:
+            if not info.isreg():
+                continue
+            content = None
+            if wanted is None or info.name in wanted:
+                DEFAULT_LIMITS.check_bytes(info.size)
+                content = file.extractfile(info).read()
+            yield Member(info.name, info.size, content)
+        if not getattr(file, "has_end", True):
+            logger.warning("%s has no end mark. It may be incomplete, from an interrupted copy", archive)
+        elif file.fileobj.read(PADDING).strip(b"\0"):
+            logger.warning("%s has data after its end mark, which is not read, as in joined archives", archive)
 
 
 def _read_zipped(file: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
@@ -343,38 +349,28 @@ def generate_samples(
 
 def _samples(shard: str, label_column: str | None) -> Iterator[dict[str, Any]]:
     known = extensions()
-    current: str | None = None
-    sample: dict[str, Any] = {}
-    for member in read_members(shard):
-        if is_hidden(member.name.rpartition("/")[2]):
-            continue
-        check_utf8(member.name, f"a member of {shard}")
-        key, kind = _sample_key(member.name)
-        if key != current:
-            if sample:
-                yield _checked(shard, current, sample)
-            current = key
-            sample = {}
-        if f".{kind}" in known:
-            field = "image"
-            value: Any = _image(shard, member)
-        elif kind == "cls":
-            field = "label"
-            text = _text(shard, member)
-            value = int(text) if is_integer(text) else text
-        elif kind == "json":
-            field = "label"
-            value = _json_label(shard, member, label_column)
-        elif kind == "txt":
-            field = "txt"
-            value = _text(shard, member)
-        else:
-            continue
-        if field in sample:
-            raise DataError(f"dataset_name: {shard}: sample {key.lstrip('/')} has two members for its {field}.")
-        sample[field] = value
-    if sample:
-        yield _checked(shard, current, sample)
+    members = (member for member in read_members(shard) if not is_hidden(member.name.rpartition("/")[2]))
+    for key, group in groupby(members, lambda member: _sample_key(member.name)[0]):
+        sample: dict[str, Any] = {}
+        for member in group:
+            check_utf8(member.name, f"a member of {shard}")
+            kind = _sample_key(member.name)[1]
+            if f".{kind}" in known:
+                field, value = "image", _image(shard, member)
+            elif kind == "cls":
+                text = _text(shard, member)
+                field, value = "label", int(text) if is_integer(text) else text
+            elif kind == "json":
+                field, value = "label", _json_label(shard, member, label_column)
+            elif kind == "txt":
+                field, value = "txt", _text(shard, member)
+            else:
+                continue
+            if field in sample:
+                raise DataError(f"dataset_name: {shard}: sample {key.lstrip('/')} has two members for its {field}.")
+            sample[field] = value
+        if sample:
+            yield _checked(shard, key, sample)
 
 
 def _checked(shard: str, key: str, sample: dict[str, Any]) -> dict[str, Any]:

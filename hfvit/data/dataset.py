@@ -130,7 +130,8 @@ def decoded_crops(examples: list[dict], name: str, seeds: np.ndarray, augmentati
     crops = []
     for example, box, flip in zip(examples, boxes, flips, strict=True):
         crop = decode_crop(example["image"], name, example["row"], box, size, interpolation)
-        crops.append(crop[:, ::-1] if flip else crop)
+        horizontal, vertical = flip
+        crops.append(crop[:: -1 if vertical else 1, :: -1 if horizontal else 1])
     return {"crops": torch.from_numpy(np.stack(crops)), "plan": augmentation.sample_changes(seeds, *size)}
 
 

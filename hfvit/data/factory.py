@@ -127,9 +127,11 @@ def build_augmentation(data_config: dict, arguments: AugmentationArguments) -> A
         crop_scale=arguments.crop_scale,
         crop_ratio=arguments.crop_ratio,
         horizontal_flip=arguments.horizontal_flip,
+        vertical_flip=arguments.vertical_flip,
         policy=arguments.policy,
         rand_augment_magnitude=arguments.rand_augment_magnitude,
         rand_augment_num_ops=arguments.rand_augment_num_ops,
+        color_jitter=arguments.color_jitter,
         crop_padding=arguments.crop_padding,
         crop_padding_mode=arguments.crop_padding_mode,
     )

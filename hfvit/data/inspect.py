@@ -465,13 +465,21 @@ def _same_content(splits: ImageSplits, places: list[tuple[str, int]], members: l
 
 
 def _add_findings(inspection: Inspection) -> None:
-    warnings = inspection.warnings
-    notes = inspection.notes
     if inspection.unreadable:
-        warnings.append(
+        inspection.warnings.append(
             f"{counted(len(inspection.unreadable), 'image')} cannot be decoded, such as"
             f" {inspection.unreadable[0].name}. Training stops at them. Remove them, or pass --on_bad_image skip."
         )
+    _add_duplicate_findings(inspection)
+    _add_label_findings(inspection)
+    _add_size_findings(inspection)
+    _add_class_findings(inspection)
+    if inspection.unused_splits:
+        inspection.notes.append(f"Splits that are not used: {', '.join(inspection.unused_splits)}.")
+
+
+def _add_duplicate_findings(inspection: Inspection) -> None:
+    warnings = inspection.warnings
     for role in ("test", "validation"):
         leaked = [group for group in inspection.leaks if {"train", role} <= set(group.splits)]
         images = [image for group in leaked for image in group.images if image.split == role]
@@ -488,19 +496,25 @@ def _add_findings(inspection: Inspection) -> None:
             f"{counted(len(inspection.conflicts), 'group')} of duplicates with different labels, such as"
             f" {group.images[0].name} ({', '.join(group.labels)})."
         )
-    within = [group for group in inspection.duplicates if len(group.splits) == 1]
-    if within:
-        copies = [image for group in within for image in group.images[1:]]
-        notes.append(f"{counted(len(copies), 'copy', 'copies')} of images within their split.")
+    copies = sum(len(group.images) - 1 for group in inspection.duplicates if len(group.splits) == 1)
+    if copies:
+        inspection.notes.append(f"{counted(copies, 'copy', 'copies')} of images within their split.")
+
+
+def _add_label_findings(inspection: Inspection) -> None:
     check = inspection.label_check
     if check and check.agreement < WEAK_MODEL:
-        warnings.append(
+        inspection.warnings.append(
             f"--run: the model predicts only {check.agreement:.0%} of the labels. The suspicious labels of such a weak"
             " model mean little."
         )
     elif check and check.suspects:
         name = check.suspects[0].image.name
-        warnings.append(f"{counted(len(check.suspects), 'suspicious label')}, such as that of {name}.")
+        inspection.warnings.append(f"{counted(len(check.suspects), 'suspicious label')}, such as that of {name}.")
+
+
+def _add_size_findings(inspection: Inspection) -> None:
+    warnings = inspection.warnings
     if inspection.uniform:
         name = inspection.uniform[0].name
         warnings.append(f"{counted(len(inspection.uniform), 'image')} of one color, such as {name}.")
@@ -511,10 +525,9 @@ def _add_findings(inspection: Inspection) -> None:
         )
     sizes = inspection.images
     if sizes and max(sizes.width[1], sizes.height[1]) < TINY_SIDE:
-        notes.append(f"Most images have {sizes.width[1]}x{sizes.height[1]} pixels, less than models are designed for.")
-    _add_class_findings(inspection)
-    if inspection.unused_splits:
-        notes.append(f"Splits that are not used: {', '.join(inspection.unused_splits)}.")
+        inspection.notes.append(
+            f"Most images have {sizes.width[1]}x{sizes.height[1]} pixels, less than models are designed for."
+        )
 
 
 def _add_class_findings(inspection: Inspection) -> None:

@@ -299,18 +299,7 @@ def encode_labels(
         if any(isinstance(value, str) for values in raw_labels.values() for value in values):
             # A CSV file of one split can have only integers, while that of another has other names, too.
             raw_labels = {role: list(map(str, values)) for role, values in raw_labels.items()}
-        if class_names is None:
-            classes = sorted(set(raw_labels["train"]))
-        elif all(isinstance(value, int) for values in raw_labels.values() for value in values):
-            classes = list(range(len(class_names)))
-        else:
-            classes = class_names
-        labels = [str(value) for value in (classes if class_names is None else class_names)]
-        index_of = {value: index for index, value in enumerate(classes)}
-        encoded = {
-            role: np.array([index_of.get(v, -1) for v in values], dtype=np.int64)
-            for role, values in raw_labels.items()
-        }
+        labels, encoded = _encode_plain(raw_labels, class_names)
     for role, values in encoded.items():
         wrong = np.flatnonzero((values < 0) | (values >= len(labels)))
         if len(wrong):
@@ -322,6 +311,25 @@ def encode_labels(
     if len(set(labels)) != len(labels):
         raise DataError("label_column: two classes have the same name. Rename one of them.")
     return labels, encoded
+
+
+def _encode_plain(
+    raw_labels: dict[str, list], class_names: list[str] | None
+) -> tuple[list[str], dict[str, np.ndarray]]:
+    """Encode labels of a column without `ClassLabel`; -1 is for an unknown label."""
+    if class_names is None:
+        classes = sorted(set(raw_labels["train"]))
+        class_names = list(map(str, classes))
+    elif all(isinstance(value, int) for values in raw_labels.values() for value in values):
+        classes = range(len(class_names))
+    else:
+        classes = class_names
+    index_of = {value: index for index, value in enumerate(classes)}
+    encoded = {
+        role: np.array([index_of.get(value, -1) for value in values], dtype=np.int64)
+        for role, values in raw_labels.items()
+    }
+    return class_names, encoded
 
 
 def as_in_training(values: list, own: Any, train: Any, name: str) -> list:

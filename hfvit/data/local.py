@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -201,11 +202,9 @@ def open_local(data: DataArguments) -> LocalData | None:
     if any((root / name).is_file() for name in ("dataset_dict.json", "state.json")):
         return _open_saved(root, data, left_out)
     files, empty = find_files(root, left_out)
-    by_type = {kind: [] for kind in ("tables", "archives", "arrow", "scripts")}
+    by_type: defaultdict[str | None, list[File]] = defaultdict(list)
     for file in files:
-        kind = _type(file)
-        if kind:
-            by_type[kind].append(file)
+        by_type[_type(file)].append(file)
     tables = [file for file in by_type["tables"] if _is_data(file)]
     metadata = [file for file in tables if Path(file.path).stem == METADATA]
     images = select_images(files, LeftOut())
@@ -677,19 +676,7 @@ def _open_archives(data: DataArguments, archives: list[File], left_out: LeftOut)
     else:
         groups, is_split = _by_split(data, archives, left_out)
     if is_webdataset(archives[0]):
-        if len(data.label_columns) > 1:
-            raise DataError("label_column: must be one key of the .json members of WebDataset shards. Name a list.")
-        label_column = next(iter(data.label_columns), None)
-        splits = {
-            split: LocalSplit(
-                partial(webdataset, shards, split, data.image_column, label_column),
-                partial(webdataset_stream, shards, data.image_column, label_column),
-                shards,
-            )
-            for split, shards in groups.items()
-        }
-        layout = f"WebDataset, {len(archives)} shard{'s' if len(archives) > 1 else ''}"
-        return LocalData(data.dataset_name, _in_order(splits), is_split, left_out, layout)
+        return _open_webdataset(data, archives, groups, is_split, left_out)
     found: dict[str, list[tuple[File, list[tuple[File, str]]]]] = {}
     notes: list[str] = []
     for split, files in groups.items():
@@ -701,13 +688,13 @@ def _open_archives(data: DataArguments, archives: list[File], left_out: LeftOut)
                 is_split = True
                 for inner, rows in folders.splits.items():
                     found.setdefault(inner, []).append((archive, rows))
+            elif folders.is_split:
+                raise DataError(
+                    f"dataset_name: the name of {archive.path} means split '{split}', but it contains the splits"
+                    f" {', '.join(folders.splits)}. Rename it."
+                )
             else:
                 rows = [row for split_rows in folders.splits.values() for row in split_rows]
-                if folders.is_split:
-                    raise DataError(
-                        f"dataset_name: the name of {archive.path} means split '{split}', but it contains the splits"
-                        f" {', '.join(folders.splits)}. Rename it."
-                    )
                 found.setdefault(split, []).append((archive, rows))
     labels = sorted({label for parts in found.values() for _, rows in parts for _, label in rows})
     splits = {
@@ -722,6 +709,33 @@ def _open_archives(data: DataArguments, archives: list[File], left_out: LeftOut)
     kind = extension(archives[0].path).removeprefix(".")
     layout = f"{kind} of class folders" if len(archives) == 1 else f"{len(archives)} {kind} files of class folders"
     return LocalData(data.dataset_name, _in_order(splits), is_split, left_out, layout, list(dict.fromkeys(notes)))
+
+
+def _open_webdataset(
+    data: DataArguments, archives: list[File], groups: dict[str, list[File]], is_split: bool, left_out: LeftOut
+) -> LocalData:
+    """Open WebDataset shards.
+
+    Args:
+        data: data options of the recipe.
+        archives: all shards.
+        groups: shards by split.
+        is_split: whether the names of the shards have splits.
+        left_out: files that are left out.
+    """
+    if len(data.label_columns) > 1:
+        raise DataError("label_column: must be one key of the .json members of WebDataset shards. Name a list.")
+    label_column = next(iter(data.label_columns), None)
+    splits = {
+        split: LocalSplit(
+            partial(webdataset, shards, split, data.image_column, label_column),
+            partial(webdataset_stream, shards, data.image_column, label_column),
+            shards,
+        )
+        for split, shards in groups.items()
+    }
+    layout = f"WebDataset, {len(archives)} shard{'s' if len(archives) > 1 else ''}"
+    return LocalData(data.dataset_name, _in_order(splits), is_split, left_out, layout)
 
 
 def _is_one_archive(archives: Collection[File]) -> bool:

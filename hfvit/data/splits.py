@@ -329,11 +329,8 @@ def load_whole_splits(data: DataArguments, seed: int = 42, local: LocalData | No
     loaded = {role: at_most(split, limits[role], seed) for role, split in loaded.items()}
 
     roles = [role for role in ("train", "validation", "test") if role in loaded]
-    columns = {"image_column": image_column, "label_column": kind.name}
-    columns |= {"text_column": text_column} if text_column else {}
-    columns |= {"problem_type": kind.problem_type} if kind.problem_type != SINGLE_LABEL else {}
     shown = {role: (names[role], len(loaded[role]), loaded[role]._fingerprint) for role in roles}
-    facts = data_facts(data, commit, columns, labels, shown)
+    facts = data_facts(data, commit, image_column, kind, labels, shown)
     for role, fraction in held_out.items():
         facts["splits"][role]["held_out"] = fraction
     for role, counts in left_out.items():
@@ -504,7 +501,7 @@ def labels_as_in_training(
     loaded: Mapping[str, Dataset | IterableDataset],
     names: Mapping[str, str],
 ) -> dict[str, list]:
-    """Convert the labels of all splits to the type of those of `train`, see `as_in_training`.
+    """Convert the labels of all splits to the type of the labels of `train`.
 
     Args:
         kind: labels from `find_labels`.
@@ -575,24 +572,9 @@ def _hold_out_splits(
     Returns:
         The fraction of the training split by role.
     """
-    fractions: dict[str, float] = {}
-    if "validation" not in loaded:
-        fractions["validation"] = data.validation_fraction
-    if local and not local.is_split and "test" not in loaded and "[" not in data.train_split:
-        fractions |= {"test": data.held_out_for_test} if data.held_out_for_test else {}
-    elif data.test_fraction and data.test_split:
-        logger.warning(
-            "test_fraction: ignored, as it applies to local images without splits and a whole train_split only"
-        )
-    if sum(fractions.values()) >= 1:
-        raise RecipeError(
-            "test_fraction: validation_fraction and test_fraction must be below 1 together, got"
-            f" {fractions['validation']:g} and {fractions['test']:g}. Decrease one of them."
-        )
+    fractions = _held_out_fractions(data, local, loaded)
     whole = loaded["train"]
     all_files = files
-    if data.fold is not None and "test" not in fractions:
-        del fractions["validation"]
     for role, fraction in fractions.items():
         train = loaded["train"]
         first, file = _first_rows(files)
@@ -625,6 +607,38 @@ def _hold_out_splits(
             len(loaded.pop("test")),
         )
         del names["test"], fractions["test"]
+    return fractions
+
+
+def _held_out_fractions(
+    data: DataArguments, local: LocalData | None, loaded: Mapping[str, Dataset]
+) -> dict[str, float]:
+    """Return the fraction of the training split to hold out for each role.
+
+    The validation images of a fold are not included.
+
+    Args:
+        data: data options of the recipe.
+        local: local data set. Default: loaded by `datasets`.
+        loaded: splits by role.
+    """
+    fractions: dict[str, float] = {}
+    if "validation" not in loaded:
+        fractions["validation"] = data.validation_fraction
+    if local and not local.is_split and "test" not in loaded and "[" not in data.train_split:
+        if data.held_out_for_test:
+            fractions["test"] = data.held_out_for_test
+    elif data.test_fraction and data.test_split:
+        logger.warning(
+            "test_fraction: ignored, as it applies to local images without splits and a whole train_split only"
+        )
+    if sum(fractions.values()) >= 1:
+        raise RecipeError(
+            "test_fraction: validation_fraction and test_fraction must be below 1 together, got"
+            f" {fractions['validation']:g} and {fractions['test']:g}. Decrease one of them."
+        )
+    if data.fold is not None and "test" not in fractions:
+        del fractions["validation"]
     return fractions
 
 
@@ -762,7 +776,8 @@ def warn_about_sizes(splits: ImageSplits) -> None:
 def data_facts(
     data: DataArguments,
     commit: str | None,
-    columns: dict[str, str | list[str]],
+    image_column: str,
+    kind: SingleLabel | MultiLabel,
     labels: list[str],
     splits: dict[str, tuple[str, int | None, str]],
 ) -> dict:
@@ -771,12 +786,18 @@ def data_facts(
     Args:
         data: name, configuration and revision of the data set.
         commit: commit of a data set on the Hub, None otherwise.
-        columns: columns by option, and `problem_type` of a multi-label classification.
+        image_column: column of the images.
+        kind: labels from `find_labels`.
         labels: class names in the order of the logits.
         splits: (source, number of rows or None if unknown, fingerprint) by role.
     """
     name = data.dataset_name
     here = name != DIGITS and is_local(name)
+    columns = {"image_column": image_column, "label_column": kind.name}
+    if data.text_column:
+        columns["text_column"] = data.text_column
+    if kind.problem_type != SINGLE_LABEL:
+        columns["problem_type"] = kind.problem_type
     return {
         "dataset_name": name,
         "is_local": here,

@@ -103,7 +103,6 @@ def stream_splits(
         whole = {role: standardize(split, image_column, indices[role]) for role, split in loaded.items()}
         found = {role: at_most(split, data.max_eval_samples, seed) for role, split in whole.items()}
         shown |= {role: (names[role], len(split), split._fingerprint) for role, split in found.items()}
-    columns = {"image_column": image_column, "label_column": label_column}
     if source.local:
         source.local.log()
     return ImageSplits(
@@ -112,7 +111,7 @@ def stream_splits(
         test=found.get("test"),
         sources={role: names[role] for role in whole},
         whole=whole,
-        facts=data_facts(data, source.commit, columns, labels, shown),
+        facts=data_facts(data, source.commit, image_column, kind, labels, shown),
         kind=kind,
     )
 

@@ -153,9 +153,8 @@ def _read_csv(file: File, label_columns: Collection[str]) -> Dataset:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"dataset_name: {file.path} is not UTF-8 text ({one_line(error)}).") from None
     head = text.partition("\n")[0]
-    delimiter = "\t" if extension(file.path) == ".tsv" or ("\t" in head and "," not in head) else ","
-    if delimiter == "," and ";" in head and "," not in head:
-        delimiter = ";"
+    marks = "\t" if extension(file.path) == ".tsv" else ",\t;"
+    delimiter = next((mark for mark in marks if mark in head), marks[0])
     try:
         rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True) if row]
     except csv.Error as error:

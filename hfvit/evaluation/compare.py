@@ -19,12 +19,19 @@ from hfvit.artifacts.engine_record import EngineRecord
 from hfvit.artifacts.export_record import ExportRecord
 from hfvit.artifacts.gate import ArtifactResult, Gate, GateLimits, Hardware
 from hfvit.artifacts.run_record import RunRecord
+from hfvit.artifacts.run_sections import MultiLabelMetrics, SplitMetrics
 from hfvit.errors import ModelError, printable
 from hfvit.evaluation.split import EvaluationSplit
 from hfvit.inference.classifier import Classifier, PreparedImage, batched, load_classifier
 from hfvit.inference.execution_providers import Providers
-from hfvit.metrics.classification import accuracy_interval
-from hfvit.metrics.multilabel import bootstrap_intervals, decisions, multilabel_scalars, probabilities_of
+from hfvit.metrics.classification import accuracy_interval, classification_metrics
+from hfvit.metrics.multilabel import (
+    bootstrap_intervals,
+    decisions,
+    multilabel_metrics,
+    multilabel_scalars,
+    probabilities_of,
+)
 from hfvit.metrics.paired import CONFIDENCE, LARGEST_SAMPLE, PairedCounts, bootstrap_loss
 from hfvit.utils.environment import hardware
 from hfvit.utils.files import check_replaceable, wrap_write_errors
@@ -40,6 +47,7 @@ HEADER = (
     "95 % interval", "change (95 % interval)", "p", "agreement", "max |dlogit|", "MB", "p50 ms", "p95 ms", "images/s",
     "threads", "gate",
 )  # fmt: skip
+_SHOWN_BY_ROWS = ("images", "95 % interval")  # columns of the metrics that the table of artifacts has
 SIGNIFICANCE = 1 - CONFIDENCE
 SIGNIFICANT_FLIPS = 6  # fewer in one direction are not significant in McNemar's exact test
 SAME_LOGITS = 1e-3  # largest difference, relative to max(1, largest logit), that cannot change the accuracy
@@ -51,10 +59,13 @@ class Comparison:
 
     Attributes:
         gate: limits and results of the artifacts.
+        metrics: all metrics of the reference, as in run.json. None if they were not computed, or its logits are not
+            finite.
         saved: files that the result was saved to.
     """
 
     gate: Gate
+    metrics: SplitMetrics | MultiLabelMetrics | None = None
     saved: list[Path] = field(default_factory=list)
 
     @property
@@ -100,8 +111,26 @@ class Comparison:
             lines.append(f"         {PREPROCESSING_MARK} with preprocessing, which is part of the graph")
         if len(self.rows) > 1 or not self.passed:
             lines.append(f"gate     {requirement}: {'passed' if self.passed else 'FAILED'}")
+        if self.metrics is not None:
+            shown = {*_SHOWN_BY_ROWS, score.name}
+            others = [f"{name} {value}" for name, value in self.metrics.columns().items() if name not in shown]
+            lines.append(f"metrics  {', '.join(others)}{' (reference)' if len(self.rows) > 1 else ''}")
         lines += [f"warning  {warning}" for warning in self.warnings]
         return "\n".join(map(printable, lines))
+
+    def class_table(self) -> str:
+        """Format precision, recall and F1 of each class, an empty string without."""
+        if self.metrics is None:
+            return ""
+        is_multi_label = isinstance(self.metrics, MultiLabelMetrics)
+        rows = [("class", "images", "precision", "recall", "F1", *(("AP", "threshold") if is_multi_label else ()))]
+        for each in self.metrics.per_class:
+            cells = (each.label, f"{each.images:,}", f"{each.precision:.4f}", f"{each.recall:.4f}", f"{each.f1:.4f}")
+            if is_multi_label:
+                average_precision = each.average_precision
+                cells += ("" if average_precision is None else f"{average_precision:.4f}", f"{each.threshold:.2f}")
+            rows.append(cells)
+        return "\n".join(aligned(rows))
 
 
 def compare(
@@ -116,6 +145,7 @@ def compare(
     threads: int | None = None,
     providers: Providers | None = None,
     tta: str | None = None,
+    all_metrics: bool = False,
     show_progress: bool = True,
 ) -> Comparison:
     """Evaluate artifacts on `split` and compare them with the reference.
@@ -133,6 +163,7 @@ def compare(
         threads: CPU threads of the artifacts that are loaded here. Default: PyTorch's.
         providers: ONNX Runtime execution providers of the ONNX files that are loaded here, instead of `device`.
         tta: also evaluate each artifact with this test-time augmentation, see `Classifier`.
+        all_metrics: also compute all metrics of the reference, whose logits are then held in memory.
         show_progress: show a progress bar on a terminal.
 
     Returns:
@@ -145,27 +176,7 @@ def compare(
     if tta is not None:
         classifiers += [classifier.with_tta(tta) for classifier in classifiers]
     batch_size = classifiers[0].batch_size if batch_size is None else batch_size
-    orders = [_class_order(classifier, split.classes) for classifier in classifiers]
-    tallies = [_tally(classifier, order, split) for classifier, order in zip(classifiers, orders, strict=True)]
-    keys = [classifier.preprocessing for classifier in classifiers]
-    # disable=None: tqdm draws on a terminal only, not in a log.
-    with tqdm(total=len(split), unit="image", desc="validate", disable=None if show_progress else True) as bar:
-        by_key = dict(zip(keys, classifiers, strict=True))  # classifiers with equal preprocessing share it
-
-        def prepare(row: int) -> dict[str, PreparedImage]:
-            (image,) = split.images([row])
-            return {key: classifier.prepare_image(image) for key, classifier in by_key.items()}
-
-        prepared = map_in_threads(prepare, range(len(split)), 2 * batch_size)
-        for rows in batched(range(len(split)), batch_size):
-            images = list(islice(prepared, len(rows)))
-            inputs = {key: classifier.collate([image[key] for image in images]) for key, classifier in by_key.items()}
-            expected = None
-            for classifier, key, order, tally in zip(classifiers, keys, orders, tallies, strict=True):
-                logits = classifier.run(inputs[key])[:, order]
-                expected = logits if expected is None else expected
-                tally.add(logits, expected, split.labels[rows])
-            bar.update(len(rows))
+    tallies, kept = _tally_all(classifiers, split, batch_size, show_progress, all_metrics)
     first = list(split.images(range(min(batch_size, len(split)))))
     speeds = measure_speed(classifiers, [first[index % len(first)] for index in range(batch_size)])
     limits = GateLimits(max_accuracy_drop=max_accuracy_drop, min_agreement=min_agreement)
@@ -202,7 +213,76 @@ def compare(
         passed=not any(row.failure for row in rows),
         artifacts=rows,
     )
-    return Comparison(gate)
+    thresholds = classifiers[0].thresholds
+    order = _class_order(classifiers[0], split.classes)
+    return Comparison(gate, _metrics(kept, split, None if thresholds is None else thresholds[order]))
+
+
+def _metrics(
+    kept: list[np.ndarray], split: EvaluationSplit, thresholds: np.ndarray | None
+) -> SplitMetrics | MultiLabelMetrics | None:
+    """Compute all metrics of an artifact, None without finite logits.
+
+    Args:
+        kept: logits of its batches `(batch, classes)`.
+        split: labeled images.
+        thresholds: thresholds of a multi-label model `(classes,)`. Default: 0.5.
+    """
+    if not kept:
+        return None
+    logits = np.concatenate(kept)
+    if not np.isfinite(logits).all():
+        return None
+    if split.labels.ndim == 1:
+        return SplitMetrics.from_json(classification_metrics(logits, split.labels, split.classes))
+    targets = split.labels.astype(np.int64)
+    return MultiLabelMetrics.from_json(multilabel_metrics(logits, targets, split.classes, thresholds))
+
+
+def _tally_all(
+    classifiers: Sequence[Classifier],
+    split: EvaluationSplit,
+    batch_size: int,
+    show_progress: bool,
+    keep_logits: bool,
+) -> "tuple[list[_Tally | _LabelTally], list[np.ndarray]]":
+    """Count the answers of all artifacts in one pass over the images.
+
+    Args:
+        classifiers: classifiers of the artifacts, the reference first.
+        split: labeled images.
+        batch_size: images per batch.
+        show_progress: show a progress bar on a terminal.
+        keep_logits: return the logits of the reference.
+
+    Returns:
+        (tally of each artifact, logits of the reference by batch `(batch, classes)`).
+    """
+    orders = [_class_order(classifier, split.classes) for classifier in classifiers]
+    tallies = [_tally(classifier, order, split) for classifier, order in zip(classifiers, orders, strict=True)]
+    kept: list[np.ndarray] = []
+    keys = [classifier.preprocessing for classifier in classifiers]
+    by_key = dict(zip(keys, classifiers, strict=True))  # classifiers with equal preprocessing share it
+
+    def prepare(row: int) -> dict[str, PreparedImage]:
+        (image,) = split.images([row])
+        return {key: classifier.prepare_image(image) for key, classifier in by_key.items()}
+
+    # disable=None: tqdm draws on a terminal only, not in a log.
+    with tqdm(total=len(split), unit="image", desc="validate", disable=None if show_progress else True) as bar:
+        prepared = map_in_threads(prepare, range(len(split)), 2 * batch_size)
+        for rows in batched(range(len(split)), batch_size):
+            images = list(islice(prepared, len(rows)))
+            inputs = {key: classifier.collate([image[key] for image in images]) for key, classifier in by_key.items()}
+            expected = None
+            for classifier, key, order, tally in zip(classifiers, keys, orders, tallies, strict=True):
+                logits = classifier.run(inputs[key])[:, order]
+                if expected is None:
+                    expected = logits
+                    kept += [logits] if keep_logits else []
+                tally.add(logits, expected, split.labels[rows])
+            bar.update(len(rows))
+    return tallies, kept
 
 
 def _load_all(artifacts, device: str | None, threads: int | None, providers: Providers | None) -> list[Classifier]:
@@ -409,15 +489,7 @@ def measure_speed(classifiers: Sequence[Classifier], images: list) -> list[dict]
     for _ in range(ROUNDS):
         for classifier, seconds_by_size in zip(classifiers, seconds, strict=True):
             for size, times in seconds_by_size.items():
-                prepared = classifier.prepare(images[:size])
-                classifier.run(prepared)  # warm-up
-                end = time.perf_counter() + ROUND_SECONDS
-                for _ in range(CALLS):
-                    start = time.perf_counter()
-                    classifier.run(prepared)
-                    times.append(time.perf_counter() - start)
-                    if time.perf_counter() > end:
-                        break
+                times += _time_calls(classifier, images[:size])
     return [
         {
             "latency_ms_p50": 1000 * float(np.percentile(seconds_by_size[1], 50)),
@@ -426,6 +498,21 @@ def measure_speed(classifiers: Sequence[Classifier], images: list) -> list[dict]
         }
         for seconds_by_size in seconds
     ]
+
+
+def _time_calls(classifier: Classifier, images: list) -> list[float]:
+    """Return the seconds of each call in a round of measurements."""
+    prepared = classifier.prepare(images)
+    classifier.run(prepared)  # warm-up
+    times: list[float] = []
+    end = time.perf_counter() + ROUND_SECONDS
+    for _ in range(CALLS):
+        start = time.perf_counter()
+        classifier.run(prepared)
+        times.append(time.perf_counter() - start)
+        if time.perf_counter() > end:
+            break
+    return times
 
 
 def _class_order(classifier: Classifier, classes: list[str]) -> list[int]:

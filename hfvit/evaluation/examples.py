@@ -139,15 +139,13 @@ class LabelAnswers:
 
         The confidence is that of the worst mistake, without a mistake that of the least certain label.
         """
-        asked = self.beyond[place].argmax() if self.beyond[place].max() >= 0 else None
-        if asked is None:
-            sure = np.where(self.predicted[place], self.probabilities[place], 1 - self.probabilities[place])
-            asked = sure.argmin()
-        share = self.probabilities[place, asked]
+        confidences = np.where(self.predicted[place], self.probabilities[place], 1 - self.probabilities[place])
+        beyond = self.beyond[place]
+        label = beyond.argmax() if beyond.max() >= 0 else confidences.argmin()
         return {
             "true": self._shown(self.targets[place]),
             "predicted": self._shown(self.predicted[place]),
-            "confidence": float(share if self.predicted[place, asked] else 1 - share),
+            "confidence": float(confidences[label]),
         }
 
     def _shown(self, has: np.ndarray) -> str:

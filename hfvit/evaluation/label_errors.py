@@ -24,7 +24,7 @@ from hfvit.errors import DataError, ModelError
 from hfvit.evaluation.predictions import read_out_of_fold
 from hfvit.evaluation.split import read_recipe
 from hfvit.inference.classifier import Classifier, load_classifier
-from hfvit.inference.embed import with_head_inputs
+from hfvit.inference.embed import with_features
 from hfvit.metrics.label_errors import confident_disagreements
 from hfvit.utils.files import expand_user
 from hfvit.utils.quiet import quiet_libraries
@@ -244,7 +244,7 @@ def _predict(
     features = []
     bar = tqdm(total=len(split), desc=f"Predicting {role}", unit="image", disable=None if show_progress else True,
                leave=False)  # fmt: skip
-    with bar, with_head_inputs(classifier) as run:
+    with bar, with_features(classifier) as run:
         for start in range(0, len(split), BATCH):
             images = split[start : start + BATCH]["image"]
             decoded = []

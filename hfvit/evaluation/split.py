@@ -105,48 +105,27 @@ def evaluation_split(
     head = read_head(artifact)
     labels = head.labels
     multi_label = head.config.problem_type == MULTI_LABEL
+    columns = {"image_column": image_column, "label_column": label_column, "text_column": text_column}
+    options = {"dataset_config_name": dataset_config_name, **columns}
     if dataset_name is None:
         path = artifact.beside(RECIPE_FILE)  # not of a Hub repository, which would choose what is read here
         if path is None:
             raise DataError(f"dataset_name: required, since {checkpoint} has no {RECIPE_FILE} with a data set.")
         data, recipe_seed = read_recipe(path)
-        given = {"dataset_config_name": dataset_config_name, "image_column": image_column}
-        given |= {"label_column": label_column, "text_column": text_column}
-        data = dataclasses.replace(data, **{key: value for key, value in given.items() if value is not None})
-        try:
-            if split is None:
-                loaded = _of_role(data, recipe_seed, "validation")
-            elif _is_held_out(data, split):
-                loaded = _of_role(data, recipe_seed, "test")
-            else:
-                loaded = _one_split(data, split)
-        except DataError as error:
-            if "dataset_name" not in str(error):
-                raise
-            raise DataError(f"{error} (The value is from {path}. Pass dataset_name to override it.)") from None
+        data = dataclasses.replace(data, **{key: value for key, value in options.items() if value is not None})
+        dataset, names, source, description = _recipe_split(data, split, recipe_seed, path)
     else:
-        data = DataArguments(
-            dataset_name=dataset_name,
-            dataset_config_name=dataset_config_name,
-            image_column=image_column,
-            label_column=label_column,
-            text_column=text_column,
-            problem_type=MULTI_LABEL if multi_label else None,
-        )
-        try:
-            loaded = _one_split(data, split or "validation")
-        except DataError as error:
-            if split is not None or not str(error).startswith("split:"):
-                raise
-            raise DataError(f"{error} Pass split with the name of one that has labels.") from None
-    dataset, names, source, description = loaded
+        problem_type = MULTI_LABEL if multi_label else None
+        data = DataArguments(dataset_name=dataset_name, problem_type=problem_type, **options)
+        dataset, names, source, description = _named_split(data, split)
     where = f"{data.dataset_name}, split '{source}'"
     targets = match_classes(_targets(dataset, multi_label, where), names, labels, where)
+    images = f"{len(dataset):,} images"
     chosen = at_most(dataset, max_samples, seed)
     if len(chosen) < len(dataset):
         targets = match_classes(targets_of(chosen), names, labels, where)
-    sampled = f" of {len(dataset):,} images, sampled with seed {seed}" if len(chosen) < len(dataset) else " images"
-    description = f"{description}, {len(chosen):,}{sampled}"
+        images = f"{len(chosen):,} of {images}, sampled with seed {seed}"
+    description = f"{description}, {images}"
     name = redacted_name(data.dataset_name)
     return EvaluationSplit(
         dataset=chosen,
@@ -183,6 +162,39 @@ def read_recipe(path: Path) -> tuple[DataArguments, int]:
         raise DataError(f"{path}: {error}") from None
     except (ValueError, TypeError) as error:
         raise DataError(f"{path}: not a valid recipe ({one_line(error)}). Pass dataset_name.") from None
+
+
+def _recipe_split(
+    data: DataArguments, split: str | None, seed: int, path: Path
+) -> tuple[Dataset, list[str], str, str]:
+    """Load a split of a recipe's data set, like `_of_role`.
+
+    Args:
+        data: data options of the recipe.
+        split: split. Default: the validation images of the training.
+        seed: seed of the recipe.
+        path: path of the recipe, for messages.
+    """
+    try:
+        if split is None:
+            return _of_role(data, seed, "validation")
+        if _is_held_out(data, split):
+            return _of_role(data, seed, "test")
+        return _one_split(data, split)
+    except DataError as error:
+        if "dataset_name" not in str(error):
+            raise
+        raise DataError(f"{error} (The value is from {path}. Pass dataset_name to override it.)") from None
+
+
+def _named_split(data: DataArguments, split: str | None) -> tuple[Dataset, list[str], str, str]:
+    """Load a split of any data set, by default validation, like `_of_role`."""
+    try:
+        return _one_split(data, split or "validation")
+    except DataError as error:
+        if split is not None or not str(error).startswith("split:"):
+            raise
+        raise DataError(f"{error} Pass split with the name of one that has labels.") from None
 
 
 def _is_held_out(data: DataArguments, split: str) -> bool:

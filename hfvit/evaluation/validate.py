@@ -59,8 +59,9 @@ def validate(
         show_progress: show a progress bar on a terminal.
 
     Returns:
-        Accuracy, agreement and speed of each artifact, and whether all are within the limits (`passed`). It is saved
-        in `run.json`, `export.json` and `engine.json` of the artifacts.
+        Accuracy, agreement and speed of each artifact, whether all are within the limits (`passed`), and all metrics
+        of the reference (`metrics`). All but `metrics` is saved in `run.json`, `export.json` and `engine.json` of the
+        artifacts.
 
     Raises:
         ModelError: an artifact cannot be loaded.
@@ -95,6 +96,7 @@ def validate(
         threads=threads,
         providers=providers,
         tta=tta,
+        all_metrics=True,
         show_progress=show_progress,
     )
     measured = [*paths, *[reference] * len(variants)]

@@ -15,7 +15,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from hfvit.artifacts.constants import CARD_FILE
 from hfvit.artifacts.export_folder import ExportRow
 from hfvit.artifacts.run_record import RunRecord
-from hfvit.artifacts.run_sections import Model, MultiLabelMetrics
+from hfvit.artifacts.run_sections import Data, Model, MultiLabelMetrics
 from hfvit.errors import ModelError, one_line, printable
 from hfvit.hub.redaction import redact_record
 from hfvit.utils.files import shipped, write_text
@@ -195,52 +195,15 @@ def render_card(
     metrics = record.result
     data = record.data
     model = record.model
-    on_hub = is_hub_id(data.dataset_name) and not data.is_local
-    base = model.base_model if model.base_model and is_hub_id(model.base_model) else None
-    base = None if model.is_local else base
-    title = dataset_title(data.dataset_name)
     pinned = record.recipe.get("dataset_revision") == data.commit
     exports = exports or {}
-    license = model.base_license
-    tags = ["image-classification", "vision-transformer", "timm", "transformers", "hfvit"]
-    if model.texts:  # the Hub has no widget and no pipeline for such models
-        tags = ["image-classification", "image-and-text", "hfvit"]
-    elif "onnx" in exports:
-        tags += ["onnx", "transformers.js"]
     multi_label = isinstance(metrics, MultiLabelMetrics)
-    if multi_label:
-        tags.insert(1, "multi-label-image-classification")
-    results = [
-        EvalResult(
-            task_type="image-classification",
-            dataset_type=data.dataset_name if on_hub else "image-classification",
-            dataset_name=printable(title),
-            dataset_config=data.dataset_config_name and printable(data.dataset_config_name),
-            dataset_revision=data.commit and printable(data.commit),
-            dataset_split=printable(data.splits[record.role].source),
-            metric_type=metric,
-            metric_name=metric_title,
-            metric_value=round(value, 4),
-        )
-        for metric, metric_title, value in metrics.index_entries()
-    ]
-    card_data = ModelCardData(
-        model_name=printable(name),
-        eval_results=results,
-        license=license if license and re.fullmatch(r"[a-z0-9.\-]+", license) else None,
-        library_name="hfvit" if model.texts else "timm",
-        pipeline_tag=None if model.texts else "image-classification",
-        tags=tags,
-        datasets=data.dataset_name if on_hub else None,
-        base_model=base,
-        metrics=list(dict.fromkeys(metric for metric, *_ in metrics.index_entries())),
-    )
     public = redact_record(record)
     texts_are_local = model.texts is not None and model.texts.is_local
     template = shipped("model_card.md")
     environment = markdown_environment(template.parent, keep_trailing_newline=True)
     card = environment.get_template(template.name).render(
-        card_data=card_data.to_yaml(),
+        card_data=_card_metadata(record, name, "onnx" in exports).to_yaml(),
         name=name,
         repository=repository,
         role=record.role,
@@ -258,14 +221,14 @@ def render_card(
         eval_tta=record.eval_tta,
         two_classes=not multi_label and metrics.roc_curve is not None,
         out_of_distribution=record.out_of_distribution,
-        base_model=base,
-        base_license=license,
+        base_model=_hub_base(model),
+        base_license=model.base_license,
         from_scratch=model.base_model is None,
         data=data,
-        dataset_title=title,
+        dataset_title=dataset_title(data.dataset_name),
         dataset_commit=data.commit,
         revision_option="" if pinned or not data.commit else f" --dataset_revision {shlex.quote(data.commit)}",
-        dataset_url=f"https://huggingface.co/datasets/{data.dataset_name}" if on_hub else None,
+        dataset_url=f"https://huggingface.co/datasets/{data.dataset_name}" if _is_on_hub(data) else None,
         needs_local=data.is_local or model.is_local or texts_are_local,
         training=record.training,
         time=duration(record.training.seconds),
@@ -277,6 +240,61 @@ def render_card(
         onnx=[row.name for row in exports.get("onnx", [])],
     )
     return keep_user_parts(card, earlier)
+
+
+def _card_metadata(record: RunRecord, name: str, has_onnx: bool) -> ModelCardData:
+    """Return the metadata of the card, which the Hub reads.
+
+    Args:
+        record: record of the run.
+        name: title of the card.
+        has_onnx: whether the repository has an ONNX export.
+    """
+    metrics = record.result
+    data = record.data
+    model = record.model
+    tags = ["image-classification", "vision-transformer", "timm", "transformers", "hfvit"]
+    if model.texts:  # the Hub has no widget and no pipeline for such models
+        tags = ["image-classification", "image-and-text", "hfvit"]
+    elif has_onnx:
+        tags += ["onnx", "transformers.js"]
+    if isinstance(metrics, MultiLabelMetrics):
+        tags.insert(1, "multi-label-image-classification")
+    license = model.base_license
+    results = [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=data.dataset_name if _is_on_hub(data) else "image-classification",
+            dataset_name=printable(dataset_title(data.dataset_name)),
+            dataset_config=data.dataset_config_name and printable(data.dataset_config_name),
+            dataset_revision=data.commit and printable(data.commit),
+            dataset_split=printable(data.splits[record.role].source),
+            metric_type=metric,
+            metric_name=metric_title,
+            metric_value=round(value, 4),
+        )
+        for metric, metric_title, value in metrics.index_entries()
+    ]
+    return ModelCardData(
+        model_name=printable(name),
+        eval_results=results,
+        license=license if license and re.fullmatch(r"[a-z0-9.\-]+", license) else None,
+        library_name="hfvit" if model.texts else "timm",
+        pipeline_tag=None if model.texts else "image-classification",
+        tags=tags,
+        datasets=data.dataset_name if _is_on_hub(data) else None,
+        base_model=_hub_base(model),
+        metrics=list(dict.fromkeys(metric for metric, *_ in metrics.index_entries())),
+    )
+
+
+def _is_on_hub(data: Data) -> bool:
+    return is_hub_id(data.dataset_name) and not data.is_local
+
+
+def _hub_base(model: Model) -> str | None:
+    """Return the Hub id of the pretrained model, None without one."""
+    return model.base_model if model.base_model and is_hub_id(model.base_model) and not model.is_local else None
 
 
 def _protocol(model: Model) -> str:

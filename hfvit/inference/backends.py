@@ -54,13 +54,18 @@ class TorchBackend:
         Args:
             batch: pixel values (batch, 3, height, width) float32.
             texts: text inputs of an image-text model by name, (batch, tokens) int64.
+
+        Raises:
+            ModelError: the model fails, such as one of gray images.
         """
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads)  # global to the process, so it is restored below
         try:
             pixel_values = torch.from_numpy(batch).to(self.device, self.model.dtype)
             text_inputs = {name: torch.from_numpy(values).to(self.device) for name, values in (texts or {}).items()}
-            return self.model(pixel_values, **text_inputs).logits.float().cpu().numpy()
+            failed = f"{type(self.model).__name__} failed on a batch of shape {batch.shape}"
+            with wrap_library_errors(ModelError, failed, limit=300):
+                return self.model(pixel_values, **text_inputs).logits.float().cpu().numpy()
         finally:
             torch.set_num_threads(before)
 

@@ -113,7 +113,7 @@ class PreparedImage(NamedTuple):
 class Classifier:
     """Classify images with a model, its preprocessing and its class names.
 
-    An image is a PIL image, a file name, a URL, or a uint8 array (height, width, 3) or (height, width). With a
+    An image is a PIL image, a file name, a URL, or a uint8 array (height, width, 3) of RGB or (height, width). With a
     `text_reader`, an image is a pair of an image and its text.
 
     Args:

@@ -3,11 +3,13 @@
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
@@ -48,8 +50,8 @@ def embed(
     check_embeds(classifier)
     is_single = is_one_image(images)
     images = [images] if is_single else images
-    found = [np.empty((0, find_head(classifier).weight.shape[1]), np.float32)]
-    with with_head_inputs(classifier) as run:
+    found = [np.empty((0, feature_size(classifier)), np.float32)]
+    with with_features(classifier) as run:
         for _, (_, features) in classifier.run_batches(images, classifier.prepare_image, batch_size, compute=run):
             found.append(normalized(features) if normalize else features)
     return np.concatenate(found)[0] if is_single else np.concatenate(found)
@@ -82,7 +84,7 @@ def embed_files(
     from pyarrow import parquet
 
     check_embeds(classifier)
-    dimensions = find_head(classifier).weight.shape[1]
+    dimensions = feature_size(classifier)
     schema = pa.schema({"image": pa.string(), "features": pa.list_(pa.float32(), dimensions)})
     errors: dict[str, str] = {}
     pending: list[tuple[list[str], np.ndarray]] = []
@@ -99,7 +101,7 @@ def embed_files(
         tqdm(total=len(names), unit="image", desc="embed", disable=None) as bar,
         complete_file(output) as temporary,
         parquet.ParquetWriter(temporary, schema) as writer,
-        with_head_inputs(classifier) as run,
+        with_features(classifier) as run,
     ):
         batches = classifier.run_batches(
             names, ImageReader(classifier), batch_size, lambda item: item.image, compute=run
@@ -109,11 +111,10 @@ def embed_files(
             readable = [item.name for item in batch if item.image]
             if readable:
                 is_finite = np.isfinite(features).all(axis=1)
-                for name, keep in zip(readable, is_finite, strict=True):
-                    if not keep:
-                        errors[name] = mask_credentials(f"{name}: the features are NaN or infinite.")
-                kept = [name for name, keep in zip(readable, is_finite, strict=True) if keep]
-                pending.append(([printable(mask_credentials(name)) for name in kept], features[is_finite]))
+                for name in compress(readable, ~is_finite):
+                    errors[name] = mask_credentials(f"{name}: the features are NaN or infinite.")
+                kept = [printable(mask_credentials(name)) for name in compress(readable, is_finite)]
+                pending.append((kept, features[is_finite]))
             if sum(len(found) for _, found in pending) >= ROWS_PER_GROUP:
                 write(writer)
             bar.update(len(batch))
@@ -128,30 +129,48 @@ def check_embeds(classifier: Classifier) -> None:
         raise ModelError(f"tta: not available for features, got {classifier.tta!r}. Omit it.")
     if classifier.text_reader:
         raise ModelError(f"ARTIFACT: {classifier.name} is an image-text model. Use a model for images only.")
-    if find_head(classifier) is None:
+    if find_head(classifier) is None and find_network(classifier) is None:
         raise ModelError(
-            f"ARTIFACT: requires a checkpoint with a linear head, got {classifier.name}. Exports return logits only."
+            f"ARTIFACT: requires a checkpoint of timm, or with a linear head, got {classifier.name}. Exports return"
+            " logits only."
         )
 
 
+def find_network(classifier: Classifier) -> nn.Module | None:
+    """Return the timm network of a checkpoint, None without one."""
+    is_checkpoint = isinstance(classifier.backend, TorchBackend)
+    return getattr(classifier.backend.model, "timm_model", None) if is_checkpoint else None
+
+
 def find_head(classifier: Classifier) -> nn.Module | None:
-    """Return the last linear layer of a checkpoint's classifier, None of an export."""
+    """Return the layer from features to logits, None if there is no single one."""
     if not isinstance(classifier.backend, TorchBackend):
         return None
-    model = classifier.backend.model
-    if hasattr(model, "timm_model"):
-        heads = model.timm_model.get_classifier()
-        head = heads[0] if isinstance(heads, tuple) else heads
+    if (network := find_network(classifier)) is not None:
+        head = network.get_classifier()
         return head if hasattr(head, "weight") else None
-    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    layers = [module for module in classifier.backend.model.modules() if isinstance(module, nn.Linear)]
     return next((layer for layer in reversed(layers) if layer.out_features == len(classifier.labels)), None)
 
 
+def feature_size(classifier: Classifier) -> int:
+    """Return the number of dimensions of the pooled features."""
+    head = find_head(classifier)
+    if head is not None:
+        return head.weight.shape[1]
+    with with_features(classifier) as run:
+        _, features = run(classifier, classifier.prepare([Image.new("RGB", (64, 64))]))
+    return features.shape[1]
+
+
 @contextmanager
-def with_head_inputs(
+def with_features(
     classifier: Classifier,
 ) -> Iterator[Callable[[Classifier, Any], tuple[np.ndarray, np.ndarray | None]]]:
-    """Yield a thread-safe function that also returns the inputs of the head.
+    """Yield a thread-safe function that also returns pooled features.
+
+    They are the inputs of a linear head, or `forward_head(pre_logits=True)` of a timm network with another head, such
+    as the several heads of CrossViT and distilled DeiT.
 
     Args:
         classifier: classifier whose model is run in the context.
@@ -161,24 +180,40 @@ def with_head_inputs(
         returns logits and features (images, dimensions) float32, or None instead of features of an export.
     """
     head = find_head(classifier)
+    network = find_network(classifier)
     found = threading.local()
 
-    def collect(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        found.features = inputs[0].float().flatten(1).cpu().numpy()
+    def keep(features: torch.Tensor) -> None:
+        found.features = features.float().flatten(1).cpu().numpy()
 
     def run(runner: Classifier, batch: Any) -> tuple[np.ndarray, np.ndarray | None]:
-        if isinstance(batch, list) and head is not None:  # images of several sizes, each in its own forward pass
+        has_features = head is not None or network is not None
+        if isinstance(batch, list) and has_features:  # images of several sizes, each in its own forward pass
             logits, features = zip(*(run(runner, image[None]) for image in batch), strict=True)
             return np.concatenate(logits), np.concatenate(features)
         found.features = None
         return runner.run(batch), found.features
 
-    handle = head.register_forward_pre_hook(collect) if head is not None else None
-    try:
-        yield run
-    finally:
-        if handle:
+    if head is not None:
+        handle = head.register_forward_pre_hook(lambda _, inputs: keep(inputs[0]))
+        try:
+            yield run
+        finally:
             handle.remove()
+    elif network is not None:
+        compute = network.forward_head
+
+        def forward_head(maps: Any) -> torch.Tensor:
+            keep(compute(maps, pre_logits=True))
+            return compute(maps)
+
+        network.forward_head = forward_head  # a method has no hooks
+        try:
+            yield run
+        finally:
+            del network.forward_head
+    else:
+        yield run
 
 
 def normalized(features: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """`HFViTConfig`: TimmWrapperConfig with labels and preprocessing."""
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from transformers import TimmWrapperConfig
 
 from hfvit.artifacts.constants import ADAPTER_FILES
 from hfvit.errors import ModelError, nearest, wrap_library_errors
-from hfvit.recipe.arguments import SINGLE_LABEL
+from hfvit.recipe.arguments import SINGLE_LABEL, ModelArguments
+from hfvit.utils.hub_ids import folder_or_hub_id
 
 ADAPTER_WEIGHTS = (ADAPTER_FILES[1], "adapter_model.bin")  # that peft reads
 # Keys of pretrained_cfg about the origin of timm's weights, dropped from fine-tuned models.
@@ -38,9 +40,7 @@ class HFViTConfig(TimmWrapperConfig):
         Raises:
             ModelError: timm has no such model.
         """
-        if not timm.is_model(architecture):
-            hint = nearest(architecture.split(".")[0], timm.list_models())
-            raise ModelError(f"architecture: no model '{architecture}' in timm {timm.__version__}.{hint}")
+        check_architecture(architecture)
         cfg = timm.get_pretrained_cfg(architecture)
         unwanted = (*_ORIGIN_KEYS, *_WEIGHTS_KEYS)
         pretrained_cfg = {k: v for k, v in (cfg.to_dict() if cfg else {}).items() if k not in unwanted}
@@ -116,6 +116,39 @@ class HFViTConfig(TimmWrapperConfig):
         return output
 
 
+def check_model_name(arguments: ModelArguments) -> None:
+    """Raise `ModelError` for a name that no model can have, without network."""
+    if arguments.architecture:
+        check_architecture(arguments.architecture)
+    else:
+        check_checkpoint_name(folder_or_hub_id(arguments.model_name_or_path, ModelError, "model_name_or_path"))
+
+
+def check_architecture(name: str) -> None:
+    """Raise `ModelError` if timm has no model of this name."""
+    if not timm.is_model(name):
+        hint = nearest(name.split(".")[0], timm.list_models())
+        raise ModelError(f"architecture: no model '{name}' in timm {timm.__version__}.{hint}")
+
+
+def check_checkpoint_name(name: str | Path) -> None:
+    """Raise `ModelError` for a model name of timm that is no Hub id."""
+    if "/" not in str(name) and not os.path.isdir(name) and timm.is_model(str(name)):
+        raise ModelError(
+            f"model_name_or_path: must be a folder or Hub id, but {name} is a model name of timm."
+            f"{_weights_of(str(name))} Set architecture instead to train from scratch."
+        )
+
+
+def _weights_of(name: str) -> str:
+    """Return which repository has timm's weights of a model, or an empty string."""
+    try:
+        weights = getattr(timm.get_pretrained_cfg(name), "hf_hub_id", None)
+    except RuntimeError:  # an unknown tag
+        weights = None
+    return f" Pass {weights} for its weights." if weights else ""
+
+
 def load_config(name: str | Path, **hub_kwargs) -> HFViTConfig:
     """Load the configuration of a timm, `timm_wrapper` or hfvit checkpoint.
 
@@ -127,6 +160,7 @@ def load_config(name: str | Path, **hub_kwargs) -> HFViTConfig:
         ModelError: the configuration cannot be read, or is not of a timm model; an adapter in the folder has no
             weights.
     """
+    check_checkpoint_name(name)
     folder = Path(name) / (hub_kwargs.get("subfolder") or "")
     if (folder / ADAPTER_FILES[0]).is_file() and not any((folder / file).is_file() for file in ADAPTER_WEIGHTS):
         raise ModelError(
@@ -136,7 +170,11 @@ def load_config(name: str | Path, **hub_kwargs) -> HFViTConfig:
     try:
         raw, _ = HFViTConfig.get_config_dict(name, **hub_kwargs)
     except (OSError, ValueError) as error:
-        raise ModelError(f"model_name_or_path: {name} cannot be read: {str(error).splitlines()[0]}") from error
+        architecture = str(name).removeprefix("timm/")  # timm/resnet18 is none of timm's repositories
+        hint = _weights_of(architecture) if "." not in architecture and timm.is_model(architecture) else ""
+        raise ModelError(
+            f"model_name_or_path: {name} cannot be read: {str(error).splitlines()[0].rstrip('.')}.{hint}"
+        ) from error
     if not isinstance(raw, dict):
         raise ModelError(f"model_name_or_path: config.json of {name} must have a JSON object.")
     if raw.get("model_type", "timm_wrapper") != "timm_wrapper" or "architecture" not in raw:

@@ -1,8 +1,10 @@
 """Class-dependent explanation maps: gradient-weighted attention and Grad-CAM."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -202,35 +204,48 @@ def _grad_cam(model: PreTrainedModel, pixels: torch.Tensor, classes: torch.Tenso
 
 @contextmanager
 def _feature_maps(network: nn.Module, batch: int) -> Iterator[list]:
-    """Collect the outputs of stages.
-
-    Each has a function that lays it out as (images, rows, columns, channels).
-    """
+    """Collect the outputs of stages, each with its function from `_grid_layout`."""
     features: list = []
-    prefix = getattr(network, "num_prefix_tokens", 0)
-    channels_last = getattr(network, "output_fmt", None) == "NHWC"
 
-    def collect(index: int):
-        def hook(module: nn.Module, inputs: tuple, output) -> None:
-            output = output[0] if isinstance(output, tuple) and output else output
-            output = getattr(output, "last_hidden_state", output)
-            if not isinstance(output, torch.Tensor) or len(output) != batch:
-                return
-            if output.ndim == 4:
-                features.append((output, (lambda x: x) if channels_last else (lambda x: x.permute(0, 2, 3, 1))))
-            elif output.ndim == 3 and hasattr(network, "reroll") and index >= 0:  # Hiera's tokens are sorted by window
-                features.append((output, lambda x: network.reroll(x, index)))
-            elif output.ndim == 3 and not hasattr(network, "reroll"):
-                side = round((output.shape[1] - prefix) ** 0.5)
-                if side > 0 and side * side == output.shape[1] - prefix:
-                    features.append((output, lambda x: x[:, prefix:].unflatten(1, (side, side))))
-
-        return hook
+    def collect(module: nn.Module, inputs: tuple, output, index: int) -> None:
+        output = output[0] if isinstance(output, tuple) and output else output
+        output = getattr(output, "last_hidden_state", output)
+        if isinstance(output, torch.Tensor) and len(output) == batch:
+            to_grid = _grid_layout(network, output, index)
+            if to_grid:
+                features.append((output, to_grid))
 
     with ExitStack() as stack:
         for module, index in _stages(network):
-            stack.callback(module.register_forward_hook(collect(index)).remove)
+            stack.callback(module.register_forward_hook(partial(collect, index=index)).remove)
         yield features
+
+
+def _grid_layout(
+    network: nn.Module, output: torch.Tensor, index: int
+) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """Return a function that lays out an output as (images, rows, columns, channels).
+
+    Args:
+        network: network of the stage.
+        output: output of the stage.
+        index: index of the stage from `_stages`.
+
+    Returns:
+        The function, None if the output has no grid.
+    """
+    if output.ndim == 4:
+        channels_last = getattr(network, "output_fmt", None) == "NHWC"
+        return (lambda x: x) if channels_last else (lambda x: x.permute(0, 2, 3, 1))
+    if output.ndim != 3:
+        return None
+    if hasattr(network, "reroll"):  # Hiera's tokens are sorted by window
+        return (lambda x: network.reroll(x, index)) if index >= 0 else None
+    prefix = getattr(network, "num_prefix_tokens", 0)
+    side = math.isqrt(max(0, output.shape[1] - prefix))
+    if side == 0 or side * side != output.shape[1] - prefix:
+        return None
+    return lambda x: x[:, prefix:].unflatten(1, (side, side))
 
 
 def _stages(network: nn.Module, depth: int = 0) -> Iterator[tuple[nn.Module, int]]:
@@ -239,16 +254,13 @@ def _stages(network: nn.Module, depth: int = 0) -> Iterator[tuple[nn.Module, int
     Each part comes with its index in a list of blocks, or -1 outside of one.
     """
     for child in network.children():
-        if isinstance(child, nn.ModuleList | nn.Sequential):
+        is_list = isinstance(child, nn.ModuleList | nn.Sequential)
+        if is_list:
             yield from ((part, index) for index, part in enumerate(child))
         yield child, -1
-        if depth < 2 and not isinstance(child, nn.ModuleList | nn.Sequential):  # transformers: model.encoder.layers
-            yield from _stages(child, depth + 1) if _is_container(child) else ()
-
-
-def _is_container(module: nn.Module) -> bool:
-    """Return whether a module of transformers has stages in it."""
-    return isinstance(module, PreTrainedModel) or type(module).__name__.endswith("Encoder")
+        is_encoder = isinstance(child, PreTrainedModel) or type(child).__name__.endswith("Encoder")
+        if is_encoder and not is_list and depth < 2:  # transformers: model.encoder.layers
+            yield from _stages(child, depth + 1)
 
 
 def _scores(logits: torch.Tensor, classes: torch.Tensor | None) -> torch.Tensor:

@@ -347,12 +347,7 @@ def _requested_labels(labels: list[str] | None, old_labels: list[str], kwargs: d
     """
     requests: dict[str, list[str]] = {}
     if labels is not None:
-        if isinstance(labels, str) or not isinstance(labels, Iterable):
-            raise TypeError(f"labels: must be a list of class names, got {labels!r}.")
-        requests["labels"] = list(labels)
-        wrong = [label for label in requests["labels"] if not isinstance(label, str)]
-        if wrong:
-            raise TypeError(f"labels: must be strings, got {wrong[0]!r}.")
+        requests["labels"] = _as_names(labels)
     id2label = kwargs.pop("id2label", None)
     label2id = kwargs.pop("label2id", None)
     num_labels = kwargs.pop("num_labels", None)
@@ -370,6 +365,17 @@ def _requested_labels(labels: list[str] | None, old_labels: list[str], kwargs: d
             raise ValueError(f"{other}: must have the class names of {option}, got {other_names}. Pass one of them.")
     if num_labels is not None and num_labels != len(names):
         raise ValueError(f"num_labels: must be {len(names)}, the classes of {option}, got {num_labels}. Omit it.")
+    return names
+
+
+def _as_names(labels: Any) -> list[str]:
+    """Return class names as a list, or raise `TypeError` if they are none."""
+    if isinstance(labels, str) or not isinstance(labels, Iterable):
+        raise TypeError(f"labels: must be a list of class names, got {labels!r}.")
+    names = list(labels)
+    wrong = [name for name in names if not isinstance(name, str)]
+    if wrong:
+        raise TypeError(f"labels: must be strings, got {wrong[0]!r}.")
     return names
 
 

@@ -322,6 +322,9 @@ class AugmentationArguments:
         "constant", f"Padding: {' (black) or '.join(PADDING_MODES)}. Only used with crop_padding."
     )
     horizontal_flip: float = _field(0.5, "Probability of a horizontal flip, 0 to 1.")
+    vertical_flip: float = _field(
+        0.0, "Probability of a vertical flip, 0 to 1, for images without an upper side, as from above or a microscope."
+    )
     policy: str = _field(
         "basic", f"Auto-augmentation policy: {', '.join(POLICIES)}. basic: random crop and flip only."
     )
@@ -330,6 +333,11 @@ class AugmentationArguments:
     )
     rand_augment_num_ops: int = _field(
         2, "Operations per image of RandAugment, each with probability 0.5. Only used with policy=rand_augment."
+    )
+    color_jitter: float = _field(
+        0.0,
+        "Color jitter: largest change of brightness, contrast and saturation, 0 to 1, such as 0.4. 0: off. Not with"
+        " policy=three_augment, which has its own.",
     )
     mixup_alpha: float = _field(0.0, "Mixup: blend pairs of images with a weight from Beta(alpha, alpha). 0: off.")
     cutmix_alpha: float = _field(
@@ -361,8 +369,13 @@ class AugmentationArguments:
         _check_choice("policy", self.policy, POLICIES)
         magnitude = self.rand_augment_magnitude
         _check(0.0 <= magnitude <= 10.0, "rand_augment_magnitude", magnitude, "between 0 and 10")
-        for key in ("horizontal_flip", "random_erasing"):
+        for key in ("horizontal_flip", "vertical_flip", "random_erasing", "color_jitter"):
             _check(0.0 <= getattr(self, key) <= 1.0, key, getattr(self, key), "between 0 and 1")
+        if self.color_jitter and self.policy == "three_augment":
+            raise RecipeError(
+                f"color_jitter: must be 0 with policy=three_augment, which jitters colors by 0.3, got"
+                f" {self.color_jitter}. Omit it, or change policy."
+            )
         for key in ("mixup_alpha", "cutmix_alpha", "mix_off_epochs"):
             _check(0.0 <= getattr(self, key) < float("inf"), key, getattr(self, key), "a finite number, at least 0")
         for key in ("rand_augment_num_ops", "repeated_augmentation"):

@@ -14,7 +14,7 @@ import yaml
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
-from hfvit.errors import RecipeError, nearest, one_line
+from hfvit.errors import RecipeError, one_line
 from hfvit.recipe.arguments import (
     DEFAULT_TEST_FRACTION,
     DEFAULT_TEST_SPLIT,
@@ -27,6 +27,7 @@ from hfvit.recipe.arguments import (
 )
 from hfvit.recipe.files import find_recipe, read_yaml
 from hfvit.recipe.optimizers import has_adam_options
+from hfvit.recipe.other_names import key_hint
 from hfvit.recipe.training_args import WITHOUT_EFFECT, WITHOUT_OPTIONS, WITHOUT_WARMUP, HFViTTrainingArguments
 from hfvit.utils.credentials import mask_values
 from hfvit.utils.files import expand_user
@@ -51,30 +52,6 @@ class Need(NamedTuple):
     met: Callable[[Mapping[str, Any]], Any]
 
 
-# Options of timm's train.py and common names -> keys of a recipe, whose spelling is less similar than that of others.
-OTHER_NAMES = {
-    "lr": "learning_rate", "epochs": "num_train_epochs", "steps": "max_steps", "warmup_epochs": "warmup_steps",
-    "warmup": "warmup_steps", "warmup_ratio": "warmup_steps",
-    "batch_size": "global_batch_size", "train_batch_size": "global_batch_size", "eval_batch_size":
-    "per_device_eval_batch_size", "validation_batch_size": "per_device_eval_batch_size",
-    "opt": "optim", "optimizer": "optim", "momentum": "optim_args", "opt_kwargs": "optim_args", "wd": "weight_decay",
-    "clip_grad": "max_grad_norm", "sched": "lr_scheduler_type", "scheduler": "lr_scheduler_type",
-    "lr_scheduler": "lr_scheduler_type", "sched_kwargs": "lr_scheduler_kwargs",
-    "model": "model_name_or_path", "initial_checkpoint": "model_name_or_path", "model_kwargs": "model_args",
-    "arch": "architecture", "data": "dataset_name", "dataset": "dataset_name", "data_dir": "dataset_name",
-    "train_dir": "dataset_name", "val_split": "validation_split", "img_size": "image_size", "input_size": "image_size",
-    "resolution": "image_size", "mean": "image_mean", "std": "image_std", "scale": "crop_scale", "ratio": "crop_ratio",
-    "hflip": "horizontal_flip", "aa": "policy", "auto_augment": "policy", "mixup": "mixup_alpha",
-    "cutmix": "cutmix_alpha", "mixup_off_epoch": "mix_off_epochs", "reprob": "random_erasing",
-    "smoothing": "label_smoothing_factor", "label_smoothing": "label_smoothing_factor", "drop": "drop_rate",
-    "dropout": "drop_rate", "drop_path": "drop_path_rate", "model_ema": "ema_decay", "model_ema_decay": "ema_decay",
-    "ema": "ema_decay", "workers": "dataloader_num_workers", "num_workers": "dataloader_num_workers", "amp": "bf16",
-    "torchcompile": "torch_compile", "compile": "torch_compile",
-    "grad_checkpointing": "activation_checkpointing",
-    "output": "output_dir", "out": "output_dir", "resume": "resume_from_checkpoint",
-    "patience": "early_stopping_patience", "eval_metric": "metric_for_best_model", "lora": "finetuning",
-}  # fmt: skip
-
 # Only the first unmet need of a key is reported.
 NEEDS = (
     Need(
@@ -91,8 +68,8 @@ NEEDS = (
         lambda v: v["finetuning"] != "linear_probe",
     ),
     Need(
-        "crop_scale crop_ratio crop_padding crop_padding_mode horizontal_flip policy rand_augment_magnitude"
-        " rand_augment_num_ops",
+        "crop_scale crop_ratio crop_padding crop_padding_mode horizontal_flip vertical_flip policy"
+        " rand_augment_magnitude rand_augment_num_ops color_jitter",
         "with probe_passes above 0",
         lambda v: v["finetuning"] != "linear_probe" or v["probe_passes"] > 0,
     ),
@@ -406,7 +383,7 @@ def _parse(parser: HfArgumentParser, words: list[str]) -> argparse.Namespace:
         name = unknown[0].partition("=")[0]
         if not name.startswith("--"):
             raise RecipeError(f"{name}: unexpected argument. Write options as --key value.")
-        raise RecipeError(f"{name}: unknown option.{_similar_key(name[2:].replace('-', '_'), _FIELDS, '--')}")
+        raise RecipeError(f"{name}: unknown option.{key_hint(name[2:].replace('-', '_'), _FIELDS, '--')}")
     for key, value in vars(namespace).items():
         if isinstance(value, list) and None in value:
             if len(value) > 1:
@@ -508,7 +485,7 @@ def read_recipe(path: Path, takes_list: dict[str, bool]) -> dict[str, Any]:
         raise RecipeError(f"{path}: must be a mapping of `key: value` lines, got {type(values).__name__}.")
     for key, value in values.items():
         if key not in takes_list:
-            raise RecipeError(f"{path}: {key}: unknown key.{_similar_key(str(key), takes_list)}")
+            raise RecipeError(f"{path}: {key}: unknown key.{key_hint(str(key), takes_list)}")
         if value is None and not _may_be_null(key):
             raise RecipeError(f"{path}: {key}: cannot be null. Omit the line for its default.")
         if isinstance(value, list) and not takes_list[key]:
@@ -516,24 +493,12 @@ def read_recipe(path: Path, takes_list: dict[str, bool]) -> dict[str, Any]:
     return values
 
 
-def _similar_key(name: str, keys: Iterable[str], prefix: str = "") -> str:
-    """Return " Did you mean 'x'?" for an unknown key, or an empty string.
-
-    Args:
-        name: the unknown key.
-        keys: known keys.
-        prefix: prefix of options on the command line.
-    """
-    known = [OTHER_NAMES[name]] if name in OTHER_NAMES else keys
-    return nearest(f"{prefix}{OTHER_NAMES.get(name, name)}", [f"{prefix}{key}" for key in known])
-
-
 def as_options(fields: Mapping[str, Any]) -> list[str]:
     """Convert keys and values to command-line words, None to `none`."""
     words: list[str] = []
     for key, value in fields.items():
         if key not in _FIELDS:
-            raise RecipeError(f"{key}: unknown key.{_similar_key(key, _FIELDS)}")
+            raise RecipeError(f"{key}: unknown key.{key_hint(key, _FIELDS)}")
         if isinstance(value, tuple):
             value = list(value)
         words += _as_option(key, "none" if value is None else value)

@@ -102,6 +102,9 @@ def unknown_optimizer(name: str, known: list[str]) -> str:
     from timm.optim import list_optimizers
 
     own = [f"{PREFIX}{other}" for other in list_optimizers()]
+    name = name.lower()
+    if name in known:
+        return f" Did you mean '{name}'?"
     if f"{PREFIX}{name}" in own:
         return f" Did you mean '{PREFIX}{name}'?"
     return nearest(name, known) or nearest(name, own) or f" Choose one of {', '.join(known)}, or timm/NAME."

@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,32 +117,14 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
         self._check_available()
         self._check_values()
         self._check_combinations()
-        if self.save_strategy is None:
-            self.save_strategy = "epoch" if self.eval_strategy == "no" else self.eval_strategy
-            if self.eval_strategy == "steps":
-                self.save_steps = self.eval_steps = self.eval_steps or self.logging_steps
-        if self.eval_strategy == "no":
-            self.load_best_model_at_end = False
-        if self.metric_for_best_model and self.greater_is_better is None:
-            self.greater_is_better = is_better_when_greater(self.metric_for_best_model)
+        self._set_strategies()
         self.steps_per_epoch: int | None = None  # until `fit` or `fit_stream`
         self.chooses_workers = self.dataloader_num_workers is None
         self.dataloader_num_workers = self.dataloader_num_workers or 0
         self.chooses_persistence = self.dataloader_persistent_workers is None
         if self.chooses_persistence:
             self.dataloader_persistent_workers = self.dataloader_num_workers > 0
-
-        # The Trainer ignores the launcher's `use_cpu`, so that each process of a CPU launch would train separately
-        # (transformers 5.23).
-        self.use_cpu |= parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-
-        if self.tf32 and not is_torch_tf32_available():
-            raise RecipeError("tf32: requires an NVIDIA GPU from Ampere on. Omit it.")
-        if not self.use_cpu:
-            if self.tf32 is None:
-                self.tf32 = is_torch_tf32_available()
-            # Copies from pinned memory overlap with computation.
-            self.accelerator_config = self.accelerator_config or {"non_blocking": self.dataloader_pin_memory}
+        self._set_device_options()
 
         # hfvit pushes the finished run instead of the Trainer's selection of files during training.
         self.push_at_end = self.push_to_hub
@@ -158,27 +140,7 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
         if self.tf32 is not None:
             set_tf32(self.tf32)
 
-        accumulation = self.accelerator_config.gradient_accumulation_kwargs
-        if accumulation is not None:
-            with wrap_errors("accelerator_config", accumulation):
-                GradientAccumulationPlugin(**{"num_steps": 1, **accumulation})
-            if "num_steps" in accumulation:
-                raise RecipeError(
-                    "accelerator_config: gradient_accumulation_kwargs must not have num_steps, got"
-                    f" {accumulation['num_steps']}. Set global_batch_size and per_device_train_batch_size."
-                )
-            # The Trainer adds num_steps to it.
-            self.accelerator_config.gradient_accumulation_kwargs = dict(accumulation)
-        if self.accelerator_config.dispatch_batches or self.accelerator_config.split_batches:
-            raise RecipeError(
-                "accelerator_config: dispatch_batches and split_batches are not available, as each process reads its"
-                " own batches. Omit them."
-            )
-        if not self.accelerator_config.even_batches:
-            raise RecipeError(
-                "accelerator_config: even_batches must be true, as evaluation gathers the batches of all processes."
-                " Omit it."
-            )
+        self._check_accelerator_config()
         if self.n_gpu > 1:
             # The Trainer would use DataParallel, which the model does not support.
             logger.warning("Using one of %d GPUs. Use `accelerate launch` for all of them.", self.n_gpu)
@@ -186,14 +148,7 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
         self.dataloader_pin_memory &= self.device.type == "cuda"  # otherwise PyTorch warns
         if self.mixed_precision == "fp16" and self.device.type == "cpu":
             raise RecipeError("fp16: requires a GPU. On the CPU use bf16 (--bf16 true) or full precision.")
-        available = get_available_reporting_integrations()
-        for tracker in sorted(set(self.report_to) - set(available)):
-            if tracker in TRACKER_EXTRAS:
-                raise RecipeError(
-                    f"report_to: not installed, got '{tracker}'. Install it with `pip install \"hfvit[{tracker}]\"`."
-                )
-            installed = ", ".join(available) or "none"
-            raise RecipeError(f"report_to: must be an installed tracker (found: {installed}), got '{tracker}'.")
+        self._check_trackers()
         self._check_optimizer()
         self.requested_batch = self.per_device_train_batch_size or math.inf
         self.per_device_train_batch_size, self.gradient_accumulation_steps = split_batch(
@@ -382,25 +337,7 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
                 else:
                     allowed = nearest(str(value), choices) or f" Choose one of {', '.join(choices)}."
                 raise RecipeError(f"{key}: unknown, got '{value}'.{allowed}")
-        for key in ("per_device_train_batch_size", "per_device_eval_batch_size", "save_total_limit"):
-            self._require(key, lambda value: value >= 1, "at least 1")
-        for key in ("torch_empty_cache_steps", "eval_accumulation_steps", "dataloader_prefetch_factor"):
-            self._require(key, lambda value: value >= 1, "at least 1")
-        for key in ("ddp_bucket_cap_mb", "ddp_timeout"):
-            self._require(key, lambda value: value >= 1, "at least 1")
-        for key in ("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps"):
-            self._require(key, lambda value: 0 <= value < math.inf, "a finite number, at least 0")
-        self._require("num_train_epochs", lambda value: 0 < value < math.inf, "a finite number above 0")
-        self._require("max_steps", lambda value: value > 0 or value == -1, "at least 1, or -1 for num_train_epochs")
-        for key in ("adam_epsilon", "eval_delay", "dataloader_num_workers"):
-            self._require(key, lambda value: 0 <= value < math.inf, "a finite number, at least 0")
-        for key in ("adam_beta1", "adam_beta2", "label_smoothing_factor"):
-            self._require(key, lambda value: 0 <= value < 1, "at least 0 and below 1")
-        for key in ("logging_steps", "eval_steps", "save_steps"):
-            allowed = "a positive integer, or a fraction of the run below 1"
-            self._require(key, lambda value: 0 < value < math.inf and (value < 1 or value % 1 == 0), allowed)
-        for key in ("seed", "data_seed"):
-            self._require(key, lambda value: 0 <= value < 2**32, "an integer from 0 to 4,294,967,295")
+        self._check_numbers()
         metric = self.metric_for_best_model
         known = tuple(dict.fromkeys((*SCALAR_METRICS, *MULTI_LABEL_METRICS)))
         # `SPLIT_METRIC` of an `eval_dataset` with several splits, which only the trainer knows.
@@ -413,10 +350,33 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
         if self.optim_args and not all(part.count("=") == 1 for part in self.optim_args.split(",")):
             raise RecipeError(f"optim_args: must be NAME=VALUE, with commas between several, got '{self.optim_args}'.")
 
-    def _require(self, key: str, allowed, words: str) -> None:
-        value = getattr(self, key)
-        if value is not None and not allowed(value):
-            raise RecipeError(f"{key}: must be {words}, got {value!r}.")
+    def _check_numbers(self) -> None:
+        counts = (
+            "per_device_train_batch_size", "per_device_eval_batch_size", "save_total_limit", "torch_empty_cache_steps",
+            "eval_accumulation_steps", "dataloader_prefetch_factor", "ddp_bucket_cap_mb", "ddp_timeout",
+        )  # fmt: skip
+        self._require(counts, lambda value: value >= 1, "at least 1")
+        not_negative = (
+            "learning_rate", "weight_decay", "max_grad_norm", "warmup_steps", "adam_epsilon", "eval_delay",
+            "dataloader_num_workers",
+        )  # fmt: skip
+        self._require(not_negative, lambda value: 0 <= value < math.inf, "a finite number, at least 0")
+        self._require(("num_train_epochs",), lambda value: 0 < value < math.inf, "a finite number above 0")
+        self._require(("max_steps",), lambda value: value > 0 or value == -1, "at least 1, or -1 for num_train_epochs")
+        fractions = ("adam_beta1", "adam_beta2", "label_smoothing_factor")
+        self._require(fractions, lambda value: 0 <= value < 1, "at least 0 and below 1")
+        self._require(
+            ("logging_steps", "eval_steps", "save_steps"),
+            lambda value: 0 < value < math.inf and (value < 1 or value % 1 == 0),
+            "a positive integer, or a fraction of the run below 1",
+        )
+        self._require(("seed", "data_seed"), lambda value: 0 <= value < 2**32, "an integer from 0 to 4,294,967,295")
+
+    def _require(self, keys: Sequence[str], is_allowed: Callable[[float], bool], words: str) -> None:
+        for key in keys:
+            value = getattr(self, key)
+            if value is not None and not is_allowed(value):
+                raise RecipeError(f"{key}: must be {words}, got {value!r}.")
 
     def _check_combinations(self) -> None:
         """Raise `RecipeError` for options that exclude each other or need another one."""
@@ -424,10 +384,10 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
             raise RecipeError("push_to_hub: requires hub_model_id. Set it to user/name.")
         if self.push_to_hub and self.hub_strategy != "end":
             raise RecipeError(f"hub_strategy: must be end, got '{self.hub_strategy}'. hfvit pushes the finished run.")
-        averaged = next((key for key in ("ema_decay", "swa_start") if getattr(self, key) is not None), None)
+        averages = [key for key in ("ema_decay", "swa_start") if getattr(self, key) is not None]
         is_schedule_free = _shown(self.optim).strip("'").startswith("schedule_free")
-        if averaged and is_schedule_free:  # both swap the weights in evaluations
-            raise RecipeError(f"{averaged}: not available with schedule-free optimizers. Set it to null.")
+        if averages and is_schedule_free:  # both swap the weights in evaluations
+            raise RecipeError(f"{averages[0]}: not available with schedule-free optimizers. Set it to null.")
         if self.fp16 and self.bf16:
             raise RecipeError("fp16, bf16: must not both be true. Omit one of them.")
         if self.eval_strategy == "no":
@@ -453,16 +413,75 @@ class HFViTTrainingArguments(RunArguments, TrainerArguments, TrainingArguments):
             self._check_saves_the_best()
         if self.nan_policy == "rewind" and self.save_only_model:
             raise RecipeError("nan_policy: rewind requires complete checkpoints. Omit save_only_model.")
-        for key in ("ema_decay", "swa_start"):
-            if getattr(self, key) is not None and self.save_only_model:
-                raise RecipeError(f"save_only_model: not available with {key}, as checkpoints have both weights.")
-        if self.ema_decay is not None and self.swa_start is not None:
+        if averages and self.save_only_model:
+            raise RecipeError(f"save_only_model: not available with {averages[0]}, as checkpoints have both weights.")
+        if len(averages) == 2:
             raise RecipeError("ema_decay, swa_start: must not both be set. Omit one of them.")
         if self.soup and (self.save_strategy == "no" or self.save_total_limit == 1):
             raise RecipeError(
                 "soup: requires several checkpoints. Set save_strategy to epoch or steps, and save_total_limit to the"
                 " number of checkpoints to average."
             )
+
+    def _set_strategies(self) -> None:
+        """Set the strategies of saving and selection that the recipe leaves open."""
+        if self.save_strategy is None:
+            self.save_strategy = "epoch" if self.eval_strategy == "no" else self.eval_strategy
+            if self.eval_strategy == "steps":
+                self.save_steps = self.eval_steps = self.eval_steps or self.logging_steps
+        if self.eval_strategy == "no":
+            self.load_best_model_at_end = False
+        if self.metric_for_best_model and self.greater_is_better is None:
+            self.greater_is_better = is_better_when_greater(self.metric_for_best_model)
+
+    def _set_device_options(self) -> None:
+        """Set `use_cpu`, `tf32` and `accelerator_config` for the devices of this process."""
+        # The Trainer ignores the launcher's `use_cpu`, so that each process of a CPU launch would train separately
+        # (transformers 5.23).
+        self.use_cpu |= parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+
+        if self.tf32 and not is_torch_tf32_available():
+            raise RecipeError("tf32: requires an NVIDIA GPU from Ampere on. Omit it.")
+        if not self.use_cpu:
+            if self.tf32 is None:
+                self.tf32 = is_torch_tf32_available()
+            # Copies from pinned memory overlap with computation.
+            self.accelerator_config = self.accelerator_config or {"non_blocking": self.dataloader_pin_memory}
+
+    def _check_accelerator_config(self) -> None:
+        """Raise `RecipeError` for options of accelerate that hfvit cannot honor."""
+        accumulation = self.accelerator_config.gradient_accumulation_kwargs
+        if accumulation is not None:
+            with wrap_errors("accelerator_config", accumulation):
+                GradientAccumulationPlugin(**{"num_steps": 1, **accumulation})
+            if "num_steps" in accumulation:
+                raise RecipeError(
+                    "accelerator_config: gradient_accumulation_kwargs must not have num_steps, got"
+                    f" {accumulation['num_steps']}. Set global_batch_size and per_device_train_batch_size."
+                )
+            # The Trainer adds num_steps to it.
+            self.accelerator_config.gradient_accumulation_kwargs = dict(accumulation)
+        if self.accelerator_config.dispatch_batches or self.accelerator_config.split_batches:
+            raise RecipeError(
+                "accelerator_config: dispatch_batches and split_batches are not available, as each process reads its"
+                " own batches. Omit them."
+            )
+        if not self.accelerator_config.even_batches:
+            raise RecipeError(
+                "accelerator_config: even_batches must be true, as evaluation gathers the batches of all processes."
+                " Omit it."
+            )
+
+    def _check_trackers(self) -> None:
+        """Raise `RecipeError` for a tracker in `report_to` that is not installed."""
+        available = get_available_reporting_integrations()
+        for tracker in sorted(set(self.report_to) - set(available)):
+            if tracker in TRACKER_EXTRAS:
+                raise RecipeError(
+                    f"report_to: not installed, got '{tracker}'. Install it with `pip install \"hfvit[{tracker}]\"`."
+                )
+            installed = ", ".join(available) or "none"
+            raise RecipeError(f"report_to: must be an installed tracker (found: {installed}), got '{tracker}'.")
 
     def _check_saves_the_best(self) -> None:
         """Raise `RecipeError` if the checkpoint of the best evaluation might not be saved."""

@@ -122,14 +122,14 @@ def css_variables(theme: Theme) -> str:
 
 
 def draw(
-    name: str, figure: Callable[[Theme], plt.Figure], output_dir: str | Path, names: Iterable[str] = ()
+    name: str, figure: Callable[[Theme], plt.Figure], folder: str | Path, names: Iterable[str] = ()
 ) -> list[Path]:
-    """Draw a figure in both themes to `output_dir/plots`.
+    """Draw a figure in both themes to a folder.
 
     Args:
         name: file name without suffix: NAME.png (light) and NAME_dark.png.
         figure: function that draws the figure in a theme.
-        output_dir: output folder of the run.
+        folder: folder of the files.
         names: class names in the figure.
 
     Returns:
@@ -138,7 +138,7 @@ def draw(
     paths = []
     extent = None
     for theme in THEMES:
-        path = Path(output_dir) / "plots" / f"{name}{theme.suffix}.png"
+        path = Path(folder) / f"{name}{theme.suffix}.png"
         with temporary_file(path) as temporary, plt.rc_context(theme.settings(names)):
             drawn = figure(theme)
             if extent is None:  # the same in both themes, which differ only in color
@@ -218,8 +218,6 @@ def learning_curves(
         key: key of the metric in the history.
         name: name of the metric in the title.
     """
-    from scipy.ndimage import gaussian_filter1d
-
     figure, axes = place_axes(*((left, 0, 3.75, 2.8) for left in (0, 4.45, 8.9)), share_x=True)
     entries = [entry for entry in history if isinstance(entry, dict) and is_number(entry.get("step"))]
     unit = "epoch" if entries and all(is_number(entry.get("epoch")) for entry in entries) else "step"
@@ -229,17 +227,7 @@ def learning_curves(
         return tuple(np.array(found, dtype=float).reshape(-1, 2).T)
 
     loss, score, rate = axes
-    x, values = points("loss")
-    if len(x) >= MIN_SMOOTHED:
-        loss.plot(x, values, color=theme.first, alpha=0.3, linewidth=1)
-        loss.plot(
-            x,
-            gaussian_filter1d(values, max(1.0, len(values) / 40), mode="nearest"),
-            color=theme.first,
-            label="training, smoothed",
-        )
-    elif len(x):
-        loss.plot(x, values, color=theme.first, label="training", marker="o", markersize=3.5)
+    _draw_training_loss(loss, *points("loss"), theme)
     x, values = points("eval_loss")
     if len(x):
         marker = "o" if len(x) < 40 else None
@@ -272,6 +260,25 @@ def learning_curves(
         if axis.get_legend_handles_labels()[0]:
             axis.legend()
     return figure
+
+
+def _draw_training_loss(axis: plt.Axes, x: np.ndarray, losses: np.ndarray, theme: Theme) -> None:
+    """Draw the logged losses, smoothed if they are many.
+
+    Args:
+        axis: axes to draw on.
+        x: epoch or step of each loss.
+        losses: logged losses.
+        theme: colors.
+    """
+    from scipy.ndimage import gaussian_filter1d
+
+    if len(x) >= MIN_SMOOTHED:
+        smoothed = gaussian_filter1d(losses, max(1.0, len(losses) / 40), mode="nearest")
+        axis.plot(x, losses, color=theme.first, alpha=0.3, linewidth=1)
+        axis.plot(x, smoothed, color=theme.first, label="training, smoothed")
+    elif len(x):
+        axis.plot(x, losses, color=theme.first, label="training", marker="o", markersize=3.5)
 
 
 def learning_rate_figure(curve: LearningRateCurve, theme: Theme) -> plt.Figure:
@@ -380,16 +387,21 @@ def confusion_figure(metrics: SplitMetrics, role: str, theme: Theme) -> plt.Figu
                 j, i, f"{matrix[i, j]:.0f}", ha="center", va="center", fontsize=9.5 if digits < 4 or count <= 6 else 8,
                 color=theme.on_cell if opacity[i, j] >= _CELL_FLIP else theme.on_paper,
             )  # fmt: skip
-    for place, tick in enumerate(_MATRIX_TICKS):
-        scale.add_patch(Rectangle((0, place), 1, 1, facecolor=theme.cell, alpha=tick**_CELL_POWER, linewidth=0))
-    scale.set(xlim=(0, 1), ylim=(0, len(_MATRIX_TICKS)), xticks=[], ylabel="fraction of the true class")
-    scale.set_yticks(np.arange(len(_MATRIX_TICKS)) + 0.5, [f"{tick:.0%}" for tick in _MATRIX_TICKS])
-    scale.yaxis.tick_right()
-    scale.yaxis.set_label_position("right")
-    scale.tick_params(length=0)
-    for spine in scale.spines.values():
-        spine.set_visible(False)
+    _draw_matrix_scale(scale, theme)
     return figure
+
+
+def _draw_matrix_scale(axis: plt.Axes, theme: Theme) -> None:
+    """Draw the color scale of a confusion matrix."""
+    for place, tick in enumerate(_MATRIX_TICKS):
+        axis.add_patch(Rectangle((0, place), 1, 1, facecolor=theme.cell, alpha=tick**_CELL_POWER, linewidth=0))
+    axis.set(xlim=(0, 1), ylim=(0, len(_MATRIX_TICKS)), xticks=[], ylabel="fraction of the true class")
+    axis.set_yticks(np.arange(len(_MATRIX_TICKS)) + 0.5, [f"{tick:.0%}" for tick in _MATRIX_TICKS])
+    axis.yaxis.tick_right()
+    axis.yaxis.set_label_position("right")
+    axis.tick_params(length=0)
+    for spine in axis.spines.values():
+        spine.set_visible(False)
 
 
 def confusion_order(matrix: np.ndarray) -> np.ndarray:

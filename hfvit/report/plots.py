@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from hfvit.artifacts.run_record import RunRecord, read_examples
-from hfvit.artifacts.run_sections import MultiLabelMetrics
+from hfvit.artifacts.run_sections import MultiLabelMetrics, SplitMetrics, Temperature
 from hfvit.report.figures import (
     THEMES,
     Theme,
@@ -46,7 +46,7 @@ def write_training_images(images: np.ndarray, targets: np.ndarray, names: list[s
         names: class names.
         output_dir: output folder of the run.
     """
-    draw("training_images", partial(training_figure, images, targets, names), output_dir, names)
+    draw("training_images", partial(training_figure, images, targets, names), Path(output_dir) / "plots", names)
 
 
 def result_figures(record: RunRecord) -> dict[str, Figure]:
@@ -57,21 +57,45 @@ def result_figures(record: RunRecord) -> dict[str, Figure]:
         curves = partial(probe_curves, record.training.probe, **score)
     else:
         curves = partial(learning_curves, record.history, record.training.best_step, **score)
+    return {"learning_curves": curves} | metric_figures(metrics, record.role, record.temperature)
+
+
+def metric_figures(
+    metrics: SplitMetrics | MultiLabelMetrics, split: str, temperature: Temperature | None = None
+) -> dict[str, Figure]:
+    """Return functions that draw the plots of metrics, by name.
+
+    Args:
+        metrics: metrics of a split.
+        split: name of the split, for the titles.
+        temperature: temperature scaling of the run.
+    """
     if isinstance(metrics, MultiLabelMetrics):
         return {
-            "learning_curves": curves,
-            "precision_recall": partial(precision_recall_figure, metrics, record.role),
-            "average_precision": partial(average_precision_figure, metrics, record.role),
+            "precision_recall": partial(precision_recall_figure, metrics, split),
+            "average_precision": partial(average_precision_figure, metrics, split),
         }
     figures = {
-        "learning_curves": curves,
-        "confusion_matrix": partial(confusion_figure, metrics, record.role),
-        "per_class_recall": partial(per_class_figure, metrics, record.role),
-        "reliability": partial(reliability_figure, metrics, record.role, record.temperature),
+        "confusion_matrix": partial(confusion_figure, metrics, split),
+        "per_class_recall": partial(per_class_figure, metrics, split),
+        "reliability": partial(reliability_figure, metrics, split, temperature),
     }
     if metrics.roc_curve and metrics.precision_recall_curve and len(metrics.per_class) == 2:
-        figures["two_classes"] = partial(two_class_figure, metrics, record.role)
+        figures["two_classes"] = partial(two_class_figure, metrics, split)
     return figures
+
+
+def write_metric_plots(metrics: SplitMetrics | MultiLabelMetrics, split: str, folder: str | Path) -> list[Path]:
+    """Draw the plots of metrics to a folder and return their paths.
+
+    Args:
+        metrics: metrics of a split, such as `Comparison.metrics`.
+        split: name of the split, for the titles.
+        folder: folder of the PNG files, which is created.
+    """
+    names = [each.label for each in metrics.per_class]
+    figures = metric_figures(metrics, split)
+    return [path for name, figure in figures.items() for path in draw(name, figure, folder, names)]
 
 
 def image_figures(record: RunRecord, arrays: dict[str, np.ndarray]) -> dict[str, Figure]:
@@ -116,4 +140,4 @@ def write_plots(record: RunRecord, output_dir: str | Path) -> list[Path]:
         if name not in figures:
             for theme in THEMES:
                 (folder / f"{name}{theme.suffix}.png").unlink(missing_ok=True)
-    return [path for name, figure in figures.items() for path in draw(name, figure, output_dir, record.data.labels)]
+    return [path for name, figure in figures.items() for path in draw(name, figure, folder, record.data.labels)]

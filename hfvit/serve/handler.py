@@ -61,9 +61,14 @@ class EndpointHandler:
 
         Returns:
             `{"label", "score"}` by decreasing score; for a list of images a list of such lists.
+
+        Raises:
+            ValueError: `top_k` is not a positive integer, or an image cannot be read or exceeds a limit.
         """
         inputs = data["inputs"]
         top_k = (data.get("parameters") or {}).get("top_k")
+        if top_k is not None and (type(top_k) is not int or top_k < 1):
+            raise ValueError(f"top_k: must be a positive integer, got {top_k!r}")
         is_many = isinstance(inputs, list)
         images = [_rgb(image) for image in (inputs if is_many else [inputs])]
         classes = [self._best(self.logits(self._prepare(image))[0], top_k) for image in images]

@@ -144,17 +144,15 @@ class HFViTTrainer(Trainer):
             train_dataset = image_dataset(
                 train_dataset, labels, data_config, "train", augmentation, args.seed, train_transforms
             )
-        if isinstance(eval_dataset, Dataset):
-            eval_dataset = evaluation_set(eval_dataset, name="validation")
-        elif isinstance(eval_dataset, dict):
-            eval_dataset = {
-                name: evaluation_set(split, name=name) if isinstance(split, Dataset) else split
-                for name, split in eval_dataset.items()
-            }
         _check_dataset("train_dataset", train_dataset, ImageStream)
-        evaluated = list(eval_dataset.values()) if isinstance(eval_dataset, dict) else [eval_dataset]
-        for split in evaluated:
+        splits = eval_dataset if isinstance(eval_dataset, dict) else {"validation": eval_dataset}
+        splits = {
+            name: evaluation_set(split, name=name) if isinstance(split, Dataset) else split
+            for name, split in splits.items()
+        }
+        for split in splits.values():
             _check_dataset("eval_dataset", split, EvaluationStream)
+        eval_dataset = splits if isinstance(eval_dataset, dict) else splits["validation"]
         super().__init__(
             model,
             args,
@@ -164,10 +162,6 @@ class HFViTTrainer(Trainer):
             compute_metrics=trainer_metrics(task_of(model.config), labels, compute_metrics),
             **kwargs,
         )
-        if self.args.activation_checkpointing and not self.model.supports_gradient_checkpointing:
-            kind = type(getattr(self.model, "timm_model", self.model)).__name__
-            with_text = " with a text encoder" if hasattr(self.model, "text_model") else ""
-            raise RecipeError(f"activation_checkpointing: not available for {kind}{with_text}. Set it to false.")
         self._evaluation_set = evaluation_set
         self.task = task_of(model.config)
         self.losses = LOSSES[self.task.problem_type]
@@ -175,15 +169,9 @@ class HFViTTrainer(Trainer):
         # compute_loss is a plain mean, without counting labels over accumulation steps and processes.
         self.model_accepts_loss_kwargs = False
         self.is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        if self.is_sharded and is_timm_optimizer(self.args.optim) and not self.accelerator.is_fsdp2:
-            raise RecipeError(
-                f"optim: not available with DeepSpeed and FSDP 1, which flatten the weights, got '{self.args.optim}'."
-                " Use adamw_torch, or accelerate_configs/fsdp.yaml (FSDP 2)."
-            )
-        if self.is_sharded and any(isinstance(split, EvaluationStream) for split in evaluated):
-            raise RecipeError(
-                "stream_evaluation: not available with sharded weights (FSDP, DeepSpeed). Set it to false."
-            )
+        if self.is_sharded:
+            streams = any(isinstance(split, EvaluationStream) for split in splits.values())
+            check_sharding(self.args, streams, is_fsdp2=self.accelerator.is_fsdp2)
         self._count_trained_parameters()
         if preprocessing is None:
             preprocessing = Preprocessing(data_config)
@@ -192,16 +180,13 @@ class HFViTTrainer(Trainer):
         self.balanced = balanced
         self.progressive = progressive
         self.objective = objective and objective.to(self.args.device)
-        self._check_loss()
-        if self.args.channels_last and self.is_sharded:
-            raise RecipeError("channels_last: not available with sharded weights (FSDP, DeepSpeed). Set it to false.")
+        self._check_options()
         if self.args.channels_last:
             for module in filter(None, (self.model, self.objective)):
                 use_channels_last(module)
         self.augmentation = None
         self._loaders: list[DataLoader] = []
         self._stream_loaders: dict[int, DataLoader] = {}
-        check_determinism(self.args, self.model, progressive)
         self._is_stream = isinstance(self.train_dataset, ImageStream)
         self._first_batch_checked = False
         if self.train_dataset is not None:
@@ -229,13 +214,20 @@ class HFViTTrainer(Trainer):
             default = f"{first}_{default}"
         self.args.fit_metric(metrics, default)
 
-    def _check_loss(self) -> None:
-        """Raise `RecipeError` for options that `compute_loss_func` would replace."""
-        options = {
+    def _check_options(self) -> None:
+        """Raise `RecipeError` for options that model, loss or data do not support."""
+        if self.args.activation_checkpointing and not self.model.supports_gradient_checkpointing:
+            kind = type(getattr(self.model, "timm_model", self.model)).__name__
+            with_text = " with a text encoder" if hasattr(self.model, "text_model") else ""
+            raise RecipeError(f"activation_checkpointing: not available for {kind}{with_text}. Set it to false.")
+        check_determinism(self.args, self.model, self.progressive)
+        if self.args.soup and (self.eval_dataset is None or isinstance(self.eval_dataset, dict)):
+            raise RecipeError("soup: requires one eval_dataset, which selects the weights. Pass it, or omit soup.")
+        replaced = {
             "label_smoothing_factor": self.args.label_smoothing_factor,
             "objective (teacher, class_balance or multi_label_loss)": self.objective,
         }
-        for option, value in options.items():
+        for option, value in replaced.items():
             if self.compute_loss_func and value:
                 raise RecipeError(f"compute_loss_func: not available with {option}, which it would replace. Omit one.")
 
@@ -246,11 +238,6 @@ class HFViTTrainer(Trainer):
         self.out_of_memory.micro.even = bool(self.mixing and self.mixing.mixup)
         self.checkpoints = CheckpointWriter(self)
         self.non_finite = NonFiniteLossMonitor(self)
-        for key in ("ema_decay", "swa_start", "soup"):
-            if self.is_sharded and getattr(self.args, key) is not None:
-                raise RecipeError(f"{key}: not available with sharded weights (FSDP, DeepSpeed). Set it to null.")
-        if self.args.soup and (self.eval_dataset is None or isinstance(self.eval_dataset, dict)):
-            raise RecipeError("soup: requires one eval_dataset, which selects the weights. Pass it, or omit soup.")
         self.weight_average = self._new_average()
         epochs = StreamEpochs(self.train_dataset.images) if self._is_stream else SamplerEpochs(self)
         early_stopping = None
@@ -977,6 +964,27 @@ def _check_dataset(key: str, dataset: Any, stream: type) -> None:
             f"{key}: must be a datasets.Dataset with an image and a label column, got {type(dataset).__name__}. Use"
             " datasets.Dataset.from_list, or one split of a DatasetDict."
         )
+
+
+def check_sharding(args: HFViTTrainingArguments, streams: bool, *, is_fsdp2: bool) -> None:
+    """Raise `RecipeError` for an option that is not available with FSDP or DeepSpeed.
+
+    Args:
+        args: training arguments.
+        streams: whether an evaluation split is streamed.
+        is_fsdp2: whether the weights are those of FSDP 2.
+    """
+    if is_timm_optimizer(args.optim) and not is_fsdp2:
+        raise RecipeError(
+            f"optim: not available with DeepSpeed and FSDP 1, which flatten the weights, got '{args.optim}'."
+            " Use adamw_torch, or accelerate_configs/fsdp.yaml (FSDP 2)."
+        )
+    for key, is_set in (("stream_evaluation", streams), ("channels_last", args.channels_last)):
+        if is_set:
+            raise RecipeError(f"{key}: not available with sharded weights (FSDP, DeepSpeed). Set it to false.")
+    for key in ("ema_decay", "swa_start", "soup"):
+        if getattr(args, key) is not None:
+            raise RecipeError(f"{key}: not available with sharded weights (FSDP, DeepSpeed). Set it to null.")
 
 
 def check_determinism(args: HFViTTrainingArguments, model: nn.Module, progressive: TrainerCallback | None) -> None:

@@ -1,4 +1,4 @@
-"""Batched augmentation: random crop, flip, policy and normalization."""
+"""Batched augmentation: crop, flips, policy, color jitter and normalization."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,17 +7,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hfvit.transforms.auto_augment import Stage, num_uniforms, sample_stages
+from hfvit.transforms.auto_augment import JITTER_UNIFORMS, Stage, color_jitter_stages, num_uniforms, sample_stages
 from hfvit.transforms.functional import FAMILIES, IDENTITY, OPERATIONS, Constants, parameters_of
 from hfvit.transforms.resize import crop_padded, resize_boxes
 from hfvit.utils.counter_rng import uniform
 
 ATTEMPTS = 10  # to sample a crop within its image, as in torchvision
 CROP_UNIFORMS = 2 * ATTEMPTS + 2  # random numbers per image
+VERTICAL_UNIFORM = 2**20  # far from those of policies and random erasing, so that runs without it stay the same
 
 
 class Augmentation:
-    """Augment batches: random crop, horizontal flip, policy, normalization.
+    """Augment batches: random crop, flips, policy, color jitter, normalization.
 
     Args:
         image_size: (height, width) in pixels of the pixel values.
@@ -27,9 +28,11 @@ class Augmentation:
         crop_scale: smallest and largest fraction of the image area that a crop covers.
         crop_ratio: smallest and largest aspect ratio (width / height) of a crop.
         horizontal_flip: probability of a horizontal flip.
+        vertical_flip: probability of a vertical flip.
         policy: one of `recipe.arguments.POLICIES`, applied before the resize.
         rand_augment_magnitude: magnitude of the policy `rand_augment`, 0 to 10.
         rand_augment_num_ops: number of operations of the policy `rand_augment`.
+        color_jitter: largest change of brightness, contrast and saturation, as a fraction; after the policy.
         crop_padding: resize complete images, pad them with so many pixels on each side, and crop them to `image_size`,
             instead of the random resized crop; 0 is off.
         crop_padding_mode: one of `recipe.arguments.PADDING_MODES`.
@@ -44,9 +47,11 @@ class Augmentation:
         crop_scale: Sequence[float] = (0.8, 1.0),
         crop_ratio: Sequence[float] = (3 / 4, 4 / 3),
         horizontal_flip: float = 0.5,
+        vertical_flip: float = 0.0,
         policy: str = "basic",
         rand_augment_magnitude: float = 9.0,
         rand_augment_num_ops: int = 2,
+        color_jitter: float = 0.0,
         crop_padding: int = 0,
         crop_padding_mode: str = "constant",
     ):
@@ -55,9 +60,11 @@ class Augmentation:
         self.crop_scale = tuple(crop_scale)
         self.crop_ratio = tuple(crop_ratio)
         self.horizontal_flip = horizontal_flip
+        self.vertical_flip = vertical_flip
         self.policy = policy
         self.magnitude = rand_augment_magnitude
         self.num_ops = rand_augment_num_ops
+        self.color_jitter = color_jitter
         self.crop_padding = crop_padding
         self.crop_padding_mode = crop_padding_mode
         self.mean = torch.tensor(mean).view(3, 1, 1) * 255.0
@@ -94,14 +101,15 @@ class Augmentation:
 
         Returns:
             Boxes (images, 4) of top, left, height, width in integer pixels (complete images with `crop_padding`), and
-            flips (images,) bool.
+            flips (images, 2) bool, horizontal and vertical.
         """
         u = uniform(seeds, CROP_UNIFORMS + 1)
         if self.crop_padding:
             boxes = np.stack(np.broadcast_arrays(np.zeros(len(u)), 0, heights, widths), axis=1)
         else:
             boxes = random_boxes(u[:, :-1], heights, widths, self.crop_scale, self.crop_ratio)
-        return boxes, u[:, -1] < self.horizontal_flip
+        vertical = uniform(seeds, 1, start=VERTICAL_UNIFORM)[:, 0] if self.vertical_flip else np.ones(len(u))
+        return boxes, np.stack([u[:, -1] < self.horizontal_flip, vertical < self.vertical_flip], axis=1)
 
     def sample_changes(self, seeds: np.ndarray, height: int, width: int) -> dict[str, Any]:
         """Sample the part of a plan that is applied to crops.
@@ -121,7 +129,7 @@ class Augmentation:
         return changes
 
     def sample_operations(self, seeds: np.ndarray, height: int, width: int) -> list[dict[str, Any]]:
-        """Sample the operations of the policy.
+        """Sample the operations of the policy and of color jitter.
 
         Args:
             seeds: seed of each image (images,), uint64.
@@ -137,6 +145,9 @@ class Augmentation:
         stages = []
         for names, magnitudes in sample_stages(self.policy, u, self.magnitude, self.num_ops):
             stages.append((names, np.where(names == "gaussian_blur", magnitudes * ratio, magnitudes)))
+        if self.color_jitter:
+            jitter = uniform(seeds, JITTER_UNIFORMS, start=VERTICAL_UNIFORM + 1)
+            stages += color_jitter_stages(jitter, self.color_jitter)
         return plan_passes(stages, height, width)
 
     def sample(self, seeds: np.ndarray, height: int, width: int) -> dict[str, Any]:
@@ -148,7 +159,7 @@ class Augmentation:
             width: width of the images in pixels.
 
         Returns:
-            `boxes` (images, 4), `flips` (images,) and those of `sample_changes`.
+            `boxes` (images, 4), `flips` (images, 2) and those of `sample_changes`.
         """
         boxes, flips = self.sample_crops(seeds, height, width)
         return {

@@ -14,7 +14,8 @@ Space = dict[str, tuple[Callable[[np.ndarray], np.ndarray], float | None]]
 BINS = 31
 LEVELS = 10.0  # maximum of timm's magnitudes
 NOISE = 0.5  # standard deviation of RandAugment's magnitude on that scale
-JITTER = 0.3
+JITTER = 0.3  # of ThreeAugment
+JITTER_UNIFORMS = 6  # random numbers per image
 
 
 def _times(factor: float) -> Callable[[np.ndarray], np.ndarray]:
@@ -64,7 +65,9 @@ RAND: Space = {
 
 def num_uniforms(policy: str, num_ops: int) -> int:
     """Return how many uniform random numbers an image needs for `policy`."""
-    return {"basic": 0, "trivial_augment": 3, "rand_augment": 4 * num_ops, "three_augment": 8}[policy]
+    return {"basic": 0, "trivial_augment": 3, "rand_augment": 4 * num_ops, "three_augment": 2 + JITTER_UNIFORMS}[
+        policy
+    ]
 
 
 def sample_stages(policy: str, u: np.ndarray, magnitude: float, num_ops: int) -> list[Stage]:
@@ -86,6 +89,19 @@ def sample_stages(policy: str, u: np.ndarray, magnitude: float, num_ops: int) ->
     if policy == "three_augment":
         return _three_augment(u)
     return []
+
+
+def color_jitter_stages(u: np.ndarray, strength: float) -> list[Stage]:
+    """Sample torchvision's `ColorJitter` of brightness, contrast and saturation.
+
+    Args:
+        u: uniform random numbers (images, JITTER_UNIFORMS).
+        strength: factors are from `1 - strength` to `1 + strength`.
+    """
+    order = np.argsort(u[:, :3], axis=1)
+    factors = 1.0 + strength * (2.0 * u[:, 3:] - 1.0)
+    names = np.array(["brightness", "contrast", "saturation"])
+    return [(names[order[:, n]], factors[:, n]) for n in range(3)]
 
 
 def _choose(space: Space, which: np.ndarray, level: np.ndarray, sign: np.ndarray) -> Stage:
@@ -116,7 +132,4 @@ def _three_augment(u: np.ndarray) -> list[Stage]:
     """
     names = np.array(["grayscale", "solarize", "gaussian_blur"])[np.floor(u[:, 0] * 3).astype(int)]
     magnitudes = np.where(names == "gaussian_blur", 0.1 + (MAX_BLUR - 0.1) * u[:, 1], 128.0)
-    order = np.argsort(u[:, 2:5], axis=1)
-    factors = 1.0 + JITTER * (2.0 * u[:, 5:8] - 1.0)
-    jitter = np.array(["brightness", "contrast", "saturation"])
-    return [(names, magnitudes), *((jitter[order[:, n]], factors[:, n]) for n in range(3))]
+    return [(names, magnitudes), *color_jitter_stages(u[:, 2:], JITTER)]

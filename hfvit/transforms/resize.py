@@ -16,7 +16,7 @@ def resize_boxes(
     Args:
         images: (batch, channels, height, width) of any float type, in which the result is computed.
         boxes: (batch, 4) of top, left, height, width in pixels; pixels outside a box have no influence.
-        flips: (batch,) bool, horizontal flips.
+        flips: (batch, 2) bool, horizontal and vertical flips.
         size: (height, width) in pixels of the result.
         interpolation: one of `FILTERS`.
 
@@ -26,14 +26,15 @@ def resize_boxes(
     batch, channels, height, width = images.shape
     starts, lengths = boxes.float().view(batch, 2, 2).permute(1, 2, 0)  # (axis, batch) each
     if size[0] == size[1]:  # both axes together, as each of many small kernels costs a launch
-        mirrored = torch.cat([torch.zeros_like(flips), flips])
+        mirrored = torch.cat([flips[:, 1], flips[:, 0]])
         longest = max(height, width)
         weights = filter_weights(starts.reshape(-1), lengths.reshape(-1), longest, size[0], interpolation, mirrored)
         weights = weights.to(images.dtype)
         rows, columns = weights[:batch, :, :height], weights[batch:, :, :width]
     else:
-        rows = filter_weights(starts[0], lengths[0], height, size[0], interpolation).to(images.dtype)
-        columns = filter_weights(starts[1], lengths[1], width, size[1], interpolation, flips).to(images.dtype)
+        rows = filter_weights(starts[0], lengths[0], height, size[0], interpolation, flips[:, 1])
+        columns = filter_weights(starts[1], lengths[1], width, size[1], interpolation, flips[:, 0])
+        rows, columns = rows.to(images.dtype), columns.to(images.dtype)
     resized = torch.matmul(rows[:, None], images)  # (batch, channels, size[0], width)
     resized = torch.bmm(resized.view(batch, channels * size[0], width), columns.transpose(1, 2))
     return resized.view(batch, channels, *size)
@@ -57,7 +58,7 @@ def crop_padded(
         padding: number of pixels on each side; below height and width for `mode="reflect"`.
         mode: one of `recipe.arguments.PADDING_MODES`.
         fill: value of the padding for `mode="constant"`, of a shape that broadcasts to (channels, 1, 1).
-        flips: (batch,) bool, horizontal flips after the crop, or None.
+        flips: (batch, 2) bool, horizontal and vertical flips after the crop, or None.
 
     Returns:
         Images of the same shape.
@@ -66,7 +67,8 @@ def crop_padded(
     rows = torch.arange(height, device=images.device) + (offsets[:, :1] - padding)  # of the image, (batch, height)
     columns = torch.arange(width, device=images.device) + (offsets[:, 1:] - padding)
     if flips is not None:
-        columns = torch.where(flips[:, None], columns.flip(1), columns)
+        columns = torch.where(flips[:, :1], columns.flip(1), columns)
+        rows = torch.where(flips[:, 1:], rows.flip(1), rows)
     inside = None
     if mode == "reflect":
         rows = (height - 1) - ((height - 1) - rows.abs()).abs()

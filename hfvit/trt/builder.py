@@ -115,14 +115,10 @@ def _dtype(model: onnx.ModelProto, weights: dict[str, int]) -> str:
     """Return the precision of Q/DQ pairs, else of most matrix products' weights."""
     if any(node.op_type in QUANTIZERS for node in model.graph.node):
         return "fp8" if any(kind in FP8 for kind in weights.values()) else "int8"
-    counts = dict.fromkeys(FLOATS.values(), 0)
-    ranks = {weight.name: len(weight.dims) for weight in model.graph.initializer}
-    for node in model.graph.node:
-        if node.op_type in PRODUCTS:
-            for name in node.input:
-                if weights.get(name) in FLOATS and ranks[name] > 1:
-                    counts[FLOATS[weights[name]]] += 1
-    return max(counts, key=counts.get)
+    matrices = {weight.name for weight in model.graph.initializer if len(weight.dims) > 1}
+    products = (node for node in model.graph.node if node.op_type in PRODUCTS)
+    kinds = Counter(weights[name] for node in products for name in node.input if name in matrices)
+    return FLOATS[max(FLOATS, key=kinds.__getitem__)]
 
 
 def _named(node: onnx.NodeProto) -> str:

@@ -115,6 +115,12 @@ def test_resume_from_an_older_checkpoint_needs_overwrite(tmp_path):
     assert sorted(folder.name for folder in tmp_path.iterdir()) == ["checkpoint-3", "checkpoint-6"]
 
 
+def test_resume_of_true_names_auto(tmp_path):
+    with pytest.raises(RecipeError, match=r"^resume_from_checkpoint: ") as caught:
+        claim_output_dir(str(tmp_path), "True", overwrite=False)
+    assert_names(caught.value, "True", "auto")
+
+
 def test_checkpoints_of_another_program_are_not_changed(tmp_path):
     foreign = tmp_path / "checkpoint-500"
     foreign.mkdir()

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from functools import reduce
+from operator import getitem
 
 import numpy as np
 import pytest
@@ -142,10 +144,7 @@ def test_unknown_keys_of_every_section_are_kept(old):
 def test_wrong_field_error_names_field_and_file(old, path, value, named):
     folder = old(RunRecord, "run.json")
     content = old_content("run.json")
-    section = content
-    for key in path[:-1]:
-        section = section[key]
-    section[path[-1]] = value
+    reduce(getitem, path[:-1], content)[path[-1]] = value
     (folder / "run.json").write_text(json.dumps(content))
     with pytest.raises(ModelError, match=rf"run\.json: .*{named}") as raised:
         RunRecord.load(folder)
@@ -163,10 +162,7 @@ def test_wrong_field_error_names_field_and_file(old, path, value, named):
 def test_missing_field_error_names_field_and_file(old, path):
     folder = old(RunRecord, "run.json")
     content = old_content("run.json")
-    section = content
-    for key in path[:-1]:
-        section = section[key]
-    del section[path[-1]]
+    del reduce(getitem, path[:-1], content)[path[-1]]
     (folder / "run.json").write_text(json.dumps(content))
     with pytest.raises(ModelError, match=rf"run\.json: .*{'.'.join(path)} \("):
         RunRecord.load(folder)

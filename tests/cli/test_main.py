@@ -11,7 +11,7 @@ from helpers.messages import assert_names
 
 import hfvit
 from hfvit.artifacts.run_record import command_line
-from hfvit.cli import build_parser, build_parsers, main
+from hfvit.cli import EXPORT_COMMANDS, OTHER_COMMANDS, build_parser, build_parsers, main
 from hfvit.cli.train import DESCRIPTION, GROUPS
 from hfvit.errors import EXIT_CODES, HFViTError
 from hfvit.recipe.arguments import RunArguments, TrainerArguments
@@ -174,6 +174,27 @@ def test_every_option_has_a_help_text_and_is_accepted_with_dashes(name):
 def test_check_misspelled_accepts_every_recipe_option():
     for name in ("train", "sweep"):
         COMMAND_PARSERS[name].check_misspelled([f"--{key}" for key in _FIELDS])
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("val", "'validate'"), ("tune", "'sweep'"), ("export", "optimum-cli")])
+def test_command_of_another_library_names_hfvits(typed, meant, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([typed, "outputs/run"])
+    assert stopped.value.code == 2
+    assert meant in capsys.readouterr().err
+
+
+def test_other_commands_are_none_but_name_one():
+    assert not set(COMMAND_PARSERS) & {*OTHER_COMMANDS, *EXPORT_COMMANDS}
+    assert set(OTHER_COMMANDS.values()) <= set(COMMAND_PARSERS)
+
+
+@pytest.mark.parametrize(("typed", "hint"), [("--save-gird", "'--save_grid'"), ("--conf", None)])
+def test_unknown_option_suggests_a_similar_one_only(typed, hint, capsys):
+    with pytest.raises(SystemExit):
+        main(["predict", "outputs/run", "image.png", typed, "1"])
+    error = capsys.readouterr().err
+    assert hint in error if hint else "'--" not in error
 
 
 def test_help_of_train_lists_common_options_first():

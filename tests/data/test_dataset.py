@@ -199,21 +199,23 @@ def test_corrupt_image_is_named_while_the_cache_is_written():
 
 def test_crops_of_images_of_different_sizes_equal_torchvision():
     split = varied()
-    augmentation = Augmentation.from_config(CONFIG, crop_scale=(0.3, 1.0))
+    augmentation = Augmentation.from_config(CONFIG, crop_scale=(0.3, 1.0), vertical_flip=0.5)
     dataset = ImageDataset(split["label"], DecodingReader(split, "train", CONFIG), augmentation, seed=4)
     batch = dataset.__getitems__([(2, row) for row in range(6)])
     assert batch["crops"].shape == (6, 24, 24, 3)
     seeds = sample_seeds(4, 2, np.arange(6))
-    flipped = 0
+    flipped = np.zeros(2, int)
     for row in range(6):
         image = decode(split[row]["image"], "train", row)
         boxes, flips = augmentation.sample_crops(seeds[[row]], image.height, image.width)
         box = boxes[0].astype(int).tolist()
         expected = tv.resized_crop(tv.pil_to_tensor(image), *box, [24, 24], tv.InterpolationMode.BICUBIC)
-        expected = (tv.hflip(expected) if flips[0] else expected).permute(1, 2, 0).numpy()
+        horizontal, vertical = flips[0]
+        expected = tv.hflip(expected) if horizontal else expected
+        expected = (tv.vflip(expected) if vertical else expected).permute(1, 2, 0).numpy()
         assert np.array_equal(batch["crops"][row].numpy(), expected)
-        flipped += int(flips[0])
-    assert 0 < flipped < 6
+        flipped += flips[0]
+    assert all((flipped > 0) & (flipped < 6))
     assert augmentation(batch).shape == (6, 3, 24, 24)
 
 

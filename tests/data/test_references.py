@@ -107,7 +107,8 @@ CARD_TEXTS = {
 @pytest.mark.parametrize("text", CARD_TEXTS.values(), ids=CARD_TEXTS)
 def test_check_cards_reads_the_metadata_that_datasets_reads(tmp_path, text):
     (tmp_path / "README.md").write_text(text, newline="")
-    assert DatasetCard.load(tmp_path / "README.md").data.configs
+    if not DatasetCard.load(tmp_path / "README.md").data.get("configs"):
+        pytest.skip("not read by this huggingface_hub")  # a byte order mark, by 1.31
     with pytest.raises(DataError, match=r"^dataset_name: ") as caught:
         check_cards(str(tmp_path), False)
     assert_names(caught.value, "../private")

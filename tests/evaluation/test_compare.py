@@ -17,7 +17,7 @@ from helpers.recipes import write_micro_recipe
 from helpers.records import artifact_result, exported_file, make_gate
 from PIL import Image
 from scipy.stats import binomtest
-from sklearn.metrics import average_precision_score, f1_score
+from sklearn.metrics import average_precision_score, confusion_matrix, f1_score, recall_score
 
 import hfvit
 from hfvit.artifacts.export_record import ExportRecord
@@ -279,6 +279,48 @@ def test_read_only_folder_is_an_error_before_the_comparison(read_only):
     check_recordable([read_only / "onnx"])  # this one may be written
 
 
+def test_metrics_of_the_reference_equal_scikit_learns(graphs, colors):
+    split = evaluation_split(graphs, dataset_name=str(colors), split="test")
+    others = [graphs / "model.onnx"]
+    comparison = compare(graphs / "noisy.onnx", others, split, batch_size=4, all_metrics=True, show_progress=False)
+    labels, predicted = np.array(TEST_ROWS["label"]), counted(NOISY).argmax(axis=1)
+    metrics = comparison.metrics
+    assert metrics.accuracy == comparison.rows[0].accuracy == (predicted == labels).mean()
+    assert metrics.macro_f1 == pytest.approx(f1_score(labels, predicted, average="macro"))
+    assert np.array_equal(metrics.confusion_matrix.dense(), confusion_matrix(labels, predicted))
+    assert [each.label for each in metrics.per_class] == LABELS
+    lines = comparison.class_table().splitlines()
+    assert len(lines) == 1 + len(LABELS)
+    recall = recall_score(labels, predicted, average=None)
+    assert [line.split()[3] for line in lines[1:]] == [f"{value:.4f}" for value in recall]
+
+
+def test_metrics_without_finite_logits_or_request_are_none(graphs, colors):
+    split = evaluation_split(graphs, dataset_name=str(colors), split="test")
+    write_graph(graphs / "model.onnx", BRIGHTEST * np.nan)
+    for all_metrics in (True, False):
+        comparison = compare(graphs / "model.onnx", [], split, all_metrics=all_metrics, show_progress=False)
+        assert comparison.metrics is None
+        assert comparison.class_table() == ""
+
+
+def test_validate_writes_metrics_and_plots_of_the_reference(out, tmp_path, capsys):
+    target, plots = tmp_path / "gate.json", tmp_path / "new" / "plots"
+    code = command("validate", out, "--split", "test", "--per_class", "--plots", plots, "--output", target)
+    assert code == 0
+    assert {path.stem for path in plots.iterdir()} == {
+        name + suffix for name in ("confusion_matrix", "per_class_recall", "reliability") for suffix in ("", "_dark")
+    }
+    metrics = json.loads(target.read_text())["metrics"]
+    expected = json.loads((out / "run.json").read_text())["metrics"]["test"]
+    assert metrics.keys() == expected.keys()
+    for key in ("accuracy", "macro_f1", "images", "per_class", "confusion_matrix"):
+        assert metrics[key] == expected[key]
+    assert metrics["loss"] == pytest.approx(expected["loss"], abs=1e-4)
+    printed = capsys.readouterr().out
+    assert_names(printed, f"{expected['macro_f1']:.4f}", *LABELS, plots)
+
+
 def test_validate_uses_held_out_images_and_saves_the_result(out, tmp_path, capsys):
     """The reference has the accuracy that the run reported; the damaged export fails."""
     run_json = json.loads((out / "run.json").read_text())
@@ -335,6 +377,7 @@ def test_validate_accepts_another_split(out, capsys):
         (["{out}", "{out}/onnx/modle.onnx"], None, ["{out}/onnx/modle.onnx"]),
         (["{out}", "--split", "tset"], "split", ["'tset'", "train, test", "'test'"]),
         (["{out}", "--output", "{out}/nowhere/gate.json"], "output", ["{out}/nowhere"]),
+        (["{out}", "--plots", "{out}/run.json"], "plots", ["{out}/run.json"]),
         (["{out}", "--min_agreement", "99"], "min_agreement", ["99"]),
         (["{out}", "--min_agreement", "nan"], "min_agreement", ["nan"]),
         (["{out}", "--max_accuracy_drop", "nan"], "max_accuracy_drop", ["nan"]),

@@ -285,6 +285,14 @@ def test_predict_accepts_gray_arrays_and_rejects_others(export, images):
         classifier.predict([color[:0]])
 
 
+def test_a_checkpoint_that_fails_on_color_images_raises_model_error(tmp_path, images):
+    ViTForImageClassification(ViTConfig(**STOCK, num_channels=1)).save_pretrained(tmp_path)
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(tmp_path)
+    classifier = hfvit.load_classifier(tmp_path, device="cpu")
+    with pytest.raises(ModelError, match=r"ViTForImageClassification.*\(1, 3, 16, 16\)"):
+        classifier.predict(images[0])
+
+
 @pytest.mark.parametrize("tta", [None, "flip"])
 def test_images_of_several_sizes_are_classified_together(tmp_path, tta):
     """The image processor resizes the shorter side, and does not crop."""

@@ -50,6 +50,34 @@ def test_embed_equals_timms_pooled_features(checkpoint, tmp_path):
     assert hfvit.embed(classifier, []).shape == (0, expected.shape[1])
 
 
+OTHER_HEADS = {
+    "crossvit_9_240": (240, {"embed_dim": (16, 32), "depth": [[1, 1, 0]], "num_heads": (2, 2)}),  # two heads
+    "deit_tiny_distilled_patch16_224": (16, MICRO),  # two heads, of two tokens
+    "levit_128s": (224, {"embed_dim": (16, 24, 32), "depth": (1, 1, 1), "key_dim": 8, "num_heads": (2, 2, 2)}),
+    "repvit_m0_9": (32, {"embed_dim": (8, 8, 16, 16), "depth": (1, 1, 1, 1)}),  # batch norm before the linear layer
+}
+
+
+@pytest.mark.parametrize("architecture", OTHER_HEADS)
+def test_embed_of_another_head_equals_timms_pooled_features(architecture, tmp_path):
+    image_size, arguments = OTHER_HEADS[architecture]
+    images = write_images(tmp_path / "images", 3)
+    model = build_model(LABELS, architecture=architecture, image_size=image_size, timm_kwargs=arguments)
+    model.save_pretrained(tmp_path / "run")
+    classifier = load_classifier(tmp_path / "run", device="cpu")
+    network = classifier.backend.model.timm_model
+    pixels = torch.from_numpy(classifier.pixel_values(images))
+    with torch.inference_mode():
+        expected = network.forward_head(network.forward_features(pixels), pre_logits=True).numpy()
+    logits = classifier.logits(images)
+    np.testing.assert_allclose(hfvit.embed(classifier, images, batch_size=2), expected, rtol=1e-5, atol=1e-6)
+    assert hfvit.embed(classifier, []).shape == (0, expected.shape[1])
+    np.testing.assert_array_equal(classifier.logits(images), logits)  # the network is as before
+    output = tmp_path / "features.parquet"
+    assert command(tmp_path / "run", tmp_path / "images", "--output", output, "--device", "cpu") == 0
+    np.testing.assert_allclose(np.stack(parquet.read_table(output)["features"].to_numpy()), expected, atol=1e-5)
+
+
 def test_embed_of_a_stock_model_is_the_input_of_its_classifier(stock):
     image = colored_image(0, np.random.default_rng(0), size=16)
     model = ViTForImageClassification.from_pretrained(stock).eval()

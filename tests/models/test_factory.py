@@ -30,6 +30,18 @@ def micro(labels=LABELS, image_size=32, family="vit", **kwargs):
     return build_model(list(labels), architecture=architecture, image_size=image_size, timm_kwargs={**args, **kwargs})
 
 
+def test_model_name_of_timm_names_its_repository(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("resnet18", "resnet18.a1_in1k"):
+        with pytest.raises(ModelError, match=r"^model_name_or_path:") as caught:
+            HFViTForImageClassification.from_pretrained(name)
+        assert_names(caught.value, name, "timm/resnet18.a1_in1k")
+    with pytest.raises(ModelError, match=r"^model_name_or_path:"):
+        HFViTForImageClassification.from_pretrained("resnet18.unknown")
+    micro().save_pretrained("resnet18")
+    assert HFViTForImageClassification.from_pretrained("resnet18").config.label_names == LABELS
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("size", [24, 48])
 def test_set_image_size_resamples_position_embeddings_like_timm(family, size, tmp_path):

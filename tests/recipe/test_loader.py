@@ -14,7 +14,8 @@ from helpers.messages import assert_logged, assert_names, option_of
 from hfvit.errors import RecipeError
 from hfvit.recipe.arguments import TrainerArguments
 from hfvit.recipe.files import read_head, shipped_recipes
-from hfvit.recipe.loader import _FIELDS, NEEDS, OTHER_NAMES, build_parser, load_recipe
+from hfvit.recipe.loader import _FIELDS, NEEDS, build_parser, load_recipe
+from hfvit.recipe.other_names import OTHER_NAMES, SET_ELSEWHERE, key_hint
 from hfvit.recipe.training_args import split_batch
 
 MINIMAL = "architecture: vit_tiny_patch16_224\ndataset_name: digits\noutput_dir: out\nuse_cpu: true\n"
@@ -456,9 +457,17 @@ def test_unused_keys_are_those_whose_condition_is_not_met(write):
 
 
 @pytest.mark.parametrize(
-    ("name", "key"), [("lr", "learning_rate"), ("batch-size", "global_batch_size"), ("epochs", "num_train_epochs")]
+    ("name", "key"),
+    [
+        ("lr", "learning_rate"),
+        ("batch-size", "global_batch_size"),
+        ("epochs", "num_train_epochs"),
+        ("imgsz", "image_size"),
+        ("label_column_name", "label_column"),
+        ("val_check_interval", "eval_steps"),
+    ],
 )
-def test_load_recipe_with_a_name_of_timm_suggests_the_key(write, name, key):
+def test_load_recipe_with_a_name_of_another_library_suggests_the_key(write, name, key):
     with pytest.raises(RecipeError, match=rf"^--{name}:") as caught:
         load_recipe([write(MINIMAL), f"--{name}", "1"])
     assert_names(caught.value, f"--{key}")
@@ -469,5 +478,18 @@ def test_load_recipe_with_a_name_of_timm_suggests_the_key(write, name, key):
 
 
 def test_names_of_other_libraries_are_no_keys_but_name_one():
-    assert not set(_FIELDS) & set(OTHER_NAMES)
+    assert not set(_FIELDS) & {*OTHER_NAMES, *SET_ELSEWHERE}
     assert set(OTHER_NAMES.values()) <= set(_FIELDS)
+
+
+@pytest.mark.parametrize("name", ["conf", "sync_bn", "shuffle", "val", "trust_remote_code"])
+def test_key_hint_of_a_name_like_no_key_is_empty(name):
+    assert key_hint(name, _FIELDS, "--") == ""
+
+
+def test_key_hint_names_no_key_that_cannot_be_set():
+    assert "do_eval" not in key_hint("do_evaluate", _FIELDS)
+
+
+def test_key_hint_of_a_device_names_where_it_is_chosen():
+    assert "CUDA_VISIBLE_DEVICES" in key_hint("device", _FIELDS, "--")

@@ -105,7 +105,10 @@ def test_unusable_optimizer_raises(optim, optim_args, option):
     assert option_of(error.value) == option
 
 
-@pytest.mark.parametrize(("typed", "suggested"), [("timm/nadamon", "timm/nadamuon"), ("lamb", "timm/lamb")])
+@pytest.mark.parametrize(
+    ("typed", "suggested"),
+    [("timm/nadamon", "timm/nadamuon"), ("lamb", "timm/lamb"), ("SGD", "sgd"), ("AdamW", "timm/adamw")],
+)
 def test_unknown_optimizer_has_a_suggestion(typed, suggested):
     with pytest.raises(RecipeError, match=rf"'{suggested}'"):
         arguments(typed)

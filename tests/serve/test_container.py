@@ -75,6 +75,15 @@ def test_handler_returns_the_classes_of_the_classifier(containers, kind):
         assert handler({"inputs": images[0], **parameters}) == wanted[0]
 
 
+@pytest.mark.parametrize("top_k", [0, -1, 1.5, "2", True])
+def test_handler_refuses_a_top_k_that_is_no_positive_integer(containers, top_k):
+    handler = runpy.run_path(str(containers / "onnx_container" / "handler.py"))["EndpointHandler"]
+    with pytest.raises(ValueError, match=r"^top_k:"):
+        handler(str(containers / "onnx_container"))(
+            {"inputs": Image.new("RGB", (8, 8)), "parameters": {"top_k": top_k}}
+        )
+
+
 def write_artifact(folder: Path, kind: str) -> Path:
     """Write an ONNX file whose server has to do more than to run the graph on pixel values."""
     write_configs(folder, labels=["crane", "bird", "crane"] if kind == "two classes of one name" else LABELS)

@@ -177,7 +177,7 @@ def test_training_step_on_fake_gpu_does_not_synchronize():
         levels, parameters = torch.zeros(4, 3, 32, 32, device="cuda"), torch.ones(4, 6, device="cuda")
         order = torch.arange(4, device="cuda")
         step = {"order": order, "parameters": parameters, "counts": {"affine": 3, "sharpness": 1}}
-        boxes, flips = torch.ones(4, 4, device="cuda"), torch.zeros(4, dtype=torch.bool, device="cuda")
+        boxes, flips = torch.ones(4, 4, device="cuda"), torch.zeros(4, 2, dtype=torch.bool, device="cuda")
         plan = {"boxes": boxes, "flips": flips, "operations": [step]}
         config = resolve_data_config({"input_size": (3, 48, 48), "crop_pct": 1.0})
         preprocessing = Preprocessing(config).to("cuda")

@@ -12,8 +12,15 @@ from torchvision.transforms.v2 import functional as tv
 from transformers import TimmWrapperImageProcessor
 
 from hfvit.recipe.arguments import PADDING_MODES, POLICIES
-from hfvit.transforms.augmentation import ATTEMPTS, CROP_UNIFORMS, Augmentation, plan_passes, random_boxes
-from hfvit.transforms.auto_augment import num_uniforms, sample_stages
+from hfvit.transforms.augmentation import (
+    ATTEMPTS,
+    CROP_UNIFORMS,
+    VERTICAL_UNIFORM,
+    Augmentation,
+    plan_passes,
+    random_boxes,
+)
+from hfvit.transforms.auto_augment import JITTER_UNIFORMS, color_jitter_stages, num_uniforms, sample_stages
 from hfvit.transforms.preprocessing import Preprocessing
 from hfvit.utils.counter_rng import sample_seeds, uniform
 
@@ -43,15 +50,59 @@ def normalized(levels):
 def test_augmentation_basic_equals_torchvision_with_the_same_crops(interpolation):
     augment, images = augmentation(interpolation=interpolation, crop_scale=(0.3, 1.0)), random_images()
     plan = augment.sample(seeds(), 32, 32)
-    assert 0 < plan["flips"].sum() < 6
+    assert 0 < plan["flips"][:, 0].sum() < 6
     actual = augment({"images": images, "plan": plan})
     assert actual.shape == (6, 3, 48, 48)
     assert actual.is_contiguous()
-    for image, box, flip, got in zip(images, plan["boxes"].int().tolist(), plan["flips"], actual, strict=True):
+    for image, box, flips, got in zip(images, plan["boxes"].int().tolist(), plan["flips"], actual, strict=True):
         mode = tv.InterpolationMode(interpolation)
         expected = tv.resized_crop(image.permute(2, 0, 1).float(), *box, [48, 48], mode, antialias=True)
-        expected = normalized(expected.flip(-1) if flip else expected)
+        expected = normalized(flipped(expected, flips))
         torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+
+
+def flipped(image, flips):
+    """Flip as torchvision, by a row of `flips`."""
+    image = tv.horizontal_flip(image) if flips[0] else image
+    return tv.vertical_flip(image) if flips[1] else image
+
+
+@pytest.mark.parametrize("size", [(48, 48), (40, 56)])
+def test_vertical_flip_equals_torchvision_and_changes_nothing_else(size):
+    images = random_images(40)
+    config = CFG | {"input_size": [3, *size]}
+    augment = Augmentation.from_config(config, vertical_flip=0.5)
+    plan = augment.sample(seeds(40), 32, 32)
+    without = Augmentation.from_config(config).sample(seeds(40), 32, 32)
+    assert torch.equal(plan["boxes"], without["boxes"])
+    assert torch.equal(plan["flips"][:, 0], without["flips"][:, 0])
+    assert not without["flips"][:, 1].any()
+    assert 10 < plan["flips"][:, 1].sum() < 30
+    assert 0 < (plan["flips"][:, 0] & plan["flips"][:, 1]).sum() < 20
+    actual = augment({"images": images, "plan": plan})
+    mode = tv.InterpolationMode.BICUBIC
+    for image, box, flips, got in zip(images, plan["boxes"].int().tolist(), plan["flips"], actual, strict=True):
+        expected = tv.resized_crop(image.permute(2, 0, 1).float(), *box, list(size), mode, antialias=True)
+        torch.testing.assert_close(got, normalized(flipped(expected, flips)), atol=1e-4, rtol=1e-4)
+
+
+def test_color_jitter_equals_torchvisions_operations_in_its_order():
+    augment = augmentation(color_jitter=0.4, horizontal_flip=0.0, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
+    images = random_images(30, 48, 48)
+    plan = augment.sample(seeds(30), 48, 48)
+    actual = augment({"images": images, "plan": plan})
+    stages = color_jitter_stages(uniform(seeds(30), JITTER_UNIFORMS, start=VERTICAL_UNIFORM + 1), 0.4)
+    factors = np.stack([magnitudes for _, magnitudes in stages])
+    assert 0.6 <= factors.min() < 0.65
+    assert 1.35 < factors.max() <= 1.4
+    operations = {
+        "brightness": tv.adjust_brightness, "contrast": tv.adjust_contrast, "saturation": tv.adjust_saturation
+    }  # fmt: skip
+    for row in range(30):
+        expected = images[row].permute(2, 0, 1).float() / 255
+        for names, magnitudes in stages:
+            expected = operations[names[row]](expected, float(magnitudes[row]))
+        torch.testing.assert_close(actual[row], normalized(255 * expected), atol=2e-3, rtol=1e-3)
 
 
 def padded_crop(image, offset, padding, mode):
@@ -62,13 +113,13 @@ def padded_crop(image, offset, padding, mode):
 
 @pytest.mark.parametrize("mode", PADDING_MODES)
 def test_padded_crop_has_the_pixels_of_torchvision(mode):
-    augment, images = augmentation(crop_padding=5, crop_padding_mode=mode), random_images(12, 48, 48)
+    augment = augmentation(crop_padding=5, crop_padding_mode=mode, vertical_flip=0.4)
+    images = random_images(12, 48, 48)
     plan = augment.sample(seeds(12), 48, 48)
     actual = augment({"images": images, "plan": plan})
     assert actual.is_contiguous()
-    for image, offset, flip, got in zip(images, plan["offsets"].tolist(), plan["flips"], actual, strict=True):
-        expected = padded_crop(image.permute(2, 0, 1), offset, 5, mode)
-        expected = (expected.flip(-1) if flip else expected).float()
+    for image, offset, flips, got in zip(images, plan["offsets"].tolist(), plan["flips"], actual, strict=True):
+        expected = flipped(padded_crop(image.permute(2, 0, 1), offset, 5, mode), flips).float()
         assert torch.equal(got, expected.mul_(augment.scale).add_(augment.shift))
 
 
@@ -102,10 +153,10 @@ def test_augmentation_with_policy_applies_its_operations_in_order(policy):
         for names, magnitudes in stages:
             ratio = 32 / 48 if names[row] == "gaussian_blur" else 1.0  # in pixels of the model's input
             levels = apply(names[row], levels, magnitudes[row : row + 1] * ratio, fill)
-        box, flip = plan["boxes"][row].int().tolist(), plan["flips"][row]
+        box, flips = plan["boxes"][row].int().tolist(), plan["flips"][row]
         mode = tv.InterpolationMode.BICUBIC
         expected = tv.resized_crop(levels[0], *box, [48, 48], mode, antialias=True)
-        expected = normalized(expected.flip(-1) if flip else expected)
+        expected = normalized(flipped(expected, flips))
         torch.testing.assert_close(actual[row], expected, atol=2e-4, rtol=1e-3)
 
 

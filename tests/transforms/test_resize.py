@@ -22,13 +22,15 @@ BOXES = [(0, 0, 32, 32), (3, 5, 20, 27), (10, 0, 9, 32)]
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_resize_boxes_equals_torchvision(interpolation, size):
     images = random_images().float()
-    resized = resize_boxes(images, torch.tensor(BOXES), torch.tensor([False, True, True]), size, interpolation)
-    for image, (top, left, height, width), flip, actual in zip(
-        images, BOXES, (False, True, True), resized, strict=True
+    flips = torch.tensor([[False, False], [True, False], [True, True]])
+    resized = resize_boxes(images, torch.tensor(BOXES), flips, size, interpolation)
+    for image, (top, left, height, width), (horizontal, vertical), actual in zip(
+        images, BOXES, flips, resized, strict=True
     ):
         mode = tv.InterpolationMode(interpolation)
         expected = tv.resized_crop(image, top, left, height, width, list(size), mode, antialias=True)
-        expected = expected.flip(-1) if flip else expected
+        expected = expected.flip(-1) if horizontal else expected
+        expected = expected.flip(-2) if vertical else expected
         torch.testing.assert_close(actual, expected, atol=2e-3, rtol=0)  # of 255 levels
 
 
@@ -67,7 +69,7 @@ def test_filter_weights_sum_to_one_within_the_box():
 
 def test_resize_boxes_in_bf16_is_close_to_float32():
     images = random_images(8).float()
-    boxes, flips = torch.tensor([[2, 3, 28, 25]] * 8), torch.zeros(8, dtype=torch.bool)
+    boxes, flips = torch.tensor([[2, 3, 28, 25]] * 8), torch.zeros(8, 2, dtype=torch.bool)
     full = resize_boxes(images, boxes, flips, (64, 64), "bicubic")
     half = resize_boxes(images.bfloat16(), boxes, flips, (64, 64), "bicubic").float()
     assert (half - full).abs().mean() < 1.0
