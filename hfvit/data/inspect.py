@@ -551,6 +551,6 @@ def _add_class_findings(inspection: Inspection) -> None:
     count = inspection.splits["validation"].images
     if count < FEW_VALIDATION_IMAGES:
         warnings.append(
-            f"validation: only {count} images to select the checkpoint. With fewer than {FEW_VALIDATION_IMAGES}, the"
-            " selection is mostly random."
+            f"validation: only {counted(count, 'image')} to select the checkpoint. With fewer than"
+            f" {FEW_VALIDATION_IMAGES}, the selection is mostly random."
         )

@@ -33,7 +33,7 @@ from hfvit.data.references import check_cards
 from hfvit.data.tables import LABEL_NAMES, as_images, root_cause, split_columns, usual_columns
 from hfvit.errors import DataError, RecipeError, nearest, one_line, printable
 from hfvit.recipe.arguments import DEFAULT_TEST_SPLIT, MULTI_LABEL, SINGLE_LABEL, DataArguments
-from hfvit.utils.formatting import shortened
+from hfvit.utils.formatting import counted, shortened
 from hfvit.utils.hub_ids import folder_or_hub_id, is_local
 
 FEW_VALIDATION_IMAGES = 30
@@ -298,6 +298,7 @@ def load_whole_splits(data: DataArguments, seed: int = 42, local: LocalData | No
     image_column = data.image_column or find_image_column(features)
     text_column = data.text_column
     kind = find_labels(loaded["train"], data, image_column)
+    drop_without_label_column(data, names, loaded, kind)
     for role, split in loaded.items():
         check_columns(split, names[role], image_column, kind, text_column)
     _check_overlap(names, {role: _lengths(split, local) for role, split in loaded.items()})
@@ -441,6 +442,36 @@ def _check_overlap(names: Mapping[str, str], lengths: Mapping[str, Mapping[str, 
                 )
 
 
+def _default_roles(data: DataArguments) -> list[str]:
+    """Return the roles whose splits the recipe does not name."""
+    chosen = {"validation": data.validation_split is None, "test": data.test_split == DEFAULT_TEST_SPLIT}
+    return [role for role, is_default in chosen.items() if is_default]
+
+
+def drop_without_label_column(
+    data: DataArguments,
+    names: dict[str, str],
+    loaded: dict[str, Dataset] | dict[str, IterableDataset],
+    kind: SingleLabel | MultiLabel,
+) -> None:
+    """Remove splits without label column that the recipe does not name.
+
+    The test files of competitions have none. One with another usual name is kept, and so an error later.
+
+    Args:
+        data: data options of the recipe.
+        names: names of the splits by role, changed in place.
+        loaded: splits by role, changed in place.
+        kind: labels from `find_labels`.
+    """
+    columns = {kind.name} if isinstance(kind.name, str) else set(kind.name)
+    for role in _default_roles(data):
+        found = loaded[role].features if role in loaded else columns
+        if columns.isdisjoint(found) and not usual_columns(found, LABEL_NAMES):
+            logger.warning("%s: split '%s' has no label column and is not used", role, names[role])
+            del names[role], loaded[role]
+
+
 def _drop_unlabeled(
     data: DataArguments,
     names: dict[str, str],
@@ -457,9 +488,8 @@ def _drop_unlabeled(
         loaded: splits by role, changed in place.
         kind: labels from `find_labels`.
     """
-    chosen = {"validation": data.validation_split is None, "test": data.test_split == DEFAULT_TEST_SPLIT}
-    for role, is_default in chosen.items():
-        if is_default and role in loaded and kind.is_unlabeled(raw_labels[role]):
+    for role in _default_roles(data):
+        if role in loaded and kind.is_unlabeled(raw_labels[role]):
             logger.warning("%s: split '%s' has no labels and is not used", role, names[role])
             for known in (names, raw_labels, loaded):
                 del known[role]
@@ -731,8 +761,8 @@ def warn_about_sizes(splits: ImageSplits) -> None:
     images = len(splits["validation"])
     if images < FEW_VALIDATION_IMAGES:
         logger.warning(
-            "validation: only %d images to select the checkpoint. With fewer than %d, the selection is mostly random.",
-            images,
+            "validation: only %s to select the checkpoint. With fewer than %d, the selection is mostly random.",
+            counted(images, "image"),
             FEW_VALIDATION_IMAGES,
         )
     present = counts["train"] > 0 if "train" in counts else np.ones(len(labels), dtype=bool)

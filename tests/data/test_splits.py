@@ -103,6 +103,22 @@ def test_load_splits_of_nan_labels_counts_them_as_missing(tmp_path):
     assert load_splits(name).test is None
 
 
+def test_load_splits_of_a_test_file_without_labels_does_not_use_it(tmp_path, caplog):
+    train = make_split([0, 1, 2] * 5)
+    test = make_split([0, 1]).remove_columns("label")
+    name = save(tmp_path, train=train, validation=train.select(range(6)), test=test)
+    for load in (load_splits, stream_splits):
+        caplog.clear()
+        splits = load(name)
+        assert (splits.test, list(splits.facts["splits"])) == (None, ["train", "validation"])
+        assert_logged(caplog, "WARNING", "test", "no label column")
+    with pytest.raises(DataError, match=r"^label_column: "):
+        load_splits(name, test_split="test[:1]")
+    save(tmp_path, test=test.add_column("target", [0, 1]))
+    with pytest.raises(DataError, match=r"^label_column: "):
+        load_splits(name)
+
+
 def test_load_splits_of_a_split_with_unknown_classes_names_it(tmp_path):
     cats = make_split([0, 1, 0], {"label": ClassLabel(names=["cat", "fish"])})
     name = save(tmp_path, train=make_split([0, 1, 2] * 5), test=cats)
