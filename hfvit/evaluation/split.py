@@ -194,7 +194,10 @@ def _named_split(data: DataArguments, split: str | None) -> tuple[Dataset, list[
     except DataError as error:
         if split is not None or not str(error).startswith("split:"):
             raise
-        raise DataError(f"{error} Pass split with the name of one that has labels.") from None
+        local = open_source(data)
+        only = [*local.splits] if local and not local.is_split else []
+        advice = f"{only[0]} to evaluate on all its images" if only else "with the name of one that has labels"
+        raise DataError(f"{error} Pass split {advice}.") from None
 
 
 def _is_held_out(data: DataArguments, split: str) -> bool:
