@@ -341,6 +341,7 @@ def trace_onnx(
     if any(value.dtype is None for node in graph.graph for value in node.outputs):
         # Operators that the exporter rewrote, such as in Swin V2: to_half reads the types.
         passes.ShapeInferencePass()(graph)
+    passes.RemoveUnusedNodesPass()(graph)  # and weights, of which ONNX Runtime warns
     return graph
 
 

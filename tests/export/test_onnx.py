@@ -149,8 +149,11 @@ def test_export_onnx_in_half_precision_keeps_norms_and_softmax_in_float32(dtype,
 
 
 def test_export_onnx_in_half_precision_of_operators_that_the_exporter_rewrote(tmp_path):
-    """The exporter leaves the inputs of Swin V2's Gather nodes without a type."""
-    export_onnx(build("swinv2").eval(), tmp_path / "half.onnx", dtype="bf16")
+    """The exporter leaves the inputs of Swin V2's Gather nodes without a type, and a weight that no node reads."""
+    model = build("swinv2").eval()
+    traced = trace_onnx(model)
+    assert all(weight.uses() for weight in traced.graph.initializers.values())
+    export_onnx(model, tmp_path / "half.onnx", dtype="bf16", traced=traced)
     onnx.checker.check_model(tmp_path / "half.onnx", full_check=True)
 
 
