@@ -21,7 +21,7 @@ from helpers.recipes import ARCHITECTURE, MICRO
 from helpers.records import exported_file
 from helpers.timm_models import build
 from onnx import TensorProto
-from transformers import AutoConfig, TimmWrapperConfig
+from transformers import AutoConfig, TimmWrapperConfig, ViTConfig, ViTForImageClassification
 
 from hfvit.artifacts.export_folder import (
     check_same_model,
@@ -212,6 +212,16 @@ def test_export_onnx_of_model_that_cannot_compute_the_images_raises_one_error(mo
     assert_names(caught.value, *data)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_family_config_of_another_shape_has_height_and_width():
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    stock = ViTForImageClassification(ViTConfig(**sizes, image_size=[16, 24], patch_size=8))
+    assert family_config(stock)["image_size"] == [16, 24]
+    model = timm_model(**MICRO)
+    assert family_config(model)["image_size"] == 16
+    model.config.pretrained_cfg = {**model.config.pretrained_cfg, "input_size": [3, 16, 24]}
+    assert family_config(model)["image_size"] == [16, 24]
 
 
 def test_family_config_with_unnamed_classes_raises():
