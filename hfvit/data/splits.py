@@ -225,7 +225,7 @@ class ImageSplits:
         test: split that is evaluated once, None without one.
         sources: name of the original split of each role, except for a stream.
         whole: complete original split of each role, before images are held out, except for a stream.
-        facts: description of the data set for run.json.
+        metadata: description of the data set for run.json.
     """
 
     train: Dataset | IterableDataset
@@ -233,28 +233,28 @@ class ImageSplits:
     test: Dataset | IterableDataset | None
     sources: dict[str, str]
     whole: dict[str, Dataset]
-    facts: dict
+    metadata: dict
     kind: SingleLabel | MultiLabel
 
     @property
     def labels(self) -> list[str]:
         """Return the class names in the order of the logits."""
-        return self.facts["labels"]
+        return self.metadata["labels"]
 
     @property
     def image_column(self) -> str:
         """Return the column of the images."""
-        return self.facts["image_column"]
+        return self.metadata["image_column"]
 
     @property
     def label_column(self) -> str | list[str]:
         """Return the column or columns of the labels."""
-        return self.facts["label_column"]
+        return self.metadata["label_column"]
 
     @property
     def problem_type(self) -> str:
         """Return the problem type, as in the configurations of transformers."""
-        return self.facts.get("problem_type", SINGLE_LABEL)
+        return self.metadata.get("problem_type", SINGLE_LABEL)
 
     def __getitem__(self, role: str) -> Dataset | IterableDataset:
         return {"train": self.train, "validation": self.validation, "test": self.test}[role]
@@ -262,11 +262,11 @@ class ImageSplits:
     def describe(self) -> str:
         """Return a line with the columns and the number of images of each split."""
         sizes = ", ".join(
-            f"{name} {'?' if facts['rows'] is None else format(facts['rows'], ',')}"
-            for name, facts in self.facts["splits"].items()
+            f"{name} {'?' if metadata['rows'] is None else format(metadata['rows'], ',')}"
+            for name, metadata in self.metadata["splits"].items()
         )
         return (
-            f"{self.facts['dataset_name']}: images from column '{self.image_column}',"
+            f"{self.metadata['dataset_name']}: images from column '{self.image_column}',"
             f" {self.kind.describe(len(self.labels))}; {sizes} images"
         )
 
@@ -330,21 +330,21 @@ def load_whole_splits(data: DataArguments, seed: int = 42, local: LocalData | No
 
     roles = [role for role in ("train", "validation", "test") if role in loaded]
     shown = {role: (names[role], len(loaded[role]), loaded[role]._fingerprint) for role in roles}
-    facts = data_facts(data, commit, image_column, kind, labels, shown)
+    metadata = data_metadata(data, commit, image_column, kind, labels, shown)
     for role, fraction in held_out.items():
-        facts["splits"][role]["held_out"] = fraction
+        metadata["splits"][role]["held_out"] = fraction
     for role, counts in left_out.items():
         if counts:
-            facts["splits"][role]["left_out"] = counts
+            metadata["splits"][role]["left_out"] = counts
     if local and local.left_out.counts():
-        facts["left_out"] = local.left_out.counts()
+        metadata["left_out"] = local.left_out.counts()
     return ImageSplits(
         train=loaded["train"],
         validation=loaded["validation"],
         test=loaded.get("test"),
         sources={role: sources[role] for role in loaded},
         whole=whole,
-        facts=facts,
+        metadata=metadata,
         kind=kind,
     )
 
@@ -773,7 +773,7 @@ def warn_about_sizes(splits: ImageSplits) -> None:
         )
 
 
-def data_facts(
+def data_metadata(
     data: DataArguments,
     commit: str | None,
     image_column: str,

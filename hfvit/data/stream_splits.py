@@ -22,7 +22,7 @@ from hfvit.data.splits import (
     at_most,
     check_columns,
     choose_splits,
-    data_facts,
+    data_metadata,
     dataset_commit,
     drop_without_label_column,
     find_image_column,
@@ -111,7 +111,7 @@ def stream_splits(
         test=found.get("test"),
         sources={role: names[role] for role in whole},
         whole=whole,
-        facts=data_facts(data, source.commit, image_column, kind, labels, shown),
+        metadata=data_metadata(data, source.commit, image_column, kind, labels, shown),
         kind=kind,
     )
 

@@ -37,7 +37,7 @@ def test_load_splits_finds_columns_and_labels_of_a_hub_data_set(colors):
     splits = load_splits(str(colors), validation_fraction=0.2, seed=5)
     assert (splits.image_column, splits.label_column, splits.labels) == ("img", "label", LABELS)
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (52, 13, 31)
-    assert_names(splits.facts["splits"]["validation"]["source"], "train", 0.2)
+    assert_names(splits.metadata["splits"]["validation"]["source"], "train", 0.2)
     assert splits.sources == {"train": "train", "validation": "train", "test": "test"}
     assert_names(splits.describe(), colors, "'img'", "'label'", 3, 52, 13, 31)
 
@@ -110,7 +110,7 @@ def test_load_splits_of_a_test_file_without_labels_does_not_use_it(tmp_path, cap
     for load in (load_splits, stream_splits):
         caplog.clear()
         splits = load(name)
-        assert (splits.test, list(splits.facts["splits"])) == (None, ["train", "validation"])
+        assert (splits.test, list(splits.metadata["splits"])) == (None, ["train", "validation"])
         assert_logged(caplog, "WARNING", "test", "no label column")
     with pytest.raises(DataError, match=r"^label_column: "):
         load_splits(name, test_split="test[:1]")
