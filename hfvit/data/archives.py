@@ -9,6 +9,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -113,9 +114,22 @@ def _tar_members(archive: str, wanted: set[str] | None) -> Iterator[Member]:
                 content = file.extractfile(info).read()
             yield Member(info.name, info.size, content)
         if not getattr(file, "has_end", True):
-            logger.warning("%s has no end mark. It may be incomplete, from an interrupted copy", archive)
-        elif file.fileobj.read(PADDING).strip(b"\0"):
-            logger.warning("%s has data after its end mark, which is not read, as in joined archives", archive)
+            _warn_once("%s has no end mark. It may be incomplete, from an interrupted copy", archive)
+        elif _has_more(file):
+            _warn_once("%s has data after its end mark, which is not read, as in joined archives", archive)
+
+
+@cache
+def _warn_once(message: str, archive: str) -> None:  # an archive is read several times, in a stream once an epoch
+    logger.warning(message, archive)
+
+
+def _has_more(file: tarfile.TarFile) -> bool:
+    """Return whether data other than zeros follow the end mark of an archive."""
+    try:
+        return bool(file.fileobj.read(PADDING).strip(b"\0"))
+    except (EOFError, tarfile.ReadError):  # not compressed, or compressed by itself
+        return True
 
 
 def _read_zipped(file: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:

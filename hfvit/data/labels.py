@@ -58,7 +58,7 @@ class SingleLabel:
 
     def is_unlabeled(self, values: list) -> bool:
         """Return whether no row has a label."""
-        return all(value in (None, -1, "") for value in values)
+        return all(value in (None, -1, "") or value != value for value in values)  # also NaN
 
     def encode(
         self,
@@ -353,7 +353,9 @@ def as_in_training(values: list, own: Any, train: Any, name: str) -> list:
     unknown = set()
 
     def convert(value: Any) -> Any:
-        if value in (None, -1, ""):
+        if value is None or (isinstance(value, str) and not value.strip()):
+            return None
+        if value == -1:
             return value
         if kinds[0] is True:
             value = own.names[value] if 0 <= value < len(own.names) else str(value)

@@ -111,7 +111,7 @@ class MultiLabel:
     def read(self, split: Dataset) -> list:
         """Return the labels of each row, not encoded."""
         if len(self.columns) == 1:
-            return split[self.columns[0]][:]
+            return column_values(split, self.columns[0])
         return [list(row) for row in zip(*(column_values(split, column) for column in self.columns), strict=True)]
 
     def type_of(self, features: Features) -> Any:
@@ -224,6 +224,13 @@ class MultiLabel:
         for role, rows in raw_labels.items():
             _check_not_missing(rows, names[role])
         item = list_item(feature)
+        for role, rows in raw_labels.items():
+            if any(isinstance(value, list) != (item is not None) for value in rows):
+                other = "single labels" if item is not None else "lists"
+                raise DataError(
+                    f"label_column: column '{self.columns[0]}' of split '{names[role]}' has {other}, unlike that of"
+                    " the training split. Write both in the same way."
+                )
         if item is not None:
             return item, raw_labels
         if any(isinstance(value, str) for rows in raw_labels.values() for value in rows):

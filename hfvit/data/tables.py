@@ -116,29 +116,29 @@ def _different_columns(files: list[File]) -> str | None:
 def check_class_names(files: list[File], label_columns: Collection[str] = ()) -> None:
     """Check that Parquet files have the same class names.
 
-    `datasets` reads the class indices of all files as those of the first one (5.2).
+    `datasets` reads the class indices of all files as those of the first one (5.2). Files without class names, as
+    written by pandas, have the same indices.
 
     Args:
         files: files of one split.
         label_columns: columns to check. Default: all.
 
     Raises:
-        DataError: a file has other class names than the first one.
+        DataError: two files have different class names.
     """
-    first: dict[str, Any] | None = None
+    known: dict[str, tuple[Any, File]] = {}
     for file in files if extension(files[0].path) == ".parquet" else ():
         features = Features.from_arrow_schema(pyarrow.parquet.read_schema(file.path))
-        classes = {
-            name: feature
-            for name, feature in features.items()
-            if isinstance(getattr(feature, "feature", feature), ClassLabel) and name in (label_columns or features)
-        }
-        first = classes if first is None else first
-        if classes != first:
-            raise DataError(
-                f"dataset_name: {file.path} has other class names than {files[0].path}. Write the files of a split"
-                " from one data set."
-            )
+        for name in label_columns or features:
+            feature = features.get(name)
+            if not isinstance(getattr(feature, "feature", feature), ClassLabel):
+                continue
+            first, first_file = known.setdefault(name, (feature, file))
+            if feature != first:
+                raise DataError(
+                    f"dataset_name: column '{name}' of {file.path} has other class names than in {first_file.path}."
+                    " Write the files of a split from one data set, or set label_column if it is no label."
+                )
 
 
 def data_files(files: list[File], split: str) -> dict[str, list[str]]:

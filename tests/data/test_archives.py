@@ -1,8 +1,10 @@
 """Zip and tar archives of class folders, and WebDataset shards."""
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import os
 import struct
 import tarfile
@@ -144,7 +146,18 @@ def test_load_splits_of_a_tar_that_is_cut_between_members_or_joined_is_reported(
     file = tmp_path / f"damaged.{extension}"
     file.write_bytes(gzip.compress(content) if extension == "tar.gz" else content)
     load_splits(str(file))
-    assert any(file.name in record.getMessage() for record in caplog.records if record.name == "hfvit.data.archives")
+    messages = [record.getMessage() for record in caplog.records if record.name == "hfvit.data.archives"]
+    assert len([message for message in messages if file.name in message]) == len(messages) == 1
+
+
+@pytest.mark.parametrize("rest", [b"", b"\0" * 512, b"other"])
+@pytest.mark.parametrize("compress", [bz2.compress, lzma.compress, gzip.compress])
+def test_load_splits_of_a_compressed_tar_with_more_behind_it_reads_it(tmp_path, compress, rest):
+    archive = archive_folder(write_images(tmp_path / "source", {"a": 9, "b": 9}), tmp_path / "set.tar")
+    content = archive.read_bytes()
+    archive.write_bytes(compress(content) + (rest or compress(content)))
+    splits = load_splits(str(archive))
+    assert len(splits.whole["train"]) == 18
 
 
 LABELS = {

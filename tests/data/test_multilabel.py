@@ -147,6 +147,21 @@ def test_load_splits_of_strings_in_one_file_and_numbers_in_another_gives_their_t
     assert targets_of(splits.test).tolist() == targets["test"] * 20
 
 
+@pytest.mark.parametrize("kinds", [("list", "text"), ("text", "list")])
+def test_load_splits_of_lists_in_one_split_and_texts_in_another_names_the_column(tmp_path, kinds):
+    labels = {"list": [["a"], ["b"], ["a", "b"]] * 20, "text": ["ab", "a", "b"] * 20}
+    for split, kind in zip(("train", "test"), kinds, strict=True):
+        write_table(tmp_path / f"{split}.parquet", {"labels": labels[kind]})
+    with pytest.raises(DataError, match=r"^label_column: .*'labels'.*'test'"):
+        load_splits(str(tmp_path), problem_type=MULTI_LABEL)
+
+
+def test_load_splits_of_a_test_split_of_nan_labels_leaves_it_out(tmp_path):
+    write_table(tmp_path / "train.parquet", {"labels": [0.0, 1.0, 2.0] * 20})
+    write_table(tmp_path / "test.parquet", {"labels": [np.nan] * 60})
+    assert load_splits(str(tmp_path), label_column="labels", problem_type=MULTI_LABEL).test is None
+
+
 def test_load_splits_of_lists_with_a_separator_names_the_option(tmp_path):
     table = write_table(tmp_path / "labels.jsonl", {"labels": LISTS})
     with pytest.raises(DataError, match=r"^label_separator: "):

@@ -84,6 +84,14 @@ def test_load_splits_of_splits_with_other_class_indices_matches_names(tmp_path, 
         assert stream_splits(name, stream_evaluation=False).test["label"][:] == [1, 2, 2]
 
 
+@pytest.mark.parametrize("missing", [None, "", " "])
+def test_load_splits_of_names_with_a_missing_one_counts_it(tmp_path, missing):
+    test = make_split([LABELS[0], missing, LABELS[1]], {"label": Value("string")})
+    name = save(tmp_path, train=make_split([0, 1, 2] * 5), test=test)
+    with pytest.raises(DataError, match=r"'test', row 1\b.*\b1 such rows"):
+        load_splits(name)
+
+
 def test_load_splits_of_lists_with_other_class_indices_matches_names(tmp_path):
     def split(names, labels):
         return make_split(labels, {"label": datasets.List(ClassLabel(names=names))})
@@ -135,6 +143,24 @@ def test_load_splits_of_shards_with_other_class_indices_names_the_file(tmp_path,
     load = stream_splits if streaming else load_splits
     with pytest.raises(DataError, match=r"^dataset_name: .*train-1\.parquet"):
         load(str(tmp_path))
+
+
+@pytest.mark.parametrize("named", [0, 1])
+def test_load_splits_of_shards_of_which_one_has_no_class_names_reads_indices(tmp_path, named):
+    for number in range(2):
+        part = make_split([0, 1] * 5, {"label": ClassLabel(names=["cat", "dog"])})
+        part = part if number == named else part.cast_column("label", Value("int64"))
+        part.to_parquet(tmp_path / f"train-{number}-of-2.parquet")
+    assert load_splits(str(tmp_path)).whole["train"]["label"][:] == [0, 1] * 10
+
+
+def test_load_splits_of_shards_with_other_classes_in_another_column_needs_the_label_column(tmp_path):
+    for number, names in enumerate((["a", "b"], ["c", "d"])):
+        part = make_split([0, 1] * 5, {"camera": ClassLabel(names=names)}, camera=[0, 1] * 5)
+        part.to_parquet(tmp_path / f"train-{number}-of-2.parquet")
+    with pytest.raises(DataError, match=r"'camera'.*label_column"):
+        load_splits(str(tmp_path))
+    assert load_splits(str(tmp_path), label_column="label").whole["train"]["label"][:] == [0, 1] * 10
 
 
 def test_load_splits_of_a_sum_of_splits_with_other_classes_names_the_option(tmp_path):
